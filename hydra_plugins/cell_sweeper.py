@@ -1,0 +1,26 @@
+"""Hydra's sweeper for this project's cells, found by Hydra because it lies in a package of this name."""
+
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class CellSweeper(Sweeper):
+    """Expands the experiments of the profile, leaves out what is done, and hands the rest to the chosen launcher.
+
+    Hydra's own sweeper expands one grid from the command line; a profile is several, with shared cells.
+    """
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config = config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        from lora.launch import launch_cells
+
+        return launch_cells(self.launcher, self.config, arguments)

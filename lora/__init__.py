@@ -1,0 +1,26 @@
+"""LoRA (Hu et al. 2021) against full fine-tuning and adapters on GLUE.
+
+Names are loaded when first used, so that planning a sweep or building a table never loads torch.
+"""
+
+from importlib import import_module
+
+_HOMES = {
+    "METHODS": "lora.methods",
+    "LoraConfig": "lora.methods.configs",
+    "FullConfig": "lora.methods.configs",
+    "BitFitConfig": "lora.methods.configs",
+    "HoulsbyConfig": "lora.methods.configs",
+    "PfeifferConfig": "lora.methods.configs",
+    "AdapterDropConfig": "lora.methods.configs",
+    "RunConfig": "lora.config",
+    "TASKS": "lora.tasks",
+    "apply": "lora.methods.attach",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lora' has no attribute {name!r}; it has {', '.join(_HOMES)}")
+    return getattr(import_module(_HOMES[name]), name)

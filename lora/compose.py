@@ -1,0 +1,88 @@
+"""From conf/ and command-line overrides to a validated RunConfig. The only module that knows Hydra's configuration."""
+
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+
+from lora.config import RunConfig, run_config
+from lora.errors import UserError
+from lora.provenance import ROOT
+
+CONF = ROOT / "conf"
+SECTIONS = ("task", "seed", "start", "start_seed", "model", "method", "data", "train", "runtime")
+
+
+def register_resolvers() -> None:
+    """`${workers:THREADS}` in conf/launcher: as many workers as fit on the cores that this process may use."""
+    OmegaConf.register_new_resolver(
+        "workers", lambda threads: max(1, len(os.sched_getaffinity(0)) // int(threads)), replace=True
+    )
+
+
+def compose_config(overrides: Sequence[str]) -> DictConfig:
+    """Compose conf/config.yaml with overrides, inside a Hydra application or outside of one.
+
+    Raises: UserError: If a group, option or key does not exist; the message lists the options.
+    """
+    register_resolvers()
+    try:
+        if GlobalHydra.instance().is_initialized():
+            return compose("config", overrides=list(overrides))
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("config", overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_explain(error)) from error
+
+
+def settle(config: DictConfig) -> RunConfig:
+    """Resolve and validate a composed configuration.
+
+    Raises: UserError: If a value has no row in the protocol's table; SettingsError: if a rule is broken.
+    """
+    try:
+        mapping = {key: _plain(config[key]) for key in SECTIONS}
+        mapping["protocol"] = config.protocol.name
+    except InterpolationKeyError as error:
+        choices = _choices(config)
+        rows = sorted(key for key, value in config.hparams.items() if isinstance(value, DictConfig))
+        raise UserError(
+            f"conf/hparams/{choices} has no value for this run ({_first_line(error)}); task is {config.task!r}, and its "
+            f"rows are: {', '.join(rows)}"
+        ) from error
+    return run_config(mapping)
+
+
+def describe_group(name: str) -> list[str]:
+    """The options of a config group, as files of conf/."""
+    return sorted(path.stem for path in (CONF / name).glob("*.yaml"))
+
+
+@functools.lru_cache
+def conf_files() -> tuple[Path, ...]:
+    return tuple(sorted(CONF.rglob("*.yaml")))
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _choices(config: DictConfig) -> str:
+    return f"{config.protocol.name}/{config.model.name}_{config.method.name}"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _explain(error: Exception) -> str:
+    """Hydra's message without its internals: what was not found, then the options that exist."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines)

@@ -1,0 +1,142 @@
+"""Launching a sweep: what is missing is announced, checked, run by Hydra's launcher, and looked at again."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig
+
+from lora.compose import compose_config, settle
+from lora.config import RunConfig
+from lora.errors import UserError
+from lora.progress import Watch, duration
+from lora.provenance import ROOT
+from lora.results import RunRecord, load_records
+from lora.sweep import Cell, State, estimate_seconds, expand, split_override, state
+
+LAUNCHES = 3  # a killed worker takes the rest of its launch down with it; what is missing is launched again
+log = logging.getLogger(__name__)
+
+
+class UnfinishedError(Exception):
+    """The sweep ended with cells that failed or are missing."""
+
+
+def launch_cells(launcher: Launcher, config: DictConfig, arguments: Sequence[str]) -> State:
+    """Run what is missing of the cells that the arguments ask for.
+
+    With `experiment=`, or without any list of values (`seed=1,2`), the cells are those of the experiments; otherwise the
+    arguments themselves are the grid.
+
+    Raises: UserError: Before anything runs, if any cell is invalid or its rows or weights are not to be had.
+        UnfinishedError: At the end, if cells failed or are missing.
+    """
+    cells = requested_cells(config, arguments)
+    results, outputs = config.runtime.results, config.runtime.outputs
+    retry = bool(config.runtime.retry_failed)
+    now = state(cells, results)
+    for problem in now.problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    todo = to_run(cells, now, retry)
+    workers = int(config.launcher.workers)
+    reference = reference_records()
+    expected = {cell.run_id: estimate_seconds(cell, [*reference, *now.ok.values()]) for cell in todo}
+    print(announcement(config.profile.name, cells, now, todo, expected, workers), flush=True)
+    check_inputs(todo, now)
+    attempts = {cell.run_id: 0 for cell in todo}
+    while todo:
+        jobs = [list(cell.overrides) for cell in todo]
+        with Watch(todo, len(cells) - len(todo), expected, workers, results, outputs):
+            try:
+                launcher.launch(jobs, initial_job_idx=0)
+            except Exception as error:  # the launcher's own: a worker was killed, a queue refused
+                print(f"the launcher stopped early: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
+        for cell in todo:
+            attempts[cell.run_id] += 1
+        now = state(cells, results)
+        todo = [cell for cell in now.missing if attempts.get(cell.run_id, 0) < LAUNCHES]
+        if todo:
+            print(f"{len(todo)} cells did not finish and are launched again", file=sys.stderr)
+    if now.failed or now.missing:
+        lines = [f"failed: {run_id}: {record.error}" for run_id, record in now.failed.items()]
+        lines += [f"missing: {cell.run_id}" for cell in now.missing]
+        raise UnfinishedError("\n".join(lines))
+    return now
+
+
+def requested_cells(config: DictConfig, arguments: Sequence[str]) -> list[Cell]:
+    given = dict(map(split_override, arguments))
+    profile = given.pop("profile", [config.profile.name])
+    experiments = given.pop("experiment", None)
+    if len(profile) != 1:
+        raise UserError(f"profile takes one value in a sweep, got {', '.join(profile)}")
+    overrides = [f"{key}={','.join(values)}" for key, values in given.items()]
+    if experiments is None and any(len(values) > 1 for values in given.values()):
+        return expand(profile[0], overrides, adhoc=True)
+    return expand(profile[0], overrides, experiments)
+
+
+def to_run(cells: Sequence[Cell], now: State, retry_failed: bool) -> list[Cell]:
+    wanted = {cell.run_id for cell in now.missing} | (set(now.failed) if retry_failed else set())
+    return [cell for cell in cells if cell.run_id in wanted]
+
+
+def reference_records() -> list[RunRecord]:
+    """Records that came with the clone: how long a cell takes is estimated from them."""
+    folders = [*sorted((ROOT / "results").glob("*/runs")), *sorted((ROOT / "results" / "reference").glob("*/runs"))]
+    return [record for folder in folders for record in load_records(folder.parent)[0]]
+
+
+def announcement(
+    profile: str, cells: Sequence[Cell], now: State, todo: Sequence[Cell], expected: dict[str, float | None], workers: int
+) -> str:
+    """What will run and how long it will take, said before it starts."""
+    if not todo:
+        return f"profile {profile}: all {len(cells)} cells are there already ({len(now.failed)} failed)"
+    known = [value for value in expected.values() if value is not None]
+    seconds = sum(known) / len(known) * len(todo) / min(workers, len(todo)) if known else None
+    tasks, slugs = dict.fromkeys(c.task for c in todo), dict.fromkeys(c.slug for c in todo)
+    return (
+        f"profile {profile}: {len(todo)} of {len(cells)} cells to run ({len(now.ok)} done, {len(now.failed)} failed), "
+        f"{workers} at a time\n"
+        f"  tasks:   {', '.join(tasks)}\n  methods: {', '.join(slugs)}\n"
+        f"  time:    {'about ' + duration(seconds) if seconds else 'unknown'}, judging by "
+        f"{'records of the same encoder (another machine may differ)' if seconds else 'nothing: no record of this encoder'}"
+    )
+
+
+def check_inputs(todo: Sequence[Cell], now: State) -> None:
+    """Read every task's rows and find the weights once, before any worker starts.
+
+    Raises: UserError: If they cannot be read, or differ from what the records at hand were made from.
+    """
+    from lora.data import read
+    from lora.tasks import TASKS
+    from lora.weights import locate, weights_name
+
+    configs: dict[tuple, RunConfig] = {}
+    for cell in todo:
+        configs.setdefault((cell.task, cell.model), settle(compose_config(cell.overrides)))
+    fingerprints, weights = {}, {}
+    for (task, model), config in configs.items():
+        if task not in fingerprints:
+            data = config.data
+            path = Path(data.path) if data.path else None
+            fingerprints[task] = read(TASKS[task], data.source, path, data.revision, data.train_rows).fingerprint
+        if model not in weights:
+            where, _ = locate(config.model)
+            if config.model.source != "hub":
+                weights[model] = weights_name(where, None, config.model)
+    for record in now.ok.values():
+        task, model = record.config["task"], record.config["model"]["name"]
+        for what, found, recorded in (
+            (f"rows of {task}", fingerprints.get(task), record.provenance["data"]["fingerprint"]),
+            (f"weights of {model}", weights.get(model), record.provenance["weights"]),
+        ):
+            if found is not None and found != recorded:
+                raise UserError(
+                    f"the {what} are not those that {record.run_id} was trained on ({found[:20]} here, {recorded[:20]} in "
+                    f"the record): a sweep has one data set; give it a folder of its own with runtime.results=FOLDER"
+                )

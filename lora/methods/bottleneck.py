@@ -1,0 +1,137 @@
+"""Bottleneck adapters: Houlsby, Pfeiffer and AdapterDrop."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lora.errors import UserError
+from lora.methods.configs import AdapterDropConfig, BottleneckConfig, HoulsbyConfig
+from lora.seeding import generator
+from lora.surgery import ATTENTION_END, FFN_END, FFN_NORM, find, is_head, layer_of, linear_layers, replace, train_only
+
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu}
+
+
+class Bottleneck(nn.Module):
+    """up(nonlinearity(down(x))), without the skip, which the places that use it add.
+
+    Source: Houlsby et al. 2019, section 2.1: 2dm + m + d values.
+    """
+
+    def __init__(self, dim: int, config: BottleneckConfig, device: torch.device, dtype: torch.dtype):
+        super().__init__()
+        self.down = nn.Linear(dim, config.bottleneck, device=device, dtype=dtype)
+        self.up = nn.Linear(config.bottleneck, dim, device=device, dtype=dtype)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def forward(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+        return self.up(self.activation(self.down(x)))
+
+
+class AdaptedDropout(nn.Dropout):
+    """A dropout followed by a Houlsby adapter: BERT's places, between a projection's dropout and the residual."""
+
+    def __init__(self, dropout: nn.Dropout, adapter: Bottleneck):
+        super().__init__(dropout.p)
+        self.adapter = adapter
+
+    def forward(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+        x = super().forward(x)
+        return x + self.adapter(x)
+
+
+class AdaptedLinear(nn.Module):
+    """A linear layer followed by a Houlsby adapter: DistilBERT's attention, whose output has no dropout."""
+
+    def __init__(self, linear: nn.Linear, adapter: Bottleneck):
+        super().__init__()
+        self.weight, self.bias, self.adapter = linear.weight, linear.bias, adapter
+
+    def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d"]:
+        x = F.linear(x, self.weight, self.bias)
+        return x + self.adapter(x)
+
+
+class PfeifferNorm(nn.Module):
+    """A layer's last LayerNorm used twice, with a Pfeiffer adapter between.
+
+    With x the FFN's output and i the residual: y = LN(x + i), z = adapter(y) + x, out = LN(z + i). Since z + i is
+    adapter(y) + (x + i), the LayerNorm's own input s = x + i is all that is needed: out = LN(s + adapter(LN(s))).
+
+    Source: released `modeling_roberta.py`; Pfeiffer et al. 2021.
+    """
+
+    def __init__(self, norm: nn.LayerNorm, adapter: Bottleneck):
+        super().__init__()
+        self.weight, self.bias, self.adapter = norm.weight, norm.bias, adapter
+        self.normalized_shape, self.eps = norm.normalized_shape, norm.eps
+
+    def forward(self, s: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+        return self.norm(s + self.adapter(self.norm(s)))
+
+    def norm(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+@torch.no_grad()
+def init_bottleneck(adapter: Bottleneck, config: BottleneckConfig, seed: int, name: str) -> None:
+    """N(0, init_std^2), truncated at 2 std if asked, zero biases; each weight from a generator named after it."""
+    for part in ("down", "up"):
+        linear, source = getattr(adapter, part), generator(seed, "adapter", name, part)
+        draw, std = torch.empty(linear.weight.shape), config.init_std
+        if config.init_truncated:
+            nn.init.trunc_normal_(draw, 0.0, std, -2 * std, 2 * std, generator=source)
+        else:
+            draw.normal_(0.0, std, generator=source)
+        linear.weight.copy_(draw)
+        linear.bias.zero_()
+
+
+def apply(model: nn.Module, config: BottleneckConfig, seed: int) -> tuple[str, ...]:
+    """Insert the method's adapters; with their up-projection at zero the logits would be the base model's.
+
+    Returns: The names of the trainable parameters: the adapters', the head's, and the LayerNorms' if the config says so.
+    Raises: UserError: If the architecture's places are unknown, or more layers are dropped than there are.
+    """
+    if isinstance(config, HoulsbyConfig):
+        names = [*places(model, ATTENTION_END), *places(model, FFN_END)]
+    else:
+        names = places(model, FFN_NORM)
+    if isinstance(config, AdapterDropConfig):
+        if config.drop_layers >= len(names):
+            raise UserError(
+                f"method.drop_layers must be below the encoder's depth ({len(names)} layers), got {config.drop_layers}"
+            )
+        names = [name for name in names if layer_of(name) >= config.drop_layers]
+    body = next(model.base_model.parameters())
+    for name in names:
+        adapter = Bottleneck(model.config.hidden_size, config, body.device, body.dtype)
+        if body.device.type != "meta":
+            init_bottleneck(adapter, config, seed, name)
+        replaced = model.get_submodule(name)
+        wrapper = {nn.Dropout: AdaptedDropout, nn.Linear: AdaptedLinear, nn.LayerNorm: PfeifferNorm}[type(replaced)]
+        replace(model, name, wrapper(replaced, adapter))
+    trained = [n for n, _ in model.named_parameters() if ".adapter." in n]
+    if config.layer_norms == "trained":
+        trained += layer_norm_parameters(model)
+    return train_only(model, trained)
+
+
+def places(model: nn.Module, pattern: str) -> list[str]:
+    names = find(model, pattern)
+    if not names:
+        raise UserError(
+            f"adapters have no known place in {type(model).__name__}: BERT, RoBERTa, ELECTRA, DeBERTa-v2/v3 and "
+            f"DistilBERT have one; its linear layers are: {', '.join(linear_layers(model))}"
+        )
+    return names
+
+
+def layer_norm_parameters(model: nn.Module) -> list[str]:
+    """The weights and biases of the encoder layers' LayerNorms, wrapped ones included."""
+    names = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LayerNorm | PfeifferNorm) and ".layer." in name and not is_head(model, name):
+            names += [f"{name}.weight", f"{name}.bias"]
+    return names

@@ -1,0 +1,175 @@
+"""The arguments of each method. No torch here: planning and tables read these without loading it."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lora.checks import Problems
+
+SHORT_TARGETS = ("q", "k", "v", "o")
+
+
+@dataclass(frozen=True)
+class FullConfig:
+    """Full fine-tuning: everything trains. It has no arguments."""
+
+    name: Literal["full"] = "full"
+
+    @property
+    def slug(self) -> str:
+        return "full"
+
+
+@dataclass(frozen=True)
+class BitFitConfig:
+    """Every bias trains, LayerNorm biases included, and nothing else of the encoder.
+
+    Source: Zaken et al. 2021; as in the released LoRA code, every name that contains `bias`.
+    """
+
+    name: Literal["bitfit"] = "bitfit"
+
+    @property
+    def slug(self) -> str:
+        return "bitfit"
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """h = W0 x + scale * B A x on the named projections.
+
+    Source: Hu et al. 2021, section 4.1; loralib `layers.py` for the init of A.
+
+    Args:
+        targets: Short names `q, k, v, o` of the attention's projections, or full module names.
+        rank: r of every target that `ranks` does not name.
+        ranks: r per target, where it differs.
+        alpha: Numerator of the scale, > 0.
+        alpha_at_rank: None keeps `alpha` whatever the rank. A rank keeps alpha / r fixed instead: `alpha` is then
+            meant at that rank.
+        dropout: On the input of A only. The released scripts never pass one (0).
+        init_a: `kaiming_uniform` is U(-1/sqrt(d_in), 1/sqrt(d_in)), the released code; `gaussian` is N(0, init_std^2),
+            the paper's words. B is zero.
+        scaling: `lora` divides alpha by r, `rslora` by sqrt(r) (Kalajdzievski 2023).
+    """
+
+    targets: tuple[str, ...] = ("q", "v")
+    rank: int = 8
+    alpha: float = 8.0
+    ranks: dict[str, int] = field(default_factory=dict)
+    alpha_at_rank: int | None = None
+    dropout: float = 0.0
+    init_a: Literal["kaiming_uniform", "gaussian"] = "kaiming_uniform"
+    init_std: float | None = None
+    scaling: Literal["lora", "rslora"] = "lora"
+    name: Literal["lora"] = "lora"
+
+    def __post_init__(self):
+        problems = Problems()
+        problems.check(len(self.targets) > 0, "targets", f"a non-empty list of {', '.join(SHORT_TARGETS)} or module names", self.targets)
+        problems.check(len(set(self.targets)) == len(self.targets), "targets", "without repeats", self.targets)
+        problems.check(self.rank >= 1, "rank", ">= 1", self.rank)
+        problems.check(set(self.ranks) <= set(self.targets), "ranks", f"given for targets only ({', '.join(self.targets)})", self.ranks)
+        problems.check(all(rank >= 1 for rank in self.ranks.values()), "ranks", ">= 1 each", self.ranks)
+        problems.check(self.alpha > 0 and math.isfinite(self.alpha), "alpha", "> 0 and finite", self.alpha)
+        problems.check(self.alpha_at_rank is None or self.alpha_at_rank >= 1, "alpha_at_rank", "null or >= 1", self.alpha_at_rank)
+        problems.check(0 <= self.dropout < 1, "dropout", "in [0, 1)", self.dropout)
+        if self.init_a == "gaussian":
+            problems.check(self.init_std is not None and self.init_std > 0, "init_std", "> 0 with init_a=gaussian", self.init_std)
+        else:
+            problems.check(self.init_std is None, "init_std", "null unless init_a=gaussian", self.init_std)
+        problems.done()
+
+    def rank_of(self, target: str) -> int:
+        return self.ranks.get(target, self.rank)
+
+    def scale_at(self, rank: int) -> float:
+        """The factor of B A at this rank: alpha / r, with the chosen rule for alpha and for the division."""
+        alpha = self.alpha if self.alpha_at_rank is None else self.alpha * rank / self.alpha_at_rank
+        return alpha / (rank if self.scaling == "lora" else math.sqrt(rank))
+
+    @property
+    def slug(self) -> str:
+        short = all(target in SHORT_TARGETS for target in self.targets)
+        targets = "".join(t for t in SHORT_TARGETS if t in self.targets) if short else f"{len(self.targets)}modules"
+        return f"lora-{targets}-r{self.rank}" + ("x" if self.ranks else "")
+
+
+@dataclass(frozen=True)
+class BottleneckConfig:
+    """What the adapter methods share: up(nonlinearity(down(x))), both projections with a bias, and a skip around them.
+
+    Args:
+        bottleneck: m, the inner width.
+        init_std: Of both weights; biases are zero. Houlsby: 1e-2 truncated at 2 std. The released LoRA code: 0.02.
+        init_truncated: Cut the normal at 2 std.
+        layer_norms: `frozen` (the released LoRA code) or `trained` (Houlsby et al. 2019).
+    """
+
+    bottleneck: int = 64
+    activation: Literal["relu", "gelu", "swish"] = "relu"
+    init_std: float = 0.01
+    init_truncated: bool = True
+    layer_norms: Literal["frozen", "trained"] = "frozen"
+
+    def problems(self) -> Problems:
+        problems = Problems()
+        problems.check(self.bottleneck >= 1, "bottleneck", ">= 1", self.bottleneck)
+        problems.check(self.init_std > 0 and math.isfinite(self.init_std), "init_std", "> 0 and finite", self.init_std)
+        return problems
+
+    def __post_init__(self):
+        self.problems().done()
+
+
+@dataclass(frozen=True)
+class HoulsbyConfig(BottleneckConfig):
+    """Two adapters per layer: after the attention's output projection and after the second FFN layer.
+
+    Source: Houlsby et al. 2019, section 2.1; swish as in the released LoRA code (`modeling_roberta.py`).
+    """
+
+    activation: Literal["relu", "gelu", "swish"] = "swish"
+    name: Literal["houlsby"] = "houlsby"
+
+    @property
+    def slug(self) -> str:
+        return f"houlsby-m{self.bottleneck}"
+
+
+@dataclass(frozen=True)
+class PfeifferConfig(BottleneckConfig):
+    """One adapter per layer, after the FFN, with the layer's LayerNorm used twice.
+
+    Source: Pfeiffer et al. 2021; the released LoRA code (`modeling_roberta.py`), equal to adapter-hub's `seq_bn`.
+    """
+
+    name: Literal["pfeiffer"] = "pfeiffer"
+
+    @property
+    def slug(self) -> str:
+        return f"pfeiffer-m{self.bottleneck}"
+
+
+@dataclass(frozen=True)
+class AdapterDropConfig(BottleneckConfig):
+    """Pfeiffer adapters without those of the first `drop_layers` layers.
+
+    Source: Rueckle et al. 2021; 12 layers x m=48 and 4 layers x m=48 give the 0.9M and 0.3M rows of Table 2.
+    """
+
+    bottleneck: int = 48
+    drop_layers: int = 8
+    name: Literal["adapterdrop"] = "adapterdrop"
+
+    def __post_init__(self):
+        problems = self.problems()
+        problems.check(self.drop_layers >= 0, "drop_layers", ">= 0", self.drop_layers)
+        problems.done()
+
+    @property
+    def slug(self) -> str:
+        return f"adapterdrop-m{self.bottleneck}-d{self.drop_layers}"
+
+
+MethodConfig = FullConfig | BitFitConfig | LoraConfig | HoulsbyConfig | PfeifferConfig | AdapterDropConfig

@@ -1,0 +1,84 @@
+"""GLUE's metrics, computed through `evaluate` by the module beside this file: no hub, no network, no shared cache."""
+
+import contextlib
+import functools
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lora.errors import UserError
+
+if TYPE_CHECKING:
+    import evaluate
+
+METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman")
+MODULE = Path(__file__).with_name("glue_metric.py")
+
+
+def compute(names: tuple[str, ...], predictions: np.ndarray, references: np.ndarray) -> dict[str, float | None]:
+    """Metrics of one split, as fractions; None where a metric is undefined on these rows.
+
+    Args:
+        names: Of `METRICS`.
+        predictions: One class index or score per row, as are `references`.
+    Raises: UserError: If a prediction is not finite. ValueError: If a name is unknown, or the rows do not pair up.
+    """
+    unknown = [name for name in names if name not in METRICS]
+    if unknown or not names:
+        raise ValueError(f"names must be of {', '.join(METRICS)}, got {', '.join(map(repr, unknown)) or 'none'}")
+    predicted, true = np.asarray(predictions, np.float64), np.asarray(references, np.float64)
+    if predicted.shape != true.shape or predicted.ndim != 1 or not len(true):
+        raise ValueError(
+            f"predictions and references must be equally long and not empty, got {predicted.shape} and {true.shape}"
+        )
+    if not np.isfinite(true).all():
+        raise ValueError(f"references must be finite, got {true[~np.isfinite(true)][0]}")
+    broken = np.flatnonzero(~np.isfinite(predicted))
+    if broken.size:
+        raise UserError(
+            f"{broken.size} of {len(predicted)} predictions are not finite, the first in row {broken[0]}: "
+            f"the model has diverged; a lower train.lr would be the first thing to try"
+        )
+    return _load("+".join(names)).compute(predictions=predicted, references=true)
+
+
+@functools.cache
+def _load(config: str) -> "evaluate.Metric":
+    """The module under one of its configs, once per process."""
+    import evaluate  # here, since it imports all of transformers
+
+    with _private_modules() as folder:
+        return evaluate.load(str(MODULE), config, keep_in_memory=True, cache_dir=folder)
+
+
+@contextlib.contextmanager
+def _private_modules() -> Iterator[str]:
+    """Give `evaluate` an empty folder for its copy of a module, for as long as it loads.
+
+    Its own cache, shared by all processes of a user, would serve whatever lies there under the file's hash: a copy
+    that was cut short by a kill, or edited. The module stays usable when folder and import entries are gone again,
+    and the process's other `evaluate` modules are as they were.
+    """
+    from evaluate import config
+
+    name, cache = config.MODULE_NAME_FOR_DYNAMIC_MODULES, config.HF_MODULES_CACHE
+    others = _forget_modules(name)
+    with tempfile.TemporaryDirectory(prefix="lora-metrics-") as folder:
+        config.HF_MODULES_CACHE = folder
+        sys.path.insert(0, folder)  # before the shared one, which an earlier load may have put there
+        try:
+            yield folder
+        finally:
+            config.HF_MODULES_CACHE = cache
+            sys.path.remove(folder)
+            _forget_modules(name)
+            sys.modules.update(others)
+
+
+def _forget_modules(package: str) -> dict[str, object]:
+    names = [name for name in sys.modules if name == package or name.startswith(f"{package}.")]
+    return {name: sys.modules.pop(name) for name in names}

@@ -1,0 +1,173 @@
+"""The run record: one JSON per run, the source of every table; and the frame that is read from a folder of them."""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from lora.errors import UserError
+
+SCHEMA = 1
+RUN_ID = re.compile(r"^[A-Za-z0-9_.-]+-[0-9a-f]{8}$")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run, as it is written.
+
+    Args:
+        status: `ok`, or `failed` with its reason in `error`.
+        attempts: How often the run was started before this record was written.
+        config: The resolved RunConfig, whole.
+        params: trainable_method, trainable_head, total (the paper's counts leave the head out).
+        epochs: Per epoch: epoch, step, train_loss, metrics {split: {metric: value or null}}.
+        selected: `best` and `last`: epoch, and the headline metric of the split that selects.
+        cost: Seconds, step time, throughput, bytes. Differs from run to run; nothing scientific.
+        provenance: Code, packages, device, weights, rows and their fingerprint.
+        predictions: SHA-256 of the file with the dev-set predictions of `best` and `last`.
+    """
+
+    run_id: str
+    status: Literal["ok", "failed"]
+    error: str | None
+    started_at: str
+    seconds: float
+    attempts: int
+    config: dict[str, Any]
+    params: dict[str, int] | None = None
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    selected: dict[str, Any] | None = None
+    cost: dict[str, Any] | None = None
+    provenance: dict[str, Any] | None = None
+    predictions: str | None = None
+    schema: int = SCHEMA
+
+
+def record_path(results: str | Path, run_id: str) -> Path:
+    return Path(results) / "runs" / f"{run_id}.json"
+
+
+def write_record(results: str | Path, record: RunRecord) -> Path:
+    """Write the record whole or not at all.
+
+    Raises: UserError: If the folder cannot be written.
+    """
+    path = record_path(results, record.run_id)
+    text = json.dumps(dataclasses.asdict(record), indent=1, sort_keys=True, allow_nan=False)
+    write_atomically(path, f"{text}\n".encode())
+    return path
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by a complete file, or leave it as it was: a reader never sees a part.
+
+    Raises: UserError: With the file and the reason, if it cannot be written.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}; nothing was left half-written") from error
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read one record and check that it is one.
+
+    Raises: UserError: If it is broken, of another schema, or named unlike its content.
+    """
+    try:
+        content = json.loads(path.read_bytes(), parse_constant=_no_constant)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable record: {error}") from error
+    names = {f.name for f in dataclasses.fields(RunRecord)}
+    if not isinstance(content, dict) or set(content) != names:
+        found = sorted(content) if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"{path} is not a run record: it must have the keys {', '.join(sorted(names))}, found {found}")
+    if content["schema"] != SCHEMA:
+        raise UserError(f"{path} has record schema {content['schema']!r}; this version reads {SCHEMA}")
+    record = RunRecord(**content)
+    if not isinstance(record.run_id, str) or not RUN_ID.match(record.run_id) or path.name != f"{record.run_id}.json":
+        raise UserError(f"{path} holds run_id {record.run_id!r}: a record's file is named by its run_id")
+    if record.status not in ("ok", "failed"):
+        raise UserError(f"{path} has status {record.status!r}; a record is ok or failed")
+    return record
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a value a record may hold")
+
+
+def load_records(results: str | Path) -> tuple[list[RunRecord], list[str]]:
+    """All records of a folder, by run_id, and a message for every file there that is not one."""
+    records, problems = [], []
+    for path in sorted((Path(results) / "runs").glob("*.json")):
+        try:
+            records.append(read_record(path))
+        except UserError as error:
+            problems.append(str(error))
+    return records, problems
+
+
+def load_frame(records: list[RunRecord]) -> pd.DataFrame:
+    """One row per `ok` record; metrics as fractions, absent values as NaN.
+
+    Returns: Columns run_id, model, method, slug, task, protocol, start, seed, metric columns `best` and `last`,
+        `best_epoch`, trainable_method, trainable_head, total, seconds, is_part, train_rows, fingerprint.
+    """
+    rows = []
+    for record in records:
+        if record.status != "ok":
+            continue
+        config, selected, data = record.config, record.selected, record.provenance["data"]
+        rows.append(
+            {
+                "run_id": record.run_id,
+                "model": config["model"]["name"],
+                "method": config["method"]["name"],
+                "slug": record.run_id.split(".")[1],
+                "task": config["task"],
+                "protocol": config["protocol"],
+                "start": config["start"],
+                "seed": config["seed"],
+                "best": _number(selected["best"]["value"]),
+                "last": _number(selected["last"]["value"]),
+                "best_epoch": selected["best"]["epoch"],
+                **record.params,
+                "seconds": record.seconds,
+                "is_part": data["is_part"],
+                "train_rows": data["rows"]["train"],
+                "fingerprint": data["fingerprint"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def equal_science(one: RunRecord, other: RunRecord) -> bool:
+    """Whether two records are of the same run with the same outcome: timing, paths and machine apart."""
+
+    def science(record: RunRecord) -> tuple:
+        config = {key: value for key, value in record.config.items() if key != "runtime"}
+        threads = record.config["runtime"]["threads"]
+        return record.run_id, record.status, config, threads, record.params, record.epochs, record.selected
+
+    return science(one) == science(other)

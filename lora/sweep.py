@@ -1,0 +1,214 @@
+"""Which cells a profile's experiments expect, which are done, and what the rest will cost."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lora.compose import CONF, compose_config, conf_files, describe_group, settle
+from lora.config import RunConfig
+from lora.errors import UserError
+from lora.provenance import ROOT
+from lora.results import RunRecord, load_records, write_atomically
+from lora.tasks import TASKS
+
+CODE_OF_CELLS = ("checks.py", "config.py", "tasks.py", "compose.py", "sweep.py", "methods/configs.py")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run that an experiment expects.
+
+    Args:
+        overrides: What composes it from conf/.
+        experiments: All that expect it; a cell shared by several is trained once.
+        examples: Train examples it will see; a measure of its length.
+    """
+
+    run_id: str
+    overrides: tuple[str, ...]
+    experiments: tuple[str, ...]
+    model: str
+    method: str
+    slug: str
+    task: str
+    seed: int
+    protocol: str
+    start: str
+    examples: int
+
+
+def expand(
+    profile: str, overrides: Sequence[str] = (), experiments: Sequence[str] | None = None, adhoc: bool = False
+) -> list[Cell]:
+    """All cells of a profile, in the order in which they should run, each once.
+
+    Args:
+        overrides: Hydra overrides that hold for every cell; one that names a key of a grid replaces its values there,
+            and may list several (`seed=1,2`).
+        experiments: Only these; None means the profile's own list.
+        adhoc: The overrides alone are the grid; no experiment is expanded.
+    Raises: UserError: If something named does not exist, or any cell is invalid; all invalid cells are listed.
+    """
+    if profile not in describe_group("profile"):
+        raise UserError(f"profile {profile!r} does not exist; here are: {', '.join(describe_group('profile'))}")
+    cache = ROOT / "outputs" / "cache" / "cells" / f"{_cache_key(profile, overrides, experiments, adhoc)}.json"
+    try:
+        return [Cell(**_with_tuples(entry)) for entry in json.loads(cache.read_bytes())]
+    except (OSError, ValueError, TypeError):
+        cells = _expand(profile, overrides, experiments, adhoc)
+        write_atomically(cache, json.dumps([asdict(cell) for cell in cells]).encode())
+        return cells
+
+
+def _expand(profile: str, overrides: Sequence[str], experiments: Sequence[str] | None, adhoc: bool) -> list[Cell]:
+    fixed = [f"profile={profile}"]
+    given = dict(map(split_override, overrides))
+    if adhoc:
+        blocks = {"adhoc": [{}]}
+    else:
+        names = experiments or list(compose_config(fixed).profile.experiments)
+        blocks = {name: grid(profile, name) for name in names}
+    found: dict[str, Cell] = {}
+    problems: list[str] = []
+    for experiment, products in blocks.items():
+        for block in products:
+            keys = {**block, **given}
+            for values in itertools.product(*keys.values()):
+                cell_overrides = (*fixed, *(f"{key}={value}" for key, value in zip(keys, values, strict=True)))
+                try:
+                    config = settle(compose_config(cell_overrides))
+                except UserError as error:
+                    problems.append(f"{experiment}: {' '.join(cell_overrides)}: {error}")
+                    continue
+                cell = found.get(config.run_id)
+                names = (experiment,) if cell is None else (*dict.fromkeys((*cell.experiments, experiment)),)
+                found[config.run_id] = _cell(config, cell_overrides, names)
+    if problems:
+        raise UserError(f"{len(problems)} cells are invalid:\n" + "\n".join(problems))
+    return sorted(found.values(), key=lambda cell: -cell.examples)  # longest first; the sort keeps the grid's order
+
+
+def _cell(config: RunConfig, overrides: tuple[str, ...], experiments: tuple[str, ...]) -> Cell:
+    rows = config.data.train_rows or TASKS[config.task].official_rows["train"]
+    return Cell(
+        run_id=config.run_id,
+        overrides=overrides,
+        experiments=experiments,
+        model=config.model.name,
+        method=config.method.name,
+        slug=config.method.slug,
+        task=config.task,
+        seed=config.seed,
+        protocol=config.protocol,
+        start=config.start,
+        examples=rows * config.train.epochs,
+    )
+
+
+def grid(profile: str, experiment: str) -> list[dict[str, list[str]]]:
+    """The blocks of an experiment for a profile: each a product of overrides.
+
+    Raises: UserError: If the experiment does not exist or has no grid for the profile.
+    """
+    if experiment not in describe_group("experiment"):
+        raise UserError(f"experiment {experiment!r} does not exist; here are: {', '.join(describe_group('experiment'))}")
+    blocks = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml"))["grid"]
+    if profile not in blocks:
+        raise UserError(f"experiment {experiment} has no grid for profile {profile!r}; it has: {', '.join(blocks)}")
+    return [
+        {key: [_override_value(v) for v in (values if isinstance(values, list) else [values])] for key, values in block.items()}
+        for block in blocks[profile]
+    ]
+
+
+def _override_value(value: Any) -> str:
+    """A YAML value as Hydra's command line writes it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_override_value, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_override_value(item)}" for key, item in value.items()) + "}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def split_override(override: str) -> tuple[str, list[str]]:
+    """`key=a,b` as its key and values; commas inside brackets do not split.
+
+    Raises: UserError: If there is no `=`.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        raise UserError(f"{override!r} is not an override of the form key=value: {str(error).splitlines()[0]}") from error
+    key = override.split("=", 1)[0]
+    if parsed.is_sweep_override():
+        return key, list(parsed.sweep_string_iterator())
+    return key, [override.split("=", 1)[1]]
+
+
+def _cache_key(*request: Any) -> str:
+    digest = hashlib.sha256(json.dumps(request).encode())
+    for path in (*conf_files(), *(ROOT / "lora" / name for name in CODE_OF_CELLS)):
+        digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _with_tuples(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a sweep stands: its cells by what there is of each, and records that no cell expects."""
+
+    ok: dict[str, RunRecord]
+    failed: dict[str, RunRecord]
+    missing: tuple[Cell, ...]
+    extra: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+def state(cells: Iterable[Cell], results: str | Path) -> State:
+    records, problems = load_records(results)
+    by_id = {record.run_id: record for record in records}
+    cells = list(cells)
+    wanted = {cell.run_id for cell in cells}
+    return State(
+        ok={i: r for i, r in by_id.items() if i in wanted and r.status == "ok"},
+        failed={i: r for i, r in by_id.items() if i in wanted and r.status == "failed"},
+        missing=tuple(cell for cell in cells if cell.run_id not in by_id),
+        extra=tuple(sorted(set(by_id) - wanted)),
+        problems=tuple(problems),
+    )
+
+
+def estimate_seconds(cell: Cell, known: Iterable[RunRecord]) -> float | None:
+    """How long a cell should take, from records of the same model: same method and task first, then less alike.
+
+    Returns: The median of seconds per train example of the most similar records, times the cell's examples; None
+        when the model was never trained.
+    """
+    rates: dict[tuple[bool, bool], list[float]] = {}
+    for record in known:
+        config = record.config
+        if record.status == "ok" and config["model"]["name"] == cell.model:
+            seen = record.provenance["data"]["rows"]["train"] * config["train"]["epochs"]
+            alike = (config["task"] == cell.task, config["method"]["name"] == cell.method)
+            rates.setdefault(alike, []).append(record.seconds / seen)
+    for alike in ((True, True), (False, True), (True, False), (False, False)):
+        if alike in rates:
+            values = sorted(rates[alike])
+            return values[len(values) // 2] * cell.examples
+    return None
+
+
+def composed_profile(profile: str) -> DictConfig:
+    return compose_config([f"profile={profile}"]).profile

@@ -1,0 +1,310 @@
+"""One run, from its configuration to its record."""
+
+import math
+import platform
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
+from safetensors.numpy import save
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import get_linear_schedule_with_warmup
+
+from lora import metrics
+from lora.batches import Encoded, collate, encode, epoch_batches, evaluation_batches
+from lora.config import RunConfig, TrainConfig
+from lora.data import TaskData, read
+from lora.errors import UserError
+from lora.methods import METHODS
+from lora.models import load_encoder, max_positions
+from lora.provenance import code_version
+from lora.results import RunRecord
+from lora.seeding import seed_for
+from lora.surgery import count_parameters, trainable
+from lora.tasks import TASKS, Task
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy")
+FINITE_CHECK_STEPS = 16  # reading the loss at every step would stall a GPU
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: shown while it lasts."""
+
+    step: int
+    steps: int
+    epoch: int
+    metric: float | None
+
+
+class NonFiniteLossError(UserError):
+    """Training diverged; the run is recorded as failed."""
+
+
+def run(
+    config: RunConfig, report: Callable[[Progress], None] = lambda progress: None
+) -> tuple[RunRecord, bytes]:
+    """Train and evaluate one cell.
+
+    Args:
+        report: Called after every optimizer step.
+    Returns: The record, and the dev-set predictions of `best` and `last` as a safetensors file.
+    Raises: UserError: If data, model or method do not fit the configuration, or the loss is not finite.
+    """
+    started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    task, train = TASKS[config.task], config.train
+    accelerator = make_accelerator(config)
+
+    # Rows, model and method.
+    data = read(task, config.data.source, config.data.path, config.data.revision, config.data.train_rows)
+    encoder = load_encoder(config.model, task, config.seed, train.dropout, train.head_dropout)
+    model, tokenizer = encoder.model, encoder.tokenizer
+    if config.data.max_length > max_positions(model.config):
+        raise UserError(
+            f"data.max_length is {config.data.max_length}, but {config.model.name} reads at most {max_positions(model.config)} tokens"
+        )
+    METHODS[config.method.name].apply(model, config.method, config.seed)
+    params = count_parameters(model)
+    trained_bytes = sum(p.numel() * p.element_size() for _, p in trainable(model))
+    splits = {name: encode(rows, task, tokenizer, config.data.max_length) for name, rows in data.splits.items()}
+
+    # Optimizer and schedule.
+    lengths = splits["train"].lengths
+    steps = train.epochs * math.ceil(len(lengths) / train.batch)
+    optimizer = make_optimizer(model, train)
+    schedule = get_linear_schedule_with_warmup(optimizer, warmup_steps(train, steps), steps)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    torch.manual_seed(seed_for(config.seed, "dropout", accelerator.process_index))  # last, so that nothing above shifts it
+
+    # The loop.
+    epochs: list[dict[str, Any]] = []
+    predictions: dict[int, dict[str, np.ndarray]] = {}
+    step, tokens, step_seconds, metric = 0, 0, [], None
+    for epoch in range(1, train.epochs + 1):
+        model.train()
+        losses: list[Tensor] = []
+        for rows in epoch_batches(lengths, train.batch, config.seed, epoch, config.data.batching == "similar_length"):
+            clock = time.monotonic()
+            loss = torch.zeros((), device=accelerator.device)
+            for part in local_parts(rows, accelerator, train.accumulation):
+                batch = to_device(collate(splits["train"], part.rows, tokenizer.pad_token_id), accelerator.device)
+                tokens += batch["input_ids"].numel()
+                part_loss = summed_loss(model, batch, task) * part.weight / len(rows)
+                accelerator.backward(part_loss * accelerator.num_processes)  # DDP takes the mean over processes
+                loss += part_loss.detach()
+            accelerator.clip_grad_norm_([p for _, p in trainable(model)], train.clip_norm)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            losses.append(accelerator.reduce(loss, "sum"))
+            if step % FINITE_CHECK_STEPS == 0 or step == steps:
+                check_finite(losses, step)
+            step_seconds.append(time.monotonic() - clock)
+            report(Progress(step, steps, epoch, metric))
+        check_finite(losses, step)
+        predictions[epoch] = {name: predict(model, splits[name], task, tokenizer, config, accelerator) for name in task.validation_splits}
+        values = evaluate(predictions[epoch], splits, task)
+        metric = values[selecting_split(task, train.selection)][task.metric]
+        epochs.append({"epoch": epoch, "step": step, "train_loss": torch.stack(losses).mean().item(), "metrics": values})
+        kept = {select(epochs, task, train.selection)["best"]["epoch"], epoch}
+        predictions = {number: value for number, value in predictions.items() if number in kept}
+
+    # The record.
+    selected = select(epochs, task, train.selection)
+    seconds = time.monotonic() - started
+    record = RunRecord(
+        run_id=config.run_id,
+        status="ok",
+        error=None,
+        started_at=started_at,
+        seconds=round(seconds, 3),
+        attempts=1,
+        config=config.as_dict(),
+        params=params,
+        epochs=epochs,
+        selected=selected,
+        cost={
+            "step_ms": round(1000 * float(np.median(step_seconds)), 3),
+            "train_seconds": round(sum(step_seconds), 3),
+            "examples_per_second": round(train.epochs * len(lengths) / sum(step_seconds), 2),
+            "tokens": tokens,
+            "peak_mib": peak_mib(accelerator.device),
+            "checkpoint_bytes": trained_bytes,
+            "optimizer_bytes": optimizer_bytes(optimizer),
+        },
+        provenance={
+            "code": code_version(),
+            "packages": {name: version(name) for name in PACKAGES},
+            "python": platform.python_version(),
+            "device": device_name(accelerator.device),
+            "processes": accelerator.num_processes,
+            "weights": encoder.weights,
+            "revision": encoder.revision,
+            "data": describe(data),
+        },
+    )
+    return record, pack_predictions(predictions, selected)
+
+
+def make_accelerator(config: RunConfig) -> Accelerator:
+    """Device and precision; the global batch must be divisible among the processes' passes.
+
+    Raises: UserError: If the device or the precision is not to be had here.
+    """
+    device, precision = config.runtime.device, config.train.precision
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("runtime.device is cuda, but torch sees no CUDA device here; auto or cpu would do")
+    if precision == "bf16" and device != "cpu" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        raise UserError("train.precision is bf16, but this GPU has none; fp32 would do")
+    torch.set_num_threads(config.runtime.threads)
+    AcceleratorState._reset_state()  # one process trains cells of several precisions, one after another
+    return Accelerator(cpu=device == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
+
+
+def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with decoupled decay on all that trains but biases and LayerNorms (the released Trainer's rule)."""
+    decay = {name: not name.endswith("bias") and "LayerNorm" not in name and "layer_norm" not in name for name, _ in trainable(model)}
+    groups = [
+        {"params": [p for name, p in trainable(model) if decay[name]], "weight_decay": train.weight_decay},
+        {"params": [p for name, p in trainable(model) if not decay[name]], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=train.lr, betas=(train.adam_beta1, train.adam_beta2), eps=train.adam_eps, fused=True)
+
+
+def warmup_steps(train: TrainConfig, steps: int) -> int:
+    return train.warmup_steps if train.warmup_steps is not None else math.ceil(train.warmup_frac * steps)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one forward pass. Weight 0 marks a stand-in: a process with no rows must still take part in the step."""
+
+    rows: np.ndarray
+    weight: float
+
+
+def local_parts(rows: np.ndarray, accelerator: Accelerator, accumulation: int) -> list[Part]:
+    """This process's share of a global batch, cut into its passes: together they see every row once.
+
+    The loss of a step is the sum over all rows of the global batch over their number, so neither the number of
+    processes nor that of passes changes it, on an uneven last batch either.
+    """
+    shares = np.array_split(rows, accelerator.num_processes * accumulation)
+    mine = shares[accelerator.process_index :: accelerator.num_processes]
+    return [Part(share, 1.0) if len(share) else Part(rows[:1], 0.0) for share in mine]
+
+
+def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def summed_loss(model: nn.Module, batch: dict[str, Tensor], task: Task) -> Tensor:
+    """Cross-entropy, or squared error for regression, summed over the rows; the loss itself in float32."""
+    labels = batch.pop("labels")
+    logits = model(**batch).logits  # under autocast where the precision asks for it: `prepare` wrapped the forward pass
+    if task.labels:
+        return F.cross_entropy(logits.float(), labels, reduction="sum")
+    return F.mse_loss(logits.float().squeeze(-1), labels, reduction="sum")
+
+
+def check_finite(losses: list[Tensor], step: int) -> None:
+    finite = torch.isfinite(torch.stack(losses))
+    if not bool(finite.all()):
+        first = step - len(losses) + 1 + int((~finite).nonzero()[0])
+        raise NonFiniteLossError(f"the loss is not finite at step {first}; a lower train.lr would be the first thing to try")
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module, encoded: Encoded, task: Task, tokenizer: Any, config: RunConfig, accelerator: Accelerator
+) -> np.ndarray:
+    """The class of every row, or its score for regression, in the split's order."""
+    model.eval()
+    chunks = []
+    batches = evaluation_batches(encoded.lengths, config.train.eval_batch)
+    for rows in batches[accelerator.process_index :: accelerator.num_processes]:
+        batch = to_device(collate(encoded, rows, tokenizer.pad_token_id), accelerator.device)
+        batch.pop("labels")
+        logits = model(**batch).logits
+        scores = logits.argmax(-1) if task.labels else logits.float().squeeze(-1)
+        chunks.append((rows, scores.cpu().numpy()))
+    predictions = np.empty(len(encoded.lengths), np.int16 if task.labels else np.float32)
+    for rows, scores in gather_object(chunks):
+        predictions[rows] = scores
+    return predictions
+
+
+def evaluate(predictions: dict[str, np.ndarray], splits: dict[str, Encoded], task: Task) -> dict[str, dict[str, float | None]]:
+    """Every metric on every validation split; with two (MNLI), also on both pooled."""
+    values = {}
+    for split, predicted in predictions.items():
+        values[split] = metrics.compute(task.metrics, predicted, splits[split].labels)
+    if len(predictions) > 1:
+        references = np.concatenate([splits[split].labels for split in predictions])
+        values["pooled"] = metrics.compute(task.metrics, np.concatenate(list(predictions.values())), references)
+    return values
+
+
+def selecting_split(task: Task, selection: str) -> str:
+    if len(task.validation_splits) == 1:
+        return task.validation_splits[0]
+    return selection if selection == "pooled" else f"validation_{selection}"
+
+
+def select(epochs: list[dict[str, Any]], task: Task, selection: str) -> dict[str, Any]:
+    """`best` (the first epoch with the highest headline metric) and `last`; an undefined metric is never the best."""
+    split = selecting_split(task, selection)
+
+    def chosen(entry: dict[str, Any]) -> dict[str, Any]:
+        return {"epoch": entry["epoch"], "value": entry["metrics"][split][task.metric]}
+
+    defined = [entry for entry in epochs if entry["metrics"][split][task.metric] is not None]
+    best = max(defined, key=lambda entry: entry["metrics"][split][task.metric], default=epochs[-1])
+    return {"metric": task.metric, "split": split, "best": chosen(best), "last": chosen(epochs[-1])}
+
+
+def pack_predictions(predictions: dict[int, dict[str, np.ndarray]], selected: dict[str, Any]) -> bytes:
+    tensors = {
+        f"{rule}.{split}": values for rule in ("best", "last") for split, values in predictions[selected[rule]["epoch"]].items()
+    }
+    return save(tensors)
+
+
+def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
+    states = (tensor for state in optimizer.state.values() for tensor in state.values() if torch.is_tensor(tensor))
+    return sum(tensor.numel() * tensor.element_size() for tensor in states)
+
+
+def peak_mib(device: torch.device) -> float:
+    """Of the GPU's allocator, or of the whole process on a CPU (it includes cells that the process trained before)."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def describe(data: TaskData) -> dict[str, Any]:
+    return {
+        "source": data.source,
+        "rows": data.rows,
+        "official_rows": data.official_rows,
+        "is_part": data.is_part,
+        "skipped": data.skipped,
+        "fingerprint": data.fingerprint,
+    }

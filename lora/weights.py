@@ -1,0 +1,61 @@
+"""Where the pretrained files lie, and what they are. No torch here, so that a sweep can be checked before it starts."""
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+
+from lora.config import ModelConfig
+from lora.embedded import model_folder
+from lora.errors import UserError
+
+
+def locate(config: ModelConfig) -> tuple[str, dict[str, object]]:
+    """The folder or hub id to load from, and the arguments that keep transformers from looking elsewhere."""
+    if config.source == "hub":
+        return config.hub_id, {"revision": config.revision}
+    if config.source == "local" and not config.path:
+        raise UserError("model=local needs model.path, a folder with config.json, model.safetensors and a tokenizer (MODEL_DIR=)")
+    folder = model_folder() if config.source == "embedded" else Path(config.path).expanduser()
+    if not (folder / "config.json").is_file():
+        found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "no such folder"
+        raise UserError(f"model folder {folder} has no config.json (found: {found or 'nothing'})")
+    if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        pickles = sorted(p.name for p in folder.glob("*.bin"))
+        raise UserError(
+            f"model folder {folder} has no model.safetensors"
+            + (f", only {', '.join(pickles)}: pickles are not read from a folder; save it with safetensors" if pickles else "")
+        )
+    return str(folder), {"local_files_only": True}
+
+
+def weights_name(where: str, commit: str | None, config: ModelConfig) -> str:
+    if config.source != "hub":
+        return f"sha256:{hash_weights(where)}"
+    if config.pickle == "never":
+        return f"commit:{commit}"
+    from transformers.utils import cached_file
+
+    return f"sha256:{hash_file(cached_file(where, 'pytorch_model.bin', revision=config.revision))}"
+
+
+def hash_weights(folder: str) -> str:
+    """One hash over a folder's config and weight files."""
+    names = ["config.json", *sorted(path.name for path in Path(folder).glob("*.safetensors"))]
+    return hashlib.sha256(json.dumps([(name, hash_file(f"{folder}/{name}")) for name in names]).encode()).hexdigest()
+
+
+def hash_file(path: str) -> str:
+    status = Path(path).stat()
+    return _hash_file(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache
+def _hash_file(path: str, mtime_ns: int, size: int) -> str:
+    del mtime_ns, size  # part of the cache's key, so that a changed file is read again
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

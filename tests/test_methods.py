@@ -1,0 +1,324 @@
+"""Every method on every architecture, against the untouched base, PEFT, loralib, closed forms and plain forward passes."""
+
+import copy
+import itertools
+
+import loralib
+import peft
+import pytest
+import tiny
+import torch
+from torch.nn import functional as F
+
+from lora.errors import UserError
+from lora.methods import METHODS
+from lora.methods.attach import apply
+from lora.methods.bottleneck import PfeifferNorm
+from lora.methods.configs import (
+    AdapterDropConfig,
+    BitFitConfig,
+    FullConfig,
+    HoulsbyConfig,
+    LoraConfig,
+    PfeifferConfig,
+)
+from lora.methods.lowrank import LoraLinear
+from lora.surgery import TARGETS, checksum, count_parameters, find_target, is_head, trainable
+
+CONFIGS = {
+    "full": FullConfig(),
+    "bitfit": BitFitConfig(),
+    "houlsby": HoulsbyConfig(bottleneck=6),
+    "pfeiffer": PfeifferConfig(bottleneck=6),
+    "adapterdrop": AdapterDropConfig(bottleneck=6, drop_layers=1),
+    "lora": LoraConfig(rank=3),
+}
+TARGET_SETS = [subset for size in range(1, 5) for subset in itertools.combinations("qkvo", size)]
+PEFT_NAMES = {
+    "bert": {"q": "attention.self.query", "k": "attention.self.key", "v": "attention.self.value", "o": "attention.output.dense"},
+}
+
+
+def logits(model, architecture):
+    with torch.no_grad():
+        return model(**tiny.inputs(architecture)).logits
+
+
+def train_steps(model, architecture, steps, lr=1e-2):
+    """AdamW steps on fixed labels, dropout off. Returns the last gradients."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=lr)
+    batch = tiny.inputs(architecture)
+    labels = torch.arange(len(batch["input_ids"])) % 2
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(model(**batch).logits, labels).backward()
+        optimizer.step()
+
+
+def test_every_registered_method_is_tested():
+    assert set(CONFIGS) == set(METHODS)
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("method", CONFIGS)
+def test_frozen_tensors_stay_bit_identical_and_the_rest_trains(architecture, method):
+    model = tiny.model(architecture)
+    names = apply(model, CONFIGS[method], seed=1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    train_steps(model, architecture, steps=5)
+    after = model.state_dict()
+    frozen = [name for name in before if name not in names]
+    assert checksum((n, before[n]) for n in frozen) == checksum((n, after[n]) for n in frozen)
+    still = [name for name in names if torch.equal(before[name], after[name])]
+    # with BERT's or ELECTRA's inputs the second token type is never seen, nor a position beyond the length; those rows
+    # lie in tensors whose other rows move. RoBERTa's and DistilBERT's likewise.
+    assert not still
+    assert any(is_head(model, name) for name in names)
+    assert (method == "full") == (not frozen or all("position_ids" in name for name in frozen))
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("targets", TARGET_SETS, ids="".join)
+def test_lora_starts_at_the_base_exactly_on_every_target_set(architecture, targets):
+    base, model = tiny.model(architecture), tiny.model(architecture)
+    apply(model, LoraConfig(targets=targets, rank=4), seed=3)
+    assert torch.equal(logits(model, architecture), logits(base, architecture))
+    adapted = [name for name, module in model.named_modules() if isinstance(module, LoraLinear)]
+    assert len(adapted) == 2 * len(targets)
+    assert sorted(adapted) == sorted(name for target in targets for name in find_target(base, target))
+
+
+@pytest.mark.parametrize("targets", TARGET_SETS, ids="".join)
+def test_lora_equals_peft_in_logits_gradients_and_trained_weights(targets):
+    """Float64, same init: PEFT is an implementation of its own."""
+    ours = tiny.model("bert").double()
+    theirs = peft.get_peft_model(
+        copy.deepcopy(ours),
+        peft.LoraConfig(r=3, lora_alpha=7, target_modules=[PEFT_NAMES["bert"][t] for t in targets], modules_to_save=["classifier"]),
+    )
+    apply(ours, LoraConfig(targets=targets, rank=3, alpha=7), seed=0)
+    for name, p in ours.named_parameters():
+        if "pooler" in name:
+            p.requires_grad_(False)  # PEFT trains the classifier alone
+    pairs = []
+    for name, module in ours.named_modules():
+        if isinstance(module, LoraLinear):
+            twin = theirs.base_model.model.get_submodule(name)
+            pairs += [(module.lora_a, twin.lora_A["default"].weight), (module.lora_b, twin.lora_B["default"].weight)]
+    assert len(pairs) == 4 * len(targets)
+    generator = torch.Generator().manual_seed(5)
+    for ours_p, theirs_p in pairs:
+        ours_p.data.normal_(std=0.2, generator=generator)
+        theirs_p.data.copy_(ours_p.data)
+    pairs.append((ours.classifier.weight, theirs.base_model.model.classifier.modules_to_save["default"].weight))
+    theirs.eval()
+    assert torch.allclose(logits(ours, "bert"), logits(theirs, "bert"), atol=1e-12)
+    for model in (ours, theirs):
+        train_steps(model, "bert", steps=1, lr=1e-3)
+    assert all(torch.allclose(a.grad, b.grad, rtol=1e-9, atol=1e-12) for a, b in pairs)
+    for model in (ours, theirs):
+        train_steps(model, "bert", steps=9, lr=1e-3)
+    assert max((a - b).abs().max().item() for a, b in pairs) < 1e-6
+    assert torch.allclose(logits(ours, "bert"), logits(theirs, "bert"), atol=1e-6)
+
+
+def test_lora_equals_loralib():
+    source = torch.Generator().manual_seed(1)
+    linear = torch.nn.Linear(10, 6).double()
+    theirs = loralib.Linear(10, 6, r=3, lora_alpha=5).double()
+    theirs.load_state_dict(linear.state_dict(), strict=False)
+    ours = LoraLinear(linear, rank=3, scale=5 / 3, dropout=0.0)
+    for mine, other in ((ours.lora_a, theirs.lora_A), (ours.lora_b, theirs.lora_B)):
+        mine.data.normal_(generator=source)
+        other.data.copy_(mine.data)
+    x = torch.randn(4, 10, generator=source, dtype=torch.float64)
+    assert torch.allclose(ours(x), theirs(x), atol=1e-12)
+
+
+def test_lora_closed_form():
+    linear = torch.nn.Linear(5, 4).double()
+    layer = LoraLinear(linear, rank=2, scale=1.5, dropout=0.0)
+    layer.lora_b.data.normal_()
+    x = torch.randn(3, 5, dtype=torch.float64)
+    dense = linear.weight + 1.5 * layer.lora_b @ layer.lora_a
+    layer.lora_a.data.normal_()
+    dense = linear.weight + 1.5 * layer.lora_b @ layer.lora_a
+    assert torch.allclose(layer(x), x @ dense.T + linear.bias, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rank", "scale"),
+    [
+        ({"alpha": 16, "rank": 8}, 8, 2.0),
+        ({"alpha": 16, "rank": 64}, 64, 0.25),
+        ({"alpha": 16, "rank": 64, "alpha_at_rank": 8}, 64, 2.0),
+        ({"alpha": 16, "rank": 1, "alpha_at_rank": 8}, 1, 2.0),
+        ({"alpha": 16, "rank": 64, "scaling": "rslora"}, 64, 2.0),
+        ({"alpha": 16, "rank": 8, "ranks": {"v": 2}}, 2, 8.0),
+    ],
+)
+def test_how_alpha_follows_the_rank(settings, rank, scale):
+    assert LoraConfig(**settings).scale_at(rank) == pytest.approx(scale)
+
+
+def test_ranks_per_target():
+    model = tiny.model("bert")
+    apply(model, LoraConfig(targets=("q", "v"), rank=4, ranks={"v": 2}), seed=0)
+    ranks = {name.rsplit(".", 1)[1]: m.rank for name, m in model.named_modules() if isinstance(m, LoraLinear)}
+    assert ranks == {"query": 4, "value": 2}
+
+
+def test_lora_on_a_linear_layer_by_its_full_name():
+    model = tiny.model("roberta")
+    name = "roberta.encoder.layer.1.intermediate.dense"
+    apply(model, LoraConfig(targets=(name,), rank=2), seed=0)
+    assert isinstance(model.get_submodule(name), LoraLinear)
+    assert count_parameters(model)["trainable_method"] == 2 * (32 + 48)
+
+
+def test_init_of_a():
+    model = tiny.model("bert")
+    apply(model, LoraConfig(targets=("q",), rank=32, init_a="gaussian", init_std=0.5), seed=0)
+    draws = torch.cat([m.lora_a.flatten() for m in model.modules() if isinstance(m, LoraLinear)])
+    assert draws.std().item() == pytest.approx(0.5, rel=0.05)
+    model = tiny.model("bert")
+    apply(model, LoraConfig(targets=("q",), rank=32), seed=0)
+    draws = torch.cat([m.lora_a.flatten() for m in model.modules() if isinstance(m, LoraLinear)])
+    assert draws.abs().max().item() <= 32**-0.5
+    assert draws.std().item() == pytest.approx((3 * 32) ** -0.5, rel=0.05)  # of U(-b, b): b / sqrt(3)
+    assert all(not m.lora_b.any() for m in model.modules() if isinstance(m, LoraLinear))
+
+
+def test_adding_a_module_does_not_change_anothers_init():
+    one, two = tiny.model("bert"), tiny.model("bert")
+    apply(one, LoraConfig(targets=("v",), rank=4), seed=9)
+    apply(two, LoraConfig(targets=("q", "v"), rank=4), seed=9)
+    shared = [name for name, _ in one.named_parameters() if name.endswith("lora_a")]
+    assert len(shared) == 2
+    assert all(torch.equal(one.get_parameter(name), two.get_parameter(name)) for name in shared)
+    assert not torch.equal(one.get_parameter(shared[0]), one.get_parameter(shared[1]))
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("method", ["houlsby", "pfeiffer", "adapterdrop"])
+def test_adapters_start_near_the_base(architecture, method):
+    """Near as initialised, and at it exactly with the up-projection zeroed."""
+    base, model = tiny.model(architecture), tiny.model(architecture)
+    apply(model, CONFIGS[method], seed=2)
+    with torch.no_grad():
+        batch = tiny.inputs(architecture)
+        there, here = (m.base_model(**batch).last_hidden_state for m in (base, model))
+        assert 0 < ((here - there).norm() / there.norm()).item() < 0.1
+        for name, parameter in model.named_parameters():
+            if ".adapter.up." in name:
+                parameter.zero_()
+    assert torch.equal(logits(model, architecture), logits(base, architecture))
+
+
+def houlsby_reference(model, x, residual, place):
+    """dense -> dropout (off) -> adapter with its skip -> residual -> LayerNorm, written from the paper's Figure 2."""
+    adapter = place.dropout.adapter
+    h = x @ place.dense.weight.T + place.dense.bias
+    inner = h @ adapter.down.weight.T + adapter.down.bias
+    inner = inner * torch.sigmoid(inner)
+    h = h + inner @ adapter.up.weight.T + adapter.up.bias
+    s = h + residual
+    s = (s - s.mean(-1, keepdim=True)) / torch.sqrt(s.var(-1, unbiased=False, keepdim=True) + place.LayerNorm.eps)
+    return s * place.LayerNorm.weight + place.LayerNorm.bias
+
+
+def test_houlsby_against_a_plain_forward_pass():
+    model = tiny.model("bert").double()
+    apply(model, HoulsbyConfig(bottleneck=5, init_std=0.3, init_truncated=False), seed=0)
+    layer = model.bert.encoder.layer[0]
+    for place, width in ((layer.attention.output, 32), (layer.output, 48)):
+        x, residual = torch.randn(2, 3, width, dtype=torch.float64), torch.randn(2, 3, 32, dtype=torch.float64)
+        assert torch.allclose(place(x, residual), houlsby_reference(model, x, residual, place), atol=1e-10)
+
+
+def test_pfeiffer_against_a_plain_forward_pass():
+    """x = dense(h); y = LN(x + input); z = up(relu(down(y))) + x; out = LN(z + input): the released code, step by step."""
+    model = tiny.model("bert").double()
+    apply(model, PfeifferConfig(bottleneck=5, init_std=0.3, init_truncated=False), seed=0)
+    place = model.bert.encoder.layer[1].output
+    assert isinstance(place.LayerNorm, PfeifferNorm)
+    h, residual = torch.randn(2, 3, 48, dtype=torch.float64), torch.randn(2, 3, 32, dtype=torch.float64)
+
+    def norm(s):
+        s = (s - s.mean(-1, keepdim=True)) / torch.sqrt(s.var(-1, unbiased=False, keepdim=True) + place.LayerNorm.eps)
+        return s * place.LayerNorm.weight + place.LayerNorm.bias
+
+    adapter = place.LayerNorm.adapter
+    x = h @ place.dense.weight.T + place.dense.bias
+    y = norm(x + residual)
+    z = torch.clamp(y @ adapter.down.weight.T + adapter.down.bias, min=0) @ adapter.up.weight.T + adapter.up.bias + x
+    assert torch.allclose(place(h, residual), norm(z + residual), atol=1e-10)
+
+
+def test_adapter_init_is_truncated():
+    model = tiny.model("bert")
+    apply(model, HoulsbyConfig(bottleneck=32, init_std=0.01), seed=0)
+    draws = torch.cat([p.flatten() for n, p in model.named_parameters() if ".adapter." in n and n.endswith("weight")])
+    assert draws.abs().max().item() <= 0.02
+    assert draws.std().item() == pytest.approx(0.0088, rel=0.03)  # of a normal cut at two standard deviations
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_layer_norms_train_where_asked(architecture):
+    frozen, trained = tiny.model(architecture), tiny.model(architecture)
+    apply(frozen, HoulsbyConfig(bottleneck=4), seed=0)
+    apply(trained, HoulsbyConfig(bottleneck=4, layer_norms="trained"), seed=0)
+    extra = count_parameters(trained)["trainable_method"] - count_parameters(frozen)["trainable_method"]
+    assert extra == 2 * 2 * 2 * 32  # two layers, two LayerNorms, weight and bias
+
+
+def test_adapterdrop_leaves_the_first_layers_alone():
+    model = tiny.model("bert")
+    names = apply(model, AdapterDropConfig(bottleneck=4, drop_layers=1), seed=0)
+    assert {name.split(".")[3] for name in names if ".adapter." in name} == {"1"}
+    with pytest.raises(UserError, match="below the encoder's depth \\(2 layers\\), got 2"):
+        apply(tiny.model("bert"), AdapterDropConfig(bottleneck=4, drop_layers=2), seed=0)
+
+
+def test_bitfit_trains_every_bias_and_the_head():
+    model = tiny.model("bert")
+    names = set(apply(model, BitFitConfig(), seed=0))
+    assert names == {n for n, _ in model.named_parameters() if "bias" in n or is_head(model, n)}
+    assert {n for n, _ in trainable(model)} == names
+
+
+def test_an_absent_target_lists_what_exists():
+    with pytest.raises(UserError, match=r"target 'w'.*q, k, v, o.*bert\.encoder\.layer\.\*\.attention\.self\.query"):
+        apply(tiny.model("bert"), LoraConfig(targets=("w",)), seed=0)
+
+
+def test_fused_projections_are_refused_with_their_linear_layers():
+    class Fused(torch.nn.Module):
+        base_model_prefix = "body"
+
+        def __init__(self):
+            super().__init__()
+            self.body = torch.nn.ModuleDict({"Wqkv": torch.nn.Linear(8, 24)})
+
+    with pytest.raises(UserError, match="'q' is not in Fused.*body.Wqkv"):
+        apply(Fused(), LoraConfig(targets=("q",)), seed=0)
+
+
+@pytest.mark.parametrize("rank", [33, 4096])
+def test_a_rank_above_the_dimension_changes_nothing(rank):
+    model = tiny.model("bert")
+    before = checksum(model.state_dict().items())
+    with pytest.raises(UserError, match=f"rank {rank} is above the smaller dimension.*1..32"):
+        apply(model, LoraConfig(rank=rank), seed=0)
+    assert checksum(model.state_dict().items()) == before
+    assert list(model.state_dict()) == list(tiny.model("bert").state_dict())
+
+
+def test_shortnames_cover_every_architecture():
+    seen = 0
+    for architecture in tiny.ARCHITECTURES:
+        for target in TARGETS:
+            assert len(find_target(tiny.model(architecture), target)) == 2
+            seen += 1
+    assert seen == 20

@@ -1,0 +1,195 @@
+"""Metrics against scikit-learn and scipy; how they are loaded: offline, side by side, never from a stale copy."""
+
+import itertools
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import sklearn.metrics
+
+from lora import metrics
+from lora.errors import UserError
+
+BINARY = ("accuracy", "f1", "matthews")
+SCORES = ("pearson", "spearman")
+ROOT = Path(__file__).parents[1]
+
+
+def reference(name: str, predictions: np.ndarray, references: np.ndarray) -> float | None:
+    """The other libraries' value, with None where they say that it is undefined."""
+    if name in SCORES:
+        if len(references) < 2:  # scipy raises
+            return None
+        correlate = {"pearson": scipy.stats.pearsonr, "spearman": scipy.stats.spearmanr}[name]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", scipy.stats.ConstantInputWarning)
+            value = float(correlate(predictions, references).statistic)
+        return None if np.isnan(value) else value
+    if name == "f1":
+        value = float(sklearn.metrics.f1_score(references, predictions, zero_division=np.nan))
+        return None if np.isnan(value) else value
+    function = {"accuracy": sklearn.metrics.accuracy_score, "matthews": sklearn.metrics.matthews_corrcoef}[name]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "A single label was found", UserWarning)
+        return float(function(references, predictions))
+
+
+def assert_equal(names: tuple[str, ...], predictions: np.ndarray, references: np.ndarray) -> None:
+    found = metrics.compute(names, predictions, references)
+    expected = {name: reference(name, predictions, references) for name in names}
+    assert list(found) == list(names)
+    for name in names:
+        assert found[name] is None or type(found[name]) is float
+        assert found[name] == pytest.approx(expected[name], abs=1e-12), (name, predictions, references)
+
+
+def test_every_pair_of_up_to_four_binary_rows() -> None:
+    seen = 0
+    for rows in (1, 2, 3, 4):
+        sides = [np.array(side) for side in itertools.product((0, 1), repeat=rows)]
+        for predictions, references in itertools.product(sides, sides):
+            assert_equal(BINARY, predictions, references)
+            seen += 1
+    assert seen == 4 + 16 + 64 + 256
+
+
+@pytest.mark.parametrize("rows", [2, 3, 10, 1043, 40_430])
+def test_random_classes(rows: int) -> None:
+    random = np.random.default_rng(rows)
+    for share in (0.05, 0.5):
+        predictions, references = (random.random((2, rows)) < share).astype(np.int16)
+        assert_equal(BINARY, predictions, references)
+
+
+def test_accuracy_of_three_classes() -> None:
+    predictions, references = np.random.default_rng(0).integers(0, 3, (2, 9815))
+    assert_equal(("accuracy",), predictions, references)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 10, 1500])
+@pytest.mark.parametrize("values", [2, 6, None], ids=["two values", "six values", "no ties"])
+def test_random_scores(rows: int, values: int | None) -> None:
+    random = np.random.default_rng(rows)
+    for _ in range(5):
+        references = random.integers(0, values, rows) / 4 if values else random.normal(size=rows)
+        predictions = (references + random.normal(size=rows)).astype(np.float32)
+        assert_equal(SCORES, predictions, references)
+        assert_equal(SCORES, np.round(predictions), references)
+
+
+def test_scores_that_are_a_line_are_one_exactly_at_any_scale() -> None:
+    line = np.random.default_rng(0).random(1500)
+    for scale in (1e-200, 1.0, 1e200, -1e308):
+        found = metrics.compute(SCORES, scale * line, line)
+        sign = np.sign(scale)
+        assert found == {"pearson": pytest.approx(sign, abs=1e-12), "spearman": pytest.approx(sign, abs=1e-12)}
+        assert abs(found["pearson"]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("names", "predictions", "references", "expected"),
+    [
+        (SCORES, [0.1, 0.1, 0.1], [1.0, 2.0, 3.0], {"pearson": None, "spearman": None}),
+        (SCORES, [1.0, 2.0, 3.0], [5.0, 5.0, 5.0], {"pearson": None, "spearman": None}),
+        (SCORES, [1.0], [5.0], {"pearson": None, "spearman": None}),
+        (BINARY, [0, 0], [0, 0], {"accuracy": 1.0, "f1": None, "matthews": 0.0}),
+        (BINARY, [0, 0], [0, 1], {"accuracy": 0.5, "f1": 0.0, "matthews": 0.0}),
+        (BINARY, [1, 1], [1, 1], {"accuracy": 1.0, "f1": 1.0, "matthews": 0.0}),
+    ],
+    ids=["constant predictions", "constant references", "one row", "no positives", "none predicted", "one class"],
+)
+def test_undefined_is_none(names: tuple[str, ...], predictions: list, references: list, expected: dict) -> None:
+    assert metrics.compute(names, np.array(predictions), np.array(references)) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "predictions", "references", "message"),
+    [
+        (("accuracy", "bleu"), [0], [0], "accuracy, f1, matthews, pearson, spearman, got 'bleu'"),
+        ((), [0], [0], "got none"),
+        (("accuracy",), [0, 1], [0], r"equally long and not empty, got \(2,\) and \(1,\)"),
+        (("accuracy",), [], [], "not empty"),
+        (("pearson",), [[0.0, 1.0]], [[0.0, 1.0]], r"got \(1, 2\)"),
+        (("f1",), [0, 2], [0, 1], "predictions must be 0 or 1 for f1 and matthews, got 2"),
+        (("matthews",), [0, 1], [-1, 1], "references must be 0 or 1 for f1 and matthews, got -1"),
+        (("pearson",), [0.0, 1.0], [0.0, np.inf], "references must be finite, got inf"),
+    ],
+)
+def test_bad_input_is_refused(names: tuple[str, ...], predictions: list, references: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        metrics.compute(names, np.array(predictions), np.array(references))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_predictions_that_are_not_finite_are_the_users_to_mend(value: float) -> None:
+    with pytest.raises(UserError, match="1 of 3 predictions are not finite, the first in row 2"):
+        metrics.compute(SCORES, np.array([0.0, 1.0, value]), np.array([0.0, 1.0, 2.0]))
+
+
+def test_the_listed_names_are_those_of_the_module() -> None:
+    metrics.compute(metrics.METRICS, np.array([0, 1]), np.array([0, 1]))
+    with pytest.raises(ValueError, match=f"here are: {', '.join(metrics.METRICS)}"):
+        metrics._load("bleu")
+
+
+LOAD = """
+import sys
+def refuse(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
+        raise AssertionError(f"network: {event} {arguments}")
+sys.addaudithook(refuse)
+from lora import metrics
+assert "evaluate" not in sys.modules, "evaluate must be imported only when a metric is computed"
+before = list(sys.path)
+assert metrics.compute(("accuracy", "f1"), [1, 0, 1], [1, 1, 1]) == {"accuracy": 2 / 3, "f1": 0.8}
+left = [name for name in sys.modules if name.split(".")[0] == "evaluate_modules"]
+assert sys.path == before and not left, left
+"""
+
+
+def test_workers_load_at_once_without_network_or_cache(tmp_path: Path) -> None:
+    (tmp_path / "temporary").mkdir()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
+    environment |= {"HF_HOME": str(tmp_path / "cache"), "TMPDIR": str(tmp_path / "temporary"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", LOAD]
+    workers = [subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE) for _ in range(2)]
+    for worker in workers:
+        _, errors = worker.communicate(timeout=120)
+        assert worker.returncode == 0, errors.decode()
+    assert not list(tmp_path.rglob("*.py")), "the copies of the module must be gone"
+
+
+def test_an_edited_module_is_never_served_from_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The edit follows a hash sign, which the library leaves out of the name of its copy.
+    edited = tmp_path / "glue_metric.py"
+    source = metrics.MODULE.read_text()
+    monkeypatch.setattr(metrics, "MODULE", edited)
+    for mark in ("#1", "#2"):
+        edited.write_text(f"{source}\n\nMARK = '{mark}'\n")
+        metrics._load.cache_clear()
+        loaded = metrics._load("accuracy")
+        assert type(loaded)._compute.__globals__["MARK"] == mark
+    metrics._load.cache_clear()
+
+
+def test_other_modules_of_the_process_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import evaluate
+
+    monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", str(tmp_path / "shared"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    other = tmp_path / "other.py"
+    other.write_text(metrics.MODULE.read_text())
+    evaluate.load(str(other), "accuracy")
+    kept = {name: module for name, module in sys.modules.items() if name.startswith("evaluate_modules")}
+    metrics._load.cache_clear()
+    metrics.compute(("accuracy",), np.array([1]), np.array([1]))
+    assert kept
+    assert {name: sys.modules[name] for name in kept} == kept
+    evaluate.load(str(other), "f1")
+    for name in [name for name in sys.modules if name.startswith("evaluate_modules")]:
+        monkeypatch.delitem(sys.modules, name)

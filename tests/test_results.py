@@ -1,0 +1,142 @@
+"""The record: written whole or not at all, read strictly."""
+
+import dataclasses
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from lora.errors import UserError
+from lora.results import (
+    RunRecord,
+    equal_science,
+    load_frame,
+    load_records,
+    read_record,
+    record_path,
+    write_atomically,
+    write_record,
+)
+
+RUN_ID = "minilm.lora-qv-r8.reviews.s1-0123abcd"
+
+
+def record(run_id=RUN_ID, value=0.8, **changes) -> RunRecord:
+    config = {"model": {"name": "minilm"}, "method": {"name": "lora"}, "task": "reviews", "protocol": "ours"}
+    config |= {"start": "pretrained", "seed": 1, "train": {"epochs": 1}, "runtime": {"threads": 1, "device": "cpu"}}
+    data = {"is_part": False, "rows": {"train": 10, "validation": 5}, "fingerprint": "f" * 64}
+    chosen = {"epoch": 1, "value": value}
+    fields = {
+        "run_id": run_id, "status": "ok", "error": None, "started_at": "2026-01-01T00:00:00+00:00", "seconds": 1.5, "attempts": 1,
+        "config": config, "params": {"trainable_method": 3, "trainable_head": 2, "total": 10},
+        "epochs": [{"epoch": 1, "step": 1, "train_loss": 0.7, "metrics": {"validation": {"accuracy": value}}}],
+        "selected": {"metric": "accuracy", "split": "validation", "best": chosen, "last": chosen},
+        "cost": {"step_ms": 1.0}, "provenance": {"data": data},
+    }
+    return RunRecord(**{**fields, **changes})
+
+
+def test_round_trip(tmp_path):
+    written = record()
+    path = write_record(tmp_path, written)
+    assert path == tmp_path / "runs" / f"{RUN_ID}.json"
+    assert read_record(path) == written
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_nan_never_reaches_a_record(tmp_path):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_record(tmp_path, record(value=float("nan")))
+    assert not record_path(tmp_path, RUN_ID).exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"run_id": "x"', "not a readable record"),
+        (b"\xff\xfe", "not a readable record"),
+        (b"[1, 2]", "must have the keys.*found list"),
+        (b'{"run_id": "x"}', "must have the keys"),
+        (b"", "not a readable record"),
+    ],
+)
+def test_broken_and_foreign_files_are_named_and_left_out(tmp_path, content, message):
+    write_record(tmp_path, record())
+    (tmp_path / "runs" / "broken.json").write_bytes(content)
+    with pytest.raises(UserError, match=f"broken.json.*{message}"):
+        read_record(tmp_path / "runs" / "broken.json")
+    records, problems = load_records(tmp_path)
+    assert [r.run_id for r in records] == [RUN_ID]
+    assert len(problems) == 1 and "broken.json" in problems[0]
+
+
+def test_a_record_under_another_name_is_refused(tmp_path):
+    path = write_record(tmp_path, record())
+    other = path.with_name("minilm.full.reviews.s1-00000000.json")
+    os.rename(path, other)
+    with pytest.raises(UserError, match="named by its run_id"):
+        read_record(other)
+
+
+def test_nan_in_a_foreign_record_is_refused(tmp_path):
+    path = write_record(tmp_path, record())
+    path.write_text(path.read_text().replace("0.8", "NaN"))
+    with pytest.raises(UserError, match="NaN is not a value"):
+        read_record(path)
+
+
+def test_another_schema_is_refused(tmp_path):
+    path = write_record(tmp_path, record())
+    content = json.loads(path.read_text()) | {"schema": 99}
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="schema 99; this version reads 1"):
+        read_record(path)
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_part(tmp_path):
+    """A file-size limit makes the kernel refuse the write midway, as a full disk does."""
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "from pathlib import Path; from lora.results import write_atomically; from lora.errors import UserError\n"
+        "try: write_atomically(Path(sys.argv[1]), b'x' * 100_000)\n"
+        "except UserError as error: print(error)"
+    )
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert "cannot write" in done.stdout and "File too large" in done.stdout
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1000
+
+
+def test_an_unwritable_place_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        write_atomically(tmp_path / "file" / "below", b"x")
+
+
+def test_frame_holds_ok_runs_only(tmp_path):
+    failed = record("minilm.full.reviews.s1-00000000", status="failed", error="x", params=None, selected=None)
+    frame = load_frame([record(), failed])
+    assert list(frame["run_id"]) == [RUN_ID]
+    assert frame["best"].item() == 0.8
+    assert frame["slug"].item() == "lora-qv-r8"
+
+
+def test_an_undefined_metric_is_absent_not_zero():
+    assert load_frame([record(value=None)])["best"].isna().all()
+
+
+def test_equal_means_the_science_not_the_clock():
+    one = record()
+    assert equal_science(one, dataclasses.replace(one, seconds=9.0, started_at="later", cost={"step_ms": 5}))
+    moved = {**one.config, "runtime": {**one.config["runtime"], "device": "cuda"}}
+    assert equal_science(one, dataclasses.replace(one, config=moved))
+    threads = {**one.config, "runtime": {**one.config["runtime"], "threads": 2}}
+    assert not equal_science(one, dataclasses.replace(one, config=threads))
+    assert not equal_science(one, dataclasses.replace(one, epochs=[]))

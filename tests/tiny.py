@@ -1,0 +1,90 @@
+"""Two-layer encoders of five architectures, with tokenizers, made on the spot."""
+
+from pathlib import Path
+
+import sentencepiece
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+ARCHITECTURES = ("bert", "roberta", "deberta-v2", "electra", "distilbert")
+WORDS = "a the film is was good bad dull bright very not and story actor plot music scene ends starts well badly".split()
+COMMON = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 64}
+
+
+def config(architecture: str, **extra) -> transformers.PretrainedConfig:
+    vocabulary = {"vocab_size": 64 if architecture == "deberta-v2" else len(WORDS) + 5}
+    if architecture == "distilbert":
+        sizes = {"n_layers": 2, "dim": 32, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 64, "pad_token_id": 0}
+        return transformers.DistilBertConfig(**vocabulary, **sizes, **extra)
+    if architecture == "deberta-v2":
+        relative = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True, "position_buckets": 8}
+        relative |= {"max_relative_positions": -1, "norm_rel_ebd": "layer_norm", "position_biased_input": False}
+        return transformers.DebertaV2Config(**vocabulary, **COMMON, **relative, type_vocab_size=0, pad_token_id=0, **extra)
+    kinds = {"bert": transformers.BertConfig, "roberta": transformers.RobertaConfig, "electra": transformers.ElectraConfig}
+    special = {"embedding_size": 16} if architecture == "electra" else {}
+    special |= {"pad_token_id": 1, "type_vocab_size": 1} if architecture == "roberta" else {"pad_token_id": 0}
+    return kinds[architecture](**vocabulary, **COMMON, **special, **extra)
+
+
+def model(architecture: str, outputs: int = 2, seed: int = 0, **extra) -> torch.nn.Module:
+    """In float32, eager attention, weights scaled up so that two layers already mix their inputs."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        settings = config(architecture, num_labels=outputs, **extra)
+        settings._attn_implementation = "eager"
+        built = transformers.AutoModelForSequenceClassification.from_config(settings)
+        for name, parameter in built.named_parameters():
+            if parameter.dim() == 2:
+                torch.nn.init.normal_(parameter, std=0.15)
+            elif name.endswith("bias"):
+                torch.nn.init.normal_(parameter, std=0.05)
+    return built.eval()
+
+
+def inputs(architecture: str, rows: int = 5, length: int = 9, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random tokens; the last rows are padded."""
+    source = torch.Generator().manual_seed(seed)
+    settings = config(architecture)
+    ids = torch.randint(5, settings.vocab_size, (rows, length), generator=source)
+    mask = torch.ones_like(ids)
+    mask[-2:, length - 3 :] = 0
+    ids[mask == 0] = settings.pad_token_id
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def folder(path: Path, architecture: str, seed: int = 0, **extra) -> Path:
+    """A pretrained-model folder as a user would have it: config.json, model.safetensors, tokenizer files."""
+    model(architecture, seed=seed, **extra).base_model.save_pretrained(path)
+    tokenizer(path, architecture).save_pretrained(path)
+    return path
+
+
+def tokenizer(path: Path, architecture: str) -> transformers.PreTrainedTokenizerBase:
+    if architecture == "deberta-v2":
+        path.mkdir(parents=True, exist_ok=True)
+        lines = [" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))]
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines), model_prefix=str(path / "spm"), vocab_size=60, hard_vocab_limit=False,
+            pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece="[PAD]", bos_piece="[CLS]", eos_piece="[SEP]", unk_piece="[UNK]",
+            minloglevel=2,
+        )
+        return transformers.DebertaV2Tokenizer.from_pretrained(path, vocab_file=str(path / "spm.model"))
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"] if architecture == "roberta" else ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {word: i for i, word in enumerate([*special, *WORDS])}
+    unknown, begin, end, pad = ("<unk>", "<s>", "</s>", "<pad>") if architecture == "roberta" else ("[UNK]", "[CLS]", "[SEP]", "[PAD]")
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A {end}", pair=f"{begin} $A {end} $B:1 {end}:1",
+        special_tokens=[(begin, vocabulary[begin]), (end, vocabulary[end])],
+    )
+    names = {"unk_token": unknown, "pad_token": pad, "cls_token": begin, "sep_token": end}
+    inputs_of = ["input_ids", "attention_mask"] + (["token_type_ids"] if architecture in ("bert", "electra") else [])
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, model_input_names=inputs_of, **names)
+
+
+def sentences(count: int, seed: int = 0) -> list[str]:
+    source = torch.Generator().manual_seed(seed)
+    picks = torch.randint(0, len(WORDS), (count, 6), generator=source)
+    return [" ".join(WORDS[i] for i in row) for row in picks.tolist()]
