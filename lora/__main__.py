@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lora.compose import CONF, register_resolvers, settle
+from lora.compose import CONF, explain, register_resolvers, settle
 from lora.config import RunConfig
 from lora.errors import UserError
 from lora.launch import UnfinishedError
@@ -39,7 +39,9 @@ def run_cell(config: RunConfig) -> RunRecord:
         try:
             record, predictions = run(config, note)
         except Exception as error:
-            failed = RunRecord(config.run_id, "failed", f"{type(error).__name__}: {error}", started_at, 0.0, 1, config.as_dict())
+            failed = RunRecord(
+                config.run_id, "failed", f"{type(error).__name__}: {error}", started_at, 0.0, 1, config.as_dict()
+            )
             write_record(runtime.results, failed)
             raise
     write_atomically(Path(runtime.results) / "predictions" / f"{config.run_id}.safetensors", predictions)
@@ -59,8 +61,14 @@ def compose_and_run(config: DictConfig) -> None:
             traceback.print_exc()
         return
     if single:
-        outcome = record.error if record.status == "failed" else f"{record.selected['metric']} best {shown(record.selected['best']['value'])}, last {shown(record.selected['last']['value'])}"
-        print(f"{record.run_id}: {record.status}, {outcome}")
+        print(f"{record.run_id}: {record.status}, {outcome(record)}")
+
+
+def outcome(record: RunRecord) -> str:
+    if record.status == "failed":
+        return f"{record.error} (runtime.retry_failed=true trains it again)"
+    best, last = (shown(record.selected[rule]["value"]) for rule in ("best", "last"))
+    return f"{record.selected['metric']} best {best}, last {last}"
 
 
 def main() -> None:
@@ -70,7 +78,7 @@ def main() -> None:
     try:
         compose_and_run()
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error if isinstance(error, UserError) else explain(error)}", file=sys.stderr)
         sys.exit(2)
     except UnfinishedError as error:
         print(f"unfinished:\n{error}", file=sys.stderr)

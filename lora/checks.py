@@ -48,7 +48,9 @@ def build(cls: type[T], mapping: Mapping[str, Any]) -> T:
 def _build(cls: type, mapping: Mapping[str, Any], prefix: str) -> tuple[Any, list[str]]:
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    problems = [f"{prefix}{key} is not a setting; here are: {', '.join(fields)}" for key in mapping if key not in fields]
+    problems = [
+        f"{prefix}{key} is not a setting; here are: {', '.join(fields)}" for key in mapping if key not in fields
+    ]
     values = {}
     for name, field in fields.items():
         if name not in mapping:

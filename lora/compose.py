@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return compose("config", overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_explain(error)) from error
+        raise UserError(explain(error)) from error
 
 
 def settle(config: DictConfig) -> RunConfig:
@@ -51,12 +52,7 @@ def settle(config: DictConfig) -> RunConfig:
         mapping = {key: _plain(config[key]) for key in SECTIONS}
         mapping["protocol"] = config.protocol.name
     except InterpolationKeyError as error:
-        choices = _choices(config)
-        rows = sorted(key for key, value in config.hparams.items() if isinstance(value, DictConfig))
-        raise UserError(
-            f"conf/hparams/{choices} has no value for this run ({_first_line(error)}); task is {config.task!r}, and its "
-            f"rows are: {', '.join(rows)}"
-        ) from error
+        raise UserError(_no_row(config, error)) from error
     return run_config(mapping)
 
 
@@ -74,15 +70,25 @@ def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def _choices(config: DictConfig) -> str:
-    return f"{config.protocol.name}/{config.model.name}_{config.method.name}"
+def _no_row(config: DictConfig, error: InterpolationKeyError) -> str:
+    chosen = f"protocol={config.protocol.name}, model={config.model.name}, method={config.method.name}"
+    rows = [str(key) for key, value in config.hparams.items() if isinstance(value, DictConfig)]
+    if config.task not in rows:
+        return f"task must be one that has a row with {chosen} ({', '.join(rows)}), got {config.task!r}"
+    return f"the row of task={config.task} with {chosen} lacks a value: {str(error).splitlines()[0]}"
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0]
-
-
-def _explain(error: Exception) -> str:
-    """Hydra's message without its internals: what was not found, then the options that exist."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines)
+def explain(error: Exception) -> str:
+    """Hydra's message as the setting, its rule and the value found; where it is of another kind, on one line."""
+    missing = re.search(r"Could not find '(\w+(?:/\w+)*)/([^'/]+)'", str(error))
+    if missing is None or missing[1].startswith("hydra/"):
+        return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    group, option = missing.groups()
+    if group.startswith("hparams/"):
+        having = sorted(path.parent.name for path in (CONF / "hparams").glob(f"*/{option}.yaml"))
+        protocol = group.removeprefix("hparams/")
+        return (
+            f"protocol must be one that has rows for {option}, the model and the method ({', '.join(having) or 'none has'}), "
+            f"got {protocol!r}; that one has rows for {', '.join(describe_group(group))}"
+        )
+    return f"{group} must be one of {', '.join(describe_group(group))}, got {option!r}"

@@ -25,7 +25,7 @@ class ModelConfig:
         name: Its name in run ids and tables.
         source: `embedded` (installed by `make setup`), `local` (the folder `path`) or `hub` (the id `hub_id`).
         revision: Commit, tag or branch on the hub.
-        pickle: `never`, or `weights_only` for a hub id that has no safetensors: torch's weights-only loader, no code run.
+        pickle: `never`, or `weights_only` for a hub id without safetensors: torch's weights-only loader runs no code.
         unused_weights: Regular expressions of checkpoint tensors that belong to the pretraining head.
         attention: The attention's implementation in transformers.
         gradient_checkpointing: Recompute each layer in the backward pass; changes memory and time only.
@@ -57,7 +57,7 @@ class DataConfig:
     """Where the rows come from and how they become batches.
 
     Args:
-        source: `embedded` texts, `tsv` (official layout under `path`), `parquet` (the hub's layout under `path`), `hub`.
+        source: `embedded`, `tsv` (the official layout under `path`), `parquet` (the hub's layout under `path`), `hub`.
         train_rows: Use a fixed subset of the train split of this size; None uses all of it.
         max_length: Tokens; longer inputs are cut.
         batching: `random`, or `similar_length` (same rows per epoch, batches of similar length; less padding).
@@ -99,7 +99,7 @@ class TrainConfig:
     warmup_frac: float
     warmup_steps: int | None
     weight_decay: float
-    clip_norm: float
+    clip_norm: float | None
     adam_beta1: float
     adam_beta2: float
     adam_eps: float
@@ -111,9 +111,11 @@ class TrainConfig:
 
     def __post_init__(self):
         problems = Problems()
-        for key in ("lr", "clip_norm", "adam_eps"):
+        for key in ("lr", "adam_eps"):
             value = getattr(self, key)
             problems.check(value > 0 and math.isfinite(value), key, "> 0 and finite", value)
+        clip = self.clip_norm
+        problems.check(clip is None or (clip > 0 and math.isfinite(clip)), "clip_norm", "null or > 0 and finite", clip)
         for key in ("batch", "accumulation", "epochs", "eval_batch"):
             problems.check(getattr(self, key) >= 1, key, ">= 1", getattr(self, key))
         problems.check(
@@ -123,7 +125,9 @@ class TrainConfig:
             self.batch,
         )
         problems.check(0 <= self.warmup_frac < 1, "warmup_frac", "in [0, 1)", self.warmup_frac)
-        problems.check(self.warmup_steps is None or self.warmup_steps >= 0, "warmup_steps", "null or >= 0", self.warmup_steps)
+        problems.check(
+            self.warmup_steps is None or self.warmup_steps >= 0, "warmup_steps", "null or >= 0", self.warmup_steps
+        )
         problems.check(self.weight_decay >= 0, "weight_decay", ">= 0", self.weight_decay)
         for key in ("adam_beta1", "adam_beta2"):
             problems.check(0 <= getattr(self, key) < 1, key, "in [0, 1)", getattr(self, key))
@@ -163,7 +167,7 @@ class RunConfig:
 
     Args:
         protocol: Which named set of hyperparameters the values came from.
-        start: `pretrained`, or `mnli`: the method's trained modules of an MNLI run, with a new head (paper, section 5.2).
+        start: `pretrained`, or `mnli`: an MNLI run's trained modules with a new head (paper, section 5.2).
         start_seed: Seed of that MNLI run; None means the run's own seed.
         seed: Of the head, the method's init, the data order and dropout, each in a generator of its own.
     """
@@ -192,9 +196,14 @@ class RunConfig:
                 self.data.source,
             )
         if self.start == "mnli":
-            problems.check(self.task in MNLI_CHILDREN, "start", f"pretrained unless task is {', '.join(MNLI_CHILDREN)}", self.start)
             problems.check(
-                not isinstance(self.method, FullConfig), "start", "pretrained for full (mnli starts take a trained module)", self.start
+                self.task in MNLI_CHILDREN, "start", f"pretrained unless task is {', '.join(MNLI_CHILDREN)}", self.start
+            )
+            problems.check(
+                not isinstance(self.method, FullConfig),
+                "start",
+                "pretrained for full (mnli starts take a trained module)",
+                self.start,
             )
         else:
             problems.check(self.start_seed is None, "start_seed", "null unless start=mnli", self.start_seed)

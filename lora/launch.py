@@ -27,8 +27,8 @@ class UnfinishedError(Exception):
 def launch_cells(launcher: Launcher, config: DictConfig, arguments: Sequence[str]) -> State:
     """Run what is missing of the cells that the arguments ask for.
 
-    With `experiment=`, or without any list of values (`seed=1,2`), the cells are those of the experiments; otherwise the
-    arguments themselves are the grid.
+    With `experiment=`, or without any list of values (`seed=1,2`), the cells are those of the experiments; otherwise
+    the arguments themselves are the grid.
 
     Raises: UserError: Before anything runs, if any cell is invalid or its rows or weights are not to be had.
         UnfinishedError: At the end, if cells failed or are missing.
@@ -43,6 +43,7 @@ def launch_cells(launcher: Launcher, config: DictConfig, arguments: Sequence[str
     workers = int(config.launcher.workers)
     reference = reference_records()
     expected = {cell.run_id: estimate_seconds(cell, [*reference, *now.ok.values()]) for cell in todo}
+    todo.sort(key=lambda cell: -(expected[cell.run_id] or cell.examples))  # longest first, so that none is left to run alone
     print(announcement(config.profile.name, cells, now, todo, expected, workers), flush=True)
     check_inputs(todo, now)
     attempts = {cell.run_id: 0 for cell in todo}
@@ -52,7 +53,9 @@ def launch_cells(launcher: Launcher, config: DictConfig, arguments: Sequence[str
             try:
                 launcher.launch(jobs, initial_job_idx=0)
             except Exception as error:  # the launcher's own: a worker was killed, a queue refused
-                print(f"the launcher stopped early: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
+                print(
+                    f"the launcher stopped early: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr
+                )
         for cell in todo:
             attempts[cell.run_id] += 1
         now = state(cells, results)
@@ -90,7 +93,12 @@ def reference_records() -> list[RunRecord]:
 
 
 def announcement(
-    profile: str, cells: Sequence[Cell], now: State, todo: Sequence[Cell], expected: dict[str, float | None], workers: int
+    profile: str,
+    cells: Sequence[Cell],
+    now: State,
+    todo: Sequence[Cell],
+    expected: dict[str, float | None],
+    workers: int,
 ) -> str:
     """What will run and how long it will take, said before it starts."""
     if not todo:
@@ -98,12 +106,14 @@ def announcement(
     known = [value for value in expected.values() if value is not None]
     seconds = sum(known) / len(known) * len(todo) / min(workers, len(todo)) if known else None
     tasks, slugs = dict.fromkeys(c.task for c in todo), dict.fromkeys(c.slug for c in todo)
+    basis = (
+        "records of the same encoder (another machine may differ)" if seconds else "nothing: no record of this encoder"
+    )
     return (
         f"profile {profile}: {len(todo)} of {len(cells)} cells to run ({len(now.ok)} done, {len(now.failed)} failed), "
         f"{workers} at a time\n"
         f"  tasks:   {', '.join(tasks)}\n  methods: {', '.join(slugs)}\n"
-        f"  time:    {'about ' + duration(seconds) if seconds else 'unknown'}, judging by "
-        f"{'records of the same encoder (another machine may differ)' if seconds else 'nothing: no record of this encoder'}"
+        f"  time:    {'about ' + duration(seconds) if seconds else 'unknown'}, judging by {basis}"
     )
 
 
@@ -137,6 +147,6 @@ def check_inputs(todo: Sequence[Cell], now: State) -> None:
         ):
             if found is not None and found != recorded:
                 raise UserError(
-                    f"the {what} are not those that {record.run_id} was trained on ({found[:20]} here, {recorded[:20]} in "
-                    f"the record): a sweep has one data set; give it a folder of its own with runtime.results=FOLDER"
+                    f"the {what} are not those that {record.run_id} was trained on ({found[:20]} here, {recorded[:20]} "
+                    f"in the record): a sweep has one data set; give it a folder of its own with runtime.results=FOLDER"
                 )

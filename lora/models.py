@@ -4,9 +4,11 @@ import re
 from dataclasses import dataclass
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.utils import logging
 
 from lora.config import ModelConfig
 from lora.errors import UserError
@@ -42,8 +44,12 @@ def load_encoder(
     Raises: UserError: If weights or tokenizer are absent, or a body tensor is missing, unknown or of another shape.
     """
     where, source = locate(config)
+    logging.set_verbosity_error()  # its load report is checked below, not printed for every cell
+    logging.disable_progress_bar()
     settings = read_config(where, source, len(task.labels) or 1, dropout, head_dropout)
-    settings._attn_implementation = config.attention if config.attention == "eager" or supports_sdpa(settings) else "eager"
+    settings._attn_implementation = (
+        config.attention if config.attention == "eager" or supports_sdpa(settings) else "eager"
+    )
     try:
         model, report = AutoModelForSequenceClassification.from_pretrained(
             where,
@@ -56,7 +62,7 @@ def load_encoder(
             output_loading_info=True,
             **source,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"cannot load weights of {config.name} from {where}: {first_line(error)}") from error
     check_loaded(model, report, config)
     init_head(model, seed, missing=set(report["missing_keys"]))
@@ -75,7 +81,9 @@ def read_config(
         raise UserError(f"cannot read the model's config from {where}: {first_line(error)}") from error
     for keys, value in ((BODY_DROPOUT, dropout), (HEAD_DROPOUT, head_dropout)):
         for key in keys:
-            if value is not None and hasattr(settings, key):
+            # DeBERTa-v2 reads a cls_dropout that its config class does not declare.
+            known = hasattr(settings, key) or (key == "cls_dropout" and settings.model_type == "deberta-v2")
+            if value is not None and known:
                 setattr(settings, key, value)
     return settings
 
@@ -92,8 +100,9 @@ def check_loaded(model: nn.Module, report: dict, config: ModelConfig) -> None:
     unknown = sorted(n for n in report["unexpected_keys"] if not unused.search(n) and not n.endswith("position_ids"))
     if lacking or unknown:
         raise UserError(
-            f"weights of {config.name} do not fit {type(model).__name__}: missing or of another shape: {listed(lacking)}; "
-            f"not expected: {listed(unknown)} (tensors of a pretraining head are named in model.unused_weights)"
+            f"weights of {config.name} do not fit {type(model).__name__}: missing or of another shape: "
+            f"{listed(lacking)}; not expected: {listed(unknown)} (tensors of a pretraining head are named in "
+            f"model.unused_weights)"
         )
 
 

@@ -28,7 +28,12 @@ class Note:
         now = time.monotonic()
         if now - self.written >= NOTE_SECONDS:
             self.written = now
-            content = {"step": progress.step, "steps": progress.steps, "epoch": progress.epoch, "metric": progress.metric}
+            content = {
+                "step": progress.step,
+                "steps": progress.steps,
+                "epoch": progress.epoch,
+                "metric": progress.metric,
+            }
             write_atomically(self.path, json.dumps({**content, "time": time.time()}).encode())
 
     def __enter__(self) -> "Note":
@@ -46,7 +51,15 @@ class Watch:
         workers: How many cells run at once.
     """
 
-    def __init__(self, cells: Sequence[Cell], done: int, expected: dict[str, float | None], workers: int, results: str, outputs: str):
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        done: int,
+        expected: dict[str, float | None],
+        workers: int,
+        results: str,
+        outputs: str,
+    ):
         self.waiting = {cell.run_id for cell in cells}
         self.total, self.done = len(cells) + done, done
         self.expected, self.workers = expected, max(1, workers)
@@ -54,7 +67,9 @@ class Watch:
         self.started, self.spent, self.foreseen = time.monotonic(), 0.0, 0.0
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._loop, daemon=True)
-        self.bar = tqdm(total=self.total, initial=done, unit="cell", dynamic_ncols=True) if sys.stderr.isatty() else None
+        self.bar = (
+            tqdm(total=self.total, initial=done, unit="cell", dynamic_ncols=True) if sys.stderr.isatty() else None
+        )
 
     def __enter__(self) -> "Watch":
         self.thread.start()
@@ -91,7 +106,9 @@ class Watch:
             outcome = f"failed: {record.error}"
         if self.bar is not None:
             self.bar.update(1)
-        self._say(f"[{self.done:>3}/{self.total}] {record.run_id}  {outcome}  {record.seconds:.0f} s  left {self.left()}")
+        self._say(
+            f"[{self.done:>3}/{self.total}] {record.run_id}  {outcome}  {record.seconds:.0f} s  left {self.left()}"
+        )
 
     def _say(self, line: str) -> None:
         tqdm.write(line, file=sys.stderr) if self.bar is not None else print(line, file=sys.stderr, flush=True)

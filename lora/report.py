@@ -77,14 +77,16 @@ def in_table_order(cells: list[Cell]) -> list[Planned]:
 
 def caption(summary: pd.DataFrame, cells: list[Cell]) -> str:
     protocols = sorted({cell.protocol for cell in cells})
-    parts = sorted({f"{TASKS[t].title}: {rows:.0f} train rows" for t, rows, part in
-                    summary[["task", "train_rows", "is_part"]].dropna().itertuples(index=False) if part})
+    parts = sorted(
+        {
+            f"{TASKS[t].title}: {rows:.0f} train rows"
+            for t, rows, part in summary[["task", "train_rows", "is_part"]].dropna().itertuples(index=False)
+            if part
+        }
+    )
     text = (
-        f"Median over seeds of each run's best epoch on the dev set, ± the standard deviation over seeds; protocol "
-        f"{', '.join(protocols)}; Trainable leaves the head out. Embedded tasks use a part of their rows by design."
-        if all(TASKS[t].family == "embedded" for t in summary["task"])
-        else f"Median over seeds of each run's best epoch on the dev set, ± the standard deviation over seeds; protocol "
-        f"{', '.join(protocols)}; Trainable leaves the head out."
+        f"Median over seeds of each run's best epoch on the dev set, ± the standard deviation over seeds; "
+        f"protocol {', '.join(protocols)}; Trainable leaves the head out."
     )
     return text + (f"\nA part of the train split: {'; '.join(parts)}." if parts else "")
 
@@ -116,7 +118,7 @@ def update_readme(name: str, text: str) -> None:
 
 
 def main() -> None:
-    """Exit codes: 0 complete; 1 a cell is missing or failed, or a file in runs/ is no record; 2 a mistake in the call."""
+    """Exit codes: 0 complete; 1 a cell is missing or failed, or runs/ holds a file that is no record; 2 a bad call."""
     parser = argparse.ArgumentParser(prog="python -m lora.report", description=__doc__)
     parser.add_argument("profile", help="a profile, or reference/<profile>: the folder below results/")
     parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was launched with")
@@ -130,7 +132,10 @@ def main() -> None:
     print(text)
     incomplete = len(now.failed) + len(now.missing) + len(now.problems)
     if incomplete:
-        print(f"incomplete: {len(now.failed)} failed, {len(now.missing)} missing, {len(now.problems)} files left out", file=sys.stderr)
+        print(
+            f"incomplete: {len(now.failed)} failed, {len(now.missing)} missing, {len(now.problems)} files left out",
+            file=sys.stderr,
+        )
         sys.exit(1)
 
 

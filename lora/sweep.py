@@ -117,12 +117,17 @@ def grid(profile: str, experiment: str) -> list[dict[str, list[str]]]:
     Raises: UserError: If the experiment does not exist or has no grid for the profile.
     """
     if experiment not in describe_group("experiment"):
-        raise UserError(f"experiment {experiment!r} does not exist; here are: {', '.join(describe_group('experiment'))}")
+        raise UserError(
+            f"experiment {experiment!r} does not exist; here are: {', '.join(describe_group('experiment'))}"
+        )
     blocks = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml"))["grid"]
     if profile not in blocks:
         raise UserError(f"experiment {experiment} has no grid for profile {profile!r}; it has: {', '.join(blocks)}")
     return [
-        {key: [_override_value(v) for v in (values if isinstance(values, list) else [values])] for key, values in block.items()}
+        {
+            key: [_override_value(v) for v in (values if isinstance(values, list) else [values])]
+            for key, values in block.items()
+        }
         for block in blocks[profile]
     ]
 
@@ -147,7 +152,9 @@ def split_override(override: str) -> tuple[str, list[str]]:
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException as error:
-        raise UserError(f"{override!r} is not an override of the form key=value: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"{override!r} is not an override of the form key=value: {str(error).splitlines()[0]}"
+        ) from error
     key = override.split("=", 1)[0]
     if parsed.is_sweep_override():
         return key, list(parsed.sweep_string_iterator())

@@ -18,8 +18,8 @@ METHOD_TITLES = {
     "lora": "LoRA",
 }
 NOT_GLUE = (
-    "**Not GLUE.** The tasks and the encoder are the small embedded ones: these numbers show the method at work and are "
-    "not comparable with the paper's."
+    "**Not GLUE.** The tasks and the encoder are the small embedded ones: these numbers show the methods at work "
+    "and are not comparable with the paper's."
 )
 
 
@@ -44,7 +44,11 @@ def summarise(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
     rows = []
     expected = pd.DataFrame([vars(cell) for cell in planned])
     for (model, slug, method, task), group in expected.groupby(["model", "slug", "method", "task"], sort=False):
-        runs = frame[(frame["model"] == model) & (frame["slug"] == slug) & (frame["task"] == task)] if len(frame) else frame
+        runs = (
+            frame[(frame["model"] == model) & (frame["slug"] == slug) & (frame["task"] == task)]
+            if len(frame)
+            else frame
+        )
         runs = runs[runs["seed"].isin(group["seed"])] if len(runs) else runs
         best = 100 * runs["best"].dropna() if len(runs) else pd.Series(dtype=float)
         last = 100 * runs["last"].dropna() if len(runs) else best
@@ -101,7 +105,10 @@ def table2(summary: pd.DataFrame) -> pd.DataFrame:
         by_task = group.set_index("task")
         trainable = group["trainable_method"].dropna()
         line = {"Model": model} if several else {}
-        line |= {"Method": method_label(slug, method), "Trainable": human_count(trainable.iloc[0]) if len(trainable) else "-"}
+        line |= {
+            "Method": method_label(slug, method),
+            "Trainable": human_count(trainable.iloc[0]) if len(trainable) else "-",
+        }
         for task in tasks:
             line[task_label(TASKS[task])] = cell_text(by_task.loc[task]) if task in by_task.index else "-"
         medians = by_task["median"].reindex(tasks)
@@ -125,7 +132,9 @@ def published(paper: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
             title = TASKS[task].title
             if title in values.index:
                 value = values.loc[title]
-                line[task_label(TASKS[task])] = f"{value['value']}" + ("" if pd.isna(value["std"]) else f" ±{value['std']}")
+                line[task_label(TASKS[task])] = f"{value['value']}" + (
+                    "" if pd.isna(value["std"]) else f" ±{value['std']}"
+                )
             else:
                 line[task_label(TASKS[task])] = "-"
         lines.append(line)

@@ -1,5 +1,6 @@
 """One run, from its configuration to its record."""
 
+import hashlib
 import math
 import platform
 import resource
@@ -51,9 +52,7 @@ class NonFiniteLossError(UserError):
     """Training diverged; the run is recorded as failed."""
 
 
-def run(
-    config: RunConfig, report: Callable[[Progress], None] = lambda progress: None
-) -> tuple[RunRecord, bytes]:
+def run(config: RunConfig, report: Callable[[Progress], None] = lambda progress: None) -> tuple[RunRecord, bytes]:
     """Train and evaluate one cell.
 
     Args:
@@ -71,7 +70,8 @@ def run(
     model, tokenizer = encoder.model, encoder.tokenizer
     if config.data.max_length > max_positions(model.config):
         raise UserError(
-            f"data.max_length is {config.data.max_length}, but {config.model.name} reads at most {max_positions(model.config)} tokens"
+            f"data.max_length is {config.data.max_length}, but {config.model.name} reads at most "
+            f"{max_positions(model.config)} tokens"
         )
     METHODS[config.method.name].apply(model, config.method, config.seed)
     params = count_parameters(model)
@@ -84,7 +84,9 @@ def run(
     optimizer = make_optimizer(model, train)
     schedule = get_linear_schedule_with_warmup(optimizer, warmup_steps(train, steps), steps)
     model, optimizer = accelerator.prepare(model, optimizer)
-    torch.manual_seed(seed_for(config.seed, "dropout", accelerator.process_index))  # last, so that nothing above shifts it
+    torch.manual_seed(
+        seed_for(config.seed, "dropout", accelerator.process_index)
+    )  # last, so that nothing above shifts it
 
     # The loop.
     epochs: list[dict[str, Any]] = []
@@ -102,7 +104,8 @@ def run(
                 part_loss = summed_loss(model, batch, task) * part.weight / len(rows)
                 accelerator.backward(part_loss * accelerator.num_processes)  # DDP takes the mean over processes
                 loss += part_loss.detach()
-            accelerator.clip_grad_norm_([p for _, p in trainable(model)], train.clip_norm)
+            if train.clip_norm is not None:
+                accelerator.clip_grad_norm_([p for _, p in trainable(model)], train.clip_norm)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
@@ -113,16 +116,21 @@ def run(
             step_seconds.append(time.monotonic() - clock)
             report(Progress(step, steps, epoch, metric))
         check_finite(losses, step)
-        predictions[epoch] = {name: predict(model, splits[name], task, tokenizer, config, accelerator) for name in task.validation_splits}
+        predictions[epoch] = {
+            name: predict(model, splits[name], task, tokenizer, config, accelerator) for name in task.validation_splits
+        }
         values = evaluate(predictions[epoch], splits, task)
         metric = values[selecting_split(task, train.selection)][task.metric]
-        epochs.append({"epoch": epoch, "step": step, "train_loss": torch.stack(losses).mean().item(), "metrics": values})
+        epochs.append(
+            {"epoch": epoch, "step": step, "train_loss": torch.stack(losses).mean().item(), "metrics": values}
+        )
         kept = {select(epochs, task, train.selection)["best"]["epoch"], epoch}
         predictions = {number: value for number, value in predictions.items() if number in kept}
 
     # The record.
     selected = select(epochs, task, train.selection)
     seconds = time.monotonic() - started
+    packed = pack_predictions(predictions, selected)
     record = RunRecord(
         run_id=config.run_id,
         status="ok",
@@ -153,8 +161,9 @@ def run(
             "revision": encoder.revision,
             "data": describe(data),
         },
+        predictions=hashlib.sha256(packed).hexdigest(),
     )
-    return record, pack_predictions(predictions, selected)
+    return record, packed
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
@@ -174,12 +183,17 @@ def make_accelerator(config: RunConfig) -> Accelerator:
 
 def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
     """AdamW with decoupled decay on all that trains but biases and LayerNorms (the released Trainer's rule)."""
-    decay = {name: not name.endswith("bias") and "LayerNorm" not in name and "layer_norm" not in name for name, _ in trainable(model)}
+    decay = {
+        name: not name.endswith("bias") and "LayerNorm" not in name and "layer_norm" not in name
+        for name, _ in trainable(model)
+    }
     groups = [
         {"params": [p for name, p in trainable(model) if decay[name]], "weight_decay": train.weight_decay},
         {"params": [p for name, p in trainable(model) if not decay[name]], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=train.lr, betas=(train.adam_beta1, train.adam_beta2), eps=train.adam_eps, fused=True)
+    return torch.optim.AdamW(
+        groups, lr=train.lr, betas=(train.adam_beta1, train.adam_beta2), eps=train.adam_eps, fused=True
+    )
 
 
 def warmup_steps(train: TrainConfig, steps: int) -> int:
@@ -222,7 +236,9 @@ def check_finite(losses: list[Tensor], step: int) -> None:
     finite = torch.isfinite(torch.stack(losses))
     if not bool(finite.all()):
         first = step - len(losses) + 1 + int((~finite).nonzero()[0])
-        raise NonFiniteLossError(f"the loss is not finite at step {first}; a lower train.lr would be the first thing to try")
+        raise NonFiniteLossError(
+            f"the loss is not finite at step {first}; a lower train.lr would be the first thing to try"
+        )
 
 
 @torch.inference_mode()
@@ -245,7 +261,9 @@ def predict(
     return predictions
 
 
-def evaluate(predictions: dict[str, np.ndarray], splits: dict[str, Encoded], task: Task) -> dict[str, dict[str, float | None]]:
+def evaluate(
+    predictions: dict[str, np.ndarray], splits: dict[str, Encoded], task: Task
+) -> dict[str, dict[str, float | None]]:
     """Every metric on every validation split; with two (MNLI), also on both pooled."""
     values = {}
     for split, predicted in predictions.items():
@@ -276,7 +294,9 @@ def select(epochs: list[dict[str, Any]], task: Task, selection: str) -> dict[str
 
 def pack_predictions(predictions: dict[int, dict[str, np.ndarray]], selected: dict[str, Any]) -> bytes:
     tensors = {
-        f"{rule}.{split}": values for rule in ("best", "last") for split, values in predictions[selected[rule]["epoch"]].items()
+        f"{rule}.{split}": values
+        for rule in ("best", "last")
+        for split, values in predictions[selected[rule]["epoch"]].items()
     }
     return save(tensors)
 

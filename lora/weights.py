@@ -15,7 +15,9 @@ def locate(config: ModelConfig) -> tuple[str, dict[str, object]]:
     if config.source == "hub":
         return config.hub_id, {"revision": config.revision}
     if config.source == "local" and not config.path:
-        raise UserError("model=local needs model.path, a folder with config.json, model.safetensors and a tokenizer (MODEL_DIR=)")
+        raise UserError(
+            "model=local needs model.path, a folder with config.json, model.safetensors and a tokenizer (MODEL_DIR=)"
+        )
     folder = model_folder() if config.source == "embedded" else Path(config.path).expanduser()
     if not (folder / "config.json").is_file():
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "no such folder"
@@ -24,7 +26,11 @@ def locate(config: ModelConfig) -> tuple[str, dict[str, object]]:
         pickles = sorted(p.name for p in folder.glob("*.bin"))
         raise UserError(
             f"model folder {folder} has no model.safetensors"
-            + (f", only {', '.join(pickles)}: pickles are not read from a folder; save it with safetensors" if pickles else "")
+            + (
+                f", only {', '.join(pickles)}: pickles are not read from a folder; save it with safetensors"
+                if pickles
+                else ""
+            )
         )
     return str(folder), {"local_files_only": True}
 

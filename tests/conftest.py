@@ -1,4 +1,51 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))  # for `import tiny`
+
+import tiny
+import tiny_glue
+
+from lora.compose import compose_config, settle
+from lora.config import RunConfig
+
+
+@pytest.fixture(scope="session")
+def glue_dir(tmp_path_factory) -> Path:
+    return tiny_glue.write(tmp_path_factory.mktemp("glue"))
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory) -> Path:
+    return tiny.folder(tmp_path_factory.mktemp("models") / "bert", "bert")
+
+
+@pytest.fixture
+def tiny_overrides(glue_dir, model_dir, tmp_path) -> list[str]:
+    """What turns the `small` profile into cells of a second."""
+    return [
+        "profile=small",
+        "model=local",
+        f"model.path={model_dir}",
+        f"data.path={glue_dir}",
+        "task=cola",
+        "train.epochs=2",
+        "train.batch=8",
+        "train.lr=1e-3",
+        "data.max_length=32",
+        f"runtime.results={tmp_path}/results",
+        f"runtime.outputs={tmp_path}/outputs",
+        "runtime.device=cpu",
+    ]
+
+
+@pytest.fixture
+def tiny_config(tiny_overrides):
+    """A function from further overrides to a RunConfig of a tiny cell."""
+
+    def build(*overrides: str) -> RunConfig:
+        return settle(compose_config([*tiny_overrides, *overrides]))
+
+    return build

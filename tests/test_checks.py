@@ -29,7 +29,9 @@ class Outer:
 
 
 def test_builds_nested_and_converts_only_ints_and_lists():
-    outer = build(Outer, {"rate": 1, "inner": {"size": 2, "kind": "b"}, "names": ["x"], "limit": None, "table": {"k": 3}})
+    outer = build(
+        Outer, {"rate": 1, "inner": {"size": 2, "kind": "b"}, "names": ["x"], "limit": None, "table": {"k": 3}}
+    )
     assert outer == Outer(1.0, Inner(2, "b"), ("x",), None, {"k": 3})
     assert isinstance(outer.rate, float)
 

@@ -1,4 +1,4 @@
-"""Every method on every architecture, against the untouched base, PEFT, loralib, closed forms and plain forward passes."""
+"""Every method on every architecture, against the untouched base, PEFT, loralib, closed forms, plain forward passes."""
 
 import copy
 import itertools
@@ -35,7 +35,12 @@ CONFIGS = {
 }
 TARGET_SETS = [subset for size in range(1, 5) for subset in itertools.combinations("qkvo", size)]
 PEFT_NAMES = {
-    "bert": {"q": "attention.self.query", "k": "attention.self.key", "v": "attention.self.value", "o": "attention.output.dense"},
+    "bert": {
+        "q": "attention.self.query",
+        "k": "attention.self.key",
+        "v": "attention.self.value",
+        "o": "attention.output.dense",
+    },
 }
 
 
@@ -95,7 +100,9 @@ def test_lora_equals_peft_in_logits_gradients_and_trained_weights(targets):
     ours = tiny.model("bert").double()
     theirs = peft.get_peft_model(
         copy.deepcopy(ours),
-        peft.LoraConfig(r=3, lora_alpha=7, target_modules=[PEFT_NAMES["bert"][t] for t in targets], modules_to_save=["classifier"]),
+        peft.LoraConfig(
+            r=3, lora_alpha=7, target_modules=[PEFT_NAMES["bert"][t] for t in targets], modules_to_save=["classifier"]
+        ),
     )
     apply(ours, LoraConfig(targets=targets, rank=3, alpha=7), seed=0)
     for name, p in ours.named_parameters():
@@ -238,7 +245,7 @@ def test_houlsby_against_a_plain_forward_pass():
 
 
 def test_pfeiffer_against_a_plain_forward_pass():
-    """x = dense(h); y = LN(x + input); z = up(relu(down(y))) + x; out = LN(z + input): the released code, step by step."""
+    """x = dense(h); y = LN(x + input); z = up(relu(down(y))) + x; out = LN(z + input): the released code."""
     model = tiny.model("bert").double()
     apply(model, PfeifferConfig(bottleneck=5, init_std=0.3, init_truncated=False), seed=0)
     place = model.bert.encoder.layer[1].output
@@ -301,7 +308,7 @@ def test_fused_projections_are_refused_with_their_linear_layers():
             super().__init__()
             self.body = torch.nn.ModuleDict({"Wqkv": torch.nn.Linear(8, 24)})
 
-    with pytest.raises(UserError, match="'q' is not in Fused.*body.Wqkv"):
+    with pytest.raises(UserError, match=r"'q' is not in Fused.*body\.Wqkv"):
         apply(Fused(), LoraConfig(targets=("q",)), seed=0)
 
 

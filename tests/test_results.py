@@ -30,11 +30,18 @@ def record(run_id=RUN_ID, value=0.8, **changes) -> RunRecord:
     data = {"is_part": False, "rows": {"train": 10, "validation": 5}, "fingerprint": "f" * 64}
     chosen = {"epoch": 1, "value": value}
     fields = {
-        "run_id": run_id, "status": "ok", "error": None, "started_at": "2026-01-01T00:00:00+00:00", "seconds": 1.5, "attempts": 1,
-        "config": config, "params": {"trainable_method": 3, "trainable_head": 2, "total": 10},
+        "run_id": run_id,
+        "status": "ok",
+        "error": None,
+        "started_at": "2026-01-01T00:00:00+00:00",
+        "seconds": 1.5,
+        "attempts": 1,
+        "config": config,
+        "params": {"trainable_method": 3, "trainable_head": 2, "total": 10},
         "epochs": [{"epoch": 1, "step": 1, "train_loss": 0.7, "metrics": {"validation": {"accuracy": value}}}],
         "selected": {"metric": "accuracy", "split": "validation", "best": chosen, "last": chosen},
-        "cost": {"step_ms": 1.0}, "provenance": {"data": data},
+        "cost": {"step_ms": 1.0},
+        "provenance": {"data": data},
     }
     return RunRecord(**{**fields, **changes})
 

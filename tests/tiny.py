@@ -8,20 +8,46 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 ARCHITECTURES = ("bert", "roberta", "deberta-v2", "electra", "distilbert")
-WORDS = "a the film is was good bad dull bright very not and story actor plot music scene ends starts well badly".split()
-COMMON = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 64}
+WORDS = (
+    "a the film is was good bad dull bright very not and story actor plot music scene ends starts well badly".split()
+)
+COMMON = {
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+}
 
 
 def config(architecture: str, **extra) -> transformers.PretrainedConfig:
     vocabulary = {"vocab_size": 64 if architecture == "deberta-v2" else len(WORDS) + 5}
     if architecture == "distilbert":
-        sizes = {"n_layers": 2, "dim": 32, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 64, "pad_token_id": 0}
+        sizes = {
+            "n_layers": 2,
+            "dim": 32,
+            "n_heads": 4,
+            "hidden_dim": 48,
+            "max_position_embeddings": 64,
+            "pad_token_id": 0,
+        }
         return transformers.DistilBertConfig(**vocabulary, **sizes, **extra)
     if architecture == "deberta-v2":
-        relative = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True, "position_buckets": 8}
+        relative = {
+            "relative_attention": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "share_att_key": True,
+            "position_buckets": 8,
+        }
         relative |= {"max_relative_positions": -1, "norm_rel_ebd": "layer_norm", "position_biased_input": False}
-        return transformers.DebertaV2Config(**vocabulary, **COMMON, **relative, type_vocab_size=0, pad_token_id=0, **extra)
-    kinds = {"bert": transformers.BertConfig, "roberta": transformers.RobertaConfig, "electra": transformers.ElectraConfig}
+        return transformers.DebertaV2Config(
+            **vocabulary, **COMMON, **relative, type_vocab_size=0, pad_token_id=0, **extra
+        )
+    kinds = {
+        "bert": transformers.BertConfig,
+        "roberta": transformers.RobertaConfig,
+        "electra": transformers.ElectraConfig,
+    }
     special = {"embedding_size": 16} if architecture == "electra" else {}
     special |= {"pad_token_id": 1, "type_vocab_size": 1} if architecture == "roberta" else {"pad_token_id": 0}
     return kinds[architecture](**vocabulary, **COMMON, **special, **extra)
@@ -65,18 +91,35 @@ def tokenizer(path: Path, architecture: str) -> transformers.PreTrainedTokenizer
         path.mkdir(parents=True, exist_ok=True)
         lines = [" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))]
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines), model_prefix=str(path / "spm"), vocab_size=60, hard_vocab_limit=False,
-            pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece="[PAD]", bos_piece="[CLS]", eos_piece="[SEP]", unk_piece="[UNK]",
+            sentence_iterator=iter(lines),
+            model_prefix=str(path / "spm"),
+            vocab_size=60,
+            hard_vocab_limit=False,
+            pad_id=0,
+            bos_id=1,
+            eos_id=2,
+            unk_id=3,
+            pad_piece="[PAD]",
+            bos_piece="[CLS]",
+            eos_piece="[SEP]",
+            unk_piece="[UNK]",
             minloglevel=2,
         )
         return transformers.DebertaV2Tokenizer.from_pretrained(path, vocab_file=str(path / "spm.model"))
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"] if architecture == "roberta" else ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    special = (
+        ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+        if architecture == "roberta"
+        else ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    )
     vocabulary = {word: i for i, word in enumerate([*special, *WORDS])}
-    unknown, begin, end, pad = ("<unk>", "<s>", "</s>", "<pad>") if architecture == "roberta" else ("[UNK]", "[CLS]", "[SEP]", "[PAD]")
+    unknown, begin, end, pad = (
+        ("<unk>", "<s>", "</s>", "<pad>") if architecture == "roberta" else ("[UNK]", "[CLS]", "[SEP]", "[PAD]")
+    )
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     inner.post_processor = processors.TemplateProcessing(
-        single=f"{begin} $A {end}", pair=f"{begin} $A {end} $B:1 {end}:1",
+        single=f"{begin} $A {end}",
+        pair=f"{begin} $A {end} $B:1 {end}:1",
         special_tokens=[(begin, vocabulary[begin]), (end, vocabulary[end])],
     )
     names = {"unk_token": unknown, "pad_token": pad, "cls_token": begin, "sep_token": end}

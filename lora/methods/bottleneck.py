@@ -91,7 +91,7 @@ def init_bottleneck(adapter: Bottleneck, config: BottleneckConfig, seed: int, na
 def apply(model: nn.Module, config: BottleneckConfig, seed: int) -> tuple[str, ...]:
     """Insert the method's adapters; with their up-projection at zero the logits would be the base model's.
 
-    Returns: The names of the trainable parameters: the adapters', the head's, and the LayerNorms' if the config says so.
+    Returns: The names of the trainable parameters: the adapters', the head's, and where asked the LayerNorms'.
     Raises: UserError: If the architecture's places are unknown, or more layers are dropped than there are.
     """
     if isinstance(config, HoulsbyConfig):

@@ -66,16 +66,30 @@ class LoraConfig:
 
     def __post_init__(self):
         problems = Problems()
-        problems.check(len(self.targets) > 0, "targets", f"a non-empty list of {', '.join(SHORT_TARGETS)} or module names", self.targets)
+        problems.check(
+            len(self.targets) > 0,
+            "targets",
+            f"a non-empty list of {', '.join(SHORT_TARGETS)} or module names",
+            self.targets,
+        )
         problems.check(len(set(self.targets)) == len(self.targets), "targets", "without repeats", self.targets)
         problems.check(self.rank >= 1, "rank", ">= 1", self.rank)
-        problems.check(set(self.ranks) <= set(self.targets), "ranks", f"given for targets only ({', '.join(self.targets)})", self.ranks)
+        problems.check(
+            set(self.ranks) <= set(self.targets),
+            "ranks",
+            f"given for targets only ({', '.join(self.targets)})",
+            self.ranks,
+        )
         problems.check(all(rank >= 1 for rank in self.ranks.values()), "ranks", ">= 1 each", self.ranks)
         problems.check(self.alpha > 0 and math.isfinite(self.alpha), "alpha", "> 0 and finite", self.alpha)
-        problems.check(self.alpha_at_rank is None or self.alpha_at_rank >= 1, "alpha_at_rank", "null or >= 1", self.alpha_at_rank)
+        problems.check(
+            self.alpha_at_rank is None or self.alpha_at_rank >= 1, "alpha_at_rank", "null or >= 1", self.alpha_at_rank
+        )
         problems.check(0 <= self.dropout < 1, "dropout", "in [0, 1)", self.dropout)
         if self.init_a == "gaussian":
-            problems.check(self.init_std is not None and self.init_std > 0, "init_std", "> 0 with init_a=gaussian", self.init_std)
+            problems.check(
+                self.init_std is not None and self.init_std > 0, "init_std", "> 0 with init_a=gaussian", self.init_std
+            )
         else:
             problems.check(self.init_std is None, "init_std", "null unless init_a=gaussian", self.init_std)
         problems.done()

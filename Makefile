@@ -1,0 +1,53 @@
+# Everything runs with the Python of .venv, which `setup` makes; whatever the user's shell has activated stays out.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce-glue test tables lint FORCE
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PIP_USER PIP_TARGET PIP_PREFIX
+
+PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
+PROFILE ?= mini
+export PROFILE GLUE_DIR MODEL_DIR RETRY_FAILED TORCH_INDEX
+
+VENV := .venv/bin/python
+READY := .venv/ready
+
+help: ## List the targets
+	@sed -nE 's/^([a-z-]+):.* ## (.*)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r name text; do printf '%-16s %s\n' "$$name" "$$text"; done
+
+setup: $(READY) ## Make .venv, fetch the embedded model and texts (PYTHON=interpreter, TORCH_INDEX=index of another torch build)
+	@$(VENV) -m lora.embedded
+
+reproduce-glue: setup ## Train what PROFILE=mini|small lacks and print its table (GLUE_DIR=, MODEL_DIR=, RETRY_FAILED=1, ARGS="task=cola ...")
+	@quoted() { printf "'%s'" "$${1//\'/\\\'}"; }  # a path as one value of Hydra's grammar
+	overrides=($(ARGS))
+	if [ -n "$${GLUE_DIR:-}" ]; then overrides+=("data.path=$$(quoted "$$GLUE_DIR")"); fi
+	if [ -n "$${MODEL_DIR:-}" ]; then overrides+=(model=local "model.path=$$(quoted "$$MODEL_DIR")"); fi
+	retry=()
+	if [ "$${RETRY_FAILED:-0}" = 1 ]; then retry=(runtime.retry_failed=true); fi
+	sweep=0 report=0
+	$(VENV) -m lora -m "profile=$$PROFILE" "$${overrides[@]}" "$${retry[@]}" || sweep=$$?
+	if [ $$sweep -gt 1 ]; then exit $$sweep; fi  # 1: some cells failed, so there is a table of the others
+	$(VENV) -m lora.report "$$PROFILE" "$${overrides[@]}" || report=$$?
+	exit $$((sweep ? sweep : report))
+
+test: setup ## Run the test suite in stages (ARGS="-k metrics -x": for pytest)
+	@$(VENV) tests/stages.py $(ARGS)
+
+tables: setup ## Rebuild every committed table from its records
+	@profiles=$$(git ls-files results | sed -n 's|^results/\(.*\)/runs/.*|\1|p' | sort -u)
+	if [ -z "$$profiles" ]; then echo "no records are committed under results/" >&2; exit 1; fi
+	status=0
+	for profile in $$profiles; do $(VENV) -m lora.report "$$profile" || status=$$?; done
+	exit $$status
+
+lint: $(READY) ## Check style and format
+	@$(VENV) -m ruff check .
+	$(VENV) -m ruff format --check .
+
+# Made when .ci/setup has ended well, again when pyproject.toml has changed, and when .venv lost its interpreter.
+$(READY): pyproject.toml $(shell test -x $(VENV) || echo FORCE)
+	@rm -f $@
+	PYTHONS="$(PYTHON)" .ci/setup
+	touch $@

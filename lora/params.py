@@ -1,0 +1,311 @@
+"""`python -m lora.params`: what trains at full size, counted on models without weights, beside the published numbers."""
+
+import argparse
+import copy
+import csv
+import functools
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from lora.checks import SettingsError, build
+from lora.errors import UserError
+from lora.methods import METHODS
+from lora.methods.attach import apply
+from lora.methods.configs import (
+    AdapterDropConfig,
+    BitFitConfig,
+    BottleneckConfig,
+    FullConfig,
+    HoulsbyConfig,
+    LoraConfig,
+    MethodConfig,
+)
+from lora.provenance import ROOT
+from lora.surgery import count_parameters
+
+PUBLISHED = ROOT / "experiments" / "params" / "published.csv"
+COLUMNS = ("table", "row", "model", "method", "targets", "rank", "bottleneck", "drop_layers", "printed", "exact", "source")
+OUTPUTS = 3  # of the head: MNLI's, as in the one checkpoint that the authors ship with the code
+
+# Sizes: config.json of FacebookAI/roberta-base, FacebookAI/roberta-large and microsoft/deberta-v2-xxlarge on the hub.
+_ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
+SIZES: dict[str, dict[str, Any]] = {
+    "roberta_base": {
+        "model_type": "roberta",
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        **_ROBERTA,
+    },
+    "roberta_large": {
+        "model_type": "roberta",
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+        **_ROBERTA,
+    },
+    "deberta_v2_xxl": {
+        "model_type": "deberta-v2",
+        "hidden_size": 1536,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 24,
+        "intermediate_size": 6144,
+        "vocab_size": 128100,
+        "max_position_embeddings": 512,
+        "type_vocab_size": 0,
+        "pad_token_id": 0,
+        "position_biased_input": False,  # no absolute positions in the input
+        "relative_attention": True,
+        "position_buckets": 256,
+        "max_relative_positions": -1,
+        "pos_att_type": ["p2c", "c2p"],
+        "share_att_key": True,  # relative positions go through the query and key projections
+        "norm_rel_ebd": "layer_norm",
+        "conv_kernel_size": 3,
+        "conv_act": "gelu",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row of experiments/params/published.csv.
+
+    Args:
+        table: The paper's table that the row or its setting is from.
+        printed: As printed, such as `0.3M`; None where the table is about another model.
+        exact: By the paper's formula for |Theta| (section 5.1), worked out apart from this code; None if nobody did.
+    """
+
+    table: str
+    row: str
+    model: str
+    config: MethodConfig
+    printed: str | None
+    exact: int | None
+    source: str
+
+    @property
+    def label(self) -> str:
+        return self.row if self.table in ("5", "6") else f"{self.row} ({self.config.slug})"
+
+
+@dataclass(frozen=True)
+class Count:
+    """Trainable parameters of one row: counted on the model, and by `closed_form`."""
+
+    published: Published
+    without_head: int
+    with_head: int
+    closed_form: int
+
+    @property
+    def off_printed(self) -> float | None:
+        """Millions above the printed number, at its precision: 0.0 when the count rounds to it."""
+        if self.published.printed is None:
+            return None
+        return round(round(self.without_head / 1e6, 1) - millions(self.published.printed), 1)
+
+    def as_dict(self) -> dict[str, Any]:
+        published = self.published
+        return {
+            "table": published.table,
+            "row": published.row,
+            "model": published.model,
+            "method": published.config.slug,
+            "without_head": self.without_head,
+            "with_head": self.with_head,
+            "closed_form": self.closed_form,
+            "printed": published.printed,
+            "exact": published.exact,
+            "off_printed_millions": self.off_printed,
+            "source": published.source,
+        }
+
+
+def millions(printed: str) -> float:
+    return float(printed.removesuffix("M"))
+
+
+def read_published(path: Path = PUBLISHED) -> list[Published]:
+    """Raises: UserError: If the file is absent, or a row is not of the form that it should have."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            lines = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not lines or tuple(lines[0]) != COLUMNS:
+        found = ", ".join(map(str, lines[0])) if lines else "no rows"
+        raise UserError(f"{path} must have rows with the columns {', '.join(COLUMNS)}; found: {found}")
+    rows = []
+    for number, line in enumerate(lines, 2):
+        try:
+            rows.append(_published(line))
+        except (SettingsError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}, line {number}: {error}") from error
+    return rows
+
+
+def _published(line: Mapping[str, str]) -> Published:
+    if line["model"] not in SIZES:
+        raise ValueError(f"model must be one of {', '.join(SIZES)}, got {line['model']!r}")
+    if line["method"] not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {line['method']!r}")
+    arguments: dict[str, Any] = {k: int(line[k]) for k in ("rank", "bottleneck", "drop_layers") if line[k]}
+    if line["targets"]:
+        arguments["targets"] = line["targets"].split()
+    if line["printed"]:
+        millions(line["printed"])
+    return Published(
+        table=line["table"],
+        row=line["row"],
+        model=line["model"],
+        config=build(METHODS[line["method"]].config, arguments),
+        printed=line["printed"] or None,
+        exact=int(line["exact"]) if line["exact"] else None,
+        source=line["source"],
+    )
+
+
+@functools.cache
+def skeleton(model: str) -> nn.Module:
+    """The model with its classification head on the meta device: names and shapes, no values. Not to be changed."""
+    sizes = dict(SIZES[model])
+    settings = AutoConfig.for_model(sizes.pop("model_type"), num_labels=OUTPUTS, **sizes)
+    settings._attn_implementation = "eager"
+    with torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(settings)
+
+
+def count(published: Published) -> Count:
+    model = copy.deepcopy(skeleton(published.model))
+    apply(model, published.config)
+    counts = count_parameters(model)
+    without_head = counts["trainable_method"]
+    return Count(
+        published,
+        without_head=without_head,
+        with_head=without_head + counts["trainable_head"],
+        closed_form=closed_form(published.model, published.config),
+    )
+
+
+def closed_form(model: str, config: MethodConfig) -> int:
+    """Trainable parameters without the head, from the sizes alone.
+
+    Source: Hu et al. 2021, section 5.1, for LoRA and the adapters; the others by adding up the layers.
+    """
+    sizes = SIZES[model]
+    d, layers = sizes["hidden_size"], sizes["num_hidden_layers"]
+    if isinstance(config, FullConfig):
+        return _body(sizes)
+    if isinstance(config, BitFitConfig):
+        return _biases(sizes)
+    if isinstance(config, LoraConfig):
+        return sum(2 * layers * d * config.rank_of(target) for target in config.targets)
+    assert isinstance(config, BottleneckConfig)
+    m = config.bottleneck
+    adapters = 2 * layers if isinstance(config, HoulsbyConfig) else layers
+    if isinstance(config, AdapterDropConfig):
+        adapters -= config.drop_layers
+    layer_norms = 2 * layers if config.layer_norms == "trained" else 0
+    return adapters * (2 * d * m + m + d) + layer_norms * 2 * d
+
+
+def _body(sizes: Mapping[str, Any]) -> int:
+    d, f = sizes["hidden_size"], sizes["intermediate_size"]
+    layer = 4 * (d * d + d) + (d * f + f) + (f * d + d) + 2 * 2 * d  # q, k, v, o; the FFN; two LayerNorms
+    embedded = sizes["vocab_size"] + sizes["type_vocab_size"]
+    extra = 0
+    if sizes["model_type"] == "roberta":
+        embedded += sizes["max_position_embeddings"]
+    else:  # relative positions in both directions with their LayerNorm; the convolution with its bias and LayerNorm
+        extra = 2 * sizes["position_buckets"] * d + 2 * d + sizes["conv_kernel_size"] * d * d + d + 2 * d
+    return embedded * d + 2 * d + sizes["num_hidden_layers"] * layer + extra
+
+
+def _biases(sizes: Mapping[str, Any]) -> int:
+    d, f = sizes["hidden_size"], sizes["intermediate_size"]
+    layer = 4 * d + f + d + 2 * d  # q, k, v, o; the FFN; two LayerNorms
+    norms = 1 if sizes["model_type"] == "roberta" else 4  # the embeddings'; relative positions', convolution and its own
+    return sizes["num_hidden_layers"] * layer + norms * d
+
+
+def table(counts: Sequence[Count]) -> str:
+    """One line per row; `Published` and `Difference` give the exact number in parentheses where there is one."""
+    lines = []
+    for each in counts:
+        printed, exact, off = each.published.printed, each.published.exact, each.off_printed
+        difference = None if exact is None else each.without_head - exact
+        lines.append(
+            {
+                "Table": each.published.table,
+                "Model": each.published.model,
+                "Row": each.published.label,
+                "Without head": f"{each.without_head:,}",
+                "With head": f"{each.with_head:,}",
+                "Closed form": f"{each.closed_form:,}",
+                "Published": _both(printed, None if exact is None else f"{exact:,}"),
+                "Difference": _both(
+                    None if off is None else f"{off:+.1f}M" if off else "0.0M",
+                    None if difference is None else f"{difference:+,}" if difference else "0",
+                ),
+            }
+        )
+    aligned = ("left", "left", "left", *["right"] * 5)
+    return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True, colalign=aligned)
+
+
+def _both(printed: str | None, exact: str | None) -> str:
+    if printed is None:
+        return exact or "-"
+    return printed if exact is None else f"{printed} ({exact})"
+
+
+NOTES = f"""
+Without head: what the method trains in the encoder, as the paper counts (authors, microsoft/LoRA issue 16). With head:
+and the classification head with {OUTPUTS} outputs, which trains too. Published: as the paper prints it, and in parentheses
+by its formulas for |Theta| (section 5.1). Difference: the count without head against these; 0.0M if it rounds to the
+printed number. Tables 5 and 6 are about GPT-3: their settings, counted on these models.
+Where the printed number comes from is not known: adapters of size 64 count 3.2M and 6.3M by the paper's own formula,
+and its FT rows are the model names' round numbers."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Exit codes: 0 done, 2 a mistake in the call or in published.csv."""
+    parser = argparse.ArgumentParser(prog="python -m lora.params", description=__doc__.split(": ", 1)[1])
+    parser.add_argument("--model", choices=list(SIZES), help="only this model")
+    parser.add_argument("--table", choices=["2", "5", "6", "10"], help="only this table of the paper")
+    parser.add_argument("--json", action="store_true", help="a JSON list instead of a table")
+    chosen = parser.parse_args(arguments)
+    try:
+        rows = [
+            row
+            for row in read_published()
+            if chosen.model in (None, row.model) and chosen.table in (None, row.table)
+        ]
+        if not rows:
+            raise UserError(f"table {chosen.table} has no row for model {chosen.model}")
+        counts = [count(row) for row in rows]
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    if chosen.json:
+        print(json.dumps([each.as_dict() for each in counts], indent=2))
+    else:
+        print(table(counts) + "\n" + NOTES)
+
+
+if __name__ == "__main__":
+    main()

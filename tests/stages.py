@@ -1,0 +1,73 @@
+"""`make test`: the suite in stages. One that cannot run here says why; with REQUIRE_ALL_STAGES=1 that is a failure."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One call of pytest. `absent` returns the reason why the stage cannot run here, or None."""
+
+    name: str
+    arguments: tuple[str, ...]
+    absent: Callable[[], str | None] = lambda: None
+
+
+STAGES = (Stage("unit", ()),)  # pytest's own testpaths, so that ARGS can narrow it
+
+
+def run_pytest(stage: Stage, extra: Sequence[str]) -> tuple[int, dict[str, int]]:
+    """The exit code of pytest, and its tests by outcome."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", *stage.arguments, f"--junitxml={report}", *extra]
+        code = subprocess.run(command, cwd=ROOT).returncode
+        suites = ElementTree.parse(report).getroot() if report.exists() else ()  # absent after a wrong argument
+    counts = {
+        key: sum(int(suite.get(key, 0)) for suite in suites) for key in ("tests", "failures", "errors", "skipped")
+    }
+    failed = counts["failures"] + counts["errors"]
+    return code, {
+        "passed": counts["tests"] - failed - counts["skipped"],
+        "failed": failed,
+        "skipped": counts["skipped"],
+    }
+
+
+def main(stages: Sequence[Stage], extra: Sequence[str], require_all: bool) -> int:
+    """Run the stages and print an account of them.
+
+    Args:
+        extra: Further arguments for every call of pytest.
+    Returns: 0 if every stage passed and, where all are required, ran.
+    """
+    lines, totals, bad = [], {"passed": 0, "failed": 0, "skipped": 0}, False
+    for stage in stages:
+        reason = stage.absent()
+        if reason is not None:
+            lines.append(f"not run: {stage.name} ({reason})")
+            bad = bad or require_all
+            continue
+        print(f"== {stage.name}", flush=True)
+        started = time.monotonic()
+        code, counts = run_pytest(stage, extra)
+        outcome = "passed" if code == 0 else f"failed, exit code {code}"
+        lines.append(f"{stage.name}: {outcome}, {time.monotonic() - started:.0f} s")
+        totals = {key: totals[key] + counts[key] for key in totals}
+        bad = bad or code != 0
+    print(*lines, sep="\n")
+    print(", ".join(f"{count} {outcome}" for outcome, count in totals.items()), flush=True)
+    return int(bad)
+
+
+if __name__ == "__main__":
+    sys.exit(main(STAGES, sys.argv[1:], os.environ.get("REQUIRE_ALL_STAGES") == "1"))

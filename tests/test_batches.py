@@ -1,0 +1,136 @@
+import numpy as np
+import pytest
+import tiny
+import torch
+from transformers import AutoTokenizer
+
+from lora.batches import collate, encode, epoch_batches, evaluation_batches
+from lora.data import as_dataset, read
+from lora.embedded import model_folder
+from lora.order import shuffled
+from lora.tasks import TASKS
+
+LENGTHS = np.random.default_rng(0).integers(3, 60, 1003)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(model_folder(), local_files_only=True)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return read(TASKS["clauses"], "embedded", train_rows=200, splits=("train",)).splits["train"]
+
+
+def test_tokens_and_padding_are_the_tokenizers_own(tokenizer, pairs):
+    encoded = encode(pairs, TASKS["clauses"], tokenizer, 40)
+    assert encoded.lengths.max() == 40 and encoded.lengths.min() < 40
+    for rows in evaluation_batches(encoded.lengths, 32):
+        batch = collate(encoded, rows, tokenizer.pad_token_id)
+        chosen = pairs[rows]
+        expected = tokenizer(
+            chosen["question"],
+            chosen["clause"],
+            truncation="longest_first",
+            max_length=40,
+            padding="longest",
+            return_tensors="pt",
+        )
+        assert set(batch) == {*expected, "labels"}
+        for name, tensor in expected.items():
+            assert torch.equal(batch[name], tensor), name
+        assert batch["labels"].tolist() == chosen["label"]
+
+
+def test_of_a_long_pair_the_longer_text_is_cut(tokenizer):
+    task = TASKS["clauses"]
+    rows = {"question": ["a b c"], "clause": ["the " * 50], "label": [1]}
+    encoded = encode(as_dataset(task, rows, np.arange(1)), task, tokenizer, 12)
+    assert tokenizer.decode(encoded.input_ids) == "[CLS] a b c [SEP] the the the the the the [SEP]"
+    assert encoded.token_type_ids.tolist() == [0] * 5 + [1] * 7
+
+
+def test_one_sentence_with_scores(tokenizer):
+    data = read(TASKS["ratings"], "embedded", train_rows=50, splits=("train",)).splits["train"]
+    encoded = encode(data, TASKS["ratings"], tokenizer, 128)
+    batch = collate(encoded, np.array([3, 1]), tokenizer.pad_token_id)
+    assert batch["labels"].dtype == torch.float32
+    assert batch["labels"].tolist() == [data["label"][3], data["label"][1]]
+    assert batch["attention_mask"].sum(1).tolist() == [
+        len(tokenizer(data["sentence"][row])["input_ids"]) for row in (3, 1)
+    ]
+
+
+def test_a_test_split_has_no_labels_and_roberta_no_token_types(tmp_path):
+    task = TASKS["cola"]
+    rows = {"sentence": ["the film", "a good story"], "label": [None, None]}
+    encoded = encode(as_dataset(task, rows, np.arange(2)), task, tiny.tokenizer(tmp_path, "roberta"), 16)
+    batch = collate(encoded, np.arange(2), 1)
+    assert set(batch) == {"input_ids", "attention_mask"}
+    assert batch["input_ids"][0, -1] == 1 and batch["attention_mask"][0, -1] == 0
+
+
+def test_padding_to_a_given_length(tokenizer, pairs):
+    encoded = encode(pairs, TASKS["clauses"], tokenizer, 40)
+    rows = np.arange(4)
+    batch, wide = collate(encoded, rows, 0), collate(encoded, rows, 0, pad_to=64)
+    width = batch["input_ids"].shape[1]
+    assert wide["input_ids"].shape == (4, 64) and not wide["attention_mask"][:, width:].any()
+    assert torch.equal(wide["input_ids"][:, :width], batch["input_ids"])
+    with pytest.raises(ValueError, match=f"pad_to is 3, but a row has {width} tokens"):
+        collate(encoded, rows, 0, pad_to=3)
+
+
+@pytest.mark.parametrize("similar_length", [False, True])
+def test_an_epoch_sees_every_row_once(similar_length):
+    batches = epoch_batches(LENGTHS, 16, 1, 1, similar_length)
+    assert len(batches) == 63
+    assert sorted(map(len, batches)) == [1003 % 16] + [16] * 62
+    assert sorted(np.concatenate(batches).tolist()) == list(range(1003))
+
+
+@pytest.mark.parametrize("similar_length", [False, True])
+def test_the_order_depends_on_seed_and_epoch_alone(similar_length):
+    def order(seed, epoch):
+        return np.concatenate(epoch_batches(LENGTHS, 16, seed, epoch, similar_length)).tolist()
+
+    first = order(1, 1)
+    torch.manual_seed(5)
+    np.random.seed(5)
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    assert order(1, 1) == first
+    assert torch.equal(torch.get_rng_state(), torch_state) and np.random.get_state()[1].tolist() == numpy_state
+    assert len({tuple(first), tuple(order(1, 2)), tuple(order(2, 1)), tuple(order(2, 2))}) == 4
+
+
+def test_similar_length_saves_padding_and_keeps_the_order_random():
+    def padded(batches):
+        return sum(LENGTHS[rows].max() * len(rows) for rows in batches)
+
+    similar, random = epoch_batches(LENGTHS, 16, 1, 1, True), epoch_batches(LENGTHS, 16, 1, 1, False)
+    assert padded(similar) < 1.1 * LENGTHS.sum() < 1.5 * LENGTHS.sum() < padded(random)
+    means = [LENGTHS[rows].mean() for rows in similar]
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.4
+
+
+def test_evaluation_goes_from_long_to_short():
+    order = np.concatenate(evaluation_batches(LENGTHS, 64))
+    assert sorted(order.tolist()) == list(range(1003))
+    assert (np.diff(LENGTHS[order]) <= 0).all()
+
+
+def test_a_shuffle_is_fair_and_stays_the_same():
+    assert shuffled(8, "order", 1).tolist() == [
+        6,
+        0,
+        2,
+        1,
+        3,
+        5,
+        7,
+        4,
+    ]  # a change makes all earlier runs impossible to repeat
+    assert shuffled(0, "order").tolist() == []
+    firsts = [int(shuffled(5, seed)[0]) for seed in range(2000)]
+    assert all(340 < firsts.count(row) < 460 for row in range(5))  # expected 400, standard deviation 18

@@ -1,0 +1,174 @@
+"""The commands, as a user runs them: real processes, exit codes, what is left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lora.results import equal_science, load_records
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def command(module: str, *arguments: str, **extra) -> subprocess.CompletedProcess:
+    call = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, **extra)
+
+
+def sweep_arguments(tiny_overrides, *more: str) -> list[str]:
+    kept = [o for o in tiny_overrides if not o.startswith("task=")]
+    return ["-m", *kept, "method=full,lora", "task=cola,stsb", "seed=1,2", *more]
+
+
+def no_parts(folder: Path) -> bool:
+    """Nothing half-written: every file in runs/ is a record, and no temporary file is left in the open."""
+    _, problems = load_records(folder)
+    return not problems
+
+
+def test_one_cell(tiny_overrides, tmp_path):
+    done = command("lora", *tiny_overrides)
+    assert done.returncode == 0, done.stderr
+    (record,) = load_records(tmp_path / "results")[0]
+    assert f"{record.run_id}: ok, matthews best" in done.stdout
+    assert (tmp_path / "results" / "predictions" / f"{record.run_id}.safetensors").exists()
+    assert not list((tmp_path / "outputs" / "running").iterdir())
+    before = (tmp_path / "results" / "runs" / f"{record.run_id}.json").stat().st_mtime_ns
+    again = command("lora", *tiny_overrides)
+    assert again.returncode == 0
+    assert (tmp_path / "results" / "runs" / f"{record.run_id}.json").stat().st_mtime_ns == before
+
+
+def test_a_sweep_completes_skips_and_survives_a_kill(tiny_overrides, tmp_path):
+    """Two workers; the whole process group is killed in the middle, twice; the next call completes the sweep."""
+    quiet = command("lora", *sweep_arguments(tiny_overrides, f"runtime.results={tmp_path}/quiet"))
+    assert quiet.returncode == 0, quiet.stderr
+    assert "8 of 8 cells to run" in quiet.stdout
+    reference, problems = load_records(tmp_path / "quiet")
+    assert len(reference) == 8 and not problems
+    assert {r.status for r in reference} == {"ok"}
+
+    arguments = sweep_arguments(tiny_overrides)
+    for wanted in (1, 4):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lora", *arguments],
+            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while len(load_records(tmp_path / "results")[0]) < wanted and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert no_parts(tmp_path / "results")
+        assert wanted <= len(load_records(tmp_path / "results")[0]) < 8
+    last = command("lora", *arguments)
+    assert last.returncode == 0, last.stderr
+    records, problems = load_records(tmp_path / "results")
+    assert not problems and len(records) == 8
+
+    def at_one_place(record):
+        return {**record.config, "runtime": None}
+
+    for one, other in zip(reference, records, strict=True):
+        assert equal_science(one, other)
+        assert at_one_place(one) == at_one_place(other)
+    noop = command("lora", *arguments)
+    assert noop.returncode == 0
+    assert "all 8 cells are there already" in noop.stdout
+
+
+def test_a_failed_cell_is_recorded_and_the_others_go_on(tiny_overrides, tmp_path):
+    arguments = ["-m", *tiny_overrides, "method=full", "train.lr=1e-3,1e30", "train.clip_norm=1e30"]
+    done = command("lora", *arguments)
+    assert done.returncode == 1
+    records, _ = load_records(tmp_path / "results")
+    by_status = {record.status: record for record in records}
+    assert set(by_status) == {"ok", "failed"}
+    assert "not finite at step" in by_status["failed"].error
+    assert by_status["failed"].run_id in done.stderr
+    assert "Traceback" not in done.stderr
+    again = command("lora", *arguments)
+    assert again.returncode == 1
+    assert "all 2 cells are there already (1 failed)" in again.stdout
+    retried = command("lora", *arguments, "runtime.retry_failed=true")
+    assert "1 of 2 cells to run" in retried.stdout
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["task=colaa"], "conf/hparams/ours/local_lora.*'colaa'.*rows are: .*cola"),
+        (["method=lorra"], "lorra.*full.*lora"),
+        (["profile=huge"], "huge.*mini.*small"),
+        (["experiment=table9"], "table9.*glue_table2"),
+        (["method.targets=[q,w]"], "target 'w' is not in BertForSequenceClassification.*q, k, v, o"),
+        (["method.rank=99"], "rank 99 is above the smaller dimension.*1..32"),
+        (["method.rank=0"], "method.rank must be >= 1, got 0"),
+        (["method.alpha=-1", "train.batch=0"], "method.alpha must be > 0.*\n.*train.batch must be >= 1"),
+        (["train.learning_rate=1"], "learning_rate"),
+        (["train.epochs=two"], "train.epochs must be of type int, got 'two'"),
+        (["data.path=null"], "GLUE_DIR"),
+        (["data.path=/no/such/folder"], "/no/such/folder"),
+        (["model.path=/no/such/model"], "no such folder"),
+        (["task=cola", "data.source=embedded"], "data.source must be tsv, parquet or hub for task cola"),
+        (["start=mnli"], "start must be pretrained unless task is mrpc, rte, stsb"),
+        (["seed=-1"], r"seed must be in \[0, 2\^31\)"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_a_users_mistake_is_one_message_exit_2_and_nothing_written(tiny_overrides, tmp_path, overrides, message):
+    import re
+
+    done = command("lora", *tiny_overrides, *overrides)
+    assert done.returncode == 2, done.stderr
+    assert re.search(message, done.stderr, re.DOTALL), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "results").rglob("*.json"))
+
+
+def test_a_sweep_of_invalid_cells_lists_them_all_and_starts_none(tiny_overrides, tmp_path):
+    done = command("lora", *sweep_arguments(tiny_overrides, "train.epochs=0,1"))
+    assert done.returncode == 2
+    assert "8 cells are invalid" in done.stderr
+    assert done.stderr.count("train.epochs must be >= 1, got 0") == 8
+    assert not (tmp_path / "results").exists()
+
+
+def test_other_rows_under_the_same_name_are_refused(tiny_overrides, tmp_path, glue_dir):
+    import shutil
+
+    assert command("lora", *sweep_arguments(tiny_overrides, "task=cola", "seed=1,2")).returncode == 0
+    other = shutil.copytree(glue_dir, tmp_path / "glue")
+    lines = (other / "CoLA" / "train.tsv").read_text().splitlines()
+    (other / "CoLA" / "train.tsv").write_text("\n".join(lines[:-1]) + "\n")
+    done = command("lora", *sweep_arguments(tiny_overrides, "task=cola", "seed=1,3", f"data.path={other}"))
+    assert done.returncode == 2
+    assert "rows of cola are not those that" in done.stderr
+
+
+def test_the_report_of_a_profile_without_records_names_what_is_missing():
+    done = command("lora.report", "paper_that_is_not", "task=cola")
+    assert done.returncode == 2
+    assert "profile 'paper_that_is_not' does not exist; here are:" in done.stderr
+
+
+def test_interrupting_a_cell_leaves_no_record(tiny_overrides, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lora", *tiny_overrides, "train.epochs=2000"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    running = tmp_path / "outputs" / "running"
+    deadline = time.monotonic() + 120
+    while not (running.is_dir() and list(running.glob("*.json"))) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    note = json.loads(next(running.glob("[!.]*.json")).read_text())
+    assert note["steps"] == 2000 * 5
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=60)
+    assert not list((tmp_path / "results").rglob("*.json"))
+    assert not list(running.glob("*.json"))

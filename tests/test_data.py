@@ -1,0 +1,395 @@
+import csv
+import dataclasses
+import re
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+import numpy as np
+import pytest
+
+from lora.data import read
+from lora.errors import UserError
+from lora.tasks import TASKS, Task
+
+GLUE = [name for name, task in TASKS.items() if task.family == "glue"]
+# What common readers change or drop: quotes, missing-value words, other line separators, white space, nothing at all.
+TEXTS = [
+    'He said " no',
+    '"quoted"',
+    "NA",
+    "null",
+    "nan",
+    " spaces around ",
+    "é ü 漢字 🙂",
+    "a\u2028b\x85c\x0bd",
+    "\\t is no tab",
+    "",
+    "'",
+    "1",
+]
+HEADERS = {
+    "mnli": "index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse sentence2_parse "
+    "sentence1 sentence2 label1 gold_label",
+    "sst2": "sentence label",
+    "qnli": "index question sentence label",
+    "qqp": "id qid1 qid2 question1 question2 is_duplicate",
+    "rte": "index sentence1 sentence2 label",
+    "wnli": "index sentence1 sentence2 label",
+    "stsb": "index genre filename year old_index source1 source2 sentence1 sentence2 score",
+}
+MRPC_HEADER = ["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"]
+TEXT_NAMES = {"sentence", "question", "sentence1", "sentence2", "question1", "question2", "#1 String", "#2 String"}
+LABEL_NAMES = {"label", "gold_label", "is_duplicate", "score", "Quality"}
+SCORES = ["5.000", "0", "3.8", "2.533"]
+
+
+def header_of(task: Task, split: str) -> list[str]:
+    """The official files' columns; a test file starts with an index and has no label."""
+    tested = split.startswith("test")
+    if task.name == "cola":
+        return ["index", "sentence"] if tested else ["source", "label", "mark", "sentence"]
+    names = MRPC_HEADER if task.name == "mrpc" else HEADERS[task.name].split()
+    if not tested:
+        return names
+    return ["index", *(name for name in names if name not in LABEL_NAMES | {"index", "id", "qid1", "qid2", "label1"})]
+
+
+def cells(task: Task, split: str, row: int) -> dict[str, str]:
+    names = header_of(task, split)
+    texts = iter([TEXTS[row % len(TEXTS)], TEXTS[(row + 5) % len(TEXTS)]])
+    words = SCORES if not task.labels else (task.tsv.words or task.labels)
+    values = {name: words[row % len(words)] if name in LABEL_NAMES else f"x{row}" for name in names}
+    return values | {name: next(texts) for name in names if name in TEXT_NAMES}
+
+
+def write_tsv(folder: Path, task: Task, rows: int = 24, splits=None) -> Path:
+    for split in splits or task.official_rows:
+        path = folder / task.tsv.folder / task.tsv.files[split]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = ["\t".join(cells(task, split, row).values()) for row in range(rows)]
+        headed = task.name != "cola" or split == "test"
+        header = ["\t".join(header_of(task, split))] if headed else []
+        path.write_bytes("".join(f"{line}\n" for line in header + lines).encode())
+    return folder
+
+
+def write_parquet(folder: Path, task: Task, shards: int = 1, rows: int = 24, names=None) -> Path:
+    """The hub's layout and features, from the same cells."""
+    for split in task.official_rows:
+        made = [cells(task, split, row) for row in range(rows)]
+        texts = [[row[name] for name in row if name in TEXT_NAMES] for row in made]
+        columns = {name: [row[i] for row in texts] for i, name in enumerate(task.columns)}
+        words = task.tsv.words or task.labels
+        labels = [next((row[name] for name in row if name in LABEL_NAMES), None) for row in made]
+        if task.labels:
+            columns["label"] = [-1 if label is None else words.index(label) for label in labels]
+        else:
+            columns["label"] = [-1.0 if label is None else float(label) for label in labels]
+        columns["idx"] = [7 * row for row in range(rows)]  # the hub's idx has gaps where it dropped or moved rows
+        label = datasets.ClassLabel(names=list(names or task.labels)) if task.labels else datasets.Value("float32")
+        kinds = dict.fromkeys(task.columns, datasets.Value("string")) | {"label": label, "idx": datasets.Value("int32")}
+        whole = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+        (folder / task.name).mkdir(parents=True, exist_ok=True)
+        for shard in range(shards):
+            part = whole.shard(shards, shard, contiguous=True)
+            part.to_parquet(folder / task.name / f"{split}-{shard:05}-of-{shards:05}.parquet")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
+
+
+@pytest.mark.parametrize("name", GLUE)
+def test_the_official_files_are_read_as_the_csv_module_reads_them(name, tmp_path):
+    task = TASKS[name]
+    data = read(task, "tsv", write_tsv(tmp_path, task), splits=tuple(task.official_rows))
+    compared = 0
+    for split, rows in data.splits.items():
+        with open(tmp_path / task.tsv.folder / task.tsv.files[split], newline="\n", encoding="utf-8") as file:
+            fieldnames = ["source", "label", "mark", "sentence"] if name == "cola" and split != "test" else None
+            expected = list(csv.DictReader(file, fieldnames, delimiter="\t", quoting=csv.QUOTE_NONE))
+        assert len(rows) == len(expected) == 24
+        for column, official in zip(task.columns, task.tsv.texts, strict=True):
+            assert rows[column][:] == [row[official] for row in expected]
+        if split in task.test_splits:
+            assert rows["label"][:] == [None] * 24
+        elif task.labels:
+            words = dict(enumerate(task.tsv.words or task.labels))
+            assert [words[label] for label in rows["label"]] == [row[task.tsv.label] for row in expected]
+            assert len(set(rows["label"])) == len(task.labels)
+        else:
+            assert rows["label"][:] == [float(np.float32(row["score"])) for row in expected]
+        assert rows["idx"][:] == list(range(24))
+        assert rows.column_names == [*task.columns, "label", "idx"]
+        compared += 1
+    assert compared == len(task.official_rows)
+
+
+@pytest.mark.parametrize("name", GLUE)
+def test_the_same_rows_come_from_tsv_and_parquet(name, tmp_path):
+    task, splits = TASKS[name], tuple(TASKS[name].official_rows)
+    tsv = read(task, "tsv", write_tsv(tmp_path / "tsv", task), splits=splits)
+    parquet = read(task, "parquet", write_parquet(tmp_path / "parquet", task, shards=3), splits=splits)
+    assert set(tsv.splits) == set(parquet.splits) == set(splits)
+    for split in splits:
+        assert tsv.splits[split].features == parquet.splits[split].features
+        assert tsv.splits[split].to_dict() == parquet.splits[split].to_dict()
+    assert tsv.fingerprint == parquet.fingerprint
+    assert (tsv.rows, tsv.is_part, tsv.skipped) == (parquet.rows, parquet.is_part, parquet.skipped)
+
+
+def test_the_fingerprint_changes_with_any_text_label_or_split(tmp_path):
+    task = TASKS["rte"]
+    folder = write_tsv(tmp_path, task)
+    first = read(task, "tsv", folder).fingerprint
+    path = folder / "RTE/dev.tsv"
+    text = path.read_bytes().decode()
+    seen = {first}
+    for old, new in (("He said", "He  said"), ("\tentailment", "\tnot_entailment"), ("NA\t \tentail", "N\tA \tentail")):
+        changed = text.replace(old, new, 1)
+        if changed != text:
+            path.write_bytes(changed.encode())
+            seen.add(read(task, "tsv", folder).fingerprint)
+    path.write_bytes(text.encode())
+    seen.add(read(task, "tsv", folder, splits=("train",)).fingerprint)
+    assert len(seen) == 4
+    assert read(task, "tsv", folder).fingerprint == first
+
+
+def test_a_whole_and_a_part_are_told_apart(tmp_path):
+    task = TASKS["wnli"]
+    for train, is_part in ((635, False), (634, True), (636, True)):
+        write_tsv(tmp_path, task, train, ["train"])
+        write_tsv(tmp_path, task, 71, ["validation"])
+        data = read(task, "tsv", tmp_path)
+        assert data.rows == {"train": train, "validation": 71}
+        assert data.official_rows == {"train": 635, "validation": 71}
+        assert data.is_part == is_part
+
+
+def test_a_subset_is_fixed_nested_and_in_order(tmp_path):
+    task = TASKS["wnli"]
+    folder = write_tsv(tmp_path, task, 635)
+    whole, large, small = (read(task, "tsv", folder, train_rows=rows) for rows in (None, 100, 40))
+    assert whole.rows["train"] == 635 and large.rows["train"] == 100 and small.rows["train"] == 40
+    assert large.is_part and large.rows["validation"] == whole.rows["validation"]
+    idx = large.splits["train"]["idx"][:]
+    assert idx == sorted(set(idx)) and idx != list(range(100)) and set(small.splits["train"]["idx"]) < set(idx)
+    assert max(idx) > 500
+    assert large.splits["train"]["sentence1"][:] == [whole.splits["train"]["sentence1"][row] for row in idx]
+    assert len({whole.fingerprint, large.fingerprint, small.fingerprint}) == 3
+    assert read(task, "tsv", folder, train_rows=100).fingerprint == large.fingerprint
+    assert read(task, "tsv", folder, train_rows=5000).fingerprint == whole.fingerprint
+
+
+@pytest.mark.parametrize("change", ["bom", "crlf"])
+def test_copies_with_a_bom_or_windows_line_ends_are_the_same_rows(change, tmp_path):
+    task = TASKS["mrpc"]
+    folder = write_tsv(tmp_path, task)
+    plain = read(task, "tsv", folder)
+    for path in (folder / "MRPC").iterdir():
+        data = path.read_bytes()
+        path.write_bytes(b"\xef\xbb\xbf" + data if change == "bom" else data.replace(b"\n", b"\r\n"))
+    assert read(task, "tsv", folder).fingerprint == plain.fingerprint
+
+
+def qqp(tmp_path: Path, left_out: int, extra: list[str]) -> Task:
+    """A QQP dev file of the official size less `left_out`, with extra lines after the third row."""
+    task = TASKS["qqp"]
+    lines = [f"{i}\t{i}\t{i}\tone {i}\ttwo\t{i % 2}\n" for i in range(task.official_rows["validation"] - left_out)]
+    lines[3:3] = extra
+    path = tmp_path / "QQP/dev.tsv"
+    path.parent.mkdir()
+    path.write_bytes("".join(["id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n", *lines]).encode())
+    return task
+
+
+@pytest.mark.parametrize(
+    "extra", [["7\t7\t7\ttorn\n", "\tapart\t0\n"], ["7\t7\t7\ttorn\rapart\ttwo\t0\n"]], ids=["lf", "cr"]
+)
+def test_torn_lines_of_qqp_are_left_out_and_counted(extra, tmp_path):
+    data = read(qqp(tmp_path, 0, extra), "tsv", tmp_path, splits=("validation",))
+    assert data.skipped == {"QQP/dev.tsv": 2} and not data.is_part
+    assert data.rows == data.official_rows == {"validation": 40430}
+    assert data.splits["validation"]["question1"][2:4] == ["one 2", "one 3"]
+
+
+def test_torn_lines_of_qqp_with_another_total_are_an_error(tmp_path):
+    task = qqp(tmp_path, 1, ["7\t7\t7\ttorn\n", "\tapart\t0\n"])
+    with pytest.raises(UserError, match=r"QQP/dev.tsv: 2 lines .* 6 columns: lines 5, 6\. .*official 40430 .*40429"):
+        read(task, "tsv", tmp_path, splits=("validation",))
+
+
+def test_a_part_of_qqp_without_torn_lines_is_a_part(tmp_path):
+    data = read(qqp(tmp_path, 1, []), "tsv", tmp_path, splits=("validation",))
+    assert data.is_part and data.skipped == {}
+
+
+def replace_line(number: int, line: bytes):
+    def change(data: bytes) -> bytes:
+        lines = data.split(b"\n")
+        lines[number - 1] = line
+        return b"\n".join(lines)
+
+    return change
+
+
+BAD_FILES = {
+    "fewer columns": (
+        "rte",
+        "train",
+        replace_line(3, b"0\tone\ttwo"),
+        r"RTE/train.tsv:3: 3 columns, must be 4 \(index, .*'0",
+    ),
+    "more columns": ("sst2", "validation", replace_line(4, b"a\t1\t1"), r"SST-2/dev.tsv:4: 3 columns, must be 2"),
+    "no header": (
+        "cola",
+        "train",
+        replace_line(2, b"x\t1\tgood"),
+        r"CoLA/train.tsv:2: 3 columns, must be 4 \(source, label",
+    ),
+    "blank line": ("stsb", "train", replace_line(5, b""), r"STS-B/train.tsv:5: 1 columns, must be 10"),
+    "cut in a text": ("cola", "train", lambda data: data[:-3], r"CoLA/train.tsv:24: the last line .* cut short: 'x23"),
+    "cut at a label": ("mnli", "train", lambda data: data[:-1], r"MNLI/train.tsv:25: the last line has no line end"),
+    "label word": (
+        "rte",
+        "train",
+        replace_line(2, b"0\ta\tb\tmaybe"),
+        r"train.tsv:2: 'maybe' .*RTE are entailment, not_ent",
+    ),
+    "label digit": ("mrpc", "train", replace_line(2, b"2\t1\t1\ta\tb"), r"train.tsv:2: '2' .*Quality.*MRPC are 0, 1$"),
+    "no label": ("sst2", "train", replace_line(2, b"a\t"), r"SST-2/train.tsv:2: '' in column label"),
+    "score too high": (
+        "stsb",
+        "train",
+        replace_line(2, b"0\t" * 9 + b"5.1"),
+        r"train.tsv:2: '5.1' .*number from 0 to 5",
+    ),
+    "score nan": ("stsb", "train", replace_line(2, b"0\t" * 9 + b"nan"), r"train.tsv:2: 'nan' .*number from 0 to 5"),
+    "score word": ("stsb", "train", replace_line(2, b"0\t" * 9 + b"high"), r"train.tsv:2: 'high' .*number from 0 to 5"),
+    "latin-1": (
+        "sst2",
+        "train",
+        replace_line(6, "café\t1".encode("latin-1")),
+        r"SST-2/train.tsv:6: not UTF-8: byte 0xe9",
+    ),
+    "empty": ("rte", "train", lambda data: b"", r"RTE/train.tsv: empty file"),
+    "header only": (
+        "rte",
+        "train",
+        lambda data: data.partition(b"\n")[0] + b"\n",
+        r"RTE/train.tsv: a header but no rows",
+    ),
+    "other header": (
+        "mrpc",
+        "train",
+        lambda data: data.replace(b"Quality", b"quality"),
+        r"MRPC/train.tsv:1: the header has no column Quality; it has quality, #1 ID",
+    ),
+    "torn test line of qqp": ("qqp", "test", replace_line(2, b"0\ttorn"), r"QQP/test.tsv:2: 2 columns, must be 3"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_bad_file_is_named_with_line_and_reason(case, tmp_path):
+    name, split, change, message = BAD_FILES[case]
+    task = TASKS[name]
+    path = write_tsv(tmp_path, task) / task.tsv.folder / task.tsv.files[split]
+    before = path.read_bytes()
+    path.write_bytes(change(before))
+    assert path.read_bytes() != before
+    with pytest.raises(UserError, match=message):
+        read(task, "tsv", tmp_path, splits=(split,))
+
+
+def test_absent_folders_and_files_are_named_with_what_was_found(tmp_path):
+    task = TASKS["rte"]
+    with pytest.raises(UserError, match="nowhere does not exist; GLUE_DIR= names the folder that holds CoLA, MNLI, "):
+        read(task, "tsv", tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"has no sub-folder RTE \(found: nothing\)"):
+        read(task, "tsv", tmp_path)
+    write_tsv(tmp_path, TASKS["wnli"])
+    (tmp_path / "README.md").touch()
+    with pytest.raises(
+        UserError, match=r"has no sub-folder RTE \(found: README.md, WNLI/\); the official layout has CoLA"
+    ):
+        read(task, "tsv", tmp_path)
+    write_tsv(tmp_path, task, splits=["train"])
+    with pytest.raises(UserError, match=r"dev.tsv does not exist \(found in RTE: train.tsv\)"):
+        read(task, "tsv", tmp_path)
+
+
+def test_requests_that_cannot_be_met(tmp_path):
+    glue, embedded = TASKS["rte"], TASKS["reviews"]
+    for task, arguments, message in (
+        (glue, {"source": "csv"}, "unknown data source 'csv'; the sources are embedded, tsv, parquet, hub"),
+        (glue, {"source": "embedded"}, "rte does not come from source embedded; tsv, parquet or hub would do"),
+        (embedded, {"source": "tsv", "path": tmp_path}, "reviews does not come from source tsv; embedded would do"),
+        (glue, {"source": "tsv"}, "source tsv needs a folder: GLUE_DIR="),
+        (glue, {"source": "parquet", "path": ""}, "source parquet needs a folder: GLUE_DIR="),
+        (glue, {"source": "hub"}, "source hub needs a revision"),
+        (
+            glue,
+            {"source": "tsv", "path": tmp_path, "splits": ("dev",)},
+            "no split 'dev'; it has train, validation, test",
+        ),
+        (glue, {"source": "tsv", "path": tmp_path, "train_rows": 0}, "train_rows must be null or >= 1, got 0"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            read(task, **arguments)
+
+
+def test_bad_parquet_folders(tmp_path):
+    task = TASKS["rte"]
+    with pytest.raises(UserError, match="nowhere does not exist; GLUE_DIR="):
+        read(task, "parquet", tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"no sub-folder rte \(found: nothing\)"):
+        read(task, "parquet", tmp_path)
+    write_parquet(tmp_path, task, shards=2)
+    (tmp_path / "rte/train-00001-of-00002.parquet").unlink()
+    with pytest.raises(UserError, match="must hold every shard of train"):
+        read(task, "parquet", tmp_path)
+    (tmp_path / "rte/train-00001-of-00002.parquet").write_bytes(b"no parquet")
+    with pytest.raises(UserError, match=r"cannot read train of .*/rte: .*is every file a whole parquet file"):
+        read(task, "parquet", tmp_path)
+
+
+def test_bad_parquet_columns_and_labels(tmp_path):
+    task = TASKS["rte"]
+    write_parquet(tmp_path / "order", task, names=task.labels[::-1])
+    with pytest.raises(UserError, match="are not_entailment, entailment; expected, in this order: entailment, not_ent"):
+        read(task, "parquet", tmp_path / "order")
+    plain = {"sentence1": ["a", "b"], "sentence2": ["a", "b"], "label": [0, 1]}
+    for number, (column, values, message) in enumerate(
+        (
+            ("label", [0, 2], r"row 1 has label 2, which must be 0 to 1 \(entailment, not_entailment\)"),
+            ("label", [-1, 0], "row 0 has label -1"),
+            ("label", [None, 0], "row 0 has label None"),
+            ("sentence2", [1, 2], "sentence1 and sentence2 must be text in every row"),
+            ("sentence2", ["a", None], "sentence1 and sentence2 must be text in every row"),
+            ("sentence2", None, "has no column sentence2; it has sentence1, label"),
+        )
+    ):
+        folder = tmp_path / str(number) / "rte"
+        folder.mkdir(parents=True)
+        columns = {name: made for name, made in (plain | {column: values}).items() if made is not None}
+        datasets.Dataset.from_dict(columns).to_parquet(folder / "train-00000-of-00001.parquet")
+        with pytest.raises(UserError, match=message):
+            read(task, "parquet", folder.parent, splits=("train",))
+    score = dataclasses.replace(TASKS["stsb"], name="rte")
+    with pytest.raises(UserError, match="row 0 has label -1, which must be a number from 0 to 5"):
+        read(score, "parquet", tmp_path / "1", splits=("train",))
+
+
+def test_a_hub_out_of_reach_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    message = r"cannot read train of nyu-mll/glue \(rte, revision main\): .*; GLUE_DIR= names a local folder"
+    with pytest.raises(UserError, match=message):
+        read(TASKS["rte"], "hub", None, "main")

@@ -1,0 +1,227 @@
+"""The Makefile's commands and the stages of `make test`, without making an environment or training anything."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import stages
+
+ROOT = Path(__file__).parents[1]
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE)
+RECORDER = """#!/bin/sh
+printf '[%s]' "$@" >> calls
+echo >> calls
+case "$2" in lora) exit "${SWEEP:-0}";; lora.report) exit "${REPORT:-0}";; esac
+"""
+
+
+def make(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """`make -C folder`, as from a shell of its own: when the suite runs under make, its flags would be inherited."""
+    inherited = {
+        key: value
+        for key, value in os.environ.items()
+        if key
+        not in (
+            "MAKEFLAGS",
+            "MFLAGS",
+            "MAKELEVEL",
+            "PROFILE",
+            "GLUE_DIR",
+            "MODEL_DIR",
+            "RETRY_FAILED",
+            "PYTHON",
+            "ARGS",
+        )
+    }
+    return subprocess.run(
+        ["make", "--no-print-directory", "-C", folder, *arguments],
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def script(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What `make` needs of a fresh clone, in a folder with a space in its name."""
+    folder = tmp_path / "a clone"
+    (folder / ".ci").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", ".ci/setup"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture
+def ready_clone(clone: Path) -> Path:
+    """A clone that is set up, its Python a script that writes its arguments to the file `calls`."""
+    script(clone / ".venv/bin/python", RECORDER)
+    (clone / ".venv/ready").touch()
+    return clone
+
+
+def calls(folder: Path) -> list[list[str]]:
+    return [line[1:-1].split("][") for line in (folder / "calls").read_text().splitlines()]
+
+
+def test_make_alone_lists_every_target(clone: Path) -> None:
+    listed = make(clone)
+    assert listed.returncode == 0, listed.stderr
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == TARGETS
+    assert len(TARGETS) >= 6
+    assert make(clone, "help").stdout == listed.stdout
+    assert re.search(r"^\.PHONY: (.*)", MAKEFILE, re.MULTILINE)[1].split() == [*TARGETS, "FORCE"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_recipe_is_valid_shell(target: str, clone: Path) -> None:
+    printed = make(clone, "-n", target)
+    assert printed.returncode == 0, printed.stderr
+    checked = subprocess.run(["bash", "-n"], input=printed.stdout, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("echo 3.9; exit 1", r"missing: Python >= 3\.11 \(tried .*/python: 3\.9\)"),
+        ("exit 1", r"missing: Python >= 3\.11 \(tried .*/python: not there\)"),
+        (
+            'case "$2" in *ensurepip*) exit 1;; esac; echo 3.12',
+            r"missing: the modules venv and ensurepip of .*/python, which is 3\.12",
+        ),
+    ],
+    ids=["too old", "not there", "no venv"],
+)
+def test_setup_says_what_is_missing(text: str, message: str, clone: Path, tmp_path: Path) -> None:
+    python = script(tmp_path / "python", f"#!/bin/sh\n{text}\n")
+    refused = make(clone, "setup", f"PYTHON={python}")
+    assert refused.returncode == 2
+    assert re.search(message, refused.stderr), refused.stderr
+    assert "sudo apt install git make python3 python3-venv\n" in refused.stderr
+    assert not (clone / ".venv").exists()
+
+
+def test_setup_names_all_that_is_missing_and_the_venv_package_of_the_interpreter(clone: Path, tmp_path: Path) -> None:
+    tools = tmp_path / "tools"
+    script(tools / "python3.12", '#!/bin/sh\ncase "$2" in *ensurepip*) exit 1;; esac; echo 3.12\n')
+    for name in ("make", "bash", "sh", "dirname", "rm", "test"):
+        (tools / name).symlink_to(shutil.which(name))
+    refused = make(clone, "setup", PATH=str(tools))
+    assert "missing: the modules venv and ensurepip of python3.12, which is 3.12\nmissing: git\n" in refused.stderr
+    assert "sudo apt install git make python3.12 python3.12-venv\n" in refused.stderr
+
+
+def test_setup_says_the_size_of_the_download_and_starts_anew_after_an_interruption(clone: Path, tmp_path: Path) -> None:
+    # An interpreter whose venvs hold a Python that fails to install.
+    broken = script(tmp_path / "broken", '#!/bin/sh\ncase "$3" in install) exit 3;; esac\n')
+    make_venv = f"mkdir -p .venv/bin; cp {broken} .venv/bin/python; echo made"
+    python = script(tmp_path / "python", f'#!/bin/sh\ncase "$2" in venv) {make_venv};; *) echo 3.12;; esac\n')
+    for _ in range(2):
+        failed = make(clone, "setup", f"PYTHON={python}")
+        assert failed.returncode == 2
+        assert "0.35 GB" in failed.stdout
+        assert "made" in failed.stdout
+        assert (clone / ".venv/unfinished").exists()
+        assert not (clone / ".venv/ready").exists()
+
+
+def test_a_finished_setup_only_checks_the_embedded_files_and_ignores_what_the_shell_has_activated(
+    ready_clone: Path,
+) -> None:
+    assert make(ready_clone, "setup").returncode == 0
+    assert calls(ready_clone) == [["-m", "lora.embedded"]]
+    script(ready_clone / ".venv/bin/python", '#!/bin/sh\necho "<$PYTHONPATH$VIRTUAL_ENV$PYTHONHOME>"\n')
+    shown = make(ready_clone, "setup", PYTHONPATH="/elsewhere", VIRTUAL_ENV="/elsewhere", PYTHONHOME="/elsewhere")
+    assert shown.stdout == "<>\n"
+
+
+def test_reproduce_glue_hands_folders_to_the_sweep_and_the_report(ready_clone: Path) -> None:
+    done = make(
+        ready_clone,
+        "reproduce-glue",
+        "PROFILE=small",
+        "GLUE_DIR=/my data/glue=1,it's",
+        "MODEL_DIR=/a b",
+        "RETRY_FAILED=1",
+        "ARGS=task=cola,mrpc 'seed=1'",
+    )
+    assert done.returncode == 0, done.stderr
+    settings = ["task=cola,mrpc", "seed=1", r"data.path='/my data/glue=1,it\'s'", "model=local", "model.path='/a b'"]
+    assert calls(ready_clone)[1:] == [
+        ["-m", "lora", "-m", "profile=small", *settings, "runtime.retry_failed=true"],
+        ["-m", "lora.report", "small", *settings],
+    ]
+
+
+def test_quoted_paths_are_read_back_by_hydra() -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_override(r"data.path='/my data/glue=1,it\'s'")
+    assert not parsed.is_sweep_override()
+    assert parsed.value() == "/my data/glue=1,it's"
+
+
+@pytest.mark.parametrize(
+    ("sweep", "report", "reported", "status"),
+    [
+        ("0", "0", True, 0),
+        ("1", "1", True, 2),
+        ("1", "0", True, 2),
+        ("0", "1", True, 2),
+        ("2", "0", False, 2),
+        ("130", "0", False, 2),
+    ],
+)
+def test_reproduce_glue_reports_after_failed_cells_but_not_after_a_mistake(
+    sweep: str, report: str, reported: bool, status: int, ready_clone: Path
+) -> None:
+    done = make(ready_clone, "reproduce-glue", SWEEP=sweep, REPORT=report)
+    assert done.returncode == status
+    assert (["-m", "lora.report", "mini"] in calls(ready_clone)) is reported
+
+
+def test_tables_rebuilds_each_committed_profile(ready_clone: Path) -> None:
+    subprocess.run(["git", "init", "--quiet", ready_clone], check=True)
+    assert "no records are committed" in make(ready_clone, "tables").stderr
+    for name in ("small/runs/a.json", "small/runs/b.json", "reference/mini/runs/a.json", "mini/runs/not-added.json"):
+        script(ready_clone / "results" / name, "{}")
+    subprocess.run(["git", "-C", ready_clone, "add", "results/small", "results/reference"], check=True)
+    (ready_clone / "calls").unlink()
+    assert make(ready_clone, "tables").returncode == 0
+    assert [call[-1] for call in calls(ready_clone)[1:]] == ["reference/mini", "small"]
+    assert make(ready_clone, "tables", REPORT="1").returncode == 2
+
+
+def test_stages_count_tests_and_name_what_did_not_run(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    (tmp_path / "test_some.py").write_text(
+        "import pytest\n"
+        "def test_good(): pass\n"
+        "def test_other(): pass\n"
+        "def test_bad(): assert False\n"
+        "def test_skipped(): pytest.skip('why')\n"
+    )
+    unit = stages.Stage("unit", ("-p", "no:cacheprovider", str(tmp_path)))
+    absent = stages.Stage("slurm", (), absent=lambda: "no sbatch")
+
+    def account() -> str:
+        return re.sub(r", \d+ s$", "", capfd.readouterr().out.split("=\n")[-1], flags=re.MULTILINE)
+
+    assert stages.main([unit, absent], ["-k", "good"], require_all=False) == 0
+    assert account() == "unit: passed\nnot run: slurm (no sbatch)\n1 passed, 0 failed, 0 skipped\n"
+    assert stages.main([unit, absent], ["-k", "good"], require_all=True) == 1
+    assert stages.main([unit], [], require_all=False) == 1
+    assert account() == "unit: failed, exit code 1\n2 passed, 1 failed, 1 skipped\n"
+    assert stages.main([unit], ["-k", "none"], require_all=False) == 1, "no test ran"

@@ -1,0 +1,188 @@
+"""Loading a pretrained encoder: strict, offline, and with a head of its own seed."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import safetensors.torch
+import tiny
+import torch
+from transformers import AutoTokenizer
+
+from lora.config import ModelConfig
+from lora.errors import UserError
+from lora.models import load_encoder, max_positions
+from lora.surgery import is_head
+from lora.tasks import TASKS
+
+UNUSED = (r"^lm_head\.", r"^cls\.")
+
+
+def local(path, **changes) -> ModelConfig:
+    fields = {"hub_id": None, "revision": None, "pickle": "never", "unused_weights": UNUSED, "attention": "eager"}
+    return ModelConfig(name="local", source="local", path=str(path), gradient_checkpointing=False, **{**fields, **changes})
+
+
+def rewrite(folder, change):
+    path = folder / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    change(tensors)
+    safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+
+
+@pytest.fixture(params=tiny.ARCHITECTURES)
+def folder(request, tmp_path):
+    return tiny.folder(tmp_path / "model", request.param)
+
+
+def test_the_body_is_the_files_and_the_head_is_new(folder):
+    one, two, other = (load_encoder(local(folder), TASKS["mnli"], seed) for seed in (1, 1, 2))
+    stored = safetensors.torch.load_file(folder / "model.safetensors")
+    prefix = f"{one.model.base_model_prefix}."
+    heads = 0
+    for name, parameter in one.model.named_parameters():
+        again, third = two.model.get_parameter(name), other.model.get_parameter(name)
+        assert torch.equal(parameter, again)
+        if name.startswith(prefix):
+            assert torch.equal(parameter, stored[name.removeprefix(prefix)])
+        else:
+            heads += 1
+            assert parameter.dtype == torch.float32
+            if name.endswith("bias"):
+                assert not parameter.any()
+            else:
+                assert not torch.equal(parameter, third)
+                assert 0 < parameter.std().item() < 0.03  # N(0, initializer_range = 0.02)
+    assert heads >= 2
+    assert one.model.config.num_labels == 3
+    assert one.weights == two.weights and one.weights.startswith("sha256:")
+
+
+def test_the_tokenizer_is_the_files(folder):
+    ours = load_encoder(local(folder), TASKS["rte"], 1).tokenizer
+    theirs = AutoTokenizer.from_pretrained(folder)
+    text = ("the film was very good", "not bad")
+    assert ours(*text)["input_ids"] == theirs(*text)["input_ids"]
+
+
+def test_regression_has_one_output(model_dir):
+    assert load_encoder(local(model_dir), TASKS["stsb"], 1).model.config.num_labels == 1
+
+
+def test_berts_pooler_is_the_heads(model_dir):
+    model = load_encoder(local(model_dir), TASKS["rte"], 1).model
+    assert is_head(model, "bert.pooler.dense.weight")
+    assert not is_head(model, "bert.encoder.layer.0.output.dense.weight")
+
+
+def test_a_missing_pooler_is_drawn_from_the_seed(model_dir, tmp_path):
+    folder = shutil.copytree(model_dir, tmp_path / "m")
+    rewrite(folder, lambda tensors: [tensors.pop(f"pooler.dense.{part}") for part in ("weight", "bias")])
+    one, two = (load_encoder(local(folder), TASKS["rte"], seed).model.bert.pooler.dense for seed in (1, 1))
+    assert torch.equal(one.weight, two.weight) and not one.bias.any()
+    assert one.weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_a_classifier_in_the_file_is_not_taken_over(model_dir, tmp_path):
+    folder = tmp_path / "m"
+    tiny.model("bert", outputs=2).save_pretrained(folder)
+    tiny.tokenizer(folder, "bert").save_pretrained(folder)
+    stored = safetensors.torch.load_file(folder / "model.safetensors")["classifier.weight"]
+    assert not torch.equal(load_encoder(local(folder), TASKS["rte"], 1).model.classifier.weight, stored)
+    assert load_encoder(local(folder), TASKS["mnli"], 1).model.classifier.weight.shape == (3, 32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("encoder.layer.1.output.dense.weight"), "missing.*encoder.layer.1.output.dense.weight"),
+        (lambda t: t.update({"encoder.layer.7.x": torch.zeros(2)}), r"not expected: .*encoder\.layer\.7\.x"),
+        (lambda t: t.update({"encoder.layer.0.output.dense.bias": torch.zeros(7)}), "another shape.*output.dense.bias"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(model_dir, tmp_path, change, message):
+    folder = shutil.copytree(model_dir, tmp_path / "m")
+    rewrite(folder, change)
+    with pytest.raises(UserError, match=message):
+        load_encoder(local(folder), TASKS["rte"], 1)
+
+
+def test_tensors_of_a_pretraining_head_are_named_to_be_left_out(model_dir, tmp_path):
+    folder = shutil.copytree(model_dir, tmp_path / "m")
+    rewrite(folder, lambda tensors: tensors.update({"lm_head.bias": torch.zeros(3)}))
+    assert load_encoder(local(folder), TASKS["rte"], 1)
+    with pytest.raises(UserError, match=r"not expected: lm_head\.bias"):
+        load_encoder(local(folder, unused_weights=()), TASKS["rte"], 1)
+
+
+def test_half_precision_files_are_read_as_float32(model_dir, tmp_path):
+    folder = shutil.copytree(model_dir, tmp_path / "m")
+    rewrite(folder, lambda tensors: tensors.update({name: value.half() for name, value in tensors.items()}))
+    settings = json.loads((folder / "config.json").read_text()) | {"dtype": "float16"}
+    (folder / "config.json").write_text(json.dumps(settings))
+    model = load_encoder(local(folder), TASKS["rte"], 1).model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_a_folder_with_pickles_only_is_refused(model_dir, tmp_path):
+    folder = shutil.copytree(model_dir, tmp_path / "m")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="no model.safetensors, only pytorch_model.bin: pickles are not read"):
+        load_encoder(local(folder), TASKS["rte"], 1)
+
+
+def test_a_file_cut_short_is_refused(model_dir, tmp_path):
+    folder = shutil.copytree(model_dir, tmp_path / "m")
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="cannot load weights of local"):
+        load_encoder(local(folder), TASKS["rte"], 1)
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"), [("config.json", "has no config.json"), ("model.safetensors", "has no model.safetensors")]
+)
+def test_what_a_folder_lacks_is_named(model_dir, tmp_path, missing, message):
+    folder = shutil.copytree(model_dir, tmp_path / "m")
+    (folder / missing).unlink()
+    with pytest.raises(UserError, match=message):
+        load_encoder(local(folder), TASKS["rte"], 1)
+    with pytest.raises(UserError, match="no such folder"):
+        load_encoder(local(tmp_path / "nowhere"), TASKS["rte"], 1)
+
+
+def test_a_folders_code_is_never_run(model_dir, tmp_path):
+    folder = shutil.copytree(model_dir, tmp_path / "m")
+    (folder / "modeling_evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    settings = json.loads((folder / "config.json").read_text())
+    settings["auto_map"] = {
+        "AutoConfig": "modeling_evil.Evil",
+        "AutoModelForSequenceClassification": "modeling_evil.Evil",
+    }
+    (folder / "config.json").write_text(json.dumps(settings))
+    load_encoder(local(folder), TASKS["rte"], 1)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_dropouts_are_replaced_where_given(folder):
+    encoder = load_encoder(local(folder), TASKS["rte"], 1, dropout=0.0, head_dropout=0.3)
+    found = {True: set(), False: set()}
+    for name, module in encoder.model.named_modules():
+        if isinstance(module, torch.nn.Dropout):
+            found[is_head(encoder.model, name)].add(module.p)
+    assert found[False] == {0.0}
+    assert 0.3 in found[True]
+
+
+def test_positions_of_roberta_start_after_padding():
+    assert max_positions(tiny.config("roberta")) == 62
+    assert max_positions(tiny.config("bert")) == 64
+
+
+def test_unsupported_hub_access_is_a_clear_error(monkeypatch, model_dir):
+    config = dataclasses.replace(local(model_dir), source="hub", path=None, hub_id="no-such/model", revision="main")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="cannot read the model's config from no-such/model"):
+        load_encoder(config, TASKS["rte"], 1)

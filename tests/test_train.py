@@ -1,0 +1,190 @@
+"""The loop against a plain one, against itself, and with what can go wrong."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from safetensors.numpy import load
+from torch.nn import functional as F
+
+from lora.batches import collate, encode, epoch_batches
+from lora.config import run_config
+from lora.data import read
+from lora.errors import UserError
+from lora.methods import METHODS
+from lora.models import load_encoder
+from lora.results import equal_science
+from lora.seeding import seed_for
+from lora.surgery import trainable
+from lora.tasks import TASKS
+from lora.train import NonFiniteLossError, make_optimizer, run, select, warmup_steps
+
+NO_DROPOUT = ("train.dropout=0.0", "train.head_dropout=0.0")
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "houlsby"])
+def test_the_same_cell_twice_gives_the_same_record_and_predictions(tiny_config, method):
+    config = tiny_config(f"method={method}")
+    (one, predictions), (two, again) = run(config), run(config)
+    assert equal_science(one, two)
+    assert predictions == again
+    assert one.epochs[0]["train_loss"] != one.epochs[1]["train_loss"]
+
+
+def test_another_seed_gives_another_run(tiny_config):
+    one, two = run(tiny_config("seed=1"))[0], run(tiny_config("seed=2"))[0]
+    assert one.run_id != two.run_id
+    assert one.epochs[0]["train_loss"] != two.epochs[0]["train_loss"]
+
+
+def plain_losses(config):
+    """The mean loss of every epoch by a loop of its own: plain torch, one batch at a time, the schedule by its formula."""
+    task, train = TASKS[config.task], config.train
+    data = read(task, config.data.source, config.data.path, None, None)
+    encoder = load_encoder(config.model, task, config.seed, train.dropout, train.head_dropout)
+    model = encoder.model
+    METHODS[config.method.name].apply(model, config.method, config.seed)
+    rows = encode(data.splits["train"], task, encoder.tokenizer, config.data.max_length)
+    named = dict(trainable(model))
+    decayed = [p for n, p in named.items() if not n.endswith("bias") and "LayerNorm" not in n]
+    others = [p for n, p in named.items() if n.endswith("bias") or "LayerNorm" in n]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        betas=(train.adam_beta1, train.adam_beta2),
+        eps=train.adam_eps,
+    )
+    per_epoch = math.ceil(len(rows.lengths) / train.batch)
+    total, step, means = per_epoch * train.epochs, 0, []
+    warmup = math.ceil(train.warmup_frac * total)
+    torch.manual_seed(seed_for(config.seed, "dropout", 0))
+    for epoch in range(1, train.epochs + 1):
+        model.train()
+        losses = []
+        for chosen in epoch_batches(rows.lengths, train.batch, config.seed, epoch, True):
+            factor = step / warmup if step < warmup else (total - step) / (total - warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = train.lr * factor
+            batch = collate(rows, chosen, encoder.tokenizer.pad_token_id)
+            labels = batch.pop("labels")
+            out = model(**batch).logits
+            loss = F.cross_entropy(out, labels) if task.labels else F.mse_loss(out.squeeze(-1), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(named.values(), train.clip_norm)
+            optimizer.step()
+            step += 1
+            losses.append(loss.item())
+        means.append(float(np.mean(losses)))
+    return means
+
+
+@pytest.mark.parametrize("task", ["cola", "stsb"])
+@pytest.mark.parametrize("method", ["full", "lora", "houlsby"])
+def test_the_loop_equals_a_plain_one(tiny_config, method, task):
+    """With dropout: the draws come in the same order. 40 rows in batches of 8, and of 12 with an uneven last one."""
+    for batch in (8, 12):
+        config = tiny_config(f"method={method}", f"task={task}", f"train.batch={batch}", "train.warmup_frac=0.3")
+        record, _ = run(config)
+        assert [epoch["train_loss"] for epoch in record.epochs] == pytest.approx(plain_losses(config), rel=1e-5)
+
+
+def test_accumulation_changes_nothing(tiny_config):
+    """Three passes a step, of an uneven last batch too: 40 rows in batches of 12 leave 4."""
+    whole = run(tiny_config("train.batch=12", *NO_DROPOUT))[0]
+    parts = run(tiny_config("train.batch=12", "train.accumulation=3", *NO_DROPOUT))[0]
+    assert whole.run_id == parts.run_id
+    assert [e["train_loss"] for e in parts.epochs] == pytest.approx([e["train_loss"] for e in whole.epochs], rel=1e-5)
+
+
+def test_it_learns(tiny_config):
+    record, _ = run(tiny_config("method=full", "train.epochs=30", "train.lr=3e-3", *NO_DROPOUT))
+    assert record.epochs[-1]["train_loss"] < 0.5 * record.epochs[0]["train_loss"]
+
+
+def test_stored_predictions_give_the_recorded_metric(tiny_config):
+    config = tiny_config("task=mnli", "train.epochs=3")
+    record, packed = run(config)
+    stored = load(packed)
+    assert set(stored) == {f"{rule}.validation_{s}" for rule in ("best", "last") for s in ("matched", "mismatched")}
+    data = read(TASKS["mnli"], "tsv", config.data.path, None, None)
+    for rule in ("best", "last"):
+        metrics = record.epochs[record.selected[rule]["epoch"] - 1]["metrics"]
+        hits = {s: stored[f"{rule}.{s}"] == np.array(data.splits[s]["label"]) for s in data.task.validation_splits}
+        for split, values in hits.items():
+            assert metrics[split]["accuracy"] == pytest.approx(values.mean())
+        assert metrics["pooled"]["accuracy"] == pytest.approx(np.concatenate(list(hits.values())).mean())
+        assert record.selected[rule]["value"] == metrics["validation_matched"]["accuracy"]
+
+
+@pytest.mark.parametrize("selection", ["matched", "mismatched", "pooled"])
+def test_the_selecting_split_is_named(tiny_config, selection):
+    record, _ = run(tiny_config("task=mnli", f"train.selection={selection}"))
+    assert record.selected["split"] == (selection if selection == "pooled" else f"validation_{selection}")
+
+
+def entry(epoch, value):
+    return {"epoch": epoch, "metrics": {"validation": {"matthews": value}}}
+
+
+def test_selection_takes_the_first_best_epoch_and_never_an_undefined_one():
+    cola = TASKS["cola"]
+    chosen = select([entry(1, 0.1), entry(2, 0.3), entry(3, 0.3), entry(4, 0.2)], cola, "matched")
+    assert (chosen["best"], chosen["last"]) == ({"epoch": 2, "value": 0.3}, {"epoch": 4, "value": 0.2})
+    assert select([entry(1, None), entry(2, -0.1)], cola, "matched")["best"] == {"epoch": 2, "value": -0.1}
+    assert select([entry(1, None)], cola, "matched")["best"] == {"epoch": 1, "value": None}
+
+
+def test_divergence_is_named_by_its_step(tiny_config):
+    with pytest.raises(NonFiniteLossError, match=r"not finite at step \d+"):
+        run(tiny_config("method=full", "train.lr=1e30", "train.clip_norm=1e30"))
+
+
+def test_longer_inputs_than_the_model_has_positions_are_refused(tiny_config):
+    with pytest.raises(UserError, match="data.max_length is 65, but local reads at most 64 tokens"):
+        run(tiny_config("data.max_length=65"))
+
+
+def test_a_gpu_that_is_not_there_is_refused(tiny_config):
+    if torch.cuda.is_available():
+        pytest.skip("there is one here")
+    with pytest.raises(UserError, match="torch sees no CUDA device"):
+        run(tiny_config("runtime.device=cuda"))
+
+
+def test_warmup_rounds_up_and_steps_win(tiny_config):
+    train = tiny_config().train
+    assert warmup_steps(dataclasses.replace(train, warmup_frac=0.06), 101) == 7
+    assert warmup_steps(dataclasses.replace(train, warmup_frac=0.06, warmup_steps=50), 101) == 50
+
+
+def test_decay_spares_biases_and_layer_norms(tiny_config):
+    model = tiny.model("bert")
+    decayed, others = make_optimizer(model, tiny_config("train.weight_decay=0.1").train).param_groups
+    names = {id(p): n for n, p in model.named_parameters()}
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    assert all(p.dim() == 2 for p in decayed["params"])
+    assert {names[id(p)] for p in others["params"]} == {
+        n for n in names.values() if n.endswith("bias") or "LayerNorm" in n
+    }
+    assert len(decayed["params"]) + len(others["params"]) == len(names)
+
+
+@pytest.mark.parametrize("architecture", ["roberta", "deberta-v2"])
+@pytest.mark.parametrize("method", ["full", "lora", "houlsby"])
+def test_the_papers_architectures_train(tiny_config, tmp_path, architecture, method):
+    folder = tiny.folder(tmp_path / architecture, architecture)
+    record, _ = run(tiny_config(f"model.path={folder}", f"method={method}", "task=rte", "train.precision=bf16"))
+    assert record.status == "ok"
+    assert record.selected["last"]["epoch"] == 2
+    assert all(math.isfinite(epoch["train_loss"]) for epoch in record.epochs)
+
+
+def test_the_record_holds_a_config_that_names_it(tiny_config):
+    record, _ = run(tiny_config())
+    assert run_config(record.config).run_id == record.run_id
+    assert record.provenance["data"]["rows"] == {"train": 40, "validation": 20}
+    assert record.provenance["data"]["is_part"] is True
+    assert record.cost["optimizer_bytes"] >= 8 * (record.params["trainable_method"] + record.params["trainable_head"])
