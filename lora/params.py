@@ -1,4 +1,4 @@
-"""`python -m lora.params`: what trains at full size, counted on models without weights, beside the published numbers."""
+"""`python -m lora.params`: what trains at full size, counted without weights, beside the published numbers."""
 
 import argparse
 import copy
@@ -33,48 +33,37 @@ from lora.provenance import ROOT
 from lora.surgery import count_parameters
 
 PUBLISHED = ROOT / "experiments" / "params" / "published.csv"
-COLUMNS = ("table", "row", "model", "method", "targets", "rank", "bottleneck", "drop_layers", "printed", "exact", "source")
+ARGUMENTS = ("targets", "rank", "bottleneck", "drop_layers")
+COLUMNS = ("table", "row", "model", "method", *ARGUMENTS, "printed", "exact", "source")
 OUTPUTS = 3  # of the head: MNLI's, as in the one checkpoint that the authors ship with the code
 
-# Sizes: config.json of FacebookAI/roberta-base, FacebookAI/roberta-large and microsoft/deberta-v2-xxlarge on the hub.
-_ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
+
+def _encoder(layers: int, d: int, heads: int, ffn: int) -> dict[str, Any]:
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+    return dict(zip(names, (layers, d, heads, ffn), strict=True))
+
+
+# config.json of FacebookAI/roberta-base, FacebookAI/roberta-large and microsoft/deberta-v2-xxlarge on the hub.
+_ROBERTA = {"model_type": "roberta", "vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
+_DEBERTA = {
+    "model_type": "deberta-v2",
+    "vocab_size": 128100,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 0,
+    "position_biased_input": False,  # no absolute positions in the input
+    "relative_attention": True,
+    "position_buckets": 256,
+    "max_relative_positions": -1,
+    "pos_att_type": ["p2c", "c2p"],
+    "share_att_key": True,  # relative positions go through the query and key projections
+    "norm_rel_ebd": "layer_norm",
+    "conv_kernel_size": 3,
+    "conv_act": "gelu",
+}
 SIZES: dict[str, dict[str, Any]] = {
-    "roberta_base": {
-        "model_type": "roberta",
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "intermediate_size": 3072,
-        **_ROBERTA,
-    },
-    "roberta_large": {
-        "model_type": "roberta",
-        "hidden_size": 1024,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "intermediate_size": 4096,
-        **_ROBERTA,
-    },
-    "deberta_v2_xxl": {
-        "model_type": "deberta-v2",
-        "hidden_size": 1536,
-        "num_hidden_layers": 48,
-        "num_attention_heads": 24,
-        "intermediate_size": 6144,
-        "vocab_size": 128100,
-        "max_position_embeddings": 512,
-        "type_vocab_size": 0,
-        "pad_token_id": 0,
-        "position_biased_input": False,  # no absolute positions in the input
-        "relative_attention": True,
-        "position_buckets": 256,
-        "max_relative_positions": -1,
-        "pos_att_type": ["p2c", "c2p"],
-        "share_att_key": True,  # relative positions go through the query and key projections
-        "norm_rel_ebd": "layer_norm",
-        "conv_kernel_size": 3,
-        "conv_act": "gelu",
-    },
+    "roberta_base": _ROBERTA | _encoder(12, 768, 12, 3072),
+    "roberta_large": _ROBERTA | _encoder(24, 1024, 16, 4096),
+    "deberta_v2_xxl": _DEBERTA | _encoder(48, 1536, 24, 6144),
 }
 
 
@@ -162,9 +151,7 @@ def _published(line: Mapping[str, str]) -> Published:
         raise ValueError(f"model must be one of {', '.join(SIZES)}, got {line['model']!r}")
     if line["method"] not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {line['method']!r}")
-    arguments: dict[str, Any] = {k: int(line[k]) for k in ("rank", "bottleneck", "drop_layers") if line[k]}
-    if line["targets"]:
-        arguments["targets"] = line["targets"].split()
+    arguments = {k: line[k].split() if k == "targets" else int(line[k]) for k in ARGUMENTS if line[k]}
     if line["printed"]:
         millions(line["printed"])
     return Published(
@@ -238,7 +225,7 @@ def _body(sizes: Mapping[str, Any]) -> int:
 def _biases(sizes: Mapping[str, Any]) -> int:
     d, f = sizes["hidden_size"], sizes["intermediate_size"]
     layer = 4 * d + f + d + 2 * d  # q, k, v, o; the FFN; two LayerNorms
-    norms = 1 if sizes["model_type"] == "roberta" else 4  # the embeddings'; relative positions', convolution and its own
+    norms = 1 if sizes["model_type"] == "roberta" else 4  # of the embeddings; relative positions, convolution, its norm
     return sizes["num_hidden_layers"] * layer + norms * d
 
 
@@ -274,12 +261,12 @@ def _both(printed: str | None, exact: str | None) -> str:
 
 
 NOTES = f"""
-Without head: what the method trains in the encoder, as the paper counts (authors, microsoft/LoRA issue 16). With head:
-and the classification head with {OUTPUTS} outputs, which trains too. Published: as the paper prints it, and in parentheses
-by its formulas for |Theta| (section 5.1). Difference: the count without head against these; 0.0M if it rounds to the
-printed number. Tables 5 and 6 are about GPT-3: their settings, counted on these models.
-Where the printed number comes from is not known: adapters of size 64 count 3.2M and 6.3M by the paper's own formula,
-and its FT rows are the model names' round numbers."""
+Without head: what the method trains in the encoder, as the paper counts (its authors, microsoft/LoRA issue 16).
+With head: and the classification head, here with {OUTPUTS} outputs, which trains too.
+Published: as the paper prints it and, in parentheses, by its formulas for |Theta| (section 5.1).
+Difference: of the count without head from these; 0.0M where it rounds to the printed number. Adapters of size 64 do
+not, by the paper's own formula; nothing here is fitted to agree.
+Tables 5 and 6 are about GPT-3: these are their settings on other models."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -290,11 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="a JSON list instead of a table")
     chosen = parser.parse_args(arguments)
     try:
-        rows = [
-            row
-            for row in read_published()
-            if chosen.model in (None, row.model) and chosen.table in (None, row.table)
-        ]
+        rows = [r for r in read_published() if chosen.model in (None, r.model) and chosen.table in (None, r.table)]
         if not rows:
             raise UserError(f"table {chosen.table} has no row for model {chosen.model}")
         counts = [count(row) for row in rows]

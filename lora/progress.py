@@ -64,7 +64,7 @@ class Watch:
         self.total, self.done = len(cells) + done, done
         self.expected, self.workers = expected, max(1, workers)
         self.results, self.running = results, Path(outputs) / "running"
-        self.started, self.spent, self.foreseen = time.monotonic(), 0.0, 0.0
+        self.started, self.spent, self.foreseen = time.time(), 0.0, 0.0
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._loop, daemon=True)
         self.bar = (
@@ -87,7 +87,7 @@ class Watch:
             self._poll()
 
     def _poll(self) -> None:
-        for run_id in sorted(i for i in self.waiting if record_path(self.results, i).exists()):
+        for run_id in sorted(filter(self._written, self.waiting)):
             self.waiting.discard(run_id)
             self.done += 1
             try:
@@ -96,6 +96,11 @@ class Watch:
                 self._say(str(error))
         if self.bar is not None:
             self.bar.set_postfix_str(f"left {self.left()}  {self._current()}", refresh=True)
+
+    def _written(self, run_id: str) -> bool:
+        """Since this launch started: a cell that is trained again has an old record."""
+        path = record_path(self.results, run_id)
+        return path.exists() and path.stat().st_mtime >= self.started
 
     def _finished(self, record: RunRecord) -> None:
         self.spent += record.seconds

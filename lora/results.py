@@ -24,7 +24,6 @@ class RunRecord:
 
     Args:
         status: `ok`, or `failed` with its reason in `error`.
-        attempts: How often the run was started before this record was written.
         config: The resolved RunConfig, whole.
         params: trainable_method, trainable_head, total (the paper's counts leave the head out).
         epochs: Per epoch: epoch, step, train_loss, metrics {split: {metric: value or null}}.
@@ -32,6 +31,7 @@ class RunRecord:
         cost: Seconds, step time, throughput, bytes. Differs from run to run; nothing scientific.
         provenance: Code, packages, device, weights, rows and their fingerprint.
         predictions: SHA-256 of the file with the dev-set predictions of `best` and `last`.
+        adapter: SHA-256 of the file with the trained weights of `best`; None if it was not asked for.
     """
 
     run_id: str
@@ -39,7 +39,6 @@ class RunRecord:
     error: str | None
     started_at: str
     seconds: float
-    attempts: int
     config: dict[str, Any]
     params: dict[str, int] | None = None
     epochs: list[dict[str, Any]] = field(default_factory=list)
@@ -47,11 +46,16 @@ class RunRecord:
     cost: dict[str, Any] | None = None
     provenance: dict[str, Any] | None = None
     predictions: str | None = None
+    adapter: str | None = None
     schema: int = SCHEMA
 
 
 def record_path(results: str | Path, run_id: str) -> Path:
     return Path(results) / "runs" / f"{run_id}.json"
+
+
+def adapter_path(outputs: str | Path, run_id: str) -> Path:
+    return Path(outputs) / "adapters" / f"{run_id}.safetensors"
 
 
 def write_record(results: str | Path, record: RunRecord) -> Path:

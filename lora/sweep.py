@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lora.compose import CONF, compose_config, conf_files, describe_group, settle
+from lora.compose import CONF, compose_config, compose_run, conf_files, describe_group, parent_overrides
 from lora.config import RunConfig
 from lora.errors import UserError
 from lora.provenance import ROOT
@@ -27,6 +27,7 @@ class Cell:
     Args:
         overrides: What composes it from conf/.
         experiments: All that expect it; a cell shared by several is trained once.
+        parent: The run_id of the MNLI run that it starts from, which is a cell of the same sweep.
         examples: Train examples it will see; a measure of its length.
     """
 
@@ -40,6 +41,7 @@ class Cell:
     seed: int
     protocol: str
     start: str
+    parent: str | None
     examples: int
 
 
@@ -82,13 +84,19 @@ def _expand(profile: str, overrides: Sequence[str], experiments: Sequence[str] |
             for values in itertools.product(*keys.values()):
                 cell_overrides = (*fixed, *(f"{key}={value}" for key, value in zip(keys, values, strict=True)))
                 try:
-                    config = settle(compose_config(cell_overrides))
+                    config = compose_run(cell_overrides)
                 except UserError as error:
                     problems.append(f"{experiment}: {' '.join(cell_overrides)}: {error}")
                     continue
-                cell = found.get(config.run_id)
-                names = (experiment,) if cell is None else (*dict.fromkeys((*cell.experiments, experiment)),)
-                found[config.run_id] = _cell(config, cell_overrides, names)
+                wanted = [(config, cell_overrides)]
+                if config.start == "mnli":
+                    above = parent_overrides(cell_overrides, config)
+                    wanted.insert(0, (compose_run(above), above))
+                for run, composed_by in wanted:
+                    cell = found.get(run.run_id)
+                    names = dict.fromkeys((*(cell.experiments if cell else ()), experiment))
+                    by = cell.overrides if cell and "runtime.save_adapter=true" in cell.overrides else composed_by
+                    found[run.run_id] = _cell(run, by, tuple(names))
     if problems:
         raise UserError(f"{len(problems)} cells are invalid:\n" + "\n".join(problems))
     return sorted(found.values(), key=lambda cell: -cell.examples)  # longest first; the sort keeps the grid's order
@@ -107,6 +115,7 @@ def _cell(config: RunConfig, overrides: tuple[str, ...], experiments: tuple[str,
         seed=config.seed,
         protocol=config.protocol,
         start=config.start,
+        parent=config.start_run,
         examples=rows * config.train.epochs,
     )
 

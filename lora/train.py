@@ -17,6 +17,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from safetensors.numpy import save
+from safetensors.torch import load as load_torch
+from safetensors.torch import save as save_torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import get_linear_schedule_with_warmup
@@ -29,9 +31,9 @@ from lora.errors import UserError
 from lora.methods import METHODS
 from lora.models import load_encoder, max_positions
 from lora.provenance import code_version
-from lora.results import RunRecord
+from lora.results import RunRecord, adapter_path, read_record, record_path
 from lora.seeding import seed_for
-from lora.surgery import count_parameters, trainable
+from lora.surgery import count_parameters, is_head, trainable
 from lora.tasks import TASKS, Task
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy")
@@ -48,17 +50,20 @@ class Progress:
     metric: float | None
 
 
-class NonFiniteLossError(UserError):
+class NonFiniteLossError(Exception):
     """Training diverged; the run is recorded as failed."""
 
 
-def run(config: RunConfig, report: Callable[[Progress], None] = lambda progress: None) -> tuple[RunRecord, bytes]:
+def run(
+    config: RunConfig, report: Callable[[Progress], None] = lambda progress: None
+) -> tuple[RunRecord, bytes, bytes | None]:
     """Train and evaluate one cell.
 
     Args:
         report: Called after every optimizer step.
-    Returns: The record, and the dev-set predictions of `best` and `last` as a safetensors file.
-    Raises: UserError: If data, model or method do not fit the configuration, or the loss is not finite.
+    Returns: The record; the dev-set predictions of `best` and `last`, and if the config asks for them the trained
+        weights of `best`, as safetensors files.
+    Raises: UserError: If data, model, method or device do not fit the configuration. NonFiniteLossError.
     """
     started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     task, train = TASKS[config.task], config.train
@@ -74,6 +79,8 @@ def run(config: RunConfig, report: Callable[[Progress], None] = lambda progress:
             f"{max_positions(model.config)} tokens"
         )
     METHODS[config.method.name].apply(model, config.method, config.seed)
+    if config.start == "mnli":
+        start_from(model, config)
     params = count_parameters(model)
     trained_bytes = sum(p.numel() * p.element_size() for _, p in trainable(model))
     splits = {name: encode(rows, task, tokenizer, config.data.max_length) for name, rows in data.splits.items()}
@@ -91,7 +98,7 @@ def run(config: RunConfig, report: Callable[[Progress], None] = lambda progress:
     # The loop.
     epochs: list[dict[str, Any]] = []
     predictions: dict[int, dict[str, np.ndarray]] = {}
-    step, tokens, step_seconds, metric = 0, 0, [], None
+    step, tokens, step_seconds, metric, weights = 0, 0, [], None, None
     for epoch in range(1, train.epochs + 1):
         model.train()
         losses: list[Tensor] = []
@@ -124,8 +131,10 @@ def run(config: RunConfig, report: Callable[[Progress], None] = lambda progress:
         epochs.append(
             {"epoch": epoch, "step": step, "train_loss": torch.stack(losses).mean().item(), "metrics": values}
         )
-        kept = {select(epochs, task, train.selection)["best"]["epoch"], epoch}
-        predictions = {number: value for number, value in predictions.items() if number in kept}
+        best = select(epochs, task, train.selection)["best"]["epoch"]
+        predictions = {number: value for number, value in predictions.items() if number in (best, epoch)}
+        if config.runtime.save_adapter and best == epoch:
+            weights = save_torch({name: p.detach().cpu() for name, p in trainable(accelerator.unwrap_model(model))})
 
     # The record.
     selected = select(epochs, task, train.selection)
@@ -137,7 +146,6 @@ def run(config: RunConfig, report: Callable[[Progress], None] = lambda progress:
         error=None,
         started_at=started_at,
         seconds=round(seconds, 3),
-        attempts=1,
         config=config.as_dict(),
         params=params,
         epochs=epochs,
@@ -162,8 +170,34 @@ def run(config: RunConfig, report: Callable[[Progress], None] = lambda progress:
             "data": describe(data),
         },
         predictions=hashlib.sha256(packed).hexdigest(),
+        adapter=None if weights is None else hashlib.sha256(weights).hexdigest(),
     )
-    return record, packed
+    return record, packed, weights
+
+
+def start_from(model: nn.Module, config: RunConfig) -> None:
+    """Give the method's modules the values that the MNLI run trained; the head stays new (paper, sections 5.2 and D.1).
+
+    Raises: UserError: If that run's record or weights are not there, or are of other modules.
+    """
+    parent = config.start_run
+    path = record_path(config.runtime.results, parent)
+    record = read_record(path) if path.exists() else None
+    if record is None or record.status != "ok":
+        state = "missing" if record is None else f"failed ({record.error})"
+        raise UserError(f"{config.run_id} starts from {parent}, whose record is {state}: it must be ok first")
+    weights = adapter_path(config.runtime.outputs, parent)
+    content = weights.read_bytes() if weights.exists() else b""
+    if hashlib.sha256(content).hexdigest() != record.adapter:
+        found = "differ from those that its record names" if content else "are not there"
+        raise UserError(f"the weights of {parent}, {weights}, {found}: a sweep trains it again when they are absent")
+    tensors = {name: tensor for name, tensor in load_torch(content).items() if not is_head(model, name)}
+    mine = {name: parameter for name, parameter in trainable(model) if not is_head(model, name)}
+    if {n: t.shape for n, t in tensors.items()} != {n: p.shape for n, p in mine.items()}:
+        raise UserError(f"{parent} trained other modules than {config.run_id} does")
+    with torch.no_grad():
+        for name, parameter in mine.items():
+            parameter.copy_(tensors[name])
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:

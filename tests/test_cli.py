@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,8 +91,9 @@ def test_a_failed_cell_is_recorded_and_the_others_go_on(tiny_overrides, tmp_path
     records, _ = load_records(tmp_path / "results")
     by_status = {record.status: record for record in records}
     assert set(by_status) == {"ok", "failed"}
-    assert "not finite at step" in by_status["failed"].error
-    assert by_status["failed"].run_id in done.stderr
+    failed = by_status["failed"]
+    assert "not finite at step" in failed.error
+    assert f"failed: {failed.run_id}: {failed.error}" in done.stderr
     assert "Traceback" not in done.stderr
     again = command("lora", *arguments)
     assert again.returncode == 1
@@ -102,32 +105,19 @@ def test_a_failed_cell_is_recorded_and_the_others_go_on(tiny_overrides, tmp_path
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["task=colaa"], "conf/hparams/ours/local_lora.*'colaa'.*rows are: .*cola"),
-        (["method=lorra"], "lorra.*full.*lora"),
-        (["profile=huge"], "huge.*mini.*small"),
-        (["experiment=table9"], "table9.*glue_table2"),
+        (["method=lorra"], "method must be one of .*full.*lora.*, got 'lorra'"),
         (["method.targets=[q,w]"], "target 'w' is not in BertForSequenceClassification.*q, k, v, o"),
-        (["method.rank=99"], "rank 99 is above the smaller dimension.*1..32"),
-        (["method.rank=0"], "method.rank must be >= 1, got 0"),
         (["method.alpha=-1", "train.batch=0"], "method.alpha must be > 0.*\n.*train.batch must be >= 1"),
-        (["train.learning_rate=1"], "learning_rate"),
-        (["train.epochs=two"], "train.epochs must be of type int, got 'two'"),
         (["data.path=null"], "GLUE_DIR"),
-        (["data.path=/no/such/folder"], "/no/such/folder"),
         (["model.path=/no/such/model"], "no such folder"),
-        (["task=cola", "data.source=embedded"], "data.source must be tsv, parquet or hub for task cola"),
-        (["start=mnli"], "start must be pretrained unless task is mrpc, rte, stsb"),
-        (["seed=-1"], r"seed must be in \[0, 2\^31\)"),
         (["nonsense"], "nonsense"),
     ],
 )
 def test_a_users_mistake_is_one_message_exit_2_and_nothing_written(tiny_overrides, tmp_path, overrides, message):
-    import re
-
     done = command("lora", *tiny_overrides, *overrides)
     assert done.returncode == 2, done.stderr
     assert re.search(message, done.stderr, re.DOTALL), done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ")
     assert not list((tmp_path / "results").rglob("*.json"))
 
 
@@ -140,8 +130,6 @@ def test_a_sweep_of_invalid_cells_lists_them_all_and_starts_none(tiny_overrides,
 
 
 def test_other_rows_under_the_same_name_are_refused(tiny_overrides, tmp_path, glue_dir):
-    import shutil
-
     assert command("lora", *sweep_arguments(tiny_overrides, "task=cola", "seed=1,2")).returncode == 0
     other = shutil.copytree(glue_dir, tmp_path / "glue")
     lines = (other / "CoLA" / "train.tsv").read_text().splitlines()
@@ -160,7 +148,7 @@ def test_the_report_of_a_profile_without_records_names_what_is_missing():
 def test_interrupting_a_cell_leaves_no_record(tiny_overrides, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "lora", *tiny_overrides, "train.epochs=2000"],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     running = tmp_path / "outputs" / "running"
     deadline = time.monotonic() + 120

@@ -7,94 +7,13 @@ import datasets
 import huggingface_hub
 import numpy as np
 import pytest
+from glue_files import write_parquet, write_tsv
 
 from lora.data import read
 from lora.errors import UserError
 from lora.tasks import TASKS, Task
 
 GLUE = [name for name, task in TASKS.items() if task.family == "glue"]
-# What common readers change or drop: quotes, missing-value words, other line separators, white space, nothing at all.
-TEXTS = [
-    'He said " no',
-    '"quoted"',
-    "NA",
-    "null",
-    "nan",
-    " spaces around ",
-    "é ü 漢字 🙂",
-    "a\u2028b\x85c\x0bd",
-    "\\t is no tab",
-    "",
-    "'",
-    "1",
-]
-HEADERS = {
-    "mnli": "index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse sentence2_parse "
-    "sentence1 sentence2 label1 gold_label",
-    "sst2": "sentence label",
-    "qnli": "index question sentence label",
-    "qqp": "id qid1 qid2 question1 question2 is_duplicate",
-    "rte": "index sentence1 sentence2 label",
-    "wnli": "index sentence1 sentence2 label",
-    "stsb": "index genre filename year old_index source1 source2 sentence1 sentence2 score",
-}
-MRPC_HEADER = ["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"]
-TEXT_NAMES = {"sentence", "question", "sentence1", "sentence2", "question1", "question2", "#1 String", "#2 String"}
-LABEL_NAMES = {"label", "gold_label", "is_duplicate", "score", "Quality"}
-SCORES = ["5.000", "0", "3.8", "2.533"]
-
-
-def header_of(task: Task, split: str) -> list[str]:
-    """The official files' columns; a test file starts with an index and has no label."""
-    tested = split.startswith("test")
-    if task.name == "cola":
-        return ["index", "sentence"] if tested else ["source", "label", "mark", "sentence"]
-    names = MRPC_HEADER if task.name == "mrpc" else HEADERS[task.name].split()
-    if not tested:
-        return names
-    return ["index", *(name for name in names if name not in LABEL_NAMES | {"index", "id", "qid1", "qid2", "label1"})]
-
-
-def cells(task: Task, split: str, row: int) -> dict[str, str]:
-    names = header_of(task, split)
-    texts = iter([TEXTS[row % len(TEXTS)], TEXTS[(row + 5) % len(TEXTS)]])
-    words = SCORES if not task.labels else (task.tsv.words or task.labels)
-    values = {name: words[row % len(words)] if name in LABEL_NAMES else f"x{row}" for name in names}
-    return values | {name: next(texts) for name in names if name in TEXT_NAMES}
-
-
-def write_tsv(folder: Path, task: Task, rows: int = 24, splits=None) -> Path:
-    for split in splits or task.official_rows:
-        path = folder / task.tsv.folder / task.tsv.files[split]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = ["\t".join(cells(task, split, row).values()) for row in range(rows)]
-        headed = task.name != "cola" or split == "test"
-        header = ["\t".join(header_of(task, split))] if headed else []
-        path.write_bytes("".join(f"{line}\n" for line in header + lines).encode())
-    return folder
-
-
-def write_parquet(folder: Path, task: Task, shards: int = 1, rows: int = 24, names=None) -> Path:
-    """The hub's layout and features, from the same cells."""
-    for split in task.official_rows:
-        made = [cells(task, split, row) for row in range(rows)]
-        texts = [[row[name] for name in row if name in TEXT_NAMES] for row in made]
-        columns = {name: [row[i] for row in texts] for i, name in enumerate(task.columns)}
-        words = task.tsv.words or task.labels
-        labels = [next((row[name] for name in row if name in LABEL_NAMES), None) for row in made]
-        if task.labels:
-            columns["label"] = [-1 if label is None else words.index(label) for label in labels]
-        else:
-            columns["label"] = [-1.0 if label is None else float(label) for label in labels]
-        columns["idx"] = [7 * row for row in range(rows)]  # the hub's idx has gaps where it dropped or moved rows
-        label = datasets.ClassLabel(names=list(names or task.labels)) if task.labels else datasets.Value("float32")
-        kinds = dict.fromkeys(task.columns, datasets.Value("string")) | {"label": label, "idx": datasets.Value("int32")}
-        whole = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
-        (folder / task.name).mkdir(parents=True, exist_ok=True)
-        for shard in range(shards):
-            part = whole.shard(shards, shard, contiguous=True)
-            part.to_parquet(folder / task.name / f"{split}-{shard:05}-of-{shards:05}.parquet")
-    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -371,6 +290,7 @@ def test_bad_parquet_columns_and_labels(tmp_path):
             ("label", [0, 2], r"row 1 has label 2, which must be 0 to 1 \(entailment, not_entailment\)"),
             ("label", [-1, 0], "row 0 has label -1"),
             ("label", [None, 0], "row 0 has label None"),
+            ("label", [1.0, 0.5], "row 0 has label 1.0"),
             ("sentence2", [1, 2], "sentence1 and sentence2 must be text in every row"),
             ("sentence2", ["a", None], "sentence1 and sentence2 must be text in every row"),
             ("sentence2", None, "has no column sentence2; it has sentence1, label"),

@@ -21,7 +21,9 @@ UNUSED = (r"^lm_head\.", r"^cls\.")
 
 def local(path, **changes) -> ModelConfig:
     fields = {"hub_id": None, "revision": None, "pickle": "never", "unused_weights": UNUSED, "attention": "eager"}
-    return ModelConfig(name="local", source="local", path=str(path), gradient_checkpointing=False, **{**fields, **changes})
+    return ModelConfig(
+        name="local", source="local", path=str(path), gradient_checkpointing=False, **{**fields, **changes}
+    )
 
 
 def rewrite(folder, change):
@@ -128,7 +130,7 @@ def test_half_precision_files_are_read_as_float32(model_dir, tmp_path):
 def test_a_folder_with_pickles_only_is_refused(model_dir, tmp_path):
     folder = shutil.copytree(model_dir, tmp_path / "m")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match="no model.safetensors, only pytorch_model.bin: pickles are not read"):
+    with pytest.raises(UserError, match=r"no model\.safetensors, only pytorch_model\.bin: pickles are not read"):
         load_encoder(local(folder), TASKS["rte"], 1)
 
 

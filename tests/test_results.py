@@ -35,7 +35,6 @@ def record(run_id=RUN_ID, value=0.8, **changes) -> RunRecord:
         "error": None,
         "started_at": "2026-01-01T00:00:00+00:00",
         "seconds": 1.5,
-        "attempts": 1,
         "config": config,
         "params": {"trainable_method": 3, "trainable_head": 2, "total": 10},
         "epochs": [{"epoch": 1, "step": 1, "train_loss": 0.7, "metrics": {"validation": {"accuracy": value}}}],

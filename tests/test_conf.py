@@ -1,0 +1,508 @@
+"""conf/ as a whole: what exists is valid, everything else is refused, and the values are those of the sources."""
+
+import itertools
+import math
+import re
+from dataclasses import replace
+
+import pytest
+import tiny
+from omegaconf import OmegaConf
+
+from lora.compose import CONF, compose_config, describe_group, settle
+from lora.config import MNLI_CHILDREN, PROTOCOLS, ModelConfig, RunConfig
+from lora.errors import UserError
+from lora.models import load_encoder
+from lora.params import skeleton
+from lora.provenance import ROOT
+from lora.sweep import _expand, grid
+from lora.tasks import GLUE_TASKS, TASKS
+
+# Which (protocol, model, method) have rows, and for how many tasks. Everything else is to be refused.
+SMALL_METHODS = ("full", "bitfit", "adapterdrop", "houlsby", "pfeiffer", "lora")
+DAGGER = ("houlsby_m8", "houlsby_m64", "pfeiffer_m16", "pfeiffer_m64", "lora")
+ROWS = {
+    **{("ours", model, method): 13 for model in ("minilm", "local") for method in SMALL_METHODS},
+    **{("ours", "roberta_base", method): 8 for method in ("bitfit", "adapterdrop")},
+    **{("printed", model, "lora"): 8 for model in ("roberta_base", "roberta_large", "deberta_v2_xxl")},
+    **{
+        ("released", model, method): 8
+        for model in ("roberta_base", "roberta_large", "deberta_v2_xxl")
+        for method in ("full", "lora")
+    },
+    **{("released", "roberta_large", method): 1 for method in ("houlsby_m8", "pfeiffer_m16")},  # MNLI's scripts only
+    **{("dagger", "roberta_large", method): 8 for method in DAGGER},
+}
+FILE_KEYS = {
+    "warmup_frac",
+    "weight_decay",
+    "clip_norm",
+    "adam_beta2",
+    "adam_eps",
+    "precision",
+    "rank",
+    "alpha",
+    "init_a",
+}
+FILE_KEYS |= {"init_std", "init_truncated", "bottleneck", "drop_layers", "defaults"}
+ROW_KEYS = {
+    "lr",
+    "batch",
+    "epochs",
+    "max_length",
+    "warmup_frac",
+    "warmup_steps",
+    "weight_decay",
+    "head_dropout",
+    "start",
+}
+
+
+def config_of(protocol: str, model: str, method: str, profile: str = "paper"):
+    return compose_config([f"profile={profile}", f"protocol={protocol}", f"model={model}", f"method={method}"])
+
+
+def at_task(config, task: str) -> RunConfig:
+    """Another task's cell of a composed configuration, without composing it again."""
+    config.task = task
+    config.data.source = "embedded" if TASKS[task].family == "embedded" else "hub"
+    return settle(config)
+
+
+def cells(profile: str, experiment: str) -> dict[str, RunConfig]:
+    """By run_id: the grid of an experiment. Tasks and seeds are set after composing, which takes most of the time."""
+    found = {}
+    for block in grid(profile, experiment):
+        seeds, tasks = block.pop("seed"), block.pop("task")
+        for values in itertools.product(*block.values()):
+            overrides = [f"{key}={value}" for key, value in zip(block, values, strict=True)]
+            composed = compose_config([f"profile={profile}", *overrides])
+            for task in tasks:
+                composed.task = task
+                config = settle(composed)
+                for seed in seeds:
+                    one = replace(config, seed=int(seed))
+                    found[one.run_id] = one
+    return found
+
+
+@pytest.fixture(scope="module")
+def sweeps() -> dict[tuple[str, str], dict[str, RunConfig]]:
+    names = describe_group("experiment")
+    return {
+        (profile, name): cells(profile, name)
+        for profile in describe_group("profile")
+        for name in names
+        if profile in OmegaConf.load(CONF / "experiment" / f"{name}.yaml").grid
+    }
+
+
+# What exists
+
+
+def test_every_combination_of_groups_has_rows_or_not():
+    groups = (describe_group("protocol"), describe_group("model"), describe_group("method"))
+    assert set(groups[0]) == set(PROTOCOLS)
+    assert [len(group) for group in groups] == [4, 5, 10]
+    combinations = set(itertools.product(*groups))
+    files = {(path.parent.name, path.stem) for path in (CONF / "hparams").glob("*/*.yaml")}
+    assert {c for c in combinations if (c[0], f"{c[1]}_{c[2]}") in files} == set(ROWS)
+    assert len(files) == len(ROWS) == 12 + 2 + 3 + 6 + 2 + 5  # so that no file is without its combination
+    assert len(combinations - set(ROWS)) == 170
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("model", ["minilm", "local", "roberta_base", "roberta_large", "deberta_v2_xxl"])
+def test_a_combination_without_rows_is_refused(protocol, model):
+    """For one method of each: the message depends on nothing but the file's absence."""
+    method = next(method for method in describe_group("method") if (protocol, model, method) not in ROWS)
+    with pytest.raises(UserError) as error:
+        config_of(protocol, model, method)
+    message = str(error.value)
+    assert message.startswith(f"protocol must be one that has rows for {model}_{method}, the model and the method (")
+    assert f"got '{protocol}'; that one has rows for " in message
+    there = next(m for p, m, n in ROWS if p == protocol)
+    assert there in message.partition("that one has rows for ")[2]
+
+
+@pytest.mark.parametrize("chosen", ROWS, ids="-".join)
+def test_every_row_is_valid_and_other_tasks_are_refused(chosen):
+    composed = config_of(*chosen)
+    rows = [key for key in composed.hparams if key in TASKS]
+    assert len(rows) == ROWS[chosen]
+    for task in TASKS:
+        if task in rows:
+            config = at_task(composed, task)
+            assert (config.protocol, config.model.name, config.task) == (*chosen[:2], task)
+            assert config.method.name == chosen[2].partition("_m")[0]
+        else:
+            with pytest.raises(UserError, match=f"^task must be one that has a row with .*, got '{task}'"):
+                at_task(composed, task)
+
+
+def test_number_of_rows():
+    assert sum(ROWS.values()) == 2 * 6 * 13 + 2 * 8 + 3 * 8 + 6 * 8 + 2 * 1 + 5 * 8 == 286
+
+
+def test_rows_files_state_known_values_only():
+    paths = sorted((CONF / "hparams").glob("*/*.yaml"))
+    assert len(paths) == len(ROWS)
+    for path in paths:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+        assert {key for key in content if key not in TASKS} <= FILE_KEYS, path
+        for task, row in content.items():
+            if task in TASKS:
+                assert {"lr", "batch", "epochs", "max_length"} <= set(row) <= ROW_KEYS, (path, task)
+
+
+# The experiments
+
+EXPECTED_CELLS = {
+    ("mini", "glue_table2"): 3 * 4 * 3 + 2 * 2 * 3,
+    ("mini", "lora_targets"): 7 * 1 * 3,
+    ("mini", "lora_ranks"): 4 * 1 * 3,
+    ("small", "glue_table2"): 3 * 3 * 1,
+    ("small", "lora_targets"): 7 * 2 * 3,
+    ("small", "lora_ranks"): 3 * 7 * 2 * 3,
+    ("paper", "glue_table2"): 14 * 8 * 5,
+    ("paper", "lora_targets"): 7 * 2 * 5,
+    ("paper", "lora_ranks"): 3 * 7 * 2 * 5,
+}
+EXPECTED_UNION = {"mini": 75, "small": 157, "paper": 800}
+
+
+def test_number_of_cells(sweeps):
+    assert {key: len(found) for key, found in sweeps.items()} == EXPECTED_CELLS
+    for profile, total in EXPECTED_UNION.items():
+        assert len(set().union(*(found for (p, _), found in sweeps.items() if p == profile))) == total
+
+
+def test_the_pages_state_cells_and_cost(sweeps):
+    """A page per experiment, whose table has the numbers of the grid."""
+    for name in describe_group("experiment"):
+        page = (ROOT / "experiments" / name / "README.md").read_text()
+        stated = re.findall(r"^\| (mini|small|paper) \| (\d+) \| .* \| ([\d.]+)M \|$", page, re.MULTILINE)
+        found = {p: sweeps[p, n].values() for p, n in sweeps if n == name}
+        assert {profile: (int(count), float(millions)) for profile, count, millions in stated} == {
+            profile: (len(configs), round(sum(map(examples, configs)) / 1e6, 2)) for profile, configs in found.items()
+        }
+        assert all(heading in page for heading in ("**Question.**", "## Cells", "## Open choices", "## Deviations"))
+
+
+def examples(config: RunConfig) -> int:
+    rows = config.data.train_rows or TASKS[config.task].official_rows["train"]
+    return rows * config.train.epochs
+
+
+def test_the_sweep_expects_the_same_cells(sweeps):
+    assert {cell.run_id for cell in _expand("mini", [], ["lora_ranks"], False)} == set(sweeps["mini", "lora_ranks"])
+
+
+@pytest.mark.parametrize("profile", ["mini", "small", "paper"])
+def test_shared_cells_are_one_run(sweeps, profile):
+    table2, targets, ranks = (sweeps[profile, name] for name in ("glue_table2", "lora_targets", "lora_ranks"))
+    with_table2 = {run_id for run_id in ranks if ".lora-qv-r8." in run_id} & set(table2)
+    assert len(with_table2) == {"mini": 3, "small": 2, "paper": 10}[profile]
+    wanted = ("lora-qv-r4",) if profile == "mini" else ("lora-q-r8", "lora-qv-r4", "lora-qkvo-r2")
+    slugs = [ranks[run_id].method.slug for run_id in set(targets) & set(ranks)]
+    each = len(targets) // 7
+    assert sorted(slugs) == sorted(slug for slug in wanted for _ in range(each))
+
+
+@pytest.mark.parametrize("profile", ["mini", "small", "paper"])
+def test_target_sets_are_table_5_s_at_one_budget(sweeps, profile):
+    found = {(config.method.targets, config.method.rank) for config in sweeps[profile, "lora_targets"].values()}
+    assert found == {
+        (("q",), 8), (("k",), 8), (("v",), 8), (("o",), 8), (("q", "k"), 4), (("q", "v"), 4), (("q", "k", "v", "o"), 2),
+    }  # fmt: skip
+    assert {len(targets) * rank for targets, rank in found} == {8}
+
+
+def test_paper_cells(sweeps):
+    every = {**sweeps["paper", "glue_table2"], **sweeps["paper", "lora_targets"], **sweeps["paper", "lora_ranks"]}
+    for config in every.values():
+        assert config.seed in (1, 2, 3, 4, 5) and config.task in GLUE_TASKS
+        assert config.data.source == config.model.source == "hub"
+        assert re.fullmatch("[0-9a-f]{40}", config.data.revision)
+        assert config.data.max_length <= 512
+        assert config.train.precision == ("bf16" if config.model.name == "deberta_v2_xxl" else "fp32")
+    slugs = {(c.protocol, c.model.name, c.method.slug) for c in sweeps["paper", "glue_table2"].values()}
+    assert slugs == {
+        ("released", "roberta_base", "full"),
+        ("ours", "roberta_base", "bitfit"),
+        ("ours", "roberta_base", "adapterdrop-m48-d8"),
+        ("ours", "roberta_base", "adapterdrop-m48-d0"),
+        ("printed", "roberta_base", "lora-qv-r8"),
+        ("released", "roberta_large", "full"),
+        ("printed", "roberta_large", "lora-qv-r8"),
+        ("dagger", "roberta_large", "pfeiffer-m64"),
+        ("dagger", "roberta_large", "pfeiffer-m16"),
+        ("dagger", "roberta_large", "houlsby-m64"),
+        ("dagger", "roberta_large", "houlsby-m8"),
+        ("dagger", "roberta_large", "lora-qv-r8"),
+        ("released", "deberta_v2_xxl", "full"),
+        ("released", "deberta_v2_xxl", "lora-qv-r16"),
+    }
+
+
+def test_an_mnli_start_has_its_parent_in_the_sweep(sweeps):
+    table2 = sweeps["paper", "glue_table2"].values()
+    children = [config for config in table2 if config.start == "mnli"]
+    assert {(c.protocol, c.method.name) for c in children} == {("printed", "lora"), ("released", "lora")}
+    assert {config.task for config in children} == set(MNLI_CHILDREN)
+    assert len(children) == 3 * len(MNLI_CHILDREN) * 5
+    parents = [(c.protocol, c.model, c.method, c.seed) for c in table2 if c.task == "mnli"]
+    assert all((c.protocol, c.model, c.method, c.seed) in parents for c in children)
+
+
+# The values: typed from the sources, in their order of tasks
+
+
+def columns(protocol: str, model: str, method: str) -> dict[str, list]:
+    composed = config_of(protocol, model, method)
+    configs = [at_task(composed, task) for task in ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb")]
+    found = {key: [getattr(c.train, key) for c in configs] for key in ("batch", "epochs", "lr", "weight_decay")}
+    found["length"] = [c.data.max_length for c in configs]
+    found["start"] = [c.task for c in configs if c.start == "mnli"]
+    found["configs"] = configs
+    return found
+
+
+E4 = 1e-4
+TABLE_9 = {
+    ("printed", "roberta_base", "lora"): {
+        "batch": [16, 16, 16, 32, 32, 16, 32, 16],
+        "epochs": [30, 60, 30, 80, 25, 25, 80, 40],
+        "lr": [5, 5, 4, 4, 4, 5, 5, 4],
+        "length": [512] * 8,
+    },
+    ("printed", "roberta_large", "lora"): {
+        "batch": [4, 4, 4, 4, 4, 4, 8, 8],
+        "epochs": [10, 10, 20, 20, 10, 20, 20, 30],
+        "lr": [3, 4, 3, 2, 2, 3, 4, 2],
+        "length": [128, 128, 512, 128, 512, 512, 512, 512],
+    },
+    ("dagger", "roberta_large", "lora"): {
+        "batch": [4] * 8,
+        "epochs": [10, 10, 20, 20, 10, 20, 20, 10],
+        "lr": [3, 4, 3, 2, 2, 3, 4, 2],
+        "length": [128] * 8,
+    },
+    ("dagger", "roberta_large", "pfeiffer_m64"): {
+        "batch": [32] * 8,
+        "epochs": [10, 20, 20, 20, 10, 20, 20, 20],
+        "lr": [0.3, 0.3, 3, 3, 3, 3, 3, 3],
+        "length": [128] * 8,
+    },
+    ("dagger", "roberta_large", "pfeiffer_m16"): {
+        "batch": [32] * 8,
+        "epochs": [5, 20, 20, 20, 10, 20, 20, 20],
+        "lr": [3] * 8,
+        "length": [128] * 8,
+    },
+    ("dagger", "roberta_large", "houlsby_m64"): {
+        "batch": [32] * 8,
+        "epochs": [10, 5, 10, 10, 5, 20, 20, 10],
+        "lr": [0.3, 3, 3, 3, 3, 3, 3, 3],
+        "length": [128] * 8,
+    },
+    ("dagger", "roberta_large", "houlsby_m8"): {
+        "batch": [32] * 8,
+        "epochs": [10, 5, 10, 10, 5, 20, 20, 10],
+        "lr": [3] * 8,
+        "length": [128] * 8,
+    },
+}
+
+
+@pytest.mark.parametrize("chosen", TABLE_9, ids="-".join)
+def test_table_9(chosen):
+    found, expected = columns(*chosen), TABLE_9[chosen]
+    assert found["lr"] == pytest.approx([value * E4 for value in expected["lr"]])
+    for key in ("batch", "epochs", "length"):
+        assert found[key] == expected[key]
+    assert found["start"] == (["mrpc", "rte", "stsb"] if chosen[0] == "printed" else [])
+    for config in found["configs"]:
+        assert config.train.warmup_frac == 0.06 and config.train.warmup_steps is None
+        if config.method.name == "lora":
+            alpha = 8 if config.model.name == "roberta_base" else 16
+            assert (config.method.targets, config.method.rank, config.method.alpha) == (("q", "v"), 8, alpha)
+            assert (config.method.init_a, config.train.weight_decay) == ("gaussian", 0.1)
+        else:
+            assert config.method.bottleneck == int(chosen[2].partition("_m")[2])
+            assert (config.method.layer_norms, config.train.weight_decay) == ("frozen", 0.0)
+
+
+def test_steps_of_the_printed_base_rows():
+    """The optimizer steps of Table 9's base rows with the batch as the global one, worked out by hand."""
+    expected = [736320, 252600, 6900, 21440, 81850, 568525, 6240, 14400]
+    found = [steps(config) for config in columns("printed", "roberta_base", "lora")["configs"]]
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("chosen", "millions"),
+    [
+        (("printed", "roberta_base", "lora"), 28.8),
+        (("printed", "roberta_large", "lora"), 13.4),
+        (("dagger", "roberta_large", "lora"), 13.3),
+    ],
+)
+def test_examples_that_one_seed_sees(chosen, millions):
+    configs = columns(*chosen)["configs"]
+    assert round(sum(map(examples, configs)) / 1e6, 1) == millions
+
+
+def steps(config: RunConfig) -> int:
+    return config.train.epochs * math.ceil(TASKS[config.task].official_rows["train"] / config.train.batch)
+
+
+def test_table_10():
+    found = columns("printed", "deberta_v2_xxl", "lora")
+    assert found["batch"] == [8, 8, 32, 4, 6, 8, 4, 4]
+    assert found["epochs"] == [5, 16, 30, 10, 8, 11, 11, 10]
+    assert found["lr"] == pytest.approx([1e-4, 6e-5, 2e-4, 1e-4, 1e-4, 1e-4, 2e-4, 2e-4])
+    assert found["weight_decay"] == [0, 0.01, 0.01, 0, 0.01, 0.01, 0.01, 0.1]
+    assert found["length"] == [256, 128, 128, 64, 512, 320, 320, 128]
+    assert [c.train.head_dropout for c in found["configs"]] == [0.15, 0, 0, 0.1, 0.1, 0.2, 0.2, 0.2]
+    assert found["start"] == ["mrpc", "rte", "stsb"]
+    assert {(c.method.rank, c.method.alpha, c.train.warmup_frac) for c in found["configs"]} == {(8, 8, 0.1)}
+
+
+def test_released_lora():
+    base = columns("released", "roberta_base", "lora")
+    assert base["batch"] == [16 * 8, 16 * 8, 16 * 8, 32 * 2, 32 * 8, 16 * 8, 32 * 8, 16 * 8]
+    large = columns("released", "roberta_large", "lora")
+    assert large["batch"] == [4 * 8, 8 * 8, 4 * 8, 4 * 8, 4 * 8, 4 * 8, 8 * 8, 4 * 8]
+    for found in (base, large):
+        assert found["weight_decay"] == [0.1] * 8
+        assert {(c.method.alpha, c.method.init_a, c.train.warmup_frac) for c in found["configs"]} == {
+            (16, "kaiming_uniform", 0.06)
+        }
+    # Where the scripts differ from Table 9, and nowhere else.
+    printed_base, printed = (columns("printed", f"roberta_{size}", "lora") for size in ("base", "large"))
+    assert (base["lr"], base["epochs"], base["length"]) == tuple(printed_base[k] for k in ("lr", "epochs", "length"))
+    tasks = [config.task for config in large["configs"]]
+    for key, where in (
+        ("lr", {"cola": 3e-4, "stsb": 3e-4}),
+        ("epochs", {"stsb": 10}),
+        ("length", {"sst2": 512, "stsb": 128}),
+    ):
+        pairs = zip(tasks, printed[key], large[key], strict=True)
+        assert {task: ours for task, theirs, ours in pairs if ours != theirs} == where
+
+
+def test_released_deberta():
+    found, printed = columns("released", "deberta_v2_xxl", "lora"), columns("printed", "deberta_v2_xxl", "lora")
+    assert found["batch"] == [8 * batch for batch in printed["batch"]]
+    for key in ("epochs", "length", "weight_decay", "start"):
+        assert found[key] == printed[key]
+    assert found["lr"] == pytest.approx([1e-4, 6e-5, 2e-4, 1.3e-4, 1e-4, 1e-4, 2.6e-4, 2e-4])
+    assert [c.train.warmup_steps for c in found["configs"]] == [1000, 1000, None, 100, 500, 10000, 50, 100]
+    assert [c.train.warmup_frac for c in found["configs"]] == [0, 0, 0.1, 0, 0, 0, 0, 0]
+    assert {(c.method.rank, c.method.alpha, c.method.init_a, c.method.init_std) for c in found["configs"]} == {
+        (16, 32, "gaussian", 0.02)
+    }
+
+
+def test_full_fine_tuning_of_roberta():
+    for model in ("roberta_base", "roberta_large"):
+        found = columns("released", model, "full")
+        assert found["lr"] == pytest.approx([1e-5, 1e-5, 1e-5, 1e-5, 1e-5, 1e-5, 2e-5, 2e-5])
+        assert found["batch"] == [32, 32, 16, 16, 32, 32, 16, 16]
+        assert found["epochs"] == [10] * 8 and found["start"] == []
+        assert [c.train.warmup_frac for c in found["configs"]] == [
+            0.06,
+            0.06,
+            0.06,
+            0.06,
+            0.06,
+            28318 / 113272,
+            0.06,
+            0.06,
+        ]
+        for config in found["configs"]:
+            train = config.train
+            assert (train.adam_beta1, train.adam_beta2, train.adam_eps, train.clip_norm) == (0.9, 0.98, 1e-6, None)
+
+
+def test_full_fine_tuning_of_deberta():
+    found = columns("released", "deberta_v2_xxl", "full")
+    assert found["lr"] == pytest.approx([3e-6, 3e-6, 2e-6, 2.5e-6, 3e-6, 3e-6, 3e-6, 3e-6])
+    assert found["batch"] == [64, 32, 32, 32, 64, 64, 48, 32]
+    assert found["epochs"] == [3, 4, 6, 10, 4, 10, 6, 4]
+    assert found["length"] == columns("printed", "deberta_v2_xxl", "lora")["length"]
+    assert [c.train.head_dropout for c in found["configs"]] == [0.3, *[0.2] * 7]
+    assert {(c.train.adam_beta2, c.train.adam_eps, c.train.weight_decay) for c in found["configs"]} == {
+        (0.999, 1e-6, 0.01)
+    }
+
+
+@pytest.mark.parametrize(("method", "bottleneck"), [("houlsby_m8", 8), ("pfeiffer_m16", 16)])
+def test_released_adapter_scripts(method, bottleneck):
+    config = at_task(config_of("released", "roberta_large", method), "mnli")
+    train = config.train
+    assert (train.lr, train.batch, train.epochs, train.warmup_frac, train.weight_decay) == (3e-4, 256, 5, 0.1, 0.0)
+    assert (config.data.max_length, config.method.bottleneck, config.method.init_std) == (128, bottleneck, 0.02)
+
+
+# The models
+
+
+def test_models_of_the_paper_are_pinned_and_strict():
+    for name in ("roberta_base", "roberta_large", "deberta_v2_xxl"):
+        content = OmegaConf.to_container(OmegaConf.load(CONF / "model" / f"{name}.yaml"))
+        model = ModelConfig(**content | {"unused_weights": tuple(content["unused_weights"])})
+        deberta = name.startswith("deberta")
+        assert model.pickle == ("weights_only" if deberta else "never")
+        assert model.revision == "main" if deberta else re.fullmatch("[0-9a-f]{40}", model.revision)
+        unused = re.compile("|".join(model.unused_weights))
+        checkpoint = (
+            ["lm_predictions.lm_head.dense.weight", "deberta.embeddings.position_embeddings.weight"]
+            if deberta
+            else ["lm_head.layer_norm.bias", "roberta.pooler.dense.weight"]
+        )
+        assert all(unused.search(tensor) for tensor in checkpoint)
+        body = [tensor for tensor, _ in skeleton(name).named_parameters()]
+        assert len(body) > 100 and not any(unused.search(tensor) for tensor in body)
+
+
+@pytest.mark.parametrize(("architecture", "dropout"), [("deberta-v2", "dropout"), ("roberta", "classifier.dropout")])
+def test_cls_dropout_reaches_the_head(tmp_path, tiny_config, architecture, dropout):
+    """DeBERTa's config class declares none, so that a value could be lost without a word."""
+    path = tiny.folder(tmp_path / architecture, architecture)
+    model = tiny_config(f"model.path={path}").model
+    head = load_encoder(model, TASKS["cola"], seed=1, head_dropout=0.15).model.get_submodule(dropout)
+    assert getattr(head, "p", getattr(head, "drop_prob", None)) == 0.15
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method.alpha=0"], "method.alpha must be > 0 and finite, got 0"),
+        (["method.rank=0"], "method.rank must be >= 1, got 0"),
+        (["method.targets=[]"], "method.targets must be a non-empty list"),
+        (["method.init_a=gaussian"], "method.init_std must be > 0 with init_a=gaussian, got None"),
+        (["method=adapterdrop", "method.drop_layers=-1"], "method.drop_layers must be >= 0, got -1"),
+        (["method=pfeiffer", "method.init_std=0"], "method.init_std must be > 0 and finite, got 0"),
+        (["train.batch=9", "train.accumulation=2"], "train.batch must be a multiple of accumulation (2), got 9"),
+        (["train.clip_norm=0"], "train.clip_norm must be null or > 0 and finite, got 0"),
+        (["start=mnli", "task=cola"], "start must be pretrained unless task is mrpc, rte, stsb, got 'mnli'"),
+        (["start=mnli", "task=rte", "method=full"], "start must be pretrained for full"),
+        (["start_seed=3"], "start_seed must be null unless start=mnli, got 3"),
+        (["task=sst5"], "task must be one that has a row with protocol=ours, model=minilm, method=lora"),
+        (["protocol=paper"], "protocol must be one of dagger, ours, printed, released, got 'paper'"),
+        (["method=prefix"], "method must be one of adapterdrop, bitfit, full, houlsby"),
+        (["method=houlsby_m64"], "protocol must be one that has rows for minilm_houlsby_m64"),
+        (["experiment=table2"], "experiment must be one of glue_table2, lora_ranks, lora_targets, got 'table2'"),
+        (["method.alfa=8"], "Could not override 'method.alfa'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_names_setting_rule_and_value(overrides, message):
+    with pytest.raises(UserError) as error:
+        settle(compose_config(["profile=small", "task=cola", *overrides]))
+    assert message in str(error.value)

@@ -1,0 +1,110 @@
+"""Runs that start from an MNLI run: its modules, a new head, its name in the record, and no start without it."""
+
+import dataclasses
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lora.__main__ import run_cell
+from lora.compose import compose_run, parent_overrides
+from lora.errors import UserError
+from lora.launch import next_wave, to_run, unfinished
+from lora.methods import METHODS
+from lora.models import load_encoder
+from lora.results import adapter_path, record_path, write_record
+from lora.surgery import is_head, trainable
+from lora.sweep import expand, state
+from lora.tasks import TASKS
+from lora.train import start_from
+
+
+@pytest.fixture
+def family(tiny_overrides):
+    """A child, and the MNLI run that it starts from."""
+    overrides = [*tiny_overrides, "task=rte", "start=mnli", "method=lora"]
+    child = compose_run(overrides)
+    return child, compose_run(parent_overrides(overrides, child))
+
+
+def fresh(config):
+    model = load_encoder(config.model, TASKS[config.task], config.seed).model
+    METHODS[config.method.name].apply(model, config.method, config.seed)
+    return model
+
+
+def test_a_child_takes_its_parents_modules_and_a_new_head(family):
+    child, parent = family
+    assert child.start_run == parent.run_id
+    assert (parent.task, parent.start, parent.seed) == ("mnli", "pretrained", child.seed)
+    record = run_cell(parent, mistakes_fail=False)
+    stored = load_file(adapter_path(parent.runtime.outputs, parent.run_id))
+    untouched, started = fresh(child), fresh(child)
+    start_from(started, child)
+    modules = heads = 0
+    for name, parameter in trainable(started):
+        if is_head(started, name):
+            heads += 1
+            assert torch.equal(parameter, untouched.get_parameter(name))
+        else:
+            modules += 1
+            assert torch.equal(parameter, stored[name])
+            assert not torch.equal(parameter, untouched.get_parameter(name))
+    assert modules == 8 and heads == 4
+    assert record.adapter is not None
+    trained = run_cell(child, mistakes_fail=False)
+    assert trained.config["start_run"] == parent.run_id
+    assert ".rte.mnli.s1-" in trained.run_id
+
+
+def test_the_saved_weights_are_those_of_the_best_epoch(family):
+    _, parent = family
+    record = run_cell(parent, mistakes_fail=False)
+    best = record.selected["best"]["epoch"]
+    short = dataclasses.replace(
+        parent, runtime=dataclasses.replace(parent.runtime, outputs=f"{parent.runtime.outputs}2")
+    )
+    assert best in (1, 2)
+    again = run_cell(short, mistakes_fail=False)  # its record is there, its weights are not: it trains again
+    assert again.adapter == record.adapter
+    assert adapter_path(short.runtime.outputs, parent.run_id).exists()
+
+
+def test_a_child_is_refused_without_its_parent(family):
+    child, parent = family
+    with pytest.raises(UserError, match=f"{parent.run_id}, whose record is missing"):
+        run_cell(child, mistakes_fail=False)
+    assert not record_path(child.runtime.results, child.run_id).exists()
+    record = run_cell(parent, mistakes_fail=False)
+    weights = adapter_path(parent.runtime.outputs, parent.run_id)
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match="differ from those that its record names"):
+        run_cell(child, mistakes_fail=False)
+    weights.unlink()
+    with pytest.raises(UserError, match="are not there: a sweep trains it again"):
+        run_cell(child, mistakes_fail=False)
+    write_record(parent.runtime.results, dataclasses.replace(record, status="failed", error="diverged"))
+    with pytest.raises(UserError, match=r"whose record is failed \(diverged\)"):
+        run_cell(child, mistakes_fail=False)
+
+
+def test_a_sweep_trains_parents_first_and_once(tiny_overrides, tmp_path):
+    overrides = [o for o in tiny_overrides if not o.startswith(("task=", "profile="))]
+    overrides += ["method=lora", "start=mnli", "task=rte,mrpc", "seed=1,2"]
+    cells = expand("small", overrides, adhoc=True)
+    parents = {cell.run_id: cell for cell in cells if cell.task == "mnli"}
+    assert len(cells) == 6 and len(parents) == 2
+    assert {cell.parent for cell in cells if cell.task != "mnli"} == set(parents)
+    assert all("runtime.save_adapter=true" in cell.overrides for cell in parents.values())
+    results, outputs = str(tmp_path / "results"), str(tmp_path / "outputs")
+    now = state(cells, results)
+    assert set(next_wave(to_run(cells, now, False, outputs), now)) == set(parents.values())
+
+    done = run_cell(compose_run(next(iter(parents.values())).overrides), mistakes_fail=True)
+    now = state(cells, results)
+    ready = next_wave(to_run(cells, now, False, outputs), now)
+    assert {cell.parent for cell in ready} == {None, done.run_id} and len(ready) == 3
+    assert sum("not started: its MNLI run" in line for line in unfinished(now)) == 2
+
+    adapter_path(outputs, done.run_id).unlink()
+    assert {cell.run_id for cell in next_wave(to_run(cells, now, False, outputs), now)} == set(parents)
