@@ -19,11 +19,12 @@ help: ## List the targets
 setup: $(READY) ## Make .venv, fetch the embedded model and texts (PYTHON=interpreter, TORCH_INDEX=index of another torch build)
 	@$(VENV) -m lora.embedded
 
-reproduce-glue: setup ## Train what PROFILE=mini|small lacks and print its table (GLUE_DIR=, MODEL_DIR=, RETRY_FAILED=1, ARGS="task=cola ...")
+reproduce-glue: setup ## Train what PROFILE=mini|small|paper lacks and print its table (GLUE_DIR=, MODEL_DIR=, RETRY_FAILED=1, ARGS="task=cola ...")
 	@quoted() { printf "'%s'" "$${1//\'/\\\'}"; }  # a path as one value of Hydra's grammar
-	overrides=($(ARGS))
-	if [ -n "$${GLUE_DIR:-}" ]; then overrides+=("data.path=$$(quoted "$$GLUE_DIR")"); fi
+	overrides=()
+	if [ -n "$${GLUE_DIR:-}" ]; then overrides+=(data.source=tsv "data.path=$$(quoted "$$GLUE_DIR")"); fi
 	if [ -n "$${MODEL_DIR:-}" ]; then overrides+=(model=local "model.path=$$(quoted "$$MODEL_DIR")"); fi
+	overrides+=($(ARGS))  # last, so that they win
 	retry=()
 	if [ "$${RETRY_FAILED:-0}" = 1 ]; then retry=(runtime.retry_failed=true); fi
 	sweep=0 report=0

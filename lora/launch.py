@@ -1,6 +1,5 @@
 """Launching a sweep: what is missing is announced, checked, run by Hydra's launcher, and looked at again."""
 
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +13,11 @@ from lora.errors import UserError
 from lora.progress import Watch, duration
 from lora.provenance import ROOT
 from lora.results import RunRecord, adapter_path, load_records
-from lora.sweep import Cell, State, estimate_seconds, expand, split_override, state
+from lora.sweep import Cell, State, estimate_seconds, requested, state
 
 LAUNCHES = 3  # a killed worker takes the rest of its launch down with it; what is missing is launched again
-log = logging.getLogger(__name__)
+PARAMETERS = {"roberta_base": 125e6, "roberta_large": 355e6, "deberta_v2_xxl": 1.5e9}
+SUSTAINED_FLOPS = 100e12  # about a third of an A100's bf16 peak
 
 
 class UnfinishedError(Exception):
@@ -25,15 +25,12 @@ class UnfinishedError(Exception):
 
 
 def launch_cells(launcher: Launcher, config: DictConfig, arguments: Sequence[str]) -> State:
-    """Run what is missing of the cells that the arguments ask for.
-
-    With `experiment=`, or without any list of values (`seed=1,2`), the cells are those of the experiments; otherwise
-    the arguments themselves are the grid.
+    """Run what is missing of the cells that the arguments ask for (`lora.sweep.requested`).
 
     Raises: UserError: Before anything runs, if any cell is invalid or its rows or weights are not to be had.
         UnfinishedError: At the end, if cells failed or are missing.
     """
-    cells = requested_cells(config, arguments)
+    cells = requested(config.profile.name, arguments)
     results, outputs = config.runtime.results, config.runtime.outputs
     retry = bool(config.runtime.retry_failed)
     now = state(cells, results)
@@ -81,18 +78,6 @@ def unfinished(now: State) -> list[str]:
     return lines
 
 
-def requested_cells(config: DictConfig, arguments: Sequence[str]) -> list[Cell]:
-    given = dict(map(split_override, arguments))
-    profile = given.pop("profile", [config.profile.name])
-    experiments = given.pop("experiment", None)
-    if len(profile) != 1:
-        raise UserError(f"profile takes one value in a sweep, got {', '.join(profile)}")
-    overrides = [f"{key}={','.join(values)}" for key, values in given.items()]
-    if experiments is None and any(len(values) > 1 for values in given.values()):
-        return expand(profile[0], overrides, adhoc=True)
-    return expand(profile[0], overrides, experiments)
-
-
 def to_run(cells: Sequence[Cell], now: State, retry_failed: bool, outputs: str) -> list[Cell]:
     """Cells without a record, failed ones if asked, and the parents of these whose trained weights are gone."""
     wanted = {cell.run_id for cell in now.missing} | (set(now.failed) if retry_failed else set())
@@ -121,7 +106,7 @@ def announcement(
     known = [value for value in expected.values() if value is not None]
     seconds = sum(known) / len(known) * len(todo) / min(workers, len(todo)) if known else None
     tasks, slugs = dict.fromkeys(c.task for c in todo), dict.fromkeys(c.slug for c in todo)
-    estimate = "unknown: there is no record of this encoder yet"
+    estimate = f"unknown, since there is no record of this encoder yet; {compute_bound(todo)}"
     if seconds:
         estimate = f"about {duration(seconds)}, judging by records of the same encoder (another machine may differ)"
     return (
@@ -129,6 +114,25 @@ def announcement(
         f"{workers} at a time\n"
         f"  tasks:   {', '.join(tasks)}\n  methods: {', '.join(slugs)}\n"
         f"  time:    {estimate}"
+    )
+
+
+def compute_bound(todo: Sequence[Cell]) -> str:
+    """What training costs at most, where nothing was measured: 6 operations per parameter and token, padding included.
+
+    Source: of the sizes, the paper's Table 2; of the factor, forward 2 and backward 4 (LoRA needs about 4 of the 6).
+    """
+    operations = {
+        model: 6 * size * sum(c.tokens for c in todo if c.model == model) for model, size in PARAMETERS.items()
+    }
+    total = sum(operations.values())
+    if any(cell.model not in PARAMETERS for cell in todo) or not total:
+        return f"{sum(cell.examples for cell in todo):,} training examples"
+    days = {model: value / SUSTAINED_FLOPS / 86400 for model, value in operations.items() if value}
+    listed = ", ".join(f"{model} {value:,.0f}" for model, value in days.items())
+    return (
+        f"at most {sum(days.values()):,.0f} GPU-days at {SUSTAINED_FLOPS / 1e12:.0f} TFLOP/s sustained ({listed}), "
+        f"an assumption, not a measurement"
     )
 
 

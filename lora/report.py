@@ -9,8 +9,9 @@ import pandas as pd
 from lora.errors import UserError
 from lora.provenance import ROOT
 from lora.results import load_frame, load_records, write_atomically
-from lora.sweep import Cell, State, expand, state
+from lora.sweep import Cell, State, requested, state
 from lora.tables import (
+    METHOD_TITLES,
     NOT_GLUE,
     Planned,
     against_reference,
@@ -33,7 +34,7 @@ def report(name: str, overrides: list[str]) -> tuple[str, State]:
     Returns: The text of the main table, and the state of the sweep.
     """
     profile = Path(name).name
-    cells = expand(profile, overrides)
+    cells = requested(profile, overrides)
     results = ROOT / "results" / name
     now = state(cells, results)
     frame = load_frame(list(now.ok.values()))
@@ -44,7 +45,7 @@ def report(name: str, overrides: list[str]) -> tuple[str, State]:
 
 
 def main_table(profile: str, name: str, cells: list[Cell], frame: pd.DataFrame, now: State) -> tuple[str, pd.DataFrame]:
-    shown = [cell for cell in cells if "glue_table2" in cell.experiments]
+    shown = [cell for cell in cells if {"glue_table2", "adhoc"} & set(cell.experiments)]
     summary = summarise(frame, in_table_order(shown))
     tasks = [task for task in TASKS if task in set(summary["task"])]
     embedded = all(TASKS[task].family == "embedded" for task in tasks)
@@ -69,10 +70,12 @@ def main_table(profile: str, name: str, cells: list[Cell], frame: pd.DataFrame, 
 
 def in_table_order(cells: list[Cell]) -> list[Planned]:
     """Methods as the experiment lists them, whatever order the cells run in."""
-    order = {method: i for i, method in enumerate(("full", "bitfit", "adapterdrop", "houlsby", "pfeiffer", "lora"))}
-    planned = [Planned(c.model, c.slug, c.method, c.task, c.seed) for c in cells]
-    tasks = list(TASKS)
-    return sorted(planned, key=lambda p: (p.model, order[p.method], p.slug, tasks.index(p.task), p.seed))
+    methods, tasks = list(METHOD_TITLES), list(TASKS)
+    planned = [Planned(c.model, c.protocol, c.slug, c.method, c.task, c.seed) for c in cells]
+    return sorted(
+        planned,
+        key=lambda p: (p.model, methods.index(p.method), p.protocol, p.slug, tasks.index(p.task), p.seed),
+    )
 
 
 def caption(summary: pd.DataFrame, cells: list[Cell]) -> str:

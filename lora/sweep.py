@@ -29,6 +29,7 @@ class Cell:
         experiments: All that expect it; a cell shared by several is trained once.
         parent: The run_id of the MNLI run that it starts from, which is a cell of the same sweep.
         examples: Train examples it will see; a measure of its length.
+        tokens: The same at most in tokens, none padded away.
     """
 
     run_id: str
@@ -43,6 +44,22 @@ class Cell:
     start: str
     parent: str | None
     examples: int
+    tokens: int
+
+
+def requested(profile: str, arguments: Sequence[str]) -> list[Cell]:
+    """The cells that a command line asks for.
+
+    With `experiment=`, or without any list of values (`seed=1,2`), they are those of the experiments; otherwise the
+    arguments themselves are the grid.
+    """
+    given = dict(map(split_override, arguments))
+    profiles, experiments = given.pop("profile", [profile]), given.pop("experiment", None)
+    if len(profiles) != 1:
+        raise UserError(f"profile takes one value in a sweep, got {', '.join(profiles)}")
+    overrides = [f"{key}={','.join(values)}" for key, values in given.items()]
+    adhoc = experiments is None and any(len(values) > 1 for values in given.values())
+    return expand(profiles[0], overrides, experiments, adhoc)
 
 
 def expand(
@@ -117,6 +134,7 @@ def _cell(config: RunConfig, overrides: tuple[str, ...], experiments: tuple[str,
         start=config.start,
         parent=config.start_run,
         examples=rows * config.train.epochs,
+        tokens=rows * config.train.epochs * config.data.max_length,
     )
 
 

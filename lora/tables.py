@@ -9,14 +9,15 @@ import pandas as pd
 from lora.tasks import TASKS, Task
 
 METRIC_SHORT = {"accuracy": "acc.", "matthews": "Matthews", "pearson": "Pearson"}
-METHOD_TITLES = {
+METHOD_TITLES = {  # in the tables' order
     "full": "Full fine-tuning",
     "bitfit": "BitFit",
+    "adapterdrop": "AdapterDrop",
     "houlsby": "Houlsby adapters",
     "pfeiffer": "Pfeiffer adapters",
-    "adapterdrop": "AdapterDrop",
     "lora": "LoRA",
 }
+CELL = ["model", "protocol", "slug", "method", "task"]  # what the seeds of one cell share
 NOT_GLUE = (
     "**Not GLUE.** The tasks and the encoder are the small embedded ones: these numbers show the methods at work "
     "and are not comparable with the paper's."
@@ -28,6 +29,7 @@ class Planned:
     """What a table has room for: a cell that is expected, trained or not."""
 
     model: str
+    protocol: str
     slug: str
     method: str
     task: str
@@ -35,29 +37,25 @@ class Planned:
 
 
 def summarise(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
-    """One row per model, method and task that is expected, from its seeds.
+    """One row per model, protocol, method and task that is expected, from its seeds.
 
-    Returns: Columns model, slug, method, task, n, planned, median, mean, std (of `best`, over seeds, ddof 1), min, max,
-        last_median, trainable_method, seconds (mean), train_rows, is_part; NaN where nothing was measured. Metrics are
-        in percent.
+    Returns: Columns model, protocol, slug, method, task, n, planned, median, mean, std (of `best`, over seeds, ddof 1),
+        min, max, last_median, trainable_method, seconds (mean), train_rows, is_part; NaN where nothing was measured.
+        Metrics are in percent.
     """
     rows = []
     expected = pd.DataFrame([vars(cell) for cell in planned])
-    for (model, slug, method, task), group in expected.groupby(["model", "slug", "method", "task"], sort=False):
-        runs = (
-            frame[(frame["model"] == model) & (frame["slug"] == slug) & (frame["task"] == task)]
-            if len(frame)
-            else frame
-        )
+    for key, group in expected.groupby(CELL, sort=False):
+        cell = dict(zip(CELL, key, strict=True))
+        runs = frame
+        for column, value in cell.items():
+            runs = runs[runs[column] == value] if len(runs) else runs
         runs = runs[runs["seed"].isin(group["seed"])] if len(runs) else runs
         best = 100 * runs["best"].dropna() if len(runs) else pd.Series(dtype=float)
         last = 100 * runs["last"].dropna() if len(runs) else best
         rows.append(
             {
-                "model": model,
-                "slug": slug,
-                "method": method,
-                "task": task,
+                **cell,
                 "n": len(best),
                 "planned": len(group),
                 "median": best.median(),
@@ -99,12 +97,13 @@ def table2(summary: pd.DataFrame) -> pd.DataFrame:
     The average is the plain mean of the tasks' medians, as the paper's; `-` where a task is missing.
     """
     tasks = [task for task in TASKS if task in set(summary["task"])]
-    several = summary["model"].nunique() > 1
+    shown = [column for column in ("model", "protocol") if summary[column].nunique() > 1]
     lines = []
-    for (model, slug, method), group in summary.groupby(["model", "slug", "method"], sort=False):
+    for (model, protocol, slug, method), group in summary.groupby(CELL[:-1], sort=False):
         by_task = group.set_index("task")
         trainable = group["trainable_method"].dropna()
-        line = {"Model": model} if several else {}
+        names = {"model": model, "protocol": protocol}
+        line = {column.capitalize(): names[column] for column in shown}
         line |= {
             "Method": method_label(slug, method),
             "Trainable": human_count(trainable.iloc[0]) if len(trainable) else "-",
@@ -146,8 +145,7 @@ def against_reference(ours: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFra
 
     Returns: Columns Method, Task, This run, Reference, Difference (of medians), Agrees (yes, no, or - without values).
     """
-    keys = ["model", "slug", "task"]
-    merged = ours.merge(reference, on=keys, how="left", suffixes=("", "_reference"))
+    merged = ours.merge(reference, on=CELL, how="left", suffixes=("", "_reference"))
     lines = []
     for _, row in merged.iterrows():
         there = row["n"] > 0 and row.get("n_reference", 0) > 0

@@ -30,7 +30,9 @@ def run_pytest(stage: Stage, extra: Sequence[str]) -> tuple[int, dict[str, int]]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", *stage.arguments, f"--junitxml={report}", *extra]
-        code = subprocess.run(command, cwd=ROOT).returncode
+        # The tests' tensors are tiny: a second thread gains nothing, and spins when another process takes its core.
+        environment = {"OMP_NUM_THREADS": "1"} | os.environ
+        code = subprocess.run(command, cwd=ROOT, env=environment).returncode
         suites = ElementTree.parse(report).getroot() if report.exists() else ()  # absent after a wrong argument
     counts = {
         key: sum(int(suite.get(key, 0)) for suite in suites) for key in ("tests", "failures", "errors", "skipped")

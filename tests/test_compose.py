@@ -4,8 +4,7 @@ import pytest
 
 from lora.compose import compose_config, settle
 from lora.errors import UserError
-from lora.launch import requested_cells
-from lora.sweep import expand, split_override
+from lora.sweep import expand, requested, split_override
 
 
 @pytest.mark.parametrize(
@@ -92,12 +91,11 @@ def test_the_command_line_wins_over_the_grid():
 
 
 def test_values_on_the_command_line_alone_are_the_grid():
-    config = compose_config(["profile=mini"])
-    cells = requested_cells(config, ["task=ratings", "seed=4,5"])
+    cells = requested("mini", ["task=ratings", "seed=4,5"])
     assert sorted(cell.run_id for cell in cells) == sorted(
         settle(compose_config(["profile=mini", "task=ratings", f"seed={seed}"])).run_id for seed in (4, 5)
     )
-    everything = requested_cells(config, [])
+    everything = requested("mini", [])
     assert {cell.run_id for cell in everything} == {cell.run_id for cell in expand("mini")}
 
 

@@ -110,7 +110,7 @@ def test_setup_says_what_is_missing(text: str, message: str, clone: Path, tmp_pa
     refused = make(clone, "setup", f"PYTHON={python}")
     assert refused.returncode == 2
     assert re.search(message, refused.stderr), refused.stderr
-    assert "sudo apt install git make python3 python3-venv\n" in refused.stderr
+    assert "sudo apt-get install git make python3 python3-venv\n" in refused.stderr
     assert not (clone / ".venv").exists()
 
 
@@ -121,7 +121,7 @@ def test_setup_names_all_that_is_missing_and_the_venv_package_of_the_interpreter
         (tools / name).symlink_to(shutil.which(name))
     refused = make(clone, "setup", PATH=str(tools))
     assert "missing: the modules venv and ensurepip of python3.12, which is 3.12\nmissing: git\n" in refused.stderr
-    assert "sudo apt install git make python3.12 python3.12-venv\n" in refused.stderr
+    assert "sudo apt-get install git make python3.12 python3.12-venv\n" in refused.stderr
 
 
 def test_setup_says_the_size_of_the_download_and_starts_anew_after_an_interruption(clone: Path, tmp_path: Path) -> None:
@@ -159,7 +159,8 @@ def test_reproduce_glue_hands_folders_to_the_sweep_and_the_report(ready_clone: P
         "ARGS=task=cola,mrpc 'seed=1'",
     )
     assert done.returncode == 0, done.stderr
-    settings = ["task=cola,mrpc", "seed=1", r"data.path='/my data/glue=1,it\'s'", "model=local", "model.path='/a b'"]
+    folders = ["data.source=tsv", r"data.path='/my data/glue=1,it\'s'", "model=local", "model.path='/a b'"]
+    settings = [*folders, "task=cola,mrpc", "seed=1"]  # the user's own words last, so that they win
     assert calls(ready_clone)[1:] == [
         ["-m", "lora", "-m", "profile=small", *settings, "runtime.retry_failed=true"],
         ["-m", "lora.report", "small", *settings],
