@@ -92,6 +92,9 @@ def main() -> None:
     except (UserError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {error if isinstance(error, UserError) else explain(error)}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: what is finished is kept, and the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
     except UnfinishedError as error:
         print(f"unfinished:\n{error}", file=sys.stderr)
         sys.exit(1)

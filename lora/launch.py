@@ -1,6 +1,7 @@
 """Launching a sweep: what is missing is announced, checked, run by Hydra's launcher, and looked at again."""
 
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,6 +43,9 @@ def launch_cells(launcher: Launcher, config: DictConfig, arguments: Sequence[str
     expected = {cell.run_id: estimate_seconds(cell, [*reference, *now.ok.values()]) for cell in todo}
     print(announcement(config.profile.name, cells, now, todo, expected, workers), flush=True)
     check_inputs(todo, now)
+    warnings.filterwarnings(
+        "ignore", "A worker stopped while some jobs", UserWarning
+    )  # replaced when it grows; no job is lost
     attempts = dict.fromkeys((cell.run_id for cell in todo), 0)
     while wave := next_wave(todo, now):
         wave.sort(

@@ -1,8 +1,10 @@
 """From overrides to a validated RunConfig: what is refused, and what names a run."""
 
+import re
+
 import pytest
 
-from lora.compose import compose_config, settle
+from lora.compose import compose_config, compose_run, settle
 from lora.errors import UserError
 from lora.sweep import expand, requested, split_override
 
@@ -97,6 +99,34 @@ def test_values_on_the_command_line_alone_are_the_grid():
     )
     everything = requested("mini", [])
     assert {cell.run_id for cell in everything} == {cell.run_id for cell in expand("mini")}
+
+
+def test_the_quick_way_composes_what_hydra_does(tiny_overrides):
+    """Hydra's own composition is the truth, over every group and kind of value that a grid uses."""
+    seen = 0
+    for more in (
+        ["method=full", "task=stsb", "seed=3"],
+        ["method=lora", "method.targets=[q,k]", "method.rank=4", "method.alpha_at_rank=null", "method.ranks={q:2}"],
+        ["method=houlsby", "task=rte", "train.lr=5e-4", "train.precision=bf16", "data.train_rows=7"],
+        ["profile=paper", "model=roberta_base", "protocol=printed", "method=lora", "task=sst2", "data.source=tsv"],
+        ["+train.extra=1"],
+        ["~model.path"],
+    ):
+        overrides = [*tiny_overrides, *more]
+        try:
+            expected = settle(compose_config(overrides))
+        except UserError as error:
+            with pytest.raises(UserError, match=re.escape(str(error))):
+                compose_run(overrides)
+        else:
+            assert compose_run(overrides) == expected
+            seen += 1
+    assert seen == 4
+
+
+def test_an_unknown_key_is_refused_the_quick_way_too(tiny_overrides):
+    with pytest.raises(UserError, match="learning_rate"):
+        compose_run([*tiny_overrides, "train.learning_rate=1"])
 
 
 def test_invalid_cells_are_all_listed():

@@ -1,7 +1,7 @@
 """The arguments of each method. No torch here: planning and tables read these without loading it."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from lora.checks import Problems
@@ -43,7 +43,7 @@ class LoraConfig:
     Args:
         targets: Short names `q, k, v, o` of the attention's projections, or full module names.
         rank: r of every target that `ranks` does not name.
-        ranks: r per target, where it differs.
+        ranks: r per target, where it differs; None is the same as {}.
         alpha: Numerator of the scale, > 0.
         alpha_at_rank: None keeps `alpha` whatever the rank. A rank keeps alpha / r fixed instead: `alpha` is then
             meant at that rank.
@@ -56,7 +56,7 @@ class LoraConfig:
     targets: tuple[str, ...] = ("q", "v")
     rank: int = 8
     alpha: float = 8.0
-    ranks: dict[str, int] = field(default_factory=dict)
+    ranks: dict[str, int] | None = None
     alpha_at_rank: int | None = None
     dropout: float = 0.0
     init_a: Literal["kaiming_uniform", "gaussian"] = "kaiming_uniform"
@@ -65,6 +65,8 @@ class LoraConfig:
     name: Literal["lora"] = "lora"
 
     def __post_init__(self):
+        if self.ranks is None:  # Hydra replaces null by a mapping, but adds no key to an empty one
+            object.__setattr__(self, "ranks", {})
         problems = Problems()
         problems.check(
             len(self.targets) > 0,
