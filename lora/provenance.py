@@ -9,10 +9,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @functools.lru_cache
 def code_version() -> dict[str, str | bool | None]:
-    """The git commit, and whether tracked files differ from it. None outside a checkout."""
+    """The git commit, and whether code or settings differ from it. None outside a checkout."""
     try:
         commit = _git("rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+        return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--", "lora", "conf", "hydra_plugins"))}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None}
 

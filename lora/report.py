@@ -2,6 +2,8 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -23,53 +25,57 @@ from lora.tables import (
 from lora.tasks import TASKS
 
 README_MARK = "<!-- results:{name} {edge} -->"
+PAPER = ROOT / "experiments" / "glue_table2" / "paper.csv"
 
 
-def report(name: str, overrides: list[str]) -> tuple[str, State]:
-    """Build and write everything below results/<name>/tables.
+@dataclass(frozen=True)
+class Report:
+    """What a profile's records amount to.
 
     Args:
-        name: A profile, or `reference/<profile>`; the folder below results/.
+        text: Of the main table, in Markdown.
+        files: Path below results/<name>/ -> content.
+        state: Of the sweep.
+    """
+
+    text: str
+    files: dict[str, bytes]
+    state: State
+
+
+def build(name: str, overrides: Sequence[str] = (), results: Path = ROOT / "results") -> Report:
+    """Build every table of a profile; nothing is written.
+
+    Args:
+        name: A profile, or `reference/<profile>`: a folder below `results`.
         overrides: Those that the sweep was launched with, so that the same cells are expected.
-    Returns: The text of the main table, and the state of the sweep.
+    Raises: UserError: If the profile does not exist, or its records are of different rows.
     """
     profile = Path(name).name
     cells = requested(profile, overrides)
-    results = ROOT / "results" / name
-    now = state(cells, results)
-    frame = load_frame(list(now.ok.values()))
-    text, summary = main_table(profile, name, cells, frame, now)
-    write_atomically(results / "tables" / "table2.md", text.encode())
-    write_atomically(results / "tables" / "table2.csv", summary.to_csv(index=False, float_format="%.6g").encode())
-    return text, now
-
-
-def main_table(profile: str, name: str, cells: list[Cell], frame: pd.DataFrame, now: State) -> tuple[str, pd.DataFrame]:
+    now = state(cells, results / name)
     shown = [cell for cell in cells if {"glue_table2", "adhoc"} & set(cell.experiments)]
+    frame = load_frame(list(now.ok.values()))
+    refuse_mixed_rows(frame)
     summary = summarise(frame, in_table_order(shown))
-    tasks = [task for task in TASKS if task in set(summary["task"])]
-    embedded = all(TASKS[task].family == "embedded" for task in tasks)
-    lines = [f"# Table 2: methods by tasks ({name})", ""]
-    if embedded:
-        lines += [NOT_GLUE, ""]
-    lines += [markdown(table2(summary)), caption(summary, shown), ""]
-    if embedded:
-        reference = reference_summary(profile, shown) if name == profile else None
-        if reference is not None:
-            compared = against_reference(summary, reference)
-            agree, total = (compared["Agrees"] == "yes").sum(), (compared["Agrees"] != "-").sum()
-            lines += ["## Against the reference run", "", markdown(compared)]
-            lines += [f"{agree} of {total} cells agree: the ranges of their seeds overlap.", ""]
-    else:
-        paper = pd.read_csv(ROOT / "experiments" / "glue_table2" / "paper.csv")
-        lines += ["## The paper's cells for these tasks", "", markdown(published(paper, tasks))]
-        lines += ["Other encoders, other budgets: beside ours for orientation. Source: Hu et al. 2021, Table 2.", ""]
-    lines += status_lines(now)
-    return "\n".join(lines).rstrip() + "\n", summary
+    reference = reference_summary(profile, shown, results) if name == profile else None
+    text = main_table(name, summary, reference, now)
+    csv = summary.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    return Report(text, {"tables/table2.md": text.encode(), "tables/table2.csv": csv.encode()}, now)
 
 
-def in_table_order(cells: list[Cell]) -> list[Planned]:
-    """Methods as the experiment lists them, whatever order the cells run in."""
+def refuse_mixed_rows(frame: pd.DataFrame) -> None:
+    """A column of a table is one data set."""
+    for task, runs in frame.groupby("task") if len(frame) else ():
+        if runs["fingerprint"].nunique() > 1:
+            by_rows = runs.drop_duplicates("fingerprint")["run_id"]
+            raise UserError(
+                f"records of {task} were made from different rows, so they share no table: {', '.join(by_rows)}"
+            )
+
+
+def in_table_order(cells: Sequence[Cell]) -> list[Planned]:
+    """Methods and tasks as the tables list them, whatever order the cells run in."""
     methods, tasks = list(METHOD_TITLES), list(TASKS)
     planned = [Planned(c.model, c.protocol, c.slug, c.method, c.task, c.seed) for c in cells]
     return sorted(
@@ -78,27 +84,43 @@ def in_table_order(cells: list[Cell]) -> list[Planned]:
     )
 
 
-def caption(summary: pd.DataFrame, cells: list[Cell]) -> str:
-    protocols = sorted({cell.protocol for cell in cells})
-    parts = sorted(
-        {
-            f"{TASKS[t].title}: {rows:.0f} train rows"
-            for t, rows, part in summary[["task", "train_rows", "is_part"]].dropna().itertuples(index=False)
-            if part
-        }
-    )
-    text = (
-        f"Median over seeds of each run's best epoch on the dev set, ± the standard deviation over seeds; "
-        f"protocol {', '.join(protocols)}; Trainable leaves the head out."
-    )
-    return text + (f"\nA part of the train split: {'; '.join(parts)}." if parts else "")
-
-
-def reference_summary(profile: str, cells: list[Cell]) -> pd.DataFrame | None:
-    folder = ROOT / "results" / "reference" / profile
-    records, _ = load_records(folder)
+def reference_summary(profile: str, cells: Sequence[Cell], results: Path) -> pd.DataFrame | None:
+    """The same table of the run that came with the clone; None where the profile has none."""
+    records, _ = load_records(results / "reference" / profile)
     frame = load_frame(records)
     return summarise(frame, in_table_order(cells)) if len(frame) else None
+
+
+def main_table(name: str, summary: pd.DataFrame, reference: pd.DataFrame | None, now: State) -> str:
+    tasks = [task for task in TASKS if task in set(summary["task"])]
+    embedded = all(TASKS[task].family == "embedded" for task in tasks)
+    lines = [f"# Table 2: methods by tasks ({name})", ""]
+    if embedded:
+        lines += [NOT_GLUE, ""]
+    lines += [markdown(table2(summary)), *caption(summary, embedded), ""]
+    if reference is not None:
+        compared = against_reference(summary, reference)
+        agree, total = (compared["Agrees"] == "yes").sum(), (compared["Agrees"] != "-").sum()
+        lines += ["## Against the reference run", "", markdown(compared)]
+        lines += [f"{agree} of {total} cells agree: the ranges of their seeds overlap.", ""]
+    if not embedded:
+        lines += ["## The paper's cells for these tasks", "", markdown(published(pd.read_csv(PAPER), tasks))]
+        lines += ["Larger encoders, longer runs: beside ours for orientation. Source: Hu et al. 2021, Table 2.", ""]
+    return "\n".join([*lines, *status_lines(now)]).rstrip() + "\n"
+
+
+def caption(summary: pd.DataFrame, embedded: bool) -> list[str]:
+    spread = ", ± the standard deviation over seeds" if summary["n"].max() > 1 else ""
+    seeds = " or ".join(str(count) for count in sorted(set(summary["planned"])))
+    lines = [
+        f"Median over {seeds} seed(s) of each run's best epoch on the dev set{spread}; protocol "
+        f"{', '.join(sorted(set(summary['protocol'])))}; Trainable leaves the head out."
+    ]
+    trained = summary.dropna(subset=["train_rows"]).drop_duplicates("task")
+    rows = [f"{TASKS[row.task].title} {row.train_rows:,.0f}" for row in trained.itertuples() if embedded or row.is_part]
+    if rows:
+        lines.append(f"{'Train rows' if embedded else 'Only a part of the official train rows'}: {', '.join(rows)}.")
+    return lines
 
 
 def status_lines(now: State) -> list[str]:
@@ -109,15 +131,13 @@ def status_lines(now: State) -> list[str]:
     return ["## Not in the table", "", *lines] if lines else []
 
 
-def update_readme(name: str, text: str) -> None:
-    """Put the table between its marks in README.md, where the README has them."""
-    path = ROOT / "README.md"
-    readme = path.read_text() if path.exists() else ""
+def in_readme(readme: str, name: str, text: str) -> str:
+    """The README with the main table between its marks; unchanged where it has none for this profile."""
     begin, end = (README_MARK.format(name=name, edge=edge) for edge in ("begin", "end"))
-    if begin in readme and end in readme:
-        head, tail = readme.split(begin)[0], readme.split(end)[1]
-        body = text.split("\n", 2)[2].split("\n## ")[0].rstrip()
-        write_atomically(path, f"{head}{begin}\n{body}\n{end}{tail}".encode())
+    if begin not in readme or end not in readme:
+        return readme
+    table = text.partition("\n\n")[2].partition("\n## ")[0].rstrip()
+    return f"{readme.partition(begin)[0]}{begin}\n{table}\n{end}{readme.partition(end)[2]}"
 
 
 def main() -> None:
@@ -127,18 +147,23 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was launched with")
     arguments = parser.parse_args()
     try:
-        text, now = report(arguments.profile, arguments.overrides)
-        update_readme(arguments.profile, text)
+        report = build(arguments.profile, arguments.overrides)
+        for path, content in report.files.items():
+            write_atomically(ROOT / "results" / arguments.profile / path, content)
+        readme = ROOT / "README.md"
+        before = readme.read_text()
+        after = in_readme(before, arguments.profile, report.text)
+        if after != before:
+            write_atomically(readme, after.encode())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    print(text)
-    incomplete = len(now.failed) + len(now.missing) + len(now.problems)
-    if incomplete:
-        print(
-            f"incomplete: {len(now.failed)} failed, {len(now.missing)} missing, {len(now.problems)} files left out",
-            file=sys.stderr,
-        )
+    print(report.text)
+    failed, missing, left_out = (
+        len(part) for part in (report.state.failed, report.state.missing, report.state.problems)
+    )
+    if failed or missing or left_out:
+        print(f"incomplete: {failed} failed, {missing} missing, {left_out} files left out", file=sys.stderr)
         sys.exit(1)
 
 

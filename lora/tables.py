@@ -64,13 +64,13 @@ def summarise(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
                 "min": best.min(),
                 "max": best.max(),
                 "last_median": last.median(),
-                "trainable_method": runs["trainable_method"].iloc[0] if len(runs) else math.nan,
+                "trainable_method": runs["trainable_method"].iloc[0] if len(runs) else None,
                 "seconds": runs["seconds"].mean() if len(runs) else math.nan,
-                "train_rows": runs["train_rows"].iloc[0] if len(runs) else math.nan,
+                "train_rows": runs["train_rows"].iloc[0] if len(runs) else None,
                 "is_part": bool(runs["is_part"].any()) if len(runs) else False,
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype({"trainable_method": "Int64", "train_rows": "Int64"})
 
 
 def method_label(slug: str, method: str) -> str:
@@ -106,7 +106,7 @@ def table2(summary: pd.DataFrame) -> pd.DataFrame:
         line = {column.capitalize(): names[column] for column in shown}
         line |= {
             "Method": method_label(slug, method),
-            "Trainable": human_count(trainable.iloc[0]) if len(trainable) else "-",
+            "Trainable": human_count(float(trainable.iloc[0])) if len(trainable) else "-",
         }
         for task in tasks:
             line[task_label(TASKS[task])] = cell_text(by_task.loc[task]) if task in by_task.index else "-"
