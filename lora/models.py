@@ -2,8 +2,12 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
@@ -44,6 +48,9 @@ def load_encoder(
     Raises: UserError: If weights or tokenizer are absent, or a body tensor is missing, unknown or of another shape.
     """
     where, source = locate(config)
+    commit = hub_commit(where, source) if config.source == "hub" else None
+    if commit is not None:
+        source = {"revision": commit}  # whatever the branch does meanwhile, all files are of one commit
     logging.set_verbosity_error()  # its load report is checked below, not printed for every cell
     logging.disable_progress_bar()
     settings = read_config(where, source, len(task.labels) or 1, dropout, head_dropout)
@@ -62,14 +69,21 @@ def load_encoder(
             output_loading_info=True,
             **source,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise UserError(f"cannot load weights of {config.name} from {where}: {first_line(error)}") from error
     check_loaded(model, report, config)
     init_head(model, seed, missing=set(report["missing_keys"]))
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    commit = getattr(settings, "_commit_hash", None)
     return Encoder(model, load_tokenizer(where, source), weights_name(where, commit, config), commit)
+
+
+def hub_commit(hub_id: str, source: dict) -> str:
+    """The commit that a branch or tag of the hub stands for: the name of the snapshot its files lie in."""
+    try:
+        return Path(hf_hub_download(hub_id, "config.json", **source)).parent.name
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise UserError(f"cannot read the model's config from {hub_id}: {first_line(error)}") from error
 
 
 def read_config(

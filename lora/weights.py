@@ -42,7 +42,7 @@ def weights_name(where: str, commit: str | None, config: ModelConfig) -> str:
         return f"commit:{commit}"
     from transformers.utils import cached_file
 
-    return f"sha256:{hash_file(cached_file(where, 'pytorch_model.bin', revision=config.revision))}"
+    return f"sha256:{hash_file(cached_file(where, 'pytorch_model.bin', revision=commit))}"
 
 
 def hash_weights(folder: str) -> str:

@@ -1,4 +1,4 @@
-"""A data set repository of the Hugging Face hub on localhost: what `datasets.load_dataset` asks for, and no more."""
+"""A repository of the Hugging Face hub on localhost: what `datasets` and `transformers` ask for, and no more."""
 
 import contextlib
 import hashlib
@@ -13,9 +13,13 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @contextlib.contextmanager
-def serve(repository: str, folder: Path) -> Iterator[str]:
-    """Serve a folder's files as the only commit of `repository`, also called `main`. Yields the endpoint's address."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler(repository, folder))
+def serve(repository: str, folder: Path, kind: str = "datasets") -> Iterator[str]:
+    """Serve a folder's files as the only commit of `repository`, also called `main`. Yields the endpoint's address.
+
+    Args:
+        kind: `datasets` or `models`.
+    """
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler(repository, folder, kind))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -26,7 +30,7 @@ def serve(repository: str, folder: Path) -> Iterator[str]:
         thread.join()
 
 
-def handler(repository: str, folder: Path) -> type[http.server.BaseHTTPRequestHandler]:
+def handler(repository: str, folder: Path, kind: str) -> type[http.server.BaseHTTPRequestHandler]:
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
 
     def entry(name: str) -> dict:
@@ -43,9 +47,9 @@ def handler(repository: str, folder: Path) -> type[http.server.BaseHTTPRequestHa
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             path = unquote(urlsplit(self.path).path)
-            api = f"/api/datasets/{repository}"
+            api = f"/api/{kind}/{repository}"
             for revision in ("main", COMMIT):
-                raw = f"/datasets/{repository}/resolve/{revision}/"
+                raw = f"{'/datasets' if kind == 'datasets' else ''}/{repository}/resolve/{revision}/"
                 if path.startswith(raw) and path.removeprefix(raw) in files:
                     return self.answer(files[path.removeprefix(raw)].read_bytes(), "application/octet-stream")
                 if path in (f"{api}/revision/{revision}", api):

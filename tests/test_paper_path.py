@@ -1,0 +1,38 @@
+"""From `profile=paper` to a trained cell, with tiny encoders of the paper's architectures in place of the hub's."""
+
+import pytest
+import tiny
+
+from lora.__main__ import run_cell
+from lora.compose import compose_run, parent_overrides
+
+SMALLER = ["train.epochs=1", "data.max_length=32", "data.source=tsv", "runtime.device=cpu"]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "model", "protocol", "method"),
+    [
+        ("roberta", "roberta_base", "printed", "lora"),
+        ("roberta", "roberta_base", "released", "full"),
+        ("roberta", "roberta_base", "ours", "bitfit"),
+        ("roberta", "roberta_large", "dagger", "houlsby_m8"),
+        ("roberta", "roberta_large", "dagger", "pfeiffer_m16"),
+        ("deberta-v2", "deberta_v2_xxl", "released", "lora"),
+        ("deberta-v2", "deberta_v2_xxl", "released", "full"),
+    ],
+)
+def test_a_cell_of_the_paper_profile_trains(tmp_path, glue_dir, architecture, model, protocol, method):
+    folder = tiny.folder(tmp_path / "encoder", architecture)
+    overrides = ["profile=paper", f"model={model}", f"protocol={protocol}", f"method={method}", "task=rte", *SMALLER]
+    overrides += ["model.source=local", f"model.path={folder}", f"data.path={glue_dir}"]
+    overrides += [f"runtime.results={tmp_path}/results", f"runtime.outputs={tmp_path}/outputs"]
+    config = compose_run(overrides)
+    assert (config.start == "mnli") == (method == "lora")
+    if config.start == "mnli":
+        parent = run_cell(compose_run(parent_overrides(overrides, config)), mistakes_fail=False)
+        assert parent.status == "ok" and parent.config["task"] == "mnli"
+    record = run_cell(config, mistakes_fail=False)
+    assert record.status == "ok"
+    assert record.run_id.startswith(f"{model}.")
+    assert record.config["train"]["precision"] == ("bf16" if model == "deberta_v2_xxl" else "fp32")
+    assert record.config["start_run"] == config.start_run
