@@ -62,7 +62,7 @@ def load_encoder(
             where,
             config=settings,
             dtype=torch.float32,
-            use_safetensors=config.pickle == "never",
+            use_safetensors=config.source != "hub" or config.pickle == "never",
             weights_only=True,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # of the head only: the check below refuses any other
