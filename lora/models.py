@@ -74,7 +74,9 @@ def load_encoder(
     check_loaded(model, report, config)
     init_head(model, seed, missing=set(report["missing_keys"]))
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # renamed within transformers 5, whose first releases have the old name only
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     return Encoder(model, load_tokenizer(where, source), weights_name(where, commit, config), commit)
 
 
