@@ -117,3 +117,7 @@ def collate(
     if encoded.labels is not None:
         inputs["labels"] = encoded.labels[rows]
     return {name: torch.from_numpy(values) for name, values in inputs.items()}
+
+
+def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

@@ -15,25 +15,23 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object
-from safetensors.numpy import save
-from safetensors.torch import load as load_torch
 from safetensors.torch import save as save_torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import get_linear_schedule_with_warmup
 
-from lora import metrics
-from lora.batches import Encoded, collate, encode, epoch_batches, evaluation_batches
+from lora.batches import collate, encode, epoch_batches, to_device
 from lora.config import RunConfig, TrainConfig
 from lora.data import TaskData, read
 from lora.errors import UserError
+from lora.evaluation import evaluate, pack_predictions, predict, select, selecting_split
 from lora.methods import METHODS
 from lora.models import load_encoder, max_positions
 from lora.provenance import code_version
-from lora.results import RunRecord, adapter_path, read_record, record_path
+from lora.results import RunRecord
 from lora.seeding import seed_for
-from lora.surgery import count_parameters, is_head, trainable
+from lora.start import start_from
+from lora.surgery import count_parameters, trainable
 from lora.tasks import TASKS, Task
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy")
@@ -91,9 +89,8 @@ def run(
     optimizer = make_optimizer(model, train)
     schedule = get_linear_schedule_with_warmup(optimizer, warmup_steps(train, steps), steps)
     model, optimizer = accelerator.prepare(model, optimizer)
-    torch.manual_seed(
-        seed_for(config.seed, "dropout", accelerator.process_index)
-    )  # last, so that nothing above shifts it
+    # Dropout draws from the global generator, seeded last, so that nothing above shifts it.
+    torch.manual_seed(seed_for(config.seed, "dropout", accelerator.process_index))
 
     # The loop.
     epochs: list[dict[str, Any]] = []
@@ -124,7 +121,8 @@ def run(
             report(Progress(step, steps, epoch, metric))
         check_finite(losses, step)
         predictions[epoch] = {
-            name: predict(model, splits[name], task, tokenizer, config, accelerator) for name in task.validation_splits
+            name: predict(model, splits[name], task, tokenizer.pad_token_id, train.eval_batch, accelerator)
+            for name in task.validation_splits
         }
         values = evaluate(predictions[epoch], splits, task)
         metric = values[selecting_split(task, train.selection)][task.metric]
@@ -173,31 +171,6 @@ def run(
         adapter=None if weights is None else hashlib.sha256(weights).hexdigest(),
     )
     return record, packed, weights
-
-
-def start_from(model: nn.Module, config: RunConfig) -> None:
-    """Give the method's modules the values that the MNLI run trained; the head stays new (paper, sections 5.2 and D.1).
-
-    Raises: UserError: If that run's record or weights are not there, or are of other modules.
-    """
-    parent = config.start_run
-    path = record_path(config.runtime.results, parent)
-    record = read_record(path) if path.exists() else None
-    if record is None or record.status != "ok":
-        state = "missing" if record is None else f"failed ({record.error})"
-        raise UserError(f"{config.run_id} starts from {parent}, whose record is {state}: it must be ok first")
-    weights = adapter_path(config.runtime.outputs, parent)
-    content = weights.read_bytes() if weights.exists() else b""
-    if hashlib.sha256(content).hexdigest() != record.adapter:
-        found = "differ from those that its record names" if content else "are not there"
-        raise UserError(f"the weights of {parent}, {weights}, {found}: a sweep trains it again when they are absent")
-    tensors = {name: tensor for name, tensor in load_torch(content).items() if not is_head(model, name)}
-    mine = {name: parameter for name, parameter in trainable(model) if not is_head(model, name)}
-    if {n: t.shape for n, t in tensors.items()} != {n: p.shape for n, p in mine.items()}:
-        raise UserError(f"{parent} trained other modules than {config.run_id} does")
-    with torch.no_grad():
-        for name, parameter in mine.items():
-            parameter.copy_(tensors[name])
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
@@ -253,10 +226,6 @@ def local_parts(rows: np.ndarray, accelerator: Accelerator, accumulation: int) -
     return [Part(share, 1.0) if len(share) else Part(rows[:1], 0.0) for share in mine]
 
 
-def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-
-
 def summed_loss(model: nn.Module, batch: dict[str, Tensor], task: Task) -> Tensor:
     """Cross-entropy, or squared error for regression, summed over the rows; the loss itself in float32."""
     labels = batch.pop("labels")
@@ -273,66 +242,6 @@ def check_finite(losses: list[Tensor], step: int) -> None:
         raise NonFiniteLossError(
             f"the loss is not finite at step {first}; a lower train.lr would be the first thing to try"
         )
-
-
-@torch.inference_mode()
-def predict(
-    model: nn.Module, encoded: Encoded, task: Task, tokenizer: Any, config: RunConfig, accelerator: Accelerator
-) -> np.ndarray:
-    """The class of every row, or its score for regression, in the split's order."""
-    model.eval()
-    chunks = []
-    batches = evaluation_batches(encoded.lengths, config.train.eval_batch)
-    for rows in batches[accelerator.process_index :: accelerator.num_processes]:
-        batch = to_device(collate(encoded, rows, tokenizer.pad_token_id), accelerator.device)
-        batch.pop("labels")
-        logits = model(**batch).logits
-        scores = logits.argmax(-1) if task.labels else logits.float().squeeze(-1)
-        chunks.append((rows, scores.cpu().numpy()))
-    predictions = np.empty(len(encoded.lengths), np.int16 if task.labels else np.float32)
-    for rows, scores in gather_object(chunks):
-        predictions[rows] = scores
-    return predictions
-
-
-def evaluate(
-    predictions: dict[str, np.ndarray], splits: dict[str, Encoded], task: Task
-) -> dict[str, dict[str, float | None]]:
-    """Every metric on every validation split; with two (MNLI), also on both pooled."""
-    values = {}
-    for split, predicted in predictions.items():
-        values[split] = metrics.compute(task.metrics, predicted, splits[split].labels)
-    if len(predictions) > 1:
-        references = np.concatenate([splits[split].labels for split in predictions])
-        values["pooled"] = metrics.compute(task.metrics, np.concatenate(list(predictions.values())), references)
-    return values
-
-
-def selecting_split(task: Task, selection: str) -> str:
-    if len(task.validation_splits) == 1:
-        return task.validation_splits[0]
-    return selection if selection == "pooled" else f"validation_{selection}"
-
-
-def select(epochs: list[dict[str, Any]], task: Task, selection: str) -> dict[str, Any]:
-    """`best` (the first epoch with the highest headline metric) and `last`; an undefined metric is never the best."""
-    split = selecting_split(task, selection)
-
-    def chosen(entry: dict[str, Any]) -> dict[str, Any]:
-        return {"epoch": entry["epoch"], "value": entry["metrics"][split][task.metric]}
-
-    defined = [entry for entry in epochs if entry["metrics"][split][task.metric] is not None]
-    best = max(defined, key=lambda entry: entry["metrics"][split][task.metric], default=epochs[-1])
-    return {"metric": task.metric, "split": split, "best": chosen(best), "last": chosen(epochs[-1])}
-
-
-def pack_predictions(predictions: dict[int, dict[str, np.ndarray]], selected: dict[str, Any]) -> bytes:
-    tensors = {
-        f"{rule}.{split}": values
-        for rule in ("best", "last")
-        for split, values in predictions[selected[rule]["epoch"]].items()
-    }
-    return save(tensors)
 
 
 def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:

@@ -13,10 +13,10 @@ from lora.launch import next_wave, to_run, unfinished
 from lora.methods import METHODS
 from lora.models import load_encoder
 from lora.results import adapter_path, record_path, write_record
+from lora.start import start_from
 from lora.surgery import is_head, trainable
 from lora.sweep import expand, state
 from lora.tasks import TASKS
-from lora.train import start_from
 
 
 @pytest.fixture

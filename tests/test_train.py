@@ -14,13 +14,14 @@ from lora.batches import collate, encode, epoch_batches
 from lora.config import run_config
 from lora.data import read
 from lora.errors import UserError
+from lora.evaluation import select
 from lora.methods import METHODS
 from lora.models import load_encoder
 from lora.results import equal_science
 from lora.seeding import seed_for
 from lora.surgery import trainable
 from lora.tasks import TASKS
-from lora.train import NonFiniteLossError, make_optimizer, run, select, warmup_steps
+from lora.train import NonFiniteLossError, make_optimizer, run, warmup_steps
 
 NO_DROPOUT = ("train.dropout=0.0", "train.head_dropout=0.0")
 
@@ -97,6 +98,13 @@ def test_accumulation_changes_nothing(tiny_config):
     parts = run(tiny_config("train.batch=12", "train.accumulation=3", *NO_DROPOUT))[0]
     assert whole.run_id == parts.run_id
     assert [e["train_loss"] for e in parts.epochs] == pytest.approx([e["train_loss"] for e in whole.epochs], rel=1e-5)
+
+
+def test_gradient_checkpointing_changes_nothing(tiny_config):
+    plain = run(tiny_config("method=lora"))[0]
+    checkpointed = run(tiny_config("method=lora", "model.gradient_checkpointing=true"))[0]
+    assert plain.run_id == checkpointed.run_id
+    assert checkpointed.epochs == plain.epochs
 
 
 def test_it_learns(tiny_config):

@@ -1,0 +1,37 @@
+"""Starting from an MNLI run: its modules, a new head."""
+
+import hashlib
+
+import torch
+from safetensors.torch import load
+from torch import nn
+
+from lora.config import RunConfig
+from lora.errors import UserError
+from lora.results import adapter_path, read_record, record_path
+from lora.surgery import is_head, trainable
+
+
+def start_from(model: nn.Module, config: RunConfig) -> None:
+    """Give the method's modules the values that the MNLI run trained; the head stays new (paper, sections 5.2 and D.1).
+
+    Raises: UserError: If that run's record or weights are not there, or are of other modules.
+    """
+    parent = config.start_run
+    path = record_path(config.runtime.results, parent)
+    record = read_record(path) if path.exists() else None
+    if record is None or record.status != "ok":
+        state = "missing" if record is None else f"failed ({record.error})"
+        raise UserError(f"{config.run_id} starts from {parent}, whose record is {state}: it must be ok first")
+    weights = adapter_path(config.runtime.outputs, parent)
+    content = weights.read_bytes() if weights.exists() else b""
+    if hashlib.sha256(content).hexdigest() != record.adapter:
+        found = "differ from those that its record names" if content else "are not there"
+        raise UserError(f"the weights of {parent}, {weights}, {found}: a sweep trains it again when they are absent")
+    tensors = {name: tensor for name, tensor in load(content).items() if not is_head(model, name)}
+    mine = {name: parameter for name, parameter in trainable(model) if not is_head(model, name)}
+    if {n: t.shape for n, t in tensors.items()} != {n: p.shape for n, p in mine.items()}:
+        raise UserError(f"{parent} trained other modules than {config.run_id} does")
+    with torch.no_grad():
+        for name, parameter in mine.items():
+            parameter.copy_(tensors[name])
