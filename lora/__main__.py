@@ -51,7 +51,7 @@ def run_cell(config: RunConfig, mistakes_fail: bool) -> RunRecord:
                 str(error) if isinstance(error, UserError | NonFiniteLossError) else f"{type(error).__name__}: {error}"
             )
             seconds = round(time.monotonic() - started, 3)
-            record = RunRecord(config.run_id, "failed", reason, started_at, seconds, config.as_dict())
+            record = RunRecord(config.run_id, "failed", reason, started_at, seconds, config.for_record())
         else:
             write_atomically(Path(runtime.results) / "predictions" / f"{config.run_id}.safetensors", predictions)
             if weights is not None:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from lora.checks import Problems, SettingsError, build
@@ -239,8 +240,13 @@ class RunConfig:
             settings["method"]["targets"] = sorted(settings["method"]["targets"])
         return settings
 
-    def as_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+    def for_record(self) -> dict[str, Any]:
+        """The whole configuration, with only the names of folders of one machine: records are committed and shared."""
+        config = dataclasses.asdict(self)
+        for section, key in (("model", "path"), ("data", "path"), ("runtime", "results"), ("runtime", "outputs")):
+            if config[section][key] is not None and Path(config[section][key]).is_absolute():
+                config[section][key] = Path(config[section][key]).name
+        return config
 
 
 def run_config(mapping: Mapping[str, Any]) -> RunConfig:

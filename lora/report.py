@@ -110,12 +110,14 @@ def main_table(name: str, summary: pd.DataFrame, reference: pd.DataFrame | None,
 
 
 def caption(summary: pd.DataFrame, embedded: bool) -> list[str]:
-    spread = ", ± the standard deviation over seeds" if summary["n"].max() > 1 else ""
-    seeds = " or ".join(str(count) for count in sorted(set(summary["planned"])))
-    lines = [
-        f"Median over {seeds} seed(s) of each run's best epoch on the dev set{spread}; protocol "
-        f"{', '.join(sorted(set(summary['protocol'])))}; Trainable leaves the head out."
-    ]
+    seeds = set(summary["planned"])
+    of_runs = "Each run's best epoch on the dev set, one seed"
+    if seeds != {1}:
+        count = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
+        of_runs = (
+            f"Median over {count} seeds of each run's best epoch on the dev set, ± the standard deviation over seeds"
+        )
+    lines = [f"{of_runs}; protocol {', '.join(sorted(set(summary['protocol'])))}; Trainable leaves the head out."]
     trained = summary.dropna(subset=["train_rows"]).drop_duplicates("task")
     rows = [f"{TASKS[row.task].title} {row.train_rows:,.0f}" for row in trained.itertuples() if embedded or row.is_part]
     if rows:

@@ -144,7 +144,7 @@ def run(
         error=None,
         started_at=started_at,
         seconds=round(seconds, 3),
-        config=config.as_dict(),
+        config=config.for_record(),
         params=params,
         epochs=epochs,
         selected=selected,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -191,8 +192,11 @@ def test_the_papers_architectures_train(tiny_config, tmp_path, architecture, met
 
 
 def test_the_record_holds_a_config_that_names_it(tiny_config):
-    record, *_ = run(tiny_config())
+    config = tiny_config()
+    record, *_ = run(config)
     assert run_config(record.config).run_id == record.run_id
+    assert record.config["data"]["path"] == Path(config.data.path).name  # no path of this machine
+    assert "/" not in record.config["model"]["path"]
     assert record.provenance["data"]["rows"] == {"train": 40, "validation": 20}
     assert record.provenance["data"]["is_part"] is True
     assert record.cost["optimizer_bytes"] >= 8 * (record.params["trainable_method"] + record.params["trainable_head"])
