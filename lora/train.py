@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import platform
 import resource
 import time
@@ -174,10 +175,16 @@ def run(
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
-    """Device and precision; the global batch must be divisible among the processes' passes.
+    """Device, precision and threads.
 
-    Raises: UserError: If the device or the precision is not to be had here.
+    Raises: UserError: If the device or the precision is not to be had here, or several processes are launched: who
+        writes the record among them is not settled yet.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"a cell runs in one process, got WORLD_SIZE={os.environ['WORLD_SIZE']}: start it with `python -m lora`, and "
+            f"more cells at once with `-m`"
+        )
     device, precision = config.runtime.device, config.train.precision
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("runtime.device is cuda, but torch sees no CUDA device here; auto or cpu would do")
