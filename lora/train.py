@@ -182,8 +182,8 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
-            f"a cell runs in one process, got WORLD_SIZE={os.environ['WORLD_SIZE']}: start it with `python -m lora`, and "
-            f"more cells at once with `-m`"
+            f"a cell runs in one process, got WORLD_SIZE={os.environ['WORLD_SIZE']}: start it with `python -m lora`, "
+            f"and more cells at once with `-m`"
         )
     device, precision = config.runtime.device, config.train.precision
     if device == "cuda" and not torch.cuda.is_available():
