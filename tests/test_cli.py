@@ -149,6 +149,7 @@ def test_interrupting_a_cell_leaves_no_record(tiny_overrides, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "lora", *tiny_overrides, "train.epochs=2000"],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # background jobs ignore it
     )  # fmt: skip
     running = tmp_path / "outputs" / "running"
     deadline = time.monotonic() + 120
@@ -157,6 +158,6 @@ def test_interrupting_a_cell_leaves_no_record(tiny_overrides, tmp_path):
     note = json.loads(next(running.glob("[!.]*.json")).read_text())
     assert note["steps"] == 2000 * 5
     process.send_signal(signal.SIGINT)
-    process.wait(timeout=60)
+    assert process.wait(timeout=60) == 130
     assert not list((tmp_path / "results").rglob("*.json"))
     assert not list(running.glob("*.json"))
