@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 
 from lora.embedded_tasks import embedded_rows
-from lora.errors import UserError
+from lora.errors import UserError, first_line
 from lora.order import shuffled
 from lora.tasks import Task
 from lora.tsv import contents, read_tsv
@@ -233,7 +233,3 @@ def quiet() -> Iterator[None]:
     finally:
         if not disabled:
             datasets.enable_progress_bars()
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]

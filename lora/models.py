@@ -15,11 +15,11 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging
 
 from lora.config import ModelConfig
-from lora.errors import UserError
+from lora.errors import UserError, first_line
 from lora.seeding import generator
 from lora.surgery import is_head
 from lora.tasks import Task
-from lora.weights import first_line, locate, weights_name
+from lora.weights import locate, weights_name
 
 # The same two quantities under each architecture's name for them.
 BODY_DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")

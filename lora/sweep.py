@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from lora.compose import CONF, compose_config, compose_run, conf_files, describe_group, parent_overrides
 from lora.config import RunConfig
@@ -242,7 +242,3 @@ def estimate_seconds(cell: Cell, known: Iterable[RunRecord]) -> float | None:
             values = sorted(rates[alike])
             return values[len(values) // 2] * cell.examples
     return None
-
-
-def composed_profile(profile: str) -> DictConfig:
-    return compose_config([f"profile={profile}"]).profile

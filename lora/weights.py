@@ -61,7 +61,3 @@ def _hash_file(path: str, mtime_ns: int, size: int) -> str:
     del mtime_ns, size  # part of the cache's key, so that a changed file is read again
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
