@@ -90,6 +90,9 @@ class TrainConfig:
         weight_decay: On everything that trains but biases and LayerNorms (released `run_glue.py`'s Trainer).
         dropout: None keeps the pretrained config's; a number replaces it in the encoder.
         head_dropout: The same, for the classifier (Table 10's "CLS dropout").
+        precision: Of activations and matrix products; what trains, and the optimizer, are float32.
+        kernels: `stock`, transformers' own modules, under autocast with bf16; or `fused` (`lora.fused`): compiled loops
+            for CPUs. Their dropout masks differ, so a run's name says which.
         selection: The MNLI split whose headline metric picks the best epoch; other tasks have one split.
     """
 
@@ -108,6 +111,7 @@ class TrainConfig:
     head_dropout: float | None
     selection: Literal["matched", "mismatched", "pooled"]
     precision: Literal["fp32", "bf16"]
+    kernels: Literal["fused", "stock"]
     eval_batch: int
 
     def __post_init__(self):
@@ -145,7 +149,7 @@ class RuntimeConfig:
     Args:
         results: Folder that holds `runs/` and `predictions/`.
         outputs: Folder for checkpoints and logs.
-        device: `auto` takes a GPU where there is one.
+        device: `auto` takes a GPU where there is one, unless train.kernels is `fused`.
         save_adapter: Leave the best epoch's trained weights in `outputs`/adapters; MNLI runs that others start from do.
         threads: Of torch, per cell. It changes the last bits on a CPU, so the record keeps it.
         retry_failed: Train cells again whose record says `failed`.
@@ -210,7 +214,17 @@ class RunConfig:
                 "pretrained for full (mnli starts take a trained module)",
                 self.start,
             )
-        else:
+        if self.train.kernels == "fused":
+            problems.check(
+                self.runtime.device != "cuda", "runtime.device", "cpu or auto with train.kernels=fused", "cuda"
+            )
+            problems.check(
+                not self.model.gradient_checkpointing,
+                "model.gradient_checkpointing",
+                "false with train.kernels=fused",
+                self.model.gradient_checkpointing,
+            )
+        if self.start != "mnli":
             problems.check(self.start_seed is None, "start_seed", "null unless start=mnli", self.start_seed)
         problems.done()
 

@@ -21,11 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import get_linear_schedule_with_warmup
 
+from lora.allocator import keep_freed_memory
 from lora.batches import collate, encode, epoch_batches, to_device
 from lora.config import RunConfig, TrainConfig
 from lora.data import TaskData, read
 from lora.errors import UserError
 from lora.evaluation import evaluate, pack_predictions, predict, select, selecting_split
+from lora.fused.encoder import fuse
 from lora.methods import METHODS
 from lora.models import load_encoder, max_positions
 from lora.provenance import code_version
@@ -84,13 +86,16 @@ def run(
     trained_bytes = sum(p.numel() * p.element_size() for _, p in trainable(model))
     splits = {name: encode(rows, task, tokenizer, config.data.max_length) for name, rows in data.splits.items()}
 
+    masks = fuse(model, train.precision, seed_for(config.seed, "dropout")) if train.kernels == "fused" else None
+
     # Optimizer and schedule.
     lengths = splits["train"].lengths
     steps = train.epochs * math.ceil(len(lengths) / train.batch)
     optimizer = make_optimizer(model, train)
     schedule = get_linear_schedule_with_warmup(optimizer, warmup_steps(train, steps), steps)
     model, optimizer = accelerator.prepare(model, optimizer)
-    # Dropout draws from the global generator, seeded last, so that nothing above shifts it.
+    trained = [p for _, p in trainable(model)]
+    # Stock dropout draws from the global generator, seeded last, so that nothing above shifts it.
     torch.manual_seed(seed_for(config.seed, "dropout", accelerator.process_index))
 
     # The loop.
@@ -106,11 +111,13 @@ def run(
             for part in local_parts(rows, accelerator, train.accumulation):
                 batch = to_device(collate(splits["train"], part.rows, tokenizer.pad_token_id), accelerator.device)
                 tokens += batch["input_ids"].numel()
+                if masks is not None:
+                    masks.begin(step, part.rows)
                 part_loss = summed_loss(model, batch, task) * part.weight / len(rows)
                 accelerator.backward(part_loss * accelerator.num_processes)  # DDP takes the mean over processes
                 loss += part_loss.detach()
             if train.clip_norm is not None:
-                accelerator.clip_grad_norm_([p for _, p in trainable(model)], train.clip_norm)
+                accelerator.clip_grad_norm_(trained, train.clip_norm)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
@@ -191,8 +198,12 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     if precision == "bf16" and device != "cpu" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise UserError("train.precision is bf16, but this GPU has none; fp32 would do")
     torch.set_num_threads(config.runtime.threads)
+    keep_freed_memory()
     AcceleratorState._reset_state()  # one process trains cells of several precisions, one after another
-    return Accelerator(cpu=device == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
+    fused = config.train.kernels == "fused"  # casts by itself, on the CPU
+    return Accelerator(
+        cpu=fused or device == "cpu", mixed_precision="bf16" if precision == "bf16" and not fused else "no"
+    )
 
 
 def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:

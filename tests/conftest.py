@@ -35,6 +35,7 @@ def tiny_overrides(glue_dir, model_dir, tmp_path) -> list[str]:
         "train.batch=8",
         "train.lr=1e-3",
         "train.precision=fp32",
+        "train.kernels=stock",
         "data.max_length=32",
         f"runtime.results={tmp_path}/results",
         f"runtime.outputs={tmp_path}/outputs",

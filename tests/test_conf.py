@@ -1,5 +1,6 @@
 """conf/ as a whole: what exists is valid, everything else is refused, and the values are those of the sources."""
 
+import copy
 import itertools
 import math
 import re
@@ -79,9 +80,11 @@ def cells(profile: str, experiment: str) -> dict[str, RunConfig]:
             composed = compose_config([f"profile={profile}", *overrides])
             for task in tasks:
                 composed.task = task
-                config = settle(composed)
-                composed.task = "mnli"
-                parent = settle(composed) if config.start == "mnli" else None
+                config, parent = settle(composed), None
+                if config.start == "mnli":
+                    above = copy.deepcopy(composed)
+                    above.task, above.start = "mnli", "pretrained"
+                    parent = settle(above)
                 for seed in map(int, seeds):
                     above = replace(parent, seed=seed).run_id if parent else None
                     one = replace(config, seed=seed, start_run=above)
@@ -161,7 +164,7 @@ def test_rows_files_state_known_values_only():
 # The experiments
 
 EXPECTED_CELLS = {
-    ("mini", "glue_table2"): 3 * 4 * 3,
+    ("mini", "glue_table2"): 3 * 4 * 3 + 2 * 2 * 3,
     ("mini", "lora_targets"): 7 * 1 * 3,
     ("mini", "lora_ranks"): 4 * 1 * 3,
     ("small", "glue_table2"): 3 * 3 * 1,
@@ -170,8 +173,10 @@ EXPECTED_CELLS = {
     ("paper", "glue_table2"): 14 * 8 * 5,
     ("paper", "lora_targets"): 7 * 2 * 5,
     ("paper", "lora_ranks"): 3 * 7 * 2 * 5,
+    ("small", "mnli_start"): 2 * 3 * 3,  # and their MNLI runs
+    ("paper", "mnli_start"): 2 * 3 * 5,
 }
-EXPECTED_UNION = {"mini": 63, "small": 157, "paper": 800}
+EXPECTED_UNION = {"mini": 75, "small": 157 + 14, "paper": 800 + 15}
 
 
 def test_number_of_cells(sweeps):
@@ -506,7 +511,10 @@ def test_cls_dropout_reaches_the_head(tmp_path, tiny_config, architecture, dropo
         (["protocol=paper"], "protocol must be one of dagger, ours, printed, released, got 'paper'"),
         (["method=prefix"], "method must be one of adapterdrop, bitfit, full, houlsby"),
         (["method=houlsby_m64"], "protocol must be one that has rows for minilm_houlsby_m64"),
-        (["experiment=table2"], "experiment must be one of glue_table2, lora_ranks, lora_targets, got 'table2'"),
+        (
+            ["experiment=table2"],
+            "experiment must be one of glue_table2, lora_ranks, lora_targets, mnli_start, got 'table2'",
+        ),
         (["method.alfa=8"], "Could not override 'method.alfa'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

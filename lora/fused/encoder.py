@@ -1,0 +1,147 @@
+"""An encoder of BERT's shape that computes with the compiled kernels, in the place of transformers' own."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.activations import GELUActivation
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from lora.errors import UserError
+from lora.fused import functions
+from lora.fused.masks import MAX_TOKENS, Masks, Site
+from lora.methods.bottleneck import AdaptedDropout, PfeifferNorm
+from lora.methods.lowrank import LoraLinear
+from lora.surgery import is_head, replace
+
+ARCHITECTURES = ("bert", "roberta", "electra")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class FusedEncoder(nn.Module):
+    """The layers of a BERT, RoBERTa or ELECTRA encoder, with their parameters under the same names.
+
+    The last layer is computed for the first token only: nothing else of it is read by a classification head, and the
+    keys and values that the first token attends to are those of all tokens still.
+
+    Args:
+        encoder: Of transformers, with a method's modules in place. Frozen weights are cast to `dtype` in place.
+        dtype: Of activations and matrix products; parameters that train stay float32.
+    """
+
+    def __init__(self, encoder: nn.Module, heads: int, dtype: torch.dtype, masks: Masks):
+        super().__init__()
+        self.layer = encoder.layer
+        self.heads, self.dtype, self.masks = heads, dtype, masks
+        self.frozen = {
+            module: functions.Frozen(module.weight, module.bias)
+            for module in encoder.modules()
+            if isinstance(module, nn.Linear | LoraLinear)
+            and not (module.weight.requires_grad or module.bias.requires_grad)
+        }
+
+    def forward(
+        self, hidden_states: Float[Tensor, "batch tokens width"], attention_mask: Tensor | None = None, **unused
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """
+        Args:
+            attention_mask: As transformers prepares it: (batch, 1, 1 or queries, tokens), true or 0 where a key is
+                visible; None if all are.
+        Returns: `last_hidden_state` of shape (batch, 1, width), float32.
+        """
+        x = hidden_states.to(self.dtype)
+        if attention_mask is None:
+            visible = torch.ones(x.shape[:2], dtype=torch.bool)
+        else:
+            visible = attention_mask[:, 0, 0]
+            visible = visible if visible.dtype == torch.bool else visible == 0
+        for number, layer in enumerate(self.layer):
+            x = self.layer_forward(layer, number, x, visible, first_only=number == len(self.layer) - 1)
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=x.float())
+
+    def layer_forward(self, layer: nn.Module, number: int, x: Tensor, visible: Tensor, first_only: bool) -> Tensor:
+        """Source: Devlin et al. 2019; the modules' names are those of transformers."""
+        projections, site = layer.attention.self, f"{number}"
+        queries = x[:, :1] if first_only else x
+        q = self.linear(projections.query, queries, f"{site}.query")
+        k = self.linear(projections.key, x, f"{site}.key")
+        v = self.linear(projections.value, x, f"{site}.value")
+        p = self.site(projections.dropout.p, f"{site}.probabilities", len(x))
+        context = functions.attention(q, k, v, visible, self.heads, p)
+        a = self.block(layer.attention.output, context, queries, f"{site}.attention")
+        h = functions.gelu(self.linear(layer.intermediate.dense, a, f"{site}.intermediate"))
+        return self.block(layer.output, h, a, f"{site}.output")
+
+    def block(self, block: nn.Module, x: Tensor, residual: Tensor, site: str) -> Tensor:
+        """A projection, dropout, a Houlsby adapter if there is one, the residual, and LayerNorm, Pfeiffer's or not."""
+        x = self.linear(block.dense, x, f"{site}.dense")
+        norm, dropped = block.LayerNorm, self.site(block.dropout.p, site, len(x))
+        if isinstance(block.dropout, AdaptedDropout):
+            x, dropped = functions.dropout(x, dropped), None
+            x = x + self.bottleneck(block.dropout.adapter, x)
+        if isinstance(norm, PfeifferNorm):
+            x = functions.dropout(x, dropped) + residual
+            once = functions.add_norm(x, torch.zeros_like(x), norm.weight, norm.bias, norm.eps, None)
+            return functions.add_norm(self.bottleneck(norm.adapter, once), x, norm.weight, norm.bias, norm.eps, None)
+        return functions.add_norm(x, residual, norm.weight, norm.bias, norm.eps, dropped)
+
+    def linear(self, module: nn.Module, x: Tensor, site: str) -> Tensor:
+        frozen = self.frozen.get(module)
+        if isinstance(module, LoraLinear):
+            dropped = self.site(module.dropout, f"{site}.lora", len(x))
+            return functions.lora_linear(x, frozen, module.lora_a, module.lora_b, module.scale, dropped)
+        if frozen is not None:
+            return functions.frozen_linear(x, frozen)
+        return F.linear(x, module.weight.to(x.dtype), module.bias.to(x.dtype))
+
+    def bottleneck(self, adapter: nn.Module, x: Tensor) -> Tensor:
+        low = adapter.activation(F.linear(x, adapter.down.weight.to(x.dtype), adapter.down.bias.to(x.dtype)))
+        return F.linear(low, adapter.up.weight.to(x.dtype), adapter.up.bias.to(x.dtype))
+
+    def site(self, p: float, name: str, batch: int) -> Site | None:
+        return self.masks.site(name, p, batch) if self.training and p > 0 else None
+
+
+class FusedDropout(nn.Module):
+    """A dropout outside the encoder's layers."""
+
+    def __init__(self, p: float, name: str, masks: Masks):
+        super().__init__()
+        self.p, self.name, self.masks = p, name, masks
+
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+        if not self.training or self.p == 0:
+            return x
+        return functions.dropout(x, self.masks.site(self.name, self.p, len(x)))
+
+
+def fuse(model: nn.Module, precision: str, seed: int) -> Masks:
+    """Make a model of transformers compute with the kernels, in place, after its method was applied.
+
+    Returns: The source of its dropout masks, whose `begin` every training pass needs.
+    Raises: UserError: If the architecture or its settings are not covered; the model is then unchanged.
+    """
+    settings = model.config
+    reasons = {
+        f"model type {settings.model_type}, not one of {', '.join(ARCHITECTURES)}": settings.model_type
+        not in ARCHITECTURES,
+        f"activation {getattr(settings, 'hidden_act', None)}, not gelu": getattr(settings, "hidden_act", "") != "gelu",
+        f"more than {MAX_TOKENS} positions": settings.max_position_embeddings > MAX_TOKENS,
+        "a decoder": getattr(settings, "is_decoder", False),
+    }
+    found = [reason for reason, holds in reasons.items() if holds]
+    if found:
+        raise UserError(f"train.kernels=fused does not cover {'; '.join(found)}: train.kernels=stock does")
+    assert isinstance(model.base_model.encoder.layer[0].intermediate.intermediate_act_fn, GELUActivation)
+    masks, dtype = Masks(seed), DTYPES[precision]
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Dropout and ".layer." not in name:
+            replace(model, name, FusedDropout(module.p, name, masks))
+    encoder = f"{model.base_model_prefix}.encoder"
+    for name, parameter in model.named_parameters():
+        norm = "LayerNorm" in name
+        if name.startswith(f"{encoder}.layer.") and not (parameter.requires_grad or norm or is_head(model, name)):
+            parameter.data = parameter.data.to(dtype)
+    fused = FusedEncoder(model.get_submodule(encoder), settings.num_attention_heads, dtype, masks)
+    replace(model, encoder, fused)
+    return masks

@@ -1,0 +1,327 @@
+"""Compiled loops over activations, one pass over memory each; `plain` holds the same mathematics in torch.
+
+Arrays are float32, or bfloat16 as its bits in uint16; arithmetic is in float32 always. Sums are taken in a fixed order,
+so a kernel's bits do not depend on the other cells of a machine.
+"""
+
+from typing import no_type_check  # a compiled function must be the bare one, with the tests' type checks on too
+
+import numba
+import numpy as np
+from llvmlite import binding, ir
+from numba import float32, int32, njit, types, uint16, uint32
+from numba.extending import intrinsic, overload
+
+from lora.fused.masks import GOLDEN, MAX_TOKENS, MIX_1, MIX_2
+
+# LLVM's tuning for some CPUs prefers vectors of half the width, which costs up to half the speed here.
+FEATURES = binding.get_host_cpu_features()
+if FEATURES.get("avx512f"):
+    numba.config.CPU_NAME, numba.config.CPU_FEATURES = "generic", FEATURES.flatten()
+
+# Sums may be reordered into vector lanes and products fused; infinities and NaN keep their meaning.
+KERNEL = {"cache": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
+INLINE = {"inline": "always"}
+
+
+@intrinsic
+@no_type_check
+def _bits(context, x):
+    def build(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.uint32(types.float32), build
+
+
+@intrinsic
+@no_type_check
+def _float(context, x):
+    def build(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.uint32), build
+
+
+def load(value):
+    """An array's element as float32."""
+
+
+def cast(value, element):
+    """A float32 as an element of the array that `element` is of, bfloat16 rounded to the nearest, ties to even."""
+
+
+@overload(load, **INLINE)
+@no_type_check
+def _load(value):
+    if value == types.uint16:
+        return lambda value: _float(uint32(uint32(value) << uint32(16)))
+    return lambda value: value
+
+
+@overload(cast, **INLINE)
+@no_type_check
+def _cast(value, element):
+    if element == types.uint16:
+
+        def cast_bf16(value, element):
+            bits = _bits(value)
+            return uint16((bits + uint32(0x7FFF) + ((bits >> uint32(16)) & uint32(1))) >> uint32(16))
+
+        return cast_bf16
+    return lambda value, element: value
+
+
+@njit(**INLINE)
+@no_type_check
+def hashed(place, first, second):
+    """32 random bits of a place under two keys; see `masks.plain_keep`."""
+    x = uint32(uint32(place) * uint32(GOLDEN) + first)
+    x = uint32(uint32(x ^ (x >> uint32(16))) * uint32(MIX_1))
+    x = uint32(x ^ second)
+    x = uint32(uint32(x ^ (x >> uint32(15))) * uint32(MIX_2))
+    return uint32(x ^ (x >> uint32(16)))
+
+
+@njit(**INLINE)
+@no_type_check
+def exp(x):
+    """To 2 units in the last place (Cephes' expf); 0 below -87."""
+    z = max(float32(-87.0), min(x, float32(88.0)))
+    n = np.floor(z * float32(1.44269504088896341) + float32(0.5))
+    r = (z - n * float32(0.693359375)) - n * float32(-2.12194440e-4)
+    p = float32(1.9875691500e-4)
+    p = p * r + float32(1.3981999507e-3)
+    p = p * r + float32(8.3334519073e-3)
+    p = p * r + float32(4.1665795894e-2)
+    p = p * r + float32(1.6666665459e-1)
+    p = p * r + float32(5.0000001201e-1)
+    power = _float(uint32(uint32(int32(n) + int32(127)) << uint32(23)))
+    return (p * r * r + r + float32(1.0)) * power if x > float32(-87.0) else float32(0.0)
+
+
+# (Phi(x) - 1/2) / x and (gelu'(x) - 1/2) / x as polynomials of t = 2 (x / 5.5)^2 - 1, Chebyshev fits to 2e-7 on
+# |x| <= 5.5, beyond which both are constant to 6e-7: no exponential, no division.
+EDGE = float32(5.5)
+CDF = (
+    0.128551938, -0.0641724542, 0.0477368195, -0.0387879353, 0.032084799, -0.0261064546, 0.020267635, -0.0146942694,
+    0.0105324666, -0.0076326907, 0.00413436222, -0.00126603033, 0.00110413052, -0.00135662173, 0.000513398488,
+)  # fmt: skip
+SLOPE = (
+    0.128759208, -0.0657397387, 0.0536653935, -0.0537426948, 0.0603107675, -0.0686545836, 0.0742790476, -0.0739811172,
+    0.0650720543, -0.050253841, 0.0395777319, -0.0318418287, 0.0165777732, -0.00353910882, 0.00402832811,
+    -0.00573461196, 0.0021264218,
+)  # fmt: skip
+
+
+@no_type_check
+def horner(coefficients: tuple[float, ...]):
+    """t -> c0 + t (c1 + t (c2 + ...)), as straight code: a loop over the coefficients might not become vectors."""
+    first = float32(coefficients[0])
+    if len(coefficients) == 1:
+        return njit(**INLINE)(lambda t: first)
+    rest = horner(coefficients[1:])
+    return njit(**INLINE)(lambda t: first + t * rest(t))
+
+
+cdf_polynomial, slope_polynomial = horner(CDF), horner(SLOPE)
+
+
+@njit(**INLINE)
+@no_type_check
+def clamped(x):
+    return max(-EDGE, min(x, EDGE))
+
+
+@njit(**INLINE)
+@no_type_check
+def variable(z):
+    return z * z * float32(2 / 5.5**2) - float32(1.0)
+
+
+@njit(**KERNEL)
+@no_type_check
+def gelu(x, out):
+    for i in range(x.size):
+        value = load(x[i])
+        z = clamped(value)
+        out[i] = cast(value * (float32(0.5) + z * cdf_polynomial(variable(z))), out[i])
+
+
+@njit(**KERNEL)
+@no_type_check
+def gelu_backward(x, grad, out):
+    for i in range(x.size):
+        z = clamped(load(x[i]))
+        out[i] = cast(load(grad[i]) * (float32(0.5) + z * slope_polynomial(variable(z))), out[i])
+
+
+@njit(**KERNEL)
+@no_type_check
+def dropout(x, keys, threshold, scale, out):
+    """Of (batch, places) arrays. Its own backward pass, with the gradient as x."""
+    for b in range(x.shape[0]):
+        first, second = keys[b, 0], keys[b, 1]
+        for i in range(x.shape[1]):
+            kept = hashed(i, first, second) >= threshold
+            out[b, i] = cast(load(x[b, i]) * scale if kept else float32(0.0), out[b, i])
+
+
+@njit(**KERNEL)
+@no_type_check
+def add_dropout(x, keys, threshold, scale, out):
+    """out += dropout(x)."""
+    for b in range(x.shape[0]):
+        first, second = keys[b, 0], keys[b, 1]
+        for i in range(x.shape[1]):
+            kept = hashed(i, first, second) >= threshold
+            out[b, i] = cast(load(out[b, i]) + (load(x[b, i]) * scale if kept else float32(0.0)), out[b, i])
+
+
+@njit(**KERNEL)
+@no_type_check
+def norm(x, residual, weight, bias, eps, keys, threshold, scale, out, normed, rstd):
+    """out = LayerNorm(dropout(x) + residual), of (batch, tokens, width) arrays; `normed` lacks the affine map."""
+    batch, tokens, width = x.shape
+    row = np.empty(width, np.float32)
+    per = float32(1.0) / float32(width)
+    for b in range(batch):
+        first, second = keys[b, 0], keys[b, 1]
+        for t in range(tokens):
+            start = uint32(t * width)
+            total = float32(0.0)
+            for i in range(width):
+                kept = hashed(start + uint32(i), first, second) >= threshold
+                value = (load(x[b, t, i]) * scale if kept else float32(0.0)) + load(residual[b, t, i])
+                row[i] = value
+                total += value
+            mean = total * per
+            squares = float32(0.0)
+            for i in range(width):
+                squares += (row[i] - mean) * (row[i] - mean)
+            inverse = float32(1.0) / np.sqrt(squares * per + eps)
+            rstd[b, t] = inverse
+            for i in range(width):
+                value = (row[i] - mean) * inverse
+                normed[b, t, i] = cast(value, normed[b, t, i])
+                out[b, t, i] = cast(value * weight[i] + bias[i], out[b, t, i])
+
+
+@njit(**KERNEL)
+@no_type_check
+def norm_backward(
+    grad, weight, normed, rstd, keys, threshold, scale, grad_x, grad_residual, affine, grad_weight, grad_bias
+):
+    """The gradients of x and of the residual, which may be one array where nothing was dropped, and if `affine` of
+    weight and bias, added to what they hold."""
+    batch, tokens, width = grad.shape
+    row = np.empty(width, np.float32)
+    per = float32(1.0) / float32(width)
+    for b in range(batch):
+        first, second = keys[b, 0], keys[b, 1]
+        for t in range(tokens):
+            mean = float32(0.0)
+            along = float32(0.0)
+            for i in range(width):
+                value = load(grad[b, t, i]) * weight[i]
+                row[i] = value
+                mean += value
+                along += value * load(normed[b, t, i])
+            if affine:
+                for i in range(width):
+                    grad_weight[i] += load(grad[b, t, i]) * load(normed[b, t, i])
+                    grad_bias[i] += load(grad[b, t, i])
+            mean *= per
+            along *= per
+            inverse = rstd[b, t]
+            start = uint32(t * width)
+            for i in range(width):
+                value = inverse * (row[i] - mean - load(normed[b, t, i]) * along)
+                grad_residual[b, t, i] = cast(value, grad_residual[b, t, i])
+                kept = hashed(start + uint32(i), first, second) >= threshold
+                grad_x[b, t, i] = cast(value * scale if kept else float32(0.0), grad_x[b, t, i])
+
+
+@njit(**INLINE)
+@no_type_check
+def fill_places(places, queries, keys):
+    for i in range(queries):
+        for j in range(keys):
+            places[i * keys + j] = uint32(i * MAX_TOKENS + j)
+
+
+@njit(**KERNEL)
+@no_type_check
+def attend(scores, hidden, keys, threshold, scale, softmax_scale, lse):
+    """scores <- dropout(softmax(softmax_scale * scores)), in place, of (batch, heads, queries, keys) arrays.
+
+    Args:
+        hidden: (batch, keys): added to the scaled scores; minus infinity hides a key, but not all of an example.
+        lse: (batch, heads, queries): log of each softmax's denominator, for `attend_backward`.
+    """
+    batch, heads, queries, width = scores.shape
+    size = queries * width
+    buffer = np.empty(size, np.float32)
+    places = np.empty(size, np.uint32)
+    fill_places(places, queries, width)
+    flat = scores.reshape(batch, heads, size)
+    for b in range(batch):
+        first, second = keys[b, 0], keys[b, 1]
+        for h in range(heads):
+            for i in range(queries):
+                highest = float32(-np.inf)
+                for j in range(width):
+                    value = load(flat[b, h, i * width + j]) * softmax_scale + hidden[b, j]
+                    buffer[i * width + j] = value
+                    highest = max(highest, value)
+                lse[b, h, i] = highest
+                for j in range(width):
+                    buffer[i * width + j] -= highest
+            for e in range(size):  # over all rows at once: rows are short
+                buffer[e] = exp(buffer[e])
+            for i in range(queries):
+                total = float32(0.0)
+                for j in range(width):
+                    total += buffer[i * width + j]
+                lse[b, h, i] += np.log(total)
+                factor = scale / total
+                for j in range(width):
+                    buffer[i * width + j] *= factor
+            start = uint32(h * MAX_TOKENS * MAX_TOKENS)
+            for e in range(size):
+                kept = hashed(start + places[e], first, second) >= threshold
+                flat[b, h, e] = cast(buffer[e] if kept else float32(0.0), flat[b, h, e])
+
+
+@njit(**KERNEL)
+@no_type_check
+def attend_backward(scores, hidden, keys, threshold, scale, softmax_scale, lse, grad):
+    """From the scores as they were: scores <- the dropped probabilities, grad <- the gradient of the scores."""
+    batch, heads, queries, width = scores.shape
+    size = queries * width
+    buffer = np.empty(size, np.float32)
+    slopes = np.empty(size, np.float32)
+    places = np.empty(size, np.uint32)
+    fill_places(places, queries, width)
+    flat, flat_grad = scores.reshape(batch, heads, size), grad.reshape(batch, heads, size)
+    for b in range(batch):
+        first, second = keys[b, 0], keys[b, 1]
+        for h in range(heads):
+            for i in range(queries):
+                shift = lse[b, h, i]
+                for j in range(width):
+                    buffer[i * width + j] = load(flat[b, h, i * width + j]) * softmax_scale + hidden[b, j] - shift
+            start = uint32(h * MAX_TOKENS * MAX_TOKENS)
+            for e in range(size):
+                value = exp(buffer[e])
+                kept = hashed(start + places[e], first, second) >= threshold
+                factor = scale if kept else float32(0.0)
+                buffer[e] = value
+                slopes[e] = load(flat_grad[b, h, e]) * factor
+                flat[b, h, e] = cast(value * factor, flat[b, h, e])
+            for i in range(queries):
+                along = float32(0.0)
+                for j in range(width):
+                    along += buffer[i * width + j] * slopes[i * width + j]
+                for j in range(width):
+                    value = buffer[i * width + j] * (slopes[i * width + j] - along) * softmax_scale
+                    flat_grad[b, h, i * width + j] = cast(value, flat_grad[b, h, i * width + j])

@@ -1,0 +1,363 @@
+"""The compiled kernels against plain torch, the fused encoder against transformers' own, and what masks promise."""
+
+import copy
+import itertools
+import math
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from scipy import stats
+from torch.nn import functional as F
+
+from lora.checks import SettingsError
+from lora.errors import UserError
+from lora.fused import encoder, functions, kernels, plain
+from lora.fused.encoder import fuse
+from lora.fused.masks import Masks, attention_places, hidden_places, plain_keep
+from lora.methods import METHODS
+from lora.methods.configs import (
+    AdapterDropConfig,
+    BitFitConfig,
+    FullConfig,
+    HoulsbyConfig,
+    LoraConfig,
+    PfeifferConfig,
+)
+from lora.results import equal_science
+from lora.surgery import checksum, trainable
+from lora.train import run
+
+CONFIGS = {
+    "full": FullConfig(),
+    "bitfit": BitFitConfig(),
+    "houlsby": HoulsbyConfig(bottleneck=6),
+    "pfeiffer": PfeifferConfig(bottleneck=6),
+    "adapterdrop": AdapterDropConfig(bottleneck=6, drop_layers=1),
+    "lora-qv": LoraConfig(rank=3),
+    "lora-qkvo": LoraConfig(targets=("q", "k", "v", "o"), rank=3, dropout=0.3),
+    "lora-ffn": LoraConfig(targets=("{body}.encoder.layer.1.intermediate.dense",), rank=3),
+}
+NAMES = ("dropout", "gelu", "add_norm", "attention", "frozen_linear", "lora_linear")
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
+
+
+def masks(rows=4, seed=3, step=1):
+    source = Masks(seed)
+    source.begin(step, np.arange(rows))
+    return source
+
+
+def draw(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def both(name, arguments, learned):
+    """Outputs and gradients of the kernels' function, and of the plain one in float64, of the arguments `learned`."""
+    results = []
+    for module, dtype in ((functions, None), (plain, torch.float64)):
+        given = [a.to(dtype) if dtype and torch.is_tensor(a) and a.is_floating_point() else a for a in arguments]
+        if dtype:
+            given = [
+                functions.Frozen(a.weight.to(dtype), a.bias.to(dtype)) if isinstance(a, functions.Frozen) else a
+                for a in given
+            ]
+        for i in learned:
+            given[i] = given[i].detach().clone().requires_grad_()
+        out = getattr(module, name)(*given)
+        out.backward(draw(*out.shape, seed=99).to(out.dtype))
+        results.append([out.detach(), *(given[i].grad for i in learned)])
+    return zip(*results, strict=True)
+
+
+def assert_close(pairs, dtype):
+    for ours, truth in pairs:
+        scale = truth.abs().max().item()
+        assert (ours.double() - truth).abs().max().item() <= TOLERANCE[dtype] * max(scale, 1e-3)
+
+
+DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp32", "bf16"])
+DROPPED = pytest.mark.parametrize("p", [0.0, 0.3])
+
+
+def site(p, name="site", rows=4):
+    return masks(rows).site(name, p, rows) if p else None
+
+
+@DTYPES
+def test_dropout_equals_the_plain_one(dtype):
+    x = draw(4, 7, 24, dtype=dtype)
+    assert_close(both("dropout", [x, site(0.3)], [0]), dtype)
+
+
+@DTYPES
+def test_gelu_equals_the_plain_one(dtype):
+    x = torch.cat([draw(3000), torch.linspace(-12, 12, 2001)]).to(dtype)
+    assert_close(both("gelu", [x], [0]), dtype)
+
+
+def test_gelu_in_float32_is_exact_to_a_millionth():
+    """Its polynomials are fits: scipy's normal distribution is the truth, beyond their edge too."""
+    x = torch.linspace(-20, 20, 400_001)
+    out, slope = torch.empty_like(x), torch.empty_like(x)
+    kernels.gelu(x.numpy(), out.numpy())
+    kernels.gelu_backward(x.numpy(), torch.ones_like(x).numpy(), slope.numpy())
+    wide = x.double().numpy()
+    assert np.abs(out.numpy() - wide * stats.norm.cdf(wide)).max() < 2e-6
+    assert np.abs(slope.numpy() - (stats.norm.cdf(wide) + wide * stats.norm.pdf(wide))).max() < 1e-6
+
+
+def test_exp_is_exact_to_two_units_in_the_last_place():
+    from numba import njit
+
+    @njit
+    def over(x, out):
+        for i in range(x.size):
+            out[i] = kernels.exp(x[i])
+
+    x = np.linspace(-86.9, 88, 200_001).astype(np.float32)
+    out = np.empty_like(x)
+    over(x, out)
+    truth = np.exp(x.astype(np.float64))
+    assert (np.abs(out - truth) / truth).max() < 3e-7
+    over(np.array([-np.inf, -1e30, -88], np.float32), out)
+    assert (out[:3] == 0).all()
+
+
+@DTYPES
+@DROPPED
+def test_add_norm_equals_the_plain_one(dtype, p):
+    x, residual = draw(4, 7, 24, dtype=dtype), draw(4, 7, 24, seed=1, dtype=dtype)
+    weight, bias = 1 + 0.3 * draw(24, seed=2), draw(24, seed=3)
+    assert_close(both("add_norm", [x, residual, weight, bias, 1e-12, site(p)], [0, 1, 2, 3]), dtype)
+
+
+@DTYPES
+@DROPPED
+@pytest.mark.parametrize("queries", [1, 9])
+def test_attention_equals_the_plain_one(dtype, p, queries):
+    q, k, v = (
+        draw(4, queries, 24, dtype=dtype),
+        draw(4, 9, 24, seed=1, dtype=dtype),
+        draw(4, 9, 24, seed=2, dtype=dtype),
+    )
+    visible = torch.arange(9) < torch.tensor([[9], [4], [1], [8]])
+    visible[3, 2] = False  # any key may be hidden, not only the last
+    assert_close(both("attention", [q, k, v, visible, 3, site(p)], [0, 1, 2]), dtype)
+
+
+@DTYPES
+@DROPPED
+def test_lora_linear_equals_the_plain_one(dtype, p):
+    x = draw(4, 7, 24, dtype=dtype)
+    frozen = functions.Frozen(draw(16, 24, seed=1, dtype=dtype), draw(16, seed=2, dtype=dtype))
+    arguments = [x, frozen, draw(3, 24, seed=3), draw(16, 3, seed=4), 0.7, site(p)]
+    assert_close(both("lora_linear", arguments, [0, 2, 3]), dtype)
+
+
+@DTYPES
+def test_frozen_linear_equals_the_plain_one(dtype):
+    frozen = functions.Frozen(draw(16, 24, seed=1, dtype=dtype), draw(16, seed=2, dtype=dtype))
+    assert_close(both("frozen_linear", [draw(4, 7, 24, dtype=dtype), frozen], [0]), dtype)
+
+
+def test_bfloat16_is_rounded_to_the_nearest_even_as_torch_does():
+    x = torch.cat([draw(10_000), torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -0.0, 3e38])]).view(1, -1)
+    out = torch.empty(x.shape, dtype=torch.bfloat16)
+    keep_all = functions.arguments(None, 1)
+    kernels.dropout(x.numpy(), *keep_all, functions.array(out))
+    assert torch.equal(out, x.bfloat16())
+
+
+# Masks.
+
+
+def kept(source, name="a", p=0.1, rows=4, tokens=64, width=128):
+    return plain_keep(source.site(name, p, rows), hidden_places(tokens, width)).numpy()
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.003])
+def test_masks_keep_the_right_share_everywhere(p):
+    """By example, by position and by feature, the counts fit a binomial distribution."""
+    share = kept(masks(64), p=p, rows=64)
+    assert stats.binomtest(int(share.sum()), share.size, 1 - p).pvalue > 1e-3
+    for axis in itertools.combinations(range(3), 2):
+        counts = share.sum(axis)
+        trials = share.size // counts.size
+        z = (counts - trials * (1 - p)) / math.sqrt(trials * p * (1 - p))
+        assert stats.chi2.sf((z**2).sum(), counts.size) > 1e-3
+
+
+@pytest.mark.parametrize("other", ["step", "site", "example", "seed", "neighbour", "next token"])
+def test_masks_of_different_places_are_independent(other):
+    a, b = masks(512), masks(512)
+    one, two = kept(a, p=0.5, rows=512, tokens=8), kept(a, p=0.5, rows=512, tokens=8)
+    if other == "step":
+        two = kept(masks(512, step=2), p=0.5, rows=512, tokens=8)
+    elif other == "seed":
+        two = kept(masks(512, seed=4), p=0.5, rows=512, tokens=8)
+    elif other == "site":
+        two = kept(b, "b", p=0.5, rows=512, tokens=8)
+    elif other == "example":
+        one, two = one[::2], two[1::2]
+    elif other == "neighbour":
+        one, two = one[:, :, :-1], two[:, :, 1:]
+    else:
+        one, two = one[:, :-1], two[:, 1:]
+    agreement = (one == two).sum()
+    assert stats.binomtest(int(agreement), one.size, 0.5).pvalue > 1e-3
+
+
+def test_attention_places_do_not_depend_on_the_length():
+    short, long = attention_places(3, 5, 5), attention_places(3, 9, 9)
+    assert torch.equal(short, long[:, :5, :5])
+    assert len(long.unique()) == long.numel()
+
+
+def test_a_pass_without_begin_is_a_defect():
+    with pytest.raises(RuntimeError, match=r"without Masks\.begin"):
+        Masks(0).site("a", 0.1, 4)
+
+
+# The encoder.
+
+
+def pair(architecture, method, precision="fp32", **settings):
+    """The same model twice: transformers' own modules, and fused."""
+    stock = tiny.model(architecture, **settings)
+    config = CONFIGS[method]
+    if isinstance(config, LoraConfig):
+        targets = tuple(t.format(body=stock.base_model_prefix) for t in config.targets)
+        config = LoraConfig(targets=targets, rank=config.rank, dropout=config.dropout)
+    METHODS[config.name].apply(stock, config, 1)
+    for name, p in stock.named_parameters():
+        if "lora_b" in name:
+            p.data.normal_(std=0.2, generator=torch.Generator().manual_seed(len(name)))
+    fused = copy.deepcopy(stock)
+    return stock, fused, fuse(fused, precision, seed=5)
+
+
+def gradients(model, architecture, rows=None, length=9):
+    batch = tiny.inputs(architecture, length=length)
+    if rows is not None:
+        batch = {name: tensor[rows] for name, tensor in batch.items()}
+    model.zero_grad()
+    logits = model(**batch).logits
+    F.cross_entropy(logits, torch.arange(len(logits)) % 2).backward()
+    return logits.detach(), {name: p.grad for name, p in trainable(model)}
+
+
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+@pytest.mark.parametrize("architecture", encoder.ARCHITECTURES)
+@pytest.mark.parametrize("method", CONFIGS)
+def test_the_fused_encoder_equals_transformers_own(architecture, method):
+    stock, fused, _ = pair(architecture, method, **NO_DROPOUT)
+    assert [n for n, _ in trainable(stock)] == [n for n, _ in trainable(fused)]
+    assert list(stock.state_dict()) == list(fused.state_dict())
+    (truth, true_grads), (logits, grads) = (gradients(model, architecture) for model in (stock, fused))
+    assert torch.allclose(logits, truth, atol=1e-5)
+    for name, truth in true_grads.items():
+        assert torch.allclose(grads[name], truth, rtol=1e-4, atol=1e-5), name
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+def test_with_dropout_the_kernels_equal_the_plain_functions(method, monkeypatch):
+    """Also the two places outside the layers, after the embeddings and before the classifier."""
+    _, fused, source = pair("bert", method, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.3)
+    fused.train()
+    source.begin(1, np.arange(5))
+    logits, grads = gradients(fused, "bert")
+    fused.eval()
+    assert not torch.allclose(logits, gradients(fused, "bert")[0], atol=1e-3)
+    for name in NAMES:
+        monkeypatch.setattr(functions, name, getattr(plain, name))
+    fused.train()
+    truth, true_grads = gradients(fused, "bert")
+    assert torch.allclose(logits, truth, atol=1e-5)
+    for name, truth in true_grads.items():
+        assert torch.allclose(grads[name], truth, rtol=1e-4, atol=1e-5), name
+
+
+def test_masks_depend_on_neither_padding_nor_the_other_rows():
+    _, fused, source = pair("bert", "lora-qkvo", hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.3)
+    fused.train()
+    batch = tiny.inputs("bert")
+    source.begin(1, np.arange(5))
+    whole = fused(**batch).logits
+    order = np.array([3, 1])
+    source.begin(1, order)
+    padded = {name: F.pad(tensor[order], (0, 6)) for name, tensor in batch.items()}
+    assert torch.allclose(fused(**padded).logits, whole[order], atol=1e-5)
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+def test_bfloat16_gradients_are_near_those_of_float32(method):
+    _, exact, _ = pair("bert", method, **NO_DROPOUT)
+    _, rough, _ = pair("bert", method, "bf16", **NO_DROPOUT)
+    assert all(p.dtype == torch.float32 for _, p in trainable(rough))
+    (truth, true_grads), (logits, grads) = gradients(exact, "bert"), gradients(rough, "bert")
+    assert torch.allclose(logits, truth, atol=0.05)
+    error = math.sqrt(sum((grads[n] - g).square().sum().item() for n, g in true_grads.items()))
+    assert error < 0.05 * math.sqrt(sum(g.square().sum().item() for g in true_grads.values()))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", CONFIGS)
+def test_frozen_tensors_stay_bit_identical(method, precision):
+    _, fused, source = pair("bert", method, precision)
+    names = {name for name, _ in trainable(fused)}
+    frozen = [(name, p) for name, p in fused.named_parameters() if name not in names]
+    before = checksum(frozen)
+    optimizer = torch.optim.AdamW([p for _, p in trainable(fused)], lr=1e-2)
+    fused.train()
+    for step in range(5):
+        source.begin(step, np.arange(5))
+        gradients(fused, "bert")
+        optimizer.step()
+    assert checksum(frozen) == before
+
+
+@pytest.mark.parametrize("architecture", ["deberta-v2", "distilbert"])
+def test_other_architectures_are_refused_and_left_alone(architecture):
+    model = tiny.model(architecture)
+    modules = [type(module) for module in model.modules()]
+    with pytest.raises(UserError, match=r"does not cover model type .*: train\.kernels=stock does"):
+        fuse(model, "fp32", 0)
+    assert [type(module) for module in model.modules()] == modules
+
+
+def test_another_activation_is_refused():
+    with pytest.raises(UserError, match="activation relu, not gelu"):
+        fuse(tiny.model("bert", hidden_act="relu"), "fp32", 0)
+
+
+# Whole runs.
+
+
+def test_fused_runs_repeat_and_follow_stock_runs(tiny_config):
+    dry = ("train.dropout=0.0", "train.head_dropout=0.0")
+    for method in ("full", "lora", "houlsby"):
+        config = tiny_config(f"method={method}", "train.kernels=fused")
+        assert equal_science(run(config)[0], run(config)[0])
+        stock, fused = (run(tiny_config(f"method={method}", f"train.kernels={k}", *dry))[0] for k in ("stock", "fused"))
+        assert stock.run_id != fused.run_id
+        expected = [epoch["train_loss"] for epoch in stock.epochs]
+        assert [epoch["train_loss"] for epoch in fused.epochs] == pytest.approx(expected, rel=1e-4)
+
+
+def test_passes_of_a_step_change_nothing_even_with_dropout(tiny_config):
+    """Masks belong to examples: three passes of a step see the masks of one."""
+    whole = run(tiny_config("train.batch=12", "train.kernels=fused"))[0]
+    parts = run(tiny_config("train.batch=12", "train.accumulation=3", "train.kernels=fused"))[0]
+    assert whole.run_id == parts.run_id
+    assert [e["train_loss"] for e in parts.epochs] == pytest.approx([e["train_loss"] for e in whole.epochs], rel=1e-5)
+
+
+def test_fused_with_a_gpu_or_with_checkpointing_is_refused(tiny_config):
+    with pytest.raises(SettingsError, match=r"runtime\.device must be cpu or auto with train\.kernels=fused"):
+        tiny_config("train.kernels=fused", "runtime.device=cuda")
+    with pytest.raises(SettingsError, match=r"model\.gradient_checkpointing must be false with train\.kernels=fused"):
+        tiny_config("train.kernels=fused", "model.gradient_checkpointing=true")
