@@ -4,8 +4,10 @@ import os
 import sys
 import time
 import traceback
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TextIO
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,6 +20,7 @@ from lora.compose import CONF, compose_run, explain, register_resolvers
 from lora.config import RunConfig
 from lora.errors import UserError
 from lora.launch import UnfinishedError
+from lora.processes import is_main_process, processes
 from lora.progress import Note, shown
 from lora.results import RunRecord, adapter_path, read_record, record_path, write_atomically, write_record
 
@@ -39,7 +42,7 @@ def run_cell(config: RunConfig, mistakes_fail: bool) -> RunRecord:
     from lora.train import NonFiniteLossError, run  # loads torch, which a finished cell does not need
 
     started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
-    with Note(runtime.outputs, config.run_id) as note:
+    with Note(runtime.outputs, config.run_id) if is_main_process() else nullcontext(lambda progress: None) as note:
         try:
             record, predictions, weights = run(config, note)
         except Exception as error:
@@ -52,10 +55,13 @@ def run_cell(config: RunConfig, mistakes_fail: bool) -> RunRecord:
             )
             seconds = round(time.monotonic() - started, 3)
             record = RunRecord(config.run_id, "failed", reason, started_at, seconds, config.for_record())
-        else:
-            write_atomically(Path(runtime.results) / "predictions" / f"{config.run_id}.safetensors", predictions)
-            if weights is not None:
-                write_atomically(adapter, weights)
+            predictions = weights = None
+    if not is_main_process():
+        return record
+    if predictions is not None:
+        write_atomically(Path(runtime.results) / "predictions" / f"{config.run_id}.safetensors", predictions)
+    if weights is not None:
+        write_atomically(adapter, weights)
     write_record(runtime.results, record)
     return record
 
@@ -65,6 +71,21 @@ def outcome(record: RunRecord) -> str:
         return f"{record.error} (runtime.retry_failed=true trains it again)"
     best, last = (shown(record.selected[rule]["value"]) for rule in ("best", "last"))
     return f"{record.selected['metric']} best {best}, last {last}"
+
+
+def say(line: str, stream: TextIO) -> None:
+    """Once for all processes of a cell."""
+    if is_main_process():
+        print(line, file=stream)
+
+
+def leave_group() -> None:
+    """Tell the other processes of a cell that this one ends; without it, torch warns of a leak."""
+    if processes() > 1:
+        from torch import distributed
+
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 def main() -> None:
@@ -87,17 +108,19 @@ def main() -> None:
         for end in ended:
             if isinstance(end, UserError):
                 raise end
-            print(f"{end.run_id}: {end.status}, {outcome(end)}")
+            say(f"{end.run_id}: {end.status}, {outcome(end)}", sys.stdout)
         sys.exit(any(end.status == "failed" for end in ended))
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        print(f"error: {error if isinstance(error, UserError) else explain(error)}", file=sys.stderr)
+        say(f"error: {error if isinstance(error, UserError) else explain(error)}", sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted: what is finished is kept, and the same command goes on from there", file=sys.stderr)
+        say("interrupted: what is finished is kept, and the same command goes on from there", sys.stderr)
         sys.exit(130)
     except UnfinishedError as error:
-        print(f"unfinished:\n{error}", file=sys.stderr)
+        say(f"unfinished:\n{error}", sys.stderr)
         sys.exit(1)
+    finally:
+        leave_group()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from lora.order import shuffled
 from lora.tasks import Task
 
 TOKENIZED_AT_ONCE = 20_000  # rows; the tokenizer's own objects are large
+WIDTHS = 4  # batches are padded to multiples of it: a matrix product is planned anew for every new shape
 MEGA_BATCH = 50  # batches that are sorted together by length; the rest of the order stays random
 
 
@@ -24,6 +25,7 @@ class Encoded:
         input_ids: Of all rows; row i takes lengths[i] places from offsets[i].
         token_type_ids: The same, if the tokenizer gives them.
         labels: int64 class indices or float32 scores; None for a test split.
+        max_length: What rows were cut to.
     """
 
     input_ids: Int[np.ndarray, " tokens"]
@@ -31,6 +33,7 @@ class Encoded:
     offsets: Int[np.ndarray, " rows"]
     lengths: Int[np.ndarray, " rows"]
     labels: np.ndarray | None
+    max_length: int
 
 
 def encode(dataset: datasets.Dataset, task: Task, tokenizer: Any, max_length: int) -> Encoded:
@@ -60,6 +63,7 @@ def encode(dataset: datasets.Dataset, task: Task, tokenizer: Any, max_length: in
         offsets=np.cumsum(counts) - counts,
         lengths=counts,
         labels=None if unlabelled else np.array(labels, np.int64 if task.labels else np.float32),
+        max_length=max_length,
     )
 
 
@@ -94,7 +98,7 @@ def cut(order: Int[np.ndarray, " rows"], size: int) -> list[Int[np.ndarray, " _"
 def collate(
     encoded: Encoded, rows: Int[np.ndarray, " batch"], pad_token_id: int, pad_to: int | None = None
 ) -> dict[str, Tensor]:
-    """Model inputs of some rows, padded on the right to the longest of them, and `labels` where there are any.
+    """Model inputs of some rows, padded on the right, to the longest of them or up to three more, and `labels`.
 
     Args:
         pad_to: Pad to this length instead.
@@ -102,7 +106,7 @@ def collate(
     """
     lengths, offsets = encoded.lengths[rows], encoded.offsets[rows]
     longest = int(lengths.max())
-    width = longest if pad_to is None else pad_to
+    width = min(-(-longest // WIDTHS) * WIDTHS, encoded.max_length) if pad_to is None else pad_to
     if width < longest:
         raise ValueError(f"pad_to is {pad_to}, but a row has {longest} tokens")
     columns = np.arange(width)

@@ -18,7 +18,11 @@ from lora.tasks import Task
 def predict(
     model: nn.Module, encoded: Encoded, task: Task, pad_token_id: int, batch_size: int, accelerator: Accelerator
 ) -> np.ndarray:
-    """The class of every row, or its score for regression, in the split's order."""
+    """The class of every row, or its score for regression, in the split's order.
+
+    The rows are shared among the processes, who may get different numbers of batches, so none waits for another's.
+    """
+    model = accelerator.unwrap_model(model)  # DistributedDataParallel's forward pass is a meeting of all processes
     model.eval()
     chunks = []
     batches = evaluation_batches(encoded.lengths, batch_size)

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from lora.compose import compose_run
 from lora.config import RunConfig
 from lora.errors import UserError
+from lora.processes import processes
 from lora.progress import Watch, duration
 from lora.provenance import ROOT
 from lora.results import RunRecord, adapter_path, load_records
@@ -31,6 +32,11 @@ def launch_cells(launcher: Launcher, config: DictConfig, arguments: Sequence[str
     Raises: UserError: Before anything runs, if any cell is invalid or its rows or weights are not to be had.
         UnfinishedError: At the end, if cells failed or are missing.
     """
+    if processes() > 1:
+        raise UserError(
+            f"a sweep is started by one process, got {processes()}: `accelerate launch` and torchrun start single "
+            f"cells (python -m lora without -m), a sweep has launcher.workers"
+        )
     cells = requested(config.profile.name, arguments)
     results, outputs = config.runtime.results, config.runtime.outputs
     retry = bool(config.runtime.retry_failed)

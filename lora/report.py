@@ -1,31 +1,47 @@
 """`python -m lora.report PROFILE`: from the records of a profile to its tables, and what is missing."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from omegaconf import OmegaConf
 
+from lora.compose import CONF
 from lora.errors import UserError
 from lora.provenance import ROOT
 from lora.results import load_frame, load_records, write_atomically
 from lora.sweep import Cell, State, requested, state
 from lora.tables import (
+    LORA_SLUG,
     METHOD_TITLES,
     NOT_GLUE,
+    TARGET_TITLES,
     Planned,
     against_reference,
+    in_order,
     markdown,
     published,
+    start_table,
     summarise,
     table2,
+    table5,
+    table6,
 )
 from lora.tasks import TASKS
 
 README_MARK = "<!-- results:{name} {edge} -->"
 PAPER = ROOT / "experiments" / "glue_table2" / "paper.csv"
+SECTIONS = {  # experiment -> file, title, layout; the start's table is made from pairs of runs
+    "glue_table2": ("table2", "Table 2: methods by tasks", table2),
+    "adhoc": ("table2", "Methods by tasks", table2),
+    "lora_targets": ("table5", "Table 5: which projections to adapt, at one number of parameters", table5),
+    "lora_ranks": ("table6", "Table 6: how large the rank must be", table6),
+    "mnli_start": ("mnli_start", "What an MNLI start gives (section 5.2)", None),
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +49,7 @@ class Report:
     """What a profile's records amount to.
 
     Args:
-        text: Of the main table, in Markdown.
+        text: The tables, in Markdown, and what is not in them.
         files: Path below results/<name>/ -> content.
         state: Of the sweep.
     """
@@ -52,16 +68,56 @@ def build(name: str, overrides: Sequence[str] = (), results: Path = ROOT / "resu
     Raises: UserError: If the profile does not exist, or its records are of different rows.
     """
     profile = Path(name).name
-    cells = requested(profile, overrides)
+    records, _ = load_records(results / name)
+    sections = experiments_shown(profile, overrides, {record.run_id for record in records})
+    cells = list({cell.run_id: cell for found in sections.values() for cell in found}.values())
     now = state(cells, results / name)
-    shown = [cell for cell in cells if {"glue_table2", "adhoc"} & set(cell.experiments)]
     frame = load_frame(list(now.ok.values()))
     refuse_mixed_rows(frame)
-    summary = summarise(frame, in_table_order(shown))
-    reference = reference_summary(profile, shown, results) if name == profile else None
-    text = main_table(name, summary, reference, now)
-    csv = summary.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    return Report(text, {"tables/table2.md": text.encode(), "tables/table2.csv": csv.encode()}, now)
+    texts, files = [], {}
+    for experiment, found in sections.items():
+        file, title, layout = SECTIONS[experiment]
+        planned = in_table_order(found)
+        summary = summarise(frame, planned)
+        table = start_table(frame, summary, planned) if layout is None else layout(summary)
+        text = section(f"{title} ({name})", table, summary)
+        if experiment in ("glue_table2", "adhoc"):
+            text += beside_the_paper(summary)
+        texts.append(text)
+        csv = summary.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        files |= {f"tables/{file}.md": text.encode(), f"tables/{file}.csv": csv.encode()}
+    if name == profile:
+        texts.append(beside_the_reference(profile, frame, in_table_order(cells), results))
+    texts.append(status_text(now))
+    text = "\n".join(part.rstrip() + "\n" for part in texts if part)
+    return Report(text, files, now)
+
+
+def experiments_shown(profile: str, overrides: Sequence[str], present: set[str]) -> dict[str, list[Cell]]:
+    """Experiment -> its cells without the MNLI runs that others start from: what was asked for, then what else was run.
+
+    An experiment that nobody asked for is shown if a record is there that only it expects.
+    """
+    asked = requested(profile, overrides)
+    shown = {name: [c for c in asked if name in c.experiments] for name in SECTIONS}
+    known = {cell.run_id for cell in asked}
+    if not any(override.startswith("experiment=") for override in overrides) and not shown["adhoc"]:
+        for name in described(profile):
+            if not shown[name]:
+                cells = requested(profile, [*overrides, f"experiment={name}"])
+                shown[name] = cells if (present - known) & {cell.run_id for cell in cells} else []
+    parents = {cell.parent for cells in shown.values() for cell in cells}
+    return {
+        name: [cell for cell in cells if name != "mnli_start" or cell.run_id not in parents]
+        for name, cells in shown.items()
+        if cells
+    }
+
+
+def described(profile: str) -> list[str]:
+    """The experiments that have a grid of this profile's size."""
+    names = [name for name in SECTIONS if name != "adhoc"]
+    return [name for name in names if profile in OmegaConf.load(CONF / "experiment" / f"{name}.yaml").grid]
 
 
 def refuse_mixed_rows(frame: pd.DataFrame) -> None:
@@ -77,36 +133,42 @@ def refuse_mixed_rows(frame: pd.DataFrame) -> None:
 def in_table_order(cells: Sequence[Cell]) -> list[Planned]:
     """Methods and tasks as the tables list them, whatever order the cells run in."""
     methods, tasks = list(METHOD_TITLES), list(TASKS)
-    planned = [Planned(c.model, c.protocol, c.slug, c.method, c.task, c.seed) for c in cells]
-    return sorted(
-        planned,
-        key=lambda p: (p.model, methods.index(p.method), p.protocol, p.slug, tasks.index(p.task), p.seed),
-    )
+    planned = [Planned(c.run_id, c.model, c.protocol, c.start, c.slug, c.method, c.task, c.seed) for c in cells]
+
+    def place(p: Planned) -> tuple:
+        lora = LORA_SLUG.fullmatch(p.slug)
+        size = (len(lora[1]), [*TARGET_TITLES].index(lora[1][0]), lora[1], int(lora[2])) if lora else ()
+        return p.model, methods.index(p.method), p.protocol, size, p.slug, tasks.index(p.task), p.seed
+
+    return sorted(planned, key=place)
 
 
-def reference_summary(profile: str, cells: Sequence[Cell], results: Path) -> pd.DataFrame | None:
-    """The same table of the run that came with the clone; None where the profile has none."""
-    records, _ = load_records(results / "reference" / profile)
-    frame = load_frame(records)
-    return summarise(frame, in_table_order(cells)) if len(frame) else None
-
-
-def main_table(name: str, summary: pd.DataFrame, reference: pd.DataFrame | None, now: State) -> str:
-    tasks = [task for task in TASKS if task in set(summary["task"])]
-    embedded = all(TASKS[task].family == "embedded" for task in tasks)
-    lines = [f"# Table 2: methods by tasks ({name})", ""]
+def section(title: str, table: pd.DataFrame, summary: pd.DataFrame) -> str:
+    embedded = all(TASKS[task].family == "embedded" for task in summary["task"])
+    lines = [f"# {title}", ""]
     if embedded:
         lines += [NOT_GLUE, ""]
-    lines += [markdown(table2(summary)), *caption(summary, embedded), ""]
-    if reference is not None:
-        compared = against_reference(summary, reference)
-        agree, total = (compared["Agrees"] == "yes").sum(), (compared["Agrees"] != "-").sum()
-        lines += ["## Against the reference run", "", markdown(compared)]
-        lines += [f"{agree} of {total} cells agree: the ranges of their seeds overlap.", ""]
-    if not embedded:
-        lines += ["## The paper's cells for these tasks", "", markdown(published(pd.read_csv(PAPER), tasks))]
-        lines += ["Larger encoders, longer runs: beside ours for orientation. Source: Hu et al. 2021, Table 2.", ""]
-    return "\n".join([*lines, *status_lines(now)]).rstrip() + "\n"
+    return "\n".join([*lines, markdown(table), *caption(summary, embedded), ""])
+
+
+def beside_the_paper(summary: pd.DataFrame) -> str:
+    tasks = [task for task in in_order(summary) if TASKS[task].family != "embedded"]
+    if not tasks:
+        return ""
+    table = markdown(published(pd.read_csv(PAPER), tasks))
+    source = "Larger encoders, longer runs: beside ours for orientation. Source: Hu et al. 2021, Table 2."
+    return f"\n## The paper's cells for these tasks\n\n{table}\n{source}\n"
+
+
+def beside_the_reference(profile: str, frame: pd.DataFrame, planned: Sequence[Planned], results: Path) -> str:
+    """Our cells beside those of the run that came with the clone; nothing where the profile has none."""
+    reference = load_frame(load_records(results / "reference" / profile)[0])
+    if not len(reference):
+        return ""
+    compared = against_reference(summarise(frame, planned), summarise(reference, planned))
+    agree, total = (compared["Agrees"] == "yes").sum(), (compared["Agrees"] != "-").sum()
+    verdict = f"{agree} of {total} cells agree: the ranges of their seeds overlap."
+    return f"## Against the reference run\n\n{markdown(compared)}\n{verdict}\n"
 
 
 def caption(summary: pd.DataFrame, embedded: bool) -> list[str]:
@@ -125,12 +187,12 @@ def caption(summary: pd.DataFrame, embedded: bool) -> list[str]:
     return lines
 
 
-def status_lines(now: State) -> list[str]:
+def status_text(now: State) -> str:
     lines = [f"- failed: `{run_id}`: {record.error}" for run_id, record in sorted(now.failed.items())]
     lines += [f"- missing: `{cell.run_id}`" for cell in sorted(now.missing, key=lambda cell: cell.run_id)]
     lines += [f"- extra, not used: `{run_id}`" for run_id in now.extra]
     lines += [f"- left out: {problem}" for problem in now.problems]
-    return ["## Not in the table", "", *lines] if lines else []
+    return "\n".join(["## Not in the tables", "", *lines]) if lines else ""
 
 
 def in_readme(readme: str, name: str, text: str) -> str:
@@ -138,7 +200,7 @@ def in_readme(readme: str, name: str, text: str) -> str:
     begin, end = (README_MARK.format(name=name, edge=edge) for edge in ("begin", "end"))
     if begin not in readme or end not in readme:
         return readme
-    table = text.partition("\n\n")[2].partition("\n## ")[0].rstrip()
+    table = re.split(r"\n##? ", text.partition("\n\n")[2])[0].rstrip()
     return f"{readme.partition(begin)[0]}{begin}\n{table}\n{end}{readme.partition(end)[2]}"
 
 

@@ -1,6 +1,7 @@
 """Tables from a frame of runs. Neither torch nor configuration is known here."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,10 @@ METHOD_TITLES = {  # in the tables' order
     "pfeiffer": "Pfeiffer adapters",
     "lora": "LoRA",
 }
-CELL = ["model", "protocol", "slug", "method", "task"]  # what the seeds of one cell share
+CELL = ["model", "protocol", "start", "slug", "method", "task"]  # what the seeds of one cell share
+START_TITLES = {"pretrained": "pretrained", "mnli": "MNLI"}
+TARGET_TITLES = {"q": "Wq", "k": "Wk", "v": "Wv", "o": "Wo"}
+LORA_SLUG = re.compile(r"lora-([qkvo]+)-r(\d+)")
 NOT_GLUE = (
     "**Not GLUE.** The tasks and the encoder are the small embedded ones: these numbers show the methods at work "
     "and are not comparable with the paper's."
@@ -26,10 +30,12 @@ NOT_GLUE = (
 
 @dataclass(frozen=True)
 class Planned:
-    """What a table has room for: a cell that is expected, trained or not."""
+    """What a table has room for: a run that is expected, trained or not."""
 
+    run_id: str
     model: str
     protocol: str
+    start: str
     slug: str
     method: str
     task: str
@@ -37,20 +43,17 @@ class Planned:
 
 
 def summarise(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
-    """One row per model, protocol, method and task that is expected, from its seeds.
+    """One row per model, protocol, start, method and task that is expected, from its seeds.
 
-    Returns: Columns model, protocol, slug, method, task, n, planned, median, mean, std (of `best`, over seeds, ddof 1),
-        min, max, last_median, trainable_method, seconds (mean), train_rows, is_part; NaN where nothing was measured.
-        Metrics are in percent.
+    Returns: Columns model, protocol, start, slug, method, task, n, planned, median, mean, std (of `best`, over seeds,
+        ddof 1), min, max, last_median, trainable_method, seconds (mean), train_rows, is_part; NaN where nothing was
+        measured. Metrics are in percent.
     """
     rows = []
     expected = pd.DataFrame([vars(cell) for cell in planned])
     for key, group in expected.groupby(CELL, sort=False):
         cell = dict(zip(CELL, key, strict=True))
-        runs = frame
-        for column, value in cell.items():
-            runs = runs[runs[column] == value] if len(runs) else runs
-        runs = runs[runs["seed"].isin(group["seed"])] if len(runs) else runs
+        runs = frame[frame["run_id"].isin(group["run_id"])] if len(frame) else frame
         best = 100 * runs["best"].dropna() if len(runs) else pd.Series(dtype=float)
         last = 100 * runs["last"].dropna() if len(runs) else best
         rows.append(
@@ -96,22 +99,96 @@ def table2(summary: pd.DataFrame) -> pd.DataFrame:
 
     The average is the plain mean of the tasks' medians, as the paper's; `-` where a task is missing.
     """
-    tasks = [task for task in TASKS if task in set(summary["task"])]
+    tasks = in_order(summary)
     shown = [column for column in ("model", "protocol") if summary[column].nunique() > 1]
     lines = []
-    for (model, protocol, slug, method), group in summary.groupby(CELL[:-1], sort=False):
+    for (model, protocol, slug, method), group in summary.groupby(["model", "protocol", "slug", "method"], sort=False):
         by_task = group.set_index("task")
-        trainable = group["trainable_method"].dropna()
         names = {"model": model, "protocol": protocol}
         line = {column.capitalize(): names[column] for column in shown}
-        line |= {
-            "Method": method_label(slug, method),
-            "Trainable": human_count(float(trainable.iloc[0])) if len(trainable) else "-",
-        }
-        for task in tasks:
-            line[task_label(TASKS[task])] = cell_text(by_task.loc[task]) if task in by_task.index else "-"
+        line |= {"Method": method_label(slug, method), "Trainable": trainable_text(group)}
+        lines.append(line | task_cells(by_task, tasks))
+    return pd.DataFrame(lines)
+
+
+def in_order(summary: pd.DataFrame) -> list[str]:
+    return [task for task in TASKS if task in set(summary["task"])]
+
+
+def trainable_text(group: pd.DataFrame) -> str:
+    values = group["trainable_method"].dropna()
+    return human_count(float(values.iloc[0])) if len(values) else "-"
+
+
+def task_cells(by_task: pd.DataFrame, tasks: Sequence[str]) -> dict[str, str]:
+    """A cell per task, and with several tasks their average."""
+    line = {task_label(TASKS[task]): cell_text(by_task.loc[task]) if task in by_task.index else "-" for task in tasks}
+    if len(tasks) > 1:
         medians = by_task["median"].reindex(tasks)
         line["Avg."] = f"{medians.mean():.1f}" if medians.notna().all() else "-"
+    return line
+
+
+def table5(summary: pd.DataFrame) -> pd.DataFrame:
+    """Target sets by tasks, at the rank that gives each the same number of parameters: Table 5, its columns as rows."""
+    tasks, lines = in_order(summary), []
+    for slug, group in summary.groupby("slug", sort=False):
+        targets, rank = lora_of(slug)
+        line = {"Adapted": targets, "Rank": rank, "Trainable": trainable_text(group)}
+        lines.append(line | task_cells(group.set_index("task"), tasks))
+    return pd.DataFrame(lines)
+
+
+def table6(summary: pd.DataFrame) -> pd.DataFrame:
+    """Tasks and target sets by ranks: Table 6."""
+    found = summary.assign(lora=summary["slug"].map(lora_of))
+    ranks, lines = sorted({rank for _, rank in found["lora"]}), []
+    for task in in_order(summary):
+        rows = {row["lora"]: row for _, row in found[found["task"] == task].iterrows()}
+        for targets in dict.fromkeys(targets for targets, _ in rows):
+            line = {"Task": task_label(TASKS[task]), "Adapted": targets}
+            lines.append(
+                line | {f"r = {r}": cell_text(rows[targets, r]) if (targets, r) in rows else "-" for r in ranks}
+            )
+    return pd.DataFrame(lines)
+
+
+def lora_of(slug: str) -> tuple[str, int]:
+    """The target set as the paper writes it, and the rank, of a LoRA cell that has no other options.
+
+    Raises: ValueError: If the cell is of another kind.
+    """
+    match = LORA_SLUG.fullmatch(slug)
+    if match is None:
+        raise ValueError(f"{slug!r} does not name target sets of q, k, v, o at one rank")
+    return ", ".join(TARGET_TITLES[target] for target in match[1]), int(match[2])
+
+
+def start_table(frame: pd.DataFrame, summary: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
+    """Tasks by where the modules start, and the difference in pairs of one seed.
+
+    Returns: Columns Task, one per start, `MNLI - pretrained` (median of the seeds' differences), `Range` of these, and
+        Pairs.
+    """
+    lines = []
+    for task in in_order(summary):
+        rows = summary[summary["task"] == task].set_index("start")
+        line = {"Task": task_label(TASKS[task])}
+        line |= {title: cell_text(rows.loc[start]) for start, title in START_TITLES.items()}
+        by_seed = {
+            start: {p.seed: p.run_id for p in planned if (p.task, p.start) == (task, start)} for start in rows.index
+        }
+        best = frame.set_index("run_id")["best"] if len(frame) else pd.Series(dtype=float)
+        pairs = [
+            100 * (best[child] - best[by_seed["pretrained"][seed]])
+            for seed, child in by_seed["mnli"].items()
+            if child in best.index and by_seed["pretrained"].get(seed) in best.index
+        ]
+        differences = pd.Series(pairs, dtype=float).dropna()
+        there = len(differences) > 0
+        line["MNLI - pretrained"] = f"{differences.median():+.1f}" if there else "-"
+        line["Range"] = f"{differences.min():+.1f} to {differences.max():+.1f}" if there else "-"
+        line["Pairs"] = str(len(differences))
         lines.append(line)
     return pd.DataFrame(lines)
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import os
 import platform
 import resource
 import time
@@ -27,9 +26,11 @@ from lora.config import RunConfig, TrainConfig
 from lora.data import TaskData, read
 from lora.errors import UserError
 from lora.evaluation import evaluate, pack_predictions, predict, select, selecting_split
-from lora.fused.encoder import fuse
+from lora.fused.encoder import fuse, sparse_embeddings
+from lora.fused.optimizer import FusedAdamW
 from lora.methods import METHODS
 from lora.models import load_encoder, max_positions
+from lora.processes import processes
 from lora.provenance import code_version
 from lora.results import RunRecord
 from lora.seeding import seed_for
@@ -86,7 +87,11 @@ def run(
     trained_bytes = sum(p.numel() * p.element_size() for _, p in trainable(model))
     splits = {name: encode(rows, task, tokenizer, config.data.max_length) for name, rows in data.splits.items()}
 
-    masks = fuse(model, train.precision, seed_for(config.seed, "dropout")) if train.kernels == "fused" else None
+    masks = None
+    if train.kernels == "fused":
+        masks = fuse(model, train.precision, seed_for(config.seed, "dropout"))
+        if accelerator.num_processes == 1:  # several add up dense gradients
+            sparse_embeddings(model)
 
     # Optimizer and schedule.
     lengths = splits["train"].lengths
@@ -116,7 +121,7 @@ def run(
                 part_loss = summed_loss(model, batch, task) * part.weight / len(rows)
                 accelerator.backward(part_loss * accelerator.num_processes)  # DDP takes the mean over processes
                 loss += part_loss.detach()
-            if train.clip_norm is not None:
+            if train.clip_norm is not None and masks is None:  # else the optimizer clips
                 accelerator.clip_grad_norm_(trained, train.clip_norm)
             optimizer.step()
             schedule.step()
@@ -182,16 +187,12 @@ def run(
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
-    """Device, precision and threads.
+    """Device, precision, threads and processes.
 
-    Raises: UserError: If the device or the precision is not to be had here, or several processes are launched: who
-        writes the record among them is not settled yet.
+    Raises: UserError: If the device or the precision is not to be had here, or the batch does not divide among the
+        processes and their passes.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            f"a cell runs in one process, got WORLD_SIZE={os.environ['WORLD_SIZE']}: start it with `python -m lora`, "
-            f"and more cells at once with `-m`"
-        )
+    check_batch(config.train, processes())
     device, precision = config.runtime.device, config.train.precision
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("runtime.device is cuda, but torch sees no CUDA device here; auto or cpu would do")
@@ -206,7 +207,17 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     )
 
 
-def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
+def check_batch(train: TrainConfig, count: int) -> None:
+    """Raises: UserError: If the global batch is no multiple of processes times passes."""
+    parts = count * train.accumulation
+    if train.batch % parts:
+        raise UserError(
+            f"train.batch must be a multiple of processes x train.accumulation ({count} x {train.accumulation}), since "
+            f"it is the batch of all of them together, got {train.batch}"
+        )
+
+
+def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
     """AdamW with decoupled decay on all that trains but biases and LayerNorms (the released Trainer's rule)."""
     decay = {
         name: not name.endswith("bias") and "LayerNorm" not in name and "layer_norm" not in name
@@ -216,9 +227,10 @@ def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
         {"params": [p for name, p in trainable(model) if decay[name]], "weight_decay": train.weight_decay},
         {"params": [p for name, p in trainable(model) if not decay[name]], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        groups, lr=train.lr, betas=(train.adam_beta1, train.adam_beta2), eps=train.adam_eps, fused=True
-    )
+    betas = (train.adam_beta1, train.adam_beta2)
+    if train.kernels == "fused":
+        return FusedAdamW(groups, train.lr, betas, train.adam_eps, train.clip_norm)
+    return torch.optim.AdamW(groups, train.lr, betas, train.adam_eps, fused=True)
 
 
 def warmup_steps(train: TrainConfig, steps: int) -> int:

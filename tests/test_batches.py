@@ -34,6 +34,7 @@ def test_tokens_and_padding_are_the_tokenizers_own(tokenizer, pairs):
             chosen["clause"],
             truncation="longest_first",
             max_length=40,
+            pad_to_multiple_of=4,
             padding="longest",
             return_tensors="pt",
         )
@@ -62,6 +63,13 @@ def test_one_sentence_with_scores(tokenizer):
     ]
 
 
+def test_nothing_is_padded_beyond_the_maximum_length(tokenizer, pairs):
+    """A model of 38 positions could not read 40."""
+    encoded = encode(pairs, TASKS["clauses"], tokenizer, 38)
+    longest = np.flatnonzero(encoded.lengths == 38)
+    assert collate(encoded, longest, 0)["input_ids"].shape == (len(longest), 38)
+
+
 def test_a_test_split_has_no_labels_and_roberta_no_token_types(tmp_path):
     task = TASKS["cola"]
     rows = {"sentence": ["the film", "a good story"], "label": [None, None]}
@@ -78,7 +86,8 @@ def test_padding_to_a_given_length(tokenizer, pairs):
     width = batch["input_ids"].shape[1]
     assert wide["input_ids"].shape == (4, 64) and not wide["attention_mask"][:, width:].any()
     assert torch.equal(wide["input_ids"][:, :width], batch["input_ids"])
-    with pytest.raises(ValueError, match=f"pad_to is 3, but a row has {width} tokens"):
+    assert width == -(-encoded.lengths[:4].max() // 4) * 4
+    with pytest.raises(ValueError, match=f"pad_to is 3, but a row has {encoded.lengths[:4].max()} tokens"):
         collate(encoded, rows, 0, pad_to=3)
 
 

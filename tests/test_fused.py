@@ -16,6 +16,7 @@ from lora.errors import UserError
 from lora.fused import encoder, functions, kernels, plain
 from lora.fused.encoder import fuse
 from lora.fused.masks import Masks, attention_places, hidden_places, plain_keep
+from lora.fused.optimizer import FusedAdamW
 from lora.methods import METHODS
 from lora.methods.configs import (
     AdapterDropConfig,
@@ -218,6 +219,46 @@ def test_attention_places_do_not_depend_on_the_length():
 def test_a_pass_without_begin_is_a_defect():
     with pytest.raises(RuntimeError, match=r"without Masks\.begin"):
         Masks(0).site("a", 0.1, 4)
+
+
+# The optimizer.
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("clip_norm", [None, 0.5, 1e9])
+def test_adamw_equals_torchs(clip_norm, sparse):
+    """Twenty steps with a schedule; an embedding whose rows come, repeat, stay away and never come."""
+
+    def train(fused):
+        table = torch.nn.Embedding(30, 6, sparse=fused and sparse)
+        linear = torch.nn.Linear(6, 5)
+        with torch.no_grad():
+            for number, p in enumerate((table.weight, linear.weight, linear.bias)):
+                p.copy_(draw(*p.shape, seed=number))
+        parameters = [table.weight, linear.weight, linear.bias]
+        groups = [{"params": parameters[:2], "weight_decay": 0.1}, {"params": parameters[2:], "weight_decay": 0.0}]
+        if fused:
+            optimizer = FusedAdamW(groups, 0.02, (0.9, 0.98), 1e-6, clip_norm)
+        else:
+            optimizer = torch.optim.AdamW(groups, 0.02, (0.9, 0.98), 1e-6)
+        for step in range(20):
+            ids = torch.randint(0, 25, (4, 7), generator=torch.Generator().manual_seed(step))
+            linear(table(ids)).square().sum().backward()
+            if clip_norm is not None and not fused:
+                torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+            for group in optimizer.param_groups:
+                group["lr"] = 0.02 * (1 - step / 20)
+            optimizer.step()
+            optimizer.zero_grad()
+        return parameters
+
+    for ours, truth in zip(train(True), train(False), strict=True):
+        assert torch.allclose(ours, truth, rtol=1e-5, atol=1e-6)
+
+
+def test_the_norm_of_many_values_is_exact_to_a_millionth():
+    x = draw(1_000_001)
+    assert kernels.sum_of_squares(x.numpy()) == pytest.approx(x.double().square().sum().item(), rel=1e-6)
 
 
 # The encoder.

@@ -163,12 +163,6 @@ def test_a_gpu_that_is_not_there_is_refused(tiny_config):
         run(tiny_config("runtime.device=cuda"))
 
 
-def test_several_processes_are_refused(tiny_config, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="a cell runs in one process, got WORLD_SIZE=2"):
-        run(tiny_config())
-
-
 def test_warmup_rounds_up_and_steps_win(tiny_config):
     train = tiny_config().train
     assert warmup_steps(dataclasses.replace(train, warmup_frac=0.06), 101) == 7

@@ -7,4 +7,5 @@
 | `plain` | the same mathematics in torch, the tests' truth |
 | `functions` | autograd functions around the kernels |
 | `encoder` | an encoder of BERT's shape that computes with them |
+| `optimizer` | AdamW and the clipping of gradients, one pass over memory |
 """

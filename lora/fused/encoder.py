@@ -145,3 +145,13 @@ def fuse(model: nn.Module, precision: str, seed: int) -> Masks:
     fused = FusedEncoder(model.get_submodule(encoder), settings.num_attention_heads, dtype, masks)
     replace(model, encoder, fused)
     return masks
+
+
+def sparse_embeddings(model: nn.Module) -> None:
+    """Give the embeddings that train sparse gradients, as `FusedAdamW` takes them.
+
+    The dense gradient of a vocabulary is mostly zeros, and making, clipping and applying them is a quarter of a step.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and module.weight.requires_grad:
+            module.sparse = True
