@@ -83,10 +83,10 @@ def cells(profile: str, experiment: str) -> dict[str, RunConfig]:
                 config, parent = settle(composed), None
                 if config.start == "mnli":
                     above = copy.deepcopy(composed)
-                    above.task, above.start = "mnli", "pretrained"
+                    above.task, above.start, above.start_seed = "mnli", "pretrained", None
                     parent = settle(above)
                 for seed in map(int, seeds):
-                    above = replace(parent, seed=seed).run_id if parent else None
+                    above = replace(parent, seed=config.start_seed or seed).run_id if parent else None
                     one = replace(config, seed=seed, start_run=above)
                     found[one.run_id] = one
     return found
