@@ -22,14 +22,31 @@ from lora.errors import UserError
 from lora.provenance import ROOT
 
 CONF = ROOT / "conf"
+CPUINFO = Path("/proc/cpuinfo")
 SECTIONS = ("task", "seed", "start", "start_seed", "start_run", "model", "method", "data", "train", "runtime")
 
 
 def register_resolvers() -> None:
-    """`${workers:THREADS}` in conf/launcher: as many workers as fit on the cores that this process may use."""
+    """What conf/ asks of the machine.
+
+    `${workers:THREADS}`: as many workers as fit on the cores that this process may use. `${cpu_precision:}`: bf16 on a
+    CPU that multiplies matrices in it (Intel's AMX), else fp32, which is there twice as fast.
+    """
     OmegaConf.register_new_resolver(
         "workers", lambda threads: max(1, len(os.sched_getaffinity(0)) // int(threads)), replace=True
     )
+    OmegaConf.register_new_resolver("cpu_precision", lambda: cpu_precision(CPUINFO), replace=True)
+
+
+def cpu_precision(cpuinfo: Path) -> str:
+    """
+    Args:
+        cpuinfo: Linux's list of CPUs and their flags; absent elsewhere.
+    """
+    try:
+        return "bf16" if "amx_bf16" in cpuinfo.read_text().split() else "fp32"
+    except OSError:
+        return "fp32"
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:

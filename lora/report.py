@@ -69,6 +69,8 @@ def build(name: str, overrides: Sequence[str] = (), results: Path = ROOT / "resu
     """
     profile = Path(name).name
     records, _ = load_records(results / name)
+    if name != profile:  # the precision may follow the machine that made them
+        overrides = [*overrides, *(f"train.precision={p}" for p in {r.config["train"]["precision"] for r in records})]
     sections = experiments_shown(profile, overrides, {record.run_id for record in records})
     cells = list({cell.run_id: cell for found in sections.values() for cell in found}.values())
     now = state(cells, results / name)

@@ -10,7 +10,16 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lora.compose import CONF, compose_config, compose_run, conf_files, describe_group, parent_overrides
+from lora.compose import (
+    CONF,
+    CPUINFO,
+    compose_config,
+    compose_run,
+    conf_files,
+    cpu_precision,
+    describe_group,
+    parent_overrides,
+)
 from lora.config import RunConfig
 from lora.errors import UserError
 from lora.provenance import ROOT
@@ -76,7 +85,8 @@ def expand(
     """
     if profile not in describe_group("profile"):
         raise UserError(f"profile {profile!r} does not exist; here are: {', '.join(describe_group('profile'))}")
-    cache = ROOT / "outputs" / "cache" / "cells" / f"{_cache_key(profile, overrides, experiments, adhoc)}.json"
+    key = _cache_key(profile, overrides, experiments, adhoc, cpu_precision(CPUINFO))
+    cache = ROOT / "outputs" / "cache" / "cells" / f"{key}.json"
     try:
         return [Cell(**_with_tuples(entry)) for entry in json.loads(cache.read_bytes())]
     except (OSError, ValueError, TypeError):
@@ -121,9 +131,10 @@ def _expand(profile: str, overrides: Sequence[str], experiments: Sequence[str] |
 
 def _cell(config: RunConfig, overrides: tuple[str, ...], experiments: tuple[str, ...]) -> Cell:
     rows = config.data.train_rows or TASKS[config.task].official_rows["train"]
+    pinned = f"train.precision={config.train.precision}"  # a worker may have another kind of CPU than the launcher
     return Cell(
         run_id=config.run_id,
-        overrides=overrides,
+        overrides=overrides if any(o.startswith("train.precision=") for o in overrides) else (*overrides, pinned),
         experiments=experiments,
         model=config.model.name,
         method=config.method.name,
