@@ -1,0 +1,169 @@
+"""`python -m lora.memory`: the accelerator memory that a cell needs per process, computed without weights."""
+
+import argparse
+import copy
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from lora.compose import compose_run
+from lora.config import RunConfig
+from lora.errors import UserError
+from lora.methods.attach import apply
+from lora.params import SIZES
+from lora.surgery import count_parameters
+
+GIB = 2**30
+# What the README shows: processes, and the cell's overrides.
+SHOWN = (
+    (1, ("model=roberta_large", "method=lora", "protocol=printed", "task=qnli")),
+    (1, ("model=deberta_v2_xxl", "method=lora", "protocol=released", "task=mnli")),
+    (8, ("model=deberta_v2_xxl", "method=lora", "protocol=released", "task=mnli")),
+    (8, ("model=deberta_v2_xxl", "method=full", "protocol=released", "task=mnli")),
+)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one process.
+
+    Args:
+        weights: float32, all of them; with bf16 also the cast copies that a backward pass holds.
+        optimizer: Both moments of AdamW, float32.
+        activations: What autograd keeps at the end of a forward pass; with checkpointing the inputs of all layers and the
+            activations of one.
+        rows: Examples of one pass.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    rows: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def estimate(config: RunConfig, processes: int) -> Memory:
+    """What a cell needs, at its maximum length. The allocator's fragments and the libraries' own memory come on top.
+
+    Args:
+        processes: That share the batch.
+    Raises: UserError: If the batch does not divide among them, or the sizes of the model are not known here.
+    """
+    from lora.train import check_batch
+
+    check_batch(config.train, processes)
+    rows = config.train.batch // (processes * config.train.accumulation)
+    with FakeTensorMode():
+        model = fake_model(config)
+        apply(model, config.method)
+        counts = count_parameters(model)
+        trained = counts["trainable_method"] + counts["trainable_head"]
+        saved = saved_bytes(model.train(), rows, config.data.max_length, config.train.precision)
+    settings = model.config
+    layers = settings.num_hidden_layers
+    casts = 2 * counts["total"] if config.train.precision == "bf16" else 0
+    if config.model.gradient_checkpointing:
+        inputs = layers * rows * config.data.max_length * settings.hidden_size * 4
+        saved, casts = inputs + saved // layers, casts // layers
+    return Memory(4 * counts["total"] + casts, 4 * trained, 8 * trained, saved, rows)
+
+
+def fake_model(config: RunConfig) -> nn.Module:
+    """The model of a configuration, of tensors without values; call it in a FakeTensorMode."""
+    if config.model.name not in SIZES:
+        raise UserError(f"model must be one of {', '.join(SIZES)}, whose sizes are known here, got {config.model.name!r}")
+    sizes = copy.deepcopy(SIZES[config.model.name])
+    settings = AutoConfig.for_model(sizes.pop("model_type"), **sizes)
+    settings._attn_implementation = "eager"
+    return AutoModelForSequenceClassification.from_config(settings)
+
+
+def saved_bytes(model: nn.Module, rows: int, length: int, precision: str) -> int:
+    """Bytes of the storages that autograd keeps of one forward pass, each once, parameters and their casts apart."""
+    # A cast of a weight is kept like an activation, but has the shape of a parameter.
+    shapes = {shape for p in model.parameters() for shape in (p.shape, p.t().shape if p.dim() == 2 else p.shape)}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.shape not in shapes:
+            kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    inputs = {name: torch.ones(rows, length, dtype=torch.long) for name in ("input_ids", "attention_mask")}
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+    ):
+        loss = model(**inputs).logits.sum()
+    del loss
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@dataclass(frozen=True)
+class Need:
+    """A cell, the processes that share its batch, and what each of them needs."""
+
+    config: RunConfig
+    processes: int
+    memory: Memory
+
+
+def needs(processes: int, overrides: Sequence[str]) -> list[Need]:
+    """Of one cell of the paper's size, without and with gradient checkpointing."""
+    found = []
+    for checkpointing in ("false", "true"):
+        config = compose_run(["profile=paper", f"model.gradient_checkpointing={checkpointing}", *overrides])
+        found.append(Need(config, processes, estimate(config, processes)))
+    return found
+
+
+def table(rows: Sequence[Need]) -> str:
+    """Markdown; memory in GiB per process."""
+    lines = [
+        {
+            "Model": need.config.model.name,
+            "Method": need.config.method.slug,
+            "Precision": need.config.train.precision,
+            "GPUs": need.processes,
+            "Rows x tokens": f"{need.memory.rows} x {need.config.data.max_length}",
+            "Checkpointing": "yes" if need.config.model.gradient_checkpointing else "no",
+            "Weights": f"{need.memory.weights / GIB:.1f}",
+            "Gradients": f"{need.memory.gradients / GIB:.1f}",
+            "Optimizer": f"{need.memory.optimizer / GIB:.1f}",
+            "Activations": f"{need.memory.activations / GIB:.1f}",
+            "GiB a GPU": f"{need.memory.total / GIB:.1f}",
+        }
+        for need in rows
+    ]
+    return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Exit codes: 0 done, 2 a mistake in the call."""
+    parser = argparse.ArgumentParser(prog="python -m lora.memory", description=__doc__.split(": ", 1)[1])
+    parser.add_argument("--processes", type=int, default=1, help="GPUs that share a batch")
+    parser.add_argument("overrides", nargs="*", help="of the cell, as for python -m lora; none: the README's table")
+    chosen = parser.parse_args(arguments)
+    try:
+        if chosen.processes < 1:
+            raise UserError(f"--processes must be >= 1, got {chosen.processes}")
+        cells = [(chosen.processes, chosen.overrides)] if chosen.overrides else SHOWN
+        rows = [need for processes, overrides in cells for need in needs(processes, overrides)]
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

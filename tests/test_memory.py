@@ -1,0 +1,116 @@
+"""The memory that a cell is said to need, against tensors that are really there."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoModelForSequenceClassification
+
+from lora import memory
+from lora.compose import compose_run
+from lora.errors import UserError
+from lora.memory import GIB, SHOWN, estimate, main, needs, saved_bytes, table
+from lora.methods.attach import apply
+from lora.params import SIZES
+from lora.provenance import ROOT
+
+SMALL = {"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96, "vocab_size": 200}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """RoBERTa-base with sizes that fit in a test."""
+    monkeypatch.setitem(SIZES, "roberta_base", SIZES["roberta_base"] | SMALL)
+
+    def build(*overrides):
+        return compose_run(["profile=paper", "model=roberta_base", "protocol=printed", "task=cola", *overrides])
+
+    return build
+
+
+def real_model(config):
+    with FakeTensorMode():
+        settings = memory.fake_model(config).config
+    model = AutoModelForSequenceClassification.from_config(settings)
+    apply(model, config.method)
+    return model.train()
+
+
+def test_activations_are_what_autograd_really_keeps(small):
+    config = small("train.batch=6", "data.max_length=20")
+    model = real_model(config)
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage  # held, so that no address comes twice
+        return tensor
+
+    inputs = {name: torch.ones(6, 20, dtype=torch.long) for name in ("input_ids", "attention_mask")}
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = model(**inputs).logits.sum()
+    real = sum(storage.nbytes() for storage in kept.values())
+    assert estimate(config, 1).activations == pytest.approx(real, rel=0.01)
+    assert out.requires_grad and saved_bytes(model, 6, 20, "fp32") == pytest.approx(real, rel=0.01)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_weights_gradients_and_moments_are_those_of_a_real_step(small, method):
+    config = small(*([f"method={method}", "protocol=released"] if method == "full" else []))
+    model = real_model(config)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    model(input_ids=torch.ones(2, 5, dtype=torch.long)).logits.sum().backward()
+    optimizer.step()
+    found = estimate(config, 1)
+    assert found.weights == sum(p.nbytes for p in model.parameters())
+    assert found.gradients == sum(p.grad.nbytes for p in model.parameters() if p.requires_grad)
+    moments = [state[key] for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
+    assert found.optimizer == sum(tensor.nbytes for tensor in moments)
+
+
+def test_processes_and_passes_share_the_rows(small):
+    whole = estimate(small("train.batch=16"), 1)
+    for shared in (estimate(small("train.batch=16"), 4), estimate(small("train.batch=16", "train.accumulation=4"), 1)):
+        assert (whole.rows, shared.rows) == (16, 4)
+        assert shared.activations == pytest.approx(whole.activations / 4, rel=0.02)
+        assert shared.weights == whole.weights
+
+
+def test_checkpointing_keeps_one_layer_and_the_inputs_of_all(small):
+    config = small("train.batch=8", "data.max_length=32")
+    plain = estimate(config, 1)
+    thrifty = estimate(small("train.batch=8", "data.max_length=32", "model.gradient_checkpointing=true"), 1)
+    inputs = 4 * 8 * 32 * 64 * 4  # layers, rows, tokens, width, bytes
+    assert thrifty.activations == inputs + plain.activations // 4
+
+
+def test_the_readme_shows_what_is_computed():
+    rows = [need for processes, overrides in SHOWN for need in needs(processes, overrides)]
+    begin, end = "<!-- memory begin -->\n", "\n<!-- memory end -->"
+    shown = (ROOT / "README.md").read_text().partition(begin)[2].partition(end)[0]
+    assert shown.strip() == table(rows).strip()
+    full = [need.memory for need in rows if need.config.method.name == "full"]
+    assert full and all(need.total > 16 * 1.5e9 for need in full)  # 4 copies of 1.5 billion, before activations
+    assert all(need.memory.total < 141 * GIB for need in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--processes=0", "model=roberta_base"], "--processes must be >= 1, got 0"),
+        (["--processes=3", "model=roberta_base", "protocol=printed", "task=cola"], "train.batch must be a multiple of"),
+        (["model=minilm", "task=reviews", "data.source=embedded"], "model must be one of roberta_base"),
+        (["model=nothing"], "model must be one of"),
+    ],
+)
+def test_mistakes_are_one_message(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    printed = capsys.readouterr()
+    assert stop.value.code == 2 and message in printed.err and not printed.out
+
+
+def test_a_model_without_known_sizes_is_refused(small):
+    with pytest.raises(UserError, match="whose sizes are known here"):
+        estimate(compose_run(["task=reviews"]), 1)
