@@ -36,8 +36,8 @@ class Memory:
     Args:
         weights: float32, all of them; with bf16 also the cast copies that a backward pass holds.
         optimizer: Both moments of AdamW, float32.
-        activations: What autograd keeps at the end of a forward pass; with checkpointing the inputs of all layers and the
-            activations of one.
+        activations: What autograd keeps at the end of a forward pass; with checkpointing the inputs of all layers and
+            the activations of one.
         rows: Examples of one pass.
     """
 
@@ -81,7 +81,9 @@ def estimate(config: RunConfig, processes: int) -> Memory:
 def fake_model(config: RunConfig) -> nn.Module:
     """The model of a configuration, of tensors without values; call it in a FakeTensorMode."""
     if config.model.name not in SIZES:
-        raise UserError(f"model must be one of {', '.join(SIZES)}, whose sizes are known here, got {config.model.name!r}")
+        raise UserError(
+            f"model must be one of {', '.join(SIZES)}, whose sizes are known here, got {config.model.name!r}"
+        )
     sizes = copy.deepcopy(SIZES[config.model.name])
     settings = AutoConfig.for_model(sizes.pop("model_type"), **sizes)
     settings._attn_implementation = "eager"

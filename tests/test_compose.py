@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from lora.compose import compose_config, compose_run, settle
+from lora.compose import compose_config, compose_run, cpu_precision, settle
 from lora.errors import UserError
 from lora.sweep import expand, requested, split_override
 
@@ -133,3 +133,35 @@ def test_invalid_cells_are_all_listed():
     with pytest.raises(UserError, match="2 cells are invalid") as caught:
         expand("mini", ["train.epochs=0", "seed=1,2"], adhoc=True)
     assert str(caught.value).count("train.epochs must be >= 1, got 0") == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [("avx512_bf16 amx_bf16 amx_tile", "bf16"), ("avx512_bf16 avx512_vnni", "fp32"), ("neon not_amx_bf16", "fp32")],
+)
+def test_mini_multiplies_in_bf16_where_the_cpu_does(flags, precision, tmp_path, monkeypatch):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nflags\t\t: fpu sse2 {flags}\n")
+    monkeypatch.setattr("lora.compose.CPUINFO", cpuinfo)
+    assert compose_run(["task=reviews"]).train.precision == precision
+    assert compose_run(["task=reviews", "train.precision=bf16"]).train.precision == "bf16"
+    assert compose_run(["profile=small", "task=rte"]).train.precision == "fp32"  # committed records: one precision
+
+
+def test_where_no_list_of_cpus_is_the_precision_is_fp32(tmp_path):
+    assert cpu_precision(tmp_path / "absent") == "fp32"
+
+
+def test_a_cell_keeps_the_launchers_precision_on_another_kind_of_machine(tmp_path, monkeypatch):
+    """A worker of a cluster may have another CPU: its run must be the one that the sweep expects."""
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("flags: amx_bf16\n")
+    monkeypatch.setattr("lora.compose.CPUINFO", cpuinfo)
+    monkeypatch.setattr("lora.sweep.CPUINFO", cpuinfo)
+    cells = expand("mini", ["task=reviews", "seed=1"], ["glue_table2"])
+    cpuinfo.write_text("flags: avx2\n")
+    assert len(cells) == 5
+    assert [compose_run(cell.overrides).run_id for cell in cells] == [cell.run_id for cell in cells]
+    assert not {cell.run_id for cell in cells} & {
+        cell.run_id for cell in expand("mini", ["task=reviews", "seed=1"], ["glue_table2"])
+    }

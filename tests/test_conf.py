@@ -51,6 +51,7 @@ ROW_KEYS = {
     "batch",
     "epochs",
     "max_length",
+    "train_rows",
     "warmup_frac",
     "warmup_steps",
     "weight_decay",

@@ -13,7 +13,13 @@ from lora.methods.attach import apply
 from lora.params import SIZES
 from lora.provenance import ROOT
 
-SMALL = {"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96, "vocab_size": 200}
+SMALL = {
+    "num_hidden_layers": 4,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "vocab_size": 200,
+}
 
 
 @pytest.fixture
