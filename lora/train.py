@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import save as save_torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import get_linear_schedule_with_warmup
+from torch.optim.lr_scheduler import LambdaLR
 
 from lora.allocator import keep_freed_memory
 from lora.batches import collate, encode, epoch_batches, to_device
@@ -97,7 +97,7 @@ def run(
     lengths = splits["train"].lengths
     steps = train.epochs * math.ceil(len(lengths) / train.batch)
     optimizer = make_optimizer(model, train)
-    schedule = get_linear_schedule_with_warmup(optimizer, warmup_steps(train, steps), steps)
+    schedule = LambdaLR(optimizer, lambda step: lr_factor(step, warmup_steps(train, steps), steps))
     model, optimizer = accelerator.prepare(model, optimizer)
     trained = [p for _, p in trainable(model)]
     # Stock dropout draws from the global generator, seeded last, so that nothing above shifts it.
@@ -235,6 +235,15 @@ def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimize
 
 def warmup_steps(train: TrainConfig, steps: int) -> int:
     return train.warmup_steps if train.warmup_steps is not None else math.ceil(train.warmup_frac * steps)
+
+
+def lr_factor(step: int, warmup: int, steps: int) -> float:
+    """Linear from 0 up to 1 in `warmup` steps, and down to 0 at `steps`: the released Trainer's schedule.
+
+    Written here because transformers' own lies in a module that imports its Trainer, and with it PEFT: half of the
+    time to a run's first step.
+    """
+    return step / warmup if step < warmup else max(0.0, (steps - step) / max(1, steps - warmup))
 
 
 @dataclass(frozen=True)

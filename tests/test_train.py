@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import tiny
 import torch
 from safetensors.numpy import load
 from torch.nn import functional as F
+from transformers import get_linear_schedule_with_warmup
 
 from lora.batches import collate, encode, epoch_batches
 from lora.config import run_config
@@ -18,11 +21,12 @@ from lora.errors import UserError
 from lora.evaluation import select
 from lora.methods import METHODS
 from lora.models import load_encoder
+from lora.provenance import ROOT
 from lora.results import equal_science
 from lora.seeding import seed_for
 from lora.surgery import trainable
 from lora.tasks import TASKS
-from lora.train import NonFiniteLossError, make_optimizer, run, warmup_steps
+from lora.train import NonFiniteLossError, lr_factor, make_optimizer, run, warmup_steps
 
 NO_DROPOUT = ("train.dropout=0.0", "train.head_dropout=0.0")
 
@@ -161,6 +165,20 @@ def test_a_gpu_that_is_not_there_is_refused(tiny_config):
         pytest.skip("there is one here")
     with pytest.raises(UserError, match="torch sees no CUDA device"):
         run(tiny_config("runtime.device=cuda"))
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 7), (3, 10), (10, 10), (12, 10), (1, 1)])
+def test_the_schedule_is_transformers_own(warmup, steps):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    (theirs,) = get_linear_schedule_with_warmup(optimizer, warmup, steps).lr_lambdas
+    assert [lr_factor(step, warmup, steps) for step in range(steps + 3)] == [theirs(step) for step in range(steps + 3)]
+
+
+def test_a_run_starts_without_the_peers_and_the_trainer():
+    """Each would double the time to the first step."""
+    script = "import sys, lora.train; print(*{'peft', 'transformers.trainer', 'evaluate', 'wandb'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
 
 
 def test_warmup_rounds_up_and_steps_win(tiny_config):
