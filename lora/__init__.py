@@ -16,6 +16,11 @@ _HOMES = {
     "RunConfig": "lora.config",
     "TASKS": "lora.tasks",
     "apply": "lora.methods.attach",
+    "merge": "lora.adapters.merge",
+    "unmerge": "lora.adapters.merge",
+    "swap": "lora.adapters.merge",
+    "save_adapter": "lora.adapters.files",
+    "load_adapter": "lora.adapters.place",
 }
 __all__ = list(_HOMES)
 

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Applied:
+    """What a model carries as `model.applied`: the arguments of its method, and the names of what trains."""
+
+    method: MethodConfig
+    trained: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Method:
     """A method's arguments and the module that applies it.
 
@@ -36,7 +44,9 @@ class Method:
         Returns: The names of the trainable parameters.
         Raises: UserError: If the model lacks what the config names.
         """
-        return import_module(self.module).apply(model, config, seed)
+        names = import_module(self.module).apply(model, config, seed)
+        model.applied = Applied(config, names)
+        return names
 
 
 METHODS: dict[str, Method] = {

@@ -1,0 +1,126 @@
+"""An adapter: what a method trained, what that means, and where it came from."""
+
+import math
+import re
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from lora.adapters.base import Base, carried_parameters, describe_base
+from lora.config import ModelConfig
+from lora.errors import UserError
+from lora.methods.configs import LoraConfig, MethodConfig
+from lora.surgery import TARGETS, is_head
+
+LOW_RANK = re.compile(r"(.+)\.lora_([ab])")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric on a dev split, as a fraction, after some epoch; the value is None where the metric is undefined."""
+
+    metric: str
+    split: str
+    epoch: int
+    value: float | None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an adapter came from, as far as it is known.
+
+    Args:
+        labels: Label words by class index; () for a regression.
+        max_length: Tokens that inputs were cut to in training.
+        encoder: How its base is found; the path of a local folder is left out.
+    """
+
+    task: str | None = None
+    labels: tuple[str, ...] | None = None
+    score: Score | None = None
+    run_id: str | None = None
+    max_length: int | None = None
+    encoder: ModelConfig | None = None
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A trained adapter, in memory.
+
+    Args:
+        method: The method's arguments, alpha and rank among them.
+        weights: What the method trained in the encoder's body, by parameter name.
+        head: The head's tensors by parameter name; the model's own stay where it has none.
+        base: The pretrained model that it was trained on; None if the file it came from does not say.
+    Raises: UserError: If a tensor is not finite, or LoRA's are not pairs of the ranks that `method` states.
+    """
+
+    method: MethodConfig
+    weights: dict[str, Tensor]
+    head: dict[str, Tensor]
+    base: Base | None = None
+    origin: Origin = field(default_factory=Origin)
+
+    def __post_init__(self):
+        for name, tensor in (self.weights | self.head).items():
+            # a NaN or an infinity stays in the sum of magnitudes, which cannot overflow in float64
+            if not math.isfinite(tensor.abs().sum(dtype=torch.float64)):
+                raise UserError(f"adapter tensor {name} has values that are not finite: its training diverged")
+        if isinstance(self.method, LoraConfig):
+            for name, (a, b) in self.pairs().items():
+                rank = rank_in(self.method, name)
+                if a.dim() != 2 or b.dim() != 2 or a.shape[0] != rank or b.shape[1] != rank:
+                    raise UserError(
+                        f"lora_a and lora_b of {name} are {tuple(a.shape)} and {tuple(b.shape)}; at rank {rank}, which "
+                        f"the adapter states, they must be ({rank}, inputs) and (outputs, {rank})"
+                    )
+
+    def pairs(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """A and B of every module with LoRA. Raises: UserError: If there is one without the other, or anything else."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in self.weights.items():
+            match = LOW_RANK.fullmatch(name)
+            if match is None:
+                raise UserError(f"adapter tensor {name} is none of LoRA's, whose names end in lora_a and lora_b")
+            found.setdefault(match.group(1), {})[match.group(2)] = tensor
+        for name, parts in found.items():
+            if len(parts) != 2:
+                raise UserError(f"the adapter has lora_{next(iter(parts))} of {name}, but not its other factor")
+        return {name: (parts["a"], parts["b"]) for name, parts in found.items()}
+
+    def scale(self, name: str) -> float:
+        """The factor of B A of a module: the method's alpha, divided."""
+        return self.method.scale_at(rank_in(self.method, name))
+
+
+def rank_in(method: LoraConfig, name: str) -> int:
+    """The rank that a config states for a module. Raises: UserError: If none of its targets is that module."""
+    targets = [t for t in method.targets if t == name or (t in TARGETS and re.search(TARGETS[t], name))]
+    if not targets:
+        raise UserError(f"the adapter has LoRA on {name}, which is none of its targets, {', '.join(method.targets)}")
+    return method.rank_of(targets[0])
+
+
+def adapter_of(model: nn.Module, base: Base | None = None, origin: Origin | None = None) -> Adapter:
+    """A copy of what a model trained, merged or not, on the CPU.
+
+    Args:
+        base: None reads and hashes the model's base now.
+    Raises: UserError: If no method was applied to it, or a value is not finite.
+    """
+    applied = getattr(model, "applied", None)
+    if applied is None:
+        raise UserError(
+            f"this {type(model).__name__} has no method: lora.apply puts one on, lora.load_adapter a trained one"
+        )
+    parameters = carried_parameters(model)
+    tensors = {name: parameters[name].detach().cpu().clone() for name in applied.trained}
+    head = {name for name in tensors if is_head(model, name) and not LOW_RANK.fullmatch(name)}
+    return Adapter(
+        applied.method,
+        {name: tensor for name, tensor in tensors.items() if name not in head},
+        {name: tensor for name, tensor in tensors.items() if name in head},
+        describe_base(model) if base is None else base,
+        Origin() if origin is None else origin,
+    )

@@ -1,0 +1,214 @@
+"""An adapter as a folder that explains itself: `adapter.safetensors` and `adapter.json`.
+
+The JSON says in which format it is, the method with all its arguments (LoRA's alpha, rank and targets among them),
+which base the adapter belongs to and how to recognise it, where it came from, and what the tensor file must hold. A
+folder is taken for hostile: nothing in it is executed, and nothing outside it is read.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from lora.adapters.adapter import Adapter, Origin, adapter_of
+from lora.adapters.base import Base
+from lora.checks import SettingsError, build
+from lora.errors import UserError, first_line
+from lora.methods import METHODS
+from lora.methods.configs import MethodConfig
+from lora.results import write_atomically
+
+FORMAT = 1
+WEIGHTS, DESCRIPTION = "adapter.safetensors", "adapter.json"
+LARGEST_DESCRIPTION = 10 * 2**20  # bytes; a real one has some thousands
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the tensor file must be.
+
+    Args:
+        file: Its name in the folder.
+        sha256: Of the whole file.
+        shapes: Of every tensor, by name.
+        head: The names of those that are the head's.
+    """
+
+    file: str
+    sha256: str
+    shapes: dict[str, tuple[int, ...]]
+    head: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Description:
+    """`adapter.json`, but for its format."""
+
+    method: MethodConfig
+    base: Base | None
+    origin: Origin
+    contents: Contents
+
+
+def save_adapter(model: nn.Module, folder: str | Path, origin: Origin | None = None) -> Adapter:
+    """Write what a method trained on a model, merged or not, and its head, as a folder.
+
+    Args:
+        folder: Made, or replaced if it holds an adapter and nothing else.
+        origin: Task, labels, score, run: whatever is known.
+    Returns: The adapter.
+    Raises: UserError: If no method was applied to the model, a value is not finite, or the folder cannot be written.
+    """
+    adapter = adapter_of(model, origin=origin)
+    write_adapter(adapter, folder)
+    return adapter
+
+
+def write_adapter(adapter: Adapter, folder: str | Path) -> None:
+    """Raises: UserError: If the folder cannot be written, or holds something else; it is then as it was."""
+    write_folder(Path(folder), pack(adapter))
+
+
+def pack(adapter: Adapter) -> dict[str, bytes]:
+    """The folder's files: name -> content."""
+    tensors = {name: tensor.contiguous() for name, tensor in (adapter.weights | adapter.head).items()}
+    weights = save(tensors)
+    description = Description(
+        adapter.method,
+        adapter.base,
+        adapter.origin,
+        Contents(
+            WEIGHTS,
+            hashlib.sha256(weights).hexdigest(),
+            {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+            tuple(adapter.head),
+        ),
+    )
+    content = {"format": FORMAT, **dataclasses.asdict(description)}
+    return {WEIGHTS: weights, DESCRIPTION: f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode()}
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Make a folder of exactly these files, or replace one of no others; a reader never sees a part of it.
+
+    Raises: UserError: If it holds anything else, or cannot be written.
+    """
+    strange = sorted(path.name for path in folder.iterdir() if path.name not in files) if folder.is_dir() else []
+    if strange or (folder.exists() and not folder.is_dir()):
+        found = f"holds {', '.join(strange[:4])}" if strange else "is a file"
+        raise UserError(f"{folder} {found}: a folder is made, or replaced if it has no files but {', '.join(files)}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}") from error
+    try:
+        for name, content in files.items():
+            write_atomically(made / "new" / name, content)
+        if folder.exists():
+            folder.rename(made / "old")
+        (made / "new").rename(folder)
+    except OSError as error:
+        if (made / "old").exists():
+            (made / "old").rename(folder)
+        raise UserError(f"cannot write {folder}: {error.strerror}; nothing was left half-written") from error
+    finally:
+        shutil.rmtree(made)
+
+
+def read_adapter(folder: str | Path) -> Adapter:
+    """Read and check a folder, whole.
+
+    Raises: UserError: If a file is absent, cut short, changed, or of another format; if it lacks or adds a tensor; if a
+        value is not finite; or if a name leads out of the folder.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"adapter folder {folder} does not exist")
+    description = describe(folder)
+    contents = description.contents
+    path = inside(folder, contents.file)
+    tensors, content = read_tensors(path)
+    expected = contents.shapes
+    missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+    if missing or extra:
+        raise UserError(
+            f"{path} does not hold what {DESCRIPTION} says: missing tensors: {', '.join(missing) or 'none'}; "
+            f"not expected: {', '.join(extra) or 'none'}"
+        )
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != expected[name]:
+            raise UserError(f"{path}: {name} is {tuple(tensor.shape)}, and {DESCRIPTION} says {expected[name]}")
+    strange = sorted(set(contents.head) - set(expected))
+    if strange:
+        raise UserError(f"{folder / DESCRIPTION}: contents.head names {', '.join(strange)}, which is no tensor")
+    try:
+        adapter = Adapter(
+            description.method,
+            {name: tensors[name] for name in expected if name not in contents.head},
+            {name: tensors[name] for name in contents.head},
+            description.base,
+            description.origin,
+        )
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if hashlib.sha256(content).hexdigest() != contents.sha256:
+        raise UserError(f"{path} is not the file that {DESCRIPTION} was written with: their sha256 differ")
+    return adapter
+
+
+def describe(folder: Path) -> Description:
+    """Raises: UserError: If `adapter.json` is absent, no JSON, of another format, or has anything unknown or wrong."""
+    path = inside(folder, DESCRIPTION)
+    try:
+        if path.stat().st_size > LARGEST_DESCRIPTION:
+            raise UserError(f"{path} has {path.stat().st_size} bytes, which no description of an adapter has")
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not readable JSON: {first_line(error)}") from error
+    if not isinstance(content, dict) or "format" not in content:
+        raise UserError(f"{path} does not describe an adapter: it has no format")
+    if content["format"] != FORMAT or isinstance(content["format"], bool):
+        raise UserError(f"{path} is in format {content['format']!r}; this version reads format {FORMAT}")
+    method = content.get("method")
+    name = method.get("name") if isinstance(method, dict) else None
+    if not isinstance(name, str) or name not in METHODS:
+        raise UserError(f"{path}: method.name must be one of {', '.join(METHODS)}, got {name!r}")
+    try:
+        content["method"] = build(METHODS[name].config, method)
+        return build(Description, {key: value for key, value in content.items() if key != "format"})
+    except SettingsError as error:
+        raise UserError(f"{path}: {'; '.join(error.problems)}") from error
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file of this name in the folder. Raises: UserError: If it is absent, or the name leads anywhere else."""
+    path = folder / name
+    if "\0" in name or name in ("", ".", "..") or Path(name).name != name or "\\" in name:
+        raise UserError(f"{folder}: {name!r} is not the name of a file in this folder")
+    if path.is_symlink():
+        raise UserError(f"{path} is a link to {path.readlink()}: an adapter's files lie in its folder")
+    if not path.is_file():
+        raise UserError(f"adapter folder {folder} has no file {name} (found: {listing(folder)})")
+    return path
+
+
+def listing(folder: Path) -> str:
+    return ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], bytes]:
+    """The tensors of a safetensors file, and its bytes. Raises: UserError: If it is cut short or of another format."""
+    try:
+        content = path.read_bytes()
+        return load(content), content
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is not a whole safetensors file: {first_line(error)}") from error

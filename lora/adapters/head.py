@@ -1,0 +1,68 @@
+"""A model's head, exchanged whole: tasks have heads of their own, with outputs of their own number."""
+
+import torch
+from torch import Tensor, nn
+
+from lora.errors import UserError
+from lora.surgery import is_head
+
+
+def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if is_head(model, name)}
+
+
+def output_layer(model: nn.Module) -> str:
+    """The name of the head's last linear layer, which has a row per label."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and is_head(model, name)]
+    if not names or model.get_submodule(names[-1]).out_features != model.config.num_labels:
+        raise UserError(f"the head of {type(model).__name__} does not end in a linear layer with a row per label")
+    return names[-1]
+
+
+def own_head(model: nn.Module) -> dict[str, Tensor]:
+    """The head that the model had before any adapter brought one."""
+    kept = getattr(model, "kept_head", {})
+    return kept or {name: parameter.detach() for name, parameter in head_parameters(model).items()}
+
+
+def fitted_head(model: nn.Module, head: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A tensor for every parameter of the head, in the model's dtype, as copies; nothing is changed yet.
+
+    Args:
+        head: An adapter's. What it lacks is the model's own, whatever other adapters were there since.
+    Raises: UserError: If a name is unknown, or a shape differs in more than the number of labels.
+    """
+    mine, output = head_parameters(model), output_layer(model)
+    unknown = [name for name in head if name not in mine]
+    if unknown:
+        raise UserError(f"the adapter's head has {', '.join(unknown)}; the model's is made of {', '.join(mine)}")
+    outputs = {f"{output}.weight", f"{output}.bias"}
+    if outputs & set(head) and not outputs & set(mine) <= set(head):
+        raise UserError(f"the adapter's head has a part of {output} only; weight and bias belong together")
+    fitted = {}
+    for name, tensor in (own_head(model) | head).items():
+        free = 1 if name in outputs else 0
+        if tensor.dim() != mine[name].dim() or tensor.shape[free:] != mine[name].shape[free:]:
+            raise UserError(
+                f"the adapter's {name} is {tuple(tensor.shape)}, and the model's {tuple(mine[name].shape)}: the number "
+                f"of labels alone may differ"
+            )
+        fitted[name] = tensor.detach().to(mine[name].device, mine[name].dtype, copy=True)
+    rows = {fitted[name].shape[0] for name in outputs & set(fitted)}
+    if len(rows) != 1:
+        raise UserError(f"the adapter's {output} has weight and bias of different numbers of labels: {sorted(rows)}")
+    return fitted
+
+
+@torch.no_grad()
+def put_head(model: nn.Module, fitted: dict[str, Tensor]) -> None:
+    """Give the head these values. It only exchanges what parameters hold, so it cannot stop half-way."""
+    if not getattr(model, "kept_head", {}):
+        model.kept_head = {name: parameter.detach().clone() for name, parameter in head_parameters(model).items()}
+    output = model.get_submodule(output_layer(model))
+    for name, parameter in head_parameters(model).items():
+        parameter.data, parameter.grad = fitted[name], None
+    output.out_features = len(output.weight)
+    if model.config.num_labels != output.out_features:
+        model.config.num_labels = model.num_labels = output.out_features
+        model.config.problem_type = None  # transformers deduces it from the labels of the first loss
