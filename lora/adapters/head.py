@@ -4,16 +4,28 @@ import torch
 from torch import Tensor, nn
 
 from lora.errors import UserError
-from lora.surgery import is_head
+
+
+def head_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The head's modules by name, in forward order: those outside the body, and BERT's pooler (`is_head`)."""
+    body = model.base_model_prefix
+    pooler = getattr(model.base_model, "pooler", None)
+    parts = {name: module for name, module in model.named_children() if name != body}
+    parts = ({} if pooler is None else {f"{body}.pooler": pooler}) | parts
+    return {name: module for part, top in parts.items() for name, module in top.named_modules(prefix=part)}
 
 
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if is_head(model, name)}
+    return {
+        f"{name}.{part}": parameter
+        for name, module in head_modules(model).items()
+        for part, parameter in module.named_parameters(recurse=False)
+    }
 
 
 def output_layer(model: nn.Module) -> str:
     """The name of the head's last linear layer, which has a row per label."""
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and is_head(model, name)]
+    names = [name for name, module in head_modules(model).items() if isinstance(module, nn.Linear)]
     if not names or model.get_submodule(names[-1]).out_features != model.config.num_labels:
         raise UserError(f"the head of {type(model).__name__} does not end in a linear layer with a row per label")
     return names[-1]

@@ -117,9 +117,9 @@ def fitted_layers(model: nn.Module, adapter: Adapter) -> dict[str, LoraLinear]:
     applied = getattr(model, "applied", None)
     if applied is not None and not isinstance(applied.method, LoraConfig):
         raise UserError(f"a LoRA adapter needs a model without another method, and {state_of(model)}")
-    layers = {}
+    kept, layers = kept_layers(model), {}
     for name, (a, b) in adapter.pairs().items():
-        linear = base_linear(model, name)
+        linear = kept[name] if name in kept else find_linear(model, name)
         if a.shape[1] != linear.in_features or b.shape[0] != linear.out_features:
             raise UserError(
                 f"the adapter's factors of {name} are for {b.shape[0]} x {a.shape[1]} weights, and the model's is "
@@ -133,16 +133,16 @@ def fitted_layers(model: nn.Module, adapter: Adapter) -> dict[str, LoraLinear]:
     return layers
 
 
-def base_linear(model: nn.Module, name: str) -> nn.Linear:
-    """A linear layer of the encoder's body as it was pretrained, whatever lies in its place now; it shares its weight.
-
-    Raises: UserError: If there is none of this name.
-    """
-    module = kept_layers(model).get(name) or dict(model.named_modules()).get(name)
+def find_linear(model: nn.Module, name: str) -> nn.Linear | LoraLinear:
+    """A linear layer of the encoder's body, with LoRA or without. Raises: UserError: If there is none of the name."""
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        module = None
     if not isinstance(module, nn.Linear | LoraLinear) or is_head(model, name):
         found = "absent" if module is None else f"a {type(module).__name__} of {type(model).__name__}"
         raise UserError(f"the adapter has LoRA on {name}, which is no linear layer of the encoder's body but {found}")
-    return plain(module, module.weight)
+    return module
 
 
 def install(model: nn.Module, layers: dict[str, LoraLinear]) -> None:
@@ -151,7 +151,7 @@ def install(model: nn.Module, layers: dict[str, LoraLinear]) -> None:
     Raises: UserError: If a merged weight is not finite.
     """
     kept = kept_layers(model)
-    weights, written = {}, []
+    weights, written, scratch = {}, [], {}
     try:
         for name, layer in layers.items():
             if name in kept:  # the weight that is merged now holds nothing that could not be computed again
@@ -159,10 +159,10 @@ def install(model: nn.Module, layers: dict[str, LoraLinear]) -> None:
                 written.append(name)
             else:
                 weights[name] = nn.Parameter(torch.empty_like(layer.weight), requires_grad=False)
-            fold(layer, weights[name], name)
+            fold(layer, weights[name], name, scratch)
     except BaseException:
         for name in written:
-            fold(kept[name], weights[name], name)
+            fold(kept[name], weights[name], name, scratch)
         raise
     for name, layer in {**kept, **lora_layers(model)}.items():
         if name not in layers:
@@ -174,24 +174,32 @@ def install(model: nn.Module, layers: dict[str, LoraLinear]) -> None:
 
 
 @torch.no_grad()
-def fold(layer: LoraLinear, out: Float[Tensor, "d_out d_in"], name: str) -> None:
+def fold(layer: LoraLinear, out: Float[Tensor, "d_out d_in"], name: str, scratch: dict[torch.Size, Tensor]) -> None:
     """out = W + scale * B A: product and sum in float32, or float64 where W is, rounded once to the dtype of W.
 
+    Args:
+        scratch: Room for the sum in float32 by shape, kept from one layer to the next: new memory costs more than the
+            sum itself.
     Raises: UserError: If a value of it is not finite; `out` is then spoilt.
     """
     weight, a, b = layer.weight, layer.lora_a, layer.lora_b
     if weight.dtype in (torch.float32, torch.float64):
         torch.addmm(weight, b, a, alpha=layer.scale, out=out)
     else:
-        out.copy_(torch.addmm(weight.float(), b.float(), a.float(), alpha=layer.scale))
-    # A bound on every entry of the update, from a glance at its factors; only where it says little is all of W read.
-    bound = layer.scale * layer.rank * float(a.abs().amax()) * float(b.abs().amax())
+        if weight.shape not in scratch:
+            scratch[weight.shape] = torch.empty_like(weight, dtype=torch.float32)
+        exact = scratch[weight.shape].copy_(weight).addmm_(b.float(), a.float(), alpha=layer.scale)
+        out.copy_(exact)
+    # No entry of B A is above the product of their norms, which a glance at them gives; only where that says little is
+    # all of the merged weight read.
+    wide = torch.promote_types(a.dtype, torch.float32)
+    bound = layer.scale * math.prod(torch.linalg.vector_norm(factor, dtype=wide).item() for factor in (a, b))
     if not bound < torch.finfo(out.dtype).max / 4 and not math.isfinite(out.abs().sum(dtype=torch.float64)):
         raise UserError(f"the merged weight of {name} has values that are not finite in {out.dtype}")
 
 
-def plain(layer: nn.Linear | LoraLinear, weight: nn.Parameter) -> nn.Linear:
-    """A linear layer of this weight and the other layer's bias, which they share."""
+def plain(layer: LoraLinear, weight: nn.Parameter) -> nn.Linear:
+    """A linear layer of this weight and the LoRA layer's bias, which they share."""
     linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
     linear.weight, linear.bias = weight, layer.bias
     return linear

@@ -19,13 +19,13 @@ class LoraLinear(nn.Module):
     Source: Hu et al. 2021, section 4.1.
 
     Args:
-        linear: The layer to adapt. Its weight and bias are shared, not copied.
+        linear: The layer to adapt, or one that is adapted already. Its weight and bias are shared, not copied.
         rank: r, at most the smaller side of W0.
         scale: alpha / r.
         dropout: On the input of A.
     """
 
-    def __init__(self, linear: nn.Linear, rank: int, scale: float, dropout: float):
+    def __init__(self, linear: "nn.Linear | LoraLinear", rank: int, scale: float, dropout: float):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.rank, self.scale, self.dropout = rank, scale, dropout
