@@ -44,7 +44,7 @@ def run_cell(config: RunConfig, mistakes_fail: bool) -> RunRecord:
     started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     with Note(runtime.outputs, config.run_id) if is_main_process() else nullcontext(lambda progress: None) as note:
         try:
-            record, predictions, weights = run(config, note)
+            record, predictions, files = run(config, note)
         except Exception as error:
             if isinstance(error, UserError) and not mistakes_fail:
                 raise
@@ -55,13 +55,15 @@ def run_cell(config: RunConfig, mistakes_fail: bool) -> RunRecord:
             )
             seconds = round(time.monotonic() - started, 3)
             record = RunRecord(config.run_id, "failed", reason, started_at, seconds, config.for_record())
-            predictions = weights = None
+            predictions = files = None
     if not is_main_process():
         return record
     if predictions is not None:
         write_atomically(Path(runtime.results) / "predictions" / f"{config.run_id}.safetensors", predictions)
-    if weights is not None:
-        write_atomically(adapter, weights)
+    if files is not None:
+        from lora.adapters.files import write_folder
+
+        write_folder(adapter.parent, files)
     write_record(runtime.results, record)
     return record
 

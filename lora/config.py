@@ -150,7 +150,7 @@ class RuntimeConfig:
         results: Folder that holds `runs/` and `predictions/`.
         outputs: Folder for checkpoints and logs.
         device: `auto` takes a GPU where there is one, unless train.kernels is `fused`.
-        save_adapter: Leave the best epoch's trained weights in `outputs`/adapters; MNLI runs that others start from do.
+        save_adapter: Leave the best epoch's adapter in `outputs`/adapters; MNLI runs that others start from do.
         threads: Of torch, per cell. It changes the last bits on a CPU, so the record keeps it.
         retry_failed: Train cells again whose record says `failed`.
     """

@@ -31,7 +31,7 @@ class RunRecord:
         cost: Seconds, step time, throughput, bytes. Differs from run to run; nothing scientific.
         provenance: Code, packages, device, weights, rows and their fingerprint.
         predictions: SHA-256 of the file with the dev-set predictions of `best` and `last`.
-        adapter: SHA-256 of the file with the trained weights of `best`; None if it was not asked for.
+        adapter: SHA-256 of the tensor file of the adapter of `best`; None if it was not asked for.
     """
 
     run_id: str
@@ -55,7 +55,8 @@ def record_path(results: str | Path, run_id: str) -> Path:
 
 
 def adapter_path(outputs: str | Path, run_id: str) -> Path:
-    return Path(outputs) / "adapters" / f"{run_id}.safetensors"
+    """The tensors of a run's adapter; its folder holds `adapter.json` too (`lora.adapters.files`)."""
+    return Path(outputs) / "adapters" / run_id / "adapter.safetensors"
 
 
 def write_record(results: str | Path, record: RunRecord) -> Path:

@@ -1,5 +1,6 @@
 """One run, from its configuration to its record."""
 
+import dataclasses
 import hashlib
 import math
 import platform
@@ -15,11 +16,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from safetensors.torch import save as save_torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
+from lora.adapters.adapter import adapter_of, origin_of
+from lora.adapters.base import describe_base
+from lora.adapters.files import WEIGHTS, pack
 from lora.allocator import keep_freed_memory
 from lora.batches import collate, encode, epoch_batches, to_device
 from lora.config import RunConfig, TrainConfig
@@ -58,13 +61,13 @@ class NonFiniteLossError(Exception):
 
 def run(
     config: RunConfig, report: Callable[[Progress], None] = lambda progress: None
-) -> tuple[RunRecord, bytes, bytes | None]:
+) -> tuple[RunRecord, bytes, dict[str, bytes] | None]:
     """Train and evaluate one cell.
 
     Args:
         report: Called after every optimizer step.
-    Returns: The record; the dev-set predictions of `best` and `last`, and if the config asks for them the trained
-        weights of `best`, as safetensors files.
+    Returns: The record; the dev-set predictions of `best` and `last` as a safetensors file; and if the config asks for
+        it the adapter of `best`, as the files of its folder.
     Raises: UserError: If data, model, method or device do not fit the configuration. NonFiniteLossError.
     """
     started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
@@ -83,6 +86,8 @@ def run(
     METHODS[config.method.name].apply(model, config.method, config.seed)
     if config.start == "mnli":
         start_from(model, config)
+    # read before the kernels round the frozen weights
+    base = describe_base(model, config.model.name, encoder.revision) if config.runtime.save_adapter else None
     params = count_parameters(model)
     trained_bytes = sum(p.numel() * p.element_size() for _, p in trainable(model))
     splits = {name: encode(rows, task, tokenizer, config.data.max_length) for name, rows in data.splits.items()}
@@ -106,7 +111,7 @@ def run(
     # The loop.
     epochs: list[dict[str, Any]] = []
     predictions: dict[int, dict[str, np.ndarray]] = {}
-    step, tokens, step_seconds, metric, weights = 0, 0, [], None, None
+    step, tokens, step_seconds, metric, adapter = 0, 0, [], None, None
     for epoch in range(1, train.epochs + 1):
         model.train()
         losses: list[Tensor] = []
@@ -145,12 +150,13 @@ def run(
         best = select(epochs, task, train.selection)["best"]["epoch"]
         predictions = {number: value for number, value in predictions.items() if number in (best, epoch)}
         if config.runtime.save_adapter and best == epoch:
-            weights = save_torch({name: p.detach().cpu() for name, p in trainable(accelerator.unwrap_model(model))})
+            adapter = adapter_of(accelerator.unwrap_model(model), base)
 
     # The record.
     selected = select(epochs, task, train.selection)
     seconds = time.monotonic() - started
     packed = pack_predictions(predictions, selected)
+    files = None if adapter is None else pack(dataclasses.replace(adapter, origin=origin_of(config, selected)))
     record = RunRecord(
         run_id=config.run_id,
         status="ok",
@@ -181,9 +187,9 @@ def run(
             "data": describe(data),
         },
         predictions=hashlib.sha256(packed).hexdigest(),
-        adapter=None if weights is None else hashlib.sha256(weights).hexdigest(),
+        adapter=None if files is None else hashlib.sha256(files[WEIGHTS]).hexdigest(),
     )
-    return record, packed, weights
+    return record, packed, files
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:

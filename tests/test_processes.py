@@ -45,7 +45,7 @@ def outputs_in(folder):
     ids=lambda value: value if isinstance(value, str) else " ".join(value[:2]),
 )
 def test_two_processes_give_the_losses_and_weights_of_one(tiny_overrides, tiny_config, tmp_path, launcher, settings):
-    one, _, weights = run(tiny_config(*UNEVEN, *settings))
+    one, _, files = run(tiny_config(*UNEVEN, *settings))
     done = launch(launcher, [*tiny_overrides, *UNEVEN, *settings], outputs_in(tmp_path / "two"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(": ok, ") == 1, "one of the two speaks"
@@ -53,7 +53,7 @@ def test_two_processes_give_the_losses_and_weights_of_one(tiny_overrides, tiny_c
     assert two.provenance["processes"] == 2
     losses = [epoch["train_loss"] for epoch in two.epochs]
     assert losses == pytest.approx([epoch["train_loss"] for epoch in one.epochs], abs=1e-5)
-    (tmp_path / "one.safetensors").write_bytes(weights)
+    (tmp_path / "one.safetensors").write_bytes(files["adapter.safetensors"])
     ours, theirs = (
         load_file(path)
         for path in (tmp_path / "one.safetensors", adapter_path(str(tmp_path / "two" / "outputs"), one.run_id))

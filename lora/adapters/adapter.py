@@ -1,17 +1,20 @@
 """An adapter: what a method trained, what that means, and where it came from."""
 
+import dataclasses
 import math
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lora.adapters.base import Base, carried_parameters, describe_base
-from lora.config import ModelConfig
+from lora.config import ModelConfig, RunConfig
 from lora.errors import UserError
 from lora.methods.configs import LoraConfig, MethodConfig
 from lora.surgery import TARGETS, is_head
+from lora.tasks import TASKS
 
 LOW_RANK = re.compile(r"(.+)\.lora_([ab])")
 
@@ -123,4 +126,21 @@ def adapter_of(model: nn.Module, base: Base | None = None, origin: Origin | None
         {name: tensor for name, tensor in tensors.items() if name in head},
         describe_base(model) if base is None else base,
         Origin() if origin is None else origin,
+    )
+
+
+def origin_of(config: RunConfig, selected: dict[str, Any]) -> Origin:
+    """What a run's adapter says of where it came from; no path of this machine.
+
+    Args:
+        selected: As in the run's record.
+    """
+    best = selected["best"]
+    return Origin(
+        task=config.task,
+        labels=TASKS[config.task].labels,
+        score=Score(selected["metric"], selected["split"], best["epoch"], best["value"]),
+        run_id=config.run_id,
+        max_length=config.data.max_length,
+        encoder=dataclasses.replace(config.model, path=None),
     )

@@ -1,0 +1,309 @@
+"""Adapters as folders: what comes back is what was saved; what is broken, foreign or hostile is refused, by name."""
+
+import json
+import os
+import shutil
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_adapters import FIVE, METHODS, five, logits, with_method
+
+import lora
+from lora.__main__ import run_cell
+from lora.adapters.adapter import Adapter, Origin, Score, adapter_of
+from lora.adapters.files import DESCRIPTION, WEIGHTS, read_adapter, save_adapter, write_adapter
+from lora.adapters.merge import merge, swap, unmerge
+from lora.adapters.place import load_adapter, place
+from lora.errors import UserError
+from lora.methods.configs import BitFitConfig, HoulsbyConfig, LoraConfig
+from lora.models import load_encoder
+from lora.results import adapter_path, record_path
+from lora.surgery import checksum
+from lora.tasks import TASKS
+
+ORIGIN = Origin("rte", ("entailment", "not_entailment"), Score("accuracy", "validation", 3, 0.75), "run-01234567", 128)
+
+
+def state(model):
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    return checksum(model.state_dict().items()), [type(module) for module in model.modules()], flags
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_loaded_adapter_computes_what_the_saved_one_did(architecture, method, tmp_path):
+    model = with_method(architecture, METHODS[method])
+    saved = save_adapter(model, tmp_path / "a", ORIGIN)
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [DESCRIPTION, WEIGHTS]
+    fresh = tiny.model(architecture)
+    loaded = load_adapter(fresh, tmp_path / "a")
+    assert torch.equal(logits(fresh, architecture), logits(model, architecture))
+    assert state(fresh) == state(model) and fresh.applied == model.applied
+    assert (loaded.method, loaded.base, loaded.origin) == (saved.method, saved.base, saved.origin)
+    assert loaded.origin == ORIGIN and loaded.method == METHODS[method]
+    again = with_method(architecture, METHODS[method], seed=2)  # one that carries the method already
+    load_adapter(again, tmp_path / "a")
+    assert state(again) == state(model)
+
+
+def test_the_description_says_it_all(tmp_path):
+    config = LoraConfig(targets=("q", "v", "o"), rank=4, ranks={"o": 2}, alpha=16)
+    save_adapter(with_method("roberta", config), tmp_path / "a", ORIGIN)
+    content = json.loads((tmp_path / "a" / DESCRIPTION).read_text())
+    assert content["format"] == 1
+    assert content["method"]["name"] == "lora" and content["method"]["alpha"] == 16
+    assert content["method"]["targets"] == ["q", "v", "o"] and content["method"]["ranks"] == {"o": 2}
+    assert content["origin"]["task"] == "rte" and content["origin"]["labels"] == ["entailment", "not_entailment"]
+    assert content["origin"]["score"] == {"metric": "accuracy", "split": "validation", "epoch": 3, "value": 0.75}
+    assert content["base"]["architecture"]["model_type"] == "roberta"
+    pretrained = ((n, p) for n, p in tiny.model("roberta").named_parameters() if n.startswith("roberta."))
+    assert content["base"]["hashes"]["float32"] == checksum(pretrained)
+    assert content["contents"]["head"] == [n for n, _ in tiny.model("roberta").named_parameters() if "classifier" in n]
+    assert set(content["contents"]["shapes"]) == set(load_file(tmp_path / "a" / WEIGHTS))
+
+
+def test_a_merged_model_is_saved_as_its_adapter(tmp_path):
+    model = with_method("bert", LoraConfig())
+    save_adapter(model, tmp_path / "unmerged")
+    merge(model)
+    save_adapter(model, tmp_path / "merged")
+    for name in (WEIGHTS, DESCRIPTION):
+        assert (tmp_path / "merged" / name).read_bytes() == (tmp_path / "unmerged" / name).read_bytes()
+    with pytest.raises(UserError, match="unmerge it first, or use swap"):
+        load_adapter(model, tmp_path / "unmerged")
+
+
+def test_heads_of_other_sizes_come_along(tmp_path):
+    for task, adapter in five("deberta-v2").items():
+        write_adapter(adapter, tmp_path / task)
+        model = tiny.model("deberta-v2")
+        load_adapter(model, tmp_path / task)
+        assert logits(model, "deberta-v2").shape == (5, FIVE[task][1])
+        unmerged = logits(model.double(), "deberta-v2")
+        merge(model)
+        torch.testing.assert_close(logits(model, "deberta-v2"), unmerged, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_another_base_is_refused_and_taken_when_asked(method, tmp_path):
+    save_adapter(with_method("bert", METHODS[method]), tmp_path / "a")
+    other = tiny.model("bert", seed=4)
+    before = state(other)
+    if method == "full":  # it brings the whole encoder
+        load_adapter(other, tmp_path / "a")
+        return
+    with pytest.raises(UserError, match=r"not those that the adapter was trained on.*allow_other_base=True"):
+        load_adapter(other, tmp_path / "a")
+    assert state(other) == before
+    load_adapter(other, tmp_path / "a", allow_other_base=True)
+    assert state(other) != before
+
+
+def test_another_alpha_is_refused_and_the_models_kept_when_asked(tmp_path):
+    save_adapter(with_method("bert", LoraConfig(alpha=16)), tmp_path / "a")
+    model = with_method("bert", LoraConfig(alpha=8), seed=2)
+    before = state(model)
+    with pytest.raises(UserError, match=r"alpha 8 .*was trained with alpha 16 .*allow_other_alpha=True"):
+        load_adapter(model, tmp_path / "a")
+    assert state(model) == before
+    load_adapter(model, tmp_path / "a", allow_other_alpha=True)
+    assert model.get_submodule("bert.encoder.layer.0.attention.self.query").scale == 1
+    expected = with_method("bert", LoraConfig(alpha=8))
+    assert torch.equal(logits(model, "bert"), logits(expected, "bert"))
+
+
+def test_a_changed_architecture_is_refused_and_taken_when_every_tensor_fits(tmp_path):
+    save_adapter(with_method("bert", LoraConfig()), tmp_path / "a")
+    relu = tiny.model("bert", hidden_act="relu")
+    relu.load_state_dict(tiny.model("bert").state_dict())
+    before = state(relu)
+    with pytest.raises(UserError, match=r"hidden_act is 'relu', was 'gelu'; allow_changed_architecture=True"):
+        load_adapter(relu, tmp_path / "a")
+    assert state(relu) == before
+    load_adapter(relu, tmp_path / "a", allow_changed_architecture=True)
+    deeper = tiny.model("electra")
+    with pytest.raises(UserError, match="model_type is 'electra', was 'bert'"):
+        load_adapter(deeper, tmp_path / "a")
+    before = state(deeper)
+    with pytest.raises(UserError, match="does not have the tensors"):
+        load_adapter(deeper, tmp_path / "a", allow_changed_architecture=True, allow_other_base=True)
+    assert state(deeper) == before
+
+
+def test_a_model_with_another_method_or_other_modules_is_refused(tmp_path):
+    save_adapter(with_method("bert", LoraConfig()), tmp_path / "a")
+    save_adapter(with_method("bert", HoulsbyConfig(bottleneck=6)), tmp_path / "h")
+    for folder, config, message in (
+        ("a", BitFitConfig(), "has method bitfit, and the adapter is of method lora"),
+        ("a", LoraConfig(targets=("q",)), "not expected: "),
+        ("a", LoraConfig(rank=4, alpha=4), r"is \(8, 32\), and the model's \(4, 32\)"),
+        ("h", HoulsbyConfig(bottleneck=6, activation="relu"), "the adapter was trained as"),
+    ):
+        model = with_method("bert", config)
+        before = state(model)
+        with pytest.raises(UserError, match=message):
+            load_adapter(model, tmp_path / folder)
+        assert state(model) == before
+
+
+def edit(folder, **changes):
+    path = folder / DESCRIPTION
+    content = json.loads(path.read_text())
+    for keys, value in changes.items():
+        place = content
+        *above, last = keys.split("__")
+        for key in above:
+            place = place[key]
+        place[last] = value
+    path.write_text(json.dumps(content))
+
+
+def retensor(folder, change):
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS)
+
+
+def first(tensors):
+    return sorted(tensors)[0]
+
+
+def flip_a_bit(folder):
+    content = bytearray((folder / WEIGHTS).read_bytes())
+    content[-2] ^= 1
+    (folder / WEIGHTS).write_bytes(content)
+
+
+BROKEN = {
+    "version": (lambda f: edit(f, format=2), r"is in format 2; this version reads format 1"),
+    "no version": (lambda f: (f / DESCRIPTION).write_text("{}"), "it has no format"),
+    "not JSON": (lambda f: (f / DESCRIPTION).write_text('{"format": 1'), "is not readable JSON"),
+    "deep JSON": (lambda f: (f / DESCRIPTION).write_text("[" * 10**6), "is not readable JSON"),
+    "a list": (lambda f: (f / DESCRIPTION).write_text("[1]"), "it has no format"),
+    "method": (lambda f: edit(f, method__name="dora"), "method.name must be one of full, bitfit"),
+    "no method": (lambda f: edit(f, method=None), "method.name must be one of"),
+    "alpha": (lambda f: edit(f, method__alpha="16"), "alpha must be of type float, got '16'"),
+    "rank": (lambda f: edit(f, method__rank=5), r"at rank 5, which the adapter states"),
+    "target": (lambda f: edit(f, method__targets=["q"]), "which is none of its targets, q"),
+    "extra key": (lambda f: edit(f, origin__pickle="x"), "origin.pickle is not a setting"),
+    "no description": (lambda f: (f / DESCRIPTION).unlink(), r"has no file adapter\.json"),
+    "no weights": (lambda f: (f / WEIGHTS).unlink(), r"has no file adapter\.safetensors"),
+    "cut short": (lambda f: os.truncate(f / WEIGHTS, 1000), "is not a whole safetensors file"),
+    "almost whole": (lambda f: os.truncate(f / WEIGHTS, (f / WEIGHTS).stat().st_size - 1), "not a whole safetensors"),
+    "empty": (lambda f: os.truncate(f / WEIGHTS, 0), "is not a whole safetensors file"),
+    "another bit": (flip_a_bit, "their sha256 differ"),
+    "missing tensor": (lambda f: retensor(f, lambda t: t.pop(first(t))), r"missing tensors: bert\..*lora_a"),
+    "extra tensor": (lambda f: retensor(f, lambda t: t.update(more=torch.ones(1))), "not expected: more"),
+    "shape": (
+        lambda f: retensor(f, lambda t: t.update({first(t): torch.ones(2)})),
+        r"is \(2,\), and adapter\.json says",
+    ),
+    "nan": (lambda f: retensor(f, lambda t: t[first(t)].fill_(torch.nan)), "values that are not finite"),
+    "inf": (lambda f: retensor(f, lambda t: t["classifier.bias"].fill_(torch.inf)), "values that are not finite"),
+    "head": (lambda f: edit(f, contents__head=["more"]), "names more, which is no tensor"),
+    "absolute": (lambda f: edit(f, contents__file="/etc/passwd"), "'/etc/passwd' is not the name of a file in this"),
+    "parent": (
+        lambda f: edit(f, contents__file="../b/adapter.safetensors"),
+        "is not the name of a file in this folder",
+    ),
+    "below": (lambda f: edit(f, contents__file="x/../adapter.safetensors"), "is not the name of a file in this folder"),
+    "dots": (lambda f: edit(f, contents__file=".."), "'..' is not the name of a file in this folder"),
+    "zero byte": (lambda f: edit(f, contents__file="a\0b"), "is not the name of a file in this folder"),
+    "link": (lambda f: relink(f, WEIGHTS), "an adapter's files lie in its folder"),
+    "linked description": (lambda f: relink(f, DESCRIPTION), "an adapter's files lie in its folder"),
+}
+
+
+def relink(folder, name):
+    shutil.copy(folder / name, folder.parent / name)
+    (folder / name).unlink()
+    (folder / name).symlink_to(f"../{name}")
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_or_hostile_folder_is_refused_and_leaves_the_model(fault, tmp_path):
+    save_adapter(with_method("bert", LoraConfig()), tmp_path / "a")
+    damage, message = BROKEN[fault]
+    damage(tmp_path / "a")
+    model = tiny.model("bert")
+    before = state(model)
+    for read in (lambda: load_adapter(model, tmp_path / "a"), lambda: swap(model, tmp_path / "a")):
+        with pytest.raises(UserError, match=message):
+            read()
+        assert state(model) == before
+
+
+def test_no_folder_and_no_method(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        read_adapter(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="has no method"):
+        save_adapter(tiny.model("bert"), tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_replaced_whole_and_only_if_it_holds_an_adapter(tmp_path):
+    one, two = with_method("bert", LoraConfig(), seed=1), with_method("bert", LoraConfig(), seed=2)
+    save_adapter(one, tmp_path / "a")
+    save_adapter(two, tmp_path / "a")
+    assert torch.equal(read_adapter(tmp_path / "a").head["classifier.bias"], two.get_parameter("classifier.bias"))
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    content = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    with pytest.raises(UserError, match=r"holds notes\.txt"):
+        save_adapter(one, tmp_path / "a")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == content
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        save_adapter(one, tmp_path / "file")
+    with pytest.raises(UserError, match="cannot write"):
+        save_adapter(one, tmp_path / "file" / "below")
+    with torch.no_grad():
+        one.get_parameter("classifier.bias")[0] = torch.nan
+    with pytest.raises(UserError, match="not finite"):
+        save_adapter(one, tmp_path / "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "file"]
+
+
+def test_the_public_names():
+    assert lora.merge is merge and lora.unmerge is unmerge and lora.swap is swap
+    assert lora.save_adapter is save_adapter and lora.load_adapter is load_adapter
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kernels", ["stock", "fused"])
+def test_a_cell_leaves_an_adapter_that_explains_itself(method, kernels, tiny_config):
+    small = {"houlsby": "method.bottleneck=6", "lora": "method.rank=3", "adapterdrop": "method.drop_layers=1"}
+    config = tiny_config(
+        f"method={method}",
+        *filter(None, [small.get(method)]),
+        "runtime.save_adapter=true",
+        f"train.kernels={kernels}",
+        *(["train.precision=bf16"] if kernels == "fused" else []),
+    )
+    record = run_cell(config, mistakes_fail=False)
+    folder = adapter_path(config.runtime.outputs, config.run_id).parent
+    adapter = read_adapter(folder)
+    assert record_path(config.runtime.results, config.run_id).exists()
+    best = record.selected["best"]
+    assert adapter.method == config.method
+    assert adapter.origin.task == "cola" and adapter.origin.labels == TASKS["cola"].labels
+    assert adapter.origin.score == Score("matthews", "validation", best["epoch"], best["value"])
+    assert adapter.origin.run_id == config.run_id and adapter.origin.max_length == 32
+    assert str(config.model.path) not in (folder / DESCRIPTION).read_text()
+    trained = sum(tensor.numel() for tensor in (adapter.weights | adapter.head).values())
+    assert trained == record.params["trainable_method"] + record.params["trainable_head"]
+    model = load_encoder(config.model, TASKS["cola"], seed=99).model
+    place(model, adapter)
+    assert checksum((adapter_of(model).weights | adapter_of(model).head).items()) == checksum(
+        (adapter.weights | adapter.head).items()
+    )
+
+
+def test_an_adapter_whose_tensors_are_not_pairs_is_refused():
+    adapter = five("bert")["rte"]
+    name = next(iter(adapter.weights))
+    with pytest.raises(UserError, match="but not its other factor"):
+        Adapter(adapter.method, {name: adapter.weights[name]}, {})
+    with pytest.raises(UserError, match=r"bert\.x is none of LoRA's"):
+        Adapter(adapter.method, {"bert.x": torch.ones(2)}, {})
