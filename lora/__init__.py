@@ -21,6 +21,9 @@ _HOMES = {
     "swap": "lora.adapters.merge",
     "save_adapter": "lora.adapters.files",
     "load_adapter": "lora.adapters.place",
+    "to_peft": "lora.adapters.peft_folder",
+    "from_peft": "lora.adapters.peft_folder",
+    "from_loralib": "lora.adapters.loralib_file",
 }
 __all__ = list(_HOMES)
 

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -26,6 +27,7 @@ from lora.methods import METHODS
 from lora.methods.configs import MethodConfig
 from lora.results import write_atomically
 
+T = TypeVar("T")
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "adapter.safetensors", "adapter.json"
 LARGEST_DESCRIPTION = 10 * 2**20  # bytes; a real one has some thousands
@@ -130,10 +132,8 @@ def read_adapter(folder: str | Path) -> Adapter:
     Raises: UserError: If a file is absent, cut short, changed, or of another format; if it lacks or adds a tensor; if a
         value is not finite; or if a name leads out of the folder.
     """
-    folder = Path(folder).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"adapter folder {folder} does not exist")
-    description = describe(folder)
+    folder = existing(folder)
+    description = describe(folder, DESCRIPTION, Description)
     contents = description.contents
     path = inside(folder, contents.file)
     tensors, content = read_tensors(path)
@@ -165,28 +165,43 @@ def read_adapter(folder: str | Path) -> Adapter:
     return adapter
 
 
-def describe(folder: Path) -> Description:
-    """Raises: UserError: If `adapter.json` is absent, no JSON, of another format, or has anything unknown or wrong."""
-    path = inside(folder, DESCRIPTION)
+def existing(folder: str | Path) -> Path:
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"adapter folder {folder} does not exist")
+    return folder
+
+
+def describe(folder: Path, name: str, kind: type[T]) -> T:
+    """Read a JSON file of ours. Raises: UserError: If it is absent, of another format, or anything in it is wrong."""
+    content = read_json(folder, name)
+    path, method = folder / name, content.get("method")
+    if "format" not in content:
+        raise UserError(f"{path} does not describe an adapter: it has no format")
+    if content["format"] != FORMAT or isinstance(content["format"], bool):
+        raise UserError(f"{path} is in format {content['format']!r}; this version reads format {FORMAT}")
+    title = method.get("name") if isinstance(method, dict) else None
+    if not isinstance(title, str) or title not in METHODS:
+        raise UserError(f"{path}: method.name must be one of {', '.join(METHODS)}, got {title!r}")
+    try:
+        content["method"] = build(METHODS[title].config, method)
+        return build(kind, {key: value for key, value in content.items() if key != "format"})
+    except SettingsError as error:
+        raise UserError(f"{path}: {'; '.join(error.problems)}") from error
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """Raises: UserError: If there is no such file in the folder, or it is no JSON object."""
+    path = inside(folder, name)
     try:
         if path.stat().st_size > LARGEST_DESCRIPTION:
             raise UserError(f"{path} has {path.stat().st_size} bytes, which no description of an adapter has")
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON: {first_line(error)}") from error
-    if not isinstance(content, dict) or "format" not in content:
-        raise UserError(f"{path} does not describe an adapter: it has no format")
-    if content["format"] != FORMAT or isinstance(content["format"], bool):
-        raise UserError(f"{path} is in format {content['format']!r}; this version reads format {FORMAT}")
-    method = content.get("method")
-    name = method.get("name") if isinstance(method, dict) else None
-    if not isinstance(name, str) or name not in METHODS:
-        raise UserError(f"{path}: method.name must be one of {', '.join(METHODS)}, got {name!r}")
-    try:
-        content["method"] = build(METHODS[name].config, method)
-        return build(Description, {key: value for key, value in content.items() if key != "format"})
-    except SettingsError as error:
-        raise UserError(f"{path}: {'; '.join(error.problems)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not describe an adapter: it holds a {type(content).__name__}, not an object")
+    return content
 
 
 def inside(folder: Path, name: str) -> Path:
