@@ -19,6 +19,7 @@ _HOMES = {
     "merge": "lora.adapters.merge",
     "unmerge": "lora.adapters.merge",
     "swap": "lora.adapters.merge",
+    "AdapterSet": "lora.adapters.many",
     "save_adapter": "lora.adapters.files",
     "load_adapter": "lora.adapters.place",
     "to_peft": "lora.adapters.peft_folder",

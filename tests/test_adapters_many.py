@@ -8,6 +8,7 @@ import torch
 from tiny_adapters import FIVE, five, logits, with_method
 
 from lora.adapters.adapter import Adapter, adapter_of
+from lora.adapters.files import write_adapter
 from lora.adapters.many import AdapterSet, ManyLora
 from lora.adapters.merge import swap, unmerge
 from lora.errors import UserError
@@ -70,9 +71,10 @@ def changed(settings, values):
     return settings
 
 
-def test_one_row_and_one_adapter():
+def test_one_row_and_one_adapter_from_its_folder(tmp_path):
     adapters = five("deberta-v2")
-    served = AdapterSet(tiny.model("deberta-v2").double(), {"stsb": adapters["stsb"]})
+    write_adapter(adapters["stsb"], tmp_path / "stsb")
+    served = AdapterSet(tiny.model("deberta-v2").double(), {"stsb": tmp_path / "stsb"})
     row = {key: value[:1] for key, value in tiny.inputs("deberta-v2").items()}
     swap(alone := tiny.model("deberta-v2").double(), adapters["stsb"])
     with torch.no_grad():

@@ -10,6 +10,7 @@ rows of one adapter at a time.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 from lora.adapters.adapter import Adapter
 from lora.adapters.base import check_base
+from lora.adapters.files import read_adapter
 from lora.adapters.head import fitted_head, head_modules, output_layer
 from lora.adapters.merge import fitted_layers, remove
 from lora.errors import UserError
@@ -107,19 +109,20 @@ class AdapterSet(nn.Module):
     Args:
         model: Without a method, or with LoRA, merged or not, which is taken off. It is used, not copied; `release`
             gives it back as it was pretrained.
-        adapters: By the names that batches will use. Their targets, ranks and numbers of labels may differ.
+        adapters: In memory or as folders, by the names that batches will use. Their targets, ranks and numbers of labels may differ.
         allow_other_base: Take adapters that were trained on other weights.
     Raises: UserError: If an adapter is not LoRA's, does not fit or is of another base; the model is then as it was.
     """
 
-    def __init__(self, model: nn.Module, adapters: Mapping[str, Adapter], allow_other_base: bool = False):
+    def __init__(self, model: nn.Module, adapters: Mapping[str, Adapter | str | Path], allow_other_base: bool = False):
         super().__init__()
         if not adapters:
             raise UserError("a set of adapters needs at least one")
-        layers = [fitted_layers(model, adapter) for adapter in adapters.values()]
-        heads = [fitted_head(model, adapter.head) for adapter in adapters.values()]
+        loaded = [a if isinstance(a, Adapter) else read_adapter(a) for a in adapters.values()]
+        layers = [fitted_layers(model, adapter) for adapter in loaded]
+        heads = [fitted_head(model, adapter.head) for adapter in loaded]
         check_head(model)
-        for adapter in adapters.values():
+        for adapter in loaded:
             if adapter.base is not None and not allow_other_base:
                 check_base(model, adapter.base, adapter.weights)
         remove(model)
