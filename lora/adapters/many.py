@@ -109,7 +109,8 @@ class AdapterSet(nn.Module):
     Args:
         model: Without a method, or with LoRA, merged or not, which is taken off. It is used, not copied; `release`
             gives it back as it was pretrained.
-        adapters: In memory or as folders, by the names that batches will use. Their targets, ranks and numbers of labels may differ.
+        adapters: In memory or as folders, by the names that batches will use. Targets, ranks and numbers of labels may
+            differ.
         allow_other_base: Take adapters that were trained on other weights.
     Raises: UserError: If an adapter is not LoRA's, does not fit or is of another base; the model is then as it was.
     """
