@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-glue test tables lint FORCE
+.PHONY: help setup reproduce-glue test tables lint efficiency FORCE
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PIP_USER PIP_TARGET PIP_PREFIX
 
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
@@ -41,11 +41,15 @@ tables: setup ## Rebuild every committed table from its records
 	if [ -z "$$profiles" ]; then echo "no records are committed under results/" >&2; exit 1; fi
 	status=0
 	for profile in $$profiles; do $(VENV) -m lora.report "$$profile" || status=$$?; done
+	if [ -n "$$(git ls-files results/efficiency)" ]; then $(VENV) -m lora.efficiency.report || status=$$?; fi
 	exit $$status
 
 lint: $(READY) ## Check style and format
 	@$(VENV) -m ruff check .
 	$(VENV) -m ruff format --check .
+
+efficiency: setup ## Measure what each method costs in memory, files and time (ARGS="--model roberta_base --rounds 10")
+	@$(VENV) -m lora.efficiency $(ARGS)
 
 # Made when .ci/setup has ended well, again when pyproject.toml has changed, and when .venv lost its interpreter.
 $(READY): pyproject.toml $(shell test -x $(VENV) || echo FORCE)

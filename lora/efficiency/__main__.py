@@ -1,0 +1,83 @@
+"""`python -m lora.efficiency`: what each method costs on this machine, and the tables of it."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from lora.efficiency.plan import (
+    CALLS,
+    LATENCY_SHAPES,
+    MODELS,
+    RANDOM,
+    ROUNDS,
+    STEP_SHAPES,
+    TITLES,
+    device_folder,
+    make_plan,
+    place,
+)
+from lora.efficiency.report import write
+from lora.efficiency.summary import samples_csv, to_json
+from lora.errors import UserError
+from lora.provenance import ROOT
+from lora.results import write_atomically
+
+
+def options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lora.efficiency", description=__doc__.split(": ", 1)[1])
+    names = f"{', '.join(MODELS)}; {', '.join(RANDOM)} have random weights"
+    parser.add_argument("--model", default="minilm", help=f"the encoder: {names} (default: minilm)")
+    parser.add_argument("--path", help="folder of the encoder, with --model local")
+    parser.add_argument("--methods", nargs="+", default=list(TITLES), help=f"of {' '.join(TITLES)} (default: all)")
+    parser.add_argument("--kernels", choices=["fused", "stock"], help="default: the profile's; stock on a GPU")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], help="default: the profile's")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one")
+    parser.add_argument("--threads", type=int, help="of torch (default: the profile's)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"visits to every method (default: {ROUNDS})")
+    parser.add_argument("--calls", type=int, default=CALLS, help=f"timed calls of a visit (default: {CALLS})")
+    parser.add_argument("--seed", type=int, default=1, help="of weights, inputs and orders (default: 1)")
+    for name, shapes in (("step", STEP_SHAPES), ("latency", LATENCY_SHAPES)):
+        text = f"rows x tokens of batches (default: {' '.join(shapes)})"
+        parser.add_argument(f"--{name}-shapes", nargs="+", default=list(shapes), help=text)
+    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder (default: results)")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """Measure, and write the summary with its samples, figures and tables. Returns: The tables of this device.
+
+    Raises: UserError: Before anything is written, or if the folder cannot be.
+    """
+    from lora.efficiency.measure import measure  # these load torch, which a mistake in the call need not wait for
+    from lora.efficiency.subjects import resolve_device
+    from lora.train import device_name
+
+    chosen = dict(vars(arguments))
+    results = chosen.pop("results")
+    device = resolve_device(chosen.pop("device"), chosen["kernels"])
+    for key in ("methods", "step_shapes", "latency_shapes"):
+        chosen[key] = tuple(chosen[key])
+    plan = make_plan(device=device.type, **chosen)
+    shown = device_folder(device_name(device), results)
+    folder = place(plan, shown)
+    with tqdm(total=2 * plan.rounds, unit="round", dynamic_ncols=True, file=sys.stderr) as bar:
+        summary, samples = measure(plan, bar.write, bar.update)
+    write_atomically(folder / "samples.csv", samples_csv(samples))
+    write_atomically(folder / "summary.json", to_json(summary))
+    return write(shown)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Exit codes: 0 done, 2 a mistake in the call."""
+    try:
+        print(run(options().parse_args(arguments)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

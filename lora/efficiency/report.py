@@ -1,0 +1,64 @@
+"""`python -m lora.efficiency.report`: build the tables and figures again from every summary.json. No torch here."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from lora.efficiency.figures import figures
+from lora.efficiency.plan import MODELS
+from lora.efficiency.summary import read_summary
+from lora.efficiency.tables import csv, document
+from lora.errors import UserError
+from lora.provenance import ROOT
+from lora.results import write_atomically
+
+
+def build(device: Path) -> dict[str, bytes]:
+    """Every table and figure of one device's folder, by path below it; nothing is written.
+
+    Raises: UserError: If a summary there is broken, or there is none.
+    """
+    paths = [path for path in (device / "summary.json", *sorted(device.glob("*/summary.json"))) if path.is_file()]
+    if not paths:
+        raise UserError(f"{device} holds no summary.json: python -m lora.efficiency makes one")
+    found = {path: read_summary(path) for path in paths}
+    ordered = sorted(found, key=lambda path: (path.parent != device, _place(found[path]), str(path)))
+    summaries = [found[path] for path in ordered]
+    files = {"efficiency.md": document(summaries).encode(), "efficiency.csv": csv(summaries)}
+    for path in ordered:
+        below = path.parent.relative_to(device)
+        files |= {str(below / name): content for name, content in figures(found[path]).items()}
+    return files
+
+
+def _place(summary: dict) -> int:
+    return list(MODELS).index(summary["about"]["plan"]["model"])
+
+
+def write(device: Path) -> str:
+    """Build and write all of a device. Returns: efficiency.md."""
+    files = build(device)
+    for name, content in files.items():
+        write_atomically(device / name, content)
+    return files["efficiency.md"].decode()
+
+
+def main() -> None:
+    """Exit codes: 0 done, 2 a broken summary or none."""
+    parser = argparse.ArgumentParser(prog="python -m lora.efficiency.report", description=__doc__.split(": ", 1)[1])
+    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder (default: results)")
+    results = parser.parse_args().results
+    try:
+        devices = sorted(path for path in (results / "efficiency").glob("*") if path.is_dir())
+        if not devices:
+            raise UserError(f"{results / 'efficiency'} holds no device's folder: python -m lora.efficiency makes one")
+        for device in devices:
+            write(device)
+            print(device / "efficiency.md")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,460 @@
+"""What is measured against closed forms and other libraries; times are never asserted."""
+
+import dataclasses
+import json
+import mmap
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from scipy import stats
+from torch import nn
+
+from lora.checks import SettingsError
+from lora.efficiency import machine, measure, memory
+from lora.efficiency.__main__ import main
+from lora.efficiency.plan import LATENCY_SHAPES, MODELS, STEP_SHAPES, TITLES, Plan, make_plan, method_run, place
+from lora.efficiency.report import build
+from lora.efficiency.statistics import median_interval, paired_ratio
+from lora.efficiency.subjects import (
+    build_encoder,
+    loss_of,
+    make_batch,
+    make_server,
+    make_trainee,
+    random_encoder,
+    resolve_device,
+    serve,
+    train_step,
+)
+from lora.efficiency.summary import KEYS, read_summary, summarise
+from lora.efficiency.timing import interleave, orders
+from lora.errors import UserError
+from lora.methods.lowrank import LoraLinear
+from lora.params import SIZES
+from lora.provenance import ROOT
+from lora.surgery import checksum, count_parameters, is_head, trainable
+from lora.train import optimizer_bytes
+
+KERNELS = pytest.mark.parametrize(
+    ("kernels", "precision"), [("stock", "fp32"), ("stock", "bf16"), ("fused", "fp32"), ("fused", "bf16")]
+)
+TRAINED = ("full", "bitfit", "houlsby", "pfeiffer", "lora")
+
+
+@pytest.fixture
+def plan(model_dir) -> Plan:
+    return Plan(
+        model="local",
+        path=str(model_dir),
+        methods=tuple(TITLES),
+        kernels="stock",
+        precision="fp32",
+        device="cpu",
+        threads=1,
+        rounds=2,
+        calls=1,
+        step_shapes=("3x8", "4x12"),
+        latency_shapes=("2x8",),
+    )
+
+
+def other(plan: Plan, **changes) -> Plan:
+    return dataclasses.replace(plan, **changes)
+
+
+# Bytes.
+
+
+def forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return nn.functional.gelu(module(x)).sum()
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+def test_saved_bytes_of_a_linear_layer_and_a_gelu(frozen: bool) -> None:
+    """A trained layer keeps its input, a frozen one only its weight, which is no activation; GELU keeps its input."""
+    n, d_in, d_out = 5, 7, 11
+    linear, x = nn.Linear(d_in, d_out).requires_grad_(not frozen), torch.randn(n, d_in, requires_grad=True)
+    saved = memory.saved_bytes(linear, lambda: forward(linear, x))
+    assert saved == memory.Saved(activations=4 * (n * d_out + (0 if frozen else n * d_in)), casts=0)
+
+
+def test_saved_bytes_of_lora() -> None:
+    """x for A, A x for B, and GELU's input: two uses of x count once, and the frozen weight not at all."""
+    n, d_in, d_out, rank = 5, 7, 11, 3
+    layer, x = LoraLinear(nn.Linear(d_in, d_out), rank, 2.0, 0.0), torch.randn(n, d_in, requires_grad=True)
+    layer.weight.requires_grad_(False), layer.bias.requires_grad_(False)
+    saved = memory.saved_bytes(layer, lambda: forward(layer, x))
+    assert saved == memory.Saved(activations=4 * n * (d_in + rank + d_out), casts=0)
+
+
+def test_saved_bytes_count_a_storage_whole_and_casts_of_weights_apart() -> None:
+    n, d_in, d_out = 4, 6, 10
+    linear, x = nn.Linear(d_in, d_out), torch.randn(n, d_in, requires_grad=True)
+
+    def autocast() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return forward(linear, x)
+
+    assert memory.saved_bytes(linear, autocast) == memory.Saved(
+        activations=2 * n * (d_in + d_out), casts=2 * d_in * d_out
+    )
+    wide = torch.randn(n, d_in, requires_grad=True) * 1
+    part = memory.saved_bytes(linear, lambda: (wide[:1] ** 2).sum())
+    assert part.activations == 4 * n * d_in, "one row is saved, and with it the storage of all"
+
+
+@KERNELS
+def test_methods_that_freeze_keep_less(plan: Plan, kernels: str, precision: str) -> None:
+    plan = other(plan, kernels=kernels, precision=precision)
+    saved = {}
+    for name in TRAINED:
+        trainee = make_trainee(plan, name)
+        batch = make_batch(trainee.model, "4x12", plan)
+        saved[name] = memory.saved_bytes(trainee.model, lambda t=trainee, b=batch: loss_of(t, b, 0)).activations
+        again = memory.saved_bytes(trainee.model, lambda t=trainee, b=batch: loss_of(t, b, 1)).activations
+        assert saved[name] == again > 0
+    assert all(saved[name] < saved["full"] for name in TRAINED if name != "full")
+
+
+@KERNELS
+def test_bytes_of_checkpoint_and_optimizer(plan: Plan, kernels: str, precision: str, tmp_path: Path) -> None:
+    """AdamW keeps two float32 moments per value; torch's own also a float32 count of steps per tensor."""
+    plan = other(plan, kernels=kernels, precision=precision)
+    for name in TRAINED:
+        trainee = make_trainee(plan, name)
+        counts = count_parameters(trainee.model)
+        values = counts["trainable_method"] + counts["trainable_head"]
+        train_step(trainee, make_batch(trainee.model, "3x8", plan), 0)
+        tensors = len(list(trainable(trainee.model)))
+        assert optimizer_bytes(trainee.optimizer) == 8 * values + (4 * tensors if kernels == "stock" else 0)
+        for with_head, expected in ((True, values), (False, counts["trainable_method"])):
+            kept = {name: p for name, p in trainable(trainee.model) if with_head or not is_head(trainee.model, name)}
+            save_file({name: p.detach() for name, p in kept.items()}, tmp_path / "file")
+            with open(tmp_path / "file", "rb") as file:
+                header = 8 + int.from_bytes(file.read(8), "little")  # safetensors: a length, and JSON of that length
+            found = memory.checkpoint_bytes(trainee.model, with_head)
+            assert found == 4 * expected + header
+            assert sum(p.numel() for p in load_file(tmp_path / "file").values()) == expected
+
+
+def test_the_peak_of_a_child_is_its_own(plan: Plan) -> None:
+    """What this process holds does not count, though getrusage would say that it did."""
+    ballast = np.ones(2**27)  # 1 GiB
+    peak = memory.peak_of_child(plan, "lora")
+    assert 0 < peak.libraries_mib < peak.peak_mib < ballast.nbytes / 2**20
+
+
+def test_a_child_that_fails_says_why(plan: Plan, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"training lora in a process of its own.*exit code 2.*no config.json"):
+        memory.peak_of_child(other(plan, path=str(tmp_path)), "lora")
+
+
+def test_the_peak_starts_again() -> None:
+    size = 200 * 2**20
+    before = memory.resident_mib("VmHWM")
+    with mmap.mmap(-1, size) as block:
+        block.write(b"1" * size)
+    high = memory.resident_mib("VmHWM")
+    assert high >= max(before, memory.resident_mib("VmRSS") + 150)
+    memory.reset_peak()
+    assert memory.resident_mib("VmHWM") < high - 150
+
+
+# Models.
+
+
+@KERNELS
+def test_merged_lora_computes_what_unmerged_does(plan: Plan, kernels: str, precision: str) -> None:
+    plan = other(plan, kernels=kernels, precision=precision)
+    models = {name: make_server(plan, name) for name in TITLES}
+    batch = make_batch(models["base"], "4x12", plan)
+    logits = {name: serve(model, batch).float() for name, model in models.items()}
+    largest = logits["base"].abs().max().item()
+    tolerance = 1e-5 if precision == "fp32" else 0.05 * largest
+    assert (logits["lora_merged"] - logits["lora"]).abs().max().item() <= tolerance
+    assert (logits["lora"] - logits["base"]).abs().max().item() > 10 * 1e-5, "B is not zero"
+    for name in ("full", "bitfit"):  # before training they are the base: the experiment's control
+        assert torch.equal(logits[name], logits["base"])
+    assert not any(p.requires_grad for model in models.values() for p in model.parameters())
+    layers = [module for module in models["lora_merged"].modules() if isinstance(module, LoraLinear)]
+    assert not layers and any(isinstance(module, LoraLinear) for module in models["lora"].modules())
+    if kernels == "stock":
+        names = {name for name, _ in models["base"].named_parameters()}
+        assert {name for name, _ in models["lora_merged"].named_parameters()} == names
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_step_trains_what_the_method_trains(plan: Plan, name: str) -> None:
+    trainee = make_trainee(plan, name)
+    before = {key: p.detach().clone() for key, p in trainee.model.named_parameters()}
+    batch = make_batch(trainee.model, "4x12", plan)
+    for number in range(2):  # A's gradient is zero while B is
+        train_step(trainee, batch, number)
+    moved = {key for key, p in trainee.model.named_parameters() if not torch.equal(p, before[key])}
+    assert moved == {key for key, _ in trainable(trainee.model)}
+    assert batch.keys() == make_batch(trainee.model, "4x12", plan).keys(), "a step leaves its batch whole"
+
+
+def test_random_encoders_have_a_seed_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+    monkeypatch.setitem(SIZES, "roberta_base", SIZES["roberta_base"] | small)
+    state = torch.random.get_rng_state()
+    first, again, third = (random_encoder("roberta_base", "sdpa", seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    hashes = [checksum(model.named_parameters()) for model in (first, again, third)]
+    assert hashes[0] == hashes[1] != hashes[2]
+    plan = make_plan("roberta_base", "cpu")
+    assert (plan.kernels, plan.precision) == ("stock", "fp32"), "as the paper's profile has it"
+    model, weights = build_encoder(plan)
+    assert checksum(model.named_parameters()) == hashes[0] and weights == "random, seed 1"
+    assert serve(model.eval(), make_batch(model, "2x8", plan)).shape == (2, 2)
+
+
+def test_methods_are_of_one_size() -> None:
+    """LoRA at r = 8, and the adapters of its budget."""
+    plan = make_plan("minilm", "cpu")
+    assert (plan.kernels, plan.precision, plan.methods) == ("fused", "bf16", tuple(TITLES))
+    assert method_run(plan, "lora").method.rank == 8 and method_run(plan, "lora").method.targets == ("q", "v")
+    assert method_run(plan, "houlsby").method.bottleneck == 8
+    assert method_run(plan, "pfeiffer").method.bottleneck == 16
+
+
+# Time.
+
+
+def test_orders_are_seeded_permutations() -> None:
+    names = list("abcdefg")
+    drawn = orders(names, 30, 1, "step", "16x28")
+    assert drawn == orders(names, 30, 1, "step", "16x28")
+    assert all(sorted(order) == names for order in drawn)
+    assert len({tuple(order) for order in drawn}) > 25
+    assert {order[0] for order in drawn} == set(names)
+
+
+def test_every_round_visits_every_method_once() -> None:
+    log: list[tuple[str, str]] = []
+    rounds, calls, names, shapes = 4, 2, ["a", "b", "c"], ["1x2", "3x4"]
+    work = {name: {shape: lambda n=name, s=shape: log.append((n, s)) for shape in shapes} for name in names}
+    ticks: list[int] = []
+    samples = interleave("step", work, rounds, calls, 1, "cpu", lambda: ticks.append(1))
+    assert len(ticks) == rounds
+    keys = [(s["round"], s["shape"], s["method"]) for s in samples]
+    assert len(set(keys)) == len(keys) == rounds * len(names) * len(shapes)
+    assert all(s["kind"] == "step" and s["ms"] > 0 for s in samples)
+    warm, visits = log[: len(names) * len(shapes)], log[len(names) * len(shapes) :]
+    assert set(warm) == {(name, shape) for name in names for shape in shapes}
+    assert visits[:: calls + 1] == [(name, shape) for _, shape, name in keys], "in the samples' order"
+    assert len(visits) == len(keys) * (1 + calls), "one call of each visit is not timed"
+    first = [name for number, shape, name in keys if (number, shape) == (0, "1x2")]
+    assert first == orders(names, rounds, 1, "step", "1x2")[0]
+
+
+# Statistics.
+
+
+@pytest.mark.parametrize("count", [6, 7, 9, 12, 20, 41, 100])
+def test_the_interval_is_that_of_the_sign_test(count: int) -> None:
+    values = np.random.default_rng(count).normal(size=count)
+    expected = stats.quantile_test(values, q=0, p=0.5).confidence_interval(0.95)
+    assert median_interval(values) == (expected.low, expected.high)
+
+
+def test_five_rounds_give_no_interval() -> None:
+    assert median_interval(np.arange(5.0)) is None
+    assert median_interval(np.arange(6.0)) == (0.0, 5.0)
+
+
+def test_paired_ratios_cancel_what_a_round_shares() -> None:
+    slow = np.array([1.0, 9.0, 2.0, 30.0, 1.0, 4.0])
+    ratio, interval = paired_ratio(1.25 * slow, slow)
+    assert (ratio, *interval) == pytest.approx((1.25, 1.25, 1.25))
+
+
+def test_the_share_of_others_leaves_ours_out() -> None:
+    times = machine.CpuTimes
+    assert machine.others_share(times(10, 1, 100), times(16, 4, 102)) == 1.5
+    assert machine.others_share(times(10, 1, 100), times(12, 4, 102)) == 0.0, "clocks of two sources"
+    assert machine.others_share(None, times(1, 1, 1)) is None
+    assert machine.is_idle({"before": 0.05, "during": None}) is True
+    assert machine.is_idle({"before": 0.05, "during": 0.3}) is False
+    assert machine.is_idle({"before": None}) is None
+
+
+# The whole.
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory, model_dir) -> Path:
+    """The folder of one device, with two encoders measured."""
+    results = tmp_path_factory.mktemp("results")
+    for rounds, kernels, methods in ((6, "stock", "lora_merged base full lora"), (1, "fused", "lora_merged base")):
+        what = f"--model local --methods {methods} --kernels {kernels} --precision fp32 --device cpu"
+        shapes = f"--rounds {rounds} --step-shapes 3x8 4x12 --latency-shapes 2x8"
+        main([*what.split(), *shapes.split(), "--path", str(model_dir), "--results", str(results)])
+    (device,) = (results / "efficiency").iterdir()
+    return device
+
+
+def test_files(measured: Path) -> None:
+    found = {str(path.relative_to(measured)) for path in measured.rglob("*") if path.is_file()}
+    served = ("summary.json", "samples.csv", "latency.png", "latency.svg")
+    assert found == {
+        *("efficiency.md", "efficiency.csv", "local-stock-fp32/training.png", "local-stock-fp32/training.svg"),
+        *(f"{folder}/{name}" for folder in ("local-stock-fp32", "local-fused-fp32") for name in served),
+    }
+    assert re.fullmatch(r"[a-z0-9-]+", measured.name)
+
+
+def test_the_summary_has_every_key_and_follows_from_the_samples(measured: Path) -> None:
+    summary = read_summary(measured / "local-stock-fp32" / "summary.json")
+    assert list(summary) == ["about", "base", "full", "lora", "lora_merged"]
+    assert all(tuple(summary[name]) == KEYS for name in summary if name != "about")
+    lora, full, merged = summary["lora"], summary["full"], summary["lora_merged"]
+    assert lora["trainable"] == 2 * 2 * 2 * 8 * 32, "layers, q and v, A and B, r = 8, d = 32"
+    assert lora["to_full"]["trainable"] == pytest.approx(lora["trainable"] / full["trainable"], abs=1e-6)
+    assert lora["checkpoint_bytes"] < full["checkpoint_bytes"] and lora["to_full"]["checkpoint_bytes"] < 1
+    for name in ("base", "lora_merged"):
+        assert summary[name]["trainable"] is None and summary[name]["step_ms"] is None
+        assert summary[name]["peak_mib"] is None and summary[name]["to_full"]["step_ms"] is None
+    assert set(lora["step_ms"]) == set(lora["saved_activation_bytes"]) == {"3x8", "4x12"}
+    assert set(lora["peak_mib"]) == {"4x12"} and set(merged["latency_ms"]) == {"2x8"}
+
+    samples = np.genfromtxt(
+        measured / "local-stock-fp32" / "samples.csv", delimiter=",", names=True, dtype=None, encoding="utf-8"
+    )
+
+    def times(kind: str, method: str, shape: str) -> np.ndarray:
+        chosen = samples[(samples["kind"] == kind) & (samples["method"] == method) & (samples["shape"] == shape)]
+        return chosen["ms"][np.argsort(chosen["round"])]
+
+    ratios = times("step", "lora", "3x8") / times("step", "full", "3x8")
+    assert len(ratios) == 6
+    assert lora["to_full"]["step_ms"]["3x8"] == pytest.approx(np.median(ratios), abs=1e-5)
+    assert lora["to_full"]["step_ms_interval"]["3x8"] == pytest.approx([ratios.min(), ratios.max()], abs=1e-5)
+    merged_ratios = times("latency", "lora_merged", "2x8") / times("latency", "base", "2x8")
+    assert merged["to_base"]["latency_ms"]["2x8"] == pytest.approx(np.median(merged_ratios), abs=1e-5)
+    assert merged["latency_ms"]["2x8"] == pytest.approx(np.median(times("latency", "lora_merged", "2x8")), abs=1e-4)
+    assert summary["base"]["to_base"]["latency_ms"]["2x8"] == 1.0
+
+
+def test_the_summary_says_where_it_is_from_and_no_more(measured: Path, model_dir: Path) -> None:
+    text = (measured / "local-fused-fp32" / "summary.json").read_text()
+    about = json.loads(text)["about"]
+    assert about["plan"]["path"] == model_dir.name and str(model_dir) not in text
+    assert about["model"]["weights"].startswith("sha256:") and about["machine"]["packages"]["torch"]
+    assert about["idle"]["idle"] in (True, False, None)
+    assert set(about["idle"]["cores busy with others"]) == {"before", "during steps", "during served batches"}
+
+
+def test_tables_and_figures_are_rebuilt_byte_for_byte(measured: Path) -> None:
+    files = build(measured)
+    assert len(files) == 2 + 4 + 2, "nothing trained in the second, so there is no figure of it"
+    assert {name: (measured / name).read_bytes() for name in files} == files
+    text = files["efficiency.md"].decode()
+    assert text.count("| LoRA, merged |") == 2 and text.count("| Full fine-tuning |") == 2
+    assert "Hu et al. 2021, Table 1" in text and "LoRA merged / base: 1 lies within the interval at" in text
+    rows = files["efficiency.csv"].decode().splitlines()
+    assert rows[0] == "model,kernels,precision,method,quantity,shape,value,low,high,to_full,to_base"
+    assert "local,stock,fp32,lora,trainable,,2048,,,0." in "\n".join(rows)
+
+
+def test_tables_need_no_torch(measured: Path) -> None:
+    code = "import sys; from lora.efficiency.report import build; from pathlib import Path; import hashlib\n"
+    code += f"build(Path({str(measured)!r})); assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s["about"].update(schema=9), "not a summary of schema 1"),
+        (lambda s: s["about"].pop("idle"), "about must have the keys"),
+        (lambda s: s.update(gpt={}), "gpt, which is not one of base, full"),
+        (lambda s: s["lora"].pop("to_full"), "a method must have the keys"),
+        (lambda s: s["lora"]["step_ms"].update({"9x9": 1.0}), "step_ms must be by the plan's shapes"),
+        (lambda s: s["lora"]["step_ms"].update({"3x8": "fast"}), "step_ms must hold numbers"),
+        (lambda s: s["about"]["plan"].update(rounds=0), "--rounds must be >= 1"),
+    ],
+)
+def test_a_broken_summary_is_refused(measured: Path, tmp_path: Path, change, message: str) -> None:
+    summary = json.loads((measured / "local-stock-fp32" / "summary.json").read_text())
+    change(summary)
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(UserError, match=message):
+        build(tmp_path)
+
+
+def test_without_references_there_are_no_ratios(tmp_path: Path) -> None:
+    samples = [{"kind": "latency", "method": "lora", "shape": "1x8", "round": 0, "ms": 2.0}]
+    summary = summarise({"lora": {"settings": None}}, samples, {})
+    assert summary["lora"]["to_full"] is None and summary["lora"]["to_base"] is None
+    assert summary["lora"]["latency_ms"] == {"1x8": 2.0} and summary["lora"]["latency_ms_interval"] == {"1x8": None}
+
+
+def test_the_default_lies_on_top_and_the_rest_below() -> None:
+    top = Path("results/efficiency/some-cpu")
+    assert place(make_plan("minilm", "cpu"), top) == top
+    assert place(make_plan("minilm", "cuda"), top) == top, "a GPU's default are the stock kernels"
+    assert place(make_plan("minilm", "cpu", precision="fp32"), top) == top / "minilm-fused-fp32"
+    assert place(make_plan("roberta_large", "cpu"), top) == top / "roberta_large-stock-fp32"
+    assert (make_plan("minilm", "cpu").step_shapes, make_plan("minilm", "cpu").latency_shapes) == (
+        STEP_SHAPES, LATENCY_SHAPES,
+    )  # fmt: skip
+
+
+# Mistakes.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "gpt3"], f"--model must be one of {', '.join(MODELS)}, got 'gpt3'"),
+        (["--methods", "prefix"], f"--methods must be of {', '.join(TITLES)}, got 'prefix'"),
+        (["--device", "cuda"], "--device is cuda, but torch sees no CUDA device here"),
+        (["--rounds", "0"], "--rounds must be >= 1, got 0"),
+        (["--calls", "0"], "--calls must be >= 1, got 0"),
+        (["--threads", "0"], "--threads must be >= 1, got 0"),
+        (["--seed", "-1"], "--seed must be in [0, 2^31), got -1"),
+        (["--step-shapes", "16by28"], "--step-shapes must be <rows>x<tokens>, such as 16x128, got '16by28'"),
+        (["--latency-shapes", "1x8", "1x8"], "--latency-shapes must be not empty, without repeats"),
+        (["--model", "local"], "--path must be given with --model local only, got None"),
+        (["--path", "somewhere"], "--path must be given with --model local only, got 'somewhere'"),
+        (["--model", "local", "--path", "absent"], "model folder absent has no config.json"),
+        (["--kernels", "quick"], "invalid choice: 'quick'"),
+    ],
+)
+def test_a_mistake_is_told_and_nothing_written(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as exit_:
+        main([*arguments, "--results", str(tmp_path / "results")])
+    assert exit_.value.code == 2
+    shown = capsys.readouterr().err
+    assert message in shown and "Traceback" not in shown
+    assert not (tmp_path / "results").exists()
+
+
+def test_kernels_and_shapes_that_do_not_fit(plan: Plan, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="--kernels must be stock on a GPU, got 'fused'"):
+        other(plan, kernels="fused", device="cuda")
+    with pytest.raises(UserError, match="a shape has 65 tokens, but local reads at most 64"):
+        build_encoder(other(plan, latency_shapes=("1x65",)))
+    folder = tiny.folder(tmp_path / "distilbert", "distilbert")
+    with pytest.raises(UserError, match="does not cover model type distilbert"):
+        measure.training_work(other(plan, path=str(folder), kernels="fused"), {"full": {}})
+
+
+def test_auto_is_the_gpu_unless_the_kernels_are_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [resolve_device("auto", kernels).type for kernels in (None, "stock", "fused")] == ["cuda", "cuda", "cpu"]
+    assert resolve_device("cpu", None).type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device("auto", None).type == "cpu"
