@@ -1,7 +1,7 @@
 """Figures of a summary. Markers tell methods apart, so that grey print and colour-blind eyes read them too."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -21,16 +21,18 @@ STYLES = {
     "lora": ("#0072B2", "o", True),
     "lora_merged": ("#D55E00", "P", True),
 }
-QUANTITIES = {  # of training -> label
+FILES = {  # quantities of training -> label
     "trainable": "Trainable parameters",
     "checkpoint_bytes": "Checkpoint (with head)",
     "optimizer_bytes": "Optimizer state",
+}
+RUN = {
     "saved_activation_bytes": "Saved activations",
     "peak_mib": "Peak memory of the process",
     "peak_above_libraries_mib": "... without the libraries",
     "step_ms": "Time of a step",
 }
-SETTINGS = {"svg.hashsalt": "efficiency", "svg.fonttype": "path", "font.size": 9, "figure.dpi": 150}
+SETTINGS = {"svg.hashsalt": "efficiency", "svg.fonttype": "path", "font.size": 9, "savefig.dpi": 150}
 
 
 def figures(summary: Mapping[str, Any]) -> dict[str, bytes]:
@@ -44,21 +46,25 @@ def figures(summary: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def training(summary: Mapping[str, Any]) -> Figure | None:
-    """Each quantity as a share of full fine-tuning's, on a logarithmic axis; None without full fine-tuning."""
-    rows = [(key, shape) for key in QUANTITIES for shape in _shapes(summary, key, "to_full")]
-    if not rows:
+    """Each quantity as a share of full fine-tuning's: what shrinks by orders of magnitude above, the rest below.
+
+    Returns: None without full fine-tuning.
+    """
+    halves = [[(key, shape) for key in keys for shape in _shapes(summary, key, "to_full")] for keys in (FILES, RUN)]
+    if not all(halves):
         return None
-    figure = Figure(figsize=(7, 0.9 + 0.36 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    for name in methods_of(summary):
-        ratios = summary[name]["to_full"] or {}
-        points = [(value_at(ratios, key, shape), place) for place, (key, shape) in enumerate(rows)]
-        points = [(value, place) for value, place in points if value is not None]
-        if summary[name]["trainable"] is not None and points:
-            axes.plot(*zip(*points, strict=True), **_style(name))
-    axes.set_xscale("log")
-    axes.set_xlabel("share of full fine-tuning")
-    _finish(axes, [f"{QUANTITIES[key]}{shape and f', {shape}'}" for key, shape in rows])
+    names = [name for name in methods_of(summary) if summary[name]["trainable"] is not None]
+    heights = [len(half) for half in halves]
+    figure = Figure(figsize=(7, 1.6 + 0.42 * sum(heights)), layout="constrained")
+    above, below = figure.subplots(2, gridspec_kw={"height_ratios": heights})
+    for axes, rows in ((above, halves[0]), (below, halves[1])):
+        _points(axes, summary, names, "to_full", rows)
+        _finish(axes, [f"{(FILES | RUN)[key]}{shape and f', {shape}'}" for key, shape in rows])
+    above.set_xscale("log")
+    above.set_xlabel("share of full fine-tuning, logarithmic")
+    below.axvline(1, color="grey", linewidth=0.8)
+    below.set_xlabel("share of full fine-tuning; of times, with the 95% interval of paired ratios")
+    above.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
 
 
@@ -67,21 +73,32 @@ def latency(summary: Mapping[str, Any]) -> Figure | None:
     shapes, names = _shapes(summary, "latency_ms", "to_base"), methods_of(summary)
     if not shapes:
         return None
-    figure = Figure(figsize=(7, 0.9 + 0.16 * len(shapes) * len(names)), layout="constrained")
+    figure = Figure(figsize=(7, 0.9 + 0.12 * len(shapes) * len(names)), layout="constrained")
     axes = figure.subplots()
     shown = [name for name in names if name != "base"]
-    for number, name in enumerate(shown):
-        ratios = summary[name]["to_base"]
-        for row, shape in enumerate(shapes):
-            place = row + 0.7 * ((number + 0.5) / len(shown) - 0.5)
-            value, interval = ratios["latency_ms"][shape], ratios["latency_ms_interval"][shape]
-            low, high = interval or (value, value)
-            style = _style(name) | ({} if row == 0 else {"label": None})
-            axes.errorbar(value, place, xerr=[[value - low], [high - value]], capsize=2, linewidth=1, **style)
-    axes.axvline(1, color="grey", linewidth=0.8)
-    axes.set_xlabel("latency over the untouched base's, median and 95% interval of paired ratios")
+    _points(axes, summary, shown, "to_base", [("latency_ms", shape) for shape in shapes])
     _finish(axes, shapes)
+    axes.axvline(1, color="grey", linewidth=0.8)
+    axes.set_xlabel("latency over the untouched base's, with the 95% interval of paired ratios")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
+
+
+def _points(
+    axes: Axes, summary: Mapping[str, Any], names: Sequence[str], reference: str, rows: Sequence[tuple[str, str]]
+) -> None:
+    """One row per quantity and shape, and in it the methods below one another, so that equal ones do not overlap."""
+    for number, name in enumerate(names):
+        ratios, label = summary[name][reference], TITLES[name]
+        for row, (key, shape) in enumerate(rows):
+            value = value_at(ratios, key, shape)
+            if value is None:
+                continue
+            place = row + 0.7 * ((number + 0.5) / len(names) - 0.5)
+            low, high = value_at(ratios, f"{key}_interval", shape) or (value, value)
+            spread = [[value - low], [high - value]]
+            axes.errorbar(value, place, xerr=spread, capsize=2, linewidth=1, label=label, **_style(name))
+            label = None  # once in the legend
 
 
 def _shapes(summary: Mapping[str, Any], key: str, ratios: str) -> list[str]:
@@ -103,7 +120,6 @@ def _style(name: str) -> dict[str, Any]:
         "markerfacecolor": face,
         "markersize": 5.5,
         "linestyle": "none",
-        "label": TITLES[name],
     }
 
 
@@ -113,7 +129,6 @@ def _finish(axes: Axes, labels: list[str]) -> None:
     axes.grid(axis="both", color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
 def _bytes(figure: Figure, kind: str) -> bytes:
