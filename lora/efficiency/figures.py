@@ -62,6 +62,7 @@ def training(summary: Mapping[str, Any]) -> Figure | None:
         _finish(axes, [f"{(FILES | RUN)[key]}{shape and f', {shape}'}" for key, shape in rows])
     above.set_xscale("log")
     above.set_xlabel("share of full fine-tuning, logarithmic")
+    below.set_xlim(left=0)
     below.axvline(1, color="grey", linewidth=0.8)
     below.set_xlabel("share of full fine-tuning; of times, with the 95% interval of paired ratios")
     above.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
