@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lora.compose import compose_run
 from lora.config import RunConfig
+from lora.efficiency.memory import saved_bytes
 from lora.errors import UserError
 from lora.methods.attach import apply
 from lora.params import SIZES
@@ -68,7 +69,7 @@ def estimate(config: RunConfig, processes: int) -> Memory:
         apply(model, config.method)
         counts = count_parameters(model)
         trained = counts["trainable_method"] + counts["trainable_head"]
-        saved = saved_bytes(model.train(), rows, config.data.max_length, config.train.precision)
+        saved = kept_activations(model.train(), rows, config.data.max_length, config.train.precision)
     settings = model.config
     layers = settings.num_hidden_layers
     casts = 2 * counts["total"] if config.train.precision == "bf16" else 0
@@ -90,25 +91,11 @@ def fake_model(config: RunConfig) -> nn.Module:
     return AutoModelForSequenceClassification.from_config(settings)
 
 
-def saved_bytes(model: nn.Module, rows: int, length: int, precision: str) -> int:
-    """Bytes of the storages that autograd keeps of one forward pass, each once, parameters and their casts apart."""
-    # A cast of a weight is kept like an activation, but has the shape of a parameter.
-    shapes = {shape for p in model.parameters() for shape in (p.shape, p.t().shape if p.dim() == 2 else p.shape)}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.shape not in shapes:
-            kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
-        return tensor
-
+def kept_activations(model: nn.Module, rows: int, length: int, precision: str) -> int:
+    """Bytes that autograd keeps of one forward pass, parameters and their casts apart."""
     inputs = {name: torch.ones(rows, length, dtype=torch.long) for name in ("input_ids", "attention_mask")}
-    with (
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
-    ):
-        loss = model(**inputs).logits.sum()
-    del loss
-    return sum(storage.nbytes() for storage in kept.values())
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        return saved_bytes(model, lambda: model(**inputs).logits.sum()).activations
 
 
 @dataclass(frozen=True)

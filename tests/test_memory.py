@@ -8,7 +8,7 @@ from transformers import AutoModelForSequenceClassification
 from lora import memory
 from lora.compose import compose_run
 from lora.errors import UserError
-from lora.memory import GIB, SHOWN, estimate, main, needs, saved_bytes, table
+from lora.memory import GIB, SHOWN, estimate, kept_activations, main, needs, table
 from lora.methods.attach import apply
 from lora.params import SIZES
 from lora.provenance import ROOT
@@ -58,7 +58,7 @@ def test_activations_are_what_autograd_really_keeps(small):
         out = model(**inputs).logits.sum()
     real = sum(storage.nbytes() for storage in kept.values())
     assert estimate(config, 1).activations == pytest.approx(real, rel=0.01)
-    assert out.requires_grad and saved_bytes(model, 6, 20, "fp32") == pytest.approx(real, rel=0.01)
+    assert out.requires_grad and kept_activations(model, 6, 20, "fp32") == pytest.approx(real, rel=0.01)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

@@ -82,7 +82,7 @@ def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> Saved:
 
 
 def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    return tensor.untyped_storage()._cdata  # of the storage itself: a fake one has no data
 
 
 def checkpoint_bytes(model: nn.Module, with_head: bool) -> int:
