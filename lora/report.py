@@ -1,47 +1,32 @@
-"""`python -m lora.report PROFILE`: from the records of a profile to its tables, and what is missing."""
+"""`python -m lora.report PROFILE`: from the records of a profile to tables, verdicts, figures and its page."""
 
 import argparse
-import re
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from omegaconf import OmegaConf
 
-from lora.compose import CONF
+from lora.analyses import Analyses, read_analyses
+from lora.claims.__main__ import verdicts
+from lora.claims.shown import to_json, verdict_table
+from lora.claims.verdicts import Verdict
 from lora.errors import UserError
+from lora.figures import Figure, by_parameters, by_rank, by_targets, forest, learning_curves
+from lora.formats import Table
+from lora.gather import Gathered, gather
+from lora.page import page
+from lora.page.cells import cells_html
 from lora.provenance import ROOT
-from lora.results import load_frame, load_records, write_atomically
-from lora.sweep import Cell, State, requested, state
-from lora.tables import (
-    LORA_SLUG,
-    METHOD_TITLES,
-    NOT_GLUE,
-    TARGET_TITLES,
-    Planned,
-    against_reference,
-    in_order,
-    markdown,
-    published,
-    start_table,
-    summarise,
-    table2,
-    table5,
-    table6,
-)
-from lora.tasks import TASKS
+from lora.readme import block, in_readme
+from lora.results import load_curves, load_frame, load_records, write_atomically
+from lora.sections import METHODS_BY_TASKS, NOT_GLUE, Sections, build_sections, reference_table
+from lora.subspace_tables import amplification_table, figure3, figure4
+from lora.sweep import State
 
-README_MARK = "<!-- results:{name} {edge} -->"
-PAPER = ROOT / "experiments" / "glue_table2" / "paper.csv"
-SECTIONS = {  # experiment -> file, title, layout; the start's table is made from pairs of runs
-    "glue_table2": ("table2", "Table 2: methods by tasks", table2),
-    "adhoc": ("table2", "Methods by tasks", table2),
-    "lora_targets": ("table5", "Table 5: which projections to adapt, at one number of parameters", table5),
-    "lora_ranks": ("table6", "Table 6: how large the rank must be", table6),
-    "mnli_start": ("mnli_start", "What an MNLI start gives (section 5.2)", None),
-}
+PRINTED = ("claims", "table2", "table2_part", "table5", "table6", "table7", "mnli_start", "reference")
 
 
 @dataclass(frozen=True)
@@ -49,185 +34,154 @@ class Report:
     """What a profile's records amount to.
 
     Args:
-        text: The tables, in Markdown, and what is not in them.
-        files: Path below results/<name>/ -> content.
-        state: Of the sweep.
+        tables: In reading order.
+        figures: Name -> what it plots.
+        gathered, analyses: What all of it was made from.
+        problems: A line for each file that was left out.
     """
 
-    text: str
-    files: dict[str, bytes]
-    state: State
+    gathered: Gathered
+    analyses: Analyses
+    tables: tuple[Table, ...]
+    cells: pd.DataFrame
+    verdicts: tuple[Verdict, ...]
+    figures: dict[str, Figure]
+
+    @property
+    def name(self) -> str:
+        return self.gathered.name
+
+    @property
+    def state(self) -> State:
+        return self.gathered.state
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return (*self.state.problems, *self.analyses.problems)
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """Path below results/<name>/ -> content, of all but the pictures and the page that shows them."""
+        files = {path: content for table in self.tables for path, content in table.files().items()}
+        files["tables/cells.csv"] = self.cells.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
+        files["claims/verdicts.json"] = to_json(self.verdicts)
+        return files | {f"figures/{key}.json": figure_json(figure) for key, figure in self.figures.items()}
+
+    @property
+    def text(self) -> str:
+        """What the command prints."""
+        shown = [table.markdown() for table in self.tables if table.name in PRINTED]
+        left_out = status_lines(self)
+        return "\n".join([*shown, *(["## Not in the tables\n", *left_out, ""] if left_out else [])])
+
+    @property
+    def readme(self) -> str:
+        main = [table for table in self.tables if table.name in ("table2", "table2_part")]
+        return block(self.name, main, self.verdicts, list(self.figures)) if main else ""
+
+    def html(self, pictures: Mapping[str, bytes]) -> bytes:
+        """The page. `pictures`: name -> SVG."""
+        banner = NOT_GLUE if any(table.banner == NOT_GLUE for table in self.tables) else ""
+        status = status_lines(self)
+        cells = cells_html(self.gathered.every, self.state.ok)
+        return page(self.name, banner, self.verdicts, self.tables, self.figures, pictures, cells, status).encode()
 
 
 def build(name: str, overrides: Sequence[str] = (), results: Path = ROOT / "results") -> Report:
-    """Build every table of a profile; nothing is written.
+    """Read a profile and make everything but the pictures; nothing is written.
 
     Args:
         name: A profile, or `reference/<profile>`: a folder below `results`.
         overrides: Those that the sweep was launched with, so that the same cells are expected.
-    Raises: UserError: If the profile does not exist, or its records are of different rows.
+    Raises: UserError: If the profile does not exist, its records are of different rows, or a claims file or an analysis
+        is not as it must be.
     """
-    profile = Path(name).name
-    records, _ = load_records(results / name)
-    if name != profile:  # the precision may follow the machine that made them
-        overrides = [*overrides, *(f"train.precision={p}" for p in {r.config["train"]["precision"] for r in records})]
-    sections = experiments_shown(profile, overrides, {record.run_id for record in records})
-    cells = list({cell.run_id: cell for found in sections.values() for cell in found}.values())
-    now = state(cells, results / name)
-    frame = load_frame(list(now.ok.values()))
-    refuse_mixed_rows(frame)
-    texts, files = [], {}
-    for experiment, found in sections.items():
-        file, title, layout = SECTIONS[experiment]
-        planned = in_table_order(found)
-        summary = summarise(frame, planned)
-        table = start_table(frame, summary, planned) if layout is None else layout(summary)
-        text = section(f"{title} ({name})", table, summary)
-        if experiment in ("glue_table2", "adhoc"):
-            text += beside_the_paper(summary)
-        texts.append(text)
-        csv = summary.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-        files |= {f"tables/{file}.md": text.encode(), f"tables/{file}.csv": csv.encode()}
-    if name == profile:
-        texts.append(beside_the_reference(profile, frame, in_table_order(cells), results))
-    texts.append(status_text(now))
-    text = "\n".join(part.rstrip() + "\n" for part in texts if part)
-    return Report(text, files, now)
+    gathered = gather(name, overrides, results)
+    frame, curves = gathered.frame, load_curves(list(gathered.state.ok.values()))
+    analyses = read_analyses(results / name / "analysis", gathered.state.ok)
+    sections = build_sections(name, gathered.planned, frame, curves, analyses.examples)
+    judged = verdicts(gathered, results)
+    tables = [Table("claims", f"The paper's sentences ({name})", verdict_table(judged), words=3), *sections.tables]
+    if analyses.subspaces:
+        tables.append(amplification_table(name, analyses.subspaces))
+    if name == gathered.profile:
+        reference = load_frame(load_records(results / "reference" / name)[0])
+        beside = reference_table(name, frame, reference, gathered.every)
+        tables += [beside] if beside is not None else []
+    figures = make_figures(gathered, sections, curves, analyses)
+    return Report(gathered, analyses, tuple(tables), sections.cells(), tuple(judged), figures)
 
 
-def experiments_shown(profile: str, overrides: Sequence[str], present: set[str]) -> dict[str, list[Cell]]:
-    """Experiment -> its cells without the MNLI runs that others start from: what was asked for, then what else was run.
-
-    An experiment that nobody asked for is shown if a record is there that only it expects.
-    """
-    asked = requested(profile, overrides)
-    shown = {name: [c for c in asked if name in c.experiments] for name in SECTIONS}
-    known = {cell.run_id for cell in asked}
-    if not any(override.startswith("experiment=") for override in overrides) and not shown["adhoc"]:
-        for name in described(profile):
-            if not shown[name]:
-                cells = requested(profile, [*overrides, f"experiment={name}"])
-                shown[name] = cells if (present - known) & {cell.run_id for cell in cells} else []
-    parents = {cell.parent for cells in shown.values() for cell in cells}
-    return {
-        name: [cell for cell in cells if name != "mnli_start" or cell.run_id not in parents]
-        for name, cells in shown.items()
-        if cells
-    }
+def make_figures(gathered: Gathered, sections: Sections, curves: pd.DataFrame, analyses: Analyses) -> dict[str, Figure]:
+    """Those for which there is something to plot; of rows of one kind each."""
+    found: dict[str, Figure | None] = {}
+    for (experiment, kind), summary in sections.summaries.items():
+        suffix = "_part" if kind == "part" else ""
+        if experiment in METHODS_BY_TASKS:
+            of_kind = [p for p in gathered.planned[experiment] if p.task in set(summary["task"])]
+            found[f"parameters{suffix}"] = by_parameters(summary)
+            found[f"forest{suffix}"] = forest(sections.pairs[sections.pairs["kind"] == kind])
+            found[f"curves{suffix}"] = learning_curves(curves, of_kind)
+        elif experiment == "lora_targets":
+            found[f"targets{suffix}"] = by_targets(summary)
+        elif experiment == "lora_ranks":
+            found[f"ranks{suffix}"] = by_rank(summary)
+    if analyses.subspaces:
+        found |= {"figure3": figure3(analyses.subspaces), "figure4": figure4(analyses.subspaces)}
+    return {key: figure for key, figure in found.items() if figure is not None}
 
 
-def described(profile: str) -> list[str]:
-    """The experiments that have a grid of this profile's size."""
-    names = [name for name in SECTIONS if name != "adhoc"]
-    return [name for name in names if profile in OmegaConf.load(CONF / "experiment" / f"{name}.yaml").grid]
+def figure_json(figure: Figure) -> bytes:
+    return (json.dumps(figure, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 
-def refuse_mixed_rows(frame: pd.DataFrame) -> None:
-    """A column of a table is one data set."""
-    for task, runs in frame.groupby("task") if len(frame) else ():
-        if runs["fingerprint"].nunique() > 1:
-            by_rows = runs.drop_duplicates("fingerprint")["run_id"]
-            raise UserError(
-                f"records of {task} were made from different rows, so they share no table: {', '.join(by_rows)}"
-            )
-
-
-def in_table_order(cells: Sequence[Cell]) -> list[Planned]:
-    """Methods and tasks as the tables list them, whatever order the cells run in."""
-    methods, tasks = list(METHOD_TITLES), list(TASKS)
-    planned = [Planned(c.run_id, c.model, c.protocol, c.start, c.slug, c.method, c.task, c.seed) for c in cells]
-
-    def place(p: Planned) -> tuple:
-        lora = LORA_SLUG.fullmatch(p.slug)
-        size = (len(lora[1]), [*TARGET_TITLES].index(lora[1][0]), lora[1], int(lora[2])) if lora else ()
-        return p.model, methods.index(p.method), p.protocol, size, p.slug, tasks.index(p.task), p.seed
-
-    return sorted(planned, key=place)
-
-
-def section(title: str, table: pd.DataFrame, summary: pd.DataFrame) -> str:
-    embedded = all(TASKS[task].family == "embedded" for task in summary["task"])
-    lines = [f"# {title}", ""]
-    if embedded:
-        lines += [NOT_GLUE, ""]
-    return "\n".join([*lines, markdown(table), *caption(summary, embedded), ""])
-
-
-def beside_the_paper(summary: pd.DataFrame) -> str:
-    tasks = [task for task in in_order(summary) if TASKS[task].family != "embedded"]
-    if not tasks:
-        return ""
-    table = markdown(published(pd.read_csv(PAPER), tasks))
-    source = "Larger encoders, longer runs: beside ours for orientation. Source: Hu et al. 2021, Table 2."
-    return f"\n## The paper's cells for these tasks\n\n{table}\n{source}\n"
-
-
-def beside_the_reference(profile: str, frame: pd.DataFrame, planned: Sequence[Planned], results: Path) -> str:
-    """Our cells beside those of the run that came with the clone; nothing where the profile has none."""
-    reference = load_frame(load_records(results / "reference" / profile)[0])
-    if not len(reference):
-        return ""
-    compared = against_reference(summarise(frame, planned), summarise(reference, planned))
-    agree, total = (compared["Agrees"] == "yes").sum(), (compared["Agrees"] != "-").sum()
-    verdict = f"{agree} of {total} cells agree: the ranges of their seeds overlap."
-    return f"## Against the reference run\n\n{markdown(compared)}\n{verdict}\n"
-
-
-def caption(summary: pd.DataFrame, embedded: bool) -> list[str]:
-    seeds = set(summary["planned"])
-    of_runs = "Each run's best epoch on the dev set, one seed"
-    if seeds != {1}:
-        count = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
-        of_runs = (
-            f"Median over {count} seeds of each run's best epoch on the dev set, ± the standard deviation over seeds"
-        )
-    lines = [f"{of_runs}; protocol {', '.join(sorted(set(summary['protocol'])))}; Trainable leaves the head out."]
-    trained = summary.dropna(subset=["train_rows"]).drop_duplicates("task")
-    rows = [f"{TASKS[row.task].title} {row.train_rows:,.0f}" for row in trained.itertuples() if embedded or row.is_part]
-    if rows:
-        lines.append(f"{'Train rows' if embedded else 'Only a part of the official train rows'}: {', '.join(rows)}.")
-    return lines
-
-
-def status_text(now: State) -> str:
+def status_lines(report: Report) -> list[str]:
+    now = report.state
     lines = [f"- failed: `{run_id}`: {record.error}" for run_id, record in sorted(now.failed.items())]
     lines += [f"- missing: `{cell.run_id}`" for cell in sorted(now.missing, key=lambda cell: cell.run_id)]
     lines += [f"- extra, not used: `{run_id}`" for run_id in now.extra]
-    lines += [f"- left out: {problem}" for problem in now.problems]
-    return "\n".join(["## Not in the tables", "", *lines]) if lines else ""
+    return lines + [f"- left out: {problem}" for problem in report.problems]
 
 
-def in_readme(readme: str, name: str, text: str) -> str:
-    """The README with the main table between its marks; unchanged where it has none for this profile."""
-    begin, end = (README_MARK.format(name=name, edge=edge) for edge in ("begin", "end"))
-    if begin not in readme or end not in readme:
-        return readme
-    table = re.split(r"\n##? ", text.partition("\n\n")[2])[0].rstrip()
-    return f"{readme.partition(begin)[0]}{begin}\n{table}\n{end}{readme.partition(end)[2]}"
+def write(report: Report, folder: Path) -> None:
+    """Write every file of a report below `folder`, and draw the figures whose data changed.
+
+    A picture of the same data is left as it is: another release of matplotlib would draw it in other bytes.
+    """
+    files, pictures = report.files, {}
+    for key, figure in report.figures.items():
+        data = folder / "figures" / f"{key}.json"
+        drawn = {form: folder / "figures" / f"{key}.{form}" for form in ("png", "svg")}
+        same = data.exists() and data.read_bytes() == files[f"figures/{key}.json"]
+        if not same or not all(path.exists() for path in drawn.values()):
+            from lora.plots import draw  # loads matplotlib
+
+            for form, content in draw(figure).items():
+                write_atomically(drawn[form], content)
+        pictures[key] = drawn["svg"].read_bytes()
+    for path, content in (files | {"report.html": report.html(pictures)}).items():
+        write_atomically(folder / path, content)
 
 
 def main() -> None:
-    """Exit codes: 0 complete; 1 a cell is missing or failed, or runs/ holds a file that is no record; 2 a bad call."""
+    """Exit codes: 0 complete; 1 a cell is missing or failed, or a file was left out; 2 a bad call."""
     parser = argparse.ArgumentParser(prog="python -m lora.report", description=__doc__)
     parser.add_argument("profile", help="a profile, or reference/<profile>: the folder below results/")
     parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was launched with")
     arguments = parser.parse_args()
     try:
         report = build(arguments.profile, arguments.overrides)
-        for path, content in report.files.items():
-            write_atomically(ROOT / "results" / arguments.profile / path, content)
+        write(report, ROOT / "results" / arguments.profile)
         readme = ROOT / "README.md"
         before = readme.read_text()
-        after = in_readme(before, arguments.profile, report.text)
+        after = in_readme(before, arguments.profile, report.readme)
         if after != before:
             write_atomically(readme, after.encode())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     print(report.text)
-    failed, missing, left_out = (
-        len(part) for part in (report.state.failed, report.state.missing, report.state.problems)
-    )
+    failed, missing, left_out = len(report.state.failed), len(report.state.missing), len(report.problems)
     if failed or missing or left_out:
         print(f"incomplete: {failed} failed, {missing} missing, {left_out} files left out", file=sys.stderr)
         sys.exit(1)

@@ -129,11 +129,16 @@ def load_records(results: str | Path) -> tuple[list[RunRecord], list[str]]:
     return records, problems
 
 
+FRAME_COLUMNS = (
+    *("run_id", "model", "method", "slug", "task", "protocol", "start", "seed", "best", "last", "best_epoch"),
+    *("trainable_method", "trainable_head", "total", "seconds", "is_part", "train_rows", "fingerprint"),
+)
+
+
 def load_frame(records: list[RunRecord]) -> pd.DataFrame:
     """One row per `ok` record; metrics as fractions, absent values as NaN.
 
-    Returns: Columns run_id, model, method, slug, task, protocol, start, seed, metric columns `best` and `last`,
-        `best_epoch`, trainable_method, trainable_head, total, seconds, is_part, train_rows, fingerprint.
+    Returns: Columns `FRAME_COLUMNS`; `best` and `last` are the headline metric by the two rules.
     """
     rows = []
     for record in records:
@@ -160,7 +165,22 @@ def load_frame(records: list[RunRecord]) -> pd.DataFrame:
                 "fingerprint": data["fingerprint"],
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=FRAME_COLUMNS)
+
+
+def load_curves(records: list[RunRecord]) -> pd.DataFrame:
+    """One row per epoch of every `ok` record.
+
+    Returns: Columns run_id, epoch, step, train_loss, value (the headline metric of the split that selects, a fraction).
+    """
+    rows = []
+    for record in records:
+        if record.status == "ok":
+            split, metric = record.selected["split"], record.selected["metric"]
+            for entry in record.epochs:
+                value = _number(entry["metrics"][split][metric])
+                rows.append((record.run_id, entry["epoch"], entry["step"], entry["train_loss"], value))
+    return pd.DataFrame(rows, columns=["run_id", "epoch", "step", "train_loss", "value"])
 
 
 def _number(value: float | None) -> float:

@@ -137,7 +137,7 @@ def all_pairs(groups: Mapping[str, pd.DataFrame], column: str = "best") -> pd.Da
     Args:
         groups: Label -> the runs of one method, in the order of the tables.
     Returns: Columns one, other, task (`Avg.` for the average), n, mean, low, high, p (of the paired t-test, tasks
-        only) and p_holm, which is corrected for all tests of the table.
+        only).
     """
     rows = []
     for other, one in combinations(groups, 2):  # the later one minus the earlier
@@ -149,5 +149,4 @@ def all_pairs(groups: Mapping[str, pd.DataFrame], column: str = "best") -> pd.Da
             found = mean_interval(values, one, other, task)
             p = paired_p(values[0]) if task != "Avg." else math.nan
             rows.append({"one": one, "other": other, "task": task, **vars(found), "p": p})
-    table = pd.DataFrame(rows, columns=["one", "other", "task", "n", "mean", "low", "high", "p"])
-    return table.assign(p_holm=holm(table["p"].tolist()))
+    return pd.DataFrame(rows, columns=["one", "other", "task", "n", "mean", "low", "high", "p"])

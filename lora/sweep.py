@@ -222,7 +222,10 @@ class State:
 
 
 def state(cells: Iterable[Cell], results: str | Path) -> State:
-    records, problems = load_records(results)
+    return state_of(cells, *load_records(results))
+
+
+def state_of(cells: Iterable[Cell], records: Sequence[RunRecord], problems: Sequence[str]) -> State:
     by_id = {record.run_id: record for record in records}
     cells = list(cells)
     wanted = {cell.run_id for cell in cells}

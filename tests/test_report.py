@@ -1,7 +1,10 @@
 """Tables from records: by hand for small cases, byte for byte for what is committed."""
 
 import dataclasses
+import html
+import io
 import json
+import math
 import re
 import shutil
 import statistics
@@ -9,26 +12,20 @@ import subprocess
 
 import pandas as pd
 import pytest
+from synthetic import populate
 from test_results import record
 
+from lora.comparisons import against_reference, beside_paper, best_against_last, chosen_by_others, published
 from lora.errors import UserError
+from lora.formats import Table, latex, markdown, sort_value
+from lora.gather import refuse_mixed_rows
 from lora.provenance import ROOT
-from lora.report import PAPER, build, in_readme, refuse_mixed_rows
-from lora.results import load_frame, load_records, read_record, write_record
-from lora.tables import (
-    Planned,
-    against_reference,
-    cell_text,
-    human_count,
-    lora_of,
-    markdown,
-    published,
-    start_table,
-    summarise,
-    table2,
-    table5,
-    table6,
-)
+from lora.readme import in_readme
+from lora.report import build, main, write
+from lora.results import load_curves, load_frame, load_records, read_record, write_record
+from lora.sections import PAPER, ROWS, build_sections
+from lora.summary import Planned, human_count, lora_of, summarise
+from lora.tables import cell_text, start_table, table2, table5, table6
 from lora.tasks import GLUE_TASKS, TASKS
 
 
@@ -103,7 +100,7 @@ def test_table_5_names_sets_and_ranks():
     values = {"lora-q-r8": 0.7, "lora-qk-r4": 0.6, "lora-qkvo-r2": 0.8}
     table = table5(summarise(*lora_cells(values)))
     assert list(table["Adapted"]) == ["Wq", "Wq, Wk", "Wq, Wk, Wv, Wo"]
-    assert list(table["Rank"]) == [8, 4, 2]
+    assert list(table["Rank"]) == ["8", "4", "2"]
     assert list(table["ratings (Pearson)"]) == ["70.0", "60.0", "80.0"]
 
 
@@ -183,6 +180,210 @@ def test_markdown():
     assert markdown(pd.DataFrame({"A": ["x"], "B": [1]})) == "| A | B |\n| --- | ---: |\n| x | 1 |\n"
 
 
+def test_a_cell_stands_beside_the_papers_and_differs_from_it():
+    """By hand: full 80.0 and 90.0 against the paper's 90.2 (MRPC) and 63.6 (CoLA) of RoBERTa-base."""
+    made = [*runs({1: 0.8}, "full", "full", "mrpc"), *runs({1: 0.9}, "full", "full", "cola")]
+    planned = [*plan([1], "full", "full", "mrpc"), *plan([1], "full", "full", "cola")]
+    paper, rows = pd.read_csv(PAPER), pd.read_csv(ROWS)
+    table = beside_paper(summarise(load_frame(made), planned), paper, rows)
+    assert table[["Task", "Ours", "Published", "Difference"]].values.tolist() == [
+        ["MRPC (acc.)", "80.0", "90.2", "-10.2"],
+        ["CoLA (Matthews)", "90.0", "63.6", "+26.4"],
+        ["Avg.", "85.0", "76.9", "+8.1"],
+    ]
+    assert set(table["Published row"]) == {"RoBERTa-base FT* 125.0M"}
+
+
+def test_every_published_row_that_ours_stand_for_exists():
+    paper, rows = pd.read_csv(PAPER), pd.read_csv(ROWS)
+    keys = ["model", "method", "trainable_params"]
+    known = set(paper[keys].itertuples(index=False, name=None))
+    named = rows[["paper_model", "paper_method", "paper_trainable"]].itertuples(index=False, name=None)
+    assert set(named) == known  # and none of the paper's rows is without one
+
+
+def test_choosing_the_epoch_by_the_other_seeds():
+    """Seed a is best in epoch 2 alone; the others' mean is best in epoch 1, so a is given its value there."""
+    by_epoch = pd.DataFrame({"a": [0.5, 0.9], "b": [0.8, 0.1], "c": [0.3, 0.6]}, index=[1, 2])
+    assert chosen_by_others(by_epoch) == {"a": 0.5, "b": 0.1, "c": 0.3}
+    assert math.isnan(chosen_by_others(by_epoch[["a"]])["a"])
+
+
+def test_best_against_last_by_hand():
+    made = []
+    for seed, values in {1: [0.5, 0.9], 2: [0.8, 0.1]}.items():
+        one = runs({seed: max(values)})[0]
+        epochs = [
+            {"epoch": i, "step": i, "train_loss": 0.1, "metrics": {"validation": {"accuracy": value}}}
+            for i, value in enumerate(values, start=1)
+        ]
+        last = {"epoch": 2, "value": values[-1]}
+        made.append(dataclasses.replace(one, epochs=epochs, selected={**one.selected, "last": last}))
+    (line,) = best_against_last(load_frame(made), load_curves(made), plan([1, 2])).to_dict("records")
+    assert (line["Best epoch"], line["Other seeds' epoch"], line["Last epoch"]) == ("85.0", "30.0", "50.0")
+    assert (line["Flatters"], line["Best - last"]) == ("+55.00", "+35.00")
+
+
+def test_tasks_of_different_kinds_are_in_tables_of_their_own():
+    """A part of SST-2 beside the whole of MRPC: neither in one table nor in one average."""
+    whole, part = runs({1: 0.8}, task="mrpc"), runs({1: 0.6}, task="sst2")
+    data = {**part[0].provenance["data"], "is_part": True}
+    frame = load_frame([*whole, dataclasses.replace(part[0], provenance={"data": data})])
+    planned = {"glue_table2": [*plan([1], task="mrpc"), *plan([1], task="sst2")]}
+    made = {table.name: table for table in build_sections("x", planned, frame, load_curves(whole), {}).tables}
+    assert "SST-2 (acc.)" not in made["table2"].cells and "MRPC (acc.)" not in made["table2_part"].cells
+    assert "a part of the official train rows" in made["table2_part"].markdown()
+
+
+def test_the_four_formats_say_the_same():
+    cells = pd.DataFrame({"Method": ["Full & <b>", "LoRA_8 | x"], "Score": ["83.4 ±0.5", "-"], "Size": ["74k", "0.3M"]})
+    table = Table("t", "Table 2: 100% {a}", cells, 1, ("**Note** of `x_y`.",))
+    files = {path.rpartition(".")[2]: content.decode() for path, content in table.files().items()}
+    assert pd.read_csv(io.StringIO(files["csv"]), dtype=str, keep_default_na=False).equals(cells)
+    assert "| LoRA_8 \\| x | - | 0.3M |" in files["md"]
+    assert r"LoRA\_8 | x & - & 0.3M \\" in files["tex"] and r"Full \& <b> & 83.4 $\pm$0.5 & 74k" in files["tex"]
+    assert r"\caption{Table 2: 100\% \{a\}}" in latex(table) and "Note of x\\_y." in files["tex"]
+    found = [html.unescape(text) for text in re.findall(r"<td[^>]*>(.*?)</td>", files["html"])]
+    assert found == [text for row in cells.values.tolist() for text in row]
+    assert "<strong>Note</strong> of <code>x_y</code>" in files["html"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("83.4 ±0.5 (2/3)", "83.4"),
+        ("74k", "74000"),
+        ("0.3M", "300000"),
+        ("-", ""),
+        ("+1.5 to +2", "1.5"),
+        ("-0.4", "-0.4"),
+    ],
+)
+def test_what_a_cell_sorts_by(text, value):
+    assert sort_value(text) == value
+
+
+FULL = ["experiment=glue_table2,lora_targets,lora_ranks,mnli_start", "seed=1,2,3,4,5"]
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory):
+    """Records of every cell of the small profile, five seeds, and of the reference they are set beside."""
+    results = tmp_path_factory.mktemp("results")
+    populate(results / "small", "small", FULL)
+    populate(results / "reference" / "small", "small", ["experiment=glue_table2", "seed=1,2,3,4,5"])
+    return results
+
+
+def changed(results, tmp_path, pattern, value):
+    """A copy of the results in which the runs that match have another best value."""
+    copy = tmp_path / "results"
+    shutil.copytree(results, copy)
+    found = sorted((copy / "small" / "runs").glob(pattern))
+    assert found
+    for path in found:
+        one = read_record(path)
+        epochs = [{**e, "metrics": {one.selected["split"]: {"headline": value}}} for e in one.epochs]
+        selected = {**one.selected, "best": {"epoch": 1, "value": value}, "last": {"epoch": 4, "value": value}}
+        write_record(copy / "small", dataclasses.replace(one, selected=selected, epochs=epochs))
+    return copy
+
+
+def test_a_changed_record_changes_everything_that_shows_it(synthetic, tmp_path):
+    """One LoRA run on STS-B, which Table 2, 5 (not its rank), 6, the start, the verdicts and all figures show."""
+    before = build("small", FULL, synthetic)
+    after = build("small", FULL, changed(synthetic, tmp_path, "*.lora-qv-r[48].stsb*.s1-*.json", 0.123))
+    assert set(before.files) == set(after.files)
+    same = {path for path in before.files if before.files[path] == after.files[path]}
+    assert same == {path for path in before.files if "table2_published" in path}  # the paper's own
+    assert before.readme != after.readme and before.text != after.text
+    pictures = dict.fromkeys(before.figures, b"<svg/>")
+    assert before.html(pictures) != after.html(pictures)
+    shown = b"<td class=number>12.3</td>"  # of the run itself
+    assert shown in after.html(pictures) and shown not in before.html(pictures)
+
+
+def test_a_rebuild_is_the_same_byte_for_byte(synthetic, tmp_path):
+    one, other = build("small", FULL, synthetic), build("small", FULL, synthetic)
+    assert one.files == other.files and one.readme == other.readme
+    write(one, tmp_path / "a")
+    written = {p.relative_to(tmp_path / "a"): p.read_bytes() for p in (tmp_path / "a").rglob("*") if p.is_file()}
+    assert len(written) == len(one.files) + 2 * len(one.figures) + 1
+    write(other, tmp_path / "a")
+    assert all((tmp_path / "a" / path).read_bytes() == content for path, content in written.items())
+
+
+def test_a_picture_of_the_same_data_is_left_as_it_is(synthetic, tmp_path):
+    report = build("small", FULL, synthetic)
+    write(report, tmp_path)
+    picture = tmp_path / "figures" / "ranks.svg"
+    picture.write_text("<svg>another release of matplotlib</svg>")
+    write(report, tmp_path)
+    assert "another release" in picture.read_text()
+    (tmp_path / "figures" / "ranks.json").write_text("{}")
+    write(report, tmp_path)
+    assert "another release" not in picture.read_text()
+
+
+def test_what_is_missing_failed_broken_or_extra_is_named(synthetic, tmp_path):
+    copy = tmp_path / "results"
+    shutil.copytree(synthetic, copy)
+    folder = copy / "small"
+    gone, failed, *_ = sorted((folder / "runs").glob("*.full.*.json"))
+    gone_id = read_record(gone).run_id
+    one = read_record(failed)
+    gone.unlink()
+    write_record(folder, dataclasses.replace(one, status="failed", error="the loss is not finite at step 7"))
+    (folder / "runs" / "junk.json").write_text(json.dumps({"a": 1}))
+    write_record(folder, dataclasses.replace(one, run_id="minilm.full.cola.s99-00000000"))
+    report = build("small", FULL, copy)
+    assert f"- missing: `{gone_id}`" in report.text
+    assert f"- failed: `{one.run_id}`: the loss is not finite at step 7" in report.text
+    assert "- extra, not used: `minilm.full.cola.s99-00000000`" in report.text
+    assert "junk.json is not a run record" in report.text
+    assert "(3/5)" in report.text
+    assert b"junk.json" in report.html(dict.fromkeys(report.figures, b""))
+
+
+def test_the_mnli_runs_that_others_start_from_are_expected_and_not_shown(synthetic):
+    report = build("small", FULL, synthetic)
+    assert not report.state.extra
+    (start,) = [table for table in report.tables if table.name == "mnli_start"]
+    assert not start.cells["Task"].str.contains("MNLI").any()
+
+
+def test_a_run_is_set_beside_the_reference(synthetic):
+    assert re.search(r"\b9 of 9 cells agree", build("small", ["experiment=glue_table2", FULL[1]], synthetic).text)
+
+
+def test_the_papers_tables_are_found_by_their_names(synthetic):
+    report = build("small", FULL, synthetic)
+    page = report.html(dict.fromkeys(report.figures, b"")).decode()
+    for name in ("Table 2", "Table 5", "Table 6"):
+        target = re.search(rf'<a href="#([\w-]+)">{name}</a>', page)[1]
+        assert f'id="{target}"' in page
+    assert "Table 7: not measured here" in page
+
+
+def test_the_command_leaves_the_files_and_says_what_is_incomplete(synthetic, tmp_path, monkeypatch, capsys):
+    root = tmp_path / "root"
+    shutil.copytree(synthetic, root / "results")
+    mark = "<!-- results:small begin -->\nold\n<!-- results:small end -->\n"
+    (root / "README.md").write_text(f"# x\n{mark}after\n")
+    next((root / "results" / "small" / "runs").glob("*.full.*.json")).write_text("{")
+    monkeypatch.setattr("lora.report.ROOT", root)
+    monkeypatch.setattr("lora.report.build", lambda name, given: build(name, given, root / "results"))
+    monkeypatch.setattr("sys.argv", ["lora.report", "small", *FULL])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert "1 missing, 1 files left out" in capsys.readouterr().err
+    readme = (root / "README.md").read_text()
+    assert readme.startswith("# x\n") and readme.endswith("after\n") and "old" not in readme
+    assert "| **cannot tell** | LoRA is comparable to" in readme and "figures/parameters.png" in readme
+    assert (root / "results" / "small" / "report.html").stat().st_size > 100_000
+
+
 COMMITTED = subprocess.run(
     ["git", "-C", str(ROOT), "ls-files", "results"], capture_output=True, text=True, check=True
 ).stdout.split()
@@ -190,63 +391,24 @@ PROFILES = sorted({path.split("/runs/")[0].removeprefix("results/") for path in 
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_committed_tables_are_what_the_records_give_byte_for_byte(name):
-    report = build(name)
-    assert not (report.state.failed or report.state.missing or report.state.extra or report.state.problems)
+def test_what_is_committed_is_what_the_records_give_byte_for_byte(name):
+    """Tables, verdicts, the page and the README; figures by the data they plot."""
+    report, folder = build(name), ROOT / "results" / name
+    assert not (report.state.failed or report.state.missing or report.state.extra or report.problems)
     for path, content in report.files.items():
-        assert (ROOT / "results" / name / path).read_bytes() == content
+        assert (folder / path).read_bytes() == content, path
+    pictures = {key: (folder / "figures" / f"{key}.svg").read_bytes() for key in report.figures}
+    assert (folder / "report.html").read_bytes() == report.html(pictures)
+    made = {*report.files, "report.html", *(f"figures/{key}.{form}" for key in pictures for form in ("svg", "png"))}
+    generated = [p for p in COMMITTED if re.match(rf"results/{name}/(tables|claims|figures|report.html)", p)]
+    assert {path.removeprefix(f"results/{name}/") for path in generated} == made
     readme = (ROOT / "README.md").read_text()
-    assert in_readme(readme, name, report.text) == readme
+    assert in_readme(readme, name, report.readme) == readme
     assert "| LoRA" in readme.partition(f"results:{name} begin")[2].partition(f"results:{name} end")[0]
 
 
 def test_profiles_are_committed():
     assert PROFILES == ["reference/mini"]
-
-
-@pytest.fixture
-def planted(tmp_path):
-    """The committed reference, in a folder where it can be changed."""
-    shutil.copytree(ROOT / "results" / "reference", tmp_path / "reference")
-    return tmp_path
-
-
-def test_a_changed_record_changes_every_table_that_shows_it(planted):
-    before = build("reference/mini", results=planted)
-    path = next(iter(sorted((planted / "reference" / "mini" / "runs").glob("*lora-qv-r8.ratings.s*.json"))))
-    changed = read_record(path)
-    selected = {**changed.selected, "best": {"epoch": 1, "value": 0.123}}
-    write_record(planted / "reference" / "mini", dataclasses.replace(changed, selected=selected))
-    after = build("reference/mini", results=planted)
-    assert set(before.files) == set(after.files)
-    changed = {name for name in before.files if before.files[name] != after.files[name]}
-    assert changed == {f"tables/table{number}.{ending}" for number in (2, 6) for ending in ("md", "csv")}
-    readme = (ROOT / "README.md").read_text()
-    assert in_readme(readme, "reference/mini", after.text) != readme
-
-
-def test_what_is_missing_failed_broken_or_extra_is_named(planted):
-    folder = planted / "reference" / "mini"
-    gone, failed, *_ = sorted((folder / "runs").glob("*.json"))
-    gone_id = read_record(gone).run_id
-    one = read_record(failed)
-    gone.unlink()
-    write_record(folder, dataclasses.replace(one, status="failed", error="the loss is not finite at step 7"))
-    (folder / "runs" / "junk.json").write_text(json.dumps({"a": 1}))
-    write_record(folder, dataclasses.replace(one, run_id="minilm.full.reviews.s99-00000000"))
-    text = build("reference/mini", results=planted).text
-    assert f"- missing: `{gone_id}`" in text
-    assert f"- failed: `{one.run_id}`: the loss is not finite at step 7" in text
-    assert "- extra, not used: `minilm.full.reviews.s99-00000000`" in text
-    assert "junk.json is not a run record" in text
-    assert "(1/3)" in text
-
-
-def test_a_run_is_set_beside_the_reference(planted):
-    shutil.copytree(planted / "reference" / "mini", planted / "mini")
-    text = build("mini", results=planted).text
-    assert re.search(r"\b(\d+) of \1 cells agree", text)
-    assert "Not GLUE" in text
 
 
 def test_records_name_their_own_settings():

@@ -125,7 +125,7 @@ def test_all_pairs_of_methods():
         ["BitFit", "LoRA", "rte", 2],
     ]
     assert table["mean"].tolist() == pytest.approx([-5.0, 2.0, -1.5, -10.0, -11.5])
-    assert table["p_holm"].dropna().tolist() == pytest.approx(holm(table["p"].dropna().tolist()))
+    assert table["p"].notna().tolist() == [False, True, False, False, False]  # Full and LoRA differ alike on CoLA
     assert len(all_pairs({})) == 0
 
 

@@ -1,0 +1,49 @@
+"""`python -m lora.claims PROFILE`: what the records say to each of the paper's sentences."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lora.claims.shown import text
+from lora.claims.statements import Claim, check_cells, read_claims
+from lora.claims.verdicts import Verdict, judge
+from lora.errors import UserError
+from lora.gather import Gathered, gather, known_cells
+from lora.provenance import ROOT
+
+
+def verdicts(gathered: Gathered, results: Path) -> list[Verdict]:
+    """Every claim, read, checked and judged on a profile's records.
+
+    Raises: UserError: If a claims file is not as it must be, or names a cell that no profile plans.
+    """
+    claims = checked_claims()
+    return judge(claims, gathered.planned, gathered.frame, results, gathered.name)
+
+
+def checked_claims() -> list[Claim]:
+    claims = read_claims()
+    check_cells(claims, known_cells())
+    return claims
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Exit codes: 0 done, whatever the verdicts; 1 runs/ holds a file that is no record; 2 a mistake in a claim."""
+    parser = argparse.ArgumentParser(prog="python -m lora.claims", description=__doc__)
+    parser.add_argument("profile", help="a profile, or reference/<profile>: the folder below results/")
+    parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was launched with")
+    given = parser.parse_args(arguments)
+    try:
+        gathered = gather(given.profile, given.overrides)
+        print(text(verdicts(gathered, ROOT / "results")))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    for problem in gathered.state.problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    sys.exit(1 if gathered.state.problems else 0)
+
+
+if __name__ == "__main__":
+    main()

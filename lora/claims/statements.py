@@ -1,0 +1,254 @@
+"""The paper's sentences as testable statements: experiments/<name>/claims.yaml, read strictly, each with its line."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import yaml
+
+from lora.errors import UserError, first_line
+from lora.provenance import ROOT
+
+METRICS = ("best", "last")  # the headline metric of each run's best or last epoch, in points
+MEASURES = (  # of results/efficiency/<device>/summary.json; a comparison is of a ratio
+    *("trainable", "checkpoint_bytes", "optimizer_bytes", "saved_activation_bytes", "step_ms", "latency_ms"),
+)
+MEASURED = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "lora_merged")
+BASES = ("full", "base")  # what the summary gives ratios to: full fine-tuning, and the untouched encoder
+CHECKS = ("swap",)  # files of results/<profile>/analysis/ that say whether something holds exactly
+FIRST = ("glue_table2",)  # of the experiments: what the paper is about
+SELECTORS = ("method", "slug", "task", "start", "protocol")
+CLAIM_KEYS = ("id", "sentence", "source", "margin", "metric", "measure", "check", "tasks", "compare", "paper")
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a difference (in points) or a ratio must be: above or below a value, or within a distance of it."""
+
+    kind: Literal["above", "below", "within"]
+    value: float
+    of: float = 0.0
+
+    @property
+    def text(self) -> str:
+        return f"within {self.value:g} of {self.of:g}" if self.kind == "within" else f"{self.kind} {self.value:g}"
+
+    def holds(self, low: float, high: float) -> bool | None:
+        """Whether all of an interval keeps the bound; False where none of it does; None in between."""
+        least, most = {
+            "above": (self.value, float("inf")),
+            "below": (float("-inf"), self.value),
+            "within": (self.of - self.value, self.of + self.value),
+        }[self.kind]
+        if low > least and high < most:
+            return True
+        return False if high <= least or low >= most else None
+
+
+@dataclass(frozen=True)
+class Compare:
+    """One side against another: conditions on the cells of the experiment, or the names of two measured methods."""
+
+    one: Mapping[str, tuple[str, ...]] | str
+    other: Mapping[str, tuple[str, ...]] | str
+    bound: Bound
+    where: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One sentence of the paper; it holds if every comparison does.
+
+    Args:
+        experiment: Whose cells it is about: the folder of its file.
+        margin: Why the bounds are what they are.
+        metric: Of `METRICS`, for differences of cells; else one of `measure` and `check` is given.
+        tasks: `average` over the tasks that both sides have, or each of those named by itself.
+        paper: The published cells beside it: rows of the experiment's paper.csv, as texts.
+        where: File and line.
+    """
+
+    id: str
+    experiment: str
+    sentence: str
+    source: str
+    margin: str
+    metric: str | None
+    measure: str | None
+    check: str | None
+    tasks: str | tuple[str, ...]
+    compare: tuple[Compare, ...]
+    paper: tuple[Mapping[str, str], ...]
+    where: str
+
+
+def read_claims(folder: Path = ROOT / "experiments") -> list[Claim]:
+    """All claims, those of Table 2 first, else by experiment and place in their file.
+
+    Raises: UserError: With file and line, at the first thing that is not as it must be.
+    """
+    paths = sorted(folder.glob("*/claims.yaml"), key=lambda path: (path.parent.name not in FIRST, path))
+    claims = [claim for path in paths for claim in read_file(path)]
+    seen: dict[str, Claim] = {}
+    for claim in claims:
+        if claim.id in seen:
+            raise UserError(f"{claim.where}: id {claim.id!r} is taken by {seen[claim.id].where}")
+        seen[claim.id] = claim
+    return claims
+
+
+def read_file(path: Path) -> list[Claim]:
+    name = f"{path.parent.name}/{path.name}"
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or first_line(error)
+        raise UserError(f"{name}{line}: not readable as YAML: {reason}") from error
+    reader = Reader(name, path.parent)
+    return [reader.claim(node) for node in reader.items(root, "the file")]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads the nodes of one file; every refusal says where."""
+
+    name: str
+    folder: Path
+
+    def claim(self, node: yaml.Node) -> Claim:
+        fields = self.fields(node, "a claim", CLAIM_KEYS, ("id", "sentence", "source", "margin", "paper"))
+        given = [key for key in ("metric", "measure", "check") if key in fields]
+        if len(given) != 1:
+            self.refuse(node, f"a claim has one of metric, measure and check, found {', '.join(given) or 'none'}")
+        known = {"metric": METRICS, "measure": MEASURES, "check": CHECKS}[given[0]]
+        tested = self.choice(fields[given[0]], given[0], known)
+        if (given[0] == "check") == ("compare" in fields):
+            self.refuse(node, "a claim with a metric or a measure has compare, one with a check has none")
+        compare = self.items(fields["compare"], "compare") if "compare" in fields else ()
+        return Claim(
+            id=self.text(fields["id"]),
+            experiment=self.folder.name,
+            sentence=self.text(fields["sentence"]),
+            source=self.text(fields["source"]),
+            margin=self.text(fields["margin"]),
+            **{key: tested if key == given[0] else None for key in ("metric", "measure", "check")},
+            tasks=self.tasks(fields.get("tasks")),
+            compare=tuple(self.comparison(entry, given[0]) for entry in compare),
+            paper=tuple(self.published(entry) for entry in self.items(fields["paper"], "paper")),
+            where=self.where(node),
+        )
+
+    def comparison(self, node: yaml.Node, kind: str) -> Compare:
+        fields = self.fields(node, "a comparison", ("one", "other", "above", "below", "within", "of"), ("one", "other"))
+        bounds = [key for key in ("above", "below", "within") if key in fields]
+        if len(bounds) != 1:
+            self.refuse(node, f"a comparison has one of above, below and within, found {', '.join(bounds) or 'none'}")
+        bound = Bound(bounds[0], self.number(fields[bounds[0]]), self.number(fields["of"]) if "of" in fields else 0.0)
+        sides = [fields["one"], fields["other"]]
+        if kind == "measure":
+            one, other = self.choice(sides[0], "method", MEASURED), self.choice(sides[1], "method", BASES)
+            return Compare(one, other, bound, self.where(node))
+        return Compare(*map(self.selection, sides), bound, self.where(node))
+
+    def selection(self, node: yaml.Node) -> dict[str, tuple[str, ...]]:
+        fields = self.fields(node, "a side", SELECTORS, ())
+        if not fields:
+            self.refuse(node, "a side names its cells, by method or slug")
+        return {
+            key: tuple(map(self.text, value.value)) if isinstance(value, yaml.SequenceNode) else (self.text(value),)
+            for key, value in fields.items()
+        }
+
+    def tasks(self, node: yaml.Node | None) -> str | tuple[str, ...]:
+        if node is None:
+            return "average"
+        if isinstance(node, yaml.SequenceNode):
+            return tuple(map(self.text, node.value))
+        return self.choice(node, "tasks", ("average",))
+
+    def published(self, node: yaml.Node) -> dict[str, str]:
+        """The row of the experiment's paper.csv that the node names."""
+        try:
+            found = pd.read_csv(self.folder / "paper.csv", dtype=str, keep_default_na=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.where(node)}: paper.csv beside it is not readable: {first_line(error)}") from error
+        fields = self.fields(node, "a published cell", list(found.columns), ())
+        wanted = {key: self.text(value) for key, value in fields.items()}
+        for key, value in wanted.items():
+            found = found[found[key] == value]
+        if len(found) != 1:
+            named = ", ".join(wanted.values())
+            self.refuse(node, f"the published cell {named} must be one row of paper.csv beside it, found {len(found)}")
+        return found.iloc[0].to_dict()
+
+    def fields(self, node: yaml.Node, what: str, known: Sequence[str], needed: Sequence[str]) -> dict[str, yaml.Node]:
+        if not isinstance(node, yaml.MappingNode):
+            self.refuse(node, f"{what} is a mapping with the keys {', '.join(known)}")
+        found: dict[str, yaml.Node] = {}
+        for key, value in node.value:
+            if key.value not in known or key.value in found:
+                rule = "is there twice" if key.value in found else f"is none of {', '.join(known)}"
+                self.refuse(key, f"key {key.value!r} of {what} {rule}")
+            found[key.value] = value
+        missing = [key for key in needed if key not in found]
+        if missing:
+            self.refuse(node, f"{what} lacks {', '.join(missing)}")
+        return found
+
+    def items(self, node: yaml.Node | None, what: str) -> list[yaml.Node]:
+        if not isinstance(node, yaml.SequenceNode) or not node.value:
+            self.refuse(node, f"{what} must be a list that is not empty")
+        return node.value
+
+    def text(self, node: yaml.Node) -> str:
+        if not isinstance(node, yaml.ScalarNode) or not node.value.strip():
+            self.refuse(node, "expected a text")
+        return " ".join(node.value.split())
+
+    def number(self, node: yaml.Node) -> float:
+        try:
+            return float(self.text(node))
+        except ValueError:
+            return self.refuse(node, f"expected a number, found {node.value!r}")
+
+    def choice(self, node: yaml.Node, what: str, known: Sequence[str]) -> str:
+        text = self.text(node)
+        if text not in known:
+            self.refuse(node, f"unknown {what} {text!r}; it is one of {', '.join(known)}")
+        return text
+
+    def where(self, node: yaml.Node | None) -> str:
+        return self.name if node is None else f"{self.name}:{node.start_mark.line + 1}"
+
+    def refuse(self, node: yaml.Node | None, rule: str) -> Any:
+        raise UserError(f"{self.where(node)}: {rule}")
+
+
+def check_cells(claims: Sequence[Claim], known: Mapping[str, Mapping[str, set[str]]]) -> None:
+    """Every cell that a claim names is one that its experiment plans for some profile.
+
+    Args:
+        known: Experiment -> selector -> the values that occur.
+    Raises: UserError: With file and line.
+    """
+    for claim in claims:
+        if claim.metric is None:
+            continue
+        values = known.get(claim.experiment)
+        if values is None:
+            raise UserError(f"{claim.where}: there is no experiment {claim.experiment!r} with cells")
+        sides = [(side, compare.where) for compare in claim.compare for side in (compare.one, compare.other)]
+        if claim.tasks != "average":
+            sides.append(({"task": claim.tasks}, claim.where))
+        for side, where in sides:
+            for key, wanted in side.items():
+                unknown = [value for value in wanted if value not in values[key]]
+                if unknown:
+                    raise UserError(
+                        f"{where}: {claim.experiment} plans no cell with {key} {', '.join(unknown)}; it has "
+                        f"{', '.join(sorted(values[key]))}"
+                    )

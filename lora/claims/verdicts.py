@@ -1,0 +1,252 @@
+"""Claims judged on what was measured: supported, not supported, or cannot tell, with the numbers behind it.
+
+A claim is a list of comparisons that must all hold, each an interval against a bound that was stated in advance. It is
+supported if every interval keeps its bound, not supported if some interval lies wholly on the other side, and cannot be
+told otherwise. Nothing is decided on fewer than 5 pairs of seeds in any of its tasks (`lora.stats`), either way.
+No correction for the number of comparisons is needed inside a claim: it asks for all of them, which makes it harder to
+be supported, not easier. Between claims none is made either, since each was stated for itself before it was judged; the
+table of all pairs, in which one may go looking, is corrected (Holm).
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from lora.claims.statements import Claim, Compare
+from lora.errors import UserError
+from lora.stats import ENOUGH_SEEDS, by_task, mean_interval, paired_differences
+from lora.summary import START_TITLES, Planned, kind_of, method_label
+from lora.tasks import TASKS
+
+WORDS = {True: "supported", False: "not supported", None: "cannot tell"}
+TIMES = ("step_ms", "latency_ms")  # measured; the others are counted, and exact
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One comparison, judged.
+
+    Args:
+        label: What was compared.
+        mean, low, high: The difference in points or the ratio, and its interval; NaN where it is not known.
+        n: Pairs of seeds in the task with the fewest, or repetitions; None for what is counted and exact.
+        bound: As stated.
+        holds: None: cannot tell, for the `reason`.
+        runs: The run_ids, or the file, behind it.
+    """
+
+    label: str
+    mean: float
+    low: float
+    high: float
+    n: int | None
+    bound: str
+    holds: bool | None
+    reason: str
+    runs: tuple[str, ...]
+    unit: Literal["points", "ratio", "failures"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim about one encoder, or one device.
+
+    Args:
+        about: The encoder or the device; empty where there is nothing to judge on.
+        not_glue: Judged on the embedded tasks.
+    """
+
+    claim: Claim
+    about: str
+    findings: tuple[Finding, ...]
+    word: Literal["supported", "not supported", "cannot tell"]
+    reason: str
+    not_glue: bool = False
+
+
+def judge(
+    claims: Sequence[Claim],
+    planned: Mapping[str, Sequence[Planned]],
+    frame: pd.DataFrame,
+    results: Path,
+    name: str,
+) -> list[Verdict]:
+    """All claims on one profile's records.
+
+    Args:
+        planned: Experiment -> the runs that it expects.
+        frame: `load_frame` of those that are there.
+        results: The folder that holds the profiles' folders, and `efficiency`.
+        name: The profile's folder.
+    Raises: UserError: If a file to judge on is broken, or a side of a comparison is several methods or protocols.
+    """
+    verdicts = []
+    for claim in claims:
+        if claim.metric is not None:
+            verdicts += on_runs(claim, planned.get(claim.experiment, ()), frame)
+        elif claim.measure is not None:
+            verdicts += on_measurements(claim, results / "efficiency")
+        else:
+            verdicts.append(on_check(claim, results / name / "analysis" / f"{claim.check}.json"))
+    return verdicts
+
+
+def on_runs(claim: Claim, planned: Sequence[Planned], frame: pd.DataFrame) -> list[Verdict]:
+    """One verdict for each encoder that has all sides of the claim."""
+    verdicts = []
+    for model in dict.fromkeys(p.model for p in planned):
+        of_model = [p for p in planned if p.model == model]
+        sides = [(select(of_model, c.one, c.where), select(of_model, c.other, c.where)) for c in claim.compare]
+        if all(one and other for one, other in sides):
+            pairs = zip(claim.compare, sides, strict=True)
+            findings = [
+                found for compare, (one, other) in pairs for found in differences(claim, compare, one, other, frame)
+            ]
+            embedded = any(TASKS[p.task].family == "embedded" for one, _ in sides for p in one)
+            verdicts.append(verdict(claim, model, findings, not_glue=embedded))
+    nothing = "none of the experiment's runs that it compares are planned here"
+    return verdicts or [Verdict(claim, "", (), "cannot tell", nothing)]
+
+
+def select(planned: Sequence[Planned], side: Mapping[str, Sequence[str]], where: str) -> list[Planned]:
+    """The cells that fit all conditions.
+
+    Raises: UserError: If they are of several methods, starts or protocols, which no difference should mix.
+    """
+    found = [p for p in planned if all(getattr(p, key) in values for key, values in side.items())]
+    for key in ("slug", "protocol"):
+        values = dict.fromkeys(getattr(p, key) for p in found)
+        if len(values) > 1:
+            raise UserError(
+                f"{where}: one side has the {key}s {', '.join(values)} of {found[0].model}; name one of them"
+            )
+    return found
+
+
+def differences(
+    claim: Claim, compare: Compare, one: Sequence[Planned], other: Sequence[Planned], frame: pd.DataFrame
+) -> list[Finding]:
+    """On the average over the common tasks, or on each of those that the claim names."""
+    tasks = [task for task in TASKS if task in {p.task for p in one} & {p.task for p in other}]
+    if claim.tasks == "average":
+        part = set(frame.loc[frame["is_part"].eq(True), "task"])
+        kinds = {task: kind_of(task, task in part) for task in tasks}
+        whole = [task for task in tasks if kinds[task] != "part"]
+        groups = [whole or tasks]  # a task trained on a part of its rows is averaged with no whole one
+    else:
+        groups = [[task] for task in claim.tasks]
+    sides = [frame[frame["run_id"].isin([p.run_id for p in side])] for side in (one, other)]
+    pairs = paired_differences(*sides, claim.metric)
+    labels = [label_of(one), label_of(other)]
+    if labels[0] == labels[1]:
+        labels = [
+            f"{label} from {START_TITLES[side[0].start]}" for label, side in zip(labels, (one, other), strict=True)
+        ]
+    return [difference(claim, compare, labels, group, pairs) for group in groups]
+
+
+def difference(
+    claim: Claim, compare: Compare, labels: Sequence[str], tasks: Sequence[str], pairs: pd.DataFrame
+) -> Finding:
+    here = pairs[pairs["task"].isin(tasks)]
+    values = by_task(here)
+    strata = [values[task] for task in tasks if task in values]
+    found = mean_interval(strata, claim.id, *labels, *tasks)
+    absent = [TASKS[task].title for task in tasks if task not in values]
+    n = 0 if absent or not tasks else found.n
+    titles = ", ".join(TASKS[task].title for task in tasks)
+    over = f"average of {titles}" if len(tasks) > 1 else titles
+    holds, reason = None, ""
+    if absent:
+        reason = f"no pair of seeds on {', '.join(absent)}"
+    elif n < ENOUGH_SEEDS:
+        reason = f"{n} of at least {ENOUGH_SEEDS} pairs of seeds"
+    else:
+        holds = compare.bound.holds(found.low, found.high)
+        reason = "" if holds is not None else "the bound lies inside the interval"
+    runs = tuple(here["run_id"]) + tuple(here["run_id_other"])
+    label = f"{labels[0]} - {labels[1]}, {over}"
+    return Finding(label, found.mean, found.low, found.high, n, compare.bound.text, holds, reason, runs, "points")
+
+
+def label_of(side: Sequence[Planned]) -> str:
+    return method_label(side[0].slug, side[0].method)
+
+
+def on_measurements(claim: Claim, folder: Path) -> list[Verdict]:
+    """One verdict for every summary that `python -m lora.efficiency` left."""
+    verdicts = []
+    for path in sorted([*folder.glob("*/summary.json"), *folder.glob("*/*/summary.json")]):
+        summary, about = read_json(path), str(path.parent.relative_to(folder))
+        findings = [found for compare in claim.compare for found in ratios(claim, compare, summary, path, folder)]
+        if findings:
+            verdicts.append(verdict(claim, about, findings))
+    return verdicts or [Verdict(claim, "", (), "cannot tell", "nothing was measured: results/efficiency is empty")]
+
+
+def ratios(claim: Claim, compare: Compare, summary: Mapping[str, Any], path: Path, folder: Path) -> list[Finding]:
+    """The ratio of one measure, for each batch x tokens where it has one; nothing where the method was not measured.
+
+    Raises: UserError: If the summary is of another layout.
+    """
+    try:
+        to_other = (summary.get(compare.one) or {}).get(f"to_{compare.other}")
+        if to_other is None or to_other.get(claim.measure) is None:
+            return []
+        values, rounds = to_other[claim.measure], summary["about"]["plan"]["rounds"]
+        by_shape = values if isinstance(values, dict) else {"": values}
+        intervals = to_other[f"{claim.measure}_interval"] if claim.measure in TIMES else {}
+        found = []
+        for shape, value in by_shape.items():
+            low, high = (intervals[shape] or (math.nan, math.nan)) if claim.measure in TIMES else (value, value)
+            holds, n = compare.bound.holds(low, high), rounds if claim.measure in TIMES else None
+            reason = "" if holds is not None else "the bound lies inside the interval"
+            if math.isnan(low) or (n is not None and n < ENOUGH_SEEDS):
+                holds, reason = None, f"{n} repetitions are too few for an interval"
+            label = f"{claim.measure} of {compare.one} / {compare.other}" + (f" at {shape}" if shape else "")
+            source = (str(path.relative_to(folder.parent)),)
+            found.append(Finding(label, value, low, high, n, compare.bound.text, holds, reason, source, "ratio"))
+        return found
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a summary of python -m lora.efficiency: {error!r}") from error
+
+
+def on_check(claim: Claim, path: Path) -> Verdict:
+    """Whether something holds exactly, as the file of a check says: any failure refutes it."""
+    if not path.exists():
+        return Verdict(claim, "", (), "cannot tell", f"nothing was measured: there is no analysis/{path.name}")
+    content = read_json(path)
+    try:
+        outcomes = [
+            (case["label"], int(case["trials"]), int(case["failures"]), case["runs"]) for case in content["cases"]
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not the file of a check: {error!r}") from error
+    findings = [
+        Finding(label, fails, fails, fails, trials, "exactly 0", trials > 0 and fails == 0, "", tuple(runs), "failures")
+        for label, trials, fails, runs in outcomes
+    ]
+    return verdict(claim, path.stem, findings)
+
+
+def verdict(claim: Claim, about: str, findings: Sequence[Finding], not_glue: bool = False) -> Verdict:
+    holds = [found.holds for found in findings]
+    word = WORDS[False if False in holds else None if None in holds else True]
+    reasons = dict.fromkeys(found.reason for found in findings if found.holds is None)
+    return Verdict(claim, about, tuple(findings), word, "; ".join(reasons) if word == "cannot tell" else "", not_glue)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises: UserError: If it is no JSON object."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not readable: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object, found {type(content).__name__}")
+    return content

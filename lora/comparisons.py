@@ -1,0 +1,199 @@
+"""Cells beside others: the paper's, another method's, the last epoch's, the reference run's. Frames in, texts out."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from lora.stats import LEVEL
+from lora.summary import CELL, Planned, in_order, method_label, task_label
+from lora.tables import average, cell_text, number, seeds_text
+from lora.tasks import TASKS
+
+
+def beside_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Each cell beside the published one of the row that it stands for, and the difference; averages over our tasks.
+
+    Args:
+        paper: The published cells: model, method, trainable_params, task, value, std.
+        rows: Which published row each of our rows stands for: model (`*`: any other), slug, protocol (`*`: any),
+            paper_model, paper_method, paper_trainable.
+    """
+    tasks, lines = in_order(summary), []
+    for (model, protocol, slug, method), group in summary.groupby(["model", "protocol", "slug", "method"], sort=False):
+        row = published_row(rows, model, protocol, slug)
+        if row is None:
+            continue
+        of_row = (paper["model"] == row["paper_model"]) & (paper["method"] == row["paper_method"])
+        cells = paper[of_row & (paper["trainable_params"] == row["paper_trainable"])].set_index("task")
+        printed = {task: cells["value"].get(TASKS[task].title, math.nan) for task in tasks}
+        by_task = group.set_index("task")
+        name = f"{row['paper_model']} {row['paper_method']} {row['paper_trainable']}"
+        start = {"Model": model} if summary["model"].nunique() > 1 else {}
+        start |= {"Method": method_label(slug, method)}
+        for task in tasks:
+            if task not in by_task.index:
+                continue
+            ours, published = (
+                by_task.loc[task],
+                cells.loc[TASKS[task].title] if TASKS[task].title in cells.index else None,
+            )
+            lines.append(
+                {
+                    **start,
+                    "Task": task_label(TASKS[task]),
+                    "Ours": cell_text(ours),
+                    "n": f"{ours['n']:.0f}",
+                    "Published": "-" if published is None else with_spread(published["value"], published["std"]),
+                    "Difference": number(ours["median"] - printed[task], "+.1f"),
+                    "Published row": name,
+                }
+            )
+        if len(tasks) > 1:
+            ours, theirs = average(by_task["median"], tasks), pd.Series(printed).mean(skipna=False)
+            lines.append(
+                {
+                    **start,
+                    "Task": "Avg.",
+                    "Ours": number(ours),
+                    "n": seeds_text(group),
+                    "Published": number(theirs),
+                    "Difference": number(ours - theirs, "+.1f"),
+                    "Published row": name,
+                }
+            )
+    return pd.DataFrame(lines)
+
+
+def published_row(rows: pd.DataFrame, model: str, protocol: str, slug: str) -> pd.Series | None:
+    """The published row that one of ours stands for: its model's own, or that for any other encoder."""
+    fits = rows[(rows["slug"] == slug) & rows["protocol"].isin([protocol, "*"])]
+    for name in (model, "*"):
+        found = fits[fits["model"] == name]
+        if len(found):
+            return found.iloc[0]
+    return None
+
+
+def with_spread(value: float, std: float) -> str:
+    return f"{value}" + ("" if pd.isna(std) else f" ±{std}")
+
+
+def published(paper: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
+    """The paper's cells for the tasks at hand, in the layout of `table2`."""
+    lines = []
+    for (model, method, trainable), group in paper.groupby(["model", "method", "trainable_params"], sort=False):
+        values = group.set_index("task")
+        line = {"Model": model, "Method": method, "Trainable": trainable}
+        for task in tasks:
+            title = TASKS[task].title
+            cell = values.loc[title] if title in values.index else None
+            line[task_label(TASKS[task])] = "-" if cell is None else with_spread(cell["value"], cell["std"])
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def pairs_table(pairs: pd.DataFrame, examples: Mapping[tuple[str, str, str, str], Mapping[str, float]]) -> pd.DataFrame:
+    """Every method against every other, with how sure each difference is.
+
+    Args:
+        pairs: `lora.stats.all_pairs`, with model and p_holm.
+        examples: (model, one, other, task) -> the bounds of `lora.examples`, where it was computed.
+    """
+    lines = []
+    for row in pairs.itertuples():
+        found = examples.get((row.model, row.one, row.other, row.task), {})
+        lines.append(
+            {
+                **({"Model": row.model} if pairs["model"].nunique() > 1 else {}),
+                "Method": row.one,
+                "Minus": row.other,
+                "Task": row.task if row.task == "Avg." else task_label(TASKS[row.task]),
+                "n": f"{row.n}",
+                "Difference": number(row.mean, "+.1f"),
+                f"{LEVEL:.0%} over seeds": interval_text(row.low, row.high),
+                "... over examples": interval_text(
+                    *(found.get(f"examples_{end}", math.nan) for end in ("low", "high"))
+                ),
+                "... over both": interval_text(*(found.get(f"both_{end}", math.nan) for end in ("low", "high"))),
+                "p": number(row.p, ".2g"),
+                "p (Holm)": number(row.p_holm, ".2g"),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def bounds(found: Mapping[str, float], over: str) -> str:
+    return interval_text(*(found.get(f"{over}_{end}", math.nan) for end in ("low", "high")))
+
+
+def interval_text(low: float, high: float) -> str:
+    return "-" if pd.isna(low) or pd.isna(high) else f"{low:+.1f} to {high:+.1f}"
+
+
+def best_against_last(frame: pd.DataFrame, curves: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
+    """What the choice of the best epoch on the reported split gives.
+
+    Returns: Per cell the medians over seeds of three rules: each run's best epoch (the paper's, and the tables'); the
+        epoch that is best on the mean of the cell's other seeds, in which no run profits from its own luck; the last.
+        `Flatters` is the mean of best minus the second, `Best - last` that of best minus the third.
+    """
+    expected = pd.DataFrame([vars(p) for p in planned]).merge(frame[["run_id", "best", "last"]], on="run_id")
+    lines = []
+    for (_, _, _, slug, method, task), runs in expected.dropna().groupby(CELL, sort=False):
+        by_epoch = curves[curves["run_id"].isin(runs["run_id"])].pivot(index="epoch", columns="run_id", values="value")
+        others = 100 * pd.Series(chosen_by_others(by_epoch)).reindex(runs["run_id"])
+        best, last = 100 * runs.set_index("run_id")["best"], 100 * runs.set_index("run_id")["last"]
+        lines.append(
+            {
+                "Method": method_label(slug, method),
+                "Task": task_label(TASKS[task]),
+                "n": str(len(runs)),
+                "Best epoch": number(best.median()),
+                "Other seeds' epoch": number(others.median()),
+                "Last epoch": number(last.median()),
+                "Flatters": number((best - others).mean(), "+.2f"),
+                "Best - last": number((best - last).mean(), "+.2f"),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def chosen_by_others(by_epoch: pd.DataFrame) -> dict[str, float]:
+    """Run -> its value at the epoch that is best on the mean of the other runs; NaN for a single run.
+
+    Args:
+        by_epoch: Epochs by runs of one cell.
+    """
+    values = {}
+    for run_id in by_epoch:
+        means = by_epoch.drop(columns=run_id).mean(axis=1).dropna()
+        values[run_id] = by_epoch.at[means.idxmax(), run_id] if len(means) else math.nan
+    return values
+
+
+def against_reference(ours: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
+    """Whether each cell agrees with the reference run: the ranges of the two runs' seeds overlap.
+
+    Returns: Columns Method, Task, This run, Reference, Difference (of medians), Agrees (yes, no, or - without values).
+    """
+    merged = ours.merge(reference, on=CELL, how="left", suffixes=("", "_reference"))
+    lines = []
+    for _, row in merged.iterrows():
+        there = row["n"] > 0 and row.get("n_reference", 0) > 0
+        overlap = there and row["min"] <= row["max_reference"] and row["min_reference"] <= row["max"]
+        lines.append(
+            {
+                "Method": method_label(row["slug"], row["method"]),
+                "Task": row["task"],
+                "This run": span(row["median"], row["min"], row["max"]),
+                "Reference": span(row["median_reference"], row["min_reference"], row["max_reference"]),
+                "Difference": f"{row['median'] - row['median_reference']:+.1f}" if there else "-",
+                "Agrees": ("yes" if overlap else "no") if there else "-",
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def span(median: float, low: float, high: float) -> str:
+    return "-" if pd.isna(median) else f"{median:.1f} ({low:.1f} to {high:.1f})"

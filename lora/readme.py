@@ -1,0 +1,48 @@
+"""The README's generated blocks: the main table, the verdicts and a figure of a profile."""
+
+from collections.abc import Sequence
+
+from lora.claims.shown import short_interval, value_text
+from lora.claims.verdicts import Verdict
+from lora.formats import Table, markdown
+
+MARK = "<!-- results:{name} {edge} -->"
+FIGURE = "parameters"
+
+
+def block(name: str, tables: Sequence[Table], verdicts: Sequence[Verdict], figures: Sequence[str]) -> str:
+    """The first table; for real GLUE the verdicts and the figure too; and where the rest is."""
+    main = tables[0]
+    lines = [main.banner, ""] if main.banner else []
+    lines += [markdown(main.cells, main.words), *main.notes, ""]
+    if not any(each.not_glue for each in verdicts):
+        lines += ["| Verdict | The paper's sentence | Here |", "| --- | --- | --- |"]
+        lines += [f"| {word} | {sentence} | {found} |" for word, sentence, found in verdict_rows(verdicts)]
+        lines.append("")
+        if FIGURE in figures:
+            lines += [f"![Trainable parameters against the average score](results/{name}/figures/{FIGURE}.png)", ""]
+    lines.append(f"All tables, figures and runs: `results/{name}/report.html`, one page that opens offline.")
+    return "\n".join(lines)
+
+
+def verdict_rows(verdicts: Sequence[Verdict]) -> list[tuple[str, str, str]]:
+    """One line per claim and encoder or device: its verdict and the comparison that decides it."""
+    rows = []
+    for each in verdicts:
+        found = each.reason
+        if each.findings:
+            worst = next((f for f in each.findings if f.holds is False), None)
+            shown = worst or next((f for f in each.findings if f.holds is None), each.findings[0])
+            n = "" if shown.n is None else f", n = {shown.n}"
+            found = f"{shown.label}: {value_text(shown, shown.mean)}{short_interval(shown)}{n}"
+        about = f" ({each.about})" if each.about else ""
+        rows.append((f"**{each.word}**", f"{each.claim.sentence}{about}", found))
+    return rows
+
+
+def in_readme(readme: str, name: str, text: str) -> str:
+    """The README with the block between its marks; unchanged where it has none for this profile."""
+    begin, end = (MARK.format(name=name, edge=edge) for edge in ("begin", "end"))
+    if begin not in readme or end not in readme:
+        return readme
+    return f"{readme.partition(begin)[0]}{begin}\n{text.rstrip()}\n{end}{readme.partition(end)[2]}"

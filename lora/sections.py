@@ -1,0 +1,206 @@
+"""Which tables a profile has, with their titles and what a reader must know of each."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from lora.comparisons import against_reference, beside_paper, best_against_last, pairs_table, published
+from lora.formats import Table
+from lora.provenance import ROOT
+from lora.stats import ENOUGH_SEEDS, LEVEL, all_pairs, holm, median_coverage
+from lora.summary import KINDS, Planned, in_order, kind_of, method_label, summarise
+from lora.tables import start_table, table2, table5, table6
+from lora.tasks import TASKS
+
+PAPER = ROOT / "experiments" / "glue_table2" / "paper.csv"
+ROWS = ROOT / "experiments" / "glue_table2" / "rows.csv"
+METHODS_BY_TASKS = ("glue_table2", "adhoc")  # experiments in the layout of Table 2
+TITLES = {
+    "glue_table2": ("table2", "Table 2: methods by tasks"),
+    "adhoc": ("table2", "Methods by tasks"),
+    "lora_targets": ("table5", "Table 5: which projections to adapt, at one number of parameters"),
+    "lora_ranks": ("table6", "Table 6: how large the rank must be"),
+    "mnli_start": ("mnli_start", "What an MNLI start gives (section 5.2)"),
+}
+NOT_GLUE = (
+    "**Not GLUE.** The tasks and the encoder are the small embedded ones: these numbers show the methods at work "
+    "and are not comparable with the paper's."
+)
+PART = "**Trained on a part of the official train rows**: not comparable with tables of the whole."
+Examples = Mapping[tuple[str, str, str, str], Mapping[str, Any]]
+SUFFIXES = {"whole": "", "embedded": "", "part": "_part"}
+
+
+@dataclass(frozen=True)
+class Sections:
+    """The tables in reading order, and what else is made from the same frames.
+
+    Args:
+        pairs: `all_pairs` of the methods of Table 2, with model, kind and p_holm.
+        summaries: Experiment and kind -> one row per cell.
+    """
+
+    tables: list[Table]
+    pairs: pd.DataFrame
+    summaries: dict[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
+
+    def cells(self) -> pd.DataFrame:
+        """Every cell with its numbers, unrounded: one row per experiment and cell."""
+        shown = [summary.assign(experiment=experiment) for (experiment, _), summary in self.summaries.items()]
+        return pd.concat(shown) if shown else pd.DataFrame()
+
+
+def build_sections(
+    name: str,
+    planned: Mapping[str, Sequence[Planned]],
+    frame: pd.DataFrame,
+    curves: pd.DataFrame,
+    examples: Examples,
+) -> Sections:
+    """Every table that is made from runs. Tasks whose rows are of different kinds are never in one table.
+
+    Args:
+        name: The profile's folder, for the titles.
+        examples: As in `lora.analyses.Analyses`.
+    """
+    part = set(frame.loc[frame["is_part"].eq(True), "task"])
+    tables, pairs, summaries = [], [], {}
+    for experiment, every in planned.items():
+        for kind in KINDS:
+            of_kind = [p for p in every if kind_of(p.task, p.task in part) == kind]
+            if not of_kind:
+                continue
+            summary = summarise(frame, of_kind)
+            summaries[experiment, kind] = summary
+            file, title = TITLES[experiment]
+            maker = Maker(name, kind, summary)
+            layouts = {"lora_targets": table5, "lora_ranks": table6}
+            if experiment == "mnli_start":
+                cells = start_table(frame, summary, of_kind)
+            else:
+                cells = layouts.get(experiment, table2)(summary)
+            words = (
+                2 if experiment == "lora_ranks" else list(cells.columns).index("Method") + 1 if "Method" in cells else 1
+            )
+            tables.append(maker.table(file, title, cells, words, caption(summary, kind)))
+            if experiment in METHODS_BY_TASKS:
+                found = method_pairs(frame, of_kind).assign(kind=kind)
+                pairs.append(found)
+                tables += maker.methods(found, examples)
+            tables += maker.best_and_last(file, title, frame, curves, of_kind)
+    columns = ["model", "one", "other", "task", "n", "mean", "low", "high", "p", "p_holm", "kind"]
+    return Sections(tables, pd.concat(pairs) if pairs else pd.DataFrame(columns=columns), summaries)
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Tables of one profile, one experiment and one kind of rows."""
+
+    name: str
+    kind: str
+    summary: pd.DataFrame
+
+    def table(self, file: str, title: str, cells: pd.DataFrame, words: int, notes: Sequence[str]) -> Table:
+        banner = {"embedded": NOT_GLUE, "part": PART, "whole": ""}[self.kind]
+        return Table(f"{file}{SUFFIXES[self.kind]}", f"{title} ({self.name})", cells, words, tuple(notes), banner)
+
+    def methods(self, pairs: pd.DataFrame, examples: Examples) -> list[Table]:
+        """What goes with Table 2: the paper's cells, and every method against every other."""
+        made = []
+        if self.kind != "embedded":
+            paper = pd.read_csv(PAPER)
+            beside = beside_paper(self.summary, paper, pd.read_csv(ROWS))
+            words = list(beside.columns).index("Task") + 1 if len(beside) else 1
+            if len(beside):
+                made.append(
+                    self.table("table2_paper", "Table 2, cell by cell beside the paper's", beside, words, (STANDS_FOR,))
+                )
+            whole = published(paper, in_order(self.summary))
+            made.append(self.table("table2_published", "The paper's Table 2, for these tasks", whole, 2, (SOURCE,)))
+        if len(pairs):
+            cells = pairs_table(pairs, examples)
+            words = list(cells.columns).index("Task") + 1
+            made.append(
+                self.table("pairs", "Every method against every other, in pairs of one seed", cells, words, PAIRS)
+            )
+        return made
+
+    def best_and_last(
+        self, file: str, title: str, frame: pd.DataFrame, curves: pd.DataFrame, planned: Sequence[Planned]
+    ) -> list[Table]:
+        cells = best_against_last(frame, curves, planned)
+        short = title.partition(":")[0]
+        named = f"{short}: what choosing the best epoch on the reported split gives"
+        return [self.table(f"{file}_best_last", named, cells, 2, BEST_LAST)] if len(cells) else []
+
+
+STANDS_FOR = (
+    "Published: the row of the paper's Table 2 that each of ours stands for, of a larger encoder where the paper has "
+    "none of this one, and trained longer. Difference: ours minus published. Averages are over the tasks shown."
+)
+SOURCE = "Larger encoders, longer runs: beside ours for orientation. Source: Hu et al. 2021, Table 2."
+PAIRS = (
+    f"Difference: mean over tasks of the mean paired difference, in points. Intervals ({LEVEL:.0%}): over seeds, with "
+    "these dev sets; over dev examples, with these runs; over both (lora/stats.py says what each answers). "
+    "p: paired t-test over seeds; Holm: corrected for all tests of this table.",
+    f"The range of n seeds covers a median with probability {median_coverage(3):.0%} for n = 3 and "
+    f"{median_coverage(5):.0%} for n = 5: nothing is decided on fewer than {ENOUGH_SEEDS} pairs.",
+)
+BEST_LAST = (
+    "Medians over seeds. Best epoch: each run's own, on the split that is reported, as in the paper. Other seeds' "
+    "epoch: the one that is best on the mean of the cell's other seeds, so that a run does not profit from its own "
+    "luck; `-` for one seed. Flatters: mean of best minus that, an estimate from below, since the dev examples are "
+    "still the same.",
+)
+
+
+def method_pairs(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
+    """Every method against every other of the same encoder. p_holm is corrected over all of them."""
+    found = []
+    for model in dict.fromkeys(p.model for p in planned):
+        of_model = [p for p in planned if p.model == model]
+        several = {p.slug for p in of_model if len({q.protocol for q in of_model if q.slug == p.slug}) > 1}
+        groups: dict[str, list[str]] = {}
+        for p in of_model:
+            label = method_label(p.slug, p.method) + (f", {p.protocol}" if p.slug in several else "")
+            groups.setdefault(label, []).append(p.run_id)
+        runs = {label: frame[frame["run_id"].isin(ids)] for label, ids in groups.items()}
+        found.append(all_pairs(runs).assign(model=model))
+    table = pd.concat(found) if found else all_pairs({}).assign(model="")
+    places = [*TASKS, "Avg."]
+    ordered = [
+        group.sort_values("task", key=lambda tasks: tasks.map(places.index))
+        for _, group in table.groupby(["model", "one", "other"], sort=False)
+    ]
+    table = pd.concat(ordered) if ordered else table
+    return table.assign(p_holm=holm(table["p"].tolist())).reset_index(drop=True)
+
+
+def reference_table(
+    name: str, frame: pd.DataFrame, reference: pd.DataFrame, planned: Sequence[Planned]
+) -> Table | None:
+    """Our cells beside those of the run that came with the clone; None where the profile has none."""
+    if not len(reference):
+        return None
+    compared = against_reference(summarise(frame, planned), summarise(reference, planned))
+    agree, total = (compared["Agrees"] == "yes").sum(), (compared["Agrees"] != "-").sum()
+    verdict = f"{agree} of {total} cells agree: the ranges of their seeds overlap."
+    return Table("reference", f"Against the reference run ({name})", compared, 2, (verdict,))
+
+
+def caption(summary: pd.DataFrame, kind: str) -> list[str]:
+    seeds = set(summary["planned"])
+    of_runs = "Each run's best epoch on the dev set, one seed"
+    if seeds != {1}:
+        count = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
+        of_runs = (
+            f"Median over {count} seeds of each run's best epoch on the dev set, ± the standard deviation over seeds"
+        )
+    lines = [f"{of_runs}; protocol {', '.join(sorted(set(summary['protocol'])))}; Trainable leaves the head out."]
+    trained = summary.dropna(subset=["train_rows"]).drop_duplicates("task")
+    rows = [f"{TASKS[row.task].title} {row.train_rows:,.0f}" for row in trained.itertuples() if kind != "whole"]
+    if rows:
+        lines.append(f"Train rows: {', '.join(rows)}.")
+    return lines

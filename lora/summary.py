@@ -1,0 +1,100 @@
+"""From the frame of runs to one row per cell, in the paper's words. Neither torch nor configuration is known here."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from lora.tasks import TASKS, Task
+
+METRIC_SHORT = {"accuracy": "acc.", "matthews": "Matthews", "pearson": "Pearson"}
+METHOD_TITLES = {  # in the tables' order
+    "full": "Full fine-tuning",
+    "bitfit": "BitFit",
+    "adapterdrop": "AdapterDrop",
+    "houlsby": "Houlsby adapters",
+    "pfeiffer": "Pfeiffer adapters",
+    "lora": "LoRA",
+}
+CELL = ["model", "protocol", "start", "slug", "method", "task"]  # what the seeds of one cell share
+START_TITLES = {"pretrained": "pretrained", "mnli": "MNLI"}
+TARGET_TITLES = {"q": "Wq", "k": "Wk", "v": "Wv", "o": "Wo"}
+LORA_SLUG = re.compile(r"lora-([qkvo]+)-r(\d+)")
+KINDS = ("whole", "part", "embedded")  # of a task's train rows: never in one table
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a table has room for: a run that is expected, trained or not."""
+
+    run_id: str
+    model: str
+    protocol: str
+    start: str
+    slug: str
+    method: str
+    task: str
+    seed: int
+
+
+def summarise(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
+    """One row per model, protocol, start, method and task that is expected, from its seeds.
+
+    Returns: Columns model, protocol, start, slug, method, task, n, planned, median, mean, std (of `best`, over seeds,
+        ddof 1), min, max, last_median, trainable_method, seconds (mean), train_rows, kind (one of `KINDS`; `whole`
+        where nothing was trained yet); NaN where nothing was measured. Metrics are in percent.
+    """
+    expected = pd.DataFrame([vars(cell) for cell in planned], columns=list(Planned.__dataclass_fields__))
+    values = ["best", "last", "trainable_method", "seconds", "train_rows", "is_part"]
+    runs = expected.merge(frame[["run_id", *values]], on="run_id", how="left")
+    runs = runs.assign(best=100 * runs["best"], last=100 * runs["last"])
+    part = set(runs.loc[runs["is_part"].eq(True), "task"])
+    table = runs.groupby(CELL, sort=False).agg(
+        n=("best", "count"),
+        planned=("run_id", "size"),
+        median=("best", "median"),
+        mean=("best", "mean"),
+        std=("best", "std"),
+        min=("best", "min"),
+        max=("best", "max"),
+        last_median=("last", "median"),
+        trainable_method=("trainable_method", "first"),
+        seconds=("seconds", "mean"),
+        train_rows=("train_rows", "first"),
+    )
+    table = table.reset_index().astype({"trainable_method": "Int64", "train_rows": "Int64"})
+    return table.assign(kind=[kind_of(task, task in part) for task in table["task"]])
+
+
+def kind_of(task: str, is_part: bool) -> str:
+    return "embedded" if TASKS[task].family == "embedded" else "part" if is_part else "whole"
+
+
+def in_order(summary: pd.DataFrame) -> list[str]:
+    return [task for task in TASKS if task in set(summary["task"])]
+
+
+def method_label(slug: str, method: str) -> str:
+    detail = slug.partition("-")[2]
+    return METHOD_TITLES[method] + (f" ({detail.replace('-', ', ')})" if detail else "")
+
+
+def task_label(task: Task) -> str:
+    return f"{task.title} ({METRIC_SHORT[task.metric]})"
+
+
+def lora_of(slug: str) -> tuple[str, int]:
+    """The target set as the paper writes it, and the rank, of a LoRA cell that has no other options.
+
+    Raises: ValueError: If the cell is of another kind.
+    """
+    match = LORA_SLUG.fullmatch(slug)
+    if match is None:
+        raise ValueError(f"{slug!r} does not name target sets of q, k, v, o at one rank")
+    return ", ".join(TARGET_TITLES[target] for target in match[1]), int(match[2])
+
+
+def human_count(value: float) -> str:
+    """Parameters as the paper prints them: 0.3M, 125.0M; below 0.1M in thousands."""
+    return f"{value / 1e6:.1f}M" if value >= 99_500 else f"{value / 1e3:.0f}k"

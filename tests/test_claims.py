@@ -1,0 +1,303 @@
+"""Claims: read strictly, judged by hand-made differences; too few seeds never decide."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from synthetic import populate
+
+from lora.claims.__main__ import checked_claims, main
+from lora.claims.shown import text, to_json
+from lora.claims.statements import Bound, check_cells, read_claims
+from lora.claims.verdicts import judge
+from lora.errors import UserError
+from lora.gather import gather, known_cells
+
+EXPERIMENTS = ("glue_table2", "lora_targets", "lora_ranks", "mnli_start")
+GOOD = """\
+- id: one
+  sentence: A is better than B.
+  source: a paper
+  margin: any
+  metric: best
+  compare:
+    - {one: {method: lora}, other: {method: full}, above: 0}
+  paper:
+    - {model: M, task: Avg}
+"""
+
+
+@pytest.fixture
+def experiments(tmp_path):
+    """A function from the text of a claims file to a folder of experiments that has it."""
+
+    def make(content: str, name: str = "glue_table2") -> Path:
+        folder = tmp_path / "experiments" / name
+        folder.mkdir(parents=True)
+        (folder / "claims.yaml").write_text(content)
+        (folder / "paper.csv").write_text(
+            "source,model,method,task,value,std\np,M,LoRA,Avg,87.2,\np,M,LoRA,RTE,86.6,0.7\n"
+        )
+        return folder.parent
+
+    return make
+
+
+def test_the_committed_claims_are_all_sentences_of_the_story():
+    found = {claim.id for claim in checked_claims()}
+    assert found == {
+        *("lora_as_good_as_full", "houlsby_below_both", "qv_better_than_qk", "qv_better_than_one_matrix"),
+        *("small_rank_is_enough", "mnli_start_helps", "less_time_to_train", "less_memory_to_train"),
+        *("small_optimizer_state", "far_less_to_store", "merged_adds_no_latency", "adapters_add_latency"),
+        "swap_is_exact",
+    }
+    assert all(claim.paper for claim in checked_claims())
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "message"),
+    [
+        (("  metric: best", "  metric: bset"), 5, r"unknown metric 'bset'; it is one of best, last"),
+        (("  metric: best", "  measure: minutes"), 5, r"unknown measure 'minutes'"),
+        (("  metric: best\n", ""), 1, r"one of metric, measure and check, found none"),
+        (("task: Avg", "task: MRPC"), 9, r"M, MRPC must be one row of paper.csv beside it, found 0"),
+        (
+            ("  - {model: M, task: Avg}", "  - {modle: M}"),
+            9,
+            r"key 'modle' of a published cell is none of source, model",
+        ),
+        (("above: 0", "above: much"), 7, r"expected a number, found 'much'"),
+        (("above: 0", "over: 0"), 7, r"key 'over' of a comparison is none of one, other, above"),
+        (("above: 0}", "above: 0, below: 1}"), 7, r"one of above, below and within, found above, below"),
+        (("{method: full}", "{metod: full}"), 7, r"key 'metod' of a side"),
+        (("{method: full}", "{}"), 7, r"a side names its cells"),
+        (("  margin: any\n", ""), 1, r"a claim lacks margin"),
+        (("  margin: any", "  margin: any\n  margin: other"), 5, r"key 'margin' of a claim is there twice"),
+        (("  metric: best", "  check: swap"), 1, r"one with a check has none"),
+        (("  metric: best", "  metric: best\n  tasks: all"), 6, r"unknown tasks 'all'"),
+        ((GOOD, "- [1, 2]"), 1, r"a claim is a mapping"),
+        ((GOOD, "- {id: ["), 1, r"not readable as YAML"),
+    ],
+)
+def test_a_broken_file_is_refused_with_its_line(experiments, change, line, message):
+    with pytest.raises(UserError, match=rf"glue_table2/claims.yaml:{line}: .*{message}"):
+        read_claims(experiments(GOOD.replace(*change)))
+
+
+@pytest.mark.parametrize("content", ["", "id: one", "[]"])
+def test_a_file_without_a_list_is_refused(experiments, content):
+    with pytest.raises(UserError, match=r"glue_table2/claims.yaml.* the file must be a list"):
+        read_claims(experiments(content))
+
+
+def test_an_id_is_taken_once(experiments):
+    with pytest.raises(UserError, match=r"claims.yaml:10: id 'one' is taken by glue_table2/claims.yaml:1"):
+        read_claims(experiments(GOOD * 2))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ("method: lora", "slug: lora-qx-r8"),
+            r":7: glue_table2 plans no cell with slug lora-qx-r8; it has .*lora-qv-r8",
+        ),
+        (("method: full", "method: prefix"), r":7: glue_table2 plans no cell with method prefix"),
+        (("  metric: best", "  metric: best\n  tasks: [wnli]"), r":1: glue_table2 plans no cell with task wnli"),
+    ],
+)
+def test_an_unknown_cell_is_refused_with_its_line(experiments, change, message):
+    claims = read_claims(experiments(GOOD.replace(*change)))
+    with pytest.raises(UserError, match=message):
+        check_cells(claims, known_cells())
+
+
+def test_an_experiment_without_cells_has_no_metric(experiments):
+    claims = read_claims(experiments(GOOD, "params"))
+    with pytest.raises(UserError, match=r"no experiment 'params' with cells"):
+        check_cells(claims, known_cells())
+
+
+@pytest.mark.parametrize(
+    ("bound", "low", "high", "holds"),
+    [
+        (Bound("above", -1), -0.5, 0.4, True),
+        (Bound("above", -1), -1.5, 0.4, None),
+        (Bound("above", -1), -3.0, -1.0, False),
+        (Bound("below", 0), -3.0, -0.1, True),
+        (Bound("below", 0), 0.0, 1.0, False),
+        (Bound("within", 0.02, 1), 0.99, 1.01, True),
+        (Bound("within", 0.02, 1), 0.97, 1.01, None),
+        (Bound("within", 0.02, 1), 1.05, 1.06, False),
+        (Bound("above", 0), float("nan"), float("nan"), None),
+    ],
+)
+def test_a_bound_holds_for_a_whole_interval(bound, low, high, holds):
+    assert bound.holds(low, high) is holds
+
+
+def on_synthetic(tmp_path, lora: float, seeds: str = "1,2,3,4,5"):
+    """Verdicts by id on records where LoRA differs from full fine-tuning by `lora`, give or take a little."""
+
+    def value(cell):
+        level = {"full": 0.70, "lora": 0.70 + lora, "houlsby": 0.60}[cell.method]
+        started = 0.05 if cell.start == "mnli" else 0.0
+        return level + started + 0.001 * cell.seed * (1 + (cell.method == "lora"))
+
+    given = [f"experiment={','.join(EXPERIMENTS)}", f"seed={seeds}"]
+    populate(tmp_path / "small", "small", given, value)
+    gathered = gather("small", given, tmp_path)
+    found = judge(read_claims(), gathered.planned, gathered.frame, tmp_path, "small")
+    return {each.claim.id: each for each in found}
+
+
+def test_a_difference_above_the_margin_is_supported(tmp_path):
+    """LoRA - full is 0.5 + 0.1 x seed points on each task: 0.8 on average."""
+    found = on_synthetic(tmp_path, 0.005)
+    verdict = found["lora_as_good_as_full"]
+    (finding,) = verdict.findings
+    assert (verdict.word, finding.n, verdict.about) == ("supported", 5, "minilm")
+    assert finding.mean == pytest.approx(0.8) and 0.6 < finding.low < 0.8 < finding.high < 1.0
+    assert len(finding.runs) == 2 * 5 * 3 and not verdict.not_glue
+    assert found["houlsby_below_both"].word == "supported"
+    assert found["mnli_start_helps"].word == "supported" and len(found["mnli_start_helps"].findings) == 3
+    assert found["small_rank_is_enough"].word == "supported"
+    assert found["qv_better_than_qk"].word == "not supported"  # they are equal, and better means above 0
+
+
+def test_a_difference_below_the_margin_is_not_supported(tmp_path):
+    assert on_synthetic(tmp_path, -0.03)["lora_as_good_as_full"].word == "not supported"
+
+
+def test_a_margin_inside_the_interval_cannot_be_told(tmp_path):
+    verdict = on_synthetic(tmp_path, -0.013)["lora_as_good_as_full"]  # -1.3 + 0.1 x seed: about -1
+    assert (verdict.word, verdict.reason) == ("cannot tell", "the bound lies inside the interval")
+
+
+@pytest.mark.parametrize("lora", [0.2, -0.2])
+def test_four_seeds_decide_nothing(tmp_path, lora):
+    verdict = on_synthetic(tmp_path, lora, "1,2,3,4")["lora_as_good_as_full"]
+    assert (verdict.word, verdict.reason) == ("cannot tell", "4 of at least 5 pairs of seeds")
+
+
+def test_a_task_without_pairs_is_named(tmp_path):
+    given = ["experiment=glue_table2", "seed=1,2,3,4,5"]
+    populate(tmp_path / "small", "small", given)
+    for path in (tmp_path / "small" / "runs").glob("*.full.cola.*"):
+        path.unlink()
+    gathered = gather("small", given, tmp_path)
+    (first, *_) = judge(read_claims(), gathered.planned, gathered.frame, tmp_path, "small")
+    assert (first.word, first.reason) == ("cannot tell", "no pair of seeds on CoLA")
+
+
+def test_verdicts_on_embedded_tasks_say_that_they_are_not_glue(tmp_path):
+    populate(tmp_path / "mini", "mini")
+    gathered = gather("mini", (), tmp_path)
+    (first, *_) = judge(read_claims(), gathered.planned, gathered.frame, tmp_path, "mini")
+    assert first.not_glue and "not GLUE" in text([first])
+
+
+def test_a_side_of_two_protocols_is_refused(experiments):
+    """RoBERTa-large has LoRA rows of two protocols, and the claim names neither."""
+    gathered = gather("paper", ["experiment=glue_table2"])
+    with pytest.raises(UserError, match=r"claims.yaml:7: one side has the protocols .*dagger.* of roberta_large"):
+        judge(read_claims(experiments(GOOD)), gathered.planned, gathered.frame, Path("none"), "paper")
+
+
+def summary(**changes):
+    lora = {
+        "to_full": {
+            "step_ms": {"16x28": 0.41},
+            "step_ms_interval": {"16x28": [0.40, 0.42]},
+            "saved_activation_bytes": {"16x28": 0.3},
+            "optimizer_bytes": 0.0098,
+            "checkpoint_bytes": 0.0098,
+        },
+        "to_base": {"latency_ms": {"1x128": 1.2}, "latency_ms_interval": {"1x128": [1.1, 1.3]}},
+    }
+    merged = {
+        "to_full": None,
+        "to_base": {"latency_ms": {"1x128": 1.0}, "latency_ms_interval": {"1x128": [0.99, 1.03]}},
+    }
+    houlsby = {"to_full": None, "to_base": {"latency_ms": {"1x128": 1.1}, "latency_ms_interval": {"1x128": None}}}
+    about = {"plan": {"rounds": 20, **changes}}
+    return {"about": about, "lora": lora, "lora_merged": merged, "houlsby": houlsby}
+
+
+def measured(tmp_path, content):
+    path = tmp_path / "efficiency" / "cpu" / "summary.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    return {
+        each.claim.id: each for each in judge(read_claims(), {}, gather("mini", (), tmp_path).frame, tmp_path, "mini")
+    }
+
+
+def test_costs_are_judged_by_the_ratios_of_the_summary(tmp_path):
+    found = measured(tmp_path, json.dumps(summary()))
+    assert found["less_time_to_train"].word == "supported" and found["less_time_to_train"].about == "cpu"
+    assert found["less_memory_to_train"].word == found["far_less_to_store"].word == "supported"
+    assert found["merged_adds_no_latency"].word == "cannot tell"  # 1.03 is more than 2%
+    assert found["adapters_add_latency"].word == "cannot tell"  # no interval
+    (exact,) = found["small_optimizer_state"].findings
+    assert (exact.n, exact.low, exact.high) == (None, 0.0098, 0.0098)
+
+
+def test_three_rounds_of_a_time_decide_nothing(tmp_path):
+    found = measured(tmp_path, json.dumps(summary(rounds=3)))
+    assert found["less_time_to_train"].word == "cannot tell"
+    assert found["far_less_to_store"].word == "supported"  # counted, not timed
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"about": {}, "lora": {"to_full": {"step_ms": {"1x1": 2}}}}'])
+def test_a_broken_summary_is_named(tmp_path, content):
+    with pytest.raises(UserError, match=r"summary.json"):
+        measured(tmp_path, content)
+
+
+@pytest.mark.parametrize(("failures", "word"), [(0, "supported"), (1, "not supported")])
+def test_an_exact_claim_is_refuted_by_one_failure(tmp_path, failures, word):
+    path = tmp_path / "mini" / "analysis" / "swap.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"cases": [{"label": "fp32", "trials": 1000, "failures": failures, "runs": ["a"]}]}))
+    found = judge(read_claims(), {}, gather("mini", (), tmp_path).frame, tmp_path, "mini")
+    (verdict,) = [each for each in found if each.claim.check]
+    assert verdict.word == word
+
+
+def test_what_is_not_there_cannot_be_told(tmp_path):
+    found = judge(read_claims(), {}, gather("mini", (), tmp_path).frame, tmp_path, "mini")
+    assert {each.word for each in found} == {"cannot tell"} and all(each.reason for each in found)
+
+
+def test_all_of_it_is_printed_and_kept(tmp_path):
+    verdict = on_synthetic(tmp_path, 0.005)["lora_as_good_as_full"]
+    shown = text([verdict])
+    for part in (
+        "SUPPORTED (minilm)",
+        "n = 5",
+        "stated: above -1",
+        "RoBERTa-base LoRA Avg: 87.2",
+        verdict.findings[0].runs[0],
+    ):
+        assert part in shown
+    (kept,) = json.loads(to_json([verdict]))
+    assert kept["verdict"] == "supported" and len(kept["findings"][0]["runs"]) == 30
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    populate(tmp_path / "results" / "mini", "mini")
+    monkeypatch.setattr("lora.claims.__main__.ROOT", tmp_path)
+    monkeypatch.setattr("lora.claims.__main__.gather", lambda name, given: gather(name, given, tmp_path / "results"))
+    with pytest.raises(SystemExit) as ended:
+        main(["mini"])
+    assert ended.value.code == 0 and "LoRA is comparable to" in capsys.readouterr().out
+    (tmp_path / "results" / "mini" / "runs" / "foreign.json").write_text("{}")
+    with pytest.raises(SystemExit) as ended:
+        main(["mini"])
+    assert ended.value.code == 1 and "foreign.json" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "results")
+    with pytest.raises(SystemExit) as ended:
+        main(["nothing"])
+    assert ended.value.code == 2 and "error: " in capsys.readouterr().err
