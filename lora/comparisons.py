@@ -2,8 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from lora.stats import LEVEL
 from lora.summary import CELL, Planned, in_order, method_label, task_label
@@ -93,7 +96,7 @@ def published(paper: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def pairs_table(pairs: pd.DataFrame, examples: Mapping[tuple[str, str, str, str], Mapping[str, float]]) -> pd.DataFrame:
+def pairs_table(pairs: pd.DataFrame, examples: Mapping[tuple[str, str, str, str], Mapping[str, Any]]) -> pd.DataFrame:
     """Every method against every other, with how sure each difference is.
 
     Args:
@@ -123,8 +126,9 @@ def pairs_table(pairs: pd.DataFrame, examples: Mapping[tuple[str, str, str, str]
     return pd.DataFrame(lines)
 
 
-def bounds(found: Mapping[str, float], over: str) -> str:
-    return interval_text(*(found.get(f"{over}_{end}", math.nan) for end in ("low", "high")))
+def bounds(found: Mapping[str, Any], over: str) -> str:
+    low, high = found.get(f"{over}_low"), found.get(f"{over}_high")
+    return "-" if low is None or high is None else interval_text(low, high)
 
 
 def interval_text(low: float, high: float) -> str:
@@ -138,19 +142,19 @@ def best_against_last(frame: pd.DataFrame, curves: pd.DataFrame, planned: Sequen
         epoch that is best on the mean of the cell's other seeds, in which no run profits from its own luck; the last.
         `Flatters` is the mean of best minus the second, `Best - last` that of best minus the third.
     """
-    expected = pd.DataFrame([vars(p) for p in planned]).merge(frame[["run_id", "best", "last"]], on="run_id")
+    expected = pd.DataFrame([vars(p) for p in planned]).merge(frame[["run_id", "best", "last"]], on="run_id").dropna()
+    by_run = {run_id: group.to_numpy() for run_id, group in curves.groupby("run_id")["value"]}
     lines = []
-    for (_, _, _, slug, method, task), runs in expected.dropna().groupby(CELL, sort=False):
-        by_epoch = curves[curves["run_id"].isin(runs["run_id"])].pivot(index="epoch", columns="run_id", values="value")
-        others = 100 * pd.Series(chosen_by_others(by_epoch)).reindex(runs["run_id"])
-        best, last = 100 * runs.set_index("run_id")["best"], 100 * runs.set_index("run_id")["last"]
+    for (_, _, _, slug, method, task), runs in expected.groupby(CELL, sort=False):
+        best, last = 100 * runs["best"], 100 * runs["last"]
+        others = 100 * chosen_by_others(np.column_stack([by_run[run_id] for run_id in runs["run_id"]]))
         lines.append(
             {
                 "Method": method_label(slug, method),
                 "Task": task_label(TASKS[task]),
                 "n": str(len(runs)),
                 "Best epoch": number(best.median()),
-                "Other seeds' epoch": number(others.median()),
+                "Other seeds' epoch": number(np.median(others)),
                 "Last epoch": number(last.median()),
                 "Flatters": number((best - others).mean(), "+.2f"),
                 "Best - last": number((best - last).mean(), "+.2f"),
@@ -159,17 +163,17 @@ def best_against_last(frame: pd.DataFrame, curves: pd.DataFrame, planned: Sequen
     return pd.DataFrame(lines)
 
 
-def chosen_by_others(by_epoch: pd.DataFrame) -> dict[str, float]:
-    """Run -> its value at the epoch that is best on the mean of the other runs; NaN for a single run.
+def chosen_by_others(values: Float[np.ndarray, "epochs runs"]) -> Float[np.ndarray, " runs"]:
+    """The value of each run of a cell at the epoch that is best on the mean of the others; NaN for a single run.
 
-    Args:
-        by_epoch: Epochs by runs of one cell.
+    An epoch in which some run's metric is undefined is not chosen, unless all are such.
     """
-    values = {}
-    for run_id in by_epoch:
-        means = by_epoch.drop(columns=run_id).mean(axis=1).dropna()
-        values[run_id] = by_epoch.at[means.idxmax(), run_id] if len(means) else math.nan
-    return values
+    count = values.shape[1]
+    if count < 2:
+        return np.full(count, math.nan)
+    means = (values.sum(axis=1, keepdims=True) - values) / (count - 1)
+    best = np.where(np.isnan(means), -np.inf, means).argmax(axis=0)
+    return values[best, np.arange(count)]
 
 
 def against_reference(ours: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:

@@ -1,11 +1,12 @@
 """What a profile's records amount to: the runs that its experiments expect, as one frame. From here on, no settings."""
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from omegaconf import OmegaConf
+import yaml
 
 from lora.claims.statements import SELECTORS
 from lora.compose import CONF, describe_group
@@ -94,8 +95,12 @@ def without_parents(experiment: str, cells: Sequence[Cell]) -> list[Cell]:
 
 def described(profile: str) -> list[str]:
     """The experiments that have a grid of this profile's size."""
-    names = [name for name in EXPERIMENTS if name != "adhoc"]
-    return [name for name in names if profile in OmegaConf.load(CONF / "experiment" / f"{name}.yaml").grid]
+    return [name for name in EXPERIMENTS if name != "adhoc" and profile in profiles_of(name)]
+
+
+@functools.cache
+def profiles_of(experiment: str) -> tuple[str, ...]:
+    return tuple(yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_bytes())["grid"])
 
 
 def known_cells() -> dict[str, dict[str, set[str]]]:

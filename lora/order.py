@@ -25,3 +25,11 @@ def drawn(shape: tuple[int, ...], below: int, *purpose: str | int) -> np.ndarray
 def _raw(count: int, *purpose: str | int) -> np.ndarray:
     seed = int.from_bytes(hashlib.sha256(":".join(map(str, purpose)).encode()).digest()[:16], "big")
     return np.random.PCG64(seed).random_raw(count)
+
+
+def gaussian(shape: tuple[int, ...], *purpose: str | int) -> np.ndarray:
+    """Normal numbers from a generator named by what they are for: Box and Muller's transform of its raw draws."""
+    count = math.prod(shape)
+    uniform = (_raw(2 * count, *purpose) >> np.uint64(11)) / 2.0**53
+    radius = np.sqrt(-2 * np.log1p(-uniform[:count]))
+    return (radius * np.cos(2 * math.pi * uniform[count:])).reshape(shape)

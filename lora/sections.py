@@ -161,12 +161,7 @@ def method_pairs(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFram
     found = []
     for model in dict.fromkeys(p.model for p in planned):
         of_model = [p for p in planned if p.model == model]
-        several = {p.slug for p in of_model if len({q.protocol for q in of_model if q.slug == p.slug}) > 1}
-        groups: dict[str, list[str]] = {}
-        for p in of_model:
-            label = method_label(p.slug, p.method) + (f", {p.protocol}" if p.slug in several else "")
-            groups.setdefault(label, []).append(p.run_id)
-        runs = {label: frame[frame["run_id"].isin(ids)] for label, ids in groups.items()}
+        runs = {label: frame[frame["run_id"].isin(ids)] for label, ids in groups_of(of_model).items()}
         found.append(all_pairs(runs).assign(model=model))
     table = pd.concat(found) if found else all_pairs({}).assign(model="")
     places = [*TASKS, "Avg."]
@@ -176,6 +171,18 @@ def method_pairs(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFram
     ]
     table = pd.concat(ordered) if ordered else table
     return table.assign(p_holm=holm(table["p"].tolist())).reset_index(drop=True)
+
+
+def groups_of(planned: Sequence[Planned]) -> dict[str, list[str]]:
+    """The methods of one encoder, in the tables' order: label -> run_ids. Protocols are told apart."""
+    protocols: dict[str, set[str]] = {}
+    for p in planned:
+        protocols.setdefault(p.slug, set()).add(p.protocol)
+    groups: dict[str, list[str]] = {}
+    for p in planned:
+        label = method_label(p.slug, p.method) + (f", {p.protocol}" if len(protocols[p.slug]) > 1 else "")
+        groups.setdefault(label, []).append(p.run_id)
+    return groups
 
 
 def reference_table(

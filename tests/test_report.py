@@ -10,6 +10,7 @@ import shutil
 import statistics
 import subprocess
 
+import numpy as np
 import pandas as pd
 import pytest
 from synthetic import populate
@@ -204,9 +205,11 @@ def test_every_published_row_that_ours_stand_for_exists():
 
 def test_choosing_the_epoch_by_the_other_seeds():
     """Seed a is best in epoch 2 alone; the others' mean is best in epoch 1, so a is given its value there."""
-    by_epoch = pd.DataFrame({"a": [0.5, 0.9], "b": [0.8, 0.1], "c": [0.3, 0.6]}, index=[1, 2])
-    assert chosen_by_others(by_epoch) == {"a": 0.5, "b": 0.1, "c": 0.3}
-    assert math.isnan(chosen_by_others(by_epoch[["a"]])["a"])
+    a, b, c = [0.5, 0.9], [0.8, 0.1], [0.3, 0.6]
+    assert chosen_by_others(np.column_stack([a, b, c])).tolist() == [0.5, 0.1, 0.3]
+    assert np.isnan(chosen_by_others(np.column_stack([a]))).all()
+    undefined = np.column_stack([[math.nan, 0.9], [0.8, 0.1]])
+    assert chosen_by_others(undefined).tolist() == [0.9, 0.1]
 
 
 def test_best_against_last_by_hand():

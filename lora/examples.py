@@ -1,0 +1,232 @@
+"""`python -m lora.examples PROFILE`: would other dev examples show the same? Intervals from the runs' own predictions.
+
+A record keeps the predictions of its best epoch, and no labels: those of GLUE are not ours to pass on, and predictions
+with a mark of which are right would give them away. So this runs where the rows are, once, and leaves the intervals in
+results/<profile>/analysis/examples.json, from which the tables are made anywhere.
+
+Examples are resampled with replacement, the same ones for both methods and all seeds, and the metric is computed anew
+on each resample: `examples` keeps the seeds as they are, `both` resamples the pairs of seeds too.
+"""
+
+import argparse
+import hashlib
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.numpy import load
+from scipy import stats
+
+from lora.analyses import EXAMPLES, analysis_json
+from lora.compose import compose_run
+from lora.errors import UserError, first_line
+from lora.gather import Gathered, gather
+from lora.order import drawn
+from lora.provenance import ROOT
+from lora.results import RunRecord, write_atomically
+from lora.sections import METHODS_BY_TASKS, groups_of
+from lora.stats import LEVEL
+from lora.sweep import requested
+from lora.tasks import TASKS
+
+RESAMPLES = 2000
+CHUNK = 2**22  # numbers held at once
+
+
+def statistics(metric: str, predicted: np.ndarray, labels: np.ndarray) -> Float[np.ndarray, "rows parts"]:
+    """What each example adds to the sums that a metric is made of."""
+    x, y = predicted.astype(np.float64), labels.astype(np.float64)
+    if metric == "accuracy":
+        return (x == y)[:, None].astype(np.float64)
+    if metric == "matthews":  # true positives, true negatives, false positives, false negatives
+        return np.stack([x * y, (1 - x) * (1 - y), x * (1 - y), (1 - x) * y], axis=1)
+    x, y = x - x.mean(), y - y.mean()  # pearson does not change, and its sums do not cancel
+    return np.stack([x, y, x * x, y * y, x * y], axis=1)
+
+
+def score(metric: str, sums: Float[np.ndarray, "*resamples parts"], count: int) -> Float[np.ndarray, "*resamples"]:
+    """The metric from the sums over `count` examples; NaN where it is undefined."""
+    parts = np.moveaxis(sums, -1, 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if metric == "accuracy":
+            value = parts[0] / count
+        elif metric == "matthews":
+            tp, tn, fp, fn = parts
+            value = (tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+        else:
+            x, y, xx, yy, xy = parts / count
+            value = (xy - x * y) / np.sqrt((xx - x * x) * (yy - y * y))
+    return np.asarray(value)
+
+
+def resampled(metric: str, runs: Sequence[np.ndarray], labels: np.ndarray, purpose: str) -> Float[np.ndarray, "b runs"]:
+    """The metric of every run on each resample of the examples, in points; the same resamples for all."""
+    count, values = len(labels), []
+    parts = np.concatenate([statistics(metric, predicted, labels) for predicted in runs], axis=1)
+    step = max(1, CHUNK // count)
+    for start in range(0, RESAMPLES, step):
+        rows = min(step, RESAMPLES - start)
+        picks = drawn((rows, count), count, "examples", purpose, start)
+        flat = picks + count * np.arange(rows)[:, None]
+        times = np.bincount(flat.ravel(), minlength=rows * count).reshape(rows, count)
+        sums = (times @ parts).reshape(rows, len(runs), -1)
+        values.append(100 * score(metric, sums, count))
+    return np.concatenate(values)
+
+
+def bounds(differences: Float[np.ndarray, "b pairs"], purpose: str) -> dict[str, float | None]:
+    """The intervals of the mean difference over pairs of seeds, from its values on each resample.
+
+    Deviations between seeds are stretched as in `lora.stats.mean_interval`; a single pair has no interval over both.
+    """
+    tail = (1 - LEVEL) / 2
+    means = differences.mean(axis=1)
+    found = dict(zip(("examples_low", "examples_high"), quantiles(means, tail), strict=True))
+    pairs = differences.shape[1]
+    if pairs < 2:
+        return {**found, "both_low": None, "both_high": None}
+    picks = drawn(differences.shape, pairs, "seeds", purpose)
+    stretch = math.sqrt(pairs / (pairs - 1)) * stats.t.ppf(tail, pairs - 1) / stats.norm.ppf(tail)
+    both = means + stretch * (np.take_along_axis(differences, picks, axis=1).mean(axis=1) - means)
+    return found | dict(zip(("both_low", "both_high"), quantiles(both, tail), strict=True))
+
+
+def quantiles(values: np.ndarray, tail: float) -> list[float | None]:
+    known = values[np.isfinite(values)]  # a resample without one of the classes has no Matthews coefficient
+    return [float(f"{value:.6g}") for value in np.quantile(known, (tail, 1 - tail))] if len(known) else [None, None]
+
+
+def compare(gathered: Gathered, labels: Mapping[str, np.ndarray], results: Path) -> list[dict[str, Any]]:
+    """The entries of the analysis: every method against every other, task by task.
+
+    Args:
+        labels: Task -> those of the split that selects, in its order.
+    Raises: UserError: If a file of predictions is absent, not the record's, or does not give the record's metric.
+    """
+    entries = []
+    for experiment in METHODS_BY_TASKS:
+        planned = gathered.planned.get(experiment, ())
+        for model in dict.fromkeys(p.model for p in planned):
+            groups = groups_of([p for p in planned if p.model == model])
+            ids = {run_id for group in groups.values() for run_id in group}
+            for task in labels:
+                runs = gathered.frame[(gathered.frame["task"] == task) & gathered.frame["run_id"].isin(ids)]
+                if len(runs):
+                    entries += of_task(gathered, runs, groups, task, labels[task], results, model)
+    return entries
+
+
+def of_task(
+    gathered: Gathered,
+    runs: pd.DataFrame,
+    groups: Mapping[str, Sequence[str]],
+    task: str,
+    labels: np.ndarray,
+    results: Path,
+    model: str,
+) -> list[dict[str, Any]]:
+    metric = TASKS[task].metric
+    records = [gathered.state.ok[run_id] for run_id in runs["run_id"]]
+    predicted = [best_predictions(record, results) for record in records]
+    for record, values in zip(records, predicted, strict=True):
+        check(record, metric, values, labels)
+    points = resampled(metric, predicted, labels, task)
+    place = {run_id: i for i, run_id in enumerate(runs["run_id"])}
+    seeds = dict(zip(runs["run_id"], runs["seed"], strict=True))
+    entries, names = [], list(groups)
+    for later, one in enumerate(names):
+        for other in names[:later]:
+            mine = {seeds[r]: place[r] for r in groups[one] if r in place}
+            theirs = {seeds[r]: place[r] for r in groups[other] if r in place}
+            common = sorted(set(mine) & set(theirs))
+            if common:
+                differences = points[:, [mine[s] for s in common]] - points[:, [theirs[s] for s in common]]
+                entry = {"model": model, "one": one, "other": other, "task": task, "examples": len(labels)}
+                entries.append({**entry, "pairs": len(common), **bounds(differences, f"{task} {one} {other}")})
+    return entries
+
+
+def best_predictions(record: RunRecord, results: Path) -> np.ndarray:
+    """Raises: UserError: If the file is absent, or is not the one that the record names."""
+    path = results / "predictions" / f"{record.run_id}.safetensors"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"the predictions of {record.run_id} are not readable: {path}: {error.strerror}") from error
+    if hashlib.sha256(content).hexdigest() != record.predictions:
+        raise UserError(f"{path} is not the file of predictions that its record names")
+    try:
+        tensors = load(content)
+    except SafetensorError as error:
+        raise UserError(f"{path} is no safetensors file: {first_line(error)}") from error
+    return np.concatenate([tensors[f"best.{split}"] for split in splits_of(record)])
+
+
+def splits_of(record: RunRecord) -> tuple[str, ...]:
+    split = record.selected["split"]
+    return TASKS[record.config["task"]].validation_splits if split == "pooled" else (split,)
+
+
+def check(record: RunRecord, metric: str, predicted: np.ndarray, labels: np.ndarray) -> None:
+    """Raises: UserError: If these labels do not give the metric that the record has."""
+    value = math.nan
+    if len(predicted) == len(labels):
+        value = float(score(metric, statistics(metric, predicted, labels).sum(axis=0), len(labels)))
+    recorded = record.selected["best"]["value"]
+    if not (math.isclose(value, recorded or 0.0, abs_tol=1e-6) or (recorded is None and math.isnan(value))):
+        raise UserError(
+            f"the predictions of {record.run_id} and the labels at hand give {metric} {value:.6f}, its record has "
+            f"{recorded}: these are not the rows that it was evaluated on"
+        )
+
+
+def read_labels(name: str, overrides: Sequence[str], gathered: Gathered) -> dict[str, np.ndarray]:
+    """Task -> the labels of the split that selects, read as a run would read them.
+
+    Raises: UserError: If the rows are not to be had, or are not those of the records.
+    """
+    from lora.data import read  # loads the library of data sets
+
+    cells = {cell.run_id: cell for cell in requested(Path(name).name, overrides)}
+    labels = {}
+    for row in gathered.frame.drop_duplicates("task").itertuples():
+        if row.run_id not in cells:
+            continue
+        data, task = compose_run(cells[row.run_id].overrides).data, TASKS[row.task]
+        found = read(task, data.source, data.path, data.revision, data.train_rows)
+        if found.fingerprint != row.fingerprint:
+            raise UserError(f"the rows of {row.task} are not those that {row.run_id} was trained on")
+        splits = splits_of(gathered.state.ok[row.run_id])
+        labels[row.task] = np.concatenate([np.asarray(found.splits[split]["label"]) for split in splits])
+    return labels
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Exit codes: 0 done; 2 the rows or predictions are not to be had, or are not those of the records."""
+    parser = argparse.ArgumentParser(prog="python -m lora.examples", description=__doc__.partition(": ")[2])
+    parser.add_argument("profile", help="a profile, or reference/<profile>: the folder below results/")
+    parser.add_argument("overrides", nargs="*", help="as the sweep was launched: data.path=folder")
+    given = parser.parse_args(arguments)
+    try:
+        gathered = gather(given.profile, given.overrides)
+        folder = ROOT / "results" / given.profile
+        labels = read_labels(given.profile, given.overrides, gathered)
+        entries = compare(gathered, labels, folder)
+        used = gathered.frame[gathered.frame["task"].isin(labels)]["run_id"]
+        made_from = {run_id: gathered.state.ok[run_id].predictions for run_id in used}
+        path = folder / "analysis" / EXAMPLES
+        write_atomically(path, analysis_json(made_from, entries))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"{len(entries)} comparisons on {len(labels)} tasks: {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Intervals over dev examples: the metrics against their own module, the intervals against SciPy and closed forms."""
+
+import dataclasses
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+from scipy import stats
+from synthetic import populate, synthetic_record
+
+from lora import metrics
+from lora.analyses import EXAMPLES, analysis_json, read_analyses
+from lora.errors import UserError
+from lora.examples import best_predictions, bounds, check, compare, resampled, score, statistics
+from lora.gather import gather
+from lora.report import build
+from lora.results import read_record, write_record
+from lora.sweep import requested
+
+RANDOM = np.random.default_rng(0)
+OVERRIDES = ["experiment=glue_table2", "task=cola", "seed=1,2"]
+
+
+def predictions(metric: str, rows: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    if metric == "pearson":
+        labels = RANDOM.normal(2.5, 1, rows)
+        return (labels + RANDOM.normal(0, 1, rows)).astype(np.float32), labels
+    labels = RANDOM.integers(0, 2, rows)
+    return np.where(RANDOM.random(rows) < 0.8, labels, 1 - labels).astype(np.int16), labels
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "matthews", "pearson"])
+def test_sums_give_the_metric_of_the_metrics_module(metric):
+    predicted, labels = predictions(metric)
+    ours = score(metric, statistics(metric, predicted, labels).sum(axis=0), len(labels))
+    assert float(ours) == pytest.approx(metrics.compute((metric,), predicted, labels)[metric], abs=1e-9)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "matthews", "pearson"])
+def test_a_resample_is_the_metric_of_the_rows_drawn(metric):
+    """Its spread over resamples is that of SciPy's bootstrap, which computes the metric row by row."""
+    predicted, labels = predictions(metric)
+
+    def one(x: np.ndarray, y: np.ndarray) -> float:
+        return metrics.compute((metric,), x, y)[metric]
+
+    ours = resampled(metric, [predicted], labels, "test")[:, 0] / 100
+    theirs = stats.bootstrap(
+        (predicted, labels), one, paired=True, vectorized=False, n_resamples=300, method="percentile", rng=1
+    )
+    assert ours.std() == pytest.approx(theirs.standard_error, rel=0.15)
+    assert ours.mean() == pytest.approx(one(predicted, labels), abs=0.01)
+
+
+def test_all_runs_are_judged_on_the_same_resamples():
+    predicted, labels = predictions("accuracy")
+    points = resampled("accuracy", [predicted, predicted.copy()], labels, "test")
+    assert (points[:, 0] == points[:, 1]).all() and points[:, 0].std() > 0
+
+
+def test_an_accuracy_has_the_closed_forms_interval():
+    """Two runs that differ on 30 of 400 rows, 20 one way and 10 the other: var = (p1 + p2 - (p1 - p2)^2) / n."""
+    labels = np.zeros(400, np.int64)
+    one, other = np.zeros(400, np.int16), np.zeros(400, np.int16)
+    other[:20], one[20:30] = 1, 1
+    points = resampled("accuracy", [one, other], labels, "closed form")
+    found = bounds(points[:, :1] - points[:, 1:], "closed form")
+    std = 100 * np.sqrt((30 / 400 - (10 / 400) ** 2) / 400)
+    assert (points[:, 0] - points[:, 1]).std() == pytest.approx(std, rel=0.06)
+    assert (found["examples_low"], found["examples_high"]) == pytest.approx((2.5 - 2 * std, 2.5 + 2 * std), abs=0.5)
+    assert found["both_low"] is None  # one pair of seeds
+
+
+def test_both_is_as_wide_as_the_two_together():
+    """Seeds and examples vary apart: the variances add up, those of seeds stretched as for so few of them."""
+    examples = RANDOM.normal(0, 1, (2000, 1))
+    seeds = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+    found = bounds(examples + seeds, "both")
+    t = stats.t.ppf(0.975, 4) * seeds.std(ddof=1) / np.sqrt(5)
+    assert found["both_high"] == pytest.approx(np.sqrt(1.96**2 + t**2), rel=0.1)
+    assert found["examples_high"] == pytest.approx(1.96, rel=0.1)
+
+
+@pytest.fixture
+def predicted_runs(tmp_path):
+    """Full and LoRA on CoLA with two seeds, their predictions right in known places."""
+    labels = np.tile([0, 1], 50)
+    cells = [cell for cell in requested("small", OVERRIDES) if cell.method != "houlsby"]
+    for cell in cells:
+        wrong = {"full": 20, "lora": 10}[cell.method] + cell.seed
+        values = labels.astype(np.int16).copy()
+        values[:wrong] = 1 - values[:wrong]
+        content = save({"best.validation": values, "last.validation": values})
+        best = metrics.compute(("matthews",), values, labels)["matthews"]
+        record = synthetic_record(cell, best, hashlib.sha256(content).hexdigest())
+        write_record(tmp_path / "small", record)
+        path = tmp_path / "small" / "predictions" / f"{cell.run_id}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    return tmp_path, labels
+
+
+def test_methods_are_compared_and_the_tables_show_it(predicted_runs):
+    results, labels = predicted_runs
+    gathered = gather("small", OVERRIDES, results)
+    (entry,) = compare(gathered, {"cola": labels}, results / "small")
+    assert (entry["one"], entry["other"], entry["task"]) == ("LoRA (qv, r8)", "Full fine-tuning", "cola")
+    assert (entry["pairs"], entry["examples"]) == (2, 100)
+    assert 0 < entry["examples_low"] < 20 < entry["examples_high"] < 40
+    path = results / "small" / "analysis" / EXAMPLES
+    path.parent.mkdir()
+    made_from = {run_id: record.predictions for run_id, record in gathered.state.ok.items()}
+    path.write_bytes(analysis_json(made_from, [entry]))
+    report = build("small", OVERRIDES, results)
+    (pairs,) = [table for table in report.tables if table.name == "pairs"]
+    assert pairs.cells["... over examples"].item() == f"{entry['examples_low']:+.1f} to {entry['examples_high']:+.1f}"
+    assert not report.problems
+
+
+def test_an_analysis_of_other_predictions_is_named_and_left_out(predicted_runs):
+    results, _ = predicted_runs
+    gathered = gather("small", OVERRIDES, results)
+    path = results / "small" / "analysis" / EXAMPLES
+    path.parent.mkdir()
+    path.write_bytes(analysis_json({next(iter(gathered.state.ok)): "0" * 64}, []))
+    report = build("small", OVERRIDES, results)
+    assert len(report.problems) == 1 and "lora.examples" in report.problems[0]
+    assert "left out" in report.text
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"made_from": []}', '{"made_from": {}, "entries": 3}'])
+def test_a_broken_analysis_is_refused(tmp_path, content):
+    (tmp_path / EXAMPLES).write_text(content)
+    with pytest.raises(UserError, match=r"examples.json is not a readable analysis"):
+        read_analyses(tmp_path, {})
+
+
+def test_the_hash_of_the_predictions_is_checked(predicted_runs):
+    results, labels = predicted_runs
+    folder = results / "small"
+    record = read_record(next((folder / "runs").glob("*.json")))
+    path = folder / "predictions" / f"{record.run_id}.safetensors"
+    with pytest.raises(UserError, match=r"not the rows that it was evaluated on"):
+        check(record, "matthews", best_predictions(record, folder), 1 - labels)
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(UserError, match=r"not the file of predictions that its record names"):
+        best_predictions(record, folder)
+    path.write_bytes(b"junk")
+    forged = dataclasses.replace(record, predictions=hashlib.sha256(b"junk").hexdigest())
+    with pytest.raises(UserError, match=r"no safetensors file"):
+        best_predictions(forged, folder)
+    path.unlink()
+    with pytest.raises(UserError, match=r"not readable"):
+        best_predictions(record, folder)
+
+
+def test_labels_are_never_in_the_analysis(predicted_runs):
+    results, labels = predicted_runs
+    entries = compare(gather("small", OVERRIDES, results), {"cola": labels}, results / "small")
+    numbers = [value for entry in json.loads(analysis_json({}, entries))["entries"] for value in entry.values()]
+    assert not any(isinstance(value, list | dict) for value in numbers)
+
+
+def test_without_runs_there_is_nothing_to_compare(tmp_path):
+    populate(tmp_path / "small", "small", ["experiment=lora_targets", "seed=1"])
+    assert compare(gather("small", ["experiment=lora_targets", "seed=1"], tmp_path), {}, tmp_path) == []

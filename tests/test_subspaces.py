@@ -1,0 +1,146 @@
+"""The paper's analyses against their definitions written out, and on adapters of a tiny encoder trained here."""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+
+from lora import subspaces
+from lora.analyses import SUBSPACES, analysis_json, read_analyses
+from lora.errors import UserError
+from lora.order import gaussian
+from lora.results import adapter_path, write_atomically
+from lora.subspace_tables import amplification_table, figure3, figure4
+from lora.subspaces import amplification, analyse, read_adapter, similarity
+from lora.train import run
+
+RANDOM = np.random.default_rng(0)
+
+
+def test_similarity_is_its_definition_for_every_i_and_j():
+    one, other = RANDOM.normal(size=(3, 10)), RANDOM.normal(size=(5, 10))
+    phi = similarity(one, other)
+    u1, u2 = (np.linalg.svd(a.T, full_matrices=False)[0] for a in (one, other))  # right singular vectors, as columns
+    for i in range(1, 4):
+        for j in range(1, 6):
+            defined = np.linalg.norm(u1[:, :i].T @ u2[:, :j]) ** 2 / min(i, j)
+            assert phi[i - 1, j - 1] == pytest.approx(defined)
+
+
+def test_similarity_by_the_principal_angles():
+    """The mean squared cosine of the angles between the two subspaces, which SciPy computes in another way."""
+    from scipy.linalg import subspace_angles
+
+    one, other = RANDOM.normal(size=(4, 12)), RANDOM.normal(size=(4, 12))
+    assert similarity(one, other)[-1, -1] == pytest.approx(np.mean(np.cos(subspace_angles(one.T, other.T)) ** 2))
+
+
+def test_a_subspace_is_in_itself_and_not_in_what_is_orthogonal():
+    rows = np.linalg.qr(RANDOM.normal(size=(8, 8)))[0] * np.arange(8, 0, -1)[:, None]
+    phi = similarity(rows[:4], rows)
+    assert phi[:, -1].tolist() == pytest.approx([1.0] * 4)
+    assert similarity(rows[:4], rows[4:]) == pytest.approx(np.zeros((4, 4)), abs=1e-12)
+
+
+def test_random_subspaces_are_as_similar_as_chance():
+    phi = similarity(gaussian((64, 384), "a"), gaussian((64, 384), "b"))
+    assert phi[-1, -1] == pytest.approx(64 / 384, abs=0.01)
+
+
+def test_an_update_along_w_is_not_amplified_and_one_across_it_is():
+    u, s, vt = np.linalg.svd(RANDOM.normal(size=(6, 6)))
+    weight = u * s @ vt
+    along = amplification(weight, 0.5 * s[0] * np.outer(u[:, 0], vt[0]), 1, "x")
+    assert along["in_update"] == pytest.approx(s[0]) == along["in_weight"]
+    across = amplification(weight, 3 * np.outer(u[:, -1], vt[-1]), 1, "x")
+    assert across["update"] / across["in_update"] == pytest.approx(3 / s[-1])
+    assert across["weight"] == pytest.approx(np.sqrt((s**2).sum()))
+
+
+def test_normal_draws_are_normal_and_reproducible():
+    from scipy import stats
+
+    values = gaussian((20_000,), "normal")
+    assert stats.kstest(values, "norm").pvalue > 1e-3
+    assert (gaussian((2, 3), "a") == gaussian((2, 3), "a")).all() and (
+        gaussian((2, 3), "a") != gaussian((2, 3), "b")
+    ).all()
+
+
+@pytest.fixture(scope="module")
+def small_ranks():
+    """Ranks that a tiny encoder has room for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subspaces, "SMALL", 2)
+        patch.setattr(subspaces, "LARGE", 6)
+        patch.setattr(subspaces, "AXIS", (1, 2, 4, 6))
+        yield
+
+
+@pytest.fixture
+def trained(tiny_config, small_ranks):
+    """(model, task, rank, seed) -> three adapters that the training loop left, and the records' hashes."""
+    found = {}
+    for rank, seed in ((2, 1), (6, 1), (6, 2)):
+        config = tiny_config("method=lora", f"method.rank={rank}", f"seed={seed}", "runtime.save_adapter=true")
+        record, _, weights = run(config)
+        write_atomically(adapter_path(config.runtime.outputs, config.run_id), weights)
+        found["local", "cola", rank, seed] = read_adapter(record, config)
+    return found
+
+
+def test_trained_adapters_give_table_7_and_figures_3_and_4(trained, tmp_path):
+    cases, used = analyse(trained)
+    assert used == {saved.record.run_id for saved in trained.values()}
+    assert sorted(case["kind"] for case in cases) == ["amplification"] * 4 + ["ranks"] * 2 + ["seeds"] * 3
+    small, large = trained["local", "cola", 2, 1], trained["local", "cola", 6, 1]
+    query = "bert.encoder.layer.1.attention.self.query"
+    (ranks,) = [case for case in cases if case["kind"] == "ranks" and case["target"] == "q"]
+    expected = similarity(small.a[query], large.a[query])[:, [0, 1, 3, 5]]
+    assert np.array(ranks["phi"]) == pytest.approx(expected, abs=1e-4)
+    (table,) = [c for c in cases if c["kind"] == "amplification" and (c["target"], c["rank"]) == ("q", 2)]
+    a, b = small.a[query], small.b[query]
+    assert table["layers"][1]["update"] == pytest.approx(np.linalg.norm(16 / 2 * b @ a), rel=1e-4)
+    records = {saved.record.run_id: saved.record for saved in trained.values()}
+    path = tmp_path / SUBSPACES
+    path.write_bytes(analysis_json({run_id: records[run_id].adapter for run_id in used}, cases))
+    kept = read_analyses(tmp_path, records)
+    assert list(kept.subspaces) == cases and not kept.problems
+    shown = amplification_table("small", kept.subspaces)
+    assert shown.title.startswith("Table 7:") and len(shown.cells) == 4
+    assert len(figure3(kept.subspaces)["panels"]) == 2 and len(figure4(kept.subspaces)["panels"]) == 3
+    other = {run_id: dataclasses.replace(record, adapter="0" * 64) for run_id, record in records.items()}
+    assert "lora.subspaces" in read_analyses(tmp_path, other).problems[0]
+
+
+def test_the_base_is_the_pretrained_one(trained):
+    """W of Table 7 is what the adapters were trained beside, and no part of any of them."""
+    from safetensors.torch import load_file
+
+    saved = trained["local", "cola", 2, 1]
+    weights, modules = subspaces.base_weights(saved)
+    file = load_file(f"{saved.config.model.path}/model.safetensors")
+    assert [name.split(".")[3] for name in modules["v"]] == ["0", "1"]
+    for name, weight in weights.items():
+        assert (torch.from_numpy(weight) == file[f"{name.removeprefix('bert.')}.weight"].double()).all()
+
+
+def test_an_adapter_that_is_not_the_records_is_refused(trained):
+    saved = trained["local", "cola", 2, 1]
+    path = adapter_path(saved.config.runtime.outputs, saved.record.run_id)
+    other = dataclasses.replace(saved.record, adapter="0" * 64)
+    with pytest.raises(UserError, match=r"not the adapter that the record"):
+        read_adapter(other, saved.config)
+    path.write_bytes(b"junk")
+    with pytest.raises(UserError, match=r"not readable"):
+        read_adapter(dataclasses.replace(saved.record, adapter=hashlib.sha256(b"junk").hexdigest()), saved.config)
+    weights = {"weights": "sha256:other"}
+    moved = dataclasses.replace(saved, record=dataclasses.replace(saved.record, provenance=weights))
+    with pytest.raises(UserError, match=r"other weights than"):
+        subspaces.base_weights(moved)
+
+
+def test_without_the_large_rank_there_is_nothing():
+    assert analyse({}) == ([], set())
