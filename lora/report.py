@@ -118,7 +118,8 @@ def make_figures(gathered: Gathered, sections: Sections, curves: pd.DataFrame, a
     for (experiment, kind), summary in sections.summaries.items():
         suffix = "_part" if kind == "part" else ""
         if experiment in METHODS_BY_TASKS:
-            of_kind = [p for p in gathered.planned[experiment] if p.task in set(summary["task"])]
+            tasks = set(summary["task"])
+            of_kind = [p for p in gathered.planned[experiment] if p.task in tasks]
             found[f"parameters{suffix}"] = by_parameters(summary)
             found[f"forest{suffix}"] = forest(sections.pairs[sections.pairs["kind"] == kind])
             found[f"curves{suffix}"] = learning_curves(curves, of_kind)

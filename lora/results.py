@@ -50,6 +50,9 @@ class RunRecord:
     schema: int = SCHEMA
 
 
+FIELDS = frozenset(f.name for f in dataclasses.fields(RunRecord))
+
+
 def record_path(results: str | Path, run_id: str) -> Path:
     return Path(results) / "runs" / f"{run_id}.json"
 
@@ -100,10 +103,9 @@ def read_record(path: Path) -> RunRecord:
         content = json.loads(path.read_bytes(), parse_constant=_no_constant)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable record: {error}") from error
-    names = {f.name for f in dataclasses.fields(RunRecord)}
-    if not isinstance(content, dict) or set(content) != names:
+    if not isinstance(content, dict) or set(content) != FIELDS:
         found = sorted(content) if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"{path} is not a run record: it must have the keys {', '.join(sorted(names))}, found {found}")
+        raise UserError(f"{path} is not a run record: it must have the keys {', '.join(sorted(FIELDS))}, found {found}")
     if content["schema"] != SCHEMA:
         raise UserError(f"{path} has record schema {content['schema']!r}; this version reads {SCHEMA}")
     record = RunRecord(**content)

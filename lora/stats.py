@@ -13,6 +13,7 @@ its median with probability 1 - 2^(1 - n): 75% for 3 seeds, 94% for 5. So nothin
 The interval is of the mean of the paired differences: a median of 5 values takes few values when it is resampled.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import stats
 
 from lora.errors import UserError
@@ -69,7 +70,7 @@ def paired_differences(one: pd.DataFrame, other: pd.DataFrame, column: str = "be
     return pairs[[*keys, "run_id", "run_id_other", "difference"]].dropna().reset_index(drop=True)
 
 
-def mean_interval(strata: Sequence[np.ndarray], *purpose: str | int, level: float = LEVEL) -> Interval:
+def mean_interval(strata: Sequence[np.ndarray], level: float = LEVEL) -> Interval:
     """A stratified bootstrap interval of the mean over strata of their means.
 
     Percentiles of resampled means are too narrow for few values: they leave out the factor n / (n - 1) of the variance
@@ -78,7 +79,6 @@ def mean_interval(strata: Sequence[np.ndarray], *purpose: str | int, level: floa
 
     Args:
         strata: The paired differences of each task.
-        purpose: Names the generator of the resamples.
     Returns: NaN bounds where no stratum has two values.
     """
     counts = [len(values) for values in strata]
@@ -91,17 +91,19 @@ def mean_interval(strata: Sequence[np.ndarray], *purpose: str | int, level: floa
     if not any(variances):
         return Interval(mean, mean, mean, fewest)
     freedom = sum(variances) ** 2 / sum(v**2 / (n - 1) for v, n in zip(variances, counts, strict=True))
-    resampled = np.mean(
-        [
-            np.asarray(values)[drawn((RESAMPLES, len(values)), len(values), *purpose, index)].mean(axis=1)
-            for index, values in enumerate(strata)
-        ],
-        axis=0,
-    )
+    picks = [resamples(n, index) for index, n in enumerate(counts)]
+    means = [values[picked].mean(axis=1) for values, picked in zip(strata, picks, strict=True)]
+    resampled = np.mean(means, axis=0)
     widened = math.sqrt(fewest / (fewest - 1)) * stats.t.ppf((1 - level) / 2, freedom)
     tail = float(stats.norm.cdf(widened))
     low, high = np.quantile(resampled, (tail, 1 - tail))
     return Interval(mean, float(low), float(high), fewest)
+
+
+@functools.lru_cache(maxsize=32)
+def resamples(n: int, stratum: int) -> Int[np.ndarray, "b n"]:
+    """Which of n values each resample of a stratum takes; the same for every comparison, so that they are drawn once."""
+    return drawn((RESAMPLES, n), n, "seeds", stratum)
 
 
 def by_task(pairs: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -146,7 +148,7 @@ def all_pairs(groups: Mapping[str, pd.DataFrame], column: str = "best") -> pd.Da
         if len(strata) > 1:
             strata["Avg."] = list(tasks.values())
         for task, values in strata.items():
-            found = mean_interval(values, one, other, task)
+            found = mean_interval(values)
             p = paired_p(values[0]) if task != "Avg." else math.nan
             rows.append({"one": one, "other": other, "task": task, **vars(found), "p": p})
     return pd.DataFrame(rows, columns=["one", "other", "task", "n", "mean", "low", "high", "p"])

@@ -156,7 +156,7 @@ def difference(
     here = pairs[pairs["task"].isin(tasks)]
     values = by_task(here)
     strata = [values[task] for task in tasks if task in values]
-    found = mean_interval(strata, claim.id, *labels, *tasks)
+    found = mean_interval(strata)
     absent = [TASKS[task].title for task in tasks if task not in values]
     n = 0 if absent or not tasks else found.n
     titles = ", ".join(TASKS[task].title for task in tasks)
