@@ -102,7 +102,7 @@ def mean_interval(strata: Sequence[np.ndarray], level: float = LEVEL) -> Interva
 
 @functools.lru_cache(maxsize=32)
 def resamples(n: int, stratum: int) -> Int[np.ndarray, "b n"]:
-    """Which of n values each resample of a stratum takes; the same for every comparison, so that they are drawn once."""
+    """Which of n values each resample of a stratum takes: the same for every comparison, and drawn once."""
     return drawn((RESAMPLES, n), n, "seeds", stratum)
 
 

@@ -1,6 +1,7 @@
 """`make test`: the suite in stages. One that cannot run here says why; with REQUIRE_ALL_STAGES=1 that is a failure."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+NONE_SELECTED = 5  # pytest's exit code
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,15 @@ class Stage:
     absent: Callable[[], str | None] = lambda: None
 
 
-STAGES = (Stage("unit", ()),)  # pytest's own testpaths, so that ARGS can narrow it
+def no_chromium() -> str | None:
+    return None if any(map(shutil.which, BROWSERS)) else "no chromium"
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+STAGES = (
+    Stage("unit", ("-m", "not browser")),  # pytest's own testpaths, so that ARGS can narrow it
+    Stage("report", ("-m", "browser"), no_chromium),
+)
 
 
 def run_pytest(stage: Stage, extra: Sequence[str]) -> tuple[int, dict[str, int]]:
@@ -63,9 +73,12 @@ def main(stages: Sequence[Stage], extra: Sequence[str], require_all: bool) -> in
         started = time.monotonic()
         code, counts = run_pytest(stage, extra)
         outcome = "passed" if code == 0 else f"failed, exit code {code}"
+        if code == NONE_SELECTED and extra:  # the arguments were about another stage
+            code, outcome = 0, "no test selected"
         lines.append(f"{stage.name}: {outcome}, {time.monotonic() - started:.0f} s")
         totals = {key: totals[key] + counts[key] for key in totals}
         bad = bad or code != 0
+    bad = bad or not any(totals.values())
     print(*lines, sep="\n")
     print(", ".join(f"{count} {outcome}" for outcome, count in totals.items()), flush=True)
     return int(bad)

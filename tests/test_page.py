@@ -1,0 +1,112 @@
+"""report.html in a headless Chromium: it renders, sorts, fits a phone, and prints."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from stages import BROWSERS
+from synthetic import populate
+
+from lora.report import build, write
+
+pytestmark = pytest.mark.browser
+GRID = ["experiment=glue_table2,lora_targets,lora_ranks,mnli_start", "seed=1,2,3,4,5"]
+ERRORS = """<script>
+window.problems = [];
+addEventListener("error", (event) => problems.push(String(event.message)), true);
+console.error = console.warn = (...all) => problems.push(all.join(" "));
+</script>"""
+PROBE = """<script>addEventListener("load", () => {
+  const found = {problems, width: innerWidth, body: document.documentElement.scrollWidth};
+  const shown = (element) => element.getClientRects().length > 0;
+  found.fonts = [...document.querySelectorAll("p, td, th, li, summary")].filter(shown)
+    .map((element) => parseFloat(getComputedStyle(element).fontSize));
+  found.tables = [...document.querySelectorAll("table")].filter(shown).map((t) => t.getBoundingClientRect().right);
+  found.pictures = [...document.images].map((image) => image.naturalWidth);
+  found.nav = shown(document.querySelector("nav"));
+  found.verdictsAreFirst = document.querySelector("h2").id === "verdicts";
+  const table = document.querySelector("#table2 table");
+  const read = () => [...table.tBodies[0].rows].map((row) => row.cells[column].textContent);
+  const column = [...table.tHead.rows[0].cells].findIndex((cell) => cell.textContent.startsWith("Trainable"));
+  const head = table.tHead.rows[0].cells[column];
+  found.before = read();
+  head.querySelector("button").click();
+  found.up = read();
+  found.ariaUp = head.getAttribute("aria-sort");
+  head.querySelector("button").click();
+  found.down = read();
+  found.ariaDown = head.getAttribute("aria-sort");
+  parent.postMessage(JSON.stringify(found), "*");
+});</script>"""
+FRAME = """<!DOCTYPE html><meta charset="utf-8"><pre id="found"></pre><script>
+addEventListener("message", (event) => { document.querySelector("#found").textContent = event.data; });
+</script><iframe style="border: 0; width: %dpx; height: 900px" srcdoc="%s"></iframe>"""  # windows have a least width
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Path:
+    results = tmp_path_factory.mktemp("results")
+    populate(results / "small", "small", GRID)
+    write(build("small", GRID, results), results / "small")
+    return results / "small" / "report.html"
+
+
+def chromium(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    browser = next(filter(None, map(shutil.which, BROWSERS)))
+    quiet = ("no-first-run", "disable-background-networking", "disable-component-update", "disable-sync")
+    flags = ("headless", "no-sandbox", "disable-gpu", "disable-quic", "enable-logging=stderr", *quiet)
+    profile = f"--user-data-dir={folder / 'profile'}"
+    command = [browser, *(f"--{flag}" for flag in flags), profile, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
+
+
+def probe(page: Path, folder: Path, width: int, change: tuple[str, str] = ("", "")) -> dict:
+    """What a script finds in a copy of the page, in a frame of this width."""
+    content = page.read_text()
+    assert change[0] in content
+    content = content.replace(*change) if change[0] else content
+    content = content.replace("<head>", f"<head>{ERRORS}").replace("</body>", f"{PROBE}</body>")
+    copy = folder / "copy.html"
+    copy.write_text(FRAME % (width, html.escape(content)))
+    done = chromium(folder, "--window-size=1300,1000", "--dump-dom", copy.as_uri())
+    assert "CONSOLE" not in done.stderr
+    found = json.loads(html.unescape(re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
+    assert found["width"] == width and found["problems"] == []
+    return found
+
+
+def test_it_renders_and_sorts(page, tmp_path):
+    found = probe(page, tmp_path, 1200)
+    assert found["verdictsAreFirst"] and found["nav"]
+    assert found["before"] == ["22.6M", "78k", "74k"]
+    assert (found["up"], found["ariaUp"]) == (["74k", "78k", "22.6M"], "ascending")
+    assert (found["down"], found["ariaDown"]) == (["22.6M", "78k", "74k"], "descending")
+    assert len(found["pictures"]) == 5 and min(found["pictures"]) > 100
+
+
+def test_it_is_legible_on_a_phone(page, tmp_path):
+    """Nothing is wider than the screen but what scrolls within its own frame; no text is tiny."""
+    found = probe(page, tmp_path, 375)
+    assert found["body"] <= 375
+    assert min(found["fonts"]) >= 12
+
+
+def test_it_needs_nothing_but_itself(page):
+    content = page.read_text()
+    assert not re.search(r'(?:src|href)="(?!#|data:)', content)
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest", content)
+
+
+def test_it_prints(page, tmp_path):
+    """On A4 (718 pixels between the margins) tables end before the edge and the navigation is gone."""
+    found = probe(page, tmp_path, 718, ("@media print", "@media all"))
+    assert not found["nav"] and found["body"] <= 718
+    assert max(found["tables"]) <= 718
+    pdf = tmp_path / "report.pdf"
+    chromium(tmp_path, f"--print-to-pdf={pdf}", page.as_uri())
+    pages = len(re.findall(rb"/Type\s*/Page\b", pdf.read_bytes()))
+    assert 3 <= pages <= 30
