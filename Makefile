@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-glue test tables lint efficiency FORCE
+.PHONY: help setup reproduce-glue test tables bench bench-gpu lint efficiency FORCE
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PIP_USER PIP_TARGET PIP_PREFIX
 
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
@@ -42,7 +42,14 @@ tables: setup ## Rebuild every committed table from its records
 	status=0
 	for profile in $$profiles; do $(VENV) -m lora.report "$$profile" || status=$$?; done
 	if [ -n "$$(git ls-files results/efficiency)" ]; then $(VENV) -m lora.efficiency.report || status=$$?; fi
+	if [ -n "$$(git ls-files 'results/bench/*/measurements.json')" ]; then $(VENV) -m lora.benchmarks --tables || status=$$?; fi
 	exit $$status
+
+bench: setup ## Cells per hour and steps beside Trainer + PEFT, about 20 minutes on two idle cores (ARGS="--rounds 3 --cells 24")
+	@$(VENV) -m lora.benchmarks $(ARGS)
+
+bench-gpu: setup ## One training step of every contender on one GPU, in minutes (ARGS="--compile")
+	@$(VENV) -m lora.benchmarks.gpu $(ARGS)
 
 lint: $(READY) ## Check style and format
 	@$(VENV) -m ruff check .

@@ -1,0 +1,164 @@
+"""`python -m lora.benchmarks` (`make bench`): cells per hour and steps beside today's scripts; tables and README."""
+
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lora.benchmarks import cells as grid_of
+from lora.benchmarks import machine, sides, table
+from lora.benchmarks.job import PeerCell
+from lora.benchmarks.output import FOLDER, as_json, say, write_tables
+from lora.benchmarks.summary import SIDES
+from lora.benchmarks.timing import rotated
+from lora.compose import compose_config, compose_run
+from lora.errors import UserError
+from lora.provenance import code_version
+from lora.results import write_atomically
+
+ROUNDS, CELLS, SCRIPT_CELLS = 2, 12, 3
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m lora.benchmarks", description=__doc__.split(": ", 1)[1])
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="each side's turns (default %(default)s)")
+    parser.add_argument(
+        "--cells", type=int, default=CELLS, help="cells per round of this project and of the tuned peer (%(default)s)"
+    )
+    parser.add_argument(
+        "--script-cells",
+        type=int,
+        default=SCRIPT_CELLS,
+        help="of these, cells per round of the script loop (%(default)s)",
+    )
+    parser.add_argument("--train-rows", type=int, default=grid_of.TRAIN_ROWS, help="of a cell (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=grid_of.EPOCHS, help="of a cell (%(default)s)")
+    parser.add_argument(
+        "--tables",
+        action="store_true",
+        help="measure nothing: build summaries, tables and README from the measurements",
+    )
+    chosen = parser.parse_args(arguments)
+    for name in ("rounds", "script_cells", "epochs"):
+        if getattr(chosen, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be >= 1, got {getattr(chosen, name)}")
+    if chosen.train_rows < 2:
+        raise UserError(f"--train-rows must be >= 2, got {chosen.train_rows}")
+    grid_of.seeds_of_round(0, chosen.cells)  # raises
+    if chosen.script_cells > chosen.cells:
+        raise UserError(f"--script-cells must be at most --cells ({chosen.cells}), got {chosen.script_cells}")
+    if not chosen.tables and find_spec("peft") is None:
+        raise UserError("the benchmark needs peft, of the extra `peers`: `make setup` installs it")
+    return chosen
+
+
+def measure(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Everything, as measurements.json has it.
+
+    Args:
+        folder: For rows, caches and logs of this run.
+    """
+    from lora.benchmarks.floor import faster_precision
+
+    precision, rates = faster_precision()
+    overrides = grid_of.common_overrides(precision, chosen.train_rows, chosen.epochs)
+    tasks = grid_of.TASKS_TIMED
+    turns = [
+        grid_of.peer_cells(
+            grid_of.grid(tasks, grid_of.seeds_of_round(number, chosen.cells)), folder / "rows", overrides
+        )
+        for number in range(chosen.rounds)
+    ]
+    say("warming up: the script loop, the tuned peer's choices, one sweep of ours")
+    first = turns[0][0]
+    sides.run_job([first], dataclasses.replace(sides.SCRIPT_LOOP, max_steps=2), folder, "warm")
+    tuned, tuning_seconds = sides.tuned_settings(first, precision, folder)
+    sides.run_ours(-1, tasks, [0], overrides, folder)
+    loads, rounds = [], []
+    for number, cells in enumerate(turns):
+        for side in rotated(SIDES, number):
+            loads.append(machine.sample_load())
+            rounds.append(one_turn(side, number, cells, tuned, chosen.script_cells, overrides, folder))
+            say(f"round {number + 1} of {chosen.rounds}, {side}: {rounds[-1].seconds:.0f} s")
+    say("where the time of one of our cells goes")
+    trace_file, steps_file = folder / "trace.json", folder / "steps.json"
+    sides.run_process(["-m", "lora.benchmarks.trace", str(trace_file), *overrides], folder, folder / "trace.log")
+    say("steps")
+    loads.append(machine.sample_load())
+    sides.run_process(["-m", "lora.benchmarks.steps", str(steps_file), precision], folder, folder / "steps.log")
+    config = compose_run([*overrides, f"task={tasks[0]}"])
+    return {
+        "device": machine.cpu_device(),
+        "machine": machine.describe_machine() | {"operations_per_second": rates},
+        "versions": machine.versions(),
+        "code": code_version(),
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "settings": {
+            "tasks": list(tasks),
+            "train_rows": chosen.train_rows,
+            "epochs": chosen.epochs,
+            "batch": config.train.batch,
+            "eval_batch": config.train.eval_batch,
+            "max_length": config.data.max_length,
+            "rank": config.method.rank,
+            "precision": precision,
+            "workers": int(compose_config(overrides).launcher.workers),
+            "script_threads": sides.SCRIPT_LOOP.threads,
+            "tuned_threads": tuned.threads,
+            "tuned_attention": tuned.attention,
+            "tuning_seconds": tuning_seconds,
+            "allocator": machine.ALLOCATOR,
+        },
+        "loads": [dataclasses.asdict(load) for load in loads],
+        "rounds": [dataclasses.asdict(each) for each in rounds],
+        "trace": json.loads(trace_file.read_text()),
+        "steps": json.loads(steps_file.read_text()),
+    }
+
+
+def one_turn(
+    side: str,
+    number: int,
+    cells: Sequence[PeerCell],
+    tuned: sides.PeerSettings,
+    script_cells: int,
+    overrides: Sequence[str],
+    folder: Path,
+) -> sides.SideRound:
+    if side == "script_loop":
+        start = number * script_cells  # so that over the rounds every task has its turn
+        return sides.run_script_loop(number, rotated(cells, start)[:script_cells], folder)
+    if side == "tuned_peer":
+        return sides.run_tuned_peer(number, cells, tuned, folder)
+    tasks, seeds = (list(dict.fromkeys(values)) for values in zip(*((c.task, c.seed) for c in cells), strict=True))
+    return sides.run_ours(number, tasks, seeds, overrides, folder)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Exit codes: 0 done, 2 a mistake in the call or a side that could not run, 130 interrupted."""
+    try:
+        chosen = parse(arguments)
+        if not chosen.tables:
+            with tempfile.TemporaryDirectory(prefix="lora-bench-") as folder:
+                measured = measure(chosen, Path(folder))
+            write_atomically(FOLDER / measured["device"] / "measurements.json", as_json(measured))
+        summaries = write_tables()
+        if not summaries:
+            raise UserError(f"{FOLDER} has no measurements yet: `make bench` makes them")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        say("interrupted: nothing was written")
+        sys.exit(130)
+    print(table.block(summaries))
+
+
+if __name__ == "__main__":
+    main()

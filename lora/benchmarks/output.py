@@ -1,0 +1,46 @@
+"""Where the benchmark's results lie, and the tables that are built from what was measured. No torch here."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from lora.benchmarks import table
+from lora.benchmarks.summary import summarise
+from lora.errors import UserError
+from lora.provenance import ROOT
+from lora.results import write_atomically
+
+FOLDER = ROOT / "results" / "bench"
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def write_tables(folder: Path = FOLDER, readme: Path = ROOT / "README.md") -> list[dict[str, Any]]:
+    """Build summary.json and bench.md of every device from its measurements, and the README's block from all of them.
+
+    Raises: UserError: If a file cannot be read or written.
+    """
+    summaries = []
+    for path in sorted(folder.glob("*/measurements.json")):
+        try:
+            summary = summarise(json.loads(path.read_text()))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} holds no measurements of this benchmark: {type(error).__name__}: {error}"
+            ) from error
+        write_atomically(path.with_name("summary.json"), as_json(summary))
+        write_atomically(path.with_name("bench.md"), table.document(summary).encode())
+        summaries.append(summary)
+    if summaries:
+        before = readme.read_text()
+        after = table.in_readme(before, table.block(summaries))
+        if after != before:
+            write_atomically(readme, after.encode())
+    return summaries
+
+
+def as_json(content: dict[str, Any]) -> bytes:
+    return f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode()

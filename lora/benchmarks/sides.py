@@ -1,0 +1,164 @@
+"""The three sides, each as processes of their own: how long they take, how much memory, and what they answer.
+
+`script_loop`  Trainer + PEFT, padded to the maximum length, fp32, one process per cell, threads as torch chooses them
+`tuned_peer`   Trainer + PEFT, batches of similar length padded to their longest, one process for all cells, with the
+               precision, the threads and the attention that are fastest here
+`ours`         `python -m lora -m ...`, with its default workers
+"""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora.benchmarks.job import CellCost, Job, PeerCell, PeerSettings, read_answer, write
+from lora.benchmarks.machine import ALLOCATOR, cores, tree_bytes
+from lora.errors import UserError
+from lora.provenance import ROOT
+from lora.results import load_records
+
+SAMPLE_SECONDS = 0.5
+CALIBRATION_STEPS = 30
+SCRIPT_LOOP = PeerSettings(padding="max_length", precision="fp32", threads=cores(), attention="sdpa")
+
+
+@dataclass(frozen=True)
+class Process:
+    """What a process and its descendants took, from its start to its end."""
+
+    seconds: float
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class SideRound:
+    """One side's cells of one round.
+
+    Args:
+        seconds: From the command to its end, added up over the side's processes.
+        peak_bytes: The most memory at any moment, a page that processes share counted once.
+        parts: Seconds of workers by what they went into; None for this project, whose cells are traced apart.
+    """
+
+    round: int
+    side: str
+    seconds: float
+    peak_bytes: int | None
+    cells: tuple[CellCost, ...]
+    parts: dict[str, float] | None
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The same for every side: offline, caches of its own, our allocator settings, torch's own choice of threads."""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LD_PRELOAD")}
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "datasets")}
+    return inherited | ALLOCATOR | offline
+
+
+def run_process(arguments: Sequence[str], folder: Path, log: Path) -> Process:
+    """Run Python with these arguments from the clone's root, its output in `log`.
+
+    Raises: UserError: If it fails; with the last lines of its output.
+    """
+    with open(log, "w") as output:
+        started, peak = time.monotonic(), None
+        process = subprocess.Popen(
+            [sys.executable, *arguments], cwd=ROOT, env=environment(folder), stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            while process.returncode is None:
+                now = tree_bytes(process.pid)
+                peak = now if peak is None else max(peak, now or 0)
+                try:
+                    process.wait(SAMPLE_SECONDS)
+                except subprocess.TimeoutExpired:
+                    continue
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+        seconds = time.monotonic() - started
+    if process.returncode != 0:
+        last = "\n".join(log.read_text(errors="replace").strip().splitlines()[-15:])
+        raise UserError(f"python {' '.join(arguments)} ended with exit code {process.returncode}:\n{last}")
+    return Process(seconds, peak)
+
+
+def run_job(cells: Sequence[PeerCell], settings: PeerSettings, folder: Path, name: str) -> SideRound:
+    """Cells in one process of the peer."""
+    path = folder / f"{name}.json"
+    write(path, Job(tuple(cells), settings, str(folder), time.monotonic()))
+    process = run_process(["-m", "lora.benchmarks.peer", str(path)], folder, folder / f"{name}.log")
+    answer = read_answer(path.with_suffix(".answer.json"))
+    parts = {"start-up": answer.startup_seconds}
+    for cell in answer.cells:
+        parts = {part: parts.get(part, 0.0) + cell.parts.get(part, 0.0) for part in {**parts, **cell.parts}}
+    parts["other"] = process.seconds - sum(parts.values())
+    return SideRound(0, "", process.seconds, process.peak_bytes, answer.cells, parts)
+
+
+def tuned_settings(cell: PeerCell, precision: str, folder: Path) -> tuple[PeerSettings, dict[str, float]]:
+    """The threads and the attention with the fastest steps, and the seconds of every choice.
+
+    Each choice trains the same cell twice for a few steps; the first meets the shapes, the second counts.
+    """
+    found: dict[str, float] = {}
+    choices = {}
+    for threads in sorted({1, cores()}):
+        for attention in ("eager", "sdpa"):
+            name = f"{threads} x {attention}"
+            choices[name] = PeerSettings("longest", precision, threads, attention, max_steps=CALIBRATION_STEPS)
+            costs = run_job([cell, cell], choices[name], folder, f"tune-{threads}-{attention}").cells
+            found[name] = costs[1].parts["step"]
+    best = min(found, key=found.__getitem__)
+    return dataclasses.replace(choices[best], max_steps=None), found
+
+
+def run_script_loop(number: int, cells: Sequence[PeerCell], folder: Path) -> SideRound:
+    runs = [run_job([cell], SCRIPT_LOOP, folder, f"script-{number}-{cell.name}") for cell in cells]
+    # A cell's wall time is that of its process: the loop pays start-up for each.
+    costs = tuple(dataclasses.replace(run.cells[0], seconds=run.seconds) for run in runs)
+    parts = {part: sum(run.parts[part] for run in runs) for part in runs[0].parts}
+    peaks = [run.peak_bytes for run in runs if run.peak_bytes is not None]
+    return SideRound(number, "script_loop", sum(r.seconds for r in runs), max(peaks, default=None), costs, parts)
+
+
+def run_tuned_peer(number: int, cells: Sequence[PeerCell], settings: PeerSettings, folder: Path) -> SideRound:
+    run = run_job(cells, settings, folder, f"tuned-{number}")
+    return dataclasses.replace(run, round=number, side="tuned_peer")
+
+
+def run_ours(number: int, tasks: Sequence[str], seeds: Sequence[int], overrides: Sequence[str], folder: Path):
+    """The command as a user gives it, with folders of its own for results."""
+    place = Path(tempfile.mkdtemp(prefix=f"ours-{number}-", dir=folder))
+    arguments = [
+        *("-m", "lora", "-m", *overrides),
+        f"task={','.join(tasks)}",
+        f"seed={','.join(map(str, seeds))}",
+        f"runtime.results={place}/results",
+        f"runtime.outputs={place}/outputs",
+    ]
+    process = run_process(arguments, folder, folder / f"{place.name}.log")
+    records, _ = load_records(place / "results")
+    shutil.rmtree(place)
+    return SideRound(number, "ours", process.seconds, process.peak_bytes, tuple(map(cost_of, records)), None)
+
+
+def cost_of(record: Any) -> CellCost:
+    """A run record as the cost of a cell; the loop over batches is its one part that every record has."""
+    return CellCost(
+        name=f"{record.config['task']}.s{record.config['seed']}",
+        task=record.config["task"],
+        seed=record.config["seed"],
+        metric=record.selected["last"]["value"],
+        trainable=record.params["trainable_method"] + record.params["trainable_head"],
+        seconds=record.seconds,
+        parts={"loop": record.cost["train_seconds"]},
+    )

@@ -1,0 +1,130 @@
+"""`python -m lora.benchmarks.steps OUT.json PRECISION`: a training step of every contender, with one thread.
+
+All run in one process. Every contender starts from the same encoder and takes the same batches. All shapes are warmed
+up; then the contenders take turns, in an order that rotates.
+"""
+
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.profiler import ProfilerActivity, profile
+
+from lora.allocator import keep_freed_memory
+from lora.benchmarks.cells import common_overrides
+from lora.benchmarks.contenders import Contender, ours, peft, pretrained, random_batch
+from lora.benchmarks.floor import timer
+from lora.benchmarks.timing import interleave
+from lora.compose import compose_run
+from lora.config import RunConfig
+from lora.methods.configs import FullConfig
+
+SHAPES = {"16x28": (16, 28), "32x64": (32, 64)}
+REPETITIONS = {"16x28": 15, "32x64": 9}
+WARMUP = 2
+PRECISIONS = ("bf16", "fp32")
+SAVED_LORA_DROPOUT = 0.1
+MATRIX_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::addmv", "mkldnn::")
+ATTENTIONS = ("eager", "sdpa")
+
+
+def roster(config: RunConfig, precisions: Sequence[str], device: str = "cpu") -> dict[str, Callable[[], Contender]]:
+    """The contenders by name: `ours`, `full` and PEFT with either attention, each in every precision."""
+    build, method = pretrained(config), config.method
+    attention = "eager" if device == "cpu" else "sdpa"
+    found: dict[str, Callable[[], Contender]] = {}
+    for precision in precisions:
+        for name, chosen in (("ours", method), ("full", FullConfig())):
+            arguments = (build, config, f"{name} {precision}", chosen, precision, device, attention)
+            found[arguments[2]] = lambda arguments=arguments: ours(*arguments)
+        for attention_of_peer in ATTENTIONS:
+            name = f"peft {attention_of_peer} {precision}"
+            arguments = (build, config, name, method, precision, device, attention_of_peer)
+            found[name] = lambda arguments=arguments: peft(*arguments)
+    return found
+
+
+def time_steps(
+    contenders: Mapping[str, Contender],
+    batch: dict[str, Tensor],
+    repetitions: int,
+    device: str = "cpu",
+) -> dict[str, list[float]]:
+    """Seconds of every step of every contender, the warm-up left out."""
+    actions = {name: (lambda c=contender: c.step(batch)) for name, contender in contenders.items()}
+    interleave(actions, WARMUP)
+    return interleave(actions, repetitions, timer(device))
+
+
+def saved_bytes(contender: Contender, batch: dict[str, Tensor]) -> int:
+    """What the forward pass keeps for the backward pass: each storage once, no parameters, buffers, inputs."""
+    known = [*contender.model.parameters(), *contender.model.buffers(), *batch.values()]
+    excluded = {tensor.untyped_storage().data_ptr() for tensor in known}
+    kept: dict[int, Any] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in excluded:
+            kept[storage.data_ptr()] = storage  # held, so that no later tensor gets the same address
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        contender.loss(batch)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def matmul_seconds(contender: Contender, batch: dict[str, Tensor], steps: int = 2) -> tuple[float, float]:
+    """Seconds of a step's matrix products, by torch's profiler, and of the same step as a whole, by the clock.
+
+    Compiled kernels run outside of torch's operators, so the whole is not what the profiler adds up to.
+    """
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        started = time.perf_counter()
+        for _ in range(steps):
+            contender.step(batch)
+        seconds = time.perf_counter() - started
+    products = (event for event in profiled.key_averages() if event.key.startswith(MATRIX_PRODUCTS))
+    return sum(event.self_cpu_time_total for event in products) / 1e6 / steps, seconds / steps
+
+
+def measure(
+    config: RunConfig, shapes: Mapping[str, tuple[int, int]], repetitions: Mapping[str, int], precisions: Sequence[str]
+) -> dict[str, Any]:
+    """Everything about steps on a CPU, as measurements.json has it."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    torch.manual_seed(0)
+    contenders = {name: make() for name, make in roster(config, precisions).items()}
+    vocabulary = next(iter(contenders.values())).model.config.vocab_size
+    batches = {name: random_batch(*shape, vocabulary) for name, shape in shapes.items()}
+    times = {name: time_steps(contenders, batch, repetitions[name]) for name, batch in batches.items()}
+    products = {
+        shape: {
+            name: matmul_seconds(contenders[name], batch)
+            for name in contenders
+            if name.endswith(precisions[0]) and "sdpa" not in name
+        }
+        for shape, batch in batches.items()
+    }
+    dropped = dataclasses.replace(config, method=dataclasses.replace(config.method, dropout=SAVED_LORA_DROPOUT))
+    shape = max(shapes, key=lambda name: math.prod(shapes[name]))  # where it matters most
+    kept = {name: saved_bytes(make(), batches[shape]) for name, make in roster(dropped, precisions).items()}
+    return {"times": times, "matmul_seconds": products, "saved_bytes": kept, "saved_shape": shape}
+
+
+def main() -> None:
+    out, precision = Path(sys.argv[1]), sys.argv[2]
+    config = compose_run([*common_overrides(precision), "task=reviews"])
+    out.write_text(json.dumps(measure(config, SHAPES, REPETITIONS, PRECISIONS)))
+
+
+if __name__ == "__main__":
+    main()

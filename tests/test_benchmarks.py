@@ -1,0 +1,613 @@
+"""The benchmark on tiny models: the sides do the same work, and every figure follows from what was measured."""
+
+import dataclasses
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lora import metrics
+from lora.__main__ import run_cell
+from lora.benchmarks import __main__ as command
+from lora.benchmarks import cells, contenders, floor, gpu, growth, job, machine, output, peer, sides, steps, table
+from lora.benchmarks import trace as tracing
+from lora.benchmarks.summary import agrees, our_shares, summarise
+from lora.benchmarks.timing import interleave, median_of, ratio_of, rotated, slope
+from lora.data import read
+from lora.errors import UserError
+from lora.methods.configs import FullConfig
+from lora.tasks import TASKS
+
+TOKENIZER_NOTICE = "ignore:.*:UserWarning"  # of torch and datasets, about pinned memory and the like
+
+
+# Medians, intervals, order.
+
+
+@pytest.mark.parametrize("n", [2, 3, 6, 9, 15, 40])
+def test_the_interval_of_a_median_covers_what_the_binomial_distribution_says(n):
+    values = random.Random(n).sample(range(1000), n)
+    found, ordered = median_of(values), sorted(values)
+    k = ordered.index(found["low"])  # values below the interval
+    assert ordered[n - 1 - k] == found["high"]
+    assert found["coverage"] == pytest.approx(1 - 2 * stats.binom.cdf(k, n, 0.5), abs=1e-4)
+    if n >= 6:
+        assert found["coverage"] >= 0.95
+        assert 1 - 2 * stats.binom.cdf(k + 1, n, 0.5) < 0.95  # no narrower pair does
+    else:
+        assert k == 0
+
+
+def test_a_single_value_is_its_own_interval_and_none_is_refused():
+    assert median_of([3.0]) == {"median": 3.0, "low": 3.0, "high": 3.0, "coverage": None, "n": 1}
+    with pytest.raises(ValueError, match="at least one"):
+        median_of([])
+
+
+def test_ratios_are_of_pairs():
+    found = ratio_of([1.0, 20.0, 3.0], [2.0, 10.0, 3.0])
+    assert (found["median"], found["low"], found["high"]) == (1.0, 0.5, 2.0)
+
+
+def test_each_name_runs_in_each_place():
+    turns = [rotated("abc", turn) for turn in range(3)]
+    assert [sorted(place) for place in zip(*turns, strict=True)] == [["a", "b", "c"]] * 3
+
+
+def test_actions_take_turns_and_each_is_timed_by_itself():
+    ran = []
+    actions = {name: (lambda name=name: ran.append(name)) for name in "abc"}
+    seconds = interleave(actions, 2, timed=lambda action: (action(), float(len(ran)))[1])
+    assert "".join(ran) == "abcbca"
+    assert seconds == {"a": [1.0, 6.0], "b": [2.0, 4.0], "c": [3.0, 5.0]}
+
+
+def test_a_slope_is_the_exponent_of_a_power_law():
+    sizes = [1, 2, 4, 10]
+    assert slope(sizes, [3 * size**1.7 for size in sizes]) == pytest.approx(1.7)
+    assert slope([5, 5], [1.0, 2.0]) is None
+    with pytest.raises(ValueError, match="positive"):
+        slope([1, 2], [0.0, 1.0])
+
+
+# The machine.
+
+
+def test_load_is_what_was_not_idle():
+    before = dict.fromkeys("user nice system idle iowait irq softirq steal".split(), 100)
+    after = before | {"user": 130, "idle": 150, "iowait": 110, "steal": 110}
+    load = machine.load_between(before, after, 1.5)
+    assert (load.busy, load.stolen, load.average) == (0.4, 0.1, 1.5)
+    assert not load.idle and machine.load_between(before, before | {"idle": 200}, None).idle
+    assert machine.Load(None, None, None).idle is None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="proportional set sizes are Linux's")
+def test_memory_of_a_process_is_that_of_its_descendants_too():
+    hold = "import sys; held = bytearray(80 << 20); print('held', flush=True); sys.stdin.read()"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hold!r}])"
+    process = subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "held\n"
+        assert 80 << 20 < machine.tree_bytes(process.pid) < 200 << 20
+    finally:
+        process.communicate("")
+    assert machine.tree_bytes(process.pid) == 0
+
+
+def test_a_device_is_a_folder_name():
+    assert all(part.isalnum() for part in machine.cpu_device().split("-"))
+    assert set(machine.versions()) > {"torch", "peft"}
+
+
+# The same cell on every side.
+
+
+@pytest.fixture
+def exported(tiny_config, tmp_path):
+    """A tiny cell of this project and the same one as the peers take it."""
+    config = tiny_config("method.rank=2", "task=mrpc", "seed=3")
+    return config, cells.peer_cell(config, cells.export_rows(config, tmp_path / "rows"))
+
+
+def exported_rows(cell: job.PeerCell, split: str) -> list[dict]:
+    return [json.loads(line) for line in Path(cell.rows, f"{split}.json").read_text().splitlines()]
+
+
+def test_exported_rows_are_those_that_this_project_reads(exported):
+    config, cell = exported
+    splits = read(TASKS["mrpc"], "tsv", config.data.path).splits
+    assert set(splits) == {"train", "validation"}
+    for split, dataset in splits.items():
+        rows = exported_rows(cell, split)
+        assert [row["sentence2"] for row in rows] == dataset["sentence2"][:]
+        assert [row["label"] for row in rows] == dataset["label"][:]
+
+
+@pytest.mark.filterwarnings(TOKENIZER_NOTICE)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        job.PeerSettings("max_length", "fp32", 1, "sdpa"),
+        job.PeerSettings("longest", "bf16", 1, "eager"),
+    ],
+    ids=["script loop", "tuned"],
+)
+def test_peers_train_the_cell_with_as_many_parameters_as_ours(settings, exported, tmp_path, monkeypatch):
+    config, cell = exported
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    cost = peer.train_cell(cell, settings, str(tmp_path))
+    assert 0 <= cost.metric <= 1
+    record = run_cell(config, mistakes_fail=False)
+    assert cost.trainable == sum(record.params[part] for part in ("trainable_method", "trainable_head"))
+    assert set(cost.parts) == set(peer.PARTS)
+    assert all(seconds > 0 for seconds in cost.parts.values())
+    assert sum(cost.parts.values()) <= cost.seconds
+    ours = sides.cost_of(record)
+    assert (ours.name, ours.metric, ours.trainable) == (cell.name, record.selected["last"]["value"], cost.trainable)
+
+
+@pytest.mark.filterwarnings(TOKENIZER_NOTICE)
+def test_a_peers_metric_is_that_of_its_predictions(exported, tmp_path, monkeypatch):
+    """With nothing learned, the peer's metric is that of the untouched encoder with the head that its seed draws."""
+    _, cell = exported
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    settings = job.PeerSettings("longest", "fp32", 1, "eager")
+    still = dataclasses.replace(cell, lr=0.0, epochs=1)
+    cost = peer.train_cell(still, settings, str(tmp_path))
+    peer.set_seed(cell.seed)
+    model = peer.build_model(cell, "eager").eval()
+    tokenizer = peer.AutoTokenizer.from_pretrained(cell.model)
+    rows = exported_rows(cell, "validation")
+    texts = [[row[column] for row in rows] for column in cell.columns]
+    tokens = tokenizer(*texts, truncation=True, max_length=cell.max_length, padding=True, return_tensors="pt")
+    predicted = model(**tokens).logits.argmax(-1).numpy()
+    labels = torch.tensor([row["label"] for row in rows]).numpy()
+    assert cost.metric == pytest.approx(metrics.compute(cell.metrics, predicted, labels)[cell.metric])
+
+
+def test_jobs_and_answers_survive_their_files(exported, tmp_path):
+    _, cell = exported
+    settings = job.PeerSettings("longest", "fp32", 1, "eager", max_steps=3)
+    work = job.Job((cell, cell), settings, "folder", 1.5)
+    job.write(tmp_path / "job.json", work)
+    assert job.read_job(tmp_path / "job.json") == work
+    done = job.Answer(0.5, (job.CellCost("a.s1", "a", 1, None, 7, 2.0, {"step": 1.0}),))
+    job.write(tmp_path / "answer.json", done)
+    assert job.read_answer(tmp_path / "answer.json") == done
+
+
+def test_the_cells_of_rounds_are_whole_and_never_the_same():
+    assert [cells.seeds_of_round(number, 6) for number in range(2)] == [[1, 2, 3], [4, 5, 6]]
+    assert cells.grid(["a", "b"], [1, 2]) == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+
+
+# Where our time goes.
+
+
+def test_a_traced_cell_is_all_in_its_parts_and_leaves_nothing_behind(tiny_overrides):
+    before = tracing.import_module("lora.train").collate
+    parts = tracing.trace_cell(tiny_overrides, (1, 2))
+    assert tracing.import_module("lora.train").collate is before
+    assert all(parts[name] > 0 for name in ("data", "model", "batching", "step", "evaluation", "saving"))
+    assert parts["other"] >= 0
+
+
+def test_a_traced_function_within_another_counts_once():
+    spent = tracing.Spent()
+    inner = spent.timed("lora.batches.collate", lambda: None)
+    spent.timed("lora.evaluation.predict", inner)()
+    assert spent.seconds["lora.batches.collate"] == 0 and spent.seconds["lora.evaluation.predict"] > 0
+    spent.seconds |= {"lora.batches.collate": 2.0, "lora.evaluation.predict": 3.0}
+    parts = tracing.by_part(spent, 20.0, 10.0)
+    assert (parts["step"], parts["batching"], parts["evaluation"], parts["other"]) == (8.0, 2.0, 3.0, 7.0)
+
+
+# Steps.
+
+
+@pytest.fixture
+def still(tiny_config):
+    """A cell and its encoder without dropout, so that forward passes can be compared."""
+    config = tiny_config("method.rank=2", "train.dropout=0")
+    build = contenders.pretrained(config)
+
+    def without_dropout(attention: str) -> nn.Module:
+        model = build(attention)
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        for layer in model.bert.encoder.layer:
+            layer.attention.self.dropout_prob = 0.0
+        return model
+
+    return config, without_dropout
+
+
+def test_contenders_compute_the_same_loss_and_all_of_them_learn(still):
+    config, build = still
+    batch = contenders.random_batch(4, 8, 20)
+    made = [
+        contenders.ours(build, config, "ours", config.method, "fp32"),
+        contenders.ours(build, config, "full", FullConfig(), "fp32"),
+        *(contenders.peft(build, config, "peft", config.method, "fp32", attention=a) for a in steps.ATTENTIONS),
+    ]
+    first = [each.loss(batch).item() for each in made]
+    assert first == pytest.approx([first[0]] * 4, rel=1e-5)  # B is zero
+    counts = [sum(p.numel() for p in each.model.parameters() if p.requires_grad) for each in made]
+    assert counts[0] == counts[2] == counts[3] < counts[1]
+    for each in made:
+        for _ in range(5):
+            each.step(batch)
+        assert each.loss(batch).item() < first[0]
+
+
+def test_saved_bytes_count_each_storage_once_without_parameters_and_inputs():
+    linear = nn.Linear(3, 3)
+
+    def loss(batch):
+        hidden = linear(batch["x"]).exp()  # exp keeps its result, 5 x 3 floats
+        return (hidden * hidden).sum()  # which is the same storage again, twice
+
+    contender = contenders.Contender("by hand", linear, lambda batch: None, loss)
+    assert steps.saved_bytes(contender, {"x": torch.ones(5, 3)}) == 5 * 3 * 4
+
+
+def test_products_of_a_step_are_part_of_its_time(still):
+    config, build = still
+    contender = contenders.peft(build, config, "peft", config.method, "fp32")
+    products, seconds = steps.matmul_seconds(contender, contenders.random_batch(4, 8, 20))
+    assert 0 < products < seconds
+
+
+def test_everything_about_steps_is_measured_for_every_contender(tiny_config):
+    config = tiny_config("method.rank=2")
+    found = steps.measure(config, {"2x6": (2, 6), "4x8": (4, 8)}, {"2x6": 2, "4x8": 3}, ("fp32", "bf16"))
+    names = {f"{who} {p}" for who in ("ours", "full", "peft eager", "peft sdpa") for p in ("fp32", "bf16")}
+    assert {shape: {len(v) for v in times.values()} for shape, times in found["times"].items()} == {
+        "2x6": {2},
+        "4x8": {3},
+    }
+    assert set(found["times"]["4x8"]) == set(found["saved_bytes"]) == names
+    assert found["saved_shape"] == "4x8"
+    assert set(found["matmul_seconds"]["2x6"]) == {"ours fp32", "full fp32", "peft eager fp32"}
+
+
+def test_the_floor_counts_the_operations_that_the_step_does(tiny_config):
+    """Against torch's counter: what the step does is the floor, the head, and scores that are computed twice."""
+    config = tiny_config("method.rank=2")
+    contender = contenders.ours(contenders.pretrained(config), config, "ours", config.method, "fp32")
+    batch, tokens, rank = 4, 8, 2
+    inputs = contenders.random_batch(batch, tokens, 20)
+    contender.step(inputs)
+    with FlopCounterMode(display=False) as counter:
+        contender.step(inputs)
+    products = floor.lora_step(floor.sizes_of(contender.model), batch, tokens, rank)
+    d, layers = 32, 2
+    head = 3 * 2 * batch * d * d + 3 * 2 * batch * d * 2  # pooler and classifier: forward and both gradients
+    scores_again = sum(2 * batch * queries * tokens * d for queries in [tokens] * (layers - 1) + [1])
+    first_keys = 2 * batch * tokens * tokens * d  # the first layer's keys need no gradient, and get one
+    counted = counter.get_total_flops()
+    assert sum(product.operations for product in products) <= counted
+    assert counted <= sum(p.operations for p in products) + head + scores_again + first_keys
+
+
+def test_the_floor_of_products_by_hand():
+    products = floor.lora_step(floor.Encoder(layers=1, width=4, heads=2, ffn=8), batch=3, tokens=5, rank=1)
+    rows, d, f = 15, 4, 8
+    keys_values = 2 * rows * d * d
+    queries_output = 3 * 3 * d * d  # both forward, and the output's gradient
+    feed_forward = 2 * 2 * 3 * d * f
+    attention = 5 * 3 * 5 * d  # scores, context, and the gradients of probabilities, queries and values
+    low_rank = (2 + 1 + 2) * (3 + rows) * d
+    expected = 2 * (keys_values + queries_output + feed_forward + attention + low_rank)
+    assert sum(product.operations for product in products) == expected
+
+
+def test_a_floor_is_the_sum_over_its_products(monkeypatch):
+    monkeypatch.setattr(floor, "product_seconds", lambda product, *rest: float(product.rows))
+    products = [floor.Product(2, 3, 4, 5), floor.Product(7, 1, 1, 2), floor.Product(2, 3, 4, 1)]
+    assert floor.floor_seconds(products, "fp32") == 2 * 5 + 7 * 2 + 2
+
+
+def test_the_faster_precision_is_the_one_with_the_higher_rate():
+    threads = torch.get_num_threads()
+    chosen, rates = floor.faster_precision()
+    assert rates[chosen] == max(rates.values()) and set(rates) == {"fp32", "bf16"}
+    assert torch.get_num_threads() == threads
+
+
+# From measurements to figures.
+
+
+def a_cell(task: str, seed: int, metric: float, seconds: float) -> dict:
+    return {"name": f"{task}.s{seed}", "task": task, "seed": seed, "metric": metric, "trainable": 9, "seconds": seconds}
+
+
+def a_round(number: int, side: str, seconds: float, values: list[float], peak: int) -> dict:
+    made = [a_cell("reviews", seed, value, 5.0) for seed, value in enumerate(values)]
+    parts = {"start-up": 1.0, "step": 2.0, "other": 1.0}
+    return {"round": number, "side": side, "seconds": seconds, "cells": made, "peak_bytes": peak << 20, "parts": parts}
+
+
+@pytest.fixture
+def planted() -> dict:
+    """Measurements with figures that can be worked out by hand."""
+    names = [f"{who} {p}" for p in ("bf16", "fp32") for who in ("ours", "full", "peft eager", "peft sdpa")]
+    seconds = dict(zip(names, (1.0, 4.0, 3.0, 2.0, 3.0, 6.0, 4.0, 5.0), strict=True))
+    return {
+        "device": "a-machine",
+        "machine": {"cpu": "A CPU", "cores": 2, "memory_gib": None, "bf16": []},
+        "versions": {"python": "3.11", "torch": "2"},
+        "code": {"commit": "abc", "dirty": False},
+        "measured_at": "2026-01-01T00:00:00+00:00",
+        "settings": {
+            "tasks": ["reviews"],
+            "train_rows": 1000,
+            "epochs": 2,
+            "batch": 16,
+            "eval_batch": 64,
+            "max_length": 128,
+            "rank": 8,
+            "precision": "bf16",
+            "workers": 2,
+            "script_threads": 2,
+            "tuned_threads": 1,
+            "tuned_attention": "eager",
+            "tuning_seconds": {"1 x eager": 1.0},
+            "allocator": machine.ALLOCATOR,
+        },
+        "loads": [
+            {"busy": 0.01, "stolen": 0.0, "average": 0.1},
+            {"busy": 0.03, "stolen": 0.02, "average": 0.1},
+        ],
+        "rounds": [
+            a_round(1, "ours", 30.0, [0.80, 0.82, 0.81], 300),
+            a_round(0, "ours", 20.0, [0.81, 0.83, 0.82], 200),
+            a_round(0, "script_loop", 200.0, [0.82, 0.80], 500),
+            a_round(1, "script_loop", 400.0, [0.81, 0.83], 400),
+            a_round(0, "tuned_peer", 40.0, [0.2, 0.3], 100),
+            a_round(1, "tuned_peer", 80.0, [0.2, 0.3], 100),
+        ],
+        "trace": {"step": 3.0, "other": 1.0},
+        "steps": {
+            "times": {
+                "16x28": {name: [value, value] for name, value in seconds.items()},
+                "32x64": {name: [2 * value, 2 * value] for name, value in seconds.items()},
+            },
+            "matmul_seconds": {"16x28": {"ours bf16": [1.0, 2.0]}, "32x64": {"ours bf16": [3.0, 4.0]}},
+            "saved_bytes": dict(zip(names, (10, 90, 40, 80, 30, 90, 60, 90), strict=True)),
+            "saved_shape": "32x64",
+        },
+    }
+
+
+def test_figures_follow_from_the_measurements(planted):
+    summary = summarise(planted)
+    assert summary["cells_per_hour"] == {"script_loop": 27.0, "tuned_peer": 135.0, "ours": 450.0}
+    # round by round: 540 / 36 = 15 and 360 / 18 = 20; 540 / 180 = 3 and 360 / 90 = 4
+    assert (summary["ratio_script_loop"], summary["ratio_tuned_peer"]) == (17.5, 3.5)
+    assert summary["intervals"]["ratio_script_loop"] == {
+        "median": 17.5,
+        "low": 15.0,
+        "high": 20.0,
+        "coverage": 0.5,
+        "n": 2,
+    }
+    assert summary["n"] == {
+        "rounds": 2,
+        "cells": {"script_loop": 4, "tuned_peer": 4, "ours": 6},
+        "steps": {"16x28": 2, "32x64": 2},
+    }
+    assert summary["peak_mib"] == {"script_loop": 500.0, "tuned_peer": 100.0, "ours": 300.0}
+    assert summary["shares"]["script_loop"] == {"start-up": 0.25, "step": 0.5, "other": 0.25}
+    # 2 workers for 50 s, 6 cells of 5 s: 30 of 100 s in cells, three quarters of them in steps
+    assert summary["shares"]["ours"] == {"start-up": 0.7, "step": 0.225, "other": 0.075}
+    assert summary["idle"] == {
+        "idle": True,
+        "busy_share_max": 0.03,
+        "busy_share_median": 0.02,
+        "stolen_share_max": 0.02,
+        "limit": 0.05,
+        "samples": 2,
+    }
+
+
+def test_figures_of_steps_are_against_the_better_of_the_peers_attentions(planted):
+    summary = summarise(planted)
+    assert summary["step_vs_peft"] == {"16x28": 0.5, "32x64": 0.5}
+    assert summary["step_vs_full"] == {"16x28": 0.25, "32x64": 0.25}
+    assert summary["step_vs_peft_by_precision"]["fp32"] == {"16x28": 0.75, "32x64": 0.75}
+    assert summary["intervals"]["step_vs_peft"]["bf16"]["16x28"]["peft"] == "peft sdpa bf16"
+    assert summary["saved_bytes_vs_peft_by_precision"] == {"bf16": 0.25, "fp32": 0.5}
+    assert summary["saved_bytes_vs_peft"] == 0.25
+    assert summary["matmul_share"] == 0.5
+
+
+def test_a_metric_agrees_within_the_noise_of_seeds(planted):
+    found = summarise(planted)["metric"]["reviews"]
+    assert found["ours"] | {"std": None} == {"median": 0.815, "n": 6, "std": None, "agrees": None}
+    assert found["script_loop"]["agrees"] and not found["tuned_peer"]["agrees"]
+    assert agrees([0.5], [0.5]) is None and agrees([0.5, 0.6], []) is None
+
+
+def test_two_sides_of_one_distribution_agree_nearly_always_and_of_two_do_not():
+    source = random.Random(0)
+    ours = [[source.gauss(0, 1) for _ in range(12)] for _ in range(400)]
+    same = [agrees([source.gauss(0, 1) for _ in range(6)], values) for values in ours]
+    other = [agrees([source.gauss(5, 1) for _ in range(6)], values) for values in ours]
+    assert sum(same) / len(same) > 0.9 and not any(other)
+
+
+def test_a_busy_machine_is_said_in_the_tables(planted):
+    planted["loads"][0]["busy"] = 0.5
+    summary = summarise(planted)
+    assert summary["idle"]["idle"] is False
+    assert "**The machine was not idle** (others took up to 50%)" in table.document(summary)
+    planted["loads"] = [{"busy": None, "stolen": None, "average": None}]
+    assert "Whether it was idle is unknown" in table.document(summarise(planted))
+
+
+def test_shares_of_workers_that_were_never_idle_are_those_of_the_trace():
+    rounds = [{"seconds": 10.0, "cells": [{"seconds": 4.0}, {"seconds": 6.0}]}]
+    assert our_shares(rounds, {"step": 9.0, "other": 1.0}, 1) == {"start-up": 0.0, "step": 0.9, "other": 0.1}
+
+
+def test_the_tables_quote_the_summary_and_nothing_else(planted):
+    text = table.document(summarise(planted))
+    row = next(line for line in text.splitlines() if line.startswith("| This project"))
+    assert row.split(" | ")[1:] == ["450 (360 to 540)", "8.3", "300", "81.5 |"]
+    assert "17.5x (15.0 to 20.0) the script loop and 3.5x (3.0 to 4.0) the tuned peer" in text
+    assert "2 of 2 medians" not in text and "1 of 2 medians of a peer agree" in text
+    assert "0.50x at 16x28, 0.50x at 32x64 the time of PEFT's" in text
+
+
+def test_tables_are_written_from_measurements_and_into_the_readme(planted, tmp_path):
+    folder, readme = tmp_path / "bench", tmp_path / "README.md"
+    readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    (folder / "a-machine").mkdir(parents=True)
+    (folder / "a-machine" / "measurements.json").write_bytes(output.as_json(planted))
+    (summary,) = output.write_tables(folder, readme)
+    assert json.loads((folder / "a-machine" / "summary.json").read_text()) == summary
+    assert readme.read_text() == f"before\n{table.BEGIN}\n{table.block([summary])}\n{table.END}\nafter\n"
+    assert table.in_readme("no marks", "text") == "no marks"
+
+
+def test_measurements_of_another_kind_are_refused(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "measurements.json").write_text("{}")
+    with pytest.raises(UserError, match="no measurements of this benchmark"):
+        output.write_tables(tmp_path, tmp_path / "README.md")
+
+
+# Growth and the GPU's script.
+
+
+def test_an_axis_of_growth_varies_one_thing():
+    assert [p.tokens for p in growth.points("length", (16, 32))] == [16, 32]
+    assert {p.batch for p in growth.points("length", (16, 32))} == {growth.BATCH}
+    assert [p.model for p in growth.points("model", growth.MODELS)] == list(growth.MODELS)
+
+
+def test_growth_on_tiny_encoders(tiny_config, planted):
+    config = tiny_config("method.rank=2")
+    chosen = [dataclasses.replace(p, tokens=9, rank=2) for p in growth.points("batch", (2, 4, 8))]
+    found = growth.measure_axis(chosen, config, "fp32", lambda model: contenders.pretrained(config), 2)
+    assert [point["batch"] for point in found] == [2, 4, 8]
+    assert all(point["step_ms"] > 0 and point["floor_ms"] > 0 for point in found)
+    assert [point["operations"] / found[0]["operations"] for point in found] == pytest.approx([1, 2, 4])
+    assert growth.slopes("batch", found)["saved_mib"] == pytest.approx(1, abs=0.1)
+    line = growth.per_cell([{"cells": n, "seconds": 5 + 2 * n} for n in (2, 4, 8)])
+    assert line == {"seconds_per_cell": pytest.approx(2), "seconds_once": pytest.approx(5)}
+    assert growth.per_cell([{"cells": 2, "seconds": 9.0}]) is None
+    content = {
+        "device": "a-machine",
+        "settings": {"precision": "fp32", "batch": 16, "tokens": 28, "rank": 8, "repetitions": 2}
+        | {"cell_rows": 200, "cell_epochs": 1},
+        "axes": {"batch": {"points": found, "slopes": {"step_ms": 0.5, "floor_ms": None, "saved_mib": 1.0}}},
+        "cells": [{"cells": 2, "seconds": 9.0, "peak_mib": None}, {"cells": 4, "seconds": 13.0, "peak_mib": 700.2}],
+        "per_cell": {"seconds_per_cell": 2.0, "seconds_once": 5.0},
+    }
+    text = growth.document(content)
+    assert "against batch: step 0.50, floor -, saved 1.00." in text
+    assert "| 4 | 13.0 | 700 |" in text and "takes 2.00 s more, the command 5.0 s" in text
+
+
+@pytest.mark.parametrize("model", growth.MODELS[1:])
+def test_published_sizes_are_built_with_a_head_of_two_classes(model, tiny_config):
+    with torch.device("meta"):
+        built = contenders.of_size(model, tiny_config())("eager")
+    assert built.config.num_labels == 2
+    assert floor.sizes_of(built).layers == {"roberta_base": 12, "roberta_large": 24}[model]
+
+
+def test_the_gpus_measurement_runs_on_a_cpu_with_the_same_code(tiny_config):
+    config = tiny_config("method.rank=2")
+    found = gpu.measure({"tiny": contenders.pretrained(config)}, config, "cpu", {"2x6": (2, 6)}, repetitions=3)
+    (entry,) = found
+    assert set(entry["step_ms"]) == {"ours", "full", "peft"}
+    assert entry["step_vs_peft"]["n"] == 3 and entry["floor_ms"] > 0
+    measured = {
+        "device_name": "A GPU",
+        "settings": {"rank": 2, "precision": "bf16", "attention": "sdpa", "repetitions": 3},
+        "code": {"commit": "abc"},
+        "measured_at": "2026",
+        "versions": {"torch": "2"},
+        "steps": found,
+    }
+    assert f"{entry['step_ms']['ours']:,.2f}" in gpu.document(measured)
+
+
+def test_without_a_gpu_its_script_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as ended:
+        gpu.main([])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: this benchmark needs a CUDA device")
+
+
+# Mistakes.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rounds", "0"], "--rounds must be >= 1, got 0"),
+        (["--cells", "5"], "--cells must be a multiple of 2"),
+        (["--cells", "2"], "at least 4, got 2"),
+        (["--script-cells", "20"], r"--script-cells must be at most --cells \(12\), got 20"),
+        (["--train-rows", "1"], "--train-rows must be >= 2, got 1"),
+    ],
+)
+def test_a_bad_call_is_refused_before_anything_runs(arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main(arguments)
+    assert ended.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_peft_is_named_where_it_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as ended:
+        command.main([])
+    assert ended.value.code == 2 and "extra `peers`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method=bitfit"], "the peers train LoRA"),
+        (["method.targets=[o]"], "the peers train LoRA"),
+        (["train.accumulation=2"], "no accumulation"),
+    ],
+)
+def test_a_cell_that_the_peers_have_no_words_for_is_refused(overrides, message, tiny_config, tmp_path):
+    with pytest.raises(UserError, match=message):
+        cells.peer_cell(tiny_config(*overrides), tmp_path)
+
+
+def test_a_file_that_is_no_job_is_refused(tmp_path):
+    (tmp_path / "job.json").write_text("[]")
+    with pytest.raises(UserError, match="is not a job"):
+        job.read_job(tmp_path / "job.json")
+
+
+def test_a_side_that_fails_is_said_with_its_last_words(tmp_path):
+    with pytest.raises(UserError, match=r"exit code 3:\n.*out of luck"):
+        sides.run_process(["-c", "print('out of luck'); raise SystemExit(3)"], tmp_path, tmp_path / "log")
+
+
+def test_every_side_gets_the_same_allocator(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    found = sides.environment(tmp_path)
+    assert found.items() >= machine.ALLOCATOR.items() and "OMP_NUM_THREADS" not in found
+    assert os.environ["OMP_NUM_THREADS"] == "1"
