@@ -363,7 +363,8 @@ def planted() -> dict:
             "script_threads": 2,
             "tuned_threads": 1,
             "tuned_attention": "eager",
-            "tuning_seconds": {"1 x eager": 1.0},
+            "script_choices": {"1 threads": 1.0, "2 threads": None},
+            "tuned_choices": {"1 threads, eager": 1.0},
             "allocator": machine.ALLOCATOR,
         },
         "loads": [
@@ -604,6 +605,28 @@ def test_a_file_that_is_no_job_is_refused(tmp_path):
 def test_a_side_that_fails_is_said_with_its_last_words(tmp_path):
     with pytest.raises(UserError, match=r"exit code 3:\n.*out of luck"):
         sides.run_process(["-c", "print('out of luck'); raise SystemExit(3)"], tmp_path, tmp_path / "log")
+
+
+def test_a_side_that_takes_too_long_is_ended(tmp_path):
+    with pytest.raises(TimeoutError):
+        sides.run_process(["-c", "import time; time.sleep(600)"], tmp_path, tmp_path / "log", limit_seconds=0)
+
+
+def test_the_peers_choose_what_is_fastest_and_give_up_what_is_much_slower(exported, tmp_path, monkeypatch):
+    _, cell = exported
+    limits = []
+
+    def run(jobs, settings, folder, name, limit_seconds):
+        limits.append(limit_seconds)
+        if settings.threads > 4:
+            raise TimeoutError
+        costs = tuple(job.CellCost("a", "a", 1, None, 1, 1.0, {"step": s}) for s in (0.1, 8.0 / settings.threads))
+        return sides.SideRound(0, "", 10.0, None, costs, {})
+
+    monkeypatch.setattr(sides, "run_job", run)
+    choices = {f"{n}": job.PeerSettings("longest", "fp32", n, "eager") for n in (1, 4, 8)}
+    assert sides.fastest(choices, cell, tmp_path) == (choices["4"], {"1": 8.0, "4": 2.0, "8": None})
+    assert limits == [float("inf"), 30.0, 30.0]
 
 
 def test_every_side_gets_the_same_allocator(tmp_path, monkeypatch):

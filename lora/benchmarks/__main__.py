@@ -75,16 +75,15 @@ def measure(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
         )
         for number in range(chosen.rounds)
     ]
-    say("warming up: the script loop, the tuned peer's choices, one sweep of ours")
-    first = turns[0][0]
-    sides.run_job([first], dataclasses.replace(sides.SCRIPT_LOOP, max_steps=2), folder, "warm")
-    tuned, tuning_seconds = sides.tuned_settings(first, precision, folder)
+    say("warming up: the peers' choices of threads and attention, one sweep of ours")
+    script, script_seconds = sides.fastest(sides.script_choices(), turns[0][0], folder)
+    tuned, tuned_seconds = sides.fastest(sides.tuned_choices(precision), turns[0][0], folder)
     sides.run_ours(-1, tasks, [0], overrides, folder)
     loads, rounds = [], []
     for number, cells in enumerate(turns):
         for side in rotated(SIDES, number):
             loads.append(machine.sample_load())
-            rounds.append(one_turn(side, number, cells, tuned, chosen.script_cells, overrides, folder))
+            rounds.append(one_turn(side, number, cells, script, tuned, chosen.script_cells, overrides, folder))
             say(f"round {number + 1} of {chosen.rounds}, {side}: {rounds[-1].seconds:.0f} s")
     say("where the time of one of our cells goes")
     trace_file, steps_file = folder / "trace.json", folder / "steps.json"
@@ -109,10 +108,11 @@ def measure(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "rank": config.method.rank,
             "precision": precision,
             "workers": int(compose_config(overrides).launcher.workers),
-            "script_threads": sides.SCRIPT_LOOP.threads,
+            "script_threads": script.threads,
+            "script_choices": script_seconds,
             "tuned_threads": tuned.threads,
             "tuned_attention": tuned.attention,
-            "tuning_seconds": tuning_seconds,
+            "tuned_choices": tuned_seconds,
             "allocator": machine.ALLOCATOR,
         },
         "loads": [dataclasses.asdict(load) for load in loads],
@@ -126,6 +126,7 @@ def one_turn(
     side: str,
     number: int,
     cells: Sequence[PeerCell],
+    script: sides.PeerSettings,
     tuned: sides.PeerSettings,
     script_cells: int,
     overrides: Sequence[str],
@@ -133,7 +134,7 @@ def one_turn(
 ) -> sides.SideRound:
     if side == "script_loop":
         start = number * script_cells  # so that over the rounds every task has its turn
-        return sides.run_script_loop(number, rotated(cells, start)[:script_cells], folder)
+        return sides.run_script_loop(number, rotated(cells, start)[:script_cells], script, folder)
     if side == "tuned_peer":
         return sides.run_tuned_peer(number, cells, tuned, folder)
     tasks, seeds = (list(dict.fromkeys(values)) for values in zip(*((c.task, c.seed) for c in cells), strict=True))

@@ -1,19 +1,21 @@
 """The three sides, each as processes of their own: how long they take, how much memory, and what they answer.
 
-`script_loop`  Trainer + PEFT, padded to the maximum length, fp32, one process per cell, threads as torch chooses them
+`script_loop`  Trainer + PEFT, padded to the maximum length, fp32, one process per cell, with the threads that are
+               fastest here
 `tuned_peer`   Trainer + PEFT, batches of similar length padded to their longest, one process for all cells, with the
                precision, the threads and the attention that are fastest here
 `ours`         `python -m lora -m ...`, with its default workers
 """
 
 import dataclasses
+import math
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,8 @@ from lora.provenance import ROOT
 from lora.results import load_records
 
 SAMPLE_SECONDS = 0.5
-CALIBRATION_STEPS = 30
-SCRIPT_LOOP = PeerSettings(padding="max_length", precision="fp32", threads=cores(), attention="sdpa")
+CALIBRATION_STEPS = 10
+GIVEN_UP = 3.0  # times the shortest run: threads that wait for one another on a busy machine can take ten times as long
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,10 @@ def environment(folder: Path) -> dict[str, str]:
     return inherited | ALLOCATOR | offline
 
 
-def run_process(arguments: Sequence[str], folder: Path, log: Path) -> Process:
+def run_process(arguments: Sequence[str], folder: Path, log: Path, limit_seconds: float = math.inf) -> Process:
     """Run Python with these arguments from the clone's root, its output in `log`.
 
-    Raises: UserError: If it fails; with the last lines of its output.
+    Raises: UserError: If it fails; with the last lines of its output. TimeoutError: If it took too long; it is ended.
     """
     with open(log, "w") as output:
         started, peak = time.monotonic(), None
@@ -79,7 +81,10 @@ def run_process(arguments: Sequence[str], folder: Path, log: Path) -> Process:
                 try:
                     process.wait(SAMPLE_SECONDS)
                 except subprocess.TimeoutExpired:
-                    continue
+                    if time.monotonic() - started > limit_seconds:
+                        raise TimeoutError(
+                            f"python {' '.join(arguments)} took longer than {limit_seconds:.0f} s"
+                        ) from None
         except BaseException:
             process.terminate()
             process.wait()
@@ -91,11 +96,13 @@ def run_process(arguments: Sequence[str], folder: Path, log: Path) -> Process:
     return Process(seconds, peak)
 
 
-def run_job(cells: Sequence[PeerCell], settings: PeerSettings, folder: Path, name: str) -> SideRound:
+def run_job(
+    cells: Sequence[PeerCell], settings: PeerSettings, folder: Path, name: str, limit_seconds: float = math.inf
+) -> SideRound:
     """Cells in one process of the peer."""
     path = folder / f"{name}.json"
     write(path, Job(tuple(cells), settings, str(folder), time.monotonic()))
-    process = run_process(["-m", "lora.benchmarks.peer", str(path)], folder, folder / f"{name}.log")
+    process = run_process(["-m", "lora.benchmarks.peer", str(path)], folder, folder / f"{name}.log", limit_seconds)
     answer = read_answer(path.with_suffix(".answer.json"))
     parts = {"start-up": answer.startup_seconds}
     for cell in answer.cells:
@@ -104,25 +111,43 @@ def run_job(cells: Sequence[PeerCell], settings: PeerSettings, folder: Path, nam
     return SideRound(0, "", process.seconds, process.peak_bytes, answer.cells, parts)
 
 
-def tuned_settings(cell: PeerCell, precision: str, folder: Path) -> tuple[PeerSettings, dict[str, float]]:
-    """The threads and the attention with the fastest steps, and the seconds of every choice.
+def fastest(
+    choices: Mapping[str, PeerSettings], cell: PeerCell, folder: Path
+) -> tuple[PeerSettings, dict[str, float | None]]:
+    """The settings with the fastest steps, and the seconds of all: None for one that was given up as much slower.
 
-    Each choice trains the same cell twice for a few steps; the first meets the shapes, the second counts.
+    Each trains the same cell twice for a few steps; the first meets the shapes, the second counts.
     """
-    found: dict[str, float] = {}
-    choices = {}
-    for threads in sorted({1, cores()}):
-        for attention in ("eager", "sdpa"):
-            name = f"{threads} x {attention}"
-            choices[name] = PeerSettings("longest", precision, threads, attention, max_steps=CALIBRATION_STEPS)
-            costs = run_job([cell, cell], choices[name], folder, f"tune-{threads}-{attention}").cells
-            found[name] = costs[1].parts["step"]
-    best = min(found, key=found.__getitem__)
-    return dataclasses.replace(choices[best], max_steps=None), found
+    found: dict[str, float | None] = {}
+    shortest = math.inf
+    for number, (name, settings) in enumerate(choices.items()):
+        short = dataclasses.replace(settings, max_steps=CALIBRATION_STEPS)
+        try:
+            run = run_job([cell, cell], short, folder, f"choice-{settings.padding}-{number}", GIVEN_UP * shortest)
+        except TimeoutError:
+            found[name] = None
+        else:
+            found[name] = run.cells[1].parts["step"]
+            shortest = min(shortest, run.seconds)
+    best = min((name for name in found if found[name] is not None), key=found.__getitem__)
+    return choices[best], found
 
 
-def run_script_loop(number: int, cells: Sequence[PeerCell], folder: Path) -> SideRound:
-    runs = [run_job([cell], SCRIPT_LOOP, folder, f"script-{number}-{cell.name}") for cell in cells]
+def script_choices() -> dict[str, PeerSettings]:
+    """What the script loop may choose: its threads."""
+    return {f"{n} threads": PeerSettings("max_length", "fp32", n, "sdpa") for n in sorted({1, cores()})}
+
+
+def tuned_choices(precision: str) -> dict[str, PeerSettings]:
+    return {
+        f"{threads} threads, {attention}": PeerSettings("longest", precision, threads, attention)
+        for threads in sorted({1, cores()})
+        for attention in ("eager", "sdpa")
+    }
+
+
+def run_script_loop(number: int, cells: Sequence[PeerCell], settings: PeerSettings, folder: Path) -> SideRound:
+    runs = [run_job([cell], settings, folder, f"script-{number}-{cell.name}") for cell in cells]
     # A cell's wall time is that of its process: the loop pays start-up for each.
     costs = tuple(dataclasses.replace(run.cells[0], seconds=run.seconds) for run in runs)
     parts = {part: sum(run.parts[part] for run in runs) for part in runs[0].parts}

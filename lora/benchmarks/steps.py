@@ -28,7 +28,7 @@ from lora.config import RunConfig
 from lora.methods.configs import FullConfig
 
 SHAPES = {"16x28": (16, 28), "32x64": (32, 64)}
-REPETITIONS = {"16x28": 15, "32x64": 9}
+REPETITIONS = {"16x28": 5, "32x64": 3}
 WARMUP = 2
 PRECISIONS = ("bf16", "fp32")
 SAVED_LORA_DROPOUT = 0.1

@@ -126,7 +126,7 @@ def steps_text(summary: Mapping[str, Any]) -> str:
 
 def settings_text(summary: Mapping[str, Any]) -> str:
     settings, idle = summary["settings"], summary["idle"]
-    choices = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in settings["tuning_seconds"].items())
+    script, tuned = (choices_text(settings[f"{side}_choices"]) for side in ("script", "tuned"))
     lines = [
         f"Machine: {machine_text(summary)}; commit {summary['code']['commit']}; {summary['measured_at']}.",
         f"Cells: {', '.join(settings['tasks'])}; {settings['train_rows']} rows, {settings['epochs']} epochs, batch "
@@ -134,9 +134,12 @@ def settings_text(summary: Mapping[str, Any]) -> str:
         f"rows, learning rates, warmup and seeds on every side.",
         f"Precision: {settings['precision']} for the tuned peer and ours, whichever of bf16 and fp32 multiplies "
         f"matrices faster here.",
-        f"Threads: script loop {settings['script_threads']}; tuned peer {settings['tuned_threads']} with "
-        f"{settings['tuned_attention']} attention, the fastest of {choices}; ours {settings['workers']} workers of 1.",
+        f"Threads: script loop {settings['script_threads']}, the fastest of {script}; tuned peer "
+        f"{settings['tuned_threads']} with {settings['tuned_attention']} attention, the fastest of {tuned}; ours "
+        f"{settings['workers']} workers of 1.",
         f"Allocator, the same on all sides: {', '.join(f'{k}={v}' for k, v in settings['allocator'].items())}.",
+        "Time is from a command to its end, start-up included; caches on disk are warm on all sides (tokenised rows of "
+        "the peers, compiled kernels of this project). Memory is the most at any moment, shared pages counted once.",
         f"Intervals: {summary['intervals']['method']}.",
         f"A metric agrees if {AGREES}.",
         f"Idle: {idle['samples']} samples before the sides' turns, idle if others take at most "
@@ -146,6 +149,14 @@ def settings_text(summary: Mapping[str, Any]) -> str:
         f"Versions: {', '.join(f'{name} {version}' for name, version in summary['versions'].items())}.",
     ]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def choices_text(choices: Mapping[str, float | None]) -> str:
+    """What a few steps took with each choice."""
+    return "; ".join(
+        f"{name} ({'given up as much slower' if seconds is None else f'{seconds:.1f} s'})"
+        for name, seconds in choices.items()
+    )
 
 
 def machine_text(summary: Mapping[str, Any]) -> str:
