@@ -319,13 +319,6 @@ def test_a_floor_is_the_sum_over_its_products(monkeypatch):
     assert floor.floor_seconds(products, "fp32") == 2 * 5 + 7 * 2 + 2
 
 
-def test_the_faster_precision_is_the_one_with_the_higher_rate():
-    threads = torch.get_num_threads()
-    chosen, rates = floor.faster_precision()
-    assert rates[chosen] == max(rates.values()) and set(rates) == {"fp32", "bf16"}
-    assert torch.get_num_threads() == threads
-
-
 # From measurements to figures.
 
 
@@ -621,12 +614,18 @@ def test_the_peers_choose_what_is_fastest_and_give_up_what_is_much_slower(export
         if settings.threads > 4:
             raise TimeoutError
         costs = tuple(job.CellCost("a", "a", 1, None, 1, 1.0, {"step": s}) for s in (0.1, 8.0 / settings.threads))
-        return sides.SideRound(0, "", 10.0, None, costs, {})
+        return sides.Process(10.0, None), job.Answer(1.0, costs)
 
     monkeypatch.setattr(sides, "run_job", run)
     choices = {f"{n}": job.PeerSettings("longest", "fp32", n, "eager") for n in (1, 4, 8)}
     assert sides.fastest(choices, cell, tmp_path) == (choices["4"], {"1": 8.0, "4": 2.0, "8": None})
     assert limits == [float("inf"), 30.0, 30.0]
+
+
+def test_parts_of_a_process_add_up_to_its_time():
+    costs = tuple(job.CellCost("a", "a", 1, None, 1, 5.0, {"step": 3.0, "data": 1.0}) for _ in range(2))
+    parts = sides.parts_of(sides.Process(20.0, None), job.Answer(4.0, costs))
+    assert parts == {"start-up": 4.0, "step": 6.0, "data": 2.0, "other": 8.0}
 
 
 def test_every_side_gets_the_same_allocator(tmp_path, monkeypatch):

@@ -64,11 +64,10 @@ def measure(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     Args:
         folder: For rows, caches and logs of this run.
     """
-    from lora.benchmarks.floor import faster_precision
-
-    precision, rates = faster_precision()
-    overrides = grid_of.common_overrides(precision, chosen.train_rows, chosen.epochs)
+    overrides = grid_of.common_overrides(chosen.train_rows, chosen.epochs)
     tasks = grid_of.TASKS_TIMED
+    config = compose_run([*overrides, f"task={tasks[0]}"])
+    precision = config.train.precision
     turns = [
         grid_of.peer_cells(
             grid_of.grid(tasks, grid_of.seeds_of_round(number, chosen.cells)), folder / "rows", overrides
@@ -90,11 +89,10 @@ def measure(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     sides.run_process(["-m", "lora.benchmarks.trace", str(trace_file), *overrides], folder, folder / "trace.log")
     say("steps")
     loads.append(machine.sample_load())
-    sides.run_process(["-m", "lora.benchmarks.steps", str(steps_file), precision], folder, folder / "steps.log")
-    config = compose_run([*overrides, f"task={tasks[0]}"])
+    sides.run_process(["-m", "lora.benchmarks.steps", str(steps_file)], folder, folder / "steps.log")
     return {
         "device": machine.cpu_device(),
-        "machine": machine.describe_machine() | {"operations_per_second": rates},
+        "machine": machine.describe_machine(),
         "versions": machine.versions(),
         "code": code_version(),
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),

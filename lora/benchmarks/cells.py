@@ -18,14 +18,13 @@ BERT_TARGETS = {"q": "query", "k": "key", "v": "value"}  # the peers name module
 BERT_HEAD = ("pooler", "classifier")  # what trains beside LoRA here; see `lora.surgery.is_head`
 
 
-def common_overrides(precision: str, train_rows: int = TRAIN_ROWS, epochs: int = EPOCHS) -> list[str]:
-    """What is not a default of the profile mini, for every cell."""
+def common_overrides(train_rows: int = TRAIN_ROWS, epochs: int = EPOCHS) -> list[str]:
+    """What is not a default of the profile mini, for every cell; its precision is that which is faster here."""
     return [
         "profile=mini",
         "method=lora",
         f"data.train_rows={train_rows}",
         f"train.epochs={epochs}",
-        f"train.precision={precision}",
     ]
 
 

@@ -12,7 +12,6 @@ from lora.benchmarks.timing import interleave, wall_seconds
 from lora.fused.encoder import DTYPES
 
 REPETITIONS = 7
-PROBE = (448, 384, 1536)  # MiniLM's feed-forward at 16 x 28
 
 
 @dataclass(frozen=True)
@@ -115,18 +114,3 @@ def floor_seconds(products: Sequence[Product], precision: str, device: str = "cp
     shapes = {(p.rows, p.inner, p.columns, p.stacked): p for p in products}
     measured = {shape: product_seconds(product, precision, device) for shape, product in shapes.items()}
     return sum(p.count * measured[p.rows, p.inner, p.columns, p.stacked] for p in products)
-
-
-def faster_precision() -> tuple[str, dict[str, float]]:
-    """bf16 or fp32, whichever multiplies matrices faster here on one thread, and operations per second of both.
-
-    A CPU that has instructions for bf16 is not for that faster with it: without AMX it may be slower by half.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        product = Product(*PROBE, count=1)
-        rates = {name: product.operations / product_seconds(product, name, repetitions=21) for name in DTYPES}
-    finally:
-        torch.set_num_threads(threads)
-    return max(rates, key=rates.__getitem__), rates

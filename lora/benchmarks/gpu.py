@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UserError("this benchmark needs a CUDA device, and torch sees none here; `make bench` runs on a CPU")
         if not torch.cuda.is_bf16_supported():
             raise UserError("this benchmark trains in bf16, which this GPU does not have")
-        config = compose_run([*common_overrides(PRECISION), "task=reviews"])
+        config = compose_run([*common_overrides(), "task=reviews"])
         builds = {model: of_size(model, config) for model in chosen.models}
         steps = measure(builds, config, "cuda", SHAPES, chosen.repetitions, chosen.compile)
         name = torch.cuda.get_device_name()

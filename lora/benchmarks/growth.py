@@ -23,7 +23,7 @@ from lora.allocator import keep_freed_memory
 from lora.benchmarks import machine, sides
 from lora.benchmarks.cells import TASKS_TIMED, common_overrides
 from lora.benchmarks.contenders import Build, Contender, of_size, ours, random_batch
-from lora.benchmarks.floor import faster_precision, floor_seconds, lora_step, sizes_of
+from lora.benchmarks.floor import floor_seconds, lora_step, sizes_of
 from lora.benchmarks.output import FOLDER, as_json, say
 from lora.benchmarks.steps import WARMUP, saved_bytes
 from lora.benchmarks.timing import interleave, slope
@@ -108,9 +108,9 @@ def measure_axis(
     return found
 
 
-def measure_cells(counts: Sequence[int], precision: str, folder: Path) -> list[dict[str, Any]]:
+def measure_cells(counts: Sequence[int], folder: Path) -> list[dict[str, Any]]:
     """Whole sweeps, from the command to its end, after one that warms up."""
-    overrides = common_overrides(precision, CELL_ROWS, CELL_EPOCHS)
+    overrides = common_overrides(CELL_ROWS, CELL_EPOCHS)
     sides.run_ours(-1, TASKS_TIMED, [0], overrides, folder)
     found = []
     for number, count in enumerate(counts):
@@ -190,10 +190,10 @@ def document(growth: Mapping[str, Any]) -> str:
 
 
 def measure(axes: Sequence[str], repetitions: int) -> dict[str, Any]:
-    precision, rates = faster_precision()
     torch.set_num_threads(1)
     keep_freed_memory()
-    config = compose_run([*common_overrides(precision), "task=reviews"])
+    config = compose_run([*common_overrides(), "task=reviews"])
+    precision = config.train.precision
     load = machine.sample_load()
     found = {}
     for axis in (axis for axis in AXES if axis in axes):
@@ -206,10 +206,10 @@ def measure(axes: Sequence[str], repetitions: int) -> dict[str, Any]:
     if "cells" in axes:
         say(f"by cells: {', '.join(map(str, CELLS))}")
         with tempfile.TemporaryDirectory(prefix="lora-growth-") as folder:
-            cells = measure_cells(CELLS, precision, Path(folder))
+            cells = measure_cells(CELLS, Path(folder))
     return {
         "device": machine.cpu_device(),
-        "machine": machine.describe_machine() | {"operations_per_second": rates},
+        "machine": machine.describe_machine(),
         "versions": machine.versions(),
         "code": code_version(),
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -18,13 +18,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lora.benchmarks.job import CellCost, Job, PeerCell, PeerSettings, read_answer, write
+from lora.benchmarks.job import Answer, CellCost, Job, PeerCell, PeerSettings, read_answer, write
 from lora.benchmarks.machine import ALLOCATOR, cores, tree_bytes
 from lora.errors import UserError
 from lora.provenance import ROOT
-from lora.results import load_records
+from lora.results import RunRecord, load_records
 
 SAMPLE_SECONDS = 0.5
 CALIBRATION_STEPS = 10
@@ -98,17 +97,21 @@ def run_process(arguments: Sequence[str], folder: Path, log: Path, limit_seconds
 
 def run_job(
     cells: Sequence[PeerCell], settings: PeerSettings, folder: Path, name: str, limit_seconds: float = math.inf
-) -> SideRound:
+) -> tuple[Process, Answer]:
     """Cells in one process of the peer."""
     path = folder / f"{name}.json"
     write(path, Job(tuple(cells), settings, str(folder), time.monotonic()))
-    process = run_process(["-m", "lora.benchmarks.peer", str(path)], folder, folder / f"{name}.log", limit_seconds)
-    answer = read_answer(path.with_suffix(".answer.json"))
+    arguments = ["-m", "lora.benchmarks.peer", str(path)]
+    process = run_process(arguments, folder, folder / f"{name}.log", limit_seconds)
+    return process, read_answer(path.with_suffix(".answer.json"))
+
+
+def parts_of(process: Process, answer: Answer) -> dict[str, float]:
+    """Seconds of a peer's process by what they went into; `other` is what no part has."""
     parts = {"start-up": answer.startup_seconds}
     for cell in answer.cells:
         parts = {part: parts.get(part, 0.0) + cell.parts.get(part, 0.0) for part in {**parts, **cell.parts}}
-    parts["other"] = process.seconds - sum(parts.values())
-    return SideRound(0, "", process.seconds, process.peak_bytes, answer.cells, parts)
+    return parts | {"other": process.seconds - sum(parts.values())}
 
 
 def fastest(
@@ -123,12 +126,12 @@ def fastest(
     for number, (name, settings) in enumerate(choices.items()):
         short = dataclasses.replace(settings, max_steps=CALIBRATION_STEPS)
         try:
-            run = run_job([cell, cell], short, folder, f"choice-{settings.padding}-{number}", GIVEN_UP * shortest)
+            process, answer = run_job([cell, cell], short, folder, f"choice-{number}", GIVEN_UP * shortest)
         except TimeoutError:
             found[name] = None
         else:
-            found[name] = run.cells[1].parts["step"]
-            shortest = min(shortest, run.seconds)
+            found[name] = answer.cells[1].parts["step"]
+            shortest = min(shortest, process.seconds)
     best = min((name for name in found if found[name] is not None), key=found.__getitem__)
     return choices[best], found
 
@@ -149,18 +152,23 @@ def tuned_choices(precision: str) -> dict[str, PeerSettings]:
 def run_script_loop(number: int, cells: Sequence[PeerCell], settings: PeerSettings, folder: Path) -> SideRound:
     runs = [run_job([cell], settings, folder, f"script-{number}-{cell.name}") for cell in cells]
     # A cell's wall time is that of its process: the loop pays start-up for each.
-    costs = tuple(dataclasses.replace(run.cells[0], seconds=run.seconds) for run in runs)
-    parts = {part: sum(run.parts[part] for run in runs) for part in runs[0].parts}
-    peaks = [run.peak_bytes for run in runs if run.peak_bytes is not None]
-    return SideRound(number, "script_loop", sum(r.seconds for r in runs), max(peaks, default=None), costs, parts)
+    costs = tuple(dataclasses.replace(answer.cells[0], seconds=process.seconds) for process, answer in runs)
+    by_run = [parts_of(*run) for run in runs]
+    parts = {part: sum(parts[part] for parts in by_run) for part in by_run[0]}
+    peaks = [process.peak_bytes for process, _ in runs if process.peak_bytes is not None]
+    seconds = sum(process.seconds for process, _ in runs)
+    return SideRound(number, "script_loop", seconds, max(peaks, default=None), costs, parts)
 
 
 def run_tuned_peer(number: int, cells: Sequence[PeerCell], settings: PeerSettings, folder: Path) -> SideRound:
-    run = run_job(cells, settings, folder, f"tuned-{number}")
-    return dataclasses.replace(run, round=number, side="tuned_peer")
+    process, answer = run_job(cells, settings, folder, f"tuned-{number}")
+    parts = parts_of(process, answer)
+    return SideRound(number, "tuned_peer", process.seconds, process.peak_bytes, answer.cells, parts)
 
 
-def run_ours(number: int, tasks: Sequence[str], seeds: Sequence[int], overrides: Sequence[str], folder: Path):
+def run_ours(
+    number: int, tasks: Sequence[str], seeds: Sequence[int], overrides: Sequence[str], folder: Path
+) -> SideRound:
     """The command as a user gives it, with folders of its own for results."""
     place = Path(tempfile.mkdtemp(prefix=f"ours-{number}-", dir=folder))
     arguments = [
@@ -176,7 +184,7 @@ def run_ours(number: int, tasks: Sequence[str], seeds: Sequence[int], overrides:
     return SideRound(number, "ours", process.seconds, process.peak_bytes, tuple(map(cost_of, records)), None)
 
 
-def cost_of(record: Any) -> CellCost:
+def cost_of(record: RunRecord) -> CellCost:
     """A run record as the cost of a cell; the loop over batches is its one part that every record has."""
     return CellCost(
         name=f"{record.config['task']}.s{record.config['seed']}",

@@ -132,8 +132,7 @@ def settings_text(summary: Mapping[str, Any]) -> str:
         f"Cells: {', '.join(settings['tasks'])}; {settings['train_rows']} rows, {settings['epochs']} epochs, batch "
         f"{settings['batch']}, evaluation after every epoch in batches of {settings['eval_batch']}; the same encoder, "
         f"rows, learning rates, warmup and seeds on every side.",
-        f"Precision: {settings['precision']} for the tuned peer and ours, whichever of bf16 and fp32 multiplies "
-        f"matrices faster here.",
+        f"Precision: {settings['precision']} for the tuned peer and ours, the one that is faster on this kind of CPU.",
         f"Threads: script loop {settings['script_threads']}, the fastest of {script}; tuned peer "
         f"{settings['tuned_threads']} with {settings['tuned_attention']} attention, the fastest of {tuned}; ours "
         f"{settings['workers']} workers of 1.",
