@@ -41,7 +41,7 @@ def verdict_rows(verdicts: Sequence[Verdict]) -> list[tuple[str, str, str]]:
 
 
 def in_readme(readme: str, name: str, text: str) -> str:
-    """The README with the block between its marks; unchanged where it has none for this profile."""
+    """The page with the block between its marks; unchanged where it has none for this profile."""
     begin, end = (MARK.format(name=name, edge=edge) for edge in ("begin", "end"))
     if begin not in readme or end not in readme:
         return readme

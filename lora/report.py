@@ -22,7 +22,7 @@ from lora.page.cells import cells_html
 from lora.provenance import ROOT
 from lora.readme import block, in_readme
 from lora.results import load_curves, load_frame, load_records, write_atomically
-from lora.sections import METHODS_BY_TASKS, NOT_GLUE, Sections, build_sections, reference_table
+from lora.sections import METHODS_BY_TASKS, NOT_GLUE, TITLES, Sections, build_sections, reference_table
 from lora.subspace_tables import amplification_table, figure3, figure4
 from lora.sweep import State
 
@@ -112,6 +112,15 @@ def build(name: str, overrides: Sequence[str] = (), results: Path = ROOT / "resu
     return Report(gathered, analyses, tuple(tables), sections.cells(), tuple(judged), figures)
 
 
+def pages(report: Report) -> dict[Path, str]:
+    """The README, and the pages of experiments, with this report's numbers between their marks."""
+    shown = {ROOT / "README.md": report.readme}
+    for experiment, (file, _) in TITLES.items():
+        own = [table.markdown() for table in report.tables if table.name in (file, f"{file}_part")]
+        shown[ROOT / "experiments" / experiment / "README.md"] = "\n".join(own)
+    return {path: in_readme(path.read_text(), report.name, text) for path, text in shown.items() if path.exists()}
+
+
 def make_figures(gathered: Gathered, sections: Sections, curves: pd.DataFrame, analyses: Analyses) -> dict[str, Figure]:
     """Those for which there is something to plot; of rows of one kind each."""
     found: dict[str, Figure | None] = {}
@@ -173,11 +182,9 @@ def main() -> None:
     try:
         report = build(arguments.profile, arguments.overrides)
         write(report, ROOT / "results" / arguments.profile)
-        readme = ROOT / "README.md"
-        before = readme.read_text()
-        after = in_readme(before, arguments.profile, report.readme)
-        if after != before:
-            write_atomically(readme, after.encode())
+        for path, content in pages(report).items():
+            if content != path.read_text():
+                write_atomically(path, content.encode())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

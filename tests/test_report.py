@@ -21,8 +21,7 @@ from lora.errors import UserError
 from lora.formats import Table, latex, markdown, sort_value
 from lora.gather import refuse_mixed_rows
 from lora.provenance import ROOT
-from lora.readme import in_readme
-from lora.report import build, main, write
+from lora.report import build, main, pages, write
 from lora.results import load_curves, load_frame, load_records, read_record, write_record
 from lora.sections import PAPER, ROWS, build_sections
 from lora.summary import Planned, human_count, lora_of, summarise
@@ -405,8 +404,9 @@ def test_what_is_committed_is_what_the_records_give_byte_for_byte(name):
     made = {*report.files, "report.html", *(f"figures/{key}.{form}" for key in pictures for form in ("svg", "png"))}
     generated = [p for p in COMMITTED if re.match(rf"results/{name}/(tables|claims|figures|report.html)", p)]
     assert {path.removeprefix(f"results/{name}/") for path in generated} == made
+    shown = pages(report)
+    assert len(shown) > 4 and all(path.read_text() == content for path, content in shown.items())
     readme = (ROOT / "README.md").read_text()
-    assert in_readme(readme, name, report.readme) == readme
     assert "| LoRA" in readme.partition(f"results:{name} begin")[2].partition(f"results:{name} end")[0]
 
 
