@@ -161,7 +161,7 @@ def test_a_difference_above_the_margin_is_supported(tmp_path):
     assert finding.mean == pytest.approx(0.8) and 0.6 < finding.low < 0.8 < finding.high < 1.0
     assert len(finding.runs) == 2 * 5 * 3 and not verdict.not_glue
     assert found["houlsby_below_both"].word == "supported"
-    assert found["mnli_start_helps"].word == "supported" and len(found["mnli_start_helps"].findings) == 3
+    assert found["mnli_start_helps"].word == "cannot tell"  # of its three tasks, the small profile has one
     assert found["small_rank_is_enough"].word == "supported"
     assert found["qv_better_than_qk"].word == "not supported"  # they are equal, and better means above 0
 

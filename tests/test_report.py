@@ -232,7 +232,7 @@ def test_tasks_of_different_kinds_are_in_tables_of_their_own():
     data = {**part[0].provenance["data"], "is_part": True}
     frame = load_frame([*whole, dataclasses.replace(part[0], provenance={"data": data})])
     planned = {"glue_table2": [*plan([1], task="mrpc"), *plan([1], task="sst2")]}
-    made = {table.name: table for table in build_sections("x", planned, frame, load_curves(whole), {}).tables}
+    made = {table.name: table for table in build_sections("x", planned, frame, load_curves([*whole, *part]), {}).tables}
     assert "SST-2 (acc.)" not in made["table2"].cells and "MRPC (acc.)" not in made["table2_part"].cells
     assert "a part of the official train rows" in made["table2_part"].markdown()
 
@@ -292,9 +292,9 @@ def changed(results, tmp_path, pattern, value):
 
 
 def test_a_changed_record_changes_everything_that_shows_it(synthetic, tmp_path):
-    """One LoRA run on STS-B, which Table 2, 5 (not its rank), 6, the start, the verdicts and all figures show."""
+    """LoRA on STS-B, which Table 2, 5, 6, the verdicts and all figures show, and on RTE, which the start does."""
     before = build("small", FULL, synthetic)
-    after = build("small", FULL, changed(synthetic, tmp_path, "*.lora-qv-r[48].stsb*.s1-*.json", 0.123))
+    after = build("small", FULL, changed(synthetic, tmp_path, "*.lora-qv-r[48].[sr]t[se]*.s1-*.json", 0.123))
     assert set(before.files) == set(after.files)
     same = {path for path in before.files if before.files[path] == after.files[path]}
     assert same == {path for path in before.files if "table2_published" in path}  # the paper's own
