@@ -116,9 +116,14 @@ def pages(report: Report) -> dict[Path, str]:
     """The README, and the pages of experiments, with this report's numbers between their marks."""
     shown = {ROOT / "README.md": report.readme}
     for experiment, (file, _) in TITLES.items():
-        own = [table.markdown() for table in report.tables if table.name in (file, f"{file}_part")]
+        own = [untitled(table) for table in report.tables if table.name in (file, f"{file}_part")]
         shown[ROOT / "experiments" / experiment / "README.md"] = "\n".join(own)
     return {path: in_readme(path.read_text(), report.name, text) for path, text in shown.items() if path.exists()}
+
+
+def untitled(table: Table) -> str:
+    """In Markdown, for a page whose own heading stands above."""
+    return table.markdown().partition("\n\n")[2]
 
 
 def make_figures(gathered: Gathered, sections: Sections, curves: pd.DataFrame, analyses: Analyses) -> dict[str, Figure]:
