@@ -3,12 +3,12 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-glue test tables bench bench-gpu lint efficiency FORCE
+.PHONY: help setup reproduce-glue test status plan wandb-sync tables bench bench-gpu lint efficiency FORCE
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PIP_USER PIP_TARGET PIP_PREFIX
 
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 PROFILE ?= mini
-export PROFILE GLUE_DIR MODEL_DIR RETRY_FAILED TORCH_INDEX
+export PROFILE GLUE_DIR MODEL_DIR RETRY_FAILED TORCH_INDEX LAUNCHER
 
 VENV := .venv/bin/python
 READY := .venv/ready
@@ -19,11 +19,12 @@ help: ## List the targets
 setup: $(READY) ## Make .venv, fetch the embedded model and texts (PYTHON=interpreter, TORCH_INDEX=index of another torch build)
 	@$(VENV) -m lora.embedded
 
-reproduce-glue: setup ## Train what PROFILE=mini|small|paper lacks and print its table (GLUE_DIR=, MODEL_DIR=, RETRY_FAILED=1, ARGS="task=cola ...")
+reproduce-glue: setup ## Train what PROFILE=mini|small|paper lacks and print its table (GLUE_DIR=, MODEL_DIR=, LAUNCHER=, RETRY_FAILED=1, ARGS="task=cola ...")
 	@quoted() { printf "'%s'" "$${1//\'/\\\'}"; }  # a path as one value of Hydra's grammar
 	overrides=()
 	if [ -n "$${GLUE_DIR:-}" ]; then overrides+=(data.source=tsv "data.path=$$(quoted "$$GLUE_DIR")"); fi
 	if [ -n "$${MODEL_DIR:-}" ]; then overrides+=(model=local "model.path=$$(quoted "$$MODEL_DIR")"); fi
+	if [ -n "$${LAUNCHER:-}" ]; then overrides+=("launcher=$$LAUNCHER"); fi
 	overrides+=($(ARGS))  # last, so that they win
 	retry=()
 	if [ "$${RETRY_FAILED:-0}" = 1 ]; then retry=(runtime.retry_failed=true); fi
@@ -31,10 +32,22 @@ reproduce-glue: setup ## Train what PROFILE=mini|small|paper lacks and print its
 	$(VENV) -m lora -m "profile=$$PROFILE" "$${overrides[@]}" "$${retry[@]}" || sweep=$$?
 	if [ $$sweep -gt 1 ]; then exit $$sweep; fi  # 1: some cells failed, so there is a table of the others
 	$(VENV) -m lora.report "$$PROFILE" "$${overrides[@]}" || report=$$?
+	$(VENV) -m lora.tracking "$$PROFILE" "$${overrides[@]}" || true  # a copy of the tables for W&B, where it is asked for
 	exit $$((sweep ? sweep : report))
 
 test: setup ## Run the test suite in stages (ARGS="-k metrics -x": for pytest)
 	@$(VENV) tests/stages.py $(ARGS)
+
+status: $(READY) ## Say which cells of PROFILE are done, running, failed or waiting (ARGS="--json", and the sweep's own)
+	@$(VENV) -m lora.status "$$PROFILE" $(ARGS)
+
+plan: $(READY) ## Say what PROFILE will cost in device hours and disk, on 1, 8 and 64 devices
+	@$(VENV) -m lora.plan "$$PROFILE" $(ARGS)
+
+wandb-sync: $(READY) ## Send to W&B what was recorded offline
+	@runs=$$(find outputs -path '*/wandb/offline-run-*' -prune -print | sort)
+	if [ -z "$$runs" ]; then echo "nothing was recorded offline"; exit 0; fi
+	$(VENV) -m wandb sync $$runs
 
 tables: setup ## Rebuild every committed table from its records
 	@profiles=$$(git ls-files results | sed -n 's|^results/\(.*\)/runs/.*|\1|p' | sort -u)

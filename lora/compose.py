@@ -143,6 +143,9 @@ def _no_row(config: DictConfig, error: InterpolationKeyError) -> str:
 def explain(error: Exception) -> str:
     """Hydra's message as the setting, its rule and the value found; where it is of another kind, on one line."""
     missing = re.search(r"Could not find '(\w+(?:/\w+)*)/([^'/]+)'", str(error))
+    if missing is not None and missing[1] == "hydra/launcher":
+        extra = {"submitit_slurm": "slurm"}.get(missing[2], missing[2])
+        return f"launcher={extra} needs its Hydra plugin: .venv/bin/python -m pip install --editable '.[{extra}]'"
     if missing is None or missing[1].startswith("hydra/"):
         return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
     group, option = missing.groups()

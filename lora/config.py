@@ -153,6 +153,10 @@ class RuntimeConfig:
         save_adapter: Leave the best epoch's adapter in `outputs`/adapters; MNLI runs that others start from do.
         threads: Of torch, per cell. It changes the last bits on a CPU, so the record keeps it.
         retry_failed: Train cells again whose record says `failed`.
+        checkpoint_minutes: Between two checkpoints of a run; None, as in records from before there were any, leaves
+            one only when the run is asked to stop.
+        tracking: A copy for Weights & Biases: `auto` (online with a key, else offline), `offline` or `off`.
+        group: Of the copy: the experiment that asked for the run.
     """
 
     results: str
@@ -161,10 +165,15 @@ class RuntimeConfig:
     threads: int
     save_adapter: bool
     retry_failed: bool
+    checkpoint_minutes: float | None = None
+    tracking: Literal["auto", "offline", "off"] = "off"
+    group: str | None = None
 
     def __post_init__(self):
         problems = Problems()
         problems.check(self.threads >= 1, "threads", ">= 1", self.threads)
+        minutes = self.checkpoint_minutes
+        problems.check(minutes is None or minutes >= 0, "checkpoint_minutes", "null or >= 0", minutes)
         problems.done()
 
 

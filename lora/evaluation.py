@@ -1,5 +1,6 @@
 """From a model to predictions, their metrics, and the epochs that are reported."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,20 @@ from lora.tasks import Task
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module, encoded: Encoded, task: Task, pad_token_id: int, batch_size: int, accelerator: Accelerator
+    model: nn.Module,
+    encoded: Encoded,
+    task: Task,
+    pad_token_id: int,
+    batch_size: int,
+    accelerator: Accelerator,
+    between: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """The class of every row, or its score for regression, in the split's order.
 
     The rows are shared among the processes, who may get different numbers of batches, so none waits for another's.
+
+    Args:
+        between: Called after every batch.
     """
     model = accelerator.unwrap_model(model)  # DistributedDataParallel's forward pass is a meeting of all processes
     model.eval()
@@ -32,6 +42,7 @@ def predict(
         logits = model(**batch).logits
         scores = logits.argmax(-1) if task.labels else logits.float().squeeze(-1)
         chunks.append((rows, scores.cpu().numpy()))
+        between()
     predictions = np.empty(len(encoded.lengths), np.int16 if task.labels else np.float32)
     for rows, scores in gather_object(chunks):
         predictions[rows] = scores

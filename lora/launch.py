@@ -1,36 +1,61 @@
 """Launching a sweep: what is missing is announced, checked, run by Hydra's launcher, and looked at again."""
 
+import functools
 import sys
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
+from lora import signals
+from lora.announce import announcement, reference_records
+from lora.cells import packed
 from lora.compose import compose_run
 from lora.config import RunConfig
-from lora.errors import UserError
+from lora.errors import UserError, first_line
+from lora.locks import Locks
 from lora.processes import processes
-from lora.progress import Watch, duration
-from lora.provenance import ROOT
-from lora.results import RunRecord, adapter_path, load_records
-from lora.sweep import Cell, State, estimate_seconds, requested, state
+from lora.progress import Watch
+from lora.queue import check_queue, how_to_stop, wait_for_queue
+from lora.results import RunRecord, adapter_path, check_writable
+from lora.sweep import Cell, State, estimator, requested, state
 
-LAUNCHES = 3  # a killed worker takes the rest of its launch down with it; what is missing is launched again
-PARAMETERS = {"roberta_base": 125e6, "roberta_large": 355e6, "deberta_v2_xxl": 1.5e9}
-SUSTAINED_FLOPS = 100e12  # about a third of an A100's bf16 peak
+LAUNCHES = 3  # of one cell whose worker was killed, or which failed to leave a record, within one command
+HELD_SECONDS = 2.0  # between two looks at cells that another sweep trains
 
 
 class UnfinishedError(Exception):
     """The sweep ended with cells that failed or are missing."""
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """What one command was asked for.
+
+    Args:
+        todo: The run_ids to run, some of which may have failed before.
+        before: The failed records that were there when it started.
+        expected: Seconds per cell, None where nothing is known.
+    """
+
+    cells: list[Cell]
+    todo: frozenset[str]
+    before: dict[str, RunRecord]
+    expected: dict[str, float | None]
+    workers: int
+    results: str
+    outputs: str
+
+
 def launch_cells(launcher: Launcher, config: DictConfig, arguments: Sequence[str]) -> State:
     """Run what is missing of the cells that the arguments ask for (`lora.sweep.requested`).
 
-    Raises: UserError: Before anything runs, if any cell is invalid or its rows or weights are not to be had.
-        UnfinishedError: At the end, if cells failed or are missing.
+    Raises: UserError: Before anything runs, if any cell is invalid, its rows or weights are not to be had, or there is
+        nowhere to run or to write. UnfinishedError: At the end, if cells failed or are missing.
     """
     if processes() > 1:
         raise UserError(
@@ -39,38 +64,106 @@ def launch_cells(launcher: Launcher, config: DictConfig, arguments: Sequence[str
         )
     cells = requested(config.profile.name, arguments)
     results, outputs = config.runtime.results, config.runtime.outputs
-    retry = bool(config.runtime.retry_failed)
     now = state(cells, results)
     for problem in now.problems:
         print(f"left out: {problem}", file=sys.stderr)
-    todo = to_run(cells, now, retry, outputs)
+    todo = to_run(cells, now, bool(config.runtime.retry_failed), outputs)
     workers = int(config.launcher.workers)
-    reference = reference_records()
-    expected = {cell.run_id: estimate_seconds(cell, [*reference, *now.ok.values()]) for cell in todo}
+    expected = {}
+    if todo:
+        seconds = estimator([*reference_records(), *now.ok.values()])
+        expected = {cell.run_id: seconds(cell) for cell in todo}
     print(announcement(config.profile.name, cells, now, todo, expected, workers), flush=True)
-    check_inputs(todo, now)
-    warnings.filterwarnings(
-        "ignore", "A worker stopped while some jobs", UserWarning
-    )  # replaced when it grows; no job is lost
-    attempts = dict.fromkeys((cell.run_id for cell in todo), 0)
-    while wave := next_wave(todo, now):
-        wave.sort(
-            key=lambda cell: -(expected[cell.run_id] or cell.examples)
-        )  # longest first: none is left to run alone
-        with Watch(wave, len(now.ok), expected, workers, results, outputs):
-            try:
-                launcher.launch([list(cell.overrides) for cell in wave], initial_job_idx=0)
-            except Exception as error:  # the launcher's own: a worker was killed, a queue refused
-                reason = str(error).splitlines()[0] if str(error) else ""
-                print(f"the launcher stopped early: {type(error).__name__}: {reason}", file=sys.stderr)
-        for cell in wave:
-            attempts[cell.run_id] += 1
-        now = state(cells, results)
-        again = {cell.run_id for cell in now.missing}
-        todo = [cell for cell in todo if cell.run_id in again and attempts[cell.run_id] < LAUNCHES]
+    if todo:
+        check_queue(config.launcher)
+        check_inputs(todo, now)
+        for folder in (results, outputs):
+            check_writable(folder)
+    ids = frozenset(cell.run_id for cell in todo)
+    sweep = Sweep(cells, ids, dict(now.failed), expected, workers, results, outputs)
+    now, reasons = run_waves(launcher, config.launcher, sweep, now)
     if now.failed or now.missing:
-        raise UnfinishedError("\n".join(unfinished(now)))
+        raise UnfinishedError("\n".join(unfinished(now, reasons)))
     return now
+
+
+def run_waves(launcher: Launcher, settings: DictConfig, sweep: Sweep, now: State) -> tuple[State, dict[str, str]]:
+    """Launch what can run until nothing is left that may still be tried.
+
+    Returns: The state at the end, and run_id -> why a cell has no record.
+    """
+    tries, reasons = dict.fromkeys(sweep.todo, 0), {}
+    locks, told = Locks(sweep.outputs), False
+    while wave := next_wave(still_to_run(sweep, now, tries), now):
+        free = [cell for cell in wave if not locks.held(cell.run_id)]
+        if not free:  # all that could run is being trained by another sweep, which may be stopped at any time
+            if not told:
+                print(f"waiting for {len(wave)} cells that another sweep trains", file=sys.stderr, flush=True)
+            told = True
+            time.sleep(HELD_SECONDS)
+            now = state(sweep.cells, sweep.results)
+            continue
+        free.sort(key=lambda cell: -(sweep.expected.get(cell.run_id) or cell.examples))  # none is left to run alone
+        outcomes, cancelled = launch_once(launcher, settings, sweep, free, len(now.ok))
+        now = state(sweep.cells, sweep.results)
+        ids = {cell.run_id for cell in free}
+        left = {cell.run_id for cell in still_to_run(sweep, now, tries)} & ids
+        killed = {run_id: "its worker was killed" for run_id in left if locks.left_behind(run_id)}
+        told_of = {run_id: outcomes[run_id] for run_id in left & set(outcomes)}
+        reasons |= killed | told_of
+        if cancelled:
+            reasons |= dict.fromkeys(left, "its job was cancelled")
+            break
+        held = any(locks.held(run_id) for run_id in left)
+        for run_id in {**killed, **told_of} or ({} if left < ids or held else ids):  # else it might do nothing for ever
+            tries[run_id] += 1
+    return now, reasons
+
+
+def still_to_run(sweep: Sweep, now: State, tries: Mapping[str, int]) -> list[Cell]:
+    """What the command was asked for and has not got: a new record, or weights for those who start from it."""
+    old = {run_id for run_id, record in now.failed.items() if sweep.before.get(run_id) == record}
+    wanted = ({cell.run_id for cell in now.missing} | old) & sweep.todo
+    wanted |= {cell.run_id for cell in to_run(sweep.cells, now, False, sweep.outputs)} & sweep.todo
+    return [cell for cell in sweep.cells if cell.run_id in wanted and tries[cell.run_id] < LAUNCHES]
+
+
+def launch_once(
+    launcher: Launcher, settings: DictConfig, sweep: Sweep, cells: Sequence[Cell], done: int
+) -> tuple[dict[str, str], bool]:
+    """One call of Hydra's launcher.
+
+    Returns: run_id -> why a worker left a cell without a new record; and whether jobs were cancelled.
+    Raises: KeyboardInterrupt: After saying what still runs.
+    """
+    ids = [cell.run_id for cell in cells]
+    grouped = [(*cell.overrides, f"runtime.group={cell.experiments[0]}") for cell in cells]
+    jobs = packed(grouped, int(settings.cells_per_job))
+    locks = Locks(sweep.outputs)
+    workers = functools.partial(locks.children, ids) if settings.name == "local" else list
+    # Replaced when it grows; no job is lost.
+    warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
+    with Watch(cells, done, sweep.expected, sweep.workers, sweep.results, sweep.outputs):
+        try:
+            with signals.passed_on(workers, lambda: say_what_runs(settings, locks, ids)):
+                returns = launcher.launch(jobs, initial_job_idx=0)
+        except Exception as error:  # the launcher's own: a worker was killed, a queue refused
+            print(f"the launcher stopped early: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
+            wait_for_queue(settings)
+            return {}, "CANCELLED" in str(error)
+    outcomes = {run_id: text for job in returns for run_id, text in (job.return_value or {}).items()}
+    return {run_id: text for run_id, text in outcomes.items() if text not in ("ok", "failed", "held")}, False
+
+
+def say_what_runs(settings: DictConfig, locks: Locks, ids: Sequence[str]) -> None:
+    """Said at Ctrl-C."""
+    running = [run_id for run_id in ids if locks.held(run_id)]
+    lines = [
+        f"interrupted while {len(running)} cells run:",
+        *(f"  {run_id}" for run_id in running),
+        how_to_stop(settings),
+    ]
+    print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def next_wave(todo: Sequence[Cell], now: State) -> list[Cell]:
@@ -79,11 +172,12 @@ def next_wave(todo: Sequence[Cell], now: State) -> list[Cell]:
     return [c for c in todo if c.parent is None or (c.parent in now.ok and c.parent not in waiting)]
 
 
-def unfinished(now: State) -> list[str]:
+def unfinished(now: State, reasons: Mapping[str, str]) -> list[str]:
     lines = [f"failed: {run_id}: {record.error}" for run_id, record in now.failed.items()]
     for cell in now.missing:
         waits = cell.parent is not None and cell.parent not in now.ok
-        reason = f" (not started: its MNLI run {cell.parent} is not ok)" if waits else ""
+        reason = f" ({reasons[cell.run_id]})" if cell.run_id in reasons else ""
+        reason = f" (not started: its MNLI run {cell.parent} is not ok)" if waits else reason
         lines.append(f"missing: {cell.run_id}{reason}")
     return lines
 
@@ -94,56 +188,6 @@ def to_run(cells: Sequence[Cell], now: State, retry_failed: bool, outputs: str) 
     parents = {cell.parent for cell in cells if cell.run_id in wanted and cell.parent is not None}
     wanted |= {parent for parent in parents if parent in now.ok and not adapter_path(outputs, parent).exists()}
     return [cell for cell in cells if cell.run_id in wanted]
-
-
-def reference_records() -> list[RunRecord]:
-    """Records that came with the clone: how long a cell takes is estimated from them."""
-    folders = [*sorted((ROOT / "results").glob("*/runs")), *sorted((ROOT / "results" / "reference").glob("*/runs"))]
-    return [record for folder in folders for record in load_records(folder.parent)[0]]
-
-
-def announcement(
-    profile: str,
-    cells: Sequence[Cell],
-    now: State,
-    todo: Sequence[Cell],
-    expected: dict[str, float | None],
-    workers: int,
-) -> str:
-    """What will run and how long it will take, said before it starts."""
-    if not todo:
-        return f"profile {profile}: all {len(cells)} cells are there already ({len(now.failed)} failed)"
-    known = [value for value in expected.values() if value is not None]
-    seconds = sum(known) / len(known) * len(todo) / min(workers, len(todo)) if known else None
-    tasks, slugs = dict.fromkeys(c.task for c in todo), dict.fromkeys(c.slug for c in todo)
-    estimate = f"unknown, since there is no record of this encoder yet; {compute_bound(todo)}"
-    if seconds:
-        estimate = f"about {duration(seconds)}, judging by records of the same encoder (another machine may differ)"
-    return (
-        f"profile {profile}: {len(todo)} of {len(cells)} cells to run ({len(now.ok)} done, {len(now.failed)} failed), "
-        f"{workers} at a time\n"
-        f"  tasks:   {', '.join(tasks)}\n  methods: {', '.join(slugs)}\n"
-        f"  time:    {estimate}"
-    )
-
-
-def compute_bound(todo: Sequence[Cell]) -> str:
-    """What training costs at most, where nothing was measured: 6 operations per parameter and token, padding included.
-
-    Source: of the sizes, the paper's Table 2; of the factor, forward 2 and backward 4 (LoRA needs about 4 of the 6).
-    """
-    operations = {
-        model: 6 * size * sum(c.tokens for c in todo if c.model == model) for model, size in PARAMETERS.items()
-    }
-    total = sum(operations.values())
-    if any(cell.model not in PARAMETERS for cell in todo) or not total:
-        return f"{sum(cell.examples for cell in todo):,} training examples"
-    days = {model: value / SUSTAINED_FLOPS / 86400 for model, value in operations.items() if value}
-    listed = ", ".join(f"{model} {value:,.0f}" for model, value in days.items())
-    return (
-        f"at most {sum(days.values()):,.0f} GPU-days at {SUSTAINED_FLOPS / 1e12:.0f} TFLOP/s sustained ({listed}), "
-        f"an assumption, not a measurement"
-    )
 
 
 def check_inputs(todo: Sequence[Cell], now: State) -> None:

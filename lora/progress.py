@@ -1,5 +1,6 @@
 """Showing a sweep while it runs: workers leave notes of where they are, the launching process reads them."""
 
+import contextlib
 import json
 import sys
 import threading
@@ -23,9 +24,11 @@ class Note:
     def __init__(self, outputs: str, run_id: str):
         self.path = Path(outputs) / "running" / f"{run_id}.json"
         self.written = 0.0
+        self.began: tuple[int, float] | None = None  # the first step that was reported, and when
 
     def __call__(self, progress) -> None:
         now = time.monotonic()
+        self.began = self.began or (progress.step, time.time())
         if now - self.written >= NOTE_SECONDS:
             self.written = now
             content = {
@@ -34,7 +37,10 @@ class Note:
                 "epoch": progress.epoch,
                 "metric": progress.metric,
             }
-            write_atomically(self.path, json.dumps({**content, "time": time.time()}).encode())
+            first, since = self.began
+            pace = {"first": first, "since": since, "time": time.time()}
+            with contextlib.suppress(UserError):  # a full disk: the run itself may still end well
+                write_atomically(self.path, json.dumps({**content, **pace}).encode())
 
     def __enter__(self) -> "Note":
         return self

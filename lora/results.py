@@ -6,11 +6,14 @@ import math
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+from safetensors import SafetensorError
 
 from lora.errors import UserError
 
@@ -62,6 +65,10 @@ def adapter_path(outputs: str | Path, run_id: str) -> Path:
     return Path(outputs) / "adapters" / run_id / "adapter.safetensors"
 
 
+def checkpoint_path(outputs: str | Path, run_id: str) -> Path:
+    return Path(outputs) / "checkpoints" / f"{run_id}.safetensors"
+
+
 def write_record(results: str | Path, record: RunRecord) -> Path:
     """Write the record whole or not at all.
 
@@ -78,20 +85,42 @@ def write_atomically(path: Path, content: bytes) -> None:
 
     Raises: UserError: With the file and the reason, if it cannot be written.
     """
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A name to write under, which becomes `path` when the block has ended well; otherwise nothing of it is left.
+
+    Raises: UserError: With the file and the reason, if it cannot be written.
+    """
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(descriptor)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write {path}: {reason}; nothing was left half-written") from error
+    finally:
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}; nothing was left half-written") from error
+            temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: str | Path) -> None:
+    """
+    Raises: UserError: If no file can be written there.
+    """
+    probe = Path(folder) / "writable"
+    write_atomically(probe, b"")
+    probe.unlink()
 
 
 def read_record(path: Path) -> RunRecord:

@@ -1,9 +1,10 @@
 """Which cells a profile's experiments expect, which are done, and what the rest will cost."""
 
+import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -238,21 +239,35 @@ def state_of(cells: Iterable[Cell], records: Sequence[RunRecord], problems: Sequ
     )
 
 
-def estimate_seconds(cell: Cell, known: Iterable[RunRecord]) -> float | None:
+def estimator(known: Iterable[RunRecord]) -> Callable[[Cell], float | None]:
     """How long a cell should take, from records of the same model: same method and task first, then less alike.
 
-    Returns: The median of seconds per train example of the most similar records, times the cell's examples; None
-        when the model was never trained.
+    Returns: A function to the median of seconds per train example of the most similar records, times the cell's
+        examples; None when the model was never trained.
     """
-    rates: dict[tuple[bool, bool], list[float]] = {}
+    rates: dict[str, dict[tuple[str, str], list[float]]] = {}
     for record in known:
         config = record.config
-        if record.status == "ok" and config["model"]["name"] == cell.model:
+        if record.status == "ok":
             seen = record.provenance["data"]["rows"]["train"] * config["train"]["epochs"]
-            alike = (config["task"] == cell.task, config["method"]["name"] == cell.method)
-            rates.setdefault(alike, []).append(record.seconds / seen)
-    for alike in ((True, True), (False, True), (True, False), (False, False)):
-        if alike in rates:
-            values = sorted(rates[alike])
-            return values[len(values) // 2] * cell.examples
-    return None
+            kind = (config["task"], config["method"]["name"])
+            rates.setdefault(config["model"]["name"], {}).setdefault(kind, []).append(record.seconds / seen)
+
+    @functools.cache
+    def rate(model: str, task: str, method: str) -> float | None:
+        for alike in ((True, True), (False, True), (True, False), (False, False)):
+            values = sorted(
+                value
+                for (other_task, other_method), found in rates.get(model, {}).items()
+                if (other_task == task, other_method == method) == alike
+                for value in found
+            )
+            if values:
+                return values[len(values) // 2]
+        return None
+
+    def seconds(cell: Cell) -> float | None:
+        per_example = rate(cell.model, cell.task, cell.method)
+        return None if per_example is None else per_example * cell.examples
+
+    return seconds

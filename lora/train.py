@@ -1,12 +1,12 @@
 """One run, from its configuration to its record."""
 
-import dataclasses
+import functools
 import hashlib
 import math
 import platform
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -25,6 +25,7 @@ from lora.adapters.base import describe_base
 from lora.adapters.files import WEIGHTS, pack
 from lora.allocator import keep_freed_memory
 from lora.batches import collate, encode, epoch_batches, to_device
+from lora.checkpoints import Keeper, Trained, made_from
 from lora.config import RunConfig, TrainConfig
 from lora.data import TaskData, read
 from lora.errors import UserError
@@ -35,7 +36,7 @@ from lora.methods import METHODS
 from lora.models import load_encoder, max_positions
 from lora.processes import processes
 from lora.provenance import code_version
-from lora.results import RunRecord
+from lora.results import RunRecord, checkpoint_path
 from lora.seeding import seed_for
 from lora.start import start_from
 from lora.surgery import count_parameters, trainable
@@ -53,6 +54,7 @@ class Progress:
     steps: int
     epoch: int
     metric: float | None
+    epochs: Sequence[dict[str, Any]] = ()  # the finished ones, as the record will hold them
 
 
 class NonFiniteLossError(Exception):
@@ -69,9 +71,11 @@ def run(
     Returns: The record; the dev-set predictions of `best` and `last` as a safetensors file; and if the config asks for
         it the adapter of `best`, as the files of its folder.
     Raises: UserError: If data, model, method or device do not fit the configuration. NonFiniteLossError.
+        InterruptedRunError: If a signal asked for it: the next call of the same run goes on from the checkpoint.
     """
     started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     task, train = TASKS[config.task], config.train
+    headline = selecting_split(task, train.selection)
     accelerator = make_accelerator(config)
 
     # Rows, model and method.
@@ -108,21 +112,24 @@ def run(
     # Stock dropout draws from the global generator, seeded last, so that nothing above shifts it.
     torch.manual_seed(seed_for(config.seed, "dropout", accelerator.process_index))
 
-    # The loop.
-    epochs: list[dict[str, Any]] = []
-    predictions: dict[int, dict[str, np.ndarray]] = {}
-    step, tokens, step_seconds, metric, adapter = 0, 0, [], None, None
-    for epoch in range(1, train.epochs + 1):
+    # The loop, from the beginning or from where the run was left.
+    inputs = made_from(config, data.fingerprint, encoder.weights, accelerator.num_processes)
+    bare = Trained(accelerator.unwrap_model(model), optimizer.optimizer, schedule, steps, inputs)
+    path = checkpoint_path(config.runtime.outputs, config.run_id)
+    keeper = Keeper(path, config.runtime.checkpoint_minutes, bare, accelerator)
+    done = keeper.resume(started_at)
+    metric = done.epochs[-1]["metrics"][headline][task.metric] if done.epochs else None
+    for epoch in range(len(done.epochs) + 1, train.epochs + 1):
         model.train()
-        losses: list[Tensor] = []
-        for rows in epoch_batches(lengths, train.batch, config.seed, epoch, config.data.batching == "similar_length"):
+        batches = epoch_batches(lengths, train.batch, config.seed, epoch, config.data.batching == "similar_length")
+        for rows in batches[len(done.losses) :]:
             clock = time.monotonic()
             loss = torch.zeros((), device=accelerator.device)
             for part in local_parts(rows, accelerator, train.accumulation):
                 batch = to_device(collate(splits["train"], part.rows, tokenizer.pad_token_id), accelerator.device)
-                tokens += batch["input_ids"].numel()
+                done.tokens += batch["input_ids"].numel()
                 if masks is not None:
-                    masks.begin(step, part.rows)
+                    masks.begin(done.step, part.rows)
                 part_loss = summed_loss(model, batch, task) * part.weight / len(rows)
                 accelerator.backward(part_loss * accelerator.num_processes)  # DDP takes the mean over processes
                 loss += part_loss.detach()
@@ -131,47 +138,48 @@ def run(
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
-            step += 1
-            losses.append(accelerator.reduce(loss, "sum"))
-            if step % FINITE_CHECK_STEPS == 0 or step == steps:
-                check_finite(losses, step)
-            step_seconds.append(time.monotonic() - clock)
-            report(Progress(step, steps, epoch, metric))
-        check_finite(losses, step)
-        predictions[epoch] = {
-            name: predict(model, splits[name], task, tokenizer.pad_token_id, train.eval_batch, accelerator)
+            done.losses.append(accelerator.reduce(loss, "sum"))
+            if done.step % FINITE_CHECK_STEPS == 0 or done.step == steps:
+                check_finite(done.losses, done.step)
+            done.step_seconds.append(time.monotonic() - clock)
+            report(Progress(done.step, steps, epoch, metric, done.epochs))
+            keeper.pause(done)
+        check_finite(done.losses, done.step)
+        between = functools.partial(keeper.pause, done)
+        predictions = {
+            name: predict(model, splits[name], task, tokenizer.pad_token_id, train.eval_batch, accelerator, between)
             for name in task.validation_splits
         }
-        values = evaluate(predictions[epoch], splits, task)
-        metric = values[selecting_split(task, train.selection)][task.metric]
-        epochs.append(
-            {"epoch": epoch, "step": step, "train_loss": torch.stack(losses).mean().item(), "metrics": values}
-        )
-        best = select(epochs, task, train.selection)["best"]["epoch"]
-        predictions = {number: value for number, value in predictions.items() if number in (best, epoch)}
+        values = evaluate(predictions, splits, task)
+        metric = values[headline][task.metric]
+        mean_loss = torch.stack(done.losses).mean().item()
+        done.epochs.append({"epoch": epoch, "step": done.step, "train_loss": mean_loss, "metrics": values})
+        done.losses = []
+        best = select(done.epochs, task, train.selection)["best"]["epoch"]
+        done.predictions = {n: p for n, p in {**done.predictions, epoch: predictions}.items() if n in (best, epoch)}
         if config.runtime.save_adapter and best == epoch:
-            adapter = adapter_of(accelerator.unwrap_model(model), base)
+            origin = origin_of(config, select(done.epochs, task, train.selection))
+            done.adapter = pack(adapter_of(bare.model, base, origin))
 
     # The record.
-    selected = select(epochs, task, train.selection)
-    seconds = time.monotonic() - started
-    packed = pack_predictions(predictions, selected)
-    files = None if adapter is None else pack(dataclasses.replace(adapter, origin=origin_of(config, selected)))
+    selected = select(done.epochs, task, train.selection)
+    seconds = done.earlier_seconds + time.monotonic() - started
+    packed = pack_predictions(done.predictions, selected)
     record = RunRecord(
         run_id=config.run_id,
         status="ok",
         error=None,
-        started_at=started_at,
+        started_at=done.started_at,
         seconds=round(seconds, 3),
         config=config.for_record(),
         params=params,
-        epochs=epochs,
+        epochs=done.epochs,
         selected=selected,
         cost={
-            "step_ms": round(1000 * float(np.median(step_seconds)), 3),
-            "train_seconds": round(sum(step_seconds), 3),
-            "examples_per_second": round(train.epochs * len(lengths) / sum(step_seconds), 2),
-            "tokens": tokens,
+            "step_ms": round(1000 * float(np.median(done.step_seconds)), 3),
+            "train_seconds": round(sum(done.step_seconds), 3),
+            "examples_per_second": round(train.epochs * len(lengths) / sum(done.step_seconds), 2),
+            "tokens": done.tokens,
             "peak_mib": peak_mib(accelerator.device),
             "checkpoint_bytes": trained_bytes,
             "optimizer_bytes": optimizer_bytes(optimizer),
@@ -182,14 +190,15 @@ def run(
             "python": platform.python_version(),
             "device": device_name(accelerator.device),
             "processes": accelerator.num_processes,
+            "resumed": done.resumed,
             "weights": encoder.weights,
             "revision": encoder.revision,
             "data": describe(data),
         },
         predictions=hashlib.sha256(packed).hexdigest(),
-        adapter=None if files is None else hashlib.sha256(files[WEIGHTS]).hexdigest(),
+        adapter=None if done.adapter is None else hashlib.sha256(done.adapter[WEIGHTS]).hexdigest(),
     )
-    return record, packed, files
+    return record, packed, done.adapter
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:

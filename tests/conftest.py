@@ -1,3 +1,4 @@
+import signal
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `import tiny`
 import tiny
 import tiny_glue
 
+from lora import signals
 from lora.compose import compose_config, settle
 from lora.config import RunConfig
 
@@ -40,6 +42,7 @@ def tiny_overrides(glue_dir, model_dir, tmp_path) -> list[str]:
         f"runtime.results={tmp_path}/results",
         f"runtime.outputs={tmp_path}/outputs",
         "runtime.device=cpu",
+        "runtime.tracking=off",
     ]
 
 
@@ -51,3 +54,14 @@ def tiny_config(tiny_overrides):
         return settle(compose_config([*tiny_overrides, *overrides]))
 
     return build
+
+
+@pytest.fixture
+def listening():
+    """The process notes signals as a worker does; its own handlers are put back afterwards."""
+    signals.listen()
+    yield
+    for signum, handler in signals.before.items():
+        signal.signal(signum, handler)
+    signals.before.clear()
+    signals.noted.clear()

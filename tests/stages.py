@@ -9,6 +9,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -24,14 +25,20 @@ class Stage:
     absent: Callable[[], str | None] = lambda: None
 
 
-def no_chromium() -> str | None:
-    return None if any(map(shutil.which, BROWSERS)) else "no chromium"
+def without(*programs: str) -> Callable[[], str | None]:
+    return lambda: None if any(map(shutil.which, programs)) else f"no {programs[0]}"
 
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-STAGES = (
-    Stage("unit", ("-m", "not browser")),  # pytest's own testpaths, so that ARGS can narrow it
-    Stage("report", ("-m", "browser"), no_chromium),
+def without_ray() -> str | None:
+    return None if find_spec("ray") and find_spec("hydra_plugins.hydra_ray_launcher") else "no ray"
+
+
+OWN = ("tests/test_slurm.py", "tests/test_ray.py")  # they start a cluster each
+STAGES = (  # pytest's own testpaths where no file is named, so that ARGS can narrow it
+    Stage("unit", ("-m", "not browser", *(f"--ignore={path}" for path in OWN))),
+    Stage("report", ("-m", "browser"), without("chromium", "chromium-browser", "google-chrome")),
+    Stage("slurm", (OWN[0],), without("sbatch")),
+    Stage("ray", (OWN[1],), without_ray),
 )
 
 
@@ -60,7 +67,7 @@ def main(stages: Sequence[Stage], extra: Sequence[str], require_all: bool) -> in
 
     Args:
         extra: Further arguments for every call of pytest.
-    Returns: 0 if every stage passed and, where all are required, ran.
+    Returns: 0 if every stage passed, any test ran and, where all stages are required, each could.
     """
     lines, totals, bad = [], {"passed": 0, "failed": 0, "skipped": 0}, False
     for stage in stages:

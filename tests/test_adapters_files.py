@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from tiny_adapters import FIVE, METHODS, five, logits, with_method
 
 import lora
-from lora.__main__ import run_cell
 from lora.adapters.adapter import Adapter, Origin, Score, adapter_of
 from lora.adapters.files import DESCRIPTION, WEIGHTS, read_adapter, save_adapter, write_adapter
 from lora.adapters.merge import merge, swap, unmerge
 from lora.adapters.place import load_adapter, place
+from lora.cells import run_cell
 from lora.errors import UserError
 from lora.methods.configs import BitFitConfig, HoulsbyConfig, LoraConfig
 from lora.models import load_encoder

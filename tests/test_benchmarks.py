@@ -16,12 +16,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lora import metrics
-from lora.__main__ import run_cell
 from lora.benchmarks import __main__ as command
 from lora.benchmarks import cells, contenders, floor, gpu, growth, job, machine, output, peer, sides, steps, table
 from lora.benchmarks import trace as tracing
 from lora.benchmarks.summary import agrees, our_shares, summarise
 from lora.benchmarks.timing import interleave, median_of, ratio_of, rotated, slope
+from lora.cells import run_cell
 from lora.data import read
 from lora.errors import UserError
 from lora.methods.configs import FullConfig

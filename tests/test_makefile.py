@@ -33,6 +33,7 @@ def make(folder: Path, *arguments: str, **environment: str) -> subprocess.Comple
             "GLUE_DIR",
             "MODEL_DIR",
             "RETRY_FAILED",
+            "LAUNCHER",
             "PYTHON",
             "ARGS",
         )
@@ -164,7 +165,26 @@ def test_reproduce_glue_hands_folders_to_the_sweep_and_the_report(ready_clone: P
     assert calls(ready_clone)[1:] == [
         ["-m", "lora", "-m", "profile=small", *settings, "runtime.retry_failed=true"],
         ["-m", "lora.report", "small", *settings],
+        ["-m", "lora.tracking", "small", *settings],
     ]
+
+
+def test_reproduce_glue_takes_a_launcher(ready_clone: Path) -> None:
+    assert make(ready_clone, "reproduce-glue", "PROFILE=paper", "LAUNCHER=slurm").returncode == 0
+    assert calls(ready_clone)[1] == ["-m", "lora", "-m", "profile=paper", "launcher=slurm"]
+
+
+def test_status_plan_and_sync_call_their_commands(ready_clone: Path) -> None:
+    for target in ("status", "plan"):
+        assert make(ready_clone, target, "PROFILE=paper", "ARGS=task=rte").returncode == 0
+        assert calls(ready_clone)[-1] == ["-m", f"lora.{target}", "paper", "task=rte"]
+    (ready_clone / "outputs").mkdir()
+    assert make(ready_clone, "wandb-sync").stdout == "nothing was recorded offline\n"
+    runs = [ready_clone / f"outputs/{profile}/wandb/offline-run-1-a" for profile in ("paper", "small")]
+    for run in runs:
+        run.mkdir(parents=True)
+    assert make(ready_clone, "wandb-sync").returncode == 0
+    assert calls(ready_clone)[-1] == ["-m", "wandb", "sync", *(str(run.relative_to(ready_clone)) for run in runs)]
 
 
 def test_quoted_paths_are_read_back_by_hydra() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lora.__main__ import run_cell
+from lora.cells import run_cell
 from lora.compose import compose_run, parent_overrides
 from lora.errors import UserError
 from lora.launch import next_wave, to_run, unfinished
@@ -104,7 +104,7 @@ def test_a_sweep_trains_parents_first_and_once(tiny_overrides, tmp_path):
     now = state(cells, results)
     ready = next_wave(to_run(cells, now, False, outputs), now)
     assert {cell.parent for cell in ready} == {None, done.run_id} and len(ready) == 3
-    assert sum("not started: its MNLI run" in line for line in unfinished(now)) == 2
+    assert sum("not started: its MNLI run" in line for line in unfinished(now, {})) == 2
 
     adapter_path(outputs, done.run_id).unlink()
     assert {cell.run_id for cell in next_wave(to_run(cells, now, False, outputs), now)} == set(parents)

@@ -3,7 +3,7 @@
 import pytest
 import tiny
 
-from lora.__main__ import run_cell
+from lora.cells import run_cell
 from lora.compose import compose_run, parent_overrides
 
 SMALLER = ["train.epochs=1", "data.max_length=32", "data.source=tsv", "runtime.device=cpu"]

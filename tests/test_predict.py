@@ -10,9 +10,9 @@ import tiny
 import tiny_glue
 from safetensors.numpy import load_file
 
-from lora.__main__ import run_cell
 from lora.adapters.adapter import Adapter, Origin
 from lora.adapters.files import DESCRIPTION, read_adapter, write_adapter
+from lora.cells import run_cell
 from lora.compose import compose_config, settle
 from lora.predict import main
 from lora.results import adapter_path

@@ -5,10 +5,10 @@ import time
 import pytest
 from test_results import record
 
-from lora.launch import announcement, compute_bound
+from lora.announce import announcement, compute_bound
 from lora.progress import Note, Watch, duration, shown
 from lora.results import write_record
-from lora.sweep import estimate_seconds, expand, state
+from lora.sweep import estimator, expand, state
 from lora.train import Progress
 
 
@@ -53,9 +53,9 @@ def test_estimates_come_from_the_most_similar_records(cells):
     lora = next(cell for cell in cells if cell.method == "lora")
     alike, other = record(seconds=10.0), record("minilm.full.ratings.s1-00000000", seconds=99.0)
     other.config.update(method={"name": "full"}, task="ratings")
-    assert estimate_seconds(lora, [alike, other]) == pytest.approx(1.0 * lora.examples)  # 10 s for 10 rows, one epoch
-    assert estimate_seconds(lora, [other]) == pytest.approx(9.9 * lora.examples)
-    assert estimate_seconds(lora, []) is None
+    assert estimator([alike, other])(lora) == pytest.approx(1.0 * lora.examples)  # 10 s for 10 rows, one epoch
+    assert estimator([other])(lora) == pytest.approx(9.9 * lora.examples)
+    assert estimator([])(lora) is None
 
 
 def test_the_announcement_says_what_and_how_long(cells, tmp_path):

@@ -90,7 +90,7 @@ def trace_cell(overrides: Sequence[str], seeds: tuple[int, int]) -> dict[str, fl
     Args:
         overrides: Of a cell, with folders for its results.
     """
-    from lora.__main__ import run_cell
+    from lora.cells import run_cell
     from lora.compose import compose_run
 
     warm, cell = (compose_run([*overrides, f"seed={seed}"]) for seed in seeds)

@@ -70,7 +70,7 @@ class FusedAdamW(torch.optim.Optimizer):
             kernels.adamw(flat(p), flat(grad.contiguous()), scale, flat(m), flat(v), rates)
             return
         if p not in self.moving:
-            self.moving[p] = v.any(dim=1).numpy()
+            self.moving[p] = (m.any(dim=1) | v.any(dim=1)).numpy()  # of a run that goes on, all that was ever touched
         places = np.full(len(p), -1)
         places[grad.indices()[0].numpy()] = np.arange(grad.values().shape[0])
         arrays = (grad.values().numpy(), scale, m.numpy(), v.numpy(), self.moving[p])

@@ -1,0 +1,70 @@
+"""What a launch will run and what it will cost, said before it starts."""
+
+from collections.abc import Sequence
+
+from lora.progress import duration
+from lora.provenance import ROOT
+from lora.results import RunRecord, load_records
+from lora.sweep import Cell, State
+
+PARAMETERS = {"roberta_base": 125e6, "roberta_large": 355e6, "deberta_v2_xxl": 1.5e9}
+SUSTAINED_FLOPS = 100e12  # about a third of an A100's bf16 peak
+
+
+def reference_records() -> list[RunRecord]:
+    """Records that came with the clone: how long a cell takes is estimated from them."""
+    folders = [*sorted((ROOT / "results").glob("*/runs")), *sorted((ROOT / "results" / "reference").glob("*/runs"))]
+    return [record for folder in folders for record in load_records(folder.parent)[0]]
+
+
+def announcement(
+    profile: str,
+    cells: Sequence[Cell],
+    now: State,
+    todo: Sequence[Cell],
+    expected: dict[str, float | None],
+    workers: int,
+) -> str:
+    """What will run and how long it will take, said before it starts."""
+    if not todo:
+        return f"profile {profile}: all {len(cells)} cells are there already ({len(now.failed)} failed)"
+    known = [value for value in expected.values() if value is not None]
+    seconds = sum(known) / len(known) * len(todo) / min(workers, len(todo)) if known else None
+    tasks, slugs = dict.fromkeys(c.task for c in todo), dict.fromkeys(c.slug for c in todo)
+    estimate = f"unknown, since there is no record of this encoder yet; {compute_bound(todo)}"
+    if seconds:
+        estimate = f"about {duration(seconds)}, judging by records of the same encoder (another machine may differ)"
+    return (
+        f"profile {profile}: {len(todo)} of {len(cells)} cells to run ({len(now.ok)} done, {len(now.failed)} failed), "
+        f"{workers} at a time\n"
+        f"  tasks:   {', '.join(tasks)}\n  methods: {', '.join(slugs)}\n"
+        f"  time:    {estimate}"
+    )
+
+
+def compute_seconds(cell: Cell) -> float | None:
+    """What a cell takes at most, where nothing was measured: 6 operations per parameter and token, padding included.
+
+    Source: of the sizes, the paper's Table 2; of the factor, forward 2 and backward 4 (LoRA needs about 4 of the 6).
+
+    Returns: None if the encoder's size is not known.
+    """
+    if cell.model not in PARAMETERS:
+        return None
+    return 6 * PARAMETERS[cell.model] * cell.tokens / SUSTAINED_FLOPS
+
+
+def compute_bound(todo: Sequence[Cell]) -> str:
+    """`compute_seconds` of all cells, per model."""
+    if any(cell.model not in PARAMETERS for cell in todo) or not todo:
+        return f"{sum(cell.examples for cell in todo):,} training examples"
+    days = {
+        model: sum(compute_seconds(cell) for cell in todo if cell.model == model) / 86400
+        for model in PARAMETERS
+        if any(cell.model == model for cell in todo)
+    }
+    listed = ", ".join(f"{model} {value:,.0f}" for model, value in days.items())
+    return (
+        f"at most {sum(days.values()):,.0f} GPU-days at {SUSTAINED_FLOPS / 1e12:.0f} TFLOP/s sustained ({listed}), "
+        f"an assumption, not a measurement"
+    )

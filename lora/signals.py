@@ -1,0 +1,110 @@
+"""Being asked to stop: a signal is noted at once and followed where a run can be left without losing anything."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+ONE_PRESS_SECONDS = 2.0  # a Ctrl-C reaches a worker from the terminal and from its launcher
+POLL_SECONDS = 0.2
+
+noted: dict[int, float] = {}  # signal -> when it first came
+before: dict[int, object] = {}  # signal -> the handler that was there
+
+
+class InterruptedRunError(Exception):
+    """A run was asked to stop and did; the same command goes on from its checkpoint."""
+
+
+def listen() -> None:
+    """Note the signals of this process from now on, between cells too. Ignored signals stay ignored.
+
+    Only a main thread can; elsewhere nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for signum in SIGNALS:
+        if signal.getsignal(signum) not in (_note, signal.SIG_IGN, None):
+            before[signum] = signal.signal(signum, _note)
+
+
+def _note(signum: int, frame: object) -> None:
+    now = time.monotonic()
+    if signum == signal.SIGINT and now - noted.get(signum, now) > ONE_PRESS_SECONDS:
+        raise KeyboardInterrupt  # the second Ctrl-C waits for nothing
+    noted.setdefault(signum, now)
+
+
+def follow() -> None:
+    """Do what the last signal asks for.
+
+    A handler that was there before decides: that of a batch system may put the job back into its queue and exit, or
+    return, and the run goes on (Slurm's SIGTERM before a SIGKILL that may not come).
+
+    Raises: InterruptedRunError: If no handler was there.
+    """
+    signum = [*noted][-1]
+    handler = before[signum]
+    if callable(handler) and handler is not signal.default_int_handler:
+        noted.clear()
+        handler(signum, None)
+    else:
+        raise InterruptedRunError(f"interrupted by {signal.Signals(signum).name}")
+
+
+def end_of_job() -> None:
+    """Ctrl-C ends all that this process would do; the other signals end one job, and the process takes the next."""
+    if signal.SIGINT not in noted:
+        noted.clear()
+
+
+@contextlib.contextmanager
+def passed_on(workers: Callable[[], list[int]], say: Callable[[], None]) -> Iterator[None]:
+    """While the block lasts, Ctrl-C and SIGTERM go to the workers, and end the block when they have left their cells.
+
+    Without this, a pool of processes kills its workers at once, in the middle of their checkpoints.
+
+    Args:
+        workers: The processes that train now.
+        say: Called when the signal came.
+    Raises: KeyboardInterrupt: When the workers are done, or at once at a second signal.
+    """
+    came, over = threading.Event(), threading.Event()
+
+    def end() -> None:
+        while workers() and not over.is_set():
+            time.sleep(POLL_SECONDS)
+        if not over.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def handle(signum: int, frame: object) -> None:
+        for number in earlier:
+            signal.signal(number, _raise)
+        came.set()
+        say()
+        for pid in workers():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGINT)
+        threading.Thread(target=end, daemon=True).start()
+
+    earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    earlier = {number: handler for number, handler in earlier.items() if handler not in (signal.SIG_IGN, None)}
+    for number in earlier:
+        signal.signal(number, handle)
+    try:
+        yield
+        if came.is_set():
+            raise KeyboardInterrupt
+    finally:
+        over.set()
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def _raise(signum: int, frame: object) -> None:
+    print("stopped at once", file=sys.stderr)
+    raise KeyboardInterrupt

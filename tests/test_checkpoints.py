@@ -1,0 +1,230 @@
+"""A run that was stopped and went on is the run that was never stopped, to the last bit."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from lora import evaluation, signals
+from lora.provenance import ROOT
+from lora.results import checkpoint_path, equal_science, read_record, record_path
+from lora.signals import InterruptedRunError
+from lora.train import run
+
+EPOCHS = 3  # of five steps
+NEVER = "runtime.checkpoint_minutes=null"  # but when asked to stop
+
+
+def stopping_at(step, signum=signal.SIGTERM):
+    """A report that sends this process a signal after a step, as a batch system does."""
+
+    def report(progress):
+        if progress.step == step:
+            os.kill(os.getpid(), signum)
+
+    return report
+
+
+def checkpoint_of(config):
+    return checkpoint_path(config.runtime.outputs, config.run_id)
+
+
+def stop(config, step):
+    with pytest.raises(InterruptedRunError, match="interrupted by SIGTERM"):
+        run(config, stopping_at(step))
+    signals.noted.clear()  # another process would begin without them
+    assert checkpoint_of(config).exists()
+
+
+SETTINGS = [
+    ("method=full", "train.kernels=stock"),
+    ("method=full", "train.kernels=fused"),  # sparse gradients, and rows of embeddings that no batch has touched
+    ("method=full", "train.kernels=fused", "train.precision=bf16", "train.weight_decay=0.1"),
+    ("method=lora", "train.kernels=stock", "train.accumulation=2"),
+    ("method=lora", "train.kernels=fused", "data.batching=similar_length"),
+    ("method=houlsby", "train.kernels=fused", "train.precision=bf16"),
+    ("method=bitfit", "train.kernels=stock", "task=mnli"),
+    ("method=lora", "train.kernels=stock", "task=stsb", "train.head_dropout=0.5"),
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=" ".join)
+def test_resumed_is_uninterrupted_bit_for_bit(tiny_config, listening, settings):
+    """Stopped in the first epoch, before an evaluation, and one step before the end: four lives of one run."""
+    config = tiny_config(*settings, f"train.epochs={EPOCHS}", "runtime.save_adapter=true", NEVER)
+    whole, predictions, adapter = run(config)
+    for step in (2, 10, 14):
+        stop(config, step)
+    torch.rand(7)  # the next life's global generator is in another state
+    resumed, again, adapted = run(config)
+    assert resumed.provenance["resumed"] == 3 and whole.provenance["resumed"] == 0
+    assert equal_science(resumed, whole)
+    assert again == predictions
+    assert adapted == adapter
+    assert resumed.cost["tokens"] == whole.cost["tokens"]
+
+
+def test_a_signal_during_an_evaluation_repeats_only_the_evaluation(tiny_config, listening, monkeypatch):
+    config = tiny_config("train.eval_batch=4", NEVER)
+    whole = run(config)
+    real, batches = evaluation.to_device, []
+
+    def to_device(*arguments):
+        batches.append(1)
+        if len(batches) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(evaluation, "to_device", to_device)
+    with pytest.raises(InterruptedRunError):
+        run(config)
+    assert len(batches) == 2
+    signals.noted.clear()
+    with safe_open(checkpoint_of(config), "pt") as file:
+        left = json.loads(file.metadata()["run"])
+    assert (left["step"], left["epochs"]) == (5, [])
+    assert equal_science(run(config)[0], whole[0])
+
+
+def test_it_is_written_by_the_clock_too_and_holds_the_trained_part_only(tiny_config):
+    config = tiny_config("method=lora", "runtime.checkpoint_minutes=0")
+    sizes, dtypes = [], set()
+
+    def look(progress):
+        if progress.step > 1:
+            with safe_open(checkpoint_of(config), "pt") as file:
+                assert json.loads(file.metadata()["run"])["step"] == progress.step - 1
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            sizes.append(sum(t.numel() for name, t in tensors.items() if name.startswith("parameter.")))
+            dtypes.update(t.dtype for name, t in tensors.items() if name.startswith("optimizer.exp_avg"))
+
+    record, *_ = run(config, look)
+    trained = record.params["trainable_method"] + record.params["trainable_head"]
+    assert set(sizes) == {trained} and trained < record.params["total"]
+    assert dtypes == {torch.float32}
+
+
+def test_a_checkpoint_of_another_run_is_named_and_left(tiny_config, listening, capsys):
+    """The same name, other threads: not the same bits, so not the same run."""
+    stop(tiny_config(), 3)
+    other = tiny_config("runtime.threads=2")
+    record, *_ = run(other)
+    assert record.provenance["resumed"] == 0
+    assert capsys.readouterr().err.count("it was made from other runtime): the run starts from the beginning") == 1
+
+
+@pytest.mark.parametrize("change", ["rows", "code"])
+def test_so_is_one_of_other_rows_or_code(tiny_config, listening, capsys, monkeypatch, change):
+    config = tiny_config()
+    stop(config, 3)
+    path = checkpoint_of(config)
+    if change == "code":
+        monkeypatch.setattr("lora.checkpoints.code_digest", lambda: "0" * 64)
+    else:
+        rewrite(path, lambda run: run["made_from"]["inputs"].update(rows="another fingerprint"))
+    assert run(config)[0].provenance["resumed"] == 0
+    assert f"made from other {'code' if change == 'code' else 'inputs'}" in capsys.readouterr().err
+
+
+def rewrite(path, change, replaced=()):
+    with safe_open(path, "pt") as file:
+        metadata = json.loads(file.metadata()["run"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(metadata)
+    path.unlink()
+    save_file(tensors | dict(replaced), path, {"run": json.dumps(metadata)})
+
+
+@pytest.mark.parametrize("damage", ["cut short", "empty", "a pickle", "no state", "no generator", "other shapes"])
+def test_a_broken_checkpoint_is_named_and_the_run_starts_anew(tiny_config, listening, capsys, damage):
+    config = tiny_config("method=lora")
+    whole, *_ = run(config)
+    stop(config, 3)
+    path = checkpoint_of(config)
+    if damage == "cut short":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "a pickle":
+        torch.save({"a": torch.zeros(3)}, path)
+    elif damage == "no state":
+        rewrite(path, lambda run: run.pop("schedule"))
+    elif damage == "no generator":
+        rewrite(path, lambda run: None, {"random.0.cpu": torch.zeros(3, dtype=torch.uint8)})
+    else:
+        stop(tiny_config("method=lora", "method.rank=4"), 3)
+        other = checkpoint_of(tiny_config("method=lora", "method.rank=4"))
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        with safe_open(other, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            save_file(tensors, path, metadata)
+    capsys.readouterr()
+    record, *_ = run(config)
+    assert f"{path} is not used" in capsys.readouterr().err
+    assert record.provenance["resumed"] == 0
+    assert equal_science(record, whole)
+
+
+def test_the_handler_that_was_there_before_decides_what_follows(tiny_config, monkeypatch):
+    """A batch system's handler that returns lets the run go on; the checkpoint is there for the kill that may come."""
+    seen = []
+    previous = signal.signal(signal.SIGTERM, lambda signum, frame: seen.append(signum))
+    try:
+        signals.listen()
+        config = tiny_config(NEVER)
+        record, *_ = run(config, stopping_at(3))
+        assert seen == [signal.SIGTERM] and record.status == "ok"
+        assert checkpoint_of(config).exists()
+        assert not signals.noted
+    finally:
+        for signum, handler in signals.before.items():
+            signal.signal(signum, handler)
+        signal.signal(signal.SIGTERM, previous)
+        signals.before.clear()
+
+
+def test_a_disk_without_room_costs_the_checkpoint_not_the_run(tiny_config, capsys):
+    """A file-size limit makes the kernel refuse the write midway, as a full disk does."""
+    config = tiny_config("runtime.checkpoint_minutes=0")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        record, *_ = run(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert record.status == "ok"
+    assert "the run goes on without a checkpoint: cannot write" in capsys.readouterr().err
+    assert not list(checkpoint_of(config).parent.iterdir())
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_the_command_goes_on_where_a_signal_stopped_it(tiny_overrides, tmp_path, signum):
+    """Real processes: exit code 130 and no record, then the record, with the checkpoint gone."""
+    overrides = [*tiny_overrides, "train.epochs=400"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lora", *overrides], cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # background jobs ignore it
+    )  # fmt: skip
+    running = tmp_path / "outputs" / "running"
+    while not (running.is_dir() and list(running.glob("[!.]*.json"))):
+        assert process.poll() is None
+    process.send_signal(signum)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "interrupted: what is finished is kept" in error and "Traceback" not in error
+    (checkpoint,) = (tmp_path / "outputs" / "checkpoints").iterdir()
+    assert not (tmp_path / "results").exists()
+    done = subprocess.run([sys.executable, "-m", "lora", *overrides], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert read_record(record_path(tmp_path / "results", checkpoint.stem)).provenance["resumed"] == 1
+    assert not checkpoint.exists()

@@ -1,0 +1,157 @@
+"""One owner at a time, whatever dies: real processes, real files."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from lora import locks
+from lora.errors import UserError
+from lora.locks import HeldError, acquire, create, held, lock_path, myself, read_owner, release, start_ticks
+
+HOLD = (
+    "import sys, time; from pathlib import Path; from lora.locks import held\n"
+    "with held(Path(sys.argv[1])): print('held', flush=True); time.sleep(1000)"
+)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return lock_path(tmp_path, "a.b.c.s1-00000000")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr(locks, "SILENT_SECONDS", 0.5)
+
+
+def holder(path):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def elsewhere(**changes):
+    return dataclasses.replace(myself(), **{"host": "another", "table": "another boot", "token": "f" * 16, **changes})
+
+
+def names(path):
+    return sorted(p.name for p in path.parent.iterdir())
+
+
+def test_it_is_held_by_one_and_released(path):
+    with held(path):
+        owner, _ = read_owner(path)
+        assert (owner.pid, owner.ticks) == (os.getpid(), start_ticks(os.getpid()))
+        with pytest.raises(HeldError, match=rf"being trained by process {os.getpid()} of {owner.host}, since 20"):
+            acquire(path, myself())
+        assert names(path) == [path.name]
+    assert names(path) == []
+
+
+def test_a_live_process_keeps_it_and_a_killed_one_loses_it_at_once(path):
+    process = holder(path)
+    try:
+        with pytest.raises(HeldError, match=f"process {process.pid} "), held(path):
+            pass
+    finally:
+        process.kill()
+    while start_ticks(process.pid) is not None:  # it is a zombie from then on: nobody waits for it before the end
+        pass
+    with held(path):
+        assert read_owner(path)[0].pid == os.getpid()
+        assert names(path) == [path.name]
+    process.communicate()
+
+
+def test_a_pid_that_is_used_again_is_another_process(path):
+    assert create(path, dataclasses.replace(myself(), ticks=1, token="f" * 16))
+    with held(path):
+        assert read_owner(path)[0].ticks == start_ticks(os.getpid())
+
+
+def test_of_another_machine_the_heartbeat_decides(path, quick):
+    """Whatever its clock says: the file's time lies a day ahead, then a day behind."""
+    for shift in (86400, -86400):
+        theirs = elsewhere()
+        assert create(path, theirs)
+        stop = threading.Event()
+
+        def beat(shift=shift, stop=stop):
+            count = 0
+            while not stop.wait(0.02):
+                count += 1
+                os.utime(path, (time.time() + shift + count, time.time() + shift + count))
+
+        thread = threading.Thread(target=beat)
+        thread.start()
+        with pytest.raises(HeldError, match="of another, since"), held(path):
+            pass
+        stop.set()
+        thread.join()
+        with held(path):
+            assert read_owner(path)[0].pid == os.getpid()
+
+
+def test_a_job_that_its_queue_restarted_on_another_node_goes_on_at_once(path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    assert create(path, elsewhere(job="slurm 17"))
+    with held(path):  # SILENT_SECONDS is a minute here
+        assert read_owner(path)[0].host == myself().host
+
+
+def test_whoever_was_taken_for_dead_notices(path, quick):
+    with held(path) as heart:
+        with locks.written_whole(path) as temporary:
+            temporary.write_text(json.dumps(dataclasses.asdict(elsewhere())))
+        assert heart.lost.wait(30)
+        assert not heart.mine()
+    assert read_owner(path)[0].token == "f" * 16, "another's lock is not released"
+
+
+def test_of_many_that_find_a_dead_owner_one_gets_it(path):
+    """Threads stand for processes: each has an owner of its own, and the owner before them is dead."""
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    for _ in range(20):
+        assert create(path, dataclasses.replace(myself(), pid=int(gone.stdout), ticks=1, token="e" * 16))
+        owners, won = [myself() for _ in range(8)], []
+        start = threading.Barrier(len(owners))
+
+        def take(me, start=start, won=won):
+            start.wait()
+            try:
+                acquire(path, me)
+                won.append(me)
+            except HeldError:
+                pass
+
+        threads = [threading.Thread(target=take, args=(me,)) for me in owners]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        (winner,) = won
+        assert read_owner(path)[0].token == winner.token
+        assert names(path) == [path.name]
+        release(path, winner)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"host": "x"}', "not json"])
+def test_a_foreign_file_in_its_place_is_named_and_left(path, content):
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(UserError, match="is not a lock of this program"), held(path):
+        pass
+    assert path.read_text() == content
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "locks").write_text("")
+    with pytest.raises(UserError, match="cannot write the lock"), held(lock_path(tmp_path, "x")):
+        pass

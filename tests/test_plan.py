@@ -1,0 +1,75 @@
+"""The plan of a sweep beside closed forms."""
+
+import itertools
+import subprocess
+import sys
+
+import pytest
+
+from lora.announce import compute_seconds
+from lora.plan import Cost, costs, disk_bytes, makespan, text
+from lora.provenance import ROOT
+from lora.sweep import estimator, expand
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """LoRA and full fine-tuning of RoBERTa-base; the RTE cell starts from an MNLI run, which comes with it."""
+    asked = ["model=roberta_base", "method=lora", "protocol=printed", "task=rte,cola", "seed=1"]
+    return expand("paper", asked, adhoc=True)
+
+
+def test_without_records_the_cost_is_operations_over_an_assumed_rate(cells):
+    found = costs(cells, estimator([]))
+    assert {cost.cell.task for cost in found} == {"rte", "cola", "mnli"}
+    for cost in found:
+        assert cost.seconds == 6 * 125e6 * cost.cell.tokens / 100e12 == compute_seconds(cost.cell)
+        assert not cost.measured
+    trained = 4 * 2 * 12 * 2 * 768 * 8  # bytes of q and v, 12 layers, A and B of rank 8
+    parent = next(cost for cost in found if cost.cell.task == "mnli")
+    child = next(cost for cost in found if cost.cell.task == "cola")
+    assert parent.checkpoint_bytes == child.checkpoint_bytes == 3 * trained
+    assert parent.kept_bytes > trained > child.kept_bytes
+    shown = text("paper", found)
+    assert "0 of 3 cells" in shown and "an assumption, not a measurement" in shown
+
+
+def test_records_win_over_the_assumption(cells):
+    found = costs(cells, lambda cell: 2.0 * cell.examples)
+    assert all(cost.measured and cost.seconds == 2.0 * cost.cell.examples for cost in found)
+    assert "an assumption" not in text("paper", found)
+
+
+def best_possible(seconds, devices):
+    """Of all ways to give cells to devices."""
+    ways = itertools.product(range(devices), repeat=len(seconds))
+    return min(max(sum(s for s, d in zip(seconds, way, strict=True) if d == n) for n in range(devices)) for way in ways)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3])
+def test_the_time_on_several_devices_is_that_of_longest_first(cells, devices):
+    """Within 4/3 - 1/(3m) of the best possible (Graham 1969), and exact on one device."""
+    alone = next(cell for cell in cells if cell.parent is None)
+    seconds = [7.0, 6.0, 5.0, 5.0, 4.0, 3.0, 3.0]
+    found = [Cost(alone, value, True, 0.0, 10.0) for value in seconds]
+    took, best = makespan(found, devices), best_possible(seconds, devices)
+    assert best <= took <= (4 / 3 - 1 / (3 * devices)) * best
+    if devices == 1:
+        assert took == sum(seconds)
+    assert disk_bytes(found, devices) == 10.0 * devices
+
+
+def test_children_wait_for_their_parents(cells):
+    found = costs(cells, lambda cell: 10.0)
+    assert makespan(found, 64) == 20.0
+
+
+@pytest.mark.parametrize("profile", ["paper", "mini"])
+def test_the_command(profile):
+    done = subprocess.run(
+        [sys.executable, "-m", "lora.plan", profile, "experiment=glue_table2"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"# Plan of {profile}: " in done.stdout
+    for devices in ("| 1 ", "| 8 ", "| 64 "):
+        assert devices in done.stdout

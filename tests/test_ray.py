@@ -1,0 +1,64 @@
+"""Sweeps on a running Ray head of this machine: a killed worker is retried, the records are those of a quiet run."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from test_sweeps import assert_complete, finish, grid, owners, quiet, start, wait_for
+
+from lora.compose import compose_config
+
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="no ray")
+RAY = Path(sys.executable).parent / "ray"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    """The address of a head of two CPUs. It is started in the foreground, so that it ends by its own process."""
+    address, folder = f"127.0.0.1:{free_port()}", Path("/tmp") / f"ray-{os.getpid()}"  # sockets need a short path
+    options = ["--head", "--block", "--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats"]
+    places = [f"--port={address.rpartition(':')[2]}", f"--temp-dir={folder}", "--object-store-memory=80000000"]
+    process = subprocess.Popen([RAY, "start", *options, *places], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        check = [RAY, "status", f"--address={address}"]
+        wait_for(lambda: subprocess.run(check, capture_output=True).returncode == 0, process)
+        yield address
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        subprocess.run(["rm", "-rf", folder], check=True)
+
+
+def test_a_worker_killed_in_mid_cell_is_retried_and_the_records_are_right(tiny_overrides, tmp_path, head):
+    cells = ("method=bitfit,lora", "task=cola", "seed=1,2", "train.epochs=40", "runtime.checkpoint_minutes=0")
+    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *cells))
+    folder = tmp_path / "ray"
+    overrides = grid(tiny_overrides, folder, "launcher=ray", *cells, f"launcher.address='{head}'")
+    process = start(overrides)
+    checkpoints = folder / "outputs" / "checkpoints"
+    busy = wait_for(
+        lambda: [o for i, o in owners(folder).items() if (checkpoints / f"{i}.safetensors").exists()], process
+    )
+    os.kill(busy[0].pid, signal.SIGKILL)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    records = assert_complete(folder, expected)
+    assert sum(record.provenance["resumed"] for record in records) == 1
+    code, output = finish(overrides)
+    assert code == 0 and "all 4 cells are there already" in output
+
+
+def test_a_fraction_of_a_gpu_per_task_reaches_ray():
+    settings = compose_config(["launcher=ray", "launcher.gpus=0.25", "launcher.threads=2"])
+    assert (settings.launcher.gpus, settings.runtime.threads) == (0.25, 2)

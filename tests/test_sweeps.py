@@ -1,0 +1,246 @@
+"""Sweeps of real processes that are killed, stopped and started twice: nothing is lost, done twice or missing."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lora.cells import packed, quoted, run_cell, unpacked
+from lora.compose import compose_run
+from lora.locks import lives, lock_path, myself, read_owner
+from lora.provenance import ROOT
+from lora.results import equal_science, load_records
+from lora.sweep import expand
+
+KILLS = 5
+
+
+def grid(tiny_overrides, folder, *more):
+    """Overrides of a sweep of tiny cells whose outputs lie in a folder of its own."""
+    kept = [o for o in tiny_overrides if not o.startswith(("task=", "runtime.results", "runtime.outputs"))]
+    return [*kept, f"runtime.results={folder}/results", f"runtime.outputs={folder}/outputs", *more]
+
+
+def start(overrides, **extra):
+    command = [sys.executable, "-m", "lora", "-m", *overrides]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **extra)
+
+
+def finish(overrides):
+    process = start(overrides)
+    output, _ = process.communicate(timeout=600)
+    return process.returncode, output
+
+
+def owners(folder):
+    """Who trains now, by run_id."""
+    found = {path.stem: read_owner(path) for path in (folder / "outputs" / "locks").glob("[!.]*.json")}
+    return {run_id: one[0] for run_id, one in found.items() if one is not None and lives(one[0], myself())}
+
+
+def wait_for(condition, process, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return result
+
+
+def quiet(overrides):
+    """The records of the same cells, trained one after another in this process."""
+    profile, rest = overrides[0].removeprefix("profile="), overrides[1:]
+    configs = [compose_run(cell.overrides) for cell in expand(profile, rest, adhoc=True)]
+    for config in configs:
+        run_cell(config, mistakes_fail=False)
+    return load_records(configs[0].runtime.results)[0]
+
+
+def assert_complete(folder, expected):
+    records, problems = load_records(folder / "results")
+    assert not problems
+    assert len(records) == len(expected) and {record.status for record in records} == {"ok"}
+    by_id = {record.run_id: record for record in expected}
+    assert all(equal_science(record, by_id[record.run_id]) for record in records)
+    for name in ("locks", "running", "checkpoints"):
+        left = [p.name for p in (folder / "outputs" / name).glob("*")]
+        assert not left, f"left in {name}: {left}"
+    return records
+
+
+def test_a_storm(tiny_overrides, tmp_path):
+    """Workers, and once the launcher, are killed at random; the sweep is started again until it is complete.
+
+    Every other kill waits for a worker that has left a checkpoint.
+    """
+    cells = ("method=bitfit,lora", "task=cola,stsb", f"seed={','.join(map(str, range(1, 11)))}", "train.epochs=4")
+    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *cells))
+    assert len(expected) == 40
+    folder, source, kills, launches = tmp_path / "storm", random.Random(1), 0, 0
+    overrides = grid(tiny_overrides, folder, *cells, "runtime.checkpoint_minutes=0", "launcher.workers=2")
+    while True:
+        launches += 1
+        process = start(overrides, start_new_session=True)
+        while process.poll() is None:
+            time.sleep(0.3 * source.random())
+            checkpoints = {path.stem for path in (folder / "outputs" / "checkpoints").glob("[!.]*")}
+            busy = [o.pid for i, o in sorted(owners(folder).items()) if i in checkpoints or kills % 2]
+            if kills < KILLS and busy:
+                kills += 1
+                if kills == KILLS // 2:
+                    os.killpg(process.pid, signal.SIGKILL)
+                else:
+                    os.kill(source.choice(busy), signal.SIGKILL)
+        output, _ = process.communicate()
+        assert process.returncode in (0, 1, -signal.SIGKILL), output
+        if process.returncode == 0:
+            break
+        assert launches < 10, output
+    assert kills == KILLS and launches >= 2
+    records = assert_complete(folder, expected)
+    assert sum(record.provenance["resumed"] for record in records) >= 1
+
+
+def test_two_sweeps_at_once_share_the_work(tiny_overrides, tmp_path):
+    """Both end well; no cell is trained by both, since each record names one start."""
+    cells = ("method=bitfit", "task=cola", "seed=1,2,3,4", "train.epochs=20")
+    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *cells))
+    overrides = grid(tiny_overrides, tmp_path / "both", *cells, "launcher.workers=1")
+    seen: dict[str, set[int]] = {}
+    processes = [start(overrides) for _ in range(2)]
+    while any(process.poll() is None for process in processes):
+        for run_id, owner in owners(tmp_path / "both").items():
+            seen.setdefault(run_id, set()).add(owner.pid)
+        time.sleep(0.01)
+    for process in processes:
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+        assert "failed:" not in output
+    assert_complete(tmp_path / "both", expected)
+    assert seen and all(len(pids) == 1 for pids in seen.values())
+
+
+def test_ctrl_c_leaves_checkpoints_says_what_ran_and_the_next_launch_goes_on(tiny_overrides, tmp_path):
+    cells = ("method=bitfit", "task=cola", "seed=1,2,3", "train.epochs=60", "launcher.workers=2")
+    overrides = grid(tiny_overrides, tmp_path, *cells)
+    process = start(
+        overrides,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # background jobs ignore it
+    )
+    running = tmp_path / "outputs" / "running"
+    wait_for(lambda: running.is_dir() and len(list(running.glob("[!.]*.json"))) == 2, process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the launcher and its workers
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    stopped = re.findall(r"^  (local\.bitfit\S+)$", output.split("interrupted while")[1], re.MULTILINE)
+    checkpoints = tmp_path / "outputs" / "checkpoints"
+    assert {path.stem for path in checkpoints.iterdir()} == set(stopped) and len(stopped) == 2
+    assert not load_records(tmp_path / "results")[0]
+    code, output = finish(overrides)
+    assert code == 0, output
+    records, _ = load_records(tmp_path / "results")
+    assert {record.run_id for record in records if record.provenance["resumed"]} == set(stopped)
+
+
+def test_a_cell_that_kills_its_worker_is_tried_a_bounded_number_of_times(tiny_overrides, tmp_path):
+    """The others are done; the message names the cell and why it has no record."""
+    overrides = grid(tiny_overrides, tmp_path, "method=bitfit", "task=cola", "seed=1,2,3", "launcher.workers=2")
+    (victim, *_) = expand("small", overrides[1:], adhoc=True)
+    path, killed = lock_path(tmp_path / "outputs", victim.run_id), set()
+    process = start(overrides)
+    while process.poll() is None:
+        found = read_owner(path)
+        if found is not None and found[0].pid not in killed and lives(found[0], myself()):
+            os.kill(found[0].pid, signal.SIGKILL)
+            killed.add(found[0].pid)
+        time.sleep(0.001)
+    output, _ = process.communicate()
+    assert process.returncode == 1, output
+    assert len(killed) == 3
+    assert f"missing: {victim.run_id} (its worker was killed)" in output
+    assert len(load_records(tmp_path / "results")[0]) == 2
+    assert finish(overrides)[0] == 0
+
+
+def test_several_cells_in_one_job(tiny_overrides, tmp_path):
+    cells = ("method=bitfit", "task=cola", "seed=1,2,3")
+    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *cells))
+    code, output = finish(grid(tiny_overrides, tmp_path / "packs", *cells, "launcher.cells_per_job=2"))
+    assert code == 0, output
+    assert_complete(tmp_path / "packs", expected)
+
+
+def test_packs_hold_their_cells_whatever_is_in_the_overrides():
+    awkward = (r"data.path='/a b/it\'s,{1}'", 'x="${y}"', "profile=small", r"z='a\\'")
+    cells = [[f"seed={seed}", *awkward] for seed in range(5)]
+    jobs = packed(cells, 2)
+    assert [len(unpacked(job)) for job in jobs] == [2, 2, 1]
+    assert [cell for job in jobs for cell in unpacked(job)] == cells
+    assert packed(cells, 1) == cells
+    assert quoted(r"it\'s") == r"'it\\\'s'"
+
+
+@pytest.mark.parametrize("place", ["results", "outputs"])
+def test_a_folder_that_cannot_be_written_is_found_before_anything_runs(tiny_overrides, tmp_path, place):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / place).write_text("in the way")
+    code, output = finish(grid(tiny_overrides, tmp_path / "folder", "seed=1,2", "task=cola", "method=bitfit"))
+    assert code == 2, output
+    assert re.search(rf"^error: cannot (write|read).*{place}", output, re.MULTILINE), output
+    assert "Traceback" not in output
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="a small disk is mounted by root")
+def test_a_full_disk_leaves_no_part_and_the_next_launch_completes(tiny_overrides, tmp_path):
+    disk, folder = tmp_path / "disk", tmp_path / "full"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no disk could be mounted: {mounted.stderr.strip()}")
+    try:
+        overrides = grid(
+            tiny_overrides, folder, "seed=1,2", "task=cola", "method=bitfit", f"runtime.results={disk}/results"
+        )
+        filler = disk / "filler"
+        (disk / "results").mkdir()
+        filler.write_bytes(b"x" * 60 * 1024)
+        code, output = finish(overrides)
+        assert code == 1, output
+        assert output.count("cannot write") >= 2 and "No space left on device" in output
+        assert "missing: local.bitfit.cola.s1" in output and "Traceback" not in output
+        assert not [p for p in disk.rglob("*") if p.is_file() and p != filler]
+        filler.unlink()
+        assert finish(overrides)[0] == 0
+        assert len(load_records(disk / "results")[0]) == 2
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_cell_of_another_machine_is_waited_for(tiny_overrides, tmp_path):
+    overrides = grid(tiny_overrides, tmp_path, "seed=1,2", "task=cola", "method=bitfit")
+    (theirs, _) = expand("small", overrides[1:], adhoc=True)
+    path = lock_path(tmp_path / "outputs", theirs.run_id)
+    path.parent.mkdir(parents=True)
+    owner = {**vars(myself()), "host": "another", "table": "another boot", "pid": 1, "ticks": 1, "token": "f" * 16}
+    path.write_text(json.dumps(owner))
+    process = start(overrides)
+    wait_for(lambda: load_records(tmp_path / "results")[0], process)
+    beats = 0
+    while beats < 5:
+        os.utime(path, (beats, beats))
+        beats += 1
+        time.sleep(0.5)
+        assert process.poll() is None
+    assert [r.run_id for r in load_records(tmp_path / "results")[0]] != [theirs.run_id]
+    path.unlink()
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert "waiting for 1 cells that another sweep trains" in output

@@ -1,0 +1,158 @@
+"""W&B's copy of a cell, offline, read back with W&B's own command and compared with the record."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from test_sweeps import wait_for
+
+from lora import cells, signals, tracking
+from lora.cells import run_cell
+from lora.provenance import ROOT
+from lora.results import equal_science
+from lora.signals import InterruptedRunError
+
+FAST = ("method=bitfit", "data.train_rows=8")  # one step an epoch: 400 epochs are 100 kB of messages
+
+
+@pytest.fixture
+def offline(tiny_config, monkeypatch):
+    """A function from overrides to the configuration of a cell that is copied; the process beside ends with it."""
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setattr(tracking, "senders", {})
+    yield lambda *overrides: tiny_config("runtime.tracking=offline", "runtime.group=glue_table2", *overrides)
+    for sender in tracking.senders.values():
+        sender.close()
+
+
+def copies(config):
+    """The folders of W&B's runs of a cell, oldest first, once the process beside has ended."""
+    for sender in tracking.senders.values():
+        sender.close()
+    return sorted((ROOT / config.runtime.outputs / "wandb").glob(f"offline-run-*-{config.run_id}"))
+
+
+def inspected(folder, *options):
+    (file,) = folder.glob("*.wandb")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, file]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def summary(folder):
+    return json.loads(inspected(folder, "--summary"))
+
+
+def test_copies_hold_what_the_records_hold(offline):
+    """Two cells through one process: names, group, configuration, epochs, selection and cost."""
+    configs = [offline("method=lora", f"seed={seed}") for seed in (1, 2)]
+    records = [run_cell(config, mistakes_fail=False) for config in configs]
+    (sender,) = tracking.senders.values()
+    assert sender.process.poll() is None
+    for config, record in zip(configs, records, strict=True):
+        (folder,) = copies(config)
+        copy = summary(folder)
+        assert (copy["run_id"], copy["name"]) == (record.run_id, record.run_id)
+        assert copy["config"] == json.loads(json.dumps(record.config))
+        found = copy["summary"]
+        assert (found["status"], found["seconds"], found["params"]) == ("ok", record.seconds, record.params)
+        chosen = {rule: record.selected[rule]["value"] for rule in ("best", "last")}
+        assert {rule: found[rule] for rule in chosen} == chosen
+        assert found["best_epoch"] == record.selected["best"]["epoch"]
+        assert {k.removeprefix("cost/"): v for k, v in found.items() if k.startswith("cost/")} == record.cost
+        text = inspected(folder)
+        assert "glue_table2" in text
+        for epoch in record.epochs:
+            assert str(epoch["train_loss"]) in text, "every epoch is there"
+
+
+def test_an_interrupted_cell_goes_on_under_its_id_and_every_copy_is_whole(offline, listening):
+    config = offline("train.epochs=3", "runtime.checkpoint_minutes=null")
+    steps = []
+    real = cells.Note.__call__
+
+    def note(self, progress):
+        real(self, progress)
+        steps.append(progress.step)
+        if len(steps) == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cells.Note, "__call__", note)
+        with pytest.raises(InterruptedRunError):
+            run_cell(config, mistakes_fail=False)
+        signals.noted.clear()
+        record = run_cell(config, mistakes_fail=False)
+    stopped, whole = map(summary, copies(config))
+    assert stopped["run_id"] == whole["run_id"] == config.run_id
+    assert (stopped["summary"]["status"], whole["summary"]["status"]) == ("interrupted", "ok")
+    assert stopped["summary"]["epoch"] == 1
+    for epoch in record.epochs:
+        assert str(epoch["train_loss"]) in inspected(copies(config)[1])
+
+
+def test_a_copy_survives_the_kill_of_its_worker(tiny_overrides, tmp_path):
+    """The process beside sees its pipe end."""
+    overrides = [*tiny_overrides, "train.epochs=2000", "runtime.tracking=offline"]
+    process = subprocess.Popen([sys.executable, "-m", "lora", *overrides], cwd=ROOT)
+    runs = tmp_path / "outputs" / "wandb"
+    wait_for(lambda: list(runs.glob("offline-run-*/*.wandb")), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (folder,) = runs.glob("offline-run-*")
+    deadline = time.monotonic() + 120
+    while summary(folder)["state"] == "running" and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert summary(folder)["summary"]["status"] == "interrupted"
+
+
+@pytest.mark.parametrize("broken", ["no process", "a process that dies", "a process that does not read"])
+def test_no_failure_reaches_the_cell(offline, tiny_config, monkeypatch, tmp_path, broken):
+    command = {
+        "no process": ["/no/such/program"],
+        "a process that dies": [sys.executable, "-c", "raise SystemExit(3)"],
+        "a process that does not read": [sys.executable, "-c", "import time; time.sleep(1000)"],
+    }[broken]
+    real, started = subprocess.Popen, []
+
+    def popen(arguments, **options):
+        started.append(real(command if "lora.wandb_writer" in arguments else arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(tracking.subprocess, "Popen", popen)
+    monkeypatch.setattr(tracking, "LAST_SECONDS", 0.1)
+    long = ("train.epochs=400", *FAST)  # more than a pipe holds
+    record = run_cell(offline(*long), mistakes_fail=False)
+    for process in started:
+        process.kill()
+        process.wait()
+    assert record.status == "ok"
+    quiet = run_cell(tiny_config(*long, f"runtime.results={tmp_path}/quiet"), mistakes_fail=False)
+    assert equal_science(record, quiet)
+
+
+def test_off_never_loads_wandb(tiny_overrides, tmp_path):
+    code = (
+        "import sys; from lora.cells import run_job; print(run_job(sys.argv[1:])); "
+        "sys.exit('wandb' in sys.modules or bool(__import__('lora.tracking').tracking.senders))"
+    )
+    command = [sys.executable, "-c", code, *tiny_overrides]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "'ok'" in done.stdout and not (tmp_path / "outputs" / "wandb").exists()
+
+
+def test_the_tables_of_a_sweep_are_an_artifact(tmp_path):
+    (tmp_path / "results" / "tables").mkdir(parents=True)
+    (tmp_path / "results" / "tables" / "table2.md").write_text("| a table |")
+    places = [f"runtime.results={tmp_path}/results", f"runtime.outputs={tmp_path}/outputs"]
+    command = [sys.executable, "-m", "lora.tracking", "small", *places]
+    subprocess.run([*command, "runtime.tracking=off"], cwd=ROOT, check=True)
+    assert not (tmp_path / "outputs").exists()
+    subprocess.run([*command, "runtime.tracking=offline"], cwd=ROOT, check=True)
+    (folder,) = (tmp_path / "outputs" / "wandb").glob("offline-run-*")
+    text = inspected(folder)
+    assert "results-small" in text and "table2.md" in text
