@@ -10,6 +10,7 @@ second copy of the adapted weights, and of no others: 24 of 768 x 768 for q and 
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -151,7 +152,7 @@ def install(model: nn.Module, layers: dict[str, LoraLinear]) -> None:
     Raises: UserError: If a merged weight is not finite.
     """
     kept = kept_layers(model)
-    weights, written, scratch = {}, [], {}
+    weights, written, scratch, checked = {}, [], {}, not surely_finite(layers)
     try:
         for name, layer in layers.items():
             if name in kept:  # the weight that is merged now holds nothing that could not be computed again
@@ -159,10 +160,10 @@ def install(model: nn.Module, layers: dict[str, LoraLinear]) -> None:
                 written.append(name)
             else:
                 weights[name] = nn.Parameter(torch.empty_like(layer.weight), requires_grad=False)
-            fold(layer, weights[name], name, scratch)
+            fold(layer, weights[name], name, scratch, checked)
     except BaseException:
         for name in written:
-            fold(kept[name], weights[name], name, scratch)
+            fold(kept[name], weights[name], name, scratch, checked=False)
         raise
     for name, layer in {**kept, **lora_layers(model)}.items():
         if name not in layers:
@@ -174,13 +175,30 @@ def install(model: nn.Module, layers: dict[str, LoraLinear]) -> None:
 
 
 @torch.no_grad()
-def fold(layer: LoraLinear, out: Float[Tensor, "d_out d_in"], name: str, scratch: dict[torch.Size, Tensor]) -> None:
+def surely_finite(layers: Mapping[str, LoraLinear]) -> bool:
+    """Whether a glance at the factors rules out that any merged weight overflows.
+
+    No entry of B A is above the product of their norms, nor that above the square of the norm of all factors together.
+    """
+    factors = [factor.flatten() for layer in layers.values() for factor in (layer.lora_a, layer.lora_b)]
+    if not factors:
+        return True
+    largest = torch.linalg.vector_norm(torch.cat(factors)).item() ** 2
+    smallest_range = min(torch.finfo(layer.weight.dtype).max for layer in layers.values())
+    return largest * max(layer.scale for layer in layers.values()) < smallest_range / 4
+
+
+@torch.no_grad()
+def fold(
+    layer: LoraLinear, out: Float[Tensor, "d_out d_in"], name: str, scratch: dict[torch.Size, Tensor], checked: bool
+) -> None:
     """out = W + scale * B A: product and sum in float32, or float64 where W is, rounded once to the dtype of W.
 
     Args:
         scratch: Room for the sum in float32 by shape, kept from one layer to the next: new memory costs more than the
             sum itself.
-    Raises: UserError: If a value of it is not finite; `out` is then spoilt.
+        checked: Read the sum once more for values that are not finite.
+    Raises: UserError: If there are such values; `out` is then spoilt.
     """
     weight, a, b = layer.weight, layer.lora_a, layer.lora_b
     if weight.dtype in (torch.float32, torch.float64):
@@ -190,11 +208,7 @@ def fold(layer: LoraLinear, out: Float[Tensor, "d_out d_in"], name: str, scratch
             scratch[weight.shape] = torch.empty_like(weight, dtype=torch.float32)
         exact = scratch[weight.shape].copy_(weight).addmm_(b.float(), a.float(), alpha=layer.scale)
         out.copy_(exact)
-    # No entry of B A is above the product of their norms, which a glance at them gives; only where that says little is
-    # all of the merged weight read.
-    wide = torch.promote_types(a.dtype, torch.float32)
-    bound = layer.scale * math.prod(torch.linalg.vector_norm(factor, dtype=wide).item() for factor in (a, b))
-    if not bound < torch.finfo(out.dtype).max / 4 and not math.isfinite(out.abs().sum(dtype=torch.float64)):
+    if checked and not math.isfinite(out.abs().sum(dtype=torch.float64)):
         raise UserError(f"the merged weight of {name} has values that are not finite in {out.dtype}")
 
 
