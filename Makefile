@@ -49,13 +49,14 @@ wandb-sync: $(READY) ## Send to W&B what was recorded offline
 	if [ -z "$$runs" ]; then echo "nothing was recorded offline"; exit 0; fi
 	$(VENV) -m wandb sync $$runs
 
-tables: setup ## Rebuild every committed table from its records
+tables: setup ## Rebuild every committed table, verdict, report and notebook from the records
 	@profiles=$$(git ls-files results | sed -n 's|^results/\(.*\)/runs/.*|\1|p' | sort -u)
 	if [ -z "$$profiles" ]; then echo "no records are committed under results/" >&2; exit 1; fi
 	status=0
 	for profile in $$profiles; do $(VENV) -m lora.report "$$profile" || status=$$?; done
 	if [ -n "$$(git ls-files results/efficiency)" ]; then $(VENV) -m lora.efficiency.report || status=$$?; fi
 	if [ -n "$$(git ls-files 'results/bench/*/measurements.json')" ]; then $(VENV) -m lora.benchmarks --tables || status=$$?; fi
+	$(VENV) notebooks/execute.py
 	exit $$status
 
 bench: setup ## Cells per hour and steps beside Trainer + PEFT, about 20 minutes on two idle cores (ARGS="--rounds 3 --cells 24")

@@ -186,14 +186,14 @@ def check(record: RunRecord, metric: str, predicted: np.ndarray, labels: np.ndar
         )
 
 
-def read_labels(name: str, overrides: Sequence[str], gathered: Gathered) -> dict[str, np.ndarray]:
+def read_labels(gathered: Gathered) -> dict[str, np.ndarray]:
     """Task -> the labels of the split that selects, read as a run would read them.
 
     Raises: UserError: If the rows are not to be had, or are not those of the records.
     """
     from lora.data import read  # loads the library of data sets
 
-    cells = {cell.run_id: cell for cell in requested(Path(name).name, overrides)}
+    cells = {cell.run_id: cell for cell in requested(gathered.profile, gathered.overrides)}
     labels = {}
     for row in gathered.frame.drop_duplicates("task").itertuples():
         if row.run_id not in cells:
@@ -216,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         gathered = gather(given.profile, given.overrides)
         folder = ROOT / "results" / given.profile
-        labels = read_labels(given.profile, given.overrides, gathered)
+        labels = read_labels(gathered)
         entries = compare(gathered, labels, folder)
         used = gathered.frame[gathered.frame["task"].isin(labels)]["run_id"]
         made_from = {run_id: gathered.state.ok[run_id].predictions for run_id in used}

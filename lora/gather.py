@@ -109,7 +109,7 @@ def known_cells() -> dict[str, dict[str, set[str]]]:
     for profile in describe_group("profile"):
         for experiment in described(profile):
             values = known.setdefault(experiment, {key: set() for key in SELECTORS})
-            for cell in requested(profile, [f"experiment={experiment}"]):
+            for cell in requested(profile, [f"experiment={experiment}", "seed=1"]):  # no name depends on the seed
                 for key in SELECTORS:
                     values[key].add(getattr(cell, key))
     return known

@@ -176,6 +176,11 @@ def write(report: Report, folder: Path) -> None:
         pictures[key] = drawn["svg"].read_bytes()
     for path, content in (files | {"report.html": report.html(pictures)}).items():
         write_atomically(folder / path, content)
+    kept = {*files, *(f"figures/{key}.{form}" for key in pictures for form in ("png", "svg"))}
+    for part in ("tables", "claims", "figures"):
+        for path in (folder / part).glob("*"):
+            if f"{part}/{path.name}" not in kept:  # of records that are no longer there
+                path.unlink()
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from lora.comparisons import against_reference, beside_paper, best_against_last, pairs_table, published
+from lora.errors import UserError
 from lora.formats import Table
 from lora.provenance import ROOT
 from lora.stats import ENOUGH_SEEDS, LEVEL, all_pairs, holm, median_coverage
@@ -68,6 +69,8 @@ def build_sections(
     part = set(frame.loc[frame["is_part"].eq(True), "task"])
     tables, pairs, summaries = [], [], {}
     for experiment, every in planned.items():
+        if experiment not in METHODS_BY_TASKS:
+            refuse_mixed(experiment, every)
         for kind in KINDS:
             of_kind = [p for p in every if kind_of(p.task, p.task in part) == kind]
             if not of_kind:
@@ -92,6 +95,19 @@ def build_sections(
             tables += maker.best_and_last(file, title, frame, curves, of_kind)
     columns = ["model", "one", "other", "task", "n", "mean", "low", "high", "p", "p_holm", "kind"]
     return Sections(tables, pd.concat(pairs) if pairs else pd.DataFrame(columns=columns), summaries)
+
+
+def refuse_mixed(experiment: str, planned: Sequence[Planned]) -> None:
+    """Tables 5 and 6 and that of the start have no column for the encoder or the protocol: one table is of one of each.
+
+    Raises: UserError
+    """
+    for key in ("model", "protocol"):
+        values = dict.fromkeys(getattr(p, key) for p in planned)
+        if len(values) > 1:
+            raise UserError(
+                f"the table of {experiment} would mix the {key}s {', '.join(values)}: name one ({key}={min(values)})"
+            )
 
 
 @dataclass(frozen=True)

@@ -96,9 +96,9 @@ def read_adapter(record: RunRecord, config: RunConfig) -> Saved:
     return Saved(record, config, parts["lora_a"], parts["lora_b"])
 
 
-def saved_adapters(gathered: Gathered, overrides: Sequence[str]) -> dict[tuple[str, str, int, int], Saved]:
+def saved_adapters(gathered: Gathered) -> dict[tuple[str, str, int, int], Saved]:
     """(model, task, rank, seed) -> the adapters of LoRA on Wq and Wv that are there."""
-    cells = {cell.run_id: cell for cell in every_cell(gathered, overrides)}
+    cells = {cell.run_id: cell for cell in every_cell(gathered)}
     found = {}
     for p in gathered.every:
         record = gathered.state.ok.get(p.run_id)
@@ -111,12 +111,12 @@ def saved_adapters(gathered: Gathered, overrides: Sequence[str]) -> dict[tuple[s
     return found
 
 
-def every_cell(gathered: Gathered, overrides: Sequence[str]) -> Iterable[Cell]:
+def every_cell(gathered: Gathered) -> Iterable[Cell]:
     """The cells of the experiments at hand, with what composes them."""
-    if "adhoc" in gathered.planned or any(override.startswith("experiment=") for override in overrides):
-        return requested(gathered.profile, overrides)
+    if "adhoc" in gathered.planned or any(o.startswith("experiment=") for o in gathered.overrides):
+        return requested(gathered.profile, gathered.overrides)
     names = ",".join(gathered.planned)
-    return requested(gathered.profile, [*overrides, f"experiment={names}"])
+    return requested(gathered.profile, [*gathered.overrides, f"experiment={names}"])
 
 
 def analyse(adapters: Mapping[tuple[str, str, int, int], Saved]) -> tuple[list[dict[str, Any]], set[str]]:
@@ -209,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         gathered = gather(given.profile, given.overrides)
-        cases, used = analyse(saved_adapters(gathered, given.overrides))
+        cases, used = analyse(saved_adapters(gathered))
         if not cases:
             raise UserError(
                 f"no run of {given.profile} with LoRA on q and v at rank {LARGE} left its adapter here: train it with "

@@ -222,7 +222,7 @@ def test_tables_rebuilds_each_committed_profile(ready_clone: Path) -> None:
     subprocess.run(["git", "-C", ready_clone, "add", "results/small", "results/reference"], check=True)
     (ready_clone / "calls").unlink()
     assert make(ready_clone, "tables").returncode == 0
-    assert [call[-1] for call in calls(ready_clone)[1:]] == ["reference/mini", "small"]
+    assert [call[-1] for call in calls(ready_clone)[1:]] == ["reference/mini", "small", "notebooks/execute.py"]
     assert make(ready_clone, "tables", REPORT="1").returncode == 2
 
 

@@ -265,6 +265,14 @@ def test_what_a_cell_sorts_by(text, value):
     assert sort_value(text) == value
 
 
+@pytest.mark.parametrize(("key", "other"), [("protocol", "printed"), ("model", "roberta_base")])
+def test_a_table_without_a_column_for_it_is_of_one_protocol_and_encoder(key, other):
+    frame, planned = lora_cells({"lora-qv-r1": 0.7})
+    mixed = [*planned, dataclasses.replace(planned[0], run_id="other-00000000", **{key: other})]
+    with pytest.raises(UserError, match=rf"lora_ranks would mix the {key}s"):
+        build_sections("x", {"lora_ranks": mixed}, frame, load_curves([]), {})
+
+
 FULL = ["experiment=glue_table2,lora_targets,lora_ranks,mnli_start", "seed=1,2,3,4,5"]
 
 
@@ -323,7 +331,9 @@ def test_a_picture_of_the_same_data_is_left_as_it_is(synthetic, tmp_path):
     write(report, tmp_path)
     assert "another release" in picture.read_text()
     (tmp_path / "figures" / "ranks.json").write_text("{}")
+    (tmp_path / "tables" / "table9.md").write_text("of records that are gone")
     write(report, tmp_path)
+    assert not (tmp_path / "tables" / "table9.md").exists()
     assert "another release" not in picture.read_text()
 
 

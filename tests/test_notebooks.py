@@ -1,0 +1,49 @@
+"""The notebooks run, and show what is committed: their outputs come from the records and the code, not from a hand."""
+
+import sys
+
+import nbformat
+import pytest
+
+from lora.provenance import ROOT
+
+sys.path.insert(0, str(ROOT / "notebooks"))
+
+from execute import execute
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def shown(notebook: nbformat.NotebookNode) -> list[str]:
+    """Texts of all outputs; pictures by their kind, since another matplotlib draws other bytes."""
+    found = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            found.append(data.get("text/markdown") or data.get("text/plain") or output.get("text", ""))
+    return ["picture" if "IPython.core.display.Image" in text else text for text in found]
+
+
+def test_there_are_three():
+    assert [path.name for path in NOTEBOOKS] == ["01_results.ipynb", "02_lora_by_hand.ipynb", "03_subspaces.ipynb"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_and_shows_what_is_committed(path):
+    committed = nbformat.read(path, as_version=4)
+    assert shown(committed)
+    assert shown(execute(path)) == shown(committed)
+
+
+def test_swapping_by_hand_holds_what_the_text_says():
+    outputs = shown(nbformat.read(ROOT / "notebooks" / "02_lora_by_hand.ipynb", as_version=4))
+    assert any("'the module is the sum': True" in text and "'with B = 0 it is W0 x': True" in text for text in outputs)
+    assert any("W0 is the same': False" in text and "a kept copy it is': True" in text for text in outputs)
+    assert any("'trainable_method': 73728" in text and "'2 L_LoRA d r': 73728" in text for text in outputs)
+
+
+def test_notebooks_hold_no_functions():
+    """No logic in them: what they call has its own tests."""
+    cells = [cell for path in NOTEBOOKS for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert len(cells) >= 15 and not any(line in cell.source for cell in cells for line in ("def ", "class ", "lambda"))
