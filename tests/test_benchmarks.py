@@ -271,12 +271,10 @@ def test_products_of_a_step_are_part_of_its_time(still):
 
 def test_everything_about_steps_is_measured_for_every_contender(tiny_config):
     config = tiny_config("method.rank=2")
-    found = steps.measure(config, {"2x6": (2, 6), "4x8": (4, 8)}, {"2x6": 2, "4x8": 3}, ("fp32", "bf16"))
+    found = steps.measure(config, {"2x6": (2, 6), "4x8": (4, 8)}, 2, ("fp32", "bf16"))
     names = {f"{who} {p}" for who in ("ours", "full", "peft eager", "peft sdpa") for p in ("fp32", "bf16")}
-    assert {shape: {len(v) for v in times.values()} for shape, times in found["times"].items()} == {
-        "2x6": {2},
-        "4x8": {3},
-    }
+    assert set(found["times"]) == {"2x6", "4x8"}
+    assert {len(values) for times in found["times"].values() for values in times.values()} == {2}
     assert set(found["times"]["4x8"]) == set(found["saved_bytes"]) == names
     assert found["saved_shape"] == "4x8"
     assert set(found["matmul_seconds"]["2x6"]) == {"ours fp32", "full fp32", "peft eager fp32"}
@@ -547,6 +545,36 @@ def test_without_a_gpu_its_script_says_so(monkeypatch, capsys):
         gpu.main([])
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("error: this benchmark needs a CUDA device")
+
+
+# All of it.
+
+
+def test_the_whole_benchmark_on_tiny_cells(tiny_overrides, tmp_path, monkeypatch):
+    """Every side as the processes that a real run starts; of the peers' choices, one each."""
+    monkeypatch.setattr(sides, "script_choices", lambda: {"1": job.PeerSettings("max_length", "fp32", 1, "sdpa")})
+    monkeypatch.setattr(sides, "tuned_choices", lambda p: {"1": job.PeerSettings("longest", p, 1, "eager")})
+    own = ("task=", "runtime.", "train.kernels=")
+    overrides = [override for override in tiny_overrides if not override.startswith(own)]
+    overrides += ["train.kernels=fused", "data.train_rows=40", "method.rank=2"]
+    chosen = command.parse("--rounds 1 --cells 4 --script-cells 1 --step-repetitions 2".split())
+    (tmp_path / "run").mkdir()
+    measured = command.measure(chosen, ("cola", "mrpc"), overrides, tmp_path / "run")
+    folder, readme = tmp_path / "bench", tmp_path / "README.md"
+    readme.write_text(f"{table.BEGIN}\n{table.END}\n")
+    (folder / measured["device"]).mkdir(parents=True)
+    (folder / measured["device"] / "measurements.json").write_bytes(output.as_json(measured))
+    (summary,) = output.write_tables(folder, readme)
+    assert summary["n"]["cells"] == {"script_loop": 1, "tuned_peer": 4, "ours": 4}
+    assert all(rate > 0 for rate in summary["cells_per_hour"].values())
+    assert {cell["trainable"] for each in measured["rounds"] for cell in each["cells"]} == {
+        measured["rounds"][0]["cells"][0]["trainable"]
+    }
+    assert set(summary["step_vs_peft"]) == set(summary["step_vs_full"]) == {"16x28", "32x64"}
+    assert 0 < summary["saved_bytes_vs_peft"] < 1 and 0 < summary["matmul_share"] < 1
+    for shares in summary["shares"].values():
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
+    assert all(path.read_text() for path in (folder / measured["device"] / "bench.md", readme))
 
 
 # Mistakes.

@@ -22,7 +22,7 @@ from lora.errors import UserError
 from lora.provenance import code_version
 from lora.results import write_atomically
 
-ROUNDS, CELLS, SCRIPT_CELLS = 2, 12, 3
+ROUNDS, CELLS, SCRIPT_CELLS, STEP_REPETITIONS = 2, 12, 3, 11
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -38,6 +38,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="of these, cells per round of the script loop (%(default)s)",
     )
     parser.add_argument("--train-rows", type=int, default=grid_of.TRAIN_ROWS, help="of a cell (%(default)s)")
+    parser.add_argument(
+        "--step-repetitions", type=int, default=STEP_REPETITIONS, help="of every contender's step (%(default)s)"
+    )
     parser.add_argument("--epochs", type=int, default=grid_of.EPOCHS, help="of a cell (%(default)s)")
     parser.add_argument(
         "--tables",
@@ -45,7 +48,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="measure nothing: build summaries, tables and README from the measurements",
     )
     chosen = parser.parse_args(arguments)
-    for name in ("rounds", "script_cells", "epochs"):
+    for name in ("rounds", "script_cells", "step_repetitions", "epochs"):
         if getattr(chosen, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be >= 1, got {getattr(chosen, name)}")
     if chosen.train_rows < 2:
@@ -58,21 +61,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return chosen
 
 
-def measure(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measure(chosen: argparse.Namespace, tasks: Sequence[str], overrides: Sequence[str], folder: Path) -> dict[str, Any]:
     """Everything, as measurements.json has it.
 
     Args:
+        tasks: Of the cells.
+        overrides: What composes every cell but for its task and seed.
         folder: For rows, caches and logs of this run.
     """
-    overrides = grid_of.common_overrides(chosen.train_rows, chosen.epochs)
-    tasks = grid_of.TASKS_TIMED
     config = compose_run([*overrides, f"task={tasks[0]}"])
     precision = config.train.precision
     turns = [
-        grid_of.peer_cells(
-            grid_of.grid(tasks, grid_of.seeds_of_round(number, chosen.cells)), folder / "rows", overrides
-        )
-        for number in range(chosen.rounds)
+        grid_of.peer_cells(grid_of.grid(tasks, seeds), folder / "rows", overrides)
+        for seeds in (grid_of.seeds_of_round(number, chosen.cells, tasks) for number in range(chosen.rounds))
     ]
     say("warming up: the peers' choices of threads and attention, one sweep of ours")
     script, script_seconds = sides.fastest(sides.script_choices(), turns[0][0], folder)
@@ -86,10 +87,12 @@ def measure(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
             say(f"round {number + 1} of {chosen.rounds}, {side}: {rounds[-1].seconds:.0f} s")
     say("where the time of one of our cells goes")
     trace_file, steps_file = folder / "trace.json", folder / "steps.json"
-    sides.run_process(["-m", "lora.benchmarks.trace", str(trace_file), *overrides], folder, folder / "trace.log")
+    cell = [*overrides, f"task={tasks[0]}"]
+    sides.run_process(["-m", "lora.benchmarks.trace", str(trace_file), *cell], folder, folder / "trace.log")
     say("steps")
     loads.append(machine.sample_load())
-    sides.run_process(["-m", "lora.benchmarks.steps", str(steps_file)], folder, folder / "steps.log")
+    asked = [str(steps_file), str(chosen.step_repetitions), *cell]
+    sides.run_process(["-m", "lora.benchmarks.steps", *asked], folder, folder / "steps.log")
     return {
         "device": machine.cpu_device(),
         "machine": machine.describe_machine(),
@@ -98,8 +101,8 @@ def measure(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": {
             "tasks": list(tasks),
-            "train_rows": chosen.train_rows,
-            "epochs": chosen.epochs,
+            "train_rows": config.data.train_rows,
+            "epochs": config.train.epochs,
             "batch": config.train.batch,
             "eval_batch": config.train.eval_batch,
             "max_length": config.data.max_length,
@@ -145,7 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         chosen = parse(arguments)
         if not chosen.tables:
             with tempfile.TemporaryDirectory(prefix="lora-bench-") as folder:
-                measured = measure(chosen, Path(folder))
+                overrides = grid_of.common_overrides(chosen.train_rows, chosen.epochs)
+                measured = measure(chosen, grid_of.TASKS_TIMED, overrides, Path(folder))
             write_atomically(FOLDER / measured["device"] / "measurements.json", as_json(measured))
         summaries = write_tables()
         if not summaries:

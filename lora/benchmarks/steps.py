@@ -1,7 +1,7 @@
-"""`python -m lora.benchmarks.steps OUT.json PRECISION`: a training step of every contender, with one thread.
+"""`python -m lora.benchmarks.steps OUT.json REPETITIONS OVERRIDES`: a training step of every contender.
 
-All run in one process. Every contender starts from the same encoder and takes the same batches. All shapes are warmed
-up; then the contenders take turns, in an order that rotates.
+All run in one process with one thread. Every contender starts from the same encoder and takes the same batches. All
+shapes are warmed up; then the contenders take turns, in an order that rotates.
 """
 
 import dataclasses
@@ -19,7 +19,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
 from lora.allocator import keep_freed_memory
-from lora.benchmarks.cells import common_overrides
 from lora.benchmarks.contenders import Contender, ours, peft, pretrained, random_batch
 from lora.benchmarks.floor import timer
 from lora.benchmarks.timing import interleave
@@ -28,7 +27,6 @@ from lora.config import RunConfig
 from lora.methods.configs import FullConfig
 
 SHAPES = {"16x28": (16, 28), "32x64": (32, 64)}
-REPETITIONS = {"16x28": 5, "32x64": 3}
 WARMUP = 2
 PRECISIONS = ("bf16", "fp32")
 SAVED_LORA_DROPOUT = 0.1
@@ -96,7 +94,7 @@ def matmul_seconds(contender: Contender, batch: dict[str, Tensor], steps: int = 
 
 
 def measure(
-    config: RunConfig, shapes: Mapping[str, tuple[int, int]], repetitions: Mapping[str, int], precisions: Sequence[str]
+    config: RunConfig, shapes: Mapping[str, tuple[int, int]], repetitions: int, precisions: Sequence[str]
 ) -> dict[str, Any]:
     """Everything about steps on a CPU, as measurements.json has it."""
     torch.set_num_threads(1)
@@ -105,7 +103,7 @@ def measure(
     contenders = {name: make() for name, make in roster(config, precisions).items()}
     vocabulary = next(iter(contenders.values())).model.config.vocab_size
     batches = {name: random_batch(*shape, vocabulary) for name, shape in shapes.items()}
-    times = {name: time_steps(contenders, batch, repetitions[name]) for name, batch in batches.items()}
+    times = {name: time_steps(contenders, batch, repetitions) for name, batch in batches.items()}
     products = {
         shape: {
             name: matmul_seconds(contenders[name], batch)
@@ -121,9 +119,9 @@ def measure(
 
 
 def main() -> None:
-    out, precision = Path(sys.argv[1]), sys.argv[2]
-    config = compose_run([*common_overrides(precision), "task=reviews"])
-    out.write_text(json.dumps(measure(config, SHAPES, REPETITIONS, PRECISIONS)))
+    out, repetitions, *overrides = sys.argv[1:]
+    measured = measure(compose_run(overrides), SHAPES, int(repetitions), PRECISIONS)
+    Path(out).write_text(json.dumps(measured))
 
 
 if __name__ == "__main__":
