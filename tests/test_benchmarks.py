@@ -251,15 +251,16 @@ def test_contenders_compute_the_same_loss_and_all_of_them_learn(still):
         assert each.loss(batch).item() < first[0]
 
 
-def test_saved_bytes_count_each_storage_once_without_parameters_and_inputs():
+def test_saved_bytes_are_of_activations_and_of_casts_of_weights():
     linear = nn.Linear(3, 3)
 
     def loss(batch):
-        hidden = linear(batch["x"]).exp()  # exp keeps its result, 5 x 3 floats
+        hidden = nn.functional.linear(batch["x"], linear.weight.double()).exp()  # keeps its result, 5 x 3 numbers
         return (hidden * hidden).sum()  # which is the same storage again, twice
 
     contender = contenders.Contender("by hand", linear, lambda batch: None, loss)
-    assert steps.saved_bytes(contender, {"x": torch.ones(5, 3)}) == 5 * 3 * 4
+    x = torch.ones(5, 3, dtype=torch.float64, requires_grad=True)
+    assert steps.saved_bytes(contender, {"x": x}) == 8 * (5 * 3 + 5 * 3 + 3 * 3)  # exp's result, x, the cast weight
 
 
 def test_products_of_a_step_are_part_of_its_time(still):

@@ -25,10 +25,10 @@ from lora.benchmarks.timing import ratio_of
 from lora.compose import compose_run
 from lora.config import RunConfig
 from lora.errors import UserError
+from lora.formats import markdown
 from lora.methods.configs import FullConfig
 from lora.provenance import code_version
 from lora.results import write_atomically
-from lora.tables import markdown
 
 MODELS = ("minilm", "roberta_base", "roberta_large")
 SHAPES = {"16x28": (16, 28), "32x64": (32, 64), "32x128": (32, 128)}

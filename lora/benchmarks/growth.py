@@ -30,10 +30,10 @@ from lora.benchmarks.timing import interleave, slope
 from lora.compose import compose_run
 from lora.config import RunConfig
 from lora.errors import UserError
+from lora.formats import markdown
 from lora.provenance import code_version
 from lora.results import write_atomically
 from lora.surgery import trainable
-from lora.tables import markdown
 
 MODELS = ("minilm", "roberta_base", "roberta_large")
 BATCH, TOKENS, RANK = 16, 28, 8  # where an axis does not say otherwise

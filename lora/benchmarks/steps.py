@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
 from lora.allocator import keep_freed_memory
@@ -24,6 +23,7 @@ from lora.benchmarks.floor import timer
 from lora.benchmarks.timing import interleave
 from lora.compose import compose_run
 from lora.config import RunConfig
+from lora.efficiency import memory
 from lora.methods.configs import FullConfig
 
 SHAPES = {"16x28": (16, 28), "32x64": (32, 64)}
@@ -63,20 +63,9 @@ def time_steps(
 
 
 def saved_bytes(contender: Contender, batch: dict[str, Tensor]) -> int:
-    """What the forward pass keeps for the backward pass: each storage once, no parameters, buffers, inputs."""
-    known = [*contender.model.parameters(), *contender.model.buffers(), *batch.values()]
-    excluded = {tensor.untyped_storage().data_ptr() for tensor in known}
-    kept: dict[int, Any] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in excluded:
-            kept[storage.data_ptr()] = storage  # held, so that no later tensor gets the same address
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        contender.loss(batch)
-    return sum(storage.nbytes() for storage in kept.values())
+    """What the forward pass keeps for the backward pass: each storage once, parameters left out, casts of them not."""
+    saved = memory.saved_bytes(contender.model, lambda: contender.loss(batch))
+    return saved.activations + saved.casts
 
 
 def matmul_seconds(contender: Contender, batch: dict[str, Tensor], steps: int = 2) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from lora.benchmarks.summary import AGREES, SIDES
-from lora.tables import markdown
+from lora.formats import markdown
 from lora.tasks import TASKS
 
 BEGIN, END = "<!-- bench begin -->", "<!-- bench end -->"

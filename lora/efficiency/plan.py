@@ -11,7 +11,7 @@ from lora.checks import Problems
 from lora.compose import compose_run
 from lora.config import ModelConfig, RunConfig
 from lora.errors import UserError
-from lora.tables import METHOD_TITLES
+from lora.summary import METHOD_TITLES
 
 TITLES = {  # of what is measured, in the tables' order
     "base": "Base, untouched",

@@ -7,8 +7,8 @@ import pandas as pd
 
 from lora.efficiency.plan import TITLES
 from lora.efficiency.summary import BY_SHAPE, COUNTS, methods_of, value_at
+from lora.formats import markdown
 from lora.provenance import ROOT
-from lora.tables import markdown
 
 PAPER = ROOT / "experiments" / "efficiency" / "paper.csv"
 MODEL_TITLES = {
