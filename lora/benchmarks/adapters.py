@@ -153,7 +153,7 @@ def time_batches(repetitions: int) -> dict[str, Any]:
     swap(merged, adapters[0])
     place(unmerged, adapters[0])
     served = AdapterSet(copy.deepcopy(base), {str(number): adapter for number, adapter in enumerate(adapters)})
-    tokens = torch.randint(5, 50000, (ROWS, TOKENS), generator=generator(0, "benchmark", "tokens"))
+    tokens = torch.randint(5, base.config.vocab_size, (ROWS, TOKENS), generator=generator(0, "benchmark", "tokens"))
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     names = [str(row % ADAPTERS) for row in shuffled(ROWS, "benchmark", "rows").tolist()]
     worst = largest_difference(served(names, **inputs), names, base, adapters, inputs)
