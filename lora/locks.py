@@ -53,19 +53,25 @@ def lock_path(outputs: str | Path, run_id: str) -> Path:
 
 
 def myself() -> Owner:
-    """
-    Source: of the batch systems' variables, their manuals: sbatch(1), and Ray's runtime context.
-    """
-    slurm = os.environ.get("SLURM_JOB_ID")
     return Owner(
         host=socket.gethostname(),
         table=process_table(),
         pid=os.getpid(),
         ticks=start_ticks(os.getpid()) or 0,
-        job=None if slurm is None else f"slurm {slurm}",
+        job=batch_job(),
         since=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         token=secrets.token_hex(8),
     )
+
+
+def batch_job() -> str | None:
+    """The Slurm job, as scancel takes it: an array's first task has the id of the whole array, which is not its name.
+
+    Source: sbatch(1), output environment variables.
+    """
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = os.environ.get("SLURM_JOB_ID") if array is None else f"{array}_{task}"
+    return None if job is None else f"slurm {job}"
 
 
 def process_table() -> str:

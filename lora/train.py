@@ -4,7 +4,6 @@ import functools
 import hashlib
 import math
 import platform
-import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from lora.allocator import keep_freed_memory
 from lora.batches import collate, encode, epoch_batches, to_device
 from lora.checkpoints import Keeper, Trained, made_from
 from lora.config import RunConfig, TrainConfig
+from lora.cost import device_name, optimizer_bytes, peak_mib
 from lora.data import TaskData, read
 from lora.errors import UserError
 from lora.evaluation import evaluate, pack_predictions, predict, select, selecting_split
@@ -296,24 +296,6 @@ def check_finite(losses: list[Tensor], step: int) -> None:
         raise NonFiniteLossError(
             f"the loss is not finite at step {first}; a lower train.lr would be the first thing to try"
         )
-
-
-def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
-    states = (tensor for state in optimizer.state.values() for tensor in state.values() if torch.is_tensor(tensor))
-    return sum(tensor.numel() * tensor.element_size() for tensor in states)
-
-
-def peak_mib(device: torch.device) -> float:
-    """Of the GPU's allocator, or of the whole process on a CPU (it includes cells that the process trained before)."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def describe(data: TaskData) -> dict[str, Any]:

@@ -33,10 +33,11 @@ def without_ray() -> str | None:
     return None if find_spec("ray") and find_spec("hydra_plugins.hydra_ray_launcher") else "no ray"
 
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 OWN = ("tests/test_slurm.py", "tests/test_ray.py")  # they start a cluster each
 STAGES = (  # pytest's own testpaths where no file is named, so that ARGS can narrow it
     Stage("unit", ("-m", "not browser", *(f"--ignore={path}" for path in OWN))),
-    Stage("report", ("-m", "browser"), without("chromium", "chromium-browser", "google-chrome")),
+    Stage("report", ("-m", "browser"), without(*BROWSERS)),
     Stage("slurm", (OWN[0],), without("sbatch")),
     Stage("ray", (OWN[1],), without_ray),
 )

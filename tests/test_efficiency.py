@@ -18,6 +18,7 @@ from torch import nn
 
 from lora.checks import SettingsError
 from lora.compose import CPUINFO, cpu_precision
+from lora.cost import optimizer_bytes
 from lora.efficiency import machine, measure, memory
 from lora.efficiency.__main__ import main
 from lora.efficiency.plan import LATENCY_SHAPES, MODELS, STEP_SHAPES, TITLES, Plan, make_plan, method_run, place
@@ -41,7 +42,6 @@ from lora.methods.lowrank import LoraLinear
 from lora.params import SIZES
 from lora.provenance import ROOT
 from lora.surgery import checksum, count_parameters, is_head, trainable
-from lora.train import optimizer_bytes
 
 KERNELS = pytest.mark.parametrize(
     ("kernels", "precision"), [("stock", "fp32"), ("stock", "bf16"), ("fused", "fp32"), ("fused", "bf16")]

@@ -62,7 +62,8 @@ def test_the_announcement_says_what_and_how_long(cells, tmp_path):
     now = state(cells, tmp_path)
     text = announcement("mini", cells, now, cells, {cell.run_id: 60.0 for cell in cells}, workers=2)
     assert "4 of 4 cells to run" in text and "about 2 min" in text and "reviews" in text
-    assert "12,000 training examples" in announcement("mini", cells, now, cells, dict.fromkeys(expected(cells)), 2)
+    examples = f"{sum(cell.examples for cell in cells):,} training examples"
+    assert examples in announcement("mini", cells, now, cells, dict.fromkeys(expected(cells)), 2)
     assert "all 4 cells are there already" in announcement("mini", cells, now, [], {}, 2)
 
 

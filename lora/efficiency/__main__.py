@@ -51,9 +51,9 @@ def run(arguments: argparse.Namespace) -> str:
 
     Raises: UserError: Before anything is written, or if the folder cannot be.
     """
+    from lora.cost import device_name
     from lora.efficiency.measure import measure  # these load torch, which a mistake in the call need not wait for
     from lora.efficiency.subjects import resolve_device
-    from lora.train import device_name
 
     chosen = dict(vars(arguments))
     results = chosen.pop("results")

@@ -58,7 +58,7 @@ def is_idle(shares: Mapping[str, float | None]) -> bool | None:
 def describe(device: str) -> dict[str, Any]:
     """
     Args:
-        device: As `lora.train.device_name` has it.
+        device: As `lora.cost.device_name` has it.
     """
     return {
         "device": device,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lora.allocator import keep_freed_memory
+from lora.cost import device_name, optimizer_bytes
 from lora.efficiency import machine
 from lora.efficiency.memory import checkpoint_bytes, peak_of_child, saved_bytes
 from lora.efficiency.plan import Plan, method_run
@@ -30,7 +31,6 @@ from lora.efficiency.summary import SCHEMA, summarise
 from lora.efficiency.timing import Call, interleave
 from lora.provenance import code_version
 from lora.surgery import count_parameters
-from lora.train import device_name, optimizer_bytes
 
 Batch = dict[str, Tensor]
 Work = dict[str, dict[str, Call]]

@@ -157,7 +157,7 @@ def is_usual(plan: Plan) -> bool:
 def device_folder(device_name: str, results: Path) -> Path:
     """
     Args:
-        device_name: As `lora.train.device_name` has it: a kind of processor, no name of a host.
+        device_name: As `lora.cost.device_name` has it: a kind of processor, no name of a host.
     """
     return results / "efficiency" / re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-")
 

@@ -1,0 +1,24 @@
+"""What a run takes of the machine, for its record."""
+
+import platform
+import resource
+
+import torch
+
+
+def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
+    states = (tensor for state in optimizer.state.values() for tensor in state.values() if torch.is_tensor(tensor))
+    return sum(tensor.numel() * tensor.element_size() for tensor in states)
+
+
+def peak_mib(device: torch.device) -> float:
+    """Of the GPU's allocator, or of the whole process on a CPU (it includes cells that the process trained before)."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
