@@ -84,6 +84,8 @@ def bounds(differences: Float[np.ndarray, "b pairs"], purpose: str) -> dict[str,
     """The intervals of the mean difference over pairs of seeds, from its values on each resample.
 
     Deviations between seeds are stretched as in `lora.stats.mean_interval`; a single pair has no interval over both.
+    That one errs on the wide side: the seeds differ on these examples in part because the examples are few, which the
+    resamples of the examples count again.
     """
     tail = (1 - LEVEL) / 2
     means = differences.mean(axis=1)

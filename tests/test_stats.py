@@ -61,7 +61,7 @@ def test_many_values_give_the_interval_of_scipys_bootstrap():
     assert (ours.mean, ours.n) == (pytest.approx(values.mean()), 400)
 
 
-@pytest.mark.parametrize(("tasks", "seeds"), [(1, 5), (1, 10), (4, 5), (3, 3)])
+@pytest.mark.parametrize(("tasks", "seeds"), [(1, 3), (1, 4), (1, 5), (1, 10), (4, 5), (3, 3)])
 def test_the_interval_covers_the_truth_as_often_as_it_says(tasks, seeds):
     """Where plain percentiles of one task's 5 seeds cover 84%."""
     source, covered, repeats = np.random.default_rng(3), 0, 600
@@ -83,6 +83,13 @@ def test_an_interval_is_the_same_each_time_and_turns_with_its_sign():
     found, mirrored = mean_interval([values]), mean_interval([-values])
     assert found == mean_interval([values.copy()])
     assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low))
+
+
+def test_three_values_alone_have_students_interval():
+    values = np.array([0.5, 1.0, 2.5])
+    found = mean_interval([values])
+    expected = stats.t.interval(0.95, 2, loc=values.mean(), scale=stats.sem(values))
+    assert (found.low, found.high) == pytest.approx(expected)
 
 
 def test_strata_are_resampled_apart():
