@@ -28,7 +28,7 @@ def document(summaries: Sequence[Summary]) -> str:
     for summary in summaries:
         lines += section(summary)
     lines += ["## What the paper says", "", "Other models on other machines: beside ours for orientation.", ""]
-    lines.append(markdown(published()))
+    lines.append(markdown(published(), words=7))
     return "\n".join(lines)
 
 
