@@ -6,7 +6,7 @@ import tiny
 from lora.cells import run_cell
 from lora.compose import compose_run, parent_overrides
 
-SMALLER = ["train.epochs=1", "data.max_length=32", "data.source=tsv", "runtime.device=cpu"]
+SMALLER = ["train.epochs=1", "data.max_length=32", "data.source=tsv", "runtime.device=cpu", "runtime.tracking=off"]
 
 
 @pytest.mark.parametrize(
