@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from lora import subspaces
+from lora.adapters.files import write_folder
 from lora.analyses import SUBSPACES, analysis_json, read_analyses
 from lora.errors import UserError
 from lora.order import gaussian
-from lora.results import adapter_path, write_atomically
+from lora.results import adapter_path
 from lora.subspace_tables import amplification_table, figure3, figure4
 from lora.subspaces import amplification, analyse, read_adapter, similarity
 from lora.train import run
@@ -85,8 +86,8 @@ def trained(tiny_config, small_ranks):
     found = {}
     for rank, seed in ((2, 1), (6, 1), (6, 2)):
         config = tiny_config("method=lora", f"method.rank={rank}", f"seed={seed}", "runtime.save_adapter=true")
-        record, _, weights = run(config)
-        write_atomically(adapter_path(config.runtime.outputs, config.run_id), weights)
+        record, _, files = run(config)
+        write_folder(adapter_path(config.runtime.outputs, config.run_id).parent, files)
         found["local", "cola", rank, seed] = read_adapter(record, config)
     return found
 
