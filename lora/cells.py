@@ -16,7 +16,7 @@ from lora.compose import compose_run
 from lora.config import RunConfig
 from lora.errors import UserError
 from lora.locks import Heartbeat, HeldError, held, lock_path
-from lora.processes import is_main_process
+from lora.processes import check_batch, is_main_process, processes
 from lora.progress import Note
 from lora.results import (
     RunRecord,
@@ -44,6 +44,7 @@ def run_cell(config: RunConfig, mistakes_fail: bool) -> RunRecord:
     record = usable_record(config)
     if record is not None:
         return record
+    check_batch(config.train, processes())  # before the lock, which leaves a folder
     if not is_main_process():
         return train(config, mistakes_fail, None)
     with held(lock_path(config.runtime.outputs, config.run_id)) as heart:

@@ -18,6 +18,7 @@ from lora.efficiency.memory import saved_bytes
 from lora.errors import UserError
 from lora.methods.attach import apply
 from lora.params import SIZES
+from lora.processes import check_batch
 from lora.surgery import count_parameters
 
 GIB = 2**30
@@ -60,8 +61,6 @@ def estimate(config: RunConfig, processes: int) -> Memory:
         processes: That share the batch.
     Raises: UserError: If the batch does not divide among them, or the sizes of the model are not known here.
     """
-    from lora.train import check_batch
-
     check_batch(config.train, processes)
     rows = config.train.batch // (processes * config.train.accumulation)
     with FakeTensorMode():

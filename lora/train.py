@@ -34,7 +34,7 @@ from lora.fused.encoder import fuse, sparse_embeddings
 from lora.fused.optimizer import FusedAdamW
 from lora.methods import METHODS
 from lora.models import load_encoder, max_positions
-from lora.processes import processes
+from lora.processes import check_batch, processes
 from lora.provenance import code_version
 from lora.results import RunRecord, checkpoint_path
 from lora.seeding import seed_for
@@ -220,16 +220,6 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     return Accelerator(
         cpu=fused or device == "cpu", mixed_precision="bf16" if precision == "bf16" and not fused else "no"
     )
-
-
-def check_batch(train: TrainConfig, count: int) -> None:
-    """Raises: UserError: If the global batch is no multiple of processes times passes."""
-    parts = count * train.accumulation
-    if train.batch % parts:
-        raise UserError(
-            f"train.batch must be a multiple of processes x train.accumulation ({count} x {train.accumulation}), since "
-            f"it is the batch of all of them together, got {train.batch}"
-        )
 
 
 def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:

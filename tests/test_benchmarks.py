@@ -557,7 +557,7 @@ def test_the_whole_benchmark_on_tiny_cells(tiny_overrides, tmp_path, monkeypatch
     monkeypatch.setattr(sides, "tuned_choices", lambda p: {"1": job.PeerSettings("longest", p, 1, "eager")})
     own = ("task=", "runtime.", "train.kernels=")
     overrides = [override for override in tiny_overrides if not override.startswith(own)]
-    overrides += ["train.kernels=fused", "data.train_rows=40", "method.rank=2"]
+    overrides += ["train.kernels=fused", "data.train_rows=40", "method.rank=2", "runtime.tracking=off"]
     chosen = command.parse("--rounds 1 --cells 4 --script-cells 1 --step-repetitions 2".split())
     (tmp_path / "run").mkdir()
     measured = command.measure(chosen, ("cola", "mrpc"), overrides, tmp_path / "run")

@@ -13,13 +13,9 @@ from lora.errors import UserError
 from lora.provenance import ROOT
 
 HIDE = """
-import importlib.util, sys
-real = importlib.util.find_spec
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.startswith(sys.argv[1]):
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Hidden())
+import pkgutil, sys
+walk, hidden = pkgutil.walk_packages, sys.argv[1]  # how Hydra finds its plugins
+pkgutil.walk_packages = lambda *a, **k: (found for found in walk(*a, **k) if not found.name.startswith(hidden))
 sys.argv = ["lora", *sys.argv[2:]]
 from lora.__main__ import main
 main()

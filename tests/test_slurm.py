@@ -80,21 +80,6 @@ def test_a_requeued_job_goes_on_where_it_was(tiny_overrides, tmp_path):
     assert "REQUEUED" in slurm("sacct", "--duplicates", "--noheader", "--format=State%20", f"--jobs={job_of(owner)}")
 
 
-def test_a_lost_node_loses_nothing(tiny_overrides, tmp_path):
-    process = start(grid(tiny_overrides, tmp_path / "slurm", *LONG, "seed=1,2"))
-    found = training(tmp_path / "slurm", process, cells=2)
-    job = job_of(next(iter(found.values())))
-    node = slurm("squeue", "--noheader", "--format=%N", f"--jobs={job}")
-    slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-    try:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
-        records = assert_complete(tmp_path / "slurm", uninterrupted(tiny_overrides, tmp_path))
-        assert len(records) == 2
-    finally:
-        slurm("scontrol", "update", f"nodename={node}", "state=resume")
-
-
 @pytest.mark.parametrize("how", ["scancel", "kill -9"])
 def test_what_a_user_or_a_kernel_kills_is_done_by_the_next_launch(tiny_overrides, tmp_path, how):
     """scancel: the command ends and names the cell. A killed process: the same command tries it again."""

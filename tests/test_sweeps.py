@@ -211,7 +211,8 @@ def test_a_full_disk_leaves_no_part_and_the_next_launch_completes(tiny_overrides
         )
         filler = disk / "filler"
         (disk / "results").mkdir()
-        filler.write_bytes(b"x" * 60 * 1024)
+        with pytest.raises(OSError, match="No space left"):
+            filler.write_bytes(b"x" * 128 * 1024)  # to the last byte
         code, output = finish(overrides)
         assert code == 1, output
         assert output.count("cannot write") >= 2 and "No space left on device" in output

@@ -25,6 +25,7 @@ def common_overrides(train_rows: int = TRAIN_ROWS, epochs: int = EPOCHS) -> list
         "method=lora",
         f"data.train_rows={train_rows}",
         f"train.epochs={epochs}",
+        "runtime.tracking=off",  # no side sends copies to W&B
     ]
 
 

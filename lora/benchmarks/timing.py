@@ -4,8 +4,9 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 CONFIDENCE = 0.95
 INTERVAL = (
     "between two order statistics, the narrowest symmetric pair that covers the median with at least 95%, whatever the "
@@ -47,10 +48,10 @@ def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
     return median_of([one / other for one, other in zip(ours, theirs, strict=True)])
 
 
-def rotated(names: Sequence[str], turn: int) -> list[str]:
-    """The same names, beginning `turn` places later: over the turns each name runs in each place."""
-    start = turn % len(names)
-    return [*names[start:], *names[:start]]
+def rotated(items: Sequence[T], turn: int) -> list[T]:
+    """The same, beginning `turn` places later: over the turns each runs in each place."""
+    start = turn % len(items)
+    return [*items[start:], *items[:start]]
 
 
 def wall_seconds(action: Callable[[], Any]) -> float:
