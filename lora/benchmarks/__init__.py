@@ -12,9 +12,10 @@
 | `floor` | the time of a step's matrix products alone |
 | `summary`, `table`, `output` | from what was measured to summary.json, its tables, and the README's |
 | `growth` | time and memory against model size, batch, length, rank and number of cells |
-| `adapters`, `adapters_page` | swaps, mixed batches and files of adapters beside PEFT |
+| `adapters`, `adapters_page` | swaps and their drift, mixed batches, file sizes, beside PEFT |
 | `gpu` | all of it that one GPU can show, in minutes |
 
-`python -m lora.benchmarks` (`make bench`) measures the cells and the steps; `python -m lora.benchmarks.growth` and
-`python -m lora.benchmarks.gpu` the others. Everything lies under results/bench/<device>/.
+`python -m lora.benchmarks` (`make bench`) measures the cells and the steps; `python -m lora.benchmarks.growth`,
+`python -m lora.benchmarks.adapters` and `python -m lora.benchmarks.gpu` the others. Everything lies under
+results/bench/<device>/.
 """

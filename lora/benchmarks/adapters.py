@@ -7,14 +7,10 @@ interleaved, so that what slows the machine slows every side. Written to results
 import argparse
 import copy
 import json
-import os
-import platform
 import random
-import statistics
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +25,9 @@ from lora.adapters.files import WEIGHTS, pack
 from lora.adapters.many import AdapterSet
 from lora.adapters.merge import swap, unmerge
 from lora.adapters.place import place
+from lora.benchmarks import machine
 from lora.benchmarks.adapters_page import document
+from lora.benchmarks.timing import interleave, median_of, ratio_of
 from lora.errors import UserError
 from lora.methods.configs import LoraConfig
 from lora.order import shuffled
@@ -107,7 +105,9 @@ def time_swaps(dtype: torch.dtype, repetitions: int) -> dict[str, Any]:
         theirs.unmerge_adapter()
         theirs.merge_adapter([str(turn["PEFT"])])
 
-    seconds = interleave({"ours": ours, "PEFT": pefts}, repetitions)
+    actions = {"ours": ours, "PEFT": pefts}
+    interleave(actions, 2)  # warms up, both ways
+    seconds = interleave(actions, repetitions)
     return {
         "ours_ms": median_of([1000 * value for value in seconds["ours"]]),
         "peft_ms": median_of([1000 * value for value in seconds["PEFT"]]),
@@ -157,17 +157,16 @@ def time_batches(repetitions: int) -> dict[str, Any]:
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     names = [str(row % ADAPTERS) for row in shuffled(ROWS, "benchmark", "rows").tolist()]
     worst = largest_difference(served(names, **inputs), names, base, adapters, inputs)
-    seconds = interleave(
-        {
-            "base": lambda: base(**inputs),
-            "merged": lambda: merged(**inputs),
-            "unmerged": lambda: unmerged(**inputs),
-            "mixed": lambda: served(names, **inputs),
-            "PEFT, one adapter, no head": lambda: peft_body(**inputs),
-            "PEFT, mixed, no head": lambda: peft_body(**inputs, adapter_names=names),
-        },
-        repetitions,
-    )
+    actions = {
+        "base": lambda: base(**inputs),
+        "merged": lambda: merged(**inputs),
+        "unmerged": lambda: unmerged(**inputs),
+        "mixed": lambda: served(names, **inputs),
+        "PEFT, one adapter, no head": lambda: peft_body(**inputs),
+        "PEFT, mixed, no head": lambda: peft_body(**inputs, adapter_names=names),
+    }
+    interleave(actions, 1)  # warms up
+    seconds = interleave(actions, repetitions)
     return {
         "ms": {name: median_of([1000 * value for value in values]) for name, values in seconds.items()},
         "merged_to_base": ratio_of(seconds["merged"], seconds["base"]),
@@ -219,36 +218,13 @@ def sizes() -> dict[str, int]:
     return {"without_head": len(pack(headless)[WEIGHTS]), "with_head": len(pack(adapter)[WEIGHTS])}
 
 
-def interleave(actions: Mapping[str, Callable[[], Any]], repetitions: int) -> dict[str, list[float]]:
-    """Seconds of every action in every repetition, one after another, the first of them another every time."""
-    seconds: dict[str, list[float]] = {name: [] for name in actions}
-    names = list(actions)
-    for turn in range(-1, repetitions):  # the first turn warms up
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            started = time.perf_counter()
-            actions[name]()
-            if turn >= 0:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
-def median_of(values: Sequence[float]) -> dict[str, float]:
-    """The median and, as its interval, the quartiles."""
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
-    return {"median": statistics.median(values), "low": low, "high": high, "n": len(values)}
-
-
-def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """Repetition by repetition: what slows both sides of a pair leaves it as it is."""
-    return median_of([one / other for one, other in zip(ours, theirs, strict=True)])
-
-
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     content: dict[str, Any] = {
-        "machine": device_folder(),
-        "load_average": os.getloadavg()[0],
+        "device": machine.cpu_device(),
+        "machine": machine.describe_machine(),
+        "load": asdict(machine.sample_load()),
         "threads": torch.get_num_threads(),
-        "packages": {name: version(name) for name in ("torch", "transformers", "peft")},
+        "packages": machine.versions(),
         "settings": {
             "model": "RoBERTa-base, random weights",
             "lora": "q,v r=8",
@@ -263,11 +239,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     content["batch"] = time_batches(arguments.passes)
     content["bytes"] = sizes()
     return content
-
-
-def device_folder() -> str:
-    capability = torch.backends.cpu.get_cpu_capability().lower()
-    return f"{platform.machine()}-{capability}-{os.cpu_count()}-cores".replace("_", "-").lower()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -285,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if chosen.threads:
             torch.set_num_threads(chosen.threads)
         content = measure(chosen)
-        folder = Path(chosen.out) / content["machine"]
+        folder = Path(chosen.out) / content["device"]
         write_atomically(folder / "adapters.json", f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode())
         write_atomically(folder / "adapters.md", document(content).encode())
     except UserError as error:

@@ -6,12 +6,14 @@ from typing import Any
 def document(content: dict[str, Any]) -> str:
     """The Markdown page of `adapters.json`, every time and ratio with its interval."""
     batch, size, settings = content["batch"], content["bytes"], content["settings"]
+    average = content["load"]["average"]
+    average = "-" if average is None else f"{average:.1f}"
     lines = [
         "# Adapters: swap, drift, mixed batches, size",
         "",
         f"{settings['model']}, LoRA {settings['lora']}; {content['threads']} threads of "
-        f"{content['machine']}, load average {content['load_average']:.1f} at the start. Medians (quartiles) of "
-        f"interleaved repetitions.",
+        f"{content['device']}, load average {average} at the start. Medians of interleaved "
+        f"repetitions, in parentheses their 95% intervals.",
         "",
         "| Swap of all adapted matrices | ours, head included | PEFT, unmerge + merge | ours / PEFT |",
         "| --- | ---: | ---: | ---: |",
