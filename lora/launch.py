@@ -104,6 +104,8 @@ def run_waves(launcher: Launcher, settings: DictConfig, sweep: Sweep, now: State
             now = state(sweep.cells, sweep.results)
             continue
         free.sort(key=lambda cell: -(sweep.expected.get(cell.run_id) or cell.examples))  # none is left to run alone
+        if settings.name == "local":
+            free = last_tries_alone(free, tries)
         outcomes, cancelled = launch_once(launcher, settings, sweep, free, len(now.ok))
         now = state(sweep.cells, sweep.results)
         ids = {cell.run_id for cell in free}
@@ -118,6 +120,16 @@ def run_waves(launcher: Launcher, settings: DictConfig, sweep: Sweep, now: State
         for run_id in {**killed, **told_of} or ({} if left < ids or held else ids):  # else it might do nothing for ever
             tries[run_id] += 1
     return now, reasons
+
+
+def last_tries_alone(cells: list[Cell], tries: Mapping[str, int]) -> list[Cell]:
+    """What to launch now: cells on their last try wait for the others, and then run one at a time.
+
+    A pool of processes falls with any worker that is killed, and its other cells have lost a try that they had no part
+    in losing. Alone, a cell answers for itself.
+    """
+    early = [cell for cell in cells if tries[cell.run_id] < LAUNCHES - 1]
+    return early or cells[:1]
 
 
 def still_to_run(sweep: Sweep, now: State, tries: Mapping[str, int]) -> list[Cell]:
