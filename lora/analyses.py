@@ -12,8 +12,9 @@ from typing import Any
 from lora.errors import UserError
 from lora.results import RunRecord
 
-EXAMPLES, SUBSPACES = "examples.json", "subspaces.json"
-COMMANDS = {EXAMPLES: "lora.examples", SUBSPACES: "lora.subspaces"}
+EXAMPLES, SUBSPACES, SWAP = "examples.json", "subspaces.json", "swap.json"
+COMMANDS = {EXAMPLES: "lora.examples", SUBSPACES: "lora.subspaces", SWAP: "lora.swaps"}
+CHECKS = {"swap": SWAP}  # those that say of each case how often something exact was tried, and failed
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,13 @@ class Analyses:
     Args:
         examples: (model, one, other, task) -> bounds of the interval over dev examples (`lora.examples`).
         subspaces: The cases of `lora.subspaces`.
+        checks: Name of a check -> its cases, each with label, trials, failures and runs.
         problems: A line for each file that was left out.
     """
 
     examples: dict[tuple[str, str, str, str], Mapping[str, Any]] = field(default_factory=dict)
     subspaces: tuple[Mapping[str, Any], ...] = ()
+    checks: dict[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
 
@@ -37,7 +40,7 @@ def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
     Raises: UserError: If a file is no such analysis.
     """
     problems, found = [], {}
-    for file, of_record in ((EXAMPLES, "predictions"), (SUBSPACES, "adapter")):
+    for file, of_record in ((EXAMPLES, "predictions"), (SUBSPACES, "adapter"), (SWAP, "adapter")):
         path = folder / file
         if not path.exists():
             continue
@@ -57,7 +60,8 @@ def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
     examples = {
         tuple(entry[key] for key in ("model", "one", "other", "task")): entry for entry in found.get(EXAMPLES, ())
     }
-    return Analyses(examples, tuple(found.get(SUBSPACES, ())), tuple(problems))
+    checks = {name: checked(folder / file, found[file]) for name, file in CHECKS.items() if file in found}
+    return Analyses(examples, tuple(found.get(SUBSPACES, ())), checks, tuple(problems))
 
 
 def read_analysis(path: Path) -> dict[str, Any]:
@@ -69,6 +73,17 @@ def read_analysis(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a readable analysis: {error!r}") from error
     return content
+
+
+def checked(path: Path, cases: list[Any]) -> tuple[dict[str, Any], ...]:
+    """Raises: UserError: If a case lacks its label, its counts or its runs."""
+    try:
+        return tuple(
+            {"label": str(c["label"]), "runs": list(c["runs"]), **{key: int(c[key]) for key in ("trials", "failures")}}
+            for c in cases
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not the analysis of a check: {error!r}") from error
 
 
 def analysis_json(made_from: Mapping[str, str], entries: list[dict[str, Any]]) -> bytes:

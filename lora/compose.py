@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import functools
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from lora.config import RunConfig, run_config
 from lora.errors import UserError
+from lora.liveness import cores
 from lora.provenance import ROOT
 
 CONF = ROOT / "conf"
@@ -32,9 +32,7 @@ def register_resolvers() -> None:
     `${workers:THREADS}`: as many workers as fit on the cores that this process may use. `${cpu_precision:}`: bf16 on a
     CPU that multiplies matrices in it (Intel's AMX), else fp32, which is there twice as fast.
     """
-    OmegaConf.register_new_resolver(
-        "workers", lambda threads: max(1, len(os.sched_getaffinity(0)) // int(threads)), replace=True
-    )
+    OmegaConf.register_new_resolver("workers", lambda threads: max(1, cores() // int(threads)), replace=True)
     OmegaConf.register_new_resolver("cpu_precision", lambda: cpu_precision(CPUINFO), replace=True)
 
 

@@ -11,13 +11,21 @@ import yaml
 from lora.claims.statements import SELECTORS
 from lora.compose import CONF, describe_group
 from lora.errors import UserError
+from lora.learning_rate import LEARNING_RATE
 from lora.provenance import ROOT
 from lora.results import load_frame, load_records
 from lora.summary import LORA_SLUG, METHOD_TITLES, TARGET_TITLES, Planned
 from lora.sweep import Cell, State, requested, state_of
 from lora.tasks import TASKS
 
-EXPERIMENTS = ("glue_table2", "adhoc", "lora_targets", "lora_ranks", "mnli_start")  # in the report's order
+EXPERIMENTS = (
+    "glue_table2",
+    "adhoc",
+    "lora_targets",
+    "lora_ranks",
+    "mnli_start",
+    LEARNING_RATE,
+)  # in the report's order
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,7 @@ class Gathered:
         name: The folder below results/: a profile, or `reference/<profile>`.
         overrides: With which its cells are expected.
         planned: Experiment -> the runs that it expects, in the tables' order; only experiments that are shown.
+        tried: The runs that the learning rates were chosen by, which no table of results has.
         frame: `load_frame` of those that are there and `ok`.
         state: What is missing, failed, extra or broken; the records themselves are in `state.ok`.
     """
@@ -35,6 +44,7 @@ class Gathered:
     name: str
     overrides: tuple[str, ...]
     planned: dict[str, list[Planned]]
+    tried: list[Planned]
     frame: pd.DataFrame
     state: State
 
@@ -68,7 +78,8 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = ROOT / "res
         experiment: in_table_order(map(as_planned, without_parents(experiment, found)))
         for experiment, found in sections.items()
     }
-    return Gathered(name, tuple(overrides), planned, frame, now)
+    tried = planned.pop(LEARNING_RATE, [])
+    return Gathered(name, tuple(overrides), planned, tried, frame, now)
 
 
 def experiments_shown(profile: str, overrides: Sequence[str], present: set[str]) -> dict[str, list[Cell]]:
@@ -85,6 +96,14 @@ def experiments_shown(profile: str, overrides: Sequence[str], present: set[str])
                 cells = requested(profile, [*overrides, f"experiment={name}"])
                 shown[name] = cells if (present - known) & {cell.run_id for cell in cells} else []
     return {name: cells for name, cells in shown.items() if cells}
+
+
+def every_cell(gathered: Gathered) -> Iterable[Cell]:
+    """The cells of the experiments at hand, with what composes them."""
+    if "adhoc" in gathered.planned or any(o.startswith("experiment=") for o in gathered.overrides):
+        return requested(gathered.profile, gathered.overrides)
+    names = ",".join(gathered.planned)
+    return requested(gathered.profile, [*gathered.overrides, f"experiment={names}"])
 
 
 def without_parents(experiment: str, cells: Sequence[Cell]) -> list[Cell]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora.errors import UserError
+from lora.liveness import parent_of, process_table, start_ticks
 from lora.results import written_whole
 
 HEARTBEAT_SECONDS = 5.0
@@ -72,20 +73,6 @@ def batch_job() -> str | None:
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     job = os.environ.get("SLURM_JOB_ID") if array is None else f"{array}_{task}"
     return None if job is None else f"slurm {job}"
-
-
-def process_table() -> str:
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
-
-
-def start_ticks(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot. None if it is gone, or dead and waiting for its parent."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in ("Z", "X") else int(fields[19])  # state, starttime of proc(5)
 
 
 def read_owner(path: Path) -> tuple[Owner, int] | None:
@@ -272,12 +259,5 @@ def heartbeat_age(path: Path) -> float | None:
     try:
         with tempfile.NamedTemporaryFile(prefix=".clock.", dir=path.parent) as file:
             return (os.fstat(file.fileno()).st_mtime_ns - path.stat().st_mtime_ns) / 1e9
-    except OSError:
-        return None
-
-
-def parent_of(pid: int) -> int | None:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])  # ppid of proc(5)
     except OSError:
         return None

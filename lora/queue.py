@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from lora.errors import UserError
 
 POLL_SECONDS = 5.0
+UNANSWERED_SECONDS = 300.0  # a controller is restarted now and then; its jobs run on meanwhile
 
 
 def check_queue(settings: DictConfig) -> None:
@@ -35,10 +36,22 @@ def queued(settings: DictConfig) -> list[str]:
 
 
 def wait_for_queue(settings: DictConfig) -> None:
-    """Until no job of this launch is in the queue: the launcher stops at the first that was killed, others go on."""
-    if settings.name == "slurm":
-        while queued(settings):
-            time.sleep(POLL_SECONDS)
+    """Until no job of this launch is in the queue: the launcher stops at the first that was killed, others go on.
+
+    Raises: UserError: If Slurm has not answered for `UNANSWERED_SECONDS`.
+    """
+    if settings.name != "slurm":
+        return
+    answered = time.monotonic()
+    while True:
+        try:
+            if not queued(settings):
+                return
+            answered = time.monotonic()
+        except UserError:
+            if time.monotonic() - answered > UNANSWERED_SECONDS:
+                raise
+        time.sleep(POLL_SECONDS)
 
 
 def how_to_stop(settings: DictConfig) -> str:

@@ -13,10 +13,13 @@ from lora.analyses import Analyses, read_analyses
 from lora.claims.__main__ import verdicts
 from lora.claims.shown import to_json, verdict_table
 from lora.claims.verdicts import Verdict
+from lora.efficiency.report import read_devices
+from lora.efficiency.tables import tables as efficiency_tables
 from lora.errors import UserError
 from lora.figures import Figure, by_parameters, by_rank, by_targets, forest, learning_curves
 from lora.formats import Table
 from lora.gather import Gathered, gather
+from lora.learning_rate import learning_rate_table
 from lora.page import page
 from lora.page.cells import cells_html
 from lora.provenance import ROOT
@@ -26,7 +29,7 @@ from lora.sections import METHODS_BY_TASKS, NOT_GLUE, TITLES, Sections, build_se
 from lora.subspace_tables import amplification_table, figure3, figure4
 from lora.sweep import State
 
-PRINTED = ("claims", "table2", "table2_part", "table5", "table6", "table7", "mnli_start", "reference")
+PRINTED = ("claims", "table2", "table2_part", "table5", "table6", "table7", "mnli_start", "learning_rate", "reference")
 
 
 @dataclass(frozen=True)
@@ -100,14 +103,17 @@ def build(name: str, overrides: Sequence[str] = (), results: Path = ROOT / "resu
     frame, curves = gathered.frame, load_curves(list(gathered.state.ok.values()))
     analyses = read_analyses(results / name / "analysis", gathered.state.ok)
     sections = build_sections(name, gathered.planned, frame, curves, analyses.examples)
-    judged = verdicts(gathered, results)
+    judged = verdicts(gathered, analyses, results)
     tables = [Table("claims", f"The paper's sentences ({name})", verdict_table(judged), words=3), *sections.tables]
+    rates = learning_rate_table(name, gathered.tried, frame)
+    tables += [rates] if rates is not None else []
     if analyses.subspaces:
         tables.append(amplification_table(name, analyses.subspaces))
     if name == gathered.profile:
         reference = load_frame(load_records(results / "reference" / name)[0])
         beside = reference_table(name, frame, reference, gathered.every)
         tables += [beside] if beside is not None else []
+    tables += efficiency_tables(read_devices(results / "efficiency"))
     figures = make_figures(gathered, sections, curves, analyses)
     return Report(gathered, analyses, tuple(tables), sections.cells(), tuple(judged), figures)
 

@@ -161,7 +161,7 @@ def load_records(results: str | Path) -> tuple[list[RunRecord], list[str]]:
 
 
 FRAME_COLUMNS = (
-    *("run_id", "model", "method", "slug", "task", "protocol", "start", "seed", "best", "last", "best_epoch"),
+    *("run_id", "model", "method", "slug", "task", "protocol", "start", "seed", "lr", "best", "last", "best_epoch"),
     *("trainable_method", "trainable_head", "total", "seconds", "is_part", "train_rows", "fingerprint"),
 )
 
@@ -186,6 +186,7 @@ def load_frame(records: list[RunRecord]) -> pd.DataFrame:
                 "protocol": config["protocol"],
                 "start": config["start"],
                 "seed": config["seed"],
+                "lr": config["train"]["lr"],
                 "best": _number(selected["best"]["value"]),
                 "last": _number(selected["last"]["value"]),
                 "best_epoch": selected["best"]["epoch"],

@@ -9,6 +9,7 @@ import pandas as pd
 from lora.comparisons import against_reference, beside_paper, best_against_last, pairs_table, published
 from lora.errors import UserError
 from lora.formats import Table
+from lora.learning_rate import LEARNING_RATE, TITLE
 from lora.provenance import ROOT
 from lora.stats import ENOUGH_SEEDS, LEVEL, all_pairs, holm, median_coverage
 from lora.summary import KINDS, Planned, in_order, kind_of, method_label, summarise
@@ -24,6 +25,7 @@ TITLES = {
     "lora_targets": ("table5", "Table 5: which projections to adapt, at one number of parameters"),
     "lora_ranks": ("table6", "Table 6: how large the rank must be"),
     "mnli_start": ("mnli_start", "What an MNLI start gives (section 5.2)"),
+    LEARNING_RATE: (LEARNING_RATE, TITLE),
 }
 NOT_GLUE = (
     "**Not GLUE.** The tasks and the encoder are the small embedded ones: these numbers show the methods at work "

@@ -6,26 +6,23 @@ results/<profile>/analysis/subspaces.json, from which the figures and the table 
 """
 
 import argparse
-import hashlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load
 
+from lora.adapters.recorded import recorded_adapter
 from lora.analyses import SUBSPACES, analysis_json
 from lora.compose import compose_run
 from lora.config import RunConfig
-from lora.errors import UserError, first_line
-from lora.gather import Gathered, gather
+from lora.errors import UserError
+from lora.gather import Gathered, every_cell, gather
 from lora.order import gaussian
 from lora.provenance import ROOT
 from lora.results import RunRecord, adapter_path, write_atomically
-from lora.sweep import Cell, requested
 from lora.tasks import TASKS
 
 SMALL, LARGE = 8, 64  # Figure 3's ranks; Figure 4's is the large one
@@ -79,21 +76,10 @@ class Saved:
 
 
 def read_adapter(record: RunRecord, config: RunConfig) -> Saved:
-    """Raises: UserError: If the adapter is absent, or is not the one that its record names."""
-    path = adapter_path(config.runtime.outputs, record.run_id)
-    try:
-        content = path.read_bytes()
-        tensors = load(content)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"the adapter of {record.run_id} is not readable: {path}: {first_line(error)}") from error
-    if hashlib.sha256(content).hexdigest() != record.adapter:
-        raise UserError(f"{path} is not the adapter that the record of {record.run_id} names")
-    parts: dict[str, dict[str, np.ndarray]] = {"lora_a": {}, "lora_b": {}}
-    for name, tensor in tensors.items():
-        module, _, part = name.rpartition(".")
-        if part in parts:
-            parts[part][module] = tensor.double().numpy()
-    return Saved(record, config, parts["lora_a"], parts["lora_b"])
+    """Raises: UserError: If the adapter is absent, broken, or not the one that its record names."""
+    pairs = recorded_adapter(record, config.runtime.outputs).pairs()
+    a, b = ({name: pair[side].double().numpy() for name, pair in pairs.items()} for side in (0, 1))
+    return Saved(record, config, a, b)
 
 
 def saved_adapters(gathered: Gathered) -> dict[tuple[str, str, int, int], Saved]:
@@ -109,14 +95,6 @@ def saved_adapters(gathered: Gathered) -> dict[tuple[str, str, int, int], Saved]
         if adapter_path(config.runtime.outputs, p.run_id).exists():
             found[p.model, p.task, rank, p.seed] = read_adapter(record, config)
     return found
-
-
-def every_cell(gathered: Gathered) -> Iterable[Cell]:
-    """The cells of the experiments at hand, with what composes them."""
-    if "adhoc" in gathered.planned or any(o.startswith("experiment=") for o in gathered.overrides):
-        return requested(gathered.profile, gathered.overrides)
-    names = ",".join(gathered.planned)
-    return requested(gathered.profile, [*gathered.overrides, f"experiment={names}"])
 
 
 def analyse(adapters: Mapping[tuple[str, str, int, int], Saved]) -> tuple[list[dict[str, Any]], set[str]]:

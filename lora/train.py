@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
@@ -22,19 +21,18 @@ from torch.optim.lr_scheduler import LambdaLR
 from lora.adapters.adapter import adapter_of, origin_of
 from lora.adapters.base import describe_base
 from lora.adapters.files import WEIGHTS, pack
-from lora.allocator import keep_freed_memory
 from lora.batches import collate, encode, epoch_batches, to_device
 from lora.checkpoints import Keeper, Trained, made_from
 from lora.config import RunConfig, TrainConfig
 from lora.cost import device_name, optimizer_bytes, peak_mib
 from lora.data import TaskData, read
+from lora.device import make_accelerator
 from lora.errors import UserError
 from lora.evaluation import evaluate, pack_predictions, predict, select, selecting_split
 from lora.fused.encoder import fuse, sparse_embeddings
 from lora.fused.optimizer import FusedAdamW
 from lora.methods import METHODS
 from lora.models import load_encoder, max_positions
-from lora.processes import check_batch, processes
 from lora.provenance import code_version
 from lora.results import RunRecord, checkpoint_path
 from lora.seeding import seed_for
@@ -199,27 +197,6 @@ def run(
         adapter=None if done.adapter is None else hashlib.sha256(done.adapter[WEIGHTS]).hexdigest(),
     )
     return record, packed, done.adapter
-
-
-def make_accelerator(config: RunConfig) -> Accelerator:
-    """Device, precision, threads and processes.
-
-    Raises: UserError: If the device or the precision is not to be had here, or the batch does not divide among the
-        processes and their passes.
-    """
-    check_batch(config.train, processes())
-    device, precision = config.runtime.device, config.train.precision
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("runtime.device is cuda, but torch sees no CUDA device here; auto or cpu would do")
-    if precision == "bf16" and device != "cpu" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
-        raise UserError("train.precision is bf16, but this GPU has none; fp32 would do")
-    torch.set_num_threads(config.runtime.threads)
-    keep_freed_memory()
-    AcceleratorState._reset_state()  # one process trains cells of several precisions, one after another
-    fused = config.train.kernels == "fused"  # casts by itself, on the CPU
-    return Accelerator(
-        cpu=fused or device == "cpu", mixed_precision="bf16" if precision == "bf16" and not fused else "no"
-    )
 
 
 def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:

@@ -6,7 +6,6 @@
 # Debian: slurmctld slurmd slurm-client munge slurmdbd slurm-wlm-mysql-plugin mariadb-server-core mariadb-client-core
 set -euo pipefail
 NODES=4
-FIRST_PORT=${SLURM_CLUSTER_PORT:-26900}  # slurmctld; +1 slurmdbd; +11, +12, ... the nodes
 ORDER=(munged mariadbd slurmdbd slurmctld node)
 
 lives() {  # a zombie, which the machine's first process may reap late, counts as gone
@@ -37,14 +36,23 @@ idle_nodes() {
     [ "$(sinfo --noheader --Node --states=idle --format=%N | sort -u | wc -l)" -eq $NODES ]
 }
 
+free_ports() {  # FIRST: nothing listens on it or on those that go with it
+    local offset
+    for offset in 0 1 $(seq 11 $((10 + NODES))); do
+        if (exec 3<>"/dev/tcp/127.0.0.1/$(($1 + offset))") 2>/dev/null; then return 1; fi
+    done
+}
+
 configure() {
-    local host number
+    local host number first_port  # slurmctld; +1 slurmdbd; +11, +12, ... the nodes
     host=$(hostname -s)
+    first_port=$((20000 + RANDOM % 10000))
+    until free_ports $first_port; do first_port=$((20000 + RANDOM % 10000)); done
     cat >"$folder/slurmdbd.conf" <<CONF
 AuthType=auth/munge
 AuthInfo=socket=$folder/munge.sock
 DbdHost=localhost
-DbdPort=$((FIRST_PORT + 1))
+DbdPort=$((first_port + 1))
 SlurmUser=root
 StorageType=accounting_storage/mysql
 StorageHost=localhost
@@ -57,7 +65,7 @@ CONF
     cat >"$folder/slurm.conf" <<CONF
 ClusterName=tests
 SlurmctldHost=$host(127.0.0.1)
-SlurmctldPort=$FIRST_PORT
+SlurmctldPort=$first_port
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -84,13 +92,13 @@ KillWait=5
 SlurmdTimeout=10
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=localhost
-AccountingStoragePort=$((FIRST_PORT + 1))
+AccountingStoragePort=$((first_port + 1))
 AccountingStoragePass=$folder/munge.sock
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 CONF
     for number in $(seq $NODES); do
         mkdir -p "$folder/spool/n$number"
-        echo "NodeName=n$number NodeHostname=$host NodeAddr=127.0.0.1 Port=$((FIRST_PORT + 10 + number)) CPUs=1" \
+        echo "NodeName=n$number NodeHostname=$host NodeAddr=127.0.0.1 Port=$((first_port + 10 + number)) CPUs=1" \
             "RealMemory=2000 State=UNKNOWN" >>"$folder/slurm.conf"
     done
     echo "CgroupPlugin=disabled" >"$folder/cgroup.conf"

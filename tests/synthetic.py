@@ -37,6 +37,11 @@ def default_value(cell: Cell) -> float:
     return LEVELS[cell.method] + 0.02 * noise(cell.run_id) + 0.05 * noise(cell.task)
 
 
+def rate_of(cell: Cell) -> float:
+    """The learning rate that the cell's overrides name, or one for all."""
+    return next((float(o.removeprefix("train.lr=")) for o in cell.overrides if o.startswith("train.lr=")), 1e-3)
+
+
 def noise(name: str) -> float:
     """Between -1 and 1, the same for the same name."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**47 - 1
@@ -77,7 +82,7 @@ def synthetic_record(cell: Cell, best: float, predictions: str | None = None) ->
             "start_run": cell.parent,
             "seed": cell.seed,
             "data": {"source": "tsv", "train_rows": None},
-            "train": {"epochs": EPOCHS, "lr": 1e-3, "batch": 16},
+            "train": {"epochs": EPOCHS, "lr": rate_of(cell), "batch": 16},
             "runtime": {"threads": 1},
         },
         params={

@@ -165,19 +165,20 @@ def test_rows_files_state_known_values_only():
 # The experiments
 
 EXPECTED_CELLS = {
-    ("mini", "glue_table2"): 3 * 4 * 3 + 2 * 2 * 3,
+    ("mini", "glue_table2"): 3 * 3 * 3 + 2 * 2 * 3,
     ("mini", "lora_targets"): 7 * 1 * 3,
     ("mini", "lora_ranks"): 4 * 1 * 3,
-    ("small", "glue_table2"): 3 * 3 * 1,
+    ("small", "glue_table2"): 3 * 5 * 5 + 2 * 5 * 3,
     ("small", "lora_targets"): 7 * 2 * 3,
     ("small", "lora_ranks"): 3 * 7 * 2 * 3,
     ("paper", "glue_table2"): 14 * 8 * 5,
     ("paper", "lora_targets"): 7 * 2 * 5,
     ("paper", "lora_ranks"): 3 * 7 * 2 * 5,
-    ("small", "mnli_start"): 2 * 1 * 3,  # and their MNLI runs
+    ("small", "mnli_start"): 2 * 3 * 5,  # and their MNLI run
+    ("small", "learning_rate"): 5 * 3 * 2,
     ("paper", "mnli_start"): 2 * 3 * 5,
 }
-EXPECTED_UNION = {"mini": 75, "small": 157 + 6, "paper": 800 + 15}
+EXPECTED_UNION = {"mini": 66, "small": 294, "paper": 800 + 15}
 
 
 def test_number_of_cells(sweeps):
@@ -216,7 +217,7 @@ def test_the_sweep_expects_the_same_cells(sweeps):
 def test_shared_cells_are_one_run(sweeps, profile):
     table2, targets, ranks = (sweeps[profile, name] for name in ("glue_table2", "lora_targets", "lora_ranks"))
     with_table2 = {run_id for run_id in ranks if ".lora-qv-r8." in run_id} & set(table2)
-    assert len(with_table2) == {"mini": 3, "small": 2, "paper": 10}[profile]
+    assert len(with_table2) == {"mini": 3, "small": 6, "paper": 10}[profile]
     wanted = ("lora-qv-r4",) if profile == "mini" else ("lora-q-r8", "lora-qv-r4", "lora-qkvo-r2")
     slugs = [ranks[run_id].method.slug for run_id in set(targets) & set(ranks)]
     each = len(targets) // 7
@@ -514,7 +515,7 @@ def test_cls_dropout_reaches_the_head(tmp_path, tiny_config, architecture, dropo
         (["method=houlsby_m64"], "protocol must be one that has rows for minilm_houlsby_m64"),
         (
             ["experiment=table2"],
-            "experiment must be one of glue_table2, lora_ranks, lora_targets, mnli_start, got 'table2'",
+            "experiment must be one of glue_table2, learning_rate, lora_ranks, lora_targets, mnli_start, got 'table2'",
         ),
         (["method.alfa=8"], "Could not override 'method.alfa'"),
     ],

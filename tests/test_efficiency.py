@@ -4,6 +4,7 @@ import dataclasses
 import json
 import mmap
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 from torch import nn
 
+from lora import report
 from lora.checks import SettingsError
 from lora.compose import CPUINFO, cpu_precision
 from lora.cost import optimizer_bytes
@@ -365,6 +367,25 @@ def test_tables_and_figures_are_rebuilt_byte_for_byte(measured: Path) -> None:
     rows = files["efficiency.csv"].decode().splitlines()
     assert rows[0] == "model,kernels,precision,method,quantity,shape,value,low,high,to_full,to_base"
     assert "local,stock,fp32,lora,trainable,,2048,,,0." in "\n".join(rows)
+
+
+def test_a_profiles_page_shows_them_and_follows_them(measured: Path, tmp_path: Path) -> None:
+    """One table for training and one for serving of every summary; a changed number is seen in all that it makes."""
+    results = tmp_path / "results"
+    shutil.copytree(measured, results / "efficiency" / measured.name)
+    before = {table.name: table for table in report.build("mini", (), results).tables if "efficiency" in table.name}
+    assert len(before) == 3, "nothing was trained in one of the two"
+    path = results / "efficiency" / measured.name / "local-stock-fp32" / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["lora"]["trainable"] = 31337
+    summary["lora_merged"]["latency_ms"]["2x8"] = 987.65
+    path.write_text(json.dumps(summary))
+    after = report.build("mini", (), results)
+    tables = {table.name: table for table in after.tables}
+    changed = {name for name, old in before.items() if tables[name].markdown() != old.markdown()}
+    assert {name.rpartition("_")[2] for name in changed} == {"training", "serving"}
+    page = after.html(dict.fromkeys(after.figures, b""))
+    assert b"31,337" in page and b"987.65" in page
 
 
 def test_tables_need_no_torch(measured: Path) -> None:

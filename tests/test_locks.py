@@ -12,7 +12,8 @@ import pytest
 
 from lora import locks
 from lora.errors import UserError
-from lora.locks import HeldError, acquire, create, held, lock_path, myself, read_owner, release, start_ticks
+from lora.liveness import start_ticks
+from lora.locks import HeldError, acquire, create, held, lock_path, myself, read_owner, release
 
 HOLD = (
     "import sys, time; from pathlib import Path; from lora.locks import held\n"

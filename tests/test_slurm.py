@@ -9,7 +9,6 @@ import time
 import pytest
 from test_sweeps import assert_complete, finish, grid, owners, quiet, start, wait_for
 
-from lora.locks import read_owner
 from lora.provenance import ROOT
 from lora.results import RunRecord, load_records
 
@@ -80,6 +79,21 @@ def test_a_requeued_job_goes_on_where_it_was(tiny_overrides, tmp_path):
     assert "REQUEUED" in slurm("sacct", "--duplicates", "--noheader", "--format=State%20", f"--jobs={job_of(owner)}")
 
 
+def test_a_lost_node_loses_nothing(tiny_overrides, tmp_path):
+    """Slurm puts its job back into the queue by itself, and another node goes on with the cell."""
+    process = start(grid(tiny_overrides, tmp_path / "slurm", *LONG, "seed=1,2"))
+    owner = next(iter(training(tmp_path / "slurm", process, cells=2).values()))
+    node = slurm("squeue", "--noheader", "--format=%N", f"--jobs={job_of(owner)}")
+    slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    output, _ = process.communicate(timeout=300)
+    state = slurm("sinfo", "--noheader", "--format=%T", f"--nodes={node}")
+    if state.startswith("down"):
+        slurm("scontrol", "update", f"nodename={node}", "state=resume")
+    assert process.returncode == 0, output
+    assert_complete(tmp_path / "slurm", uninterrupted(tiny_overrides, tmp_path))
+    assert "NODE_FAIL" in slurm("sacct", "--duplicates", "--noheader", "--format=State%20", f"--jobs={job_of(owner)}")
+
+
 @pytest.mark.parametrize("how", ["scancel", "kill -9"])
 def test_what_a_user_or_a_kernel_kills_is_done_by_the_next_launch(tiny_overrides, tmp_path, how):
     """scancel: the command ends and names the cell. A killed process: the same command tries it again."""
@@ -126,4 +140,3 @@ def test_ctrl_c_says_how_to_stop_the_jobs_which_run_on(tiny_overrides, tmp_path)
     while slurm("squeue", "--noheader", f"--name={name}"):
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    assert read_owner(tmp_path / "outputs" / "locks" / "none.json") is None

@@ -135,7 +135,7 @@ def test_an_adapter_that_is_not_the_records_is_refused(trained):
     with pytest.raises(UserError, match=r"not the adapter that the record"):
         read_adapter(other, saved.config)
     path.write_bytes(b"junk")
-    with pytest.raises(UserError, match=r"not readable"):
+    with pytest.raises(UserError, match=r"not a whole safetensors file"):
         read_adapter(dataclasses.replace(saved.record, adapter=hashlib.sha256(b"junk").hexdigest()), saved.config)
     weights = {"weights": "sha256:other"}
     moved = dataclasses.replace(saved, record=dataclasses.replace(saved.record, provenance=weights))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,11 @@ from safetensors.numpy import load
 from torch.nn import functional as F
 from transformers import get_linear_schedule_with_warmup
 
+from lora import device
 from lora.batches import collate, encode, epoch_batches
 from lora.config import run_config
 from lora.data import read
+from lora.device import make_accelerator
 from lora.errors import UserError
 from lora.evaluation import select
 from lora.methods import METHODS
@@ -218,3 +221,22 @@ def test_the_record_holds_a_config_that_names_it(tiny_config):
     assert record.provenance["data"]["rows"] == {"train": 40, "validation": 20}
     assert record.provenance["data"]["is_part"] is True
     assert record.cost["optimizer_bytes"] >= 8 * (record.params["trainable_method"] + record.params["trainable_head"])
+
+
+def test_bf16_where_the_processor_has_none_is_refused(tiny_config, monkeypatch):
+    config = tiny_config("train.precision=bf16", "runtime.device=cpu")
+    make_accelerator(config)
+    monkeypatch.setattr(device, "has_bf16", lambda gpu: False)
+    with pytest.raises(UserError, match=r"train\.precision is bf16, but this CPU has none"):
+        make_accelerator(config)
+    make_accelerator(tiny_config("train.precision=fp32", "runtime.device=cpu"))
+
+
+def test_a_cpu_with_avx512_has_bf16():
+    """As the kernel lists it: what torch multiplies bfloat16 with on x86-64."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    if {"avx512bw", "avx512vl", "avx512dq"} <= flags:
+        assert device.has_bf16(gpu=False)
+    elif platform.machine() == "x86_64":
+        assert not device.has_bf16(gpu=False) or "avx_ne_convert" in flags

@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lora.liveness import cores
+
 IDLE_SHARE = 0.05  # of all cores' time that others may take before a measurement is called disturbed
 SAMPLE_SECONDS = 2.0
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numba", "numpy")
@@ -81,10 +83,6 @@ def tree_bytes(root: int) -> int | None:
         except (OSError, TypeError):  # TypeError: a process that has ended, but was not waited for, has no memory
             continue
     return total
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_flags() -> set[str]:

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora.benchmarks.job import Answer, CellCost, Job, PeerCell, PeerSettings, read_answer, write
-from lora.benchmarks.machine import ALLOCATOR, cores, tree_bytes
+from lora.benchmarks.machine import ALLOCATOR, tree_bytes
 from lora.errors import UserError
+from lora.liveness import cores
 from lora.provenance import ROOT
 from lora.results import RunRecord, load_records
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lora.analyses import Analyses, read_analyses
 from lora.claims.shown import text
 from lora.claims.statements import Claim, check_cells, read_claims
 from lora.claims.verdicts import Verdict, judge
@@ -13,13 +14,13 @@ from lora.gather import Gathered, gather, known_cells
 from lora.provenance import ROOT
 
 
-def verdicts(gathered: Gathered, results: Path) -> list[Verdict]:
+def verdicts(gathered: Gathered, analyses: Analyses, results: Path) -> list[Verdict]:
     """Every claim, read, checked and judged on a profile's records.
 
     Raises: UserError: If a claims file is not as it must be, or names a cell that no profile plans.
     """
     claims = checked_claims()
-    return judge(claims, gathered.planned, gathered.frame, results, gathered.name)
+    return judge(claims, gathered.planned, gathered.frame, results / "efficiency", analyses.checks)
 
 
 def checked_claims() -> list[Claim]:
@@ -36,13 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         gathered = gather(given.profile, given.overrides)
-        print(text(verdicts(gathered, ROOT / "results")))
+        analyses = read_analyses(ROOT / "results" / gathered.name / "analysis", gathered.state.ok)
+        print(text(verdicts(gathered, analyses, ROOT / "results")))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    for problem in gathered.state.problems:
+    problems = [*gathered.state.problems, *analyses.problems]
+    for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
-    sys.exit(1 if gathered.state.problems else 0)
+    sys.exit(1 if problems else 0)
 
 
 if __name__ == "__main__":

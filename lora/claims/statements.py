@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pandas as pd
 import yaml
 
+from lora.analyses import CHECKS
 from lora.errors import UserError, first_line
 from lora.provenance import ROOT
 
@@ -17,7 +18,6 @@ MEASURES = (  # of results/efficiency/<device>/summary.json; a comparison is of 
 )
 MEASURED = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "lora_merged")
 BASES = ("full", "base")  # what the summary gives ratios to: full fine-tuning, and the untouched encoder
-CHECKS = ("swap",)  # files of results/<profile>/analysis/ that say whether something holds exactly
 FIRST = ("glue_table2",)  # of the experiments: what the paper is about
 SELECTORS = ("method", "slug", "task", "start", "protocol")
 CLAIM_KEYS = ("id", "sentence", "source", "margin", "metric", "measure", "check", "tasks", "compare", "paper")
@@ -124,7 +124,7 @@ class Reader:
         given = [key for key in ("metric", "measure", "check") if key in fields]
         if len(given) != 1:
             self.refuse(node, f"a claim has one of metric, measure and check, found {', '.join(given) or 'none'}")
-        known = {"metric": METRICS, "measure": MEASURES, "check": CHECKS}[given[0]]
+        known = {"metric": METRICS, "measure": MEASURES, "check": tuple(CHECKS)}[given[0]]
         tested = self.choice(fields[given[0]], given[0], known)
         if (given[0] == "check") == ("compare" in fields):
             self.refuse(node, "a claim with a metric or a measure has compare, one with a check has none")

@@ -73,16 +73,16 @@ def judge(
     claims: Sequence[Claim],
     planned: Mapping[str, Sequence[Planned]],
     frame: pd.DataFrame,
-    results: Path,
-    name: str,
+    efficiency: Path,
+    checks: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> list[Verdict]:
     """All claims on one profile's records.
 
     Args:
         planned: Experiment -> the runs that it expects.
         frame: `load_frame` of those that are there.
-        results: The folder that holds the profiles' folders, and `efficiency`.
-        name: The profile's folder.
+        efficiency: The folder of what `python -m lora.efficiency` measured.
+        checks: Name of a check -> its cases (`lora.analyses`).
     Raises: UserError: If a file to judge on is broken, or a side of a comparison is several methods or protocols.
     """
     verdicts = []
@@ -90,9 +90,9 @@ def judge(
         if claim.metric is not None:
             verdicts += on_runs(claim, planned.get(claim.experiment, ()), frame)
         elif claim.measure is not None:
-            verdicts += on_measurements(claim, results / "efficiency")
+            verdicts += on_measurements(claim, efficiency)
         else:
-            verdicts.append(on_check(claim, results / name / "analysis" / f"{claim.check}.json"))
+            verdicts.append(on_check(claim, checks.get(claim.check, ())))
     return verdicts
 
 
@@ -216,22 +216,16 @@ def ratios(claim: Claim, compare: Compare, summary: Mapping[str, Any], path: Pat
         raise UserError(f"{path} is not a summary of python -m lora.efficiency: {error!r}") from error
 
 
-def on_check(claim: Claim, path: Path) -> Verdict:
-    """Whether something holds exactly, as the file of a check says: any failure refutes it."""
-    if not path.exists():
-        return Verdict(claim, "", (), "cannot tell", f"nothing was measured: there is no analysis/{path.name}")
-    content = read_json(path)
-    try:
-        outcomes = [
-            (case["label"], int(case["trials"]), int(case["failures"]), case["runs"]) for case in content["cases"]
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not the file of a check: {error!r}") from error
-    findings = [
-        Finding(label, fails, fails, fails, trials, "exactly 0", trials > 0 and fails == 0, "", tuple(runs), "failures")
-        for label, trials, fails, runs in outcomes
-    ]
-    return verdict(claim, path.stem, findings)
+def on_check(claim: Claim, cases: Sequence[Mapping[str, Any]]) -> Verdict:
+    """Whether something holds exactly, case by case: any failure refutes it."""
+    if not cases:
+        return Verdict(claim, "", (), "cannot tell", f"nothing was measured: there is no analysis/{claim.check}.json")
+    findings = []
+    for case in cases:
+        trials, fails = case["trials"], case["failures"]
+        holds, runs = trials > 0 and fails == 0, tuple(case["runs"])
+        findings.append(Finding(case["label"], fails, fails, fails, trials, "exactly 0", holds, "", runs, "failures"))
+    return verdict(claim, claim.check, findings)
 
 
 def verdict(claim: Claim, about: str, findings: Sequence[Finding], not_glue: bool = False) -> Verdict:

@@ -159,7 +159,11 @@ def device_folder(device_name: str, results: Path) -> Path:
     Args:
         device_name: As `lora.cost.device_name` has it: a kind of processor, no name of a host.
     """
-    return results / "efficiency" / re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-")
+    return results / "efficiency" / slug(device_name)
+
+
+def slug(device_name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-")
 
 
 def place(plan: Plan, device: Path) -> Path:

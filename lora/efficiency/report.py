@@ -4,7 +4,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from lora.efficiency.figures import figures
 from lora.efficiency.plan import MODELS
 from lora.efficiency.summary import read_summary
 from lora.efficiency.tables import csv, document
@@ -18,17 +17,32 @@ def build(device: Path) -> dict[str, bytes]:
 
     Raises: UserError: If a summary there is broken, or there is none.
     """
-    paths = [path for path in (device / "summary.json", *sorted(device.glob("*/summary.json"))) if path.is_file()]
-    if not paths:
+    from lora.efficiency.figures import figures  # loads matplotlib, which no table needs
+
+    found = read_device(device)
+    if not found:
         raise UserError(f"{device} holds no summary.json: python -m lora.efficiency makes one")
-    found = {path: read_summary(path) for path in paths}
-    ordered = sorted(found, key=lambda path: (path.parent != device, _place(found[path]), str(path)))
-    summaries = [found[path] for path in ordered]
+    summaries = list(found.values())
     files = {"efficiency.md": document(summaries).encode(), "efficiency.csv": csv(summaries)}
-    for path in ordered:
+    for path, summary in found.items():
         below = path.parent.relative_to(device)
-        files |= {str(below / name): content for name, content in figures(found[path]).items()}
+        files |= {str(below / name): content for name, content in figures(summary).items()}
     return files
+
+
+def read_device(device: Path) -> dict[Path, dict]:
+    """The summaries of a device's folder: the default's first, then by encoder.
+
+    Raises: UserError: If one is broken.
+    """
+    paths = [path for path in (device / "summary.json", *sorted(device.glob("*/summary.json"))) if path.is_file()]
+    found = {path: read_summary(path) for path in paths}
+    return {p: found[p] for p in sorted(found, key=lambda path: (path.parent != device, _place(found[path]), path))}
+
+
+def read_devices(folder: Path) -> list[dict]:
+    """All summaries below results/efficiency, device by device. Raises: UserError: If one is broken."""
+    return [summary for device in sorted(folder.glob("*/")) for summary in read_device(device).values()]
 
 
 def _place(summary: dict) -> int:

@@ -5,9 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from lora.efficiency.plan import TITLES
+from lora.efficiency.plan import TITLES, slug
 from lora.efficiency.summary import BY_SHAPE, COUNTS, methods_of, value_at
-from lora.formats import markdown
+from lora.formats import Table, markdown
 from lora.provenance import ROOT
 
 PAPER = ROOT / "experiments" / "efficiency" / "paper.csv"
@@ -42,23 +42,48 @@ def published() -> pd.DataFrame:
 
 
 def section(summary: Summary) -> list[str]:
-    about = summary["about"]
-    plan, machine = about["plan"], about["machine"]
-    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
-    where = f"{machine['cpu'] or 'unknown CPU'}, {machine['cores']} cores, {plan['threads']} threads of torch"
-    lines = [f"## {MODEL_TITLES[plan['model']]}, {plan['kernels']} kernels, {plan['precision']}", ""]
+    lines = [f"## {title(summary)}", ""]
     training = training_table(summary)
     if len(training):
         lines += ["**Training**, and x its share of full fine-tuning's:", "", markdown(training)]
     lines += ["**Serving**, ms by rows x tokens, and x the untouched base's:", "", markdown(latency_table(summary))]
-    lines += [
+    return [*lines, *notes(summary), ""]
+
+
+def tables(summaries: Sequence[Summary]) -> list[Table]:
+    """The same for a profile's page: what training and what serving costs, for every device and encoder."""
+    found = []
+    for summary in summaries:
+        plan, device = summary["about"]["plan"], summary["about"]["machine"]["device"]
+        name = f"efficiency_{slug(device)}_{plan['model']}_{plan['kernels']}_{plan['precision']}"
+        about = f"{title(summary)} ({device})"
+        for kind, cells, share in (
+            ("training", training_table(summary), "x: its share of full fine-tuning's."),
+            ("serving", latency_table(summary), "ms by rows x tokens; x: of the untouched base's."),
+        ):
+            if len(cells):
+                below = (share, *notes(summary))
+                found.append(Table(f"{name}_{kind}", f"Efficiency, {kind}: {about}", cells, notes=below))
+    return found
+
+
+def title(summary: Summary) -> str:
+    plan = summary["about"]["plan"]
+    return f"{MODEL_TITLES[plan['model']]}, {plan['kernels']} kernels, {plan['precision']}"
+
+
+def notes(summary: Summary) -> list[str]:
+    """How it was measured, on what."""
+    about = summary["about"]
+    plan, machine = about["plan"], about["machine"]
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    where = f"{machine['cpu'] or 'unknown CPU'}, {machine['cores']} cores, {plan['threads']} threads of torch"
+    return [
         *verdict(summary),
         f"Medians of {plan['rounds']} interleaved rounds; ratios are medians of the rounds' own ratios, in brackets a "
         f"distribution-free 95% interval of the median.",
         f"{where}; {packages}; Python {machine['python']}. {idle_text(about['idle'])}",
-        "",
     ]
-    return lines
 
 
 def training_table(summary: Summary) -> pd.DataFrame:

@@ -1,0 +1,72 @@
+"""Which learning rate is taken, and that the runs it was chosen by are in no table of results."""
+
+import math
+
+import pytest
+import yaml
+from synthetic import populate, rate_of
+
+from lora.compose import CONF
+from lora.gather import gather
+from lora.learning_rate import learning_rate_table, taken, tried_runs
+from lora.report import build
+
+GIVEN = ["experiment=learning_rate"]
+TASKS = ("sst2", "mrpc", "cola", "rte", "stsb")
+
+
+@pytest.fixture
+def tried(tmp_path):
+    """Records whose metric is best at 1e-3, for BitFit at the lowest of its rates and for full at the highest."""
+    populate(tmp_path / "small", "small", GIVEN, value=lambda cell: 0.6 - abs(math.log10(rate_of(cell) / 1e-3)) / 10)
+    return tmp_path
+
+
+def test_the_best_mean_is_taken_and_an_edge_is_named(tried):
+    gathered = gather("small", GIVEN, tried)
+    assert len(gathered.tried) == 30 and not gathered.planned and not gathered.state.missing
+    cells = learning_rate_table("small", gathered.tried, gathered.frame).cells
+    assert len(cells) == 15
+    yes = cells[cells["Taken"] != ""].set_index("Method")
+    assert yes["Taken"].to_dict() == {
+        "Full fine-tuning": "yes (edge)",
+        "BitFit": "yes (edge)",
+        "Houlsby adapters (m8)": "yes",
+        "Pfeiffer adapters (m16)": "yes",
+        "LoRA (qv, r8)": "yes",
+    }
+    assert yes.loc["LoRA (qv, r8)", "Learning rate"] == "1e-03" and yes.loc["LoRA (qv, r8)", "Avg."] == "60.0"
+    assert yes.loc["Full fine-tuning", "Learning rate"] == "3e-04"
+
+
+def test_a_grid_with_a_gap_takes_nothing(tried):
+    path = next((tried / "small" / "runs").glob("*lora-qv-r8.cola*"))
+    path.unlink()
+    gathered = gather("small", GIVEN, tried)
+    assert len(gathered.state.missing) == 1
+    found = taken(tried_runs(gathered.tried, gathered.frame))
+    assert "lora-qv-r8" not in found and found["houlsby-m8"] == 1e-3
+    cells = learning_rate_table("small", gathered.tried, gathered.frame).cells
+    assert "-" in set(cells[cells["Method"] == "LoRA (qv, r8)"]["CoLA (Matthews)"])
+
+
+def test_seed_0_is_in_no_other_table(tried):
+    populate(tried / "small", "small", ["experiment=glue_table2"])
+    report = build("small", (), tried)
+    assert not report.state.extra and any(table.name == "learning_rate" for table in report.tables)
+    assert not {p.run_id for p in report.gathered.every} & {p.run_id for p in report.gathered.tried}
+    assert set(report.cells["planned"]) == {3, 5} and report.gathered.frame["seed"].eq(0).sum() == 30
+
+
+def test_without_such_runs_there_is_no_table(tmp_path):
+    gathered = gather("small", (), tmp_path)
+    assert learning_rate_table("small", gathered.tried, gathered.frame) is None
+
+
+def test_the_rates_of_minilm_are_those_that_came_out_best():
+    gathered = gather("small")
+    found = taken(tried_runs(gathered.tried, gathered.frame))
+    assert set(found) == {"full", "bitfit", "houlsby-m8", "pfeiffer-m16", "lora-qv-r8"}
+    for slug, rate in found.items():
+        rows = yaml.safe_load((CONF / "hparams" / "ours" / f"minilm_{slug.split('-')[0]}.yaml").read_text())
+        assert {rows[task]["lr"] for task in TASKS} == {rate}

@@ -1,0 +1,104 @@
+"""The check that swapping recovers W0: on adapters that the training loop left, and against a swap that drifts."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from lora import swaps
+from lora.adapters.files import write_folder
+from lora.adapters.recorded import recorded_adapter
+from lora.analyses import SWAP, analysis_json, read_analyses
+from lora.cells import run_cell
+from lora.compose import compose_run
+from lora.errors import UserError
+from lora.methods.lowrank import LoraLinear
+from lora.results import adapter_path
+from lora.swaps import analyse, same_bits
+from lora.sweep import expand
+from lora.train import run
+
+CYCLES = 40
+gather = swaps.gather
+
+
+@pytest.fixture
+def trained(tiny_config):
+    """Two adapters of other targets and ranks, by encoder and run_id; and the records' hashes."""
+    found, made_from = {}, {}
+    for given in (("method.targets=[q,v]", "method.rank=2"), ("method.targets=[k]", "method.rank=4")):
+        config = tiny_config("method=lora", *given, "runtime.save_adapter=true")
+        record, _, files = run(config)
+        write_folder(adapter_path(config.runtime.outputs, config.run_id).parent, files)
+        found[config.run_id] = config, recorded_adapter(record, config.runtime.outputs)
+        made_from[config.run_id] = record
+    return {"tiny": found}, made_from
+
+
+def test_trained_adapters_leave_w0_as_it_was_in_every_dtype(trained, tmp_path):
+    adapters, records = trained
+    cases, used = analyse(adapters, CYCLES)
+    assert used == set(records)
+    assert [(case["trials"], case["failures"]) for case in cases] == [(CYCLES, 0)] * 3
+    assert [case["label"].rpartition(" ")[2] for case in cases] == ["fp32", "bf16", "fp16"]
+    (tmp_path / SWAP).write_bytes(analysis_json({run_id: record.adapter for run_id, record in records.items()}, cases))
+    assert list(read_analyses(tmp_path, records).checks["swap"]) == cases
+    assert "lora.swaps" in read_analyses(tmp_path, {}).problems[0]
+
+
+def test_a_swap_that_adds_and_subtracts_is_seen_to_drift(trained, monkeypatch):
+    """`W += BA; W -= BA`, as section 4.1 words it and peers do it."""
+    change = 0.3
+
+    def add(model, adapter):
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.Linear | LoraLinear):
+                layer.weight.data += change
+
+    def subtract(model):
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.Linear | LoraLinear):
+                layer.weight.data -= change
+
+    monkeypatch.setattr(swaps, "swap", add)
+    monkeypatch.setattr(swaps, "unmerge", subtract)
+    cases, _ = analyse(trained[0], CYCLES)
+    assert all(case["failures"] >= CYCLES - 1 for case in cases)
+
+
+def test_one_adapter_alone_cannot_be_swapped(trained):
+    (run_id, one), *_ = trained[0]["tiny"].items()
+    assert analyse({"tiny": {run_id: one}}, CYCLES) == ([], set())
+
+
+def test_bits_are_compared_not_values():
+    zero, nan = torch.tensor([0.0]), torch.tensor([float("nan")])
+    assert same_bits(nan, nan) and same_bits(zero, zero)
+    assert not same_bits(zero, -zero) and not same_bits(zero, zero.double())
+
+
+def test_the_command_keeps_what_it_found(tiny_overrides, tmp_path, monkeypatch, capsys):
+    """From a sweep's records and adapters to the file that the claim is judged on."""
+    where = [f"runtime.results={tmp_path}/results/small", f"runtime.outputs={tmp_path}/outputs"]
+    kept = [o for o in tiny_overrides if not o.startswith(("task=", "runtime.results", "runtime.outputs", "profile="))]
+    given = [*kept, *where, "runtime.save_adapter=true", "method=lora", "task=cola", "seed=1,2"]
+    monkeypatch.setattr(swaps, "ROOT", tmp_path)
+    monkeypatch.setattr(swaps, "CYCLES", CYCLES)
+    monkeypatch.setattr(swaps, "gather", lambda name, more: gather(name, more, tmp_path / "results"))
+    with pytest.raises(SystemExit) as ended:
+        swaps.main(["small", *given])
+    assert ended.value.code == 2 and "runtime.save_adapter=true" in capsys.readouterr().err
+    for cell in expand("small", given, adhoc=True):
+        run_cell(compose_run(cell.overrides), mistakes_fail=False)
+    swaps.main(["small", *given])
+    assert "0 of" in capsys.readouterr().out
+    content = json.loads((tmp_path / "results" / "small" / "analysis" / SWAP).read_bytes())
+    assert len(content["made_from"]) == 2 and len(content["entries"]) == 3
+
+
+def test_an_adapter_of_another_record_is_refused(trained):
+    (run_id, (config, _)), *_ = trained[0]["tiny"].items()
+    other = dataclasses.replace(trained[1][run_id], adapter="0" * 64)
+    with pytest.raises(UserError, match=r"not the adapter that the record"):
+        recorded_adapter(other, config.runtime.outputs)
