@@ -59,7 +59,7 @@ tables: setup ## Rebuild every committed table, verdict, report and notebook fro
 	$(VENV) notebooks/execute.py
 	exit $$status
 
-bench: setup ## Cells per hour and steps beside Trainer + PEFT, about 20 minutes on two idle cores (ARGS="--rounds 3 --cells 24")
+bench: setup ## Cells per hour and steps beside Trainer + PEFT, 30 minutes on two idle cores without AMX (ARGS="--rounds 3 --cells 24")
 	@$(VENV) -m lora.benchmarks $(ARGS)
 
 bench-gpu: setup ## One training step of every contender on one GPU, in minutes (ARGS="--compile")

@@ -662,3 +662,18 @@ def test_every_side_gets_the_same_allocator(tmp_path, monkeypatch):
     found = sides.environment(tmp_path)
     assert found.items() >= machine.ALLOCATOR.items() and "OMP_NUM_THREADS" not in found
     assert os.environ["OMP_NUM_THREADS"] == "1"
+
+
+def test_committed_tables_are_what_the_committed_measurements_give():
+    found = sorted(output.FOLDER.glob("*/summary.json"))
+    assert found
+    summaries = []
+    for path in found:
+        summary = json.loads(path.read_text())
+        measured = json.loads(path.with_name("measurements.json").read_text())
+        assert json.loads(output.as_json(summarise(measured))) == summary, path
+        assert path.with_name("bench.md").read_text() == table.document(summary)
+        assert summary["device"] == path.parent.name
+        summaries.append(summary)
+    readme = (ROOT / "README.md").read_text()
+    assert table.in_readme(readme, table.block(summaries)) == readme

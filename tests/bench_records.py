@@ -1,0 +1,58 @@
+"""What many records cost: `python tests/bench_records.py`. Not a test; all records are synthetic.
+
+Rebuilding tables and page from 10,000 records (the paper's Table 2, 14 rows on 8 tasks with 90 seeds), `lora.status` on
+the same, and launching a sweep of 500 cells that are all there. The list of expected cells is composed once before the
+clock starts, as it is in any clone that has launched the sweep (it is kept in outputs/cache); the first time is printed
+too. The last two are whole commands, from the start of Python to its end.
+"""
+
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from synthetic import populate
+
+ROOT = Path(__file__).parents[1]
+GRID = ["experiment=glue_table2", f"seed={','.join(map(str, range(1, 91)))}"]
+SWEEP = ["task=reviews,ratings", "method=lora,full", f"seed={','.join(map(str, range(1, 126)))}"]
+
+
+def seconds_of(*arguments: str) -> float:
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return time.monotonic() - started
+
+
+def rebuild(results: Path) -> None:
+    from lora.report import build
+
+    started, cpu = time.monotonic(), time.process_time()
+    report = build("paper", GRID, results)
+    size = sum(map(len, report.files.values())) + len(report.html(dict.fromkeys(report.figures, b"")))
+    seconds, busy = time.monotonic() - started, time.process_time() - cpu
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"rebuilt in {seconds:.1f} s ({busy:.1f} s of CPU), peak {peak:.2f} GiB, {size / 2**20:.1f} MiB of files")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder)
+        cells = populate(results / "paper", "paper", GRID)
+        print(f"{len(cells)} records written", flush=True)
+        rebuild(results)
+        where = [f"runtime.results={results}/paper", f"runtime.outputs={results}/outputs"]
+        first, again = (seconds_of("lora.status", "paper", *GRID, *where) for _ in range(2))
+        print(f"status of {len(cells)} records: {again:.1f} s, the first time {first:.1f} s", flush=True)
+        where = [f"runtime.results={results}/mini", f"runtime.outputs={results}/outputs"]
+        cells = populate(results / "mini", "mini", [*SWEEP, *where])
+        first, again = (seconds_of("lora", "-m", "profile=mini", *SWEEP, *where) for _ in range(2))
+        print(f"sweep of {len(cells)} complete cells: {again:.1f} s, the first time {first:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
