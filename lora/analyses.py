@@ -52,7 +52,7 @@ def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
         ]
         if stale:
             problems.append(
-                f"{path} was made from another {of_record} of {', '.join(sorted(stale)[:3])}: "
+                f"analysis/{file} was made from another {of_record} of {', '.join(sorted(stale)[:3])}: "
                 f"python -m {COMMANDS[file]} makes it again"
             )
         else:
