@@ -3,6 +3,7 @@
 # without systemd. Run as root; it touches no other Slurm, munge or MariaDB.
 #   slurm_cluster.sh start FOLDER    everything lies in FOLDER; afterwards SLURM_CONF=FOLDER/slurm.conf is all one needs
 #   slurm_cluster.sh stop FOLDER
+#   slurm_cluster.sh lose FOLDER NODE    kills the node with all that runs on it, as if its power were cut
 # Debian: slurmctld slurmd slurm-client munge slurmdbd slurm-wlm-mysql-plugin mariadb-server-core mariadb-client-core
 set -euo pipefail
 NODES=4
@@ -148,14 +149,31 @@ stop() {
     done
 }
 
-if [ $# -ne 2 ]; then
-    sed -n '2,7p' "$0" >&2
+lose() {  # NODE. Setting it down by scontrol is another thing: its slurmd lives, and takes its own job again too early
+    local node=$1 file pids=() parents=()
+    for file in /proc/[0-9]*/environ; do
+        if grep -qzx "SLURMD_NODENAME=$node" "$file" 2>/dev/null && grep -qzx "SLURM_CONF=$SLURM_CONF" "$file"; then
+            pids+=("$(basename "$(dirname "$file")")")
+        fi
+    done
+    for pid in "${pids[@]}"; do
+        parent=$(awk '/^PPid:/ { print $2 }' "/proc/$pid/status" 2>/dev/null || true)
+        if [[ $(cat "/proc/${parent:-none}/comm" 2>/dev/null) == slurmstepd ]]; then parents+=("$parent"); fi
+    done
+    kill -9 "$(cat "$folder/pids/node${node#n}")" "${parents[@]}" "${pids[@]}" 2>/dev/null || true  # some end meanwhile
+}
+
+usage() {
+    sed -n '2,8p' "$0" >&2
     exit 2
-fi
+}
+
+if [ $# -lt 2 ]; then usage; fi
 folder=$2
 export SLURM_CONF=$folder/slurm.conf
 case $1 in
     start) start ;;
     stop) stop ;;
-    *) sed -n '2,7p' "$0" >&2; exit 2 ;;
+    lose) lose "${3:?a node}" ;;
+    *) usage ;;
 esac

@@ -25,6 +25,7 @@ from lora.cells import run_cell
 from lora.data import read
 from lora.errors import UserError
 from lora.methods.configs import FullConfig
+from lora.provenance import ROOT
 from lora.tasks import TASKS
 
 TOKENIZER_NOTICE = "ignore:.*:UserWarning"  # of torch and datasets, about pinned memory and the like

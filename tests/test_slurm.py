@@ -79,16 +79,14 @@ def test_a_requeued_job_goes_on_where_it_was(tiny_overrides, tmp_path):
     assert "REQUEUED" in slurm("sacct", "--duplicates", "--noheader", "--format=State%20", f"--jobs={job_of(owner)}")
 
 
-def test_a_lost_node_loses_nothing(tiny_overrides, tmp_path):
-    """Slurm puts its job back into the queue by itself, and another node goes on with the cell."""
+def test_a_lost_node_loses_nothing(tiny_overrides, tmp_path, cluster):
+    """Slurm puts its job back into the queue by itself, and another node trains the cell. It stays lost."""
     process = start(grid(tiny_overrides, tmp_path / "slurm", *LONG, "seed=1,2"))
     owner = next(iter(training(tmp_path / "slurm", process, cells=2).values()))
     node = slurm("squeue", "--noheader", "--format=%N", f"--jobs={job_of(owner)}")
-    slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    subprocess.run([CLUSTER, "lose", cluster, node], check=True)
     output, _ = process.communicate(timeout=300)
-    state = slurm("sinfo", "--noheader", "--format=%T", f"--nodes={node}")
-    if state.startswith("down"):
-        slurm("scontrol", "update", f"nodename={node}", "state=resume")
+    assert slurm("sinfo", "--noheader", "--format=%T", f"--nodes={node}").startswith("down")
     assert process.returncode == 0, output
     assert_complete(tmp_path / "slurm", uninterrupted(tiny_overrides, tmp_path))
     assert "NODE_FAIL" in slurm("sacct", "--duplicates", "--noheader", "--format=State%20", f"--jobs={job_of(owner)}")
