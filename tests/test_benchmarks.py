@@ -678,3 +678,10 @@ def test_committed_tables_are_what_the_committed_measurements_give():
         summaries.append(summary)
     readme = (ROOT / "README.md").read_text()
     assert table.in_readme(readme, table.block(summaries)) == readme
+
+
+def test_committed_tables_of_growth_are_what_was_measured():
+    found = sorted(output.FOLDER.glob("*/growth.json"))
+    assert found
+    for path in found:
+        assert path.with_name("growth.md").read_text() == growth.document(json.loads(path.read_text()))
