@@ -10,10 +10,16 @@ MARK = "<!-- results:{name} {edge} -->"
 FIGURE = "parameters"
 
 
-def block(name: str, tables: Sequence[Table], verdicts: Sequence[Verdict], figures: Sequence[str]) -> str:
-    """The first table; for real GLUE the verdicts and the figure too; and where the rest is."""
+def block(
+    name: str, tables: Sequence[Table], verdicts: Sequence[Verdict], figures: Sequence[str], progress: str = ""
+) -> str:
+    """The first table; for real GLUE the verdicts and the figure too; and where the rest is.
+
+    Args:
+        progress: How much of a profile that is not complete there is.
+    """
     main = tables[0]
-    lines = [main.banner, ""] if main.banner else []
+    lines = [line for text in (main.banner, progress) if text for line in (text, "")]
     lines += [markdown(main.cells, main.words), *main.notes, ""]
     if not any(each.not_glue for each in verdicts):
         lines += ["| Verdict | The paper's sentence | Here |", "| --- | --- | --- |"]

@@ -80,7 +80,16 @@ class Report:
     @property
     def readme(self) -> str:
         main = [table for table in self.tables if table.name in ("table2", "table2_part")]
-        return block(self.name, main, self.verdicts, list(self.figures)) if main else ""
+        return block(self.name, main, self.verdicts, list(self.figures), self.progress) if main else ""
+
+    @property
+    def progress(self) -> str:
+        """How much there is of a profile that is not complete."""
+        cells = {cell.run_id for cell in (*self.gathered.every, *self.gathered.tried)}
+        lacking = len(cells - self.state.ok.keys())
+        if not lacking:
+            return ""
+        return f"**Not complete:** {len(cells) - lacking} of {len(cells)} cells are trained; the page names the others."
 
     def html(self, pictures: Mapping[str, bytes]) -> bytes:
         """The page. `pictures`: name -> SVG."""

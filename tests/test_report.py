@@ -393,6 +393,8 @@ def test_the_command_leaves_the_files_and_says_what_is_incomplete(synthetic, tmp
     readme = (root / "README.md").read_text()
     assert readme.startswith("# x\n") and readme.endswith("after\n") and "old" not in readme
     assert "| **cannot tell** | LoRA is comparable to" in readme and "figures/parameters.png" in readme
+    trained, cells = map(int, re.search(r"\*\*Not complete:\*\* (\d+) of (\d+) cells are trained", readme).groups())
+    assert cells - trained == 1 and cells > 10
     assert (root / "results" / "small" / "report.html").stat().st_size > 100_000
 
 
@@ -404,9 +406,10 @@ PROFILES = sorted({path.split("/runs/")[0].removeprefix("results/") for path in 
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_what_is_committed_is_what_the_records_give_byte_for_byte(name):
-    """Tables, verdicts, the page and the README; figures by the data they plot."""
+    """Tables, verdicts, the page and the README; figures by the data they plot. The real run may lack cells, by name."""
     report, folder = build(name), ROOT / "results" / name
-    assert not (report.state.failed or report.state.missing or report.state.extra or report.problems)
+    assert not (report.state.failed or report.state.extra or report.problems)
+    assert name == "small" or not report.state.missing
     for path, content in report.files.items():
         assert (folder / path).read_bytes() == content, path
     pictures = {key: (folder / "figures" / f"{key}.svg").read_bytes() for key in report.figures}
