@@ -406,7 +406,7 @@ PROFILES = sorted({path.split("/runs/")[0].removeprefix("results/") for path in 
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_what_is_committed_is_what_the_records_give_byte_for_byte(name):
-    """Tables, verdicts, the page and the README; figures by the data they plot. The real run may lack cells, by name."""
+    """Tables, verdicts, the page and the README; figures by the data they plot. The real run may lack cells."""
     report, folder = build(name), ROOT / "results" / name
     assert not (report.state.failed or report.state.extra or report.problems)
     assert name == "small" or not report.state.missing

@@ -46,8 +46,9 @@ class Base:
 def kept_layers(model: nn.Module) -> dict[str, LoraLinear]:
     """The LoRA layers whose places merged layers have taken, by name; moved to where the model is now."""
     kept = getattr(model, "kept_layers", {})
+    modules = dict(model.named_modules()) if kept else {}  # one walk is faster than a search for each
     for name, layer in kept.items():
-        live = model.get_submodule(name)
+        live = modules.get(name)
         if type(live) is not nn.Linear:
             raise UserError(f"{name}, merged as a linear layer, is a {type(live).__name__} now: it was replaced since")
         if (layer.weight.device, layer.weight.dtype) != (live.weight.device, live.weight.dtype):

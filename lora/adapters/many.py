@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora.adapters.adapter import Adapter
-from lora.adapters.base import check_base
+from lora.adapters.base import check_base, kept_layers
 from lora.adapters.files import read_adapter
 from lora.adapters.head import fitted_head, head_modules, output_layer
 from lora.adapters.merge import fitted_layers, remove
@@ -120,7 +120,8 @@ class AdapterSet(nn.Module):
         if not adapters:
             raise UserError("a set of adapters needs at least one")
         loaded = [a if isinstance(a, Adapter) else read_adapter(a) for a in adapters.values()]
-        layers = [fitted_layers(model, adapter) for adapter in loaded]
+        kept = kept_layers(model)
+        layers = [fitted_layers(model, kept, adapter) for adapter in loaded]
         heads = [fitted_head(model, adapter.head) for adapter in loaded]
         check_head(model)
         for adapter in loaded:

@@ -35,10 +35,10 @@ def merge(model: nn.Module) -> None:
     Raises: UserError: If it has no LoRA, since no other method adds what a weight could take up; or if a merged weight
         is not finite. The model is then unchanged.
     """
-    layers = lora_layers(model)
-    if not layers and not kept_layers(model):
+    kept, layers = kept_layers(model), lora_layers(model)
+    if not layers and not kept:
         raise UserError(f"nothing to merge: {state_of(model)}; merging is for LoRA alone")
-    install(model, {**kept_layers(model), **layers})
+    install(model, kept, {**kept, **layers})
 
 
 def unmerge(model: nn.Module) -> None:
@@ -72,11 +72,12 @@ def swap(model: nn.Module, adapter: Adapter | str | Path, allow_other_base: bool
         from lora.adapters.files import read_adapter  # which writes and reads; this module only computes
 
         adapter = read_adapter(adapter)
-    layers = fitted_layers(model, adapter)
+    kept = kept_layers(model)
+    layers = fitted_layers(model, kept, adapter)
     head = fitted_head(model, adapter.head)
     if adapter.base is not None and not allow_other_base:
         check_base(model, adapter.base, adapter.weights)
-    install(model, layers)
+    install(model, kept, layers)
     put_head(model, head)
     if getattr(model, "applied", None) is None:
         train_only(model, ())  # as lora.apply does: a pretrained weight never trains beside LoRA
@@ -94,7 +95,7 @@ def remove(model: nn.Module) -> None:
     applied = getattr(model, "applied", None)
     if applied is not None and not isinstance(applied.method, LoraConfig):
         raise UserError(f"only LoRA can be taken off a model, and {state_of(model)}")
-    install(model, {})
+    install(model, kept_layers(model), {})
     put_head(model, own_head(model))
     model.applied, model.kept_head = None, {}
 
@@ -108,9 +109,11 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
 
 
-def fitted_layers(model: nn.Module, adapter: Adapter) -> dict[str, LoraLinear]:
+def fitted_layers(model: nn.Module, kept: Mapping[str, LoraLinear], adapter: Adapter) -> dict[str, LoraLinear]:
     """New LoRA layers with the adapter's A and B over the model's pretrained weights; the model is not changed.
 
+    Args:
+        kept: `kept_layers` of the model.
     Raises: UserError: If the adapter is not LoRA's, or a module is absent, in the head, or of another shape.
     """
     if not isinstance(adapter.method, LoraConfig):
@@ -118,7 +121,7 @@ def fitted_layers(model: nn.Module, adapter: Adapter) -> dict[str, LoraLinear]:
     applied = getattr(model, "applied", None)
     if applied is not None and not isinstance(applied.method, LoraConfig):
         raise UserError(f"a LoRA adapter needs a model without another method, and {state_of(model)}")
-    kept, layers = kept_layers(model), {}
+    layers = {}
     for name, (a, b) in adapter.pairs().items():
         linear = kept[name] if name in kept else find_linear(model, name)
         if a.shape[1] != linear.in_features or b.shape[0] != linear.out_features:
@@ -146,12 +149,13 @@ def find_linear(model: nn.Module, name: str) -> nn.Linear | LoraLinear:
     return module
 
 
-def install(model: nn.Module, layers: dict[str, LoraLinear]) -> None:
+def install(model: nn.Module, kept: Mapping[str, LoraLinear], layers: Mapping[str, LoraLinear]) -> None:
     """Merge these layers and no others. Until every weight is there the model's modules stay; a failure restores them.
 
+    Args:
+        kept: `kept_layers` of the model.
     Raises: UserError: If a merged weight is not finite.
     """
-    kept = kept_layers(model)
     weights, written, scratch, checked = {}, [], {}, not surely_finite(layers)
     try:
         for name, layer in layers.items():
