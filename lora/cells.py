@@ -22,6 +22,7 @@ from lora.results import (
     RunRecord,
     adapter_path,
     checkpoint_path,
+    discard,
     read_record,
     record_path,
     write_atomically,
@@ -103,7 +104,7 @@ def train(config: RunConfig, mistakes_fail: bool, heart: Heartbeat | None) -> Ru
 
         write_folder(adapter_path(runtime.outputs, config.run_id).parent, files)
     write_record(runtime.results, record)
-    checkpoint_path(runtime.outputs, config.run_id).unlink(missing_ok=True)
+    discard(checkpoint_path(runtime.outputs, config.run_id))
     copy.end(record)
     return record
 

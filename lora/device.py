@@ -22,13 +22,20 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         raise UserError("runtime.device is cuda, but torch sees no CUDA device here; auto or cpu would do")
     on_cpu = config.train.kernels == "fused" or device == "cpu"
     gpu = torch.cuda.is_available() and not on_cpu
-    if precision == "bf16" and not has_bf16(gpu):
-        raise UserError(f"train.precision is bf16, but this {'GPU' if gpu else 'CPU'} has none; fp32 would do")
+    check_precision(precision, gpu)
     torch.set_num_threads(config.runtime.threads)
     keep_freed_memory()
     AcceleratorState._reset_state()  # one process trains cells of several precisions, one after another
     autocast = precision == "bf16" and config.train.kernels != "fused"  # the fused kernels cast by themselves
     return Accelerator(cpu=on_cpu, mixed_precision="bf16" if autocast else "no")
+
+
+def check_precision(precision: str, gpu: bool, setting: str = "train.precision") -> None:
+    """
+    Raises: UserError: If it is bf16 and the device has none.
+    """
+    if precision == "bf16" and not has_bf16(gpu):
+        raise UserError(f"{setting} is bf16, but this {'GPU' if gpu else 'CPU'} has none; fp32 would do")
 
 
 def has_bf16(gpu: bool) -> bool:

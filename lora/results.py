@@ -1,6 +1,7 @@
 """The run record: one JSON per run, the source of every table; and the frame that is read from a folder of them."""
 
 import dataclasses
+import glob
 import json
 import math
 import os
@@ -112,6 +113,13 @@ def written_whole(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def discard(path: Path) -> None:
+    """Remove a file, and what writers that were killed in the middle left of it."""
+    path.unlink(missing_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        left.unlink(missing_ok=True)
 
 
 def check_writable(folder: str | Path) -> None:

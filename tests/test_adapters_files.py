@@ -7,6 +7,7 @@ import shutil
 import pytest
 import tiny
 import torch
+from processor import NARROWEST
 from safetensors.torch import load_file, save_file
 from tiny_adapters import FIVE, METHODS, five, logits, with_method
 
@@ -279,7 +280,7 @@ def test_a_cell_leaves_an_adapter_that_explains_itself(method, kernels, tiny_con
         *filter(None, [small.get(method)]),
         "runtime.save_adapter=true",
         f"train.kernels={kernels}",
-        *(["train.precision=bf16"] if kernels == "fused" else []),
+        f"train.precision={NARROWEST if kernels == 'fused' else 'fp32'}",
     )
     record = run_cell(config, mistakes_fail=False)
     folder = adapter_path(config.runtime.outputs, config.run_id).parent

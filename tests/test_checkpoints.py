@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from processor import NARROWEST
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -46,10 +47,10 @@ def stop(config, step):
 SETTINGS = [
     ("method=full", "train.kernels=stock"),
     ("method=full", "train.kernels=fused"),  # sparse gradients, and rows of embeddings that no batch has touched
-    ("method=full", "train.kernels=fused", "train.precision=bf16", "train.weight_decay=0.1"),
+    ("method=full", "train.kernels=fused", f"train.precision={NARROWEST}", "train.weight_decay=0.1"),
     ("method=lora", "train.kernels=stock", "train.accumulation=2"),
     ("method=lora", "train.kernels=fused", "data.batching=similar_length"),
-    ("method=houlsby", "train.kernels=fused", "train.precision=bf16"),
+    ("method=houlsby", "train.kernels=fused", f"train.precision={NARROWEST}"),
     ("method=bitfit", "train.kernels=stock", "task=mnli"),
     ("method=lora", "train.kernels=stock", "task=stsb", "train.head_dropout=0.5"),
 ]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from processor import needs_bf16
 from safetensors.torch import load_file, save_file
 from scipy import stats
 from torch import nn
@@ -46,7 +47,8 @@ from lora.provenance import ROOT
 from lora.surgery import checksum, count_parameters, is_head, trainable
 
 KERNELS = pytest.mark.parametrize(
-    ("kernels", "precision"), [("stock", "fp32"), ("stock", "bf16"), ("fused", "fp32"), ("fused", "bf16")]
+    ("kernels", "precision"),
+    [("stock", "fp32"), ("stock", "bf16"), ("fused", "fp32"), pytest.param("fused", "bf16", marks=needs_bf16)],
 )
 TRAINED = ("full", "bitfit", "houlsby", "pfeiffer", "lora")
 

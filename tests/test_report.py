@@ -365,7 +365,7 @@ def test_the_mnli_runs_that_others_start_from_are_expected_and_not_shown(synthet
 
 
 def test_a_run_is_set_beside_the_reference(synthetic):
-    assert re.search(r"\b9 of 9 cells agree", build("small", ["experiment=glue_table2", FULL[1]], synthetic).text)
+    assert re.search(r"\b25 of 25 cells agree", build("small", ["experiment=glue_table2", FULL[1]], synthetic).text)
 
 
 def test_the_papers_tables_are_found_by_their_names(synthetic):

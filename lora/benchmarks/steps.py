@@ -23,6 +23,7 @@ from lora.benchmarks.floor import timer
 from lora.benchmarks.timing import interleave
 from lora.compose import compose_run
 from lora.config import RunConfig
+from lora.device import has_bf16
 from lora.efficiency import memory
 from lora.methods.configs import FullConfig
 
@@ -109,7 +110,8 @@ def measure(
 
 def main() -> None:
     out, repetitions, *overrides = sys.argv[1:]
-    measured = measure(compose_run(overrides), SHAPES, int(repetitions), PRECISIONS)
+    precisions = PRECISIONS if has_bf16(gpu=False) else ("fp32",)
+    measured = measure(compose_run(overrides), SHAPES, int(repetitions), precisions)
     Path(out).write_text(json.dumps(measured))
 
 

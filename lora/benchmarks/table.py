@@ -116,11 +116,13 @@ def steps_text(summary: Mapping[str, Any]) -> str:
         return ", ".join(f"{value:.2f}x at {shape}" for shape, value in summary[ratio].items())
 
     precision = summary["settings"]["precision"]
+    shares = next(iter(summary["matmul_shares"].values()))
+    profiled = next(name.removeprefix("ours ") for name in shares if name.startswith("ours "))
     return (
         f"A LoRA step (q, v, r = {summary['settings']['rank']}, {precision}, batch x tokens, one thread) takes "
         f"{of_shapes('step_vs_peft')} the time of PEFT's, {of_shapes('step_vs_full')} that of full fine-tuning here, "
         f"and keeps {summary['saved_bytes_vs_peft']:.2f}x PEFT's bytes for the backward pass; matrix products are "
-        f"{100 * summary['matmul_share']:.0f}% of a bf16 step."
+        f"{100 * summary['matmul_share']:.0f}% of a {profiled} step."
     )
 
 

@@ -52,6 +52,7 @@ def run(arguments: argparse.Namespace) -> str:
     Raises: UserError: Before anything is written, or if the folder cannot be.
     """
     from lora.cost import device_name
+    from lora.device import check_precision
     from lora.efficiency.measure import measure  # these load torch, which a mistake in the call need not wait for
     from lora.efficiency.subjects import resolve_device
 
@@ -61,6 +62,7 @@ def run(arguments: argparse.Namespace) -> str:
     for key in ("methods", "step_shapes", "latency_shapes"):
         chosen[key] = tuple(chosen[key])
     plan = make_plan(device=device.type, **chosen)
+    check_precision(plan.precision, device.type == "cuda", "--precision")
     shown = device_folder(device_name(device), results)
     folder = place(plan, shown)
     with tqdm(total=2 * plan.rounds, unit="round", dynamic_ncols=True, file=sys.stderr) as bar:

@@ -1,0 +1,9 @@
+"""What this machine's CPU computes in: not every one has bfloat16, and a run refuses it where there is none."""
+
+import pytest
+
+from lora.device import has_bf16
+
+HAS_BF16 = has_bf16(gpu=False)
+NARROWEST = "bf16" if HAS_BF16 else "fp32"
+needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bfloat16")
