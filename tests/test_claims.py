@@ -191,6 +191,19 @@ def test_a_task_without_pairs_is_named(tmp_path):
     assert (first.word, first.reason) == ("cannot tell", "no pair of seeds on CoLA")
 
 
+def test_a_task_of_which_there_is_no_record_stays_in_the_average(tmp_path):
+    """Beside tasks trained on a part of their rows, though its own kind is not known yet."""
+    given = ["experiment=glue_table2", "seed=1,2,3,4,5"]
+    populate(tmp_path / "small", "small", given)
+    for path in (tmp_path / "small" / "runs").glob("*.cola.*"):
+        path.unlink()
+    gathered = gather("small", given, tmp_path)
+    frame = gathered.frame.assign(is_part=True)
+    (first, *_) = judge(read_claims(), gathered.planned, frame, tmp_path / "efficiency", {})
+    assert first.findings[0].label.endswith("average of SST-2, MRPC, CoLA, RTE, STS-B")
+    assert (first.word, first.reason) == ("cannot tell", "no pair of seeds on CoLA")
+
+
 def test_verdicts_on_embedded_tasks_say_that_they_are_not_glue(tmp_path):
     populate(tmp_path / "mini", "mini")
     gathered = gather("mini", (), tmp_path)

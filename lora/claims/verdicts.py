@@ -136,8 +136,10 @@ def differences(
     if claim.tasks == "average":
         part = set(frame.loc[frame["is_part"].eq(True), "task"])
         kinds = {task: kind_of(task, task in part) for task in tasks}
-        whole = [task for task in tasks if kinds[task] != "part"]
-        groups = [whole or tasks]  # a task trained on a part of its rows is averaged with no whole one
+        trained = set(frame["task"])  # of the others, the kind is not known
+        mixed = any(kinds[task] != "part" for task in tasks if task in trained)
+        # a task trained on a part of its rows is averaged with no whole one
+        groups = [[task for task in tasks if kinds[task] != "part"] if mixed else tasks]
     else:
         groups = [[task] for task in claim.tasks]
     sides = [frame[frame["run_id"].isin([p.run_id for p in side])] for side in (one, other)]
