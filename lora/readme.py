@@ -40,7 +40,8 @@ def verdict_rows(verdicts: Sequence[Verdict]) -> list[tuple[str, str, str]]:
             worst = next((f for f in each.findings if f.holds is False), None)
             shown = worst or next((f for f in each.findings if f.holds is None), each.findings[0])
             n = "" if shown.n is None else f", n = {shown.n}"
-            found = f"{shown.label}: {value_text(shown, shown.mean)}{short_interval(shown)}{n}"
+            value = shown.reason if shown.n == 0 else f"{value_text(shown, shown.mean)}{short_interval(shown)}{n}"
+            found = f"{shown.label}: {value}"
         about = f" ({each.about})" if each.about else ""
         rows.append((f"**{each.word}**", f"{each.claim.sentence}{about}", found))
     return rows

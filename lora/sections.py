@@ -12,7 +12,7 @@ from lora.formats import Table
 from lora.learning_rate import LEARNING_RATE, TITLE
 from lora.provenance import ROOT
 from lora.stats import ENOUGH_SEEDS, LEVEL, all_pairs, holm, median_coverage
-from lora.summary import KINDS, Planned, in_order, kind_of, method_label, summarise
+from lora.summary import KINDS, Planned, in_order, kinds_of, method_label, summarise
 from lora.tables import start_table, table2, table5, table6
 from lora.tasks import TASKS
 
@@ -68,13 +68,13 @@ def build_sections(
         name: The profile's folder, for the titles.
         examples: As in `lora.analyses.Analyses`.
     """
-    part = set(frame.loc[frame["is_part"].eq(True), "task"])
+    kinds = kinds_of(TASKS, frame)
     tables, pairs, summaries = [], [], {}
     for experiment, every in planned.items():
         if experiment not in METHODS_BY_TASKS:
             refuse_mixed(experiment, every)
         for kind in KINDS:
-            of_kind = [p for p in every if kind_of(p.task, p.task in part) == kind]
+            of_kind = [p for p in every if kinds[p.task] == kind]
             if not of_kind:
                 continue
             summary = summarise(frame, of_kind)

@@ -1,7 +1,7 @@
 """From the frame of runs to one row per cell, in the paper's words. Neither torch nor configuration is known here."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -42,14 +42,13 @@ def summarise(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
     """One row per model, protocol, start, method and task that is expected, from its seeds.
 
     Returns: Columns model, protocol, start, slug, method, task, n, planned, median, mean, std (of `best`, over seeds,
-        ddof 1), min, max, last_median, trainable_method, seconds (mean), train_rows, kind (one of `KINDS`; `whole`
-        where nothing was trained yet); NaN where nothing was measured. Metrics are in percent.
+        ddof 1), min, max, last_median, trainable_method, seconds (mean), train_rows, kind (one of `KINDS`, by
+        the records of the whole frame); NaN where nothing was measured. Metrics are in percent.
     """
     expected = pd.DataFrame([vars(cell) for cell in planned], columns=list(Planned.__dataclass_fields__))
     values = ["best", "last", "trainable_method", "seconds", "train_rows", "is_part"]
     runs = expected.merge(frame[["run_id", *values]], on="run_id", how="left")
     runs = runs.assign(best=100 * runs["best"], last=100 * runs["last"])
-    part = set(runs.loc[runs["is_part"].eq(True), "task"])
     table = runs.groupby(CELL, sort=False).agg(
         n=("best", "count"),
         planned=("run_id", "size"),
@@ -64,11 +63,16 @@ def summarise(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
         train_rows=("train_rows", "first"),
     )
     table = table.reset_index().astype({"trainable_method": "Int64", "train_rows": "Int64"})
-    return table.assign(kind=[kind_of(task, task in part) for task in table["task"]])
+    return table.assign(kind=table["task"].map(kinds_of(table["task"], frame)))
 
 
-def kind_of(task: str, is_part: bool) -> str:
-    return "embedded" if TASKS[task].family == "embedded" else "part" if is_part else "whole"
+def kinds_of(tasks: Iterable[str], frame: pd.DataFrame) -> dict[str, str]:
+    """Task -> one of `KINDS`. One that has no record yet is taken for what the others of real GLUE are: a part if all
+    of them are."""
+    part = set(frame.loc[frame["is_part"].eq(True), "task"])
+    if part and part == {task for task in frame["task"] if TASKS[task].family != "embedded"}:
+        part = set(TASKS)
+    return {t: "embedded" if TASKS[t].family == "embedded" else "part" if t in part else "whole" for t in tasks}
 
 
 def in_order(summary: pd.DataFrame) -> list[str]:

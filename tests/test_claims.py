@@ -1,6 +1,7 @@
 """Claims: read strictly, judged by hand-made differences; too few seeds never decide."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -202,6 +203,7 @@ def test_a_task_of_which_there_is_no_record_stays_in_the_average(tmp_path):
     (first, *_) = judge(read_claims(), gathered.planned, frame, tmp_path / "efficiency", {})
     assert first.findings[0].label.endswith("average of SST-2, MRPC, CoLA, RTE, STS-B")
     assert (first.word, first.reason) == ("cannot tell", "no pair of seeds on CoLA")
+    assert math.isnan(first.findings[0].mean), "four of five tasks give no average of five"
 
 
 def test_verdicts_on_embedded_tasks_say_that_they_are_not_glue(tmp_path):

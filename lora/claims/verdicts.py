@@ -20,7 +20,7 @@ import pandas as pd
 from lora.claims.statements import Claim, Compare
 from lora.errors import UserError
 from lora.stats import ENOUGH_SEEDS, by_task, mean_interval, paired_differences
-from lora.summary import START_TITLES, Planned, kind_of, method_label
+from lora.summary import START_TITLES, Planned, kinds_of, method_label
 from lora.tasks import TASKS
 
 WORDS = {True: "supported", False: "not supported", None: "cannot tell"}
@@ -134,12 +134,9 @@ def differences(
     """On the average over the common tasks, or on each of those that the claim names."""
     tasks = [task for task in TASKS if task in {p.task for p in one} & {p.task for p in other}]
     if claim.tasks == "average":
-        part = set(frame.loc[frame["is_part"].eq(True), "task"])
-        kinds = {task: kind_of(task, task in part) for task in tasks}
-        trained = set(frame["task"])  # of the others, the kind is not known
-        mixed = any(kinds[task] != "part" for task in tasks if task in trained)
-        # a task trained on a part of its rows is averaged with no whole one
-        groups = [[task for task in tasks if kinds[task] != "part"] if mixed else tasks]
+        kinds = kinds_of(tasks, frame)
+        whole = [task for task in tasks if kinds[task] != "part"]
+        groups = [whole or tasks]  # a task trained on a part of its rows is averaged with no whole one
     else:
         groups = [[task] for task in claim.tasks]
     sides = [frame[frame["run_id"].isin([p.run_id for p in side])] for side in (one, other)]
@@ -157,23 +154,21 @@ def difference(
 ) -> Finding:
     here = pairs[pairs["task"].isin(tasks)]
     values = by_task(here)
-    strata = [values[task] for task in tasks if task in values]
-    found = mean_interval(strata)
     absent = [TASKS[task].title for task in tasks if task not in values]
-    n = 0 if absent or not tasks else found.n
+    found = mean_interval([] if absent else [values[task] for task in tasks])
     titles = ", ".join(TASKS[task].title for task in tasks)
     over = f"average of {titles}" if len(tasks) > 1 else titles
     holds, reason = None, ""
     if absent:
         reason = f"no pair of seeds on {', '.join(absent)}"
-    elif n < ENOUGH_SEEDS:
-        reason = f"{n} of at least {ENOUGH_SEEDS} pairs of seeds"
+    elif found.n < ENOUGH_SEEDS:
+        reason = f"{found.n} of at least {ENOUGH_SEEDS} pairs of seeds"
     else:
         holds = compare.bound.holds(found.low, found.high)
         reason = "" if holds is not None else "the bound lies inside the interval"
     runs = tuple(here["run_id"]) + tuple(here["run_id_other"])
     label = f"{labels[0]} - {labels[1]}, {over}"
-    return Finding(label, found.mean, found.low, found.high, n, compare.bound.text, holds, reason, runs, "points")
+    return Finding(label, found.mean, found.low, found.high, found.n, compare.bound.text, holds, reason, runs, "points")
 
 
 def label_of(side: Sequence[Planned]) -> str:
