@@ -8,7 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+STOP = signal.SIGUSR1  # of a launcher to its workers, which ignore SIGINT where a script started all in the background
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, STOP)
 ONE_PRESS_SECONDS = 2.0  # a Ctrl-C reaches a worker from the terminal and from its launcher
 POLL_SECONDS = 0.2
 
@@ -57,8 +58,9 @@ def follow() -> None:
 
 
 def end_of_job() -> None:
-    """Ctrl-C ends all that this process would do; the other signals end one job, and the process takes the next."""
-    if signal.SIGINT not in noted:
+    """Ctrl-C and a launcher's word end all that this process would do; the other signals end one job, and the process
+    takes the next."""
+    if not noted.keys() & {signal.SIGINT, STOP}:
         noted.clear()
 
 
@@ -79,17 +81,23 @@ def passed_on(workers: Callable[[], list[int]], say: Callable[[], None]) -> Iter
         while workers() and not over.is_set():
             time.sleep(POLL_SECONDS)
         if not over.is_set():
-            os.kill(os.getpid(), signal.SIGINT)
+            over.set()
+            os.kill(os.getpid(), next(iter(earlier)))
 
     def handle(signum: int, frame: object) -> None:
         for number in earlier:
-            signal.signal(number, _raise)
+            signal.signal(number, leave)
         came.set()
         say()
         for pid in workers():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGINT)
+                os.kill(pid, STOP)
         threading.Thread(target=end, daemon=True).start()
+
+    def leave(signum: int, frame: object) -> None:
+        if not over.is_set():
+            print("stopped at once", file=sys.stderr)
+        raise KeyboardInterrupt
 
     earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     earlier = {number: handler for number, handler in earlier.items() if handler not in (signal.SIG_IGN, None)}
@@ -103,8 +111,3 @@ def passed_on(workers: Callable[[], list[int]], say: Callable[[], None]) -> Iter
         over.set()
         for number, handler in earlier.items():
             signal.signal(number, handler)
-
-
-def _raise(signum: int, frame: object) -> None:
-    print("stopped at once", file=sys.stderr)
-    raise KeyboardInterrupt

@@ -127,22 +127,27 @@ def test_two_sweeps_at_once_share_the_work(tiny_overrides, tmp_path):
     assert seen and all(len(pids) == 1 for pids in seen.values())
 
 
-def test_ctrl_c_leaves_checkpoints_says_what_ran_and_the_next_launch_goes_on(tiny_overrides, tmp_path):
-    cells = ("method=bitfit", "task=cola", "seed=1,2,3", "train.epochs=60", "launcher.workers=2")
+@pytest.mark.parametrize(("workers", "background"), [(2, False), (1, True), (2, True)])
+def test_a_stopped_launcher_leaves_checkpoints_says_what_ran_and_the_next_goes_on(
+    tiny_overrides, tmp_path, workers, background
+):
+    """By Ctrl-C, or by `kill` where a script started it in the background, which makes it ignore SIGINT."""
+    cells = ("method=bitfit", "task=cola", "seed=1,2,3", "train.epochs=60", f"launcher.workers={workers}")
     overrides = grid(tiny_overrides, tmp_path, *cells)
-    process = start(
-        overrides,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # background jobs ignore it
-    )
+    ignored_or_not = signal.SIG_IGN if background else signal.default_int_handler
+    process = start(overrides, start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, ignored_or_not))
     running = tmp_path / "outputs" / "running"
-    wait_for(lambda: running.is_dir() and len(list(running.glob("[!.]*.json"))) == 2, process)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the launcher and its workers
+    wait_for(lambda: running.is_dir() and len(list(running.glob("[!.]*.json"))) == workers, process)
+    if background:
+        os.kill(process.pid, signal.SIGTERM)
+    else:
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the launcher and its workers
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
+    assert "stopped at once" not in output
     stopped = re.findall(r"^  (local\.bitfit\S+)$", output.split("interrupted while")[1], re.MULTILINE)
     checkpoints = tmp_path / "outputs" / "checkpoints"
-    assert {path.stem for path in checkpoints.iterdir()} == set(stopped) and len(stopped) == 2
+    assert {path.stem for path in checkpoints.iterdir()} == set(stopped) and len(stopped) == workers
     assert not load_records(tmp_path / "results")[0]
     code, output = finish(overrides)
     assert code == 0, output
