@@ -35,9 +35,9 @@ def without_ray() -> str | None:
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 OWN = ("tests/test_slurm.py", "tests/test_ray.py")  # they start a cluster each
-IN_THREE = ("-n", "3", "--dist", "loadfile")  # on two cores, since many tests wait; a file's tests share fixtures
+IN_TWO = ("-n", "2", "--dist", "loadfile")  # two processes; a file's tests stay together, since they share fixtures
 STAGES = (  # pytest's own testpaths where no file is named, so that ARGS can narrow it
-    Stage("unit", (*IN_THREE, "-m", "not browser", *(f"--ignore={path}" for path in OWN))),
+    Stage("unit", (*IN_TWO, "-m", "not browser", *(f"--ignore={path}" for path in OWN))),
     Stage("report", ("-m", "browser"), without(*BROWSERS)),
     Stage("slurm", (OWN[0],), without("sbatch")),
     Stage("ray", (OWN[1],), without_ray),
