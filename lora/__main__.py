@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from lora.cells import run_cell, run_job
-from lora.compose import CONF, compose_run, explain, register_resolvers
+from lora.compose import CONF, check_groups, compose_run, explain, register_resolvers
 from lora.errors import UserError
 from lora.launch import UnfinishedError
 from lora.locks import HeldError
@@ -66,6 +66,7 @@ def main() -> None:
         return None
 
     try:
+        check_groups([argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")])
         cell()
         for end in ended:
             if isinstance(end, Exception):

@@ -53,6 +53,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     Raises: UserError: If a group, option or key does not exist; the message lists the options.
     """
     register_resolvers()
+    check_groups(overrides)
     try:
         if GlobalHydra.instance().is_initialized():
             return compose("config", overrides=list(overrides))
@@ -60,6 +61,24 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
             return compose("config", overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
+
+
+def check_groups(overrides: Sequence[str]) -> None:
+    """What Hydra itself would end on with a ValueError and its traceback.
+
+    Raises: UserError: If a group is given something that names none of its options; the message lists them.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise UserError(explain(error)) from error
+    for override in parsed:
+        group = override.key_or_group
+        if override.type == OverrideType.DEL or override.is_sweep_override() or not (CONF / group).is_dir():
+            continue
+        if not isinstance(override.value(), str):
+            found = override.get_value_element_as_str()
+            raise UserError(f"{group} must be one of {', '.join(describe_group(group))}, got {found}")
 
 
 def settle(config: DictConfig) -> RunConfig:

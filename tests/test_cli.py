@@ -106,6 +106,8 @@ def test_a_failed_cell_is_recorded_and_the_others_go_on(tiny_overrides, tmp_path
     ("overrides", "message"),
     [
         (["method=lorra"], "method must be one of .*full.*lora.*, got 'lorra'"),
+        (["method=null"], "method must be one of .*full.*lora.*, got null"),
+        (["method=[full,lora]"], r"method must be one of .*full.*lora.*, got \[full,lora\]"),
         (["method.targets=[q,w]"], "target 'w' is not in BertForSequenceClassification.*q, k, v, o"),
         (["method.alpha=-1", "train.batch=0"], "method.alpha must be > 0.*\n.*train.batch must be >= 1"),
         (["data.path=null"], "GLUE_DIR"),
