@@ -14,6 +14,16 @@ from lora.compose import compose_config, settle
 from lora.config import RunConfig
 
 
+# By what they take: one of two processes that is given such a file last would go on alone.
+LONGEST = ("test_sweeps.py", "test_cli.py", "test_checkpoints.py", "test_benchmarks.py", "test_tracking.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; within a file, and among the others, the order stays."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
+
 @pytest.fixture(scope="session")
 def glue_dir(tmp_path_factory) -> Path:
     return tiny_glue.write(tmp_path_factory.mktemp("glue"))

@@ -35,7 +35,8 @@ def without_ray() -> str | None:
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 OWN = ("tests/test_slurm.py", "tests/test_ray.py")  # they start a cluster each
-IN_TWO = ("-n", "2", "--dist", "loadfile")  # two processes; a file's tests stay together, since they share fixtures
+# Two processes; a file's tests stay together, since they share fixtures, and the files in conftest's order.
+IN_TWO = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 STAGES = (  # pytest's own testpaths where no file is named, so that ARGS can narrow it
     Stage("unit", (*IN_TWO, "-m", "not browser", *(f"--ignore={path}" for path in OWN))),
     Stage("report", ("-m", "browser"), without(*BROWSERS)),
