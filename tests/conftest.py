@@ -13,7 +13,6 @@ from lora import signals
 from lora.compose import compose_config, settle
 from lora.config import RunConfig
 
-
 # By what they take: one of two processes that is given such a file last would go on alone.
 LONGEST = ("test_sweeps.py", "test_cli.py", "test_checkpoints.py", "test_benchmarks.py", "test_tracking.py")
 
