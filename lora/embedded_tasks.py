@@ -22,7 +22,7 @@ from lora.order import shuffled
 
 SENTENCE_WORDS = 16  # at most; 4,400 of the 10,600 sentences, 11 words on average in place of 19
 PAIR_WORDS = 40  # at most, of question and clause together; two thirds of the pairs, 29 words on average in place of 35
-DEV_SENTENCES = 450  # leaves 359 dev rows or more in each of the three tasks; with 900, a third of a LoRA cell of mini went there
+DEV_SENTENCES = 450  # leaves 359 dev rows or more in each of the three; 900 took a third of a LoRA cell of mini
 CLEAR_RATING = 0.5  # sentences between -0.5 and 0.5 are neither negative nor positive
 DEV_SHARE = 0.32  # of questions and of clauses: dev is about 0.1 of all pairs, and 0.47 are left to train on
 SWAPS = 2  # see `scramble`
