@@ -29,7 +29,8 @@ class ModelConfig:
         pickle: `never`, or `weights_only` for a hub id without safetensors: torch's weights-only loader runs no code.
         unused_weights: Regular expressions of checkpoint tensors that belong to the pretraining head.
         attention: The attention's implementation in transformers.
-        gradient_checkpointing: Recompute each layer in the backward pass; changes memory and time only.
+        gradient_checkpointing: Recompute in the backward pass each layer with train.kernels=stock, what GELU takes
+            with fused; changes memory and time only.
     """
 
     name: str
@@ -226,12 +227,6 @@ class RunConfig:
         if self.train.kernels == "fused":
             problems.check(
                 self.runtime.device != "cuda", "runtime.device", "cpu or auto with train.kernels=fused", "cuda"
-            )
-            problems.check(
-                not self.model.gradient_checkpointing,
-                "model.gradient_checkpointing",
-                "false with train.kernels=fused",
-                self.model.gradient_checkpointing,
             )
         if self.start != "mnli":
             problems.check(self.start_seed is None, "start_seed", "null unless start=mnli", self.start_seed)

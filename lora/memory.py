@@ -57,6 +57,8 @@ class Memory:
 def estimate(config: RunConfig, processes: int) -> Memory:
     """What a cell needs, at its maximum length. The allocator's fragments and the libraries' own memory come on top.
 
+    With train.kernels=fused, which are for CPUs and keep less, it is what transformers' own modules would need.
+
     Args:
         processes: That share the batch.
     Raises: UserError: If the batch does not divide among them, or the sizes of the model are not known here.
@@ -72,7 +74,7 @@ def estimate(config: RunConfig, processes: int) -> Memory:
     settings = model.config
     layers = settings.num_hidden_layers
     casts = 2 * counts["total"] if config.train.precision == "bf16" else 0
-    if config.model.gradient_checkpointing:
+    if config.model.gradient_checkpointing and config.train.kernels == "stock":
         inputs = layers * rows * config.data.max_length * settings.hidden_size * 4
         saved, casts = inputs + saved // layers, casts // layers
     return Memory(4 * counts["total"] + casts, 4 * trained, 8 * trained, saved, rows)

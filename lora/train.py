@@ -96,7 +96,8 @@ def run(
 
     masks = None
     if train.kernels == "fused":
-        masks = fuse(model, train.precision, seed_for(config.seed, "dropout"))
+        recompute = config.model.gradient_checkpointing
+        masks = fuse(model, train.precision, seed_for(config.seed, "dropout"), recompute)
         if accelerator.num_processes == 1:  # several add up dense gradients
             sparse_embeddings(model)
 

@@ -272,16 +272,20 @@ def test_products_of_a_step_are_part_of_its_time(still):
     assert 0 < products < seconds
 
 
+WHO = ("ours", "ours recomputing", "full", "peft eager", "peft sdpa")
+
+
 def test_everything_about_steps_is_measured_for_every_contender(tiny_config):
     config = tiny_config("method.rank=2")
     precisions = ("fp32", "bf16") if HAS_BF16 else ("fp32",)
     found = steps.measure(config, {"2x6": (2, 6), "4x8": (4, 8)}, 2, precisions)
-    names = {f"{who} {p}" for who in ("ours", "full", "peft eager", "peft sdpa") for p in precisions}
+    names = {f"{who} {p}" for who in WHO for p in precisions}
     assert set(found["times"]) == {"2x6", "4x8"}
     assert {len(values) for times in found["times"].values() for values in times.values()} == {2}
     assert set(found["times"]["4x8"]) == set(found["saved_bytes"]) == names
     assert found["saved_shape"] == "4x8"
-    assert set(found["matmul_seconds"]["2x6"]) == {"ours fp32", "full fp32", "peft eager fp32"}
+    assert set(found["matmul_seconds"]["2x6"]) == {f"{who} fp32" for who in WHO if who != "peft sdpa"}
+    assert found["saved_bytes"]["ours recomputing fp32"] < found["saved_bytes"]["ours fp32"]
 
 
 def test_the_floor_counts_the_operations_that_the_step_does(tiny_config):
@@ -427,6 +431,21 @@ def test_figures_of_steps_are_against_the_better_of_the_peers_attentions(planted
     assert summary["saved_bytes_vs_peft_by_precision"] == {"bf16": 0.25, "fp32": 0.5}
     assert summary["saved_bytes_vs_peft"] == 0.25
     assert summary["matmul_share"] == 0.5
+
+
+def test_figures_of_recomputing_stand_beside_the_step_that_keeps_all(planted):
+    assert summarise(planted)["recomputing"] is None  # measured before there was such a contender
+    for times in planted["steps"]["times"].values():
+        times["ours recomputing bf16"] = [1.5 * value for value in times["ours bf16"]]
+    planted["steps"]["saved_bytes"]["ours recomputing bf16"] = 5
+    summary = summarise(planted)
+    assert summary["recomputing"] == {
+        "step_vs_ours": {"16x28": 1.5, "32x64": 1.5},
+        "step_vs_peft": {"16x28": 0.75, "32x64": 0.75},
+        "saved_bytes_vs_peft": 0.125,
+    }
+    said = "it keeps 0.12x PEFT's bytes, in 0.75x at 16x28, 0.75x at 32x64 PEFT's time (1.50x at 16x28"
+    assert said in table.steps_text(summary) and summary["step_vs_peft"] == {"16x28": 0.5, "32x64": 0.5}
 
 
 def test_a_metric_agrees_within_the_noise_of_seeds(planted):
@@ -576,7 +595,8 @@ def test_the_whole_benchmark_on_tiny_cells(tiny_overrides, tmp_path, monkeypatch
         measured["rounds"][0]["cells"][0]["trainable"]
     }
     assert set(summary["step_vs_peft"]) == set(summary["step_vs_full"]) == {"16x28", "32x64"}
-    assert 0 < summary["saved_bytes_vs_peft"] < 1 and 0 < summary["matmul_share"] < 1
+    assert 0 < summary["recomputing"]["saved_bytes_vs_peft"] < summary["saved_bytes_vs_peft"] < 1
+    assert 0 < summary["matmul_share"] < 1
     for shares in summary["shares"].values():
         assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
     assert all(path.read_text() for path in (folder / measured["device"] / "bench.md", readme))

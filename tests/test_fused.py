@@ -13,6 +13,7 @@ from scipy import stats
 from torch.nn import functional as F
 
 from lora.checks import SettingsError
+from lora.efficiency.memory import saved_bytes
 from lora.errors import UserError
 from lora.fused import encoder, functions, kernels, plain
 from lora.fused.encoder import fuse
@@ -41,7 +42,7 @@ CONFIGS = {
     "lora-qkvo": LoraConfig(targets=("q", "k", "v", "o"), rank=3, dropout=0.3),
     "lora-ffn": LoraConfig(targets=("{body}.encoder.layer.1.intermediate.dense",), rank=3),
 }
-NAMES = ("dropout", "gelu", "add_norm", "attention", "frozen_linear", "lora_linear")
+NAMES = ("dropout", "gelu", "add_norm", "attention", "frozen_linear", "frozen_gelu", "lora_linear")
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 
 
@@ -68,6 +69,7 @@ def both(name, arguments, learned):
         for i in learned:
             given[i] = given[i].detach().clone().requires_grad_()
         out = getattr(module, name)(*given)
+        out = out[0] if name == "add_norm" else out
         out.backward(draw(*out.shape, seed=99).to(out.dtype))
         results.append([out.detach(), *(given[i].grad for i in learned)])
     return zip(*results, strict=True)
@@ -157,8 +159,44 @@ def test_attention_equals_the_plain_one(dtype, p, queries):
 def test_lora_linear_equals_the_plain_one(dtype, p):
     x = draw(4, 7, 24, dtype=dtype)
     frozen = functions.Frozen(draw(16, 24, seed=1, dtype=dtype), draw(16, seed=2, dtype=dtype))
-    arguments = [x, frozen, draw(3, 24, seed=3), draw(16, 3, seed=4), 0.7, site(p)]
+    arguments = [x, frozen, draw(3, 24, seed=3), draw(16, 3, seed=4), 0.7, site(p), None]
     assert_close(both("lora_linear", arguments, [0, 2, 3]), dtype)
+
+
+@PACKED
+def test_frozen_gelu_equals_the_plain_one(dtype):
+    frozen = functions.Frozen(draw(16, 24, seed=1, dtype=dtype), draw(16, seed=2, dtype=dtype))
+    assert_close(both("frozen_gelu", [draw(4, 7, 24, dtype=dtype), frozen, None], [0]), dtype)
+
+
+def normed(dtype, width=24):
+    """The output of a LayerNorm and what it is made from. The width is no multiple of a vector's."""
+    x, residual = draw(4, 7, width, dtype=dtype), draw(4, 7, width, seed=1, dtype=dtype)
+    return functions.add_norm(x, residual, 1 + 0.3 * draw(width, seed=2), draw(width, seed=3), 1e-12, None)
+
+
+@DTYPES
+@DROPPED
+@pytest.mark.parametrize("width", [24, 37, 384])
+def test_what_a_norm_gave_is_made_again_bit_for_bit(dtype, p, width):
+    out, made = normed(dtype, width)
+    assert torch.equal(made.again(site(p)), functions.dropout(out, site(p)))
+
+
+@PACKED
+@DROPPED
+def test_what_is_made_again_has_the_gradients_of_what_was_kept(dtype, p):
+    out, made = normed(dtype)
+    frozen = functions.Frozen(draw(16, 24, seed=1, dtype=dtype), draw(16, seed=2, dtype=dtype))
+
+    def through(made):
+        learned = [t.clone().requires_grad_() for t in (out, draw(3, 24, seed=3), draw(16, 3, seed=4))]
+        low = functions.lora_linear(learned[0], frozen, *learned[1:], 0.7, site(p), made)
+        both_ways = low + functions.frozen_gelu(learned[0], frozen, made)
+        both_ways.backward(draw(*low.shape, seed=9).to(dtype))
+        return [both_ways.detach(), *(each.grad for each in learned)]
+
+    assert all(map(torch.equal, through(made), through(None)))
 
 
 @PACKED
@@ -268,7 +306,7 @@ def test_the_norm_of_many_values_is_exact_to_a_millionth():
 # The encoder.
 
 
-def pair(architecture, method, precision="fp32", **settings):
+def pair(architecture, method, precision="fp32", recompute=False, **settings):
     """The same model twice: transformers' own modules, and fused."""
     stock = tiny.model(architecture, **settings)
     config = CONFIGS[method]
@@ -280,7 +318,7 @@ def pair(architecture, method, precision="fp32", **settings):
         if "lora_b" in name:
             p.data.normal_(std=0.2, generator=torch.Generator().manual_seed(len(name)))
     fused = copy.deepcopy(stock)
-    return stock, fused, fuse(fused, precision, seed=5)
+    return stock, fused, fuse(fused, precision, seed=5, recompute=recompute)
 
 
 def gradients(model, architecture, rows=None, length=9):
@@ -336,6 +374,38 @@ def test_masks_depend_on_neither_padding_nor_the_other_rows():
     source.begin(1, order)
     padded = {name: F.pad(tensor[order], (0, 6)) for name, tensor in batch.items()}
     assert torch.allclose(fused(**padded).logits, whole[order], atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_bf16)])
+@pytest.mark.parametrize("method", CONFIGS)
+def test_recomputing_changes_no_bit_and_keeps_less(method, precision):
+    kept, found = [], []
+    for recompute in (False, True):
+        _, fused, source = pair("bert", method, precision, recompute)
+        fused.train()
+        source.begin(1, np.arange(5))
+        kept.append(saved_bytes(fused, lambda fused=fused: fused(**tiny.inputs("bert")).logits).activations)
+        logits, grads = gradients(fused, "bert")
+        found.append([logits, *grads.values()])
+    assert all(map(torch.equal, *found))
+    if method in ("houlsby", "lora-qv", "lora-qkvo"):  # all that GELU took: of the last layer, of the first tokens only
+        assert kept[0] - kept[1] == 5 * (9 + 1) * fused.config.intermediate_size * (4 if precision == "fp32" else 2)
+    else:  # the one adapter of `adapterdrop` lies behind the last GELU
+        assert kept[1] < kept[0] or (method == "adapterdrop" and kept[1] == kept[0])
+
+
+def test_lora_keeps_no_layers_input_where_a_norm_makes_it_again():
+    """Per token of a layer: q, k, v, two norms before their affine maps and what GELU takes; of the width each, 4 x."""
+    rows, tokens, kept = 5, 64, {}
+    batch = {name: F.pad(t, (0, tokens - t.shape[1]), value=1) for name, t in tiny.inputs("bert").items()}
+    for layers in (2, 3):
+        _, fused, source = pair("bert", "lora-qv", num_hidden_layers=layers)
+        source.begin(1, np.arange(rows))
+        kept[layers] = saved_bytes(fused.train(), lambda fused=fused: fused(**batch).logits).activations
+    settings = fused.config
+    a_layer = 4 * rows * tokens * (5 * settings.hidden_size + settings.intermediate_size)
+    small = kept[3] - kept[2] - a_layer  # what has the rank's width, or one number per token
+    assert 0 < small < 4 * rows * tokens * settings.hidden_size / 2
 
 
 @needs_bf16
@@ -402,8 +472,13 @@ def test_passes_of_a_step_change_nothing_even_with_dropout(tiny_config):
     assert [e["train_loss"] for e in parts.epochs] == pytest.approx([e["train_loss"] for e in whole.epochs], rel=1e-5)
 
 
-def test_fused_with_a_gpu_or_with_checkpointing_is_refused(tiny_config):
+def test_recomputing_changes_no_record(tiny_config):
+    for method in ("full", "lora", "pfeiffer"):
+        chosen = (f"method={method}", "train.kernels=fused")
+        kept, again = (run(tiny_config(*chosen, f"model.gradient_checkpointing={on}"))[0] for on in ("false", "true"))
+        assert (kept.run_id, kept.epochs, kept.predictions) == (again.run_id, again.epochs, again.predictions)
+
+
+def test_fused_with_a_gpu_is_refused(tiny_config):
     with pytest.raises(SettingsError, match=r"runtime\.device must be cpu or auto with train\.kernels=fused"):
         tiny_config("train.kernels=fused", "runtime.device=cuda")
-    with pytest.raises(SettingsError, match=r"model\.gradient_checkpointing must be false with train\.kernels=fused"):
-        tiny_config("train.kernels=fused", "model.gradient_checkpointing=true")

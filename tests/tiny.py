@@ -50,7 +50,7 @@ def config(architecture: str, **extra) -> transformers.PretrainedConfig:
     }
     special = {"embedding_size": 16} if architecture == "electra" else {}
     special |= {"pad_token_id": 1, "type_vocab_size": 1} if architecture == "roberta" else {"pad_token_id": 0}
-    return kinds[architecture](**vocabulary, **COMMON, **special, **extra)
+    return kinds[architecture](**{**vocabulary, **COMMON, **special, **extra})
 
 
 def model(architecture: str, outputs: int = 2, seed: int = 0, **extra) -> torch.nn.Module:

@@ -82,7 +82,7 @@ def ours(
     model.to(device)
     masks = None
     if fused:
-        masks = fuse(model, precision, config.seed)
+        masks = fuse(model, precision, config.seed, config.model.gradient_checkpointing)
         sparse_embeddings(model)
     optimizer = make_optimizer(model, train)
     trained = [p for _, p in trainable(model)]

@@ -5,6 +5,7 @@ shapes are warmed up; then the contenders take turns, in an order that rotates.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import sys
@@ -35,19 +36,22 @@ MATRIX_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "ate
 ATTENTIONS = ("eager", "sdpa")
 
 
-def roster(config: RunConfig, precisions: Sequence[str], device: str = "cpu") -> dict[str, Callable[[], Contender]]:
-    """The contenders by name: `ours`, `full` and PEFT with either attention, each in every precision."""
+def roster(config: RunConfig, precisions: Sequence[str]) -> dict[str, Callable[[], Contender]]:
+    """The contenders by name: `ours`, `ours recomputing`, `full` and PEFT with either attention, in every precision."""
     build, method = pretrained(config), config.method
-    attention = "eager" if device == "cpu" else "sdpa"
+    recomputing = dataclasses.replace(config, model=dataclasses.replace(config.model, gradient_checkpointing=True))
     found: dict[str, Callable[[], Contender]] = {}
     for precision in precisions:
-        for name, chosen in (("ours", method), ("full", FullConfig())):
-            arguments = (build, config, f"{name} {precision}", chosen, precision, device, attention)
-            found[arguments[2]] = lambda arguments=arguments: ours(*arguments)
-        for attention_of_peer in ATTENTIONS:
-            name = f"peft {attention_of_peer} {precision}"
-            arguments = (build, config, name, method, precision, device, attention_of_peer)
-            found[name] = lambda arguments=arguments: peft(*arguments)
+        for kind, settings, chosen in (
+            ("ours", config, method),
+            ("ours recomputing", recomputing, method),
+            ("full", config, FullConfig()),
+        ):
+            name = f"{kind} {precision}"
+            found[name] = functools.partial(ours, build, settings, name, chosen, precision)
+        for attention in ATTENTIONS:
+            name = f"peft {attention} {precision}"
+            found[name] = functools.partial(peft, build, config, name, method, precision, attention=attention)
     return found
 
 

@@ -163,11 +163,27 @@ def step_figures(steps: Mapping[str, Any], precision: str) -> dict[str, dict[str
             "saved_bytes": steps["saved_bytes"],
             "saved_bytes_vs_peft": saved[precision],
             "saved_bytes_vs_peft_by_precision": saved,
+            "recomputing": recomputing(steps, precision),
             "matmul_share": min(shares[f"ours {precisions[0]}"] for shares in products.values()),
             "matmul_shares": products,
         },
         "intervals": intervals,
     }
+
+
+def recomputing(steps: Mapping[str, Any], precision: str) -> dict[str, Any] | None:
+    """What `model.gradient_checkpointing=true` makes of our step and of what it keeps; None if it was not measured."""
+    name = f"ours recomputing {precision}"
+    if name not in steps["saved_bytes"]:
+        return None
+    ending = f" {precision}"
+    ratios: dict[str, Any] = {"step_vs_ours": {}, "step_vs_peft": {}}
+    for shape, times in steps["times"].items():
+        medians = {each: statistics.median(values) for each, values in times.items()}
+        ratios["step_vs_ours"][shape] = ratio_of(times[name], times[f"ours {precision}"])["median"]
+        ratios["step_vs_peft"][shape] = ratio_of(times[name], times[least(medians, ending)])["median"]
+    saved = steps["saved_bytes"]
+    return ratios | {"saved_bytes_vs_peft": saved[name] / saved[least(saved, ending)]}
 
 
 def least(values: Mapping[str, float], ending: str) -> str:

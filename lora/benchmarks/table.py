@@ -112,17 +112,22 @@ def steps_table(summary: Mapping[str, Any]) -> str:
 
 
 def steps_text(summary: Mapping[str, Any]) -> str:
-    def of_shapes(ratio: str) -> str:
-        return ", ".join(f"{value:.2f}x at {shape}" for shape, value in summary[ratio].items())
+    def of_shapes(ratio: str, found: Mapping[str, Any] = summary) -> str:
+        return ", ".join(f"{value:.2f}x at {shape}" for shape, value in found[ratio].items())
 
     precision = summary["settings"]["precision"]
     shares = next(iter(summary["matmul_shares"].values()))
     profiled = next(name.removeprefix("ours ") for name in shares if name.startswith("ours "))
+    less = summary["recomputing"]
+    recomputing = less and (
+        f" With `model.gradient_checkpointing=true` it keeps {less['saved_bytes_vs_peft']:.2f}x PEFT's bytes, in "
+        f"{of_shapes('step_vs_peft', less)} PEFT's time ({of_shapes('step_vs_ours', less)} ours)."
+    )
     return (
         f"A LoRA step (q, v, r = {summary['settings']['rank']}, {precision}, batch x tokens, one thread) takes "
         f"{of_shapes('step_vs_peft')} the time of PEFT's, {of_shapes('step_vs_full')} that of full fine-tuning here, "
         f"and keeps {summary['saved_bytes_vs_peft']:.2f}x PEFT's bytes for the backward pass; matrix products are "
-        f"{100 * summary['matmul_share']:.0f}% of a {profiled} step."
+        f"{100 * summary['matmul_share']:.0f}% of a {profiled} step.{recomputing or ''}"
     )
 
 

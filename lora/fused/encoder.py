@@ -4,11 +4,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers.activations import GELUActivation
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from lora.errors import UserError
 from lora.fused import functions
+from lora.fused.functions import Normed
 from lora.fused.masks import MAX_TOKENS, Masks, Site
 from lora.methods.bottleneck import AdaptedDropout, PfeifferNorm
 from lora.methods.lowrank import LoraLinear
@@ -27,12 +29,13 @@ class FusedEncoder(nn.Module):
     Args:
         encoder: Of transformers, with a method's modules in place. Frozen weights are cast to `dtype` in place.
         dtype: Of activations and matrix products; parameters that train stay float32.
+        recompute: What GELU takes, the largest of what a layer keeps, is computed again in the backward pass.
     """
 
-    def __init__(self, encoder: nn.Module, heads: int, dtype: torch.dtype, masks: Masks):
+    def __init__(self, encoder: nn.Module, heads: int, dtype: torch.dtype, masks: Masks, recompute: bool):
         super().__init__()
         self.layer = encoder.layer
-        self.heads, self.dtype, self.masks = heads, dtype, masks
+        self.heads, self.dtype, self.masks, self.recompute = heads, dtype, masks, recompute
         self.frozen = {
             module: functions.Frozen(module.weight, module.bias)
             for module in encoder.modules()
@@ -55,41 +58,59 @@ class FusedEncoder(nn.Module):
         else:
             visible = attention_mask[:, 0, 0]
             visible = visible if visible.dtype == torch.bool else visible == 0
+        made = None
         for number, layer in enumerate(self.layer):
-            x = self.layer_forward(layer, number, x, visible, first_only=number == len(self.layer) - 1)
+            x, made = self.layer_forward(layer, number, x, made, visible, first_only=number == len(self.layer) - 1)
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=x.float())
 
-    def layer_forward(self, layer: nn.Module, number: int, x: Tensor, visible: Tensor, first_only: bool) -> Tensor:
-        """Source: Devlin et al. 2019; the modules' names are those of transformers."""
+    def layer_forward(
+        self, layer: nn.Module, number: int, x: Tensor, made: Normed | None, visible: Tensor, first_only: bool
+    ) -> tuple[Tensor, Normed]:
+        """Source: Devlin et al. 2019; the modules' names are those of transformers.
+
+        Args:
+            made: What x is made from, if a LayerNorm of this encoder gave it.
+        """
         projections, site = layer.attention.self, f"{number}"
-        queries = x[:, :1] if first_only else x
-        q = self.linear(projections.query, queries, f"{site}.query")
-        k = self.linear(projections.key, x, f"{site}.key")
-        v = self.linear(projections.value, x, f"{site}.value")
+        queries, made_queries = (x[:, :1], None) if first_only else (x, made)
+        q = self.linear(projections.query, queries, f"{site}.query", made_queries)
+        k = self.linear(projections.key, x, f"{site}.key", made)
+        v = self.linear(projections.value, x, f"{site}.value", made)
         p = self.site(projections.dropout.p, f"{site}.probabilities", len(x))
         context = functions.attention(q, k, v, visible, self.heads, p)
-        a = self.block(layer.attention.output, context, queries, f"{site}.attention")
-        h = functions.gelu(self.linear(layer.intermediate.dense, a, f"{site}.intermediate"))
+        a, made = self.block(layer.attention.output, context, queries, f"{site}.attention")
+        h = self.intermediate(layer.intermediate.dense, a, f"{site}.intermediate", made)
         return self.block(layer.output, h, a, f"{site}.output")
 
-    def block(self, block: nn.Module, x: Tensor, residual: Tensor, site: str) -> Tensor:
+    def intermediate(self, dense: nn.Module, x: Tensor, site: str, made: Normed) -> Tensor:
+        def compute(x: Tensor) -> Tensor:
+            return functions.gelu(self.linear(dense, x, site, made))
+
+        if not (self.recompute and self.training):
+            return compute(x)
+        frozen = self.frozen.get(dense)
+        if frozen is not None and not isinstance(dense, LoraLinear):
+            return functions.frozen_gelu(x, frozen, made)
+        return checkpoint(compute, x, use_reentrant=False, preserve_rng_state=False)  # masks draw from no generator
+
+    def block(self, block: nn.Module, x: Tensor, residual: Tensor, site: str) -> tuple[Tensor, Normed]:
         """A projection, dropout, a Houlsby adapter if there is one, the residual, and LayerNorm, Pfeiffer's or not."""
-        x = self.linear(block.dense, x, f"{site}.dense")
+        x = self.linear(block.dense, x, f"{site}.dense", None)
         norm, dropped = block.LayerNorm, self.site(block.dropout.p, site, len(x))
         if isinstance(block.dropout, AdaptedDropout):
             x, dropped = functions.dropout(x, dropped), None
             x = x + self.bottleneck(block.dropout.adapter, x)
         if isinstance(norm, PfeifferNorm):
             x = functions.dropout(x, dropped) + residual
-            once = functions.add_norm(x, torch.zeros_like(x), norm.weight, norm.bias, norm.eps, None)
+            once, _ = functions.add_norm(x, torch.zeros_like(x), norm.weight, norm.bias, norm.eps, None)
             return functions.add_norm(self.bottleneck(norm.adapter, once), x, norm.weight, norm.bias, norm.eps, None)
         return functions.add_norm(x, residual, norm.weight, norm.bias, norm.eps, dropped)
 
-    def linear(self, module: nn.Module, x: Tensor, site: str) -> Tensor:
+    def linear(self, module: nn.Module, x: Tensor, site: str, made: Normed | None) -> Tensor:
         frozen = self.frozen.get(module)
         if isinstance(module, LoraLinear):
             dropped = self.site(module.dropout, f"{site}.lora", len(x))
-            return functions.lora_linear(x, frozen, module.lora_a, module.lora_b, module.scale, dropped)
+            return functions.lora_linear(x, frozen, module.lora_a, module.lora_b, module.scale, dropped, made)
         if frozen is not None:
             return functions.frozen_linear(x, frozen)
         return F.linear(x, module.weight.to(x.dtype), module.bias.to(x.dtype))
@@ -115,9 +136,12 @@ class FusedDropout(nn.Module):
         return functions.dropout(x, self.masks.site(self.name, self.p, len(x)))
 
 
-def fuse(model: nn.Module, precision: str, seed: int) -> Masks:
+def fuse(model: nn.Module, precision: str, seed: int, recompute: bool = False) -> Masks:
     """Make a model of transformers compute with the kernels, in place, after its method was applied.
 
+    Args:
+        recompute: Keep less for the backward pass, which then repeats a third of the forward pass's products; changes
+            no result.
     Returns: The source of its dropout masks, whose `begin` every training pass needs.
     Raises: UserError: If the architecture or its settings are not covered; the model is then unchanged.
     """
@@ -142,7 +166,7 @@ def fuse(model: nn.Module, precision: str, seed: int) -> Masks:
         norm = "LayerNorm" in name
         if name.startswith(f"{encoder}.layer.") and not (parameter.requires_grad or norm or is_head(model, name)):
             parameter.data = parameter.data.to(dtype)
-    fused = FusedEncoder(model.get_submodule(encoder), settings.num_attention_heads, dtype, masks)
+    fused = FusedEncoder(model.get_submodule(encoder), settings.num_attention_heads, dtype, masks, recompute)
     replace(model, encoder, fused)
     return masks
 

@@ -1,5 +1,8 @@
 """Autograd functions around the kernels. Activations are float32 or bfloat16, and stay what they are."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
@@ -10,6 +13,25 @@ from lora.fused import kernels
 from lora.fused.masks import Site
 
 Hidden = Float[Tensor, "batch tokens width"]
+
+
+@dataclass(frozen=True)
+class Normed:
+    """What a LayerNorm keeps for its backward pass, and its parameters: its output is made of these again."""
+
+    normed: Hidden
+    weight: Float[Tensor, " width"]
+    bias: Float[Tensor, " width"]
+
+    def again(self, site: Site | None = None) -> Hidden:
+        """The output, dropped at the site, bit for bit."""
+        out = torch.empty_like(self.normed)
+        kernels.affine(*map(array, self.tensors), *arguments(site, len(out)), array(out))
+        return out
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.normed, self.weight, self.bias
 
 
 def dropout(x: Float[Tensor, "batch ..."], site: Site | None) -> Float[Tensor, "batch ..."]:
@@ -29,9 +51,10 @@ def add_norm(
     bias: Float[Tensor, " width"],
     eps: float,
     site: Site | None,
-) -> Hidden:
-    """LayerNorm(dropout(x) + residual)."""
-    return _AddNorm.apply(x, residual, weight, bias, eps, site)
+) -> tuple[Hidden, Normed]:
+    """LayerNorm(dropout(x) + residual), and what it can be made from again."""
+    out, normed = _AddNorm.apply(x, residual, weight, bias, eps, site)
+    return out, Normed(normed, weight, bias)
 
 
 def attention(
@@ -79,6 +102,11 @@ def frozen_linear(x: Float[Tensor, "*rows d_in"], frozen: Frozen) -> Float[Tenso
     return _FrozenLinear.apply(x, frozen)
 
 
+def frozen_gelu(x: Hidden, frozen: Frozen, made: Normed | None) -> Float[Tensor, "batch tokens d_out"]:
+    """GELU(W x + b), computed twice: kept for the backward pass is x alone, or nothing if `made` is what makes it."""
+    return _FrozenGelu.apply(x, frozen, made)
+
+
 def lora_linear(
     x: Hidden,
     frozen: Frozen,
@@ -86,9 +114,13 @@ def lora_linear(
     lora_b: Float[Tensor, "d_out rank"],
     scale: float,
     site: Site | None,
+    made: Normed | None,
 ) -> Float[Tensor, "batch tokens d_out"]:
-    """W x + b + scale * B A dropout(x), with W and b frozen. Kept for the backward pass are x and A dropout(x)."""
-    return _LoraLinear.apply(x, frozen, lora_a, lora_b, scale, site)
+    """W x + b + scale * B A dropout(x), with W and b frozen.
+
+    Kept for the backward pass are A dropout(x), and x unless `made` is what it is made from.
+    """
+    return _LoraLinear.apply(x, frozen, lora_a, lora_b, scale, site, made)
 
 
 def array(tensor: Tensor) -> np.ndarray:
@@ -126,17 +158,24 @@ class _Gelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
         x = x.contiguous()
-        out = torch.empty_like(x)
-        kernels.gelu(array(x.view(-1)), array(out.view(-1)))
         ctx.save_for_backward(x)
-        return out
+        return _gelu(x)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        (x,) = ctx.saved_tensors
-        out = torch.empty_like(x)
-        kernels.gelu_backward(array(x.view(-1)), array(grad.contiguous().view(-1)), array(out.view(-1)))
-        return out
+        return _gelu_backward(*ctx.saved_tensors, grad)
+
+
+def _gelu(x: Tensor) -> Tensor:
+    out = torch.empty_like(x)
+    kernels.gelu(array(x.view(-1)), array(out.view(-1)))
+    return out
+
+
+def _gelu_backward(x: Tensor, grad: Tensor) -> Tensor:
+    out = torch.empty_like(x)
+    kernels.gelu_backward(array(x.view(-1)), array(grad.contiguous().view(-1)), array(out.view(-1)))
+    return out
 
 
 class _AddNorm(torch.autograd.Function):
@@ -148,11 +187,12 @@ class _AddNorm(torch.autograd.Function):
         inputs = map(array, (x, residual, weight, bias))
         kernels.norm(*inputs, np.float32(eps), *arguments(site, len(x)), *map(array, (out, normed, rstd)))
         ctx.save_for_backward(normed, rstd, weight)
+        ctx.mark_non_differentiable(normed)
         ctx.site = site
-        return out
+        return out, normed
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad, _):
         normed, rstd, weight = ctx.saved_tensors
         grad, site = grad.contiguous(), ctx.site
         grad_x = torch.empty_like(normed)
@@ -220,25 +260,50 @@ class _FrozenLinear(torch.autograd.Function):
         return ctx.frozen.backward(grad), None
 
 
+def _source(x: Tensor, made: Normed | None) -> tuple[Tensor, ...]:
+    """What a function keeps to have its input in the backward pass."""
+    return (x,) if made is None else made.tensors
+
+
+def _from_source(source: Sequence[Tensor], site: Site | None = None) -> Tensor:
+    """The input again, dropped at the site."""
+    if len(source) > 1:
+        return Normed(*source).again(site)
+    return source[0] if site is None else _dropped(source[0], site)
+
+
+class _FrozenGelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, frozen, made):
+        ctx.save_for_backward(*_source(x, made))
+        ctx.frozen = frozen
+        return _gelu(frozen.forward(x))
+
+    @staticmethod
+    def backward(ctx, grad):
+        h = ctx.frozen.forward(_from_source(ctx.saved_tensors))
+        return ctx.frozen.backward(_gelu_backward(h, grad)), None, None
+
+
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, frozen, lora_a, lora_b, scale, site):
+    def forward(ctx, x, frozen, lora_a, lora_b, scale, site, made):
         x = x.contiguous()
         lora_a, lora_b = lora_a.to(x.dtype), (scale * lora_b).to(x.dtype)
         dropped = x if site is None else _dropped(x, site)
         low = F.linear(dropped, lora_a).flatten(0, 1)
         out = frozen.forward(x)
         out.view(-1, out.shape[-1]).addmm_(low, lora_b.t())
-        ctx.save_for_backward(x, lora_a, lora_b, low)
+        ctx.save_for_backward(lora_a, lora_b, low, *_source(x, made))
         ctx.frozen, ctx.scale, ctx.site = frozen, scale, site
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        x, lora_a, lora_b, low = ctx.saved_tensors
+        lora_a, lora_b, low, *source = ctx.saved_tensors
         site, rows = ctx.site, grad.contiguous().flatten(0, 1)
         low_grad = rows @ lora_b
-        dropped = x if site is None else _dropped(x, site)
+        dropped = _from_source(source, site)
         grad_a = (low_grad.t() @ dropped.flatten(0, 1)).float()
         grad_b = (rows.t() @ low).float() * ctx.scale
         grad_x = None
@@ -247,7 +312,7 @@ class _LoraLinear(torch.autograd.Function):
             if site is None:
                 grad_x.addmm_(low_grad, lora_a)
             else:
-                update = (low_grad @ lora_a).view(len(x), -1)
-                kernels.add_dropout(array(update), *arguments(site, len(x)), array(grad_x.view(len(x), -1)))
-            grad_x = grad_x.view(x.shape)
-        return grad_x, None, grad_a, grad_b, None, None
+                update = (low_grad @ lora_a).view(len(grad), -1)
+                kernels.add_dropout(array(update), *arguments(site, len(grad)), array(grad_x.view(len(grad), -1)))
+            grad_x = grad_x.view(dropped.shape)
+        return grad_x, None, grad_a, grad_b, None, None, None

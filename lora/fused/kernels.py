@@ -180,7 +180,10 @@ def add_dropout(x, keys, threshold, scale, out):
 @njit(**KERNEL)
 @no_type_check
 def norm(x, residual, weight, bias, eps, keys, threshold, scale, out, normed, rstd):
-    """out = LayerNorm(dropout(x) + residual), of (batch, tokens, width) arrays; `normed` lacks the affine map."""
+    """out = LayerNorm(dropout(x) + residual), of (batch, tokens, width) arrays; `normed` lacks the affine map.
+
+    In bfloat16 the map takes `normed` as it was rounded, so that `affine` gives the same bits.
+    """
     batch, tokens, width = x.shape
     row = np.empty(width, np.float32)
     per = float32(1.0) / float32(width)
@@ -201,9 +204,24 @@ def norm(x, residual, weight, bias, eps, keys, threshold, scale, out, normed, rs
             inverse = float32(1.0) / np.sqrt(squares * per + eps)
             rstd[b, t] = inverse
             for i in range(width):
-                value = (row[i] - mean) * inverse
-                normed[b, t, i] = cast(value, normed[b, t, i])
-                out[b, t, i] = cast(value * weight[i] + bias[i], out[b, t, i])
+                value = cast((row[i] - mean) * inverse, normed[b, t, i])
+                normed[b, t, i] = value
+                out[b, t, i] = cast(load(value) * weight[i] + bias[i], out[b, t, i])
+
+
+@njit(**KERNEL)
+@no_type_check
+def affine(normed, weight, bias, keys, threshold, scale, out):
+    """out = dropout(normed * weight + bias): what `norm` gave, again."""
+    batch, tokens, width = normed.shape
+    for b in range(batch):
+        first, second = keys[b, 0], keys[b, 1]
+        for t in range(tokens):
+            start = uint32(t * width)
+            for i in range(width):
+                kept = hashed(start + uint32(i), first, second) >= threshold
+                value = cast(load(normed[b, t, i]) * weight[i] + bias[i], out[b, t, i])
+                out[b, t, i] = cast(load(value) * scale if kept else float32(0.0), out[b, t, i])
 
 
 @njit(**KERNEL)

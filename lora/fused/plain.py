@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lora.fused.functions import Frozen
+from lora.fused.functions import Frozen, Normed
 from lora.fused.masks import Site, attention_places, hidden_places, plain_keep
 
 
@@ -21,8 +21,11 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x)
 
 
-def add_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, site: Site | None) -> Tensor:
-    return F.layer_norm(dropout(x, site) + residual, weight.shape, weight, bias, eps)
+def add_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, site: Site | None
+) -> tuple[Tensor, Normed]:
+    normed = F.layer_norm(dropout(x, site) + residual, weight.shape, None, None, eps)
+    return normed * weight + bias, Normed(normed.detach(), weight, bias)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, heads: int, site: Site | None) -> Tensor:
@@ -38,5 +41,17 @@ def frozen_linear(x: Tensor, frozen: Frozen) -> Tensor:
     return F.linear(x, frozen.weight, frozen.bias)
 
 
-def lora_linear(x: Tensor, frozen: Frozen, lora_a: Tensor, lora_b: Tensor, scale: float, site: Site | None) -> Tensor:
+def frozen_gelu(x: Tensor, frozen: Frozen, made: Normed | None) -> Tensor:
+    return gelu(frozen_linear(x, frozen))
+
+
+def lora_linear(
+    x: Tensor,
+    frozen: Frozen,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    scale: float,
+    site: Site | None,
+    made: Normed | None,
+) -> Tensor:
     return frozen_linear(x, frozen) + scale * F.linear(F.linear(dropout(x, site), lora_a), lora_b)
