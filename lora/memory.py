@@ -54,6 +54,18 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What an estimate is made of: numbers of parameters, and what a pass of `rows` examples keeps, in bytes."""
+
+    parameters: int
+    trained: int
+    kept: int
+    rows: int
+    layers: int
+    width: int
+
+
 def estimate(config: RunConfig, processes: int) -> Memory:
     """What a cell needs, at its maximum length. The allocator's fragments and the libraries' own memory come on top.
 
@@ -63,21 +75,28 @@ def estimate(config: RunConfig, processes: int) -> Memory:
         processes: That share the batch.
     Raises: UserError: If the batch does not divide among them, or the sizes of the model are not known here.
     """
+    return add_up(config, measure(config, processes))
+
+
+def measure(config: RunConfig, processes: int) -> Parts:
+    """Without gradient checkpointing, whatever the configuration says."""
     check_batch(config.train, processes)
     rows = config.train.batch // (processes * config.train.accumulation)
     with FakeTensorMode():
         model = fake_model(config)
         apply(model, config.method)
         counts = count_parameters(model)
-        trained = counts["trainable_method"] + counts["trainable_head"]
-        saved = kept_activations(model.train(), rows, config.data.max_length, config.train.precision)
-    settings = model.config
-    layers = settings.num_hidden_layers
-    casts = 2 * counts["total"] if config.train.precision == "bf16" else 0
+        kept = kept_activations(model.train(), rows, config.data.max_length, config.train.precision)
+    trained = counts["trainable_method"] + counts["trainable_head"]
+    return Parts(counts["total"], trained, kept, rows, model.config.num_hidden_layers, model.config.hidden_size)
+
+
+def add_up(config: RunConfig, parts: Parts) -> Memory:
+    kept, casts = parts.kept, 2 * parts.parameters if config.train.precision == "bf16" else 0
     if config.model.gradient_checkpointing and config.train.kernels == "stock":
-        inputs = layers * rows * config.data.max_length * settings.hidden_size * 4
-        saved, casts = inputs + saved // layers, casts // layers
-    return Memory(4 * counts["total"] + casts, 4 * trained, 8 * trained, saved, rows)
+        inputs = parts.layers * parts.rows * config.data.max_length * parts.width * 4
+        kept, casts = inputs + kept // parts.layers, casts // parts.layers
+    return Memory(4 * parts.parameters + casts, 4 * parts.trained, 8 * parts.trained, kept, parts.rows)
 
 
 def fake_model(config: RunConfig) -> nn.Module:
@@ -110,11 +129,11 @@ class Need:
 
 def needs(processes: int, overrides: Sequence[str]) -> list[Need]:
     """Of one cell of the paper's size, without and with gradient checkpointing."""
-    found = []
-    for checkpointing in ("false", "true"):
-        config = compose_run(["profile=paper", f"model.gradient_checkpointing={checkpointing}", *overrides])
-        found.append(Need(config, processes, estimate(config, processes)))
-    return found
+    plain, thrifty = (
+        compose_run(["profile=paper", f"model.gradient_checkpointing={on}", *overrides]) for on in ("false", "true")
+    )
+    parts = measure(plain, processes)
+    return [Need(config, processes, add_up(config, parts)) for config in (plain, thrifty)]
 
 
 def table(rows: Sequence[Need]) -> str:

@@ -45,10 +45,12 @@ free_ports() {  # FIRST: nothing listens on it or on those that go with it
 }
 
 configure() {
-    local host number first_port  # slurmctld; +1 slurmdbd; +11, +12, ... the nodes
+    local host number range first_port  # slurmctld; +1 slurmdbd; +11, +12, ... the nodes
     host=$(hostname -s)
-    first_port=$((20000 + RANDOM % 10000))
-    until free_ports $first_port; do first_port=$((20000 + RANDOM % 10000)); done
+    range=${PYTEST_XDIST_WORKER:-gw0}  # clusters that start at once look in ranges of their own
+    range=$((20000 + 1000 * ${range#gw}))
+    first_port=$((range + RANDOM % 980))
+    until free_ports $first_port; do first_port=$((range + RANDOM % 980)); done
     cat >"$folder/slurmdbd.conf" <<CONF
 AuthType=auth/munge
 AuthInfo=socket=$folder/munge.sock

@@ -37,10 +37,12 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 OWN = ("tests/test_slurm.py", "tests/test_ray.py")  # they start a cluster each
 # Two processes; a file's tests stay together, since they share fixtures, and the files in conftest's order.
 IN_TWO = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
+# Two clusters, whose tests mostly wait.
+TWO_CLUSTERS = ("-n", "2", "--dist", "worksteal")
 STAGES = (  # pytest's own testpaths where no file is named, so that ARGS can narrow it
     Stage("unit", (*IN_TWO, "-m", "not browser", *(f"--ignore={path}" for path in OWN))),
     Stage("report", ("-m", "browser"), without(*BROWSERS)),
-    Stage("slurm", (OWN[0],), without("sbatch")),
+    Stage("slurm", (*TWO_CLUSTERS, OWN[0]), without("sbatch")),
     Stage("ray", (OWN[1],), without_ray),
 )
 

@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -208,24 +209,26 @@ def test_a_disk_without_room_costs_the_checkpoint_not_the_run(tiny_config, capsy
     assert not list(checkpoint_of(config).parent.iterdir())
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
-def test_the_command_goes_on_where_a_signal_stopped_it(tiny_overrides, tmp_path, signum):
-    """Real processes: exit code 130 and no record, then the record, with the checkpoint gone."""
-    overrides = [*tiny_overrides, "train.epochs=400"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lora", *overrides], cwd=ROOT, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # background jobs ignore it
-    )  # fmt: skip
-    running = tmp_path / "outputs" / "running"
-    while not (running.is_dir() and list(running.glob("[!.]*.json"))):
-        assert process.poll() is None
-    process.send_signal(signum)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert "interrupted: what is finished is kept" in error and "Traceback" not in error
-    (checkpoint,) = (tmp_path / "outputs" / "checkpoints").iterdir()
-    assert not (tmp_path / "results").exists()
-    done = subprocess.run([sys.executable, "-m", "lora", *overrides], cwd=ROOT, capture_output=True, text=True)
+def test_the_command_goes_on_where_a_signal_stopped_it(tiny_overrides, tmp_path):
+    """Four real processes: three times exit code 130 and no record, then the record, with the checkpoint gone."""
+    command = [sys.executable, "-m", "lora", *tiny_overrides, "train.epochs=100"]
+    running, checkpoints = tmp_path / "outputs" / "running", set()
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+        process = subprocess.Popen(
+            command, cwd=ROOT, stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # background jobs ignore it
+        )  # fmt: skip
+        while not (running.is_dir() and list(running.glob("[!.]*.json"))):
+            assert process.poll() is None, f"it ended before {signum.name}: {process.communicate()[1]}"
+            time.sleep(0.05)
+        process.send_signal(signum)
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 130
+        assert "interrupted: what is finished is kept" in error and "Traceback" not in error
+        checkpoints |= set((tmp_path / "outputs" / "checkpoints").iterdir())
+        assert not (tmp_path / "results").exists()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert read_record(record_path(tmp_path / "results", checkpoint.stem)).provenance["resumed"] == 1
+    (checkpoint,) = checkpoints
+    assert read_record(record_path(tmp_path / "results", checkpoint.stem)).provenance["resumed"] == 3
     assert not checkpoint.exists()

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from lora.compose import compose_config, compose_run, cpu_precision, settle
+from lora.checks import SettingsError
+from lora.compose import CONF, compose_config, compose_run, cpu_precision, settle
 from lora.errors import UserError
 from lora.sweep import expand, requested, split_override
 
@@ -122,6 +123,20 @@ def test_the_quick_way_composes_what_hydra_does(tiny_overrides):
             assert compose_run(overrides) == expected
             seen += 1
     assert seen == 4
+
+
+def test_nothing_in_conf_is_made_from_the_seed(tiny_overrides):
+    """What lets cells that differ by it alone be resolved once; the last of two seeds holds, as Hydra has it."""
+    assert not [path for path in CONF.rglob("*.yaml") if re.search(r"\$\{(oc\.select:)?\.*seed\b", path.read_text())]
+    for seeds in (["seed=7"], ["seed=7", "seed=11"], [], ["seed=0"], ["seed='3'"], ["seed=-1"], ["seed=007"]):
+        overrides = [*tiny_overrides, *seeds]
+        try:
+            expected = settle(compose_config(overrides))
+        except (UserError, SettingsError) as error:
+            with pytest.raises(type(error), match=re.escape(str(error))):
+                compose_run(overrides)
+        else:
+            assert compose_run(overrides) == expected
 
 
 def test_an_unknown_key_is_refused_the_quick_way_too(tiny_overrides):

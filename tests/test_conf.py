@@ -10,7 +10,7 @@ import pytest
 import tiny
 from omegaconf import OmegaConf
 
-from lora.compose import CONF, compose_config, describe_group, settle
+from lora.compose import CONF, compose_config, compose_values, describe_group, settle
 from lora.config import MNLI_CHILDREN, PROTOCOLS, ModelConfig, RunConfig
 from lora.errors import UserError
 from lora.models import load_encoder
@@ -78,7 +78,7 @@ def cells(profile: str, experiment: str) -> dict[str, RunConfig]:
         seeds, tasks = block.pop("seed"), block.pop("task")
         for values in itertools.product(*block.values()):
             overrides = [f"{key}={value}" for key, value in zip(block, values, strict=True)]
-            composed = compose_config([f"profile={profile}", *overrides])
+            composed = compose_values([f"profile={profile}", *overrides])
             for task in tasks:
                 composed.task = task
                 config, parent = settle(composed), None

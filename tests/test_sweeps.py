@@ -50,7 +50,7 @@ def wait_for(condition, process, seconds=300):
     while not (result := condition()):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(0.05)
     return result
 
 
@@ -118,7 +118,7 @@ def test_two_sweeps_at_once_share_the_work(tiny_overrides, tmp_path):
     while any(process.poll() is None for process in processes):
         for run_id, owner in owners(tmp_path / "both").items():
             seen.setdefault(run_id, set()).add(owner.pid)
-        time.sleep(0.01)
+        time.sleep(0.03)
     for process in processes:
         output, _ = process.communicate()
         assert process.returncode == 0, output
@@ -149,7 +149,7 @@ def test_a_stopped_launcher_leaves_checkpoints_says_what_ran_and_the_next_goes_o
     checkpoints = tmp_path / "outputs" / "checkpoints"
     assert {path.stem for path in checkpoints.iterdir()} == set(stopped) and len(stopped) == workers
     assert not load_records(tmp_path / "results")[0]
-    code, output = finish(overrides)
+    code, output = finish([*overrides, "launcher.workers=1"])
     assert code == 0, output
     records, _ = load_records(tmp_path / "results")
     assert {record.run_id for record in records if record.provenance["resumed"]} == set(stopped)
@@ -166,13 +166,13 @@ def test_a_cell_that_kills_its_worker_is_tried_a_bounded_number_of_times(tiny_ov
         if found is not None and found[0].pid not in killed and lives(found[0], myself()):
             os.kill(found[0].pid, signal.SIGKILL)
             killed.add(found[0].pid)
-        time.sleep(0.001)
+        time.sleep(0.01)
     output, _ = process.communicate()
     assert process.returncode == 1, output
     assert len(killed) == 3
     assert f"missing: {victim.run_id} (its worker was killed)" in output
     assert len(load_records(tmp_path / "results")[0]) == 2
-    assert finish(overrides)[0] == 0
+    assert finish([*overrides, "launcher.workers=1"])[0] == 0
 
 
 def test_several_cells_in_one_job(tiny_overrides, tmp_path):
@@ -211,9 +211,8 @@ def test_a_full_disk_leaves_no_part_and_the_next_launch_completes(tiny_overrides
     if mounted.returncode:
         pytest.skip(f"no disk could be mounted: {mounted.stderr.strip()}")
     try:
-        overrides = grid(
-            tiny_overrides, folder, "seed=1,2", "task=cola", "method=bitfit", f"runtime.results={disk}/results"
-        )
+        cells = ("seed=1,2", "task=cola", "method=bitfit", "launcher.workers=1")
+        overrides = grid(tiny_overrides, folder, *cells, f"runtime.results={disk}/results")
         filler = disk / "filler"
         (disk / "results").mkdir()
         with pytest.raises(OSError, match="No space left"):
