@@ -14,7 +14,7 @@ from lora.compose import compose_config, settle
 from lora.config import RunConfig
 
 # By what they take: one of two processes that is given such a file last would go on alone.
-LONGEST = ("test_sweeps.py", "test_cli.py", "test_checkpoints.py", "test_benchmarks.py", "test_tracking.py")
+LONGEST = ("test_sweeps.py", "test_cli.py", "test_benchmarks.py", "test_processes.py", "test_report.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -581,6 +581,7 @@ def test_the_whole_benchmark_on_tiny_cells(tiny_overrides, tmp_path, monkeypatch
     own = ("task=", "runtime.", "train.kernels=")
     overrides = [override for override in tiny_overrides if not override.startswith(own)]
     overrides += ["train.kernels=fused", "data.train_rows=40", "method.rank=2", "runtime.tracking=off"]
+    overrides += ["launcher.workers=1"]
     chosen = command.parse("--rounds 1 --cells 4 --script-cells 1 --step-repetitions 2".split())
     (tmp_path / "run").mkdir()
     measured = command.measure(chosen, ("cola", "mrpc"), overrides, tmp_path / "run")

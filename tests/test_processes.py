@@ -38,8 +38,7 @@ def outputs_in(folder):
     ("launcher", "settings"),
     [
         ("accelerate", ("method=lora", "train.kernels=stock", *NO_DROPOUT)),
-        ("torchrun", ("method=full", "train.kernels=stock", "train.accumulation=2", *NO_DROPOUT)),
-        ("accelerate", ("method=full", "train.kernels=fused", *NO_DROPOUT)),
+        ("torchrun", ("method=full", "train.kernels=fused", "train.accumulation=2", *NO_DROPOUT)),
         ("torchrun", ("method=houlsby", "train.kernels=fused")),  # dropout on: masks belong to examples
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value[:2]),

@@ -15,7 +15,7 @@ from lora.results import RunRecord, load_records
 CLUSTER = ROOT / "tests" / "slurm_cluster.sh"
 pytestmark = pytest.mark.skipif(shutil.which("sbatch") is None, reason="no sbatch")
 known: list[RunRecord] = []
-LONG = ("launcher=slurm", "method=bitfit", "task=cola", "train.epochs=200", "runtime.checkpoint_minutes=null")
+LONG = ("launcher=slurm", "method=bitfit", "task=cola", "train.epochs=60", "runtime.checkpoint_minutes=null")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -119,7 +119,7 @@ def test_what_a_user_or_a_kernel_kills_is_done_by_the_next_launch(tiny_overrides
 
 
 def test_ctrl_c_says_how_to_stop_the_jobs_which_run_on(tiny_overrides, tmp_path):
-    overrides = grid(tiny_overrides, tmp_path, *LONG, "seed=1,2")
+    overrides = grid(tiny_overrides, tmp_path, *LONG, "seed=1,2", "train.epochs=200")  # the second launch meets them
     process = start(overrides, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     found = training(tmp_path, process, cells=2)
     process.send_signal(signal.SIGINT)

@@ -109,10 +109,10 @@ def test_a_storm(tiny_overrides, tmp_path):
 
 
 def test_two_sweeps_at_once_share_the_work(tiny_overrides, tmp_path):
-    """Both end well; no cell is trained by both, since each record names one start."""
+    """Several cells in one job. Both end well; no cell is trained by both, since each record names one start."""
     cells = ("method=bitfit", "task=cola", "seed=1,2,3,4", "train.epochs=20")
     expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *cells))
-    overrides = grid(tiny_overrides, tmp_path / "both", *cells, "launcher.workers=1")
+    overrides = grid(tiny_overrides, tmp_path / "both", *cells, "launcher.workers=1", "launcher.cells_per_job=2")
     seen: dict[str, set[int]] = {}
     processes = [start(overrides) for _ in range(2)]
     while any(process.poll() is None for process in processes):
@@ -149,6 +149,8 @@ def test_a_stopped_launcher_leaves_checkpoints_says_what_ran_and_the_next_goes_o
     checkpoints = tmp_path / "outputs" / "checkpoints"
     assert {path.stem for path in checkpoints.iterdir()} == set(stopped) and len(stopped) == workers
     assert not load_records(tmp_path / "results")[0]
+    if workers == 2 and background:
+        return  # how the next launch goes on is seen in the other two
     code, output = finish([*overrides, "launcher.workers=1"])
     assert code == 0, output
     records, _ = load_records(tmp_path / "results")
@@ -173,14 +175,6 @@ def test_a_cell_that_kills_its_worker_is_tried_a_bounded_number_of_times(tiny_ov
     assert f"missing: {victim.run_id} (its worker was killed)" in output
     assert len(load_records(tmp_path / "results")[0]) == 2
     assert finish([*overrides, "launcher.workers=1"])[0] == 0
-
-
-def test_several_cells_in_one_job(tiny_overrides, tmp_path):
-    cells = ("method=bitfit", "task=cola", "seed=1,2,3")
-    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *cells))
-    code, output = finish(grid(tiny_overrides, tmp_path / "packs", *cells, "launcher.cells_per_job=2"))
-    assert code == 0, output
-    assert_complete(tmp_path / "packs", expected)
 
 
 def test_packs_hold_their_cells_whatever_is_in_the_overrides():
@@ -230,7 +224,7 @@ def test_a_full_disk_leaves_no_part_and_the_next_launch_completes(tiny_overrides
 
 
 def test_a_cell_of_another_machine_is_waited_for(tiny_overrides, tmp_path):
-    overrides = grid(tiny_overrides, tmp_path, "seed=1,2", "task=cola", "method=bitfit")
+    overrides = grid(tiny_overrides, tmp_path, "seed=1,2", "task=cola", "method=bitfit", "launcher.workers=1")
     (theirs, _) = expand("small", overrides[1:], adhoc=True)
     path = lock_path(tmp_path / "outputs", theirs.run_id)
     path.parent.mkdir(parents=True)
