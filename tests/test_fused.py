@@ -170,7 +170,7 @@ def test_frozen_gelu_equals_the_plain_one(dtype):
 
 
 def normed(dtype, width=24):
-    """The output of a LayerNorm and what it is made from. The width is no multiple of a vector's."""
+    """The output of a LayerNorm and what it is made from."""
     x, residual = draw(4, 7, width, dtype=dtype), draw(4, 7, width, seed=1, dtype=dtype)
     return functions.add_norm(x, residual, 1 + 0.3 * draw(width, seed=2), draw(width, seed=3), 1e-12, None)
 

@@ -147,7 +147,7 @@ def step_figures(steps: Mapping[str, Any], precision: str) -> dict[str, dict[str
     for ratio, by_precision in intervals.items():
         plain = {p: {shape: found["median"] for shape, found in shapes.items()} for p, shapes in by_precision.items()}
         figures |= {ratio: plain[precision], f"{ratio}_by_precision": plain}
-    saved = {p: against_least(steps["saved_bytes"], p) for p in precisions}
+    saved = {p: against_least(steps["saved_bytes"], f"ours {p}") for p in precisions}
     products = {
         shape: {name: product / wall for name, (product, wall) in found.items()}
         for shape, found in steps["matmul_seconds"].items()
@@ -176,14 +176,12 @@ def recomputing(steps: Mapping[str, Any], precision: str) -> dict[str, Any] | No
     name = f"ours recomputing {precision}"
     if name not in steps["saved_bytes"]:
         return None
-    ending = f" {precision}"
     ratios: dict[str, Any] = {"step_vs_ours": {}, "step_vs_peft": {}}
     for shape, times in steps["times"].items():
         medians = {each: statistics.median(values) for each, values in times.items()}
         ratios["step_vs_ours"][shape] = ratio_of(times[name], times[f"ours {precision}"])["median"]
-        ratios["step_vs_peft"][shape] = ratio_of(times[name], times[least(medians, ending)])["median"]
-    saved = steps["saved_bytes"]
-    return ratios | {"saved_bytes_vs_peft": saved[name] / saved[least(saved, ending)]}
+        ratios["step_vs_peft"][shape] = ratio_of(times[name], times[least(medians, f" {precision}")])["median"]
+    return ratios | {"saved_bytes_vs_peft": against_least(steps["saved_bytes"], name)}
 
 
 def least(values: Mapping[str, float], ending: str) -> str:
@@ -191,5 +189,6 @@ def least(values: Mapping[str, float], ending: str) -> str:
     return min((name for name in values if name.startswith("peft") and name.endswith(ending)), key=values.__getitem__)
 
 
-def against_least(saved: Mapping[str, int], precision: str) -> float:
-    return saved[f"ours {precision}"] / saved[least(saved, f" {precision}")]
+def against_least(saved: Mapping[str, int], name: str) -> float:
+    """A contender's bytes over PEFT's least, in the precision that its name ends with."""
+    return saved[name] / saved[least(saved, f" {name.split()[-1]}")]

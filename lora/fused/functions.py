@@ -147,7 +147,9 @@ class _Dropout(torch.autograd.Function):
         return _dropped(grad, ctx.site), None
 
 
-def _dropped(x: Tensor, site: Site) -> Tensor:
+def _dropped(x: Tensor, site: Site | None) -> Tensor:
+    if site is None:
+        return x
     x = x.contiguous()
     out = torch.empty_like(x)
     kernels.dropout(array(x.flatten(1)), *arguments(site, len(x)), array(out.flatten(1)))
@@ -269,7 +271,7 @@ def _from_source(source: Sequence[Tensor], site: Site | None = None) -> Tensor:
     """The input again, dropped at the site."""
     if len(source) > 1:
         return Normed(*source).again(site)
-    return source[0] if site is None else _dropped(source[0], site)
+    return _dropped(source[0], site)
 
 
 class _FrozenGelu(torch.autograd.Function):
@@ -290,7 +292,7 @@ class _LoraLinear(torch.autograd.Function):
     def forward(ctx, x, frozen, lora_a, lora_b, scale, site, made):
         x = x.contiguous()
         lora_a, lora_b = lora_a.to(x.dtype), (scale * lora_b).to(x.dtype)
-        dropped = x if site is None else _dropped(x, site)
+        dropped = _dropped(x, site)
         low = F.linear(dropped, lora_a).flatten(0, 1)
         out = frozen.forward(x)
         out.view(-1, out.shape[-1]).addmm_(low, lora_b.t())
