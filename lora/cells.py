@@ -30,6 +30,7 @@ from lora.results import (
 )
 from lora.signals import InterruptedRunError
 from lora.tracking import Tracked, track
+from lora.weights import locate
 
 PACK = "+cells="  # the override that hands several cells to one job
 
@@ -46,10 +47,25 @@ def run_cell(config: RunConfig, mistakes_fail: bool) -> RunRecord:
     if record is not None:
         return record
     check_batch(config.train, processes())  # before the lock, which leaves a folder
+    if not mistakes_fail:  # a launcher has looked already, once for all cells
+        check_inputs(config)
     if not is_main_process():
         return train(config, mistakes_fail, None)
     with held(lock_path(config.runtime.outputs, config.run_id)) as heart:
         return usable_record(config) or train(config, mistakes_fail, heart)  # another worker may just have ended
+
+
+def check_inputs(config: RunConfig) -> None:
+    """Look for rows and weights before torch is loaded, which takes seconds.
+
+    Raises: UserError: If they are not to be had.
+    """
+    from lora.data import read
+    from lora.tasks import TASKS
+
+    data = config.data
+    read(TASKS[config.task], data.source, data.path, data.revision, data.train_rows)
+    locate(config.model)
 
 
 def usable_record(config: RunConfig) -> RunRecord | None:

@@ -20,7 +20,7 @@ from lora.errors import UserError, first_line
 from lora.locks import Locks
 from lora.processes import processes
 from lora.progress import Watch
-from lora.queue import check_queue, how_to_stop, wait_for_queue
+from lora.queue import cancelled_jobs, check_queue, how_to_stop, wait_for_queue
 from lora.results import RunRecord, adapter_path, check_writable
 from lora.sweep import Cell, State, estimator, requested, state
 
@@ -113,8 +113,8 @@ def run_waves(launcher: Launcher, settings: DictConfig, sweep: Sweep, now: State
         killed = {run_id: "its worker was killed" for run_id in left if locks.left_behind(run_id)}
         told_of = {run_id: outcomes[run_id] for run_id in left & set(outcomes)}
         reasons |= killed | told_of
-        if cancelled:
-            reasons |= dict.fromkeys(left, "its job was cancelled")
+        if cancelled:  # somebody wants less to run: what was killed beside waits for the next command
+            reasons |= dict.fromkeys(left & cancelled, "its job was cancelled")
             break
         held = any(locks.held(run_id) for run_id in left)
         for run_id in {**killed, **told_of} or ({} if left < ids or held else ids):  # else it might do nothing for ever
@@ -142,15 +142,16 @@ def still_to_run(sweep: Sweep, now: State, tries: Mapping[str, int]) -> list[Cel
 
 def launch_once(
     launcher: Launcher, settings: DictConfig, sweep: Sweep, cells: Sequence[Cell], done: int
-) -> tuple[dict[str, str], bool]:
+) -> tuple[dict[str, str], set[str]]:
     """One call of Hydra's launcher.
 
-    Returns: run_id -> why a worker left a cell without a new record; and whether jobs were cancelled.
+    Returns: run_id -> why a worker left a cell without a new record; and the cells whose jobs were cancelled.
     Raises: KeyboardInterrupt: After saying what still runs.
     """
     ids = [cell.run_id for cell in cells]
     grouped = [(*cell.overrides, f"runtime.group={cell.experiments[0]}") for cell in cells]
-    jobs = packed(grouped, int(settings.cells_per_job))
+    size = int(settings.cells_per_job)
+    jobs, started = packed(grouped, size), time.time()
     locks = Locks(sweep.outputs)
     workers = functools.partial(locks.children, ids) if settings.name == "local" else list
     # Replaced when it grows; no job is lost.
@@ -162,9 +163,10 @@ def launch_once(
         except Exception as error:  # the launcher's own: a worker was killed, a queue refused
             print(f"the launcher stopped early: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
             wait_for_queue(settings)
-            return {}, "CANCELLED" in str(error)
+            cancelled = cancelled_jobs(settings, started)
+            return {}, {run_id for place, run_id in enumerate(ids) if place // size in cancelled}
     outcomes = {run_id: text for job in returns for run_id, text in (job.return_value or {}).items()}
-    return {run_id: text for run_id, text in outcomes.items() if text not in ("ok", "failed", "held")}, False
+    return {run_id: text for run_id, text in outcomes.items() if text not in ("ok", "failed", "held")}, set()
 
 
 def say_what_runs(settings: DictConfig, locks: Locks, ids: Sequence[str]) -> None:

@@ -10,6 +10,8 @@ from lora.errors import UserError
 
 POLL_SECONDS = 5.0
 UNANSWERED_SECONDS = 300.0  # a controller is restarted now and then; its jobs run on meanwhile
+ACCOUNTED_SECONDS = 60.0  # accounting may tell of a job's end later than the queue
+GOING_ON = ("COMPLETING", "PENDING", "REQUEUED", "RESIZING", "RUNNING", "SUSPENDED")
 
 
 def check_queue(settings: DictConfig) -> None:
@@ -52,6 +54,35 @@ def wait_for_queue(settings: DictConfig) -> None:
             if time.monotonic() - answered > UNANSWERED_SECONDS:
                 raise
         time.sleep(POLL_SECONDS)
+
+
+def cancelled_jobs(settings: DictConfig, since: float) -> set[int]:
+    """Which jobs of the last launch, by their place in it, a user or Slurm has cancelled, as accounting has it.
+
+    submitit names the first job that went wrong, whatever became of the others. Without accounting: none.
+
+    Args:
+        since: When it was launched, in seconds since the epoch.
+    """
+    if settings.name != "slurm":
+        return set()
+    from submitit.slurm.slurm import read_job_id
+
+    start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since))
+    command = ["sacct", "--allocations", "--noheader", "--parsable2", "--format=JobID,State"]
+    command += [f"--name={settings.job_name}", f"--starttime={start}"]
+    deadline = time.monotonic() + ACCOUNTED_SECONDS
+    while True:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        states = dict(line.split("|") for line in answer.splitlines())
+        if not any(state.startswith(GOING_ON) for state in states.values()) or time.monotonic() > deadline:
+            break
+        time.sleep(1)
+    # (job,) or, of an array, (job, place) or (job, first place, last place)
+    jobs = [(tuple(map(int, job)), state) for name, state in states.items() for job in read_job_id(name)]
+    last = max((job[0] for job, _ in jobs), default=0)
+    ended = [job[1:] or (0,) for job, state in jobs if job[0] == last and state.startswith("CANCELLED")]
+    return {place for places in ended for place in range(places[0], places[-1] + 1)}
 
 
 def how_to_stop(settings: DictConfig) -> str:

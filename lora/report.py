@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -62,7 +63,7 @@ class Report:
     def problems(self) -> tuple[str, ...]:
         return (*self.state.problems, *self.analyses.problems)
 
-    @property
+    @cached_property
     def files(self) -> dict[str, bytes]:
         """Path below results/<name>/ -> content, of all but the pictures and the page that shows them."""
         files = {path: content for table in self.tables for path, content in table.files().items()}

@@ -1,4 +1,8 @@
-"""`make test`: the suite in stages. One that cannot run here says why; with REQUIRE_ALL_STAGES=1 that is a failure."""
+"""`make test`: the suite in stages. One that cannot run here says why; with REQUIRE_ALL_STAGES=1 that is a failure.
+
+The first runs alone and is seen as it goes; the others, which wait for clusters and a browser more than they compute,
+run at once, and each is shown when it has ended.
+"""
 
 import os
 import shutil
@@ -7,7 +11,8 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,24 +52,60 @@ STAGES = (  # pytest's own testpaths where no file is named, so that ARGS can na
 )
 
 
-def run_pytest(stage: Stage, extra: Sequence[str]) -> tuple[int, dict[str, int]]:
-    """The exit code of pytest, and its tests by outcome."""
+@dataclass(frozen=True)
+class Ended:
+    """A stage that has run.
+
+    Args:
+        code: Of pytest.
+        counts: Its tests by outcome.
+        output: What it printed, if that was not shown yet.
+    """
+
+    stage: Stage
+    code: int
+    counts: dict[str, int]
+    seconds: float
+    output: str
+
+
+def run_stage(stage: Stage, extra: Sequence[str], shown: bool) -> Ended:
+    """Call pytest.
+
+    Args:
+        shown: Its output goes to this process's own, else it is kept.
+    """
+    started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", *stage.arguments, f"--junitxml={report}", *extra]
         # The tests' tensors are tiny: a second thread gains nothing, and spins when another process takes its core.
         environment = {"OMP_NUM_THREADS": "1"} | os.environ
-        code = subprocess.run(command, cwd=ROOT, env=environment).returncode
+        kept = {} if shown else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        done = subprocess.run(command, cwd=ROOT, env=environment, check=False, **kept)
         suites = ElementTree.parse(report).getroot() if report.exists() else ()  # absent after a wrong argument
     counts = {
         key: sum(int(suite.get(key, 0)) for suite in suites) for key in ("tests", "failures", "errors", "skipped")
     }
     failed = counts["failures"] + counts["errors"]
-    return code, {
+    outcomes = {
         "passed": counts["tests"] - failed - counts["skipped"],
         "failed": failed,
         "skipped": counts["skipped"],
     }
+    return Ended(stage, done.returncode, outcomes, time.monotonic() - started, done.stdout or "")
+
+
+def run_all(stages: Sequence[Stage], extra: Sequence[str]) -> Iterator[Ended]:
+    """The stages as they end, the first of them first."""
+    if stages:
+        print(f"== {stages[0].name}", flush=True)
+        yield run_stage(stages[0], extra, shown=True)
+    with ThreadPoolExecutor(max(1, len(stages))) as pool:
+        for running in as_completed([pool.submit(run_stage, stage, extra, False) for stage in stages[1:]]):
+            ended = running.result()
+            print(f"== {ended.stage.name}\n{ended.output}", flush=True)
+            yield ended
 
 
 def main(stages: Sequence[Stage], extra: Sequence[str], require_all: bool) -> int:
@@ -74,22 +115,15 @@ def main(stages: Sequence[Stage], extra: Sequence[str], require_all: bool) -> in
         extra: Further arguments for every call of pytest.
     Returns: 0 if every stage passed, any test ran and, where all stages are required, each could.
     """
-    lines, totals, bad = [], {"passed": 0, "failed": 0, "skipped": 0}, False
-    for stage in stages:
-        reason = stage.absent()
-        if reason is not None:
-            lines.append(f"not run: {stage.name} ({reason})")
-            bad = bad or require_all
-            continue
-        print(f"== {stage.name}", flush=True)
-        started = time.monotonic()
-        code, counts = run_pytest(stage, extra)
-        outcome = "passed" if code == 0 else f"failed, exit code {code}"
-        if code == NONE_SELECTED and extra:  # the arguments were about another stage
-            code, outcome = 0, "no test selected"
-        lines.append(f"{stage.name}: {outcome}, {time.monotonic() - started:.0f} s")
-        totals = {key: totals[key] + counts[key] for key in totals}
-        bad = bad or code != 0
+    reasons = {stage: stage.absent() for stage in stages}
+    lines = [f"not run: {stage.name} ({reason})" for stage, reason in reasons.items() if reason is not None]
+    totals, bad = {"passed": 0, "failed": 0, "skipped": 0}, require_all and bool(lines)
+    for ended in run_all([stage for stage, reason in reasons.items() if reason is None], extra):
+        outcome = "passed" if ended.code == 0 else f"failed, exit code {ended.code}"
+        nothing = ended.code == NONE_SELECTED and extra  # the arguments were about another stage
+        lines.append(f"{ended.stage.name}: {'no test selected' if nothing else outcome}, {ended.seconds:.0f} s")
+        totals = {key: totals[key] + ended.counts[key] for key in totals}
+        bad = bad or (ended.code != 0 and not nothing)
     bad = bad or not any(totals.values())
     print(*lines, sep="\n")
     print(", ".join(f"{count} {outcome}" for outcome, count in totals.items()), flush=True)

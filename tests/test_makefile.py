@@ -241,8 +241,33 @@ def test_stages_count_tests_and_name_what_did_not_run(tmp_path: Path, capfd: pyt
         return re.sub(r", \d+ s$", "", capfd.readouterr().out.split("=\n")[-1], flags=re.MULTILINE)
 
     assert stages.main([unit, absent], ["-k", "good"], require_all=False) == 0
-    assert account() == "unit: passed\nnot run: slurm (no sbatch)\n1 passed, 0 failed, 0 skipped\n"
+    assert account() == "not run: slurm (no sbatch)\nunit: passed\n1 passed, 0 failed, 0 skipped\n"
     assert stages.main([unit, absent], ["-k", "good"], require_all=True) == 1
     assert stages.main([unit], [], require_all=False) == 1
     assert account() == "unit: failed, exit code 1\n2 passed, 1 failed, 1 skipped\n"
     assert stages.main([unit], ["-k", "none"], require_all=False) == 1, "no test ran"
+
+
+def test_stages_after_the_first_run_at_once_and_are_shown_whole(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    """Each of two waits for what only the other writes."""
+    made = [stages.Stage("unit", ("-p", "no:cacheprovider", str(tmp_path / "test_unit.py")))]
+    (tmp_path / "test_unit.py").write_text("def test_it(): pass\n")
+    for own, other in (("one", "two"), ("two", "one")):
+        (tmp_path / f"test_{own}.py").write_text(
+            "import pathlib, time\n"
+            f"def test_{own}_meets_{other}():\n"
+            "    folder, end = pathlib.Path(__file__).parent, time.monotonic() + 60\n"
+            f"    (folder / '{own}').touch()\n"
+            f"    while not (folder / '{other}').exists():\n"
+            "        assert time.monotonic() < end\n"
+            "        time.sleep(0.05)\n"
+            f"    assert '{own}' == 'one'\n"
+        )
+        made.append(stages.Stage(own, ("-p", "no:cacheprovider", str(tmp_path / f"test_{own}.py"))))
+    assert stages.main(made, [], require_all=True) == 1
+    printed = capfd.readouterr().out
+    assert printed.index("== unit") < min(printed.index("== one"), printed.index("== two"))
+    assert "FAILED" in printed.partition("== two\n")[2] and "test_two_meets_one" in printed
+    assert re.search(r"^one: passed, \d+ s$", printed, re.MULTILINE)
+    assert re.search(r"^two: failed, exit code 1, \d+ s$", printed, re.MULTILINE)
+    assert printed.endswith("2 passed, 1 failed, 0 skipped\n")

@@ -285,6 +285,12 @@ def synthetic(tmp_path_factory):
     return results
 
 
+@pytest.fixture(scope="module")
+def whole(synthetic):
+    """The report of all of them."""
+    return build("small", FULL, synthetic)
+
+
 def changed(results, tmp_path, pattern, value):
     """A copy of the results in which the runs that match have another best value."""
     copy = tmp_path / "results"
@@ -299,9 +305,9 @@ def changed(results, tmp_path, pattern, value):
     return copy
 
 
-def test_a_changed_record_changes_everything_that_shows_it(synthetic, tmp_path):
+def test_a_changed_record_changes_everything_that_shows_it(synthetic, whole, tmp_path):
     """LoRA on STS-B, which Table 2, 5, 6, the verdicts and all figures show, and on RTE, which the start does."""
-    before = build("small", FULL, synthetic)
+    before = whole
     after = build("small", FULL, changed(synthetic, tmp_path, "*.lora-qv-r[48].[sr]t[se]*.s1-*.json", 0.123))
     assert set(before.files) == set(after.files)
     same = {path for path in before.files if before.files[path] == after.files[path]}
@@ -313,8 +319,8 @@ def test_a_changed_record_changes_everything_that_shows_it(synthetic, tmp_path):
     assert shown in after.html(pictures) and shown not in before.html(pictures)
 
 
-def test_a_rebuild_is_the_same_byte_for_byte(synthetic, tmp_path):
-    one, other = build("small", FULL, synthetic), build("small", FULL, synthetic)
+def test_a_rebuild_is_the_same_byte_for_byte(synthetic, whole, tmp_path):
+    one, other = whole, build("small", FULL, synthetic)
     assert one.files == other.files and one.readme == other.readme
     write(one, tmp_path / "a")
     written = {p.relative_to(tmp_path / "a"): p.read_bytes() for p in (tmp_path / "a").rglob("*") if p.is_file()}
@@ -323,16 +329,15 @@ def test_a_rebuild_is_the_same_byte_for_byte(synthetic, tmp_path):
     assert all((tmp_path / "a" / path).read_bytes() == content for path, content in written.items())
 
 
-def test_a_picture_of_the_same_data_is_left_as_it_is(synthetic, tmp_path):
-    report = build("small", FULL, synthetic)
-    write(report, tmp_path)
+def test_a_picture_of_the_same_data_is_left_as_it_is(whole, tmp_path):
+    write(whole, tmp_path)
     picture = tmp_path / "figures" / "ranks.svg"
     picture.write_text("<svg>another release of matplotlib</svg>")
-    write(report, tmp_path)
+    write(whole, tmp_path)
     assert "another release" in picture.read_text()
     (tmp_path / "figures" / "ranks.json").write_text("{}")
     (tmp_path / "tables" / "table9.md").write_text("of records that are gone")
-    write(report, tmp_path)
+    write(whole, tmp_path)
     assert not (tmp_path / "tables" / "table9.md").exists()
     assert "another release" not in picture.read_text()
 
@@ -357,10 +362,9 @@ def test_what_is_missing_failed_broken_or_extra_is_named(synthetic, tmp_path):
     assert b"junk.json" in report.html(dict.fromkeys(report.figures, b""))
 
 
-def test_the_mnli_runs_that_others_start_from_are_expected_and_not_shown(synthetic):
-    report = build("small", FULL, synthetic)
-    assert not report.state.extra
-    (start,) = [table for table in report.tables if table.name == "mnli_start"]
+def test_the_mnli_runs_that_others_start_from_are_expected_and_not_shown(whole):
+    assert not whole.state.extra
+    (start,) = [table for table in whole.tables if table.name == "mnli_start"]
     assert not start.cells["Task"].str.contains("MNLI").any()
 
 
@@ -368,9 +372,8 @@ def test_a_run_is_set_beside_the_reference(synthetic):
     assert re.search(r"\b25 of 25 cells agree", build("small", ["experiment=glue_table2", FULL[1]], synthetic).text)
 
 
-def test_the_papers_tables_are_found_by_their_names(synthetic):
-    report = build("small", FULL, synthetic)
-    page = report.html(dict.fromkeys(report.figures, b"")).decode()
+def test_the_papers_tables_are_found_by_their_names(whole):
+    page = whole.html(dict.fromkeys(whole.figures, b"")).decode()
     for name in ("Table 2", "Table 5", "Table 6"):
         target = re.search(rf'<a href="#([\w-]+)">{name}</a>', page)[1]
         assert f'id="{target}"' in page

@@ -10,12 +10,13 @@ import pytest
 from test_sweeps import assert_complete, finish, grid, owners, quiet, start, wait_for
 
 from lora.provenance import ROOT
-from lora.results import RunRecord, load_records
+from lora.results import load_records
 
 CLUSTER = ROOT / "tests" / "slurm_cluster.sh"
 pytestmark = pytest.mark.skipif(shutil.which("sbatch") is None, reason="no sbatch")
-known: list[RunRecord] = []
-LONG = ("launcher=slurm", "method=bitfit", "task=cola", "train.epochs=60", "runtime.checkpoint_minutes=null")
+LONG = (
+    "launcher=slurm", "method=bitfit", "task=cola", "seed=1,2", "train.epochs=60", "runtime.checkpoint_minutes=null"
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,93 +36,42 @@ def slurm(*command):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def training(folder, process, cells):
-    """The owners of the locks, once so many cells have taken a step."""
+def training(folder, process):
+    """The two cells that train and the owners of their locks, in the order of their jobs, once both took a step."""
     running = folder / "outputs" / "running"
-    wait_for(lambda: len(list(running.glob("[!.]*.json"))) >= cells, process)
-    return owners(folder)
-
-
-def uninterrupted(tiny_overrides, tmp_path):
-    """The records of the two long cells, trained once for all tests."""
-    if not known:
-        known.extend(quiet(grid(tiny_overrides, tmp_path / "quiet", *LONG[1:], "seed=1,2")))
-    return known
+    wait_for(lambda: len(list(running.glob("[!.]*.json"))) == 2, process)
+    return sorted(owners(folder).items(), key=lambda item: job_of(item[1]))
 
 
 def job_of(owner):
     return owner.job.removeprefix("slurm ")
 
 
-def test_a_sweep_with_parents_completes_in_packs(tiny_overrides, tmp_path):
-    """Two MNLI runs first, then the cells that start from them, two to a job."""
-    cells = ("method=lora", "start=mnli", "task=rte,mrpc", "seed=1,2")
-    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *cells))
-    assert len(expected) == 6
-    overrides = grid(tiny_overrides, tmp_path / "slurm", "launcher=slurm", *cells, "launcher.cells_per_job=2")
+def test_after_a_cancelled_job_the_command_starts_nothing_more_and_the_next_does_all(tiny_overrides, tmp_path):
+    """It hears first of the job that was killed beside it, and names both."""
+    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *LONG[1:]))
+    folder = tmp_path / "slurm"
+    overrides = grid(tiny_overrides, folder, *LONG)
+    process = start(overrides)
+    (killed, one), (cancelled, other) = training(folder, process)
+    os.kill(one.pid, signal.SIGKILL)
+    slurm("scancel", job_of(other))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1, output
+    assert f"missing: {killed} (its worker was killed)" in output
+    assert f"missing: {cancelled} (its job was cancelled)" in output
+    assert not load_records(folder / "results")[0]
+    assert (folder / "outputs" / "checkpoints" / f"{cancelled}.safetensors").exists(), "Slurm's SIGTERM left one"
     code, output = finish(overrides)
     assert code == 0, output
-    for record in assert_complete(tmp_path / "slurm", expected):
-        assert record.config["runtime"]["threads"] == 1
-    code, output = finish(overrides)
-    assert code == 0 and "all 6 cells are there already" in output
-
-
-def test_a_requeued_job_goes_on_where_it_was(tiny_overrides, tmp_path):
-    """USR2, as near the end of a job's time."""
-    process = start(grid(tiny_overrides, tmp_path / "slurm", *LONG, "seed=1,2"))
-    victim, owner = next(iter(training(tmp_path / "slurm", process, cells=2).items()))
-    slurm("scancel", "--signal=USR2", job_of(owner))
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    records = assert_complete(tmp_path / "slurm", uninterrupted(tiny_overrides, tmp_path))
-    assert {r.run_id for r in records if r.provenance["resumed"] == 1} == {victim}
-    assert "REQUEUED" in slurm("sacct", "--duplicates", "--noheader", "--format=State%20", f"--jobs={job_of(owner)}")
-
-
-def test_a_lost_node_loses_nothing(tiny_overrides, tmp_path, cluster):
-    """Slurm puts its job back into the queue by itself, and another node trains the cell. It stays lost."""
-    process = start(grid(tiny_overrides, tmp_path / "slurm", *LONG, "seed=1,2"))
-    owner = next(iter(training(tmp_path / "slurm", process, cells=2).values()))
-    node = slurm("squeue", "--noheader", "--format=%N", f"--jobs={job_of(owner)}")
-    subprocess.run([CLUSTER, "lose", cluster, node], check=True)
-    output, _ = process.communicate(timeout=300)
-    assert slurm("sinfo", "--noheader", "--format=%T", f"--nodes={node}").startswith("down")
-    assert process.returncode == 0, output
-    assert_complete(tmp_path / "slurm", uninterrupted(tiny_overrides, tmp_path))
-    assert "NODE_FAIL" in slurm("sacct", "--duplicates", "--noheader", "--format=State%20", f"--jobs={job_of(owner)}")
-
-
-@pytest.mark.parametrize("how", ["scancel", "kill -9"])
-def test_what_a_user_or_a_kernel_kills_is_done_by_the_next_launch(tiny_overrides, tmp_path, how):
-    """scancel: the command ends and names the cell. A killed process: the same command tries it again."""
-    folder = tmp_path / "slurm"
-    overrides = grid(tiny_overrides, folder, *LONG, "seed=1,2")
-    process = start(overrides)
-    found = training(folder, process, cells=2)
-    victim, owner = next(iter(found.items()))
-    if how == "scancel":
-        slurm("scancel", job_of(owner))
-    else:
-        os.kill(owner.pid, signal.SIGKILL)
-    output, _ = process.communicate(timeout=300)
-    if how == "scancel":
-        assert process.returncode == 1, output
-        assert f"missing: {victim} (its job was cancelled)" in output
-        assert (folder / "outputs" / "checkpoints" / f"{victim}.safetensors").exists(), "Slurm's SIGTERM left one"
-        assert [record.run_id for record in load_records(folder / "results")[0]] == [i for i in found if i != victim]
-        code, output = finish(overrides)
-        assert code == 0, output
-    else:
-        assert process.returncode == 0, output
-    records = assert_complete(folder, uninterrupted(tiny_overrides, tmp_path))
-    assert {r.run_id: r.provenance["resumed"] for r in records}[victim] == (1 if how == "scancel" else 0)
+    records = assert_complete(folder, expected)
+    assert {record.run_id: record.provenance["resumed"] for record in records} == {killed: 0, cancelled: 1}
 
 
 def test_ctrl_c_says_how_to_stop_the_jobs_which_run_on(tiny_overrides, tmp_path):
-    overrides = grid(tiny_overrides, tmp_path, *LONG, "seed=1,2", "train.epochs=200")  # the second launch meets them
+    overrides = grid(tiny_overrides, tmp_path, *LONG, "train.epochs=200")  # the second launch meets them
     process = start(overrides, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
-    found = training(tmp_path, process, cells=2)
+    found = dict(training(tmp_path, process))
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -138,3 +88,36 @@ def test_ctrl_c_says_how_to_stop_the_jobs_which_run_on(tiny_overrides, tmp_path)
     while slurm("squeue", "--noheader", f"--name={name}"):
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+def test_what_slurm_puts_back_into_its_queue_is_done_by_the_same_command(tiny_overrides, tmp_path, cluster):
+    """After USR2, as near the end of a job's time, where it was; after the loss of its node, on another."""
+    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *LONG[1:]))
+    folder = tmp_path / "slurm"
+    process = start(grid(tiny_overrides, folder, *LONG))
+    (requeued, one), (lost, other) = training(folder, process)
+    slurm("scancel", "--signal=USR2", job_of(one))
+    node = slurm("squeue", "--noheader", "--format=%N", f"--jobs={job_of(other)}")
+    subprocess.run([CLUSTER, "lose", cluster, node], check=True)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert slurm("sinfo", "--noheader", "--format=%T", f"--nodes={node}").startswith("down")
+    records = assert_complete(folder, expected)
+    assert {record.run_id: record.provenance["resumed"] for record in records} == {requeued: 1, lost: 0}
+    for owner, state in ((one, "REQUEUED"), (other, "NODE_FAIL")):
+        states = slurm("sacct", "--duplicates", "--noheader", "--format=State%20", f"--jobs={job_of(owner)}")
+        assert state in states
+
+
+def test_a_sweep_with_parents_completes_in_packs(tiny_overrides, tmp_path):
+    """Two MNLI runs first, then the cells that start from them, two to a job."""
+    cells = ("method=lora", "start=mnli", "task=rte,mrpc", "seed=1,2")
+    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *cells))
+    assert len(expected) == 6
+    overrides = grid(tiny_overrides, tmp_path / "slurm", "launcher=slurm", *cells, "launcher.cells_per_job=2")
+    code, output = finish(overrides)
+    assert code == 0, output
+    for record in assert_complete(tmp_path / "slurm", expected):
+        assert record.config["runtime"]["threads"] == 1
+    code, output = finish(overrides)
+    assert code == 0 and "all 6 cells are there already" in output

@@ -127,34 +127,35 @@ def test_two_sweeps_at_once_share_the_work(tiny_overrides, tmp_path):
     assert seen and all(len(pids) == 1 for pids in seen.values())
 
 
-@pytest.mark.parametrize(("workers", "background"), [(2, False), (1, True), (2, True)])
-def test_a_stopped_launcher_leaves_checkpoints_says_what_ran_and_the_next_goes_on(
-    tiny_overrides, tmp_path, workers, background
-):
+def test_a_stopped_launcher_leaves_checkpoints_says_what_ran_and_the_next_goes_on(tiny_overrides, tmp_path):
     """By Ctrl-C, or by `kill` where a script started it in the background, which makes it ignore SIGINT."""
-    cells = ("method=bitfit", "task=cola", "seed=1,2,3", "train.epochs=60", f"launcher.workers={workers}")
-    overrides = grid(tiny_overrides, tmp_path, *cells)
-    ignored_or_not = signal.SIG_IGN if background else signal.default_int_handler
-    process = start(overrides, start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, ignored_or_not))
-    running = tmp_path / "outputs" / "running"
-    wait_for(lambda: running.is_dir() and len(list(running.glob("[!.]*.json"))) == workers, process)
-    if background:
-        os.kill(process.pid, signal.SIGTERM)
-    else:
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the launcher and its workers
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, output
-    assert "stopped at once" not in output
-    stopped = re.findall(r"^  (local\.bitfit\S+)$", output.split("interrupted while")[1], re.MULTILINE)
-    checkpoints = tmp_path / "outputs" / "checkpoints"
-    assert {path.stem for path in checkpoints.iterdir()} == set(stopped) and len(stopped) == workers
-    assert not load_records(tmp_path / "results")[0]
-    if workers == 2 and background:
-        return  # how the next launch goes on is seen in the other two
+    overrides = grid(tiny_overrides, tmp_path, "method=bitfit", "task=cola", "seed=1,2,3", "train.epochs=100")
+    running, checkpoints = tmp_path / "outputs" / "running", tmp_path / "outputs" / "checkpoints"
+    lives: dict[str, int] = {}
+    for workers, background in ((2, False), (1, True), (2, True)):
+        how = signal.SIG_IGN if background else signal.default_int_handler
+        process = start(
+            [*overrides, f"launcher.workers={workers}"],
+            start_new_session=True, preexec_fn=lambda how=how: signal.signal(signal.SIGINT, how),
+        )  # fmt: skip
+        wait_for(lambda n=workers: running.is_dir() and len(list(running.glob("[!.]*.json"))) == n, process)
+        if background:
+            os.kill(process.pid, signal.SIGTERM)
+        else:
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the launcher and its workers
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 130, output
+        assert "stopped at once" not in output
+        stopped = re.findall(r"^  (local\.bitfit\S+)$", output.split("interrupted while")[1], re.MULTILINE)
+        assert len(stopped) == workers
+        lives |= {run_id: lives.get(run_id, 0) + 1 for run_id in stopped}
+        assert {path.stem for path in checkpoints.iterdir()} == set(lives)
+        assert not load_records(tmp_path / "results")[0]
     code, output = finish([*overrides, "launcher.workers=1"])
     assert code == 0, output
     records, _ = load_records(tmp_path / "results")
-    assert {record.run_id for record in records if record.provenance["resumed"]} == set(stopped)
+    resumed = {record.run_id: record.provenance["resumed"] for record in records}
+    assert len(resumed) == 3 and {run_id: n for run_id, n in resumed.items() if n} == lives
 
 
 def test_a_cell_that_kills_its_worker_is_tried_a_bounded_number_of_times(tiny_overrides, tmp_path):
