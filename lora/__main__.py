@@ -76,6 +76,11 @@ def main() -> None:
     except (UserError, HydraException, OmegaConfBaseException) as error:
         say(f"error: {error if isinstance(error, UserError) else explain(error)}", sys.stderr)
         sys.exit(2)
+    except ValueError as error:
+        if not str(error).startswith("Only one of --run, --multirun"):  # what Hydra says of -m with --cfg
+            raise
+        say(f"error: {error}", sys.stderr)
+        sys.exit(2)
     except HeldError as error:
         say(f"error: {error}; wait for it, or stop it first", sys.stderr)
         sys.exit(2)

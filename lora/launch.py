@@ -40,6 +40,7 @@ class Sweep:
         todo: The run_ids to run, some of which may have failed before.
         before: The failed records that were there when it started.
         expected: Seconds per cell, None where nothing is known.
+        adapters: Cells are asked for their adapters too (`runtime.save_adapter`).
     """
 
     cells: list[Cell]
@@ -49,6 +50,7 @@ class Sweep:
     workers: int
     results: str
     outputs: str
+    adapters: bool
 
 
 def launch_cells(launcher: Launcher, config: DictConfig, arguments: Sequence[str]) -> State:
@@ -67,7 +69,8 @@ def launch_cells(launcher: Launcher, config: DictConfig, arguments: Sequence[str
     now = state(cells, results)
     for problem in now.problems:
         print(f"left out: {problem}", file=sys.stderr)
-    todo = to_run(cells, now, bool(config.runtime.retry_failed), outputs)
+    adapters = bool(config.runtime.save_adapter)
+    todo = to_run(cells, now, bool(config.runtime.retry_failed), outputs, adapters)
     workers = int(config.launcher.workers)
     expected = {}
     if todo:
@@ -80,7 +83,7 @@ def launch_cells(launcher: Launcher, config: DictConfig, arguments: Sequence[str
         for folder in (results, outputs):
             check_writable(folder)
     ids = frozenset(cell.run_id for cell in todo)
-    sweep = Sweep(cells, ids, dict(now.failed), expected, workers, results, outputs)
+    sweep = Sweep(cells, ids, dict(now.failed), expected, workers, results, outputs, adapters)
     now, reasons = run_waves(launcher, config.launcher, sweep, now)
     if now.failed or now.missing:
         raise UnfinishedError("\n".join(unfinished(now, reasons)))
@@ -133,10 +136,10 @@ def last_tries_alone(cells: list[Cell], tries: Mapping[str, int]) -> list[Cell]:
 
 
 def still_to_run(sweep: Sweep, now: State, tries: Mapping[str, int]) -> list[Cell]:
-    """What the command was asked for and has not got: a new record, or weights for those who start from it."""
+    """What the command was asked for and has not got: a new record, an adapter, weights for those who start from it."""
     old = {run_id for run_id, record in now.failed.items() if sweep.before.get(run_id) == record}
     wanted = ({cell.run_id for cell in now.missing} | old) & sweep.todo
-    wanted |= {cell.run_id for cell in to_run(sweep.cells, now, False, sweep.outputs)} & sweep.todo
+    wanted |= {cell.run_id for cell in to_run(sweep.cells, now, False, sweep.outputs, sweep.adapters)} & sweep.todo
     return [cell for cell in sweep.cells if cell.run_id in wanted and tries[cell.run_id] < LAUNCHES]
 
 
@@ -196,11 +199,15 @@ def unfinished(now: State, reasons: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def to_run(cells: Sequence[Cell], now: State, retry_failed: bool, outputs: str) -> list[Cell]:
-    """Cells without a record, failed ones if asked, and the parents of these whose trained weights are gone."""
+def to_run(cells: Sequence[Cell], now: State, retry_failed: bool, outputs: str, adapters: bool) -> list[Cell]:
+    """Cells without a record, failed ones if asked, and trained ones whose weights are gone and needed.
+
+    Args:
+        adapters: The weights of every cell are asked for; else only those of the parents of cells to run.
+    """
     wanted = {cell.run_id for cell in now.missing} | (set(now.failed) if retry_failed else set())
-    parents = {cell.parent for cell in cells if cell.run_id in wanted and cell.parent is not None}
-    wanted |= {parent for parent in parents if parent in now.ok and not adapter_path(outputs, parent).exists()}
+    kept = {c.run_id for c in cells} if adapters else {c.parent for c in cells if c.run_id in wanted and c.parent}
+    wanted |= {run_id for run_id in kept if run_id in now.ok and not adapter_path(outputs, run_id).exists()}
     return [cell for cell in cells if cell.run_id in wanted]
 
 

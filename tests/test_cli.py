@@ -81,6 +81,7 @@ def test_a_sweep_records_what_failed_skips_what_is_done_and_retries_when_asked(t
         (["data.path=null"], "GLUE_DIR"),
         (["model.path=/no/such/model"], "no such folder"),
         (["nonsense"], "nonsense"),
+        (["-m", "--cfg", "job"], "Only one of .*--multirun, --cfg"),
     ],
 )
 def test_a_users_mistake_is_one_message_exit_2_and_nothing_written(tiny_overrides, tmp_path, overrides, message):

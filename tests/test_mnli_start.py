@@ -98,13 +98,24 @@ def test_a_sweep_trains_parents_first_and_once(tiny_overrides, tmp_path):
     assert all("runtime.save_adapter=true" in cell.overrides for cell in parents.values())
     results, outputs = str(tmp_path / "results"), str(tmp_path / "outputs")
     now = state(cells, results)
-    assert set(next_wave(to_run(cells, now, False, outputs), now)) == set(parents.values())
+    assert set(next_wave(to_run(cells, now, False, outputs, False), now)) == set(parents.values())
 
     done = run_cell(compose_run(next(iter(parents.values())).overrides), mistakes_fail=True)
     now = state(cells, results)
-    ready = next_wave(to_run(cells, now, False, outputs), now)
+    ready = next_wave(to_run(cells, now, False, outputs, False), now)
     assert {cell.parent for cell in ready} == {None, done.run_id} and len(ready) == 3
     assert sum("not started: its MNLI run" in line for line in unfinished(now, {})) == 2
 
     adapter_path(outputs, done.run_id).unlink()
-    assert {cell.run_id for cell in next_wave(to_run(cells, now, False, outputs), now)} == set(parents)
+    assert {cell.run_id for cell in next_wave(to_run(cells, now, False, outputs, False), now)} == set(parents)
+
+
+def test_done_cells_run_again_where_their_adapters_are_asked_for(tiny_overrides, tmp_path):
+    overrides = [o for o in tiny_overrides if not o.startswith(("profile=", "train.epochs="))]
+    cells = expand("small", [*overrides, "method=lora", "train.epochs=1", "seed=1,2"], adhoc=True)
+    results, outputs = str(tmp_path / "results"), str(tmp_path / "outputs")
+    for cell, more in zip(cells, (["runtime.save_adapter=true"], []), strict=True):
+        run_cell(compose_run([*cell.overrides, *more]), mistakes_fail=False)
+    now = state(cells, results)
+    assert len(now.ok) == 2 and not to_run(cells, now, False, outputs, False)
+    assert to_run(cells, now, False, outputs, True) == [cells[1]]
