@@ -117,7 +117,7 @@ def run_waves(launcher: Launcher, settings: DictConfig, sweep: Sweep, now: State
         told_of = {run_id: outcomes[run_id] for run_id in left & set(outcomes)}
         reasons |= killed | told_of
         if cancelled:  # somebody wants less to run: what was killed beside waits for the next command
-            reasons |= dict.fromkeys(left & cancelled, "its job was cancelled")
+            reasons |= dict.fromkeys(left - (set(killed) - cancelled), "its job was cancelled")
             break
         held = any(locks.held(run_id) for run_id in left)
         for run_id in {**killed, **told_of} or ({} if left < ids or held else ids):  # else it might do nothing for ever
@@ -166,8 +166,9 @@ def launch_once(
         except Exception as error:  # the launcher's own: a worker was killed, a queue refused
             print(f"the launcher stopped early: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
             wait_for_queue(settings)
-            cancelled = cancelled_jobs(settings, started)
-            return {}, {run_id for place, run_id in enumerate(ids) if place // size in cancelled}
+            places = cancelled_jobs(settings, started)
+            cancelled = {run_id for place, run_id in enumerate(ids) if place // size in places}
+            return {}, cancelled or (set(ids) if "CANCELLED" in str(error) else set())
     outcomes = {run_id: text for job in returns for run_id, text in (job.return_value or {}).items()}
     return {run_id: text for run_id, text in outcomes.items() if text not in ("ok", "failed", "held")}, set()
 

@@ -5,6 +5,7 @@ on another machine lives is judged by whether its heartbeat moves, never by comp
 """
 
 import dataclasses
+import glob
 import json
 import os
 import secrets
@@ -179,7 +180,20 @@ def release(path: Path, me: Owner) -> None:
     with suppress(UserError, OSError):
         found = read_owner(path)
         if found is not None and found[0].token == me.token:
+            sweep_out(path, me)
             path.unlink()
+
+
+def sweep_out(path: Path, me: Owner) -> None:
+    """Remove what workers left beside a lock that were killed while they tried to take it. `me` holds it.
+
+    Claims on its former owners: nobody acts on them, since the token is another now.
+    """
+    for left in path.parent.glob(f".*{glob.escape(path.name)}.*"):
+        with suppress(UserError, OSError):
+            found = read_owner(left)
+            if me.token not in left.name and found is not None and lives(found[0], me) is False:
+                left.unlink()
 
 
 class Heartbeat:

@@ -11,6 +11,7 @@ from lora.errors import UserError
 POLL_SECONDS = 5.0
 UNANSWERED_SECONDS = 300.0  # a controller is restarted now and then; its jobs run on meanwhile
 ACCOUNTED_SECONDS = 60.0  # accounting may tell of a job's end later than the queue
+CLOCKS_SECONDS = 3600.0  # those of two machines differ by less
 GOING_ON = ("COMPLETING", "PENDING", "REQUEUED", "RESIZING", "RUNNING", "SUSPENDED")
 
 
@@ -57,32 +58,29 @@ def wait_for_queue(settings: DictConfig) -> None:
 
 
 def cancelled_jobs(settings: DictConfig, since: float) -> set[int]:
-    """Which jobs of the last launch, by their place in it, a user or Slurm has cancelled, as accounting has it.
+    """Which jobs of the last launch, by their place in it, were cancelled after they had started.
 
-    submitit names the first job that went wrong, whatever became of the others. Without accounting: none.
+    From Slurm's accounting, which keeps nothing of an array's job that is cancelled while it waits. submitit names the
+    first job that went wrong, whatever became of the others.
 
     Args:
         since: When it was launched, in seconds since the epoch.
     """
     if settings.name != "slurm":
         return set()
-    from submitit.slurm.slurm import read_job_id
-
-    start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since))
+    start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - CLOCKS_SECONDS))
     command = ["sacct", "--allocations", "--noheader", "--parsable2", "--format=JobID,State"]
     command += [f"--name={settings.job_name}", f"--starttime={start}"]
     deadline = time.monotonic() + ACCOUNTED_SECONDS
     while True:
-        answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-        states = dict(line.split("|") for line in answer.splitlines())
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        states = dict(line.split("|") for line in answer.stdout.splitlines() if "[" not in line)
         if not any(state.startswith(GOING_ON) for state in states.values()) or time.monotonic() > deadline:
             break
         time.sleep(1)
-    # (job,) or, of an array, (job, place) or (job, first place, last place)
-    jobs = [(tuple(map(int, job)), state) for name, state in states.items() for job in read_job_id(name)]
-    last = max((job[0] for job, _ in jobs), default=0)
-    ended = [job[1:] or (0,) for job, state in jobs if job[0] == last and state.startswith("CANCELLED")]
-    return {place for places in ended for place in range(places[0], places[-1] + 1)}
+    ended = [(name.partition("_"), state) for name, state in states.items()]  # 7 or, of an array, 7_0, 7_1, ...
+    last = max((int(job) for (job, _, _), _ in ended), default=0)
+    return {int(place or 0) for (job, _, place), state in ended if int(job) == last and state.startswith("CANCELLED")}
 
 
 def how_to_stop(settings: DictConfig) -> str:

@@ -108,7 +108,8 @@ CONF
 }
 
 start() {
-    mkdir -p "$folder"/{state,spool,log,pids,db}
+    mkdir -p "$folder"/{state,spool,log,pids,db,tmp}
+    export TMPDIR=$folder/tmp  # MariaDB, when it starts, removes what others have of temporary tables in the same one
     chmod 755 "$folder"
     (umask 077 && head -c 1024 /dev/urandom >"$folder/munge.key")
     configure

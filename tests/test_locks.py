@@ -71,6 +71,19 @@ def test_a_live_process_keeps_it_and_a_killed_one_loses_it_at_once(path):
     process.communicate()
 
 
+def test_what_killed_workers_left_beside_it_goes_with_it(path):
+    """A file half made, a claim on a former owner, one half made; what a live process makes stays, and other cells'."""
+    former, dead = "e" * 16, dataclasses.replace(myself(), ticks=1)
+    path.parent.mkdir(parents=True)
+    gone = (f".{path.name}.{'a' * 16}.new", f".{path.name}.{former}", f"..{path.name}.{former}.{'b' * 16}.new")
+    kept = (f".{path.name}.{'c' * 16}.new", f".other-{path.name.replace('00', '11')}.{former}")
+    for name, owner in (*((name, dead) for name in gone), (kept[0], myself()), (kept[1], dead)):
+        (path.parent / name).write_text(json.dumps(dataclasses.asdict(owner)))
+    with held(path):
+        assert names(path) == sorted((path.name, *gone, *kept))
+    assert names(path) == sorted(kept)
+
+
 def test_a_pid_that_is_used_again_is_another_process(path):
     assert create(path, dataclasses.replace(myself(), ticks=1, token="f" * 16))
     with held(path):

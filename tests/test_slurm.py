@@ -14,9 +14,8 @@ from lora.results import load_records
 
 CLUSTER = ROOT / "tests" / "slurm_cluster.sh"
 pytestmark = pytest.mark.skipif(shutil.which("sbatch") is None, reason="no sbatch")
-LONG = (
-    "launcher=slurm", "method=bitfit", "task=cola", "seed=1,2", "train.epochs=60", "runtime.checkpoint_minutes=null"
-)  # fmt: skip
+LONG = ("launcher=slurm", "method=bitfit", "task=cola", "runtime.checkpoint_minutes=null")
+TWO = (*LONG, "seed=1,2", "train.epochs=60")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,28 +47,32 @@ def job_of(owner):
 
 
 def test_after_a_cancelled_job_the_command_starts_nothing_more_and_the_next_does_all(tiny_overrides, tmp_path):
-    """It hears first of the job that was killed beside it, and names both."""
-    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *LONG[1:]))
+    """It hears first of the killed one, and names it and those that were cancelled, one running, one waiting."""
+    cells = (*LONG, "seed=1,2,3", "train.epochs=100")
+    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *cells[1:]))
     folder = tmp_path / "slurm"
-    overrides = grid(tiny_overrides, folder, *LONG)
-    process = start(overrides)
+    overrides = grid(tiny_overrides, folder, *cells)
+    process = start([*overrides, "launcher.workers=2"])
     (killed, one), (cancelled, other) = training(folder, process)
+    (waiting,) = {record.run_id for record in expected} - {killed, cancelled}
+    slurm("scancel", f"{job_of(one).partition('_')[0]}_2")
     os.kill(one.pid, signal.SIGKILL)
     slurm("scancel", job_of(other))
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 1, output
     assert f"missing: {killed} (its worker was killed)" in output
     assert f"missing: {cancelled} (its job was cancelled)" in output
+    assert f"missing: {waiting} (its job was cancelled)" in output
     assert not load_records(folder / "results")[0]
     assert (folder / "outputs" / "checkpoints" / f"{cancelled}.safetensors").exists(), "Slurm's SIGTERM left one"
     code, output = finish(overrides)
     assert code == 0, output
     records = assert_complete(folder, expected)
-    assert {record.run_id: record.provenance["resumed"] for record in records} == {killed: 0, cancelled: 1}
+    assert {r.run_id: r.provenance["resumed"] for r in records} == {killed: 0, cancelled: 1, waiting: 0}
 
 
 def test_ctrl_c_says_how_to_stop_the_jobs_which_run_on(tiny_overrides, tmp_path):
-    overrides = grid(tiny_overrides, tmp_path, *LONG, "train.epochs=200")  # the second launch meets them
+    overrides = grid(tiny_overrides, tmp_path, *LONG, "seed=1,2", "train.epochs=200")  # the second launch meets them
     process = start(overrides, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     found = dict(training(tmp_path, process))
     process.send_signal(signal.SIGINT)
@@ -92,9 +95,9 @@ def test_ctrl_c_says_how_to_stop_the_jobs_which_run_on(tiny_overrides, tmp_path)
 
 def test_what_slurm_puts_back_into_its_queue_is_done_by_the_same_command(tiny_overrides, tmp_path, cluster):
     """After USR2, as near the end of a job's time, where it was; after the loss of its node, on another."""
-    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *LONG[1:]))
+    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *TWO[1:]))
     folder = tmp_path / "slurm"
-    process = start(grid(tiny_overrides, folder, *LONG))
+    process = start(grid(tiny_overrides, folder, *TWO))
     (requeued, one), (lost, other) = training(folder, process)
     slurm("scancel", "--signal=USR2", job_of(one))
     node = slurm("squeue", "--noheader", "--format=%N", f"--jobs={job_of(other)}")
