@@ -15,7 +15,6 @@ from lora.results import load_records
 CLUSTER = ROOT / "tests" / "slurm_cluster.sh"
 pytestmark = pytest.mark.skipif(shutil.which("sbatch") is None, reason="no sbatch")
 LONG = ("launcher=slurm", "method=bitfit", "task=cola", "runtime.checkpoint_minutes=null")
-TWO = (*LONG, "seed=1,2", "train.epochs=60")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,10 +34,10 @@ def slurm(*command):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def training(folder, process):
-    """The two cells that train and the owners of their locks, in the order of their jobs, once both took a step."""
+def training(folder, process, cells):
+    """The cells that train and the owners of their locks, in the order of their jobs, once so many took a step."""
     running = folder / "outputs" / "running"
-    wait_for(lambda: len(list(running.glob("[!.]*.json"))) == 2, process)
+    wait_for(lambda: len(list(running.glob("[!.]*.json"))) == cells, process)
     return sorted(owners(folder).items(), key=lambda item: job_of(item[1]))
 
 
@@ -53,7 +52,7 @@ def test_after_a_cancelled_job_the_command_starts_nothing_more_and_the_next_does
     folder = tmp_path / "slurm"
     overrides = grid(tiny_overrides, folder, *cells)
     process = start([*overrides, "launcher.workers=2"])
-    (killed, one), (cancelled, other) = training(folder, process)
+    (killed, one), (cancelled, other) = training(folder, process, cells=2)
     (waiting,) = {record.run_id for record in expected} - {killed, cancelled}
     slurm("scancel", f"{job_of(one).partition('_')[0]}_2")
     os.kill(one.pid, signal.SIGKILL)
@@ -74,7 +73,7 @@ def test_after_a_cancelled_job_the_command_starts_nothing_more_and_the_next_does
 def test_ctrl_c_says_how_to_stop_the_jobs_which_run_on(tiny_overrides, tmp_path):
     overrides = grid(tiny_overrides, tmp_path, *LONG, "seed=1,2", "train.epochs=200")  # the second launch meets them
     process = start(overrides, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
-    found = dict(training(tmp_path, process))
+    found = dict(training(tmp_path, process, cells=2))
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -94,11 +93,16 @@ def test_ctrl_c_says_how_to_stop_the_jobs_which_run_on(tiny_overrides, tmp_path)
 
 
 def test_what_slurm_puts_back_into_its_queue_is_done_by_the_same_command(tiny_overrides, tmp_path, cluster):
-    """After USR2, as near the end of a job's time, where it was; after the loss of its node, on another."""
-    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *TWO[1:]))
+    """After USR2, as near the end of a job's time, where it was; after the loss of its node, on another.
+
+    So is what a kernel kills, which the command itself launches again.
+    """
+    cells = (*LONG, "seed=1,2,3", "train.epochs=100")
+    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *cells[1:]))
     folder = tmp_path / "slurm"
-    process = start(grid(tiny_overrides, folder, *TWO))
-    (requeued, one), (lost, other) = training(folder, process)
+    process = start(grid(tiny_overrides, folder, *cells))
+    (requeued, one), (lost, other), (killed, last) = training(folder, process, cells=3)
+    os.kill(last.pid, signal.SIGKILL)
     slurm("scancel", "--signal=USR2", job_of(one))
     node = slurm("squeue", "--noheader", "--format=%N", f"--jobs={job_of(other)}")
     subprocess.run([CLUSTER, "lose", cluster, node], check=True)
@@ -106,7 +110,7 @@ def test_what_slurm_puts_back_into_its_queue_is_done_by_the_same_command(tiny_ov
     assert process.returncode == 0, output
     assert slurm("sinfo", "--noheader", "--format=%T", f"--nodes={node}").startswith("down")
     records = assert_complete(folder, expected)
-    assert {record.run_id: record.provenance["resumed"] for record in records} == {requeued: 1, lost: 0}
+    assert {record.run_id: record.provenance["resumed"] for record in records} == {requeued: 1, lost: 0, killed: 0}
     for owner, state in ((one, "REQUEUED"), (other, "NODE_FAIL")):
         states = slurm("sacct", "--duplicates", "--noheader", "--format=State%20", f"--jobs={job_of(owner)}")
         assert state in states
