@@ -20,7 +20,7 @@ from lora.errors import UserError, first_line
 from lora.locks import Locks
 from lora.processes import processes
 from lora.progress import Watch
-from lora.queue import cancelled_jobs, check_queue, how_to_stop, wait_for_queue
+from lora.queue import JobsGoneError, check_queue, ended_jobs, how_to_stop, wait_for_queue, watched_queue
 from lora.results import RunRecord, adapter_path, check_writable
 from lora.sweep import Cell, State, estimator, requested, state
 
@@ -161,12 +161,15 @@ def launch_once(
     warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
     with Watch(cells, done, sweep.expected, sweep.workers, sweep.results, sweep.outputs):
         try:
-            with signals.passed_on(workers, lambda: say_what_runs(settings, locks, ids)):
+            with signals.passed_on(workers, lambda: say_what_runs(settings, locks, ids)), watched_queue(settings):
                 returns = launcher.launch(jobs, initial_job_idx=0)
         except Exception as error:  # the launcher's own: a worker was killed, a queue refused
             print(f"the launcher stopped early: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
             wait_for_queue(settings)
-            places = cancelled_jobs(settings, started)
+            ended = ended_jobs(settings, started)
+            places = {place for place, how in ended.items() if how.startswith("CANCELLED")}
+            if isinstance(error, JobsGoneError):  # what never started was cancelled while it waited
+                places |= set(range(len(jobs))) - set(ended)
             cancelled = {run_id for place, run_id in enumerate(ids) if place // size in places}
             return {}, cancelled or (set(ids) if "CANCELLED" in str(error) else set())
     outcomes = {run_id: text for job in returns for run_id, text in (job.return_value or {}).items()}

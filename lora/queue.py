@@ -1,18 +1,29 @@
 """What a launcher leaves running elsewhere: jobs in Slurm's queue, tasks on a Ray cluster."""
 
+import contextlib
+import os
 import shutil
+import signal
 import subprocess
+import sys
+import threading
 import time
+from collections.abc import Iterator
 
 from omegaconf import DictConfig
 
 from lora.errors import UserError
 
 POLL_SECONDS = 5.0
+WATCH_SECONDS = 20.0  # between two looks at a queue for hours, which all of a cluster's users ask
 UNANSWERED_SECONDS = 300.0  # a controller is restarted now and then; its jobs run on meanwhile
 ACCOUNTED_SECONDS = 60.0  # accounting may tell of a job's end later than the queue
 CLOCKS_SECONDS = 3600.0  # those of two machines differ by less
 GOING_ON = ("COMPLETING", "PENDING", "REQUEUED", "RESIZING", "RUNNING", "SUSPENDED")
+
+
+class JobsGoneError(Exception):
+    """None of a launch's jobs is in the queue any more, and its launcher still waits for one."""
 
 
 def check_queue(settings: DictConfig) -> None:
@@ -26,16 +37,62 @@ def check_queue(settings: DictConfig) -> None:
         )
 
 
-def queued(settings: DictConfig) -> list[str]:
-    """The ids of this launch's jobs that wait or run.
+def queued(settings: DictConfig) -> dict[str, str]:
+    """This launch's jobs that wait or run: id -> why it waits, in Slurm's words.
 
     Raises: UserError: If Slurm does not answer.
     """
-    command = ["squeue", "--noheader", "--format=%i", f"--name={settings.job_name}"]
+    command = ["squeue", "--array", "--noheader", "--format=%i|%r", f"--name={settings.job_name}"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode:
         raise UserError(f"squeue: {answer.stderr.strip()}")
-    return answer.stdout.split()
+    return dict(line.split("|", 1) for line in answer.stdout.splitlines())
+
+
+@contextlib.contextmanager
+def watched_queue(settings: DictConfig) -> Iterator[None]:
+    """While the block waits for this launch's jobs, say which of them Slurm holds, and end it if none is left.
+
+    submitit asks Slurm's accounting, which keeps nothing of an array's job that is cancelled while it waits: it would
+    wait for that one for ever.
+
+    Raises: JobsGoneError: Within the block, when two looks in a row found none of the jobs that were there before.
+    """
+    if settings.name != "slurm":
+        yield
+        return
+    over = threading.Event()
+
+    def watch() -> None:
+        seen, empty, held = False, 0, set()
+        while not over.wait(WATCH_SECONDS):
+            try:
+                jobs = queued(settings)
+            except UserError:
+                continue
+            seen = seen or bool(jobs)
+            empty = empty + 1 if seen and not jobs else 0
+            for job in sorted(job for job, reason in jobs.items() if "held" in reason.lower()):
+                if job not in held:
+                    held.add(job)
+                    hint = f"scontrol release {job} lets it go on, scancel {job} ends it"
+                    print(f"Slurm holds job {job} ({jobs[job]}): {hint}", file=sys.stderr, flush=True)
+            if empty > 1 and not over.is_set():  # again at each look: submitit swallows what its call of sacct raises
+                os.kill(os.getpid(), signal.SIGALRM)
+
+    def handle(signum: int, frame: object) -> None:
+        if not over.is_set():
+            raise JobsGoneError("its jobs have left the queue, and at least one of them left no result")
+
+    thread = threading.Thread(target=watch, daemon=True)
+    earlier = signal.signal(signal.SIGALRM, handle)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        signal.signal(signal.SIGALRM, earlier)
 
 
 def wait_for_queue(settings: DictConfig) -> None:
@@ -57,8 +114,8 @@ def wait_for_queue(settings: DictConfig) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def cancelled_jobs(settings: DictConfig, since: float) -> set[int]:
-    """Which jobs of the last launch, by their place in it, were cancelled after they had started.
+def ended_jobs(settings: DictConfig, since: float) -> dict[int, str]:
+    """How the jobs of the last launch ended: place in it -> state, of those that had started.
 
     From Slurm's accounting, which keeps nothing of an array's job that is cancelled while it waits. submitit names the
     first job that went wrong, whatever became of the others.
@@ -67,7 +124,7 @@ def cancelled_jobs(settings: DictConfig, since: float) -> set[int]:
         since: When it was launched, in seconds since the epoch.
     """
     if settings.name != "slurm":
-        return set()
+        return {}
     start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - CLOCKS_SECONDS))
     command = ["sacct", "--allocations", "--noheader", "--parsable2", "--format=JobID,State"]
     command += [f"--name={settings.job_name}", f"--starttime={start}"]
@@ -80,7 +137,7 @@ def cancelled_jobs(settings: DictConfig, since: float) -> set[int]:
         time.sleep(1)
     ended = [(name.partition("_"), state) for name, state in states.items()]  # 7 or, of an array, 7_0, 7_1, ...
     last = max((int(job) for (job, _, _), _ in ended), default=0)
-    return {int(place or 0) for (job, _, place), state in ended if int(job) == last and state.startswith("CANCELLED")}
+    return {int(place or 0): state for (job, _, place), state in ended if int(job) == last}
 
 
 def how_to_stop(settings: DictConfig) -> str:

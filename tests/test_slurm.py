@@ -14,7 +14,7 @@ from lora.results import load_records
 
 CLUSTER = ROOT / "tests" / "slurm_cluster.sh"
 pytestmark = pytest.mark.skipif(shutil.which("sbatch") is None, reason="no sbatch")
-LONG = ("launcher=slurm", "method=bitfit", "task=cola", "runtime.checkpoint_minutes=null")
+CELLS = ("launcher=slurm", "method=bitfit", "task=cola", "runtime.checkpoint_minutes=null", "train.epochs=100")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,10 +35,31 @@ def slurm(*command):
 
 
 def training(folder, process, cells):
-    """The cells that train and the owners of their locks, in the order of their jobs, once so many took a step."""
-    running = folder / "outputs" / "running"
-    wait_for(lambda: len(list(running.glob("[!.]*.json"))) == cells, process)
-    return sorted(owners(folder).items(), key=lambda item: job_of(item[1]))
+    """So many cells, each stopped once it took a step, and the owners of their locks, in the order of their jobs.
+
+    Stopped, since a tiny cell trains faster than its neighbours start; `go_on` lets it end.
+    """
+    stopped = {}
+
+    def all_stopped():
+        for run_id, owner in owners(folder).items():
+            if run_id not in stopped and (folder / "outputs" / "running" / f"{run_id}.json").exists():
+                os.kill(owner.pid, signal.SIGSTOP)
+                stopped[run_id] = owner
+        return len(stopped) == cells
+
+    wait_for(all_stopped, process)
+    return sorted(stopped.items(), key=lambda item: job_of(item[1]))
+
+
+def go_on(*owners):
+    for owner in owners:
+        os.kill(owner.pid, signal.SIGCONT)
+
+
+def said(process, start):
+    """The first line of a command's output that starts so."""
+    return next(line for line in process.stdout if line.startswith(start))
 
 
 def job_of(owner):
@@ -47,7 +68,7 @@ def job_of(owner):
 
 def test_after_a_cancelled_job_the_command_starts_nothing_more_and_the_next_does_all(tiny_overrides, tmp_path):
     """It hears first of the killed one, and names it and those that were cancelled, one running, one waiting."""
-    cells = (*LONG, "seed=1,2,3", "train.epochs=100")
+    cells = (*CELLS, "seed=1,2,3")
     expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *cells[1:]))
     folder = tmp_path / "slurm"
     overrides = grid(tiny_overrides, folder, *cells)
@@ -57,21 +78,45 @@ def test_after_a_cancelled_job_the_command_starts_nothing_more_and_the_next_does
     slurm("scancel", f"{job_of(one).partition('_')[0]}_2")
     os.kill(one.pid, signal.SIGKILL)
     slurm("scancel", job_of(other))
+    go_on(other)
+    checkpoint = folder / "outputs" / "checkpoints" / f"{cancelled}.safetensors"
+    wait_for(checkpoint.exists, process)  # which Slurm's SIGTERM leaves
+    os.kill(other.pid, signal.SIGSTOP)  # or it ends before Slurm's SIGKILL
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 1, output
     assert f"missing: {killed} (its worker was killed)" in output
     assert f"missing: {cancelled} (its job was cancelled)" in output
     assert f"missing: {waiting} (its job was cancelled)" in output
     assert not load_records(folder / "results")[0]
-    assert (folder / "outputs" / "checkpoints" / f"{cancelled}.safetensors").exists(), "Slurm's SIGTERM left one"
     code, output = finish(overrides)
     assert code == 0, output
     records = assert_complete(folder, expected)
     assert {r.run_id: r.provenance["resumed"] for r in records} == {killed: 0, cancelled: 1, waiting: 0}
 
 
+def test_a_waiting_job_that_is_held_is_named_and_one_that_is_cancelled_is_not_waited_for(tiny_overrides, tmp_path):
+    cells = (*CELLS, "seed=1,2")
+    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *cells[1:]))
+    folder = tmp_path / "slurm"
+    overrides = grid(tiny_overrides, folder, *cells)
+    process = start([*overrides, "launcher.workers=1"])
+    ((done, owner),) = training(folder, process, cells=1)
+    (waiting,) = {record.run_id for record in expected} - {done}
+    slurm("scontrol", "hold", f"{job_of(owner).partition('_')[0]}_1")
+    go_on(owner)
+    slurm(*said(process, "Slurm holds job ").rpartition(", ")[2].removesuffix(" ends it\n").split())
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1, output
+    assert [line for line in output.splitlines() if line.startswith("missing")] == [
+        f"missing: {waiting} (its job was cancelled)"
+    ]
+    code, output = finish(overrides)
+    assert code == 0, output
+    assert {r.run_id: r.provenance["resumed"] for r in assert_complete(folder, expected)} == {done: 0, waiting: 0}
+
+
 def test_ctrl_c_says_how_to_stop_the_jobs_which_run_on(tiny_overrides, tmp_path):
-    overrides = grid(tiny_overrides, tmp_path, *LONG, "seed=1,2", "train.epochs=200")  # the second launch meets them
+    overrides = grid(tiny_overrides, tmp_path, *CELLS, "seed=1,2")
     process = start(overrides, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     found = dict(training(tmp_path, process, cells=2))
     process.send_signal(signal.SIGINT)
@@ -81,9 +126,11 @@ def test_ctrl_c_says_how_to_stop_the_jobs_which_run_on(tiny_overrides, tmp_path)
     (command,) = [line.split("to stop them: ")[1] for line in output.splitlines() if "to stop them: " in line]
     name = command.removeprefix("scancel --name=")
     assert len(slurm("squeue", "--noheader", f"--name={name}").splitlines()) == 2
-    code, output = finish(overrides)  # while they run: nothing is trained twice
-    assert code == 0, output
-    assert "waiting for 2 cells that another sweep trains" in output
+    process = start(overrides)  # while they run: nothing is trained twice
+    said(process, "waiting for 2 cells that another sweep trains")
+    go_on(*found.values())
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
     assert {r.provenance["resumed"] for r in load_records(tmp_path / "results")[0]} == {0}
     slurm(*command.split())
     deadline = time.monotonic() + 60
@@ -97,7 +144,7 @@ def test_what_slurm_puts_back_into_its_queue_is_done_by_the_same_command(tiny_ov
 
     So is what a kernel kills, which the command itself launches again.
     """
-    cells = (*LONG, "seed=1,2,3", "train.epochs=100")
+    cells = (*CELLS, "seed=1,2,3")
     expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *cells[1:]))
     folder = tmp_path / "slurm"
     process = start(grid(tiny_overrides, folder, *cells))
@@ -106,6 +153,7 @@ def test_what_slurm_puts_back_into_its_queue_is_done_by_the_same_command(tiny_ov
     slurm("scancel", "--signal=USR2", job_of(one))
     node = slurm("squeue", "--noheader", "--format=%N", f"--jobs={job_of(other)}")
     subprocess.run([CLUSTER, "lose", cluster, node], check=True)
+    go_on(one)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert slurm("sinfo", "--noheader", "--format=%T", f"--nodes={node}").startswith("down")
