@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,8 +17,8 @@ from lora.summary import KINDS, Planned, in_order, kinds_of, method_label, summa
 from lora.tables import start_table, table2, table5, table6
 from lora.tasks import TASKS
 
-PAPER = ROOT / "experiments" / "glue_table2" / "paper.csv"
 ROWS = ROOT / "experiments" / "glue_table2" / "rows.csv"
+LORA_TABLES = {"lora_targets": table5, "lora_ranks": table6}
 METHODS_BY_TASKS = ("glue_table2", "adhoc")  # experiments in the layout of Table 2
 TITLES = {
     "glue_table2": ("table2", "Table 2: methods by tasks"),
@@ -34,6 +35,11 @@ NOT_GLUE = (
 PART = "**Trained on a part of the official train rows**: not comparable with tables of the whole."
 Examples = Mapping[tuple[str, str, str, str], Mapping[str, Any]]
 SUFFIXES = {"whole": "", "embedded": "", "part": "_part"}
+
+
+def paper_file(experiment: str) -> Path:
+    """The published cells that it is compared with."""
+    return ROOT / "experiments" / experiment / "paper.csv"
 
 
 @dataclass(frozen=True)
@@ -81,15 +87,19 @@ def build_sections(
             summaries[experiment, kind] = summary
             file, title = TITLES[experiment]
             maker = Maker(name, kind, summary)
-            layouts = {"lora_targets": table5, "lora_ranks": table6}
+            notes = caption(summary, kind)
             if experiment == "mnli_start":
                 cells = start_table(frame, summary, of_kind)
+            elif experiment in LORA_TABLES:
+                beside = kind != "embedded"
+                cells = LORA_TABLES[experiment](summary, pd.read_csv(paper_file(experiment)) if beside else None)
+                notes += [GPT3] if beside else []
             else:
-                cells = layouts.get(experiment, table2)(summary)
+                cells = table2(summary)
             words = (
                 2 if experiment == "lora_ranks" else list(cells.columns).index("Method") + 1 if "Method" in cells else 1
             )
-            tables.append(maker.table(file, title, cells, words, caption(summary, kind)))
+            tables.append(maker.table(file, title, cells, words, notes))
             if experiment in METHODS_BY_TASKS:
                 found = method_pairs(frame, of_kind).assign(kind=kind)
                 pairs.append(found)
@@ -128,7 +138,7 @@ class Maker:
         """What goes with Table 2: the paper's cells, and every method against every other."""
         made = []
         if self.kind != "embedded":
-            paper = pd.read_csv(PAPER)
+            paper = pd.read_csv(paper_file("glue_table2"))
             beside = beside_paper(self.summary, paper, pd.read_csv(ROWS))
             words = list(beside.columns).index("Task") + 1 if len(beside) else 1
             if len(beside):
@@ -157,6 +167,9 @@ class Maker:
 STANDS_FOR = (
     "Published: the row of the paper's Table 2 that each of ours stands for, of a larger encoder where the paper has "
     "none of this one, and trained longer. Difference: ours minus published. Averages are over the tasks shown."
+)
+GPT3 = (
+    "(paper): GPT-3 175B, on other tasks and rows, for the order of the cells. Source: Hu et al. 2021, the same table."
 )
 SOURCE = "Larger encoders, longer runs: beside ours for orientation. Source: Hu et al. 2021, Table 2."
 PAIRS = (

@@ -72,18 +72,37 @@ def average(medians: pd.Series, tasks: Sequence[str]) -> float:
     return values.mean() if values.notna().all() else math.nan
 
 
-def table5(summary: pd.DataFrame) -> pd.DataFrame:
-    """Target sets by tasks, at the rank that gives each the same number of parameters: Table 5, its columns as rows."""
+def table5(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Target sets by tasks, at the rank that gives each the same number of parameters: Table 5, its columns as rows.
+
+    Args:
+        paper: The published cells, for columns beside ours: method, task, value.
+    """
     tasks, lines = in_order(summary), []
+    of_paper = paper_cells(paper)
     for slug, group in summary.groupby("slug", sort=False):
         targets, rank = lora_of(slug)
         line = {"Adapted": targets, "Rank": str(rank), "Trainable": trainable_text(group), "Seeds": seeds_text(group)}
-        lines.append(line | task_cells(group.set_index("task"), tasks))
+        line |= task_cells(group.set_index("task"), tasks)
+        lines.append(line | {task: number(cells.get((targets, rank), math.nan)) for task, cells in of_paper.items()})
     return pd.DataFrame(lines)
 
 
-def table6(summary: pd.DataFrame) -> pd.DataFrame:
-    """Tasks and target sets by ranks: Table 6."""
+def paper_cells(paper: pd.DataFrame | None) -> dict[str, dict[tuple[str, int], float]]:
+    """`MultiNLI-matched (paper)` -> target set and rank, as `lora_of` has them -> the published value."""
+    found: dict[str, dict[tuple[str, int], float]] = {}
+    for row in () if paper is None else paper.itertuples():
+        targets, rank = row.method.removeprefix("LoRA ").split(" r=")
+        found.setdefault(f"{row.task} (paper)", {})[targets.replace(",", ", "), int(rank)] = row.value
+    return found
+
+
+def table6(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Tasks and target sets by ranks: Table 6.
+
+    Args:
+        paper: As `table5` has it, for rows below ours.
+    """
     found = summary.assign(lora=summary["slug"].map(lora_of))
     ranks, lines = sorted({rank for _, rank in found["lora"]}), []
     for task in in_order(summary):
@@ -93,6 +112,10 @@ def table6(summary: pd.DataFrame) -> pd.DataFrame:
             lines.append(
                 line | {f"r = {r}": cell_text(rows[targets, r]) if (targets, r) in rows else "-" for r in ranks}
             )
+    for task, cells in paper_cells(paper).items():
+        for targets in dict.fromkeys(targets for targets, _ in found["lora"]):
+            published = {f"r = {r}": number(cells.get((targets, r), math.nan)) for r in ranks}
+            lines.append({"Task": task, "Adapted": targets} | published)
     return pd.DataFrame(lines)
 
 

@@ -23,7 +23,7 @@ from lora.gather import refuse_mixed_rows
 from lora.provenance import ROOT
 from lora.report import build, main, pages, write
 from lora.results import load_curves, load_frame, load_records, read_record, write_record
-from lora.sections import PAPER, ROWS, build_sections
+from lora.sections import ROWS, build_sections, paper_file
 from lora.summary import Planned, human_count, lora_of, summarise
 from lora.tables import cell_text, start_table, table2, table5, table6
 from lora.tasks import GLUE_TASKS, TASKS
@@ -114,6 +114,28 @@ def test_table_6_has_a_column_per_rank_and_shows_what_is_absent():
     ]
 
 
+def test_tables_5_and_6_have_the_papers_cells_beside_ours():
+    """The values are those printed, looked up by hand."""
+    five = table5(
+        summarise(*lora_cells({"lora-o-r8": 0.7, "lora-qkvo-r2": 0.6}, task="stsb")),
+        pd.read_csv(paper_file("lora_targets")),
+    )
+    assert list(five.columns[-3:]) == ["STS-B (Pearson)", "WikiSQL (paper)", "MultiNLI-matched (paper)"]
+    assert five.iloc[:, -3:].values.tolist() == [["70.0", "73.2", "91.3"], ["60.0", "73.7", "91.7"]]
+    six = table6(
+        summarise(*lora_cells({"lora-q-r1": 0.5, "lora-q-r16": 0.6, "lora-qv-r64": 0.7}, task="stsb")),
+        pd.read_csv(paper_file("lora_ranks")),
+    )
+    assert six.values.tolist() == [
+        ["STS-B (Pearson)", "Wq", "50.0", "60.0", "-"],
+        ["STS-B (Pearson)", "Wq, Wv", "-", "-", "70.0"],
+        ["WikiSQL (paper)", "Wq", "68.8", "-", "70.0"],
+        ["WikiSQL (paper)", "Wq, Wv", "73.4", "-", "73.5"],
+        ["MultiNLI-matched (paper)", "Wq", "90.7", "-", "90.7"],
+        ["MultiNLI-matched (paper)", "Wq, Wv", "91.3", "-", "91.4"],
+    ]
+
+
 def test_cells_of_other_kinds_are_not_in_tables_5_and_6():
     with pytest.raises(ValueError, match="does not name target sets"):
         lora_of("lora-qv-r8-rslora")
@@ -162,7 +184,7 @@ def test_counts_read_as_the_paper_prints_them(count, text):
 
 def test_the_papers_rows_average_to_what_it_prints():
     """Table 2's own arithmetic, so a slip in copying a cell shows."""
-    paper = pd.read_csv(PAPER)
+    paper = pd.read_csv(paper_file("glue_table2"))
     rows = 0
     for _, group in paper.groupby(["model", "method", "trainable_params"], sort=False):
         values = group.set_index("task")["value"].astype(float)
@@ -184,7 +206,7 @@ def test_a_cell_stands_beside_the_papers_and_differs_from_it():
     """By hand: full 80.0 and 90.0 against the paper's 90.2 (MRPC) and 63.6 (CoLA) of RoBERTa-base."""
     made = [*runs({1: 0.8}, "full", "full", "mrpc"), *runs({1: 0.9}, "full", "full", "cola")]
     planned = [*plan([1], "full", "full", "mrpc"), *plan([1], "full", "full", "cola")]
-    paper, rows = pd.read_csv(PAPER), pd.read_csv(ROWS)
+    paper, rows = pd.read_csv(paper_file("glue_table2")), pd.read_csv(ROWS)
     table = beside_paper(summarise(load_frame(made), planned), paper, rows)
     assert table[["Task", "Ours", "Published", "Difference"]].values.tolist() == [
         ["MRPC (acc.)", "80.0", "90.2", "-10.2"],
@@ -195,7 +217,7 @@ def test_a_cell_stands_beside_the_papers_and_differs_from_it():
 
 
 def test_every_published_row_that_ours_stand_for_exists():
-    paper, rows = pd.read_csv(PAPER), pd.read_csv(ROWS)
+    paper, rows = pd.read_csv(paper_file("glue_table2")), pd.read_csv(ROWS)
     keys = ["model", "method", "trainable_params"]
     known = set(paper[keys].itertuples(index=False, name=None))
     named = rows[["paper_model", "paper_method", "paper_trainable"]].itertuples(index=False, name=None)

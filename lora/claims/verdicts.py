@@ -216,7 +216,9 @@ def ratios(claim: Claim, compare: Compare, summary: Mapping[str, Any], path: Pat
 def on_check(claim: Claim, cases: Sequence[Mapping[str, Any]]) -> Verdict:
     """Whether something holds exactly, case by case: any failure refutes it."""
     if not cases:
-        return Verdict(claim, "", (), "cannot tell", f"nothing was measured: there is no analysis/{claim.check}.json")
+        return Verdict(
+            claim, "", (), "cannot tell", f"nothing was measured: no analysis/{claim.check}.json is of these records"
+        )
     findings = []
     for case in cases:
         trials, fails = case["trials"], case["failures"]
