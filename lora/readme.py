@@ -7,7 +7,6 @@ from lora.claims.verdicts import Verdict
 from lora.formats import Table, markdown
 
 MARK = "<!-- results:{name} {edge} -->"
-FIGURE = "parameters"
 
 
 def block(
@@ -25,8 +24,9 @@ def block(
         lines += ["| Verdict | The paper's sentence | Here |", "| --- | --- | --- |"]
         lines += [f"| {word} | {sentence} | {found} |" for word, sentence, found in verdict_rows(verdicts)]
         lines.append("")
-        if FIGURE in figures:
-            lines += [f"![Trainable parameters against the average score](results/{name}/figures/{FIGURE}.png)", ""]
+        figure = main.name.replace("table2", "parameters")  # of the same rows
+        if figure in figures:
+            lines += [f"![Trainable parameters against the average score](results/{name}/figures/{figure}.png)", ""]
     lines.append(f"All tables, figures and runs: `results/{name}/report.html`, one page that opens offline.")
     return "\n".join(lines)
 

@@ -21,6 +21,7 @@ from lora.errors import UserError
 from lora.formats import Table, latex, markdown, sort_value
 from lora.gather import refuse_mixed_rows
 from lora.provenance import ROOT
+from lora.readme import block
 from lora.report import build, main, pages, write
 from lora.results import load_curves, load_frame, load_records, read_record, write_record
 from lora.sections import ROWS, build_sections, paper_file
@@ -400,6 +401,20 @@ def test_the_papers_tables_are_found_by_their_names(whole):
         target = re.search(rf'<a href="#([\w-]+)">{name}</a>', page)[1]
         assert f'id="{target}"' in page
     assert "Table 7: not measured here" in page
+
+
+@pytest.mark.parametrize("suffix", ["", "_part"])
+def test_the_first_screen_shows_the_figure_of_its_table(whole, suffix):
+    (table,) = [each for each in whole.tables if each.name == "table2"]
+    table = dataclasses.replace(table, name=f"table2{suffix}")
+    assert f"(results/small/figures/parameters{suffix}.png)" in block(
+        "small", [table], whole.verdicts, ["ranks", f"parameters{suffix}"]
+    )
+
+
+def test_pictures_of_the_committed_readme_exist():
+    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    assert shown and all((ROOT / path).exists() for path in shown)
 
 
 def test_the_command_leaves_the_files_and_says_what_is_incomplete(synthetic, tmp_path, monkeypatch, capsys):
