@@ -89,11 +89,12 @@ def table5(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataF
 
 
 def paper_cells(paper: pd.DataFrame | None) -> dict[str, dict[tuple[str, int], float]]:
-    """`MultiNLI-matched (paper)` -> target set and rank, as `lora_of` has them -> the published value."""
+    """`MNLI-m (paper)` -> target set and rank, as `lora_of` has them -> the published value."""
     found: dict[str, dict[tuple[str, int], float]] = {}
     for row in () if paper is None else paper.itertuples():
         targets, rank = row.method.removeprefix("LoRA ").split(" r=")
-        found.setdefault(f"{row.task} (paper)", {})[targets.replace(",", ", "), int(rank)] = row.value
+        task = row.task.replace("MultiNLI-matched", "MNLI-m")
+        found.setdefault(f"{task} (paper)", {})[targets.replace(",", ", "), int(rank)] = row.value
     return found
 
 

@@ -121,7 +121,7 @@ def test_tables_5_and_6_have_the_papers_cells_beside_ours():
         summarise(*lora_cells({"lora-o-r8": 0.7, "lora-qkvo-r2": 0.6}, task="stsb")),
         pd.read_csv(paper_file("lora_targets")),
     )
-    assert list(five.columns[-3:]) == ["STS-B (Pearson)", "WikiSQL (paper)", "MultiNLI-matched (paper)"]
+    assert list(five.columns[-3:]) == ["STS-B (Pearson)", "WikiSQL (paper)", "MNLI-m (paper)"]
     assert five.iloc[:, -3:].values.tolist() == [["70.0", "73.2", "91.3"], ["60.0", "73.7", "91.7"]]
     six = table6(
         summarise(*lora_cells({"lora-q-r1": 0.5, "lora-q-r16": 0.6, "lora-qv-r64": 0.7}, task="stsb")),
@@ -132,8 +132,8 @@ def test_tables_5_and_6_have_the_papers_cells_beside_ours():
         ["STS-B (Pearson)", "Wq, Wv", "-", "-", "70.0"],
         ["WikiSQL (paper)", "Wq", "68.8", "-", "70.0"],
         ["WikiSQL (paper)", "Wq, Wv", "73.4", "-", "73.5"],
-        ["MultiNLI-matched (paper)", "Wq", "90.7", "-", "90.7"],
-        ["MultiNLI-matched (paper)", "Wq, Wv", "91.3", "-", "91.4"],
+        ["MNLI-m (paper)", "Wq", "90.7", "-", "90.7"],
+        ["MNLI-m (paper)", "Wq, Wv", "91.3", "-", "91.4"],
     ]
 
 
