@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from lora.progress import duration
-from lora.provenance import ROOT
+from lora.provenance import REFERENCE, RESULTS
 from lora.results import RunRecord, load_records
 from lora.sweep import Cell, State
 
@@ -13,7 +13,7 @@ SUSTAINED_FLOPS = 100e12  # about a third of an A100's bf16 peak
 
 def reference_records() -> list[RunRecord]:
     """Records that came with the clone: how long a cell takes is estimated from them."""
-    folders = [*sorted((ROOT / "results").glob("*/runs")), *sorted((ROOT / "results" / "reference").glob("*/runs"))]
+    folders = [*sorted(RESULTS.glob("*/runs")), *sorted((RESULTS / REFERENCE).glob("*/runs"))]
     return [record for folder in folders for record in load_records(folder.parent)[0]]
 
 

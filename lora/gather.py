@@ -9,10 +9,10 @@ import pandas as pd
 import yaml
 
 from lora.claims.statements import SELECTORS
-from lora.compose import CONF, describe_group
+from lora.compose import CONF, compose_config, describe_group
 from lora.errors import UserError
 from lora.learning_rate import LEARNING_RATE
-from lora.provenance import ROOT
+from lora.provenance import REFERENCE, RESULTS
 from lora.results import load_frame, load_records
 from lora.summary import LORA_SLUG, METHOD_TITLES, TARGET_TITLES, Planned
 from lora.sweep import Cell, State, requested, state_of
@@ -33,7 +33,9 @@ class Gathered:
     """The records of a profile that an experiment expects.
 
     Args:
-        name: The folder below results/: a profile, or `reference/<profile>`.
+        name: A profile, or `reference/<profile>`: the folder below `results`, unless the overrides name another.
+        folder: Where the records lie.
+        results: The folder that holds a user's own results, and `reference`.
         overrides: With which its cells are expected.
         planned: Experiment -> the runs that it expects, in the tables' order; only experiments that are shown.
         tried: The runs that the learning rates were chosen by, which no table of results has.
@@ -42,6 +44,8 @@ class Gathered:
     """
 
     name: str
+    folder: Path
+    results: Path
     overrides: tuple[str, ...]
     planned: dict[str, list[Planned]]
     tried: list[Planned]
@@ -53,19 +57,30 @@ class Gathered:
         return Path(self.name).name
 
     @property
+    def is_reference(self) -> bool:
+        """Whether these are the committed runs."""
+        return self.folder.resolve().is_relative_to((self.results / REFERENCE).resolve())
+
+    @property
+    def efficiency(self) -> Path:
+        """The measurements that go with the runs: the committed ones, or those of this machine."""
+        return (self.results / REFERENCE if self.is_reference else self.results) / "efficiency"
+
+    @property
     def every(self) -> list[Planned]:
         """Each expected run once, in the tables' order."""
         return in_table_order({p.run_id: p for planned in self.planned.values() for p in planned}.values())
 
 
-def gather(name: str, overrides: Sequence[str] = (), results: Path = ROOT / "results") -> Gathered:
+def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) -> Gathered:
     """Read a profile's records.
 
     Args:
         overrides: Those that the sweep was launched with, so that the same cells are expected.
     Raises: UserError: If the profile does not exist, or its records are of different rows.
     """
-    records, problems = load_records(results / name)
+    folder = records_folder(name, overrides, results)
+    records, problems = load_records(folder)
     if name != Path(name).name:  # the precision may follow the machine that made them
         precisions = {record.config["train"]["precision"] for record in records}
         overrides = [*overrides, *(f"train.precision={precision}" for precision in sorted(precisions))]
@@ -79,7 +94,13 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = ROOT / "res
         for experiment, found in sections.items()
     }
     tried = planned.pop(LEARNING_RATE, [])
-    return Gathered(name, tuple(overrides), planned, tried, frame, now)
+    return Gathered(name, folder, results, tuple(overrides), planned, tried, frame, now)
+
+
+def records_folder(name: str, overrides: Sequence[str], results: Path) -> Path:
+    """The folder below `results`, or the one that `runtime.results=` names, as for a sweep."""
+    own = [override for override in overrides if override.startswith("runtime.results=")]
+    return Path(compose_config([f"profile={Path(name).name}", *own]).runtime.results) if own else results / name
 
 
 def experiments_shown(profile: str, overrides: Sequence[str], present: set[str]) -> dict[str, list[Cell]]:

@@ -23,7 +23,7 @@ from lora.gather import Gathered, gather
 from lora.learning_rate import learning_rate_table
 from lora.page import page
 from lora.page.cells import cells_html
-from lora.provenance import ROOT
+from lora.provenance import REFERENCE, RESULTS, ROOT
 from lora.readme import block, in_readme
 from lora.results import load_curves, load_frame, load_records, write_atomically
 from lora.sections import METHODS_BY_TASKS, NOT_GLUE, TITLES, Sections, build_sections, reference_table
@@ -100,7 +100,7 @@ class Report:
         return page(self.name, banner, self.verdicts, self.tables, self.figures, pictures, cells, status).encode()
 
 
-def build(name: str, overrides: Sequence[str] = (), results: Path = ROOT / "results") -> Report:
+def build(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) -> Report:
     """Read a profile and make everything but the pictures; nothing is written.
 
     Args:
@@ -111,19 +111,19 @@ def build(name: str, overrides: Sequence[str] = (), results: Path = ROOT / "resu
     """
     gathered = gather(name, overrides, results)
     frame, curves = gathered.frame, load_curves(list(gathered.state.ok.values()))
-    analyses = read_analyses(results / name / "analysis", gathered.state.ok)
+    analyses = read_analyses(gathered.folder / "analysis", gathered.state.ok)
     sections = build_sections(name, gathered.planned, frame, curves, analyses.examples)
-    judged = verdicts(gathered, analyses, results)
+    judged = verdicts(gathered, analyses)
     tables = [Table("claims", f"The paper's sentences ({name})", verdict_table(judged), words=3), *sections.tables]
     rates = learning_rate_table(name, gathered.tried, frame)
     tables += [rates] if rates is not None else []
     if analyses.subspaces:
         tables.append(amplification_table(name, analyses.subspaces))
-    if name == gathered.profile:
-        reference = load_frame(load_records(results / "reference" / name)[0])
+    if not gathered.is_reference:
+        reference = load_frame(load_records(results / REFERENCE / gathered.profile)[0])
         beside = reference_table(name, frame, reference, gathered.every)
         tables += [beside] if beside is not None else []
-    tables += efficiency_tables(read_devices(results / "efficiency"))
+    tables += efficiency_tables(read_devices(gathered.efficiency))
     figures = make_figures(gathered, sections, curves, analyses)
     return Report(gathered, analyses, tuple(tables), sections.cells(), tuple(judged), figures)
 
@@ -204,11 +204,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m lora.report", description=__doc__)
     parser.add_argument("profile", help="a profile, or reference/<profile>: the folder below results/")
     parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was launched with")
+    parser.add_argument(
+        "--pages", action="store_true", help="write the README's and the experiments' blocks too (make tables)"
+    )
     arguments = parser.parse_args()
     try:
         report = build(arguments.profile, arguments.overrides)
-        write(report, ROOT / "results" / arguments.profile)
-        for path, content in pages(report).items():
+        if arguments.pages and not report.gathered.is_reference:
+            raise UserError(f"--pages is for {REFERENCE}/<profile>: no page of this repository shows your own runs")
+        write(report, report.gathered.folder)
+        for path, content in pages(report).items() if arguments.pages else ():
             if content != path.read_text():
                 write_atomically(path, content.encode())
     except UserError as error:
