@@ -1,7 +1,9 @@
 """`python -m lora.report PROFILE`: from the records of a profile to tables, verdicts, figures and its page."""
 
 import argparse
+import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +32,20 @@ from lora.sections import METHODS_BY_TASKS, NOT_GLUE, TITLES, Sections, build_se
 from lora.subspace_tables import amplification_table, figure3, figure4
 from lora.sweep import State
 
-PRINTED = ("claims", "table2", "table2_part", "table5", "table6", "table7", "mnli_start", "learning_rate", "reference")
+MISSING_SHOWN = 20
+PRINTED = (
+    "claims",
+    "table2",
+    "table2_part",
+    "table5",
+    "table6",
+    "table7",
+    "mnli_start",
+    "learning_rate",
+    "own",
+    "own_part",
+    "reference",
+)
 
 
 @dataclass(frozen=True)
@@ -169,7 +184,12 @@ def figure_json(figure: Figure) -> bytes:
 def status_lines(report: Report) -> list[str]:
     now = report.state
     lines = [f"- failed: `{run_id}`: {record.error}" for run_id, record in sorted(now.failed.items())]
-    lines += [f"- missing: `{cell.run_id}`" for cell in sorted(now.missing, key=lambda cell: cell.run_id)]
+    missing = sorted(cell.run_id for cell in now.missing)
+    lines += [f"- missing: `{run_id}`" for run_id in missing[:MISSING_SHOWN]]
+    if len(missing) > MISSING_SHOWN:
+        lines.append(
+            f"- missing: {len(missing) - MISSING_SHOWN} more (`python -m lora.status {report.name}` lists all)"
+        )
     lines += [f"- extra, not used: `{run_id}`" for run_id in now.extra]
     return lines + [f"- left out: {problem}" for problem in report.problems]
 
@@ -199,6 +219,36 @@ def write(report: Report, folder: Path) -> None:
                 path.unlink()
 
 
+def nothing_yet(gathered: Gathered) -> str:
+    """Of a folder without a record of what was asked for."""
+    committed = gathered.results / REFERENCE / gathered.profile
+    reference = (
+        f"; the committed runs: python -m lora.report {REFERENCE}/{gathered.profile}" if committed.exists() else ""
+    )
+    return (
+        f"{gathered.folder} holds no finished run of what was asked for: make reproduce-glue "
+        f"PROFILE={gathered.profile} trains them{reference}"
+    )
+
+
+def print_sweep(profile: str, arguments: Sequence[str]) -> None:
+    """At the end of a sweep: the table of a grid of one's own, and the command that makes a report of it.
+
+    Args:
+        arguments: Those of the sweep.
+    """
+    own = [argument for argument in arguments if not argument.startswith("profile=")]
+    gathered = gather(profile, own)
+    if "adhoc" in gathered.planned:
+        asked = dataclasses.replace(gathered, planned={"adhoc": gathered.planned["adhoc"]})
+        curves = load_curves(list(gathered.state.ok.values()))
+        sections = build_sections(gathered.name, asked.planned, gathered.frame, curves, {})
+        tables = [table for table in sections.tables if table.name in PRINTED]
+        print("\n".join(table.markdown() for table in tables))
+    command = shlex.join(["python", "-m", "lora.report", profile, *own])
+    print(f"tables, figures and page of this sweep: {command}")
+
+
 def main() -> None:
     """Exit codes: 0 complete; 1 a cell is missing or failed, or a file was left out; 2 a bad call."""
     parser = argparse.ArgumentParser(prog="python -m lora.report", description=__doc__)
@@ -210,6 +260,8 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         report = build(arguments.profile, arguments.overrides)
+        if not report.gathered.state.ok:
+            raise UserError(nothing_yet(report.gathered))
         if arguments.pages and not report.gathered.is_reference:
             raise UserError(f"--pages is for {REFERENCE}/<profile>: no page of this repository shows your own runs")
         write(report, report.gathered.folder)
