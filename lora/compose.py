@@ -87,7 +87,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
         if not is_group and key not in setting_keys() and not key.startswith(COMPOSED):
             raise UserError(unknown_key(key))
         if override.type == OverrideType.DEL:
-            raise UserError(f"{written!r} would remove {key}: a setting has a value, which {key}=null may be")
+            raise UserError(f"{written!r} would remove a setting; give it a value ({key}=null turns some off)")
         if override.type != OverrideType.CHANGE:
             raise UserError(f"{written!r} would add {key}, which exists: write {written.lstrip('+')}")
         if is_group and not override.is_sweep_override() and not isinstance(override.value(), str):

@@ -302,7 +302,6 @@ def test_all_of_it_is_printed_and_kept(tmp_path):
 
 def test_the_command(tmp_path, monkeypatch, capsys):
     populate(tmp_path / "results" / "mini", "mini")
-    monkeypatch.setattr("lora.claims.__main__.ROOT", tmp_path)
     monkeypatch.setattr("lora.claims.__main__.gather", lambda name, given: gather(name, given, tmp_path / "results"))
     with pytest.raises(SystemExit) as ended:
         main(["mini"])

@@ -217,12 +217,14 @@ def test_reproduce_glue_reports_after_failed_cells_but_not_after_a_mistake(
 def test_tables_rebuilds_each_committed_profile(ready_clone: Path) -> None:
     subprocess.run(["git", "init", "--quiet", ready_clone], check=True)
     assert "no records are committed" in make(ready_clone, "tables").stderr
-    for name in ("small/runs/a.json", "small/runs/b.json", "reference/mini/runs/a.json", "mini/runs/not-added.json"):
+    for name in ("reference/small/runs/a.json", "reference/mini/runs/b.json", "mini/runs/own.json"):
         script(ready_clone / "results" / name, "{}")
-    subprocess.run(["git", "-C", ready_clone, "add", "results/small", "results/reference"], check=True)
+    subprocess.run(["git", "-C", ready_clone, "add", "results"], check=True)
     (ready_clone / "calls").unlink()
     assert make(ready_clone, "tables").returncode == 0
-    assert [call[-1] for call in calls(ready_clone)[1:]] == ["reference/mini", "small", "notebooks/execute.py"]
+    made = [call[2:] for call in calls(ready_clone)[1:-1]]
+    assert made == [["reference/mini", "--pages"], ["reference/small", "--pages"]]
+    assert calls(ready_clone)[-1] == ["notebooks/execute.py"]
     assert make(ready_clone, "tables", REPORT="1").returncode == 2
 
 
