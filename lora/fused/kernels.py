@@ -23,6 +23,11 @@ if FEATURES.get("avx512f"):
 KERNEL = {"cache": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
 INLINE = {"inline": "always"}
 
+# LLVM compiles a loop that stores twice: in vectors, and plain for arrays that lie close together. If such a loop sums
+# as well, the order of its sum depends on where memory lies. So the kernels' scratch keeps a distance that is longer
+# than a turn of any vector loop (64 values with AVX-512), and the vectors always run.
+MARGIN = 256
+
 
 @intrinsic
 @no_type_check
@@ -40,6 +45,11 @@ def _float(context, x):
         return builder.bitcast(arguments[0], ir.FloatType())
 
     return types.float32(types.uint32), build
+
+
+def scratch(count: int) -> np.ndarray:
+    """Float32 memory for `count` values that a kernel works in, with a margin on both sides."""
+    return np.empty(MARGIN + count + MARGIN, np.float32)
 
 
 def load(value):
@@ -179,13 +189,16 @@ def add_dropout(x, keys, threshold, scale, out):
 
 @njit(**KERNEL)
 @no_type_check
-def norm(x, residual, weight, bias, eps, keys, threshold, scale, out, normed, rstd):
+def norm(x, residual, weight, bias, eps, keys, threshold, scale, out, normed, rstd, work):
     """out = LayerNorm(dropout(x) + residual), of (batch, tokens, width) arrays; `normed` lacks the affine map.
 
     In bfloat16 the map takes `normed` as it was rounded, so that `affine` gives the same bits.
+
+    Args:
+        work: `scratch(width)`.
     """
     batch, tokens, width = x.shape
-    row = np.empty(width, np.float32)
+    row = work[MARGIN : MARGIN + width]
     per = float32(1.0) / float32(width)
     for b in range(batch):
         first, second = keys[b, 0], keys[b, 1]
@@ -227,12 +240,16 @@ def affine(normed, weight, bias, keys, threshold, scale, out):
 @njit(**KERNEL)
 @no_type_check
 def norm_backward(
-    grad, weight, normed, rstd, keys, threshold, scale, grad_x, grad_residual, affine, grad_weight, grad_bias
+    grad, weight, normed, rstd, keys, threshold, scale, grad_x, grad_residual, affine, grad_weight, grad_bias, work
 ):
     """The gradients of x and of the residual, which may be one array where nothing was dropped, and if `affine` of
-    weight and bias, added to what they hold."""
+    weight and bias, added to what they hold.
+
+    Args:
+        work: `scratch(width)`.
+    """
     batch, tokens, width = grad.shape
-    row = np.empty(width, np.float32)
+    row = work[MARGIN : MARGIN + width]
     per = float32(1.0) / float32(width)
     for b in range(batch):
         first, second = keys[b, 0], keys[b, 1]
@@ -331,17 +348,18 @@ def fill_places(places, queries, keys):
 
 @njit(**KERNEL)
 @no_type_check
-def attend(scores, hidden, keys, threshold, scale, softmax_scale, lse):
+def attend(scores, hidden, keys, threshold, scale, softmax_scale, lse, work, places):
     """scores <- dropout(softmax(softmax_scale * scores)), in place, of (batch, heads, queries, keys) arrays.
 
     Args:
         hidden: (batch, keys): added to the scaled scores; minus infinity hides a key, but not all of an example.
         lse: (batch, heads, queries): log of each softmax's denominator, for `attend_backward`.
+        work: `scratch(queries * keys)`.
+        places: queries * keys values of uint32, to work in.
     """
     batch, heads, queries, width = scores.shape
     size = queries * width
-    buffer = np.empty(size, np.float32)
-    places = np.empty(size, np.uint32)
+    buffer = work[MARGIN : MARGIN + size]
     fill_places(places, queries, width)
     flat = scores.reshape(batch, heads, size)
     for b in range(batch):
@@ -374,13 +392,17 @@ def attend(scores, hidden, keys, threshold, scale, softmax_scale, lse):
 
 @njit(**KERNEL)
 @no_type_check
-def attend_backward(scores, hidden, keys, threshold, scale, softmax_scale, lse, grad):
-    """From the scores as they were: scores <- the dropped probabilities, grad <- the gradient of the scores."""
+def attend_backward(scores, hidden, keys, threshold, scale, softmax_scale, lse, grad, work, slopes_work, places):
+    """From the scores as they were: scores <- the dropped probabilities, grad <- the gradient of the scores.
+
+    Args:
+        work, slopes_work: `scratch(queries * keys)` each.
+        places: queries * keys values of uint32, to work in.
+    """
     batch, heads, queries, width = scores.shape
     size = queries * width
-    buffer = np.empty(size, np.float32)
-    slopes = np.empty(size, np.float32)
-    places = np.empty(size, np.uint32)
+    buffer = work[MARGIN : MARGIN + size]
+    slopes = slopes_work[MARGIN : MARGIN + size]
     fill_places(places, queries, width)
     flat, flat_grad = scores.reshape(batch, heads, size), grad.reshape(batch, heads, size)
     for b in range(batch):

@@ -1,0 +1,105 @@
+"""The kernels' bits: wherever their arrays lie, with values that are not finite, and after a change of a constant."""
+
+import numpy as np
+import pytest
+from numba.core.dispatcher import Dispatcher
+
+from lora.fused import kernels
+
+BATCH, TOKENS, HEADS, LAYOUTS = 2, 3, 2, 100
+DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.uint16], ids=["fp32", "bf16"])
+
+
+def values(shape, seed, dtype=np.float32):
+    """Of a normal distribution; for uint16 the upper halves of their bits, which are those of a bfloat16."""
+    x = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    return x if dtype == np.float32 else (x.view(np.uint32) >> 16).astype(np.uint16)
+
+
+def calls(width, dtype):
+    """Arguments of every kernel: for activations of a width, or for attention over as many keys."""
+    tokens, per_token, flat = (BATCH, TOKENS, width), (BATCH, TOKENS), (BATCH, TOKENS * width)
+    scores, per_query, size = (BATCH, HEADS, TOKENS, width), (BATCH, HEADS, TOKENS), TOKENS * width
+    keys = np.random.default_rng(0).integers(2**32, size=(BATCH, 2), dtype=np.uint32)
+    site = (keys, np.uint32(2**30), np.float32(4 / 3))
+    hidden = np.where(np.arange(width) < width - 3, 0, -np.inf).astype(np.float32) * np.ones((BATCH, 1), np.float32)
+    weight, bias, rstd = values(width, 1), values(width, 2), np.abs(values(per_token, 3))
+    x, y, z = (values(tokens, seed, dtype) for seed in (4, 5, 6))
+    rates = tuple(map(np.float32, (1e-2, 0.1, 0.9, 0.99, 1e-6, 0.5, 0.4)))
+    matrix, moments = values((5, width), 7), (values((5, width), 8), values((5, width), 9) ** 2)
+    rows = (matrix, np.array([-1, 1, -1, 0, -1]), values((2, width), 10), np.float32(0.7), *moments)
+    of_scores, places = (values(scores, 11, dtype), hidden, *site, np.float32(0.2)), np.empty(size, np.uint32)
+    work = [kernels.scratch(n) for n in (width, size, size)]
+    for each in (*work, places):
+        each[:] = 0
+    return {
+        "gelu": (x.ravel(), y.ravel()),
+        "gelu_backward": (x.ravel(), y.ravel(), z.ravel()),
+        "dropout": (x.reshape(flat), *site, y.reshape(flat)),
+        "add_dropout": (x.reshape(flat), *site, y.reshape(flat)),
+        "norm": (x, y, weight, bias, np.float32(1e-12), *site, z, values(tokens, 12, dtype), rstd, work[0]),
+        "affine": (x, weight, bias, *site, y),
+        "norm_backward": (
+            *(x, weight, y, rstd, *site, z, values(tokens, 12, dtype), True),
+            *(values(width, 13), values(width, 14), work[0]),
+        ),
+        "adamw": (matrix.ravel(), values(5 * width, 15), np.float32(0.7), *(each.ravel() for each in moments), rates),
+        "adamw_rows": (*rows, np.array([False, False, True, True, False]), rates),
+        "sum_of_squares": (values(BATCH * TOKENS * width, 16),),
+        "attend": (*of_scores, values(per_query, 17), work[1], places),
+        "attend_backward": (*of_scores, 2 + values(per_query, 17), values(scores, 18, dtype), *work[1:], places),
+    }
+
+
+KERNELS = pytest.mark.parametrize("name", calls(16, np.float32))
+
+
+def test_every_kernel_is_tried():
+    compiled = {
+        name for name, f in vars(kernels).items() if isinstance(f, Dispatcher) and "fastmath" in f.targetoptions
+    }
+    assert compiled == set(calls(16, np.float32))
+
+
+def apart(given):
+    """A copy with nothing else near it."""
+    if not isinstance(given, np.ndarray):
+        return given
+    memory = np.zeros(given.nbytes + 2 * 65536, np.uint8)[65536:-65536]
+    copy = memory.view(given.dtype).reshape(given.shape)
+    copy[...] = given
+    return copy
+
+
+def in_an_arena(arguments, draws):
+    """The same arguments with all arrays in one piece of memory, in a random order and with random gaps."""
+    arrays = [i for i, each in enumerate(arguments) if isinstance(each, np.ndarray)]
+    most_gap = draws.choice([8, 64, 512, 4096])
+    gaps = 8 * (draws.integers(most_gap + 1, size=len(arrays)) // 8)
+    arena = np.zeros(sum(arguments[i].nbytes + 8 + gap for i, gap in zip(arrays, gaps, strict=True)), np.uint8)
+    placed, end = list(arguments), 0
+    for i, gap in zip(draws.permutation(arrays), gaps, strict=True):
+        given = arguments[i]
+        start = end + gap
+        end = start + -(-given.nbytes // 8) * 8
+        placed[i] = arena[start : start + given.nbytes].view(given.dtype).reshape(given.shape)
+        placed[i][...] = given
+    return placed
+
+
+def bits(name, arguments):
+    """Of everything that a kernel returns or has in its arrays afterwards."""
+    returned = getattr(kernels, name)(*arguments)
+    return [np.array(each).tobytes() for each in (*arguments, returned) if isinstance(each, np.ndarray | float)]
+
+
+@KERNELS
+@DTYPES
+@pytest.mark.parametrize("width", [16, 32, 48, 384])
+def test_bits_do_not_depend_on_where_arrays_lie(name, dtype, width):
+    """A compiled loop may take another path where arrays are close; the truth is arrays that lie far apart."""
+    given = calls(width, dtype)[name]
+    far = bits(name, [apart(each) for each in given])
+    draws = np.random.default_rng(1)
+    different = [layout for layout in range(LAYOUTS) if bits(name, in_an_arena(given, draws)) != far]
+    assert not different
