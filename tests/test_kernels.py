@@ -1,10 +1,13 @@
-"""The kernels' bits: wherever their arrays lie, with values that are not finite, and after a change of a constant."""
+"""The kernels' bits: they do not depend on where arrays lie, NaN stays NaN, as torch has it."""
 
 import numpy as np
 import pytest
+import torch
 from numba.core.dispatcher import Dispatcher
+from torch.nn import functional as F
 
-from lora.fused import kernels
+from lora.fused import functions, kernels, plain
+from lora.fused.masks import Masks
 
 BATCH, TOKENS, HEADS, LAYOUTS = 2, 3, 2, 100
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.uint16], ids=["fp32", "bf16"])
@@ -45,6 +48,7 @@ def calls(width, dtype):
         ),
         "adamw": (matrix.ravel(), values(5 * width, 15), np.float32(0.7), *(each.ravel() for each in moments), rates),
         "adamw_rows": (*rows, np.array([False, False, True, True, False]), rates),
+        "largest": (values(width, 19),),
         "sum_of_squares": (values(BATCH * TOKENS * width, 16),),
         "attend": (*of_scores, values(per_query, 17), work[1], places),
         "attend_backward": (*of_scores, 2 + values(per_query, 17), values(scores, 18, dtype), *work[1:], places),
@@ -103,3 +107,62 @@ def test_bits_do_not_depend_on_where_arrays_lie(name, dtype, width):
     draws = np.random.default_rng(1)
     different = [layout for layout in range(LAYOUTS) if bits(name, in_an_arena(given, draws)) != far]
     assert not different
+
+
+# Values that are not finite.
+
+TORCH_DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+
+
+@TORCH_DTYPES
+@pytest.mark.parametrize("size", [5, 1000])
+def test_gelu_is_finite_where_torchs_is(dtype, size):
+    """Torch in float32 gives NaN for both infinities, in float64 infinity for the positive one."""
+    found = []
+    for gelu in (functions.gelu, F.gelu):
+        x = torch.zeros(size, dtype=dtype)
+        x[:5] = torch.tensor([-torch.inf, torch.inf, torch.nan, -1e3, 1e30])
+        x.requires_grad_()
+        out = gelu(x)
+        out.backward(torch.ones_like(out))
+        found.append([out.isfinite(), out[0].isnan(), x.grad.isnan()])
+    assert all(map(torch.equal, *found))
+    assert found[0][1]
+
+
+BAD = {"nan": torch.nan, "inf": torch.inf, "minus-inf": -torch.inf}
+
+
+@TORCH_DTYPES
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("place", ["query", "key", "value", "hidden key"])
+def test_attention_is_finite_where_torchs_is(dtype, value, place):
+    """Torch adds minus infinity to the scores of hidden keys, so that NaN among them is seen."""
+    given = [torch.randn(2, 9, 24, generator=torch.Generator().manual_seed(i)).to(dtype) for i in range(3)]
+    visible = torch.arange(9) < torch.tensor([[9], [5]])
+    tensor = given[["query", "key", "value", "hidden key"].index(place) % 3 + (place == "hidden key")]
+    tensor[1, 7 if place == "hidden key" else 3, 2] = BAD[value]
+
+    def torchs(q, k, v):
+        heads = (x.unflatten(-1, (3, 8)).transpose(1, 2) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(*heads, attn_mask=visible[:, None, None].expand(2, 1, 9, 9))
+        return out.transpose(1, 2).flatten(2)
+
+    site = Masks(3)
+    site.begin(1, np.arange(2))
+    dropped = site.site("a", 0.3, 2)
+    ways = {
+        "torch": torchs,
+        "kernels": lambda *x: functions.attention(*x, visible, 3, None),
+        "plain, dropped": lambda *x: plain.attention(*x, visible, 3, dropped),
+        "kernels, dropped": lambda *x: functions.attention(*x, visible, 3, dropped),
+    }
+    finite = {}
+    for name, attention in ways.items():
+        learned = [x.clone().requires_grad_() for x in given]
+        out = attention(*learned)
+        out.backward(torch.ones_like(out))
+        finite[name] = [x.isfinite() for x in (out, *(x.grad for x in learned))]
+    assert not all(each.all() for each in finite["torch"])
+    for ours, truth in (("kernels", "torch"), ("kernels, dropped", "plain, dropped")):
+        assert all(map(torch.equal, finite[ours], finite[truth]))

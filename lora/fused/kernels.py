@@ -52,6 +52,18 @@ def scratch(count: int) -> np.ndarray:
     return np.empty(MARGIN + count + MARGIN, np.float32)
 
 
+@intrinsic
+@no_type_check
+def half(context, x):
+    """1/2 + 0 x: NaN if x is not finite. It is one instruction, and apart from the sums that LLVM may reorder."""
+
+    def build(context, builder, signature, arguments):
+        zero, one_half = ir.Constant(ir.FloatType(), 0.0), ir.Constant(ir.FloatType(), 0.5)
+        return builder.fma(arguments[0], zero, one_half)
+
+    return types.float32(types.float32), build
+
+
 def load(value):
     """An array's element as float32."""
 
@@ -95,8 +107,9 @@ def hashed(place, first, second):
 @njit(**INLINE)
 @no_type_check
 def exp(x):
-    """To 2 units in the last place (Cephes' expf); 0 below -87."""
-    z = max(float32(-87.0), min(x, float32(88.0)))
+    """To 2 units in the last place (Cephes' expf); 0 at -87 and below; NaN for NaN, which no comparison holds for."""
+    z = float32(88.0) if x > float32(88.0) else x
+    z = float32(-87.0) if z < float32(-87.0) else z
     n = np.floor(z * float32(1.44269504088896341) + float32(0.5))
     r = (z - n * float32(0.693359375)) - n * float32(-2.12194440e-4)
     p = float32(1.9875691500e-4)
@@ -106,7 +119,7 @@ def exp(x):
     p = p * r + float32(1.6666665459e-1)
     p = p * r + float32(5.0000001201e-1)
     power = _float(uint32(uint32(int32(n) + int32(127)) << uint32(23)))
-    return (p * r * r + r + float32(1.0)) * power if x > float32(-87.0) else float32(0.0)
+    return float32(0.0) if x <= float32(-87.0) else (p * r * r + r + float32(1.0)) * power
 
 
 # (Phi(x) - 1/2) / x and (gelu'(x) - 1/2) / x as polynomials of t = 2 (x / 5.5)^2 - 1, Chebyshev fits to 2e-7 on
@@ -154,15 +167,16 @@ def gelu(x, out):
     for i in range(x.size):
         value = load(x[i])
         z = clamped(value)
-        out[i] = cast(value * (float32(0.5) + z * cdf_polynomial(variable(z))), out[i])
+        out[i] = cast(value * (half(value) + z * cdf_polynomial(variable(z))), out[i])
 
 
 @njit(**KERNEL)
 @no_type_check
 def gelu_backward(x, grad, out):
     for i in range(x.size):
-        z = clamped(load(x[i]))
-        out[i] = cast(load(grad[i]) * (float32(0.5) + z * slope_polynomial(variable(z))), out[i])
+        value = load(x[i])
+        z = clamped(value)
+        out[i] = cast(load(grad[i]) * (half(value) + z * slope_polynomial(variable(z))), out[i])
 
 
 @njit(**KERNEL)
@@ -346,6 +360,16 @@ def fill_places(places, queries, keys):
             places[i * keys + j] = uint32(i * MAX_TOKENS + j)
 
 
+@njit(**KERNEL | {"fastmath": {"nnan", "nsz"}})
+@no_type_check
+def largest(x):
+    """Of a row; some value if one is NaN. Only where no NaN counts may a largest value be found in vectors."""
+    highest = float32(-np.inf)
+    for i in range(x.size):
+        highest = max(highest, x[i])
+    return highest
+
+
 @njit(**KERNEL)
 @no_type_check
 def attend(scores, hidden, keys, threshold, scale, softmax_scale, lse, work, places):
@@ -366,11 +390,9 @@ def attend(scores, hidden, keys, threshold, scale, softmax_scale, lse, work, pla
         first, second = keys[b, 0], keys[b, 1]
         for h in range(heads):
             for i in range(queries):
-                highest = float32(-np.inf)
                 for j in range(width):
-                    value = load(flat[b, h, i * width + j]) * softmax_scale + hidden[b, j]
-                    buffer[i * width + j] = value
-                    highest = max(highest, value)
+                    buffer[i * width + j] = load(flat[b, h, i * width + j]) * softmax_scale + hidden[b, j]
+                highest = largest(buffer[i * width : (i + 1) * width])
                 lse[b, h, i] = highest
                 for j in range(width):
                     buffer[i * width + j] -= highest
