@@ -1,4 +1,13 @@
-"""The kernels' bits: they do not depend on where arrays lie, NaN stays NaN, as torch has it."""
+"""The kernels' bits: they do not depend on where arrays lie, NaN stays NaN, and no stale or missing cache matters."""
+
+import ast
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,6 +15,7 @@ import torch
 from numba.core.dispatcher import Dispatcher
 from torch.nn import functional as F
 
+import lora
 from lora.fused import functions, kernels, plain
 from lora.fused.masks import Masks
 
@@ -166,3 +176,88 @@ def test_attention_is_finite_where_torchs_is(dtype, value, place):
     assert not all(each.all() for each in finite["torch"])
     for ours, truth in (("kernels", "torch"), ("kernels, dropped", "plain, dropped")):
         assert all(map(torch.equal, finite[ours], finite[truth]))
+
+
+# The cache of compiled kernels.
+
+PROBE = """
+import os, sys
+import numpy as np, torch
+from lora.fused import functions, kernels, plain
+from lora.fused.masks import Masks
+masks = Masks(3)
+masks.begin(1, np.arange(4))
+x, site = torch.ones(4, 5, 6), masks.site("a", 0.3, 4)
+kept = functions.dropout(x, site)
+assert torch.equal(kept, plain.dropout(x, site).float()), "another mask than the plain one"
+print(kernels.__file__, kernels.dropout.stats.cache_path, sum(kernels.dropout.stats.cache_hits.values()))
+print(kept.tolist())
+"""
+
+
+def probe(folder, **options):
+    """What a process that imports the copy of `lora` in the folder finds: its file, cache, cache hits, and a mask."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "XDG_"))}
+    environment |= {"PYTHONPATH": str(folder), "HOME": str(folder / "home")}
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE], cwd=folder, env=environment, capture_output=True, text=True, **options
+    )
+    assert done.returncode == 0, done.stderr
+    found, mask = done.stdout.splitlines()
+    file, cache, hits = found.split()
+    assert Path(file) == folder / "lora" / "fused" / "kernels.py"
+    return cache, int(hits), mask
+
+
+@pytest.fixture
+def clone(tmp_path):
+    shutil.copytree(Path(lora.__file__).parent, tmp_path / "lora", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "home").mkdir()
+    return tmp_path
+
+
+def test_a_changed_constant_compiles_the_kernels_again(clone):
+    cache, hits, first = probe(clone)
+    assert (Path(cache), hits) == (clone / "lora" / "fused" / "__pycache__", 0)
+    assert probe(clone)[1:] == (1, first)
+    changed = []
+    for path in (clone / "lora" / "fused").glob("*.py"):
+        text = path.read_text()
+        new = re.sub(r"^GOLDEN = 0x\w+", "GOLDEN = 0x9E3779B1", text, flags=re.MULTILINE)
+        if new != text:
+            path.write_text(new)
+            changed.append(path)
+    assert len(changed) == 1
+    _, hits, second = probe(clone)
+    assert hits == 0
+    assert second != first
+
+
+def test_the_kernels_take_nothing_from_other_files_of_ours():
+    """Numba's cache sees changes of the file of a function only."""
+    nodes = list(ast.walk(ast.parse(Path(kernels.__file__).read_text())))
+    modules = [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    modules += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    assert "numba" in modules
+    assert not [module for module in modules if module.startswith("lora")]
+
+
+def obey_permissions():
+    """Of a process of root and its children: take away the right to write where permissions forbid it."""
+    drop_from_bounding_set, dac_override = 24, 1  # prctl(2), capabilities(7)
+    ctypes.CDLL(None).prctl(drop_from_bounding_set, dac_override, 0, 0, 0)
+
+
+def test_kernels_work_where_nothing_can_be_written(clone):
+    folders = [path for path in (clone, *clone.rglob("*")) if path.is_dir()]
+    try:
+        for folder in folders:
+            folder.chmod(0o555)
+        refused = subprocess.run(["touch", str(clone / "home" / "x")], preexec_fn=obey_permissions, capture_output=True)
+        assert refused.returncode != 0
+        cache, hits, _ = probe(clone, preexec_fn=obey_permissions)
+        assert (cache, hits) == ("None", 0)
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+    assert not list(clone.rglob("*.nbi"))

@@ -12,15 +12,29 @@ from llvmlite import binding, ir
 from numba import float32, int32, njit, types, uint16, uint32
 from numba.extending import intrinsic, overload
 
-from lora.fused.masks import GOLDEN, MAX_TOKENS, MIX_1, MIX_2
+# Compiled into the kernels. They stay in this file: numba's cache compiles again when it changes, and only then.
+GOLDEN = 0x9E3779B9  # 2^32 over the golden ratio: spreads consecutive places
+MIX_1, MIX_2 = 0x7FEB352D, 0x846CA68B  # of the 32-bit mixer "lowbias32" (C. Wellons, hash-prospector)
+MAX_TOKENS = 1024  # attention places are (head * 1024 + query) * 1024 + key, whatever the batch is padded to
 
 # LLVM's tuning for some CPUs prefers vectors of half the width, which costs up to half the speed here.
 FEATURES = binding.get_host_cpu_features()
 if FEATURES.get("avx512f"):
     numba.config.CPU_NAME, numba.config.CPU_FEATURES = "generic", FEATURES.flatten()
 
+
+@no_type_check
+def cacheable() -> bool:
+    """Whether numba finds a folder for compiled kernels: NUMBA_CACHE_DIR, this one, or one below HOME."""
+    try:
+        njit(cache=True)(cacheable)
+    except RuntimeError:  # none can be written to: every process compiles for itself
+        return False
+    return True
+
+
 # Sums may be reordered into vector lanes and products fused; infinities and NaN keep their meaning.
-KERNEL = {"cache": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
+KERNEL = {"cache": cacheable(), "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
 INLINE = {"inline": "always"}
 
 # LLVM compiles a loop that stores twice: in vectors, and plain for arrays that lie close together. If such a loop sums
