@@ -143,11 +143,12 @@ def test_setup_says_the_size_of_the_download_and_starts_anew_after_an_interrupti
 
 @pytest.fixture
 def installing(tmp_path: Path) -> Path:
-    """An interpreter whose venvs hold a Python that writes to `installs` what pip is asked to install, and does nothing.
+    """An interpreter whose venvs hold a Python that only writes to `installs` what pip is asked to install.
 
     It fails where it is asked for packages of an index that the variable NOTHING_AT names.
     """
-    record = 'case "$3" in install) echo "$@" >> installs; case "$*" in *"${NOTHING_AT:-//}"*) exit 1;; esac;; esac'
+    failing = 'case "$*" in *"${NOTHING_AT:-nowhere}"*) exit 1;; esac'
+    record = f'case "$3" in install) echo "$@" >> installs; {failing};; esac'
     inner = script(tmp_path / "inner", f"#!/bin/sh\n{record}\n")
     make_venv = f"rm -rf .venv; mkdir -p .venv/bin; cp {inner} .venv/bin/python; echo made >> installs"
     return script(tmp_path / "python", f'#!/bin/sh\ncase "$2" in venv) {make_venv};; *) echo 3.12;; esac\n')
@@ -196,10 +197,7 @@ def test_setup_takes_the_same_torch_from_any_index(clone: Path, installing: Path
     shutil.rmtree(clone / ".venv")
     refused = make(clone, *arguments, NOTHING_AT=index)
     assert refused.returncode == 2
-    assert (
-        f"{pinned} cannot be installed from {index}. With LATEST=1, any torch that pyproject.toml allows is taken"
-        in (refused.stderr)
-    )
+    assert f"{pinned} cannot be installed from {index}. With LATEST=1," in refused.stderr
 
 
 def test_setup_refuses_another_value_of_latest(clone: Path, installing: Path) -> None:
@@ -245,11 +243,8 @@ def test_reproduce_glue_takes_a_launcher(ready_clone: Path) -> None:
 
 def test_lint_checks_style_format_and_types(ready_clone: Path) -> None:
     assert make(ready_clone, "lint").returncode == 0
-    assert calls(ready_clone) == [
-        ["-m", "ruff", "check", "."],
-        ["-m", "ruff", "format", "--check", "."],
-        ["-m", "mypy"],
-    ]
+    checks = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]]
+    assert calls(ready_clone) == [["-m", *check] for check in checks]
 
 
 def test_status_plan_and_sync_call_their_commands(ready_clone: Path) -> None:
