@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +10,7 @@ import yaml
 
 from lora.claims.statements import SELECTORS
 from lora.compose import CONF, describe_group
+from lora.dev_predictions import with_collapsed
 from lora.errors import UserError
 from lora.learning_rate import LEARNING_RATE
 from lora.provenance import ROOT
@@ -37,7 +38,7 @@ class Gathered:
         overrides: With which its cells are expected.
         planned: Experiment -> the runs that it expects, in the tables' order; only experiments that are shown.
         tried: The runs that the learning rates were chosen by, which no table of results has.
-        frame: `load_frame` of those that are there and `ok`.
+        frame: `load_frame` of those that are there and `ok`, with the column `collapsed` (`lora.dev_predictions`).
         state: What is missing, failed, extra or broken; the records themselves are in `state.ok`.
     """
 
@@ -72,7 +73,8 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = ROOT / "res
     sections = experiments_shown(Path(name).name, overrides, {record.run_id for record in records})
     cells = list({cell.run_id: cell for found in sections.values() for cell in found}.values())
     now = state_of(cells, records, problems)
-    frame = load_frame(list(now.ok.values()))
+    frame, broken = with_collapsed(load_frame(list(now.ok.values())), now.ok.values(), results / name)
+    now = replace(now, problems=(*now.problems, *broken))
     refuse_mixed_rows(frame)
     planned = {
         experiment: in_table_order(map(as_planned, without_parents(experiment, found)))

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lora.analyses import Analyses, read_analyses
+from lora.claims.costs import read_json
+from lora.claims.history import with_history
 from lora.claims.shown import text
 from lora.claims.statements import Claim, check_cells, read_claims
 from lora.claims.verdicts import Verdict, judge
@@ -20,7 +22,18 @@ def verdicts(gathered: Gathered, analyses: Analyses, results: Path) -> list[Verd
     Raises: UserError: If a claims file is not as it must be, or names a cell that no profile plans.
     """
     claims = checked_claims()
-    return judge(claims, gathered.planned, gathered.frame, results / "efficiency", analyses.checks)
+    found = judge(claims, gathered.planned, gathered.frame, results / "efficiency", analyses.checks)
+    return with_history(found, made_with(gathered, results))
+
+
+def made_with(gathered: Gathered, results: Path) -> dict[str, str | None]:
+    """run_id, or measured file as findings name it, -> the commit of the code that it was made with."""
+    commits = {run_id: record.provenance["code"]["commit"] for run_id, record in gathered.state.ok.items()}
+    for path in (results / "efficiency").glob("**/summary.json"):
+        about = read_json(path).get("about")
+        code = about.get("code") if isinstance(about, dict) else None
+        commits[str(path.relative_to(results))] = code.get("commit") if isinstance(code, dict) else None
+    return commits
 
 
 def checked_claims() -> list[Claim]:
