@@ -14,6 +14,7 @@ from lora.checks import SettingsError
 from lora.claims.statements import SELECTORS
 from lora.compose import CONF, compose_config, describe_group
 from lora.config import run_config
+from lora.dev_predictions import with_collapsed
 from lora.errors import UserError
 from lora.learning_rate import LEARNING_RATE
 from lora.provenance import REFERENCE, RESULTS
@@ -47,7 +48,7 @@ class Gathered:
         overrides: With which its cells are expected.
         planned: Experiment -> the runs that it expects, in the tables' order; only experiments that are shown.
         tried: The runs that the learning rates were chosen by, which no table of results has.
-        frame: `load_frame` of those that are there and `ok`.
+        frame: `load_frame` of those that are there and `ok`, with the column `collapsed` (`lora.dev_predictions`).
         state: What is missing, failed, extra or broken; the records themselves are in `state.ok`.
     """
 
@@ -101,7 +102,8 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
     others = other_runs([record for record in records if record.run_id in now.extra], Path(name).name)
     used = {record.run_id: record for record in records if record.run_id in {p.run_id for p in others}}
     now = dataclasses.replace(now, ok=now.ok | used, extra=tuple(i for i in now.extra if i not in used))
-    frame = load_frame(list(now.ok.values()))
+    frame, broken = with_collapsed(load_frame(list(now.ok.values())), now.ok.values(), folder)
+    now = dataclasses.replace(now, problems=(*now.problems, *broken))
     refuse_mixed_rows(frame)
     expected = {name: list(map(as_planned, without_parents(name, found))) for name, found in sections.items()}
     add_others(expected, others)

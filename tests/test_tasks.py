@@ -78,7 +78,7 @@ def test_a_task_is_consistent(name):
     task = TASKS[name]
     assert task.name == name
     assert len(task.columns) in (1, 2)
-    assert (task.label_range is None) == bool(task.labels)
+    assert (task.label_range is None) == bool(task.labels) == (task.label_std is None)
     assert task.metric == task.metrics[0] and set(task.metrics) <= set(metrics.METRICS)
     assert task.training_splits == ("train", *task.validation_splits)
     assert set(task.official_rows) == {*task.training_splits, *task.test_splits}
