@@ -16,7 +16,7 @@ from lora.compose import CONF, check_groups, compose_run, explain, register_reso
 from lora.errors import UserError
 from lora.launch import UnfinishedError
 from lora.locks import HeldError
-from lora.processes import is_main_process, processes
+from lora.processes import check_processes, is_main_process, processes
 from lora.progress import shown
 from lora.results import RunRecord
 from lora.signals import InterruptedRunError, listen
@@ -65,6 +65,11 @@ def main() -> None:
             ended.append(error)
         return None
 
+    try:
+        check_processes()
+    except UserError as error:  # whichever process this is: none is known to be the one that speaks
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     try:
         check_groups([argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")])
         cell()
