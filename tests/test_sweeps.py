@@ -261,6 +261,22 @@ def test_a_folder_that_cannot_be_written_is_found_before_anything_runs(tiny_over
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize("mode", ["a sweep", "one cell"])
+def test_a_clone_that_cannot_be_written_trains_into_folders_elsewhere(tiny_overrides, tmp_path, mode):
+    """A file in the place of its outputs folder, since a root user may write to whatever is read-only."""
+    clone = tmp_path / "clone"
+    for name in ("lora", "conf", "hydra_plugins"):
+        shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (clone / "outputs").write_text("in the way")
+    overrides = grid(tiny_overrides, tmp_path / "elsewhere", "task=cola", "method=bitfit")
+    arguments = ["-m", *overrides, "seed=1,2", "launcher.workers=2"] if mode == "a sweep" else overrides
+    for _ in range(2):  # with records, and without
+        done = subprocess.run([sys.executable, "-m", "lora", *arguments], cwd=clone, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert len(load_records(tmp_path / "elsewhere" / "results")[0]) == (2 if mode == "a sweep" else 1)
+    assert sorted(path.name for path in clone.iterdir()) == ["conf", "hydra_plugins", "lora", "outputs"]
+
+
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="a small disk is mounted by root")
 def test_a_full_disk_leaves_no_part_and_the_next_launch_completes(tiny_overrides, tmp_path):
     disk, folder = tmp_path / "disk", tmp_path / "full"
