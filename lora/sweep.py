@@ -1,5 +1,6 @@
 """Which cells a profile's experiments expect, which are done, and what the rest will cost."""
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -103,7 +104,8 @@ def expand(
         return [Cell(**_with_tuples(entry)) for entry in json.loads(cache.read_bytes())]
     except (OSError, ValueError, TypeError):
         cells = _expand(profile, overrides, experiments, adhoc)
-        write_atomically(cache, json.dumps([asdict(cell) for cell in cells]).encode())
+        with contextlib.suppress(UserError):  # a clone that cannot be written: it is expanded again each time
+            write_atomically(cache, json.dumps([asdict(cell) for cell in cells]).encode())
         return cells
 
 
