@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import socket
+import warnings
 
 import loralib
 import peft
@@ -357,6 +358,92 @@ def test_what_cannot_be_taken_over_is_refused(fault, tmp_path, bases):
     change(tmp_path / "peft")
     with pytest.raises(UserError, match=message):
         from_peft(tmp_path / "peft")
+
+
+# How an adapter was made or found, and what is off: neither changes what it computes.
+HARMLESS = [
+    *({"init_lora_weights": init} for init in (True, False, None, "gaussian", "orthogonal", "eva")),
+    *({"a_setting_of_tomorrow": off} for off in (None, False, "none", {}, [])),
+    {"inference_mode": False, "peft_version": "0.99", "auto_mapping": {"a": "b"}, "revision": "abc"},
+    {"exclude_modules": ["x"], "layers_to_transform": [0, 1], "layers_pattern": "layer", "megatron_core": "m"},
+    {"qalora_group_size": 16, "eva_config": {"rho": 2}, "ensure_weight_tying": True, "task_type": "FEATURE_EXTRACTION"},
+]
+
+
+@pytest.mark.parametrize("settings", HARMLESS, ids=str)
+def test_what_changes_nothing_is_taken(settings, tmp_path):
+    adapter = adapter_of(small("bert", LoraConfig(rank=3, alpha=6)))
+    to_peft(adapter, tmp_path / "peft")
+    edit(tmp_path / "peft", **settings)
+    assert same(from_peft(tmp_path / "peft"), adapter)
+
+
+WRONG_KINDS = [
+    {"r": True},
+    {"r": 3.0},
+    {"lora_alpha": True},
+    {"lora_alpha": "6"},
+    {"lora_dropout": "0"},
+    {"lora_dropout": False},
+    {"use_rslora": 1},
+    {"modules_to_save": [3]},
+    {"rank_pattern": ["query"]},
+    {"rank_pattern": {"query": "3"}},
+    {"alpha_pattern": {"query": True}},
+]
+
+
+@pytest.mark.parametrize("settings", WRONG_KINDS, ids=str)
+def test_settings_of_another_kind_are_named(settings, tmp_path):
+    to_peft(adapter_of(small("bert", LoraConfig(rank=3, alpha=6))), tmp_path / "peft")
+    edit(tmp_path / "peft", **settings)
+    (key,) = settings
+    with pytest.raises(UserError, match=f"of a kind that it must not be: {key}="):
+        from_peft(tmp_path / "peft")
+
+
+def test_a_pattern_holds_for_the_module_of_its_name_or_end_alone(tmp_path):
+    """PEFT's own rule, by the scales of its modules; the first key that matches decides."""
+    adapter = adapter_of(small("bert", LoraConfig(rank=3, alpha=6)))
+    to_peft(adapter, tmp_path / "peft")
+    (tmp_path / "peft" / "lora.json").unlink()
+    for pattern in ({"self.query": 6, "query": 9}, {"uery": 9}, {"value": 6.0, "query": 6}):
+        edit(tmp_path / "peft", alpha_pattern=pattern)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT says that nothing is called "uery"
+            theirs = in_peft(tmp_path / "peft", "bert").base_model.model
+        found = from_peft(tmp_path / "peft")
+        for name in found.pairs():
+            assert found.scale(name) == theirs.get_submodule(name).scaling["default"] == 2.0
+
+
+def test_a_folder_without_lora_and_a_head_with_lora_are_refused(tmp_path):
+    adapter = adapter_of(small("bert", LoraConfig(rank=3, alpha=6)))
+    to_peft(adapter, tmp_path / "peft")
+    retensor(tmp_path / "peft", lambda t: [t.pop(name) for name in sorted(t) if ".lora_" in name])
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors has no LoRA tensors"):
+        from_peft(tmp_path / "peft")
+    a, b = next(iter(adapter.pairs().values()))
+    weights = {"classifier.lora_a": a, "classifier.lora_b": b[:2]}
+    method = LoraConfig(targets=("classifier",), rank=3, alpha=6)
+    with pytest.raises(UserError, match="does not save a head and put LoRA into it: classifier"):
+        to_peft(Adapter(method, weights, adapter.head), tmp_path / "both")
+    assert not (tmp_path / "both").exists()
+
+
+@pytest.mark.parametrize("headed", [True, False], ids=["head", "no head"])
+def test_the_settings_that_peft_reads(headed, tmp_path):
+    """As PEFT's own LoraConfig reads the file."""
+    adapter = adapter_of(small("bert", LoraConfig(targets=("q", "v"), rank=3, alpha=6, dropout=0.1)))
+    to_peft(adapter if headed else Adapter(adapter.method, adapter.weights, {}), tmp_path / "peft")
+    config = peft.PeftConfig.from_pretrained(tmp_path / "peft")
+    assert isinstance(config, peft.LoraConfig)
+    assert (config.r, config.lora_alpha, config.lora_dropout, config.use_rslora) == (3, 6, 0.1, False)
+    assert (config.bias, config.fan_in_fan_out, config.inference_mode) == ("none", False, True)
+    assert set(config.target_modules) == set(adapter.pairs())
+    assert (config.rank_pattern, config.alpha_pattern) == ({}, {})
+    assert config.task_type == ("SEQ_CLS" if headed else None)
+    assert config.modules_to_save == (["bert.pooler", "classifier"] if headed else None)
 
 
 def loralib_model(architecture="roberta", rank=4, alpha=16, targets="qv"):

@@ -223,6 +223,27 @@ def test_an_overflow_in_half_precision_is_found():
     swap(tiny.model("bert"), large)
 
 
+def test_large_weights_that_are_finite_are_merged_in_half_precision():
+    """Their sum is beyond float16's 65,504: each is 4 * 4 * 4 * 2 = 128 or so, and a layer has 1,024 of them."""
+    adapter = five("bert")["mnli"]
+    fours = {name: torch.full_like(tensor, 4.0) for name, tensor in adapter.weights.items()}
+    model = tiny.model("bert").half()
+    swap(model, Adapter(adapter.method, fours, adapter.head))
+    merged = model.bert.encoder.layer[0].attention.self.query.weight
+    assert (merged.float() - 128).abs().max() < 2
+
+
+def test_removal_gives_the_base_back_and_forgets_the_adapter():
+    adapters, model = five("bert"), tiny.model("bert")
+    before = checksum(model.state_dict().items())
+    for task in ("mnli", "rte"):
+        swap(model, adapters[task])
+        assert checksum(model.state_dict().items()) != before
+        remove(model)
+        assert checksum(model.state_dict().items()) == before
+        assert model.applied is None and model.kept_head == {} and model.kept_layers == {}
+
+
 def test_a_failed_merge_leaves_the_model_as_it_was():
     model = with_method("bert", LoraConfig())
     with torch.no_grad():
