@@ -1,4 +1,4 @@
-"""Starting from an MNLI run: its modules, a new head."""
+"""Starting from an MNLI run: its modules, and a new head but for DeBERTa's pooler."""
 
 import hashlib
 
@@ -15,6 +15,11 @@ from lora.surgery import is_head, trainable
 def start_from(model: nn.Module, config: RunConfig) -> None:
     """Give the method's modules the values that the MNLI run trained; the head stays new (paper, sections 5.2 and D.1).
 
+    DeBERTa's pooler is taken over with them.
+
+    Source: of what stays new, the released models' load hooks. RoBERTa's drops both layers of the head where the number
+        of labels differs, DeBERTa's the classifier alone.
+
     Raises: UserError: If that run's record or weights are not there, or are of other modules.
     """
     parent = config.start_run
@@ -28,10 +33,15 @@ def start_from(model: nn.Module, config: RunConfig) -> None:
     if hashlib.sha256(content).hexdigest() != record.adapter:
         found = "differ from those that its record names" if content else "are not there"
         raise UserError(f"the weights of {parent}, {weights}, {found}: a sweep trains it again when they are absent")
-    tensors = {name: tensor for name, tensor in load(content).items() if not is_head(model, name)}
-    mine = {name: parameter for name, parameter in trainable(model) if not is_head(model, name)}
+    tensors = {name: tensor for name, tensor in load(content).items() if is_carried(model, name)}
+    mine = {name: parameter for name, parameter in trainable(model) if is_carried(model, name)}
     if {n: t.shape for n, t in tensors.items()} != {n: p.shape for n, p in mine.items()}:
         raise UserError(f"{parent} trained other modules than {config.run_id} does")
     with torch.no_grad():
         for name, parameter in mine.items():
             parameter.copy_(tensors[name])
+
+
+def is_carried(model: nn.Module, name: str) -> bool:
+    """Whether a run that starts from another takes this parameter's value over."""
+    return not is_head(model, name) or (model.config.model_type == "deberta-v2" and name.startswith("pooler."))
