@@ -366,7 +366,8 @@ def test_the_readmes_example_runs_as_written(tmp_path, monkeypatch, capsys):
     torch.testing.assert_close(served[0], expected, rtol=0, atol=1e-4)
     assert served[1].shape == (2,)
     columns = {task: TASKS[task].columns for task in ("reviews", "clauses")}
-    assert {task: len(names) for task, names in columns.items()} == {"reviews": 1, "clauses": 2}
+    texts = [int(row.max()) + 1 for row in scope["rows"]["token_type_ids"]]
+    assert texts == [len(names) for names in columns.values()] == [1, 2]  # each row has its task's columns
     for task, names in columns.items():
         Path(f"{task}.tsv").write_text("\t".join(names) + "\n" + "\t".join("A text." for _ in names) + "\n")
     command = example("")[1].replace("\\\n", " ").split()
