@@ -124,7 +124,7 @@ def test_passes_count_too(tiny_config, monkeypatch):
 
 
 def test_a_sweep_in_several_processes_is_refused(tiny_overrides, tmp_path):
-    environment = os.environ | {"WORLD_SIZE": "2", "RANK": "0"}
+    environment = os.environ | {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}  # as torchrun sets them
     command = [sys.executable, "-m", "lora", "-m", *tiny_overrides, "seed=1,2", *outputs_in(tmp_path / "two")]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
