@@ -1,10 +1,10 @@
 """`python -m lora.subspaces PROFILE`: the paper's sections 7.2 and 7.3 on saved adapters: Figures 3 and 4, Table 7.
 
 The adapters are those of LoRA on Wq and Wv: of a small rank with one seed and of a large rank with two. The ranks are
-compared across seeds. Within one seed, A of the small rank is drawn as the first rows of A of the large one, which pairs
-the ranks in Table 6: one subspace would hold the other before any training. A sweep leaves the adapters with
-`runtime.save_adapter=true`. What is computed is kept in results/<profile>/analysis/subspaces.json, from which the figures
-and the table are made without adapters.
+compared across seeds. Within one seed, A of the small rank is drawn as the first rows of A of the large one, which
+pairs the ranks in Table 6: one subspace would hold the other before any training. A sweep leaves the adapters with
+`runtime.save_adapter=true`. What is computed is kept in results/<profile>/analysis/subspaces.json, from which the
+figures and the table are made without adapters.
 """
 
 import argparse
