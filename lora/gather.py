@@ -14,16 +14,18 @@ from lora.checks import SettingsError
 from lora.claims.statements import SELECTORS
 from lora.compose import CONF, compose_config, describe_group
 from lora.config import run_config
+from lora.dev_predictions import with_collapsed
 from lora.errors import UserError
 from lora.learning_rate import LEARNING_RATE
 from lora.provenance import REFERENCE, RESULTS
 from lora.results import RunRecord, load_frame, load_records
 from lora.stand_in import WAY_OUT, check_inputs, distinct
-from lora.summary import LORA_SLUG, METHOD_TITLES, METHODS_BY_TASKS, TARGET_TITLES, Planned, labelled
+from lora.summary import LORA_SLUG, METHOD_TITLES, METHODS_BY_TASKS, TARGET_TITLES, Planned, labelled, method_label
 from lora.sweep import Cell, State, base_run, requested, state_of
 from lora.tasks import TASKS
-from lora.variants import Variant, variant
+from lora.variants import Variant, key_of, variant
 
+OF_MACHINES = ("train.precision", "train.kernels")
 OWN = "own"  # records that no experiment at hand expects
 EXPERIMENTS = (
     "glue_table2",
@@ -47,7 +49,7 @@ class Gathered:
         overrides: With which its cells are expected.
         planned: Experiment -> the runs that it expects, in the tables' order; only experiments that are shown.
         tried: The runs that the learning rates were chosen by, which no table of results has.
-        frame: `load_frame` of those that are there and `ok`.
+        frame: `load_frame` of those that are there and `ok`, with the column `collapsed` (`lora.dev_predictions`).
         state: What is missing, failed, extra or broken; the records themselves are in `state.ok`.
     """
 
@@ -102,7 +104,8 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
     others = other_runs([record for record in records if record.run_id in now.extra], Path(name).name)
     used = {record.run_id: record for record in records if record.run_id in {p.run_id for p in others}}
     now = dataclasses.replace(now, ok=now.ok | used, extra=tuple(i for i in now.extra if i not in used))
-    frame = load_frame(list(now.ok.values()))
+    frame, broken = with_collapsed(load_frame(list(now.ok.values())), now.ok.values(), folder)
+    now = dataclasses.replace(now, problems=(*now.problems, *broken))
     refuse_mixed_rows(frame)
     expected = {name: list(map(as_planned, without_parents(name, found))) for name, found in sections.items()}
     add_others(expected, others)
@@ -141,6 +144,34 @@ def planned_of(record: RunRecord, profile: str) -> Planned:
         seed=config.seed,
         variant=variant(config, base),
     )
+
+
+def reference_of(gathered: Gathered) -> tuple[list[Planned], pd.DataFrame, list[Planned]]:
+    """What one's own runs are compared with: the committed ones of the same cells and seeds.
+
+    Precision and kernels follow the machine where a profile leaves them to it, so they set no cells apart here.
+
+    Returns: One's own runs, the frame of the committed ones, and these, all called after their cells.
+    """
+    records, _ = load_records(gathered.results / REFERENCE / gathered.profile)
+    ours = [anywhere(p) for p in gathered.every]
+    asked = {cell_of(p) for p in ours}
+    theirs = [anywhere(p) for p in other_runs(records, gathered.profile)]
+    theirs = [p for p in theirs if cell_of(p) in asked]
+    there = {cell_of(p) for p in theirs}
+    chosen = {p.run_id for p in theirs}
+    frame = load_frame([record for record in records if record.run_id in chosen])
+    return [p for p in ours if cell_of(p) in there], frame, theirs
+
+
+def anywhere(p: Planned) -> Planned:
+    """The same run without the settings that a machine may make."""
+    given = tuple(setting for setting in p.variant.given if key_of(setting) not in OF_MACHINES)
+    return dataclasses.replace(p, variant=Variant(given, ()), label=method_label(p.slug, p.method))
+
+
+def cell_of(p: Planned) -> tuple:
+    return p.model, p.protocol, p.start, p.slug, p.task, p.seed, p.variant.given
 
 
 def add_others(expected: dict[str, list[Planned]], others: Sequence[Planned]) -> None:

@@ -12,7 +12,7 @@ from lora.errors import UserError
 from lora.formats import Table
 from lora.learning_rate import LEARNING_RATE, TITLE
 from lora.provenance import ROOT
-from lora.stats import ENOUGH_SEEDS, LEVEL, all_pairs, holm, median_coverage
+from lora.stats import ENOUGH_SEEDS, LEVEL, all_pairs, holm
 from lora.summary import KINDS, METHODS_BY_TASKS, Planned, in_order, kinds_of, summarise
 from lora.tables import start_table, table2, table5, table6
 from lora.tasks import TASKS
@@ -173,11 +173,11 @@ GPT3 = (
 )
 SOURCE = "Larger encoders, longer runs: beside ours for orientation. Source: Hu et al. 2021, Table 2."
 PAIRS = (
-    f"Difference: mean over tasks of the mean paired difference, in points. Intervals ({LEVEL:.0%}): over seeds, with "
-    "these dev sets; over dev examples, with these runs; over both (lora/stats.py says what each answers). "
-    "p: paired t-test over seeds; Holm: corrected for all tests of this table.",
-    f"The range of n seeds covers a median with probability {median_coverage(3):.0%} for n = 3 and "
-    f"{median_coverage(5):.0%} for n = 5: nothing is decided on fewer than {ENOUGH_SEEDS} pairs.",
+    "Difference: mean paired difference, in points. Avg.: of each seed's mean over the tasks; only seeds that have "
+    f"every task count. Intervals ({LEVEL:.0%}): over seeds, with these dev sets, by Student's t; over dev examples, "
+    "with these runs; over both (lora/stats.py says what each answers). p: paired t-test over seeds; Holm: corrected "
+    "for all tests of this table, those of the averages included.",
+    f"Verdicts take at least {ENOUGH_SEEDS} pairs of seeds: a convention of this project.",
 )
 BEST_LAST = (
     "Medians over seeds. Best epoch: each run's own, on the split that is reported, as in the paper. Other seeds' "
@@ -217,12 +217,16 @@ def groups_of(planned: Sequence[Planned]) -> dict[str, list[str]]:
 
 
 def reference_table(
-    name: str, frame: pd.DataFrame, reference: pd.DataFrame, planned: Sequence[Planned]
+    name: str, frame: pd.DataFrame, ours: Sequence[Planned], committed: pd.DataFrame, theirs: Sequence[Planned]
 ) -> Table | None:
-    """Our cells beside those of the run that came with the clone; None where the profile has none."""
-    if not len(reference):
+    """The cells that the committed run has too, compared; None where there are none.
+
+    Args:
+        ours, theirs: Runs of both, in the same cells (`lora.gather.reference_of`).
+    """
+    if not theirs:
         return None
-    compared = against_reference(summarise(frame, planned), summarise(reference, planned))
+    compared = against_reference(summarise(frame, ours), summarise(committed, theirs))
     agree, total = (compared["Agrees"] == "yes").sum(), (compared["Agrees"] != "-").sum()
     verdict = f"{agree} of {total} cells agree: the ranges of their seeds overlap."
     return Table("reference", f"Against the reference run ({name})", compared, 2, (verdict,))

@@ -1,5 +1,6 @@
 """Which cells a profile's experiments expect, which are done, and what the rest will cost."""
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -22,6 +23,7 @@ from lora.compose import (
     conf_files,
     cpu_precision,
     describe_group,
+    local_encoders,
     parent_overrides,
 )
 from lora.config import RunConfig
@@ -31,7 +33,6 @@ from lora.provenance import ROOT
 from lora.results import RunRecord, load_records, write_atomically
 from lora.tasks import TASKS
 from lora.variants import Variant, variant
-from lora.weights import local_name
 
 CODE_OF_CELLS = ("checks.py", "config.py", "tasks.py", "compose.py", "kernel_choice.py", "sweep.py", "variants.py")
 CODE_OF_CELLS += ("methods/configs.py",)
@@ -106,15 +107,9 @@ def expand(
         return [Cell(**_with_tuples(entry)) for entry in json.loads(cache.read_bytes())]
     except (OSError, ValueError, TypeError):
         cells = _expand(profile, overrides, experiments, adhoc)
-        write_atomically(cache, json.dumps([asdict(cell) for cell in cells]).encode())
+        with contextlib.suppress(UserError):  # a clone that cannot be written: it is expanded again each time
+            write_atomically(cache, json.dumps([asdict(cell) for cell in cells]).encode())
         return cells
-
-
-def local_encoders(overrides: Sequence[str]) -> list[str]:
-    """The names of the local encoders that overrides point to: cells are called after what lies in these folders."""
-    paths = [path for key, values in map(split_override, overrides) if key == "model.path" for path in values]
-    folders = [OverridesParser.create().parse_override(f"model.path={path}").value() for path in paths]
-    return [local_name(folder) for folder in folders if isinstance(folder, str)]
 
 
 def _expand(profile: str, overrides: Sequence[str], experiments: Sequence[str] | None, adhoc: bool) -> list[Cell]:

@@ -1,7 +1,8 @@
 """A copy of every cell for Weights & Biases, made by a process beside the worker; nothing here reads it back.
 
 The worker only writes lines into a pipe, and drops them rather than wait, so that neither W&B nor the network can slow
-or stop a cell. `python -m lora.tracking PROFILE` sends the tables and figures of a sweep.
+or stop a cell. A line reaches the pipe whole or not at all. `python -m lora.tracking PROFILE` sends the tables and
+figures of a sweep.
 """
 
 import argparse
@@ -9,8 +10,10 @@ import atexit
 import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,16 +43,34 @@ class Sender:
                 start_new_session=True,  # Ctrl-C is for the worker; this one ends when the pipe does
             )
         os.set_blocking(self.process.stdin.fileno(), False)
+        self.begun = b""  # the rest of a line of which the pipe took a part
         atexit.register(self.close)
 
     def send(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # full or broken: the copy lacks a line
-            os.write(self.process.stdin.fileno(), f"{json.dumps(message)}\n".encode())
+            self._write()
+            if not self.begun:
+                line = f"{json.dumps(message)}\n".encode()
+                self.begun = line[os.write(self.process.stdin.fileno(), line) :]
+
+    def _write(self) -> None:
+        """End the line that was begun, as far as the pipe takes it: of one above PIPE_BUF it may take a part.
+
+        Source: pipe(7), O_NONBLOCK.
+        """
+        if self.begun:
+            self.begun = self.begun[os.write(self.process.stdin.fileno(), self.begun) :]
 
     def close(self) -> None:
+        if self.process.stdin.closed:
+            return
+        until = time.monotonic() + LAST_SECONDS
+        with contextlib.suppress(OSError):
+            while self.begun and select.select([], [self.process.stdin], [], max(0.0, until - time.monotonic()))[1]:
+                self._write()
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             self.process.stdin.close()
-            self.process.wait(LAST_SECONDS)
+            self.process.wait(max(0.0, until - time.monotonic()))
 
 
 class Tracked:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,19 @@ def write(mode: str, folder: str, messages: Iterable[dict[str, Any]]) -> None:
     finish(run, "interrupted")
 
 
+def parsed(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The messages. A line that is none is named in the log and left out: a killed worker leaves its last one torn."""
+    for line in lines:
+        try:
+            message = json.loads(line)
+            if not isinstance(message, dict):
+                raise ValueError("not an object")
+        except ValueError as error:
+            print(f"a line of {len(line)} characters is left out: {error}", file=sys.stderr, flush=True)
+            continue
+        yield message
+
+
 def begin(mode: str, folder: str, run_id: str | None, group: str | None, config: dict[str, Any]) -> wandb.Run:
     """Offline where online fails: an absent network is found out here, not by the worker."""
     settings = wandb.Settings(console="off", silent=True, init_timeout=30)
@@ -95,7 +108,7 @@ def main() -> None:
         return
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)  # meant for the worker; this process ends with its input
-    write(sys.argv[1], sys.argv[2], map(json.loads, sys.stdin))
+    write(sys.argv[1], sys.argv[2], parsed(sys.stdin))
 
 
 if __name__ == "__main__":

@@ -1,55 +1,54 @@
 """Claims judged on what was measured: supported, not supported, or cannot tell, with the numbers behind it.
 
-A claim is a list of comparisons that must all hold, each an interval against a bound that was stated in advance. It is
-supported if every interval keeps its bound, not supported if some interval lies wholly on the other side, and cannot be
-told otherwise. Nothing is decided on fewer than 5 pairs of seeds in any of its tasks (`lora.stats`), either way.
-No correction for the number of comparisons is needed inside a claim: it asks for all of them, which makes it harder to
-be supported, not easier. Between claims none is made either, since each was stated for itself before it was judged; the
-table of all pairs, in which one may go looking, is corrected (Holm).
+A claim is a list of comparisons that must all hold, each a difference or a ratio against a bound that was stated.
+
+    supported      Every comparison's 95% interval lies inside its bound. All of them must, so no correction is needed
+                   (intersection-union test): the chance of a wrong "supported" is at most 2.5%, the one-sided level of
+                   a 95% interval, however many comparisons there are.
+    not supported  Some comparison breaks its bound. Any one of m does, so a wrong one becomes likelier with m, and its
+                   level takes Holm's correction within the claim. Each comparison has the p-value of a one-sided test:
+                   the null hypothesis is that its bound holds, and the value tested is the bound itself. `within` has
+                   two ends, and the smaller of their p-values counts. The bound is broken if the p-value after Holm's
+                   correction over the claim's m comparisons is at most 2.5%. For m = 1 that is the same as a 95%
+                   interval beyond the bound. A comparison that cannot be tested yet counts in m all the same.
+    cannot tell    Neither.
+
+The tests are those that the intervals come from: Student's t over seeds (`lora.stats`), the sign test over rounds for
+ratios of times (`lora.efficiency.statistics`). What is counted has no error: it keeps its bound or breaks it.
+A family is a claim about one encoder or one device, by one rule. Between claims nothing is corrected, since each was
+stated for itself; the table of all pairs, in which one may go looking, is corrected as a whole.
+
+Nothing is decided on fewer than 5 pairs of seeds, either way: a convention of this project. A claim about each run's
+best epoch is judged on the last epoch too: the best one is chosen on the dev set that is reported.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
-from lora.claims.statements import Claim, Compare
+from lora.claims.costs import ratios, read_json
+from lora.claims.findings import Finding, after_holm, smallest_p
+from lora.claims.statements import Bound, Claim, Compare
 from lora.errors import UserError
-from lora.stats import ENOUGH_SEEDS, by_task, mean_interval, paired_differences
+from lora.stats import (
+    ENOUGH_SEEDS,
+    MOST_SEEDS,
+    mean_interval,
+    mean_p,
+    paired_differences,
+    seed_averages,
+    seeds_needed,
+)
 from lora.summary import START_TITLES, Planned, kinds_of, method_label
 from lora.tasks import TASKS
 
 WORDS = {True: "supported", False: "not supported", None: "cannot tell"}
-TIMES = ("step_ms", "latency_ms")  # measured; the others are counted, and exact
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One comparison, judged.
-
-    Args:
-        label: What was compared.
-        mean, low, high: The difference in points or the ratio, and its interval; NaN where it is not known.
-        n: Pairs of seeds in the task with the fewest, or repetitions; None for what is counted and exact.
-        bound: As stated.
-        holds: None: cannot tell, for the `reason`.
-        runs: The run_ids, or the file, behind it.
-    """
-
-    label: str
-    mean: float
-    low: float
-    high: float
-    n: int | None
-    bound: str
-    holds: bool | None
-    reason: str
-    runs: tuple[str, ...]
-    unit: Literal["points", "ratio", "failures"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,9 @@ class Verdict:
     Args:
         about: The encoder or the device; empty where there is nothing to judge on.
         not_glue: Judged on the embedded tasks.
+        on_last: The same claim on each run's last epoch, for claims about the best one; else None.
+        stated: The commit in which the claim last changed, abbreviated; empty where that is not known.
+        stated_later: Whether that is later than some of the runs; None where it is not known.
     """
 
     claim: Claim
@@ -67,6 +69,9 @@ class Verdict:
     word: Literal["supported", "not supported", "cannot tell"]
     reason: str
     not_glue: bool = False
+    on_last: "Verdict | None" = None
+    stated: str = ""
+    stated_later: bool | None = None
 
 
 def judge(
@@ -103,14 +108,21 @@ def on_runs(claim: Claim, planned: Sequence[Planned], frame: pd.DataFrame) -> li
         of_model = [p for p in planned if p.model == model]
         sides = [(select(of_model, c.one, c.where), select(of_model, c.other, c.where)) for c in claim.compare]
         if all(one and other for one, other in sides):
-            pairs = zip(claim.compare, sides, strict=True)
-            findings = [
-                found for compare, (one, other) in pairs for found in differences(claim, compare, one, other, frame)
-            ]
-            embedded = any(TASKS[p.task].family == "embedded" for one, _ in sides for p in one)
-            verdicts.append(verdict(claim, model, findings, not_glue=embedded))
+            judged = on_model(claim, model, sides, frame)
+            if claim.metric == "best":
+                judged = replace(judged, on_last=on_model(replace(claim, metric="last"), model, sides, frame))
+            verdicts.append(judged)
     nothing = "none of the experiment's runs that it compares are planned here"
     return verdicts or [Verdict(claim, "", (), "cannot tell", nothing)]
+
+
+def on_model(
+    claim: Claim, model: str, sides: Sequence[tuple[list[Planned], list[Planned]]], frame: pd.DataFrame
+) -> Verdict:
+    pairs = zip(claim.compare, sides, strict=True)
+    findings = [found for compare, (one, other) in pairs for found in differences(claim, compare, one, other, frame)]
+    embedded = any(TASKS[p.task].family == "embedded" for one, _ in sides for p in one)
+    return verdict(claim, model, findings, not_glue=embedded)
 
 
 def select(planned: Sequence[Planned], side: Mapping[str, Sequence[str]], where: str) -> list[Planned]:
@@ -146,29 +158,41 @@ def differences(
         labels = [
             f"{label} from {START_TITLES[side[0].start]}" for label, side in zip(labels, (one, other), strict=True)
         ]
-    return [difference(claim, compare, labels, group, pairs) for group in groups]
+    return [difference(compare.bound, labels, group, pairs) for group in groups]
 
 
-def difference(
-    claim: Claim, compare: Compare, labels: Sequence[str], tasks: Sequence[str], pairs: pd.DataFrame
-) -> Finding:
+def difference(bound: Bound, labels: Sequence[str], tasks: Sequence[str], pairs: pd.DataFrame) -> Finding:
+    absent = [TASKS[task].title for task in tasks if task not in set(pairs["task"])]
     here = pairs[pairs["task"].isin(tasks)]
-    values = by_task(here)
-    absent = [TASKS[task].title for task in tasks if task not in values]
-    found = mean_interval([] if absent else [values[task] for task in tasks])
-    titles = ", ".join(TASKS[task].title for task in tasks)
-    over = f"average of {titles}" if len(tasks) > 1 else titles
-    holds, reason = None, ""
+    here = here[here.groupby("seed")["task"].transform("nunique") == len(tasks)]  # as `seed_averages` takes them
+    values = seed_averages(here, tasks)
+    found, holds, p_against = mean_interval(values), None, math.nan
     if absent:
         reason = f"no pair of seeds on {', '.join(absent)}"
+    elif not found.n:
+        reason = "no seed has a pair on every task"
     elif found.n < ENOUGH_SEEDS:
-        reason = f"{found.n} of at least {ENOUGH_SEEDS} pairs of seeds"
+        seeds = "pairs of seeds" if len(tasks) == 1 else "seeds with a pair on every task"
+        reason = f"{found.n} {seeds}, and this project's convention is at least {ENOUGH_SEEDS}{needed(values, bound)}"
+    elif math.isnan(found.low):
+        reason = "all differences are equal, so there is no interval"
     else:
-        holds = compare.bound.holds(found.low, found.high)
-        reason = "" if holds is not None else "the bound lies inside the interval"
-    runs = tuple(here["run_id"]) + tuple(here["run_id_other"])
-    label = f"{labels[0]} - {labels[1]}, {over}"
-    return Finding(label, found.mean, found.low, found.high, found.n, compare.bound.text, holds, reason, runs, "points")
+        holds, p_against = bound.holds(found.low, found.high), smallest_p(values, bound, mean_p)
+        reason = "" if holds is not None else f"the bound lies inside the interval{needed(values, bound)}"
+    titles = ", ".join(TASKS[task].title for task in tasks)
+    label = f"{labels[0]} - {labels[1]}, {f'average of {titles}' if len(tasks) > 1 else titles}"
+    runs, edges = (*here["run_id"], *here["run_id_other"]), tuple(edge for edge, _ in bound.edges)
+    numbers = (found.mean, found.low, found.high, found.n)
+    return Finding(label, *numbers, bound.text, edges, p_against, holds, reason, runs, "points")
+
+
+def needed(values: Float[np.ndarray, " n"], bound: Bound) -> str:
+    """How many seeds would decide, as a part of a reason; nothing where the values have no spread to go by."""
+    if len(values) < 2 or not np.ptp(values):
+        return ""
+    count = seeds_needed(values, lambda low, high: bound.holds(low, high) is not None)
+    seeds = f"more than {MOST_SEEDS} would be needed" if count is None else f"{count} would be enough"
+    return f"; with this mean and spread, {seeds}"
 
 
 def label_of(side: Sequence[Planned]) -> str:
@@ -186,33 +210,6 @@ def on_measurements(claim: Claim, folder: Path) -> list[Verdict]:
     return verdicts or [Verdict(claim, "", (), "cannot tell", "nothing was measured: results/efficiency is empty")]
 
 
-def ratios(claim: Claim, compare: Compare, summary: Mapping[str, Any], path: Path, folder: Path) -> list[Finding]:
-    """The ratio of one measure, for each batch x tokens where it has one; nothing where the method was not measured.
-
-    Raises: UserError: If the summary is of another layout.
-    """
-    try:
-        to_other = (summary.get(compare.one) or {}).get(f"to_{compare.other}")
-        if to_other is None or to_other.get(claim.measure) is None:
-            return []
-        values, rounds = to_other[claim.measure], summary["about"]["plan"]["rounds"]
-        by_shape = values if isinstance(values, dict) else {"": values}
-        intervals = to_other[f"{claim.measure}_interval"] if claim.measure in TIMES else {}
-        found = []
-        for shape, value in by_shape.items():
-            low, high = (intervals[shape] or (math.nan, math.nan)) if claim.measure in TIMES else (value, value)
-            holds, n = compare.bound.holds(low, high), rounds if claim.measure in TIMES else None
-            reason = "" if holds is not None else "the bound lies inside the interval"
-            if math.isnan(low) or (n is not None and n < ENOUGH_SEEDS):
-                holds, reason = None, f"{n} repetitions are too few for an interval"
-            label = f"{claim.measure} of {compare.one} / {compare.other}" + (f" at {shape}" if shape else "")
-            source = (str(path.relative_to(folder.parent)),)
-            found.append(Finding(label, value, low, high, n, compare.bound.text, holds, reason, source, "ratio"))
-        return found
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not a summary of python -m lora.efficiency: {error!r}") from error
-
-
 def on_check(claim: Claim, cases: Sequence[Mapping[str, Any]]) -> Verdict:
     """Whether something holds exactly, case by case: any failure refutes it."""
     if not cases:
@@ -223,23 +220,14 @@ def on_check(claim: Claim, cases: Sequence[Mapping[str, Any]]) -> Verdict:
     for case in cases:
         trials, fails = case["trials"], case["failures"]
         holds, runs = trials > 0 and fails == 0, tuple(case["runs"])
-        findings.append(Finding(case["label"], fails, fails, fails, trials, "exactly 0", holds, "", runs, "failures"))
+        numbers, p_against = (fails, fails, fails, trials), 1.0 if holds else 0.0
+        findings.append(Finding(case["label"], *numbers, "exactly 0", (), p_against, holds, "", runs, "failures"))
     return verdict(claim, claim.check, findings)
 
 
 def verdict(claim: Claim, about: str, findings: Sequence[Finding], not_glue: bool = False) -> Verdict:
+    findings = after_holm(findings)
     holds = [found.holds for found in findings]
     word = WORDS[False if False in holds else None if None in holds else True]
     reasons = dict.fromkeys(found.reason for found in findings if found.holds is None)
     return Verdict(claim, about, tuple(findings), word, "; ".join(reasons) if word == "cannot tell" else "", not_glue)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises: UserError: If it is no JSON object."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object, found {type(content).__name__}")
-    return content
