@@ -92,9 +92,10 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
     """
     folder = records_folder(name, overrides, results)
     records, problems = load_records(folder)
-    if name != Path(name).name:  # the precision may follow the machine that made them
-        precisions = {record.config["train"]["precision"] for record in records}
-        overrides = [*overrides, *(f"train.precision={precision}" for precision in sorted(precisions))]
+    if name != Path(name).name:  # precision and kernels may follow the machine that made them
+        for key in ("precision", "kernels"):
+            values = {record.config["train"][key] for record in records}
+            overrides = [*overrides, *(f"train.{key}={value}" for value in sorted(values))]
     sections = experiments_shown(Path(name).name, overrides, {record.run_id for record in records})
     cells = list({cell.run_id: cell for found in sections.values() for cell in found}.values())
     now = state_of(cells, records, problems)

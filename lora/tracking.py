@@ -23,6 +23,7 @@ from lora.config import RunConfig
 from lora.errors import UserError
 from lora.results import RunRecord
 
+ASK_SECONDS = 60.0  # loading W&B from a cold disk
 LAST_SECONDS = 30.0  # for the process beside to end when the worker does: a batch system then ends both
 
 senders: dict[tuple[str, str], "Sender"] = {}  # of this process, by mode and folder
@@ -112,6 +113,33 @@ def track(config: RunConfig) -> Tracked:
             if sender is None or sender.process.poll() is not None:
                 sender = senders[key] = Sender(*key)
     return Tracked(sender, config)
+
+
+def destination(tracking: str, outputs: str) -> str | None:
+    """Where the copies of runs go, in words. None if there are none.
+
+    Asks the program that sends them, so that what is said is what happens; W&B is not loaded here.
+
+    Args:
+        tracking, outputs: As in `RuntimeConfig`.
+    """
+    if tracking == "off":
+        return None
+    folder = f"the folder {Path(outputs) / 'wandb'}, sent nowhere"
+    if tracking == "offline":
+        return folder
+    command = [sys.executable, "-m", "lora.wandb_writer", "--destination", tracking]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=ASK_SECONDS)
+        online = json.loads(done.stdout.splitlines()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return f"W&B's server if it has a key, else {folder} (W&B did not say)"
+    if online is None:
+        return f"{folder} (W&B has no key)"
+    project = (
+        f"{online['entity']}/{online['project']}" if online["entity"] else f"{online['project']} of the key's owner"
+    )
+    return f"{online['url']}, project {project}"
 
 
 def main() -> None:

@@ -146,6 +146,51 @@ def test_no_failure_reaches_the_cell(offline, tiny_config, monkeypatch, tmp_path
     assert equal_science(record, quiet)
 
 
+def test_where_copies_go_is_what_wandb_itself_would_do(monkeypatch, tmp_path):
+    """Against W&B's own account of its settings: with a key, without one, and where nobody can be asked."""
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.com")
+    for name in ("WANDB_API_KEY", "WANDB_ENTITY", "WANDB_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    folder = f"the folder {tmp_path}/wandb, sent nowhere"
+    assert tracking.destination("off", str(tmp_path)) is None
+    assert tracking.destination("offline", str(tmp_path)) == folder
+    assert tracking.destination("auto", str(tmp_path)) == f"{folder} (W&B has no key)"
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    said = tracking.destination("auto", str(tmp_path))
+    assert said == "https://wandb.example.com, project lora-glue of the key's owner"
+    monkeypatch.setenv("WANDB_ENTITY", "team")
+    monkeypatch.setenv("WANDB_PROJECT", "glue")
+    assert tracking.destination("auto", str(tmp_path)) == "https://wandb.example.com, project team/glue"
+    assert tracking.destination("offline", str(tmp_path)) == folder
+    monkeypatch.setattr(tracking.sys, "executable", "/no/such/program")
+    assert (
+        tracking.destination("auto", str(tmp_path)) == f"W&B's server if it has a key, else {folder} (W&B did not say)"
+    )
+
+
+def test_copies_are_announced_before_a_run_and_before_a_sweep(tiny_overrides, tmp_path):
+    place = (
+        f"  copies:  for W&B, to the folder {tmp_path}/outputs/wandb, sent nowhere (runtime.tracking=off makes none)\n"
+    )
+    asked = [*tiny_overrides, "train.epochs=1", "runtime.tracking=offline"]
+    one = subprocess.run([sys.executable, "-m", "lora", *asked], cwd=ROOT, capture_output=True, text=True)
+    assert one.returncode == 0, one.stderr
+    assert "  kernels: stock" in one.stdout and place in one.stdout
+    assert one.stdout.index(place) < one.stdout.index(": ok, ")
+    sweep = [sys.executable, "-m", "lora", "-m", *asked[1:], "profile=small", "seed=1,2", "launcher.workers=1"]
+    more = subprocess.run(sweep, cwd=ROOT, capture_output=True, text=True)
+    assert more.returncode == 0, more.stderr
+    assert "  kernels: stock" in more.stdout and place in more.stdout
+    quiet = subprocess.run(
+        [sys.executable, "-m", "lora", *tiny_overrides, "train.epochs=1", "seed=3"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert quiet.returncode == 0 and "copies:" not in quiet.stdout
+
+
 SLOW_READER = """
 import json, sys, time
 time.sleep(1)  # the pipe is full by then
