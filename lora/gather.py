@@ -13,7 +13,7 @@ import yaml
 from lora.checks import SettingsError
 from lora.claims.statements import SELECTORS
 from lora.compose import CONF, compose_config, describe_group
-from lora.config import run_config
+from lora.config import RunConfig, run_config
 from lora.dev_predictions import with_collapsed
 from lora.errors import UserError
 from lora.learning_rate import LEARNING_RATE
@@ -115,26 +115,24 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
 
 
 def other_runs(records: Iterable[RunRecord], profile: str) -> list[Planned]:
-    """Of records that no experiment at hand expects, those that are `ok` and of settings that this version has."""
+    """Of records that no experiment at hand expects, those that are `ok` and named by settings that this version has."""
     found = []
     for record in records:
         if record.status == "ok":
             with contextlib.suppress(SettingsError):
-                found.append(planned_of(record, profile))
+                config = run_config(record.config)
+                if config.run_id == record.run_id:
+                    found.append(planned_of(config, profile))
     return found
 
 
-def planned_of(record: RunRecord, profile: str) -> Planned:
-    """What a record that no experiment expects has in a table: its settings beside those that conf/ makes.
-
-    Raises: SettingsError: If its configuration is none of this version.
-    """
-    config = run_config(record.config)
+def planned_of(config: RunConfig, profile: str) -> Planned:
+    """What a run that no experiment expects has in a table: its settings beside those that conf/ makes."""
     model = "local" if config.model.source == "local" else config.model.name
     groups = (f"profile={profile}", f"model={model}", f"method={config.method.name}", f"protocol={config.protocol}")
     base = base_run(config, [*groups, f"data.source={config.data.source}"])
     return Planned(
-        run_id=record.run_id,
+        run_id=config.run_id,
         model=config.model.name,
         protocol=config.protocol,
         start=config.start,
