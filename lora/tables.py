@@ -121,18 +121,20 @@ def table6(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataF
 
 
 def start_table(frame: pd.DataFrame, summary: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
-    """Tasks by where the modules start, and the difference in pairs of one seed.
+    """Tasks and methods by where they start, and the difference in pairs of one seed.
 
-    Returns: Columns Task, one per start, `MNLI - pretrained` (median of the seeds' differences), `Range` of these, and
-        Pairs.
+    Returns: Columns Task, Method where there are several, one per start, `MNLI - pretrained` (median of the seeds'
+        differences), `Range` of these, and Pairs.
     """
     best, lines = frame.set_index("run_id")["best"], []
-    for task in in_order(summary):
-        rows = summary[summary["task"] == task].set_index("start")
+    for (task, slug, method), group in by_task_and_method(summary):
+        rows = group.set_index("start")
         line = {"Task": task_label(TASKS[task])}
-        line |= {title: cell_text(rows.loc[start]) for start, title in START_TITLES.items()}
+        line |= {"Method": method_label(slug, method)} if summary["slug"].nunique() > 1 else {}
+        line |= {title: cell_text(rows.loc[s]) if s in rows.index else "-" for s, title in START_TITLES.items()}
         by_seed = {
-            start: {p.seed: p.run_id for p in planned if (p.task, p.start) == (task, start)} for start in rows.index
+            start: {p.seed: p.run_id for p in planned if (p.task, p.slug, p.start) == (task, slug, start)}
+            for start in START_TITLES
         }
         pairs = [
             100 * (best[child] - best[by_seed["pretrained"][seed]])
@@ -146,3 +148,9 @@ def start_table(frame: pd.DataFrame, summary: pd.DataFrame, planned: Sequence[Pl
         line["Pairs"] = str(len(differences))
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def by_task_and_method(summary: pd.DataFrame) -> list[tuple[tuple[str, str, str], pd.DataFrame]]:
+    """(task, slug, method) and its rows: tasks in the tables' order, methods as they come."""
+    groups = list(summary.groupby(["task", "slug", "method"], sort=False))
+    return sorted(groups, key=lambda group: in_order(summary).index(group[0][0]))

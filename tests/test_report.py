@@ -157,6 +157,32 @@ def test_the_start_is_compared_in_pairs_of_one_seed():
     assert (line["MNLI - pretrained"], line["Range"], line["Pairs"]) == ("+3.5", "+2.0 to +5.0", "2")
 
 
+def test_the_start_is_compared_method_by_method():
+    records, planned = [], []
+    for method, slug, gain in (("full", "full", 0.02), ("lora", "lora-qv-r8", 0.04)):
+        for start, more in (("pretrained", 0.0), ("mnli", gain)):
+            made = runs({1: 0.60 + more, 2: 0.70 + more}, method, slug, "rte")
+            kept = [
+                (one, dataclasses.replace(p, run_id=p.run_id.replace(".rte.", f".rte.{start}."), start=start))
+                for one, p in zip(made, plan([1, 2], method, slug, "rte"), strict=True)
+            ]
+            planned += [p for _, p in kept]
+            records += [
+                dataclasses.replace(one, run_id=p.run_id, config={**one.config, "start": start}) for one, p in kept
+            ]
+    planned = [p for p in planned if (p.method, p.start) != ("full", "pretrained")] + planned[:2]
+    frame = load_frame(records)
+    lines = start_table(frame, summarise(frame, planned), planned)
+    assert dict(zip(lines["Method"], lines["MNLI - pretrained"], strict=True)) == {
+        "Full fine-tuning": "+2.0",
+        "LoRA (qv, r8)": "+4.0",
+    }
+    assert set(lines["Pairs"]) == {"2"}
+    only = [p for p in planned if (p.method, p.start) != ("full", "pretrained")]
+    lines = start_table(frame, summarise(frame, only), only).set_index("Method")
+    assert lines.loc["Full fine-tuning", ["pretrained", "MNLI - pretrained", "Pairs"]].tolist() == ["-", "-", "0"]
+
+
 def test_records_of_different_rows_share_no_table():
     one, two = runs({1: 0.8, 2: 0.9})
     data = {**two.provenance["data"], "fingerprint": "0" * 64}
