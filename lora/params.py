@@ -200,7 +200,7 @@ def closed_form(model: str, config: MethodConfig) -> int:
     if isinstance(config, BitFitConfig):
         return _biases(sizes)
     if isinstance(config, LoraConfig):
-        return sum(2 * layers * d * config.rank_of(target) for target in config.targets)
+        return sum(layers * _sides(sizes, target) * config.rank_of(target) for target in config.targets)
     assert isinstance(config, BottleneckConfig)
     m = config.bottleneck
     adapters = 2 * layers if isinstance(config, HoulsbyConfig) else layers
@@ -208,6 +208,12 @@ def closed_form(model: str, config: MethodConfig) -> int:
         adapters -= config.drop_layers
     layer_norms = 2 * layers if config.layer_norms == "trained" else 0
     return adapters * (2 * d * m + m + d) + layer_norms * 2 * d
+
+
+def _sides(sizes: Mapping[str, Any], target: str) -> int:
+    """Inputs and outputs of a target's matrix together: a rank of LoRA trains as many values."""
+    d, ffn = sizes["hidden_size"], sizes["intermediate_size"]
+    return d + ffn if target in ("i", "f") else 2 * d
 
 
 def _body(sizes: Mapping[str, Any]) -> int:

@@ -19,8 +19,8 @@ METHOD_TITLES = {  # in the tables' order
 }
 CELL = ["model", "protocol", "start", "slug", "method", "task"]  # what the seeds of one cell share
 START_TITLES = {"pretrained": "pretrained", "mnli": "MNLI"}
-TARGET_TITLES = {"q": "Wq", "k": "Wk", "v": "Wv", "o": "Wo"}
-LORA_SLUG = re.compile(r"lora-([qkvo]+)-r(\d+)")
+TARGET_TITLES = {"q": "Wq", "k": "Wk", "v": "Wv", "o": "Wo", "i": "Wi", "f": "Wf"}  # i, f: the FFN's two
+LORA_SLUG = re.compile(r"lora-([qkvoif]+)-r(\d+)")
 KINDS = ("whole", "part", "embedded")  # of a task's train rows: never in one table
 
 
@@ -95,7 +95,7 @@ def lora_of(slug: str) -> tuple[str, int]:
     """
     match = LORA_SLUG.fullmatch(slug)
     if match is None:
-        raise ValueError(f"{slug!r} does not name target sets of q, k, v, o at one rank")
+        raise ValueError(f"{slug!r} does not name target sets of q, k, v, o, i, f at one rank")
     return ", ".join(TARGET_TITLES[target] for target in match[1]), int(match[2])
 
 

@@ -20,6 +20,7 @@ from lora.comparisons import against_reference, beside_paper, best_against_last,
 from lora.errors import UserError
 from lora.formats import Table, latex, markdown, sort_value
 from lora.gather import refuse_mixed_rows
+from lora.methods.configs import LoraConfig
 from lora.provenance import ROOT
 from lora.readme import block
 from lora.report import build, main, pages, write
@@ -140,6 +141,8 @@ def test_tables_5_and_6_have_the_papers_cells_beside_ours():
 def test_cells_of_other_kinds_are_not_in_tables_5_and_6():
     with pytest.raises(ValueError, match="does not name target sets"):
         lora_of("lora-qv-r8-rslora")
+    assert lora_of("lora-qkvoif-r1") == ("Wq, Wk, Wv, Wo, Wi, Wf", 1)
+    assert LoraConfig(targets=tuple("fivokq"), rank=1).slug == "lora-qkvoif-r1"
 
 
 def test_the_start_is_compared_in_pairs_of_one_seed():
