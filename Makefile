@@ -49,28 +49,28 @@ wandb-sync: $(READY) ## Send to W&B what was recorded offline
 	if [ -z "$$runs" ]; then echo "nothing was recorded offline"; exit 0; fi
 	$(VENV) -m wandb sync $$runs
 
-tables: setup ## Rebuild every committed table, verdict, report and notebook from the records
-	@profiles=$$(git ls-files results | sed -n 's|^results/\(.*\)/runs/.*|\1|p' | sort -u)
-	if [ -z "$$profiles" ]; then echo "no records are committed under results/" >&2; exit 1; fi
+tables: setup ## Rebuild every committed table, verdict, page and notebook from the records in results/reference
+	@profiles=$$(git ls-files results/reference | sed -n 's|^results/\(reference/[^/]*\)/runs/.*|\1|p' | sort -u)
+	if [ -z "$$profiles" ]; then echo "no records are committed under results/reference/" >&2; exit 1; fi
 	status=0
-	for profile in $$profiles; do $(VENV) -m lora.report "$$profile" || status=$$?; done
-	if [ -n "$$(git ls-files results/efficiency)" ]; then $(VENV) -m lora.efficiency.report || status=$$?; fi
-	if [ -n "$$(git ls-files 'results/bench/*/measurements.json')" ]; then $(VENV) -m lora.benchmarks --tables || status=$$?; fi
+	for profile in $$profiles; do $(VENV) -m lora.report "$$profile" --pages || status=$$?; done
+	if [ -n "$$(git ls-files results/reference/efficiency)" ]; then $(VENV) -m lora.efficiency.report --reference || status=$$?; fi
+	if [ -n "$$(git ls-files 'results/reference/bench/*/measurements.json')" ]; then $(VENV) -m lora.benchmarks --tables --reference || status=$$?; fi
 	$(VENV) notebooks/execute.py
 	exit $$status
 
-bench: setup ## Cells per hour and steps beside Trainer + PEFT, 30 minutes on two idle cores without AMX (ARGS="--rounds 3 --cells 24")
-	@$(VENV) -m lora.benchmarks $(ARGS)
+bench: setup ## Cells per hour and steps beside Trainer + PEFT, 30 minutes on two idle cores without AMX (ARGS="--rounds 3 --cells 24"; REFERENCE=1: to the committed results)
+	@$(VENV) -m lora.benchmarks $(if $(filter 1,$(REFERENCE)),--reference) $(ARGS)
 
 bench-gpu: setup ## One training step of every contender on one GPU, in minutes (ARGS="--compile")
-	@$(VENV) -m lora.benchmarks.gpu $(ARGS)
+	@$(VENV) -m lora.benchmarks.gpu $(if $(filter 1,$(REFERENCE)),--reference) $(ARGS)
 
 lint: $(READY) ## Check style and format
 	@$(VENV) -m ruff check .
 	$(VENV) -m ruff format --check .
 
 efficiency: setup ## Measure what each method costs in memory, files and time (ARGS="--model roberta_base --rounds 10")
-	@$(VENV) -m lora.efficiency $(ARGS)
+	@$(VENV) -m lora.efficiency $(if $(filter 1,$(REFERENCE)),--reference) $(ARGS)
 
 # Made when .ci/setup has ended well, again when pyproject.toml has changed, and when .venv lost its interpreter.
 $(READY): pyproject.toml $(shell test -x $(VENV) || echo FORCE)

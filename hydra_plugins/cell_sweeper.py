@@ -21,6 +21,13 @@ class CellSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        from lora.launch import launch_cells
+        from lora.launch import UnfinishedError, launch_cells
+        from lora.report import print_sweep
 
-        return launch_cells(self.launcher, self.config, arguments)
+        try:
+            state = launch_cells(self.launcher, self.config, arguments)
+        except UnfinishedError:
+            print_sweep(self.config.profile.name, arguments)
+            raise
+        print_sweep(self.config.profile.name, arguments)
+        return state

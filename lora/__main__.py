@@ -2,9 +2,11 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import TextIO
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -12,7 +14,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from lora.cells import run_cell, run_job
-from lora.compose import CONF, check_groups, compose_run, explain, register_resolvers
+from lora.compose import CONF, check_overrides, compose_run, explain, register_resolvers
 from lora.errors import UserError
 from lora.launch import UnfinishedError
 from lora.locks import HeldError
@@ -33,6 +35,15 @@ def say(line: str, stream: TextIO) -> None:
     """Once for all processes of a cell."""
     if is_main_process():
         print(line, file=stream)
+
+
+def refuse_experiment(overrides: Sequence[str]) -> None:
+    """
+    Raises: UserError: If a single run is given an experiment, which is a grid of them.
+    """
+    named = [override for override in overrides if override.startswith("experiment=")]
+    if named and named[-1] != "experiment=null":
+        raise UserError(f"{named[-1]} is a grid of runs: python -m lora -m {' '.join(overrides)} trains them")
 
 
 def leave_group() -> None:
@@ -60,13 +71,14 @@ def main() -> None:
         if job.mode != RunMode.RUN:
             return run_job(list(job.overrides.task))
         try:
+            refuse_experiment(job.overrides.task)
             ended.append(run_cell(compose_run(job.overrides.task), mistakes_fail=False))
         except (UserError, HeldError, InterruptedRunError) as error:
             ended.append(error)
         return None
 
     try:
-        check_groups([argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")])
+        check_overrides(get_args_parser().parse_known_args()[0].overrides)
         cell()
         for end in ended:
             if isinstance(end, Exception):

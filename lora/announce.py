@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from lora.progress import duration
-from lora.provenance import ROOT
+from lora.provenance import REFERENCE, RESULTS
 from lora.results import RunRecord, load_records
 from lora.sweep import Cell, State
 
@@ -13,7 +13,7 @@ SUSTAINED_FLOPS = 100e12  # about a third of an A100's bf16 peak
 
 def reference_records() -> list[RunRecord]:
     """Records that came with the clone: how long a cell takes is estimated from them."""
-    folders = [*sorted((ROOT / "results").glob("*/runs")), *sorted((ROOT / "results" / "reference").glob("*/runs"))]
+    folders = [*sorted(RESULTS.glob("*/runs")), *sorted((RESULTS / REFERENCE).glob("*/runs"))]
     return [record for folder in folders for record in load_records(folder.parent)[0]]
 
 
@@ -24,10 +24,11 @@ def announcement(
     todo: Sequence[Cell],
     expected: dict[str, float | None],
     workers: int,
+    results: str,
 ) -> str:
-    """What will run and how long it will take, said before it starts."""
+    """What will run and how long it will take, said before it starts; or whose records stand in for it."""
     if not todo:
-        return f"profile {profile}: all {len(cells)} cells are there already ({len(now.failed)} failed)"
+        return f"profile {profile}: nothing to train, all {len(cells)} runs are in {results} already" + origin(now)
     known = [value for value in expected.values() if value is not None]
     seconds = sum(known) / len(known) * len(todo) / min(workers, len(todo)) if known else None
     tasks, slugs = dict.fromkeys(c.task for c in todo), dict.fromkeys(c.slug for c in todo)
@@ -39,6 +40,21 @@ def announcement(
         f"{workers} at a time\n"
         f"  tasks:   {', '.join(tasks)}\n  methods: {', '.join(slugs)}\n"
         f"  time:    {estimate}"
+    )
+
+
+def origin(now: State) -> str:
+    """When, where and on what the records were made."""
+    records = [*now.ok.values(), *now.failed.values()]
+    days = sorted({record.started_at[:10] for record in records})
+    made = [record.provenance for record in now.ok.values()]
+    devices = dict.fromkeys(one["device"] for one in made)
+    rows = dict.fromkeys(one["data"]["source"] for one in made)
+    models = dict.fromkeys(record.config["model"]["name"] for record in records)
+    failed = f"; {len(now.failed)} of them failed (RETRY_FAILED=1 trains these again)" if now.failed else ""
+    return (
+        f"\n  made:    {' to '.join(dict.fromkeys((days[0], days[-1])))}, on {', '.join(devices) or 'no device'}\n"
+        f"  of:      {', '.join(models)}, rows from {', '.join(rows) or 'nowhere'}{failed}"
     )
 
 

@@ -29,14 +29,14 @@ from lora.results import (
     write_record,
 )
 from lora.signals import InterruptedRunError
+from lora.stand_in import check_inputs
 from lora.tracking import Tracked, track
-from lora.weights import locate
 
 PACK = "+cells="  # the override that hands several cells to one job
 
 
 def run_cell(config: RunConfig, mistakes_fail: bool) -> RunRecord:
-    """The cell's record: the one that is there, or a new one. What goes wrong in training makes a `failed` record.
+    """The run's record: the one that is there, or a new one. What goes wrong in training makes a `failed` record.
 
     Args:
         mistakes_fail: A user's mistake makes a `failed` record too, so that the other cells of a sweep go on.
@@ -44,28 +44,15 @@ def run_cell(config: RunConfig, mistakes_fail: bool) -> RunRecord:
         InterruptedRunError: If a signal asked for it.
     """
     record = usable_record(config)
+    if not mistakes_fail and (record is None or config.data.source != "hub"):  # else a launcher has looked already
+        check_inputs([config], [record] if record is not None else [])  # before torch is loaded, which takes seconds
     if record is not None:
         return record
     check_batch(config.train, processes())  # before the lock, which leaves a folder
-    if not mistakes_fail:  # a launcher has looked already, once for all cells
-        check_inputs(config)
     if not is_main_process():
         return train(config, mistakes_fail, None)
     with held(lock_path(config.runtime.outputs, config.run_id)) as heart:
         return usable_record(config) or train(config, mistakes_fail, heart)  # another worker may just have ended
-
-
-def check_inputs(config: RunConfig) -> None:
-    """Look for rows and weights before torch is loaded, which takes seconds.
-
-    Raises: UserError: If they are not to be had.
-    """
-    from lora.data import read
-    from lora.tasks import TASKS
-
-    data = config.data
-    read(TASKS[config.task], data.source, data.path, data.revision, data.train_rows)
-    locate(config.model)
 
 
 def usable_record(config: RunConfig) -> RunRecord | None:

@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from lora.stats import LEVEL
-from lora.summary import CELL, Planned, in_order, method_label, task_label
+from lora.summary import CELL, ROW, Planned, expected_runs, in_order, task_label
 from lora.tables import average, cell_text, number, seeds_text
 from lora.tasks import TASKS
 
@@ -23,7 +23,7 @@ def beside_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame)
             paper_model, paper_method, paper_trainable.
     """
     tasks, lines = in_order(summary), []
-    for (model, protocol, slug, method), group in summary.groupby(["model", "protocol", "slug", "method"], sort=False):
+    for (model, protocol, slug, _, _, label), group in summary.groupby(ROW, sort=False):
         row = published_row(rows, model, protocol, slug)
         if row is None:
             continue
@@ -33,7 +33,7 @@ def beside_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame)
         by_task = group.set_index("task")
         name = f"{row['paper_model']} {row['paper_method']} {row['paper_trainable']}"
         start = {"Model": model} if summary["model"].nunique() > 1 else {}
-        start |= {"Method": method_label(slug, method)}
+        start |= {"Method": label}
         for task in tasks:
             if task not in by_task.index:
                 continue
@@ -142,16 +142,16 @@ def best_against_last(frame: pd.DataFrame, curves: pd.DataFrame, planned: Sequen
         epoch that is best on the mean of the cell's other seeds, in which no run profits from its own luck; the last.
         `Flatters` is the mean of best minus the second, `Best - last` that of best minus the third.
     """
-    expected = pd.DataFrame([vars(p) for p in planned]).merge(frame[["run_id", "best", "last"]], on="run_id").dropna()
+    expected = expected_runs(planned).merge(frame[["run_id", "best", "last"]], on="run_id").dropna()
     by_run = {run_id: group.to_numpy() for run_id, group in curves.groupby("run_id")["value"]}
     lines = []
-    for (_, _, _, slug, method, task), runs in expected.groupby(CELL, sort=False):
+    for _, runs in expected.groupby(CELL, sort=False):
         best, last = 100 * runs["best"], 100 * runs["last"]
         others = 100 * chosen_by_others(np.column_stack([by_run[run_id] for run_id in runs["run_id"]]))
         lines.append(
             {
-                "Method": method_label(slug, method),
-                "Task": task_label(TASKS[task]),
+                "Method": runs["label"].iloc[0],
+                "Task": task_label(TASKS[runs["task"].iloc[0]]),
                 "n": str(len(runs)),
                 "Best epoch": number(best.median()),
                 "Other seeds' epoch": number(np.median(others)),
@@ -188,7 +188,7 @@ def against_reference(ours: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFra
         overlap = there and row["min"] <= row["max_reference"] and row["min_reference"] <= row["max"]
         lines.append(
             {
-                "Method": method_label(row["slug"], row["method"]),
+                "Method": row["label"],
                 "Task": row["task"],
                 "This run": span(row["median"], row["min"], row["max"]),
                 "Reference": span(row["median_reference"], row["min_reference"], row["max_reference"]),

@@ -2,8 +2,10 @@
 
 import copy
 import dataclasses
+import difflib
 import functools
 import re
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,14 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from lora.config import RunConfig, run_config
 from lora.errors import UserError
 from lora.liveness import cores
+from lora.methods import METHODS
 from lora.provenance import ROOT
+from lora.weights import local_name
 
 CONF = ROOT / "conf"
 CPUINFO = Path("/proc/cpuinfo")
 SEED = re.compile(r"seed=(?:0|[1-9]\d*)")
+COMPOSED = ("hparams.", "profile.", "protocol.")  # what settings are made from, which differs from option to option
 SECTIONS = ("task", "seed", "start", "start_seed", "start_run", "model", "method", "data", "train", "runtime")
 
 
@@ -54,7 +59,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     Raises: UserError: If a group, option or key does not exist; the message lists the options.
     """
     register_resolvers()
-    check_groups(overrides)
+    check_overrides(overrides)
     try:
         if GlobalHydra.instance().is_initialized():
             return compose("config", overrides=list(overrides))
@@ -64,22 +69,53 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
         raise UserError(explain(error)) from error
 
 
-def check_groups(overrides: Sequence[str]) -> None:
-    """What Hydra itself would end on with a ValueError and its traceback.
+def check_overrides(overrides: Sequence[str]) -> None:
+    """What Hydra would take without a word, recommend, or end on with a traceback.
 
-    Raises: UserError: If a group is given something that names none of its options; the message lists them.
+    Raises: UserError: If an override adds or removes a setting, names none, or gives a group something that names none
+        of its options.
     """
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         raise UserError(explain(error)) from error
     for override in parsed:
-        group = override.key_or_group
-        if override.type == OverrideType.DEL or override.is_sweep_override() or not (CONF / group).is_dir():
+        key, written = override.key_or_group, override.input_line
+        if key.split(".")[0].split("/")[0] == "hydra":  # its own settings, which may be added to
             continue
-        if not isinstance(override.value(), str):
+        is_group = (CONF / key).is_dir()
+        if not is_group and key not in setting_keys() and not key.startswith(COMPOSED):
+            raise UserError(unknown_key(key))
+        if override.type == OverrideType.DEL:
+            raise UserError(f"{written!r} would remove {key}: a setting has a value, which {key}=null may be")
+        if override.type != OverrideType.CHANGE:
+            raise UserError(f"{written!r} would add {key}, which exists: write {written.lstrip('+')}")
+        if is_group and not override.is_sweep_override() and not isinstance(override.value(), str):
             found = override.get_value_element_as_str()
-            raise UserError(f"{group} must be one of {', '.join(describe_group(group))}, got {found}")
+            raise UserError(f"{key} must be one of {', '.join(describe_group(key))}, got {found}")
+
+
+@functools.cache
+def setting_keys() -> tuple[str, ...]:
+    """Every key that a run, a method or a launcher may have, in the order of conf/."""
+    sections = {name: hint for name, hint in typing.get_type_hints(RunConfig).items() if dataclasses.is_dataclass(hint)}
+    keys = [
+        field.name for field in dataclasses.fields(RunConfig) if field.name not in (*sections, "protocol", "method")
+    ]
+    keys += [f"{name}.{field.name}" for name, section in sections.items() for field in dataclasses.fields(section)]
+    keys += [f"method.{field.name}" for method in METHODS.values() for field in dataclasses.fields(method.config)]
+    for path in sorted((CONF / "launcher").glob("*.yaml")):
+        keys += [f"launcher.{key}" for key in OmegaConf.load(path).launcher]
+    return tuple(dict.fromkeys(keys))
+
+
+def unknown_key(key: str) -> str:
+    """The message for a key that is no setting, with the nearest one."""
+    last = {known.rpartition(".")[2]: known for known in reversed(setting_keys())}
+    near = difflib.get_close_matches(key, setting_keys(), 1, 0.7)
+    near = near or [last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], last, 1, 0.7)]
+    nearest = f"; the nearest is {near[0]}" if near else ""
+    return f"{key} is not a setting{nearest} (python -m lora --cfg job lists them all)"
 
 
 def settle(config: DictConfig) -> RunConfig:
@@ -91,12 +127,16 @@ def settle(config: DictConfig) -> RunConfig:
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
-    """The sections of a RunConfig as plain values.
+    """The sections of a RunConfig as plain values; a local encoder named after its folder.
 
-    Raises: UserError: If a value has no row in the protocol's table.
+    Raises: UserError: If a value has no row in the protocol's table, or a local folder holds no encoder.
     """
     try:
-        return {key: _plain(config[key]) for key in SECTIONS} | {"protocol": config.protocol.name}
+        values = {key: _plain(config[key]) for key in SECTIONS} | {"protocol": config.protocol.name}
+        model = values["model"]
+        if model["name"] == model["source"] == "local" and model["path"]:
+            model["name"] = local_name(model["path"])
+        return values
     except InterpolationKeyError as error:
         raise UserError(_no_row(config, error)) from error
 
@@ -189,6 +229,10 @@ def explain(error: Exception) -> str:
     if missing is not None and missing[1] == "hydra/launcher":
         extra = {"submitit_slurm": "slurm"}.get(missing[2], missing[2])
         return f"launcher={extra} needs its Hydra plugin: .venv/bin/python -m pip install --editable '.[{extra}]'"
+    unknown = re.search(r"Could not override '([\w.]+)'|full_key: ([\w.]+)", str(error))
+    if missing is None and unknown is not None:
+        key = unknown[1] or unknown[2]
+        return f"{key} is not a setting of what was chosen" if key in setting_keys() else unknown_key(key)
     if missing is None or missing[1].startswith("hydra/"):
         return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
     group, option = missing.groups()

@@ -28,7 +28,6 @@ from lora.compose import compose_run
 from lora.errors import UserError, first_line
 from lora.gather import Gathered, gather
 from lora.order import drawn
-from lora.provenance import ROOT
 from lora.results import RunRecord, write_atomically
 from lora.sections import METHODS_BY_TASKS, groups_of
 from lora.stats import LEVEL
@@ -217,12 +216,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         gathered = gather(given.profile, given.overrides)
-        folder = ROOT / "results" / given.profile
         labels = read_labels(gathered)
-        entries = compare(gathered, labels, folder)
+        entries = compare(gathered, labels, gathered.folder)
         used = gathered.frame[gathered.frame["task"].isin(labels)]["run_id"]
         made_from = {run_id: gathered.state.ok[run_id].predictions for run_id in used}
-        path = folder / "analysis" / EXAMPLES
+        path = gathered.folder / "analysis" / EXAMPLES
         write_atomically(path, analysis_json(made_from, entries))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

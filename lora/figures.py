@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from lora.stats import LEVEL
-from lora.summary import CELL, Planned, in_order, lora_of, method_label, task_label
+from lora.summary import CELL, ROW, Planned, adapted, expected_runs, in_order, task_label
 from lora.tables import average
 from lora.tasks import TASKS
 
@@ -20,7 +20,7 @@ OVER_SEEDS = "Median over seeds; bars: lowest and highest seed."
 
 def by_rank(summary: pd.DataFrame) -> Figure | None:
     """Table 6 as a figure: the metric by rank, one line per target set."""
-    rows = summary[summary["n"] > 0].assign(lora=lambda table: table["slug"].map(lora_of))
+    rows = summary[summary["n"] > 0].assign(lora=lambda table: [adapted(row) for row in table.itertuples()])
     panels = []
     for task in in_order(rows):
         of_task, series = rows[rows["task"] == task], []
@@ -37,7 +37,7 @@ def by_targets(summary: pd.DataFrame) -> Figure | None:
     rows, panels = summary[summary["n"] > 0], []
     for task in in_order(rows):
         of_task = rows[rows["task"] == task]
-        names = [f"{targets}, r = {rank}" for targets, rank in map(lora_of, of_task["slug"])]
+        names = [f"{targets}, r = {rank}" for targets, rank in map(adapted, of_task.itertuples())]
         series = [{"label": "", "names": names, **spread(range(len(names)), of_task)}]
         panels.append({"title": TASKS[task].title, "y": task_label(TASKS[task]), "series": series})
     note = f"{OVER_SEEDS} All sets have the same number of parameters."
@@ -49,12 +49,12 @@ def by_parameters(summary: pd.DataFrame) -> Figure | None:
     panels = []
     for model, rows in summary.groupby("model", sort=False):
         tasks, series = in_order(rows), []
-        for (protocol, slug, method), group in rows.groupby(["protocol", "slug", "method"], sort=False):
+        for (_, protocol, _, _, _, label), group in rows.groupby(ROW, sort=False):
             values, count = group.set_index("task"), group["trainable_method"].dropna()
             middle, low, high = (average(values[column], tasks) for column in ("median", "min", "max"))
             if pd.isna(middle) or not len(count):
                 continue
-            label = method_label(slug, method) + (f", {protocol}" if rows["protocol"].nunique() > 1 else "")
+            label += f", {protocol}" if rows["protocol"].nunique() > 1 else ""
             series.append({"label": label, "x": [int(count.iloc[0])], "y": [middle], "low": [low], "high": [high]})
         if series:
             titles = ", ".join(TASKS[task].title for task in tasks)
@@ -69,13 +69,13 @@ def by_parameters(summary: pd.DataFrame) -> Figure | None:
 
 def learning_curves(curves: pd.DataFrame, planned: Sequence[Planned]) -> Figure | None:
     """The metric by epoch, per task; the band is the range of the seeds."""
-    runs = pd.DataFrame([vars(p) for p in planned]).merge(curves, on="run_id")
+    runs = expected_runs(planned).merge(curves, on="run_id")
     panels = []
     for task in in_order(runs):
         series = []
-        for (_, protocol, _, slug, method, _), cell in runs[runs["task"] == task].groupby(CELL, sort=False):
+        for (_, protocol, _, _, _, label, *_), cell in runs[runs["task"] == task].groupby(CELL, sort=False):
             by_epoch = cell.groupby("epoch")["value"].agg(["median", "min", "max"]) * 100
-            label = method_label(slug, method) + (f", {protocol}" if runs["protocol"].nunique() > 1 else "")
+            label += f", {protocol}" if runs["protocol"].nunique() > 1 else ""
             band = {"low": by_epoch["min"].tolist(), "high": by_epoch["max"].tolist()}
             series.append({"label": label, "x": by_epoch.index.tolist(), "y": by_epoch["median"].tolist(), **band})
         panels.append({"title": TASKS[task].title, "y": task_label(TASKS[task]), "band": True, "series": series})

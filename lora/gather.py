@@ -1,5 +1,6 @@
 """What a profile's records amount to: the runs that its experiments expect, as one frame. From here on, no settings."""
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,15 +10,19 @@ import pandas as pd
 import yaml
 
 from lora.claims.statements import SELECTORS
-from lora.compose import CONF, describe_group
+from lora.compose import CONF, compose_config, describe_group
+from lora.config import run_config
 from lora.errors import UserError
 from lora.learning_rate import LEARNING_RATE
-from lora.provenance import ROOT
-from lora.results import load_frame, load_records
-from lora.summary import LORA_SLUG, METHOD_TITLES, TARGET_TITLES, Planned
-from lora.sweep import Cell, State, requested, state_of
+from lora.provenance import REFERENCE, RESULTS
+from lora.results import RunRecord, load_frame, load_records
+from lora.stand_in import WAY_OUT, check_inputs, distinct
+from lora.summary import LORA_SLUG, METHOD_TITLES, METHODS_BY_TASKS, TARGET_TITLES, Planned, labelled
+from lora.sweep import Cell, State, base_run, requested, state_of
 from lora.tasks import TASKS
+from lora.variants import Variant, variant
 
+OWN = "own"  # records that no experiment at hand expects
 EXPERIMENTS = (
     "glue_table2",
     "adhoc",
@@ -25,6 +30,7 @@ EXPERIMENTS = (
     "lora_ranks",
     "mnli_start",
     LEARNING_RATE,
+    OWN,
 )  # in the report's order
 
 
@@ -33,7 +39,9 @@ class Gathered:
     """The records of a profile that an experiment expects.
 
     Args:
-        name: The folder below results/: a profile, or `reference/<profile>`.
+        name: A profile, or `reference/<profile>`: the folder below `results`, unless the overrides name another.
+        folder: Where the records lie.
+        results: The folder that holds a user's own results, and `reference`.
         overrides: With which its cells are expected.
         planned: Experiment -> the runs that it expects, in the tables' order; only experiments that are shown.
         tried: The runs that the learning rates were chosen by, which no table of results has.
@@ -42,6 +50,8 @@ class Gathered:
     """
 
     name: str
+    folder: Path
+    results: Path
     overrides: tuple[str, ...]
     planned: dict[str, list[Planned]]
     tried: list[Planned]
@@ -53,33 +63,93 @@ class Gathered:
         return Path(self.name).name
 
     @property
+    def is_reference(self) -> bool:
+        """Whether these are the committed runs."""
+        return self.folder.resolve().is_relative_to((self.results / REFERENCE).resolve())
+
+    @property
+    def efficiency(self) -> Path:
+        """The measurements that go with the runs: the committed ones, or those of this machine."""
+        return (self.results / REFERENCE if self.is_reference else self.results) / "efficiency"
+
+    @property
     def every(self) -> list[Planned]:
         """Each expected run once, in the tables' order."""
         return in_table_order({p.run_id: p for planned in self.planned.values() for p in planned}.values())
 
 
-def gather(name: str, overrides: Sequence[str] = (), results: Path = ROOT / "results") -> Gathered:
+def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) -> Gathered:
     """Read a profile's records.
 
     Args:
         overrides: Those that the sweep was launched with, so that the same cells are expected.
-    Raises: UserError: If the profile does not exist, or its records are of different rows.
+    Raises: UserError: If the profile does not exist, its records are of different rows, or rows or weights that the
+        overrides name are not those of the records.
     """
-    records, problems = load_records(results / name)
+    folder = records_folder(name, overrides, results)
+    records, problems = load_records(folder)
     if name != Path(name).name:  # the precision may follow the machine that made them
         precisions = {record.config["train"]["precision"] for record in records}
         overrides = [*overrides, *(f"train.precision={precision}" for precision in sorted(precisions))]
     sections = experiments_shown(Path(name).name, overrides, {record.run_id for record in records})
     cells = list({cell.run_id: cell for found in sections.values() for cell in found}.values())
     now = state_of(cells, records, problems)
+    if any(override.startswith(("data.path=", "model.path=")) for override in overrides):
+        check_inputs(distinct(cells, ()), now.ok.values())
+    others = [record for record in records if record.run_id in now.extra and record.status == "ok"]
+    now = dataclasses.replace(
+        now, ok=now.ok | {r.run_id: r for r in others}, extra=tuple(sorted({*now.extra} - {r.run_id for r in others}))
+    )
     frame = load_frame(list(now.ok.values()))
     refuse_mixed_rows(frame)
-    planned = {
-        experiment: in_table_order(map(as_planned, without_parents(experiment, found)))
-        for experiment, found in sections.items()
-    }
+    expected = {name: list(map(as_planned, without_parents(name, found))) for name, found in sections.items()}
+    add_others(expected, [planned_of(record, Path(name).name) for record in others])
+    planned = {experiment: in_table_order(labelled(found)) for experiment, found in expected.items()}
     tried = planned.pop(LEARNING_RATE, [])
-    return Gathered(name, tuple(overrides), planned, tried, frame, now)
+    return Gathered(name, folder, results, tuple(overrides), planned, tried, frame, now)
+
+
+def planned_of(record: RunRecord, profile: str) -> Planned:
+    """What a record that no experiment expects has in a table: its settings beside those that conf/ makes.
+
+    Raises: UserError: If its configuration is none of this version.
+    """
+    config = run_config(record.config)
+    model = "local" if config.model.source == "local" else config.model.name
+    groups = (f"profile={profile}", f"model={model}", f"method={config.method.name}", f"protocol={config.protocol}")
+    base = base_run(config, [*groups, f"data.source={config.data.source}"])
+    return Planned(
+        run_id=record.run_id,
+        model=config.model.name,
+        protocol=config.protocol,
+        start=config.start,
+        slug=config.method.slug,
+        method=config.method.name,
+        task=config.task,
+        seed=config.seed,
+        variant=variant(config, base),
+    )
+
+
+def add_others(expected: dict[str, list[Planned]], others: Sequence[Planned]) -> None:
+    """Records that nobody asked for: beside the same runs of another encoder, or in a table of their own."""
+
+    def without_encoder(p: Planned) -> tuple:
+        return p.protocol, p.start, p.slug, p.task, p.seed, p.variant.given
+
+    for experiment in METHODS_BY_TASKS:
+        if experiment in expected:
+            alike = {without_encoder(p) for p in expected[experiment]}
+            expected[experiment] += [p for p in others if without_encoder(p) in alike]
+    placed = {p.run_id for found in expected.values() for p in found}
+    if rest := [p for p in others if p.run_id not in placed]:
+        expected[OWN] = rest
+
+
+def records_folder(name: str, overrides: Sequence[str], results: Path) -> Path:
+    """The folder below `results`, or the one that `runtime.results=` names, as for a sweep."""
+    own = [override for override in overrides if override.startswith("runtime.results=")]
+    return Path(compose_config([f"profile={Path(name).name}", *own]).runtime.results) if own else results / name
 
 
 def experiments_shown(profile: str, overrides: Sequence[str], present: set[str]) -> dict[str, list[Cell]]:
@@ -102,7 +172,7 @@ def every_cell(gathered: Gathered) -> Iterable[Cell]:
     """The cells of the experiments at hand, with what composes them."""
     if "adhoc" in gathered.planned or any(o.startswith("experiment=") for o in gathered.overrides):
         return requested(gathered.profile, gathered.overrides)
-    names = ",".join(gathered.planned)
+    names = ",".join(name for name in gathered.planned if name != OWN)
     return requested(gathered.profile, [*gathered.overrides, f"experiment={names}"])
 
 
@@ -114,7 +184,7 @@ def without_parents(experiment: str, cells: Sequence[Cell]) -> list[Cell]:
 
 def described(profile: str) -> list[str]:
     """The experiments that have a grid of this profile's size."""
-    return [name for name in EXPERIMENTS if name != "adhoc" and profile in profiles_of(name)]
+    return [name for name in EXPERIMENTS if name not in ("adhoc", OWN) and profile in profiles_of(name)]
 
 
 @functools.cache
@@ -135,17 +205,29 @@ def known_cells() -> dict[str, dict[str, set[str]]]:
 
 
 def refuse_mixed_rows(frame: pd.DataFrame) -> None:
-    """A column of a table is one data set."""
-    for task, runs in frame.groupby("task") if len(frame) else ():
+    """A column of a table is one data set; where a part of its train rows is a setting, each part is."""
+    sized = frame.assign(asked=frame["train_rows"].where(frame["is_part"], 0)) if len(frame) else frame
+    for (task, _), runs in sized.groupby(["task", "asked"]) if len(frame) else ():
         if runs["fingerprint"].nunique() > 1:
             by_rows = runs.drop_duplicates("fingerprint")["run_id"]
             raise UserError(
-                f"records of {task} were made from different rows, so they share no table: {', '.join(by_rows)}"
+                f"records of {task} were made from different rows, so they share no table: {', '.join(by_rows)}; "
+                f"{WAY_OUT}"
             )
 
 
 def as_planned(cell: Cell) -> Planned:
-    return Planned(cell.run_id, cell.model, cell.protocol, cell.start, cell.slug, cell.method, cell.task, cell.seed)
+    return Planned(
+        run_id=cell.run_id,
+        model=cell.model,
+        protocol=cell.protocol,
+        start=cell.start,
+        slug=cell.slug,
+        method=cell.method,
+        task=cell.task,
+        seed=cell.seed,
+        variant=Variant(cell.given, cell.usual),
+    )
 
 
 def in_table_order(planned: Iterable[Planned]) -> list[Planned]:
@@ -155,6 +237,6 @@ def in_table_order(planned: Iterable[Planned]) -> list[Planned]:
     def place(p: Planned) -> tuple:
         lora = LORA_SLUG.fullmatch(p.slug)
         size = (len(lora[1]), [*TARGET_TITLES].index(lora[1][0]), lora[1], int(lora[2])) if lora else ()
-        return p.model, methods.index(p.method), p.protocol, size, p.slug, tasks.index(p.task), p.seed
+        return p.model, methods.index(p.method), p.protocol, size, p.slug, p.label, tasks.index(p.task), p.seed
 
     return sorted(planned, key=place)

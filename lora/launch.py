@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
@@ -14,14 +13,13 @@ from omegaconf import DictConfig
 from lora import signals
 from lora.announce import announcement, reference_records
 from lora.cells import packed
-from lora.compose import compose_run
-from lora.config import RunConfig
 from lora.errors import UserError, first_line
 from lora.locks import Locks
 from lora.processes import processes
 from lora.progress import Watch
 from lora.queue import JobsGoneError, check_queue, ended_jobs, how_to_stop, wait_for_queue, watched_queue
 from lora.results import RunRecord, adapter_path, check_writable
+from lora.stand_in import check_inputs, distinct
 from lora.sweep import Cell, State, estimator, requested, state
 
 LAUNCHES = 3  # of one cell whose worker was killed, or which failed to leave a record, within one command
@@ -71,15 +69,15 @@ def launch_cells(launcher: Launcher, config: DictConfig, arguments: Sequence[str
         print(f"left out: {problem}", file=sys.stderr)
     adapters = bool(config.runtime.save_adapter)
     todo = to_run(cells, now, bool(config.runtime.retry_failed), outputs, adapters)
+    check_inputs(distinct(cells, todo), now.ok.values())
     workers = int(config.launcher.workers)
     expected = {}
     if todo:
         seconds = estimator([*reference_records(), *now.ok.values()])
         expected = {cell.run_id: seconds(cell) for cell in todo}
-    print(announcement(config.profile.name, cells, now, todo, expected, workers), flush=True)
+    print(announcement(config.profile.name, cells, now, todo, expected, workers, results), flush=True)
     if todo:
         check_queue(config.launcher)
-        check_inputs(todo, now)
         for folder in (results, outputs):
             check_writable(folder)
     ids = frozenset(cell.run_id for cell in todo)
@@ -213,38 +211,3 @@ def to_run(cells: Sequence[Cell], now: State, retry_failed: bool, outputs: str, 
     kept = {c.run_id for c in cells} if adapters else {c.parent for c in cells if c.run_id in wanted and c.parent}
     wanted |= {run_id for run_id in kept if run_id in now.ok and not adapter_path(outputs, run_id).exists()}
     return [cell for cell in cells if cell.run_id in wanted]
-
-
-def check_inputs(todo: Sequence[Cell], now: State) -> None:
-    """Read every task's rows and find the weights once, before any worker starts.
-
-    Raises: UserError: If they cannot be read, or differ from what the records at hand were made from.
-    """
-    from lora.data import read
-    from lora.tasks import TASKS
-    from lora.weights import locate, weights_name
-
-    configs: dict[tuple, RunConfig] = {}
-    for cell in todo:
-        configs.setdefault((cell.task, cell.model), compose_run(cell.overrides))
-    fingerprints, weights = {}, {}
-    for (task, model), config in configs.items():
-        if task not in fingerprints:
-            data = config.data
-            path = Path(data.path) if data.path else None
-            fingerprints[task] = read(TASKS[task], data.source, path, data.revision, data.train_rows).fingerprint
-        if model not in weights:
-            where, _ = locate(config.model)
-            if config.model.source != "hub":
-                weights[model] = weights_name(where, None, config.model)
-    for record in now.ok.values():
-        task, model = record.config["task"], record.config["model"]["name"]
-        for what, found, recorded in (
-            (f"rows of {task}", fingerprints.get(task), record.provenance["data"]["fingerprint"]),
-            (f"weights of {model}", weights.get(model), record.provenance["weights"]),
-        ):
-            if found is not None and found != recorded:
-                raise UserError(
-                    f"the {what} are not those that {record.run_id} was trained on ({found[:20]} here, {recorded[:20]} "
-                    f"in the record): a sweep has one data set; give it a folder of its own with runtime.results=FOLDER"
-                )

@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"  # a user's own runs and measurements, which git ignores, but for:
+REFERENCE = "reference"  # the folder there whose runs and measurements are committed
 COMPUTING = ("torch", "transformers", "accelerate", "numpy", "numba")
 
 

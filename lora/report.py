@@ -1,7 +1,9 @@
 """`python -m lora.report PROFILE`: from the records of a profile to tables, verdicts, figures and its page."""
 
 import argparse
+import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,14 +25,27 @@ from lora.gather import Gathered, gather
 from lora.learning_rate import learning_rate_table
 from lora.page import page
 from lora.page.cells import cells_html
-from lora.provenance import ROOT
+from lora.provenance import REFERENCE, RESULTS, ROOT
 from lora.readme import block, in_readme
 from lora.results import load_curves, load_frame, load_records, write_atomically
 from lora.sections import METHODS_BY_TASKS, NOT_GLUE, TITLES, Sections, build_sections, reference_table
 from lora.subspace_tables import amplification_table, figure3, figure4
 from lora.sweep import State
 
-PRINTED = ("claims", "table2", "table2_part", "table5", "table6", "table7", "mnli_start", "learning_rate", "reference")
+MISSING_SHOWN = 20
+PRINTED = (
+    "claims",
+    "table2",
+    "table2_part",
+    "table5",
+    "table6",
+    "table7",
+    "mnli_start",
+    "learning_rate",
+    "own",
+    "own_part",
+    "reference",
+)
 
 
 @dataclass(frozen=True)
@@ -100,7 +115,7 @@ class Report:
         return page(self.name, banner, self.verdicts, self.tables, self.figures, pictures, cells, status).encode()
 
 
-def build(name: str, overrides: Sequence[str] = (), results: Path = ROOT / "results") -> Report:
+def build(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) -> Report:
     """Read a profile and make everything but the pictures; nothing is written.
 
     Args:
@@ -111,19 +126,19 @@ def build(name: str, overrides: Sequence[str] = (), results: Path = ROOT / "resu
     """
     gathered = gather(name, overrides, results)
     frame, curves = gathered.frame, load_curves(list(gathered.state.ok.values()))
-    analyses = read_analyses(results / name / "analysis", gathered.state.ok)
+    analyses = read_analyses(gathered.folder / "analysis", gathered.state.ok)
     sections = build_sections(name, gathered.planned, frame, curves, analyses.examples)
-    judged = verdicts(gathered, analyses, results)
+    judged = verdicts(gathered, analyses)
     tables = [Table("claims", f"The paper's sentences ({name})", verdict_table(judged), words=3), *sections.tables]
     rates = learning_rate_table(name, gathered.tried, frame)
     tables += [rates] if rates is not None else []
     if analyses.subspaces:
         tables.append(amplification_table(name, analyses.subspaces))
-    if name == gathered.profile:
-        reference = load_frame(load_records(results / "reference" / name)[0])
+    if not gathered.is_reference:
+        reference = load_frame(load_records(results / REFERENCE / gathered.profile)[0])
         beside = reference_table(name, frame, reference, gathered.every)
         tables += [beside] if beside is not None else []
-    tables += efficiency_tables(read_devices(results / "efficiency"))
+    tables += efficiency_tables(read_devices(gathered.efficiency))
     figures = make_figures(gathered, sections, curves, analyses)
     return Report(gathered, analyses, tuple(tables), sections.cells(), tuple(judged), figures)
 
@@ -169,7 +184,12 @@ def figure_json(figure: Figure) -> bytes:
 def status_lines(report: Report) -> list[str]:
     now = report.state
     lines = [f"- failed: `{run_id}`: {record.error}" for run_id, record in sorted(now.failed.items())]
-    lines += [f"- missing: `{cell.run_id}`" for cell in sorted(now.missing, key=lambda cell: cell.run_id)]
+    missing = sorted(cell.run_id for cell in now.missing)
+    lines += [f"- missing: `{run_id}`" for run_id in missing[:MISSING_SHOWN]]
+    if len(missing) > MISSING_SHOWN:
+        lines.append(
+            f"- missing: {len(missing) - MISSING_SHOWN} more (`python -m lora.status {report.name}` lists all)"
+        )
     lines += [f"- extra, not used: `{run_id}`" for run_id in now.extra]
     return lines + [f"- left out: {problem}" for problem in report.problems]
 
@@ -199,16 +219,53 @@ def write(report: Report, folder: Path) -> None:
                 path.unlink()
 
 
+def nothing_yet(gathered: Gathered) -> str:
+    """Of a folder without a record of what was asked for."""
+    committed = gathered.results / REFERENCE / gathered.profile
+    reference = (
+        f"; the committed runs: python -m lora.report {REFERENCE}/{gathered.profile}" if committed.exists() else ""
+    )
+    return (
+        f"{gathered.folder} holds no finished run of what was asked for: make reproduce-glue "
+        f"PROFILE={gathered.profile} trains them{reference}"
+    )
+
+
+def print_sweep(profile: str, arguments: Sequence[str]) -> None:
+    """At the end of a sweep: the table of a grid of one's own, and the command that makes a report of it.
+
+    Args:
+        arguments: Those of the sweep.
+    """
+    own = [argument for argument in arguments if not argument.startswith("profile=")]
+    gathered = gather(profile, own)
+    if "adhoc" in gathered.planned:
+        asked = dataclasses.replace(gathered, planned={"adhoc": gathered.planned["adhoc"]})
+        curves = load_curves(list(gathered.state.ok.values()))
+        sections = build_sections(gathered.name, asked.planned, gathered.frame, curves, {})
+        tables = [table for table in sections.tables if table.name in PRINTED]
+        print("\n".join(table.markdown() for table in tables))
+    command = shlex.join(["python", "-m", "lora.report", profile, *own])
+    print(f"tables, figures and page of this sweep: {command}")
+
+
 def main() -> None:
     """Exit codes: 0 complete; 1 a cell is missing or failed, or a file was left out; 2 a bad call."""
     parser = argparse.ArgumentParser(prog="python -m lora.report", description=__doc__)
     parser.add_argument("profile", help="a profile, or reference/<profile>: the folder below results/")
     parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was launched with")
+    parser.add_argument(
+        "--pages", action="store_true", help="write the README's and the experiments' blocks too (make tables)"
+    )
     arguments = parser.parse_args()
     try:
         report = build(arguments.profile, arguments.overrides)
-        write(report, ROOT / "results" / arguments.profile)
-        for path, content in pages(report).items():
+        if not report.gathered.state.ok:
+            raise UserError(nothing_yet(report.gathered))
+        if arguments.pages and not report.gathered.is_reference:
+            raise UserError(f"--pages is for {REFERENCE}/<profile>: no page of this repository shows your own runs")
+        write(report, report.gathered.folder)
+        for path, content in pages(report).items() if arguments.pages else ():
             if content != path.read_text():
                 write_atomically(path, content.encode())
     except UserError as error:

@@ -13,13 +13,12 @@ from lora.formats import Table
 from lora.learning_rate import LEARNING_RATE, TITLE
 from lora.provenance import ROOT
 from lora.stats import ENOUGH_SEEDS, LEVEL, all_pairs, holm, median_coverage
-from lora.summary import KINDS, Planned, in_order, kinds_of, method_label, summarise
+from lora.summary import KINDS, METHODS_BY_TASKS, Planned, in_order, kinds_of, summarise
 from lora.tables import start_table, table2, table5, table6
 from lora.tasks import TASKS
 
 ROWS = ROOT / "experiments" / "glue_table2" / "rows.csv"
 LORA_TABLES = {"lora_targets": table5, "lora_ranks": table6}
-METHODS_BY_TASKS = ("glue_table2", "adhoc")  # experiments in the layout of Table 2
 TITLES = {
     "glue_table2": ("table2", "Table 2: methods by tasks"),
     "adhoc": ("table2", "Methods by tasks"),
@@ -27,6 +26,7 @@ TITLES = {
     "lora_ranks": ("table6", "Table 6: how large the rank must be"),
     "mnli_start": ("mnli_start", "What an MNLI start gives (section 5.2)"),
     LEARNING_RATE: (LEARNING_RATE, TITLE),
+    "own": ("own", "Other runs in this folder"),
 }
 NOT_GLUE = (
     "**Not GLUE.** The tasks and the encoder are the small embedded ones: these numbers show the methods at work "
@@ -208,10 +208,10 @@ def groups_of(planned: Sequence[Planned]) -> dict[str, list[str]]:
     """The methods of one encoder, in the tables' order: label -> run_ids. Protocols are told apart."""
     protocols: dict[str, set[str]] = {}
     for p in planned:
-        protocols.setdefault(p.slug, set()).add(p.protocol)
+        protocols.setdefault(p.label, set()).add(p.protocol)
     groups: dict[str, list[str]] = {}
     for p in planned:
-        label = method_label(p.slug, p.method) + (f", {p.protocol}" if len(protocols[p.slug]) > 1 else "")
+        label = p.label + (f", {p.protocol}" if len(protocols[p.label]) > 1 else "")
         groups.setdefault(label, []).append(p.run_id)
     return groups
 

@@ -21,7 +21,6 @@ from lora.config import RunConfig
 from lora.errors import UserError
 from lora.gather import Gathered, every_cell, gather
 from lora.order import gaussian
-from lora.provenance import ROOT
 from lora.results import RunRecord, adapter_path, write_atomically
 from lora.tasks import TASKS
 
@@ -182,7 +181,7 @@ def rounded(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exit codes: 0 done; 2 there is no adapter to analyse, or one is not its record's."""
     parser = argparse.ArgumentParser(prog="python -m lora.subspaces", description=__doc__.partition(": ")[2])
-    parser.add_argument("profile", help="a profile: the folder below results/")
+    parser.add_argument("profile", help="a profile, or reference/<profile>: the folder below results/")
     parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was launched with")
     given = parser.parse_args(arguments)
     try:
@@ -193,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"no run of {given.profile} with LoRA on q and v at rank {LARGE} left its adapter here: train it with "
                 f"experiment=lora_ranks runtime.save_adapter=true"
             )
-        path = ROOT / "results" / given.profile / "analysis" / SUBSPACES
+        path = gathered.folder / "analysis" / SUBSPACES
         made_from = {run_id: gathered.state.ok[run_id].adapter for run_id in used}
         write_atomically(path, analysis_json(made_from, cases))
     except UserError as error:

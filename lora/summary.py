@@ -1,12 +1,15 @@
 """From the frame of runs to one row per cell, in the paper's words. Neither torch nor configuration is known here."""
 
+import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
+from lora.errors import UserError
 from lora.tasks import TASKS, Task
+from lora.variants import Variant, words
 
 METRIC_SHORT = {"accuracy": "acc.", "matthews": "Matthews", "pearson": "Pearson"}
 METHOD_TITLES = {  # in the tables' order
@@ -17,16 +20,26 @@ METHOD_TITLES = {  # in the tables' order
     "pfeiffer": "Pfeiffer adapters",
     "lora": "LoRA",
 }
-CELL = ["model", "protocol", "start", "slug", "method", "task"]  # what the seeds of one cell share
+ROW = ["model", "protocol", "slug", "method", "varied", "label"]  # what the cells of one line of a table share
+CELL = [*ROW, "start", "task"]  # what the seeds of one cell share
 START_TITLES = {"pretrained": "pretrained", "mnli": "MNLI"}
 TARGET_TITLES = {"q": "Wq", "k": "Wk", "v": "Wv", "o": "Wo", "i": "Wi", "f": "Wf"}  # i, f: the FFN's two
 LORA_SLUG = re.compile(r"lora-([qkvoif]+)-r(\d+)")
+METHODS_BY_TASKS = ("glue_table2", "adhoc")  # experiments in the layout of Table 2
 KINDS = ("whole", "part", "embedded")  # of a task's train rows: never in one table
+
+
+USUAL = Variant((), ())
 
 
 @dataclass(frozen=True)
 class Planned:
-    """What a table has room for: a run that is expected, trained or not."""
+    """What a table has room for: a run that is expected, trained or not.
+
+    Args:
+        variant: What sets it apart from other runs of its method.
+        label: How the table calls its row; "" takes the method and what the slug tells.
+    """
 
     run_id: str
     model: str
@@ -36,17 +49,47 @@ class Planned:
     method: str
     task: str
     seed: int
+    variant: Variant = USUAL
+    label: str = ""
+
+    def __post_init__(self):
+        if not self.label:
+            object.__setattr__(self, "label", method_label(self.slug, self.method))
+
+
+def labelled(planned: Iterable[Planned]) -> list[Planned]:
+    """The same, with labels that tell the rows of one method apart."""
+    planned, alike = list(planned), {}
+    for p in planned:
+        alike.setdefault((p.slug, p.method, p.start), []).append(p)
+    found = {}
+    for (slug, method, _), several in alike.items():
+        apart = words(p.variant for p in several)
+        for p in several:
+            label = ", ".join(filter(None, (method_label(slug, method), apart[p.variant.given])))
+            found[p.run_id] = dataclasses.replace(p, label=label)
+    return [found[p.run_id] for p in planned]
+
+
+def expected_runs(planned: Sequence[Planned]) -> pd.DataFrame:
+    """One row per run that is expected, with the columns of `CELL` and its seed."""
+    rows = [{**vars(p), "varied": "; ".join(p.variant.given)} for p in planned]
+    return pd.DataFrame(rows, columns=["run_id", *CELL, "seed"])
 
 
 def summarise(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
-    """One row per model, protocol, start, method and task that is expected, from its seeds.
+    """One row per cell that is expected, from its seeds.
 
-    Returns: Columns model, protocol, start, slug, method, task, n, planned, median, mean, std (of `best`, over seeds,
+    Returns: Columns `CELL`, n, planned, median, mean, std (of `best`, over seeds,
         ddof 1), min, max, last_median, trainable_method, seconds (mean), train_rows, kind (one of `KINDS`, by
         the records of the whole frame); NaN where nothing was measured. Metrics are in percent.
+    Raises: UserError: If a cell would hold two runs of one seed.
     """
-    expected = pd.DataFrame([vars(cell) for cell in planned], columns=list(Planned.__dataclass_fields__))
+    expected = expected_runs(planned)
     values = ["best", "last", "trainable_method", "seconds", "train_rows", "is_part"]
+    twice = expected[expected.duplicated([*CELL, "seed"], keep=False)]
+    if len(twice):
+        raise UserError(f"two runs of one seed cannot be in one cell: {', '.join(twice['run_id'])}")
     runs = expected.merge(frame[["run_id", *values]], on="run_id", how="left")
     runs = runs.assign(best=100 * runs["best"], last=100 * runs["last"])
     table = runs.groupby(CELL, sort=False).agg(
@@ -97,6 +140,12 @@ def lora_of(slug: str) -> tuple[str, int]:
     if match is None:
         raise ValueError(f"{slug!r} does not name target sets of q, k, v, o, i, f at one rank")
     return ", ".join(TARGET_TITLES[target] for target in match[1]), int(match[2])
+
+
+def adapted(row: "pd.Series | Planned") -> tuple[str, int]:
+    """`lora_of`, with the words that set a row apart from others of its slug."""
+    targets, rank = lora_of(row.slug)
+    return targets + row.label.removeprefix(method_label(row.slug, row.method)), rank
 
 
 def human_count(value: float) -> str:

@@ -23,7 +23,6 @@ from lora.config import RunConfig
 from lora.errors import UserError
 from lora.gather import Gathered, every_cell, gather
 from lora.models import load_encoder
-from lora.provenance import ROOT
 from lora.results import adapter_path, write_atomically
 from lora.seeding import generator
 from lora.tasks import TASKS
@@ -86,7 +85,7 @@ def analyse(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exit codes: 0 done, whatever was found; 2 there are no two adapters to swap, or one is not its record's."""
     parser = argparse.ArgumentParser(prog="python -m lora.swaps", description=__doc__.partition(": ")[2])
-    parser.add_argument("profile", help="a profile: the folder below results/")
+    parser.add_argument("profile", help="a profile, or reference/<profile>: the folder below results/")
     parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was launched with")
     given = parser.parse_args(arguments)
     try:
@@ -97,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"no two LoRA runs of {given.profile} left their adapters here: train them with "
                 f"runtime.save_adapter=true"
             )
-        path = ROOT / "results" / given.profile / "analysis" / SWAP
+        path = gathered.folder / "analysis" / SWAP
         made_from = {run_id: gathered.state.ok[run_id].adapter for run_id in used}
         write_atomically(path, analysis_json(made_from, cases))
     except UserError as error:

@@ -9,11 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from lora.compose import (
     CONF,
     CPUINFO,
+    check_overrides,
     compose_config,
     compose_run,
     conf_files,
@@ -26,8 +29,10 @@ from lora.errors import UserError
 from lora.provenance import ROOT
 from lora.results import RunRecord, load_records, write_atomically
 from lora.tasks import TASKS
+from lora.variants import Variant, variant
+from lora.weights import local_name
 
-CODE_OF_CELLS = ("checks.py", "config.py", "tasks.py", "compose.py", "sweep.py", "methods/configs.py")
+CODE_OF_CELLS = ("checks.py", "config.py", "tasks.py", "compose.py", "sweep.py", "variants.py", "methods/configs.py")
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Cell:
         overrides: What composes it from conf/.
         experiments: All that expect it; a cell shared by several is trained once.
         parent: The run_id of the MNLI run that it starts from, which is a cell of the same sweep.
+        train_rows: Of a part of the train split; None takes all of it.
+        given, usual: What sets it apart from other runs of its method (`lora.variants.Variant`).
         examples: Train examples it will see; a measure of its length.
         tokens: The same at most in tokens, none padded away.
     """
@@ -53,6 +60,9 @@ class Cell:
     protocol: str
     start: str
     parent: str | None
+    train_rows: int | None
+    given: tuple[str, ...]
+    usual: tuple[str, ...]
     examples: int
     tokens: int
 
@@ -63,6 +73,7 @@ def requested(profile: str, arguments: Sequence[str]) -> list[Cell]:
     With `experiment=`, or without any list of values (`seed=1,2`), they are those of the experiments; otherwise the
     arguments themselves are the grid.
     """
+    check_overrides(arguments)
     given = dict(map(split_override, arguments))
     profiles, experiments = given.pop("profile", [profile]), given.pop("experiment", None)
     if len(profiles) != 1:
@@ -86,7 +97,7 @@ def expand(
     """
     if profile not in describe_group("profile"):
         raise UserError(f"profile {profile!r} does not exist; here are: {', '.join(describe_group('profile'))}")
-    key = _cache_key(profile, overrides, experiments, adhoc, cpu_precision(CPUINFO))
+    key = _cache_key(profile, overrides, experiments, adhoc, cpu_precision(CPUINFO), local_encoders(overrides))
     cache = ROOT / "outputs" / "cache" / "cells" / f"{key}.json"
     try:
         return [Cell(**_with_tuples(entry)) for entry in json.loads(cache.read_bytes())]
@@ -94,6 +105,13 @@ def expand(
         cells = _expand(profile, overrides, experiments, adhoc)
         write_atomically(cache, json.dumps([asdict(cell) for cell in cells]).encode())
         return cells
+
+
+def local_encoders(overrides: Sequence[str]) -> list[str]:
+    """The names of the local encoders that overrides point to: cells are called after what lies in these folders."""
+    paths = [path for key, values in map(split_override, overrides) if key == "model.path" for path in values]
+    folders = [OverridesParser.create().parse_override(f"model.path={path}").value() for path in paths]
+    return [local_name(folder) for folder in folders if isinstance(folder, str)]
 
 
 def _expand(profile: str, overrides: Sequence[str], experiments: Sequence[str] | None, adhoc: bool) -> list[Cell]:
@@ -124,13 +142,13 @@ def _expand(profile: str, overrides: Sequence[str], experiments: Sequence[str] |
                     cell = found.get(run.run_id)
                     names = dict.fromkeys((*(cell.experiments if cell else ()), experiment))
                     by = cell.overrides if cell and "runtime.save_adapter=true" in cell.overrides else composed_by
-                    found[run.run_id] = _cell(run, by, tuple(names))
+                    found[run.run_id] = _cell(run, by, tuple(names), variant(run, base_run(run, composed_by)))
     if problems:
         raise UserError(f"{len(problems)} cells are invalid:\n" + "\n".join(problems))
     return sorted(found.values(), key=lambda cell: -cell.examples)  # longest first; the sort keeps the grid's order
 
 
-def _cell(config: RunConfig, overrides: tuple[str, ...], experiments: tuple[str, ...]) -> Cell:
+def _cell(config: RunConfig, overrides: tuple[str, ...], experiments: tuple[str, ...], apart: Variant) -> Cell:
     rows = config.data.train_rows or TASKS[config.task].official_rows["train"]
     pinned = f"train.precision={config.train.precision}"  # a worker may have another kind of CPU than the launcher
     return Cell(
@@ -145,9 +163,22 @@ def _cell(config: RunConfig, overrides: tuple[str, ...], experiments: tuple[str,
         protocol=config.protocol,
         start=config.start,
         parent=config.start_run,
+        train_rows=config.data.train_rows,
+        given=apart.given,
+        usual=apart.usual,
         examples=rows * config.train.epochs,
         tokens=rows * config.train.epochs * config.data.max_length,
     )
+
+
+def base_run(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """The run that conf/ makes of the same groups, task and seed; the run itself where it makes none."""
+    kept = ("profile=", "model=", "model.path=", "method=", "protocol=", "data.source=")
+    chosen = [override for override in overrides if override.startswith(kept)]
+    try:
+        return compose_run([*chosen, f"task={config.task}", f"seed={config.seed}"])
+    except UserError:  # the protocol has no row for it, so that every setting was given
+        return config
 
 
 def grid(profile: str, experiment: str) -> list[dict[str, list[str]]]:
@@ -185,9 +216,6 @@ def split_override(override: str) -> tuple[str, list[str]]:
 
     Raises: UserError: If there is no `=`.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException as error:

@@ -5,15 +5,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from lora.summary import (
-    START_TITLES,
-    Planned,
-    human_count,
-    in_order,
-    lora_of,
-    method_label,
-    task_label,
-)
+from lora.summary import ROW, START_TITLES, Planned, adapted, human_count, in_order, task_label
 from lora.tasks import TASKS
 
 
@@ -38,11 +30,11 @@ def table2(summary: pd.DataFrame) -> pd.DataFrame:
     tasks = in_order(summary)
     shown = [column for column in ("model", "protocol") if summary[column].nunique() > 1]
     lines = []
-    for (model, protocol, slug, method), group in summary.groupby(["model", "protocol", "slug", "method"], sort=False):
+    for (model, protocol, _, _, _, label), group in summary.groupby(ROW, sort=False):
         by_task = group.set_index("task")
         names = {"model": model, "protocol": protocol}
         line = {column.capitalize(): names[column] for column in shown}
-        line |= {"Method": method_label(slug, method), "Trainable": trainable_text(group), "Seeds": seeds_text(group)}
+        line |= {"Method": label, "Trainable": trainable_text(group), "Seeds": seeds_text(group)}
         lines.append(line | task_cells(by_task, tasks))
     return pd.DataFrame(lines)
 
@@ -80,8 +72,8 @@ def table5(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataF
     """
     tasks, lines = in_order(summary), []
     of_paper = paper_cells(paper)
-    for slug, group in summary.groupby("slug", sort=False):
-        targets, rank = lora_of(slug)
+    for _, group in summary.groupby(["slug", "label"], sort=False):
+        targets, rank = adapted(group.iloc[0])
         line = {"Adapted": targets, "Rank": str(rank), "Trainable": trainable_text(group), "Seeds": seeds_text(group)}
         line |= task_cells(group.set_index("task"), tasks)
         lines.append(line | {task: number(cells.get((targets, rank), math.nan)) for task, cells in of_paper.items()})
@@ -104,7 +96,7 @@ def table6(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataF
     Args:
         paper: As `table5` has it, for rows below ours.
     """
-    found = summary.assign(lora=summary["slug"].map(lora_of))
+    found = summary.assign(lora=[adapted(row) for row in summary.itertuples()])
     ranks, lines = sorted({rank for _, rank in found["lora"]}), []
     for task in in_order(summary):
         rows = {row["lora"]: row for _, row in found[found["task"] == task].iterrows()}
@@ -127,13 +119,14 @@ def start_table(frame: pd.DataFrame, summary: pd.DataFrame, planned: Sequence[Pl
         differences), `Range` of these, and Pairs.
     """
     best, lines = frame.set_index("run_id")["best"], []
-    for (task, slug, method), group in by_task_and_method(summary):
+    groups = sorted(summary.groupby(["task", "label"], sort=False), key=lambda group: list(TASKS).index(group[0][0]))
+    for (task, label), group in groups:
         rows = group.set_index("start")
         line = {"Task": task_label(TASKS[task])}
-        line |= {"Method": method_label(slug, method)} if summary["slug"].nunique() > 1 else {}
+        line |= {"Method": label} if summary["label"].nunique() > 1 else {}
         line |= {title: cell_text(rows.loc[s]) if s in rows.index else "-" for s, title in START_TITLES.items()}
         by_seed = {
-            start: {p.seed: p.run_id for p in planned if (p.task, p.slug, p.start) == (task, slug, start)}
+            start: {p.seed: p.run_id for p in planned if (p.task, p.label, p.start) == (task, label, start)}
             for start in START_TITLES
         }
         pairs = [
@@ -148,9 +141,3 @@ def start_table(frame: pd.DataFrame, summary: pd.DataFrame, planned: Sequence[Pl
         line["Pairs"] = str(len(differences))
         lines.append(line)
     return pd.DataFrame(lines)
-
-
-def by_task_and_method(summary: pd.DataFrame) -> list[tuple[tuple[str, str, str], pd.DataFrame]]:
-    """(task, slug, method) and its rows: tasks in the tables' order, methods as they come."""
-    groups = list(summary.groupby(["task", "slug", "method"], sort=False))
-    return sorted(groups, key=lambda group: in_order(summary).index(group[0][0]))

@@ -3,11 +3,14 @@
 import functools
 import hashlib
 import json
+import re
 from pathlib import Path
 
 from lora.config import ModelConfig
 from lora.embedded import model_folder
 from lora.errors import UserError
+
+NAME_LENGTH = 40  # of the part of a local encoder's name that is its folder's
 
 
 def locate(config: ModelConfig) -> tuple[str, dict[str, object]]:
@@ -19,6 +22,14 @@ def locate(config: ModelConfig) -> tuple[str, dict[str, object]]:
             "model=local needs model.path, a folder with config.json, model.safetensors and a tokenizer (MODEL_DIR=)"
         )
     folder = model_folder() if config.source == "embedded" else Path(config.path).expanduser()
+    check_folder(folder)
+    return str(folder), {"local_files_only": True}
+
+
+def check_folder(folder: Path) -> None:
+    """
+    Raises: UserError: If it holds no encoder's configuration, or no safetensors.
+    """
     if not (folder / "config.json").is_file():
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "no such folder"
         raise UserError(f"model folder {folder} has no config.json (found: {found or 'nothing'})")
@@ -32,7 +43,17 @@ def locate(config: ModelConfig) -> tuple[str, dict[str, object]]:
                 else ""
             )
         )
-    return str(folder), {"local_files_only": True}
+
+
+def local_name(path: str) -> str:
+    """What a local encoder is called in run ids and tables: after its folder, and digits of its hash.
+
+    Raises: UserError: If the folder holds no encoder.
+    """
+    folder = Path(path).expanduser()
+    check_folder(folder)
+    kept = re.sub(r"[^A-Za-z0-9]+", "_", folder.resolve().name).strip("_")[:NAME_LENGTH] or "encoder"
+    return f"{kept}-{hash_weights(str(folder))[:6]}"
 
 
 def weights_name(where: str, commit: str | None, config: ModelConfig) -> str:

@@ -17,5 +17,5 @@
 
 `python -m lora.benchmarks` (`make bench`) measures the cells and the steps; `python -m lora.benchmarks.growth`,
 `python -m lora.benchmarks.adapters` and `python -m lora.benchmarks.gpu` the others. Everything lies under
-results/bench/<device>/.
+results/bench/<device>/, or with --reference results/reference/bench/<device>/.
 """

@@ -14,12 +14,12 @@ from typing import Any
 from lora.benchmarks import cells as grid_of
 from lora.benchmarks import machine, sides, table
 from lora.benchmarks.job import PeerCell
-from lora.benchmarks.output import FOLDER, as_json, say, write_tables
+from lora.benchmarks.output import add_reference, as_json, results_folder, say, write_tables
 from lora.benchmarks.summary import SIDES
 from lora.benchmarks.timing import rotated
 from lora.compose import compose_config, compose_run
 from lora.errors import UserError
-from lora.provenance import code_version
+from lora.provenance import ROOT, code_version
 from lora.results import write_atomically
 
 ROUNDS, CELLS, SCRIPT_CELLS, STEP_REPETITIONS = 2, 12, 3, 11
@@ -45,8 +45,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tables",
         action="store_true",
-        help="measure nothing: build summaries, tables and README from the measurements",
+        help="measure nothing: build summaries and tables from the measurements",
     )
+    add_reference(parser)
     chosen = parser.parse_args(arguments)
     for name in ("rounds", "script_cells", "step_repetitions", "epochs"):
         if getattr(chosen, name) < 1:
@@ -146,14 +147,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Exit codes: 0 done, 2 a mistake in the call or a side that could not run, 130 interrupted."""
     try:
         chosen = parse(arguments)
+        place = results_folder(chosen.reference)
         if not chosen.tables:
             with tempfile.TemporaryDirectory(prefix="lora-bench-") as folder:
                 overrides = grid_of.common_overrides(chosen.train_rows, chosen.epochs)
                 measured = measure(chosen, grid_of.TASKS_TIMED, overrides, Path(folder))
-            write_atomically(FOLDER / measured["device"] / "measurements.json", as_json(measured))
-        summaries = write_tables()
+            write_atomically(place / measured["device"] / "measurements.json", as_json(measured))
+        summaries = write_tables(place, ROOT / "README.md" if chosen.reference else None)
         if not summaries:
-            raise UserError(f"{FOLDER} has no measurements yet: `make bench` makes them")
+            raise UserError(f"{place} has no measurements yet: `make bench` makes them")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -11,7 +11,6 @@ import random
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import peft
@@ -27,11 +26,11 @@ from lora.adapters.merge import swap, unmerge
 from lora.adapters.place import place
 from lora.benchmarks import machine
 from lora.benchmarks.adapters_page import document
+from lora.benchmarks.output import add_reference, results_folder
 from lora.benchmarks.timing import interleave, median_of, ratio_of
 from lora.errors import UserError
 from lora.methods.configs import LoraConfig
 from lora.order import shuffled
-from lora.provenance import ROOT
 from lora.results import write_atomically
 from lora.seeding import generator
 from lora.surgery import TARGETS, find
@@ -248,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--passes", type=int, default=15, help="timed passes of each kind (default 15)")
     parser.add_argument("--cycles", type=int, nargs="+", default=[100, 1000], help="when drift is read (100 1000)")
     parser.add_argument("--threads", type=int, default=0, help="of torch (default: all cores)")
-    parser.add_argument("--out", default=str(ROOT / "results" / "bench"), help="results go to <out>/<device>")
+    add_reference(parser)
     chosen = parser.parse_args(arguments)
     try:
         if min(chosen.swaps, chosen.passes, *chosen.cycles) < 1 or chosen.threads < 0:
@@ -256,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if chosen.threads:
             torch.set_num_threads(chosen.threads)
         content = measure(chosen)
-        folder = Path(chosen.out) / content["device"]
+        folder = results_folder(chosen.reference) / content["device"]
         write_atomically(folder / "adapters.json", f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode())
         write_atomically(folder / "adapters.md", document(content).encode())
     except UserError as error:

@@ -19,7 +19,7 @@ from lora.benchmarks import machine
 from lora.benchmarks.cells import common_overrides
 from lora.benchmarks.contenders import Build, Contender, of_size, ours, peft, random_batch
 from lora.benchmarks.floor import floor_seconds, lora_step, sizes_of
-from lora.benchmarks.output import FOLDER, as_json, say
+from lora.benchmarks.output import add_reference, as_json, results_folder, say
 from lora.benchmarks.steps import saved_bytes, time_steps
 from lora.benchmarks.timing import ratio_of
 from lora.compose import compose_run
@@ -130,6 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="default: all")
     parser.add_argument("--repetitions", type=int, default=REPETITIONS, help="of every step (default %(default)s)")
     parser.add_argument("--compile", action="store_true", help="this project's step also under torch.compile")
+    add_reference(parser)
     chosen = parser.parse_args(arguments)
     try:
         if chosen.repetitions < 1:
@@ -156,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             },
             "steps": steps,
         }
-        folder = FOLDER / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        folder = results_folder(chosen.reference) / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
         write_atomically(folder / "gpu.json", as_json(measured))
         write_atomically(folder / "gpu.md", document(measured).encode())
     except UserError as error:

@@ -24,7 +24,7 @@ from lora.benchmarks import machine, sides
 from lora.benchmarks.cells import TASKS_TIMED, common_overrides
 from lora.benchmarks.contenders import Build, Contender, of_size, ours, random_batch
 from lora.benchmarks.floor import floor_seconds, lora_step, sizes_of
-from lora.benchmarks.output import FOLDER, as_json, say
+from lora.benchmarks.output import add_reference, as_json, results_folder, say
 from lora.benchmarks.steps import WARMUP, saved_bytes
 from lora.benchmarks.timing import interleave, slope
 from lora.compose import compose_run
@@ -242,13 +242,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help=f"of {', '.join(every)}; fewer than all are printed, not written",
     )
     parser.add_argument("--repetitions", type=int, default=REPETITIONS, help="of every step (default %(default)s)")
+    add_reference(parser)
     chosen = parser.parse_args(arguments)
     try:
         if chosen.repetitions < 1:
             raise UserError(f"--repetitions must be >= 1, got {chosen.repetitions}")
         growth = measure(chosen.axes, chosen.repetitions)
         if set(chosen.axes) == set(every):
-            folder = FOLDER / growth["device"]
+            folder = results_folder(chosen.reference) / growth["device"]
             write_atomically(folder / "growth.json", as_json(growth))
             write_atomically(folder / "growth.md", document(growth).encode())
     except UserError as error:

@@ -94,7 +94,7 @@ def cpu_flags() -> set[str]:
 
 
 def cpu_device() -> str:
-    """The name of this machine's folder below results/bench: its kind of CPU and its cores."""
+    """The name of this machine's folder below bench/: its kind of CPU and its cores."""
     flags = cpu_flags()
     widest = next((name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "bf16") if name in flags), "plain")
     return f"{platform.machine()}-{widest}-{cores()}-cores".replace("_", "-").lower()

@@ -1,5 +1,6 @@
 """Where the benchmark's results lie, and the tables that are built from what was measured. No torch here."""
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -8,19 +9,32 @@ from typing import Any
 from lora.benchmarks import table
 from lora.benchmarks.summary import summarise
 from lora.errors import UserError
-from lora.provenance import ROOT
+from lora.provenance import REFERENCE, RESULTS, ROOT
 from lora.results import write_atomically
 
-FOLDER = ROOT / "results" / "bench"
+OWN, COMMITTED = RESULTS / "bench", RESULTS / REFERENCE / "bench"
 
 
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def write_tables(folder: Path = FOLDER, readme: Path = ROOT / "README.md") -> list[dict[str, Any]]:
-    """Build summary.json and bench.md of every device from its measurements, and the README's block from all of them.
+def add_reference(parser: argparse.ArgumentParser) -> None:
+    """The option that all benchmarks share: where their results go."""
+    parser.add_argument(
+        "--reference", action="store_true", help=f"write to {COMMITTED.relative_to(ROOT)}, which is committed"
+    )
 
+
+def results_folder(reference: bool) -> Path:
+    return COMMITTED if reference else OWN
+
+
+def write_tables(folder: Path, readme: Path | None) -> list[dict[str, Any]]:
+    """Build summary.json and bench.md of every device from its measurements.
+
+    Args:
+        readme: Its block is written from all of them; None writes none.
     Raises: UserError: If a file cannot be read or written.
     """
     summaries = []
@@ -34,7 +48,7 @@ def write_tables(folder: Path = FOLDER, readme: Path = ROOT / "README.md") -> li
         write_atomically(path.with_name("summary.json"), as_json(summary))
         write_atomically(path.with_name("bench.md"), table.document(summary).encode())
         summaries.append(summary)
-    if summaries:
+    if summaries and readme is not None:
         before = readme.read_text()
         after = table.in_readme(before, table.block(summaries))
         if after != before:

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from lora.analyses import Analyses, read_analyses
 from lora.claims.shown import text
@@ -11,16 +10,15 @@ from lora.claims.statements import Claim, check_cells, read_claims
 from lora.claims.verdicts import Verdict, judge
 from lora.errors import UserError
 from lora.gather import Gathered, gather, known_cells
-from lora.provenance import ROOT
 
 
-def verdicts(gathered: Gathered, analyses: Analyses, results: Path) -> list[Verdict]:
+def verdicts(gathered: Gathered, analyses: Analyses) -> list[Verdict]:
     """Every claim, read, checked and judged on a profile's records.
 
     Raises: UserError: If a claims file is not as it must be, or names a cell that no profile plans.
     """
     claims = checked_claims()
-    return judge(claims, gathered.planned, gathered.frame, results / "efficiency", analyses.checks)
+    return judge(claims, gathered.planned, gathered.frame, gathered.efficiency, analyses.checks)
 
 
 def checked_claims() -> list[Claim]:
@@ -37,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         gathered = gather(given.profile, given.overrides)
-        analyses = read_analyses(ROOT / "results" / gathered.name / "analysis", gathered.state.ok)
-        print(text(verdicts(gathered, analyses, ROOT / "results")))
+        analyses = read_analyses(gathered.folder / "analysis", gathered.state.ok)
+        print(text(verdicts(gathered, analyses)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

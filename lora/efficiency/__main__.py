@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -19,10 +18,9 @@ from lora.efficiency.plan import (
     make_plan,
     place,
 )
-from lora.efficiency.report import write
+from lora.efficiency.report import add_results, results_root, write
 from lora.efficiency.summary import samples_csv, to_json
 from lora.errors import UserError
-from lora.provenance import ROOT
 from lora.results import write_atomically
 
 
@@ -42,7 +40,7 @@ def options() -> argparse.ArgumentParser:
     for name, shapes in (("step", STEP_SHAPES), ("latency", LATENCY_SHAPES)):
         text = f"rows x tokens of batches (default: {' '.join(shapes)})"
         parser.add_argument(f"--{name}-shapes", nargs="+", default=list(shapes), help=text)
-    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder (default: results)")
+    add_results(parser)
     return parser
 
 
@@ -57,7 +55,7 @@ def run(arguments: argparse.Namespace) -> str:
     from lora.efficiency.subjects import resolve_device
 
     chosen = dict(vars(arguments))
-    results = chosen.pop("results")
+    results = results_root(chosen.pop("results"), chosen.pop("reference"))
     device = resolve_device(chosen.pop("device"), chosen["kernels"])
     for key in ("methods", "step_shapes", "latency_shapes"):
         chosen[key] = tuple(chosen[key])

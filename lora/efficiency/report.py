@@ -8,7 +8,7 @@ from lora.efficiency.plan import MODELS
 from lora.efficiency.summary import read_summary
 from lora.efficiency.tables import csv, document
 from lora.errors import UserError
-from lora.provenance import ROOT
+from lora.provenance import REFERENCE, RESULTS
 from lora.results import write_atomically
 
 
@@ -41,7 +41,7 @@ def read_device(device: Path) -> dict[Path, dict]:
 
 
 def read_devices(folder: Path) -> list[dict]:
-    """All summaries below results/efficiency, device by device. Raises: UserError: If one is broken."""
+    """All summaries below an efficiency folder, device by device. Raises: UserError: If one is broken."""
     return [summary for device in sorted(folder.glob("*/")) for summary in read_device(device).values()]
 
 
@@ -57,11 +57,27 @@ def write(device: Path) -> str:
     return files["efficiency.md"].decode()
 
 
+def add_results(parser: argparse.ArgumentParser) -> None:
+    """The options that say where measurements lie."""
+    parser.add_argument("--results", type=Path, help="folder (default: results, which git ignores)")
+    parser.add_argument("--reference", action="store_true", help="results/reference, which is committed")
+
+
+def results_root(results: Path | None, reference: bool) -> Path:
+    """
+    Raises: UserError: If both are given.
+    """
+    if results is not None and reference:
+        raise UserError("--results and --reference name two folders: give one")
+    return results or (RESULTS / REFERENCE if reference else RESULTS)
+
+
 def main() -> None:
     """Exit codes: 0 done, 2 a broken summary or none."""
     parser = argparse.ArgumentParser(prog="python -m lora.efficiency.report", description=__doc__.split(": ", 1)[1])
-    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder (default: results)")
-    results = parser.parse_args().results
+    add_results(parser)
+    given = parser.parse_args()
+    results = results_root(given.results, given.reference)
     try:
         devices = sorted(path for path in (results / "efficiency").glob("*") if path.is_dir())
         if not devices:

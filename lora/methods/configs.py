@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from lora.checks import Problems
 
@@ -14,6 +14,7 @@ class FullConfig:
     """Full fine-tuning: everything trains. It has no arguments."""
 
     name: Literal["full"] = "full"
+    in_slug: ClassVar[tuple[str, ...]] = ()
 
     @property
     def slug(self) -> str:
@@ -28,6 +29,7 @@ class BitFitConfig:
     """
 
     name: Literal["bitfit"] = "bitfit"
+    in_slug: ClassVar[tuple[str, ...]] = ()
 
     @property
     def slug(self) -> str:
@@ -106,9 +108,19 @@ class LoraConfig:
         return alpha / (rank if self.scaling == "lora" else math.sqrt(rank))
 
     @property
+    def are_short(self) -> bool:
+        """Whether every target is a short name."""
+        return all(target in SHORT_TARGETS for target in self.targets)
+
+    @property
+    def in_slug(self) -> tuple[str, ...]:
+        """The arguments that the slug tells whole."""
+        return ("rank", "targets") if self.are_short else ("rank",)
+
+    @property
     def slug(self) -> str:
-        short = all(target in SHORT_TARGETS for target in self.targets)
-        targets = "".join(t for t in SHORT_TARGETS if t in self.targets) if short else f"{len(self.targets)}modules"
+        short = "".join(target for target in SHORT_TARGETS if target in self.targets)
+        targets = short if self.are_short else f"{len(self.targets)}modules"
         return f"lora-{targets}-r{self.rank}" + ("x" if self.ranks else "")
 
 
@@ -128,6 +140,7 @@ class BottleneckConfig:
     init_std: float = 0.01
     init_truncated: bool = True
     layer_norms: Literal["frozen", "trained"] = "frozen"
+    in_slug: ClassVar[tuple[str, ...]] = ("bottleneck",)
 
     def problems(self) -> Problems:
         problems = Problems()
@@ -178,6 +191,7 @@ class AdapterDropConfig(BottleneckConfig):
     bottleneck: int = 48
     drop_layers: int = 8
     name: Literal["adapterdrop"] = "adapterdrop"
+    in_slug: ClassVar[tuple[str, ...]] = ("bottleneck", "drop_layers")
 
     def __post_init__(self):
         problems = self.problems()

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora.results import RunRecord
-from lora.summary import START_TITLES, Planned, method_label, task_label
+from lora.summary import START_TITLES, Planned, task_label
 from lora.tasks import TASKS
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 320, 130, 34, 18  # of a learning curve, in units of its own
@@ -17,14 +17,14 @@ def cells_html(planned: Sequence[Planned], records: Mapping[str, RunRecord]) -> 
     cells: dict[tuple, list[RunRecord]] = {}
     for p in planned:
         if p.run_id in records:
-            key = (p.model, p.protocol, p.start, p.slug, p.method, p.task)
+            key = (p.model, p.protocol, p.start, p.label, p.task)
             cells.setdefault(key, []).append(records[p.run_id])
     return "\n".join(cell_html(key, runs) for key, runs in cells.items())
 
 
 def cell_html(key: tuple, runs: Sequence[RunRecord]) -> str:
-    model, protocol, start, slug, method, task = key
-    title = f"{method_label(slug, method)} on {task_label(TASKS[task])}: {model}, protocol {protocol}"
+    model, protocol, start, label, task = key
+    title = f"{label} on {task_label(TASKS[task])}: {model}, protocol {protocol}"
     if start != "pretrained":
         title += f", from {START_TITLES[start]}"
     values = ", ".join(percent(run.selected["best"]["value"]) for run in runs)
