@@ -43,7 +43,7 @@ def verdict_rows(verdicts: Sequence[Verdict]) -> list[tuple[str, str, str]]:
             value = shown.reason if shown.n == 0 else f"{value_text(shown, shown.mean)}{short_interval(shown)}{n}"
             found = f"{shown.label}: {value}"
         about = f" ({each.about})" if each.about else ""
-        rows.append((f"**{each.word}**", f"{each.claim.sentence}{about}", found))
+        rows.append((f"**{each.word}**", f"{each.claim.headline}{about}", found))
     return rows
 
 

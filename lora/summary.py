@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -142,7 +143,7 @@ def lora_of(slug: str) -> tuple[str, int]:
     return ", ".join(TARGET_TITLES[target] for target in match[1]), int(match[2])
 
 
-def adapted(row: "pd.Series | Planned") -> tuple[str, int]:
+def adapted(row: Any) -> tuple[str, int]:
     """`lora_of`, with the words that set a row apart from others of its slug."""
     targets, rank = lora_of(row.slug)
     return targets + row.label.removeprefix(method_label(row.slug, row.method)), rank

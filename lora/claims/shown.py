@@ -16,7 +16,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """One line per comparison: the claim and its verdict in front of the first."""
     lines = []
     for each in verdicts:
-        start = {"Verdict": each.word, "Claim": f"{each.claim.sentence}{f' ({each.about})' if each.about else ''}"}
+        start = {"Verdict": each.word, "Claim": f"{each.claim.headline}{f' ({each.about})' if each.about else ''}"}
         empty = {"Compared": each.reason, "Found": "-", f"{LEVEL:.0%} interval": "-", "n": "-", "Stated": "-"}
         for found in each.findings:
             shown = {"Compared": found.label, "Found": value_text(found, found.mean)}
@@ -71,11 +71,11 @@ def text(verdicts: Sequence[Verdict]) -> str:
     lines = []
     for each in verdicts:
         about = f" ({each.about}{', embedded tasks: not GLUE' if each.not_glue else ''})" if each.about else ""
-        lines += [f"{each.word.upper()}{about}: {each.claim.sentence}", f"    source: {each.claim.source}"]
+        lines += [f"{each.word.upper()}{about}: {each.claim.headline}", f"    source: {each.claim.source}"]
         lines += [f"    {finding_text(found)}" for found in each.findings]
         if each.reason:
             lines.append(f"    because: {each.reason}")
-        lines += [f"    margin: {each.claim.margin}", f"    paper: {paper_text(each.claim)}"]
+        lines += [f"    margin: {each.claim.margin}", f"    paper: {paper_text(each.claim) or '-'}"]
         runs = dict.fromkeys(run for found in each.findings for run in found.runs)
         lines += [f"    records: {', '.join(runs)}" if runs else "    records: none", ""]
     return "\n".join(lines)
@@ -87,6 +87,7 @@ def to_json(verdicts: Sequence[Verdict]) -> bytes:
             "id": each.claim.id,
             "experiment": each.claim.experiment,
             "sentence": each.claim.sentence,
+            "ours": each.claim.ours,
             "source": each.claim.source,
             "margin": each.claim.margin,
             "about": each.about,

@@ -17,14 +17,17 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from lora.claims.statements import Claim, Compare
+from lora.claims.sides import described, labels, select
+from lora.claims.statements import BASES, TIMES, Claim, Compare
+from lora.counts import gpt3_count
+from lora.efficiency.statistics import paired_ratio
 from lora.errors import UserError
 from lora.stats import ENOUGH_SEEDS, by_task, mean_interval, paired_differences
-from lora.summary import START_TITLES, Planned, kinds_of, method_label
+from lora.summary import Planned, kinds_of, method_label
 from lora.tasks import TASKS
 
 WORDS = {True: "supported", False: "not supported", None: "cannot tell"}
-TIMES = ("step_ms", "latency_ms")  # measured; the others are counted, and exact
+GPT3 = "GPT-3 175B"
 
 
 @dataclass(frozen=True)
@@ -88,50 +91,39 @@ def judge(
     verdicts = []
     for claim in claims:
         if claim.metric is not None:
-            verdicts += on_runs(claim, planned.get(claim.experiment, ()), frame)
+            verdicts += on_runs(claim, planned, frame)
         elif claim.measure is not None:
             verdicts += on_measurements(claim, efficiency)
+        elif claim.count is not None:
+            verdicts += on_counts(claim, planned, frame)
         else:
             verdicts.append(on_check(claim, checks.get(claim.check, ())))
     return verdicts
 
 
-def on_runs(claim: Claim, planned: Sequence[Planned], frame: pd.DataFrame) -> list[Verdict]:
-    """One verdict for each encoder that has all sides of the claim."""
+def on_runs(claim: Claim, planned: Mapping[str, Sequence[Planned]], frame: pd.DataFrame) -> list[Verdict]:
+    """One verdict for each encoder that has both sides of some comparison of the claim; one without, if none has."""
     verdicts = []
-    for model in dict.fromkeys(p.model for p in planned):
-        of_model = [p for p in planned if p.model == model]
-        sides = [(select(of_model, c.one, c.where), select(of_model, c.other, c.where)) for c in claim.compare]
-        if all(one and other for one, other in sides):
+    for model in dict.fromkeys(p.model for found in planned.values() for p in found):
+        sides = [[select(planned, claim, side, model, c.where) for side in (c.one, c.other)] for c in claim.compare]
+        if any(one and other for one, other in sides):
             pairs = zip(claim.compare, sides, strict=True)
             findings = [
                 found for compare, (one, other) in pairs for found in differences(claim, compare, one, other, frame)
             ]
             embedded = any(TASKS[p.task].family == "embedded" for one, _ in sides for p in one)
             verdicts.append(verdict(claim, model, findings, not_glue=embedded))
-    nothing = "none of the experiment's runs that it compares are planned here"
+    lacking = dict.fromkeys(described(side) for c in claim.compare for side in (c.one, c.other))
+    nothing = f"no runs: not all of {'; '.join(lacking)} are planned here for one encoder"
     return verdicts or [Verdict(claim, "", (), "cannot tell", nothing)]
-
-
-def select(planned: Sequence[Planned], side: Mapping[str, Sequence[str]], where: str) -> list[Planned]:
-    """The cells that fit all conditions.
-
-    Raises: UserError: If they are of several methods, starts or protocols, which no difference should mix.
-    """
-    found = [p for p in planned if all(getattr(p, key) in values for key, values in side.items())]
-    for key in ("slug", "protocol"):
-        values = dict.fromkeys(getattr(p, key) for p in found)
-        if len(values) > 1:
-            raise UserError(
-                f"{where}: one side has the {key}s {', '.join(values)} of {found[0].model}; name one of them"
-            )
-    return found
 
 
 def differences(
     claim: Claim, compare: Compare, one: Sequence[Planned], other: Sequence[Planned], frame: pd.DataFrame
 ) -> list[Finding]:
     """On the average over the common tasks, or on each of those that the claim names."""
+    if not (one and other):
+        return [without_runs(compare, one, other)]
     tasks = [task for task in TASKS if task in {p.task for p in one} & {p.task for p in other}]
     if claim.tasks == "average":
         kinds = kinds_of(tasks, frame)
@@ -141,16 +133,23 @@ def differences(
         groups = [[task] for task in claim.tasks]
     sides = [frame[frame["run_id"].isin([p.run_id for p in side])] for side in (one, other)]
     pairs = paired_differences(*sides, claim.metric)
-    labels = [label_of(one), label_of(other)]
-    if labels[0] == labels[1]:
-        labels = [
-            f"{label} from {START_TITLES[side[0].start]}" for label, side in zip(labels, (one, other), strict=True)
-        ]
-    return [difference(claim, compare, labels, group, pairs) for group in groups]
+    return [difference(claim, compare, labels(one, other), group, pairs) for group in groups]
+
+
+def without_runs(compare: Compare, one: Sequence[Planned], other: Sequence[Planned]) -> Finding:
+    """A comparison of which a side has no cell in this profile."""
+    names = [
+        labels(found, found)[0] if found else described(side)
+        for found, side in ((one, compare.one), (other, compare.other))
+    ]
+    lacking = [name for name, found in zip(names, (one, other), strict=True) if not found]
+    nan, label = math.nan, " - ".join(names)
+    reason = f"no runs of {' and '.join(lacking)} are planned here"
+    return Finding(label, nan, nan, nan, 0, compare.bound.text, None, reason, (), "points")
 
 
 def difference(
-    claim: Claim, compare: Compare, labels: Sequence[str], tasks: Sequence[str], pairs: pd.DataFrame
+    claim: Claim, compare: Compare, names: Sequence[str], tasks: Sequence[str], pairs: pd.DataFrame
 ) -> Finding:
     here = pairs[pairs["task"].isin(tasks)]
     values = by_task(here)
@@ -167,12 +166,42 @@ def difference(
         holds = compare.bound.holds(found.low, found.high)
         reason = "" if holds is not None else "the bound lies inside the interval"
     runs = tuple(here["run_id"]) + tuple(here["run_id_other"])
-    label = f"{labels[0]} - {labels[1]}, {over}"
+    label = f"{names[0]} - {names[1]}, {over}"
     return Finding(label, found.mean, found.low, found.high, found.n, compare.bound.text, holds, reason, runs, "points")
 
 
-def label_of(side: Sequence[Planned]) -> str:
-    return method_label(side[0].slug, side[0].method)
+def on_counts(claim: Claim, planned: Mapping[str, Sequence[Planned]], frame: pd.DataFrame) -> list[Verdict]:
+    """Ratios of trainable parameters without the head: GPT-3's by closed form, those of the encoders from records."""
+    if claim.count == "gpt3":
+        findings = [
+            counted(compare, GPT3, {slug: (gpt3_count(slug), ("computed",)) for slug in (compare.one, compare.other)})
+            for compare in claim.compare
+        ]
+        return [verdict(claim, GPT3, findings)]
+    verdicts, wanted = [], {slug for compare in claim.compare for slug in (compare.one, compare.other)}
+    for model in dict.fromkeys(p.model for found in planned.values() for p in found):
+        runs = frame[(frame["model"] == model) & frame["slug"].isin(wanted)].sort_values("run_id")
+        counts = {r.slug: (r.trainable_method, (r.run_id,)) for r in runs.drop_duplicates("slug").itertuples()}
+        if wanted <= set(counts):
+            verdicts.append(verdict(claim, model, [counted(compare, model, counts) for compare in claim.compare]))
+    nothing = f"no runs: of no encoder are there records of {' and '.join(sorted(wanted))}"
+    return verdicts or [Verdict(claim, "", (), "cannot tell", nothing)]
+
+
+def counted(compare: Compare, model: str, counts: Mapping[str, tuple[int, tuple[str, ...]]]) -> Finding:
+    """
+    Args:
+        counts: Slug -> its trainable parameters, and where they are from.
+    """
+    (one, of_one), (other, of_other) = counts[compare.one], counts[compare.other]
+    ratio, (first, second) = one / other, (slug_label(slug) for slug in (compare.one, compare.other))
+    label = f"trainable parameters of {first} / {second}, {model}: {one:,} / {other:,}"
+    holds, runs = compare.bound.holds(ratio, ratio), tuple(dict.fromkeys((*of_one, *of_other)))
+    return Finding(label, ratio, ratio, ratio, None, compare.bound.text, holds, "", runs, "ratio")
+
+
+def slug_label(slug: str) -> str:
+    return method_label(slug, slug.partition("-")[0])
 
 
 def on_measurements(claim: Claim, folder: Path) -> list[Verdict]:
@@ -193,6 +222,8 @@ def ratios(claim: Claim, compare: Compare, summary: Mapping[str, Any], path: Pat
     """
     try:
         to_other = (summary.get(compare.one) or {}).get(f"to_{compare.other}")
+        if compare.other not in BASES:
+            to_other = ratios_of_samples(claim.measure, compare, path.parent / "samples.csv")
         if to_other is None or to_other.get(claim.measure) is None:
             return []
         values, rounds = to_other[claim.measure], summary["about"]["plan"]["rounds"]
@@ -211,6 +242,28 @@ def ratios(claim: Claim, compare: Compare, summary: Mapping[str, Any], path: Pat
         return found
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a summary of python -m lora.efficiency: {error!r}") from error
+
+
+def ratios_of_samples(measure: str, compare: Compare, path: Path) -> dict[str, Any] | None:
+    """The ratio to a method for which the summary has none, from the visits that the summary was made of.
+
+    Returns: As the summary's `to_full` and `to_base`; None where one of the two was not timed.
+    Raises: UserError: If there are no samples beside the summary.
+    """
+    try:
+        samples = pd.read_csv(path)
+        samples = samples[samples["kind"] == measure.removesuffix("_ms")]
+        times = samples.pivot(index="round", columns=["method", "shape"], values="ms")
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is not readable as the samples of python -m lora.efficiency: {error}") from error
+    if not {compare.one, compare.other} <= set(samples["method"]):
+        return None
+    found = {
+        shape: paired_ratio(times[compare.one, shape].to_numpy(), times[compare.other, shape].to_numpy())
+        for shape in dict.fromkeys(samples["shape"])
+    }
+    ratios = {shape: round(ratio, 6) for shape, (ratio, _) in found.items()}
+    return {measure: ratios, f"{measure}_interval": {shape: interval for shape, (_, interval) in found.items()}}
 
 
 def on_check(claim: Claim, cases: Sequence[Mapping[str, Any]]) -> Verdict:
