@@ -12,11 +12,14 @@ export PROFILE GLUE_DIR MODEL_DIR RETRY_FAILED TORCH_INDEX LAUNCHER
 
 VENV := .venv/bin/python
 READY := .venv/ready
+# .ci/setup leaves .venv/latest where it took the newest releases; without LATEST an environment stays as it was made.
+NEWEST := $(if $(wildcard .venv/latest),1,0)
+LATEST ?= $(NEWEST)
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.* ## (.*)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r name text; do printf '%-16s %s\n' "$$name" "$$text"; done
 
-setup: $(READY) ## Make .venv, fetch the embedded model and texts (PYTHON=interpreter, TORCH_INDEX=index of another torch build)
+setup: $(READY) ## Make .venv, fetch the embedded model and texts (PYTHON=interpreter, TORCH_INDEX=index of another torch build, LATEST=1 for the newest releases)
 	@$(VENV) -m lora.embedded
 
 reproduce-glue: setup ## Train what PROFILE=mini|small|paper lacks and print its table (GLUE_DIR=, MODEL_DIR=, LAUNCHER=, RETRY_FAILED=1, ARGS="task=cola ...")
@@ -65,15 +68,17 @@ bench: setup ## Cells per hour and steps beside Trainer + PEFT, 30 minutes on tw
 bench-gpu: setup ## One training step of every contender on one GPU, in minutes (ARGS="--compile")
 	@$(VENV) -m lora.benchmarks.gpu $(if $(filter 1,$(REFERENCE)),--reference) $(ARGS)
 
-lint: $(READY) ## Check style and format
+lint: $(READY) ## Check style, format and types
 	@$(VENV) -m ruff check .
 	$(VENV) -m ruff format --check .
+	$(VENV) -m mypy
 
 efficiency: setup ## Measure what each method costs in memory, files and time (ARGS="--model roberta_base --rounds 10")
 	@$(VENV) -m lora.efficiency $(if $(filter 1,$(REFERENCE)),--reference) $(ARGS)
 
-# Made when .ci/setup has ended well, again when pyproject.toml has changed, and when .venv lost its interpreter.
-$(READY): pyproject.toml $(shell test -x $(VENV) || echo FORCE)
+# Made when .ci/setup has ended well. Made again when the requirements have changed, when .venv lost its interpreter, and
+# when LATEST asks for other versions.
+$(READY): pyproject.toml constraints.txt $(shell test -x $(VENV) || echo FORCE) $(if $(filter $(NEWEST),$(LATEST)),,FORCE)
 	@rm -f $@
-	PYTHONS="$(PYTHON)" .ci/setup
+	PYTHONS="$(PYTHON)" LATEST="$(LATEST)" .ci/setup
 	touch $@

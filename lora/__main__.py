@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lora.cells import run_cell, run_job
+from lora.cells import run_cell, run_job, usable_record
 from lora.compose import CONF, check_overrides, compose_run, explain, register_resolvers
 from lora.errors import UserError
 from lora.launch import UnfinishedError
@@ -72,7 +72,11 @@ def main() -> None:
             return run_job(list(job.overrides.task))
         try:
             refuse_experiment(job.overrides.task)
-            ended.append(run_cell(compose_run(job.overrides.task), mistakes_fail=False))
+            run = compose_run(job.overrides.task)
+            before = usable_record(run)
+            ended.append(run_cell(run, mistakes_fail=False))
+            if ended[-1] == before:
+                say(f"already done on {before.started_at[:10]}, in {run.runtime.results}: nothing to train", sys.stdout)
         except (UserError, HeldError, InterruptedRunError) as error:
             ended.append(error)
         return None

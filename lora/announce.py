@@ -46,6 +46,8 @@ def announcement(
 def origin(now: State) -> str:
     """When, where and on what the records were made."""
     records = [*now.ok.values(), *now.failed.values()]
+    if not records:
+        return ""
     days = sorted({record.started_at[:10] for record in records})
     made = [record.provenance for record in now.ok.values()]
     devices = dict.fromkeys(one["device"] for one in made)

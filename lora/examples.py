@@ -9,7 +9,6 @@ on each resample: `examples` keeps the seeds as they are, `both` resamples the p
 """
 
 import argparse
-import hashlib
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,19 +18,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.numpy import load
 from scipy import stats
 
 from lora.analyses import EXAMPLES, analysis_json
 from lora.compose import compose_run
-from lora.errors import UserError, first_line
-from lora.gather import Gathered, gather
+from lora.dev_predictions import dev_predictions, splits_of
+from lora.errors import UserError
+from lora.gather import Gathered, every_cell, gather
 from lora.order import drawn
 from lora.results import RunRecord, write_atomically
 from lora.sections import METHODS_BY_TASKS, groups_of
 from lora.stats import LEVEL
-from lora.sweep import requested
 from lora.tasks import TASKS
 
 RESAMPLES = 2000
@@ -45,19 +42,22 @@ def statistics(metric: str, predicted: np.ndarray, labels: np.ndarray) -> Float[
         return (x == y)[:, None].astype(np.float64)
     if metric == "matthews":  # true positives, true negatives, false positives, false negatives
         return np.stack([x * y, (1 - x) * (1 - y), x * (1 - y), (1 - x) * y], axis=1)
-    x, y = x - x.mean(), y - y.mean()  # pearson does not change, and its sums do not cancel
+    x, y = (
+        side - side[0] - (side - side[0]).mean() for side in (x, y)
+    )  # pearson stays; no cancelling, constants are 0
     return np.stack([x, y, x * x, y * y, x * y], axis=1)
 
 
 def score(metric: str, sums: Float[np.ndarray, "*resamples parts"], count: int) -> Float[np.ndarray, "*resamples"]:
-    """The metric from the sums over `count` examples; NaN where it is undefined."""
+    """The metric from the sums over `count` examples; NaN where it is undefined, but 0 for Matthews, as GLUE has it."""
     parts = np.moveaxis(sums, -1, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
         if metric == "accuracy":
             value = parts[0] / count
         elif metric == "matthews":
             tp, tn, fp, fn = parts
-            value = (tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+            product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+            value = np.where(product > 0, (tp * tn - fp * fn) / np.sqrt(product), 0.0)
         else:
             x, y, xx, yy, xy = parts / count
             value = (xy - x * y) / np.sqrt((xx - x * x) * (yy - y * y))
@@ -65,7 +65,10 @@ def score(metric: str, sums: Float[np.ndarray, "*resamples parts"], count: int) 
 
 
 def resampled(metric: str, runs: Sequence[np.ndarray], labels: np.ndarray, purpose: str) -> Float[np.ndarray, "b runs"]:
-    """The metric of every run on each resample of the examples, in points; the same resamples for all."""
+    """The metric of every run on each resample of the examples, in points; the same resamples for all.
+
+    Pearson's correlation of a constant is undefined and counts as 0, as in the frame (`lora.dev_predictions`).
+    """
     count, values = len(labels), []
     parts = np.concatenate([statistics(metric, predicted, labels) for predicted in runs], axis=1)
     step = max(1, CHUNK // count)
@@ -75,14 +78,15 @@ def resampled(metric: str, runs: Sequence[np.ndarray], labels: np.ndarray, purpo
         flat = picks + count * np.arange(rows)[:, None]
         times = np.bincount(flat.ravel(), minlength=rows * count).reshape(rows, count)
         sums = (times @ parts).reshape(rows, len(runs), -1)
-        values.append(100 * score(metric, sums, count))
+        values.append(100 * np.nan_to_num(score(metric, sums, count)))
     return np.concatenate(values)
 
 
 def bounds(differences: Float[np.ndarray, "b pairs"], purpose: str) -> dict[str, float | None]:
     """The intervals of the mean difference over pairs of seeds, from its values on each resample.
 
-    Deviations between seeds are stretched as in `lora.stats.mean_interval`; a single pair has no interval over both.
+    Deviations between seeds are stretched to the width of Student's t: percentiles of so few values are too narrow when
+    they are resampled (Hesterberg 2015, arXiv:1411.5279). A single pair has no interval over both.
     That one errs on the wide side: the seeds differ on these examples in part because the examples are few, which the
     resamples of the examples count again.
     """
@@ -98,9 +102,8 @@ def bounds(differences: Float[np.ndarray, "b pairs"], purpose: str) -> dict[str,
     return found | dict(zip(("both_low", "both_high"), quantiles(both, tail), strict=True))
 
 
-def quantiles(values: np.ndarray, tail: float) -> list[float | None]:
-    known = values[np.isfinite(values)]  # a resample without one of the classes has no Matthews coefficient
-    return [float(f"{value:.6g}") for value in np.quantile(known, (tail, 1 - tail))] if len(known) else [None, None]
+def quantiles(values: np.ndarray, tail: float) -> list[float]:
+    return [float(f"{value:.6g}") for value in np.quantile(values, (tail, 1 - tail))]
 
 
 def compare(gathered: Gathered, labels: Mapping[str, np.ndarray], results: Path) -> list[dict[str, Any]]:
@@ -134,7 +137,7 @@ def of_task(
 ) -> list[dict[str, Any]]:
     metric = TASKS[task].metric
     records = [gathered.state.ok[run_id] for run_id in runs["run_id"]]
-    predicted = [best_predictions(record, results) for record in records]
+    predicted = [dev_predictions(record, results)["best"] for record in records]
     for record, values in zip(records, predicted, strict=True):
         check(record, metric, values, labels)
     points = resampled(metric, predicted, labels, task)
@@ -153,27 +156,6 @@ def of_task(
     return entries
 
 
-def best_predictions(record: RunRecord, results: Path) -> np.ndarray:
-    """Raises: UserError: If the file is absent, or is not the one that the record names."""
-    path = results / "predictions" / f"{record.run_id}.safetensors"
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"the predictions of {record.run_id} are not readable: {path}: {error.strerror}") from error
-    if hashlib.sha256(content).hexdigest() != record.predictions:
-        raise UserError(f"{path} is not the file of predictions that its record names")
-    try:
-        tensors = load(content)
-    except SafetensorError as error:
-        raise UserError(f"{path} is no safetensors file: {first_line(error)}") from error
-    return np.concatenate([tensors[f"best.{split}"] for split in splits_of(record)])
-
-
-def splits_of(record: RunRecord) -> tuple[str, ...]:
-    split = record.selected["split"]
-    return TASKS[record.config["task"]].validation_splits if split == "pooled" else (split,)
-
-
 def check(record: RunRecord, metric: str, predicted: np.ndarray, labels: np.ndarray) -> None:
     """Raises: UserError: If these labels do not give the metric that the record has."""
     value = math.nan
@@ -187,18 +169,22 @@ def check(record: RunRecord, metric: str, predicted: np.ndarray, labels: np.ndar
         )
 
 
+def compared(gathered: Gathered) -> pd.DataFrame:
+    """The runs of the tables of methods by tasks, as rows of the frame; not those that chose learning rates."""
+    ids = {p.run_id for experiment in METHODS_BY_TASKS for p in gathered.planned.get(experiment, ())}
+    return gathered.frame[gathered.frame["run_id"].isin(ids)]
+
+
 def read_labels(gathered: Gathered) -> dict[str, np.ndarray]:
     """Task -> the labels of the split that selects, read as a run would read them.
 
-    Raises: UserError: If the rows are not to be had, or are not those of the records.
+    Raises: UserError: If the rows are not available, or are not those of the records.
     """
     from lora.data import read  # loads the library of data sets
 
-    cells = {cell.run_id: cell for cell in requested(gathered.profile, gathered.overrides)}
+    cells = {cell.run_id: cell for cell in every_cell(gathered)}
     labels = {}
-    for row in gathered.frame.drop_duplicates("task").itertuples():
-        if row.run_id not in cells:
-            continue
+    for row in compared(gathered).drop_duplicates("task").itertuples():
         data, task = compose_run(cells[row.run_id].overrides).data, TASKS[row.task]
         found = read(task, data.source, data.path, data.revision, data.train_rows)
         if found.fingerprint != row.fingerprint:
@@ -209,7 +195,7 @@ def read_labels(gathered: Gathered) -> dict[str, np.ndarray]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Exit codes: 0 done; 2 the rows or predictions are not to be had, or are not those of the records."""
+    """Exit codes: 0 done; 2 the rows or predictions are not available, or are not those of the records."""
     parser = argparse.ArgumentParser(prog="python -m lora.examples", description=__doc__.partition(": ")[2])
     parser.add_argument("profile", help="a profile, or reference/<profile>: the folder below results/")
     parser.add_argument("overrides", nargs="*", help="as the sweep was launched: data.path=folder")
@@ -218,8 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         gathered = gather(given.profile, given.overrides)
         labels = read_labels(gathered)
         entries = compare(gathered, labels, gathered.folder)
-        used = gathered.frame[gathered.frame["task"].isin(labels)]["run_id"]
-        made_from = {run_id: gathered.state.ok[run_id].predictions for run_id in used}
+        made_from = {run_id: gathered.state.ok[run_id].predictions for run_id in compared(gathered)["run_id"]}
         path = gathered.folder / "analysis" / EXAMPLES
         write_atomically(path, analysis_json(made_from, entries))
     except UserError as error:

@@ -1,5 +1,6 @@
 """What a profile's records amount to: the runs that its experiments expect, as one frame. From here on, no settings."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
@@ -9,9 +10,11 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from lora.checks import SettingsError
 from lora.claims.statements import SELECTORS
 from lora.compose import CONF, compose_config, describe_group
 from lora.config import run_config
+from lora.dev_predictions import with_collapsed
 from lora.errors import UserError
 from lora.learning_rate import LEARNING_RATE
 from lora.provenance import REFERENCE, RESULTS
@@ -45,7 +48,7 @@ class Gathered:
         overrides: With which its cells are expected.
         planned: Experiment -> the runs that it expects, in the tables' order; only experiments that are shown.
         tried: The runs that the learning rates were chosen by, which no table of results has.
-        frame: `load_frame` of those that are there and `ok`.
+        frame: `load_frame` of those that are there and `ok`, with the column `collapsed` (`lora.dev_predictions`).
         state: What is missing, failed, extra or broken; the records themselves are in `state.ok`.
     """
 
@@ -96,23 +99,33 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
     now = state_of(cells, records, problems)
     if any(override.startswith(("data.path=", "model.path=")) for override in overrides):
         check_inputs(distinct(cells, ()), now.ok.values())
-    others = [record for record in records if record.run_id in now.extra and record.status == "ok"]
-    now = dataclasses.replace(
-        now, ok=now.ok | {r.run_id: r for r in others}, extra=tuple(sorted({*now.extra} - {r.run_id for r in others}))
-    )
-    frame = load_frame(list(now.ok.values()))
+    others = other_runs([record for record in records if record.run_id in now.extra], Path(name).name)
+    used = {record.run_id: record for record in records if record.run_id in {p.run_id for p in others}}
+    now = dataclasses.replace(now, ok=now.ok | used, extra=tuple(i for i in now.extra if i not in used))
+    frame, broken = with_collapsed(load_frame(list(now.ok.values())), now.ok.values(), folder)
+    now = dataclasses.replace(now, problems=(*now.problems, *broken))
     refuse_mixed_rows(frame)
     expected = {name: list(map(as_planned, without_parents(name, found))) for name, found in sections.items()}
-    add_others(expected, [planned_of(record, Path(name).name) for record in others])
+    add_others(expected, others)
     planned = {experiment: in_table_order(labelled(found)) for experiment, found in expected.items()}
     tried = planned.pop(LEARNING_RATE, [])
     return Gathered(name, folder, results, tuple(overrides), planned, tried, frame, now)
 
 
+def other_runs(records: Iterable[RunRecord], profile: str) -> list[Planned]:
+    """Of records that no experiment at hand expects, those that are `ok` and of settings that this version has."""
+    found = []
+    for record in records:
+        if record.status == "ok":
+            with contextlib.suppress(SettingsError):
+                found.append(planned_of(record, profile))
+    return found
+
+
 def planned_of(record: RunRecord, profile: str) -> Planned:
     """What a record that no experiment expects has in a table: its settings beside those that conf/ makes.
 
-    Raises: UserError: If its configuration is none of this version.
+    Raises: SettingsError: If its configuration is none of this version.
     """
     config = run_config(record.config)
     model = "local" if config.model.source == "local" else config.model.name

@@ -12,7 +12,7 @@ from lora.adapters.files import read_adapter
 from lora.data import as_dataset
 from lora.errors import UserError
 from lora.tasks import Task, get_task
-from lora.tsv import read_lines, shown
+from lora.tsv import cut_short, read_lines, shown
 
 NAMES = "adapter"  # the column of an input for several adapters
 
@@ -65,7 +65,9 @@ def read_input(path: Path, served: Sequence[Served]) -> list[Work]:
 
     Raises: UserError: With file and line, if a column is absent, a line is of another width, or a name is unknown.
     """
-    lines = read_lines(path)
+    lines, ended = read_lines(path)
+    if not ended:
+        raise UserError(cut_short(path, len(lines), lines[-1]))
     header, rows = lines[0].split("\t"), [line.split("\t") for line in lines[1:]]
     if not rows:
         raise UserError(f"{path}: a header but no rows")

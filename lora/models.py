@@ -45,12 +45,14 @@ def load_encoder(
     sequence head reads: it keeps its pretrained values if the checkpoint has them, and trains with the head.
     The head's other weights are N(0, initializer_range^2), its biases zero, whatever the checkpoint holds.
 
-    Raises: UserError: If weights or tokenizer are absent, or a body tensor is missing, unknown or of another shape.
+    Raises: UserError: If weights or tokenizer are absent, a body tensor is missing, unknown or of another shape, or a
+        local file changes meanwhile: `weights` names what is in the model, and later changes do not reach it.
     """
     where, source = locate(config)
     commit = hub_commit(where, source) if config.source == "hub" else None
     if commit is not None:
         source = {"revision": commit}  # whatever the branch does meanwhile, all files are of one commit
+    before = weights_name(where, commit, config) if commit is None else None  # no commit of the hub is ever rewritten
     logging.set_verbosity_error()  # its load report is checked below, not printed for every cell
     logging.disable_progress_bar()
     settings = read_config(where, source, len(task.labels) or 1, dropout, head_dropout)
@@ -71,13 +73,17 @@ def load_encoder(
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise UserError(f"cannot load weights of {config.name} from {where}: {first_line(error)}") from error
+    own_memory(model)
     check_loaded(model, report, config)
+    weights = weights_name(where, commit, config)
+    if before not in (None, weights):
+        raise UserError(f"the files of {where} changed while {config.name} was read from them; try again")
     init_head(model, seed, missing=set(report["missing_keys"]))
     if config.gradient_checkpointing:
         # renamed within transformers 5, whose first releases have the old name only
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    return Encoder(model, load_tokenizer(where, source), weights_name(where, commit, config), commit)
+    return Encoder(model, load_tokenizer(where, source), weights, commit)
 
 
 def hub_commit(hub_id: str, source: dict) -> str:
@@ -107,6 +113,17 @@ def read_config(
 def supports_sdpa(settings: PretrainedConfig) -> bool:
     """DeBERTa's disentangled attention exists in one implementation only."""
     return settings.model_type not in ("deberta", "deberta-v2")
+
+
+@torch.no_grad()
+def own_memory(model: nn.Module) -> None:
+    """Copy every tensor out of the files that it was read from.
+
+    transformers maps them into memory, so that writing to a file would change the weights of a model in use. One tensor
+    is copied at a time; the mapped pages are the system's to drop whenever it needs room.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def check_loaded(model: nn.Module, report: dict, config: ModelConfig) -> None:

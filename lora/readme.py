@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
-from lora.claims.shown import short_interval, value_text
+from lora.claims.findings import Finding
+from lora.claims.shown import short, value_text, word_text
 from lora.claims.verdicts import Verdict
 from lora.formats import Table, markdown
+from lora.stats import LEVEL
 
 MARK = "<!-- results:{name} {edge} -->"
 
@@ -21,7 +23,7 @@ def block(
     lines = [line for text in (main.banner, progress) if text for line in (text, "")]
     lines += [markdown(main.cells, main.words), *main.notes, ""]
     if not any(each.not_glue for each in verdicts):
-        lines += ["| Verdict | The paper's sentence | Here |", "| --- | --- | --- |"]
+        lines += [f"| Verdict | The paper's sentence | Here, with {LEVEL:.0%} intervals |", "| --- | --- | --- |"]
         lines += [f"| {word} | {sentence} | {found} |" for word, sentence, found in verdict_rows(verdicts)]
         lines.append("")
         figure = main.name.replace("table2", "parameters")  # of the same rows
@@ -32,19 +34,19 @@ def block(
 
 
 def verdict_rows(verdicts: Sequence[Verdict]) -> list[tuple[str, str, str]]:
-    """One line per claim and encoder or device: its verdict and the comparison that decides it."""
+    """One line per claim and encoder or device: its verdict, the claim, and all of its comparisons."""
     rows = []
     for each in verdicts:
-        found = each.reason
-        if each.findings:
-            worst = next((f for f in each.findings if f.holds is False), None)
-            shown = worst or next((f for f in each.findings if f.holds is None), each.findings[0])
-            n = "" if shown.n is None else f", n = {shown.n}"
-            value = shown.reason if shown.n == 0 else f"{value_text(shown, shown.mean)}{short_interval(shown)}{n}"
-            found = f"{shown.label}: {value}"
         about = f" ({each.about})" if each.about else ""
-        rows.append((f"**{each.word}**", f"{each.claim.headline}{about}", found))
+        later = " (stated later)" if each.stated_later else ""
+        found = "<br>".join(comparison(f) for f in each.findings) or each.reason
+        rows.append((f"**{word_text(each)}**{later}", f"{each.claim.headline}{about}", found))
     return rows
+
+
+def comparison(found: Finding) -> str:
+    n = "" if found.n is None else f", n = {found.n}"
+    return f"{found.label}: " + (f"{value_text(found, found.mean)}{short(found)}{n}" if found.n != 0 else found.reason)
 
 
 def in_readme(readme: str, name: str, text: str) -> str:

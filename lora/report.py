@@ -187,9 +187,7 @@ def status_lines(report: Report) -> list[str]:
     missing = sorted(cell.run_id for cell in now.missing)
     lines += [f"- missing: `{run_id}`" for run_id in missing[:MISSING_SHOWN]]
     if len(missing) > MISSING_SHOWN:
-        lines.append(
-            f"- missing: {len(missing) - MISSING_SHOWN} more (`python -m lora.status {report.name}` lists all)"
-        )
+        lines.append(f"- missing: {len(missing) - MISSING_SHOWN} more")
     lines += [f"- extra, not used: `{run_id}`" for run_id in now.extra]
     return lines + [f"- left out: {problem}" for problem in report.problems]
 
@@ -222,12 +220,10 @@ def write(report: Report, folder: Path) -> None:
 def nothing_yet(gathered: Gathered) -> str:
     """Of a folder without a record of what was asked for."""
     committed = gathered.results / REFERENCE / gathered.profile
-    reference = (
-        f"; the committed runs: python -m lora.report {REFERENCE}/{gathered.profile}" if committed.exists() else ""
-    )
+    shown = f"; python -m lora.report {REFERENCE}/{gathered.profile} shows the committed ones"
     return (
         f"{gathered.folder} holds no finished run of what was asked for: make reproduce-glue "
-        f"PROFILE={gathered.profile} trains them{reference}"
+        f"PROFILE={gathered.profile} trains them{shown if committed.exists() else ''}"
     )
 
 

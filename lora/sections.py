@@ -12,7 +12,7 @@ from lora.errors import UserError
 from lora.formats import Table
 from lora.learning_rate import LEARNING_RATE, TITLE
 from lora.provenance import ROOT
-from lora.stats import ENOUGH_SEEDS, LEVEL, all_pairs, holm, median_coverage
+from lora.stats import ENOUGH_SEEDS, LEVEL, all_pairs, holm
 from lora.summary import KINDS, METHODS_BY_TASKS, Planned, in_order, kinds_of, summarise
 from lora.tables import start_table, table2, table5, table6
 from lora.tasks import TASKS
@@ -173,11 +173,11 @@ GPT3 = (
 )
 SOURCE = "Larger encoders, longer runs: beside ours for orientation. Source: Hu et al. 2021, Table 2."
 PAIRS = (
-    f"Difference: mean over tasks of the mean paired difference, in points. Intervals ({LEVEL:.0%}): over seeds, with "
-    "these dev sets; over dev examples, with these runs; over both (lora/stats.py says what each answers). "
-    "p: paired t-test over seeds; Holm: corrected for all tests of this table.",
-    f"The range of n seeds covers a median with probability {median_coverage(3):.0%} for n = 3 and "
-    f"{median_coverage(5):.0%} for n = 5: nothing is decided on fewer than {ENOUGH_SEEDS} pairs.",
+    "Difference: mean paired difference, in points. Avg.: of each seed's mean over the tasks; only seeds that have "
+    f"every task count. Intervals ({LEVEL:.0%}): over seeds, with these dev sets, by Student's t; over dev examples, "
+    "with these runs; over both (lora/stats.py says what each answers). p: paired t-test over seeds; Holm: corrected "
+    "for all tests of this table, those of the averages included.",
+    f"Verdicts take at least {ENOUGH_SEEDS} pairs of seeds: a convention of this project.",
 )
 BEST_LAST = (
     "Medians over seeds. Best epoch: each run's own, on the split that is reported, as in the paper. Other seeds' "

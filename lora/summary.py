@@ -82,8 +82,9 @@ def summarise(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
     """One row per cell that is expected, from its seeds.
 
     Returns: Columns `CELL`, n, planned, median, mean, std (of `best`, over seeds,
-        ddof 1), min, max, last_median, trainable_method, seconds (mean), train_rows, kind (one of `KINDS`, by
-        the records of the whole frame); NaN where nothing was measured. Metrics are in percent.
+        ddof 1), min, max, last_median, trainable_method, seconds (mean), train_rows, collapsed (number of
+        such runs), kind (one of `KINDS`, by the records of the whole frame); NaN where nothing was measured. Metrics
+        are in percent.
     Raises: UserError: If a cell would hold two runs of one seed.
     """
     expected = expected_runs(planned)
@@ -91,8 +92,8 @@ def summarise(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
     twice = expected[expected.duplicated([*CELL, "seed"], keep=False)]
     if len(twice):
         raise UserError(f"two runs of one seed cannot be in one cell: {', '.join(twice['run_id'])}")
-    runs = expected.merge(frame[["run_id", *values]], on="run_id", how="left")
-    runs = runs.assign(best=100 * runs["best"], last=100 * runs["last"])
+    runs = expected.merge(frame.reindex(columns=["run_id", *values, "collapsed"]), on="run_id", how="left")
+    runs = runs.assign(best=100 * runs["best"], last=100 * runs["last"], collapsed=runs["collapsed"].eq(1))
     table = runs.groupby(CELL, sort=False).agg(
         n=("best", "count"),
         planned=("run_id", "size"),
@@ -105,6 +106,7 @@ def summarise(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
         trainable_method=("trainable_method", "first"),
         seconds=("seconds", "mean"),
         train_rows=("train_rows", "first"),
+        collapsed=("collapsed", "sum"),
     )
     table = table.reset_index().astype({"trainable_method": "Int64", "train_rows": "Int64"})
     return table.assign(kind=table["task"].map(kinds_of(table["task"], frame)))
@@ -144,7 +146,11 @@ def lora_of(slug: str) -> tuple[str, int]:
 
 
 def adapted(row: Any) -> tuple[str, int]:
-    """`lora_of`, with the words that set a row apart from others of its slug."""
+    """`lora_of`, with the words that set a row apart from others of its slug.
+
+    Args:
+        row: Anything with slug, method and label.
+    """
     targets, rank = lora_of(row.slug)
     return targets + row.label.removeprefix(method_label(row.slug, row.method)), rank
 

@@ -22,6 +22,7 @@ from lora.compose import (
     conf_files,
     cpu_precision,
     describe_group,
+    local_encoders,
     parent_overrides,
 )
 from lora.config import RunConfig
@@ -30,7 +31,6 @@ from lora.provenance import ROOT
 from lora.results import RunRecord, load_records, write_atomically
 from lora.tasks import TASKS
 from lora.variants import Variant, variant
-from lora.weights import local_name
 
 CODE_OF_CELLS = ("checks.py", "config.py", "tasks.py", "compose.py", "sweep.py", "variants.py", "methods/configs.py")
 
@@ -105,13 +105,6 @@ def expand(
         cells = _expand(profile, overrides, experiments, adhoc)
         write_atomically(cache, json.dumps([asdict(cell) for cell in cells]).encode())
         return cells
-
-
-def local_encoders(overrides: Sequence[str]) -> list[str]:
-    """The names of the local encoders that overrides point to: cells are called after what lies in these folders."""
-    paths = [path for key, values in map(split_override, overrides) if key == "model.path" for path in values]
-    folders = [OverridesParser.create().parse_override(f"model.path={path}").value() for path in paths]
-    return [local_name(folder) for folder in folders if isinstance(folder, str)]
 
 
 def _expand(profile: str, overrides: Sequence[str], experiments: Sequence[str] | None, adhoc: bool) -> list[Cell]:

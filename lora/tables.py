@@ -10,12 +10,16 @@ from lora.tasks import TASKS
 
 
 def cell_text(row: pd.Series) -> str:
-    """`83.4 ±0.5`: the median over seeds and the standard deviation; `(2/3)` where seeds are missing; `-` for none."""
+    """`83.4 ±0.5`: the median over seeds and the standard deviation; `(2/3)` where seeds are missing; `-` for none.
+
+    `(1 of 5 collapsed)` where a run predicts the same for every dev example (`lora.dev_predictions`).
+    """
     if row["n"] == 0:
         return "-"
     spread = f" ±{row['std']:.1f}" if row["n"] > 1 else ""
     count = f" ({row['n']:.0f}/{row['planned']:.0f})" if row["n"] < row["planned"] else ""
-    return f"{row['median']:.1f}{spread}{count}"
+    constant = f" ({row['collapsed']:.0f} of {row['n']:.0f} collapsed)" if row["collapsed"] else ""
+    return f"{row['median']:.1f}{spread}{count}{constant}"
 
 
 def number(value: float, form: str = ".1f") -> str:

@@ -42,6 +42,8 @@ class Task:
         metric: The headline; one of `metrics`, which are all that are computed.
         official_rows: Rows of every split when it is whole.
         tsv: None for embedded tasks.
+        label_std: Standard deviation (ddof 0) of a regression's official dev labels, computed from them; None with
+            labels.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Task:
     train_split: str = "train"
     validation_splits: tuple[str, ...] = ("validation",)
     test_splits: tuple[str, ...] = ("test",)
+    label_std: float | None = None
 
     @property
     def training_splits(self) -> tuple[str, ...]:
@@ -186,6 +189,7 @@ _GLUE = (
         metrics=("pearson", "spearman"),
         official_rows=_rows(5749, 1500, 1379),
         tsv=TsvLayout("STS-B", FILES, SENTENCES, "score"),
+        label_std=1.5000,
     ),
     Task(
         name="wnli",
@@ -227,6 +231,7 @@ _EMBEDDED = (
         metrics=("pearson", "spearman"),
         official_rows=_rows(3989, 450),
         tsv=None,
+        label_std=1.9855,
         test_splits=(),
     ),
     Task(

@@ -32,6 +32,7 @@ from lora.evaluation import evaluate, pack_predictions, predict, select, selecti
 from lora.fused.encoder import fuse, sparse_embeddings
 from lora.fused.optimizer import FusedAdamW
 from lora.methods import METHODS
+from lora.methods.bottleneck import is_layer_norm
 from lora.models import load_encoder, max_positions
 from lora.provenance import code_version
 from lora.results import RunRecord, checkpoint_path
@@ -201,11 +202,13 @@ def run(
 
 
 def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW with decoupled decay on all that trains but biases and LayerNorms (the released Trainer's rule)."""
-    decay = {
-        name: not name.endswith("bias") and "LayerNorm" not in name and "layer_norm" not in name
-        for name, _ in trainable(model)
-    }
+    """AdamW with decoupled decay on all that trains but biases and LayerNorms.
+
+    Source: the released Trainer, which goes by the type of a module. A Pfeiffer adapter decays although it lies inside
+        the module that stands for a layer's LayerNorm.
+    """
+    norms = {f"{name}.weight" for name, module in model.named_modules() if is_layer_norm(module)}
+    decay = {name: not name.endswith("bias") and name not in norms for name, _ in trainable(model)}
     groups = [
         {"params": [p for name, p in trainable(model) if decay[name]], "weight_decay": train.weight_decay},
         {"params": [p for name, p in trainable(model) if not decay[name]], "weight_decay": 0.0},

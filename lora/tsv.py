@@ -15,12 +15,13 @@ def read_tsv(task: Task, split: str, folder: Path) -> tuple[dict[str, list], dic
 
     Returns: The columns, with labels as class indices, scores, or None throughout a test split; and
         file -> number of torn lines left out (QQP only), if there were any.
-    Raises: UserError: If folder or file is absent, or a line is not as the layout says; it names file and line.
+    Raises: UserError: If folder or file is absent, or a line is not as the layout says; it names file and line. A last
+        line without a line end is one of these, unless it is the last of all official rows.
     """
     layout = task.tsv
     path = find_file(folder, layout.folder, layout.files[split])
     torn_allowed = layout.broken and split not in task.test_splits
-    lines = read_lines(path, torn_allowed)
+    lines, ended = read_lines(path, torn_allowed)
     headed = split in task.test_splits or not layout.bare
     header = lines.pop(0).split("\t") if headed else list(layout.bare)
     labelled = split not in task.test_splits
@@ -34,9 +35,12 @@ def read_tsv(task: Task, split: str, folder: Path) -> tuple[dict[str, list], dic
     targets = list(columns.values())[: len(places)]
     torn: list[int] = []
     parse = label_parser(task)
+    last = len(lines) + headed if not ended else None
     for number, line in enumerate(lines, start=2 if headed else 1):
         cells = line.split("\t")
         if len(cells) != len(header):
+            if number == last:
+                raise UserError(cut_short(path, number, line))
             if torn_allowed:
                 torn.append(number)
                 continue
@@ -47,6 +51,8 @@ def read_tsv(task: Task, split: str, folder: Path) -> tuple[dict[str, list], dic
             try:
                 values[-1] = parse(values[-1])
             except ValueError as error:
+                if number == last:
+                    raise UserError(cut_short(path, number, line)) from None
                 raise UserError(f"{path}:{number}: {values[-1]!r} in column {layout.label}: {error}") from None
         for target, value in zip(targets, values, strict=True):
             target.append(value)
@@ -59,6 +65,8 @@ def read_tsv(task: Task, split: str, folder: Path) -> tuple[dict[str, list], dic
         )
     if not count:
         raise UserError(f"{path}: a header but no rows")
+    if not ended and count != task.official_rows[split]:
+        raise UserError(cut_short(path, last, lines[-1]))
     if not labelled:
         columns["label"] = [None] * count
     return columns, {f"{layout.folder}/{path.name}": len(torn)} if torn else {}
@@ -81,13 +89,18 @@ def find_file(folder: Path, below: str, name: str) -> Path:
     return path
 
 
-def read_lines(path: Path, torn_allowed: bool = False) -> list[str]:
-    """The lines of a file, ended by LF, or all by CRLF as some copies are.
+def cut_short(path: Path, number: int, line: str) -> str:
+    """The message for a last line without an end, which is taken only as the last of all official rows."""
+    return f"{path}:{number}: the last line has no line end, so the file was cut short: {shown(line)}"
+
+
+def read_lines(path: Path, torn_allowed: bool = False) -> tuple[list[str], bool]:
+    """The lines of a file, ended by LF, or all by CRLF as some copies are; and whether the last one is ended too.
 
     Args:
         torn_allowed: End lines where Python's text files do, at a lone CR too: the loaders that the official size of
             QQP comes from read it so.
-    Raises: UserError: If the file is empty, its last line is not ended, or a line is not UTF-8.
+    Raises: UserError: If the file is empty, a line is not UTF-8, or the last one ends within a character.
     """
     try:
         data = path.read_bytes()
@@ -99,15 +112,15 @@ def read_lines(path: Path, torn_allowed: bool = False) -> list[str]:
     if torn_allowed:
         data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     elif data.partition(b"\n")[0].endswith(b"\r"):
-        data = data.replace(b"\r\n", b"\n")
-    if not data.endswith(b"\n"):
-        number = data.count(b"\n") + 1
-        last = data.rpartition(b"\n")[2].decode(errors="replace")
-        raise UserError(f"{path}:{number}: the last line has no line end, so the file was cut short: {shown(last)}")
+        data = data.replace(b"\r\n", b"\n").removesuffix(b"\r")
+    ended = data.endswith(b"\n")
     try:
-        return data.decode("utf-8").split("\n")[:-1]
+        lines = data.decode("utf-8").split("\n")
+        return lines[:-1] if ended else lines, ended
     except UnicodeDecodeError as error:
         number = data.count(b"\n", 0, error.start) + 1
+        if not ended and b"\n" not in data[error.start :]:
+            raise UserError(cut_short(path, number, data.rpartition(b"\n")[2].decode(errors="replace"))) from None
         raise UserError(f"{path}:{number}: not UTF-8: byte 0x{data[error.start]:02x} ({error.reason})") from None
 
 

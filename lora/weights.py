@@ -73,12 +73,18 @@ def hash_weights(folder: str) -> str:
 
 
 def hash_file(path: str) -> str:
-    status = Path(path).stat()
-    return _hash_file(path, status.st_mtime_ns, status.st_size)
+    """
+    Raises: UserError: If it cannot be read.
+    """
+    try:
+        status = Path(path).stat()
+        return _hash_file(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
 @functools.lru_cache
-def _hash_file(path: str, mtime_ns: int, size: int) -> str:
-    del mtime_ns, size  # part of the cache's key, so that a changed file is read again
+def _hash_file(path: str, *changed: int) -> str:
+    del changed  # part of the cache's key, so that a changed file is read again: no tool can set back its ctime
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -42,6 +42,11 @@ def rate_of(cell: Cell) -> float:
     return next((float(o.removeprefix("train.lr=")) for o in cell.overrides if o.startswith("train.lr=")), 1e-3)
 
 
+def given(cell: Cell, key: str) -> str:
+    """The value that a cell's overrides pin."""
+    return next(o.removeprefix(f"{key}=") for o in cell.overrides if o.startswith(f"{key}="))
+
+
 def noise(name: str) -> float:
     """Between -1 and 1, the same for the same name."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**47 - 1
@@ -82,7 +87,7 @@ def synthetic_record(cell: Cell, best: float, predictions: str | None = None) ->
             "start_run": cell.parent,
             "seed": cell.seed,
             "data": {"source": "tsv", "train_rows": None},
-            "train": {"epochs": EPOCHS, "lr": rate_of(cell), "batch": 16},
+            "train": {"epochs": EPOCHS, "lr": rate_of(cell), "batch": 16, "precision": given(cell, "train.precision")},
             "runtime": {"threads": 1},
         },
         params={

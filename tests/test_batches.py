@@ -123,7 +123,30 @@ def test_similar_length_saves_padding_and_keeps_the_order_random():
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.4
 
 
-def test_evaluation_goes_from_long_to_short():
+def test_similar_length_sorts_within_fifty_batches_of_the_random_order_and_shuffles_these():
+    """The recipe again, in plain lists. Another order makes all earlier runs impossible to repeat."""
+    order = shuffled(1003, 7, "order", 2).tolist()
+    expected = []
+    for start in range(0, 1003, 50 * 16):
+        mega = sorted(order[start : start + 50 * 16], key=lambda row: LENGTHS[row])  # a stable sort
+        expected += [mega[first : first + 16] for first in range(0, len(mega), 16)]
+    places = shuffled(len(expected), 7, "batches", 2)
+    assert [rows.tolist() for rows in epoch_batches(LENGTHS, 16, 7, 2, True)] == [expected[place] for place in places]
+    assert [rows.tolist() for rows in epoch_batches(LENGTHS, 16, 7, 2, False)] == [
+        order[first : first + 16] for first in range(0, 1003, 16)
+    ]
+
+
+def test_one_long_sentence_is_cut(tokenizer):
+    rows = {"sentence": ["the " * 50], "label": [1]}
+    encoded = encode(as_dataset(TASKS["cola"], rows, np.arange(1)), TASKS["cola"], tokenizer, 8)
+    assert tokenizer.decode(encoded.input_ids) == "[CLS] the the the the the the [SEP]"
+
+
+def test_evaluation_goes_from_long_to_short_and_keeps_the_order_of_equals():
+    assert np.concatenate(evaluation_batches(LENGTHS, 64)).tolist() == sorted(
+        range(1003), key=lambda row: -LENGTHS[row]
+    )
     order = np.concatenate(evaluation_batches(LENGTHS, 64))
     assert sorted(order.tolist()) == list(range(1003))
     assert (np.diff(LENGTHS[order]) <= 0).all()

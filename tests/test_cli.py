@@ -64,7 +64,7 @@ def test_a_sweep_records_what_failed_skips_what_is_done_and_retries_when_asked(t
         assert at_one_place(one) == at_one_place(other)
     again = command("lora", *arguments)
     assert again.returncode == 1
-    assert "all 8 cells are there already (4 failed)" in again.stdout
+    assert "nothing to train, all 8 runs are in" in again.stdout and "4 of them failed" in again.stdout
     retried = command("lora", *arguments, "runtime.retry_failed=true", ONE)
     assert retried.returncode == 1
     assert "4 of 8 cells to run" in retried.stdout

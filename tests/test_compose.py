@@ -64,7 +64,7 @@ OTHER_RUN += [
 
 def test_the_run_id_follows_the_science_and_nothing_else(tiny_config):
     base = tiny_config().run_id
-    assert base.startswith("local.lora-qv-r8.cola.s1-")
+    assert re.match(r"bert-[0-9a-f]{6}\.lora-qv-r8\.cola\.s1-", base)
     assert {tiny_config(override).run_id for override in SAME_RUN} == {base}
     others = [tiny_config(*override.split()).run_id for override in OTHER_RUN]
     assert len({base, *others}) == 1 + len(OTHER_RUN)

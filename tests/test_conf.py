@@ -516,7 +516,7 @@ def test_cls_dropout_reaches_the_head(tmp_path, tiny_config, architecture, dropo
             ["experiment=table2"],
             "experiment must be one of glue_table2, learning_rate, lora_ranks, lora_targets, mnli_start, got 'table2'",
         ),
-        (["method.alfa=8"], "Could not override 'method.alfa'"),
+        (["method.alfa=8"], "method.alfa is not a setting; the nearest is method.alpha"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

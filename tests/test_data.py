@@ -118,6 +118,42 @@ def test_copies_with_a_bom_or_windows_line_ends_are_the_same_rows(change, tmp_pa
     assert read(task, "tsv", folder).fingerprint == plain.fingerprint
 
 
+@pytest.mark.parametrize("name", ["cola", "rte"])  # without a header, and with one
+@pytest.mark.parametrize("end", ["lf", "crlf", "cr of a crlf"])
+def test_a_whole_split_without_a_final_line_end_is_the_same_rows(name, end, tmp_path):
+    task = TASKS[name]
+    official = task.official_rows["validation"]
+    layout = write_tsv(tmp_path, task, official, ["validation"]) / task.tsv.folder / "dev.tsv"
+    whole = read(task, "tsv", tmp_path, splits=("validation",))
+    content = layout.read_bytes().removesuffix(b"\n")
+    if end != "lf":
+        content = content.replace(b"\n", b"\r\n") + (b"\r" if end == "cr of a crlf" else b"")
+    layout.write_bytes(content)
+    again = read(task, "tsv", tmp_path, splits=("validation",))
+    assert again.rows == {"validation": official} and not again.is_part
+    assert again.fingerprint == whole.fingerprint
+
+
+def test_without_a_final_line_end_every_official_row_must_be_there(tmp_path):
+    task = TASKS["rte"]
+    official = task.official_rows["validation"]
+    path = write_tsv(tmp_path, task, official, ["validation"]) / task.tsv.folder / "dev.tsv"
+    content = path.read_bytes()
+    lines = content.splitlines(keepends=True)
+    one_less, one_more = b"".join(lines[:-1]), content + lines[-1]
+    in_the_label = content.removesuffix(b"\n")[:-3]
+    in_a_character = content[: content.rindex("é".encode()) + 1]
+    for number, cut in (
+        (official, one_less.removesuffix(b"\n")),
+        (official + 2, one_more.removesuffix(b"\n")),
+        (official + 1, in_the_label),
+        (in_a_character.count(b"\n") + 1, in_a_character),
+    ):
+        path.write_bytes(cut)
+        with pytest.raises(UserError, match=rf"dev\.tsv:{number}: the last line has no line end, so the file was cut"):
+            read(task, "tsv", tmp_path, splits=("validation",))
+
+
 def qqp(tmp_path: Path, left_out: int, extra: list[str]) -> Task:
     """A QQP dev file of the official size less `left_out`, with extra lines after the third row."""
     task = TASKS["qqp"]

@@ -3,17 +3,20 @@
 import dataclasses
 import hashlib
 import json
+import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors.numpy import save
 from scipy import stats
-from synthetic import populate, synthetic_record
+from synthetic import populate, synthetic_record, write_cell
 
 from lora import metrics
 from lora.analyses import EXAMPLES, analysis_json, read_analyses
+from lora.dev_predictions import dev_predictions
 from lora.errors import UserError
-from lora.examples import best_predictions, bounds, check, compare, resampled, score, statistics
+from lora.examples import bounds, check, compare, compared, read_labels, resampled, score, statistics
 from lora.gather import gather
 from lora.report import build
 from lora.results import read_record, write_record
@@ -36,6 +39,18 @@ def test_sums_give_the_metric_of_the_metrics_module(metric):
     predicted, labels = predictions(metric)
     ours = score(metric, statistics(metric, predicted, labels).sum(axis=0), len(labels))
     assert float(ours) == pytest.approx(metrics.compute((metric,), predicted, labels)[metric], abs=1e-9)
+
+
+@pytest.mark.parametrize(("metric", "undefined"), [("matthews", 0.0), ("pearson", None)])
+def test_constant_predictions_have_the_value_of_the_metrics_module(metric, undefined):
+    """And are resampled like any others, with 0 for what is undefined: no interval leaves a collapsed run out."""
+    predicted, labels = predictions(metric)
+    constant = np.full_like(predicted, predicted[0])
+    assert metrics.compute((metric,), constant, labels)[metric] == undefined
+    value = float(score(metric, statistics(metric, constant, labels).sum(axis=0), len(labels)))
+    assert math.isnan(value) if undefined is None else value == undefined
+    points = resampled(metric, [constant, predicted], labels, "test")
+    assert (points[:, 0] == 0).all() and points[:, 1].min() > 0
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "matthews", "pearson"])
@@ -143,17 +158,36 @@ def test_the_hash_of_the_predictions_is_checked(predicted_runs):
     record = read_record(next((folder / "runs").glob("*.json")))
     path = folder / "predictions" / f"{record.run_id}.safetensors"
     with pytest.raises(UserError, match=r"not the rows that it was evaluated on"):
-        check(record, "matthews", best_predictions(record, folder), 1 - labels)
+        check(record, "matthews", dev_predictions(record, folder)["best"], 1 - labels)
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(UserError, match=r"not the file of predictions that its record names"):
-        best_predictions(record, folder)
+        dev_predictions(record, folder)
     path.write_bytes(b"junk")
     forged = dataclasses.replace(record, predictions=hashlib.sha256(b"junk").hexdigest())
     with pytest.raises(UserError, match=r"no safetensors file"):
-        best_predictions(forged, folder)
+        dev_predictions(forged, folder)
     path.unlink()
     with pytest.raises(UserError, match=r"not readable"):
-        best_predictions(record, folder)
+        dev_predictions(record, folder)
+
+
+def test_a_task_whose_rates_were_chosen_here_is_compared_too(predicted_runs, monkeypatch):
+    """The runs that chose the learning rates come first in the frame, have predictions too, and are no part of it."""
+    results, labels = predicted_runs
+    rates = [c for c in requested("small", ["experiment=learning_rate"]) if c.task == "cola"]
+    assert rates
+    for cell in rates:
+        write_cell(results / "small", cell, 0.1, predictions=True)
+    gathered = gather("small", ["experiment=glue_table2,learning_rate"], results)
+    assert set(gathered.tried) and gathered.frame.iloc[0]["run_id"] in {p.run_id for p in gathered.tried}
+    assert set(compared(gathered)["run_id"]) == {p.run_id for p in gathered.planned["glue_table2"]} & set(
+        gathered.frame["run_id"]
+    )
+    rows = SimpleNamespace(fingerprint=hashlib.sha256(b"cola").hexdigest(), splits={"validation": {"label": labels}})
+    monkeypatch.setattr("lora.data.read", lambda *given: rows)
+    found = read_labels(gathered)
+    assert list(found) == ["cola"] and (found["cola"] == labels).all()
+    assert len(compare(gathered, found, results / "small")) == 1
 
 
 def test_labels_are_never_in_the_analysis(predicted_runs):

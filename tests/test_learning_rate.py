@@ -64,7 +64,7 @@ def test_without_such_runs_there_is_no_table(tmp_path):
 
 
 def test_the_rates_of_minilm_are_those_that_came_out_best():
-    gathered = gather("small")
+    gathered = gather("reference/small")
     found = taken(tried_runs(gathered.tried, gathered.frame))
     assert set(found) == {"full", "bitfit", "houlsby-m8", "pfeiffer-m16", "lora-qv-r8"}
     for slug, rate in found.items():

@@ -36,6 +36,8 @@ def make(folder: Path, *arguments: str, **environment: str) -> subprocess.Comple
             "LAUNCHER",
             "PYTHON",
             "ARGS",
+            "LATEST",
+            "TORCH_INDEX",
         )
     }
     return subprocess.run(
@@ -60,7 +62,7 @@ def clone(tmp_path: Path) -> Path:
     """What `make` needs of a fresh clone, in a folder with a space in its name."""
     folder = tmp_path / "a clone"
     (folder / ".ci").mkdir(parents=True)
-    for name in ("Makefile", "pyproject.toml", ".ci/setup"):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", ".ci/setup"):
         shutil.copy(ROOT / name, folder / name)
     return folder
 
@@ -139,6 +141,71 @@ def test_setup_says_the_size_of_the_download_and_starts_anew_after_an_interrupti
         assert not (clone / ".venv/ready").exists()
 
 
+@pytest.fixture
+def installing(tmp_path: Path) -> Path:
+    """An interpreter whose venvs hold a Python that only writes to `installs` what pip is asked to install.
+
+    It fails where it is asked for packages of an index that the variable NOTHING_AT names.
+    """
+    failing = 'case "$*" in *"${NOTHING_AT:-nowhere}"*) exit 1;; esac'
+    record = f'case "$3" in install) echo "$@" >> installs; {failing};; esac'
+    inner = script(tmp_path / "inner", f"#!/bin/sh\n{record}\n")
+    make_venv = f"rm -rf .venv; mkdir -p .venv/bin; cp {inner} .venv/bin/python; echo made >> installs"
+    return script(tmp_path / "python", f'#!/bin/sh\ncase "$2" in venv) {make_venv};; *) echo 3.12;; esac\n')
+
+
+def installs(folder: Path) -> list[str]:
+    """What was installed since the last call."""
+    path = folder / "installs"
+    lines = path.read_text().splitlines() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return [line.removeprefix("-m pip install --no-compile ") for line in lines]
+
+
+PINNED, NEWEST = "--constraint constraints.txt --editable .[dev]", "--editable .[dev]"
+
+
+def test_setup_installs_the_exact_versions_and_the_newest_where_asked(clone: Path, installing: Path) -> None:
+    def setup(*more: str) -> list[str]:
+        done = make(clone, "setup", f"PYTHON={installing}", *more)
+        assert done.returncode == 0, done.stderr
+        return installs(clone)
+
+    assert setup() == ["made", PINNED]
+    assert setup() == [] == setup("LATEST=0")
+    assert setup("LATEST=1") == ["made", NEWEST], "anew: a newer release replaces no version that is in the range"
+    assert setup("LATEST=1") == [] == setup(), "without LATEST it stays as it was made"
+    for file, installed in (("pyproject.toml", NEWEST), ("constraints.txt", NEWEST)):
+        newer = (clone / ".venv/ready").stat().st_mtime + 10
+        os.utime(clone / file, (newer, newer))
+        assert setup() == [installed]
+        os.utime(clone / file, (1, 1))
+    assert setup("LATEST=0") == ["made", PINNED]
+    newer = (clone / ".venv/ready").stat().st_mtime + 10
+    os.utime(clone / "constraints.txt", (newer, newer))
+    assert setup() == [PINNED]
+
+
+def test_setup_takes_the_same_torch_from_any_index(clone: Path, installing: Path) -> None:
+    index = "https://index.example/cpu"
+    (pinned,) = re.findall(r"^torch==[\d.]+$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    arguments = ("setup", f"PYTHON={installing}", f"TORCH_INDEX={index}")
+    assert make(clone, *arguments).returncode == 0
+    assert installs(clone) == ["made", f"--index-url {index} {pinned}", PINNED]
+    assert make(clone, *arguments, "LATEST=1").returncode == 0
+    assert installs(clone) == ["made", f"--index-url {index} torch>=2.4,<3", NEWEST]
+    shutil.rmtree(clone / ".venv")
+    refused = make(clone, *arguments, NOTHING_AT=index)
+    assert refused.returncode == 2
+    assert f"{pinned} cannot be installed from {index}. With LATEST=1," in refused.stderr
+
+
+def test_setup_refuses_another_value_of_latest(clone: Path, installing: Path) -> None:
+    refused = make(clone, "setup", f"PYTHON={installing}", "LATEST=yes")
+    assert refused.returncode == 2 and "LATEST must be 0 or 1, got yes" in refused.stderr
+    assert installs(clone) == []
+
+
 def test_a_finished_setup_only_checks_the_embedded_files_and_ignores_what_the_shell_has_activated(
     ready_clone: Path,
 ) -> None:
@@ -172,6 +239,12 @@ def test_reproduce_glue_hands_folders_to_the_sweep_and_the_report(ready_clone: P
 def test_reproduce_glue_takes_a_launcher(ready_clone: Path) -> None:
     assert make(ready_clone, "reproduce-glue", "PROFILE=paper", "LAUNCHER=slurm").returncode == 0
     assert calls(ready_clone)[1] == ["-m", "lora", "-m", "profile=paper", "launcher=slurm"]
+
+
+def test_lint_checks_style_format_and_types(ready_clone: Path) -> None:
+    assert make(ready_clone, "lint").returncode == 0
+    checks = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]]
+    assert calls(ready_clone) == [["-m", *check] for check in checks]
 
 
 def test_status_plan_and_sync_call_their_commands(ready_clone: Path) -> None:
@@ -217,12 +290,14 @@ def test_reproduce_glue_reports_after_failed_cells_but_not_after_a_mistake(
 def test_tables_rebuilds_each_committed_profile(ready_clone: Path) -> None:
     subprocess.run(["git", "init", "--quiet", ready_clone], check=True)
     assert "no records are committed" in make(ready_clone, "tables").stderr
-    for name in ("small/runs/a.json", "small/runs/b.json", "reference/mini/runs/a.json", "mini/runs/not-added.json"):
+    for name in ("reference/small/runs/a.json", "reference/mini/runs/b.json", "mini/runs/own.json"):
         script(ready_clone / "results" / name, "{}")
-    subprocess.run(["git", "-C", ready_clone, "add", "results/small", "results/reference"], check=True)
+    subprocess.run(["git", "-C", ready_clone, "add", "results"], check=True)
     (ready_clone / "calls").unlink()
     assert make(ready_clone, "tables").returncode == 0
-    assert [call[-1] for call in calls(ready_clone)[1:]] == ["reference/mini", "small", "notebooks/execute.py"]
+    made = [call[2:] for call in calls(ready_clone)[1:-1]]
+    assert made == [["reference/mini", "--pages"], ["reference/small", "--pages"]]
+    assert calls(ready_clone)[-1] == ["notebooks/execute.py"]
     assert make(ready_clone, "tables", REPORT="1").returncode == 2
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 
 import loralib
 import peft
@@ -22,7 +23,8 @@ from lora.methods.configs import (
     LoraConfig,
     PfeifferConfig,
 )
-from lora.methods.lowrank import LoraLinear
+from lora.methods.lowrank import LoraLinear, init_a
+from lora.seeding import generator
 from lora.surgery import TARGETS, checksum, count_parameters, find_target, is_head, trainable
 
 CONFIGS = {
@@ -175,6 +177,55 @@ def test_how_alpha_follows_the_rank(settings, rank, scale):
     assert LoraConfig(**settings).scale_at(rank) == pytest.approx(scale)
 
 
+@pytest.mark.parametrize(
+    ("config", "slug"),
+    [
+        (FullConfig(), "full"),
+        (BitFitConfig(), "bitfit"),
+        (LoraConfig(), "lora-qv-r8"),
+        (LoraConfig(targets=("o", "k"), rank=4, ranks={"k": 2}), "lora-ko-r4x"),
+        (LoraConfig(targets=("a.full.name", "q")), "lora-2modules-r8"),
+        (HoulsbyConfig(), "houlsby-m64"),
+        (PfeifferConfig(bottleneck=16), "pfeiffer-m16"),
+        (AdapterDropConfig(bottleneck=16, drop_layers=3), "adapterdrop-m16-d3"),
+    ],
+)
+def test_the_slug_names_the_method_and_its_size(config, slug):
+    assert config.slug == slug
+
+
+LIMITS = [
+    (LoraConfig, {"rank": 1, "alpha": 0.1, "alpha_at_rank": 1, "dropout": 0.0, "ranks": {"q": 1}}, {}),
+    (LoraConfig, {"init_a": "gaussian", "init_std": 0.1}, {"init_std": 0.0}),
+    (LoraConfig, {"init_a": "gaussian", "init_std": 0.1}, {"init_std": None}),
+    (LoraConfig, {}, {"targets": ("q", "q")}),
+    (LoraConfig, {}, {"rank": 0, "alpha": 0.0, "alpha_at_rank": 0, "dropout": 1.0, "ranks": {"q": 0}}),
+    (LoraConfig, {}, {"targets": (), "init_std": 0.1, "dropout": -0.1, "alpha": math.inf, "ranks": {"o": 4}}),
+    (HoulsbyConfig, {"bottleneck": 1, "init_std": 1e-9}, {}),
+    (HoulsbyConfig, {}, {"bottleneck": 0, "init_std": 0.0}),
+    (PfeifferConfig, {}, {"init_std": math.inf}),
+    (AdapterDropConfig, {"drop_layers": 0}, {}),
+    (AdapterDropConfig, {}, {"drop_layers": -1, "bottleneck": 0}),
+]
+
+
+@pytest.mark.parametrize(("kind", "good", "bad"), LIMITS)
+def test_settings_at_their_limits_are_taken_and_beyond_refused_each_by_name(kind, good, bad):
+    kind(**good)
+    for key, value in bad.items():
+        with pytest.raises(UserError, match=f"{key} must be"):
+            kind(**{**good, key: value})
+
+
+def test_the_defaults_are_the_released_codes():
+    """As run_glue.py and layers.py have them: Wq and Wv, r = 8, no dropout on A, adapters of width 64."""
+    lora, adapter = LoraConfig(), HoulsbyConfig()
+    assert (lora.targets, lora.rank, lora.alpha, lora.dropout, lora.scaling) == (("q", "v"), 8, 8.0, 0.0, "lora")
+    assert (lora.init_a, lora.init_std, lora.alpha_at_rank, lora.ranks) == ("kaiming_uniform", None, None, {})
+    assert (adapter.bottleneck, adapter.init_std, adapter.init_truncated) == (64, 0.01, True)
+    assert (adapter.activation, PfeifferConfig().activation, adapter.layer_norms) == ("swish", "relu", "frozen")
+
+
 def test_ranks_per_target():
     model = tiny.model("bert")
     apply(model, LoraConfig(targets=("q", "v"), rank=4, ranks={"v": 2}), seed=0)
@@ -193,7 +244,11 @@ def test_lora_on_a_linear_layer_by_its_full_name():
 def test_init_of_a():
     model = tiny.model("bert")
     apply(model, LoraConfig(targets=("q",), rank=32, init_a="gaussian", init_std=0.5), seed=0)
-    draws = torch.cat([m.lora_a.flatten() for m in model.modules() if isinstance(m, LoraLinear)])
+    drawn = {name: m.lora_a for name, m in model.named_modules() if isinstance(m, LoraLinear)}
+    for name, a in drawn.items():
+        expected = torch.empty(32, 32).normal_(0, 0.5, generator=generator(0, "lora_a", name))
+        assert torch.equal(a.detach(), expected), "the global generator has no part in it"
+    draws = torch.cat([a.flatten() for a in drawn.values()])
     assert draws.std().item() == pytest.approx(0.5, rel=0.05)
     model = tiny.model("bert")
     apply(model, LoraConfig(targets=("q",), rank=32), seed=0)
@@ -201,6 +256,26 @@ def test_init_of_a():
     assert draws.abs().max().item() <= 32**-0.5
     assert draws.std().item() == pytest.approx((3 * 32) ** -0.5, rel=0.05)  # of U(-b, b): b / sqrt(3)
     assert all(not m.lora_b.any() for m in model.modules() if isinstance(m, LoraLinear))
+
+
+@pytest.mark.parametrize("rank", [2, 16])
+def test_a_is_bounded_by_its_inputs_whatever_the_rank(rank):
+    """torch's kaiming_uniform_(a=sqrt(5)), which loralib calls, from a generator of the same state; loralib's own A."""
+    model = tiny.model("bert")
+    targets = ("bert.encoder.layer.0.intermediate.dense", "bert.encoder.layer.0.output.dense")
+    apply(model, LoraConfig(targets=targets, rank=rank), seed=4)
+    for name, width in zip(targets, (32, 48), strict=True):
+        drawn, expected = model.get_submodule(name).lora_a, torch.empty(rank, width)
+        torch.nn.init.kaiming_uniform_(expected, a=math.sqrt(5), generator=generator(4, "lora_a", name))
+        torch.testing.assert_close(drawn.detach(), expected, rtol=1e-6, atol=0)
+
+    ours = torch.empty(rank, 768)
+    init_a(ours, LoraConfig(rank=rank), 0, "a module")
+    torch.manual_seed(0)
+    theirs = loralib.Linear(768, 4, r=rank).lora_A.detach()
+    for draws in (ours, theirs):
+        assert 0.99 * 768**-0.5 < draws.abs().max().item() <= 768**-0.5
+        assert draws.std().item() == pytest.approx((3 * 768) ** -0.5, rel=0.06)
 
 
 def test_adding_a_module_does_not_change_anothers_init():
@@ -275,6 +350,19 @@ def test_adapter_init_is_truncated():
     draws = torch.cat([p.flatten() for n, p in model.named_parameters() if ".adapter." in n and n.endswith("weight")])
     assert draws.abs().max().item() <= 0.02
     assert draws.std().item() == pytest.approx(0.0088, rel=0.03)  # of a normal cut at two standard deviations
+
+
+@pytest.mark.parametrize("part", ["down", "up"])
+def test_adapter_init_without_truncation_is_the_whole_normal(part):
+    """N(0, 0.02^2), as the released code's adapters: a normal's share beyond 2 std is 4.55%."""
+    model = tiny.model("bert")
+    apply(model, HoulsbyConfig(bottleneck=32, init_std=0.02, init_truncated=False), seed=0)
+    draws = torch.cat([p.flatten() for n, p in model.named_parameters() if n.endswith(f".adapter.{part}.weight")])
+    assert len(draws) == 4 * 32 * 32
+    assert draws.mean().item() == pytest.approx(0, abs=0.001)
+    assert draws.std().item() == pytest.approx(0.02, rel=0.04)
+    assert (draws.abs() > 0.04).float().mean().item() == pytest.approx(0.0455, abs=0.012)
+    assert not any(p.any() for n, p in model.named_parameters() if n.endswith(f".adapter.{part}.bias"))
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 
 import pytest
@@ -10,10 +11,11 @@ import tiny
 import torch
 from transformers import AutoTokenizer
 
+from lora import models
 from lora.config import ModelConfig
 from lora.errors import UserError
 from lora.models import load_encoder, max_positions
-from lora.surgery import is_head
+from lora.surgery import checksum, is_head
 from lora.tasks import TASKS
 
 UNUSED = (r"^lm_head\.", r"^cls\.")
@@ -165,6 +167,49 @@ def test_a_folders_code_is_never_run(model_dir, tmp_path):
     (folder / "config.json").write_text(json.dumps(settings))
     load_encoder(local(folder), TASKS["rte"], 1)
     assert not (tmp_path / "ran").exists()
+
+
+def overwrite(path, byte):
+    """In place, as cp and rsync --inplace write: mapped pages change with the file."""
+    with path.open("r+b") as file:
+        size = file.seek(0, 2)
+        file.seek(size // 2)
+        file.write(bytes([byte]) * (size - size // 2))
+
+
+def test_a_file_overwritten_under_a_model_leaves_its_weights(folder):
+    model = load_encoder(local(folder), TASKS["rte"], 1).model
+    before = checksum(model.state_dict().items())
+    overwrite(folder / "model.safetensors", 1)
+    assert checksum(model.state_dict().items()) == before
+
+
+def test_a_file_overwritten_while_it_is_read_is_refused(model_dir, tmp_path, monkeypatch):
+    """Between the hash that names the weights and the copy of them, and between the copy and the record."""
+    folder = shutil.copytree(model_dir, tmp_path / "m")
+    for byte, place in enumerate(("read_config", "check_loaded"), start=1):
+        original = getattr(models, place)
+
+        def and_write(*arguments, original=original, byte=byte):
+            overwrite(folder / "model.safetensors", byte)
+            return original(*arguments)
+
+        monkeypatch.setattr(models, place, and_write)
+        with pytest.raises(UserError, match="changed while local was read from them"):
+            load_encoder(local(folder), TASKS["rte"], 1)
+        monkeypatch.undo()
+
+
+def test_other_weights_of_the_same_size_and_time_have_another_name(model_dir, tmp_path):
+    folder = shutil.copytree(model_dir, tmp_path / "m")
+    one = load_encoder(local(folder), TASKS["rte"], 1)
+    path = folder / "model.safetensors"
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    overwrite(path, 1)
+    os.utime(path, ns=times)
+    other = load_encoder(local(folder), TASKS["rte"], 1)
+    assert checksum(one.model.state_dict().items()) != checksum(other.model.state_dict().items())
+    assert one.weights != other.weights
 
 
 def test_dropouts_are_replaced_where_given(folder):

@@ -3,12 +3,13 @@
 import time
 
 import pytest
+from synthetic import synthetic_record
 from test_results import record
 
 from lora.announce import announcement, compute_bound
 from lora.progress import Note, Watch, duration, shown
 from lora.results import write_record
-from lora.sweep import estimator, expand, state
+from lora.sweep import estimator, expand, state, state_of
 from lora.train import Progress
 
 
@@ -60,11 +61,14 @@ def test_estimates_come_from_the_most_similar_records(cells):
 
 def test_the_announcement_says_what_and_how_long(cells, tmp_path):
     now = state(cells, tmp_path)
-    text = announcement("mini", cells, now, cells, {cell.run_id: 60.0 for cell in cells}, workers=2)
+    text = announcement("mini", cells, now, cells, {cell.run_id: 60.0 for cell in cells}, 2, "results/mini")
     assert "4 of 4 cells to run" in text and "about 2 min" in text and "reviews" in text
     examples = f"{sum(cell.examples for cell in cells):,} training examples"
-    assert examples in announcement("mini", cells, now, cells, dict.fromkeys(expected(cells)), 2)
-    assert "all 4 cells are there already" in announcement("mini", cells, now, [], {}, 2)
+    assert examples in announcement("mini", cells, now, cells, dict.fromkeys(expected(cells)), 2, "results/mini")
+    done = state_of(cells, [synthetic_record(cell, 0.5) for cell in cells], [])
+    text = announcement("mini", cells, done, [], {}, 2, "results/mini")
+    assert text.startswith("profile mini: nothing to train, all 4 runs are in results/mini already")
+    assert "made:    2026-01-01, on none" in text and "of:      minilm, rows from tsv" in text
 
 
 def expected(cells):

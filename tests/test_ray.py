@@ -59,7 +59,7 @@ def test_a_worker_killed_in_mid_cell_is_retried_and_the_records_are_right(tiny_o
     records = assert_complete(folder, expected)
     assert sum(record.provenance["resumed"] for record in records) == 1
     code, output = finish(overrides)
-    assert code == 0 and "all 2 cells are there already" in output
+    assert code == 0 and "nothing to train, all 2 runs are in" in output
 
 
 def test_a_fraction_of_a_gpu_per_task_reaches_ray():

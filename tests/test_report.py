@@ -9,6 +9,7 @@ import re
 import shutil
 import statistics
 import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -448,13 +449,18 @@ def test_pictures_of_the_committed_readme_exist():
 
 def test_the_command_leaves_the_files_and_says_what_is_incomplete(synthetic, tmp_path, monkeypatch, capsys):
     root = tmp_path / "root"
-    shutil.copytree(synthetic, root / "results")
-    mark = "<!-- results:small begin -->\nold\n<!-- results:small end -->\n"
+    shutil.copytree(synthetic / "small", root / "results" / "reference" / "small")
+    mark = "<!-- results:reference/small begin -->\nold\n<!-- results:reference/small end -->\n"
     (root / "README.md").write_text(f"# x\n{mark}after\n")
-    next((root / "results" / "small" / "runs").glob("*.full.*.json")).write_text("{")
+    next((root / "results" / "reference" / "small" / "runs").glob("*.full.*.json")).write_text("{")
     monkeypatch.setattr("lora.report.ROOT", root)
     monkeypatch.setattr("lora.report.build", lambda name, given: build(name, given, root / "results"))
-    monkeypatch.setattr("sys.argv", ["lora.report", "small", *FULL])
+    monkeypatch.setattr("sys.argv", ["lora.report", "reference/small", *FULL])
+    with pytest.raises(SystemExit):
+        main()
+    assert "old" in (root / "README.md").read_text()  # a report alone touches no page
+    capsys.readouterr()
+    sys.argv.append("--pages")
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 1
@@ -464,7 +470,24 @@ def test_the_command_leaves_the_files_and_says_what_is_incomplete(synthetic, tmp
     assert "| **cannot tell** | LoRA is comparable to" in readme and "figures/parameters.png" in readme
     trained, cells = map(int, re.search(r"\*\*Not complete:\*\* (\d+) of (\d+) cells are trained", readme).groups())
     assert cells - trained == 1 and cells > 10
-    assert (root / "results" / "small" / "report.html").stat().st_size > 100_000
+    assert (root / "results" / "reference" / "small" / "report.html").stat().st_size > 100_000
+
+
+def test_a_report_of_ones_own_runs_writes_no_page(synthetic, monkeypatch, capsys):
+    monkeypatch.setattr("lora.report.build", lambda name, given: build(name, given, synthetic))
+    monkeypatch.setattr("sys.argv", ["lora.report", "small", *FULL, "--pages"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and "no page of this repository shows your own runs" in capsys.readouterr().err
+
+
+def test_without_a_finished_run_the_report_says_where_runs_are(synthetic, monkeypatch, capsys):
+    monkeypatch.setattr("lora.report.build", lambda name, given: build(name, given, synthetic / "nowhere"))
+    monkeypatch.setattr("sys.argv", ["lora.report", "small"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and "nowhere/small holds no finished run" in capsys.readouterr().err
+    assert not (synthetic / "nowhere").exists()
 
 
 COMMITTED = subprocess.run(
@@ -475,10 +498,10 @@ PROFILES = sorted({path.split("/runs/")[0].removeprefix("results/") for path in 
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_what_is_committed_is_what_the_records_give_byte_for_byte(name):
-    """Tables, verdicts, the page and the README; figures by the data they plot. The real run may lack cells."""
+    """Tables, verdicts, the page and the README; figures by the data they plot."""
     report, folder = build(name), ROOT / "results" / name
     assert not (report.state.failed or report.state.extra or report.problems)
-    assert name == "small" or not report.state.missing
+    assert not report.state.missing
     for path, content in report.files.items():
         assert (folder / path).read_bytes() == content, path
     pictures = {key: (folder / "figures" / f"{key}.svg").read_bytes() for key in report.figures}
@@ -493,7 +516,7 @@ def test_what_is_committed_is_what_the_records_give_byte_for_byte(name):
 
 
 def test_profiles_are_committed():
-    assert PROFILES == ["reference/mini", "small"]
+    assert PROFILES == ["reference/mini", "reference/small"]
 
 
 def test_records_name_their_own_settings():

@@ -14,7 +14,7 @@ import torch
 from processor import HAS_BF16, NARROWEST
 from safetensors.numpy import load
 from torch.nn import functional as F
-from transformers import get_linear_schedule_with_warmup
+from transformers import DebertaConfig, DebertaForSequenceClassification, Trainer, get_linear_schedule_with_warmup
 
 from lora import device
 from lora.batches import collate, encode, epoch_batches
@@ -24,6 +24,15 @@ from lora.device import make_accelerator
 from lora.errors import UserError
 from lora.evaluation import select
 from lora.methods import METHODS
+from lora.methods.attach import apply
+from lora.methods.configs import (
+    AdapterDropConfig,
+    BitFitConfig,
+    FullConfig,
+    HoulsbyConfig,
+    LoraConfig,
+    PfeifferConfig,
+)
 from lora.models import load_encoder
 from lora.provenance import ROOT
 from lora.results import equal_science
@@ -99,6 +108,23 @@ def test_the_loop_equals_a_plain_one(tiny_config, method, task):
         config = tiny_config(f"method={method}", f"task={task}", f"train.batch={batch}", "train.warmup_frac=0.3")
         record, *_ = run(config)
         assert [epoch["train_loss"] for epoch in record.epochs] == pytest.approx(plain_losses(config), rel=1e-5)
+
+
+@pytest.mark.parametrize("kernels", ["stock", "fused"])
+def test_weights_overwritten_under_a_run_do_not_reach_it(tiny_config, tmp_path, kernels):
+    folder = tiny.folder(tmp_path / "model", "bert")
+    config = tiny_config("method=lora", f"model.path={folder}", f"train.kernels={kernels}")
+    undisturbed, predictions, _ = run(config)
+
+    def overwrite(progress):
+        if progress.step == 3:
+            content = (folder / "model.safetensors").read_bytes()
+            with (folder / "model.safetensors").open("r+b") as file:  # mapped pages change with the file
+                file.write(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+
+    record, disturbed, _ = run(config, overwrite)
+    assert equal_science(record, undisturbed) and record.provenance["weights"] == undisturbed.provenance["weights"]
+    assert disturbed == predictions
 
 
 def test_accumulation_changes_nothing(tiny_config):
@@ -191,16 +217,77 @@ def test_warmup_rounds_up_and_steps_win(tiny_config):
     assert warmup_steps(dataclasses.replace(train, warmup_frac=0.06, warmup_steps=50), 101) == 50
 
 
-def test_decay_spares_biases_and_layer_norms(tiny_config):
-    model = tiny.model("bert")
-    decayed, others = make_optimizer(model, tiny_config("train.weight_decay=0.1").train).param_groups
-    names = {id(p): n for n, p in model.named_parameters()}
+HEADS = {  # of each architecture: what decays of it
+    "bert": ("bert.pooler.dense.weight", "classifier.weight"),
+    "roberta": ("classifier.dense.weight", "classifier.out_proj.weight"),
+    "deberta-v2": ("pooler.dense.weight", "classifier.weight"),
+    "electra": ("classifier.dense.weight", "classifier.out_proj.weight"),
+    "distilbert": ("pre_classifier.weight", "classifier.weight"),
+}
+ADAPTERS = {  # written by hand: where a Houlsby adapter lies after the attention and the FFN, and a Pfeiffer adapter
+    "bert": ("encoder.layer.{}.attention.output.dropout", "encoder.layer.{}.output.dropout"),
+    "distilbert": ("transformer.layer.{}.attention.out_lin", "transformer.layer.{}.ffn.dropout"),
+}
+NORMS = {  # the first lies after the attention; the last is Pfeiffer's
+    "bert": ("encoder.layer.{}.attention.output.LayerNorm", "encoder.layer.{}.output.LayerNorm"),
+    "distilbert": ("transformer.layer.{}.sa_layer_norm", "transformer.layer.{}.output_layer_norm"),
+}
+
+
+def decay_groups(model, train):
+    """The names that decay, and those that do not."""
+    decayed, others = make_optimizer(model, train).param_groups
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
-    assert all(p.dim() == 2 for p in decayed["params"])
-    assert {names[id(p)] for p in others["params"]} == {
-        n for n in names.values() if n.endswith("bias") or "LayerNorm" in n
+    names = {id(p): n for n, p in model.named_parameters()}
+    found = [[names[id(p)] for p in group["params"]] for group in (decayed, others)]
+    assert sorted(found[0] + found[1]) == sorted(name for name, _ in trainable(model))
+    return set(found[0]), set(found[1])
+
+
+@pytest.mark.parametrize("architecture", [*tiny.ARCHITECTURES, "deberta"])
+@pytest.mark.parametrize("config", [FullConfig(), BitFitConfig(), LoraConfig(rank=2)], ids=lambda config: config.name)
+def test_decay_spares_what_transformers_trainer_spares(config, architecture, tiny_config):
+    if architecture == "deberta":  # has a LayerNorm of its own, and one matrix for query, key and value
+        model = DebertaForSequenceClassification(DebertaConfig(vocab_size=30, **tiny.COMMON, type_vocab_size=0))
+        config = config if config.name != "lora" else LoraConfig(rank=2, targets=("o",))
+    else:
+        model = tiny.model(architecture)
+    apply(model, config)
+    decayed, others = decay_groups(model, tiny_config("train.weight_decay=0.1").train)
+    theirs = set(Trainer.get_decay_parameter_names(None, model))
+    named = {name for name, _ in trainable(model)}
+    assert decayed == theirs & named and others == named - theirs
+    assert len(decayed) >= 2 and others
+
+
+@pytest.mark.parametrize("norms", ["frozen", "trained"])
+@pytest.mark.parametrize("method", ["houlsby", "pfeiffer", "adapterdrop"])
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_adapters_decay_wherever_they_lie(architecture, method, norms, tiny_config):
+    model = tiny.model(architecture)
+    config = {
+        "houlsby": HoulsbyConfig(bottleneck=6, layer_norms=norms),
+        "pfeiffer": PfeifferConfig(bottleneck=6, layer_norms=norms),
+        "adapterdrop": AdapterDropConfig(bottleneck=6, layer_norms=norms, drop_layers=1),
+    }[method]
+    apply(model, config)
+    decayed, others = decay_groups(model, tiny_config("train.weight_decay=0.1").train)
+    alike, body = ("distilbert" if architecture == "distilbert" else "bert"), model.base_model_prefix
+    layers = (1,) if method == "adapterdrop" else (0, 1)
+    places = ADAPTERS[alike] if method == "houlsby" else NORMS[alike][1:]
+    modules = [
+        f"{body}.{place.format(layer)}.adapter.{part}"
+        for place in places
+        for layer in layers
+        for part in ("down", "up")
+    ]
+    kept = [f"{body}.{norm.format(layer)}" for norm in NORMS[alike] for layer in (0, 1)] if norms == "trained" else []
+    assert decayed == {f"{module}.weight" for module in modules} | set(HEADS[architecture])
+    assert others == {
+        *(f"{module}.bias" for module in modules),
+        *(name.removesuffix("weight") + "bias" for name in HEADS[architecture]),
+        *(f"{norm}.{part}" for norm in kept for part in ("weight", "bias")),
     }
-    assert len(decayed["params"]) + len(others["params"]) == len(names)
 
 
 @pytest.mark.parametrize("architecture", ["roberta", "deberta-v2"])

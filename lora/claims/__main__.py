@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from lora.analyses import Analyses, read_analyses
+from lora.claims.costs import read_json
+from lora.claims.history import with_history
 from lora.claims.shown import text
 from lora.claims.statements import Claim, check_cells, read_claims
 from lora.claims.verdicts import Verdict, judge
@@ -18,7 +20,20 @@ def verdicts(gathered: Gathered, analyses: Analyses) -> list[Verdict]:
     Raises: UserError: If a claims file is not as it must be, or names a cell that no profile plans.
     """
     claims = checked_claims()
-    return judge(claims, gathered.planned, gathered.frame, gathered.efficiency, analyses.checks)
+    found = judge(claims, gathered.planned, gathered.frame, gathered.efficiency, analyses.checks)
+    return with_history(found, made_with(gathered))
+
+
+def made_with(gathered: Gathered) -> dict[str, str | None]:
+    """run_id, or measured file as findings name it, -> the commit of the code that it was made with."""
+    commits = {run_id: record.provenance["code"]["commit"] for run_id, record in gathered.state.ok.items()}
+    for path in gathered.efficiency.glob("**/summary.json"):
+        about = read_json(path).get("about")
+        code = about.get("code") if isinstance(about, dict) else None
+        commits[str(path.relative_to(gathered.efficiency.parent))] = (
+            code.get("commit") if isinstance(code, dict) else None
+        )
+    return commits
 
 
 def checked_claims() -> list[Claim]:

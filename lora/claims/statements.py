@@ -50,16 +50,19 @@ class Bound:
     def text(self) -> str:
         return f"within {self.value:g} of {self.of:g}" if self.kind == "within" else f"{self.kind} {self.value:g}"
 
+    @property
+    def edges(self) -> tuple[tuple[float, Literal["less", "greater"]], ...]:
+        """Where the bound ends, and on which side of that it is broken."""
+        if self.kind == "within":
+            return (self.of - self.value, "less"), (self.of + self.value, "greater")
+        return ((self.value, "less" if self.kind == "above" else "greater"),)
+
     def holds(self, low: float, high: float) -> bool | None:
         """Whether all of an interval keeps the bound; False where none of it does; None in between."""
-        least, most = {
-            "above": (self.value, float("inf")),
-            "below": (float("-inf"), self.value),
-            "within": (self.of - self.value, self.of + self.value),
-        }[self.kind]
-        if low > least and high < most:
+        if all(low > edge if side == "less" else high < edge for edge, side in self.edges):
             return True
-        return False if high <= least or low >= most else None
+        broken = any(high <= edge if side == "less" else low >= edge for edge, side in self.edges)
+        return False if broken else None
 
 
 @dataclass(frozen=True)

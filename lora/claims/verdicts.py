@@ -1,58 +1,55 @@
 """Claims judged on what was measured: supported, not supported, or cannot tell, with the numbers behind it.
 
-A claim is a list of comparisons that must all hold, each an interval against a bound that was stated in advance. It is
-supported if every interval keeps its bound, not supported if some interval lies wholly on the other side, and cannot be
-told otherwise. Nothing is decided on fewer than 5 pairs of seeds in any of its tasks (`lora.stats`), either way.
-No correction for the number of comparisons is needed inside a claim: it asks for all of them, which makes it harder to
-be supported, not easier. Between claims none is made either, since each was stated for itself before it was judged; the
-table of all pairs, in which one may go looking, is corrected (Holm).
+A claim is a list of comparisons that must all hold, each a difference or a ratio against a bound that was stated.
+
+    supported      Every comparison's 95% interval lies inside its bound. All of them must, so no correction is needed
+                   (intersection-union test): the chance of a wrong "supported" is at most 2.5%, the one-sided level of
+                   a 95% interval, however many comparisons there are.
+    not supported  Some comparison breaks its bound. Any one of m does, so a wrong one becomes likelier with m, and its
+                   level takes Holm's correction within the claim. Each comparison has the p-value of a one-sided test:
+                   the null hypothesis is that its bound holds, and the value tested is the bound itself. `within` has
+                   two ends, and the smaller of their p-values counts. The bound is broken if the p-value after Holm's
+                   correction over the claim's m comparisons is at most 2.5%. For m = 1 that is the same as a 95%
+                   interval beyond the bound. A comparison that cannot be tested yet counts in m all the same.
+    cannot tell    Neither.
+
+The tests are those that the intervals come from: Student's t over seeds (`lora.stats`), the sign test over rounds for
+ratios of times (`lora.efficiency.statistics`). What is counted has no error: it keeps its bound or breaks it.
+A family is a claim about one encoder or one device, by one rule. Between claims nothing is corrected, since each was
+stated for itself; the table of all pairs, in which one may go looking, is corrected as a whole.
+
+Nothing is decided on fewer than 5 pairs of seeds, either way: a convention of this project. A claim about each run's
+best epoch is judged on the last epoch too: the best one is chosen on the dev set that is reported.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
+from lora.claims.costs import ratios, read_json
+from lora.claims.counts import count_ratios, slugs_of
+from lora.claims.findings import Finding, after_holm, smallest_p
 from lora.claims.sides import described, labels, select
-from lora.claims.statements import BASES, TIMES, Claim, Compare
-from lora.counts import gpt3_count
-from lora.efficiency.statistics import paired_ratio
-from lora.errors import UserError
-from lora.stats import ENOUGH_SEEDS, by_task, mean_interval, paired_differences
-from lora.summary import Planned, kinds_of, method_label
+from lora.claims.statements import Bound, Claim, Compare
+from lora.stats import (
+    ENOUGH_SEEDS,
+    MOST_SEEDS,
+    mean_interval,
+    mean_p,
+    paired_differences,
+    seed_averages,
+    seeds_needed,
+)
+from lora.summary import Planned, kinds_of
 from lora.tasks import TASKS
 
 WORDS = {True: "supported", False: "not supported", None: "cannot tell"}
-GPT3 = "GPT-3 175B"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One comparison, judged.
-
-    Args:
-        label: What was compared.
-        mean, low, high: The difference in points or the ratio, and its interval; NaN where it is not known.
-        n: Pairs of seeds in the task with the fewest, or repetitions; None for what is counted and exact.
-        bound: As stated.
-        holds: None: cannot tell, for the `reason`.
-        runs: The run_ids, or the file, behind it.
-    """
-
-    label: str
-    mean: float
-    low: float
-    high: float
-    n: int | None
-    bound: str
-    holds: bool | None
-    reason: str
-    runs: tuple[str, ...]
-    unit: Literal["points", "ratio", "failures"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +59,9 @@ class Verdict:
     Args:
         about: The encoder or the device; empty where there is nothing to judge on.
         not_glue: Judged on the embedded tasks.
+        on_last: The same claim on each run's last epoch, for claims about the best one; else None.
+        stated: The commit in which the claim last changed, abbreviated; empty where that is not known.
+        stated_later: Whether that is later than some of the runs; None where it is not known.
     """
 
     claim: Claim
@@ -70,6 +70,9 @@ class Verdict:
     word: Literal["supported", "not supported", "cannot tell"]
     reason: str
     not_glue: bool = False
+    on_last: "Verdict | None" = None
+    stated: str = ""
+    stated_later: bool | None = None
 
 
 def judge(
@@ -95,7 +98,7 @@ def judge(
         elif claim.measure is not None:
             verdicts += on_measurements(claim, efficiency)
         elif claim.count is not None:
-            verdicts += on_counts(claim, planned, frame)
+            verdicts += on_counts(claim, frame)
         else:
             verdicts.append(on_check(claim, checks.get(claim.check, ())))
     return verdicts
@@ -105,17 +108,23 @@ def on_runs(claim: Claim, planned: Mapping[str, Sequence[Planned]], frame: pd.Da
     """One verdict for each encoder that has both sides of some comparison of the claim; one without, if none has."""
     verdicts = []
     for model in dict.fromkeys(p.model for found in planned.values() for p in found):
-        sides = [[select(planned, claim, side, model, c.where) for side in (c.one, c.other)] for c in claim.compare]
+        compared = [[(c.one, c.where), (c.other, c.where)] for c in claim.compare]
+        sides = [[select(planned, claim, side, model, where) for side, where in each] for each in compared]
         if any(one and other for one, other in sides):
-            pairs = zip(claim.compare, sides, strict=True)
-            findings = [
-                found for compare, (one, other) in pairs for found in differences(claim, compare, one, other, frame)
-            ]
-            embedded = any(TASKS[p.task].family == "embedded" for one, _ in sides for p in one)
-            verdicts.append(verdict(claim, model, findings, not_glue=embedded))
-    lacking = dict.fromkeys(described(side) for c in claim.compare for side in (c.one, c.other))
-    nothing = f"no runs: not all of {'; '.join(lacking)} are planned here for one encoder"
+            judged = on_model(claim, model, sides, frame)
+            if claim.metric == "best":
+                judged = replace(judged, on_last=on_model(replace(claim, metric="last"), model, sides, frame))
+            verdicts.append(judged)
+    asked = dict.fromkeys(described(side) for c in claim.compare for side in (c.one, c.other))
+    nothing = f"no runs: not all of {'; '.join(asked)} are planned here for one encoder"
     return verdicts or [Verdict(claim, "", (), "cannot tell", nothing)]
+
+
+def on_model(claim: Claim, model: str, sides: Sequence[Sequence[Sequence[Planned]]], frame: pd.DataFrame) -> Verdict:
+    pairs = zip(claim.compare, sides, strict=True)
+    findings = [found for compare, (one, other) in pairs for found in differences(claim, compare, one, other, frame)]
+    embedded = any(TASKS[p.task].family == "embedded" for one, _ in sides for p in one)
+    return verdict(claim, model, findings, not_glue=embedded)
 
 
 def differences(
@@ -133,75 +142,51 @@ def differences(
         groups = [[task] for task in claim.tasks]
     sides = [frame[frame["run_id"].isin([p.run_id for p in side])] for side in (one, other)]
     pairs = paired_differences(*sides, claim.metric)
-    return [difference(claim, compare, labels(one, other), group, pairs) for group in groups]
+    return [difference(compare.bound, labels(one, other), group, pairs) for group in groups]
 
 
 def without_runs(compare: Compare, one: Sequence[Planned], other: Sequence[Planned]) -> Finding:
     """A comparison of which a side has no cell in this profile."""
-    names = [
-        labels(found, found)[0] if found else described(side)
-        for found, side in ((one, compare.one), (other, compare.other))
-    ]
+    sides = ((one, compare.one), (other, compare.other))
+    names = [labels(found, found)[0] if found else described(side) for found, side in sides]
     lacking = [name for name, found in zip(names, (one, other), strict=True) if not found]
-    nan, label = math.nan, " - ".join(names)
+    nan, edges = math.nan, tuple(edge for edge, _ in compare.bound.edges)
     reason = f"no runs of {' and '.join(lacking)} are planned here"
-    return Finding(label, nan, nan, nan, 0, compare.bound.text, None, reason, (), "points")
+    return Finding(" - ".join(names), nan, nan, nan, 0, compare.bound.text, edges, nan, None, reason, (), "points")
 
 
-def difference(
-    claim: Claim, compare: Compare, names: Sequence[str], tasks: Sequence[str], pairs: pd.DataFrame
-) -> Finding:
+def difference(bound: Bound, names: Sequence[str], tasks: Sequence[str], pairs: pd.DataFrame) -> Finding:
+    absent = [TASKS[task].title for task in tasks if task not in set(pairs["task"])]
     here = pairs[pairs["task"].isin(tasks)]
-    values = by_task(here)
-    absent = [TASKS[task].title for task in tasks if task not in values]
-    found = mean_interval([] if absent else [values[task] for task in tasks])
-    titles = ", ".join(TASKS[task].title for task in tasks)
-    over = f"average of {titles}" if len(tasks) > 1 else titles
-    holds, reason = None, ""
+    here = here[here.groupby("seed")["task"].transform("nunique") == len(tasks)]  # as `seed_averages` takes them
+    values = seed_averages(here, tasks)
+    found, holds, p_against = mean_interval(values), None, math.nan
     if absent:
         reason = f"no pair of seeds on {', '.join(absent)}"
+    elif not found.n:
+        reason = "no seed has a pair on every task"
     elif found.n < ENOUGH_SEEDS:
-        reason = f"{found.n} of at least {ENOUGH_SEEDS} pairs of seeds"
+        seeds = "pairs of seeds" if len(tasks) == 1 else "seeds with a pair on every task"
+        reason = f"{found.n} {seeds}, and this project's convention is at least {ENOUGH_SEEDS}{needed(values, bound)}"
+    elif math.isnan(found.low):
+        reason = "all differences are equal, so there is no interval"
     else:
-        holds = compare.bound.holds(found.low, found.high)
-        reason = "" if holds is not None else "the bound lies inside the interval"
-    runs = tuple(here["run_id"]) + tuple(here["run_id_other"])
-    label = f"{names[0]} - {names[1]}, {over}"
-    return Finding(label, found.mean, found.low, found.high, found.n, compare.bound.text, holds, reason, runs, "points")
+        holds, p_against = bound.holds(found.low, found.high), smallest_p(values, bound, mean_p)
+        reason = "" if holds is not None else f"the bound lies inside the interval{needed(values, bound)}"
+    titles = ", ".join(TASKS[task].title for task in tasks)
+    label = f"{names[0]} - {names[1]}, {f'average of {titles}' if len(tasks) > 1 else titles}"
+    runs, edges = (*here["run_id"], *here["run_id_other"]), tuple(edge for edge, _ in bound.edges)
+    numbers = (found.mean, found.low, found.high, found.n)
+    return Finding(label, *numbers, bound.text, edges, p_against, holds, reason, runs, "points")
 
 
-def on_counts(claim: Claim, planned: Mapping[str, Sequence[Planned]], frame: pd.DataFrame) -> list[Verdict]:
-    """Ratios of trainable parameters without the head: GPT-3's by closed form, those of the encoders from records."""
-    if claim.count == "gpt3":
-        findings = [
-            counted(compare, GPT3, {slug: (gpt3_count(slug), ("computed",)) for slug in (compare.one, compare.other)})
-            for compare in claim.compare
-        ]
-        return [verdict(claim, GPT3, findings)]
-    verdicts, wanted = [], {slug for compare in claim.compare for slug in (compare.one, compare.other)}
-    for model in dict.fromkeys(p.model for found in planned.values() for p in found):
-        runs = frame[(frame["model"] == model) & frame["slug"].isin(wanted)].sort_values("run_id")
-        counts = {r.slug: (r.trainable_method, (r.run_id,)) for r in runs.drop_duplicates("slug").itertuples()}
-        if wanted <= set(counts):
-            verdicts.append(verdict(claim, model, [counted(compare, model, counts) for compare in claim.compare]))
-    nothing = f"no runs: of no encoder are there records of {' and '.join(sorted(wanted))}"
-    return verdicts or [Verdict(claim, "", (), "cannot tell", nothing)]
-
-
-def counted(compare: Compare, model: str, counts: Mapping[str, tuple[int, tuple[str, ...]]]) -> Finding:
-    """
-    Args:
-        counts: Slug -> its trainable parameters, and where they are from.
-    """
-    (one, of_one), (other, of_other) = counts[compare.one], counts[compare.other]
-    ratio, (first, second) = one / other, (slug_label(slug) for slug in (compare.one, compare.other))
-    label = f"trainable parameters of {first} / {second}, {model}: {one:,} / {other:,}"
-    holds, runs = compare.bound.holds(ratio, ratio), tuple(dict.fromkeys((*of_one, *of_other)))
-    return Finding(label, ratio, ratio, ratio, None, compare.bound.text, holds, "", runs, "ratio")
-
-
-def slug_label(slug: str) -> str:
-    return method_label(slug, slug.partition("-")[0])
+def needed(values: Float[np.ndarray, " n"], bound: Bound) -> str:
+    """How many seeds would decide, as a part of a reason; nothing where the values have no spread to go by."""
+    if len(values) < 2 or not np.ptp(values):
+        return ""
+    count = seeds_needed(values, lambda low, high: bound.holds(low, high) is not None)
+    seeds = f"more than {MOST_SEEDS} would be needed" if count is None else f"{count} would be enough"
+    return f"; with this mean and spread, {seeds}"
 
 
 def on_measurements(claim: Claim, folder: Path) -> list[Verdict]:
@@ -215,55 +200,11 @@ def on_measurements(claim: Claim, folder: Path) -> list[Verdict]:
     return verdicts or [Verdict(claim, "", (), "cannot tell", "nothing was measured: results/efficiency is empty")]
 
 
-def ratios(claim: Claim, compare: Compare, summary: Mapping[str, Any], path: Path, folder: Path) -> list[Finding]:
-    """The ratio of one measure, for each batch x tokens where it has one; nothing where the method was not measured.
-
-    Raises: UserError: If the summary is of another layout.
-    """
-    try:
-        to_other = (summary.get(compare.one) or {}).get(f"to_{compare.other}")
-        if compare.other not in BASES:
-            to_other = ratios_of_samples(claim.measure, compare, path.parent / "samples.csv")
-        if to_other is None or to_other.get(claim.measure) is None:
-            return []
-        values, rounds = to_other[claim.measure], summary["about"]["plan"]["rounds"]
-        by_shape = values if isinstance(values, dict) else {"": values}
-        intervals = to_other[f"{claim.measure}_interval"] if claim.measure in TIMES else {}
-        found = []
-        for shape, value in by_shape.items():
-            low, high = (intervals[shape] or (math.nan, math.nan)) if claim.measure in TIMES else (value, value)
-            holds, n = compare.bound.holds(low, high), rounds if claim.measure in TIMES else None
-            reason = "" if holds is not None else "the bound lies inside the interval"
-            if math.isnan(low) or (n is not None and n < ENOUGH_SEEDS):
-                holds, reason = None, f"{n} repetitions are too few for an interval"
-            label = f"{claim.measure} of {compare.one} / {compare.other}" + (f" at {shape}" if shape else "")
-            source = (str(path.relative_to(folder.parent)),)
-            found.append(Finding(label, value, low, high, n, compare.bound.text, holds, reason, source, "ratio"))
-        return found
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not a summary of python -m lora.efficiency: {error!r}") from error
-
-
-def ratios_of_samples(measure: str, compare: Compare, path: Path) -> dict[str, Any] | None:
-    """The ratio to a method for which the summary has none, from the visits that the summary was made of.
-
-    Returns: As the summary's `to_full` and `to_base`; None where one of the two was not timed.
-    Raises: UserError: If there are no samples beside the summary.
-    """
-    try:
-        samples = pd.read_csv(path)
-        samples = samples[samples["kind"] == measure.removesuffix("_ms")]
-        times = samples.pivot(index="round", columns=["method", "shape"], values="ms")
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is not readable as the samples of python -m lora.efficiency: {error}") from error
-    if not {compare.one, compare.other} <= set(samples["method"]):
-        return None
-    found = {
-        shape: paired_ratio(times[compare.one, shape].to_numpy(), times[compare.other, shape].to_numpy())
-        for shape in dict.fromkeys(samples["shape"])
-    }
-    ratios = {shape: round(ratio, 6) for shape, (ratio, _) in found.items()}
-    return {measure: ratios, f"{measure}_interval": {shape: interval for shape, (_, interval) in found.items()}}
+def on_counts(claim: Claim, frame: pd.DataFrame) -> list[Verdict]:
+    """One verdict for every model that has all methods of the claim."""
+    verdicts = [verdict(claim, model, findings) for model, findings in count_ratios(claim, frame).items()]
+    nothing = f"no runs: of no encoder are there records of {' and '.join(slugs_of(claim))}"
+    return verdicts or [Verdict(claim, "", (), "cannot tell", nothing)]
 
 
 def on_check(claim: Claim, cases: Sequence[Mapping[str, Any]]) -> Verdict:
@@ -276,23 +217,14 @@ def on_check(claim: Claim, cases: Sequence[Mapping[str, Any]]) -> Verdict:
     for case in cases:
         trials, fails = case["trials"], case["failures"]
         holds, runs = trials > 0 and fails == 0, tuple(case["runs"])
-        findings.append(Finding(case["label"], fails, fails, fails, trials, "exactly 0", holds, "", runs, "failures"))
+        numbers, p_against = (fails, fails, fails, trials), 1.0 if holds else 0.0
+        findings.append(Finding(case["label"], *numbers, "exactly 0", (), p_against, holds, "", runs, "failures"))
     return verdict(claim, claim.check, findings)
 
 
 def verdict(claim: Claim, about: str, findings: Sequence[Finding], not_glue: bool = False) -> Verdict:
+    findings = after_holm(findings)
     holds = [found.holds for found in findings]
     word = WORDS[False if False in holds else None if None in holds else True]
     reasons = dict.fromkeys(found.reason for found in findings if found.holds is None)
     return Verdict(claim, about, tuple(findings), word, "; ".join(reasons) if word == "cannot tell" else "", not_glue)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises: UserError: If it is no JSON object."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object, found {type(content).__name__}")
-    return content

@@ -1,5 +1,7 @@
 """Medians, their distribution-free intervals, and ratios of what was measured in the same round."""
 
+from typing import Literal
+
 import numpy as np
 from jaxtyping import Float
 from scipy import stats
@@ -30,3 +32,12 @@ def paired_ratio(
     """The median of the rounds' ratios and its interval: what slows a whole round down cancels."""
     ratios = values / references
     return float(np.median(ratios)), median_interval(ratios)
+
+
+def sign_p(values: Float[np.ndarray, " rounds"], expected: float, alternative: Literal["less", "greater"]) -> float:
+    """One-sided p-value of the sign test of a median against `expected`; `median_interval` holds what it keeps.
+
+    Values equal to `expected` count against the alternative. Source: Conover 1999, section 3.4.
+    """
+    beyond = int((values < expected).sum() if alternative == "less" else (values > expected).sum())
+    return float(stats.binom.sf(beyond - 1, len(values), 0.5))

@@ -187,7 +187,8 @@ class _AddNorm(torch.autograd.Function):
         out, normed = torch.empty_like(x), torch.empty_like(x)
         rstd = torch.empty(x.shape[:2])
         inputs = map(array, (x, residual, weight, bias))
-        kernels.norm(*inputs, np.float32(eps), *arguments(site, len(x)), *map(array, (out, normed, rstd)))
+        outputs, work = map(array, (out, normed, rstd)), kernels.scratch(x.shape[-1])
+        kernels.norm(*inputs, np.float32(eps), *arguments(site, len(x)), *outputs, work)
         ctx.save_for_backward(normed, rstd, weight)
         ctx.mark_non_differentiable(normed)
         ctx.site = site
@@ -202,9 +203,8 @@ class _AddNorm(torch.autograd.Function):
         affine = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
         grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(weight)
         inputs, outputs = map(array, (grad, weight, normed, rstd)), map(array, (grad_x, grad_residual))
-        kernels.norm_backward(
-            *inputs, *arguments(site, len(grad)), *outputs, affine, array(grad_weight), array(grad_bias)
-        )
+        sums, work = map(array, (grad_weight, grad_bias)), kernels.scratch(grad.shape[-1])
+        kernels.norm_backward(*inputs, *arguments(site, len(grad)), *outputs, affine, *sums, work)
         return grad_x, grad_residual, *((grad_weight, grad_bias) if affine else (None, None)), None, None
 
 
@@ -216,7 +216,8 @@ class _Attention(torch.autograd.Function):
         scores = _scores(q, k)
         lse = torch.empty(scores.shape[:3])
         softmax_scale = np.float32(q.shape[-1] ** -0.5)
-        kernels.attend(array(scores), array(hidden), *arguments(site, len(scores)), softmax_scale, array(lse))
+        site_arguments, work = arguments(site, len(scores)), _attention_work(scores, 1)
+        kernels.attend(array(scores), array(hidden), *site_arguments, softmax_scale, array(lse), *work)
         out = torch.bmm(scores.flatten(0, 1), v.flatten(0, 1))
         ctx.save_for_backward(q, k, v, hidden, lse)
         ctx.site = site
@@ -229,8 +230,8 @@ class _Attention(torch.autograd.Function):
         scores = _scores(q, k)
         slopes = torch.bmm(grad.flatten(0, 1), v.flatten(0, 1).mT).view(scores.shape)
         softmax_scale = np.float32(q.shape[-1] ** -0.5)
-        site = arguments(ctx.site, len(scores))
-        kernels.attend_backward(array(scores), array(hidden), *site, softmax_scale, array(lse), array(slopes))
+        site, work = arguments(ctx.site, len(scores)), _attention_work(scores, 2)
+        kernels.attend_backward(array(scores), array(hidden), *site, softmax_scale, array(lse), array(slopes), *work)
         probabilities, slopes = scores.flatten(0, 1), slopes.flatten(0, 1)
         grad_q = torch.bmm(slopes, k.flatten(0, 1)).view(q.shape)
         grad_k = torch.bmm(slopes.mT, q.flatten(0, 1)).view(k.shape)
@@ -240,6 +241,12 @@ class _Attention(torch.autograd.Function):
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:
     return torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT).view(*q.shape[:3], k.shape[2])
+
+
+def _attention_work(scores: Tensor, count: int) -> list[np.ndarray]:
+    """What the kernels of attention work in: `count` times the scores of a head, and their places."""
+    size = scores.shape[2] * scores.shape[3]
+    return [*(kernels.scratch(size) for _ in range(count)), np.empty(size, np.uint32)]
 
 
 def _by_head(x: Tensor, heads: int) -> Tensor:

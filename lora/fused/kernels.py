@@ -12,16 +12,35 @@ from llvmlite import binding, ir
 from numba import float32, int32, njit, types, uint16, uint32
 from numba.extending import intrinsic, overload
 
-from lora.fused.masks import GOLDEN, MAX_TOKENS, MIX_1, MIX_2
+# Compiled into the kernels. They stay in this file: numba's cache compiles again when it changes, and only then.
+GOLDEN = 0x9E3779B9  # 2^32 over the golden ratio: spreads consecutive places
+MIX_1, MIX_2 = 0x7FEB352D, 0x846CA68B  # of the 32-bit mixer "lowbias32" (C. Wellons, hash-prospector)
+MAX_TOKENS = 1024  # attention places are (head * 1024 + query) * 1024 + key, whatever the batch is padded to
 
 # LLVM's tuning for some CPUs prefers vectors of half the width, which costs up to half the speed here.
 FEATURES = binding.get_host_cpu_features()
 if FEATURES.get("avx512f"):
     numba.config.CPU_NAME, numba.config.CPU_FEATURES = "generic", FEATURES.flatten()
 
+
+@no_type_check
+def cacheable() -> bool:
+    """Whether numba finds a folder for compiled kernels: NUMBA_CACHE_DIR, this one, or one below HOME."""
+    try:
+        njit(cache=True)(cacheable)
+    except RuntimeError:  # none can be written to: every process compiles for itself
+        return False
+    return True
+
+
 # Sums may be reordered into vector lanes and products fused; infinities and NaN keep their meaning.
-KERNEL = {"cache": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
+KERNEL = {"cache": cacheable(), "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
 INLINE = {"inline": "always"}
+
+# LLVM compiles a loop that stores twice: in vectors, and plain for arrays that lie close together. If such a loop sums
+# as well, the order of its sum depends on where memory lies. So the kernels' scratch keeps a distance that is longer
+# than a turn of any vector loop (64 values with AVX-512), and the vectors always run.
+MARGIN = 256
 
 
 @intrinsic
@@ -40,6 +59,23 @@ def _float(context, x):
         return builder.bitcast(arguments[0], ir.FloatType())
 
     return types.float32(types.uint32), build
+
+
+def scratch(count: int) -> np.ndarray:
+    """Float32 memory for `count` values that a kernel works in, with a margin on both sides."""
+    return np.empty(MARGIN + count + MARGIN, np.float32)
+
+
+@intrinsic
+@no_type_check
+def half(context, x):
+    """1/2 + 0 x: NaN if x is not finite. It is one instruction, and apart from the sums that LLVM may reorder."""
+
+    def build(context, builder, signature, arguments):
+        zero, one_half = ir.Constant(ir.FloatType(), 0.0), ir.Constant(ir.FloatType(), 0.5)
+        return builder.fma(arguments[0], zero, one_half)
+
+    return types.float32(types.float32), build
 
 
 def load(value):
@@ -85,8 +121,9 @@ def hashed(place, first, second):
 @njit(**INLINE)
 @no_type_check
 def exp(x):
-    """To 2 units in the last place (Cephes' expf); 0 below -87."""
-    z = max(float32(-87.0), min(x, float32(88.0)))
+    """To 2 units in the last place (Cephes' expf); 0 at -87 and below; NaN for NaN, which no comparison holds for."""
+    z = float32(88.0) if x > float32(88.0) else x
+    z = float32(-87.0) if z < float32(-87.0) else z
     n = np.floor(z * float32(1.44269504088896341) + float32(0.5))
     r = (z - n * float32(0.693359375)) - n * float32(-2.12194440e-4)
     p = float32(1.9875691500e-4)
@@ -96,7 +133,7 @@ def exp(x):
     p = p * r + float32(1.6666665459e-1)
     p = p * r + float32(5.0000001201e-1)
     power = _float(uint32(uint32(int32(n) + int32(127)) << uint32(23)))
-    return (p * r * r + r + float32(1.0)) * power if x > float32(-87.0) else float32(0.0)
+    return float32(0.0) if x <= float32(-87.0) else (p * r * r + r + float32(1.0)) * power
 
 
 # (Phi(x) - 1/2) / x and (gelu'(x) - 1/2) / x as polynomials of t = 2 (x / 5.5)^2 - 1, Chebyshev fits to 2e-7 on
@@ -144,15 +181,16 @@ def gelu(x, out):
     for i in range(x.size):
         value = load(x[i])
         z = clamped(value)
-        out[i] = cast(value * (float32(0.5) + z * cdf_polynomial(variable(z))), out[i])
+        out[i] = cast(value * (half(value) + z * cdf_polynomial(variable(z))), out[i])
 
 
 @njit(**KERNEL)
 @no_type_check
 def gelu_backward(x, grad, out):
     for i in range(x.size):
-        z = clamped(load(x[i]))
-        out[i] = cast(load(grad[i]) * (float32(0.5) + z * slope_polynomial(variable(z))), out[i])
+        value = load(x[i])
+        z = clamped(value)
+        out[i] = cast(load(grad[i]) * (half(value) + z * slope_polynomial(variable(z))), out[i])
 
 
 @njit(**KERNEL)
@@ -179,13 +217,16 @@ def add_dropout(x, keys, threshold, scale, out):
 
 @njit(**KERNEL)
 @no_type_check
-def norm(x, residual, weight, bias, eps, keys, threshold, scale, out, normed, rstd):
+def norm(x, residual, weight, bias, eps, keys, threshold, scale, out, normed, rstd, work):
     """out = LayerNorm(dropout(x) + residual), of (batch, tokens, width) arrays; `normed` lacks the affine map.
 
     In bfloat16 the map takes `normed` as it was rounded, so that `affine` gives the same bits.
+
+    Args:
+        work: `scratch(width)`.
     """
     batch, tokens, width = x.shape
-    row = np.empty(width, np.float32)
+    row = work[MARGIN : MARGIN + width]
     per = float32(1.0) / float32(width)
     for b in range(batch):
         first, second = keys[b, 0], keys[b, 1]
@@ -227,12 +268,16 @@ def affine(normed, weight, bias, keys, threshold, scale, out):
 @njit(**KERNEL)
 @no_type_check
 def norm_backward(
-    grad, weight, normed, rstd, keys, threshold, scale, grad_x, grad_residual, affine, grad_weight, grad_bias
+    grad, weight, normed, rstd, keys, threshold, scale, grad_x, grad_residual, affine, grad_weight, grad_bias, work
 ):
     """The gradients of x and of the residual, which may be one array where nothing was dropped, and if `affine` of
-    weight and bias, added to what they hold."""
+    weight and bias, added to what they hold.
+
+    Args:
+        work: `scratch(width)`.
+    """
     batch, tokens, width = grad.shape
-    row = np.empty(width, np.float32)
+    row = work[MARGIN : MARGIN + width]
     per = float32(1.0) / float32(width)
     for b in range(batch):
         first, second = keys[b, 0], keys[b, 1]
@@ -329,30 +374,39 @@ def fill_places(places, queries, keys):
             places[i * keys + j] = uint32(i * MAX_TOKENS + j)
 
 
+@njit(**KERNEL | {"fastmath": {"nnan", "nsz"}})
+@no_type_check
+def largest(x):
+    """Of a row; some value if one is NaN. Only where no NaN counts may a largest value be found in vectors."""
+    highest = float32(-np.inf)
+    for i in range(x.size):
+        highest = max(highest, x[i])
+    return highest
+
+
 @njit(**KERNEL)
 @no_type_check
-def attend(scores, hidden, keys, threshold, scale, softmax_scale, lse):
+def attend(scores, hidden, keys, threshold, scale, softmax_scale, lse, work, places):
     """scores <- dropout(softmax(softmax_scale * scores)), in place, of (batch, heads, queries, keys) arrays.
 
     Args:
         hidden: (batch, keys): added to the scaled scores; minus infinity hides a key, but not all of an example.
         lse: (batch, heads, queries): log of each softmax's denominator, for `attend_backward`.
+        work: `scratch(queries * keys)`.
+        places: queries * keys values of uint32, to work in.
     """
     batch, heads, queries, width = scores.shape
     size = queries * width
-    buffer = np.empty(size, np.float32)
-    places = np.empty(size, np.uint32)
+    buffer = work[MARGIN : MARGIN + size]
     fill_places(places, queries, width)
     flat = scores.reshape(batch, heads, size)
     for b in range(batch):
         first, second = keys[b, 0], keys[b, 1]
         for h in range(heads):
             for i in range(queries):
-                highest = float32(-np.inf)
                 for j in range(width):
-                    value = load(flat[b, h, i * width + j]) * softmax_scale + hidden[b, j]
-                    buffer[i * width + j] = value
-                    highest = max(highest, value)
+                    buffer[i * width + j] = load(flat[b, h, i * width + j]) * softmax_scale + hidden[b, j]
+                highest = largest(buffer[i * width : (i + 1) * width])
                 lse[b, h, i] = highest
                 for j in range(width):
                     buffer[i * width + j] -= highest
@@ -374,13 +428,17 @@ def attend(scores, hidden, keys, threshold, scale, softmax_scale, lse):
 
 @njit(**KERNEL)
 @no_type_check
-def attend_backward(scores, hidden, keys, threshold, scale, softmax_scale, lse, grad):
-    """From the scores as they were: scores <- the dropped probabilities, grad <- the gradient of the scores."""
+def attend_backward(scores, hidden, keys, threshold, scale, softmax_scale, lse, grad, work, slopes_work, places):
+    """From the scores as they were: scores <- the dropped probabilities, grad <- the gradient of the scores.
+
+    Args:
+        work, slopes_work: `scratch(queries * keys)` each.
+        places: queries * keys values of uint32, to work in.
+    """
     batch, heads, queries, width = scores.shape
     size = queries * width
-    buffer = np.empty(size, np.float32)
-    slopes = np.empty(size, np.float32)
-    places = np.empty(size, np.uint32)
+    buffer = work[MARGIN : MARGIN + size]
+    slopes = slopes_work[MARGIN : MARGIN + size]
     fill_places(places, queries, width)
     flat, flat_grad = scores.reshape(batch, heads, size), grad.reshape(batch, heads, size)
     for b in range(batch):

@@ -14,9 +14,7 @@ import torch
 from jaxtyping import Bool, UInt32
 from torch import Tensor
 
-GOLDEN = 0x9E3779B9  # 2^32 over the golden ratio: spreads consecutive places
-MIX_1, MIX_2 = 0x7FEB352D, 0x846CA68B  # of the 32-bit mixer "lowbias32" (C. Wellons, hash-prospector)
-MAX_TOKENS = 1024  # attention places are (head * 1024 + query) * 1024 + key, whatever the batch is padded to
+from lora.fused.kernels import GOLDEN, MAX_TOKENS, MIX_1, MIX_2
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ def add_norm(
 def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, heads: int, site: Site | None) -> Tensor:
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-    probabilities = scores.masked_fill(~visible[:, None, None, :], -torch.inf).softmax(-1)
+    hidden = torch.zeros(visible.shape, dtype=q.dtype).masked_fill(~visible, -torch.inf)
+    probabilities = (scores + hidden[:, None, None, :]).softmax(-1)
     if site is not None:
         probabilities = probabilities * plain_keep(site, attention_places(*probabilities.shape[1:])) * site.scale
     return (probabilities @ v).transpose(1, 2).flatten(2)

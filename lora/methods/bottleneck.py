@@ -132,6 +132,11 @@ def layer_norm_parameters(model: nn.Module) -> list[str]:
     """The weights and biases of the encoder layers' LayerNorms, wrapped ones included."""
     names = []
     for name, module in model.named_modules():
-        if isinstance(module, nn.LayerNorm | PfeifferNorm) and ".layer." in name and not is_head(model, name):
+        if is_layer_norm(module) and ".layer." in name and not is_head(model, name):
             names += [f"{name}.weight", f"{name}.bias"]
     return names
+
+
+def is_layer_norm(module: nn.Module) -> bool:
+    """Whether a module's own weight and bias are a LayerNorm's: torch's, DeBERTa's own, or one that is wrapped."""
+    return isinstance(module, nn.LayerNorm | PfeifferNorm) or type(module).__name__ == "DebertaLayerNorm"

@@ -5,7 +5,7 @@ import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lora.claims.shown import finding_text, paper_text
+from lora.claims.shown import commit_text, finding_text, paper_text
 from lora.claims.verdicts import Verdict
 from lora.figures import Figure
 from lora.formats import Table, html_table, html_text
@@ -84,16 +84,26 @@ def verdicts_html(verdicts: Sequence[Verdict]) -> str:
         runs = dict.fromkeys(run for found in each.findings for run in found.runs)
         records = ", ".join(f"<code>{html.escape(run)}</code>" for run in runs) or "none"
         entries.append(
-            f'<li class="{each.word.replace(" ", "-")}"><span class="word">{SYMBOLS[each.word]} {each.word}</span>: '
+            f'<li class="{each.word.replace(" ", "-")}"><span class="word">{SYMBOLS[each.word]} {each.word}</span>'
+            f"{' (stated later)' if each.stated_later else ''}: "
             f"{html.escape(each.claim.sentence)}{about}"
             + (f"<ul>{findings}</ul>" if findings else "")
-            + (f"<p>Because: {html.escape(each.reason)}.</p>" if each.reason else "")
+            + (f"<p>Because: {html.escape(each.reason)}.</p>" if not each.findings else "")
+            + (last_epoch_html(each.on_last) if each.on_last else "")
             + f'<p class="note">The paper: {html.escape(paper_text(each.claim))}.</p>'
             "<details><summary>Source, margin, records</summary>"
-            f"<p>{html.escape(each.claim.source)}.</p><p>Stated in advance: {html.escape(each.claim.margin)}</p>"
+            f"<p>{html.escape(each.claim.source)}.</p><p>Margin: {html.escape(each.claim.margin)}</p>"
+            f"<p>Claim of commit: {html.escape(commit_text(each))}.</p>"
             f"<p>Records: {records}</p></details></li>"
         )
     return f'<ul class="verdicts">\n{chr(10).join(entries)}\n</ul>'
+
+
+def last_epoch_html(verdict: Verdict) -> str:
+    """The verdict on each run's last epoch, its comparisons folded away."""
+    findings = "".join(f"<li>{html.escape(finding_text(found))}</li>" for found in verdict.findings)
+    word = f"On each run's last epoch: {verdict.word}"
+    return f'<details class="last-epoch"><summary>{word}</summary><ul>{findings}</ul></details>'
 
 
 def figure_html(key: str, figure: Figure, picture: bytes) -> str:

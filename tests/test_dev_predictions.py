@@ -1,0 +1,111 @@
+"""Collapsed runs: found in the predictions that records name, counted in tables, never left out."""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save
+from synthetic import synthetic_record
+
+from lora.data import read
+from lora.dev_predictions import is_constant, with_collapsed
+from lora.gather import gather
+from lora.provenance import ROOT
+from lora.results import load_frame, load_records, write_record
+from lora.stats import paired_differences, seed_averages
+from lora.summary import summarise
+from lora.sweep import requested
+from lora.tables import cell_text
+from lora.tasks import TASKS
+
+OVERRIDES = ["experiment=glue_table2", "task=stsb,rte", "seed=1,2,3,4,5"]
+
+
+def test_a_class_is_constant_only_where_every_row_has_it():
+    predicted = np.ones(277, np.int16)
+    assert is_constant(predicted, TASKS["rte"])
+    predicted[276] = 0
+    assert not is_constant(predicted, TASKS["rte"])
+
+
+@pytest.mark.parametrize(("share", "constant"), [(0.0, True), (0.009, True), (0.011, False), (1.0, False)])
+def test_scores_are_constant_below_a_hundredth_of_the_labels_spread(share, constant):
+    labels = np.asarray(read(TASKS["ratings"], "embedded").splits["validation"]["label"])
+    predicted = (1.5 + share * (labels - labels.mean())).astype(np.float32)
+    assert is_constant(predicted, TASKS["ratings"]) is constant
+
+
+def test_the_spread_of_the_labels_is_that_of_the_dev_set():
+    labels = np.asarray(read(TASKS["ratings"], "embedded").splits["validation"]["label"])
+    assert TASKS["ratings"].label_std == pytest.approx(labels.std(), abs=5e-5)
+
+
+@pytest.fixture
+def one_collapsed(tmp_path):
+    """Full and LoRA on STS-B and RTE; LoRA's first seed always predicts the same, and has no Pearson correlation."""
+    source = np.random.default_rng(0)
+    for cell in requested("small", OVERRIDES):
+        if cell.method not in ("full", "lora"):
+            continue
+        same = cell.method == "lora" and cell.seed == 1
+        if cell.task == "stsb":
+            values = source.normal(2.5, 0 if same else 1, 50).astype(np.float32)
+        else:
+            values = np.arange(50).astype(np.int16) % (1 if same else 2)
+        content = save({f"{rule}.validation": values for rule in ("best", "last")})
+        best = 0.5 if cell.task == "rte" or not same else None
+        record = synthetic_record(cell, 0.5 if best is None else best, hashlib.sha256(content).hexdigest())
+        if best is None:
+            selected = {**record.selected, **{rule: {"epoch": 1, "value": None} for rule in ("best", "last")}}
+            record = dataclasses.replace(record, selected=selected)
+        write_record(tmp_path / "small", record)
+        path = tmp_path / "small" / "predictions" / f"{cell.run_id}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    return tmp_path
+
+
+def test_a_collapsed_run_is_counted_and_kept(one_collapsed):
+    gathered = gather("small", OVERRIDES, one_collapsed)
+    found = gathered.frame[gathered.frame["collapsed"] == 1]
+    assert sorted(zip(found["slug"], found["task"], found["seed"], strict=True)) == [
+        ("lora-qv-r8", "rte", 1),
+        ("lora-qv-r8", "stsb", 1),
+    ]
+    summary = summarise(gathered.frame, gathered.planned["glue_table2"]).set_index(["slug", "task"])
+    assert cell_text(summary.loc["lora-qv-r8", "rte"]) == "50.0 ±0.0 (1 of 5 collapsed)"
+    assert cell_text(summary.loc["lora-qv-r8", "stsb"]) == "50.0 ±22.4 (1 of 5 collapsed)"
+    assert cell_text(summary.loc["full", "stsb"]) == "50.0 ±0.0"
+
+
+def test_an_interval_has_the_collapsed_run_in_it(one_collapsed):
+    frame = gather("small", OVERRIDES, one_collapsed).frame
+    sides = (frame[frame["method"] == method] for method in ("lora", "full"))
+    assert seed_averages(paired_differences(*sides), ["stsb"]).tolist() == [-50.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_without_predictions_nothing_is_known_and_a_broken_file_is_named(one_collapsed):
+    first, second, *_ = sorted((one_collapsed / "small" / "predictions").iterdir())
+    first.unlink()
+    second.write_bytes(b"junk")
+    gathered = gather("small", OVERRIDES, one_collapsed)
+    known = gathered.frame.set_index("run_id")["collapsed"]
+    assert known[[first.stem, second.stem]].isna().all() and known.notna().sum() == len(known) - 2
+    assert len(gathered.state.problems) == 1 and second.name in gathered.state.problems[0]
+
+
+def test_the_committed_predictions_agree():
+    """Counted anew, by the number of different values."""
+    folder = ROOT / "results" / "small"
+    records, _ = load_records(folder)
+    frame, problems = with_collapsed(load_frame(records), records, folder)
+    expected = {}
+    for record in records:
+        values = load_file(folder / "predictions" / f"{record.run_id}.safetensors")[
+            "best.validation" if record.config["task"] != "mnli" else "best.validation_matched"
+        ]
+        expected[record.run_id] = len(set(values.tolist())) == 1
+    assert not problems and len(expected) > 100
+    assert frame.set_index("run_id")["collapsed"].eq(1).to_dict() == expected
+    assert 0 < sum(expected.values()) < 20

@@ -1,0 +1,121 @@
+"""What sets runs of one method apart: rows of a table that differ in a setting are never one."""
+
+import json
+from pathlib import Path
+
+import pytest
+from synthetic import write_cell
+
+from lora.compose import compose_run
+from lora.config import run_config
+from lora.errors import UserError
+from lora.provenance import RESULTS
+from lora.report import build
+from lora.results import load_records, record_path
+from lora.summary import Planned, summarise
+from lora.sweep import requested
+from lora.variants import Variant, variant, words
+
+RATES = ["task=reviews", "method=lora", "train.lr=0.0005,0.002", "train.epochs=1", "seed=1,2"]
+Q, V = (f"bert.encoder.layer.0.attention.self.{name}" for name in ("query", "value"))
+
+
+def populate_whole(results: Path, profile: str, overrides: list[str]) -> None:
+    """Synthetic records with the configuration that a run writes."""
+    for cell in requested(profile, overrides):
+        write_cell(results, cell, 0.6)
+        path = record_path(results, cell.run_id)
+        content = json.loads(path.read_bytes())
+        path.write_text(json.dumps(content | {"config": compose_run(cell.overrides).for_record()}))
+
+
+def rows_of(table) -> list[str]:
+    return table.cells["Method"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("grid", "labels"),
+    [
+        (["train.lr=0.0005,0.002"], ["LoRA (qv, r8), lr=0.0005", "LoRA (qv, r8), lr=0.002"]),
+        (["method.alpha=4,64"], ["LoRA (qv, r8), alpha=4", "LoRA (qv, r8), alpha=64"]),
+        ([f"method.targets=[{Q}],[{V}]"], [f"LoRA (1modules, r8), targets={name}" for name in (Q, V)]),
+        (["method.rank=2,4"], ["LoRA (qv, r2)", "LoRA (qv, r4)"]),
+        (["data.train_rows=50,60"], ["LoRA (qv, r8), train_rows=50", "LoRA (qv, r8), train_rows=60"]),
+        (["method.ranks={q:2},{q:4}"], ["LoRA (qv, r8x), ranks=q:2", "LoRA (qv, r8x), ranks=q:4"]),
+    ],
+    ids=lambda value: value[0].partition("=")[0] if isinstance(value, list) else "",
+)
+def test_each_value_of_a_grid_is_a_row(grid, labels, tmp_path):
+    arguments = ["task=reviews", "method=lora", "train.epochs=1", "seed=1,2", *grid]
+    for number, cell in enumerate(requested("mini", arguments)):
+        write_cell(tmp_path / "mini", cell, 0.6 + number / 100)
+    (table,) = [table for table in build("mini", arguments, tmp_path).tables if table.name == "table2"]
+    assert sorted(rows_of(table)) == sorted(labels)
+    assert set(table.cells["Seeds"]) == {"2"}
+
+
+def test_a_row_joins_what_its_hyperparameter_file_makes_by_task():
+    """MRPC starts from MNLI and CoLA does not, at other rates: the printed protocol's LoRA is one row all the same."""
+    tasks = "task=mnli,sst2,mrpc,cola,qnli,qqp,rte,stsb"
+    cells = requested("paper", ["model=roberta_base", "protocol=printed", "method=lora", tasks])
+    assert len({cell.task for cell in cells}) == 8 and {cell.start for cell in cells} == {"pretrained", "mnli"}
+    assert {cell.given for cell in cells} == {()}
+
+
+def test_the_parents_seed_is_a_setting_where_it_does_not_follow_the_childs():
+    base = ["profile=paper", "model=roberta_base", "protocol=printed", "method=lora", "task=rte"]
+    following, fixed = (compose_run([*base, f"seed={seed}", *more]) for seed, more in ((3, []), (3, ["start_seed=1"])))
+    usual = compose_run([*base, "seed=1"])
+    assert variant(following, usual).given == ()
+    assert variant(fixed, usual).given == ("start_seed=1",)
+
+
+def test_words_name_what_differs_and_the_usual_value_where_there_is_one():
+    one = Variant(("train.lr=0.1", "train.epochs=1"), ("train.lr=0.2", "train.epochs=3"))
+    two = Variant(("train.epochs=1",), ("train.epochs=3",))
+    assert words([one, two]) == {one.given: "lr=0.1", two.given: "lr=0.2"}
+    other_task = Variant(("train.lr=0.1", "train.epochs=1"), ("train.lr=0.4", "train.epochs=3"))
+    assert words([one, two, other_task])[two.given] == ""
+    assert words([one]) == {one.given: ""} and words([]) == {}
+
+
+def test_two_runs_of_one_seed_in_one_cell_are_refused(tmp_path):
+    (cell,) = requested("mini", ["task=reviews", "method=lora", "seed=1,1"])[:1]
+    twice = [
+        Planned(f"{cell.run_id}{i}", cell.model, cell.protocol, cell.start, cell.slug, cell.method, cell.task, 1)
+        for i in range(2)
+    ]
+    with pytest.raises(UserError, match="two runs of one seed"):
+        summarise(build("mini", [], tmp_path).gathered.frame, twice)
+
+
+def test_runs_that_no_experiment_expects_have_a_table_of_their_own(tmp_path):
+    populate_whole(tmp_path / "mini", "mini", RATES)
+    report = build("mini", [], tmp_path)
+    (own,) = [table for table in report.tables if table.name == "own"]
+    assert sorted(rows_of(own)) == ["LoRA (qv, r8), lr=0.0005", "LoRA (qv, r8), lr=0.002"]
+    assert not report.state.extra
+    (table2,) = [table for table in report.tables if table.name == "table2"]
+    assert set(table2.cells["Seeds"]) == {"0"}  # never in the paper's tables
+
+
+def test_two_encoders_stand_in_one_table(tmp_path):
+    arguments = ["experiment=glue_table2", "task=reviews", "method=lora", "seed=1", "train.epochs=1"]
+    populate_whole(tmp_path / "mini", "mini", arguments)
+    populate_whole(tmp_path / "mini", "mini", [*arguments, "model=local", "model.name=other-123abc"])
+    report = build("mini", arguments, tmp_path)
+    (table2,) = [table for table in report.tables if table.name == "table2"]
+    assert table2.cells["Model"].tolist() == ["minilm", "other-123abc"]
+    assert table2.cells["Seeds"].tolist() == ["1", "1"]
+
+
+def test_every_committed_record_is_named_by_its_settings_and_expected():
+    names = sorted(path.parent.name for path in (RESULTS / "reference").glob("*/runs"))
+    assert names == ["mini", "small"]
+    for name in names:
+        records, problems = load_records(RESULTS / "reference" / name)
+        assert len(records) > 60 and not problems
+        assert all(run_config(record.config).run_id == record.run_id for record in records)
+        gathered = build(f"reference/{name}").gathered
+        assert set(gathered.state.ok) == {record.run_id for record in records}
+        assert "own" not in gathered.planned and not gathered.state.extra
