@@ -20,7 +20,7 @@ def block(
         progress: How much of a profile that is not complete there is.
     """
     main = tables[0]
-    lines = [line for text in (main.banner, progress) if text for line in (text, "")]
+    lines = [line for text in (main.banner, main.above, progress) if text for line in (text, "")]
     lines += [markdown(main.cells, main.words), *main.notes, ""]
     if not any(each.not_glue for each in verdicts):
         lines += [f"| Verdict | The paper's sentence | Here, with {LEVEL:.0%} intervals |", "| --- | --- | --- |"]

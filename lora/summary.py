@@ -88,7 +88,7 @@ def summarise(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
     Raises: UserError: If a cell would hold two runs of one seed.
     """
     expected = expected_runs(planned)
-    values = ["best", "last", "trainable_method", "seconds", "train_rows", "is_part"]
+    values = ["best", "last", "trainable_method", "trainable_head", "seconds", "train_rows", "is_part"]
     twice = expected[expected.duplicated([*CELL, "seed"], keep=False)]
     if len(twice):
         raise UserError(f"two runs of one seed cannot be in one cell: {', '.join(twice['run_id'])}")
@@ -104,11 +104,12 @@ def summarise(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
         max=("best", "max"),
         last_median=("last", "median"),
         trainable_method=("trainable_method", "first"),
+        trainable_head=("trainable_head", "first"),
         seconds=("seconds", "mean"),
         train_rows=("train_rows", "first"),
         collapsed=("collapsed", "sum"),
     )
-    table = table.reset_index().astype({"trainable_method": "Int64", "train_rows": "Int64"})
+    table = table.reset_index().astype(dict.fromkeys(("trainable_method", "trainable_head", "train_rows"), "Int64"))
     return table.assign(kind=table["task"].map(kinds_of(table["task"], frame)))
 
 

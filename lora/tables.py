@@ -38,7 +38,8 @@ def table2(summary: pd.DataFrame) -> pd.DataFrame:
         by_task = group.set_index("task")
         names = {"model": model, "protocol": protocol}
         line = {column.capitalize(): names[column] for column in shown}
-        line |= {"Method": label, "Trainable": trainable_text(group), "Seeds": seeds_text(group)}
+        line |= {"Method": label, "Trainable": trainable_text(group), "Head": head_text(group)}
+        line |= {"Seeds": seeds_text(group)}
         lines.append(line | task_cells(by_task, tasks))
     return pd.DataFrame(lines)
 
@@ -46,6 +47,14 @@ def table2(summary: pd.DataFrame) -> pd.DataFrame:
 def trainable_text(group: pd.DataFrame) -> str:
     values = group["trainable_method"].dropna()
     return human_count(float(values.iloc[0])) if len(values) else "-"
+
+
+def head_text(group: pd.DataFrame) -> str:
+    """What trains in the head: `149k`; a range where the tasks' numbers of labels show."""
+    values = group["trainable_head"].dropna().astype(float)
+    ends = (values.min(), values.max()) if len(values) else ()
+    texts = dict.fromkeys(f"{end / 1e3:.0f}k" if end < 999_500 else human_count(end) for end in ends) or ["-"]
+    return " to ".join(texts)
 
 
 def seeds_text(group: pd.DataFrame) -> str:
