@@ -15,7 +15,9 @@ from lora.tasks import TASKS
 
 
 def beside_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """Each cell beside the published one of the row that it stands for, and the difference; averages over our tasks.
+    """Each cell beside the published one of the row that it stands for; averages over our tasks.
+
+    There is a difference only for tasks that were trained on all of their rows.
 
     Args:
         paper: The published cells: model, method, trainable_params, task, value, std.
@@ -65,7 +67,8 @@ def beside_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame)
                     "Published row": name,
                 }
             )
-    return pd.DataFrame(lines)
+    table, whole = pd.DataFrame(lines), summary["kind"].eq("whole").all()
+    return table if whole or not len(table) else table.drop(columns="Difference")
 
 
 def published_row(rows: pd.DataFrame, model: str, protocol: str, slug: str) -> pd.Series | None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from lora.checks import Problems, SettingsError, build
 from lora.methods import METHODS
-from lora.methods.configs import FullConfig, MethodConfig
+from lora.methods.configs import MethodConfig
 from lora.tasks import TASKS
 
 PROTOCOLS = ("printed", "released", "dagger", "ours")
@@ -151,7 +151,8 @@ class RuntimeConfig:
         results: Folder that holds `runs/` and `predictions/`.
         outputs: Folder for checkpoints and logs.
         device: `auto` takes a GPU where there is one, unless train.kernels is `fused`.
-        save_adapter: Leave the best epoch's adapter in `outputs`/adapters; MNLI runs that others start from do.
+        save_adapter: Leave what the best epoch has trained in `outputs`/adapters: for full fine-tuning the whole
+            encoder. MNLI runs that others start from do.
         threads: Of torch, per cell. It changes the last bits on a CPU, so the record keeps it.
         retry_failed: Train cells again whose record says `failed`.
         checkpoint_minutes: Between two checkpoints of a run; None, as in records from before there were any, leaves
@@ -184,7 +185,8 @@ class RunConfig:
 
     Args:
         protocol: Which named set of hyperparameters the values came from.
-        start: `pretrained`, or `mnli`: an MNLI run's trained modules with a new head (paper, section 5.2).
+        start: `pretrained`, or `mnli`: what an MNLI run of the same method trained, of full fine-tuning the whole body,
+            with a new head (paper, section 5.2).
         start_seed: Seed of that MNLI run; None means the run's own seed.
         start_run: Its run_id, filled in by `lora.compose.compose_run`: a run's name follows all its parent's settings.
         seed: Of the head, the method's init, the data order and dropout, each in a generator of its own.
@@ -217,12 +219,6 @@ class RunConfig:
         if self.start == "mnli":
             problems.check(
                 self.task in MNLI_CHILDREN, "start", f"pretrained unless task is {', '.join(MNLI_CHILDREN)}", self.start
-            )
-            problems.check(
-                not isinstance(self.method, FullConfig),
-                "start",
-                "pretrained for full (mnli starts take a trained module)",
-                self.start,
             )
         if self.train.kernels == "fused":
             problems.check(

@@ -40,7 +40,9 @@ def by_targets(summary: pd.DataFrame) -> Figure | None:
         names = [f"{targets}, r = {rank}" for targets, rank in map(adapted, of_task.itertuples())]
         series = [{"label": "", "names": names, **spread(range(len(names)), of_task)}]
         panels.append({"title": TASKS[task].title, "y": task_label(TASKS[task]), "series": series})
-    note = f"{OVER_SEEDS} All sets have the same number of parameters."
+    equal = rows["trainable_method"].nunique() <= 1
+    sizes = "All sets have the same number of parameters." if equal else "The sets differ in size; see the table."
+    note = f"{OVER_SEEDS} {sizes}"
     return figure("Table 5: which projections to adapt", note, "points", "adapted", panels)
 
 

@@ -34,6 +34,7 @@ class Table:
         words: How many of the first columns are words, which are aligned left.
         notes: Lines below it, in Markdown without links.
         banner: What a reader must know before the numbers; shown above it.
+        above: A line below the banner: how the runs were trained.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Table:
     words: int = 1
     notes: tuple[str, ...] = ()
     banner: str = ""
+    above: str = ""
 
     def files(self) -> dict[str, bytes]:
         """Path below results/<name>/ -> content."""
@@ -53,7 +55,7 @@ class Table:
         }
 
     def markdown(self) -> str:
-        above = [f"# {self.title}", "", *([self.banner, ""] if self.banner else [])]
+        above = [f"# {self.title}", "", *(line for text in (self.banner, self.above) if text for line in (text, ""))]
         return "\n".join([*above, markdown(self.cells, self.words), *self.notes]).rstrip() + "\n"
 
 
@@ -73,7 +75,7 @@ def latex(table: Table) -> str:
     lines += [" & ".join(map(latex_text, table.cells.columns)) + r" \\", r"\midrule"]
     lines += [" & ".join(map(latex_text, row)) + r" \\" for row in rows(table.cells)]
     lines += [r"\bottomrule", r"\end{tabular}", r"\par\smallskip"]
-    notes = [note for note in (table.banner, *table.notes) if note]
+    notes = [note for note in (table.banner, table.above, *table.notes) if note]
     lines += [rf"{{\footnotesize {latex_text(plain(note))}\par}}" for note in notes]
     return "\n".join([*lines, r"\end{table}", ""])
 
@@ -91,6 +93,7 @@ def html_table(table: Table) -> str:
     lines = [f'<figure class="table" id="{table.name}"><figcaption>{html.escape(table.title)}</figcaption>']
     if table.banner:
         lines.append(f'<p class="banner">{html_text(table.banner)}</p>')
+    lines += [f"<p>{html_text(table.above)}</p>"] if table.above else []
     lines += ['<div class="scroll"><table class="sortable">', f"<thead><tr>{heads}</tr></thead>", "<tbody>"]
     for row in rows(table.cells):
         lines.append(

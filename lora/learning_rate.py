@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from lora.conditions import encoder_notes
 from lora.formats import Table
 from lora.summary import Planned, in_order, method_label, task_label
 from lora.tables import number
@@ -38,7 +39,7 @@ def learning_rate_table(name: str, tried: Sequence[Planned], frame: pd.DataFrame
             line["Avg."] = number(by_task.mean() if by_task.notna().all() else float("nan"))
             edge = " (edge)" if rate in (rates[0], rates[-1]) else ""
             lines.append(line | {"Taken": f"yes{edge}" if best.get(slug) == rate else ""})
-    return Table(LEARNING_RATE, f"{TITLE} ({name})", pd.DataFrame(lines), 2, (NOTE,))
+    return Table(LEARNING_RATE, f"{TITLE} ({name})", pd.DataFrame(lines), 2, (NOTE, *encoder_notes(runs["model"])))
 
 
 def tried_runs(tried: Sequence[Planned], frame: pd.DataFrame) -> pd.DataFrame:

@@ -17,18 +17,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lora.checks import SettingsError, build
+from lora.counts import SIZES, closed_form
 from lora.errors import UserError
 from lora.methods import METHODS
 from lora.methods.attach import apply
-from lora.methods.configs import (
-    AdapterDropConfig,
-    BitFitConfig,
-    BottleneckConfig,
-    FullConfig,
-    HoulsbyConfig,
-    LoraConfig,
-    MethodConfig,
-)
+from lora.methods.configs import MethodConfig
 from lora.provenance import ROOT
 from lora.surgery import count_parameters
 
@@ -36,35 +29,6 @@ PUBLISHED = ROOT / "experiments" / "params" / "published.csv"
 ARGUMENTS = ("targets", "rank", "bottleneck", "drop_layers")
 COLUMNS = ("table", "row", "model", "method", *ARGUMENTS, "printed", "exact", "source")
 OUTPUTS = 3  # of the head: MNLI's, as in the one checkpoint that the authors ship with the code
-
-
-def _encoder(layers: int, d: int, heads: int, ffn: int) -> dict[str, Any]:
-    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
-    return dict(zip(names, (layers, d, heads, ffn), strict=True))
-
-
-# config.json of FacebookAI/roberta-base, FacebookAI/roberta-large and microsoft/deberta-v2-xxlarge on the hub.
-_ROBERTA = {"model_type": "roberta", "vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
-_DEBERTA = {
-    "model_type": "deberta-v2",
-    "vocab_size": 128100,
-    "max_position_embeddings": 512,
-    "type_vocab_size": 0,
-    "position_biased_input": False,  # no absolute positions in the input
-    "relative_attention": True,
-    "position_buckets": 256,
-    "max_relative_positions": -1,
-    "pos_att_type": ["p2c", "c2p"],
-    "share_att_key": True,  # relative positions go through the query and key projections
-    "norm_rel_ebd": "layer_norm",
-    "conv_kernel_size": 3,
-    "conv_act": "gelu",
-}
-SIZES: dict[str, dict[str, Any]] = {
-    "roberta_base": _ROBERTA | _encoder(12, 768, 12, 3072),
-    "roberta_large": _ROBERTA | _encoder(24, 1024, 16, 4096),
-    "deberta_v2_xxl": _DEBERTA | _encoder(48, 1536, 24, 6144),
-}
 
 
 @dataclass(frozen=True)
@@ -186,47 +150,6 @@ def count(published: Published) -> Count:
         with_head=without_head + counts["trainable_head"],
         closed_form=closed_form(published.model, published.config),
     )
-
-
-def closed_form(model: str, config: MethodConfig) -> int:
-    """Trainable parameters without the head, from the sizes alone.
-
-    Source: Hu et al. 2021, section 5.1, for LoRA and the adapters; the others by adding up the layers.
-    """
-    sizes = SIZES[model]
-    d, layers = sizes["hidden_size"], sizes["num_hidden_layers"]
-    if isinstance(config, FullConfig):
-        return _body(sizes)
-    if isinstance(config, BitFitConfig):
-        return _biases(sizes)
-    if isinstance(config, LoraConfig):
-        return sum(2 * layers * d * config.rank_of(target) for target in config.targets)
-    assert isinstance(config, BottleneckConfig)
-    m = config.bottleneck
-    adapters = 2 * layers if isinstance(config, HoulsbyConfig) else layers
-    if isinstance(config, AdapterDropConfig):
-        adapters -= config.drop_layers
-    layer_norms = 2 * layers if config.layer_norms == "trained" else 0
-    return adapters * (2 * d * m + m + d) + layer_norms * 2 * d
-
-
-def _body(sizes: Mapping[str, Any]) -> int:
-    d, f = sizes["hidden_size"], sizes["intermediate_size"]
-    layer = 4 * (d * d + d) + (d * f + f) + (f * d + d) + 2 * 2 * d  # q, k, v, o; the FFN; two LayerNorms
-    embedded = sizes["vocab_size"] + sizes["type_vocab_size"]
-    extra = 0
-    if sizes["model_type"] == "roberta":
-        embedded += sizes["max_position_embeddings"]
-    else:  # relative positions in both directions with their LayerNorm; the convolution with its bias and LayerNorm
-        extra = 2 * sizes["position_buckets"] * d + 2 * d + sizes["conv_kernel_size"] * d * d + d + 2 * d
-    return embedded * d + 2 * d + sizes["num_hidden_layers"] * layer + extra
-
-
-def _biases(sizes: Mapping[str, Any]) -> int:
-    d, f = sizes["hidden_size"], sizes["intermediate_size"]
-    layer = 4 * d + f + d + 2 * d  # q, k, v, o; the FFN; two LayerNorms
-    norms = 1 if sizes["model_type"] == "roberta" else 4  # of the embeddings; relative positions, convolution, its norm
-    return sizes["num_hidden_layers"] * layer + norms * d
 
 
 def table(counts: Sequence[Count]) -> str:

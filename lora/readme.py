@@ -20,7 +20,7 @@ def block(
         progress: How much of a profile that is not complete there is.
     """
     main = tables[0]
-    lines = [line for text in (main.banner, progress) if text for line in (text, "")]
+    lines = [line for text in (main.banner, main.above, progress) if text for line in (text, "")]
     lines += [markdown(main.cells, main.words), *main.notes, ""]
     if not any(each.not_glue for each in verdicts):
         lines += [f"| Verdict | The paper's sentence | Here, with {LEVEL:.0%} intervals |", "| --- | --- | --- |"]
@@ -40,7 +40,7 @@ def verdict_rows(verdicts: Sequence[Verdict]) -> list[tuple[str, str, str]]:
         about = f" ({each.about})" if each.about else ""
         later = " (stated later)" if each.stated_later else ""
         found = "<br>".join(comparison(f) for f in each.findings) or each.reason
-        rows.append((f"**{word_text(each)}**{later}", f"{each.claim.sentence}{about}", found))
+        rows.append((f"**{word_text(each)}**{later}", f"{each.claim.headline}{about}", found))
     return rows
 
 

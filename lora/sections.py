@@ -1,5 +1,6 @@
 """Which tables a profile has, with their titles and what a reader must know of each."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,12 +9,13 @@ from typing import Any
 import pandas as pd
 
 from lora.comparisons import against_reference, beside_paper, best_against_last, pairs_table, published
+from lora.conditions import conditions, encoder_notes
 from lora.errors import UserError
 from lora.formats import Table
 from lora.learning_rate import LEARNING_RATE, TITLE
 from lora.provenance import ROOT
 from lora.stats import ENOUGH_SEEDS, LEVEL, all_pairs, holm
-from lora.summary import KINDS, METHODS_BY_TASKS, Planned, in_order, kinds_of, summarise
+from lora.summary import KINDS, METHODS_BY_TASKS, Planned, in_order, kinds_of, lora_of, summarise
 from lora.tables import start_table, table2, table5, table6
 from lora.tasks import TASKS
 
@@ -34,6 +36,7 @@ NOT_GLUE = (
 )
 PART = "**Trained on a part of the official train rows**: not comparable with tables of the whole."
 Examples = Mapping[tuple[str, str, str, str], Mapping[str, Any]]
+HEAD = "Trainable leaves the head out, which trains with every method."
 SUFFIXES = {"whole": "", "embedded": "", "part": "_part"}
 
 
@@ -87,19 +90,19 @@ def build_sections(
             summaries[experiment, kind] = summary
             file, title = TITLES[experiment]
             maker = Maker(name, kind, summary)
-            notes = caption(summary, kind)
+            notes, above = caption(summary, kind), conditions(frame, curves, of_kind)
             if experiment == "mnli_start":
                 cells = start_table(frame, summary, of_kind)
             elif experiment in LORA_TABLES:
                 beside = kind != "embedded"
                 cells = LORA_TABLES[experiment](summary, pd.read_csv(paper_file(experiment)) if beside else None)
-                notes += [GPT3] if beside else []
+                notes += [*ffn_notes(summary, experiment), *([GPT3] if beside else [])]
             else:
                 cells = table2(summary)
             words = (
                 2 if experiment == "lora_ranks" else list(cells.columns).index("Method") + 1 if "Method" in cells else 1
             )
-            tables.append(maker.table(file, title, cells, words, notes))
+            tables.append(dataclasses.replace(maker.table(file, title, cells, words, notes), above=above))
             if experiment in METHODS_BY_TASKS:
                 found = method_pairs(frame, of_kind).assign(kind=kind)
                 pairs.append(found)
@@ -142,8 +145,9 @@ class Maker:
             beside = beside_paper(self.summary, paper, pd.read_csv(ROWS))
             words = list(beside.columns).index("Task") + 1 if len(beside) else 1
             if len(beside):
+                notes = (STANDS_FOR, *([DIFFERENCE] if "Difference" in beside else []), AVERAGES)
                 made.append(
-                    self.table("table2_paper", "Table 2, cell by cell beside the paper's", beside, words, (STANDS_FOR,))
+                    self.table("table2_paper", "Table 2, cell by cell beside the paper's", beside, words, notes)
                 )
             whole = published(paper, in_order(self.summary))
             made.append(self.table("table2_published", "The paper's Table 2, for these tasks", whole, 2, (SOURCE,)))
@@ -166,8 +170,10 @@ class Maker:
 
 STANDS_FOR = (
     "Published: the row of the paper's Table 2 that each of ours stands for, of a larger encoder where the paper has "
-    "none of this one, and trained longer. Difference: ours minus published. Averages are over the tasks shown."
+    "none of this one, and trained longer."
 )
+DIFFERENCE = "Difference: ours minus published."
+AVERAGES = "Averages are over the tasks shown."
 GPT3 = (
     "(paper): GPT-3 175B, on other tasks and rows, for the order of the cells. Source: Hu et al. 2021, the same table."
 )
@@ -240,9 +246,27 @@ def caption(summary: pd.DataFrame, kind: str) -> list[str]:
         of_runs = (
             f"Median over {count} seeds of each run's best epoch on the dev set, ± the standard deviation over seeds"
         )
-    lines = [f"{of_runs}; protocol {', '.join(sorted(set(summary['protocol'])))}; Trainable leaves the head out."]
+    lines = [f"{of_runs}; protocol {', '.join(sorted(set(summary['protocol'])))}; {HEAD}"]
     trained = summary.dropna(subset=["train_rows"]).drop_duplicates("task")
     rows = [f"{TASKS[row.task].title} {row.train_rows:,.0f}" for row in trained.itertuples() if kind != "whole"]
     if rows:
         lines.append(f"Train rows: {', '.join(rows)}.")
+    return lines + encoder_notes(summary["model"])
+
+
+def ffn_notes(summary: pd.DataFrame, experiment: str) -> list[str]:
+    """What Tables 5 and 6 must say where LoRA is on the FFN too, which the paper's tables have not."""
+    adapted = [lora_of(slug)[0] for slug in summary["slug"]]
+    if not any("Wi" in targets or "Wf" in targets for targets in adapted):
+        return []
+    lines = ["Wi, Wf: the two linear layers of the FFN, which the paper does not adapt."]
+    counts = summary["trainable_method"].dropna()
+    if experiment == "lora_targets" and counts.nunique() > 1:
+        usual = counts.mode().iloc[0]
+        others = dict.fromkeys(
+            f"{targets}: {row.trainable_method / usual - 1:+.1%}"
+            for targets, row in zip(adapted, summary.itertuples(), strict=True)
+            if pd.notna(row.trainable_method) and row.trainable_method != usual
+        )
+        lines.append(f"All sets have the same number of parameters but {'; '.join(others)}.")
     return lines

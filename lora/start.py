@@ -1,10 +1,11 @@
-"""Starting from an MNLI run: its modules, and a new head but for DeBERTa's pooler."""
+"""Starting from an MNLI run: what it trained, and a new head but for DeBERTa's pooler."""
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
 from safetensors.torch import load
-from torch import nn
+from torch import Tensor, nn
 
 from lora.config import RunConfig
 from lora.errors import UserError
@@ -13,7 +14,9 @@ from lora.surgery import is_head, trainable
 
 
 def start_from(model: nn.Module, config: RunConfig) -> None:
-    """Give the method's modules the values that the MNLI run trained; the head stays new (paper, sections 5.2 and D.1).
+    """Set what the method trains to what the MNLI run trained; the head stays new (paper, sections 5.2 and D.1).
+
+    For full fine-tuning that is every parameter of the body.
 
     DeBERTa's pooler is taken over with them.
 
@@ -36,7 +39,7 @@ def start_from(model: nn.Module, config: RunConfig) -> None:
     tensors = {name: tensor for name, tensor in load(content).items() if is_carried(model, name)}
     mine = {name: parameter for name, parameter in trainable(model) if is_carried(model, name)}
     if {n: t.shape for n, t in tensors.items()} != {n: p.shape for n, p in mine.items()}:
-        raise UserError(f"{parent} trained other modules than {config.run_id} does")
+        raise UserError(f"{parent} trained other modules than {config.run_id} does: {differences(tensors, mine)}")
     with torch.no_grad():
         for name, parameter in mine.items():
             parameter.copy_(tensors[name])
@@ -45,3 +48,12 @@ def start_from(model: nn.Module, config: RunConfig) -> None:
 def is_carried(model: nn.Module, name: str) -> bool:
     """Whether a run that starts from another takes this parameter's value over."""
     return not is_head(model, name) or (model.config.model_type == "deberta-v2" and name.startswith("pooler."))
+
+
+def differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """Up to four names that only one side has, or whose shapes differ."""
+    shapes = [{name: tuple(tensor.shape) for name, tensor in side.items()} for side in (found, wanted)]
+    names = sorted(name for name in set(found) | set(wanted) if shapes[0].get(name) != shapes[1].get(name))
+    return ", ".join(
+        f"{name} {shapes[0].get(name, 'absent')} and {shapes[1].get(name, 'absent')}" for name in names[:4]
+    )

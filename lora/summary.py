@@ -24,8 +24,8 @@ METHOD_TITLES = {  # in the tables' order
 ROW = ["model", "protocol", "slug", "method", "varied", "label"]  # what the cells of one line of a table share
 CELL = [*ROW, "start", "task"]  # what the seeds of one cell share
 START_TITLES = {"pretrained": "pretrained", "mnli": "MNLI"}
-TARGET_TITLES = {"q": "Wq", "k": "Wk", "v": "Wv", "o": "Wo"}
-LORA_SLUG = re.compile(r"lora-([qkvo]+)-r(\d+)")
+TARGET_TITLES = {"q": "Wq", "k": "Wk", "v": "Wv", "o": "Wo", "i": "Wi", "f": "Wf"}  # i, f: the FFN's two
+LORA_SLUG = re.compile(r"lora-([qkvoif]+)-r(\d+)")
 METHODS_BY_TASKS = ("glue_table2", "adhoc")  # experiments in the layout of Table 2
 KINDS = ("whole", "part", "embedded")  # of a task's train rows: never in one table
 
@@ -88,7 +88,7 @@ def summarise(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
     Raises: UserError: If a cell would hold two runs of one seed.
     """
     expected = expected_runs(planned)
-    values = ["best", "last", "trainable_method", "seconds", "train_rows", "is_part"]
+    values = ["best", "last", "trainable_method", "trainable_head", "seconds", "train_rows", "is_part"]
     twice = expected[expected.duplicated([*CELL, "seed"], keep=False)]
     if len(twice):
         raise UserError(f"two runs of one seed cannot be in one cell: {', '.join(twice['run_id'])}")
@@ -104,11 +104,12 @@ def summarise(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
         max=("best", "max"),
         last_median=("last", "median"),
         trainable_method=("trainable_method", "first"),
+        trainable_head=("trainable_head", "first"),
         seconds=("seconds", "mean"),
         train_rows=("train_rows", "first"),
         collapsed=("collapsed", "sum"),
     )
-    table = table.reset_index().astype({"trainable_method": "Int64", "train_rows": "Int64"})
+    table = table.reset_index().astype(dict.fromkeys(("trainable_method", "trainable_head", "train_rows"), "Int64"))
     return table.assign(kind=table["task"].map(kinds_of(table["task"], frame)))
 
 
@@ -141,7 +142,7 @@ def lora_of(slug: str) -> tuple[str, int]:
     """
     match = LORA_SLUG.fullmatch(slug)
     if match is None:
-        raise ValueError(f"{slug!r} does not name target sets of q, k, v, o at one rank")
+        raise ValueError(f"{slug!r} does not name target sets of q, k, v, o, i, f at one rank")
     return ", ".join(TARGET_TITLES[target] for target in match[1]), int(match[2])
 
 

@@ -16,6 +16,8 @@ TARGETS = {
     "k": r"attention\.(self\.key|self\.key_proj|k_lin)$",
     "v": r"attention\.(self\.value|self\.value_proj|v_lin)$",
     "o": r"attention\.(output\.dense|out_lin)$",
+    "i": r"layer\.\d+\.(intermediate\.dense|ffn\.lin1)$",
+    "f": r"layer\.\d+\.(output\.dense|ffn\.lin2)$",
 }
 LAYER = re.compile(r"(?:encoder|transformer)\.layer\.(\d+)\.")
 ATTENTION_END = r"layer\.\d+\.attention\.(output\.dropout|out_lin)$"
@@ -36,7 +38,7 @@ def find(model: nn.Module, pattern: str) -> list[str]:
 
 
 def find_target(model: nn.Module, target: str) -> list[str]:
-    """The linear layers that a target names: `q, k, v, o` in every layer, else the full module name.
+    """The linear layers that a target names: `q, k, v, o, i, f` in every layer, else the full module name.
 
     Raises: UserError: If nothing matches; the message lists the linear layers that exist, layer numbers as `*`.
     """

@@ -38,7 +38,8 @@ def table2(summary: pd.DataFrame) -> pd.DataFrame:
         by_task = group.set_index("task")
         names = {"model": model, "protocol": protocol}
         line = {column.capitalize(): names[column] for column in shown}
-        line |= {"Method": label, "Trainable": trainable_text(group), "Seeds": seeds_text(group)}
+        line |= {"Method": label, "Trainable": trainable_text(group), "Head": head_text(group)}
+        line |= {"Seeds": seeds_text(group)}
         lines.append(line | task_cells(by_task, tasks))
     return pd.DataFrame(lines)
 
@@ -46,6 +47,14 @@ def table2(summary: pd.DataFrame) -> pd.DataFrame:
 def trainable_text(group: pd.DataFrame) -> str:
     values = group["trainable_method"].dropna()
     return human_count(float(values.iloc[0])) if len(values) else "-"
+
+
+def head_text(group: pd.DataFrame) -> str:
+    """What trains in the head: `149k`; a range where the tasks' numbers of labels show."""
+    values = group["trainable_head"].dropna().astype(float)
+    ends = (values.min(), values.max()) if len(values) else ()
+    texts = dict.fromkeys(f"{end / 1e3:.0f}k" if end < 999_500 else human_count(end) for end in ends) or ["-"]
+    return " to ".join(texts)
 
 
 def seeds_text(group: pd.DataFrame) -> str:
@@ -117,18 +126,21 @@ def table6(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataF
 
 
 def start_table(frame: pd.DataFrame, summary: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
-    """Tasks by where the modules start, and the difference in pairs of one seed.
+    """Tasks and methods by where they start, and the difference in pairs of one seed.
 
-    Returns: Columns Task, one per start, `MNLI - pretrained` (median of the seeds' differences), `Range` of these, and
-        Pairs.
+    Returns: Columns Task, Method where there are several, one per start, `MNLI - pretrained` (median of the seeds'
+        differences), `Range` of these, and Pairs.
     """
     best, lines = frame.set_index("run_id")["best"], []
-    for task in in_order(summary):
-        rows = summary[summary["task"] == task].set_index("start")
+    groups = sorted(summary.groupby(["task", "label"], sort=False), key=lambda group: list(TASKS).index(group[0][0]))
+    for (task, label), group in groups:
+        rows = group.set_index("start")
         line = {"Task": task_label(TASKS[task])}
-        line |= {title: cell_text(rows.loc[start]) for start, title in START_TITLES.items()}
+        line |= {"Method": label} if summary["label"].nunique() > 1 else {}
+        line |= {title: cell_text(rows.loc[s]) if s in rows.index else "-" for s, title in START_TITLES.items()}
         by_seed = {
-            start: {p.seed: p.run_id for p in planned if (p.task, p.start) == (task, start)} for start in rows.index
+            start: {p.seed: p.run_id for p in planned if (p.task, p.label, p.start) == (task, label, start)}
+            for start in START_TITLES
         }
         pairs = [
             100 * (best[child] - best[by_seed["pretrained"][seed]])

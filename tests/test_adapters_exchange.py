@@ -47,7 +47,13 @@ HEADS = {
 }
 # Every target set on one architecture, two of them on the others.
 CASES = [("bert", targets) for targets in TARGET_SETS]
-CASES += [(other, targets) for other in HEADS if other != "bert" for targets in (("q", "v"), tuple("qkvo"))]
+CASES += [("bert", ("i", "f"))]
+CASES += [
+    (other, targets)
+    for other in HEADS
+    for targets in (("q", "v"), tuple("qkvo"), tuple("qkvoif"))
+    if other != "bert" or "i" in targets
+]
 VARIANTS = {
     "ranks": LoraConfig(targets=("q", "v", "o"), rank=3, ranks={"o": 5}, alpha=6),
     "ranks, alpha in ratio": LoraConfig(targets=("q", "v"), rank=2, ranks={"v": 4}, alpha=3, alpha_at_rank=2),
@@ -121,7 +127,7 @@ def test_what_peft_saves_gives_the_same_logits_here_and_goes_back_unchanged(
     architecture, targets, headed, tmp_path, bases
 ):
     base = tiny.model(architecture)
-    modules = [name.split(".", 4)[-1] for target in targets for name in find_target(base, target)]
+    modules = [name.split(".", 1)[-1] for target in targets for name in find_target(base, target)]
     settings = {"modules_to_save": HEADS[architecture], "task_type": "SEQ_CLS"} if headed else {}
     theirs = peft.get_peft_model(base, peft.LoraConfig(r=3, lora_alpha=5, target_modules=modules, **settings)).eval()
     shake(theirs)

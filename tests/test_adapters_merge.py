@@ -32,10 +32,11 @@ def state(model):
     return checksum(model.state_dict().items()), [type(module) for module in model.modules()]
 
 
+@pytest.mark.parametrize("targets", ["qkvo", "if", "qkvoif"])
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
-def test_a_merged_model_computes_the_unmerged_one_with_the_modules_and_state_of_the_base(architecture):
+def test_a_merged_model_computes_the_unmerged_one_with_the_modules_and_state_of_the_base(architecture, targets):
     base = tiny.model(architecture).double()
-    model = with_method(architecture, LoraConfig(targets=tuple("qkvo"), rank=3)).double()
+    model = with_method(architecture, LoraConfig(targets=tuple(targets), rank=3)).double()
     before, unmerged = state(model), logits(model, architecture)
     merge(model)
     assert [type(m) for m in model.modules()] == [type(m) for m in base.modules()]

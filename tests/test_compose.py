@@ -31,7 +31,6 @@ from lora.sweep import expand, requested, split_override
         (["train.epochs=two"], "train.epochs must be of type int, got 'two'"),
         (["data.source=embedded"], "data.source must be tsv, parquet or hub for task cola, got 'embedded'"),
         (["start=mnli"], "start must be pretrained unless task is mrpc, rte, stsb, got 'mnli'"),
-        (["start=mnli", "task=rte", "method=full"], "start must be pretrained for full"),
         (["start_seed=3"], "start_seed must be null unless start=mnli, got 3"),
         (["seed=-1"], r"seed must be in \[0, 2\^31\), got -1"),
         (["train.batch=8", "train.accumulation=3"], r"train.batch must be a multiple of accumulation \(3\), got 8"),

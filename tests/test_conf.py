@@ -507,7 +507,6 @@ def test_cls_dropout_reaches_the_head(tmp_path, tiny_config, architecture, dropo
         (["train.batch=9", "train.accumulation=2"], "train.batch must be a multiple of accumulation (2), got 9"),
         (["train.clip_norm=0"], "train.clip_norm must be null or > 0 and finite, got 0"),
         (["start=mnli", "task=cola"], "start must be pretrained unless task is mrpc, rte, stsb, got 'mnli'"),
-        (["start=mnli", "task=rte", "method=full"], "start must be pretrained for full"),
         (["start_seed=3"], "start_seed must be null unless start=mnli, got 3"),
         (["task=sst5"], "task must be one that has a row with protocol=ours, model=minilm, method=lora"),
         (["protocol=paper"], "protocol must be one of dagger, ours, printed, released, got 'paper'"),

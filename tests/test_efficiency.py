@@ -423,6 +423,28 @@ def test_without_references_there_are_no_ratios(tmp_path: Path) -> None:
     assert summary["lora"]["latency_ms"] == {"1x8": 2.0} and summary["lora"]["latency_ms_interval"] == {"1x8": None}
 
 
+def test_table_1_s_batches_are_served_with_stock_modules(model_dir, tmp_path, monkeypatch, capsys) -> None:
+    """The paper's: 32x512, 16x256 and 1x128. The tiny encoder reads 64 tokens, which refuses them with their length."""
+    planned = []
+
+    def measure(plan, *_):
+        planned.append(plan)
+        build_encoder(plan)
+
+    monkeypatch.setattr("lora.efficiency.measure.measure", measure)
+    given = ["--model", "local", "--path", str(model_dir), "--device", "cpu", "--results", str(tmp_path)]
+    for more in (["--table-1"], ["--table-1", "--kernels", "fused"]):
+        with pytest.raises(SystemExit) as ended:
+            main([*given, *more])
+        assert ended.value.code == 2 and "a shape has 512 tokens, but local reads at most 64" in capsys.readouterr().err
+    assert [plan.kernels for plan in planned] == ["stock", "fused"]
+    assert {plan.latency_shapes for plan in planned} == {("1x128", "16x256", "32x512")}
+    assert planned[0].step_shapes == make_plan("minilm", "cpu").step_shapes
+    with pytest.raises(SystemExit) as ended:
+        main([*given, "--table-1", "--latency-shapes", "1x8"])
+    assert ended.value.code == 2 and "not allowed with" in capsys.readouterr().err
+
+
 def test_the_default_lies_on_top_and_the_rest_below() -> None:
     top = Path("results/efficiency/some-cpu")
     assert place(make_plan("minilm", "cpu"), top) == top

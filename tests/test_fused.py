@@ -41,6 +41,7 @@ CONFIGS = {
     "adapterdrop": AdapterDropConfig(bottleneck=6, drop_layers=1),
     "lora-qv": LoraConfig(rank=3),
     "lora-qkvo": LoraConfig(targets=("q", "k", "v", "o"), rank=3, dropout=0.3),
+    "lora-qkvoif": LoraConfig(targets=tuple("qkvoif"), rank=3, dropout=0.3),
     "lora-ffn": LoraConfig(targets=("{body}.encoder.layer.1.intermediate.dense",), rank=3),
 }
 NAMES = ("dropout", "gelu", "add_norm", "attention", "frozen_linear", "frozen_gelu", "lora_linear")

@@ -36,12 +36,15 @@ CONFIGS = {
     "lora": LoraConfig(rank=3),
 }
 TARGET_SETS = [subset for size in range(1, 5) for subset in itertools.combinations("qkvo", size)]
+TARGET_SETS += [("i",), ("f",), ("q", "f"), tuple("qkvoif")]
 PEFT_NAMES = {
     "bert": {
         "q": "attention.self.query",
         "k": "attention.self.key",
         "v": "attention.self.value",
         "o": "attention.output.dense",
+        "i": "intermediate.dense",
+        "f": "0.output.dense 1.output.dense",  # PEFT goes by the end of a name, and so does the attention's
     },
 }
 
@@ -103,7 +106,10 @@ def test_lora_equals_peft_in_logits_gradients_and_trained_weights(targets):
     theirs = peft.get_peft_model(
         copy.deepcopy(ours),
         peft.LoraConfig(
-            r=3, lora_alpha=7, target_modules=[PEFT_NAMES["bert"][t] for t in targets], modules_to_save=["classifier"]
+            r=3,
+            lora_alpha=7,
+            target_modules=" ".join(PEFT_NAMES["bert"][t] for t in targets).split(),
+            modules_to_save=["classifier"],
         ),
     )
     apply(ours, LoraConfig(targets=targets, rank=3, alpha=7), seed=0)
@@ -440,4 +446,15 @@ def test_shortnames_cover_every_architecture():
         for target in TARGETS:
             assert len(find_target(tiny.model(architecture), target)) == 2
             seen += 1
-    assert seen == 20
+    assert seen == 30
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_the_six_short_names_are_all_linear_layers_of_the_encoder_s_layers(architecture):
+    """Each once; what is left is the head, and ELECTRA's projection of the embeddings."""
+    model = tiny.model(architecture)
+    inside = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and ".layer." in n]
+    named = [name for target in TARGETS for name in find_target(model, target)]
+    assert sorted(named) == sorted(inside) and len(inside) == 2 * 6
+    shapes = {t: [tuple(model.get_submodule(n).weight.shape) for n in find_target(model, t)] for t in "if"}
+    assert shapes == {"i": [(48, 32)] * 2, "f": [(32, 48)] * 2}

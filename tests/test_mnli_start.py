@@ -1,11 +1,12 @@
 """Runs that start from an MNLI run: its modules, a new head, its name in the record, and no start without it."""
 
 import dataclasses
+import hashlib
 
 import pytest
 import tiny
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lora.cells import run_cell
 from lora.compose import compose_run, parent_overrides
@@ -75,6 +76,78 @@ def test_debertas_pooler_is_carried_over_and_its_classifier_is_new(architecture,
     for name, parameter in heads.items():
         assert torch.equal(parameter, (stored if name in kept else untouched.state_dict())[name])
     assert all(not torch.equal(stored[name], untouched.get_parameter(name)) for name in kept)
+
+
+METHODS_AND_KERNELS = [
+    *((name, "stock") for name in METHODS),
+    *((name, "fused") for name in ("full", "houlsby", "lora")),
+]
+
+
+def family_of(tiny_overrides, method, kernels):
+    fitting = {"adapterdrop": ["method.drop_layers=1"]}.get(method, [])
+    overrides = [*tiny_overrides, "task=rte", "start=mnli", f"method={method}", f"train.kernels={kernels}", *fitting]
+    child = compose_run(overrides)
+    return child, compose_run(parent_overrides(overrides, child))
+
+
+@pytest.mark.parametrize(("method", "kernels"), METHODS_AND_KERNELS)
+def test_every_method_starts_from_what_its_parent_trained(tiny_overrides, method, kernels):
+    child, parent = family_of(tiny_overrides, method, kernels)
+    assert (parent.method, parent.task, parent.train.kernels) == (child.method, "mnli", kernels)
+    record = run_cell(parent, mistakes_fail=False)
+    path = adapter_path(parent.runtime.outputs, parent.run_id)
+    stored = load_file(path)
+    untouched, started = fresh(child), fresh(child)
+    start_from(started, child)
+    body = [name for name, _ in trainable(started) if not is_head(started, name)]
+    assert sum(started.get_parameter(name).numel() for name in body) == record.params["trainable_method"]
+    assert all(torch.equal(started.get_parameter(name), stored[name]) for name in body)
+    assert any(not torch.equal(started.get_parameter(name), untouched.get_parameter(name)) for name in body)
+    rest = [name for name, _ in started.named_parameters() if name not in body]
+    assert all(torch.equal(started.get_parameter(name), untouched.get_parameter(name)) for name in rest)
+    assert any(is_head(started, name) for name in rest)
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
+    values = record.params["trainable_method"] + record.params["trainable_head"]
+    assert sum(tensor.numel() for tensor in stored.values()) == values
+    assert 4 * values < path.stat().st_size < 4 * values + 200 * len(stored)  # float32, and a header
+    trained = run_cell(child, mistakes_fail=False)
+    assert (trained.status, trained.config["start_run"]) == ("ok", parent.run_id)
+    plain = run_cell(dataclasses.replace(child, start="pretrained", start_run=None), mistakes_fail=False)
+    assert plain.epochs[0]["train_loss"] != trained.epochs[0]["train_loss"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda tensors, name: tensors.pop(name), r" absent and \(32,\)"),
+        (lambda tensors, name: tensors.update({f"{name}2": torch.zeros(1)}), r"2 \(1,\) and absent"),
+        (lambda tensors, name: tensors.update({name: torch.zeros(31)}), r" \(31,\) and \(32,\)"),
+    ],
+    ids=["a tensor less", "a tensor more", "another shape"],
+)
+def test_a_start_of_full_fine_tuning_is_loaded_strictly(tiny_overrides, change, named):
+    """Though the record names that very file."""
+    child, parent = family_of(tiny_overrides, "full", "stock")
+    record = run_cell(parent, mistakes_fail=False)
+    path = adapter_path(parent.runtime.outputs, parent.run_id)
+    tensors = load_file(path)
+    change(tensors, "bert.encoder.layer.0.output.LayerNorm.weight")
+    save_file(tensors, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    write_record(parent.runtime.results, dataclasses.replace(record, adapter=digest))
+    with pytest.raises(UserError, match=rf"trained other modules than .*output.LayerNorm.weight{named}"):
+        start_from(fresh(child), child)
+
+
+def test_a_sweep_has_one_parent_per_method(tiny_overrides):
+    overrides = [o for o in tiny_overrides if not o.startswith(("task=", "profile="))]
+    overrides += ["method=full,houlsby,lora", "start=mnli", "start_seed=1", "task=rte,mrpc", "seed=1,2"]
+    cells = expand("small", overrides, adhoc=True)
+    parents = {cell.run_id: cell.slug for cell in cells if cell.task == "mnli"}
+    children = [cell for cell in cells if cell.task != "mnli"]
+    assert len(parents) == 3 and len(children) == 12
+    assert all(parents[cell.parent] == cell.slug for cell in children)
 
 
 def test_the_saved_weights_are_those_of_the_best_epoch(family):

@@ -77,6 +77,9 @@ def test_what_does_not_round_to_the_printed_number_is_known(counts):
         ("roberta_large", HoulsbyConfig(bottleneck=8, layer_norms="trained"), 835_968 + 24 * 2 * 2 * 1024),
         ("roberta_large", BitFitConfig(), 271_360),
         ("roberta_base", LoraConfig(targets=("q", "k", "v", "o"), rank=1, ranks={"o": 4}), 12 * 2 * 768 * (3 + 4)),
+        ("roberta_base", LoraConfig(targets=("i",), rank=8), 12 * 8 * (768 + 3072)),
+        ("roberta_large", LoraConfig(targets=("q", "f"), rank=1, ranks={"f": 2}), 24 * (2048 + 2 * 5120)),
+        ("deberta_v2_xxl", LoraConfig(targets=tuple("qkvoif"), rank=1), 48 * 18 * 1536),
         ("deberta_v2_xxl", BitFitConfig(), 48 * (7 * 1536 + 6144) + 4 * 1536),
         ("deberta_v2_xxl", PfeifferConfig(bottleneck=96), 48 * (2 * 1536 * 96 + 96 + 1536)),
     ],
@@ -93,6 +96,12 @@ def test_the_target_sets_of_table_5_are_of_one_size(counts, model):
     assert {each.without_head for each in rows} == {
         16 * SIZES[model]["hidden_size"] * SIZES[model]["num_hidden_layers"]
     }
+
+
+@pytest.mark.parametrize("model", SIZES)
+def test_all_linear_layers_at_rank_1_are_an_eighth_above_the_budget_of_table_5(model):
+    everywhere = LoraConfig(targets=tuple("qkvoif"), rank=1)
+    assert counted(model, everywhere) == 1.125 * counted(model, LoraConfig(targets=("q", "v"), rank=4))
 
 
 def test_the_table_shows_both_where_they_differ(counts):

@@ -19,13 +19,15 @@ from test_results import record
 
 from lora.comparisons import against_reference, beside_paper, best_against_last, chosen_by_others, published
 from lora.errors import UserError
+from lora.figures import by_targets
 from lora.formats import Table, latex, markdown, sort_value
 from lora.gather import refuse_mixed_rows
+from lora.methods.configs import LoraConfig
 from lora.provenance import ROOT
 from lora.readme import block
 from lora.report import build, main, pages, write
 from lora.results import load_curves, load_frame, load_records, read_record, write_record
-from lora.sections import ROWS, build_sections, paper_file
+from lora.sections import ROWS, build_sections, ffn_notes, paper_file
 from lora.summary import Planned, human_count, lora_of, summarise
 from lora.tables import cell_text, start_table, table2, table5, table6
 from lora.tasks import GLUE_TASKS, TASKS
@@ -141,6 +143,8 @@ def test_tables_5_and_6_have_the_papers_cells_beside_ours():
 def test_cells_of_other_kinds_are_not_in_tables_5_and_6():
     with pytest.raises(ValueError, match="does not name target sets"):
         lora_of("lora-qv-r8-rslora")
+    assert lora_of("lora-qkvoif-r1") == ("Wq, Wk, Wv, Wo, Wi, Wf", 1)
+    assert LoraConfig(targets=tuple("fivokq"), rank=1).slug == "lora-qkvoif-r1"
 
 
 def test_the_start_is_compared_in_pairs_of_one_seed():
@@ -156,6 +160,32 @@ def test_the_start_is_compared_in_pairs_of_one_seed():
     (line,) = start_table(frame, summarise(frame, planned), planned).to_dict("records")
     assert (line["pretrained"], line["MNLI"]) == ("60.0 ±32.1", "68.5 ±4.9 (2/3)")
     assert (line["MNLI - pretrained"], line["Range"], line["Pairs"]) == ("+3.5", "+2.0 to +5.0", "2")
+
+
+def test_the_start_is_compared_method_by_method():
+    records, planned = [], []
+    for method, slug, gain in (("full", "full", 0.02), ("lora", "lora-qv-r8", 0.04)):
+        for start, more in (("pretrained", 0.0), ("mnli", gain)):
+            made = runs({1: 0.60 + more, 2: 0.70 + more}, method, slug, "rte")
+            kept = [
+                (one, dataclasses.replace(p, run_id=p.run_id.replace(".rte.", f".rte.{start}."), start=start))
+                for one, p in zip(made, plan([1, 2], method, slug, "rte"), strict=True)
+            ]
+            planned += [p for _, p in kept]
+            records += [
+                dataclasses.replace(one, run_id=p.run_id, config={**one.config, "start": start}) for one, p in kept
+            ]
+    planned = [p for p in planned if (p.method, p.start) != ("full", "pretrained")] + planned[:2]
+    frame = load_frame(records)
+    lines = start_table(frame, summarise(frame, planned), planned)
+    assert dict(zip(lines["Method"], lines["MNLI - pretrained"], strict=True)) == {
+        "Full fine-tuning": "+2.0",
+        "LoRA (qv, r8)": "+4.0",
+    }
+    assert set(lines["Pairs"]) == {"2"}
+    only = [p for p in planned if (p.method, p.start) != ("full", "pretrained")]
+    lines = start_table(frame, summarise(frame, only), only).set_index("Method")
+    assert lines.loc["Full fine-tuning", ["pretrained", "MNLI - pretrained", "Pairs"]].tolist() == ["-", "-", "0"]
 
 
 def test_records_of_different_rows_share_no_table():
@@ -216,6 +246,35 @@ def test_a_cell_stands_beside_the_papers_and_differs_from_it():
         ["Avg.", "85.0", "76.9", "+8.1"],
     ]
     assert set(table["Published row"]) == {"RoBERTa-base FT* 125.0M"}
+
+
+def test_runs_on_a_part_of_the_rows_have_no_difference_to_the_paper():
+    frame = load_frame(runs({1: 0.61, 2: 0.62}, task="cola"))
+    paper, rows = pd.read_csv(paper_file("glue_table2")), pd.read_csv(ROWS)
+    for is_part in (True, False):
+        summary = summarise(frame.assign(is_part=is_part), plan([1, 2], task="cola"))
+        beside = beside_paper(summary, paper, rows)
+        assert len(beside) and ("Difference" in beside) == (not is_part)
+
+
+def test_the_head_stands_beside_what_the_method_trains():
+    frame = load_frame(runs({1: 0.8}, task="rte") + runs({1: 0.8}, task="stsb"))
+    frame["trainable_method"], frame["trainable_head"] = 73_728, [148_610, 148_225]
+    (line,) = table2(summarise(frame, plan([1], task="rte") + plan([1], task="stsb"))).to_dict("records")
+    assert (line["Trainable"], line["Head"]) == ("74k", "148k to 149k")
+
+
+def test_what_is_adapted_beyond_attention_is_said_with_its_size():
+    sets = {"lora-qv-r4": 36_864, "lora-qkvoif-r1": 41_472}
+    made = [one for slug in sets for one in runs({1: 0.5, 2: 0.6}, slug=slug, task="cola")]
+    frame = load_frame(made)
+    frame["trainable_method"] = frame["slug"].map(sets)
+    summary = summarise(frame, [p for slug in sets for p in plan([1, 2], slug=slug, task="cola")])
+    (names, size) = ffn_notes(summary, "lora_targets")
+    assert "two linear layers of the FFN" in names
+    assert size.endswith("but Wq, Wk, Wv, Wo, Wi, Wf: +12.5%.")
+    assert "differ in size" in by_targets(summary)["note"]
+    assert ffn_notes(summary[summary["slug"] == "lora-qv-r4"], "lora_targets") == []
 
 
 def test_every_published_row_that_ours_stand_for_exists():

@@ -27,7 +27,7 @@ FIVE = {
     "mnli": (LoraConfig(targets=("q", "v"), rank=4, alpha=8), 3),
     "rte": (LoraConfig(targets=("q", "v"), rank=4, alpha=16), 2),
     "stsb": (LoraConfig(targets=("q", "k", "v", "o"), rank=2, alpha=6), 1),
-    "cola": (LoraConfig(targets=("k",), rank=8, alpha=4, scaling="rslora"), 2),
+    "cola": (LoraConfig(targets=("k", "f"), rank=8, alpha=4, scaling="rslora"), 2),
     "mrpc": (LoraConfig(targets=("v", "o"), rank=3, ranks={"o": 5}, alpha=9, alpha_at_rank=3), 2),
 }
 

@@ -4,6 +4,8 @@
 | --- | --- |
 | `statements` | experiments/<name>/claims.yaml, read strictly |
 | `findings` | one comparison against its bound; Holm's correction within a claim |
+| `sides` | the cells that a side names, and what they are called |
+| `counts` | comparisons of trainable parameters, GPT-3's among them |
 | `costs` | comparisons of time, memory and storage, from results/efficiency/ |
 | `verdicts` | each claim on what was measured: supported, not supported, cannot tell |
 | `history` | the commit in which a claim last changed, and whether runs are older |

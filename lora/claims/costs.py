@@ -11,8 +11,8 @@ import pandas as pd
 from jaxtyping import Float
 
 from lora.claims.findings import Finding, smallest_p
-from lora.claims.statements import Claim, Compare
-from lora.efficiency.statistics import sign_p
+from lora.claims.statements import BASES, Claim, Compare
+from lora.efficiency.statistics import median_interval, sign_p
 from lora.efficiency.summary import TIMES, by_round
 from lora.errors import UserError, first_line
 
@@ -24,6 +24,10 @@ def ratios(claim: Claim, compare: Compare, summary: Mapping[str, Any], path: Pat
     """
     try:
         to_other = (summary.get(compare.one) or {}).get(f"to_{compare.other}")
+        if compare.other not in BASES:
+            to_other = of_samples(path.parent / "samples.csv", claim.measure, compare)
+            if to_other is None and {compare.one, compare.other} <= set(summary):
+                return [without_samples(claim, compare, str(path.relative_to(folder.parent)))]
         if to_other is None or to_other.get(claim.measure) is None:
             return []
         values, rounds = to_other[claim.measure], summary["about"]["plan"]["rounds"]
@@ -49,6 +53,21 @@ def ratios(claim: Claim, compare: Compare, summary: Mapping[str, Any], path: Pat
         return found
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a summary of python -m lora.efficiency: {error!r}") from error
+
+
+def without_samples(claim: Claim, compare: Compare, source: str) -> Finding:
+    nan, edges = math.nan, tuple(edge for edge, _ in compare.bound.edges)
+    label = f"{claim.measure} of {compare.one} / {compare.other}"
+    reason = f"no samples of {compare.one} and {compare.other} beside the summary"
+    return Finding(label, nan, nan, nan, 0, compare.bound.text, edges, nan, None, reason, (source,), "ratio")
+
+
+def of_samples(path: Path, measure: str, compare: Compare) -> dict[str, Any] | None:
+    """The ratio to a method for which the summary has none, in the summary's form; None without samples of both."""
+    found = ratios_by_round(path, measure, compare)
+    values = {shape: round(float(np.median(of_rounds)), 6) for shape, of_rounds in found.items()}
+    intervals = {shape: median_interval(of_rounds) for shape, of_rounds in found.items()}
+    return {measure: values, f"{measure}_interval": intervals} if found else None
 
 
 def ratios_by_round(path: Path, measure: str, compare: Compare) -> dict[str, Float[np.ndarray, " rounds"]]:

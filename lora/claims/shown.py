@@ -20,7 +20,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     for each in verdicts:
         start = {
             "Verdict": word_text(each),
-            "Claim": f"{each.claim.sentence}{f' ({each.about})' if each.about else ''}",
+            "Claim": f"{each.claim.headline}{f' ({each.about})' if each.about else ''}",
         }
         end = {"Claim of": commit_text(each)}
         last = iter(each.on_last.findings) if each.on_last else iter(())
@@ -110,7 +110,7 @@ def text(verdicts: Sequence[Verdict]) -> str:
     lines = []
     for each in verdicts:
         about = f" ({each.about}{', embedded tasks: not GLUE' if each.not_glue else ''})" if each.about else ""
-        lines += [f"{each.word.upper()}{about}: {each.claim.sentence}", f"    source: {each.claim.source}"]
+        lines += [f"{each.word.upper()}{about}: {each.claim.headline}", f"    source: {each.claim.source}"]
         lines += [f"    {finding_text(found)}" for found in each.findings]
         if not each.findings:
             lines.append(f"    because: {each.reason}")
@@ -118,7 +118,7 @@ def text(verdicts: Sequence[Verdict]) -> str:
             lines.append(f"    on each run's last epoch: {each.on_last.word.upper()}")
             lines += [f"        {finding_text(found)}" for found in each.on_last.findings]
         lines += [f"    margin: {each.claim.margin}", f"    claim of commit: {commit_text(each)}"]
-        lines.append(f"    paper: {paper_text(each.claim)}")
+        lines.append(f"    paper: {paper_text(each.claim) or '-'}")
         runs = dict.fromkeys(run for found in each.findings for run in found.runs)
         lines += [f"    records: {', '.join(runs)}" if runs else "    records: none", ""]
     return "\n".join(lines)
@@ -130,6 +130,7 @@ def to_json(verdicts: Sequence[Verdict]) -> bytes:
             "id": each.claim.id,
             "experiment": each.claim.experiment,
             "sentence": each.claim.sentence,
+            "ours": each.claim.ours,
             "source": each.claim.source,
             "margin": each.claim.margin,
             "about": each.about,

@@ -1,7 +1,8 @@
 """The paper's sentences as testable statements: experiments/<name>/claims.yaml, read strictly, each with its line."""
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,18 +10,32 @@ import pandas as pd
 import yaml
 
 from lora.analyses import CHECKS
+from lora.config import DataConfig, TrainConfig
 from lora.errors import UserError, first_line
+from lora.methods import METHODS
 from lora.provenance import ROOT
 
 METRICS = ("best", "last")  # the headline metric of each run's best or last epoch, in points
 MEASURES = (  # of results/efficiency/<device>/summary.json; a comparison is of a ratio
     *("trainable", "checkpoint_bytes", "optimizer_bytes", "saved_activation_bytes", "step_ms", "latency_ms"),
 )
+TIMES = ("step_ms", "latency_ms")  # measured; the others are counted, and exact
 MEASURED = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "lora_merged")
 BASES = ("full", "base")  # what the summary gives ratios to: full fine-tuning, and the untouched encoder
+COUNTED = ("gpt3", "encoder")  # models: GPT-3 175B by closed form, and those that the records are of
 FIRST = ("glue_table2",)  # of the experiments: what the paper is about
 SELECTORS = ("method", "slug", "task", "start", "protocol")
-CLAIM_KEYS = ("id", "sentence", "source", "margin", "metric", "measure", "check", "tasks", "compare", "paper")
+SECTIONS = {"method": [method.config for method in METHODS.values()], "data": [DataConfig], "train": [TrainConfig]}
+SETTINGS = tuple(  # a side may name these too
+    dict.fromkeys(
+        f"{name}.{field.name}" for name, kinds in SECTIONS.items() for kind in kinds for field in fields(kind)
+    )
+)
+USUAL = "usual"  # of a setting: what conf/ makes it
+# what a slug may be: so that a claim can be stated before a profile has its runs
+SLUG = re.compile(r"full|bitfit|(houlsby|pfeiffer)-m\d+|adapterdrop-m\d+-d\d+|lora-(?=\w)q?k?v?o?i?f?-r\d+")
+KINDS = ("metric", "measure", "count", "check")
+CLAIM_KEYS = ("id", "sentence", "source", "margin", "ours", *KINDS, "tasks", "compare", "paper")
 
 
 @dataclass(frozen=True)
@@ -52,7 +67,13 @@ class Bound:
 
 @dataclass(frozen=True)
 class Compare:
-    """One side against another: conditions on the cells of the experiment, or the names of two measured methods."""
+    """One side against another.
+
+    Args:
+        one, other: Conditions on cells: selector or setting -> the values that it may have, and `experiment` -> where
+            the cells are taken from, if not from the claim's own. Of several values of `start`, each task is taken from
+            the first that it has cells of. Of measures, the name of a measured method; of counts, a slug.
+    """
 
     one: Mapping[str, tuple[str, ...]] | str
     other: Mapping[str, tuple[str, ...]] | str
@@ -67,7 +88,9 @@ class Claim:
     Args:
         experiment: Whose cells it is about: the folder of its file.
         margin: Why the bounds are what they are.
-        metric: Of `METRICS`, for differences of cells; else one of `measure` and `check` is given.
+        ours: It is this project's sentence, not the paper's.
+        metric: Of `METRICS`, for differences of cells; else one of `measure`, `count` and `check` is given.
+        count: Of `COUNTED`: whose trainable parameters are compared, without the head.
         tasks: `average` over the tasks that both sides have, or each of those named by itself.
         paper: The published cells beside it: rows of the experiment's paper.csv, as texts.
         where: File and line.
@@ -78,13 +101,20 @@ class Claim:
     sentence: str
     source: str
     margin: str
+    ours: bool
     metric: str | None
     measure: str | None
+    count: str | None
     check: str | None
     tasks: str | tuple[str, ...]
     compare: tuple[Compare, ...]
     paper: tuple[Mapping[str, str], ...]
     where: str
+
+    @property
+    def headline(self) -> str:
+        """The sentence, and whose it is where it is not the paper's."""
+        return f"{self.sentence} (ours, not the paper's)" if self.ours else self.sentence
 
 
 def read_claims(folder: Path = ROOT / "experiments") -> list[Claim]:
@@ -123,29 +153,34 @@ class Reader:
     folder: Path
 
     def claim(self, node: yaml.Node) -> Claim:
-        fields = self.fields(node, "a claim", CLAIM_KEYS, ("id", "sentence", "source", "margin", "paper"))
-        given = [key for key in ("metric", "measure", "check") if key in fields]
+        fields = self.fields(node, "a claim", CLAIM_KEYS, ("id", "sentence", "source", "margin"))
+        ours = "ours" in fields and self.choice(fields["ours"], "ours", ("true", "false")) == "true"
+        if not ours and "paper" not in fields:
+            self.refuse(node, "a claim lacks paper, which only ours: true does without")
+        given = [key for key in KINDS if key in fields]
         if len(given) != 1:
-            self.refuse(node, f"a claim has one of metric, measure and check, found {', '.join(given) or 'none'}")
-        known = {"metric": METRICS, "measure": MEASURES, "check": tuple(CHECKS)}[given[0]]
+            self.refuse(node, f"a claim has one of {', '.join(KINDS)}, found {', '.join(given) or 'none'}")
+        known = {"metric": METRICS, "measure": MEASURES, "count": COUNTED, "check": tuple(CHECKS)}[given[0]]
         tested = self.choice(fields[given[0]], given[0], known)
         if (given[0] == "check") == ("compare" in fields):
-            self.refuse(node, "a claim with a metric or a measure has compare, one with a check has none")
+            self.refuse(node, "a claim with a metric, a measure or a count has compare, one with a check has none")
         compare = self.items(fields["compare"], "compare") if "compare" in fields else ()
+        paper = self.items(fields["paper"], "paper") if "paper" in fields else ()
         return Claim(
             id=self.text(fields["id"]),
             experiment=self.folder.name,
             sentence=self.text(fields["sentence"]),
             source=self.text(fields["source"]),
             margin=self.text(fields["margin"]),
-            **{key: tested if key == given[0] else None for key in ("metric", "measure", "check")},
+            ours=ours,
+            **{key: tested if key == given[0] else None for key in KINDS},
             tasks=self.tasks(fields.get("tasks")),
-            compare=tuple(self.comparison(entry, given[0]) for entry in compare),
-            paper=tuple(self.published(entry) for entry in self.items(fields["paper"], "paper")),
+            compare=tuple(self.comparison(entry, given[0], tested) for entry in compare),
+            paper=tuple(self.published(entry) for entry in paper),
             where=self.where(node),
         )
 
-    def comparison(self, node: yaml.Node, kind: str) -> Compare:
+    def comparison(self, node: yaml.Node, kind: str, tested: str) -> Compare:
         fields = self.fields(node, "a comparison", ("one", "other", "above", "below", "within", "of"), ("one", "other"))
         bounds = [key for key in ("above", "below", "within") if key in fields]
         if len(bounds) != 1:
@@ -153,18 +188,28 @@ class Reader:
         bound = Bound(bounds[0], self.number(fields[bounds[0]]), self.number(fields["of"]) if "of" in fields else 0.0)
         sides = [fields["one"], fields["other"]]
         if kind == "measure":
-            one, other = self.choice(sides[0], "method", MEASURED), self.choice(sides[1], "method", BASES)
+            bases = tuple(dict.fromkeys((*BASES, *MEASURED))) if tested in TIMES else BASES
+            one, other = self.choice(sides[0], "method", MEASURED), self.choice(sides[1], "method", bases)
             return Compare(one, other, bound, self.where(node))
+        if kind == "count":
+            return Compare(*(self.slug(side, tested) for side in sides), bound, self.where(node))
         return Compare(*map(self.selection, sides), bound, self.where(node))
 
     def selection(self, node: yaml.Node) -> dict[str, tuple[str, ...]]:
-        fields = self.fields(node, "a side", SELECTORS, ())
-        if not fields:
+        fields = self.fields(node, "a side", (*SELECTORS, "experiment"), (), SETTINGS)
+        if not set(fields) - {"experiment"}:
             self.refuse(node, "a side names its cells, by method or slug")
         return {
             key: tuple(map(self.text, value.value)) if isinstance(value, yaml.SequenceNode) else (self.text(value),)
             for key, value in fields.items()
         }
+
+    def slug(self, node: yaml.Node, model: str) -> str:
+        text = self.text(node)
+        if not SLUG.fullmatch(text) or (model == "gpt3" and not re.fullmatch(r"full|lora-[qkvo]+-r\d+", text)):
+            rule = "full or LoRA on q, k, v, o, such as lora-qv-r4" if model == "gpt3" else "such as lora-qv-r8 or full"
+            self.refuse(node, f"a count is of a method, {rule}; found {text!r}")
+        return text
 
     def tasks(self, node: yaml.Node | None) -> str | tuple[str, ...]:
         if node is None:
@@ -188,12 +233,18 @@ class Reader:
             self.refuse(node, f"the published cell {named} must be one row of paper.csv beside it, found {len(found)}")
         return found.iloc[0].to_dict()
 
-    def fields(self, node: yaml.Node, what: str, known: Sequence[str], needed: Sequence[str]) -> dict[str, yaml.Node]:
+    def fields(
+        self, node: yaml.Node, what: str, known: Sequence[str], needed: Sequence[str], more: Sequence[str] = ()
+    ) -> dict[str, yaml.Node]:
+        """
+        Args:
+            more: Further keys that are taken, too many to list in a message.
+        """
         if not isinstance(node, yaml.MappingNode):
             self.refuse(node, f"{what} is a mapping with the keys {', '.join(known)}")
         found: dict[str, yaml.Node] = {}
         for key, value in node.value:
-            if key.value not in known or key.value in found:
+            if key.value not in (*known, *more) or key.value in found:
                 rule = "is there twice" if key.value in found else f"is none of {', '.join(known)}"
                 self.refuse(key, f"key {key.value!r} of {what} {rule}")
             found[key.value] = value
@@ -232,7 +283,9 @@ class Reader:
 
 
 def check_cells(claims: Sequence[Claim], known: Mapping[str, Mapping[str, set[str]]]) -> None:
-    """Every cell that a claim names is one that its experiment plans for some profile.
+    """Every cell that a claim names is one that its experiments plan for some profile, or one that could be planned.
+
+    The last is so for slugs: a claim is stated before the profile that has its runs.
 
     Args:
         known: Experiment -> selector -> the values that occur.
@@ -241,17 +294,19 @@ def check_cells(claims: Sequence[Claim], known: Mapping[str, Mapping[str, set[st
     for claim in claims:
         if claim.metric is None:
             continue
-        values = known.get(claim.experiment)
-        if values is None:
-            raise UserError(f"{claim.where}: there is no experiment {claim.experiment!r} with cells")
         sides = [(side, compare.where) for compare in claim.compare for side in (compare.one, compare.other)]
         if claim.tasks != "average":
             sides.append(({"task": claim.tasks}, claim.where))
         for side, where in sides:
-            for key, wanted in side.items():
-                unknown = [value for value in wanted if value not in values[key]]
+            experiments = side.get("experiment", (claim.experiment,))
+            for name in experiments:
+                if name not in known:
+                    raise UserError(f"{where}: there is no experiment {name!r} with cells")
+            for key in set(side) & set(SELECTORS):
+                values = {value for name in experiments for value in known[name][key]}
+                unknown = [v for v in side[key] if v not in values and not (key == "slug" and SLUG.fullmatch(v))]
                 if unknown:
                     raise UserError(
-                        f"{where}: {claim.experiment} plans no cell with {key} {', '.join(unknown)}; it has "
-                        f"{', '.join(sorted(values[key]))}"
+                        f"{where}: {', '.join(experiments)} plans no cell with {key} {', '.join(unknown)}; it has "
+                        f"{', '.join(sorted(values))}"
                     )

@@ -33,9 +33,10 @@ import pandas as pd
 from jaxtyping import Float
 
 from lora.claims.costs import ratios, read_json
+from lora.claims.counts import count_ratios, slugs_of
 from lora.claims.findings import Finding, after_holm, smallest_p
+from lora.claims.sides import described, labels, select
 from lora.claims.statements import Bound, Claim, Compare
-from lora.errors import UserError
 from lora.stats import (
     ENOUGH_SEEDS,
     MOST_SEEDS,
@@ -45,7 +46,7 @@ from lora.stats import (
     seed_averages,
     seeds_needed,
 )
-from lora.summary import START_TITLES, Planned, kinds_of, method_label
+from lora.summary import Planned, kinds_of
 from lora.tasks import TASKS
 
 WORDS = {True: "supported", False: "not supported", None: "cannot tell"}
@@ -93,57 +94,45 @@ def judge(
     verdicts = []
     for claim in claims:
         if claim.metric is not None:
-            verdicts += on_runs(claim, planned.get(claim.experiment, ()), frame)
+            verdicts += on_runs(claim, planned, frame)
         elif claim.measure is not None:
             verdicts += on_measurements(claim, efficiency)
+        elif claim.count is not None:
+            verdicts += on_counts(claim, frame)
         else:
             verdicts.append(on_check(claim, checks.get(claim.check, ())))
     return verdicts
 
 
-def on_runs(claim: Claim, planned: Sequence[Planned], frame: pd.DataFrame) -> list[Verdict]:
-    """One verdict for each encoder that has all sides of the claim."""
+def on_runs(claim: Claim, planned: Mapping[str, Sequence[Planned]], frame: pd.DataFrame) -> list[Verdict]:
+    """One verdict for each encoder that has both sides of some comparison of the claim; one without, if none has."""
     verdicts = []
-    for model in dict.fromkeys(p.model for p in planned):
-        of_model = [p for p in planned if p.model == model]
-        sides = [(select(of_model, c.one, c.where), select(of_model, c.other, c.where)) for c in claim.compare]
-        if all(one and other for one, other in sides):
+    for model in dict.fromkeys(p.model for found in planned.values() for p in found):
+        compared = [[(c.one, c.where), (c.other, c.where)] for c in claim.compare]
+        sides = [[select(planned, claim, side, model, where) for side, where in each] for each in compared]
+        if any(one and other for one, other in sides):
             judged = on_model(claim, model, sides, frame)
             if claim.metric == "best":
                 judged = replace(judged, on_last=on_model(replace(claim, metric="last"), model, sides, frame))
             verdicts.append(judged)
-    nothing = "none of the experiment's runs that it compares are planned here"
+    asked = dict.fromkeys(described(side) for c in claim.compare for side in (c.one, c.other))
+    nothing = f"no runs: not all of {'; '.join(asked)} are planned here for one encoder"
     return verdicts or [Verdict(claim, "", (), "cannot tell", nothing)]
 
 
-def on_model(
-    claim: Claim, model: str, sides: Sequence[tuple[list[Planned], list[Planned]]], frame: pd.DataFrame
-) -> Verdict:
+def on_model(claim: Claim, model: str, sides: Sequence[Sequence[Sequence[Planned]]], frame: pd.DataFrame) -> Verdict:
     pairs = zip(claim.compare, sides, strict=True)
     findings = [found for compare, (one, other) in pairs for found in differences(claim, compare, one, other, frame)]
     embedded = any(TASKS[p.task].family == "embedded" for one, _ in sides for p in one)
     return verdict(claim, model, findings, not_glue=embedded)
 
 
-def select(planned: Sequence[Planned], side: Mapping[str, Sequence[str]], where: str) -> list[Planned]:
-    """The cells that fit all conditions.
-
-    Raises: UserError: If they are of several methods, starts or protocols, which no difference should mix.
-    """
-    found = [p for p in planned if all(getattr(p, key) in values for key, values in side.items())]
-    for key in ("slug", "protocol"):
-        values = dict.fromkeys(getattr(p, key) for p in found)
-        if len(values) > 1:
-            raise UserError(
-                f"{where}: one side has the {key}s {', '.join(values)} of {found[0].model}; name one of them"
-            )
-    return found
-
-
 def differences(
     claim: Claim, compare: Compare, one: Sequence[Planned], other: Sequence[Planned], frame: pd.DataFrame
 ) -> list[Finding]:
     """On the average over the common tasks, or on each of those that the claim names."""
+    if not (one and other):
+        return [without_runs(compare, one, other)]
     tasks = [task for task in TASKS if task in {p.task for p in one} & {p.task for p in other}]
     if claim.tasks == "average":
         kinds = kinds_of(tasks, frame)
@@ -153,15 +142,20 @@ def differences(
         groups = [[task] for task in claim.tasks]
     sides = [frame[frame["run_id"].isin([p.run_id for p in side])] for side in (one, other)]
     pairs = paired_differences(*sides, claim.metric)
-    labels = [label_of(one), label_of(other)]
-    if labels[0] == labels[1]:
-        labels = [
-            f"{label} from {START_TITLES[side[0].start]}" for label, side in zip(labels, (one, other), strict=True)
-        ]
-    return [difference(compare.bound, labels, group, pairs) for group in groups]
+    return [difference(compare.bound, labels(one, other), group, pairs) for group in groups]
 
 
-def difference(bound: Bound, labels: Sequence[str], tasks: Sequence[str], pairs: pd.DataFrame) -> Finding:
+def without_runs(compare: Compare, one: Sequence[Planned], other: Sequence[Planned]) -> Finding:
+    """A comparison of which a side has no cell in this profile."""
+    sides = ((one, compare.one), (other, compare.other))
+    names = [labels(found, found)[0] if found else described(side) for found, side in sides]
+    lacking = [name for name, found in zip(names, (one, other), strict=True) if not found]
+    nan, edges = math.nan, tuple(edge for edge, _ in compare.bound.edges)
+    reason = f"no runs of {' and '.join(lacking)} are planned here"
+    return Finding(" - ".join(names), nan, nan, nan, 0, compare.bound.text, edges, nan, None, reason, (), "points")
+
+
+def difference(bound: Bound, names: Sequence[str], tasks: Sequence[str], pairs: pd.DataFrame) -> Finding:
     absent = [TASKS[task].title for task in tasks if task not in set(pairs["task"])]
     here = pairs[pairs["task"].isin(tasks)]
     here = here[here.groupby("seed")["task"].transform("nunique") == len(tasks)]  # as `seed_averages` takes them
@@ -180,7 +174,7 @@ def difference(bound: Bound, labels: Sequence[str], tasks: Sequence[str], pairs:
         holds, p_against = bound.holds(found.low, found.high), smallest_p(values, bound, mean_p)
         reason = "" if holds is not None else f"the bound lies inside the interval{needed(values, bound)}"
     titles = ", ".join(TASKS[task].title for task in tasks)
-    label = f"{labels[0]} - {labels[1]}, {f'average of {titles}' if len(tasks) > 1 else titles}"
+    label = f"{names[0]} - {names[1]}, {f'average of {titles}' if len(tasks) > 1 else titles}"
     runs, edges = (*here["run_id"], *here["run_id_other"]), tuple(edge for edge, _ in bound.edges)
     numbers = (found.mean, found.low, found.high, found.n)
     return Finding(label, *numbers, bound.text, edges, p_against, holds, reason, runs, "points")
@@ -195,10 +189,6 @@ def needed(values: Float[np.ndarray, " n"], bound: Bound) -> str:
     return f"; with this mean and spread, {seeds}"
 
 
-def label_of(side: Sequence[Planned]) -> str:
-    return method_label(side[0].slug, side[0].method)
-
-
 def on_measurements(claim: Claim, folder: Path) -> list[Verdict]:
     """One verdict for every summary that `python -m lora.efficiency` left."""
     verdicts = []
@@ -208,6 +198,13 @@ def on_measurements(claim: Claim, folder: Path) -> list[Verdict]:
         if findings:
             verdicts.append(verdict(claim, about, findings))
     return verdicts or [Verdict(claim, "", (), "cannot tell", "nothing was measured: results/efficiency is empty")]
+
+
+def on_counts(claim: Claim, frame: pd.DataFrame) -> list[Verdict]:
+    """One verdict for every model that has all methods of the claim."""
+    verdicts = [verdict(claim, model, findings) for model, findings in count_ratios(claim, frame).items()]
+    nothing = f"no runs: of no encoder are there records of {' and '.join(slugs_of(claim))}"
+    return verdicts or [Verdict(claim, "", (), "cannot tell", nothing)]
 
 
 def on_check(claim: Claim, cases: Sequence[Mapping[str, Any]]) -> Verdict:

@@ -13,6 +13,7 @@ from lora.efficiency.plan import (
     RANDOM,
     ROUNDS,
     STEP_SHAPES,
+    TABLE_1_SHAPES,
     TITLES,
     device_folder,
     make_plan,
@@ -37,9 +38,12 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"visits to every method (default: {ROUNDS})")
     parser.add_argument("--calls", type=int, default=CALLS, help=f"timed calls of a visit (default: {CALLS})")
     parser.add_argument("--seed", type=int, default=1, help="of weights, inputs and orders (default: 1)")
-    for name, shapes in (("step", STEP_SHAPES), ("latency", LATENCY_SHAPES)):
+    served = parser.add_mutually_exclusive_group()
+    for group, name, shapes in ((parser, "step", STEP_SHAPES), (served, "latency", LATENCY_SHAPES)):
         text = f"rows x tokens of batches (default: {' '.join(shapes)})"
-        parser.add_argument(f"--{name}-shapes", nargs="+", default=list(shapes), help=text)
+        group.add_argument(f"--{name}-shapes", nargs="+", default=list(shapes), help=text)
+    text = f"serve Table 1's batches, {' '.join(TABLE_1_SHAPES)}, with stock modules unless --kernels is given"
+    served.add_argument("--table-1", action="store_true", help=text)
     add_results(parser)
     return parser
 
@@ -55,6 +59,8 @@ def run(arguments: argparse.Namespace) -> str:
     from lora.efficiency.subjects import resolve_device
 
     chosen = dict(vars(arguments))
+    if chosen.pop("table_1"):  # what people serve: transformers' own modules
+        chosen |= {"latency_shapes": TABLE_1_SHAPES, "kernels": chosen["kernels"] or "stock"}
     results = results_root(chosen.pop("results"), chosen.pop("reference"))
     device = resolve_device(chosen.pop("device"), chosen["kernels"])
     for key in ("methods", "step_shapes", "latency_shapes"):

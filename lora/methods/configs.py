@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from lora.checks import Problems
 
-SHORT_TARGETS = ("q", "k", "v", "o")
+SHORT_TARGETS = ("q", "k", "v", "o", "i", "f")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class LoraConfig:
     Source: Hu et al. 2021, section 4.1; loralib `layers.py` for the init of A.
 
     Args:
-        targets: Short names `q, k, v, o` of the attention's projections, or full module names.
+        targets: Short names: `q, k, v, o` of the attention's projections, `i, f` of the FFN's first and second linear
+            layer (d to 4d, and back); or full module names.
         rank: r of every target that `ranks` does not name.
         ranks: r per target, where it differs; None is the same as {}.
         alpha: Numerator of the scale, > 0.

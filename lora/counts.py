@@ -1,0 +1,110 @@
+"""How many parameters train, from the sizes of an encoder alone. No torch, no weights."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lora.methods.configs import (
+    AdapterDropConfig,
+    BitFitConfig,
+    BottleneckConfig,
+    FullConfig,
+    HoulsbyConfig,
+    LoraConfig,
+    MethodConfig,
+)
+
+
+def _encoder(layers: int, d: int, heads: int, ffn: int) -> dict[str, Any]:
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+    return dict(zip(names, (layers, d, heads, ffn), strict=True))
+
+
+# config.json of FacebookAI/roberta-base, FacebookAI/roberta-large and microsoft/deberta-v2-xxlarge on the hub.
+_ROBERTA = {"model_type": "roberta", "vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
+_DEBERTA = {
+    "model_type": "deberta-v2",
+    "vocab_size": 128100,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 0,
+    "position_biased_input": False,  # no absolute positions in the input
+    "relative_attention": True,
+    "position_buckets": 256,
+    "max_relative_positions": -1,
+    "pos_att_type": ["p2c", "c2p"],
+    "share_att_key": True,  # relative positions go through the query and key projections
+    "norm_rel_ebd": "layer_norm",
+    "conv_kernel_size": 3,
+    "conv_act": "gelu",
+}
+SIZES: dict[str, dict[str, Any]] = {
+    "roberta_base": _ROBERTA | _encoder(12, 768, 12, 3072),
+    "roberta_large": _ROBERTA | _encoder(24, 1024, 16, 4096),
+    "deberta_v2_xxl": _DEBERTA | _encoder(48, 1536, 24, 6144),
+}
+# Brown et al. 2020, table 2.1: 96 layers, an FFN of width 4 d, contexts of 2048 tokens, GPT-2's vocabulary.
+GPT3 = {"layers": 96, "d": 12288, "vocabulary": 50257, "positions": 2048}
+
+
+def closed_form(model: str, config: MethodConfig) -> int:
+    """Trainable parameters without the head, from the sizes alone.
+
+    Source: Hu et al. 2021, section 5.1, for LoRA and the adapters; the others by adding up the layers.
+    """
+    sizes = SIZES[model]
+    d, layers = sizes["hidden_size"], sizes["num_hidden_layers"]
+    if isinstance(config, FullConfig):
+        return _body(sizes)
+    if isinstance(config, BitFitConfig):
+        return _biases(sizes)
+    if isinstance(config, LoraConfig):
+        return sum(layers * _sides(sizes, target) * config.rank_of(target) for target in config.targets)
+    assert isinstance(config, BottleneckConfig)
+    m = config.bottleneck
+    adapters = 2 * layers if isinstance(config, HoulsbyConfig) else layers
+    if isinstance(config, AdapterDropConfig):
+        adapters -= config.drop_layers
+    layer_norms = 2 * layers if config.layer_norms == "trained" else 0
+    return adapters * (2 * d * m + m + d) + layer_norms * 2 * d
+
+
+def _sides(sizes: Mapping[str, Any], target: str) -> int:
+    """Inputs and outputs of a target's matrix together: a rank of LoRA trains as many values."""
+    d, ffn = sizes["hidden_size"], sizes["intermediate_size"]
+    return d + ffn if target in ("i", "f") else 2 * d
+
+
+def _body(sizes: Mapping[str, Any]) -> int:
+    d, f = sizes["hidden_size"], sizes["intermediate_size"]
+    layer = 4 * (d * d + d) + (d * f + f) + (f * d + d) + 2 * 2 * d  # q, k, v, o; the FFN; two LayerNorms
+    embedded = sizes["vocab_size"] + sizes["type_vocab_size"]
+    extra = 0
+    if sizes["model_type"] == "roberta":
+        embedded += sizes["max_position_embeddings"]
+    else:  # relative positions in both directions with their LayerNorm; the convolution with its bias and LayerNorm
+        extra = 2 * sizes["position_buckets"] * d + 2 * d + sizes["conv_kernel_size"] * d * d + d + 2 * d
+    return embedded * d + 2 * d + sizes["num_hidden_layers"] * layer + extra
+
+
+def _biases(sizes: Mapping[str, Any]) -> int:
+    d, f = sizes["hidden_size"], sizes["intermediate_size"]
+    layer = 4 * d + f + d + 2 * d  # q, k, v, o; the FFN; two LayerNorms
+    norms = 1 if sizes["model_type"] == "roberta" else 4  # of the embeddings; relative positions, convolution, its norm
+    return sizes["num_hidden_layers"] * layer + norms * d
+
+
+def gpt3_count(slug: str) -> int:
+    """Trainable parameters of GPT-3 175B with full fine-tuning (`full`) or LoRA on attention matrices (`lora-qv-r4`).
+
+    Source: Hu et al. 2021, section 5.1, for LoRA; Radford et al. 2019's layers for the rest: per layer 12 d^2 in its
+    matrices and 13 d in biases and LayerNorms, the embeddings of tokens and positions, and a last LayerNorm.
+
+    Raises: ValueError: For any other method.
+    """
+    layers, d = GPT3["layers"], GPT3["d"]
+    if slug == "full":
+        return layers * (12 * d * d + 13 * d) + (GPT3["vocabulary"] + GPT3["positions"]) * d + 2 * d
+    match = re.fullmatch(r"lora-([qkvo]+)-r(\d+)", slug)
+    if match is None:
+        raise ValueError(f"{slug!r} is neither full nor LoRA on q, k, v, o")
+    return len(match[1]) * layers * 2 * d * int(match[2])

@@ -1,0 +1,82 @@
+"""The line above a table: by hand for curves that rise and curves that do not."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from lora.conditions import ENCODERS, conditions, encoder_notes, rises
+from lora.summary import Planned, expected_runs
+
+GAINS = (0.2, 1.0, 1.4, 2.4, 3.0)  # points from epoch 4 to epoch 6, seed by seed
+
+
+def planned(task="cola", method="lora", slug="lora-qv-r8", start="pretrained"):
+    return [
+        Planned(f"{slug}.{task}.{start}.s{seed}", "minilm", "ours", start, slug, method, task, seed)
+        for seed in range(1, 6)
+    ]
+
+
+def curves(runs, gains):
+    """Six epochs: 40 points, then at the fourth 50, and at the sixth 50 and the gain."""
+    rows = []
+    for p, gain in zip(runs, gains, strict=True):
+        for epoch, value in enumerate((40, 40, 40, 50, 45, 50 + gain), start=1):
+            rows.append((p.run_id, epoch, 10 * epoch, 0.1, value / 100))
+    return pd.DataFrame(rows, columns=["run_id", "epoch", "step", "train_loss", "value"])
+
+
+def frame(runs, train_rows=2000, is_part=True):
+    return pd.DataFrame([{"run_id": p.run_id, "train_rows": train_rows, "is_part": is_part} for p in runs])
+
+
+def test_a_rise_is_the_last_epoch_minus_the_one_at_two_thirds_with_student_s_interval():
+    runs = planned()
+    ((key, found),) = rises(curves(runs, GAINS), expected_runs(runs)).items()
+    low, high = stats.t.interval(0.95, 4, loc=np.mean(GAINS), scale=stats.sem(GAINS))
+    assert key == ("cola", "LoRA (qv, r8)") and found.n == 5
+    assert (found.mean, found.low, found.high) == pytest.approx((1.6, low, high))
+
+
+def test_the_line_says_encoder_epochs_rows_start_and_what_still_rises():
+    full = planned(method="full", slug="full")
+    runs, steady = [*planned(), *full], planned("rte")
+    every = pd.concat([curves(planned(), GAINS), curves(full, (0.4,) * 5), curves(steady, (-1.0,) * 5)])
+    found = conditions(frame([*runs, *steady]), every, [*runs, *steady])
+    assert found.startswith(
+        "Encoder: all-MiniLM-L6-v2; epochs: 6; train rows: CoLA 2,000, RTE 2,000; start: pretrained. Still rising ("
+    )
+    assert found.endswith("CoLA LoRA (qv, r8) +1.6 (+0.2 to +3.0).")
+    assert "train rows: all" in conditions(frame(runs, is_part=False), every, runs)
+    assert conditions(frame(steady), every, steady).endswith("interval): nothing.")
+
+
+def test_many_rising_cells_are_counted():
+    several = [planned(slug=f"lora-qv-r{rank}") for rank in (1, 2, 4, 8, 16)]
+    every = pd.concat([curves(runs, [gain] * 5) for gain, runs in enumerate(several, start=1)])
+    runs = [p for cell in several for p in cell]
+    assert conditions(frame(runs), every, runs).endswith("CoLA 5 of 5 cells, +1.0 to +5.0.")
+
+
+def test_starts_are_told_apart():
+    runs = [*planned("rte"), *planned("rte", start="mnli")]
+    every = pd.concat([curves(planned("rte"), GAINS), curves(planned("rte", start="mnli"), (0.0,) * 5)])
+    found = conditions(frame(runs), every, runs)
+    assert "start: pretrained and MNLI." in found and "RTE LoRA (qv, r8), pretrained +1.6" in found
+
+
+def test_nothing_is_said_of_what_is_not_there():
+    runs = planned()
+    assert conditions(frame([]).reindex(columns=["run_id", "train_rows", "is_part"]), curves([], []), runs) == ""
+    short = curves(runs, GAINS)
+    found = conditions(frame(runs), short[short["epoch"] == 1], runs)
+    assert "epochs: 1;" in found and found.endswith("no run has two epochs.")
+
+
+def test_only_the_encoders_that_are_known_have_a_note():
+    assert encoder_notes(["roberta_base", "minilm", "minilm"]) == [ENCODERS["minilm"]]
+    assert all(word in ENCODERS["minilm"] for word in ("sentence embedder", "MNLI, SNLI and QQP", "STS-B", "RoBERTa"))
+    assert encoder_notes([dataclasses.replace(planned()[0], model="local").model]) == []
