@@ -115,7 +115,7 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
 
 
 def other_runs(records: Iterable[RunRecord], profile: str) -> list[Planned]:
-    """Of records that no experiment at hand expects, those that are `ok` and named by settings that this version has."""
+    """Of records that no experiment at hand expects, those that are `ok` and named by settings of this version."""
     found = []
     for record in records:
         if record.status == "ok":
