@@ -18,7 +18,7 @@ from lora.compose import CONF, check_overrides, compose_run, explain, register_r
 from lora.errors import UserError
 from lora.launch import UnfinishedError
 from lora.locks import HeldError
-from lora.processes import is_main_process, processes
+from lora.processes import check_processes, is_main_process, processes
 from lora.progress import shown
 from lora.results import RunRecord
 from lora.signals import InterruptedRunError, listen
@@ -81,6 +81,11 @@ def main() -> None:
             ended.append(error)
         return None
 
+    try:
+        check_processes()
+    except UserError as error:  # whichever process this is: none is known to be the one that speaks
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     try:
         check_overrides(get_args_parser().parse_known_args()[0].overrides)
         cell()

@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 
+from lora.compose import compose_run
+from lora.config import RunConfig
+from lora.kernel_choice import choose_kernels
 from lora.progress import duration
 from lora.provenance import REFERENCE, RESULTS
 from lora.results import RunRecord, load_records
 from lora.sweep import Cell, State
+from lora.tracking import destination
 
 PARAMETERS = {"roberta_base": 125e6, "roberta_large": 355e6, "deberta_v2_xxl": 1.5e9}
 SUSTAINED_FLOPS = 100e12  # about a third of an A100's bf16 peak
@@ -39,8 +43,31 @@ def announcement(
         f"profile {profile}: {len(todo)} of {len(cells)} cells to run ({len(now.ok)} done, {len(now.failed)} failed), "
         f"{workers} at a time\n"
         f"  tasks:   {', '.join(tasks)}\n  methods: {', '.join(slugs)}\n"
-        f"  time:    {estimate}"
+        f"  time:    {estimate}\n" + means([compose_run(cell.overrides) for cell in one_of_each(todo)])
     )
+
+
+def one_of_each(cells: Sequence[Cell]) -> list[Cell]:
+    """A cell for every encoder and choice of kernels."""
+    found = {(cell.model, *(o for o in cell.overrides if o.startswith("train.kernels="))): cell for cell in cells}
+    return list(found.values())
+
+
+def means(configs: Sequence[RunConfig]) -> str:
+    """With which kernels these runs compute, and where copies of them go; a line each."""
+    kernels = dict.fromkeys(map(kernels_of, configs))
+    lines = [f"  kernels: {'; '.join(kernels)}"]
+    runtime = configs[0].runtime
+    place = destination(runtime.tracking, runtime.outputs)
+    if place is not None:
+        lines.append(f"  copies:  for W&B, to {place} (runtime.tracking=off makes none)")
+    return "\n".join(lines)
+
+
+def kernels_of(config: RunConfig) -> str:
+    """The kernels of a run, and why they are what `train.kernels=auto` takes, if they are."""
+    kernels, why = choose_kernels(config.model, config.runtime.device)
+    return f"{kernels} ({why})" if config.train.kernels == kernels else config.train.kernels
 
 
 def origin(now: State) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lora import signals
+from lora.announce import means
 from lora.compose import compose_run
 from lora.config import RunConfig
 from lora.errors import UserError
@@ -51,6 +52,8 @@ def run_cell(config: RunConfig, mistakes_fail: bool) -> RunRecord:
     check_batch(config.train, processes())  # before the lock, which leaves a folder
     if not is_main_process():
         return train(config, mistakes_fail, None)
+    if not mistakes_fail:
+        print(f"{config.run_id}:\n{means([config])}", flush=True)
     with held(lock_path(config.runtime.outputs, config.run_id)) as heart:
         return usable_record(config) or train(config, mistakes_fail, heart)  # another worker may just have ended
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lora import signals
 from lora.config import RunConfig
+from lora.cost import processor
 from lora.errors import UserError, first_line
 from lora.processes import is_main_process
 from lora.provenance import code_digest
@@ -71,6 +72,7 @@ class Trained:
         optimizer: Of torch; its state is kept by the names of the parameters.
         steps: Of the whole run.
         made_from: What must be equal for a checkpoint to be used (`made_from`).
+        keeps_adapter: The run is asked for the adapter of its best epoch.
     """
 
     model: nn.Module
@@ -78,6 +80,7 @@ class Trained:
     schedule: torch.optim.lr_scheduler.LRScheduler
     steps: int
     made_from: dict[str, Any]
+    keeps_adapter: bool
 
 
 class Keeper:
@@ -128,12 +131,15 @@ def agreed(wanted: bool, step: int, accelerator: Accelerator) -> bool:
     return bool(accelerator.reduce(torch.tensor(float(wanted), device=accelerator.device), "sum"))
 
 
-def made_from(config: RunConfig, fingerprint: str, weights: str, processes: int) -> dict[str, Any]:
-    """All that the numbers of a run follow from: its settings, threads, rows, base weights, processes and this code."""
+def made_from(config: RunConfig, fingerprint: str, weights: str, accelerator: Accelerator) -> dict[str, Any]:
+    """All that the bits of a run follow from: settings, threads, rows, base weights, this code, and its processors."""
     settings = config.settings() | {"train": config.for_record()["train"]}
+    processes = accelerator.num_processes
     runtime = {"threads": config.runtime.threads, "device": config.runtime.device, "processes": processes}
     inputs = {"rows": fingerprint, "weights": weights}
     named = {"format": FORMAT, "settings": settings, "runtime": runtime, "inputs": inputs, "code": code_digest()}
+    # Those of all processes, in all of them: they must agree on whether the checkpoint is used.
+    named["processors"] = gather_object([processor(accelerator.device)])
     return json.loads(json.dumps(named))  # as it is read back: lists for tuples
 
 
@@ -190,7 +196,8 @@ def read_checkpoint(path: Path, trained: Trained, device: torch.device, rank: in
     """Put a run where its checkpoint was written.
 
     Returns: None, with nothing changed, where there is no checkpoint of exactly this run; one that is broken or of
-        other settings, rows or code is named in a line on stderr.
+        other settings, rows, code or processors is named in a line on stderr, and so is one without the adapter that
+        the run is asked for and may not come by again.
     """
     if not path.exists():
         return None
@@ -199,10 +206,10 @@ def read_checkpoint(path: Path, trained: Trained, device: torch.device, rank: in
             run = json.loads(file.metadata()["run"])
             differing = [key for key in trained.made_from if run["made_from"].get(key) != trained.made_from[key]]
             if differing:
-                raise ValueError(f"it was made from other {', '.join(differing)}")
+                raise ValueError(f"it was made from other {', '.join(differing)}{of_processors(run, trained)}")
             # Copied: the file's own memory would be trained in, and go when the file is replaced.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
-        done = _done(run, tensors, device)
+        done = _done(run, tensors, trained, device)
         _restore(run, tensors, trained, device, rank)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         if is_main_process():
@@ -212,18 +219,28 @@ def read_checkpoint(path: Path, trained: Trained, device: torch.device, rank: in
     return done
 
 
-def _done(run: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> Done:
+def of_processors(run: dict[str, Any], trained: Trained) -> str:
+    """The kinds of processors, if they differ."""
+    then, now = run["made_from"].get("processors"), trained.made_from["processors"]
+    return (
+        "" if then in (None, now) else f": {', '.join(dict.fromkeys(then))} then, {', '.join(dict.fromkeys(now))} now"
+    )
+
+
+def _done(run: dict[str, Any], tensors: dict[str, Tensor], trained: Trained, device: torch.device) -> Done:
     predictions: dict[int, dict[str, np.ndarray]] = {}
     for name, values in _below(tensors, "predictions."):
         epoch, split = name.split(".", 1)
         predictions.setdefault(int(epoch), {})[split] = values.numpy()
     adapter = {name: content.numpy().tobytes() for name, content in _below(tensors, "adapter.")}
+    if trained.keeps_adapter and run["epochs"] and not adapter:
+        raise ValueError("it lacks the adapter of its best epoch, which runtime.save_adapter=true asks for")
     return Done(
         started_at=run["started_at"],
         epochs=run["epochs"],
         losses=list(tensors["losses"].to(device).unbind()),
         predictions=predictions,
-        adapter=adapter or None,
+        adapter=adapter if adapter and trained.keeps_adapter else None,  # else that of an earlier epoch would stay
         tokens=run["tokens"],
         step_seconds=tensors["step_seconds"].tolist(),
         earlier_seconds=run["seconds"],

@@ -95,7 +95,10 @@ def _convert(hint: Any, value: Any, key: str) -> tuple[Any, list[str]]:
         items = {name: _convert(arguments[1], item, f"{key}.{name}") for name, item in value.items()}
         return {name: item for name, (item, _) in items.items()}, [p for _, found in items.values() for p in found]
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value), []
+        try:
+            return float(value), []
+        except OverflowError:
+            return None, [f"{key} must be of type float, got a whole number above all of them"]
     if isinstance(value, hint) and not (hint in (int, float) and isinstance(value, bool)):
         return value, []
     return None, [f"{key} must be of type {hint.__name__}, got {value!r}"]

@@ -180,11 +180,11 @@ def chosen_by_others(values: Float[np.ndarray, "epochs runs"]) -> Float[np.ndarr
 
 
 def against_reference(ours: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
-    """Whether each cell agrees with the reference run: the ranges of the two runs' seeds overlap.
+    """Whether each cell of both agrees: the ranges of the two runs' seeds overlap.
 
     Returns: Columns Method, Task, This run, Reference, Difference (of medians), Agrees (yes, no, or - without values).
     """
-    merged = ours.merge(reference, on=CELL, how="left", suffixes=("", "_reference"))
+    merged = ours.merge(reference, on=CELL, suffixes=("", "_reference"))
     lines = []
     for _, row in merged.iterrows():
         there = row["n"] > 0 and row.get("n_reference", 0) > 0

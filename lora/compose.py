@@ -6,7 +6,7 @@ import difflib
 import functools
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from lora.config import RunConfig, run_config
+from lora.checks import SettingsError, build
+from lora.config import ModelConfig, RunConfig, run_config
 from lora.errors import UserError
+from lora.kernel_choice import choose_kernels
 from lora.liveness import cores
 from lora.methods import METHODS
 from lora.provenance import ROOT
@@ -123,7 +125,7 @@ def settle(config: DictConfig) -> RunConfig:
 
     Raises: UserError: If a value has no row in the protocol's table; SettingsError: if a rule is broken.
     """
-    return run_config(resolve(config))
+    return run_config(decided(resolve(config)))
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
@@ -139,6 +141,18 @@ def resolve(config: DictConfig) -> dict[str, Any]:
         return values
     except InterpolationKeyError as error:
         raise UserError(_no_row(config, error)) from error
+
+
+def decided(sections: dict[str, Any]) -> dict[str, Any]:
+    """The sections with `train.kernels=auto` as what it stands for here, since the kernels name the run."""
+    train, model = sections["train"], sections["model"]
+    if not isinstance(train, Mapping) or train.get("kernels") != "auto":
+        return sections
+    try:
+        kernels, _ = choose_kernels(build(ModelConfig, model), sections["runtime"]["device"])
+    except SettingsError:  # said once the whole configuration is validated
+        kernels = "fused"
+    return sections | {"train": train | {"kernels": kernels}}
 
 
 def compose_run(overrides: Sequence[str]) -> RunConfig:
@@ -158,7 +172,7 @@ def _seeded_run(overrides: Sequence[str]) -> RunConfig:
     seeds = [override for override in overrides if SEED.fullmatch(override)]
     others = tuple(override for override in overrides if override not in seeds)
     shared = _resolved(others, (cpu_precision(CPUINFO), *local_encoders(overrides)))
-    return run_config(shared | {"seed": int(seeds[-1].removeprefix("seed=")) if seeds else shared["seed"]})
+    return run_config(decided(shared) | {"seed": int(seeds[-1].removeprefix("seed=")) if seeds else shared["seed"]})
 
 
 def local_encoders(overrides: Sequence[str]) -> list[str]:

@@ -20,11 +20,12 @@ from lora.learning_rate import LEARNING_RATE
 from lora.provenance import REFERENCE, RESULTS
 from lora.results import RunRecord, load_frame, load_records
 from lora.stand_in import WAY_OUT, check_inputs, distinct
-from lora.summary import LORA_SLUG, METHOD_TITLES, METHODS_BY_TASKS, TARGET_TITLES, Planned, labelled
+from lora.summary import LORA_SLUG, METHOD_TITLES, METHODS_BY_TASKS, TARGET_TITLES, Planned, labelled, method_label
 from lora.sweep import Cell, State, base_run, requested, state_of
 from lora.tasks import TASKS
-from lora.variants import Variant, variant
+from lora.variants import Variant, key_of, variant
 
+OF_MACHINES = ("train.precision", "train.kernels")
 OWN = "own"  # records that no experiment at hand expects
 EXPERIMENTS = (
     "glue_table2",
@@ -91,9 +92,10 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
     """
     folder = records_folder(name, overrides, results)
     records, problems = load_records(folder)
-    if name != Path(name).name:  # the precision may follow the machine that made them
-        precisions = {record.config["train"]["precision"] for record in records}
-        overrides = [*overrides, *(f"train.precision={precision}" for precision in sorted(precisions))]
+    if name != Path(name).name:  # precision and kernels may follow the machine that made them
+        for key in ("precision", "kernels"):
+            values = {record.config["train"][key] for record in records}
+            overrides = [*overrides, *(f"train.{key}={value}" for value in sorted(values))]
     sections = experiments_shown(Path(name).name, overrides, {record.run_id for record in records})
     cells = list({cell.run_id: cell for found in sections.values() for cell in found}.values())
     now = state_of(cells, records, problems)
@@ -142,6 +144,34 @@ def planned_of(record: RunRecord, profile: str) -> Planned:
         seed=config.seed,
         variant=variant(config, base),
     )
+
+
+def reference_of(gathered: Gathered) -> tuple[list[Planned], pd.DataFrame, list[Planned]]:
+    """What one's own runs are compared with: the committed ones of the same cells and seeds.
+
+    Precision and kernels follow the machine where a profile leaves them to it, so they set no cells apart here.
+
+    Returns: One's own runs, the frame of the committed ones, and these, all called after their cells.
+    """
+    records, _ = load_records(gathered.results / REFERENCE / gathered.profile)
+    ours = [anywhere(p) for p in gathered.every]
+    asked = {cell_of(p) for p in ours}
+    theirs = [anywhere(p) for p in other_runs(records, gathered.profile)]
+    theirs = [p for p in theirs if cell_of(p) in asked]
+    there = {cell_of(p) for p in theirs}
+    chosen = {p.run_id for p in theirs}
+    frame = load_frame([record for record in records if record.run_id in chosen])
+    return [p for p in ours if cell_of(p) in there], frame, theirs
+
+
+def anywhere(p: Planned) -> Planned:
+    """The same run without the settings that a machine may make."""
+    given = tuple(setting for setting in p.variant.given if key_of(setting) not in OF_MACHINES)
+    return dataclasses.replace(p, variant=Variant(given, ()), label=method_label(p.slug, p.method))
+
+
+def cell_of(p: Planned) -> tuple:
+    return p.model, p.protocol, p.start, p.slug, p.task, p.seed, p.variant.given
 
 
 def add_others(expected: dict[str, list[Planned]], others: Sequence[Planned]) -> None:

@@ -1,5 +1,6 @@
 """What is to be predicted: adapters with their tasks, and the rows of tab-separated files."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ import datasets
 import numpy as np
 
 from lora.adapters.adapter import Adapter
-from lora.adapters.files import read_adapter
+from lora.adapters.files import at_home, existing, read_adapter
 from lora.data import as_dataset
 from lora.errors import UserError
 from lora.tasks import Task, get_task
@@ -39,10 +40,34 @@ class Work:
     places: np.ndarray
 
 
+def named_folder(given: str) -> tuple[str, Path]:
+    """The name and the folder that `NAME=FOLDER` states, or a folder alone, whose own name it is.
+
+    A folder that exists is one, whatever its path holds: `runs/lr=0.1/a` is not `0.1/a` under the name `runs/lr`.
+
+    Raises: UserError: If there is no such folder, or a name that no column could hold.
+    """
+    whole = at_home(given)
+    if os.path.isdir(whole):
+        return named(whole.resolve().name), whole
+    name, equals, folder = given.partition("=")
+    if not equals:
+        return name, existing(whole)
+    place = at_home(folder)
+    if not folder or not os.path.isdir(place):
+        raise UserError(f"adapter folder {folder or '(none)'} does not exist, and neither does a folder {given}")
+    return named(name), place
+
+
+def named(name: str) -> str:
+    if not name or set(name) & set("\t\n\r"):
+        raise UserError(f"an adapter's name must be of one letter or more, without tabs and line ends, got {name!r}")
+    return name
+
+
 def serve(name_and_folder: str, task_name: str | None) -> Served:
-    """`NAME=FOLDER`, or a folder alone, whose own name it is. Raises: UserError: If its labels are not the task's."""
-    name, equals, folder = name_and_folder.partition("=")
-    folder = folder if equals else name
+    """An adapter as it is named on the command line. Raises: UserError: If its labels are not the task's."""
+    name, folder = named_folder(name_and_folder)
     adapter = read_adapter(folder)
     known = task_name or adapter.origin.task
     if known is None:
@@ -53,7 +78,7 @@ def serve(name_and_folder: str, task_name: str | None) -> Served:
             f"{folder} was trained on {adapter.origin.task} with {words(adapter.origin.labels)}, and task {task.name} "
             f"has {words(task.labels)}"
         )
-    return Served(name if equals else Path(folder).resolve().name, adapter, task)
+    return Served(name, adapter, task)
 
 
 def words(labels: tuple[str, ...]) -> str:

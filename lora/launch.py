@@ -1,6 +1,8 @@
 """Launching a sweep: what is missing is announced, checked, run by Hydra's launcher, and looked at again."""
 
 import functools
+import multiprocessing
+import os
 import sys
 import time
 import warnings
@@ -154,12 +156,16 @@ def launch_once(
     size = int(settings.cells_per_job)
     jobs, started = packed(grouped, size), time.time()
     locks = Locks(sweep.outputs)
-    workers = functools.partial(locks.children, ids) if settings.name == "local" else list
+    workers = training = list  # none: jobs of a queue run on
+    if settings.name == "local":
+        workers, training = worker_processes, functools.partial(locks.children, ids)
+        launcher.joblib |= {"initializer": signals.begin_worker, "initargs": (os.getpid(),)}
     # Replaced when it grows; no job is lost.
     warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
     with Watch(cells, done, sweep.expected, sweep.workers, sweep.results, sweep.outputs):
         try:
-            with signals.passed_on(workers, lambda: say_what_runs(settings, locks, ids)), watched_queue(settings):
+            say = functools.partial(say_what_runs, settings, locks, ids)
+            with signals.passed_on(workers, training, say), watched_queue(settings):
                 returns = launcher.launch(jobs, initial_job_idx=0)
         except Exception as error:  # the launcher's own: a worker was killed, a queue refused
             print(f"the launcher stopped early: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
@@ -172,6 +178,11 @@ def launch_once(
             return {}, cancelled or (set(ids) if "CANCELLED" in str(error) else set())
     outcomes = {run_id: text for job in returns for run_id, text in (job.return_value or {}).items()}
     return {run_id: text for run_id, text in outcomes.items() if text not in ("ok", "failed", "held")}, set()
+
+
+def worker_processes() -> list[int]:
+    """Those that this process started and that live, whether they train or not. Only a local pool has any."""
+    return [child.pid for child in multiprocessing.active_children()]
 
 
 def say_what_runs(settings: DictConfig, locks: Locks, ids: Sequence[str]) -> None:

@@ -37,8 +37,9 @@ class Owner:
     Args:
         table: The process table that `pid` is of: boot and namespace, so that containers are told apart.
         ticks: When the process started, by its kernel: pids are used again.
-        job: Of the batch system, which keeps it when it puts a job back into its queue.
+        job: Id of the batch system's job, which stays the same when the job is put back into the queue.
         token: Of this one acquisition.
+        restarts: How often that job was put back into the queue before; None outside of a job.
     """
 
     host: str
@@ -48,6 +49,7 @@ class Owner:
     job: str | None
     since: str
     token: str
+    restarts: int | None = None  # absent from locks of earlier versions
 
 
 def lock_path(outputs: str | Path, run_id: str) -> Path:
@@ -63,6 +65,7 @@ def myself() -> Owner:
         job=batch_job(),
         since=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         token=secrets.token_hex(8),
+        restarts=batch_restarts(),
     )
 
 
@@ -74,6 +77,15 @@ def batch_job() -> str | None:
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     job = os.environ.get("SLURM_JOB_ID") if array is None else f"{array}_{task}"
     return None if job is None else f"slurm {job}"
+
+
+def batch_restarts() -> int | None:
+    """How often Slurm put this job back into its queue. None outside of a job.
+
+    Source: sbatch(1), output environment variables; the variable is not set in a job's first life.
+    """
+    restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return int(restarts) if batch_job() is not None and restarts.isdecimal() else None
 
 
 def read_owner(path: Path) -> tuple[Owner, int] | None:
@@ -90,8 +102,8 @@ def read_owner(path: Path) -> tuple[Owner, int] | None:
         raise UserError(f"cannot read the lock {path}: {error.strerror}") from error
     try:
         fields = json.loads(content)
-        kinds = {f.name: f.type for f in dataclasses.fields(Owner)}
-        if set(fields) != set(kinds) or not all(isinstance(fields[key], int) for key in ("pid", "ticks")):
+        keys = {f.name for f in dataclasses.fields(Owner)}
+        if set(fields) | {"restarts"} != keys or not all(isinstance(fields[key], int) for key in ("pid", "ticks")):
             raise ValueError("other keys than a lock has")
         return Owner(**fields), beat
     except (ValueError, TypeError) as error:
@@ -99,11 +111,16 @@ def read_owner(path: Path) -> tuple[Owner, int] | None:
 
 
 def lives(owner: Owner, me: Owner) -> bool | None:
-    """Whether the owner's process runs; None if that cannot be seen from here."""
+    """Whether the owner's process runs; None if that cannot be seen from here.
+
+    A job may span several nodes, so its id alone tells nothing about a process on another node. A lower count of
+    restarts does: that process belonged to the job's former life.
+    """
     if owner.table == me.table and owner.host == me.host:
         return start_ticks(owner.pid) == owner.ticks
-    if owner.job is not None and owner.job == me.job:
-        return False  # this job in its former life, on another node
+    same_job = owner.job is not None and owner.job == me.job
+    if same_job and None not in (owner.restarts, me.restarts) and owner.restarts < me.restarts:
+        return False
     return None
 
 
@@ -147,14 +164,19 @@ def acquire(path: Path, me: Owner) -> None:
 
 
 def create(path: Path, me: Owner) -> bool:
-    """Make the lock, with its content, unless it exists."""
+    """Make the lock, with its content, unless it exists.
+
+    Returns: Whether it is ours, by the token read back: the answer to `link` may be lost on a network, and some file
+        systems report one link for every file.
+    """
     whole = path.with_name(f".{path.name}.{me.token}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         whole.write_text(json.dumps(dataclasses.asdict(me)))
         with suppress(FileExistsError):
             os.link(whole, path)
-        return whole.stat().st_nlink == 2  # the answer to `link` may be lost on a network; this one is not
+        found = read_owner(path)
+        return found is not None and found[0].token == me.token
     except OSError as error:
         raise UserError(f"cannot write the lock {path}: {error.strerror}") from error
     finally:

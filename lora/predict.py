@@ -7,6 +7,8 @@ a copy. With several adapters there are as many inputs and outputs, in the same 
 
 import argparse
 import copy
+import dataclasses
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +19,11 @@ from torch import nn
 from tqdm import tqdm
 
 from lora.adapters.adapter import Adapter
+from lora.adapters.head import head_parameters
+from lora.adapters.location import model_entries
 from lora.adapters.merge import remove, swap
 from lora.adapters.place import place
 from lora.batches import Encoded, collate, encode, evaluation_batches, to_device
-from lora.config import ModelConfig
 from lora.data import read
 from lora.errors import UserError
 from lora.inputs import NAMES, Served, Work, read_input, serve, words
@@ -38,11 +41,14 @@ def load_base(adapter: Adapter, task: Task, folder: str | None) -> Encoder:
     """
     encoder = adapter.origin.encoder
     if folder is not None:
-        encoder = ModelConfig("local", "local", None, folder, None, "never", (), "sdpa", False)
+        encoder = dataclasses.replace(model_entries()["local"], path=folder)
     elif encoder is None or encoder.source == "local":
         name = "" if adapter.base is None or adapter.base.name is None else f" ({adapter.base.name})"
         raise UserError(f"the adapter does not say where its base{name} lies: --model names the folder that holds it")
-    return load_encoder(encoder, task, seed=0)
+    try:
+        return load_encoder(encoder, task, seed=0)
+    except re.error as error:
+        raise UserError(f"the adapter's origin.encoder.unused_weights is no regular expression: {error}") from error
 
 
 def predict_all(encoder: Encoder, work: Sequence[Work], batch: int, device: torch.device) -> list[np.ndarray]:
@@ -61,6 +67,12 @@ def predict_all(encoder: Encoder, work: Sequence[Work], batch: int, device: torc
             else:
                 remove(base)
                 place(model := copy.deepcopy(base), adapter)
+            lacking = [n for n in head_parameters(model) if is_random(model, n) and n not in adapter.head]
+            if lacking:
+                raise UserError(
+                    f"adapter {each.served.name} has no {', '.join(lacking)}: with a head of random values its "
+                    f"predictions would mean nothing"
+                )
             outputs = len(task.labels) or 1
             if model.config.num_labels != outputs:
                 raise UserError(
@@ -70,6 +82,11 @@ def predict_all(encoder: Encoder, work: Sequence[Work], batch: int, device: torc
             bar.set_description(each.served.name)
             found.append(logits_of(model, encoded, encoder.tokenizer.pad_token_id, batch, device, bar))
     return found
+
+
+def is_random(model: nn.Module, name: str) -> bool:
+    """Whether a parameter of the head is drawn anew when the base is loaded; a pooler in the body is read with it."""
+    return not name.startswith(f"{model.base_model_prefix}.")
 
 
 @torch.inference_mode()
@@ -186,7 +203,14 @@ def run(arguments: argparse.Namespace) -> list[Path]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exit codes: 0 done, 2 a mistake in what was asked for."""
     parser = argparse.ArgumentParser(prog="python -m lora.predict", description=__doc__.split(": ", 1)[1])
-    parser.add_argument("--adapter", action="append", required=True, metavar="[NAME=]DIR", help="an adapter's folder")
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        required=True,
+        metavar="[NAME=]DIR",
+        help="an adapter's folder, and the name that rows use for it (default: the folder's own); a folder that exists "
+        "is taken whole, even if its path contains =",
+    )
     parser.add_argument("--task", action="append", help="of each adapter; its own if not given")
     parser.add_argument("--input", action="append", default=[], metavar="FILE", help="tab-separated, with a header")
     parser.add_argument("--output", action="append", default=[], metavar="FILE")

@@ -21,13 +21,13 @@ from lora.efficiency.tables import tables as efficiency_tables
 from lora.errors import UserError
 from lora.figures import Figure, by_parameters, by_rank, by_targets, forest, learning_curves
 from lora.formats import Table
-from lora.gather import Gathered, gather
+from lora.gather import Gathered, gather, reference_of
 from lora.learning_rate import learning_rate_table
 from lora.page import page
 from lora.page.cells import cells_html
 from lora.provenance import REFERENCE, RESULTS, ROOT
 from lora.readme import block, in_readme
-from lora.results import load_curves, load_frame, load_records, write_atomically
+from lora.results import load_curves, write_atomically
 from lora.sections import METHODS_BY_TASKS, NOT_GLUE, TITLES, Sections, build_sections, reference_table
 from lora.subspace_tables import amplification_table, figure3, figure4
 from lora.sweep import State
@@ -135,8 +135,7 @@ def build(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) -> 
     if analyses.subspaces:
         tables.append(amplification_table(name, analyses.subspaces))
     if not gathered.is_reference:
-        reference = load_frame(load_records(results / REFERENCE / gathered.profile)[0])
-        beside = reference_table(name, frame, reference, gathered.every)
+        beside = reference_table(name, frame, *reference_of(gathered))
         tables += [beside] if beside is not None else []
     tables += efficiency_tables(read_devices(gathered.efficiency))
     figures = make_figures(gathered, sections, curves, analyses)

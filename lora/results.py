@@ -123,12 +123,16 @@ def discard(path: Path) -> None:
 
 
 def check_writable(folder: str | Path) -> None:
-    """
+    """Make a file there and remove it. Its name is unique: several sweeps may start at once.
+
     Raises: UserError: If no file can be written there.
     """
-    probe = Path(folder) / "writable"
-    write_atomically(probe, b"")
-    probe.unlink()
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=".writable.", dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
 
 
 def read_record(path: Path) -> RunRecord:

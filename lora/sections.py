@@ -223,12 +223,16 @@ def groups_of(planned: Sequence[Planned]) -> dict[str, list[str]]:
 
 
 def reference_table(
-    name: str, frame: pd.DataFrame, reference: pd.DataFrame, planned: Sequence[Planned]
+    name: str, frame: pd.DataFrame, ours: Sequence[Planned], committed: pd.DataFrame, theirs: Sequence[Planned]
 ) -> Table | None:
-    """Our cells beside those of the run that came with the clone; None where the profile has none."""
-    if not len(reference):
+    """The cells that the committed run has too, compared; None where there are none.
+
+    Args:
+        ours, theirs: Runs of both, in the same cells (`lora.gather.reference_of`).
+    """
+    if not theirs:
         return None
-    compared = against_reference(summarise(frame, planned), summarise(reference, planned))
+    compared = against_reference(summarise(frame, ours), summarise(committed, theirs))
     agree, total = (compared["Agrees"] == "yes").sum(), (compared["Agrees"] != "-").sum()
     verdict = f"{agree} of {total} cells agree: the ranges of their seeds overlap."
     return Table("reference", f"Against the reference run ({name})", compared, 2, (verdict,))

@@ -12,6 +12,8 @@ STOP = signal.SIGUSR1  # of a launcher to its workers, which ignore SIGINT where
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, STOP)
 ONE_PRESS_SECONDS = 2.0  # a Ctrl-C reaches a worker from the terminal and from its launcher
 POLL_SECONDS = 0.2
+PARENT_SECONDS = 1.0  # between two looks at whether the launcher still lives
+LEAVE_SECONDS = 5.0  # for a checkpoint, once the launcher is gone
 
 noted: dict[int, float] = {}  # signal -> when it first came
 before: dict[int, object] = {}  # signal -> the handler that was there
@@ -31,6 +33,28 @@ def listen() -> None:
     for signum in SIGNALS:
         if signal.getsignal(signum) not in (_note, signal.SIG_IGN, None):
             before[signum] = signal.signal(signum, _note)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {STOP})  # which `passed_on` blocks until this process can note it
+
+
+def begin_worker(launcher: int) -> None:
+    """What a worker process of this machine does first: note signals, and end when its launcher is gone.
+
+    Without this, the workers of a launcher that was killed live on, since a pool's workers hold both ends of its pipes.
+
+    Args:
+        launcher: The process that started this one.
+    """
+    listen()
+    threading.Thread(target=_end_with, args=(launcher,), daemon=True).start()
+
+
+def _end_with(launcher: int) -> None:
+    """Leave as at Ctrl-C, then end whatever still runs: records are written whole, and a dead owner's lock is free."""
+    while os.getppid() == launcher:
+        time.sleep(PARENT_SECONDS)
+    os.kill(os.getpid(), STOP)
+    time.sleep(LEAVE_SECONDS)
+    os._exit(1)
 
 
 def _note(signum: int, frame: object) -> None:
@@ -65,21 +89,32 @@ def end_of_job() -> None:
 
 
 @contextlib.contextmanager
-def passed_on(workers: Callable[[], list[int]], say: Callable[[], None]) -> Iterator[None]:
+def passed_on(
+    workers: Callable[[], list[int]], training: Callable[[], list[int]], say: Callable[[], None]
+) -> Iterator[None]:
     """While the block lasts, Ctrl-C and SIGTERM go to the workers, and end the block when they have left their cells.
 
     Without this, a pool of processes kills its workers at once, in the middle of their checkpoints.
 
     Args:
-        workers: The processes that train now.
+        workers: All processes to be told: those that train, those between two cells, those that start.
+        training: Those of them that train now.
         say: Called when the signal came.
-    Raises: KeyboardInterrupt: When the workers are done, or at once at a second signal.
+    Raises: KeyboardInterrupt: When no worker trains any more, or at once at a second signal.
     """
     came, over = threading.Event(), threading.Event()
+    told: set[int] = set()
+
+    def tell() -> None:
+        for pid in set(workers()) - told:
+            told.add(pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, STOP)
 
     def end() -> None:
-        while workers() and not over.is_set():
+        while training() and not over.is_set():
             time.sleep(POLL_SECONDS)
+            tell()  # a pool may just have replaced a worker
         if not over.is_set():
             over.set()
             os.kill(os.getpid(), next(iter(earlier)))
@@ -89,9 +124,7 @@ def passed_on(workers: Callable[[], list[int]], say: Callable[[], None]) -> Iter
             signal.signal(number, leave)
         came.set()
         say()
-        for pid in workers():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, STOP)
+        tell()
         threading.Thread(target=end, daemon=True).start()
 
     def leave(signum: int, frame: object) -> None:
@@ -103,11 +136,14 @@ def passed_on(workers: Callable[[], list[int]], say: Callable[[], None]) -> Iter
     earlier = {number: handler for number, handler in earlier.items() if handler not in (signal.SIG_IGN, None)}
     for number in earlier:
         signal.signal(number, handle)
+    # Inherited by the processes that are started meanwhile: what is sent to one waits until it listens.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {STOP})
     try:
         yield
-        if came.is_set():
-            raise KeyboardInterrupt
     finally:
         over.set()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in earlier.items():
             signal.signal(number, handler)
+        if came.is_set():  # whatever else the block ended with
+            raise KeyboardInterrupt

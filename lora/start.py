@@ -1,4 +1,4 @@
-"""Starting from an MNLI run: what it trained, a new head."""
+"""Starting from an MNLI run: what it trained, and a new head but for DeBERTa's pooler."""
 
 import hashlib
 from collections.abc import Mapping
@@ -18,6 +18,11 @@ def start_from(model: nn.Module, config: RunConfig) -> None:
 
     For full fine-tuning that is every parameter of the body.
 
+    DeBERTa's pooler is taken over with them.
+
+    Source: of what stays new, the released models' load hooks. RoBERTa's drops both layers of the head where the number
+        of labels differs, DeBERTa's the classifier alone.
+
     Raises: UserError: If that run's record or weights are not there, or are of other modules.
     """
     parent = config.start_run
@@ -31,8 +36,8 @@ def start_from(model: nn.Module, config: RunConfig) -> None:
     if hashlib.sha256(content).hexdigest() != record.adapter:
         found = "differ from those that its record names" if content else "are not there"
         raise UserError(f"the weights of {parent}, {weights}, {found}: a sweep trains it again when they are absent")
-    tensors = {name: tensor for name, tensor in load(content).items() if not is_head(model, name)}
-    mine = {name: parameter for name, parameter in trainable(model) if not is_head(model, name)}
+    tensors = {name: tensor for name, tensor in load(content).items() if is_carried(model, name)}
+    mine = {name: parameter for name, parameter in trainable(model) if is_carried(model, name)}
     if {n: t.shape for n, t in tensors.items()} != {n: p.shape for n, p in mine.items()}:
         raise UserError(f"{parent} trained other modules than {config.run_id} does: {differences(tensors, mine)}")
     with torch.no_grad():
@@ -47,3 +52,8 @@ def differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> st
     return ", ".join(
         f"{name} {shapes[0].get(name, 'absent')} and {shapes[1].get(name, 'absent')}" for name in names[:4]
     )
+
+
+def is_carried(model: nn.Module, name: str) -> bool:
+    """Whether a run that starts from another takes this parameter's value over."""
+    return not is_head(model, name) or (model.config.model_type == "deberta-v2" and name.startswith("pooler."))

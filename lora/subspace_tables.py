@@ -46,9 +46,10 @@ def amplification_table(name: str, cases: Sequence[Case]) -> Table:
 
 def figure3(cases: Sequence[Case]) -> Figure | None:
     note = (
-        "phi(i, j): how much of the top i directions of A at the small rank lies in the top j of that at the large one."
+        "phi(i, j): how much of the top i directions of A at the small rank lies in the top j of A at the large one, "
+        "trained with another seed; and the same of both as they were drawn."
     )
-    return heat(cases, "ranks", "Figure 3: subspaces of a small and a large rank", note)
+    return heat(cases, "ranks of two seeds", "Figure 3: subspaces of a small and a large rank", note)
 
 
 def figure4(cases: Sequence[Case]) -> Figure | None:

@@ -1,8 +1,10 @@
 """`python -m lora.subspaces PROFILE`: the paper's sections 7.2 and 7.3 on saved adapters: Figures 3 and 4, Table 7.
 
-The adapters are those of LoRA on Wq and Wv: of a small and a large rank with one seed, of the large rank with two
-seeds. A sweep leaves them with `runtime.save_adapter=true`. What is computed is kept in
-results/<profile>/analysis/subspaces.json, from which the figures and the table are made without adapters.
+The adapters are those of LoRA on Wq and Wv: of a small rank with one seed and of a large rank with two. The ranks are
+compared across seeds. Within one seed, A of the small rank is drawn as the first rows of A of the large one, which
+pairs the ranks in Table 6: one subspace would hold the other before any training. A sweep leaves the adapters with
+`runtime.save_adapter=true`. What is computed is kept in results/<profile>/analysis/subspaces.json, from which the
+figures and the table are made without adapters.
 """
 
 import argparse
@@ -110,14 +112,16 @@ def analyse(adapters: Mapping[tuple[str, str, int, int], Saved]) -> tuple[list[d
             middle = modules[target][len(modules[target]) // 2]
             about = {"model": model, "task": task, "target": target}
             small = of_task.get((SMALL, seeds[0]))
-            if small is not None:
-                phi = similarity(small.a[middle], large.a[middle])
-                label = f"W{target}, r = {SMALL} and {LARGE}"
+            second = of_task[LARGE, seeds[1]] if len(seeds) > 1 else None
+            if small is not None and second is not None:
+                of_ranks = (f"r = {SMALL}, seed {seeds[0]}", f"r = {LARGE}, seed {seeds[1]}")
                 names = range(1, SMALL + 1), AXIS
-                cases.append({"kind": "ranks", **about, **grid(phi, label, f"r = {SMALL}", f"r = {LARGE}", *names)})
-                used |= {small.record.run_id, large.record.run_id}
-            if len(seeds) > 1:
-                second = of_task[LARGE, seeds[1]]
+                trained, untrained = ([of(saved, middle) for saved in (small, second)] for of in (learned, drawn))
+                for when, pair in (("trained", trained), ("at initialisation", untrained)):
+                    phi, label = similarity(*pair), f"W{target}, {when}"
+                    cases.append({"kind": "ranks of two seeds", **about, **grid(phi, label, *of_ranks, *names)})
+                used |= {small.record.run_id, second.record.run_id}
+            if second is not None:
                 phi = similarity(large.a[middle], second.a[middle])
                 of_seeds = [f"seed {seed}" for seed in seeds[:2]]
                 cases.append({"kind": "seeds", **about, **grid(phi, f"W{target}, two seeds", *of_seeds, AXIS, AXIS)})
@@ -152,6 +156,21 @@ def base_weights(saved: Saved) -> tuple[dict[str, np.ndarray], dict[str, list[st
     modules = {target: [name for name in find_target(encoder.model, target) if name in saved.a] for target in TARGETS}
     names = [name for found in modules.values() for name in found]
     return {name: encoder.model.get_submodule(name).weight.detach().double().numpy() for name in names}, modules
+
+
+def learned(saved: Saved, name: str) -> Float[np.ndarray, "rank d_in"]:
+    return saved.a[name]
+
+
+def drawn(saved: Saved, name: str) -> Float[np.ndarray, "rank d_in"]:
+    """A of a module as its run drew it, before any training."""
+    import torch
+
+    from lora.methods.lowrank import init_a
+
+    lora_a = torch.empty(saved.a[name].shape)
+    init_a(lora_a, saved.config.method, saved.config.seed, name)
+    return lora_a.double().numpy()
 
 
 def update_of(saved: Saved, name: str) -> Float[np.ndarray, "d_out d_in"]:

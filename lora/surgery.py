@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -100,11 +101,11 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     return counts
 
 
-def checksum(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes: equal exactly when every bit is."""
-    digest = hashlib.sha256()
+def checksum(tensors: Iterable[tuple[str, torch.Tensor]], algorithm: Callable[[], Any] = hashlib.sha256) -> str:
+    """A hash, SHA-256 by default, over names, dtypes, shapes and bytes: equal exactly when every bit is."""
+    digest = algorithm()
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

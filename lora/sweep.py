@@ -1,5 +1,6 @@
 """Which cells a profile's experiments expect, which are done, and what the rest will cost."""
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -27,12 +28,14 @@ from lora.compose import (
 )
 from lora.config import RunConfig
 from lora.errors import UserError
+from lora.kernel_choice import has_gpu
 from lora.provenance import ROOT
 from lora.results import RunRecord, load_records, write_atomically
 from lora.tasks import TASKS
 from lora.variants import Variant, variant
 
-CODE_OF_CELLS = ("checks.py", "config.py", "tasks.py", "compose.py", "sweep.py", "variants.py", "methods/configs.py")
+CODE_OF_CELLS = ("checks.py", "config.py", "tasks.py", "compose.py", "kernel_choice.py", "sweep.py", "variants.py")
+CODE_OF_CELLS += ("methods/configs.py",)
 
 
 @dataclass(frozen=True)
@@ -97,13 +100,15 @@ def expand(
     """
     if profile not in describe_group("profile"):
         raise UserError(f"profile {profile!r} does not exist; here are: {', '.join(describe_group('profile'))}")
-    key = _cache_key(profile, overrides, experiments, adhoc, cpu_precision(CPUINFO), local_encoders(overrides))
+    machine = (cpu_precision(CPUINFO), has_gpu())
+    key = _cache_key(profile, overrides, experiments, adhoc, machine, local_encoders(overrides))
     cache = ROOT / "outputs" / "cache" / "cells" / f"{key}.json"
     try:
         return [Cell(**_with_tuples(entry)) for entry in json.loads(cache.read_bytes())]
     except (OSError, ValueError, TypeError):
         cells = _expand(profile, overrides, experiments, adhoc)
-        write_atomically(cache, json.dumps([asdict(cell) for cell in cells]).encode())
+        with contextlib.suppress(UserError):  # a clone that cannot be written: it is expanded again each time
+            write_atomically(cache, json.dumps([asdict(cell) for cell in cells]).encode())
         return cells
 
 
@@ -143,10 +148,11 @@ def _expand(profile: str, overrides: Sequence[str], experiments: Sequence[str] |
 
 def _cell(config: RunConfig, overrides: tuple[str, ...], experiments: tuple[str, ...], apart: Variant) -> Cell:
     rows = config.data.train_rows or TASKS[config.task].official_rows["train"]
-    pinned = f"train.precision={config.train.precision}"  # a worker may have another kind of CPU than the launcher
+    # a worker may be another machine than the launcher
+    pins = (f"train.precision={config.train.precision}", f"train.kernels={config.train.kernels}")
     return Cell(
         run_id=config.run_id,
-        overrides=overrides if any(o.startswith("train.precision=") for o in overrides) else (*overrides, pinned),
+        overrides=(*overrides, *(pin for pin in pins if pin not in overrides)),
         experiments=experiments,
         model=config.model.name,
         method=config.method.name,
@@ -166,7 +172,7 @@ def _cell(config: RunConfig, overrides: tuple[str, ...], experiments: tuple[str,
 
 def base_run(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     """The run that conf/ makes of the same groups, task and seed; the run itself where it makes none."""
-    kept = ("profile=", "model=", "model.path=", "method=", "protocol=", "data.source=")
+    kept = ("profile=", "model=", "model.path=", "method=", "protocol=", "data.source=", "runtime.device=")
     chosen = [override for override in overrides if override.startswith(kept)]
     try:
         return compose_run([*chosen, f"task={config.task}", f"seed={config.seed}"])

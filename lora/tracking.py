@@ -1,7 +1,8 @@
 """A copy of every cell for Weights & Biases, made by a process beside the worker; nothing here reads it back.
 
 The worker only writes lines into a pipe, and drops them rather than wait, so that neither W&B nor the network can slow
-or stop a cell. `python -m lora.tracking PROFILE` sends the tables and figures of a sweep.
+or stop a cell. A line reaches the pipe whole or not at all. `python -m lora.tracking PROFILE` sends the tables and
+figures of a sweep.
 """
 
 import argparse
@@ -9,8 +10,10 @@ import atexit
 import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from lora.config import RunConfig
 from lora.errors import UserError
 from lora.results import RunRecord
 
+ASK_SECONDS = 60.0  # loading W&B from a cold disk
 LAST_SECONDS = 30.0  # for the process beside to end when the worker does: a batch system then ends both
 
 senders: dict[tuple[str, str], "Sender"] = {}  # of this process, by mode and folder
@@ -39,16 +43,34 @@ class Sender:
                 start_new_session=True,  # Ctrl-C is for the worker; this one ends when the pipe does
             )
         os.set_blocking(self.process.stdin.fileno(), False)
+        self.begun = b""  # the rest of a line of which the pipe took a part
         atexit.register(self.close)
 
     def send(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # full or broken: the copy lacks a line
-            os.write(self.process.stdin.fileno(), f"{json.dumps(message)}\n".encode())
+            self._write()
+            if not self.begun:
+                line = f"{json.dumps(message)}\n".encode()
+                self.begun = line[os.write(self.process.stdin.fileno(), line) :]
+
+    def _write(self) -> None:
+        """End the line that was begun, as far as the pipe takes it: of one above PIPE_BUF it may take a part.
+
+        Source: pipe(7), O_NONBLOCK.
+        """
+        if self.begun:
+            self.begun = self.begun[os.write(self.process.stdin.fileno(), self.begun) :]
 
     def close(self) -> None:
+        if self.process.stdin.closed:
+            return
+        until = time.monotonic() + LAST_SECONDS
+        with contextlib.suppress(OSError):
+            while self.begun and select.select([], [self.process.stdin], [], max(0.0, until - time.monotonic()))[1]:
+                self._write()
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             self.process.stdin.close()
-            self.process.wait(LAST_SECONDS)
+            self.process.wait(max(0.0, until - time.monotonic()))
 
 
 class Tracked:
@@ -91,6 +113,33 @@ def track(config: RunConfig) -> Tracked:
             if sender is None or sender.process.poll() is not None:
                 sender = senders[key] = Sender(*key)
     return Tracked(sender, config)
+
+
+def destination(tracking: str, outputs: str) -> str | None:
+    """Where the copies of runs go, in words. None if there are none.
+
+    Asks the program that sends them, so that what is said is what happens; W&B is not loaded here.
+
+    Args:
+        tracking, outputs: As in `RuntimeConfig`.
+    """
+    if tracking == "off":
+        return None
+    folder = f"the folder {Path(outputs) / 'wandb'}, sent nowhere"
+    if tracking == "offline":
+        return folder
+    command = [sys.executable, "-m", "lora.wandb_writer", "--destination", tracking]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=ASK_SECONDS)
+        online = json.loads(done.stdout.splitlines()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return f"W&B's server if it has a key, else {folder} (W&B did not say)"
+    if online is None:
+        return f"{folder} (W&B has no key)"
+    project = (
+        f"{online['entity']}/{online['project']}" if online["entity"] else f"{online['project']} of the key's owner"
+    )
+    return f"{online['url']}, project {project}"
 
 
 def main() -> None:

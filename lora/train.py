@@ -113,8 +113,9 @@ def run(
     torch.manual_seed(seed_for(config.seed, "dropout", accelerator.process_index))
 
     # The loop, from the beginning or from where the run was left.
-    inputs = made_from(config, data.fingerprint, encoder.weights, accelerator.num_processes)
-    bare = Trained(accelerator.unwrap_model(model), optimizer.optimizer, schedule, steps, inputs)
+    inputs = made_from(config, data.fingerprint, encoder.weights, accelerator)
+    unwrapped, keeps_adapter = accelerator.unwrap_model(model), config.runtime.save_adapter
+    bare = Trained(unwrapped, optimizer.optimizer, schedule, steps, inputs, keeps_adapter)
     path = checkpoint_path(config.runtime.outputs, config.run_id)
     keeper = Keeper(path, config.runtime.checkpoint_minutes, bare, accelerator)
     done = keeper.resume(started_at)

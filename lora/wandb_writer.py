@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +54,46 @@ def write(mode: str, folder: str, messages: Iterable[dict[str, Any]]) -> None:
     finish(run, "interrupted")
 
 
+def parsed(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The messages. A line that is none is named in the log and left out: a killed worker leaves its last one torn."""
+    for line in lines:
+        try:
+            message = json.loads(line)
+            if not isinstance(message, dict):
+                raise ValueError("not an object")
+        except ValueError as error:
+            print(f"a line of {len(line)} characters is left out: {error}", file=sys.stderr, flush=True)
+            continue
+        yield message
+
+
 def begin(mode: str, folder: str, run_id: str | None, group: str | None, config: dict[str, Any]) -> wandb.Run:
     """Offline where online fails: an absent network is found out here, not by the worker."""
     settings = wandb.Settings(console="off", silent=True, init_timeout=30)
-    arguments = {"project": os.environ.get("WANDB_PROJECT", PROJECT), "dir": folder, "id": run_id, "name": run_id}
+    arguments = {"project": project(), "dir": folder, "id": run_id, "name": run_id}
     arguments |= {"group": group, "config": config, "settings": settings}
-    if mode == "auto" and wandb.api.api_key:
+    if is_online(mode):
         try:
             return wandb.init(mode="online", resume="allow", **arguments)
         except (wandb.Error, OSError):
             traceback.print_exc()
     return wandb.init(mode="offline", **arguments)
+
+
+def is_online(mode: str) -> bool:
+    return mode == "auto" and bool(wandb.api.api_key)
+
+
+def project() -> str:
+    return os.environ.get("WANDB_PROJECT", PROJECT)
+
+
+def destination(mode: str) -> dict[str, str | None] | None:
+    """Where `begin` sends runs: `url`, `entity` (None: the key's own) and `project`. None if it keeps them offline."""
+    if not is_online(mode):
+        return None
+    settings = wandb.setup().settings
+    return {"url": settings.base_url, "entity": settings.entity, "project": project()}
 
 
 def finish(run: wandb.Run | None, status: str) -> None:
@@ -74,9 +103,12 @@ def finish(run: wandb.Run | None, status: str) -> None:
 
 
 def main() -> None:
+    if sys.argv[1] == "--destination":
+        print(json.dumps(destination(sys.argv[2])))
+        return
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)  # meant for the worker; this process ends with its input
-    write(sys.argv[1], sys.argv[2], map(json.loads, sys.stdin))
+    write(sys.argv[1], sys.argv[2], parsed(sys.stdin))
 
 
 if __name__ == "__main__":

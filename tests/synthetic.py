@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
+from lora.compose import compose_run
 from lora.results import RunRecord, write_atomically, write_record
 from lora.sweep import Cell, requested
 
@@ -35,16 +36,6 @@ def populate(
 
 def default_value(cell: Cell) -> float:
     return LEVELS[cell.method] + 0.02 * noise(cell.run_id) + 0.05 * noise(cell.task)
-
-
-def rate_of(cell: Cell) -> float:
-    """The learning rate that the cell's overrides name, or one for all."""
-    return next((float(o.removeprefix("train.lr=")) for o in cell.overrides if o.startswith("train.lr=")), 1e-3)
-
-
-def given(cell: Cell, key: str) -> str:
-    """The value that a cell's overrides pin."""
-    return next(o.removeprefix(f"{key}=") for o in cell.overrides if o.startswith(f"{key}="))
 
 
 def noise(name: str) -> float:
@@ -78,18 +69,7 @@ def synthetic_record(cell: Cell, best: float, predictions: str | None = None) ->
         error=None,
         started_at="2026-01-01T00:00:00+00:00",
         seconds=60.0,
-        config={
-            "model": {"name": cell.model, "source": "embedded"},
-            "method": {"name": cell.method},
-            "task": cell.task,
-            "protocol": cell.protocol,
-            "start": cell.start,
-            "start_run": cell.parent,
-            "seed": cell.seed,
-            "data": {"source": "tsv", "train_rows": None},
-            "train": {"epochs": EPOCHS, "lr": rate_of(cell), "batch": 16, "precision": given(cell, "train.precision")},
-            "runtime": {"threads": 1},
-        },
+        config=compose_run(cell.overrides).for_record(),
         params={
             "trainable_method": TRAINABLE.get(cell.method, 73_728),
             "trainable_head": 148_610,

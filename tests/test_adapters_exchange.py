@@ -1,10 +1,14 @@
 """Adapters handed to PEFT and taken from it and from loralib: their models are the truth; round trips are exact."""
 
 import collections
+import dataclasses
 import itertools
 import json
 import os
 import pickle
+import shutil
+import socket
+import warnings
 
 import loralib
 import peft
@@ -17,15 +21,21 @@ from torch import nn
 
 import lora
 from lora.adapters.adapter import Adapter, Origin, adapter_of
+from lora.adapters.base import describe_base
 from lora.adapters.files import read_adapter, save_adapter, write_adapter
+from lora.adapters.location import model_entries
 from lora.adapters.loralib_file import from_loralib
 from lora.adapters.merge import swap, unmerge
 from lora.adapters.peft_folder import CONFIG, WEIGHTS, from_peft, to_peft
 from lora.adapters.place import place
+from lora.embedded import model_folder
 from lora.errors import UserError
+from lora.methods.attach import apply
 from lora.methods.configs import LoraConfig
 from lora.methods.lowrank import LoraLinear
+from lora.models import load_encoder
 from lora.surgery import checksum, find_target
+from lora.tasks import TASKS
 
 TARGET_SETS = [subset for size in range(1, 5) for subset in itertools.combinations("qkvo", size)]
 HEADS = {
@@ -68,6 +78,25 @@ def same(one: Adapter, other: Adapter) -> bool:
     return tensors[0] == tensors[1] and scales[0] == scales[1] and set(one.head) == set(other.head)
 
 
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory):
+    """The pretrained folder of every architecture's tiny base, on which the adapters here were trained."""
+    folder = tmp_path_factory.mktemp("bases")
+    for architecture in tiny.ARCHITECTURES:
+        tiny.model(architecture).base_model.save_pretrained(folder / architecture)
+    return folder
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Whatever opens a connection fails."""
+
+    def refuse(*_):
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
 def in_peft(folder, architecture, outputs=2):
     base = tiny.model(architecture, outputs)
     base.base_model.load_state_dict(tiny.model(architecture).base_model.state_dict())
@@ -76,13 +105,13 @@ def in_peft(folder, architecture, outputs=2):
 
 @pytest.mark.parametrize("headed", [True, False], ids=["head", "no head"])
 @pytest.mark.parametrize(("architecture", "targets"), CASES, ids="".join)
-def test_peft_computes_the_same_logits_and_the_round_trip_is_exact(architecture, targets, headed, tmp_path):
+def test_peft_computes_the_same_logits_and_the_round_trip_is_exact(architecture, targets, headed, tmp_path, bases):
     model = small(architecture, LoraConfig(targets=targets, rank=3, alpha=7), outputs=3 if headed else 2)
     adapter = adapter_of(model, origin=Origin(task="mnli", run_id="r-01234567"))
     if not headed:
         adapter = Adapter(adapter.method, adapter.weights, {}, adapter.base, adapter.origin)
         place(model := tiny.model(architecture), adapter)
-    to_peft(adapter, tmp_path / "peft")
+    to_peft(adapter, tmp_path / "peft", base=bases / architecture)
     theirs = in_peft(tmp_path / "peft", architecture, outputs=3 if headed else 2)
     found = logits(theirs, architecture)
     torch.testing.assert_close(found, logits(model, architecture), rtol=0, atol=1e-6)
@@ -94,7 +123,9 @@ def test_peft_computes_the_same_logits_and_the_round_trip_is_exact(architecture,
 
 @pytest.mark.parametrize("headed", [True, False], ids=["head", "no head"])
 @pytest.mark.parametrize(("architecture", "targets"), CASES, ids="".join)
-def test_what_peft_saves_gives_the_same_logits_here_and_goes_back_unchanged(architecture, targets, headed, tmp_path):
+def test_what_peft_saves_gives_the_same_logits_here_and_goes_back_unchanged(
+    architecture, targets, headed, tmp_path, bases
+):
     base = tiny.model(architecture)
     modules = [name.split(".", 1)[-1] for target in targets for name in find_target(base, target)]
     settings = {"modules_to_save": HEADS[architecture], "task_type": "SEQ_CLS"} if headed else {}
@@ -107,7 +138,7 @@ def test_what_peft_saves_gives_the_same_logits_here_and_goes_back_unchanged(arch
     place(ours, adapter)
     assert sum(isinstance(module, LoraLinear) for module in ours.modules()) == 2 * len(targets)
     torch.testing.assert_close(logits(ours, architecture), logits(theirs, architecture), rtol=0, atol=1e-6)
-    to_peft(adapter, tmp_path / "back")
+    to_peft(adapter, tmp_path / "back", base=bases / architecture)
     original, back = load_file(tmp_path / "theirs" / WEIGHTS), load_file(tmp_path / "back" / WEIGHTS)
     assert checksum(back.items()) == checksum(original.items())
 
@@ -122,11 +153,11 @@ def shake(model, seed=3):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_ranks_and_scales_of_every_kind_cross_over_both_ways(variant, tmp_path):
+def test_ranks_and_scales_of_every_kind_cross_over_both_ways(variant, tmp_path, bases):
     config = VARIANTS[variant]
     model = small("roberta", config)
     adapter = adapter_of(model)
-    to_peft(adapter, tmp_path / "peft")
+    to_peft(adapter, tmp_path / "peft", base=bases / "roberta")
     theirs = in_peft(tmp_path / "peft", "roberta")
     torch.testing.assert_close(logits(theirs, "roberta"), logits(model, "roberta"), rtol=0, atol=1e-6)
     theirs.save_pretrained(tmp_path / "again")  # PEFT's own words for it, and nothing beside them
@@ -159,9 +190,117 @@ def test_other_methods_have_no_peft_folder(method, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("outputs", [1, 2, 3])
+def test_the_folder_names_the_base_that_peft_then_loads(outputs, tmp_path, bases, offline, monkeypatch):
+    model = small("bert", LoraConfig(rank=3, alpha=7), outputs=outputs)
+    monkeypatch.chdir(bases)
+    to_peft(adapter_of(model), tmp_path / "peft", base="bert")  # relative, and loaded from elsewhere
+    monkeypatch.chdir(tmp_path)
+    assert json.loads((tmp_path / "peft" / CONFIG).read_text())["base_model_name_or_path"] == str(bases / "bert")
+    assert str(bases) not in (tmp_path / "peft" / "lora.json").read_text()
+    theirs = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "peft", num_labels=outputs).eval()
+    torch.testing.assert_close(logits(theirs, "bert"), logits(model, "bert"), rtol=0, atol=1e-6)
+
+
+def test_the_embedded_encoder_is_named_by_where_it_lies_here(tmp_path, offline):
+    """From a run's adapter, as the sweep writes it: nothing is said at the call, and nothing is fetched."""
+    config = model_entries()["minilm"]
+    encoder = load_encoder(config, TASKS["clauses"], seed=1)
+    apply(encoder.model, LoraConfig(rank=2), seed=1)
+    shake(encoder.model.eval())
+    adapter = adapter_of(encoder.model, describe_base(encoder.model, "minilm"), Origin("clauses", encoder=config))
+    write_adapter(adapter, tmp_path / "a")
+    assert str(model_folder()) not in (tmp_path / "a" / "adapter.json").read_text()
+    to_peft(tmp_path / "a", tmp_path / "peft")
+    theirs = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "peft").eval()
+    rows = encoder.tokenizer("Who sees my data?", "We share your data with no one.", return_tensors="pt")
+    with torch.no_grad():
+        found, expected = theirs(**rows).logits, encoder.model(**rows).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert place_of(dataclasses.replace(adapter, origin=Origin()), tmp_path / "named") == (str(model_folder()), None)
+
+
+def place_of(adapter, out, **given):
+    to_peft(adapter, out, **given)
+    config = json.loads((out / CONFIG).read_text())
+    return config["base_model_name_or_path"], config["revision"]
+
+
+def test_a_base_of_the_hub_is_named_by_its_id_and_commit(tmp_path, offline):
+    adapter = adapter_of(small("roberta", LoraConfig(rank=3)))
+    entry = model_entries()["roberta_base"]
+
+    def of(name, revision=None, encoder=None):
+        base = dataclasses.replace(adapter.base, name=name, revision=revision)
+        return dataclasses.replace(adapter, base=base, origin=Origin(encoder=encoder))
+
+    released = (entry.hub_id, entry.revision)
+    assert entry.hub_id == "FacebookAI/roberta-base" and len(entry.revision) == 40
+    assert place_of(of("roberta_base", encoder=entry), tmp_path / "a") == released
+    assert place_of(of("roberta_base"), tmp_path / "a") == released
+    assert place_of(of("roberta_base", "0" * 40, entry), tmp_path / "a") == (entry.hub_id, "0" * 40)
+    assert place_of(of("FacebookAI/roberta-base", "0" * 40), tmp_path / "a") == ("FacebookAI/roberta-base", "0" * 40)
+    assert place_of(of("anything"), tmp_path / "a", base="owner/model") == ("owner/model", None)
+    assert place_of(of("roberta_base", encoder=entry), tmp_path / "a", base=entry.hub_id) == released
+
+
+def test_a_base_that_cannot_be_named_is_refused_and_nothing_is_written(tmp_path, bases):
+    adapter = adapter_of(small("bert", LoraConfig(rank=3)))
+    local = dataclasses.replace(model_entries()["local"], name="mine")
+    shutil.copytree(bases / "bert", tmp_path / "cut")
+    os.truncate(tmp_path / "cut" / "model.safetensors", 500)
+    tiny.model("bert", seed=3).base_model.save_pretrained(tmp_path / "other")
+    name = next(iter(adapter.weights))
+    narrow = adapter.weights | {name: adapter.weights[name][:, :-1]}
+    there = sorted(tmp_path.iterdir())
+    for changed, base, message in (
+        (adapter, None, r"does not say where its base lies: base= names the folder or the hub id"),
+        (dataclasses.replace(adapter, base=None), None, r"where its base lies: base= names"),
+        (
+            dataclasses.replace(
+                adapter, base=dataclasses.replace(adapter.base, name="mine"), origin=Origin(encoder=local)
+            ),
+            None,
+            r"where its base \(mine\) lies: base= names",
+        ),
+        (adapter, "/nowhere/at/all", "base=/nowhere/at/all is neither a folder nor an id of the hub"),
+        (adapter, "", "base= is neither a folder"),
+        (adapter, tmp_path, r"has no config\.json"),
+        (adapter, tmp_path / "cut", "cannot load the base from .*cut"),
+        (
+            adapter,
+            tmp_path / "other",
+            "other does not hold the adapter's base: the model's weights are not .*\\)$",
+        ),
+        (adapter, bases / "electra", "does not fit the base in .*electra"),
+        (Adapter(adapter.method, narrow, {}), bases / "bert", "does not fit the base in .* are for 32 x 31 weights"),
+    ):
+        with pytest.raises(UserError, match=message) as raised:
+            to_peft(changed, tmp_path / "peft", base=base)
+        assert "allow_other_base" not in str(raised.value)
+        assert sorted(tmp_path.iterdir()) == there
+
+
+def test_a_regular_expression_for_targets_is_left_to_peft(tmp_path):
+    settings = peft.LoraConfig(r=2, target_modules=r".*layer\.1\..*(query|dense)", modules_to_save=["classifier"])
+    theirs = peft.get_peft_model(tiny.model("bert"), settings).eval()
+    shake(theirs)
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert isinstance(json.loads((tmp_path / "theirs" / CONFIG).read_text())["target_modules"], str)
+    ours, adapter = tiny.model("bert"), from_peft(tmp_path / "theirs")
+    assert len(adapter.pairs()) == 4
+    place(ours, adapter)
+    torch.testing.assert_close(logits(ours, "bert"), logits(theirs, "bert"), rtol=0, atol=1e-6)
+
+
 def edit(folder, **changes):
     content = json.loads((folder / CONFIG).read_text())
     (folder / CONFIG).write_text(json.dumps(content | changes))
+
+
+def alone(folder, **changes):
+    (folder / "lora.json").unlink()
+    edit(folder, **changes)
 
 
 def retensor(folder, change):
@@ -189,6 +328,21 @@ STRANGE = {
     "rank": (lambda f: edit(f, r=4), "says rank 4 for .*, and its lora_A has rank 3"),
     "text": (lambda f: edit(f, r="3"), "of a kind that it must not be: r='3'"),
     "alpha": (lambda f: edit(f, lora_alpha=None), "lora_alpha=None"),
+    "alpha 0": (lambda f: alone(f, lora_alpha=0), r"adapter_config\.json: alpha must be > 0 and finite, got 0"),
+    "alpha -2": (lambda f: alone(f, lora_alpha=-2), r"adapter_config\.json: alpha must be > 0 and finite, got -2"),
+    "alpha NaN": (lambda f: edit(f, lora_alpha=float("nan")), "lora_alpha=nan"),
+    "alpha above floats": (lambda f: edit(f, lora_alpha=10**400), "lora_alpha=1000"),
+    "alpha of a text": (lambda f: edit(f, lora_alpha="16"), "lora_alpha='16'"),
+    "pattern above floats": (lambda f: edit(f, alpha_pattern={"query": 10**400}), "alpha_pattern={"),
+    "pattern list": (lambda f: edit(f, rank_pattern=["query"]), r"rank_pattern=\['query'\]"),
+    "pattern number": (lambda f: edit(f, rank_pattern=5), "rank_pattern=5"),
+    "other targets": (lambda f: edit(f, target_modules=["query"]), "value, which target_modules .* does not name"),
+    "target number": (lambda f: edit(f, target_modules=5), "target_modules=5"),
+    "saved text": (lambda f: edit(f, modules_to_save="classifier"), "modules_to_save='classifier'"),
+    "saved number": (lambda f: edit(f, modules_to_save=5), "modules_to_save=5"),
+    "lora bias": (lambda f: edit(f, lora_bias=True), "cannot be taken over: lora_bias=True"),
+    "tokens": (lambda f: edit(f, trainable_token_indices=[1]), "cannot be taken over: trainable_token_indices"),
+    "int8": (lambda f: retensor(f, lambda t: t.update({sorted(t)[0]: t[sorted(t)[0]].to(torch.int8)})), "dtype int8"),
     "regular expression": (lambda f: edit(f, alpha_pattern={"(a+)+$": 3}), "no regular expressions"),
     "own scales": (lambda f: edit(f, alpha_pattern={"layer.1.attention.self.query": 3}), "scales of their own"),
     "beside": (lambda f: edit(f, lora_alpha=9), r"lora\.json says a factor of 2.*, and adapter_config\.json 3"),
@@ -204,12 +358,98 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("fault", STRANGE)
-def test_what_cannot_be_taken_over_is_refused(fault, tmp_path):
-    to_peft(adapter_of(small("bert", LoraConfig(rank=3, alpha=6))), tmp_path / "peft")
+def test_what_cannot_be_taken_over_is_refused(fault, tmp_path, bases):
+    to_peft(adapter_of(small("bert", LoraConfig(rank=3, alpha=6))), tmp_path / "peft", base=bases / "bert")
     change, message = STRANGE[fault]
     change(tmp_path / "peft")
     with pytest.raises(UserError, match=message):
         from_peft(tmp_path / "peft")
+
+
+# How an adapter was made or found, and what is off: neither changes what it computes.
+HARMLESS = [
+    *({"init_lora_weights": init} for init in (True, False, None, "gaussian", "orthogonal", "eva")),
+    *({"a_setting_of_tomorrow": off} for off in (None, False, "none", {}, [])),
+    {"inference_mode": False, "peft_version": "0.99", "auto_mapping": {"a": "b"}, "revision": "abc"},
+    {"exclude_modules": ["x"], "layers_to_transform": [0, 1], "layers_pattern": "layer", "megatron_core": "m"},
+    {"qalora_group_size": 16, "eva_config": {"rho": 2}, "ensure_weight_tying": True, "task_type": "FEATURE_EXTRACTION"},
+]
+
+
+@pytest.mark.parametrize("settings", HARMLESS, ids=str)
+def test_what_changes_nothing_is_taken(settings, tmp_path):
+    adapter = adapter_of(small("bert", LoraConfig(rank=3, alpha=6)))
+    to_peft(adapter, tmp_path / "peft")
+    edit(tmp_path / "peft", **settings)
+    assert same(from_peft(tmp_path / "peft"), adapter)
+
+
+WRONG_KINDS = [
+    {"r": True},
+    {"r": 3.0},
+    {"lora_alpha": True},
+    {"lora_alpha": "6"},
+    {"lora_dropout": "0"},
+    {"lora_dropout": False},
+    {"use_rslora": 1},
+    {"modules_to_save": [3]},
+    {"rank_pattern": ["query"]},
+    {"rank_pattern": {"query": "3"}},
+    {"alpha_pattern": {"query": True}},
+]
+
+
+@pytest.mark.parametrize("settings", WRONG_KINDS, ids=str)
+def test_settings_of_another_kind_are_named(settings, tmp_path):
+    to_peft(adapter_of(small("bert", LoraConfig(rank=3, alpha=6))), tmp_path / "peft")
+    edit(tmp_path / "peft", **settings)
+    (key,) = settings
+    with pytest.raises(UserError, match=f"of a kind that it must not be: {key}="):
+        from_peft(tmp_path / "peft")
+
+
+def test_a_pattern_holds_for_the_module_of_its_name_or_end_alone(tmp_path):
+    """PEFT's own rule, by the scales of its modules; the first key that matches decides."""
+    adapter = adapter_of(small("bert", LoraConfig(rank=3, alpha=6)))
+    to_peft(adapter, tmp_path / "peft")
+    (tmp_path / "peft" / "lora.json").unlink()
+    for pattern in ({"self.query": 6, "query": 9}, {"uery": 9}, {"value": 6.0, "query": 6}):
+        edit(tmp_path / "peft", alpha_pattern=pattern)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT says that nothing is called "uery"
+            theirs = in_peft(tmp_path / "peft", "bert").base_model.model
+        found = from_peft(tmp_path / "peft")
+        for name in found.pairs():
+            assert found.scale(name) == theirs.get_submodule(name).scaling["default"] == 2.0
+
+
+def test_a_folder_without_lora_and_a_head_with_lora_are_refused(tmp_path):
+    adapter = adapter_of(small("bert", LoraConfig(rank=3, alpha=6)))
+    to_peft(adapter, tmp_path / "peft")
+    retensor(tmp_path / "peft", lambda t: [t.pop(name) for name in sorted(t) if ".lora_" in name])
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors has no LoRA tensors"):
+        from_peft(tmp_path / "peft")
+    a, b = next(iter(adapter.pairs().values()))
+    weights = {"classifier.lora_a": a, "classifier.lora_b": b[:2]}
+    method = LoraConfig(targets=("classifier",), rank=3, alpha=6)
+    with pytest.raises(UserError, match="does not save a head and put LoRA into it: classifier"):
+        to_peft(Adapter(method, weights, adapter.head), tmp_path / "both")
+    assert not (tmp_path / "both").exists()
+
+
+@pytest.mark.parametrize("headed", [True, False], ids=["head", "no head"])
+def test_the_settings_that_peft_reads(headed, tmp_path):
+    """As PEFT's own LoraConfig reads the file."""
+    adapter = adapter_of(small("bert", LoraConfig(targets=("q", "v"), rank=3, alpha=6, dropout=0.1)))
+    to_peft(adapter if headed else Adapter(adapter.method, adapter.weights, {}), tmp_path / "peft")
+    config = peft.PeftConfig.from_pretrained(tmp_path / "peft")
+    assert isinstance(config, peft.LoraConfig)
+    assert (config.r, config.lora_alpha, config.lora_dropout, config.use_rslora) == (3, 6, 0.1, False)
+    assert (config.bias, config.fan_in_fan_out, config.inference_mode) == ("none", False, True)
+    assert set(config.target_modules) == set(adapter.pairs())
+    assert (config.rank_pattern, config.alpha_pattern) == ({}, {})
+    assert config.task_type == ("SEQ_CLS" if headed else None)
+    assert config.modules_to_save == (["bert.pooler", "classifier"] if headed else None)
 
 
 def loralib_model(architecture="roberta", rank=4, alpha=16, targets="qv"):
@@ -237,7 +477,7 @@ def released_file(model, path):
     return path
 
 
-def test_the_released_form_gives_loralibs_logits(tmp_path):
+def test_the_released_form_gives_loralibs_logits(tmp_path, bases):
     model = loralib_model()
     file = released_file(model, tmp_path / "lora.bin")
     assert "roberta.encoder.layer.0.attention.self.query.lora_A" in torch.load(file)
@@ -251,7 +491,7 @@ def test_the_released_form_gives_loralibs_logits(tmp_path):
     place(wrong, from_loralib(file, alpha=8))
     assert (logits(wrong, "roberta") - expected).abs().max() > 1e-3
     write_adapter(adapter, tmp_path / "ours")
-    to_peft(tmp_path / "ours", tmp_path / "peft")
+    to_peft(tmp_path / "ours", tmp_path / "peft", base=bases / "roberta")
     assert same(from_peft(tmp_path / "peft"), adapter) and same(read_adapter(tmp_path / "ours"), adapter)
     torch.testing.assert_close(logits(in_peft(tmp_path / "peft", "roberta"), "roberta"), expected, rtol=0, atol=1e-6)
 

@@ -1,8 +1,10 @@
 """Adapters as folders: what comes back is what was saved; what is broken, foreign or hostile is refused, by name."""
 
+import hashlib
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import tiny
@@ -217,6 +219,44 @@ BROKEN = {
 }
 
 
+def retyped(folder, dtype, name=None):
+    """With everything else as it should be, the hash and the shapes among it."""
+    tensors = load_file(folder / WEIGHTS)
+    name = name or first(tensors)
+    save_file(tensors | {name: tensors[name].to(dtype)}, folder / WEIGHTS)
+    edit(folder, contents__sha256=hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest())
+
+
+BROKEN |= {
+    "alpha 0": (lambda f: edit(f, method__alpha=0), "alpha must be > 0 and finite, got 0"),
+    "alpha -1": (lambda f: edit(f, method__alpha=-1), "alpha must be > 0 and finite, got -1"),
+    "alpha NaN": (lambda f: edit(f, method__alpha=float("nan")), "alpha must be > 0 and finite, got nan"),
+    "alpha above floats": (lambda f: edit(f, method__alpha=10**400), "alpha must be of type float, got a whole number"),
+    "alpha above float32": (lambda f: edit(f, method__alpha=1e300), "a factor above all numbers of float32"),
+    "alpha at a rank": (lambda f: edit(f, method__alpha_at_rank=10**400), "a factor above all numbers of float32"),
+    "huge rank": (lambda f: edit(f, method__rank=10**9), "at rank 1000000000, which the adapter states"),
+    "rank of digits": (lambda f: digits(f), "is not readable JSON"),
+    "int8": (lambda f: retyped(f, torch.int8), "is of dtype int8; it must be one of float64, float32"),
+    "bool": (lambda f: retyped(f, torch.bool), "is of dtype bool"),
+    "complex": (lambda f: retyped(f, torch.complex64), "is of dtype complex64"),
+    "float8": (lambda f: retyped(f, torch.float8_e4m3fn), "is of dtype float8_e4m3fn"),
+    "head of integers": (lambda f: retyped(f, torch.int64, "classifier.bias"), r"classifier\.bias is of dtype int64"),
+    "unknown dtype": (lambda f: unknown_dtype(f), "has tensors of dtype F4, which torch lacks"),
+    "long name": (lambda f: edit(f, contents__file="a" * 5000), "has no file aaaa"),
+    "named pipe": (lambda f: ((f / DESCRIPTION).unlink(), os.mkfifo(f / DESCRIPTION)), r"has no file adapter\.json"),
+}
+
+
+def digits(folder):
+    text = (folder / DESCRIPTION).read_text()
+    (folder / DESCRIPTION).write_text(text.replace('"rank": 8', '"rank": ' + "9" * 5000, 1))
+
+
+def unknown_dtype(folder):
+    header = json.dumps({"a": {"dtype": "F4", "shape": [4], "data_offsets": [0, 2]}}).encode()
+    (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
+
+
 def relink(folder, name):
     shutil.copy(folder / name, folder.parent / name)
     (folder / name).unlink()
@@ -234,6 +274,73 @@ def test_a_broken_or_hostile_folder_is_refused_and_leaves_the_model(fault, tmp_p
         with pytest.raises(UserError, match=message):
             read()
         assert state(model) == before
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/a", "a" * 5000, "a\0b"], ids=["user", "long", "zero byte"])
+def test_what_is_no_name_of_a_folder_is_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError):
+        read_adapter(name)
+    with pytest.raises(UserError):
+        write_adapter(five("bert")["rte"], name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_adapter_in_memory_is_loaded_as_its_folder_is(tmp_path):
+    adapter = five("bert")["mnli"]
+    write_adapter(adapter, tmp_path / "a")
+    one, other = tiny.model("bert"), tiny.model("bert")
+    assert load_adapter(one, adapter) is adapter
+    load_adapter(other, tmp_path / "a")
+    assert state(one) == state(other) and one.applied == other.applied
+    changed = tiny.model("bert", seed=4)
+    before = state(changed)
+    with pytest.raises(UserError, match="allow_other_base=True"):
+        load_adapter(changed, adapter)
+    assert state(changed) == before
+    load_adapter(changed, adapter, allow_other_base=True)
+
+
+def test_a_head_for_no_labels_and_values_above_the_dtype_are_refused():
+    adapter = five("bert")["rte"]
+    empty = {name: t[:0] if name.startswith("classifier") else t for name, t in adapter.head.items()}
+    large = {name: 1e6 * tensor for name, tensor in adapter.weights.items()}
+    for changed, message in (
+        (Adapter(adapter.method, adapter.weights, empty), "classifier is for 0 labels"),
+        (Adapter(adapter.method, large, {}), r"lora_a has values that are not finite in torch\.float16"),
+    ):
+        model = tiny.model("bert").half()
+        before = state(model)
+        with pytest.raises(UserError, match=message):
+            load_adapter(model, changed)
+        assert state(model) == before
+
+
+def test_tensors_that_share_memory_are_written_apart(tmp_path):
+    adapter = five("bert")["rte"]
+    one, other, *_ = [name for name in adapter.weights if name.endswith("lora_a")]
+    shared = Adapter(adapter.method, adapter.weights | {other: adapter.weights[one]}, adapter.head)
+    write_adapter(shared, tmp_path / "a")
+    back = read_adapter(tmp_path / "a")
+    assert torch.equal(back.weights[other], adapter.weights[one])
+
+
+def test_an_interrupt_while_a_folder_is_replaced_leaves_the_old_one(tmp_path, monkeypatch):
+    adapters = five("bert")
+    write_adapter(adapters["rte"], tmp_path / "a")
+    content = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    rename = Path.rename
+
+    def interrupted(self, target):
+        if self.name == "new":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_adapter(adapters["mnli"], tmp_path / "a")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == content
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_no_folder_and_no_method(tmp_path):

@@ -1,5 +1,6 @@
 """One batch of several adapters: every row as in a run of its adapter alone, on every architecture."""
 
+import dataclasses
 import random
 
 import pytest
@@ -109,6 +110,71 @@ def test_the_model_comes_back_as_it_was_pretrained(architecture):
     assert torch.equal(logits(back, architecture), plain)
 
 
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_autocast_gives_each_row_what_its_adapter_alone_has_there(architecture):
+    names = random.Random(3).choices(list(FIVE), k=ROWS)
+    served = AdapterSet(tiny.model(architecture), five(architecture))
+    exact = alone(architecture, names)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed, expected = served(names, **tiny.inputs(architecture, ROWS)), alone(architecture, names, torch.float32)
+    assert {row.dtype for row in mixed} == {row.dtype for row in expected} == {torch.bfloat16}
+    error = max((found - row).abs().max() for found, row in zip(mixed, exact, strict=True))
+    theirs = max((found - row).abs().max() for found, row in zip(expected, exact, strict=True))
+    assert 0 < error < 3 * theirs  # both are rounded to bfloat16 on the way
+
+
+def modes(model):
+    return [module.training for module in model.modules()]
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_serving_is_without_dropout_and_the_model_comes_back_in_its_own_mode(training):
+    model, adapters = tiny.model("bert"), five("bert")
+    expected = AdapterSet(tiny.model("bert"), adapters)(list(FIVE), **tiny.inputs("bert"))
+    model.train(training)
+    model.bert.embeddings.train(not training)  # a part in another mode than the rest
+    before = modes(model)
+    assert len(set(before)) == 2
+    served = AdapterSet(model, adapters)
+    holder = torch.nn.ModuleList([served])
+    for train in (lambda: served.train(), lambda: holder.train(), lambda: model.train(), lambda: model.bert.train()):
+        assert train() is not None
+        for found, row in zip(served(list(FIVE), **tiny.inputs("bert")), expected, strict=True):
+            assert torch.equal(found, row)
+        assert not served.training and not any(modes(model))
+    assert modes(served.release()) == before
+
+
+def test_a_released_set_says_so():
+    served = AdapterSet(tiny.model("bert"), five("bert"))
+    served.release()
+    for action in (lambda: served(list(FIVE), **tiny.inputs("bert")), served.release):
+        with pytest.raises(UserError, match="has released its model"):
+            action()
+
+
+def test_a_set_that_is_cast_gives_the_cast_model_back():
+    served = AdapterSet(tiny.model("bert"), five("bert"))
+    back = served.to(torch.bfloat16).release()
+    assert checksum(back.state_dict().items()) == checksum(tiny.model("bert").to(torch.bfloat16).state_dict().items())
+
+
+def test_what_overflows_in_half_precision_is_refused():
+    adapters, model = five("bert"), tiny.model("bert").half()
+    before = checksum(model.state_dict().items())
+    factors = {name: 3e5 * tensor for name, tensor in adapters["rte"].weights.items()}
+    scaled = {name: 500 * tensor if name.endswith("_b") else tensor for name, tensor in adapters["rte"].weights.items()}
+    head = {name: 1e6 * tensor for name, tensor in adapters["rte"].head.items()}
+    for large in (
+        Adapter(adapters["rte"].method, factors, {}),
+        Adapter(dataclasses.replace(adapters["rte"].method, alpha=4000), scaled, {}),
+        Adapter(adapters["rte"].method, adapters["rte"].weights, head),
+    ):
+        with pytest.raises(UserError, match=r"adapter large: .* not finite in torch\.float16"):
+            AdapterSet(model, adapters | {"large": large})
+        assert checksum(model.state_dict().items()) == before
+
+
 def test_what_cannot_be_served_is_refused_and_leaves_the_model():
     adapters, model = five("bert"), tiny.model("bert")
     swap(model, adapters["rte"])
@@ -117,7 +183,7 @@ def test_what_cannot_be_served_is_refused_and_leaves_the_model():
         AdapterSet(model, {})
     with pytest.raises(UserError, match="method houlsby cannot be merged"):
         AdapterSet(model, adapters | {"houlsby": adapter_of(with_method("bert", HoulsbyConfig()))})
-    with pytest.raises(UserError, match="not those that the adapter was trained on"):
+    with pytest.raises(UserError, match="adapter other: the model's weights are not those that the adapter"):
         AdapterSet(model, adapters | {"other": other_base()})
     weights = {n: t[:, :-1] if n.endswith("lora_a") else t for n, t in adapters["rte"].weights.items()}
     narrow = Adapter(adapters["rte"].method, weights, {})

@@ -1,5 +1,6 @@
 """merge, unmerge, swap: against the unmerged forward pass, the untouched base and a float64 product; nothing drifts."""
 
+import contextlib
 import copy
 import random
 
@@ -11,7 +12,9 @@ from torch import nn
 
 from lora.adapters.adapter import Adapter, adapter_of
 from lora.adapters.files import write_adapter
+from lora.adapters.many import AdapterSet
 from lora.adapters.merge import merge, remove, swap, unmerge
+from lora.adapters.place import load_adapter
 from lora.errors import UserError
 from lora.methods.configs import LoraConfig
 from lora.methods.lowrank import LoraLinear
@@ -221,6 +224,27 @@ def test_an_overflow_in_half_precision_is_found():
     swap(tiny.model("bert"), large)
 
 
+def test_large_weights_that_are_finite_are_merged_in_half_precision():
+    """Their sum is beyond float16's 65,504: each is 4 * 4 * 4 * 2 = 128 or so, and a layer has 1,024 of them."""
+    adapter = five("bert")["mnli"]
+    fours = {name: torch.full_like(tensor, 4.0) for name, tensor in adapter.weights.items()}
+    model = tiny.model("bert").half()
+    swap(model, Adapter(adapter.method, fours, adapter.head))
+    merged = model.bert.encoder.layer[0].attention.self.query.weight
+    assert (merged.float() - 128).abs().max() < 2
+
+
+def test_removal_gives_the_base_back_and_forgets_the_adapter():
+    adapters, model = five("bert"), tiny.model("bert")
+    before = checksum(model.state_dict().items())
+    for task in ("mnli", "rte"):
+        swap(model, adapters[task])
+        assert checksum(model.state_dict().items()) != before
+        remove(model)
+        assert checksum(model.state_dict().items()) == before
+        assert model.applied is None and model.kept_head == {} and model.kept_layers == {}
+
+
 def test_a_failed_merge_leaves_the_model_as_it_was():
     model = with_method("bert", LoraConfig())
     with torch.no_grad():
@@ -265,6 +289,120 @@ def test_a_base_that_is_written_to_after_a_swap_is_noticed():
         model.get_parameter("bert.embeddings.word_embeddings.weight")[0, 0] += 1
     with pytest.raises(UserError, match="not those that the adapter was trained on"):
         swap(model, adapters["rte"])
+
+
+def test_a_base_that_is_written_to_through_data_is_noticed():
+    """Neither the version nor the address of the tensor tells: only its values do."""
+    adapters, model = five("bert"), tiny.model("bert")
+    swap(model, adapters["rte"])
+    for weight in (
+        model.get_parameter("bert.embeddings.word_embeddings.weight"),
+        model.kept_layers["bert.encoder.layer.1.attention.self.value"].weight,
+        model.get_parameter("bert.encoder.layer.1.output.LayerNorm.bias"),
+    ):
+        kept, version, before = weight.detach().clone(), weight._version, state(model)
+        swap(model, adapters["rte"])
+        weight.data[-1] += 1
+        assert weight._version == version
+        changed = state(model)
+        for action in (lambda: swap(model, adapters["mnli"]), lambda: AdapterSet(model, adapters)):
+            with pytest.raises(UserError, match="not those that the adapter was trained on"):
+                action()
+            assert state(model) == changed
+        weight.data.copy_(kept)
+        swap(model, adapters["rte"])
+        assert state(model) == before
+
+
+def test_a_changed_architecture_is_refused_by_swaps_too():
+    relu, adapters = tiny.model("bert", hidden_act="relu"), five("bert")
+    relu.load_state_dict(tiny.model("bert").state_dict())
+    before = state(relu)
+    for action in (lambda: swap(relu, adapters["rte"]), lambda: AdapterSet(relu, adapters)):
+        with pytest.raises(UserError, match="hidden_act is 'relu', was 'gelu'; allow_changed_architecture=True"):
+            action()
+        assert state(relu) == before
+    swap(relu, adapters["rte"], allow_changed_architecture=True)
+    AdapterSet(relu, adapters, allow_changed_architecture=True)
+
+
+SITUATIONS = {
+    "inference": lambda: torch.inference_mode(),
+    "no grad": lambda: torch.no_grad(),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "inference and autocast": lambda: stacked(torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)),
+}
+
+
+@contextlib.contextmanager
+def stacked(*contexts):
+    with contextlib.ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield
+
+
+CASES = [(name, False, False) for name in SITUATIONS] + [("inference", True, False), ("inference", False, True)]
+
+
+@pytest.mark.parametrize(("situation", "built_within", "training"), CASES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cycles_in_any_mode_leave_the_base_and_the_model_as_any_other(dtype, situation, built_within, training):
+    adapters, build = five("bert"), lambda: tiny.model("bert").to(dtype).train(training)
+    before = checksum(build().state_dict().items())
+    model = None if built_within else build()
+    with SITUATIONS[situation]():
+        model = build() if built_within else model
+        for number, task in enumerate(random.Random(3).choices(list(adapters), k=12)):
+            swap(model, adapters[task])
+            if number % 3 == 0:
+                unmerge(model)
+            if number % 5 == 0:
+                served = AdapterSet(model, adapters)
+                if dtype != torch.float16 or "autocast" not in situation:  # torch has no forward pass for the two
+                    served(list(FIVE), **tiny.inputs("bert"))
+                assert served.release() is model
+                assert checksum(model.state_dict().items()) == before
+        swap(model, adapters["mnli"])
+        saved = adapter_of(model)
+    fresh = tiny.model("bert").to(dtype)
+    swap(fresh, adapters["mnli"])
+    assert checksum(model.state_dict().items()) == checksum(fresh.state_dict().items())
+    assert not any(tensor.is_inference() for tensor in (saved.weights | saved.head).values())
+    assert not any(parameter.is_inference() for parameter in model.parameters())
+    assert {module.training for module in model.modules()} == {training}
+    unmerge(model)
+    model(**tiny.inputs("bert"), labels=torch.arange(5) % 3).loss.backward()  # it trains, outside
+    moved = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
+    assert len(moved) == 8 + 4
+    remove(model)
+    assert checksum(model.state_dict().items()) == before
+
+
+def test_an_adapter_that_was_read_in_inference_mode_is_one_of_usual_tensors(tmp_path):
+    write_adapter(five("bert")["rte"], tmp_path / "a")
+    with torch.inference_mode():
+        model = tiny.model("bert")
+        adapter = load_adapter(model, tmp_path / "a")
+    assert not any(tensor.is_inference() for tensor in (adapter.weights | adapter.head).values())
+    loss = model(**tiny.inputs("bert"), labels=torch.arange(5) % 2).loss
+    loss.backward()
+    assert model.get_parameter("bert.encoder.layer.0.attention.self.query.lora_a").grad is not None
+
+
+def test_the_mode_of_the_caller_is_as_it_was():
+    model, adapter = tiny.model("bert"), five("bert")["rte"]
+    swap(model, adapter)
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    with torch.inference_mode():
+        swap(model, adapter)
+        assert torch.is_inference_mode_enabled()
+        with pytest.raises(UserError):
+            swap(model, "nowhere")
+        assert torch.is_inference_mode_enabled()
+    with torch.no_grad():
+        swap(model, adapter)
+        assert not torch.is_grad_enabled()
 
 
 def test_a_layer_that_was_replaced_while_merged_is_noticed():

@@ -1,7 +1,9 @@
 """A run that was stopped and went on is the run that was never stopped, to the last bit."""
 
+import hashlib
 import json
 import os
+import pickle
 import resource
 import signal
 import subprocess
@@ -14,7 +16,8 @@ from processor import NARROWEST
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from lora import evaluation, signals
+from lora import cost, evaluation, liveness, signals
+from lora.cost import device_name
 from lora.provenance import ROOT
 from lora.results import checkpoint_path, equal_science, read_record, record_path
 from lora.signals import InterruptedRunError
@@ -133,6 +136,67 @@ def test_so_is_one_of_other_rows_or_code(tiny_config, listening, capsys, monkeyp
         rewrite(path, lambda run: run["made_from"]["inputs"].update(rows="another fingerprint"))
     assert run(config)[0].provenance["resumed"] == 0
     assert f"made from other {'code' if change == 'code' else 'inputs'}" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not (liveness.PROC / "cpuinfo").exists(), reason="no list of CPUs")
+def test_so_is_one_of_another_kind_of_cpu(tiny_config, listening, capsys, monkeypatch, tmp_path):
+    """The kernel's list of CPUs is another, as on another node of a cluster: the same instructions, another model."""
+    config = tiny_config()
+    stop(config, 3)
+    lines = (liveness.PROC / "cpuinfo").read_text().splitlines()
+    other = [
+        f"{line.partition(':')[0]}: Another" if line.startswith(("model name", "CPU part")) else line for line in lines
+    ]
+    assert other != lines
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "cpuinfo").write_text("\n".join(other))
+    here = cost.processor(torch.device("cpu"))
+    with monkeypatch.context() as patch:
+        patch.setattr(cost, "PROC", tmp_path / "proc")
+        there = cost.processor(torch.device("cpu"))
+        assert run(config)[0].provenance["resumed"] == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"made from other processors: {here} then, {there} now): the run starts from the beginning" in line
+    assert device_name(torch.device("cpu")) in here and "Another" in there
+    assert run(config)[0].provenance["resumed"] == 1
+
+
+def test_so_is_one_made_with_another_capability_of_torch(tiny_config, listening, capsys):
+    config = tiny_config()
+    stop(config, 3)
+    command = [sys.executable, "-c", "import sys, pickle; from lora.train import run\n"
+               "print(run(pickle.load(sys.stdin.buffer))[0].provenance['resumed'])"]  # fmt: skip
+    less = os.environ | {"ATEN_CPU_CAPABILITY": "default"}  # torch's own way to take simpler kernels
+    done = subprocess.run(command, cwd=ROOT, env=less, input=pickle.dumps(config), capture_output=True)
+    assert done.stdout.decode().strip() == "0", done.stderr.decode()
+    assert b"it was made from other processors" in done.stderr
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_one_without_the_adapter_of_its_best_epoch_is_not_used_where_it_is_asked_for(
+    tiny_config, listening, capsys, epochs
+):
+    """A rate so high that the first epoch is the best. Before its end there is nothing that could be missing."""
+    high = ("method=lora", "train.lr=0.5", f"train.epochs={EPOCHS}")
+    stop(tiny_config(*high), 5 * epochs + 2)
+    asked = tiny_config(*high, "runtime.save_adapter=true")
+    record, _, files = run(asked)
+    assert record.selected["best"]["epoch"] == 1
+    assert hashlib.sha256(files["adapter.safetensors"]).hexdigest() == record.adapter
+    assert record.provenance["resumed"] == 1 - epochs
+    assert capsys.readouterr().err.count("it lacks the adapter of its best epoch") == epochs
+    checkpoint_of(asked).unlink()
+    whole, _, expected = run(asked)
+    assert (equal_science(record, whole), files) == (True, expected)
+
+
+def test_an_adapter_that_is_no_longer_asked_for_is_not_kept(tiny_config, listening):
+    """It would be that of an epoch which a later one may beat."""
+    config = tiny_config("method=lora", "runtime.save_adapter=true")
+    stop(config, 7)
+    record, _, files = run(tiny_config("method=lora"))
+    assert record.provenance["resumed"] == 1
+    assert (record.adapter, files) == (None, None)
 
 
 def rewrite(path, change, replaced=()):

@@ -1,12 +1,22 @@
 """From overrides to a validated RunConfig: what is refused, and what names a run."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
+import tiny
+import torch
+import transformers
 
+from lora import kernel_choice
 from lora.checks import SettingsError
 from lora.compose import CONF, compose_config, compose_run, cpu_precision, settle
 from lora.errors import UserError
+from lora.fused import masks
+from lora.fused.encoder import fuse
+from lora.provenance import ROOT
 from lora.sweep import expand, requested, split_override
 
 
@@ -43,6 +53,16 @@ def test_all_problems_of_a_run_come_together(tiny_config):
     with pytest.raises(UserError) as caught:
         tiny_config("method.alpha=-1", "method.rank=0", "train.lr=-1", "data.max_length=1", "runtime.threads=0")
     assert len(str(caught.value).splitlines()) == 5
+
+
+OTHER_ACTIVATION = dict.fromkeys(tiny.ARCHITECTURES, "hidden_act") | {"distilbert": "activation"}
+
+
+def longer(architecture):
+    """A model of more positions than the masks number."""
+    settings = tiny.config(architecture)
+    settings.max_position_embeddings = 1025
+    return transformers.AutoModelForSequenceClassification.from_config(settings)
 
 
 SAME_RUN = ["data.path=/elsewhere", "runtime.threads=2", "train.eval_batch=7", "model.gradient_checkpointing=true"]
@@ -179,3 +199,83 @@ def test_a_cell_keeps_the_launchers_precision_on_another_kind_of_machine(tmp_pat
     assert not {cell.run_id for cell in cells} & {
         cell.run_id for cell in expand("mini", ["task=reviews", "seed=1"], ["glue_table2"])
     }
+
+
+def local_run(folder, *overrides):
+    return compose_run(["profile=small", "task=rte", "method=lora", "model=local", f"model.path={folder}", *overrides])
+
+
+COVERED = {"bert": "fused", "roberta": "fused", "electra": "fused", "distilbert": "stock", "deberta-v2": "stock"}
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_auto_takes_the_fused_kernels_where_they_cover_the_encoder(architecture, tmp_path, monkeypatch):
+    """The kernels themselves are the truth: what they refuse to compute is what auto does not give them."""
+    monkeypatch.setattr("lora.kernel_choice.has_gpu", lambda: False)
+    for number, extra in enumerate(({}, {}, {OTHER_ACTIVATION[architecture]: "relu"})):
+        if architecture == "deberta-v2" and number == 1:
+            continue  # its positions are relative
+        model = tiny.model(architecture, **extra) if number != 1 else longer(architecture)
+        folder = tmp_path / f"{architecture}{number}"
+        model.base_model.save_pretrained(folder)
+        config = local_run(folder)
+        assert config.train.kernels == (COVERED[architecture] if number == 0 else "stock")
+        if config.train.kernels == "fused":
+            fuse(model, "fp32", 0)
+        else:
+            with pytest.raises(UserError, match=r"train\.kernels=fused does not cover"):
+                fuse(model, "fp32", 0)
+        for kernels in ("fused", "stock"):
+            asked = local_run(folder, f"train.kernels={kernels}")
+            assert asked.train.kernels == kernels
+            assert (asked.run_id == config.run_id) == (kernels == config.train.kernels)
+
+
+@pytest.mark.parametrize(("device", "with_gpu"), [("auto", "stock"), ("cuda", "stock"), ("cpu", "fused")])
+def test_auto_takes_the_stock_kernels_on_a_gpu(device, with_gpu, model_dir, monkeypatch):
+    for gpu, expected in ((True, with_gpu), (False, "stock" if device == "cuda" else "fused")):
+        monkeypatch.setattr("lora.kernel_choice.has_gpu", lambda gpu=gpu: gpu)
+        assert local_run(model_dir, f"runtime.device={device}").train.kernels == expected
+        assert compose_run(["task=reviews", f"runtime.device={device}"]).train.kernels == expected
+    assert compose_run(["profile=paper", "model=roberta_base", "protocol=printed", "task=rte"]).train.kernels == "stock"
+
+
+def test_the_profiles_leave_the_kernels_to_the_machine():
+    kernels = {name: compose_config([f"profile={name}"]).train.kernels for name in ("mini", "small", "paper")}
+    assert kernels == {"mini": "auto", "small": "auto", "paper": "stock"}
+
+
+def test_a_cell_keeps_the_launchers_kernels_on_another_kind_of_machine(tmp_path, monkeypatch):
+    """A worker may have a GPU where the launcher has none, and the other way round."""
+    for place in ("lora.kernel_choice.has_gpu", "lora.sweep.has_gpu"):
+        monkeypatch.setattr(place, lambda: False)
+    cells = expand("mini", ["task=reviews", "seed=1", "train.precision=fp32"], ["glue_table2"])
+    for place in ("lora.kernel_choice.has_gpu", "lora.sweep.has_gpu"):
+        monkeypatch.setattr(place, lambda: True)
+    assert len(cells) == 5
+    assert [compose_run(cell.overrides).run_id for cell in cells] == [cell.run_id for cell in cells]
+    assert {compose_run(cell.overrides).train.kernels for cell in cells} == {"fused"}
+    others = expand("mini", ["task=reviews", "seed=1", "train.precision=fp32"], ["glue_table2"])
+    assert {compose_run(cell.overrides).train.kernels for cell in others} == {"stock"}
+    assert not {cell.run_id for cell in cells} & {cell.run_id for cell in others}
+
+
+def test_the_choice_and_the_masks_have_one_limit_of_positions():
+    assert kernel_choice.MAX_TOKENS == masks.MAX_TOKENS
+
+
+def test_a_gpu_is_what_torch_finds():
+    assert kernel_choice.has_gpu() == torch.cuda.is_available()
+
+
+def test_a_gpu_is_looked_for_without_torch(tmp_path):
+    """A driver that has two devices, and a torch that is built for them: neither is loaded by the question."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('torch was loaded')")
+    script = "import sys; from lora import kernel_choice as k; print(k.built_for_cuda(), 'torch' in sys.modules)"
+    for cuda in ("'12.8'", "None"):
+        (tmp_path / "torch" / "version.py").write_text(f"debug = False\ncuda: Optional[str] = {cuda}\nhip = None\n")
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == [str(cuda != "None"), "False"]

@@ -15,10 +15,11 @@ from torch.nn import functional as F
 from lora.checks import SettingsError
 from lora.efficiency.memory import saved_bytes
 from lora.errors import UserError
-from lora.fused import encoder, functions, kernels, plain
+from lora.fused import functions, kernels, plain
 from lora.fused.encoder import fuse
 from lora.fused.masks import Masks, attention_places, hidden_places, plain_keep
 from lora.fused.optimizer import FusedAdamW
+from lora.kernel_choice import ARCHITECTURES
 from lora.methods import METHODS
 from lora.methods.configs import (
     AdapterDropConfig,
@@ -335,7 +336,7 @@ def gradients(model, architecture, rows=None, length=9):
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
-@pytest.mark.parametrize("architecture", encoder.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("method", CONFIGS)
 def test_the_fused_encoder_equals_transformers_own(architecture, method):
     stock, fused, _ = pair(architecture, method, **NO_DROPOUT)

@@ -4,15 +4,20 @@ import math
 
 import pytest
 import yaml
-from synthetic import populate, rate_of
+from synthetic import populate
 
 from lora.compose import CONF
 from lora.gather import gather
 from lora.learning_rate import learning_rate_table, taken, tried_runs
 from lora.report import build
+from lora.sweep import Cell
 
 GIVEN = ["experiment=learning_rate"]
 TASKS = ("sst2", "mrpc", "cola", "rte", "stsb")
+
+
+def rate_of(cell: Cell) -> float:
+    return next(float(o.removeprefix("train.lr=")) for o in cell.overrides if o.startswith("train.lr="))
 
 
 @pytest.fixture

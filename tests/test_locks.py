@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import os
+import stat
 import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -113,11 +115,83 @@ def test_of_another_machine_the_heartbeat_decides(path, quick):
             assert read_owner(path)[0].pid == os.getpid()
 
 
+@contextmanager
+def beating(path):
+    """The lock's file is touched while the block lasts, as its owner does."""
+    stop = threading.Event()
+
+    def beat():
+        count = 0
+        while not stop.wait(0.02):
+            count += 1
+            os.utime(path, (count, count))
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
 def test_a_job_that_its_queue_restarted_on_another_node_goes_on_at_once(path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    assert create(path, elsewhere(job="slurm 17"))
+    first = myself()  # sbatch(1): SLURM_RESTART_COUNT is set once the job was restarted
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert create(path, elsewhere(job=first.job, restarts=first.restarts))
     with held(path):  # SILENT_SECONDS is a minute here
         assert read_owner(path)[0].host == myself().host
+
+
+@pytest.mark.parametrize("theirs", [0, 1, 2, None])
+def test_a_job_of_several_nodes_does_not_take_its_own_locks(path, quick, monkeypatch, theirs):
+    """Same job, another node: of the same life, of a later one, or of a version that wrote no count."""
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0" if theirs == 0 else "1")
+    owner = elsewhere(job="slurm 17", restarts=theirs)
+    assert create(path, owner)
+    assert locks.lives(owner, myself()) is None
+    with beating(path), pytest.raises(HeldError, match="of another, since"), held(path):
+        pass
+    assert read_owner(path)[0] == owner
+    with held(path):  # it beats no more
+        assert read_owner(path)[0].restarts == myself().restarts
+
+
+def test_outside_of_a_job_there_is_no_count(monkeypatch):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    assert (myself().job, myself().restarts) == (None, None)
+
+
+def test_a_lock_of_an_earlier_version_is_read(path):
+    fields = dataclasses.asdict(myself())
+    del fields["restarts"]
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(fields))
+    assert dataclasses.asdict(read_owner(path)[0]) == {**fields, "restarts": None}
+    with pytest.raises(HeldError), held(path):
+        pass
+
+
+def test_a_file_system_that_reports_one_link_for_every_file(path, monkeypatch):
+    """As some FUSE and cloud file systems do. The kernel's answer is replaced, since none can be mounted here."""
+    real = os.stat
+
+    def one_link(*arguments, **options):
+        fields = list(real(*arguments, **options))
+        fields[stat.ST_NLINK] = 1
+        return os.stat_result(fields)
+
+    monkeypatch.setattr(os, "stat", one_link)
+    with held(path):
+        assert path.stat().st_nlink == 1
+        assert read_owner(path)[0].pid == os.getpid()
+        with pytest.raises(HeldError):
+            acquire(path, myself())
+    assert names(path) == []
 
 
 def test_whoever_was_taken_for_dead_notices(path, quick):

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lora.errors import UserError
 from lora.methods import METHODS
 from lora.methods.attach import apply
-from lora.methods.bottleneck import PfeifferNorm
+from lora.methods.bottleneck import Bottleneck, PfeifferNorm
 from lora.methods.configs import (
     AdapterDropConfig,
     BitFitConfig,
@@ -223,6 +223,7 @@ def test_the_defaults_are_the_released_codes():
     assert (lora.targets, lora.rank, lora.alpha, lora.dropout, lora.scaling) == (("q", "v"), 8, 8.0, 0.0, "lora")
     assert (lora.init_a, lora.init_std, lora.alpha_at_rank, lora.ranks) == ("kaiming_uniform", None, None, {})
     assert (adapter.bottleneck, adapter.init_std, adapter.init_truncated) == (64, 0.01, True)
+    assert (AdapterDropConfig().bottleneck, AdapterDropConfig().drop_layers) == (48, 8)
     assert (adapter.activation, PfeifferConfig().activation, adapter.layer_norms) == ("swish", "relu", "frozen")
 
 
@@ -365,6 +366,22 @@ def test_adapter_init_without_truncation_is_the_whole_normal(part):
     assert not any(p.any() for n, p in model.named_parameters() if n.endswith(f".adapter.{part}.bias"))
 
 
+ACTIVATIONS = {
+    "relu": lambda x: torch.clamp(x, min=0),
+    "gelu": lambda x: x * (1 + torch.erf(x / math.sqrt(2))) / 2,
+    "swish": lambda x: x / (1 + torch.exp(-x)),
+}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_activations_by_their_formulas(activation):
+    config = PfeifferConfig(bottleneck=7, activation=activation)
+    adapter = Bottleneck(12, config, torch.device("cpu"), torch.float64)
+    x = torch.randn(5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    inner = ACTIVATIONS[activation](x @ adapter.down.weight.T + adapter.down.bias)
+    torch.testing.assert_close(adapter(x), inner @ adapter.up.weight.T + adapter.up.bias, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 def test_layer_norms_train_where_asked(architecture):
     frozen, trained = tiny.model(architecture), tiny.model(architecture)
@@ -414,6 +431,13 @@ def test_a_rank_above_the_dimension_changes_nothing(rank):
         apply(model, LoraConfig(rank=rank), seed=0)
     assert checksum(model.state_dict().items()) == before
     assert list(model.state_dict()) == list(tiny.model("bert").state_dict())
+
+
+def test_the_rank_of_a_layer_that_is_not_square_goes_up_to_its_smaller_side():
+    name = "bert.encoder.layer.0.intermediate.dense"  # 48 x 32
+    apply(tiny.model("bert"), LoraConfig(targets=(name,), rank=32), seed=0)
+    with pytest.raises(UserError, match=r"rank 33 is above the smaller dimension.*\(48 x 32\).*1\.\.32"):
+        apply(tiny.model("bert"), LoraConfig(targets=(name,), rank=33), seed=0)
 
 
 def test_shortnames_cover_every_architecture():

@@ -1,20 +1,30 @@
 """`python -m lora.predict`: the recorded dev predictions again, the official files, several adapters, and bad input."""
 
+import glob
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
 import tiny
 import tiny_glue
+import torch
 from safetensors.numpy import load_file
 
-from lora.adapters.adapter import Adapter, Origin
+from lora.adapters.adapter import Adapter, Origin, adapter_of
+from lora.adapters.base import describe_base
 from lora.adapters.files import DESCRIPTION, read_adapter, write_adapter
+from lora.adapters.location import model_entries
 from lora.cells import run_cell
 from lora.compose import compose_config, settle
+from lora.methods.attach import apply
+from lora.methods.configs import LoraConfig
+from lora.models import load_encoder
 from lora.predict import main
+from lora.provenance import ROOT
 from lora.results import adapter_path
 from lora.tasks import GLUE_TASKS, TASKS
 
@@ -288,6 +298,83 @@ def test_what_was_asked_for_wrongly_is_refused(cells, tmp_path, capsys):
         refused(capsys, message, *arguments, folder=folder)
     refused(capsys, r"does not say where its base \(local\) lies: --model", "--adapter", rte, *files)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_exists_is_taken_whole_and_a_name_otherwise(cells, tmp_path, capsys, monkeypatch):
+    trained, folder = cells
+    monkeypatch.chdir(tmp_path)
+    inputs, end = dev_file(folder, "rte"), ["--output", "out", "--model", folder / "bert"]
+    shutil.copytree(trained["rte"][1], "runs/lr=0.1/a")
+    shutil.copytree(trained["rte"][1], "x=y")
+    (tmp_path / "y").mkdir()  # were x a name, this would be its folder
+    for given in ("runs/lr=0.1/a", "x=y", "first=runs/lr=0.1/a", "first=x=y"):
+        assert predict("--adapter", given, "--input", inputs, *end) == 0
+        capsys.readouterr()
+    two_rows = ["adapter\tsentence1\tsentence2", "a\tgood film\tbad film", "first\tgood film\tbad film"]
+    Path("mixed.tsv").write_text("\n".join(two_rows) + "\n")
+    both = ["--adapter", "runs/lr=0.1/a", "--adapter", "first=x=y"]
+    assert predict(*both, "--input", "mixed.tsv", *end) == 0
+    capsys.readouterr()
+    for given, message in (
+        ("runs/lr=0.2/a", "adapter folder 0.2/a does not exist, and neither does a folder runs/lr=0.2/a"),
+        ("name=", r"adapter folder \(none\) does not exist"),
+        ("=x=y", "an adapter's name must be"),
+        ("a\tb=x=y", "an adapter's name must be"),
+    ):
+        refused(capsys, message, "--adapter", given, "--input", inputs, *end)
+
+
+def test_an_adapter_without_a_head_predicts_nothing(cells, tmp_path, capsys):
+    trained, folder = cells
+    adapter = read_adapter(trained["rte"][1])
+    write_adapter(Adapter(adapter.method, adapter.weights, {}, adapter.base, adapter.origin), tmp_path / "a")
+    files = ["--input", dev_file(folder, "rte"), "--output", tmp_path / "o"]
+    refused(capsys, r"adapter a has no classifier\.weight", "--adapter", tmp_path / "a", *files, folder=folder)
+    assert not (tmp_path / "o").exists()
+
+
+def example(language):
+    """The README's code of this language in its part on adapters, as it is written there."""
+    part = (ROOT / "README.md").read_text().partition("\n## Adapters")[2].partition("\n## ")[0]
+    return [code for kind, code in re.findall(r"```(\w*)\n(.*?)```", part, re.DOTALL) if kind == language]
+
+
+def test_the_readmes_example_runs_as_written(tmp_path, monkeypatch, capsys):
+    """In a folder where the two cells of its first command have run; what is served is what PEFT computes."""
+    config, adapters = model_entries()["minilm"], tmp_path / "outputs" / "mini" / "adapters"
+    for seed, task in enumerate(("reviews", "clauses")):
+        assert f"-m lora task={task} runtime.save_adapter=true" in example("")[0]
+        model = load_encoder(config, TASKS[task], seed).model
+        names = apply(model, LoraConfig(), seed)
+        source = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name in names:
+                parameter = model.get_parameter(name)
+                parameter += 0.05 * torch.randn(parameter.shape, generator=source)
+        origin = Origin(task, TASKS[task].labels, max_length=128, encoder=config)
+        adapter = adapter_of(model, describe_base(model, "minilm"), origin)
+        write_adapter(adapter, adapters / f"minilm.lora-qv-r8.{task}.s1-0123456{seed}")
+    monkeypatch.chdir(tmp_path)
+    (code,) = example("python")
+    scope = {}
+    exec(compile(code, "README.md", "exec"), scope)
+    assert "tensor" in capsys.readouterr().out
+    served = scope["served"](["reviews", "clauses"], **scope["rows"])
+    theirs = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "outputs" / "reviews-peft").eval()
+    with torch.no_grad():
+        expected = theirs(**{key: value[:1] for key, value in scope["rows"].items()}).logits[0]
+    torch.testing.assert_close(served[0], expected, rtol=0, atol=1e-4)
+    assert served[1].shape == (2,)
+    columns = {task: TASKS[task].columns for task in ("reviews", "clauses")}
+    texts = [int(row.max()) + 1 for row in scope["rows"]["token_type_ids"]]
+    assert texts == [len(names) for names in columns.values()] == [1, 2]  # each row has its task's columns
+    for task, names in columns.items():
+        Path(f"{task}.tsv").write_text("\t".join(names) + "\n" + "\t".join("A text." for _ in names) + "\n")
+    command = example("")[1].replace("\\\n", " ").split()
+    assert command[:3] == [".venv/bin/python", "-m", "lora.predict"]
+    assert predict(*(glob.glob(word)[0] if "*" in word else word for word in command[3:])) == 0
+    for task in columns:
+        assert read_tsv(Path(f"{task}.out"))[1][1] in TASKS[task].labels
 
 
 def test_another_base_and_an_unknown_origin_are_refused(cells, tmp_path, capsys):

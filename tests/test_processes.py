@@ -9,8 +9,9 @@ import pytest
 from safetensors.torch import load_file
 
 from lora.errors import UserError
+from lora.processes import check_processes
 from lora.provenance import ROOT
-from lora.results import adapter_path, read_record
+from lora.results import adapter_path, load_records, read_record
 from lora.train import run
 
 BIN = Path(sys.executable).parent
@@ -61,12 +62,59 @@ def test_two_processes_give_the_losses_and_weights_of_one(tiny_overrides, tiny_c
     assert max((ours[name] - theirs[name]).abs().max().item() for name in ours) < 1e-5
 
 
+def test_two_processes_without_a_gpu_train_together_when_the_device_is_left_open(tiny_overrides, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    done = launch("torchrun", [*tiny_overrides, "runtime.device=auto"], outputs_in(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr
+    (record,) = load_records(tmp_path / "two" / "results")[0]
+    assert record.provenance["processes"] == 2
+
+
 def test_a_batch_that_does_not_divide_is_refused_once_and_leaves_nothing(tiny_overrides, tmp_path):
     done = launch("torchrun", [*tiny_overrides, "train.batch=9"], outputs_in(tmp_path / "two"))
     assert done.returncode != 0
     message = "error: train.batch must be a multiple of processes x train.accumulation (2 x 1)"
     assert done.stderr.count(message) == 1
     assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        ({"RANK": "1"}, r"RANK must be < WORLD_SIZE \(1, since it is not set\), got 1"),
+        ({"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, "RANK must be < WORLD_SIZE, got 2"),
+        ({"RANK": "zero"}, "RANK must be an integer >= 0, got 'zero'"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE must be an integer >= 1, got '0'"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but RANK is not set; WORLD_SIZE is 2, but LOCAL_RANK is not set"),
+        ({"LOCAL_RANK": "1"}, r"LOCAL_RANK must be < WORLD_SIZE \(1, since it is not set\), got 1"),
+        ({"LOCAL_WORLD_SIZE": "2"}, r"LOCAL_WORLD_SIZE must be <= WORLD_SIZE \(1, since it is not set\), got 2"),
+        (
+            {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "1"},
+            "LOCAL_RANK must be < LOCAL_WORLD_SIZE, got 1",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_places_that_contradict_each_other_are_refused(monkeypatch, places, message):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    check_processes()
+    for name, value in places.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        check_processes()
+
+
+@pytest.mark.parametrize("mode", [(), ("-m", "seed=1,2")], ids=["one cell", "a sweep"])
+def test_a_rank_without_a_number_of_processes_trains_nothing(tiny_overrides, tmp_path, mode):
+    """One message, whatever the rank, though only rank 0 speaks otherwise."""
+    environment = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"} | {"RANK": "1"}
+    command = [sys.executable, "-m", "lora", *mode, *tiny_overrides]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: RANK must be < WORLD_SIZE (1, since it is not set), got 1: start several processes")
+    assert not (tmp_path / "results").exists() and not (tmp_path / "outputs").exists()
 
 
 def test_passes_count_too(tiny_config, monkeypatch):
@@ -76,7 +124,7 @@ def test_passes_count_too(tiny_config, monkeypatch):
 
 
 def test_a_sweep_in_several_processes_is_refused(tiny_overrides, tmp_path):
-    environment = os.environ | {"WORLD_SIZE": "2", "RANK": "0"}
+    environment = os.environ | {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}  # as torchrun sets them
     command = [sys.executable, "-m", "lora", "-m", *tiny_overrides, "seed=1,2", *outputs_in(tmp_path / "two")]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2

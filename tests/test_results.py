@@ -6,12 +6,15 @@ import os
 import resource
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from lora.errors import UserError
 from lora.results import (
     RunRecord,
+    check_writable,
     equal_science,
     load_frame,
     load_records,
@@ -151,3 +154,24 @@ def test_equal_means_the_science_not_the_clock():
     threads = {**one.config, "runtime": {**one.config["runtime"], "threads": 2}}
     assert not equal_science(one, dataclasses.replace(one, config=threads))
     assert not equal_science(one, dataclasses.replace(one, epochs=[]))
+
+
+def test_a_folder_is_probed_by_several_at_once_and_nothing_is_left(tmp_path):
+    """Two sweeps that start together: 300 probes by two threads."""
+    start = threading.Barrier(2)
+
+    def probe():
+        start.wait()
+        for _ in range(150):
+            check_writable(tmp_path / "new" / "results")
+        return True
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(future.result() for future in [pool.submit(probe) for _ in range(2)])
+    assert not list((tmp_path / "new" / "results").iterdir())
+
+
+def test_a_folder_that_is_a_file_is_not_writable(tmp_path):
+    (tmp_path / "results").write_text("in the way")
+    with pytest.raises(UserError, match=f"cannot write to {tmp_path}/results: "):
+        check_writable(tmp_path / "results")

@@ -5,12 +5,14 @@ import hashlib
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from lora import subspaces
 from lora.adapters.files import write_folder
 from lora.analyses import SUBSPACES, analysis_json, read_analyses
 from lora.errors import UserError
+from lora.methods import METHODS
 from lora.order import gaussian
 from lora.results import adapter_path
 from lora.subspace_tables import amplification_table, figure3, figure4
@@ -88,19 +90,30 @@ def trained(tiny_config, small_ranks):
         config = tiny_config("method=lora", f"method.rank={rank}", f"seed={seed}", "runtime.save_adapter=true")
         record, _, files = run(config)
         write_folder(adapter_path(config.runtime.outputs, config.run_id).parent, files)
-        found["local", "cola", rank, seed] = read_adapter(record, config)
+        found["bert", "cola", rank, seed] = read_adapter(record, config)
     return found
+
+
+def lora_a_at_start(model, config, name):
+    """A after `apply`, which nothing has trained."""
+    METHODS["lora"].apply(model, config.method, config.seed)
+    return model.get_submodule(name).lora_a.detach().double().numpy()
 
 
 def test_trained_adapters_give_table_7_and_figures_3_and_4(trained, tmp_path):
     cases, used = analyse(trained)
     assert used == {saved.record.run_id for saved in trained.values()}
-    assert sorted(case["kind"] for case in cases) == ["amplification"] * 4 + ["ranks"] * 2 + ["seeds"] * 3
-    small, large = trained["local", "cola", 2, 1], trained["local", "cola", 6, 1]
+    assert sorted(case["kind"] for case in cases) == ["amplification"] * 4 + ["ranks of two seeds"] * 4 + ["seeds"] * 3
+    small, large = trained["bert", "cola", 2, 1], trained["bert", "cola", 6, 1]
     query = "bert.encoder.layer.1.attention.self.query"
-    (ranks,) = [case for case in cases if case["kind"] == "ranks" and case["target"] == "q"]
-    expected = similarity(small.a[query], large.a[query])[:, [0, 1, 3, 5]]
+    ranks, before = [case for case in cases if case["kind"] == "ranks of two seeds" and case["target"] == "q"]
+    second = trained["bert", "cola", 6, 2]
+    expected = similarity(small.a[query], second.a[query])[:, [0, 1, 3, 5]]
     assert np.array(ranks["phi"]) == pytest.approx(expected, abs=1e-4)
+    untrained = [lora_a_at_start(tiny.model("bert"), saved.config, query) for saved in (small, second)]
+    assert np.array(before["phi"]) == pytest.approx(similarity(*untrained)[:, [0, 1, 3, 5]], abs=1e-4)
+    same_seed = lora_a_at_start(tiny.model("bert"), large.config, query)
+    assert similarity(untrained[0], same_seed)[1, 5] == pytest.approx(1)  # what comparing one seed would show
     (table,) = [c for c in cases if c["kind"] == "amplification" and (c["target"], c["rank"]) == ("q", 2)]
     a, b = small.a[query], small.b[query]
     assert table["layers"][1]["update"] == pytest.approx(np.linalg.norm(16 / 2 * b @ a), rel=1e-4)
@@ -111,7 +124,7 @@ def test_trained_adapters_give_table_7_and_figures_3_and_4(trained, tmp_path):
     assert list(kept.subspaces) == cases and not kept.problems
     shown = amplification_table("small", kept.subspaces)
     assert shown.title.startswith("Table 7:") and len(shown.cells) == 4
-    assert len(figure3(kept.subspaces)["panels"]) == 2 and len(figure4(kept.subspaces)["panels"]) == 3
+    assert len(figure3(kept.subspaces)["panels"]) == 4 and len(figure4(kept.subspaces)["panels"]) == 3
     other = {run_id: dataclasses.replace(record, adapter="0" * 64) for run_id, record in records.items()}
     assert "lora.subspaces" in read_analyses(tmp_path, other).problems[0]
 
@@ -120,7 +133,7 @@ def test_the_base_is_the_pretrained_one(trained):
     """W of Table 7 is what the adapters were trained beside, and no part of any of them."""
     from safetensors.torch import load_file
 
-    saved = trained["local", "cola", 2, 1]
+    saved = trained["bert", "cola", 2, 1]
     weights, modules = subspaces.base_weights(saved)
     file = load_file(f"{saved.config.model.path}/model.safetensors")
     assert [name.split(".")[3] for name in modules["v"]] == ["0", "1"]
@@ -129,7 +142,7 @@ def test_the_base_is_the_pretrained_one(trained):
 
 
 def test_an_adapter_that_is_not_the_records_is_refused(trained):
-    saved = trained["local", "cola", 2, 1]
+    saved = trained["bert", "cola", 2, 1]
     path = adapter_path(saved.config.runtime.outputs, saved.record.run_id)
     other = dataclasses.replace(saved.record, adapter="0" * 64)
     with pytest.raises(UserError, match=r"not the adapter that the record"):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from lora.cells import packed, quoted, run_cell, unpacked
@@ -158,6 +159,68 @@ def test_a_stopped_launcher_leaves_checkpoints_says_what_ran_and_the_next_goes_o
     assert len(resumed) == 3 and {run_id: n for run_id, n in resumed.items() if n} == lives
 
 
+def test_a_killed_launcher_takes_its_workers_along_and_the_next_goes_on(tiny_overrides, tmp_path):
+    """Three workers, one of which has nothing to do; killed as the OOM killer does. They leave checkpoints."""
+    cells = ("method=bitfit", "task=cola", "seed=1,2", "train.epochs=60", "runtime.checkpoint_minutes=null")
+    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *cells))
+    folder = tmp_path / "killed"
+    overrides = grid(tiny_overrides, folder, *cells)
+    process = start([*overrides, "launcher.workers=3"])
+    running = folder / "outputs" / "running"
+    wait_for(lambda: len(list(running.glob("[!.]*.json"))) == 2, process)
+    left = psutil.Process(process.pid).children(recursive=True)
+    assert {owner.pid for owner in owners(folder).values()} < {child.pid for child in left}
+    process.kill()
+    _, alive = psutil.wait_procs(left, timeout=60)  # a pool's own patience is 300 s
+    assert not alive, [child.cmdline() for child in alive]
+    process.communicate()
+    assert not owners(folder) and not load_records(folder / "results")[0]
+    assert len(list((folder / "outputs" / "checkpoints").glob("[!.]*"))) == 2
+    code, output = finish([*overrides, "launcher.workers=2"])
+    assert code == 0, output
+    assert {record.provenance["resumed"] for record in assert_complete(folder, expected)} == {1}
+
+
+def test_a_worker_between_two_cells_hears_of_the_stop_and_begins_no_other(tiny_overrides, tmp_path):
+    """One worker is frozen in its cell, so that the launcher waits; the other is caught with no lock, and freed."""
+    seeds = ",".join(map(str, range(1, 31)))
+    overrides = grid(tiny_overrides, tmp_path, "method=bitfit", "task=cola", f"seed={seeds}", "train.epochs=10")
+    process = start([*overrides, "launcher.workers=2"])
+
+    def holders():
+        return {owner.pid for owner in owners(tmp_path).values()}
+
+    busy, other = wait_for(lambda: len(found := holders()) == 2 and found, process)
+    os.kill(busy, signal.SIGSTOP)
+
+    def caught():
+        if other in holders():
+            return False
+        os.kill(other, signal.SIGSTOP)
+        wait_for(lambda: psutil.Process(other).status() == psutil.STATUS_STOPPED, process)
+        if other not in holders():
+            return True
+        os.kill(other, signal.SIGCONT)
+        return False
+
+    wait_for(caught, process)
+    done = len(load_records(tmp_path / "results")[0])
+    assert busy in holders() and done < 29
+    process.send_signal(signal.SIGTERM)
+    assert any(line.startswith("interrupted while 1 cells run") for line in process.stdout)
+    for _ in range(2):  # the cell that runs, and how to stop at once: the workers are told right after
+        process.stdout.readline()
+    os.kill(other, signal.SIGCONT)
+    time.sleep(5)  # time enough for several cells
+    os.kill(busy, signal.SIGCONT)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 130, output
+    assert "stopped at once" not in output
+    assert len(load_records(tmp_path / "results")[0]) == done
+    checkpoints = list((tmp_path / "outputs" / "checkpoints").glob("[!.]*"))
+    assert len(checkpoints) == 1, "of the frozen one"
+
+
 def test_a_cell_that_kills_its_worker_is_tried_a_bounded_number_of_times(tiny_overrides, tmp_path):
     """The others are done; the message names the cell and why it has no record."""
     overrides = grid(tiny_overrides, tmp_path, "method=bitfit", "task=cola", "seed=1,2,3", "launcher.workers=2")
@@ -198,6 +261,22 @@ def test_a_folder_that_cannot_be_written_is_found_before_anything_runs(tiny_over
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize("mode", ["a sweep", "one cell"])
+def test_a_clone_that_cannot_be_written_trains_into_folders_elsewhere(tiny_overrides, tmp_path, mode):
+    """A file in the place of its outputs folder, since a root user may write to whatever is read-only."""
+    clone = tmp_path / "clone"
+    for name in ("lora", "conf", "hydra_plugins"):
+        shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (clone / "outputs").write_text("in the way")
+    overrides = grid(tiny_overrides, tmp_path / "elsewhere", "task=cola", "method=bitfit")
+    arguments = ["-m", *overrides, "seed=1,2", "launcher.workers=2"] if mode == "a sweep" else overrides
+    for _ in range(2):  # with records, and without
+        done = subprocess.run([sys.executable, "-m", "lora", *arguments], cwd=clone, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert len(load_records(tmp_path / "elsewhere" / "results")[0]) == (2 if mode == "a sweep" else 1)
+    assert sorted(path.name for path in clone.iterdir()) == ["conf", "hydra_plugins", "lora", "outputs"]
+
+
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="a small disk is mounted by root")
 def test_a_full_disk_leaves_no_part_and_the_next_launch_completes(tiny_overrides, tmp_path):
     disk, folder = tmp_path / "disk", tmp_path / "full"
@@ -215,7 +294,7 @@ def test_a_full_disk_leaves_no_part_and_the_next_launch_completes(tiny_overrides
         code, output = finish(overrides)
         assert code == 1, output
         assert output.count("cannot write") >= 2 and "No space left on device" in output
-        assert "missing: local.bitfit.cola.s1" in output and "Traceback" not in output
+        assert re.search(r"missing: bert-\w{6}\.bitfit\.cola\.s1", output) and "Traceback" not in output
         assert not [p for p in disk.rglob("*") if p.is_file() and p != filler]
         filler.unlink()
         assert finish(overrides)[0] == 0

@@ -1,5 +1,6 @@
 """W&B's copy of a cell, offline, read back with W&B's own command and compared with the record."""
 
+import fcntl
 import json
 import os
 import signal
@@ -143,6 +144,115 @@ def test_no_failure_reaches_the_cell(offline, tiny_config, monkeypatch, tmp_path
     assert record.status == "ok"
     quiet = run_cell(tiny_config(*long, f"runtime.results={tmp_path}/quiet"), mistakes_fail=False)
     assert equal_science(record, quiet)
+
+
+def test_where_copies_go_is_what_wandb_itself_would_do(monkeypatch, tmp_path):
+    """Against W&B's own account of its settings: with a key, without one, and where nobody can be asked."""
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.com")
+    for name in ("WANDB_API_KEY", "WANDB_ENTITY", "WANDB_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    folder = f"the folder {tmp_path}/wandb, sent nowhere"
+    assert tracking.destination("off", str(tmp_path)) is None
+    assert tracking.destination("offline", str(tmp_path)) == folder
+    assert tracking.destination("auto", str(tmp_path)) == f"{folder} (W&B has no key)"
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    said = tracking.destination("auto", str(tmp_path))
+    assert said == "https://wandb.example.com, project lora-glue of the key's owner"
+    monkeypatch.setenv("WANDB_ENTITY", "team")
+    monkeypatch.setenv("WANDB_PROJECT", "glue")
+    assert tracking.destination("auto", str(tmp_path)) == "https://wandb.example.com, project team/glue"
+    assert tracking.destination("offline", str(tmp_path)) == folder
+    monkeypatch.setattr(tracking.sys, "executable", "/no/such/program")
+    assert (
+        tracking.destination("auto", str(tmp_path)) == f"W&B's server if it has a key, else {folder} (W&B did not say)"
+    )
+
+
+def test_copies_are_announced_before_a_run_and_before_a_sweep(tiny_overrides, tmp_path):
+    place = (
+        f"  copies:  for W&B, to the folder {tmp_path}/outputs/wandb, sent nowhere (runtime.tracking=off makes none)\n"
+    )
+    asked = [*tiny_overrides, "train.epochs=1", "runtime.tracking=offline"]
+    one = subprocess.run([sys.executable, "-m", "lora", *asked], cwd=ROOT, capture_output=True, text=True)
+    assert one.returncode == 0, one.stderr
+    assert "  kernels: stock" in one.stdout and place in one.stdout
+    assert one.stdout.index(place) < one.stdout.index(": ok, ")
+    sweep = [sys.executable, "-m", "lora", "-m", *asked[1:], "profile=small", "seed=1,2", "launcher.workers=1"]
+    more = subprocess.run(sweep, cwd=ROOT, capture_output=True, text=True)
+    assert more.returncode == 0, more.stderr
+    assert "  kernels: stock" in more.stdout and place in more.stdout
+    quiet = subprocess.run(
+        [sys.executable, "-m", "lora", *tiny_overrides, "train.epochs=1", "seed=3"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert quiet.returncode == 0 and "copies:" not in quiet.stdout
+
+
+SLOW_READER = """
+import json, sys, time
+time.sleep(1)  # the pipe is full by then
+for line in sys.stdin:
+    print(json.loads(line)["number"], flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="the size of a pipe can be set on Linux alone")
+def test_lines_longer_than_a_pipe_takes_at_once_arrive_whole_or_not_at_all(monkeypatch, tmp_path):
+    real = subprocess.Popen
+    monkeypatch.setattr(
+        tracking.subprocess, "Popen", lambda arguments, **options: real([sys.executable, "-c", SLOW_READER], **options)
+    )
+    sender = tracking.Sender("offline", str(tmp_path))
+    fcntl.fcntl(sender.process.stdin, fcntl.F_SETPIPE_SZ, 8192)
+    log, text, number = tmp_path / "wandb.log", "x" * 6000, 0
+    until = time.monotonic() + 120
+    while log.read_text().count("\n") < 5:  # more lines than the pipe holds
+        sender.send({"number": number, "text": text})
+        number += 1
+        time.sleep(0.01)
+        assert sender.process.poll() is None and time.monotonic() < until, log.read_text()
+    sender.close()
+    assert sender.process.returncode == 0, log.read_text()
+    arrived = [int(line) for line in log.read_text().splitlines()]
+    assert arrived[0] == 0 and arrived == sorted(set(arrived)), "in order, each once"
+    assert len(arrived) < number, "those for which the pipe had no room are left out"
+
+
+def test_a_message_of_any_length_is_there_when_the_process_ends(tmp_path):
+    """Longer than a pipe: the list of a sweep's files."""
+    sender = tracking.Sender("offline", str(tmp_path))
+    (tmp_path / "tables").mkdir()
+    files = []
+    for number in range(700):
+        files.append(str(tmp_path / "tables" / f"{number:04d}-{'n' * 150}.md"))
+        (tmp_path / "tables" / files[-1]).write_text(f"{number}")
+    message = {"artifact": "small", "root": str(tmp_path), "files": files}
+    assert len(json.dumps(message)) > 2 * 65536
+    sender.send(message)
+    sender.close()
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    text = inspected(folder)
+    assert "results-small" in text and "0000-n" in text and "0699-n" in text
+
+
+def test_a_torn_line_does_not_stop_the_process_beside(tiny_config, tmp_path):
+    """What a worker leaves that was killed while its line was under way, between whole ones and at the end."""
+    config = tiny_config()
+    messages = [{"begin": config.run_id, "group": None, "config": config.for_record()}]
+    messages += [{"epoch": {"epoch": 1, "step": 5, "train_loss": 0.625, "metrics": {}}}]
+    messages += [{"end": "ok", "error": None, "seconds": 1.5, "params": None, "selected": None, "cost": None}]
+    begin, epoch, end = (f"{json.dumps(message)}\n" for message in messages)
+    text = "".join((begin, epoch[:20], "\n", epoch, "7\n", end, begin[:50]))
+    command = [sys.executable, "-m", "lora.wandb_writer", "offline", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, input=text, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("is left out") == 3
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    found = summary(folder)["summary"]
+    assert (found["status"], found["train_loss"], found["seconds"]) == ("ok", 0.625, 1.5)
 
 
 def test_off_never_loads_wandb(tiny_overrides, tmp_path):

@@ -1,32 +1,20 @@
 """What sets runs of one method apart: rows of a table that differ in a setting are never one."""
 
-import json
-from pathlib import Path
-
 import pytest
-from synthetic import write_cell
+from synthetic import populate, write_cell
 
 from lora.compose import compose_run
 from lora.config import run_config
 from lora.errors import UserError
 from lora.provenance import RESULTS
 from lora.report import build
-from lora.results import load_records, record_path
+from lora.results import load_records
 from lora.summary import Planned, summarise
 from lora.sweep import requested
 from lora.variants import Variant, variant, words
 
 RATES = ["task=reviews", "method=lora", "train.lr=0.0005,0.002", "train.epochs=1", "seed=1,2"]
 Q, V = (f"bert.encoder.layer.0.attention.self.{name}" for name in ("query", "value"))
-
-
-def populate_whole(results: Path, profile: str, overrides: list[str]) -> None:
-    """Synthetic records with the configuration that a run writes."""
-    for cell in requested(profile, overrides):
-        write_cell(results, cell, 0.6)
-        path = record_path(results, cell.run_id)
-        content = json.loads(path.read_bytes())
-        path.write_text(json.dumps(content | {"config": compose_run(cell.overrides).for_record()}))
 
 
 def rows_of(table) -> list[str]:
@@ -90,7 +78,7 @@ def test_two_runs_of_one_seed_in_one_cell_are_refused(tmp_path):
 
 
 def test_runs_that_no_experiment_expects_have_a_table_of_their_own(tmp_path):
-    populate_whole(tmp_path / "mini", "mini", RATES)
+    populate(tmp_path / "mini", "mini", RATES)
     report = build("mini", [], tmp_path)
     (own,) = [table for table in report.tables if table.name == "own"]
     assert sorted(rows_of(own)) == ["LoRA (qv, r8), lr=0.0005", "LoRA (qv, r8), lr=0.002"]
@@ -101,8 +89,8 @@ def test_runs_that_no_experiment_expects_have_a_table_of_their_own(tmp_path):
 
 def test_two_encoders_stand_in_one_table(tmp_path):
     arguments = ["experiment=glue_table2", "task=reviews", "method=lora", "seed=1", "train.epochs=1"]
-    populate_whole(tmp_path / "mini", "mini", arguments)
-    populate_whole(tmp_path / "mini", "mini", [*arguments, "model=local", "model.name=other-123abc"])
+    populate(tmp_path / "mini", "mini", arguments)
+    populate(tmp_path / "mini", "mini", [*arguments, "model=local", "model.name=other-123abc"])
     report = build("mini", arguments, tmp_path)
     (table2,) = [table for table in report.tables if table.name == "table2"]
     assert table2.cells["Model"].tolist() == ["minilm", "other-123abc"]
@@ -119,3 +107,17 @@ def test_every_committed_record_is_named_by_its_settings_and_expected():
         gathered = build(f"reference/{name}").gathered
         assert set(gathered.state.ok) == {record.run_id for record in records}
         assert "own" not in gathered.planned and not gathered.state.extra
+
+
+def test_the_reference_is_set_beside_runs_of_another_precision(tmp_path):
+    arguments = ["experiment=glue_table2", "method=lora", "task=reviews", "seed=1,2"]
+    populate(tmp_path / "reference" / "mini", "mini", [*arguments, "train.precision=fp32"])
+    populate(tmp_path / "mini", "mini", [*arguments, "train.precision=bf16"])
+    (table,) = [
+        table
+        for table in build("mini", [*arguments, "train.precision=bf16"], tmp_path).tables
+        if table.name == "reference"
+    ]
+    assert len(table.cells) == 1 and table.cells["Agrees"].tolist() != ["-"]
+    (tmp_path / "reference" / "mini" / "runs").rename(tmp_path / "elsewhere")
+    assert not [table for table in build("mini", arguments, tmp_path).tables if table.name == "reference"]

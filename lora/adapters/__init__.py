@@ -7,7 +7,9 @@
 | `head` | a model's head, exchanged whole |
 | `merge` | `merge`, `unmerge`, `swap`, `remove`: LoRA folded into the weights, and out again |
 | `files` | an adapter as a folder that explains itself |
+| `modes` | changes that last, made in whatever mode of torch |
 | `place` | an adapter put on a model, after every check |
 | `many` | several adapters in one batch |
+| `location` | the folder or hub id that a base is loaded from |
 | `peft_folder`, `loralib_file` | other libraries' files |
 """

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora.adapters.base import Base, carried_parameters, describe_base
+from lora.adapters.base import Base, carried_parameters, describe_base, short
+from lora.adapters.modes import lasting
 from lora.config import ModelConfig, RunConfig
 from lora.errors import UserError
 from lora.methods.configs import LoraConfig, MethodConfig
 from lora.surgery import TARGETS, is_head
 from lora.tasks import TASKS
 
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LOW_RANK = re.compile(r"(.+)\.lora_([ab])")
 
 
@@ -56,7 +58,8 @@ class Adapter:
         weights: What the method trained in the encoder's body, by parameter name.
         head: The head's tensors by parameter name; the model's own stay where it has none.
         base: The pretrained model that it was trained on; None if the file it came from does not say.
-    Raises: UserError: If a tensor is not finite, or LoRA's are not pairs of the ranks that `method` states.
+    Raises: UserError: If a tensor or a scale is not finite, a tensor is of another dtype than `DTYPES`, or LoRA's are
+        not pairs of the ranks that `method` states.
     """
 
     method: MethodConfig
@@ -66,7 +69,17 @@ class Adapter:
     origin: Origin = field(default_factory=Origin)
 
     def __post_init__(self):
+        twice = sorted(set(self.weights) & set(self.head))
+        if twice:
+            raise UserError(f"adapter tensor {twice[0]} is both in the body and in the head")
         for name, tensor in (self.weights | self.head).items():
+            if not isinstance(tensor, Tensor):
+                raise UserError(f"adapter tensor {name} must be a torch tensor, got a {type(tensor).__name__}")
+            if tensor.dtype not in DTYPES:
+                raise UserError(
+                    f"adapter tensor {name} is of dtype {short(tensor.dtype)}; it must be one of "
+                    f"{', '.join(map(short, DTYPES))}"
+                )
             # a NaN or an infinity stays in the sum of magnitudes, which cannot overflow in float64
             if not math.isfinite(tensor.abs().sum(dtype=torch.float64)):
                 raise UserError(f"adapter tensor {name} has values that are not finite: its training diverged")
@@ -77,6 +90,10 @@ class Adapter:
                     raise UserError(
                         f"lora_a and lora_b of {name} are {tuple(a.shape)} and {tuple(b.shape)}; at rank {rank}, which "
                         f"the adapter states, they must be ({rank}, inputs) and (outputs, {rank})"
+                    )
+                if not finite_scale(self.method, rank):
+                    raise UserError(
+                        f"alpha {self.method.alpha:g} at rank {rank} gives {name} a factor above all numbers of float32"
                     )
 
     def pairs(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -97,6 +114,13 @@ class Adapter:
         return self.method.scale_at(rank_in(self.method, name))
 
 
+def finite_scale(method: LoraConfig, rank: int) -> bool:
+    try:
+        return method.scale_at(rank) <= torch.finfo(torch.float32).max  # in which it is multiplied at least
+    except OverflowError:  # whole numbers of a file can be above any float
+        return False
+
+
 def rank_in(method: LoraConfig, name: str) -> int:
     """The rank that a config states for a module. Raises: UserError: If none of its targets is that module."""
     targets = [t for t in method.targets if t == name or (t in TARGETS and re.search(TARGETS[t], name))]
@@ -105,6 +129,7 @@ def rank_in(method: LoraConfig, name: str) -> int:
     return method.rank_of(targets[0])
 
 
+@lasting
 def adapter_of(model: nn.Module, base: Base | None = None, origin: Origin | None = None) -> Adapter:
     """A copy of what a model trained, merged or not, on the CPU.
 

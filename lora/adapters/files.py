@@ -8,6 +8,7 @@ folder is taken for hostile: nothing in it is executed, and nothing outside it i
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from lora.adapters.adapter import Adapter, Origin, adapter_of
 from lora.adapters.base import Base
+from lora.adapters.modes import lasting
 from lora.checks import SettingsError, build
 from lora.errors import UserError, first_line
 from lora.methods import METHODS
@@ -81,7 +83,7 @@ def write_adapter(adapter: Adapter, folder: str | Path) -> None:
 
 def pack(adapter: Adapter) -> dict[str, bytes]:
     """The folder's files: name -> content."""
-    tensors = {name: tensor.contiguous() for name, tensor in (adapter.weights | adapter.head).items()}
+    tensors = apart(adapter.weights | adapter.head)
     weights = save(tensors)
     description = Description(
         adapter.method,
@@ -98,13 +100,27 @@ def pack(adapter: Adapter) -> dict[str, bytes]:
     return {WEIGHTS: weights, DESCRIPTION: f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode()}
 
 
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As safetensors takes them: contiguous, each in memory of its own."""
+    found: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if place in taken else tensor
+        taken.add(place)
+    return found
+
+
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Make a folder of exactly these files, or replace one of no others; a reader never sees a part of it.
 
     Raises: UserError: If it holds anything else, or cannot be written.
     """
-    strange = sorted(path.name for path in folder.iterdir() if path.name not in files) if folder.is_dir() else []
-    if strange or (folder.exists() and not folder.is_dir()):
+    folder = at_home(folder)
+    there = os.listdir(folder) if os.path.isdir(folder) else []
+    strange = sorted(name for name in there if name not in files)
+    if strange or (os.path.lexists(folder) and not os.path.isdir(folder)):
         found = f"holds {', '.join(strange[:4])}" if strange else "is a file"
         raise UserError(f"{folder} {found}: a folder is made, or replaced if it has no files but {', '.join(files)}")
     try:
@@ -119,10 +135,10 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
             folder.rename(made / "old")
         (made / "new").rename(folder)
     except OSError as error:
-        if (made / "old").exists():
-            (made / "old").rename(folder)
         raise UserError(f"cannot write {folder}: {error.strerror}; nothing was left half-written") from error
     finally:
+        if (made / "old").exists() and not folder.exists():  # interrupts come here too
+            (made / "old").rename(folder)
         shutil.rmtree(made)
 
 
@@ -166,10 +182,20 @@ def read_adapter(folder: str | Path) -> Adapter:
 
 
 def existing(folder: str | Path) -> Path:
-    folder = Path(folder).expanduser()
-    if not folder.is_dir():
+    folder = at_home(folder)
+    if not os.path.isdir(folder):  # where pathlib raises, as for a name that is too long, this says no
         raise UserError(f"adapter folder {folder} does not exist")
     return folder
+
+
+def at_home(folder: str | Path) -> Path:
+    """With `~` replaced. Raises: UserError: If it names a user that does not exist, or is no name at all."""
+    if "\0" in str(folder):
+        raise UserError(f"{str(folder)!r} is not the name of a folder")
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"folder {folder}: {first_line(error)}") from error
 
 
 def describe(folder: Path, name: str, kind: type[T]) -> T:
@@ -209,17 +235,21 @@ def inside(folder: Path, name: str) -> Path:
     path = folder / name
     if "\0" in name or name in ("", ".", "..") or Path(name).name != name or "\\" in name:
         raise UserError(f"{folder}: {name!r} is not the name of a file in this folder")
-    if path.is_symlink():
-        raise UserError(f"{path} is a link to {path.readlink()}: an adapter's files lie in its folder")
-    if not path.is_file():
+    if os.path.islink(path):
+        raise UserError(f"{path} is a link to {os.readlink(path)}: an adapter's files lie in its folder")
+    if not os.path.isfile(path):
         raise UserError(f"adapter folder {folder} has no file {name} (found: {listing(folder)})")
     return path
 
 
 def listing(folder: Path) -> str:
-    return ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+    try:
+        return ", ".join(sorted(os.listdir(folder))[:8]) or "nothing"
+    except OSError as error:
+        return f"{error.strerror}"
 
 
+@lasting
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], bytes]:
     """The tensors of a safetensors file, and its bytes. Raises: UserError: If it is cut short or of another format."""
     try:
@@ -227,3 +257,5 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], bytes]:
         return load(content), content
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is not a whole safetensors file: {first_line(error)}") from error
+    except KeyError as error:
+        raise UserError(f"{path} has tensors of dtype {error.args[0]}, which torch lacks") from error

@@ -42,7 +42,8 @@ def fitted_head(model: nn.Module, head: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         head: An adapter's. What it lacks is the model's own, whatever other adapters were there since.
-    Raises: UserError: If a name is unknown, or a shape differs in more than the number of labels.
+    Raises: UserError: If a name is unknown, a shape differs in more than the number of labels, or a value is above the
+        range of the dtype.
     """
     mine, output = head_parameters(model), output_layer(model)
     unknown = [name for name in head if name not in mine]
@@ -60,10 +61,20 @@ def fitted_head(model: nn.Module, head: dict[str, Tensor]) -> dict[str, Tensor]:
                 f"of labels alone may differ"
             )
         fitted[name] = tensor.detach().to(mine[name].device, mine[name].dtype, copy=True)
+        if name in head:
+            check_range(name, tensor, fitted[name])
     rows = {fitted[name].shape[0] for name in outputs & set(fitted)}
     if len(rows) != 1:
         raise UserError(f"the adapter's {output} has weight and bias of different numbers of labels: {sorted(rows)}")
+    if rows == {0}:
+        raise UserError(f"the adapter's {output} is for 0 labels; it must be for 1 or more")
     return fitted
+
+
+def check_range(name: str, tensor: Tensor, cast: Tensor) -> None:
+    """Raises: UserError: If a value of an adapter's tensor, which is finite, is not so in the model's dtype."""
+    if cast.dtype != tensor.dtype and not torch.isfinite(cast).all():
+        raise UserError(f"the adapter's {name} has values that are not finite in {cast.dtype}, the model's dtype")
 
 
 @torch.no_grad()

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from lora.adapters.adapter import Adapter
+from lora.adapters.files import at_home
+from lora.adapters.modes import lasting
 from lora.errors import UserError, first_line
 from lora.methods.configs import LoraConfig
 
@@ -30,7 +32,7 @@ def from_loralib(file: str | Path, alpha: float | None = None) -> Adapter:
             f"from_loralib(file, alpha=16), which is that of the released RoBERTa-base adapters"
         )
     weights, rest = {}, {}
-    for name, tensor in read_state_dict(Path(file)).items():
+    for name, tensor in read_state_dict(at_home(file)).items():
         module, _, part = name.rpartition(".")
         if part in FACTORS:
             weights[f"{module}.{FACTORS[part]}"] = tensor
@@ -47,6 +49,7 @@ def from_loralib(file: str | Path, alpha: float | None = None) -> Adapter:
     return Adapter(config_of(weights, alpha), weights, rest)
 
 
+@lasting
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Raises: UserError: If the file cannot be read as tensors by name, without running anything in it."""
     try:

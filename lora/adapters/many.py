@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora.adapters.adapter import Adapter
-from lora.adapters.base import check_base, kept_layers
+from lora.adapters.base import check_architecture, check_base, kept_layers
 from lora.adapters.files import read_adapter
-from lora.adapters.head import fitted_head, head_modules, output_layer
+from lora.adapters.head import check_range, fitted_head, head_modules, output_layer
 from lora.adapters.merge import fitted_layers, remove
+from lora.adapters.modes import lasting, thaw
 from lora.errors import UserError
+from lora.methods.lowrank import LoraLinear
 from lora.surgery import replace
 
 
@@ -62,7 +64,8 @@ class ManyLora(nn.Module):
     def forward(self, x: Float[Tensor, "rows tokens d_in"]) -> Float[Tensor, "rows tokens d_out"]:
         index = self.routing.index
         low = torch.bmm(x, self.a[index].transpose(1, 2))
-        return F.linear(x, self.weight, self.bias).baddbmm_(low, self.b[index])
+        out = F.linear(x, self.weight, self.bias)
+        return out.baddbmm_(low, self.b[index].to(out.dtype))  # autocast, which casts the rest, leaves this alone
 
 
 class ManyLinear(nn.Module):
@@ -77,11 +80,11 @@ class ManyLinear(nn.Module):
         self.out_features = max(len(weight) for weight in weights)
 
     def forward(self, x: Float[Tensor, "rows *more d_in"]) -> Float[Tensor, "rows *more d_out"]:
-        out = x.new_full((*x.shape[:-1], self.out_features), -torch.inf)
+        parts = []
         for i, start, stop in self.routing.spans:
-            weight = getattr(self, f"weight_{i}")
-            out[start:stop, ..., : len(weight)] = F.linear(x[start:stop], weight, getattr(self, f"bias_{i}"))
-        return out
+            part = F.linear(x[start:stop], getattr(self, f"weight_{i}"), getattr(self, f"bias_{i}"))
+            parts.append(F.pad(part, (0, self.out_features - part.shape[-1]), value=-torch.inf))
+        return torch.cat(parts)
 
 
 def bias_by_adapter(attention: nn.Module, routing: Routing) -> Callable[..., Tensor]:
@@ -106,34 +109,53 @@ def bias_by_adapter(attention: nn.Module, routing: Routing) -> Callable[..., Ten
 class AdapterSet(nn.Module):
     """A model of transformers that serves several LoRA adapters at once.
 
+    A set serves and does not train: it is in eval mode, which `train` does not change, nor does `train` of the model.
+
     Args:
         model: Without a method, or with LoRA, merged or not, which is taken off. It is used, not copied; `release`
-            gives it back as it was pretrained.
+            gives it back as it was pretrained, in the mode that it came in.
         adapters: In memory or as folders, by the names that batches will use. Targets, ranks and numbers of labels may
             differ.
         allow_other_base: Take adapters that were trained on other weights.
-    Raises: UserError: If an adapter is not LoRA's, does not fit or is of another base; the model is then as it was.
+        allow_changed_architecture: Take an encoder with other settings, as long as every tensor fits.
+    Raises: UserError: If an adapter is not LoRA's, does not fit or is of another base. The model is then as it was.
     """
 
-    def __init__(self, model: nn.Module, adapters: Mapping[str, Adapter | str | Path], allow_other_base: bool = False):
+    @lasting
+    def __init__(
+        self,
+        model: nn.Module,
+        adapters: Mapping[str, Adapter | str | Path],
+        allow_other_base: bool = False,
+        allow_changed_architecture: bool = False,
+    ):
         super().__init__()
         if not adapters:
             raise UserError("a set of adapters needs at least one")
-        loaded = [a if isinstance(a, Adapter) else read_adapter(a) for a in adapters.values()]
-        kept = kept_layers(model)
-        layers = [fitted_layers(model, kept, adapter) for adapter in loaded]
-        heads = [fitted_head(model, adapter.head) for adapter in loaded]
         check_head(model)
-        for adapter in loaded:
-            if adapter.base is not None and not allow_other_base:
-                check_base(model, adapter.base, adapter.weights)
+        thaw(model)
+        kept, layers, heads = kept_layers(model), [], []
+        for name, given in adapters.items():
+            try:
+                adapter = given if isinstance(given, Adapter) else read_adapter(given)
+                if adapter.base is not None and not allow_changed_architecture:
+                    check_architecture(model, adapter.base)
+                layers.append(fitted_layers(model, kept, adapter))
+                scale_into_b(adapter, layers[-1])
+                heads.append(fitted_head(model, adapter.head))
+                if adapter.base is not None and not allow_other_base:
+                    check_base(model, adapter.base, adapter.weights)
+            except UserError as error:
+                raise UserError(f"adapter {name}: {error}") from error
         remove(model)
+        self.modes = [(module, module.training) for module in model.modules()]
         output = output_layer(model)
         self.labels = {name: len(head[f"{output}.weight"]) for name, head in zip(adapters, heads, strict=True)}
         self.routing, self.model = Routing(), model
-        self.taken: dict[str, nn.Module] = {}  # the model's own modules, whose places are taken
+        self.places: list[str] = []
+        self.taken = nn.ModuleList()  # the model's own modules at these places; they move and are cast with the set
         for name in dict.fromkeys(name for own in layers for name in own):
-            pairs = [(own[name].lora_a, own[name].scale * own[name].lora_b) if name in own else None for own in layers]
+            pairs = [(own[name].lora_a, own[name].lora_b) if name in own else None for own in layers]
             self.take(name, ManyLora(model.get_submodule(name), pairs, self.routing))
         for name, module in head_modules(model).items():
             if isinstance(module, nn.Linear):
@@ -145,8 +167,14 @@ class AdapterSet(nn.Module):
         self.eval()
 
     def take(self, name: str, module: nn.Module) -> None:
-        self.taken[name] = self.model.get_submodule(name)
+        self.places.append(name)
+        self.taken.append(self.model.get_submodule(name))
         replace(self.model, name, module)
+
+    def train(self, mode: bool = True) -> "AdapterSet":
+        """Leave the set in eval mode, whatever is asked for, as when a model that holds it is trained."""
+        del mode
+        return super().train(False)
 
     @torch.no_grad()
     def forward(self, names: Sequence[str], **inputs: Tensor) -> list[Float[Tensor, " labels"]]:
@@ -156,8 +184,11 @@ class AdapterSet(nn.Module):
             names: The adapter of every row.
             inputs: As the model's tokenizer gives them.
         Returns: In the rows' order, as many logits for each as its adapter has labels.
-        Raises: UserError: If a name is unknown, or there are not as many as rows.
+        Raises: UserError: If a name is unknown, there are not as many as rows, or the model was released.
         """
+        self.check_in_use()
+        if any(module.training for module, _ in self.modes):  # set by train() of the model itself, or of a part of it
+            self.eval()
         unknown = sorted(set(names) - set(self.labels))
         if unknown:
             raise UserError(f"no adapter {', '.join(unknown)} is loaded; here are: {', '.join(self.labels)}")
@@ -178,12 +209,33 @@ class AdapterSet(nn.Module):
 
     def release(self) -> nn.Module:
         """The model as it was pretrained, with the head that it had before any adapter's; the set is then of no use."""
+        self.check_in_use()
         for attention in self.relative:
             del attention.disentangled_attention_bias
-        for name, module in self.taken.items():
+        for name, module in zip(self.places, self.taken, strict=True):
             replace(self.model, name, module)
-        model, self.model, self.relative, self.taken = self.model, nn.Identity(), [], {}
+        for module, training in self.modes:
+            module.training = training
+        model = self.model
+        self.model, self.relative, self.places, self.taken, self.modes = None, [], [], nn.ModuleList(), []
         return model
+
+    def check_in_use(self) -> None:
+        """Raises: UserError: If the model was released."""
+        if self.model is None:
+            raise UserError("this set of adapters has released its model: make another one")
+
+
+def scale_into_b(adapter: Adapter, layers: Mapping[str, LoraLinear]) -> None:
+    """Multiply B by the scale. Raises: UserError: If a factor is not finite in the model's dtype."""
+    for name, (a, _) in adapter.pairs().items():
+        layer = layers[name]
+        layer.lora_b.mul_(layer.scale)
+        check_range(f"{name}.lora_a", a, layer.lora_a)
+        if not torch.isfinite(layer.lora_b).all():
+            raise UserError(
+                f"the adapter's {name}.lora_b, scaled, has values that are not finite in {layer.lora_b.dtype}"
+            )
 
 
 def check_head(model: nn.Module) -> None:

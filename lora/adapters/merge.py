@@ -18,8 +18,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lora.adapters.adapter import Adapter
-from lora.adapters.base import check_base, kept_layers
+from lora.adapters.base import check_architecture, check_base, kept_layers
 from lora.adapters.head import fitted_head, own_head, put_head
+from lora.adapters.modes import lasting, thaw
 from lora.errors import UserError
 from lora.methods import Applied
 from lora.methods.configs import LoraConfig
@@ -27,6 +28,7 @@ from lora.methods.lowrank import LoraLinear
 from lora.surgery import is_head, replace, train_only
 
 
+@lasting
 def merge(model: nn.Module) -> None:
     """Fold the model's LoRA into its weights, in place: its forward pass and its state are then the base model's own.
 
@@ -35,12 +37,14 @@ def merge(model: nn.Module) -> None:
     Raises: UserError: If it has no LoRA, since no other method adds what a weight could take up; or if a merged weight
         is not finite. The model is then unchanged.
     """
+    thaw(model)
     kept, layers = kept_layers(model), lora_layers(model)
     if not layers and not kept:
         raise UserError(f"nothing to merge: {state_of(model)}; merging is for LoRA alone")
     install(model, kept, {**kept, **layers})
 
 
+@lasting
 def unmerge(model: nn.Module) -> None:
     """Undo `merge` or `swap`: the LoRA layers are back, over the pretrained weights bit for bit.
 
@@ -56,7 +60,13 @@ def unmerge(model: nn.Module) -> None:
     model.kept_layers = {}
 
 
-def swap(model: nn.Module, adapter: Adapter | str | Path, allow_other_base: bool = False) -> None:
+@lasting
+def swap(
+    model: nn.Module,
+    adapter: Adapter | str | Path,
+    allow_other_base: bool = False,
+    allow_changed_architecture: bool = False,
+) -> None:
     """Make the model what its base is with this LoRA adapter merged, the head with it, whatever it was before.
 
     From a model without LoRA, with LoRA, or with another adapter merged: the targets, ranks and numbers of labels of
@@ -64,7 +74,9 @@ def swap(model: nn.Module, adapter: Adapter | str | Path, allow_other_base: bool
 
     Args:
         adapter: In memory, or the folder that holds it.
-        allow_other_base: Take an adapter that was trained on other weights.
+        allow_other_base: Take an adapter that was trained on other weights. The check reads every weight of the base
+            once, at some GB per second; with this it is left out.
+        allow_changed_architecture: Take an encoder with other settings, as long as every tensor fits.
     Raises: UserError: If the adapter cannot be read, is not LoRA's, does not fit, or is of another base. The model is
         then as it was.
     """
@@ -72,7 +84,10 @@ def swap(model: nn.Module, adapter: Adapter | str | Path, allow_other_base: bool
         from lora.adapters.files import read_adapter  # which writes and reads; this module only computes
 
         adapter = read_adapter(adapter)
+    thaw(model)
     kept = kept_layers(model)
+    if adapter.base is not None and not allow_changed_architecture:
+        check_architecture(model, adapter.base)
     layers = fitted_layers(model, kept, adapter)
     head = fitted_head(model, adapter.head)
     if adapter.base is not None and not allow_other_base:
@@ -87,6 +102,7 @@ def swap(model: nn.Module, adapter: Adapter | str | Path, allow_other_base: bool
     model.applied = Applied(adapter.method, (*trained, *head))
 
 
+@lasting
 def remove(model: nn.Module) -> None:
     """Take LoRA off: the pretrained layers are back, and the head that the model had before any adapter's.
 
@@ -95,6 +111,7 @@ def remove(model: nn.Module) -> None:
     applied = getattr(model, "applied", None)
     if applied is not None and not isinstance(applied.method, LoraConfig):
         raise UserError(f"only LoRA can be taken off a model, and {state_of(model)}")
+    thaw(model)
     install(model, kept_layers(model), {})
     put_head(model, own_head(model))
     model.applied, model.kept_head = None, {}

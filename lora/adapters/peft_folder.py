@@ -10,6 +10,8 @@ What PEFT has no place for (task, labels, score, the base's hashes) lies beside 
 import dataclasses
 import json
 import re
+import reprlib
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,19 @@ from torch import Tensor
 
 from lora.adapters.adapter import Adapter, Origin
 from lora.adapters.base import Base
-from lora.adapters.files import FORMAT, describe, existing, inside, read_adapter, read_json, read_tensors, write_folder
+from lora.adapters.files import (
+    FORMAT,
+    apart,
+    describe,
+    existing,
+    inside,
+    read_adapter,
+    read_json,
+    read_tensors,
+    write_folder,
+)
+from lora.adapters.location import locate_base
+from lora.checks import SettingsError
 from lora.errors import UserError
 from lora.methods.configs import LoraConfig
 
@@ -47,14 +61,18 @@ class Beside:
     origin: Origin
 
 
-def to_peft(adapter: Adapter | str | Path, out: str | Path) -> None:
-    """Write a folder that `PeftModel.from_pretrained` loads onto the same base, for the same logits.
+def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | None = None) -> None:
+    """Write a folder that PEFT loads, for the same logits.
 
-    The base must be loaded with as many labels as the adapter has.
+    `AutoPeftModelForSequenceClassification.from_pretrained` loads it with its base, `PeftModel.from_pretrained` onto a
+    base at hand. The base needs as many labels as the adapter has (`num_labels=3`; transformers' default is 2).
 
     Args:
         adapter: In memory, or the folder that holds it.
-    Raises: UserError: If it is not LoRA's, has LoRA in the head, or the folder cannot be written.
+        base: The folder or hub id that the base is loaded from, for the folder to name. A folder is read, and named
+            by its absolute path. None takes the hub id or the embedded encoder that the adapter says.
+    Raises: UserError: If it is not LoRA's or has LoRA in the head; if it does not say where its base lies and `base`
+        does not, or the folder holds another base; or if the folder cannot be written.
     """
     if not isinstance(adapter, Adapter):
         adapter = read_adapter(adapter)
@@ -69,12 +87,12 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path) -> None:
     ranks = {name: len(a) for name, (a, _) in adapter.pairs().items()}
     alphas = {name: alpha_at(method, rank) for name, rank in ranks.items()}
     alpha = alpha_at(method, method.rank)
-    base = adapter.base
+    place, revision = locate_base(adapter, base)
     config = {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if saved else None,
-        "base_model_name_or_path": None if base is None else base.name,
-        "revision": None if base is None else base.revision,
+        "base_model_name_or_path": place,
+        "revision": revision,
         "inference_mode": True,
         "target_modules": modules,
         "modules_to_save": saved or None,
@@ -91,10 +109,10 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path) -> None:
     for name, (a, b) in adapter.pairs().items():
         tensors[f"{PREFIX}{name}.lora_A.weight"], tensors[f"{PREFIX}{name}.lora_B.weight"] = a, b
     tensors |= {f"{PREFIX}{name}": tensor for name, tensor in adapter.head.items()}
-    beside = dataclasses.asdict(Beside(method, base, adapter.origin))
+    beside = dataclasses.asdict(Beside(method, adapter.base, adapter.origin))
     files = {
         CONFIG: json.dumps(config, indent=1).encode(),
-        WEIGHTS: save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={"format": "pt"}),
+        WEIGHTS: save(apart(tensors), metadata={"format": "pt"}),
         BESIDE: json.dumps({"format": FORMAT, **beside}, indent=1).encode(),
     }
     write_folder(Path(out), files)
@@ -115,8 +133,10 @@ def from_peft(folder: str | Path) -> Adapter:
     config = checked_config(folder)
     tensors, _ = read_tensors(inside(folder, WEIGHTS))
     weights, head = split(tensors, tuple(config.get("modules_to_save") or ()), folder / WEIGHTS)
-    method = method_of(config, weights, folder / CONFIG)
-    adapter = Adapter(method, weights, head)
+    try:
+        adapter = Adapter(method_of(config, weights, folder / CONFIG), weights, head)
+    except SettingsError as error:
+        raise UserError(f"{folder / CONFIG}: {'; '.join(error.problems)}") from error
     if not (folder / BESIDE).exists():
         return adapter
     beside = describe(folder, BESIDE, Beside)
@@ -153,22 +173,28 @@ def checked_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} uses what cannot be taken over: {'; '.join(on)}")
 
     def numbers(value: Any) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < sys.float_info.max
+
+    def names(value: Any) -> bool:
+        return value is None or (isinstance(value, list) and all(isinstance(name, str) and name for name in value))
+
+    targets = config.get("target_modules")
 
     rules = {
         "r": isinstance(config.get("r"), int) and not isinstance(config["r"], bool),
         "lora_alpha": numbers(config.get("lora_alpha")),
         "lora_dropout": numbers(config.get("lora_dropout", 0.0)),
         "use_rslora": isinstance(config.get("use_rslora", False), bool),
-        "modules_to_save": all(isinstance(name, str) for name in config.get("modules_to_save") or ()),
+        "target_modules": isinstance(targets, str) or names(targets),
+        "modules_to_save": names(config.get("modules_to_save")),
     }
     for key in ("rank_pattern", "alpha_pattern"):
         pattern = config.get(key) or {}
         rules[key] = isinstance(pattern, dict) and all(map(numbers, pattern.values()))
-        strange = [name for name in pattern if not re.fullmatch(r"[\w.]+", name)]
+        strange = [name for name in pattern if not re.fullmatch(r"[\w.]+", name)] if rules[key] else []
         if strange:  # matching a stranger's regular expression may take for ever
             raise UserError(f"{path}: {key} has {strange[0]!r}; only names of modules are read, no regular expressions")
-    wrong = [f"{key}={config.get(key)!r}" for key, holds in rules.items() if not holds]
+    wrong = [f"{key}={reprlib.repr(config.get(key))}" for key, holds in rules.items() if not holds]
     if wrong:
         raise UserError(f"{path}: of a kind that it must not be: {'; '.join(wrong)}")
     return config
@@ -202,6 +228,13 @@ def method_of(config: dict[str, Any], weights: dict[str, Tensor], path: Path) ->
     }
     if not ranks:
         raise UserError(f"{path.parent / WEIGHTS} has no LoRA tensors")
+    targets = config.get("target_modules")
+    # one regular expression is not tried, as it may take for ever: PEFT saves the modules that it matched
+    others = [n for n in ranks if isinstance(targets, list) and not any(f".{n}".endswith(f".{t}") for t in targets)]
+    if others:
+        raise UserError(
+            f"{path.parent / WEIGHTS} has LoRA on {others[0]}, which target_modules of {path} does not name"
+        )
     stated = {name: by_pattern(config.get("rank_pattern"), name, config["r"]) for name in ranks}
     for name, rank in ranks.items():
         if rank != stated[name]:

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from lora.adapters.adapter import Adapter
-from lora.adapters.base import check_architecture, check_base, kept_layers
+from lora.adapters.base import base_tensors, check_architecture, check_base, common_dtype, kept_layers
 from lora.adapters.files import read_adapter
-from lora.adapters.head import fitted_head, put_head
+from lora.adapters.head import check_range, fitted_head, put_head
+from lora.adapters.modes import lasting, thaw
 from lora.errors import UserError
 from lora.methods import METHODS
 from lora.methods.configs import LoraConfig
@@ -18,26 +19,29 @@ from lora.surgery import is_head, trainable
 
 def load_adapter(
     model: nn.Module,
-    folder: str | Path,
+    adapter: Adapter | str | Path,
     allow_other_base: bool = False,
     allow_other_alpha: bool = False,
     allow_changed_architecture: bool = False,
 ) -> Adapter:
-    """Put the adapter that a folder holds on a model, unmerged, ready to train on or to be merged, its head with it.
+    """Put an adapter on a model, unmerged, ready to train on or to be merged, its head with it.
 
     Args:
         model: Plain, or with the same method on the same modules; then only its values change.
+        adapter: In memory, or the folder that holds it.
         allow_other_base: Take a base with other weights than the adapter was trained on.
         allow_other_alpha: Where the model has LoRA of another alpha, keep the model's.
         allow_changed_architecture: Take an encoder with other settings, as long as every tensor fits.
     Returns: The adapter.
-    Raises: UserError: If the folder is broken, or the adapter does not fit the model; the model is then as it was.
+    Raises: UserError: If the folder is broken, or the adapter does not fit the model. The model is then as it was.
     """
-    adapter = read_adapter(folder)
+    if not isinstance(adapter, Adapter):
+        adapter = read_adapter(adapter)
     place(model, adapter, allow_other_base, allow_other_alpha, allow_changed_architecture)
     return adapter
 
 
+@lasting
 def place(
     model: nn.Module,
     adapter: Adapter,
@@ -46,6 +50,7 @@ def place(
     allow_changed_architecture: bool = False,
 ) -> None:
     """As `load_adapter`, from memory."""
+    thaw(model)
     if kept_layers(model):
         raise UserError("an adapter is merged into this model: unmerge it first, or use swap, which merges the other")
     if adapter.base is not None and not allow_changed_architecture:
@@ -55,13 +60,15 @@ def place(
         check_method(model, adapter, allow_other_alpha)
     check_shapes(model, adapter)
     head = fitted_head(model, adapter.head)
+    dtype = common_dtype(base_tensors(model, adapter.weights) or dict(model.named_parameters()))
+    for name, tensor in adapter.weights.items():
+        check_range(name, tensor, tensor.to(dtype))
     if adapter.base is not None and not allow_other_base:
         check_base(model, adapter.base, adapter.weights)
     if applied is None:
         METHODS[adapter.method.name].apply(model, adapter.method, seed=0)
-    with torch.no_grad():
-        for name, tensor in adapter.weights.items():
-            model.get_parameter(name).copy_(tensor)
+    for name, tensor in adapter.weights.items():
+        model.get_parameter(name).copy_(tensor)
     put_head(model, head)
 
 

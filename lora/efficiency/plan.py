@@ -114,7 +114,7 @@ def make_plan(
     """
     if model not in MODELS:
         raise UserError(f"--model must be one of {', '.join(MODELS)}, got {model!r}")
-    usual = profile_run(model)
+    usual = profile_run(model, f"runtime.device={device}")
     return Plan(
         model=model,
         device=device,
@@ -127,9 +127,9 @@ def make_plan(
     )
 
 
-def profile_run(model: str) -> RunConfig:
+def profile_run(model: str, *overrides: str) -> RunConfig:
     """A run of the profile that trains this encoder; with model=local, nothing says yet where it lies."""
-    return compose_run([*MODELS[model], "method=lora"])
+    return compose_run([*MODELS[model], "method=lora", *overrides])
 
 
 def method_run(plan: Plan, name: str) -> RunConfig:

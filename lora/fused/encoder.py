@@ -11,12 +11,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from lora.errors import UserError
 from lora.fused import functions
 from lora.fused.functions import Normed
-from lora.fused.masks import MAX_TOKENS, Masks, Site
+from lora.fused.masks import Masks, Site
+from lora.kernel_choice import not_covered
 from lora.methods.bottleneck import AdaptedDropout, PfeifferNorm
 from lora.methods.lowrank import LoraLinear
 from lora.surgery import is_head, replace
 
-ARCHITECTURES = ("bert", "roberta", "electra")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -146,16 +146,9 @@ def fuse(model: nn.Module, precision: str, seed: int, recompute: bool = False) -
     Raises: UserError: If the architecture or its settings are not covered; the model is then unchanged.
     """
     settings = model.config
-    reasons = {
-        f"model type {settings.model_type}, not one of {', '.join(ARCHITECTURES)}": settings.model_type
-        not in ARCHITECTURES,
-        f"activation {getattr(settings, 'hidden_act', None)}, not gelu": getattr(settings, "hidden_act", "") != "gelu",
-        f"more than {MAX_TOKENS} positions": settings.max_position_embeddings > MAX_TOKENS,
-        "a decoder": getattr(settings, "is_decoder", False),
-    }
-    found = [reason for reason, holds in reasons.items() if holds]
-    if found:
-        raise UserError(f"train.kernels=fused does not cover {'; '.join(found)}: train.kernels=stock does")
+    reason = not_covered(settings.to_dict())
+    if reason is not None:
+        raise UserError(f"train.kernels=fused does not cover {reason}: train.kernels=stock does")
     assert isinstance(model.base_model.encoder.layer[0].intermediate.intermediate_act_fn, GELUActivation)
     masks, dtype = Masks(seed), DTYPES[precision]
     for name, module in list(model.named_modules()):

@@ -1,0 +1,111 @@
+"""Where the base of an adapter lies on this machine, or on the hub.
+
+An adapter's own folder names its base and says how to recognise it, but holds no path, since folders are copied from
+machine to machine. Files that must say where to load it from get that when they are written.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForSequenceClassification
+from transformers.utils import logging
+
+from lora.adapters.adapter import Adapter
+from lora.adapters.base import check_architecture, check_base
+from lora.adapters.files import at_home
+from lora.adapters.head import fitted_head
+from lora.adapters.merge import fitted_layers
+from lora.adapters.modes import lasting
+from lora.checks import build
+from lora.config import ModelConfig
+from lora.errors import UserError, first_line
+from lora.provenance import ROOT
+from lora.weights import locate
+
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+def locate_base(adapter: Adapter, base: str | Path | None = None) -> tuple[str, str | None]:
+    """What `from_pretrained` takes to load an adapter's base: a folder, as an absolute path, or a hub id; its revision.
+
+    Args:
+        base: A folder or a hub id; None takes what the adapter says: a hub id, or the embedded encoder.
+    Raises: UserError: If neither says where the base lies, or the folder does not hold the adapter's base.
+    """
+    encoder = known_encoder(adapter)
+    revision = None if adapter.base is None else adapter.base.revision
+    if base is not None:
+        folder = at_home(base)
+        if str(base) and folder.is_dir():
+            return checked_folder(adapter, folder), None
+        if not HUB_ID.fullmatch(str(base)):
+            raise UserError(f"base={base} is neither a folder nor an id of the hub (owner/name)")
+        asked = encoder is not None and str(base) == encoder.hub_id
+        return str(base), (revision or encoder.revision) if asked else None
+    if encoder is not None and encoder.source == "hub":
+        return encoder.hub_id, revision or encoder.revision
+    if encoder is not None and encoder.source == "embedded":
+        return checked_folder(adapter, Path(locate(encoder)[0])), None
+    name = None if adapter.base is None else adapter.base.name
+    if name is not None and "/" in name:  # as transformers was asked for it: of folders the own name alone is kept
+        return name, revision
+    raise UserError(
+        f"the adapter does not say where its base{f' ({name})' if name else ''} lies: base= names the folder or the "
+        f"hub id that it is loaded from"
+    )
+
+
+def known_encoder(adapter: Adapter) -> ModelConfig | None:
+    """How the adapter's run found its base; else the entry of conf/model that has the base's name."""
+    if adapter.origin.encoder is not None or adapter.base is None:
+        return adapter.origin.encoder
+    return model_entries().get(adapter.base.name)
+
+
+def model_entries() -> dict[str, ModelConfig]:
+    """The encoders of conf/model by name."""
+    paths = (ROOT / "conf" / "model").glob("*.yaml")
+    return {path.stem: build(ModelConfig, yaml.safe_load(path.read_text())) for path in paths}
+
+
+@lasting
+def checked_folder(adapter: Adapter, folder: Path) -> str:
+    """The absolute path of a LoRA adapter's base. Raises: UserError: If the folder does not hold that base."""
+    place = os.path.abspath(folder)
+    model = load_folder(place)
+    try:
+        fitted_layers(model, {}, adapter)
+        fitted_head(model, adapter.head)
+    except UserError as error:
+        raise UserError(f"the adapter does not fit the base in {place}: {error}") from error
+    if adapter.base is not None:
+        try:
+            check_architecture(model, adapter.base)
+            check_base(model, adapter.base, adapter.weights)
+        except UserError as error:
+            found = str(error).rpartition("; ")[0]  # without the override that it offers, which other calls have
+            raise UserError(f"{place} does not hold the adapter's base: {found}") from error
+    return place
+
+
+def load_folder(place: str) -> nn.Module:
+    """A folder's model, in float32, with a head of no use. Raises: UserError: If there is none."""
+    locate(ModelConfig("local", "local", None, place, None, "never", (), "eager", False))
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        return AutoModelForSequenceClassification.from_pretrained(
+            place, dtype=torch.float32, local_files_only=True, trust_remote_code=False, ignore_mismatched_sizes=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"cannot load the base from {place}: {first_line(error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
