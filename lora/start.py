@@ -45,11 +45,6 @@ def start_from(model: nn.Module, config: RunConfig) -> None:
             parameter.copy_(tensors[name])
 
 
-def is_carried(model: nn.Module, name: str) -> bool:
-    """Whether a run that starts from another takes this parameter's value over."""
-    return not is_head(model, name) or (model.config.model_type == "deberta-v2" and name.startswith("pooler."))
-
-
 def differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     """Up to four names that only one side has, or whose shapes differ."""
     shapes = [{name: tuple(tensor.shape) for name, tensor in side.items()} for side in (found, wanted)]
@@ -57,3 +52,8 @@ def differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> st
     return ", ".join(
         f"{name} {shapes[0].get(name, 'absent')} and {shapes[1].get(name, 'absent')}" for name in names[:4]
     )
+
+
+def is_carried(model: nn.Module, name: str) -> bool:
+    """Whether a run that starts from another takes this parameter's value over."""
+    return not is_head(model, name) or (model.config.model_type == "deberta-v2" and name.startswith("pooler."))

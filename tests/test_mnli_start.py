@@ -59,25 +59,6 @@ def test_a_child_takes_its_parents_modules_and_a_new_head(family):
     assert ".rte.mnli.s1-" in trained.run_id
 
 
-@pytest.mark.parametrize("architecture", ["deberta-v2", "roberta"])
-def test_debertas_pooler_is_carried_over_and_its_classifier_is_new(architecture, tiny_overrides, tmp_path):
-    """As the released models' load hooks leave a checkpoint of another number of labels."""
-    folder = tiny.folder(tmp_path / architecture, architecture)
-    overrides = [*tiny_overrides, f"model.path={folder}", "task=rte", "start=mnli", "method=lora", "train.epochs=1"]
-    child = compose_run(overrides)
-    parent = compose_run(parent_overrides(overrides, child))
-    run_cell(parent, mistakes_fail=False)
-    stored = load_file(adapter_path(parent.runtime.outputs, parent.run_id))
-    untouched, started = fresh(child), fresh(child)
-    start_from(started, child)
-    heads = {name: p for name, p in trainable(started) if is_head(started, name)}
-    kept = {"pooler.dense.weight", "pooler.dense.bias"} if architecture == "deberta-v2" else set()
-    assert kept < set(heads) <= set(stored)
-    for name, parameter in heads.items():
-        assert torch.equal(parameter, (stored if name in kept else untouched.state_dict())[name])
-    assert all(not torch.equal(stored[name], untouched.get_parameter(name)) for name in kept)
-
-
 METHODS_AND_KERNELS = [
     *((name, "stock") for name in METHODS),
     *((name, "fused") for name in ("full", "houlsby", "lora")),
@@ -148,6 +129,25 @@ def test_a_sweep_has_one_parent_per_method(tiny_overrides):
     children = [cell for cell in cells if cell.task != "mnli"]
     assert len(parents) == 3 and len(children) == 12
     assert all(parents[cell.parent] == cell.slug for cell in children)
+
+
+@pytest.mark.parametrize("architecture", ["deberta-v2", "roberta"])
+def test_debertas_pooler_is_carried_over_and_its_classifier_is_new(architecture, tiny_overrides, tmp_path):
+    """As the released models' load hooks leave a checkpoint of another number of labels."""
+    folder = tiny.folder(tmp_path / architecture, architecture)
+    overrides = [*tiny_overrides, f"model.path={folder}", "task=rte", "start=mnli", "method=lora", "train.epochs=1"]
+    child = compose_run(overrides)
+    parent = compose_run(parent_overrides(overrides, child))
+    run_cell(parent, mistakes_fail=False)
+    stored = load_file(adapter_path(parent.runtime.outputs, parent.run_id))
+    untouched, started = fresh(child), fresh(child)
+    start_from(started, child)
+    heads = {name: p for name, p in trainable(started) if is_head(started, name)}
+    kept = {"pooler.dense.weight", "pooler.dense.bias"} if architecture == "deberta-v2" else set()
+    assert kept < set(heads) <= set(stored)
+    for name, parameter in heads.items():
+        assert torch.equal(parameter, (stored if name in kept else untouched.state_dict())[name])
+    assert all(not torch.equal(stored[name], untouched.get_parameter(name)) for name in kept)
 
 
 def test_the_saved_weights_are_those_of_the_best_epoch(family):
