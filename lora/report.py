@@ -34,7 +34,6 @@ from lora.sweep import State
 
 MISSING_SHOWN = 20
 PRINTED = (
-    "claims",
     "table2",
     "table2_part",
     "table5",
@@ -44,6 +43,7 @@ PRINTED = (
     "learning_rate",
     "own",
     "own_part",
+    "claims",
     "reference",
 )
 
@@ -88,8 +88,11 @@ class Report:
 
     @property
     def text(self) -> str:
-        """What the command prints."""
-        shown = [table.markdown() for table in self.tables if table.name in PRINTED]
+        """What the command prints: the results, and of the paper's sentences those that they say something to."""
+        judged = [each for each in self.verdicts if any(found.n != 0 for found in each.findings)]
+        tables = {table.name: table for table in self.tables}
+        tables["claims"] = dataclasses.replace(tables["claims"], cells=verdict_table(judged).cells)
+        shown = [tables[name].markdown() for name in PRINTED if name in tables and len(tables[name].cells)]
         left_out = status_lines(self)
         return "\n".join([*shown, *(["## Not in the tables\n", *left_out, ""] if left_out else [])])
 
