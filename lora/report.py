@@ -91,7 +91,7 @@ class Report:
         """What the command prints: the results, and of the paper's sentences those that they say something to."""
         judged = [each for each in self.verdicts if any(found.n != 0 for found in each.findings)]
         tables = {table.name: table for table in self.tables}
-        tables["claims"] = dataclasses.replace(tables["claims"], cells=verdict_table(judged).cells)
+        tables["claims"] = dataclasses.replace(tables["claims"], cells=verdict_table(judged))
         shown = [tables[name].markdown() for name in PRINTED if name in tables and len(tables[name].cells)]
         left_out = status_lines(self)
         return "\n".join([*shown, *(["## Not in the tables\n", *left_out, ""] if left_out else [])])
