@@ -152,7 +152,7 @@ def decided(sections: dict[str, Any]) -> dict[str, Any]:
         kernels, _ = choose_kernels(build(ModelConfig, model), sections["runtime"]["device"])
     except SettingsError:  # said once the whole configuration is validated
         kernels = "fused"
-    return sections | {"train": train | {"kernels": kernels}}
+    return sections | {"train": {**train, "kernels": kernels}}
 
 
 def compose_run(overrides: Sequence[str]) -> RunConfig:

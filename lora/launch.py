@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hydra.plugins.launcher import Launcher
@@ -156,10 +156,12 @@ def launch_once(
     size = int(settings.cells_per_job)
     jobs, started = packed(grouped, size), time.time()
     locks = Locks(sweep.outputs)
-    workers = training = list  # none: jobs of a queue run on
+    workers: Callable[[], list[int]] = list  # none: jobs of a queue run on
+    training: Callable[[], list[int]] = list
     if settings.name == "local":
         workers, training = worker_processes, functools.partial(locks.children, ids)
-        launcher.joblib |= {"initializer": signals.begin_worker, "initargs": (os.getpid(),)}
+        ours = {"initializer": signals.begin_worker, "initargs": (os.getpid(),)}
+        vars(launcher)["joblib"].update(ours)  # what the plugin hands to joblib.Parallel
     # Replaced when it grows; no job is lost.
     warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
     with Watch(cells, done, sweep.expected, sweep.workers, sweep.results, sweep.outputs):

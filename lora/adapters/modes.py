@@ -12,7 +12,8 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import nn
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def lasting(function: Callable[P, R]) -> Callable[P, R]:

@@ -67,6 +67,7 @@ def value_text(found: Finding, value: float, fewest: int = 2) -> str:
         return "-"
     if found.unit == "failures":
         return f"{value:.0f}"
+    text = ""
     for digits in range(fewest, MOST_DIGITS + 1):
         text = f"{value:+.{digits}f}" if found.unit == "points" else f"{value:#.{digits + 1}g}".rstrip(".")
         if all(side(float(text), other) == side(value, other) for other in found.edges):
@@ -83,6 +84,7 @@ def interval_text(found: Finding) -> str:
     """With as many digits as it takes to tell its ends apart."""
     if math.isnan(found.low) or found.low == found.high:
         return "-"
+    low = high = ""
     for digits in range(2, MOST_DIGITS + 1):
         low, high = value_text(found, found.low, digits), value_text(found, found.high, digits)
         if low != high:

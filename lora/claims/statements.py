@@ -25,7 +25,11 @@ BASES = ("full", "base")  # what the summary gives ratios to: full fine-tuning, 
 COUNTED = ("gpt3", "encoder")  # models: GPT-3 175B by closed form, and those that the records are of
 FIRST = ("glue_table2",)  # of the experiments: what the paper is about
 SELECTORS = ("method", "slug", "task", "start", "protocol")
-SECTIONS = {"method": [method.config for method in METHODS.values()], "data": [DataConfig], "train": [TrainConfig]}
+SECTIONS: dict[str, list[type]] = {
+    "method": [method.config for method in METHODS.values()],
+    "data": [DataConfig],
+    "train": [TrainConfig],
+}
 SETTINGS = tuple(  # a side may name these too
     dict.fromkeys(
         f"{name}.{field.name}" for name, kinds in SECTIONS.items() for kind in kinds for field in fields(kind)
