@@ -377,9 +377,9 @@ HARMLESS = [
 
 
 @pytest.mark.parametrize("settings", HARMLESS, ids=str)
-def test_what_changes_nothing_is_taken(settings, tmp_path):
+def test_what_changes_nothing_is_taken(settings, tmp_path, bases):
     adapter = adapter_of(small("bert", LoraConfig(rank=3, alpha=6)))
-    to_peft(adapter, tmp_path / "peft")
+    to_peft(adapter, tmp_path / "peft", base=bases / "bert")
     edit(tmp_path / "peft", **settings)
     assert same(from_peft(tmp_path / "peft"), adapter)
 
@@ -400,18 +400,18 @@ WRONG_KINDS = [
 
 
 @pytest.mark.parametrize("settings", WRONG_KINDS, ids=str)
-def test_settings_of_another_kind_are_named(settings, tmp_path):
-    to_peft(adapter_of(small("bert", LoraConfig(rank=3, alpha=6))), tmp_path / "peft")
+def test_settings_of_another_kind_are_named(settings, tmp_path, bases):
+    to_peft(adapter_of(small("bert", LoraConfig(rank=3, alpha=6))), tmp_path / "peft", base=bases / "bert")
     edit(tmp_path / "peft", **settings)
     (key,) = settings
     with pytest.raises(UserError, match=f"of a kind that it must not be: {key}="):
         from_peft(tmp_path / "peft")
 
 
-def test_a_pattern_holds_for_the_module_of_its_name_or_end_alone(tmp_path):
+def test_a_pattern_holds_for_the_module_of_its_name_or_end_alone(tmp_path, bases):
     """PEFT's own rule, by the scales of its modules; the first key that matches decides."""
     adapter = adapter_of(small("bert", LoraConfig(rank=3, alpha=6)))
-    to_peft(adapter, tmp_path / "peft")
+    to_peft(adapter, tmp_path / "peft", base=bases / "bert")
     (tmp_path / "peft" / "lora.json").unlink()
     for pattern in ({"self.query": 6, "query": 9}, {"uery": 9}, {"value": 6.0, "query": 6}):
         edit(tmp_path / "peft", alpha_pattern=pattern)
@@ -423,9 +423,9 @@ def test_a_pattern_holds_for_the_module_of_its_name_or_end_alone(tmp_path):
             assert found.scale(name) == theirs.get_submodule(name).scaling["default"] == 2.0
 
 
-def test_a_folder_without_lora_and_a_head_with_lora_are_refused(tmp_path):
+def test_a_folder_without_lora_and_a_head_with_lora_are_refused(tmp_path, bases):
     adapter = adapter_of(small("bert", LoraConfig(rank=3, alpha=6)))
-    to_peft(adapter, tmp_path / "peft")
+    to_peft(adapter, tmp_path / "peft", base=bases / "bert")
     retensor(tmp_path / "peft", lambda t: [t.pop(name) for name in sorted(t) if ".lora_" in name])
     with pytest.raises(UserError, match=r"adapter_model\.safetensors has no LoRA tensors"):
         from_peft(tmp_path / "peft")
@@ -438,10 +438,10 @@ def test_a_folder_without_lora_and_a_head_with_lora_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("headed", [True, False], ids=["head", "no head"])
-def test_the_settings_that_peft_reads(headed, tmp_path):
+def test_the_settings_that_peft_reads(headed, tmp_path, bases):
     """As PEFT's own LoraConfig reads the file."""
     adapter = adapter_of(small("bert", LoraConfig(targets=("q", "v"), rank=3, alpha=6, dropout=0.1)))
-    to_peft(adapter if headed else Adapter(adapter.method, adapter.weights, {}), tmp_path / "peft")
+    to_peft(adapter if headed else Adapter(adapter.method, adapter.weights, {}), tmp_path / "peft", base=bases / "bert")
     config = peft.PeftConfig.from_pretrained(tmp_path / "peft")
     assert isinstance(config, peft.LoraConfig)
     assert (config.r, config.lora_alpha, config.lora_dropout, config.use_rslora) == (3, 6, 0.1, False)

@@ -175,10 +175,11 @@ EXPECTED_CELLS = {
     ("paper", "lora_targets"): 7 * 2 * 5,
     ("paper", "lora_ranks"): 3 * 7 * 2 * 5,
     ("small", "mnli_start"): 2 * 3 * 5,  # and their MNLI run
+    ("mini", "learning_rate"): 4 * (3 * 3 + 2 * 2),
     ("small", "learning_rate"): 5 * 3 * 2,
     ("paper", "mnli_start"): 2 * 3 * 5,
 }
-EXPECTED_UNION = {"mini": 66, "small": 294, "paper": 800 + 15}
+EXPECTED_UNION = {"mini": 66 + 52, "small": 294, "paper": 800 + 15}
 
 
 def test_number_of_cells(sweeps):
