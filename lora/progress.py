@@ -13,6 +13,7 @@ from tqdm import tqdm
 from lora.errors import UserError
 from lora.results import RunRecord, read_record, record_path, write_atomically
 from lora.sweep import Cell
+from lora.variants import Variant, words
 
 NOTE_SECONDS = 2.0
 POLL_SECONDS = 1.0
@@ -67,6 +68,7 @@ class Watch:
         outputs: str,
     ):
         self.waiting = {cell.run_id for cell in cells}
+        self.words = words_of(cells)
         self.total, self.done = len(cells) + done, done
         self.expected, self.workers = expected, max(1, workers)
         self.results, self.running = results, Path(outputs) / "running"
@@ -118,8 +120,13 @@ class Watch:
         if self.bar is not None:
             self.bar.update(1)
         self._say(
-            f"[{self.done:>3}/{self.total}] {record.run_id}  {outcome}  {record.seconds:.0f} s  left {self.left()}"
+            f"[{self.done:>3}/{self.total}] {self._called(record.run_id)}  {outcome}  {record.seconds:.0f} s  "
+            f"left {self.left()}"
         )
+
+    def _called(self, run_id: str) -> str:
+        """The run, and what sets it apart from others of its method."""
+        return f"{run_id}  {self.words[run_id]}" if self.words[run_id] else run_id
 
     def _say(self, line: str) -> None:
         tqdm.write(line, file=sys.stderr) if self.bar is not None else print(line, file=sys.stderr, flush=True)
@@ -145,8 +152,21 @@ class Watch:
                     note = json.loads(path.read_bytes())
                 except (OSError, ValueError):
                     continue  # just replaced or removed by its worker
-                notes.append(f"{path.stem.rsplit('-', 1)[0]} {note['step']}/{note['steps']} {shown(note['metric'])}")
+                name = " ".join(filter(None, (path.stem.rsplit("-", 1)[0], self.words[path.stem])))
+                notes.append(f"{name} {note['step']}/{note['steps']} {shown(note['metric'])}")
         return " | ".join(notes)
+
+
+def words_of(cells: Sequence[Cell]) -> dict[str, str]:
+    """run_id -> the settings that set a run apart from others of its method in this sweep, as tables name them."""
+    alike: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        alike.setdefault((cell.slug, cell.start), []).append(cell)
+    found = {}
+    for several in alike.values():
+        apart = words(Variant(cell.given, cell.usual) for cell in several)
+        found |= {cell.run_id: apart[cell.given] for cell in several}
+    return found
 
 
 def shown(value: float | None) -> str:

@@ -94,3 +94,14 @@ def test_durations_read_well(seconds, text):
 
 def test_an_unknown_metric_is_a_dash():
     assert (shown(None), shown(0.8342)) == ("-", "83.4")
+
+
+def test_lines_name_what_a_grid_varies(tmp_path, capsys):
+    rates = expand("mini", ["task=reviews", "seed=1", "method=lora", "train.lr=0.0005,0.001"], adhoc=True)
+    with Watch(rates, 0, {}, 2, str(tmp_path), str(tmp_path)):
+        for cell in rates:
+            write_record(tmp_path, record(cell.run_id, value=0.8))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
+    rate = {cell.run_id: cell.given[0].removeprefix("train.") for cell in rates}
+    assert len(lines) == 2 and sorted(rate.values()) == ["lr=0.0005", "lr=0.001"]
+    assert all(any(f"{run_id}  {words}  " in line for line in lines) for run_id, words in rate.items())
