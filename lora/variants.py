@@ -56,7 +56,8 @@ def plain(value: Any) -> str:
         return "+".join(map(plain, value))
     if isinstance(value, Mapping):
         return "+".join(f"{key}:{plain(item)}" for key, item in value.items())
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    short = f"{value:g}" if isinstance(value, float) else ""
+    return short if short and float(short) == value else str(value)  # two values are never one text
 
 
 def words(several: Iterable[Variant]) -> dict[tuple[str, ...], str]:

@@ -68,10 +68,18 @@ def test_without_such_runs_there_is_no_table(tmp_path):
     assert learning_rate_table("small", gathered.tried, gathered.frame) is None
 
 
-def test_the_rates_of_minilm_are_those_that_came_out_best():
-    gathered = gather("reference/small")
+@pytest.mark.parametrize(
+    ("name", "tasks"), [("reference/small", TASKS), ("reference/mini", ("reviews", "ratings", "clauses", "scrambled"))]
+)
+def test_the_rates_of_minilm_are_those_that_came_out_best(name, tasks):
+    gathered = gather(name)
     found = taken(tried_runs(gathered.tried, gathered.frame))
     assert set(found) == {"full", "bitfit", "houlsby-m8", "pfeiffer-m16", "lora-qv-r8"}
+    grids = [
+        set(gathered.frame[gathered.frame["slug"].eq(slug) & gathered.frame["seed"].eq(0)]["lr"]) for slug in found
+    ]
+    assert len({len(grid) for grid in grids}) == 1
+    assert all(min(grid) < found[slug] < max(grid) for slug, grid in zip(found, grids, strict=True))  # at no edge
     for slug, rate in found.items():
         rows = yaml.safe_load((CONF / "hparams" / "ours" / f"minilm_{slug.split('-')[0]}.yaml").read_text())
-        assert {rows[task]["lr"] for task in TASKS} == {rate}
+        assert {rows[task]["lr"] for task in tasks} == {rate}
