@@ -690,7 +690,7 @@ def test_every_side_gets_the_same_allocator(tmp_path, monkeypatch):
 
 
 def test_committed_tables_are_what_the_committed_measurements_give():
-    found = sorted(output.FOLDER.glob("*/summary.json"))
+    found = sorted(output.COMMITTED.glob("*/summary.json"))
     assert found
     summaries = []
     for path in found:
@@ -705,7 +705,7 @@ def test_committed_tables_are_what_the_committed_measurements_give():
 
 
 def test_committed_tables_of_growth_are_what_was_measured():
-    found = sorted(output.FOLDER.glob("*/growth.json"))
+    found = sorted(output.COMMITTED.glob("*/growth.json"))
     assert found
     for path in found:
         assert path.with_name("growth.md").read_text() == growth.document(json.loads(path.read_text()))
