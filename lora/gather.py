@@ -92,7 +92,10 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
     """
     folder = records_folder(name, overrides, results)
     records, problems = load_records(folder)
-    if name != Path(name).name:  # precision and kernels may follow the machine that made them
+    if folder.resolve() == (results / REFERENCE / Path(name).name).resolve():
+        name = f"{REFERENCE}/{Path(name).name}"
+    is_reference = name != Path(name).name
+    if is_reference:  # precision and kernels may follow the machine that made them
         for key in ("precision", "kernels"):
             values = {record.config["train"][key] for record in records}
             overrides = [*overrides, *(f"train.{key}={value}" for value in sorted(values))]
@@ -107,7 +110,9 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
     frame, broken = with_collapsed(load_frame(list(now.ok.values())), now.ok.values(), folder)
     now = dataclasses.replace(now, problems=(*now.problems, *broken))
     refuse_mixed_rows(frame)
-    expected = {name: list(map(as_planned, without_parents(name, found))) for name, found in sections.items()}
+    expected = {key: list(map(as_planned, without_parents(key, found))) for key, found in sections.items()}
+    if is_reference:  # and so may what a profile leaves to the machine: its files are the same on every one
+        expected = {key: list(map(anywhere, found)) for key, found in expected.items()}
     add_others(expected, others)
     planned = {experiment: in_table_order(labelled(found)) for experiment, found in expected.items()}
     tried = planned.pop(LEARNING_RATE, [])

@@ -121,3 +121,14 @@ def test_the_reference_is_set_beside_runs_of_another_precision(tmp_path):
     assert len(table.cells) == 1 and table.cells["Agrees"].tolist() != ["-"]
     (tmp_path / "reference" / "mini" / "runs").rename(tmp_path / "elsewhere")
     assert not [table for table in build("mini", arguments, tmp_path).tables if table.name == "reference"]
+
+
+def test_the_files_of_a_reference_do_not_follow_the_machine(tmp_path, monkeypatch):
+    arguments = ["experiment=glue_table2", "method=lora", "task=reviews", "seed=1,2"]
+    populate(tmp_path / "reference" / "mini", "mini", [*arguments, "train.precision=fp32"])
+    files = []
+    for precision in ("bf16", "fp32"):
+        monkeypatch.setattr("lora.compose.cpu_precision", lambda cpuinfo, taken=precision: taken)
+        monkeypatch.setattr("lora.sweep.cpu_precision", lambda cpuinfo, taken=precision: taken)
+        files.append(build("reference/mini", arguments, tmp_path).files)
+    assert files[0] == files[1] and "tables/cells.csv" in files[0]
