@@ -36,7 +36,7 @@ NOT_GLUE = (
 )
 PART = "**Trained on a part of the official train rows**: not comparable with tables of the whole."
 Examples = Mapping[tuple[str, str, str, str], Mapping[str, Any]]
-HEAD = "Trainable leaves the head out, which trains with every method."
+HEAD = "Trainable excludes the classification head, which trains with every method."
 SUFFIXES = {"whole": "", "embedded": "", "part": "_part"}
 
 
