@@ -11,6 +11,7 @@ import random
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -247,6 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--passes", type=int, default=15, help="timed passes of each kind (default 15)")
     parser.add_argument("--cycles", type=int, nargs="+", default=[100, 1000], help="when drift is read (100 1000)")
     parser.add_argument("--threads", type=int, default=0, help="of torch (default: all cores)")
+    parser.add_argument("--out", type=Path, help="folder, in place of results/bench")
     add_reference(parser)
     chosen = parser.parse_args(arguments)
     try:
@@ -255,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if chosen.threads:
             torch.set_num_threads(chosen.threads)
         content = measure(chosen)
-        folder = results_folder(chosen.reference) / content["device"]
+        folder = (chosen.out or results_folder(chosen.reference)) / content["device"]
         write_atomically(folder / "adapters.json", f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode())
         write_atomically(folder / "adapters.md", document(content).encode())
     except UserError as error:
