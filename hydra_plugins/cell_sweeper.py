@@ -22,7 +22,7 @@ class CellSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         from lora.launch import UnfinishedError, launch_cells
-        from lora.report import print_sweep
+        from lora.report import print_sweep  # loads pandas, which a worker does not need
 
         try:
             state = launch_cells(self.launcher, self.config, arguments)

@@ -161,7 +161,7 @@ def launch_once(
     if settings.name == "local":
         workers, training = worker_processes, functools.partial(locks.children, ids)
         ours = {"initializer": signals.begin_worker, "initargs": (os.getpid(),)}
-        vars(launcher)["joblib"].update(ours)  # what the plugin hands to joblib.Parallel
+        launcher.joblib |= ours  # type: ignore[attr-defined]  # what the plugin hands to joblib.Parallel
     # Replaced when it grows; no job is lost.
     warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
     with Watch(cells, done, sweep.expected, sweep.workers, sweep.results, sweep.outputs):

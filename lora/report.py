@@ -236,7 +236,11 @@ def print_sweep(profile: str, arguments: Sequence[str]) -> None:
         arguments: Those of the sweep.
     """
     own = [argument for argument in arguments if not argument.startswith("profile=")]
-    gathered = gather(profile, own)
+    try:
+        gathered = gather(profile, own)
+    except UserError as error:  # the runs themselves have ended, and their records are there
+        print(f"no table of this sweep: {error}", file=sys.stderr)
+        return
     if "adhoc" in gathered.planned:
         asked = dataclasses.replace(gathered, planned={"adhoc": gathered.planned["adhoc"]})
         curves = load_curves(list(gathered.state.ok.values()))

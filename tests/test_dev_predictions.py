@@ -97,7 +97,7 @@ def test_without_predictions_nothing_is_known_and_a_broken_file_is_named(one_col
 
 def test_the_committed_predictions_agree():
     """Counted anew, by the number of different values."""
-    folder = ROOT / "results" / "small"
+    folder = ROOT / "results" / "reference" / "small"
     records, _ = load_records(folder)
     frame, problems = with_collapsed(load_frame(records), records, folder)
     expected = {}

@@ -20,6 +20,7 @@ class Recorder(Launcher):
 
     def __init__(self):
         self.epochs: list[int] = []
+        self.joblib: dict[str, object] = {}  # as Hydra's own for this machine has
 
     def setup(self, *, hydra_context, task_function, config):
         raise NotImplementedError

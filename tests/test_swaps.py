@@ -83,7 +83,6 @@ def test_the_command_keeps_what_it_found(tiny_overrides, tmp_path, monkeypatch, 
     where = [f"runtime.results={tmp_path}/results/small", f"runtime.outputs={tmp_path}/outputs"]
     kept = [o for o in tiny_overrides if not o.startswith(("task=", "runtime.results", "runtime.outputs", "profile="))]
     given = [*kept, *where, "runtime.save_adapter=true", "method=lora", "task=cola", "seed=1,2"]
-    monkeypatch.setattr(swaps, "ROOT", tmp_path)
     monkeypatch.setattr(swaps, "CYCLES", CYCLES)
     monkeypatch.setattr(swaps, "gather", lambda name, more: gather(name, more, tmp_path / "results"))
     with pytest.raises(SystemExit) as ended:

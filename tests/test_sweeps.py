@@ -265,7 +265,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_anything_runs(tiny_over
 def test_a_clone_that_cannot_be_written_trains_into_folders_elsewhere(tiny_overrides, tmp_path, mode):
     """A file in the place of its outputs folder, since a root user may write to whatever is read-only."""
     clone = tmp_path / "clone"
-    for name in ("lora", "conf", "hydra_plugins"):
+    for name in ("lora", "conf", "experiments", "hydra_plugins"):
         shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
     (clone / "outputs").write_text("in the way")
     overrides = grid(tiny_overrides, tmp_path / "elsewhere", "task=cola", "method=bitfit")
@@ -274,7 +274,7 @@ def test_a_clone_that_cannot_be_written_trains_into_folders_elsewhere(tiny_overr
         done = subprocess.run([sys.executable, "-m", "lora", *arguments], cwd=clone, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert len(load_records(tmp_path / "elsewhere" / "results")[0]) == (2 if mode == "a sweep" else 1)
-    assert sorted(path.name for path in clone.iterdir()) == ["conf", "hydra_plugins", "lora", "outputs"]
+    assert sorted(path.name for path in clone.iterdir()) == ["conf", "experiments", "hydra_plugins", "lora", "outputs"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="a small disk is mounted by root")
