@@ -147,7 +147,7 @@ def test_a_stopped_launcher_leaves_checkpoints_says_what_ran_and_the_next_goes_o
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 130, output
         assert "stopped at once" not in output
-        stopped = re.findall(r"^  (local\.bitfit\S+)$", output.split("interrupted while")[1], re.MULTILINE)
+        stopped = re.findall(r"^  (bert-\w{6}\.bitfit\S+)$", output.split("interrupted while")[1], re.MULTILINE)
         assert len(stopped) == workers
         lives |= {run_id: lives.get(run_id, 0) + 1 for run_id in stopped}
         assert {path.stem for path in checkpoints.iterdir()} == set(lives)
