@@ -174,6 +174,7 @@ def anywhere(p: Planned) -> Planned:
 
 
 def cell_of(p: Planned) -> tuple:
+    """What names a run whatever the machine; the encoder comes first."""
     return p.model, p.protocol, p.start, p.slug, p.task, p.seed, p.variant.given
 
 
@@ -181,7 +182,7 @@ def add_others(expected: dict[str, list[Planned]], others: Sequence[Planned]) ->
     """Records that nobody asked for: beside the same runs of another encoder, or in a table of their own."""
 
     def without_encoder(p: Planned) -> tuple:
-        return p.protocol, p.start, p.slug, p.task, p.seed, p.variant.given
+        return cell_of(p)[1:]
 
     for experiment in METHODS_BY_TASKS:
         if experiment in expected:
