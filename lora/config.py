@@ -14,7 +14,7 @@ from lora.methods import METHODS
 from lora.methods.configs import MethodConfig
 from lora.tasks import TASKS
 
-PROTOCOLS = ("printed", "released", "dagger", "ours")
+PROTOCOLS = ("printed", "released", "dagger", "ours", "long")
 MNLI_CHILDREN = ("mrpc", "rte", "stsb")
 
 
@@ -192,7 +192,7 @@ class RunConfig:
         seed: Of the head, the method's init, the data order and dropout, each in a generator of its own.
     """
 
-    protocol: Literal["printed", "released", "dagger", "ours"]
+    protocol: Literal["printed", "released", "dagger", "ours", "long"]
     task: str
     seed: int
     start: Literal["pretrained", "mnli"]

@@ -24,7 +24,7 @@ from lora.sweep import expand, requested, split_override
     ("overrides", "message"),
     [
         (["task=colaa"], "task must be one of .*cola.*got 'colaa'"),
-        (["profile=huge"], "profile must be one of mini, paper, small, got 'huge'"),
+        (["profile=huge"], "profile must be one of long, mini, paper, small, got 'huge'"),
         (["experiment=table9"], "experiment must be one of glue_table2.*got 'table9'"),
         (["method.rank=0"], "method.rank must be >= 1, got 0"),
         (["train.learning_rate=1"], "learning_rate"),

@@ -33,6 +33,7 @@ ROWS = {
     },
     **{("released", "roberta_large", method): 1 for method in ("houlsby_m8", "pfeiffer_m16")},  # MNLI's scripts only
     **{("dagger", "roberta_large", method): 8 for method in DAGGER},
+    **{("long", "minilm", method): 5 for method in ("full", "bitfit", "houlsby", "lora", "lora_qkvo")},
 }
 FILE_KEYS = {
     "warmup_frac",
@@ -110,12 +111,12 @@ def sweeps() -> dict[tuple[str, str], dict[str, RunConfig]]:
 def test_every_combination_of_groups_has_rows_or_not():
     groups = (describe_group("protocol"), describe_group("model"), describe_group("method"))
     assert set(groups[0]) == set(PROTOCOLS)
-    assert [len(group) for group in groups] == [4, 5, 10]
+    assert [len(group) for group in groups] == [5, 5, 11]
     combinations = set(itertools.product(*groups))
     files = {(path.parent.name, path.stem) for path in (CONF / "hparams").glob("*/*.yaml")}
     assert {c for c in combinations if (c[0], f"{c[1]}_{c[2]}") in files} == set(ROWS)
-    assert len(files) == len(ROWS) == 12 + 2 + 3 + 6 + 2 + 5  # so that no file is without its combination
-    assert len(combinations - set(ROWS)) == 170
+    assert len(files) == len(ROWS) == 12 + 2 + 3 + 6 + 2 + 5 + 5  # so that no file is without its combination
+    assert len(combinations - set(ROWS)) == 240
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -141,14 +142,14 @@ def test_every_row_is_valid_and_other_tasks_are_refused(chosen):
         if task in rows:
             config = at_task(composed, task)
             assert (config.protocol, config.model.name, config.task) == (*chosen[:2], task)
-            assert config.method.name == chosen[2].partition("_m")[0]
+            assert config.method.name == chosen[2].partition("_")[0]
         else:
             with pytest.raises(UserError, match=f"^task must be one that has a row with .*, got '{task}'"):
                 at_task(composed, task)
 
 
 def test_number_of_rows():
-    assert sum(ROWS.values()) == 2 * 6 * 13 + 2 * 8 + 3 * 8 + 6 * 8 + 2 * 1 + 5 * 8 == 286
+    assert sum(ROWS.values()) == 2 * 6 * 13 + 2 * 8 + 3 * 8 + 6 * 8 + 2 * 1 + 5 * 8 + 5 * 5 == 311
 
 
 def test_rows_files_state_known_values_only():
@@ -178,8 +179,13 @@ EXPECTED_CELLS = {
     ("mini", "learning_rate"): 4 * (3 * 3 + 2 * 2),
     ("small", "learning_rate"): 5 * 3 * 2,
     ("paper", "mnli_start"): 2 * 3 * 5,
+    ("long", "glue_table2"): 4 * 3 * 5,
+    ("long", "lora_targets"): 8 * 5,
+    ("long", "lora_ranks"): (2 * 4 + 1) * 5,
+    ("long", "mnli_start"): 3 * (1 + 2) * 5,  # and their three MNLI runs
+    ("long", "learning_rate"): 4 * 5,
 }
-EXPECTED_UNION = {"mini": 66 + 52, "small": 294, "paper": 800 + 15}
+EXPECTED_UNION = {"mini": 66 + 52, "small": 294, "paper": 800 + 15, "long": 160 + 20}
 
 
 def test_number_of_cells(sweeps):
@@ -192,7 +198,7 @@ def test_the_pages_state_cells_and_cost(sweeps):
     """A page per experiment, whose table has the numbers of the grid."""
     for name in describe_group("experiment"):
         page = (ROOT / "experiments" / name / "README.md").read_text()
-        stated = re.findall(r"^\| (mini|small|paper) \| (\d+) \| .* \| ([\d.]+)M \|$", page, re.MULTILINE)
+        stated = re.findall(r"^\| (mini|small|long|paper) \| (\d+) \| .* \| ([\d.]+)M \|$", page, re.MULTILINE)
         found = {p: sweeps[p, n].values() for p, n in sweeps if n == name}
         assert {profile: (int(count), float(millions)) for profile, count, millions in stated} == {
             profile: (len(configs), round(sum(map(examples, configs)) / 1e6, 2)) for profile, configs in found.items()
@@ -510,7 +516,7 @@ def test_cls_dropout_reaches_the_head(tmp_path, tiny_config, architecture, dropo
         (["start=mnli", "task=cola"], "start must be pretrained unless task is mrpc, rte, stsb, got 'mnli'"),
         (["start_seed=3"], "start_seed must be null unless start=mnli, got 3"),
         (["task=sst5"], "task must be one that has a row with protocol=ours, model=minilm, method=lora"),
-        (["protocol=paper"], "protocol must be one of dagger, ours, printed, released, got 'paper'"),
+        (["protocol=paper"], "protocol must be one of dagger, long, ours, printed, released, got 'paper'"),
         (["method=prefix"], "method must be one of adapterdrop, bitfit, full, houlsby"),
         (["method=houlsby_m64"], "protocol must be one that has rows for minilm_houlsby_m64"),
         (
