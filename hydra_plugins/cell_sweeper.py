@@ -21,8 +21,8 @@ class CellSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        from lora.launch import UnfinishedError, launch_cells
-        from lora.report import print_sweep  # loads pandas, which a worker does not need
+        from lora.report.build import print_sweep  # loads pandas, which a worker does not need
+        from lora.sweep.launch import UnfinishedError, launch_cells
 
         try:
             state = launch_cells(self.launcher, self.config, arguments)

@@ -13,15 +13,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lora.cells import run_cell, run_job, usable_record
-from lora.compose import CONF, check_overrides, compose_run, explain, register_resolvers
+from lora.config.compose import CONF, check_overrides, compose_run, explain, register_resolvers
 from lora.errors import UserError
-from lora.launch import UnfinishedError
-from lora.locks import HeldError
-from lora.processes import check_processes, is_main_process, processes
-from lora.progress import shown
-from lora.results import RunRecord
-from lora.signals import InterruptedRunError, listen
+from lora.records.record import RunRecord
+from lora.sweep.launch import UnfinishedError
+from lora.sweep.locks import HeldError
+from lora.sweep.progress import shown
+from lora.sweep.worker import run_cell, run_job, usable_record
+from lora.training.processes import check_processes, is_main_process, processes
+from lora.training.signals import InterruptedRunError, listen
 
 
 def outcome(record: RunRecord) -> str:

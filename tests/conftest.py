@@ -9,9 +9,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `import tiny`
 import tiny
 import tiny_glue
 
-from lora import signals
-from lora.compose import compose_config, settle
-from lora.config import RunConfig
+from lora.config.compose import compose_config, settle
+from lora.config.run import RunConfig
+from lora.training import signals
 
 # By what they take: one of two processes that is given such a file last would go on alone.
 LONGEST = ("test_sweeps.py", "test_cli.py", "test_benchmarks.py", "test_processes.py", "test_report.py")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import datasets
 
-from lora.tasks import Task
+from lora.data.tasks import Task
 
 # What common readers change or drop: quotes, missing-value words, other line separators, white space, nothing at all.
 TEXTS = [

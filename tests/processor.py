@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora.device import has_bf16
+from lora.training.device import has_bf16
 
 HAS_BF16 = has_bf16(gpu=False)
 NARROWEST = "bf16" if HAS_BF16 else "fp32"

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from lora.compose import compose_run
-from lora.results import RunRecord, write_atomically, write_record
-from lora.sweep import Cell, requested
+from lora.config.compose import compose_run
+from lora.records.record import RunRecord, write_atomically, write_record
+from lora.sweep.expand import Cell, requested
 
 EPOCHS = 4
 LEVELS = {"full": 0.70, "lora": 0.70, "houlsby": 0.62, "pfeiffer": 0.66, "bitfit": 0.64, "adapterdrop": 0.6}

@@ -22,20 +22,20 @@ from torch import nn
 import lora
 from lora.adapters.adapter import Adapter, Origin, adapter_of
 from lora.adapters.base import describe_base
-from lora.adapters.files import read_adapter, save_adapter, write_adapter
+from lora.adapters.folder import read_adapter, save_adapter, write_adapter
+from lora.adapters.load import place
 from lora.adapters.location import model_entries
-from lora.adapters.loralib_file import from_loralib
+from lora.adapters.loralib import from_loralib
 from lora.adapters.merge import swap, unmerge
-from lora.adapters.peft_folder import CONFIG, WEIGHTS, from_peft, to_peft
-from lora.adapters.place import place
-from lora.embedded import model_folder
+from lora.adapters.peft import CONFIG, WEIGHTS, from_peft, to_peft
+from lora.data.embedded import model_folder
+from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.methods.attach import apply
 from lora.methods.configs import LoraConfig
 from lora.methods.lowrank import LoraLinear
-from lora.models import load_encoder
-from lora.surgery import checksum, find_target
-from lora.tasks import TASKS
+from lora.models.load import load_encoder
+from lora.models.modules import checksum, find_target
 
 TARGET_SETS = [subset for size in range(1, 5) for subset in itertools.combinations("qkvo", size)]
 HEADS = {

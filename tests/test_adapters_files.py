@@ -15,16 +15,16 @@ from tiny_adapters import FIVE, METHODS, five, logits, with_method
 
 import lora
 from lora.adapters.adapter import Adapter, Origin, Score, adapter_of
-from lora.adapters.files import DESCRIPTION, WEIGHTS, read_adapter, save_adapter, write_adapter
+from lora.adapters.folder import DESCRIPTION, WEIGHTS, read_adapter, save_adapter, write_adapter
+from lora.adapters.load import load_adapter, place
 from lora.adapters.merge import merge, swap, unmerge
-from lora.adapters.place import load_adapter, place
-from lora.cells import run_cell
+from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.methods.configs import BitFitConfig, HoulsbyConfig, LoraConfig
-from lora.models import load_encoder
-from lora.results import adapter_path, record_path
-from lora.surgery import checksum
-from lora.tasks import TASKS
+from lora.models.load import load_encoder
+from lora.models.modules import checksum
+from lora.records.record import adapter_path, record_path
+from lora.sweep.worker import run_cell
 
 ORIGIN = Origin("rte", ("entailment", "not_entailment"), Score("accuracy", "validation", 3, 0.75), "run-01234567", 128)
 

@@ -9,12 +9,12 @@ import torch
 from tiny_adapters import FIVE, five, logits, with_method
 
 from lora.adapters.adapter import Adapter, adapter_of
-from lora.adapters.files import write_adapter
-from lora.adapters.many import AdapterSet, ManyLora
+from lora.adapters.batched import AdapterSet, ManyLora
+from lora.adapters.folder import write_adapter
 from lora.adapters.merge import swap, unmerge
 from lora.errors import UserError
 from lora.methods.configs import HoulsbyConfig, LoraConfig
-from lora.surgery import checksum
+from lora.models.modules import checksum
 
 ROWS = 12
 

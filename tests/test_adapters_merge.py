@@ -11,14 +11,14 @@ from tiny_adapters import FIVE, METHODS, five, logits, with_method
 from torch import nn
 
 from lora.adapters.adapter import Adapter, adapter_of
-from lora.adapters.files import write_adapter
-from lora.adapters.many import AdapterSet
+from lora.adapters.batched import AdapterSet
+from lora.adapters.folder import write_adapter
+from lora.adapters.load import load_adapter
 from lora.adapters.merge import merge, remove, swap, unmerge
-from lora.adapters.place import load_adapter
 from lora.errors import UserError
 from lora.methods.configs import LoraConfig
 from lora.methods.lowrank import LoraLinear
-from lora.surgery import checksum, is_head
+from lora.models.modules import checksum, is_head
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -4,11 +4,11 @@ import tiny
 import torch
 from transformers import AutoTokenizer
 
-from lora.batches import collate, encode, epoch_batches, evaluation_batches
-from lora.data import as_dataset, read
-from lora.embedded import model_folder
+from lora.data.batching import collate, encode, epoch_batches, evaluation_batches
+from lora.data.embedded import model_folder
+from lora.data.read import as_dataset, read
+from lora.data.tasks import TASKS
 from lora.order import shuffled
-from lora.tasks import TASKS
 
 LENGTHS = np.random.default_rng(0).integers(3, 60, 1003)
 

@@ -16,18 +16,18 @@ from scipy import stats
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lora import metrics
-from lora.benchmarks import __main__ as command
-from lora.benchmarks import cells, contenders, floor, gpu, growth, job, machine, output, peer, sides, steps, table
-from lora.benchmarks import trace as tracing
-from lora.benchmarks.summary import agrees, our_shares, summarise
-from lora.benchmarks.timing import interleave, median_of, ratio_of, rotated, slope
-from lora.cells import run_cell
-from lora.data import read
+from lora.cost.bench import __main__ as command
+from lora.cost.bench import cells, contenders, floor, gpu, growth, job, machine, output, peer, sides, steps, table
+from lora.cost.bench import trace as tracing
+from lora.cost.bench.summary import agrees, our_shares, summarise
+from lora.cost.bench.timing import interleave, median_of, ratio_of, rotated, slope
+from lora.data import metrics
+from lora.data.read import read
+from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.methods.configs import FullConfig
-from lora.provenance import ROOT
-from lora.tasks import TASKS
+from lora.records.provenance import ROOT
+from lora.sweep.worker import run_cell
 
 TOKENIZER_NOTICE = "ignore:.*:UserWarning"  # of torch and datasets, about pinned memory and the like
 
@@ -197,19 +197,19 @@ def test_the_cells_of_rounds_are_whole_and_never_the_same():
 
 
 def test_a_traced_cell_is_all_in_its_parts_and_leaves_nothing_behind(tiny_overrides):
-    before = tracing.import_module("lora.train").collate
+    before = tracing.import_module("lora.training.loop").collate
     parts = tracing.trace_cell(tiny_overrides, (1, 2))
-    assert tracing.import_module("lora.train").collate is before
+    assert tracing.import_module("lora.training.loop").collate is before
     assert all(parts[name] > 0 for name in ("data", "model", "batching", "step", "evaluation", "saving"))
     assert parts["other"] >= 0
 
 
 def test_a_traced_function_within_another_counts_once():
     spent = tracing.Spent()
-    inner = spent.timed("lora.batches.collate", lambda: None)
-    spent.timed("lora.evaluation.predict", inner)()
-    assert spent.seconds["lora.batches.collate"] == 0 and spent.seconds["lora.evaluation.predict"] > 0
-    spent.seconds |= {"lora.batches.collate": 2.0, "lora.evaluation.predict": 3.0}
+    inner = spent.timed("lora.data.batching.collate", lambda: None)
+    spent.timed("lora.training.evaluation.predict", inner)()
+    assert spent.seconds["lora.data.batching.collate"] == 0 and spent.seconds["lora.training.evaluation.predict"] > 0
+    spent.seconds |= {"lora.data.batching.collate": 2.0, "lora.training.evaluation.predict": 3.0}
     parts = tracing.by_part(spent, 20.0, 10.0)
     assert (parts["step"], parts["batching"], parts["evaluation"], parts["other"]) == (8.0, 2.0, 3.0, 7.0)
 

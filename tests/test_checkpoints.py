@@ -16,12 +16,14 @@ from processor import NARROWEST
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from lora import cost, evaluation, liveness, signals
-from lora.cost import device_name
-from lora.provenance import ROOT
-from lora.results import checkpoint_path, equal_science, read_record, record_path
-from lora.signals import InterruptedRunError
-from lora.train import run
+from lora.records import machine as liveness
+from lora.records.provenance import ROOT
+from lora.records.record import checkpoint_path, equal_science, read_record, record_path
+from lora.training import evaluation, signals
+from lora.training import usage as cost
+from lora.training.loop import run
+from lora.training.signals import InterruptedRunError
+from lora.training.usage import device_name
 
 EPOCHS = 3  # of five steps
 NEVER = "runtime.checkpoint_minutes=null"  # but when asked to stop
@@ -131,7 +133,7 @@ def test_so_is_one_of_other_rows_or_code(tiny_config, listening, capsys, monkeyp
     stop(config, 3)
     path = checkpoint_of(config)
     if change == "code":
-        monkeypatch.setattr("lora.checkpoints.code_digest", lambda: "0" * 64)
+        monkeypatch.setattr("lora.training.checkpoints.code_digest", lambda: "0" * 64)
     else:
         rewrite(path, lambda run: run["made_from"]["inputs"].update(rows="another fingerprint"))
     assert run(config)[0].provenance["resumed"] == 0
@@ -164,7 +166,7 @@ def test_so_is_one_of_another_kind_of_cpu(tiny_config, listening, capsys, monkey
 def test_so_is_one_made_with_another_capability_of_torch(tiny_config, listening, capsys):
     config = tiny_config()
     stop(config, 3)
-    command = [sys.executable, "-c", "import sys, pickle; from lora.train import run\n"
+    command = [sys.executable, "-c", "import sys, pickle; from lora.training.loop import run\n"
                "print(run(pickle.load(sys.stdin.buffer))[0].provenance['resumed'])"]  # fmt: skip
     less = os.environ | {"ATEN_CPU_CAPABILITY": "default"}  # torch's own way to take simpler kernels
     done = subprocess.run(command, cwd=ROOT, env=less, input=pickle.dumps(config), capture_output=True)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from test_claims import GOOD, finding
 
-from lora.claims.history import with_history
-from lora.claims.shown import commit_text, to_json, verdict_table
-from lora.claims.statements import read_claims
-from lora.claims.verdicts import Verdict, verdict
+from lora.report.claims.history import with_history
+from lora.report.claims.shown import commit_text, to_json, verdict_table
+from lora.report.claims.statements import read_claims
+from lora.report.claims.verdicts import Verdict, verdict
 
 FILE = "experiments/glue_table2/claims.yaml"
 SECOND = GOOD.replace("id: one", "id: two")

@@ -12,19 +12,19 @@ import pytest
 from scipy import stats
 from synthetic import noise, populate
 
-from lora.claims.__main__ import checked_claims, main
-from lora.claims.findings import Finding, after_holm, smallest_p
-from lora.claims.shown import interval_text, text, to_json, value_text, verdict_table
-from lora.claims.statements import Bound, check_cells, read_claims
-from lora.claims.verdicts import difference, judge, verdict
-from lora.counts import gpt3_count
+from lora.config.variants import Variant
 from lora.errors import UserError
-from lora.gather import gather, known_cells
-from lora.readme import verdict_rows
-from lora.results import FRAME_COLUMNS
-from lora.stats import mean_interval, mean_p
-from lora.summary import Planned
-from lora.variants import Variant
+from lora.models.sizes import gpt3_count
+from lora.records.record import FRAME_COLUMNS
+from lora.report.aggregate import Planned
+from lora.report.claims.__main__ import checked_claims, main
+from lora.report.claims.findings import Finding, after_holm, smallest_p
+from lora.report.claims.shown import interval_text, text, to_json, value_text, verdict_table
+from lora.report.claims.statements import Bound, check_cells, read_claims
+from lora.report.claims.verdicts import difference, judge, verdict
+from lora.report.readme import verdict_rows
+from lora.report.select import gather, known_cells
+from lora.report.stats import mean_interval, mean_p
 
 EXPERIMENTS = ("glue_table2", "lora_targets", "lora_ranks", "mnli_start")
 OURS = {
@@ -603,7 +603,9 @@ def test_all_of_it_is_printed_and_kept(tmp_path):
 
 def test_the_command(tmp_path, monkeypatch, capsys):
     populate(tmp_path / "results" / "mini", "mini")
-    monkeypatch.setattr("lora.claims.__main__.gather", lambda name, given: gather(name, given, tmp_path / "results"))
+    monkeypatch.setattr(
+        "lora.report.claims.__main__.gather", lambda name, given: gather(name, given, tmp_path / "results")
+    )
     with pytest.raises(SystemExit) as ended:
         main(["mini"])
     assert ended.value.code == 0 and "LoRA is comparable to" in capsys.readouterr().out

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_sweeps import quiet
 
-from lora.results import equal_science, load_records
+from lora.records.record import equal_science, load_records
 
 ROOT = Path(__file__).resolve().parents[1]
 ONE = "launcher.workers=1"  # each worker takes seconds to load its libraries
@@ -115,6 +115,6 @@ def test_other_rows_under_the_same_name_are_refused(tiny_overrides, tmp_path, gl
 
 
 def test_the_report_of_a_profile_without_records_names_what_is_missing():
-    done = command("lora.report", "paper_that_is_not", "task=cola")
+    done = command("lora.report.build", "paper_that_is_not", "task=cola")
     assert done.returncode == 2
     assert "profile 'paper_that_is_not' does not exist; here are:" in done.stderr

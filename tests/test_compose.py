@@ -10,14 +10,14 @@ import tiny
 import torch
 import transformers
 
-from lora import kernel_choice
 from lora.checks import SettingsError
-from lora.compose import CONF, compose_config, compose_run, cpu_precision, settle
+from lora.config import kernel_choice
+from lora.config.compose import CONF, compose_config, compose_run, cpu_precision, settle
 from lora.errors import UserError
-from lora.fused import masks
-from lora.fused.encoder import fuse
-from lora.provenance import ROOT
-from lora.sweep import expand, requested, split_override
+from lora.records.provenance import ROOT
+from lora.sweep.expand import expand, requested, split_override
+from lora.training.fused import masks
+from lora.training.fused.encoder import fuse
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_invalid_cells_are_all_listed():
 def test_mini_multiplies_in_bf16_where_the_cpu_does(flags, precision, tmp_path, monkeypatch):
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"processor\t: 0\nflags\t\t: fpu sse2 {flags}\n")
-    monkeypatch.setattr("lora.compose.CPUINFO", cpuinfo)
+    monkeypatch.setattr("lora.config.compose.CPUINFO", cpuinfo)
     assert compose_run(["task=reviews"]).train.precision == precision
     assert compose_run(["task=reviews", "train.precision=bf16"]).train.precision == "bf16"
     assert compose_run(["profile=small", "task=rte"]).train.precision == "fp32"  # committed records: one precision
@@ -190,8 +190,8 @@ def test_a_cell_keeps_the_launchers_precision_on_another_kind_of_machine(tmp_pat
     """A worker of a cluster may have another CPU: its run must be the one that the sweep expects."""
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("flags: amx_bf16\n")
-    monkeypatch.setattr("lora.compose.CPUINFO", cpuinfo)
-    monkeypatch.setattr("lora.sweep.CPUINFO", cpuinfo)
+    monkeypatch.setattr("lora.config.compose.CPUINFO", cpuinfo)
+    monkeypatch.setattr("lora.sweep.expand.CPUINFO", cpuinfo)
     cells = expand("mini", ["task=reviews", "seed=1"], ["glue_table2"])
     cpuinfo.write_text("flags: avx2\n")
     assert len(cells) == 5
@@ -211,7 +211,7 @@ COVERED = {"bert": "fused", "roberta": "fused", "electra": "fused", "distilbert"
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 def test_auto_takes_the_fused_kernels_where_they_cover_the_encoder(architecture, tmp_path, monkeypatch):
     """The kernels themselves are the truth: what they refuse to compute is what auto does not give them."""
-    monkeypatch.setattr("lora.kernel_choice.has_gpu", lambda: False)
+    monkeypatch.setattr("lora.config.kernel_choice.has_gpu", lambda: False)
     for number, extra in enumerate(({}, {}, {OTHER_ACTIVATION[architecture]: "relu"})):
         if architecture == "deberta-v2" and number == 1:
             continue  # its positions are relative
@@ -234,7 +234,7 @@ def test_auto_takes_the_fused_kernels_where_they_cover_the_encoder(architecture,
 @pytest.mark.parametrize(("device", "with_gpu"), [("auto", "stock"), ("cuda", "stock"), ("cpu", "fused")])
 def test_auto_takes_the_stock_kernels_on_a_gpu(device, with_gpu, model_dir, monkeypatch):
     for gpu, expected in ((True, with_gpu), (False, "stock" if device == "cuda" else "fused")):
-        monkeypatch.setattr("lora.kernel_choice.has_gpu", lambda gpu=gpu: gpu)
+        monkeypatch.setattr("lora.config.kernel_choice.has_gpu", lambda gpu=gpu: gpu)
         assert local_run(model_dir, f"runtime.device={device}").train.kernels == expected
         assert compose_run(["task=reviews", f"runtime.device={device}"]).train.kernels == expected
     assert compose_run(["profile=paper", "model=roberta_base", "protocol=printed", "task=rte"]).train.kernels == "stock"
@@ -247,10 +247,10 @@ def test_the_profiles_leave_the_kernels_to_the_machine():
 
 def test_a_cell_keeps_the_launchers_kernels_on_another_kind_of_machine(tmp_path, monkeypatch):
     """A worker may have a GPU where the launcher has none, and the other way round."""
-    for place in ("lora.kernel_choice.has_gpu", "lora.sweep.has_gpu"):
+    for place in ("lora.config.kernel_choice.has_gpu", "lora.sweep.expand.has_gpu"):
         monkeypatch.setattr(place, lambda: False)
     cells = expand("mini", ["task=reviews", "seed=1", "train.precision=fp32"], ["glue_table2"])
-    for place in ("lora.kernel_choice.has_gpu", "lora.sweep.has_gpu"):
+    for place in ("lora.config.kernel_choice.has_gpu", "lora.sweep.expand.has_gpu"):
         monkeypatch.setattr(place, lambda: True)
     assert len(cells) == 5
     assert [compose_run(cell.overrides).run_id for cell in cells] == [cell.run_id for cell in cells]
@@ -272,7 +272,7 @@ def test_a_gpu_is_looked_for_without_torch(tmp_path):
     """A driver that has two devices, and a torch that is built for them: neither is loaded by the question."""
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('torch was loaded')")
-    script = "import sys; from lora import kernel_choice as k; print(k.built_for_cuda(), 'torch' in sys.modules)"
+    script = "import sys; from lora.config import kernel_choice as k; print(k.built_for_cuda(), 'torch' in sys.modules)"
     for cuda in ("'12.8'", "None"):
         (tmp_path / "torch" / "version.py").write_text(f"debug = False\ncuda: Optional[str] = {cuda}\nhip = None\n")
         environment = {**os.environ, "PYTHONPATH": str(tmp_path)}

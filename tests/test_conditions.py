@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lora.conditions import ENCODERS, conditions, encoder_notes, rises
-from lora.summary import Planned, expected_runs
+from lora.report.aggregate import Planned, expected_runs
+from lora.report.conditions import ENCODERS, conditions, encoder_notes, rises
 
 GAINS = (0.2, 1.0, 1.4, 2.4, 3.0)  # points from epoch 4 to epoch 6, seed by seed
 

@@ -10,14 +10,14 @@ import pytest
 import tiny
 from omegaconf import OmegaConf
 
-from lora.compose import CONF, compose_config, compose_values, describe_group, settle
-from lora.config import MNLI_CHILDREN, PROTOCOLS, ModelConfig, RunConfig
+from lora.config.compose import CONF, compose_config, compose_values, describe_group, settle
+from lora.config.run import MNLI_CHILDREN, PROTOCOLS, ModelConfig, RunConfig
+from lora.cost.parameters import skeleton
+from lora.data.tasks import GLUE_TASKS, TASKS
 from lora.errors import UserError
-from lora.models import load_encoder
-from lora.params import skeleton
-from lora.provenance import ROOT
-from lora.sweep import _expand, grid
-from lora.tasks import GLUE_TASKS, TASKS
+from lora.models.load import load_encoder
+from lora.records.provenance import ROOT
+from lora.sweep.expand import _expand, grid
 
 # Which (protocol, model, method) have rows, and for how many tasks. Everything else is to be refused.
 SMALL_METHODS = ("full", "bitfit", "adapterdrop", "houlsby", "pfeiffer", "lora")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from glue_files import write_parquet, write_tsv
 
-from lora.data import read
+from lora.data.read import read
+from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
-from lora.tasks import TASKS, Task
 
 GLUE = [name for name, task in TASKS.items() if task.family == "glue"]
 

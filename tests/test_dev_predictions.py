@@ -8,16 +8,16 @@ import pytest
 from safetensors.numpy import load_file, save
 from synthetic import synthetic_record
 
-from lora.data import read
-from lora.dev_predictions import is_constant, with_collapsed
-from lora.gather import gather
-from lora.provenance import ROOT
-from lora.results import load_frame, load_records, write_record
-from lora.stats import paired_differences, seed_averages
-from lora.summary import summarise
-from lora.sweep import requested
-from lora.tables import cell_text
-from lora.tasks import TASKS
+from lora.data.read import read
+from lora.data.tasks import TASKS
+from lora.records.predictions import is_constant, with_collapsed
+from lora.records.provenance import ROOT
+from lora.records.record import load_frame, load_records, write_record
+from lora.report.aggregate import summarise
+from lora.report.select import gather
+from lora.report.stats import paired_differences, seed_averages
+from lora.report.tables import cell_text
+from lora.sweep.expand import requested
 
 OVERRIDES = ["experiment=glue_table2", "task=stsb,rte", "seed=1,2,3,4,5"]
 

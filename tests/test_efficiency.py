@@ -18,16 +18,14 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 from torch import nn
 
-from lora import report
 from lora.checks import SettingsError
-from lora.compose import CPUINFO, cpu_precision
-from lora.cost import optimizer_bytes
-from lora.efficiency import machine, measure, memory
-from lora.efficiency.__main__ import main
-from lora.efficiency.plan import LATENCY_SHAPES, MODELS, STEP_SHAPES, TITLES, Plan, make_plan, method_run, place
-from lora.efficiency.report import build
-from lora.efficiency.statistics import median_interval, paired_ratio
-from lora.efficiency.subjects import (
+from lora.config.compose import CPUINFO, cpu_precision
+from lora.cost.efficiency import machine, measure, memory
+from lora.cost.efficiency.__main__ import main
+from lora.cost.efficiency.plan import LATENCY_SHAPES, MODELS, STEP_SHAPES, TITLES, Plan, make_plan, method_run, place
+from lora.cost.efficiency.report import build
+from lora.cost.efficiency.statistics import median_interval, paired_ratio
+from lora.cost.efficiency.subjects import (
     build_encoder,
     loss_of,
     make_batch,
@@ -38,13 +36,15 @@ from lora.efficiency.subjects import (
     serve,
     train_step,
 )
-from lora.efficiency.summary import KEYS, read_summary, summarise
-from lora.efficiency.timing import interleave, orders
+from lora.cost.efficiency.summary import KEYS, read_summary, summarise
+from lora.cost.efficiency.timing import interleave, orders
+from lora.cost.parameters import SIZES
 from lora.errors import UserError
 from lora.methods.lowrank import LoraLinear
-from lora.params import SIZES
-from lora.provenance import ROOT
-from lora.surgery import checksum, count_parameters, is_head, trainable
+from lora.models.modules import checksum, count_parameters, is_head, trainable
+from lora.records.provenance import ROOT
+from lora.report import build as report
+from lora.training.usage import optimizer_bytes
 
 KERNELS = pytest.mark.parametrize(
     ("kernels", "precision"),
@@ -391,7 +391,7 @@ def test_a_profiles_page_shows_them_and_follows_them(measured: Path, tmp_path: P
 
 
 def test_tables_need_no_torch(measured: Path) -> None:
-    code = "import sys; from lora.efficiency.report import build; from pathlib import Path; import hashlib\n"
+    code = "import sys; from lora.cost.efficiency.report import build; from pathlib import Path; import hashlib\n"
     code += f"build(Path({str(measured)!r})); assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
@@ -431,7 +431,7 @@ def test_table_1_s_batches_are_served_with_stock_modules(model_dir, tmp_path, mo
         planned.append(plan)
         build_encoder(plan)
 
-    monkeypatch.setattr("lora.efficiency.measure.measure", measure)
+    monkeypatch.setattr("lora.cost.efficiency.measure.measure", measure)
     given = ["--model", "local", "--path", str(model_dir), "--device", "cpu", "--results", str(tmp_path)]
     for more in (["--table-1"], ["--table-1", "--kernels", "fused"]):
         with pytest.raises(SystemExit) as ended:

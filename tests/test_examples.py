@@ -12,15 +12,24 @@ from safetensors.numpy import save
 from scipy import stats
 from synthetic import populate, synthetic_record, write_cell
 
-from lora import metrics
-from lora.analyses import EXAMPLES, analysis_json, read_analyses
-from lora.dev_predictions import dev_predictions
+from lora.data import metrics
 from lora.errors import UserError
-from lora.examples import bounds, check, compare, compared, read_labels, resampled, score, statistics
-from lora.gather import gather
-from lora.report import build
-from lora.results import read_record, write_record
-from lora.sweep import requested
+from lora.records.analysis import EXAMPLES, analysis_json, read_analyses
+from lora.records.predictions import dev_predictions
+from lora.records.record import read_record, write_record
+from lora.report.analyses.dev_intervals import (
+    bounds,
+    check,
+    compare,
+    compared,
+    read_labels,
+    resampled,
+    score,
+    statistics,
+)
+from lora.report.build import build
+from lora.report.select import gather
+from lora.sweep.expand import requested
 
 RANDOM = np.random.default_rng(0)
 OVERRIDES = ["experiment=glue_table2", "task=cola", "seed=1,2"]
@@ -141,7 +150,7 @@ def test_an_analysis_of_other_predictions_is_named_and_left_out(predicted_runs):
     path.parent.mkdir()
     path.write_bytes(analysis_json({next(iter(gathered.state.ok)): "0" * 64}, []))
     report = build("small", OVERRIDES, results)
-    assert len(report.problems) == 1 and "lora.examples" in report.problems[0]
+    assert len(report.problems) == 1 and "lora.report.analyses.dev_intervals" in report.problems[0]
     assert "left out" in report.text
 
 
@@ -184,7 +193,7 @@ def test_a_task_whose_rates_were_chosen_here_is_compared_too(predicted_runs, mon
         gathered.frame["run_id"]
     )
     rows = SimpleNamespace(fingerprint=hashlib.sha256(b"cola").hexdigest(), splits={"validation": {"label": labels}})
-    monkeypatch.setattr("lora.data.read", lambda *given: rows)
+    monkeypatch.setattr("lora.data.read.read", lambda *given: rows)
     found = read_labels(gathered)
     assert list(found) == ["cola"] and (found["cola"] == labels).all()
     assert len(compare(gathered, found, results / "small")) == 1

@@ -13,13 +13,9 @@ from scipy import stats
 from torch.nn import functional as F
 
 from lora.checks import SettingsError
-from lora.efficiency.memory import saved_bytes
+from lora.config.kernel_choice import ARCHITECTURES
+from lora.cost.efficiency.memory import saved_bytes
 from lora.errors import UserError
-from lora.fused import functions, kernels, plain
-from lora.fused.encoder import fuse
-from lora.fused.masks import Masks, attention_places, hidden_places, plain_keep
-from lora.fused.optimizer import FusedAdamW
-from lora.kernel_choice import ARCHITECTURES
 from lora.methods import METHODS
 from lora.methods.configs import (
     AdapterDropConfig,
@@ -29,9 +25,13 @@ from lora.methods.configs import (
     LoraConfig,
     PfeifferConfig,
 )
-from lora.results import equal_science
-from lora.surgery import checksum, trainable
-from lora.train import run
+from lora.models.modules import checksum, trainable
+from lora.records.record import equal_science
+from lora.training.fused import functions, kernels, plain
+from lora.training.fused.encoder import fuse
+from lora.training.fused.masks import Masks, attention_places, hidden_places, plain_keep
+from lora.training.fused.optimizer import FusedAdamW
+from lora.training.loop import run
 
 CONFIGS = {
     "full": FullConfig(),

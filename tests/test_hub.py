@@ -7,9 +7,9 @@ import fake_hub
 import pytest
 from glue_files import write_parquet, write_tsv
 
-from lora.data import read
-from lora.provenance import ROOT
-from lora.tasks import TASKS
+from lora.data.read import read
+from lora.data.tasks import TASKS
+from lora.records.provenance import ROOT
 
 # The form of the real repository's card: one config per task, with the files of each split.
 CARD = """---
@@ -35,9 +35,9 @@ configs:
 # In a process of its own: the endpoint is read once, when huggingface_hub is imported.
 CODE = """
 import json, sys
-from lora.data import read
+from lora.data.read import read
 from lora.errors import UserError
-from lora.tasks import TASKS
+from lora.data.tasks import TASKS
 try:
     data = read(TASKS[sys.argv[1]], "hub", None, sys.argv[2])
     print(json.dumps([data.fingerprint, data.revision, data.rows]))

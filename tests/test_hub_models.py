@@ -11,16 +11,16 @@ import safetensors.torch
 import tiny
 import torch
 
-from lora.provenance import ROOT
+from lora.records.provenance import ROOT
 
 # In a process of its own: the endpoint is read once, when huggingface_hub is imported.
 CODE = """
 import json, sys
-from lora.config import ModelConfig
+from lora.config.run import ModelConfig
 from lora.errors import UserError
-from lora.models import load_encoder
-from lora.surgery import checksum
-from lora.tasks import TASKS
+from lora.models.load import load_encoder
+from lora.models.modules import checksum
+from lora.data.tasks import TASKS
 config = ModelConfig("hubbed", "hub", "some/encoder", None, sys.argv[2], sys.argv[1], (), "eager", False)
 try:
     encoder = load_encoder(config, TASKS["rte"], 1)

@@ -16,8 +16,8 @@ from numba.core.dispatcher import Dispatcher
 from torch.nn import functional as F
 
 import lora
-from lora.fused import functions, kernels, plain
-from lora.fused.masks import Masks
+from lora.training.fused import functions, kernels, plain
+from lora.training.fused.masks import Masks
 
 BATCH, TOKENS, HEADS, LAYOUTS = 2, 3, 2, 100
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.uint16], ids=["fp32", "bf16"])
@@ -183,8 +183,10 @@ def test_attention_is_finite_where_torchs_is(dtype, value, place):
 PROBE = """
 import os, sys
 import numpy as np, torch
-from lora.fused import functions, kernels, plain
-from lora.fused.masks import Masks
+from lora.training.fused import functions
+from lora.training.fused import kernels
+from lora.training.fused import plain
+from lora.training.fused.masks import Masks
 masks = Masks(3)
 masks.begin(1, np.arange(4))
 x, site = torch.ones(4, 5, 6), masks.site("a", 0.3, 4)
@@ -205,7 +207,7 @@ def probe(folder, **options):
     assert done.returncode == 0, done.stderr
     found, mask = done.stdout.splitlines()
     file, cache, hits = found.split()
-    assert Path(file) == folder / "lora" / "fused" / "kernels.py"
+    assert Path(file) == folder / "lora" / "training" / "fused" / "kernels.py"
     return cache, int(hits), mask
 
 
@@ -218,10 +220,10 @@ def clone(tmp_path):
 
 def test_a_changed_constant_compiles_the_kernels_again(clone):
     cache, hits, first = probe(clone)
-    assert (Path(cache), hits) == (clone / "lora" / "fused" / "__pycache__", 0)
+    assert (Path(cache), hits) == (clone / "lora" / "training" / "fused" / "__pycache__", 0)
     assert probe(clone)[1:] == (1, first)
     changed = []
-    for path in (clone / "lora" / "fused").glob("*.py"):
+    for path in (clone / "lora" / "training" / "fused").glob("*.py"):
         text = path.read_text()
         new = re.sub(r"^GOLDEN = 0x\w+", "GOLDEN = 0x9E3779B1", text, flags=re.MULTILINE)
         if new != text:

@@ -3,9 +3,9 @@
 import pytest
 from hydra.plugins.launcher import Launcher
 
-from lora import launch
-from lora.compose import compose_config
-from lora.sweep import expand
+from lora.config.compose import compose_config
+from lora.sweep import launch
+from lora.sweep.expand import expand
 
 EPOCHS = (2, 7, 3, 5)  # neither up nor down
 

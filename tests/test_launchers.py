@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from test_sweeps import finish, grid
 
-from lora.compose import compose_config, explain
+from lora.config.compose import compose_config, explain
 from lora.errors import UserError
-from lora.provenance import ROOT
+from lora.records.provenance import ROOT
 
 HIDE = """
 import pkgutil, sys

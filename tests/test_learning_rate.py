@@ -6,11 +6,11 @@ import pytest
 import yaml
 from synthetic import populate
 
-from lora.compose import CONF
-from lora.gather import gather
-from lora.learning_rate import learning_rate_table, taken, tried_runs
-from lora.report import build
-from lora.sweep import Cell
+from lora.config.compose import CONF
+from lora.report.build import build
+from lora.report.learning_rate import learning_rate_table, taken, tried_runs
+from lora.report.select import gather
+from lora.sweep.expand import Cell
 
 GIVEN = ["experiment=learning_rate"]
 TASKS = ("sst2", "mrpc", "cola", "rte", "stsb")

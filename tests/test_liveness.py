@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lora import liveness
-from lora.liveness import cores, parent_of, process_table, start_ticks
+from lora.records import machine as liveness
+from lora.records.machine import cores, parent_of, process_table, start_ticks
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -43,7 +43,7 @@ def test_the_dead_and_the_unburied_do_not_live():
 
 
 def test_processes_of_one_machine_share_a_table():
-    code = "from pathlib import Path; from lora import liveness; liveness.PROC = Path({!r}); "
+    code = "from pathlib import Path; from lora.records import machine as liveness; liveness.PROC = Path({!r}); "
     code = code.format(str(liveness.PROC)) + "print(liveness.process_table())"
     other = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
     assert other == process_table()

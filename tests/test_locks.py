@@ -12,13 +12,13 @@ from contextlib import contextmanager
 
 import pytest
 
-from lora import locks
 from lora.errors import UserError
-from lora.liveness import start_ticks
-from lora.locks import HeldError, acquire, create, held, lock_path, myself, read_owner, release
+from lora.records.machine import start_ticks
+from lora.sweep import locks
+from lora.sweep.locks import HeldError, acquire, create, held, lock_path, myself, read_owner, release
 
 HOLD = (
-    "import sys, time; from pathlib import Path; from lora.locks import held\n"
+    "import sys, time; from pathlib import Path; from lora.sweep.locks import held\n"
     "with held(Path(sys.argv[1])): print('held', flush=True); time.sleep(1000)"
 )
 

@@ -15,7 +15,7 @@ TARGETS = re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE)
 RECORDER = """#!/bin/sh
 printf '[%s]' "$@" >> calls
 echo >> calls
-case "$2" in lora) exit "${SWEEP:-0}";; lora.report) exit "${REPORT:-0}";; esac
+case "$2" in lora) exit "${SWEEP:-0}";; lora.report.build) exit "${REPORT:-0}";; esac
 """
 
 
@@ -210,7 +210,7 @@ def test_a_finished_setup_only_checks_the_embedded_files_and_ignores_what_the_sh
     ready_clone: Path,
 ) -> None:
     assert make(ready_clone, "setup").returncode == 0
-    assert calls(ready_clone) == [["-m", "lora.embedded"]]
+    assert calls(ready_clone) == [["-m", "lora.data.embedded"]]
     script(ready_clone / ".venv/bin/python", '#!/bin/sh\necho "<$PYTHONPATH$VIRTUAL_ENV$PYTHONHOME>"\n')
     shown = make(ready_clone, "setup", PYTHONPATH="/elsewhere", VIRTUAL_ENV="/elsewhere", PYTHONHOME="/elsewhere")
     assert shown.stdout == "<>\n"
@@ -231,8 +231,8 @@ def test_reproduce_glue_hands_folders_to_the_sweep_and_the_report(ready_clone: P
     settings = [*folders, "task=cola,mrpc", "seed=1"]  # the user's own words last, so that they win
     assert calls(ready_clone)[1:] == [
         ["-m", "lora", "-m", "profile=small", *settings, "runtime.retry_failed=true"],
-        ["-m", "lora.report", "small", *settings],
-        ["-m", "lora.tracking", "small", *settings],
+        ["-m", "lora.report.build", "small", *settings],
+        ["-m", "lora.sweep.tracking", "small", *settings],
     ]
 
 
@@ -284,7 +284,7 @@ def test_reproduce_glue_reports_after_failed_cells_but_not_after_a_mistake(
 ) -> None:
     done = make(ready_clone, "reproduce-glue", SWEEP=sweep, REPORT=report)
     assert done.returncode == status
-    assert (["-m", "lora.report", "mini"] in calls(ready_clone)) is reported
+    assert (["-m", "lora.report.build", "mini"] in calls(ready_clone)) is reported
 
 
 def test_tables_rebuilds_each_committed_profile(ready_clone: Path) -> None:

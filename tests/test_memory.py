@@ -5,13 +5,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForSequenceClassification
 
-from lora import memory
-from lora.compose import compose_run
+from lora.config.compose import compose_run
+from lora.cost import memory
+from lora.cost.memory import GIB, SHOWN, estimate, kept_activations, main, needs, table
+from lora.cost.parameters import SIZES
 from lora.errors import UserError
-from lora.memory import GIB, SHOWN, estimate, kept_activations, main, needs, table
 from lora.methods.attach import apply
-from lora.params import SIZES
-from lora.provenance import ROOT
+from lora.records.provenance import ROOT
 
 SMALL = {
     "num_hidden_layers": 4,

@@ -24,8 +24,8 @@ from lora.methods.configs import (
     PfeifferConfig,
 )
 from lora.methods.lowrank import LoraLinear, init_a
+from lora.models.modules import TARGETS, checksum, count_parameters, find_target, is_head, trainable
 from lora.seeding import generator
-from lora.surgery import TARGETS, checksum, count_parameters, find_target, is_head, trainable
 
 CONFIGS = {
     "full": FullConfig(),

@@ -12,7 +12,7 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from lora import metrics
+from lora.data import metrics
 from lora.errors import UserError
 
 BINARY = ("accuracy", "f1", "matthews")
@@ -143,7 +143,7 @@ def refuse(event, arguments):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
         raise AssertionError(f"network: {event} {arguments}")
 sys.addaudithook(refuse)
-from lora import metrics
+from lora.data import metrics
 assert "evaluate" not in sys.modules, "evaluate must be imported only when a metric is computed"
 before = list(sys.path)
 assert metrics.compute(("accuracy", "f1"), [1, 0, 1], [1, 1, 1]) == {"accuracy": 2 / 3, "f1": 0.8}

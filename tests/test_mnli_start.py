@@ -8,17 +8,17 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora.cells import run_cell
-from lora.compose import compose_run, parent_overrides
+from lora.config.compose import compose_run, parent_overrides
+from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.launch import next_wave, to_run, unfinished
 from lora.methods import METHODS
-from lora.models import load_encoder
-from lora.results import adapter_path, record_path, write_record
-from lora.start import start_from
-from lora.surgery import is_head, trainable
-from lora.sweep import expand, state
-from lora.tasks import TASKS
+from lora.models.load import load_encoder
+from lora.models.modules import is_head, trainable
+from lora.records.record import adapter_path, record_path, write_record
+from lora.sweep.expand import expand, state
+from lora.sweep.launch import next_wave, to_run, unfinished
+from lora.sweep.worker import run_cell
+from lora.training.mnli_start import start_from
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import tiny
 import torch
 from transformers import AutoTokenizer
 
-from lora import models
-from lora.config import ModelConfig
+from lora.config.run import ModelConfig
+from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.models import load_encoder, max_positions
-from lora.surgery import checksum, is_head
-from lora.tasks import TASKS
+from lora.models import load as models
+from lora.models.load import load_encoder, max_positions
+from lora.models.modules import checksum, is_head
 
 UNUSED = (r"^lm_head\.", r"^cls\.")
 

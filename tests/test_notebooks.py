@@ -5,7 +5,7 @@ import sys
 import nbformat
 import pytest
 
-from lora.provenance import ROOT
+from lora.records.provenance import ROOT
 
 sys.path.insert(0, str(ROOT / "notebooks"))
 

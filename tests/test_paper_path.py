@@ -4,8 +4,8 @@ import pytest
 import tiny
 from processor import NARROWEST
 
-from lora.cells import run_cell
-from lora.compose import compose_run, parent_overrides
+from lora.config.compose import compose_run, parent_overrides
+from lora.sweep.worker import run_cell
 
 SMALLER = ["train.epochs=1", "data.max_length=32", "data.source=tsv", "runtime.device=cpu", "runtime.tracking=off"]
 

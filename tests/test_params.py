@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from lora.cost.parameters import COLUMNS, SIZES, Published, closed_form, count, main, read_published, table
 from lora.errors import UserError
 from lora.methods.configs import BitFitConfig, HoulsbyConfig, LoraConfig, PfeifferConfig
-from lora.params import COLUMNS, SIZES, Published, closed_form, count, main, read_published, table
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from lora.announce import compute_seconds
-from lora.plan import Cost, costs, disk_bytes, makespan, text
-from lora.provenance import ROOT
-from lora.sweep import estimator, expand
+from lora.cost.plan import Cost, costs, disk_bytes, makespan, text
+from lora.records.provenance import ROOT
+from lora.sweep.announce import compute_seconds
+from lora.sweep.expand import estimator, expand
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,10 @@ def test_children_wait_for_their_parents(cells):
 @pytest.mark.parametrize("profile", ["paper", "mini"])
 def test_the_command(profile):
     done = subprocess.run(
-        [sys.executable, "-m", "lora.plan", profile, "experiment=glue_table2"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "lora.cost.plan", profile, "experiment=glue_table2"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert f"# Plan of {profile}: " in done.stdout

@@ -9,10 +9,10 @@ import pytest
 from safetensors.torch import load_file
 
 from lora.errors import UserError
-from lora.processes import check_processes
-from lora.provenance import ROOT
-from lora.results import adapter_path, load_records, read_record
-from lora.train import run
+from lora.records.provenance import ROOT
+from lora.records.record import adapter_path, load_records, read_record
+from lora.training.loop import run
+from lora.training.processes import check_processes
 
 BIN = Path(sys.executable).parent
 LAUNCHERS = {

@@ -6,11 +6,11 @@ import pytest
 from synthetic import synthetic_record
 from test_results import record
 
-from lora.announce import announcement, compute_bound
-from lora.progress import Note, Watch, duration, shown
-from lora.results import write_record
-from lora.sweep import estimator, expand, state, state_of
-from lora.train import Progress
+from lora.records.record import write_record
+from lora.sweep.announce import announcement, compute_bound
+from lora.sweep.expand import estimator, expand, state, state_of
+from lora.sweep.progress import Note, Watch, duration, shown
+from lora.training.loop import Progress
 
 
 @pytest.fixture
@@ -54,7 +54,9 @@ def test_estimates_come_from_the_most_similar_records(cells):
     lora = next(cell for cell in cells if cell.method == "lora")
     alike, other = record(seconds=10.0), record("minilm.full.ratings.s1-00000000", seconds=99.0)
     other.config.update(method={"name": "full"}, task="ratings")
-    assert estimator([alike, other])(lora) == pytest.approx(1.0 * lora.examples)  # 10 s for 10 rows, one epoch
+    assert estimator([alike, other])(lora) == pytest.approx(
+        1.0 * lora.report.analyses.dev_intervals
+    )  # 10 s for 10 rows, one epoch
     assert estimator([other])(lora) == pytest.approx(9.9 * lora.examples)
     assert estimator([])(lora) is None
 

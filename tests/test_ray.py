@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from test_sweeps import assert_complete, finish, grid, owners, quiet, start, wait_for
 
-from lora.compose import compose_config
+from lora.config.compose import compose_config
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="no ray")
 RAY = Path(sys.executable).parent / "ray"

@@ -17,20 +17,20 @@ import pytest
 from synthetic import populate
 from test_results import record
 
-from lora.comparisons import against_reference, beside_paper, best_against_last, chosen_by_others, published
+from lora.data.tasks import GLUE_TASKS, TASKS
 from lora.errors import UserError
-from lora.figures import by_targets
-from lora.formats import Table, latex, markdown, sort_value
-from lora.gather import refuse_mixed_rows
 from lora.methods.configs import LoraConfig
-from lora.provenance import ROOT
-from lora.readme import block
-from lora.report import build, main, pages, write
-from lora.results import load_curves, load_frame, load_records, read_record, write_record
-from lora.sections import ROWS, build_sections, ffn_notes, paper_file
-from lora.summary import Planned, human_count, lora_of, summarise
-from lora.tables import cell_text, start_table, table2, table5, table6
-from lora.tasks import GLUE_TASKS, TASKS
+from lora.records.provenance import ROOT
+from lora.records.record import load_curves, load_frame, load_records, read_record, write_record
+from lora.report.aggregate import Planned, human_count, lora_of, summarise
+from lora.report.build import build, main, pages, write
+from lora.report.catalogue import ROWS, build_sections, ffn_notes, paper_file
+from lora.report.comparisons import against_reference, beside_paper, best_against_last, chosen_by_others, published
+from lora.report.figures import by_targets
+from lora.report.readme import block
+from lora.report.select import refuse_mixed_rows
+from lora.report.tables import cell_text, start_table, table2, table5, table6
+from lora.table import Table, latex, markdown, sort_value
 
 
 def run_id(slug, task, seed):
@@ -483,9 +483,9 @@ def test_the_command_leaves_the_files_and_says_what_is_incomplete(synthetic, tmp
     mark = "<!-- results:reference/small begin -->\nold\n<!-- results:reference/small end -->\n"
     (root / "README.md").write_text(f"# x\n{mark}after\n")
     next((root / "results" / "reference" / "small" / "runs").glob("*.full.*.json")).write_text("{")
-    monkeypatch.setattr("lora.report.ROOT", root)
-    monkeypatch.setattr("lora.report.build", lambda name, given: build(name, given, root / "results"))
-    monkeypatch.setattr("sys.argv", ["lora.report", "reference/small", *FULL])
+    monkeypatch.setattr("lora.report.build.ROOT", root)
+    monkeypatch.setattr("lora.report.build.build", lambda name, given: build(name, given, root / "results"))
+    monkeypatch.setattr("sys.argv", ["lora.report.build", "reference/small", *FULL])
     with pytest.raises(SystemExit):
         main()
     assert "old" in (root / "README.md").read_text()  # a report alone touches no page
@@ -504,16 +504,16 @@ def test_the_command_leaves_the_files_and_says_what_is_incomplete(synthetic, tmp
 
 
 def test_a_report_of_ones_own_runs_writes_no_page(synthetic, monkeypatch, capsys):
-    monkeypatch.setattr("lora.report.build", lambda name, given: build(name, given, synthetic))
-    monkeypatch.setattr("sys.argv", ["lora.report", "small", *FULL, "--pages"])
+    monkeypatch.setattr("lora.report.build.build", lambda name, given: build(name, given, synthetic))
+    monkeypatch.setattr("sys.argv", ["lora.report.build", "small", *FULL, "--pages"])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2 and "no page of this repository shows your own runs" in capsys.readouterr().err
 
 
 def test_without_a_finished_run_the_report_says_where_runs_are(synthetic, monkeypatch, capsys):
-    monkeypatch.setattr("lora.report.build", lambda name, given: build(name, given, synthetic / "nowhere"))
-    monkeypatch.setattr("sys.argv", ["lora.report", "small"])
+    monkeypatch.setattr("lora.report.build.build", lambda name, given: build(name, given, synthetic / "nowhere"))
+    monkeypatch.setattr("sys.argv", ["lora.report.build", "small"])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2 and "nowhere/small holds no finished run" in capsys.readouterr().err
@@ -551,7 +551,7 @@ def test_profiles_are_committed():
 
 def test_records_name_their_own_settings():
     """Each committed record's config is valid and gives the record's run_id: nothing was edited."""
-    from lora.config import run_config
+    from lora.config.run import run_config
 
     seen = 0
     for name in PROFILES:

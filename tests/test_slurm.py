@@ -9,8 +9,8 @@ import time
 import pytest
 from test_sweeps import assert_complete, finish, grid, owners, quiet, start, wait_for
 
-from lora.provenance import ROOT
-from lora.results import load_records
+from lora.records.provenance import ROOT
+from lora.records.record import load_records
 
 CLUSTER = ROOT / "tests" / "slurm_cluster.sh"
 pytestmark = pytest.mark.skipif(shutil.which("sbatch") is None, reason="no sbatch")

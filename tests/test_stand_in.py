@@ -6,13 +6,13 @@ import shutil
 import pytest
 import tiny
 
-from lora.cells import run_cell
-from lora.compose import compose_run
+from lora.config.compose import compose_run
 from lora.errors import UserError
-from lora.gather import gather
-from lora.results import record_path
-from lora.stand_in import check_inputs, distinct
-from lora.sweep import requested
+from lora.records.record import record_path
+from lora.report.select import gather
+from lora.sweep.expand import requested
+from lora.sweep.stand_in import check_inputs, distinct
+from lora.sweep.worker import run_cell
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lora.efficiency.statistics import median_interval
+from lora.cost.efficiency.statistics import median_interval
 from lora.errors import UserError
 from lora.order import drawn
-from lora.stats import (
+from lora.report.stats import (
     ENOUGH_SEEDS,
     all_pairs,
     holm,

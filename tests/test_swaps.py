@@ -6,18 +6,18 @@ import json
 import pytest
 import torch
 
-from lora import swaps
-from lora.adapters.files import write_folder
+from lora.adapters.folder import write_folder
 from lora.adapters.recorded import recorded_adapter
-from lora.analyses import SWAP, analysis_json, read_analyses
-from lora.cells import run_cell
-from lora.compose import compose_run
+from lora.config.compose import compose_run
 from lora.errors import UserError
 from lora.methods.lowrank import LoraLinear
-from lora.results import adapter_path
-from lora.swaps import analyse, same_bits
-from lora.sweep import expand
-from lora.train import run
+from lora.records.analysis import SWAP, analysis_json, read_analyses
+from lora.records.record import adapter_path
+from lora.report.analyses import swaps
+from lora.report.analyses.swaps import analyse, same_bits
+from lora.sweep.expand import expand
+from lora.sweep.worker import run_cell
+from lora.training.loop import run
 
 CYCLES = 40
 gather = swaps.gather
@@ -44,7 +44,7 @@ def test_trained_adapters_leave_w0_as_it_was_in_every_dtype(trained, tmp_path):
     assert [case["label"].rpartition(" ")[2] for case in cases] == ["fp32", "bf16", "fp16"]
     (tmp_path / SWAP).write_bytes(analysis_json({run_id: record.adapter for run_id, record in records.items()}, cases))
     assert list(read_analyses(tmp_path, records).checks["swap"]) == cases
-    assert "lora.swaps" in read_analyses(tmp_path, {}).problems[0]
+    assert "lora.report.analyses.swaps" in read_analyses(tmp_path, {}).problems[0]
 
 
 def test_a_swap_that_adds_and_subtracts_is_seen_to_drift(trained, monkeypatch):

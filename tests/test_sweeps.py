@@ -13,12 +13,12 @@ import time
 import psutil
 import pytest
 
-from lora.cells import packed, quoted, run_cell, unpacked
-from lora.compose import compose_run
-from lora.locks import lives, lock_path, myself, read_owner
-from lora.provenance import ROOT
-from lora.results import equal_science, load_records
-from lora.sweep import expand
+from lora.config.compose import compose_run
+from lora.records.provenance import ROOT
+from lora.records.record import equal_science, load_records
+from lora.sweep.expand import expand
+from lora.sweep.locks import lives, lock_path, myself, read_owner
+from lora.sweep.worker import packed, quoted, run_cell, unpacked
 
 KILLS = 5
 

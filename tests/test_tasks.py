@@ -5,11 +5,11 @@ import sys
 import pytest
 from glue_files import header_of, write_parquet
 
-from lora import metrics
-from lora.data import read
+from lora.data import metrics
+from lora.data.read import read
+from lora.data.tasks import GLUE_TASKS, TASKS, get_task
 from lora.errors import UserError
-from lora.provenance import ROOT
-from lora.tasks import GLUE_TASKS, TASKS, get_task
+from lora.records.provenance import ROOT
 
 # What the official files write -> the integer of `nyu-mll/glue`, as the builder of that data set maps them. Records
 # hold predictions by these integers, submission files by the words.
@@ -102,6 +102,8 @@ def test_an_unknown_task_is_answered_with_those_that_exist():
 
 
 def test_tasks_load_nothing_heavy():
-    code = "import sys, lora.tasks; print([m for m in ('torch', 'datasets', 'numpy', 'pandas') if m in sys.modules])"
+    code = (
+        "import sys, lora.data.tasks; print([m for m in ('torch', 'datasets', 'numpy', 'pandas') if m in sys.modules])"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert result.stdout.strip() == "[]"

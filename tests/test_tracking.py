@@ -11,11 +11,13 @@ import time
 import pytest
 from test_sweeps import wait_for
 
-from lora import cells, signals, tracking
-from lora.cells import run_cell
-from lora.provenance import ROOT
-from lora.results import equal_science
-from lora.signals import InterruptedRunError
+from lora.records.provenance import ROOT
+from lora.records.record import equal_science
+from lora.sweep import tracking
+from lora.sweep import worker as cells
+from lora.sweep.worker import run_cell
+from lora.training import signals
+from lora.training.signals import InterruptedRunError
 
 FAST = ("method=bitfit", "data.train_rows=8")  # one step an epoch: 400 epochs are 100 kB of messages
 
@@ -130,7 +132,7 @@ def test_no_failure_reaches_the_cell(offline, tiny_config, monkeypatch, tmp_path
     real, started = subprocess.Popen, []
 
     def popen(arguments, **options):
-        started.append(real(command if "lora.wandb_writer" in arguments else arguments, **options))
+        started.append(real(command if "lora.sweep.wandb_writer" in arguments else arguments, **options))
         return started[-1]
 
     monkeypatch.setattr(tracking.subprocess, "Popen", popen)
@@ -246,7 +248,7 @@ def test_a_torn_line_does_not_stop_the_process_beside(tiny_config, tmp_path):
     messages += [{"end": "ok", "error": None, "seconds": 1.5, "params": None, "selected": None, "cost": None}]
     begin, epoch, end = (f"{json.dumps(message)}\n" for message in messages)
     text = "".join((begin, epoch[:20], "\n", epoch, "7\n", end, begin[:50]))
-    command = [sys.executable, "-m", "lora.wandb_writer", "offline", str(tmp_path)]
+    command = [sys.executable, "-m", "lora.sweep.wandb_writer", "offline", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, input=text, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("is left out") == 3
@@ -257,8 +259,8 @@ def test_a_torn_line_does_not_stop_the_process_beside(tiny_config, tmp_path):
 
 def test_off_never_loads_wandb(tiny_overrides, tmp_path):
     code = (
-        "import sys; from lora.cells import run_job; print(run_job(sys.argv[1:])); "
-        "sys.exit('wandb' in sys.modules or bool(__import__('lora.tracking').tracking.senders))"
+        "import sys; from lora.sweep.worker import run_job; print(run_job(sys.argv[1:])); "
+        "sys.exit('wandb' in sys.modules or bool(__import__('lora.sweep.tracking').sweep.tracking.senders))"
     )
     command = [sys.executable, "-c", code, *tiny_overrides]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -270,7 +272,7 @@ def test_the_tables_of_a_sweep_are_an_artifact(tmp_path):
     (tmp_path / "results" / "tables").mkdir(parents=True)
     (tmp_path / "results" / "tables" / "table2.md").write_text("| a table |")
     places = [f"runtime.results={tmp_path}/results", f"runtime.outputs={tmp_path}/outputs"]
-    command = [sys.executable, "-m", "lora.tracking", "small", *places]
+    command = [sys.executable, "-m", "lora.sweep.tracking", "small", *places]
     subprocess.run([*command, "runtime.tracking=off"], cwd=ROOT, check=True)
     assert not (tmp_path / "outputs").exists()
     subprocess.run([*command, "runtime.tracking=offline"], cwd=ROOT, check=True)

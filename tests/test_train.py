@@ -16,13 +16,11 @@ from safetensors.numpy import load
 from torch.nn import functional as F
 from transformers import DebertaConfig, DebertaForSequenceClassification, Trainer, get_linear_schedule_with_warmup
 
-from lora import device
-from lora.batches import collate, encode, epoch_batches
-from lora.config import run_config
-from lora.data import read
-from lora.device import make_accelerator
+from lora.config.run import run_config
+from lora.data.batching import collate, encode, epoch_batches
+from lora.data.read import read
+from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.evaluation import select
 from lora.methods import METHODS
 from lora.methods.attach import apply
 from lora.methods.configs import (
@@ -33,13 +31,15 @@ from lora.methods.configs import (
     LoraConfig,
     PfeifferConfig,
 )
-from lora.models import load_encoder
-from lora.provenance import ROOT
-from lora.results import equal_science
+from lora.models.load import load_encoder
+from lora.models.modules import trainable
+from lora.records.provenance import ROOT
+from lora.records.record import equal_science
 from lora.seeding import seed_for
-from lora.surgery import trainable
-from lora.tasks import TASKS
-from lora.train import NonFiniteLossError, lr_factor, make_optimizer, run, warmup_steps
+from lora.training import device
+from lora.training.device import make_accelerator
+from lora.training.evaluation import select
+from lora.training.loop import NonFiniteLossError, lr_factor, make_optimizer, run, warmup_steps
 
 NO_DROPOUT = ("train.dropout=0.0", "train.head_dropout=0.0")
 
@@ -206,7 +206,7 @@ def test_the_schedule_is_transformers_own(warmup, steps):
 
 def test_a_run_starts_without_the_peers_and_the_trainer():
     """Each would double the time to the first step."""
-    script = "import sys, lora.train; print(*{'peft', 'transformers.trainer', 'evaluate', 'wandb'} & set(sys.modules))"
+    script = "import sys, lora.training.loop; print(*{'peft', 'transformers.trainer', 'evaluate', 'wandb'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 

@@ -8,9 +8,9 @@ import tiny
 import torch
 from accelerate import Accelerator
 
-from lora.fused.optimizer import FusedAdamW
-from lora.tasks import TASKS
-from lora.train import NonFiniteLossError, check_finite, local_parts, make_optimizer, summed_loss, warmup_steps
+from lora.data.tasks import TASKS
+from lora.training.fused.optimizer import FusedAdamW
+from lora.training.loop import NonFiniteLossError, check_finite, local_parts, make_optimizer, summed_loss, warmup_steps
 
 
 @pytest.mark.parametrize(("rows", "processes", "accumulation"), [(12, 1, 1), (13, 2, 3), (4, 3, 2), (1, 2, 2)])

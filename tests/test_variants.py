@@ -3,15 +3,15 @@
 import pytest
 from synthetic import populate, write_cell
 
-from lora.compose import compose_run
-from lora.config import run_config
+from lora.config.compose import compose_run
+from lora.config.run import run_config
+from lora.config.variants import Variant, variant, words
 from lora.errors import UserError
-from lora.provenance import RESULTS
-from lora.report import build
-from lora.results import load_records
-from lora.summary import Planned, summarise
-from lora.sweep import requested
-from lora.variants import Variant, variant, words
+from lora.records.provenance import RESULTS
+from lora.records.record import load_records
+from lora.report.aggregate import Planned, summarise
+from lora.report.build import build
+from lora.sweep.expand import requested
 
 RATES = ["task=reviews", "method=lora", "train.lr=0.0005,0.002", "train.epochs=1", "seed=1,2"]
 Q, V = (f"bert.encoder.layer.0.attention.self.{name}" for name in ("query", "value"))
@@ -128,7 +128,7 @@ def test_the_files_of_a_reference_do_not_follow_the_machine(tmp_path, monkeypatc
     populate(tmp_path / "reference" / "mini", "mini", [*arguments, "train.precision=fp32"])
     files = []
     for precision in ("bf16", "fp32"):
-        monkeypatch.setattr("lora.compose.cpu_precision", lambda cpuinfo, taken=precision: taken)
-        monkeypatch.setattr("lora.sweep.cpu_precision", lambda cpuinfo, taken=precision: taken)
+        monkeypatch.setattr("lora.config.compose.cpu_precision", lambda cpuinfo, taken=precision: taken)
+        monkeypatch.setattr("lora.sweep.expand.cpu_precision", lambda cpuinfo, taken=precision: taken)
         files.append(build("reference/mini", arguments, tmp_path).files)
     assert files[0] == files[1] and "tables/cells.csv" in files[0]

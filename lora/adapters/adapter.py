@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from lora.adapters.base import Base, carried_parameters, describe_base, short
 from lora.adapters.modes import lasting
-from lora.config import ModelConfig, RunConfig
+from lora.config.run import ModelConfig, RunConfig
+from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.methods.configs import LoraConfig, MethodConfig
-from lora.surgery import TARGETS, is_head
-from lora.tasks import TASKS
+from lora.models.modules import TARGETS, is_head
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LOW_RANK = re.compile(r"(.+)\.lora_([ab])")

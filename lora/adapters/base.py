@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 
 from lora.errors import UserError
 from lora.methods.lowrank import LoraLinear
-from lora.surgery import checksum, is_head
+from lora.models.modules import checksum, is_head
 
 # What decides, beside the weights, what an encoder computes; each architecture has some of them.
 ARCHITECTURE_KEYS = (

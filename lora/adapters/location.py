@@ -17,15 +17,15 @@ from transformers.utils import logging
 
 from lora.adapters.adapter import Adapter
 from lora.adapters.base import check_architecture, check_base
-from lora.adapters.files import at_home
+from lora.adapters.folder import at_home
 from lora.adapters.head import fitted_head
 from lora.adapters.merge import fitted_layers
 from lora.adapters.modes import lasting
 from lora.checks import build
-from lora.config import ModelConfig
+from lora.config.encoder_files import locate
+from lora.config.run import ModelConfig
 from lora.errors import UserError, first_line
-from lora.provenance import ROOT
-from lora.weights import locate
+from lora.records.provenance import ROOT
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 

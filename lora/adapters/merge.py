@@ -25,7 +25,7 @@ from lora.errors import UserError
 from lora.methods import Applied
 from lora.methods.configs import LoraConfig
 from lora.methods.lowrank import LoraLinear
-from lora.surgery import is_head, replace, train_only
+from lora.models.modules import is_head, replace, train_only
 
 
 @lasting
@@ -81,7 +81,7 @@ def swap(
         then as it was.
     """
     if not isinstance(adapter, Adapter):
-        from lora.adapters.files import read_adapter  # which writes and reads; this module only computes
+        from lora.adapters.folder import read_adapter  # which writes and reads; this module only computes
 
         adapter = read_adapter(adapter)
     thaw(model)

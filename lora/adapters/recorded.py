@@ -4,9 +4,9 @@ import hashlib
 from pathlib import Path
 
 from lora.adapters.adapter import Adapter
-from lora.adapters.files import read_adapter
+from lora.adapters.folder import read_adapter
 from lora.errors import UserError
-from lora.results import RunRecord, adapter_path
+from lora.records.record import RunRecord, adapter_path
 
 
 def recorded_adapter(record: RunRecord, outputs: str | Path) -> Adapter:

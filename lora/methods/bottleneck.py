@@ -7,8 +7,18 @@ from torch.nn import functional as F
 
 from lora.errors import UserError
 from lora.methods.configs import AdapterDropConfig, BottleneckConfig, HoulsbyConfig
+from lora.models.modules import (
+    ATTENTION_END,
+    FFN_END,
+    FFN_NORM,
+    find,
+    is_head,
+    layer_of,
+    linear_layers,
+    replace,
+    train_only,
+)
 from lora.seeding import generator
-from lora.surgery import ATTENTION_END, FFN_END, FFN_NORM, find, is_head, layer_of, linear_layers, replace, train_only
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu}
 

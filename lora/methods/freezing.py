@@ -3,7 +3,7 @@
 from torch import nn
 
 from lora.methods.configs import BitFitConfig, FullConfig
-from lora.surgery import train_only
+from lora.models.modules import train_only
 
 
 def apply(model: nn.Module, config: FullConfig | BitFitConfig, seed: int) -> tuple[str, ...]:

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from lora.errors import UserError
 from lora.methods.configs import LoraConfig
+from lora.models.modules import find_target, replace, train_only
 from lora.seeding import generator
-from lora.surgery import find_target, replace, train_only
 
 
 class LoraLinear(nn.Module):

@@ -1,0 +1,261 @@
+"""An adapter as a folder that explains itself: `adapter.safetensors` and `adapter.json`.
+
+The JSON says in which format it is, the method with all its arguments (LoRA's alpha, rank and targets among them),
+which base the adapter belongs to and how to recognise it, where it came from, and what the tensor file must hold. A
+folder is taken for hostile: nothing in it is executed, and nothing outside it is read.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from lora.adapters.adapter import Adapter, Origin, adapter_of
+from lora.adapters.base import Base
+from lora.adapters.modes import lasting
+from lora.checks import SettingsError, build
+from lora.errors import UserError, first_line
+from lora.methods import METHODS
+from lora.methods.configs import MethodConfig
+from lora.records.record import write_atomically
+
+T = TypeVar("T")
+FORMAT = 1
+WEIGHTS, DESCRIPTION = "adapter.safetensors", "adapter.json"
+LARGEST_DESCRIPTION = 10 * 2**20  # bytes; a real one has some thousands
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the tensor file must be.
+
+    Args:
+        file: Its name in the folder.
+        sha256: Of the whole file.
+        shapes: Of every tensor, by name.
+        head: The names of those that are the head's.
+    """
+
+    file: str
+    sha256: str
+    shapes: dict[str, tuple[int, ...]]
+    head: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Description:
+    """`adapter.json`, but for its format."""
+
+    method: MethodConfig
+    base: Base | None
+    origin: Origin
+    contents: Contents
+
+
+def save_adapter(model: nn.Module, folder: str | Path, origin: Origin | None = None) -> Adapter:
+    """Write what a method trained on a model, merged or not, and its head, as a folder.
+
+    Args:
+        folder: Made, or replaced if it holds an adapter and nothing else.
+        origin: Task, labels, score, run: whatever is known.
+    Returns: The adapter.
+    Raises: UserError: If no method was applied to the model, a value is not finite, or the folder cannot be written.
+    """
+    adapter = adapter_of(model, origin=origin)
+    write_adapter(adapter, folder)
+    return adapter
+
+
+def write_adapter(adapter: Adapter, folder: str | Path) -> None:
+    """Raises: UserError: If the folder cannot be written, or holds something else; it is then as it was."""
+    write_folder(Path(folder), pack(adapter))
+
+
+def pack(adapter: Adapter) -> dict[str, bytes]:
+    """The folder's files: name -> content."""
+    tensors = apart(adapter.weights | adapter.head)
+    weights = save(tensors)
+    description = Description(
+        adapter.method,
+        adapter.base,
+        adapter.origin,
+        Contents(
+            WEIGHTS,
+            hashlib.sha256(weights).hexdigest(),
+            {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+            tuple(adapter.head),
+        ),
+    )
+    content = {"format": FORMAT, **dataclasses.asdict(description)}
+    return {WEIGHTS: weights, DESCRIPTION: f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode()}
+
+
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As safetensors takes them: contiguous, each in memory of its own."""
+    found: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if place in taken else tensor
+        taken.add(place)
+    return found
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Make a folder of exactly these files, or replace one of no others; a reader never sees a part of it.
+
+    Raises: UserError: If it holds anything else, or cannot be written.
+    """
+    folder = at_home(folder)
+    there = os.listdir(folder) if os.path.isdir(folder) else []
+    strange = sorted(name for name in there if name not in files)
+    if strange or (os.path.lexists(folder) and not os.path.isdir(folder)):
+        found = f"holds {', '.join(strange[:4])}" if strange else "is a file"
+        raise UserError(f"{folder} {found}: a folder is made, or replaced if it has no files but {', '.join(files)}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}") from error
+    try:
+        for name, content in files.items():
+            write_atomically(made / "new" / name, content)
+        if folder.exists():
+            folder.rename(made / "old")
+        (made / "new").rename(folder)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}; nothing was left half-written") from error
+    finally:
+        if (made / "old").exists() and not folder.exists():  # interrupts come here too
+            (made / "old").rename(folder)
+        shutil.rmtree(made)
+
+
+def read_adapter(folder: str | Path) -> Adapter:
+    """Read and check a folder, whole.
+
+    Raises: UserError: If a file is absent, cut short, changed, or of another format; if it lacks or adds a tensor; if a
+        value is not finite; or if a name leads out of the folder.
+    """
+    folder = existing(folder)
+    description = describe(folder, DESCRIPTION, Description)
+    contents = description.contents
+    path = inside(folder, contents.file)
+    tensors, content = read_tensors(path)
+    expected = contents.shapes
+    missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+    if missing or extra:
+        raise UserError(
+            f"{path} does not hold what {DESCRIPTION} says: missing tensors: {', '.join(missing) or 'none'}; "
+            f"not expected: {', '.join(extra) or 'none'}"
+        )
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != expected[name]:
+            raise UserError(f"{path}: {name} is {tuple(tensor.shape)}, and {DESCRIPTION} says {expected[name]}")
+    strange = sorted(set(contents.head) - set(expected))
+    if strange:
+        raise UserError(f"{folder / DESCRIPTION}: contents.head names {', '.join(strange)}, which is no tensor")
+    try:
+        adapter = Adapter(
+            description.method,
+            {name: tensors[name] for name in expected if name not in contents.head},
+            {name: tensors[name] for name in contents.head},
+            description.base,
+            description.origin,
+        )
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if hashlib.sha256(content).hexdigest() != contents.sha256:
+        raise UserError(f"{path} is not the file that {DESCRIPTION} was written with: their sha256 differ")
+    return adapter
+
+
+def existing(folder: str | Path) -> Path:
+    folder = at_home(folder)
+    if not os.path.isdir(folder):  # where pathlib raises, as for a name that is too long, this says no
+        raise UserError(f"adapter folder {folder} does not exist")
+    return folder
+
+
+def at_home(folder: str | Path) -> Path:
+    """With `~` replaced. Raises: UserError: If it names a user that does not exist, or is no name at all."""
+    if "\0" in str(folder):
+        raise UserError(f"{str(folder)!r} is not the name of a folder")
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"folder {folder}: {first_line(error)}") from error
+
+
+def describe(folder: Path, name: str, kind: type[T]) -> T:
+    """Read a JSON file of ours. Raises: UserError: If it is absent, of another format, or anything in it is wrong."""
+    content = read_json(folder, name)
+    path, method = folder / name, content.get("method")
+    if "format" not in content:
+        raise UserError(f"{path} does not describe an adapter: it has no format")
+    if content["format"] != FORMAT or isinstance(content["format"], bool):
+        raise UserError(f"{path} is in format {content['format']!r}; this version reads format {FORMAT}")
+    title = method.get("name") if isinstance(method, dict) else None
+    if not isinstance(title, str) or title not in METHODS:
+        raise UserError(f"{path}: method.name must be one of {', '.join(METHODS)}, got {title!r}")
+    try:
+        content["method"] = build(METHODS[title].config, method)
+        return build(kind, {key: value for key, value in content.items() if key != "format"})
+    except SettingsError as error:
+        raise UserError(f"{path}: {'; '.join(error.problems)}") from error
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """Raises: UserError: If there is no such file in the folder, or it is no JSON object."""
+    path = inside(folder, name)
+    try:
+        if path.stat().st_size > LARGEST_DESCRIPTION:
+            raise UserError(f"{path} has {path.stat().st_size} bytes, which no description of an adapter has")
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not readable JSON: {first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not describe an adapter: it holds a {type(content).__name__}, not an object")
+    return content
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file of this name in the folder. Raises: UserError: If it is absent, or the name leads anywhere else."""
+    path = folder / name
+    if "\0" in name or name in ("", ".", "..") or Path(name).name != name or "\\" in name:
+        raise UserError(f"{folder}: {name!r} is not the name of a file in this folder")
+    if os.path.islink(path):
+        raise UserError(f"{path} is a link to {os.readlink(path)}: an adapter's files lie in its folder")
+    if not os.path.isfile(path):
+        raise UserError(f"adapter folder {folder} has no file {name} (found: {listing(folder)})")
+    return path
+
+
+def listing(folder: Path) -> str:
+    try:
+        return ", ".join(sorted(os.listdir(folder))[:8]) or "nothing"
+    except OSError as error:
+        return f"{error.strerror}"
+
+
+@lasting
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], bytes]:
+    """The tensors of a safetensors file, and its bytes. Raises: UserError: If it is cut short or of another format."""
+    try:
+        content = path.read_bytes()
+        return load(content), content
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is not a whole safetensors file: {first_line(error)}") from error
+    except KeyError as error:
+        raise UserError(f"{path} has tensors of dtype {error.args[0]}, which torch lacks") from error

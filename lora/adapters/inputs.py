@@ -1,0 +1,138 @@
+"""What is to be predicted: adapters with their tasks, and the rows of tab-separated files."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+
+from lora.adapters.adapter import Adapter
+from lora.adapters.folder import at_home, existing, read_adapter
+from lora.data.glue_tsv import cut_short, read_lines, shown
+from lora.data.read import as_dataset
+from lora.data.tasks import Task, get_task
+from lora.errors import UserError
+
+NAMES = "adapter"  # the column of an input for several adapters
+
+
+@dataclass(frozen=True)
+class Served:
+    """An adapter by the name that rows use, and the task that it does."""
+
+    name: str
+    adapter: Adapter
+    task: Task
+
+
+@dataclass(frozen=True)
+class Work:
+    """Rows of one adapter's task.
+
+    Args:
+        places: Where they are in their file.
+    """
+
+    served: Served
+    rows: datasets.Dataset
+    places: np.ndarray
+
+
+def named_folder(given: str) -> tuple[str, Path]:
+    """The name and the folder that `NAME=FOLDER` states, or a folder alone, whose own name it is.
+
+    A folder that exists is one, whatever its path holds: `runs/lr=0.1/a` is not `0.1/a` under the name `runs/lr`.
+
+    Raises: UserError: If there is no such folder, or a name that no column could hold.
+    """
+    whole = at_home(given)
+    if os.path.isdir(whole):
+        return named(whole.resolve().name), whole
+    name, equals, folder = given.partition("=")
+    if not equals:
+        return name, existing(whole)
+    place = at_home(folder)
+    if not folder or not os.path.isdir(place):
+        raise UserError(f"adapter folder {folder or '(none)'} does not exist, and neither does a folder {given}")
+    return named(name), place
+
+
+def named(name: str) -> str:
+    if not name or set(name) & set("\t\n\r"):
+        raise UserError(f"an adapter's name must be of one letter or more, without tabs and line ends, got {name!r}")
+    return name
+
+
+def serve(name_and_folder: str, task_name: str | None) -> Served:
+    """An adapter as it is named on the command line. Raises: UserError: If its labels are not the task's."""
+    name, folder = named_folder(name_and_folder)
+    adapter = read_adapter(folder)
+    known = task_name or adapter.origin.task
+    if known is None:
+        raise UserError(f"{folder} does not say its task: --task names it")
+    task = get_task(known)
+    if adapter.origin.labels is not None and adapter.origin.labels != task.labels:
+        raise UserError(
+            f"{folder} was trained on {adapter.origin.task} with {words(adapter.origin.labels)}, and task {task.name} "
+            f"has {words(task.labels)}"
+        )
+    return Served(name, adapter, task)
+
+
+def words(labels: tuple[str, ...]) -> str:
+    return f"labels {', '.join(labels)}" if labels else "scores"
+
+
+def read_input(path: Path, served: Sequence[Served]) -> list[Work]:
+    """The rows of a file by adapter; with several adapters, its column `adapter` says whose each is.
+
+    Raises: UserError: With file and line, if a column is absent, a line is of another width, or a name is unknown.
+    """
+    lines, ended = read_lines(path)
+    if not ended:
+        raise UserError(cut_short(path, len(lines), lines[-1]))
+    header, rows = lines[0].split("\t"), [line.split("\t") for line in lines[1:]]
+    if not rows:
+        raise UserError(f"{path}: a header but no rows")
+    for number, (cells, line) in enumerate(zip(rows, lines[1:], strict=True), start=2):
+        if len(cells) != len(header):
+            rule = f"{len(header)} ({', '.join(header)})"
+            raise UserError(f"{path}:{number}: {len(cells)} columns, must be {rule}: {shown(line)}")
+    columns = [text_columns(each.task, header, path) for each in served]
+    if len(served) == 1:
+        owners = np.zeros(len(rows), int)
+    else:
+        if NAMES not in header:
+            found = ", ".join(header)
+            raise UserError(
+                f"{path}:1: with several adapters, column {NAMES} names that of each row; here are: {found}"
+            )
+        numbers = {each.name: number for number, each in enumerate(served)}
+        names = [cells[header.index(NAMES)] for cells in rows]
+        for number, name in enumerate(names, start=2):
+            if name not in numbers:
+                raise UserError(f"{path}:{number}: no adapter {name!r} is loaded; here are: {', '.join(numbers)}")
+        owners = np.array([numbers[name] for name in names])
+    work = []
+    for number, each in enumerate(served):
+        places = np.flatnonzero(owners == number)
+        if len(places):
+            texts = {
+                name: [rows[row][column] for row in places]
+                for name, column in zip(each.task.columns, columns[number], strict=True)
+            }
+            labelled = {**texts, "label": [None] * len(places)}
+            work.append(Work(each, as_dataset(each.task, labelled, np.arange(len(places))), places))
+    return work
+
+
+def text_columns(task: Task, header: list[str], path: Path) -> list[int]:
+    """Where the texts are: under the task's own column names, or under those of the official files."""
+    spellings = [task.columns, *([task.tsv.texts] if task.tsv else [])]
+    for names in spellings:
+        if set(names) <= set(header):
+            return [header.index(name) for name in names]
+    either = " or ".join(dict.fromkeys(", ".join(names) for names in spellings))
+    raise UserError(f"{path}:1: {task.title} needs the columns {either}; the header has {', '.join(header)}")

@@ -1,0 +1,264 @@
+"""PEFT's folders: LoRA handed over to Hugging Face's `peft`, and taken from it.
+
+Source: peft 0.21, `LoraConfig` and `save_and_load.py`: `adapter_config.json`, `adapter_model.safetensors`, names below
+`base_model.model.`. The scale of a module is lora_alpha / r, or / sqrt(r) with use_rslora; `rank_pattern` and
+`alpha_pattern` replace r and lora_alpha by module.
+
+What PEFT has no place for (task, labels, score, the base's hashes) lies beside them in `lora.json`, which it ignores.
+"""
+
+import dataclasses
+import json
+import re
+import reprlib
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+from lora.adapters.adapter import Adapter, Origin
+from lora.adapters.base import Base
+from lora.adapters.folder import (
+    FORMAT,
+    apart,
+    describe,
+    existing,
+    inside,
+    read_adapter,
+    read_json,
+    read_tensors,
+    write_folder,
+)
+from lora.adapters.location import locate_base
+from lora.checks import SettingsError
+from lora.errors import UserError
+from lora.methods.configs import LoraConfig
+
+CONFIG, WEIGHTS, BESIDE = "adapter_config.json", "adapter_model.safetensors", "lora.json"
+PREFIX = "base_model.model."
+FACTORS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b"}
+# Settings that say how an adapter was made or found, or that are read below. Any other must be off: it would change
+# what the adapter computes. The same holds for inits that change the pretrained weights.
+READ = (
+    "peft_type task_type auto_mapping peft_version base_model_name_or_path revision inference_mode r target_modules "
+    "exclude_modules lora_alpha lora_dropout use_rslora modules_to_save init_lora_weights layers_to_transform "
+    "layers_pattern rank_pattern alpha_pattern megatron_core qalora_group_size eva_config ensure_weight_tying"
+).split()
+OFF = (None, False, "none", {}, [])
+INITS = (True, False, None, "gaussian", "orthogonal", "eva")
+
+
+@dataclass(frozen=True)
+class Beside:
+    """`lora.json`, but for its format."""
+
+    method: LoraConfig
+    base: Base | None
+    origin: Origin
+
+
+def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | None = None) -> None:
+    """Write a folder that PEFT loads, for the same logits.
+
+    `AutoPeftModelForSequenceClassification.from_pretrained` loads it with its base, `PeftModel.from_pretrained` onto a
+    base at hand. The base needs as many labels as the adapter has (`num_labels=3`; transformers' default is 2).
+
+    Args:
+        adapter: In memory, or the folder that holds it.
+        base: The folder or hub id that the base is loaded from, for the folder to name. A folder is read, and named
+            by its absolute path. None takes the hub id or the embedded encoder that the adapter says.
+    Raises: UserError: If it is not LoRA's or has LoRA in the head; if it does not say where its base lies and `base`
+        does not, or the folder holds another base; or if the folder cannot be written.
+    """
+    if not isinstance(adapter, Adapter):
+        adapter = read_adapter(adapter)
+    method = adapter.method
+    if not isinstance(method, LoraConfig):
+        raise UserError(f"PEFT's folder is for LoRA, and the adapter is of method {method.name}")
+    modules = list(adapter.pairs())
+    saved = sorted({head_module(name) for name in adapter.head})
+    both = [name for name in modules if any(f"{name}.".startswith(f"{module}.") for module in saved)]
+    if both:
+        raise UserError(f"PEFT does not save a head and put LoRA into it: {', '.join(both)}")
+    ranks = {name: len(a) for name, (a, _) in adapter.pairs().items()}
+    alphas = {name: alpha_at(method, rank) for name, rank in ranks.items()}
+    alpha = alpha_at(method, method.rank)
+    place, revision = locate_base(adapter, base)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS" if saved else None,
+        "base_model_name_or_path": place,
+        "revision": revision,
+        "inference_mode": True,
+        "target_modules": modules,
+        "modules_to_save": saved or None,
+        "r": method.rank,
+        "lora_alpha": alpha,
+        "lora_dropout": method.dropout,
+        "use_rslora": method.scaling == "rslora",
+        "rank_pattern": {name: rank for name, rank in ranks.items() if rank != method.rank},
+        "alpha_pattern": {name: own for name, own in alphas.items() if own != alpha},
+        "bias": "none",
+        "fan_in_fan_out": False,
+    }
+    tensors = {}
+    for name, (a, b) in adapter.pairs().items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"], tensors[f"{PREFIX}{name}.lora_B.weight"] = a, b
+    tensors |= {f"{PREFIX}{name}": tensor for name, tensor in adapter.head.items()}
+    beside = dataclasses.asdict(Beside(method, adapter.base, adapter.origin))
+    files = {
+        CONFIG: json.dumps(config, indent=1).encode(),
+        WEIGHTS: save(apart(tensors), metadata={"format": "pt"}),
+        BESIDE: json.dumps({"format": FORMAT, **beside}, indent=1).encode(),
+    }
+    write_folder(Path(out), files)
+
+
+def from_peft(folder: str | Path) -> Adapter:
+    """Read a folder that PEFT, or `to_peft`, has written; heads saved by `modules_to_save` included.
+
+    Raises: UserError: If it is not LoRA's, or uses what `LoraConfig` here has not (DoRA, trained biases, a scale of its
+        own for each module, inits that change the base); if a file is absent, broken, or a pickle; or if `lora.json`
+        says otherwise.
+    """
+    folder = existing(folder)
+    if not (folder / WEIGHTS).exists() and (folder / "adapter_model.bin").exists():
+        raise UserError(
+            f"{folder} has adapter_model.bin, a pickle, which is not read; PEFT saves safetensors by default"
+        )
+    config = checked_config(folder)
+    tensors, _ = read_tensors(inside(folder, WEIGHTS))
+    weights, head = split(tensors, tuple(config.get("modules_to_save") or ()), folder / WEIGHTS)
+    try:
+        adapter = Adapter(method_of(config, weights, folder / CONFIG), weights, head)
+    except SettingsError as error:
+        raise UserError(f"{folder / CONFIG}: {'; '.join(error.problems)}") from error
+    if not (folder / BESIDE).exists():
+        return adapter
+    beside = describe(folder, BESIDE, Beside)
+    ours = Adapter(beside.method, weights, head, beside.base, beside.origin)
+    differing = [name for name in adapter.pairs() if ours.scale(name) != adapter.scale(name)]
+    if differing:
+        raise UserError(
+            f"{folder}: {BESIDE} says a factor of {ours.scale(differing[0]):g} for {differing[0]}, and {CONFIG} "
+            f"{adapter.scale(differing[0]):g}: without {BESIDE} the latter holds"
+        )
+    return ours
+
+
+def head_module(name: str) -> str:
+    """What PEFT wraps whole: a child of the model, or the pooler in its body."""
+    parts = name.split(".")
+    return ".".join(parts[:2]) if parts[1:2] == ["pooler"] else parts[0]
+
+
+def alpha_at(method: LoraConfig, rank: int) -> float:
+    """PEFT's lora_alpha, the scale's numerator whatever the rule for it."""
+    return method.alpha if method.alpha_at_rank is None else method.alpha * rank / method.alpha_at_rank
+
+
+def checked_config(folder: Path) -> dict[str, Any]:
+    """PEFT's settings. Raises: UserError: If one of them is of another kind, or on and unknown here."""
+    config, path = read_json(folder, CONFIG), folder / CONFIG
+    if config.get("peft_type") != "LORA":
+        raise UserError(f"{path}: peft_type must be LORA, got {config.get('peft_type')!r}")
+    on = [f"{key}={value!r}" for key, value in config.items() if key not in READ and value not in OFF]
+    if config.get("init_lora_weights", True) not in INITS:
+        on.append(f"init_lora_weights={config['init_lora_weights']!r}, which changes the base")
+    if on:
+        raise UserError(f"{path} uses what cannot be taken over: {'; '.join(on)}")
+
+    def numbers(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < sys.float_info.max
+
+    def names(value: Any) -> bool:
+        return value is None or (isinstance(value, list) and all(isinstance(name, str) and name for name in value))
+
+    targets = config.get("target_modules")
+
+    rules = {
+        "r": isinstance(config.get("r"), int) and not isinstance(config["r"], bool),
+        "lora_alpha": numbers(config.get("lora_alpha")),
+        "lora_dropout": numbers(config.get("lora_dropout", 0.0)),
+        "use_rslora": isinstance(config.get("use_rslora", False), bool),
+        "target_modules": isinstance(targets, str) or names(targets),
+        "modules_to_save": names(config.get("modules_to_save")),
+    }
+    for key in ("rank_pattern", "alpha_pattern"):
+        pattern = config.get(key) or {}
+        rules[key] = isinstance(pattern, dict) and all(map(numbers, pattern.values()))
+        strange = [name for name in pattern if not re.fullmatch(r"[\w.]+", name)] if rules[key] else []
+        if strange:  # matching a stranger's regular expression may take for ever
+            raise UserError(f"{path}: {key} has {strange[0]!r}; only names of modules are read, no regular expressions")
+    wrong = [f"{key}={reprlib.repr(config.get(key))}" for key, holds in rules.items() if not holds]
+    if wrong:
+        raise UserError(f"{path}: of a kind that it must not be: {'; '.join(wrong)}")
+    return config
+
+
+def split(
+    tensors: dict[str, Tensor], saved: tuple[str, ...], path: Path
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """LoRA's tensors and the head's, under our names. Raises: UserError: If there are others."""
+    weights, head = {}, {}
+    for key, tensor in tensors.items():
+        name = key.removeprefix(PREFIX)
+        parts = name.split(".")
+        module, factor = ".".join(parts[:-2]), ".".join(parts[-2:])
+        if key != name and factor in FACTORS:
+            weights[f"{module}.{FACTORS[factor]}"] = tensor
+        elif key != name and any(".".join(parts[:end]).endswith(saved) for end in range(1, len(parts))):
+            head[name] = tensor
+        else:
+            raise UserError(
+                f"{path} has {key}, which is neither LoRA's ({PREFIX}<module>.lora_A.weight) nor of modules_to_save "
+                f"({', '.join(saved) or 'none'})"
+            )
+    return weights, head
+
+
+def method_of(config: dict[str, Any], weights: dict[str, Tensor], path: Path) -> LoraConfig:
+    """As a `LoraConfig` that names every module in full. Raises: UserError: If the scales follow no rule of it."""
+    ranks = {
+        name.removesuffix(".lora_a"): len(t) for name, t in weights.items() if name.endswith(".lora_a") and t.dim()
+    }
+    if not ranks:
+        raise UserError(f"{path.parent / WEIGHTS} has no LoRA tensors")
+    targets = config.get("target_modules")
+    # one regular expression is not tried, as it may take for ever: PEFT saves the modules that it matched
+    others = [n for n in ranks if isinstance(targets, list) and not any(f".{n}".endswith(f".{t}") for t in targets)]
+    if others:
+        raise UserError(
+            f"{path.parent / WEIGHTS} has LoRA on {others[0]}, which target_modules of {path} does not name"
+        )
+    stated = {name: by_pattern(config.get("rank_pattern"), name, config["r"]) for name in ranks}
+    for name, rank in ranks.items():
+        if rank != stated[name]:
+            raise UserError(f"{path} says rank {stated[name]} for {name}, and its lora_A has rank {rank}")
+    alphas = {name: float(by_pattern(config.get("alpha_pattern"), name, config["lora_alpha"])) for name in ranks}
+    rank = Counter(ranks.values()).most_common(1)[0][0]
+    shared = {
+        "targets": tuple(ranks),
+        "rank": rank,
+        "ranks": {name: own for name, own in ranks.items() if own != rank},
+        "dropout": float(config.get("lora_dropout", 0.0)),
+        "scaling": "rslora" if config.get("use_rslora") else "lora",
+    }
+    usual = next(alphas[name] for name in ranks if ranks[name] == rank)
+    for at in (None, rank):  # one alpha for all, or one ratio of alpha to rank
+        method = LoraConfig(alpha=usual, alpha_at_rank=at, **shared)
+        if all(alpha_at(method, ranks[name]) == alphas[name] for name in ranks):
+            return method
+    raise UserError(
+        f"{path}: alpha_pattern gives modules scales of their own: {alphas}; here alpha is one for all, or in one "
+        f"ratio to the rank"
+    )
+
+
+def by_pattern(pattern: dict[str, float] | None, name: str, default: float) -> float:
+    """PEFT's rule: the first key that is the module's name or its end decides."""
+    return next((own for key, own in (pattern or {}).items() if f".{name}".endswith(f".{key}")), default)

@@ -1,0 +1,270 @@
+"""From conf/ and command-line overrides to a validated RunConfig. The only module that knows Hydra's configuration."""
+
+import copy
+import dataclasses
+import difflib
+import functools
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+
+from lora.checks import SettingsError, build
+from lora.config.encoder_files import local_name
+from lora.config.kernel_choice import choose_kernels
+from lora.config.run import ModelConfig, RunConfig, run_config
+from lora.errors import UserError
+from lora.methods import METHODS
+from lora.records.machine import cores
+from lora.records.provenance import ROOT
+
+CONF = ROOT / "conf"
+CPUINFO = Path("/proc/cpuinfo")
+SEED = re.compile(r"seed=(?:0|[1-9]\d*)")
+COMPOSED = ("hparams.", "profile.", "protocol.")  # what settings are made from, which differs from option to option
+SECTIONS = ("task", "seed", "start", "start_seed", "start_run", "model", "method", "data", "train", "runtime")
+
+
+def register_resolvers() -> None:
+    """What conf/ asks of the machine.
+
+    `${workers:THREADS}`: as many workers as fit on the cores that this process may use. `${cpu_precision:}`: bf16 on a
+    CPU that multiplies matrices in it (Intel's AMX), else fp32, which is there twice as fast.
+    """
+    OmegaConf.register_new_resolver("workers", lambda threads: max(1, cores() // int(threads)), replace=True)
+    OmegaConf.register_new_resolver("cpu_precision", lambda: cpu_precision(CPUINFO), replace=True)
+
+
+def cpu_precision(cpuinfo: Path) -> str:
+    """
+    Args:
+        cpuinfo: Linux's list of CPUs and their flags; absent elsewhere.
+    """
+    try:
+        return "bf16" if "amx_bf16" in cpuinfo.read_text().split() else "fp32"
+    except OSError:
+        return "fp32"
+
+
+def compose_config(overrides: Sequence[str]) -> DictConfig:
+    """Compose conf/config.yaml with overrides, inside a Hydra application or outside of one.
+
+    Raises: UserError: If a group, option or key does not exist; the message lists the options.
+    """
+    register_resolvers()
+    check_overrides(overrides)
+    try:
+        if GlobalHydra.instance().is_initialized():
+            return compose("config", overrides=list(overrides))
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("config", overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from error
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """What Hydra would take without a word, recommend, or end on with a traceback.
+
+    Raises: UserError: If an override adds or removes a setting, names none, or gives a group something that names none
+        of its options.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise UserError(explain(error)) from error
+    for override in parsed:
+        key, written = override.key_or_group, override.input_line
+        if key.split(".")[0].split("/")[0] == "hydra":  # its own settings, which may be added to
+            continue
+        is_group = (CONF / key).is_dir()
+        if not is_group and key not in setting_keys() and not key.startswith(COMPOSED):
+            raise UserError(unknown_key(key))
+        if override.type == OverrideType.DEL:
+            raise UserError(f"{written!r} would remove a setting; give it a value ({key}=null turns some off)")
+        if override.type != OverrideType.CHANGE:
+            raise UserError(f"{written!r} would add {key}, which exists: write {written.lstrip('+')}")
+        if is_group and not override.is_sweep_override() and not isinstance(override.value(), str):
+            found = override.get_value_element_as_str()
+            raise UserError(f"{key} must be one of {', '.join(describe_group(key))}, got {found}")
+
+
+@functools.cache
+def setting_keys() -> tuple[str, ...]:
+    """Every key that a run, a method or a launcher may have, in the order of conf/."""
+    sections = {name: hint for name, hint in typing.get_type_hints(RunConfig).items() if dataclasses.is_dataclass(hint)}
+    keys = [
+        field.name for field in dataclasses.fields(RunConfig) if field.name not in (*sections, "protocol", "method")
+    ]
+    keys += [f"{name}.{field.name}" for name, section in sections.items() for field in dataclasses.fields(section)]
+    keys += [f"method.{field.name}" for method in METHODS.values() for field in dataclasses.fields(method.config)]
+    for path in sorted((CONF / "launcher").glob("*.yaml")):
+        keys += [f"launcher.{key}" for key in OmegaConf.load(path).launcher]
+    return tuple(dict.fromkeys(keys))
+
+
+def unknown_key(key: str) -> str:
+    """The message for a key that is no setting, with the nearest one."""
+    last = {known.rpartition(".")[2]: known for known in reversed(setting_keys())}
+    near = difflib.get_close_matches(key, setting_keys(), 1, 0.7)
+    near = near or [last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], last, 1, 0.7)]
+    nearest = f"; the nearest is {near[0]}" if near else ""
+    return f"{key} is not a setting{nearest} (python -m lora --cfg job lists them all)"
+
+
+def settle(config: DictConfig) -> RunConfig:
+    """Resolve and validate a composed configuration.
+
+    Raises: UserError: If a value has no row in the protocol's table; SettingsError: if a rule is broken.
+    """
+    return run_config(decided(resolve(config)))
+
+
+def resolve(config: DictConfig) -> dict[str, Any]:
+    """The sections of a RunConfig as plain values; a local encoder named after its folder.
+
+    Raises: UserError: If a value has no row in the protocol's table, or a local folder holds no encoder.
+    """
+    try:
+        values = {key: _plain(config[key]) for key in SECTIONS} | {"protocol": config.protocol.name}
+        model = values["model"]
+        if model["name"] == model["source"] == "local" and model["path"]:
+            model["name"] = local_name(model["path"])
+        return values
+    except InterpolationKeyError as error:
+        raise UserError(_no_row(config, error)) from error
+
+
+def decided(sections: dict[str, Any]) -> dict[str, Any]:
+    """The sections with `train.kernels=auto` as what it stands for here, since the kernels name the run."""
+    train, model = sections["train"], sections["model"]
+    if not isinstance(train, Mapping) or train.get("kernels") != "auto":
+        return sections
+    try:
+        kernels, _ = choose_kernels(build(ModelConfig, model), sections["runtime"]["device"])
+    except SettingsError:  # said once the whole configuration is validated
+        kernels = "fused"
+    return sections | {"train": {**train, "kernels": kernels}}
+
+
+def compose_run(overrides: Sequence[str]) -> RunConfig:
+    """Compose and validate one run; one that starts from MNLI learns the run_id of that MNLI run."""
+    config = _seeded_run(overrides)
+    if config.start == "mnli":
+        parent = _seeded_run(parent_overrides(overrides, config))
+        config = dataclasses.replace(config, start_run=parent.run_id)
+    return config
+
+
+def _seeded_run(overrides: Sequence[str]) -> RunConfig:
+    """Resolved once for all seeds: nothing in conf/ is made from the seed, and most cells differ by it alone.
+
+    Resolving a cell's interpolations takes thirty times as long as validating it.
+    """
+    seeds = [override for override in overrides if SEED.fullmatch(override)]
+    others = tuple(override for override in overrides if override not in seeds)
+    shared = _resolved(others, (cpu_precision(CPUINFO), *local_encoders(overrides)))
+    return run_config(decided(shared) | {"seed": int(seeds[-1].removeprefix("seed=")) if seeds else shared["seed"]})
+
+
+def local_encoders(overrides: Sequence[str]) -> list[str]:
+    """The names of the local encoders that overrides point to: runs are called after what lies in these folders."""
+    given = [override for override in overrides if override.startswith("model.path=")]
+    parsed = OverridesParser.create().parse_overrides(given) if given else []
+    folders = [path for one in parsed for path in (one.sweep_iterator() if one.is_sweep_override() else [one.value()])]
+    return [local_name(folder) for folder in folders if isinstance(folder, str)]
+
+
+@functools.lru_cache(maxsize=1024)
+def _resolved(overrides: tuple[str, ...], machine: tuple[str, ...]) -> dict[str, Any]:
+    """
+    Args:
+        machine: What `${cpu_precision:}` stands for, and the names of local encoders, which follow their files.
+    """
+    return resolve(compose_values(overrides))
+
+
+def compose_values(overrides: Sequence[str]) -> DictConfig:
+    """`compose_config`, with the groups composed once for all the cells that share them.
+
+    Hydra takes some 100 ms to compose; putting plain values into a copy takes a few, and a sweep has hundreds of cells.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    if any(o.type != OverrideType.CHANGE or o.package or o.key_or_group.startswith("hydra") for o in parsed):
+        return compose_config(overrides)  # additions, deletions, packages: Hydra's own business
+    groups = [o for o in parsed if (CONF / o.key_or_group).is_dir()]
+    config = copy.deepcopy(_composed_groups(tuple(o.input_line for o in groups)))
+    try:
+        for override in parsed:
+            if override not in groups:
+                OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error)) from error
+    return config
+
+
+@functools.lru_cache(maxsize=64)
+def _composed_groups(overrides: tuple[str, ...]) -> DictConfig:
+    return compose_config(overrides)
+
+
+def parent_overrides(overrides: Sequence[str], child: RunConfig) -> tuple[str, ...]:
+    """What composes the MNLI run that a child starts from: the child's overrides but for task, start and seed."""
+    own = ("task", "start", "start_seed", "start_run", "seed", "runtime.save_adapter")
+    shared = [override for override in overrides if override.split("=", 1)[0] not in own]
+    seed = child.seed if child.start_seed is None else child.start_seed
+    return (*shared, "task=mnli", "start=pretrained", f"seed={seed}", "runtime.save_adapter=true")
+
+
+def describe_group(name: str) -> list[str]:
+    """The options of a config group, as files of conf/."""
+    return sorted(path.stem for path in (CONF / name).glob("*.yaml"))
+
+
+@functools.lru_cache
+def conf_files() -> tuple[Path, ...]:
+    return tuple(sorted(CONF.rglob("*.yaml")))
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _no_row(config: DictConfig, error: InterpolationKeyError) -> str:
+    chosen = f"protocol={config.protocol.name}, model={config.model.name}, method={config.method.name}"
+    rows = [str(key) for key, value in config.hparams.items() if isinstance(value, DictConfig)]
+    if config.task not in rows:
+        return f"task must be one that has a row with {chosen} ({', '.join(rows)}), got {config.task!r}"
+    return f"the row of task={config.task} with {chosen} lacks a value: {str(error).splitlines()[0]}"
+
+
+def explain(error: Exception) -> str:
+    """Hydra's message as the setting, its rule and the value found; where it is of another kind, on one line."""
+    missing = re.search(r"Could not find '(\w+(?:/\w+)*)/([^'/]+)'", str(error))
+    if missing is not None and missing[1] == "hydra/launcher":
+        extra = {"submitit_slurm": "slurm"}.get(missing[2], missing[2])
+        return f"launcher={extra} needs its Hydra plugin: .venv/bin/python -m pip install --editable '.[{extra}]'"
+    unknown = re.search(r"Could not override '([\w.]+)'|full_key: ([\w.]+)", str(error))
+    if missing is None and unknown is not None:
+        key = unknown[1] or unknown[2]
+        return f"{key} is not a setting of what was chosen" if key in setting_keys() else unknown_key(key)
+    if missing is None or missing[1].startswith("hydra/"):
+        return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    group, option = missing.groups()
+    if group.startswith("hparams/"):
+        having = sorted(path.parent.name for path in (CONF / "hparams").glob(f"*/{option}.yaml"))
+        protocol = group.removeprefix("hparams/")
+        return (
+            f"protocol must be one that has rows for {option}, the model and the method "
+            f"({', '.join(having) or 'none has'}), got {protocol!r}; that one has rows for "
+            f"{', '.join(describe_group(group))}"
+        )
+    return f"{group} must be one of {', '.join(describe_group(group))}, got {option!r}"

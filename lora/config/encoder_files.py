@@ -1,0 +1,90 @@
+"""Where the pretrained files lie, and what they are. No torch here, so that a sweep can be checked before it starts."""
+
+import functools
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from lora.config.run import ModelConfig
+from lora.data.embedded import model_folder
+from lora.errors import UserError
+
+NAME_LENGTH = 40  # of the part of a local encoder's name that is its folder's
+
+
+def locate(config: ModelConfig) -> tuple[str, dict[str, object]]:
+    """The folder or hub id to load from, and the arguments that keep transformers from looking elsewhere."""
+    if config.source == "hub":
+        return config.hub_id, {"revision": config.revision}
+    if config.source == "local" and not config.path:
+        raise UserError(
+            "model=local needs model.path, a folder with config.json, model.safetensors and a tokenizer (MODEL_DIR=)"
+        )
+    folder = model_folder() if config.source == "embedded" else Path(config.path).expanduser()
+    check_folder(folder)
+    return str(folder), {"local_files_only": True}
+
+
+def check_folder(folder: Path) -> None:
+    """
+    Raises: UserError: If it holds no encoder's configuration, or no safetensors.
+    """
+    if not (folder / "config.json").is_file():
+        found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "no such folder"
+        raise UserError(f"model folder {folder} has no config.json (found: {found or 'nothing'})")
+    if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        pickles = sorted(p.name for p in folder.glob("*.bin"))
+        raise UserError(
+            f"model folder {folder} has no model.safetensors"
+            + (
+                f", only {', '.join(pickles)}: pickles are not read from a folder; save it with safetensors"
+                if pickles
+                else ""
+            )
+        )
+
+
+def local_name(path: str) -> str:
+    """What a local encoder is called in run ids and tables: after its folder, and digits of its hash.
+
+    Raises: UserError: If the folder holds no encoder.
+    """
+    folder = Path(path).expanduser()
+    check_folder(folder)
+    kept = re.sub(r"[^A-Za-z0-9]+", "_", folder.resolve().name).strip("_")[:NAME_LENGTH] or "encoder"
+    return f"{kept}-{hash_weights(str(folder))[:6]}"
+
+
+def weights_name(where: str, commit: str | None, config: ModelConfig) -> str:
+    if config.source != "hub":
+        return f"sha256:{hash_weights(where)}"
+    if config.pickle == "never":
+        return f"commit:{commit}"
+    from transformers.utils import cached_file
+
+    return f"sha256:{hash_file(cached_file(where, 'pytorch_model.bin', revision=commit))}"
+
+
+def hash_weights(folder: str) -> str:
+    """One hash over a folder's config and weight files."""
+    names = ["config.json", *sorted(path.name for path in Path(folder).glob("*.safetensors"))]
+    return hashlib.sha256(json.dumps([(name, hash_file(f"{folder}/{name}")) for name in names]).encode()).hexdigest()
+
+
+def hash_file(path: str) -> str:
+    """
+    Raises: UserError: If it cannot be read.
+    """
+    try:
+        status = Path(path).stat()
+        return _hash_file(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+@functools.lru_cache
+def _hash_file(path: str, *changed: int) -> str:
+    del changed  # part of the cache's key, so that a changed file is read again: no tool can set back its ctime
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,95 @@
+"""What sets runs of one method on one task apart: the settings that a grid or a command line gives on top of conf/."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lora.config.run import RunConfig
+
+# Told by other columns, or made by others: what is compared is all the rest of the settings that name a run.
+ELSEWHERE = ("seed", "start_run", "model.name")
+WORDS = {"start=mnli": "from MNLI", "start=pretrained": "from pretrained"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The settings in which a run differs from the one that conf/ makes of its model, method, protocol and task.
+
+    Runs of different tasks with the same such settings are one row of a table: what else differs between them is what
+    their hyperparameter file makes by task.
+
+    Args:
+        given: `key=value` of each.
+        usual: The same keys, with the values of conf/.
+    """
+
+    given: tuple[str, ...]
+    usual: tuple[str, ...]
+
+
+def variant(config: RunConfig, base: RunConfig) -> Variant:
+    """What sets a run apart from `base`, but for what the slug of its method tells."""
+    ours, theirs = flattened(config.settings()), flattened(base.settings())
+    told = {*ELSEWHERE, *(f"method.{key}" for key in config.method.in_slug)}
+    keys = [key for key, value in ours.items() if key not in told and value != theirs.get(key)]
+    given, usual = ([f"{key}={plain(side.get(key))}" for key in keys] for side in (ours, theirs))
+    return Variant(tuple(given), tuple(usual))
+
+
+def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{train: {lr: 1}}` as `{train.lr: 1}`; mappings below a section's settings stay whole."""
+    found = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and not prefix:
+            found |= flattened(value, f"{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def plain(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return "+".join(map(plain, value))
+    if isinstance(value, Mapping):
+        return "+".join(f"{key}:{plain(item)}" for key, item in value.items())
+    short = f"{value:g}" if isinstance(value, float) else ""
+    return short if short and float(short) == value else str(value)  # two values are never one text
+
+
+def words(several: Iterable[Variant]) -> dict[tuple[str, ...], str]:
+    """How a table tells the rows of one method apart: by the settings that not all of them share.
+
+    Args:
+        several: Of the runs of all the rows.
+    Returns: What a row's runs are given -> its words. A row that is given nothing has the usual values, where they are
+        the same for all tasks.
+    """
+    several = list(several)
+    rows = list(dict.fromkeys(each.given for each in several))
+    shared = set(rows[0]).intersection(*rows) if rows else set()
+    usual: dict[str, dict[str, None]] = {}
+    for each in several:
+        for setting in each.usual:
+            usual.setdefault(key_of(setting), {})[setting] = None
+    keys = dict.fromkeys(key_of(setting) for given in rows for setting in given if setting not in shared)
+    found = {}
+    for given in rows:
+        own = {key_of(setting): setting for setting in given}
+        ordinary = {key: next(iter(values)) for key, values in usual.items() if len(values) == 1}
+        said = [own.get(key, ordinary.get(key)) for key in keys]
+        found[given] = ", ".join(word(setting) for setting in said if setting is not None)
+    return found
+
+
+def key_of(setting: str) -> str:
+    return setting.partition("=")[0]
+
+
+def word(setting: str) -> str:
+    """`train.lr=0.0005` as `lr=0.0005`."""
+    key, _, value = setting.partition("=")
+    return WORDS.get(setting, f"{key.rpartition('.')[2]}={value}")

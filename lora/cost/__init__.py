@@ -1,0 +1,1 @@
+"""What it costs: computed before, and measured."""

@@ -1,0 +1,262 @@
+"""`python -m lora.cost.bench.growth`: how time and memory grow with model, batch, length, rank and number of cells.
+
+One step of LoRA on Wq and Wv with one thread, beside the time of its matrix products alone (`floor`), along each axis;
+and whole sweeps of more and more cells.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from lora.config.compose import compose_run
+from lora.config.run import RunConfig
+from lora.cost.bench import machine, sides
+from lora.cost.bench.cells import TASKS_TIMED, common_overrides
+from lora.cost.bench.contenders import Build, Contender, of_size, ours, random_batch
+from lora.cost.bench.floor import floor_seconds, lora_step, sizes_of
+from lora.cost.bench.output import add_reference, as_json, results_folder, say
+from lora.cost.bench.steps import WARMUP, saved_bytes
+from lora.cost.bench.timing import interleave, slope
+from lora.errors import UserError
+from lora.models.modules import trainable
+from lora.records.provenance import code_version
+from lora.records.record import write_atomically
+from lora.table import markdown
+from lora.training.allocator import keep_freed_memory
+
+MODELS = ("minilm", "roberta_base", "roberta_large")
+BATCH, TOKENS, RANK = 16, 28, 8  # where an axis does not say otherwise
+AXES: dict[str, tuple] = {
+    "model": MODELS,
+    "batch": (4, 8, 16, 32, 64),
+    "length": (16, 32, 64, 128, 256),
+    "rank": (1, 4, 16, 64),
+}
+CELLS = (2, 4, 8, 16)
+CELL_ROWS, CELL_EPOCHS = 200, 1
+REPETITIONS = 5
+STATE_BYTES = 12  # per value that trains: its gradient and AdamW's two moments in float32
+
+
+@dataclass(frozen=True)
+class Point:
+    """One step's setting."""
+
+    model: str
+    batch: int
+    tokens: int
+    rank: int
+
+
+def points(axis: str, values: Sequence[Any]) -> list[Point]:
+    base = Point("minilm", BATCH, TOKENS, RANK)
+    field = {"model": "model", "batch": "batch", "length": "tokens", "rank": "rank"}[axis]
+    return [dataclasses.replace(base, **{field: value}) for value in values]
+
+
+def measure_axis(
+    chosen: Sequence[Point], config: RunConfig, precision: str, build_of: Callable[[str], Build], repetitions: int
+) -> list[dict[str, Any]]:
+    """The steps of an axis, one after another in rotated order, each beside its floor."""
+    contenders: dict[tuple[str, int], Contender] = {}
+    for point in chosen:
+        key = point.model, point.rank
+        if key not in contenders:
+            method = dataclasses.replace(config.method, rank=point.rank)
+            contenders[key] = ours(build_of(point.model), config, point.model, method, precision)
+    batches: dict[Point, dict[str, Tensor]] = {}
+    for point in chosen:
+        vocabulary = contenders[point.model, point.rank].model.config.vocab_size
+        batches[point] = random_batch(point.batch, point.tokens, vocabulary)
+    actions = {
+        str(number): lambda c=contenders[point.model, point.rank], b=batches[point]: c.step(b)
+        for number, point in enumerate(chosen)
+    }
+    interleave(actions, WARMUP)
+    times = interleave(actions, repetitions)
+    found = []
+    for number, point in enumerate(chosen):
+        contender = contenders[point.model, point.rank]
+        products = lora_step(sizes_of(contender.model), point.batch, point.tokens, point.rank)
+        floor, step = floor_seconds(products, precision), statistics.median(times[str(number)])
+        trained = sum(p.numel() for _, p in trainable(contender.model))
+        found.append(
+            dataclasses.asdict(point)
+            | {
+                "parameters": sum(p.numel() for p in contender.model.parameters()),
+                "trained": trained,
+                "step_ms": 1000 * step,
+                "step_ms_all": [1000 * value for value in times[str(number)]],
+                "floor_ms": 1000 * floor,
+                "operations": sum(product.operations for product in products),
+                "saved_mib": saved_bytes(contender, batches[point]) / 2**20,
+                "weights_mib": sum(p.numel() * p.element_size() for p in contender.model.parameters()) / 2**20,
+                "state_mib": STATE_BYTES * trained / 2**20,
+            }
+        )
+    return found
+
+
+def measure_cells(counts: Sequence[int], folder: Path) -> list[dict[str, Any]]:
+    """Whole sweeps, from the command to its end, after one that warms up."""
+    overrides = common_overrides(CELL_ROWS, CELL_EPOCHS)
+    sides.run_ours(-1, TASKS_TIMED, [0], overrides, folder)
+    found = []
+    for number, count in enumerate(counts):
+        seeds = range(1, count // len(TASKS_TIMED) + 1)
+        turn = sides.run_ours(number, TASKS_TIMED, list(seeds), overrides, folder)
+        peak = None if turn.peak_bytes is None else turn.peak_bytes / 2**20
+        found.append({"cells": count, "seconds": turn.seconds, "peak_mib": peak})
+    return found
+
+
+def slopes(axis: str, found: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """The exponents of time, floor and saved bytes along an axis."""
+    key = {"model": "parameters", "batch": "batch", "length": "tokens", "rank": "rank"}[axis]
+    sizes = [point[key] for point in found]
+    return {name: slope(sizes, [point[name] for point in found]) for name in ("step_ms", "floor_ms", "saved_mib")}
+
+
+def per_cell(found: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    """Seconds of every further cell and of the rest, by least squares; None for a single count."""
+    if len(found) < 2:
+        return None
+    line = statistics.linear_regression([each["cells"] for each in found], [each["seconds"] for each in found])
+    return {"seconds_per_cell": line.slope, "seconds_once": line.intercept}
+
+
+def document(growth: Mapping[str, Any]) -> str:
+    """growth.md."""
+    settings = growth["settings"]
+    parts = [
+        f"# How time and memory grow on {growth['device']}",
+        f"One LoRA step (q, v), {settings['precision']}, one thread; {settings['batch']} x {settings['tokens']} "
+        f"tokens, r = {settings['rank']} and MiniLM where the axis does not say otherwise; the median of "
+        f"{settings['repetitions']} interleaved steps. Floor: the step's matrix products alone, each at the speed that "
+        f"torch multiplies such matrices with here. Saved: what the forward pass keeps for the backward pass.",
+    ]
+    for axis, found in growth["axes"].items():
+        rows = [
+            {
+                axis: point["tokens" if axis == "length" else axis],
+                "step, ms": f"{point['step_ms']:,.1f}",
+                "floor, ms": f"{point['floor_ms']:,.1f}",
+                "step / floor": f"{point['step_ms'] / point['floor_ms']:.2f}",
+                "GFLOP": f"{point['operations'] / 1e9:,.1f}",
+                "saved, MiB": f"{point['saved_mib']:,.1f}",
+                "weights, MiB": f"{point['weights_mib']:,.1f}",
+                "state, MiB": f"{point['state_mib']:,.1f}",
+            }
+            for point in found["points"]
+        ]
+        fitted = ", ".join(
+            f"{title} {'-' if found['slopes'][name] is None else format(found['slopes'][name], '.2f')}"
+            for name, title in (("step_ms", "step"), ("floor_ms", "floor"), ("saved_mib", "saved"))
+        )
+        against = "the number of parameters" if axis == "model" else axis
+        parts += [
+            f"## By {axis}",
+            markdown(pd.DataFrame(rows)),
+            f"Slopes of the logarithms against {against}: {fitted}.",
+        ]
+    if growth["cells"]:
+        rows = [
+            {
+                "cells": each["cells"],
+                "s": f"{each['seconds']:.1f}",
+                "memory, MiB": "-" if each["peak_mib"] is None else f"{each['peak_mib']:,.0f}",
+            }
+            for each in growth["cells"]
+        ]
+        parts += ["## By number of cells", markdown(pd.DataFrame(rows))]
+        line = growth["per_cell"]
+        if line is not None:
+            parts.append(
+                f"A cell of {settings['cell_rows']} rows and {settings['cell_epochs']} epoch takes "
+                f"{line['seconds_per_cell']:.2f} s more, the command {line['seconds_once']:.1f} s whatever the number."
+            )
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def measure(axes: Sequence[str], repetitions: int) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    config = compose_run([*common_overrides(), "task=reviews"])
+    precision = config.train.precision
+    load = machine.sample_load()
+    found = {}
+    for axis in (axis for axis in AXES if axis in axes):
+        say(f"by {axis}: {', '.join(map(str, AXES[axis]))}")
+        measured = measure_axis(
+            points(axis, AXES[axis]), config, precision, lambda model: of_size(model, config), repetitions
+        )
+        found[axis] = {"points": measured, "slopes": slopes(axis, measured)}
+    cells: list[dict[str, Any]] = []
+    if "cells" in axes:
+        say(f"by cells: {', '.join(map(str, CELLS))}")
+        with tempfile.TemporaryDirectory(prefix="lora-growth-") as folder:
+            cells = measure_cells(CELLS, Path(folder))
+    return {
+        "device": machine.cpu_device(),
+        "machine": machine.describe_machine(),
+        "versions": machine.versions(),
+        "code": code_version(),
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "load": dataclasses.asdict(load) | {"idle": load.idle},
+        "settings": {
+            "precision": precision,
+            "batch": BATCH,
+            "tokens": TOKENS,
+            "rank": RANK,
+            "repetitions": repetitions,
+            "cell_rows": CELL_ROWS,
+            "cell_epochs": CELL_EPOCHS,
+        },
+        "axes": found,
+        "cells": cells,
+        "per_cell": per_cell(cells),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Exit codes: 0 done, 2 a mistake in the call, or a sweep that could not run."""
+    parser = argparse.ArgumentParser(prog="python -m lora.cost.bench.growth", description=__doc__.split("\n")[0])
+    every = [*AXES, "cells"]
+    parser.add_argument(
+        "--axes",
+        nargs="+",
+        choices=every,
+        default=every,
+        metavar="AXIS",
+        help=f"of {', '.join(every)}; fewer than all are printed, not written",
+    )
+    parser.add_argument("--repetitions", type=int, default=REPETITIONS, help="of every step (default %(default)s)")
+    add_reference(parser)
+    chosen = parser.parse_args(arguments)
+    try:
+        if chosen.repetitions < 1:
+            raise UserError(f"--repetitions must be >= 1, got {chosen.repetitions}")
+        growth = measure(chosen.axes, chosen.repetitions)
+        if set(chosen.axes) == set(every):
+            folder = results_folder(chosen.reference) / growth["device"]
+            write_atomically(folder / "growth.json", as_json(growth))
+            write_atomically(folder / "growth.md", document(growth).encode())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(document(growth))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""`python -m lora.cost.bench.peer JOB.json`: cells by transformers' Trainer and PEFT, as a user's own script has it.
+
+Nothing of this project is loaded but the metric, so that the process starts as fast as such a script.
+"""
+
+import functools
+import os
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import evaluate  # noqa: F401  what such a script computes its metric with; loaded here to count as start-up
+import numpy as np
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+    set_seed,
+)
+from transformers.utils import logging
+
+from lora.cost.bench.job import Answer, CellCost, Job, PeerCell, PeerSettings, read_job, write
+from lora.data import metrics
+from lora.errors import UserError
+
+PARTS = ("data", "model", "batching", "step", "evaluation", "saving")
+
+
+class Spent:
+    """Seconds by part."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+
+    @contextmanager
+    def on(self, part: str):
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] += time.perf_counter() - started
+
+
+class StepClock(TrainerCallback):
+    """Tells making a batch, which ends where a step begins, from the step."""
+
+    def __init__(self, spent: Spent):
+        self.spent, self.mark = spent, time.perf_counter()
+
+    def _lap(self, part: str | None) -> None:
+        now = time.perf_counter()
+        if part is not None:
+            self.spent.seconds[part] += now - self.mark
+        self.mark = now
+
+    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+        self._lap(None)
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self._lap("batching")
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self._lap("step")
+
+
+@functools.cache
+def tokenized(
+    model: str, rows: str, columns: tuple[str, ...], max_length: int, padding: str, folder: str
+) -> tuple[Any, Any]:
+    """Tokenizer and splits, once per process; `datasets` keeps its own copies in `folder` between processes."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    files = {split: f"{rows}/{split}.json" for split in ("train", "validation")}
+    splits = datasets.load_dataset("json", data_files=files, cache_dir=f"{folder}/datasets")
+
+    def tokenize(batch: Mapping[str, list]) -> dict[str, list]:
+        texts = [batch[column] for column in columns]
+        pad = "max_length" if padding == "max_length" else False
+        tokens = dict(tokenizer(*texts, truncation=True, max_length=max_length, padding=pad))
+        return tokens | {"length": [len(ids) for ids in tokens["input_ids"]]}
+
+    return tokenizer, splits.map(tokenize, batched=True, remove_columns=list(columns))
+
+
+def build_model(cell: PeerCell, attention: str) -> torch.nn.Module:
+    model = AutoModelForSequenceClassification.from_pretrained(
+        cell.model, num_labels=cell.outputs, attn_implementation=attention, dtype=torch.float32
+    )
+    adapted = LoraConfig(
+        task_type=TaskType.SEQ_CLS,
+        r=cell.rank,
+        lora_alpha=cell.alpha,
+        lora_dropout=cell.lora_dropout,
+        target_modules=list(cell.targets),
+        modules_to_save=list(cell.head),
+    )
+    return get_peft_model(model, adapted)
+
+
+def train_cell(cell: PeerCell, settings: PeerSettings, folder: str) -> CellCost:
+    """Train, evaluate after every epoch, save the adapter."""
+    started, spent = time.perf_counter(), Spent()
+    torch.set_num_threads(settings.threads)
+    set_seed(cell.seed)
+    with spent.on("data"):
+        tokenizer, splits = tokenized(cell.model, cell.rows, cell.columns, cell.max_length, settings.padding, folder)
+    with spent.on("model"):
+        model = build_model(cell, settings.attention)
+    short = settings.max_steps is not None
+
+    def compute_metrics(predicted: Any) -> dict[str, float | None]:
+        scores = predicted.predictions
+        chosen = scores.argmax(-1) if cell.outputs > 1 else np.squeeze(scores, -1)
+        return metrics.compute(cell.metrics, chosen, predicted.label_ids)
+
+    grouped = settings.padding == "longest"
+    arguments = TrainingArguments(
+        output_dir=f"{folder}/{cell.name}",
+        num_train_epochs=cell.epochs,
+        max_steps=settings.max_steps if short else -1,
+        per_device_train_batch_size=cell.batch,
+        per_device_eval_batch_size=cell.eval_batch,
+        learning_rate=cell.lr,
+        warmup_steps=cell.warmup_frac,  # below 1, a share of all steps
+        weight_decay=cell.weight_decay,
+        max_grad_norm=cell.clip_norm,
+        lr_scheduler_type="linear",
+        train_sampling_strategy="group_by_length" if grouped else "random",
+        seed=cell.seed,
+        bf16=settings.precision == "bf16",
+        use_cpu=True,
+        eval_strategy="no" if short else "epoch",
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        data_collator=DataCollatorWithPadding(tokenizer) if grouped else default_data_collator,
+        compute_metrics=compute_metrics,
+        callbacks=[StepClock(spent)],
+    )
+    untimed = trainer.evaluate
+
+    def evaluate_timed(*args: Any, **kwargs: Any) -> dict[str, float]:
+        with spent.on("evaluation"):
+            return untimed(*args, **kwargs)
+
+    trainer.evaluate = evaluate_timed
+    trainer.train()
+    with spent.on("saving"):
+        trainer.save_model()
+    values = [entry[f"eval_{cell.metric}"] for entry in trainer.state.log_history if f"eval_{cell.metric}" in entry]
+    return CellCost(
+        name=cell.name,
+        task=cell.task,
+        seed=cell.seed,
+        metric=values[-1] if values else None,
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        seconds=time.perf_counter() - started,
+        parts=spent.seconds,
+    )
+
+
+def answer(job: Job) -> Answer:
+    startup = time.monotonic() - job.started
+    return Answer(startup, tuple(train_cell(cell, job.settings, job.folder) for cell in job.cells))
+
+
+def main() -> None:
+    """Exit codes: 0 done, 2 the argument is not a job. The answer lies beside the job, as <name>.answer.json."""
+    logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    try:
+        if len(sys.argv) != 2:
+            raise UserError(f"python -m lora.cost.bench.peer takes one file, a job, got {len(sys.argv) - 1} arguments")
+        path = Path(sys.argv[1])
+        write(path.with_suffix(".answer.json"), answer(read_job(path)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

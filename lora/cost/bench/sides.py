@@ -1,0 +1,198 @@
+"""The three sides, each as processes of their own: how long they take, how much memory, and what they answer.
+
+`script_loop`  Trainer + PEFT, padded to the maximum length, fp32, one process per cell, with the threads that are
+               fastest here
+`tuned_peer`   Trainer + PEFT, batches of similar length padded to their longest, one process for all cells, with the
+               precision, the threads and the attention that are fastest here
+`ours`         `python -m lora -m ...`, with its default workers
+"""
+
+import dataclasses
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora.cost.bench.job import Answer, CellCost, Job, PeerCell, PeerSettings, read_answer, write
+from lora.cost.bench.machine import ALLOCATOR, tree_bytes
+from lora.errors import UserError
+from lora.records.machine import cores
+from lora.records.provenance import ROOT
+from lora.records.record import RunRecord, load_records
+
+SAMPLE_SECONDS = 0.5
+CALIBRATION_STEPS = 10
+GIVEN_UP = 3.0  # times the shortest run: threads that wait for one another on a busy machine can take ten times as long
+
+
+@dataclass(frozen=True)
+class Process:
+    """What a process and its descendants took, from its start to its end."""
+
+    seconds: float
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class SideRound:
+    """One side's cells of one round.
+
+    Args:
+        seconds: From the command to its end, added up over the side's processes.
+        peak_bytes: The most memory at any moment, a page that processes share counted once.
+        parts: Seconds of workers by what they went into; None for this project, whose cells are traced apart.
+    """
+
+    round: int
+    side: str
+    seconds: float
+    peak_bytes: int | None
+    cells: tuple[CellCost, ...]
+    parts: dict[str, float] | None
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The same for every side: offline, caches of its own, our allocator settings, torch's own choice of threads."""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LD_PRELOAD")}
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "datasets")}
+    return inherited | ALLOCATOR | offline
+
+
+def run_process(arguments: Sequence[str], folder: Path, log: Path, limit_seconds: float = math.inf) -> Process:
+    """Run Python with these arguments from the clone's root, its output in `log`.
+
+    Raises: UserError: If it fails; with the last lines of its output. TimeoutError: If it took too long; it is ended.
+    """
+    with open(log, "w") as output:
+        started, peak = time.monotonic(), None
+        process = subprocess.Popen(
+            [sys.executable, *arguments], cwd=ROOT, env=environment(folder), stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            while process.returncode is None:
+                now = tree_bytes(process.pid)
+                peak = now if peak is None else max(peak, now or 0)
+                try:
+                    process.wait(SAMPLE_SECONDS)
+                except subprocess.TimeoutExpired:
+                    if time.monotonic() - started > limit_seconds:
+                        raise TimeoutError(
+                            f"python {' '.join(arguments)} took longer than {limit_seconds:.0f} s"
+                        ) from None
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+        seconds = time.monotonic() - started
+    if process.returncode != 0:
+        last = "\n".join(log.read_text(errors="replace").strip().splitlines()[-15:])
+        raise UserError(f"python {' '.join(arguments)} ended with exit code {process.returncode}:\n{last}")
+    return Process(seconds, peak)
+
+
+def run_job(
+    cells: Sequence[PeerCell], settings: PeerSettings, folder: Path, name: str, limit_seconds: float = math.inf
+) -> tuple[Process, Answer]:
+    """Cells in one process of the peer."""
+    path = folder / f"{name}.json"
+    write(path, Job(tuple(cells), settings, str(folder), time.monotonic()))
+    arguments = ["-m", "lora.cost.bench.peer", str(path)]
+    process = run_process(arguments, folder, folder / f"{name}.log", limit_seconds)
+    return process, read_answer(path.with_suffix(".answer.json"))
+
+
+def parts_of(process: Process, answer: Answer) -> dict[str, float]:
+    """Seconds of a peer's process by what they went into; `other` is what no part has."""
+    parts = {"start-up": answer.startup_seconds}
+    for cell in answer.cells:
+        parts = {part: parts.get(part, 0.0) + cell.parts.get(part, 0.0) for part in {**parts, **cell.parts}}
+    return parts | {"other": process.seconds - sum(parts.values())}
+
+
+def fastest(
+    choices: Mapping[str, PeerSettings], cell: PeerCell, folder: Path
+) -> tuple[PeerSettings, dict[str, float | None]]:
+    """The settings with the fastest steps, and the seconds of all: None for one that was given up as much slower.
+
+    Each trains the same cell twice for a few steps; the first meets the shapes, the second counts.
+    """
+    found: dict[str, float | None] = {}
+    shortest = math.inf
+    for number, (name, settings) in enumerate(choices.items()):
+        short = dataclasses.replace(settings, max_steps=CALIBRATION_STEPS)
+        try:
+            process, answer = run_job([cell, cell], short, folder, f"choice-{number}", GIVEN_UP * shortest)
+        except TimeoutError:
+            found[name] = None
+        else:
+            found[name] = answer.cells[1].parts["step"]
+            shortest = min(shortest, process.seconds)
+    best = min((name for name in found if found[name] is not None), key=found.__getitem__)
+    return choices[best], found
+
+
+def script_choices() -> dict[str, PeerSettings]:
+    """What the script loop may choose: its threads."""
+    return {f"{n} threads": PeerSettings("max_length", "fp32", n, "sdpa") for n in sorted({1, cores()})}
+
+
+def tuned_choices(precision: str) -> dict[str, PeerSettings]:
+    return {
+        f"{threads} threads, {attention}": PeerSettings("longest", precision, threads, attention)
+        for threads in sorted({1, cores()})
+        for attention in ("eager", "sdpa")
+    }
+
+
+def run_script_loop(number: int, cells: Sequence[PeerCell], settings: PeerSettings, folder: Path) -> SideRound:
+    runs = [run_job([cell], settings, folder, f"script-{number}-{cell.name}") for cell in cells]
+    # A cell's wall time is that of its process: the loop pays start-up for each.
+    costs = tuple(dataclasses.replace(answer.cells[0], seconds=process.seconds) for process, answer in runs)
+    by_run = [parts_of(*run) for run in runs]
+    parts = {part: sum(parts[part] for parts in by_run) for part in by_run[0]}
+    peaks = [process.peak_bytes for process, _ in runs if process.peak_bytes is not None]
+    seconds = sum(process.seconds for process, _ in runs)
+    return SideRound(number, "script_loop", seconds, max(peaks, default=None), costs, parts)
+
+
+def run_tuned_peer(number: int, cells: Sequence[PeerCell], settings: PeerSettings, folder: Path) -> SideRound:
+    process, answer = run_job(cells, settings, folder, f"tuned-{number}")
+    parts = parts_of(process, answer)
+    return SideRound(number, "tuned_peer", process.seconds, process.peak_bytes, answer.cells, parts)
+
+
+def run_ours(
+    number: int, tasks: Sequence[str], seeds: Sequence[int], overrides: Sequence[str], folder: Path
+) -> SideRound:
+    """The command as a user gives it, with folders of its own for results."""
+    place = Path(tempfile.mkdtemp(prefix=f"ours-{number}-", dir=folder))
+    arguments = [
+        *("-m", "lora", "-m", *overrides),
+        f"task={','.join(tasks)}",
+        f"seed={','.join(map(str, seeds))}",
+        f"runtime.results={place}/results",
+        f"runtime.outputs={place}/outputs",
+    ]
+    process = run_process(arguments, folder, folder / f"{place.name}.log")
+    records, _ = load_records(place / "results")
+    shutil.rmtree(place)
+    return SideRound(number, "ours", process.seconds, process.peak_bytes, tuple(map(cost_of, records)), None)
+
+
+def cost_of(record: RunRecord) -> CellCost:
+    """A run record as the cost of a cell; the loop over batches is its one part that every record has."""
+    return CellCost(
+        name=f"{record.config['task']}.s{record.config['seed']}",
+        task=record.config["task"],
+        seed=record.config["seed"],
+        metric=record.selected["last"]["value"],
+        trainable=record.params["trainable_method"] + record.params["trainable_head"],
+        seconds=record.seconds,
+        parts={"loop": record.cost["train_seconds"]},
+    )

@@ -1,0 +1,194 @@
+"""From measurements.json to summary.json, pure arithmetic. No torch here."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lora.cost.bench.machine import IDLE_SHARE
+from lora.cost.bench.timing import INTERVAL, median_of, ratio_of
+
+SCHEMA = 1
+SIDES = ("script_loop", "tuned_peer", "ours")
+PEERS = SIDES[:2]
+MEDIAN_ERROR = 1.2533  # of a median of normal values, in standard errors of their mean: sqrt(pi / 2)
+AGREES = "the medians differ by at most twice the standard error of their difference, from the pooled spread of seeds"
+
+
+def summarise(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Every figure of summary.json.
+
+    Args:
+        measured: The content of measurements.json.
+    """
+    rounds, settings = measured["rounds"], measured["settings"]
+    rates = {side: [3600 * len(r["cells"]) / r["seconds"] for r in of_side(rounds, side)] for side in SIDES}
+    walls = {side: [r["seconds"] / len(r["cells"]) for r in of_side(rounds, side)] for side in SIDES}
+    ratios = {f"ratio_{peer}": ratio_of(rates["ours"], rates[peer]) for peer in PEERS}
+    steps = step_figures(measured["steps"], settings["precision"])
+    per_hour = {side: median_of(values) for side, values in rates.items()}
+    per_cell = {side: median_of(values) for side, values in walls.items()}
+    return {
+        "schema": SCHEMA,
+        **{key: measured[key] for key in ("device", "machine", "versions", "code", "measured_at", "settings")},
+        "idle": idle(measured["loads"]),
+        "n": {
+            "rounds": len(of_side(rounds, "ours")),
+            "cells": {side: sum(len(r["cells"]) for r in of_side(rounds, side)) for side in SIDES},
+            "steps": {shape: len(next(iter(times.values()))) for shape, times in measured["steps"]["times"].items()},
+        },
+        "cells_per_hour": {side: found["median"] for side, found in per_hour.items()},
+        "seconds_per_cell": {side: found["median"] for side, found in per_cell.items()},
+        **{name: found["median"] for name, found in ratios.items()},
+        "metric": metrics(rounds),
+        "peak_mib": {side: peak_mib(of_side(rounds, side)) for side in SIDES},
+        "shares": {
+            **{peer: shares(add_parts(of_side(rounds, peer))) for peer in PEERS},
+            "ours": our_shares(of_side(rounds, "ours"), measured["trace"], settings["workers"]),
+        },
+        **steps["figures"],
+        "intervals": {
+            "method": INTERVAL,
+            "cells_per_hour": per_hour,
+            "seconds_per_cell": per_cell,
+            **ratios,
+            **steps["intervals"],
+        },
+    }
+
+
+def of_side(rounds: Sequence[Mapping[str, Any]], side: str) -> list[Mapping[str, Any]]:
+    return [r for r in sorted(rounds, key=lambda r: r["round"]) if r["side"] == side]
+
+
+def idle(loads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Whether nothing else used the machine, by samples before the sides' turns, in which nothing of ours ran."""
+    known = [load["busy"] for load in loads if load["busy"] is not None]
+    return {
+        "idle": max(known) <= IDLE_SHARE if known else None,
+        "busy_share_max": max(known, default=None),
+        "busy_share_median": statistics.median(known) if known else None,
+        "stolen_share_max": max((load["stolen"] for load in loads if load["stolen"] is not None), default=None),
+        "limit": IDLE_SHARE,
+        "samples": len(loads),
+    }
+
+
+def metrics(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Task -> side -> median over seeds of the headline after the last epoch, and whether it agrees with ours."""
+    values: dict[str, dict[str, list[float]]] = {}
+    for each in rounds:
+        for cell in each["cells"]:
+            if cell["metric"] is not None:
+                values.setdefault(cell["task"], {}).setdefault(each["side"], []).append(cell["metric"])
+    found = {}
+    for task, sides in sorted(values.items()):
+        ours = sides.get("ours", [])
+        found[task] = {
+            side: {
+                "median": statistics.median(of_seeds),
+                "n": len(of_seeds),
+                "std": statistics.stdev(of_seeds) if len(of_seeds) > 1 else None,
+                "agrees": None if side == "ours" else agrees(of_seeds, ours),
+            }
+            for side, of_seeds in sorted(sides.items())
+        }
+    return found
+
+
+def agrees(theirs: Sequence[float], ours: Sequence[float]) -> bool | None:
+    """Whether two sides' medians are as near as their seeds' spread allows (`AGREES`); None with too few seeds."""
+    degrees = len(theirs) + len(ours) - 2
+    if not theirs or not ours or degrees < 1:
+        return None
+    squares = sum((value - statistics.fmean(side)) ** 2 for side in (theirs, ours) for value in side)
+    error = MEDIAN_ERROR * math.sqrt(squares / degrees * (1 / len(theirs) + 1 / len(ours)))
+    return abs(statistics.median(theirs) - statistics.median(ours)) <= 2 * error
+
+
+def peak_mib(rounds: Sequence[Mapping[str, Any]]) -> float | None:
+    peaks = [r["peak_bytes"] for r in rounds if r["peak_bytes"] is not None]
+    return round(max(peaks) / 2**20, 1) if peaks else None
+
+
+def add_parts(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    return {part: sum(r["parts"][part] for r in rounds) for part in rounds[0]["parts"]}
+
+
+def shares(parts: Mapping[str, float]) -> dict[str, float]:
+    total = sum(parts.values())
+    return {part: round(value / total, 4) for part, value in parts.items()}
+
+
+def our_shares(rounds: Sequence[Mapping[str, Any]], trace: Mapping[str, float], workers: int) -> dict[str, float]:
+    """The workers' time outside of cells (starting, loading libraries, waiting for the last one), and the rest of it as
+    the traced cell spends it."""
+    available = workers * sum(r["seconds"] for r in rounds)
+    in_cells = sum(cell["seconds"] for r in rounds for cell in r["cells"])
+    return shares({"start-up": available - in_cells} | {k: v * in_cells for k, v in shares(trace).items()})
+
+
+def step_figures(steps: Mapping[str, Any], precision: str) -> dict[str, dict[str, Any]]:
+    """Ratios of steps, of saved bytes, and the share of matrix products.
+
+    A ratio to PEFT is to the faster of its two attention implementations at that shape and, for bytes, to the one that
+    keeps less.
+    """
+    precisions = list(dict.fromkeys(name.split()[-1] for times in steps["times"].values() for name in times))
+    intervals: dict[str, Any] = {"step_vs_peft": {}, "step_vs_full": {}}
+    for each in precisions:
+        for shape, times in steps["times"].items():
+            medians = {name: statistics.median(values) for name, values in times.items()}
+            fastest = least(medians, f" {each}")
+            ours = times[f"ours {each}"]
+            intervals["step_vs_peft"].setdefault(each, {})[shape] = ratio_of(ours, times[fastest]) | {"peft": fastest}
+            intervals["step_vs_full"].setdefault(each, {})[shape] = ratio_of(ours, times[f"full {each}"])
+    figures: dict[str, Any] = {}
+    for ratio, by_precision in intervals.items():
+        plain = {p: {shape: found["median"] for shape, found in shapes.items()} for p, shapes in by_precision.items()}
+        figures |= {ratio: plain[precision], f"{ratio}_by_precision": plain}
+    saved = {p: against_least(steps["saved_bytes"], f"ours {p}") for p in precisions}
+    products = {
+        shape: {name: product / wall for name, (product, wall) in found.items()}
+        for shape, found in steps["matmul_seconds"].items()
+    }
+    return {
+        "figures": figures
+        | {
+            "step_ms": {
+                shape: {name: round(1000 * statistics.median(values), 2) for name, values in times.items()}
+                for shape, times in steps["times"].items()
+            },
+            "saved_shape": steps["saved_shape"],
+            "saved_bytes": steps["saved_bytes"],
+            "saved_bytes_vs_peft": saved[precision],
+            "saved_bytes_vs_peft_by_precision": saved,
+            "recomputing": recomputing(steps, precision),
+            "matmul_share": min(shares[f"ours {precisions[0]}"] for shares in products.values()),
+            "matmul_shares": products,
+        },
+        "intervals": intervals,
+    }
+
+
+def recomputing(steps: Mapping[str, Any], precision: str) -> dict[str, Any] | None:
+    """What `model.gradient_checkpointing=true` makes of our step and of what it keeps; None if it was not measured."""
+    name = f"ours recomputing {precision}"
+    if name not in steps["saved_bytes"]:
+        return None
+    ratios: dict[str, Any] = {"step_vs_ours": {}, "step_vs_peft": {}}
+    for shape, times in steps["times"].items():
+        medians = {each: statistics.median(values) for each, values in times.items()}
+        ratios["step_vs_ours"][shape] = ratio_of(times[name], times[f"ours {precision}"])["median"]
+        ratios["step_vs_peft"][shape] = ratio_of(times[name], times[least(medians, f" {precision}")])["median"]
+    return ratios | {"saved_bytes_vs_peft": against_least(steps["saved_bytes"], name)}
+
+
+def least(values: Mapping[str, float], ending: str) -> str:
+    """PEFT's contender with the smallest value."""
+    return min((name for name in values if name.startswith("peft") and name.endswith(ending)), key=values.__getitem__)
+
+
+def against_least(saved: Mapping[str, int], name: str) -> float:
+    """A contender's bytes over PEFT's least, in the precision that its name ends with."""
+    return saved[name] / saved[least(saved, f" {name.split()[-1]}")]

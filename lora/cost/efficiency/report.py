@@ -1,0 +1,98 @@
+"""`python -m lora.cost.efficiency.report`: build the tables and figures again from every summary.json. No torch here."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from lora.cost.efficiency.plan import MODELS
+from lora.cost.efficiency.summary import read_summary
+from lora.cost.efficiency.tables import csv, document
+from lora.errors import UserError
+from lora.records.provenance import REFERENCE, RESULTS
+from lora.records.record import write_atomically
+
+
+def build(device: Path) -> dict[str, bytes]:
+    """Every table and figure of one device's folder, by path below it; nothing is written.
+
+    Raises: UserError: If a summary there is broken, or there is none.
+    """
+    from lora.cost.efficiency.figures import figures  # loads matplotlib, which no table needs
+
+    found = read_device(device)
+    if not found:
+        raise UserError(f"{device} holds no summary.json: python -m lora.cost.efficiency makes one")
+    summaries = list(found.values())
+    files = {"efficiency.md": document(summaries).encode(), "efficiency.csv": csv(summaries)}
+    for path, summary in found.items():
+        below = path.parent.relative_to(device)
+        files |= {str(below / name): content for name, content in figures(summary).items()}
+    return files
+
+
+def read_device(device: Path) -> dict[Path, dict]:
+    """The summaries of a device's folder: the default's first, then by encoder.
+
+    Raises: UserError: If one is broken.
+    """
+    paths = [path for path in (device / "summary.json", *sorted(device.glob("*/summary.json"))) if path.is_file()]
+    found = {path: read_summary(path) for path in paths}
+    return {p: found[p] for p in sorted(found, key=lambda path: (path.parent != device, _place(found[path]), path))}
+
+
+def read_devices(folder: Path) -> list[dict]:
+    """All summaries below an efficiency folder, device by device. Raises: UserError: If one is broken."""
+    return [summary for device in sorted(folder.glob("*/")) for summary in read_device(device).values()]
+
+
+def _place(summary: dict) -> int:
+    return list(MODELS).index(summary["about"]["plan"]["model"])
+
+
+def write(device: Path) -> str:
+    """Build and write all of a device. Returns: efficiency.md."""
+    files = build(device)
+    for name, content in files.items():
+        write_atomically(device / name, content)
+    return files["efficiency.md"].decode()
+
+
+def add_results(parser: argparse.ArgumentParser) -> None:
+    """The options that say where measurements lie."""
+    parser.add_argument("--results", type=Path, help="folder (default: results, which git ignores)")
+    parser.add_argument("--reference", action="store_true", help="results/reference, which is committed")
+
+
+def results_root(results: Path | None, reference: bool) -> Path:
+    """
+    Raises: UserError: If both are given.
+    """
+    if results is not None and reference:
+        raise UserError("--results and --reference name two folders: give one")
+    return results or (RESULTS / REFERENCE if reference else RESULTS)
+
+
+def main() -> None:
+    """Exit codes: 0 done, 2 a broken summary or none."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lora.cost.efficiency.report", description=__doc__.split(": ", 1)[1]
+    )
+    add_results(parser)
+    given = parser.parse_args()
+    results = results_root(given.results, given.reference)
+    try:
+        devices = sorted(path for path in (results / "efficiency").glob("*") if path.is_dir())
+        if not devices:
+            raise UserError(
+                f"{results / 'efficiency'} holds no device's folder: python -m lora.cost.efficiency makes one"
+            )
+        for device in devices:
+            write(device)
+            print(device / "efficiency.md")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

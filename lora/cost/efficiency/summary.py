@@ -1,0 +1,168 @@
+"""summary.json: one object per method, and `about`, which says what was measured where; built, and read strictly."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lora.checks import SettingsError, build
+from lora.cost.efficiency.plan import TITLES, Plan
+from lora.cost.efficiency.statistics import median_interval, paired_ratio
+from lora.errors import UserError
+
+SCHEMA = 1
+COUNTS = (
+    "trainable",
+    "trainable_with_head",
+    "checkpoint_bytes",
+    "checkpoint_bytes_without_head",
+    "optimizer_bytes",
+)
+BY_SHAPE = ("saved_activation_bytes", "saved_cast_bytes", "peak_mib", "peak_above_libraries_mib")
+TIMES = {"step": "step_ms", "latency": "latency_ms"}  # kind of a sample -> key
+INTERVALS = {key: f"{key}_interval" for key in TIMES.values()}
+TO_FULL = (
+    "trainable", "checkpoint_bytes", "optimizer_bytes", "saved_activation_bytes", "peak_mib",
+    "peak_above_libraries_mib", "step_ms", "step_ms_interval", "latency_ms", "latency_ms_interval",
+)  # fmt: skip
+TO_BASE = ("latency_ms", "latency_ms_interval")
+TIMED = tuple(name for key, interval in INTERVALS.items() for name in (key, interval))
+KEYS = ("settings", *COUNTS, *BY_SHAPE, *TIMED, "to_full", "to_base")
+ABOUT = ("schema", "model", "plan", "machine", "idle", "code", "started_at", "seconds")
+
+
+def summarise(
+    measured: Mapping[str, Mapping[str, Any]], samples: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """From what was counted and timed to the summary.
+
+    Args:
+        measured: Method -> `settings`, and where it trains the keys of `COUNTS` and, by shape, of `BY_SHAPE`.
+        samples: As `lora.cost.efficiency.timing.interleave` returns them, of both kinds.
+        about: The keys of `ABOUT`.
+    Returns: `about`, and for every method the keys of `KEYS`; None where there is nothing to measure or nothing to
+        compare with. Ratios of times are medians of the ratios within a round.
+    """
+    times = by_round(samples)
+    summary: dict[str, Any] = {"about": dict(about)}
+    for name in measured:
+        entry = {key: measured[name].get(key) for key in ("settings", *COUNTS, *BY_SHAPE)}
+        for kind, key in TIMES.items():
+            of_kind = times.get((kind, name))
+            entry[key] = of_kind and {shape: _ms(np.median(values)) for shape, values in of_kind.items()}
+            entry[INTERVALS[key]] = of_kind and {shape: _pair(median_interval(v)) for shape, v in of_kind.items()}
+        entry["to_full"] = _ratios(measured, times, name, "full", TO_FULL)
+        entry["to_base"] = _ratios(measured, times, name, "base", TO_BASE)
+        summary[name] = entry
+    return summary
+
+
+def by_round(samples: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict[str, np.ndarray]]:
+    """(kind, method) -> shape -> ms of every round, in the rounds' order."""
+    times: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+    frame = pd.DataFrame(samples, columns=["kind", "method", "shape", "round", "ms"])
+    for (kind, method, shape), group in frame.groupby(["kind", "method", "shape"], sort=False):
+        times.setdefault((kind, method), {})[shape] = group.sort_values("round")["ms"].to_numpy(float)
+    return times
+
+
+def _ratios(measured: Mapping, times: Mapping, name: str, reference: str, keys: Sequence[str]) -> dict | None:
+    if reference not in measured:
+        return None
+    ratios: dict[str, Any] = dict.fromkeys(keys)
+    for key in keys:
+        one, other = measured[name].get(key), measured[reference].get(key)
+        if one is None or other is None:
+            continue
+        ratios[key] = {s: _ratio(one[s], other[s]) for s in one} if isinstance(one, Mapping) else _ratio(one, other)
+    for kind, key in TIMES.items():
+        one, other = times.get((kind, name)), times.get((kind, reference))
+        if key in keys and one and other:
+            found = {shape: paired_ratio(one[shape], other[shape]) for shape in one}
+            ratios[key] = {shape: round(ratio, 6) for shape, (ratio, _) in found.items()}
+            ratios[INTERVALS[key]] = {shape: _pair(interval) for shape, (_, interval) in found.items()}
+    return ratios
+
+
+def _ratio(one: float, other: float) -> float:
+    return round(one / other, 6)
+
+
+def _ms(value: float) -> float:
+    return round(float(value), 5)
+
+
+def _pair(interval: tuple[float, float] | None) -> list[float] | None:
+    return interval and [round(end, 6) for end in interval]
+
+
+def methods_of(summary: Mapping[str, Any]) -> list[str]:
+    """In the tables' order."""
+    return [name for name in TITLES if name in summary]
+
+
+def value_at(entry: Mapping[str, Any], key: str, shape: str) -> Any:
+    """The value of a quantity at a shape, or, of one without shapes, the value itself; None where there is none."""
+    found = entry.get(key)
+    return found.get(shape) if isinstance(found, Mapping) else found
+
+
+def to_json(summary: Mapping[str, Any]) -> bytes:
+    return (json.dumps(summary, indent=1, allow_nan=False) + "\n").encode()
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """Read a summary and check that it is one.
+
+    Raises: UserError: If it is broken, of another schema, or lacks a key.
+    """
+    try:
+        summary = json.loads(path.read_bytes(), parse_constant=_no_constant)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable summary: {error}") from error
+    about = summary.get("about") if isinstance(summary, dict) else None
+    if not isinstance(about, dict) or about.get("schema") != SCHEMA:
+        raise UserError(f"{path} is not a summary of schema {SCHEMA}: its `about` says so where it is one")
+    if set(about) != set(ABOUT):
+        raise UserError(f"{path}: about must have the keys {', '.join(ABOUT)}, found {', '.join(about)}")
+    unknown = [name for name in summary if name not in (*TITLES, "about")]
+    if unknown:
+        raise UserError(f"{path} has {', '.join(unknown)}, which is not one of {', '.join(TITLES)}")
+    try:
+        for name in methods_of(summary):
+            _check_entry(summary[name], build(Plan, about["plan"]))
+    except (SettingsError, ValueError) as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+    return summary
+
+
+def _check_entry(entry: Any, plan: Plan) -> None:
+    """Raises: ValueError: If a method's object is not of the form that `summarise` gives it."""
+    if not isinstance(entry, dict) or set(entry) != set(KEYS):
+        raise ValueError(f"a method must have the keys {', '.join(KEYS)}")
+    shapes = {*plan.step_shapes, *plan.latency_shapes}
+    ratios = [entry[key] for key in ("to_full", "to_base")]
+    for values in (entry, *(each for each in ratios if each is not None)):
+        for key, value in values.items():
+            if key in ("settings", "to_full", "to_base") or value is None:
+                continue
+            held = value.values() if isinstance(value, dict) else [value]
+            if isinstance(value, dict) and not set(value) <= shapes:
+                raise ValueError(f"{key} must be by the plan's shapes, {', '.join(shapes)}; found {', '.join(value)}")
+            if key in INTERVALS.values():
+                held = [end for pair in held if pair is not None for end in pair]
+            if not all(isinstance(number, int | float) for number in held):
+                raise ValueError(f"{key} must hold numbers, found {value!r}")
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a value a summary may hold")
+
+
+def samples_csv(samples: Sequence[Mapping[str, Any]]) -> bytes:
+    """Every visit: what the summary's medians, intervals and ratios come from."""
+    frame = pd.DataFrame(samples, columns=["kind", "method", "shape", "round", "ms"])
+    return frame.to_csv(index=False, lineterminator="\n").encode()

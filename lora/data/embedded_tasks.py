@@ -1,0 +1,142 @@
+"""Four small tasks made of the embedded texts. None of them is a GLUE task; each is named for what it is.
+
+    reviews    one sentence; is the mean of its 20 ratings negative or positive? (|mean| >= 0.5)
+    ratings    one sentence; that mean, -4 to 4
+    scrambled  one sentence, as it was written or with some neighbouring words swapped
+    clauses    a question and a clause of a privacy policy; does the clause answer the question?
+
+The first three share one split of the sentences: none is trained on in one of them and tested in another.
+Only short texts are taken, since a run's time goes with their length. Every draw has a name of its own and is the same
+on every machine.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+
+from lora.data.embedded import embedded_file
+from lora.errors import UserError
+from lora.order import shuffled
+
+SENTENCE_WORDS = 16  # at most; 4,400 of the 10,600 sentences, 11 words on average in place of 19
+PAIR_WORDS = 40  # at most, of question and clause together; two thirds of the pairs, 29 words on average in place of 35
+DEV_SENTENCES = 450  # leaves 359 dev rows or more in each of the three; 900 took a third of a LoRA cell of mini
+CLEAR_RATING = 0.5  # sentences between -0.5 and 0.5 are neither negative nor positive
+DEV_SHARE = 0.32  # of questions and of clauses: dev is about 0.1 of all pairs, and 0.47 are left to train on
+SWAPS = 2  # see `scramble`
+
+
+def embedded_rows(task: str, split: str) -> dict[str, list]:
+    """Columns of one split, `label` among them.
+
+    Raises: UserError: If the texts were not fetched.
+    """
+    return build(task)[split]
+
+
+@functools.cache
+def build(task: str) -> dict[str, dict[str, list]]:
+    """Both splits, made once per process."""
+    return {"reviews": reviews, "ratings": ratings, "scrambled": scrambled, "clauses": clauses}[task]()
+
+
+def reviews() -> dict[str, dict[str, list]]:
+    clear = [(text, int(mean > 0), dev) for text, mean, dev in sentences() if abs(mean) >= CLEAR_RATING]
+    return by_split(clear)
+
+
+def ratings() -> dict[str, dict[str, list]]:
+    return by_split(sentences())
+
+
+def scrambled() -> dict[str, dict[str, list]]:
+    """Each sentence once: half of them as written, half scrambled; only such that could have been either."""
+    rows = []
+    for wanted in (False, True):
+        pairs = [(text, scramble(text)) for text, _, dev in sentences() if dev == wanted]
+        pairs = [(text, other) for text, other in pairs if other is not None]
+        intact = set(shuffled(len(pairs), "scrambled", "dev" if wanted else "train")[: len(pairs) // 2].tolist())
+        rows += [(text if i in intact else other, int(i in intact), wanted) for i, (text, other) in enumerate(pairs)]
+    return by_split(rows)
+
+
+def scramble(text: str, swaps: int = SWAPS) -> str | None:
+    """Swap words with their right neighbours at `swaps` places drawn from the text's own seed.
+
+    Only bare words move, so that no full stop or comma ends up inside a sentence, and not the first, whose capital
+    would tell. The places do not overlap, and neighbours that are the same word are no place.
+
+    Returns: None if the text has too few such places.
+    """
+    words = text.split()
+    movable = [i for i in range(1, len(words)) if re.fullmatch(r"[A-Za-z]+(['-][A-Za-z]+)*", words[i])]
+    pairs = [(i, j) for i, j in pairwise(movable) if j == i + 1 and words[i].lower() != words[j].lower()]
+    taken: set[int] = set()
+    for draw in shuffled(len(pairs), "scramble", text):
+        place = pairs[draw][0]
+        if taken.isdisjoint({place, place + 1}):
+            taken |= {place, place + 1}
+            words[place], words[place + 1] = words[place + 1], words[place]
+            if len(taken) == 2 * swaps:
+                return " ".join(words)
+    return None
+
+
+def clauses() -> dict[str, dict[str, list]]:
+    """Pairs of which question and clause are both for dev, or both for train; those that cross over are left out."""
+    path = embedded_file("clauses.jsonl")
+    pairs = [json.loads(line) for line in path.read_text(encoding="utf-8").strip().split("\n")]
+    pairs = [pair for pair in pairs if len(f"{pair['question']} {pair['context']}".split()) <= PAIR_WORDS]
+    dev_questions = dev_group([pair["question"] for pair in pairs], "questions")
+    dev_clauses = dev_group([pair["context"] for pair in pairs], "clauses")
+    columns = {split: {"question": [], "clause": [], "label": []} for split in ("train", "validation")}
+    for pair in pairs:
+        sides = plain(pair["question"]) in dev_questions, plain(pair["context"]) in dev_clauses
+        if sides[0] == sides[1]:
+            rows = columns["validation" if sides[0] else "train"]
+            rows["question"].append(" ".join(pair["question"].split()))
+            rows["clause"].append(" ".join(pair["context"].split()))
+            rows["label"].append({"False": 0, "True": 1}[pair["answer"]])
+    return columns
+
+
+def dev_group(texts: Sequence[str], name: str) -> set[str]:
+    """The plain texts that are for dev: a fixed share of those that differ."""
+    different = list(dict.fromkeys(map(plain, texts)))
+    order = shuffled(len(different), "clauses", name)
+    return {different[i] for i in order[: round(DEV_SHARE * len(different))]}
+
+
+@functools.cache
+def sentences() -> tuple[tuple[str, float, bool], ...]:
+    """Every short review sentence once: its text, its mean rating, and whether it is for dev.
+
+    Two sentences whose plain texts agree count as one; the first is kept.
+    """
+    path = embedded_file("reviews.txt")
+    kept: dict[str, tuple[str, float]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").strip().split("\n"), start=1):
+        cells = line.split("\t")
+        if len(cells) != 3:
+            raise UserError(f"{path}:{number}: {len(cells)} columns, expected 3 (number, mean rating, sentence)")
+        if len(cells[2].split()) <= SENTENCE_WORDS:
+            kept.setdefault(plain(cells[2]), (cells[2].strip(), float(cells[1])))
+    dev = set(shuffled(len(kept), "sentences")[:DEV_SENTENCES].tolist())
+    return tuple((text, mean, index in dev) for index, (text, mean) in enumerate(kept.values()))
+
+
+def plain(text: str) -> str:
+    """Lower case, letters and digits only: texts that differ in nothing else are the same text."""
+    return " ".join(re.findall(r"[^\W_]+", text.lower()))
+
+
+def by_split(rows: Sequence[tuple[str, float, bool]]) -> dict[str, dict[str, list]]:
+    """Columns of one-sentence rows (text, label, for dev?), by split."""
+    columns = {"train": {"sentence": [], "label": []}, "validation": {"sentence": [], "label": []}}
+    for text, label, for_dev in rows:
+        part = columns["validation" if for_dev else "train"]
+        part["sentence"].append(text)
+        part["label"].append(label)
+    return columns

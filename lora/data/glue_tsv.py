@@ -1,0 +1,167 @@
+"""The official GLUE files: tab-separated, UTF-8, no quoting, every line checked."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from lora.data.tasks import TASKS, Task
+from lora.errors import UserError
+
+BOM = b"\xef\xbb\xbf"
+LISTED = 8  # names or lines that a message spells out
+
+
+def read_tsv(task: Task, split: str, folder: Path) -> tuple[dict[str, list], dict[str, int]]:
+    """One split: the text columns and `label`, byte for byte what the file holds ("NA" and "null" are text).
+
+    Returns: The columns, with labels as class indices, scores, or None throughout a test split; and
+        file -> number of torn lines left out (QQP only), if there were any.
+    Raises: UserError: If folder or file is absent, or a line is not as the layout says; it names file and line. A last
+        line without a line end is one of these, unless it is the last of all official rows.
+    """
+    layout = task.tsv
+    path = find_file(folder, layout.folder, layout.files[split])
+    torn_allowed = layout.broken and split not in task.test_splits
+    lines, ended = read_lines(path, torn_allowed)
+    headed = split in task.test_splits or not layout.bare
+    header = lines.pop(0).split("\t") if headed else list(layout.bare)
+    labelled = split not in task.test_splits
+    wanted = [*layout.texts, layout.label] if labelled else list(layout.texts)
+    absent = [name for name in wanted if name not in header]
+    if absent:
+        raise UserError(f"{path}:1: the header has no column {', '.join(absent)}; it has {', '.join(header)}")
+    places = [header.index(name) for name in wanted]
+
+    columns: dict[str, list] = {name: [] for name in (*task.columns, "label")}
+    targets = list(columns.values())[: len(places)]
+    torn: list[int] = []
+    parse = label_parser(task)
+    last = len(lines) + headed if not ended else None
+    for number, line in enumerate(lines, start=2 if headed else 1):
+        cells = line.split("\t")
+        if len(cells) != len(header):
+            if number == last:
+                raise UserError(cut_short(path, number, line))
+            if torn_allowed:
+                torn.append(number)
+                continue
+            rule = f"{len(header)} ({', '.join(header)})"
+            raise UserError(f"{path}:{number}: {len(cells)} columns, must be {rule}: {shown(line)}")
+        values = [cells[place] for place in places]
+        if labelled:
+            try:
+                values[-1] = parse(values[-1])
+            except ValueError as error:
+                if number == last:
+                    raise UserError(cut_short(path, number, line)) from None
+                raise UserError(f"{path}:{number}: {values[-1]!r} in column {layout.label}: {error}") from None
+        for target, value in zip(targets, values, strict=True):
+            target.append(value)
+
+    count = len(columns[task.columns[0]])
+    if torn and count != task.official_rows[split]:
+        raise UserError(
+            f"{path}: {len(torn)} lines do not have the header's {len(header)} columns: lines {listed(torn)}. "
+            f"They are left out only if the official {task.official_rows[split]} rows remain, but here remain {count}"
+        )
+    if not count:
+        raise UserError(f"{path}: a header but no rows")
+    if not ended and count != task.official_rows[split]:
+        raise UserError(cut_short(path, last, lines[-1]))
+    if not labelled:
+        columns["label"] = [None] * count
+    return columns, {f"{layout.folder}/{path.name}": len(torn)} if torn else {}
+
+
+def find_file(folder: Path, below: str, name: str) -> Path:
+    """Raises: UserError: If it is absent; the message says what was found on the way."""
+    if not folder.is_dir():
+        raise UserError(
+            f"data folder {folder} does not exist; GLUE_DIR= names the folder that holds {layout_folders()}"
+        )
+    if not (folder / below).is_dir():
+        raise UserError(
+            f"data folder {folder} has no sub-folder {below} (found: {contents(folder)}); "
+            f"the official layout has {layout_folders()}"
+        )
+    path = folder / below / name
+    if not path.is_file():
+        raise UserError(f"{path} does not exist (found in {below}: {contents(path.parent)})")
+    return path
+
+
+def cut_short(path: Path, number: int, line: str) -> str:
+    """The message for a last line without an end, which is taken only as the last of all official rows."""
+    return f"{path}:{number}: the last line has no line end, so the file was cut short: {shown(line)}"
+
+
+def read_lines(path: Path, torn_allowed: bool = False) -> tuple[list[str], bool]:
+    """The lines of a file, ended by LF, or all by CRLF as some copies are; and whether the last one is ended too.
+
+    Args:
+        torn_allowed: End lines where Python's text files do, at a lone CR too: the loaders that the official size of
+            QQP comes from read it so.
+    Raises: UserError: If the file is empty, a line is not UTF-8, or the last one ends within a character.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    data = data.removeprefix(BOM)
+    if not data:
+        raise UserError(f"{path}: empty file")
+    if torn_allowed:
+        data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    elif data.partition(b"\n")[0].endswith(b"\r"):
+        data = data.replace(b"\r\n", b"\n").removesuffix(b"\r")
+    ended = data.endswith(b"\n")
+    try:
+        lines = data.decode("utf-8").split("\n")
+        return lines[:-1] if ended else lines, ended
+    except UnicodeDecodeError as error:
+        number = data.count(b"\n", 0, error.start) + 1
+        if not ended and b"\n" not in data[error.start :]:
+            raise UserError(cut_short(path, number, data.rpartition(b"\n")[2].decode(errors="replace"))) from None
+        raise UserError(f"{path}:{number}: not UTF-8: byte 0x{data[error.start]:02x} ({error.reason})") from None
+
+
+def label_parser(task: Task) -> Callable[[str], int | float]:
+    """A function from a cell to a class index or score; its ValueError says what the cell may be."""
+    if task.labels:
+        words = task.tsv.words or task.labels
+        known = {word: index for index, word in enumerate(words)}
+
+        def parse(cell: str) -> int:
+            if cell not in known:
+                raise ValueError(f"the labels of {task.title} are {', '.join(words)}")
+            return known[cell]
+
+        return parse
+    low, high = task.label_range
+
+    def parse_score(cell: str) -> float:
+        try:
+            score = float(cell)
+        except ValueError:
+            score = float("nan")
+        if not low <= score <= high:
+            raise ValueError(f"a score of {task.title} is a number from {low:g} to {high:g}")
+        return score
+
+    return parse_score
+
+
+def layout_folders() -> str:
+    return ", ".join(sorted(task.tsv.folder for task in TASKS.values() if task.tsv))
+
+
+def contents(folder: Path) -> str:
+    return listed(sorted(f"{p.name}/" if p.is_dir() else p.name for p in folder.iterdir())) or "nothing"
+
+
+def listed(items: list) -> str:
+    more = f" and {len(items) - LISTED} more" if len(items) > LISTED else ""
+    return ", ".join(map(str, items[:LISTED])) + more
+
+
+def shown(line: str) -> str:
+    return repr(line if len(line) <= 60 else f"{line[:57]}...")

@@ -1,0 +1,235 @@
+"""The rows of a task, the same whichever way they come: embedded texts, official TSV files, the hub's parquet."""
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+
+from lora.data.embedded_tasks import embedded_rows
+from lora.data.glue_tsv import contents, read_tsv
+from lora.data.tasks import Task
+from lora.errors import UserError, first_line
+from lora.order import shuffled
+
+HUB_ID = "nyu-mll/glue"
+SOURCES = ("embedded", "tsv", "parquet", "hub")
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What was read.
+
+    Args:
+        splits: Split -> the task's text columns, `label` (class index or score; None in test splits) and `idx`, the
+            row's place in the whole split. Only that of MRPC differs from the hub's own, which counts dev rows in.
+        rows: Split -> number of rows.
+        official_rows: The same for the whole split.
+        is_part: Some split's number of rows is not the official one.
+        skipped: File -> torn lines left out, where there were any.
+        revision: The commit that the hub served; None for other sources.
+        fingerprint: sha256 over the texts and labels above: equal rows, equal fingerprint, from any source.
+    """
+
+    task: Task
+    source: str
+    splits: dict[str, datasets.Dataset]
+    rows: dict[str, int]
+    official_rows: dict[str, int]
+    is_part: bool
+    skipped: dict[str, int]
+    revision: str | None
+    fingerprint: str
+
+
+def read(
+    task: Task,
+    source: str,
+    path: str | Path | None = None,
+    revision: str | None = None,
+    train_rows: int | None = None,
+    splits: tuple[str, ...] | None = None,
+) -> TaskData:
+    """Read a task's splits.
+
+    Args:
+        source: `embedded`, `tsv`, `parquet` or `hub`.
+        path: For `tsv` and `parquet`: the folder that holds the tasks' folders.
+        revision: For `hub`.
+        train_rows: At most this many rows of the train split: a fixed subset, the same for every seed of a run and part
+            of any larger subset, in the split's order. None takes all.
+        splits: None takes train and validation.
+    Raises: UserError: If source, split or files are not to be had, or a row is not as the task says.
+    """
+    wanted = task.training_splits if splits is None else tuple(splits)
+    folder = check_request(task, source, path, revision, train_rows, wanted)
+    rows, skipped, commit = {}, {}, None
+    for split in wanted:
+        if source == "embedded":
+            rows[split] = embedded_rows(task.name, split)
+        elif source == "tsv":
+            rows[split], left_out = read_tsv(task, split, folder)
+            skipped |= left_out
+        else:
+            files = parquet_files(task, split, folder) if source == "parquet" else None
+            rows[split], commit = read_hub_layout(task, split, files, revision)
+    read_rows = {}
+    for split, columns in rows.items():
+        read_rows[split] = as_dataset(task, columns, subset(task, split, len(columns["label"]), train_rows))
+    counts = {split: len(dataset) for split, dataset in read_rows.items()}
+    official = {split: task.official_rows[split] for split in counts}
+    return TaskData(
+        task, source, read_rows, counts, official, counts != official, skipped, commit, fingerprint(task, read_rows)
+    )
+
+
+def check_request(
+    task: Task,
+    source: str,
+    path: str | Path | None,
+    revision: str | None,
+    train_rows: int | None,
+    splits: tuple[str, ...],
+) -> Path | None:
+    """The folder to read, for the sources that have one. Raises: UserError."""
+    if source not in SOURCES:
+        raise UserError(f"unknown data source {source!r}; the sources are {', '.join(SOURCES)}")
+    if (source == "embedded") != (task.family == "embedded"):
+        fitting = "embedded" if task.family == "embedded" else "tsv, parquet or hub"
+        raise UserError(f"task {task.name} does not come from source {source}; {fitting} would do")
+    unknown = [split for split in splits if split not in task.official_rows]
+    if unknown or not splits:
+        raise UserError(f"task {task.name} has no split {', '.join(unknown)!r}; it has {', '.join(task.official_rows)}")
+    if train_rows is not None and train_rows < 1:
+        raise UserError(f"train_rows must be null or >= 1, got {train_rows}")
+    if source == "hub" and not revision:
+        raise UserError(
+            f"source hub needs a revision, a commit, tag or branch of {HUB_ID}: the rows must stay the same"
+        )
+    if source in ("tsv", "parquet"):
+        if not path:
+            raise UserError(f"source {source} needs a folder: GLUE_DIR= names it (data.path in a single run)")
+        return Path(path).expanduser()
+    return None
+
+
+def parquet_files(task: Task, split: str, folder: Path) -> list[str]:
+    """All shards of a split in the hub's layout, `<task>/<split>-00000-of-00001.parquet`. Raises: UserError."""
+    if not folder.is_dir():
+        raise UserError(f"data folder {folder} does not exist; GLUE_DIR= names a folder laid out as the hub's {HUB_ID}")
+    below = folder / task.name
+    if not below.is_dir():
+        raise UserError(f"data folder {folder} has no sub-folder {task.name} (found: {contents(folder)})")
+    pattern = re.compile(re.escape(split) + r"-(\d{5})-of-(\d{5})\.parquet")
+    shards = [match for match in map(pattern.fullmatch, sorted(path.name for path in below.iterdir())) if match]
+    expected = [f"{number:05}" for number in range(int(shards[0].group(2)))] if shards else []
+    if not shards or [shard.group(1) for shard in shards] != expected:
+        raise UserError(
+            f"{below} must hold every shard of {split}, {split}-00000-of-00001.parquet where there is one "
+            f"(found: {contents(below)})"
+        )
+    return [str(below / shard.group(0)) for shard in shards]
+
+
+def read_hub_layout(
+    task: Task, split: str, files: list[str] | None, revision: str | None
+) -> tuple[dict[str, list], str | None]:
+    """One split of the hub's layout, from local files or, without any, from the hub, and the commit it came from.
+
+    Raises: UserError: If it cannot be read, or columns or labels are not ours.
+    """
+    where = str(Path(files[0]).parent) if files else f"{HUB_ID} ({task.name}, revision {revision})"
+    try:
+        with quiet():
+            if files:
+                builder = datasets.load_dataset_builder("parquet", data_files={split: files})
+            else:
+                builder = datasets.load_dataset_builder(HUB_ID, task.name, revision=revision)
+            builder.download_and_prepare()
+            dataset = builder.as_dataset(split)
+    except Exception as error:  # of a dozen libraries beneath: no network, no such revision, not a parquet file
+        cause = error.__cause__ or error
+        reason = f"{type(cause).__name__}: {first_line(cause)}"
+        mend = "is every file a whole parquet file?" if files else "GLUE_DIR= names a local folder to read instead"
+        raise UserError(f"cannot read {split} of {where}: {reason}; {mend}") from error
+    absent = [name for name in (*task.columns, "label") if name not in dataset.column_names]
+    if absent:
+        found = ", ".join(dataset.column_names)
+        raise UserError(f"{split} of {where} has no column {', '.join(absent)}; it has {found}")
+    names = getattr(dataset.features["label"], "names", None)
+    if names is not None and tuple(names) != task.labels:
+        expected = ", ".join(task.labels) or "scores"
+        raise UserError(f"the labels of {where} are {', '.join(names)}; expected, in this order: {expected}")
+    columns = {name: dataset[name][:] for name in task.columns}
+    if any(not isinstance(text, str) for texts in columns.values() for text in texts):
+        raise UserError(f"{split} of {where}: {' and '.join(task.columns)} must be text in every row")
+    if split in task.test_splits:  # the hub writes -1 there, or, for MRPC, the labels: nothing here may see them
+        columns["label"] = [None] * len(dataset)
+    else:
+        columns["label"] = check_labels(task, dataset["label"][:], f"{split} of {where}")
+    served = builder.hash if not files and re.fullmatch("[0-9a-f]{40}", builder.hash or "") else None
+    return columns, served
+
+
+def check_labels(task: Task, labels: list, where: str) -> list:
+    """Raises: UserError: If a label is no class index, or no score in the range."""
+    if task.labels:
+        count, rule = len(task.labels), f"0 to {len(task.labels) - 1} ({', '.join(task.labels)})"
+        broken = (row for row, label in enumerate(labels) if not (isinstance(label, int) and 0 <= label < count))
+    else:
+        low, high = task.label_range
+        rule = f"a number from {low:g} to {high:g}"
+        broken = (row for row, label in enumerate(labels) if not (isinstance(label, float) and low <= label <= high))
+    row = next(broken, None)
+    if row is not None:
+        raise UserError(f"{where}: row {row} has label {labels[row]!r}, which must be {rule}")
+    return labels
+
+
+def as_dataset(task: Task, columns: dict[str, list], rows: np.ndarray) -> datasets.Dataset:
+    """These rows of a whole split; `idx` says which they are."""
+    label = datasets.ClassLabel(names=list(task.labels)) if task.labels else datasets.Value("float32")
+    texts = {name: datasets.Value("string") for name in task.columns}
+    features = datasets.Features({**texts, "label": label, "idx": datasets.Value("int64")})
+    picked = {name: [columns[name][row] for row in rows] for name in (*task.columns, "label")}
+    return datasets.Dataset.from_dict({**picked, "idx": rows}, features=features)
+
+
+def subset(task: Task, split: str, count: int, train_rows: int | None) -> np.ndarray:
+    """All rows; or of train the first `train_rows` of the task's own fixed shuffle, in the split's order."""
+    if split != task.train_split or train_rows is None or train_rows >= count:
+        return np.arange(count)
+    return np.sort(shuffled(count, "train rows", task.name)[:train_rows])
+
+
+def fingerprint(task: Task, splits: dict[str, datasets.Dataset]) -> str:
+    """sha256 hex over every text and label, by split and column; each text goes in with its length in bytes."""
+    digest = hashlib.sha256(json.dumps([task.name, task.columns, task.labels]).encode())
+    for split in sorted(splits):
+        digest.update(json.dumps([split, len(splits[split])]).encode())
+        # [:] makes a list at once; iterating over a column decodes its table row by row, 20 times slower.
+        for name in task.columns:
+            texts = [text.encode() for text in splits[split][name][:]]
+            digest.update(np.array([len(text) for text in texts], "<i8").tobytes())
+            digest.update(b"".join(texts))
+        absent = -1 if task.labels else np.nan
+        labels = [absent if label is None else label for label in splits[split]["label"][:]]
+        digest.update(np.array(labels, "<i4" if task.labels else "<f4").tobytes())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars of `datasets` for a while."""
+    disabled = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not disabled:
+            datasets.enable_progress_bars()

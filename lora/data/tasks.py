@@ -1,0 +1,273 @@
+"""TASKS: what each task is made of. Columns, labels, splits, headline metric, official sizes and file layout."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lora.errors import UserError
+
+
+@dataclass(frozen=True)
+class TsvLayout:
+    """The official GLUE files of one task.
+
+    Args:
+        folder: Below the data folder.
+        files: Split -> file name.
+        texts: Header names of the task's text columns, in the order of `Task.columns`.
+        label: Header name of the label; test files have no such column.
+        words: How the files write the labels, in the order of `Task.labels`; () for the very same words.
+        bare: Column names of train and dev files without a header (CoLA's).
+        broken: Train and dev hold some lines that were torn apart (QQP's): lines end where Python's text files end
+            them, and lines of another width are left out as long as the count is then the official one.
+    """
+
+    folder: str
+    files: dict[str, str]
+    texts: tuple[str, ...]
+    label: str
+    words: tuple[str, ...] = ()
+    bare: tuple[str, ...] = ()
+    broken: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Args:
+        title: As the tables print it.
+        columns: One or two text columns, named as in the hub's `nyu-mll/glue`.
+        labels: Label words in the hub's index order; () for regression.
+        label_range: Lowest and highest score of a regression; None with labels.
+        metric: The headline; one of `metrics`, which are all that are computed.
+        official_rows: Rows of every split when it is whole.
+        tsv: None for embedded tasks.
+        label_std: Standard deviation (ddof 0) of a regression's official dev labels, computed from them; None with
+            labels.
+    """
+
+    name: str
+    title: str
+    family: Literal["glue", "embedded"]
+    columns: tuple[str, ...]
+    labels: tuple[str, ...]
+    label_range: tuple[float, float] | None
+    metric: str
+    metrics: tuple[str, ...]
+    official_rows: dict[str, int]
+    tsv: TsvLayout | None
+    train_split: str = "train"
+    validation_splits: tuple[str, ...] = ("validation",)
+    test_splits: tuple[str, ...] = ("test",)
+    label_std: float | None = None
+
+    @property
+    def training_splits(self) -> tuple[str, ...]:
+        """What a run reads: train and validation."""
+        return (self.train_split, *self.validation_splits)
+
+
+FILES = {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}
+MNLI_FILES = {
+    "train": "train.tsv",
+    "validation_matched": "dev_matched.tsv",
+    "validation_mismatched": "dev_mismatched.tsv",
+    "test_matched": "test_matched.tsv",
+    "test_mismatched": "test_mismatched.tsv",
+}
+SENTENCE, SENTENCES = ("sentence",), ("sentence1", "sentence2")
+DIGITS = ("0", "1")
+
+
+def _rows(train: int, validation: int, test: int | None = None) -> dict[str, int]:
+    return {"train": train, "validation": validation} | ({} if test is None else {"test": test})
+
+
+# Order: the paper's Table 2, then WNLI, which the paper leaves out. Sizes and label orders: the data set's own
+# dataset_infos.json on the hub.
+_GLUE = (
+    Task(
+        name="mnli",
+        title="MNLI",
+        family="glue",
+        columns=("premise", "hypothesis"),
+        labels=("entailment", "neutral", "contradiction"),
+        label_range=None,
+        metric="accuracy",
+        metrics=("accuracy",),
+        official_rows={
+            "train": 392702,
+            "validation_matched": 9815,
+            "validation_mismatched": 9832,
+            "test_matched": 9796,
+            "test_mismatched": 9847,
+        },
+        tsv=TsvLayout("MNLI", MNLI_FILES, SENTENCES, "gold_label"),
+        validation_splits=("validation_matched", "validation_mismatched"),
+        test_splits=("test_matched", "test_mismatched"),
+    ),
+    Task(
+        name="sst2",
+        title="SST-2",
+        family="glue",
+        columns=SENTENCE,
+        labels=("negative", "positive"),
+        label_range=None,
+        metric="accuracy",
+        metrics=("accuracy",),
+        official_rows=_rows(67349, 872, 1821),
+        tsv=TsvLayout("SST-2", FILES, SENTENCE, "label", DIGITS),
+    ),
+    Task(
+        name="mrpc",
+        title="MRPC",
+        family="glue",
+        columns=SENTENCES,
+        labels=("not_equivalent", "equivalent"),
+        label_range=None,
+        metric="accuracy",
+        metrics=("accuracy", "f1"),
+        official_rows=_rows(3668, 408, 1725),
+        tsv=TsvLayout("MRPC", FILES, ("#1 String", "#2 String"), "Quality", DIGITS),
+    ),
+    Task(
+        name="cola",
+        title="CoLA",
+        family="glue",
+        columns=SENTENCE,
+        labels=("unacceptable", "acceptable"),
+        label_range=None,
+        metric="matthews",
+        metrics=("matthews", "accuracy"),
+        official_rows=_rows(8551, 1043, 1063),
+        tsv=TsvLayout("CoLA", FILES, SENTENCE, "label", DIGITS, bare=("source", "label", "mark", "sentence")),
+    ),
+    Task(
+        name="qnli",
+        title="QNLI",
+        family="glue",
+        columns=("question", "sentence"),
+        labels=("entailment", "not_entailment"),
+        label_range=None,
+        metric="accuracy",
+        metrics=("accuracy",),
+        official_rows=_rows(104743, 5463, 5463),
+        tsv=TsvLayout("QNLI", FILES, ("question", "sentence"), "label"),
+    ),
+    Task(
+        name="qqp",
+        title="QQP",
+        family="glue",
+        columns=("question1", "question2"),
+        labels=("not_duplicate", "duplicate"),
+        label_range=None,
+        metric="accuracy",
+        metrics=("accuracy", "f1"),
+        official_rows=_rows(363846, 40430, 390965),
+        tsv=TsvLayout("QQP", FILES, ("question1", "question2"), "is_duplicate", DIGITS, broken=True),
+    ),
+    Task(
+        name="rte",
+        title="RTE",
+        family="glue",
+        columns=SENTENCES,
+        labels=("entailment", "not_entailment"),
+        label_range=None,
+        metric="accuracy",
+        metrics=("accuracy",),
+        official_rows=_rows(2490, 277, 3000),
+        tsv=TsvLayout("RTE", FILES, SENTENCES, "label"),
+    ),
+    Task(
+        name="stsb",
+        title="STS-B",
+        family="glue",
+        columns=SENTENCES,
+        labels=(),
+        label_range=(0.0, 5.0),
+        metric="pearson",
+        metrics=("pearson", "spearman"),
+        official_rows=_rows(5749, 1500, 1379),
+        tsv=TsvLayout("STS-B", FILES, SENTENCES, "score"),
+        label_std=1.5000,
+    ),
+    Task(
+        name="wnli",
+        title="WNLI",
+        family="glue",
+        columns=SENTENCES,
+        labels=("not_entailment", "entailment"),
+        label_range=None,
+        metric="accuracy",
+        metrics=("accuracy",),
+        official_rows=_rows(635, 71, 146),
+        tsv=TsvLayout("WNLI", FILES, SENTENCES, "label", DIGITS),
+    ),
+)
+
+# Made by lora/data/embedded_tasks.py. Named for what they are: none of them is a GLUE task.
+_EMBEDDED = (
+    Task(
+        name="reviews",
+        title="reviews",
+        family="embedded",
+        columns=SENTENCE,
+        labels=("negative", "positive"),
+        label_range=None,
+        metric="accuracy",
+        metrics=("accuracy",),
+        official_rows=_rows(3805, 422),
+        tsv=None,
+        test_splits=(),
+    ),
+    Task(
+        name="ratings",
+        title="ratings",
+        family="embedded",
+        columns=SENTENCE,
+        labels=(),
+        label_range=(-4.0, 4.0),
+        metric="pearson",
+        metrics=("pearson", "spearman"),
+        official_rows=_rows(3989, 450),
+        tsv=None,
+        label_std=1.9855,
+        test_splits=(),
+    ),
+    Task(
+        name="clauses",
+        title="clauses",
+        family="embedded",
+        columns=("question", "clause"),
+        labels=("not_answered", "answered"),
+        label_range=None,
+        metric="accuracy",
+        metrics=("accuracy",),
+        official_rows=_rows(3647, 785),
+        tsv=None,
+        test_splits=(),
+    ),
+    Task(
+        name="scrambled",
+        title="scrambled",
+        family="embedded",
+        columns=SENTENCE,
+        labels=("unacceptable", "acceptable"),
+        label_range=None,
+        metric="matthews",
+        metrics=("matthews", "accuracy"),
+        official_rows=_rows(3310, 359),
+        tsv=None,
+        test_splits=(),
+    ),
+)
+
+TASKS: dict[str, Task] = {task.name: task for task in (*_GLUE, *_EMBEDDED)}
+GLUE_TASKS: tuple[str, ...] = tuple(task.name for task in _GLUE if task.name != "wnli")
+
+
+def get_task(name: str) -> Task:
+    """Raises: UserError: If there is none of that name; the message lists those that exist."""
+    if name not in TASKS:
+        raise UserError(f"unknown task {name!r}; the tasks are {', '.join(TASKS)}")
+    return TASKS[name]

@@ -1,0 +1,1 @@
+"""The encoder: loaded strictly, taken apart, counted."""

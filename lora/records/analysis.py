@@ -1,0 +1,96 @@
+"""What was computed once from rows, predictions and adapters, and is kept in results/<profile>/analysis/.
+
+Tables and figures are made again from these files, so that nobody needs GLUE or the adapters for it.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lora.errors import UserError
+from lora.records.record import RunRecord
+
+EXAMPLES, SUBSPACES, SWAP = "examples.json", "subspaces.json", "swap.json"
+COMMANDS = {
+    EXAMPLES: "lora.report.analyses.dev_intervals",
+    SUBSPACES: "lora.report.analyses.subspaces",
+    SWAP: "lora.report.analyses.swaps",
+}
+CHECKS = {"swap": SWAP}  # those that say of each case how often something exact was tried, and failed
+
+
+@dataclass(frozen=True)
+class Analyses:
+    """The analyses of a profile that are of its present records.
+
+    Args:
+        examples: (model, one, other, task) -> bounds of the interval over dev examples (`lora.report.analyses.dev_intervals`).
+        subspaces: The cases of `lora.report.analyses.subspaces`.
+        checks: Name of a check -> its cases, each with label, trials, failures and runs.
+        problems: A line for each file that was left out.
+    """
+
+    examples: dict[tuple[str, str, str, str], Mapping[str, Any]] = field(default_factory=dict)
+    subspaces: tuple[Mapping[str, Any], ...] = ()
+    checks: dict[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+
+def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
+    """Read what is there; a file of other records than those at hand is named and left out.
+
+    Raises: UserError: If a file is no such analysis.
+    """
+    problems, found = [], {}
+    for file, of_record in ((EXAMPLES, "predictions"), (SUBSPACES, "adapter"), (SWAP, "adapter")):
+        path = folder / file
+        if not path.exists():
+            continue
+        content = read_analysis(path)
+        stale = [
+            run_id
+            for run_id, digest in content["made_from"].items()
+            if run_id not in records or getattr(records[run_id], of_record) != digest
+        ]
+        if stale:
+            problems.append(
+                f"analysis/{file} was made from another {of_record} of {', '.join(sorted(stale)[:3])}: "
+                f"python -m {COMMANDS[file]} makes it again"
+            )
+        else:
+            found[file] = content["entries"]
+    examples = {
+        tuple(entry[key] for key in ("model", "one", "other", "task")): entry for entry in found.get(EXAMPLES, ())
+    }
+    checks = {name: checked(folder / file, found[file]) for name, file in CHECKS.items() if file in found}
+    return Analyses(examples, tuple(found.get(SUBSPACES, ())), checks, tuple(problems))
+
+
+def read_analysis(path: Path) -> dict[str, Any]:
+    """Raises: UserError: If it does not say what it was made from, or has no entries."""
+    try:
+        content = json.loads(path.read_bytes())
+        if not isinstance(content["made_from"], dict) or not isinstance(content["entries"], list):
+            raise ValueError("made_from must be an object and entries a list")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a readable analysis: {error!r}") from error
+    return content
+
+
+def checked(path: Path, cases: list[Any]) -> tuple[dict[str, Any], ...]:
+    """Raises: UserError: If a case lacks its label, its counts or its runs."""
+    try:
+        return tuple(
+            {"label": str(c["label"]), "runs": list(c["runs"]), **{key: int(c[key]) for key in ("trials", "failures")}}
+            for c in cases
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not the analysis of a check: {error!r}") from error
+
+
+def analysis_json(made_from: Mapping[str, str], entries: list[dict[str, Any]]) -> bytes:
+    """The content of such a file: run_id -> the hash that its record names, and the entries."""
+    content = {"made_from": dict(sorted(made_from.items())), "entries": entries}
+    return (json.dumps(content, allow_nan=False, separators=(",", ":")).replace("},{", "},\n{") + "\n").encode()

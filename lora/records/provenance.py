@@ -1,0 +1,37 @@
+"""Which code a run was made with."""
+
+import functools
+import hashlib
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "results"  # a user's own runs and measurements, which git ignores, but for:
+REFERENCE = "reference"  # the folder there whose runs and measurements are committed
+COMPUTING = ("torch", "transformers", "accelerate", "numpy", "numba")
+
+
+@functools.lru_cache
+def code_version() -> dict[str, str | bool | None]:
+    """The git commit, and whether code or settings differ from it. None outside a checkout."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--", "lora", "conf", "hydra_plugins"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+
+
+@functools.lru_cache
+def code_digest() -> str:
+    """SHA-256 of this package's sources and the releases of those that compute: a half-way run needs the same."""
+    digest = hashlib.sha256(" ".join(f"{name}-{version(name)}" for name in COMPUTING).encode())
+    for path in sorted((ROOT / "lora").rglob("*.py")):
+        digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(ROOT), *arguments], check=True, capture_output=True, text=True
+    ).stdout.strip()

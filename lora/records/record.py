@@ -1,0 +1,242 @@
+"""The run record: one JSON per run, the source of every table; and the frame that is read from a folder of them."""
+
+import dataclasses
+import glob
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from safetensors import SafetensorError
+
+from lora.errors import UserError
+
+SCHEMA = 1
+RUN_ID = re.compile(r"^[A-Za-z0-9_.-]+-[0-9a-f]{8}$")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run, as it is written.
+
+    Args:
+        status: `ok`, or `failed` with its reason in `error`.
+        config: The resolved RunConfig, whole.
+        params: trainable_method, trainable_head, total (the paper's counts leave the head out).
+        epochs: Per epoch: epoch, step, train_loss, metrics {split: {metric: value or null}}.
+        selected: `best` and `last`: epoch, and the headline metric of the split that selects.
+        cost: Seconds, step time, throughput, bytes. Differs from run to run; nothing scientific.
+        provenance: Code, packages, device, weights, rows and their fingerprint.
+        predictions: SHA-256 of the file with the dev-set predictions of `best` and `last`.
+        adapter: SHA-256 of the tensor file of the adapter of `best`; None if it was not asked for.
+    """
+
+    run_id: str
+    status: Literal["ok", "failed"]
+    error: str | None
+    started_at: str
+    seconds: float
+    config: dict[str, Any]
+    params: dict[str, int] | None = None
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    selected: dict[str, Any] | None = None
+    cost: dict[str, Any] | None = None
+    provenance: dict[str, Any] | None = None
+    predictions: str | None = None
+    adapter: str | None = None
+    schema: int = SCHEMA
+
+
+FIELDS = frozenset(f.name for f in dataclasses.fields(RunRecord))
+
+
+def record_path(results: str | Path, run_id: str) -> Path:
+    return Path(results) / "runs" / f"{run_id}.json"
+
+
+def adapter_path(outputs: str | Path, run_id: str) -> Path:
+    """The tensors of a run's adapter; its folder holds `adapter.json` too (`lora.adapters.folder`)."""
+    return Path(outputs) / "adapters" / run_id / "adapter.safetensors"
+
+
+def checkpoint_path(outputs: str | Path, run_id: str) -> Path:
+    return Path(outputs) / "checkpoints" / f"{run_id}.safetensors"
+
+
+def write_record(results: str | Path, record: RunRecord) -> Path:
+    """Write the record whole or not at all.
+
+    Raises: UserError: If the folder cannot be written.
+    """
+    path = record_path(results, record.run_id)
+    text = json.dumps(dataclasses.asdict(record), indent=1, sort_keys=True, allow_nan=False)
+    write_atomically(path, f"{text}\n".encode())
+    return path
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by a complete file, or leave it as it was: a reader never sees a part.
+
+    Raises: UserError: With the file and the reason, if it cannot be written.
+    """
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A name to write under, which becomes `path` when the block has ended well; otherwise nothing of it is left.
+
+    Raises: UserError: With the file and the reason, if it cannot be written.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(descriptor)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write {path}: {reason}; nothing was left half-written") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def discard(path: Path) -> None:
+    """Remove a file, and what writers that were killed in the middle left of it."""
+    path.unlink(missing_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        left.unlink(missing_ok=True)
+
+
+def check_writable(folder: str | Path) -> None:
+    """Make a file there and remove it. Its name is unique: several sweeps may start at once.
+
+    Raises: UserError: If no file can be written there.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=".writable.", dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read one record and check that it is one.
+
+    Raises: UserError: If it is broken, of another schema, or named unlike its content.
+    """
+    try:
+        content = json.loads(path.read_bytes(), parse_constant=_no_constant)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable record: {error}") from error
+    if not isinstance(content, dict) or set(content) != FIELDS:
+        found = sorted(content) if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"{path} is not a run record: it must have the keys {', '.join(sorted(FIELDS))}, found {found}")
+    if content["schema"] != SCHEMA:
+        raise UserError(f"{path} has record schema {content['schema']!r}; this version reads {SCHEMA}")
+    record = RunRecord(**content)
+    if not isinstance(record.run_id, str) or not RUN_ID.match(record.run_id) or path.name != f"{record.run_id}.json":
+        raise UserError(f"{path} holds run_id {record.run_id!r}: a record's file is named by its run_id")
+    if record.status not in ("ok", "failed"):
+        raise UserError(f"{path} has status {record.status!r}; a record is ok or failed")
+    return record
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a value a record may hold")
+
+
+def load_records(results: str | Path) -> tuple[list[RunRecord], list[str]]:
+    """All records of a folder, by run_id, and a message for every file there that is not one."""
+    records, problems = [], []
+    for path in sorted((Path(results) / "runs").glob("*.json")):
+        try:
+            records.append(read_record(path))
+        except UserError as error:
+            problems.append(str(error))
+    return records, problems
+
+
+FRAME_COLUMNS = (
+    *("run_id", "model", "method", "slug", "task", "protocol", "start", "seed", "lr", "best", "last", "best_epoch"),
+    *("trainable_method", "trainable_head", "total", "seconds", "is_part", "train_rows", "fingerprint"),
+)
+
+
+def load_frame(records: list[RunRecord]) -> pd.DataFrame:
+    """One row per `ok` record; metrics as fractions, absent values as NaN.
+
+    Returns: Columns `FRAME_COLUMNS`; `best` and `last` are the headline metric by the two rules.
+    """
+    rows = []
+    for record in records:
+        if record.status != "ok":
+            continue
+        config, selected, data = record.config, record.selected, record.provenance["data"]
+        rows.append(
+            {
+                "run_id": record.run_id,
+                "model": config["model"]["name"],
+                "method": config["method"]["name"],
+                "slug": record.run_id.split(".")[1],
+                "task": config["task"],
+                "protocol": config["protocol"],
+                "start": config["start"],
+                "seed": config["seed"],
+                "lr": config["train"]["lr"],
+                "best": _number(selected["best"]["value"]),
+                "last": _number(selected["last"]["value"]),
+                "best_epoch": selected["best"]["epoch"],
+                **record.params,
+                "seconds": record.seconds,
+                "is_part": data["is_part"],
+                "train_rows": data["rows"]["train"],
+                "fingerprint": data["fingerprint"],
+            }
+        )
+    return pd.DataFrame(rows, columns=FRAME_COLUMNS)
+
+
+def load_curves(records: list[RunRecord]) -> pd.DataFrame:
+    """One row per epoch of every `ok` record.
+
+    Returns: Columns run_id, epoch, step, train_loss, value (the headline metric of the split that selects, a fraction).
+    """
+    rows = []
+    for record in records:
+        if record.status == "ok":
+            split, metric = record.selected["split"], record.selected["metric"]
+            for entry in record.epochs:
+                value = _number(entry["metrics"][split][metric])
+                rows.append((record.run_id, entry["epoch"], entry["step"], entry["train_loss"], value))
+    return pd.DataFrame(rows, columns=["run_id", "epoch", "step", "train_loss", "value"])
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def equal_science(one: RunRecord, other: RunRecord) -> bool:
+    """Whether two records are of the same run with the same outcome: timing, paths and machine apart."""
+
+    def science(record: RunRecord) -> tuple:
+        config = {key: value for key, value in record.config.items() if key != "runtime"}
+        threads = record.config["runtime"]["threads"]
+        return record.run_id, record.status, config, threads, record.params, record.epochs, record.selected
+
+    return science(one) == science(other)

@@ -1,0 +1,161 @@
+"""From the frame of runs to one row per cell, in the paper's words. Neither torch nor configuration is known here."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from lora.config.variants import Variant, words
+from lora.data.tasks import TASKS, Task
+from lora.errors import UserError
+
+METRIC_SHORT = {"accuracy": "acc.", "matthews": "Matthews", "pearson": "Pearson"}
+METHOD_TITLES = {  # in the tables' order
+    "full": "Full fine-tuning",
+    "bitfit": "BitFit",
+    "adapterdrop": "AdapterDrop",
+    "houlsby": "Houlsby adapters",
+    "pfeiffer": "Pfeiffer adapters",
+    "lora": "LoRA",
+}
+ROW = ["model", "protocol", "slug", "method", "varied", "label"]  # what the cells of one line of a table share
+CELL = [*ROW, "start", "task"]  # what the seeds of one cell share
+START_TITLES = {"pretrained": "pretrained", "mnli": "MNLI"}
+TARGET_TITLES = {"q": "Wq", "k": "Wk", "v": "Wv", "o": "Wo", "i": "Wi", "f": "Wf"}  # i, f: the FFN's two
+LORA_SLUG = re.compile(r"lora-([qkvoif]+)-r(\d+)")
+METHODS_BY_TASKS = ("glue_table2", "adhoc")  # experiments in the layout of Table 2
+KINDS = ("whole", "part", "embedded")  # of a task's train rows: never in one table
+
+
+USUAL = Variant((), ())
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a table has room for: a run that is expected, trained or not.
+
+    Args:
+        variant: What sets it apart from other runs of its method.
+        label: How the table calls its row; "" takes the method and what the slug tells.
+    """
+
+    run_id: str
+    model: str
+    protocol: str
+    start: str
+    slug: str
+    method: str
+    task: str
+    seed: int
+    variant: Variant = USUAL
+    label: str = ""
+
+    def __post_init__(self):
+        if not self.label:
+            object.__setattr__(self, "label", method_label(self.slug, self.method))
+
+
+def labelled(planned: Iterable[Planned]) -> list[Planned]:
+    """The same, with labels that tell the rows of one method apart."""
+    planned, alike = list(planned), {}
+    for p in planned:
+        alike.setdefault((p.slug, p.method, p.start), []).append(p)
+    found = {}
+    for (slug, method, _), several in alike.items():
+        apart = words(p.variant for p in several)
+        for p in several:
+            label = ", ".join(filter(None, (method_label(slug, method), apart[p.variant.given])))
+            found[p.run_id] = dataclasses.replace(p, label=label)
+    return [found[p.run_id] for p in planned]
+
+
+def expected_runs(planned: Sequence[Planned]) -> pd.DataFrame:
+    """One row per run that is expected, with the columns of `CELL` and its seed."""
+    rows = [{**vars(p), "varied": "; ".join(p.variant.given)} for p in planned]
+    return pd.DataFrame(rows, columns=["run_id", *CELL, "seed"])
+
+
+def summarise(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
+    """One row per cell that is expected, from its seeds.
+
+    Returns: Columns `CELL`, n, planned, median, mean, std (of `best`, over seeds,
+        ddof 1), min, max, last_median, trainable_method, seconds (mean), train_rows, collapsed (number of
+        such runs), kind (one of `KINDS`, by the records of the whole frame); NaN where nothing was measured. Metrics
+        are in percent.
+    Raises: UserError: If a cell would hold two runs of one seed.
+    """
+    expected = expected_runs(planned)
+    values = ["best", "last", "trainable_method", "trainable_head", "seconds", "train_rows", "is_part"]
+    twice = expected[expected.duplicated([*CELL, "seed"], keep=False)]
+    if len(twice):
+        raise UserError(f"two runs of one seed cannot be in one cell: {', '.join(twice['run_id'])}")
+    runs = expected.merge(frame.reindex(columns=["run_id", *values, "collapsed"]), on="run_id", how="left")
+    runs = runs.assign(best=100 * runs["best"], last=100 * runs["last"], collapsed=runs["collapsed"].eq(1))
+    table = runs.groupby(CELL, sort=False).agg(
+        n=("best", "count"),
+        planned=("run_id", "size"),
+        median=("best", "median"),
+        mean=("best", "mean"),
+        std=("best", "std"),
+        min=("best", "min"),
+        max=("best", "max"),
+        last_median=("last", "median"),
+        trainable_method=("trainable_method", "first"),
+        trainable_head=("trainable_head", "first"),
+        seconds=("seconds", "mean"),
+        train_rows=("train_rows", "first"),
+        collapsed=("collapsed", "sum"),
+    )
+    table = table.reset_index().astype(dict.fromkeys(("trainable_method", "trainable_head", "train_rows"), "Int64"))
+    return table.assign(kind=table["task"].map(kinds_of(table["task"], frame)))
+
+
+def kinds_of(tasks: Iterable[str], frame: pd.DataFrame) -> dict[str, str]:
+    """Task -> one of `KINDS`. One that has no record yet is taken for what the others of real GLUE are: a part if all
+    of them are."""
+    part = set(frame.loc[frame["is_part"].eq(True), "task"])
+    if part and part == {task for task in frame["task"] if TASKS[task].family != "embedded"}:
+        part = set(TASKS)
+    return {t: "embedded" if TASKS[t].family == "embedded" else "part" if t in part else "whole" for t in tasks}
+
+
+def in_order(summary: pd.DataFrame) -> list[str]:
+    return [task for task in TASKS if task in set(summary["task"])]
+
+
+def method_label(slug: str, method: str) -> str:
+    detail = slug.partition("-")[2]
+    return METHOD_TITLES[method] + (f" ({detail.replace('-', ', ')})" if detail else "")
+
+
+def task_label(task: Task) -> str:
+    return f"{task.title} ({METRIC_SHORT[task.metric]})"
+
+
+def lora_of(slug: str) -> tuple[str, int]:
+    """The target set as the paper writes it, and the rank, of a LoRA cell that has no other options.
+
+    Raises: ValueError: If the cell is of another kind.
+    """
+    match = LORA_SLUG.fullmatch(slug)
+    if match is None:
+        raise ValueError(f"{slug!r} does not name target sets of q, k, v, o, i, f at one rank")
+    return ", ".join(TARGET_TITLES[target] for target in match[1]), int(match[2])
+
+
+def adapted(row: Any) -> tuple[str, int]:
+    """`lora_of`, with the words that set a row apart from others of its slug.
+
+    Args:
+        row: Anything with slug, method and label.
+    """
+    targets, rank = lora_of(row.slug)
+    return targets + row.label.removeprefix(method_label(row.slug, row.method)), rank
+
+
+def human_count(value: float) -> str:
+    """Parameters as the paper prints them: 0.3M, 125.0M; below 0.1M in thousands."""
+    return f"{value / 1e6:.1f}M" if value >= 99_500 else f"{value / 1e3:.0f}k"

@@ -1,0 +1,1 @@
+"""Analyses of saved predictions and adapters, computed once and kept as JSON."""

@@ -1,0 +1,219 @@
+"""`python -m lora.report.analyses.dev_intervals PROFILE`: would other dev examples show the same? Intervals from the runs' own predictions.
+
+A record keeps the predictions of its best epoch, and no labels: those of GLUE are not ours to pass on, and predictions
+with a mark of which are right would give them away. So this runs where the rows are, once, and leaves the intervals in
+results/<profile>/analysis/examples.json, from which the tables are made anywhere.
+
+Examples are resampled with replacement, the same ones for both methods and all seeds, and the metric is computed anew
+on each resample: `examples` keeps the seeds as they are, `both` resamples the pairs of seeds too.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from scipy import stats
+
+from lora.config.compose import compose_run
+from lora.data.tasks import TASKS
+from lora.errors import UserError
+from lora.order import drawn
+from lora.records.analysis import EXAMPLES, analysis_json
+from lora.records.predictions import dev_predictions, splits_of
+from lora.records.record import RunRecord, write_atomically
+from lora.report.catalogue import METHODS_BY_TASKS, groups_of
+from lora.report.select import Gathered, every_cell, gather
+from lora.report.stats import LEVEL
+
+RESAMPLES = 2000
+CHUNK = 2**22  # numbers held at once
+
+
+def statistics(metric: str, predicted: np.ndarray, labels: np.ndarray) -> Float[np.ndarray, "rows parts"]:
+    """What each example adds to the sums that a metric is made of."""
+    x, y = predicted.astype(np.float64), labels.astype(np.float64)
+    if metric == "accuracy":
+        return (x == y)[:, None].astype(np.float64)
+    if metric == "matthews":  # true positives, true negatives, false positives, false negatives
+        return np.stack([x * y, (1 - x) * (1 - y), x * (1 - y), (1 - x) * y], axis=1)
+    x, y = (
+        side - side[0] - (side - side[0]).mean() for side in (x, y)
+    )  # pearson stays; no cancelling, constants are 0
+    return np.stack([x, y, x * x, y * y, x * y], axis=1)
+
+
+def score(metric: str, sums: Float[np.ndarray, "*resamples parts"], count: int) -> Float[np.ndarray, "*resamples"]:
+    """The metric from the sums over `count` examples; NaN where it is undefined, but 0 for Matthews, as GLUE has it."""
+    parts = np.moveaxis(sums, -1, 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if metric == "accuracy":
+            value = parts[0] / count
+        elif metric == "matthews":
+            tp, tn, fp, fn = parts
+            product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+            value = np.where(product > 0, (tp * tn - fp * fn) / np.sqrt(product), 0.0)
+        else:
+            x, y, xx, yy, xy = parts / count
+            value = (xy - x * y) / np.sqrt((xx - x * x) * (yy - y * y))
+    return np.asarray(value)
+
+
+def resampled(metric: str, runs: Sequence[np.ndarray], labels: np.ndarray, purpose: str) -> Float[np.ndarray, "b runs"]:
+    """The metric of every run on each resample of the examples, in points; the same resamples for all.
+
+    Pearson's correlation of a constant is undefined and counts as 0, as in the frame (`lora.records.predictions`).
+    """
+    count, values = len(labels), []
+    parts = np.concatenate([statistics(metric, predicted, labels) for predicted in runs], axis=1)
+    step = max(1, CHUNK // count)
+    for start in range(0, RESAMPLES, step):
+        rows = min(step, RESAMPLES - start)
+        picks = drawn((rows, count), count, "examples", purpose, start)
+        flat = picks + count * np.arange(rows)[:, None]
+        times = np.bincount(flat.ravel(), minlength=rows * count).reshape(rows, count)
+        sums = (times @ parts).reshape(rows, len(runs), -1)
+        values.append(100 * np.nan_to_num(score(metric, sums, count)))
+    return np.concatenate(values)
+
+
+def bounds(differences: Float[np.ndarray, "b pairs"], purpose: str) -> dict[str, float | None]:
+    """The intervals of the mean difference over pairs of seeds, from its values on each resample.
+
+    Deviations between seeds are stretched to the width of Student's t: percentiles of so few values are too narrow when
+    they are resampled (Hesterberg 2015, arXiv:1411.5279). A single pair has no interval over both.
+    That one errs on the wide side: the seeds differ on these examples in part because the examples are few, which the
+    resamples of the examples count again.
+    """
+    tail = (1 - LEVEL) / 2
+    means = differences.mean(axis=1)
+    found = dict(zip(("examples_low", "examples_high"), quantiles(means, tail), strict=True))
+    pairs = differences.shape[1]
+    if pairs < 2:
+        return {**found, "both_low": None, "both_high": None}
+    picks = drawn(differences.shape, pairs, "seeds", purpose)
+    stretch = math.sqrt(pairs / (pairs - 1)) * stats.t.ppf(tail, pairs - 1) / stats.norm.ppf(tail)
+    both = means + stretch * (np.take_along_axis(differences, picks, axis=1).mean(axis=1) - means)
+    return found | dict(zip(("both_low", "both_high"), quantiles(both, tail), strict=True))
+
+
+def quantiles(values: np.ndarray, tail: float) -> list[float]:
+    return [float(f"{value:.6g}") for value in np.quantile(values, (tail, 1 - tail))]
+
+
+def compare(gathered: Gathered, labels: Mapping[str, np.ndarray], results: Path) -> list[dict[str, Any]]:
+    """The entries of the analysis: every method against every other, task by task.
+
+    Args:
+        labels: Task -> those of the split that selects, in its order.
+    Raises: UserError: If a file of predictions is absent, not the record's, or does not give the record's metric.
+    """
+    entries = []
+    for experiment in METHODS_BY_TASKS:
+        planned = gathered.planned.get(experiment, ())
+        for model in dict.fromkeys(p.model for p in planned):
+            groups = groups_of([p for p in planned if p.model == model])
+            ids = {run_id for group in groups.values() for run_id in group}
+            for task in labels:
+                runs = gathered.frame[(gathered.frame["task"] == task) & gathered.frame["run_id"].isin(ids)]
+                if len(runs):
+                    entries += of_task(gathered, runs, groups, task, labels[task], results, model)
+    return entries
+
+
+def of_task(
+    gathered: Gathered,
+    runs: pd.DataFrame,
+    groups: Mapping[str, Sequence[str]],
+    task: str,
+    labels: np.ndarray,
+    results: Path,
+    model: str,
+) -> list[dict[str, Any]]:
+    metric = TASKS[task].metric
+    records = [gathered.state.ok[run_id] for run_id in runs["run_id"]]
+    predicted = [dev_predictions(record, results)["best"] for record in records]
+    for record, values in zip(records, predicted, strict=True):
+        check(record, metric, values, labels)
+    points = resampled(metric, predicted, labels, task)
+    place = {run_id: i for i, run_id in enumerate(runs["run_id"])}
+    seeds = dict(zip(runs["run_id"], runs["seed"], strict=True))
+    entries, names = [], list(groups)
+    for later, one in enumerate(names):
+        for other in names[:later]:
+            mine = {seeds[r]: place[r] for r in groups[one] if r in place}
+            theirs = {seeds[r]: place[r] for r in groups[other] if r in place}
+            common = sorted(set(mine) & set(theirs))
+            if common:
+                differences = points[:, [mine[s] for s in common]] - points[:, [theirs[s] for s in common]]
+                entry = {"model": model, "one": one, "other": other, "task": task, "examples": len(labels)}
+                entries.append({**entry, "pairs": len(common), **bounds(differences, f"{task} {one} {other}")})
+    return entries
+
+
+def check(record: RunRecord, metric: str, predicted: np.ndarray, labels: np.ndarray) -> None:
+    """Raises: UserError: If these labels do not give the metric that the record has."""
+    value = math.nan
+    if len(predicted) == len(labels):
+        value = float(score(metric, statistics(metric, predicted, labels).sum(axis=0), len(labels)))
+    recorded = record.selected["best"]["value"]
+    if not (math.isclose(value, recorded or 0.0, abs_tol=1e-6) or (recorded is None and math.isnan(value))):
+        raise UserError(
+            f"the predictions of {record.run_id} and the labels at hand give {metric} {value:.6f}, its record has "
+            f"{recorded}: these are not the rows that it was evaluated on"
+        )
+
+
+def compared(gathered: Gathered) -> pd.DataFrame:
+    """The runs of the tables of methods by tasks, as rows of the frame; not those that chose learning rates."""
+    ids = {p.run_id for experiment in METHODS_BY_TASKS for p in gathered.planned.get(experiment, ())}
+    return gathered.frame[gathered.frame["run_id"].isin(ids)]
+
+
+def read_labels(gathered: Gathered) -> dict[str, np.ndarray]:
+    """Task -> the labels of the split that selects, read as a run would read them.
+
+    Raises: UserError: If the rows are not available, or are not those of the records.
+    """
+    from lora.data.read import read  # loads the library of data sets
+
+    cells = {cell.run_id: cell for cell in every_cell(gathered)}
+    labels = {}
+    for row in compared(gathered).drop_duplicates("task").itertuples():
+        data, task = compose_run(cells[row.run_id].overrides).data, TASKS[row.task]
+        found = read(task, data.source, data.path, data.revision, data.train_rows)
+        if found.fingerprint != row.fingerprint:
+            raise UserError(f"the rows of {row.task} are not those that {row.run_id} was trained on")
+        splits = splits_of(gathered.state.ok[row.run_id])
+        labels[row.task] = np.concatenate([np.asarray(found.splits[split]["label"]) for split in splits])
+    return labels
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Exit codes: 0 done; 2 the rows or predictions are not available, or are not those of the records."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lora.report.analyses.dev_intervals", description=__doc__.partition(": ")[2]
+    )
+    parser.add_argument("profile", help="a profile, or reference/<profile>: the folder below results/")
+    parser.add_argument("overrides", nargs="*", help="as the sweep was launched: data.path=folder")
+    given = parser.parse_args(arguments)
+    try:
+        gathered = gather(given.profile, given.overrides)
+        labels = read_labels(gathered)
+        entries = compare(gathered, labels, gathered.folder)
+        made_from = {run_id: gathered.state.ok[run_id].predictions for run_id in compared(gathered)["run_id"]}
+        path = gathered.folder / "analysis" / EXAMPLES
+        write_atomically(path, analysis_json(made_from, entries))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"{len(entries)} comparisons on {len(labels)} tasks: {path}")
+
+
+if __name__ == "__main__":
+    main()

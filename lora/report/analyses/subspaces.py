@@ -1,0 +1,226 @@
+"""`python -m lora.report.analyses.subspaces PROFILE`: the paper's sections 7.2 and 7.3 on saved adapters: Figures 3 and 4, Table 7.
+
+The adapters are those of LoRA on Wq and Wv: of a small rank with one seed and of a large rank with two. The ranks are
+compared across seeds. Within one seed, A of the small rank is drawn as the first rows of A of the large one, which
+pairs the ranks in Table 6: one subspace would hold the other before any training. A sweep leaves the adapters with
+`runtime.save_adapter=true`. What is computed is kept in results/<profile>/analysis/subspaces.json, from which the
+figures and the table are made without adapters.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from lora.adapters.recorded import recorded_adapter
+from lora.config.compose import compose_run
+from lora.config.run import RunConfig
+from lora.data.tasks import TASKS
+from lora.errors import UserError
+from lora.order import gaussian
+from lora.records.analysis import SUBSPACES, analysis_json
+from lora.records.record import RunRecord, adapter_path, write_atomically
+from lora.report.select import Gathered, every_cell, gather
+
+SMALL, LARGE = 8, 64  # Figure 3's ranks; Figure 4's is the large one
+TARGETS = ("q", "v")
+AXIS = (*range(1, 17), *range(20, 65, 4))  # which i and j are kept at the large rank
+
+
+def similarity(one: Float[np.ndarray, "r1 d_in"], other: Float[np.ndarray, "r2 d_in"]) -> Float[np.ndarray, "r1 r2"]:
+    """phi(i, j) = ||U1_i^T U2_j||_F^2 / min(i, j) for all i and j: 1 if one subspace holds the other, 0 if orthogonal.
+
+    U_i: the top i right singular vectors of an A. Source: section 7.2, equation 4; appendix G prints 1 - d^2 / p as
+    (1 - d^2) / p and takes left singular vectors, against its own definitions.
+    """
+    directions = [np.linalg.svd(a, full_matrices=False)[2] for a in (one, other)]
+    overlap = (directions[0] @ directions[1].T) ** 2
+    summed = overlap.cumsum(axis=0).cumsum(axis=1)
+    i, j = (np.arange(1, size + 1) for size in overlap.shape)
+    return summed / np.minimum(i[:, None], j[None, :])
+
+
+def amplification(
+    weight: Float[np.ndarray, "d_out d_in"], update: Float[np.ndarray, "d_out d_in"], rank: int, name: str
+) -> dict[str, float]:
+    """The rows of Table 7: norms of W and of the update, and of W in three pairs of r directions. Source: section 7.3.
+
+    Returns: `weight`, `update` (Frobenius norms); `in_update`, `in_weight`, `in_random`: ||U^T W V||_F with U and V the
+        top r singular vectors of the update, of W, of a random Gaussian matrix.
+    """
+
+    def within(matrix: np.ndarray) -> float:
+        u, _, vt = np.linalg.svd(matrix, full_matrices=False)
+        return float(np.linalg.norm(u[:, :rank].T @ weight @ vt[:rank].T))
+
+    return {
+        "weight": float(np.linalg.norm(weight)),
+        "update": float(np.linalg.norm(update)),
+        "in_update": within(update),
+        "in_weight": within(weight),
+        "in_random": within(gaussian(weight.shape, "table7", name)),
+    }
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One trained LoRA: module name -> A (rank x inputs) and B (outputs x rank), in float64."""
+
+    record: RunRecord
+    config: RunConfig
+    a: dict[str, np.ndarray]
+    b: dict[str, np.ndarray]
+
+
+def read_adapter(record: RunRecord, config: RunConfig) -> Saved:
+    """Raises: UserError: If the adapter is absent, broken, or not the one that its record names."""
+    pairs = recorded_adapter(record, config.runtime.outputs).pairs()
+    a, b = ({name: pair[side].double().numpy() for name, pair in pairs.items()} for side in (0, 1))
+    return Saved(record, config, a, b)
+
+
+def saved_adapters(gathered: Gathered) -> dict[tuple[str, str, int, int], Saved]:
+    """(model, task, rank, seed) -> the adapters of LoRA on Wq and Wv that are there."""
+    cells = {cell.run_id: cell for cell in every_cell(gathered)}
+    found = {}
+    for p in gathered.every:
+        record = gathered.state.ok.get(p.run_id)
+        rank = {f"lora-qv-r{rank}": rank for rank in (SMALL, LARGE)}.get(p.slug)
+        if rank is None or record is None or record.adapter is None or p.start != "pretrained" or p.run_id not in cells:
+            continue
+        config = compose_run(cells[p.run_id].overrides)
+        if adapter_path(config.runtime.outputs, p.run_id).exists():
+            found[p.model, p.task, rank, p.seed] = read_adapter(record, config)
+    return found
+
+
+def analyse(adapters: Mapping[tuple[str, str, int, int], Saved]) -> tuple[list[dict[str, Any]], set[str]]:
+    """The entries of the analysis, and the runs that they were made from."""
+    cases, used = [], set()
+    for model, task in dict.fromkeys(key[:2] for key in adapters):
+        of_task = {key[2:]: saved for key, saved in adapters.items() if key[:2] == (model, task)}
+        seeds = sorted(seed for rank, seed in of_task if rank == LARGE)
+        if not seeds:
+            continue
+        large = of_task[LARGE, seeds[0]]
+        weights, modules = base_weights(large)
+        for target in TARGETS:
+            middle = modules[target][len(modules[target]) // 2]
+            about = {"model": model, "task": task, "target": target}
+            small = of_task.get((SMALL, seeds[0]))
+            second = of_task[LARGE, seeds[1]] if len(seeds) > 1 else None
+            if small is not None and second is not None:
+                of_ranks = (f"r = {SMALL}, seed {seeds[0]}", f"r = {LARGE}, seed {seeds[1]}")
+                names = range(1, SMALL + 1), AXIS
+                trained, untrained = ([of(saved, middle) for saved in (small, second)] for of in (learned, drawn))
+                for when, pair in (("trained", trained), ("at initialisation", untrained)):
+                    phi, label = similarity(*pair), f"W{target}, {when}"
+                    cases.append({"kind": "ranks of two seeds", **about, **grid(phi, label, *of_ranks, *names)})
+                used |= {small.record.run_id, second.record.run_id}
+            if second is not None:
+                phi = similarity(large.a[middle], second.a[middle])
+                of_seeds = [f"seed {seed}" for seed in seeds[:2]]
+                cases.append({"kind": "seeds", **about, **grid(phi, f"W{target}, two seeds", *of_seeds, AXIS, AXIS)})
+                used |= {large.record.run_id, second.record.run_id}
+            for rank, saved in ((SMALL, small), (LARGE, large)):
+                if saved is not None:
+                    layers = [
+                        {"layer": i, **amplification(weights[name], update_of(saved, name), rank, name)}
+                        for i, name in enumerate(modules[target])
+                    ]
+                    cases.append({"kind": "amplification", **about, "rank": rank, "layers": rounded(layers)})
+                    used.add(saved.record.run_id)
+        if len(seeds) > 1:
+            size = large.a[modules["q"][0]].shape
+            random = similarity(gaussian(size, "figure4", 1), gaussian(size, "figure4", 2))
+            about = {"model": model, "task": task, "target": None}
+            cases.append({"kind": "seeds", **about, **grid(random, "random Gaussian", "one", "other", AXIS, AXIS)})
+    return cases, used
+
+
+def base_weights(saved: Saved) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+    """The pretrained W of every adapted module, and the modules of each target in the order of the layers.
+
+    Raises: UserError: If the encoder is not to be had, or has other weights than the run started from.
+    """
+    from lora.models.load import load_encoder
+    from lora.models.modules import find_target
+
+    encoder = load_encoder(saved.config.model, TASKS[saved.config.task], saved.config.seed)
+    if encoder.weights != saved.record.provenance["weights"]:
+        raise UserError(f"the encoder at hand has other weights than {saved.record.run_id} started from")
+    modules = {target: [name for name in find_target(encoder.model, target) if name in saved.a] for target in TARGETS}
+    names = [name for found in modules.values() for name in found]
+    return {name: encoder.model.get_submodule(name).weight.detach().double().numpy() for name in names}, modules
+
+
+def learned(saved: Saved, name: str) -> Float[np.ndarray, "rank d_in"]:
+    return saved.a[name]
+
+
+def drawn(saved: Saved, name: str) -> Float[np.ndarray, "rank d_in"]:
+    """A of a module as its run drew it, before any training."""
+    import torch
+
+    from lora.methods.lowrank import init_a
+
+    lora_a = torch.empty(saved.a[name].shape)
+    init_a(lora_a, saved.config.method, saved.config.seed, name)
+    return lora_a.double().numpy()
+
+
+def update_of(saved: Saved, name: str) -> Float[np.ndarray, "d_out d_in"]:
+    """alpha / r * B A."""
+    return saved.config.method.scale_at(saved.a[name].shape[0]) * saved.b[name] @ saved.a[name]
+
+
+def grid(phi: np.ndarray, label: str, y: str, x: str, rows: Sequence[int], columns: Sequence[int]) -> dict[str, Any]:
+    kept = phi[np.ix_([i - 1 for i in rows], [j - 1 for j in columns])]
+    values = [[round(float(value), 4) for value in row] for row in kept]
+    return {
+        "label": label,
+        "y": y,
+        "x": x,
+        "rows": list(map(str, rows)),
+        "columns": list(map(str, columns)),
+        "phi": values,
+    }
+
+
+def rounded(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {key: value if key == "layer" else float(f"{value:.6g}") for key, value in layer.items()} for layer in layers
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Exit codes: 0 done; 2 there is no adapter to analyse, or one is not its record's."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lora.report.analyses.subspaces", description=__doc__.partition(": ")[2]
+    )
+    parser.add_argument("profile", help="a profile, or reference/<profile>: the folder below results/")
+    parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was launched with")
+    given = parser.parse_args(arguments)
+    try:
+        gathered = gather(given.profile, given.overrides)
+        cases, used = analyse(saved_adapters(gathered))
+        if not cases:
+            raise UserError(
+                f"no run of {given.profile} with LoRA on q and v at rank {LARGE} left its adapter here: train it with "
+                f"experiment=lora_ranks runtime.save_adapter=true"
+            )
+        path = gathered.folder / "analysis" / SUBSPACES
+        made_from = {run_id: gathered.state.ok[run_id].adapter for run_id in used}
+        write_atomically(path, analysis_json(made_from, cases))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"{len(cases)} analyses of {len(used)} adapters: {path}")
+
+
+if __name__ == "__main__":
+    main()

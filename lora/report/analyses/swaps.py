@@ -1,0 +1,112 @@
+"""`python -m lora.report.analyses.swaps PROFILE`: section 4.1's sentence that W0 is recovered exactly on a swap, on trained adapters.
+
+Every LoRA that a sweep left (`runtime.save_adapter=true`) is swapped in and out of one base, in random order; after
+each cycle all weights of the base are compared, bit by bit, with what they were. What is found is kept in
+results/<profile>/analysis/swap.json, on which the claim is judged without adapters.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lora.adapters.adapter import Adapter
+from lora.adapters.base import base_tensors
+from lora.adapters.merge import swap, unmerge
+from lora.adapters.recorded import recorded_adapter
+from lora.config.compose import compose_run
+from lora.config.run import RunConfig
+from lora.data.tasks import TASKS
+from lora.errors import UserError
+from lora.models.load import load_encoder
+from lora.records.analysis import SWAP, analysis_json
+from lora.records.record import adapter_path, write_atomically
+from lora.report.select import Gathered, every_cell, gather
+from lora.seeding import generator
+
+CYCLES = 1000
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def saved_adapters(gathered: Gathered) -> dict[str, dict[str, tuple[RunConfig, Adapter]]]:
+    """Encoder -> run_id -> the LoRA adapters that are there, with their configurations.
+
+    Raises: UserError: If one is broken, or is not the one that its record names.
+    """
+    cells = {cell.run_id: cell for cell in every_cell(gathered)}
+    found: dict[str, dict[str, tuple[RunConfig, Adapter]]] = {}
+    for run_id, record in sorted(gathered.state.ok.items()):
+        if record.adapter is None or run_id not in cells:
+            continue
+        config = compose_run(cells[run_id].overrides)
+        if config.method.name == "lora" and adapter_path(config.runtime.outputs, run_id).exists():
+            found.setdefault(config.model.name, {})[run_id] = config, recorded_adapter(record, config.runtime.outputs)
+    return found
+
+
+def count_failures(model: nn.Module, adapters: Sequence[Adapter], cycles: int) -> int:
+    """After how many cycles of swap and unmerge, each with an adapter drawn at random, W0 was not what it had been."""
+    before = {name: tensor.detach().clone() for name, tensor in base_tensors(model).items()}
+    failures = 0
+    for number in torch.randint(len(adapters), (cycles,), generator=generator(0, "swaps")).tolist():
+        swap(model, adapters[number])
+        unmerge(model)
+        after = base_tensors(model)
+        failures += after.keys() != before.keys() or any(not same_bits(after[name], before[name]) for name in before)
+    return failures
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are equal to the bit: 0 is not -0, and a NaN is itself."""
+    return one.dtype == other.dtype and torch.equal(one.detach().view(torch.uint8), other.view(torch.uint8))
+
+
+def analyse(
+    adapters: Mapping[str, Mapping[str, tuple[RunConfig, Adapter]]], cycles: int
+) -> tuple[list[dict[str, Any]], set[str]]:
+    """The entries of the analysis, one for each encoder with at least two adapters and each dtype; and their runs."""
+    cases, used = [], set()
+    for name, of_model in adapters.items():
+        if len(of_model) < 2:
+            continue
+        config, _ = next(iter(of_model.values()))
+        for label, dtype in DTYPES.items():
+            model = load_encoder(config.model, TASKS[config.task], config.seed).model.to(dtype)
+            failures = count_failures(model, [adapter for _, adapter in of_model.values()], cycles)
+            about = f"swaps of {len(of_model)} adapters on {name}, {label}"
+            cases.append({"label": about, "trials": cycles, "failures": failures, "runs": sorted(of_model)})
+        used |= set(of_model)
+    return cases, used
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Exit codes: 0 done, whatever was found; 2 there are no two adapters to swap, or one is not its record's."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lora.report.analyses.swaps", description=__doc__.partition(": ")[2]
+    )
+    parser.add_argument("profile", help="a profile, or reference/<profile>: the folder below results/")
+    parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was launched with")
+    given = parser.parse_args(arguments)
+    try:
+        gathered = gather(given.profile, given.overrides)
+        cases, used = analyse(saved_adapters(gathered), CYCLES)
+        if not cases:
+            raise UserError(
+                f"no two LoRA runs of {given.profile} left their adapters here: train them with "
+                f"runtime.save_adapter=true"
+            )
+        path = gathered.folder / "analysis" / SWAP
+        made_from = {run_id: gathered.state.ok[run_id].adapter for run_id in used}
+        write_atomically(path, analysis_json(made_from, cases))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    for case in cases:
+        print(f"{case['label']}: {case['failures']} of {case['trials']} cycles left other weights")
+
+
+if __name__ == "__main__":
+    main()

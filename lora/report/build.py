@@ -1,0 +1,284 @@
+"""`python -m lora.report.build PROFILE`: from the records of a profile to tables, verdicts, figures and its page."""
+
+import argparse
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from lora.cost.efficiency.report import read_devices
+from lora.cost.efficiency.tables import tables as efficiency_tables
+from lora.errors import UserError
+from lora.records.analysis import Analyses, read_analyses
+from lora.records.provenance import REFERENCE, RESULTS, ROOT
+from lora.records.record import load_curves, write_atomically
+from lora.report.catalogue import METHODS_BY_TASKS, NOT_GLUE, TITLES, Sections, build_sections, reference_table
+from lora.report.claims.__main__ import verdicts
+from lora.report.claims.shown import to_json, verdict_table
+from lora.report.claims.verdicts import Verdict
+from lora.report.figures import Figure, by_parameters, by_rank, by_targets, forest, learning_curves
+from lora.report.learning_rate import learning_rate_table
+from lora.report.page import page
+from lora.report.page.runs import cells_html
+from lora.report.readme import block, in_readme
+from lora.report.select import Gathered, gather, reference_of
+from lora.report.subspace_tables import amplification_table, figure3, figure4
+from lora.sweep.expand import State
+from lora.table import Table
+
+MISSING_SHOWN = 20
+PRINTED = (
+    "table2",
+    "table2_part",
+    "table5",
+    "table6",
+    "table7",
+    "mnli_start",
+    "learning_rate",
+    "own",
+    "own_part",
+    "claims",
+    "reference",
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a profile's records amount to.
+
+    Args:
+        tables: In reading order.
+        figures: Name -> what it plots.
+        gathered, analyses: What all of it was made from.
+        problems: A line for each file that was left out.
+    """
+
+    gathered: Gathered
+    analyses: Analyses
+    tables: tuple[Table, ...]
+    cells: pd.DataFrame
+    verdicts: tuple[Verdict, ...]
+    figures: dict[str, Figure]
+
+    @property
+    def name(self) -> str:
+        return self.gathered.name
+
+    @property
+    def state(self) -> State:
+        return self.gathered.state
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return (*self.state.problems, *self.analyses.problems)
+
+    @cached_property
+    def files(self) -> dict[str, bytes]:
+        """Path below results/<name>/ -> content, of all but the pictures and the page that shows them."""
+        files = {path: content for table in self.tables for path, content in table.files().items()}
+        files["tables/cells.csv"] = self.cells.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
+        files["claims/verdicts.json"] = to_json(self.verdicts)
+        return files | {f"figures/{key}.json": figure_json(figure) for key, figure in self.figures.items()}
+
+    @property
+    def text(self) -> str:
+        """What the command prints: the results, and of the paper's sentences those that they say something to."""
+        judged = [each for each in self.verdicts if any(found.n != 0 for found in each.findings)]
+        tables = {table.name: table for table in self.tables}
+        tables["claims"] = dataclasses.replace(tables["claims"], cells=verdict_table(judged))
+        shown = [tables[name].markdown() for name in PRINTED if name in tables and len(tables[name].cells)]
+        left_out = status_lines(self)
+        return "\n".join([*shown, *(["## Not in the tables\n", *left_out, ""] if left_out else [])])
+
+    @property
+    def readme(self) -> str:
+        main = [table for table in self.tables if table.name in ("table2", "table2_part")]
+        return block(self.name, main, self.verdicts, list(self.figures), self.progress) if main else ""
+
+    @property
+    def progress(self) -> str:
+        """How much there is of a profile that is not complete."""
+        cells = {cell.run_id for cell in (*self.gathered.every, *self.gathered.tried)}
+        lacking = len(cells - self.state.ok.keys())
+        if not lacking:
+            return ""
+        return f"**Not complete:** {len(cells) - lacking} of {len(cells)} cells are trained; the page names the others."
+
+    def html(self, pictures: Mapping[str, bytes]) -> bytes:
+        """The page. `pictures`: name -> SVG."""
+        banner = NOT_GLUE if any(table.banner == NOT_GLUE for table in self.tables) else ""
+        status = status_lines(self)
+        cells = cells_html(self.gathered.every, self.state.ok)
+        return page(self.name, banner, self.verdicts, self.tables, self.figures, pictures, cells, status).encode()
+
+
+def build(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) -> Report:
+    """Read a profile and make everything but the pictures; nothing is written.
+
+    Args:
+        name: A profile, or `reference/<profile>`: a folder below `results`.
+        overrides: Those that the sweep was launched with, so that the same cells are expected.
+    Raises: UserError: If the profile does not exist, its records are of different rows, or a claims file or an analysis
+        is not as it must be.
+    """
+    gathered = gather(name, overrides, results)
+    frame, curves = gathered.frame, load_curves(list(gathered.state.ok.values()))
+    analyses = read_analyses(gathered.folder / "analysis", gathered.state.ok)
+    sections = build_sections(name, gathered.planned, frame, curves, analyses.examples)
+    judged = verdicts(gathered, analyses)
+    tables = [Table("claims", f"The paper's sentences ({name})", verdict_table(judged), words=3), *sections.tables]
+    rates = learning_rate_table(name, gathered.tried, frame)
+    tables += [rates] if rates is not None else []
+    if analyses.subspaces:
+        tables.append(amplification_table(name, analyses.subspaces))
+    if not gathered.is_reference:
+        beside = reference_table(name, frame, *reference_of(gathered))
+        tables += [beside] if beside is not None else []
+    tables += efficiency_tables(read_devices(gathered.efficiency))
+    figures = make_figures(gathered, sections, curves, analyses)
+    return Report(gathered, analyses, tuple(tables), sections.cells(), tuple(judged), figures)
+
+
+def pages(report: Report) -> dict[Path, str]:
+    """The README, and the pages of experiments, with this report's numbers between their marks."""
+    shown = {ROOT / "README.md": report.readme}
+    for experiment, (file, _) in TITLES.items():
+        own = [untitled(table) for table in report.tables if table.name in (file, f"{file}_part")]
+        shown[ROOT / "experiments" / experiment / "README.md"] = "\n".join(own)
+    return {path: in_readme(path.read_text(), report.name, text) for path, text in shown.items() if path.exists()}
+
+
+def untitled(table: Table) -> str:
+    """In Markdown, for a page whose own heading stands above."""
+    return table.markdown().partition("\n\n")[2]
+
+
+def make_figures(gathered: Gathered, sections: Sections, curves: pd.DataFrame, analyses: Analyses) -> dict[str, Figure]:
+    """Those for which there is something to plot; of rows of one kind each."""
+    found: dict[str, Figure | None] = {}
+    for (experiment, kind), summary in sections.summaries.items():
+        suffix = "_part" if kind == "part" else ""
+        if experiment in METHODS_BY_TASKS:
+            tasks = set(summary["task"])
+            of_kind = [p for p in gathered.planned[experiment] if p.task in tasks]
+            found[f"parameters{suffix}"] = by_parameters(summary)
+            found[f"forest{suffix}"] = forest(sections.pairs[sections.pairs["kind"] == kind])
+            found[f"curves{suffix}"] = learning_curves(curves, of_kind)
+        elif experiment == "lora_targets":
+            found[f"targets{suffix}"] = by_targets(summary)
+        elif experiment == "lora_ranks":
+            found[f"ranks{suffix}"] = by_rank(summary)
+    if analyses.subspaces:
+        found |= {"figure3": figure3(analyses.subspaces), "figure4": figure4(analyses.subspaces)}
+    return {key: figure for key, figure in found.items() if figure is not None}
+
+
+def figure_json(figure: Figure) -> bytes:
+    return (json.dumps(figure, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+def status_lines(report: Report) -> list[str]:
+    now = report.state
+    lines = [f"- failed: `{run_id}`: {record.error}" for run_id, record in sorted(now.failed.items())]
+    missing = sorted(cell.run_id for cell in now.missing)
+    lines += [f"- missing: `{run_id}`" for run_id in missing[:MISSING_SHOWN]]
+    if len(missing) > MISSING_SHOWN:
+        lines.append(f"- missing: {len(missing) - MISSING_SHOWN} more")
+    lines += [f"- extra, not used: `{run_id}`" for run_id in now.extra]
+    return lines + [f"- left out: {problem}" for problem in report.problems]
+
+
+def write(report: Report, folder: Path) -> None:
+    """Write every file of a report below `folder`, and draw the figures whose data changed.
+
+    A picture of the same data is left as it is: another release of matplotlib would draw it in other bytes.
+    """
+    files, pictures = report.files, {}
+    for key, figure in report.figures.items():
+        data = folder / "figures" / f"{key}.json"
+        drawn = {form: folder / "figures" / f"{key}.{form}" for form in ("png", "svg")}
+        same = data.exists() and data.read_bytes() == files[f"figures/{key}.json"]
+        if not same or not all(path.exists() for path in drawn.values()):
+            from lora.report.plots import draw  # loads matplotlib
+
+            for form, content in draw(figure).items():
+                write_atomically(drawn[form], content)
+        pictures[key] = drawn["svg"].read_bytes()
+    for path, content in (files | {"report.html": report.html(pictures)}).items():
+        write_atomically(folder / path, content)
+    kept = {*files, *(f"figures/{key}.{form}" for key in pictures for form in ("png", "svg"))}
+    for part in ("tables", "claims", "figures"):
+        for path in (folder / part).glob("*"):
+            if f"{part}/{path.name}" not in kept:  # of records that are no longer there
+                path.unlink()
+
+
+def nothing_yet(gathered: Gathered) -> str:
+    """Of a folder without a record of what was asked for."""
+    committed = gathered.results / REFERENCE / gathered.profile
+    shown = f"; python -m lora.report.build {REFERENCE}/{gathered.profile} shows the committed ones"
+    return (
+        f"{gathered.folder} holds no finished run of what was asked for: make reproduce-glue "
+        f"PROFILE={gathered.profile} trains them{shown if committed.exists() else ''}"
+    )
+
+
+def print_sweep(profile: str, arguments: Sequence[str]) -> None:
+    """At the end of a sweep: the table of a grid of one's own, and the command that makes a report of it.
+
+    Args:
+        arguments: Those of the sweep.
+    """
+    own = [argument for argument in arguments if not argument.startswith("profile=")]
+    try:
+        gathered = gather(profile, own)
+    except UserError as error:  # the runs themselves have ended, and their records are there
+        print(f"no table of this sweep: {error}", file=sys.stderr)
+        return
+    if "adhoc" in gathered.planned:
+        asked = dataclasses.replace(gathered, planned={"adhoc": gathered.planned["adhoc"]})
+        curves = load_curves(list(gathered.state.ok.values()))
+        sections = build_sections(gathered.name, asked.planned, gathered.frame, curves, {})
+        tables = [table for table in sections.tables if table.name in PRINTED]
+        print("\n".join(table.markdown() for table in tables))
+    command = shlex.join(["python", "-m", "lora.report.build", profile, *own])
+    print(f"tables, figures and page of this sweep: {command}")
+
+
+def main() -> None:
+    """Exit codes: 0 complete; 1 a cell is missing or failed, or a file was left out; 2 a bad call."""
+    parser = argparse.ArgumentParser(prog="python -m lora.report.build", description=__doc__)
+    parser.add_argument("profile", help="a profile, or reference/<profile>: the folder below results/")
+    parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was launched with")
+    parser.add_argument(
+        "--pages", action="store_true", help="write the README's and the experiments' blocks too (make tables)"
+    )
+    arguments = parser.parse_args()
+    try:
+        report = build(arguments.profile, arguments.overrides)
+        if not report.gathered.state.ok:
+            raise UserError(nothing_yet(report.gathered))
+        if arguments.pages and not report.gathered.is_reference:
+            raise UserError(f"--pages is for {REFERENCE}/<profile>: no page of this repository shows your own runs")
+        write(report, report.gathered.folder)
+        for path, content in pages(report).items() if arguments.pages else ():
+            if content != path.read_text():
+                write_atomically(path, content.encode())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(report.text)
+    failed, missing, left_out = len(report.state.failed), len(report.state.missing), len(report.problems)
+    if failed or missing or left_out:
+        print(f"incomplete: {failed} failed, {missing} missing, {left_out} files left out", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,13 @@
+"""The paper's sentences, stated as what can be tested, and judged on the records. `python -m lora.report.claims PROFILE`.
+
+| module | what it holds |
+| --- | --- |
+| `statements` | experiments/<name>/claims.yaml, read strictly |
+| `findings` | one comparison against its bound; Holm's correction within a claim |
+| `sides` | the cells that a side names, and what they are called |
+| `counts` | comparisons of trainable parameters, GPT-3's among them |
+| `costs` | comparisons of time, memory and storage, from results/efficiency/ |
+| `verdicts` | each claim on what was measured: supported, not supported, cannot tell |
+| `history` | the commit in which a claim last changed, and whether runs are older |
+| `shown` | verdicts as text and as JSON |
+"""

@@ -1,0 +1,55 @@
+"""Ratios of trainable parameters against their bounds: of GPT-3 by closed form, of the encoders here from records."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from lora.models.sizes import gpt3_count
+from lora.report.aggregate import method_label
+from lora.report.claims.findings import Finding
+from lora.report.claims.statements import Claim, Compare
+
+GPT3 = "GPT-3 175B"
+Counts = Mapping[str, tuple[int, tuple[str, ...]]]  # slug -> its trainable parameters without the head, and where from
+
+
+def count_ratios(claim: Claim, frame: pd.DataFrame) -> dict[str, list[Finding]]:
+    """Model -> the claim's comparisons; a model that lacks a method of the claim is left out.
+
+    Args:
+        frame: `load_frame` of a profile's records.
+    """
+    wanted = slugs_of(claim)
+    if claim.count == "gpt3":
+        counts = {slug: (gpt3_count(slug), ("computed",)) for slug in wanted}
+        return {GPT3: [counted(compare, GPT3, counts) for compare in claim.compare]}
+    found = {}
+    for model, runs in frame[frame["slug"].isin(wanted)].sort_values("run_id").groupby("model", sort=False):
+        counts = {r.slug: (r.trainable_method, (r.run_id,)) for r in runs.drop_duplicates("slug").itertuples()}
+        if set(wanted) <= set(counts):
+            found[model] = [counted(compare, model, counts) for compare in claim.compare]
+    return found
+
+
+def slugs_of(claim: Claim) -> Sequence[str]:
+    return list(dict.fromkeys(slug for compare in claim.compare for slug in (compare.one, compare.other)))
+
+
+def counted(compare: Compare, model: str, counts: Counts) -> Finding:
+    (one, of_one), (other, of_other) = counts[compare.one], counts[compare.other]
+    ratio, names = one / other, [method_label(slug, slug.partition("-")[0]) for slug in (compare.one, compare.other)]
+    holds = compare.bound.holds(ratio, ratio)
+    return Finding(
+        label=f"trainable parameters of {' / '.join(names)}, {model}: {one:,} / {other:,}",
+        mean=ratio,
+        low=ratio,
+        high=ratio,
+        n=None,
+        bound=compare.bound.text,
+        edges=tuple(edge for edge, _ in compare.bound.edges),
+        p_against=1.0 if holds else 0.0,
+        holds=holds,
+        reason="",
+        runs=tuple(dict.fromkeys((*of_one, *of_other))),
+        unit="ratio",
+    )

@@ -1,0 +1,164 @@
+"""Verdicts as a reader sees them, and as claims/verdicts.json keeps them."""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from lora.report.claims.statements import Claim
+from lora.report.claims.verdicts import Finding, Verdict
+from lora.report.stats import LEVEL
+
+MOST_DIGITS = 8
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """One line per comparison: the claim, its verdict and its commit in front of the first."""
+    lines, level = [], f"{LEVEL:.0%} interval"
+    for each in verdicts:
+        start = {
+            "Verdict": word_text(each),
+            "Claim": f"{each.claim.headline}{f' ({each.about})' if each.about else ''}",
+        }
+        end = {"Claim of": commit_text(each)}
+        last = iter(each.on_last.findings) if each.on_last else iter(())
+        for found in each.findings:
+            on_last = next(last, None)
+            shown = {"Compared": found.label, "Found": value_text(found, found.mean), level: interval_text(found)}
+            shown |= {"Last epoch": "-" if on_last is None else f"{value_text(on_last, on_last.mean)}{short(on_last)}"}
+            shown |= {"n": "-" if found.n is None else str(found.n), "Bound": found.bound}
+            lines.append({**start, **shown, **end})
+            start, end = {"Verdict": "", "Claim": ""}, {"Claim of": ""}
+        if not each.findings:
+            nothing = dict.fromkeys(("Found", level, "Last epoch", "n", "Bound"), "-")
+            lines.append({**start, "Compared": each.reason, **nothing, **end})
+    return pd.DataFrame(lines)
+
+
+def word_text(each: Verdict) -> str:
+    """The verdict; on the last epoch too where that is another."""
+    other = each.on_last is not None and each.on_last.word != each.word
+    return f"{each.word} (last epoch: {each.on_last.word})" if other else each.word
+
+
+def commit_text(each: Verdict) -> str:
+    """The commit in which the claim last changed, and whether the runs are older."""
+    return f"{each.stated or '-'}{', stated later' if each.stated_later else ''}"
+
+
+def finding_text(found: Finding) -> str:
+    """A comparison as a sentence: `LoRA - Full, RTE: +0.50 (95% interval -0.20 to +1.20, n = 5); bound: above -1`."""
+    parts = [] if interval_text(found) == "-" else [f"{LEVEL:.0%} interval {interval_text(found)}"]
+    parts += [] if found.n is None else [f"n = {found.n}"]
+    about = f" ({', '.join(parts)})" if parts else ""
+    reason = f"; {found.reason}" if found.reason else ""
+    return f"{found.label}: {value_text(found, found.mean)}{about}; bound: {found.bound}{reason}"
+
+
+def value_text(found: Finding, value: float, fewest: int = 2) -> str:
+    """With as many digits as it takes to tell the value from the bound that it is judged by.
+
+    Args:
+        fewest: Decimals of a difference in points; a ratio has one more significant digit than that.
+    """
+    if math.isnan(value):
+        return "-"
+    if found.unit == "failures":
+        return f"{value:.0f}"
+    text = ""
+    for digits in range(fewest, MOST_DIGITS + 1):
+        text = f"{value:+.{digits}f}" if found.unit == "points" else f"{value:#.{digits + 1}g}".rstrip(".")
+        if all(side(float(text), other) == side(value, other) for other in found.edges):
+            break
+    return "+0.00" if found.unit == "points" and not float(text) else text  # never -0.00
+
+
+def side(value: float, of: float) -> int:
+    """1 above, -1 below, 0 at it."""
+    return (value > of) - (value < of)
+
+
+def interval_text(found: Finding) -> str:
+    """With as many digits as it takes to tell its ends apart."""
+    if math.isnan(found.low) or found.low == found.high:
+        return "-"
+    low = high = ""
+    for digits in range(2, MOST_DIGITS + 1):
+        low, high = value_text(found, found.low, digits), value_text(found, found.high, digits)
+        if low != high:
+            break
+    return f"{low} to {high}"
+
+
+def short(found: Finding) -> str:
+    return "" if interval_text(found) == "-" else f" ({interval_text(found)})"
+
+
+def paper_text(claim: Claim) -> str:
+    """The paper's own cells: `RoBERTa-large LoRA Avg 89.0`."""
+    cells = []
+    for row in claim.paper:
+        named = [row[key] for key in ("model", "method", "task", "quantity", "metric") if row.get(key)]
+        if "task" in row:
+            named = [row["model"], row["method"], row["task"]]
+        cells.append(f"{' '.join(named)}: {row['value']}" + (f" ±{row['std']}" if row["std"] else ""))
+    return "; ".join(cells)
+
+
+def text(verdicts: Sequence[Verdict]) -> str:
+    """All of it, for the terminal: the claim, its verdict, each comparison, the paper's cells, the records."""
+    lines = []
+    for each in verdicts:
+        about = f" ({each.about}{', embedded tasks: not GLUE' if each.not_glue else ''})" if each.about else ""
+        lines += [f"{each.word.upper()}{about}: {each.claim.headline}", f"    source: {each.claim.source}"]
+        lines += [f"    {finding_text(found)}" for found in each.findings]
+        if not each.findings:
+            lines.append(f"    because: {each.reason}")
+        if each.on_last:
+            lines.append(f"    on each run's last epoch: {each.on_last.word.upper()}")
+            lines += [f"        {finding_text(found)}" for found in each.on_last.findings]
+        lines += [f"    margin: {each.claim.margin}", f"    claim of commit: {commit_text(each)}"]
+        lines.append(f"    paper: {paper_text(each.claim) or '-'}")
+        runs = dict.fromkeys(run for found in each.findings for run in found.runs)
+        lines += [f"    records: {', '.join(runs)}" if runs else "    records: none", ""]
+    return "\n".join(lines)
+
+
+def to_json(verdicts: Sequence[Verdict]) -> bytes:
+    entries = [
+        {
+            "id": each.claim.id,
+            "experiment": each.claim.experiment,
+            "sentence": each.claim.sentence,
+            "ours": each.claim.ours,
+            "source": each.claim.source,
+            "margin": each.claim.margin,
+            "about": each.about,
+            "not_glue": each.not_glue,
+            "verdict": each.word,
+            "reason": each.reason,
+            "findings": [finding_json(found) for found in each.findings],
+            "on_last": each.on_last
+            and {
+                "verdict": each.on_last.word,
+                "reason": each.on_last.reason,
+                "findings": [finding_json(found) for found in each.on_last.findings],
+            },
+            "stated": each.stated or None,
+            "stated_later": each.stated_later,
+            "paper": [dict(row) for row in each.claim.paper],
+        }
+        for each in verdicts
+    ]
+    return (json.dumps(entries, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def finding_json(found: Finding) -> dict[str, Any]:
+    def rounded(value: float) -> float | None:
+        return None if math.isnan(value) else float(f"{value:.6g}")
+
+    entry = {"label": found.label, "unit": found.unit, "n": found.n, "bound": found.bound, "holds": found.holds}
+    entry |= {key: rounded(getattr(found, key)) for key in ("mean", "low", "high", "p_against")}
+    return entry | {"reason": found.reason, "runs": list(dict.fromkeys(found.runs))}

@@ -1,0 +1,88 @@
+"""The cells that a side of a comparison names, and what they are called."""
+
+from collections.abc import Mapping, Sequence
+
+from lora.data.tasks import TASKS
+from lora.errors import UserError
+from lora.report.aggregate import METHOD_TITLES, START_TITLES, Planned
+from lora.report.claims.statements import SELECTORS, USUAL, Claim
+
+Side = Mapping[str, Sequence[str]]
+
+
+def select(planned: Mapping[str, Sequence[Planned]], claim: Claim, side: Side, model: str, where: str) -> list[Planned]:
+    """The cells of an encoder that fit all conditions, each once.
+
+    Args:
+        planned: Experiment -> the runs that it expects.
+    Returns: Nothing where the side asks for a start first of which there is no cell.
+    Raises: UserError: If they are of several methods, settings or protocols, which no difference should mix.
+    """
+    experiments = side.get("experiment", (claim.experiment,))
+    every = {p.run_id: p for name in experiments for p in planned.get(name, ()) if p.model == model}
+    found = [p for p in every.values() if fits(p, side)]
+    starts = side.get("start", ())
+    if len(starts) > 1:
+        found = preferred(found, starts)
+    for what, groups in (("slug", [found]), ("protocol", [found]), ("setting", by_task(found))):
+        for group in groups:
+            values = dict.fromkeys(NAMES[what](p) for p in group)
+            if len(values) > 1:
+                listed = ", ".join(value or USUAL for value in values)
+                raise UserError(f"{where}: one side has the {what}s {listed} of {model}; name one of them")
+    return found
+
+
+def by_task(found: Sequence[Planned]) -> list[list[Planned]]:
+    """Settings may differ by task, as hyperparameters do."""
+    return [[p for p in found if p.task == task] for task in dict.fromkeys(p.task for p in found)]
+
+
+def fits(p: Planned, side: Side) -> bool:
+    given = dict(setting.split("=", 1) for setting in p.variant.given)
+    of_cell = all(getattr(p, key) in side[key] for key in SELECTORS if key in side)
+    return of_cell and all(given.get(key, USUAL) in values for key, values in side.items() if "." in key)
+
+
+def preferred(found: Sequence[Planned], starts: Sequence[str]) -> list[Planned]:
+    """Of each task the cells of the first start that it has."""
+    if not any(p.start == starts[0] for p in found):
+        return []
+    first = {p.task: min(starts.index(q.start) for q in found if q.task == p.task) for p in found}
+    return [p for p in found if p.start == starts[first[p.task]]]
+
+
+def settings_of(p: Planned) -> str:
+    """What the cell is given beyond conf/, but for its start, which may differ by task."""
+    return ", ".join(setting for setting in p.variant.given if not setting.startswith("start"))
+
+
+NAMES = {"slug": lambda p: p.slug, "protocol": lambda p: p.protocol, "setting": settings_of}
+
+
+def labels(one: Sequence[Planned], other: Sequence[Planned]) -> list[str]:
+    """The two sides, told apart: their starts are named where one of them has any cell from MNLI."""
+    from_mnli = any(p.start == "mnli" for p in (*one, *other))
+    return [label_of(side) + (f" {started(side)}" if from_mnli else "") for side in (one, other)]
+
+
+def label_of(side: Sequence[Planned]) -> str:
+    return side[0].label
+
+
+def started(side: Sequence[Planned]) -> str:
+    """`from MNLI`; of a side with several starts `from MNLI (RTE, MRPC)`."""
+    starts = dict.fromkeys(p.start for p in side)
+    if len(starts) == 1:
+        return f"from {START_TITLES[side[0].start]}"
+    tasks = [TASKS[task].title for task in TASKS if any((p.task, p.start) == (task, "mnli") for p in side)]
+    return f"from {START_TITLES['mnli']} ({', '.join(tasks)})"
+
+
+def described(side: Side) -> str:
+    """What a side asks for, where there is no cell to name it by: `lora-qkvoif-r1`, `full from MNLI`."""
+    what = side.get("slug") or tuple(METHOD_TITLES.get(name, name) for name in side.get("method", ("any method",)))
+    settings = [f"{key.partition('.')[2]}={'/'.join(values)}" for key, values in side.items() if "." in key]
+    start = side.get("start", ())
+    words = [" or ".join(what), *(setting for setting in settings if not setting.endswith(f"={USUAL}"))]
+    return " ".join([*words, *([f"from {START_TITLES.get(start[0], start[0])}"] if start else [])])

@@ -1,0 +1,206 @@
+"""Cells beside others: the paper's, another method's, the last epoch's, the reference run's. Frames in, texts out."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from lora.data.tasks import TASKS
+from lora.report.aggregate import CELL, ROW, Planned, expected_runs, in_order, task_label
+from lora.report.stats import LEVEL
+from lora.report.tables import average, cell_text, number, seeds_text
+
+
+def beside_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Each cell beside the published one of the row that it stands for; averages over our tasks.
+
+    There is a difference only for tasks that were trained on all of their rows.
+
+    Args:
+        paper: The published cells: model, method, trainable_params, task, value, std.
+        rows: Which published row each of our rows stands for: model (`*`: any other), slug, protocol (`*`: any),
+            paper_model, paper_method, paper_trainable.
+    """
+    tasks, lines = in_order(summary), []
+    for (model, protocol, slug, _, _, label), group in summary.groupby(ROW, sort=False):
+        row = published_row(rows, model, protocol, slug)
+        if row is None:
+            continue
+        of_row = (paper["model"] == row["paper_model"]) & (paper["method"] == row["paper_method"])
+        cells = paper[of_row & (paper["trainable_params"] == row["paper_trainable"])].set_index("task")
+        printed = {task: cells["value"].get(TASKS[task].title, math.nan) for task in tasks}
+        by_task = group.set_index("task")
+        name = f"{row['paper_model']} {row['paper_method']} {row['paper_trainable']}"
+        start = {"Model": model} if summary["model"].nunique() > 1 else {}
+        start |= {"Method": label}
+        for task in tasks:
+            if task not in by_task.index:
+                continue
+            ours, published = (
+                by_task.loc[task],
+                cells.loc[TASKS[task].title] if TASKS[task].title in cells.index else None,
+            )
+            lines.append(
+                {
+                    **start,
+                    "Task": task_label(TASKS[task]),
+                    "Ours": cell_text(ours),
+                    "n": f"{ours['n']:.0f}",
+                    "Published": "-" if published is None else with_spread(published["value"], published["std"]),
+                    "Difference": number(ours["median"] - printed[task], "+.1f"),
+                    "Published row": name,
+                }
+            )
+        if len(tasks) > 1:
+            ours, theirs = average(by_task["median"], tasks), pd.Series(printed).mean(skipna=False)
+            lines.append(
+                {
+                    **start,
+                    "Task": "Avg.",
+                    "Ours": number(ours),
+                    "n": seeds_text(group),
+                    "Published": number(theirs),
+                    "Difference": number(ours - theirs, "+.1f"),
+                    "Published row": name,
+                }
+            )
+    table, whole = pd.DataFrame(lines), summary["kind"].eq("whole").all()
+    return table if whole or not len(table) else table.drop(columns="Difference")
+
+
+def published_row(rows: pd.DataFrame, model: str, protocol: str, slug: str) -> pd.Series | None:
+    """The published row that one of ours stands for: its model's own, or that for any other encoder."""
+    fits = rows[(rows["slug"] == slug) & rows["protocol"].isin([protocol, "*"])]
+    for name in (model, "*"):
+        found = fits[fits["model"] == name]
+        if len(found):
+            return found.iloc[0]
+    return None
+
+
+def with_spread(value: float, std: float) -> str:
+    return f"{value}" + ("" if pd.isna(std) else f" ±{std}")
+
+
+def published(paper: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
+    """The paper's cells for the tasks at hand, in the layout of `table2`."""
+    lines = []
+    for (model, method, trainable), group in paper.groupby(["model", "method", "trainable_params"], sort=False):
+        values = group.set_index("task")
+        line = {"Model": model, "Method": method, "Trainable": trainable}
+        for task in tasks:
+            title = TASKS[task].title
+            cell = values.loc[title] if title in values.index else None
+            line[task_label(TASKS[task])] = "-" if cell is None else with_spread(cell["value"], cell["std"])
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def pairs_table(pairs: pd.DataFrame, examples: Mapping[tuple[str, str, str, str], Mapping[str, Any]]) -> pd.DataFrame:
+    """Every method against every other, with how sure each difference is.
+
+    Args:
+        pairs: `lora.report.stats.all_pairs`, with model and p_holm.
+        examples: (model, one, other, task) -> the bounds of `lora.report.analyses.dev_intervals`, where it was computed.
+    """
+    lines = []
+    for row in pairs.itertuples():
+        found = examples.get((row.model, row.one, row.other, row.task), {})
+        lines.append(
+            {
+                **({"Model": row.model} if pairs["model"].nunique() > 1 else {}),
+                "Method": row.one,
+                "Minus": row.other,
+                "Task": row.task if row.task == "Avg." else task_label(TASKS[row.task]),
+                "n": f"{row.n}",
+                "Difference": number(row.mean, "+.1f"),
+                f"{LEVEL:.0%} over seeds": interval_text(row.low, row.high),
+                "... over examples": interval_text(
+                    *(found.get(f"examples_{end}", math.nan) for end in ("low", "high"))
+                ),
+                "... over both": interval_text(*(found.get(f"both_{end}", math.nan) for end in ("low", "high"))),
+                "p": number(row.p, ".2g"),
+                "p (Holm)": number(row.p_holm, ".2g"),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def bounds(found: Mapping[str, Any], over: str) -> str:
+    low, high = found.get(f"{over}_low"), found.get(f"{over}_high")
+    return "-" if low is None or high is None else interval_text(low, high)
+
+
+def interval_text(low: float, high: float) -> str:
+    return "-" if pd.isna(low) or pd.isna(high) else f"{low:+.1f} to {high:+.1f}"
+
+
+def best_against_last(frame: pd.DataFrame, curves: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
+    """What the choice of the best epoch on the reported split gives.
+
+    Returns: Per cell the medians over seeds of three rules: each run's best epoch (the paper's, and the tables'); the
+        epoch that is best on the mean of the cell's other seeds, in which no run profits from its own luck; the last.
+        `Flatters` is the mean of best minus the second, `Best - last` that of best minus the third.
+    """
+    expected = expected_runs(planned).merge(frame[["run_id", "best", "last"]], on="run_id").dropna()
+    by_run = {run_id: group.to_numpy() for run_id, group in curves.groupby("run_id")["value"]}
+    lines = []
+    for _, runs in expected.groupby(CELL, sort=False):
+        best, last = 100 * runs["best"], 100 * runs["last"]
+        others = 100 * chosen_by_others(np.column_stack([by_run[run_id] for run_id in runs["run_id"]]))
+        lines.append(
+            {
+                "Method": runs["label"].iloc[0],
+                "Task": task_label(TASKS[runs["task"].iloc[0]]),
+                "n": str(len(runs)),
+                "Best epoch": number(best.median()),
+                "Other seeds' epoch": number(np.median(others)),
+                "Last epoch": number(last.median()),
+                "Flatters": number((best - others).mean(), "+.2f"),
+                "Best - last": number((best - last).mean(), "+.2f"),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def chosen_by_others(values: Float[np.ndarray, "epochs runs"]) -> Float[np.ndarray, " runs"]:
+    """The value of each run of a cell at the epoch that is best on the mean of the others; NaN for a single run.
+
+    An epoch in which some run's metric is undefined is not chosen, unless all are such.
+    """
+    count = values.shape[1]
+    if count < 2:
+        return np.full(count, math.nan)
+    means = (values.sum(axis=1, keepdims=True) - values) / (count - 1)
+    best = np.where(np.isnan(means), -np.inf, means).argmax(axis=0)
+    return values[best, np.arange(count)]
+
+
+def against_reference(ours: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
+    """Whether each cell of both agrees: the ranges of the two runs' seeds overlap.
+
+    Returns: Columns Method, Task, This run, Reference, Difference (of medians), Agrees (yes, no, or - without values).
+    """
+    merged = ours.merge(reference, on=CELL, suffixes=("", "_reference"))
+    lines = []
+    for _, row in merged.iterrows():
+        there = row["n"] > 0 and row.get("n_reference", 0) > 0
+        overlap = there and row["min"] <= row["max_reference"] and row["min_reference"] <= row["max"]
+        lines.append(
+            {
+                "Method": row["label"],
+                "Task": row["task"],
+                "This run": span(row["median"], row["min"], row["max"]),
+                "Reference": span(row["median_reference"], row["min_reference"], row["max_reference"]),
+                "Difference": f"{row['median'] - row['median_reference']:+.1f}" if there else "-",
+                "Agrees": ("yes" if overlap else "no") if there else "-",
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def span(median: float, low: float, high: float) -> str:
+    return "-" if pd.isna(median) else f"{median:.1f} ({low:.1f} to {high:.1f})"

@@ -1,0 +1,128 @@
+"""What each figure plots, as plain data: it is kept beside the picture, and is what tests and rebuilds compare.
+
+A figure is a mapping: `title`, `note`, `kind` (`lines`, `points`, `forest`, `heat`), `x` (a label), `log_x`, and
+`panels`, each with a title, a label `y` and its series. Values are rounded to 6 digits; absent values are null.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from lora.data.tasks import TASKS
+from lora.report.aggregate import CELL, ROW, Planned, adapted, expected_runs, in_order, task_label
+from lora.report.stats import LEVEL
+from lora.report.tables import average
+
+Figure = dict[str, Any]
+OVER_SEEDS = "Median over seeds; bars: lowest and highest seed."
+
+
+def by_rank(summary: pd.DataFrame) -> Figure | None:
+    """Table 6 as a figure: the metric by rank, one line per target set."""
+    rows = summary[summary["n"] > 0].assign(lora=lambda table: [adapted(row) for row in table.itertuples()])
+    panels = []
+    for task in in_order(rows):
+        of_task, series = rows[rows["task"] == task], []
+        for targets in dict.fromkeys(targets for targets, _ in of_task["lora"]):
+            line = of_task[[found[0] == targets for found in of_task["lora"]]]
+            line = line.assign(rank=[rank for _, rank in line["lora"]]).sort_values("rank")
+            series.append({"label": targets, **spread(line["rank"].tolist(), line)})
+        panels.append({"title": TASKS[task].title, "y": task_label(TASKS[task]), "series": series})
+    return figure("Table 6: the metric by rank", OVER_SEEDS, "lines", "rank r", panels, log_x=True)
+
+
+def by_targets(summary: pd.DataFrame) -> Figure | None:
+    """Table 5 as a figure: the metric by target set, at one number of parameters."""
+    rows, panels = summary[summary["n"] > 0], []
+    for task in in_order(rows):
+        of_task = rows[rows["task"] == task]
+        names = [f"{targets}, r = {rank}" for targets, rank in map(adapted, of_task.itertuples())]
+        series = [{"label": "", "names": names, **spread(range(len(names)), of_task)}]
+        panels.append({"title": TASKS[task].title, "y": task_label(TASKS[task]), "series": series})
+    equal = rows["trainable_method"].nunique() <= 1
+    sizes = "All sets have the same number of parameters." if equal else "The sets differ in size; see the table."
+    note = f"{OVER_SEEDS} {sizes}"
+    return figure("Table 5: which projections to adapt", note, "points", "adapted", panels)
+
+
+def by_parameters(summary: pd.DataFrame) -> Figure | None:
+    """Trainable parameters against the average score over tasks, a point per method that has all of them."""
+    panels = []
+    for model, rows in summary.groupby("model", sort=False):
+        tasks, series = in_order(rows), []
+        for (_, protocol, _, _, _, label), group in rows.groupby(ROW, sort=False):
+            values, count = group.set_index("task"), group["trainable_method"].dropna()
+            middle, low, high = (average(values[column], tasks) for column in ("median", "min", "max"))
+            if pd.isna(middle) or not len(count):
+                continue
+            label += f", {protocol}" if rows["protocol"].nunique() > 1 else ""
+            series.append({"label": label, "x": [int(count.iloc[0])], "y": [middle], "low": [low], "high": [high]})
+        if series:
+            titles = ", ".join(TASKS[task].title for task in tasks)
+            panels.append({"title": model, "y": f"average of {titles}", "series": series})
+    note = (
+        "Averages of the tasks' medians over seeds; bars: of their lowest and highest seeds. The head is not counted."
+    )
+    return figure(
+        "Trainable parameters against the average score", note, "lines", "trainable parameters", panels, log_x=True
+    )
+
+
+def learning_curves(curves: pd.DataFrame, planned: Sequence[Planned]) -> Figure | None:
+    """The metric by epoch, per task; the band is the range of the seeds."""
+    runs = expected_runs(planned).merge(curves, on="run_id")
+    panels = []
+    for task in in_order(runs):
+        series = []
+        for (_, protocol, _, _, _, label, *_), cell in runs[runs["task"] == task].groupby(CELL, sort=False):
+            by_epoch = cell.groupby("epoch")["value"].agg(["median", "min", "max"]) * 100
+            label += f", {protocol}" if runs["protocol"].nunique() > 1 else ""
+            band = {"low": by_epoch["min"].tolist(), "high": by_epoch["max"].tolist()}
+            series.append({"label": label, "x": by_epoch.index.tolist(), "y": by_epoch["median"].tolist(), **band})
+        panels.append({"title": TASKS[task].title, "y": task_label(TASKS[task]), "band": True, "series": series})
+    return figure("Learning curves", "Median over seeds; band: lowest and highest seed.", "lines", "epoch", panels)
+
+
+def forest(pairs: pd.DataFrame) -> Figure | None:
+    """LoRA minus each other method, task by task and on average, with its interval over seeds."""
+    panels = []
+    for (model, one), rows in pairs.dropna(subset=["mean"]).groupby(["model", "one"], sort=False):
+        if not one.startswith("LoRA"):
+            continue
+        names = [
+            f"{row.other}: {row.task if row.task == 'Avg.' else TASKS[row.task].title} (n = {row.n})"
+            for row in rows.itertuples()
+        ]
+        values = {"y": rows["mean"].tolist(), "low": rows["low"].tolist(), "high": rows["high"].tolist()}
+        series = [{"label": "", "names": names, "x": list(range(len(names))), **values}]
+        panels.append({"title": f"{one} minus ... ({model})", "y": "points", "series": series})
+    note = f"Mean paired difference and its {LEVEL:.0%} interval over seeds; right of 0 LoRA is higher."
+    return figure(
+        "LoRA against the other methods, in pairs of one seed", note, "forest", "difference in points", panels
+    )
+
+
+def spread(x: Sequence[float], rows: pd.DataFrame) -> dict[str, list]:
+    return {"x": list(x), "y": rows["median"].tolist(), "low": rows["min"].tolist(), "high": rows["max"].tolist()}
+
+
+def figure(
+    title: str, note: str, kind: str, x: str, panels: Sequence[Mapping[str, Any]], log_x: bool = False
+) -> Figure | None:
+    """None without panels: nothing was measured."""
+    if not panels:
+        return None
+    plain = {"title": title, "note": note, "kind": kind, "x": x, "log_x": log_x, "panels": list(panels)}
+    return rounded(plain)
+
+
+def rounded(value: Any) -> Any:
+    """The same, its floats with 6 digits and NaN as None, so that it is the same JSON wherever it was computed."""
+    if isinstance(value, Mapping):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    if isinstance(value, float):
+        return None if pd.isna(value) else float(f"{value:.6g}")
+    return value

@@ -1,0 +1,59 @@
+"""Which learning rates were tried for each method, on a seed that no table of results has, and which one was taken."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from lora.data.tasks import TASKS
+from lora.report.aggregate import Planned, in_order, method_label, task_label
+from lora.report.conditions import encoder_notes
+from lora.report.tables import number
+from lora.table import Table
+
+LEARNING_RATE = "learning_rate"  # the experiment
+TITLE = "Learning rates tried, on one seed that no other table has"
+NOTE = (
+    "Each run's best epoch on the dev set. Taken: the best mean over the tasks, of a grid of the same size for every "
+    "method; at the edge of its grid, a better one may lie beyond."
+)
+
+
+def learning_rate_table(name: str, tried: Sequence[Planned], frame: pd.DataFrame) -> Table | None:
+    """A line per method and rate that was trained; None where none was.
+
+    Args:
+        name: The profile's folder, for the title.
+        frame: `load_frame` of the records.
+    """
+    runs = tried_runs(tried, frame)
+    if not len(runs):
+        return None
+    tasks, best = in_order(runs), taken(runs)
+    lines = []
+    for (slug, method), of_method in runs.groupby(["slug", "method"], sort=False):
+        rates = sorted(of_method["lr"].unique())
+        for rate in rates:
+            by_task = 100 * of_method[of_method["lr"] == rate].set_index("task")["best"].reindex(tasks)
+            line = {"Method": method_label(slug, method), "Learning rate": f"{rate:.0e}"}
+            line |= {task_label(TASKS[task]): number(by_task[task]) for task in tasks}
+            line["Avg."] = number(by_task.mean() if by_task.notna().all() else float("nan"))
+            edge = " (edge)" if rate in (rates[0], rates[-1]) else ""
+            lines.append(line | {"Taken": f"yes{edge}" if best.get(slug) == rate else ""})
+    return Table(LEARNING_RATE, f"{TITLE} ({name})", pd.DataFrame(lines), 2, (NOTE, *encoder_notes(runs["model"])))
+
+
+def tried_runs(tried: Sequence[Planned], frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the frame that are there, in the tables' order."""
+    order = [p.run_id for p in tried]
+    there = frame[frame["run_id"].isin(order)]
+    return there.sort_values("run_id", key=lambda ids: ids.map(order.index))
+
+
+def taken(runs: pd.DataFrame) -> dict[str, float]:
+    """Slug -> the rate of the best mean over tasks, the smaller of two equals; of methods whose grid has no gap."""
+    found = {}
+    for slug, of_method in runs.groupby("slug", sort=False):
+        by_rate = of_method.pivot(index="lr", columns="task", values="best").sort_index()
+        if by_rate.notna().all().all():
+            found[slug] = float(by_rate.mean(axis=1).idxmax())
+    return found

@@ -1,0 +1,129 @@
+"""Figures drawn from their data (`lora.report.figures`), for screens, paper and readers who see no colours.
+
+Each series has its own colour (Okabe and Ito's, which all kinds of colour vision tell apart), marker and line style.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
+
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+COLUMNS = 3
+STYLE = {
+    "svg.hashsalt": "lora",  # else ids in the file differ from time to time
+    "svg.fonttype": "none",  # text stays text
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+def draw(figure: Mapping[str, Any]) -> dict[str, bytes]:
+    """The picture as `png` and `svg`. No display is needed, and no global state is left."""
+    panels = figure["panels"]
+    columns = min(COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    longest = max((len(s.get("names", ())) for panel in panels for s in panel.get("series", ())), default=0)
+    width, height = {"forest": (5.5, 0.8 + 0.2 * longest), "heat": (3.0, 2.8)}.get(figure["kind"], (3.6, 3.0))
+    with mpl.rc_context(STYLE):
+        canvas = Canvas(figsize=(max(width * columns, 4.5), height * rows + 0.9), layout="constrained")
+        axes = canvas.subplots(rows, columns, squeeze=False)
+        for ax in axes.flat[len(panels) :]:
+            ax.remove()
+        drawn = {"lines": lines, "points": points, "forest": forest, "heat": heat}[figure["kind"]]
+        for ax, panel in zip(axes.flat, panels, strict=False):
+            drawn(ax, panel, figure)
+            ax.set_title(panel["title"], fontsize=9)
+        legend(canvas, list(axes.flat[: len(panels)]))
+        canvas.suptitle(figure["title"], fontsize=10)
+        return {form: saved(canvas, form) for form in ("png", "svg")}
+
+
+def saved(canvas: Canvas, form: str) -> bytes:
+    out = io.BytesIO()
+    canvas.savefig(out, format=form, dpi=150, metadata={"Date": None} if form == "svg" else {"Software": None})
+    return out.getvalue()
+
+
+def legend(canvas: Canvas, axes: Sequence[Axes]) -> None:
+    """One for all panels, below them: each label once."""
+    found = {}
+    for ax in axes:
+        handles, labels = ax.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
+    if found:
+        canvas.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(3, len(found)), fontsize=8)
+
+
+def lines(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None:
+    for i, series in enumerate(panel["series"]):
+        look = {"color": COLOURS[i % 7], "marker": MARKERS[i % 7], "linestyle": LINES[i % 7], "label": series["label"]}
+        aside = 1.05**i if figure["log_x"] and not panel.get("band") else 1  # so that no bar hides another's
+        x, y = [value * aside for value in series["x"]], values(series["y"])
+        low, high = values(series["low"]), values(series["high"])
+        if panel.get("band"):
+            ax.plot(x, y, markersize=4, linewidth=1.2, **look)
+            ax.fill_between(x, low, high, color=look["color"], alpha=0.12, linewidth=0)
+        else:
+            ax.errorbar(x, y, yerr=bars(y, low, high), markersize=5, linewidth=1.2, capsize=2, **look)
+    if figure["log_x"]:
+        ax.set_xscale("log", base=10 if max(max(s["x"]) for s in panel["series"]) > 1000 else 2)
+        if max(max(s["x"]) for s in panel["series"]) <= 1000:
+            ax.set_xticks(sorted({x for s in panel["series"] for x in s["x"]}))
+            ax.xaxis.set_major_formatter(ScalarFormatter())
+            ax.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel(figure["x"])
+    ax.set_ylabel(panel["y"])
+
+
+def points(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None:
+    (series,) = panel["series"]
+    y, low, high = (values(series[key]) for key in ("y", "low", "high"))
+    ax.errorbar(series["x"], y, yerr=bars(y, low, high), fmt="o", color="black", capsize=3, markersize=5)
+    ax.set_xticks(series["x"], series["names"], rotation=45, ha="right", fontsize=8)
+    ax.set_xlabel(figure["x"])
+    ax.set_ylabel(panel["y"])
+
+
+def forest(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None:
+    (series,) = panel["series"]
+    y, low, high = (values(series[key]) for key in ("y", "low", "high"))
+    places = [-x for x in series["x"]]
+    ax.axvline(0, color="0.6", linewidth=1)
+    for i, place in enumerate(places):
+        of_average = ": Avg." in series["names"][i]
+        ax.plot([low[i], high[i]], [place, place], color="black", linewidth=2.2 if of_average else 1.1)
+        ax.plot(y[i], place, marker="D" if of_average else "o", color="black", markersize=5)
+    ax.set_yticks(places, series["names"], fontsize=8)
+    ax.set_xlabel(figure["x"])
+
+
+def heat(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None:
+    """Similarities between 0 and 1, with a scale that is as ordered in grey as in colour."""
+    image = ax.pcolormesh(panel["values"], vmin=0, vmax=1, cmap="cividis")
+    ax.set_xlabel(panel["x"])
+    ax.set_ylabel(panel["y"])
+    for names, axis in ((panel["x_names"], ax.xaxis), (panel["y_names"], ax.yaxis)):
+        every = math.ceil(len(names) / 8)
+        axis.set_ticks([i + 0.5 for i in range(0, len(names), every)], names[::every], fontsize=7)
+    ax.figure.colorbar(image, ax=ax, shrink=0.8)
+
+
+def values(numbers: Sequence[float | None]) -> list[float]:
+    return [math.nan if number is None else number for number in numbers]
+
+
+def bars(y: Sequence[float], low: Sequence[float], high: Sequence[float]) -> list[list[float]]:
+    """Lengths below and above each point."""
+    below = [max(0.0, middle - end) for middle, end in zip(y, low, strict=True)]
+    return [below, [max(0.0, end - middle) for middle, end in zip(y, high, strict=True)]]

@@ -1,0 +1,57 @@
+"""The README's generated blocks: the main table, the verdicts and a figure of a profile."""
+
+from collections.abc import Sequence
+
+from lora.report.claims.findings import Finding
+from lora.report.claims.shown import short, value_text, word_text
+from lora.report.claims.verdicts import Verdict
+from lora.report.stats import LEVEL
+from lora.table import Table, markdown
+
+MARK = "<!-- results:{name} {edge} -->"
+
+
+def block(
+    name: str, tables: Sequence[Table], verdicts: Sequence[Verdict], figures: Sequence[str], progress: str = ""
+) -> str:
+    """The first table; for real GLUE the verdicts and the figure too; and where the rest is.
+
+    Args:
+        progress: How much of a profile that is not complete there is.
+    """
+    main = tables[0]
+    lines = [line for text in (main.banner, main.above, progress) if text for line in (text, "")]
+    lines += [markdown(main.cells, main.words), *main.notes, ""]
+    if not any(each.not_glue for each in verdicts):
+        lines += [f"| Verdict | The paper's sentence | Here, with {LEVEL:.0%} intervals |", "| --- | --- | --- |"]
+        lines += [f"| {word} | {sentence} | {found} |" for word, sentence, found in verdict_rows(verdicts)]
+        lines.append("")
+        figure = main.name.replace("table2", "parameters")  # of the same rows
+        if figure in figures:
+            lines += [f"![Trainable parameters against the average score](results/{name}/figures/{figure}.png)", ""]
+    lines.append(f"All tables, figures and runs: `results/{name}/report.html`, one page that opens offline.")
+    return "\n".join(lines)
+
+
+def verdict_rows(verdicts: Sequence[Verdict]) -> list[tuple[str, str, str]]:
+    """One line per claim and encoder or device: its verdict, the claim, and all of its comparisons."""
+    rows = []
+    for each in verdicts:
+        about = f" ({each.about})" if each.about else ""
+        later = " (stated later)" if each.stated_later else ""
+        found = "<br>".join(comparison(f) for f in each.findings) or each.reason
+        rows.append((f"**{word_text(each)}**{later}", f"{each.claim.headline}{about}", found))
+    return rows
+
+
+def comparison(found: Finding) -> str:
+    n = "" if found.n is None else f", n = {found.n}"
+    return f"{found.label}: " + (f"{value_text(found, found.mean)}{short(found)}{n}" if found.n != 0 else found.reason)
+
+
+def in_readme(readme: str, name: str, text: str) -> str:
+    """The page with the block between its marks; unchanged where it has none for this profile."""
+    begin, end = (MARK.format(name=name, edge=edge) for edge in ("begin", "end"))
+    if begin not in readme or end not in readme:
+        return readme
+    return f"{readme.partition(begin)[0]}{begin}\n{text.rstrip()}\n{end}{readme.partition(end)[2]}"

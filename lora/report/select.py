@@ -1,0 +1,297 @@
+"""What a profile's records amount to: the runs that its experiments expect, as one frame. From here on, no settings."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from lora.checks import SettingsError
+from lora.config.compose import CONF, compose_config, describe_group
+from lora.config.run import RunConfig, run_config
+from lora.config.variants import Variant, key_of, variant
+from lora.data.tasks import TASKS
+from lora.errors import UserError
+from lora.records.predictions import with_collapsed
+from lora.records.provenance import REFERENCE, RESULTS
+from lora.records.record import RunRecord, load_frame, load_records
+from lora.report.aggregate import (
+    LORA_SLUG,
+    METHOD_TITLES,
+    METHODS_BY_TASKS,
+    TARGET_TITLES,
+    Planned,
+    labelled,
+    method_label,
+)
+from lora.report.claims.statements import SELECTORS
+from lora.report.learning_rate import LEARNING_RATE
+from lora.sweep.expand import Cell, State, base_run, requested, state_of
+from lora.sweep.stand_in import WAY_OUT, check_inputs, distinct
+
+OF_MACHINES = ("train.precision", "train.kernels")
+OWN = "own"  # records that no experiment at hand expects
+EXPERIMENTS = (
+    "glue_table2",
+    "adhoc",
+    "lora_targets",
+    "lora_ranks",
+    "mnli_start",
+    LEARNING_RATE,
+    OWN,
+)  # in the report's order
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The records of a profile that an experiment expects.
+
+    Args:
+        name: A profile, or `reference/<profile>`: the folder below `results`, unless the overrides name another.
+        folder: Where the records lie.
+        results: The folder that holds a user's own results, and `reference`.
+        overrides: With which its cells are expected.
+        planned: Experiment -> the runs that it expects, in the tables' order; only experiments that are shown.
+        tried: The runs that the learning rates were chosen by, which no table of results has.
+        frame: `load_frame` of those that are there and `ok`, with the column `collapsed` (`lora.records.predictions`).
+        state: What is missing, failed, extra or broken; the records themselves are in `state.ok`.
+    """
+
+    name: str
+    folder: Path
+    results: Path
+    overrides: tuple[str, ...]
+    planned: dict[str, list[Planned]]
+    tried: list[Planned]
+    frame: pd.DataFrame
+    state: State
+
+    @property
+    def profile(self) -> str:
+        return Path(self.name).name
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether these are the committed runs."""
+        return self.folder.resolve().is_relative_to((self.results / REFERENCE).resolve())
+
+    @property
+    def efficiency(self) -> Path:
+        """The measurements that go with the runs: the committed ones, or those of this machine."""
+        return (self.results / REFERENCE if self.is_reference else self.results) / "efficiency"
+
+    @property
+    def every(self) -> list[Planned]:
+        """Each expected run once, in the tables' order."""
+        return in_table_order({p.run_id: p for planned in self.planned.values() for p in planned}.values())
+
+
+def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) -> Gathered:
+    """Read a profile's records.
+
+    Args:
+        overrides: Those that the sweep was launched with, so that the same cells are expected.
+    Raises: UserError: If the profile does not exist, its records are of different rows, or rows or weights that the
+        overrides name are not those of the records.
+    """
+    folder = records_folder(name, overrides, results)
+    records, problems = load_records(folder)
+    if folder.resolve() == (results / REFERENCE / Path(name).name).resolve():
+        name = f"{REFERENCE}/{Path(name).name}"
+    is_reference = name != Path(name).name
+    if is_reference:  # precision and kernels may follow the machine that made them
+        for key in ("precision", "kernels"):
+            values = {record.config["train"][key] for record in records}
+            overrides = [*overrides, *(f"train.{key}={value}" for value in sorted(values))]
+    sections = experiments_shown(Path(name).name, overrides, {record.run_id for record in records})
+    cells = list({cell.run_id: cell for found in sections.values() for cell in found}.values())
+    now = state_of(cells, records, problems)
+    if any(override.startswith(("data.path=", "model.path=")) for override in overrides):
+        check_inputs(distinct(cells, ()), now.ok.values())
+    others = other_runs([record for record in records if record.run_id in now.extra], Path(name).name)
+    used = {record.run_id: record for record in records if record.run_id in {p.run_id for p in others}}
+    now = dataclasses.replace(now, ok=now.ok | used, extra=tuple(i for i in now.extra if i not in used))
+    frame, broken = with_collapsed(load_frame(list(now.ok.values())), now.ok.values(), folder)
+    now = dataclasses.replace(now, problems=(*now.problems, *broken))
+    refuse_mixed_rows(frame)
+    expected = {key: list(map(as_planned, without_parents(key, found))) for key, found in sections.items()}
+    if is_reference:  # and so may what a profile leaves to the machine: its files are the same on every one
+        expected = {key: list(map(anywhere, found)) for key, found in expected.items()}
+    add_others(expected, others)
+    planned = {experiment: in_table_order(labelled(found)) for experiment, found in expected.items()}
+    tried = planned.pop(LEARNING_RATE, [])
+    return Gathered(name, folder, results, tuple(overrides), planned, tried, frame, now)
+
+
+def other_runs(records: Iterable[RunRecord], profile: str) -> list[Planned]:
+    """Of records that no experiment at hand expects, those that are `ok` and named by settings of this version."""
+    found = []
+    for record in records:
+        if record.status == "ok":
+            with contextlib.suppress(SettingsError):
+                config = run_config(record.config)
+                if config.run_id == record.run_id:
+                    found.append(planned_of(config, profile))
+    return found
+
+
+def planned_of(config: RunConfig, profile: str) -> Planned:
+    """What a run that no experiment expects has in a table: its settings beside those that conf/ makes."""
+    model = "local" if config.model.source == "local" else config.model.name
+    groups = (f"profile={profile}", f"model={model}", f"method={config.method.name}", f"protocol={config.protocol}")
+    base = base_run(config, [*groups, f"data.source={config.data.source}"])
+    return Planned(
+        run_id=config.run_id,
+        model=config.model.name,
+        protocol=config.protocol,
+        start=config.start,
+        slug=config.method.slug,
+        method=config.method.name,
+        task=config.task,
+        seed=config.seed,
+        variant=variant(config, base),
+    )
+
+
+def reference_of(gathered: Gathered) -> tuple[list[Planned], pd.DataFrame, list[Planned]]:
+    """What one's own runs are compared with: the committed ones of the same cells and seeds.
+
+    Precision and kernels follow the machine where a profile leaves them to it, so they set no cells apart here.
+
+    Returns: One's own runs, the frame of the committed ones, and these, all called after their cells.
+    """
+    records, _ = load_records(gathered.results / REFERENCE / gathered.profile)
+    ours = [anywhere(p) for p in gathered.every]
+    asked = {cell_of(p) for p in ours}
+    theirs = [anywhere(p) for p in other_runs(records, gathered.profile)]
+    theirs = [p for p in theirs if cell_of(p) in asked]
+    there = {cell_of(p) for p in theirs}
+    chosen = {p.run_id for p in theirs}
+    frame = load_frame([record for record in records if record.run_id in chosen])
+    return [p for p in ours if cell_of(p) in there], frame, theirs
+
+
+def anywhere(p: Planned) -> Planned:
+    """The same run without the settings that a machine may make."""
+    given = tuple(setting for setting in p.variant.given if key_of(setting) not in OF_MACHINES)
+    return dataclasses.replace(p, variant=Variant(given, ()), label=method_label(p.slug, p.method))
+
+
+def cell_of(p: Planned) -> tuple:
+    """What names a run whatever the machine; the encoder comes first."""
+    return p.model, p.protocol, p.start, p.slug, p.task, p.seed, p.variant.given
+
+
+def add_others(expected: dict[str, list[Planned]], others: Sequence[Planned]) -> None:
+    """Records that nobody asked for: beside the same runs of another encoder, or in a table of their own."""
+
+    def without_encoder(p: Planned) -> tuple:
+        return cell_of(p)[1:]
+
+    for experiment in METHODS_BY_TASKS:
+        if experiment in expected:
+            alike = {without_encoder(p) for p in expected[experiment]}
+            expected[experiment] += [p for p in others if without_encoder(p) in alike]
+    placed = {p.run_id for found in expected.values() for p in found}
+    if rest := [p for p in others if p.run_id not in placed]:
+        expected[OWN] = rest
+
+
+def records_folder(name: str, overrides: Sequence[str], results: Path) -> Path:
+    """The folder below `results`, or the one that `runtime.results=` names, as for a sweep."""
+    own = [override for override in overrides if override.startswith("runtime.results=")]
+    return Path(compose_config([f"profile={Path(name).name}", *own]).runtime.results) if own else results / name
+
+
+def experiments_shown(profile: str, overrides: Sequence[str], present: set[str]) -> dict[str, list[Cell]]:
+    """Experiment -> its cells: what was asked for, then what else was run.
+
+    An experiment that nobody asked for is shown if a record is there that only it expects.
+    """
+    asked = requested(profile, overrides)
+    shown = {name: [c for c in asked if name in c.experiments] for name in EXPERIMENTS}
+    known = {cell.run_id for cell in asked}
+    if not any(override.startswith("experiment=") for override in overrides) and not shown["adhoc"]:
+        for name in described(profile):
+            if not shown[name]:
+                cells = requested(profile, [*overrides, f"experiment={name}"])
+                shown[name] = cells if (present - known) & {cell.run_id for cell in cells} else []
+    return {name: cells for name, cells in shown.items() if cells}
+
+
+def every_cell(gathered: Gathered) -> Iterable[Cell]:
+    """The cells of the experiments at hand, with what composes them."""
+    if "adhoc" in gathered.planned or any(o.startswith("experiment=") for o in gathered.overrides):
+        return requested(gathered.profile, gathered.overrides)
+    names = ",".join(name for name in gathered.planned if name != OWN)
+    return requested(gathered.profile, [*gathered.overrides, f"experiment={names}"])
+
+
+def without_parents(experiment: str, cells: Sequence[Cell]) -> list[Cell]:
+    """What the experiment's table shows: in `mnli_start`, not the MNLI runs that others start from."""
+    parents = {cell.parent for cell in cells} if experiment == "mnli_start" else set()
+    return [cell for cell in cells if cell.run_id not in parents]
+
+
+def described(profile: str) -> list[str]:
+    """The experiments that have a grid of this profile's size."""
+    return [name for name in EXPERIMENTS if name not in ("adhoc", OWN) and profile in profiles_of(name)]
+
+
+@functools.cache
+def profiles_of(experiment: str) -> tuple[str, ...]:
+    return tuple(yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_bytes())["grid"])
+
+
+def known_cells() -> dict[str, dict[str, set[str]]]:
+    """Experiment -> what its cells are called, over all profiles: the values of method, slug, task, start, protocol."""
+    known: dict[str, dict[str, set[str]]] = {}
+    for profile in describe_group("profile"):
+        for experiment in described(profile):
+            values = known.setdefault(experiment, {key: set() for key in SELECTORS})
+            for cell in requested(profile, [f"experiment={experiment}", "seed=1"]):  # no name depends on the seed
+                for key in SELECTORS:
+                    values[key].add(getattr(cell, key))
+    return known
+
+
+def refuse_mixed_rows(frame: pd.DataFrame) -> None:
+    """A column of a table is one data set; where a part of its train rows is a setting, each part is."""
+    sized = frame.assign(asked=frame["train_rows"].where(frame["is_part"], 0)) if len(frame) else frame
+    for (task, _), runs in sized.groupby(["task", "asked"]) if len(frame) else ():
+        if runs["fingerprint"].nunique() > 1:
+            by_rows = runs.drop_duplicates("fingerprint")["run_id"]
+            raise UserError(
+                f"records of {task} were made from different rows, so they share no table: {', '.join(by_rows)}; "
+                f"{WAY_OUT}"
+            )
+
+
+def as_planned(cell: Cell) -> Planned:
+    return Planned(
+        run_id=cell.run_id,
+        model=cell.model,
+        protocol=cell.protocol,
+        start=cell.start,
+        slug=cell.slug,
+        method=cell.method,
+        task=cell.task,
+        seed=cell.seed,
+        variant=Variant(cell.given, cell.usual),
+    )
+
+
+def in_table_order(planned: Iterable[Planned]) -> list[Planned]:
+    """Methods and tasks as the tables list them, whatever order the cells run in."""
+    methods, tasks = list(METHOD_TITLES), list(TASKS)
+
+    def place(p: Planned) -> tuple:
+        lora = LORA_SLUG.fullmatch(p.slug)
+        size = (len(lora[1]), [*TARGET_TITLES].index(lora[1][0]), lora[1], int(lora[2])) if lora else ()
+        return p.model, methods.index(p.method), p.protocol, size, p.slug, p.label, tasks.index(p.task), p.seed
+
+    return sorted(planned, key=place)

@@ -1,0 +1,73 @@
+"""Table 7 and Figures 3 and 4 from what `lora.report.analyses.subspaces` computed. No torch here."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from lora.data.tasks import TASKS
+from lora.report.aggregate import TARGET_TITLES
+from lora.report.figures import Figure, figure
+from lora.table import Table
+
+Case = Mapping[str, Any]
+TABLE7_NOTE = (
+    "U and V: the top r left and right singular vectors of the update, of W itself, of a random Gaussian matrix. "
+    "Amplification: the norm of the update over that of W in the update's own directions. Layer: the middle one, as "
+    "the paper's 48th of 96; the last column is the median over all layers. One seed."
+)
+
+
+def amplification_table(name: str, cases: Sequence[Case]) -> Table:
+    """Table 7: how much an update amplifies directions that W does not emphasise."""
+    lines = []
+    for case in cases:
+        if case["kind"] != "amplification":
+            continue
+        middle = case["layers"][len(case["layers"]) // 2]
+        factors = pd.Series([layer["update"] / layer["in_update"] for layer in case["layers"]])
+        lines.append(
+            {
+                "Task": TASKS[case["task"]].title,
+                "Matrix": TARGET_TITLES[case["target"]],
+                "r": str(case["rank"]),
+                "Layer": f"{middle['layer'] + 1} of {len(case['layers'])}",
+                "W by the update's U, V": f"{middle['in_update']:.2f}",
+                "by W's own": f"{middle['in_weight']:.2f}",
+                "by random ones": f"{middle['in_random']:.2f}",
+                "Norm of W": f"{middle['weight']:.2f}",
+                "Norm of the update": f"{middle['update']:.2f}",
+                "Amplification": f"{middle['update'] / middle['in_update']:.2f}",
+                "Median over layers": f"{factors.median():.2f}",
+            }
+        )
+    return Table("table7", f"Table 7: amplification by the update ({name})", pd.DataFrame(lines), 2, (TABLE7_NOTE,))
+
+
+def figure3(cases: Sequence[Case]) -> Figure | None:
+    note = (
+        "phi(i, j): how much of the top i directions of A at the small rank lies in the top j of A at the large one, "
+        "trained with another seed; and the same of both as they were drawn."
+    )
+    return heat(cases, "ranks of two seeds", "Figure 3: subspaces of a small and a large rank", note)
+
+
+def figure4(cases: Sequence[Case]) -> Figure | None:
+    note = "phi(i, j) between two seeds at the large rank, and between two random Gaussian matrices of that size."
+    return heat(cases, "seeds", "Figure 4: subspaces of two seeds", note)
+
+
+def heat(cases: Sequence[Case], kind: str, title: str, note: str) -> Figure | None:
+    panels = [
+        {
+            "title": f"{TASKS[case['task']].title}, {case['label']}",
+            "x": f"j, {case['x']}",
+            "y": f"i, {case['y']}",
+            "x_names": case["columns"],
+            "y_names": case["rows"],
+            "values": case["phi"],
+        }
+        for case in cases
+        if case["kind"] == kind
+    ]
+    return figure(title, f"{note} 1: contained, 0: orthogonal. Middle layer.", "heat", "", panels)

@@ -1,0 +1,156 @@
+"""The layouts of the tables: from one row per cell to texts. Neither torch nor configuration is known here."""
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from lora.data.tasks import TASKS
+from lora.report.aggregate import ROW, START_TITLES, Planned, adapted, human_count, in_order, task_label
+
+
+def cell_text(row: pd.Series) -> str:
+    """`83.4 ±0.5`: the median over seeds and the standard deviation; `(2/3)` where seeds are missing; `-` for none.
+
+    `(1 of 5 collapsed)` where a run predicts the same for every dev example (`lora.records.predictions`).
+    """
+    if row["n"] == 0:
+        return "-"
+    spread = f" ±{row['std']:.1f}" if row["n"] > 1 else ""
+    count = f" ({row['n']:.0f}/{row['planned']:.0f})" if row["n"] < row["planned"] else ""
+    constant = f" ({row['collapsed']:.0f} of {row['n']:.0f} collapsed)" if row["collapsed"] else ""
+    return f"{row['median']:.1f}{spread}{count}{constant}"
+
+
+def number(value: float, form: str = ".1f") -> str:
+    return "-" if pd.isna(value) else f"{value:{form}}"
+
+
+def table2(summary: pd.DataFrame) -> pd.DataFrame:
+    """Methods by tasks, the average over tasks, seeds, and what trains, one model below another: Table 2's layout.
+
+    The average is the plain mean of the tasks' medians, as the paper's; `-` where a task is missing.
+    """
+    tasks = in_order(summary)
+    shown = [column for column in ("model", "protocol") if summary[column].nunique() > 1]
+    lines = []
+    for (model, protocol, _, _, _, label), group in summary.groupby(ROW, sort=False):
+        by_task = group.set_index("task")
+        names = {"model": model, "protocol": protocol}
+        line = {column.capitalize(): names[column] for column in shown}
+        line |= {"Method": label, "Trainable": trainable_text(group), "Head": head_text(group)}
+        line |= {"Seeds": seeds_text(group)}
+        lines.append(line | task_cells(by_task, tasks))
+    return pd.DataFrame(lines)
+
+
+def trainable_text(group: pd.DataFrame) -> str:
+    values = group["trainable_method"].dropna()
+    return human_count(float(values.iloc[0])) if len(values) else "-"
+
+
+def head_text(group: pd.DataFrame) -> str:
+    """What trains in the head: `149k`; a range where the tasks' numbers of labels show."""
+    values = group["trainable_head"].dropna().astype(float)
+    ends = (values.min(), values.max()) if len(values) else ()
+    texts = dict.fromkeys(f"{end / 1e3:.0f}k" if end < 999_500 else human_count(end) for end in ends) or ["-"]
+    return " to ".join(texts)
+
+
+def seeds_text(group: pd.DataFrame) -> str:
+    """How many runs the cells of a line have: `5`, or `3 to 5`."""
+    low, high = group["n"].min(), group["n"].max()
+    return f"{high}" if low == high else f"{low} to {high}"
+
+
+def task_cells(by_task: pd.DataFrame, tasks: Sequence[str]) -> dict[str, str]:
+    """A cell per task, and with several tasks their average."""
+    line = {task_label(TASKS[task]): cell_text(by_task.loc[task]) if task in by_task.index else "-" for task in tasks}
+    if len(tasks) > 1:
+        line["Avg."] = number(average(by_task["median"], tasks))
+    return line
+
+
+def average(medians: pd.Series, tasks: Sequence[str]) -> float:
+    """The plain mean over tasks; NaN where one is missing."""
+    values = medians.reindex(tasks)
+    return values.mean() if values.notna().all() else math.nan
+
+
+def table5(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Target sets by tasks, at the rank that gives each the same number of parameters: Table 5, its columns as rows.
+
+    Args:
+        paper: The published cells, for columns beside ours: method, task, value.
+    """
+    tasks, lines = in_order(summary), []
+    of_paper = paper_cells(paper)
+    for _, group in summary.groupby(["slug", "label"], sort=False):
+        targets, rank = adapted(group.iloc[0])
+        line = {"Adapted": targets, "Rank": str(rank), "Trainable": trainable_text(group), "Seeds": seeds_text(group)}
+        line |= task_cells(group.set_index("task"), tasks)
+        lines.append(line | {task: number(cells.get((targets, rank), math.nan)) for task, cells in of_paper.items()})
+    return pd.DataFrame(lines)
+
+
+def paper_cells(paper: pd.DataFrame | None) -> dict[str, dict[tuple[str, int], float]]:
+    """`MNLI-m (paper)` -> target set and rank, as `lora_of` has them -> the published value."""
+    found: dict[str, dict[tuple[str, int], float]] = {}
+    for row in () if paper is None else paper.itertuples():
+        targets, rank = row.method.removeprefix("LoRA ").split(" r=")
+        task = row.task.replace("MultiNLI-matched", "MNLI-m")
+        found.setdefault(f"{task} (paper)", {})[targets.replace(",", ", "), int(rank)] = row.value
+    return found
+
+
+def table6(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Tasks and target sets by ranks: Table 6.
+
+    Args:
+        paper: As `table5` has it, for rows below ours.
+    """
+    found = summary.assign(lora=[adapted(row) for row in summary.itertuples()])
+    ranks, lines = sorted({rank for _, rank in found["lora"]}), []
+    for task in in_order(summary):
+        rows = {row["lora"]: row for _, row in found[found["task"] == task].iterrows()}
+        for targets in dict.fromkeys(targets for targets, _ in rows):
+            line = {"Task": task_label(TASKS[task]), "Adapted": targets}
+            lines.append(
+                line | {f"r = {r}": cell_text(rows[targets, r]) if (targets, r) in rows else "-" for r in ranks}
+            )
+    for task, cells in paper_cells(paper).items():
+        for targets in dict.fromkeys(targets for targets, _ in found["lora"]):
+            published = {f"r = {r}": number(cells.get((targets, r), math.nan)) for r in ranks}
+            lines.append({"Task": task, "Adapted": targets} | published)
+    return pd.DataFrame(lines)
+
+
+def start_table(frame: pd.DataFrame, summary: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
+    """Tasks and methods by where they start, and the difference in pairs of one seed.
+
+    Returns: Columns Task, Method where there are several, one per start, `MNLI - pretrained` (median of the seeds'
+        differences), `Range` of these, and Pairs.
+    """
+    best, lines = frame.set_index("run_id")["best"], []
+    groups = sorted(summary.groupby(["task", "label"], sort=False), key=lambda group: list(TASKS).index(group[0][0]))
+    for (task, label), group in groups:
+        rows = group.set_index("start")
+        line = {"Task": task_label(TASKS[task])}
+        line |= {"Method": label} if summary["label"].nunique() > 1 else {}
+        line |= {title: cell_text(rows.loc[s]) if s in rows.index else "-" for s, title in START_TITLES.items()}
+        by_seed = {
+            start: {p.seed: p.run_id for p in planned if (p.task, p.label, p.start) == (task, label, start)}
+            for start in START_TITLES
+        }
+        pairs = [
+            100 * (best[child] - best[by_seed["pretrained"][seed]])
+            for seed, child in by_seed["mnli"].items()
+            if child in best.index and by_seed["pretrained"].get(seed) in best.index
+        ]
+        differences = pd.Series(pairs, dtype=float).dropna()
+        there = len(differences) > 0
+        line["MNLI - pretrained"] = f"{differences.median():+.1f}" if there else "-"
+        line["Range"] = f"{differences.min():+.1f} to {differences.max():+.1f}" if there else "-"
+        line["Pairs"] = str(len(differences))
+        lines.append(line)
+    return pd.DataFrame(lines)

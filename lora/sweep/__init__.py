@@ -1,0 +1,1 @@
+"""Which runs are expected, what is missing, and running it."""

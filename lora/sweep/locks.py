@@ -1,0 +1,299 @@
+"""One worker at a time trains a cell: a lock file with an owner and a heartbeat, on any file system that workers share.
+
+Only `link` and `rename` of whole files are relied on, which are atomic on network file systems too. Whether an owner
+on another machine lives is judged by whether its heartbeat moves, never by comparing the clocks of two machines.
+"""
+
+import dataclasses
+import glob
+import json
+import os
+import secrets
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora.errors import UserError
+from lora.records.machine import parent_of, process_table, start_ticks
+from lora.records.record import written_whole
+
+HEARTBEAT_SECONDS = 5.0
+SILENT_SECONDS = 60.0  # without a heartbeat: its owner, on another machine, is taken for dead
+
+
+class HeldError(Exception):
+    """Another worker has the cell."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a lock.
+
+    Args:
+        table: The process table that `pid` is of: boot and namespace, so that containers are told apart.
+        ticks: When the process started, by its kernel: pids are used again.
+        job: Id of the batch system's job, which stays the same when the job is put back into the queue.
+        token: Of this one acquisition.
+        restarts: How often that job was put back into the queue before; None outside of a job.
+    """
+
+    host: str
+    table: str
+    pid: int
+    ticks: int
+    job: str | None
+    since: str
+    token: str
+    restarts: int | None = None  # absent from locks of earlier versions
+
+
+def lock_path(outputs: str | Path, run_id: str) -> Path:
+    return Path(outputs) / "locks" / f"{run_id}.json"
+
+
+def myself() -> Owner:
+    return Owner(
+        host=socket.gethostname(),
+        table=process_table(),
+        pid=os.getpid(),
+        ticks=start_ticks(os.getpid()) or 0,
+        job=batch_job(),
+        since=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        token=secrets.token_hex(8),
+        restarts=batch_restarts(),
+    )
+
+
+def batch_job() -> str | None:
+    """The Slurm job, as scancel takes it: an array's first task has the id of the whole array, which is not its name.
+
+    Source: sbatch(1), output environment variables.
+    """
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = os.environ.get("SLURM_JOB_ID") if array is None else f"{array}_{task}"
+    return None if job is None else f"slurm {job}"
+
+
+def batch_restarts() -> int | None:
+    """How often Slurm put this job back into its queue. None outside of a job.
+
+    Source: sbatch(1), output environment variables; the variable is not set in a job's first life.
+    """
+    restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return int(restarts) if batch_job() is not None and restarts.isdecimal() else None
+
+
+def read_owner(path: Path) -> tuple[Owner, int] | None:
+    """The owner and the time of its last heartbeat, in nanoseconds of the file system. None if nobody holds the lock.
+
+    Raises: UserError: If the file is no lock.
+    """
+    try:
+        with path.open("rb") as file:  # opening asks a network file system anew, which a stat need not
+            content, beat = file.read(), os.fstat(file.fileno()).st_mtime_ns
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"cannot read the lock {path}: {error.strerror}") from error
+    try:
+        fields = json.loads(content)
+        keys = {f.name for f in dataclasses.fields(Owner)}
+        if set(fields) | {"restarts"} != keys or not all(isinstance(fields[key], int) for key in ("pid", "ticks")):
+            raise ValueError("other keys than a lock has")
+        return Owner(**fields), beat
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is not a lock of this program ({error}); remove it if no worker uses it") from error
+
+
+def lives(owner: Owner, me: Owner) -> bool | None:
+    """Whether the owner's process runs; None if that cannot be seen from here.
+
+    A job may span several nodes, so its id alone tells nothing about a process on another node. A lower count of
+    restarts does: that process belonged to the job's former life.
+    """
+    if owner.table == me.table and owner.host == me.host:
+        return start_ticks(owner.pid) == owner.ticks
+    same_job = owner.job is not None and owner.job == me.job
+    if same_job and None not in (owner.restarts, me.restarts) and owner.restarts < me.restarts:
+        return False
+    return None
+
+
+@contextmanager
+def held(path: Path) -> Iterator["Heartbeat"]:
+    """Hold a lock. It is taken over from a dead owner.
+
+    Raises: HeldError: If another process holds it: at once if it can be seen to live, else after `SILENT_SECONDS` at
+        most, when its heartbeat has moved. UserError: If the folder cannot be written.
+    """
+    me = myself()
+    acquire(path, me)
+    heart = Heartbeat(path, me)
+    try:
+        with heart:
+            yield heart
+    finally:
+        release(path, me)
+
+
+def acquire(path: Path, me: Owner) -> None:
+    while not create(path, me):
+        found = read_owner(path)
+        if found is None:
+            continue  # released between the two
+        owner, beat = found
+        if not is_dead(path, owner, beat, me):
+            raise HeldError(f"{path.stem} is being trained by process {owner.pid} of {owner.host}, since {owner.since}")
+        # Several may find it dead. The right to replace this one owner is a lock of its own: whoever comes late finds
+        # the token changed and begins again.
+        claim = path.with_name(f".{path.name}.{owner.token}")
+        acquire(claim, me)
+        try:
+            found = read_owner(path)
+            if found is not None and found[0].token == owner.token:
+                with written_whole(path) as temporary:
+                    temporary.write_text(json.dumps(dataclasses.asdict(me)))
+                return
+        finally:
+            release(claim, me)
+
+
+def create(path: Path, me: Owner) -> bool:
+    """Make the lock, with its content, unless it exists.
+
+    Returns: Whether it is ours, by the token read back: the answer to `link` may be lost on a network, and some file
+        systems report one link for every file.
+    """
+    whole = path.with_name(f".{path.name}.{me.token}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole.write_text(json.dumps(dataclasses.asdict(me)))
+        with suppress(FileExistsError):
+            os.link(whole, path)
+        found = read_owner(path)
+        return found is not None and found[0].token == me.token
+    except OSError as error:
+        raise UserError(f"cannot write the lock {path}: {error.strerror}") from error
+    finally:
+        with suppress(OSError):
+            whole.unlink(missing_ok=True)
+
+
+def is_dead(path: Path, owner: Owner, beat: int, me: Owner) -> bool:
+    """Whether the owner is gone. Of another machine's, its heartbeat is watched, by the time that passes here."""
+    alive = lives(owner, me)
+    if alive is not None:
+        return not alive
+    until = time.monotonic() + SILENT_SECONDS
+    while time.monotonic() < until:
+        time.sleep(min(1.0, SILENT_SECONDS / 10))
+        found = read_owner(path)
+        if found is None or found[0].token != owner.token or found[1] != beat:
+            return False
+    return True
+
+
+def release(path: Path, me: Owner) -> None:
+    with suppress(UserError, OSError):
+        found = read_owner(path)
+        if found is not None and found[0].token == me.token:
+            sweep_out(path, me)
+            path.unlink()
+
+
+def sweep_out(path: Path, me: Owner) -> None:
+    """Remove what workers left beside a lock that were killed while they tried to take it. `me` holds it.
+
+    Claims on its former owners: nobody acts on them, since the token is another now.
+    """
+    for left in path.parent.glob(f".*{glob.escape(path.name)}.*"):
+        with suppress(UserError, OSError):
+            found = read_owner(left)
+            if me.token not in left.name and found is not None and lives(found[0], me) is False:
+                left.unlink()
+
+
+class Heartbeat:
+    """Touches the lock while the block lasts. `lost` is set when another took this process for dead, and the lock."""
+
+    def __init__(self, path: Path, me: Owner):
+        self.path, self.me = path, me
+        self.lost = threading.Event()
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> "Heartbeat":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        self.thread.join()
+
+    def _beat(self) -> None:
+        while not self.stop.wait(HEARTBEAT_SECONDS):
+            if not self.mine():
+                self.lost.set()
+                return
+            with suppress(OSError):  # a full or absent disk: the next beat may reach it
+                os.utime(self.path)
+
+    def mine(self) -> bool:
+        """Whether the lock is still this process's. A disk that does not answer is no loss."""
+        try:
+            found = read_owner(self.path)
+        except UserError:
+            return True
+        return found is not None and found[0].token == self.me.token
+
+
+class Locks:
+    """The locks of a sweep, as they look from outside."""
+
+    def __init__(self, outputs: str | Path):
+        self.outputs, self.me = outputs, myself()
+        self.seen: dict[str, tuple[str, int, float]] = {}  # run_id -> token, heartbeat, and when it was first seen here
+
+    def held(self, run_id: str) -> bool:
+        """Whether somebody trains the cell, as far as can be seen; of another machine, until its heartbeat stops."""
+        found = read_owner(lock_path(self.outputs, run_id))
+        if found is None:
+            return False
+        owner, beat = found
+        alive = lives(owner, self.me)
+        if alive is not None:
+            return alive
+        now = time.monotonic()
+        token, before, since = self.seen.get(run_id, ("", 0, now))
+        if (token, before) != (owner.token, beat):
+            since = now
+        self.seen[run_id] = (owner.token, beat, since)
+        return now - since < SILENT_SECONDS
+
+    def left_behind(self, run_id: str) -> bool:
+        """Whether there is a lock whose owner is known to be dead."""
+        found = read_owner(lock_path(self.outputs, run_id))
+        return found is not None and lives(found[0], self.me) is False
+
+    def children(self, run_ids: Iterable[str]) -> list[int]:
+        """The processes that this one started and that train one of the cells now."""
+        owners = (read_owner(lock_path(self.outputs, run_id)) for run_id in run_ids)
+        pids = [found[0].pid for found in owners if found is not None and lives(found[0], self.me)]
+        return [pid for pid in pids if parent_of(pid) == self.me.pid]
+
+
+def heartbeat_age(path: Path) -> float | None:
+    """Seconds since a lock's last heartbeat by the clock of its file system, which stamps a new file beside it.
+
+    Returns: None if no file can be made there.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(prefix=".clock.", dir=path.parent) as file:
+            return (os.fstat(file.fileno()).st_mtime_ns - path.stat().st_mtime_ns) / 1e9
+    except OSError:
+        return None

@@ -1,0 +1,166 @@
+"""A copy of every cell for Weights & Biases, made by a process beside the worker; nothing here reads it back.
+
+The worker only writes lines into a pipe, and drops them rather than wait, so that neither W&B nor the network can slow
+or stop a cell. A line reaches the pipe whole or not at all. `python -m lora.sweep.tracking PROFILE` sends the tables and
+figures of a sweep.
+"""
+
+import argparse
+import atexit
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lora.config.compose import compose_config
+from lora.config.run import RunConfig
+from lora.errors import UserError
+from lora.records.record import RunRecord
+
+ASK_SECONDS = 60.0  # loading W&B from a cold disk
+LAST_SECONDS = 30.0  # for the process beside to end when the worker does: a batch system then ends both
+
+senders: dict[tuple[str, str], "Sender"] = {}  # of this process, by mode and folder
+
+
+class Sender:
+    """The process beside this worker (`lora.sweep.wandb_writer`), and the pipe to it."""
+
+    def __init__(self, mode: str, outputs: str):
+        Path(outputs).mkdir(parents=True, exist_ok=True)
+        with open(Path(outputs) / "wandb.log", "ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "lora.sweep.wandb_writer", mode, outputs],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for the worker; this one ends when the pipe does
+            )
+        os.set_blocking(self.process.stdin.fileno(), False)
+        self.begun = b""  # the rest of a line of which the pipe took a part
+        atexit.register(self.close)
+
+    def send(self, message: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # full or broken: the copy lacks a line
+            self._write()
+            if not self.begun:
+                line = f"{json.dumps(message)}\n".encode()
+                self.begun = line[os.write(self.process.stdin.fileno(), line) :]
+
+    def _write(self) -> None:
+        """End the line that was begun, as far as the pipe takes it: of one above PIPE_BUF it may take a part.
+
+        Source: pipe(7), O_NONBLOCK.
+        """
+        if self.begun:
+            self.begun = self.begun[os.write(self.process.stdin.fileno(), self.begun) :]
+
+    def close(self) -> None:
+        if self.process.stdin.closed:
+            return
+        until = time.monotonic() + LAST_SECONDS
+        with contextlib.suppress(OSError):
+            while self.begun and select.select([], [self.process.stdin], [], max(0.0, until - time.monotonic()))[1]:
+                self._write()
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            self.process.stdin.close()
+            self.process.wait(max(0.0, until - time.monotonic()))
+
+
+class Tracked:
+    """One cell's messages: its configuration, each epoch once, and what was selected."""
+
+    def __init__(self, sender: Sender | None, config: RunConfig):
+        self.sender, self.sent = sender, 0
+        self._send({"begin": config.run_id, "group": config.runtime.group, "config": config.for_record()})
+
+    def epochs(self, epochs: Sequence[dict[str, Any]]) -> None:
+        """Of a run that goes on from a checkpoint, the earlier ones too: every copy of it is whole."""
+        for entry in epochs[self.sent :]:
+            self._send({"epoch": entry})
+        self.sent = len(epochs)
+
+    def end(self, record: RunRecord | None) -> None:
+        """
+        Args:
+            record: None if the cell was interrupted.
+        """
+        if record is None:
+            self._send({"end": "interrupted"})
+            return
+        self.epochs(record.epochs)
+        parts = {"params": record.params, "selected": record.selected, "cost": record.cost}
+        self._send({"end": record.status, "error": record.error, "seconds": record.seconds, **parts})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if self.sender is not None:
+            self.sender.send(message)
+
+
+def track(config: RunConfig) -> Tracked:
+    """Begin the copy of a cell, unless runtime.tracking is off or no process can be started."""
+    key = (config.runtime.tracking, config.runtime.outputs)
+    sender = None
+    if config.runtime.tracking != "off":
+        with contextlib.suppress(OSError):
+            sender = senders.get(key)
+            if sender is None or sender.process.poll() is not None:
+                sender = senders[key] = Sender(*key)
+    return Tracked(sender, config)
+
+
+def destination(tracking: str, outputs: str) -> str | None:
+    """Where the copies of runs go, in words. None if there are none.
+
+    Asks the program that sends them, so that what is said is what happens; W&B is not loaded here.
+
+    Args:
+        tracking, outputs: As in `RuntimeConfig`.
+    """
+    if tracking == "off":
+        return None
+    folder = f"the folder {Path(outputs) / 'wandb'}, sent nowhere"
+    if tracking == "offline":
+        return folder
+    command = [sys.executable, "-m", "lora.sweep.wandb_writer", "--destination", tracking]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=ASK_SECONDS)
+        online = json.loads(done.stdout.splitlines()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return f"W&B's server if it has a key, else {folder} (W&B did not say)"
+    if online is None:
+        return f"{folder} (W&B has no key)"
+    project = (
+        f"{online['entity']}/{online['project']}" if online["entity"] else f"{online['project']} of the key's owner"
+    )
+    return f"{online['url']}, project {project}"
+
+
+def main() -> None:
+    """Send a sweep's tables and figures as one artifact. Exit codes: 0, or 2 for a bad call."""
+    parser = argparse.ArgumentParser(prog="python -m lora.sweep.tracking", description=main.__doc__)
+    parser.add_argument("profile")
+    parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was launched with")
+    arguments = parser.parse_args()
+    own = [override for override in arguments.overrides if override.startswith("runtime.")]
+    try:
+        runtime = compose_config([f"profile={arguments.profile}", *own]).runtime
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    if runtime.tracking == "off":
+        return
+    files = [str(path) for name in ("tables", "figures") for path in sorted(Path(runtime.results, name).glob("*"))]
+    sender = Sender(runtime.tracking, runtime.outputs)
+    sender.send({"artifact": arguments.profile, "root": runtime.results, "files": files})
+    sender.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Where a run computes: device, precision, threads and processes."""
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from lora.config.run import RunConfig
+from lora.errors import UserError
+from lora.training.allocator import keep_freed_memory
+from lora.training.processes import check_batch, processes
+
+
+def make_accelerator(config: RunConfig) -> Accelerator:
+    """Device, precision, threads and processes.
+
+    Raises: UserError: If the device or the precision is not to be had here, or the batch does not divide among the
+        processes and their passes.
+    """
+    check_batch(config.train, processes())
+    device, precision = config.runtime.device, config.train.precision
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("runtime.device is cuda, but torch sees no CUDA device here; auto or cpu would do")
+    on_cpu = config.train.kernels == "fused" or device == "cpu"
+    gpu = torch.cuda.is_available() and not on_cpu
+    check_precision(precision, gpu)
+    torch.set_num_threads(config.runtime.threads)
+    keep_freed_memory()
+    AcceleratorState._reset_state()  # one process trains cells of several precisions, one after another
+    autocast = precision == "bf16" and config.train.kernels != "fused"  # the fused kernels cast by themselves
+    # Unless it is told so, accelerate leaves processes without a GPU alone, each with the whole cell.
+    on_cpu = on_cpu or (processes() > 1 and not torch.cuda.is_available())
+    return Accelerator(cpu=on_cpu, mixed_precision="bf16" if autocast else "no")
+
+
+def check_precision(precision: str, gpu: bool, setting: str = "train.precision") -> None:
+    """
+    Raises: UserError: If it is bf16 and the device has none.
+    """
+    if precision == "bf16" and not has_bf16(gpu):
+        raise UserError(f"{setting} is bf16, but this {'GPU' if gpu else 'CPU'} has none; fp32 would do")
+
+
+def has_bf16(gpu: bool) -> bool:
+    """Whether the device multiplies in bfloat16. A CPU without the instructions would imitate them."""
+    if gpu:
+        return torch.cuda.is_bf16_supported()
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -1,0 +1,174 @@
+"""An encoder of BERT's shape that computes with the compiled kernels, in the place of transformers' own."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers.activations import GELUActivation
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from lora.config.kernel_choice import not_covered
+from lora.errors import UserError
+from lora.methods.bottleneck import AdaptedDropout, PfeifferNorm
+from lora.methods.lowrank import LoraLinear
+from lora.models.modules import is_head, replace
+from lora.training.fused import functions
+from lora.training.fused.functions import Normed
+from lora.training.fused.masks import Masks, Site
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class FusedEncoder(nn.Module):
+    """The layers of a BERT, RoBERTa or ELECTRA encoder, with their parameters under the same names.
+
+    The last layer is computed for the first token only: nothing else of it is read by a classification head, and the
+    keys and values that the first token attends to are those of all tokens still.
+
+    Args:
+        encoder: Of transformers, with a method's modules in place. Frozen weights are cast to `dtype` in place.
+        dtype: Of activations and matrix products; parameters that train stay float32.
+        recompute: What GELU takes, the largest of what a layer keeps, is computed again in the backward pass.
+    """
+
+    def __init__(self, encoder: nn.Module, heads: int, dtype: torch.dtype, masks: Masks, recompute: bool):
+        super().__init__()
+        self.layer = encoder.layer
+        self.heads, self.dtype, self.masks, self.recompute = heads, dtype, masks, recompute
+        self.frozen = {
+            module: functions.Frozen(module.weight, module.bias)
+            for module in encoder.modules()
+            if isinstance(module, nn.Linear | LoraLinear)
+            and not (module.weight.requires_grad or module.bias.requires_grad)
+        }
+
+    def forward(
+        self, hidden_states: Float[Tensor, "batch tokens width"], attention_mask: Tensor | None = None, **unused
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """
+        Args:
+            attention_mask: As transformers prepares it: (batch, 1, 1 or queries, tokens), true or 0 where a key is
+                visible; None if all are.
+        Returns: `last_hidden_state` of shape (batch, 1, width), float32.
+        """
+        x = hidden_states.to(self.dtype)
+        if attention_mask is None:
+            visible = torch.ones(x.shape[:2], dtype=torch.bool)
+        else:
+            visible = attention_mask[:, 0, 0]
+            visible = visible if visible.dtype == torch.bool else visible == 0
+        made = None
+        for number, layer in enumerate(self.layer):
+            x, made = self.layer_forward(layer, number, x, made, visible, first_only=number == len(self.layer) - 1)
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=x.float())
+
+    def layer_forward(
+        self, layer: nn.Module, number: int, x: Tensor, made: Normed | None, visible: Tensor, first_only: bool
+    ) -> tuple[Tensor, Normed]:
+        """Source: Devlin et al. 2019; the modules' names are those of transformers.
+
+        Args:
+            made: What x is made from, if a LayerNorm of this encoder gave it.
+        """
+        projections, site = layer.attention.self, f"{number}"
+        queries, made_queries = (x[:, :1], None) if first_only else (x, made)
+        q = self.linear(projections.query, queries, f"{site}.query", made_queries)
+        k = self.linear(projections.key, x, f"{site}.key", made)
+        v = self.linear(projections.value, x, f"{site}.value", made)
+        p = self.site(projections.dropout.p, f"{site}.probabilities", len(x))
+        context = functions.attention(q, k, v, visible, self.heads, p)
+        a, made = self.block(layer.attention.output, context, queries, f"{site}.attention")
+        h = self.intermediate(layer.intermediate.dense, a, f"{site}.intermediate", made)
+        return self.block(layer.output, h, a, f"{site}.output")
+
+    def intermediate(self, dense: nn.Module, x: Tensor, site: str, made: Normed) -> Tensor:
+        def compute(x: Tensor) -> Tensor:
+            return functions.gelu(self.linear(dense, x, site, made))
+
+        if not (self.recompute and self.training):
+            return compute(x)
+        frozen = self.frozen.get(dense)
+        if frozen is not None and not isinstance(dense, LoraLinear):
+            return functions.frozen_gelu(x, frozen, made)
+        return checkpoint(compute, x, use_reentrant=False, preserve_rng_state=False)  # masks draw from no generator
+
+    def block(self, block: nn.Module, x: Tensor, residual: Tensor, site: str) -> tuple[Tensor, Normed]:
+        """A projection, dropout, a Houlsby adapter if there is one, the residual, and LayerNorm, Pfeiffer's or not."""
+        x = self.linear(block.dense, x, f"{site}.dense", None)
+        norm, dropped = block.LayerNorm, self.site(block.dropout.p, site, len(x))
+        if isinstance(block.dropout, AdaptedDropout):
+            x, dropped = functions.dropout(x, dropped), None
+            x = x + self.bottleneck(block.dropout.adapter, x)
+        if isinstance(norm, PfeifferNorm):
+            x = functions.dropout(x, dropped) + residual
+            once, _ = functions.add_norm(x, torch.zeros_like(x), norm.weight, norm.bias, norm.eps, None)
+            return functions.add_norm(self.bottleneck(norm.adapter, once), x, norm.weight, norm.bias, norm.eps, None)
+        return functions.add_norm(x, residual, norm.weight, norm.bias, norm.eps, dropped)
+
+    def linear(self, module: nn.Module, x: Tensor, site: str, made: Normed | None) -> Tensor:
+        frozen = self.frozen.get(module)
+        if isinstance(module, LoraLinear):
+            dropped = self.site(module.dropout, f"{site}.lora", len(x))
+            return functions.lora_linear(x, frozen, module.lora_a, module.lora_b, module.scale, dropped, made)
+        if frozen is not None:
+            return functions.frozen_linear(x, frozen)
+        return F.linear(x, module.weight.to(x.dtype), module.bias.to(x.dtype))
+
+    def bottleneck(self, adapter: nn.Module, x: Tensor) -> Tensor:
+        low = adapter.activation(F.linear(x, adapter.down.weight.to(x.dtype), adapter.down.bias.to(x.dtype)))
+        return F.linear(low, adapter.up.weight.to(x.dtype), adapter.up.bias.to(x.dtype))
+
+    def site(self, p: float, name: str, batch: int) -> Site | None:
+        return self.masks.site(name, p, batch) if self.training and p > 0 else None
+
+
+class FusedDropout(nn.Module):
+    """A dropout outside the encoder's layers."""
+
+    def __init__(self, p: float, name: str, masks: Masks):
+        super().__init__()
+        self.p, self.name, self.masks = p, name, masks
+
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+        if not self.training or self.p == 0:
+            return x
+        return functions.dropout(x, self.masks.site(self.name, self.p, len(x)))
+
+
+def fuse(model: nn.Module, precision: str, seed: int, recompute: bool = False) -> Masks:
+    """Make a model of transformers compute with the kernels, in place, after its method was applied.
+
+    Args:
+        recompute: Keep less for the backward pass, which then repeats a third of the forward pass's products; changes
+            no result.
+    Returns: The source of its dropout masks, whose `begin` every training pass needs.
+    Raises: UserError: If the architecture or its settings are not covered; the model is then unchanged.
+    """
+    settings = model.config
+    reason = not_covered(settings.to_dict())
+    if reason is not None:
+        raise UserError(f"train.kernels=fused does not cover {reason}: train.kernels=stock does")
+    assert isinstance(model.base_model.encoder.layer[0].intermediate.intermediate_act_fn, GELUActivation)
+    masks, dtype = Masks(seed), DTYPES[precision]
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Dropout and ".layer." not in name:
+            replace(model, name, FusedDropout(module.p, name, masks))
+    encoder = f"{model.base_model_prefix}.encoder"
+    for name, parameter in model.named_parameters():
+        norm = "LayerNorm" in name
+        if name.startswith(f"{encoder}.layer.") and not (parameter.requires_grad or norm or is_head(model, name)):
+            parameter.data = parameter.data.to(dtype)
+    fused = FusedEncoder(model.get_submodule(encoder), settings.num_attention_heads, dtype, masks, recompute)
+    replace(model, encoder, fused)
+    return masks
+
+
+def sparse_embeddings(model: nn.Module) -> None:
+    """Give the embeddings that train sparse gradients, as `FusedAdamW` takes them.
+
+    The dense gradient of a vocabulary is mostly zeros, and making, clipping and applying them is a quarter of a step.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and module.weight.requires_grad:
+            module.sparse = True

@@ -1,0 +1,327 @@
+"""Autograd functions around the kernels. Activations are float32 or bfloat16, and stay what they are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from lora.training.fused import kernels
+from lora.training.fused.masks import Site
+
+Hidden = Float[Tensor, "batch tokens width"]
+
+
+@dataclass(frozen=True)
+class Normed:
+    """What a LayerNorm keeps for its backward pass, and its parameters: its output is made of these again."""
+
+    normed: Hidden
+    weight: Float[Tensor, " width"]
+    bias: Float[Tensor, " width"]
+
+    def again(self, site: Site | None = None) -> Hidden:
+        """The output, dropped at the site, bit for bit."""
+        out = torch.empty_like(self.normed)
+        kernels.affine(*map(array, self.tensors), *arguments(site, len(out)), array(out))
+        return out
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.normed, self.weight, self.bias
+
+
+def dropout(x: Float[Tensor, "batch ..."], site: Site | None) -> Float[Tensor, "batch ..."]:
+    """Dropout of each example's places; unchanged without a site."""
+    return x if site is None else _Dropout.apply(x, site)
+
+
+def gelu(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """The exact GELU, x * Phi(x), to 1e-7."""
+    return _Gelu.apply(x)
+
+
+def add_norm(
+    x: Hidden,
+    residual: Hidden,
+    weight: Float[Tensor, " width"],
+    bias: Float[Tensor, " width"],
+    eps: float,
+    site: Site | None,
+) -> tuple[Hidden, Normed]:
+    """LayerNorm(dropout(x) + residual), and what it can be made from again."""
+    out, normed = _AddNorm.apply(x, residual, weight, bias, eps, site)
+    return out, Normed(normed, weight, bias)
+
+
+def attention(
+    q: Float[Tensor, "batch queries width"],
+    k: Hidden,
+    v: Hidden,
+    visible: Bool[Tensor, "batch tokens"],
+    heads: int,
+    site: Site | None,
+) -> Float[Tensor, "batch queries width"]:
+    """Scaled dot-product attention with dropped probabilities. Of each example, some key must be visible.
+
+    Kept for the backward pass are q, k, v and one number per query: the probabilities are computed again.
+    """
+    return _Attention.apply(q, k, v, visible, heads, site)
+
+
+class Frozen:
+    """The weight and bias of a linear layer that does not train, laid out once for oneDNN's bfloat16 products.
+
+    Without the layout, a product lays the weight out again every time, which costs a fifth of it.
+    """
+
+    def __init__(self, weight: Float[Tensor, "d_out d_in"], bias: Float[Tensor, " d_out"] | None):
+        self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
+        self.packed = self.packed_t = None
+        if weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available():
+            pack = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)  # what torch's own compiler uses
+            if pack is not None:
+                self.packed, self.packed_t = pack(self.weight), pack(self.weight.t().contiguous())
+
+    def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
+        if self.packed is None:
+            return F.linear(x, self.weight, self.bias)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+
+    def backward(self, grad: Float[Tensor, "*rows d_out"]) -> Float[Tensor, "*rows d_in"]:
+        if self.packed_t is None:
+            return grad @ self.weight
+        return torch.ops.mkldnn._linear_pointwise(grad, self.packed_t, None, "none", [], "")
+
+
+def frozen_linear(x: Float[Tensor, "*rows d_in"], frozen: Frozen) -> Float[Tensor, "*rows d_out"]:
+    """W x + b. Nothing is kept for the backward pass."""
+    return _FrozenLinear.apply(x, frozen)
+
+
+def frozen_gelu(x: Hidden, frozen: Frozen, made: Normed | None) -> Float[Tensor, "batch tokens d_out"]:
+    """GELU(W x + b), computed twice: kept for the backward pass is x alone, or nothing if `made` is what makes it."""
+    return _FrozenGelu.apply(x, frozen, made)
+
+
+def lora_linear(
+    x: Hidden,
+    frozen: Frozen,
+    lora_a: Float[Tensor, "rank width"],
+    lora_b: Float[Tensor, "d_out rank"],
+    scale: float,
+    site: Site | None,
+    made: Normed | None,
+) -> Float[Tensor, "batch tokens d_out"]:
+    """W x + b + scale * B A dropout(x), with W and b frozen.
+
+    Kept for the backward pass are A dropout(x), and x unless `made` is what it is made from.
+    """
+    return _LoraLinear.apply(x, frozen, lora_a, lora_b, scale, site, made)
+
+
+def array(tensor: Tensor) -> np.ndarray:
+    """The same memory for a kernel; bfloat16 as uint16."""
+    tensor = tensor.detach()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def arguments(site: Site | None, batch: int) -> tuple[np.ndarray, np.uint32, np.float32]:
+    """Keys, threshold and scale; those that keep everything without a site."""
+    if site is None:
+        return np.zeros((batch, 2), np.uint32), np.uint32(0), np.float32(1)
+    return site.keys, np.uint32(site.threshold), np.float32(site.scale)
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, site: Site) -> Tensor:
+        ctx.site = site
+        return _dropped(x, site)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return _dropped(grad, ctx.site), None
+
+
+def _dropped(x: Tensor, site: Site | None) -> Tensor:
+    if site is None:
+        return x
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    kernels.dropout(array(x.flatten(1)), *arguments(site, len(x)), array(out.flatten(1)))
+    return out
+
+
+class _Gelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x)
+        return _gelu(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return _gelu_backward(*ctx.saved_tensors, grad)
+
+
+def _gelu(x: Tensor) -> Tensor:
+    out = torch.empty_like(x)
+    kernels.gelu(array(x.view(-1)), array(out.view(-1)))
+    return out
+
+
+def _gelu_backward(x: Tensor, grad: Tensor) -> Tensor:
+    out = torch.empty_like(x)
+    kernels.gelu_backward(array(x.view(-1)), array(grad.contiguous().view(-1)), array(out.view(-1)))
+    return out
+
+
+class _AddNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, residual, weight, bias, eps, site):
+        x, residual = x.contiguous(), residual.contiguous()
+        out, normed = torch.empty_like(x), torch.empty_like(x)
+        rstd = torch.empty(x.shape[:2])
+        inputs = map(array, (x, residual, weight, bias))
+        outputs, work = map(array, (out, normed, rstd)), kernels.scratch(x.shape[-1])
+        kernels.norm(*inputs, np.float32(eps), *arguments(site, len(x)), *outputs, work)
+        ctx.save_for_backward(normed, rstd, weight)
+        ctx.mark_non_differentiable(normed)
+        ctx.site = site
+        return out, normed
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        normed, rstd, weight = ctx.saved_tensors
+        grad, site = grad.contiguous(), ctx.site
+        grad_x = torch.empty_like(normed)
+        grad_residual = grad_x if site is None else torch.empty_like(normed)
+        affine = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
+        grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(weight)
+        inputs, outputs = map(array, (grad, weight, normed, rstd)), map(array, (grad_x, grad_residual))
+        sums, work = map(array, (grad_weight, grad_bias)), kernels.scratch(grad.shape[-1])
+        kernels.norm_backward(*inputs, *arguments(site, len(grad)), *outputs, affine, *sums, work)
+        return grad_x, grad_residual, *((grad_weight, grad_bias) if affine else (None, None)), None, None
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, visible, heads, site):
+        q, k, v = (_by_head(x, heads) for x in (q, k, v))
+        hidden = torch.zeros(visible.shape).masked_fill_(~visible, -torch.inf)
+        scores = _scores(q, k)
+        lse = torch.empty(scores.shape[:3])
+        softmax_scale = np.float32(q.shape[-1] ** -0.5)
+        site_arguments, work = arguments(site, len(scores)), _attention_work(scores, 1)
+        kernels.attend(array(scores), array(hidden), *site_arguments, softmax_scale, array(lse), *work)
+        out = torch.bmm(scores.flatten(0, 1), v.flatten(0, 1))
+        ctx.save_for_backward(q, k, v, hidden, lse)
+        ctx.site = site
+        return _by_token(out.view(q.shape))
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v, hidden, lse = ctx.saved_tensors
+        grad = _by_head(grad, q.shape[1])
+        scores = _scores(q, k)
+        slopes = torch.bmm(grad.flatten(0, 1), v.flatten(0, 1).mT).view(scores.shape)
+        softmax_scale = np.float32(q.shape[-1] ** -0.5)
+        site, work = arguments(ctx.site, len(scores)), _attention_work(scores, 2)
+        kernels.attend_backward(array(scores), array(hidden), *site, softmax_scale, array(lse), array(slopes), *work)
+        probabilities, slopes = scores.flatten(0, 1), slopes.flatten(0, 1)
+        grad_q = torch.bmm(slopes, k.flatten(0, 1)).view(q.shape)
+        grad_k = torch.bmm(slopes.mT, q.flatten(0, 1)).view(k.shape)
+        grad_v = torch.bmm(probabilities.mT, grad.flatten(0, 1)).view(v.shape)
+        return *map(_by_token, (grad_q, grad_k, grad_v)), None, None, None
+
+
+def _scores(q: Tensor, k: Tensor) -> Tensor:
+    return torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT).view(*q.shape[:3], k.shape[2])
+
+
+def _attention_work(scores: Tensor, count: int) -> list[np.ndarray]:
+    """What the kernels of attention work in: `count` times the scores of a head, and their places."""
+    size = scores.shape[2] * scores.shape[3]
+    return [*(kernels.scratch(size) for _ in range(count)), np.empty(size, np.uint32)]
+
+
+def _by_head(x: Tensor, heads: int) -> Tensor:
+    """(batch, tokens, width) as (batch, heads, tokens, width of a head)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2).contiguous()
+
+
+def _by_token(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)
+
+
+class _FrozenLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, frozen: Frozen) -> Tensor:
+        ctx.frozen = frozen
+        return frozen.forward(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return ctx.frozen.backward(grad), None
+
+
+def _source(x: Tensor, made: Normed | None) -> tuple[Tensor, ...]:
+    """What a function keeps to have its input in the backward pass."""
+    return (x,) if made is None else made.tensors
+
+
+def _from_source(source: Sequence[Tensor], site: Site | None = None) -> Tensor:
+    """The input again, dropped at the site."""
+    if len(source) > 1:
+        return Normed(*source).again(site)
+    return _dropped(source[0], site)
+
+
+class _FrozenGelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, frozen, made):
+        ctx.save_for_backward(*_source(x, made))
+        ctx.frozen = frozen
+        return _gelu(frozen.forward(x))
+
+    @staticmethod
+    def backward(ctx, grad):
+        h = ctx.frozen.forward(_from_source(ctx.saved_tensors))
+        return ctx.frozen.backward(_gelu_backward(h, grad)), None, None
+
+
+class _LoraLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, frozen, lora_a, lora_b, scale, site, made):
+        x = x.contiguous()
+        lora_a, lora_b = lora_a.to(x.dtype), (scale * lora_b).to(x.dtype)
+        dropped = _dropped(x, site)
+        low = F.linear(dropped, lora_a).flatten(0, 1)
+        out = frozen.forward(x)
+        out.view(-1, out.shape[-1]).addmm_(low, lora_b.t())
+        ctx.save_for_backward(lora_a, lora_b, low, *_source(x, made))
+        ctx.frozen, ctx.scale, ctx.site = frozen, scale, site
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        lora_a, lora_b, low, *source = ctx.saved_tensors
+        site, rows = ctx.site, grad.contiguous().flatten(0, 1)
+        low_grad = rows @ lora_b
+        dropped = _from_source(source, site)
+        grad_a = (low_grad.t() @ dropped.flatten(0, 1)).float()
+        grad_b = (rows.t() @ low).float() * ctx.scale
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = ctx.frozen.backward(rows)
+            if site is None:
+                grad_x.addmm_(low_grad, lora_a)
+            else:
+                update = (low_grad @ lora_a).view(len(grad), -1)
+                kernels.add_dropout(array(update), *arguments(site, len(grad)), array(grad_x.view(len(grad), -1)))
+            grad_x = grad_x.view(dropped.shape)
+        return grad_x, None, grad_a, grad_b, None, None, None

@@ -1,0 +1,91 @@
+"""Dropout masks from a counter-based hash of seed, step, site, example and place.
+
+A mask does not depend on padding, on the batch that a row is in, on the number of processes, or on what was drawn
+before, and the backward pass computes it again instead of keeping it.
+"""
+
+import functools
+import hashlib
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt32
+from torch import Tensor
+
+from lora.training.fused.kernels import GOLDEN, MAX_TOKENS, MIX_1, MIX_2
+
+
+@dataclass(frozen=True)
+class Site:
+    """One dropout of a forward pass.
+
+    Args:
+        keys: Two 32-bit keys per example.
+        threshold: A place is kept where its hash is at least this; p is rounded to a multiple of 2^-32.
+        scale: 1 / (1 - p).
+    """
+
+    keys: UInt32[np.ndarray, "batch 2"]
+    threshold: int
+    scale: float
+
+
+class Masks:
+    """The keys of every dropout of a model, set for each batch by `begin`."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+        self.rows: np.ndarray | None = None
+
+    def begin(self, step: int, rows: np.ndarray) -> None:
+        """Start a forward pass over the examples `rows`, named by their place in the train split."""
+        self.rows = _mix64(_mix64(rows.astype(np.uint64)) ^ np.uint64(_number(f"{self.seed}:{step}")))
+
+    def site(self, name: str, p: float, batch: int) -> Site:
+        """
+        Raises: RuntimeError: If `begin` was not called for this batch: a defect of the caller.
+        """
+        if self.rows is None or len(self.rows) != batch:
+            raise RuntimeError(f"dropout of {batch} rows without Masks.begin for them")
+        keys = _mix64(self.rows + np.uint64(_number(name)))
+        return Site(keys.view(np.uint32).reshape(-1, 2), round(p * 2**32), 1 / (1 - p))
+
+
+@functools.lru_cache(maxsize=1024)
+def _number(name: str) -> int:
+    """64 bits of a name."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+
+
+def _mix64(x: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64."""
+    with np.errstate(over="ignore"):
+        x = x + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def hidden_places(*shape: int) -> Tensor:
+    """The places of one example's activation, (tokens, width) or, behind the encoder, (width)."""
+    return torch.arange(math.prod(shape)).view(shape)
+
+
+def attention_places(heads: int, queries: int, keys: int) -> Tensor:
+    """The places of a (heads, queries, keys) array of attention probabilities of one example."""
+    head, query, key = (torch.arange(n) for n in (heads, queries, keys))
+    return (head[:, None, None] * MAX_TOKENS + query[:, None]) * MAX_TOKENS + key
+
+
+def plain_keep(site: Site, places: Tensor) -> Bool[Tensor, "batch ..."]:
+    """Which places are kept, of every example: the kernels' hash, in 64-bit integers."""
+    word = 0xFFFFFFFF
+    keys = torch.from_numpy(site.keys.astype(np.int64))
+    first, second = (keys[:, column].view(-1, *[1] * places.dim()) for column in (0, 1))
+    x = (places * GOLDEN + first) & word
+    x = ((x ^ (x >> 16)) * MIX_1) & word
+    x = x ^ second
+    x = ((x ^ (x >> 15)) * MIX_2) & word
+    return (x ^ (x >> 16)) >= site.threshold

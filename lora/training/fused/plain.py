@@ -1,0 +1,58 @@
+"""What the compiled kernels compute, in torch operations that autograd differentiates: the tests' truth.
+
+Every function has a namesake in `functions`, of the same arguments.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lora.training.fused.functions import Frozen, Normed
+from lora.training.fused.masks import Site, attention_places, hidden_places, plain_keep
+
+
+def dropout(x: Tensor, site: Site | None) -> Tensor:
+    if site is None:
+        return x
+    return x * plain_keep(site, hidden_places(*x.shape[1:])) * site.scale
+
+
+def gelu(x: Tensor) -> Tensor:
+    return F.gelu(x)
+
+
+def add_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, site: Site | None
+) -> tuple[Tensor, Normed]:
+    normed = F.layer_norm(dropout(x, site) + residual, weight.shape, None, None, eps)
+    return normed * weight + bias, Normed(normed.detach(), weight, bias)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, heads: int, site: Site | None) -> Tensor:
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    hidden = torch.zeros(visible.shape, dtype=q.dtype).masked_fill(~visible, -torch.inf)
+    probabilities = (scores + hidden[:, None, None, :]).softmax(-1)
+    if site is not None:
+        probabilities = probabilities * plain_keep(site, attention_places(*probabilities.shape[1:])) * site.scale
+    return (probabilities @ v).transpose(1, 2).flatten(2)
+
+
+def frozen_linear(x: Tensor, frozen: Frozen) -> Tensor:
+    return F.linear(x, frozen.weight, frozen.bias)
+
+
+def frozen_gelu(x: Tensor, frozen: Frozen, made: Normed | None) -> Tensor:
+    return gelu(frozen_linear(x, frozen))
+
+
+def lora_linear(
+    x: Tensor,
+    frozen: Frozen,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    scale: float,
+    site: Site | None,
+    made: Normed | None,
+) -> Tensor:
+    return frozen_linear(x, frozen) + scale * F.linear(F.linear(dropout(x, site), lora_a), lora_b)

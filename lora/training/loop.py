@@ -1,0 +1,281 @@
+"""One run, from its configuration to its record."""
+
+import functools
+import hashlib
+import math
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
+
+from lora.adapters.adapter import adapter_of, origin_of
+from lora.adapters.base import describe_base
+from lora.adapters.folder import WEIGHTS, pack
+from lora.config.run import RunConfig, TrainConfig
+from lora.data.batching import collate, encode, epoch_batches, to_device
+from lora.data.read import TaskData, read
+from lora.data.tasks import TASKS, Task
+from lora.errors import UserError
+from lora.methods import METHODS
+from lora.methods.bottleneck import is_layer_norm
+from lora.models.load import load_encoder, max_positions
+from lora.models.modules import count_parameters, trainable
+from lora.records.provenance import code_version
+from lora.records.record import RunRecord, checkpoint_path
+from lora.seeding import seed_for
+from lora.training.checkpoints import Keeper, Trained, made_from
+from lora.training.device import make_accelerator
+from lora.training.evaluation import evaluate, pack_predictions, predict, select, selecting_split
+from lora.training.fused.encoder import fuse, sparse_embeddings
+from lora.training.fused.optimizer import FusedAdamW
+from lora.training.mnli_start import start_from
+from lora.training.usage import device_name, optimizer_bytes, peak_mib
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy")
+FINITE_CHECK_STEPS = 16  # reading the loss at every step would stall a GPU
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: shown while it lasts."""
+
+    step: int
+    steps: int
+    epoch: int
+    metric: float | None
+    epochs: Sequence[dict[str, Any]] = ()  # the finished ones, as the record will hold them
+
+
+class NonFiniteLossError(Exception):
+    """Training diverged; the run is recorded as failed."""
+
+
+def run(
+    config: RunConfig, report: Callable[[Progress], None] = lambda progress: None
+) -> tuple[RunRecord, bytes, dict[str, bytes] | None]:
+    """Train and evaluate one cell.
+
+    Args:
+        report: Called after every optimizer step.
+    Returns: The record; the dev-set predictions of `best` and `last` as a safetensors file; and if the config asks for
+        it the adapter of `best`, as the files of its folder.
+    Raises: UserError: If data, model, method or device do not fit the configuration. NonFiniteLossError.
+        InterruptedRunError: If a signal asked for it: the next call of the same run goes on from the checkpoint.
+    """
+    started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    task, train = TASKS[config.task], config.train
+    headline = selecting_split(task, train.selection)
+    accelerator = make_accelerator(config)
+
+    # Rows, model and method.
+    data = read(task, config.data.source, config.data.path, config.data.revision, config.data.train_rows)
+    encoder = load_encoder(config.model, task, config.seed, train.dropout, train.head_dropout)
+    model, tokenizer = encoder.model, encoder.tokenizer
+    if config.data.max_length > max_positions(model.config):
+        raise UserError(
+            f"data.max_length is {config.data.max_length}, but {config.model.name} reads at most "
+            f"{max_positions(model.config)} tokens"
+        )
+    METHODS[config.method.name].apply(model, config.method, config.seed)
+    if config.start == "mnli":
+        start_from(model, config)
+    # read before the kernels round the frozen weights
+    base = describe_base(model, config.model.name, encoder.revision) if config.runtime.save_adapter else None
+    params = count_parameters(model)
+    trained_bytes = sum(p.numel() * p.element_size() for _, p in trainable(model))
+    splits = {name: encode(rows, task, tokenizer, config.data.max_length) for name, rows in data.splits.items()}
+
+    masks = None
+    if train.kernels == "fused":
+        recompute = config.model.gradient_checkpointing
+        masks = fuse(model, train.precision, seed_for(config.seed, "dropout"), recompute)
+        if accelerator.num_processes == 1:  # several add up dense gradients
+            sparse_embeddings(model)
+
+    # Optimizer and schedule.
+    lengths = splits["train"].lengths
+    steps = train.epochs * math.ceil(len(lengths) / train.batch)
+    optimizer = make_optimizer(model, train)
+    schedule = LambdaLR(optimizer, lambda step: lr_factor(step, warmup_steps(train, steps), steps))
+    model, optimizer = accelerator.prepare(model, optimizer)
+    trained = [p for _, p in trainable(model)]
+    # Stock dropout draws from the global generator, seeded last, so that nothing above shifts it.
+    torch.manual_seed(seed_for(config.seed, "dropout", accelerator.process_index))
+
+    # The loop, from the beginning or from where the run was left.
+    inputs = made_from(config, data.fingerprint, encoder.weights, accelerator)
+    unwrapped, keeps_adapter = accelerator.unwrap_model(model), config.runtime.save_adapter
+    bare = Trained(unwrapped, optimizer.optimizer, schedule, steps, inputs, keeps_adapter)
+    path = checkpoint_path(config.runtime.outputs, config.run_id)
+    keeper = Keeper(path, config.runtime.checkpoint_minutes, bare, accelerator)
+    done = keeper.resume(started_at)
+    metric = done.epochs[-1]["metrics"][headline][task.metric] if done.epochs else None
+    for epoch in range(len(done.epochs) + 1, train.epochs + 1):
+        model.train()
+        batches = epoch_batches(lengths, train.batch, config.seed, epoch, config.data.batching == "similar_length")
+        for rows in batches[len(done.losses) :]:
+            clock = time.monotonic()
+            loss = torch.zeros((), device=accelerator.device)
+            for part in local_parts(rows, accelerator, train.accumulation):
+                batch = to_device(collate(splits["train"], part.rows, tokenizer.pad_token_id), accelerator.device)
+                done.tokens += batch["input_ids"].numel()
+                if masks is not None:
+                    masks.begin(done.step, part.rows)
+                part_loss = summed_loss(model, batch, task) * part.weight / len(rows)
+                accelerator.backward(part_loss * accelerator.num_processes)  # DDP takes the mean over processes
+                loss += part_loss.detach()
+            if train.clip_norm is not None and masks is None:  # else the optimizer clips
+                accelerator.clip_grad_norm_(trained, train.clip_norm)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+            done.losses.append(accelerator.reduce(loss, "sum"))
+            if done.step % FINITE_CHECK_STEPS == 0 or done.step == steps:
+                check_finite(done.losses, done.step)
+            done.step_seconds.append(time.monotonic() - clock)
+            report(Progress(done.step, steps, epoch, metric, done.epochs))
+            keeper.pause(done)
+        check_finite(done.losses, done.step)
+        between = functools.partial(keeper.pause, done)
+        predictions = {
+            name: predict(model, splits[name], task, tokenizer.pad_token_id, train.eval_batch, accelerator, between)
+            for name in task.validation_splits
+        }
+        values = evaluate(predictions, splits, task)
+        metric = values[headline][task.metric]
+        mean_loss = torch.stack(done.losses).mean().item()
+        done.epochs.append({"epoch": epoch, "step": done.step, "train_loss": mean_loss, "metrics": values})
+        done.losses = []
+        best = select(done.epochs, task, train.selection)["best"]["epoch"]
+        done.predictions = {n: p for n, p in {**done.predictions, epoch: predictions}.items() if n in (best, epoch)}
+        if config.runtime.save_adapter and best == epoch:
+            origin = origin_of(config, select(done.epochs, task, train.selection))
+            done.adapter = pack(adapter_of(bare.model, base, origin))
+
+    # The record.
+    selected = select(done.epochs, task, train.selection)
+    seconds = done.earlier_seconds + time.monotonic() - started
+    packed = pack_predictions(done.predictions, selected)
+    record = RunRecord(
+        run_id=config.run_id,
+        status="ok",
+        error=None,
+        started_at=done.started_at,
+        seconds=round(seconds, 3),
+        config=config.for_record(),
+        params=params,
+        epochs=done.epochs,
+        selected=selected,
+        cost={
+            "step_ms": round(1000 * float(np.median(done.step_seconds)), 3),
+            "train_seconds": round(sum(done.step_seconds), 3),
+            "examples_per_second": round(train.epochs * len(lengths) / sum(done.step_seconds), 2),
+            "tokens": done.tokens,
+            "peak_mib": peak_mib(accelerator.device),
+            "checkpoint_bytes": trained_bytes,
+            "optimizer_bytes": optimizer_bytes(optimizer),
+        },
+        provenance={
+            "code": code_version(),
+            "packages": {name: version(name) for name in PACKAGES},
+            "python": platform.python_version(),
+            "device": device_name(accelerator.device),
+            "processes": accelerator.num_processes,
+            "resumed": done.resumed,
+            "weights": encoder.weights,
+            "revision": encoder.revision,
+            "data": describe(data),
+        },
+        predictions=hashlib.sha256(packed).hexdigest(),
+        adapter=None if done.adapter is None else hashlib.sha256(done.adapter[WEIGHTS]).hexdigest(),
+    )
+    return record, packed, done.adapter
+
+
+def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW with decoupled decay on all that trains but biases and LayerNorms.
+
+    Source: the released Trainer, which goes by the type of a module. A Pfeiffer adapter decays although it lies inside
+        the module that stands for a layer's LayerNorm.
+    """
+    norms = {f"{name}.weight" for name, module in model.named_modules() if is_layer_norm(module)}
+    decay = {name: not name.endswith("bias") and name not in norms for name, _ in trainable(model)}
+    groups = [
+        {"params": [p for name, p in trainable(model) if decay[name]], "weight_decay": train.weight_decay},
+        {"params": [p for name, p in trainable(model) if not decay[name]], "weight_decay": 0.0},
+    ]
+    betas = (train.adam_beta1, train.adam_beta2)
+    if train.kernels == "fused":
+        return FusedAdamW(groups, train.lr, betas, train.adam_eps, train.clip_norm)
+    return torch.optim.AdamW(groups, train.lr, betas, train.adam_eps, fused=True)
+
+
+def warmup_steps(train: TrainConfig, steps: int) -> int:
+    return train.warmup_steps if train.warmup_steps is not None else math.ceil(train.warmup_frac * steps)
+
+
+def lr_factor(step: int, warmup: int, steps: int) -> float:
+    """Linear from 0 up to 1 in `warmup` steps, and down to 0 at `steps`: the released Trainer's schedule.
+
+    Written here because transformers' own lies in a module that imports its Trainer, and with it PEFT: half of the
+    time to a run's first step.
+    """
+    return step / warmup if step < warmup else max(0.0, (steps - step) / max(1, steps - warmup))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one forward pass. Weight 0 marks a stand-in: a process with no rows must still take part in the step."""
+
+    rows: np.ndarray
+    weight: float
+
+
+def local_parts(rows: np.ndarray, accelerator: Accelerator, accumulation: int) -> list[Part]:
+    """This process's share of a global batch, cut into its passes: together they see every row once.
+
+    The loss of a step is the sum over all rows of the global batch over their number, so neither the number of
+    processes nor that of passes changes it, on an uneven last batch either.
+    """
+    shares = np.array_split(rows, accelerator.num_processes * accumulation)
+    mine = shares[accelerator.process_index :: accelerator.num_processes]
+    return [Part(share, 1.0) if len(share) else Part(rows[:1], 0.0) for share in mine]
+
+
+def summed_loss(model: nn.Module, batch: dict[str, Tensor], task: Task) -> Tensor:
+    """Cross-entropy, or squared error for regression, summed over the rows; the loss itself in float32."""
+    labels = batch.pop("labels")
+    logits = model(**batch).logits  # under autocast where the precision asks for it: `prepare` wrapped the forward pass
+    if task.labels:
+        return F.cross_entropy(logits.float(), labels, reduction="sum")
+    return F.mse_loss(logits.float().squeeze(-1), labels, reduction="sum")
+
+
+def check_finite(losses: list[Tensor], step: int) -> None:
+    finite = torch.isfinite(torch.stack(losses))
+    if not bool(finite.all()):
+        first = step - len(losses) + 1 + int((~finite).nonzero()[0])
+        raise NonFiniteLossError(
+            f"the loss is not finite at step {first}; a lower train.lr would be the first thing to try"
+        )
+
+
+def describe(data: TaskData) -> dict[str, Any]:
+    return {
+        "source": data.source,
+        "rows": data.rows,
+        "official_rows": data.official_rows,
+        "is_part": data.is_part,
+        "skipped": data.skipped,
+        "fingerprint": data.fingerprint,
+    }

@@ -1,0 +1,59 @@
+"""Starting from an MNLI run: what it trained, and a new head but for DeBERTa's pooler."""
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from lora.config.run import RunConfig
+from lora.errors import UserError
+from lora.models.modules import is_head, trainable
+from lora.records.record import adapter_path, read_record, record_path
+
+
+def start_from(model: nn.Module, config: RunConfig) -> None:
+    """Set what the method trains to what the MNLI run trained; the head stays new (paper, sections 5.2 and D.1).
+
+    For full fine-tuning that is every parameter of the body.
+
+    DeBERTa's pooler is taken over with them.
+
+    Source: of what stays new, the released models' load hooks. RoBERTa's drops both layers of the head where the number
+        of labels differs, DeBERTa's the classifier alone.
+
+    Raises: UserError: If that run's record or weights are not there, or are of other modules.
+    """
+    parent = config.start_run
+    path = record_path(config.runtime.results, parent)
+    record = read_record(path) if path.exists() else None
+    if record is None or record.status != "ok":
+        state = "missing" if record is None else f"failed ({record.error})"
+        raise UserError(f"{config.run_id} starts from {parent}, whose record is {state}: it must be ok first")
+    weights = adapter_path(config.runtime.outputs, parent)
+    content = weights.read_bytes() if weights.exists() else b""
+    if hashlib.sha256(content).hexdigest() != record.adapter:
+        found = "differ from those that its record names" if content else "are not there"
+        raise UserError(f"the weights of {parent}, {weights}, {found}: a sweep trains it again when they are absent")
+    tensors = {name: tensor for name, tensor in load(content).items() if is_carried(model, name)}
+    mine = {name: parameter for name, parameter in trainable(model) if is_carried(model, name)}
+    if {n: t.shape for n, t in tensors.items()} != {n: p.shape for n, p in mine.items()}:
+        raise UserError(f"{parent} trained other modules than {config.run_id} does: {differences(tensors, mine)}")
+    with torch.no_grad():
+        for name, parameter in mine.items():
+            parameter.copy_(tensors[name])
+
+
+def differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """Up to four names that only one side has, or whose shapes differ."""
+    shapes = [{name: tuple(tensor.shape) for name, tensor in side.items()} for side in (found, wanted)]
+    names = sorted(name for name in set(found) | set(wanted) if shapes[0].get(name) != shapes[1].get(name))
+    return ", ".join(
+        f"{name} {shapes[0].get(name, 'absent')} and {shapes[1].get(name, 'absent')}" for name in names[:4]
+    )
+
+
+def is_carried(model: nn.Module, name: str) -> bool:
+    """Whether a run that starts from another takes this parameter's value over."""
+    return not is_head(model, name) or (model.config.model_type == "deberta-v2" and name.startswith("pooler."))

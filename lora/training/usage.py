@@ -1,0 +1,47 @@
+"""What a run takes of the machine, for its record, and the kind of processor that its bits depend on."""
+
+import platform
+import resource
+
+import torch
+
+from lora.records.machine import PROC
+
+CPU_FIELDS = ("vendor_id", "cpu family", "model", "model name", "CPU implementer", "CPU part")  # x86, then ARM
+
+
+def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
+    states = (tensor for state in optimizer.state.values() for tensor in state.values() if torch.is_tensor(tensor))
+    return sum(tensor.numel() * tensor.element_size() for tensor in states)
+
+
+def peak_mib(device: torch.device) -> float:
+    """Of the GPU's allocator, or of the whole process on a CPU (it includes cells that the process trained before)."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def processor(device: torch.device) -> str:
+    """The kind of processor that computes: libraries choose their kernels, and with them the order of sums, by it.
+
+    Of a CPU: as the record names it, then maker and model, and the instructions for bfloat16, which a virtual machine
+    may hide. Of a GPU: as the record names it.
+    """
+    name = device_name(device)
+    if device.type == "cuda":
+        return name
+    try:
+        lines = (PROC / "cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{name} {platform.processor()}".strip()
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    kinds = [fields[key] for key in CPU_FIELDS if key in fields]
+    flags = fields.get("flags", fields.get("Features", "")).split()
+    return " ".join([name, *kinds, *sorted(flag for flag in flags if "bf16" in flag)])
