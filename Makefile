@@ -20,7 +20,7 @@ help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.* ## (.*)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r name text; do printf '%-16s %s\n' "$$name" "$$text"; done
 
 setup: $(READY) ## Make .venv, fetch the embedded model and texts (PYTHON=interpreter, TORCH_INDEX=index of another torch build, LATEST=1 for the newest releases)
-	@$(VENV) -m lora.data.embedded
+	@$(VENV) -m lora fetch
 
 reproduce-glue: setup ## Train what PROFILE=mini|small|paper lacks and print its table (GLUE_DIR=, MODEL_DIR=, LAUNCHER=, RETRY_FAILED=1, ARGS="task=cola ...")
 	@quoted() { printf "'%s'" "$${1//\'/\\\'}"; }  # a path as one value of Hydra's grammar
@@ -34,18 +34,18 @@ reproduce-glue: setup ## Train what PROFILE=mini|small|paper lacks and print its
 	sweep=0 report=0
 	$(VENV) -m lora -m "profile=$$PROFILE" "$${overrides[@]}" "$${retry[@]}" || sweep=$$?
 	if [ $$sweep -gt 1 ]; then exit $$sweep; fi  # 1: some cells failed, so there is a table of the others
-	$(VENV) -m lora.report.build "$$PROFILE" "$${overrides[@]}" || report=$$?
-	$(VENV) -m lora.sweep.tracking "$$PROFILE" "$${overrides[@]}" || true  # a copy of the tables for W&B, where it is asked for
+	$(VENV) -m lora report "$$PROFILE" "$${overrides[@]}" || report=$$?
+	$(VENV) -m lora upload "$$PROFILE" "$${overrides[@]}" || true  # a copy of the tables for W&B, where it is asked for
 	exit $$((sweep ? sweep : report))
 
 test: setup ## Run the test suite in stages (ARGS="-k metrics -x": for pytest)
 	@$(VENV) tests/stages.py $(ARGS)
 
 status: $(READY) ## Say which cells of PROFILE are done, running, failed or waiting (ARGS="--json", and the sweep's own)
-	@$(VENV) -m lora.sweep.status "$$PROFILE" $(ARGS)
+	@$(VENV) -m lora status "$$PROFILE" $(ARGS)
 
 plan: $(READY) ## Say what PROFILE will cost in device hours and disk, on 1, 8 and 64 devices
-	@$(VENV) -m lora.cost.plan "$$PROFILE" $(ARGS)
+	@$(VENV) -m lora plan "$$PROFILE" $(ARGS)
 
 wandb-sync: $(READY) ## Send to W&B what was recorded offline
 	@runs=$$(find outputs -path '*/wandb/offline-run-*' -prune -print | sort)
@@ -56,25 +56,26 @@ tables: setup ## Rebuild every committed table, verdict, page and notebook from 
 	@profiles=$$(git ls-files results/reference | sed -n 's|^results/\(reference/[^/]*\)/runs/.*|\1|p' | sort -u)
 	if [ -z "$$profiles" ]; then echo "no records are committed under results/reference/" >&2; exit 1; fi
 	status=0
-	for profile in $$profiles; do $(VENV) -m lora.report.build "$$profile" --pages || status=$$?; done
-	if [ -n "$$(git ls-files results/reference/efficiency)" ]; then $(VENV) -m lora.cost.efficiency.report --reference || status=$$?; fi
-	if [ -n "$$(git ls-files 'results/reference/bench/*/measurements.json')" ]; then $(VENV) -m lora.cost.bench --tables --reference || status=$$?; fi
+	for profile in $$profiles; do $(VENV) -m lora report "$$profile" --pages || status=$$?; done
+	if [ -n "$$(git ls-files results/reference/efficiency)" ]; then $(VENV) -m lora efficiency --tables --reference || status=$$?; fi
+	if [ -n "$$(git ls-files 'results/reference/bench/*/measurements.json')" ]; then $(VENV) -m lora bench --tables --reference || status=$$?; fi
 	$(VENV) notebooks/execute.py
 	exit $$status
 
 bench: setup ## Cells per hour and steps beside Trainer + PEFT, 30 minutes on two idle cores without AMX (ARGS="--rounds 3 --cells 24"; REFERENCE=1: to the committed results)
-	@$(VENV) -m lora.cost.bench $(if $(filter 1,$(REFERENCE)),--reference) $(ARGS)
+	@$(VENV) -m lora bench $(if $(filter 1,$(REFERENCE)),--reference) $(ARGS)
 
 bench-gpu: setup ## One training step of every contender on one GPU, in minutes (ARGS="--compile")
-	@$(VENV) -m lora.cost.bench.gpu $(if $(filter 1,$(REFERENCE)),--reference) $(ARGS)
+	@$(VENV) -m lora bench gpu $(if $(filter 1,$(REFERENCE)),--reference) $(ARGS)
 
-lint: $(READY) ## Check style, format and types
+lint: $(READY) ## Check style, format, the direction of imports, and types
 	@$(VENV) -m ruff check .
 	$(VENV) -m ruff format --check .
+	$(VENV) -c 'from importlinter.cli import lint_imports_command as run; run()'
 	$(VENV) -m mypy
 
 efficiency: setup ## Measure what each method costs in memory, files and time (ARGS="--model roberta_base --rounds 10")
-	@$(VENV) -m lora.cost.efficiency $(if $(filter 1,$(REFERENCE)),--reference) $(ARGS)
+	@$(VENV) -m lora efficiency $(if $(filter 1,$(REFERENCE)),--reference) $(ARGS)
 
 # Made when .ci/setup has ended well. Made again when the requirements have changed, when .venv lost its interpreter, and
 # when LATEST asks for other versions.

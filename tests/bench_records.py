@@ -1,6 +1,6 @@
 """What many records cost: `python tests/bench_records.py`. Not a test; all records are synthetic.
 
-Rebuilding tables and page from 10,000 records (the paper's Table 2, 14 rows on 8 tasks with 90 seeds), `lora.sweep.status` on
+Rebuilding tables and page from 10,000 records (the paper's Table 2, 14 rows on 8 tasks with 90 seeds), `status` on
 the same, and launching a sweep of 500 cells that are all there. The list of expected cells is composed once before the
 clock starts, as it is in any clone that has launched the sweep (it is kept in outputs/cache); the first time is printed
 too. The last two are whole commands, from the start of Python to its end.
@@ -46,7 +46,7 @@ def main() -> None:
         print(f"{len(cells)} records written", flush=True)
         rebuild(results)
         where = [f"runtime.results={results}/paper", f"runtime.outputs={results}/outputs"]
-        first, again = (seconds_of("lora.sweep.status", "paper", *GRID, *where) for _ in range(2))
+        first, again = (seconds_of("lora", "status", "paper", *GRID, *where) for _ in range(2))
         print(f"status of {len(cells)} records: {again:.1f} s, the first time {first:.1f} s", flush=True)
         where = [f"runtime.results={results}/mini", f"runtime.outputs={results}/outputs"]
         cells = populate(results / "mini", "mini", [*SWEEP, *where])

@@ -8,7 +8,8 @@ import numpy as np
 from safetensors.numpy import save
 
 from lora.config.compose import compose_run
-from lora.records.record import RunRecord, write_atomically, write_record
+from lora.files import write_atomically
+from lora.records.record import RunRecord, write_record
 from lora.sweep.expand import Cell, requested
 
 EPOCHS = 4

@@ -8,7 +8,7 @@ from lora.data.batching import collate, encode, epoch_batches, evaluation_batche
 from lora.data.embedded import model_folder
 from lora.data.read import as_dataset, read
 from lora.data.tasks import TASKS
-from lora.order import shuffled
+from lora.rng import shuffled
 
 LENGTHS = np.random.default_rng(0).integers(3, 60, 1003)
 

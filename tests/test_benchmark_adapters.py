@@ -5,6 +5,7 @@ import json
 import pytest
 import tiny
 import torch
+from commands import command
 
 from lora.cost.bench import adapters as benchmark
 
@@ -13,7 +14,7 @@ def test_the_benchmark_measures_exactness_and_drift_and_writes_both_files(tmp_pa
     monkeypatch.setattr(benchmark, "roberta_base", lambda dtype: tiny.model("roberta").to(dtype))
     monkeypatch.setattr(benchmark, "TOKENS", 16)
     arguments = ["--swaps", "4", "--passes", "2", "--cycles", "3", "40", "--threads", str(torch.get_num_threads())]
-    benchmark.main([*arguments, "--out", str(tmp_path)])
+    command("bench adapters")([*arguments, "--out", str(tmp_path)])
     content = json.loads(next(tmp_path.glob("*/adapters.json")).read_text())
     for dtype in ("fp32", "bf16"):
         assert content["swap"][dtype]["ours_to_peft"]["n"] == 4
@@ -31,5 +32,5 @@ def test_the_benchmark_measures_exactness_and_drift_and_writes_both_files(tmp_pa
 
 def test_numbers_below_one_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
-        benchmark.main(["--swaps", "0", "--out", str(tmp_path)])
+        command("bench adapters")(["--swaps", "0", "--out", str(tmp_path)])
     assert end.value.code == 2 and "must be >= 1" in capsys.readouterr().err and not list(tmp_path.iterdir())

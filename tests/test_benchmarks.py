@@ -1,5 +1,6 @@
 """The benchmark on tiny models: the sides do the same work, and every figure follows from what was measured."""
 
+import argparse
 import dataclasses
 import json
 import os
@@ -11,13 +12,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import command as call
 from processor import HAS_BF16, NARROWEST
 from scipy import stats
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lora.cost.bench import __main__ as command
-from lora.cost.bench import cells, contenders, floor, gpu, growth, job, machine, output, peer, sides, steps, table
+from lora.cost.bench import (
+    cells,
+    command,
+    contenders,
+    floor,
+    gpu,
+    growth,
+    job,
+    machine,
+    output,
+    peer,
+    sides,
+    steps,
+    table,
+)
 from lora.cost.bench import trace as tracing
 from lora.cost.bench.summary import agrees, our_shares, summarise
 from lora.cost.bench.timing import interleave, median_of, ratio_of, rotated, slope
@@ -25,8 +40,8 @@ from lora.data import metrics
 from lora.data.read import read
 from lora.data.tasks import TASKS
 from lora.errors import UserError
+from lora.files import ROOT
 from lora.methods.configs import FullConfig
-from lora.records.provenance import ROOT
 from lora.sweep.worker import run_cell
 
 TOKENIZER_NOTICE = "ignore:.*:UserWarning"  # of torch and datasets, about pinned memory and the like
@@ -566,7 +581,7 @@ def test_the_gpus_measurement_runs_on_a_cpu_with_the_same_code(tiny_config, monk
 def test_without_a_gpu_its_script_says_so(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit) as ended:
-        gpu.main([])
+        call("bench gpu")([])
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("error: this benchmark needs a CUDA device")
 
@@ -582,7 +597,9 @@ def test_the_whole_benchmark_on_tiny_cells(tiny_overrides, tmp_path, monkeypatch
     overrides = [override for override in tiny_overrides if not override.startswith(own)]
     overrides += ["train.kernels=fused", "data.train_rows=40", "method.rank=2", "runtime.tracking=off"]
     overrides += ["launcher.workers=1"]
-    chosen = command.parse("--rounds 1 --cells 4 --script-cells 1 --step-repetitions 2".split())
+    parser = argparse.ArgumentParser()
+    command.options(parser)
+    chosen = parser.parse_args("--rounds 1 --cells 4 --script-cells 1 --step-repetitions 2".split())
     (tmp_path / "run").mkdir()
     measured = command.measure(chosen, ("cola", "mrpc"), overrides, tmp_path / "run")
     folder, readme = tmp_path / "bench", tmp_path / "README.md"
@@ -618,7 +635,7 @@ def test_the_whole_benchmark_on_tiny_cells(tiny_overrides, tmp_path, monkeypatch
 )
 def test_a_bad_call_is_refused_before_anything_runs(arguments, message, capsys):
     with pytest.raises(SystemExit) as ended:
-        command.main(arguments)
+        call("bench")(arguments)
     assert ended.value.code == 2
     assert re.search(message, capsys.readouterr().err)
 
@@ -626,7 +643,7 @@ def test_a_bad_call_is_refused_before_anything_runs(arguments, message, capsys):
 def test_peft_is_named_where_it_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     with pytest.raises(SystemExit) as ended:
-        command.main([])
+        call("bench")([])
     assert ended.value.code == 2 and "extra `peers`" in capsys.readouterr().err
 
 

@@ -16,8 +16,8 @@ from processor import NARROWEST
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from lora.files import ROOT
 from lora.records import machine as liveness
-from lora.records.provenance import ROOT
 from lora.records.record import checkpoint_path, equal_science, read_record, record_path
 from lora.training import evaluation, signals
 from lora.training import usage as cost

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from commands import command
 from scipy import stats
 from synthetic import noise, populate
 
@@ -17,7 +18,7 @@ from lora.errors import UserError
 from lora.models.sizes import gpt3_count
 from lora.records.record import FRAME_COLUMNS
 from lora.report.aggregate import Planned
-from lora.report.claims.__main__ import checked_claims, main
+from lora.report.claims.command import checked_claims
 from lora.report.claims.findings import Finding, after_holm, smallest_p
 from lora.report.claims.shown import interval_text, text, to_json, value_text, verdict_table
 from lora.report.claims.statements import Bound, check_cells, read_claims
@@ -25,6 +26,8 @@ from lora.report.claims.verdicts import difference, judge, verdict
 from lora.report.readme import verdict_rows
 from lora.report.select import gather, known_cells
 from lora.report.stats import mean_interval, mean_p
+
+main = command("claims")
 
 EXPERIMENTS = ("glue_table2", "lora_targets", "lora_ranks", "mnli_start")
 OURS = {
@@ -604,11 +607,10 @@ def test_all_of_it_is_printed_and_kept(tmp_path):
 def test_the_command(tmp_path, monkeypatch, capsys):
     populate(tmp_path / "results" / "mini", "mini")
     monkeypatch.setattr(
-        "lora.report.claims.__main__.gather", lambda name, given: gather(name, given, tmp_path / "results")
+        "lora.report.claims.command.gather", lambda name, given: gather(name, given, tmp_path / "results")
     )
-    with pytest.raises(SystemExit) as ended:
-        main(["mini"])
-    assert ended.value.code == 0 and "LoRA is comparable to" in capsys.readouterr().out
+    main(["mini"])
+    assert "LoRA is comparable to" in capsys.readouterr().out
     (tmp_path / "results" / "mini" / "runs" / "foreign.json").write_text("{}")
     with pytest.raises(SystemExit) as ended:
         main(["mini"])

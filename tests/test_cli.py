@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 from test_sweeps import quiet
 
+from lora import cli
+from lora.cli import COMMANDS
+from lora.data.tasks import TASKS
+from lora.methods import METHODS
 from lora.records.record import equal_science, load_records
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -115,6 +119,29 @@ def test_other_rows_under_the_same_name_are_refused(tiny_overrides, tmp_path, gl
 
 
 def test_the_report_of_a_profile_without_records_names_what_is_missing():
-    done = command("lora.report.build", "paper_that_is_not", "task=cola")
+    done = command("lora", "report", "paper_that_is_not", "task=cola")
     assert done.returncode == 2
     assert "profile 'paper_that_is_not' does not exist; here are:" in done.stderr
+
+
+def test_the_first_screen_names_every_command_task_and_method():
+    done = command("lora", "--help")
+    assert done.returncode == 0 and not done.stderr
+    for word in (*COMMANDS, *TASKS, *METHODS, "python -m lora -m"):
+        assert word in done.stdout, word
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_answers_help_and_refuses_an_unknown_argument(name, capsys):
+    for arguments, code in ((["--help"], 0), (["--no-such-argument"], 2)):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*name.split(), *arguments])
+        assert ended.value.code == code
+    assert f"usage: python -m lora {name}" in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_one_message(capsys):
+    assert cli.main(["statsu", "mini"]) == 2
+    assert "'statsu mini' is not a command; use one of status" in capsys.readouterr().err
+    assert cli.main(["analyse"]) == 2
+    assert "use one of analyse intervals, analyse subspaces, analyse swaps" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from lora.checks import SettingsError
 from lora.config import kernel_choice
 from lora.config.compose import CONF, compose_config, compose_run, cpu_precision, settle
 from lora.errors import UserError
-from lora.records.provenance import ROOT
+from lora.files import ROOT
 from lora.sweep.expand import expand, requested, split_override
 from lora.training.fused import masks
 from lora.training.fused.encoder import fuse

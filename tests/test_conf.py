@@ -15,8 +15,8 @@ from lora.config.run import MNLI_CHILDREN, PROTOCOLS, ModelConfig, RunConfig
 from lora.cost.parameters import skeleton
 from lora.data.tasks import GLUE_TASKS, TASKS
 from lora.errors import UserError
+from lora.files import ROOT
 from lora.models.load import load_encoder
-from lora.records.provenance import ROOT
 from lora.sweep.expand import _expand, grid
 
 # Which (protocol, model, method) have rows, and for how many tasks. Everything else is to be refused.

@@ -10,8 +10,8 @@ from synthetic import synthetic_record
 
 from lora.data.read import read
 from lora.data.tasks import TASKS
+from lora.files import ROOT
 from lora.records.predictions import is_constant, with_collapsed
-from lora.records.provenance import ROOT
 from lora.records.record import load_frame, load_records, write_record
 from lora.report.aggregate import summarise
 from lora.report.select import gather

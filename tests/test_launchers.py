@@ -10,15 +10,15 @@ from test_sweeps import finish, grid
 
 from lora.config.compose import compose_config, explain
 from lora.errors import UserError
-from lora.records.provenance import ROOT
+from lora.files import ROOT
 
 HIDE = """
 import pkgutil, sys
 walk, hidden = pkgutil.walk_packages, sys.argv[1]  # how Hydra finds its plugins
 pkgutil.walk_packages = lambda *a, **k: (found for found in walk(*a, **k) if not found.name.startswith(hidden))
 sys.argv = ["lora", *sys.argv[2:]]
-from lora.__main__ import main
-main()
+from lora.cli import main
+sys.exit(main())
 """
 
 

@@ -15,7 +15,7 @@ TARGETS = re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE)
 RECORDER = """#!/bin/sh
 printf '[%s]' "$@" >> calls
 echo >> calls
-case "$2" in lora) exit "${SWEEP:-0}";; lora.report.build) exit "${REPORT:-0}";; esac
+case "$2 $3" in "lora -m") exit "${SWEEP:-0}";; "lora report") exit "${REPORT:-0}";; esac
 """
 
 
@@ -210,7 +210,7 @@ def test_a_finished_setup_only_checks_the_embedded_files_and_ignores_what_the_sh
     ready_clone: Path,
 ) -> None:
     assert make(ready_clone, "setup").returncode == 0
-    assert calls(ready_clone) == [["-m", "lora.data.embedded"]]
+    assert calls(ready_clone) == [["-m", "lora", "fetch"]]
     script(ready_clone / ".venv/bin/python", '#!/bin/sh\necho "<$PYTHONPATH$VIRTUAL_ENV$PYTHONHOME>"\n')
     shown = make(ready_clone, "setup", PYTHONPATH="/elsewhere", VIRTUAL_ENV="/elsewhere", PYTHONHOME="/elsewhere")
     assert shown.stdout == "<>\n"
@@ -231,8 +231,8 @@ def test_reproduce_glue_hands_folders_to_the_sweep_and_the_report(ready_clone: P
     settings = [*folders, "task=cola,mrpc", "seed=1"]  # the user's own words last, so that they win
     assert calls(ready_clone)[1:] == [
         ["-m", "lora", "-m", "profile=small", *settings, "runtime.retry_failed=true"],
-        ["-m", "lora.report.build", "small", *settings],
-        ["-m", "lora.sweep.tracking", "small", *settings],
+        ["-m", "lora", "report", "small", *settings],
+        ["-m", "lora", "upload", "small", *settings],
     ]
 
 
@@ -241,16 +241,17 @@ def test_reproduce_glue_takes_a_launcher(ready_clone: Path) -> None:
     assert calls(ready_clone)[1] == ["-m", "lora", "-m", "profile=paper", "launcher=slurm"]
 
 
-def test_lint_checks_style_format_and_types(ready_clone: Path) -> None:
+def test_lint_checks_style_format_imports_and_types(ready_clone: Path) -> None:
     assert make(ready_clone, "lint").returncode == 0
-    checks = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]]
-    assert calls(ready_clone) == [["-m", *check] for check in checks]
+    imports = ["-c", "from importlinter.cli import lint_imports_command as run; run()"]
+    checks = [["-m", "ruff", "check", "."], ["-m", "ruff", "format", "--check", "."], imports, ["-m", "mypy"]]
+    assert calls(ready_clone) == checks
 
 
 def test_status_plan_and_sync_call_their_commands(ready_clone: Path) -> None:
     for target in ("status", "plan"):
         assert make(ready_clone, target, "PROFILE=paper", "ARGS=task=rte").returncode == 0
-        assert calls(ready_clone)[-1] == ["-m", f"lora.{target}", "paper", "task=rte"]
+        assert calls(ready_clone)[-1] == ["-m", "lora", target, "paper", "task=rte"]
     (ready_clone / "outputs").mkdir()
     assert make(ready_clone, "wandb-sync").stdout == "nothing was recorded offline\n"
     runs = [ready_clone / f"outputs/{profile}/wandb/offline-run-1-a" for profile in ("paper", "small")]
@@ -284,7 +285,7 @@ def test_reproduce_glue_reports_after_failed_cells_but_not_after_a_mistake(
 ) -> None:
     done = make(ready_clone, "reproduce-glue", SWEEP=sweep, REPORT=report)
     assert done.returncode == status
-    assert (["-m", "lora.report.build", "mini"] in calls(ready_clone)) is reported
+    assert (["-m", "lora", "report", "mini"] in calls(ready_clone)) is reported
 
 
 def test_tables_rebuilds_each_committed_profile(ready_clone: Path) -> None:
@@ -295,7 +296,7 @@ def test_tables_rebuilds_each_committed_profile(ready_clone: Path) -> None:
     subprocess.run(["git", "-C", ready_clone, "add", "results"], check=True)
     (ready_clone / "calls").unlink()
     assert make(ready_clone, "tables").returncode == 0
-    made = [call[2:] for call in calls(ready_clone)[1:-1]]
+    made = [call[3:] for call in calls(ready_clone)[1:-1]]
     assert made == [["reference/mini", "--pages"], ["reference/small", "--pages"]]
     assert calls(ready_clone)[-1] == ["notebooks/execute.py"]
     assert make(ready_clone, "tables", REPORT="1").returncode == 2

@@ -2,16 +2,19 @@
 
 import pytest
 import torch
+from commands import command
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForSequenceClassification
 
 from lora.config.compose import compose_run
 from lora.cost import memory
-from lora.cost.memory import GIB, SHOWN, estimate, kept_activations, main, needs, table
+from lora.cost.memory import GIB, SHOWN, estimate, kept_activations, needs, table
 from lora.cost.parameters import SIZES
 from lora.errors import UserError
+from lora.files import ROOT
 from lora.methods.attach import apply
-from lora.records.provenance import ROOT
+
+main = command("memory")
 
 SMALL = {
     "num_hidden_layers": 4,

@@ -25,7 +25,7 @@ from lora.methods.configs import (
 )
 from lora.methods.lowrank import LoraLinear, init_a
 from lora.models.modules import TARGETS, checksum, count_parameters, find_target, is_head, trainable
-from lora.seeding import generator
+from lora.rng import generator
 
 CONFIGS = {
     "full": FullConfig(),

@@ -5,7 +5,7 @@ import sys
 import nbformat
 import pytest
 
-from lora.records.provenance import ROOT
+from lora.files import ROOT
 
 sys.path.insert(0, str(ROOT / "notebooks"))
 

@@ -3,10 +3,13 @@
 import json
 
 import pytest
+from commands import command
 
-from lora.cost.parameters import COLUMNS, SIZES, Published, closed_form, count, main, read_published, table
+from lora.cost.parameters import COLUMNS, SIZES, Published, closed_form, count, read_published, table
 from lora.errors import UserError
 from lora.methods.configs import BitFitConfig, HoulsbyConfig, LoraConfig, PfeifferConfig
+
+main = command("parameters")
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from lora.cost.plan import Cost, costs, disk_bytes, makespan, text
-from lora.records.provenance import ROOT
+from lora.files import ROOT
 from lora.sweep.announce import compute_seconds
 from lora.sweep.expand import estimator, expand
+from lora.sweep.plan import Cost, costs, disk_bytes, makespan, text
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_children_wait_for_their_parents(cells):
 @pytest.mark.parametrize("profile", ["paper", "mini"])
 def test_the_command(profile):
     done = subprocess.run(
-        [sys.executable, "-m", "lora.cost.plan", profile, "experiment=glue_table2"],
+        [sys.executable, "-m", "lora", "plan", profile, "experiment=glue_table2"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""`python -m lora.adapters.predict`: the recorded dev predictions again, the official files, several adapters, and bad input."""
+"""`python -m lora predict`: the recorded dev predictions again, the official files, several adapters, and bad input."""
 
 import glob
 import json
@@ -12,21 +12,23 @@ import pytest
 import tiny
 import tiny_glue
 import torch
+from commands import command
 from safetensors.numpy import load_file
 
 from lora.adapters.adapter import Adapter, Origin, adapter_of
 from lora.adapters.base import describe_base
 from lora.adapters.folder import DESCRIPTION, read_adapter, write_adapter
 from lora.adapters.location import model_entries
-from lora.adapters.predict import main
 from lora.config.compose import compose_config, settle
 from lora.data.tasks import GLUE_TASKS, TASKS
+from lora.files import ROOT
 from lora.methods.attach import apply
 from lora.methods.configs import LoraConfig
 from lora.models.load import load_encoder
-from lora.records.provenance import ROOT
 from lora.records.record import adapter_path
 from lora.sweep.worker import run_cell
+
+main = command("predict")
 
 CELLS = {
     "rte": ("task=rte", "method=lora", "method.rank=3"),
@@ -371,7 +373,7 @@ def test_the_readmes_example_runs_as_written(tmp_path, monkeypatch, capsys):
     for task, names in columns.items():
         Path(f"{task}.tsv").write_text("\t".join(names) + "\n" + "\t".join("A text." for _ in names) + "\n")
     command = example("")[1].replace("\\\n", " ").split()
-    assert command[:3] == [".venv/bin/python", "-m", "lora.adapters.predict"]
+    assert command[:4] == [".venv/bin/python", "-m", "lora", "predict"]
     assert predict(*(glob.glob(word)[0] if "*" in word else word for word in command[3:])) == 0
     for task in columns:
         assert read_tsv(Path(f"{task}.out"))[1][1] in TASKS[task].labels

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from lora.errors import UserError
-from lora.records.provenance import ROOT
+from lora.files import ROOT
 from lora.records.record import adapter_path, load_records, read_record
 from lora.training.loop import run
 from lora.training.processes import check_processes

@@ -9,21 +9,21 @@ import re
 import shutil
 import statistics
 import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from commands import command
 from synthetic import populate
 from test_results import record
 
 from lora.data.tasks import GLUE_TASKS, TASKS
 from lora.errors import UserError
+from lora.files import ROOT
 from lora.methods.configs import LoraConfig
-from lora.records.provenance import ROOT
 from lora.records.record import load_curves, load_frame, load_records, read_record, write_record
 from lora.report.aggregate import Planned, human_count, lora_of, summarise
-from lora.report.build import build, main, pages, write
+from lora.report.build import build, pages, write
 from lora.report.catalogue import ROWS, build_sections, ffn_notes, paper_file
 from lora.report.comparisons import against_reference, beside_paper, best_against_last, chosen_by_others, published
 from lora.report.figures import by_targets
@@ -477,6 +477,10 @@ def test_pictures_of_the_committed_readme_exist():
     assert shown and all((ROOT / path).exists() for path in shown)
 
 
+def report(profile, *options):
+    command("report")([profile, *FULL, *options])
+
+
 def test_the_command_leaves_the_files_and_says_what_is_incomplete(synthetic, tmp_path, monkeypatch, capsys):
     root = tmp_path / "root"
     shutil.copytree(synthetic / "small", root / "results" / "reference" / "small")
@@ -485,14 +489,12 @@ def test_the_command_leaves_the_files_and_says_what_is_incomplete(synthetic, tmp
     next((root / "results" / "reference" / "small" / "runs").glob("*.full.*.json")).write_text("{")
     monkeypatch.setattr("lora.report.build.ROOT", root)
     monkeypatch.setattr("lora.report.build.build", lambda name, given: build(name, given, root / "results"))
-    monkeypatch.setattr("sys.argv", ["lora.report.build", "reference/small", *FULL])
     with pytest.raises(SystemExit):
-        main()
+        report("reference/small")
     assert "old" in (root / "README.md").read_text()  # a report alone touches no page
     capsys.readouterr()
-    sys.argv.append("--pages")
     with pytest.raises(SystemExit) as ended:
-        main()
+        report("reference/small", "--pages")
     assert ended.value.code == 1
     assert "1 missing, 1 files left out" in capsys.readouterr().err
     readme = (root / "README.md").read_text()
@@ -505,17 +507,15 @@ def test_the_command_leaves_the_files_and_says_what_is_incomplete(synthetic, tmp
 
 def test_a_report_of_ones_own_runs_writes_no_page(synthetic, monkeypatch, capsys):
     monkeypatch.setattr("lora.report.build.build", lambda name, given: build(name, given, synthetic))
-    monkeypatch.setattr("sys.argv", ["lora.report.build", "small", *FULL, "--pages"])
     with pytest.raises(SystemExit) as ended:
-        main()
+        report("small", "--pages")
     assert ended.value.code == 2 and "no page of this repository shows your own runs" in capsys.readouterr().err
 
 
 def test_without_a_finished_run_the_report_says_where_runs_are(synthetic, monkeypatch, capsys):
     monkeypatch.setattr("lora.report.build.build", lambda name, given: build(name, given, synthetic / "nowhere"))
-    monkeypatch.setattr("sys.argv", ["lora.report.build", "small"])
     with pytest.raises(SystemExit) as ended:
-        main()
+        command("report")(["small"])
     assert ended.value.code == 2 and "nowhere/small holds no finished run" in capsys.readouterr().err
     assert not (synthetic / "nowhere").exists()
 

@@ -12,15 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from lora.errors import UserError
+from lora.files import check_writable, write_atomically
 from lora.records.record import (
     RunRecord,
-    check_writable,
     equal_science,
     load_frame,
     load_records,
     read_record,
     record_path,
-    write_atomically,
     write_record,
 )
 
@@ -115,7 +114,8 @@ def test_a_full_disk_leaves_the_old_file_and_no_part(tmp_path):
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "from pathlib import Path; from lora.records.record import write_atomically; from lora.errors import UserError\n"
+        "from pathlib import Path; from lora.files import write_atomically\n"
+        "from lora.errors import UserError\n"
         "try: write_atomically(Path(sys.argv[1]), b'x' * 100_000)\n"
         "except UserError as error: print(error)"
     )

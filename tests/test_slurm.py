@@ -9,7 +9,7 @@ import time
 import pytest
 from test_sweeps import assert_complete, finish, grid, owners, quiet, start, wait_for
 
-from lora.records.provenance import ROOT
+from lora.files import ROOT
 from lora.records.record import load_records
 
 CLUSTER = ROOT / "tests" / "slurm_cluster.sh"

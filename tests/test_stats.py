@@ -9,7 +9,6 @@ from scipy import stats
 
 from lora.cost.efficiency.statistics import median_interval
 from lora.errors import UserError
-from lora.order import drawn
 from lora.report.stats import (
     ENOUGH_SEEDS,
     all_pairs,
@@ -21,6 +20,7 @@ from lora.report.stats import (
     seed_averages,
     seeds_needed,
 )
+from lora.rng import drawn
 
 TASKS = ("cola", "mrpc", "rte", "sst2", "stsb")
 

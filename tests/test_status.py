@@ -1,4 +1,4 @@
-"""`python -m lora.sweep.status`: every state of a cell, from what workers leave behind."""
+"""`python -m lora status`: every state of a cell, from what workers leave behind."""
 
 import dataclasses
 import json
@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import save
 from test_results import record
 
-from lora.records.provenance import ROOT
-from lora.records.record import checkpoint_path, write_atomically, write_record
+from lora.files import ROOT, write_atomically
+from lora.records.record import checkpoint_path, write_record
 from lora.sweep.expand import expand
 from lora.sweep.locks import create, lock_path, myself
 from lora.sweep.progress import Note
@@ -87,7 +87,7 @@ def test_a_broken_checkpoint_is_no_error(cells, tmp_path):
 
 
 def command(*arguments):
-    call = [sys.executable, "-m", "lora.sweep.status", *arguments]
+    call = [sys.executable, "-m", "lora", "status", *arguments]
     return subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
 
 

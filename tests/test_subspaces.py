@@ -11,12 +11,12 @@ import torch
 from lora.adapters.folder import write_folder
 from lora.errors import UserError
 from lora.methods import METHODS
-from lora.order import gaussian
 from lora.records.analysis import SUBSPACES, analysis_json, read_analyses
 from lora.records.record import adapter_path
 from lora.report.analyses import subspaces
 from lora.report.analyses.subspaces import amplification, analyse, read_adapter, similarity
 from lora.report.subspace_tables import amplification_table, figure3, figure4
+from lora.rng import gaussian
 from lora.training.loop import run
 
 RANDOM = np.random.default_rng(0)
@@ -126,7 +126,7 @@ def test_trained_adapters_give_table_7_and_figures_3_and_4(trained, tmp_path):
     assert shown.title.startswith("Table 7:") and len(shown.cells) == 4
     assert len(figure3(kept.subspaces)["panels"]) == 4 and len(figure4(kept.subspaces)["panels"]) == 3
     other = {run_id: dataclasses.replace(record, adapter="0" * 64) for run_id, record in records.items()}
-    assert "lora.report.analyses.subspaces" in read_analyses(tmp_path, other).problems[0]
+    assert "python -m lora analyse subspaces" in read_analyses(tmp_path, other).problems[0]
 
 
 def test_the_base_is_the_pretrained_one(trained):

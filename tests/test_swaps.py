@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from commands import command
 
 from lora.adapters.folder import write_folder
 from lora.adapters.recorded import recorded_adapter
@@ -44,7 +45,7 @@ def test_trained_adapters_leave_w0_as_it_was_in_every_dtype(trained, tmp_path):
     assert [case["label"].rpartition(" ")[2] for case in cases] == ["fp32", "bf16", "fp16"]
     (tmp_path / SWAP).write_bytes(analysis_json({run_id: record.adapter for run_id, record in records.items()}, cases))
     assert list(read_analyses(tmp_path, records).checks["swap"]) == cases
-    assert "lora.report.analyses.swaps" in read_analyses(tmp_path, {}).problems[0]
+    assert "python -m lora analyse swaps" in read_analyses(tmp_path, {}).problems[0]
 
 
 def test_a_swap_that_adds_and_subtracts_is_seen_to_drift(trained, monkeypatch):
@@ -86,11 +87,11 @@ def test_the_command_keeps_what_it_found(tiny_overrides, tmp_path, monkeypatch, 
     monkeypatch.setattr(swaps, "CYCLES", CYCLES)
     monkeypatch.setattr(swaps, "gather", lambda name, more: gather(name, more, tmp_path / "results"))
     with pytest.raises(SystemExit) as ended:
-        swaps.main(["small", *given])
+        command("analyse swaps")(["small", *given])
     assert ended.value.code == 2 and "runtime.save_adapter=true" in capsys.readouterr().err
     for cell in expand("small", given, adhoc=True):
         run_cell(compose_run(cell.overrides), mistakes_fail=False)
-    swaps.main(["small", *given])
+    command("analyse swaps")(["small", *given])
     assert "0 of" in capsys.readouterr().out
     content = json.loads((tmp_path / "results" / "small" / "analysis" / SWAP).read_bytes())
     assert len(content["made_from"]) == 2 and len(content["entries"]) == 3

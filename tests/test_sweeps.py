@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from lora.config.compose import compose_run
-from lora.records.provenance import ROOT
+from lora.files import ROOT
 from lora.records.record import equal_science, load_records
 from lora.sweep.expand import expand
 from lora.sweep.locks import lives, lock_path, myself, read_owner

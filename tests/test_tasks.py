@@ -9,7 +9,7 @@ from lora.data import metrics
 from lora.data.read import read
 from lora.data.tasks import GLUE_TASKS, TASKS, get_task
 from lora.errors import UserError
-from lora.records.provenance import ROOT
+from lora.files import ROOT
 
 # What the official files write -> the integer of `nyu-mll/glue`, as the builder of that data set maps them. Records
 # hold predictions by these integers, submission files by the words.

@@ -11,7 +11,7 @@ import time
 import pytest
 from test_sweeps import wait_for
 
-from lora.records.provenance import ROOT
+from lora.files import ROOT
 from lora.records.record import equal_science
 from lora.sweep import tracking
 from lora.sweep import worker as cells
@@ -272,7 +272,7 @@ def test_the_tables_of_a_sweep_are_an_artifact(tmp_path):
     (tmp_path / "results" / "tables").mkdir(parents=True)
     (tmp_path / "results" / "tables" / "table2.md").write_text("| a table |")
     places = [f"runtime.results={tmp_path}/results", f"runtime.outputs={tmp_path}/outputs"]
-    command = [sys.executable, "-m", "lora.sweep.tracking", "small", *places]
+    command = [sys.executable, "-m", "lora", "upload", "small", *places]
     subprocess.run([*command, "runtime.tracking=off"], cwd=ROOT, check=True)
     assert not (tmp_path / "outputs").exists()
     subprocess.run([*command, "runtime.tracking=offline"], cwd=ROOT, check=True)

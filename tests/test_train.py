@@ -21,6 +21,7 @@ from lora.data.batching import collate, encode, epoch_batches
 from lora.data.read import read
 from lora.data.tasks import TASKS
 from lora.errors import UserError
+from lora.files import ROOT
 from lora.methods import METHODS
 from lora.methods.attach import apply
 from lora.methods.configs import (
@@ -33,9 +34,8 @@ from lora.methods.configs import (
 )
 from lora.models.load import load_encoder
 from lora.models.modules import trainable
-from lora.records.provenance import ROOT
 from lora.records.record import equal_science
-from lora.seeding import seed_for
+from lora.rng import seed_for
 from lora.training import device
 from lora.training.device import make_accelerator
 from lora.training.evaluation import select
@@ -206,7 +206,8 @@ def test_the_schedule_is_transformers_own(warmup, steps):
 
 def test_a_run_starts_without_the_peers_and_the_trainer():
     """Each would double the time to the first step."""
-    script = "import sys, lora.training.loop; print(*{'peft', 'transformers.trainer', 'evaluate', 'wandb'} & set(sys.modules))"
+    script = "import sys, lora.training.loop\n"
+    script += "print(*{'peft', 'transformers.trainer', 'evaluate', 'wandb'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 

@@ -7,7 +7,7 @@ from lora.config.compose import compose_run
 from lora.config.run import run_config
 from lora.config.variants import Variant, variant, words
 from lora.errors import UserError
-from lora.records.provenance import RESULTS
+from lora.files import RESULTS
 from lora.records.record import load_records
 from lora.report.aggregate import Planned, summarise
 from lora.report.build import build

@@ -25,9 +25,9 @@ from lora.adapters.base import Base
 from lora.adapters.modes import lasting
 from lora.checks import SettingsError, build
 from lora.errors import UserError, first_line
+from lora.files import write_atomically
 from lora.methods import METHODS
 from lora.methods.configs import MethodConfig
-from lora.records.record import write_atomically
 
 T = TypeVar("T")
 FORMAT = 1

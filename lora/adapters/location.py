@@ -25,7 +25,7 @@ from lora.checks import build
 from lora.config.encoder_files import locate
 from lora.config.run import ModelConfig
 from lora.errors import UserError, first_line
-from lora.records.provenance import ROOT
+from lora.files import ROOT
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 

@@ -1,4 +1,4 @@
-"""`python -m lora.adapters.predict`: batch prediction with trained adapters, and the files of a GLUE submission.
+"""`python -m lora predict`: batch prediction with trained adapters, and the files of a GLUE submission.
 
 One base is loaded, whatever the number of adapters: LoRA's are merged into it one after another, other methods' put on
 a copy. With several adapters there are as many inputs and outputs, in the same order; or one of each, whose column
@@ -9,7 +9,6 @@ import argparse
 import copy
 import dataclasses
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,9 +28,9 @@ from lora.data.glue_tsv import find_file
 from lora.data.read import read
 from lora.data.tasks import Task
 from lora.errors import UserError
+from lora.files import write_atomically
 from lora.methods.configs import LoraConfig
 from lora.models.load import Encoder, load_encoder, max_positions
-from lora.records.record import write_atomically
 
 
 def load_base(adapter: Adapter, task: Task, folder: str | None) -> Encoder:
@@ -200,9 +199,7 @@ def run(arguments: argparse.Namespace) -> list[Path]:
     return list(files)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Exit codes: 0 done, 2 a mistake in what was asked for."""
-    parser = argparse.ArgumentParser(prog="python -m lora.adapters.predict", description=__doc__.split(": ", 1)[1])
+def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adapter",
         action="append",
@@ -221,16 +218,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", metavar="DIR", help="the base's folder, if the adapter cannot say where it is")
     parser.add_argument("--batch", type=int, default=64, help="rows per pass (default 64)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    try:
-        written = run(parser.parse_args(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        sys.exit(130)
+
+
+def main(given: argparse.Namespace) -> None:
+    """Exit codes: 0 done, 2 a mistake in what was asked for."""
+    written = run(given)
     print(*written, sep="\n")
-
-
-if __name__ == "__main__":
-    main()

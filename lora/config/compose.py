@@ -23,9 +23,9 @@ from lora.config.encoder_files import local_name
 from lora.config.kernel_choice import choose_kernels
 from lora.config.run import ModelConfig, RunConfig, run_config
 from lora.errors import UserError
+from lora.files import ROOT
 from lora.methods import METHODS
 from lora.records.machine import cores
-from lora.records.provenance import ROOT
 
 CONF = ROOT / "conf"
 CPUINFO = Path("/proc/cpuinfo")

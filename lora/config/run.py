@@ -92,8 +92,8 @@ class TrainConfig:
         dropout: None keeps the pretrained config's; a number replaces it in the encoder.
         head_dropout: The same, for the classifier (Table 10's "CLS dropout").
         precision: Of activations and matrix products; what trains, and the optimizer, are float32.
-        kernels: `stock`, transformers' own modules, under autocast with bf16; or `fused` (`lora.training.fused`): compiled loops
-            for CPUs. Their dropout masks differ, so a run's name says which.
+        kernels: `stock`, transformers' own modules, under autocast with bf16; or `fused` (`lora.training.fused`):
+            compiled loops for CPUs. Their dropout masks differ, so a run's name says which.
         selection: The MNLI split whose headline metric picks the best epoch; other tasks have one split.
     """
 
@@ -188,7 +188,7 @@ class RunConfig:
         start: `pretrained`, or `mnli`: what an MNLI run of the same method trained, of full fine-tuning the whole body,
             with a new head (paper, section 5.2).
         start_seed: Seed of that MNLI run; None means the run's own seed.
-        start_run: Its run_id, filled in by `lora.config.compose.compose_run`: a run's name follows all its parent's settings.
+        start_run: Its run_id, filled in by `compose_run`: a run's name follows all its parent's settings.
         seed: Of the head, the method's init, the data order and dropout, each in a generator of its own.
     """
 

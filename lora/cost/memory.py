@@ -1,8 +1,7 @@
-"""`python -m lora.cost.memory`: the accelerator memory that a cell needs per process, computed without weights."""
+"""`python -m lora memory`: the accelerator memory that a cell needs per process, computed without weights."""
 
 import argparse
 import copy
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,10 +14,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from lora.config.compose import compose_run
 from lora.config.run import RunConfig
 from lora.cost.efficiency.memory import saved_bytes
-from lora.cost.parameters import SIZES
 from lora.errors import UserError
 from lora.methods.attach import apply
 from lora.models.modules import count_parameters
+from lora.models.sizes import SIZES
 from lora.training.processes import check_batch
 
 GIB = 2**30
@@ -157,22 +156,15 @@ def table(rows: Sequence[Need]) -> str:
     return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Exit codes: 0 done, 2 a mistake in the call."""
-    parser = argparse.ArgumentParser(prog="python -m lora.cost.memory", description=__doc__.split(": ", 1)[1])
+def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processes", type=int, default=1, help="GPUs that share a batch")
     parser.add_argument("overrides", nargs="*", help="of the cell, as for python -m lora; none: the README's table")
-    chosen = parser.parse_args(arguments)
-    try:
-        if chosen.processes < 1:
-            raise UserError(f"--processes must be >= 1, got {chosen.processes}")
-        cells = [(chosen.processes, chosen.overrides)] if chosen.overrides else SHOWN
-        rows = [need for processes, overrides in cells for need in needs(processes, overrides)]
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+
+
+def main(chosen: argparse.Namespace) -> None:
+    """Exit codes: 0 done, 2 a mistake in the call."""
+    if chosen.processes < 1:
+        raise UserError(f"--processes must be >= 1, got {chosen.processes}")
+    cells = [(chosen.processes, chosen.overrides)] if chosen.overrides else SHOWN
+    rows = [need for processes, overrides in cells for need in needs(processes, overrides)]
     print(table(rows))
-
-
-if __name__ == "__main__":
-    main()

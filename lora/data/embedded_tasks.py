@@ -18,7 +18,7 @@ from itertools import pairwise
 
 from lora.data.embedded import embedded_file
 from lora.errors import UserError
-from lora.order import shuffled
+from lora.rng import shuffled
 
 SENTENCE_WORDS = 16  # at most; 4,400 of the 10,600 sentences, 11 words on average in place of 19
 PAIR_WORDS = 40  # at most, of question and clause together; two thirds of the pairs, 29 words on average in place of 35

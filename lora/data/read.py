@@ -15,7 +15,7 @@ from lora.data.embedded_tasks import embedded_rows
 from lora.data.glue_tsv import contents, read_tsv
 from lora.data.tasks import Task
 from lora.errors import UserError, first_line
-from lora.order import shuffled
+from lora.rng import shuffled
 
 HUB_ID = "nyu-mll/glue"
 SOURCES = ("embedded", "tsv", "parquet", "hub")

@@ -18,7 +18,7 @@ from lora.models.modules import (
     replace,
     train_only,
 )
-from lora.seeding import generator
+from lora.rng import generator
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu}
 

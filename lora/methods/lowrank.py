@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from lora.errors import UserError
 from lora.methods.configs import LoraConfig
 from lora.models.modules import find_target, replace, train_only
-from lora.seeding import generator
+from lora.rng import generator
 
 
 class LoraLinear(nn.Module):

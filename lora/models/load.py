@@ -19,7 +19,7 @@ from lora.config.run import ModelConfig
 from lora.data.tasks import Task
 from lora.errors import UserError, first_line
 from lora.models.modules import is_head
-from lora.seeding import generator
+from lora.rng import generator
 
 # The same two quantities under each architecture's name for them.
 BODY_DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")

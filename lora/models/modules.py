@@ -26,7 +26,7 @@ FFN_NORM = r"layer\.\d+\.(output\.LayerNorm|output_layer_norm)$"
 
 
 def is_head(model: nn.Module, name: str) -> bool:
-    """Whether a parameter or module lies outside the encoder body; BERT's pooler is the head's (see `lora.models.load`)."""
+    """Whether a parameter or module is outside the encoder; BERT's pooler is the head's (`lora.models.load`)."""
     body = f"{model.base_model_prefix}."
     return not name.startswith(body) or name.startswith(f"{body}pooler.")
 

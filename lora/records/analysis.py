@@ -14,9 +14,9 @@ from lora.records.record import RunRecord
 
 EXAMPLES, SUBSPACES, SWAP = "examples.json", "subspaces.json", "swap.json"
 COMMANDS = {
-    EXAMPLES: "lora.report.analyses.dev_intervals",
-    SUBSPACES: "lora.report.analyses.subspaces",
-    SWAP: "lora.report.analyses.swaps",
+    EXAMPLES: "analyse intervals",
+    SUBSPACES: "analyse subspaces",
+    SWAP: "analyse swaps",
 }
 CHECKS = {"swap": SWAP}  # those that say of each case how often something exact was tried, and failed
 
@@ -26,7 +26,7 @@ class Analyses:
     """The analyses of a profile that are of its present records.
 
     Args:
-        examples: (model, one, other, task) -> bounds of the interval over dev examples (`lora.report.analyses.dev_intervals`).
+        examples: (model, one, other, task) -> bounds of the interval over dev examples.
         subspaces: The cases of `lora.report.analyses.subspaces`.
         checks: Name of a check -> its cases, each with label, trials, failures and runs.
         problems: A line for each file that was left out.
@@ -57,7 +57,7 @@ def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
         if stale:
             problems.append(
                 f"analysis/{file} was made from another {of_record} of {', '.join(sorted(stale)[:3])}: "
-                f"python -m {COMMANDS[file]} makes it again"
+                f"python -m lora {COMMANDS[file]} makes it again"
             )
         else:
             found[file] = content["entries"]

@@ -4,11 +4,9 @@ import functools
 import hashlib
 import subprocess
 from importlib.metadata import version
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "results"  # a user's own runs and measurements, which git ignores, but for:
-REFERENCE = "reference"  # the folder there whose runs and measurements are committed
+from lora.files import ROOT
+
 COMPUTING = ("torch", "transformers", "accelerate", "numpy", "numba")
 
 

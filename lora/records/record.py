@@ -1,22 +1,17 @@
 """The run record: one JSON per run, the source of every table; and the frame that is read from a folder of them."""
 
 import dataclasses
-import glob
 import json
 import math
-import os
 import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from safetensors import SafetensorError
 
 from lora.errors import UserError
+from lora.files import write_atomically
 
 SCHEMA = 1
 RUN_ID = re.compile(r"^[A-Za-z0-9_.-]+-[0-9a-f]{8}$")
@@ -79,60 +74,6 @@ def write_record(results: str | Path, record: RunRecord) -> Path:
     text = json.dumps(dataclasses.asdict(record), indent=1, sort_keys=True, allow_nan=False)
     write_atomically(path, f"{text}\n".encode())
     return path
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by a complete file, or leave it as it was: a reader never sees a part.
-
-    Raises: UserError: With the file and the reason, if it cannot be written.
-    """
-    with written_whole(path) as temporary:
-        temporary.write_bytes(content)
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A name to write under, which becomes `path` when the block has ended well; otherwise nothing of it is left.
-
-    Raises: UserError: With the file and the reason, if it cannot be written.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(descriptor)
-        temporary = Path(name)
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot write {path}: {reason}; nothing was left half-written") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def discard(path: Path) -> None:
-    """Remove a file, and what writers that were killed in the middle left of it."""
-    path.unlink(missing_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        left.unlink(missing_ok=True)
-
-
-def check_writable(folder: str | Path) -> None:
-    """Make a file there and remove it. Its name is unique: several sweeps may start at once.
-
-    Raises: UserError: If no file can be written there.
-    """
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(prefix=".writable.", dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
 
 
 def read_record(path: Path) -> RunRecord:

@@ -11,20 +11,12 @@ import pandas as pd
 from lora.config.variants import Variant, words
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
+from lora.methods.titles import METHOD_TITLES, TARGET_TITLES
 
 METRIC_SHORT = {"accuracy": "acc.", "matthews": "Matthews", "pearson": "Pearson"}
-METHOD_TITLES = {  # in the tables' order
-    "full": "Full fine-tuning",
-    "bitfit": "BitFit",
-    "adapterdrop": "AdapterDrop",
-    "houlsby": "Houlsby adapters",
-    "pfeiffer": "Pfeiffer adapters",
-    "lora": "LoRA",
-}
 ROW = ["model", "protocol", "slug", "method", "varied", "label"]  # what the cells of one line of a table share
 CELL = [*ROW, "start", "task"]  # what the seeds of one cell share
 START_TITLES = {"pretrained": "pretrained", "mnli": "MNLI"}
-TARGET_TITLES = {"q": "Wq", "k": "Wk", "v": "Wv", "o": "Wo", "i": "Wi", "f": "Wf"}  # i, f: the FFN's two
 LORA_SLUG = re.compile(r"lora-([qkvoif]+)-r(\d+)")
 METHODS_BY_TASKS = ("glue_table2", "adhoc")  # experiments in the layout of Table 2
 KINDS = ("whole", "part", "embedded")  # of a task's train rows: never in one table

@@ -1,4 +1,4 @@
-"""`python -m lora.report.build PROFILE`: from the records of a profile to tables, verdicts, figures and its page."""
+"""`python -m lora report PROFILE`: from the records of a profile to tables, verdicts, figures and its page."""
 
 import argparse
 import dataclasses
@@ -15,11 +15,11 @@ import pandas as pd
 from lora.cost.efficiency.report import read_devices
 from lora.cost.efficiency.tables import tables as efficiency_tables
 from lora.errors import UserError
+from lora.files import REFERENCE, RESULTS, ROOT, write_atomically
 from lora.records.analysis import Analyses, read_analyses
-from lora.records.provenance import REFERENCE, RESULTS, ROOT
-from lora.records.record import load_curves, write_atomically
+from lora.records.record import load_curves
 from lora.report.catalogue import METHODS_BY_TASKS, NOT_GLUE, TITLES, Sections, build_sections, reference_table
-from lora.report.claims.__main__ import verdicts
+from lora.report.claims.command import verdicts
 from lora.report.claims.shown import to_json, verdict_table
 from lora.report.claims.verdicts import Verdict
 from lora.report.figures import Figure, by_parameters, by_rank, by_targets, forest, learning_curves
@@ -222,7 +222,7 @@ def write(report: Report, folder: Path) -> None:
 def nothing_yet(gathered: Gathered) -> str:
     """Of a folder without a record of what was asked for."""
     committed = gathered.results / REFERENCE / gathered.profile
-    shown = f"; python -m lora.report.build {REFERENCE}/{gathered.profile} shows the committed ones"
+    shown = f"; python -m lora report {REFERENCE}/{gathered.profile} shows the committed ones"
     return (
         f"{gathered.folder} holds no finished run of what was asked for: make reproduce-glue "
         f"PROFILE={gathered.profile} trains them{shown if committed.exists() else ''}"
@@ -247,38 +247,32 @@ def print_sweep(profile: str, arguments: Sequence[str]) -> None:
         sections = build_sections(gathered.name, asked.planned, gathered.frame, curves, {})
         tables = [table for table in sections.tables if table.name in PRINTED]
         print("\n".join(table.markdown() for table in tables))
-    command = shlex.join(["python", "-m", "lora.report.build", profile, *own])
+    command = shlex.join(["python", "-m", "lora", "report", profile, *own])
     print(f"tables, figures and page of this sweep: {command}")
 
 
-def main() -> None:
-    """Exit codes: 0 complete; 1 a cell is missing or failed, or a file was left out; 2 a bad call."""
-    parser = argparse.ArgumentParser(prog="python -m lora.report.build", description=__doc__)
+def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("profile", help="a profile, or reference/<profile>: the folder below results/")
     parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was launched with")
     parser.add_argument(
         "--pages", action="store_true", help="write the README's and the experiments' blocks too (make tables)"
     )
-    arguments = parser.parse_args()
-    try:
-        report = build(arguments.profile, arguments.overrides)
-        if not report.gathered.state.ok:
-            raise UserError(nothing_yet(report.gathered))
-        if arguments.pages and not report.gathered.is_reference:
-            raise UserError(f"--pages is for {REFERENCE}/<profile>: no page of this repository shows your own runs")
-        write(report, report.gathered.folder)
-        for path, content in pages(report).items() if arguments.pages else ():
-            if content != path.read_text():
-                write_atomically(path, content.encode())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Exit codes: 0 complete; 1 a cell is missing or failed, or a file was left out; 2 a bad call."""
+    report = build(arguments.profile, arguments.overrides)
+    if not report.gathered.state.ok:
+        raise UserError(nothing_yet(report.gathered))
+    if arguments.pages and not report.gathered.is_reference:
+        raise UserError(f"--pages is for {REFERENCE}/<profile>: no page of this repository shows your own runs")
+    write(report, report.gathered.folder)
+    for path, content in pages(report).items() if arguments.pages else ():
+        if content != path.read_text():
+            write_atomically(path, content.encode())
     print(report.text)
     failed, missing, left_out = len(report.state.failed), len(report.state.missing), len(report.problems)
     if failed or missing or left_out:
         print(f"incomplete: {failed} failed, {missing} missing, {left_out} files left out", file=sys.stderr)
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()
+        return 1
+    return 0

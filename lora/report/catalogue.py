@@ -10,7 +10,7 @@ import pandas as pd
 
 from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.records.provenance import ROOT
+from lora.files import ROOT
 from lora.report.aggregate import KINDS, METHODS_BY_TASKS, Planned, in_order, kinds_of, lora_of, summarise
 from lora.report.comparisons import against_reference, beside_paper, best_against_last, pairs_table, published
 from lora.report.conditions import conditions, encoder_notes
@@ -181,8 +181,8 @@ SOURCE = "Larger encoders, longer runs: beside ours for orientation. Source: Hu 
 PAIRS = (
     "Difference: mean paired difference, in points. Avg.: of each seed's mean over the tasks; only seeds that have "
     f"every task count. Intervals ({LEVEL:.0%}): over seeds, with these dev sets, by Student's t; over dev examples, "
-    "with these runs; over both (lora/report/stats.py says what each answers). p: paired t-test over seeds; Holm: corrected "
-    "for all tests of this table, those of the averages included.",
+    "with these runs; over both (lora/report/stats.py says what each answers). p: paired t-test over seeds; Holm: "
+    "corrected for all tests of this table, those of the averages included.",
     f"Verdicts take at least {ENOUGH_SEEDS} pairs of seeds: a convention of this project.",
 )
 BEST_LAST = (

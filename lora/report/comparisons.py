@@ -104,7 +104,7 @@ def pairs_table(pairs: pd.DataFrame, examples: Mapping[tuple[str, str, str, str]
 
     Args:
         pairs: `lora.report.stats.all_pairs`, with model and p_holm.
-        examples: (model, one, other, task) -> the bounds of `lora.report.analyses.dev_intervals`, where it was computed.
+        examples: (model, one, other, task) -> the bounds of `analyse intervals`, where it was computed.
     """
     lines = []
     for row in pairs.itertuples():

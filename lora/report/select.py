@@ -16,18 +16,11 @@ from lora.config.run import RunConfig, run_config
 from lora.config.variants import Variant, key_of, variant
 from lora.data.tasks import TASKS
 from lora.errors import UserError
+from lora.files import REFERENCE, RESULTS
+from lora.methods.titles import METHOD_TITLES, TARGET_TITLES
 from lora.records.predictions import with_collapsed
-from lora.records.provenance import REFERENCE, RESULTS
 from lora.records.record import RunRecord, load_frame, load_records
-from lora.report.aggregate import (
-    LORA_SLUG,
-    METHOD_TITLES,
-    METHODS_BY_TASKS,
-    TARGET_TITLES,
-    Planned,
-    labelled,
-    method_label,
-)
+from lora.report.aggregate import LORA_SLUG, METHODS_BY_TASKS, Planned, labelled, method_label
 from lora.report.claims.statements import SELECTORS
 from lora.report.learning_rate import LEARNING_RATE
 from lora.sweep.expand import Cell, State, base_run, requested, state_of

@@ -5,7 +5,7 @@ intervals keep apart:
 
     seeds     Would other seeds, on this dev set, show the same? Runs are paired: two methods with one seed share the
               head's init and the order of the rows, so their difference varies less than either.
-    examples  Would other dev examples of the task, with these very runs, show the same? See lora/report/analyses/dev_intervals.py.
+    examples  Would other dev examples of the task, with these very runs, show the same? See analyses/dev_intervals.py.
 
 Verdicts use the first: the paper's sentences are about these dev sets. The tasks are fixed, not a sample of tasks. They
 share their seeds, and with these the head's init and the order of the rows, so their differences are correlated. An

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from lora.data.tasks import TASKS
-from lora.report.aggregate import TARGET_TITLES
+from lora.methods.titles import TARGET_TITLES
 from lora.report.figures import Figure, figure
 from lora.table import Table
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from lora.config.compose import compose_run
 from lora.config.kernel_choice import choose_kernels
 from lora.config.run import RunConfig
-from lora.records.provenance import REFERENCE, RESULTS
+from lora.files import REFERENCE, RESULTS
 from lora.records.record import RunRecord, load_records
 from lora.sweep.expand import Cell, State
 from lora.sweep.progress import duration

@@ -31,8 +31,8 @@ from lora.config.run import RunConfig
 from lora.config.variants import Variant, variant
 from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.records.provenance import ROOT
-from lora.records.record import RunRecord, load_records, write_atomically
+from lora.files import ROOT, write_atomically
+from lora.records.record import RunRecord, load_records
 
 CODE_OF_CELLS = ("checks.py", "data/tasks.py", "methods/configs.py", "sweep/expand.py")
 CODE_OF_CELLS += ("config/run.py", "config/compose.py", "config/kernel_choice.py", "config/variants.py")

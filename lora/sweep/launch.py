@@ -13,7 +13,8 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from lora.errors import UserError, first_line
-from lora.records.record import RunRecord, adapter_path, check_writable
+from lora.files import check_writable
+from lora.records.record import RunRecord, adapter_path
 from lora.sweep.announce import announcement, reference_records
 from lora.sweep.expand import Cell, State, estimator, requested, state
 from lora.sweep.locks import Locks

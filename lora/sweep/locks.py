@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora.errors import UserError
+from lora.files import written_whole
 from lora.records.machine import parent_of, process_table, start_ticks
-from lora.records.record import written_whole
 
 HEARTBEAT_SECONDS = 5.0
 SILENT_SECONDS = 60.0  # without a heartbeat: its owner, on another machine, is taken for dead

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from lora.config.variants import Variant, words
 from lora.errors import UserError
-from lora.records.record import RunRecord, read_record, record_path, write_atomically
+from lora.files import write_atomically
+from lora.records.record import RunRecord, read_record, record_path
 from lora.sweep.expand import Cell
 
 NOTE_SECONDS = 2.0

@@ -1,9 +1,8 @@
-"""`python -m lora.sweep.status PROFILE`: which cells are done, which run and where, what failed and why, what is left."""
+"""`python -m lora status PROFILE`: which cells are done, which run and where, what failed and why, what is left."""
 
 import argparse
 import dataclasses
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lora.config.compose import compose_config
-from lora.errors import UserError
 from lora.records.record import checkpoint_path
 from lora.sweep.announce import reference_records
 from lora.sweep.expand import Cell, estimator, requested, state
@@ -156,27 +154,20 @@ def line(one: Standing) -> str:
     return "  ".join(parts)
 
 
-def main() -> None:
-    """Exit codes: 0, or 2 for a bad call."""
-    parser = argparse.ArgumentParser(prog="python -m lora.sweep.status", description=__doc__)
+def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("profile")
     parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was launched with")
     parser.add_argument("--json", action="store_true", help="all cells, as JSON")
-    arguments = parser.parse_args()
-    try:
-        cells = requested(arguments.profile, arguments.overrides)
-        runtime = compose_config(
-            [f"profile={arguments.profile}", *(o for o in arguments.overrides if o.startswith("runtime."))]
-        ).runtime
-        found = standings(cells, runtime.results, runtime.outputs)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Exit codes: 0, or 2 for a bad call."""
+    cells = requested(arguments.profile, arguments.overrides)
+    runtime = compose_config(
+        [f"profile={arguments.profile}", *(o for o in arguments.overrides if o.startswith("runtime."))]
+    ).runtime
+    found = standings(cells, runtime.results, runtime.outputs)
     if arguments.json:
         print(json.dumps({"totals": totals(found), "cells": [dataclasses.asdict(one) for one in found]}, indent=1))
     else:
         print(text(arguments.profile, found))
-
-
-if __name__ == "__main__":
-    main()

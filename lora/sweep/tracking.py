@@ -1,7 +1,7 @@
 """A copy of every cell for Weights & Biases, made by a process beside the worker; nothing here reads it back.
 
 The worker only writes lines into a pipe, and drops them rather than wait, so that neither W&B nor the network can slow
-or stop a cell. A line reaches the pipe whole or not at all. `python -m lora.sweep.tracking PROFILE` sends the tables and
+or stop a cell. A line reaches the pipe whole or not at all. `python -m lora upload PROFILE` sends the tables and
 figures of a sweep.
 """
 
@@ -20,7 +20,6 @@ from typing import Any
 
 from lora.config.compose import compose_config
 from lora.config.run import RunConfig
-from lora.errors import UserError
 from lora.records.record import RunRecord
 
 ASK_SECONDS = 60.0  # loading W&B from a cold disk
@@ -142,25 +141,18 @@ def destination(tracking: str, outputs: str) -> str | None:
     return f"{online['url']}, project {project}"
 
 
-def main() -> None:
-    """Send a sweep's tables and figures as one artifact. Exit codes: 0, or 2 for a bad call."""
-    parser = argparse.ArgumentParser(prog="python -m lora.sweep.tracking", description=main.__doc__)
+def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("profile")
     parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was launched with")
-    arguments = parser.parse_args()
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Send a sweep's tables and figures as one artifact. Exit codes: 0, or 2 for a bad call."""
     own = [override for override in arguments.overrides if override.startswith("runtime.")]
-    try:
-        runtime = compose_config([f"profile={arguments.profile}", *own]).runtime
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    runtime = compose_config([f"profile={arguments.profile}", *own]).runtime
     if runtime.tracking == "off":
         return
     files = [str(path) for name in ("tables", "figures") for path in sorted(Path(runtime.results, name).glob("*"))]
     sender = Sender(runtime.tracking, runtime.outputs)
     sender.send({"artifact": arguments.profile, "root": runtime.results, "files": files})
     sender.close()
-
-
-if __name__ == "__main__":
-    main()

@@ -14,16 +14,8 @@ from typing import Any
 from lora.config.compose import compose_run
 from lora.config.run import RunConfig
 from lora.errors import UserError
-from lora.records.record import (
-    RunRecord,
-    adapter_path,
-    checkpoint_path,
-    discard,
-    read_record,
-    record_path,
-    write_atomically,
-    write_record,
-)
+from lora.files import discard, write_atomically
+from lora.records.record import RunRecord, adapter_path, checkpoint_path, read_record, record_path, write_record
 from lora.sweep.announce import means
 from lora.sweep.locks import Heartbeat, HeldError, held, lock_path
 from lora.sweep.progress import Note

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from lora.config.run import RunConfig
 from lora.errors import UserError, first_line
+from lora.files import written_whole
 from lora.models.modules import trainable
 from lora.records.provenance import code_digest
-from lora.records.record import written_whole
 from lora.training import signals
 from lora.training.processes import is_main_process
 from lora.training.usage import processor

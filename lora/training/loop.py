@@ -32,7 +32,7 @@ from lora.models.load import load_encoder, max_positions
 from lora.models.modules import count_parameters, trainable
 from lora.records.provenance import code_version
 from lora.records.record import RunRecord, checkpoint_path
-from lora.seeding import seed_for
+from lora.rng import seed_for
 from lora.training.checkpoints import Keeper, Trained, made_from
 from lora.training.device import make_accelerator
 from lora.training.evaluation import evaluate, pack_predictions, predict, select, selecting_split

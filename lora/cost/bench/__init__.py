@@ -15,7 +15,7 @@
 | `adapters`, `adapters_page` | swaps and their drift, mixed batches, file sizes, beside PEFT |
 | `gpu` | all of it that one GPU can show, in minutes |
 
-`python -m lora.cost.bench` (`make bench`) measures the cells and the steps; `python -m lora.cost.bench.growth`,
-`python -m lora.cost.bench.adapters` and `python -m lora.cost.bench.gpu` the others. Everything lies under
+`python -m lora bench` (`make bench`) measures the cells and the steps; `python -m lora bench growth`,
+`python -m lora bench adapters` and `python -m lora bench gpu` the others. Everything lies under
 results/bench/<device>/, or with --reference results/reference/bench/<device>/.
 """

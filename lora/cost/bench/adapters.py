@@ -1,4 +1,4 @@
-"""`python -m lora.cost.bench.adapters`: swaps, their drift, mixed batches and file sizes, beside PEFT in one run.
+"""`python -m lora bench adapters`: swaps, their drift, mixed batches and file sizes, beside PEFT in one run.
 
 At RoBERTa-base size with random weights, LoRA r=8 on q and v: 24 matrices of 768 x 768 are adapted. Repetitions are
 interleaved, so that what slows the machine slows every side. Written to results/bench/<device>/adapters.json and .md.
@@ -8,7 +8,6 @@ import argparse
 import copy
 import json
 import random
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -30,11 +29,10 @@ from lora.cost.bench.adapters_page import document
 from lora.cost.bench.output import add_reference, results_folder
 from lora.cost.bench.timing import interleave, median_of, ratio_of
 from lora.errors import UserError
+from lora.files import write_atomically
 from lora.methods.configs import LoraConfig
 from lora.models.modules import TARGETS, find
-from lora.order import shuffled
-from lora.records.record import write_atomically
-from lora.seeding import generator
+from lora.rng import generator, shuffled
 
 LORA = LoraConfig(targets=("q", "v"), rank=8, alpha=16)
 ADAPTERS, ROWS, TOKENS = 8, 32, 64
@@ -241,30 +239,23 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     return content
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Exit codes: 0 done, 2 a mistake in what was asked for."""
-    parser = argparse.ArgumentParser(prog="python -m lora.cost.bench.adapters", description=__doc__.split(": ", 1)[1])
+def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--swaps", type=int, default=60, help="timed swaps of each side (default 60)")
     parser.add_argument("--passes", type=int, default=15, help="timed passes of each kind (default 15)")
     parser.add_argument("--cycles", type=int, nargs="+", default=[100, 1000], help="when drift is read (100 1000)")
     parser.add_argument("--threads", type=int, default=0, help="of torch (default: all cores)")
     parser.add_argument("--out", type=Path, help="folder, in place of results/bench")
     add_reference(parser)
-    chosen = parser.parse_args(arguments)
-    try:
-        if min(chosen.swaps, chosen.passes, *chosen.cycles) < 1 or chosen.threads < 0:
-            raise UserError("--swaps, --passes and --cycles must be >= 1, --threads >= 0")
-        if chosen.threads:
-            torch.set_num_threads(chosen.threads)
-        content = measure(chosen)
-        folder = (chosen.out or results_folder(chosen.reference)) / content["device"]
-        write_atomically(folder / "adapters.json", f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode())
-        write_atomically(folder / "adapters.md", document(content).encode())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+
+
+def main(chosen: argparse.Namespace) -> None:
+    """Exit codes: 0 done, 2 a mistake in what was asked for."""
+    if min(chosen.swaps, chosen.passes, *chosen.cycles) < 1 or chosen.threads < 0:
+        raise UserError("--swaps, --passes and --cycles must be >= 1, --threads >= 0")
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    content = measure(chosen)
+    folder = (chosen.out or results_folder(chosen.reference)) / content["device"]
+    write_atomically(folder / "adapters.json", f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode())
+    write_atomically(folder / "adapters.md", document(content).encode())
     print(document(content))
-
-
-if __name__ == "__main__":
-    main()

@@ -11,13 +11,13 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lora.config.run import RunConfig
 from lora.cost.bench.cells import BERT_HEAD, BERT_TARGETS
-from lora.cost.parameters import SIZES
 from lora.data.tasks import TASKS
 from lora.methods import METHODS
 from lora.methods.configs import FullConfig, LoraConfig
 from lora.models.load import load_encoder
 from lora.models.modules import trainable
-from lora.seeding import generator
+from lora.models.sizes import SIZES
+from lora.rng import generator
 from lora.training.fused.encoder import DTYPES, fuse, sparse_embeddings
 from lora.training.loop import make_optimizer, summed_loss
 

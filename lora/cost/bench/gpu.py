@@ -1,4 +1,4 @@
-"""`python -m lora.cost.bench.gpu` (`make bench-gpu`): one training step of every contender on one GPU, in minutes.
+"""`python -m lora bench gpu` (`make bench-gpu`): one training step of every contender on one GPU, in minutes.
 
 bf16 under autocast with transformers' modules and torch's fused attention, for three sizes of encoder, beside PEFT,
 full fine-tuning and the time of the matrix products alone. Times are of CUDA events. Each shape is warmed up.
@@ -7,8 +7,7 @@ full fine-tuning and the time of the matrix products alone. Times are of CUDA ev
 import argparse
 import re
 import statistics
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,9 +24,9 @@ from lora.cost.bench.output import add_reference, as_json, results_folder, say
 from lora.cost.bench.steps import saved_bytes, time_steps
 from lora.cost.bench.timing import ratio_of
 from lora.errors import UserError
+from lora.files import write_atomically
 from lora.methods.configs import FullConfig
 from lora.records.provenance import code_version
-from lora.records.record import write_atomically
 from lora.table import markdown
 
 MODELS = ("minilm", "roberta_base", "roberta_large")
@@ -124,47 +123,40 @@ def document(measured: Mapping[str, Any]) -> str:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Exit codes: 0 done, 2 no GPU here or a mistake in the call."""
-    parser = argparse.ArgumentParser(prog="python -m lora.cost.bench.gpu", description=__doc__.split("\n")[0])
+def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="default: all")
     parser.add_argument("--repetitions", type=int, default=REPETITIONS, help="of every step (default %(default)s)")
     parser.add_argument("--compile", action="store_true", help="this project's step also under torch.compile")
     add_reference(parser)
-    chosen = parser.parse_args(arguments)
-    try:
-        if chosen.repetitions < 1:
-            raise UserError(f"--repetitions must be >= 1, got {chosen.repetitions}")
-        if not torch.cuda.is_available():
-            raise UserError("this benchmark needs a CUDA device, and torch sees none here; `make bench` runs on a CPU")
-        if not torch.cuda.is_bf16_supported():
-            raise UserError("this benchmark trains in bf16, which this GPU does not have")
-        config = compose_run([*common_overrides(), "task=reviews"])
-        builds = {model: of_size(model, config) for model in chosen.models}
-        steps = measure(builds, config, "cuda", SHAPES, chosen.repetitions, chosen.compile)
-        name = torch.cuda.get_device_name()
-        measured = {
-            "device_name": name,
-            "machine": machine.describe_machine(),
-            "versions": machine.versions() | {"cuda": torch.version.cuda},
-            "code": code_version(),
-            "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "settings": {
-                "precision": PRECISION,
-                "attention": ATTENTION,
-                "rank": config.method.rank,
-                "repetitions": chosen.repetitions,
-            },
-            "steps": steps,
-        }
-        folder = results_folder(chosen.reference) / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-        write_atomically(folder / "gpu.json", as_json(measured))
-        write_atomically(folder / "gpu.md", document(measured).encode())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+
+
+def main(chosen: argparse.Namespace) -> None:
+    """Exit codes: 0 done, 2 no GPU here or a mistake in the call."""
+    if chosen.repetitions < 1:
+        raise UserError(f"--repetitions must be >= 1, got {chosen.repetitions}")
+    if not torch.cuda.is_available():
+        raise UserError("this benchmark needs a CUDA device, and torch sees none here; `make bench` runs on a CPU")
+    if not torch.cuda.is_bf16_supported():
+        raise UserError("this benchmark trains in bf16, which this GPU does not have")
+    config = compose_run([*common_overrides(), "task=reviews"])
+    builds = {model: of_size(model, config) for model in chosen.models}
+    steps = measure(builds, config, "cuda", SHAPES, chosen.repetitions, chosen.compile)
+    name = torch.cuda.get_device_name()
+    measured = {
+        "device_name": name,
+        "machine": machine.describe_machine(),
+        "versions": machine.versions() | {"cuda": torch.version.cuda},
+        "code": code_version(),
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "settings": {
+            "precision": PRECISION,
+            "attention": ATTENTION,
+            "rank": config.method.rank,
+            "repetitions": chosen.repetitions,
+        },
+        "steps": steps,
+    }
+    folder = results_folder(chosen.reference) / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    write_atomically(folder / "gpu.json", as_json(measured))
+    write_atomically(folder / "gpu.md", document(measured).encode())
     print(document(measured))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""`python -m lora.cost.bench.growth`: how time and memory grow with model, batch, length, rank and number of cells.
+"""`python -m lora bench growth`: how time and memory grow with model, batch, length, rank and number of cells.
 
 One step of LoRA on Wq and Wv with one thread, beside the time of its matrix products alone (`floor`), along each axis;
 and whole sweeps of more and more cells.
@@ -7,7 +7,6 @@ and whole sweeps of more and more cells.
 import argparse
 import dataclasses
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,9 +28,9 @@ from lora.cost.bench.output import add_reference, as_json, results_folder, say
 from lora.cost.bench.steps import WARMUP, saved_bytes
 from lora.cost.bench.timing import interleave, slope
 from lora.errors import UserError
+from lora.files import write_atomically
 from lora.models.modules import trainable
 from lora.records.provenance import code_version
-from lora.records.record import write_atomically
 from lora.table import markdown
 from lora.training.allocator import keep_freed_memory
 
@@ -43,6 +42,7 @@ AXES: dict[str, tuple] = {
     "length": (16, 32, 64, 128, 256),
     "rank": (1, 4, 16, 64),
 }
+EVERY = [*AXES, "cells"]
 CELLS = (2, 4, 8, 16)
 CELL_ROWS, CELL_EPOCHS = 200, 1
 REPETITIONS = 5
@@ -229,34 +229,26 @@ def measure(axes: Sequence[str], repetitions: int) -> dict[str, Any]:
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Exit codes: 0 done, 2 a mistake in the call, or a sweep that could not run."""
-    parser = argparse.ArgumentParser(prog="python -m lora.cost.bench.growth", description=__doc__.split("\n")[0])
-    every = [*AXES, "cells"]
+def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--axes",
         nargs="+",
-        choices=every,
-        default=every,
+        choices=EVERY,
+        default=EVERY,
         metavar="AXIS",
-        help=f"of {', '.join(every)}; fewer than all are printed, not written",
+        help=f"of {', '.join(EVERY)}; fewer than all are printed, not written",
     )
     parser.add_argument("--repetitions", type=int, default=REPETITIONS, help="of every step (default %(default)s)")
     add_reference(parser)
-    chosen = parser.parse_args(arguments)
-    try:
-        if chosen.repetitions < 1:
-            raise UserError(f"--repetitions must be >= 1, got {chosen.repetitions}")
-        growth = measure(chosen.axes, chosen.repetitions)
-        if set(chosen.axes) == set(every):
-            folder = results_folder(chosen.reference) / growth["device"]
-            write_atomically(folder / "growth.json", as_json(growth))
-            write_atomically(folder / "growth.md", document(growth).encode())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+
+
+def main(chosen: argparse.Namespace) -> None:
+    """Exit codes: 0 done, 2 a mistake in the call, or a sweep that could not run."""
+    if chosen.repetitions < 1:
+        raise UserError(f"--repetitions must be >= 1, got {chosen.repetitions}")
+    growth = measure(chosen.axes, chosen.repetitions)
+    if set(chosen.axes) == set(EVERY):
+        folder = results_folder(chosen.reference) / growth["device"]
+        write_atomically(folder / "growth.json", as_json(growth))
+        write_atomically(folder / "growth.md", document(growth).encode())
     print(document(growth))
-
-
-if __name__ == "__main__":
-    main()

@@ -9,8 +9,7 @@ from typing import Any
 from lora.cost.bench import table
 from lora.cost.bench.summary import summarise
 from lora.errors import UserError
-from lora.records.provenance import REFERENCE, RESULTS, ROOT
-from lora.records.record import write_atomically
+from lora.files import REFERENCE, RESULTS, ROOT, write_atomically
 
 OWN, COMMITTED = RESULTS / "bench", RESULTS / REFERENCE / "bench"
 

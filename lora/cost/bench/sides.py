@@ -22,8 +22,8 @@ from pathlib import Path
 from lora.cost.bench.job import Answer, CellCost, Job, PeerCell, PeerSettings, read_answer, write
 from lora.cost.bench.machine import ALLOCATOR, tree_bytes
 from lora.errors import UserError
+from lora.files import ROOT
 from lora.records.machine import cores
-from lora.records.provenance import ROOT
 from lora.records.record import RunRecord, load_records
 
 SAMPLE_SECONDS = 0.5

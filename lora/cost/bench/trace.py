@@ -25,7 +25,7 @@ TRACED = {
     "lora.training.evaluation.predict": "evaluation",
     "lora.training.evaluation.evaluate": "evaluation",
     "lora.training.evaluation.pack_predictions": "saving",
-    "lora.records.record.write_atomically": "saving",
+    "lora.files.write_atomically": "saving",
 }
 IN_LOOP = "lora.data.batching.collate"  # the one function above that runs within what a record counts as training
 

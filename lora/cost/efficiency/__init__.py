@@ -1,4 +1,4 @@
-"""What each method costs: the paper's section 4.2 and Table 1, measured. `python -m lora.cost.efficiency` runs it.
+"""What each method costs: the paper's section 4.2 and Table 1, measured. `python -m lora efficiency` runs it.
 
 | module | what it holds |
 | --- | --- |

@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora.cost.efficiency.plan import Plan
 from lora.errors import UserError, first_line
+from lora.files import ROOT
 from lora.models.modules import is_head, trainable
-from lora.records.provenance import ROOT
 
 PEAK_STEPS = 3  # the second is the first with the optimizer's state in place
 STATUS, RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")

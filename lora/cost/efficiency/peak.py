@@ -1,4 +1,4 @@
-"""`python -m lora.cost.efficiency.peak ORDER`: train one method for some steps, and print this process's peak as JSON."""
+"""`python -m lora.cost.efficiency.peak ORDER`: train one method, and print this process's peak as JSON."""
 
 import dataclasses
 import json

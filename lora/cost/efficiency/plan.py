@@ -11,7 +11,7 @@ from lora.checks import Problems
 from lora.config.compose import compose_run
 from lora.config.run import ModelConfig, RunConfig
 from lora.errors import UserError
-from lora.report.aggregate import METHOD_TITLES
+from lora.methods.titles import METHOD_TITLES
 
 TITLES = {  # of what is measured, in the tables' order
     "base": "Base, untouched",

@@ -1,15 +1,13 @@
-"""`python -m lora.cost.efficiency.report`: build the tables and figures again from every summary.json. No torch here."""
+"""`python -m lora efficiency --tables`: build the tables and figures again from every summary.json. No torch here."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from lora.cost.efficiency.plan import MODELS
 from lora.cost.efficiency.summary import read_summary
 from lora.cost.efficiency.tables import csv, document
 from lora.errors import UserError
-from lora.records.provenance import REFERENCE, RESULTS
-from lora.records.record import write_atomically
+from lora.files import REFERENCE, RESULTS, write_atomically
 
 
 def build(device: Path) -> dict[str, bytes]:
@@ -21,7 +19,7 @@ def build(device: Path) -> dict[str, bytes]:
 
     found = read_device(device)
     if not found:
-        raise UserError(f"{device} holds no summary.json: python -m lora.cost.efficiency makes one")
+        raise UserError(f"{device} holds no summary.json: python -m lora efficiency makes one")
     summaries = list(found.values())
     files = {"efficiency.md": document(summaries).encode(), "efficiency.csv": csv(summaries)}
     for path, summary in found.items():
@@ -72,27 +70,14 @@ def results_root(results: Path | None, reference: bool) -> Path:
     return results or (RESULTS / REFERENCE if reference else RESULTS)
 
 
-def main() -> None:
-    """Exit codes: 0 done, 2 a broken summary or none."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lora.cost.efficiency.report", description=__doc__.split(": ", 1)[1]
-    )
-    add_results(parser)
-    given = parser.parse_args()
-    results = results_root(given.results, given.reference)
-    try:
-        devices = sorted(path for path in (results / "efficiency").glob("*") if path.is_dir())
-        if not devices:
-            raise UserError(
-                f"{results / 'efficiency'} holds no device's folder: python -m lora.cost.efficiency makes one"
-            )
-        for device in devices:
-            write(device)
-            print(device / "efficiency.md")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+def rebuild(results: Path) -> str:
+    """Write the tables and figures of every device again. Returns: The files written, one per line.
 
-
-if __name__ == "__main__":
-    main()
+    Raises: UserError: If a summary is broken, or there is none.
+    """
+    devices = sorted(path for path in (results / "efficiency").glob("*") if path.is_dir())
+    if not devices:
+        raise UserError(f"{results / 'efficiency'} holds no device's folder: python -m lora efficiency makes one")
+    for device in devices:
+        write(device)
+    return "\n".join(str(device / "efficiency.md") for device in devices)

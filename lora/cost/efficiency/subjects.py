@@ -12,14 +12,14 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from lora.adapters.merge import merge
 from lora.config.run import TrainConfig
 from lora.cost.efficiency.plan import RANDOM, Plan, method_run, model_config, sides
-from lora.cost.parameters import SIZES
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.methods import METHODS
 from lora.methods.lowrank import LoraLinear
 from lora.models.load import load_encoder, max_positions
 from lora.models.modules import trainable
-from lora.seeding import generator, seed_for
+from lora.models.sizes import SIZES
+from lora.rng import generator, seed_for
 from lora.training.fused.encoder import fuse, sparse_embeddings
 from lora.training.fused.masks import Masks
 from lora.training.loop import make_optimizer, summed_loss

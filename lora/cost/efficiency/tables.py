@@ -7,7 +7,7 @@ import pandas as pd
 
 from lora.cost.efficiency.plan import TITLES, slug
 from lora.cost.efficiency.summary import BY_SHAPE, COUNTS, methods_of, value_at
-from lora.records.provenance import ROOT
+from lora.files import ROOT
 from lora.table import Table, markdown
 
 PAPER = ROOT / "experiments" / "efficiency" / "paper.csv"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-from lora.order import shuffled
+from lora.rng import shuffled
 
 Call = Callable[[], object]
 

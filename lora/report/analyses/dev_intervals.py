@@ -1,4 +1,4 @@
-"""`python -m lora.report.analyses.dev_intervals PROFILE`: would other dev examples show the same? Intervals from the runs' own predictions.
+"""`python -m lora analyse intervals PROFILE`: intervals over dev examples, from the runs' own predictions.
 
 A record keeps the predictions of its best epoch, and no labels: those of GLUE are not ours to pass on, and predictions
 with a mark of which are right would give them away. So this runs where the rows are, once, and leaves the intervals in
@@ -10,7 +10,6 @@ on each resample: `examples` keeps the seeds as they are, `both` resamples the p
 
 import argparse
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,14 @@ from scipy import stats
 from lora.config.compose import compose_run
 from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.order import drawn
+from lora.files import write_atomically
 from lora.records.analysis import EXAMPLES, analysis_json
 from lora.records.predictions import dev_predictions, splits_of
-from lora.records.record import RunRecord, write_atomically
+from lora.records.record import RunRecord
 from lora.report.catalogue import METHODS_BY_TASKS, groups_of
 from lora.report.select import Gathered, every_cell, gather
 from lora.report.stats import LEVEL
+from lora.rng import drawn
 
 RESAMPLES = 2000
 CHUNK = 2**22  # numbers held at once
@@ -194,26 +194,17 @@ def read_labels(gathered: Gathered) -> dict[str, np.ndarray]:
     return labels
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Exit codes: 0 done; 2 the rows or predictions are not available, or are not those of the records."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lora.report.analyses.dev_intervals", description=__doc__.partition(": ")[2]
-    )
+def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("profile", help="a profile, or reference/<profile>: the folder below results/")
     parser.add_argument("overrides", nargs="*", help="as the sweep was launched: data.path=folder")
-    given = parser.parse_args(arguments)
-    try:
-        gathered = gather(given.profile, given.overrides)
-        labels = read_labels(gathered)
-        entries = compare(gathered, labels, gathered.folder)
-        made_from = {run_id: gathered.state.ok[run_id].predictions for run_id in compared(gathered)["run_id"]}
-        path = gathered.folder / "analysis" / EXAMPLES
-        write_atomically(path, analysis_json(made_from, entries))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+
+
+def main(given: argparse.Namespace) -> None:
+    """Exit codes: 0 done; 2 the rows or predictions are not available, or are not those of the records."""
+    gathered = gather(given.profile, given.overrides)
+    labels = read_labels(gathered)
+    entries = compare(gathered, labels, gathered.folder)
+    made_from = {run_id: gathered.state.ok[run_id].predictions for run_id in compared(gathered)["run_id"]}
+    path = gathered.folder / "analysis" / EXAMPLES
+    write_atomically(path, analysis_json(made_from, entries))
     print(f"{len(entries)} comparisons on {len(labels)} tasks: {path}")
-
-
-if __name__ == "__main__":
-    main()

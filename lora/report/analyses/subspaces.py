@@ -1,4 +1,4 @@
-"""`python -m lora.report.analyses.subspaces PROFILE`: the paper's sections 7.2 and 7.3 on saved adapters: Figures 3 and 4, Table 7.
+"""`python -m lora analyse subspaces PROFILE`: sections 7.2 and 7.3 on saved adapters: Figures 3 and 4, Table 7.
 
 The adapters are those of LoRA on Wq and Wv: of a small rank with one seed and of a large rank with two. The ranks are
 compared across seeds. Within one seed, A of the small rank is drawn as the first rows of A of the large one, which
@@ -8,7 +8,6 @@ figures and the table are made without adapters.
 """
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +20,11 @@ from lora.config.compose import compose_run
 from lora.config.run import RunConfig
 from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.order import gaussian
+from lora.files import write_atomically
 from lora.records.analysis import SUBSPACES, analysis_json
-from lora.records.record import RunRecord, adapter_path, write_atomically
+from lora.records.record import RunRecord, adapter_path
 from lora.report.select import Gathered, every_cell, gather
+from lora.rng import gaussian
 
 SMALL, LARGE = 8, 64  # Figure 3's ranks; Figure 4's is the large one
 TARGETS = ("q", "v")
@@ -197,30 +197,21 @@ def rounded(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Exit codes: 0 done; 2 there is no adapter to analyse, or one is not its record's."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lora.report.analyses.subspaces", description=__doc__.partition(": ")[2]
-    )
+def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("profile", help="a profile, or reference/<profile>: the folder below results/")
     parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was launched with")
-    given = parser.parse_args(arguments)
-    try:
-        gathered = gather(given.profile, given.overrides)
-        cases, used = analyse(saved_adapters(gathered))
-        if not cases:
-            raise UserError(
-                f"no run of {given.profile} with LoRA on q and v at rank {LARGE} left its adapter here: train it with "
-                f"experiment=lora_ranks runtime.save_adapter=true"
-            )
-        path = gathered.folder / "analysis" / SUBSPACES
-        made_from = {run_id: gathered.state.ok[run_id].adapter for run_id in used}
-        write_atomically(path, analysis_json(made_from, cases))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+
+
+def main(given: argparse.Namespace) -> None:
+    """Exit codes: 0 done; 2 there is no adapter to analyse, or one is not its record's."""
+    gathered = gather(given.profile, given.overrides)
+    cases, used = analyse(saved_adapters(gathered))
+    if not cases:
+        raise UserError(
+            f"no run of {given.profile} with LoRA on q and v at rank {LARGE} left its adapter here: train it with "
+            f"experiment=lora_ranks runtime.save_adapter=true"
+        )
+    path = gathered.folder / "analysis" / SUBSPACES
+    made_from = {run_id: gathered.state.ok[run_id].adapter for run_id in used}
+    write_atomically(path, analysis_json(made_from, cases))
     print(f"{len(cases)} analyses of {len(used)} adapters: {path}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""`python -m lora.report.analyses.swaps PROFILE`: section 4.1's sentence that W0 is recovered exactly on a swap, on trained adapters.
+"""`python -m lora analyse swaps PROFILE`: is W0 recovered exactly when trained adapters are swapped (section 4.1)?
 
 Every LoRA that a sweep left (`runtime.save_adapter=true`) is swapped in and out of one base, in random order; after
 each cycle all weights of the base are compared, bit by bit, with what they were. What is found is kept in
@@ -6,7 +6,6 @@ results/<profile>/analysis/swap.json, on which the claim is judged without adapt
 """
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,11 +20,12 @@ from lora.config.compose import compose_run
 from lora.config.run import RunConfig
 from lora.data.tasks import TASKS
 from lora.errors import UserError
+from lora.files import write_atomically
 from lora.models.load import load_encoder
 from lora.records.analysis import SWAP, analysis_json
-from lora.records.record import adapter_path, write_atomically
+from lora.records.record import adapter_path
 from lora.report.select import Gathered, every_cell, gather
-from lora.seeding import generator
+from lora.rng import generator
 
 CYCLES = 1000
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -82,31 +82,21 @@ def analyse(
     return cases, used
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Exit codes: 0 done, whatever was found; 2 there are no two adapters to swap, or one is not its record's."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lora.report.analyses.swaps", description=__doc__.partition(": ")[2]
-    )
+def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("profile", help="a profile, or reference/<profile>: the folder below results/")
     parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was launched with")
-    given = parser.parse_args(arguments)
-    try:
-        gathered = gather(given.profile, given.overrides)
-        cases, used = analyse(saved_adapters(gathered), CYCLES)
-        if not cases:
-            raise UserError(
-                f"no two LoRA runs of {given.profile} left their adapters here: train them with "
-                f"runtime.save_adapter=true"
-            )
-        path = gathered.folder / "analysis" / SWAP
-        made_from = {run_id: gathered.state.ok[run_id].adapter for run_id in used}
-        write_atomically(path, analysis_json(made_from, cases))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+
+
+def main(given: argparse.Namespace) -> None:
+    """Exit codes: 0 done, whatever was found; 2 there are no two adapters to swap, or one is not its record's."""
+    gathered = gather(given.profile, given.overrides)
+    cases, used = analyse(saved_adapters(gathered), CYCLES)
+    if not cases:
+        raise UserError(
+            f"no two LoRA runs of {given.profile} left their adapters here: train them with runtime.save_adapter=true"
+        )
+    path = gathered.folder / "analysis" / SWAP
+    made_from = {run_id: gathered.state.ok[run_id].adapter for run_id in used}
+    write_atomically(path, analysis_json(made_from, cases))
     for case in cases:
         print(f"{case['label']}: {case['failures']} of {case['trials']} cycles left other weights")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""The paper's sentences, stated as what can be tested, and judged on the records. `python -m lora.report.claims PROFILE`.
+"""The paper's sentences, stated as what can be tested, and judged on the records. `python -m lora claims PROFILE`.
 
 | module | what it holds |
 | --- | --- |

@@ -1,4 +1,4 @@
-"""Ratios of cost against their bounds, from what `python -m lora.cost.efficiency` left in results/efficiency/."""
+"""Ratios of cost against their bounds, from what `python -m lora efficiency` left in results/efficiency/."""
 
 import json
 import math
@@ -52,7 +52,7 @@ def ratios(claim: Claim, compare: Compare, summary: Mapping[str, Any], path: Pat
             found.append(Finding(label, value, low, high, n, stated, edges, p_against, holds, reason, source, "ratio"))
         return found
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not a summary of python -m lora.cost.efficiency: {error!r}") from error
+        raise UserError(f"{path} is not a summary of python -m lora efficiency: {error!r}") from error
 
 
 def without_samples(claim: Claim, compare: Compare, source: str) -> Finding:

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from lora.records.provenance import ROOT
+from lora.files import ROOT
 from lora.report.claims.statements import Claim
 from lora.report.claims.verdicts import Verdict
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.report.aggregate import METHOD_TITLES, START_TITLES, Planned
+from lora.methods.titles import METHOD_TITLES
+from lora.report.aggregate import START_TITLES, Planned
 from lora.report.claims.statements import SELECTORS, USUAL, Claim
 
 Side = Mapping[str, Sequence[str]]

@@ -11,9 +11,9 @@ import yaml
 
 from lora.config.run import DataConfig, TrainConfig
 from lora.errors import UserError, first_line
+from lora.files import ROOT
 from lora.methods import METHODS
 from lora.records.analysis import CHECKS
-from lora.records.provenance import ROOT
 
 METRICS = ("best", "last")  # the headline metric of each run's best or last epoch, in points
 MEASURES = (  # of results/efficiency/<device>/summary.json; a comparison is of a ratio

@@ -13,8 +13,8 @@ A claim is a list of comparisons that must all hold, each a difference or a rati
                    interval beyond the bound. A comparison that cannot be tested yet counts in m all the same.
     cannot tell    Neither.
 
-The tests are those that the intervals come from: Student's t over seeds (`lora.report.stats`), the sign test over rounds for
-ratios of times (`lora.cost.efficiency.statistics`). What is counted has no error: it keeps its bound or breaks it.
+The tests are those that the intervals come from: Student's t over seeds (`lora.report.stats`), the sign test over
+rounds for ratios of times. What is counted has no error: it keeps its bound or breaks it.
 A family is a claim about one encoder or one device, by one rule. Between claims nothing is corrected, since each was
 stated for itself; the table of all pairs, in which one may go looking, is corrected as a whole.
 
@@ -87,7 +87,7 @@ def judge(
     Args:
         planned: Experiment -> the runs that it expects.
         frame: `load_frame` of those that are there.
-        efficiency: The folder of what `python -m lora.cost.efficiency` measured.
+        efficiency: The folder of what `python -m lora efficiency` measured.
         checks: Name of a check -> its cases (`lora.records.analysis`).
     Raises: UserError: If a file to judge on is broken, or a side of a comparison is several methods or protocols.
     """
@@ -190,7 +190,7 @@ def needed(values: Float[np.ndarray, " n"], bound: Bound) -> str:
 
 
 def on_measurements(claim: Claim, folder: Path) -> list[Verdict]:
-    """One verdict for every summary that `python -m lora.cost.efficiency` left."""
+    """One verdict for every summary that `python -m lora efficiency` left."""
     verdicts = []
     for path in sorted([*folder.glob("*/summary.json"), *folder.glob("*/*/summary.json")]):
         summary, about = read_json(path), str(path.parent.relative_to(folder))

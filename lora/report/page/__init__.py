@@ -37,7 +37,7 @@ def page(
     parts = [
         f"<h1>LoRA on GLUE: {html.escape(name)}</h1>",
         "<p>Hu et al. 2021, arXiv:2106.09685, beside what came out here. Made from the records of "
-        f"<code>results/{html.escape(name)}/</code> by <code>python -m lora.report.build {html.escape(name)}</code>.</p>",
+        f"<code>results/{html.escape(name)}/</code> by <code>python -m lora report {html.escape(name)}</code>.</p>",
         f'<p class="banner">{html_text(banner)}</p>' if banner else "",
         navigation(tables, figures),
         '<h2 id="verdicts">What the paper says, and whether it holds here</h2>',

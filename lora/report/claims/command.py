@@ -1,10 +1,8 @@
-"""`python -m lora.report.claims PROFILE`: what the records say to each of the paper's sentences."""
+"""`python -m lora claims PROFILE`: what the records say to each of the paper's sentences."""
 
 import argparse
 import sys
-from collections.abc import Sequence
 
-from lora.errors import UserError
 from lora.records.analysis import Analyses, read_analyses
 from lora.report.claims.costs import read_json
 from lora.report.claims.history import with_history
@@ -42,24 +40,17 @@ def checked_claims() -> list[Claim]:
     return claims
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Exit codes: 0 done, whatever the verdicts; 1 runs/ holds a file that is no record; 2 a mistake in a claim."""
-    parser = argparse.ArgumentParser(prog="python -m lora.report.claims", description=__doc__)
+def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("profile", help="a profile, or reference/<profile>: the folder below results/")
     parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was launched with")
-    given = parser.parse_args(arguments)
-    try:
-        gathered = gather(given.profile, given.overrides)
-        analyses = read_analyses(gathered.folder / "analysis", gathered.state.ok)
-        print(text(verdicts(gathered, analyses)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+
+
+def main(given: argparse.Namespace) -> int:
+    """Exit codes: 0 done, whatever the verdicts; 1 runs/ holds a file that is no record; 2 a mistake in a claim."""
+    gathered = gather(given.profile, given.overrides)
+    analyses = read_analyses(gathered.folder / "analysis", gathered.state.ok)
+    print(text(verdicts(gathered, analyses)))
     problems = [*gathered.state.problems, *analyses.problems]
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
-    sys.exit(1 if problems else 0)
-
-
-if __name__ == "__main__":
-    main()
+    return 1 if problems else 0

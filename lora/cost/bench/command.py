@@ -1,9 +1,8 @@
-"""`python -m lora.cost.bench` (`make bench`): cells per hour and steps beside today's scripts; tables and README."""
+"""`python -m lora bench` (`make bench`): cells per hour and steps beside today's scripts; tables and README."""
 
 import argparse
 import dataclasses
 import json
-import sys
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -19,14 +18,13 @@ from lora.cost.bench.output import add_reference, as_json, results_folder, say, 
 from lora.cost.bench.summary import SIDES
 from lora.cost.bench.timing import rotated
 from lora.errors import UserError
-from lora.records.provenance import ROOT, code_version
-from lora.records.record import write_atomically
+from lora.files import ROOT, write_atomically
+from lora.records.provenance import code_version
 
 ROUNDS, CELLS, SCRIPT_CELLS, STEP_REPETITIONS = 2, 12, 3, 11
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m lora.cost.bench", description=__doc__.split(": ", 1)[1])
+def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="each side's turns (default %(default)s)")
     parser.add_argument(
         "--cells", type=int, default=CELLS, help="cells per round of this project and of the tuned peer (%(default)s)"
@@ -48,7 +46,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="measure nothing: build summaries and tables from the measurements",
     )
     add_reference(parser)
-    chosen = parser.parse_args(arguments)
+
+
+def check(chosen: argparse.Namespace) -> None:
+    """
+    Raises: UserError: If an argument is out of range, or PEFT is not installed.
+    """
     for name in ("rounds", "script_cells", "step_repetitions", "epochs"):
         if getattr(chosen, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be >= 1, got {getattr(chosen, name)}")
@@ -59,7 +62,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         raise UserError(f"--script-cells must be at most --cells ({chosen.cells}), got {chosen.script_cells}")
     if not chosen.tables and find_spec("peft") is None:
         raise UserError("the benchmark needs peft, of the extra `peers`: `make setup` installs it")
-    return chosen
 
 
 def measure(chosen: argparse.Namespace, tasks: Sequence[str], overrides: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -143,27 +145,16 @@ def one_turn(
     return sides.run_ours(number, tasks, seeds, overrides, folder)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(chosen: argparse.Namespace) -> None:
     """Exit codes: 0 done, 2 a mistake in the call or a side that could not run, 130 interrupted."""
-    try:
-        chosen = parse(arguments)
-        place = results_folder(chosen.reference)
-        if not chosen.tables:
-            with tempfile.TemporaryDirectory(prefix="lora-bench-") as folder:
-                overrides = grid_of.common_overrides(chosen.train_rows, chosen.epochs)
-                measured = measure(chosen, grid_of.TASKS_TIMED, overrides, Path(folder))
-            write_atomically(place / measured["device"] / "measurements.json", as_json(measured))
-        summaries = write_tables(place, ROOT / "README.md" if chosen.reference else None)
-        if not summaries:
-            raise UserError(f"{place} has no measurements yet: `make bench` makes them")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        say("interrupted: nothing was written")
-        sys.exit(130)
+    check(chosen)
+    place = results_folder(chosen.reference)
+    if not chosen.tables:
+        with tempfile.TemporaryDirectory(prefix="lora-bench-") as folder:
+            overrides = grid_of.common_overrides(chosen.train_rows, chosen.epochs)
+            measured = measure(chosen, grid_of.TASKS_TIMED, overrides, Path(folder))
+        write_atomically(place / measured["device"] / "measurements.json", as_json(measured))
+    summaries = write_tables(place, ROOT / "README.md" if chosen.reference else None)
+    if not summaries:
+        raise UserError(f"{place} has no measurements yet: `make bench` makes them")
     print(table.block(summaries))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,7 @@
-"""`python -m lora.cost.efficiency`: what each method costs on this machine, and the tables of it."""
+"""`python -m lora efficiency`: what each method costs on this machine, and the tables of it."""
 
 import argparse
 import sys
-from collections.abc import Sequence
 
 from tqdm import tqdm
 
@@ -19,14 +18,12 @@ from lora.cost.efficiency.plan import (
     make_plan,
     place,
 )
-from lora.cost.efficiency.report import add_results, results_root, write
+from lora.cost.efficiency.report import add_results, rebuild, results_root, write
 from lora.cost.efficiency.summary import samples_csv, to_json
-from lora.errors import UserError
-from lora.records.record import write_atomically
+from lora.files import write_atomically
 
 
-def options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m lora.cost.efficiency", description=__doc__.split(": ", 1)[1])
+def options(parser: argparse.ArgumentParser) -> None:
     names = f"{', '.join(MODELS)}; {', '.join(RANDOM)} have random weights"
     parser.add_argument("--model", default="minilm", help=f"the encoder: {names} (default: minilm)")
     parser.add_argument("--path", help="folder of the encoder, with --model local")
@@ -44,8 +41,8 @@ def options() -> argparse.ArgumentParser:
         group.add_argument(f"--{name}-shapes", nargs="+", default=list(shapes), help=text)
     text = f"serve Table 1's batches, {' '.join(TABLE_1_SHAPES)}, with stock modules unless --kernels is given"
     served.add_argument("--table-1", action="store_true", help=text)
+    parser.add_argument("--tables", action="store_true", help="measure nothing: build tables and figures again")
     add_results(parser)
-    return parser
 
 
 def run(arguments: argparse.Namespace) -> str:
@@ -62,6 +59,8 @@ def run(arguments: argparse.Namespace) -> str:
     if chosen.pop("table_1"):  # what people serve: transformers' own modules
         chosen |= {"latency_shapes": TABLE_1_SHAPES, "kernels": chosen["kernels"] or "stock"}
     results = results_root(chosen.pop("results"), chosen.pop("reference"))
+    if chosen.pop("tables"):
+        return rebuild(results)
     device = resolve_device(chosen.pop("device"), chosen["kernels"])
     for key in ("methods", "step_shapes", "latency_shapes"):
         chosen[key] = tuple(chosen[key])
@@ -76,14 +75,6 @@ def run(arguments: argparse.Namespace) -> str:
     return write(shown)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Exit codes: 0 done, 2 a mistake in the call."""
-    try:
-        print(run(options().parse_args(arguments)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()
+def main(given: argparse.Namespace) -> None:
+    """Exit codes: 0 done, 2 a mistake in the call, or no summary to build tables from."""
+    print(run(given))

@@ -1,17 +1,15 @@
-"""`python -m lora.cost.plan PROFILE`: what a sweep will cost before it is launched, in device hours and in disk."""
+"""`python -m lora plan PROFILE`: what a sweep will cost before it is launched, in device hours and in disk."""
 
 import argparse
 import heapq
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from lora.config.compose import compose_config, compose_run
-from lora.cost.parameters import SIZES, closed_form
 from lora.data.tasks import TASKS
-from lora.errors import UserError
+from lora.models.sizes import SIZES, closed_form
 from lora.records.record import load_records
 from lora.sweep.announce import PARAMETERS, SUSTAINED_FLOPS, compute_seconds, reference_records
 from lora.sweep.expand import Cell, estimator, requested
@@ -126,22 +124,15 @@ def text(profile: str, found: Sequence[Cost]) -> str:
     return "\n".join([*lines, pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True), "", note, ""])
 
 
-def main() -> None:
-    """Exit codes: 0, or 2 for a bad call."""
-    parser = argparse.ArgumentParser(prog="python -m lora.cost.plan", description=__doc__)
+def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("profile")
     parser.add_argument("overrides", nargs="*", help="those that the sweep will be launched with")
-    arguments = parser.parse_args()
-    try:
-        cells = requested(arguments.profile, arguments.overrides)
-        own = [override for override in arguments.overrides if override.startswith("runtime.")]
-        results = compose_config([f"profile={arguments.profile}", *own]).runtime.results
-        found = costs(cells, estimator([*reference_records(), *load_records(results)[0]]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Exit codes: 0, or 2 for a bad call."""
+    cells = requested(arguments.profile, arguments.overrides)
+    own = [override for override in arguments.overrides if override.startswith("runtime.")]
+    results = compose_config([f"profile={arguments.profile}", *own]).runtime.results
+    found = costs(cells, estimator([*reference_records(), *load_records(results)[0]]))
     print(text(arguments.profile, found))
-
-
-if __name__ == "__main__":
-    main()

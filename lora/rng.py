@@ -1,9 +1,13 @@
-"""Seeded orders of rows, and draws of them, that stay the same over releases of NumPy."""
+"""Every random draw has a generator of its own, named by what it is for."""
 
 import hashlib
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 
 def shuffled(count: int, *purpose: str | int) -> np.ndarray:
@@ -33,3 +37,15 @@ def gaussian(shape: tuple[int, ...], *purpose: str | int) -> np.ndarray:
     uniform = (_raw(2 * count, *purpose) >> np.uint64(11)) / 2.0**53
     radius = np.sqrt(-2 * np.log1p(-uniform[:count]))
     return (radius * np.cos(2 * math.pi * uniform[count:])).reshape(shape)
+
+
+def seed_for(seed: int, *purpose: str | int) -> int:
+    """A 63-bit seed for one purpose of a run; other purposes, present or not, do not change it."""
+    text = ":".join(map(str, (seed, *purpose)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator(seed: int, *purpose: str | int) -> "torch.Generator":
+    import torch  # planning and tables draw orders, and never load it
+
+    return torch.Generator().manual_seed(seed_for(seed, *purpose))

@@ -1,0 +1,116 @@
+"""Every command of `python -m lora`, and the one place where a mistake becomes a message and exit code 2.
+
+A command is a module with two functions: `options(parser)` adds its arguments, and `main(given)` does the work and
+returns an exit code, or None for 0. It is imported only when its command is called.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from lora.errors import UserError
+
+COMMANDS = {
+    "status": ("lora.sweep.status", "show which runs of a profile are done, running, failed or waiting"),
+    "plan": ("lora.sweep.plan", "estimate what a sweep will cost, in device hours and disk"),
+    "report": ("lora.report.build", "build tables, verdicts, figures and report.html from a profile's records"),
+    "claims": ("lora.report.claims.command", "judge the paper's claims on a profile's records"),
+    "predict": ("lora.adapters.predict", "predict with trained adapters; write a GLUE submission"),
+    "analyse intervals": ("lora.report.analyses.dev_intervals", "would other dev examples show the same?"),
+    "analyse subspaces": ("lora.report.analyses.subspaces", "Figures 3 and 4 and Table 7 from saved adapters"),
+    "analyse swaps": ("lora.report.analyses.swaps", "is the base recovered exactly when adapters are swapped?"),
+    "parameters": ("lora.cost.parameters", "count trainable parameters at full size; compare them with the paper's"),
+    "memory": ("lora.cost.memory", "estimate the accelerator memory that a run needs"),
+    "efficiency": ("lora.cost.efficiency.command", "measure memory, storage, speed and latency of each method here"),
+    "bench": ("lora.cost.bench.command", "compare speed with Trainer + PEFT on this machine"),
+    "bench adapters": ("lora.cost.bench.adapters", "time swaps, mixed batches and files; compare them with PEFT"),
+    "bench growth": (
+        "lora.cost.bench.growth",
+        "show how time and memory grow with model, batch, length, rank and runs",
+    ),
+    "bench gpu": ("lora.cost.bench.gpu", "time one training step of every method on one GPU"),
+    "fetch": ("lora.data.embedded", "download and check the embedded encoder and texts"),
+    "upload": ("lora.sweep.tracking", "send a sweep's tables and figures to Weights & Biases"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """
+    Returns: The exit code: as each command says; 2 for a mistake in the call, 130 when interrupted.
+    """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given in (["--help"], ["-h"], ["help"]):
+        print(first_screen())
+        return 0
+    name = command_of(given)
+    if name is not None:
+        return run_command(name, given[len(name.split()) :])
+    group = [one for one in COMMANDS if given and one.startswith(f"{given[0]} ")]
+    word = given[0] if given else ""
+    if group or (word.isidentifier() and "=" not in word):
+        offered = ", ".join(group or COMMANDS)
+        print(f"error: {' '.join(given[:2])!r} is not a command; use one of {offered}", file=sys.stderr)
+        return 2
+    from lora.sweep import entry  # Hydra takes half a second to load
+
+    entry.main(given)
+    return 0
+
+
+def command_of(given: Sequence[str]) -> str | None:
+    """The longest command that the arguments begin with."""
+    return next((" ".join(given[:n]) for n in (2, 1) if " ".join(given[:n]) in COMMANDS), None)
+
+
+def run_command(name: str, arguments: Sequence[str]) -> int:
+    """Parse, run, and turn a mistake into one line on stderr.
+
+    Returns: The exit code.
+    """
+    module = import_module(COMMANDS[name][0])
+    parser = argparse.ArgumentParser(prog=f"python -m lora {name}", description=module.__doc__)
+    module.options(parser)
+    given = parser.parse_args(arguments)
+    try:
+        return module.main(given) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def first_screen() -> str:
+    """What `python -m lora --help` shows."""
+    from lora.config.compose import describe_group
+    from lora.data.tasks import TASKS
+
+    width = max(map(len, COMMANDS)) + 2
+    groups = {
+        name: describe_group(name) for name in ("method", "model", "protocol", "profile", "experiment", "launcher")
+    }
+    return "\n".join(
+        [
+            "LoRA (Hu et al. 2021) compared with full fine-tuning and adapters on GLUE.",
+            "",
+            "usage: python -m lora KEY=VALUE ...        train one run",
+            "       python -m lora -m KEY=A,B ...       train a sweep; without lists, all runs of profile=...",
+            "       python -m lora COMMAND --help       arguments of a command",
+            "",
+            "example: python -m lora task=reviews method=lora seed=1",
+            "         python -m lora -m profile=mini && python -m lora report mini",
+            "",
+            "commands:",
+            *(f"  {name:<{width}}{text}" for name, (_, text) in COMMANDS.items()),
+            "",
+            "settings (--cfg job shows all with their values, --hydra-help Hydra's own options):",
+            f"  {'task':<{width}}{', '.join(TASKS)}",
+            *(f"  {name:<{width}}{', '.join(options)}" for name, options in groups.items()),
+        ]
+    )

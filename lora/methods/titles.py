@@ -1,0 +1,11 @@
+"""What the methods and their targets are called in tables. No torch here."""
+
+METHOD_TITLES = {  # in the tables' order
+    "full": "Full fine-tuning",
+    "bitfit": "BitFit",
+    "adapterdrop": "AdapterDrop",
+    "houlsby": "Houlsby adapters",
+    "pfeiffer": "Pfeiffer adapters",
+    "lora": "LoRA",
+}
+TARGET_TITLES = {"q": "Wq", "k": "Wk", "v": "Wv", "o": "Wo", "i": "Wi", "f": "Wf"}  # i, f: the FFN's two
