@@ -27,7 +27,7 @@ from lora.methods.configs import (
 )
 from lora.models.modules import checksum, trainable
 from lora.records.record import equal_science
-from lora.training.fused import functions, kernels, plain
+from lora.training.fused import functions, kernels, linear, plain
 from lora.training.fused.encoder import fuse
 from lora.training.fused.masks import Masks, attention_places, hidden_places, plain_keep
 from lora.training.fused.optimizer import FusedAdamW
@@ -44,7 +44,9 @@ CONFIGS = {
     "lora-qkvoif": LoraConfig(targets=tuple("qkvoif"), rank=3, dropout=0.3),
     "lora-ffn": LoraConfig(targets=("{body}.encoder.layer.1.intermediate.dense",), rank=3),
 }
-NAMES = ("dropout", "gelu", "add_norm", "attention", "frozen_linear", "frozen_gelu", "lora_linear")
+LINEAR = ("frozen_linear", "frozen_gelu", "lora_linear")
+HOMES = dict.fromkeys(("dropout", "gelu", "add_norm", "attention"), functions) | dict.fromkeys(LINEAR, linear)
+NAMES = tuple(HOMES)
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 
 
@@ -61,11 +63,11 @@ def draw(*shape, seed=0, dtype=torch.float32):
 def both(name, arguments, learned):
     """Outputs and gradients of the kernels' function, and of the plain one in float64, of the arguments `learned`."""
     results = []
-    for module, dtype in ((functions, None), (plain, torch.float64)):
+    for module, dtype in ((HOMES[name], None), (plain, torch.float64)):
         given = [a.to(dtype) if dtype and torch.is_tensor(a) and a.is_floating_point() else a for a in arguments]
         if dtype:
             given = [
-                functions.Frozen(a.weight.to(dtype), a.bias.to(dtype)) if isinstance(a, functions.Frozen) else a
+                linear.Frozen(a.weight.to(dtype), a.bias.to(dtype)) if isinstance(a, linear.Frozen) else a
                 for a in given
             ]
         for i in learned:
@@ -160,14 +162,14 @@ def test_attention_equals_the_plain_one(dtype, p, queries):
 @DROPPED
 def test_lora_linear_equals_the_plain_one(dtype, p):
     x = draw(4, 7, 24, dtype=dtype)
-    frozen = functions.Frozen(draw(16, 24, seed=1, dtype=dtype), draw(16, seed=2, dtype=dtype))
+    frozen = linear.Frozen(draw(16, 24, seed=1, dtype=dtype), draw(16, seed=2, dtype=dtype))
     arguments = [x, frozen, draw(3, 24, seed=3), draw(16, 3, seed=4), 0.7, site(p), None]
     assert_close(both("lora_linear", arguments, [0, 2, 3]), dtype)
 
 
 @PACKED
 def test_frozen_gelu_equals_the_plain_one(dtype):
-    frozen = functions.Frozen(draw(16, 24, seed=1, dtype=dtype), draw(16, seed=2, dtype=dtype))
+    frozen = linear.Frozen(draw(16, 24, seed=1, dtype=dtype), draw(16, seed=2, dtype=dtype))
     assert_close(both("frozen_gelu", [draw(4, 7, 24, dtype=dtype), frozen, None], [0]), dtype)
 
 
@@ -189,12 +191,12 @@ def test_what_a_norm_gave_is_made_again_bit_for_bit(dtype, p, width):
 @DROPPED
 def test_what_is_made_again_has_the_gradients_of_what_was_kept(dtype, p):
     out, made = normed(dtype)
-    frozen = functions.Frozen(draw(16, 24, seed=1, dtype=dtype), draw(16, seed=2, dtype=dtype))
+    frozen = linear.Frozen(draw(16, 24, seed=1, dtype=dtype), draw(16, seed=2, dtype=dtype))
 
     def through(made):
         learned = [t.clone().requires_grad_() for t in (out, draw(3, 24, seed=3), draw(16, 3, seed=4))]
-        low = functions.lora_linear(learned[0], frozen, *learned[1:], 0.7, site(p), made)
-        both_ways = low + functions.frozen_gelu(learned[0], frozen, made)
+        low = linear.lora_linear(learned[0], frozen, *learned[1:], 0.7, site(p), made)
+        both_ways = low + linear.frozen_gelu(learned[0], frozen, made)
         both_ways.backward(draw(*low.shape, seed=9).to(dtype))
         return [both_ways.detach(), *(each.grad for each in learned)]
 
@@ -203,7 +205,7 @@ def test_what_is_made_again_has_the_gradients_of_what_was_kept(dtype, p):
 
 @PACKED
 def test_frozen_linear_equals_the_plain_one(dtype):
-    frozen = functions.Frozen(draw(16, 24, seed=1, dtype=dtype), draw(16, seed=2, dtype=dtype))
+    frozen = linear.Frozen(draw(16, 24, seed=1, dtype=dtype), draw(16, seed=2, dtype=dtype))
     assert_close(both("frozen_linear", [draw(4, 7, 24, dtype=dtype), frozen], [0]), dtype)
 
 
@@ -358,7 +360,7 @@ def test_with_dropout_the_kernels_equal_the_plain_functions(method, monkeypatch)
     fused.eval()
     assert not torch.allclose(logits, gradients(fused, "bert")[0], atol=1e-3)
     for name in NAMES:
-        monkeypatch.setattr(functions, name, getattr(plain, name))
+        monkeypatch.setattr(HOMES[name], name, getattr(plain, name))
     fused.train()
     truth, true_grads = gradients(fused, "bert")
     assert torch.allclose(logits, truth, atol=1e-5)

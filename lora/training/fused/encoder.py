@@ -13,7 +13,7 @@ from lora.errors import UserError
 from lora.methods.bottleneck import AdaptedDropout, PfeifferNorm
 from lora.methods.lowrank import LoraLinear
 from lora.models.modules import is_head, replace
-from lora.training.fused import functions
+from lora.training.fused import functions, linear
 from lora.training.fused.functions import Normed
 from lora.training.fused.masks import Masks, Site
 
@@ -37,7 +37,7 @@ class FusedEncoder(nn.Module):
         self.layer = encoder.layer
         self.heads, self.dtype, self.masks, self.recompute = heads, dtype, masks, recompute
         self.frozen = {
-            module: functions.Frozen(module.weight, module.bias)
+            module: linear.Frozen(module.weight, module.bias)
             for module in encoder.modules()
             if isinstance(module, nn.Linear | LoraLinear)
             and not (module.weight.requires_grad or module.bias.requires_grad)
@@ -90,7 +90,7 @@ class FusedEncoder(nn.Module):
             return compute(x)
         frozen = self.frozen.get(dense)
         if frozen is not None and not isinstance(dense, LoraLinear):
-            return functions.frozen_gelu(x, frozen, made)
+            return linear.frozen_gelu(x, frozen, made)
         return checkpoint(compute, x, use_reentrant=False, preserve_rng_state=False)  # masks draw from no generator
 
     def block(self, block: nn.Module, x: Tensor, residual: Tensor, site: str) -> tuple[Tensor, Normed]:
@@ -110,9 +110,9 @@ class FusedEncoder(nn.Module):
         frozen = self.frozen.get(module)
         if isinstance(module, LoraLinear):
             dropped = self.site(module.dropout, f"{site}.lora", len(x))
-            return functions.lora_linear(x, frozen, module.lora_a, module.lora_b, module.scale, dropped, made)
+            return linear.lora_linear(x, frozen, module.lora_a, module.lora_b, module.scale, dropped, made)
         if frozen is not None:
-            return functions.frozen_linear(x, frozen)
+            return linear.frozen_linear(x, frozen)
         return F.linear(x, module.weight.to(x.dtype), module.bias.to(x.dtype))
 
     def bottleneck(self, adapter: nn.Module, x: Tensor) -> Tensor:

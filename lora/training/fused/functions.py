@@ -1,13 +1,11 @@
 """Autograd functions around the kernels. Activations are float32 or bfloat16, and stay what they are."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from lora.training.fused import kernels
 from lora.training.fused.masks import Site
@@ -72,57 +70,6 @@ def attention(
     return _Attention.apply(q, k, v, visible, heads, site)
 
 
-class Frozen:
-    """The weight and bias of a linear layer that does not train, laid out once for oneDNN's bfloat16 products.
-
-    Without the layout, a product lays the weight out again every time, which costs a fifth of it.
-    """
-
-    def __init__(self, weight: Float[Tensor, "d_out d_in"], bias: Float[Tensor, " d_out"] | None):
-        self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
-        self.packed = self.packed_t = None
-        if weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available():
-            pack = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)  # what torch's own compiler uses
-            if pack is not None:
-                self.packed, self.packed_t = pack(self.weight), pack(self.weight.t().contiguous())
-
-    def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
-        if self.packed is None:
-            return F.linear(x, self.weight, self.bias)
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-
-    def backward(self, grad: Float[Tensor, "*rows d_out"]) -> Float[Tensor, "*rows d_in"]:
-        if self.packed_t is None:
-            return grad @ self.weight
-        return torch.ops.mkldnn._linear_pointwise(grad, self.packed_t, None, "none", [], "")
-
-
-def frozen_linear(x: Float[Tensor, "*rows d_in"], frozen: Frozen) -> Float[Tensor, "*rows d_out"]:
-    """W x + b. Nothing is kept for the backward pass."""
-    return _FrozenLinear.apply(x, frozen)
-
-
-def frozen_gelu(x: Hidden, frozen: Frozen, made: Normed | None) -> Float[Tensor, "batch tokens d_out"]:
-    """GELU(W x + b), computed twice: kept for the backward pass is x alone, or nothing if `made` is what makes it."""
-    return _FrozenGelu.apply(x, frozen, made)
-
-
-def lora_linear(
-    x: Hidden,
-    frozen: Frozen,
-    lora_a: Float[Tensor, "rank width"],
-    lora_b: Float[Tensor, "d_out rank"],
-    scale: float,
-    site: Site | None,
-    made: Normed | None,
-) -> Float[Tensor, "batch tokens d_out"]:
-    """W x + b + scale * B A dropout(x), with W and b frozen.
-
-    Kept for the backward pass are A dropout(x), and x unless `made` is what it is made from.
-    """
-    return _LoraLinear.apply(x, frozen, lora_a, lora_b, scale, site, made)
-
-
 def array(tensor: Tensor) -> np.ndarray:
     """The same memory for a kernel; bfloat16 as uint16."""
     tensor = tensor.detach()
@@ -140,14 +87,14 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, site: Site) -> Tensor:
         ctx.site = site
-        return _dropped(x, site)
+        return dropped(x, site)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return _dropped(grad, ctx.site), None
+        return dropped(grad, ctx.site), None
 
 
-def _dropped(x: Tensor, site: Site | None) -> Tensor:
+def dropped(x: Tensor, site: Site | None) -> Tensor:
     if site is None:
         return x
     x = x.contiguous()
@@ -161,20 +108,20 @@ class _Gelu(torch.autograd.Function):
     def forward(ctx, x: Tensor) -> Tensor:
         x = x.contiguous()
         ctx.save_for_backward(x)
-        return _gelu(x)
+        return gelu_forward(x)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return _gelu_backward(*ctx.saved_tensors, grad)
+        return gelu_backward(*ctx.saved_tensors, grad)
 
 
-def _gelu(x: Tensor) -> Tensor:
+def gelu_forward(x: Tensor) -> Tensor:
     out = torch.empty_like(x)
     kernels.gelu(array(x.view(-1)), array(out.view(-1)))
     return out
 
 
-def _gelu_backward(x: Tensor, grad: Tensor) -> Tensor:
+def gelu_backward(x: Tensor, grad: Tensor) -> Tensor:
     out = torch.empty_like(x)
     kernels.gelu_backward(array(x.view(-1)), array(grad.contiguous().view(-1)), array(out.view(-1)))
     return out
@@ -256,72 +203,3 @@ def _by_head(x: Tensor, heads: int) -> Tensor:
 
 def _by_token(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
-
-
-class _FrozenLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, frozen: Frozen) -> Tensor:
-        ctx.frozen = frozen
-        return frozen.forward(x)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        return ctx.frozen.backward(grad), None
-
-
-def _source(x: Tensor, made: Normed | None) -> tuple[Tensor, ...]:
-    """What a function keeps to have its input in the backward pass."""
-    return (x,) if made is None else made.tensors
-
-
-def _from_source(source: Sequence[Tensor], site: Site | None = None) -> Tensor:
-    """The input again, dropped at the site."""
-    if len(source) > 1:
-        return Normed(*source).again(site)
-    return _dropped(source[0], site)
-
-
-class _FrozenGelu(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, frozen, made):
-        ctx.save_for_backward(*_source(x, made))
-        ctx.frozen = frozen
-        return _gelu(frozen.forward(x))
-
-    @staticmethod
-    def backward(ctx, grad):
-        h = ctx.frozen.forward(_from_source(ctx.saved_tensors))
-        return ctx.frozen.backward(_gelu_backward(h, grad)), None, None
-
-
-class _LoraLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, frozen, lora_a, lora_b, scale, site, made):
-        x = x.contiguous()
-        lora_a, lora_b = lora_a.to(x.dtype), (scale * lora_b).to(x.dtype)
-        dropped = _dropped(x, site)
-        low = F.linear(dropped, lora_a).flatten(0, 1)
-        out = frozen.forward(x)
-        out.view(-1, out.shape[-1]).addmm_(low, lora_b.t())
-        ctx.save_for_backward(lora_a, lora_b, low, *_source(x, made))
-        ctx.frozen, ctx.scale, ctx.site = frozen, scale, site
-        return out
-
-    @staticmethod
-    def backward(ctx, grad):
-        lora_a, lora_b, low, *source = ctx.saved_tensors
-        site, rows = ctx.site, grad.contiguous().flatten(0, 1)
-        low_grad = rows @ lora_b
-        dropped = _from_source(source, site)
-        grad_a = (low_grad.t() @ dropped.flatten(0, 1)).float()
-        grad_b = (rows.t() @ low).float() * ctx.scale
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = ctx.frozen.backward(rows)
-            if site is None:
-                grad_x.addmm_(low_grad, lora_a)
-            else:
-                update = (low_grad @ lora_a).view(len(grad), -1)
-                kernels.add_dropout(array(update), *arguments(site, len(grad)), array(grad_x.view(len(grad), -1)))
-            grad_x = grad_x.view(dropped.shape)
-        return grad_x, None, grad_a, grad_b, None, None, None

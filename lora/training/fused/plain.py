@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lora.training.fused.functions import Frozen, Normed
+from lora.training.fused.functions import Normed
+from lora.training.fused.linear import Frozen
 from lora.training.fused.masks import Site, attention_places, hidden_places, plain_keep
 
 
