@@ -124,7 +124,7 @@ def test_a_checkpoint_of_another_run_is_named_and_left(tiny_config, listening, c
     other = tiny_config("runtime.threads=2")
     record, *_ = run(other)
     assert record.provenance["resumed"] == 0
-    assert capsys.readouterr().err.count("it was made from other runtime): the run starts from the beginning") == 1
+    assert capsys.readouterr().err.count("it was made from other runtime): starting from the beginning") == 1
 
 
 @pytest.mark.parametrize("change", ["rows", "code"])
@@ -158,7 +158,7 @@ def test_so_is_one_of_another_kind_of_cpu(tiny_config, listening, capsys, monkey
         there = cost.processor(torch.device("cpu"))
         assert run(config)[0].provenance["resumed"] == 0
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"made from other processors: {here} then, {there} now): the run starts from the beginning" in line
+    assert f"made from other processors: {here} then, {there} now): starting from the beginning" in line
     assert device_name(torch.device("cpu")) in here and "Another" in there
     assert run(config)[0].provenance["resumed"] == 1
 
@@ -271,7 +271,7 @@ def test_a_disk_without_room_costs_the_checkpoint_not_the_run(tiny_config, capsy
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
     assert record.status == "ok"
-    assert "the run goes on without a checkpoint: cannot write" in capsys.readouterr().err
+    assert "continuing without a checkpoint: cannot write" in capsys.readouterr().err
     assert not list(checkpoint_of(config).parent.iterdir())
 
 

@@ -444,7 +444,7 @@ def test_frozen_tensors_stay_bit_identical(method, precision):
 def test_other_architectures_are_refused_and_left_alone(architecture):
     model = tiny.model(architecture)
     modules = [type(module) for module in model.modules()]
-    with pytest.raises(UserError, match=r"does not cover model type .*: train\.kernels=stock does"):
+    with pytest.raises(UserError, match=r"does not cover model type .*: use train\.kernels=stock"):
         fuse(model, "fp32", 0)
     assert [type(module) for module in model.modules()] == modules
 

@@ -171,10 +171,12 @@ def test_a_child_is_refused_without_its_parent(family):
     record = run_cell(parent, mistakes_fail=False)
     weights = adapter_path(parent.runtime.outputs, parent.run_id)
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    with pytest.raises(UserError, match="differ from those that its record names"):
+    with pytest.raises(
+        UserError, match="differ from those in its record: delete them, and a sweep trains the run again"
+    ):
         run_cell(child, mistakes_fail=False)
     weights.unlink()
-    with pytest.raises(UserError, match="are not there: a sweep trains it again"):
+    with pytest.raises(UserError, match="are missing: a sweep trains the run again"):
         run_cell(child, mistakes_fail=False)
     write_record(parent.runtime.results, dataclasses.replace(record, status="failed", error="diverged"))
     with pytest.raises(UserError, match=r"whose record is failed \(diverged\)"):

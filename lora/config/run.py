@@ -1,4 +1,4 @@
-"""RunConfig: every setting of one run, validated at once; its run_id names the run by its scientific settings."""
+"""RunConfig: all settings of one run, validated together, and the run_id that names its scientific settings."""
 
 import dataclasses
 import hashlib
@@ -20,17 +20,17 @@ MNLI_CHILDREN = ("mrpc", "rte", "stsb")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Where an encoder comes from.
+    """The encoder and where it comes from.
 
     Args:
-        name: Its name in run ids and tables.
+        name: Name in run ids and tables.
         source: `embedded` (installed by `make setup`), `local` (the folder `path`) or `hub` (the id `hub_id`).
         revision: Commit, tag or branch on the hub.
         pickle: `never`, or `weights_only` for a hub id without safetensors: torch's weights-only loader runs no code.
-        unused_weights: Regular expressions of checkpoint tensors that belong to the pretraining head.
-        attention: The attention's implementation in transformers.
-        gradient_checkpointing: Recompute in the backward pass each layer with train.kernels=stock, what GELU takes
-            with fused; changes memory and time only.
+        unused_weights: Regular expressions for checkpoint tensors of the pretraining head.
+        attention: Attention implementation in transformers.
+        gradient_checkpointing: Recompute activations in the backward pass: each layer with train.kernels=stock, the
+            input of GELU with fused. Affects only memory and time.
     """
 
     name: str
@@ -56,13 +56,13 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the rows come from and how they become batches.
+    """The data and how it is batched.
 
     Args:
         source: `embedded`, `tsv` (the official layout under `path`), `parquet` (the hub's layout under `path`), `hub`.
-        train_rows: Use a fixed subset of the train split of this size; None uses all of it.
-        max_length: Tokens; longer inputs are cut.
-        batching: `random`, or `similar_length` (same rows per epoch, batches of similar length; less padding).
+        train_rows: Size of a fixed subset of the train split; None uses the whole split.
+        max_length: Maximum number of tokens; longer inputs are truncated.
+        batching: `random`, or `similar_length` (the same examples per epoch, with less padding).
     """
 
     source: Literal["embedded", "tsv", "parquet", "hub"]
@@ -83,15 +83,15 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The optimisation: AdamW, linear warmup and decay, and how the result is chosen.
+    """Optimization: AdamW with linear warm-up and decay, and how the reported epoch is chosen.
 
     Args:
-        batch: Examples per optimizer step, over all processes and accumulation steps.
-        accumulation: Optimizer steps are split into this many passes; changes memory and time only.
-        weight_decay: On everything that trains but biases and LayerNorms (released `run_glue.py`'s Trainer).
-        dropout: None keeps the pretrained config's; a number replaces it in the encoder.
-        head_dropout: The same, for the classifier (Table 10's "CLS dropout").
-        precision: Of activations and matrix products; what trains, and the optimizer, are float32.
+        batch: Examples per optimizer step, over all processes and micro-batches.
+        accumulation: Micro-batches per optimizer step and process. Affects only memory and time.
+        weight_decay: Applied to all trainable parameters except biases and LayerNorms (the Trainer of `run_glue.py`).
+        dropout: Dropout in the encoder; None keeps the pretrained configuration's.
+        head_dropout: Dropout in the classifier (Table 10's "CLS dropout"); None likewise.
+        precision: Of activations and matrix products. Trainable parameters and the optimizer are float32.
         kernels: `stock`, transformers' own modules, under autocast with bf16; or `fused` (`lora.training.fused`):
             compiled loops for CPUs. Their dropout masks differ, so a run's name says which.
         selection: The MNLI split whose headline metric picks the best epoch; other tasks have one split.
@@ -145,20 +145,20 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """What may differ between two launches of the same run; not part of its identity.
+    """Settings that may differ between two launches of the same run; not part of its identity.
 
     Args:
         results: Folder that holds `runs/` and `predictions/`.
         outputs: Folder for checkpoints and logs.
-        device: `auto` takes a GPU where there is one, unless train.kernels is `fused`.
-        save_adapter: Leave what the best epoch has trained in `outputs`/adapters: for full fine-tuning the whole
-            encoder. MNLI runs that others start from do.
-        threads: Of torch, per cell. It changes the last bits on a CPU, so the record keeps it.
-        retry_failed: Train cells again whose record says `failed`.
-        checkpoint_minutes: Between two checkpoints of a run; None, as in records from before there were any, leaves
-            one only when the run is asked to stop.
-        tracking: A copy for Weights & Biases: `auto` (online with a key, else offline), `offline` or `off`.
-        group: Of the copy: the experiment that asked for the run.
+        device: `auto` uses a GPU if there is one, unless train.kernels is `fused`.
+        save_adapter: Save the adapter of the best epoch in `outputs`/adapters; for full fine-tuning, the whole encoder.
+            MNLI runs that others start from always do.
+        threads: Torch threads per run. They change the last bits on a CPU, so the record holds them.
+        retry_failed: Train runs again whose record says `failed`.
+        checkpoint_minutes: Minutes between checkpoints. None, as in records from before checkpoints existed, writes one
+            only when the run is asked to stop.
+        tracking: Weights & Biases: `auto` (online with a key, else offline), `offline` or `off`.
+        group: Group of the run in Weights & Biases: the experiment that asked for it.
     """
 
     results: str
@@ -181,15 +181,15 @@ class RuntimeConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run, whole.
+    """All settings of one run.
 
     Args:
-        protocol: Which named set of hyperparameters the values came from.
-        start: `pretrained`, or `mnli`: what an MNLI run of the same method trained, of full fine-tuning the whole body,
-            with a new head (paper, section 5.2).
+        protocol: Name of the set of hyperparameters that the values come from.
+        start: `pretrained`, or `mnli`: the parameters that an MNLI run of the same method trained, with a new head
+            (paper, section 5.2). For full fine-tuning these are the whole encoder.
         start_seed: Seed of that MNLI run; None means the run's own seed.
-        start_run: Its run_id, filled in by `compose_run`: a run's name follows all its parent's settings.
-        seed: Of the head, the method's init, the data order and dropout, each in a generator of its own.
+        start_run: Run_id of that MNLI run, filled in by `compose_run`: a run's name depends on its parent's settings.
+        seed: Seed of the head, the method's initialization, the data order and dropout, each with its own generator.
     """
 
     protocol: Literal["printed", "released", "dagger", "ours", "long"]
@@ -230,17 +230,17 @@ class RunConfig:
 
     @property
     def run_id(self) -> str:
-        """A readable part and 8 hex digits of the scientific settings: the run's name everywhere."""
+        """The name of the run: a readable part and 8 hex digits of the hash of its scientific settings."""
         canonical = json.dumps(self.settings(), sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
         start = "" if self.start == "pretrained" else f".{self.start}"
         return f"{self.model.name}.{self.method.slug}.{self.task}{start}.s{self.seed}-{digest}"
 
     def settings(self) -> dict[str, Any]:
-        """The settings that name the run: all but where things lie and which machine computes.
+        """The settings that name the run: all except paths and the machine.
 
-        The source of the rows is left out because the same rows come by several ways; what was read is fingerprinted
-        in the record, and a record of other rows under the same name is refused (`lora.records.record`).
+        The source of the data is excluded because the same data is available in several forms. The record holds a
+        fingerprint of what was read, and a record of other data under the same name is refused.
         """
         settings = dataclasses.asdict(self)
         del settings["runtime"]
@@ -255,7 +255,7 @@ class RunConfig:
         return settings
 
     def for_record(self) -> dict[str, Any]:
-        """The whole configuration, with only the names of folders of one machine: records are committed and shared."""
+        """The whole configuration for a record, which is shared: of absolute paths only the last name is kept."""
         config = dataclasses.asdict(self)
         for section, key in (("model", "path"), ("data", "path"), ("runtime", "results"), ("runtime", "outputs")):
             if config[section][key] is not None and Path(config[section][key]).is_absolute():
@@ -278,7 +278,7 @@ def run_config(mapping: Mapping[str, Any]) -> RunConfig:
         mapping["method"] = build(METHODS[name].config, method)
     except SettingsError as error:
         problems += [f"method.{problem}" for problem in error.problems]
-        mapping["method"] = METHODS[name].config()  # only so that the other sections are checked in the same pass
+        mapping["method"] = METHODS[name].config()  # so that the other sections are checked too
     try:
         config = build(RunConfig, mapping)
     except SettingsError as error:

@@ -9,12 +9,12 @@ NEVER = 2**31 - 1
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Never give freed blocks back to the system while this process lives, once per process.
+    """Keep freed blocks in this process instead of returning them to the system.
 
-    A training step frees and allocates the same large blocks again and again; by default each comes from the kernel,
-    which clears it page by page: a fifth of a step of full fine-tuning.
+    A training step frees and allocates the same large blocks over and over. By default the kernel clears each of them
+    page by page, which takes a fifth of a step of full fine-tuning.
 
-    Returns: Whether the C library here has the settings.
+    Returns: Whether the C library has these settings (glibc does).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

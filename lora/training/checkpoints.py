@@ -1,7 +1,7 @@
-"""The state of a half-way run in one file, so that another process goes on from it as if nothing had happened.
+"""Checkpoints: the state of an unfinished run in one file, from which another process resumes it bit for bit.
 
-A checkpoint holds what trains and its optimizer, not the frozen model: tensors, and the rest as JSON in the header. It
-is written whole or not at all, read without running code, and used only by the run that it is of.
+A checkpoint holds the trainable parameters and the optimizer state, not the frozen model: tensors, with everything else
+as JSON in the header. It is written atomically, read without running code, and used only by the run that wrote it.
 """
 
 import json
@@ -35,17 +35,17 @@ AGREE_STEPS = 16
 
 @dataclass
 class Done:
-    """What a run has done so far: where it is in the data follows from it.
+    """Progress of a run. Its position in the data follows from these fields.
 
     Args:
-        started_at: When it was first begun.
-        epochs: The finished ones, as the record will hold them.
-        losses: Of every step of the epoch under way.
-        predictions: Epoch -> split -> predictions, of the best epoch and the last.
-        adapter: Of the best epoch, as the files of its folder.
-        step_seconds: Of every step.
-        earlier_seconds: What it took before it last went on.
-        resumed: How often it went on from a checkpoint.
+        started_at: When the run first started.
+        epochs: The finished epochs, as the record will hold them.
+        losses: One per step of the current epoch.
+        predictions: Epoch -> split -> predictions, for the best and the last epoch.
+        adapter: The adapter of the best epoch, as the files of its folder.
+        step_seconds: One per step.
+        earlier_seconds: Time spent before the run was last resumed.
+        resumed: How many times the run was resumed from a checkpoint.
     """
 
     started_at: str
@@ -65,14 +65,14 @@ class Done:
 
 @dataclass(frozen=True)
 class Trained:
-    """The objects of a run whose state a checkpoint holds.
+    """The objects of a run whose state a checkpoint saves.
 
     Args:
-        model: As it is, not wrapped for several processes.
-        optimizer: Of torch; its state is kept by the names of the parameters.
-        steps: Of the whole run.
+        model: The bare model, not wrapped for several processes.
+        optimizer: A torch optimizer; its state is saved by parameter name.
+        steps: Number of steps of the whole run.
         made_from: What must be equal for a checkpoint to be used (`made_from`).
-        keeps_adapter: The run is asked for the adapter of its best epoch.
+        keeps_adapter: Whether the run saves the adapter of its best epoch.
     """
 
     model: nn.Module
@@ -84,10 +84,10 @@ class Trained:
 
 
 class Keeper:
-    """Keeps the checkpoint of one run: goes on from the one that is there, writes one when it is time.
+    """Writes and restores the checkpoint of one run.
 
     Args:
-        minutes: Between two checkpoints; None writes one only when a signal came.
+        minutes: Minutes between checkpoints; None writes one only after a signal.
     """
 
     def __init__(self, path: Path, minutes: float | None, trained: Trained, accelerator: Accelerator):
@@ -95,14 +95,14 @@ class Keeper:
         self.began = self.written = time.monotonic()
 
     def resume(self, started_at: str) -> Done:
-        """Put the model, its optimizer and the random states where the checkpoint left them, if there is one."""
+        """Restore the model, its optimizer and the random states from the checkpoint, if one exists."""
         device, rank = self.accelerator.device, self.accelerator.process_index
         return read_checkpoint(self.path, self.trained, device, rank) or Done(started_at)
 
     def pause(self, done: Done) -> None:
-        """Between two steps or two batches of an evaluation: write if it is time or a signal came, then follow it.
+        """Write a checkpoint if one is due or a signal arrived, then obey the signal.
 
-        A disk without room costs the checkpoint, not the run.
+        Called between two steps, or two batches of an evaluation. A full disk costs the checkpoint, not the run.
         """
         due = self.minutes is not None and time.monotonic() - self.written >= 60 * self.minutes
         if not agreed(due or bool(signals.noted), done.step, self.accelerator):
@@ -112,17 +112,17 @@ class Keeper:
             try:
                 write_checkpoint(self.path, self.trained, done, time.monotonic() - self.began, states)
             except UserError as error:
-                print(f"the run goes on without a checkpoint: {error}", file=sys.stderr)
+                print(f"continuing without a checkpoint: {error}", file=sys.stderr)
         self.written = time.monotonic()
         if signals.noted:
             signals.follow()
 
 
 def agreed(wanted: bool, step: int, accelerator: Accelerator) -> bool:
-    """Whether to write now. All processes of a run must after the same step, so they ask each other.
+    """Whether to write now. All processes of a run must write after the same step, so they vote.
 
-    They do so every few steps, since waiting for the answer would stall a GPU, and not during an evaluation, of which
-    they have different numbers of batches.
+    They vote only every few steps, because waiting for the result would stall a GPU, and never during an evaluation,
+    where they have different numbers of batches.
     """
     if accelerator.num_processes == 1:
         return wanted
@@ -132,19 +132,19 @@ def agreed(wanted: bool, step: int, accelerator: Accelerator) -> bool:
 
 
 def made_from(config: RunConfig, fingerprint: str, weights: str, accelerator: Accelerator) -> dict[str, Any]:
-    """All that the bits of a run follow from: settings, threads, rows, base weights, this code, and its processors."""
+    """Everything that determines the bits of a run: settings, threads, data, base weights, code and processors."""
     settings = config.settings() | {"train": config.for_record()["train"]}
     processes = accelerator.num_processes
     runtime = {"threads": config.runtime.threads, "device": config.runtime.device, "processes": processes}
     inputs = {"rows": fingerprint, "weights": weights}
     named = {"format": FORMAT, "settings": settings, "runtime": runtime, "inputs": inputs, "code": code_digest()}
-    # Those of all processes, in all of them: they must agree on whether the checkpoint is used.
+    # Every process lists the processors of all, so that they agree on whether to use the checkpoint.
     named["processors"] = gather_object([processor(accelerator.device)])
-    return json.loads(json.dumps(named))  # as it is read back: lists for tuples
+    return json.loads(json.dumps(named))  # as it will be read back: lists for tuples
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:
-    """Of the generators that this process draws from while it trains. Data order and fused masks have no state."""
+    """The states of the generators this process draws from. Data order and fused dropout masks have no state."""
     states = {"cpu": torch.get_rng_state()}
     return states | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
 
@@ -153,9 +153,9 @@ def write_checkpoint(path: Path, trained: Trained, done: Done, seconds: float, s
     """Replace the run's checkpoint.
 
     Args:
-        seconds: Since the run last went on.
+        seconds: Time since the run started or was last resumed.
         states: `random_states` of every process.
-    Raises: UserError: If it cannot be written; the one before is then still there.
+    Raises: UserError: If it cannot be written; the previous checkpoint then still exists.
     """
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, dict[str, int]] = {}
@@ -193,11 +193,10 @@ def write_checkpoint(path: Path, trained: Trained, done: Done, seconds: float, s
 
 
 def read_checkpoint(path: Path, trained: Trained, device: torch.device, rank: int) -> Done | None:
-    """Put a run where its checkpoint was written.
+    """Restore a run from its checkpoint.
 
-    Returns: None, with nothing changed, where there is no checkpoint of exactly this run; one that is broken or of
-        other settings, rows, code or processors is named in a line on stderr, and so is one without the adapter that
-        the run is asked for and may not come by again.
+    Returns: None, with nothing changed, if there is no checkpoint of exactly this run. A checkpoint that is broken, has
+        other settings, data, code or processors, or lacks the adapter that the run must save is named on stderr.
     """
     if not path.exists():
         return None
@@ -207,20 +206,20 @@ def read_checkpoint(path: Path, trained: Trained, device: torch.device, rank: in
             differing = [key for key in trained.made_from if run["made_from"].get(key) != trained.made_from[key]]
             if differing:
                 raise ValueError(f"it was made from other {', '.join(differing)}{of_processors(run, trained)}")
-            # Copied: the file's own memory would be trained in, and go when the file is replaced.
+            # Copied, because training would otherwise write to the mapped file, which may be replaced.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
         done = _done(run, tensors, trained, device)
         _restore(run, tensors, trained, device, rank)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         if is_main_process():
             reason = f"{type(error).__name__}: {first_line(error)}"
-            print(f"{path} is not used ({reason}): the run starts from the beginning", file=sys.stderr)
+            print(f"{path} is not used ({reason}): starting from the beginning", file=sys.stderr)
         return None
     return done
 
 
 def of_processors(run: dict[str, Any], trained: Trained) -> str:
-    """The kinds of processors, if they differ."""
+    """The processors then and now, if they differ."""
     then, now = run["made_from"].get("processors"), trained.made_from["processors"]
     return (
         "" if then in (None, now) else f": {', '.join(dict.fromkeys(then))} then, {', '.join(dict.fromkeys(now))} now"
@@ -240,7 +239,7 @@ def _done(run: dict[str, Any], tensors: dict[str, Tensor], trained: Trained, dev
         epochs=run["epochs"],
         losses=list(tensors["losses"].to(device).unbind()),
         predictions=predictions,
-        adapter=adapter if adapter and trained.keeps_adapter else None,  # else that of an earlier epoch would stay
+        adapter=adapter if adapter and trained.keeps_adapter else None,  # otherwise an earlier epoch's would stay
         tokens=run["tokens"],
         step_seconds=tensors["step_seconds"].tolist(),
         earlier_seconds=run["seconds"],
@@ -252,7 +251,7 @@ def _done(run: dict[str, Any], tensors: dict[str, Tensor], trained: Trained, dev
 def _restore(
     run: dict[str, Any], tensors: dict[str, Tensor], trained: Trained, device: torch.device, rank: int
 ) -> None:
-    """Checked whole before anything is changed."""
+    """Check everything, then restore it."""
     parameters = dict(trainable(trained.model))
     saved = dict(_below(tensors, "parameter."))
     if {n: (t.shape, t.dtype) for n, t in saved.items()} != {n: (p.shape, p.dtype) for n, p in parameters.items()}:
@@ -268,7 +267,7 @@ def _restore(
     ):
         raise ValueError("it is of another optimizer")
     random = dict(_below(tensors, f"random.{rank}."))
-    torch.Generator().set_state(random["cpu"])  # refuses what is none
+    torch.Generator().set_state(random["cpu"])  # raises if it is not a generator's state
     if device.type == "cuda":
         torch.cuda.set_rng_state(random["cuda"], device)
     torch.set_rng_state(random["cpu"])

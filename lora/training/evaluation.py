@@ -1,4 +1,4 @@
-"""From a model to predictions, their metrics, and the epochs that are reported."""
+"""Predictions of a model, their metrics, and the epochs to report."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,14 +25,14 @@ def predict(
     accelerator: Accelerator,
     between: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """The class of every row, or its score for regression, in the split's order.
+    """Predict the class of every example, or its score for regression, in the order of the split.
 
-    The rows are shared among the processes, who may get different numbers of batches, so none waits for another's.
+    The processes share the examples. They may get different numbers of batches, so none waits for another.
 
     Args:
         between: Called after every batch.
     """
-    model = accelerator.unwrap_model(model)  # DistributedDataParallel's forward pass is a meeting of all processes
+    model = accelerator.unwrap_model(model)  # DistributedDataParallel's forward pass would synchronise all processes
     model.eval()
     chunks = []
     batches = evaluation_batches(encoded.lengths, batch_size)
@@ -52,7 +52,7 @@ def predict(
 def evaluate(
     predictions: dict[str, np.ndarray], splits: dict[str, Encoded], task: Task
 ) -> dict[str, dict[str, float | None]]:
-    """Every metric on every validation split; with two (MNLI), also on both pooled."""
+    """Compute every metric on every validation split, and on both pooled if there are two (MNLI)."""
     values = {}
     for split, predicted in predictions.items():
         values[split] = metrics.compute(task.metrics, predicted, splits[split].labels)
@@ -69,7 +69,7 @@ def selecting_split(task: Task, selection: str) -> str:
 
 
 def select(epochs: list[dict[str, Any]], task: Task, selection: str) -> dict[str, Any]:
-    """`best` (the first epoch with the highest headline metric) and `last`; an undefined metric is never the best."""
+    """Choose `best`, the first epoch with the highest headline metric, and `last`. Undefined is never best."""
     split = selecting_split(task, selection)
 
     def chosen(entry: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Starting from an MNLI run: what it trained, and a new head but for DeBERTa's pooler."""
+"""Starting from an MNLI run: its trained parameters with a new head (DeBERTa keeps its pooler)."""
 
 import hashlib
 from collections.abc import Mapping
@@ -14,16 +14,14 @@ from lora.records.record import adapter_path, read_record, record_path
 
 
 def start_from(model: nn.Module, config: RunConfig) -> None:
-    """Set what the method trains to what the MNLI run trained; the head stays new (paper, sections 5.2 and D.1).
+    """Copy the parameters that the MNLI run trained; the head stays new (paper, sections 5.2 and D.1).
 
-    For full fine-tuning that is every parameter of the body.
+    For full fine-tuning these are all parameters of the encoder. DeBERTa also keeps its pooler.
 
-    DeBERTa's pooler is taken over with them.
+    Source: for the head, the load hooks of the released models. RoBERTa's drops both layers of the head if the number
+        of labels differs, DeBERTa's only the classifier.
 
-    Source: of what stays new, the released models' load hooks. RoBERTa's drops both layers of the head where the number
-        of labels differs, DeBERTa's the classifier alone.
-
-    Raises: UserError: If that run's record or weights are not there, or are of other modules.
+    Raises: UserError: If the record or the weights of that run are missing, or the run trained other modules.
     """
     parent = config.start_run
     path = record_path(config.runtime.results, parent)
@@ -34,8 +32,8 @@ def start_from(model: nn.Module, config: RunConfig) -> None:
     weights = adapter_path(config.runtime.outputs, parent)
     content = weights.read_bytes() if weights.exists() else b""
     if hashlib.sha256(content).hexdigest() != record.adapter:
-        found = "differ from those that its record names" if content else "are not there"
-        raise UserError(f"the weights of {parent}, {weights}, {found}: a sweep trains it again when they are absent")
+        found = "differ from those in its record: delete them, and" if content else "are missing:"
+        raise UserError(f"the weights of {parent}, {weights}, {found} a sweep trains the run again")
     tensors = {name: tensor for name, tensor in load(content).items() if is_carried(model, name)}
     mine = {name: parameter for name, parameter in trainable(model) if is_carried(model, name)}
     if {n: t.shape for n, t in tensors.items()} != {n: p.shape for n, p in mine.items()}:
@@ -46,7 +44,7 @@ def start_from(model: nn.Module, config: RunConfig) -> None:
 
 
 def differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """Up to four names that only one side has, or whose shapes differ."""
+    """Up to four names that exist on one side only, or whose shapes differ."""
     shapes = [{name: tuple(tensor.shape) for name, tensor in side.items()} for side in (found, wanted)]
     names = sorted(name for name in set(found) | set(wanted) if shapes[0].get(name) != shapes[1].get(name))
     return ", ".join(
@@ -55,5 +53,5 @@ def differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> st
 
 
 def is_carried(model: nn.Module, name: str) -> bool:
-    """Whether a run that starts from another takes this parameter's value over."""
+    """Whether a run that starts from another copies this parameter."""
     return not is_head(model, name) or (model.config.model_type == "deberta-v2" and name.startswith("pooler."))

@@ -1,4 +1,4 @@
-"""The processes that train one cell together, as torchrun and `accelerate launch` start them."""
+"""The processes that train one run together, as started by torchrun or `accelerate launch`."""
 
 import os
 
@@ -7,16 +7,16 @@ from lora.errors import UserError
 
 
 def processes() -> int:
-    """How many they are."""
+    """Number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def check_processes() -> None:
-    """Look at the variables by which this process knows its place among those of a cell.
+    """Check the environment variables that tell this process its rank.
 
-    A rank without a number of processes would train alone and write nothing.
+    A process with a rank but no world size would train alone and write nothing.
 
-    Raises: UserError: If one of them is no such number, or they contradict each other.
+    Raises: UserError: If a variable is not a valid number, or they contradict each other.
     """
     places, problems = {}, []
     for name, least in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_WORLD_SIZE", 1), ("LOCAL_RANK", 0)):
@@ -47,15 +47,15 @@ def check_processes() -> None:
 
 
 def is_main_process() -> bool:
-    """Whether this is the one of them that writes and prints."""
+    """Whether this process writes files and prints."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def check_batch(train: TrainConfig, count: int) -> None:
-    """Raises: UserError: If the global batch is no multiple of processes times passes."""
-    parts = count * train.accumulation
-    if train.batch % parts:
+    """Raises: UserError: If the global batch is not divisible by processes x accumulation steps."""
+    shares = count * train.accumulation
+    if train.batch % shares:
         raise UserError(
-            f"train.batch must be a multiple of processes x train.accumulation ({count} x {train.accumulation}), since "
-            f"it is the batch of all of them together, got {train.batch}"
+            f"train.batch must be a multiple of processes x train.accumulation ({count} x {train.accumulation}), "
+            f"because it is the global batch, got {train.batch}"
         )

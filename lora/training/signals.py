@@ -1,4 +1,4 @@
-"""Being asked to stop: a signal is noted at once and followed where a run can be left without losing anything."""
+"""Stop signals: noted at once, and obeyed where a run can stop without losing anything."""
 
 import contextlib
 import os
@@ -8,48 +8,48 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-STOP = signal.SIGUSR1  # of a launcher to its workers, which ignore SIGINT where a script started all in the background
+STOP = signal.SIGUSR1  # launcher to workers, which ignore SIGINT if a script started them all in the background
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, STOP)
-ONE_PRESS_SECONDS = 2.0  # a Ctrl-C reaches a worker from the terminal and from its launcher
+ONE_PRESS_SECONDS = 2.0  # one Ctrl-C reaches a worker twice: from the terminal and from its launcher
 POLL_SECONDS = 0.2
-PARENT_SECONDS = 1.0  # between two looks at whether the launcher still lives
-LEAVE_SECONDS = 5.0  # for a checkpoint, once the launcher is gone
+PARENT_SECONDS = 1.0  # how often to check that the launcher is alive
+LEAVE_SECONDS = 5.0  # time for a checkpoint after the launcher has died
 
-noted: dict[int, float] = {}  # signal -> when it first came
-before: dict[int, object] = {}  # signal -> the handler that was there
+noted: dict[int, float] = {}  # signal -> time of its first arrival
+before: dict[int, object] = {}  # signal -> the previous handler
 
 
 class InterruptedRunError(Exception):
-    """A run was asked to stop and did; the same command goes on from its checkpoint."""
+    """A run stopped as asked; the same command resumes it from its checkpoint."""
 
 
 def listen() -> None:
-    """Note the signals of this process from now on, between cells too. Ignored signals stay ignored.
+    """Start noting signals, between runs too. Ignored signals stay ignored.
 
-    Only a main thread can; elsewhere nothing changes.
+    Only the main thread can do this; in another thread nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         return
     for signum in SIGNALS:
         if signal.getsignal(signum) not in (_note, signal.SIG_IGN, None):
             before[signum] = signal.signal(signum, _note)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {STOP})  # which `passed_on` blocks until this process can note it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {STOP})  # `passed_on` blocked it until this process could note it
 
 
 def begin_worker(launcher: int) -> None:
-    """What a worker process of this machine does first: note signals, and end when its launcher is gone.
+    """First step of a worker process: note signals, and end when the launcher dies.
 
-    Without this, the workers of a launcher that was killed live on, since a pool's workers hold both ends of its pipes.
+    Otherwise the workers would outlive a killed launcher, because a pool's workers hold both ends of its pipes.
 
     Args:
-        launcher: The process that started this one.
+        launcher: Process id of the parent.
     """
     listen()
     threading.Thread(target=_end_with, args=(launcher,), daemon=True).start()
 
 
 def _end_with(launcher: int) -> None:
-    """Leave as at Ctrl-C, then end whatever still runs: records are written whole, and a dead owner's lock is free."""
+    """Stop as on Ctrl-C, then exit hard. Records are written atomically, and a dead owner's lock counts as free."""
     while os.getppid() == launcher:
         time.sleep(PARENT_SECONDS)
     os.kill(os.getpid(), STOP)
@@ -60,17 +60,17 @@ def _end_with(launcher: int) -> None:
 def _note(signum: int, frame: object) -> None:
     now = time.monotonic()
     if signum == signal.SIGINT and now - noted.get(signum, now) > ONE_PRESS_SECONDS:
-        raise KeyboardInterrupt  # the second Ctrl-C waits for nothing
+        raise KeyboardInterrupt  # a second Ctrl-C stops at once
     noted.setdefault(signum, now)
 
 
 def follow() -> None:
-    """Do what the last signal asks for.
+    """Obey the last signal.
 
-    A handler that was there before decides: that of a batch system may put the job back into its queue and exit, or
-    return, and the run goes on (Slurm's SIGTERM before a SIGKILL that may not come).
+    A handler installed earlier decides. That of a batch system may requeue the job and exit, or return, in which case
+    the run continues (Slurm's SIGTERM before a SIGKILL that may not come).
 
-    Raises: InterruptedRunError: If no handler was there.
+    Raises: InterruptedRunError: If there was no earlier handler.
     """
     signum = [*noted][-1]
     handler = before[signum]
@@ -82,8 +82,7 @@ def follow() -> None:
 
 
 def end_of_job() -> None:
-    """Ctrl-C and a launcher's word end all that this process would do; the other signals end one job, and the process
-    takes the next."""
+    """Forget signals that end a single job, so that the process takes the next; Ctrl-C and the launcher's end all."""
     if not noted.keys() & {signal.SIGINT, STOP}:
         noted.clear()
 
@@ -92,15 +91,15 @@ def end_of_job() -> None:
 def passed_on(
     workers: Callable[[], list[int]], training: Callable[[], list[int]], say: Callable[[], None]
 ) -> Iterator[None]:
-    """While the block lasts, Ctrl-C and SIGTERM go to the workers, and end the block when they have left their cells.
+    """Within the block, pass Ctrl-C and SIGTERM to the workers, and leave the block once they have stopped training.
 
-    Without this, a pool of processes kills its workers at once, in the middle of their checkpoints.
+    Otherwise a process pool would kill its workers at once, even while they write checkpoints.
 
     Args:
-        workers: All processes to be told: those that train, those between two cells, those that start.
-        training: Those of them that train now.
-        say: Called when the signal came.
-    Raises: KeyboardInterrupt: When no worker trains any more, or at once at a second signal.
+        workers: Returns all processes to signal: training, between two runs, or starting.
+        training: Returns those that are training now.
+        say: Called when a signal arrives.
+    Raises: KeyboardInterrupt: When no worker trains any more, or immediately on a second signal.
     """
     came, over = threading.Event(), threading.Event()
     told: set[int] = set()
@@ -114,7 +113,7 @@ def passed_on(
     def end() -> None:
         while training() and not over.is_set():
             time.sleep(POLL_SECONDS)
-            tell()  # a pool may just have replaced a worker
+            tell()  # the pool may have replaced a worker meanwhile
         if not over.is_set():
             over.set()
             os.kill(os.getpid(), next(iter(earlier)))
@@ -129,14 +128,14 @@ def passed_on(
 
     def leave(signum: int, frame: object) -> None:
         if not over.is_set():
-            print("stopped at once", file=sys.stderr)
+            print("stopped immediately", file=sys.stderr)
         raise KeyboardInterrupt
 
     earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     earlier = {number: handler for number, handler in earlier.items() if handler not in (signal.SIG_IGN, None)}
     for number in earlier:
         signal.signal(number, handle)
-    # Inherited by the processes that are started meanwhile: what is sent to one waits until it listens.
+    # Inherited by processes started meanwhile: a signal sent to one of them waits until it listens.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {STOP})
     try:
         yield
@@ -145,5 +144,5 @@ def passed_on(
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in earlier.items():
             signal.signal(number, handler)
-        if came.is_set():  # whatever else the block ended with
+        if came.is_set():  # no matter how else the block ended
             raise KeyboardInterrupt

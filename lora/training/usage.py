@@ -1,4 +1,4 @@
-"""What a run takes of the machine, for its record, and the kind of processor that its bits depend on."""
+"""Resources that a run uses, for its record, and the kind of processor that its bits depend on."""
 
 import platform
 import resource
@@ -16,7 +16,7 @@ def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 
 def peak_mib(device: torch.device) -> float:
-    """Of the GPU's allocator, or of the whole process on a CPU (it includes cells that the process trained before)."""
+    """Peak memory of the GPU's allocator; on a CPU, of the whole process, earlier runs in it included."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
@@ -29,10 +29,10 @@ def device_name(device: torch.device) -> str:
 
 
 def processor(device: torch.device) -> str:
-    """The kind of processor that computes: libraries choose their kernels, and with them the order of sums, by it.
+    """The kind of processor. Libraries choose their kernels by it, and with them the order of sums.
 
-    Of a CPU: as the record names it, then maker and model, and the instructions for bfloat16, which a virtual machine
-    may hide. Of a GPU: as the record names it.
+    For a CPU: its name in the record, vendor and model, and its bfloat16 instructions, which a virtual machine may
+    hide. For a GPU: its name in the record.
     """
     name = device_name(device)
     if device.type == "cuda":

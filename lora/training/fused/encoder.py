@@ -1,4 +1,4 @@
-"""An encoder of BERT's shape that computes with the compiled kernels, in the place of transformers' own."""
+"""An encoder of the BERT architecture that computes with the compiled kernels instead of transformers' modules."""
 
 import torch
 from jaxtyping import Float
@@ -23,13 +23,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class FusedEncoder(nn.Module):
     """The layers of a BERT, RoBERTa or ELECTRA encoder, with their parameters under the same names.
 
-    The last layer is computed for the first token only: nothing else of it is read by a classification head, and the
-    keys and values that the first token attends to are those of all tokens still.
+    The last layer is computed for the first token only, because a classification head reads nothing else of it. The
+    first token still attends to the keys and values of all tokens.
 
     Args:
-        encoder: Of transformers, with a method's modules in place. Frozen weights are cast to `dtype` in place.
-        dtype: Of activations and matrix products; parameters that train stay float32.
-        recompute: What GELU takes, the largest of what a layer keeps, is computed again in the backward pass.
+        encoder: transformers' encoder with a method applied. Frozen weights are cast to `dtype` in place.
+        dtype: Type of activations and matrix products; trainable parameters stay float32.
+        recompute: Recompute the input of GELU, the largest tensor a layer stores, in the backward pass.
     """
 
     def __init__(self, encoder: nn.Module, heads: int, dtype: torch.dtype, masks: Masks, recompute: bool):
@@ -48,8 +48,8 @@ class FusedEncoder(nn.Module):
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """
         Args:
-            attention_mask: As transformers prepares it: (batch, 1, 1 or queries, tokens), true or 0 where a key is
-                visible; None if all are.
+            attention_mask: As prepared by transformers: (batch, 1, 1 or queries, tokens), true or 0 where a key is
+                visible; None if all are visible.
         Returns: `last_hidden_state` of shape (batch, 1, width), float32.
         """
         x = hidden_states.to(self.dtype)
@@ -69,7 +69,7 @@ class FusedEncoder(nn.Module):
         """Source: Devlin et al. 2019; the modules' names are those of transformers.
 
         Args:
-            made: What x is made from, if a LayerNorm of this encoder gave it.
+            made: What x can be recomputed from, if it is the output of a LayerNorm of this encoder.
         """
         projections, site = layer.attention.self, f"{number}"
         queries, made_queries = (x[:, :1], None) if first_only else (x, made)
@@ -91,10 +91,10 @@ class FusedEncoder(nn.Module):
         frozen = self.frozen.get(dense)
         if frozen is not None and not isinstance(dense, LoraLinear):
             return linear.frozen_gelu(x, frozen, made)
-        return checkpoint(compute, x, use_reentrant=False, preserve_rng_state=False)  # masks draw from no generator
+        return checkpoint(compute, x, use_reentrant=False, preserve_rng_state=False)  # masks use no generator
 
     def block(self, block: nn.Module, x: Tensor, residual: Tensor, site: str) -> tuple[Tensor, Normed]:
-        """A projection, dropout, a Houlsby adapter if there is one, the residual, and LayerNorm, Pfeiffer's or not."""
+        """Projection, dropout, Houlsby adapter (if any), residual, and LayerNorm with Pfeiffer adapter (if any)."""
         x = self.linear(block.dense, x, f"{site}.dense", None)
         norm, dropped = block.LayerNorm, self.site(block.dropout.p, site, len(x))
         if isinstance(block.dropout, AdaptedDropout):
@@ -124,7 +124,7 @@ class FusedEncoder(nn.Module):
 
 
 class FusedDropout(nn.Module):
-    """A dropout outside the encoder's layers."""
+    """Dropout outside the encoder's layers."""
 
     def __init__(self, p: float, name: str, masks: Masks):
         super().__init__()
@@ -137,18 +137,18 @@ class FusedDropout(nn.Module):
 
 
 def fuse(model: nn.Module, precision: str, seed: int, recompute: bool = False) -> Masks:
-    """Make a model of transformers compute with the kernels, in place, after its method was applied.
+    """Make a model of transformers compute with the kernels, in place. Apply the method first.
 
     Args:
-        recompute: Keep less for the backward pass, which then repeats a third of the forward pass's products; changes
-            no result.
-    Returns: The source of its dropout masks, whose `begin` every training pass needs.
-    Raises: UserError: If the architecture or its settings are not covered; the model is then unchanged.
+        recompute: Store less for the backward pass, which then repeats a third of the products of the forward pass. The
+            result is the same.
+    Returns: The source of its dropout masks; call its `begin` before every forward pass in training.
+    Raises: UserError: If the architecture or its settings are not supported; the model is then unchanged.
     """
     settings = model.config
     reason = not_covered(settings.to_dict())
     if reason is not None:
-        raise UserError(f"train.kernels=fused does not cover {reason}: train.kernels=stock does")
+        raise UserError(f"train.kernels=fused does not cover {reason}: use train.kernels=stock")
     assert isinstance(model.base_model.encoder.layer[0].intermediate.intermediate_act_fn, GELUActivation)
     masks, dtype = Masks(seed), DTYPES[precision]
     for name, module in list(model.named_modules()):
@@ -165,9 +165,9 @@ def fuse(model: nn.Module, precision: str, seed: int, recompute: bool = False) -
 
 
 def sparse_embeddings(model: nn.Module) -> None:
-    """Give the embeddings that train sparse gradients, as `FusedAdamW` takes them.
+    """Switch trainable embeddings to sparse gradients, which `FusedAdamW` supports.
 
-    The dense gradient of a vocabulary is mostly zeros, and making, clipping and applying them is a quarter of a step.
+    The dense gradient of a vocabulary is mostly zeros, and making, clipping and applying it takes a quarter of a step.
     """
     for module in model.modules():
         if isinstance(module, nn.Embedding) and module.weight.requires_grad:

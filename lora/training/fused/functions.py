@@ -1,4 +1,4 @@
-"""Autograd functions around the kernels. Activations are float32 or bfloat16, and stay what they are."""
+"""Autograd functions around the kernels. Activations are float32 or bfloat16 and keep their type."""
 
 from dataclasses import dataclass
 
@@ -15,14 +15,14 @@ Hidden = Float[Tensor, "batch tokens width"]
 
 @dataclass(frozen=True)
 class Normed:
-    """What a LayerNorm keeps for its backward pass, and its parameters: its output is made of these again."""
+    """What a LayerNorm saves for its backward pass, and its parameters: its output can be recomputed from them."""
 
     normed: Hidden
     weight: Float[Tensor, " width"]
     bias: Float[Tensor, " width"]
 
     def again(self, site: Site | None = None) -> Hidden:
-        """The output, dropped at the site, bit for bit."""
+        """Recompute the output bit for bit, with dropout at the site."""
         out = torch.empty_like(self.normed)
         kernels.affine(*map(array, self.tensors), *arguments(site, len(out)), array(out))
         return out
@@ -33,7 +33,7 @@ class Normed:
 
 
 def dropout(x: Float[Tensor, "batch ..."], site: Site | None) -> Float[Tensor, "batch ..."]:
-    """Dropout of each example's places; unchanged without a site."""
+    """Dropout at a site; x itself without one."""
     return x if site is None else _Dropout.apply(x, site)
 
 
@@ -50,7 +50,7 @@ def add_norm(
     eps: float,
     site: Site | None,
 ) -> tuple[Hidden, Normed]:
-    """LayerNorm(dropout(x) + residual), and what it can be made from again."""
+    """LayerNorm(dropout(x) + residual), and what it can be recomputed from."""
     out, normed = _AddNorm.apply(x, residual, weight, bias, eps, site)
     return out, Normed(normed, weight, bias)
 
@@ -63,21 +63,21 @@ def attention(
     heads: int,
     site: Site | None,
 ) -> Float[Tensor, "batch queries width"]:
-    """Scaled dot-product attention with dropped probabilities. Of each example, some key must be visible.
+    """Scaled dot-product attention with dropout of the probabilities. Each example needs at least one visible key.
 
-    Kept for the backward pass are q, k, v and one number per query: the probabilities are computed again.
+    The backward pass gets q, k, v and one number per query, and recomputes the probabilities.
     """
     return _Attention.apply(q, k, v, visible, heads, site)
 
 
 def array(tensor: Tensor) -> np.ndarray:
-    """The same memory for a kernel; bfloat16 as uint16."""
+    """A NumPy view of the same memory for a kernel; bfloat16 as uint16."""
     tensor = tensor.detach()
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def arguments(site: Site | None, batch: int) -> tuple[np.ndarray, np.uint32, np.float32]:
-    """Keys, threshold and scale; those that keep everything without a site."""
+    """Keys, threshold and scale of a site; without one, those that keep everything."""
     if site is None:
         return np.zeros((batch, 2), np.uint32), np.uint32(0), np.float32(1)
     return site.keys, np.uint32(site.threshold), np.float32(site.scale)
@@ -191,13 +191,13 @@ def _scores(q: Tensor, k: Tensor) -> Tensor:
 
 
 def _attention_work(scores: Tensor, count: int) -> list[np.ndarray]:
-    """What the kernels of attention work in: `count` times the scores of a head, and their places."""
+    """Working memory of the attention kernels: `count` times the scores of a head, and their places."""
     size = scores.shape[2] * scores.shape[3]
     return [*(kernels.scratch(size) for _ in range(count)), np.empty(size, np.uint32)]
 
 
 def _by_head(x: Tensor, heads: int) -> Tensor:
-    """(batch, tokens, width) as (batch, heads, tokens, width of a head)."""
+    """Reshape (batch, tokens, width) to (batch, heads, tokens, width of a head)."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2).contiguous()
 
 

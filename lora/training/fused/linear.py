@@ -1,4 +1,4 @@
-"""Linear layers whose weight does not train, alone, with GELU, and with a LoRA update, for the compiled kernels."""
+"""Frozen linear layers: alone, with GELU, and with a LoRA update."""
 
 from collections.abc import Sequence
 
@@ -13,16 +13,16 @@ from lora.training.fused.masks import Site
 
 
 class Frozen:
-    """The weight and bias of a linear layer that does not train, laid out once for oneDNN's bfloat16 products.
+    """Weight and bias of a frozen linear layer, packed once for oneDNN's bfloat16 products.
 
-    Without the layout, a product lays the weight out again every time, which costs a fifth of it.
+    Otherwise every product packs the weight again, which costs a fifth of its time.
     """
 
     def __init__(self, weight: Float[Tensor, "d_out d_in"], bias: Float[Tensor, " d_out"] | None):
         self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
         self.packed = self.packed_t = None
         if weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available():
-            pack = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)  # what torch's own compiler uses
+            pack = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)  # as torch's own compiler does
             if pack is not None:
                 self.packed, self.packed_t = pack(self.weight), pack(self.weight.t().contiguous())
 
@@ -38,12 +38,12 @@ class Frozen:
 
 
 def frozen_linear(x: Float[Tensor, "*rows d_in"], frozen: Frozen) -> Float[Tensor, "*rows d_out"]:
-    """W x + b. Nothing is kept for the backward pass."""
+    """W x + b. Stores nothing for the backward pass."""
     return _FrozenLinear.apply(x, frozen)
 
 
 def frozen_gelu(x: Hidden, frozen: Frozen, made: Normed | None) -> Float[Tensor, "batch tokens d_out"]:
-    """GELU(W x + b), computed twice: kept for the backward pass is x alone, or nothing if `made` is what makes it."""
+    """GELU(W x + b), recomputed in the backward pass. Stores x only, or nothing if `made` can recompute x."""
     return _FrozenGelu.apply(x, frozen, made)
 
 
@@ -58,7 +58,7 @@ def lora_linear(
 ) -> Float[Tensor, "batch tokens d_out"]:
     """W x + b + scale * B A dropout(x), with W and b frozen.
 
-    Kept for the backward pass are A dropout(x), and x unless `made` is what it is made from.
+    Stores A dropout(x) for the backward pass, and x unless `made` can recompute it.
     """
     return _LoraLinear.apply(x, frozen, lora_a, lora_b, scale, site, made)
 
@@ -75,12 +75,12 @@ class _FrozenLinear(torch.autograd.Function):
 
 
 def _source(x: Tensor, made: Normed | None) -> tuple[Tensor, ...]:
-    """What a function keeps to have its input in the backward pass."""
+    """What a function saves to recompute its input in the backward pass."""
     return (x,) if made is None else made.tensors
 
 
 def _from_source(source: Sequence[Tensor], site: Site | None = None) -> Tensor:
-    """The input again, dropped at the site."""
+    """Recompute the input, with dropout at the site."""
     if len(source) > 1:
         return Normed(*source).again(site)
     return dropped(source[0], site)

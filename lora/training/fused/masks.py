@@ -1,7 +1,7 @@
 """Dropout masks from a counter-based hash of seed, step, site, example and place.
 
-A mask does not depend on padding, on the batch that a row is in, on the number of processes, or on what was drawn
-before, and the backward pass computes it again instead of keeping it.
+A mask depends neither on padding, nor on the batch an example is in, nor on the number of processes, nor on earlier
+draws. The backward pass recomputes it instead of storing it.
 """
 
 import functools
@@ -19,11 +19,11 @@ from lora.training.fused.kernels import GOLDEN, MAX_TOKENS, MIX_1, MIX_2
 
 @dataclass(frozen=True)
 class Site:
-    """One dropout of a forward pass.
+    """One dropout operation of a forward pass.
 
     Args:
         keys: Two 32-bit keys per example.
-        threshold: A place is kept where its hash is at least this; p is rounded to a multiple of 2^-32.
+        threshold: A place is kept if its hash is at least this; p is rounded to a multiple of 2^-32.
         scale: 1 / (1 - p).
     """
 
@@ -33,19 +33,19 @@ class Site:
 
 
 class Masks:
-    """The keys of every dropout of a model, set for each batch by `begin`."""
+    """The keys of every dropout operation of a model; `begin` sets them for a batch."""
 
     def __init__(self, seed: int):
         self.seed = seed
         self.rows: np.ndarray | None = None
 
     def begin(self, step: int, rows: np.ndarray) -> None:
-        """Start a forward pass over the examples `rows`, named by their place in the train split."""
+        """Start a forward pass over the examples `rows`, given by their index in the train split."""
         self.rows = _mix64(_mix64(rows.astype(np.uint64)) ^ np.uint64(_number(f"{self.seed}:{step}")))
 
     def site(self, name: str, p: float, batch: int) -> Site:
         """
-        Raises: RuntimeError: If `begin` was not called for this batch: a defect of the caller.
+        Raises: RuntimeError: If `begin` was not called for this batch, which is a bug in the caller.
         """
         if self.rows is None or len(self.rows) != batch:
             raise RuntimeError(f"dropout of {batch} rows without Masks.begin for them")
@@ -55,12 +55,12 @@ class Masks:
 
 @functools.lru_cache(maxsize=1024)
 def _number(name: str) -> int:
-    """64 bits of a name."""
+    """A 64-bit hash of a name."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
 
 
 def _mix64(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64."""
+    """The finalizer of splitmix64."""
     with np.errstate(over="ignore"):
         x = x + np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -69,18 +69,18 @@ def _mix64(x: np.ndarray) -> np.ndarray:
 
 
 def hidden_places(*shape: int) -> Tensor:
-    """The places of one example's activation, (tokens, width) or, behind the encoder, (width)."""
+    """Places of one example's activation, of shape (tokens, width) or, after the encoder, (width)."""
     return torch.arange(math.prod(shape)).view(shape)
 
 
 def attention_places(heads: int, queries: int, keys: int) -> Tensor:
-    """The places of a (heads, queries, keys) array of attention probabilities of one example."""
+    """Places of one example's attention probabilities, of shape (heads, queries, keys)."""
     head, query, key = (torch.arange(n) for n in (heads, queries, keys))
     return (head[:, None, None] * MAX_TOKENS + query[:, None]) * MAX_TOKENS + key
 
 
 def plain_keep(site: Site, places: Tensor) -> Bool[Tensor, "batch ..."]:
-    """Which places are kept, of every example: the kernels' hash, in 64-bit integers."""
+    """Which places of every example are kept: the hash of the kernels, in 64-bit integers."""
     word = 0xFFFFFFFF
     keys = torch.from_numpy(site.keys.astype(np.int64))
     first, second = (keys[:, column].view(-1, *[1] * places.dim()) for column in (0, 1))

@@ -14,11 +14,11 @@ from lora.training.fused import kernels
 class FusedAdamW(torch.optim.Optimizer):
     """torch's AdamW after `clip_grad_norm_`, of float32 parameters on the CPU.
 
-    Embeddings may have sparse gradients (`nn.Embedding.sparse`): the update is that of the dense gradient, and of rows
-    that no batch has touched, whose moments are zero, only the decay is left.
+    Embeddings may have sparse gradients (`nn.Embedding.sparse`). The update equals that of the dense gradient:
+    rows that no batch has touched, whose moments are zero, only decay.
 
     Args:
-        clip_norm: The largest norm of all gradients together; None does not clip.
+        clip_norm: Maximum norm of all gradients together; None does not clip.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class FusedAdamW(torch.optim.Optimizer):
                     self._update(p, gradients[p], scale, group)
 
     def _clipping(self, gradients: Iterable[torch.Tensor]) -> float:
-        """What `clip_grad_norm_` multiplies gradients with."""
+        """The factor by which `clip_grad_norm_` scales the gradients."""
         if self.clip_norm is None:
             return 1.0
         values = (grad.values() if grad.is_sparse else grad for grad in gradients)
@@ -70,7 +70,7 @@ class FusedAdamW(torch.optim.Optimizer):
             kernels.adamw(flat(p), flat(grad.contiguous()), scale, flat(m), flat(v), rates)
             return
         if p not in self.moving:
-            self.moving[p] = (m.any(dim=1) | v.any(dim=1)).numpy()  # of a run that goes on, all that was ever touched
+            self.moving[p] = (m.any(dim=1) | v.any(dim=1)).numpy()  # in a resumed run: every row ever touched
         places = np.full(len(p), -1)
         places[grad.indices()[0].numpy()] = np.arange(grad.values().shape[0])
         arrays = (grad.values().numpy(), scale, m.numpy(), v.numpy(), self.moving[p])
@@ -78,5 +78,5 @@ class FusedAdamW(torch.optim.Optimizer):
 
 
 def flat(tensor: torch.Tensor) -> np.ndarray:
-    """The same memory; an error for a tensor that is not contiguous."""
+    """A flat view of the same memory. Raises for a tensor that is not contiguous."""
     return tensor.detach().view(-1).numpy()

@@ -1,4 +1,4 @@
-"""What the compiled kernels compute, in torch operations that autograd differentiates: the tests' truth.
+"""What the compiled kernels compute, in torch operations that autograd differentiates: for tests to compare with.
 
 Every function has a namesake in `functions`, of the same arguments.
 """
