@@ -22,16 +22,16 @@ from torch import nn
 import lora
 from lora.adapters.adapter import Adapter, Origin, adapter_of
 from lora.adapters.base import describe_base
+from lora.adapters.base_location import model_entries
 from lora.adapters.folder import read_adapter, save_adapter, write_adapter
-from lora.adapters.load import place
-from lora.adapters.location import model_entries
+from lora.adapters.load import load_adapter
 from lora.adapters.loralib import from_loralib
 from lora.adapters.merge import swap, unmerge
 from lora.adapters.peft import CONFIG, WEIGHTS, from_peft, to_peft
 from lora.data.embedded import model_folder
 from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.methods.attach import apply
+from lora.methods import apply
 from lora.methods.configs import LoraConfig
 from lora.methods.lowrank import LoraLinear
 from lora.models.load import load_encoder
@@ -110,7 +110,7 @@ def test_peft_computes_the_same_logits_and_the_round_trip_is_exact(architecture,
     adapter = adapter_of(model, origin=Origin(task="mnli", run_id="r-01234567"))
     if not headed:
         adapter = Adapter(adapter.method, adapter.weights, {}, adapter.base, adapter.origin)
-        place(model := tiny.model(architecture), adapter)
+        load_adapter(model := tiny.model(architecture), adapter)
     to_peft(adapter, tmp_path / "peft", base=bases / architecture)
     theirs = in_peft(tmp_path / "peft", architecture, outputs=3 if headed else 2)
     found = logits(theirs, architecture)
@@ -135,7 +135,7 @@ def test_what_peft_saves_gives_the_same_logits_here_and_goes_back_unchanged(
     adapter = from_peft(tmp_path / "theirs")
     assert bool(adapter.head) == headed
     ours = tiny.model(architecture)
-    place(ours, adapter)
+    load_adapter(ours, adapter)
     assert sum(isinstance(module, LoraLinear) for module in ours.modules()) == 2 * len(targets)
     torch.testing.assert_close(logits(ours, architecture), logits(theirs, architecture), rtol=0, atol=1e-6)
     to_peft(adapter, tmp_path / "back", base=bases / architecture)
@@ -289,7 +289,7 @@ def test_a_regular_expression_for_targets_is_left_to_peft(tmp_path):
     assert isinstance(json.loads((tmp_path / "theirs" / CONFIG).read_text())["target_modules"], str)
     ours, adapter = tiny.model("bert"), from_peft(tmp_path / "theirs")
     assert len(adapter.pairs()) == 4
-    place(ours, adapter)
+    load_adapter(ours, adapter)
     torch.testing.assert_close(logits(ours, "bert"), logits(theirs, "bert"), rtol=0, atol=1e-6)
 
 
@@ -484,11 +484,11 @@ def test_the_released_form_gives_loralibs_logits(tmp_path, bases):
     adapter = from_loralib(file, alpha=16)
     assert "classifier.dense.weight" in adapter.head and adapter.method.alpha == 16 and adapter.method.rank == 4
     ours = tiny.model("roberta")
-    place(ours, adapter)
+    load_adapter(ours, adapter)
     expected = logits(model, "roberta")
     torch.testing.assert_close(logits(ours, "roberta"), expected, rtol=0, atol=1e-6)
     wrong = tiny.model("roberta")
-    place(wrong, from_loralib(file, alpha=8))
+    load_adapter(wrong, from_loralib(file, alpha=8))
     assert (logits(wrong, "roberta") - expected).abs().max() > 1e-3
     write_adapter(adapter, tmp_path / "ours")
     to_peft(tmp_path / "ours", tmp_path / "peft", base=bases / "roberta")

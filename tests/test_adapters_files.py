@@ -16,7 +16,7 @@ from tiny_adapters import FIVE, METHODS, five, logits, with_method
 import lora
 from lora.adapters.adapter import Adapter, Origin, Score, adapter_of
 from lora.adapters.folder import DESCRIPTION, WEIGHTS, read_adapter, save_adapter, write_adapter
-from lora.adapters.load import load_adapter, place
+from lora.adapters.load import load_adapter
 from lora.adapters.merge import merge, swap, unmerge
 from lora.data.tasks import TASKS
 from lora.errors import UserError
@@ -231,7 +231,7 @@ BROKEN |= {
     "alpha 0": (lambda f: edit(f, method__alpha=0), "alpha must be > 0 and finite, got 0"),
     "alpha -1": (lambda f: edit(f, method__alpha=-1), "alpha must be > 0 and finite, got -1"),
     "alpha NaN": (lambda f: edit(f, method__alpha=float("nan")), "alpha must be > 0 and finite, got nan"),
-    "alpha above floats": (lambda f: edit(f, method__alpha=10**400), "alpha must be of type float, got a whole number"),
+    "alpha above floats": (lambda f: edit(f, method__alpha=10**400), "alpha must be of type float, got an integer"),
     "alpha above float32": (lambda f: edit(f, method__alpha=1e300), "a factor above all numbers of float32"),
     "alpha at a rank": (lambda f: edit(f, method__alpha_at_rank=10**400), "a factor above all numbers of float32"),
     "huge rank": (lambda f: edit(f, method__rank=10**9), "at rank 1000000000, which the adapter states"),
@@ -402,7 +402,7 @@ def test_a_cell_leaves_an_adapter_that_explains_itself(method, kernels, tiny_con
     trained = sum(tensor.numel() for tensor in (adapter.weights | adapter.head).values())
     assert trained == record.params["trainable_method"] + record.params["trainable_head"]
     model = load_encoder(config.model, TASKS["cola"], seed=99).model
-    place(model, adapter)
+    load_adapter(model, adapter)
     assert checksum((adapter_of(model).weights | adapter_of(model).head).items()) == checksum(
         (adapter.weights | adapter.head).items()
     )

@@ -87,7 +87,7 @@ def test_padding_to_a_given_length(tokenizer, pairs):
     assert wide["input_ids"].shape == (4, 64) and not wide["attention_mask"][:, width:].any()
     assert torch.equal(wide["input_ids"][:, :width], batch["input_ids"])
     assert width == -(-encoded.lengths[:4].max() // 4) * 4
-    with pytest.raises(ValueError, match=f"pad_to is 3, but a row has {encoded.lengths[:4].max()} tokens"):
+    with pytest.raises(ValueError, match=f"pad_to is 3, but an example has {encoded.lengths[:4].max()} tokens"):
         collate(encoded, rows, 0, pad_to=3)
 
 

@@ -17,12 +17,12 @@ from safetensors.numpy import load_file
 
 from lora.adapters.adapter import Adapter, Origin, adapter_of
 from lora.adapters.base import describe_base
+from lora.adapters.base_location import model_entries
 from lora.adapters.folder import DESCRIPTION, read_adapter, write_adapter
-from lora.adapters.location import model_entries
 from lora.config.compose import compose_config, settle
 from lora.data.tasks import GLUE_TASKS, TASKS
 from lora.files import ROOT
-from lora.methods.attach import apply
+from lora.methods import apply
 from lora.methods.configs import LoraConfig
 from lora.models.load import load_encoder
 from lora.records.record import adapter_path

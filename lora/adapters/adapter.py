@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lora.adapters.base import Base, carried_parameters, describe_base, short
-from lora.adapters.modes import lasting
+from lora.adapters.torch_modes import lasting
 from lora.config.run import ModelConfig, RunConfig
 from lora.data.tasks import TASKS
 from lora.errors import UserError

@@ -22,7 +22,7 @@ from lora.adapters.base import check_architecture, check_base, kept_layers
 from lora.adapters.folder import read_adapter
 from lora.adapters.head import check_range, fitted_head, head_modules, output_layer
 from lora.adapters.merge import fitted_layers, remove
-from lora.adapters.modes import lasting, thaw
+from lora.adapters.torch_modes import lasting, thaw
 from lora.errors import UserError
 from lora.methods.lowrank import LoraLinear
 from lora.models.modules import replace

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 
 from lora.adapters.adapter import Adapter, Origin, adapter_of
 from lora.adapters.base import Base
-from lora.adapters.modes import lasting
+from lora.adapters.torch_modes import lasting
 from lora.checks import SettingsError, build
-from lora.errors import UserError, first_line
+from lora.errors import UserError, first_line, listed
 from lora.files import write_atomically
 from lora.methods import METHODS
 from lora.methods.configs import MethodConfig
+from lora.records.record import RunRecord, adapter_path
 
 T = TypeVar("T")
 FORMAT = 1
@@ -157,8 +158,8 @@ def read_adapter(folder: str | Path) -> Adapter:
     missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     if missing or extra:
         raise UserError(
-            f"{path} does not hold what {DESCRIPTION} says: missing tensors: {', '.join(missing) or 'none'}; "
-            f"not expected: {', '.join(extra) or 'none'}"
+            f"{path} does not hold what {DESCRIPTION} says: missing tensors: {listed(missing) or 'none'}; "
+            f"not expected: {listed(extra) or 'none'}"
         )
     for name, tensor in tensors.items():
         if tuple(tensor.shape) != expected[name]:
@@ -178,6 +179,15 @@ def read_adapter(folder: str | Path) -> Adapter:
         raise UserError(f"{path}: {error}") from error
     if hashlib.sha256(content).hexdigest() != contents.sha256:
         raise UserError(f"{path} is not the file that {DESCRIPTION} was written with: their sha256 differ")
+    return adapter
+
+
+def recorded_adapter(record: RunRecord, outputs: str | Path) -> Adapter:
+    """Raises: UserError: If the adapter is absent, broken, or not the one that its record names."""
+    path = adapter_path(outputs, record.run_id)
+    adapter = read_adapter(path.parent)
+    if hashlib.sha256(path.read_bytes()).hexdigest() != record.adapter:
+        raise UserError(f"{path} is not the adapter that the record of {record.run_id} names")
     return adapter
 
 
@@ -244,7 +254,7 @@ def inside(folder: Path, name: str) -> Path:
 
 def listing(folder: Path) -> str:
     try:
-        return ", ".join(sorted(os.listdir(folder))[:8]) or "nothing"
+        return listed(sorted(os.listdir(folder))) or "nothing"
     except OSError as error:
         return f"{error.strerror}"
 

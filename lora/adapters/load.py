@@ -10,13 +10,14 @@ from lora.adapters.adapter import Adapter
 from lora.adapters.base import base_tensors, check_architecture, check_base, common_dtype, kept_layers
 from lora.adapters.folder import read_adapter
 from lora.adapters.head import check_range, fitted_head, put_head
-from lora.adapters.modes import lasting, thaw
-from lora.errors import UserError
-from lora.methods import METHODS
+from lora.adapters.torch_modes import lasting, thaw
+from lora.errors import UserError, listed
+from lora.methods import apply
 from lora.methods.configs import LoraConfig
 from lora.models.modules import is_head, trainable
 
 
+@lasting
 def load_adapter(
     model: nn.Module,
     adapter: Adapter | str | Path,
@@ -37,19 +38,6 @@ def load_adapter(
     """
     if not isinstance(adapter, Adapter):
         adapter = read_adapter(adapter)
-    place(model, adapter, allow_other_base, allow_other_alpha, allow_changed_architecture)
-    return adapter
-
-
-@lasting
-def place(
-    model: nn.Module,
-    adapter: Adapter,
-    allow_other_base: bool = False,
-    allow_other_alpha: bool = False,
-    allow_changed_architecture: bool = False,
-) -> None:
-    """As `load_adapter`, from memory."""
     thaw(model)
     if kept_layers(model):
         raise UserError("an adapter is merged into this model: unmerge it first, or use swap, which merges the other")
@@ -66,10 +54,11 @@ def place(
     if adapter.base is not None and not allow_other_base:
         check_base(model, adapter.base, adapter.weights)
     if applied is None:
-        METHODS[adapter.method.name].apply(model, adapter.method, seed=0)
+        apply(model, adapter.method)
     for name, tensor in adapter.weights.items():
         model.get_parameter(name).copy_(tensor)
     put_head(model, head)
+    return adapter
 
 
 def check_method(model: nn.Module, adapter: Adapter, allow_other_alpha: bool) -> None:
@@ -101,7 +90,7 @@ def check_shapes(model: nn.Module, adapter: Adapter) -> None:
     if getattr(model, "applied", None) is None:
         with torch.device("meta"):  # no memory, no time: only names and shapes
             like = type(model)(copy.deepcopy(model.config))
-        METHODS[adapter.method.name].apply(like, adapter.method, seed=0)
+        apply(like, adapter.method)
     else:
         like = model
     expected = {n: tuple(p.shape) for n, p in trainable(like) if n in adapter.weights or not is_head(like, n)}
@@ -110,12 +99,8 @@ def check_shapes(model: nn.Module, adapter: Adapter) -> None:
     if missing or extra:
         raise UserError(
             f"the adapter does not have the tensors that {adapter.method} trains on this model: missing: "
-            f"{listed(missing)}; not expected: {listed(extra)}"
+            f"{listed(missing) or 'none'}; not expected: {listed(extra) or 'none'}"
         )
     for name, shape in expected.items():
         if found[name] != shape:
             raise UserError(f"the adapter's {name} is {found[name]}, and the model's {shape}: another architecture")
-
-
-def listed(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") if names else "none"

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lora.adapters.adapter import Adapter
 from lora.adapters.folder import at_home
-from lora.adapters.modes import lasting
-from lora.errors import UserError, first_line
+from lora.adapters.torch_modes import lasting
+from lora.errors import UserError, first_line, listed
 from lora.methods.configs import LoraConfig
 
 FACTORS = {"lora_A": "lora_a", "lora_B": "lora_b"}
@@ -39,7 +39,7 @@ def from_loralib(file: str | Path, alpha: float | None = None) -> Adapter:
         else:
             rest[name] = tensor
     if not weights:
-        raise UserError(f"{file} has no tensor whose name ends in lora_A or lora_B, but {listed(rest)}")
+        raise UserError(f"{file} has no tensor whose name ends in lora_A or lora_B, but {listed(rest) or 'nothing'}")
     bodies = {name.partition(".")[0] for name in weights}
     strange = [n for n in rest if n.partition(".")[0] in bodies and n.split(".")[1:2] != ["pooler"]]
     if strange:
@@ -83,8 +83,3 @@ def config_of(weights: dict[str, Tensor], alpha: float) -> LoraConfig:
     rank = Counter(ranks.values()).most_common(1)[0][0]
     others = {name: own for name, own in ranks.items() if own != rank}
     return LoraConfig(targets=tuple(ranks), rank=rank, ranks=others, alpha=float(alpha))
-
-
-def listed(names) -> str:
-    names = list(names)
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") if names else "nothing"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lora.adapters.adapter import Adapter
 from lora.adapters.base import check_architecture, check_base, kept_layers
 from lora.adapters.head import fitted_head, own_head, put_head
-from lora.adapters.modes import lasting, thaw
+from lora.adapters.torch_modes import lasting, thaw
 from lora.errors import UserError
 from lora.methods import Applied
 from lora.methods.configs import LoraConfig

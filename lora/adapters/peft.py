@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lora.adapters.adapter import Adapter, Origin
 from lora.adapters.base import Base
+from lora.adapters.base_location import locate_base
 from lora.adapters.folder import (
     FORMAT,
     apart,
@@ -33,7 +34,6 @@ from lora.adapters.folder import (
     read_tensors,
     write_folder,
 )
-from lora.adapters.location import locate_base
 from lora.checks import SettingsError
 from lora.errors import UserError
 from lora.methods.configs import LoraConfig

@@ -18,11 +18,11 @@ from torch import nn
 from tqdm import tqdm
 
 from lora.adapters.adapter import Adapter
+from lora.adapters.base_location import model_entries
 from lora.adapters.head import head_parameters
-from lora.adapters.inputs import NAMES, Served, Work, read_input, serve, words
-from lora.adapters.load import place
-from lora.adapters.location import model_entries
+from lora.adapters.load import load_adapter
 from lora.adapters.merge import remove, swap
+from lora.adapters.predict_inputs import NAMES, Served, Work, read_input, serve, words
 from lora.data.batching import Encoded, collate, encode, evaluation_batches, to_device
 from lora.data.glue_tsv import find_file
 from lora.data.read import read
@@ -65,7 +65,7 @@ def predict_all(encoder: Encoder, work: Sequence[Work], batch: int, device: torc
                 swap(model := base, adapter)
             else:
                 remove(base)
-                place(model := copy.deepcopy(base), adapter)
+                load_adapter(model := copy.deepcopy(base), adapter)
             lacking = [n for n in head_parameters(model) if is_random(model, n) and n not in adapter.head]
             if lacking:
                 raise UserError(

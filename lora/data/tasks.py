@@ -1,4 +1,4 @@
-"""TASKS: what each task is made of. Columns, labels, splits, headline metric, official sizes and file layout."""
+"""TASKS: columns, labels, splits, headline metric, official sizes and file layout of each task. No torch here."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,14 +11,14 @@ class TsvLayout:
     """The official GLUE files of one task.
 
     Args:
-        folder: Below the data folder.
+        folder: Name of the task's folder in the data folder.
         files: Split -> file name.
-        texts: Header names of the task's text columns, in the order of `Task.columns`.
-        label: Header name of the label; test files have no such column.
-        words: How the files write the labels, in the order of `Task.labels`; () for the very same words.
-        bare: Column names of train and dev files without a header (CoLA's).
-        broken: Train and dev hold some lines that were torn apart (QQP's): lines end where Python's text files end
-            them, and lines of another width are left out as long as the count is then the official one.
+        texts: Header names of the text columns, in the order of `Task.columns`.
+        label: Header name of the label column, which test files lack.
+        words: Label words in the files, in the order of `Task.labels`; () if they are the same.
+        bare: Column names of train and dev files without a header (CoLA).
+        broken: Whether some lines of train and dev are torn apart (QQP). Lines then end as in Python's text files, and
+            lines with another number of columns are left out, provided that the official number of rows remains.
     """
 
     folder: str
@@ -35,15 +35,15 @@ class Task:
     """One task.
 
     Args:
-        title: As the tables print it.
-        columns: One or two text columns, named as in the hub's `nyu-mll/glue`.
+        title: Name in tables.
+        columns: One or two text columns, named as in `nyu-mll/glue` on the hub.
         labels: Label words in the hub's index order; () for regression.
-        label_range: Lowest and highest score of a regression; None with labels.
-        metric: The headline; one of `metrics`, which are all that are computed.
-        official_rows: Rows of every split when it is whole.
-        tsv: None for embedded tasks.
-        label_std: Standard deviation (ddof 0) of a regression's official dev labels, computed from them; None with
-            labels.
+        label_range: Lowest and highest score of a regression; None for classification.
+        metric: The headline metric, one of `metrics`.
+        metrics: All metrics that are computed.
+        official_rows: Split -> number of rows of the whole split.
+        tsv: Layout of the official files; None for embedded tasks.
+        label_std: Standard deviation (ddof 0) of the official dev labels of a regression; None for classification.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Task:
 
     @property
     def training_splits(self) -> tuple[str, ...]:
-        """What a run reads: train and validation."""
+        """The splits that a run reads: train and validation."""
         return (self.train_split, *self.validation_splits)
 
 
@@ -83,7 +83,7 @@ def _rows(train: int, validation: int, test: int | None = None) -> dict[str, int
     return {"train": train, "validation": validation} | ({} if test is None else {"test": test})
 
 
-# Order: the paper's Table 2, then WNLI, which the paper leaves out. Sizes and label orders: the data set's own
+# Order: the paper's Table 2, then WNLI, which the paper leaves out. Source of sizes and label orders: the data set's
 # dataset_infos.json on the hub.
 _GLUE = (
     Task(
@@ -205,7 +205,7 @@ _GLUE = (
     ),
 )
 
-# Made by lora/data/embedded_tasks.py. Named for what they are: none of them is a GLUE task.
+# Built by lora/data/embedded_tasks.py. None of them is a GLUE task, and none has a GLUE task's name.
 _EMBEDDED = (
     Task(
         name="reviews",
@@ -263,11 +263,11 @@ _EMBEDDED = (
 )
 
 TASKS: dict[str, Task] = {task.name: task for task in (*_GLUE, *_EMBEDDED)}
-GLUE_TASKS: tuple[str, ...] = tuple(task.name for task in _GLUE if task.name != "wnli")
+MIN_TRAIN_ROWS = 2  # of a subset of the train split
 
 
 def get_task(name: str) -> Task:
-    """Raises: UserError: If there is none of that name; the message lists those that exist."""
+    """The task of this name. Raises: UserError: If there is none; the message lists the tasks that exist."""
     if name not in TASKS:
         raise UserError(f"unknown task {name!r}; the tasks are {', '.join(TASKS)}")
     return TASKS[name]

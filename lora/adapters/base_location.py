@@ -20,7 +20,7 @@ from lora.adapters.base import check_architecture, check_base
 from lora.adapters.folder import at_home
 from lora.adapters.head import fitted_head
 from lora.adapters.merge import fitted_layers
-from lora.adapters.modes import lasting
+from lora.adapters.torch_modes import lasting
 from lora.checks import build
 from lora.config.encoder_files import locate
 from lora.config.run import ModelConfig
