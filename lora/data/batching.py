@@ -95,22 +95,15 @@ def cut(order: Int[np.ndarray, " rows"], size: int) -> list[Int[np.ndarray, " _"
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def collate(
-    encoded: Encoded, rows: Int[np.ndarray, " batch"], pad_token_id: int, pad_to: int | None = None
-) -> dict[str, Tensor]:
+def collate(encoded: Encoded, rows: Int[np.ndarray, " batch"], pad_token_id: int) -> dict[str, Tensor]:
     """Model inputs and `labels` of a batch, padded on the right to its longest example, rounded up to `WIDTHS`.
 
     Args:
         rows: Row indices of the examples.
-        pad_to: Pad to this length instead.
-    Raises: ValueError: If an example is longer than `pad_to`.
     """
     lengths, offsets = encoded.lengths[rows], encoded.offsets[rows]
     longest = int(lengths.max())
-    width = min(-(-longest // WIDTHS) * WIDTHS, encoded.max_length) if pad_to is None else pad_to
-    if width < longest:
-        raise ValueError(f"pad_to is {pad_to}, but an example has {longest} tokens")
-    columns = np.arange(width)
+    columns = np.arange(min(-(-longest // WIDTHS) * WIDTHS, encoded.max_length))
     mask = columns < lengths[:, None]
     places = np.where(mask, offsets[:, None] + columns, 0)
     inputs = {

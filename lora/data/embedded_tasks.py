@@ -62,8 +62,8 @@ def scrambled() -> dict[str, dict[str, list]]:
     return by_split(rows)
 
 
-def scramble(text: str, swaps: int = SWAPS) -> str | None:
-    """Swap a word with its right neighbour at `swaps` places, drawn from a generator named by the text.
+def scramble(text: str) -> str | None:
+    """Swap a word with its right neighbour at `SWAPS` places, drawn from a generator named by the text.
 
     Only bare words move, so that no full stop or comma ends up inside a sentence. The first word stays, because its
     capital letter would give the swap away. Places do not overlap, and two equal neighbours are not a place.
@@ -79,7 +79,7 @@ def scramble(text: str, swaps: int = SWAPS) -> str | None:
         if taken.isdisjoint({place, place + 1}):
             taken |= {place, place + 1}
             words[place], words[place + 1] = words[place + 1], words[place]
-            if len(taken) == 2 * swaps:
+            if len(taken) == 2 * SWAPS:
                 return " ".join(words)
     return None
 

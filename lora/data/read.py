@@ -37,7 +37,6 @@ class TaskData:
         fingerprint: SHA-256 of the texts and labels: equal rows have equal fingerprints, from every source.
     """
 
-    task: Task
     source: str
     splits: dict[str, datasets.Dataset]
     rows: dict[str, int]
@@ -90,7 +89,7 @@ def read(
     counts = {split: len(dataset) for split, dataset in read_rows.items()}
     official = {split: task.official_rows[split] for split in counts}
     data = TaskData(
-        task, source, read_rows, counts, official, counts != official, skipped, commit, fingerprint(task, read_rows)
+        source, read_rows, counts, official, counts != official, skipped, commit, fingerprint(task, read_rows)
     )
     _latest.append((request, data))
     return data

@@ -38,28 +38,34 @@ class Task:
         title: Name in tables.
         columns: One or two text columns, named as in `nyu-mll/glue` on the hub.
         labels: Label words in the hub's index order; () for regression.
-        label_range: Lowest and highest score of a regression; None for classification.
-        metric: The headline metric, one of `metrics`.
-        metrics: All metrics that are computed.
+        metrics: The metrics that are computed, the headline metric first.
         official_rows: Split -> number of rows of the whole split.
         tsv: Layout of the official files; None for embedded tasks.
+        label_range: Lowest and highest score of a regression; None for classification.
         label_std: Standard deviation (ddof 0) of the official dev labels of a regression; None for classification.
     """
 
     name: str
     title: str
-    family: Literal["glue", "embedded"]
     columns: tuple[str, ...]
     labels: tuple[str, ...]
-    label_range: tuple[float, float] | None
-    metric: str
     metrics: tuple[str, ...]
     official_rows: dict[str, int]
-    tsv: TsvLayout | None
+    tsv: TsvLayout | None = None
     train_split: str = "train"
     validation_splits: tuple[str, ...] = ("validation",)
     test_splits: tuple[str, ...] = ("test",)
+    label_range: tuple[float, float] | None = None
     label_std: float | None = None
+
+    @property
+    def family(self) -> Literal["glue", "embedded"]:
+        return "embedded" if self.tsv is None else "glue"
+
+    @property
+    def metric(self) -> str:
+        """The headline metric."""
+        return self.metrics[0]
 
     @property
     def training_splits(self) -> tuple[str, ...]:
@@ -89,11 +95,8 @@ _GLUE = (
     Task(
         name="mnli",
         title="MNLI",
-        family="glue",
         columns=("premise", "hypothesis"),
         labels=("entailment", "neutral", "contradiction"),
-        label_range=None,
-        metric="accuracy",
         metrics=("accuracy",),
         official_rows={
             "train": 392702,
@@ -109,11 +112,8 @@ _GLUE = (
     Task(
         name="sst2",
         title="SST-2",
-        family="glue",
         columns=SENTENCE,
         labels=("negative", "positive"),
-        label_range=None,
-        metric="accuracy",
         metrics=("accuracy",),
         official_rows=_rows(67349, 872, 1821),
         tsv=TsvLayout("SST-2", FILES, SENTENCE, "label", DIGITS),
@@ -121,11 +121,8 @@ _GLUE = (
     Task(
         name="mrpc",
         title="MRPC",
-        family="glue",
         columns=SENTENCES,
         labels=("not_equivalent", "equivalent"),
-        label_range=None,
-        metric="accuracy",
         metrics=("accuracy", "f1"),
         official_rows=_rows(3668, 408, 1725),
         tsv=TsvLayout("MRPC", FILES, ("#1 String", "#2 String"), "Quality", DIGITS),
@@ -133,11 +130,8 @@ _GLUE = (
     Task(
         name="cola",
         title="CoLA",
-        family="glue",
         columns=SENTENCE,
         labels=("unacceptable", "acceptable"),
-        label_range=None,
-        metric="matthews",
         metrics=("matthews", "accuracy"),
         official_rows=_rows(8551, 1043, 1063),
         tsv=TsvLayout("CoLA", FILES, SENTENCE, "label", DIGITS, bare=("source", "label", "mark", "sentence")),
@@ -145,11 +139,8 @@ _GLUE = (
     Task(
         name="qnli",
         title="QNLI",
-        family="glue",
         columns=("question", "sentence"),
         labels=("entailment", "not_entailment"),
-        label_range=None,
-        metric="accuracy",
         metrics=("accuracy",),
         official_rows=_rows(104743, 5463, 5463),
         tsv=TsvLayout("QNLI", FILES, ("question", "sentence"), "label"),
@@ -157,11 +148,8 @@ _GLUE = (
     Task(
         name="qqp",
         title="QQP",
-        family="glue",
         columns=("question1", "question2"),
         labels=("not_duplicate", "duplicate"),
-        label_range=None,
-        metric="accuracy",
         metrics=("accuracy", "f1"),
         official_rows=_rows(363846, 40430, 390965),
         tsv=TsvLayout("QQP", FILES, ("question1", "question2"), "is_duplicate", DIGITS, broken=True),
@@ -169,11 +157,8 @@ _GLUE = (
     Task(
         name="rte",
         title="RTE",
-        family="glue",
         columns=SENTENCES,
         labels=("entailment", "not_entailment"),
-        label_range=None,
-        metric="accuracy",
         metrics=("accuracy",),
         official_rows=_rows(2490, 277, 3000),
         tsv=TsvLayout("RTE", FILES, SENTENCES, "label"),
@@ -181,11 +166,9 @@ _GLUE = (
     Task(
         name="stsb",
         title="STS-B",
-        family="glue",
         columns=SENTENCES,
         labels=(),
         label_range=(0.0, 5.0),
-        metric="pearson",
         metrics=("pearson", "spearman"),
         official_rows=_rows(5749, 1500, 1379),
         tsv=TsvLayout("STS-B", FILES, SENTENCES, "score"),
@@ -194,11 +177,8 @@ _GLUE = (
     Task(
         name="wnli",
         title="WNLI",
-        family="glue",
         columns=SENTENCES,
         labels=("not_entailment", "entailment"),
-        label_range=None,
-        metric="accuracy",
         metrics=("accuracy",),
         official_rows=_rows(635, 71, 146),
         tsv=TsvLayout("WNLI", FILES, SENTENCES, "label", DIGITS),
@@ -210,54 +190,39 @@ _EMBEDDED = (
     Task(
         name="reviews",
         title="reviews",
-        family="embedded",
         columns=SENTENCE,
         labels=("negative", "positive"),
-        label_range=None,
-        metric="accuracy",
         metrics=("accuracy",),
         official_rows=_rows(3805, 422),
-        tsv=None,
         test_splits=(),
     ),
     Task(
         name="ratings",
         title="ratings",
-        family="embedded",
         columns=SENTENCE,
         labels=(),
         label_range=(-4.0, 4.0),
-        metric="pearson",
         metrics=("pearson", "spearman"),
         official_rows=_rows(3989, 450),
-        tsv=None,
         label_std=1.9855,
         test_splits=(),
     ),
     Task(
         name="clauses",
         title="clauses",
-        family="embedded",
         columns=("question", "clause"),
         labels=("not_answered", "answered"),
-        label_range=None,
-        metric="accuracy",
         metrics=("accuracy",),
         official_rows=_rows(3647, 785),
-        tsv=None,
         test_splits=(),
     ),
     Task(
         name="scrambled",
         title="scrambled",
-        family="embedded",
         columns=SENTENCE,
         labels=("unacceptable", "acceptable"),
-        label_range=None,
-        metric="matthews",
         metrics=("matthews", "accuracy"),
         official_rows=_rows(3310, 359),
-        tsv=None,
         test_splits=(),
     ),
 )

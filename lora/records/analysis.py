@@ -13,11 +13,7 @@ from lora.errors import UserError
 from lora.records.record import RunRecord
 
 EXAMPLES, SUBSPACES, SWAP = "examples.json", "subspaces.json", "swap.json"
-COMMANDS = {
-    EXAMPLES: "analyse intervals",
-    SUBSPACES: "analyse subspaces",
-    SWAP: "analyse swaps",
-}
+COMMANDS = {EXAMPLES: "analyse intervals", SUBSPACES: "analyse subspaces", SWAP: "analyse swaps"}
 CHECKS = {"swap": SWAP}  # analyses that state for each case how often an exact property was tested, and failed
 
 
