@@ -52,7 +52,7 @@ def locate_base(adapter: Adapter, base: str | Path | None = None) -> tuple[str, 
     if encoder is not None and encoder.source == "embedded":
         return checked_folder(adapter, Path(locate(encoder)[0])), None
     name = None if adapter.base is None else adapter.base.name
-    if name is not None and "/" in name:  # a hub id: of a folder, only the last part of its path is kept
+    if name is not None and "/" in name:  # a hub id: of a folder, only the last part of the path is stored
         return name, revision
     raise UserError(
         f"the adapter does not say where its base{f' ({name})' if name else ''} is: set base= to the folder or the "

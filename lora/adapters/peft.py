@@ -39,7 +39,7 @@ from lora.checks import SettingsError
 from lora.errors import UserError
 from lora.methods.configs import LoraConfig
 
-CONFIG, WEIGHTS, BESIDE = "adapter_config.json", "adapter_model.safetensors", "lora.json"
+CONFIG, WEIGHTS, EXTRAS = "adapter_config.json", "adapter_model.safetensors", "lora.json"
 PREFIX = "base_model.model."
 FACTORS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b"}
 # Settings that are read below or only say how an adapter was made or found. Any other must be off, because it would
@@ -54,7 +54,7 @@ INITS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
 @dataclass(frozen=True)
-class Beside:
+class Extras:
     """The content of `lora.json`, apart from its format."""
 
     method: LoraConfig
@@ -111,11 +111,11 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
     for name, (a, b) in adapter.pairs().items():
         tensors[f"{PREFIX}{name}.lora_A.weight"], tensors[f"{PREFIX}{name}.lora_B.weight"] = a, b
     tensors |= {f"{PREFIX}{name}": tensor for name, tensor in adapter.head.items()}
-    beside = dataclasses.asdict(Beside(method, adapter.base, adapter.origin))
+    extras = dataclasses.asdict(Extras(method, adapter.base, adapter.origin))
     files = {
         CONFIG: json.dumps(config, indent=1).encode(),
         WEIGHTS: save(apart(tensors), metadata={"format": "pt"}),
-        BESIDE: json.dumps({"format": FORMAT, **beside}, indent=1).encode(),
+        EXTRAS: json.dumps({"format": FORMAT, **extras}, indent=1).encode(),
     }
     write_folder(Path(out), files)
 
@@ -139,15 +139,15 @@ def from_peft(folder: str | Path) -> Adapter:
         adapter = Adapter(method_of(config, weights, folder / CONFIG), weights, head)
     except SettingsError as error:
         raise UserError(f"{folder / CONFIG}: {'; '.join(error.problems)}") from error
-    if not (folder / BESIDE).exists():
+    if not (folder / EXTRAS).exists():
         return adapter
-    beside = describe(folder, BESIDE, Beside)
-    ours = Adapter(beside.method, weights, head, beside.base, beside.origin)
+    extras = describe(folder, EXTRAS, Extras)
+    ours = Adapter(extras.method, weights, head, extras.base, extras.origin)
     differing = [name for name in adapter.pairs() if ours.scale(name) != adapter.scale(name)]
     if differing:
         raise UserError(
-            f"{folder}: {BESIDE} says a factor of {ours.scale(differing[0]):g} for {differing[0]}, and {CONFIG} "
-            f"{adapter.scale(differing[0]):g}: to use the latter, remove {BESIDE}"
+            f"{folder}: {EXTRAS} says a factor of {ours.scale(differing[0]):g} for {differing[0]}, and {CONFIG} "
+            f"{adapter.scale(differing[0]):g}: to use the latter, remove {EXTRAS}"
         )
     return ours
 
