@@ -15,7 +15,7 @@ _HOMES = {
     "AdapterDropConfig": "lora.methods.configs",
     "RunConfig": "lora.config.run",
     "TASKS": "lora.data.tasks",
-    "apply": "lora.methods.attach",
+    "apply": "lora.methods",
     "merge": "lora.adapters.merge",
     "unmerge": "lora.adapters.merge",
     "swap": "lora.adapters.merge",

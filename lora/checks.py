@@ -1,4 +1,4 @@
-"""Checked construction of frozen dataclasses from plain mappings: every problem is found before one error is raised."""
+"""Build frozen dataclasses from plain mappings, strictly: one error reports every problem at once."""
 
 import dataclasses
 import types
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class SettingsError(UserError):
-    """One or more settings break their rules; `problems` holds a line for each."""
+    """One or more settings break their rules. `problems` has one line for each."""
 
     def __init__(self, problems: list[str]):
         self.problems = problems
@@ -20,7 +20,7 @@ class SettingsError(UserError):
 
 
 class Problems(list[str]):
-    """Collects broken rules inside a `__post_init__`, then raises them together."""
+    """Collect broken rules inside a `__post_init__`, then raise them together."""
 
     def check(self, holds: bool, key: str, rule: str, value: object) -> None:
         if not holds:
@@ -32,12 +32,12 @@ class Problems(list[str]):
 
 
 def build(cls: type[T], mapping: Mapping[str, Any]) -> T:
-    """Make a `cls` from a mapping, strictly.
+    """Build a `cls` from a mapping, strictly.
 
-    Ints are accepted for floats, lists for tuples; nothing else is converted.
+    An int is accepted for a float and a list for a tuple; nothing else is converted.
 
-    Raises: SettingsError: With every unknown key, missing key, wrong type and broken rule, nested sections included,
-        each named by its dotted path.
+    Raises: SettingsError: With every unknown key, missing key, wrong type and broken rule, in nested sections too, each
+        under its dotted path.
     """
     value, problems = _build(cls, mapping, "")
     if problems:
@@ -49,7 +49,7 @@ def _build(cls: type, mapping: Mapping[str, Any], prefix: str) -> tuple[Any, lis
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     problems = [
-        f"{prefix}{key} is not a setting; here are: {', '.join(fields)}" for key in mapping if key not in fields
+        f"{prefix}{key} is not a setting; the settings are {', '.join(fields)}" for key in mapping if key not in fields
     ]
     values = {}
     for name, field in fields.items():
@@ -98,7 +98,7 @@ def _convert(hint: Any, value: Any, key: str) -> tuple[Any, list[str]]:
         try:
             return float(value), []
         except OverflowError:
-            return None, [f"{key} must be of type float, got a whole number above all of them"]
+            return None, [f"{key} must be of type float, got an integer above the largest float"]
     if isinstance(value, hint) and not (hint in (int, float) and isinstance(value, bool)):
         return value, []
     return None, [f"{key} must be of type {hint.__name__}, got {value!r}"]

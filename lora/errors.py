@@ -1,10 +1,21 @@
-"""The one exception for mistakes a user can make and mend."""
+"""The one exception for mistakes that a user can make and fix, and helpers for its messages."""
+
+from collections.abc import Iterable
+
+LISTED = 8  # items that a message spells out
 
 
 class UserError(Exception):
-    """What was found, the rule it breaks, and what exists. Commands print it without a traceback and exit with 2."""
+    """States what was found, the rule it breaks, and what exists. Commands print it without a traceback and exit 2."""
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says first: the rest is for its own developers."""
+    """The first line of a library's error message; the rest is for its developers."""
     return (str(error).strip().splitlines() or ["no message"])[0]
+
+
+def listed(items: Iterable[object]) -> str:
+    """Items joined by commas, cut to `LISTED` and a count of the rest. Empty if there are none."""
+    items = list(items)
+    more = f" and {len(items) - LISTED} more" if len(items) > LISTED else ""
+    return ", ".join(map(str, items[:LISTED])) + more

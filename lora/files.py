@@ -1,6 +1,7 @@
-"""Folders of this project, and files that are written whole or not at all."""
+"""The project's folders, atomic writes and file hashes."""
 
 import glob
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,14 +13,14 @@ from safetensors import SafetensorError
 from lora.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "results"  # a user's own runs and measurements, which git ignores, but for:
-REFERENCE = "reference"  # the folder there whose runs and measurements are committed
+RESULTS = ROOT / "results"  # a user's own runs and measurements, which git ignores, except for:
+REFERENCE = "reference"  # the folder in it that holds the committed runs and measurements
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by a complete file, or leave it as it was: a reader never sees a part.
+    """Replace `path` with a complete file, or leave it as it was. Readers never see a partial file.
 
-    Raises: UserError: With the file and the reason, if it cannot be written.
+    Raises: UserError: If it cannot be written; the message names the file and the reason.
     """
     with written_whole(path) as temporary:
         temporary.write_bytes(content)
@@ -27,9 +28,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A name to write under, which becomes `path` when the block has ended well; otherwise nothing of it is left.
+    """Yield a temporary file that becomes `path` if the block succeeds and is removed if it fails.
 
-    Raises: UserError: With the file and the reason, if it cannot be written.
+    Raises: UserError: If it cannot be written; the message names the file and the reason.
     """
     temporary = None
     try:
@@ -51,14 +52,31 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def discard(path: Path) -> None:
-    """Remove a file, and what writers that were killed in the middle left of it."""
+    """Remove a file and its leftovers."""
     path.unlink(missing_ok=True)
+    discard_leftovers(path)
+
+
+def discard_leftovers(path: Path) -> None:
+    """Remove the temporary files of writers that were killed while they wrote `path`."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
         left.unlink(missing_ok=True)
 
 
+def hash_file(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_state(path: str | Path) -> tuple[int, ...]:
+    """A key that changes whenever the file does: inode, size, mtime and ctime, which no tool can set back."""
+    status = Path(path).stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 def check_writable(folder: str | Path) -> None:
-    """Make a file there and remove it. Its name is unique: several sweeps may start at once.
+    """Create a file in the folder and remove it. The name is unique, because several sweeps may start at once.
 
     Raises: UserError: If no file can be written there.
     """

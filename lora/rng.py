@@ -1,4 +1,4 @@
-"""Every random draw has a generator of its own, named by what it is for."""
+"""Every random draw has its own generator, named by the draw's purpose, so no draw shifts another."""
 
 import hashlib
 import math
@@ -11,17 +11,18 @@ if TYPE_CHECKING:
 
 
 def shuffled(count: int, *purpose: str | int) -> np.ndarray:
-    """A random order of `range(count)`, named by what it is for; it touches no other generator.
+    """A random order of `range(count)` for one purpose.
 
-    The order is that of the generator's raw draws: NumPy promises those to stay, and `permutation` it does not.
+    It sorts the generator's raw draws, which NumPy promises to keep across releases; it does not promise that of
+    `permutation`.
     """
     return np.argsort(_raw(count, *purpose), kind="stable")
 
 
 def drawn(shape: tuple[int, ...], below: int, *purpose: str | int) -> np.ndarray:
-    """Whole numbers in `range(below)`, drawn with replacement from a generator named by what they are for.
+    """Integers in `range(below)`, drawn with replacement for one purpose.
 
-    Raw draws, as in `shuffled`; 64 bits modulo a few thousand are even to one part in 10^15.
+    They are raw draws as in `shuffled`: 64 bits modulo a few thousand are uniform to one part in 10^15.
     """
     return (_raw(math.prod(shape), *purpose) % np.uint64(below)).astype(np.intp).reshape(shape)
 
@@ -32,7 +33,7 @@ def _raw(count: int, *purpose: str | int) -> np.ndarray:
 
 
 def gaussian(shape: tuple[int, ...], *purpose: str | int) -> np.ndarray:
-    """Normal numbers from a generator named by what they are for: Box and Muller's transform of its raw draws."""
+    """Standard normal numbers for one purpose: the Box-Muller transform of raw draws."""
     count = math.prod(shape)
     uniform = (_raw(2 * count, *purpose) >> np.uint64(11)) / 2.0**53
     radius = np.sqrt(-2 * np.log1p(-uniform[:count]))
@@ -40,12 +41,13 @@ def gaussian(shape: tuple[int, ...], *purpose: str | int) -> np.ndarray:
 
 
 def seed_for(seed: int, *purpose: str | int) -> int:
-    """A 63-bit seed for one purpose of a run; other purposes, present or not, do not change it."""
+    """A 63-bit seed for one purpose of a run, which does not depend on the run's other purposes."""
     text = ":".join(map(str, (seed, *purpose)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def generator(seed: int, *purpose: str | int) -> "torch.Generator":
-    import torch  # planning and tables draw orders, and never load it
+    """A CPU generator of torch with the seed of one purpose."""
+    import torch  # here, because planning and tables also draw orders and never load it
 
     return torch.Generator().manual_seed(seed_for(seed, *purpose))

@@ -22,16 +22,16 @@ from torch import nn
 import lora
 from lora.adapters.adapter import Adapter, Origin, adapter_of
 from lora.adapters.base import describe_base
+from lora.adapters.base_location import model_entries
 from lora.adapters.folder import read_adapter, save_adapter, write_adapter
-from lora.adapters.load import place
-from lora.adapters.location import model_entries
+from lora.adapters.load import load_adapter
 from lora.adapters.loralib import from_loralib
 from lora.adapters.merge import swap, unmerge
 from lora.adapters.peft import CONFIG, WEIGHTS, from_peft, to_peft
 from lora.data.embedded import model_folder
 from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.methods.attach import apply
+from lora.methods import apply
 from lora.methods.configs import LoraConfig
 from lora.methods.lowrank import LoraLinear
 from lora.models.load import load_encoder
@@ -110,7 +110,7 @@ def test_peft_computes_the_same_logits_and_the_round_trip_is_exact(architecture,
     adapter = adapter_of(model, origin=Origin(task="mnli", run_id="r-01234567"))
     if not headed:
         adapter = Adapter(adapter.method, adapter.weights, {}, adapter.base, adapter.origin)
-        place(model := tiny.model(architecture), adapter)
+        load_adapter(model := tiny.model(architecture), adapter)
     to_peft(adapter, tmp_path / "peft", base=bases / architecture)
     theirs = in_peft(tmp_path / "peft", architecture, outputs=3 if headed else 2)
     found = logits(theirs, architecture)
@@ -135,7 +135,7 @@ def test_what_peft_saves_gives_the_same_logits_here_and_goes_back_unchanged(
     adapter = from_peft(tmp_path / "theirs")
     assert bool(adapter.head) == headed
     ours = tiny.model(architecture)
-    place(ours, adapter)
+    load_adapter(ours, adapter)
     assert sum(isinstance(module, LoraLinear) for module in ours.modules()) == 2 * len(targets)
     torch.testing.assert_close(logits(ours, architecture), logits(theirs, architecture), rtol=0, atol=1e-6)
     to_peft(adapter, tmp_path / "back", base=bases / architecture)
@@ -254,16 +254,16 @@ def test_a_base_that_cannot_be_named_is_refused_and_nothing_is_written(tmp_path,
     narrow = adapter.weights | {name: adapter.weights[name][:, :-1]}
     there = sorted(tmp_path.iterdir())
     for changed, base, message in (
-        (adapter, None, r"does not say where its base lies: base= names the folder or the hub id"),
-        (dataclasses.replace(adapter, base=None), None, r"where its base lies: base= names"),
+        (adapter, None, r"does not say where its base is: set base= to the folder or the hub id"),
+        (dataclasses.replace(adapter, base=None), None, r"where its base is: set base= to"),
         (
             dataclasses.replace(
                 adapter, base=dataclasses.replace(adapter.base, name="mine"), origin=Origin(encoder=local)
             ),
             None,
-            r"where its base \(mine\) lies: base= names",
+            r"where its base \(mine\) is: set base= to",
         ),
-        (adapter, "/nowhere/at/all", "base=/nowhere/at/all is neither a folder nor an id of the hub"),
+        (adapter, "/nowhere/at/all", "base=/nowhere/at/all is neither a folder nor a hub id"),
         (adapter, "", "base= is neither a folder"),
         (adapter, tmp_path, r"has no config\.json"),
         (adapter, tmp_path / "cut", "cannot load the base from .*cut"),
@@ -289,7 +289,7 @@ def test_a_regular_expression_for_targets_is_left_to_peft(tmp_path):
     assert isinstance(json.loads((tmp_path / "theirs" / CONFIG).read_text())["target_modules"], str)
     ours, adapter = tiny.model("bert"), from_peft(tmp_path / "theirs")
     assert len(adapter.pairs()) == 4
-    place(ours, adapter)
+    load_adapter(ours, adapter)
     torch.testing.assert_close(logits(ours, "bert"), logits(theirs, "bert"), rtol=0, atol=1e-6)
 
 
@@ -320,13 +320,13 @@ def link_out(folder):
 
 
 STRANGE = {
-    "dora": (lambda f: edit(f, use_dora=True), "cannot be taken over: use_dora=True"),
-    "bias": (lambda f: edit(f, bias="all"), "cannot be taken over: bias='all'"),
-    "unknown": (lambda f: edit(f, new_trick=3), "cannot be taken over: new_trick=3"),
+    "dora": (lambda f: edit(f, use_dora=True), "not supported: use_dora=True"),
+    "bias": (lambda f: edit(f, bias="all"), "not supported: bias='all'"),
+    "unknown": (lambda f: edit(f, new_trick=3), "not supported: new_trick=3"),
     "pissa": (lambda f: edit(f, init_lora_weights="pissa"), "'pissa', which changes the base"),
     "other type": (lambda f: edit(f, peft_type="IA3"), "peft_type must be LORA, got 'IA3'"),
     "rank": (lambda f: edit(f, r=4), "says rank 4 for .*, and its lora_A has rank 3"),
-    "text": (lambda f: edit(f, r="3"), "of a kind that it must not be: r='3'"),
+    "text": (lambda f: edit(f, r="3"), "wrong type or value: r='3'"),
     "alpha": (lambda f: edit(f, lora_alpha=None), "lora_alpha=None"),
     "alpha 0": (lambda f: alone(f, lora_alpha=0), r"adapter_config\.json: alpha must be > 0 and finite, got 0"),
     "alpha -2": (lambda f: alone(f, lora_alpha=-2), r"adapter_config\.json: alpha must be > 0 and finite, got -2"),
@@ -340,14 +340,14 @@ STRANGE = {
     "target number": (lambda f: edit(f, target_modules=5), "target_modules=5"),
     "saved text": (lambda f: edit(f, modules_to_save="classifier"), "modules_to_save='classifier'"),
     "saved number": (lambda f: edit(f, modules_to_save=5), "modules_to_save=5"),
-    "lora bias": (lambda f: edit(f, lora_bias=True), "cannot be taken over: lora_bias=True"),
-    "tokens": (lambda f: edit(f, trainable_token_indices=[1]), "cannot be taken over: trainable_token_indices"),
+    "lora bias": (lambda f: edit(f, lora_bias=True), "not supported: lora_bias=True"),
+    "tokens": (lambda f: edit(f, trainable_token_indices=[1]), "not supported: trainable_token_indices"),
     "int8": (lambda f: retensor(f, lambda t: t.update({sorted(t)[0]: t[sorted(t)[0]].to(torch.int8)})), "dtype int8"),
     "regular expression": (lambda f: edit(f, alpha_pattern={"(a+)+$": 3}), "no regular expressions"),
-    "own scales": (lambda f: edit(f, alpha_pattern={"layer.1.attention.self.query": 3}), "scales of their own"),
+    "own scales": (lambda f: edit(f, alpha_pattern={"layer.1.attention.self.query": 3}), "separate scales"),
     "beside": (lambda f: edit(f, lora_alpha=9), r"lora\.json says a factor of 2.*, and adapter_config\.json 3"),
     "pickle": (to_pickle, r"has adapter_model\.bin, a pickle, which is not read"),
-    "link": (link_out, "an adapter's files lie in its folder"),
+    "link": (link_out, "an adapter's files must be in its folder"),
     "no config": (lambda f: (f / CONFIG).unlink(), r"has no file adapter_config\.json"),
     "cut short": (lambda f: os.truncate(f / WEIGHTS, 900), "is not a whole safetensors file"),
     "other tensor": (lambda f: retensor(f, lambda t: t.update(x=torch.ones(1))), "has x, which is neither LoRA's"),
@@ -404,7 +404,7 @@ def test_settings_of_another_kind_are_named(settings, tmp_path, bases):
     to_peft(adapter_of(small("bert", LoraConfig(rank=3, alpha=6))), tmp_path / "peft", base=bases / "bert")
     edit(tmp_path / "peft", **settings)
     (key,) = settings
-    with pytest.raises(UserError, match=f"of a kind that it must not be: {key}="):
+    with pytest.raises(UserError, match=f"wrong type or value: {key}="):
         from_peft(tmp_path / "peft")
 
 
@@ -432,7 +432,7 @@ def test_a_folder_without_lora_and_a_head_with_lora_are_refused(tmp_path, bases)
     a, b = next(iter(adapter.pairs().values()))
     weights = {"classifier.lora_a": a, "classifier.lora_b": b[:2]}
     method = LoraConfig(targets=("classifier",), rank=3, alpha=6)
-    with pytest.raises(UserError, match="does not save a head and put LoRA into it: classifier"):
+    with pytest.raises(UserError, match="cannot both save a head and put LoRA into it: classifier"):
         to_peft(Adapter(method, weights, adapter.head), tmp_path / "both")
     assert not (tmp_path / "both").exists()
 
@@ -484,11 +484,11 @@ def test_the_released_form_gives_loralibs_logits(tmp_path, bases):
     adapter = from_loralib(file, alpha=16)
     assert "classifier.dense.weight" in adapter.head and adapter.method.alpha == 16 and adapter.method.rank == 4
     ours = tiny.model("roberta")
-    place(ours, adapter)
+    load_adapter(ours, adapter)
     expected = logits(model, "roberta")
     torch.testing.assert_close(logits(ours, "roberta"), expected, rtol=0, atol=1e-6)
     wrong = tiny.model("roberta")
-    place(wrong, from_loralib(file, alpha=8))
+    load_adapter(wrong, from_loralib(file, alpha=8))
     assert (logits(wrong, "roberta") - expected).abs().max() > 1e-3
     write_adapter(adapter, tmp_path / "ours")
     to_peft(tmp_path / "ours", tmp_path / "peft", base=bases / "roberta")
@@ -521,7 +521,7 @@ def test_what_loralib_files_may_not_be(tmp_path, monkeypatch):
         ({n: t for n, t in tensors.items() if "lora" not in n}, "no tensor whose name ends in lora_A or lora_B"),
         ({n: t for n, t in tensors.items() if n != first}, "but not its other factor"),
         (tensors | {first: torch.full_like(tensors[first], torch.inf)}, "not finite"),
-        (tensors | {first: torch.ones(())}, "a matrix of a rank above 0"),
+        (tensors | {first: torch.ones(())}, "a matrix with a rank above 0"),
         ([tensors], "is not a state dict"),
         (tensors | {"step": 3}, "is not a state dict"),
     ):

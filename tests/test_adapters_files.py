@@ -16,7 +16,7 @@ from tiny_adapters import FIVE, METHODS, five, logits, with_method
 import lora
 from lora.adapters.adapter import Adapter, Origin, Score, adapter_of
 from lora.adapters.folder import DESCRIPTION, WEIGHTS, read_adapter, save_adapter, write_adapter
-from lora.adapters.load import load_adapter, place
+from lora.adapters.load import load_adapter
 from lora.adapters.merge import merge, swap, unmerge
 from lora.data.tasks import TASKS
 from lora.errors import UserError
@@ -189,7 +189,7 @@ BROKEN = {
     "no method": (lambda f: edit(f, method=None), "method.name must be one of"),
     "alpha": (lambda f: edit(f, method__alpha="16"), "alpha must be of type float, got '16'"),
     "rank": (lambda f: edit(f, method__rank=5), r"at rank 5, which the adapter states"),
-    "target": (lambda f: edit(f, method__targets=["q"]), "which is none of its targets, q"),
+    "target": (lambda f: edit(f, method__targets=["q"]), "which is not one of its targets, q"),
     "extra key": (lambda f: edit(f, origin__pickle="x"), "origin.pickle is not a setting"),
     "no description": (lambda f: (f / DESCRIPTION).unlink(), r"has no file adapter\.json"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), r"has no file adapter\.safetensors"),
@@ -205,7 +205,7 @@ BROKEN = {
     ),
     "nan": (lambda f: retensor(f, lambda t: t[first(t)].fill_(torch.nan)), "values that are not finite"),
     "inf": (lambda f: retensor(f, lambda t: t["classifier.bias"].fill_(torch.inf)), "values that are not finite"),
-    "head": (lambda f: edit(f, contents__head=["more"]), "names more, which is no tensor"),
+    "head": (lambda f: edit(f, contents__head=["more"]), "names more, which is not a tensor"),
     "absolute": (lambda f: edit(f, contents__file="/etc/passwd"), "'/etc/passwd' is not the name of a file in this"),
     "parent": (
         lambda f: edit(f, contents__file="../b/adapter.safetensors"),
@@ -214,8 +214,8 @@ BROKEN = {
     "below": (lambda f: edit(f, contents__file="x/../adapter.safetensors"), "is not the name of a file in this folder"),
     "dots": (lambda f: edit(f, contents__file=".."), "'..' is not the name of a file in this folder"),
     "zero byte": (lambda f: edit(f, contents__file="a\0b"), "is not the name of a file in this folder"),
-    "link": (lambda f: relink(f, WEIGHTS), "an adapter's files lie in its folder"),
-    "linked description": (lambda f: relink(f, DESCRIPTION), "an adapter's files lie in its folder"),
+    "link": (lambda f: relink(f, WEIGHTS), "an adapter's files must be in its folder"),
+    "linked description": (lambda f: relink(f, DESCRIPTION), "an adapter's files must be in its folder"),
 }
 
 
@@ -231,9 +231,9 @@ BROKEN |= {
     "alpha 0": (lambda f: edit(f, method__alpha=0), "alpha must be > 0 and finite, got 0"),
     "alpha -1": (lambda f: edit(f, method__alpha=-1), "alpha must be > 0 and finite, got -1"),
     "alpha NaN": (lambda f: edit(f, method__alpha=float("nan")), "alpha must be > 0 and finite, got nan"),
-    "alpha above floats": (lambda f: edit(f, method__alpha=10**400), "alpha must be of type float, got a whole number"),
-    "alpha above float32": (lambda f: edit(f, method__alpha=1e300), "a factor above all numbers of float32"),
-    "alpha at a rank": (lambda f: edit(f, method__alpha_at_rank=10**400), "a factor above all numbers of float32"),
+    "alpha above floats": (lambda f: edit(f, method__alpha=10**400), "alpha must be of type float, got an integer"),
+    "alpha above float32": (lambda f: edit(f, method__alpha=1e300), "a factor above the largest float32"),
+    "alpha at a rank": (lambda f: edit(f, method__alpha_at_rank=10**400), "a factor above the largest float32"),
     "huge rank": (lambda f: edit(f, method__rank=10**9), "at rank 1000000000, which the adapter states"),
     "rank of digits": (lambda f: digits(f), "is not readable JSON"),
     "int8": (lambda f: retyped(f, torch.int8), "is of dtype int8; it must be one of float64, float32"),
@@ -402,7 +402,7 @@ def test_a_cell_leaves_an_adapter_that_explains_itself(method, kernels, tiny_con
     trained = sum(tensor.numel() for tensor in (adapter.weights | adapter.head).values())
     assert trained == record.params["trainable_method"] + record.params["trainable_head"]
     model = load_encoder(config.model, TASKS["cola"], seed=99).model
-    place(model, adapter)
+    load_adapter(model, adapter)
     assert checksum((adapter_of(model).weights | adapter_of(model).head).items()) == checksum(
         (adapter.weights | adapter.head).items()
     )
@@ -413,5 +413,5 @@ def test_an_adapter_whose_tensors_are_not_pairs_is_refused():
     name = next(iter(adapter.weights))
     with pytest.raises(UserError, match="but not its other factor"):
         Adapter(adapter.method, {name: adapter.weights[name]}, {})
-    with pytest.raises(UserError, match=r"bert\.x is none of LoRA's"):
+    with pytest.raises(UserError, match=r"bert\.x is not one of LoRA's"):
         Adapter(adapter.method, {"bert.x": torch.ones(2)}, {})

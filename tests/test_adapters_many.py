@@ -201,7 +201,9 @@ def other_base():
 
 def test_names_that_nobody_loaded_and_a_wrong_number_of_them_are_refused():
     served = AdapterSet(tiny.model("bert"), five("bert"))
-    with pytest.raises(UserError, match="no adapter qnli, sst2 is loaded; here are: mnli, rte, stsb, cola, mrpc"):
+    with pytest.raises(
+        UserError, match="no adapter qnli, sst2 is loaded; the adapters are mnli, rte, stsb, cola, mrpc"
+    ):
         served(["rte", "sst2", "qnli", "rte", "rte"], **tiny.inputs("bert"))
-    with pytest.raises(UserError, match="a batch of 5 rows needs 5 adapter names, one for each, got 4"):
+    with pytest.raises(UserError, match="a batch of 5 examples needs 5 adapter names, one for each, got 4"):
         served(["rte"] * 4, **tiny.inputs("bert"))

@@ -188,10 +188,10 @@ def broken(adapter: Adapter, fault: str) -> Adapter:
 FAULTS = {
     "overflow": "merged weight of .* not finite in torch.float32",
     "inputs": r"are for 32 x 31 weights, and the model's is 32 x 32",
-    "module": r"layer\.7\..* is no linear layer of the encoder's body but absent",
+    "module": r"layer\.7\..* not a linear layer of the encoder's body but absent",
     "head": r"classifier\.weight is \(3, 31\)",
-    "bias": r"different numbers of labels: \[1, 2\]",
-    "half a head": "weight and bias belong together",
+    "bias": r"differ in the number of labels: \[1, 2\]",
+    "half a head": "they belong together",
     "other head": r"head has score\.weight",
 }
 

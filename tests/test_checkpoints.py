@@ -12,13 +12,14 @@ import time
 
 import pytest
 import torch
+from comparing import equal_science
 from processor import NARROWEST
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lora.files import ROOT
 from lora.records import machine as liveness
-from lora.records.record import checkpoint_path, equal_science, read_record, record_path
+from lora.records.record import checkpoint_path, read_record, record_path
 from lora.training import evaluation, signals
 from lora.training import usage as cost
 from lora.training.loop import run

@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from comparing import equal_science
 from test_sweeps import quiet
 
 from lora import cli
 from lora.cli import COMMANDS
 from lora.data.tasks import TASKS
 from lora.methods import METHODS
-from lora.records.record import equal_science, load_records
+from lora.records.record import load_records
 
 ROOT = Path(__file__).resolve().parents[1]
 ONE = "launcher.workers=1"  # each worker takes seconds to load its libraries

@@ -107,6 +107,19 @@ def test_a_subset_is_fixed_nested_and_in_order(tmp_path):
     assert read(task, "tsv", folder, train_rows=5000).fingerprint == whole.fingerprint
 
 
+def test_unchanged_files_are_read_once(tmp_path):
+    task = TASKS["rte"]
+    folder = write_tsv(tmp_path, task)
+    first = read(task, "tsv", folder)
+    assert read(task, "tsv", str(folder)) is first
+    assert read(task, "tsv", folder, train_rows=9) is not first
+    again = read(task, "tsv", folder)
+    assert again is not first and again.fingerprint == first.fingerprint, "only the latest rows stay in memory"
+    path = folder / "RTE/dev.tsv"
+    path.write_bytes(path.read_bytes().replace(b"\tentailment", b"\tnot_entailment", 1))
+    assert read(task, "tsv", folder).fingerprint != first.fingerprint
+
+
 @pytest.mark.parametrize("change", ["bom", "crlf"])
 def test_copies_with_a_bom_or_windows_line_ends_are_the_same_rows(change, tmp_path):
     task = TASKS["mrpc"]
@@ -265,7 +278,7 @@ def test_a_bad_file_is_named_with_line_and_reason(case, tmp_path):
 
 def test_absent_folders_and_files_are_named_with_what_was_found(tmp_path):
     task = TASKS["rte"]
-    with pytest.raises(UserError, match="nowhere does not exist; GLUE_DIR= names the folder that holds CoLA, MNLI, "):
+    with pytest.raises(UserError, match="nowhere does not exist; set GLUE_DIR= to the folder that holds CoLA, MNLI, "):
         read(task, "tsv", tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"has no sub-folder RTE \(found: nothing\)"):
         read(task, "tsv", tmp_path)
@@ -284,17 +297,17 @@ def test_requests_that_cannot_be_met(tmp_path):
     glue, embedded = TASKS["rte"], TASKS["reviews"]
     for task, arguments, message in (
         (glue, {"source": "csv"}, "unknown data source 'csv'; the sources are embedded, tsv, parquet, hub"),
-        (glue, {"source": "embedded"}, "rte does not come from source embedded; tsv, parquet or hub would do"),
-        (embedded, {"source": "tsv", "path": tmp_path}, "reviews does not come from source tsv; embedded would do"),
-        (glue, {"source": "tsv"}, "source tsv needs a folder: GLUE_DIR="),
-        (glue, {"source": "parquet", "path": ""}, "source parquet needs a folder: GLUE_DIR="),
+        (glue, {"source": "embedded"}, "rte does not come from source embedded; use tsv, parquet or hub"),
+        (embedded, {"source": "tsv", "path": tmp_path}, "reviews does not come from source tsv; use embedded"),
+        (glue, {"source": "tsv"}, "source tsv needs a folder: set GLUE_DIR="),
+        (glue, {"source": "parquet", "path": ""}, "source parquet needs a folder: set GLUE_DIR="),
         (glue, {"source": "hub"}, "source hub needs a revision"),
         (
             glue,
             {"source": "tsv", "path": tmp_path, "splits": ("dev",)},
             "no split 'dev'; it has train, validation, test",
         ),
-        (glue, {"source": "tsv", "path": tmp_path, "train_rows": 0}, "train_rows must be null or >= 1, got 0"),
+        (glue, {"source": "tsv", "path": tmp_path, "train_rows": 0}, "train_rows must be null or >= 2, got 0"),
     ):
         with pytest.raises(UserError, match=re.escape(message)):
             read(task, **arguments)
@@ -302,7 +315,7 @@ def test_requests_that_cannot_be_met(tmp_path):
 
 def test_bad_parquet_folders(tmp_path):
     task = TASKS["rte"]
-    with pytest.raises(UserError, match="nowhere does not exist; GLUE_DIR="):
+    with pytest.raises(UserError, match="nowhere does not exist; set GLUE_DIR="):
         read(task, "parquet", tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"no sub-folder rte \(found: nothing\)"):
         read(task, "parquet", tmp_path)
@@ -346,6 +359,8 @@ def test_bad_parquet_columns_and_labels(tmp_path):
 def test_a_hub_out_of_reach_says_what_to_do(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    message = r"cannot read train of nyu-mll/glue \(rte, revision main\): .*; GLUE_DIR= names a local folder"
+    message = (
+        r"cannot read train of nyu-mll/glue \(rte, revision main\): .*to read a local folder instead, set GLUE_DIR"
+    )
     with pytest.raises(UserError, match=message):
         read(TASKS["rte"], "hub", None, "main")

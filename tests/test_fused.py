@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from comparing import equal_science
 from processor import needs_bf16
 from scipy import stats
 from torch.nn import functional as F
@@ -16,7 +17,7 @@ from lora.checks import SettingsError
 from lora.config.kernel_choice import ARCHITECTURES
 from lora.cost.efficiency.memory import saved_bytes
 from lora.errors import UserError
-from lora.methods import METHODS
+from lora.methods import apply
 from lora.methods.configs import (
     AdapterDropConfig,
     BitFitConfig,
@@ -26,7 +27,6 @@ from lora.methods.configs import (
     PfeifferConfig,
 )
 from lora.models.modules import checksum, trainable
-from lora.records.record import equal_science
 from lora.training.fused import functions, kernels, linear, plain
 from lora.training.fused.encoder import fuse
 from lora.training.fused.masks import Masks, attention_places, hidden_places, plain_keep
@@ -317,7 +317,7 @@ def pair(architecture, method, precision="fp32", recompute=False, **settings):
     if isinstance(config, LoraConfig):
         targets = tuple(t.format(body=stock.base_model_prefix) for t in config.targets)
         config = LoraConfig(targets=targets, rank=config.rank, dropout=config.dropout)
-    METHODS[config.name].apply(stock, config, 1)
+    apply(stock, config, 1)
     for name, p in stock.named_parameters():
         if "lora_b" in name:
             p.data.normal_(std=0.2, generator=torch.Generator().manual_seed(len(name)))

@@ -12,7 +12,7 @@ from lora.cost.memory import GIB, SHOWN, estimate, kept_activations, needs, tabl
 from lora.cost.parameters import SIZES
 from lora.errors import UserError
 from lora.files import ROOT
-from lora.methods.attach import apply
+from lora.methods import apply
 
 main = command("memory")
 

@@ -12,8 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from lora.errors import UserError
-from lora.methods import METHODS
-from lora.methods.attach import apply
+from lora.methods import METHODS, apply
 from lora.methods.bottleneck import Bottleneck, PfeifferNorm
 from lora.methods.configs import (
     AdapterDropConfig,

@@ -133,7 +133,7 @@ def test_predictions_that_are_not_finite_are_the_users_to_mend(value: float) -> 
 
 def test_the_listed_names_are_those_of_the_module() -> None:
     metrics.compute(metrics.METRICS, np.array([0, 1]), np.array([0, 1]))
-    with pytest.raises(ValueError, match=f"here are: {', '.join(metrics.METRICS)}"):
+    with pytest.raises(ValueError, match=f"the metrics are {', '.join(metrics.METRICS)}"):
         metrics._load("bleu")
 
 

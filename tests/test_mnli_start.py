@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from lora.config.compose import compose_run, parent_overrides
 from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.methods import METHODS
+from lora.methods import METHODS, apply
 from lora.models.load import load_encoder
 from lora.models.modules import is_head, trainable
 from lora.records.record import adapter_path, record_path, write_record
@@ -31,7 +31,7 @@ def family(tiny_overrides):
 
 def fresh(config):
     model = load_encoder(config.model, TASKS[config.task], config.seed).model
-    METHODS[config.method.name].apply(model, config.method, config.seed)
+    apply(model, config.method, config.seed)
     return model
 
 

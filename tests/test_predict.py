@@ -17,12 +17,12 @@ from safetensors.numpy import load_file
 
 from lora.adapters.adapter import Adapter, Origin, adapter_of
 from lora.adapters.base import describe_base
+from lora.adapters.base_location import model_entries
 from lora.adapters.folder import DESCRIPTION, read_adapter, write_adapter
-from lora.adapters.location import model_entries
 from lora.config.compose import compose_config, settle
 from lora.data.tasks import GLUE_TASKS, TASKS
 from lora.files import ROOT
-from lora.methods.attach import apply
+from lora.methods import apply
 from lora.methods.configs import LoraConfig
 from lora.models.load import load_encoder
 from lora.records.record import adapter_path
@@ -256,8 +256,8 @@ def test_a_bad_input_is_refused_with_file_and_line(cells, fault, tmp_path, capsy
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (misname, r"mixed\.tsv:4: no adapter 'third' is loaded; here are: first, second"),
-        (unname, r"mixed\.tsv:1: with several adapters, column adapter names that of each row; here are: task, "),
+        (misname, r"mixed\.tsv:4: no adapter 'third' is loaded; the adapters are first, second"),
+        (unname, r"mixed\.tsv:1: with several adapters, column adapter must name each row's; the columns are task, "),
     ],
 )
 def test_a_bad_name_in_a_mixed_input_is_refused(cells, change, message, tmp_path, capsys):
@@ -286,7 +286,7 @@ def test_what_was_asked_for_wrongly_is_refused(cells, tmp_path, capsys):
         ("unknown task 'rt'", "--adapter", rte, "--task", "rt", *files),
         ("adapter folder .*nowhere does not exist", "--adapter", tmp_path / "nowhere", *files),
         ("2 adapters need as many inputs", "--adapter", rte, "--adapter", stsb, *files, *files, *files),
-        ("adapters need names of their own", "--adapter", rte, "--adapter", rte, *files),
+        ("adapters need distinct names", "--adapter", rte, "--adapter", rte, *files),
         ("two outputs are the same file", *two(cells), *files, *files),
         ("either --input and --output, or --glue-submission", "--adapter", rte, *files, *glue),
         ("either --input and --output, or --glue-submission", "--adapter", rte),

@@ -10,12 +10,12 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from comparing import equal_science
 
 from lora.errors import UserError
 from lora.files import check_writable, write_atomically
 from lora.records.record import (
     RunRecord,
-    equal_science,
     load_frame,
     load_records,
     read_record,
@@ -71,8 +71,8 @@ def test_nan_never_reaches_a_record(tmp_path):
     [
         (b'{"run_id": "x"', "not a readable record"),
         (b"\xff\xfe", "not a readable record"),
-        (b"[1, 2]", "must have the keys.*found list"),
-        (b'{"run_id": "x"}', "must have the keys"),
+        (b"[1, 2]", "expected the keys.*found list"),
+        (b'{"run_id": "x"}', "expected the keys"),
         (b"", "not a readable record"),
     ],
 )

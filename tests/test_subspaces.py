@@ -10,7 +10,7 @@ import torch
 
 from lora.adapters.folder import write_folder
 from lora.errors import UserError
-from lora.methods import METHODS
+from lora.methods import apply
 from lora.records.analysis import SUBSPACES, analysis_json, read_analyses
 from lora.records.record import adapter_path
 from lora.report.analyses import subspaces
@@ -96,7 +96,7 @@ def trained(tiny_config, small_ranks):
 
 def lora_a_at_start(model, config, name):
     """A after `apply`, which nothing has trained."""
-    METHODS["lora"].apply(model, config.method, config.seed)
+    apply(model, config.method, config.seed)
     return model.get_submodule(name).lora_a.detach().double().numpy()
 
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 from commands import command
 
-from lora.adapters.folder import write_folder
-from lora.adapters.recorded import recorded_adapter
+from lora.adapters.folder import recorded_adapter, write_folder
 from lora.config.compose import compose_run
 from lora.errors import UserError
 from lora.methods.lowrank import LoraLinear

@@ -12,10 +12,11 @@ import time
 
 import psutil
 import pytest
+from comparing import equal_science
 
 from lora.config.compose import compose_run
 from lora.files import ROOT
-from lora.records.record import equal_science, load_records
+from lora.records.record import load_records
 from lora.sweep.expand import expand
 from lora.sweep.locks import lives, lock_path, myself, read_owner
 from lora.sweep.worker import packed, quoted, run_cell, unpacked

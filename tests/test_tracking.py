@@ -9,10 +9,10 @@ import sys
 import time
 
 import pytest
+from comparing import equal_science
 from test_sweeps import wait_for
 
 from lora.files import ROOT
-from lora.records.record import equal_science
 from lora.sweep import tracking
 from lora.sweep import worker as cells
 from lora.sweep.worker import run_cell

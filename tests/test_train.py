@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from comparing import equal_science
 from processor import HAS_BF16, NARROWEST
 from safetensors.numpy import load
 from torch.nn import functional as F
@@ -22,8 +23,7 @@ from lora.data.read import read
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT
-from lora.methods import METHODS
-from lora.methods.attach import apply
+from lora.methods import apply
 from lora.methods.configs import (
     AdapterDropConfig,
     BitFitConfig,
@@ -34,7 +34,6 @@ from lora.methods.configs import (
 )
 from lora.models.load import load_encoder
 from lora.models.modules import trainable
-from lora.records.record import equal_science
 from lora.rng import seed_for
 from lora.training import device
 from lora.training.device import make_accelerator
@@ -65,7 +64,7 @@ def plain_losses(config):
     data = read(task, config.data.source, config.data.path, None, None)
     encoder = load_encoder(config.model, task, config.seed, train.dropout, train.head_dropout)
     model = encoder.model
-    METHODS[config.method.name].apply(model, config.method, config.seed)
+    apply(model, config.method, config.seed)
     rows = encode(data.splits["train"], task, encoder.tokenizer, config.data.max_length)
     named = dict(trainable(model))
     decayed = [p for n, p in named.items() if not n.endswith("bias") and "LayerNorm" not in n]

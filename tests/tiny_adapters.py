@@ -4,7 +4,7 @@ import tiny
 import torch
 
 from lora.adapters.adapter import Adapter, Origin, adapter_of
-from lora.methods.attach import apply
+from lora.methods import apply
 from lora.methods.configs import (
     AdapterDropConfig,
     BitFitConfig,

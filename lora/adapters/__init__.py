@@ -1,15 +1,16 @@
-"""What a trained adapter is, and what can be done with it.
+"""Trained adapters: saving, loading, merging, exchanging, and predicting with them.
 
-| module | what it holds |
+| module | contents |
 | --- | --- |
-| `adapter` | the trained tensors, what they mean and where they came from |
-| `base` | the pretrained weights beneath: which they are, and whether they are those of an adapter |
-| `head` | a model's head, exchanged whole |
-| `merge` | `merge`, `unmerge`, `swap`, `remove`: LoRA folded into the weights, and out again |
-| `files` | an adapter as a folder that explains itself |
-| `modes` | changes that last, made in whatever mode of torch |
-| `place` | an adapter put on a model, after every check |
-| `many` | several adapters in one batch |
-| `location` | the folder or hub id that a base is loaded from |
-| `peft_folder`, `loralib_file` | other libraries' files |
+| `adapter` | `Adapter`: the trained tensors, their method, their base and their origin |
+| `folder` | an adapter as a self-describing folder |
+| `load` | `load_adapter`: an adapter put on a model, after every check |
+| `merge` | `merge`, `unmerge`, `swap`, `remove`: LoRA folded into the weights and taken out again |
+| `batched` | `AdapterSet`: several adapters in one batch |
+| `head` | a model's head, replaced as a whole |
+| `base` | the pretrained weights under an adapter, and how a model is checked against them |
+| `base_location` | the folder or hub id that a base is loaded from |
+| `peft`, `loralib` | files of other libraries |
+| `predict`, `predict_inputs` | `python -m lora predict` |
+| `torch_modes` | protection from inference mode, autocast and autograd |
 """

@@ -1,4 +1,4 @@
-"""An adapter: what a method trained, what that means, and where it came from."""
+"""An adapter: the tensors that a method trained, their meaning, and their origin."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lora.adapters.base import Base, carried_parameters, describe_base, short
-from lora.adapters.modes import lasting
+from lora.adapters.torch_modes import lasting
 from lora.config.run import ModelConfig, RunConfig
 from lora.data.tasks import TASKS
 from lora.errors import UserError
@@ -23,7 +23,7 @@ LOW_RANK = re.compile(r"(.+)\.lora_([ab])")
 
 @dataclass(frozen=True)
 class Score:
-    """A metric on a dev split, as a fraction, after some epoch; the value is None where the metric is undefined."""
+    """A metric on a dev split after some epoch, as a fraction; None if it is undefined."""
 
     metric: str
     split: str
@@ -33,12 +33,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where an adapter came from, as far as it is known.
+    """Where an adapter came from. What is unknown is None.
 
     Args:
-        labels: Label words by class index; () for a regression.
-        max_length: Tokens that inputs were cut to in training.
-        encoder: How its base is found; the path of a local folder is left out.
+        labels: Label words by class index; () for regression.
+        max_length: Number of tokens that inputs were cut to in training.
+        encoder: Configuration that finds the base, without the path of a local folder.
     """
 
     task: str | None = None
@@ -54,11 +54,11 @@ class Adapter:
     """A trained adapter, in memory.
 
     Args:
-        method: The method's arguments, alpha and rank among them.
-        weights: What the method trained in the encoder's body, by parameter name.
-        head: The head's tensors by parameter name; the model's own stay where it has none.
-        base: The pretrained model that it was trained on; None if the file it came from does not say.
-    Raises: UserError: If a tensor or a scale is not finite, a tensor is of another dtype than `DTYPES`, or LoRA's are
+        method: The method's arguments, such as alpha and rank.
+        weights: The tensors that the method trained in the encoder's body, by parameter name.
+        head: The head's tensors by parameter name; for a missing one, the model keeps its own.
+        base: The pretrained model that the adapter was trained on; None if its file does not say.
+    Raises: UserError: If a tensor or a scale is not finite, a tensor's dtype is not in `DTYPES`, or LoRA's tensors are
         not pairs of the ranks that `method` states.
     """
 
@@ -80,9 +80,9 @@ class Adapter:
                     f"adapter tensor {name} is of dtype {short(tensor.dtype)}; it must be one of "
                     f"{', '.join(map(short, DTYPES))}"
                 )
-            # a NaN or an infinity stays in the sum of magnitudes, which cannot overflow in float64
+            # a NaN or an infinity survives in the sum of magnitudes, which cannot overflow in float64
             if not math.isfinite(tensor.abs().sum(dtype=torch.float64)):
-                raise UserError(f"adapter tensor {name} has values that are not finite: its training diverged")
+                raise UserError(f"adapter tensor {name} has values that are not finite: training diverged")
         if isinstance(self.method, LoraConfig):
             for name, (a, b) in self.pairs().items():
                 rank = rank_in(self.method, name)
@@ -93,16 +93,16 @@ class Adapter:
                     )
                 if not finite_scale(self.method, rank):
                     raise UserError(
-                        f"alpha {self.method.alpha:g} at rank {rank} gives {name} a factor above all numbers of float32"
+                        f"alpha {self.method.alpha:g} at rank {rank} gives {name} a factor above the largest float32"
                     )
 
     def pairs(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """A and B of every module with LoRA. Raises: UserError: If there is one without the other, or anything else."""
+        """Module name -> (A, B). Raises: UserError: If one of a pair is missing, or a tensor belongs to no pair."""
         found: dict[str, dict[str, Tensor]] = {}
         for name, tensor in self.weights.items():
             match = LOW_RANK.fullmatch(name)
             if match is None:
-                raise UserError(f"adapter tensor {name} is none of LoRA's, whose names end in lora_a and lora_b")
+                raise UserError(f"adapter tensor {name} is not one of LoRA's, whose names end in lora_a or lora_b")
             found.setdefault(match.group(1), {})[match.group(2)] = tensor
         for name, parts in found.items():
             if len(parts) != 2:
@@ -110,37 +110,39 @@ class Adapter:
         return {name: (parts["a"], parts["b"]) for name, parts in found.items()}
 
     def scale(self, name: str) -> float:
-        """The factor of B A of a module: the method's alpha, divided."""
+        """The factor of B A in a module."""
         return self.method.scale_at(rank_in(self.method, name))
 
 
 def finite_scale(method: LoraConfig, rank: int) -> bool:
+    """Whether the factor of B A is finite in float32, the lowest precision that it is multiplied in."""
     try:
-        return method.scale_at(rank) <= torch.finfo(torch.float32).max  # in which it is multiplied at least
-    except OverflowError:  # whole numbers of a file can be above any float
+        return method.scale_at(rank) <= torch.finfo(torch.float32).max
+    except OverflowError:  # an integer from a file can be above the largest float
         return False
 
 
 def rank_in(method: LoraConfig, name: str) -> int:
-    """The rank that a config states for a module. Raises: UserError: If none of its targets is that module."""
+    """The rank that a config states for a module. Raises: UserError: If the module is not a target."""
     targets = [t for t in method.targets if t == name or (t in TARGETS and re.search(TARGETS[t], name))]
     if not targets:
-        raise UserError(f"the adapter has LoRA on {name}, which is none of its targets, {', '.join(method.targets)}")
+        raise UserError(f"the adapter has LoRA on {name}, which is not one of its targets, {', '.join(method.targets)}")
     return method.rank_of(targets[0])
 
 
 @lasting
 def adapter_of(model: nn.Module, base: Base | None = None, origin: Origin | None = None) -> Adapter:
-    """A copy of what a model trained, merged or not, on the CPU.
+    """Copy a model's trained tensors, merged or not, to the CPU.
 
     Args:
-        base: None reads and hashes the model's base now.
-    Raises: UserError: If no method was applied to it, or a value is not finite.
+        base: Description of the model's base; None reads and hashes the base now.
+    Raises: UserError: If the model has no method, or a value is not finite.
     """
     applied = getattr(model, "applied", None)
     if applied is None:
         raise UserError(
-            f"this {type(model).__name__} has no method: lora.apply puts one on, lora.load_adapter a trained one"
+            f"this {type(model).__name__} has no method: add one with lora.apply, or with its weights by "
+            f"lora.load_adapter"
         )
     parameters = carried_parameters(model)
     tensors = {name: parameters[name].detach().cpu().clone() for name in applied.trained}
@@ -155,10 +157,10 @@ def adapter_of(model: nn.Module, base: Base | None = None, origin: Origin | None
 
 
 def origin_of(config: RunConfig, selected: dict[str, Any]) -> Origin:
-    """What a run's adapter says of where it came from; no path of this machine.
+    """The origin of a run's adapter, without any path of this machine.
 
     Args:
-        selected: As in the run's record.
+        selected: The record's `selected`.
     """
     best = selected["best"]
     return Origin(

@@ -1,4 +1,4 @@
-"""The pretrained weights beneath an adapter: which they are, and whether a model has them."""
+"""The pretrained weights under an adapter: their description, and the check that a model has them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from lora.errors import UserError
 from lora.methods.lowrank import LoraLinear
 from lora.models.modules import checksum, is_head
 
-# What decides, beside the weights, what an encoder computes; each architecture has some of them.
+# The settings that, together with the weights, determine what an encoder computes. Each architecture has some of them.
 ARCHITECTURE_KEYS = (
     "model_type vocab_size embedding_size hidden_size num_hidden_layers num_attention_heads attention_head_size "
     "intermediate_size hidden_dim hidden_act activation layer_norm_eps max_position_embeddings type_vocab_size "
     "pad_token_id sinusoidal_pos_embds relative_attention pos_att_type position_buckets max_relative_positions "
     "share_att_key norm_rel_ebd position_biased_input conv_kernel_size conv_act pooler_hidden_act"
 ).split()
-NARROWER = {  # what a weight can be rounded to, so that it can be recognised there
+NARROWER = {  # dtypes that weights can be rounded to and still be recognised in
     torch.float64: (torch.float32, torch.bfloat16, torch.float16),
     torch.float32: (torch.bfloat16, torch.float16),
 }
@@ -31,11 +31,11 @@ class Base:
     """A pretrained model.
 
     Args:
-        name: As configured, or as transformers was asked for it.
-        revision: The hub's commit; None elsewhere.
-        architecture: The settings in `ARCHITECTURE_KEYS`, lists joined by `|`.
-        hashes: Dtype -> SHA-256 of the body's weights that the method leaves alone, in that dtype. From float32 the
-            half-precision ones are known too, so that an adapter recognises its base when it is served in bfloat16.
+        name: Name in the configuration, or the one passed to transformers.
+        revision: The hub's commit; None for other sources.
+        architecture: The settings in `ARCHITECTURE_KEYS`; lists are joined by `|`.
+        hashes: Dtype -> SHA-256 of the body weights that the method does not train, in that dtype. For float32 weights
+            the half-precision hashes are stored too, so that an adapter recognises its base when served in bfloat16.
     """
 
     name: str | None
@@ -45,20 +45,20 @@ class Base:
 
 
 def kept_layers(model: nn.Module) -> dict[str, LoraLinear]:
-    """The LoRA layers whose places merged layers have taken, by name; moved to where the model is now."""
+    """The LoRA layers that merged layers have replaced, by name, moved to the model's current device and dtype."""
     kept = getattr(model, "kept_layers", {})
-    modules = dict(model.named_modules()) if kept else {}  # one walk is faster than a search for each
+    modules = dict(model.named_modules()) if kept else {}  # one walk is faster than a lookup for each
     for name, layer in kept.items():
         live = modules.get(name)
         if type(live) is not nn.Linear:
-            raise UserError(f"{name}, merged as a linear layer, is a {type(live).__name__} now: it was replaced since")
+            raise UserError(f"{name}, merged as a linear layer, is now a {type(live).__name__}: it was replaced since")
         if (layer.weight.device, layer.weight.dtype) != (live.weight.device, live.weight.dtype):
             layer.to(live.weight.device, live.weight.dtype)
     return kept
 
 
 def carried_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The model's parameters by name as they are when nothing is merged."""
+    """The model's parameters by name, as if nothing were merged."""
     parameters = dict(model.named_parameters())
     for name, layer in kept_layers(model).items():
         parameters |= {f"{name}.{part}": parameter for part, parameter in layer.named_parameters()}
@@ -66,7 +66,7 @@ def carried_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def base_tensors(model: nn.Module, trained: Iterable[str] = ()) -> dict[str, Tensor]:
-    """The body's weights that neither the method on the model nor `trained` touches, in the same order every time."""
+    """The body weights that neither the model's method nor `trained` names, in a fixed order."""
     applied = getattr(model, "applied", None)
     touched = set(trained) | set(() if applied is None else applied.trained)
     return {
@@ -77,15 +77,16 @@ def base_tensors(model: nn.Module, trained: Iterable[str] = ()) -> dict[str, Ten
 
 
 def architecture(settings: PretrainedConfig) -> dict[str, str | int | float | bool | None]:
+    """The settings in `ARCHITECTURE_KEYS` that the config has; lists are joined by `|`."""
     found = {key: getattr(settings, key) for key in ARCHITECTURE_KEYS if hasattr(settings, key)}
     return {key: "|".join(value) if isinstance(value, list | tuple) else value for key, value in found.items()}
 
 
 def describe_base(model: nn.Module, name: str | None = None, revision: str | None = None) -> Base:
-    """What an adapter's file says of the model it was trained on. Hashing takes about a second per 400 MB.
+    """Describe the model that an adapter is trained on. Hashing takes about a second per 400 MB.
 
     Args:
-        name: None takes what transformers was asked for; of a folder its own name alone, since machines differ.
+        name: None uses the name passed to transformers, or the last part of a folder's path, since machines differ.
     """
     tensors = base_tensors(model)
     dtype = common_dtype(tensors)
@@ -97,24 +98,24 @@ def describe_base(model: nn.Module, name: str | None = None, revision: str | Non
 
 
 def check_architecture(model: nn.Module, base: Base) -> None:
-    """Raises: UserError: If the model's encoder is built otherwise, with every setting that differs."""
+    """Raises: UserError: If the model's architecture differs; the message lists every setting that does."""
     mine = architecture(model.config)
     names = [key for key in ARCHITECTURE_KEYS if mine.get(key) != base.architecture.get(key)]
     if names:
         listed = ", ".join(f"{key} is {mine.get(key)!r}, was {base.architecture.get(key)!r}" for key in names)
         raise UserError(
             f"the adapter was trained on another architecture: {listed}; "
-            f"allow_changed_architecture=True takes it as long as every tensor fits"
+            f"allow_changed_architecture=True accepts it if every tensor fits"
         )
 
 
 def check_base(model: nn.Module, base: Base, trained: Iterable[str]) -> None:
-    """Compare the model's pretrained weights, bit by bit, with those that an adapter was trained on.
+    """Check, bit for bit, that the model has the pretrained weights that an adapter was trained on.
 
-    A comparison that held is not repeated while the weights are the same: every call reads them once, since a change
-    through `.data`, or by a library that has their memory, leaves neither a version nor another address.
+    A successful check is not repeated while the weights stay the same. To know that, every call reads them once: a
+    change through `.data`, or by a library that shares their memory, changes neither a version nor an address.
 
-    Raises: UserError: If they differ, or are of a dtype that the adapter's base does not tell.
+    Raises: UserError: If they differ, or the adapter has no hash for their dtype.
     """
     tensors = base_tensors(model, trained)
     state = checksum(tensors.items(), xxhash.xxh3_128)  # SHA-256 takes several times as long
@@ -122,11 +123,11 @@ def check_base(model: nn.Module, base: Base, trained: Iterable[str]) -> None:
         return
     dtype = common_dtype(tensors)
     common = [d for d in (dtype, *NARROWER.get(dtype, ())) if short(d) in base.hashes]
-    override = "allow_other_base=True takes it nevertheless"
+    override = "allow_other_base=True accepts it anyway"
     if not common:
         raise UserError(
-            f"the adapter knows its base {base.name} in {', '.join(base.hashes)}, and the model is in {short(dtype)}, "
-            f"from which that cannot be told; {override}"
+            f"the adapter can recognise its base {base.name} in {', '.join(base.hashes)}, but the model is in "
+            f"{short(dtype)}; {override}"
         )
     if hash_in(tensors, common[0]) != base.hashes[short(common[0])]:
         raise UserError(
@@ -137,7 +138,7 @@ def check_base(model: nn.Module, base: Base, trained: Iterable[str]) -> None:
 
 
 def common_dtype(tensors: dict[str, Tensor]) -> torch.dtype:
-    """Of the weights; float32 if they are mixed or there are none (full fine-tuning leaves nothing alone)."""
+    """The dtype of the tensors; float32 if they differ or there are none (full fine-tuning trains every weight)."""
     dtypes = {tensor.dtype for tensor in tensors.values()}
     return dtypes.pop() if len(dtypes) == 1 else torch.float32
 

@@ -1,11 +1,11 @@
-"""Several LoRA adapters resident on one base: a batch whose rows each name theirs, in one forward pass.
+"""Several LoRA adapters on one base: a batch in which each example names its adapter, in one forward pass.
 
-Rows are sorted by adapter for the pass. On a projection with LoRA, each row gathers its own A and B: two batched
-products beside the base's one, whatever the number of adapters. A layer of the head is a slice of rows per adapter.
+The examples are sorted by adapter. In a projection with LoRA, each example gathers its own A and B, which adds two
+batched matrix products, whatever the number of adapters. A layer of the head is applied to one slice per adapter.
 
-DeBERTa-v2 projects its relative positions with the same layers as its tokens, on an input without rows, since without
-adapters all rows share the result. With several it differs by adapter: that part of the attention is computed for the
-rows of one adapter at a time.
+DeBERTa-v2 projects relative positions with the layers that also project tokens, once for the whole batch, because
+without adapters all examples share the result. With several adapters it differs, so that part of the attention is
+computed for the examples of one adapter at a time.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ from lora.adapters.base import check_architecture, check_base, kept_layers
 from lora.adapters.folder import read_adapter
 from lora.adapters.head import check_range, fitted_head, head_modules, output_layer
 from lora.adapters.merge import fitted_layers, remove
-from lora.adapters.modes import lasting, thaw
+from lora.adapters.torch_modes import lasting, thaw
 from lora.errors import UserError
 from lora.methods.lowrank import LoraLinear
 from lora.models.modules import replace
@@ -30,11 +30,11 @@ from lora.models.modules import replace
 
 @dataclass
 class Routing:
-    """Which adapter each row of the batch in progress uses.
+    """The adapter of each example in the current batch, which is sorted by adapter.
 
     Args:
-        index: The adapter of every row, ascending.
-        spans: (adapter, first row, row after the last) of every adapter that the batch uses.
+        index: Number of each example's adapter, ascending.
+        spans: (adapter, first example, example after the last) for each adapter in the batch.
     """
 
     index: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
@@ -42,11 +42,11 @@ class Routing:
 
 
 class ManyLora(nn.Module):
-    """h = W0 x + b + scale_i * B_i A_i x, i being the row's adapter; of an adapter without this module, W0 x + b.
+    """h = W0 x + b + scale_i * B_i A_i x for an example of adapter i; W0 x + b if that adapter lacks this module.
 
     Args:
-        linear: The pretrained layer; its weight and bias are shared.
-        factors: A (rank, d_in) and scale * B (d_out, rank) per adapter; zeros fill the ranks up to the highest.
+        linear: Pretrained layer; its weight and bias are shared.
+        factors: A (rank, d_in) and scale * B (d_out, rank) of each adapter, padded with zeros to the highest rank.
     """
 
     def __init__(self, linear: nn.Linear, factors: Sequence[tuple[Tensor, Tensor] | None], routing: Routing):
@@ -65,11 +65,11 @@ class ManyLora(nn.Module):
         index = self.routing.index
         low = torch.bmm(x, self.a[index].transpose(1, 2))
         out = F.linear(x, self.weight, self.bias)
-        return out.baddbmm_(low, self.b[index].to(out.dtype))  # autocast, which casts the rest, leaves this alone
+        return out.baddbmm_(low, self.b[index].to(out.dtype))  # autocast casts everything but this operation
 
 
 class ManyLinear(nn.Module):
-    """A layer of the head that every adapter has of its own; missing outputs are -inf, which no argmax takes."""
+    """A layer of the head with weights for each adapter. Missing outputs are -inf, which no argmax picks."""
 
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], routing: Routing):
         super().__init__()
@@ -80,45 +80,44 @@ class ManyLinear(nn.Module):
         self.out_features = max(len(weight) for weight in weights)
 
     def forward(self, x: Float[Tensor, "rows *more d_in"]) -> Float[Tensor, "rows *more d_out"]:
-        parts = []
+        outputs = []
         for i, start, stop in self.routing.spans:
-            part = F.linear(x[start:stop], getattr(self, f"weight_{i}"), getattr(self, f"bias_{i}"))
-            parts.append(F.pad(part, (0, self.out_features - part.shape[-1]), value=-torch.inf))
-        return torch.cat(parts)
+            out = F.linear(x[start:stop], getattr(self, f"weight_{i}"), getattr(self, f"bias_{i}"))
+            outputs.append(F.pad(out, (0, self.out_features - out.shape[-1]), value=-torch.inf))
+        return torch.cat(outputs)
 
 
 def bias_by_adapter(attention: nn.Module, routing: Routing) -> Callable[..., Tensor]:
-    """DeBERTa-v2's scores between content and relative positions, for the rows of one adapter after another."""
+    """DeBERTa-v2's scores between content and relative positions, computed for one adapter's examples at a time."""
     whole = attention.disentangled_attention_bias
 
     def bias(query: Tensor, key: Tensor, relative: Tensor, embeddings: Tensor, scale_factor: int) -> Tensor:
         index, spans, heads = routing.index, routing.spans, attention.num_attention_heads
-        parts = []
+        scores = []
         try:
             for span in spans:
                 rows = slice(span[1] * heads, span[2] * heads)
                 routing.index, routing.spans = index[span[1] : span[1] + 1], (span,)
-                parts.append(whole(query[rows], key[rows], relative, embeddings, scale_factor))
+                scores.append(whole(query[rows], key[rows], relative, embeddings, scale_factor))
         finally:
             routing.index, routing.spans = index, spans
-        return torch.cat(parts)
+        return torch.cat(scores)
 
     return bias
 
 
 class AdapterSet(nn.Module):
-    """A model of transformers that serves several LoRA adapters at once.
+    """A transformers model that serves several LoRA adapters at once.
 
-    A set serves and does not train: it is in eval mode, which `train` does not change, nor does `train` of the model.
+    It is for inference only: it stays in eval mode, even if its or the model's `train` is called.
 
     Args:
-        model: Without a method, or with LoRA, merged or not, which is taken off. It is used, not copied; `release`
-            gives it back as it was pretrained, in the mode that it came in.
-        adapters: In memory or as folders, by the names that batches will use. Targets, ranks and numbers of labels may
-            differ.
-        allow_other_base: Take adapters that were trained on other weights.
-        allow_changed_architecture: Take an encoder with other settings, as long as every tensor fits.
-    Raises: UserError: If an adapter is not LoRA's, does not fit or is of another base. The model is then as it was.
+        model: Model without a method, or with LoRA, merged or not, which is taken off. It is used, not copied;
+            `release` returns it with its pretrained weights and in its original mode.
+        adapters: Name in batches -> adapter in memory or its folder. Targets, ranks and numbers of labels may differ.
+        allow_other_base: Accept adapters that were trained on other weights.
+        allow_changed_architecture: Accept an encoder with other settings if every tensor fits.
+    Raises: UserError: If an adapter is not LoRA, does not fit, or has another base. The model is then unchanged.
     """
 
     @lasting
@@ -131,7 +130,7 @@ class AdapterSet(nn.Module):
     ):
         super().__init__()
         if not adapters:
-            raise UserError("a set of adapters needs at least one")
+            raise UserError("a set of adapters needs at least one adapter")
         check_head(model)
         thaw(model)
         kept, layers, heads = kept_layers(model), [], []
@@ -153,7 +152,7 @@ class AdapterSet(nn.Module):
         self.labels = {name: len(head[f"{output}.weight"]) for name, head in zip(adapters, heads, strict=True)}
         self.routing, self.model = Routing(), model
         self.places: list[str] = []
-        self.taken = nn.ModuleList()  # the model's own modules at these places; they move and are cast with the set
+        self.taken = nn.ModuleList()  # the model's own modules at these places, moved and cast with the set
         for name in dict.fromkeys(name for own in layers for name in own):
             pairs = [(own[name].lora_a, own[name].lora_b) if name in own else None for own in layers]
             self.take(name, ManyLora(model.get_submodule(name), pairs, self.routing))
@@ -172,29 +171,29 @@ class AdapterSet(nn.Module):
         replace(self.model, name, module)
 
     def train(self, mode: bool = True) -> "AdapterSet":
-        """Leave the set in eval mode, whatever is asked for, as when a model that holds it is trained."""
+        """Stay in eval mode, whatever `mode` is, even if a model that contains the set is trained."""
         del mode
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, names: Sequence[str], **inputs: Tensor) -> list[Float[Tensor, " labels"]]:
-        """The logits of every row under its own adapter.
+        """The logits of each example under its own adapter.
 
         Args:
-            names: The adapter of every row.
-            inputs: As the model's tokenizer gives them.
-        Returns: In the rows' order, as many logits for each as its adapter has labels.
-        Raises: UserError: If a name is unknown, there are not as many as rows, or the model was released.
+            names: Name of each example's adapter.
+            inputs: Outputs of the model's tokenizer.
+        Returns: For each example, in order, as many logits as its adapter has labels.
+        Raises: UserError: If a name is unknown, the numbers of names and examples differ, or the model was released.
         """
         self.check_in_use()
-        if any(module.training for module, _ in self.modes):  # set by train() of the model itself, or of a part of it
+        if any(module.training for module, _ in self.modes):  # train() was called on the model or a part of it
             self.eval()
         unknown = sorted(set(names) - set(self.labels))
         if unknown:
-            raise UserError(f"no adapter {', '.join(unknown)} is loaded; here are: {', '.join(self.labels)}")
+            raise UserError(f"no adapter {', '.join(unknown)} is loaded; the adapters are {', '.join(self.labels)}")
         rows = len(inputs["input_ids"])
         if len(names) != rows:
-            raise UserError(f"a batch of {rows} rows needs {rows} adapter names, one for each, got {len(names)}")
+            raise UserError(f"a batch of {rows} examples needs {rows} adapter names, one for each, got {len(names)}")
         if not rows:
             return []
         numbers = {name: number for number, name in enumerate(self.labels)}
@@ -208,7 +207,7 @@ class AdapterSet(nn.Module):
         return [logits[order.index(row), : self.labels[names[row]]] for row in range(rows)]
 
     def release(self) -> nn.Module:
-        """The model as it was pretrained, with the head that it had before any adapter's; the set is then of no use."""
+        """Return the pretrained model with the head that it had before any adapter's. The set is then unusable."""
         self.check_in_use()
         for attention in self.relative:
             del attention.disentangled_attention_bias
@@ -223,11 +222,11 @@ class AdapterSet(nn.Module):
     def check_in_use(self) -> None:
         """Raises: UserError: If the model was released."""
         if self.model is None:
-            raise UserError("this set of adapters has released its model: make another one")
+            raise UserError("this set of adapters has released its model: create a new set")
 
 
 def scale_into_b(adapter: Adapter, layers: Mapping[str, LoraLinear]) -> None:
-    """Multiply B by the scale. Raises: UserError: If a factor is not finite in the model's dtype."""
+    """Multiply each B by its scale. Raises: UserError: If a factor overflows in the model's dtype."""
     for name, (a, _) in adapter.pairs().items():
         layer = layers[name]
         layer.lora_b.mul_(layer.scale)
@@ -239,14 +238,14 @@ def scale_into_b(adapter: Adapter, layers: Mapping[str, LoraLinear]) -> None:
 
 
 def check_head(model: nn.Module) -> None:
-    """Raises: UserError: If a layer of the head has parameters and is not linear."""
+    """Raises: UserError: If a layer of the head has parameters but is not linear."""
     for name, module in head_modules(model).items():
         if not isinstance(module, nn.Linear) and next(module.parameters(recurse=False), None) is not None:
-            raise UserError(f"{name} is a {type(module).__name__}: one batch mixes heads of linear layers only")
+            raise UserError(f"{name} is a {type(module).__name__}: only heads of linear layers can be mixed in a batch")
 
 
 def projects_positions(module: nn.Module) -> bool:
-    """Whether it is an attention with LoRA on relative positions: in the layers the tokens share, or in their own."""
+    """Whether a module is an attention with LoRA on relative positions, in layers shared with tokens or not."""
     if not (hasattr(module, "disentangled_attention_bias") and module.relative_attention and module.pos_att_type):
         return False
     names = ("query_proj", "key_proj") if module.share_att_key else ("pos_query_proj", "pos_key_proj")

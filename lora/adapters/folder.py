@@ -1,8 +1,8 @@
-"""An adapter as a folder that explains itself: `adapter.safetensors` and `adapter.json`.
+"""An adapter as a self-describing folder: `adapter.safetensors` and `adapter.json`.
 
-The JSON says in which format it is, the method with all its arguments (LoRA's alpha, rank and targets among them),
-which base the adapter belongs to and how to recognise it, where it came from, and what the tensor file must hold. A
-folder is taken for hostile: nothing in it is executed, and nothing outside it is read.
+The JSON states its format, the method with all arguments (for LoRA: alpha, rank, targets and more), the base and how to
+recognise it, the adapter's origin, and what the tensor file must hold. A folder is treated as hostile: nothing in it is
+executed, and nothing outside it is read.
 """
 
 import dataclasses
@@ -22,28 +22,29 @@ from torch import Tensor, nn
 
 from lora.adapters.adapter import Adapter, Origin, adapter_of
 from lora.adapters.base import Base
-from lora.adapters.modes import lasting
+from lora.adapters.torch_modes import lasting
 from lora.checks import SettingsError, build
-from lora.errors import UserError, first_line
+from lora.errors import UserError, first_line, listed
 from lora.files import write_atomically
 from lora.methods import METHODS
 from lora.methods.configs import MethodConfig
+from lora.records.record import RunRecord, adapter_path
 
 T = TypeVar("T")
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "adapter.safetensors", "adapter.json"
-LARGEST_DESCRIPTION = 10 * 2**20  # bytes; a real one has some thousands
+LARGEST_DESCRIPTION = 10 * 2**20  # bytes; a real one has a few thousand
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What the tensor file must be.
+    """What the tensor file must hold.
 
     Args:
-        file: Its name in the folder.
-        sha256: Of the whole file.
-        shapes: Of every tensor, by name.
-        head: The names of those that are the head's.
+        file: Name of the file in the folder.
+        sha256: Hash of the whole file.
+        shapes: Tensor name -> shape.
+        head: Names of the tensors that belong to the head.
     """
 
     file: str
@@ -54,7 +55,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class Description:
-    """`adapter.json`, but for its format."""
+    """The content of `adapter.json`, apart from its format."""
 
     method: MethodConfig
     base: Base | None
@@ -63,13 +64,13 @@ class Description:
 
 
 def save_adapter(model: nn.Module, folder: str | Path, origin: Origin | None = None) -> Adapter:
-    """Write what a method trained on a model, merged or not, and its head, as a folder.
+    """Save a model's trained tensors, merged or not, as an adapter folder.
 
     Args:
-        folder: Made, or replaced if it holds an adapter and nothing else.
-        origin: Task, labels, score, run: whatever is known.
+        folder: Created, or replaced if it holds an adapter and nothing else.
+        origin: Task, labels, score and run, as far as known.
     Returns: The adapter.
-    Raises: UserError: If no method was applied to the model, a value is not finite, or the folder cannot be written.
+    Raises: UserError: If the model has no method, a value is not finite, or the folder cannot be written.
     """
     adapter = adapter_of(model, origin=origin)
     write_adapter(adapter, folder)
@@ -77,12 +78,15 @@ def save_adapter(model: nn.Module, folder: str | Path, origin: Origin | None = N
 
 
 def write_adapter(adapter: Adapter, folder: str | Path) -> None:
-    """Raises: UserError: If the folder cannot be written, or holds something else; it is then as it was."""
+    """Save an adapter as a folder.
+
+    Raises: UserError: If the folder cannot be written or holds anything else. It is then unchanged.
+    """
     write_folder(Path(folder), pack(adapter))
 
 
 def pack(adapter: Adapter) -> dict[str, bytes]:
-    """The folder's files: name -> content."""
+    """The files of an adapter's folder: name -> content."""
     tensors = apart(adapter.weights | adapter.head)
     weights = save(tensors)
     description = Description(
@@ -101,7 +105,7 @@ def pack(adapter: Adapter) -> dict[str, bytes]:
 
 
 def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """As safetensors takes them: contiguous, each in memory of its own."""
+    """The tensors as safetensors requires them: contiguous, and none sharing memory."""
     found: dict[str, Tensor] = {}
     taken: set[int] = set()
     for name, tensor in tensors.items():
@@ -113,7 +117,7 @@ def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Make a folder of exactly these files, or replace one of no others; a reader never sees a part of it.
+    """Write a folder with exactly these files, atomically. An existing one is replaced if it holds no other files.
 
     Raises: UserError: If it holds anything else, or cannot be written.
     """
@@ -122,7 +126,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     strange = sorted(name for name in there if name not in files)
     if strange or (os.path.lexists(folder) and not os.path.isdir(folder)):
         found = f"holds {', '.join(strange[:4])}" if strange else "is a file"
-        raise UserError(f"{folder} {found}: a folder is made, or replaced if it has no files but {', '.join(files)}")
+        raise UserError(f"{folder} {found}: only a folder without files other than {', '.join(files)} is replaced")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -143,10 +147,10 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def read_adapter(folder: str | Path) -> Adapter:
-    """Read and check a folder, whole.
+    """Read an adapter folder and check everything in it.
 
-    Raises: UserError: If a file is absent, cut short, changed, or of another format; if it lacks or adds a tensor; if a
-        value is not finite; or if a name leads out of the folder.
+    Raises: UserError: If a file is missing, cut short, changed, or in another format; if a tensor is missing or
+        unexpected; if a value is not finite; or if a file name leads out of the folder.
     """
     folder = existing(folder)
     description = describe(folder, DESCRIPTION, Description)
@@ -157,15 +161,15 @@ def read_adapter(folder: str | Path) -> Adapter:
     missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     if missing or extra:
         raise UserError(
-            f"{path} does not hold what {DESCRIPTION} says: missing tensors: {', '.join(missing) or 'none'}; "
-            f"not expected: {', '.join(extra) or 'none'}"
+            f"{path} does not hold what {DESCRIPTION} says: missing tensors: {listed(missing) or 'none'}; "
+            f"not expected: {listed(extra) or 'none'}"
         )
     for name, tensor in tensors.items():
         if tuple(tensor.shape) != expected[name]:
             raise UserError(f"{path}: {name} is {tuple(tensor.shape)}, and {DESCRIPTION} says {expected[name]}")
     strange = sorted(set(contents.head) - set(expected))
     if strange:
-        raise UserError(f"{folder / DESCRIPTION}: contents.head names {', '.join(strange)}, which is no tensor")
+        raise UserError(f"{folder / DESCRIPTION}: contents.head names {', '.join(strange)}, which is not a tensor")
     try:
         adapter = Adapter(
             description.method,
@@ -177,19 +181,32 @@ def read_adapter(folder: str | Path) -> Adapter:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     if hashlib.sha256(content).hexdigest() != contents.sha256:
-        raise UserError(f"{path} is not the file that {DESCRIPTION} was written with: their sha256 differ")
+        raise UserError(f"{path} is not the file that {DESCRIPTION} was written for: their sha256 differ")
+    return adapter
+
+
+def recorded_adapter(record: RunRecord, outputs: str | Path) -> Adapter:
+    """Read the adapter that a run saved.
+
+    Raises: UserError: If it is missing, broken, or not the one that the record names.
+    """
+    path = adapter_path(outputs, record.run_id)
+    adapter = read_adapter(path.parent)
+    if hashlib.sha256(path.read_bytes()).hexdigest() != record.adapter:
+        raise UserError(f"{path} is not the adapter that the record of {record.run_id} names")
     return adapter
 
 
 def existing(folder: str | Path) -> Path:
+    """The path of a folder, with `~` expanded. Raises: UserError: If it does not exist."""
     folder = at_home(folder)
-    if not os.path.isdir(folder):  # where pathlib raises, as for a name that is too long, this says no
+    if not os.path.isdir(folder):  # False where pathlib raises, as for a name that is too long
         raise UserError(f"adapter folder {folder} does not exist")
     return folder
 
 
 def at_home(folder: str | Path) -> Path:
-    """With `~` replaced. Raises: UserError: If it names a user that does not exist, or is no name at all."""
+    """A path with `~` expanded. Raises: UserError: If its user does not exist, or it contains a zero byte."""
     if "\0" in str(folder):
         raise UserError(f"{str(folder)!r} is not the name of a folder")
     try:
@@ -199,7 +216,7 @@ def at_home(folder: str | Path) -> Path:
 
 
 def describe(folder: Path, name: str, kind: type[T]) -> T:
-    """Read a JSON file of ours. Raises: UserError: If it is absent, of another format, or anything in it is wrong."""
+    """Read one of our JSON files. Raises: UserError: If it is missing, in another format, or has any wrong value."""
     content = read_json(folder, name)
     path, method = folder / name, content.get("method")
     if "format" not in content:
@@ -217,11 +234,11 @@ def describe(folder: Path, name: str, kind: type[T]) -> T:
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """Raises: UserError: If there is no such file in the folder, or it is no JSON object."""
+    """Read a JSON file of a folder. Raises: UserError: If it is missing, too large, or not a JSON object."""
     path = inside(folder, name)
     try:
         if path.stat().st_size > LARGEST_DESCRIPTION:
-            raise UserError(f"{path} has {path.stat().st_size} bytes, which no description of an adapter has")
+            raise UserError(f"{path} has {path.stat().st_size} bytes, too many for the description of an adapter")
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON: {first_line(error)}") from error
@@ -231,27 +248,28 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The file of this name in the folder. Raises: UserError: If it is absent, or the name leads anywhere else."""
+    """The path of a file in the folder. Raises: UserError: If it is missing, or its name leads out of the folder."""
     path = folder / name
     if "\0" in name or name in ("", ".", "..") or Path(name).name != name or "\\" in name:
         raise UserError(f"{folder}: {name!r} is not the name of a file in this folder")
     if os.path.islink(path):
-        raise UserError(f"{path} is a link to {os.readlink(path)}: an adapter's files lie in its folder")
+        raise UserError(f"{path} is a link to {os.readlink(path)}: an adapter's files must be in its folder")
     if not os.path.isfile(path):
         raise UserError(f"adapter folder {folder} has no file {name} (found: {listing(folder)})")
     return path
 
 
 def listing(folder: Path) -> str:
+    """The names in a folder, for a message, or why they cannot be listed."""
     try:
-        return ", ".join(sorted(os.listdir(folder))[:8]) or "nothing"
+        return listed(sorted(os.listdir(folder))) or "nothing"
     except OSError as error:
         return f"{error.strerror}"
 
 
 @lasting
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], bytes]:
-    """The tensors of a safetensors file, and its bytes. Raises: UserError: If it is cut short or of another format."""
+    """The tensors of a safetensors file, and its bytes. Raises: UserError: If it is cut short or in another format."""
     try:
         content = path.read_bytes()
         return load(content), content

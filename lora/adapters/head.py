@@ -1,4 +1,4 @@
-"""A model's head, exchanged whole: tasks have heads of their own, with outputs of their own number."""
+"""Replace a model's head as a whole. Each task has its own head, with its own number of outputs."""
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ def head_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The head's parameters by name, in forward order."""
     return {
         f"{name}.{part}": parameter
         for name, module in head_modules(model).items()
@@ -24,10 +25,10 @@ def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def output_layer(model: nn.Module) -> str:
-    """The name of the head's last linear layer, which has a row per label."""
+    """The name of the head's last linear layer, which has one output per label."""
     names = [name for name, module in head_modules(model).items() if isinstance(module, nn.Linear)]
     if not names or model.get_submodule(names[-1]).out_features != model.config.num_labels:
-        raise UserError(f"the head of {type(model).__name__} does not end in a linear layer with a row per label")
+        raise UserError(f"the head of {type(model).__name__} does not end in a linear layer with one output per label")
     return names[-1]
 
 
@@ -38,48 +39,48 @@ def own_head(model: nn.Module) -> dict[str, Tensor]:
 
 
 def fitted_head(model: nn.Module, head: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A tensor for every parameter of the head, in the model's dtype, as copies; nothing is changed yet.
+    """Copies of an adapter's head in the model's dtype, one tensor per parameter. The model does not change.
 
     Args:
-        head: An adapter's. What it lacks is the model's own, whatever other adapters were there since.
-    Raises: UserError: If a name is unknown, a shape differs in more than the number of labels, or a value is above the
-        range of the dtype.
+        head: The adapter's head. Missing tensors come from the head that the model had before any adapter's.
+    Raises: UserError: If a name is unknown, a shape differs in more than the number of labels, or a value is outside
+        the range of the dtype.
     """
     mine, output = head_parameters(model), output_layer(model)
     unknown = [name for name in head if name not in mine]
     if unknown:
-        raise UserError(f"the adapter's head has {', '.join(unknown)}; the model's is made of {', '.join(mine)}")
+        raise UserError(f"the adapter's head has {', '.join(unknown)}; the model's consists of {', '.join(mine)}")
     outputs = {f"{output}.weight", f"{output}.bias"}
     if outputs & set(head) and not outputs & set(mine) <= set(head):
-        raise UserError(f"the adapter's head has a part of {output} only; weight and bias belong together")
+        raise UserError(f"the adapter's head has only one of weight and bias of {output}; they belong together")
     fitted = {}
     for name, tensor in (own_head(model) | head).items():
         free = 1 if name in outputs else 0
         if tensor.dim() != mine[name].dim() or tensor.shape[free:] != mine[name].shape[free:]:
             raise UserError(
-                f"the adapter's {name} is {tuple(tensor.shape)}, and the model's {tuple(mine[name].shape)}: the number "
-                f"of labels alone may differ"
+                f"the adapter's {name} is {tuple(tensor.shape)}, and the model's {tuple(mine[name].shape)}: only the "
+                f"number of labels may differ"
             )
         fitted[name] = tensor.detach().to(mine[name].device, mine[name].dtype, copy=True)
         if name in head:
             check_range(name, tensor, fitted[name])
     rows = {fitted[name].shape[0] for name in outputs & set(fitted)}
     if len(rows) != 1:
-        raise UserError(f"the adapter's {output} has weight and bias of different numbers of labels: {sorted(rows)}")
+        raise UserError(f"weight and bias of the adapter's {output} differ in the number of labels: {sorted(rows)}")
     if rows == {0}:
         raise UserError(f"the adapter's {output} is for 0 labels; it must be for 1 or more")
     return fitted
 
 
 def check_range(name: str, tensor: Tensor, cast: Tensor) -> None:
-    """Raises: UserError: If a value of an adapter's tensor, which is finite, is not so in the model's dtype."""
+    """Raises: UserError: If a value of an adapter's tensor overflows in the model's dtype."""
     if cast.dtype != tensor.dtype and not torch.isfinite(cast).all():
         raise UserError(f"the adapter's {name} has values that are not finite in {cast.dtype}, the model's dtype")
 
 
 @torch.no_grad()
 def put_head(model: nn.Module, fitted: dict[str, Tensor]) -> None:
-    """Give the head these values. It only exchanges what parameters hold, so it cannot stop half-way."""
+    """Set the head's values. Only the contents of parameters are exchanged, so this cannot fail halfway."""
     if not getattr(model, "kept_head", {}):
         model.kept_head = {name: parameter.detach().clone() for name, parameter in head_parameters(model).items()}
     output = model.get_submodule(output_layer(model))
@@ -88,4 +89,4 @@ def put_head(model: nn.Module, fitted: dict[str, Tensor]) -> None:
     output.out_features = len(output.weight)
     if model.config.num_labels != output.out_features:
         model.config.num_labels = model.num_labels = output.out_features
-        model.config.problem_type = None  # transformers deduces it from the labels of the first loss
+        model.config.problem_type = None  # transformers derives it from the labels of the first loss

@@ -1,4 +1,4 @@
-"""An adapter of any method put on a model, after every check."""
+"""Put an adapter of any method on a model, after every check."""
 
 import copy
 from pathlib import Path
@@ -10,13 +10,14 @@ from lora.adapters.adapter import Adapter
 from lora.adapters.base import base_tensors, check_architecture, check_base, common_dtype, kept_layers
 from lora.adapters.folder import read_adapter
 from lora.adapters.head import check_range, fitted_head, put_head
-from lora.adapters.modes import lasting, thaw
-from lora.errors import UserError
-from lora.methods import METHODS
+from lora.adapters.torch_modes import lasting, thaw
+from lora.errors import UserError, listed
+from lora.methods import apply
 from lora.methods.configs import LoraConfig
 from lora.models.modules import is_head, trainable
 
 
+@lasting
 def load_adapter(
     model: nn.Module,
     adapter: Adapter | str | Path,
@@ -24,35 +25,22 @@ def load_adapter(
     allow_other_alpha: bool = False,
     allow_changed_architecture: bool = False,
 ) -> Adapter:
-    """Put an adapter on a model, unmerged, ready to train on or to be merged, its head with it.
+    """Put an adapter and its head on a model, unmerged: it can be trained further or merged.
 
     Args:
-        model: Plain, or with the same method on the same modules; then only its values change.
-        adapter: In memory, or the folder that holds it.
-        allow_other_base: Take a base with other weights than the adapter was trained on.
-        allow_other_alpha: Where the model has LoRA of another alpha, keep the model's.
-        allow_changed_architecture: Take an encoder with other settings, as long as every tensor fits.
+        model: Plain model, or one with the same method on the same modules; then only values change.
+        adapter: Adapter in memory, or its folder.
+        allow_other_base: Accept a model with other weights than the adapter was trained on.
+        allow_other_alpha: If the model has LoRA with another alpha, keep the model's.
+        allow_changed_architecture: Accept an encoder with other settings if every tensor fits.
     Returns: The adapter.
-    Raises: UserError: If the folder is broken, or the adapter does not fit the model. The model is then as it was.
+    Raises: UserError: If the folder is broken or the adapter does not fit the model. The model is then unchanged.
     """
     if not isinstance(adapter, Adapter):
         adapter = read_adapter(adapter)
-    place(model, adapter, allow_other_base, allow_other_alpha, allow_changed_architecture)
-    return adapter
-
-
-@lasting
-def place(
-    model: nn.Module,
-    adapter: Adapter,
-    allow_other_base: bool = False,
-    allow_other_alpha: bool = False,
-    allow_changed_architecture: bool = False,
-) -> None:
-    """As `load_adapter`, from memory."""
     thaw(model)
     if kept_layers(model):
-        raise UserError("an adapter is merged into this model: unmerge it first, or use swap, which merges the other")
+        raise UserError("an adapter is merged into this model: unmerge it first, or use swap, which merges the new one")
     if adapter.base is not None and not allow_changed_architecture:
         check_architecture(model, adapter.base)
     applied = getattr(model, "applied", None)
@@ -66,18 +54,19 @@ def place(
     if adapter.base is not None and not allow_other_base:
         check_base(model, adapter.base, adapter.weights)
     if applied is None:
-        METHODS[adapter.method.name].apply(model, adapter.method, seed=0)
+        apply(model, adapter.method)
     for name, tensor in adapter.weights.items():
         model.get_parameter(name).copy_(tensor)
     put_head(model, head)
+    return adapter
 
 
 def check_method(model: nn.Module, adapter: Adapter, allow_other_alpha: bool) -> None:
-    """Raises: UserError: If the model has another method, or LoRA of another scale."""
+    """Raises: UserError: If the model has another method, or LoRA with another scale."""
     mine, its = model.applied.method, adapter.method
     if type(mine) is not type(its):
         raise UserError(
-            f"the model has method {mine.name}, and the adapter is of method {its.name}: load it on a plain one"
+            f"the model has method {mine.name}, and the adapter is of method {its.name}: load it on a plain model"
         )
     if not isinstance(its, LoraConfig):
         if mine != its:
@@ -94,14 +83,14 @@ def check_method(model: nn.Module, adapter: Adapter, allow_other_alpha: bool) ->
 
 
 def check_shapes(model: nn.Module, adapter: Adapter) -> None:
-    """Compare the adapter's tensors in the body with those that its method trains there.
+    """Check that the adapter has exactly the tensors that its method trains in the body.
 
-    Raises: UserError: If any is missing, unknown or of another shape.
+    Raises: UserError: If one is missing, unknown or of another shape.
     """
     if getattr(model, "applied", None) is None:
-        with torch.device("meta"):  # no memory, no time: only names and shapes
+        with torch.device("meta"):  # names and shapes only, at no cost in memory or time
             like = type(model)(copy.deepcopy(model.config))
-        METHODS[adapter.method.name].apply(like, adapter.method, seed=0)
+        apply(like, adapter.method)
     else:
         like = model
     expected = {n: tuple(p.shape) for n, p in trainable(like) if n in adapter.weights or not is_head(like, n)}
@@ -110,12 +99,8 @@ def check_shapes(model: nn.Module, adapter: Adapter) -> None:
     if missing or extra:
         raise UserError(
             f"the adapter does not have the tensors that {adapter.method} trains on this model: missing: "
-            f"{listed(missing)}; not expected: {listed(extra)}"
+            f"{listed(missing) or 'none'}; not expected: {listed(extra) or 'none'}"
         )
     for name, shape in expected.items():
         if found[name] != shape:
             raise UserError(f"the adapter's {name} is {found[name]}, and the model's {shape}: another architecture")
-
-
-def listed(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") if names else "none"

@@ -1,4 +1,4 @@
-"""The files of LoRA's released code: a pickled state dict, read as tensors and never executed."""
+"""Read files of LoRA's released code: pickled state dicts, of which only tensors are read and nothing is executed."""
 
 from collections import Counter
 from pathlib import Path
@@ -9,27 +9,29 @@ from torch import Tensor
 
 from lora.adapters.adapter import Adapter
 from lora.adapters.folder import at_home
-from lora.adapters.modes import lasting
-from lora.errors import UserError, first_line
+from lora.adapters.torch_modes import lasting
+from lora.errors import UserError, first_line, listed
 from lora.methods.configs import LoraConfig
 
 FACTORS = {"lora_A": "lora_a", "lora_B": "lora_b"}
+UNREADABLE = (OSError, RuntimeError, UnpicklingError, EOFError, ValueError, LookupError, AttributeError)
 
 
 def from_loralib(file: str | Path, alpha: float | None = None) -> Adapter:
-    """Read a checkpoint that loralib's `lora_state_dict` made, and the head beside it.
+    """Read a checkpoint made with loralib's `lora_state_dict`, including the head if the file holds one.
 
     Source: github.com/microsoft/LoRA, `loralib/utils.py`; names like
     `roberta.encoder.layer.0.attention.self.query.lora_A` and `classifier.dense.weight`.
 
     Args:
-        alpha: What the adapter was trained with, for the file does not say. 16 for the released RoBERTa-base ones.
-    Raises: UserError: Without alpha; if the file holds anything but tensors, or tensors other than LoRA's and a head's.
+        alpha: Alpha that the adapter was trained with; the file does not state it. 16 for the released RoBERTa-base
+            adapters.
+    Raises: UserError: If alpha is not given, or the file holds anything other than tensors of LoRA and of a head.
     """
     if alpha is None:
         raise UserError(
-            f"{file} does not say its alpha, and another than it was trained with gives another model: state it, as in "
-            f"from_loralib(file, alpha=16), which is that of the released RoBERTa-base adapters"
+            f"{file} does not say its alpha, and the model is wrong with any other: state it, as in "
+            f"from_loralib(file, alpha=16), the alpha of the released RoBERTa-base adapters"
         )
     weights, rest = {}, {}
     for name, tensor in read_state_dict(at_home(file)).items():
@@ -39,52 +41,38 @@ def from_loralib(file: str | Path, alpha: float | None = None) -> Adapter:
         else:
             rest[name] = tensor
     if not weights:
-        raise UserError(f"{file} has no tensor whose name ends in lora_A or lora_B, but {listed(rest)}")
+        raise UserError(f"{file} has no tensor whose name ends in lora_A or lora_B, but {listed(rest) or 'nothing'}")
     bodies = {name.partition(".")[0] for name in weights}
     strange = [n for n in rest if n.partition(".")[0] in bodies and n.split(".")[1:2] != ["pooler"]]
     if strange:
         raise UserError(
-            f"{file} has tensors of the encoder itself: {listed(strange)}; an adapter has LoRA's and a head's"
+            f"{file} has tensors of the encoder itself: {listed(strange)}; an adapter has only LoRA's and a head's"
         )
     return Adapter(config_of(weights, alpha), weights, rest)
 
 
 @lasting
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Raises: UserError: If the file cannot be read as tensors by name, without running anything in it."""
+    """Read name -> tensor. Raises: UserError: If that is impossible without executing anything in the file."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        OSError,
-        RuntimeError,
-        UnpicklingError,
-        EOFError,
-        ValueError,
-        KeyError,
-        IndexError,
-        AttributeError,
-    ) as error:
+    except UNREADABLE as error:
         raise UserError(
             f"{path} cannot be read as a file of tensors, and nothing else in a pickle is executed: {first_line(error)}"
         ) from error
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
     ):
-        raise UserError(f"{path} is not a state dict, tensors by name, but holds a {type(content).__name__} of others")
+        raise UserError(f"{path} is not a state dict (name -> tensor) but a {type(content).__name__} of other things")
     return {name: tensor.detach().contiguous() for name, tensor in content.items()}
 
 
 def config_of(weights: dict[str, Tensor], alpha: float) -> LoraConfig:
-    """One alpha over whatever ranks the factors have; every module is named in full. Raises: UserError."""
+    """A config with every module's full name and rank. Raises: UserError: If a lora_A is not a matrix."""
     factors = {name.removesuffix(".lora_a"): a for name, a in weights.items() if name.endswith(".lora_a")}
     ranks = {name: a.shape[0] if a.dim() == 2 else 0 for name, a in factors.items()}
     if not ranks or min(ranks.values()) < 1:
-        raise UserError(f"every lora_A must be a matrix of a rank above 0; here are {listed(weights)}")
+        raise UserError(f"every lora_A must be a matrix with a rank above 0; the tensors are {listed(weights)}")
     rank = Counter(ranks.values()).most_common(1)[0][0]
     others = {name: own for name, own in ranks.items() if own != rank}
     return LoraConfig(targets=tuple(ranks), rank=rank, ranks=others, alpha=float(alpha))
-
-
-def listed(names) -> str:
-    names = list(names)
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") if names else "nothing"

@@ -1,12 +1,12 @@
-"""LoRA folded into the weights it adapts, and out again, exactly.
+"""Fold LoRA into the weights that it adapts, and take it out again exactly.
 
-Source: Hu et al. 2021, section 4.1: W0 + BA is computed and stored, so that inference costs what the base's does, and
+Source: Hu et al. 2021, section 4.1: W0 + BA is computed and stored, so inference costs the same as the base's, and
 tasks are switched by exchanging BA.
 
-A merged layer is a plain `nn.Linear` with a weight of its own. The pretrained weight is never written to: it waits in
-the LoRA layer whose place was taken, so unmerging puts that layer back, bit for bit, in any dtype and after any number
-of swaps, and a swap is one product added to the pretrained weight, with nothing to subtract first. What it costs is a
-second copy of the adapted weights, and of no others: 24 of 768 x 768 for q and v of RoBERTa-base, 57 MB in float32.
+A merged layer is a plain `nn.Linear` with its own weight. The pretrained weight is never written to. It stays in the
+LoRA layer that the merged layer replaced, so unmerging restores that layer bit for bit, in any dtype and after any
+number of swaps, and a swap only adds a product to the pretrained weight. The cost is a second copy of the adapted
+weights and of no others: 24 of 768 x 768 for q and v of RoBERTa-base, 57 MB in float32.
 """
 
 import math
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from lora.adapters.adapter import Adapter
 from lora.adapters.base import check_architecture, check_base, kept_layers
+from lora.adapters.folder import read_adapter
 from lora.adapters.head import fitted_head, own_head, put_head
-from lora.adapters.modes import lasting, thaw
+from lora.adapters.torch_modes import lasting, thaw
 from lora.errors import UserError
 from lora.methods import Applied
 from lora.methods.configs import LoraConfig
@@ -30,12 +31,12 @@ from lora.models.modules import is_head, replace, train_only
 
 @lasting
 def merge(model: nn.Module) -> None:
-    """Fold the model's LoRA into its weights, in place: its forward pass and its state are then the base model's own.
+    """Fold the model's LoRA into its weights, in place. The model then has the base's modules and parameter names.
 
-    A merged model stays as it is.
+    Merging a merged model does nothing.
 
-    Raises: UserError: If it has no LoRA, since no other method adds what a weight could take up; or if a merged weight
-        is not finite. The model is then unchanged.
+    Raises: UserError: If the model has no LoRA (no other method can be folded into weights), or a merged weight is not
+        finite. The model is then unchanged.
     """
     thaw(model)
     kept, layers = kept_layers(model), lora_layers(model)
@@ -46,11 +47,11 @@ def merge(model: nn.Module) -> None:
 
 @lasting
 def unmerge(model: nn.Module) -> None:
-    """Undo `merge` or `swap`: the LoRA layers are back, over the pretrained weights bit for bit.
+    """Undo `merge` or `swap`: restore the LoRA layers with the pretrained weights, bit for bit.
 
-    An unmerged model stays as it is.
+    Unmerging an unmerged model does nothing.
 
-    Raises: UserError: If it has no LoRA.
+    Raises: UserError: If the model has no LoRA.
     """
     kept = kept_layers(model)
     if not kept and not lora_layers(model):
@@ -67,22 +68,20 @@ def swap(
     allow_other_base: bool = False,
     allow_changed_architecture: bool = False,
 ) -> None:
-    """Make the model what its base is with this LoRA adapter merged, the head with it, whatever it was before.
+    """Merge a LoRA adapter and its head into the model's base, in place of any earlier adapter.
 
-    From a model without LoRA, with LoRA, or with another adapter merged: the targets, ranks and numbers of labels of
-    the two may differ. `unmerge` then gives this adapter's LoRA layers.
+    The model may have no LoRA, LoRA, or another adapter merged; targets, ranks and numbers of labels may differ between
+    the two. A later `unmerge` yields this adapter's LoRA layers.
 
     Args:
-        adapter: In memory, or the folder that holds it.
-        allow_other_base: Take an adapter that was trained on other weights. The check reads every weight of the base
-            once, at some GB per second; with this it is left out.
-        allow_changed_architecture: Take an encoder with other settings, as long as every tensor fits.
-    Raises: UserError: If the adapter cannot be read, is not LoRA's, does not fit, or is of another base. The model is
-        then as it was.
+        adapter: Adapter in memory, or its folder.
+        allow_other_base: Accept an adapter that was trained on other weights, and skip the check, which reads every
+            weight of the base once, at a few GB per second.
+        allow_changed_architecture: Accept an encoder with other settings if every tensor fits.
+    Raises: UserError: If the adapter cannot be read, is not LoRA, does not fit, or has another base. The model is then
+        unchanged.
     """
     if not isinstance(adapter, Adapter):
-        from lora.adapters.folder import read_adapter  # which writes and reads; this module only computes
-
         adapter = read_adapter(adapter)
     thaw(model)
     kept = kept_layers(model)
@@ -95,7 +94,7 @@ def swap(
     install(model, kept, layers)
     put_head(model, head)
     if getattr(model, "applied", None) is None:
-        train_only(model, ())  # as lora.apply does: a pretrained weight never trains beside LoRA
+        train_only(model, ())  # as lora.apply does: pretrained weights never train with LoRA
         for layer in layers.values():
             layer.weight.requires_grad_(False)
     trained = [f"{name}.{part}" for name in layers for part in ("lora_a", "lora_b")]
@@ -104,9 +103,9 @@ def swap(
 
 @lasting
 def remove(model: nn.Module) -> None:
-    """Take LoRA off: the pretrained layers are back, and the head that the model had before any adapter's.
+    """Take LoRA off: restore the pretrained layers, and the head that the model had before any adapter's.
 
-    Raises: UserError: If another method is on the model, which cannot be told from its base.
+    Raises: UserError: If the model has another method, which cannot be separated from its base.
     """
     applied = getattr(model, "applied", None)
     if applied is not None and not isinstance(applied.method, LoraConfig):
@@ -118,6 +117,7 @@ def remove(model: nn.Module) -> None:
 
 
 def state_of(model: nn.Module) -> str:
+    """Which method the model has, for a message."""
     applied = getattr(model, "applied", None)
     return f"this {type(model).__name__} has " + ("no method" if applied is None else f"method {applied.method.name}")
 
@@ -127,11 +127,11 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
 
 
 def fitted_layers(model: nn.Module, kept: Mapping[str, LoraLinear], adapter: Adapter) -> dict[str, LoraLinear]:
-    """New LoRA layers with the adapter's A and B over the model's pretrained weights; the model is not changed.
+    """New LoRA layers with the adapter's A and B and the model's pretrained weights. The model does not change.
 
     Args:
         kept: `kept_layers` of the model.
-    Raises: UserError: If the adapter is not LoRA's, or a module is absent, in the head, or of another shape.
+    Raises: UserError: If the adapter is not LoRA, or a module is missing, in the head, or of another shape.
     """
     if not isinstance(adapter.method, LoraConfig):
         raise UserError(f"adapters of method {adapter.method.name} cannot be merged: merging is for LoRA alone")
@@ -155,19 +155,21 @@ def fitted_layers(model: nn.Module, kept: Mapping[str, LoraLinear], adapter: Ada
 
 
 def find_linear(model: nn.Module, name: str) -> nn.Linear | LoraLinear:
-    """A linear layer of the encoder's body, with LoRA or without. Raises: UserError: If there is none of the name."""
+    """A linear layer of the encoder's body, with or without LoRA. Raises: UserError: If none has that name."""
     try:
         module = model.get_submodule(name)
     except AttributeError:
         module = None
     if not isinstance(module, nn.Linear | LoraLinear) or is_head(model, name):
         found = "absent" if module is None else f"a {type(module).__name__} of {type(model).__name__}"
-        raise UserError(f"the adapter has LoRA on {name}, which is no linear layer of the encoder's body but {found}")
+        raise UserError(
+            f"the adapter has LoRA on {name}, which is not a linear layer of the encoder's body but {found}"
+        )
     return module
 
 
 def install(model: nn.Module, kept: Mapping[str, LoraLinear], layers: Mapping[str, LoraLinear]) -> None:
-    """Merge these layers and no others. Until every weight is there the model's modules stay; a failure restores them.
+    """Merge exactly these layers. Modules are replaced only after all weights are computed; a failure restores all.
 
     Args:
         kept: `kept_layers` of the model.
@@ -176,7 +178,7 @@ def install(model: nn.Module, kept: Mapping[str, LoraLinear], layers: Mapping[st
     weights, written, scratch, checked = {}, [], {}, not surely_finite(layers)
     try:
         for name, layer in layers.items():
-            if name in kept:  # the weight that is merged now holds nothing that could not be computed again
+            if name in kept:  # the currently merged weight can be overwritten: it can be recomputed
                 weights[name] = model.get_submodule(name).weight
                 written.append(name)
             else:
@@ -197,9 +199,9 @@ def install(model: nn.Module, kept: Mapping[str, LoraLinear], layers: Mapping[st
 
 @torch.no_grad()
 def surely_finite(layers: Mapping[str, LoraLinear]) -> bool:
-    """Whether a glance at the factors rules out that any merged weight overflows.
+    """Whether the norm of the factors alone rules out an overflow in every merged weight.
 
-    No entry of B A is above the product of their norms, nor that above the square of the norm of all factors together.
+    No entry of B A exceeds the product of their norms, which in turn is at most the squared norm of all factors.
     """
     factors = [factor.flatten() for layer in layers.values() for factor in (layer.lora_a, layer.lora_b)]
     if not factors:
@@ -213,13 +215,12 @@ def surely_finite(layers: Mapping[str, LoraLinear]) -> bool:
 def fold(
     layer: LoraLinear, out: Float[Tensor, "d_out d_in"], name: str, scratch: dict[torch.Size, Tensor], checked: bool
 ) -> None:
-    """out = W + scale * B A: product and sum in float32, or float64 where W is, rounded once to the dtype of W.
+    """out = W + scale * B A, computed in float32 (float64 if W is) and rounded once to the dtype of W.
 
     Args:
-        scratch: Room for the sum in float32 by shape, kept from one layer to the next: new memory costs more than the
-            sum itself.
-        checked: Read the sum once more for values that are not finite.
-    Raises: UserError: If there are such values; `out` is then spoilt.
+        scratch: Shape -> float32 buffer for the sum, reused across layers: allocating memory costs more than the sum.
+        checked: Check that every value of the sum is finite.
+    Raises: UserError: If one is not; `out` is then invalid.
     """
     weight, a, b = layer.weight, layer.lora_a, layer.lora_b
     if weight.dtype in (torch.float32, torch.float64):
@@ -234,7 +235,7 @@ def fold(
 
 
 def plain(layer: LoraLinear, weight: nn.Parameter) -> nn.Linear:
-    """A linear layer of this weight and the LoRA layer's bias, which they share."""
+    """A linear layer with this weight and the LoRA layer's bias, shared rather than copied."""
     linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
     linear.weight, linear.bias = weight, layer.bias
     return linear

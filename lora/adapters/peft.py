@@ -1,10 +1,11 @@
-"""PEFT's folders: LoRA handed over to Hugging Face's `peft`, and taken from it.
+"""Write and read the adapter folders of Hugging Face's `peft`.
 
-Source: peft 0.21, `LoraConfig` and `save_and_load.py`: `adapter_config.json`, `adapter_model.safetensors`, names below
-`base_model.model.`. The scale of a module is lora_alpha / r, or / sqrt(r) with use_rslora; `rank_pattern` and
-`alpha_pattern` replace r and lora_alpha by module.
+Source: peft 0.21, `LoraConfig` and `save_and_load.py`: `adapter_config.json`, `adapter_model.safetensors`, tensor names
+prefixed with `base_model.model.`. A module's scale is lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora;
+`rank_pattern` and `alpha_pattern` override r and lora_alpha for single modules.
 
-What PEFT has no place for (task, labels, score, the base's hashes) lies beside them in `lora.json`, which it ignores.
+What PEFT has no field for (task, labels, score, the base's hashes) is in `lora.json` in the same folder, which PEFT
+ignores.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from lora.adapters.adapter import Adapter, Origin
 from lora.adapters.base import Base
+from lora.adapters.base_location import locate_base
 from lora.adapters.folder import (
     FORMAT,
     apart,
@@ -33,16 +35,15 @@ from lora.adapters.folder import (
     read_tensors,
     write_folder,
 )
-from lora.adapters.location import locate_base
 from lora.checks import SettingsError
 from lora.errors import UserError
 from lora.methods.configs import LoraConfig
 
-CONFIG, WEIGHTS, BESIDE = "adapter_config.json", "adapter_model.safetensors", "lora.json"
+CONFIG, WEIGHTS, EXTRAS = "adapter_config.json", "adapter_model.safetensors", "lora.json"
 PREFIX = "base_model.model."
 FACTORS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b"}
-# Settings that say how an adapter was made or found, or that are read below. Any other must be off: it would change
-# what the adapter computes. The same holds for inits that change the pretrained weights.
+# Settings that are read below or only say how an adapter was made or found. Any other must be off, because it would
+# change what the adapter computes, and so would an init outside INITS, which changes the pretrained weights.
 READ = (
     "peft_type task_type auto_mapping peft_version base_model_name_or_path revision inference_mode r target_modules "
     "exclude_modules lora_alpha lora_dropout use_rslora modules_to_save init_lora_weights layers_to_transform "
@@ -53,8 +54,8 @@ INITS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
 @dataclass(frozen=True)
-class Beside:
-    """`lora.json`, but for its format."""
+class Extras:
+    """The content of `lora.json`, apart from its format."""
 
     method: LoraConfig
     base: Base | None
@@ -62,28 +63,29 @@ class Beside:
 
 
 def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | None = None) -> None:
-    """Write a folder that PEFT loads, for the same logits.
+    """Write a LoRA adapter as a folder that PEFT loads, with the same logits.
 
-    `AutoPeftModelForSequenceClassification.from_pretrained` loads it with its base, `PeftModel.from_pretrained` onto a
-    base at hand. The base needs as many labels as the adapter has (`num_labels=3`; transformers' default is 2).
+    `AutoPeftModelForSequenceClassification.from_pretrained` loads it together with its base,
+    `PeftModel.from_pretrained` onto a base in memory. The base needs as many labels as the adapter has
+    (`num_labels=3`; transformers' default is 2).
 
     Args:
-        adapter: In memory, or the folder that holds it.
-        base: The folder or hub id that the base is loaded from, for the folder to name. A folder is read, and named
-            by its absolute path. None takes the hub id or the embedded encoder that the adapter says.
-    Raises: UserError: If it is not LoRA's or has LoRA in the head; if it does not say where its base lies and `base`
-        does not, or the folder holds another base; or if the folder cannot be written.
+        adapter: Adapter in memory, or its folder.
+        base: Folder or hub id that PEFT shall load the base from. A folder is checked, and stored as an absolute path.
+            None uses the hub id or the embedded encoder that the adapter names.
+    Raises: UserError: If the adapter is not LoRA, or has LoRA in the head; if neither it nor `base` says where the base
+        is, or the folder `base` holds another one; or if `out` cannot be written.
     """
     if not isinstance(adapter, Adapter):
         adapter = read_adapter(adapter)
     method = adapter.method
     if not isinstance(method, LoraConfig):
-        raise UserError(f"PEFT's folder is for LoRA, and the adapter is of method {method.name}")
+        raise UserError(f"a PEFT folder is for LoRA, and the adapter is of method {method.name}")
     modules = list(adapter.pairs())
     saved = sorted({head_module(name) for name in adapter.head})
     both = [name for name in modules if any(f"{name}.".startswith(f"{module}.") for module in saved)]
     if both:
-        raise UserError(f"PEFT does not save a head and put LoRA into it: {', '.join(both)}")
+        raise UserError(f"PEFT cannot both save a head and put LoRA into it: {', '.join(both)}")
     ranks = {name: len(a) for name, (a, _) in adapter.pairs().items()}
     alphas = {name: alpha_at(method, rank) for name, rank in ranks.items()}
     alpha = alpha_at(method, method.rank)
@@ -109,21 +111,21 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
     for name, (a, b) in adapter.pairs().items():
         tensors[f"{PREFIX}{name}.lora_A.weight"], tensors[f"{PREFIX}{name}.lora_B.weight"] = a, b
     tensors |= {f"{PREFIX}{name}": tensor for name, tensor in adapter.head.items()}
-    beside = dataclasses.asdict(Beside(method, adapter.base, adapter.origin))
+    extras = dataclasses.asdict(Extras(method, adapter.base, adapter.origin))
     files = {
         CONFIG: json.dumps(config, indent=1).encode(),
         WEIGHTS: save(apart(tensors), metadata={"format": "pt"}),
-        BESIDE: json.dumps({"format": FORMAT, **beside}, indent=1).encode(),
+        EXTRAS: json.dumps({"format": FORMAT, **extras}, indent=1).encode(),
     }
     write_folder(Path(out), files)
 
 
 def from_peft(folder: str | Path) -> Adapter:
-    """Read a folder that PEFT, or `to_peft`, has written; heads saved by `modules_to_save` included.
+    """Read a LoRA folder written by PEFT or by `to_peft`, including a head saved through `modules_to_save`.
 
-    Raises: UserError: If it is not LoRA's, or uses what `LoraConfig` here has not (DoRA, trained biases, a scale of its
-        own for each module, inits that change the base); if a file is absent, broken, or a pickle; or if `lora.json`
-        says otherwise.
+    Raises: UserError: If it is not LoRA, or uses a feature that `LoraConfig` here lacks (DoRA, trained biases, separate
+        scales for modules, inits that change the base); if a file is missing, broken, or a pickle; or if `lora.json`
+        contradicts PEFT's files.
     """
     folder = existing(folder)
     if not (folder / WEIGHTS).exists() and (folder / "adapter_model.bin").exists():
@@ -137,32 +139,32 @@ def from_peft(folder: str | Path) -> Adapter:
         adapter = Adapter(method_of(config, weights, folder / CONFIG), weights, head)
     except SettingsError as error:
         raise UserError(f"{folder / CONFIG}: {'; '.join(error.problems)}") from error
-    if not (folder / BESIDE).exists():
+    if not (folder / EXTRAS).exists():
         return adapter
-    beside = describe(folder, BESIDE, Beside)
-    ours = Adapter(beside.method, weights, head, beside.base, beside.origin)
+    extras = describe(folder, EXTRAS, Extras)
+    ours = Adapter(extras.method, weights, head, extras.base, extras.origin)
     differing = [name for name in adapter.pairs() if ours.scale(name) != adapter.scale(name)]
     if differing:
         raise UserError(
-            f"{folder}: {BESIDE} says a factor of {ours.scale(differing[0]):g} for {differing[0]}, and {CONFIG} "
-            f"{adapter.scale(differing[0]):g}: without {BESIDE} the latter holds"
+            f"{folder}: {EXTRAS} says a factor of {ours.scale(differing[0]):g} for {differing[0]}, and {CONFIG} "
+            f"{adapter.scale(differing[0]):g}: to use the latter, remove {EXTRAS}"
         )
     return ours
 
 
 def head_module(name: str) -> str:
-    """What PEFT wraps whole: a child of the model, or the pooler in its body."""
+    """The module that PEFT saves as a whole: a child of the model, or the pooler in its body."""
     parts = name.split(".")
     return ".".join(parts[:2]) if parts[1:2] == ["pooler"] else parts[0]
 
 
 def alpha_at(method: LoraConfig, rank: int) -> float:
-    """PEFT's lora_alpha, the scale's numerator whatever the rule for it."""
+    """PEFT's lora_alpha at a rank: the numerator of the scale."""
     return method.alpha if method.alpha_at_rank is None else method.alpha * rank / method.alpha_at_rank
 
 
 def checked_config(folder: Path) -> dict[str, Any]:
-    """PEFT's settings. Raises: UserError: If one of them is of another kind, or on and unknown here."""
+    """Read PEFT's settings. Raises: UserError: If one has the wrong type, or is on but not supported here."""
     config, path = read_json(folder, CONFIG), folder / CONFIG
     if config.get("peft_type") != "LORA":
         raise UserError(f"{path}: peft_type must be LORA, got {config.get('peft_type')!r}")
@@ -170,7 +172,7 @@ def checked_config(folder: Path) -> dict[str, Any]:
     if config.get("init_lora_weights", True) not in INITS:
         on.append(f"init_lora_weights={config['init_lora_weights']!r}, which changes the base")
     if on:
-        raise UserError(f"{path} uses what cannot be taken over: {'; '.join(on)}")
+        raise UserError(f"{path} uses settings that are not supported: {'; '.join(on)}")
 
     def numbers(value: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < sys.float_info.max
@@ -192,18 +194,18 @@ def checked_config(folder: Path) -> dict[str, Any]:
         pattern = config.get(key) or {}
         rules[key] = isinstance(pattern, dict) and all(map(numbers, pattern.values()))
         strange = [name for name in pattern if not re.fullmatch(r"[\w.]+", name)] if rules[key] else []
-        if strange:  # matching a stranger's regular expression may take for ever
-            raise UserError(f"{path}: {key} has {strange[0]!r}; only names of modules are read, no regular expressions")
+        if strange:  # matching a stranger's regular expression may take forever
+            raise UserError(f"{path}: {key} has {strange[0]!r}; only module names are read, no regular expressions")
     wrong = [f"{key}={reprlib.repr(config.get(key))}" for key, holds in rules.items() if not holds]
     if wrong:
-        raise UserError(f"{path}: of a kind that it must not be: {'; '.join(wrong)}")
+        raise UserError(f"{path}: wrong type or value: {'; '.join(wrong)}")
     return config
 
 
 def split(
     tensors: dict[str, Tensor], saved: tuple[str, ...], path: Path
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """LoRA's tensors and the head's, under our names. Raises: UserError: If there are others."""
+    """LoRA's tensors and the head's, under our names. Raises: UserError: If there is any other tensor."""
     weights, head = {}, {}
     for key, tensor in tensors.items():
         name = key.removeprefix(PREFIX)
@@ -222,14 +224,14 @@ def split(
 
 
 def method_of(config: dict[str, Any], weights: dict[str, Tensor], path: Path) -> LoraConfig:
-    """As a `LoraConfig` that names every module in full. Raises: UserError: If the scales follow no rule of it."""
+    """A `LoraConfig` with every module's full name. Raises: UserError: If it cannot express the ranks or scales."""
     ranks = {
         name.removesuffix(".lora_a"): len(t) for name, t in weights.items() if name.endswith(".lora_a") and t.dim()
     }
     if not ranks:
         raise UserError(f"{path.parent / WEIGHTS} has no LoRA tensors")
     targets = config.get("target_modules")
-    # one regular expression is not tried, as it may take for ever: PEFT saves the modules that it matched
+    # a regular expression is not tried, because that may take forever; PEFT has saved the modules that it matched
     others = [n for n in ranks if isinstance(targets, list) and not any(f".{n}".endswith(f".{t}") for t in targets)]
     if others:
         raise UserError(
@@ -254,11 +256,11 @@ def method_of(config: dict[str, Any], weights: dict[str, Tensor], path: Path) ->
         if all(alpha_at(method, ranks[name]) == alphas[name] for name in ranks):
             return method
     raise UserError(
-        f"{path}: alpha_pattern gives modules scales of their own: {alphas}; here alpha is one for all, or in one "
-        f"ratio to the rank"
+        f"{path}: alpha_pattern gives modules separate scales: {alphas}; only one alpha, or one ratio of alpha to "
+        f"rank, is supported"
     )
 
 
 def by_pattern(pattern: dict[str, float] | None, name: str, default: float) -> float:
-    """PEFT's rule: the first key that is the module's name or its end decides."""
+    """PEFT's rule: the first key that equals the module's name or ends it decides."""
     return next((own for key, own in (pattern or {}).items() if f".{name}".endswith(f".{key}")), default)

@@ -1,8 +1,8 @@
 """`python -m lora predict`: batch prediction with trained adapters, and the files of a GLUE submission.
 
-One base is loaded, whatever the number of adapters: LoRA's are merged into it one after another, other methods' put on
-a copy. With several adapters there are as many inputs and outputs, in the same order; or one of each, whose column
-`adapter` names the adapter of every row. Inputs are tab-separated with a header and no quoting, as GLUE's files are.
+One base is loaded for all adapters. LoRA adapters are merged into it one after another; other methods are put on a
+copy. With several adapters, give as many inputs and outputs, in the same order, or one of each; the input's column
+`adapter` then names each row's adapter. Inputs are tab-separated with a header and no quoting, like GLUE's files.
 """
 
 import argparse
@@ -18,11 +18,11 @@ from torch import nn
 from tqdm import tqdm
 
 from lora.adapters.adapter import Adapter
+from lora.adapters.base_location import model_entries
 from lora.adapters.head import head_parameters
-from lora.adapters.inputs import NAMES, Served, Work, read_input, serve, words
-from lora.adapters.load import place
-from lora.adapters.location import model_entries
+from lora.adapters.load import load_adapter
 from lora.adapters.merge import remove, swap
+from lora.adapters.predict_inputs import NAMES, Served, Work, read_input, serve, words
 from lora.data.batching import Encoded, collate, encode, evaluation_batches, to_device
 from lora.data.glue_tsv import find_file
 from lora.data.read import read
@@ -34,26 +34,26 @@ from lora.models.load import Encoder, load_encoder, max_positions
 
 
 def load_base(adapter: Adapter, task: Task, folder: str | None) -> Encoder:
-    """The encoder that an adapter names, or the one in a folder.
+    """Load the encoder in `folder`, or without one the encoder that the adapter names.
 
-    Raises: UserError: If the adapter names none that can be found without a folder.
+    Raises: UserError: If there is no folder and the adapter's encoder cannot be found without one.
     """
     encoder = adapter.origin.encoder
     if folder is not None:
         encoder = dataclasses.replace(model_entries()["local"], path=folder)
     elif encoder is None or encoder.source == "local":
         name = "" if adapter.base is None or adapter.base.name is None else f" ({adapter.base.name})"
-        raise UserError(f"the adapter does not say where its base{name} lies: --model names the folder that holds it")
+        raise UserError(f"the adapter does not say where its base{name} is: name its folder with --model")
     try:
         return load_encoder(encoder, task, seed=0)
     except re.error as error:
-        raise UserError(f"the adapter's origin.encoder.unused_weights is no regular expression: {error}") from error
+        raise UserError(f"the adapter's origin.encoder.unused_weights is not a regular expression: {error}") from error
 
 
 def predict_all(encoder: Encoder, work: Sequence[Work], batch: int, device: torch.device) -> list[np.ndarray]:
-    """The logits of every work's rows, (rows, labels) in float32.
+    """The float32 logits of each work's rows, (rows, labels).
 
-    Raises: UserError: If an adapter does not fit the base.
+    Raises: UserError: If an adapter does not fit the base or its task, or lacks a trained head.
     """
     base, found = encoder.model.to(device), []
     with tqdm(total=sum(len(each.rows) for each in work), unit="row", disable=None) as bar:
@@ -65,12 +65,12 @@ def predict_all(encoder: Encoder, work: Sequence[Work], batch: int, device: torc
                 swap(model := base, adapter)
             else:
                 remove(base)
-                place(model := copy.deepcopy(base), adapter)
+                load_adapter(model := copy.deepcopy(base), adapter)
             lacking = [n for n in head_parameters(model) if is_random(model, n) and n not in adapter.head]
             if lacking:
                 raise UserError(
-                    f"adapter {each.served.name} has no {', '.join(lacking)}: with a head of random values its "
-                    f"predictions would mean nothing"
+                    f"adapter {each.served.name} has no {', '.join(lacking)}: with a random head its predictions would "
+                    f"be meaningless"
                 )
             outputs = len(task.labels) or 1
             if model.config.num_labels != outputs:
@@ -84,7 +84,7 @@ def predict_all(encoder: Encoder, work: Sequence[Work], batch: int, device: torc
 
 
 def is_random(model: nn.Module, name: str) -> bool:
-    """Whether a parameter of the head is drawn anew when the base is loaded; a pooler in the body is read with it."""
+    """Whether a parameter of the head is random in a loaded base. A pooler inside the body is pretrained."""
     return not name.startswith(f"{model.base_model_prefix}.")
 
 
@@ -101,7 +101,7 @@ def logits_of(
 
 
 def predicted(logits: np.ndarray, task: Task, submission: bool = False) -> list[str]:
-    """Label words; or scores, in a submission within the task's range and to three decimals."""
+    """Label words or scores. In a submission, scores are clipped to the task's range and have three decimals."""
     if task.labels:
         labels = (task.tsv.words or task.labels) if submission else task.labels
         return [labels[index] for index in logits.argmax(1)]
@@ -110,15 +110,16 @@ def predicted(logits: np.ndarray, task: Task, submission: bool = False) -> list[
 
 
 def as_tsv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:
+    """The content of a tab-separated file."""
     return "".join("\t".join(map(str, row)) + "\n" for row in [header, *rows]).encode()
 
 
 def to_files(arguments: argparse.Namespace, served: Sequence[Served], device: torch.device) -> dict[Path, bytes]:
-    """One output per input. Raises: UserError."""
+    """Output path -> content, one per input. Raises: UserError: If inputs, outputs and adapters do not match."""
     inputs, outputs = [Path(path) for path in arguments.input], [Path(path) for path in arguments.output]
     if len(inputs) not in (1, len(served)) or len(inputs) != len(outputs):
         raise UserError(
-            f"{len(served)} adapters need as many inputs and outputs, or one of each with a column {NAMES}; got "
+            f"{len(served)} adapters need as many inputs and outputs, or one of each and a column {NAMES}; got "
             f"{len(inputs)} inputs and {len(outputs)} outputs"
         )
     if len({path.resolve() for path in outputs}) < len(outputs):
@@ -141,18 +142,18 @@ def to_files(arguments: argparse.Namespace, served: Sequence[Served], device: to
 
 
 def to_submission(arguments: argparse.Namespace, served: Sequence[Served], device: torch.device) -> dict[Path, bytes]:
-    """The files that GLUE's server takes: `CoLA.tsv`, `MNLI-m.tsv`, ..., with index and prediction.
+    """The files that GLUE's server accepts: `CoLA.tsv`, `MNLI-m.tsv`, ..., with index and prediction.
 
-    Source: gluebenchmark.com, its FAQ and sample submission.
+    Source: gluebenchmark.com, FAQ and sample submission.
 
-    Raises: UserError: If a task is no GLUE task, is there twice, or its test file cannot be read.
+    Raises: UserError: If a task is not a GLUE task, occurs twice, or its test file cannot be read.
     """
     tasks = [each.task for each in served]
     foreign = [task.name for task in tasks if task.tsv is None]
     twice = sorted({task.name for task in tasks if tasks.count(task) > 1})
     if foreign or twice:
-        reason = f"no GLUE task: {', '.join(foreign)}" if foreign else f"two adapters for {', '.join(twice)}"
-        raise UserError(f"a submission has one file for each test set of GLUE; here are {reason}")
+        reason = f"not a GLUE task: {', '.join(foreign)}" if foreign else f"two adapters for {', '.join(twice)}"
+        raise UserError(f"a submission has one file for each test set of GLUE: {reason}")
     work, names = [], []
     for each in served:
         for split in each.task.test_splits:
@@ -171,7 +172,7 @@ def to_submission(arguments: argparse.Namespace, served: Sequence[Served], devic
 
 
 def run(arguments: argparse.Namespace) -> list[Path]:
-    """Returns: The files written: all of them, after everything was computed. Raises: UserError."""
+    """Predict, then write all files. Returns: Their paths. Raises: UserError: If anything in the call is wrong."""
     filed = bool(arguments.input or arguments.output)
     if filed == bool(arguments.glue_submission):
         raise UserError("give either --input and --output, or --glue-submission")
@@ -181,7 +182,7 @@ def run(arguments: argparse.Namespace) -> list[Path]:
         raise UserError(f"--batch must be >= 1, got {arguments.batch}")
     if arguments.task and len(arguments.task) != len(arguments.adapter):
         raise UserError(
-            f"--task is given for every adapter or for none: {len(arguments.task)} tasks for {len(arguments.adapter)}"
+            f"give --task for every adapter or for none: got {len(arguments.task)} tasks for {len(arguments.adapter)}"
         )
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device is cuda, but torch sees no CUDA device here")
@@ -191,7 +192,7 @@ def run(arguments: argparse.Namespace) -> list[Path]:
     served = [serve(adapter, task) for adapter, task in zip(arguments.adapter, tasks, strict=True)]
     names = [each.name for each in served]
     if len(set(names)) < len(names):
-        raise UserError(f"adapters need names of their own, NAME=FOLDER; here are {', '.join(names)}")
+        raise UserError(f"adapters need distinct names (NAME=FOLDER), got {', '.join(names)}")
     make = to_submission if arguments.glue_submission else to_files
     files = make(arguments, served, device)
     for path, content in files.items():
@@ -205,22 +206,22 @@ def options(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="[NAME=]DIR",
-        help="an adapter's folder, and the name that rows use for it (default: the folder's own); a folder that exists "
-        "is taken whole, even if its path contains =",
+        help="an adapter's folder, and the name that rows use for it (default: the folder's own); an existing folder "
+        "is taken as a whole, even if its path contains =",
     )
-    parser.add_argument("--task", action="append", help="of each adapter; its own if not given")
+    parser.add_argument("--task", action="append", help="each adapter's task (default: the one it was trained on)")
     parser.add_argument("--input", action="append", default=[], metavar="FILE", help="tab-separated, with a header")
     parser.add_argument("--output", action="append", default=[], metavar="FILE")
     parser.add_argument(
-        "--glue-submission", metavar="DIR", help="write the official files for the adapters' tasks there"
+        "--glue-submission", metavar="DIR", help="folder for the submission files of the adapters' tasks"
     )
-    parser.add_argument("--glue-dir", metavar="DIR", help="the official files, with test.tsv")
-    parser.add_argument("--model", metavar="DIR", help="the base's folder, if the adapter cannot say where it is")
-    parser.add_argument("--batch", type=int, default=64, help="rows per pass (default 64)")
+    parser.add_argument("--glue-dir", metavar="DIR", help="folder with the official GLUE files, test.tsv included")
+    parser.add_argument("--model", metavar="DIR", help="folder of the base, if the adapter does not say where it is")
+    parser.add_argument("--batch", type=int, default=64, help="rows per forward pass (default 64)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
 
 def main(given: argparse.Namespace) -> None:
-    """Exit codes: 0 done, 2 a mistake in what was asked for."""
+    """Exit codes: 0 done, 2 a mistake in the call."""
     written = run(given)
     print(*written, sep="\n")

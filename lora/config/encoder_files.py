@@ -9,6 +9,7 @@ from pathlib import Path
 from lora.config.run import ModelConfig
 from lora.data.embedded import model_folder
 from lora.errors import UserError
+from lora.files import file_state, hash_file
 
 NAME_LENGTH = 40  # of the part of a local encoder's name that is its folder's
 
@@ -63,28 +64,26 @@ def weights_name(where: str, commit: str | None, config: ModelConfig) -> str:
         return f"commit:{commit}"
     from transformers.utils import cached_file
 
-    return f"sha256:{hash_file(cached_file(where, 'pytorch_model.bin', revision=commit))}"
+    return f"sha256:{cached_hash(cached_file(where, 'pytorch_model.bin', revision=commit))}"
 
 
 def hash_weights(folder: str) -> str:
     """One hash over a folder's config and weight files."""
     names = ["config.json", *sorted(path.name for path in Path(folder).glob("*.safetensors"))]
-    return hashlib.sha256(json.dumps([(name, hash_file(f"{folder}/{name}")) for name in names]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([(name, cached_hash(f"{folder}/{name}")) for name in names]).encode()).hexdigest()
 
 
-def hash_file(path: str) -> str:
+def cached_hash(path: str) -> str:
     """
     Raises: UserError: If it cannot be read.
     """
     try:
-        status = Path(path).stat()
-        return _hash_file(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return _hash_once(path, file_state(path))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
 @functools.lru_cache
-def _hash_file(path: str, *changed: int) -> str:
-    del changed  # part of the cache's key, so that a changed file is read again: no tool can set back its ctime
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _hash_once(path: str, state: tuple[int, ...]) -> str:
+    del state  # part of the cache's key, so that a changed file is read again
+    return hash_file(path)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lora.checks import Problems, SettingsError, build
-from lora.data.tasks import TASKS
+from lora.data.tasks import MIN_TRAIN_ROWS, TASKS
 from lora.methods import METHODS
 from lora.methods.configs import MethodConfig
 
@@ -76,7 +76,8 @@ class DataConfig:
         problems = Problems()
         if self.source == "hub":
             problems.check(bool(self.revision), "revision", "stated with source=hub", self.revision)
-        problems.check(self.train_rows is None or self.train_rows >= 2, "train_rows", "null or >= 2", self.train_rows)
+        enough = self.train_rows is None or self.train_rows >= MIN_TRAIN_ROWS
+        problems.check(enough, "train_rows", f"null or >= {MIN_TRAIN_ROWS}", self.train_rows)
         problems.check(self.max_length >= 4, "max_length", ">= 4 tokens", self.max_length)
         problems.done()
 

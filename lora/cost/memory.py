@@ -15,7 +15,7 @@ from lora.config.compose import compose_run
 from lora.config.run import RunConfig
 from lora.cost.efficiency.memory import saved_bytes
 from lora.errors import UserError
-from lora.methods.attach import apply
+from lora.methods import apply
 from lora.models.modules import count_parameters
 from lora.models.sizes import SIZES
 from lora.training.processes import check_batch

@@ -18,8 +18,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from lora.checks import SettingsError, build
 from lora.errors import UserError
 from lora.files import ROOT
-from lora.methods import METHODS
-from lora.methods.attach import apply
+from lora.methods import METHODS, apply
 from lora.methods.configs import MethodConfig
 from lora.models.modules import count_parameters
 from lora.models.sizes import SIZES, closed_form

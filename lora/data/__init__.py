@@ -1,1 +1,1 @@
-"""Rows of every task, the same whichever way they come, and their metrics."""
+"""The rows of every task, the same from every source, and the metrics."""

@@ -1,4 +1,4 @@
-"""From rows to padded tensors: tokens once per split, batches by a seed of their own, padding to the longest."""
+"""From rows to padded tensors: tokenize a split once, draw batches from their own seed, pad to the longest example."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,20 +12,20 @@ from torch import Tensor
 from lora.data.tasks import Task
 from lora.rng import shuffled
 
-TOKENIZED_AT_ONCE = 20_000  # rows; the tokenizer's own objects are large
-WIDTHS = 4  # batches are padded to multiples of it: a matrix product is planned anew for every new shape
-MEGA_BATCH = 50  # batches that are sorted together by length; the rest of the order stays random
+TOKENIZED_AT_ONCE = 20_000  # rows; the tokenizer's objects take much memory
+WIDTHS = 4  # batches are padded to a multiple of this: every new shape costs a new plan for its matrix products
+MEGA_BATCH = 50  # batches sorted together by length; the order is otherwise random
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The tokens of a split, one row after another.
+    """The tokens of a split, row after row.
 
     Args:
-        input_ids: Of all rows; row i takes lengths[i] places from offsets[i].
-        token_type_ids: The same, if the tokenizer gives them.
+        input_ids: Tokens of all rows; row i is the lengths[i] tokens from offsets[i] on.
+        token_type_ids: The same for token types; None if the tokenizer returns none.
         labels: int64 class indices or float32 scores; None for a test split.
-        max_length: What rows were cut to.
+        max_length: Number of tokens that longer rows were cut to.
     """
 
     input_ids: Int[np.ndarray, " tokens"]
@@ -37,10 +37,10 @@ class Encoded:
 
 
 def encode(dataset: datasets.Dataset, task: Task, tokenizer: Any, max_length: int) -> Encoded:
-    """Tokenize a split. Of a pair that is too long, the longer text is cut, token by token.
+    """Tokenize a split. A pair that is too long loses tokens one by one, each from the text that is then longer.
 
     Args:
-        tokenizer: Of transformers.
+        tokenizer: A tokenizer of transformers.
     """
     ids, types, lengths = [], [], []
     for start in range(0, len(dataset), TOKENIZED_AT_ONCE):
@@ -70,11 +70,11 @@ def encode(dataset: datasets.Dataset, task: Task, tokenizer: Any, max_length: in
 def epoch_batches(
     lengths: Int[np.ndarray, " rows"], batch: int, seed: int, epoch: int, similar_length: bool
 ) -> list[Int[np.ndarray, " _"]]:
-    """The rows of every batch of one epoch: each row once, the same for the same arguments, on any machine.
+    """The row indices of each batch of an epoch. Every row occurs once; equal arguments give equal batches anywhere.
 
     Args:
-        similar_length: Sort by length within every 50 batches of the random order, cut, and shuffle the batches. One of
-            them may be uneven, and it need not be the last.
+        similar_length: Sort every 50 batches of the random order by length, cut them anew, and shuffle the batches. The
+            one batch that may be smaller can then come anywhere in the epoch.
     """
     order = shuffled(len(lengths), seed, "order", epoch)
     if not similar_length:
@@ -86,30 +86,24 @@ def epoch_batches(
 
 
 def evaluation_batches(lengths: Int[np.ndarray, " rows"], batch: int) -> list[Int[np.ndarray, " _"]]:
-    """Longest first, so that the batch that needs most memory shows at once whether it fits."""
+    """Row indices of each batch, longest first: if a batch does not fit into memory, the first one fails."""
     return cut(np.argsort(-lengths, kind="stable"), batch)
 
 
 def cut(order: Int[np.ndarray, " rows"], size: int) -> list[Int[np.ndarray, " _"]]:
-    """Pieces of `size`; the last may be shorter."""
+    """Cut into pieces of `size`; the last may be shorter."""
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def collate(
-    encoded: Encoded, rows: Int[np.ndarray, " batch"], pad_token_id: int, pad_to: int | None = None
-) -> dict[str, Tensor]:
-    """Model inputs of some rows, padded on the right, to the longest of them or up to three more, and `labels`.
+def collate(encoded: Encoded, rows: Int[np.ndarray, " batch"], pad_token_id: int) -> dict[str, Tensor]:
+    """Model inputs and `labels` of a batch, padded on the right to its longest example, rounded up to `WIDTHS`.
 
     Args:
-        pad_to: Pad to this length instead.
-    Raises: ValueError: If a row is longer than `pad_to`.
+        rows: Row indices of the examples.
     """
     lengths, offsets = encoded.lengths[rows], encoded.offsets[rows]
     longest = int(lengths.max())
-    width = min(-(-longest // WIDTHS) * WIDTHS, encoded.max_length) if pad_to is None else pad_to
-    if width < longest:
-        raise ValueError(f"pad_to is {pad_to}, but a row has {longest} tokens")
-    columns = np.arange(width)
+    columns = np.arange(min(-(-longest // WIDTHS) * WIDTHS, encoded.max_length))
     mask = columns < lengths[:, None]
     places = np.where(mask, offsets[:, None] + columns, 0)
     inputs = {

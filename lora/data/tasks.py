@@ -1,4 +1,4 @@
-"""TASKS: what each task is made of. Columns, labels, splits, headline metric, official sizes and file layout."""
+"""TASKS: columns, labels, splits, headline metric, official sizes and file layout of each task. No torch here."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,14 +11,14 @@ class TsvLayout:
     """The official GLUE files of one task.
 
     Args:
-        folder: Below the data folder.
+        folder: Name of the task's folder in the data folder.
         files: Split -> file name.
-        texts: Header names of the task's text columns, in the order of `Task.columns`.
-        label: Header name of the label; test files have no such column.
-        words: How the files write the labels, in the order of `Task.labels`; () for the very same words.
-        bare: Column names of train and dev files without a header (CoLA's).
-        broken: Train and dev hold some lines that were torn apart (QQP's): lines end where Python's text files end
-            them, and lines of another width are left out as long as the count is then the official one.
+        texts: Header names of the text columns, in the order of `Task.columns`.
+        label: Header name of the label column, which test files lack.
+        words: Label words in the files, in the order of `Task.labels`; () if they are the same.
+        bare: Column names of train and dev files without a header (CoLA).
+        broken: Whether some lines of train and dev are torn apart (QQP). Lines then end as in Python's text files, and
+            lines with another number of columns are left out, provided that the official number of rows remains.
     """
 
     folder: str
@@ -35,35 +35,41 @@ class Task:
     """One task.
 
     Args:
-        title: As the tables print it.
-        columns: One or two text columns, named as in the hub's `nyu-mll/glue`.
+        title: Name in tables.
+        columns: One or two text columns, named as in `nyu-mll/glue` on the hub.
         labels: Label words in the hub's index order; () for regression.
-        label_range: Lowest and highest score of a regression; None with labels.
-        metric: The headline; one of `metrics`, which are all that are computed.
-        official_rows: Rows of every split when it is whole.
-        tsv: None for embedded tasks.
-        label_std: Standard deviation (ddof 0) of a regression's official dev labels, computed from them; None with
-            labels.
+        metrics: The metrics that are computed, the headline metric first.
+        official_rows: Split -> number of rows of the whole split.
+        tsv: Layout of the official files; None for embedded tasks.
+        label_range: Lowest and highest score of a regression; None for classification.
+        label_std: Standard deviation (ddof 0) of the official dev labels of a regression; None for classification.
     """
 
     name: str
     title: str
-    family: Literal["glue", "embedded"]
     columns: tuple[str, ...]
     labels: tuple[str, ...]
-    label_range: tuple[float, float] | None
-    metric: str
     metrics: tuple[str, ...]
     official_rows: dict[str, int]
-    tsv: TsvLayout | None
+    tsv: TsvLayout | None = None
     train_split: str = "train"
     validation_splits: tuple[str, ...] = ("validation",)
     test_splits: tuple[str, ...] = ("test",)
+    label_range: tuple[float, float] | None = None
     label_std: float | None = None
 
     @property
+    def family(self) -> Literal["glue", "embedded"]:
+        return "embedded" if self.tsv is None else "glue"
+
+    @property
+    def metric(self) -> str:
+        """The headline metric."""
+        return self.metrics[0]
+
+    @property
     def training_splits(self) -> tuple[str, ...]:
-        """What a run reads: train and validation."""
+        """The splits that a run reads: train and validation."""
         return (self.train_split, *self.validation_splits)
 
 
@@ -83,17 +89,14 @@ def _rows(train: int, validation: int, test: int | None = None) -> dict[str, int
     return {"train": train, "validation": validation} | ({} if test is None else {"test": test})
 
 
-# Order: the paper's Table 2, then WNLI, which the paper leaves out. Sizes and label orders: the data set's own
+# Order: the paper's Table 2, then WNLI, which the paper leaves out. Source of sizes and label orders: the data set's
 # dataset_infos.json on the hub.
 _GLUE = (
     Task(
         name="mnli",
         title="MNLI",
-        family="glue",
         columns=("premise", "hypothesis"),
         labels=("entailment", "neutral", "contradiction"),
-        label_range=None,
-        metric="accuracy",
         metrics=("accuracy",),
         official_rows={
             "train": 392702,
@@ -109,11 +112,8 @@ _GLUE = (
     Task(
         name="sst2",
         title="SST-2",
-        family="glue",
         columns=SENTENCE,
         labels=("negative", "positive"),
-        label_range=None,
-        metric="accuracy",
         metrics=("accuracy",),
         official_rows=_rows(67349, 872, 1821),
         tsv=TsvLayout("SST-2", FILES, SENTENCE, "label", DIGITS),
@@ -121,11 +121,8 @@ _GLUE = (
     Task(
         name="mrpc",
         title="MRPC",
-        family="glue",
         columns=SENTENCES,
         labels=("not_equivalent", "equivalent"),
-        label_range=None,
-        metric="accuracy",
         metrics=("accuracy", "f1"),
         official_rows=_rows(3668, 408, 1725),
         tsv=TsvLayout("MRPC", FILES, ("#1 String", "#2 String"), "Quality", DIGITS),
@@ -133,11 +130,8 @@ _GLUE = (
     Task(
         name="cola",
         title="CoLA",
-        family="glue",
         columns=SENTENCE,
         labels=("unacceptable", "acceptable"),
-        label_range=None,
-        metric="matthews",
         metrics=("matthews", "accuracy"),
         official_rows=_rows(8551, 1043, 1063),
         tsv=TsvLayout("CoLA", FILES, SENTENCE, "label", DIGITS, bare=("source", "label", "mark", "sentence")),
@@ -145,11 +139,8 @@ _GLUE = (
     Task(
         name="qnli",
         title="QNLI",
-        family="glue",
         columns=("question", "sentence"),
         labels=("entailment", "not_entailment"),
-        label_range=None,
-        metric="accuracy",
         metrics=("accuracy",),
         official_rows=_rows(104743, 5463, 5463),
         tsv=TsvLayout("QNLI", FILES, ("question", "sentence"), "label"),
@@ -157,11 +148,8 @@ _GLUE = (
     Task(
         name="qqp",
         title="QQP",
-        family="glue",
         columns=("question1", "question2"),
         labels=("not_duplicate", "duplicate"),
-        label_range=None,
-        metric="accuracy",
         metrics=("accuracy", "f1"),
         official_rows=_rows(363846, 40430, 390965),
         tsv=TsvLayout("QQP", FILES, ("question1", "question2"), "is_duplicate", DIGITS, broken=True),
@@ -169,11 +157,8 @@ _GLUE = (
     Task(
         name="rte",
         title="RTE",
-        family="glue",
         columns=SENTENCES,
         labels=("entailment", "not_entailment"),
-        label_range=None,
-        metric="accuracy",
         metrics=("accuracy",),
         official_rows=_rows(2490, 277, 3000),
         tsv=TsvLayout("RTE", FILES, SENTENCES, "label"),
@@ -181,11 +166,9 @@ _GLUE = (
     Task(
         name="stsb",
         title="STS-B",
-        family="glue",
         columns=SENTENCES,
         labels=(),
         label_range=(0.0, 5.0),
-        metric="pearson",
         metrics=("pearson", "spearman"),
         official_rows=_rows(5749, 1500, 1379),
         tsv=TsvLayout("STS-B", FILES, SENTENCES, "score"),
@@ -194,80 +177,62 @@ _GLUE = (
     Task(
         name="wnli",
         title="WNLI",
-        family="glue",
         columns=SENTENCES,
         labels=("not_entailment", "entailment"),
-        label_range=None,
-        metric="accuracy",
         metrics=("accuracy",),
         official_rows=_rows(635, 71, 146),
         tsv=TsvLayout("WNLI", FILES, SENTENCES, "label", DIGITS),
     ),
 )
 
-# Made by lora/data/embedded_tasks.py. Named for what they are: none of them is a GLUE task.
+# Built by lora/data/embedded_tasks.py. None of them is a GLUE task, and none has a GLUE task's name.
 _EMBEDDED = (
     Task(
         name="reviews",
         title="reviews",
-        family="embedded",
         columns=SENTENCE,
         labels=("negative", "positive"),
-        label_range=None,
-        metric="accuracy",
         metrics=("accuracy",),
         official_rows=_rows(3805, 422),
-        tsv=None,
         test_splits=(),
     ),
     Task(
         name="ratings",
         title="ratings",
-        family="embedded",
         columns=SENTENCE,
         labels=(),
         label_range=(-4.0, 4.0),
-        metric="pearson",
         metrics=("pearson", "spearman"),
         official_rows=_rows(3989, 450),
-        tsv=None,
         label_std=1.9855,
         test_splits=(),
     ),
     Task(
         name="clauses",
         title="clauses",
-        family="embedded",
         columns=("question", "clause"),
         labels=("not_answered", "answered"),
-        label_range=None,
-        metric="accuracy",
         metrics=("accuracy",),
         official_rows=_rows(3647, 785),
-        tsv=None,
         test_splits=(),
     ),
     Task(
         name="scrambled",
         title="scrambled",
-        family="embedded",
         columns=SENTENCE,
         labels=("unacceptable", "acceptable"),
-        label_range=None,
-        metric="matthews",
         metrics=("matthews", "accuracy"),
         official_rows=_rows(3310, 359),
-        tsv=None,
         test_splits=(),
     ),
 )
 
 TASKS: dict[str, Task] = {task.name: task for task in (*_GLUE, *_EMBEDDED)}
-GLUE_TASKS: tuple[str, ...] = tuple(task.name for task in _GLUE if task.name != "wnli")
+MIN_TRAIN_ROWS = 2  # of a subset of the train split
 
 
 def get_task(name: str) -> Task:
-    """Raises: UserError: If there is none of that name; the message lists those that exist."""
+    """The task of this name. Raises: UserError: If there is none; the message lists the tasks that exist."""
     if name not in TASKS:
         raise UserError(f"unknown task {name!r}; the tasks are {', '.join(TASKS)}")
     return TASKS[name]

@@ -1,4 +1,4 @@
-"""The methods under comparison: one registry, `METHODS`."""
+"""The compared methods: the registry `METHODS`, and `apply`, which puts one on a model."""
 
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Applied:
-    """What a model carries as `model.applied`: the arguments of its method, and the names of what trains."""
+    """The method on a model, kept as `model.applied`.
+
+    Args:
+        trained: Names of the trainable parameters, the head's included.
+    """
 
     method: MethodConfig
     trained: tuple[str, ...]
@@ -28,25 +32,13 @@ class Applied:
 
 @dataclass(frozen=True)
 class Method:
-    """A method's arguments and the module that applies it.
+    """A method's config class, and the name of the module that applies it.
 
-    The module is named, not imported, so that planning a sweep or building a table never loads torch.
+    The module is imported only by `apply`, so that planning a sweep or building a table never loads torch.
     """
 
     config: type
     module: str
-
-    def apply(self, model: "nn.Module", config: MethodConfig, seed: int) -> tuple[str, ...]:
-        """Change `model` in place so that exactly the method's parameters, and the head, train.
-
-        Args:
-            seed: Of the method's own init; each new module draws from a generator named after it.
-        Returns: The names of the trainable parameters.
-        Raises: UserError: If the model lacks what the config names.
-        """
-        names = import_module(self.module).apply(model, config, seed)
-        model.applied = Applied(config, names)
-        return names
 
 
 METHODS: dict[str, Method] = {
@@ -57,3 +49,19 @@ METHODS: dict[str, Method] = {
     "adapterdrop": Method(AdapterDropConfig, "lora.methods.bottleneck"),
     "lora": Method(LoraConfig, "lora.methods.lowrank"),
 }
+
+
+def apply(model: "nn.Module", config: MethodConfig, seed: int = 0) -> tuple[str, ...]:
+    """Put a method on a transformers sequence-classification model, in place.
+
+    Afterwards exactly the method's parameters and the head train; everything else is frozen.
+
+    Args:
+        config: One of LoraConfig, FullConfig, BitFitConfig, HoulsbyConfig, PfeifferConfig, AdapterDropConfig.
+        seed: Seed of the method's init. Each new module draws from a generator named after it.
+    Returns: The names of the trainable parameters, the head's included.
+    Raises: UserError: If the model lacks a module that the config names.
+    """
+    names = import_module(METHODS[config.name].module).apply(model, config, seed)
+    model.applied = Applied(config, names)
+    return names

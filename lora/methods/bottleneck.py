@@ -24,9 +24,9 @@ ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu}
 
 
 class Bottleneck(nn.Module):
-    """up(nonlinearity(down(x))), without the skip, which the places that use it add.
+    """up(activation(down(x))), without the skip connection, which the modules that use it add.
 
-    Source: Houlsby et al. 2019, section 2.1: 2dm + m + d values.
+    Source: Houlsby et al. 2019, section 2.1: 2dm + m + d parameters.
     """
 
     def __init__(self, dim: int, config: BottleneckConfig, device: torch.device, dtype: torch.dtype):
@@ -40,7 +40,7 @@ class Bottleneck(nn.Module):
 
 
 class AdaptedDropout(nn.Dropout):
-    """A dropout followed by a Houlsby adapter: BERT's places, between a projection's dropout and the residual."""
+    """A dropout followed by a Houlsby adapter: in BERT, between a projection's dropout and the residual."""
 
     def __init__(self, dropout: nn.Dropout, adapter: Bottleneck):
         super().__init__(dropout.p)
@@ -52,7 +52,7 @@ class AdaptedDropout(nn.Dropout):
 
 
 class AdaptedLinear(nn.Module):
-    """A linear layer followed by a Houlsby adapter: DistilBERT's attention, whose output has no dropout."""
+    """A linear layer followed by a Houlsby adapter: in DistilBERT's attention, whose output has no dropout."""
 
     def __init__(self, linear: nn.Linear, adapter: Bottleneck):
         super().__init__()
@@ -64,10 +64,10 @@ class AdaptedLinear(nn.Module):
 
 
 class PfeifferNorm(nn.Module):
-    """A layer's last LayerNorm used twice, with a Pfeiffer adapter between.
+    """A layer's last LayerNorm, applied twice with a Pfeiffer adapter in between.
 
-    With x the FFN's output and i the residual: y = LN(x + i), z = adapter(y) + x, out = LN(z + i). Since z + i is
-    adapter(y) + (x + i), the LayerNorm's own input s = x + i is all that is needed: out = LN(s + adapter(LN(s))).
+    With the FFN's output x and the residual i: y = LN(x + i), z = adapter(y) + x, out = LN(z + i). Since z + i equals
+    adapter(y) + (x + i), the LayerNorm's input s = x + i suffices: out = LN(s + adapter(LN(s))).
 
     Source: released `modeling_roberta.py`; Pfeiffer et al. 2021.
     """
@@ -86,7 +86,10 @@ class PfeifferNorm(nn.Module):
 
 @torch.no_grad()
 def init_bottleneck(adapter: Bottleneck, config: BottleneckConfig, seed: int, name: str) -> None:
-    """N(0, init_std^2), truncated at 2 std if asked, zero biases; each weight from a generator named after it."""
+    """Draw the weights from N(0, init_std^2), each with a generator named after it, and set the biases to zero.
+
+    With `init_truncated`, the normal is truncated at 2 std.
+    """
     for part in ("down", "up"):
         linear, source = getattr(adapter, part), generator(seed, "adapter", name, part)
         draw, std = torch.empty(linear.weight.shape), config.init_std
@@ -99,10 +102,10 @@ def init_bottleneck(adapter: Bottleneck, config: BottleneckConfig, seed: int, na
 
 
 def apply(model: nn.Module, config: BottleneckConfig, seed: int) -> tuple[str, ...]:
-    """Insert the method's adapters; with their up-projection at zero the logits would be the base model's.
+    """Insert the method's adapters. With a zero up-projection they would leave the logits unchanged.
 
-    Returns: The names of the trainable parameters: the adapters', the head's, and where asked the LayerNorms'.
-    Raises: UserError: If the architecture's places are unknown, or more layers are dropped than there are.
+    Returns: The names of the trainable parameters: the adapters', the head's and, if they train, the LayerNorms'.
+    Raises: UserError: If it is unknown where adapters go in the architecture, or if no layer would keep one.
     """
     if isinstance(config, HoulsbyConfig):
         names = [*places(model, ATTENTION_END), *places(model, FFN_END)]
@@ -132,14 +135,14 @@ def places(model: nn.Module, pattern: str) -> list[str]:
     names = find(model, pattern)
     if not names:
         raise UserError(
-            f"adapters have no known place in {type(model).__name__}: BERT, RoBERTa, ELECTRA, DeBERTa-v2/v3 and "
-            f"DistilBERT have one; its linear layers are: {', '.join(linear_layers(model))}"
+            f"adapters have no known place in {type(model).__name__}, but in BERT, RoBERTa, ELECTRA, DeBERTa-v2/v3 and "
+            f"DistilBERT; its linear layers are {', '.join(linear_layers(model))}"
         )
     return names
 
 
 def layer_norm_parameters(model: nn.Module) -> list[str]:
-    """The weights and biases of the encoder layers' LayerNorms, wrapped ones included."""
+    """Names of the weights and biases of all LayerNorms in encoder layers, wrapped ones included."""
     names = []
     for name, module in model.named_modules():
         if is_layer_norm(module) and ".layer." in name and not is_head(model, name):
@@ -148,5 +151,5 @@ def layer_norm_parameters(model: nn.Module) -> list[str]:
 
 
 def is_layer_norm(module: nn.Module) -> bool:
-    """Whether a module's own weight and bias are a LayerNorm's: torch's, DeBERTa's own, or one that is wrapped."""
+    """Whether a module's weight and bias are those of a LayerNorm: torch's, DeBERTa's, or a wrapped one."""
     return isinstance(module, nn.LayerNorm | PfeifferNorm) or type(module).__name__ == "DebertaLayerNorm"

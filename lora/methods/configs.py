@@ -1,4 +1,4 @@
-"""The arguments of each method. No torch here: planning and tables read these without loading it."""
+"""The arguments of each method. No torch here, so that planning and tables can read them without loading it."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ SHORT_TARGETS = ("q", "k", "v", "o", "i", "f")
 
 @dataclass(frozen=True)
 class FullConfig:
-    """Full fine-tuning: everything trains. It has no arguments."""
+    """Full fine-tuning: everything trains. No arguments."""
 
     name: Literal["full"] = "full"
     in_slug: ClassVar[tuple[str, ...]] = ()
@@ -23,9 +23,9 @@ class FullConfig:
 
 @dataclass(frozen=True)
 class BitFitConfig:
-    """Every bias trains, LayerNorm biases included, and nothing else of the encoder.
+    """BitFit: every bias of the encoder trains, LayerNorm biases included, and nothing else.
 
-    Source: Zaken et al. 2021; as in the released LoRA code, every name that contains `bias`.
+    Source: Zaken et al. 2021; as in the released LoRA code, every parameter whose name contains `bias`.
     """
 
     name: Literal["bitfit"] = "bitfit"
@@ -38,21 +38,22 @@ class BitFitConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """h = W0 x + scale * B A x on the named projections.
+    """LoRA: h = W0 x + scale * B A x on the targets.
 
     Source: Hu et al. 2021, section 4.1; loralib `layers.py` for the init of A.
 
     Args:
-        targets: Short names: `q, k, v, o` of the attention's projections, `i, f` of the FFN's first and second linear
-            layer (d to 4d, and back); or full module names.
-        rank: r of every target that `ranks` does not name.
-        ranks: r per target, where it differs; None is the same as {}.
+        targets: Short names (`q, k, v, o` for the attention's projections, `i, f` for the FFN's first and second linear
+            layer, d to 4d and back) or full module names.
+        rank: r of each target that `ranks` does not name, >= 1.
+        ranks: r of targets with a rank of their own; None is the same as {}.
         alpha: Numerator of the scale, > 0.
-        alpha_at_rank: None keeps `alpha` whatever the rank. A rank keeps alpha / r fixed instead: `alpha` is then
-            meant at that rank.
-        dropout: On the input of A only. The released scripts never pass one (0).
-        init_a: `kaiming_uniform` is U(-1/sqrt(d_in), 1/sqrt(d_in)), the released code; `gaussian` is N(0, init_std^2),
-            the paper's words. B is zero.
+        alpha_at_rank: Rank that `alpha` is meant at; other ranks use a proportional alpha, so that alpha / r is fixed.
+            None uses `alpha` at every rank.
+        dropout: Dropout on the input of A only. The released scripts never set one (0).
+        init_a: `kaiming_uniform` is U(-1/sqrt(d_in), 1/sqrt(d_in)), as in the released code; `gaussian` is
+            N(0, init_std^2), as the paper says. B starts at zero.
+        init_std: Standard deviation of `gaussian`; None otherwise.
         scaling: `lora` divides alpha by r, `rslora` by sqrt(r) (Kalajdzievski 2023).
     """
 
@@ -103,7 +104,7 @@ class LoraConfig:
         return self.ranks.get(target, self.rank)
 
     def scale_at(self, rank: int) -> float:
-        """The factor of B A at this rank: alpha / r, with the chosen rule for alpha and for the division."""
+        """The factor of B A at a rank: alpha / r, under the rules `alpha_at_rank` and `scaling`."""
         alpha = self.alpha if self.alpha_at_rank is None else self.alpha * rank / self.alpha_at_rank
         return alpha / (rank if self.scaling == "lora" else math.sqrt(rank))
 
@@ -114,7 +115,7 @@ class LoraConfig:
 
     @property
     def in_slug(self) -> tuple[str, ...]:
-        """The arguments that the slug tells whole."""
+        """The arguments whose full value the slug shows."""
         return ("rank", "targets") if self.are_short else ("rank",)
 
     @property
@@ -126,13 +127,14 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class BottleneckConfig:
-    """What the adapter methods share: up(nonlinearity(down(x))), both projections with a bias, and a skip around them.
+    """The arguments that all bottleneck adapters share: x + up(activation(down(x))), with biases in both projections.
 
     Args:
-        bottleneck: m, the inner width.
-        init_std: Of both weights; biases are zero. Houlsby: 1e-2 truncated at 2 std. The released LoRA code: 0.02.
-        init_truncated: Cut the normal at 2 std.
-        layer_norms: `frozen` (the released LoRA code) or `trained` (Houlsby et al. 2019).
+        bottleneck: Inner width m, >= 1.
+        init_std: Standard deviation of both weights' init, > 0; biases are zero. Houlsby et al.: 1e-2, truncated at 2
+            std. The released LoRA code: 0.02.
+        init_truncated: Truncate the normal distribution at 2 std.
+        layer_norms: `frozen` (released LoRA code) or `trained` (Houlsby et al. 2019).
     """
 
     bottleneck: int = 64
@@ -154,7 +156,7 @@ class BottleneckConfig:
 
 @dataclass(frozen=True)
 class HoulsbyConfig(BottleneckConfig):
-    """Two adapters per layer: after the attention's output projection and after the second FFN layer.
+    """Houlsby adapters, two per layer: after the attention's output projection and after the second FFN layer.
 
     Source: Houlsby et al. 2019, section 2.1; swish as in the released LoRA code (`modeling_roberta.py`).
     """
@@ -169,7 +171,7 @@ class HoulsbyConfig(BottleneckConfig):
 
 @dataclass(frozen=True)
 class PfeifferConfig(BottleneckConfig):
-    """One adapter per layer, after the FFN, with the layer's LayerNorm used twice.
+    """Pfeiffer adapters, one per layer: after the FFN, with the layer's LayerNorm applied twice.
 
     Source: Pfeiffer et al. 2021; the released LoRA code (`modeling_roberta.py`), equal to adapter-hub's `seq_bn`.
     """
@@ -183,9 +185,9 @@ class PfeifferConfig(BottleneckConfig):
 
 @dataclass(frozen=True)
 class AdapterDropConfig(BottleneckConfig):
-    """Pfeiffer adapters without those of the first `drop_layers` layers.
+    """AdapterDrop: Pfeiffer adapters, except in the first `drop_layers` layers.
 
-    Source: Rueckle et al. 2021; 12 layers x m=48 and 4 layers x m=48 give the 0.9M and 0.3M rows of Table 2.
+    Source: Rueckle et al. 2021. m=48 in 12 layers and in 4 layers gives the 0.9M and 0.3M rows of Table 2.
     """
 
     bottleneck: int = 48

@@ -1,4 +1,4 @@
-"""LoRA: a frozen linear layer with a trained low-rank update beside it."""
+"""LoRA: a frozen linear layer plus a trained low-rank update."""
 
 import math
 
@@ -14,15 +14,15 @@ from lora.rng import generator
 
 
 class LoraLinear(nn.Module):
-    """h = W0 x + b + scale * B A x, in the place of a linear layer whose parameters it takes over by name.
+    """h = W0 x + b + scale * B A x. It replaces a linear layer and keeps that layer's parameter names.
 
     Source: Hu et al. 2021, section 4.1.
 
     Args:
-        linear: The layer to adapt, or one that is adapted already. Its weight and bias are shared, not copied.
-        rank: r, at most the smaller side of W0.
-        scale: alpha / r.
-        dropout: On the input of A.
+        linear: Layer to adapt, or an already adapted one. Its weight and bias are shared, not copied.
+        rank: r, at most the smaller dimension of W0.
+        scale: Factor of B A, alpha / r.
+        dropout: Dropout on the input of A.
     """
 
     def __init__(self, linear: "nn.Linear | LoraLinear", rank: int, scale: float, dropout: float):
@@ -44,21 +44,21 @@ class LoraLinear(nn.Module):
 
 @torch.no_grad()
 def init_a(lora_a: Float[Tensor, "rank d_in"], config: LoraConfig, seed: int, name: str) -> None:
-    """Draw A from a generator named after its module, on the CPU, in float32: the same on every device and dtype."""
+    """Draw A from a generator named after its module, on the CPU in float32: the same for every device and dtype."""
     draw, source = torch.empty(lora_a.shape), generator(seed, "lora_a", name)
     if config.init_a == "gaussian":
         draw.normal_(0.0, config.init_std, generator=source)
-    else:  # kaiming_uniform_(a=sqrt(5)) is this bound
+    else:  # the bound of kaiming_uniform_(a=sqrt(5))
         bound = 1 / math.sqrt(lora_a.shape[1])
         draw.uniform_(-bound, bound, generator=source)
     lora_a.copy_(draw)
 
 
 def apply(model: nn.Module, config: LoraConfig, seed: int) -> tuple[str, ...]:
-    """Put LoRA on every module that the config's targets name; the logits are unchanged, since B is zero.
+    """Put LoRA on every module that the targets name. The logits do not change, since B is zero.
 
-    Returns: The names of the trainable parameters: each A and B, and the head's.
-    Raises: UserError: If a target is absent, named twice, or smaller than its rank. The model is then unchanged.
+    Returns: The names of the trainable parameters: every A and B, and the head's.
+    Raises: UserError: If a target is missing, named twice, or smaller than its rank. The model is then unchanged.
     """
     planned: dict[str, int] = {}
     for target in config.targets:
@@ -72,7 +72,7 @@ def apply(model: nn.Module, config: LoraConfig, seed: int) -> tuple[str, ...]:
                     f"({linear.out_features} x {linear.in_features}): it must be in 1..{limit}"
                 )
             if name in planned:
-                raise UserError(f"module {name} is named by two targets of {', '.join(config.targets)}: name it once")
+                raise UserError(f"module {name} is named by two of {', '.join(config.targets)}: name it once")
             planned[name] = rank
     for name, rank in planned.items():
         module = LoraLinear(model.get_submodule(name), rank, config.scale_at(rank), config.dropout)

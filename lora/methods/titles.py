@@ -1,6 +1,6 @@
-"""What the methods and their targets are called in tables. No torch here."""
+"""Names of the methods and their targets in tables. No torch here."""
 
-METHOD_TITLES = {  # in the tables' order
+METHOD_TITLES = {  # in table order
     "full": "Full fine-tuning",
     "bitfit": "BitFit",
     "adapterdrop": "AdapterDrop",
@@ -8,4 +8,4 @@ METHOD_TITLES = {  # in the tables' order
     "pfeiffer": "Pfeiffer adapters",
     "lora": "LoRA",
 }
-TARGET_TITLES = {"q": "Wq", "k": "Wk", "v": "Wv", "o": "Wo", "i": "Wi", "f": "Wf"}  # i, f: the FFN's two
+TARGET_TITLES = {"q": "Wq", "k": "Wk", "v": "Wv", "o": "Wo", "i": "Wi", "f": "Wf"}  # i, f: the two of the FFN

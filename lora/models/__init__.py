@@ -1,1 +1,1 @@
-"""The encoder: loaded strictly, taken apart, counted."""
+"""Pretrained encoders: loading, their modules, and their sizes."""

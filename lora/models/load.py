@@ -1,4 +1,4 @@
-"""An encoder with a new classification head, from the embedded package, a local folder or the hub."""
+"""Load an encoder with a new classification head, from the embedded package, a local folder or the hub."""
 
 import re
 from dataclasses import dataclass
@@ -17,18 +17,23 @@ from transformers.utils import logging
 from lora.config.encoder_files import locate, weights_name
 from lora.config.run import ModelConfig
 from lora.data.tasks import Task
-from lora.errors import UserError, first_line
+from lora.errors import UserError, first_line, listed
 from lora.models.modules import is_head
 from lora.rng import generator
 
-# The same two quantities under each architecture's name for them.
+# Each architecture has its own names for these two settings.
 BODY_DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
 HEAD_DROPOUT = ("classifier_dropout", "cls_dropout", "seq_classif_dropout")
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A loaded model. `weights` names what was read: a sha256 of the files, or the hub's commit."""
+    """A loaded model.
+
+    Args:
+        weights: What was read: `sha256:` and a hash of the files, or `commit:` and the hub's commit.
+        revision: The hub's commit; None for other sources.
+    """
 
     model: nn.Module
     tokenizer: Tokenizer
@@ -39,21 +44,26 @@ class Encoder:
 def load_encoder(
     config: ModelConfig, task: Task, seed: int, dropout: float | None = None, head_dropout: float | None = None
 ) -> Encoder:
-    """Read the pretrained body, strictly, in float32, and give it a new head for the task.
+    """Load the pretrained body, strictly and in float32, and add a new head for the task.
 
-    The head is every parameter outside the body, and BERT's pooler, which lies inside the body but which only the
-    sequence head reads: it keeps its pretrained values if the checkpoint has them, and trains with the head.
-    The head's other weights are N(0, initializer_range^2), its biases zero, whatever the checkpoint holds.
+    The head is every parameter outside the body, and BERT's pooler: the pooler is inside the body, but only the
+    classifier uses it. It trains with the head and keeps its pretrained values if the checkpoint has them. The head's
+    other weights are drawn from N(0, initializer_range^2) and its biases are zero, whatever the checkpoint holds.
 
-    Raises: UserError: If weights or tokenizer are absent, a body tensor is missing, unknown or of another shape, or a
-        local file changes meanwhile: `weights` names what is in the model, and later changes do not reach it.
+    Args:
+        seed: Seed of the head.
+        dropout: Dropout of the body; None keeps the pretrained config's.
+        head_dropout: Dropout of the head; None keeps the pretrained config's.
+    Raises: UserError: If weights or tokenizer are missing; if a tensor of the body is missing, unknown or of another
+        shape; or if a local file changes while it is read. `weights` always names what the model holds, and later
+        changes of the files do not affect it.
     """
     where, source = locate(config)
     commit = hub_commit(where, source) if config.source == "hub" else None
     if commit is not None:
-        source = {"revision": commit}  # whatever the branch does meanwhile, all files are of one commit
-    before = weights_name(where, commit, config) if commit is None else None  # no commit of the hub is ever rewritten
-    logging.set_verbosity_error()  # its load report is checked below, not printed for every cell
+        source = {"revision": commit}  # so that all files come from one commit, even if the branch moves
+    before = weights_name(where, commit, config) if commit is None else None  # a commit never changes
+    logging.set_verbosity_error()  # the load report is checked below, not printed for every run
     logging.disable_progress_bar()
     settings = read_config(where, source, len(task.labels) or 1, dropout, head_dropout)
     settings._attn_implementation = (
@@ -67,7 +77,7 @@ def load_encoder(
             use_safetensors=config.source != "hub" or config.pickle == "never",
             weights_only=True,
             trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # of the head only: the check below refuses any other
+            ignore_mismatched_sizes=True,  # check_loaded allows this in the head only
             output_loading_info=True,
             **source,
         )
@@ -80,14 +90,14 @@ def load_encoder(
         raise UserError(f"the files of {where} changed while {config.name} was read from them; try again")
     init_head(model, seed, missing=set(report["missing_keys"]))
     if config.gradient_checkpointing:
-        # renamed within transformers 5, whose first releases have the old name only
+        # renamed within transformers 5; its first releases have only the old name
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     return Encoder(model, load_tokenizer(where, source), weights, commit)
 
 
 def hub_commit(hub_id: str, source: dict) -> str:
-    """The commit that a branch or tag of the hub stands for: the name of the snapshot its files lie in."""
+    """The commit of a branch or tag on the hub: the name of the snapshot folder that holds its files."""
     try:
         return Path(hf_hub_download(hub_id, "config.json", **source)).parent.name
     except (OSError, ValueError, HfHubHTTPError) as error:
@@ -103,7 +113,7 @@ def read_config(
         raise UserError(f"cannot read the model's config from {where}: {first_line(error)}") from error
     for keys, value in ((BODY_DROPOUT, dropout), (HEAD_DROPOUT, head_dropout)):
         for key in keys:
-            # DeBERTa-v2 reads a cls_dropout that its config class does not declare.
+            # DeBERTa-v2 uses a cls_dropout that its config class does not declare.
             known = hasattr(settings, key) or (key == "cls_dropout" and settings.model_type == "deberta-v2")
             if value is not None and known:
                 setattr(settings, key, value)
@@ -111,22 +121,23 @@ def read_config(
 
 
 def supports_sdpa(settings: PretrainedConfig) -> bool:
-    """DeBERTa's disentangled attention exists in one implementation only."""
+    """Whether the attention has an SDPA implementation. DeBERTa's disentangled attention has only the eager one."""
     return settings.model_type not in ("deberta", "deberta-v2")
 
 
 @torch.no_grad()
 def own_memory(model: nn.Module) -> None:
-    """Copy every tensor out of the files that it was read from.
+    """Copy every tensor out of the file that it was read from.
 
-    transformers maps them into memory, so that writing to a file would change the weights of a model in use. One tensor
-    is copied at a time; the mapped pages are the system's to drop whenever it needs room.
+    transformers maps the files into memory, so writing to a file would change the weights of a model in use. Tensors
+    are copied one at a time, and the system can drop the mapped pages whenever it needs memory.
     """
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()
 
 
 def check_loaded(model: nn.Module, report: dict, config: ModelConfig) -> None:
+    """Raises: UserError: If a tensor of the body is missing, unknown or of another shape."""
     mismatched = [entry if isinstance(entry, str) else entry[0] for entry in report["mismatched_keys"]]
     lacking = sorted(name for name in [*report["missing_keys"], *mismatched] if not is_head(model, name))
     unused = re.compile("|".join(config.unused_weights) or r"(?!)")
@@ -134,13 +145,14 @@ def check_loaded(model: nn.Module, report: dict, config: ModelConfig) -> None:
     if lacking or unknown:
         raise UserError(
             f"weights of {config.name} do not fit {type(model).__name__}: missing or of another shape: "
-            f"{listed(lacking)}; not expected: {listed(unknown)} (tensors of a pretraining head are named in "
-            f"model.unused_weights)"
+            f"{listed(lacking) or 'none'}; not expected: {listed(unknown) or 'none'} (model.unused_weights names the "
+            f"tensors of a pretraining head)"
         )
 
 
 @torch.no_grad()
 def init_head(model: nn.Module, seed: int, missing: set[str]) -> None:
+    """Draw the head's weights; a pooler inside the body only where it is `missing` from the checkpoint."""
     std = model.config.initializer_range
     for name, parameter in model.named_parameters():
         if not is_head(model, name) or (name.startswith(f"{model.base_model_prefix}.") and name not in missing):
@@ -160,10 +172,6 @@ def load_tokenizer(where: str, source: dict) -> Tokenizer:
 
 
 def max_positions(settings: PretrainedConfig) -> int:
-    """The longest input in tokens. RoBERTa's positions start after the padding index, which costs it two."""
+    """The longest input in tokens. RoBERTa loses two positions, because its positions start after the padding index."""
     positions = settings.max_position_embeddings
     return positions - settings.pad_token_id - 1 if settings.model_type in ("roberta", "xlm-roberta") else positions
-
-
-def listed(names: list[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") if names else "none"

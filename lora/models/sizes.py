@@ -1,4 +1,4 @@
-"""How many parameters train, from the sizes of an encoder alone. No torch, no weights."""
+"""Number of trainable parameters, from an encoder's sizes alone. No torch, no weights."""
 
 import re
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ def _encoder(layers: int, d: int, heads: int, ffn: int) -> dict[str, Any]:
     return dict(zip(names, (layers, d, heads, ffn), strict=True))
 
 
-# config.json of FacebookAI/roberta-base, FacebookAI/roberta-large and microsoft/deberta-v2-xxlarge on the hub.
+# Source: config.json of FacebookAI/roberta-base, FacebookAI/roberta-large and microsoft/deberta-v2-xxlarge on the hub.
 _ROBERTA = {"model_type": "roberta", "vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
 _DEBERTA = {
     "model_type": "deberta-v2",
@@ -47,9 +47,12 @@ GPT3 = {"layers": 96, "d": 12288, "vocabulary": 50257, "positions": 2048}
 
 
 def closed_form(model: str, config: MethodConfig) -> int:
-    """Trainable parameters without the head, from the sizes alone.
+    """Number of trainable parameters outside the head.
 
-    Source: Hu et al. 2021, section 5.1, for LoRA and the adapters; the others by adding up the layers.
+    Source: Hu et al. 2021, section 5.1, for LoRA and the bottleneck adapters; a sum over the layers for the others.
+
+    Args:
+        model: Name in `SIZES`.
     """
     sizes = SIZES[model]
     d, layers = sizes["hidden_size"], sizes["num_hidden_layers"]
@@ -69,7 +72,7 @@ def closed_form(model: str, config: MethodConfig) -> int:
 
 
 def _sides(sizes: Mapping[str, Any], target: str) -> int:
-    """Inputs and outputs of a target's matrix together: a rank of LoRA trains as many values."""
+    """d_in + d_out of a target's matrix, the number of values that LoRA trains per rank."""
     d, ffn = sizes["hidden_size"], sizes["intermediate_size"]
     return d + ffn if target in ("i", "f") else 2 * d
 
@@ -94,12 +97,14 @@ def _biases(sizes: Mapping[str, Any]) -> int:
 
 
 def gpt3_count(slug: str) -> int:
-    """Trainable parameters of GPT-3 175B with full fine-tuning (`full`) or LoRA on attention matrices (`lora-qv-r4`).
+    """Number of trainable parameters of GPT-3 175B with full fine-tuning or with LoRA on attention matrices.
 
-    Source: Hu et al. 2021, section 5.1, for LoRA; Radford et al. 2019's layers for the rest: per layer 12 d^2 in its
-    matrices and 13 d in biases and LayerNorms, the embeddings of tokens and positions, and a last LayerNorm.
+    Source: Hu et al. 2021, section 5.1, for LoRA. For full fine-tuning, the layers of Radford et al. 2019: per layer
+    12 d^2 in matrices and 13 d in biases and LayerNorms, token and position embeddings, and a final LayerNorm.
 
-    Raises: ValueError: For any other method.
+    Args:
+        slug: `full`, or like `lora-qv-r4`.
+    Raises: ValueError: If the slug is any other.
     """
     layers, d = GPT3["layers"], GPT3["d"]
     if slug == "full":

@@ -1,1 +1,1 @@
-"""The run record, the frame that is read from a folder of them, and where they came from."""
+"""Run records, the frame read from a folder of them, and their provenance."""

@@ -1,6 +1,6 @@
-"""What was computed once from rows, predictions and adapters, and is kept in results/<profile>/analysis/.
+"""Results computed once from rows, predictions and adapters, and kept in results/<profile>/analysis/.
 
-Tables and figures are made again from these files, so that nobody needs GLUE or the adapters for it.
+Tables and figures are rebuilt from these files, which takes neither GLUE nor the adapters.
 """
 
 import json
@@ -13,23 +13,19 @@ from lora.errors import UserError
 from lora.records.record import RunRecord
 
 EXAMPLES, SUBSPACES, SWAP = "examples.json", "subspaces.json", "swap.json"
-COMMANDS = {
-    EXAMPLES: "analyse intervals",
-    SUBSPACES: "analyse subspaces",
-    SWAP: "analyse swaps",
-}
-CHECKS = {"swap": SWAP}  # those that say of each case how often something exact was tried, and failed
+COMMANDS = {EXAMPLES: "analyse intervals", SUBSPACES: "analyse subspaces", SWAP: "analyse swaps"}
+CHECKS = {"swap": SWAP}  # analyses that state for each case how often an exact property was tested, and failed
 
 
 @dataclass(frozen=True)
 class Analyses:
-    """The analyses of a profile that are of its present records.
+    """The analyses of a profile that were made from its current records.
 
     Args:
         examples: (model, one, other, task) -> bounds of the interval over dev examples.
-        subspaces: The cases of `lora.report.analyses.subspaces`.
+        subspaces: Cases of `lora.report.analyses.subspaces`.
         checks: Name of a check -> its cases, each with label, trials, failures and runs.
-        problems: A line for each file that was left out.
+        problems: One line for each file that was left out.
     """
 
     examples: dict[tuple[str, str, str, str], Mapping[str, Any]] = field(default_factory=dict)
@@ -39,9 +35,9 @@ class Analyses:
 
 
 def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
-    """Read what is there; a file of other records than those at hand is named and left out.
+    """Read the analyses that exist. A file made from other records is left out and reported in `problems`.
 
-    Raises: UserError: If a file is no such analysis.
+    Raises: UserError: If a file is not an analysis.
     """
     problems, found = [], {}
     for file, of_record in ((EXAMPLES, "predictions"), (SUBSPACES, "adapter"), (SWAP, "adapter")):
@@ -57,7 +53,7 @@ def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
         if stale:
             problems.append(
                 f"analysis/{file} was made from another {of_record} of {', '.join(sorted(stale)[:3])}: "
-                f"python -m lora {COMMANDS[file]} makes it again"
+                f"rebuild it with python -m lora {COMMANDS[file]}"
             )
         else:
             found[file] = content["entries"]
@@ -69,7 +65,7 @@ def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
 
 
 def read_analysis(path: Path) -> dict[str, Any]:
-    """Raises: UserError: If it does not say what it was made from, or has no entries."""
+    """The file's content. Raises: UserError: If it does not state what it was made from, or has no list of entries."""
     try:
         content = json.loads(path.read_bytes())
         if not isinstance(content["made_from"], dict) or not isinstance(content["entries"], list):
@@ -80,7 +76,7 @@ def read_analysis(path: Path) -> dict[str, Any]:
 
 
 def checked(path: Path, cases: list[Any]) -> tuple[dict[str, Any], ...]:
-    """Raises: UserError: If a case lacks its label, its counts or its runs."""
+    """The cases of a check. Raises: UserError: If one lacks its label, its counts or its runs."""
     try:
         return tuple(
             {"label": str(c["label"]), "runs": list(c["runs"]), **{key: int(c[key]) for key in ("trials", "failures")}}
@@ -91,6 +87,10 @@ def checked(path: Path, cases: list[Any]) -> tuple[dict[str, Any], ...]:
 
 
 def analysis_json(made_from: Mapping[str, str], entries: list[dict[str, Any]]) -> bytes:
-    """The content of such a file: run_id -> the hash that its record names, and the entries."""
+    """The content of an analysis file.
+
+    Args:
+        made_from: run_id -> the hash that its record names.
+    """
     content = {"made_from": dict(sorted(made_from.items())), "entries": entries}
     return (json.dumps(content, allow_nan=False, separators=(",", ":")).replace("},{", "},\n{") + "\n").encode()

@@ -1,6 +1,6 @@
-"""The dev predictions that a record names, and whether they say anything: a collapsed run answers the same everywhere.
+"""The dev predictions that a record names, and the detection of collapsed runs, which predict the same for every row.
 
-No labels are needed: those of GLUE are not ours to pass on. Neither torch nor the rows are loaded here.
+No labels are needed: GLUE's may not be redistributed. Neither torch nor the rows are loaded here.
 """
 
 import hashlib
@@ -17,13 +17,13 @@ from lora.errors import UserError, first_line
 from lora.records.record import RunRecord
 
 RULES = ("best", "last")
-CONSTANT = 0.01  # ours: a regression whose predictions spread less than this share of the dev labels' is constant
+CONSTANT = 0.01  # ours: regression scores are constant if their spread is below this fraction of the dev labels' spread
 
 
 def dev_predictions(record: RunRecord, results: Path) -> dict[str, np.ndarray]:
-    """Rule -> the predictions of its epoch on the split that selects, one class index or score per row.
+    """Rule -> the predictions of its epoch on the selecting split, one class index or score per row.
 
-    Raises: UserError: If the file is absent, or is not the one that the record names.
+    Raises: UserError: If the file is missing, or is not the one that the record names.
     """
     path = predictions_path(record, results)
     try:
@@ -35,7 +35,7 @@ def dev_predictions(record: RunRecord, results: Path) -> dict[str, np.ndarray]:
     try:
         tensors = load(content)
     except SafetensorError as error:
-        raise UserError(f"{path} is no safetensors file: {first_line(error)}") from error
+        raise UserError(f"{path} is not a safetensors file: {first_line(error)}") from error
     return {rule: np.concatenate([tensors[f"{rule}.{split}"] for split in splits_of(record)]) for rule in RULES}
 
 
@@ -44,29 +44,30 @@ def predictions_path(record: RunRecord, results: Path) -> Path:
 
 
 def splits_of(record: RunRecord) -> tuple[str, ...]:
-    """The splits that select: all of the task's where they are pooled."""
+    """The selecting split; all validation splits of the task if they are pooled."""
     split = record.selected["split"]
     return TASKS[record.config["task"]].validation_splits if split == "pooled" else (split,)
 
 
 def is_constant(predicted: np.ndarray, task: Task) -> bool:
-    """Whether one class is predicted for every row; of a regression, whether the scores spread less than 1% of labels.
+    """Whether every row gets the same class or, for regression, the scores spread less than 1% as much as the labels.
 
-    The labels' spread is `Task.label_std`, of the official dev set: a run on other rows is measured by the same.
+    The spread is the standard deviation. That of the labels is `Task.label_std`, from the official dev set, for runs on
+    other rows too.
     """
     return bool(np.ptp(predicted) == 0 if task.labels else predicted.std(dtype=float) < CONSTANT * task.label_std)
 
 
 def with_collapsed(frame: pd.DataFrame, records: Iterable[RunRecord], results: Path) -> tuple[pd.DataFrame, list[str]]:
-    """The frame of runs with a column `collapsed`: whether the predictions of the selected epoch are constant.
+    """Add a column `collapsed` to the frame of runs: whether the predictions of the best epoch are constant.
 
-    A collapsed run stays in every mean and interval. Where its metric is undefined (Pearson's correlation of a
-    constant), it counts as 0, as Matthews' does by GLUE's convention: leaving the run out would flatter its method.
+    A collapsed run stays in every mean and interval. If its metric is undefined (Pearson's correlation of a constant),
+    it counts as 0, as Matthews' does by GLUE's convention: leaving the run out would flatter its method.
 
     Args:
         frame: `lora.records.record.load_frame` of the records.
-        results: The folder that has runs/ and predictions/.
-    Returns: `collapsed` is 1 or 0, and NaN where the predictions were not kept; and a message for each broken file.
+        results: Folder with runs/ and predictions/.
+    Returns: The frame, with `collapsed` 1, 0, or NaN if the predictions were not kept; and a message per broken file.
     """
     found: dict[str, dict[str, bool]] = {}
     problems = []

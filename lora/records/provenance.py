@@ -1,4 +1,4 @@
-"""Which code a run was made with."""
+"""The code that a run was made with."""
 
 import functools
 import hashlib
@@ -12,7 +12,7 @@ COMPUTING = ("torch", "transformers", "accelerate", "numpy", "numba")
 
 @functools.lru_cache
 def code_version() -> dict[str, str | bool | None]:
-    """The git commit, and whether code or settings differ from it. None outside a checkout."""
+    """The git commit, and whether code or settings differ from it; both None outside a checkout."""
     try:
         commit = _git("rev-parse", "HEAD")
         return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--", "lora", "conf", "hydra_plugins"))}
@@ -22,7 +22,7 @@ def code_version() -> dict[str, str | bool | None]:
 
 @functools.lru_cache
 def code_digest() -> str:
-    """SHA-256 of this package's sources and the releases of those that compute: a half-way run needs the same."""
+    """SHA-256 of this package's sources and the versions of `COMPUTING`. A run resumes only under an equal digest."""
     digest = hashlib.sha256(" ".join(f"{name}-{version(name)}" for name in COMPUTING).encode())
     for path in sorted((ROOT / "lora").rglob("*.py")):
         digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())

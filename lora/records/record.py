@@ -1,4 +1,4 @@
-"""The run record: one JSON per run, the source of every table; and the frame that is read from a folder of them."""
+"""The run record, one JSON per run and the source of every table, and the frame read from a folder of records."""
 
 import dataclasses
 import json
@@ -19,18 +19,18 @@ RUN_ID = re.compile(r"^[A-Za-z0-9_.-]+-[0-9a-f]{8}$")
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run, as it is written.
+    """One run, as written to its JSON file.
 
     Args:
-        status: `ok`, or `failed` with its reason in `error`.
-        config: The resolved RunConfig, whole.
-        params: trainable_method, trainable_head, total (the paper's counts leave the head out).
-        epochs: Per epoch: epoch, step, train_loss, metrics {split: {metric: value or null}}.
-        selected: `best` and `last`: epoch, and the headline metric of the split that selects.
-        cost: Seconds, step time, throughput, bytes. Differs from run to run; nothing scientific.
+        status: `ok`, or `failed` with the reason in `error`.
+        config: The whole resolved RunConfig.
+        params: trainable_method, trainable_head, total (the paper's counts exclude the head).
+        epochs: For each epoch: epoch, step, train_loss, metrics {split: {metric: value or null}}.
+        selected: For `best` and `last`: epoch, and headline metric on the selecting split.
+        cost: Seconds, step time, throughput, bytes. They vary between repetitions and carry no result.
         provenance: Code, packages, device, weights, rows and their fingerprint.
-        predictions: SHA-256 of the file with the dev-set predictions of `best` and `last`.
-        adapter: SHA-256 of the tensor file of the adapter of `best`; None if it was not asked for.
+        predictions: SHA-256 of the file with the dev predictions of `best` and `last`.
+        adapter: SHA-256 of the tensor file of the `best` adapter; None if the run saved none.
     """
 
     run_id: str
@@ -57,7 +57,7 @@ def record_path(results: str | Path, run_id: str) -> Path:
 
 
 def adapter_path(outputs: str | Path, run_id: str) -> Path:
-    """The tensors of a run's adapter; its folder holds `adapter.json` too (`lora.adapters.folder`)."""
+    """The tensor file of a run's adapter, in a folder with `adapter.json` (`lora.adapters.folder`)."""
     return Path(outputs) / "adapters" / run_id / "adapter.safetensors"
 
 
@@ -66,10 +66,7 @@ def checkpoint_path(outputs: str | Path, run_id: str) -> Path:
 
 
 def write_record(results: str | Path, record: RunRecord) -> Path:
-    """Write the record whole or not at all.
-
-    Raises: UserError: If the folder cannot be written.
-    """
+    """Write the record atomically. Raises: UserError: If the folder cannot be written to."""
     path = record_path(results, record.run_id)
     text = json.dumps(dataclasses.asdict(record), indent=1, sort_keys=True, allow_nan=False)
     write_atomically(path, f"{text}\n".encode())
@@ -77,9 +74,9 @@ def write_record(results: str | Path, record: RunRecord) -> Path:
 
 
 def read_record(path: Path) -> RunRecord:
-    """Read one record and check that it is one.
+    """Read and check one record.
 
-    Raises: UserError: If it is broken, of another schema, or named unlike its content.
+    Raises: UserError: If it is broken, has another schema, or its file is not named by its run_id.
     """
     try:
         content = json.loads(path.read_bytes(), parse_constant=_no_constant)
@@ -87,14 +84,14 @@ def read_record(path: Path) -> RunRecord:
         raise UserError(f"{path} is not a readable record: {error}") from error
     if not isinstance(content, dict) or set(content) != FIELDS:
         found = sorted(content) if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"{path} is not a run record: it must have the keys {', '.join(sorted(FIELDS))}, found {found}")
+        raise UserError(f"{path} is not a run record: expected the keys {', '.join(sorted(FIELDS))}, found {found}")
     if content["schema"] != SCHEMA:
         raise UserError(f"{path} has record schema {content['schema']!r}; this version reads {SCHEMA}")
     record = RunRecord(**content)
     if not isinstance(record.run_id, str) or not RUN_ID.match(record.run_id) or path.name != f"{record.run_id}.json":
-        raise UserError(f"{path} holds run_id {record.run_id!r}: a record's file is named by its run_id")
+        raise UserError(f"{path} holds run_id {record.run_id!r}; a record's file must be named by its run_id")
     if record.status not in ("ok", "failed"):
-        raise UserError(f"{path} has status {record.status!r}; a record is ok or failed")
+        raise UserError(f"{path} has status {record.status!r}; expected ok or failed")
     return record
 
 
@@ -103,7 +100,7 @@ def _no_constant(name: str) -> float:
 
 
 def load_records(results: str | Path) -> tuple[list[RunRecord], list[str]]:
-    """All records of a folder, by run_id, and a message for every file there that is not one."""
+    """All records of a folder, sorted by run_id, and a message for each file that is not a record."""
     records, problems = [], []
     for path in sorted((Path(results) / "runs").glob("*.json")):
         try:
@@ -120,9 +117,9 @@ FRAME_COLUMNS = (
 
 
 def load_frame(records: list[RunRecord]) -> pd.DataFrame:
-    """One row per `ok` record; metrics as fractions, absent values as NaN.
+    """A frame with one row per `ok` record; metrics are fractions and missing values NaN.
 
-    Returns: Columns `FRAME_COLUMNS`; `best` and `last` are the headline metric by the two rules.
+    Returns: Columns `FRAME_COLUMNS`; `best` and `last` are the headline metric of the best and of the last epoch.
     """
     rows = []
     for record in records:
@@ -154,9 +151,9 @@ def load_frame(records: list[RunRecord]) -> pd.DataFrame:
 
 
 def load_curves(records: list[RunRecord]) -> pd.DataFrame:
-    """One row per epoch of every `ok` record.
+    """A frame with one row per epoch of each `ok` record.
 
-    Returns: Columns run_id, epoch, step, train_loss, value (the headline metric of the split that selects, a fraction).
+    Returns: Columns run_id, epoch, step, train_loss, and value: the headline metric on the selecting split, a fraction.
     """
     rows = []
     for record in records:
@@ -170,14 +167,3 @@ def load_curves(records: list[RunRecord]) -> pd.DataFrame:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
-
-
-def equal_science(one: RunRecord, other: RunRecord) -> bool:
-    """Whether two records are of the same run with the same outcome: timing, paths and machine apart."""
-
-    def science(record: RunRecord) -> tuple:
-        config = {key: value for key, value in record.config.items() if key != "runtime"}
-        threads = record.config["runtime"]["threads"]
-        return record.run_id, record.status, config, threads, record.params, record.epochs, record.selected
-
-    return science(one) == science(other)

@@ -26,7 +26,7 @@ from lora.data.batching import collate, encode, epoch_batches, to_device
 from lora.data.read import TaskData, read
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
-from lora.methods import METHODS
+from lora.methods import apply
 from lora.methods.bottleneck import is_layer_norm
 from lora.models.load import load_encoder, max_positions
 from lora.models.modules import count_parameters, trainable
@@ -86,7 +86,7 @@ def run(
             f"data.max_length is {config.data.max_length}, but {config.model.name} reads at most "
             f"{max_positions(model.config)} tokens"
         )
-    METHODS[config.method.name].apply(model, config.method, config.seed)
+    apply(model, config.method, config.seed)
     if config.start == "mnli":
         start_from(model, config)
     # read before the kernels round the frozen weights

@@ -22,7 +22,7 @@ from lora.adapters.adapter import Adapter, Origin
 from lora.adapters.base import describe_base
 from lora.adapters.batched import AdapterSet
 from lora.adapters.folder import WEIGHTS, pack
-from lora.adapters.load import place
+from lora.adapters.load import load_adapter
 from lora.adapters.merge import swap, unmerge
 from lora.cost.bench import machine
 from lora.cost.bench.adapters_page import document
@@ -149,7 +149,7 @@ def time_batches(repetitions: int) -> dict[str, Any]:
     adapters = random_adapters(base, ADAPTERS)
     merged, unmerged, peft_body = copy.deepcopy(base), copy.deepcopy(base), in_peft(base.roberta, adapters, "roberta.")
     swap(merged, adapters[0])
-    place(unmerged, adapters[0])
+    load_adapter(unmerged, adapters[0])
     served = AdapterSet(copy.deepcopy(base), {str(number): adapter for number, adapter in enumerate(adapters)})
     tokens = torch.randint(5, base.config.vocab_size, (ROWS, TOKENS), generator=generator(0, "benchmark", "tokens"))
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
@@ -187,7 +187,7 @@ def largest_difference(
     worst = 0.0
     for number in sorted({int(name) for name in names}):
         alone = copy.deepcopy(base)
-        place(alone, adapters[number])
+        load_adapter(alone, adapters[number])
         logits = alone(**inputs).logits
         rows = [row for row, name in enumerate(names) if int(name) == number]
         worst = max(worst, *(float((found[row] - logits[row]).abs().max()) for row in rows))

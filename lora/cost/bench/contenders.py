@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from lora.config.run import RunConfig
 from lora.cost.bench.cells import BERT_HEAD, BERT_TARGETS
 from lora.data.tasks import TASKS
-from lora.methods import METHODS
+from lora.methods import apply
 from lora.methods.configs import FullConfig, LoraConfig
 from lora.models.load import load_encoder
 from lora.models.modules import trainable
@@ -78,7 +78,7 @@ def ours(
     fused = device == "cpu"
     train = dataclasses.replace(config.train, precision=precision, kernels="fused" if fused else "stock")
     model = build(attention).train()
-    METHODS[method.name].apply(model, method, config.seed)
+    apply(model, method, config.seed)
     model.to(device)
     masks = None
     if fused:

@@ -14,7 +14,7 @@ from lora.config.run import TrainConfig
 from lora.cost.efficiency.plan import RANDOM, Plan, method_run, model_config, sides
 from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.methods import METHODS
+from lora.methods import apply
 from lora.methods.lowrank import LoraLinear
 from lora.models.load import load_encoder, max_positions
 from lora.models.modules import trainable
@@ -85,7 +85,7 @@ def make_trainee(plan: Plan, name: str) -> Trainee:
     Raises: UserError: If the kernels do not cover the encoder.
     """
     run, (model, _) = method_run(plan, name), build_encoder(plan)
-    METHODS[run.method.name].apply(model, run.method, plan.seed)
+    apply(model, run.method, plan.seed)
     device, masks = torch.device(plan.device), None
     if plan.kernels == "fused":
         masks = fuse(model, plan.precision, seed_for(plan.seed, "dropout"))
@@ -124,7 +124,7 @@ def make_server(plan: Plan, name: str) -> nn.Module:
     B gets values as training would give it, and `lora_merged` is merged in float32 before anything is cast.
     """
     run, (model, _) = method_run(plan, name), build_encoder(plan)
-    METHODS[run.method.name].apply(model, run.method, plan.seed)
+    apply(model, run.method, plan.seed)
     fill_b(model, plan.seed)
     if name == "lora_merged":
         merge(model)

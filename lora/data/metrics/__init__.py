@@ -1,4 +1,4 @@
-"""GLUE's metrics, computed through `evaluate` by the module beside this file: no hub, no network, no shared cache."""
+"""GLUE's metrics, computed by `evaluate` from the module in this folder: no hub, no network, no shared cache."""
 
 import contextlib
 import functools
@@ -20,16 +20,18 @@ MODULE = Path(__file__).with_name("glue_metric.py")
 
 
 def compute(names: tuple[str, ...], predictions: np.ndarray, references: np.ndarray) -> dict[str, float | None]:
-    """Metrics of one split, as fractions; None where a metric is undefined on these rows.
+    """Metrics of one split, as fractions; None for a metric that is undefined on these rows.
 
     Args:
-        names: Of `METRICS`.
-        predictions: One class index or score per row, as are `references`.
-    Raises: UserError: If a prediction is not finite. ValueError: If a name is unknown, or the rows do not pair up.
+        names: Names from `METRICS`, at least one.
+        predictions: One class index or score per row.
+        references: The true ones, in the same order.
+    Raises: UserError: If a prediction is not finite. ValueError: If a name is unknown, the lengths differ or are zero,
+        or a reference is not finite.
     """
     unknown = [name for name in names if name not in METRICS]
     if unknown or not names:
-        raise ValueError(f"names must be of {', '.join(METRICS)}, got {', '.join(map(repr, unknown)) or 'none'}")
+        raise ValueError(f"names must be among {', '.join(METRICS)}, got {', '.join(map(repr, unknown)) or 'none'}")
     predicted, true = np.asarray(predictions, np.float64), np.asarray(references, np.float64)
     if predicted.shape != true.shape or predicted.ndim != 1 or not len(true):
         raise ValueError(
@@ -41,15 +43,15 @@ def compute(names: tuple[str, ...], predictions: np.ndarray, references: np.ndar
     if broken.size:
         raise UserError(
             f"{broken.size} of {len(predicted)} predictions are not finite, the first in row {broken[0]}: "
-            f"the model has diverged; a lower train.lr would be the first thing to try"
+            f"training diverged; try a lower train.lr first"
         )
     return _load("+".join(names)).compute(predictions=predicted, references=true)
 
 
 @functools.cache
 def _load(config: str) -> "evaluate.Metric":
-    """The module under one of its configs, once per process."""
-    import evaluate  # here, since it imports all of transformers
+    """Load the module under one of its configs, once per process."""
+    import evaluate  # here, because it imports all of transformers
 
     with _private_modules() as folder:
         return evaluate.load(str(MODULE), config, keep_in_memory=True, cache_dir=folder)
@@ -57,11 +59,11 @@ def _load(config: str) -> "evaluate.Metric":
 
 @contextlib.contextmanager
 def _private_modules() -> Iterator[str]:
-    """Give `evaluate` an empty folder for its copy of a module, for as long as it loads.
+    """Give `evaluate` an empty folder for its copy of a module while it loads.
 
-    Its own cache, shared by all processes of a user, would serve whatever lies there under the file's hash: a copy
-    that was cut short by a kill, or edited. The module stays usable when folder and import entries are gone again,
-    and the process's other `evaluate` modules are as they were.
+    Its own cache, shared by all processes of a user, would serve whatever it holds under the file's hash, even a copy
+    that was cut short by a kill or edited. The loaded module stays usable after its folder and import entries are
+    removed, and other `evaluate` modules of the process are left as they were.
     """
     from evaluate import config
 
@@ -69,7 +71,7 @@ def _private_modules() -> Iterator[str]:
     others = _forget_modules(name)
     with tempfile.TemporaryDirectory(prefix="lora-metrics-") as folder:
         config.HF_MODULES_CACHE = folder
-        sys.path.insert(0, folder)  # before the shared one, which an earlier load may have put there
+        sys.path.insert(0, folder)  # ahead of the shared folder, which an earlier load may have added
         try:
             yield folder
         finally:

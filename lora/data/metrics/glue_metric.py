@@ -1,7 +1,7 @@
 """GLUE's metrics as a module of the `evaluate` library: `evaluate.load(".../glue_metric.py", "accuracy+f1")`.
 
-`evaluate` copies this file elsewhere before it imports it, so nothing of this project is imported here.
-Its copy is found by a hash that leaves out what follows a hash sign, so no string in this file holds one.
+`evaluate` copies this file elsewhere before importing it, so this file imports nothing from the project.
+`evaluate` finds its copy by a hash that ignores everything after a hash sign, so no string here contains one.
 """
 
 import math
@@ -15,14 +15,14 @@ CITATION = "Wang et al. 2018, GLUE: A Multi-Task Benchmark and Analysis Platform
 
 
 def accuracy(predictions: np.ndarray, references: np.ndarray) -> float:
-    """The share of rows whose class is right."""
+    """The fraction of rows whose class is predicted correctly."""
     return int((predictions == references).sum()) / len(references)
 
 
 def f1(predictions: np.ndarray, references: np.ndarray) -> float | None:
     """F1 of class 1: 2 TP / (2 TP + FP + FN).
 
-    Returns: None when class 1 is neither predicted nor true anywhere: 0 / 0. (scikit-learn puts 0.0 there, and warns.)
+    Returns: None if class 1 is neither predicted nor true in any row: 0 / 0. (scikit-learn returns 0.0 and warns.)
     """
     true_positive, false_positive, false_negative, _ = _confusion(predictions, references)
     rows = 2 * true_positive + false_positive + false_negative
@@ -32,8 +32,8 @@ def f1(predictions: np.ndarray, references: np.ndarray) -> float | None:
 def matthews(predictions: np.ndarray, references: np.ndarray) -> float:
     """Matthews' correlation of two binary variables.
 
-    Returns: 0.0 when predictions or references are constant, which is 0 / 0: scikit-learn's and so GLUE's convention.
-        The paper's CoLA scores follow it, and a classifier that always says the same is no better than chance.
+    Returns: 0.0 if predictions or references are constant (0 / 0), by the convention of scikit-learn and so of GLUE.
+        The paper's CoLA scores follow it, and a classifier with constant answers is no better than chance.
     """
     tp, fp, fn, tn = _confusion(predictions, references)
     product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
@@ -41,15 +41,15 @@ def matthews(predictions: np.ndarray, references: np.ndarray) -> float:
 
 
 def pearson(predictions: np.ndarray, references: np.ndarray) -> float | None:
-    """Pearson's correlation. Returns: None when either side is constant (a single row is), where it is undefined."""
+    """Pearson's correlation. Returns: None if either side is constant, as a single row is: it is undefined there."""
     sides = (_direction(predictions), _direction(references))
     if sides[0] is None or sides[1] is None:
         return None
-    return min(1.0, max(-1.0, float(np.dot(*sides))))  # rounding can pass 1 by some 1e-16
+    return min(1.0, max(-1.0, float(np.dot(*sides))))  # rounding can exceed 1 by about 1e-16
 
 
 def spearman(predictions: np.ndarray, references: np.ndarray) -> float | None:
-    """Spearman's correlation: Pearson's of the ranks. Returns: None when either side is constant."""
+    """Spearman's correlation, which is Pearson's of the ranks. Returns: None if either side is constant."""
     return pearson(_average_ranks(predictions), _average_ranks(references))
 
 
@@ -63,20 +63,22 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float | None]] = {
 
 
 class GlueMetric(evaluate.Metric):
-    """A set of GLUE's metrics. The config name lists them, with `+` between: `accuracy+f1`, `pearson+spearman`."""
+    """A set of GLUE's metrics. The config name joins them with `+`: `accuracy+f1`, `pearson+spearman`."""
 
     def _info(self) -> evaluate.MetricInfo:
         names = self.config_name.split("+")
         unknown = [name for name in names if name not in METRICS]
         if unknown:
-            raise ValueError(f"no metric is called {', '.join(map(repr, unknown))}; here are: {', '.join(METRICS)}")
+            raise ValueError(
+                f"no metric is called {', '.join(map(repr, unknown))}; the metrics are {', '.join(METRICS)}"
+            )
         return evaluate.MetricInfo(
             description=__doc__,
             citation=CITATION,
-            inputs_description="predictions, references: one number a row; a class is its index.",
-            # float64 holds class indices and float32 scores exactly; an integer column would cut scores off silently.
+            inputs_description="predictions, references: one number per row; a class is given by its index.",
+            # float64 holds class indices and float32 scores exactly; an integer column would truncate scores silently.
             features=Features({"predictions": Value("float64"), "references": Value("float64")}),
-            # Plain lists: the library's numpy format would give float32.
+            # No format: the library's numpy format would return float32.
         )
 
     def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float | None]:
@@ -85,7 +87,7 @@ class GlueMetric(evaluate.Metric):
 
 
 def _confusion(predictions: np.ndarray, references: np.ndarray) -> tuple[int, int, int, int]:
-    """Rows by prediction and truth, as Python integers, whose products do not overflow: TP, FP, FN, TN."""
+    """TP, FP, FN and TN as Python integers, whose products cannot overflow."""
     for side, values in (("predictions", predictions), ("references", references)):
         other = np.setdiff1d(values, (0, 1))
         if other.size:
@@ -97,17 +99,17 @@ def _confusion(predictions: np.ndarray, references: np.ndarray) -> tuple[int, in
 
 
 def _direction(values: np.ndarray) -> np.ndarray | None:
-    """Values less their mean, at unit length; None when they are constant, bit for bit or to within rounding."""
+    """Values minus their mean, scaled to unit length; None if they are constant, exactly or up to rounding."""
     if (values == values[0]).all():
         return None
-    scaled = values / np.abs(values).max()  # no overflow or underflow in the squares
+    scaled = values / np.abs(values).max()  # so that the squares neither overflow nor underflow
     centred = scaled - scaled.mean()
     length = np.linalg.norm(centred)
     return centred / length if length > 0 else None
 
 
 def _average_ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1; equal values share the mean of theirs."""
+    """Ranks from 1; equal values share their mean rank."""
     _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[group]

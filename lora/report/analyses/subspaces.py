@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from lora.adapters.recorded import recorded_adapter
+from lora.adapters.folder import recorded_adapter
 from lora.config.compose import compose_run
 from lora.config.run import RunConfig
 from lora.data.tasks import TASKS

@@ -14,8 +14,8 @@ from torch import nn
 
 from lora.adapters.adapter import Adapter
 from lora.adapters.base import base_tensors
+from lora.adapters.folder import recorded_adapter
 from lora.adapters.merge import swap, unmerge
-from lora.adapters.recorded import recorded_adapter
 from lora.config.compose import compose_run
 from lora.config.run import RunConfig
 from lora.data.tasks import TASKS

@@ -1,7 +1,7 @@
-"""Where the base of an adapter lies on this machine, or on the hub.
+"""Find the base of an adapter on this machine or on the hub.
 
-An adapter's own folder names its base and says how to recognise it, but holds no path, since folders are copied from
-machine to machine. Files that must say where to load it from get that when they are written.
+An adapter's folder names its base and says how to recognise it. It holds no path, because folders are copied between
+machines. Files of other formats that must hold one get it when they are written.
 """
 
 import os
@@ -20,7 +20,7 @@ from lora.adapters.base import check_architecture, check_base
 from lora.adapters.folder import at_home
 from lora.adapters.head import fitted_head
 from lora.adapters.merge import fitted_layers
-from lora.adapters.modes import lasting
+from lora.adapters.torch_modes import lasting
 from lora.checks import build
 from lora.config.encoder_files import locate
 from lora.config.run import ModelConfig
@@ -31,11 +31,11 @@ HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def locate_base(adapter: Adapter, base: str | Path | None = None) -> tuple[str, str | None]:
-    """What `from_pretrained` takes to load an adapter's base: a folder, as an absolute path, or a hub id; its revision.
+    """The arguments with which `from_pretrained` loads an adapter's base: absolute folder or hub id, and revision.
 
     Args:
-        base: A folder or a hub id; None takes what the adapter says: a hub id, or the embedded encoder.
-    Raises: UserError: If neither says where the base lies, or the folder does not hold the adapter's base.
+        base: A folder or a hub id; None uses the adapter's own information: a hub id, or the embedded encoder.
+    Raises: UserError: If neither says where the base is, or the folder does not hold the adapter's base.
     """
     encoder = known_encoder(adapter)
     revision = None if adapter.base is None else adapter.base.revision
@@ -44,7 +44,7 @@ def locate_base(adapter: Adapter, base: str | Path | None = None) -> tuple[str, 
         if str(base) and folder.is_dir():
             return checked_folder(adapter, folder), None
         if not HUB_ID.fullmatch(str(base)):
-            raise UserError(f"base={base} is neither a folder nor an id of the hub (owner/name)")
+            raise UserError(f"base={base} is neither a folder nor a hub id (owner/name)")
         asked = encoder is not None and str(base) == encoder.hub_id
         return str(base), (revision or encoder.revision) if asked else None
     if encoder is not None and encoder.source == "hub":
@@ -52,16 +52,16 @@ def locate_base(adapter: Adapter, base: str | Path | None = None) -> tuple[str, 
     if encoder is not None and encoder.source == "embedded":
         return checked_folder(adapter, Path(locate(encoder)[0])), None
     name = None if adapter.base is None else adapter.base.name
-    if name is not None and "/" in name:  # as transformers was asked for it: of folders the own name alone is kept
+    if name is not None and "/" in name:  # a hub id: of a folder, only the last part of the path is stored
         return name, revision
     raise UserError(
-        f"the adapter does not say where its base{f' ({name})' if name else ''} lies: base= names the folder or the "
+        f"the adapter does not say where its base{f' ({name})' if name else ''} is: set base= to the folder or the "
         f"hub id that it is loaded from"
     )
 
 
 def known_encoder(adapter: Adapter) -> ModelConfig | None:
-    """How the adapter's run found its base; else the entry of conf/model that has the base's name."""
+    """The configuration of the base in the adapter's run, or else the entry of conf/model with the base's name."""
     if adapter.origin.encoder is not None or adapter.base is None:
         return adapter.origin.encoder
     return model_entries().get(adapter.base.name)
@@ -75,7 +75,7 @@ def model_entries() -> dict[str, ModelConfig]:
 
 @lasting
 def checked_folder(adapter: Adapter, folder: Path) -> str:
-    """The absolute path of a LoRA adapter's base. Raises: UserError: If the folder does not hold that base."""
+    """The folder's absolute path. Raises: UserError: If it does not hold the LoRA adapter's base."""
     place = os.path.abspath(folder)
     model = load_folder(place)
     try:
@@ -88,13 +88,13 @@ def checked_folder(adapter: Adapter, folder: Path) -> str:
             check_architecture(model, adapter.base)
             check_base(model, adapter.base, adapter.weights)
         except UserError as error:
-            found = str(error).rpartition("; ")[0]  # without the override that it offers, which other calls have
+            found = str(error).rpartition("; ")[0]  # without the override, an argument of other functions
             raise UserError(f"{place} does not hold the adapter's base: {found}") from error
     return place
 
 
 def load_folder(place: str) -> nn.Module:
-    """A folder's model, in float32, with a head of no use. Raises: UserError: If there is none."""
+    """Load a folder's model in float32; its head is meaningless. Raises: UserError: If that fails."""
     locate(ModelConfig("local", "local", None, place, None, "never", (), "eager", False))
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

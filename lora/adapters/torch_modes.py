@@ -1,7 +1,7 @@
-"""Changes to a model that last, in whatever mode of torch they are made.
+"""Change models safely in any mode of torch.
 
-Tensors that are made under `torch.inference_mode` can neither train nor be written to outside of it, so none is left in
-a model. Under autocast, sums would be taken in another dtype than the weights'.
+Tensors created under `torch.inference_mode` can neither train nor be written to outside of it, so none may stay in a
+model. Under autocast, sums would be taken in another dtype than the weights'.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ R = TypeVar("R")
 
 
 def lasting(function: Callable[P, R]) -> Callable[P, R]:
-    """Run a function outside of inference mode and autocast, and without autograd; the caller's modes are back then."""
+    """Run a function without inference mode, autocast and autograd, then restore the caller's modes."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -32,13 +32,14 @@ def lasting(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def thaw(model: nn.Module) -> None:
-    """Replace parameters that were made in inference mode, as by loading the model there, by usual ones of equal bits.
+    """Replace parameters that were created in inference mode with normal ones of equal bits.
 
-    It is called outside of inference mode. Other parameters stay the objects that they are.
+    A model loaded in inference mode has such parameters. Other parameters stay the same objects. Call it outside of
+    inference mode.
     """
-    usual: dict[int, nn.Parameter] = {}  # by the old one's identity, since modules share parameters
+    normal: dict[int, nn.Parameter] = {}  # by id of the old one, because modules share parameters
     for module in model.modules():
         for name, old in list(module.named_parameters(recurse=False, remove_duplicate=False)):
             if old.is_inference():
-                new = usual.setdefault(id(old), nn.Parameter(old.detach().clone(), old.requires_grad))
+                new = normal.setdefault(id(old), nn.Parameter(old.detach().clone(), old.requires_grad))
                 setattr(module, name, new)

@@ -1,4 +1,4 @@
-"""What is to be predicted: adapters with their tasks, and the rows of tab-separated files."""
+"""The inputs of `predict`: adapters with their tasks, and rows of tab-separated files."""
 
 import os
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from lora.data.read import as_dataset
 from lora.data.tasks import Task, get_task
 from lora.errors import UserError
 
-NAMES = "adapter"  # the column of an input for several adapters
+NAMES = "adapter"  # the column that names each row's adapter in an input for several
 
 
 @dataclass(frozen=True)
 class Served:
-    """An adapter by the name that rows use, and the task that it does."""
+    """An adapter, the name that rows use for it, and its task."""
 
     name: str
     adapter: Adapter
@@ -29,10 +29,10 @@ class Served:
 
 @dataclass(frozen=True)
 class Work:
-    """Rows of one adapter's task.
+    """The rows of one file for one adapter.
 
     Args:
-        places: Where they are in their file.
+        places: Indices of the rows in their file.
     """
 
     served: Served
@@ -41,11 +41,12 @@ class Work:
 
 
 def named_folder(given: str) -> tuple[str, Path]:
-    """The name and the folder that `NAME=FOLDER` states, or a folder alone, whose own name it is.
+    """The name and folder given as `NAME=FOLDER`, or as a folder alone, whose last part is then the name.
 
-    A folder that exists is one, whatever its path holds: `runs/lr=0.1/a` is not `0.1/a` under the name `runs/lr`.
+    An existing folder is taken as a whole, even if its path contains `=`: `runs/lr=0.1/a` is not `0.1/a` under the name
+    `runs/lr`.
 
-    Raises: UserError: If there is no such folder, or a name that no column could hold.
+    Raises: UserError: If the folder does not exist, or the name cannot stand in a column.
     """
     whole = at_home(given)
     if os.path.isdir(whole):
@@ -60,18 +61,19 @@ def named_folder(given: str) -> tuple[str, Path]:
 
 
 def named(name: str) -> str:
+    """Return the name. Raises: UserError: If it is empty or cannot stand in a column."""
     if not name or set(name) & set("\t\n\r"):
-        raise UserError(f"an adapter's name must be of one letter or more, without tabs and line ends, got {name!r}")
+        raise UserError(f"an adapter's name must not be empty or contain tabs or line ends, got {name!r}")
     return name
 
 
 def serve(name_and_folder: str, task_name: str | None) -> Served:
-    """An adapter as it is named on the command line. Raises: UserError: If its labels are not the task's."""
+    """Read an adapter as given on the command line. Raises: UserError: If its labels are not those of the task."""
     name, folder = named_folder(name_and_folder)
     adapter = read_adapter(folder)
     known = task_name or adapter.origin.task
     if known is None:
-        raise UserError(f"{folder} does not say its task: --task names it")
+        raise UserError(f"{folder} does not say its task: name it with --task")
     task = get_task(known)
     if adapter.origin.labels is not None and adapter.origin.labels != task.labels:
         raise UserError(
@@ -86,9 +88,10 @@ def words(labels: tuple[str, ...]) -> str:
 
 
 def read_input(path: Path, served: Sequence[Served]) -> list[Work]:
-    """The rows of a file by adapter; with several adapters, its column `adapter` says whose each is.
+    """Read a file's rows and group them by adapter. With several adapters, column `adapter` names each row's.
 
-    Raises: UserError: With file and line, if a column is absent, a line is of another width, or a name is unknown.
+    Raises: UserError: If a column is missing, a line has another number of columns, or a name is unknown. The message
+        names file and line.
     """
     lines, ended = read_lines(path)
     if not ended:
@@ -107,13 +110,15 @@ def read_input(path: Path, served: Sequence[Served]) -> list[Work]:
         if NAMES not in header:
             found = ", ".join(header)
             raise UserError(
-                f"{path}:1: with several adapters, column {NAMES} names that of each row; here are: {found}"
+                f"{path}:1: with several adapters, column {NAMES} must name each row's; the columns are {found}"
             )
         numbers = {each.name: number for number, each in enumerate(served)}
         names = [cells[header.index(NAMES)] for cells in rows]
         for number, name in enumerate(names, start=2):
             if name not in numbers:
-                raise UserError(f"{path}:{number}: no adapter {name!r} is loaded; here are: {', '.join(numbers)}")
+                raise UserError(
+                    f"{path}:{number}: no adapter {name!r} is loaded; the adapters are {', '.join(numbers)}"
+                )
         owners = np.array([numbers[name] for name in names])
     work = []
     for number, each in enumerate(served):
@@ -129,7 +134,7 @@ def read_input(path: Path, served: Sequence[Served]) -> list[Work]:
 
 
 def text_columns(task: Task, header: list[str], path: Path) -> list[int]:
-    """Where the texts are: under the task's own column names, or under those of the official files."""
+    """Indices of the text columns, named as in the task or in the official files. Raises: UserError: If missing."""
     spellings = [task.columns, *([task.tsv.texts] if task.tsv else [])]
     for names in spellings:
         if set(names) <= set(header):
