@@ -7,7 +7,7 @@ import tiny
 import torch
 from commands import command
 
-from lora.cost.bench import adapters as benchmark
+from lora.cost import adapters as benchmark
 
 
 def test_the_benchmark_measures_exactness_and_drift_and_writes_both_files(tmp_path, monkeypatch, capsys):

@@ -18,24 +18,15 @@ from scipy import stats
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lora.cost.bench import (
-    cells,
-    command,
-    contenders,
-    floor,
-    gpu,
-    growth,
-    job,
-    machine,
-    output,
-    peer,
-    sides,
-    steps,
-    table,
-)
-from lora.cost.bench import trace as tracing
-from lora.cost.bench.summary import agrees, our_shares, summarise
-from lora.cost.bench.timing import interleave, median_of, ratio_of, rotated, slope
+from lora.cost import floor, gpu, growth, machine, steps
+from lora.cost import results as output
+from lora.cost import subjects as contenders
+from lora.cost.throughput import command, job, peer, sides
+from lora.cost.throughput import runs as cells
+from lora.cost.throughput import tables as table
+from lora.cost.throughput import trace as tracing
+from lora.cost.throughput.summary import agrees, our_shares, summarise
+from lora.cost.timing import interleave, median_of, ratio_of, rotated, slope
 from lora.data import metrics
 from lora.data.read import read
 from lora.data.tasks import TASKS

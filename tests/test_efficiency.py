@@ -21,7 +21,8 @@ from torch import nn
 
 from lora.checks import SettingsError
 from lora.config.compose import CPUINFO, cpu_precision
-from lora.cost.efficiency import machine, measure, memory
+from lora.cost import saved as memory
+from lora.cost.efficiency import machine, measure
 from lora.cost.efficiency.plan import LATENCY_SHAPES, MODELS, STEP_SHAPES, TITLES, Plan, make_plan, method_run, place
 from lora.cost.efficiency.report import build
 from lora.cost.efficiency.statistics import median_interval, paired_ratio

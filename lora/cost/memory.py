@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lora.config.compose import compose_run
 from lora.config.run import RunConfig
-from lora.cost.efficiency.memory import saved_bytes
+from lora.cost.saved import saved_bytes
 from lora.errors import UserError
 from lora.methods.attach import apply
 from lora.models.modules import count_parameters

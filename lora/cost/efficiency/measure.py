@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from lora.cost.efficiency import machine
-from lora.cost.efficiency.memory import checkpoint_bytes, peak_of_child, saved_bytes
 from lora.cost.efficiency.plan import Plan, method_run
 from lora.cost.efficiency.subjects import (
     Trainee,
@@ -27,6 +26,7 @@ from lora.cost.efficiency.subjects import (
 )
 from lora.cost.efficiency.summary import SCHEMA, summarise
 from lora.cost.efficiency.timing import Call, interleave
+from lora.cost.saved import checkpoint_bytes, peak_of_child, saved_bytes
 from lora.models.modules import count_parameters
 from lora.records.provenance import code_version
 from lora.training.allocator import keep_freed_memory

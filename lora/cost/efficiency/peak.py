@@ -7,9 +7,9 @@ import sys
 import torch
 
 from lora.checks import build
-from lora.cost.efficiency.memory import PEAK_STEPS, Peak, reset_peak, resident_mib
 from lora.cost.efficiency.plan import Plan
 from lora.cost.efficiency.subjects import make_batch, make_trainee, train_step
+from lora.cost.saved import PEAK_STEPS, Peak, reset_peak, resident_mib
 from lora.errors import UserError
 from lora.training.allocator import keep_freed_memory
 

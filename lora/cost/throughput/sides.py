@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora.cost.bench.job import Answer, CellCost, Job, PeerCell, PeerSettings, read_answer, write
-from lora.cost.bench.machine import ALLOCATOR, tree_bytes
+from lora.cost.machine import ALLOCATOR, tree_bytes
+from lora.cost.throughput.job import Answer, CellCost, Job, PeerCell, PeerSettings, read_answer, write
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.records.machine import cores
@@ -102,7 +102,7 @@ def run_job(
     """Cells in one process of the peer."""
     path = folder / f"{name}.json"
     write(path, Job(tuple(cells), settings, str(folder), time.monotonic()))
-    arguments = ["-m", "lora.cost.bench.peer", str(path)]
+    arguments = ["-m", "lora.cost.throughput.peer", str(path)]
     process = run_process(arguments, folder, folder / f"{name}.log", limit_seconds)
     return process, read_answer(path.with_suffix(".answer.json"))
 

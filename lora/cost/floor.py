@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lora.cost.bench.timing import interleave, wall_seconds
+from lora.cost.timing import interleave, wall_seconds
 from lora.training.fused.encoder import DTYPES
 
 REPETITIONS = 7

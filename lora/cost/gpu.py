@@ -16,13 +16,13 @@ import torch
 
 from lora.config.compose import compose_run
 from lora.config.run import RunConfig
-from lora.cost.bench import machine
-from lora.cost.bench.cells import common_overrides
-from lora.cost.bench.contenders import Build, Contender, of_size, ours, peft, random_batch
-from lora.cost.bench.floor import floor_seconds, lora_step, sizes_of
-from lora.cost.bench.output import add_reference, as_json, results_folder, say
-from lora.cost.bench.steps import saved_bytes, time_steps
-from lora.cost.bench.timing import ratio_of
+from lora.cost import machine
+from lora.cost.floor import floor_seconds, lora_step, sizes_of
+from lora.cost.results import add_reference, as_json, results_folder, say
+from lora.cost.steps import saved_bytes, time_steps
+from lora.cost.subjects import Build, Contender, of_size, ours, peft, random_batch
+from lora.cost.throughput.runs import common_overrides
+from lora.cost.timing import ratio_of
 from lora.errors import UserError
 from lora.files import write_atomically
 from lora.methods.configs import FullConfig

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lora.cost.bench import table
-from lora.cost.bench.summary import summarise
+from lora.cost.throughput import tables as table
+from lora.cost.throughput.summary import summarise
 from lora.errors import UserError
 from lora.files import REFERENCE, RESULTS, ROOT, write_atomically
 

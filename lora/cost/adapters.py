@@ -24,10 +24,10 @@ from lora.adapters.batched import AdapterSet
 from lora.adapters.folder import WEIGHTS, pack
 from lora.adapters.load import place
 from lora.adapters.merge import swap, unmerge
-from lora.cost.bench import machine
-from lora.cost.bench.adapters_page import document
-from lora.cost.bench.output import add_reference, results_folder
-from lora.cost.bench.timing import interleave, median_of, ratio_of
+from lora.cost import machine
+from lora.cost.adapters_page import document
+from lora.cost.results import add_reference, results_folder
+from lora.cost.timing import interleave, median_of, ratio_of
 from lora.errors import UserError
 from lora.files import write_atomically
 from lora.methods.configs import LoraConfig

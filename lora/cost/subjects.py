@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lora.config.run import RunConfig
-from lora.cost.bench.cells import BERT_HEAD, BERT_TARGETS
+from lora.cost.throughput.runs import BERT_HEAD, BERT_TARGETS
 from lora.data.tasks import TASKS
 from lora.methods import METHODS
 from lora.methods.configs import FullConfig, LoraConfig

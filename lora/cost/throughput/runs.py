@@ -7,7 +7,7 @@ from pathlib import Path
 from lora.config.compose import compose_run
 from lora.config.encoder_files import locate
 from lora.config.run import RunConfig
-from lora.cost.bench.job import PeerCell
+from lora.cost.throughput.job import PeerCell
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 

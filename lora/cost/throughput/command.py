@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from lora.config.compose import compose_config, compose_run
-from lora.cost.bench import cells as grid_of
-from lora.cost.bench import machine, sides, table
-from lora.cost.bench.job import PeerCell
-from lora.cost.bench.output import add_reference, as_json, results_folder, say, write_tables
-from lora.cost.bench.summary import SIDES
-from lora.cost.bench.timing import rotated
+from lora.cost import machine
+from lora.cost.results import add_reference, as_json, results_folder, say, write_tables
+from lora.cost.throughput import runs as grid_of
+from lora.cost.throughput import sides
+from lora.cost.throughput import tables as table
+from lora.cost.throughput.job import PeerCell
+from lora.cost.throughput.summary import SIDES
+from lora.cost.timing import rotated
 from lora.errors import UserError
 from lora.files import ROOT, write_atomically
 from lora.records.provenance import code_version
@@ -91,11 +93,11 @@ def measure(chosen: argparse.Namespace, tasks: Sequence[str], overrides: Sequenc
     say("where the time of one of our cells goes")
     trace_file, steps_file = folder / "trace.json", folder / "steps.json"
     cell = [*overrides, f"task={tasks[0]}"]
-    sides.run_process(["-m", "lora.cost.bench.trace", str(trace_file), *cell], folder, folder / "trace.log")
+    sides.run_process(["-m", "lora.cost.throughput.trace", str(trace_file), *cell], folder, folder / "trace.log")
     say("steps")
     loads.append(machine.sample_load())
     asked = [str(steps_file), str(chosen.step_repetitions), *cell]
-    sides.run_process(["-m", "lora.cost.bench.steps", *asked], folder, folder / "steps.log")
+    sides.run_process(["-m", "lora.cost.steps", *asked], folder, folder / "steps.log")
     return {
         "device": machine.cpu_device(),
         "machine": machine.describe_machine(),

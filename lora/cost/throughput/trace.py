@@ -1,4 +1,4 @@
-"""`python -m lora.cost.bench.trace OUT.json OVERRIDES`: where the time of one of this project's cells goes.
+"""`python -m lora.cost.throughput.trace OUT.json OVERRIDES`: where the time of one of this project's cells goes.
 
 The cell trains in this process, after another one like it, as the second cell of a worker does. The functions named
 below are replaced by timed ones for that long; nothing of the code under test knows of it.

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from lora.cost.bench.summary import AGREES, SIDES
+from lora.cost.throughput.summary import AGREES, SIDES
 from lora.data.tasks import TASKS
 from lora.table import markdown
 

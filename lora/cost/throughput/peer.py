@@ -1,4 +1,4 @@
-"""`python -m lora.cost.bench.peer JOB.json`: cells by transformers' Trainer and PEFT, as a user's own script has it.
+"""`python -m lora.cost.throughput.peer JOB.json`: what a user trains by Trainer and PEFT, in a process of its own.
 
 Nothing of this project is loaded but the metric, so that the process starts as fast as such a script.
 """
@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from lora.cost.bench.job import Answer, CellCost, Job, PeerCell, PeerSettings, read_job, write
+from lora.cost.throughput.job import Answer, CellCost, Job, PeerCell, PeerSettings, read_job, write
 from lora.data import metrics
 from lora.errors import UserError
 
@@ -188,7 +188,9 @@ def main() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     try:
         if len(sys.argv) != 2:
-            raise UserError(f"python -m lora.cost.bench.peer takes one file, a job, got {len(sys.argv) - 1} arguments")
+            raise UserError(
+                f"python -m lora.cost.throughput.peer takes one file, a job, got {len(sys.argv) - 1} arguments"
+            )
         path = Path(sys.argv[1])
         write(path.with_suffix(".answer.json"), answer(read_job(path)))
     except UserError as error:

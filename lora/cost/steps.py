@@ -1,4 +1,4 @@
-"""`python -m lora.cost.bench.steps OUT.json REPETITIONS OVERRIDES`: a training step of every contender.
+"""`python -m lora.cost.steps OUT.json REPETITIONS OVERRIDES`: a training step of every contender.
 
 All run in one process with one thread. Every contender starts from the same encoder and takes the same batches. All
 shapes are warmed up; then the contenders take turns, in an order that rotates.
@@ -20,10 +20,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from lora.config.compose import compose_run
 from lora.config.run import RunConfig
-from lora.cost.bench.contenders import Contender, ours, peft, pretrained, random_batch
-from lora.cost.bench.floor import timer
-from lora.cost.bench.timing import interleave
-from lora.cost.efficiency import memory
+from lora.cost import saved as memory
+from lora.cost.floor import timer
+from lora.cost.subjects import Contender, ours, peft, pretrained, random_batch
+from lora.cost.timing import interleave
 from lora.methods.configs import FullConfig
 from lora.training.allocator import keep_freed_memory
 from lora.training.device import has_bf16

@@ -20,13 +20,14 @@ from torch import Tensor
 
 from lora.config.compose import compose_run
 from lora.config.run import RunConfig
-from lora.cost.bench import machine, sides
-from lora.cost.bench.cells import TASKS_TIMED, common_overrides
-from lora.cost.bench.contenders import Build, Contender, of_size, ours, random_batch
-from lora.cost.bench.floor import floor_seconds, lora_step, sizes_of
-from lora.cost.bench.output import add_reference, as_json, results_folder, say
-from lora.cost.bench.steps import WARMUP, saved_bytes
-from lora.cost.bench.timing import interleave, slope
+from lora.cost import machine
+from lora.cost.floor import floor_seconds, lora_step, sizes_of
+from lora.cost.results import add_reference, as_json, results_folder, say
+from lora.cost.steps import WARMUP, saved_bytes
+from lora.cost.subjects import Build, Contender, of_size, ours, random_batch
+from lora.cost.throughput import sides
+from lora.cost.throughput.runs import TASKS_TIMED, common_overrides
+from lora.cost.timing import interleave, slope
 from lora.errors import UserError
 from lora.files import write_atomically
 from lora.models.modules import trainable

@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora.cost.bench.machine import IDLE_SHARE
-from lora.cost.bench.timing import INTERVAL, median_of, ratio_of
+from lora.cost.machine import IDLE_SHARE
+from lora.cost.timing import INTERVAL, median_of, ratio_of
 
 SCHEMA = 1
 SIDES = ("script_loop", "tuned_peer", "ours")
