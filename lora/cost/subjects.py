@@ -19,7 +19,7 @@ from lora.models.modules import trainable
 from lora.models.sizes import SIZES
 from lora.rng import generator
 from lora.training.fused.encoder import DTYPES, fuse, sparse_embeddings
-from lora.training.loop import make_optimizer, summed_loss
+from lora.training.step import make_optimizer, summed_loss
 
 CLASSES = 2
 TASK = TASKS["reviews"]

@@ -22,7 +22,7 @@ from lora.models.sizes import SIZES
 from lora.rng import generator, seed_for
 from lora.training.fused.encoder import fuse, sparse_embeddings
 from lora.training.fused.masks import Masks
-from lora.training.loop import make_optimizer, summed_loss
+from lora.training.step import make_optimizer, summed_loss
 
 TASK = TASKS["reviews"]  # two classes: of the data, only the head's outputs matter here
 SPECIAL = 5  # ids below are padding and the like
