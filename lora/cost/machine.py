@@ -1,31 +1,116 @@
-"""What the machine is, and whether something else is using it. No torch here."""
+"""What the machine is, and whether anything else is using it. No torch, no names of hosts."""
 
 import os
 import platform
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from lora.records.machine import cores
 
-IDLE_SHARE = 0.05  # of all cores' time that others may take before a measurement is called disturbed
+IDLE_CORES = 0.1  # ours: of one core's time; more than that in other processes shows in the timings
 SAMPLE_SECONDS = 2.0
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numba", "numpy")
-BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # of the CPU: x86 twice, and Arm
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numba", "numpy", "safetensors")
+VECTORS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "bf16", "asimd")  # flags of a CPU, the widest first
+BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # x86 twice, and Arm
+VENDORS = {"GenuineIntel": "Intel", "AuthenticAMD": "AMD", "0x41": "Arm", "0xc0": "Ampere"}  # /proc/cpuinfo -> name
 # glibc's names for what `lora.training.allocator.keep_freed_memory` sets, so that the peers' processes have it too.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 
 
+# What it is.
+
+
+def cpu_fields() -> dict[str, str]:
+    """The first processor of /proc/cpuinfo; empty where the system has no such file."""
+    processor = _read("/proc/cpuinfo").strip().split("\n\n")[0]
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in processor.splitlines())}
+
+
+def cpu_model() -> str:
+    """Vendor and model of the CPU, such as `AMD EPYC 9R14` or, where a virtual machine hides it, `Intel Xeon`.
+
+    The family and model numbers of x86 follow: they tell apart what virtual machines give one name.
+    """
+    fields = cpu_fields()
+    vendor = fields.get("vendor_id", fields.get("CPU implementer", ""))
+    vendor = VENDORS.get(vendor, vendor)
+    model = fields.get("model name", fields.get("CPU part", platform.processor() or platform.machine()))
+    words = re.sub(r"\((R|TM|C)\)|@.*|\b(CPU|Processor|\d+-Core)\b", " ", model, flags=re.IGNORECASE).split()
+    numbers = [fields[key] for key in ("cpu family", "model") if key in fields]
+    known = [vendor] if vendor and vendor.lower() not in " ".join(words).lower() else []
+    return " ".join([*known, *words, *numbers])
+
+
+def cpu_name() -> str:
+    """The CPU in tables: vendor and model, the widest vector instructions, and the cores."""
+    flags = cpu_flags()
+    widest = next((name for name in VECTORS if name in flags), "plain")
+    return f"{cpu_model()}, {widest.replace('_', '-')}, {cores()} cores"
+
+
+def cpu_device() -> str:
+    """The same as the name of a folder."""
+    return slug(cpu_name())
+
+
+def cpu_flags() -> set[str]:
+    fields = cpu_fields()
+    return set(fields.get("flags", fields.get("Features", "")).split())
+
+
+def slug(name: str) -> str:
+    """The name of a device as that of a folder."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def describe() -> dict[str, Any]:
+    """The machine in a summary."""
+    memory = re.search(r"^MemTotal: +(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
+    return {
+        "cpu": cpu_fields().get("model name", platform.processor() or platform.machine()),
+        "cores": cores(),
+        "memory_gib": round(int(memory[1]) / 2**20, 1) if memory else None,
+        "bf16": sorted(cpu_flags() & set(BF16_FLAGS)),
+        "system": platform.system(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the packages that are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue  # peft is an extra
+    return found
+
+
+# Whether it is idle.
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Seconds of all cores at work, of this process, of what a hypervisor took, and of the clock."""
+
+    busy: float
+    own: float
+    stolen: float
+    clock: float
+
+
 @dataclass(frozen=True)
 class Load:
-    """How busy the machine was over a sample in which this benchmark did nothing.
+    """How busy others kept the machine between two moments.
 
     Args:
-        busy: Share of all cores' time that was not idle; None where the system does not say.
-        stolen: The share that the hypervisor gave to other guests.
+        busy: Share of all cores' time that went to other processes or to a hypervisor; None if the system does not say.
+        stolen: The hypervisor's share, which went to other guests.
         average: The system's load average over the last minute.
     """
 
@@ -34,35 +119,53 @@ class Load:
     average: float | None
 
     @property
+    def busy_cores(self) -> float | None:
+        """Cores that others kept busy, on average."""
+        return None if self.busy is None else round(self.busy * system_cores(), 3)
+
+    @property
     def idle(self) -> bool | None:
-        return None if self.busy is None else self.busy <= IDLE_SHARE
+        return is_idle([self.busy_cores])
+
+
+def is_idle(busy_cores: Iterable[float | None]) -> bool | None:
+    """Whether others never kept more than `IDLE_CORES` busy; None if nothing is known."""
+    known = [busy for busy in busy_cores if busy is not None]
+    return max(known) <= IDLE_CORES if known else None
+
+
+def now() -> Moment | None:
+    """None where the system does not say (Linux's proc(5) does)."""
+    fields = _read("/proc/stat").split("\n", 1)[0].split()[1:9]
+    if not fields:
+        return None
+    user, nice, system, _, _, irq, softirq, steal = (int(field) / os.sysconf("SC_CLK_TCK") for field in fields)
+    busy = user + nice + system + irq + softirq + steal
+    return Moment(busy, time.process_time(), steal, time.monotonic())
+
+
+def load_between(before: Moment | None, after: Moment | None) -> Load:
+    """What others did between two moments; this process's own work does not count."""
+    average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    if before is None or after is None:
+        return Load(None, None, average)
+    available = (after.clock - before.clock) * system_cores()
+    others = (after.busy - before.busy) - (after.own - before.own)
+    stolen = after.stolen - before.stolen
+    return Load(round(max(0.0, others / available), 4), round(stolen / available, 4), average)
 
 
 def sample_load(seconds: float = SAMPLE_SECONDS) -> Load:
     """Look at the machine for a while, doing nothing."""
-    average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    before = _cpu_times()
-    if before is None:
-        return Load(None, None, average)
-    time.sleep(seconds)
-    after = _cpu_times()
-    return load_between(before, after, average)
+    before = now()
+    if before is not None:
+        time.sleep(seconds)
+    return load_between(before, now())
 
 
-def load_between(before: dict[str, int], after: dict[str, int], average: float | None) -> Load:
-    spent = {name: after[name] - before[name] for name in before}
-    total = max(1, sum(spent.values()))
-    idle = spent["idle"] + spent["iowait"]
-    return Load(round(1 - idle / total, 4), round(spent["steal"] / total, 4), average)
-
-
-def _cpu_times() -> dict[str, int] | None:
-    """Ticks of all cores since the start of the system, by kind (Linux's proc(5))."""
-    try:
-        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
-    except OSError:
-        return None
-    return dict(zip("user nice system idle iowait irq softirq steal".split(), map(int, fields), strict=True))
+def system_cores() -> int:
+    """Cores that /proc/stat adds up, which may be more than this process may use."""
+    return os.cpu_count() or 1
 
 
 def tree_bytes(root: int) -> int | None:
@@ -85,34 +188,8 @@ def tree_bytes(root: int) -> int | None:
     return total
 
 
-def cpu_flags() -> set[str]:
+def _read(file: str) -> str:
     try:
-        found = re.search(r"^(?:flags|Features)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        return Path(file).read_text()
     except OSError:
-        return set()
-    return set(found[1].split()) if found else set()
-
-
-def cpu_device() -> str:
-    """The name of this machine's folder below bench/: its kind of CPU and its cores."""
-    flags = cpu_flags()
-    widest = next((name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "bf16") if name in flags), "plain")
-    return f"{platform.machine()}-{widest}-{cores()}-cores".replace("_", "-").lower()
-
-
-def describe_machine() -> dict[str, Any]:
-    try:
-        model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        memory = re.search(r"^MemTotal: +(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
-    except OSError:
-        model = memory = None
-    return {
-        "cpu": model[1] if model else platform.processor() or platform.machine(),
-        "cores": cores(),
-        "memory_gib": round(int(memory[1]) / 2**20, 1) if memory else None,
-        "bf16": sorted(cpu_flags() & set(BF16_FLAGS)),
-    }
-
-
-def versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+        return ""

@@ -1,59 +1,65 @@
-"""Where the benchmark's results lie, and the tables that are built from what was measured. No torch here."""
+"""Where measurements lie, what each says about its origin, and JSON files written and read. No torch here."""
 
 import argparse
 import json
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lora.cost.throughput import tables as table
-from lora.cost.throughput.summary import summarise
+from lora.cost import machine
 from lora.errors import UserError
-from lora.files import REFERENCE, RESULTS, ROOT, write_atomically
+from lora.files import REFERENCE, RESULTS, ROOT
+from lora.records.provenance import code_version
 
-OWN, COMMITTED = RESULTS / "bench", RESULTS / REFERENCE / "bench"
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+COMMITTED = RESULTS / REFERENCE
 
 
-def add_reference(parser: argparse.ArgumentParser) -> None:
-    """The option that all benchmarks share: where their results go."""
-    parser.add_argument(
-        "--reference", action="store_true", help=f"write to {COMMITTED.relative_to(ROOT)}, which is committed"
-    )
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """The options that say where measurements go."""
+    parser.add_argument("--results", type=Path, help="folder (default: results, which git ignores)")
+    parser.add_argument("--reference", action="store_true", help=f"{COMMITTED.relative_to(ROOT)}, which is committed")
 
 
-def results_folder(reference: bool) -> Path:
-    return COMMITTED if reference else OWN
+def folder_of(kind: str, given: argparse.Namespace) -> Path:
+    """The folder of `bench` or `efficiency`; the measurements of each device lie in a folder of its own below it.
 
-
-def write_tables(folder: Path, readme: Path | None) -> list[dict[str, Any]]:
-    """Build summary.json and bench.md of every device from its measurements.
-
-    Args:
-        readme: Its block is written from all of them; None writes none.
-    Raises: UserError: If a file cannot be read or written.
+    Raises: UserError: If both options are given.
     """
-    summaries = []
-    for path in sorted(folder.glob("*/measurements.json")):
-        try:
-            summary = summarise(json.loads(path.read_text()))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path} holds no measurements of this benchmark: {type(error).__name__}: {error}"
-            ) from error
-        write_atomically(path.with_name("summary.json"), as_json(summary))
-        write_atomically(path.with_name("bench.md"), table.document(summary).encode())
-        summaries.append(summary)
-    if summaries and readme is not None:
-        before = readme.read_text()
-        after = table.in_readme(before, table.block(summaries))
-        if after != before:
-            write_atomically(readme, after.encode())
-    return summaries
+    if given.results is not None and given.reference:
+        raise UserError("--results and --reference name two folders: give one")
+    return (given.results or (COMMITTED if given.reference else RESULTS)) / kind
+
+
+def origin(device: str) -> dict[str, Any]:
+    """What every measurement begins with: what was measured where, with which code, and when."""
+    return {
+        "device": device,
+        "machine": machine.describe(),
+        "versions": machine.versions(),
+        "code": code_version(),
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def as_json(content: dict[str, Any]) -> bytes:
     return f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode()
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Raises: UserError: If the file is not a JSON object of finite numbers."""
+    try:
+        content = json.loads(path.read_bytes(), parse_constant=_refuse)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not readable: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _refuse(name: str) -> float:
+    raise ValueError(f"{name} is not a value that a measurement may hold")
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
