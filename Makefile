@@ -62,10 +62,10 @@ tables: setup ## Rebuild every committed table, verdict, page and notebook from 
 	$(VENV) notebooks/execute.py
 	exit $$status
 
-bench: setup ## Cells per hour and steps beside Trainer + PEFT, 30 minutes on two idle cores without AMX (ARGS="--rounds 3 --cells 24"; REFERENCE=1: to the committed results)
+bench: setup ## Runs an hour and steps compared with Trainer + PEFT, in 6 rounds: an hour or more on two idle cores (ARGS="--rounds 2 --runs 4"; REFERENCE=1: to the committed results)
 	@$(VENV) -m lora bench $(if $(filter 1,$(REFERENCE)),--reference) $(ARGS)
 
-bench-gpu: setup ## One training step of every contender on one GPU, in minutes (ARGS="--compile")
+bench-gpu: setup ## One training step of every subject on one GPU, in minutes (ARGS="--compile")
 	@$(VENV) -m lora bench gpu $(if $(filter 1,$(REFERENCE)),--reference) $(ARGS)
 
 lint: $(READY) ## Check style, format, the direction of imports, and types

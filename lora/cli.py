@@ -24,13 +24,13 @@ COMMANDS = {
     "parameters": ("lora.cost.parameters", "count trainable parameters at full size; compare them with the paper's"),
     "memory": ("lora.cost.memory", "estimate the accelerator memory that a run needs"),
     "efficiency": ("lora.cost.efficiency.command", "measure memory, storage, speed and latency of each method here"),
-    "bench": ("lora.cost.bench.command", "compare speed with Trainer + PEFT on this machine"),
-    "bench adapters": ("lora.cost.bench.adapters", "time swaps, mixed batches and files; compare them with PEFT"),
+    "bench": ("lora.cost.throughput.command", "compare speed with Trainer + PEFT on this machine"),
+    "bench adapters": ("lora.cost.adapters", "time swaps, mixed batches and files; compare them with PEFT"),
     "bench growth": (
-        "lora.cost.bench.growth",
+        "lora.cost.growth",
         "show how time and memory grow with model, batch, length, rank and runs",
     ),
-    "bench gpu": ("lora.cost.bench.gpu", "time one training step of every method on one GPU"),
+    "bench gpu": ("lora.cost.gpu", "time one training step of every method on one GPU"),
     "fetch": ("lora.data.embedded", "download and check the embedded encoder and texts"),
     "upload": ("lora.sweep.tracking", "send a sweep's tables and figures to Weights & Biases"),
 }

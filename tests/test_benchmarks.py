@@ -18,24 +18,12 @@ from scipy import stats
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lora.cost.bench import (
-    cells,
-    command,
-    contenders,
-    floor,
-    gpu,
-    growth,
-    job,
-    machine,
-    output,
-    peer,
-    sides,
-    steps,
-    table,
-)
-from lora.cost.bench import trace as tracing
-from lora.cost.bench.summary import agrees, our_shares, summarise
-from lora.cost.bench.timing import interleave, median_of, ratio_of, rotated, slope
+from lora.cost import adapters_page, floor, gpu, growth, machine, results, steps, subjects
+from lora.cost.subjects import changed
+from lora.cost.throughput import command, job, peer, runs, sides, tables
+from lora.cost.throughput import trace as tracing
+from lora.cost.throughput.summary import agrees, our_shares, summarise
+from lora.cost.timing import interleave, median_of, name_of, orders, ratio_of, shown, slope, take_turns
 from lora.data import metrics
 from lora.data.read import read
 from lora.data.tasks import TASKS
@@ -43,6 +31,8 @@ from lora.errors import UserError
 from lora.files import ROOT
 from lora.methods.configs import FullConfig
 from lora.sweep.worker import run_cell
+from lora.training import loop as training_loop
+from lora.training import step as training_step
 
 TOKENIZER_NOTICE = "ignore:.*:UserWarning"  # of torch and datasets, about pinned memory and the like
 
@@ -75,17 +65,38 @@ def test_ratios_are_of_pairs():
     assert (found["median"], found["low"], found["high"]) == (1.0, 0.5, 2.0)
 
 
-def test_each_name_runs_in_each_place():
-    turns = [rotated("abc", turn) for turn in range(3)]
-    assert [sorted(place) for place in zip(*turns, strict=True)] == [["a", "b", "c"]] * 3
+@pytest.mark.parametrize(
+    ("n", "name"), [(1, "range"), (2, "range"), (5, "range"), (6, "95% interval"), (40, "95% interval")]
+)
+def test_fewer_than_six_values_give_a_range_and_no_interval(n, name):
+    assert name_of(median_of([float(value) for value in range(n)])) == name
+    assert shown(median_of([1000.0, 3000.0, 2000.04]), 1) == "2,000.0 (1,000.0 to 3,000.0)"
+
+
+def test_each_name_runs_in_each_place_as_often():
+    assert list(orders([], 2)) == [[], []]
+    drawn = list(orders(["a", "b", "c"], 6, "sides"))
+    assert [sorted(place) for place in zip(*drawn, strict=True)] == [["a", "a", "b", "b", "c", "c"]] * 3
 
 
 def test_actions_take_turns_and_each_is_timed_by_itself():
     ran = []
-    actions = {name: (lambda name=name: ran.append(name)) for name in "abc"}
-    seconds = interleave(actions, 2, timed=lambda action: (action(), float(len(ran)))[1])
-    assert "".join(ran) == "abcbca"
-    assert seconds == {"a": [1.0, 6.0], "b": [2.0, 4.0], "c": [3.0, 5.0]}
+    work = {"16x28": {name: (lambda name=name: ran.append(name)) for name in "abc"}}
+    found = interleave(work, 2, warmup=0, seed=4, clock=lambda action: (action(), float(len(ran)))[1])
+    first, second = orders(["a", "b", "c"], 2, 4, "16x28")
+    assert ran == [*first, *second]
+    assert found == {"16x28": {name: [first.index(name) + 1.0, second.index(name) + 4.0] for name in "abc"}}
+
+
+def test_what_is_not_timed_runs_before_what_is():
+    ran, counted = [], []
+    actions = {name: (lambda name=name: ran.append(name)) for name in "ab"}
+    clock = lambda action: (action(), counted.append(len(ran)), float(len(ran)))[2]  # noqa: E731
+    found = interleave({"": actions}, 3, warmup=2, untimed=1, calls=2, clock=clock)[""]
+    assert ran[:4] == ["a", "a", "b", "b"] and len(ran) == 4 + 3 * 2 * (1 + 2)
+    assert counted == [n for visit in range(6) for n in (4 + 3 * visit + 2, 4 + 3 * visit + 3)]
+    assert sorted([*found["a"], *found["b"]]) == [4 + 3 * visit + 2.5 for visit in range(6)], "the median of two calls"
+    assert len(take_turns({"x": lambda: None}, 4)["x"]) == 4
 
 
 def test_a_slope_is_the_exponent_of_a_power_law():
@@ -99,13 +110,31 @@ def test_a_slope_is_the_exponent_of_a_power_law():
 # The machine.
 
 
-def test_load_is_what_was_not_idle():
-    before = dict.fromkeys("user nice system idle iowait irq softirq steal".split(), 100)
-    after = before | {"user": 130, "idle": 150, "iowait": 110, "steal": 110}
-    load = machine.load_between(before, after, 1.5)
-    assert (load.busy, load.stolen, load.average) == (0.4, 0.1, 1.5)
-    assert not load.idle and machine.load_between(before, before | {"idle": 200}, None).idle
-    assert machine.Load(None, None, None).idle is None
+def test_load_is_what_others_did(monkeypatch):
+    monkeypatch.setattr(machine, "system_cores", lambda: 4)
+    before = machine.Moment(busy=100.0, own=10.0, stolen=5.0, clock=50.0)
+    after = machine.Moment(busy=118.0, own=12.0, stolen=9.0, clock=60.0)  # 10 s of 4 cores: 18 s busy, 2 s of them ours
+    load = machine.load_between(before, after)
+    assert (load.busy, load.stolen, load.busy_cores) == (0.4, 0.1, 1.6)
+    assert not load.idle and machine.load_between(before, machine.Moment(101.0, 10.0, 5.0, 60.0)).idle
+    assert machine.load_between(before, machine.Moment(101.0, 14.0, 5.0, 60.0)).busy == 0.0, "clocks of two sources"
+    assert machine.Load(None, None, None).idle is None and machine.load_between(None, after).busy is None
+
+
+def test_moments_are_read_from_proc_stat(monkeypatch):
+    text = "cpu  100 20 30 4000 500 6 7 8 0 0\ncpu0 1 2 3\n"
+    monkeypatch.setattr(machine, "_read", lambda file: text if file == "/proc/stat" else "")
+    ticks = os.sysconf("SC_CLK_TCK")
+    assert machine.now().busy == pytest.approx((100 + 20 + 30 + 6 + 7 + 8) / ticks)
+    assert machine.now().stolen == pytest.approx(8 / ticks)
+    monkeypatch.setattr(machine, "_read", lambda file: "")
+    assert machine.now() is None
+
+
+def test_one_rule_says_what_idle_is():
+    assert machine.is_idle([0.05, None]) is True
+    assert machine.is_idle([0.05, 0.3]) is False
+    assert machine.is_idle([None]) is None
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="proportional set sizes are Linux's")
@@ -124,6 +153,47 @@ def test_memory_of_a_process_is_that_of_its_descendants_too():
 def test_a_device_is_a_folder_name():
     assert all(part.isalnum() for part in machine.cpu_device().split("-"))
     assert set(machine.versions()) > {"torch", "peft"}
+    assert machine.describe()["cores"] >= 1
+
+
+X86 = (
+    "processor: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t: {model}\nmodel name\t: {name}\n"
+    "flags\t\t: fpu {flags}\n"
+)
+ARM = "processor\t: 0\nFeatures\t: fp asimd bf16\nCPU implementer\t: 0x41\nCPU part\t: 0xd4f\n"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        (
+            X86.format(vendor="AuthenticAMD", family=25, model=17, name="AMD EPYC 9R14", flags="avx2 avx512_bf16"),
+            "AMD EPYC 9R14 25 17, avx512-bf16",
+        ),
+        (
+            X86.format(
+                vendor="GenuineIntel",
+                family=6,
+                model=106,
+                name="Intel(R) Xeon(R) CPU @ 2.90GHz",
+                flags="avx2 avx512_bf16",
+            ),
+            "Intel Xeon 6 106, avx512-bf16",
+        ),
+        (
+            X86.format(vendor="AuthenticAMD", family=23, model=49, name="DO-Regular", flags="avx2"),
+            "AMD DO-Regular 23 49, avx2",
+        ),
+        (ARM, "Arm 0xd4f, bf16"),
+    ],
+)
+def test_devices_are_told_apart_by_vendor_and_model(cpuinfo, name, monkeypatch):
+    """An AMD and an Intel CPU with the same instructions do not share a folder."""
+    other = X86.format(vendor="Other", family=1, model=2, name="Second processor", flags="")
+    monkeypatch.setattr(machine, "_read", lambda file: f"{cpuinfo}\n{other}" if file == "/proc/cpuinfo" else "")
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    assert machine.cpu_name() == f"{name}, 2 cores"
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*-2-cores", machine.cpu_device())
 
 
 # The same cell on every side.
@@ -133,10 +203,10 @@ def test_a_device_is_a_folder_name():
 def exported(tiny_config, tmp_path):
     """A tiny cell of this project and the same one as the peers take it."""
     config = tiny_config("method.rank=2", "task=mrpc", "seed=3")
-    return config, cells.peer_cell(config, cells.export_rows(config, tmp_path / "rows"))
+    return config, runs.peer_run(config, runs.export_rows(config, tmp_path / "rows"))
 
 
-def exported_rows(cell: job.PeerCell, split: str) -> list[dict]:
+def exported_rows(cell: job.PeerRun, split: str) -> list[dict]:
     return [json.loads(line) for line in Path(cell.rows, f"{split}.json").read_text().splitlines()]
 
 
@@ -162,7 +232,7 @@ def test_exported_rows_are_those_that_this_project_reads(exported):
 def test_peers_train_the_cell_with_as_many_parameters_as_ours(settings, exported, tmp_path, monkeypatch):
     config, cell = exported
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    cost = peer.train_cell(cell, settings, str(tmp_path))
+    cost = peer.train_run(cell, settings, str(tmp_path))
     assert 0 <= cost.metric <= 1
     record = run_cell(config, mistakes_fail=False)
     assert cost.trainable == sum(record.params[part] for part in ("trainable_method", "trainable_head"))
@@ -180,7 +250,7 @@ def test_a_peers_metric_is_that_of_its_predictions(exported, tmp_path, monkeypat
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     settings = job.PeerSettings("longest", "fp32", 1, "eager")
     still = dataclasses.replace(cell, lr=0.0, epochs=1)
-    cost = peer.train_cell(still, settings, str(tmp_path))
+    cost = peer.train_run(still, settings, str(tmp_path))
     peer.set_seed(cell.seed)
     model = peer.build_model(cell, "eager").eval()
     tokenizer = peer.AutoTokenizer.from_pretrained(cell.model)
@@ -197,32 +267,32 @@ def test_jobs_and_answers_survive_their_files(exported, tmp_path):
     settings = job.PeerSettings("longest", "fp32", 1, "eager", max_steps=3)
     work = job.Job((cell, cell), settings, "folder", 1.5)
     job.write(tmp_path / "job.json", work)
-    assert job.read_job(tmp_path / "job.json") == work
-    done = job.Answer(0.5, (job.CellCost("a.s1", "a", 1, None, 7, 2.0, {"step": 1.0}),))
+    assert job.read(tmp_path / "job.json", job.Job) == work
+    done = job.Answer(0.5, (job.RunCost("a.s1", "a", 1, None, 7, 2.0, {"step": 1.0}),))
     job.write(tmp_path / "answer.json", done)
-    assert job.read_answer(tmp_path / "answer.json") == done
+    assert job.read(tmp_path / "answer.json", job.Answer) == done
 
 
-def test_the_cells_of_rounds_are_whole_and_never_the_same():
-    assert [cells.seeds_of_round(number, 6) for number in range(2)] == [[1, 2, 3], [4, 5, 6]]
-    assert cells.grid(["a", "b"], [1, 2]) == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+def test_the_runs_of_rounds_are_whole_and_never_the_same():
+    assert [runs.seeds_of_round(number, 6) for number in range(2)] == [[1, 2, 3], [4, 5, 6]]
+    assert runs.grid(["a", "b"], [1, 2]) == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
 
 
 # Where our time goes.
 
 
-def test_a_traced_cell_is_all_in_its_parts_and_leaves_nothing_behind(tiny_overrides):
+def test_a_traced_run_is_all_in_its_parts_and_leaves_nothing_behind(tiny_overrides):
     before = tracing.import_module("lora.training.loop").collate
-    parts = tracing.trace_cell(tiny_overrides, (1, 2))
+    parts = tracing.trace_run(tiny_overrides, (1, 2))
     assert tracing.import_module("lora.training.loop").collate is before
     assert all(parts[name] > 0 for name in ("data", "model", "batching", "step", "evaluation", "saving"))
     assert parts["other"] >= 0
 
 
 def test_a_traced_function_within_another_counts_once():
-    spent = tracing.Spent()
-    inner = spent.timed("lora.data.batching.collate", lambda: None)
-    spent.timed("lora.training.evaluation.predict", inner)()
+    spent = job.Spent(tracing.TRACED)
+    inner = tracing.timed(spent, "lora.data.batching.collate", lambda: None)
+    tracing.timed(spent, "lora.training.evaluation.predict", inner)()
     assert spent.seconds["lora.data.batching.collate"] == 0 and spent.seconds["lora.training.evaluation.predict"] > 0
     spent.seconds |= {"lora.data.batching.collate": 2.0, "lora.training.evaluation.predict": 3.0}
     parts = tracing.by_part(spent, 20.0, 10.0)
@@ -234,12 +304,11 @@ def test_a_traced_function_within_another_counts_once():
 
 @pytest.fixture
 def still(tiny_config):
-    """A cell and its encoder without dropout, so that forward passes can be compared."""
-    config = tiny_config("method.rank=2", "train.dropout=0")
-    build = contenders.pretrained(config)
+    """A run with this project's kernels, and its encoder without dropout, so that forward passes can be compared."""
+    config = tiny_config("method.rank=2", "train.dropout=0", "train.kernels=fused")
 
-    def without_dropout(attention: str) -> nn.Module:
-        model = build(attention)
+    def without_dropout(attention: str = "eager") -> nn.Module:
+        model, _ = subjects.load(changed(config, model={"attention": attention}))
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -250,22 +319,46 @@ def still(tiny_config):
     return config, without_dropout
 
 
-def test_contenders_compute_the_same_loss_and_all_of_them_learn(still):
-    config, build = still
-    batch = contenders.random_batch(4, 8, 20)
+def test_subjects_compute_the_same_loss_and_all_of_them_learn(still):
+    config, encoder = still
     made = [
-        contenders.ours(build, config, "ours", config.method, "fp32"),
-        contenders.ours(build, config, "full", FullConfig(), "fp32"),
-        *(contenders.peft(build, config, "peft", config.method, "fp32", attention=a) for a in steps.ATTENTIONS),
+        subjects.ours(config, encoder()),
+        subjects.ours(changed(config, method=FullConfig()), encoder()),
+        *(subjects.peft(config, encoder(attention)) for attention in steps.ATTENTIONS),
+        subjects.ours(changed(config, train={"kernels": "stock"}), encoder()),
     ]
+    batch = subjects.random_batch(made[0].model, "4x8")
     first = [each.loss(batch).item() for each in made]
-    assert first == pytest.approx([first[0]] * 4, rel=1e-5)  # B is zero
+    assert first == pytest.approx([first[0]] * 5, rel=1e-5)  # B is zero
     counts = [sum(p.numel() for p in each.model.parameters() if p.requires_grad) for each in made]
-    assert counts[0] == counts[2] == counts[3] < counts[1]
+    assert counts[0] == counts[2] == counts[3] == counts[4] < counts[1]
     for each in made:
         for _ in range(5):
             each.step(batch)
         assert each.loss(batch).item() < first[0]
+
+
+def test_what_is_timed_is_what_trains(tiny_config, monkeypatch):
+    """The training loop and a benchmark call the same step, and set it up by the same function."""
+    prepared, taken = [], []
+    prepare, take = training_step.prepare_step, training_step.Step.take
+
+    def prepare_and_note(*given):
+        prepared.append(given[1].train.kernels)
+        return prepare(*given)
+
+    monkeypatch.setattr(training_step.Step, "take", lambda step, *given: (taken.append(step), take(step, *given))[1])
+    for module in (subjects, training_loop):
+        monkeypatch.setattr(module, "prepare_step", prepare_and_note)
+    for kernels in ("stock", "fused"):
+        config = tiny_config("method.rank=2", "train.epochs=1", f"train.kernels={kernels}")
+        training_loop.run(config)
+        trained = len(taken)
+        subject = subjects.ours(config)
+        subject.step(subjects.random_batch(subject.model, "4x8"))
+        assert prepared == [kernels, kernels] and len(taken) == trained + 1 and trained > 1
+        assert {type(value) for value in vars(taken[0]).values()} == {type(value) for value in vars(taken[-1]).values()}
+        prepared.clear(), taken.clear()
 
 
 def test_saved_bytes_are_of_activations_and_of_casts_of_weights():
@@ -275,44 +368,47 @@ def test_saved_bytes_are_of_activations_and_of_casts_of_weights():
         hidden = nn.functional.linear(batch["x"], linear.weight.double()).exp()  # keeps its result, 5 x 3 numbers
         return (hidden * hidden).sum()  # which is the same storage again, twice
 
-    contender = contenders.Contender("by hand", linear, lambda batch: None, loss)
+    optimizer = torch.optim.SGD(linear.parameters())
+    subject = subjects.Subject(linear, optimizer, loss, lambda batch: None)
     x = torch.ones(5, 3, dtype=torch.float64, requires_grad=True)
-    assert steps.saved_bytes(contender, {"x": x}) == 8 * (5 * 3 + 5 * 3 + 3 * 3)  # exp's result, x, the cast weight
+    assert steps.saved_bytes(subject, {"x": x}) == 8 * (5 * 3 + 5 * 3 + 3 * 3)  # exp's result, x, the cast weight
 
 
 def test_products_of_a_step_are_part_of_its_time(still):
-    config, build = still
-    contender = contenders.peft(build, config, "peft", config.method, "fp32")
-    products, seconds = steps.matmul_seconds(contender, contenders.random_batch(4, 8, 20))
+    config, encoder = still
+    subject = subjects.peft(config, encoder())
+    products, seconds = steps.matmul_seconds(subject, subjects.random_batch(subject.model, "4x8"))
     assert 0 < products < seconds
 
 
 WHO = ("ours", "ours recomputing", "full", "peft eager", "peft sdpa")
 
 
-def test_everything_about_steps_is_measured_for_every_contender(tiny_config):
+def test_everything_about_steps_is_measured_for_every_subject(tiny_config):
     config = tiny_config("method.rank=2")
     precisions = ("fp32", "bf16") if HAS_BF16 else ("fp32",)
-    found = steps.measure(config, {"2x6": (2, 6), "4x8": (4, 8)}, 2, precisions)
+    found = steps.measure(config, 2, precisions, ("2x6", "4x8"))
     names = {f"{who} {p}" for who in WHO for p in precisions}
     assert set(found["times"]) == {"2x6", "4x8"}
     assert {len(values) for times in found["times"].values() for values in times.values()} == {2}
     assert set(found["times"]["4x8"]) == set(found["saved_bytes"]) == names
     assert found["saved_shape"] == "4x8"
     assert set(found["matmul_seconds"]["2x6"]) == {f"{who} fp32" for who in WHO if who != "peft sdpa"}
+    assert set(found["floors"]) == {"2x6", "4x8"} and set(found["floors"]["2x6"]) == set(precisions)
+    assert all(seconds > 0 for floors in found["floors"].values() for seconds in floors.values())
     assert found["saved_bytes"]["ours recomputing fp32"] < found["saved_bytes"]["ours fp32"]
 
 
 def test_the_floor_counts_the_operations_that_the_step_does(tiny_config):
     """Against torch's counter: what the step does is the floor, the head, and scores that are computed twice."""
-    config = tiny_config("method.rank=2")
-    contender = contenders.ours(contenders.pretrained(config), config, "ours", config.method, "fp32")
+    config = tiny_config("method.rank=2", "train.kernels=fused")
+    subject = subjects.ours(config)
     batch, tokens, rank = 4, 8, 2
-    inputs = contenders.random_batch(batch, tokens, 20)
-    contender.step(inputs)
+    inputs = subjects.random_batch(subject.model, "4x8")
+    subject.step(inputs)
     with FlopCounterMode(display=False) as counter:
-        contender.step(inputs)
-    products = floor.lora_step(floor.sizes_of(contender.model), batch, tokens, rank)
+        subject.step(inputs)
+    products = floor.lora_step(floor.sizes_of(subject.model), "4x8", rank)
     d, layers = 32, 2
     head = 3 * 2 * batch * d * d + 3 * 2 * batch * d * 2  # pooler and classifier: forward and both gradients
     scores_again = sum(2 * batch * queries * tokens * d for queries in [tokens] * (layers - 1) + [1])
@@ -323,7 +419,7 @@ def test_the_floor_counts_the_operations_that_the_step_does(tiny_config):
 
 
 def test_the_floor_of_products_by_hand():
-    products = floor.lora_step(floor.Encoder(layers=1, width=4, heads=2, ffn=8), batch=3, tokens=5, rank=1)
+    products = floor.lora_step(floor.Encoder(layers=1, width=4, heads=2, ffn=8), "3x5", rank=1)
     rows, d, f = 15, 4, 8
     keys_values = 2 * rows * d * d
     queries_output = 3 * 3 * d * d  # both forward, and the output's gradient
@@ -332,6 +428,22 @@ def test_the_floor_of_products_by_hand():
     low_rank = (2 + 1 + 2) * (3 + rows) * d
     expected = 2 * (keys_values + queries_output + feed_forward + attention + low_rank)
     assert sum(product.operations for product in products) == expected
+
+
+@pytest.mark.parametrize("precision", ["fp32", NARROWEST])
+@pytest.mark.parametrize("stacked", [1, 3])
+def test_every_layout_computes_the_same_product_and_the_fastest_one_counts(precision, stacked, monkeypatch):
+    product = floor.Product(5, 16, 8, count=1, stacked=stacked)
+    found = {name: action() for name, action in floor.layouts(product, precision).items()}
+    assert set(found) >= {"rows", "columns"} and (stacked > 1 or "packed" in found)
+    assert all(one.shape[-2:] == (5, 8) for one in found.values())
+    for one in found.values():
+        torch.testing.assert_close(
+            one.float(), found["rows"].float(), atol=0.1 if precision == "bf16" else 1e-4, rtol=0.02
+        )
+    planned = {"": {"rows": [3.0, 3.0, 9.0], "columns": [2.0, 1.0, 2.0], "packed": [1.0, 4.0, 4.0]}}
+    monkeypatch.setattr(floor, "interleave", lambda *given, **named: planned)
+    assert floor.product_seconds(product, precision) == 2.0
 
 
 def test_a_floor_is_the_sum_over_its_products(monkeypatch):
@@ -448,6 +560,16 @@ def test_figures_of_steps_are_against_the_better_of_the_peers_attentions(planted
     assert summary["matmul_share"] == 0.5
 
 
+def test_the_floors_share_of_a_step_is_that_of_its_own_precision_and_shape(planted):
+    assert summarise(planted)["floor_share"] is None  # measured before floors were
+    planted["steps"]["floors"] = {"16x28": {"bf16": 0.8, "fp32": 2.1}, "32x64": {"bf16": 1.8, "fp32": 4.5}}
+    summary = summarise(planted)
+    assert summary["floor_share"] == {"16x28": 0.8, "32x64": 0.9}
+    assert summary["floor_share_by_precision"]["fp32"] == pytest.approx({"16x28": 0.7, "32x64": 0.75})
+    said = "in the fastest layout measured, would take 0.80x at 16x28, 0.90x at 32x64 its time"
+    assert said in tables.steps_text(summary)
+
+
 def test_figures_of_recomputing_stand_beside_the_step_that_keeps_all(planted):
     assert summarise(planted)["recomputing"] is None  # measured before there was such a contender
     for times in planted["steps"]["times"].values():
@@ -460,7 +582,7 @@ def test_figures_of_recomputing_stand_beside_the_step_that_keeps_all(planted):
         "saved_bytes_vs_peft": 0.125,
     }
     said = "it keeps 0.12x PEFT's bytes, in 0.75x at 16x28, 0.75x at 32x64 PEFT's time (1.50x at 16x28"
-    assert said in table.steps_text(summary) and summary["step_vs_peft"] == {"16x28": 0.5, "32x64": 0.5}
+    assert said in tables.steps_text(summary) and summary["step_vs_peft"] == {"16x28": 0.5, "32x64": 0.5}
 
 
 def test_a_metric_agrees_within_the_noise_of_seeds(planted):
@@ -482,9 +604,9 @@ def test_a_busy_machine_is_said_in_the_tables(planted):
     planted["loads"][0]["busy"] = 0.5
     summary = summarise(planted)
     assert summary["idle"]["idle"] is False
-    assert "**The machine was not idle** (others took up to 50%)" in table.document(summary)
+    assert "**The machine was not idle** (others took up to 50%)" in tables.document(summary)
     planted["loads"] = [{"busy": None, "stolen": None, "average": None}]
-    assert "Whether it was idle is unknown" in table.document(summarise(planted))
+    assert "Whether it was idle is unknown" in tables.document(summarise(planted))
 
 
 def test_shares_of_workers_that_were_never_idle_are_those_of_the_trace():
@@ -493,30 +615,44 @@ def test_shares_of_workers_that_were_never_idle_are_those_of_the_trace():
 
 
 def test_the_tables_quote_the_summary_and_nothing_else(planted):
-    text = table.document(summarise(planted))
+    text = tables.document(summarise(planted))
     row = next(line for line in text.splitlines() if line.startswith("| This project"))
     assert row.split(" | ")[1:] == ["450 (360 to 540)", "8.3", "300", "81.5 |"]
+    assert "interleaved rounds, in parentheses their range, of" in text and "interval" not in text
     assert "17.5x (15.0 to 20.0) the script loop and 3.5x (3.0 to 4.0) the tuned peer" in text
     assert "2 of 2 medians" not in text and "1 of 2 medians of a peer agree" in text
     assert "0.50x at 16x28, 0.50x at 32x64 the time of PEFT's" in text
 
 
+def test_six_rounds_give_an_interval_and_the_peers_choices_are_told(planted):
+    planted["rounds"] = [
+        each | {"round": 2 * turn + each["round"], "seconds": each["seconds"] + turn}
+        for turn in range(3)
+        for each in planted["rounds"]
+    ]
+    planted["settings"] |= {"script_precision": "bf16", "script_attention": "sdpa", "tuned_precision": "fp32"}
+    text = tables.document(summarise(planted))
+    assert "medians over 6 interleaved rounds, in parentheses their 95% interval, of" in text and "range" not in text
+    assert "Script loop: Trainer + PEFT, padded to 128, bf16," in text and "length-grouped, fp32," in text
+    assert "- Script loop: bf16, sdpa attention, 2 threads, the fastest of 1 threads (1.0 s); 2 threads (given" in text
+
+
 def test_tables_are_written_from_measurements_and_into_the_readme(planted, tmp_path):
     folder, readme = tmp_path / "bench", tmp_path / "README.md"
-    readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    readme.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
     (folder / "a-machine").mkdir(parents=True)
-    (folder / "a-machine" / "measurements.json").write_bytes(output.as_json(planted))
-    (summary,) = output.write_tables(folder, readme)
+    (folder / "a-machine" / "measurements.json").write_bytes(results.as_json(planted))
+    (summary,) = tables.rebuild(folder, readme)
     assert json.loads((folder / "a-machine" / "summary.json").read_text()) == summary
-    assert readme.read_text() == f"before\n{table.BEGIN}\n{table.block([summary])}\n{table.END}\nafter\n"
-    assert table.in_readme("no marks", "text") == "no marks"
+    assert readme.read_text() == f"before\n{tables.BEGIN}\n{tables.block([summary])}\n{tables.END}\nafter\n"
+    assert tables.in_readme("no marks", "text") == "no marks"
 
 
 def test_measurements_of_another_kind_are_refused(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "measurements.json").write_text("{}")
     with pytest.raises(UserError, match="no measurements of this benchmark"):
-        output.write_tables(tmp_path, tmp_path / "README.md")
+        tables.rebuild(tmp_path, tmp_path / "README.md")
 
 
 # Growth and the GPU's script.
@@ -529,16 +665,16 @@ def test_an_axis_of_growth_varies_one_thing():
 
 
 def test_growth_on_tiny_encoders(tiny_config, planted):
-    config = tiny_config("method.rank=2")
+    config = tiny_config("method.rank=2", "train.kernels=fused")
     chosen = [dataclasses.replace(p, tokens=9, rank=2) for p in growth.points("batch", (2, 4, 8))]
-    found = growth.measure_axis(chosen, config, "fp32", lambda model: contenders.pretrained(config), 2)
+    found = growth.measure_axis(chosen, lambda model: config, 2)
     assert [point["batch"] for point in found] == [2, 4, 8]
     assert all(point["step_ms"] > 0 and point["floor_ms"] > 0 for point in found)
     assert [point["operations"] / found[0]["operations"] for point in found] == pytest.approx([1, 2, 4])
     assert growth.slopes("batch", found)["saved_mib"] == pytest.approx(1, abs=0.1)
-    line = growth.per_cell([{"cells": n, "seconds": 5 + 2 * n} for n in (2, 4, 8)])
+    line = growth.per_run([{"cells": n, "seconds": 5 + 2 * n} for n in (2, 4, 8)])
     assert line == {"seconds_per_cell": pytest.approx(2), "seconds_once": pytest.approx(5)}
-    assert growth.per_cell([{"cells": 2, "seconds": 9.0}]) is None
+    assert growth.per_run([{"cells": 2, "seconds": 9.0}]) is None
     content = {
         "device": "a-machine",
         "settings": {"precision": "fp32", "batch": 16, "tokens": 28, "rank": 8, "repetitions": 2}
@@ -555,27 +691,30 @@ def test_growth_on_tiny_encoders(tiny_config, planted):
 @pytest.mark.parametrize("model", growth.MODELS[1:])
 def test_published_sizes_are_built_with_a_head_of_two_classes(model, tiny_config):
     with torch.device("meta"):
-        built = contenders.of_size(model, tiny_config())("eager")
+        built, weights = subjects.load(subjects.of_size(tiny_config(), model))
+    assert weights == "random, seed 1"
     assert built.config.num_labels == 2
     assert floor.sizes_of(built).layers == {"roberta_base": 12, "roberta_large": 24}[model]
 
 
-def test_the_gpus_measurement_runs_on_a_cpu_with_the_same_code(tiny_config, monkeypatch):
-    monkeypatch.setattr(gpu, "PRECISION", NARROWEST)
-    config = tiny_config("method.rank=2")
-    found = gpu.measure({"tiny": contenders.pretrained(config)}, config, "cpu", {"2x6": (2, 6)}, repetitions=3)
+def test_the_gpus_measurement_runs_on_a_cpu_with_the_same_code(tiny_config):
+    config = tiny_config("method.rank=2", f"train.precision={NARROWEST}", "train.kernels=fused")
+    found = gpu.measure({"tiny": config}, ("2x6",), repetitions=3)
     (entry,) = found
     assert set(entry["step_ms"]) == {"ours", "full", "peft"}
     assert entry["step_vs_peft"]["n"] == 3 and entry["floor_ms"] > 0
     measured = {
-        "device_name": "A GPU",
+        "device": "A GPU",
         "settings": {"rank": 2, "precision": "bf16", "attention": "sdpa", "repetitions": 3},
         "code": {"commit": "abc"},
         "measured_at": "2026",
         "versions": {"torch": "2"},
         "steps": found,
     }
-    assert f"{entry['step_ms']['ours']:,.2f}" in gpu.document(measured)
+    text = gpu.document(measured)
+    assert f"{entry['step_ms']['ours']:,.2f}" in text and "in parentheses the range" in text
+    on_gpu = gpu.on_gpu(config, "roberta_base")
+    assert (on_gpu.runtime.device, on_gpu.train.kernels, on_gpu.train.precision) == ("cuda", "stock", "bf16")
 
 
 def test_without_a_gpu_its_script_says_so(monkeypatch, capsys):
@@ -589,24 +728,23 @@ def test_without_a_gpu_its_script_says_so(monkeypatch, capsys):
 # All of it.
 
 
-def test_the_whole_benchmark_on_tiny_cells(tiny_overrides, tmp_path, monkeypatch):
+def test_the_whole_benchmark_on_tiny_runs(tiny_overrides, tmp_path, monkeypatch):
     """Every side as the processes that a real run starts; of the peers' choices, one each."""
-    monkeypatch.setattr(sides, "script_choices", lambda: {"1": job.PeerSettings("max_length", "fp32", 1, "sdpa")})
-    monkeypatch.setattr(sides, "tuned_choices", lambda p: {"1": job.PeerSettings("longest", p, 1, "eager")})
+    monkeypatch.setattr(sides, "choices", lambda padding: {"1": job.PeerSettings(padding, "fp32", 1, "sdpa")})
     own = ("task=", "runtime.", "train.kernels=")
     overrides = [override for override in tiny_overrides if not override.startswith(own)]
     overrides += ["train.kernels=fused", "data.train_rows=40", "method.rank=2", "runtime.tracking=off"]
     overrides += ["launcher.workers=1"]
     parser = argparse.ArgumentParser()
     command.options(parser)
-    chosen = parser.parse_args("--rounds 1 --cells 4 --script-cells 1 --step-repetitions 2".split())
+    chosen = parser.parse_args("--rounds 1 --runs 4 --script-runs 1 --step-repetitions 2".split())
     (tmp_path / "run").mkdir()
     measured = command.measure(chosen, ("cola", "mrpc"), overrides, tmp_path / "run")
     folder, readme = tmp_path / "bench", tmp_path / "README.md"
-    readme.write_text(f"{table.BEGIN}\n{table.END}\n")
+    readme.write_text(f"{tables.BEGIN}\n{tables.END}\n")
     (folder / measured["device"]).mkdir(parents=True)
-    (folder / measured["device"] / "measurements.json").write_bytes(output.as_json(measured))
-    (summary,) = output.write_tables(folder, readme)
+    (folder / measured["device"] / "measurements.json").write_bytes(results.as_json(measured))
+    (summary,) = tables.rebuild(folder, readme)
     assert summary["n"]["cells"] == {"script_loop": 1, "tuned_peer": 4, "ours": 4}
     assert all(rate > 0 for rate in summary["cells_per_hour"].values())
     assert {cell["trainable"] for each in measured["rounds"] for cell in each["cells"]} == {
@@ -615,6 +753,9 @@ def test_the_whole_benchmark_on_tiny_cells(tiny_overrides, tmp_path, monkeypatch
     assert set(summary["step_vs_peft"]) == set(summary["step_vs_full"]) == {"16x28", "32x64"}
     assert 0 < summary["recomputing"]["saved_bytes_vs_peft"] < summary["saved_bytes_vs_peft"] < 1
     assert 0 < summary["matmul_share"] < 1
+    assert set(summary["floor_share"]) == {"16x28", "32x64"} and all(
+        share > 0 for share in summary["floor_share"].values()
+    )
     for shares in summary["shares"].values():
         assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
     assert all(path.read_text() for path in (folder / measured["device"] / "bench.md", readme))
@@ -627,10 +768,11 @@ def test_the_whole_benchmark_on_tiny_cells(tiny_overrides, tmp_path, monkeypatch
     ("arguments", "message"),
     [
         (["--rounds", "0"], "--rounds must be >= 1, got 0"),
-        (["--cells", "5"], "--cells must be a multiple of 2"),
-        (["--cells", "2"], "at least 4, got 2"),
-        (["--script-cells", "20"], r"--script-cells must be at most --cells \(12\), got 20"),
+        (["--runs", "5"], "--runs must be a multiple of 2"),
+        (["--runs", "2"], "at least 4, got 2"),
+        (["--script-runs", "20"], r"--script-runs must be at most --runs \(12\), got 20"),
         (["--train-rows", "1"], "--train-rows must be >= 2, got 1"),
+        (["--reference", "--results", "x"], "--results and --reference name two folders"),
     ],
 )
 def test_a_bad_call_is_refused_before_anything_runs(arguments, message, capsys):
@@ -655,15 +797,15 @@ def test_peft_is_named_where_it_is_missing(monkeypatch, capsys):
         (["train.accumulation=2"], "no accumulation"),
     ],
 )
-def test_a_cell_that_the_peers_have_no_words_for_is_refused(overrides, message, tiny_config, tmp_path):
+def test_a_run_that_the_peers_have_no_words_for_is_refused(overrides, message, tiny_config, tmp_path):
     with pytest.raises(UserError, match=message):
-        cells.peer_cell(tiny_config(*overrides), tmp_path)
+        runs.peer_run(tiny_config(*overrides), tmp_path)
 
 
 def test_a_file_that_is_no_job_is_refused(tmp_path):
     (tmp_path / "job.json").write_text("[]")
     with pytest.raises(UserError, match="is not a job"):
-        job.read_job(tmp_path / "job.json")
+        job.read(tmp_path / "job.json", job.Job)
 
 
 def test_a_side_that_fails_is_said_with_its_last_words(tmp_path):
@@ -684,7 +826,7 @@ def test_the_peers_choose_what_is_fastest_and_give_up_what_is_much_slower(export
         limits.append(limit_seconds)
         if settings.threads > 4:
             raise TimeoutError
-        costs = tuple(job.CellCost("a", "a", 1, None, 1, 1.0, {"step": s}) for s in (0.1, 8.0 / settings.threads))
+        costs = tuple(job.RunCost("a", "a", 1, None, 1, 1.0, {"step": s}) for s in (0.1, 8.0 / settings.threads))
         return sides.Process(10.0, None), job.Answer(1.0, costs)
 
     monkeypatch.setattr(sides, "run_job", run)
@@ -693,8 +835,23 @@ def test_the_peers_choose_what_is_fastest_and_give_up_what_is_much_slower(export
     assert limits == [float("inf"), 30.0, 30.0]
 
 
+def test_every_peer_may_choose_its_precision_threads_and_attention(monkeypatch):
+    monkeypatch.setattr(sides, "cores", lambda: 6)
+    monkeypatch.setattr(sides, "cpu_flags", lambda: {"avx2", "avx512_bf16"})
+    found = sides.choices("longest")
+    assert {each.threads for each in found.values()} == {1, 2, 4, 6}
+    assert {(each.precision, each.attention) for each in found.values()} == {
+        (precision, attention) for precision in ("fp32", "bf16") for attention in ("eager", "sdpa")
+    }
+    assert len(set(found.values())) == len(found) == 4 * 2 * 2 and {each.padding for each in found.values()} == {
+        "longest"
+    }
+    monkeypatch.setattr(sides, "cpu_flags", lambda: {"avx2"})
+    assert {each.precision for each in sides.choices("max_length").values()} == {"fp32"}
+
+
 def test_parts_of_a_process_add_up_to_its_time():
-    costs = tuple(job.CellCost("a", "a", 1, None, 1, 5.0, {"step": 3.0, "data": 1.0}) for _ in range(2))
+    costs = tuple(job.RunCost("a", "a", 1, None, 1, 5.0, {"step": 3.0, "data": 1.0}) for _ in range(2))
     parts = sides.parts_of(sides.Process(20.0, None), job.Answer(4.0, costs))
     assert parts == {"start-up": 4.0, "step": 6.0, "data": 2.0, "other": 8.0}
 
@@ -707,22 +864,29 @@ def test_every_side_gets_the_same_allocator(tmp_path, monkeypatch):
 
 
 def test_committed_tables_are_what_the_committed_measurements_give():
-    found = sorted(output.COMMITTED.glob("*/summary.json"))
+    found = sorted((results.COMMITTED / "bench").glob("*/summary.json"))
     assert found
     summaries = []
     for path in found:
         summary = json.loads(path.read_text())
         measured = json.loads(path.with_name("measurements.json").read_text())
-        assert json.loads(output.as_json(summarise(measured))) == summary, path
-        assert path.with_name("bench.md").read_text() == table.document(summary)
+        assert json.loads(results.as_json(summarise(measured))) == summary, path
+        assert path.with_name("bench.md").read_text() == tables.document(summary)
         assert summary["device"] == path.parent.name
         summaries.append(summary)
     readme = (ROOT / "README.md").read_text()
-    assert table.in_readme(readme, table.block(summaries)) == readme
+    assert tables.in_readme(readme, tables.block(summaries)) == readme
 
 
 def test_committed_tables_of_growth_are_what_was_measured():
-    found = sorted(output.COMMITTED.glob("*/growth.json"))
+    found = sorted((results.COMMITTED / "bench").glob("*/growth.json"))
     assert found
     for path in found:
         assert path.with_name("growth.md").read_text() == growth.document(json.loads(path.read_text()))
+
+
+def test_committed_pages_of_adapters_are_what_was_measured():
+    found = sorted((results.COMMITTED / "bench").glob("*/adapters.json"))
+    assert found
+    for path in found:
+        assert path.with_name("adapters.md").read_text() == adapters_page.document(json.loads(path.read_text()))

@@ -1,6 +1,7 @@
 """What is measured against closed forms and other libraries; times are never asserted."""
 
 import dataclasses
+import itertools
 import json
 import mmap
 import re
@@ -21,24 +22,15 @@ from torch import nn
 
 from lora.checks import SettingsError
 from lora.config.compose import CPUINFO, cpu_precision
-from lora.cost.efficiency import machine, measure, memory
-from lora.cost.efficiency.plan import LATENCY_SHAPES, MODELS, STEP_SHAPES, TITLES, Plan, make_plan, method_run, place
+from lora.cost import saved, shapes
+from lora.cost.efficiency import measure, peak
+from lora.cost.efficiency.models import build_encoder, make_server, make_trainee, resolve_device, serve
+from lora.cost.efficiency.plan import MODELS, TITLES, Plan, make_plan, method_run, place
 from lora.cost.efficiency.report import build
-from lora.cost.efficiency.statistics import median_interval, paired_ratio
-from lora.cost.efficiency.subjects import (
-    build_encoder,
-    loss_of,
-    make_batch,
-    make_server,
-    make_trainee,
-    random_encoder,
-    resolve_device,
-    serve,
-    train_step,
-)
 from lora.cost.efficiency.summary import KEYS, read_summary, summarise
-from lora.cost.efficiency.timing import interleave, orders
 from lora.cost.parameters import SIZES
+from lora.cost.subjects import random_batch
+from lora.cost.timing import median_interval, orders, paired_ratio
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.methods.lowrank import LoraLinear
@@ -88,8 +80,8 @@ def test_saved_bytes_of_a_linear_layer_and_a_gelu(frozen: bool) -> None:
     """A trained layer keeps its input, a frozen one only its weight, which is no activation; GELU keeps its input."""
     n, d_in, d_out = 5, 7, 11
     linear, x = nn.Linear(d_in, d_out).requires_grad_(not frozen), torch.randn(n, d_in, requires_grad=True)
-    saved = memory.saved_bytes(linear, lambda: forward(linear, x))
-    assert saved == memory.Saved(activations=4 * (n * d_out + (0 if frozen else n * d_in)), casts=0)
+    found = saved.saved_bytes(linear, lambda: forward(linear, x))
+    assert found == saved.Saved(activations=4 * (n * d_out + (0 if frozen else n * d_in)), casts=0)
 
 
 def test_saved_bytes_of_lora() -> None:
@@ -97,8 +89,8 @@ def test_saved_bytes_of_lora() -> None:
     n, d_in, d_out, rank = 5, 7, 11, 3
     layer, x = LoraLinear(nn.Linear(d_in, d_out), rank, 2.0, 0.0), torch.randn(n, d_in, requires_grad=True)
     layer.weight.requires_grad_(False), layer.bias.requires_grad_(False)
-    saved = memory.saved_bytes(layer, lambda: forward(layer, x))
-    assert saved == memory.Saved(activations=4 * n * (d_in + rank + d_out), casts=0)
+    found = saved.saved_bytes(layer, lambda: forward(layer, x))
+    assert found == saved.Saved(activations=4 * n * (d_in + rank + d_out), casts=0)
 
 
 def test_saved_bytes_count_a_storage_whole_and_casts_of_weights_apart() -> None:
@@ -109,25 +101,25 @@ def test_saved_bytes_count_a_storage_whole_and_casts_of_weights_apart() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             return forward(linear, x)
 
-    assert memory.saved_bytes(linear, autocast) == memory.Saved(
+    assert saved.saved_bytes(linear, autocast) == saved.Saved(
         activations=2 * n * (d_in + d_out), casts=2 * d_in * d_out
     )
     wide = torch.randn(n, d_in, requires_grad=True) * 1
-    part = memory.saved_bytes(linear, lambda: (wide[:1] ** 2).sum())
+    part = saved.saved_bytes(linear, lambda: (wide[:1] ** 2).sum())
     assert part.activations == 4 * n * d_in, "one row is saved, and with it the storage of all"
 
 
 @KERNELS
 def test_methods_that_freeze_keep_less(plan: Plan, kernels: str, precision: str) -> None:
     plan = other(plan, kernels=kernels, precision=precision)
-    saved = {}
+    kept = {}
     for name in TRAINED:
         trainee = make_trainee(plan, name)
-        batch = make_batch(trainee.model, "4x12", plan)
-        saved[name] = memory.saved_bytes(trainee.model, lambda t=trainee, b=batch: loss_of(t, b, 0)).activations
-        again = memory.saved_bytes(trainee.model, lambda t=trainee, b=batch: loss_of(t, b, 1)).activations
-        assert saved[name] == again > 0
-    assert all(saved[name] < saved["full"] for name in TRAINED if name != "full")
+        batch = random_batch(trainee.model, "4x12")
+        kept[name] = saved.saved_bytes(trainee.model, lambda t=trainee, b=batch: t.loss(b)).activations
+        again = saved.saved_bytes(trainee.model, lambda t=trainee, b=batch: t.loss(b)).activations
+        assert kept[name] == again > 0
+    assert all(kept[name] < kept["full"] for name in TRAINED if name != "full")
 
 
 @KERNELS
@@ -138,7 +130,7 @@ def test_bytes_of_checkpoint_and_optimizer(plan: Plan, kernels: str, precision: 
         trainee = make_trainee(plan, name)
         counts = count_parameters(trainee.model)
         values = counts["trainable_method"] + counts["trainable_head"]
-        train_step(trainee, make_batch(trainee.model, "3x8", plan), 0)
+        trainee.step(random_batch(trainee.model, "3x8"))
         tensors = len(list(trainable(trainee.model)))
         assert optimizer_bytes(trainee.optimizer) == 8 * values + (4 * tensors if kernels == "stock" else 0)
         for with_head, expected in ((True, values), (False, counts["trainable_method"])):
@@ -146,7 +138,7 @@ def test_bytes_of_checkpoint_and_optimizer(plan: Plan, kernels: str, precision: 
             save_file({name: p.detach() for name, p in kept.items()}, tmp_path / "file")
             with open(tmp_path / "file", "rb") as file:
                 header = 8 + int.from_bytes(file.read(8), "little")  # safetensors: a length, and JSON of that length
-            found = memory.checkpoint_bytes(trainee.model, with_head)
+            found = saved.checkpoint_bytes(trainee.model, with_head)
             assert found == 4 * expected + header
             assert sum(p.numel() for p in load_file(tmp_path / "file").values()) == expected
 
@@ -154,24 +146,24 @@ def test_bytes_of_checkpoint_and_optimizer(plan: Plan, kernels: str, precision: 
 def test_the_peak_of_a_child_is_its_own(plan: Plan) -> None:
     """What this process holds does not count, though getrusage would say that it did."""
     ballast = np.ones(2**27)  # 1 GiB
-    peak = memory.peak_of_child(plan, "lora")
-    assert 0 < peak.libraries_mib < peak.peak_mib < ballast.nbytes / 2**20
+    found = peak.peak_of_child(plan, "lora")
+    assert 0 < found.libraries_mib < found.peak_mib < ballast.nbytes / 2**20
 
 
 def test_a_child_that_fails_says_why(plan: Plan, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"training lora in a process of its own.*exit code 2.*no config.json"):
-        memory.peak_of_child(other(plan, path=str(tmp_path)), "lora")
+        peak.peak_of_child(other(plan, path=str(tmp_path)), "lora")
 
 
 def test_the_peak_starts_again() -> None:
     size = 200 * 2**20
-    before = memory.resident_mib("VmHWM")
+    before = peak.resident_mib("VmHWM")
     with mmap.mmap(-1, size) as block:
         block.write(b"1" * size)
-    high = memory.resident_mib("VmHWM")
-    assert high >= max(before, memory.resident_mib("VmRSS") + 150)
-    memory.reset_peak()
-    assert memory.resident_mib("VmHWM") < high - 150
+    high = peak.resident_mib("VmHWM")
+    assert high >= max(before, peak.resident_mib("VmRSS") + 150)
+    peak.reset_peak()
+    assert peak.resident_mib("VmHWM") < high - 150
 
 
 # Models.
@@ -181,7 +173,7 @@ def test_the_peak_starts_again() -> None:
 def test_merged_lora_computes_what_unmerged_does(plan: Plan, kernels: str, precision: str) -> None:
     plan = other(plan, kernels=kernels, precision=precision)
     models = {name: make_server(plan, name) for name in TITLES}
-    batch = make_batch(models["base"], "4x12", plan)
+    batch = random_batch(models["base"], "4x12")
     logits = {name: serve(model, batch).float() for name, model in models.items()}
     largest = logits["base"].abs().max().item()
     tolerance = 1e-5 if precision == "fp32" else 0.05 * largest
@@ -201,19 +193,20 @@ def test_merged_lora_computes_what_unmerged_does(plan: Plan, kernels: str, preci
 def test_a_step_trains_what_the_method_trains(plan: Plan, name: str) -> None:
     trainee = make_trainee(plan, name)
     before = {key: p.detach().clone() for key, p in trainee.model.named_parameters()}
-    batch = make_batch(trainee.model, "4x12", plan)
-    for number in range(2):  # A's gradient is zero while B is
-        train_step(trainee, batch, number)
+    batch = random_batch(trainee.model, "4x12")
+    for _ in range(2):  # A's gradient is zero while B is
+        trainee.step(batch)
     moved = {key for key, p in trainee.model.named_parameters() if not torch.equal(p, before[key])}
     assert moved == {key for key, _ in trainable(trainee.model)}
-    assert batch.keys() == make_batch(trainee.model, "4x12", plan).keys(), "a step leaves its batch whole"
+    assert batch.keys() == random_batch(trainee.model, "4x12").keys(), "a step leaves its batch whole"
 
 
 def test_random_encoders_have_a_seed_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
     monkeypatch.setitem(SIZES, "roberta_base", SIZES["roberta_base"] | small)
     state = torch.random.get_rng_state()
-    first, again, third = (random_encoder("roberta_base", "sdpa", seed) for seed in (1, 1, 2))
+    plans = [make_plan("roberta_base", "cpu", seed=seed) for seed in (1, 1, 2)]
+    first, again, third = (build_encoder(plan)[0] for plan in plans)
     assert torch.equal(torch.random.get_rng_state(), state)
     hashes = [checksum(model.named_parameters()) for model in (first, again, third)]
     assert hashes[0] == hashes[1] != hashes[2]
@@ -221,7 +214,7 @@ def test_random_encoders_have_a_seed_of_their_own(monkeypatch: pytest.MonkeyPatc
     assert (plan.kernels, plan.precision) == ("stock", "fp32"), "as the paper's profile has it"
     model, weights = build_encoder(plan)
     assert checksum(model.named_parameters()) == hashes[0] and weights == "random, seed 1"
-    assert serve(model.eval(), make_batch(model, "2x8", plan)).shape == (2, 2)
+    assert serve(model.eval(), random_batch(model, "2x8")).shape == (2, 2)
 
 
 def test_methods_are_of_one_size() -> None:
@@ -239,29 +232,32 @@ def test_methods_are_of_one_size() -> None:
 
 def test_orders_are_seeded_permutations() -> None:
     names = list("abcdefg")
-    drawn = orders(names, 30, 1, "step", "16x28")
-    assert drawn == orders(names, 30, 1, "step", "16x28")
+    drawn = list(orders(names, 35, 1, "16x28"))
+    assert drawn == list(orders(names, 35, 1, "16x28")) != list(orders(names, 35, 2, "16x28"))
     assert all(sorted(order) == names for order in drawn)
     assert len({tuple(order) for order in drawn}) > 25
-    assert {order[0] for order in drawn} == set(names)
+    assert all(len({order[place] for order in drawn[7 * k : 7 * k + 7]}) == 7 for place in range(7) for k in range(5))
+    assert len({(one, other) for order in drawn for one, other in itertools.pairwise(order)}) > 25, "neighbours change"
 
 
-def test_every_round_visits_every_method_once() -> None:
+def test_every_round_visits_every_method_once(plan: Plan) -> None:
     log: list[tuple[str, str]] = []
-    rounds, calls, names, shapes = 4, 2, ["a", "b", "c"], ["1x2", "3x4"]
-    work = {name: {shape: lambda n=name, s=shape: log.append((n, s)) for shape in shapes} for name in names}
+    rounds, calls, names, batches = 4, 2, ["a", "b", "c"], ["1x2", "3x4"]
+    work = {shape: {name: lambda n=name, s=shape: log.append((n, s)) for name in names} for shape in batches}
     ticks: list[int] = []
-    samples = interleave("step", work, rounds, calls, 1, "cpu", lambda: ticks.append(1))
-    assert len(ticks) == rounds
-    keys = [(s["round"], s["shape"], s["method"]) for s in samples]
-    assert len(set(keys)) == len(keys) == rounds * len(names) * len(shapes)
-    assert all(s["kind"] == "step" and s["ms"] > 0 for s in samples)
-    warm, visits = log[: len(names) * len(shapes)], log[len(names) * len(shapes) :]
-    assert set(warm) == {(name, shape) for name in names for shape in shapes}
-    assert visits[:: calls + 1] == [(name, shape) for _, shape, name in keys], "in the samples' order"
+    plan = other(plan, rounds=rounds, calls=calls)
+    samples, busy = measure.visit(plan, "step", work, lambda: ticks.append(1))
+    assert len(ticks) == rounds and (busy is None or busy >= 0)
+    keys = {(s["round"], s["shape"], s["method"]) for s in samples}
+    assert len(keys) == len(samples) == rounds * len(names) * len(batches)
+    assert all(s["kind"] == "step" and s["ms"] >= 0 for s in samples)
+    warm, visits = log[: len(names) * len(batches)], log[len(names) * len(batches) :]
+    assert set(warm) == {(name, shape) for name in names for shape in batches}
     assert len(visits) == len(keys) * (1 + calls), "one call of each visit is not timed"
-    first = [name for number, shape, name in keys if (number, shape) == (0, "1x2")]
-    assert first == orders(names, rounds, 1, "step", "1x2")[0]
+    planned = {shape: list(orders(names, rounds, plan.seed, shape)) for shape in batches}
+    assert visits[:: calls + 1] == [
+        (name, shape) for number in range(rounds) for shape in batches for name in planned[shape][number]
+    ]
 
 
 # Statistics.
@@ -283,16 +279,6 @@ def test_paired_ratios_cancel_what_a_round_shares() -> None:
     slow = np.array([1.0, 9.0, 2.0, 30.0, 1.0, 4.0])
     ratio, interval = paired_ratio(1.25 * slow, slow)
     assert (ratio, *interval) == pytest.approx((1.25, 1.25, 1.25))
-
-
-def test_the_share_of_others_leaves_ours_out() -> None:
-    times = machine.CpuTimes
-    assert machine.others_share(times(10, 1, 100), times(16, 4, 102)) == 1.5
-    assert machine.others_share(times(10, 1, 100), times(12, 4, 102)) == 0.0, "clocks of two sources"
-    assert machine.others_share(None, times(1, 1, 1)) is None
-    assert machine.is_idle({"before": 0.05, "during": None}) is True
-    assert machine.is_idle({"before": 0.05, "during": 0.3}) is False
-    assert machine.is_idle({"before": None}) is None
 
 
 # The whole.
@@ -455,7 +441,7 @@ def test_the_default_lies_on_top_and_the_rest_below() -> None:
     assert place(make_plan("minilm", "cpu", precision=unusual), top) == top / f"minilm-fused-{unusual}"
     assert place(make_plan("roberta_large", "cpu"), top) == top / "roberta_large-stock-fp32"
     assert (make_plan("minilm", "cpu").step_shapes, make_plan("minilm", "cpu").latency_shapes) == (
-        STEP_SHAPES, LATENCY_SHAPES,
+        shapes.STEP, shapes.LATENCY,
     )  # fmt: skip
 
 

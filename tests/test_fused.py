@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from lora.checks import SettingsError
 from lora.config.kernel_choice import ARCHITECTURES
-from lora.cost.efficiency.memory import saved_bytes
+from lora.cost.saved import saved_bytes
 from lora.errors import UserError
 from lora.methods import apply
 from lora.methods.configs import (

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lora.cost.efficiency.statistics import median_interval
+from lora.cost.timing import median_interval
 from lora.errors import UserError
 from lora.report.stats import (
     ENOUGH_SEEDS,

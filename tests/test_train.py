@@ -38,7 +38,8 @@ from lora.rng import seed_for
 from lora.training import device
 from lora.training.device import make_accelerator
 from lora.training.evaluation import select
-from lora.training.loop import NonFiniteLossError, lr_factor, make_optimizer, run, warmup_steps
+from lora.training.loop import NonFiniteLossError, run
+from lora.training.step import lr_factor, make_optimizer, warmup_steps
 
 NO_DROPOUT = ("train.dropout=0.0", "train.head_dropout=0.0")
 

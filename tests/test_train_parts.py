@@ -10,7 +10,8 @@ from accelerate import Accelerator
 
 from lora.data.tasks import TASKS
 from lora.training.fused.optimizer import FusedAdamW
-from lora.training.loop import NonFiniteLossError, check_finite, local_parts, make_optimizer, summed_loss, warmup_steps
+from lora.training.loop import NonFiniteLossError, check_finite
+from lora.training.step import local_parts, make_optimizer, summed_loss, warmup_steps
 
 
 @pytest.mark.parametrize(("rows", "processes", "accumulation"), [(12, 1, 1), (13, 2, 3), (4, 3, 2), (1, 2, 2)])

@@ -1,7 +1,6 @@
-"""`python -m lora memory`: the accelerator memory that a cell needs per process, computed without weights."""
+"""`python -m lora memory`: the accelerator memory that a run needs per process, computed without weights."""
 
 import argparse
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,11 +8,11 @@ import pandas as pd
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lora.config.compose import compose_run
 from lora.config.run import RunConfig
-from lora.cost.efficiency.memory import saved_bytes
+from lora.cost.parameters import model_of_size
+from lora.cost.saved import saved_bytes
 from lora.errors import UserError
 from lora.methods import apply
 from lora.models.modules import count_parameters
@@ -104,10 +103,7 @@ def fake_model(config: RunConfig) -> nn.Module:
         raise UserError(
             f"model must be one of {', '.join(SIZES)}, whose sizes are known here, got {config.model.name!r}"
         )
-    sizes = copy.deepcopy(SIZES[config.model.name])
-    settings = AutoConfig.for_model(sizes.pop("model_type"), **sizes)
-    settings._attn_implementation = "eager"
-    return AutoModelForSequenceClassification.from_config(settings)
+    return model_of_size(config.model.name, outputs=2)
 
 
 def kept_activations(model: nn.Module, rows: int, length: int, precision: str) -> int:

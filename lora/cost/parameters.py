@@ -127,14 +127,19 @@ def _published(line: Mapping[str, str]) -> Published:
     )
 
 
+def model_of_size(model: str, outputs: int, attention: str = "eager") -> nn.Module:
+    """A model of a published size with its classification head, and with the weights of a new one."""
+    sizes = dict(SIZES[model])
+    settings = AutoConfig.for_model(sizes.pop("model_type"), num_labels=outputs, **sizes)
+    settings._attn_implementation = attention
+    return AutoModelForSequenceClassification.from_config(settings)
+
+
 @functools.cache
 def skeleton(model: str) -> nn.Module:
-    """The model with its classification head on the meta device: names and shapes, no values. Not to be changed."""
-    sizes = dict(SIZES[model])
-    settings = AutoConfig.for_model(sizes.pop("model_type"), num_labels=OUTPUTS, **sizes)
-    settings._attn_implementation = "eager"
+    """The same on the meta device: names and shapes, no values. Not to be changed."""
     with torch.device("meta"):
-        return AutoModelForSequenceClassification.from_config(settings)
+        return model_of_size(model, OUTPUTS)
 
 
 def count(published: Published) -> Count:

@@ -5,7 +5,7 @@ import hashlib
 import math
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -13,32 +13,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.optim.lr_scheduler import LambdaLR
+from torch import Tensor
 
 from lora.adapters.adapter import adapter_of, origin_of
 from lora.adapters.base import describe_base
 from lora.adapters.folder import WEIGHTS, pack
-from lora.config.run import RunConfig, TrainConfig
+from lora.config.run import RunConfig
 from lora.data.batching import collate, encode, epoch_batches, to_device
 from lora.data.read import TaskData, read
-from lora.data.tasks import TASKS, Task
+from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.methods import apply
-from lora.methods.bottleneck import is_layer_norm
 from lora.models.load import load_encoder, max_positions
 from lora.models.modules import count_parameters, trainable
 from lora.records.provenance import code_version
 from lora.records.record import RunRecord, checkpoint_path
-from lora.rng import seed_for
 from lora.training.checkpoints import Keeper, Trained, made_from
 from lora.training.device import make_accelerator
 from lora.training.evaluation import evaluate, pack_predictions, predict, select, selecting_split
-from lora.training.fused.encoder import fuse, sparse_embeddings
-from lora.training.fused.optimizer import FusedAdamW
 from lora.training.mnli_start import start_from
+from lora.training.step import Part, local_parts, prepare_step
 from lora.training.usage import device_name, optimizer_bytes, peak_mib
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy")
@@ -95,50 +89,33 @@ def run(
     trained_bytes = sum(p.numel() * p.element_size() for _, p in trainable(model))
     splits = {name: encode(rows, task, tokenizer, config.data.max_length) for name, rows in data.splits.items()}
 
-    masks = None
-    if train.kernels == "fused":
-        recompute = config.model.gradient_checkpointing
-        masks = fuse(model, train.precision, seed_for(config.seed, "dropout"), recompute)
-        if accelerator.num_processes == 1:  # several add up dense gradients
-            sparse_embeddings(model)
-
-    # Optimizer and schedule.
+    # Kernels, optimizer and schedule.
     lengths = splits["train"].lengths
     steps = train.epochs * math.ceil(len(lengths) / train.batch)
-    optimizer = make_optimizer(model, train)
-    schedule = LambdaLR(optimizer, lambda step: lr_factor(step, warmup_steps(train, steps), steps))
-    model, optimizer = accelerator.prepare(model, optimizer)
-    trained = [p for _, p in trainable(model)]
-    # Stock dropout draws from the global generator, seeded last, so that nothing above shifts it.
-    torch.manual_seed(seed_for(config.seed, "dropout", accelerator.process_index))
+    step = prepare_step(model, config, accelerator, steps)
+    model = step.model
 
     # The loop, from the beginning or from where the run was left.
     inputs = made_from(config, data.fingerprint, encoder.weights, accelerator)
     unwrapped, keeps_adapter = accelerator.unwrap_model(model), config.runtime.save_adapter
-    bare = Trained(unwrapped, optimizer.optimizer, schedule, steps, inputs, keeps_adapter)
+    bare = Trained(unwrapped, step.optimizer.optimizer, step.schedule, steps, inputs, keeps_adapter)
     path = checkpoint_path(config.runtime.outputs, config.run_id)
     keeper = Keeper(path, config.runtime.checkpoint_minutes, bare, accelerator)
     done = keeper.resume(started_at)
     metric = done.epochs[-1]["metrics"][headline][task.metric] if done.epochs else None
+
+    def local_batches(rows: np.ndarray) -> Iterator[tuple[Part, dict[str, Tensor]]]:
+        for part in local_parts(rows, accelerator, train.accumulation):
+            batch = to_device(collate(splits["train"], part.rows, tokenizer.pad_token_id), accelerator.device)
+            done.tokens += batch["input_ids"].numel()
+            yield part, batch
+
     for epoch in range(len(done.epochs) + 1, train.epochs + 1):
         model.train()
         batches = epoch_batches(lengths, train.batch, config.seed, epoch, config.data.batching == "similar_length")
         for rows in batches[len(done.losses) :]:
             clock = time.monotonic()
-            loss = torch.zeros((), device=accelerator.device)
-            for part in local_parts(rows, accelerator, train.accumulation):
-                batch = to_device(collate(splits["train"], part.rows, tokenizer.pad_token_id), accelerator.device)
-                done.tokens += batch["input_ids"].numel()
-                if masks is not None:
-                    masks.begin(done.step, part.rows)
-                part_loss = summed_loss(model, batch, task) * part.weight / len(rows)
-                accelerator.backward(part_loss * accelerator.num_processes)  # DDP takes the mean over processes
-                loss += part_loss.detach()
-            if train.clip_norm is not None and masks is None:  # else the optimizer clips
-                accelerator.clip_grad_norm_(trained, train.clip_norm)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad(set_to_none=True)
+            loss = step.take(done.step, local_batches(rows), len(rows))
             done.losses.append(accelerator.reduce(loss, "sum"))
             if done.step % FINITE_CHECK_STEPS == 0 or done.step == steps:
                 check_finite(done.losses, done.step)
@@ -183,7 +160,7 @@ def run(
             "tokens": done.tokens,
             "peak_mib": peak_mib(accelerator.device),
             "checkpoint_bytes": trained_bytes,
-            "optimizer_bytes": optimizer_bytes(optimizer),
+            "optimizer_bytes": optimizer_bytes(step.optimizer),
         },
         provenance={
             "code": code_version(),
@@ -200,65 +177,6 @@ def run(
         adapter=None if done.adapter is None else hashlib.sha256(done.adapter[WEIGHTS]).hexdigest(),
     )
     return record, packed, done.adapter
-
-
-def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW with decoupled decay on all that trains but biases and LayerNorms.
-
-    Source: the released Trainer, which goes by the type of a module. A Pfeiffer adapter decays although it lies inside
-        the module that stands for a layer's LayerNorm.
-    """
-    norms = {f"{name}.weight" for name, module in model.named_modules() if is_layer_norm(module)}
-    decay = {name: not name.endswith("bias") and name not in norms for name, _ in trainable(model)}
-    groups = [
-        {"params": [p for name, p in trainable(model) if decay[name]], "weight_decay": train.weight_decay},
-        {"params": [p for name, p in trainable(model) if not decay[name]], "weight_decay": 0.0},
-    ]
-    betas = (train.adam_beta1, train.adam_beta2)
-    if train.kernels == "fused":
-        return FusedAdamW(groups, train.lr, betas, train.adam_eps, train.clip_norm)
-    return torch.optim.AdamW(groups, train.lr, betas, train.adam_eps, fused=True)
-
-
-def warmup_steps(train: TrainConfig, steps: int) -> int:
-    return train.warmup_steps if train.warmup_steps is not None else math.ceil(train.warmup_frac * steps)
-
-
-def lr_factor(step: int, warmup: int, steps: int) -> float:
-    """Linear from 0 up to 1 in `warmup` steps, and down to 0 at `steps`: the released Trainer's schedule.
-
-    Written here because transformers' own lies in a module that imports its Trainer, and with it PEFT: half of the
-    time to a run's first step.
-    """
-    return step / warmup if step < warmup else max(0.0, (steps - step) / max(1, steps - warmup))
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows of one forward pass. Weight 0 marks a stand-in: a process with no rows must still take part in the step."""
-
-    rows: np.ndarray
-    weight: float
-
-
-def local_parts(rows: np.ndarray, accelerator: Accelerator, accumulation: int) -> list[Part]:
-    """This process's share of a global batch, cut into its passes: together they see every row once.
-
-    The loss of a step is the sum over all rows of the global batch over their number, so neither the number of
-    processes nor that of passes changes it, on an uneven last batch either.
-    """
-    shares = np.array_split(rows, accelerator.num_processes * accumulation)
-    mine = shares[accelerator.process_index :: accelerator.num_processes]
-    return [Part(share, 1.0) if len(share) else Part(rows[:1], 0.0) for share in mine]
-
-
-def summed_loss(model: nn.Module, batch: dict[str, Tensor], task: Task) -> Tensor:
-    """Cross-entropy, or squared error for regression, summed over the rows; the loss itself in float32."""
-    labels = batch.pop("labels")
-    logits = model(**batch).logits  # under autocast where the precision asks for it: `prepare` wrapped the forward pass
-    if task.labels:
-        return F.cross_entropy(logits.float(), labels, reduction="sum")
-    return F.mse_loss(logits.float().squeeze(-1), labels, reduction="sum")
 
 
 def check_finite(losses: list[Tensor], step: int) -> None:

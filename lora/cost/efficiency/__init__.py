@@ -3,12 +3,9 @@
 | module | what it holds |
 | --- | --- |
 | `plan` | what is measured, on which encoder, with which kernels |
-| `subjects` | the encoder with a method on it, ready to train or to serve |
-| `memory` | bytes: of saved activations, of a checkpoint; the peak of a process of its own (`peak`) |
-| `timing` | interleaved repetitions |
+| `models` | the encoder with a method on it, in training or as it is deployed |
+| `peak` | the peak memory of a process of its own |
 | `measure` | one call, from its plan to a summary |
-| `machine` | what the numbers were measured on, and whether it was idle |
-| `statistics` | medians, their intervals, and paired ratios |
 | `summary` | summary.json: from measurements to it, and back, strictly |
 | `tables`, `figures`, `report` | from summaries to what is shown; no torch here |
 """

@@ -5,21 +5,12 @@ import sys
 
 from tqdm import tqdm
 
-from lora.cost.efficiency.plan import (
-    CALLS,
-    LATENCY_SHAPES,
-    MODELS,
-    RANDOM,
-    ROUNDS,
-    STEP_SHAPES,
-    TABLE_1_SHAPES,
-    TITLES,
-    device_folder,
-    make_plan,
-    place,
-)
-from lora.cost.efficiency.report import add_results, rebuild, results_root, write
-from lora.cost.efficiency.summary import samples_csv, to_json
+from lora.cost import shapes
+from lora.cost.efficiency.plan import CALLS, MODELS, RANDOM, ROUNDS, TITLES, make_plan, place
+from lora.cost.efficiency.report import rebuild, write
+from lora.cost.efficiency.summary import samples_csv
+from lora.cost.machine import slug
+from lora.cost.results import add_place, as_json, folder_of
 from lora.files import write_atomically
 
 
@@ -36,13 +27,13 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calls", type=int, default=CALLS, help=f"timed calls of a visit (default: {CALLS})")
     parser.add_argument("--seed", type=int, default=1, help="of weights, inputs and orders (default: 1)")
     served = parser.add_mutually_exclusive_group()
-    for group, name, shapes in ((parser, "step", STEP_SHAPES), (served, "latency", LATENCY_SHAPES)):
-        text = f"rows x tokens of batches (default: {' '.join(shapes)})"
-        group.add_argument(f"--{name}-shapes", nargs="+", default=list(shapes), help=text)
-    text = f"serve Table 1's batches, {' '.join(TABLE_1_SHAPES)}, with stock modules unless --kernels is given"
+    for group, name, usual in ((parser, "step", shapes.STEP), (served, "latency", shapes.LATENCY)):
+        text = f"rows x tokens of batches (default: {' '.join(usual)})"
+        group.add_argument(f"--{name}-shapes", nargs="+", default=list(usual), help=text)
+    text = f"serve Table 1's batches, {' '.join(shapes.TABLE_1)}, with stock modules unless --kernels is given"
     served.add_argument("--table-1", action="store_true", help=text)
     parser.add_argument("--tables", action="store_true", help="measure nothing: build tables and figures again")
-    add_results(parser)
+    add_place(parser)
 
 
 def run(arguments: argparse.Namespace) -> str:
@@ -50,28 +41,27 @@ def run(arguments: argparse.Namespace) -> str:
 
     Raises: UserError: Before anything is written, or if the folder cannot be.
     """
-    from lora.cost.efficiency.measure import measure  # these load torch, which a mistake in the call need not wait for
-    from lora.cost.efficiency.subjects import resolve_device
-    from lora.training.device import check_precision
-    from lora.training.usage import device_name
-
-    chosen = dict(vars(arguments))
-    if chosen.pop("table_1"):  # what people serve: transformers' own modules
-        chosen |= {"latency_shapes": TABLE_1_SHAPES, "kernels": chosen["kernels"] or "stock"}
-    results = results_root(chosen.pop("results"), chosen.pop("reference"))
-    if chosen.pop("tables"):
+    results = folder_of("efficiency", arguments)
+    if arguments.tables:
         return rebuild(results)
+    from lora.cost.efficiency.measure import device_of, measure  # these load torch, which tables need not wait for
+    from lora.cost.efficiency.models import resolve_device
+    from lora.training.device import check_precision
+
+    chosen = {key: value for key, value in vars(arguments).items() if key not in ("results", "reference", "tables")}
+    if chosen.pop("table_1"):  # what people serve: transformers' own modules
+        chosen |= {"latency_shapes": shapes.TABLE_1, "kernels": chosen["kernels"] or "stock"}
     device = resolve_device(chosen.pop("device"), chosen["kernels"])
     for key in ("methods", "step_shapes", "latency_shapes"):
         chosen[key] = tuple(chosen[key])
     plan = make_plan(device=device.type, **chosen)
     check_precision(plan.precision, device.type == "cuda", "--precision")
-    shown = device_folder(device_name(device), results)
+    shown = results / slug(device_of(plan.device))
     folder = place(plan, shown)
     with tqdm(total=2 * plan.rounds, unit="round", dynamic_ncols=True, file=sys.stderr) as bar:
         summary, samples = measure(plan, bar.write, bar.update)
     write_atomically(folder / "samples.csv", samples_csv(samples))
-    write_atomically(folder / "summary.json", to_json(summary))
+    write_atomically(folder / "summary.json", as_json(summary))
     return write(shown)
 
 

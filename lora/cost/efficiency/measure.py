@@ -1,39 +1,29 @@
 """One call of the experiment, from its plan to a summary."""
 
 import dataclasses
-import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from lora.cost.efficiency import machine
-from lora.cost.efficiency.memory import checkpoint_bytes, peak_of_child, saved_bytes
+from lora.cost import machine
+from lora.cost.efficiency.models import build_encoder, make_server, make_trainee, serve
+from lora.cost.efficiency.peak import peak_of_child
 from lora.cost.efficiency.plan import Plan, method_run
-from lora.cost.efficiency.subjects import (
-    Trainee,
-    build_encoder,
-    loss_of,
-    make_batch,
-    make_server,
-    make_trainee,
-    serve,
-    train_step,
-)
 from lora.cost.efficiency.summary import SCHEMA, summarise
-from lora.cost.efficiency.timing import Call, interleave
+from lora.cost.saved import checkpoint_bytes, saved_bytes
+from lora.cost.subjects import Batch, Subject, clock_of, random_batch
+from lora.cost.timing import Action, interleave
 from lora.models.modules import count_parameters
 from lora.records.provenance import code_version
 from lora.training.allocator import keep_freed_memory
 from lora.training.usage import device_name, optimizer_bytes
 
-Batch = dict[str, Tensor]
-Work = dict[str, dict[str, Call]]
+Work = dict[str, dict[str, Action]]  # shape -> method -> what is timed
 
 
 def measure(
@@ -49,9 +39,9 @@ def measure(
     """
     started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     torch.set_num_threads(plan.threads)
-    shares = {"before": machine.busy_cores()}
-    if machine.is_idle(shares) is False:
-        say(f"warning: other processes keep {shares['before']:.2f} cores busy; times of an idle machine are better")
+    busy = {"before": machine.sample_load().busy_cores}
+    if machine.is_idle(busy.values()) is False:
+        say(f"warning: other processes keep {busy['before']:.2f} cores busy; measure on an idle machine")
 
     encoder, weights = build_encoder(plan)
     model = {"name": plan.model, "weights": weights, "parameters": count_parameters(encoder)["total"]}
@@ -68,24 +58,17 @@ def measure(
     keep_freed_memory()  # as in training
 
     say(f"training steps, {plan.rounds} rounds")
-    work = training_work(plan, measured)
-    before = machine.cpu_times()
-    samples = interleave("step", work, plan.rounds, plan.calls, plan.seed, plan.device, tick)
-    shares["during steps"] = machine.others_share(before, machine.cpu_times())
-
-    say(f"served batches, {plan.rounds} rounds")
-    del work  # its models, before those that serve are built
-    work = serving_work(plan)
-    before = machine.cpu_times()
-    samples += interleave("latency", work, plan.rounds, plan.calls, plan.seed, plan.device, tick)
-    shares["during served batches"] = machine.others_share(before, machine.cpu_times())
+    samples, busy["during steps"] = visit(plan, "step", training_work(plan, measured), tick)
+    say(f"served batches, {plan.rounds} rounds")  # the models above are gone before those that serve are built
+    served, busy["during served batches"] = visit(plan, "latency", serving_work(plan), tick)
+    samples += served
 
     about = {
         "schema": SCHEMA,
         "model": model,
         "plan": dataclasses.asdict(plan) | {"path": plan.path and Path(plan.path).name},
-        "machine": machine.describe(device_name(torch.device(plan.device))),
-        "idle": {"idle": machine.is_idle(shares), "cores busy with others": shares},
+        "machine": describe_machine(plan.device),
+        "idle": {"idle": machine.is_idle(busy.values()), "cores busy with others": busy},
         "code": code_version(),
         "started_at": started_at,
         "seconds": round(time.monotonic() - started, 1),
@@ -93,40 +76,67 @@ def measure(
     return summarise(measured, samples, about), samples
 
 
+def device_of(device: str) -> str:
+    """The name of a CPU or GPU in tables; its slug is that of the device's folder."""
+    return device_name(torch.device("cuda")) if device == "cuda" else machine.cpu_name()
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    packages = machine.versions()
+    python = packages.pop("python")
+    return {"device": device_of(device), **machine.describe(), "python": python, "packages": packages}
+
+
 def settings_of(plan: Plan, name: str) -> dict[str, Any] | None:
     """The method's arguments; None where there is no method."""
     return None if name == "base" else dataclasses.asdict(method_run(plan, name).method)
 
 
+def visit(plan: Plan, kind: str, work: Work, tick: Callable[[], None]) -> tuple[list[dict[str, Any]], float | None]:
+    """Time every method on every shape in every round.
+
+    Returns: One sample per round, shape and method, and the cores that others kept busy meanwhile.
+    """
+    before = machine.now()
+    found = interleave(
+        work, plan.rounds, untimed=1, calls=plan.calls, seed=plan.seed, clock=clock_of(plan.device), after_round=tick
+    )
+    samples = [
+        {"kind": kind, "method": name, "shape": shape, "round": number, "ms": round(1000 * seconds[number], 5)}
+        for number in range(plan.rounds)
+        for shape, methods in found.items()
+        for name, seconds in methods.items()
+    ]
+    return samples, machine.load_between(before, machine.now()).busy_cores
+
+
 def training_work(plan: Plan, measured: dict[str, dict[str, Any]]) -> Work:
-    """Method -> shape -> a training step. What needs no clock is counted on the way, into `measured`."""
-    work, counter = {}, itertools.count(1)
+    """A training step of every method. What needs no clock is counted on the way, into `measured`."""
+    work: Work = {shape: {} for shape in plan.step_shapes}
     for name in plan.trained:
         trainee = make_trainee(plan, name)
-        batches = {shape: make_batch(trainee.model, shape, plan) for shape in plan.step_shapes}
+        batches = {shape: random_batch(trainee.model, shape, plan.seed) for shape in plan.step_shapes}
         measured[name] |= count(trainee, batches)
-        work[name] = {shape: partial(_next_step, trainee, batch, counter) for shape, batch in batches.items()}
+        for shape, batch in batches.items():
+            work[shape][name] = partial(trainee.step, batch)
     return work
-
-
-def _next_step(trainee: Trainee, batch: Batch, counter: Iterator[int]) -> None:
-    train_step(trainee, batch, next(counter))
 
 
 def serving_work(plan: Plan) -> Work:
-    """Method -> shape -> a forward pass of the model as it is deployed."""
-    work = {}
+    """A forward pass of every model as it is deployed."""
+    work: Work = {shape: {} for shape in plan.latency_shapes}
     for name in plan.methods:
         model = make_server(plan, name)
-        work[name] = {shape: partial(serve, model, make_batch(model, shape, plan)) for shape in plan.latency_shapes}
+        for shape in plan.latency_shapes:
+            work[shape][name] = partial(serve, model, random_batch(model, shape, plan.seed))
     return work
 
 
-def count(trainee: Trainee, batches: dict[str, Batch]) -> dict[str, Any]:
+def count(trainee: Subject, batches: dict[str, Batch]) -> dict[str, Any]:
     """What needs no clock. Ends with one step of the optimizer, so that its state is there to be counted."""
     parameters = count_parameters(trainee.model)
-    saved = {shape: saved_bytes(trainee.model, partial(loss_of, trainee, batch, 0)) for shape, batch in batches.items()}
-    train_step(trainee, next(iter(batches.values())), 0)
+    saved = {shape: saved_bytes(trainee.model, partial(trainee.loss, batch)) for shape, batch in batches.items()}
+    trainee.step(next(iter(batches.values())))
     return {
         "trainable": parameters["trainable_method"],
         "trainable_with_head": parameters["trainable_method"] + parameters["trainable_head"],

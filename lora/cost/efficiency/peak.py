@@ -1,17 +1,86 @@
-"""`python -m lora.cost.efficiency.peak ORDER`: train one method, and print this process's peak as JSON."""
+"""The peak memory of training one method, in a process of its own: `python -m lora.cost.efficiency.peak ORDER`."""
 
+import ctypes
 import dataclasses
+import gc
 import json
+import re
+import subprocess
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from lora.checks import build
-from lora.cost.efficiency.memory import PEAK_STEPS, Peak, reset_peak, resident_mib
+from lora.cost.efficiency.models import make_trainee
 from lora.cost.efficiency.plan import Plan
-from lora.cost.efficiency.subjects import make_batch, make_trainee, train_step
-from lora.errors import UserError
+from lora.cost.subjects import random_batch
+from lora.errors import UserError, first_line
+from lora.files import ROOT
 from lora.training.allocator import keep_freed_memory
+
+PEAK_STEPS = 3  # the second is the first with the optimizer's state in place
+STATUS, RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Of a process that trains one method and nothing else.
+
+    Args:
+        peak_mib: Of the whole process on a CPU, of the GPU's allocator on a GPU.
+        libraries_mib: What the process took before there was a model, Python and torch; 0 on a GPU, whose
+            allocator knows only tensors.
+    """
+
+    peak_mib: float
+    libraries_mib: float
+
+
+def peak_of_child(plan: Plan, name: str) -> Peak | None:
+    """Train in a fresh process and ask it for its peak; what this process has held before does not matter to it.
+
+    Returns: None where the system does not tell a process its own peak.
+    Raises: UserError: If the process ends otherwise than well.
+    """
+    order = json.dumps({"plan": dataclasses.asdict(plan), "name": name})
+    command = [sys.executable, "-m", "lora.cost.efficiency.peak", order]
+    child = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    if child.returncode:
+        last = (child.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(
+            f"training {name} in a process of its own, to see its peak memory, ended with exit code "
+            f"{child.returncode} (-9: out of memory, most likely): {last}"
+        )
+    found = json.loads(child.stdout)
+    return None if found is None else Peak(**found)
+
+
+def resident_mib(key: str) -> float | None:
+    """`VmRSS`, resident now, or `VmHWM`, its peak, of this process: proc(5).
+
+    `getrusage` would not do: its maximum starts at what the parent process had when it started this one.
+    """
+    try:
+        found = re.search(rf"^{key}:\s*(\d+) kB", STATUS.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) / 1024 if found else None
+
+
+def reset_peak() -> None:
+    """Give freed memory back and let the peak start again from what is resident now.
+
+    Raises: UserError: If the system does not allow it.
+    """
+    gc.collect()
+    if hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        RESET_PEAK.write_text("5")  # proc(5): reset the peak resident set size
+    except OSError as error:
+        raise UserError(f"cannot reset this process's peak memory by {RESET_PEAK}: {first_line(error)}") from error
 
 
 def peak(plan: Plan, name: str) -> Peak | None:
@@ -21,14 +90,14 @@ def peak(plan: Plan, name: str) -> Peak | None:
     if plan.device == "cpu" and libraries is None:
         return None
     trainee = make_trainee(plan, name)
-    batch = make_batch(trainee.model, plan.largest, plan)
+    batch = random_batch(trainee.model, plan.largest, plan.seed)
     if plan.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
         reset_peak()
         keep_freed_memory()  # as in training; not earlier, or what loading freed would count
-    for number in range(PEAK_STEPS):
-        train_step(trainee, batch, number)
+    for _ in range(PEAK_STEPS):
+        trainee.step(batch)
     if plan.device == "cuda":
         return Peak(round(torch.cuda.max_memory_allocated() / 2**20, 1), 0.0)
     return Peak(round(resident_mib("VmHWM"), 1), round(libraries, 1))

@@ -1,7 +1,6 @@
 """What is measured, on which encoder and with which kernels. No torch here: a mistake is told before it is loaded."""
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Literal
 from lora.checks import Problems
 from lora.config.compose import compose_run
 from lora.config.run import ModelConfig, RunConfig
+from lora.cost import shapes
 from lora.errors import UserError
 from lora.methods.titles import METHOD_TITLES
 
@@ -27,9 +27,6 @@ MODELS = {  # -> the settings of a profile that trains this encoder
     "local": ("profile=small", "model=local", "task=sst2"),
 }
 RANDOM = ("roberta_base", "roberta_large")  # of full size with random weights, so that nothing is fetched
-STEP_SHAPES = ("16x28", "32x64")  # ours: what mini trains on, and a batch that fills the cores
-LATENCY_SHAPES = ("1x32", "1x128", "8x128", "16x128", "32x64")  # 1x128 is Table 1's; the others ours
-TABLE_1_SHAPES = ("1x128", "16x256", "32x512")  # the paper's Table 1, from its last line to its first
 ROUNDS, CALLS = 20, 1  # ours: MiniLM in about five minutes on two cores
 
 
@@ -61,8 +58,8 @@ class Plan:
     rounds: int = ROUNDS
     calls: int = CALLS
     seed: int = 1
-    step_shapes: tuple[str, ...] = STEP_SHAPES
-    latency_shapes: tuple[str, ...] = LATENCY_SHAPES
+    step_shapes: tuple[str, ...] = shapes.STEP
+    latency_shapes: tuple[str, ...] = shapes.LATENCY
 
     def __post_init__(self):
         problems = Problems()
@@ -76,11 +73,10 @@ class Plan:
         problems.check(0 <= self.seed < 2**31, "--seed", "in [0, 2^31)", self.seed)
         problems.check(self.kernels == "stock" or self.device == "cpu", "--kernels", "stock on a GPU", self.kernels)
         for key in ("step_shapes", "latency_shapes"):
-            shapes, option = getattr(self, key), f"--{key.replace('_', '-')}"
-            problems.check(len(set(shapes)) == len(shapes) > 0, option, "not empty, without repeats", shapes)
-            for shape in shapes:
-                fits = re.fullmatch(r"[1-9]\d{0,5}x[1-9]\d{0,5}", shape)
-                problems.check(bool(fits), option, "<rows>x<tokens>, such as 16x128", shape)
+            given, option = getattr(self, key), f"--{key.replace('_', '-')}"
+            problems.check(len(set(given)) == len(given) > 0, option, "not empty, without repeats", given)
+            for shape in given:
+                problems.check(shapes.is_shape(shape), option, "<rows>x<tokens>, such as 16x128", shape)
         problems.done()
 
     @property
@@ -90,13 +86,7 @@ class Plan:
     @property
     def largest(self) -> str:
         """The training batch of most tokens: peak memory is that of its steps."""
-        return max(self.step_shapes, key=lambda shape: sides(shape)[0] * sides(shape)[1])
-
-
-def sides(shape: str) -> tuple[int, int]:
-    """Rows and tokens of `<rows>x<tokens>`."""
-    rows, tokens = shape.split("x")
-    return int(rows), int(tokens)
+        return max(self.step_shapes, key=shapes.size)
 
 
 def make_plan(
@@ -153,18 +143,6 @@ def is_usual(plan: Plan) -> bool:
     usual = make_plan("minilm", plan.device)
     keys = ("model", "kernels", "precision")
     return all(getattr(plan, key) == getattr(usual, key) for key in keys)
-
-
-def device_folder(device_name: str, results: Path) -> Path:
-    """
-    Args:
-        device_name: As `lora.training.usage.device_name` has it: a kind of processor, no name of a host.
-    """
-    return results / "efficiency" / slug(device_name)
-
-
-def slug(device_name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-")
 
 
 def place(plan: Plan, device: Path) -> Path:

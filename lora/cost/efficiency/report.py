@@ -1,13 +1,12 @@
 """`python -m lora efficiency --tables`: build the tables and figures again from every summary.json. No torch here."""
 
-import argparse
 from pathlib import Path
 
 from lora.cost.efficiency.plan import MODELS
 from lora.cost.efficiency.summary import read_summary
 from lora.cost.efficiency.tables import csv, document
 from lora.errors import UserError
-from lora.files import REFERENCE, RESULTS, write_atomically
+from lora.files import write_atomically
 
 
 def build(device: Path) -> dict[str, bytes]:
@@ -55,29 +54,14 @@ def write(device: Path) -> str:
     return files["efficiency.md"].decode()
 
 
-def add_results(parser: argparse.ArgumentParser) -> None:
-    """The options that say where measurements lie."""
-    parser.add_argument("--results", type=Path, help="folder (default: results, which git ignores)")
-    parser.add_argument("--reference", action="store_true", help="results/reference, which is committed")
-
-
-def results_root(results: Path | None, reference: bool) -> Path:
-    """
-    Raises: UserError: If both are given.
-    """
-    if results is not None and reference:
-        raise UserError("--results and --reference name two folders: give one")
-    return results or (RESULTS / REFERENCE if reference else RESULTS)
-
-
-def rebuild(results: Path) -> str:
+def rebuild(folder: Path) -> str:
     """Write the tables and figures of every device again. Returns: The files written, one per line.
 
     Raises: UserError: If a summary is broken, or there is none.
     """
-    devices = sorted(path for path in (results / "efficiency").glob("*") if path.is_dir())
+    devices = sorted(path for path in folder.glob("*") if path.is_dir())
     if not devices:
-        raise UserError(f"{results / 'efficiency'} holds no device's folder: python -m lora efficiency makes one")
+        raise UserError(f"{folder} holds no device's folder: python -m lora efficiency makes one")
     for device in devices:
         write(device)
     return "\n".join(str(device / "efficiency.md") for device in devices)

@@ -1,6 +1,5 @@
 """summary.json: one object per method, and `about`, which says what was measured where; built, and read strictly."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ import pandas as pd
 
 from lora.checks import SettingsError, build
 from lora.cost.efficiency.plan import TITLES, Plan
-from lora.cost.efficiency.statistics import median_interval, paired_ratio
+from lora.cost.results import read_object
+from lora.cost.timing import median_interval, paired_ratio
 from lora.errors import UserError
 
 SCHEMA = 1
@@ -41,7 +41,7 @@ def summarise(
 
     Args:
         measured: Method -> `settings`, and where it trains the keys of `COUNTS` and, by shape, of `BY_SHAPE`.
-        samples: As `lora.cost.efficiency.timing.interleave` returns them, of both kinds.
+        samples: As `lora.cost.efficiency.measure.visit` returns them, of both kinds.
         about: The keys of `ABOUT`.
     Returns: `about`, and for every method the keys of `KEYS`; None where there is nothing to measure or nothing to
         compare with. Ratios of times are medians of the ratios within a round.
@@ -110,20 +110,13 @@ def value_at(entry: Mapping[str, Any], key: str, shape: str) -> Any:
     return found.get(shape) if isinstance(found, Mapping) else found
 
 
-def to_json(summary: Mapping[str, Any]) -> bytes:
-    return (json.dumps(summary, indent=1, allow_nan=False) + "\n").encode()
-
-
 def read_summary(path: Path) -> dict[str, Any]:
     """Read a summary and check that it is one.
 
     Raises: UserError: If it is broken, of another schema, or lacks a key.
     """
-    try:
-        summary = json.loads(path.read_bytes(), parse_constant=_no_constant)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a readable summary: {error}") from error
-    about = summary.get("about") if isinstance(summary, dict) else None
+    summary = read_object(path)
+    about = summary.get("about")
     if not isinstance(about, dict) or about.get("schema") != SCHEMA:
         raise UserError(f"{path} is not a summary of schema {SCHEMA}: its `about` says so where it is one")
     if set(about) != set(ABOUT):
@@ -156,10 +149,6 @@ def _check_entry(entry: Any, plan: Plan) -> None:
                 held = [end for pair in held if pair is not None for end in pair]
             if not all(isinstance(number, int | float) for number in held):
                 raise ValueError(f"{key} must hold numbers, found {value!r}")
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a value a summary may hold")
 
 
 def samples_csv(samples: Sequence[Mapping[str, Any]]) -> bytes:

@@ -5,8 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from lora.cost.efficiency.plan import TITLES, slug
+from lora.cost.efficiency.plan import TITLES
 from lora.cost.efficiency.summary import BY_SHAPE, COUNTS, methods_of, value_at
+from lora.cost.machine import slug
 from lora.files import ROOT
 from lora.table import Table, markdown
 

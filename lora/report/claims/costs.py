@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from lora.cost.efficiency.statistics import median_interval, sign_p
 from lora.cost.efficiency.summary import TIMES, by_round
+from lora.cost.timing import median_interval, sign_p
 from lora.errors import UserError, first_line
 from lora.report.claims.findings import Finding, smallest_p
 from lora.report.claims.statements import BASES, Claim, Compare

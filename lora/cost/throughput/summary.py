@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora.cost.bench.machine import IDLE_SHARE
-from lora.cost.bench.timing import INTERVAL, median_of, ratio_of
+from lora.cost.machine import IDLE_CORES, is_idle
+from lora.cost.timing import METHOD, median_of, ratio_of
 
 SCHEMA = 1
 SIDES = ("script_loop", "tuned_peer", "ours")
@@ -31,7 +31,7 @@ def summarise(measured: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         **{key: measured[key] for key in ("device", "machine", "versions", "code", "measured_at", "settings")},
-        "idle": idle(measured["loads"]),
+        "idle": idle(measured["loads"], measured["machine"]["cores"]),
         "n": {
             "rounds": len(of_side(rounds, "ours")),
             "cells": {side: sum(len(r["cells"]) for r in of_side(rounds, side)) for side in SIDES},
@@ -48,7 +48,7 @@ def summarise(measured: Mapping[str, Any]) -> dict[str, Any]:
         },
         **steps["figures"],
         "intervals": {
-            "method": INTERVAL,
+            "method": METHOD,
             "cells_per_hour": per_hour,
             "seconds_per_cell": per_cell,
             **ratios,
@@ -61,15 +61,15 @@ def of_side(rounds: Sequence[Mapping[str, Any]], side: str) -> list[Mapping[str,
     return [r for r in sorted(rounds, key=lambda r: r["round"]) if r["side"] == side]
 
 
-def idle(loads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def idle(loads: Sequence[Mapping[str, Any]], cores: int) -> dict[str, Any]:
     """Whether nothing else used the machine, by samples before the sides' turns, in which nothing of ours ran."""
     known = [load["busy"] for load in loads if load["busy"] is not None]
     return {
-        "idle": max(known) <= IDLE_SHARE if known else None,
+        "idle": is_idle([busy * cores for busy in known]),
         "busy_share_max": max(known, default=None),
         "busy_share_median": statistics.median(known) if known else None,
         "stolen_share_max": max((load["stolen"] for load in loads if load["stolen"] is not None), default=None),
-        "limit": IDLE_SHARE,
+        "limit": IDLE_CORES / cores,
         "samples": len(loads),
     }
 
@@ -121,8 +121,8 @@ def shares(parts: Mapping[str, float]) -> dict[str, float]:
 
 
 def our_shares(rounds: Sequence[Mapping[str, Any]], trace: Mapping[str, float], workers: int) -> dict[str, float]:
-    """The workers' time outside of cells (starting, loading libraries, waiting for the last one), and the rest of it as
-    the traced cell spends it."""
+    """The workers' time outside of runs (starting, loading libraries, waiting for the last one), and the rest of it as
+    the traced run spends it."""
     available = workers * sum(r["seconds"] for r in rounds)
     in_cells = sum(cell["seconds"] for r in rounds for cell in r["cells"])
     return shares({"start-up": available - in_cells} | {k: v * in_cells for k, v in shares(trace).items()})
@@ -166,9 +166,22 @@ def step_figures(steps: Mapping[str, Any], precision: str) -> dict[str, dict[str
             "recomputing": recomputing(steps, precision),
             "matmul_share": min(shares[f"ours {precisions[0]}"] for shares in products.values()),
             "matmul_shares": products,
+            **floor_shares(steps, precision),
         },
         "intervals": intervals,
     }
+
+
+def floor_shares(steps: Mapping[str, Any], precision: str) -> dict[str, Any]:
+    """Shape -> the share of our step that its matrix products alone would take; None where they were not measured."""
+    if "floors" not in steps:
+        return {"floor_share": None, "floor_share_by_precision": None}
+    shares: dict[str, dict[str, float]] = {}
+    for shape, floors in steps["floors"].items():
+        for each, seconds in floors.items():
+            ours = statistics.median(steps["times"][shape][f"ours {each}"])
+            shares.setdefault(each, {})[shape] = seconds / ours
+    return {"floor_share": shares[precision], "floor_share_by_precision": shares}
 
 
 def recomputing(steps: Mapping[str, Any], precision: str) -> dict[str, Any] | None:
@@ -185,10 +198,10 @@ def recomputing(steps: Mapping[str, Any], precision: str) -> dict[str, Any] | No
 
 
 def least(values: Mapping[str, float], ending: str) -> str:
-    """PEFT's contender with the smallest value."""
+    """PEFT's subject with the smallest value."""
     return min((name for name in values if name.startswith("peft") and name.endswith(ending)), key=values.__getitem__)
 
 
 def against_least(saved: Mapping[str, int], name: str) -> float:
-    """A contender's bytes over PEFT's least, in the precision that its name ends with."""
+    """A subject's bytes over PEFT's least, in the precision that its name ends with."""
     return saved[name] / saved[least(saved, f" {name.split()[-1]}")]

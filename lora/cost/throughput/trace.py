@@ -1,6 +1,6 @@
-"""`python -m lora.cost.bench.trace OUT.json OVERRIDES`: where the time of one of this project's cells goes.
+"""`python -m lora.cost.throughput.trace OUT.json OVERRIDES`: where the time of one of this project's runs goes.
 
-The cell trains in this process, after another one like it, as the second cell of a worker does. The functions named
+The run trains in this process, after another one like it, as the second run of a worker does. The functions named
 below are replaced by timed ones for that long; nothing of the code under test knows of it.
 """
 
@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from lora.cost.throughput.job import Spent
 
 TRACED = {
     "lora.data.read.read": "data",
@@ -30,32 +32,19 @@ TRACED = {
 IN_LOOP = "lora.data.batching.collate"  # the one function above that runs within what a record counts as training
 
 
-class Spent:
-    """Seconds by function; a traced function within a traced one counts for the outer one only."""
+def timed(spent: Spent, name: str, function: Callable) -> Callable:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with spent.on(name):
+            return function(*args, **kwargs)
 
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(TRACED, 0.0)
-        self.depth = 0
-
-    def timed(self, name: str, function: Callable) -> Callable:
-        @functools.wraps(function)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            self.depth += 1
-            started = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.depth -= 1
-                if self.depth == 0:
-                    self.seconds[name] += time.perf_counter() - started
-
-        return wrapper
+    return wrapper
 
 
 @contextmanager
 def traced() -> Iterator[Spent]:
     """Put timed functions wherever a module of this project has the plain ones."""
-    spent, replaced = Spent(), []
+    spent, replaced = Spent(TRACED), []
     functions = {}
     for name in TRACED:
         module, attribute = name.rsplit(".", 1)
@@ -63,11 +52,11 @@ def traced() -> Iterator[Spent]:
     modules = [module for name, module in sys.modules.items() if name.split(".")[0] == "lora"]
     try:
         for name, function in functions.items():
-            timed = spent.timed(name, function)
+            wrapper = timed(spent, name, function)
             for module in modules:
                 for attribute in [key for key, value in vars(module).items() if value is function]:
                     replaced.append((module, attribute, function))
-                    setattr(module, attribute, timed)
+                    setattr(module, attribute, wrapper)
         yield spent
     finally:
         for module, attribute, function in replaced:
@@ -75,7 +64,7 @@ def traced() -> Iterator[Spent]:
 
 
 def by_part(spent: Spent, seconds: float, loop_seconds: float) -> dict[str, float]:
-    """Seconds by part. A step is what training takes beside its batches; `other` is what no part has."""
+    """Seconds by part. A step is what training takes without making its batches; `other` is what no part has."""
     parts = dict.fromkeys(TRACED.values(), 0.0)
     for name, part in TRACED.items():
         parts[part] += spent.seconds[name]
@@ -84,20 +73,20 @@ def by_part(spent: Spent, seconds: float, loop_seconds: float) -> dict[str, floa
     return parts
 
 
-def trace_cell(overrides: Sequence[str], seeds: tuple[int, int]) -> dict[str, float]:
-    """Train a cell of the first seed, then trace one of the second.
+def trace_run(overrides: Sequence[str], seeds: tuple[int, int]) -> dict[str, float]:
+    """Train a run of the first seed, then trace one of the second.
 
     Args:
-        overrides: Of a cell, with folders for its results.
+        overrides: Of a run, with folders for its results.
     """
     from lora.config.compose import compose_run
     from lora.sweep.worker import run_cell
 
-    warm, cell = (compose_run([*overrides, f"seed={seed}"]) for seed in seeds)
+    warm, run = (compose_run([*overrides, f"seed={seed}"]) for seed in seeds)
     run_cell(warm, mistakes_fail=False)
     with traced() as spent:
         started = time.perf_counter()
-        record = run_cell(cell, mistakes_fail=False)
+        record = run_cell(run, mistakes_fail=False)
         seconds = time.perf_counter() - started
     return by_part(spent, seconds, record.cost["train_seconds"])
 
@@ -106,7 +95,7 @@ def main() -> None:
     out, *overrides = sys.argv[1:]
     with tempfile.TemporaryDirectory(prefix="lora-trace-") as folder:
         places = [f"runtime.results={folder}/results", f"runtime.outputs={folder}/outputs"]
-        parts = trace_cell([*overrides, *places], (1, 2))
+        parts = trace_run([*overrides, *places], (1, 2))
     Path(out).write_text(json.dumps(parts))
 
 

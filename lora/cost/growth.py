@@ -1,36 +1,35 @@
-"""`python -m lora bench growth`: how time and memory grow with model, batch, length, rank and number of cells.
+"""`python -m lora bench growth`: how time and memory grow with model, batch, length, rank and number of runs.
 
-One step of LoRA on Wq and Wv with one thread, beside the time of its matrix products alone (`floor`), along each axis;
-and whole sweeps of more and more cells.
+One step of LoRA on Wq and Wv with one thread, compared with the time of its matrix products alone (`floor`), along each
+axis; and whole sweeps of more and more runs.
 """
 
 import argparse
 import dataclasses
+import functools
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from lora.config.compose import compose_run
 from lora.config.run import RunConfig
-from lora.cost.bench import machine, sides
-from lora.cost.bench.cells import TASKS_TIMED, common_overrides
-from lora.cost.bench.contenders import Build, Contender, of_size, ours, random_batch
-from lora.cost.bench.floor import floor_seconds, lora_step, sizes_of
-from lora.cost.bench.output import add_reference, as_json, results_folder, say
-from lora.cost.bench.steps import WARMUP, saved_bytes
-from lora.cost.bench.timing import interleave, slope
+from lora.cost import machine
+from lora.cost.floor import floor_seconds, lora_step, sizes_of
+from lora.cost.results import add_place, as_json, folder_of, origin, say
+from lora.cost.steps import WARMUP, saved_bytes
+from lora.cost.subjects import Batch, Subject, changed, of_size, ours, random_batch
+from lora.cost.throughput import sides
+from lora.cost.throughput.runs import TASKS_TIMED, common_overrides
+from lora.cost.timing import slope, take_turns
 from lora.errors import UserError
 from lora.files import write_atomically
 from lora.models.modules import trainable
-from lora.records.provenance import code_version
 from lora.table import markdown
 from lora.training.allocator import keep_freed_memory
 
@@ -42,9 +41,9 @@ AXES: dict[str, tuple] = {
     "length": (16, 32, 64, 128, 256),
     "rank": (1, 4, 16, 64),
 }
-EVERY = [*AXES, "cells"]
-CELLS = (2, 4, 8, 16)
-CELL_ROWS, CELL_EPOCHS = 200, 1
+EVERY = [*AXES, "runs"]
+RUNS = (2, 4, 8, 16)
+RUN_ROWS, RUN_EPOCHS = 200, 1
 REPETITIONS = 5
 STATE_BYTES = 12  # per value that trains: its gradient and AdamW's two moments in float32
 
@@ -58,6 +57,10 @@ class Point:
     tokens: int
     rank: int
 
+    @property
+    def shape(self) -> str:
+        return f"{self.batch}x{self.tokens}"
+
 
 def points(axis: str, values: Sequence[Any]) -> list[Point]:
     base = Point("minilm", BATCH, TOKENS, RANK)
@@ -66,51 +69,50 @@ def points(axis: str, values: Sequence[Any]) -> list[Point]:
 
 
 def measure_axis(
-    chosen: Sequence[Point], config: RunConfig, precision: str, build_of: Callable[[str], Build], repetitions: int
+    chosen: Sequence[Point], config_of: Callable[[str], RunConfig], repetitions: int
 ) -> list[dict[str, Any]]:
-    """The steps of an axis, one after another in rotated order, each beside its floor."""
-    contenders: dict[tuple[str, int], Contender] = {}
+    """The steps of an axis, which take turns, each with its floor.
+
+    Args:
+        config_of: From a model to a run of it, whatever its rank.
+    """
+    subjects: dict[tuple[str, int], Subject] = {}
+    batches: dict[Point, Batch] = {}
     for point in chosen:
         key = point.model, point.rank
-        if key not in contenders:
-            method = dataclasses.replace(config.method, rank=point.rank)
-            contenders[key] = ours(build_of(point.model), config, point.model, method, precision)
-    batches: dict[Point, dict[str, Tensor]] = {}
-    for point in chosen:
-        vocabulary = contenders[point.model, point.rank].model.config.vocab_size
-        batches[point] = random_batch(point.batch, point.tokens, vocabulary)
+        if key not in subjects:
+            subjects[key] = ours(changed(config_of(point.model), method={"rank": point.rank}))
+        batches[point] = random_batch(subjects[key].model, point.shape)
     actions = {
-        str(number): lambda c=contenders[point.model, point.rank], b=batches[point]: c.step(b)
+        str(number): functools.partial(subjects[point.model, point.rank].step, batches[point])
         for number, point in enumerate(chosen)
     }
-    interleave(actions, WARMUP)
-    times = interleave(actions, repetitions)
+    times = take_turns(actions, repetitions, WARMUP)
     found = []
     for number, point in enumerate(chosen):
-        contender = contenders[point.model, point.rank]
-        products = lora_step(sizes_of(contender.model), point.batch, point.tokens, point.rank)
-        floor, step = floor_seconds(products, precision), statistics.median(times[str(number)])
-        trained = sum(p.numel() for _, p in trainable(contender.model))
+        subject, seconds = subjects[point.model, point.rank], times[str(number)]
+        products = lora_step(sizes_of(subject.model), point.shape, point.rank)
+        trained = sum(p.numel() for _, p in trainable(subject.model))
         found.append(
             dataclasses.asdict(point)
             | {
-                "parameters": sum(p.numel() for p in contender.model.parameters()),
+                "parameters": sum(p.numel() for p in subject.model.parameters()),
                 "trained": trained,
-                "step_ms": 1000 * step,
-                "step_ms_all": [1000 * value for value in times[str(number)]],
-                "floor_ms": 1000 * floor,
+                "step_ms": 1000 * statistics.median(seconds),
+                "step_ms_all": [1000 * value for value in seconds],
+                "floor_ms": 1000 * floor_seconds(products, config_of(point.model).train.precision),
                 "operations": sum(product.operations for product in products),
-                "saved_mib": saved_bytes(contender, batches[point]) / 2**20,
-                "weights_mib": sum(p.numel() * p.element_size() for p in contender.model.parameters()) / 2**20,
+                "saved_mib": saved_bytes(subject, batches[point]) / 2**20,
+                "weights_mib": sum(p.numel() * p.element_size() for p in subject.model.parameters()) / 2**20,
                 "state_mib": STATE_BYTES * trained / 2**20,
             }
         )
     return found
 
 
-def measure_cells(counts: Sequence[int], folder: Path) -> list[dict[str, Any]]:
-    """Whole sweeps, from the command to its end, after one that warms up."""
-    overrides = common_overrides(CELL_ROWS, CELL_EPOCHS)
+def measure_runs(counts: Sequence[int], folder: Path) -> list[dict[str, Any]]:
+    """Whole sweeps, from the command to its end, after one that warms up. `cells` is the key of committed files."""
+    overrides = common_overrides(RUN_ROWS, RUN_EPOCHS)
     sides.run_ours(-1, TASKS_TIMED, [0], overrides, folder)
     found = []
     for number, count in enumerate(counts):
@@ -128,8 +130,8 @@ def slopes(axis: str, found: Sequence[Mapping[str, Any]]) -> dict[str, float | N
     return {name: slope(sizes, [point[name] for point in found]) for name in ("step_ms", "floor_ms", "saved_mib")}
 
 
-def per_cell(found: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
-    """Seconds of every further cell and of the rest, by least squares; None for a single count."""
+def per_run(found: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    """Seconds of every further run and of the rest, by least squares; None for a single count."""
     if len(found) < 2:
         return None
     line = statistics.linear_regression([each["cells"] for each in found], [each["seconds"] for each in found])
@@ -173,17 +175,17 @@ def document(growth: Mapping[str, Any]) -> str:
     if growth["cells"]:
         rows = [
             {
-                "cells": each["cells"],
+                "runs": each["cells"],
                 "s": f"{each['seconds']:.1f}",
                 "memory, MiB": "-" if each["peak_mib"] is None else f"{each['peak_mib']:,.0f}",
             }
             for each in growth["cells"]
         ]
-        parts += ["## By number of cells", markdown(pd.DataFrame(rows))]
+        parts += ["## By number of runs", markdown(pd.DataFrame(rows))]
         line = growth["per_cell"]
         if line is not None:
             parts.append(
-                f"A cell of {settings['cell_rows']} rows and {settings['cell_epochs']} epoch takes "
+                f"A run of {settings['cell_rows']} rows and {settings['cell_epochs']} epoch takes "
                 f"{line['seconds_per_cell']:.2f} s more, the command {line['seconds_once']:.1f} s whatever the number."
             )
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -192,40 +194,33 @@ def document(growth: Mapping[str, Any]) -> str:
 def measure(axes: Sequence[str], repetitions: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     keep_freed_memory()
-    config = compose_run([*common_overrides(), "task=reviews"])
-    precision = config.train.precision
+    runtime = {"device": "cpu", "threads": 1}
+    config = changed(compose_run([*common_overrides(), "task=reviews"]), runtime=runtime, train={"kernels": "fused"})
     load = machine.sample_load()
     found = {}
     for axis in (axis for axis in AXES if axis in axes):
         say(f"by {axis}: {', '.join(map(str, AXES[axis]))}")
-        measured = measure_axis(
-            points(axis, AXES[axis]), config, precision, lambda model: of_size(model, config), repetitions
-        )
+        measured = measure_axis(points(axis, AXES[axis]), functools.partial(of_size, config), repetitions)
         found[axis] = {"points": measured, "slopes": slopes(axis, measured)}
-    cells: list[dict[str, Any]] = []
-    if "cells" in axes:
-        say(f"by cells: {', '.join(map(str, CELLS))}")
+    runs: list[dict[str, Any]] = []
+    if "runs" in axes:
+        say(f"by runs: {', '.join(map(str, RUNS))}")
         with tempfile.TemporaryDirectory(prefix="lora-growth-") as folder:
-            cells = measure_cells(CELLS, Path(folder))
-    return {
-        "device": machine.cpu_device(),
-        "machine": machine.describe_machine(),
-        "versions": machine.versions(),
-        "code": code_version(),
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            runs = measure_runs(RUNS, Path(folder))
+    return origin(machine.cpu_device()) | {
         "load": dataclasses.asdict(load) | {"idle": load.idle},
         "settings": {
-            "precision": precision,
+            "precision": config.train.precision,
             "batch": BATCH,
             "tokens": TOKENS,
             "rank": RANK,
             "repetitions": repetitions,
-            "cell_rows": CELL_ROWS,
-            "cell_epochs": CELL_EPOCHS,
+            "cell_rows": RUN_ROWS,
+            "cell_epochs": RUN_EPOCHS,
         },
         "axes": found,
-        "cells": cells,
-        "per_cell": per_cell(cells),
+        "cells": runs,
+        "per_cell": per_run(runs),
     }
 
 
@@ -239,16 +234,16 @@ def options(parser: argparse.ArgumentParser) -> None:
         help=f"of {', '.join(EVERY)}; fewer than all are printed, not written",
     )
     parser.add_argument("--repetitions", type=int, default=REPETITIONS, help="of every step (default %(default)s)")
-    add_reference(parser)
+    add_place(parser)
 
 
 def main(chosen: argparse.Namespace) -> None:
     """Exit codes: 0 done, 2 a mistake in the call, or a sweep that could not run."""
     if chosen.repetitions < 1:
         raise UserError(f"--repetitions must be >= 1, got {chosen.repetitions}")
+    folder = folder_of("bench", chosen)
     growth = measure(chosen.axes, chosen.repetitions)
     if set(chosen.axes) == set(EVERY):
-        folder = results_folder(chosen.reference) / growth["device"]
-        write_atomically(folder / "growth.json", as_json(growth))
-        write_atomically(folder / "growth.md", document(growth).encode())
+        write_atomically(folder / growth["device"] / "growth.json", as_json(growth))
+        write_atomically(folder / growth["device"] / "growth.md", document(growth).encode())
     print(document(growth))

@@ -1,10 +1,10 @@
 """The three sides, each as processes of their own: how long they take, how much memory, and what they answer.
 
-`script_loop`  Trainer + PEFT, padded to the maximum length, fp32, one process per cell, with the threads that are
-               fastest here
-`tuned_peer`   Trainer + PEFT, batches of similar length padded to their longest, one process for all cells, with the
-               precision, the threads and the attention that are fastest here
+`script_loop`  Trainer + PEFT, padded to the maximum length, one process per run
+`tuned_peer`   Trainer + PEFT, batches of similar length padded to their longest, one process for all runs
 `ours`         `python -m lora -m ...`, with its default workers
+
+Both peers have the precision, the threads and the attention that are fastest for them here.
 """
 
 import dataclasses
@@ -18,9 +18,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from lora.cost.bench.job import Answer, CellCost, Job, PeerCell, PeerSettings, read_answer, write
-from lora.cost.bench.machine import ALLOCATOR, tree_bytes
+from lora.cost.machine import ALLOCATOR, BF16_FLAGS, cpu_flags, tree_bytes
+from lora.cost.throughput.job import Answer, Job, PeerRun, PeerSettings, RunCost, read, write
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.records.machine import cores
@@ -41,19 +42,20 @@ class Process:
 
 @dataclass(frozen=True)
 class SideRound:
-    """One side's cells of one round.
+    """One side's runs of one round.
 
     Args:
+        cells: The runs, under the key that committed measurements have.
         seconds: From the command to its end, added up over the side's processes.
         peak_bytes: The most memory at any moment, a page that processes share counted once.
-        parts: Seconds of workers by what they went into; None for this project, whose cells are traced apart.
+        parts: Seconds of workers by what they went into; None for this project, whose runs are traced apart.
     """
 
     round: int
     side: str
     seconds: float
     peak_bytes: int | None
-    cells: tuple[CellCost, ...]
+    cells: tuple[RunCost, ...]
     parts: dict[str, float] | None
 
 
@@ -97,74 +99,72 @@ def run_process(arguments: Sequence[str], folder: Path, log: Path, limit_seconds
 
 
 def run_job(
-    cells: Sequence[PeerCell], settings: PeerSettings, folder: Path, name: str, limit_seconds: float = math.inf
+    runs: Sequence[PeerRun], settings: PeerSettings, folder: Path, name: str, limit_seconds: float = math.inf
 ) -> tuple[Process, Answer]:
-    """Cells in one process of the peer."""
+    """Runs in one process of the peer."""
     path = folder / f"{name}.json"
-    write(path, Job(tuple(cells), settings, str(folder), time.monotonic()))
-    arguments = ["-m", "lora.cost.bench.peer", str(path)]
+    write(path, Job(tuple(runs), settings, str(folder), time.monotonic()))
+    arguments = ["-m", "lora.cost.throughput.peer", str(path)]
     process = run_process(arguments, folder, folder / f"{name}.log", limit_seconds)
-    return process, read_answer(path.with_suffix(".answer.json"))
+    return process, read(path.with_suffix(".answer.json"), Answer)
 
 
 def parts_of(process: Process, answer: Answer) -> dict[str, float]:
     """Seconds of a peer's process by what they went into; `other` is what no part has."""
     parts = {"start-up": answer.startup_seconds}
-    for cell in answer.cells:
-        parts = {part: parts.get(part, 0.0) + cell.parts.get(part, 0.0) for part in {**parts, **cell.parts}}
+    for run in answer.runs:
+        parts = {part: parts.get(part, 0.0) + run.parts.get(part, 0.0) for part in {**parts, **run.parts}}
     return parts | {"other": process.seconds - sum(parts.values())}
 
 
 def fastest(
-    choices: Mapping[str, PeerSettings], cell: PeerCell, folder: Path
+    offered: Mapping[str, PeerSettings], run: PeerRun, folder: Path
 ) -> tuple[PeerSettings, dict[str, float | None]]:
     """The settings with the fastest steps, and the seconds of all: None for one that was given up as much slower.
 
-    Each trains the same cell twice for a few steps; the first meets the shapes, the second counts.
+    Each trains the same run twice for a few steps; the first meets the shapes, the second counts.
     """
     found: dict[str, float | None] = {}
     shortest = math.inf
-    for number, (name, settings) in enumerate(choices.items()):
+    for number, (name, settings) in enumerate(offered.items()):
         short = dataclasses.replace(settings, max_steps=CALIBRATION_STEPS)
         try:
-            process, answer = run_job([cell, cell], short, folder, f"choice-{number}", GIVEN_UP * shortest)
+            process, answer = run_job([run, run], short, folder, f"choice-{number}", GIVEN_UP * shortest)
         except TimeoutError:
             found[name] = None
         else:
-            found[name] = answer.cells[1].parts["step"]
+            found[name] = answer.runs[1].parts["step"]
             shortest = min(shortest, process.seconds)
     best = min((name for name in found if found[name] is not None), key=found.__getitem__)
-    return choices[best], found
+    return offered[best], found
 
 
-def script_choices() -> dict[str, PeerSettings]:
-    """What the script loop may choose: its threads."""
-    return {f"{n} threads": PeerSettings("max_length", "fp32", n, "sdpa") for n in sorted({1, cores()})}
-
-
-def tuned_choices(precision: str) -> dict[str, PeerSettings]:
+def choices(padding: Literal["max_length", "longest"]) -> dict[str, PeerSettings]:
+    """What a peer may choose from: every precision of this CPU, number of threads, and attention."""
+    threads = sorted({2**power for power in range(cores().bit_length()) if 2**power <= cores()} | {cores()})
     return {
-        f"{threads} threads, {attention}": PeerSettings("longest", precision, threads, attention)
-        for threads in sorted({1, cores()})
+        f"{count} threads, {attention}, {precision}": PeerSettings(padding, precision, count, attention)
+        for precision in ("fp32", *(["bf16"] if cpu_flags() & set(BF16_FLAGS) else []))
+        for count in threads
         for attention in ("eager", "sdpa")
     }
 
 
-def run_script_loop(number: int, cells: Sequence[PeerCell], settings: PeerSettings, folder: Path) -> SideRound:
-    runs = [run_job([cell], settings, folder, f"script-{number}-{cell.name}") for cell in cells]
-    # A cell's wall time is that of its process: the loop pays start-up for each.
-    costs = tuple(dataclasses.replace(answer.cells[0], seconds=process.seconds) for process, answer in runs)
-    by_run = [parts_of(*run) for run in runs]
+def run_script_loop(number: int, runs: Sequence[PeerRun], settings: PeerSettings, folder: Path) -> SideRound:
+    done = [run_job([run], settings, folder, f"script-{number}-{run.name}") for run in runs]
+    # A run's wall time is that of its process: the loop pays start-up for each.
+    costs = tuple(dataclasses.replace(answer.runs[0], seconds=process.seconds) for process, answer in done)
+    by_run = [parts_of(*each) for each in done]
     parts = {part: sum(parts[part] for parts in by_run) for part in by_run[0]}
-    peaks = [process.peak_bytes for process, _ in runs if process.peak_bytes is not None]
-    seconds = sum(process.seconds for process, _ in runs)
+    peaks = [process.peak_bytes for process, _ in done if process.peak_bytes is not None]
+    seconds = sum(process.seconds for process, _ in done)
     return SideRound(number, "script_loop", seconds, max(peaks, default=None), costs, parts)
 
 
-def run_tuned_peer(number: int, cells: Sequence[PeerCell], settings: PeerSettings, folder: Path) -> SideRound:
-    process, answer = run_job(cells, settings, folder, f"tuned-{number}")
+def run_tuned_peer(number: int, runs: Sequence[PeerRun], settings: PeerSettings, folder: Path) -> SideRound:
+    process, answer = run_job(runs, settings, folder, f"tuned-{number}")
     parts = parts_of(process, answer)
-    return SideRound(number, "tuned_peer", process.seconds, process.peak_bytes, answer.cells, parts)
+    return SideRound(number, "tuned_peer", process.seconds, process.peak_bytes, answer.runs, parts)
 
 
 def run_ours(
@@ -185,9 +185,9 @@ def run_ours(
     return SideRound(number, "ours", process.seconds, process.peak_bytes, tuple(map(cost_of, records)), None)
 
 
-def cost_of(record: RunRecord) -> CellCost:
-    """A run record as the cost of a cell; the loop over batches is its one part that every record has."""
-    return CellCost(
+def cost_of(record: RunRecord) -> RunCost:
+    """A record as the cost of a run; the loop over batches is its one part that every record has."""
+    return RunCost(
         name=f"{record.config['task']}.s{record.config['seed']}",
         task=record.config["task"],
         seed=record.config["seed"],

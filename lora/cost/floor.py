@@ -1,17 +1,19 @@
 """What matrix products alone cost here: their rate, and the floor that they set under a training step."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from lora.cost.bench.timing import interleave, wall_seconds
+from lora.cost.shapes import rows_and_tokens
+from lora.cost.subjects import clock_of
+from lora.cost.timing import Action, interleave
 from lora.training.fused.encoder import DTYPES
 
-REPETITIONS = 7
+REPETITIONS, WARMUP = 7, 2
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def sizes_of(model: nn.Module) -> Encoder:
     )
 
 
-def lora_step(encoder: Encoder, batch: int, tokens: int, rank: int) -> list[Product]:
+def lora_step(encoder: Encoder, shape: str, rank: int) -> list[Product]:
     """The products that a LoRA step on Wq and Wv cannot do without.
 
     Forward: every frozen layer once, attention twice. Backward: the same again for what reaches an adapted layer, but
@@ -56,6 +58,7 @@ def lora_step(encoder: Encoder, batch: int, tokens: int, rank: int) -> list[Prod
 
     Source: Vaswani et al. 2017 for the layers; Hu et al. 2021, section 4.1, for the update.
     """
+    batch, tokens = rows_and_tokens(shape)
     d, f, every = encoder.width, encoder.ffn, batch * tokens
     head_width, stacked = d // encoder.heads, batch * encoder.heads
     found: list[Product] = []
@@ -83,34 +86,34 @@ def lora_step(encoder: Encoder, batch: int, tokens: int, rank: int) -> list[Prod
     return found
 
 
-def timer(device: str) -> Callable[[Callable[[], Any]], float]:
-    """What times an action: the clock, or on a GPU events in its own stream, so that no launch is missed."""
-    return wall_seconds if device == "cpu" else event_seconds
-
-
-def event_seconds(action: Callable[[], Any]) -> float:
-    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    began.record()
-    action()
-    ended.record()
-    torch.cuda.synchronize()
-    return began.elapsed_time(ended) / 1000
-
-
-def product_seconds(product: Product, precision: str, device: str = "cpu", repetitions: int = REPETITIONS) -> float:
-    """One call's time: the median of a few, the first ones left out. The right matrix is laid out as torch likes it."""
+def layouts(product: Product, precision: str, device: str = "cpu") -> dict[str, Action]:
+    """The same product with its right matrix stored by rows, by columns, and as oneDNN lays a weight out once."""
     dtype = DTYPES[precision]
-    shapes = (product.rows, product.inner), (product.inner, product.columns)
-    left, right = (torch.randn(product.stacked, *shape, device=device, dtype=dtype) for shape in shapes)
-    if product.stacked == 1:
-        left, right = left[0], right[0]
-    actions = {"product": lambda: left @ right}
-    interleave(actions, 2)
-    return statistics.median(interleave(actions, repetitions, timer(device))["product"])
+    left = torch.randn(product.stacked, product.rows, product.inner, device=device, dtype=dtype)
+    weight = torch.randn(product.stacked, product.columns, product.inner, device=device, dtype=dtype)
+    if product.stacked > 1:
+        by_rows = weight.mT.contiguous()
+        return {"rows": lambda: left @ by_rows, "columns": lambda: left @ weight.mT}
+    left, weight = left[0], weight[0]
+    by_rows = weight.t().contiguous()
+    found: dict[str, Action] = {"rows": lambda: left @ by_rows, "columns": lambda: F.linear(left, weight)}
+    pack = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)  # what torch's own compiler uses
+    if device == "cpu" and torch.backends.mkldnn.is_available() and pack is not None:
+        packed = pack(weight)
+        found["packed"] = lambda: torch.ops.mkldnn._linear_pointwise(left, packed, None, "none", [], "")
+    return found
+
+
+@torch.no_grad()
+def product_seconds(product: Product, precision: str, device: str = "cpu", repetitions: int = REPETITIONS) -> float:
+    """One call's time in the fastest layout: the median of a few calls, the first ones left out."""
+    work = {"": layouts(product, precision, device)}
+    times = interleave(work, repetitions, warmup=WARMUP, clock=clock_of(device))[""]
+    return min(statistics.median(seconds) for seconds in times.values())
 
 
 def floor_seconds(products: Sequence[Product], precision: str, device: str = "cpu") -> float:
-    """The time of a step that does nothing but its products, each as fast as torch does it alone."""
+    """The time of a step that does nothing but its products, each in the fastest layout measured."""
     shapes = {(p.rows, p.inner, p.columns, p.stacked): p for p in products}
     measured = {shape: product_seconds(product, precision, device) for shape, product in shapes.items()}
     return sum(p.count * measured[p.rows, p.inner, p.columns, p.stacked] for p in products)

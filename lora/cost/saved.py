@@ -1,12 +1,5 @@
-"""Bytes: what autograd keeps, what a checkpoint takes, and the peak of a process of its own."""
+"""Bytes: what autograd keeps for the backward pass, and what a checkpoint takes on disk."""
 
-import ctypes
-import dataclasses
-import gc
-import json
-import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,13 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lora.cost.efficiency.plan import Plan
-from lora.errors import UserError, first_line
-from lora.files import ROOT
 from lora.models.modules import is_head, trainable
-
-PEAK_STEPS = 3  # the second is the first with the optimizer's state in place
-STATUS, RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -94,62 +81,3 @@ def checkpoint_bytes(model: nn.Module, with_head: bool) -> int:
         file = Path(folder) / "trained.safetensors"
         save_file(tensors, file)
         return file.stat().st_size
-
-
-@dataclass(frozen=True)
-class Peak:
-    """Of a process that trains one method and nothing else.
-
-    Args:
-        peak_mib: Of the whole process on a CPU, of the GPU's allocator on a GPU.
-        libraries_mib: What the process took before there was a model, Python and torch; 0 on a GPU, whose
-            allocator knows only tensors.
-    """
-
-    peak_mib: float
-    libraries_mib: float
-
-
-def peak_of_child(plan: Plan, name: str) -> Peak | None:
-    """Train in a fresh process and ask it for its peak; what this process has held before does not matter to it.
-
-    Returns: None where the system does not tell a process its own peak.
-    Raises: UserError: If the process ends otherwise than well.
-    """
-    order = json.dumps({"plan": dataclasses.asdict(plan), "name": name})
-    command = [sys.executable, "-m", "lora.cost.efficiency.peak", order]
-    child = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    if child.returncode:
-        last = (child.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(
-            f"training {name} in a process of its own, to see its peak memory, ended with exit code "
-            f"{child.returncode} (-9: out of memory, most likely): {last}"
-        )
-    found = json.loads(child.stdout)
-    return None if found is None else Peak(**found)
-
-
-def resident_mib(key: str) -> float | None:
-    """`VmRSS`, resident now, or `VmHWM`, its peak, of this process: proc(5).
-
-    `getrusage` would not do: its maximum starts at what the parent process had when it started this one.
-    """
-    try:
-        found = re.search(rf"^{key}:\s*(\d+) kB", STATUS.read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return int(found[1]) / 1024 if found else None
-
-
-def reset_peak() -> None:
-    """Give freed memory back and let the peak start again from what is resident now.
-
-    Raises: UserError: If the system does not allow it.
-    """
-    gc.collect()
-    if hasattr(ctypes.CDLL(None), "malloc_trim"):
-        ctypes.CDLL(None).malloc_trim(0)
-    try:
-        RESET_PEAK.write_text("5")  # proc(5): reset the peak resident set size
-    except OSError as error:
-        raise UserError(f"cannot reset this process's peak memory by {RESET_PEAK}: {first_line(error)}") from error

@@ -6,17 +6,14 @@ interleaved, so that what slows the machine slows every side. Written to results
 
 import argparse
 import copy
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import peft
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, RobertaConfig
 
 from lora.adapters.adapter import Adapter, Origin
 from lora.adapters.base import describe_base
@@ -24,28 +21,29 @@ from lora.adapters.batched import AdapterSet
 from lora.adapters.folder import WEIGHTS, pack
 from lora.adapters.load import load_adapter
 from lora.adapters.merge import swap, unmerge
-from lora.cost.bench import machine
-from lora.cost.bench.adapters_page import document
-from lora.cost.bench.output import add_reference, results_folder
-from lora.cost.bench.timing import interleave, median_of, ratio_of
+from lora.cost import machine
+from lora.cost.adapters_page import document
+from lora.cost.parameters import model_of_size
+from lora.cost.results import add_place, as_json, folder_of, origin
+from lora.cost.subjects import random_batch
+from lora.cost.timing import median_of, ratio_of, take_turns
 from lora.errors import UserError
 from lora.files import write_atomically
 from lora.methods.configs import LoraConfig
 from lora.models.modules import TARGETS, find
 from lora.rng import generator, shuffled
+from lora.training.fused.encoder import DTYPES
 
 LORA = LoraConfig(targets=("q", "v"), rank=8, alpha=16)
 ADAPTERS, ROWS, TOKENS = 8, 32, 64
 SWAPPED = 5  # adapters that the drift's cycles choose among
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def roberta_base(dtype: torch.dtype) -> nn.Module:
     """roberta-base's shape; weights from a seed."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        settings = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5)
-        return AutoModelForSequenceClassification.from_config(settings).to(dtype).eval()
+        return model_of_size("roberta_base", 2, "sdpa").to(dtype).eval()
 
 
 def random_adapters(model: nn.Module, count: int) -> list[Adapter]:
@@ -104,8 +102,7 @@ def time_swaps(dtype: torch.dtype, repetitions: int) -> dict[str, Any]:
         theirs.merge_adapter([str(turn["PEFT"])])
 
     actions = {"ours": ours, "PEFT": pefts}
-    interleave(actions, 2)  # warms up, both ways
-    seconds = interleave(actions, repetitions)
+    seconds = take_turns(actions, repetitions, warmup=2)  # both ways
     return {
         "ours_ms": median_of([1000 * value for value in seconds["ours"]]),
         "peft_ms": median_of([1000 * value for value in seconds["PEFT"]]),
@@ -151,8 +148,8 @@ def time_batches(repetitions: int) -> dict[str, Any]:
     swap(merged, adapters[0])
     load_adapter(unmerged, adapters[0])
     served = AdapterSet(copy.deepcopy(base), {str(number): adapter for number, adapter in enumerate(adapters)})
-    tokens = torch.randint(5, base.config.vocab_size, (ROWS, TOKENS), generator=generator(0, "benchmark", "tokens"))
-    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    inputs = random_batch(base, f"{ROWS}x{TOKENS}")
+    del inputs["labels"]
     names = [str(row % ADAPTERS) for row in shuffled(ROWS, "benchmark", "rows").tolist()]
     worst = largest_difference(served(names, **inputs), names, base, adapters, inputs)
     actions = {
@@ -163,8 +160,7 @@ def time_batches(repetitions: int) -> dict[str, Any]:
         "PEFT, one adapter, no head": lambda: peft_body(**inputs),
         "PEFT, mixed, no head": lambda: peft_body(**inputs, adapter_names=names),
     }
-    interleave(actions, 1)  # warms up
-    seconds = interleave(actions, repetitions)
+    seconds = take_turns(actions, repetitions)
     return {
         "ms": {name: median_of([1000 * value for value in values]) for name, values in seconds.items()},
         "merged_to_base": ratio_of(seconds["merged"], seconds["base"]),
@@ -217,12 +213,9 @@ def sizes() -> dict[str, int]:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    content: dict[str, Any] = {
-        "device": machine.cpu_device(),
-        "machine": machine.describe_machine(),
+    content = origin(machine.cpu_device()) | {
         "load": asdict(machine.sample_load()),
         "threads": torch.get_num_threads(),
-        "packages": machine.versions(),
         "settings": {
             "model": "RoBERTa-base, random weights",
             "lora": "q,v r=8",
@@ -244,8 +237,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--passes", type=int, default=15, help="timed passes of each kind (default 15)")
     parser.add_argument("--cycles", type=int, nargs="+", default=[100, 1000], help="when drift is read (100 1000)")
     parser.add_argument("--threads", type=int, default=0, help="of torch (default: all cores)")
-    parser.add_argument("--out", type=Path, help="folder, in place of results/bench")
-    add_reference(parser)
+    add_place(parser)
 
 
 def main(chosen: argparse.Namespace) -> None:
@@ -254,8 +246,9 @@ def main(chosen: argparse.Namespace) -> None:
         raise UserError("--swaps, --passes and --cycles must be >= 1, --threads >= 0")
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
+    results = folder_of("bench", chosen)
     content = measure(chosen)
-    folder = (chosen.out or results_folder(chosen.reference)) / content["device"]
-    write_atomically(folder / "adapters.json", f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode())
+    folder = results / content["device"]
+    write_atomically(folder / "adapters.json", as_json(content))
     write_atomically(folder / "adapters.md", document(content).encode())
     print(document(content))

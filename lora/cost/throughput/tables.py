@@ -1,28 +1,66 @@
-"""summary.json as Markdown: bench.md beside it, and the README's block. No torch here."""
+"""From measurements.json to summary.json, to bench.md next to it, and to the README's block. No torch here."""
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from lora.cost.bench.summary import AGREES, SIDES
+from lora.cost.results import as_json
+from lora.cost.throughput.summary import AGREES, PEERS, SIDES, summarise
+from lora.cost.timing import name_of, shown
 from lora.data.tasks import TASKS
+from lora.errors import UserError
+from lora.files import write_atomically
 from lora.table import markdown
 
 BEGIN, END = "<!-- bench begin -->", "<!-- bench end -->"
 TITLES = {
-    "script_loop": "Script loop: Trainer + PEFT, padded to {max_length}, fp32, a process per cell",
-    "tuned_peer": "Tuned: Trainer + PEFT, length-grouped, {precision}, one process",
+    "script_loop": "Script loop: Trainer + PEFT, padded to {max_length}, {script_precision}, a process per run",
+    "tuned_peer": "Tuned: Trainer + PEFT, length-grouped, {tuned_precision}, one process",
     "ours": "This project: `python -m lora -m ...`",
 }
+SPREADS = {
+    "95% interval": "In parentheses: the two order statistics, nearest to the median, that enclose the true median "
+    "with at least 95%, whatever the distribution",
+    "range": "In parentheses: the smallest and the largest value; from 6 rounds on there would be bounds of the true "
+    "median",
+}
+
+
+def rebuild(folder: Path, readme: Path | None) -> list[dict[str, Any]]:
+    """Build summary.json and bench.md of every device from its measurements.
+
+    Args:
+        readme: Its block is written from all of them; None writes none.
+    Raises: UserError: If a file cannot be read or written.
+    """
+    summaries = []
+    for path in sorted(folder.glob("*/measurements.json")):
+        try:
+            summary = summarise(json.loads(path.read_text()))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} holds no measurements of this benchmark: {type(error).__name__}: {error}"
+            ) from error
+        write_atomically(path.with_name("summary.json"), as_json(summary))
+        write_atomically(path.with_name("bench.md"), document(summary).encode())
+        summaries.append(summary)
+    if summaries and readme is not None:
+        before = readme.read_text()
+        after = in_readme(before, block(summaries))
+        if after != before:
+            write_atomically(readme, after.encode())
+    return summaries
 
 
 def document(summary: Mapping[str, Any]) -> str:
     """bench.md: all figures of one device."""
     parts = [
-        f"# Cells per hour on {summary['device']}",
-        cells_table(summary),
-        cells_text(summary),
+        f"# Runs an hour on {summary['device']}",
+        runs_table(summary),
+        runs_text(summary),
         "## Where the time goes",
         shares_table(summary),
         "Shares of each side's time; of this project's, of its workers' time, start-up with waiting for the last one.",
@@ -36,10 +74,10 @@ def document(summary: Mapping[str, Any]) -> str:
 
 
 def block(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """The README's block: the cells of every device, and what a step takes."""
+    """The README's block: the runs of every device, and what a step takes."""
     parts = []
     for summary in summaries:
-        parts += [f"On {machine_text(summary)}:", cells_table(summary), f"{cells_text(summary)} {steps_text(summary)}"]
+        parts += [f"On {machine_text(summary)}:", runs_table(summary), f"{runs_text(summary)} {steps_text(summary)}"]
     return "\n\n".join(parts)
 
 
@@ -50,14 +88,20 @@ def in_readme(readme: str, text: str) -> str:
     return f"{readme.partition(BEGIN)[0]}{BEGIN}\n{text}\n{END}{readme.partition(END)[2]}"
 
 
-def cells_table(summary: Mapping[str, Any]) -> str:
+def settings_of(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, with those that measurements lack from before each peer chose its own precision."""
+    settings = summary["settings"]
+    earlier = {"script_precision": "fp32", "script_attention": "sdpa", "tuned_precision": settings["precision"]}
+    return earlier | settings
+
+
+def runs_table(summary: Mapping[str, Any]) -> str:
     rows = []
     for side in SIDES:
-        rate = summary["intervals"]["cells_per_hour"][side]
         row = {
-            "": TITLES[side].format(**summary["settings"]),
-            "cells / hour": f"{rate['median']:,.0f} ({rate['low']:,.0f} to {rate['high']:,.0f})",
-            "s / cell": f"{summary['seconds_per_cell'][side]:.1f}",
+            "": TITLES[side].format(**settings_of(summary)),
+            "runs / hour": shown(summary["intervals"]["cells_per_hour"][side], 0),
+            "s / run": f"{summary['seconds_per_cell'][side]:.1f}",
             "memory, MiB": "-" if summary["peak_mib"][side] is None else f"{summary['peak_mib'][side]:,.0f}",
         }
         for task, sides in summary["metric"].items():
@@ -67,24 +111,29 @@ def cells_table(summary: Mapping[str, Any]) -> str:
     return markdown(pd.DataFrame(rows))
 
 
-def cells_text(summary: Mapping[str, Any]) -> str:
-    ratios = {peer: summary["intervals"][f"ratio_{peer}"] for peer in SIDES[:2]}
-    script, tuned = (f"{r['median']:.1f}x ({r['low']:.1f} to {r['high']:.1f})" for r in ratios.values())
+def runs_text(summary: Mapping[str, Any]) -> str:
+    script, tuned = (summary["intervals"][f"ratio_{peer}"] for peer in PEERS)
     n, idle, settings = summary["n"], summary["idle"], summary["settings"]
     verdicts = [s["agrees"] for sides in summary["metric"].values() for name, s in sides.items() if name != "ours"]
-    agreed = f"{verdicts.count(True)} of {len(verdicts)} medians of a peer agree with ours"
     quiet = {
         True: "The machine was idle",
         False: "**The machine was not idle**",
         None: "Whether it was idle is unknown",
     }
     busy = "" if idle["busy_share_max"] is None else f" (others took up to {100 * idle['busy_share_max']:.0f}%)"
+    counts = ", ".join(f"{count} of {side.replace('_', ' ')}" for side, count in n["cells"].items())
     return (
-        f"{script} the script loop and {tuned} the tuned peer: medians over {n['rounds']} interleaved rounds, in "
-        f"parentheses their intervals, of LoRA cells of {settings['train_rows']:,} rows and {settings['epochs']} "
-        f"epochs ({', '.join(f'{count} of {side}' for side, count in n['cells'].items())}). {agreed} within the noise "
-        f"of seeds. {quiet[idle['idle']]}{busy}."
+        f"{_times(script)} the script loop and {_times(tuned)} the tuned peer: medians over {n['rounds']} interleaved "
+        f"rounds, in parentheses their {name_of(script)}, of LoRA runs of {settings['train_rows']:,} rows and "
+        f"{settings['epochs']} epochs ({counts}). {verdicts.count(True)} of {len(verdicts)} medians of a peer agree "
+        f"with ours within the noise of seeds. {quiet[idle['idle']]}{busy}."
     )
+
+
+def _times(ratio: Mapping[str, Any]) -> str:
+    """`9.8x (9.7 to 10.0)`."""
+    median, spread = shown(ratio, 1).split(" ", 1)
+    return f"{median}x {spread}"
 
 
 def shares_table(summary: Mapping[str, Any]) -> str:
@@ -101,7 +150,7 @@ def steps_table(summary: Mapping[str, Any]) -> str:
     shape_of_bytes = summary["saved_shape"]
     rows = []
     for name in next(iter(summary["step_ms"].values())):
-        row = {"contender": name}
+        row = {"step of": name}
         for shape, times in summary["step_ms"].items():
             share = summary["matmul_shares"].get(shape, {}).get(name)
             row[f"{shape}, ms"] = f"{times[name]:,.1f}"
@@ -123,30 +172,32 @@ def steps_text(summary: Mapping[str, Any]) -> str:
         f" With `model.gradient_checkpointing=true` it keeps {less['saved_bytes_vs_peft']:.2f}x PEFT's bytes, in "
         f"{of_shapes('step_vs_peft', less)} PEFT's time ({of_shapes('step_vs_ours', less)} ours)."
     )
+    floor = summary["floor_share"] and (
+        f" Its matrix products alone, in the fastest layout measured, would take {of_shapes('floor_share')} its time."
+    )
     return (
         f"A LoRA step (q, v, r = {summary['settings']['rank']}, {precision}, batch x tokens, one thread) takes "
         f"{of_shapes('step_vs_peft')} the time of PEFT's, {of_shapes('step_vs_full')} that of full fine-tuning here, "
         f"and keeps {summary['saved_bytes_vs_peft']:.2f}x PEFT's bytes for the backward pass; matrix products are "
-        f"{100 * summary['matmul_share']:.0f}% of a {profiled} step.{recomputing or ''}"
+        f"{100 * summary['matmul_share']:.0f}% of a {profiled} step.{floor or ''}{recomputing or ''}"
     )
 
 
 def settings_text(summary: Mapping[str, Any]) -> str:
-    settings, idle = summary["settings"], summary["idle"]
-    script, tuned = (choices_text(settings[f"{side}_choices"]) for side in ("script", "tuned"))
+    settings, idle = settings_of(summary), summary["idle"]
+    rounds = summary["intervals"]["ratio_script_loop"]
     lines = [
         f"Machine: {machine_text(summary)}; commit {summary['code']['commit']}; {summary['measured_at']}.",
-        f"Cells: {', '.join(settings['tasks'])}; {settings['train_rows']} rows, {settings['epochs']} epochs, batch "
+        f"Runs: {', '.join(settings['tasks'])}; {settings['train_rows']} rows, {settings['epochs']} epochs, batch "
         f"{settings['batch']}, evaluation after every epoch in batches of {settings['eval_batch']}; the same encoder, "
         f"rows, learning rates, warmup and seeds on every side.",
-        f"Precision: {settings['precision']} for the tuned peer and ours, the one that is faster on this kind of CPU.",
-        f"Threads: script loop {settings['script_threads']}, the fastest of {script}; tuned peer "
-        f"{settings['tuned_threads']} with {settings['tuned_attention']} attention, the fastest of {tuned}; ours "
-        f"{settings['workers']} workers of 1.",
+        f"Script loop: {choice_text(settings, 'script')}.",
+        f"Tuned peer: {choice_text(settings, 'tuned')}.",
+        f"Ours: {settings['precision']}, {settings['workers']} workers of 1 thread.",
         f"Allocator, the same on all sides: {', '.join(f'{k}={v}' for k, v in settings['allocator'].items())}.",
         "Time is from a command to its end, start-up included; caches on disk are warm on all sides (tokenised rows of "
         "the peers, compiled kernels of this project). Memory is the most at any moment, shared pages counted once.",
-        f"Intervals: {summary['intervals']['method']}.",
+        f"{SPREADS[name_of(rounds)]}.",
         f"A metric agrees if {AGREES}.",
         f"Idle: {idle['samples']} samples before the sides' turns, idle if others take at most "
         f"{100 * idle['limit']:.0f}% of the cores in each.",
@@ -157,12 +208,14 @@ def settings_text(summary: Mapping[str, Any]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def choices_text(choices: Mapping[str, float | None]) -> str:
-    """What a few steps took with each choice."""
-    return "; ".join(
+def choice_text(settings: Mapping[str, Any], peer: str) -> str:
+    """What a peer chose, and what a few steps took with each choice."""
+    tried = "; ".join(
         f"{name} ({'given up as much slower' if seconds is None else f'{seconds:.1f} s'})"
-        for name, seconds in choices.items()
+        for name, seconds in settings[f"{peer}_choices"].items()
     )
+    chosen = ", ".join(str(settings[f"{peer}_{what}"]) for what in ("precision", "attention"))
+    return f"{chosen} attention, {settings[f'{peer}_threads']} threads, the fastest of {tried}"
 
 
 def machine_text(summary: Mapping[str, Any]) -> str:

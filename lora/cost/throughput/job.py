@@ -2,16 +2,22 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
+from lora.checks import build
 from lora.errors import UserError
+
+T = TypeVar("T", "Job", "Answer")
 
 
 @dataclass(frozen=True)
-class PeerCell:
-    """One cell as a script around Trainer and PEFT takes it.
+class PeerRun:
+    """One run as a script around Trainer and PEFT takes it.
 
     Args:
         model: Folder of the encoder.
@@ -51,12 +57,12 @@ class PeerCell:
 
 @dataclass(frozen=True)
 class PeerSettings:
-    """How a peer trains its cells.
+    """How a peer trains its runs.
 
     Args:
         padding: `max_length`, or `longest` of the batch, whose rows are then of similar length.
         attention: The implementation in transformers.
-        max_steps: Stop a cell after so many steps, without evaluation: for a warm-up; None trains it whole.
+        max_steps: Stop a run after so many steps, without evaluation: for a warm-up; None trains it whole.
     """
 
     padding: Literal["max_length", "longest"]
@@ -68,25 +74,25 @@ class PeerSettings:
 
 @dataclass(frozen=True)
 class Job:
-    """Cells for one process.
+    """Runs for one process.
 
     Args:
         started: `time.monotonic()` of the process that asks, when it asks.
         folder: For caches of datasets and for what is saved.
     """
 
-    cells: tuple[PeerCell, ...]
+    runs: tuple[PeerRun, ...]
     settings: PeerSettings
     folder: str
     started: float
 
 
 @dataclass(frozen=True)
-class CellCost:
-    """One trained cell.
+class RunCost:
+    """One finished run.
 
     Args:
-        metric: The headline after the last epoch; None if it is undefined or the cell was stopped early.
+        metric: The headline after the last epoch; None if it is undefined or the run was stopped early.
         trainable: Values that train, the head's among them.
         parts: Seconds by what they went into; what they leave of `seconds` went elsewhere.
     """
@@ -105,26 +111,35 @@ class Answer:
     """What a process did. `startup_seconds`: from the asking until its libraries were loaded."""
 
     startup_seconds: float
-    cells: tuple[CellCost, ...] = field(default_factory=tuple)
+    runs: tuple[RunCost, ...]
 
 
 def write(path: Path, content: Job | Answer) -> None:
     path.write_text(json.dumps(dataclasses.asdict(content), allow_nan=False))
 
 
-def read_job(path: Path) -> Job:
-    """Raises: UserError: If the file is not a job."""
+def read(path: Path, kind: type[T]) -> T:
+    """Raises: UserError: If the file is not a `kind`."""
     try:
-        content = json.loads(path.read_text())
-        cells = tuple(
-            PeerCell(**{key: tuple(value) if isinstance(value, list) else value for key, value in cell.items()})
-            for cell in content.pop("cells")
-        )
-        return Job(cells, PeerSettings(**content.pop("settings")), **content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a job of the benchmark: {error}") from error
+        return build(kind, json.loads(path.read_text()))
+    except (OSError, ValueError, UserError) as error:
+        raise UserError(f"{path} is not a {kind.__name__.lower()} of the benchmark: {error}") from error
 
 
-def read_answer(path: Path) -> Answer:
-    content = json.loads(path.read_text())
-    return Answer(content["startup_seconds"], tuple(CellCost(**cell) for cell in content["cells"]))
+class Spent:
+    """Seconds by part; a part within another counts for the outer one only."""
+
+    def __init__(self, parts: Iterable[str]):
+        self.seconds = dict.fromkeys(parts, 0.0)
+        self.depth = 0
+
+    @contextmanager
+    def on(self, part: str) -> Iterator[None]:
+        self.depth += 1
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.depth -= 1
+            if self.depth == 0:
+                self.seconds[part] += time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""The cells that every side trains: this project's own settings, and the same settings and rows as plain files."""
+"""The runs that every side trains: this project's own settings, and the same settings and rows as plain files."""
 
 import json
 from collections.abc import Sequence
@@ -7,19 +7,19 @@ from pathlib import Path
 from lora.config.compose import compose_run
 from lora.config.encoder_files import locate
 from lora.config.run import RunConfig
-from lora.cost.bench.job import PeerCell
+from lora.cost.throughput.job import PeerRun
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 
 TASKS_TIMED = ("reviews", "ratings")  # one sentence each; both are far above chance after two epochs of 1,000 rows
 TRAIN_ROWS = 1000
 EPOCHS = 2
-BERT_TARGETS = {"q": "query", "k": "key", "v": "value"}  # the peers name modules by suffix
-BERT_HEAD = ("pooler", "classifier")  # what trains beside LoRA here; see `lora.models.modules.is_head`
+PEFT_TARGETS = {"q": "query", "k": "key", "v": "value"}  # PEFT names modules by suffix; BERT's and RoBERTa's
+PEFT_HEAD = ("pooler", "classifier")  # what trains with LoRA here; see `lora.models.modules.is_head`
 
 
 def common_overrides(train_rows: int = TRAIN_ROWS, epochs: int = EPOCHS) -> list[str]:
-    """What is not a default of the profile mini, for every cell; its precision is that which is faster here."""
+    """What is not a default of the profile mini, for every run; its precision is that which is faster here."""
     return [
         "profile=mini",
         "method=lora",
@@ -30,26 +30,26 @@ def common_overrides(train_rows: int = TRAIN_ROWS, epochs: int = EPOCHS) -> list
 
 
 def grid(tasks: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
-    """(task, seed), the tasks of a seed side by side, so that the first few cells are of every task."""
+    """(task, seed), the tasks of a seed side by side, so that the first few runs are of every task."""
     return [(task, seed) for seed in seeds for task in tasks]
 
 
-def seeds_of_round(number: int, cells: int, tasks: Sequence[str] = TASKS_TIMED) -> list[int]:
-    """The seeds of one round of cells; no two rounds share one.
+def seeds_of_round(number: int, runs: int, tasks: Sequence[str] = TASKS_TIMED) -> list[int]:
+    """The seeds of one round of runs; no two rounds share one.
 
-    Raises: UserError: If the cells cannot be a whole number of seeds of every task.
+    Raises: UserError: If the runs cannot be a whole number of seeds of every task.
     """
-    if cells < 2 * len(tasks) or cells % len(tasks):
+    if runs < 2 * len(tasks) or runs % len(tasks):
         raise UserError(
-            f"--cells must be a multiple of {len(tasks)} (the tasks {', '.join(tasks)}) and at least "
-            f"{2 * len(tasks)}, got {cells}"
+            f"--runs must be a multiple of {len(tasks)} (the tasks {', '.join(tasks)}) and at least "
+            f"{2 * len(tasks)}, got {runs}"
         )
-    count = cells // len(tasks)
+    count = runs // len(tasks)
     return list(range(number * count + 1, (number + 1) * count + 1))
 
 
 def export_rows(config: RunConfig, folder: Path) -> Path:
-    """Write the splits that a cell reads as JSON lines, as a script would find them. Returns: Their folder."""
+    """Write the splits that a run reads as JSON lines, as a script would find them. Returns: Their folder."""
     from lora.data.read import read  # loads pandas and datasets
 
     task, data = TASKS[config.task], config.data
@@ -63,19 +63,20 @@ def export_rows(config: RunConfig, folder: Path) -> Path:
     return target
 
 
-def peer_cell(config: RunConfig, rows: Path) -> PeerCell:
-    """The peers' form of a LoRA cell of an encoder with BERT's module names.
+def peer_run(config: RunConfig, rows: Path) -> PeerRun:
+    """The peers' form of a LoRA run of an encoder with BERT's module names.
 
-    Raises: UserError: If the cell has something that the peers' script has no word for.
+    Raises: UserError: If the run has something that the peers' script has no word for.
     """
     task, train, method = TASKS[config.task], config.train, config.method
-    if method.name != "lora" or method.ranks or not set(method.targets) <= set(BERT_TARGETS):
+    if method.name != "lora" or method.ranks or not set(method.targets) <= set(PEFT_TARGETS):
         raise UserError(
-            f"the peers train LoRA of one rank on {', '.join(BERT_TARGETS)} of BERT, got {config.method.slug}"
+            f"the peers train LoRA of one rank on {', '.join(PEFT_TARGETS)} of BERT, got {config.method.slug}"
         )
     if train.warmup_steps is not None or train.accumulation != 1 or train.clip_norm is None:
-        raise UserError("the peers' script has warmup_frac, clip_norm and no accumulation; the cell has others")
-    return PeerCell(
+        raise UserError("the peers' script has warmup_frac, clip_norm and no accumulation; the run has others")
+    shared = {key: getattr(train, key) for key in ("epochs", "batch", "eval_batch", "lr", "weight_decay", "clip_norm")}
+    return PeerRun(
         task=config.task,
         seed=config.seed,
         model=locate(config.model)[0],
@@ -85,26 +86,21 @@ def peer_cell(config: RunConfig, rows: Path) -> PeerCell:
         metric=task.metric,
         metrics=task.metrics,
         max_length=config.data.max_length,
-        epochs=train.epochs,
-        batch=train.batch,
-        eval_batch=train.eval_batch,
-        lr=train.lr,
         warmup_frac=train.warmup_frac,
-        weight_decay=train.weight_decay,
-        clip_norm=train.clip_norm,
         rank=method.rank,
         alpha=method.alpha,
         lora_dropout=method.dropout,
-        targets=tuple(BERT_TARGETS[target] for target in method.targets),
-        head=BERT_HEAD,
+        targets=tuple(PEFT_TARGETS[target] for target in method.targets),
+        head=PEFT_HEAD,
+        **shared,
     )
 
 
-def peer_cells(pairs: Sequence[tuple[str, int]], rows: Path, overrides: Sequence[str]) -> list[PeerCell]:
-    """The peers' form of some cells, their rows written below `rows` once per task."""
-    cells = []
+def peer_runs(pairs: Sequence[tuple[str, int]], rows: Path, overrides: Sequence[str]) -> list[PeerRun]:
+    """The peers' form of some runs, their rows written below `rows` once per task."""
+    found = []
     for task, seed in pairs:
         config = compose_run([*overrides, f"task={task}", f"seed={seed}"])
         written = rows / task
-        cells.append(peer_cell(config, written if written.is_dir() else export_rows(config, rows)))
-    return cells
+        found.append(peer_run(config, written if written.is_dir() else export_rows(config, rows)))
+    return found

@@ -1,4 +1,4 @@
-"""`python -m lora.cost.bench.peer JOB.json`: cells by transformers' Trainer and PEFT, as a user's own script has it.
+"""`python -m lora.cost.throughput.peer JOB.json`: what a user trains by Trainer and PEFT, in a process of its own.
 
 Nothing of this project is loaded but the metric, so that the process starts as fast as such a script.
 """
@@ -8,7 +8,6 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +28,11 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from lora.cost.bench.job import Answer, CellCost, Job, PeerCell, PeerSettings, read_job, write
+from lora.cost.throughput.job import Answer, Job, PeerRun, PeerSettings, RunCost, Spent, read, write
 from lora.data import metrics
 from lora.errors import UserError
 
 PARTS = ("data", "model", "batching", "step", "evaluation", "saving")
-
-
-class Spent:
-    """Seconds by part."""
-
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(PARTS, 0.0)
-
-    @contextmanager
-    def on(self, part: str):
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[part] += time.perf_counter() - started
 
 
 class StepClock(TrainerCallback):
@@ -91,51 +75,51 @@ def tokenized(
     return tokenizer, splits.map(tokenize, batched=True, remove_columns=list(columns))
 
 
-def build_model(cell: PeerCell, attention: str) -> torch.nn.Module:
+def build_model(run: PeerRun, attention: str) -> torch.nn.Module:
     model = AutoModelForSequenceClassification.from_pretrained(
-        cell.model, num_labels=cell.outputs, attn_implementation=attention, dtype=torch.float32
+        run.model, num_labels=run.outputs, attn_implementation=attention, dtype=torch.float32
     )
     adapted = LoraConfig(
         task_type=TaskType.SEQ_CLS,
-        r=cell.rank,
-        lora_alpha=cell.alpha,
-        lora_dropout=cell.lora_dropout,
-        target_modules=list(cell.targets),
-        modules_to_save=list(cell.head),
+        r=run.rank,
+        lora_alpha=run.alpha,
+        lora_dropout=run.lora_dropout,
+        target_modules=list(run.targets),
+        modules_to_save=list(run.head),
     )
     return get_peft_model(model, adapted)
 
 
-def train_cell(cell: PeerCell, settings: PeerSettings, folder: str) -> CellCost:
+def train_run(run: PeerRun, settings: PeerSettings, folder: str) -> RunCost:
     """Train, evaluate after every epoch, save the adapter."""
-    started, spent = time.perf_counter(), Spent()
+    started, spent = time.perf_counter(), Spent(PARTS)
     torch.set_num_threads(settings.threads)
-    set_seed(cell.seed)
+    set_seed(run.seed)
     with spent.on("data"):
-        tokenizer, splits = tokenized(cell.model, cell.rows, cell.columns, cell.max_length, settings.padding, folder)
+        tokenizer, splits = tokenized(run.model, run.rows, run.columns, run.max_length, settings.padding, folder)
     with spent.on("model"):
-        model = build_model(cell, settings.attention)
+        model = build_model(run, settings.attention)
     short = settings.max_steps is not None
 
     def compute_metrics(predicted: Any) -> dict[str, float | None]:
         scores = predicted.predictions
-        chosen = scores.argmax(-1) if cell.outputs > 1 else np.squeeze(scores, -1)
-        return metrics.compute(cell.metrics, chosen, predicted.label_ids)
+        chosen = scores.argmax(-1) if run.outputs > 1 else np.squeeze(scores, -1)
+        return metrics.compute(run.metrics, chosen, predicted.label_ids)
 
     grouped = settings.padding == "longest"
     arguments = TrainingArguments(
-        output_dir=f"{folder}/{cell.name}",
-        num_train_epochs=cell.epochs,
+        output_dir=f"{folder}/{run.name}",
+        num_train_epochs=run.epochs,
         max_steps=settings.max_steps if short else -1,
-        per_device_train_batch_size=cell.batch,
-        per_device_eval_batch_size=cell.eval_batch,
-        learning_rate=cell.lr,
-        warmup_steps=cell.warmup_frac,  # below 1, a share of all steps
-        weight_decay=cell.weight_decay,
-        max_grad_norm=cell.clip_norm,
+        per_device_train_batch_size=run.batch,
+        per_device_eval_batch_size=run.eval_batch,
+        learning_rate=run.lr,
+        warmup_steps=run.warmup_frac,  # below 1, a share of all steps
+        weight_decay=run.weight_decay,
+        max_grad_norm=run.clip_norm,
         lr_scheduler_type="linear",
         train_sampling_strategy="group_by_length" if grouped else "random",
-        seed=cell.seed,
+        seed=run.seed,
         bf16=settings.precision == "bf16",
         use_cpu=True,
         eval_strategy="no" if short else "epoch",
@@ -164,11 +148,11 @@ def train_cell(cell: PeerCell, settings: PeerSettings, folder: str) -> CellCost:
     trainer.train()
     with spent.on("saving"):
         trainer.save_model()
-    values = [entry[f"eval_{cell.metric}"] for entry in trainer.state.log_history if f"eval_{cell.metric}" in entry]
-    return CellCost(
-        name=cell.name,
-        task=cell.task,
-        seed=cell.seed,
+    values = [entry[f"eval_{run.metric}"] for entry in trainer.state.log_history if f"eval_{run.metric}" in entry]
+    return RunCost(
+        name=run.name,
+        task=run.task,
+        seed=run.seed,
         metric=values[-1] if values else None,
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
         seconds=time.perf_counter() - started,
@@ -178,7 +162,7 @@ def train_cell(cell: PeerCell, settings: PeerSettings, folder: str) -> CellCost:
 
 def answer(job: Job) -> Answer:
     startup = time.monotonic() - job.started
-    return Answer(startup, tuple(train_cell(cell, job.settings, job.folder) for cell in job.cells))
+    return Answer(startup, tuple(train_run(run, job.settings, job.folder) for run in job.runs))
 
 
 def main() -> None:
@@ -188,9 +172,11 @@ def main() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     try:
         if len(sys.argv) != 2:
-            raise UserError(f"python -m lora.cost.bench.peer takes one file, a job, got {len(sys.argv) - 1} arguments")
+            raise UserError(
+                f"python -m lora.cost.throughput.peer takes one file, a job, got {len(sys.argv) - 1} arguments"
+            )
         path = Path(sys.argv[1])
-        write(path.with_suffix(".answer.json"), answer(read_job(path)))
+        write(path.with_suffix(".answer.json"), answer(read(path, Job)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,0 +1,195 @@
+"""What the machine is, and whether anything else is using it. No torch, no names of hosts."""
+
+import os
+import platform
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from lora.records.machine import cores
+
+IDLE_CORES = 0.1  # ours: of one core's time; more than that in other processes shows in the timings
+SAMPLE_SECONDS = 2.0
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numba", "numpy", "safetensors")
+VECTORS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "bf16", "asimd")  # flags of a CPU, the widest first
+BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # x86 twice, and Arm
+VENDORS = {"GenuineIntel": "Intel", "AuthenticAMD": "AMD", "0x41": "Arm", "0xc0": "Ampere"}  # /proc/cpuinfo -> name
+# glibc's names for what `lora.training.allocator.keep_freed_memory` sets, so that the peers' processes have it too.
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+
+
+# What it is.
+
+
+def cpu_fields() -> dict[str, str]:
+    """The first processor of /proc/cpuinfo; empty where the system has no such file."""
+    processor = _read("/proc/cpuinfo").strip().split("\n\n")[0]
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in processor.splitlines())}
+
+
+def cpu_model() -> str:
+    """Vendor and model of the CPU, such as `AMD EPYC 9R14` or, where a virtual machine hides it, `Intel Xeon`.
+
+    The family and model numbers of x86 follow: they tell apart what virtual machines give one name.
+    """
+    fields = cpu_fields()
+    vendor = fields.get("vendor_id", fields.get("CPU implementer", ""))
+    vendor = VENDORS.get(vendor, vendor)
+    model = fields.get("model name", fields.get("CPU part", platform.processor() or platform.machine()))
+    words = re.sub(r"\((R|TM|C)\)|@.*|\b(CPU|Processor|\d+-Core)\b", " ", model, flags=re.IGNORECASE).split()
+    numbers = [fields[key] for key in ("cpu family", "model") if key in fields]
+    known = [vendor] if vendor and vendor.lower() not in " ".join(words).lower() else []
+    return " ".join([*known, *words, *numbers])
+
+
+def cpu_name() -> str:
+    """The CPU in tables: vendor and model, the widest vector instructions, and the cores."""
+    flags = cpu_flags()
+    widest = next((name for name in VECTORS if name in flags), "plain")
+    return f"{cpu_model()}, {widest.replace('_', '-')}, {cores()} cores"
+
+
+def cpu_device() -> str:
+    """The same as the name of a folder."""
+    return slug(cpu_name())
+
+
+def cpu_flags() -> set[str]:
+    fields = cpu_fields()
+    return set(fields.get("flags", fields.get("Features", "")).split())
+
+
+def slug(name: str) -> str:
+    """The name of a device as that of a folder."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def describe() -> dict[str, Any]:
+    """The machine in a summary."""
+    memory = re.search(r"^MemTotal: +(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
+    return {
+        "cpu": cpu_fields().get("model name", platform.processor() or platform.machine()),
+        "cores": cores(),
+        "memory_gib": round(int(memory[1]) / 2**20, 1) if memory else None,
+        "bf16": sorted(cpu_flags() & set(BF16_FLAGS)),
+        "system": platform.system(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the packages that are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue  # peft is an extra
+    return found
+
+
+# Whether it is idle.
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Seconds of all cores at work, of this process, of what a hypervisor took, and of the clock."""
+
+    busy: float
+    own: float
+    stolen: float
+    clock: float
+
+
+@dataclass(frozen=True)
+class Load:
+    """How busy others kept the machine between two moments.
+
+    Args:
+        busy: Share of all cores' time that went to other processes or to a hypervisor; None if the system does not say.
+        stolen: The hypervisor's share, which went to other guests.
+        average: The system's load average over the last minute.
+    """
+
+    busy: float | None
+    stolen: float | None
+    average: float | None
+
+    @property
+    def busy_cores(self) -> float | None:
+        """Cores that others kept busy, on average."""
+        return None if self.busy is None else round(self.busy * system_cores(), 3)
+
+    @property
+    def idle(self) -> bool | None:
+        return is_idle([self.busy_cores])
+
+
+def is_idle(busy_cores: Iterable[float | None]) -> bool | None:
+    """Whether others never kept more than `IDLE_CORES` busy; None if nothing is known."""
+    known = [busy for busy in busy_cores if busy is not None]
+    return max(known) <= IDLE_CORES if known else None
+
+
+def now() -> Moment | None:
+    """None where the system does not say (Linux's proc(5) does)."""
+    fields = _read("/proc/stat").split("\n", 1)[0].split()[1:9]
+    if not fields:
+        return None
+    user, nice, system, _, _, irq, softirq, steal = (int(field) / os.sysconf("SC_CLK_TCK") for field in fields)
+    busy = user + nice + system + irq + softirq + steal
+    return Moment(busy, time.process_time(), steal, time.monotonic())
+
+
+def load_between(before: Moment | None, after: Moment | None) -> Load:
+    """What others did between two moments; this process's own work does not count."""
+    average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    if before is None or after is None:
+        return Load(None, None, average)
+    available = (after.clock - before.clock) * system_cores()
+    others = (after.busy - before.busy) - (after.own - before.own)
+    stolen = after.stolen - before.stolen
+    return Load(round(max(0.0, others / available), 4), round(stolen / available, 4), average)
+
+
+def sample_load(seconds: float = SAMPLE_SECONDS) -> Load:
+    """Look at the machine for a while, doing nothing."""
+    before = now()
+    if before is not None:
+        time.sleep(seconds)
+    return load_between(before, now())
+
+
+def system_cores() -> int:
+    """Cores that /proc/stat adds up, which may be more than this process may use."""
+    return os.cpu_count() or 1
+
+
+def tree_bytes(root: int) -> int | None:
+    """Memory of a process and all its descendants, a shared page counted once in all (Linux's proportional set size).
+
+    Returns: None where the system does not say. Processes that end meanwhile count as nothing.
+    """
+    if not Path("/proc/self/smaps_rollup").exists():
+        return None
+    total, waiting = 0, [root]
+    while waiting:
+        folder = Path(f"/proc/{waiting.pop()}")
+        try:
+            total += 1024 * int(re.search(r"^Pss: +(\d+) kB", (folder / "smaps_rollup").read_text(), re.MULTILINE)[1])
+            waiting += [
+                int(child) for task in (folder / "task").iterdir() for child in (task / "children").read_text().split()
+            ]
+        except (OSError, TypeError):  # TypeError: a process that has ended, but was not waited for, has no memory
+            continue
+    return total
+
+
+def _read(file: str) -> str:
+    try:
+        return Path(file).read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,65 @@
+"""Where measurements lie, what each says about its origin, and JSON files written and read. No torch here."""
+
+import argparse
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lora.cost import machine
+from lora.errors import UserError
+from lora.files import REFERENCE, RESULTS, ROOT
+from lora.records.provenance import code_version
+
+COMMITTED = RESULTS / REFERENCE
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """The options that say where measurements go."""
+    parser.add_argument("--results", type=Path, help="folder (default: results, which git ignores)")
+    parser.add_argument("--reference", action="store_true", help=f"{COMMITTED.relative_to(ROOT)}, which is committed")
+
+
+def folder_of(kind: str, given: argparse.Namespace) -> Path:
+    """The folder of `bench` or `efficiency`; the measurements of each device lie in a folder of its own below it.
+
+    Raises: UserError: If both options are given.
+    """
+    if given.results is not None and given.reference:
+        raise UserError("--results and --reference name two folders: give one")
+    return (given.results or (COMMITTED if given.reference else RESULTS)) / kind
+
+
+def origin(device: str) -> dict[str, Any]:
+    """What every measurement begins with: what was measured where, with which code, and when."""
+    return {
+        "device": device,
+        "machine": machine.describe(),
+        "versions": machine.versions(),
+        "code": code_version(),
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def as_json(content: dict[str, Any]) -> bytes:
+    return f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode()
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Raises: UserError: If the file is not a JSON object of finite numbers."""
+    try:
+        content = json.loads(path.read_bytes(), parse_constant=_refuse)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not readable: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _refuse(name: str) -> float:
+    raise ValueError(f"{name} is not a value that a measurement may hold")
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,178 @@
+"""Interleaved timings, their medians and what is certain about these. No torch here."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+from lora.rng import shuffled
+
+T = TypeVar("T")
+Action = Callable[[], object]
+CONFIDENCE = 0.95
+METHOD = (
+    "an interval lies between two order statistics, the narrowest symmetric pair that covers the median with at least "
+    "95%, whatever the distribution; fewer than 6 values have no such pair, so a range is given instead, from the "
+    "smallest to the largest value"
+)
+
+
+# Medians and intervals.
+
+
+def median_interval(values: Sequence[float] | Float[np.ndarray, " rounds"]) -> tuple[float, float] | None:
+    """Two order statistics that enclose the median of the distribution with at least `CONFIDENCE`, whatever it is.
+
+    The number of values below the true median is binomial(n, 1/2), so the k-th smallest and the k-th largest value
+    do, with the largest k for which fewer than k fall below with a chance of at most (1 - CONFIDENCE) / 2.
+
+    Source: Conover 1999, Practical Nonparametric Statistics, section 3.2.
+
+    Returns: None with fewer than 6 values: not even the smallest and the largest of them are far enough apart.
+    """
+    k = _place_of_ends(len(values))
+    if k == 0:
+        return None
+    ordered = np.sort(values)
+    return float(ordered[k - 1]), float(ordered[-k])
+
+
+def _place_of_ends(n: int) -> int:
+    """The k of `median_interval`; 0 if there is none."""
+    return int(stats.binom.ppf((1 - CONFIDENCE) / 2, n, 0.5))
+
+
+def paired_ratio(
+    values: Float[np.ndarray, " rounds"], references: Float[np.ndarray, " rounds"]
+) -> tuple[float, tuple[float, float] | None]:
+    """The median of the rounds' ratios and its interval: what slows a whole round down cancels."""
+    ratios = values / references
+    return float(np.median(ratios)), median_interval(ratios)
+
+
+def sign_p(values: Float[np.ndarray, " rounds"], expected: float, alternative: Literal["less", "greater"]) -> float:
+    """One-sided p-value of the sign test of a median against `expected`; `median_interval` holds what it keeps.
+
+    Values equal to `expected` count against the alternative. Source: Conover 1999, section 3.4.
+    """
+    beyond = int((values < expected).sum() if alternative == "less" else (values > expected).sum())
+    return float(stats.binom.sf(beyond - 1, len(values), 0.5))
+
+
+def median_of(values: Sequence[float]) -> dict[str, Any]:
+    """A median with its interval, or with the range of the values where they are too few for one.
+
+    Returns: `median`, `low`, `high`, `coverage` (the chance that low..high encloses the true median; None for a single
+        value) and `n`.
+    Raises: ValueError: Without values.
+    """
+    if not values:
+        raise ValueError("a median needs at least one value")
+    low, high = median_interval(values) or (min(values), max(values))
+    n = len(values)
+    below = max(1, _place_of_ends(n)) - 1  # values that lie below `low`
+    return {
+        "median": statistics.median(values),
+        "low": low,
+        "high": high,
+        "coverage": round(float(1 - 2 * stats.binom.cdf(below, n, 0.5)), 4) if n > 1 else None,
+        "n": n,
+    }
+
+
+def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """`median_of` the ratios ours / theirs, round by round: what slows a whole round down cancels."""
+    return median_of([one / other for one, other in zip(ours, theirs, strict=True)])
+
+
+def name_of(found: Mapping[str, Any]) -> str:
+    """What low..high of a `median_of` is: `95% interval`, or `range` where there are too few values for one."""
+    return f"{CONFIDENCE:.0%} interval" if (found["coverage"] or 0) >= CONFIDENCE else "range"
+
+
+def shown(found: Mapping[str, Any], digits: int) -> str:
+    """`9.81 (9.70 to 10.02)`: a `median_of` in a table."""
+    median, low, high = (f"{found[key]:,.{digits}f}" for key in ("median", "low", "high"))
+    return f"{median} ({low} to {high})"
+
+
+def slope(sizes: Sequence[float], values: Sequence[float]) -> float | None:
+    """The exponent of value ~ size^slope, by least squares over the logarithms; None with fewer than two sizes.
+
+    Raises: ValueError: If a size or a value is not positive.
+    """
+    if len(set(sizes)) < 2:
+        return None
+    if min(*sizes, *values) <= 0:
+        raise ValueError("a slope needs positive sizes and values")
+    return statistics.linear_regression([math.log(x) for x in sizes], [math.log(y) for y in values]).slope
+
+
+# Taking turns.
+
+
+def wall_seconds(action: Action) -> float:
+    """Seconds of one call, by the machine's clock."""
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def orders(names: Sequence[T], rounds: int, *purpose: str | int) -> Iterator[list[T]]:
+    """The order of each round, the same for the same purpose.
+
+    As many rounds as there are names rotate one random order, so that each name has each place once; then comes
+    another random order, so that neighbours change too.
+    """
+    for number in range(rounds):
+        block, turn = divmod(number, max(1, len(names)))
+        order = [names[i] for i in shuffled(len(names), *purpose, block)]
+        yield order[turn:] + order[:turn]
+
+
+def interleave(
+    work: Mapping[str, Mapping[str, Action]],
+    rounds: int,
+    *,
+    warmup: int = 1,
+    untimed: int = 0,
+    calls: int = 1,
+    seed: int = 0,
+    clock: Callable[[Action], float] = wall_seconds,
+    after_round: Action = lambda: None,
+) -> dict[str, dict[str, list[float]]]:
+    """Time actions that take turns, so that what slows the machine for a while slows all of them.
+
+    Args:
+        work: Group -> name -> what is timed. Within a group actions follow one another directly.
+        warmup: Calls of every action before the first round: they compile kernels and plan matrix products.
+        untimed: Calls of an action before it is timed in a round, which bring caches and clocks to the same state.
+        calls: Timed calls of an action in a round; their median is the round's value.
+        seed: Of the orders.
+        clock: Calls an action and returns its seconds.
+    Returns: Group -> name -> seconds, round by round.
+    """
+    for actions in work.values():
+        for action in actions.values():
+            for _ in range(warmup):
+                action()
+    planned = {group: orders(list(actions), rounds, seed, group) for group, actions in work.items()}
+    seconds: dict[str, dict[str, list[float]]] = {group: {name: [] for name in work[group]} for group in work}
+    for _ in range(rounds):
+        for group, actions in work.items():
+            for name in next(planned[group]):
+                for _ in range(untimed):
+                    actions[name]()
+                seconds[group][name].append(statistics.median(clock(actions[name]) for _ in range(calls)))
+        after_round()
+    return seconds
+
+
+def take_turns(actions: Mapping[str, Action], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+    """`interleave` for a single group on the CPU."""
+    return interleave({"": actions}, rounds, warmup=warmup)[""]

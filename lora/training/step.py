@@ -1,0 +1,148 @@
+"""One optimizer step, from its batch to the changed parameters: what the loop takes and what benchmarks time."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
+
+from lora.config.run import RunConfig, TrainConfig
+from lora.data.tasks import TASKS, Task
+from lora.methods.bottleneck import is_layer_norm
+from lora.models.modules import trainable
+from lora.rng import seed_for
+from lora.training.fused.encoder import fuse, sparse_embeddings
+from lora.training.fused.masks import Masks
+from lora.training.fused.optimizer import FusedAdamW
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one forward pass. Weight 0 marks a stand-in: a process with no rows must still take part in the step."""
+
+    rows: np.ndarray
+    weight: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """A model in training, with everything that an optimizer step needs.
+
+    Args:
+        trained: The parameters that train.
+        masks: The source of dropout masks with train.kernels=fused; None with stock.
+    """
+
+    model: nn.Module
+    trained: Sequence[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    schedule: LambdaLR
+    masks: Masks | None
+    accelerator: Accelerator
+    task: Task
+    train: TrainConfig
+
+    def loss(self, number: int, part: Part, batch: dict[str, Tensor], examples: int) -> Tensor:
+        """The forward pass: the share of `part` in the mean loss over the step's examples. Takes the batch's labels."""
+        if self.masks is not None:
+            self.masks.begin(number, part.rows)
+        return summed_loss(self.model, batch, self.task) * part.weight / examples
+
+    def take(self, number: int, batches: Iterable[tuple[Part, dict[str, Tensor]]], examples: int) -> Tensor:
+        """Forward and backward passes, clipping, the optimizer's step and the schedule's.
+
+        Args:
+            number: The number of this step, from 0.
+            batches: This process's micro-batches, each made when its turn comes.
+            examples: Number of examples of the step, over all processes and micro-batches.
+        Returns: This process's part of the mean loss.
+        """
+        loss = torch.zeros((), device=self.accelerator.device)
+        for part, batch in batches:
+            part_loss = self.loss(number, part, batch, examples)
+            self.accelerator.backward(part_loss * self.accelerator.num_processes)  # DDP takes the mean over processes
+            loss += part_loss.detach()
+        if self.train.clip_norm is not None and self.masks is None:  # else the optimizer clips
+            self.accelerator.clip_grad_norm_(self.trained, self.train.clip_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss
+
+
+def prepare_step(model: nn.Module, config: RunConfig, accelerator: Accelerator, steps: int) -> Step:
+    """Kernels, optimizer and schedule of a run, for a model with its method applied.
+
+    Args:
+        steps: Number of steps of the whole run, which the schedule follows.
+    Raises: UserError: If train.kernels=fused does not cover the encoder.
+    """
+    train, masks = config.train, None
+    if train.kernels == "fused":
+        recompute = config.model.gradient_checkpointing
+        masks = fuse(model, train.precision, seed_for(config.seed, "dropout"), recompute)
+        if accelerator.num_processes == 1:  # several add up dense gradients
+            sparse_embeddings(model)
+    optimizer = make_optimizer(model, train)
+    schedule = LambdaLR(optimizer, lambda step: lr_factor(step, warmup_steps(train, steps), steps))
+    model, optimizer = accelerator.prepare(model, optimizer)
+    trained = [p for _, p in trainable(model)]
+    # Stock dropout draws from the global generator, seeded last, so that nothing above shifts it.
+    torch.manual_seed(seed_for(config.seed, "dropout", accelerator.process_index))
+    return Step(model, trained, optimizer, schedule, masks, accelerator, TASKS[config.task], train)
+
+
+def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW with decoupled decay on all that trains but biases and LayerNorms.
+
+    Source: the released Trainer, which goes by the type of a module. A Pfeiffer adapter decays although it lies inside
+        the module that stands for a layer's LayerNorm.
+    """
+    norms = {f"{name}.weight" for name, module in model.named_modules() if is_layer_norm(module)}
+    decay = {name: not name.endswith("bias") and name not in norms for name, _ in trainable(model)}
+    groups = [
+        {"params": [p for name, p in trainable(model) if decay[name]], "weight_decay": train.weight_decay},
+        {"params": [p for name, p in trainable(model) if not decay[name]], "weight_decay": 0.0},
+    ]
+    betas = (train.adam_beta1, train.adam_beta2)
+    if train.kernels == "fused":
+        return FusedAdamW(groups, train.lr, betas, train.adam_eps, train.clip_norm)
+    return torch.optim.AdamW(groups, train.lr, betas, train.adam_eps, fused=True)
+
+
+def warmup_steps(train: TrainConfig, steps: int) -> int:
+    return train.warmup_steps if train.warmup_steps is not None else math.ceil(train.warmup_frac * steps)
+
+
+def lr_factor(step: int, warmup: int, steps: int) -> float:
+    """Linear from 0 up to 1 in `warmup` steps, and down to 0 at `steps`: the released Trainer's schedule.
+
+    Written here because transformers' own lies in a module that imports its Trainer, and with it PEFT: half of the
+    time to a run's first step.
+    """
+    return step / warmup if step < warmup else max(0.0, (steps - step) / max(1, steps - warmup))
+
+
+def local_parts(rows: np.ndarray, accelerator: Accelerator, accumulation: int) -> list[Part]:
+    """This process's share of a global batch, cut into its passes: together they see every row once.
+
+    The loss of a step is the sum over all rows of the global batch over their number, so neither the number of
+    processes nor that of passes changes it, on an uneven last batch either.
+    """
+    shares = np.array_split(rows, accelerator.num_processes * accumulation)
+    mine = shares[accelerator.process_index :: accelerator.num_processes]
+    return [Part(share, 1.0) if len(share) else Part(rows[:1], 0.0) for share in mine]
+
+
+def summed_loss(model: nn.Module, batch: dict[str, Tensor], task: Task) -> Tensor:
+    """Cross-entropy, or squared error for regression, summed over the rows; the loss itself in float32."""
+    labels = batch.pop("labels")
+    logits = model(**batch).logits  # under autocast where the precision asks for it: `prepare` wrapped the forward pass
+    if task.labels:
+        return F.cross_entropy(logits.float(), labels, reduction="sum")
+    return F.mse_loss(logits.float().squeeze(-1), labels, reduction="sum")
