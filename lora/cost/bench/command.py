@@ -1,4 +1,4 @@
-"""`python -m lora bench` (`make bench`): cells per hour and steps beside today's scripts; tables and README."""
+"""`python -m lora bench` (`make bench`): cells per hour and steps beside today's scripts, and their tables."""
 
 import argparse
 import dataclasses
@@ -154,7 +154,7 @@ def main(chosen: argparse.Namespace) -> None:
             overrides = grid_of.common_overrides(chosen.train_rows, chosen.epochs)
             measured = measure(chosen, grid_of.TASKS_TIMED, overrides, Path(folder))
         write_atomically(place / measured["device"] / "measurements.json", as_json(measured))
-    summaries = write_tables(place, ROOT / "README.md" if chosen.reference else None)
+    summaries = write_tables(place, ROOT / "experiments/efficiency/README.md" if chosen.reference else None)
     if not summaries:
         raise UserError(f"{place} has no measurements yet: `make bench` makes them")
     print(table.block(summaries))
