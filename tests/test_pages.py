@@ -160,7 +160,10 @@ def test_what_the_page_of_the_mnli_start_says(frame):
         "experiments/mnli_start/README.md",
         "Every seed gains on every task, and gains most on RTE",
         "LoRA without the start is not distinguishable from always answering the majority class",
+        "an MNLI run takes more time than the three children of a seed together",
     )
+    seconds = frame[frame["slug"] == "lora-qv-r8"].groupby(["start", "task"])["seconds"].mean()
+    assert seconds["pretrained", "mnli"] > seconds["mnli"].sum()
     lora = frame[frame["slug"] == "lora-qv-r8"].pivot(index=["task", "seed"], columns="start", values="best")
     gains = (lora["mnli"] - lora["pretrained"]).dropna().unstack("task")
     assert gains.shape == (5, 3) and (gains > 0).all(axis=None) and set(gains.idxmax(axis=1)) == {"rte"}
