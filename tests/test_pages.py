@@ -15,6 +15,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from lora.cli import COMMANDS
+from lora.config.compose import describe_group
 from lora.records.record import load_curves, load_frame, load_records
 
 ROOT = Path(__file__).parents[1]
@@ -235,6 +237,29 @@ def test_what_a_page_points_to_exists(page):
     broken = [link for link in links if link and not (page.parent / link).exists()]
     broken += [place for place in places if not (ROOT / place).exists()]
     assert not broken
+
+
+def test_commands_targets_and_options_on_the_pages_exist():
+    code = "\n".join("\n".join(re.findall(r"```.*?```|`[^`\n]+`", page.read_text(), re.DOTALL)) for page in PAGES)
+    commands = re.findall(r"-m lora ([a-z]+(?: [a-z]+)?)(?![=a-z])", code)
+    assert len(commands) > 15
+    assert not [words for words in commands if not {words, words.split()[0]} & set(COMMANDS)]
+    targets = set(re.findall(r"(?<!git )\bmake ([a-z][a-z-]+)", code))
+    rules = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert len(targets) > 8 and targets <= set(rules)
+    for group in ("experiment", "profile", "launcher", "protocol"):
+        named = re.findall(rf"\b{group}=([\w,]+)", code, re.IGNORECASE)  # PROFILE= for make, profile= for python
+        options = {option for options in named for option in options.split(",")}
+        assert options and options <= set(describe_group(group))
+
+
+def test_the_page_of_settings_lists_every_option():
+    page = (ROOT / "conf" / "README.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| (.+) \|$", page, re.MULTILINE))
+    for group in ("profile", "experiment", "protocol", "model", "launcher"):
+        assert set(re.findall(r"`(\w+)`", rows[group])) == set(describe_group(group))
+    assert set(re.findall(r"`(\w+)`", rows["method"])) <= set(describe_group("method"))
+    assert set(describe_group("experiment")) <= set(re.findall(r"`(\w+)`", (ROOT / "README.md").read_text()))
 
 
 def test_the_readme_is_short_and_begins_with_the_commands():
