@@ -1,4 +1,4 @@
-# Everything runs with the Python of .venv, which `setup` makes; whatever the user's shell has activated stays out.
+# Everything runs with the Python of .venv, which `setup` creates. An environment that your shell has activated is ignored.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
@@ -12,18 +12,18 @@ export PROFILE GLUE_DIR MODEL_DIR RETRY_FAILED TORCH_INDEX LAUNCHER
 
 VENV := .venv/bin/python
 READY := .venv/ready
-# .ci/setup leaves .venv/latest where it took the newest releases; without LATEST an environment stays as it was made.
+# .ci/setup creates .venv/latest if it installed the newest releases. Without LATEST, an environment stays as it was made.
 NEWEST := $(if $(wildcard .venv/latest),1,0)
 LATEST ?= $(NEWEST)
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.* ## (.*)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r name text; do printf '%-16s %s\n' "$$name" "$$text"; done
 
-setup: $(READY) ## Make .venv, fetch the embedded model and texts (PYTHON=interpreter, TORCH_INDEX=index of another torch build, LATEST=1 for the newest releases)
+setup: $(READY) ## Create .venv and fetch the embedded model and texts (PYTHON=interpreter, TORCH_INDEX=index of another torch build, LATEST=1: newest releases)
 	@$(VENV) -m lora fetch
 
-reproduce-glue: setup ## Train what PROFILE=mini|small|paper lacks and print its table (GLUE_DIR=, MODEL_DIR=, LAUNCHER=, RETRY_FAILED=1, ARGS="task=cola ...")
-	@quoted() { printf "'%s'" "$${1//\'/\\\'}"; }  # a path as one value of Hydra's grammar
+reproduce-glue: setup ## Train the missing runs of PROFILE=mini|small|long|paper and print the tables (GLUE_DIR=, MODEL_DIR=, LAUNCHER=, RETRY_FAILED=1, ARGS="experiment=glue_table2 ...")
+	@quoted() { printf "'%s'" "$${1//\'/\\\'}"; }  # quote a path as one value in Hydra's grammar
 	overrides=()
 	if [ -n "$${GLUE_DIR:-}" ]; then overrides+=(data.source=tsv "data.path=$$(quoted "$$GLUE_DIR")"); fi
 	if [ -n "$${MODEL_DIR:-}" ]; then overrides+=(model=local "model.path=$$(quoted "$$MODEL_DIR")"); fi
@@ -33,21 +33,21 @@ reproduce-glue: setup ## Train what PROFILE=mini|small|paper lacks and print its
 	if [ "$${RETRY_FAILED:-0}" = 1 ]; then retry=(runtime.retry_failed=true); fi
 	sweep=0 report=0
 	$(VENV) -m lora -m "profile=$$PROFILE" "$${overrides[@]}" "$${retry[@]}" || sweep=$$?
-	if [ $$sweep -gt 1 ]; then exit $$sweep; fi  # 1: some cells failed, so there is a table of the others
+	if [ $$sweep -gt 1 ]; then exit $$sweep; fi  # 1: some runs failed; the others still make a table
 	$(VENV) -m lora report "$$PROFILE" "$${overrides[@]}" || report=$$?
-	$(VENV) -m lora upload "$$PROFILE" "$${overrides[@]}" || true  # a copy of the tables for W&B, where it is asked for
+	$(VENV) -m lora upload "$$PROFILE" "$${overrides[@]}" || true  # a copy of the tables for W&B, if tracking is on
 	exit $$((sweep ? sweep : report))
 
-test: setup ## Run the test suite in stages (ARGS="-k metrics -x": for pytest)
+test: setup ## Run the test suite in stages (ARGS="-k metrics -x" goes to pytest)
 	@$(VENV) tests/stages.py $(ARGS)
 
-status: $(READY) ## Say which cells of PROFILE are done, running, failed or waiting (ARGS="--json", and the sweep's own)
+status: $(READY) ## Show which runs of PROFILE are done, running, failed or waiting (ARGS="--json", and the overrides of the sweep)
 	@$(VENV) -m lora status "$$PROFILE" $(ARGS)
 
-plan: $(READY) ## Say what PROFILE will cost in device hours and disk, on 1, 8 and 64 devices
+plan: $(READY) ## Estimate what PROFILE will cost in device hours and disk, on 1, 8 and 64 devices
 	@$(VENV) -m lora plan "$$PROFILE" $(ARGS)
 
-wandb-sync: $(READY) ## Send to W&B what was recorded offline
+wandb-sync: $(READY) ## Upload to W&B what was logged offline
 	@runs=$$(find outputs -path '*/wandb/offline-run-*' -prune -print | sort)
 	if [ -z "$$runs" ]; then echo "nothing was recorded offline"; exit 0; fi
 	$(VENV) -m wandb sync $$runs
@@ -62,10 +62,10 @@ tables: setup ## Rebuild every committed table, verdict, page and notebook from 
 	$(VENV) notebooks/execute.py
 	exit $$status
 
-bench: setup ## Runs an hour and steps compared with Trainer + PEFT, in 6 rounds: an hour or more on two idle cores (ARGS="--rounds 2 --runs 4"; REFERENCE=1: to the committed results)
+bench: setup ## Compare speed with Trainer + PEFT in 6 rounds, an hour or more on two idle cores (ARGS="--rounds 2 --runs 4"; REFERENCE=1 writes to the committed results)
 	@$(VENV) -m lora bench $(if $(filter 1,$(REFERENCE)),--reference) $(ARGS)
 
-bench-gpu: setup ## One training step of every subject on one GPU, in minutes (ARGS="--compile")
+bench-gpu: setup ## Time one training step of every method and of PEFT on one GPU, a few minutes (ARGS="--compile")
 	@$(VENV) -m lora bench gpu $(if $(filter 1,$(REFERENCE)),--reference) $(ARGS)
 
 lint: $(READY) ## Check style, format, the direction of imports, and types
@@ -74,11 +74,11 @@ lint: $(READY) ## Check style, format, the direction of imports, and types
 	$(VENV) -c 'from importlinter.cli import lint_imports_command as run; run()'
 	$(VENV) -m mypy
 
-efficiency: setup ## Measure what each method costs in memory, files and time (ARGS="--model roberta_base --rounds 10")
+efficiency: setup ## Measure the memory, storage and time of each method (ARGS="--model roberta_base --rounds 10")
 	@$(VENV) -m lora efficiency $(if $(filter 1,$(REFERENCE)),--reference) $(ARGS)
 
-# Made when .ci/setup has ended well. Made again when the requirements have changed, when .venv lost its interpreter, and
-# when LATEST asks for other versions.
+# Created when .ci/setup succeeds; created again when the requirements change, when .venv has lost its interpreter, or when
+# LATEST asks for other versions.
 $(READY): pyproject.toml constraints.txt $(shell test -x $(VENV) || echo FORCE) $(if $(filter $(NEWEST),$(LATEST)),,FORCE)
 	@rm -f $@
 	PYTHONS="$(PYTHON)" LATEST="$(LATEST)" .ci/setup

@@ -203,7 +203,7 @@ def test_the_pages_state_cells_and_cost(sweeps):
         assert {profile: (int(count), float(millions)) for profile, count, millions in stated} == {
             profile: (len(configs), round(sum(map(examples, configs)) / 1e6, 2)) for profile, configs in found.items()
         }
-        assert all(heading in page for heading in ("**Question.**", "## Cells", "## Open choices", "## Deviations"))
+        assert all(heading in page for heading in ("**Question.**", "## Runs", "## Open choices", "## Deviations"))
 
 
 def examples(config: RunConfig) -> int:

@@ -94,10 +94,10 @@ def test_checkpointing_keeps_one_layer_and_the_inputs_of_all(small):
     assert thrifty.activations == inputs + plain.activations // 4
 
 
-def test_the_readme_shows_what_is_computed():
+def test_the_page_of_efficiency_shows_what_is_computed():
     rows = [need for processes, overrides in SHOWN for need in needs(processes, overrides)]
     begin, end = "<!-- memory begin -->\n", "\n<!-- memory end -->"
-    shown = (ROOT / "README.md").read_text().partition(begin)[2].partition(end)[0]
+    shown = (ROOT / "experiments" / "efficiency" / "README.md").read_text().partition(begin)[2].partition(end)[0]
     assert shown.strip() == table(rows).strip()
     full = [need.memory for need in rows if need.config.method.name == "full"]
     assert full and all(need.total > 16 * 1.5e9 for need in full)  # 4 copies of 1.5 billion, before activations

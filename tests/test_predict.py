@@ -336,12 +336,12 @@ def test_an_adapter_without_a_head_predicts_nothing(cells, tmp_path, capsys):
 
 
 def example(language):
-    """The README's code of this language in its part on adapters, as it is written there."""
-    part = (ROOT / "README.md").read_text().partition("\n## Adapters")[2].partition("\n## ")[0]
-    return [code for kind, code in re.findall(r"```(\w*)\n(.*?)```", part, re.DOTALL) if kind == language]
+    """The code of this language on the page about adapters, as it is written there."""
+    page = (ROOT / "lora" / "adapters" / "README.md").read_text()
+    return [code for kind, code in re.findall(r"```(\w*)\n(.*?)```", page, re.DOTALL) if kind == language]
 
 
-def test_the_readmes_example_runs_as_written(tmp_path, monkeypatch, capsys):
+def test_the_pages_example_runs_as_written(tmp_path, monkeypatch, capsys):
     """In a folder where the two cells of its first command have run; what is served is what PEFT computes."""
     config, adapters = model_entries()["minilm"], tmp_path / "outputs" / "mini" / "adapters"
     for seed, task in enumerate(("reviews", "clauses")):
@@ -359,7 +359,7 @@ def test_the_readmes_example_runs_as_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (code,) = example("python")
     scope = {}
-    exec(compile(code, "README.md", "exec"), scope)
+    exec(compile(code, "lora/adapters/README.md", "exec"), scope)
     assert "tensor" in capsys.readouterr().out
     served = scope["served"](["reviews", "clauses"], **scope["rows"])
     theirs = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "outputs" / "reviews-peft").eval()
@@ -374,7 +374,7 @@ def test_the_readmes_example_runs_as_written(tmp_path, monkeypatch, capsys):
         Path(f"{task}.tsv").write_text("\t".join(names) + "\n" + "\t".join("A text." for _ in names) + "\n")
     command = example("")[1].replace("\\\n", " ").split()
     assert command[:4] == [".venv/bin/python", "-m", "lora", "predict"]
-    assert predict(*(glob.glob(word)[0] if "*" in word else word for word in command[3:])) == 0
+    assert predict(*(glob.glob(word)[0] if "*" in word else word for word in command[4:])) == 0
     for task in columns:
         assert read_tsv(Path(f"{task}.out"))[1][1] in TASKS[task].labels
 

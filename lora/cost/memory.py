@@ -20,7 +20,7 @@ from lora.models.sizes import SIZES
 from lora.training.processes import check_batch
 
 GIB = 2**30
-# What the README shows: processes, and the cell's overrides.
+# What the page of experiments/efficiency shows: processes, and the run's overrides.
 SHOWN = (
     (1, ("model=roberta_large", "method=lora", "protocol=printed", "task=qnli")),
     (1, ("model=deberta_v2_xxl", "method=lora", "protocol=released", "task=mnli")),
@@ -154,7 +154,7 @@ def table(rows: Sequence[Need]) -> str:
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processes", type=int, default=1, help="GPUs that share a batch")
-    parser.add_argument("overrides", nargs="*", help="of the cell, as for python -m lora; none: the README's table")
+    parser.add_argument("overrides", nargs="*", help="overrides of the run; none: the committed table")
 
 
 def main(chosen: argparse.Namespace) -> None:

@@ -6,5 +6,5 @@
 | `job`, `peer` | runs by transformers' Trainer and PEFT, in a process of their own |
 | `sides` | the three sides as processes: time, memory and results of each |
 | `trace` | where the time of one of this project's runs goes |
-| `summary`, `tables` | from measurements.json to summary.json, its tables, and the README's |
+| `summary`, `tables` | from measurements.json to summary.json, and its tables |
 """

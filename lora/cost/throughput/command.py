@@ -1,4 +1,4 @@
-"""`python -m lora bench` (`make bench`): runs an hour and steps, compared with today's scripts; tables and README."""
+"""`python -m lora bench` (`make bench`): runs an hour and steps, compared with today's scripts, with their tables."""
 
 import argparse
 import dataclasses
@@ -21,6 +21,7 @@ from lora.files import ROOT, write_atomically
 
 ROUNDS, STEP_REPETITIONS = 6, 11  # ours: from 6 values on a median has an interval
 RUNS, SCRIPT_RUNS = 12, 2  # of a round
+PAGE = ROOT / "experiments" / "efficiency" / "README.md"  # has the tables of the committed measurements
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -137,7 +138,7 @@ def main(chosen: argparse.Namespace) -> None:
             overrides = runs.common_overrides(chosen.train_rows, chosen.epochs)
             measured = measure(chosen, runs.TASKS_TIMED, overrides, Path(folder))
         write_atomically(place / measured["device"] / "measurements.json", as_json(measured))
-    summaries = tables.rebuild(place, ROOT / "README.md" if chosen.reference else None)
+    summaries = tables.rebuild(place, PAGE if chosen.reference else None)
     if not summaries:
         raise UserError(f"{place} has no measurements yet: `make bench` makes them")
     print(tables.block(summaries))

@@ -1,4 +1,4 @@
-"""From measurements.json to summary.json, to bench.md next to it, and to the README's block. No torch here."""
+"""From measurements.json to summary.json, to bench.md next to it, and to the block of experiments/efficiency/README.md. No torch here."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -74,7 +74,7 @@ def document(summary: Mapping[str, Any]) -> str:
 
 
 def block(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """The README's block: the runs of every device, and what a step takes."""
+    """The page's block: the runs of every device, and what a step takes."""
     parts = []
     for summary in summaries:
         parts += [f"On {machine_text(summary)}:", runs_table(summary), f"{runs_text(summary)} {steps_text(summary)}"]
@@ -82,7 +82,7 @@ def block(summaries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def in_readme(readme: str, text: str) -> str:
-    """The README with the block between its marks; unchanged where it has none."""
+    """The page with the block between its marks; unchanged where it has none."""
     if BEGIN not in readme or END not in readme:
         return readme
     return f"{readme.partition(BEGIN)[0]}{BEGIN}\n{text}\n{END}{readme.partition(END)[2]}"

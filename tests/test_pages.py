@@ -1,0 +1,268 @@
+"""What the pages say: their sentences about results hold for the committed records, and what they point to exists.
+
+The numbers are computed here from the frame with SciPy, apart from lora.report. A sentence that is reworded must be put
+here again, so that it is read again with the numbers beside it.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from lora.cli import COMMANDS
+from lora.config.compose import describe_group
+from lora.records.record import load_curves, load_frame, load_records
+
+ROOT = Path(__file__).parents[1]
+SMALL = ROOT / "results" / "reference" / "small"
+TABLE_2 = ("sst2", "mrpc", "cola", "rte", "stsb")
+TABLES_5_AND_6 = ("cola", "stsb")
+METHODS = ("full", "bitfit", "houlsby-m8", "pfeiffer-m16", "lora-qv-r8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "THIRD_PARTY.md", ROOT / "conf" / "README.md"]
+PAGES += [ROOT / "lora" / "adapters" / "README.md", *sorted((ROOT / "experiments").rglob("README.md"))]
+
+
+def plain(page: str) -> str:
+    """The page's text without line breaks and without its generated blocks."""
+    text = re.sub(r"<!-- (\S+) begin -->.*?<!-- \1 end -->", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    return " ".join(text.split())
+
+
+def says(page: str, *sentences: str) -> None:
+    lacking = [sentence for sentence in sentences if sentence not in plain(page)]
+    assert not lacking, f"{page} no longer says: {lacking}"
+
+
+@pytest.fixture(scope="module")
+def frame() -> pd.DataFrame:
+    """The runs of `small` on which tables are built: seed 0 chose the learning rates."""
+    records, problems = load_records(SMALL)
+    assert not problems
+    runs = load_frame(records)
+    return runs[runs["seed"] > 0]
+
+
+def differences(
+    frame: pd.DataFrame, one: str, other: str, tasks: Sequence[str], column: str = "best", start: str = "pretrained"
+) -> np.ndarray:
+    """Differences in points, averaged over tasks within each seed that has them all. `start` is of the first side."""
+
+    def scores(slug: str, begun: str) -> pd.DataFrame:
+        side = frame[(frame["slug"] == slug) & (frame["start"] == begun) & frame["task"].isin(tasks)]
+        table = side.pivot(index="seed", columns="task", values=column)
+        assert set(table.columns) == set(tasks)
+        return table
+
+    return 100 * (scores(one, start) - scores(other, "pretrained")).dropna().mean(axis=1).to_numpy()
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    return float(low), float(high)
+
+
+def test_what_the_readme_says_of_table_2(frame):
+    says(
+        "README.md",
+        "LoRA on Wq and Wv scores below full fine-tuning",
+        "Houlsby adapters of the same size score above LoRA",
+        "undecided by the best one, below by the last",
+        "An MNLI start helps LoRA on MRPC, RTE and STS-B",
+    )
+    says(
+        "experiments/glue_table2/README.md",
+        "The whole interval lies beyond the bound of 1 point",
+        "Houlsby adapters of the same size score above LoRA on the average",
+        "undecided by the best epoch; by the last epoch they do",
+    )
+    for column in ("best", "last"):
+        assert interval(differences(frame, "lora-qv-r8", "full", TABLE_2, column))[1] < -1
+        assert interval(differences(frame, "houlsby-m8", "lora-qv-r8", TABLE_2, column))[0] > 0
+    low, high = interval(differences(frame, "houlsby-m8", "full", TABLE_2))
+    assert low < 0 < high
+    assert interval(differences(frame, "houlsby-m8", "full", TABLE_2, "last"))[1] < 0
+    for task in ("mrpc", "rte", "stsb"):
+        assert interval(differences(frame, "lora-qv-r8", "lora-qv-r8", [task], start="mnli"))[0] > 0
+
+
+def test_one_difference_survives_the_correction(frame):
+    says(
+        "experiments/glue_table2/README.md",
+        "one remains significant after Holm's correction: LoRA is below full fine-tuning on CoLA",
+        "no difference of BitFit or of Pfeiffer adapters does. These have three seeds",
+    )
+    found = {}
+    for one, other in combinations(METHODS, 2):
+        for tasks in (*([task] for task in TABLE_2), TABLE_2):
+            found[one, other, *tasks] = stats.ttest_1samp(differences(frame, one, other, tasks), 0).pvalue
+    assert len(found) == 60
+    order = sorted(found, key=found.get)
+    rejected = []
+    for place, key in enumerate(order):
+        if found[key] * (len(order) - place) > 0.05:
+            break
+        rejected.append(key)
+    assert rejected == [("full", "lora-qv-r8", "cola")]
+    counts = frame[frame["start"] == "pretrained"].groupby(["slug", "task"])["seed"].nunique()
+    assert {counts[slug, task] for slug in ("bitfit", "pfeiffer-m16") for task in TABLE_2} == {3}
+
+
+def test_most_curves_still_rise(frame):
+    says("README.md", "Each run sees 2,000 or 4,000 examples for three epochs, and most learning curves still rise")
+    runs = frame[frame["slug"].isin(METHODS) & (frame["start"] == "pretrained") & frame["task"].isin(TABLE_2)]
+    assert set(runs["train_rows"]) == {2000, 4000}
+    curves = load_curves(load_records(SMALL)[0])
+    by_epoch = curves[curves["run_id"].isin(runs["run_id"])].pivot(index="run_id", columns="epoch", values="value")
+    assert list(by_epoch.columns) == [1, 2, 3]
+    rise = 100 * (by_epoch[3] - by_epoch[2])
+    rising = rise.groupby([runs.set_index("run_id")[key] for key in ("slug", "task")]).mean() > 0.5
+    assert len(rising) == 25 and rising.sum() > 20
+
+
+def test_what_the_page_of_table_5_says(frame):
+    says(
+        "experiments/lora_targets/README.md",
+        "Each cell has three seeds",
+        "Two of its intervals exclude 0, before any correction: queries with values at r = 4 score above queries alone "
+        "at r = 8, and all four at r = 2 score above queries with values at r = 4",
+        "The intervals of the other comparisons include 0",
+    )
+    above = [("lora-qv-r4", "lora-q-r8"), ("lora-qkvo-r2", "lora-qv-r4")]
+    either = [("lora-qv-r4", f"lora-{other}") for other in ("qk-r4", "k-r8", "v-r8", "o-r8")]
+    for one, other in (*above, *either):
+        values = differences(frame, one, other, TABLES_5_AND_6)
+        low, high = interval(values)
+        assert len(values) == 3 and high > 0 and (low > 0) is ((one, other) in above), (one, other)
+
+
+def test_what_the_page_of_table_6_says(frame):
+    says(
+        "experiments/lora_ranks/README.md",
+        "Each cell has three seeds",
+        "Two of its intervals lie wholly beyond their bound, before any correction: for queries with values, both "
+        "r = 1 and r = 4 score more than 1 point below r = 64",
+        "The other intervals include their bounds",
+    )
+    compared = [("qv", 4, 64), ("qv", 8, 64), ("qv", 1, 8), ("qv", 1, 64), ("q", 4, 1), ("q", 8, 1)]
+    for targets, one, other in compared:
+        low, high = interval(differences(frame, f"lora-{targets}-r{one}", f"lora-{targets}-r{other}", TABLES_5_AND_6))
+        bound = -1 if targets == "qv" else 0
+        beyond = (targets, one, other) in (("qv", 4, 64), ("qv", 1, 64))
+        assert low < bound and (high < bound) is beyond, (targets, one, other)
+
+
+def test_what_the_page_of_the_mnli_start_says(frame):
+    says(
+        "experiments/mnli_start/README.md",
+        "Every seed gains on every task, and gains most on RTE",
+        "LoRA without the start is not distinguishable from always answering the majority class",
+        "an MNLI run takes more time than the three children of a seed together",
+    )
+    seconds = frame[frame["slug"] == "lora-qv-r8"].groupby(["start", "task"])["seconds"].mean()
+    assert seconds["pretrained", "mnli"] > seconds["mnli"].sum()
+    lora = frame[frame["slug"] == "lora-qv-r8"].pivot(index=["task", "seed"], columns="start", values="best")
+    gains = (lora["mnli"] - lora["pretrained"]).dropna().unstack("task")
+    assert gains.shape == (5, 3) and (gains > 0).all(axis=None) and set(gains.idxmax(axis=1)) == {"rte"}
+    scores = lora.loc["rte", "pretrained"].dropna().to_numpy()
+    low, high = interval(scores - 146 / 277)  # RTE's dev split: 146 of 277 pairs are entailed
+    assert low < 0 < high
+
+
+def test_what_the_page_of_subspaces_says():
+    says(
+        "experiments/subspaces/README.md",
+        "3 to 4 times that of W in the update's directions at r = 8, and 0.3 to 0.5 times at r = 64",
+        "0.8 to 1.4 times as much of W as random directions do, over all layers and both ranks",
+        "16 times at r = 4 and 6 times at r = 64",
+        "phi(8, 64) is 0.22 to 0.30, and 0.17 for random matrices",
+        "has no Figure 3",
+    )
+    entries = json.loads((SMALL / "analysis" / "subspaces.json").read_text())["entries"]
+    cases = [entry for entry in entries if entry["kind"] == "amplification"]
+    assert len(cases) == 8
+    middle = {rank: [c["layers"][3] for c in cases if c["rank"] == rank] for rank in (8, 64)}
+    factors = {rank: [layer["update"] / layer["in_update"] for layer in found] for rank, found in middle.items()}
+    assert [round(pick(factors[8])) for pick in (min, max)] == [3, 4]
+    assert [round(pick(factors[64]), 1) for pick in (min, max)] == [0.3, 0.5]
+    carried = [layer["in_update"] / layer["in_random"] for case in cases for layer in case["layers"]]
+    assert [round(pick(carried), 1) for pick in (min, max)] == [0.8, 1.4]
+    paper = pd.read_csv(ROOT / "experiments" / "subspaces" / "paper.csv").set_index(["method", "task"])["value"]
+    ratios = [paper[f"LoRA r={r}", "U,V from Delta W_q"] / paper[f"LoRA r={r}", "U,V from random"] for r in (4, 64)]
+    assert [round(ratio) for ratio in ratios] == [16, 6]
+    shared = {entry["target"]: [] for entry in entries if entry["kind"] == "seeds"}
+    for entry in (entry for entry in entries if entry["kind"] == "seeds"):
+        shared[entry["target"]].append(entry["phi"][entry["rows"].index("8")][entry["columns"].index("64")])
+    trained = [*shared["q"], *shared["v"]]
+    assert [round(pick(trained), 2) for pick in (min, max)] == [0.22, 0.30]
+    assert {round(value, 2) for value in shared[None]} == {0.17}
+    assert not any(entry["kind"] == "ranks of two seeds" for entry in entries)
+
+
+def test_the_durations_are_those_of_the_records():
+    says("README.md", "trains 66 short runs in about 15 minutes on two CPU cores", "about 7 hours on two cores")
+    for name, runs, unit, longest in (("mini", 66, 60, 15), ("small", 265, 3600, 7)):
+        frame = load_frame(load_records(ROOT / "results" / "reference" / name)[0])
+        counted = frame[frame["seed"] > 0]
+        assert len(counted) == runs
+        assert 0.8 * longest < counted["seconds"].sum() / unit / 2 <= longest
+
+
+def test_the_verdicts_are_those_that_the_readme_names():
+    says(
+        "README.md",
+        "claims about parameters, memory, training time, storage, latency and swapping are supported",
+        "decide none of the paper's claims about methods",
+    )
+    paths = {name: SMALL.parent / name / "claims" / "verdicts.json" for name in ("mini", "small")}
+    verdicts = {name: json.loads(path.read_text()) for name, path in paths.items()}
+    supported = {each["id"] for each in verdicts["small"] if each["verdict"] == "supported" and not each["ours"]}
+    costs = {each["id"] for each in verdicts["small"] if each["experiment"] == "efficiency" and not each["ours"]}
+    assert len(costs) == 8 and costs <= supported
+    of_methods = [each for each in verdicts["mini"] if each["experiment"] != "efficiency"]
+    assert len(of_methods) > 10 and {each["verdict"] for each in of_methods} == {"cannot tell"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_points_to_exists(page):
+    text = page.read_text()
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    links += re.findall(r'<img src="([^"]+)"', text)
+    places = re.findall(r"`((?:lora|conf|experiments|tests|hydra_plugins|notebooks)/[\w./-]+)`", text)
+    broken = [link for link in links if link and not (page.parent / link).exists()]
+    broken += [place for place in places if not (ROOT / place).exists()]
+    assert not broken
+
+
+def test_commands_targets_and_options_on_the_pages_exist():
+    code = "\n".join("\n".join(re.findall(r"```.*?```|`[^`\n]+`", page.read_text(), re.DOTALL)) for page in PAGES)
+    commands = re.findall(r"-m lora ([a-z]+(?: [a-z]+)?)(?![=a-z])", code)
+    assert len(commands) > 15
+    assert not [words for words in commands if not {words, words.split()[0]} & set(COMMANDS)]
+    targets = set(re.findall(r"(?<!git )\bmake ([a-z][a-z-]+)", code))
+    rules = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert len(targets) > 8 and targets <= set(rules)
+    for group in ("experiment", "profile", "launcher", "protocol"):
+        named = re.findall(rf"\b{group}=([\w,]+)", code, re.IGNORECASE)  # PROFILE= for make, profile= for python
+        options = {option for options in named for option in options.split(",")}
+        assert options and options <= set(describe_group(group))
+
+
+def test_the_page_of_settings_lists_every_option():
+    page = (ROOT / "conf" / "README.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| (.+) \|$", page, re.MULTILINE))
+    for group in ("profile", "experiment", "protocol", "model", "launcher"):
+        assert set(re.findall(r"`(\w+)`", rows[group])) == set(describe_group(group))
+    assert set(re.findall(r"`(\w+)`", rows["method"])) <= set(describe_group("method"))
+    assert set(describe_group("experiment")) <= set(re.findall(r"`(\w+)`", (ROOT / "README.md").read_text()))
+
+
+def test_the_readme_is_short_and_begins_with_the_commands():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) < 180
+    assert next(i for i, line in enumerate(lines) if line.startswith("make reproduce-glue")) < 15
