@@ -155,7 +155,7 @@ def test_so_is_one_of_another_kind_of_cpu(tiny_config, listening, capsys, monkey
     (tmp_path / "proc" / "cpuinfo").write_text("\n".join(other))
     here = cost.processor(torch.device("cpu"))
     with monkeypatch.context() as patch:
-        patch.setattr(cost, "PROC", tmp_path / "proc")
+        patch.setattr(liveness, "PROC", tmp_path / "proc")
         there = cost.processor(torch.device("cpu"))
         assert run(config)[0].provenance["resumed"] == 0
     (line,) = capsys.readouterr().err.splitlines()

@@ -9,10 +9,11 @@ import pytest
 import tiny
 import torch
 import transformers
+from machines import inject
 
 from lora.checks import SettingsError
 from lora.config import kernel_choice
-from lora.config.compose import CONF, compose_config, compose_run, cpu_precision, settle
+from lora.config.compose import CONF, compose_config, compose_run, settle
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.sweep.expand import expand, requested, split_override
@@ -168,31 +169,23 @@ def test_invalid_cells_are_all_listed():
     assert str(caught.value).count("train.epochs must be >= 1, got 0") == 2
 
 
-@pytest.mark.parametrize(
-    ("flags", "precision"),
-    [("avx512_bf16 amx_bf16 amx_tile", "bf16"), ("avx512_bf16 avx512_vnni", "fp32"), ("neon not_amx_bf16", "fp32")],
-)
-def test_mini_multiplies_in_bf16_where_the_cpu_does(flags, precision, tmp_path, monkeypatch):
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text(f"processor\t: 0\nflags\t\t: fpu sse2 {flags}\n")
-    monkeypatch.setattr("lora.config.compose.CPUINFO", cpuinfo)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_mini_computes_in_the_precision_that_was_measured_to_be_faster(precision, monkeypatch):
+    inject(monkeypatch, precision)
     assert compose_run(["task=reviews"]).train.precision == precision
-    assert compose_run(["task=reviews", "train.precision=bf16"]).train.precision == "bf16"
-    assert compose_run(["profile=small", "task=rte"]).train.precision == "fp32"  # committed records: one precision
+    for asked in ("fp32", "bf16"):
+        assert compose_run(["task=reviews", f"train.precision={asked}"]).train.precision == asked
+    pinned = {"small": "rte", "long": "rte", "paper": "rte"}  # committed results do not follow the machine
+    for profile, task in pinned.items():
+        more = ["model=roberta_base", "protocol=printed"] if profile == "paper" else []
+        assert compose_run([f"profile={profile}", f"task={task}", *more]).train.precision == "fp32"
 
 
-def test_where_no_list_of_cpus_is_the_precision_is_fp32(tmp_path):
-    assert cpu_precision(tmp_path / "absent") == "fp32"
-
-
-def test_a_cell_keeps_the_launchers_precision_on_another_kind_of_machine(tmp_path, monkeypatch):
+def test_a_cell_keeps_the_launchers_precision_on_another_kind_of_machine(monkeypatch):
     """A worker of a cluster may have another CPU: its run must be the one that the sweep expects."""
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("flags: amx_bf16\n")
-    monkeypatch.setattr("lora.config.compose.CPUINFO", cpuinfo)
-    monkeypatch.setattr("lora.sweep.expand.CPUINFO", cpuinfo)
+    inject(monkeypatch, "bf16")
     cells = expand("mini", ["task=reviews", "seed=1"], ["glue_table2"])
-    cpuinfo.write_text("flags: avx2\n")
+    inject(monkeypatch, "fp32")
     assert len(cells) == 5
     assert [compose_run(cell.overrides).run_id for cell in cells] == [cell.run_id for cell in cells]
     assert not {cell.run_id for cell in cells} & {
@@ -235,8 +228,26 @@ def test_auto_takes_the_stock_kernels_on_a_gpu(device, with_gpu, model_dir, monk
     for gpu, expected in ((True, with_gpu), (False, "stock" if device == "cuda" else "fused")):
         monkeypatch.setattr("lora.config.kernel_choice.has_gpu", lambda gpu=gpu: gpu)
         assert local_run(model_dir, f"runtime.device={device}").train.kernels == expected
-        assert compose_run(["task=reviews", f"runtime.device={device}"]).train.kernels == expected
+        config = compose_run(["task=reviews", f"runtime.device={device}", "train.precision=fp32"])
+        assert config.train.kernels == expected
+        on_gpu = device == "cuda" or (gpu and device == "auto")
+        assert config.model.attention == ("sdpa" if on_gpu else "eager")
+        asked = compose_run(["task=reviews", f"runtime.device={device}", "model.attention=eager"])
+        assert asked.model.attention == "eager"
     assert compose_run(["profile=paper", "model=roberta_base", "protocol=printed", "task=rte"]).train.kernels == "stock"
+
+
+@pytest.mark.parametrize("capability", [7, 8, 9, None])
+def test_a_gpu_takes_bf16_where_it_has_it(capability, monkeypatch):
+    """Compute capability 8, Ampere, is the first with such products (CUDA C++ programming guide)."""
+    monkeypatch.setattr("lora.config.kernel_choice.has_gpu", lambda: True)
+    monkeypatch.setattr("lora.config.kernel_choice.ask_driver", lambda ask, kind: capability)
+    monkeypatch.setattr("lora.config.precision_choice.run_probe", None)  # a GPU is not measured
+    expected = "bf16" if capability in (8, 9) else "fp32"
+    assert compose_run(["task=reviews"]).train.precision == expected
+    assert compose_run(["task=reviews", "train.precision=fp32"]).train.precision == "fp32"
+    small = compose_run(["profile=small", "task=rte"])
+    assert (small.train.precision, small.train.kernels, small.model.attention) == ("fp32", "stock", "sdpa")
 
 
 def test_the_profiles_leave_the_kernels_to_the_machine():
@@ -261,6 +272,11 @@ def test_a_cell_keeps_the_launchers_kernels_on_another_kind_of_machine(tmp_path,
 
 def test_a_gpu_is_what_torch_finds():
     assert kernel_choice.has_gpu() == torch.cuda.is_available()
+    if torch.cuda.is_available():
+        assert kernel_choice.gpu_has_bf16() == (torch.cuda.get_device_capability()[0] >= 8)
+        assert kernel_choice.gpu_memory() >= torch.cuda.get_device_properties(0).total_memory
+    else:
+        assert not kernel_choice.gpu_has_bf16() and kernel_choice.gpu_memory() is None
 
 
 def test_a_gpu_is_looked_for_without_torch(tmp_path):

@@ -15,13 +15,13 @@ import pytest
 import tiny
 import torch
 from commands import command
+from machines import inject
 from processor import needs_bf16
 from safetensors.torch import load_file, save_file
 from scipy import stats
 from torch import nn
 
 from lora.checks import SettingsError
-from lora.config.compose import CPUINFO, cpu_precision
 from lora.cost import saved, shapes
 from lora.cost.efficiency import measure, peak
 from lora.cost.efficiency.models import build_encoder, make_server, make_trainee, resolve_device, serve
@@ -217,10 +217,12 @@ def test_random_encoders_have_a_seed_of_their_own(monkeypatch: pytest.MonkeyPatc
     assert serve(model.eval(), random_batch(model, "2x8")).shape == (2, 2)
 
 
-def test_methods_are_of_one_size() -> None:
+def test_methods_are_of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """LoRA at r = 8, and the adapters of its budget."""
-    plan = make_plan("minilm", "cpu")
-    assert (plan.kernels, plan.precision) == ("fused", cpu_precision(CPUINFO)), "as mini, which follows the machine"
+    for precision in ("fp32", "bf16"):
+        inject(monkeypatch, precision)
+        plan = make_plan("minilm", "cpu")
+        assert (plan.kernels, plan.precision) == ("fused", precision), "as mini, which follows the machine"
     assert plan.methods == tuple(TITLES)
     assert method_run(plan, "lora").method.rank == 8 and method_run(plan, "lora").method.targets == ("q", "v")
     assert method_run(plan, "houlsby").method.bottleneck == 8
@@ -433,12 +435,12 @@ def test_table_1_s_batches_are_served_with_stock_modules(model_dir, tmp_path, mo
     assert ended.value.code == 2 and "not allowed with" in capsys.readouterr().err
 
 
-def test_the_default_lies_on_top_and_the_rest_below() -> None:
+def test_the_default_lies_on_top_and_the_rest_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    inject(monkeypatch, "bf16")
     top = Path("results/efficiency/some-cpu")
     assert place(make_plan("minilm", "cpu"), top) == top
     assert place(make_plan("minilm", "cuda"), top) == top, "a GPU's default are the stock kernels"
-    unusual = {"fp32": "bf16", "bf16": "fp32"}[cpu_precision(CPUINFO)]
-    assert place(make_plan("minilm", "cpu", precision=unusual), top) == top / f"minilm-fused-{unusual}"
+    assert place(make_plan("minilm", "cpu", precision="fp32"), top) == top / "minilm-fused-fp32"
     assert place(make_plan("roberta_large", "cpu"), top) == top / "roberta_large-stock-fp32"
     assert (make_plan("minilm", "cpu").step_shapes, make_plan("minilm", "cpu").latency_shapes) == (
         shapes.STEP, shapes.LATENCY,

@@ -1,6 +1,7 @@
 """What sets runs of one method apart: rows of a table that differ in a setting are never one."""
 
 import pytest
+from machines import inject
 from synthetic import populate, write_cell
 
 from lora.config.compose import compose_run
@@ -128,7 +129,6 @@ def test_the_files_of_a_reference_do_not_follow_the_machine(tmp_path, monkeypatc
     populate(tmp_path / "reference" / "mini", "mini", [*arguments, "train.precision=fp32"])
     files = []
     for precision in ("bf16", "fp32"):
-        monkeypatch.setattr("lora.config.compose.cpu_precision", lambda cpuinfo, taken=precision: taken)
-        monkeypatch.setattr("lora.sweep.expand.cpu_precision", lambda cpuinfo, taken=precision: taken)
+        inject(monkeypatch, precision)
         files.append(build("reference/mini", arguments, tmp_path).files)
     assert files[0] == files[1] and "tables/cells.csv" in files[0]

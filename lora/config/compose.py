@@ -20,7 +20,8 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from lora.checks import SettingsError, build
 from lora.config.encoder_files import local_name
-from lora.config.kernel_choice import choose_kernels
+from lora.config.kernel_choice import choose_attention, choose_kernels
+from lora.config.precision_choice import choose_precision
 from lora.config.run import ModelConfig, RunConfig, run_config
 from lora.errors import UserError
 from lora.files import ROOT
@@ -28,7 +29,7 @@ from lora.methods import METHODS
 from lora.records.machine import cores
 
 CONF = ROOT / "conf"
-CPUINFO = Path("/proc/cpuinfo")
+USUAL = {"kernels": "fused", "precision": "fp32"}
 SEED = re.compile(r"seed=(?:0|[1-9]\d*)")
 COMPOSED = ("hparams.", "profile.", "protocol.")  # what settings are made from, which differs from option to option
 SECTIONS = ("task", "seed", "start", "start_seed", "start_run", "model", "method", "data", "train", "runtime")
@@ -37,22 +38,9 @@ SECTIONS = ("task", "seed", "start", "start_seed", "start_run", "model", "method
 def register_resolvers() -> None:
     """What conf/ asks of the machine.
 
-    `${workers:THREADS}`: as many workers as fit on the cores that this process may use. `${cpu_precision:}`: bf16 on a
-    CPU that multiplies matrices in it (Intel's AMX), else fp32, which is there twice as fast.
+    `${workers:THREADS}`: as many workers as fit on the cores that this process may use.
     """
     OmegaConf.register_new_resolver("workers", lambda threads: max(1, cores() // int(threads)), replace=True)
-    OmegaConf.register_new_resolver("cpu_precision", lambda: cpu_precision(CPUINFO), replace=True)
-
-
-def cpu_precision(cpuinfo: Path) -> str:
-    """
-    Args:
-        cpuinfo: Linux's list of CPUs and their flags; absent elsewhere.
-    """
-    try:
-        return "bf16" if "amx_bf16" in cpuinfo.read_text().split() else "fp32"
-    except OSError:
-        return "fp32"
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
@@ -143,36 +131,56 @@ def resolve(config: DictConfig) -> dict[str, Any]:
         raise UserError(_no_row(config, error)) from error
 
 
-def decided(sections: dict[str, Any]) -> dict[str, Any]:
-    """The sections with `train.kernels=auto` as what it stands for here, since the kernels name the run."""
-    train, model = sections["train"], sections["model"]
-    if not isinstance(train, Mapping) or train.get("kernels") != "auto":
+def decided(sections: dict[str, Any], unmeasured: str | None = None) -> dict[str, Any]:
+    """The sections with what each `auto` of kernels, attention and precision stands for here: they name the run.
+
+    Args:
+        unmeasured: The precision to take where it would have to be measured first; None: it is measured.
+    """
+    train, model, runtime = sections["train"], sections["model"], sections["runtime"]
+    if not all(isinstance(section, Mapping) for section in (train, model, runtime)):
         return sections
+    if "auto" not in (train.get("kernels"), train.get("precision"), model.get("attention")):
+        return sections
+    attention = "eager" if model.get("attention") == "auto" else model.get("attention")
+    chosen = {"kernels": train.get("kernels"), "precision": train.get("precision")}
     try:
-        kernels, _ = choose_kernels(build(ModelConfig, model), sections["runtime"]["device"])
+        encoder, device = build(ModelConfig, {**model, "attention": attention}), runtime.get("device")
+        if chosen["kernels"] == "auto":
+            chosen["kernels"], _ = choose_kernels(encoder, device)
+        if model.get("attention") == "auto":
+            attention = choose_attention(chosen["kernels"], device)
+        if chosen["precision"] == "auto":
+            results = str(runtime.get("results"))
+            found = choose_precision(encoder, chosen["kernels"], device, results, measure=unmeasured is None)
+            chosen["precision"] = unmeasured if found is None else found[0]
     except SettingsError:  # said once the whole configuration is validated
-        kernels = "fused"
-    return sections | {"train": {**train, "kernels": kernels}}
+        chosen = {key: usual if chosen[key] == "auto" else chosen[key] for key, usual in USUAL.items()}
+    return sections | {"train": {**train, **chosen}, "model": {**model, "attention": attention}}
 
 
-def compose_run(overrides: Sequence[str]) -> RunConfig:
-    """Compose and validate one run; one that starts from MNLI learns the run_id of that MNLI run."""
-    config = _seeded_run(overrides)
+def compose_run(overrides: Sequence[str], unmeasured: str | None = None) -> RunConfig:
+    """Compose and validate one run; one that starts from MNLI learns the run_id of that MNLI run.
+
+    Args:
+        unmeasured: As in `decided`.
+    """
+    config = _seeded_run(overrides, unmeasured)
     if config.start == "mnli":
-        parent = _seeded_run(parent_overrides(overrides, config))
+        parent = _seeded_run(parent_overrides(overrides, config), unmeasured)
         config = dataclasses.replace(config, start_run=parent.run_id)
     return config
 
 
-def _seeded_run(overrides: Sequence[str]) -> RunConfig:
+def _seeded_run(overrides: Sequence[str], unmeasured: str | None) -> RunConfig:
     """Resolved once for all seeds: nothing in conf/ is made from the seed, and most cells differ by it alone.
 
     Resolving a cell's interpolations takes thirty times as long as validating it.
     """
     seeds = [override for override in overrides if SEED.fullmatch(override)]
     others = tuple(override for override in overrides if override not in seeds)
-    shared = _resolved(others, (cpu_precision(CPUINFO), *local_encoders(overrides)))
-    return run_config(decided(shared) | {"seed": int(seeds[-1].removeprefix("seed=")) if seeds else shared["seed"]})
+    shared = decided(_resolved(others, tuple(local_encoders(overrides))), unmeasured)
+    return run_config(shared | {"seed": int(seeds[-1].removeprefix("seed=")) if seeds else shared["seed"]})
 
 
 def local_encoders(overrides: Sequence[str]) -> list[str]:
@@ -184,10 +192,10 @@ def local_encoders(overrides: Sequence[str]) -> list[str]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _resolved(overrides: tuple[str, ...], machine: tuple[str, ...]) -> dict[str, Any]:
+def _resolved(overrides: tuple[str, ...], encoders: tuple[str, ...]) -> dict[str, Any]:
     """
     Args:
-        machine: What `${cpu_precision:}` stands for, and the names of local encoders, which follow their files.
+        encoders: The names of local encoders, which follow their files.
     """
     return resolve(compose_values(overrides))
 

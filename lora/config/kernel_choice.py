@@ -1,11 +1,11 @@
-"""Which kernels `train.kernels=auto` stands for. No torch here: they name a run, and loading torch takes seconds."""
+"""Which kernels and attention `auto` stands for. No torch here: they name a run, and loading torch takes seconds."""
 
 import ctypes
 import functools
 import importlib.util
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from lora.config.run import ModelConfig
 from lora.errors import UserError
 
 ARCHITECTURES = ("bert", "roberta", "electra")
+BF16_CAPABILITY = 8  # CUDA's compute capability, major number, from which a GPU multiplies in bfloat16 (Ampere)
+MAJOR_CAPABILITY = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR of the driver's cuda.h
 MAX_TOKENS = 1024  # as `lora.training.fused.masks` numbers the places of a mask
 
 
@@ -26,7 +28,7 @@ def choose_kernels(model: ModelConfig, device: str) -> tuple[str, str]:
     Args:
         device: `runtime.device`.
     """
-    if device == "cuda" or (device == "auto" and has_gpu()):
+    if takes_gpu("stock", device):
         return "stock", "for the GPU; runtime.device=cpu would take the CPU"
     if model.source == "hub":
         return "stock", "transformers' own modules"
@@ -34,6 +36,16 @@ def choose_kernels(model: ModelConfig, device: str) -> tuple[str, str]:
     if reason is not None:
         return "stock", f"fused kernels do not cover {reason}"
     return "fused", "compiled, for the CPU"
+
+
+def takes_gpu(kernels: str, device: str) -> bool:
+    """Whether a run with these kernels computes on a GPU here, for a value of `runtime.device`."""
+    return kernels != "fused" and (device == "cuda" or (device == "auto" and has_gpu()))
+
+
+def choose_attention(kernels: str, device: str) -> str:
+    """transformers' implementation: sdpa on a GPU; eager on a CPU, where it is the faster with attention dropout."""
+    return "sdpa" if takes_gpu(kernels, device) else "eager"
 
 
 def read_settings(model: ModelConfig) -> dict[str, Any]:
@@ -80,10 +92,35 @@ def built_for_cuda() -> bool:
 
 def visible_gpus() -> int:
     """Number of devices that CUDA's driver shows to this process (CUDA_VISIBLE_DEVICES counts); 0 without a driver."""
+    return ask_driver(lambda driver, answer: driver.cuDeviceGetCount(answer), ctypes.c_int) or 0
+
+
+def gpu_has_bf16() -> bool:
+    """Whether the first GPU multiplies in bfloat16 by itself; False if there is no telling."""
+
+    def ask(driver: ctypes.CDLL, answer: Any) -> int:
+        return driver.cuDeviceGetAttribute(answer, MAJOR_CAPABILITY, 0)  # devices are numbered as the driver shows them
+
+    return (ask_driver(ask, ctypes.c_int) or 0) >= BF16_CAPABILITY
+
+
+def gpu_memory() -> int | None:
+    """Bytes of the first GPU, used or not. None without one."""
+    return ask_driver(lambda driver, answer: driver.cuDeviceTotalMem_v2(answer, 0), ctypes.c_size_t)
+
+
+def ask_driver(ask: Callable[[ctypes.CDLL, Any], int], kind: type) -> int | None:
+    """An answer of CUDA's driver, which is loaded without torch.
+
+    Args:
+        ask: Calls the driver with the address of the answer. Returns: Its error code.
+        kind: C's type of the answer.
+    Returns: None without a driver, or where it has none.
+    """
     try:
         driver = ctypes.CDLL("libcuda.so.1")
-        count = ctypes.c_int()
-        found = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+        answer = kind()
+        found = driver.cuInit(0) == 0 and ask(driver, ctypes.byref(answer)) == 0
     except (OSError, AttributeError):
-        return 0
-    return count.value if found else 0
+        return None
+    return answer.value if found else None

@@ -1,4 +1,7 @@
-"""Which processes live: from Linux's /proc, whose times no change of the clock moves; elsewhere by psutil."""
+"""Which processes live, and what the CPU is: from Linux's /proc, whose times no change of the clock moves.
+
+Elsewhere psutil tells of processes, and nothing of the CPU is known.
+"""
 
 import os
 from pathlib import Path
@@ -6,6 +9,7 @@ from pathlib import Path
 import psutil
 
 PROC = Path("/proc")
+CPU_FIELDS = ("vendor_id", "cpu family", "model", "model name", "CPU implementer", "CPU part")  # x86, then ARM
 
 
 def process_table() -> str:
@@ -49,3 +53,26 @@ def stat_fields(pid: int) -> list[str] | None:
 def cores() -> int:
     """That this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_fields() -> dict[str, str]:
+    """What the system lists of the first CPU. {} where it lists none."""
+    try:
+        lines = (PROC / "cpuinfo").read_text().splitlines()
+    except OSError:
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+
+
+def cpu_flags() -> set[str]:
+    """The CPU's instruction sets, as the system names them."""
+    fields = cpu_fields()
+    return set(fields.get("flags", fields.get("Features", "")).split())
+
+
+def cpu_kind() -> str:
+    """Maker and model, and the instructions for bfloat16, which a virtual machine may hide."""
+    fields = cpu_fields()
+    return " ".join(
+        [*(fields[key] for key in CPU_FIELDS if key in fields), *sorted(f for f in cpu_flags() if "bf16" in f)]
+    )

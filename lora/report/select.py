@@ -26,7 +26,7 @@ from lora.report.learning_rate import LEARNING_RATE
 from lora.sweep.expand import Cell, State, base_run, requested, state_of
 from lora.sweep.stand_in import WAY_OUT, check_inputs, distinct
 
-OF_MACHINES = ("train.precision", "train.kernels")
+OF_MACHINES = ("train.precision", "train.kernels", "model.attention")
 OWN = "own"  # records that no experiment at hand expects
 EXPERIMENTS = (
     "glue_table2",
@@ -96,10 +96,10 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
     if folder.resolve() == (results / REFERENCE / Path(name).name).resolve():
         name = f"{REFERENCE}/{Path(name).name}"
     is_reference = name != Path(name).name
-    if is_reference:  # precision and kernels may follow the machine that made them
-        for key in ("precision", "kernels"):
-            values = {record.config["train"][key] for record in records}
-            overrides = [*overrides, *(f"train.{key}={value}" for value in sorted(values))]
+    if is_reference:  # precision, kernels and attention may follow the machine that made them
+        for section, key in (name.split(".") for name in OF_MACHINES):
+            values = {record.config[section][key] for record in records}
+            overrides = [*overrides, *(f"{section}.{key}={value}" for value in sorted(values))]
     sections = experiments_shown(Path(name).name, overrides, {record.run_id for record in records})
     cells = list({cell.run_id: cell for found in sections.values() for cell in found}.values())
     now = state_of(cells, records, problems)
@@ -246,7 +246,8 @@ def known_cells() -> dict[str, dict[str, set[str]]]:
     for profile in describe_group("profile"):
         for experiment in described(profile):
             values = known.setdefault(experiment, {key: set() for key in SELECTORS})
-            for cell in requested(profile, [f"experiment={experiment}", "seed=1"]):  # no name depends on the seed
+            # no name depends on the seed or the precision
+            for cell in requested(profile, [f"experiment={experiment}", "seed=1", "train.precision=fp32"]):
                 for key in SELECTORS:
                     values[key].add(getattr(cell, key))
     return known

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from lora.config.compose import compose_run
 from lora.config.kernel_choice import choose_kernels
+from lora.config.precision_choice import choose_precision
 from lora.config.run import RunConfig
 from lora.files import REFERENCE, RESULTS
 from lora.records.record import RunRecord, load_records
@@ -48,15 +49,17 @@ def announcement(
 
 
 def one_of_each(cells: Sequence[Cell]) -> list[Cell]:
-    """A cell for every encoder and choice of kernels."""
-    found = {(cell.model, *(o for o in cell.overrides if o.startswith("train.kernels="))): cell for cell in cells}
+    """A cell for every encoder and choice of kernels and precision."""
+    keys = ("train.kernels=", "train.precision=")
+    found = {(cell.model, *(o for o in cell.overrides if o.startswith(keys))): cell for cell in cells}
     return list(found.values())
 
 
 def means(configs: Sequence[RunConfig]) -> str:
-    """With which kernels these runs compute, and where copies of them go; a line each."""
+    """With which kernels and in which precision these runs compute, and where copies of them go; a line each."""
     kernels = dict.fromkeys(map(kernels_of, configs))
-    lines = [f"  kernels: {'; '.join(kernels)}"]
+    precisions = dict.fromkeys(map(precision_of, configs))
+    lines = [f"  kernels: {'; '.join(kernels)}", f"  precision: {'; '.join(precisions)}"]
     runtime = configs[0].runtime
     place = destination(runtime.tracking, runtime.outputs)
     if place is not None:
@@ -68,6 +71,13 @@ def kernels_of(config: RunConfig) -> str:
     """The kernels of a run, and why they are what `train.kernels=auto` takes, if they are."""
     kernels, why = choose_kernels(config.model, config.runtime.device)
     return f"{kernels} ({why})" if config.train.kernels == kernels else config.train.kernels
+
+
+def precision_of(config: RunConfig) -> str:
+    """The precision of a run, and what is known here of the faster one; nothing is measured for it."""
+    asked, runtime = config.train, config.runtime
+    found = choose_precision(config.model, asked.kernels, runtime.device, runtime.results, measure=False)
+    return f"{asked.precision} ({found[1]})" if found is not None else asked.precision
 
 
 def origin(now: State) -> str:

@@ -16,17 +16,16 @@ from omegaconf import OmegaConf
 
 from lora.config.compose import (
     CONF,
-    CPUINFO,
     check_overrides,
     compose_config,
     compose_run,
     conf_files,
-    cpu_precision,
     describe_group,
     local_encoders,
     parent_overrides,
 )
-from lora.config.kernel_choice import has_gpu
+from lora.config.kernel_choice import gpu_has_bf16, has_gpu
+from lora.config.precision_choice import machine_precisions
 from lora.config.run import RunConfig
 from lora.config.variants import Variant, variant
 from lora.data.tasks import TASKS
@@ -36,6 +35,7 @@ from lora.records.record import RunRecord, load_records
 
 CODE_OF_CELLS = ("checks.py", "data/tasks.py", "methods/configs.py", "sweep/expand.py")
 CODE_OF_CELLS += ("config/run.py", "config/compose.py", "config/kernel_choice.py", "config/variants.py")
+CODE_OF_CELLS += ("config/precision_choice.py", "records/machine.py")
 
 
 @dataclass(frozen=True)
@@ -100,16 +100,24 @@ def expand(
     """
     if profile not in describe_group("profile"):
         raise UserError(f"profile {profile!r} does not exist; here are: {', '.join(describe_group('profile'))}")
-    machine = (cpu_precision(CPUINFO), has_gpu())
-    key = _cache_key(profile, overrides, experiments, adhoc, machine, local_encoders(overrides))
-    cache = ROOT / "outputs" / "cache" / "cells" / f"{key}.json"
+    request = (profile, overrides, experiments, adhoc, local_encoders(overrides))
     try:
-        return [Cell(**_with_tuples(entry)) for entry in json.loads(cache.read_bytes())]
+        return [Cell(**_with_tuples(entry)) for entry in json.loads(_cache(*request).read_bytes())]
     except (OSError, ValueError, TypeError):
         cells = _expand(profile, overrides, experiments, adhoc)
         with contextlib.suppress(UserError):  # a clone that cannot be written: it is expanded again each time
-            write_atomically(cache, json.dumps([asdict(cell) for cell in cells]).encode())
+            # the file is named once more, since the precision may just have been measured
+            write_atomically(_cache(*request), json.dumps([asdict(cell) for cell in cells]).encode())
         return cells
+
+
+def _cache(profile: str, overrides: Sequence[str], *request: Any) -> Path:
+    """The file that keeps the cells of a request on this machine."""
+    given = [override for override in overrides if override.startswith("runtime.results=")]
+    results = OverridesParser.create().parse_override(given[-1]).value() if given else f"results/{profile}"
+    machine = (has_gpu(), has_gpu() and gpu_has_bf16(), machine_precisions(str(results)))
+    key = _cache_key(profile, overrides, *request, machine)
+    return ROOT / "outputs" / "cache" / "cells" / f"{key}.json"
 
 
 def _expand(profile: str, overrides: Sequence[str], experiments: Sequence[str] | None, adhoc: bool) -> list[Cell]:
@@ -150,6 +158,7 @@ def _cell(config: RunConfig, overrides: tuple[str, ...], experiments: tuple[str,
     rows = config.data.train_rows or TASKS[config.task].official_rows["train"]
     # a worker may be another machine than the launcher
     pins = (f"train.precision={config.train.precision}", f"train.kernels={config.train.kernels}")
+    pins += (f"model.attention={config.model.attention}",)
     return Cell(
         run_id=config.run_id,
         overrides=(*overrides, *(pin for pin in pins if pin not in overrides)),
@@ -173,9 +182,10 @@ def _cell(config: RunConfig, overrides: tuple[str, ...], experiments: tuple[str,
 def base_run(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     """The run that conf/ makes of the same groups, task and seed; the run itself where it makes none."""
     kept = ("profile=", "model=", "model.path=", "method=", "protocol=", "data.source=", "runtime.device=")
+    kept += ("runtime.results=",)  # whose runs keep their precision
     chosen = [override for override in overrides if override.startswith(kept)]
     try:
-        return compose_run([*chosen, f"task={config.task}", f"seed={config.seed}"])
+        return compose_run([*chosen, f"task={config.task}", f"seed={config.seed}"], config.train.precision)
     except UserError:  # the protocol has no row for it, so that every setting was given
         return config
 

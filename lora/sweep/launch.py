@@ -16,6 +16,7 @@ from lora.errors import UserError, first_line
 from lora.files import check_writable
 from lora.records.record import RunRecord, adapter_path
 from lora.sweep.announce import announcement, reference_records
+from lora.sweep.devices import local_workers
 from lora.sweep.expand import Cell, State, estimator, requested, state
 from lora.sweep.locks import Locks
 from lora.sweep.progress import Watch
@@ -74,6 +75,9 @@ def launch_cells(launcher: Launcher, config: DictConfig, arguments: Sequence[str
     todo = to_run(cells, now, bool(config.runtime.retry_failed), outputs, adapters)
     check_inputs(distinct(cells, todo), now.ok.values())
     workers = int(config.launcher.workers)
+    if config.launcher.name == "local":
+        stated = any(argument.startswith("launcher.workers=") for argument in arguments)
+        workers = local_workers(todo, workers, stated)
     expected = {}
     if todo:
         seconds = estimator([*reference_records(), *now.ok.values()])
@@ -161,7 +165,7 @@ def launch_once(
     training: Callable[[], list[int]] = list
     if settings.name == "local":
         workers, training = worker_processes, functools.partial(locks.children, ids)
-        ours = {"initializer": signals.begin_worker, "initargs": (os.getpid(),)}
+        ours = {"n_jobs": sweep.workers, "initializer": signals.begin_worker, "initargs": (os.getpid(),)}
         launcher.joblib |= ours  # type: ignore[attr-defined]  # what the plugin hands to joblib.Parallel
     # Replaced when it grows; no job is lost.
     warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)

@@ -4,6 +4,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from lora.config.kernel_choice import BF16_CAPABILITY
 from lora.config.run import RunConfig
 from lora.errors import UserError
 from lora.training.allocator import keep_freed_memory
@@ -19,7 +20,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     check_batch(config.train, processes())
     device, precision = config.runtime.device, config.train.precision
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("runtime.device is cuda, but torch sees no CUDA device here; auto or cpu would do")
+        raise UserError("runtime.device is cuda, but torch sees no CUDA device here; use auto or cpu")
     on_cpu = config.train.kernels == "fused" or device == "cpu"
     gpu = torch.cuda.is_available() and not on_cpu
     check_precision(precision, gpu)
@@ -37,11 +38,11 @@ def check_precision(precision: str, gpu: bool, setting: str = "train.precision")
     Raises: UserError: If it is bf16 and the device has none.
     """
     if precision == "bf16" and not has_bf16(gpu):
-        raise UserError(f"{setting} is bf16, but this {'GPU' if gpu else 'CPU'} has none; fp32 would do")
+        raise UserError(f"{setting} is bf16, but this {'GPU' if gpu else 'CPU'} has none; use fp32")
 
 
 def has_bf16(gpu: bool) -> bool:
-    """Whether the device multiplies in bfloat16. A CPU without the instructions would imitate them."""
-    if gpu:
-        return torch.cuda.is_bf16_supported()
+    """Whether the device multiplies in bfloat16. A processor without the instructions would imitate them."""
+    if gpu:  # torch's own question also says yes to those that imitate
+        return torch.cuda.get_device_capability()[0] >= BF16_CAPABILITY
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()

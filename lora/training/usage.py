@@ -5,9 +5,7 @@ import resource
 
 import torch
 
-from lora.records.machine import PROC
-
-CPU_FIELDS = ("vendor_id", "cpu family", "model", "model name", "CPU implementer", "CPU part")  # x86, then ARM
+from lora.records.machine import cpu_kind
 
 
 def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
@@ -37,11 +35,4 @@ def processor(device: torch.device) -> str:
     name = device_name(device)
     if device.type == "cuda":
         return name
-    try:
-        lines = (PROC / "cpuinfo").read_text().splitlines()
-    except OSError:
-        return f"{name} {platform.processor()}".strip()
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
-    kinds = [fields[key] for key in CPU_FIELDS if key in fields]
-    flags = fields.get("flags", fields.get("Features", "")).split()
-    return " ".join([name, *kinds, *sorted(flag for flag in flags if "bf16" in flag)])
+    return f"{name} {cpu_kind() or platform.processor()}".strip()

@@ -1,4 +1,4 @@
-"""From measurements.json to summary.json, to bench.md next to it, and to the block of experiments/efficiency/README.md. No torch here."""
+"""From measurements.json to summary.json, bench.md and the block of experiments/efficiency/README.md. No torch here."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,0 +1,87 @@
+"""Measure an encoder's matrix products in fp32 and bf16: `python -m lora.training.precision_probe WIDTH FFN`.
+
+Prints the `lora.config.precision_choice.Measurement` as JSON.
+"""
+
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+
+import torch
+
+from lora.config.precision_choice import Measurement, agreed
+from lora.records.machine import cpu_kind
+from lora.training.device import has_bf16
+from lora.training.fused.encoder import DTYPES
+from lora.training.fused.linear import Frozen
+
+ROWS = 16 * 28  # ours: 16 examples of 28 tokens, a batch of the default profile
+REPETITIONS = 7
+TRIES = 3  # together some 1.5 s for MiniLM
+
+
+def layer_products(width: int, ffn: int, dtype: torch.dtype) -> Callable[[], None]:
+    """What multiplies by each frozen weight of a layer: its input, then the gradient of its output.
+
+    Source: Vaswani et al. 2017: four projections of attention, two layers of the feed-forward.
+    """
+    sides = [(width, width)] * 4 + [(ffn, width), (width, ffn)]
+    draw = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=draw).to(dtype)
+
+    layers = [(Frozen(normal(*shape), normal(shape[0])), shape) for shape in sides]
+    rows = {size: normal(ROWS, size) for size in (width, ffn)}
+
+    def compute() -> None:
+        for frozen, (d_out, d_in) in layers:
+            frozen.forward(rows[d_in])
+            frozen.backward(rows[d_out])
+
+    return compute
+
+
+def cpu_seconds(action: Callable[[], None]) -> float:
+    """Time of this process on the CPU: another that takes the core meanwhile is not counted."""
+    began = time.process_time()
+    action()
+    return time.process_time() - began
+
+
+@torch.inference_mode()
+def measure(width: int, ffn: int, clock: Callable[[Callable[[], None]], float] = cpu_seconds) -> Measurement:
+    """Interleaved repetitions of both, again while they disagree on which precision is to be taken.
+
+    Args:
+        clock: Seconds of an action.
+    """
+    torch.set_num_threads(1)
+    identity = {"cpu": cpu_kind(), "torch": version("torch"), "width": width, "ffn": ffn}
+    usable = [name for name in DTYPES if name == "fp32" or has_bf16(gpu=False)]
+    actions = {name: layer_products(width, ffn, DTYPES[name]) for name in usable}
+    for action in actions.values():
+        action()  # the first time, kernels are generated
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    tries = 0
+    while True:
+        tries += 1
+        for _ in range(REPETITIONS):
+            for name, action in actions.items():
+                times[name].append(clock(action))
+        gains = [a / b for a, b in zip(times["fp32"], times[usable[-1]], strict=True)]
+        low, gain, high = statistics.quantiles(gains, n=4)
+        if agreed(low, high) or tries == TRIES:
+            break
+    medians = {name: 1000 * statistics.median(values) for name, values in times.items()}
+    return Measurement(
+        **identity, fp32_ms=medians["fp32"], bf16_ms=medians.get("bf16"), gain=gain, low=low, high=high, tries=tries
+    )
+
+
+if __name__ == "__main__":
+    print(json.dumps(dataclasses.asdict(measure(*map(int, sys.argv[1:3])))))

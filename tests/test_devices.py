@@ -1,0 +1,159 @@
+"""What this machine's processors allow a sweep: precisions that they have, runs at once on one GPU."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from machines import inject
+from test_launch import Recorder
+
+from lora.config.compose import compose_config, compose_run
+from lora.cost.memory import kept_activations
+from lora.data.tasks import TASKS
+from lora.errors import UserError
+from lora.models.load import load_encoder
+from lora.sweep import devices
+from lora.sweep.announce import means, precision_of
+from lora.sweep.devices import PARAMETER_BYTES, PROCESS_BYTES, check_precisions, parameter_count, run_bytes
+from lora.sweep.expand import expand
+from lora.sweep.launch import launch_cells
+from lora.training import device
+from lora.training.loop import run
+
+HAS_GPU = torch.cuda.is_available()
+needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="no GPU")
+
+
+def with_gpu(monkeypatch, memory: int | None, capability: int = 8) -> None:
+    """A machine that has a GPU, as its driver would describe it."""
+    for place in ("lora.config.kernel_choice.has_gpu", "lora.sweep.expand.has_gpu", "lora.sweep.devices.has_gpu"):
+        monkeypatch.setattr(place, lambda: True)
+    monkeypatch.setattr("lora.config.kernel_choice.ask_driver", lambda ask, kind: capability)
+    monkeypatch.setattr(devices, "gpu_memory", lambda: memory)
+
+
+# The precisions that a processor has.
+
+
+def launched(overrides, *more: str) -> Recorder:
+    """What a sweep of one cell hands to a launcher of this machine."""
+    arguments = [*overrides[1:], "method=bitfit", "seed=1,2", *more]
+    recorder = Recorder()
+    recorder.launch = lambda job_overrides, initial_job_idx: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        launch_cells(recorder, compose_config([*overrides, "method=bitfit", *more]), arguments)
+    return recorder
+
+
+def test_a_sweep_in_a_precision_that_the_machine_lacks_is_one_message(tiny_overrides, tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "cpu_flags", lambda: {"avx2"})
+    monkeypatch.setattr(device, "has_bf16", lambda gpu: False)
+    with pytest.raises(UserError) as caught:
+        launched(tiny_overrides, "train.precision=bf16")
+    assert str(caught.value) == "train.precision is bf16, but this CPU has none; use fp32"
+    assert not (tmp_path / "results").exists()
+    launched(tiny_overrides, "train.precision=fp32")
+
+
+def test_a_gpu_that_lacks_it_is_told_from_the_cpu(tiny_config, monkeypatch):
+    config = tiny_config("train.precision=bf16", "runtime.device=auto")
+    with_gpu(monkeypatch, 2**33, capability=7)
+    monkeypatch.setattr(device, "has_bf16", lambda gpu: not gpu)
+    with pytest.raises(UserError, match="this GPU has none"):
+        check_precisions([config])
+    with_gpu(monkeypatch, 2**33, capability=8)
+    check_precisions([config])
+
+
+# Runs at once.
+
+
+def test_as_many_runs_as_fit_into_a_gpu(tiny_config, monkeypatch):
+    small = tiny_config("runtime.device=auto")
+    large = tiny_config("runtime.device=auto", "train.batch=64")
+    need = run_bytes(large)
+    assert need > run_bytes(small) > PROCESS_BYTES
+    for memory, workers in ((100 * need, 8), (4 * need, 3), (need / 2, 1), (None, 1)):
+        with_gpu(monkeypatch, memory)
+        assert devices.runs_at_once([small, large], 8) == workers
+    with_gpu(monkeypatch, need / 2)
+    assert devices.runs_at_once([tiny_config("runtime.device=cpu")], 8) == 8
+    assert devices.runs_at_once([tiny_config("runtime.device=auto", "train.kernels=fused")], 8) == 8
+    monkeypatch.setattr("lora.config.kernel_choice.has_gpu", lambda: False)
+    assert devices.runs_at_once([small, large], 8) == 8
+
+
+def test_the_launcher_is_told_and_the_command_line_wins(tiny_overrides, monkeypatch):
+    overrides = [o for o in tiny_overrides if not o.startswith("runtime.device")]
+    monkeypatch.setattr("lora.config.compose.cores", lambda: 6)
+    assert launched(overrides).joblib["n_jobs"] == 6
+    with_gpu(monkeypatch, None)
+    assert launched(overrides).joblib["n_jobs"] == 1
+    assert launched(overrides, "launcher.workers=4").joblib["n_jobs"] == 4
+
+
+def test_a_run_takes_no_more_than_is_reckoned(tiny_config):
+    """The real model's parameters, and the tensors that its forward pass keeps, are the truth."""
+    config = tiny_config()
+    model = load_encoder(config.model, TASKS[config.task], 1).model
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    sizes = json.loads((Path(config.model.path) / "config.json").read_bytes())
+    counted = parameter_count(sizes)
+    matrices = [p.numel() for name, p in model.base_model.named_parameters() if p.ndim == 2 and "pooler" not in name]
+    types = sizes["type_vocab_size"] * sizes["hidden_size"]
+    assert counted == sum(matrices) - types
+    kept = kept_activations(model.train(), config.train.batch, config.data.max_length, "fp32")
+    needed = 4 * 4 * parameters + kept
+    assert needed < run_bytes(config) < PROCESS_BYTES + 4 * needed
+    assert PARAMETER_BYTES == 4 * 4  # float32: the weight, its gradient, two moments
+
+
+def test_an_encoder_of_unknown_size_has_the_gpu_to_itself(monkeypatch):
+    with_gpu(monkeypatch, 2**40)
+    paper = ["profile=paper", "protocol=printed", "task=rte"]
+    known = compose_run([*paper, "model=roberta_base"])
+    unknown = compose_run([*paper, "model=roberta_base", "model.name=other", "model.hub_id=an/other"])
+    assert devices.runs_at_once([known], 4) == 4
+    assert devices.runs_at_once([known, unknown], 4) == 1
+
+
+# What is said of it.
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_was_measured_is_said_in_one_line(precision, monkeypatch):
+    inject(monkeypatch, precision)
+    config = compose_run(["task=reviews"])
+    ms = {"bf16": "5 ms", "fp32": "14.3 ms"}[precision]
+    (line,) = [line for line in means([config]).splitlines() if "precision" in line]
+    assert line == (
+        f"  precision: {precision} (measured on this CPU: a layer's products of 384 x 1536 take {ms} in bf16 "
+        f"and 10 in fp32)"
+    )
+
+
+def test_nothing_is_measured_to_say_it(monkeypatch):
+    inject(monkeypatch, "fp32")
+    config = compose_run(["task=reviews"])
+    monkeypatch.setattr("lora.config.precision_choice.measurement", lambda width, ffn, measure: None)
+    assert precision_of(config) == "fp32"
+
+
+# On a machine that has one.
+
+
+@needs_gpu
+def test_the_default_trains_on_the_gpu(tmp_path):
+    """No option names it: the choices are those of the decisions above, and the memory is what was reckoned at most."""
+    folders = [f"runtime.results={tmp_path}/results", f"runtime.outputs={tmp_path}/outputs"]
+    (cell,) = expand("mini", ["task=reviews", "method=full", "seed=1", "data.train_rows=32", *folders], ["glue_table2"])
+    config = compose_run(cell.overrides)
+    bf16 = torch.cuda.get_device_capability()[0] >= 8
+    assert (config.train.kernels, config.model.attention) == ("stock", "sdpa")
+    assert config.train.precision == ("bf16" if bf16 else "fp32")
+    torch.cuda.reset_peak_memory_stats()
+    record, _, _ = run(config)
+    assert record.provenance["device"] == torch.cuda.get_device_name()
+    assert torch.cuda.max_memory_reserved() < run_bytes(config)
+    assert record.selected["best"]["value"] is not None

@@ -1,0 +1,368 @@
+"""Which precision `train.precision=auto` stands for: what was measured, by whom it is kept, and what wins over it."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from machines import inject, measured
+from synthetic import write_cell
+
+from lora.checks import SettingsError
+from lora.config import precision_choice
+from lora.config.compose import compose_run
+from lora.config.precision_choice import MINILM, Measurement, choose_precision, machine_precisions, measurement
+from lora.errors import UserError
+from lora.files import ROOT
+from lora.records import machine
+from lora.sweep.expand import expand, requested
+from lora.training import precision_probe
+from lora.training.device import has_bf16
+from lora.training.loop import run
+
+REVIEWS = ("task=reviews", "method=lora", "seed=1")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache on a CPU that lists bf16, and a process that has measured nothing."""
+    monkeypatch.setattr(precision_choice, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(precision_choice, "_MEASURED", {})
+    monkeypatch.setattr(precision_choice, "cpu_flags", lambda: {"avx512_bf16"})
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def probed(monkeypatch):
+    """The sizes that were measured, in place of measuring: bf16 is the faster one."""
+    asked = []
+
+    def run_probe(width: int, ffn: int) -> Measurement:
+        asked.append((width, ffn))
+        return here("bf16", width, ffn)
+
+    monkeypatch.setattr(precision_choice, "run_probe", run_probe)
+    return asked
+
+
+def here(precision: str, width: int = MINILM[0], ffn: int = MINILM[1], **others) -> Measurement:
+    """A measurement of this CPU and torch."""
+    identity = {"cpu": machine.cpu_kind(), "torch": precision_choice.version("torch")}
+    return measured(precision, width, ffn, **identity | others)
+
+
+def forget(monkeypatch) -> None:
+    """As another process begins."""
+    monkeypatch.setattr(precision_choice, "_MEASURED", {})
+
+
+# What is measured.
+
+
+def test_the_real_measurement_has_the_form_that_is_read(cache):
+    """Of its outcome nothing is asked: the machine may be busy."""
+    found = measurement(48, 96)
+    assert (found.cpu, found.torch) == (machine.cpu_kind(), precision_choice.version("torch"))
+    assert (found.width, found.ffn, found.format) == (48, 96, precision_choice.FORMAT)
+    assert found.fp32_ms > 0 and found.low <= found.gain <= found.high and 1 <= found.tries <= precision_probe.TRIES
+    assert (found.bf16_ms is not None) == has_bf16(gpu=False)
+    (path,) = cache.glob("*.json")
+    assert precision_choice.read_measurement(path, 48, 96) == found
+
+
+def test_the_products_are_those_of_a_layer_forward_and_backward(monkeypatch):
+    """Counted by torch's own counter, from the shapes of Vaswani et al.: 2 (4 d^2 + 2 d f) each way, for every row."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    width, ffn = 12, 20
+    with FlopCounterMode(display=False) as counter:
+        precision_probe.layer_products(width, ffn, torch.float32)()
+    assert counter.get_total_flops() == 2 * 2 * precision_probe.ROWS * (4 * width**2 + 2 * width * ffn)
+
+
+def clock(times):
+    """Seconds that were said before, in the order of the actions."""
+    values = iter(times)
+    return lambda action: next(values)
+
+
+@pytest.mark.skipif(not has_bf16(gpu=False), reason="this CPU has no bfloat16")
+@pytest.mark.parametrize(
+    ("gains", "tries", "precision", "clear"),
+    [
+        ([2.0] * 7, 1, "bf16", True),
+        ([1.2] * 7, 1, "bf16", True),
+        ([1.1] * 7, 1, "fp32", True),
+        ([0.6] * 7, 1, "fp32", True),
+        ([9.0, 0.1] + [2.0] * 5, 1, "bf16", True),  # two that were disturbed change nothing
+        ([0.5, 2.0] * 3 + [2.0] * 8, 2, "bf16", True),  # busy at first
+        ([0.5, 2.0] * 10 + [2.0], 3, "bf16", False),  # busy all the time
+    ],
+)
+def test_repetitions_that_disagree_are_repeated(gains, tries, precision, clear):
+    times = [seconds for gain in gains for seconds in (gain / 100, 0.01)]
+    found = precision_probe.measure(8, 16, clock(times))
+    assert (found.tries, found.precision, found.clear) == (tries, precision, clear)
+    assert ("not clear after 3 tries, since the machine is busy" in found.words) == (not clear)
+    assert found.bf16_ms == pytest.approx(10)
+
+
+def test_a_cpu_without_bf16_instructions_is_not_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(precision_choice, "run_probe", None)  # calling it would fail
+    for flags, listed in (("flags\t\t: fpu sse2 avx512f", True), ("Features\t: neon not_bf16", True), ("", False)):
+        if listed:
+            (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\n")
+        else:
+            (tmp_path / "cpuinfo").unlink()
+        monkeypatch.setattr(machine, "PROC", tmp_path)
+        assert compose_run(REVIEWS).train.precision == "fp32"
+
+
+@pytest.mark.parametrize("flags", ["flags\t\t: amx_bf16", "flags\t: avx512_bf16", "Features\t: neon bf16"])
+def test_one_with_them_is(flags, cache, probed, tmp_path, monkeypatch):
+    key = flags.partition(":")[0]
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\n\nprocessor\t: 1\n{key}: none\n")
+    monkeypatch.setattr(machine, "PROC", tmp_path)
+    monkeypatch.setattr(precision_choice, "cpu_flags", machine.cpu_flags)
+    assert compose_run(REVIEWS).train.precision == "bf16" and probed == [MINILM]
+
+
+def test_the_width_is_the_encoders(cache, probed, model_dir):
+    settings = json.loads((model_dir / "config.json").read_bytes())
+    compose_run([*REVIEWS, "model=local", f"model.path={model_dir}"])
+    assert probed == [(settings["hidden_size"], settings["intermediate_size"])]
+
+
+def test_what_was_asked_for_is_not_measured(cache, monkeypatch):
+    monkeypatch.setattr(precision_choice, "run_probe", None)
+    for asked in ("fp32", "bf16"):
+        assert compose_run([*REVIEWS, f"train.precision={asked}"]).train.precision == asked
+        assert {c.run_id for c in expand("mini", [f"train.precision={asked}", "seed=77"])}
+    assert compose_run(["profile=small", "task=rte"]).train.precision == "fp32"
+    assert compose_run(["profile=long", "protocol=long", "task=rte"]).train.precision == "fp32"
+
+
+# What keeps it.
+
+
+def test_it_is_measured_once(cache, probed, monkeypatch):
+    for _ in range(2):
+        assert measurement(*MINILM) == here("bf16")
+        forget(monkeypatch)
+    assert probed == [MINILM]
+    assert measurement(768, 3072).width == 768 and len(probed) == 2, "another encoder"
+    monkeypatch.setattr(precision_choice, "cpu_kind", lambda: "another CPU")
+    measurement(*MINILM)
+    assert len(probed) == 3
+    monkeypatch.setattr(precision_choice, "version", lambda package: "3.0")
+    measurement(*MINILM)
+    assert len(probed) == 4 and len(list(cache.glob("*.json"))) == 4
+
+
+BROKEN = {
+    "empty": lambda content: b"",
+    "cut off": lambda content: content[:-10],
+    "no mapping": lambda content: b"[1, 2]",
+    "another format": lambda content: changed(content, format=0),
+    "another torch": lambda content: changed(content, torch="1.0"),
+    "another width": lambda content: changed(content, width=768),
+    "no number": lambda content: content.replace(b'"gain": 0.7', b'"gain": NaN'),
+    "a key too many": lambda content: changed(content, more=1),
+    "a word for a number": lambda content: changed(content, gain="fast"),
+}
+
+
+def changed(content: bytes, **values) -> bytes:
+    return json.dumps(json.loads(content) | values).encode()
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_file_or_one_of_another_version_is_made_anew(kind, cache, probed):
+    path = precision_choice.cache_file(*MINILM)
+    content = json.dumps(dataclasses.asdict(here("fp32"))).encode()
+    cache.mkdir()
+    path.write_bytes(BROKEN[kind](content))
+    assert path.read_bytes() != content
+    assert measurement(*MINILM) == here("bf16") and probed == [MINILM]
+    assert json.loads(path.read_bytes()) == dataclasses.asdict(here("bf16"))
+
+
+def test_a_whole_file_is_taken(cache, monkeypatch):
+    monkeypatch.setattr(precision_choice, "run_probe", None)
+    cache.mkdir()
+    precision_choice.cache_file(*MINILM).write_text(json.dumps(dataclasses.asdict(here("fp32"))))
+    assert compose_run(REVIEWS).train.precision == "fp32"
+
+
+def test_where_it_cannot_be_kept_each_process_measures_once(cache, probed, monkeypatch):
+    cache.write_text("no folder")
+    for _ in range(3):
+        assert compose_run(REVIEWS).train.precision == "bf16"
+    assert probed == [MINILM]
+    forget(monkeypatch)
+    compose_run(REVIEWS)
+    assert probed == [MINILM] * 2
+    forget(monkeypatch)
+    monkeypatch.setenv("WORLD_SIZE", "2")  # processes of one run, which could measure different things
+    with pytest.raises(
+        UserError, match=r"cannot write .*; with several processes, state train\.precision=fp32 or bf16"
+    ):
+        compose_run(REVIEWS)
+
+
+def test_of_those_that_ask_at_once_one_measures(cache, monkeypatch):
+    asked, found = [], []
+
+    def run_probe(width: int, ffn: int) -> Measurement:
+        asked.append(width)
+        time.sleep(0.2)
+        return here("bf16")
+
+    monkeypatch.setattr(precision_choice, "run_probe", run_probe)
+    path = precision_choice.cache_file(*MINILM)
+    ask = [threading.Thread(target=lambda: found.append(precision_choice.measured_alone(path, *MINILM))) for _ in "abc"]
+    for thread in ask:
+        thread.start()
+    for thread in ask:
+        thread.join()
+    assert len(asked) == 1 and found == [here("bf16")] * 3
+
+
+def test_a_measurement_that_fails_is_one_message(cache, monkeypatch):
+    monkeypatch.setattr(precision_choice.sys, "executable", "/nowhere/python")
+    with pytest.raises(UserError, match=r"cannot measure which precision is faster here: .*; state train\.precision="):
+        compose_run(REVIEWS)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="cannot measure"):
+        precision_choice.run_probe(0, 0)
+
+
+def test_planning_loads_no_torch(tmp_path):
+    """In a process of its own: neither where the cache answers, nor where it is measured."""
+    script = (
+        "import sys, pathlib\n"
+        "from lora.config import precision_choice as p\n"
+        "p.CACHE = pathlib.Path(sys.argv[1]); p.cpu_flags = lambda: {'avx512_bf16'}\n"
+        "if sys.argv[2] == 'cached': p.run_probe = None\n"
+        "from lora.sweep.expand import expand\n"
+        "cells = expand('mini', ['task=reviews', 'seed=' + sys.argv[3]])\n"
+        "print({cell.overrides[-3] for cell in cells}, 'torch' in sys.modules)"
+    )
+    said = []
+    for how, seed in (("measured", "8101"), ("cached", "8102")):  # seeds that no other test has expanded
+        command = [sys.executable, "-c", script, str(tmp_path / "cache"), how, seed]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+    assert said[0] == said[1] and re.fullmatch(r"\{'train\.precision=(fp32|bf16)'\} False\n", said[0])
+
+
+def test_a_file_that_is_no_measurement_is_refused():
+    with pytest.raises(SettingsError, match="gain must be >= 0 and finite"):
+        measured("bf16", gain=float("inf"))
+    with pytest.raises(SettingsError, match="fp32_ms must be >= 0 and finite"):
+        measured("bf16", fp32_ms=-1.0)
+
+
+# What wins over it.
+
+
+def test_a_results_folder_keeps_the_precision_of_its_runs(tmp_path, monkeypatch):
+    """So that a sweep that is resumed on another machine, or after an update of torch, stays what it was."""
+    where = f"runtime.results={tmp_path}"
+    grid = ["task=reviews,ratings", "method=lora", "seed=1,2,3", where]
+    inject(monkeypatch, "bf16")
+    before = requested("mini", grid)
+    write_cell(tmp_path, before[0], 0.6)
+    inject(monkeypatch, "fp32")
+    assert [cell.run_id for cell in requested("mini", grid)] == [cell.run_id for cell in before]
+    assert compose_run([*REVIEWS, where]).train.precision == "bf16"
+    assert compose_run([*REVIEWS, where, "train.precision=fp32"]).train.precision == "fp32"
+    assert compose_run(REVIEWS).train.precision == "fp32", "another folder"
+    assert compose_run([*REVIEWS, where, "train.kernels=stock"]).train.precision == "fp32", "other runs"
+    config = compose_run([*REVIEWS, where])
+    assert choose_precision(config.model, "fused", "auto", str(tmp_path)) == ("bf16", f"as the 1 run in {tmp_path}")
+
+
+def test_of_two_precisions_the_one_of_most_runs_is_kept(tmp_path, monkeypatch):
+    inject(monkeypatch, "fp32")
+    where = f"runtime.results={tmp_path}"
+
+    def add(precision: str, seeds: str) -> str:
+        asked = ["task=reviews", "method=lora", f"seed={seeds}", where, f"train.precision={precision}"]
+        for cell in requested("mini", asked):
+            write_cell(tmp_path, cell, 0.6)
+        return compose_run([*REVIEWS, where]).train.precision
+
+    assert add("bf16", "1,2") == "bf16"
+    assert add("fp32", "1,1") == "bf16"
+    assert add("fp32", "2,3") == "fp32"
+
+
+def test_runs_that_failed_and_files_that_are_none_keep_nothing(tmp_path, monkeypatch):
+    inject(monkeypatch, "bf16")
+    where = f"runtime.results={tmp_path}"
+    (cell,) = requested("mini", [*REVIEWS, where, "data.train_rows=30,30"])[:1]
+    write_cell(tmp_path, cell, 0.6)
+    path = next((tmp_path / "runs").glob("*.json"))
+    record = json.loads(path.read_bytes())
+    inject(monkeypatch, "fp32")
+    assert precision_choice.recorded(str(tmp_path)) == {("minilm", "fused"): ("bf16", 1)}
+    for content in (json.dumps(record | {"status": "failed"}), "{", "[]", json.dumps({"status": "ok"})):
+        path.unlink()
+        path = path.with_name(f"other{len(content)}.json")
+        path.write_text(content)
+        precision_choice._recorded.cache_clear()  # one file came, one went: the time of change may be too coarse
+        assert precision_choice.recorded(str(tmp_path)) == {}
+        assert compose_run([*REVIEWS, where]).train.precision == "fp32"
+
+
+def test_the_cells_that_are_kept_follow_what_was_measured(cache, monkeypatch):
+    """The cells of a sweep are kept in a file; it is another one where another precision was measured."""
+    grid, found = ["task=reviews", "method=lora", "seed=71,72"], []
+    for precision in ("bf16", "fp32", "bf16"):
+        forget(monkeypatch)
+        monkeypatch.setattr(precision_choice, "run_probe", lambda width, ffn, p=precision: here(p))
+        for path in cache.glob("*.json"):
+            path.unlink()
+        found.append({compose_run(cell.overrides).train.precision for cell in requested("mini", grid)})
+        kept = machine_precisions("results/mini")
+        found.append({compose_run(cell.overrides).train.precision for cell in requested("mini", grid)})
+        assert machine_precisions("results/mini") == kept
+    assert found == [{"bf16"}] * 2 + [{"fp32"}] * 2 + [{"bf16"}] * 2
+
+
+def test_a_runs_bits_do_not_follow_what_was_measured(tiny_config, monkeypatch):
+    outcomes = []
+    for precision in ("bf16", "fp32"):
+        inject(monkeypatch, precision)
+        config = tiny_config("train.kernels=fused", "method=lora")
+        record, predictions, _ = run(config)
+        outcomes.append((record.run_id, record.epochs, predictions))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_no_training_asks_what_was_measured():
+    """Below the entry points, a run's settings are all that decides."""
+    files = [path for path in (ROOT / "lora" / "training").rglob("*.py") if path.name != "precision_probe.py"]
+    assert len(files) > 10
+    assert not [path for path in files if "precision_choice" in path.read_text()]
+
+
+def test_the_environment_of_a_measurement_is_one_thread(monkeypatch, cache):
+    seen = {}
+
+    def called(command, **settings):
+        seen.update(settings["env"], command=command)
+        return subprocess.CompletedProcess(command, 0, json.dumps(dataclasses.asdict(here("bf16"))))
+
+    monkeypatch.setattr(precision_choice.subprocess, "run", called)
+    assert measurement(*MINILM) == here("bf16")
+    assert seen["OMP_NUM_THREADS"] == "1" and seen["PATH"] == os.environ["PATH"]
+    assert seen["command"][1:] == ["-m", "lora.training.precision_probe", "384", "1536"]
