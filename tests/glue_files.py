@@ -6,6 +6,8 @@ import datasets
 
 from lora.data.tasks import Task
 
+GLUE_TASKS = ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb")  # in the order of the paper's Table 2
+
 # What common readers change or drop: quotes, missing-value words, other line separators, white space, nothing at all.
 TEXTS = [
     'He said " no',
