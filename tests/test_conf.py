@@ -8,12 +8,13 @@ from dataclasses import replace
 
 import pytest
 import tiny
+from glue_files import GLUE_TASKS
 from omegaconf import OmegaConf
 
 from lora.config.compose import CONF, compose_config, compose_values, describe_group, settle
 from lora.config.run import MNLI_CHILDREN, PROTOCOLS, ModelConfig, RunConfig
 from lora.cost.parameters import skeleton
-from lora.data.tasks import GLUE_TASKS, TASKS
+from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.models.load import load_encoder

@@ -13,6 +13,7 @@ import tiny
 import tiny_glue
 import torch
 from commands import command
+from glue_files import GLUE_TASKS
 from safetensors.numpy import load_file
 
 from lora.adapters.adapter import Adapter, Origin, adapter_of
@@ -20,7 +21,7 @@ from lora.adapters.base import describe_base
 from lora.adapters.base_location import model_entries
 from lora.adapters.folder import DESCRIPTION, read_adapter, write_adapter
 from lora.config.compose import compose_config, settle
-from lora.data.tasks import GLUE_TASKS, TASKS
+from lora.data.tasks import TASKS
 from lora.files import ROOT
 from lora.methods import apply
 from lora.methods.configs import LoraConfig

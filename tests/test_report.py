@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from commands import command
+from glue_files import GLUE_TASKS
 from synthetic import populate
 from test_results import record
 
-from lora.data.tasks import GLUE_TASKS, TASKS
+from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.methods.configs import LoraConfig

@@ -3,11 +3,11 @@ import subprocess
 import sys
 
 import pytest
-from glue_files import header_of, write_parquet
+from glue_files import GLUE_TASKS, header_of, write_parquet
 
 from lora.data import metrics
 from lora.data.read import read
-from lora.data.tasks import GLUE_TASKS, TASKS, get_task
+from lora.data.tasks import TASKS, get_task
 from lora.errors import UserError
 from lora.files import ROOT
 
