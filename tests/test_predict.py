@@ -299,7 +299,9 @@ def test_what_was_asked_for_wrongly_is_refused(cells, tmp_path, capsys):
         ("cannot read .*nowhere", "--adapter", rte, "--input", tmp_path / "nowhere", "--output", out),
     ):
         refused(capsys, message, *arguments, folder=folder)
-    refused(capsys, r"does not say where its base \(bert-\w{6}\) is: name its folder with --model", "--adapter", rte, *files)
+    refused(
+        capsys, r"does not say where its base \(bert-\w{6}\) is: name its folder with --model", "--adapter", rte, *files
+    )
     assert list(tmp_path.iterdir()) == []
 
 
