@@ -4,10 +4,9 @@ from pathlib import Path
 
 import datasets
 
-from lora.data.tasks import Task
+from lora.data.tasks import TASKS, Task
 
-GLUE_TASKS = ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb")  # in the order of the paper's Table 2
-
+GLUE_TASKS = tuple(name for name, task in TASKS.items() if task.family == "glue" and name != "wnli")  # of Table 2
 # What common readers change or drop: quotes, missing-value words, other line separators, white space, nothing at all.
 TEXTS = [
     'He said " no',

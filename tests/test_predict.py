@@ -299,7 +299,9 @@ def test_what_was_asked_for_wrongly_is_refused(cells, tmp_path, capsys):
         ("cannot read .*nowhere", "--adapter", rte, "--input", tmp_path / "nowhere", "--output", out),
     ):
         refused(capsys, message, *arguments, folder=folder)
-    refused(capsys, r"does not say where its base \(bert-\w{6}\) lies: --model", "--adapter", rte, *files)
+    refused(
+        capsys, r"does not say where its base \(bert-\w{6}\) is: name its folder with --model", "--adapter", rte, *files
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -388,7 +390,7 @@ def test_another_base_and_an_unknown_origin_are_refused(cells, tmp_path, capsys)
     adapter = read_adapter(trained["rte"][1])
     write_adapter(Adapter(adapter.method, adapter.weights, adapter.head), tmp_path / "bare")
     arguments[1] = tmp_path / "bare"
-    refused(capsys, "does not say its task: --task names it", *arguments, folder=folder)
+    refused(capsys, "does not say its task: name it with --task", *arguments, folder=folder)
     assert predict(*arguments, "--task", "rte", "--model", folder / "bert") == 0
     capsys.readouterr()
     refused(
@@ -397,7 +399,7 @@ def test_another_base_and_an_unknown_origin_are_refused(cells, tmp_path, capsys)
     bare = Adapter(adapter.method, adapter.weights, adapter.head, None, Origin(task="reviews"))
     write_adapter(bare, tmp_path / "embedded")
     glue = ["--glue-dir", folder / "glue", "--glue-submission", tmp_path / "s"]
-    refused(capsys, "no GLUE task: reviews", "--adapter", tmp_path / "embedded", *glue, folder=folder)
+    refused(capsys, "not a GLUE task: reviews", "--adapter", tmp_path / "embedded", *glue, folder=folder)
     assert not (tmp_path / "s").exists()
 
 

@@ -155,7 +155,7 @@ def test_stored_predictions_give_the_recorded_metric(tiny_config):
     data = read(TASKS["mnli"], "tsv", config.data.path, None, None)
     for rule in ("best", "last"):
         metrics = record.epochs[record.selected[rule]["epoch"] - 1]["metrics"]
-        hits = {s: stored[f"{rule}.{s}"] == np.array(data.splits[s]["label"]) for s in data.task.validation_splits}
+        hits = {s: stored[f"{rule}.{s}"] == np.array(data.splits[s]["label"]) for s in TASKS["mnli"].validation_splits}
         for split, values in hits.items():
             assert metrics[split]["accuracy"] == pytest.approx(values.mean())
         assert metrics["pooled"]["accuracy"] == pytest.approx(np.concatenate(list(hits.values())).mean())
