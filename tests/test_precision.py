@@ -53,7 +53,7 @@ def probed(monkeypatch):
 
 def here(precision: str, width: int = MINILM[0], ffn: int = MINILM[1], **others) -> Measurement:
     """A measurement of this CPU and torch."""
-    identity = {"cpu": machine.cpu_kind(), "torch": precision_choice.version("torch")}
+    identity = {"cpu": machine.cpu_kind(), "torch": precision_choice.torch_version()}
     return measured(precision, width, ffn, **identity | others)
 
 
@@ -68,7 +68,7 @@ def forget(monkeypatch) -> None:
 def test_the_real_measurement_has_the_form_that_is_read(cache):
     """Of its outcome nothing is asked: the machine may be busy."""
     found = measurement(48, 96)
-    assert (found.cpu, found.torch) == (machine.cpu_kind(), precision_choice.version("torch"))
+    assert (found.cpu, found.torch) == (machine.cpu_kind(), precision_choice.torch_version())
     assert (found.width, found.ffn, found.format) == (48, 96, precision_choice.FORMAT)
     assert found.fp32_ms > 0 and found.low <= found.gain <= found.high and 1 <= found.tries <= precision_probe.TRIES
     assert (found.bf16_ms is not None) == has_bf16(gpu=False)
@@ -109,7 +109,7 @@ def test_repetitions_that_disagree_are_repeated(gains, tries, precision, clear):
     times = [seconds for gain in gains for seconds in (gain / 100, 0.01)]
     found = precision_probe.measure(8, 16, clock(times))
     assert (found.tries, found.precision, found.clear) == (tries, precision, clear)
-    assert ("not clear after 3 tries, since the machine is busy" in found.words) == (not clear)
+    assert ("not clear after 3 tries, as on a busy machine: remove outputs" in found.words) == (not clear)
     assert found.bf16_ms == pytest.approx(10)
 
 
@@ -160,7 +160,7 @@ def test_it_is_measured_once(cache, probed, monkeypatch):
     monkeypatch.setattr(precision_choice, "cpu_kind", lambda: "another CPU")
     measurement(*MINILM)
     assert len(probed) == 3
-    monkeypatch.setattr(precision_choice, "version", lambda package: "3.0")
+    monkeypatch.setattr(precision_choice, "torch_version", lambda: "3.0")
     measurement(*MINILM)
     assert len(probed) == 4 and len(list(cache.glob("*.json"))) == 4
 

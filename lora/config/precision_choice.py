@@ -86,7 +86,8 @@ class Measurement:
         """What was measured, for a user."""
         if self.bf16_ms is None:
             return "torch has no bf16 products on this CPU"
-        doubt = "" if self.clear else f"; not clear after {self.tries} tries, since the machine is busy"
+        again = "remove outputs/cache/precision to measure again"
+        doubt = "" if self.clear else f"; not clear after {self.tries} tries, as on a busy machine: {again}"
         return (
             f"measured on this CPU: a layer's products of {self.width} x {self.ffn} take {self.bf16_ms:.3g} ms in bf16 "
             f"and {self.fp32_ms:.3g} in fp32{doubt}"
@@ -189,9 +190,14 @@ def measurement(width: int, ffn: int, measure: bool = True) -> Measurement | Non
 
 def cache_file(width: int, ffn: int) -> Path:
     """By CPU, torch and encoder: machines that share a folder keep theirs apart."""
-    release = version("torch")
+    release = torch_version()
     digest = hashlib.sha256(f"{cpu_kind()}\0{release}".encode()).hexdigest()[:8]
     return CACHE / f"{width}x{ffn}-torch-{re.sub(r'[^A-Za-z0-9.]+', '-', release)}-{digest}.json"
+
+
+@functools.cache
+def torch_version() -> str:
+    return version("torch")
 
 
 def read_measurement(path: Path, width: int, ffn: int) -> Measurement | None:
@@ -200,7 +206,7 @@ def read_measurement(path: Path, width: int, ffn: int) -> Measurement | None:
         found = build(Measurement, json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError, UserError):
         return None
-    asked = (cpu_kind(), version("torch"), width, ffn, FORMAT)
+    asked = (cpu_kind(), torch_version(), width, ffn, FORMAT)
     return found if (found.cpu, found.torch, found.width, found.ffn, found.format) == asked else None
 
 
@@ -262,4 +268,4 @@ def machine_precisions(results: str) -> list[object]:
             found = measurement(int(width), int(ffn), measure=False)
             measured += [] if found is None else [(path, found.precision)]
     kept = [(*key, precision) for key, (precision, _) in sorted(recorded(results).items())]
-    return [cpu_kind(), version("torch"), sorted({(path.name, precision) for path, precision in measured}), kept]
+    return [cpu_kind(), torch_version(), sorted({(path.name, precision) for path, precision in measured}), kept]

@@ -3,6 +3,7 @@
 Elsewhere psutil tells of processes, and nothing of the CPU is known.
 """
 
+import itertools
 import os
 from pathlib import Path
 
@@ -58,10 +59,11 @@ def cores() -> int:
 def cpu_fields() -> dict[str, str]:
     """What the system lists of the first CPU. {} where it lists none."""
     try:
-        lines = (PROC / "cpuinfo").read_text().splitlines()
+        with (PROC / "cpuinfo").open() as file:
+            lines = list(itertools.takewhile(str.strip, file))  # an empty line ends each CPU
     except OSError:
         return {}
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
 def cpu_flags() -> set[str]:

@@ -9,11 +9,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 
 import torch
 
-from lora.config.precision_choice import Measurement, agreed
+from lora.config.precision_choice import Measurement, agreed, torch_version
 from lora.records.machine import cpu_kind
 from lora.training.device import has_bf16
 from lora.training.fused.encoder import DTYPES
@@ -61,7 +60,7 @@ def measure(width: int, ffn: int, clock: Callable[[Callable[[], None]], float] =
         clock: Seconds of an action.
     """
     torch.set_num_threads(1)
-    identity = {"cpu": cpu_kind(), "torch": version("torch"), "width": width, "ffn": ffn}
+    identity = {"cpu": cpu_kind(), "torch": torch_version(), "width": width, "ffn": ffn}
     usable = [name for name in DTYPES if name == "fp32" or has_bf16(gpu=False)]
     actions = {name: layer_products(width, ffn, DTYPES[name]) for name in usable}
     for action in actions.values():
