@@ -41,7 +41,8 @@ def amplification_table(name: str, cases: Sequence[Case]) -> Table:
                 "Median over layers": f"{factors.median():.2f}",
             }
         )
-    return Table("table7", f"Table 7: amplification by the update ({name})", pd.DataFrame(lines), 2, (TABLE7_NOTE,))
+    title, figures = f"Table 7: amplification by the update ({name})", ("figure3", "figure4")
+    return Table("table7", title, pd.DataFrame(lines), 2, (TABLE7_NOTE,), figures=figures)
 
 
 def figure3(cases: Sequence[Case]) -> Figure | None:
