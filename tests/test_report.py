@@ -24,11 +24,12 @@ from lora.methods.configs import LoraConfig
 from lora.records.record import load_curves, load_frame, load_records, read_record, write_record
 from lora.report.aggregate import Planned, human_count, lora_of, summarise
 from lora.report.build import build, pages, write
-from lora.report.catalogue import ROWS, build_sections, ffn_notes, paper_file
+from lora.report.catalogue import ROWS, build_sections, paper_file
 from lora.report.claims.findings import Finding
 from lora.report.claims.statements import Bound
 from lora.report.comparisons import against_reference, beside_paper, best_against_last, chosen_by_others, published
 from lora.report.figures import by_targets
+from lora.report.notes import ffn_notes
 from lora.report.page.drawings import draw_interval
 from lora.report.page.render import html_table, sort_value
 from lora.report.readme import block

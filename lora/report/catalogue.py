@@ -14,7 +14,7 @@ import pandas as pd
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT
-from lora.report.aggregate import KINDS, Planned, in_order, kinds_of, lora_of, summarise
+from lora.report.aggregate import KINDS, Planned, in_order, kinds_of, summarise
 from lora.report.comparisons import (
     against_reference,
     beside_paper,
@@ -23,10 +23,10 @@ from lora.report.comparisons import (
     pairs_table,
     published,
 )
-from lora.report.conditions import conditions, encoder_notes
+from lora.report.conditions import conditions
 from lora.report.figures import Figure, by_parameters, by_rank, by_targets, forest, learning_curves
 from lora.report.learning_rate import LEARNING_RATE
-from lora.report.stats import ENOUGH_SEEDS, LEVEL
+from lora.report.notes import BANNERS, caption, encoder_notes, ffn_notes, note
 from lora.report.tables import start_table, table2, table5, table6
 from lora.table import Table
 
@@ -35,38 +35,7 @@ ADHOC = "adhoc"  # a grid of one's own
 OWN = "own"  # records that no experiment at hand expects
 METHODS_BY_TASKS = ("glue_table2", ADHOC)  # compared method by method
 WORDS = ("Model", "Protocol", "Method", "Minus", "Task", "Adapted")  # columns of words, which come first
-NOT_GLUE = (
-    "**Not GLUE.** The tasks and the encoder are the small embedded ones: these numbers show the methods at work "
-    "and are not comparable with the paper's."
-)
-PART = "**Trained on a part of the official train rows**: not comparable with results on all of them."
-BANNERS = {"whole": "", "embedded": NOT_GLUE, "part": PART}
 SUFFIXES = {"whole": "", "embedded": "", "part": "_part"}
-HEAD = "Trainable excludes the classification head, which trains with every method."
-STANDS_FOR = (
-    "Published: the row of the paper's Table 2 that ours corresponds to. Where the paper has none for this encoder, it "
-    "is that of a larger encoder, trained for longer."
-)
-DIFFERENCE = "Difference: ours minus published."
-AVERAGES = "Averages are over the tasks shown."
-GPT3 = (
-    "(paper): GPT-3 175B on other tasks and other rows; only the order of the cells can be compared. Source: Hu et al. "
-    "2021, the same table."
-)
-SOURCE = "Larger encoders, trained for longer. Source: Hu et al. 2021, Table 2."
-PAIRS = (
-    "Difference: mean difference over pairs of runs with the same seed, in points. Avg.: the mean over the tasks, "
-    f"taken within each seed; seeds that lack a task are left out. {LEVEL:.0%} intervals: over seeds, by Student's t, "
-    "with the dev set as it is; over dev examples, with the runs as they are; over both (lora/report/stats.py says "
-    "what each answers). p: paired t-test over seeds. Holm: corrected for all tests in this table, averages included.",
-    f"A verdict needs at least {ENOUGH_SEEDS} pairs of seeds, a convention of this project.",
-)
-BEST_LAST = (
-    "Medians over seeds. Best epoch: each run's own, chosen on the split that is reported, as in the paper. Other "
-    "seeds' epoch: the one that is best on the mean of the cell's other seeds, so that no run profits from its own "
-    "luck; `-` for a single seed. Flatters: the mean of best minus that. It tends to underestimate, since the dev "
-    "examples are the same.",
-)
 Examples = Mapping[tuple[str, str, str, str], Mapping[str, Any]]
 
 
@@ -145,14 +114,19 @@ def method_tables(runs: Runs) -> list[Table]:
     if paper is not None:
         beside = beside_paper(runs.summary, paper, pd.read_csv(ROWS))
         if len(beside):
-            notes = (STANDS_FOR, *([DIFFERENCE] if "Difference" in beside else []), AVERAGES)
-            made.append(runs.table("table2_paper", "Table 2, cell by cell next to the paper's", beside, notes))
+            keys = ("stands_for", *(["difference"] if "Difference" in beside else []), "averages")
+            title = "Table 2, cell by cell next to the paper's"
+            made.append(runs.table("table2_paper", title, beside, list(map(note, keys))))
         whole = published(paper, in_order(runs.summary))
-        made.append(runs.table("table2_published", "The paper's Table 2, for these tasks", whole, (SOURCE,), banner=""))
+        made.append(
+            runs.table(
+                "table2_published", "The paper's Table 2, for these tasks", whole, (note("published"),), banner=""
+            )
+        )
     if len(runs.pairs):
         cells = pairs_table(runs.pairs, runs.examples)
         title = "Every method against every other, in pairs of one seed"
-        made.append(runs.table("pairs", title, cells, PAIRS, figures=("forest",)))
+        made.append(runs.table("pairs", title, cells, [note("pairs"), note("verdicts")], figures=("forest",)))
     return made
 
 
@@ -160,7 +134,7 @@ def lora_notes(experiment: str) -> Callable[[Runs], list[str]]:
     """Those of Tables 5 and 6."""
     return lambda runs: [
         *ffn_notes(runs.summary, experiment),
-        *([GPT3] if runs.paper(experiment) is not None else []),
+        *([note("gpt3")] if runs.paper(experiment) is not None else []),
     ]
 
 
@@ -255,7 +229,7 @@ def build_sections(
 
 def tables_of(shown: Shown, runs: Runs) -> list[Table]:
     """The experiment's table, those that go with it, and what choosing the best epoch gave."""
-    notes = [*caption(runs.summary), *encoder_notes(runs.summary["model"]), *shown.notes(runs)]
+    notes = [caption(runs.summary), *encoder_notes(runs.summary["model"]), *shown.notes(runs)]
     own = tuple(key for key in shown.figures if key != "forest")
     above = conditions(runs.frame, runs.curves, runs.planned)
     main = runs.table(shown.file, shown.title, shown.cells(runs), notes, above=above, figures=own)
@@ -263,7 +237,7 @@ def tables_of(shown: Shown, runs: Runs) -> list[Table]:
     cells = best_against_last(runs.frame, runs.curves, runs.planned)
     if len(cells):
         title = f"{shown.title.partition(':')[0]}: best epoch against last"
-        made.append(runs.table(f"{shown.file}_best_last", title, cells, BEST_LAST, folded=True))
+        made.append(runs.table(f"{shown.file}_best_last", title, cells, [note("best_last")], folded=True))
     return made
 
 
@@ -294,31 +268,3 @@ def reference_table(
     agree, total = (compared["Agrees"] == "yes").sum(), (compared["Agrees"] != "-").sum()
     verdict = f"{agree} of {total} cells agree: the ranges of their seeds overlap."
     return Table("reference", f"Compared with the reference runs ({name})", compared, 2, (verdict,))
-
-
-def caption(summary: pd.DataFrame) -> list[str]:
-    """What the numbers of a table are."""
-    seeds = set(summary["planned"])
-    count = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
-    of_runs = f"Median over {count} seeds of each run's best epoch on the dev set, ± the standard deviation over seeds."
-    if seeds == {1}:
-        of_runs = "Each run's best epoch on the dev set; one seed."
-    return [f"{of_runs} Protocol: {', '.join(sorted(set(summary['protocol'])))}. {HEAD}"]
-
-
-def ffn_notes(summary: pd.DataFrame, experiment: str) -> list[str]:
-    """What Tables 5 and 6 must say where LoRA is on the FFN too, which the paper's tables have not."""
-    adapted = [lora_of(slug)[0] for slug in summary["slug"]]
-    if not any("Wi" in targets or "Wf" in targets for targets in adapted):
-        return []
-    lines = ["Wi, Wf: the two linear layers of the FFN, which the paper does not adapt."]
-    counts = summary["trainable_method"].dropna()
-    if experiment == "lora_targets" and counts.nunique() > 1:
-        usual = counts.mode().iloc[0]
-        others = dict.fromkeys(
-            f"{targets}: {row.trainable_method / usual - 1:+.1%}"
-            for targets, row in zip(adapted, summary.itertuples(), strict=True)
-            if pd.notna(row.trainable_method) and row.trainable_method != usual
-        )
-        lines.append(f"All sets have the same number of parameters but {'; '.join(others)}.")
-    return lines

@@ -36,39 +36,23 @@ def beside_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame)
         name = f"{row['paper_model']} {row['paper_method']} {row['paper_trainable']}"
         start = {"Model": model} if summary["model"].nunique() > 1 else {}
         start |= {"Method": label}
-        for task in tasks:
-            if task not in by_task.index:
-                continue
-            ours, published = (
-                by_task.loc[task],
-                cells.loc[TASKS[task].title] if TASKS[task].title in cells.index else None,
-            )
-            lines.append(
-                {
-                    **start,
-                    "Task": task_label(TASKS[task]),
-                    "Ours": cell_text(ours),
-                    "n": f"{ours['n']:.0f}",
-                    "Published": "-" if published is None else with_spread(published["value"], published["std"]),
-                    "Difference": number(ours["median"] - printed[task], "+.1f"),
-                    "Published row": name,
-                }
-            )
+        end = {"Published row": name}
+        for task in (task for task in tasks if task in by_task.index):
+            ours, title = by_task.loc[task], TASKS[task].title
+            theirs = with_spread(*cells.loc[title, ["value", "std"]]) if title in cells.index else "-"
+            difference = ours["median"] - printed[task]
+            own = beside(task_label(TASKS[task]), cell_text(ours), f"{ours['n']:.0f}", theirs, difference)
+            lines.append(start | own | end)
         if len(tasks) > 1:
             ours, theirs = average(by_task["median"], tasks), pd.Series(printed).mean(skipna=False)
-            lines.append(
-                {
-                    **start,
-                    "Task": "Avg.",
-                    "Ours": number(ours),
-                    "n": seeds_text(group),
-                    "Published": number(theirs),
-                    "Difference": number(ours - theirs, "+.1f"),
-                    "Published row": name,
-                }
-            )
+            lines.append(start | beside("Avg.", number(ours), seeds_text(group), number(theirs), ours - theirs) | end)
     table, whole = pd.DataFrame(lines), summary["kind"].eq("whole").all()
     return table if whole or not len(table) else table.drop(columns="Difference")
+
+
+def beside(task: str, ours: str, n: str, published: str, difference: float) -> dict[str, str]:
+    shown = number(difference, "+.1f")
+    return {"Task": task, "Ours": ours, "n": n, "Published": published, "Difference": shown}
 
 
 def published_row(rows: pd.DataFrame, model: str, protocol: str, slug: str) -> pd.Series | None:

@@ -1,6 +1,6 @@
-"""How the runs of a table were trained, and what still rises: the line above it. And what an encoder is."""
+"""How the runs of a table were trained, and what still rises: the line above it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,17 +11,6 @@ from lora.report.stats import LEVEL, Interval, mean_interval
 
 RISING = 0.5  # points: a convention of this project
 LISTED = 4  # cells of a task; of more, the number and the range
-ENCODERS = {
-    # its model card: huggingface.co/sentence-transformers/all-MiniLM-L6-v2
-    "minilm": "The encoder is all-MiniLM-L6-v2, a sentence embedder of 22M parameters. It was trained contrastively on "
-    "a billion pairs, including those of MNLI, SNLI and QQP. STS-B is therefore close to its own objective, and MNLI "
-    "is not new to it. No RoBERTa or DeBERTa run was trained here, because their weights are not available offline.",
-}
-
-
-def encoder_notes(models: Iterable[str]) -> list[str]:
-    """What a reader must know of the encoders, where there is anything to say."""
-    return [ENCODERS[model] for model in dict.fromkeys(models) if model in ENCODERS]
 
 
 def conditions(frame: pd.DataFrame, curves: pd.DataFrame, planned: Sequence[Planned]) -> str:

@@ -117,7 +117,7 @@ def on_runs(claim: Claim, planned: Mapping[str, Sequence[Planned]], frame: pd.Da
             verdicts.append(judged)
     asked = dict.fromkeys(described(side) for c in claim.compare for side in (c.one, c.other))
     nothing = f"no runs: this profile does not plan all of {'; '.join(asked)} for one encoder"
-    return verdicts or [Verdict(claim, "", (), "cannot tell", nothing)]
+    return verdicts or [cannot_tell(claim, nothing)]
 
 
 def on_model(claim: Claim, model: str, sides: Sequence[Sequence[Sequence[Planned]]], frame: pd.DataFrame) -> Verdict:
@@ -206,14 +206,13 @@ def on_counts(claim: Claim, frame: pd.DataFrame) -> list[Verdict]:
     verdicts = [verdict(claim, model, findings) for model, findings in count_ratios(claim, frame).items()]
     names = map(slug_label, slugs_of(claim))
     nothing = f"no runs: no encoder has records of {' and '.join(names)}"
-    return verdicts or [Verdict(claim, "", (), "cannot tell", nothing)]
+    return verdicts or [cannot_tell(claim, nothing)]
 
 
 def on_check(claim: Claim, cases: Sequence[Mapping[str, Any]]) -> Verdict:
     """Whether something holds exactly, case by case: any failure refutes it."""
     if not cases:
-        nothing = f"nothing was measured: no analysis/{claim.check}.json is of these records"
-        return Verdict(claim, "", (), "cannot tell", nothing)
+        return cannot_tell(claim, f"nothing was measured: no analysis/{claim.check}.json is of these records")
     none = Bound("exactly", 0)
     findings = [
         exact(case["label"], case["failures"], case["trials"], none, tuple(case["runs"]), "failures")
@@ -222,6 +221,10 @@ def on_check(claim: Claim, cases: Sequence[Mapping[str, Any]]) -> Verdict:
         for case in cases
     ]
     return verdict(claim, claim.check, findings)
+
+
+def cannot_tell(claim: Claim, reason: str) -> Verdict:
+    return Verdict(claim, "", (), "cannot tell", reason)
 
 
 def verdict(claim: Claim, about: str, findings: Sequence[Finding], not_glue: bool = False) -> Verdict:

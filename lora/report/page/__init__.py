@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from lora.report.catalogue import NOT_GLUE
 from lora.report.claims.shown import about_text, commit_text, finding_text, paper_text
 from lora.report.claims.verdicts import Verdict
 from lora.report.figures import Figure
+from lora.report.notes import BANNERS
 from lora.report.page.drawings import draw_interval
 from lora.report.page.render import render
 from lora.report.page.runs import HEADS, shown_cells
@@ -22,12 +22,13 @@ PAPERS = ("Table 2", "Table 5", "Table 6", "Table 7", "Figure 3", "Figure 4")  #
 def page(report: "Report", pictures: Mapping[str, bytes]) -> str:
     """The whole page. `pictures`: name -> the SVG drawn from the figure of that name."""
     tables = [table for table in report.tables if table.name != "claims"]
+    embedded = BANNERS["embedded"]
     main = next((table for table in tables if table.name in ("table2", "table2_part")), None)
     averages = main is not None and {"Method", "Avg."} <= set(main.cells.columns)
     return render(
         "report.html",
         report=report,
-        banner=NOT_GLUE if any(table.banner == NOT_GLUE for table in tables) else "",
+        banner=embedded if any(table.banner == embedded for table in tables) else "",
         contents=contents(tables, report),
         main=main,
         main_title=main and short_title(main, report.name),

@@ -9,6 +9,17 @@ from lora.report.aggregate import Planned, encoder_title, task_label, told
 from lora.report.page.drawings import draw_curves
 
 HEADS = ("Seed", "Best", "Epoch", "Last", "Minutes", "Run")
+PROVENANCE = {
+    "code": "code.commit",
+    "uncommitted changes": "code.dirty",
+    "device": "device",
+    "packages": "packages",
+    "weights": "weights",
+    "rows": "data.rows",
+    "official rows": "data.official_rows",
+    "source": "data.source",
+    "fingerprint of the rows": "data.fingerprint",
+}
 
 
 def shown_cells(planned: Sequence[Planned], records: Mapping[str, RunRecord]) -> list[dict[str, Any]]:
@@ -60,24 +71,17 @@ def configuration(run: RunRecord) -> str:
 
 
 def provenance(runs: Sequence[RunRecord]) -> str:
-    """What made the runs; where the seeds differ, all that occur."""
-
-    def all_of(*path: str) -> str:
-        found = []
+    """What made the runs, a line for each of `PROVENANCE`; where the seeds differ, all that occur."""
+    lines = []
+    for label, path in PROVENANCE.items():
+        values = []
         for run in runs:
             value: Any = run.provenance
-            for key in path:
+            for key in path.split("."):
                 value = value.get(key) if isinstance(value, dict) else None
-            found.append(plain(value))
-        return " | ".join(dict.fromkeys(found))
-
-    lines = [f"code: {all_of('code', 'commit')}", f"uncommitted changes: {all_of('code', 'dirty')}"]
-    lines += [f"device: {all_of('device')}", f"packages: {all_of('packages')}", f"weights: {all_of('weights')}"]
-    lines += [
-        f"rows: {all_of('data', 'rows')} of {all_of('data', 'official_rows')}",
-        f"source: {all_of('data', 'source')}",
-    ]
-    return "\n".join([*lines, f"fingerprint of the rows: {all_of('data', 'fingerprint')}"])
+            values.append(plain(value))
+        lines.append(f"{label}: {' | '.join(dict.fromkeys(values))}")
+    return "\n".join(lines)
 
 
 def plain(value: Any) -> str:
