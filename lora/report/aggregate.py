@@ -140,11 +140,11 @@ def encoder_title(model: str) -> str:
 def told_apart(
     runs: pd.DataFrame, by: Sequence[str] = ("model", "protocol", "start"), within: Sequence[str] = ("task", "label")
 ) -> pd.Series:
-    """The labels of runs, with what runs of one label still differ in: the encoder, the protocol, the start.
+    """The label of each run, with its encoder, protocol and start where runs of one label differ in these.
 
     Args:
         runs: One row per run, with label, task and the columns of `by`.
-        within: The columns that runs share which would be confused.
+        within: Runs that share these columns are told apart.
     """
     labels = runs["label"]
     for key in by:

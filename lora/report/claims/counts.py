@@ -37,7 +37,7 @@ def slugs_of(claim: Claim) -> Sequence[str]:
 
 def counted(compare: Compare, model: str, counts: Counts) -> Finding:
     (one, of_one), (other, of_other) = counts[compare.one], counts[compare.other]
-    names = " / ".join(map(slug_label, (compare.one, compare.other)))
+    names = " / ".join(slug_label(slug).replace("Full", "full") for slug in (compare.one, compare.other))
     label = f"trainable parameters, {names}, {encoder_title(model)}: {one:,} / {other:,}"
     runs = tuple(dict.fromkeys((*of_one, *of_other)))
     return exact(label, one / other, None, compare.bound, runs, "ratio")
