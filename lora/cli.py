@@ -15,7 +15,7 @@ from lora.errors import UserError
 COMMANDS = {
     "status": ("lora.sweep.status", "show which runs of a profile are done, running, failed or waiting"),
     "plan": ("lora.sweep.plan", "estimate what a sweep will cost, in device hours and disk"),
-    "report": ("lora.report.build", "build tables, verdicts, figures and report.html from a profile's records"),
+    "report": ("lora.report.command", "build tables, verdicts, figures and report.html from a profile's records"),
     "claims": ("lora.report.claims.command", "judge the paper's claims on a profile's records"),
     "predict": ("lora.adapters.predict", "predict with trained adapters; write a GLUE submission"),
     "analyse intervals": ("lora.report.analyses.dev_intervals", "would other dev examples show the same?"),

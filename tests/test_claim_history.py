@@ -59,7 +59,7 @@ def test_a_claim_is_of_the_commit_in_which_it_last_changed(repository):
             assert found.stated_later is (contains.returncode != 0)
     some = dated(repository, {"old": first, "new": other})
     assert some.stated_later and commit_text(some) == f"{changed[:8]}, stated later"
-    assert verdict_table([some])["Claim of"].tolist() == [f"{changed[:8]}, stated later"]
+    assert verdict_table([some])["Claim's commit"].tolist() == [f"{changed[:8]}, stated later"]
     assert b'"stated_later": true' in to_json([some])
 
 

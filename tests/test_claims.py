@@ -18,13 +18,14 @@ from lora.errors import UserError
 from lora.models.sizes import gpt3_count
 from lora.records.record import FRAME_COLUMNS
 from lora.report.aggregate import Planned
-from lora.report.claims.command import checked_claims
 from lora.report.claims.findings import Finding, after_holm, smallest_p
+from lora.report.claims.judging import checked_claims
+from lora.report.claims.known import check_cells, known_cells
 from lora.report.claims.shown import interval_text, text, to_json, value_text, verdict_table
-from lora.report.claims.statements import Bound, check_cells, read_claims
+from lora.report.claims.statements import Bound, read_claims
 from lora.report.claims.verdicts import difference, judge, verdict
 from lora.report.readme import verdict_rows
-from lora.report.select import gather, known_cells
+from lora.report.select import gather
 from lora.report.stats import mean_interval, mean_p
 
 main = command("claims")
@@ -130,7 +131,7 @@ def test_an_id_is_taken_once(experiments):
     [
         (
             ("method: lora", "slug: lora-qx-r8"),
-            r":7: glue_table2 plans no cell with slug lora-qx-r8; it has .*lora-qv-r8",
+            r":7: no cell can have slug lora-qx-r8; slugs are .*lora-qv-r8",
         ),
         (("method: full", "method: prefix"), r":7: glue_table2 plans no cell with method prefix"),
         (("  metric: best", "  metric: best\n  tasks: [wnli]"), r":1: glue_table2 plans no cell with task wnli"),
@@ -151,7 +152,7 @@ def test_a_cell_that_no_profile_plans_yet_is_taken_if_it_could_be_one(experiment
     if known:
         check_cells(claims, known_cells())
         return
-    with pytest.raises(UserError, match=f"plans no cell with slug {slug}"):
+    with pytest.raises(UserError, match=f"no cell can have slug {slug}"):
         check_cells(claims, known_cells())
 
 
@@ -257,7 +258,7 @@ def test_one_rejection_among_several_takes_holms_correction(mean, alone, of_four
     found = after_holm([kept, broken, untested, kept])
     assert [each.holds for each in found] == [True, of_four, None, True]
     if of_four is None:
-        assert found[1].reason == "beyond the bound, but not after correction for 4 comparisons"
+        assert found[1].reason == "outside the bound, but not after correction for 4 comparisons"
 
 
 def test_a_claim_is_wrongly_refuted_in_at_most_two_and_a_half_percent():
@@ -284,28 +285,28 @@ def test_only_the_seeds_with_every_task_stand_behind_an_average():
 
 
 @pytest.mark.parametrize(
-    ("unit", "edges", "value", "shown"),
+    ("unit", "bound", "value", "shown"),
     [
-        ("ratio", (0.98, 1.02), 1.01976, "1.0198"),
-        ("ratio", (0.98, 1.02), 1.002, "1.00"),
-        ("ratio", (1.0,), 0.99987, "0.9999"),
-        ("points", (0.0,), -0.003, "-0.003"),
-        ("points", (-1.0,), -0.999996, "-0.999996"),
-        ("points", (-1.0,), -0.003, "+0.00"),
-        ("points", (-1.0,), -1.0, "-1.00"),
+        ("ratio", Bound("within", 0.02, 1), 1.01976, "1.0198"),
+        ("ratio", Bound("within", 0.02, 1), 1.002, "1.00"),
+        ("ratio", Bound("above", 1), 0.99987, "0.9999"),
+        ("points", Bound("above", 0), -0.003, "-0.003"),
+        ("points", Bound("above", -1), -0.999996, "-0.999996"),
+        ("points", Bound("above", -1), -0.003, "+0.00"),
+        ("points", Bound("above", -1), -1.0, "-1.00"),
     ],
 )
-def test_a_value_is_told_from_its_bound(unit, edges, value, shown):
-    assert value_text(finding(value, edges=edges, unit=unit), value) == shown
+def test_a_value_is_told_from_its_bound(unit, bound, value, shown):
+    assert value_text(finding(value, bound=bound, unit=unit), value) == shown
 
 
 def test_the_ends_of_an_interval_are_told_apart():
-    assert interval_text(finding(1.05, 1.0478, 1.0512, edges=(1.0,), unit="ratio")) == "1.048 to 1.051"
+    assert interval_text(finding(1.05, 1.0478, 1.0512, bound=Bound("above", 1), unit="ratio")) == "1.048 to 1.051"
 
 
 def finding(mean: float, low: float = math.nan, high: float = math.nan, **changes) -> Finding:
-    known = {"edges": (0.0,), "p_against": 1.0, "holds": True, "reason": "", "runs": (), "unit": "points"}
-    return Finding("A - B", mean, low, high, 5, "above 0", **known | changes)
+    known = {"bound": Bound("above", 0), "p_against": 1.0, "holds": True, "reason": "", "runs": (), "unit": "points"}
+    return Finding("A - B", mean, low, high, 5, **known | changes)
 
 
 def test_the_readme_shows_all_comparisons_of_a_claim():
@@ -314,7 +315,7 @@ def test_the_readme_shows_all_comparisons_of_a_claim():
     last = verdict(claim, "minilm", [finding(3.0, 2.0, 4.0)])
     shown = dataclasses.replace(verdict(claim, "minilm", both), on_last=last)
     ((word, sentence, found),) = verdict_rows([shown])
-    assert word == "**cannot tell (last epoch: supported)**" and sentence == f"{claim.sentence} (minilm)"
+    assert word == "**cannot tell (last epoch: supported)**" and sentence == f"{claim.sentence} (all-MiniLM-L6-v2)"
     assert found == "A - B: +3.00 (+2.00 to +4.00), n = 5<br>A - B: -0.50 (-2.00 to +1.00), n = 5"
 
 
@@ -440,8 +441,8 @@ def test_comparisons_without_runs_are_named_and_the_others_shown():
     planned = {"lora_ranks": [p for rank in (1, 8, 64) for p in plan_of(slug=f"lora-qv-r{rank}", task="cola")]}
     found = judged(planned, lambda p: 0.0)["rank_1_suffices_for_qv_and_not_for_q"]
     assert [each.n for each in found.findings] == [5, 5, 0, 0] and found.word == "cannot tell"
-    assert found.findings[3].reason == "no runs of lora-q-r8 and lora-q-r1 are planned here"
-    assert "no runs of lora-q-r4" in found.reason
+    assert found.findings[3].reason == "no runs of LoRA (q, r8) and LoRA (q, r1) are planned here"
+    assert "no runs of LoRA (q, r4)" in found.reason
 
 
 def test_every_claim_is_there_whatever_is_planned():
@@ -493,7 +494,7 @@ def test_unmerged_latency_is_set_beside_that_of_adapters(tmp_path):
     assert to_houlsby.mean == pytest.approx(1 + 0.0005 * 9.5) and 1 < to_houlsby.low < to_houlsby.high < 1.01
     (folder / "samples.csv").unlink()
     verdict = measured(tmp_path, json.dumps(summary()))["unmerged_adds_latency_as_adapters_do"]
-    assert (verdict.word, verdict.reason) == ("cannot tell", "no samples of lora and houlsby beside the summary")
+    assert (verdict.word, verdict.reason) == ("cannot tell", "samples.csv has no samples of LoRA and Houlsby adapters")
 
 
 def summary(**changes):
@@ -593,7 +594,7 @@ def test_all_of_it_is_printed_and_kept(tmp_path):
     verdict = on_synthetic(tmp_path, 0.005)["lora_as_good_as_full"]
     shown = text([verdict])
     for part in (
-        "SUPPORTED (minilm)",
+        "SUPPORTED (all-MiniLM-L6-v2)",
         "n = 5",
         "bound: above -1",
         "RoBERTa-large LoRA dagger Avg: 88.6",

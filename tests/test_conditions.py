@@ -8,7 +8,8 @@ import pytest
 from scipy import stats
 
 from lora.report.aggregate import Planned, expected_runs
-from lora.report.conditions import ENCODERS, conditions, encoder_notes, rises
+from lora.report.conditions import conditions, rises
+from lora.report.notes import ENCODERS, encoder_notes
 
 GAINS = (0.2, 1.0, 1.4, 2.4, 3.0)  # points from epoch 4 to epoch 6, seed by seed
 
@@ -46,12 +47,11 @@ def test_the_line_says_encoder_epochs_rows_start_and_what_still_rises():
     runs, steady = [*planned(), *full], planned("rte")
     every = pd.concat([curves(planned(), GAINS), curves(full, (0.4,) * 5), curves(steady, (-1.0,) * 5)])
     found = conditions(frame([*runs, *steady]), every, [*runs, *steady])
-    assert found.startswith(
-        "Encoder: all-MiniLM-L6-v2; epochs: 6; train rows: CoLA 2,000, RTE 2,000; start: pretrained. Still rising ("
-    )
+    about = "Encoder: all-MiniLM-L6-v2; epochs: 6; train rows: CoLA 2,000, RTE 2,000; start: pretrained."
+    assert found.startswith(f"{about} Still rising at the end (")
     assert found.endswith("CoLA LoRA (qv, r8) +1.6 (+0.2 to +3.0).")
     assert "train rows: all" in conditions(frame(runs, is_part=False), every, runs)
-    assert conditions(frame(steady), every, steady).endswith("interval): nothing.")
+    assert conditions(frame(steady), every, steady).endswith("interval over seeds): nothing.")
 
 
 def test_many_rising_cells_are_counted():
@@ -65,7 +65,7 @@ def test_starts_are_told_apart():
     runs = [*planned("rte"), *planned("rte", start="mnli")]
     every = pd.concat([curves(planned("rte"), GAINS), curves(planned("rte", start="mnli"), (0.0,) * 5)])
     found = conditions(frame(runs), every, runs)
-    assert "start: pretrained and MNLI." in found and "RTE LoRA (qv, r8), pretrained +1.6" in found
+    assert "start: pretrained and MNLI." in found and "RTE LoRA (qv, r8), from pretrained +1.6" in found
 
 
 def test_nothing_is_said_of_what_is_not_there():

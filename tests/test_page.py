@@ -26,11 +26,19 @@ PROBE = """<script>addEventListener("load", () => {
   found.fonts = [...document.querySelectorAll("p, td, th, li, summary")].filter(shown)
     .map((element) => parseFloat(getComputedStyle(element).fontSize));
   found.tables = [...document.querySelectorAll("table")].filter(shown).map((t) => t.getBoundingClientRect().right);
-  found.pictures = [...document.images].map((image) => image.naturalWidth);
+  found.pictures = [...document.querySelectorAll(".picture svg")].map((svg) => svg.getBoundingClientRect().width);
+  found.titles = [...document.querySelectorAll(".picture")].map(
+    (figure) => figure.textContent.split(figure.querySelector("figcaption").textContent).length - 1);
+  found.families = [...new Set([...document.querySelectorAll(".picture svg text, .picture figcaption")].map(
+    (text) => getComputedStyle(text).fontFamily))];
   found.nav = shown(document.querySelector("nav"));
-  found.verdictsAreFirst = document.querySelector("h2").id === "verdicts";
+  found.sticky = getComputedStyle(document.querySelector("nav")).position;
+  found.heads = [...document.querySelectorAll("h2")].map((head) => head.id);
+  found.folded = [...document.querySelectorAll("details.folded")].map((each) => each.open);
+  found.average = [...document.querySelectorAll("#table2 th")].pop().getBoundingClientRect().right;
   const table = document.querySelector("#table2 table");
   const read = () => [...table.tBodies[0].rows].map((row) => row.cells[column].textContent);
+  found.last = [...table.tHead.rows[0].cells].pop().textContent;
   const column = [...table.tHead.rows[0].cells].findIndex((cell) => cell.textContent.startsWith("Trainable"));
   const head = table.tHead.rows[0].cells[column];
   found.before = read();
@@ -81,11 +89,19 @@ def probe(page: Path, folder: Path, width: int, change: tuple[str, str] = ("", "
 
 def test_it_renders_and_sorts(page, tmp_path):
     found = probe(page, tmp_path, 1200)
-    assert found["verdictsAreFirst"] and found["nav"]
+    assert found["heads"] == ["summary", "verdicts", "tables", "runs"]
+    assert found["nav"] and found["sticky"] == "sticky" and found["folded"] == [False] * 4
     assert found["before"] == ["22.6M", "40k", "78k", "80k", "74k"]
     assert (found["up"], found["ariaUp"]) == (["40k", "74k", "78k", "80k", "22.6M"], "ascending")
     assert (found["down"], found["ariaDown"]) == (["22.6M", "80k", "78k", "74k", "40k"], "descending")
-    assert len(found["pictures"]) == 5 and min(found["pictures"]) > 100
+    assert len(found["pictures"]) == 6 and min(found["pictures"]) > 300
+    assert set(found["titles"]) == {1} and len(found["families"]) == 1  # each once, and all in the page's own font
+
+
+@pytest.mark.parametrize("width", [1400, 1920])
+def test_the_average_of_table_2_is_in_view(page, tmp_path, width):
+    found = probe(page, tmp_path, width)
+    assert found["last"] == "Avg." and found["average"] <= width
 
 
 def test_it_is_legible_on_a_phone(page, tmp_path):
@@ -98,7 +114,7 @@ def test_it_is_legible_on_a_phone(page, tmp_path):
 def test_it_needs_nothing_but_itself(page):
     content = page.read_text()
     assert not re.search(r'(?:src|href)="(?!#|data:)', content)
-    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest", content)
+    assert not re.search(r"@import|url\((?!#)|fetch\(|XMLHttpRequest", content)
 
 
 def test_it_prints(page, tmp_path):

@@ -25,13 +25,18 @@ from lora.methods.configs import LoraConfig
 from lora.records.record import load_curves, load_frame, load_records, read_record, write_record
 from lora.report.aggregate import Planned, human_count, lora_of, summarise
 from lora.report.build import build, pages, write
-from lora.report.catalogue import ROWS, build_sections, ffn_notes, paper_file
+from lora.report.catalogue import ROWS, build_sections, paper_file
+from lora.report.claims.findings import Finding
+from lora.report.claims.statements import Bound
 from lora.report.comparisons import against_reference, beside_paper, best_against_last, chosen_by_others, published
 from lora.report.figures import by_targets
+from lora.report.notes import ffn_notes
+from lora.report.page.drawings import draw_interval
+from lora.report.page.render import html_table, sort_value
 from lora.report.readme import block
 from lora.report.select import refuse_mixed_rows
 from lora.report.tables import cell_text, start_table, table2, table5, table6
-from lora.table import Table, latex, markdown, sort_value
+from lora.table import Table, latex, markdown
 
 
 def run_id(slug, task, seed):
@@ -319,19 +324,25 @@ def test_tasks_of_different_kinds_are_in_tables_of_their_own():
     made = {table.name: table for table in build_sections("x", planned, frame, load_curves([*whole, *part]), {}).tables}
     assert "SST-2 (acc.)" not in made["table2"].cells and "MRPC (acc.)" not in made["table2_part"].cells
     assert "a part of the official train rows" in made["table2_part"].markdown()
+    assert made["table2_paper_part"].banner and not made["table2_published_part"].banner  # the paper's own rows
 
 
 def test_the_four_formats_say_the_same():
-    cells = pd.DataFrame({"Method": ["Full & <b>", "LoRA_8 | x"], "Score": ["83.4 ±0.5", "-"], "Size": ["74k", "0.3M"]})
+    scores = ["83.4 ±0.5", "52.7 ±3.3 (2 of 3 collapsed)"]
+    cells = pd.DataFrame({"Method": ["Full & <b>", "LoRA_8 | x"], "Score": scores, "Size": ["74k", "0.3M"]})
     table = Table("t", "Table 2: 100% {a}", cells, 1, ("**Note** of `x_y`.",))
     files = {path.rpartition(".")[2]: content.decode() for path, content in table.files().items()}
     assert pd.read_csv(io.StringIO(files["csv"]), dtype=str, keep_default_na=False).equals(cells)
-    assert "| LoRA_8 \\| x | - | 0.3M |" in files["md"]
-    assert r"LoRA\_8 | x & - & 0.3M \\" in files["tex"] and r"Full \& <b> & 83.4 $\pm$0.5 & 74k" in files["tex"]
+    assert "| LoRA_8 \\| x | 52.7 ±3.3 (2 of 3 collapsed) | 0.3M |" in files["md"]
+    assert (
+        r"LoRA\_8 | x & 52.7 $\pm$3.3 (2 of 3 collapsed) & 0.3M \\" in files["tex"]
+        and r"Full \& <b> & 83.4 $\pm$0.5 & 74k" in files["tex"]
+    )
     assert r"\caption{Table 2: 100\% \{a\}}" in latex(table) and "Note of x\\_y." in files["tex"]
-    found = [html.unescape(text) for text in re.findall(r"<td[^>]*>(.*?)</td>", files["html"])]
+    shown = html_table(table)
+    found = [html.unescape(re.sub(r"<[^>]+>", "", text)) for text in re.findall(r"<td[^>]*>(.*?)</td>", shown)]
     assert found == [text for row in cells.values.tolist() for text in row]
-    assert "<strong>Note</strong> of <code>x_y</code>" in files["html"]
+    assert "<strong>Note</strong> of <code>x_y</code>" in shown
 
 
 @pytest.mark.parametrize(
@@ -399,7 +410,7 @@ def test_a_changed_record_changes_everything_that_shows_it(synthetic, whole, tmp
     assert before.readme != after.readme and before.text != after.text
     pictures = dict.fromkeys(before.figures, b"<svg/>")
     assert before.html(pictures) != after.html(pictures)
-    shown = b"<td class=number>12.3</td>"  # of the run itself
+    shown = b'<td class="number">12.3</td>'  # of the run itself
     assert shown in after.html(pictures) and shown not in before.html(pictures)
 
 
@@ -410,7 +421,7 @@ def test_a_rebuild_is_the_same_byte_for_byte(synthetic, whole, tmp_path):
     written = {p.relative_to(tmp_path / "a"): p.read_bytes() for p in (tmp_path / "a").rglob("*") if p.is_file()}
     assert len(written) == len(one.files) + 2 * len(one.figures) + 1
     write(other, tmp_path / "a")
-    assert all((tmp_path / "a" / path).read_bytes() == content for path, content in written.items())
+    assert not [path for path, content in written.items() if (tmp_path / "a" / path).read_bytes() != content]
 
 
 def test_a_picture_of_the_same_data_is_left_as_it_is(whole, tmp_path):
@@ -452,6 +463,47 @@ def test_the_mnli_runs_that_others_start_from_are_expected_and_not_shown(whole):
     assert not start.cells["Task"].str.contains("MNLI").any()
 
 
+def test_the_two_starts_are_told_apart_wherever_both_are_shown(whole):
+    labels = {f"LoRA (qv, r8), from {start}" for start in ("pretrained", "MNLI")}
+    for panel in whole.figures["start_curves"]["panels"]:
+        assert {series["label"] for series in panel["series"]} == labels
+    (table,) = [table for table in whole.tables if table.name == "mnli_start_best_last"]
+    assert set(table.cells["Method"]) == labels and not table.cells.duplicated(["Method", "Task"]).any()
+    assert {series["label"] for series in whole.figures["curves"]["panels"][0]["series"]} >= {"LoRA (qv, r8)"}
+
+
+def test_every_comparison_is_drawn_and_every_seed_is_in_the_legend(whole):
+    page = whole.html(dict.fromkeys(whole.figures, b"")).decode()
+    findings = [f for each in whole.verdicts for one in (each, each.on_last) if one for f in one.findings]
+    drawn = [f for f in findings if not math.isnan(f.mean)]
+    assert len(drawn) > 20 and page.count('<svg class="interval"') == len(drawn)
+    runs = {p.run_id for p in whole.gathered.every}
+    assert len(re.findall(r">seed \d+</text>", page)) == len(runs) > 100
+    assert len(page.encode()) < 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("bound", "kept", "edges"),
+    [
+        (Bound("above", 0), (16, 220), [(16, "0")]),
+        (Bound("below", 4), (0, 204), [(204, "4")]),
+        (Bound("within", 2, 2), (16, 204), [(16, "0"), (204, "4")]),
+    ],
+)
+def test_an_interval_is_drawn_to_scale(bound, kept, edges):
+    """From 0 or 1 to 3 or 4, whichever values there are, over 188 units."""
+    found = Finding("A - B", 2.0, 1.0, 3.0, 5, bound, 1.0, True, "", (), "points")
+    drawn = draw_interval(found)
+    low, high = min(1.0, *(edge for edge, _ in bound.edges)), max(3.0, *(edge for edge, _ in bound.edges))
+    places = [16 + 188 * (value - low) / (high - low) for value in (1.0, 2.0, 3.0)]
+    assert [drawn["ends"][0], drawn["mean"], drawn["ends"][1]] == pytest.approx(places, abs=0.06)
+    assert drawn["kept"] == kept and drawn["edges"] == edges
+    exact = dataclasses.replace(found, low=2.0, high=2.0)
+    assert draw_interval(exact)["ends"] is None
+    assert draw_interval(dataclasses.replace(found, mean=math.nan)) is None
+    assert draw_interval(dataclasses.replace(found, bound=Bound("exactly", 0))) is None
+
+
 def test_a_run_is_set_beside_the_reference(synthetic):
     assert re.search(r"\b25 of 25 cells agree", build("small", ["experiment=glue_table2", FULL[1]], synthetic).text)
 
@@ -469,7 +521,7 @@ def test_the_first_screen_shows_the_figure_of_its_table(whole, suffix):
     (table,) = [each for each in whole.tables if each.name == "table2"]
     table = dataclasses.replace(table, name=f"table2{suffix}")
     assert f"(results/small/figures/parameters{suffix}.png)" in block(
-        "small", [table], whole.verdicts, ["ranks", f"parameters{suffix}"]
+        "small", table, whole.verdicts, ["ranks", f"parameters{suffix}"]
     )
 
 
@@ -489,7 +541,7 @@ def test_the_command_leaves_the_files_and_says_what_is_incomplete(synthetic, tmp
     (root / "README.md").write_text(f"# x\n{mark}after\n")
     next((root / "results" / "reference" / "small" / "runs").glob("*.full.*.json")).write_text("{")
     monkeypatch.setattr("lora.report.build.ROOT", root)
-    monkeypatch.setattr("lora.report.build.build", lambda name, given: build(name, given, root / "results"))
+    monkeypatch.setattr("lora.report.command.build", lambda name, given: build(name, given, root / "results"))
     with pytest.raises(SystemExit):
         report("reference/small")
     assert "old" in (root / "README.md").read_text()  # a report alone touches no page
@@ -501,20 +553,20 @@ def test_the_command_leaves_the_files_and_says_what_is_incomplete(synthetic, tmp
     readme = (root / "README.md").read_text()
     assert readme.startswith("# x\n") and readme.endswith("after\n") and "old" not in readme
     assert "| **cannot tell** | LoRA is comparable to" in readme and "figures/parameters.png" in readme
-    trained, cells = map(int, re.search(r"\*\*Not complete:\*\* (\d+) of (\d+) cells are trained", readme).groups())
+    trained, cells = map(int, re.search(r"\*\*Not complete:\*\* (\d+) of (\d+) runs are trained", readme).groups())
     assert cells - trained == 1 and cells > 10
     assert (root / "results" / "reference" / "small" / "report.html").stat().st_size > 100_000
 
 
 def test_a_report_of_ones_own_runs_writes_no_page(synthetic, monkeypatch, capsys):
-    monkeypatch.setattr("lora.report.build.build", lambda name, given: build(name, given, synthetic))
+    monkeypatch.setattr("lora.report.command.build", lambda name, given: build(name, given, synthetic))
     with pytest.raises(SystemExit) as ended:
         report("small", "--pages")
     assert ended.value.code == 2 and "no page of this repository shows your own runs" in capsys.readouterr().err
 
 
 def test_without_a_finished_run_the_report_says_where_runs_are(synthetic, monkeypatch, capsys):
-    monkeypatch.setattr("lora.report.build.build", lambda name, given: build(name, given, synthetic / "nowhere"))
+    monkeypatch.setattr("lora.report.command.build", lambda name, given: build(name, given, synthetic / "nowhere"))
     with pytest.raises(SystemExit) as ended:
         command("report")(["small"])
     assert ended.value.code == 2 and "nowhere/small holds no finished run" in capsys.readouterr().err

@@ -17,8 +17,13 @@ METRIC_SHORT = {"accuracy": "acc.", "matthews": "Matthews", "pearson": "Pearson"
 ROW = ["model", "protocol", "slug", "method", "varied", "label"]  # what the cells of one line of a table share
 CELL = [*ROW, "start", "task"]  # what the seeds of one cell share
 START_TITLES = {"pretrained": "pretrained", "mnli": "MNLI"}
+ENCODER_TITLES = {
+    "minilm": "all-MiniLM-L6-v2",
+    "roberta_base": "RoBERTa-base",
+    "roberta_large": "RoBERTa-large",
+    "deberta_v2_xxl": "DeBERTa-XXL",
+}
 LORA_SLUG = re.compile(r"lora-([qkvoif]+)-r(\d+)")
-METHODS_BY_TASKS = ("glue_table2", "adhoc")  # experiments in the layout of Table 2
 KINDS = ("whole", "part", "embedded")  # of a task's train rows: never in one table
 
 
@@ -121,6 +126,37 @@ def in_order(summary: pd.DataFrame) -> list[str]:
 def method_label(slug: str, method: str) -> str:
     detail = slug.partition("-")[2]
     return METHOD_TITLES[method] + (f" ({detail.replace('-', ', ')})" if detail else "")
+
+
+def slug_label(slug: str) -> str:
+    """What a table calls the row of a slug: `LoRA (qv, r8)`."""
+    return method_label(slug, slug.partition("-")[0])
+
+
+def encoder_title(model: str) -> str:
+    return ENCODER_TITLES.get(model, model)
+
+
+def told_apart(
+    runs: pd.DataFrame, by: Sequence[str] = ("model", "protocol", "start"), within: Sequence[str] = ("task", "label")
+) -> pd.Series:
+    """The label of each run, with its encoder, protocol and start where runs of one label differ in these.
+
+    Args:
+        runs: One row per run, with label, task and the columns of `by`.
+        within: Runs that share these columns are told apart.
+    """
+    labels = runs["label"]
+    for key in by:
+        several = runs.groupby([*within])[key].transform("nunique") > 1
+        labels = labels.where(~several, labels + ", " + runs[key].map(lambda value, key=key: told(key, value)))
+    return labels
+
+
+def told(key: str, value: str) -> str:
+    if key == "start":
+        return f"from {START_TITLES[value]}"
+    return encoder_title(value) if key == "model" else f"protocol {value}"
 
 
 def task_label(task: Task) -> str:

@@ -1,6 +1,5 @@
-"""`python -m lora report PROFILE`: from the records of a profile to tables, verdicts, figures and its page."""
+"""A profile's report: its records made into tables, verdicts, figures and a page; and the files that keep it."""
 
-import argparse
 import dataclasses
 import json
 import shlex
@@ -15,17 +14,17 @@ import pandas as pd
 from lora.cost.efficiency.report import read_devices
 from lora.cost.efficiency.tables import tables as efficiency_tables
 from lora.errors import UserError
-from lora.files import REFERENCE, RESULTS, ROOT, write_atomically
+from lora.files import RESULTS, ROOT, write_atomically
 from lora.records.analysis import Analyses, read_analyses
 from lora.records.record import load_curves
-from lora.report.catalogue import METHODS_BY_TASKS, NOT_GLUE, TITLES, Sections, build_sections, reference_table
-from lora.report.claims.command import verdicts
+from lora.report.catalogue import ADHOC, FILES, build_sections, reference_table
+from lora.report.claims.judging import verdicts
 from lora.report.claims.shown import to_json, verdict_table
 from lora.report.claims.verdicts import Verdict
-from lora.report.figures import Figure, by_parameters, by_rank, by_targets, forest, learning_curves
+from lora.report.figures import Figure
 from lora.report.learning_rate import learning_rate_table
 from lora.report.page import page
-from lora.report.page.runs import cells_html
+from lora.report.page.render import html_table
 from lora.report.readme import block, in_readme
 from lora.report.select import Gathered, gather, reference_of
 from lora.report.subspace_tables import amplification_table, figure3, figure4
@@ -34,17 +33,8 @@ from lora.table import Table
 
 MISSING_SHOWN = 20
 PRINTED = (
-    "table2",
-    "table2_part",
-    "table5",
-    "table6",
-    "table7",
-    "mnli_start",
-    "learning_rate",
-    "own",
-    "own_part",
-    "claims",
-    "reference",
+    *("table2", "table2_part", "table5", "table6", "table7", "mnli_start", "learning_rate", "own", "own_part"),
+    *("claims", "reference"),
 )
 
 
@@ -53,10 +43,10 @@ class Report:
     """What a profile's records amount to.
 
     Args:
-        tables: In reading order.
-        figures: Name -> what it plots.
         gathered, analyses: What all of it was made from.
-        problems: A line for each file that was left out.
+        tables: In reading order.
+        cells: Every cell with its numbers.
+        figures: Name -> what it plots.
     """
 
     gathered: Gathered
@@ -76,46 +66,62 @@ class Report:
 
     @property
     def problems(self) -> tuple[str, ...]:
+        """A line for each file that was left out."""
         return (*self.state.problems, *self.analyses.problems)
 
     @cached_property
     def files(self) -> dict[str, bytes]:
         """Path below results/<name>/ -> content, of all but the pictures and the page that shows them."""
         files = {path: content for table in self.tables for path, content in table.files().items()}
+        files |= {f"tables/{table.name}.html": html_table(table).encode() for table in self.tables}
         files["tables/cells.csv"] = self.cells.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
         files["claims/verdicts.json"] = to_json(self.verdicts)
         return files | {f"figures/{key}.json": figure_json(figure) for key, figure in self.figures.items()}
 
     @property
     def text(self) -> str:
-        """What the command prints: the results, and of the paper's sentences those that they say something to."""
+        """What the command prints: the results, and the paper's sentences that they say something about."""
         judged = [each for each in self.verdicts if any(found.n != 0 for found in each.findings)]
         tables = {table.name: table for table in self.tables}
         tables["claims"] = dataclasses.replace(tables["claims"], cells=verdict_table(judged))
         shown = [tables[name].markdown() for name in PRINTED if name in tables and len(tables[name].cells)]
-        left_out = status_lines(self)
+        left_out = [f"- {line}" for line in self.status]
         return "\n".join([*shown, *(["## Not in the tables\n", *left_out, ""] if left_out else [])])
 
     @property
     def readme(self) -> str:
         main = [table for table in self.tables if table.name in ("table2", "table2_part")]
-        return block(self.name, main, self.verdicts, list(self.figures), self.progress) if main else ""
+        return block(self.name, main[0], self.verdicts, list(self.figures), self.progress) if main else ""
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many runs are trained, and how many are expected."""
+        expected = {p.run_id for p in (*self.gathered.every, *self.gathered.tried)}
+        return len(expected & self.state.ok.keys()), len(expected)
 
     @property
     def progress(self) -> str:
-        """How much there is of a profile that is not complete."""
-        cells = {cell.run_id for cell in (*self.gathered.every, *self.gathered.tried)}
-        lacking = len(cells - self.state.ok.keys())
-        if not lacking:
+        """How much of a profile exists, if not all of it."""
+        trained, expected = self.counts
+        if trained == expected:
             return ""
-        return f"**Not complete:** {len(cells) - lacking} of {len(cells)} cells are trained; the page names the others."
+        return f"**Not complete:** {trained} of {expected} runs are trained; the page names the others."
+
+    @property
+    def status(self) -> list[str]:
+        """A line in Markdown for each run or file that no table has."""
+        now = self.state
+        lines = [f"failed: `{run_id}`: {record.error}" for run_id, record in sorted(now.failed.items())]
+        missing = sorted(cell.run_id for cell in now.missing)
+        lines += [f"missing: `{run_id}`" for run_id in missing[:MISSING_SHOWN]]
+        if len(missing) > MISSING_SHOWN:
+            lines.append(f"missing: {len(missing) - MISSING_SHOWN} more")
+        lines += [f"extra, not used: `{run_id}`" for run_id in now.extra]
+        return lines + [f"left out: {problem}" for problem in self.problems]
 
     def html(self, pictures: Mapping[str, bytes]) -> bytes:
         """The page. `pictures`: name -> SVG."""
-        banner = NOT_GLUE if any(table.banner == NOT_GLUE for table in self.tables) else ""
-        status = status_lines(self)
-        cells = cells_html(self.gathered.every, self.state.ok)
-        return page(self.name, banner, self.verdicts, self.tables, self.figures, pictures, cells, status).encode()
+        return page(self, pictures).encode()
 
 
 def build(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) -> Report:
@@ -123,32 +129,32 @@ def build(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) -> 
 
     Args:
         name: A profile, or `reference/<profile>`: a folder below `results`.
-        overrides: Those that the sweep was launched with, so that the same cells are expected.
+        overrides: Those that the sweep was launched with, so that the same runs are expected.
     Raises: UserError: If the profile does not exist, its records are of different rows, or a claims file or an analysis
-        is not as it must be.
+        is invalid.
     """
     gathered = gather(name, overrides, results)
-    frame, curves = gathered.frame, load_curves(list(gathered.state.ok.values()))
+    name, frame, curves = gathered.name, gathered.frame, load_curves(list(gathered.state.ok.values()))
     analyses = read_analyses(gathered.folder / "analysis", gathered.state.ok)
     sections = build_sections(name, gathered.planned, frame, curves, analyses.examples)
-    judged = verdicts(gathered, analyses)
+    judged, figures = verdicts(gathered, analyses), sections.figures
     tables = [Table("claims", f"The paper's sentences ({name})", verdict_table(judged), words=3), *sections.tables]
-    rates = learning_rate_table(name, gathered.tried, frame)
-    tables += [rates] if rates is not None else []
+    tables += [learning_rate_table(name, gathered.tried, frame)]
     if analyses.subspaces:
         tables.append(amplification_table(name, analyses.subspaces))
+        found = {"figure3": figure3(analyses.subspaces), "figure4": figure4(analyses.subspaces)}
+        figures |= {key: figure for key, figure in found.items() if figure is not None}
     if not gathered.is_reference:
-        beside = reference_table(name, frame, *reference_of(gathered))
-        tables += [beside] if beside is not None else []
+        tables.append(reference_table(name, frame, *reference_of(gathered)))
     tables += efficiency_tables(read_devices(gathered.efficiency))
-    figures = make_figures(gathered, sections, curves, analyses)
-    return Report(gathered, analyses, tuple(tables), sections.cells(), tuple(judged), figures)
+    shown = tuple(table for table in tables if table is not None)
+    return Report(gathered, analyses, shown, sections.cells(), tuple(judged), figures)
 
 
 def pages(report: Report) -> dict[Path, str]:
     """The README, and the pages of experiments, with this report's numbers between their marks."""
     shown = {ROOT / "README.md": report.readme}
-    for experiment, (file, _) in TITLES.items():
+    for experiment, file in FILES.items():
         own = [untitled(table) for table in report.tables if table.name in (file, f"{file}_part")]
         shown[ROOT / "experiments" / experiment / "README.md"] = "\n".join(own)
     return {path: in_readme(path.read_text(), report.name, text) for path, text in shown.items() if path.exists()}
@@ -159,39 +165,8 @@ def untitled(table: Table) -> str:
     return table.markdown().partition("\n\n")[2]
 
 
-def make_figures(gathered: Gathered, sections: Sections, curves: pd.DataFrame, analyses: Analyses) -> dict[str, Figure]:
-    """Those for which there is something to plot; of rows of one kind each."""
-    found: dict[str, Figure | None] = {}
-    for (experiment, kind), summary in sections.summaries.items():
-        suffix = "_part" if kind == "part" else ""
-        if experiment in METHODS_BY_TASKS:
-            tasks = set(summary["task"])
-            of_kind = [p for p in gathered.planned[experiment] if p.task in tasks]
-            found[f"parameters{suffix}"] = by_parameters(summary)
-            found[f"forest{suffix}"] = forest(sections.pairs[sections.pairs["kind"] == kind])
-            found[f"curves{suffix}"] = learning_curves(curves, of_kind)
-        elif experiment == "lora_targets":
-            found[f"targets{suffix}"] = by_targets(summary)
-        elif experiment == "lora_ranks":
-            found[f"ranks{suffix}"] = by_rank(summary)
-    if analyses.subspaces:
-        found |= {"figure3": figure3(analyses.subspaces), "figure4": figure4(analyses.subspaces)}
-    return {key: figure for key, figure in found.items() if figure is not None}
-
-
 def figure_json(figure: Figure) -> bytes:
     return (json.dumps(figure, allow_nan=False, ensure_ascii=False) + "\n").encode()
-
-
-def status_lines(report: Report) -> list[str]:
-    now = report.state
-    lines = [f"- failed: `{run_id}`: {record.error}" for run_id, record in sorted(now.failed.items())]
-    missing = sorted(cell.run_id for cell in now.missing)
-    lines += [f"- missing: `{run_id}`" for run_id in missing[:MISSING_SHOWN]]
-    if len(missing) > MISSING_SHOWN:
-        lines.append(f"- missing: {len(missing) - MISSING_SHOWN} more")
-    lines += [f"- extra, not used: `{run_id}`" for run_id in now.extra]
-    return lines + [f"- left out: {problem}" for problem in report.problems]
 
 
 def write(report: Report, folder: Path) -> None:
@@ -219,16 +194,6 @@ def write(report: Report, folder: Path) -> None:
                 path.unlink()
 
 
-def nothing_yet(gathered: Gathered) -> str:
-    """Of a folder without a record of what was asked for."""
-    committed = gathered.results / REFERENCE / gathered.profile
-    shown = f"; python -m lora report {REFERENCE}/{gathered.profile} shows the committed ones"
-    return (
-        f"{gathered.folder} holds no finished run of what was asked for: make reproduce-glue "
-        f"PROFILE={gathered.profile} trains them{shown if committed.exists() else ''}"
-    )
-
-
 def print_sweep(profile: str, arguments: Sequence[str]) -> None:
     """At the end of a sweep: the table of a grid of one's own, and the command that makes a report of it.
 
@@ -238,41 +203,12 @@ def print_sweep(profile: str, arguments: Sequence[str]) -> None:
     own = [argument for argument in arguments if not argument.startswith("profile=")]
     try:
         gathered = gather(profile, own)
-    except UserError as error:  # the runs themselves have ended, and their records are there
+    except UserError as error:  # the runs themselves have ended, and their records exist
         print(f"no table of this sweep: {error}", file=sys.stderr)
         return
-    if "adhoc" in gathered.planned:
-        asked = dataclasses.replace(gathered, planned={"adhoc": gathered.planned["adhoc"]})
+    if ADHOC in gathered.planned:
         curves = load_curves(list(gathered.state.ok.values()))
-        sections = build_sections(gathered.name, asked.planned, gathered.frame, curves, {})
-        tables = [table for table in sections.tables if table.name in PRINTED]
-        print("\n".join(table.markdown() for table in tables))
+        sections = build_sections(gathered.name, {ADHOC: gathered.planned[ADHOC]}, gathered.frame, curves, {})
+        print("\n".join(table.markdown() for table in sections.tables if table.name in PRINTED))
     command = shlex.join(["python", "-m", "lora", "report", profile, *own])
     print(f"tables, figures and page of this sweep: {command}")
-
-
-def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("profile", help="a profile, or reference/<profile>: the folder below results/")
-    parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was launched with")
-    parser.add_argument(
-        "--pages", action="store_true", help="write the README's and the experiments' blocks too (make tables)"
-    )
-
-
-def main(arguments: argparse.Namespace) -> int:
-    """Exit codes: 0 complete; 1 a cell is missing or failed, or a file was left out; 2 a bad call."""
-    report = build(arguments.profile, arguments.overrides)
-    if not report.gathered.state.ok:
-        raise UserError(nothing_yet(report.gathered))
-    if arguments.pages and not report.gathered.is_reference:
-        raise UserError(f"--pages is for {REFERENCE}/<profile>: no page of this repository shows your own runs")
-    write(report, report.gathered.folder)
-    for path, content in pages(report).items() if arguments.pages else ():
-        if content != path.read_text():
-            write_atomically(path, content.encode())
-    print(report.text)
-    failed, missing, left_out = len(report.state.failed), len(report.state.missing), len(report.problems)
-    if failed or missing or left_out:
-        print(f"incomplete: {failed} failed, {missing} missing, {left_out} files left out", file=sys.stderr)
-        return 1
-    return 0

@@ -9,8 +9,8 @@ import pandas as pd
 from jaxtyping import Float
 
 from lora.data.tasks import TASKS
-from lora.report.aggregate import CELL, ROW, Planned, expected_runs, in_order, task_label
-from lora.report.stats import LEVEL
+from lora.report.aggregate import CELL, ROW, Planned, expected_runs, in_order, task_label, told_apart
+from lora.report.stats import LEVEL, all_pairs, holm
 from lora.report.tables import average, cell_text, number, seeds_text
 
 
@@ -36,39 +36,23 @@ def beside_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame)
         name = f"{row['paper_model']} {row['paper_method']} {row['paper_trainable']}"
         start = {"Model": model} if summary["model"].nunique() > 1 else {}
         start |= {"Method": label}
-        for task in tasks:
-            if task not in by_task.index:
-                continue
-            ours, published = (
-                by_task.loc[task],
-                cells.loc[TASKS[task].title] if TASKS[task].title in cells.index else None,
-            )
-            lines.append(
-                {
-                    **start,
-                    "Task": task_label(TASKS[task]),
-                    "Ours": cell_text(ours),
-                    "n": f"{ours['n']:.0f}",
-                    "Published": "-" if published is None else with_spread(published["value"], published["std"]),
-                    "Difference": number(ours["median"] - printed[task], "+.1f"),
-                    "Published row": name,
-                }
-            )
+        end = {"Published row": name}
+        for task in (task for task in tasks if task in by_task.index):
+            ours, title = by_task.loc[task], TASKS[task].title
+            theirs = with_spread(*cells.loc[title, ["value", "std"]]) if title in cells.index else "-"
+            difference = ours["median"] - printed[task]
+            own = beside(task_label(TASKS[task]), cell_text(ours), f"{ours['n']:.0f}", theirs, difference)
+            lines.append(start | own | end)
         if len(tasks) > 1:
             ours, theirs = average(by_task["median"], tasks), pd.Series(printed).mean(skipna=False)
-            lines.append(
-                {
-                    **start,
-                    "Task": "Avg.",
-                    "Ours": number(ours),
-                    "n": seeds_text(group),
-                    "Published": number(theirs),
-                    "Difference": number(ours - theirs, "+.1f"),
-                    "Published row": name,
-                }
-            )
+            lines.append(start | beside("Avg.", number(ours), seeds_text(group), number(theirs), ours - theirs) | end)
     table, whole = pd.DataFrame(lines), summary["kind"].eq("whole").all()
     return table if whole or not len(table) else table.drop(columns="Difference")
+
+
+def beside(task: str, ours: str, n: str, published: str, difference: float) -> dict[str, str]:
+    shown = number(difference, "+.1f")
+    return {"Task": task, "Ours": ours, "n": n, "Published": published, "Difference": shown}
 
 
 def published_row(rows: pd.DataFrame, model: str, protocol: str, slug: str) -> pd.Series | None:
@@ -97,6 +81,32 @@ def published(paper: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
             line[task_label(TASKS[task])] = "-" if cell is None else with_spread(cell["value"], cell["std"])
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def method_pairs(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
+    """Every method against every other of the same encoder. p_holm is corrected over all of them.
+
+    Returns: `lora.report.stats.all_pairs`, with model and p_holm.
+    """
+    found = []
+    for model in dict.fromkeys(p.model for p in planned):
+        of_model = [p for p in planned if p.model == model]
+        runs = {label: frame[frame["run_id"].isin(ids)] for label, ids in groups_of(of_model).items()}
+        found.append(all_pairs(runs).assign(model=model))
+    table, places = pd.concat(found), [*TASKS, "Avg."]
+    ordered = [
+        group.sort_values("task", key=lambda tasks: tasks.map(places.index))
+        for _, group in table.groupby(["model", "one", "other"], sort=False)
+    ]
+    table = pd.concat(ordered) if ordered else table
+    return table.assign(p_holm=holm(table["p"].tolist())).reset_index(drop=True)
+
+
+def groups_of(planned: Sequence[Planned]) -> dict[str, list[str]]:
+    """The methods of one encoder, in the tables' order: label -> run_ids. Protocols are told apart."""
+    runs = expected_runs(planned)
+    labels = told_apart(runs, by=("protocol",), within=("label",))
+    return {label: ids.tolist() for label, ids in runs["run_id"].groupby(labels, sort=False)}
 
 
 def pairs_table(pairs: pd.DataFrame, examples: Mapping[tuple[str, str, str, str], Mapping[str, Any]]) -> pd.DataFrame:
@@ -129,11 +139,6 @@ def pairs_table(pairs: pd.DataFrame, examples: Mapping[tuple[str, str, str, str]
     return pd.DataFrame(lines)
 
 
-def bounds(found: Mapping[str, Any], over: str) -> str:
-    low, high = found.get(f"{over}_low"), found.get(f"{over}_high")
-    return "-" if low is None or high is None else interval_text(low, high)
-
-
 def interval_text(low: float, high: float) -> str:
     return "-" if pd.isna(low) or pd.isna(high) else f"{low:+.1f} to {high:+.1f}"
 
@@ -146,6 +151,7 @@ def best_against_last(frame: pd.DataFrame, curves: pd.DataFrame, planned: Sequen
         `Flatters` is the mean of best minus the second, `Best - last` that of best minus the third.
     """
     expected = expected_runs(planned).merge(frame[["run_id", "best", "last"]], on="run_id").dropna()
+    expected = expected.assign(label=told_apart(expected))
     by_run = {run_id: group.to_numpy() for run_id, group in curves.groupby("run_id")["value"]}
     lines = []
     for _, runs in expected.groupby(CELL, sort=False):

@@ -1,28 +1,16 @@
-"""How the runs of a table were trained, and what still rises: the line above it. And what an encoder is."""
+"""How the runs of a table were trained, and what still rises: the line above it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from lora.data.tasks import TASKS
-from lora.report.aggregate import START_TITLES, Planned, expected_runs
+from lora.report.aggregate import START_TITLES, Planned, encoder_title, expected_runs, told_apart
 from lora.report.stats import LEVEL, Interval, mean_interval
 
 RISING = 0.5  # points: a convention of this project
 LISTED = 4  # cells of a task; of more, the number and the range
-ENCODERS = {
-    # its model card: huggingface.co/sentence-transformers/all-MiniLM-L6-v2
-    "minilm": "The encoder is all-MiniLM-L6-v2, a sentence embedder of 22M parameters, tuned contrastively on a "
-    "billion pairs, those of MNLI, SNLI and QQP among them. STS-B is nearly its own objective, and an MNLI start is no "
-    "fresh start for it. No RoBERTa or DeBERTa run was trained here, since their weights cannot be had offline.",
-}
-NAMES = {"minilm": "all-MiniLM-L6-v2"}
-
-
-def encoder_notes(models: Iterable[str]) -> list[str]:
-    """What a reader must know of the encoders, where there is anything to say."""
-    return [ENCODERS[model] for model in dict.fromkeys(models) if model in ENCODERS]
 
 
 def conditions(frame: pd.DataFrame, curves: pd.DataFrame, planned: Sequence[Planned]) -> str:
@@ -37,7 +25,7 @@ def conditions(frame: pd.DataFrame, curves: pd.DataFrame, planned: Sequence[Plan
     found = curves[curves["run_id"].isin(runs["run_id"])]
     if not len(found):
         return ""
-    models = ", ".join(NAMES.get(model, model) for model in dict.fromkeys(runs["model"]))
+    models = ", ".join(map(encoder_title, dict.fromkeys(runs["model"])))
     epochs = found.groupby("run_id")["epoch"].max()
     by_task = runs.drop_duplicates("task")
     parts = [f"{TASKS[row.task].title} {row.train_rows:,.0f}" for row in by_task.itertuples() if row.is_part]
@@ -55,7 +43,7 @@ def span(values: pd.Series) -> str:
 def rising_text(curves: pd.DataFrame, runs: pd.DataFrame) -> str:
     found = rises(curves, runs)
     if not found:
-        return "Nothing is known of what still rises: no run has two epochs."
+        return "What still rises is not known: no run has two epochs."
     tasks = []
     for task in [task for task in TASKS if task in {task for task, _ in found}]:
         of_task = {label: rise for (other, label), rise in found.items() if other == task}
@@ -66,9 +54,9 @@ def rising_text(curves: pd.DataFrame, runs: pd.DataFrame) -> str:
         elif rising:
             tasks.append(f"{TASKS[task].title} {', '.join(f'{label} {text(r)}' for label, r in rising.items())}")
     rule = (
-        f"last epoch minus the one at two thirds, mean over seeds above {RISING} points, with its {LEVEL:.0%} interval"
+        f"mean gain over the last third of the epochs above {RISING} points, with its {LEVEL:.0%} interval over seeds"
     )
-    return f"Still rising ({rule}): {'; '.join(tasks) or 'nothing'}."
+    return f"Still rising at the end ({rule}): {'; '.join(tasks) or 'nothing'}."
 
 
 def text(rise: Interval) -> str:
@@ -80,21 +68,18 @@ def rises(curves: pd.DataFrame, runs: pd.DataFrame) -> dict[tuple[str, str], Int
     """What a cell gains at the end: the last epoch minus the one at two thirds of them, in points, over its seeds.
 
     Args:
-        runs: One row per run, with task, label, start and protocol.
-    Returns: (task, label) -> the mean over seeds and its t interval; cells of one epoch are left out.
+        runs: `expected_runs`.
+    Returns: (task, label of `told_apart`) -> the mean over seeds and its t interval; cells of one epoch are left out.
     """
     gains = {}
     for run_id, curve in curves.groupby("run_id"):
         value, last = curve.set_index("epoch")["value"], curve["epoch"].max()
         if last > 1:
             gains[run_id] = 100 * (value[last] - value[max(1, round(2 * last / 3))])
-    apart = ("model", "protocol", "start")
     found = {}
-    for (task, label, *others), cell in runs.groupby(["task", "label", *apart], sort=False):
+    for (task, label), cell in runs.groupby(["task", told_apart(runs)], sort=False):
         values = np.array([gains[run] for run in cell["run_id"] if run in gains], dtype=float)
         values = values[~np.isnan(values)]
         if len(values):
-            several = [own for key, own in zip(apart, others, strict=True) if runs[key].nunique() > 1]
-            told = [START_TITLES.get(own, own) for own in several]
-            found[task, ", ".join([label, *told])] = mean_interval(values)
+            found[task, label] = mean_interval(values)
     return found

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from lora.data.tasks import TASKS
-from lora.report.aggregate import CELL, ROW, Planned, adapted, expected_runs, in_order, task_label
+from lora.report.aggregate import ROW, Planned, adapted, encoder_title, expected_runs, in_order, task_label, told_apart
 from lora.report.stats import LEVEL
 from lora.report.tables import average
 
@@ -51,37 +51,43 @@ def by_parameters(summary: pd.DataFrame) -> Figure | None:
     panels = []
     for model, rows in summary.groupby("model", sort=False):
         tasks, series = in_order(rows), []
-        for (_, protocol, _, _, _, label), group in rows.groupby(ROW, sort=False):
+        rows = rows.assign(label=told_apart(rows, by=("protocol",)))
+        for (*_, label), group in rows.groupby(ROW, sort=False):
             values, count = group.set_index("task"), group["trainable_method"].dropna()
             middle, low, high = (average(values[column], tasks) for column in ("median", "min", "max"))
             if pd.isna(middle) or not len(count):
                 continue
-            label += f", {protocol}" if rows["protocol"].nunique() > 1 else ""
             series.append({"label": label, "x": [int(count.iloc[0])], "y": [middle], "low": [low], "high": [high]})
         if series:
             titles = ", ".join(TASKS[task].title for task in tasks)
-            panels.append({"title": model, "y": f"average of {titles}", "series": series})
+            panels.append({"title": encoder_title(model), "y": f"average of {titles}", "series": series})
     note = (
-        "Averages of the tasks' medians over seeds; bars: of their lowest and highest seeds. The head is not counted."
+        "Average over tasks of the medians over seeds; bars: of the lowest and of the highest seeds. Excludes the head."
     )
     return figure(
         "Trainable parameters against the average score", note, "lines", "trainable parameters", panels, log_x=True
     )
 
 
-def learning_curves(curves: pd.DataFrame, planned: Sequence[Planned]) -> Figure | None:
-    """The metric by epoch, per task; the band is the range of the seeds."""
-    runs = expected_runs(planned).merge(curves, on="run_id")
+def learning_curves(curves: pd.DataFrame, planned: Sequence[Planned], what: str = "") -> Figure | None:
+    """The metric by epoch, per task; the band is the range of the seeds.
+
+    Args:
+        what: The rest of the title.
+    """
+    expected = expected_runs(planned)
+    runs = expected.assign(label=told_apart(expected)).merge(curves, on="run_id")
     panels = []
     for task in in_order(runs):
         series = []
-        for (_, protocol, _, _, _, label, *_), cell in runs[runs["task"] == task].groupby(CELL, sort=False):
+        for label, cell in runs[runs["task"] == task].groupby("label", sort=False):
             by_epoch = cell.groupby("epoch")["value"].agg(["median", "min", "max"]) * 100
-            label += f", {protocol}" if runs["protocol"].nunique() > 1 else ""
             band = {"low": by_epoch["min"].tolist(), "high": by_epoch["max"].tolist()}
             series.append({"label": label, "x": by_epoch.index.tolist(), "y": by_epoch["median"].tolist(), **band})
         panels.append({"title": TASKS[task].title, "y": task_label(TASKS[task]), "band": True, "series": series})
-    return figure("Learning curves", "Median over seeds; band: lowest and highest seed.", "lines", "epoch", panels)
+    return figure(
+        f"Learning curves{what}", "Median over seeds; band: lowest and highest seed.", "lines", "epoch", panels
+    )
 
 
 def forest(pairs: pd.DataFrame) -> Figure | None:
@@ -96,7 +102,7 @@ def forest(pairs: pd.DataFrame) -> Figure | None:
         ]
         values = {"y": rows["mean"].tolist(), "low": rows["low"].tolist(), "high": rows["high"].tolist()}
         series = [{"label": "", "names": names, "x": list(range(len(names))), **values}]
-        panels.append({"title": f"{one} minus ... ({model})", "y": "points", "series": series})
+        panels.append({"title": f"{one} minus ... ({encoder_title(model)})", "y": "points", "series": series})
     note = f"Mean paired difference and its {LEVEL:.0%} interval over seeds; right of 0 LoRA is higher."
     return figure(
         "LoRA against the other methods, in pairs of one seed", note, "forest", "difference in points", panels

@@ -6,16 +6,12 @@ import pandas as pd
 
 from lora.data.tasks import TASKS
 from lora.report.aggregate import Planned, in_order, method_label, task_label
-from lora.report.conditions import encoder_notes
+from lora.report.notes import encoder_notes, note
 from lora.report.tables import number
 from lora.table import Table
 
 LEARNING_RATE = "learning_rate"  # the experiment
-TITLE = "Learning rates tried, on one seed that no other table has"
-NOTE = (
-    "Each run's best epoch on the dev set. Taken: the best mean over the tasks, of a grid of the same size for every "
-    "method; at the edge of its grid, a better one may lie beyond."
-)
+TITLE = "Learning rates tried, on a seed that no other table uses"
 
 
 def learning_rate_table(name: str, tried: Sequence[Planned], frame: pd.DataFrame) -> Table | None:
@@ -39,7 +35,9 @@ def learning_rate_table(name: str, tried: Sequence[Planned], frame: pd.DataFrame
             line["Avg."] = number(by_task.mean() if by_task.notna().all() else float("nan"))
             edge = " (edge)" if rate in (rates[0], rates[-1]) else ""
             lines.append(line | {"Taken": f"yes{edge}" if best.get(slug) == rate else ""})
-    return Table(LEARNING_RATE, f"{TITLE} ({name})", pd.DataFrame(lines), 2, (NOTE, *encoder_notes(runs["model"])))
+    return Table(
+        LEARNING_RATE, f"{TITLE} ({name})", pd.DataFrame(lines), 2, (note(LEARNING_RATE), *encoder_notes(runs["model"]))
+    )
 
 
 def tried_runs(tried: Sequence[Planned], frame: pd.DataFrame) -> pd.DataFrame:

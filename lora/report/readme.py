@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from lora.report.claims.findings import Finding
-from lora.report.claims.shown import short, value_text, word_text
+from lora.report.claims.shown import about_text, short, value_text, word_text
 from lora.report.claims.verdicts import Verdict
 from lora.report.stats import LEVEL
 from lora.table import Table, markdown
@@ -11,15 +11,12 @@ from lora.table import Table, markdown
 MARK = "<!-- results:{name} {edge} -->"
 
 
-def block(
-    name: str, tables: Sequence[Table], verdicts: Sequence[Verdict], figures: Sequence[str], progress: str = ""
-) -> str:
-    """The first table; for real GLUE the verdicts and the figure too; and where the rest is.
+def block(name: str, main: Table, verdicts: Sequence[Verdict], figures: Sequence[str], progress: str = "") -> str:
+    """The main table; for real GLUE the verdicts and the figure too; and where the rest is.
 
     Args:
-        progress: How much of a profile that is not complete there is.
+        progress: How much of the profile exists, if not all of it.
     """
-    main = tables[0]
     lines = [line for text in (main.banner, main.above, progress) if text for line in (text, "")]
     lines += [markdown(main.cells, main.words), *main.notes, ""]
     if not any(each.not_glue for each in verdicts):
@@ -37,10 +34,9 @@ def verdict_rows(verdicts: Sequence[Verdict]) -> list[tuple[str, str, str]]:
     """One line per claim and encoder or device: its verdict, the claim, and all of its comparisons."""
     rows = []
     for each in verdicts:
-        about = f" ({each.about})" if each.about else ""
         later = " (stated later)" if each.stated_later else ""
         found = "<br>".join(comparison(f) for f in each.findings) or each.reason
-        rows.append((f"**{word_text(each)}**{later}", f"{each.claim.headline}{about}", found))
+        rows.append((f"**{word_text(each)}**{later}", each.claim.headline + about_text(each), found))
     return rows
 
 

@@ -1,17 +1,19 @@
-"""What a profile's records amount to: the runs that its experiments expect, as one frame. From here on, no settings."""
+"""The records of a profile: the runs that its experiments expect, as one frame. From here on, no settings."""
 
+import argparse
 import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import yaml
 
 from lora.checks import SettingsError
-from lora.config.compose import CONF, compose_config, describe_group
+from lora.config.compose import CONF, compose_config, compose_run
 from lora.config.run import RunConfig, run_config
 from lora.config.variants import Variant, key_of, variant
 from lora.data.tasks import TASKS
@@ -19,24 +21,15 @@ from lora.errors import UserError
 from lora.files import REFERENCE, RESULTS
 from lora.methods.titles import METHOD_TITLES, TARGET_TITLES
 from lora.records.predictions import with_collapsed
-from lora.records.record import RunRecord, load_frame, load_records
-from lora.report.aggregate import LORA_SLUG, METHODS_BY_TASKS, Planned, labelled, method_label
-from lora.report.claims.statements import SELECTORS
+from lora.records.record import RunRecord, adapter_path, load_frame, load_records
+from lora.report.aggregate import LORA_SLUG, Planned, labelled, method_label
+from lora.report.catalogue import ADHOC, EXPERIMENTS, METHODS_BY_TASKS, OWN
 from lora.report.learning_rate import LEARNING_RATE
 from lora.sweep.expand import Cell, State, base_run, requested, state_of
 from lora.sweep.stand_in import WAY_OUT, check_inputs, distinct
 
 OF_MACHINES = ("train.precision", "train.kernels", "model.attention")
-OWN = "own"  # records that no experiment at hand expects
-EXPERIMENTS = (
-    "glue_table2",
-    "adhoc",
-    "lora_targets",
-    "lora_ranks",
-    "mnli_start",
-    LEARNING_RATE,
-    OWN,
-)  # in the report's order
+NAMED_BY = ("run_id", "model", "protocol", "start", "slug", "method", "task", "seed")
 
 
 @dataclass(frozen=True)
@@ -44,19 +37,20 @@ class Gathered:
     """The records of a profile that an experiment expects.
 
     Args:
-        name: A profile, or `reference/<profile>`: the folder below `results`, unless the overrides name another.
         folder: Where the records lie.
         results: The folder that holds a user's own results, and `reference`.
-        overrides: With which its cells are expected.
+        is_reference: Whether these are the committed runs.
+        overrides: With which its runs are expected.
         planned: Experiment -> the runs that it expects, in the tables' order; only experiments that are shown.
         tried: The runs that the learning rates were chosen by, which no table of results has.
-        frame: `load_frame` of those that are there and `ok`, with the column `collapsed` (`lora.records.predictions`).
+        frame: `load_frame` of those that exist and are `ok`, with the column `collapsed` (`lora.records.predictions`).
         state: What is missing, failed, extra or broken; the records themselves are in `state.ok`.
     """
 
-    name: str
+    profile: str
     folder: Path
     results: Path
+    is_reference: bool
     overrides: tuple[str, ...]
     planned: dict[str, list[Planned]]
     tried: list[Planned]
@@ -64,13 +58,9 @@ class Gathered:
     state: State
 
     @property
-    def profile(self) -> str:
-        return Path(self.name).name
-
-    @property
-    def is_reference(self) -> bool:
-        """Whether these are the committed runs."""
-        return self.folder.resolve().is_relative_to((self.results / REFERENCE).resolve())
+    def name(self) -> str:
+        """As tables and pages call it: the folder below results/."""
+        return f"{REFERENCE}/{self.profile}" if self.is_reference else self.profile
 
     @property
     def efficiency(self) -> Path:
@@ -83,71 +73,82 @@ class Gathered:
         return in_table_order({p.run_id: p for planned in self.planned.values() for p in planned}.values())
 
 
+def options(parser: argparse.ArgumentParser) -> None:
+    """The arguments of every command that reads a profile's records."""
+    parser.add_argument("profile", help="a profile, or reference/<profile>: the folder below results/")
+    parser.add_argument(
+        "overrides", nargs="*", help="the overrides that the sweep was launched with, such as seed=1,2 data.path=FOLDER"
+    )
+
+
 def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) -> Gathered:
     """Read a profile's records.
 
     Args:
-        overrides: Those that the sweep was launched with, so that the same cells are expected.
+        name: A profile, or `reference/<profile>`: the folder below `results`, unless the overrides name another.
+        overrides: Those that the sweep was launched with, so that the same runs are expected.
     Raises: UserError: If the profile does not exist, its records are of different rows, or rows or weights that the
         overrides name are not those of the records.
     """
+    profile = Path(name).name
     folder = records_folder(name, overrides, results)
+    is_reference = folder.resolve() == (results / REFERENCE / profile).resolve()
     records, problems = load_records(folder)
-    if folder.resolve() == (results / REFERENCE / Path(name).name).resolve():
-        name = f"{REFERENCE}/{Path(name).name}"
-    is_reference = name != Path(name).name
     if is_reference:  # precision, kernels and attention may follow the machine that made them
-        for section, key in (name.split(".") for name in OF_MACHINES):
+        for section, key in (setting.split(".") for setting in OF_MACHINES):
             values = {record.config[section][key] for record in records}
             overrides = [*overrides, *(f"{section}.{key}={value}" for value in sorted(values))]
-    sections = experiments_shown(Path(name).name, overrides, {record.run_id for record in records})
+    sections = experiments_shown(profile, overrides, {record.run_id for record in records})
     cells = list({cell.run_id: cell for found in sections.values() for cell in found}.values())
     now = state_of(cells, records, problems)
     if any(override.startswith(("data.path=", "model.path=")) for override in overrides):
         check_inputs(distinct(cells, ()), now.ok.values())
-    others = other_runs([record for record in records if record.run_id in now.extra], Path(name).name)
+    others = other_runs([record for record in records if record.run_id in now.extra], profile)
     used = {record.run_id: record for record in records if record.run_id in {p.run_id for p in others}}
     now = dataclasses.replace(now, ok=now.ok | used, extra=tuple(i for i in now.extra if i not in used))
     frame, broken = with_collapsed(load_frame(list(now.ok.values())), now.ok.values(), folder)
     now = dataclasses.replace(now, problems=(*now.problems, *broken))
     refuse_mixed_rows(frame)
-    expected = {key: list(map(as_planned, without_parents(key, found))) for key, found in sections.items()}
+    expected = {
+        name: [planned_of(cell, Variant(cell.given, cell.usual)) for cell in without_parents(name, found)]
+        for name, found in sections.items()
+    }
     if is_reference:  # and so may what a profile leaves to the machine: its files are the same on every one
         expected = {key: list(map(anywhere, found)) for key, found in expected.items()}
     add_others(expected, others)
     planned = {experiment: in_table_order(labelled(found)) for experiment, found in expected.items()}
     tried = planned.pop(LEARNING_RATE, [])
-    return Gathered(name, folder, results, tuple(overrides), planned, tried, frame, now)
+    return Gathered(profile, folder, results, is_reference, tuple(overrides), planned, tried, frame, now)
+
+
+def planned_of(run: Any, apart: Variant) -> Planned:
+    """A run's place in the tables.
+
+    Args:
+        run: A `Cell`, or a row of `load_frame`.
+        apart: What sets it apart from other runs of its method.
+    """
+    return Planned(**{key: getattr(run, key) for key in NAMED_BY}, variant=apart)
 
 
 def other_runs(records: Iterable[RunRecord], profile: str) -> list[Planned]:
-    """Of records that no experiment at hand expects, those that are `ok` and named by settings of this version."""
+    """The runs that are `ok` and named by settings of this version, of records that no experiment at hand expects."""
     found = []
     for record in records:
         if record.status == "ok":
             with contextlib.suppress(SettingsError):
                 config = run_config(record.config)
                 if config.run_id == record.run_id:
-                    found.append(planned_of(config, profile))
+                    (row,) = load_frame([record]).itertuples()
+                    found.append(planned_of(row, variant(config, usual_run(config, profile))))
     return found
 
 
-def planned_of(config: RunConfig, profile: str) -> Planned:
-    """What a run that no experiment expects has in a table: its settings beside those that conf/ makes."""
+def usual_run(config: RunConfig, profile: str) -> RunConfig:
+    """What conf/ makes of a run that no experiment expects: its own settings are compared with these."""
     model = "local" if config.model.source == "local" else config.model.name
     groups = (f"profile={profile}", f"model={model}", f"method={config.method.name}", f"protocol={config.protocol}")
-    base = base_run(config, [*groups, f"data.source={config.data.source}"])
-    return Planned(
-        run_id=config.run_id,
-        model=config.model.name,
-        protocol=config.protocol,
-        start=config.start,
-        slug=config.method.slug,
-        method=config.method.name,
-        task=config.task,
-        seed=config.seed,
-        variant=variant(config, base),
-    )
+    return base_run(config, [*groups, f"data.source={config.data.source}"])
 
 
 def reference_of(gathered: Gathered) -> tuple[list[Planned], pd.DataFrame, list[Planned]]:
@@ -208,7 +209,7 @@ def experiments_shown(profile: str, overrides: Sequence[str], present: set[str])
     asked = requested(profile, overrides)
     shown = {name: [c for c in asked if name in c.experiments] for name in EXPERIMENTS}
     known = {cell.run_id for cell in asked}
-    if not any(override.startswith("experiment=") for override in overrides) and not shown["adhoc"]:
+    if not any(override.startswith("experiment=") for override in overrides) and not shown[ADHOC]:
         for name in described(profile):
             if not shown[name]:
                 cells = requested(profile, [*overrides, f"experiment={name}"])
@@ -216,12 +217,23 @@ def experiments_shown(profile: str, overrides: Sequence[str], present: set[str])
     return {name: cells for name, cells in shown.items() if cells}
 
 
-def every_cell(gathered: Gathered) -> Iterable[Cell]:
-    """The cells of the experiments at hand, with what composes them."""
-    if "adhoc" in gathered.planned or any(o.startswith("experiment=") for o in gathered.overrides):
-        return requested(gathered.profile, gathered.overrides)
-    names = ",".join(name for name in gathered.planned if name != OWN)
-    return requested(gathered.profile, [*gathered.overrides, f"experiment={names}"])
+def cells_by_id(gathered: Gathered) -> dict[str, Cell]:
+    """run_id -> what composes it, of the experiments at hand."""
+    overrides = list(gathered.overrides)
+    if ADHOC not in gathered.planned and not any(o.startswith("experiment=") for o in overrides):
+        overrides.append(f"experiment={','.join(name for name in gathered.planned if name != OWN)}")
+    return {cell.run_id: cell for cell in requested(gathered.profile, overrides)}
+
+
+def saved_runs(gathered: Gathered) -> list[tuple[RunRecord, RunConfig]]:
+    """The records whose adapter is still in the outputs of this machine, each with its configuration."""
+    cells, found = cells_by_id(gathered), []
+    for run_id, record in sorted(gathered.state.ok.items()):
+        if record.adapter is not None and run_id in cells:
+            config = compose_run(cells[run_id].overrides)
+            if adapter_path(config.runtime.outputs, run_id).exists():
+                found.append((record, config))
+    return found
 
 
 def without_parents(experiment: str, cells: Sequence[Cell]) -> list[Cell]:
@@ -232,25 +244,12 @@ def without_parents(experiment: str, cells: Sequence[Cell]) -> list[Cell]:
 
 def described(profile: str) -> list[str]:
     """The experiments that have a grid of this profile's size."""
-    return [name for name in EXPERIMENTS if name not in ("adhoc", OWN) and profile in profiles_of(name)]
+    return [name for name in EXPERIMENTS if name not in (ADHOC, OWN) and profile in profiles_of(name)]
 
 
 @functools.cache
 def profiles_of(experiment: str) -> tuple[str, ...]:
     return tuple(yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_bytes())["grid"])
-
-
-def known_cells() -> dict[str, dict[str, set[str]]]:
-    """Experiment -> what its cells are called, over all profiles: the values of method, slug, task, start, protocol."""
-    known: dict[str, dict[str, set[str]]] = {}
-    for profile in describe_group("profile"):
-        for experiment in described(profile):
-            values = known.setdefault(experiment, {key: set() for key in SELECTORS})
-            # no name depends on the seed or the precision
-            for cell in requested(profile, [f"experiment={experiment}", "seed=1", "train.precision=fp32"]):
-                for key in SELECTORS:
-                    values[key].add(getattr(cell, key))
-    return known
 
 
 def refuse_mixed_rows(frame: pd.DataFrame) -> None:
@@ -263,20 +262,6 @@ def refuse_mixed_rows(frame: pd.DataFrame) -> None:
                 f"records of {task} were made from different rows, so they share no table: {', '.join(by_rows)}; "
                 f"{WAY_OUT}"
             )
-
-
-def as_planned(cell: Cell) -> Planned:
-    return Planned(
-        run_id=cell.run_id,
-        model=cell.model,
-        protocol=cell.protocol,
-        start=cell.start,
-        slug=cell.slug,
-        method=cell.method,
-        task=cell.task,
-        seed=cell.seed,
-        variant=Variant(cell.given, cell.usual),
-    )
 
 
 def in_table_order(planned: Iterable[Planned]) -> list[Planned]:

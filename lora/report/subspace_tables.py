@@ -8,14 +8,10 @@ import pandas as pd
 from lora.data.tasks import TASKS
 from lora.methods.titles import TARGET_TITLES
 from lora.report.figures import Figure, figure
+from lora.report.notes import note
 from lora.table import Table
 
 Case = Mapping[str, Any]
-TABLE7_NOTE = (
-    "U and V: the top r left and right singular vectors of the update, of W itself, of a random Gaussian matrix. "
-    "Amplification: the norm of the update over that of W in the update's own directions. Layer: the middle one, as "
-    "the paper's 48th of 96; the last column is the median over all layers. One seed."
-)
 
 
 def amplification_table(name: str, cases: Sequence[Case]) -> Table:
@@ -41,7 +37,8 @@ def amplification_table(name: str, cases: Sequence[Case]) -> Table:
                 "Median over layers": f"{factors.median():.2f}",
             }
         )
-    return Table("table7", f"Table 7: amplification by the update ({name})", pd.DataFrame(lines), 2, (TABLE7_NOTE,))
+    title, figures = f"Table 7: amplification by the update ({name})", ("figure3", "figure4")
+    return Table("table7", title, pd.DataFrame(lines), 2, (note("table7"),), figures=figures)
 
 
 def figure3(cases: Sequence[Case]) -> Figure | None:

@@ -26,8 +26,10 @@ from lora.files import write_atomically
 from lora.records.analysis import EXAMPLES, analysis_json
 from lora.records.predictions import dev_predictions, splits_of
 from lora.records.record import RunRecord
-from lora.report.catalogue import METHODS_BY_TASKS, groups_of
-from lora.report.select import Gathered, every_cell, gather
+from lora.report.catalogue import METHODS_BY_TASKS
+from lora.report.comparisons import groups_of
+from lora.report.select import Gathered, cells_by_id, gather
+from lora.report.select import options as options
 from lora.report.stats import LEVEL
 from lora.rng import drawn
 
@@ -182,7 +184,7 @@ def read_labels(gathered: Gathered) -> dict[str, np.ndarray]:
     """
     from lora.data.read import read  # loads the library of data sets
 
-    cells = {cell.run_id: cell for cell in every_cell(gathered)}
+    cells = cells_by_id(gathered)
     labels = {}
     for row in compared(gathered).drop_duplicates("task").itertuples():
         data, task = compose_run(cells[row.run_id].overrides).data, TASKS[row.task]
@@ -192,11 +194,6 @@ def read_labels(gathered: Gathered) -> dict[str, np.ndarray]:
         splits = splits_of(gathered.state.ok[row.run_id])
         labels[row.task] = np.concatenate([np.asarray(found.splits[split]["label"]) for split in splits])
     return labels
-
-
-def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("profile", help="a profile, or reference/<profile>: the folder below results/")
-    parser.add_argument("overrides", nargs="*", help="as the sweep was launched: data.path=folder")
 
 
 def main(given: argparse.Namespace) -> None:

@@ -16,14 +16,14 @@ import numpy as np
 from jaxtyping import Float
 
 from lora.adapters.folder import recorded_adapter
-from lora.config.compose import compose_run
 from lora.config.run import RunConfig
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import write_atomically
 from lora.records.analysis import SUBSPACES, analysis_json
-from lora.records.record import RunRecord, adapter_path
-from lora.report.select import Gathered, every_cell, gather
+from lora.records.record import RunRecord
+from lora.report.select import Gathered, gather, saved_runs
+from lora.report.select import options as options
 from lora.rng import gaussian
 
 SMALL, LARGE = 8, 64  # Figure 3's ranks; Figure 4's is the large one
@@ -85,16 +85,11 @@ def read_adapter(record: RunRecord, config: RunConfig) -> Saved:
 
 def saved_adapters(gathered: Gathered) -> dict[tuple[str, str, int, int], Saved]:
     """(model, task, rank, seed) -> the adapters of LoRA on Wq and Wv that are there."""
-    cells = {cell.run_id: cell for cell in every_cell(gathered)}
-    found = {}
-    for p in gathered.every:
-        record = gathered.state.ok.get(p.run_id)
-        rank = {f"lora-qv-r{rank}": rank for rank in (SMALL, LARGE)}.get(p.slug)
-        if rank is None or record is None or record.adapter is None or p.start != "pretrained" or p.run_id not in cells:
-            continue
-        config = compose_run(cells[p.run_id].overrides)
-        if adapter_path(config.runtime.outputs, p.run_id).exists():
-            found[p.model, p.task, rank, p.seed] = read_adapter(record, config)
+    shown, found = {p.run_id for p in gathered.every}, {}
+    for record, config in saved_runs(gathered):
+        rank = {f"lora-qv-r{rank}": rank for rank in (SMALL, LARGE)}.get(config.method.slug)
+        if rank is not None and config.start == "pretrained" and record.run_id in shown:
+            found[config.model.name, config.task, rank, config.seed] = read_adapter(record, config)
     return found
 
 
@@ -195,11 +190,6 @@ def rounded(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
         {key: value if key == "layer" else float(f"{value:.6g}") for key, value in layer.items()} for layer in layers
     ]
-
-
-def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("profile", help="a profile, or reference/<profile>: the folder below results/")
-    parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was launched with")
 
 
 def main(given: argparse.Namespace) -> None:

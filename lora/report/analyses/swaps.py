@@ -16,15 +16,14 @@ from lora.adapters.adapter import Adapter
 from lora.adapters.base import base_tensors
 from lora.adapters.folder import recorded_adapter
 from lora.adapters.merge import swap, unmerge
-from lora.config.compose import compose_run
 from lora.config.run import RunConfig
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import write_atomically
 from lora.models.load import load_encoder
 from lora.records.analysis import SWAP, analysis_json
-from lora.records.record import adapter_path
-from lora.report.select import Gathered, every_cell, gather
+from lora.report.select import Gathered, gather, saved_runs
+from lora.report.select import options as options
 from lora.rng import generator
 
 CYCLES = 1000
@@ -36,14 +35,11 @@ def saved_adapters(gathered: Gathered) -> dict[str, dict[str, tuple[RunConfig, A
 
     Raises: UserError: If one is broken, or is not the one that its record names.
     """
-    cells = {cell.run_id: cell for cell in every_cell(gathered)}
     found: dict[str, dict[str, tuple[RunConfig, Adapter]]] = {}
-    for run_id, record in sorted(gathered.state.ok.items()):
-        if record.adapter is None or run_id not in cells:
-            continue
-        config = compose_run(cells[run_id].overrides)
-        if config.method.name == "lora" and adapter_path(config.runtime.outputs, run_id).exists():
-            found.setdefault(config.model.name, {})[run_id] = config, recorded_adapter(record, config.runtime.outputs)
+    for record, config in saved_runs(gathered):
+        if config.method.name == "lora":
+            adapter = recorded_adapter(record, config.runtime.outputs)
+            found.setdefault(config.model.name, {})[record.run_id] = config, adapter
     return found
 
 
@@ -80,11 +76,6 @@ def analyse(
             cases.append({"label": about, "trials": cycles, "failures": failures, "runs": sorted(of_model)})
         used |= set(of_model)
     return cases, used
-
-
-def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("profile", help="a profile, or reference/<profile>: the folder below results/")
-    parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was launched with")
 
 
 def main(given: argparse.Namespace) -> None:

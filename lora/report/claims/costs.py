@@ -13,8 +13,19 @@ from jaxtyping import Float
 from lora.cost.efficiency.summary import TIMES, by_round
 from lora.cost.timing import median_interval, sign_p
 from lora.errors import UserError, first_line
-from lora.report.claims.findings import Finding, smallest_p
+from lora.methods.titles import METHOD_TITLES
+from lora.report.claims.findings import Finding, exact, not_measured, smallest_p
 from lora.report.claims.statements import BASES, Claim, Compare
+
+MEASURES = {
+    "trainable": "trainable parameters",
+    "checkpoint_bytes": "size of a checkpoint",
+    "optimizer_bytes": "optimizer state",
+    "saved_activation_bytes": "saved activations",
+    "step_ms": "time of a training step",
+    "latency_ms": "latency",
+}
+SIDES = METHOD_TITLES | {"full": "full fine-tuning", "lora_merged": "merged LoRA", "base": "untouched encoder"}
 
 
 def ratios(claim: Claim, compare: Compare, summary: Mapping[str, Any], path: Path, folder: Path) -> list[Finding]:
@@ -22,44 +33,46 @@ def ratios(claim: Claim, compare: Compare, summary: Mapping[str, Any], path: Pat
 
     Raises: UserError: If the summary is of another layout.
     """
+    samples, bound, source = path.parent / "samples.csv", compare.bound, (str(path.relative_to(folder.parent)),)
     try:
         to_other = (summary.get(compare.one) or {}).get(f"to_{compare.other}")
         if compare.other not in BASES:
-            to_other = of_samples(path.parent / "samples.csv", claim.measure, compare)
+            to_other = of_samples(samples, claim.measure, compare)
             if to_other is None and {compare.one, compare.other} <= set(summary):
-                return [without_samples(claim, compare, str(path.relative_to(folder.parent)))]
+                names = " and ".join(map(SIDES.get, (compare.one, compare.other)))
+                reason = f"samples.csv has no samples of {names}"
+                return [not_measured(cost_label(claim.measure, compare), bound, reason, "ratio", source)]
         if to_other is None or to_other.get(claim.measure) is None:
             return []
         values, rounds = to_other[claim.measure], summary["about"]["plan"]["rounds"]
         by_shape = values if isinstance(values, dict) else {"": values}
-        timed = claim.measure in TIMES.values()  # the others are counted, and exact
-        intervals = to_other[f"{claim.measure}_interval"] if timed else {}
-        measured = ratios_by_round(path.parent / "samples.csv", claim.measure, compare) if timed else {}
-        found, source = [], (str(path.relative_to(folder.parent)),)
-        edges = tuple(edge for edge, _ in compare.bound.edges)
+        if claim.measure not in TIMES.values():
+            return [
+                exact(cost_label(claim.measure, compare, shape), value, None, bound, source, "ratio")
+                for shape, value in by_shape.items()
+            ]
+        intervals = to_other[f"{claim.measure}_interval"]
+        measured, found = ratios_by_round(samples, claim.measure, compare), []
         for shape, value in by_shape.items():
-            low, high = (intervals[shape] or (math.nan, math.nan)) if timed else (value, value)
-            holds, reason, n = compare.bound.holds(low, high), "", rounds if timed else None
-            if not timed:
-                p_against = 1.0 if holds else 0.0
-            elif math.isnan(low):
-                holds, p_against, reason = None, math.nan, f"{n} rounds: an interval of their median needs more"
+            low, high = intervals[shape] or (math.nan, math.nan)
+            holds, p_against, reason = bound.holds(low, high), math.nan, ""
+            if math.isnan(low):
+                reason = f"{rounds} rounds: an interval of their median needs more"
             else:
-                p_against = smallest_p(measured[shape], compare.bound, sign_p) if shape in measured else math.nan
+                p_against = smallest_p(measured[shape], bound, sign_p) if shape in measured else math.nan
                 reason = "" if holds is not None else "the bound lies inside the interval"
-            label = f"{claim.measure} of {compare.one} / {compare.other}" + (f" at {shape}" if shape else "")
-            stated = compare.bound.text
-            found.append(Finding(label, value, low, high, n, stated, edges, p_against, holds, reason, source, "ratio"))
+            label = cost_label(claim.measure, compare, shape)
+            found.append(Finding(label, value, low, high, rounds, bound, p_against, holds, reason, source, "ratio"))
         return found
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a summary of python -m lora efficiency: {error!r}") from error
 
 
-def without_samples(claim: Claim, compare: Compare, source: str) -> Finding:
-    nan, edges = math.nan, tuple(edge for edge, _ in compare.bound.edges)
-    label = f"{claim.measure} of {compare.one} / {compare.other}"
-    reason = f"no samples of {compare.one} and {compare.other} beside the summary"
-    return Finding(label, nan, nan, nan, 0, compare.bound.text, edges, nan, None, reason, (source,), "ratio")
+def cost_label(measure: str, compare: Compare, shape: str = "") -> str:
+    """`time of a training step, LoRA / full fine-tuning, batch 16 x 28 tokens`."""
+    served = {"lora": "unmerged LoRA"} if measure == "latency_ms" else {}
+    one, other = ((SIDES | served)[side] for side in (compare.one, compare.other))
+    return f"{MEASURES[measure]}, {one} / {other}" + (f", batch {shape.replace('x', ' x ')} tokens" if shape else "")
 
 
 def of_samples(path: Path, measure: str, compare: Compare) -> dict[str, Any] | None:

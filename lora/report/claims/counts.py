@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from lora.models.sizes import gpt3_count
-from lora.report.aggregate import method_label
-from lora.report.claims.findings import Finding
+from lora.report.aggregate import encoder_title, slug_label
+from lora.report.claims.findings import Finding, exact
 from lora.report.claims.statements import Claim, Compare
 
 GPT3 = "GPT-3 175B"
@@ -37,19 +37,7 @@ def slugs_of(claim: Claim) -> Sequence[str]:
 
 def counted(compare: Compare, model: str, counts: Counts) -> Finding:
     (one, of_one), (other, of_other) = counts[compare.one], counts[compare.other]
-    ratio, names = one / other, [method_label(slug, slug.partition("-")[0]) for slug in (compare.one, compare.other)]
-    holds = compare.bound.holds(ratio, ratio)
-    return Finding(
-        label=f"trainable parameters of {' / '.join(names)}, {model}: {one:,} / {other:,}",
-        mean=ratio,
-        low=ratio,
-        high=ratio,
-        n=None,
-        bound=compare.bound.text,
-        edges=tuple(edge for edge, _ in compare.bound.edges),
-        p_against=1.0 if holds else 0.0,
-        holds=holds,
-        reason="",
-        runs=tuple(dict.fromkeys((*of_one, *of_other))),
-        unit="ratio",
-    )
+    names = " / ".join(slug_label(slug).replace("Full", "full") for slug in (compare.one, compare.other))
+    label = f"trainable parameters, {names}, {encoder_title(model)}: {one:,} / {other:,}"
+    runs = tuple(dict.fromkeys((*of_one, *of_other)))
+    return exact(label, one / other, None, compare.bound, runs, "ratio")

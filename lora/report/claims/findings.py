@@ -11,6 +11,8 @@ from jaxtyping import Float
 from lora.report.claims.statements import Bound
 from lora.report.stats import LEVEL, holm
 
+Unit = Literal["points", "ratio", "failures"]
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -20,8 +22,6 @@ class Finding:
         label: What was compared.
         mean, low, high: The difference in points or the ratio, and its interval; NaN where it is not known.
         n: Number of seeds that have every task on both sides, or of rounds; None for what is counted and exact.
-        bound: As stated.
-        edges: The values at which the bound ends.
         p_against: One-sided p-value against the bound, before Holm's correction; NaN where it was not tested.
         holds: None: cannot tell, for the `reason`.
         runs: The run_ids, or the file, behind it.
@@ -32,13 +32,24 @@ class Finding:
     low: float
     high: float
     n: int | None
-    bound: str
-    edges: tuple[float, ...]
+    bound: Bound
     p_against: float
     holds: bool | None
     reason: str
     runs: tuple[str, ...]
-    unit: Literal["points", "ratio", "failures"]
+    unit: Unit
+
+
+def not_measured(label: str, bound: Bound, reason: str, unit: Unit, runs: tuple[str, ...] = ()) -> Finding:
+    """A comparison of which a side is absent."""
+    nan = math.nan
+    return Finding(label, nan, nan, nan, 0, bound, nan, None, reason, runs, unit)
+
+
+def exact(label: str, value: float, n: int | None, bound: Bound, runs: tuple[str, ...], unit: Unit) -> Finding:
+    """What is counted has no error: it keeps its bound or breaks it."""
+    holds = bound.holds(value, value)
+    return Finding(label, value, value, value, n, bound, 1.0 if holds else 0.0, holds, "", runs, unit)
 
 
 def smallest_p(values: Float[np.ndarray, " n"], bound: Bound, test: Callable[..., float]) -> float:
@@ -52,9 +63,9 @@ def after_holm(findings: Sequence[Finding]) -> list[Finding]:
     kept = []
     for found, p in zip(findings, corrected, strict=True):
         if found.holds is False and p > (1 - LEVEL) / 2:
-            reason = "beyond the bound, but there are no samples to test it on"
+            reason = "outside the bound, but there are no samples to test it on"
             if not math.isnan(found.p_against):
-                reason = f"beyond the bound, but not after correction for {len(findings)} comparisons"
+                reason = f"outside the bound, but not after correction for {len(findings)} comparisons"
             found = replace(found, holds=None, reason=reason)
         kept.append(found)
     return kept

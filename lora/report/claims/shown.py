@@ -7,34 +7,40 @@ from typing import Any
 
 import pandas as pd
 
+from lora.report.aggregate import encoder_title
+from lora.report.claims.findings import Finding
 from lora.report.claims.statements import Claim
-from lora.report.claims.verdicts import Finding, Verdict
+from lora.report.claims.verdicts import Verdict
 from lora.report.stats import LEVEL
 
 MOST_DIGITS = 8
+ABOUT = {"swap": "trained adapters"}  # of checks
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """One line per comparison: the claim, its verdict and its commit in front of the first."""
+    """One line per comparison; the first of a claim has its verdict, its sentence and its commit too."""
     lines, level = [], f"{LEVEL:.0%} interval"
     for each in verdicts:
-        start = {
-            "Verdict": word_text(each),
-            "Claim": f"{each.claim.headline}{f' ({each.about})' if each.about else ''}",
-        }
-        end = {"Claim of": commit_text(each)}
+        start = {"Verdict": word_text(each), "Claim": each.claim.headline + about_text(each)}
+        end = {"Claim's commit": commit_text(each)}
         last = iter(each.on_last.findings) if each.on_last else iter(())
         for found in each.findings:
             on_last = next(last, None)
             shown = {"Compared": found.label, "Found": value_text(found, found.mean), level: interval_text(found)}
             shown |= {"Last epoch": "-" if on_last is None else f"{value_text(on_last, on_last.mean)}{short(on_last)}"}
-            shown |= {"n": "-" if found.n is None else str(found.n), "Bound": found.bound}
+            shown |= {"n": "-" if found.n is None else str(found.n), "Bound": found.bound.text}
             lines.append({**start, **shown, **end})
-            start, end = {"Verdict": "", "Claim": ""}, {"Claim of": ""}
+            start, end = {"Verdict": "", "Claim": ""}, {"Claim's commit": ""}
         if not each.findings:
             nothing = dict.fromkeys(("Found", level, "Last epoch", "n", "Bound"), "-")
             lines.append({**start, "Compared": each.reason, **nothing, **end})
     return pd.DataFrame(lines)
+
+
+def about_text(each: Verdict) -> str:
+    """The encoder or the device that a claim is judged on, in brackets."""
+    glue = ", not GLUE" if each.not_glue else ""
+    return f" ({ABOUT.get(each.about) or encoder_title(each.about)}{glue})" if each.about else ""
 
 
 def word_text(each: Verdict) -> str:
@@ -54,7 +60,7 @@ def finding_text(found: Finding) -> str:
     parts += [] if found.n is None else [f"n = {found.n}"]
     about = f" ({', '.join(parts)})" if parts else ""
     reason = f"; {found.reason}" if found.reason else ""
-    return f"{found.label}: {value_text(found, found.mean)}{about}; bound: {found.bound}{reason}"
+    return f"{found.label}: {value_text(found, found.mean)}{about}; bound: {found.bound.text}{reason}"
 
 
 def value_text(found: Finding, value: float, fewest: int = 2) -> str:
@@ -70,7 +76,7 @@ def value_text(found: Finding, value: float, fewest: int = 2) -> str:
     text = ""
     for digits in range(fewest, MOST_DIGITS + 1):
         text = f"{value:+.{digits}f}" if found.unit == "points" else f"{value:#.{digits + 1}g}".rstrip(".")
-        if all(side(float(text), other) == side(value, other) for other in found.edges):
+        if all(side(float(text), other) == side(value, other) for other, _ in found.bound.edges):
             break
     return "+0.00" if found.unit == "points" and not float(text) else text  # never -0.00
 
@@ -111,8 +117,7 @@ def text(verdicts: Sequence[Verdict]) -> str:
     """All of it, for the terminal: the claim, its verdict, each comparison, the paper's cells, the records."""
     lines = []
     for each in verdicts:
-        about = f" ({each.about}{', embedded tasks: not GLUE' if each.not_glue else ''})" if each.about else ""
-        lines += [f"{each.word.upper()}{about}: {each.claim.headline}", f"    source: {each.claim.source}"]
+        lines += [f"{each.word.upper()}{about_text(each)}: {each.claim.headline}", f"    source: {each.claim.source}"]
         lines += [f"    {finding_text(found)}" for found in each.findings]
         if not each.findings:
             lines.append(f"    because: {each.reason}")
@@ -127,38 +132,33 @@ def text(verdicts: Sequence[Verdict]) -> str:
 
 
 def to_json(verdicts: Sequence[Verdict]) -> bytes:
-    entries = [
-        {
-            "id": each.claim.id,
-            "experiment": each.claim.experiment,
-            "sentence": each.claim.sentence,
-            "ours": each.claim.ours,
-            "source": each.claim.source,
-            "margin": each.claim.margin,
-            "about": each.about,
-            "not_glue": each.not_glue,
-            "verdict": each.word,
-            "reason": each.reason,
-            "findings": [finding_json(found) for found in each.findings],
-            "on_last": each.on_last
-            and {
-                "verdict": each.on_last.word,
-                "reason": each.on_last.reason,
-                "findings": [finding_json(found) for found in each.on_last.findings],
-            },
-            "stated": each.stated or None,
-            "stated_later": each.stated_later,
-            "paper": [dict(row) for row in each.claim.paper],
-        }
-        for each in verdicts
-    ]
+    entries = []
+    for each in verdicts:
+        claim, last = each.claim, each.on_last
+        about = {key: getattr(claim, key) for key in ("id", "experiment", "sentence", "ours", "source", "margin")}
+        entries.append(
+            {
+                **about,
+                "about": each.about,
+                "not_glue": each.not_glue,
+                **judged_json(each),
+                "on_last": last and judged_json(last),
+                "stated": each.stated or None,
+                "stated_later": each.stated_later,
+                "paper": [dict(row) for row in claim.paper],
+            }
+        )
     return (json.dumps(entries, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def judged_json(each: Verdict) -> dict[str, Any]:
+    return {"verdict": each.word, "reason": each.reason, "findings": list(map(finding_json, each.findings))}
 
 
 def finding_json(found: Finding) -> dict[str, Any]:
     def rounded(value: float) -> float | None:
         return None if math.isnan(value) else float(f"{value:.6g}")
 
-    entry = {"label": found.label, "unit": found.unit, "n": found.n, "bound": found.bound, "holds": found.holds}
+    entry = {"label": found.label, "unit": found.unit, "n": found.n, "bound": found.bound.text, "holds": found.holds}
     entry |= {key: rounded(getattr(found, key)) for key in ("mean", "low", "high", "p_against")}
     return entry | {"reason": found.reason, "runs": list(dict.fromkeys(found.runs))}

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.methods.titles import METHOD_TITLES
-from lora.report.aggregate import START_TITLES, Planned
+from lora.report.aggregate import START_TITLES, Planned, slug_label
 from lora.report.claims.statements import SELECTORS, USUAL, Claim
 
 Side = Mapping[str, Sequence[str]]
@@ -81,9 +81,9 @@ def started(side: Sequence[Planned]) -> str:
 
 
 def described(side: Side) -> str:
-    """What a side asks for, where there is no cell to name it by: `lora-qkvoif-r1`, `full from MNLI`."""
-    what = side.get("slug") or tuple(METHOD_TITLES.get(name, name) for name in side.get("method", ("any method",)))
+    """What a side asks for, where there is no cell to name it by: `LoRA (qkvoif, r1)`, `Full fine-tuning from MNLI`."""
+    named = [slug_label(slug) for slug in side.get("slug", ())]
+    named = named or [METHOD_TITLES.get(name, name) for name in side.get("method", ("any method",))]
     settings = [f"{key.partition('.')[2]}={'/'.join(values)}" for key, values in side.items() if "." in key]
-    start = side.get("start", ())
-    words = [" or ".join(what), *(setting for setting in settings if not setting.endswith(f"={USUAL}"))]
-    return " ".join([*words, *([f"from {START_TITLES.get(start[0], start[0])}"] if start else [])])
+    start = [f"from {START_TITLES.get(name, name)}" for name in side.get("start", ())[:1]]
+    return " ".join([" or ".join(named), *(one for one in settings if not one.endswith(f"={USUAL}")), *start])

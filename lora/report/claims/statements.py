@@ -44,9 +44,9 @@ CLAIM_KEYS = ("id", "sentence", "source", "margin", "ours", *KINDS, "tasks", "co
 
 @dataclass(frozen=True)
 class Bound:
-    """What a difference (in points) or a ratio must be: above or below a value, or within a distance of it."""
+    """What a difference (in points), a ratio or a count must be: above or below a value, near it, or exactly it."""
 
-    kind: Literal["above", "below", "within"]
+    kind: Literal["above", "below", "within", "exactly"]
     value: float
     of: float = 0.0
 
@@ -56,13 +56,17 @@ class Bound:
 
     @property
     def edges(self) -> tuple[tuple[float, Literal["less", "greater"]], ...]:
-        """Where the bound ends, and on which side of that it is broken."""
+        """Where the bound ends, and on which side of that it is broken; nothing for a count that must be exact."""
+        if self.kind == "exactly":
+            return ()
         if self.kind == "within":
             return (self.of - self.value, "less"), (self.of + self.value, "greater")
         return ((self.value, "less" if self.kind == "above" else "greater"),)
 
     def holds(self, low: float, high: float) -> bool | None:
         """Whether all of an interval keeps the bound; False where none of it does; None in between."""
+        if self.kind == "exactly":
+            return low == high == self.value
         if all(low > edge if side == "less" else high < edge for edge, side in self.edges):
             return True
         broken = any(high <= edge if side == "less" else low >= edge for edge, side in self.edges)
@@ -284,33 +288,3 @@ class Reader:
 
     def refuse(self, node: yaml.Node | None, rule: str) -> Any:
         raise UserError(f"{self.where(node)}: {rule}")
-
-
-def check_cells(claims: Sequence[Claim], known: Mapping[str, Mapping[str, set[str]]]) -> None:
-    """Every cell that a claim names is one that its experiments plan for some profile, or one that could be planned.
-
-    The last is so for slugs: a claim is stated before the profile that has its runs.
-
-    Args:
-        known: Experiment -> selector -> the values that occur.
-    Raises: UserError: With file and line.
-    """
-    for claim in claims:
-        if claim.metric is None:
-            continue
-        sides = [(side, compare.where) for compare in claim.compare for side in (compare.one, compare.other)]
-        if claim.tasks != "average":
-            sides.append(({"task": claim.tasks}, claim.where))
-        for side, where in sides:
-            experiments = side.get("experiment", (claim.experiment,))
-            for name in experiments:
-                if name not in known:
-                    raise UserError(f"{where}: there is no experiment {name!r} with cells")
-            for key in set(side) & set(SELECTORS):
-                values = {value for name in experiments for value in known[name][key]}
-                unknown = [v for v in side[key] if v not in values and not (key == "slug" and SLUG.fullmatch(v))]
-                if unknown:
-                    raise UserError(
-                        f"{where}: {', '.join(experiments)} plans no cell with {key} {', '.join(unknown)}; it has "
-                        f"{', '.join(sorted(values))}"
-                    )

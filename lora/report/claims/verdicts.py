@@ -33,10 +33,10 @@ import pandas as pd
 from jaxtyping import Float
 
 from lora.data.tasks import TASKS
-from lora.report.aggregate import Planned, kinds_of
+from lora.report.aggregate import Planned, kinds_of, slug_label
 from lora.report.claims.costs import ratios, read_json
 from lora.report.claims.counts import count_ratios, slugs_of
-from lora.report.claims.findings import Finding, after_holm, smallest_p
+from lora.report.claims.findings import Finding, after_holm, exact, not_measured, smallest_p
 from lora.report.claims.sides import described, labels, select
 from lora.report.claims.statements import Bound, Claim, Compare
 from lora.report.stats import (
@@ -116,8 +116,8 @@ def on_runs(claim: Claim, planned: Mapping[str, Sequence[Planned]], frame: pd.Da
                 judged = replace(judged, on_last=on_model(replace(claim, metric="last"), model, sides, frame))
             verdicts.append(judged)
     asked = dict.fromkeys(described(side) for c in claim.compare for side in (c.one, c.other))
-    nothing = f"no runs: not all of {'; '.join(asked)} are planned here for one encoder"
-    return verdicts or [Verdict(claim, "", (), "cannot tell", nothing)]
+    nothing = f"no runs: this profile does not plan all of {'; '.join(asked)} for one encoder"
+    return verdicts or [cannot_tell(claim, nothing)]
 
 
 def on_model(claim: Claim, model: str, sides: Sequence[Sequence[Sequence[Planned]]], frame: pd.DataFrame) -> Verdict:
@@ -150,9 +150,8 @@ def without_runs(compare: Compare, one: Sequence[Planned], other: Sequence[Plann
     sides = ((one, compare.one), (other, compare.other))
     names = [labels(found, found)[0] if found else described(side) for found, side in sides]
     lacking = [name for name, found in zip(names, (one, other), strict=True) if not found]
-    nan, edges = math.nan, tuple(edge for edge, _ in compare.bound.edges)
     reason = f"no runs of {' and '.join(lacking)} are planned here"
-    return Finding(" - ".join(names), nan, nan, nan, 0, compare.bound.text, edges, nan, None, reason, (), "points")
+    return not_measured(" - ".join(names), compare.bound, reason, "points")
 
 
 def difference(bound: Bound, names: Sequence[str], tasks: Sequence[str], pairs: pd.DataFrame) -> Finding:
@@ -175,9 +174,9 @@ def difference(bound: Bound, names: Sequence[str], tasks: Sequence[str], pairs: 
         reason = "" if holds is not None else f"the bound lies inside the interval{needed(values, bound)}"
     titles = ", ".join(TASKS[task].title for task in tasks)
     label = f"{names[0]} - {names[1]}, {f'average of {titles}' if len(tasks) > 1 else titles}"
-    runs, edges = (*here["run_id"], *here["run_id_other"]), tuple(edge for edge, _ in bound.edges)
+    runs = (*here["run_id"], *here["run_id_other"])
     numbers = (found.mean, found.low, found.high, found.n)
-    return Finding(label, *numbers, bound.text, edges, p_against, holds, reason, runs, "points")
+    return Finding(label, *numbers, bound, p_against, holds, reason, runs, "points")
 
 
 def needed(values: Float[np.ndarray, " n"], bound: Bound) -> str:
@@ -197,29 +196,35 @@ def on_measurements(claim: Claim, folder: Path) -> list[Verdict]:
         findings = [found for compare in claim.compare for found in ratios(claim, compare, summary, path, folder)]
         if findings:
             verdicts.append(verdict(claim, about, findings))
-    return verdicts or [Verdict(claim, "", (), "cannot tell", "nothing was measured: results/efficiency is empty")]
+    return verdicts or [
+        Verdict(claim, "", (), "cannot tell", "nothing was measured: python -m lora efficiency has not run")
+    ]
 
 
 def on_counts(claim: Claim, frame: pd.DataFrame) -> list[Verdict]:
     """One verdict for every model that has all methods of the claim."""
     verdicts = [verdict(claim, model, findings) for model, findings in count_ratios(claim, frame).items()]
-    nothing = f"no runs: of no encoder are there records of {' and '.join(slugs_of(claim))}"
-    return verdicts or [Verdict(claim, "", (), "cannot tell", nothing)]
+    names = map(slug_label, slugs_of(claim))
+    nothing = f"no runs: no encoder has records of {' and '.join(names)}"
+    return verdicts or [cannot_tell(claim, nothing)]
 
 
 def on_check(claim: Claim, cases: Sequence[Mapping[str, Any]]) -> Verdict:
     """Whether something holds exactly, case by case: any failure refutes it."""
     if not cases:
-        return Verdict(
-            claim, "", (), "cannot tell", f"nothing was measured: no analysis/{claim.check}.json is of these records"
-        )
-    findings = []
-    for case in cases:
-        trials, fails = case["trials"], case["failures"]
-        holds, runs = trials > 0 and fails == 0, tuple(case["runs"])
-        numbers, p_against = (fails, fails, fails, trials), 1.0 if holds else 0.0
-        findings.append(Finding(case["label"], *numbers, "exactly 0", (), p_against, holds, "", runs, "failures"))
+        return cannot_tell(claim, f"nothing was measured: no analysis/{claim.check}.json is of these records")
+    none = Bound("exactly", 0)
+    findings = [
+        exact(case["label"], case["failures"], case["trials"], none, tuple(case["runs"]), "failures")
+        if case["trials"]
+        else not_measured(case["label"], none, "it was never tried", "failures", tuple(case["runs"]))
+        for case in cases
+    ]
     return verdict(claim, claim.check, findings)
+
+
+def cannot_tell(claim: Claim, reason: str) -> Verdict:
+    return Verdict(claim, "", (), "cannot tell", reason)
 
 
 def verdict(claim: Claim, about: str, findings: Sequence[Finding], not_glue: bool = False) -> Verdict:

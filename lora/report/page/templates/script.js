@@ -24,7 +24,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
-// On paper, what lies behind the verdicts is shown; the single runs are not.
+// On paper, folded tables and what lies behind the verdicts are shown; single runs are not.
 addEventListener("beforeprint", () => {
-  for (const each of document.querySelectorAll(".verdicts details")) each.open = true;
+  for (const each of document.querySelectorAll(".verdicts details, .folded")) each.open = true;
 });

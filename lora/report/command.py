@@ -1,0 +1,46 @@
+"""`python -m lora report PROFILE`: from the records of a profile to tables, verdicts, figures and its page."""
+
+import argparse
+import sys
+
+from lora.errors import UserError
+from lora.files import REFERENCE, write_atomically
+from lora.report.build import build, pages, write
+from lora.report.select import Gathered
+from lora.report.select import options as profile_options
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    profile_options(parser)
+    parser.add_argument(
+        "--pages", action="store_true", help="write the README's and the experiments' blocks too (make tables)"
+    )
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Exit codes: 0 complete; 1 a run is missing or failed, or a file was left out; 2 a bad call."""
+    report = build(arguments.profile, arguments.overrides)
+    if not report.gathered.state.ok:
+        raise UserError(nothing_yet(report.gathered))
+    if arguments.pages and not report.gathered.is_reference:
+        raise UserError(f"--pages is for {REFERENCE}/<profile>: no page of this repository shows your own runs")
+    write(report, report.gathered.folder)
+    for path, content in pages(report).items() if arguments.pages else ():
+        if content != path.read_text():
+            write_atomically(path, content.encode())
+    print(report.text)
+    failed, missing, left_out = len(report.state.failed), len(report.state.missing), len(report.problems)
+    if failed or missing or left_out:
+        print(f"incomplete: {failed} failed, {missing} missing, {left_out} files left out", file=sys.stderr)
+        return 1
+    return 0
+
+
+def nothing_yet(gathered: Gathered) -> str:
+    """The message for a folder without a record of what was asked for."""
+    committed = gathered.results / REFERENCE / gathered.profile
+    shown = f"; python -m lora report {REFERENCE}/{gathered.profile} shows the committed ones"
+    return (
+        f"{gathered.folder} holds no finished run of what was asked for: make reproduce-glue "
+        f"PROFILE={gathered.profile} trains them{shown if committed.exists() else ''}"
+    )
