@@ -17,6 +17,7 @@ from lora.config.compose import CONF, compose_config, compose_run, settle
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.sweep.expand import expand, requested, split_override
+from lora.training.fused import masks
 from lora.training.fused.encoder import fuse
 
 
@@ -268,6 +269,10 @@ def test_a_cell_keeps_the_launchers_kernels_on_another_kind_of_machine(tmp_path,
     others = expand("mini", ["task=reviews", "seed=1", "train.precision=fp32"], ["glue_table2"])
     assert {compose_run(cell.overrides).train.kernels for cell in others} == {"stock"}
     assert not {cell.run_id for cell in cells} & {cell.run_id for cell in others}
+
+
+def test_the_choice_and_the_masks_have_one_limit_of_positions():
+    assert kernel_choice.MAX_TOKENS == masks.MAX_TOKENS
 
 
 def test_a_gpu_is_what_torch_finds():

@@ -16,7 +16,7 @@ from lora.errors import UserError
 ARCHITECTURES = ("bert", "roberta", "electra")
 BF16_CAPABILITY = 8  # CUDA's compute capability, major number, from which a GPU multiplies in bfloat16 (Ampere)
 MAJOR_CAPABILITY = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR of the driver's cuda.h
-MAX_TOKENS = 1024  # as `lora.training.fused.masks` numbers the places of a mask
+MAX_TOKENS = 1024  # that of `lora.training.fused.kernels`, which planning does not load
 
 
 def choose_kernels(model: ModelConfig, device: str) -> tuple[str, str]:

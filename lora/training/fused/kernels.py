@@ -12,11 +12,8 @@ from llvmlite import binding, ir
 from numba import float32, int32, njit, types, uint16, uint32
 from numba.extending import intrinsic, overload
 
-# Attention places are (head * 1024 + query) * 1024 + key, whatever the batch is padded to. Compiled into the kernels:
-# after changing it, edit this file too, since numba's cache goes by this file alone.
-from lora.config.kernel_choice import MAX_TOKENS
-
-# Compiled into the kernels. They stay in this file: numba's cache compiles again when it changes, and only then.
+# Constants that are compiled into the kernels stay in this file: numba recompiles when it changes, and only then.
+MAX_TOKENS = 1024  # attention places are (head * 1024 + query) * 1024 + key, whatever the batch is padded to
 GOLDEN = 0x9E3779B9  # 2^32 over the golden ratio: spreads consecutive places
 MIX_1, MIX_2 = 0x7FEB352D, 0x846CA68B  # of the 32-bit mixer "lowbias32" (C. Wellons, hash-prospector)
 

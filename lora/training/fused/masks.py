@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Bool, UInt32
 from torch import Tensor
 
-from lora.config.kernel_choice import MAX_TOKENS
-from lora.training.fused.kernels import GOLDEN, MIX_1, MIX_2
+from lora.training.fused.kernels import GOLDEN, MAX_TOKENS, MIX_1, MIX_2
 
 
 @dataclass(frozen=True)
