@@ -1,6 +1,7 @@
-"""Which processes live: from Linux's /proc, whose times no change of the clock moves; elsewhere by psutil."""
+"""Which processes live, and the kind of CPU. From Linux's /proc, whose times no clock change moves; else by psutil."""
 
 import os
+import platform
 from pathlib import Path
 
 import psutil
@@ -49,3 +50,20 @@ def stat_fields(pid: int) -> list[str] | None:
 def cores() -> int:
     """That this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_kind() -> str:
+    """This machine's CPU as records name one (`lora.training.usage.device_name`), without loading torch.
+
+    Source: aten/src/ATen/native/DispatchStub.cpp of torch, for x86. Elsewhere the architecture alone.
+    """
+    architecture = platform.machine()
+    if architecture != "x86_64":
+        return architecture
+    try:
+        flags = set((PROC / "cpuinfo").read_text().split())
+    except OSError:
+        return architecture
+    if {"avx512vl", "avx512bw", "avx512dq", "fma"} <= flags:
+        return f"{architecture} AVX512"
+    return f"{architecture} AVX2" if {"avx2", "fma"} <= flags else f"{architecture} DEFAULT"

@@ -23,8 +23,9 @@ from lora.records.record import RunRecord, load_frame, load_records
 from lora.report.aggregate import LORA_SLUG, METHODS_BY_TASKS, Planned, labelled, method_label
 from lora.report.claims.statements import SELECTORS
 from lora.report.learning_rate import LEARNING_RATE
-from lora.sweep.expand import Cell, State, base_run, requested, state_of
+from lora.sweep.expand import PlannedRun, base_run, requested, selected
 from lora.sweep.stand_in import WAY_OUT, check_inputs, distinct
+from lora.sweep.state import State, state_of
 
 OF_MACHINES = ("train.precision", "train.kernels")
 OWN = "own"  # records that no experiment at hand expects
@@ -200,7 +201,7 @@ def records_folder(name: str, overrides: Sequence[str], results: Path) -> Path:
     return Path(compose_config([f"profile={Path(name).name}", *own]).runtime.results) if own else results / name
 
 
-def experiments_shown(profile: str, overrides: Sequence[str], present: set[str]) -> dict[str, list[Cell]]:
+def experiments_shown(profile: str, overrides: Sequence[str], present: set[str]) -> dict[str, list[PlannedRun]]:
     """Experiment -> its cells: what was asked for, then what else was run.
 
     An experiment that nobody asked for is shown if a record is there that only it expects.
@@ -211,12 +212,12 @@ def experiments_shown(profile: str, overrides: Sequence[str], present: set[str])
     if not any(override.startswith("experiment=") for override in overrides) and not shown["adhoc"]:
         for name in described(profile):
             if not shown[name]:
-                cells = requested(profile, [*overrides, f"experiment={name}"])
+                cells = selected(profile, name, overrides)
                 shown[name] = cells if (present - known) & {cell.run_id for cell in cells} else []
     return {name: cells for name, cells in shown.items() if cells}
 
 
-def every_cell(gathered: Gathered) -> Iterable[Cell]:
+def every_cell(gathered: Gathered) -> Iterable[PlannedRun]:
     """The cells of the experiments at hand, with what composes them."""
     if "adhoc" in gathered.planned or any(o.startswith("experiment=") for o in gathered.overrides):
         return requested(gathered.profile, gathered.overrides)
@@ -224,7 +225,7 @@ def every_cell(gathered: Gathered) -> Iterable[Cell]:
     return requested(gathered.profile, [*gathered.overrides, f"experiment={names}"])
 
 
-def without_parents(experiment: str, cells: Sequence[Cell]) -> list[Cell]:
+def without_parents(experiment: str, cells: Sequence[PlannedRun]) -> list[PlannedRun]:
     """What the experiment's table shows: in `mnli_start`, not the MNLI runs that others start from."""
     parents = {cell.parent for cell in cells} if experiment == "mnli_start" else set()
     return [cell for cell in cells if cell.run_id not in parents]
@@ -264,7 +265,7 @@ def refuse_mixed_rows(frame: pd.DataFrame) -> None:
             )
 
 
-def as_planned(cell: Cell) -> Planned:
+def as_planned(cell: PlannedRun) -> Planned:
     return Planned(
         run_id=cell.run_id,
         model=cell.model,

@@ -91,13 +91,13 @@ def trace_cell(overrides: Sequence[str], seeds: tuple[int, int]) -> dict[str, fl
         overrides: Of a cell, with folders for its results.
     """
     from lora.config.compose import compose_run
-    from lora.sweep.worker import run_cell
+    from lora.sweep.worker import ensure_record
 
     warm, cell = (compose_run([*overrides, f"seed={seed}"]) for seed in seeds)
-    run_cell(warm, mistakes_fail=False)
+    ensure_record(warm, mistakes_fail=False)
     with traced() as spent:
         started = time.perf_counter()
-        record = run_cell(cell, mistakes_fail=False)
+        record = ensure_record(cell, mistakes_fail=False)
         seconds = time.perf_counter() - started
     return by_part(spent, seconds, record.cost["train_seconds"])
 
