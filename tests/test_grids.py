@@ -78,6 +78,15 @@ def test_lists_of_a_named_experiment_may_hold_both():
     }
 
 
+def test_each_named_experiment_is_taken_by_itself():
+    """lora_targets has seeds 1 to 3, mnli_start 1 to 5."""
+    asked = ["experiment=lora_targets,mnli_start", "seed=3,4"]
+    seeds = {name: {run.seed for run in requested("small", asked) if name in run.experiments} for name in
+             ("lora_targets", "mnli_start")}  # fmt: skip
+    assert seeds == {"lora_targets": {3, 4}, "mnli_start": {1, 3, 4}}, "1: the MNLI run that all start from"
+    assert list(map(str, replacements("small", asked))) == ["seed=4 is not in the grid of lora_targets: it joins 3"]
+
+
 def test_lists_without_an_experiment_are_a_grid_of_their_own():
     runs = requested("small", ["task=cola", "seed=1,11"])
     assert {(run.method, run.seed, run.experiments) for run in runs} == {("lora", seed, ("adhoc",)) for seed in (1, 11)}

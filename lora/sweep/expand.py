@@ -88,7 +88,7 @@ def replacements(profile: str, arguments: Sequence[str]) -> list[Replacement]:
     profile, given, experiments = read_request(profile, arguments)
     if experiments is None:
         return []
-    return apply_overrides({name: grid(profile, name) for name in experiments}, given)[1]
+    return [new for name in experiments for new in apply_overrides({name: grid(profile, name)}, given)[1]]
 
 
 def read_request(profile: str, arguments: Sequence[str]) -> tuple[str, Values, list[str] | None]:
@@ -185,10 +185,11 @@ def _blocks(
     given = dict(map(split_override, overrides))
     if adhoc:
         return {"adhoc": [Block(given)]}
-    names = experiments or list(compose_config([f"profile={profile}"]).profile.experiments)
+    if experiments is not None:  # each by itself: a value that another experiment has replaces here too
+        return {name: apply_overrides({name: grid(profile, name)}, given)[0][name] for name in experiments}
+    names = compose_config([f"profile={profile}"]).profile.experiments
     blocks, new = apply_overrides({name: grid(profile, name) for name in names}, given)
-    if experiments is None:
-        refuse_unknown(profile, new)
+    refuse_unknown(profile, new)
     return blocks
 
 

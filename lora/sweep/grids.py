@@ -30,20 +30,26 @@ class Block:
 
 @dataclass(frozen=True)
 class Replacement:
-    """Values of an override that no grid has, and which therefore take the place of a grid's own."""
+    """Values of an override that no grid has.
+
+    Args:
+        new: These values.
+        kept: The override's other values, which a grid has; the new ones join them.
+        existing: All values that the grids have; without `kept`, the new ones replace them.
+    """
 
     key: str
-    given: tuple[str, ...]
-    replaced: tuple[str, ...]
+    new: tuple[str, ...]
+    kept: tuple[str, ...]
+    existing: tuple[str, ...]
     experiments: tuple[str, ...]
 
     def __str__(self) -> str:
-        word = "it replaces" if len(self.given) == 1 else "they replace"
-        verb = "is" if len(self.given) == 1 else "are"
-        grids = "the grid" if len(self.experiments) == 1 else "the grids"
+        one = len(self.new) == 1
+        verb = ("it joins" if one else "they join") if self.kept else ("it replaces" if one else "they replace")
         return (
-            f"{self.key}={','.join(self.given)} {verb} not in {grids} of {', '.join(self.experiments)}: "
-            f"{word} {', '.join(self.replaced)}"
+            f"{self.key}={','.join(self.new)} {'is' if one else 'are'} not in the grid of "
+            f"{', '.join(self.experiments)}: {verb} {', '.join(self.kept or self.existing)}"
         )
 
 
@@ -95,7 +101,8 @@ def apply_overrides(
         existing = list(dict.fromkeys(value for own in varied.values() for value in own))
         new = [value for value in values if not any(same_value(key, value, other) for other in existing)]
         if new:
-            replacements.append(Replacement(key, tuple(new), tuple(existing), tuple(varied)))
+            kept = tuple(value for value in values if value not in new)
+            replacements.append(Replacement(key, tuple(new), kept, tuple(existing), tuple(varied)))
         for name, several in blocks.items():
             blocks[name] = [left for block in several if (left := _narrowed(block, key, values, new)) is not None]
     return blocks, replacements
@@ -124,12 +131,12 @@ def refuse_unknown(profile: str, replacements: Sequence[Replacement]) -> None:
     if not replacements:
         return
     lines = [
-        f"{one.key}={','.join(one.given)} is in no grid of profile {profile}: {', '.join(one.experiments)} "
-        f"{'has' if len(one.experiments) == 1 else 'have'} {', '.join(one.replaced)}"
+        f"{one.key}={','.join(one.new)} is in no grid of profile {profile}: {', '.join(one.experiments)} "
+        f"{'has' if len(one.experiments) == 1 else 'have'} {', '.join(one.existing)}"
         for one in replacements
     ]
     example = replacements[0]
-    value = example.given[0]
+    value = example.new[0]
     way_out = (
         f"Add experiment=NAME to run that experiment's grid with other values, give a list "
         f"({example.key}={value},...) for a grid of your own, or leave out -m for a single run"
