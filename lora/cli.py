@@ -1,4 +1,4 @@
-"""Every command of `python -m lora`, and the one place where a mistake becomes a message and exit code 2.
+"""Every command of `python -m lora`, and the one place that turns a mistake into a message and exit code 2.
 
 A command is a module with two functions: `options(parser)` adds its arguments, and `main(given)` does the work and
 returns an exit code, or None for 0. It is imported only when its command is called.
@@ -13,7 +13,7 @@ from importlib import import_module
 from lora.errors import UserError
 
 COMMANDS = {
-    "status": ("lora.sweep.status", "show which runs of a profile are done, running, failed or waiting"),
+    "status": ("lora.sweep.status", "show which runs of a profile are done, running, failed or waiting; --watch: live"),
     "plan": ("lora.sweep.plan", "estimate what a sweep will cost, in device hours and disk"),
     "report": ("lora.report.command", "build tables, verdicts, figures and report.html from a profile's records"),
     "claims": ("lora.report.claims.command", "judge the paper's claims on a profile's records"),
@@ -38,7 +38,7 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """
-    Returns: The exit code: as each command says; 2 for a mistake in the call, 130 when interrupted.
+    Returns: The exit code: as each command says; 2 for a mistake in the command, 130 when interrupted.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     if given in (["--help"], ["-h"], ["help"]):
@@ -100,7 +100,8 @@ def first_screen() -> str:
             "LoRA (Hu et al. 2021) compared with full fine-tuning and adapters on GLUE.",
             "",
             "usage: python -m lora KEY=VALUE ...        train one run",
-            "       python -m lora -m KEY=A,B ...       train a sweep; without lists, all runs of profile=...",
+            "       python -m lora -m profile=NAME ...  train a profile; task=cola seed=1 selects from it",
+            "       python -m lora -m KEY=A,B ...       train a grid of your own",
             "       python -m lora COMMAND --help       arguments of a command",
             "",
             "example: python -m lora task=reviews method=lora seed=1",

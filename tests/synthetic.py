@@ -10,7 +10,7 @@ from safetensors.numpy import save
 from lora.config.compose import compose_run
 from lora.files import write_atomically
 from lora.records.record import RunRecord, write_record
-from lora.sweep.expand import Cell, requested
+from lora.sweep.expand import PlannedRun, requested
 
 EPOCHS = 4
 LEVELS = {"full": 0.70, "lora": 0.70, "houlsby": 0.62, "pfeiffer": 0.66, "bitfit": 0.64, "adapterdrop": 0.6}
@@ -21,9 +21,9 @@ def populate(
     results: Path,
     profile: str,
     overrides: Sequence[str] = (),
-    value: Callable[[Cell], float] | None = None,
+    value: Callable[[PlannedRun], float] | None = None,
     predictions: bool = False,
-) -> list[Cell]:
+) -> list[PlannedRun]:
     """Write the records of all cells that the overrides ask for.
 
     Args:
@@ -35,7 +35,7 @@ def populate(
     return cells
 
 
-def default_value(cell: Cell) -> float:
+def default_value(cell: PlannedRun) -> float:
     return LEVELS[cell.method] + 0.02 * noise(cell.run_id) + 0.05 * noise(cell.task)
 
 
@@ -44,7 +44,7 @@ def noise(name: str) -> float:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**47 - 1
 
 
-def write_cell(results: Path, cell: Cell, best: float, predictions: bool = False) -> RunRecord:
+def write_cell(results: Path, cell: PlannedRun, best: float, predictions: bool = False) -> RunRecord:
     digest = None
     if predictions:
         content = save({f"{rule}.validation": np.zeros(4, np.int16) for rule in ("best", "last")})
@@ -55,7 +55,7 @@ def write_cell(results: Path, cell: Cell, best: float, predictions: bool = False
     return record
 
 
-def synthetic_record(cell: Cell, best: float, predictions: str | None = None) -> RunRecord:
+def synthetic_record(cell: PlannedRun, best: float, predictions: str | None = None) -> RunRecord:
     """The best epoch is the third, the last a little lower."""
     split = "validation_matched" if cell.task == "mnli" else "validation"
     values = [best - 0.05, best - 0.01, best, best - 0.004 * (1 + noise(f"last {cell.run_id}"))]

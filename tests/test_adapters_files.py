@@ -24,7 +24,7 @@ from lora.methods.configs import BitFitConfig, HoulsbyConfig, LoraConfig
 from lora.models.load import load_encoder
 from lora.models.modules import checksum
 from lora.records.record import adapter_path, record_path
-from lora.sweep.worker import run_cell
+from lora.sweep.worker import ensure_record
 
 ORIGIN = Origin("rte", ("entailment", "not_entailment"), Score("accuracy", "validation", 3, 0.75), "run-01234567", 128)
 
@@ -389,7 +389,7 @@ def test_a_cell_leaves_an_adapter_that_explains_itself(method, kernels, tiny_con
         f"train.kernels={kernels}",
         f"train.precision={NARROWEST if kernels == 'fused' else 'fp32'}",
     )
-    record = run_cell(config, mistakes_fail=False)
+    record = ensure_record(config, mistakes_fail=False)
     folder = adapter_path(config.runtime.outputs, config.run_id).parent
     adapter = read_adapter(folder)
     assert record_path(config.runtime.results, config.run_id).exists()

@@ -30,7 +30,7 @@ from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.methods.configs import FullConfig
-from lora.sweep.worker import run_cell
+from lora.sweep.worker import ensure_record
 from lora.training import loop as training_loop
 from lora.training import step as training_step
 
@@ -234,7 +234,7 @@ def test_peers_train_the_cell_with_as_many_parameters_as_ours(settings, exported
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     cost = peer.train_run(cell, settings, str(tmp_path))
     assert 0 <= cost.metric <= 1
-    record = run_cell(config, mistakes_fail=False)
+    record = ensure_record(config, mistakes_fail=False)
     assert cost.trainable == sum(record.params[part] for part in ("trainable_method", "trainable_head"))
     assert set(cost.parts) == set(peer.PARTS)
     assert all(seconds > 0 for seconds in cost.parts.values())

@@ -1,20 +1,29 @@
 """The commands, as a user runs them: real processes, exit codes, what is left behind."""
 
+import contextlib
+import os
+import pty
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import termios
+import threading
 from pathlib import Path
 
 import pytest
 from comparing import equal_science
-from test_sweeps import quiet
+from synthetic import populate
+from test_sweeps import quiet, wait_for
 
 from lora import cli
 from lora.cli import COMMANDS
 from lora.data.tasks import TASKS
 from lora.methods import METHODS
 from lora.records.record import load_records
+from lora.report.build import print_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 ONE = "launcher.workers=1"  # each worker takes seconds to load its libraries
@@ -30,28 +39,87 @@ def sweep_arguments(tiny_overrides, *more: str) -> list[str]:
     return ["-m", *kept, "method=full,lora", "task=cola,stsb", "seed=1,2", *more]
 
 
-def test_one_cell(tiny_overrides, tmp_path):
+def test_one_run(tiny_overrides, tmp_path):
     done = command("lora", *tiny_overrides)
     assert done.returncode == 0, done.stderr
     (record,) = load_records(tmp_path / "results")[0]
-    assert f"{record.run_id}: ok, matthews best" in done.stdout
+    assert f"{record.run_id}: ok, matthews best" in done.stdout and "  trained in " in done.stdout
+    assert f"  record:  {tmp_path}/results/runs/{record.run_id}.json" in done.stdout
+    assert "  adapter: - (runtime.save_adapter=true saves it)" in done.stdout
+    assert re.findall(r"^epoch (\d) of 2: matthews", done.stderr, re.MULTILINE) == ["1", "2"], "no terminal: lines"
     assert (tmp_path / "results" / "predictions" / f"{record.run_id}.safetensors").exists()
     assert not list((tmp_path / "outputs" / "running").iterdir())
     before = (tmp_path / "results" / "runs" / f"{record.run_id}.json").stat().st_mtime_ns
     again = command("lora", *tiny_overrides)
     assert again.returncode == 0
+    assert f"  already done: trained on {record.started_at[:16].replace('T', ' ')} UTC in " in again.stdout
     assert (tmp_path / "results" / "runs" / f"{record.run_id}.json").stat().st_mtime_ns == before
 
 
+def test_an_interrupted_run_resumes_and_says_from_where(tiny_overrides, tmp_path):
+    """On a terminal; the first process is stopped once it has left a step behind."""
+    arguments = [*tiny_overrides, "method=bitfit", "train.epochs=200", "runtime.save_adapter=true"]
+    first, shown = on_a_terminal(arguments)
+    wait_for(lambda: list((tmp_path / "outputs" / "running").glob("[!.]*.json")), first)
+    first.send_signal(signal.SIGTERM)
+    output = shown()
+    assert first.returncode == 130 and "the same command resumes the rest" in output, output
+    assert re.search(r"epoch \d+/200: .*step/s, matthews", output), "a bar"
+    second, shown = on_a_terminal(arguments)
+    output = shown()
+    assert second.returncode == 0, output
+    assert re.search(r"resumes after step \d+ of \d+, in epoch \d+ of 200", output)
+    (record,) = load_records(tmp_path / "results")[0]
+    assert record.provenance["resumed"] == 1 and "resumed 1 time" in output
+    assert f"adapter: {tmp_path}/outputs/adapters/{record.run_id}" in output
+
+
+def on_a_terminal(arguments):
+    """A single run whose output goes to a terminal, and a function that returns the output once the run has ended."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 120))
+    process = subprocess.Popen([sys.executable, "-m", "lora", *arguments], cwd=ROOT, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    chunks = []
+
+    def drain():
+        with contextlib.suppress(OSError):  # Linux's EIO: the run has closed its end
+            while chunk := os.read(ours, 4096):
+                chunks.append(chunk)
+
+    thread = threading.Thread(target=drain)
+    thread.start()
+
+    def shown():
+        process.wait(300)
+        thread.join(60)
+        os.close(ours)
+        return b"".join(chunks).decode()
+
+    return process, shown
+
+
+def test_a_sweep_ends_with_its_table_and_the_next_command(tmp_path, capsys):
+    """Of what was asked for alone, though records of other experiments lie beside."""
+    populate(tmp_path / "small", "small", ["experiment=glue_table2", "seed=1"])
+    populate(tmp_path / "small", "small", ["experiment=lora_ranks", "seed=1"])
+    capsys.readouterr()
+    arguments = ["experiment=glue_table2", "task=cola", "seed=1", f"runtime.results={tmp_path}/small"]
+    print_sweep("small", ["profile=small", *arguments])
+    shown = capsys.readouterr().out
+    assert "| CoLA" in shown and "SST-2" not in shown and "rank" not in shown.partition("next: ")[0].lower()
+    assert f"next: {shlex.join(['python', '-m', 'lora', 'report', 'small', *arguments])}" in shown
+
+
 def test_a_sweep_records_what_failed_skips_what_is_done_and_retries_when_asked(tiny_overrides, tmp_path):
-    """Two workers; a learning rate that no cell survives beside one that all do."""
+    """Two workers; a learning rate that no run survives beside one that all do."""
     kept = [o for o in tiny_overrides if not o.startswith(("task=", "train.lr="))]
-    cells = [*kept, "method=full,lora", "task=cola,stsb", "train.clip_norm=1e30"]
-    expected = quiet([*cells, "train.lr=1e-3", f"runtime.results={tmp_path}/quiet"])
-    arguments = ["-m", *cells, "train.lr=1e-3,1e30"]
+    runs = [*kept, "method=full,lora", "task=cola,stsb", "train.clip_norm=1e30"]
+    expected = quiet([*runs, "train.lr=1e-3", f"runtime.results={tmp_path}/quiet"])
+    arguments = ["-m", *runs, "train.lr=1e-3,1e30"]
     done = command("lora", *arguments)
     assert done.returncode == 1
-    assert "8 of 8 cells to run" in done.stdout and "Traceback" not in done.stderr
+    assert "8 runs: 0 done, 0 failed, 8 to train" in done.stdout and "Traceback" not in done.stderr
     records, problems = load_records(tmp_path / "results")
     assert not problems
     failed = [record for record in records if record.status == "failed"]
@@ -72,7 +140,7 @@ def test_a_sweep_records_what_failed_skips_what_is_done_and_retries_when_asked(t
     assert "nothing to train, all 8 runs are in" in again.stdout and "4 of them failed" in again.stdout
     retried = command("lora", *arguments, "runtime.retry_failed=true", ONE)
     assert retried.returncode == 1
-    assert "4 of 8 cells to run" in retried.stdout
+    assert "8 runs: 4 done, 4 failed, 4 to train" in retried.stdout
 
 
 @pytest.mark.parametrize(
@@ -97,10 +165,10 @@ def test_a_users_mistake_is_one_message_exit_2_and_nothing_written(tiny_override
     assert not list((tmp_path / "results").rglob("*.json"))
 
 
-def test_a_sweep_of_invalid_cells_lists_them_all_and_starts_none(tiny_overrides, tmp_path):
+def test_a_sweep_of_invalid_runs_lists_them_all_and_starts_none(tiny_overrides, tmp_path):
     done = command("lora", *sweep_arguments(tiny_overrides, "train.epochs=0,1"))
     assert done.returncode == 2
-    assert "8 cells are invalid" in done.stderr
+    assert "8 runs are invalid" in done.stderr
     assert done.stderr.count("train.epochs must be >= 1, got 0") == 8
     assert not (tmp_path / "results").exists()
 
@@ -122,7 +190,7 @@ def test_other_rows_under_the_same_name_are_refused(tiny_overrides, tmp_path, gl
 def test_the_report_of_a_profile_without_records_names_what_is_missing():
     done = command("lora", "report", "paper_that_is_not", "task=cola")
     assert done.returncode == 2
-    assert "profile 'paper_that_is_not' does not exist; here are:" in done.stderr
+    assert "profile 'paper_that_is_not' does not exist; choose from long, mini" in done.stderr
 
 
 def test_the_first_screen_names_every_command_task_and_method():

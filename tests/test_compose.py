@@ -16,7 +16,8 @@ from lora.config import kernel_choice
 from lora.config.compose import CONF, compose_config, compose_run, settle
 from lora.errors import UserError
 from lora.files import ROOT
-from lora.sweep.expand import expand, requested, split_override
+from lora.sweep.expand import expand, requested
+from lora.sweep.grids import split_override
 from lora.training.fused import masks
 from lora.training.fused.encoder import fuse
 

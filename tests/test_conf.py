@@ -18,7 +18,8 @@ from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.models.load import load_encoder
-from lora.sweep.expand import _expand, grid
+from lora.sweep.expand import _expand
+from lora.sweep.grids import grid
 
 # Which (protocol, model, method) have rows, and for how many tasks. Everything else is to be refused.
 SMALL_METHODS = ("full", "bitfit", "adapterdrop", "houlsby", "pfeiffer", "lora")

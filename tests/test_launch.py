@@ -1,4 +1,4 @@
-"""The order in which a sweep hands its cells to the launcher: the longest first, so that none is left to run alone."""
+"""The order in which a sweep hands its runs to the launcher: the longest first, so that none is left to run alone."""
 
 import pytest
 from hydra.plugins.launcher import Launcher
@@ -39,25 +39,24 @@ def launched(tiny_overrides: list[str]) -> list[int]:
     config = compose_config([*tiny_overrides, "method=bitfit", "launcher.workers=1"])
     recorder = Recorder()
     with pytest.raises(KeyboardInterrupt):
-        launch.launch_cells(recorder, config, arguments(tiny_overrides))
+        launch.launch_sweep(recorder, config, arguments(tiny_overrides))
     return recorder.epochs
 
 
-def test_cells_are_expanded_longest_first(tiny_overrides):
-    cells = expand("small", arguments(tiny_overrides), adhoc=True)
-    epochs = [epochs_of(cell.overrides) for cell in cells]
+def test_runs_are_expanded_longest_first(tiny_overrides):
+    runs = expand("small", arguments(tiny_overrides), adhoc=True)
+    epochs = [epochs_of(run.overrides) for run in runs]
     assert epochs == sorted(EPOCHS, reverse=True)
 
 
 @pytest.mark.parametrize("longest", [max, min], ids=["as their examples say", "against their examples"])
-def test_cells_are_launched_longest_first_by_what_is_expected(tiny_overrides, monkeypatch, longest):
+def test_runs_are_launched_longest_first_by_what_is_expected(tiny_overrides, monkeypatch, longest):
     """Seconds where records tell, which need not follow the number of examples."""
-    monkeypatch.setattr(launch, "reference_records", list)
     sign = 1 if longest is max else -1
-    monkeypatch.setattr(launch, "estimator", lambda records: lambda cell: 1e6 + sign * cell.examples)
+    monkeypatch.setattr(launch, "estimator", lambda records: lambda run: 1e6 + sign * run.examples)
     assert launched(tiny_overrides) == sorted(EPOCHS, reverse=longest is max)
 
 
-def test_cells_of_unknown_length_are_launched_by_their_examples(tiny_overrides, monkeypatch):
-    monkeypatch.setattr(launch, "estimator", lambda records: lambda cell: None)
+def test_runs_of_unknown_length_are_launched_by_their_examples(tiny_overrides, monkeypatch):
+    monkeypatch.setattr(launch, "estimator", lambda records: lambda run: None)
     assert launched(tiny_overrides) == sorted(EPOCHS, reverse=True)

@@ -10,13 +10,13 @@ from lora.config.compose import CONF
 from lora.report.build import build
 from lora.report.learning_rate import learning_rate_table, taken, tried_runs
 from lora.report.select import gather
-from lora.sweep.expand import Cell
+from lora.sweep.expand import PlannedRun
 
 GIVEN = ["experiment=learning_rate"]
 TASKS = ("sst2", "mrpc", "cola", "rte", "stsb")
 
 
-def rate_of(cell: Cell) -> float:
+def rate_of(cell: PlannedRun) -> float:
     return next(float(o.removeprefix("train.lr=")) for o in cell.overrides if o.startswith("train.lr="))
 
 

@@ -74,7 +74,7 @@ def test_a_live_process_keeps_it_and_a_killed_one_loses_it_at_once(path):
 
 
 def test_what_killed_workers_left_beside_it_goes_with_it(path):
-    """A file half made, a claim on a former owner, one half made; what a live process makes stays, and other cells'."""
+    """A file half made, a claim on a former owner, one half made; what a live process makes stays, and other runs'."""
     former, dead = "e" * 16, dataclasses.replace(myself(), ticks=1)
     path.parent.mkdir(parents=True)
     gone = (f".{path.name}.{'a' * 16}.new", f".{path.name}.{former}", f"..{path.name}.{former}.{'b' * 16}.new")

@@ -280,7 +280,7 @@ def test_quoted_paths_are_read_back_by_hydra() -> None:
         ("130", "0", False, 2),
     ],
 )
-def test_reproduce_glue_reports_after_failed_cells_but_not_after_a_mistake(
+def test_reproduce_glue_reports_after_failed_runs_but_not_after_a_mistake(
     sweep: str, report: str, reported: bool, status: int, ready_clone: Path
 ) -> None:
     done = make(ready_clone, "reproduce-glue", SWEEP=sweep, REPORT=report)

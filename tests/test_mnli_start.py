@@ -15,9 +15,10 @@ from lora.methods import METHODS, apply
 from lora.models.load import load_encoder
 from lora.models.modules import is_head, trainable
 from lora.records.record import adapter_path, record_path, write_record
-from lora.sweep.expand import expand, state
+from lora.sweep.expand import expand
 from lora.sweep.launch import next_wave, to_run, unfinished
-from lora.sweep.worker import run_cell
+from lora.sweep.state import state
+from lora.sweep.worker import ensure_record
 from lora.training.mnli_start import start_from
 
 
@@ -39,7 +40,7 @@ def test_a_child_takes_its_parents_modules_and_a_new_head(family):
     child, parent = family
     assert child.start_run == parent.run_id
     assert (parent.task, parent.start, parent.seed) == ("mnli", "pretrained", child.seed)
-    record = run_cell(parent, mistakes_fail=False)
+    record = ensure_record(parent, mistakes_fail=False)
     stored = load_file(adapter_path(parent.runtime.outputs, parent.run_id))
     untouched, started = fresh(child), fresh(child)
     start_from(started, child)
@@ -54,7 +55,7 @@ def test_a_child_takes_its_parents_modules_and_a_new_head(family):
             assert not torch.equal(parameter, untouched.get_parameter(name))
     assert modules == 8 and heads == 4
     assert record.adapter is not None
-    trained = run_cell(child, mistakes_fail=False)
+    trained = ensure_record(child, mistakes_fail=False)
     assert trained.config["start_run"] == parent.run_id
     assert ".rte.mnli.s1-" in trained.run_id
 
@@ -76,7 +77,7 @@ def family_of(tiny_overrides, method, kernels):
 def test_every_method_starts_from_what_its_parent_trained(tiny_overrides, method, kernels):
     child, parent = family_of(tiny_overrides, method, kernels)
     assert (parent.method, parent.task, parent.train.kernels) == (child.method, "mnli", kernels)
-    record = run_cell(parent, mistakes_fail=False)
+    record = ensure_record(parent, mistakes_fail=False)
     path = adapter_path(parent.runtime.outputs, parent.run_id)
     stored = load_file(path)
     untouched, started = fresh(child), fresh(child)
@@ -92,9 +93,9 @@ def test_every_method_starts_from_what_its_parent_trained(tiny_overrides, method
     values = record.params["trainable_method"] + record.params["trainable_head"]
     assert sum(tensor.numel() for tensor in stored.values()) == values
     assert 4 * values < path.stat().st_size < 4 * values + 200 * len(stored)  # float32, and a header
-    trained = run_cell(child, mistakes_fail=False)
+    trained = ensure_record(child, mistakes_fail=False)
     assert (trained.status, trained.config["start_run"]) == ("ok", parent.run_id)
-    plain = run_cell(dataclasses.replace(child, start="pretrained", start_run=None), mistakes_fail=False)
+    plain = ensure_record(dataclasses.replace(child, start="pretrained", start_run=None), mistakes_fail=False)
     assert plain.epochs[0]["train_loss"] != trained.epochs[0]["train_loss"]
 
 
@@ -110,7 +111,7 @@ def test_every_method_starts_from_what_its_parent_trained(tiny_overrides, method
 def test_a_start_of_full_fine_tuning_is_loaded_strictly(tiny_overrides, change, named):
     """Though the record names that very file."""
     child, parent = family_of(tiny_overrides, "full", "stock")
-    record = run_cell(parent, mistakes_fail=False)
+    record = ensure_record(parent, mistakes_fail=False)
     path = adapter_path(parent.runtime.outputs, parent.run_id)
     tensors = load_file(path)
     change(tensors, "bert.encoder.layer.0.output.LayerNorm.weight")
@@ -138,7 +139,7 @@ def test_debertas_pooler_is_carried_over_and_its_classifier_is_new(architecture,
     overrides = [*tiny_overrides, f"model.path={folder}", "task=rte", "start=mnli", "method=lora", "train.epochs=1"]
     child = compose_run(overrides)
     parent = compose_run(parent_overrides(overrides, child))
-    run_cell(parent, mistakes_fail=False)
+    ensure_record(parent, mistakes_fail=False)
     stored = load_file(adapter_path(parent.runtime.outputs, parent.run_id))
     untouched, started = fresh(child), fresh(child)
     start_from(started, child)
@@ -152,13 +153,13 @@ def test_debertas_pooler_is_carried_over_and_its_classifier_is_new(architecture,
 
 def test_the_saved_weights_are_those_of_the_best_epoch(family):
     _, parent = family
-    record = run_cell(parent, mistakes_fail=False)
+    record = ensure_record(parent, mistakes_fail=False)
     best = record.selected["best"]["epoch"]
     short = dataclasses.replace(
         parent, runtime=dataclasses.replace(parent.runtime, outputs=f"{parent.runtime.outputs}2")
     )
     assert best in (1, 2)
-    again = run_cell(short, mistakes_fail=False)  # its record is there, its weights are not: it trains again
+    again = ensure_record(short, mistakes_fail=False)  # its record is there, its weights are not: it trains again
     assert again.adapter == record.adapter
     assert adapter_path(short.runtime.outputs, parent.run_id).exists()
 
@@ -166,21 +167,21 @@ def test_the_saved_weights_are_those_of_the_best_epoch(family):
 def test_a_child_is_refused_without_its_parent(family):
     child, parent = family
     with pytest.raises(UserError, match=f"{parent.run_id}, whose record is missing"):
-        run_cell(child, mistakes_fail=False)
+        ensure_record(child, mistakes_fail=False)
     assert not record_path(child.runtime.results, child.run_id).exists()
-    record = run_cell(parent, mistakes_fail=False)
+    record = ensure_record(parent, mistakes_fail=False)
     weights = adapter_path(parent.runtime.outputs, parent.run_id)
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(
         UserError, match="differ from those in its record: delete them, and a sweep trains the run again"
     ):
-        run_cell(child, mistakes_fail=False)
+        ensure_record(child, mistakes_fail=False)
     weights.unlink()
     with pytest.raises(UserError, match="are missing: a sweep trains the run again"):
-        run_cell(child, mistakes_fail=False)
+        ensure_record(child, mistakes_fail=False)
     write_record(parent.runtime.results, dataclasses.replace(record, status="failed", error="diverged"))
     with pytest.raises(UserError, match=r"whose record is failed \(diverged\)"):
-        run_cell(child, mistakes_fail=False)
+        ensure_record(child, mistakes_fail=False)
 
 
 def test_a_sweep_trains_parents_first_and_once(tiny_overrides, tmp_path):
@@ -195,7 +196,7 @@ def test_a_sweep_trains_parents_first_and_once(tiny_overrides, tmp_path):
     now = state(cells, results)
     assert set(next_wave(to_run(cells, now, False, outputs, False), now)) == set(parents.values())
 
-    done = run_cell(compose_run(next(iter(parents.values())).overrides), mistakes_fail=True)
+    done = ensure_record(compose_run(next(iter(parents.values())).overrides), mistakes_fail=True)
     now = state(cells, results)
     ready = next_wave(to_run(cells, now, False, outputs, False), now)
     assert {cell.parent for cell in ready} == {None, done.run_id} and len(ready) == 3
@@ -210,7 +211,7 @@ def test_done_cells_run_again_where_their_adapters_are_asked_for(tiny_overrides,
     cells = expand("small", [*overrides, "method=lora", "train.epochs=1", "seed=1,2"], adhoc=True)
     results, outputs = str(tmp_path / "results"), str(tmp_path / "outputs")
     for cell, more in zip(cells, (["runtime.save_adapter=true"], []), strict=True):
-        run_cell(compose_run([*cell.overrides, *more]), mistakes_fail=False)
+        ensure_record(compose_run([*cell.overrides, *more]), mistakes_fail=False)
     now = state(cells, results)
     assert len(now.ok) == 2 and not to_run(cells, now, False, outputs, False)
     assert to_run(cells, now, False, outputs, True) == [cells[1]]

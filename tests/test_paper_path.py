@@ -5,7 +5,7 @@ import tiny
 from processor import NARROWEST
 
 from lora.config.compose import compose_run, parent_overrides
-from lora.sweep.worker import run_cell
+from lora.sweep.worker import ensure_record
 
 SMALLER = ["train.epochs=1", "data.max_length=32", "data.source=tsv", "runtime.device=cpu", "runtime.tracking=off"]
 
@@ -34,9 +34,9 @@ def test_a_cell_of_the_paper_profile_trains(tmp_path, glue_dir, architecture, mo
     config = compose_run(overrides)
     assert (config.start == "mnli") == (method == "lora")
     if config.start == "mnli":
-        parent = run_cell(compose_run(parent_overrides(overrides, config)), mistakes_fail=False)
+        parent = ensure_record(compose_run(parent_overrides(overrides, config)), mistakes_fail=False)
         assert parent.status == "ok" and parent.config["task"] == "mnli"
-    record = run_cell(config, mistakes_fail=False)
+    record = ensure_record(config, mistakes_fail=False)
     assert record.status == "ok"
     assert record.run_id.startswith(f"{model}.")
     assert record.config["start_run"] == config.start_run

@@ -1,4 +1,4 @@
-"""The plan of a sweep beside closed forms."""
+"""The plan of a sweep, compared with closed forms."""
 
 import itertools
 import subprocess
@@ -7,49 +7,49 @@ import sys
 import pytest
 
 from lora.files import ROOT
-from lora.sweep.announce import compute_seconds
-from lora.sweep.expand import estimator, expand
+from lora.sweep.estimate import compute_seconds, estimator
+from lora.sweep.expand import expand
 from lora.sweep.plan import Cost, costs, disk_bytes, makespan, text
 
 
 @pytest.fixture(scope="module")
-def cells():
-    """LoRA and full fine-tuning of RoBERTa-base; the RTE cell starts from an MNLI run, which comes with it."""
+def runs():
+    """LoRA and full fine-tuning of RoBERTa-base; the RTE run starts from an MNLI run, which comes with it."""
     asked = ["model=roberta_base", "method=lora", "protocol=printed", "task=rte,cola", "seed=1"]
     return expand("paper", asked, adhoc=True)
 
 
-def test_without_records_the_cost_is_operations_over_an_assumed_rate(cells):
-    found = costs(cells, estimator([]))
-    assert {cost.cell.task for cost in found} == {"rte", "cola", "mnli"}
+def test_without_records_the_cost_is_operations_over_an_assumed_rate(runs):
+    found = costs(runs, estimator([]))
+    assert {cost.run.task for cost in found} == {"rte", "cola", "mnli"}
     for cost in found:
-        assert cost.seconds == 6 * 125e6 * cost.cell.tokens / 100e12 == compute_seconds(cost.cell)
+        assert cost.seconds == 6 * 125e6 * cost.run.tokens / 100e12 == compute_seconds(cost.run)
         assert not cost.measured
     trained = 4 * 2 * 12 * 2 * 768 * 8  # bytes of q and v, 12 layers, A and B of rank 8
-    parent = next(cost for cost in found if cost.cell.task == "mnli")
-    child = next(cost for cost in found if cost.cell.task == "cola")
+    parent = next(cost for cost in found if cost.run.task == "mnli")
+    child = next(cost for cost in found if cost.run.task == "cola")
     assert parent.checkpoint_bytes == child.checkpoint_bytes == 3 * trained
     assert parent.kept_bytes > trained > child.kept_bytes
     shown = text("paper", found)
-    assert "0 of 3 cells" in shown and "an assumption, not a measurement" in shown
+    assert "0 of 3 runs" in shown and "an assumption, not a measurement" in shown
 
 
-def test_records_win_over_the_assumption(cells):
-    found = costs(cells, lambda cell: 2.0 * cell.examples)
-    assert all(cost.measured and cost.seconds == 2.0 * cost.cell.examples for cost in found)
+def test_records_win_over_the_assumption(runs):
+    found = costs(runs, lambda run: 2.0 * run.examples)
+    assert all(cost.measured and cost.seconds == 2.0 * cost.run.examples for cost in found)
     assert "an assumption" not in text("paper", found)
 
 
 def best_possible(seconds, devices):
-    """Of all ways to give cells to devices."""
+    """Of all ways to give runs to devices."""
     ways = itertools.product(range(devices), repeat=len(seconds))
     return min(max(sum(s for s, d in zip(seconds, way, strict=True) if d == n) for n in range(devices)) for way in ways)
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3])
-def test_the_time_on_several_devices_is_that_of_longest_first(cells, devices):
+def test_the_time_on_several_devices_is_that_of_longest_first(runs, devices):
     """Within 4/3 - 1/(3m) of the best possible (Graham 1969), and exact on one device."""
-    alone = next(cell for cell in cells if cell.parent is None)
+    alone = next(run for run in runs if run.parent is None)
     seconds = [7.0, 6.0, 5.0, 5.0, 4.0, 3.0, 3.0]
     found = [Cost(alone, value, True, 0.0, 10.0) for value in seconds]
     took, best = makespan(found, devices), best_possible(seconds, devices)
@@ -59,8 +59,8 @@ def test_the_time_on_several_devices_is_that_of_longest_first(cells, devices):
     assert disk_bytes(found, devices) == 10.0 * devices
 
 
-def test_children_wait_for_their_parents(cells):
-    found = costs(cells, lambda cell: 10.0)
+def test_children_wait_for_their_parents(runs):
+    found = costs(runs, lambda run: 10.0)
     assert makespan(found, 64) == 20.0
 
 

@@ -27,7 +27,7 @@ from lora.methods import apply
 from lora.methods.configs import LoraConfig
 from lora.models.load import load_encoder
 from lora.records.record import adapter_path
-from lora.sweep.worker import run_cell
+from lora.sweep.worker import ensure_record
 
 main = command("predict")
 
@@ -82,7 +82,7 @@ def cells(tmp_path_factory):
                 ]
             )
         )
-        record = run_cell(config, mistakes_fail=False)
+        record = ensure_record(config, mistakes_fail=False)
         trained[task] = record, adapter_path(config.runtime.outputs, config.run_id).parent
     return trained, folder
 

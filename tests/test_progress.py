@@ -1,5 +1,8 @@
-"""What is shown while a sweep runs."""
+"""What is shown while a run or a sweep runs."""
 
+import dataclasses
+import re
+import sys
 import time
 
 import pytest
@@ -7,23 +10,26 @@ from synthetic import synthetic_record
 from test_results import record
 
 from lora.records.record import write_record
-from lora.sweep.announce import announcement, compute_bound
-from lora.sweep.expand import estimator, expand, state, state_of
-from lora.sweep.progress import Note, Watch, duration, shown
+from lora.sweep import progress
+from lora.sweep.announce import announcement
+from lora.sweep.estimate import compute_bound, estimator
+from lora.sweep.expand import expand
+from lora.sweep.progress import Display, Note, Watch, duration, shown
+from lora.sweep.state import state, state_of
 from lora.training.loop import Progress
 
 
 @pytest.fixture
-def cells():
+def runs():
     return expand("mini", ["task=reviews", "seed=1,2", "method=lora,full"], adhoc=True)
 
 
-def test_finished_cells_are_counted_with_metric_and_time_left(cells, tmp_path, capsys):
-    expected = {cell.run_id: 100.0 for cell in cells}
-    with Watch(cells, 3, expected, 2, str(tmp_path), str(tmp_path)) as watch:
-        assert watch.left() == "3 min"  # four cells of 100 s, two at a time
-        write_record(tmp_path, record(cells[0].run_id, value=0.834, seconds=50.0))
-        write_record(tmp_path, record(cells[1].run_id, status="failed", error="it broke", seconds=50.0))
+def test_finished_runs_are_counted_with_metric_and_time_left(runs, tmp_path, capsys):
+    expected = {run.run_id: 100.0 for run in runs}
+    with Watch(runs, 3, expected, 2, str(tmp_path), str(tmp_path)) as watch:
+        assert watch.left() == "3 min"  # four runs of 100 s, two at a time
+        write_record(tmp_path, record(runs[0].run_id, value=0.834, seconds=50.0))
+        write_record(tmp_path, record(runs[1].run_id, status="failed", error="it broke", seconds=50.0))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("[  4/7] ") and lines[1].startswith("[  5/7] ")
     assert any("accuracy 83.4  50 s" in line for line in lines)
@@ -31,62 +37,127 @@ def test_finished_cells_are_counted_with_metric_and_time_left(cells, tmp_path, c
     assert lines[1].endswith("left 50 s")  # two left, twice as fast as foreseen
 
 
-def test_an_old_record_is_not_taken_for_a_new_one(cells, tmp_path, capsys):
-    path = write_record(tmp_path, record(cells[0].run_id))
+def test_the_first_run_that_ends_tells_how_long_the_others_take(runs, tmp_path):
+    """No estimate; nine runs were done before, which took another machine's time."""
+    with Watch(runs, 9, dict.fromkeys(expected(runs)), 1, str(tmp_path), str(tmp_path)) as watch:
+        assert watch.left() == "?"
+        write_record(tmp_path, record(runs[0].run_id, seconds=20.0))
+    assert {run.examples for run in runs} == {runs[0].examples}
+    assert watch.left() == "60 s"  # three left, as long as the first
+
+
+EPOCHS = [{"epoch": number, "step": 4 * number, "train_loss": 0.5 / number, "metrics": {}} for number in (1, 2)]
+
+
+def steps_of(display, first, metrics=(None, 0.25)):
+    """Two epochs of four steps each, from step `first` on; the metric of an epoch is known in the next one."""
+    for step in range(first, 9):
+        epoch = (step + 3) // 4
+        display(Progress(step, 8, epoch, metrics[epoch - 1], EPOCHS[: epoch - 1]))
+
+
+def ended(tiny_config):
+    config = tiny_config()
+    epochs = [{**epoch, "metrics": {"validation": {"matthews": 0.5}}} for epoch in EPOCHS]
+    chosen = {"epoch": 2, "value": 0.5}
+    selected = {"metric": "matthews", "split": "validation", "best": chosen, "last": chosen}
+    return config, dataclasses.replace(record(), epochs=epochs, selected=selected)
+
+
+def test_a_single_run_has_a_line_per_epoch_where_there_is_no_terminal(tiny_config, capsys):
+    config, done = ended(tiny_config)
+    with Display(config) as display:
+        steps_of(display, 1)
+        display.end(done)
+    first, second = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"epoch 1 of 2: matthews 25\.0, train loss 0\.500, left \d+ s", first)
+    assert second == "epoch 2 of 2: matthews 50.0, train loss 0.250"
+
+
+def test_a_resumed_run_says_from_where_and_repeats_no_epoch(tiny_config, capsys):
+    config, done = ended(tiny_config)
+    with Display(config) as display:
+        steps_of(display, 7)
+        display.end(done)
+    assert capsys.readouterr().err.splitlines() == [
+        "resumes after step 6 of 8, in epoch 2 of 2",
+        "epoch 2 of 2: matthews 50.0, train loss 0.250",
+    ]
+
+
+def test_a_long_epoch_has_a_line_now_and_then(tiny_config, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    with Display(tiny_config()) as display:
+        steps_of(display, 1)
+    assert "epoch 1 of 2: step 3 of 8, left 0 s" in capsys.readouterr().err.splitlines()
+
+
+def test_a_single_run_has_a_bar_on_a_terminal(tiny_config, capsys, monkeypatch):
+    config, done = ended(tiny_config)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with Display(config) as display:
+        steps_of(display, 3)
+        assert (display.bar.n, display.bar.total) == (8, 8)
+        display.end(done)
+    shown = capsys.readouterr().err
+    assert "resumes after step 2 of 8, in epoch 1 of 2" in shown
+    assert "epoch 2/2" in shown and "matthews 25.0" in shown and "epoch 2 of 2" not in shown
+
+
+def test_an_old_record_is_not_taken_for_a_new_one(runs, tmp_path, capsys):
+    path = write_record(tmp_path, record(runs[0].run_id))
     import os
 
     os.utime(path, (time.time() - 60, time.time() - 60))
-    with Watch(cells, 0, {}, 1, str(tmp_path), str(tmp_path)):
+    with Watch(runs, 0, {}, 1, str(tmp_path), str(tmp_path)):
         pass
     assert capsys.readouterr().err == ""
 
 
-def test_notes_show_where_a_cell_is_and_go_with_it(cells, tmp_path):
-    watch = Watch(cells, 0, {}, 1, str(tmp_path), str(tmp_path))
-    with Note(str(tmp_path), cells[0].run_id) as note:
+def test_notes_show_where_a_run_is_and_go_with_it(runs, tmp_path):
+    watch = Watch(runs, 0, {}, 1, str(tmp_path), str(tmp_path))
+    with Note(str(tmp_path), runs[0].run_id) as note:
         note(Progress(step=5, steps=9, epoch=1, metric=0.5))
-        assert watch._current() == f"{cells[0].run_id.rsplit('-', 1)[0]} 5/9 50.0"
+        assert watch._current() == f"{runs[0].run_id.rsplit('-', 1)[0]} 5/9 50.0"
     assert watch._current() == ""
     assert not list((tmp_path / "running").iterdir())
 
 
-def test_estimates_come_from_the_most_similar_records(cells):
-    lora = next(cell for cell in cells if cell.method == "lora")
+def test_estimates_come_from_the_most_similar_records(runs):
+    lora = next(run for run in runs if run.method == "lora")
     alike, other = record(seconds=10.0), record("minilm.full.ratings.s1-00000000", seconds=99.0)
     other.config.update(method={"name": "full"}, task="ratings")
-    assert estimator([alike, other])(lora) == pytest.approx(
-        1.0 * lora.report.analyses.dev_intervals
-    )  # 10 s for 10 rows, one epoch
+    assert estimator([alike, other])(lora) == pytest.approx(1.0 * lora.examples)  # 10 s for 10 rows, one epoch
     assert estimator([other])(lora) == pytest.approx(9.9 * lora.examples)
     assert estimator([])(lora) is None
 
 
-def test_the_announcement_says_what_and_how_long(cells, tmp_path):
-    now = state(cells, tmp_path)
-    text = announcement("mini", cells, now, cells, {cell.run_id: 60.0 for cell in cells}, 2, "results/mini")
-    assert "4 of 4 cells to run" in text and "about 2 min" in text and "reviews" in text
-    examples = f"{sum(cell.examples for cell in cells):,} training examples"
-    assert examples in announcement("mini", cells, now, cells, dict.fromkeys(expected(cells)), 2, "results/mini")
-    done = state_of(cells, [synthetic_record(cell, 0.5) for cell in cells], [])
-    text = announcement("mini", cells, done, [], {}, 2, "results/mini")
+def test_the_announcement_says_what_and_how_long(runs, tmp_path):
+    now = state(runs, tmp_path)
+    text = announcement("mini", runs, now, runs, {run.run_id: 60.0 for run in runs}, 2, "results/mini")
+    assert "4 runs: 0 done, 0 failed, 4 to train, 2 at a time" in text and "about 2 min" in text and "reviews" in text
+    examples = f"{sum(run.examples for run in runs):,} training examples"
+    assert examples in announcement("mini", runs, now, runs, dict.fromkeys(expected(runs)), 2, "results/mini")
+    done = state_of(runs, [synthetic_record(run, 0.5) for run in runs], [])
+    text = announcement("mini", runs, done, [], {}, 2, "results/mini")
     assert text.startswith("profile mini: nothing to train, all 4 runs are in results/mini already")
     assert "made:    2026-01-01, on none" in text and "of:      minilm, rows from tsv" in text
 
 
-def expected(cells):
-    return [cell.run_id for cell in cells]
+def expected(runs):
+    return [run.run_id for run in runs]
 
 
 def test_paper_scale_states_its_cost_as_an_assumption():
     """RTE, RoBERTa-base, printed: 80 epochs of 2,490 rows of 512 tokens, 6 x 125M operations each, at 100 TFLOP/s."""
-    cells = expand(
+    runs = expand(
         "paper", ["model=roberta_base", "method=lora", "protocol=printed", "task=rte", "start=pretrained"], adhoc=True
     )
-    (cell,) = cells
+    (run,) = runs
     days = 6 * 125e6 * 80 * 2490 * 512 / 100e12 / 86400
-    assert cell.tokens == 80 * 2490 * 512
-    assert f"at most {days:,.0f} GPU-days" in compute_bound(cells)
-    assert "an assumption, not a measurement" in compute_bound(cells)
+    assert run.tokens == 80 * 2490 * 512
+    assert f"at most {days:,.0f} GPU-days" in compute_bound(runs)
+    assert "an assumption, not a measurement" in compute_bound(runs)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (89, "89 s"), (600, "10 min"), (7200, "2.0 h")])
@@ -101,9 +172,9 @@ def test_an_unknown_metric_is_a_dash():
 def test_lines_name_what_a_grid_varies(tmp_path, capsys):
     rates = expand("mini", ["task=reviews", "seed=1", "method=lora", "train.lr=0.0005,0.001"], adhoc=True)
     with Watch(rates, 0, {}, 2, str(tmp_path), str(tmp_path)):
-        for cell in rates:
-            write_record(tmp_path, record(cell.run_id, value=0.8))
+        for run in rates:
+            write_record(tmp_path, record(run.run_id, value=0.8))
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
-    rate = {cell.run_id: cell.given[0].removeprefix("train.") for cell in rates}
+    rate = {run.run_id: run.given[0].removeprefix("train.") for run in rates}
     assert len(lines) == 2 and sorted(rate.values()) == ["lr=0.0005", "lr=0.001"]
     assert all(any(f"{run_id}  {words}  " in line for line in lines) for run_id, words in rate.items())

@@ -43,11 +43,11 @@ def head(tmp_path_factory):
         patch.undo()
 
 
-def test_a_worker_killed_in_mid_cell_is_retried_and_the_records_are_right(tiny_overrides, tmp_path, head):
-    cells = ("method=bitfit", "task=cola", "seed=1,2", "train.epochs=40")
-    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *cells))
+def test_a_worker_killed_in_mid_run_is_retried_and_the_records_are_right(tiny_overrides, tmp_path, head):
+    runs = ("method=bitfit", "task=cola", "seed=1,2", "train.epochs=40")
+    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *runs))
     folder, often = tmp_path / "ray", ("runtime.checkpoint_minutes=0.01",)
-    overrides = grid(tiny_overrides, folder, "launcher=ray", *cells, *often, f"launcher.address='{head}'")
+    overrides = grid(tiny_overrides, folder, "launcher=ray", *runs, *often, f"launcher.address='{head}'")
     process = start(overrides)
     checkpoints = folder / "outputs" / "checkpoints"
     busy = wait_for(

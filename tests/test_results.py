@@ -47,7 +47,7 @@ def record(run_id=RUN_ID, value=0.8, **changes) -> RunRecord:
         "epochs": [{"epoch": 1, "step": 1, "train_loss": 0.7, "metrics": {"validation": {"accuracy": value}}}],
         "selected": {"metric": "accuracy", "split": "validation", "best": chosen, "last": chosen},
         "cost": {"step_ms": 1.0},
-        "provenance": {"data": data},
+        "provenance": {"device": "x86_64 AVX2", "data": data},
     }
     return RunRecord(**{**fields, **changes})
 

@@ -34,10 +34,10 @@ def slurm(*command):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def training(folder, process, cells):
-    """So many cells, each stopped once it took a step, and the owners of their locks, in the order of their jobs.
+def training(folder, process, runs):
+    """So many runs, each stopped once it took a step, and the owners of their locks, in the order of their jobs.
 
-    Stopped, since a tiny cell trains faster than its neighbours start; `go_on` lets it end.
+    Stopped, since a tiny run trains faster than its neighbours start; `go_on` lets it end.
     """
     stopped = {}
 
@@ -46,7 +46,7 @@ def training(folder, process, cells):
             if run_id not in stopped and (folder / "outputs" / "running" / f"{run_id}.json").exists():
                 os.kill(owner.pid, signal.SIGSTOP)
                 stopped[run_id] = owner
-        return len(stopped) == cells
+        return len(stopped) == runs
 
     wait_for(all_stopped, process)
     return sorted(stopped.items(), key=lambda item: job_of(item[1]))
@@ -68,12 +68,12 @@ def job_of(owner):
 
 def test_after_a_cancelled_job_the_command_starts_nothing_more_and_the_next_does_all(tiny_overrides, tmp_path):
     """It hears first of the killed one, and names it and those that were cancelled, one running, one waiting."""
-    cells = (*CELLS, "seed=1,2,3")
-    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *cells[1:]))
+    runs = (*CELLS, "seed=1,2,3")
+    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *runs[1:]))
     folder = tmp_path / "slurm"
-    overrides = grid(tiny_overrides, folder, *cells)
+    overrides = grid(tiny_overrides, folder, *runs)
     process = start([*overrides, "launcher.workers=2"])
-    (killed, one), (cancelled, other) = training(folder, process, cells=2)
+    (killed, one), (cancelled, other) = training(folder, process, runs=2)
     (waiting,) = {record.run_id for record in expected} - {killed, cancelled}
     slurm("scancel", f"{job_of(one).partition('_')[0]}_2")
     os.kill(one.pid, signal.SIGKILL)
@@ -95,12 +95,12 @@ def test_after_a_cancelled_job_the_command_starts_nothing_more_and_the_next_does
 
 
 def test_a_waiting_job_that_is_held_is_named_and_one_that_is_cancelled_is_not_waited_for(tiny_overrides, tmp_path):
-    cells = (*CELLS, "seed=1,2")
-    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *cells[1:]))
+    runs = (*CELLS, "seed=1,2")
+    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *runs[1:]))
     folder = tmp_path / "slurm"
-    overrides = grid(tiny_overrides, folder, *cells)
+    overrides = grid(tiny_overrides, folder, *runs)
     process = start([*overrides, "launcher.workers=1"])
-    ((done, owner),) = training(folder, process, cells=1)
+    ((done, owner),) = training(folder, process, runs=1)
     (waiting,) = {record.run_id for record in expected} - {done}
     slurm("scontrol", "hold", f"{job_of(owner).partition('_')[0]}_1")
     go_on(owner)
@@ -118,7 +118,7 @@ def test_a_waiting_job_that_is_held_is_named_and_one_that_is_cancelled_is_not_wa
 def test_ctrl_c_says_how_to_stop_the_jobs_which_run_on(tiny_overrides, tmp_path):
     overrides = grid(tiny_overrides, tmp_path, *CELLS, "seed=1,2")
     process = start(overrides, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
-    found = dict(training(tmp_path, process, cells=2))
+    found = dict(training(tmp_path, process, runs=2))
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -127,7 +127,7 @@ def test_ctrl_c_says_how_to_stop_the_jobs_which_run_on(tiny_overrides, tmp_path)
     name = command.removeprefix("scancel --name=")
     assert len(slurm("squeue", "--noheader", f"--name={name}").splitlines()) == 2
     process = start(overrides)  # while they run: nothing is trained twice
-    said(process, "waiting for 2 cells that another sweep trains")
+    said(process, "waiting for 2 runs that another sweep trains")
     go_on(*found.values())
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
@@ -144,11 +144,11 @@ def test_what_slurm_puts_back_into_its_queue_is_done_by_the_same_command(tiny_ov
 
     So is what a kernel kills, which the command itself launches again.
     """
-    cells = (*CELLS, "seed=1,2,3")
-    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *cells[1:]))
+    runs = (*CELLS, "seed=1,2,3")
+    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *runs[1:]))
     folder = tmp_path / "slurm"
-    process = start(grid(tiny_overrides, folder, *cells))
-    (requeued, one), (lost, other), (killed, last) = training(folder, process, cells=3)
+    process = start(grid(tiny_overrides, folder, *runs))
+    (requeued, one), (lost, other), (killed, last) = training(folder, process, runs=3)
     os.kill(last.pid, signal.SIGKILL)
     slurm("scancel", "--signal=USR2", job_of(one))
     node = slurm("squeue", "--noheader", "--format=%N", f"--jobs={job_of(other)}")
@@ -165,11 +165,11 @@ def test_what_slurm_puts_back_into_its_queue_is_done_by_the_same_command(tiny_ov
 
 
 def test_a_sweep_with_parents_completes_in_packs(tiny_overrides, tmp_path):
-    """Two MNLI runs first, then the cells that start from them, two to a job."""
-    cells = ("method=lora", "start=mnli", "task=rte,mrpc", "seed=1,2")
-    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *cells))
+    """Two MNLI runs first, then the runs that start from them, two to a job."""
+    runs = ("method=lora", "start=mnli", "task=rte,mrpc", "seed=1,2")
+    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *runs))
     assert len(expected) == 6
-    overrides = grid(tiny_overrides, tmp_path / "slurm", "launcher=slurm", *cells, "launcher.cells_per_job=2")
+    overrides = grid(tiny_overrides, tmp_path / "slurm", "launcher=slurm", *runs, "launcher.cells_per_job=2")
     code, output = finish(overrides)
     assert code == 0, output
     for record in assert_complete(tmp_path / "slurm", expected):

@@ -12,14 +12,14 @@ from lora.records.record import record_path
 from lora.report.select import gather
 from lora.sweep.expand import requested
 from lora.sweep.stand_in import check_inputs, distinct
-from lora.sweep.worker import run_cell
+from lora.sweep.worker import ensure_record
 
 
 @pytest.fixture
 def trained(tiny_overrides):
     """The configuration and the record of one tiny run."""
     config = compose_run([*tiny_overrides, "train.epochs=1"])
-    return config, run_cell(config, mistakes_fail=False)
+    return config, ensure_record(config, mistakes_fail=False)
 
 
 def other_rows(glue_dir, tmp_path):
@@ -36,7 +36,7 @@ def test_a_record_stands_in_for_the_same_rows_and_weights_from_elsewhere(trained
     assert again.run_id == config.run_id
     path = record_path(config.runtime.results, config.run_id)
     before = path.stat().st_mtime_ns
-    assert run_cell(again, mistakes_fail=False).epochs == record.epochs
+    assert ensure_record(again, mistakes_fail=False).epochs == record.epochs
     assert path.stat().st_mtime_ns == before
 
 
@@ -49,7 +49,7 @@ def test_a_single_run_on_other_rows_or_none_is_refused(trained, tiny_overrides, 
         (tmp_path / "nowhere", "does not exist"),
     ):
         with pytest.raises(UserError, match=message):
-            run_cell(compose_run([*tiny_overrides, "train.epochs=1", f"data.path={folder}"]), mistakes_fail=False)
+            ensure_record(compose_run([*tiny_overrides, "train.epochs=1", f"data.path={folder}"]), mistakes_fail=False)
     assert path.read_bytes() == before
 
 
@@ -61,7 +61,7 @@ def test_another_local_encoder_is_another_run_with_a_name_of_its_own(tiny_overri
     config = json.loads((one / "config.json").read_text())
     (one / "config.json").write_text(json.dumps(config | {"hidden_dropout_prob": 0.5}))
     after = requested("small", [*tiny_overrides[1:], f"model.path='{one}'", "seed=1,2"])
-    assert len(before) == 2 and not {cell.run_id for cell in before} & {cell.run_id for cell in after}
+    assert len(before) == 2 and not {run.run_id for run in before} & {run.run_id for run in after}
 
 
 def test_a_named_encoder_with_other_weights_is_refused(trained, tiny_overrides, tmp_path):
@@ -71,7 +71,7 @@ def test_a_named_encoder_with_other_weights_is_refused(trained, tiny_overrides, 
     settings = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(settings | {"layer_norm_eps": 1e-6}))
     with pytest.raises(UserError, match=f"the weights of {config.model.name} are not those that {record.run_id}"):
-        run_cell(compose_run(named), mistakes_fail=False)
+        ensure_record(compose_run(named), mistakes_fail=False)
 
 
 def test_reports_and_complete_sweeps_look_at_the_rows_that_are_named(trained, tiny_overrides, glue_dir, tmp_path):
@@ -82,9 +82,9 @@ def test_reports_and_complete_sweeps_look_at_the_rows_that_are_named(trained, ti
     wrong = [*asked, f"data.path={other_rows(glue_dir, tmp_path)}"]
     with pytest.raises(UserError, match="the rows of cola are not those"):
         gather("small", wrong)
-    cells = requested("small", wrong)
+    runs = requested("small", wrong)
     with pytest.raises(UserError, match="the rows of cola are not those"):
-        check_inputs(distinct(cells, ()), [record])
+        check_inputs(distinct(runs, ()), [record])
 
 
 def test_parts_of_a_split_are_compared_each_with_its_own(trained, tiny_overrides):

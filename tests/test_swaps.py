@@ -16,7 +16,7 @@ from lora.records.record import adapter_path
 from lora.report.analyses import swaps
 from lora.report.analyses.swaps import analyse, same_bits
 from lora.sweep.expand import expand
-from lora.sweep.worker import run_cell
+from lora.sweep.worker import ensure_record
 from lora.training.loop import run
 
 CYCLES = 40
@@ -89,7 +89,7 @@ def test_the_command_keeps_what_it_found(tiny_overrides, tmp_path, monkeypatch, 
         command("analyse swaps")(["small", *given])
     assert ended.value.code == 2 and "runtime.save_adapter=true" in capsys.readouterr().err
     for cell in expand("small", given, adhoc=True):
-        run_cell(compose_run(cell.overrides), mistakes_fail=False)
+        ensure_record(compose_run(cell.overrides), mistakes_fail=False)
     command("analyse swaps")(["small", *given])
     assert "0 of" in capsys.readouterr().out
     content = json.loads((tmp_path / "results" / "small" / "analysis" / SWAP).read_bytes())

@@ -19,13 +19,13 @@ from lora.files import ROOT
 from lora.records.record import load_records
 from lora.sweep.expand import expand
 from lora.sweep.locks import lives, lock_path, myself, read_owner
-from lora.sweep.worker import packed, quoted, run_cell, unpacked
+from lora.sweep.worker import ensure_record, packed, quoted, unpacked
 
 KILLS = 5
 
 
 def grid(tiny_overrides, folder, *more):
-    """Overrides of a sweep of tiny cells whose outputs lie in a folder of its own."""
+    """Overrides of a sweep of tiny runs whose outputs lie in a folder of its own."""
     kept = [o for o in tiny_overrides if not o.startswith(("task=", "runtime.results", "runtime.outputs"))]
     return [*kept, f"runtime.results={folder}/results", f"runtime.outputs={folder}/outputs", *more]
 
@@ -57,11 +57,11 @@ def wait_for(condition, process, seconds=300):
 
 
 def quiet(overrides):
-    """The records of the same cells, trained one after another in this process."""
+    """The records of the same runs, trained one after another in this process."""
     profile, rest = overrides[0].removeprefix("profile="), overrides[1:]
-    configs = [compose_run(cell.overrides) for cell in expand(profile, rest, adhoc=True)]
+    configs = [compose_run(run.overrides) for run in expand(profile, rest, adhoc=True)]
     for config in configs:
-        run_cell(config, mistakes_fail=False)
+        ensure_record(config, mistakes_fail=False)
     return load_records(configs[0].runtime.results)[0]
 
 
@@ -82,11 +82,11 @@ def test_a_storm(tiny_overrides, tmp_path):
 
     Every other kill waits for a worker that has left a checkpoint.
     """
-    cells = ("method=bitfit,lora", "task=cola,stsb", f"seed={','.join(map(str, range(1, 11)))}", "train.epochs=4")
-    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *cells))
+    runs = ("method=bitfit,lora", "task=cola,stsb", f"seed={','.join(map(str, range(1, 11)))}", "train.epochs=4")
+    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *runs))
     assert len(expected) == 40
     folder, source, kills, launches = tmp_path / "storm", random.Random(1), 0, 0
-    overrides = grid(tiny_overrides, folder, *cells, "runtime.checkpoint_minutes=0", "launcher.workers=2")
+    overrides = grid(tiny_overrides, folder, *runs, "runtime.checkpoint_minutes=0", "launcher.workers=2")
     while True:
         launches += 1
         process = start(overrides, start_new_session=True)
@@ -111,10 +111,10 @@ def test_a_storm(tiny_overrides, tmp_path):
 
 
 def test_two_sweeps_at_once_share_the_work(tiny_overrides, tmp_path):
-    """Several cells in one job. Both end well; no cell is trained by both, since each record names one start."""
-    cells = ("method=bitfit", "task=cola", "seed=1,2,3,4", "train.epochs=20")
-    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *cells))
-    overrides = grid(tiny_overrides, tmp_path / "both", *cells, "launcher.workers=1", "launcher.cells_per_job=2")
+    """Several runs in one job. Both end well; no run is trained by both, since each record names one start."""
+    runs = ("method=bitfit", "task=cola", "seed=1,2,3,4", "train.epochs=20")
+    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *runs))
+    overrides = grid(tiny_overrides, tmp_path / "both", *runs, "launcher.workers=1", "launcher.cells_per_job=2")
     seen: dict[str, set[int]] = {}
     processes = [start(overrides) for _ in range(2)]
     while any(process.poll() is None for process in processes):
@@ -148,7 +148,8 @@ def test_a_stopped_launcher_leaves_checkpoints_says_what_ran_and_the_next_goes_o
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 130, output
         assert "stopped at once" not in output
-        stopped = re.findall(r"^  (bert-\w{6}\.bitfit\S+)$", output.split("interrupted while")[1], re.MULTILINE)
+        told = output.split("interrupted; still training")[1]
+        stopped = re.findall(r"^  (bert-\w{6}\.bitfit\S+)$", told, re.MULTILINE)
         assert len(stopped) == workers
         lives |= {run_id: lives.get(run_id, 0) + 1 for run_id in stopped}
         assert {path.stem for path in checkpoints.iterdir()} == set(lives)
@@ -162,10 +163,10 @@ def test_a_stopped_launcher_leaves_checkpoints_says_what_ran_and_the_next_goes_o
 
 def test_a_killed_launcher_takes_its_workers_along_and_the_next_goes_on(tiny_overrides, tmp_path):
     """Three workers, one of which has nothing to do; killed as the OOM killer does. They leave checkpoints."""
-    cells = ("method=bitfit", "task=cola", "seed=1,2", "train.epochs=60", "runtime.checkpoint_minutes=null")
-    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *cells))
+    runs = ("method=bitfit", "task=cola", "seed=1,2", "train.epochs=60", "runtime.checkpoint_minutes=null")
+    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *runs))
     folder = tmp_path / "killed"
-    overrides = grid(tiny_overrides, folder, *cells)
+    overrides = grid(tiny_overrides, folder, *runs)
     process = start([*overrides, "launcher.workers=3"])
     running = folder / "outputs" / "running"
     wait_for(lambda: len(list(running.glob("[!.]*.json"))) == 2, process)
@@ -182,8 +183,8 @@ def test_a_killed_launcher_takes_its_workers_along_and_the_next_goes_on(tiny_ove
     assert {record.provenance["resumed"] for record in assert_complete(folder, expected)} == {1}
 
 
-def test_a_worker_between_two_cells_hears_of_the_stop_and_begins_no_other(tiny_overrides, tmp_path):
-    """One worker is frozen in its cell, so that the launcher waits; the other is caught with no lock, and freed."""
+def test_a_worker_between_two_runs_hears_of_the_stop_and_begins_no_other(tiny_overrides, tmp_path):
+    """One worker is frozen in its run, so that the launcher waits; the other is caught with no lock, and freed."""
     seeds = ",".join(map(str, range(1, 31)))
     overrides = grid(tiny_overrides, tmp_path, "method=bitfit", "task=cola", f"seed={seeds}", "train.epochs=10")
     process = start([*overrides, "launcher.workers=2"])
@@ -208,11 +209,11 @@ def test_a_worker_between_two_cells_hears_of_the_stop_and_begins_no_other(tiny_o
     done = len(load_records(tmp_path / "results")[0])
     assert busy in holders() and done < 29
     process.send_signal(signal.SIGTERM)
-    assert any(line.startswith("interrupted while 1 cells run") for line in process.stdout)
-    for _ in range(2):  # the cell that runs, and how to stop at once: the workers are told right after
+    assert any(line == "interrupted; still training: 1\n" for line in process.stdout)
+    for _ in range(2):  # the run that is training, and how to stop at once: the workers are told right after
         process.stdout.readline()
     os.kill(other, signal.SIGCONT)
-    time.sleep(5)  # time enough for several cells
+    time.sleep(5)  # time enough for several runs
     os.kill(busy, signal.SIGCONT)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 130, output
@@ -222,8 +223,8 @@ def test_a_worker_between_two_cells_hears_of_the_stop_and_begins_no_other(tiny_o
     assert len(checkpoints) == 1, "of the frozen one"
 
 
-def test_a_cell_that_kills_its_worker_is_tried_a_bounded_number_of_times(tiny_overrides, tmp_path):
-    """The others are done; the message names the cell and why it has no record."""
+def test_a_run_that_kills_its_worker_is_tried_a_bounded_number_of_times(tiny_overrides, tmp_path):
+    """The others are done; the message names the run and why it has no record."""
     overrides = grid(tiny_overrides, tmp_path, "method=bitfit", "task=cola", "seed=1,2,3", "launcher.workers=2")
     (victim, *_) = expand("small", overrides[1:], adhoc=True)
     path, killed = lock_path(tmp_path / "outputs", victim.run_id), set()
@@ -242,13 +243,13 @@ def test_a_cell_that_kills_its_worker_is_tried_a_bounded_number_of_times(tiny_ov
     assert finish([*overrides, "launcher.workers=1"])[0] == 0
 
 
-def test_packs_hold_their_cells_whatever_is_in_the_overrides():
+def test_packs_hold_their_runs_whatever_is_in_the_overrides():
     awkward = (r"data.path='/a b/it\'s,{1}'", 'x="${y}"', "profile=small", r"z='a\\'")
-    cells = [[f"seed={seed}", *awkward] for seed in range(5)]
-    jobs = packed(cells, 2)
+    runs = [[f"seed={seed}", *awkward] for seed in range(5)]
+    jobs = packed(runs, 2)
     assert [len(unpacked(job)) for job in jobs] == [2, 2, 1]
-    assert [cell for job in jobs for cell in unpacked(job)] == cells
-    assert packed(cells, 1) == cells
+    assert [run for job in jobs for run in unpacked(job)] == runs
+    assert packed(runs, 1) == runs
     assert quoted(r"it\'s") == r"'it\\\'s'"
 
 
@@ -262,7 +263,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_anything_runs(tiny_over
     assert "Traceback" not in output
 
 
-@pytest.mark.parametrize("mode", ["a sweep", "one cell"])
+@pytest.mark.parametrize("mode", ["a sweep", "one run"])
 def test_a_clone_that_cannot_be_written_trains_into_folders_elsewhere(tiny_overrides, tmp_path, mode):
     """A file in the place of its outputs folder, since a root user may write to whatever is read-only."""
     clone = tmp_path / "clone"
@@ -286,8 +287,8 @@ def test_a_full_disk_leaves_no_part_and_the_next_launch_completes(tiny_overrides
     if mounted.returncode:
         pytest.skip(f"no disk could be mounted: {mounted.stderr.strip()}")
     try:
-        cells = ("seed=1,2", "task=cola", "method=bitfit", "launcher.workers=1")
-        overrides = grid(tiny_overrides, folder, *cells, f"runtime.results={disk}/results")
+        runs = ("seed=1,2", "task=cola", "method=bitfit", "launcher.workers=1")
+        overrides = grid(tiny_overrides, folder, *runs, f"runtime.results={disk}/results")
         filler = disk / "filler"
         (disk / "results").mkdir()
         with pytest.raises(OSError, match="No space left"):
@@ -304,7 +305,7 @@ def test_a_full_disk_leaves_no_part_and_the_next_launch_completes(tiny_overrides
         subprocess.run(["umount", disk], check=True)
 
 
-def test_a_cell_of_another_machine_is_waited_for(tiny_overrides, tmp_path):
+def test_a_run_of_another_machine_is_waited_for(tiny_overrides, tmp_path):
     overrides = grid(tiny_overrides, tmp_path, "seed=1,2", "task=cola", "method=bitfit", "launcher.workers=1")
     (theirs, _) = expand("small", overrides[1:], adhoc=True)
     path = lock_path(tmp_path / "outputs", theirs.run_id)
@@ -323,4 +324,4 @@ def test_a_cell_of_another_machine_is_waited_for(tiny_overrides, tmp_path):
     path.unlink()
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    assert "waiting for 1 cells that another sweep trains" in output
+    assert "waiting for 1 run that another sweep trains" in output

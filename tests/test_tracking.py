@@ -1,4 +1,4 @@
-"""W&B's copy of a cell, offline, read back with W&B's own command and compared with the record."""
+"""W&B's copy of a run, offline, read back with W&B's own command and compared with the record."""
 
 import fcntl
 import json
@@ -13,9 +13,8 @@ from comparing import equal_science
 from test_sweeps import wait_for
 
 from lora.files import ROOT
-from lora.sweep import tracking
-from lora.sweep import worker as cells
-from lora.sweep.worker import run_cell
+from lora.sweep import tracking, worker
+from lora.sweep.worker import ensure_record
 from lora.training import signals
 from lora.training.signals import InterruptedRunError
 
@@ -24,7 +23,7 @@ FAST = ("method=bitfit", "data.train_rows=8")  # one step an epoch: 400 epochs a
 
 @pytest.fixture
 def offline(tiny_config, monkeypatch):
-    """A function from overrides to the configuration of a cell that is copied; the process beside ends with it."""
+    """A function from overrides to the configuration of a run that is copied; the process beside ends with it."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setattr(tracking, "senders", {})
     yield lambda *overrides: tiny_config("runtime.tracking=offline", "runtime.group=glue_table2", *overrides)
@@ -33,7 +32,7 @@ def offline(tiny_config, monkeypatch):
 
 
 def copies(config):
-    """The folders of W&B's runs of a cell, oldest first, once the process beside has ended."""
+    """The folders of W&B's copies of a run, oldest first, once the process beside has ended."""
     for sender in tracking.senders.values():
         sender.close()
     return sorted((ROOT / config.runtime.outputs / "wandb").glob(f"offline-run-*-{config.run_id}"))
@@ -56,9 +55,9 @@ def as_kept(config):
 
 
 def test_copies_hold_what_the_records_hold(offline):
-    """Two cells through one process: names, group, configuration, epochs, selection and cost."""
+    """Two runs through one process: names, group, configuration, epochs, selection and cost."""
     configs = [offline("method=lora", f"seed={seed}") for seed in (1, 2)]
-    records = [run_cell(config, mistakes_fail=False) for config in configs]
+    records = [ensure_record(config, mistakes_fail=False) for config in configs]
     (sender,) = tracking.senders.values()
     assert sender.process.poll() is None
     for config, record in zip(configs, records, strict=True):
@@ -78,10 +77,10 @@ def test_copies_hold_what_the_records_hold(offline):
             assert str(epoch["train_loss"]) in text, "every epoch is there"
 
 
-def test_an_interrupted_cell_goes_on_under_its_id_and_every_copy_is_whole(offline, listening):
+def test_an_interrupted_run_goes_on_under_its_id_and_every_copy_is_whole(offline, listening):
     config = offline("train.epochs=3", "runtime.checkpoint_minutes=null")
     steps = []
-    real = cells.Note.__call__
+    real = worker.Note.__call__
 
     def note(self, progress):
         real(self, progress)
@@ -90,15 +89,15 @@ def test_an_interrupted_cell_goes_on_under_its_id_and_every_copy_is_whole(offlin
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cells.Note, "__call__", note)
+        patch.setattr(worker.Note, "__call__", note)
         with pytest.raises(InterruptedRunError):
-            run_cell(config, mistakes_fail=False)
+            ensure_record(config, mistakes_fail=False)
         signals.noted.clear()
         (sender,) = tracking.senders.values()
         runs = ROOT / config.runtime.outputs / "wandb"
         wait_for(lambda: list(runs.glob("offline-run-*/*.wandb")), sender.process)
         time.sleep(1.1)  # W&B names a run's folder by the second
-        record = run_cell(config, mistakes_fail=False)
+        record = ensure_record(config, mistakes_fail=False)
     stopped, whole = map(summary, copies(config))
     assert stopped["run_id"] == whole["run_id"] == config.run_id
     assert (stopped["summary"]["status"], whole["summary"]["status"]) == ("interrupted", "ok")
@@ -123,7 +122,7 @@ def test_a_copy_survives_the_kill_of_its_worker(tiny_overrides, tmp_path):
 
 
 @pytest.mark.parametrize("broken", ["no process", "a process that dies", "a process that does not read"])
-def test_no_failure_reaches_the_cell(offline, tiny_config, monkeypatch, tmp_path, broken):
+def test_no_failure_reaches_the_run(offline, tiny_config, monkeypatch, tmp_path, broken):
     command = {
         "no process": ["/no/such/program"],
         "a process that dies": [sys.executable, "-c", "raise SystemExit(3)"],
@@ -139,12 +138,12 @@ def test_no_failure_reaches_the_cell(offline, tiny_config, monkeypatch, tmp_path
     monkeypatch.setattr(tracking, "LAST_SECONDS", 0.1)
     epochs = 400 if broken == "a process that does not read" else 20  # 400 are more than a pipe holds
     long = (f"train.epochs={epochs}", *FAST)
-    record = run_cell(offline(*long), mistakes_fail=False)
+    record = ensure_record(offline(*long), mistakes_fail=False)
     for process in started:
         process.kill()
         process.wait()
     assert record.status == "ok"
-    quiet = run_cell(tiny_config(*long, f"runtime.results={tmp_path}/quiet"), mistakes_fail=False)
+    quiet = ensure_record(tiny_config(*long, f"runtime.results={tmp_path}/quiet"), mistakes_fail=False)
     assert equal_science(record, quiet)
 
 
@@ -173,7 +172,7 @@ def test_where_copies_go_is_what_wandb_itself_would_do(monkeypatch, tmp_path):
 
 def test_copies_are_announced_before_a_run_and_before_a_sweep(tiny_overrides, tmp_path):
     place = (
-        f"  copies:  for W&B, to the folder {tmp_path}/outputs/wandb, sent nowhere (runtime.tracking=off makes none)\n"
+        f"  copies:  for W&B, to the folder {tmp_path}/outputs/wandb, sent nowhere (none with runtime.tracking=off)\n"
     )
     asked = [*tiny_overrides, "train.epochs=1", "runtime.tracking=offline"]
     one = subprocess.run([sys.executable, "-m", "lora", *asked], cwd=ROOT, capture_output=True, text=True)

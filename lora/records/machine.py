@@ -5,6 +5,7 @@ Elsewhere psutil tells of processes, and nothing of the CPU is known.
 
 import itertools
 import os
+import platform
 from pathlib import Path
 
 import psutil
@@ -78,3 +79,16 @@ def cpu_kind() -> str:
     return " ".join(
         [*(fields[key] for key in CPU_FIELDS if key in fields), *sorted(f for f in cpu_flags() if "bf16" in f)]
     )
+
+
+def recorded_cpu() -> str:
+    """This machine's CPU as records name one (`lora.training.usage.device_name`), without loading torch.
+
+    Source: aten/src/ATen/native/DispatchStub.cpp of torch, for x86. Elsewhere the architecture alone.
+    """
+    architecture, flags = platform.machine(), cpu_flags()
+    if architecture != "x86_64" or not flags:
+        return architecture
+    if {"avx512vl", "avx512bw", "avx512dq", "fma"} <= flags:
+        return f"{architecture} AVX512"
+    return f"{architecture} AVX2" if {"avx2", "fma"} <= flags else f"{architecture} DEFAULT"

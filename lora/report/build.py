@@ -17,18 +17,19 @@ from lora.errors import UserError
 from lora.files import RESULTS, ROOT, write_atomically
 from lora.records.analysis import Analyses, read_analyses
 from lora.records.record import load_curves
-from lora.report.catalogue import ADHOC, FILES, build_sections, reference_table
+from lora.report.catalogue import FILES, build_sections, reference_table
 from lora.report.claims.judging import verdicts
 from lora.report.claims.shown import to_json, verdict_table
 from lora.report.claims.verdicts import Verdict
 from lora.report.figures import Figure
-from lora.report.learning_rate import learning_rate_table
+from lora.report.learning_rate import LEARNING_RATE, learning_rate_table
 from lora.report.page import page
 from lora.report.page.render import html_table
 from lora.report.readme import block, in_readme
 from lora.report.select import Gathered, gather, reference_of
 from lora.report.subspace_tables import amplification_table, figure3, figure4
-from lora.sweep.expand import State
+from lora.sweep.expand import requested
+from lora.sweep.state import State
 from lora.table import Table
 
 MISSING_SHOWN = 20
@@ -195,7 +196,7 @@ def write(report: Report, folder: Path) -> None:
 
 
 def print_sweep(profile: str, arguments: Sequence[str]) -> None:
-    """At the end of a sweep: the table of a grid of one's own, and the command that makes a report of it.
+    """Print the tables of a sweep at its end, and the next command.
 
     Args:
         arguments: Those of the sweep.
@@ -203,12 +204,13 @@ def print_sweep(profile: str, arguments: Sequence[str]) -> None:
     own = [argument for argument in arguments if not argument.startswith("profile=")]
     try:
         gathered = gather(profile, own)
+        asked = {name for run in requested(profile, own) for name in run.experiments}
     except UserError as error:  # the runs themselves have ended, and their records exist
         print(f"no table of this sweep: {error}", file=sys.stderr)
         return
-    if ADHOC in gathered.planned:
-        curves = load_curves(list(gathered.state.ok.values()))
-        sections = build_sections(gathered.name, {ADHOC: gathered.planned[ADHOC]}, gathered.frame, curves, {})
-        print("\n".join(table.markdown() for table in sections.tables if table.name in PRINTED))
-    command = shlex.join(["python", "-m", "lora", "report", profile, *own])
-    print(f"tables, figures and page of this sweep: {command}")
+    planned = {name: runs for name, runs in gathered.planned.items() if name in asked}
+    curves = load_curves(list(gathered.state.ok.values()))
+    tables = [t for t in build_sections(gathered.name, planned, gathered.frame, curves, {}).tables if t.name in PRINTED]
+    rates = learning_rate_table(gathered.name, gathered.tried, gathered.frame) if LEARNING_RATE in asked else None
+    print("\n".join(table.markdown() for table in (*tables, *([rates] if rates is not None else []))))
+    print(f"next: {shlex.join(['python', '-m', 'lora', 'report', profile, *own])}  # verdicts, figures and report.html")

@@ -25,8 +25,9 @@ from lora.records.record import RunRecord, adapter_path, load_frame, load_record
 from lora.report.aggregate import LORA_SLUG, Planned, labelled, method_label
 from lora.report.catalogue import ADHOC, EXPERIMENTS, METHODS_BY_TASKS, OWN
 from lora.report.learning_rate import LEARNING_RATE
-from lora.sweep.expand import Cell, State, base_run, requested, state_of
+from lora.sweep.expand import PlannedRun, base_run, requested, selected
 from lora.sweep.stand_in import WAY_OUT, check_inputs, distinct
+from lora.sweep.state import State, state_of
 
 OF_MACHINES = ("train.precision", "train.kernels", "model.attention")
 NAMED_BY = ("run_id", "model", "protocol", "start", "slug", "method", "task", "seed")
@@ -125,7 +126,7 @@ def planned_of(run: Any, apart: Variant) -> Planned:
     """A run's place in the tables.
 
     Args:
-        run: A `Cell`, or a row of `load_frame`.
+        run: A `PlannedRun`, or a row of `load_frame`.
         apart: What sets it apart from other runs of its method.
     """
     return Planned(**{key: getattr(run, key) for key in NAMED_BY}, variant=apart)
@@ -201,7 +202,7 @@ def records_folder(name: str, overrides: Sequence[str], results: Path) -> Path:
     return Path(compose_config([f"profile={Path(name).name}", *own]).runtime.results) if own else results / name
 
 
-def experiments_shown(profile: str, overrides: Sequence[str], present: set[str]) -> dict[str, list[Cell]]:
+def experiments_shown(profile: str, overrides: Sequence[str], present: set[str]) -> dict[str, list[PlannedRun]]:
     """Experiment -> its cells: what was asked for, then what else was run.
 
     An experiment that nobody asked for is shown if a record is there that only it expects.
@@ -212,12 +213,12 @@ def experiments_shown(profile: str, overrides: Sequence[str], present: set[str])
     if not any(override.startswith("experiment=") for override in overrides) and not shown[ADHOC]:
         for name in described(profile):
             if not shown[name]:
-                cells = requested(profile, [*overrides, f"experiment={name}"])
+                cells = selected(profile, name, overrides)
                 shown[name] = cells if (present - known) & {cell.run_id for cell in cells} else []
     return {name: cells for name, cells in shown.items() if cells}
 
 
-def cells_by_id(gathered: Gathered) -> dict[str, Cell]:
+def cells_by_id(gathered: Gathered) -> dict[str, PlannedRun]:
     """run_id -> what composes it, of the experiments at hand."""
     overrides = list(gathered.overrides)
     if ADHOC not in gathered.planned and not any(o.startswith("experiment=") for o in overrides):
@@ -236,7 +237,7 @@ def saved_runs(gathered: Gathered) -> list[tuple[RunRecord, RunConfig]]:
     return found
 
 
-def without_parents(experiment: str, cells: Sequence[Cell]) -> list[Cell]:
+def without_parents(experiment: str, cells: Sequence[PlannedRun]) -> list[PlannedRun]:
     """What the experiment's table shows: in `mnli_start`, not the MNLI runs that others start from."""
     parents = {cell.parent for cell in cells} if experiment == "mnli_start" else set()
     return [cell for cell in cells if cell.run_id not in parents]

@@ -10,14 +10,14 @@ from lora.config.run import RunConfig
 from lora.models.sizes import SIZES
 from lora.records.machine import cpu_flags
 from lora.sweep.announce import one_of_each
-from lora.sweep.expand import Cell
+from lora.sweep.expand import PlannedRun
 
 PARAMETER_BYTES = 16  # weight, gradient and AdamW's two moments in float32, as if all of them trained
 PROCESS_BYTES = 2**30  # ours: of CUDA's context, the libraries' kernels, and what the allocator keeps free
 SHARE = 0.9  # ours: of the GPU's memory that is handed out
 
 
-def local_workers(todo: Sequence[Cell], workers: int, stated: bool) -> int:
+def local_workers(todo: Sequence[PlannedRun], workers: int, stated: bool) -> int:
     """How many runs this machine trains at a time.
 
     Args:

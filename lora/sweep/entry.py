@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TextIO
 
 import hydra
@@ -14,32 +15,63 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from lora.config.compose import CONF, check_overrides, compose_run, explain, register_resolvers
+from lora.config.run import RunConfig
 from lora.errors import UserError
-from lora.records.record import RunRecord
+from lora.records.record import RunRecord, adapter_path, record_path
 from lora.sweep.launch import UnfinishedError
 from lora.sweep.locks import HeldError
-from lora.sweep.progress import shown
-from lora.sweep.worker import run_cell, run_job, usable_record
+from lora.sweep.progress import duration, shown
+from lora.sweep.worker import ensure_record, run_job, usable_record
 from lora.training.processes import check_processes, is_main_process, processes
 from lora.training.signals import InterruptedRunError, listen
 
 
-def outcome(record: RunRecord) -> str:
+@dataclass(frozen=True)
+class Ended:
+    """A single run that has a record.
+
+    Args:
+        was_done: The record existed before.
+    """
+
+    config: RunConfig
+    record: RunRecord
+    was_done: bool
+
+
+def summary(end: Ended) -> str:
+    """What came of a single run, and where its files lie."""
+    record, runtime = end.record, end.config.runtime
+    when = f"{record.started_at[:16].replace('T', ' ')} UTC"
     if record.status == "failed":
-        return f"{record.error} (runtime.retry_failed=true trains it again)"
-    best, last = (shown(record.selected[rule]["value"]) for rule in ("best", "last"))
-    return f"{record.selected['metric']} best {best}, last {last}"
+        first = f"{record.run_id}: failed{f' on {when}' if end.was_done else ''}, {record.error}"
+        lines = [f"{first} (runtime.retry_failed=true trains it again)"]
+    else:
+        best, last = (shown(record.selected[rule]["value"]) for rule in ("best", "last"))
+        epoch = record.selected["best"]["epoch"]
+        lines = [f"{record.run_id}: ok, {record.selected['metric']} best {best} (epoch {epoch}), last {last}"]
+        times = record.provenance.get("resumed", 0)
+        resumed = f", resumed {times} time{'s' if times > 1 else ''}" if times else ""
+        if end.was_done:
+            lines.append(f"  already done: trained on {when} in {duration(record.seconds)}{resumed}")
+        else:
+            lines.append(f"  trained in {duration(record.seconds)}{resumed}")
+    lines.append(f"  record:  {record_path(runtime.results, record.run_id)}")
+    adapter = adapter_path(runtime.outputs, record.run_id)
+    if record.status == "ok":
+        lines.append(f"  adapter: {adapter.parent if adapter.exists() else '- (runtime.save_adapter=true saves it)'}")
+    return "\n".join(lines)
 
 
 def say(line: str, stream: TextIO) -> None:
-    """Once for all processes of a cell."""
+    """Print once for all processes of a run."""
     if is_main_process():
         print(line, file=stream)
 
 
 def refuse_experiment(overrides: Sequence[str]) -> None:
     """
-    Raises: UserError: If a single run is given an experiment, which is a grid of them.
+    Raises: UserError: If a single run is given an experiment, which is a grid of runs.
     """
     named = [override for override in overrides if override.startswith("experiment=")]
     if named and named[-1] != "experiment=null":
@@ -47,7 +79,7 @@ def refuse_experiment(overrides: Sequence[str]) -> None:
 
 
 def leave_group() -> None:
-    """Tell the other processes of a cell that this one ends; without it, torch warns of a leak."""
+    """Tell the other processes of a run that this one ends; without it, torch warns of a leak."""
     if processes() > 1:
         from torch import distributed
 
@@ -55,15 +87,30 @@ def leave_group() -> None:
             distributed.destroy_process_group()
 
 
+def single_run(overrides: Sequence[str]) -> Ended | Exception:
+    """Train one run, unless it is done.
+
+    Returns: An error that ends it, since Hydra would print it in its own way.
+    """
+    try:
+        refuse_experiment(overrides)
+        config = compose_run(overrides)
+        before = usable_record(config)
+        record = ensure_record(config, mistakes_fail=False)
+        return Ended(config, record, was_done=record == before)
+    except (UserError, HeldError, InterruptedRunError) as error:
+        return error
+
+
 def main(arguments: Sequence[str]) -> None:
-    """Exit codes: 0 done, 1 cells failed or are missing, 2 a mistake in what was asked for, 130 interrupted."""
+    """Exit codes: 0 done, 1 runs failed or are missing, 2 a mistake in the command, 130 interrupted."""
     sys.argv[1:] = arguments  # Hydra reads them there
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach the handlers below instead of Hydra's printer
-    ended: list[RunRecord | Exception] = []  # of a single cell; Hydra would print its error in its own way
+    ended: list[Ended | Exception] = []
 
     @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
-    def cell(config: DictConfig) -> dict[str, str] | None:
+    def application(config: DictConfig) -> dict[str, str] | None:
         del config  # composed once more from its overrides, with the run that it starts from
         register_resolvers()  # a worker of another machine has not gone through `main`
         job = HydraConfig.get()
@@ -71,35 +118,27 @@ def main(arguments: Sequence[str]) -> None:
         listen()
         if job.mode != RunMode.RUN:
             return run_job(list(job.overrides.task))
-        try:
-            refuse_experiment(job.overrides.task)
-            run = compose_run(job.overrides.task)
-            before = usable_record(run)
-            ended.append(run_cell(run, mistakes_fail=False))
-            if ended[-1] == before:
-                say(f"already done on {before.started_at[:10]}, in {run.runtime.results}: nothing to train", sys.stdout)
-        except (UserError, HeldError, InterruptedRunError) as error:
-            ended.append(error)
+        ended.append(single_run(job.overrides.task))
         return None
 
     try:
         check_processes()
-    except UserError as error:  # whichever process this is: none is known to be the one that speaks
+    except UserError as error:  # in whichever process this is: which one is the main process is not known
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     try:
         check_overrides(get_args_parser().parse_known_args(list(arguments))[0].overrides)
-        cell()
+        application()
         for end in ended:
             if isinstance(end, Exception):
                 raise end
-            say(f"{end.run_id}: {end.status}, {outcome(end)}", sys.stdout)
-        sys.exit(any(end.status == "failed" for end in ended))
+            say(summary(end), sys.stdout)
+        sys.exit(any(end.record.status == "failed" for end in ended))
     except (UserError, HydraException, OmegaConfBaseException) as error:
         say(f"error: {error if isinstance(error, UserError) else explain(error)}", sys.stderr)
         sys.exit(2)
     except ValueError as error:
-        if not str(error).startswith("Only one of --run, --multirun"):  # what Hydra says of -m with --cfg
+        if not str(error).startswith("Only one of --run, --multirun"):  # Hydra's message for -m with --cfg
             raise
         say(f"error: {error}", sys.stderr)
         sys.exit(2)
@@ -107,7 +146,7 @@ def main(arguments: Sequence[str]) -> None:
         say(f"error: {error}; wait for it, or stop it first", sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, InterruptedRunError):
-        say("interrupted: what is finished is kept, and the same command goes on from there", sys.stderr)
+        say("interrupted: what is finished is kept; the same command resumes the rest", sys.stderr)
         sys.exit(130)
     except UnfinishedError as error:
         say(f"unfinished:\n{error}", sys.stderr)

@@ -1,21 +1,17 @@
-"""Which cells a profile's experiments expect, which are done, and what the rest will cost."""
+"""Which runs a command asks for: the experiments of a profile, narrowed by overrides, or a grid of the user's own."""
 
 import contextlib
-import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
 
 from lora.config.compose import (
-    CONF,
     check_overrides,
     compose_config,
     compose_run,
@@ -31,25 +27,27 @@ from lora.config.variants import Variant, variant
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT, write_atomically
-from lora.records.record import RunRecord, load_records
+from lora.sweep.grids import Block, Replacement, Values, apply_overrides, grid, refuse_unknown, split_override
 
-CODE_OF_CELLS = ("checks.py", "data/tasks.py", "methods/configs.py", "sweep/expand.py")
-CODE_OF_CELLS += ("config/run.py", "config/compose.py", "config/kernel_choice.py", "config/variants.py")
-CODE_OF_CELLS += ("config/precision_choice.py", "records/machine.py")
+# What the runs of a command follow from, besides conf/.
+CODE_OF_RUNS = (
+    *("*.py", "config/*.py", "data/tasks.py", "methods/configs.py", "records/machine.py"),
+    *("sweep/expand.py", "sweep/grids.py"),
+)
 
 
 @dataclass(frozen=True)
-class Cell:
+class PlannedRun:
     """One run that an experiment expects.
 
     Args:
         overrides: What composes it from conf/.
-        experiments: All that expect it; a cell shared by several is trained once.
-        parent: The run_id of the MNLI run that it starts from, which is a cell of the same sweep.
-        train_rows: Of a part of the train split; None takes all of it.
+        experiments: All that expect it; a run shared by several is trained once.
+        parent: The run_id of the MNLI run that it starts from, which is in the same sweep.
+        train_rows: Size of the subset of the train split; None takes all of it.
         given, usual: What sets it apart from other runs of its method (`lora.config.variants.Variant`).
-        examples: Train examples it will see; a measure of its length.
-        tokens: The same at most in tokens, none padded away.
+        examples: Number of train examples that it will see; a measure of its length.
+        tokens: Upper bound of the same in tokens: every example padded to its maximum length.
     """
 
     run_id: str
@@ -70,96 +68,165 @@ class Cell:
     tokens: int
 
 
-def requested(profile: str, arguments: Sequence[str]) -> list[Cell]:
-    """The cells that a command line asks for.
+def requested(profile: str, arguments: Sequence[str]) -> list[PlannedRun]:
+    """The runs that a command line asks for.
 
-    With `experiment=`, or without any list of values (`seed=1,2`), they are those of the experiments; otherwise the
-    arguments themselves are the grid.
+    With `experiment=`, they are those of the experiments; values that no grid has replace the grid's own. Without it, a
+    list of values (`seed=1,2`) makes the arguments a grid of their own, and single values select from the profile's
+    runs.
+
+    Raises: UserError: As `expand`.
+    """
+    profile, given, experiments = read_request(profile, arguments)
+    overrides = [f"{key}={','.join(values)}" for key, values in given.items()]
+    adhoc = experiments is None and any(len(values) > 1 for values in given.values())
+    return expand(profile, overrides, experiments, adhoc)
+
+
+def how_to_run(overrides: Sequence[str]) -> list[str]:
+    """Those of the overrides that say how and where runs are trained, which may be composed without a run."""
+    return [override for override in overrides if override.startswith(("launcher", "runtime."))]
+
+
+def replacements(profile: str, arguments: Sequence[str]) -> list[Replacement]:
+    """The overrides of a command line that replace values of the experiments it names."""
+    profile, given, experiments = read_request(profile, arguments)
+    if experiments is None:
+        return []
+    return [new for name in experiments for new in apply_overrides({name: grid(profile, name)}, given)[1]]
+
+
+def read_request(profile: str, arguments: Sequence[str]) -> tuple[str, Values, list[str] | None]:
+    """
+    Returns: The profile, the other overrides, and the experiments that are named, None without `experiment=`.
+    Raises: UserError: If an argument is not an override, or several profiles are named.
     """
     check_overrides(arguments)
     given = dict(map(split_override, arguments))
     profiles, experiments = given.pop("profile", [profile]), given.pop("experiment", None)
     if len(profiles) != 1:
         raise UserError(f"profile takes one value in a sweep, got {', '.join(profiles)}")
-    overrides = [f"{key}={','.join(values)}" for key, values in given.items()]
-    adhoc = experiments is None and any(len(values) > 1 for values in given.values())
-    return expand(profiles[0], overrides, experiments, adhoc)
+    return profiles[0], given, experiments
+
+
+def selected(profile: str, experiment: str, overrides: Sequence[str]) -> list[PlannedRun]:
+    """The runs of an experiment that the overrides select; none if they name a value that its grid does not have."""
+    given = dict(map(split_override, overrides))
+    blocks, new = apply_overrides({experiment: grid(profile, experiment)}, given)
+    return _cached(profile, overrides, [experiment], False) if blocks[experiment] and not new else []
 
 
 def expand(
     profile: str, overrides: Sequence[str] = (), experiments: Sequence[str] | None = None, adhoc: bool = False
-) -> list[Cell]:
-    """All cells of a profile, in the order in which they should run, each once.
+) -> list[PlannedRun]:
+    """All runs of a profile, in the order in which they should run, each once.
 
     Args:
-        overrides: Hydra overrides that hold for every cell; one that names a key of a grid replaces its values there,
-            and may list several (`seed=1,2`).
-        experiments: Only these; None means the profile's own list.
+        overrides: Hydra overrides, each with one value or several (`seed=1,2`). They narrow the grids of the
+            experiments (`lora.sweep.grids.apply_overrides`).
+        experiments: Only these, whose values may be replaced; None means the profile's own list.
         adhoc: The overrides alone are the grid; no experiment is expanded.
-    Raises: UserError: If something named does not exist, or any cell is invalid; all invalid cells are listed.
+    Raises: UserError: If something named does not exist, no run is left, or any run is invalid; all invalid runs are
+        listed.
     """
     if profile not in describe_group("profile"):
-        raise UserError(f"profile {profile!r} does not exist; here are: {', '.join(describe_group('profile'))}")
+        raise UserError(f"profile {profile!r} does not exist; choose from {', '.join(describe_group('profile'))}")
+    runs = _cached(profile, overrides, experiments, adhoc)
+    if not runs:
+        raise UserError(
+            f"no run of profile {profile} has {', '.join(overrides)} together; give a list of values for a grid of "
+            f"your own, or leave out -m for a single run"
+        )
+    return runs
+
+
+def _cached(profile: str, overrides: Sequence[str], experiments: Sequence[str] | None, adhoc: bool) -> list[PlannedRun]:
+    """`_expand`, read back from outputs/cache/ where the same was asked before."""
     request = (profile, overrides, experiments, adhoc, local_encoders(overrides))
     try:
-        return [Cell(**_with_tuples(entry)) for entry in json.loads(_cache(*request).read_bytes())]
+        return [PlannedRun(**_with_tuples(entry)) for entry in json.loads(_cache(*request).read_bytes())]
     except (OSError, ValueError, TypeError):
-        cells = _expand(profile, overrides, experiments, adhoc)
+        runs = _expand(profile, overrides, experiments, adhoc)
         with contextlib.suppress(UserError):  # a clone that cannot be written: it is expanded again each time
             # the file is named once more, since the precision may just have been measured
-            write_atomically(_cache(*request), json.dumps([asdict(cell) for cell in cells]).encode())
-        return cells
+            write_atomically(_cache(*request), json.dumps([asdict(run) for run in runs]).encode())
+        return runs
 
 
 def _cache(profile: str, overrides: Sequence[str], *request: Any) -> Path:
-    """The file that keeps the cells of a request on this machine."""
+    """The file that keeps the runs of a request on this machine."""
     given = [override for override in overrides if override.startswith("runtime.results=")]
     results = OverridesParser.create().parse_override(given[-1]).value() if given else f"results/{profile}"
     machine = (has_gpu(), has_gpu() and gpu_has_bf16(), machine_precisions(str(results)))
     key = _cache_key(profile, overrides, *request, machine)
-    return ROOT / "outputs" / "cache" / "cells" / f"{key}.json"
+    return ROOT / "outputs" / "cache" / "runs" / f"{key}.json"
 
 
-def _expand(profile: str, overrides: Sequence[str], experiments: Sequence[str] | None, adhoc: bool) -> list[Cell]:
-    fixed = [f"profile={profile}"]
+def _expand(profile: str, overrides: Sequence[str], experiments: Sequence[str] | None, adhoc: bool) -> list[PlannedRun]:
+    found: dict[str, PlannedRun] = {}
+    problems: list[str] = []
+    for experiment, blocks in _blocks(profile, overrides, experiments, adhoc).items():
+        for block in blocks:
+            for values in itertools.product(*block.axes.values()):
+                settings = (f"{key}={value}" for key, value in zip(block.axes, values, strict=True))
+                own = (f"profile={profile}", *settings)
+                try:
+                    config = compose_run(own)
+                except UserError as error:
+                    problems.append(f"{experiment}: {' '.join(own)}: {error}")
+                    continue
+                if not _holds(config, own, block.held):
+                    continue
+                wanted = [(config, own)]
+                if config.start == "mnli":
+                    above = parent_overrides(own, config)
+                    wanted.insert(0, (compose_run(above), above))
+                for each, composed_by in wanted:
+                    known = found.get(each.run_id)
+                    names = dict.fromkeys((*(known.experiments if known else ()), experiment))
+                    saves = known is not None and "runtime.save_adapter=true" in known.overrides
+                    by = known.overrides if saves else composed_by
+                    found[each.run_id] = _planned(each, by, tuple(names), variant(each, base_run(each, composed_by)))
+    if problems:
+        raise UserError(f"{len(problems)} runs are invalid:\n" + "\n".join(problems))
+    return sorted(found.values(), key=lambda run: -run.examples)  # longest first; the sort keeps the grid's order
+
+
+def _blocks(
+    profile: str, overrides: Sequence[str], experiments: Sequence[str] | None, adhoc: bool
+) -> Mapping[str, Sequence[Block]]:
     given = dict(map(split_override, overrides))
     if adhoc:
-        blocks = {"adhoc": [{}]}
-    else:
-        names = experiments or list(compose_config(fixed).profile.experiments)
-        blocks = {name: grid(profile, name) for name in names}
-    found: dict[str, Cell] = {}
-    problems: list[str] = []
-    for experiment, products in blocks.items():
-        for block in products:
-            keys = {**block, **given}
-            for values in itertools.product(*keys.values()):
-                cell_overrides = (*fixed, *(f"{key}={value}" for key, value in zip(keys, values, strict=True)))
-                try:
-                    config = compose_run(cell_overrides)
-                except UserError as error:
-                    problems.append(f"{experiment}: {' '.join(cell_overrides)}: {error}")
-                    continue
-                wanted = [(config, cell_overrides)]
-                if config.start == "mnli":
-                    above = parent_overrides(cell_overrides, config)
-                    wanted.insert(0, (compose_run(above), above))
-                for run, composed_by in wanted:
-                    cell = found.get(run.run_id)
-                    names = dict.fromkeys((*(cell.experiments if cell else ()), experiment))
-                    by = cell.overrides if cell and "runtime.save_adapter=true" in cell.overrides else composed_by
-                    found[run.run_id] = _cell(run, by, tuple(names), variant(run, base_run(run, composed_by)))
-    if problems:
-        raise UserError(f"{len(problems)} cells are invalid:\n" + "\n".join(problems))
-    return sorted(found.values(), key=lambda cell: -cell.examples)  # longest first; the sort keeps the grid's order
+        return {"adhoc": [Block(given)]}
+    if experiments is not None:  # each by itself: a value that another experiment has replaces here too
+        return {name: apply_overrides({name: grid(profile, name)}, given)[0][name] for name in experiments}
+    names = compose_config([f"profile={profile}"]).profile.experiments
+    blocks, new = apply_overrides({name: grid(profile, name) for name in names}, given)
+    refuse_unknown(profile, new)
+    return blocks
 
 
-def _cell(config: RunConfig, overrides: tuple[str, ...], experiments: tuple[str, ...], apart: Variant) -> Cell:
+def _holds(config: RunConfig, overrides: tuple[str, ...], held: Values) -> bool:
+    """Whether a run has these settings already, one of the values of each: to set them would give the same run."""
+    for values in itertools.product(*held.values()):
+        settings = [f"{key}={value}" for key, value in zip(held, values, strict=True)]
+        try:
+            if compose_run([*overrides, *settings]).run_id == config.run_id:
+                return True
+        except UserError:  # a setting that this run does not have, or a value that it cannot have
+            continue
+    return False
+
+
+def _planned(config: RunConfig, overrides: tuple[str, ...], experiments: tuple[str, ...], apart: Variant) -> PlannedRun:
     rows = config.data.train_rows or TASKS[config.task].official_rows["train"]
     # a worker may be another machine than the launcher
-    pins = (f"train.precision={config.train.precision}", f"train.kernels={config.train.kernels}")
-    pins += (f"model.attention={config.model.attention}",)
-    return Cell(
+    pins = (
+        f"train.precision={config.train.precision}",
+        f"train.kernels={config.train.kernels}",
+        f"model.attention={config.model.attention}",
+    )
+    return PlannedRun(
         run_id=config.run_id,
         overrides=(*overrides, *(pin for pin in pins if pin not in overrides)),
         experiments=experiments,
@@ -181,8 +248,10 @@ def _cell(config: RunConfig, overrides: tuple[str, ...], experiments: tuple[str,
 
 def base_run(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     """The run that conf/ makes of the same groups, task and seed; the run itself where it makes none."""
-    kept = ("profile=", "model=", "model.path=", "method=", "protocol=", "data.source=", "runtime.device=")
-    kept += ("runtime.results=",)  # whose runs keep their precision
+    kept = (
+        *("profile=", "model=", "model.path=", "method=", "protocol=", "data.source=", "runtime.device="),
+        "runtime.results=",  # whose runs keep their precision
+    )
     chosen = [override for override in overrides if override.startswith(kept)]
     try:
         return compose_run([*chosen, f"task={config.task}", f"seed={config.seed}"], config.train.precision)
@@ -190,121 +259,13 @@ def base_run(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         return config
 
 
-def grid(profile: str, experiment: str) -> list[dict[str, list[str]]]:
-    """The blocks of an experiment for a profile: each a product of overrides.
-
-    Raises: UserError: If the experiment does not exist or has no grid for the profile.
-    """
-    if experiment not in describe_group("experiment"):
-        raise UserError(
-            f"experiment {experiment!r} does not exist; here are: {', '.join(describe_group('experiment'))}"
-        )
-    blocks = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml"))["grid"]
-    if profile not in blocks:
-        raise UserError(f"experiment {experiment} has no grid for profile {profile!r}; it has: {', '.join(blocks)}")
-    return [
-        {
-            key: [_override_value(v) for v in (values if isinstance(values, list) else [values])]
-            for key, values in block.items()
-        }
-        for block in blocks[profile]
-    ]
-
-
-def _override_value(value: Any) -> str:
-    """A YAML value as Hydra's command line writes it."""
-    if isinstance(value, list):
-        return f"[{','.join(map(_override_value, value))}]"
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_override_value(item)}" for key, item in value.items()) + "}"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def split_override(override: str) -> tuple[str, list[str]]:
-    """`key=a,b` as its key and values; commas inside brackets do not split.
-
-    Raises: UserError: If there is no `=`.
-    """
-    try:
-        parsed = OverridesParser.create().parse_override(override)
-    except HydraException as error:
-        raise UserError(
-            f"{override!r} is not an override of the form key=value: {str(error).splitlines()[0]}"
-        ) from error
-    key = override.split("=", 1)[0]
-    if parsed.is_sweep_override():
-        return key, list(parsed.sweep_string_iterator())
-    return key, [override.split("=", 1)[1]]
-
-
 def _cache_key(*request: Any) -> str:
     digest = hashlib.sha256(json.dumps(request).encode())
-    for path in (*conf_files(), *(ROOT / "lora" / name for name in CODE_OF_CELLS)):
+    code = sorted(path for pattern in CODE_OF_RUNS for path in (ROOT / "lora").glob(pattern))
+    for path in (*conf_files(), *code):
         digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 
 
 def _with_tuples(entry: dict[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
-
-
-@dataclass(frozen=True)
-class State:
-    """Where a sweep stands: its cells by what there is of each, and records that no cell expects."""
-
-    ok: dict[str, RunRecord]
-    failed: dict[str, RunRecord]
-    missing: tuple[Cell, ...]
-    extra: tuple[str, ...]
-    problems: tuple[str, ...]
-
-
-def state(cells: Iterable[Cell], results: str | Path) -> State:
-    return state_of(cells, *load_records(results))
-
-
-def state_of(cells: Iterable[Cell], records: Sequence[RunRecord], problems: Sequence[str]) -> State:
-    by_id = {record.run_id: record for record in records}
-    cells = list(cells)
-    wanted = {cell.run_id for cell in cells}
-    return State(
-        ok={i: r for i, r in by_id.items() if i in wanted and r.status == "ok"},
-        failed={i: r for i, r in by_id.items() if i in wanted and r.status == "failed"},
-        missing=tuple(cell for cell in cells if cell.run_id not in by_id),
-        extra=tuple(sorted(set(by_id) - wanted)),
-        problems=tuple(problems),
-    )
-
-
-def estimator(known: Iterable[RunRecord]) -> Callable[[Cell], float | None]:
-    """How long a cell should take, from records of the same model: same method and task first, then less alike.
-
-    Returns: A function to the median of seconds per train example of the most similar records, times the cell's
-        examples; None when the model was never trained.
-    """
-    rates: dict[str, dict[tuple[str, str], list[float]]] = {}
-    for record in known:
-        config = record.config
-        if record.status == "ok":
-            seen = record.provenance["data"]["rows"]["train"] * config["train"]["epochs"]
-            kind = (config["task"], config["method"]["name"])
-            rates.setdefault(config["model"]["name"], {}).setdefault(kind, []).append(record.seconds / seen)
-
-    @functools.cache
-    def rate(model: str, task: str, method: str) -> float | None:
-        for alike in ((True, True), (False, True), (True, False), (False, False)):
-            values = sorted(
-                value
-                for (other_task, other_method), found in rates.get(model, {}).items()
-                if (other_task == task, other_method == method) == alike
-                for value in found
-            )
-            if values:
-                return values[len(values) // 2]
-        return None
-
-    def seconds(cell: Cell) -> float | None:
-        per_example = rate(cell.model, cell.task, cell.method)
-        return None if per_example is None else per_example * cell.examples
-
-    return seconds

@@ -1,7 +1,7 @@
-"""One worker at a time trains a cell: a lock file with an owner and a heartbeat, on any file system that workers share.
+"""Locks, so that one worker at a time trains a run: files with an owner and a heartbeat on a shared file system.
 
-Only `link` and `rename` of whole files are relied on, which are atomic on network file systems too. Whether an owner
-on another machine lives is judged by whether its heartbeat moves, never by comparing the clocks of two machines.
+They need only `link` and `rename` of whole files, which are atomic on network file systems too. An owner on another
+machine is alive while its heartbeat changes. The clocks of two machines are never compared.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ from lora.files import written_whole
 from lora.records.machine import parent_of, process_table, start_ticks
 
 HEARTBEAT_SECONDS = 5.0
-SILENT_SECONDS = 60.0  # without a heartbeat: its owner, on another machine, is taken for dead
+SILENT_SECONDS = 60.0  # without a heartbeat, an owner on another machine is taken for dead
 
 
 class HeldError(Exception):
-    """Another worker has the cell."""
+    """Another worker trains the run."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Owner:
     """Who holds a lock.
 
     Args:
-        table: The process table that `pid` is of: boot and namespace, so that containers are told apart.
-        ticks: When the process started, by its kernel: pids are used again.
+        table: The process table that `pid` belongs to: boot and namespace, so that containers are told apart.
+        ticks: Start time of the process, by its kernel's clock: pids are used again.
         job: Id of the batch system's job, which stays the same when the job is put back into the queue.
-        token: Of this one acquisition.
+        token: Name of this one acquisition.
         restarts: How often that job was put back into the queue before; None outside of a job.
     """
 
@@ -94,7 +94,7 @@ def read_owner(path: Path) -> tuple[Owner, int] | None:
     Raises: UserError: If the file is no lock.
     """
     try:
-        with path.open("rb") as file:  # opening asks a network file system anew, which a stat need not
+        with path.open("rb") as file:  # opening asks a network file system afresh, which a stat need not do
             content, beat = file.read(), os.fstat(file.fileno()).st_mtime_ns
     except FileNotFoundError:
         return None
@@ -185,7 +185,7 @@ def create(path: Path, me: Owner) -> bool:
 
 
 def is_dead(path: Path, owner: Owner, beat: int, me: Owner) -> bool:
-    """Whether the owner is gone. Of another machine's, its heartbeat is watched, by the time that passes here."""
+    """Whether the owner is gone. The heartbeat of one on another machine is watched for `SILENT_SECONDS`."""
     alive = lives(owner, me)
     if alive is not None:
         return not alive
@@ -207,9 +207,9 @@ def release(path: Path, me: Owner) -> None:
 
 
 def sweep_out(path: Path, me: Owner) -> None:
-    """Remove what workers left beside a lock that were killed while they tried to take it. `me` holds it.
+    """Remove files of workers that were killed while they tried to take a lock. `me` holds it.
 
-    Claims on its former owners: nobody acts on them, since the token is another now.
+    These are claims on its former owners. Nobody acts on them, since the lock has another token now.
     """
     for left in path.parent.glob(f".*{glob.escape(path.name)}.*"):
         with suppress(UserError, OSError):
@@ -219,7 +219,7 @@ def sweep_out(path: Path, me: Owner) -> None:
 
 
 class Heartbeat:
-    """Touches the lock while the block lasts. `lost` is set when another took this process for dead, and the lock."""
+    """Touches the lock while the block lasts. `lost` is set when another process has taken the lock over."""
 
     def __init__(self, path: Path, me: Owner):
         self.path, self.me = path, me
@@ -244,7 +244,7 @@ class Heartbeat:
                 os.utime(self.path)
 
     def mine(self) -> bool:
-        """Whether the lock is still this process's. A disk that does not answer is no loss."""
+        """Whether this process still holds the lock. A disk that does not answer does not mean a loss."""
         try:
             found = read_owner(self.path)
         except UserError:
@@ -253,14 +253,14 @@ class Heartbeat:
 
 
 class Locks:
-    """The locks of a sweep, as they look from outside."""
+    """The locks of a sweep, seen from a process that holds none of them."""
 
     def __init__(self, outputs: str | Path):
         self.outputs, self.me = outputs, myself()
         self.seen: dict[str, tuple[str, int, float]] = {}  # run_id -> token, heartbeat, and when it was first seen here
 
     def held(self, run_id: str) -> bool:
-        """Whether somebody trains the cell, as far as can be seen; of another machine, until its heartbeat stops."""
+        """Whether a worker trains the run, as far as can be seen; one on another machine until its heartbeat stops."""
         found = read_owner(lock_path(self.outputs, run_id))
         if found is None:
             return False
@@ -276,19 +276,19 @@ class Locks:
         return now - since < SILENT_SECONDS
 
     def left_behind(self, run_id: str) -> bool:
-        """Whether there is a lock whose owner is known to be dead."""
+        """Whether the run has a lock whose owner is known to be dead."""
         found = read_owner(lock_path(self.outputs, run_id))
         return found is not None and lives(found[0], self.me) is False
 
     def children(self, run_ids: Iterable[str]) -> list[int]:
-        """The processes that this one started and that train one of the cells now."""
+        """The child processes of this one that train one of the runs now."""
         owners = (read_owner(lock_path(self.outputs, run_id)) for run_id in run_ids)
         pids = [found[0].pid for found in owners if found is not None and lives(found[0], self.me)]
         return [pid for pid in pids if parent_of(pid) == self.me.pid]
 
 
 def heartbeat_age(path: Path) -> float | None:
-    """Seconds since a lock's last heartbeat by the clock of its file system, which stamps a new file beside it.
+    """Seconds since a lock's last heartbeat by the clock of its file system, which stamps a new file next to it.
 
     Returns: None if no file can be made there.
     """

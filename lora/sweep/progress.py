@@ -1,4 +1,7 @@
-"""Showing a sweep while it runs: workers leave notes of where they are, the launching process reads them."""
+"""Progress on the screen: of a single run, and of a sweep.
+
+Workers leave notes of where they are, which the launching process and `lora.sweep.status` read.
+"""
 
 import contextlib
 import json
@@ -7,28 +10,32 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
+from lora.config.run import RunConfig
 from lora.config.variants import Variant, words
+from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import write_atomically
 from lora.records.record import RunRecord, read_record, record_path
-from lora.sweep.expand import Cell
+from lora.sweep.expand import PlannedRun
 
 NOTE_SECONDS = 2.0
 POLL_SECONDS = 1.0
+LINE_SECONDS = 60.0  # between two lines about one epoch, where there is no terminal
 
 
 class Note:
-    """A worker's note of its cell: rewritten at most every `NOTE_SECONDS`, removed when the cell ends."""
+    """A worker's note of where its run is: rewritten at most every `NOTE_SECONDS`, removed when the run ends."""
 
     def __init__(self, outputs: str, run_id: str):
         self.path = Path(outputs) / "running" / f"{run_id}.json"
         self.written = 0.0
         self.began: tuple[int, float] | None = None  # the first step that was reported, and when
 
-    def __call__(self, progress) -> None:
+    def __call__(self, progress: Any) -> None:
         now = time.monotonic()
         self.began = self.began or (progress.step, time.time())
         if now - self.written >= NOTE_SECONDS:
@@ -41,7 +48,7 @@ class Note:
             }
             first, since = self.began
             pace = {"first": first, "since": since, "time": time.time()}
-            with contextlib.suppress(UserError):  # a full disk: the run itself may still end well
+            with contextlib.suppress(UserError):  # a full disk: the run itself may still succeed
                 write_atomically(self.path, json.dumps({**content, **pace}).encode())
 
     def __enter__(self) -> "Note":
@@ -51,34 +58,95 @@ class Note:
         self.path.unlink(missing_ok=True)
 
 
+class Display:
+    """The progress of a single run: a bar of its steps on a terminal, elsewhere a line per epoch and per minute."""
+
+    def __init__(self, config: RunConfig):
+        self.metric, self.epochs = TASKS[config.task].metric, config.train.epochs
+        self.bar: tqdm | None = None
+        self.said = 0  # epochs that have their line
+        self.first: tuple[int, float] | None = None  # the first step of this process, and when
+        self.last_line = time.monotonic()
+
+    def __enter__(self) -> "Display":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def __call__(self, progress: Any) -> None:
+        """After every step (`lora.training.loop.Progress`)."""
+        if self.first is None:
+            self._begin(progress)
+        first, since = self.first
+        if self.bar is not None:
+            self.bar.set_description(f"epoch {progress.epoch}/{self.epochs}", refresh=False)
+            self.bar.set_postfix_str(f"{self.metric} {shown(progress.metric)}", refresh=False)
+            self.bar.update(progress.step - self.bar.n)
+            return
+        now = time.monotonic()
+        pace = (now - since) / (progress.step - first) if progress.step > first else None
+        left = f", left {duration(pace * (progress.steps - progress.step))}" if pace is not None else ""
+        self._epochs(progress.epochs, progress.metric, left)
+        if now - self.last_line >= LINE_SECONDS:
+            self._say(f"epoch {progress.epoch} of {self.epochs}: step {progress.step} of {progress.steps}{left}")
+
+    def end(self, record: RunRecord) -> None:
+        """The line of the last epoch, whose evaluation no step follows."""
+        if self.bar is None and record.status == "ok":
+            selected = record.selected
+            value = record.epochs[-1]["metrics"][selected["split"]][selected["metric"]]
+            self._epochs(record.epochs, value, "")
+
+    def _begin(self, progress: Any) -> None:
+        before = progress.step - 1
+        self.first, self.said = (progress.step, time.monotonic()), len(progress.epochs)
+        if before:
+            self._say(f"resumes after step {before} of {progress.steps}, in epoch {progress.epoch} of {self.epochs}")
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=progress.steps, initial=before, unit="step", dynamic_ncols=True)
+
+    def _epochs(self, epochs: Sequence[dict[str, Any]], metric: float | None, left: str) -> None:
+        if len(epochs) > self.said:
+            self.said = len(epochs)
+            loss = f"train loss {epochs[-1]['train_loss']:.3f}"
+            self._say(f"epoch {self.said} of {self.epochs}: {self.metric} {shown(metric)}, {loss}{left}")
+
+    def _say(self, line: str) -> None:
+        self.last_line = time.monotonic()
+        print(line, file=sys.stderr, flush=True)
+
+
 class Watch:
-    """Cell k of n, the current metric and the time left: a bar on a terminal, a line per finished cell elsewhere.
+    """The progress of a sweep: a bar on a terminal, elsewhere a line per finished run, with the time left.
 
     Args:
-        expected: Estimated seconds per cell still to run; None where nothing is known.
-        workers: How many cells run at once.
+        runs: Those of this launch.
+        done: Number of runs of the sweep that were done before.
+        expected: Estimated seconds per run; None where nothing is known.
+        workers: How many runs are trained at once.
     """
 
     def __init__(
         self,
-        cells: Sequence[Cell],
+        runs: Sequence[PlannedRun],
         done: int,
         expected: dict[str, float | None],
         workers: int,
         results: str,
         outputs: str,
     ):
-        self.waiting = {cell.run_id for cell in cells}
-        self.words = words_of(cells)
-        self.total, self.done = len(cells) + done, done
+        self.waiting = {run.run_id: run.examples for run in runs}
+        self.words = words_of(runs)
+        self.total, self.done = len(runs) + done, done
         self.expected, self.workers = expected, max(1, workers)
         self.results, self.running = results, Path(outputs) / "running"
         self.started, self.spent, self.foreseen = time.time(), 0.0, 0.0
+        self.seen = 0  # train examples of the runs that have ended since
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._loop, daemon=True)
-        self.bar = (
-            tqdm(total=self.total, initial=done, unit="cell", dynamic_ncols=True) if sys.stderr.isatty() else None
-        )
+        self.bar = tqdm(total=self.total, initial=done, unit="run", dynamic_ncols=True) if sys.stderr.isatty() else None
 
     def __enter__(self) -> "Watch":
         self.thread.start()
@@ -97,7 +165,7 @@ class Watch:
 
     def _poll(self) -> None:
         for run_id in sorted(filter(self._written, self.waiting)):
-            self.waiting.discard(run_id)
+            self.seen += self.waiting.pop(run_id)
             self.done += 1
             try:
                 self._finished(read_record(record_path(self.results, run_id)))
@@ -107,7 +175,7 @@ class Watch:
             self.bar.set_postfix_str(f"left {self.left()}  {self._current()}", refresh=True)
 
     def _written(self, run_id: str) -> bool:
-        """Since this launch started: a cell that is trained again has an old record."""
+        """Whether it was written since this launch started: a run that is trained again has an old record."""
         path = record_path(self.results, run_id)
         return path.exists() and path.stat().st_mtime >= self.started
 
@@ -126,23 +194,24 @@ class Watch:
         )
 
     def _called(self, run_id: str) -> str:
-        """The run, and what sets it apart from others of its method."""
+        """The run_id, with the settings that set the run apart from others of its method."""
         return f"{run_id}  {self.words[run_id]}" if self.words[run_id] else run_id
 
     def _say(self, line: str) -> None:
         tqdm.write(line, file=sys.stderr) if self.bar is not None else print(line, file=sys.stderr, flush=True)
 
     def left(self) -> str:
-        """Time left: the estimates of what waits, corrected by how the finished cells compared with theirs."""
-        known = [self.expected.get(run_id) for run_id in self.waiting]
-        if self.spent:
-            mean = self.spent / max(1, self.done)
-            pace = self.spent / self.foreseen
-        else:
-            mean, pace = 0.0, 1.0
-        if any(value is None for value in known) and not self.spent:
-            return "?"
-        seconds = sum(pace * value if value is not None else mean for value in known)
+        """Time left: the estimates of the waiting runs, corrected by how the finished ones compared with theirs.
+
+        A run without an estimate takes as long per train example as the runs that have ended since the launch.
+        """
+        pace = self.spent / self.foreseen if self.foreseen else 1.0
+        seconds = 0.0
+        for run_id, examples in self.waiting.items():
+            expected = self.expected.get(run_id)
+            if expected is None and not self.seen:
+                return "?"
+            seconds += pace * expected if expected is not None else self.spent / self.seen * examples
         return duration(seconds / min(self.workers, max(1, len(self.waiting))))
 
     def _current(self) -> str:
@@ -152,21 +221,21 @@ class Watch:
                 try:
                     note = json.loads(path.read_bytes())
                 except (OSError, ValueError):
-                    continue  # just replaced or removed by its worker
+                    continue  # its worker has just replaced or removed it
                 name = " ".join(filter(None, (path.stem.rsplit("-", 1)[0], self.words[path.stem])))
                 notes.append(f"{name} {note['step']}/{note['steps']} {shown(note['metric'])}")
         return " | ".join(notes)
 
 
-def words_of(cells: Sequence[Cell]) -> dict[str, str]:
+def words_of(runs: Sequence[PlannedRun]) -> dict[str, str]:
     """run_id -> the settings that set a run apart from others of its method in this sweep, as tables name them."""
-    alike: dict[tuple[str, str], list[Cell]] = {}
-    for cell in cells:
-        alike.setdefault((cell.slug, cell.start), []).append(cell)
+    alike: dict[tuple[str, str], list[PlannedRun]] = {}
+    for run in runs:
+        alike.setdefault((run.slug, run.start), []).append(run)
     found = {}
     for several in alike.values():
-        apart = words(Variant(cell.given, cell.usual) for cell in several)
-        found |= {cell.run_id: apart[cell.given] for cell in several}
+        apart = words(Variant(run.given, run.usual) for run in several)
+        found |= {run.run_id: apart[run.given] for run in several}
     return found
 
 

@@ -15,10 +15,10 @@ from omegaconf import DictConfig
 from lora.errors import UserError
 
 POLL_SECONDS = 5.0
-WATCH_SECONDS = 20.0  # between two looks at a queue for hours, which all of a cluster's users ask
-UNANSWERED_SECONDS = 300.0  # a controller is restarted now and then; its jobs run on meanwhile
-ACCOUNTED_SECONDS = 60.0  # accounting may tell of a job's end later than the queue
-CLOCKS_SECONDS = 3600.0  # those of two machines differ by less
+WATCH_SECONDS = 20.0  # between two looks at the queue: for hours, and other users of the cluster ask it too
+UNANSWERED_SECONDS = 300.0  # a controller is restarted now and then; its jobs keep running
+ACCOUNTED_SECONDS = 60.0  # accounting may learn of a job's end later than the queue
+CLOCKS_SECONDS = 3600.0  # the clocks of two machines differ by less
 GOING_ON = ("COMPLETING", "PENDING", "REQUEUED", "RESIZING", "RUNNING", "SUSPENDED")
 
 
@@ -28,12 +28,12 @@ class JobsGoneError(Exception):
 
 def check_queue(settings: DictConfig) -> None:
     """
-    Raises: UserError: If the launcher needs a program that is not here.
+    Raises: UserError: If the launcher needs a program that is not installed.
     """
     if settings.name == "slurm" and shutil.which("sbatch") is None:
         raise UserError(
-            "launcher=slurm needs Slurm's sbatch on the PATH, and here is none: run it on a login node of the cluster, "
-            "or take launcher=local"
+            "launcher=slurm needs Slurm's sbatch on the PATH, which has none: use a login node of the "
+            "cluster, or launcher=local"
         )
 
 
@@ -51,10 +51,10 @@ def queued(settings: DictConfig) -> dict[str, str]:
 
 @contextlib.contextmanager
 def watched_queue(settings: DictConfig) -> Iterator[None]:
-    """While the block waits for this launch's jobs, say which of them Slurm holds, and end it if none is left.
+    """While the block waits for this launch's jobs, report those that Slurm holds, and end the block if none is left.
 
-    submitit asks Slurm's accounting, which keeps nothing of an array's job that is cancelled while it waits: it would
-    wait for that one for ever.
+    submitit asks Slurm's accounting, which forgets a job of an array that is cancelled while it waits. submitit would
+    wait for that job for ever.
 
     Raises: JobsGoneError: Within the block, when two looks in a row found none of the jobs that were there before.
     """
@@ -75,7 +75,7 @@ def watched_queue(settings: DictConfig) -> Iterator[None]:
             for job in sorted(job for job, reason in jobs.items() if "held" in reason.lower()):
                 if job not in held:
                     held.add(job)
-                    hint = f"scontrol release {job} lets it go on, scancel {job} ends it"
+                    hint = f"scontrol release {job} lets it start, scancel {job} ends it"
                     print(f"Slurm holds job {job} ({jobs[job]}): {hint}", file=sys.stderr, flush=True)
             if empty > 1 and not over.is_set():  # again at each look: submitit swallows what its call of sacct raises
                 os.kill(os.getpid(), signal.SIGALRM)
@@ -96,7 +96,7 @@ def watched_queue(settings: DictConfig) -> Iterator[None]:
 
 
 def wait_for_queue(settings: DictConfig) -> None:
-    """Until no job of this launch is in the queue: the launcher stops at the first that was killed, others go on.
+    """Wait until no job of this launch is in the queue: the launcher stops at the first killed job, the others run on.
 
     Raises: UserError: If Slurm has not answered for `UNANSWERED_SECONDS`.
     """
@@ -115,13 +115,13 @@ def wait_for_queue(settings: DictConfig) -> None:
 
 
 def ended_jobs(settings: DictConfig, since: float) -> dict[int, str]:
-    """How the jobs of the last launch ended: place in it -> state, of those that had started.
+    """How the jobs of the last launch ended: index in the launch -> state, for those that had started.
 
-    From Slurm's accounting, which keeps nothing of an array's job that is cancelled while it waits. submitit names the
-    first job that went wrong, whatever became of the others.
+    Taken from Slurm's accounting, which forgets a job of an array that is cancelled while it waits. submitit names only
+    the first job that went wrong.
 
     Args:
-        since: When it was launched, in seconds since the epoch.
+        since: Time of the launch, in seconds since the epoch.
     """
     if settings.name != "slurm":
         return {}
@@ -142,7 +142,7 @@ def ended_jobs(settings: DictConfig, since: float) -> dict[int, str]:
 
 def how_to_stop(settings: DictConfig) -> str:
     if settings.name == "slurm":
-        return f"They run on, with what still waits in the queue; to stop them: scancel --name={settings.job_name}"
+        return f"They keep running, and so do the jobs in the queue; to stop them: scancel --name={settings.job_name}"
     if settings.name == "ray":
-        return "Ray stops them with this command; what they lose is the time since their last checkpoint"
-    return "They are asked to leave a checkpoint and stop; Ctrl-C again stops them at once"
+        return "Ray stops them with this command; they lose the time since their last checkpoint"
+    return "They write a checkpoint and stop; press Ctrl-C again to stop them at once"

@@ -1,4 +1,4 @@
-"""Whether a record may stand in for training: only if the rows and the weights at hand are those it was made from.
+"""Whether a record may replace training: only if the rows and weights at hand are those it was made from.
 
 A run_id names neither the folder of the rows nor that of the encoder, so that a run has one name everywhere.
 """
@@ -12,7 +12,7 @@ from lora.config.run import RunConfig
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.records.record import RunRecord
-from lora.sweep.expand import Cell
+from lora.sweep.expand import PlannedRun
 
 WAY_OUT = "for a results folder of its own, add runtime.results=FOLDER"
 
@@ -21,8 +21,8 @@ def check_inputs(configs: Iterable[RunConfig], records: Iterable[RunRecord] = ()
     """Read the rows and find the weights of these runs, and compare them with those that the records were made from.
 
     Args:
-        configs: One for every task, number of train rows and encoder at least.
-        records: Of runs with these settings. Weights on the hub are not compared: a commit names them.
+        configs: At least one for every task, number of train rows and encoder.
+        records: Records of runs with these settings. Weights on the hub are not compared: a commit names them.
     Raises: UserError: If rows or weights cannot be read, or a record was made from others.
     """
     rows: dict[tuple[str, int | None], str] = {}
@@ -37,7 +37,7 @@ def check_inputs(configs: Iterable[RunConfig], records: Iterable[RunRecord] = ()
                 weights[config.model.name] = weights_name(where, None, config.model)
     for record in records:
         task, model = record.config["task"], record.config["model"]["name"]
-        if record.provenance is None:  # of a failed run
+        if record.provenance is None:  # a failed run
             continue
         for what, here, recorded in (
             (f"rows of {task}", rows.get((task, record.config["data"]["train_rows"])), data_of(record)),
@@ -50,15 +50,16 @@ def check_inputs(configs: Iterable[RunConfig], records: Iterable[RunRecord] = ()
                 )
 
 
-def distinct(cells: Sequence[Cell], todo: Sequence[Cell]) -> list[RunConfig]:
-    """A run for every task, number of train rows and encoder, to be looked at before a sweep starts or is shown.
+def distinct(runs: Sequence[PlannedRun], todo: Sequence[PlannedRun]) -> list[RunConfig]:
+    """One run for every task, number of train rows and encoder: what `check_inputs` reads before a sweep.
 
-    Of what is done, rows on the hub are left out: a revision names them, and a clone with records needs no network.
+    Finished runs with rows on the hub are left out: a revision names the rows, and a clone with records needs no
+    network.
     """
-    found = {(cell.task, cell.train_rows, cell.model): cell for cell in (*cells, *todo)}
-    open_cells = {cell.run_id for cell in todo}
-    configs = {cell.run_id: compose_run(cell.overrides) for cell in found.values()}
-    return [config for run_id, config in configs.items() if run_id in open_cells or config.data.source != "hub"]
+    found = {(run.task, run.train_rows, run.model): run for run in (*runs, *todo)}
+    unfinished = {run.run_id for run in todo}
+    configs = {run.run_id: compose_run(run.overrides) for run in found.values()}
+    return [config for run_id, config in configs.items() if run_id in unfinished or config.data.source != "hub"]
 
 
 def data_of(record: RunRecord) -> str:
@@ -66,8 +67,8 @@ def data_of(record: RunRecord) -> str:
 
 
 def fingerprint(config: RunConfig) -> str:
-    """Of the rows that this run trains and is evaluated on."""
-    from lora.data.read import read  # loads the library of data sets
+    """The fingerprint of the rows that this run is trained and evaluated on."""
+    from lora.data.read import read  # loads the datasets library
 
     data = config.data
     path = Path(data.path) if data.path else None

@@ -1,10 +1,11 @@
-"""`python -m lora status PROFILE`: which cells are done, which run and where, what failed and why, what is left."""
+"""`python -m lora status PROFILE`: which runs are done, running, failed or waiting, and the time left."""
 
 import argparse
 import dataclasses
 import json
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,25 +13,26 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lora.config.compose import compose_config
-from lora.records.record import checkpoint_path
-from lora.sweep.announce import reference_records
-from lora.sweep.expand import Cell, estimator, requested, state
+from lora.records.record import RunRecord, checkpoint_path
+from lora.sweep.estimate import estimator, records_of_this_machine
+from lora.sweep.expand import PlannedRun, how_to_run, requested
 from lora.sweep.locks import SILENT_SECONDS, Locks, heartbeat_age, lock_path, read_owner
 from lora.sweep.progress import duration, shown
+from lora.sweep.state import state
 
 STATES = ("done", "running", "interrupted", "failed", "waiting")
 
 
 @dataclass(frozen=True)
 class Standing:
-    """Where one cell stands.
+    """Where one run stands.
 
     Args:
-        state: One of `STATES`; `interrupted` cells are half-way, and the next launch goes on with them.
-        seconds: What a done cell took.
-        left_seconds: What is estimated to be left; None where nothing is known.
-        step: Of `steps`; of an interrupted cell, where its checkpoint is.
-        where: The worker of a running cell: host, process, job of the batch system.
+        state: One of `STATES`; the next launch resumes `interrupted` runs.
+        seconds: Time that a finished run took.
+        left_seconds: Estimated time left; None where nothing is known.
+        step: Of `steps`; for an interrupted run, the step of its checkpoint.
+        where: The worker that trains it: host, process, job of the batch system.
         reason: Why it failed.
     """
 
@@ -46,48 +48,60 @@ class Standing:
     reason: str | None = None
 
 
-def standings(cells: Sequence[Cell], results: str | Path, outputs: str | Path) -> list[Standing]:
-    """Of every cell, in the order in which they run.
+def standings(
+    runs: Sequence[PlannedRun], results: str | Path, outputs: str | Path, timed: Sequence[RunRecord] = ()
+) -> list[Standing]:
+    """Where every run stands, in the order in which they are trained.
 
-    A record is what counts; without one a cell is known by its lock, the note of its worker, and its checkpoint.
+    A record decides. Without one, a run is known by its lock, the note of its worker, and its checkpoint.
+
+    Args:
+        timed: Records that tell how long runs take (`lora.sweep.estimate.records_of_this_machine`).
     """
-    now = state(cells, results)
-    expected = estimator([*reference_records(), *now.ok.values()]) if len(now.ok) < len(cells) else lambda cell: None
+    now = state(runs, results)
+    expected = estimator(timed)
     locks, found = Locks(outputs), []
-    for cell in cells:
-        run_id = cell.run_id
+    for run in runs:
+        run_id = run.run_id
         if run_id in now.ok:
             found.append(Standing(run_id, "done", seconds=now.ok[run_id].seconds))
-        elif runs(locks, run_id):
-            found.append(running(cell, outputs, expected(cell)))
+        elif is_training(locks, run_id):
+            found.append(running(run_id, outputs, expected(run)))
         elif run_id in now.failed:
             found.append(Standing(run_id, "failed", reason=now.failed[run_id].error))
         else:
-            found.append(not_running(cell, outputs, expected(cell)))
+            found.append(not_running(run_id, outputs, expected(run)))
     return found
 
 
-def runs(locks: Locks, run_id: str) -> bool:
-    """Whether a worker trains the cell: one that is seen to live, or whose heartbeat is recent."""
+def others_running(runs: Sequence[PlannedRun], outputs: str | Path) -> list[Standing]:
+    """Runs that are training into the same folder and are not among those asked for."""
+    known, locks = {run.run_id for run in runs}, Locks(outputs)
+    held = sorted(path.stem for path in (Path(outputs) / "locks").glob("[!.]*.json"))
+    return [running(run_id, outputs, None) for run_id in held if run_id not in known and is_training(locks, run_id)]
+
+
+def is_training(locks: Locks, run_id: str) -> bool:
+    """Whether a live worker trains the run: a process that can be seen, or one whose heartbeat is recent."""
     if not locks.held(run_id):
         return False
     age = heartbeat_age(lock_path(locks.outputs, run_id))
     return age is None or age < SILENT_SECONDS
 
 
-def running(cell: Cell, outputs: str | Path, expected: float | None) -> Standing:
-    found = read_owner(lock_path(outputs, cell.run_id))
+def running(run_id: str, outputs: str | Path, expected: float | None) -> Standing:
+    found = read_owner(lock_path(outputs, run_id))
     where = since = None
     if found is not None:
         owner = found[0]
         where, since = f"{owner.host}, process {owner.pid}" + (f", {owner.job}" if owner.job else ""), owner.since
-    note = read_note(Path(outputs) / "running" / f"{cell.run_id}.json")
+    note = read_note(Path(outputs) / "running" / f"{run_id}.json")
     if note is None:
-        return Standing(cell.run_id, "running", left_seconds=expected, where=where, since=since)
+        return Standing(run_id, "running", left_seconds=expected, where=where, since=since)
     step, steps, first = note["step"], note["steps"], note["first"]
     pace = (note["time"] - note["since"]) / (step - first) if step > first else None
     left = expected if pace is None else pace * (steps - step)
-    return Standing(cell.run_id, "running", None, left, step, steps, note["metric"], where=where, since=since)
+    return Standing(run_id, "running", None, left, step, steps, note["metric"], where=where, since=since)
 
 
 def read_note(path: Path) -> dict[str, Any] | None:
@@ -95,50 +109,60 @@ def read_note(path: Path) -> dict[str, Any] | None:
         note = json.loads(path.read_bytes())
         return note if {"step", "steps", "first", "since", "time", "metric"} <= set(note) else None
     except (OSError, ValueError, TypeError):
-        return None  # not there yet, or just replaced
+        return None  # not written yet, or just replaced
 
 
-def not_running(cell: Cell, outputs: str | Path, expected: float | None) -> Standing:
-    """A checkpoint, or the lock of a worker that is gone, make a cell interrupted; else it waits."""
-    checkpoint = checkpoint_path(outputs, cell.run_id)
+def not_running(run_id: str, outputs: str | Path, expected: float | None) -> Standing:
+    """A run with a checkpoint, or with the lock of a dead worker, is interrupted; otherwise it waits."""
+    checkpoint = checkpoint_path(outputs, run_id)
     step = steps = None
     if checkpoint.exists():
         try:
             with safe_open(checkpoint, "np") as file:
-                run = json.loads(file.metadata()["run"])
-            step, steps = run["step"], run["steps"]
+                content = json.loads(file.metadata()["run"])
+            step, steps = content["step"], content["steps"]
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             pass  # the run will say so and start from the beginning
-    elif not lock_path(outputs, cell.run_id).exists():
-        return Standing(cell.run_id, "waiting", left_seconds=expected)
+    elif not lock_path(outputs, run_id).exists():
+        return Standing(run_id, "waiting", left_seconds=expected)
     left = expected if expected is None or not steps else expected * (1 - step / steps)
-    return Standing(cell.run_id, "interrupted", left_seconds=left, step=step, steps=steps)
+    return Standing(run_id, "interrupted", left_seconds=left, step=step, steps=steps)
 
 
 def totals(found: Sequence[Standing]) -> dict[str, Any]:
-    """Cells by state, seconds spent on done cells, and seconds left, with the number of cells they are not known of."""
+    """Runs by state, seconds spent on finished runs, and seconds left, with the number of runs of unknown length."""
     counts = Counter(one.state for one in found)
-    open_cells = [one for one in found if one.state in ("running", "interrupted", "waiting")]
+    open_runs = [one for one in found if one.state in ("running", "interrupted", "waiting")]
     return {
         "cells": len(found),
         **{name: counts[name] for name in STATES},
         "spent_seconds": sum(one.seconds for one in found if one.seconds is not None),
-        "left_seconds": sum(one.left_seconds for one in open_cells if one.left_seconds is not None),
-        "unknown": sum(one.left_seconds is None for one in open_cells),
+        "left_seconds": sum(one.left_seconds for one in open_runs if one.left_seconds is not None),
+        "unknown": sum(one.left_seconds is None for one in open_runs),
     }
 
 
-def text(profile: str, found: Sequence[Standing]) -> str:
+def headline(profile: str, found: Sequence[Standing]) -> list[str]:
+    """The lines about all runs: how many are in each state, and the time spent and left."""
     sums = totals(found)
-    parts = ", ".join(f"{sums[name]} {name}" for name in STATES)
-    left = f"about {duration(sums['left_seconds'])}" if sums["unknown"] < sums["cells"] - sums["done"] else "unknown"
-    unknown = f", and {sums['unknown']} cells of unknown length" if sums["unknown"] and left != "unknown" else ""
-    lines = [f"profile {profile}: {sums['cells']} cells: {parts}", f"work done: {duration(sums['spent_seconds'])}"]
-    if sums["done"] + sums["failed"] < sums["cells"]:
-        lines.append(f"work left: {left}{unknown}, one cell after another; judged by records of the same encoder")
+    counts = ", ".join(f"{sums[name]} {name}" for name in STATES)
+    lines = [f"profile {profile}: {sums['cells']} runs: {counts}", f"time spent: {duration(sums['spent_seconds'])}"]
+    unfinished = sums["cells"] - sums["done"] - sums["failed"]
+    if unfinished and sums["unknown"] == unfinished:
+        lines.append("time left:  unknown until the first run has ended")
+    elif unfinished:
+        unknown = f", without {sums['unknown']} runs of unknown length" if sums["unknown"] else ""
+        about = duration(sums["left_seconds"])
+        lines.append(f"time left:  about {about} if run one after another, by records of this machine{unknown}")
+    return lines
+
+
+def text(profile: str, found: Sequence[Standing], others: Sequence[Standing] = ()) -> str:
+    lines = headline(profile, found)
     for name in ("running", "interrupted", "failed"):
         chosen = [one for one in found if one.state == name]
         lines += [f"\n{name}:", *(f"  {line(one)}" for one in chosen)] if chosen else []
+    lines += ["\nalso running, started with other overrides:", *(f"  {line(one)}" for one in others)] if others else []
     return "\n".join(lines)
 
 
@@ -147,27 +171,52 @@ def line(one: Standing) -> str:
     if one.steps:
         parts.append(f"step {one.step}/{one.steps}, metric {shown(one.metric)}")
     if one.state == "running":
-        parts.append(f"left {'?' if one.left_seconds is None else duration(one.left_seconds)}")
+        parts.append(f"left {left(one)}")
         parts.append(f"on {one.where}, since {one.since}")
     if one.reason is not None:
         parts.append(one.reason)
     return "  ".join(parts)
 
 
+def left(one: Standing) -> str:
+    return "?" if one.left_seconds is None else duration(one.left_seconds)
+
+
+def looker(profile: str, overrides: Sequence[str]) -> Callable[[], tuple[list[Standing], list[Standing]]]:
+    """
+    Returns: A function to where the runs stand now, and the others that are training.
+    Raises: UserError: If the overrides ask for no valid runs.
+    """
+    runs = requested(profile, overrides)
+    config = compose_config([f"profile={profile}", *how_to_run(overrides)])
+    results, outputs = config.runtime.results, config.runtime.outputs
+
+    def look() -> tuple[list[Standing], list[Standing]]:
+        found = standings(runs, results, outputs, records_of_this_machine(config))
+        return found, others_running(runs, outputs)
+
+    return look
+
+
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("profile")
     parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was launched with")
-    parser.add_argument("--json", action="store_true", help="all cells, as JSON")
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--json", action="store_true", help="print every run, as JSON")
+    shape.add_argument("--watch", action="store_true", help="a live view until nothing runs any more, or Ctrl-C")
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Exit codes: 0, or 2 for a bad call."""
-    cells = requested(arguments.profile, arguments.overrides)
-    runtime = compose_config(
-        [f"profile={arguments.profile}", *(o for o in arguments.overrides if o.startswith("runtime."))]
-    ).runtime
-    found = standings(cells, runtime.results, runtime.outputs)
+    """Exit codes: 0, or 2 for a mistake in the command."""
+    look = looker(arguments.profile, arguments.overrides)
+    if arguments.watch and sys.stdout.isatty():
+        from lora.sweep.live import watch  # loads rich
+
+        watch(arguments.profile, look)
+        return
+    found, others = look()
     if arguments.json:
-        print(json.dumps({"totals": totals(found), "cells": [dataclasses.asdict(one) for one in found]}, indent=1))
+        cells, also = ([dataclasses.asdict(one) for one in several] for several in (found, others))
+        print(json.dumps({"totals": totals(found), "cells": cells, "also_running": also}, indent=1))
     else:
-        print(text(arguments.profile, found))
+        print(text(arguments.profile, found, others))

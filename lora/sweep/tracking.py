@@ -1,8 +1,8 @@
-"""A copy of every cell for Weights & Biases, made by a process beside the worker; nothing here reads it back.
+"""A copy of every run for Weights & Biases, made by a helper process of the worker. Nothing here reads it back.
 
-The worker only writes lines into a pipe, and drops them rather than wait, so that neither W&B nor the network can slow
-or stop a cell. A line reaches the pipe whole or not at all. `python -m lora upload PROFILE` sends the tables and
-figures of a sweep.
+The worker writes lines into a pipe and drops them if the pipe is full, so that neither W&B nor the network can slow or
+stop a run. A line reaches the pipe whole or not at all. `python -m lora upload PROFILE` sends the tables and figures of
+a sweep.
 """
 
 import argparse
@@ -22,14 +22,14 @@ from lora.config.compose import compose_config
 from lora.config.run import RunConfig
 from lora.records.record import RunRecord
 
-ASK_SECONDS = 60.0  # loading W&B from a cold disk
-LAST_SECONDS = 30.0  # for the process beside to end when the worker does: a batch system then ends both
+ASK_SECONDS = 60.0  # time to load W&B from a cold disk
+LAST_SECONDS = 30.0  # for the helper to end when the worker does: a batch system then kills both
 
-senders: dict[tuple[str, str], "Sender"] = {}  # of this process, by mode and folder
+senders: dict[tuple[str, str], "Sender"] = {}  # those of this process, by mode and folder
 
 
 class Sender:
-    """The process beside this worker (`lora.sweep.wandb_writer`), and the pipe to it."""
+    """The helper process of this worker (`lora.sweep.wandb_writer`), and the pipe to it."""
 
     def __init__(self, mode: str, outputs: str):
         Path(outputs).mkdir(parents=True, exist_ok=True)
@@ -39,21 +39,21 @@ class Sender:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for the worker; this one ends when the pipe does
+                start_new_session=True,  # Ctrl-C is for the worker; the helper ends when the pipe does
             )
         os.set_blocking(self.process.stdin.fileno(), False)
-        self.begun = b""  # the rest of a line of which the pipe took a part
+        self.begun = b""  # the rest of a line that the pipe took only in part
         atexit.register(self.close)
 
     def send(self, message: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):  # full or broken: the copy lacks a line
+        with contextlib.suppress(OSError):  # the pipe is full or broken: the copy lacks a line
             self._write()
             if not self.begun:
                 line = f"{json.dumps(message)}\n".encode()
                 self.begun = line[os.write(self.process.stdin.fileno(), line) :]
 
     def _write(self) -> None:
-        """End the line that was begun, as far as the pipe takes it: of one above PIPE_BUF it may take a part.
+        """Write the rest of the last line, as far as the pipe takes it: a line above PIPE_BUF may be taken in part.
 
         Source: pipe(7), O_NONBLOCK.
         """
@@ -73,14 +73,14 @@ class Sender:
 
 
 class Tracked:
-    """One cell's messages: its configuration, each epoch once, and what was selected."""
+    """One run's messages: its configuration, each epoch once, and what was selected."""
 
     def __init__(self, sender: Sender | None, config: RunConfig):
         self.sender, self.sent = sender, 0
         self._send({"begin": config.run_id, "group": config.runtime.group, "config": config.for_record()})
 
     def epochs(self, epochs: Sequence[dict[str, Any]]) -> None:
-        """Of a run that goes on from a checkpoint, the earlier ones too: every copy of it is whole."""
+        """Send new epochs. A resumed run sends the earlier ones again, so that each of its copies is complete."""
         for entry in epochs[self.sent :]:
             self._send({"epoch": entry})
         self.sent = len(epochs)
@@ -88,7 +88,7 @@ class Tracked:
     def end(self, record: RunRecord | None) -> None:
         """
         Args:
-            record: None if the cell was interrupted.
+            record: None if the run was interrupted.
         """
         if record is None:
             self._send({"end": "interrupted"})
@@ -103,7 +103,7 @@ class Tracked:
 
 
 def track(config: RunConfig) -> Tracked:
-    """Begin the copy of a cell, unless runtime.tracking is off or no process can be started."""
+    """Begin the copy of a run, unless runtime.tracking is off or no process can be started."""
     key = (config.runtime.tracking, config.runtime.outputs)
     sender = None
     if config.runtime.tracking != "off":
@@ -117,7 +117,7 @@ def track(config: RunConfig) -> Tracked:
 def destination(tracking: str, outputs: str) -> str | None:
     """Where the copies of runs go, in words. None if there are none.
 
-    Asks the program that sends them, so that what is said is what happens; W&B is not loaded here.
+    It asks the program that sends them, so that the answer is true. W&B is not loaded here.
 
     Args:
         tracking, outputs: As in `RuntimeConfig`.
@@ -147,7 +147,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Send a sweep's tables and figures as one artifact. Exit codes: 0, or 2 for a bad call."""
+    """Send a sweep's tables and figures as one artifact. Exit codes: 0, or 2 for a mistake in the command."""
     own = [override for override in arguments.overrides if override.startswith("runtime.")]
     runtime = compose_config([f"profile={arguments.profile}", *own]).runtime
     if runtime.tracking == "off":

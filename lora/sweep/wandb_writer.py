@@ -1,6 +1,6 @@
-"""The process beside a worker that writes its messages (`lora.sweep.tracking`) as W&B runs, one per cell.
+"""A worker's helper process, which writes the messages of `lora.sweep.tracking` as W&B runs, one per run.
 
-It ends with its input, whatever became of the worker, and never prints to the worker's terminal.
+It ends with its input, even if the worker was killed, and never prints to the worker's terminal.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 import wandb
 
-PROJECT = "lora-glue"  # WANDB_PROJECT and WANDB_ENTITY, W&B's own variables, win
+PROJECT = "lora-glue"  # unless W&B's own variable WANDB_PROJECT is set
 
 
 def write(mode: str, folder: str, messages: Iterable[dict[str, Any]]) -> None:
@@ -55,20 +55,20 @@ def write(mode: str, folder: str, messages: Iterable[dict[str, Any]]) -> None:
 
 
 def parsed(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """The messages. A line that is none is named in the log and left out: a killed worker leaves its last one torn."""
+    """The messages. An invalid line is logged and skipped: a killed worker may leave half of its last one."""
     for line in lines:
         try:
             message = json.loads(line)
             if not isinstance(message, dict):
                 raise ValueError("not an object")
         except ValueError as error:
-            print(f"a line of {len(line)} characters is left out: {error}", file=sys.stderr, flush=True)
+            print(f"a line of {len(line)} characters is skipped: {error}", file=sys.stderr, flush=True)
             continue
         yield message
 
 
 def begin(mode: str, folder: str, run_id: str | None, group: str | None, config: dict[str, Any]) -> wandb.Run:
-    """Offline where online fails: an absent network is found out here, not by the worker."""
+    """Begin a run, offline where online fails: it is here that a missing network is noticed, not in the worker."""
     settings = wandb.Settings(console="off", silent=True, init_timeout=30)
     arguments = {"project": project(), "dir": folder, "id": run_id, "name": run_id}
     arguments |= {"group": group, "config": config, "settings": settings}
@@ -107,7 +107,7 @@ def main() -> None:
         print(json.dumps(destination(sys.argv[2])))
         return
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
-        signal.signal(signum, signal.SIG_IGN)  # meant for the worker; this process ends with its input
+        signal.signal(signum, signal.SIG_IGN)  # signals are for the worker; this process ends with its input
     write(sys.argv[1], sys.argv[2], parsed(sys.stdin))
 
 

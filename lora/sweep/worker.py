@@ -1,4 +1,4 @@
-"""Training the cells that a launcher hands to a worker: one record each, whatever happens."""
+"""Train runs, one by one or as jobs of a launcher: each leaves one record, whatever happens."""
 
 import contextlib
 import json
@@ -18,30 +18,33 @@ from lora.files import discard, write_atomically
 from lora.records.record import RunRecord, adapter_path, checkpoint_path, read_record, record_path, write_record
 from lora.sweep.announce import means
 from lora.sweep.locks import Heartbeat, HeldError, held, lock_path
-from lora.sweep.progress import Note
+from lora.sweep.progress import Display, Note
 from lora.sweep.stand_in import check_inputs
 from lora.sweep.tracking import Tracked, track
 from lora.training import signals
 from lora.training.processes import check_batch, is_main_process, processes
 from lora.training.signals import InterruptedRunError
 
-PACK = "+cells="  # the override that hands several cells to one job
+PACK = "+cells="  # the override that hands several runs to one job; jobs of earlier versions wait in queues
 
 
-def run_cell(config: RunConfig, mistakes_fail: bool) -> RunRecord:
-    """The run's record: the one that is there, or a new one. What goes wrong in training makes a `failed` record.
+def ensure_record(config: RunConfig, mistakes_fail: bool) -> RunRecord:
+    """Return the run's record, and train the run first if it has none. A failure in training makes a `failed` record.
 
     Args:
-        mistakes_fail: A user's mistake makes a `failed` record too, so that the other cells of a sweep go on.
-    Raises: UserError: Otherwise; nothing is then written. HeldError: If another worker trains it.
+        mistakes_fail: In a sweep: a user's mistake makes a `failed` record too, so that the other runs are trained. A
+            single run raises it, and shows its progress.
+    Raises: UserError: In a single run; nothing is then written. HeldError: If another worker trains it.
         InterruptedRunError: If a signal asked for it.
     """
     record = usable_record(config)
-    if not mistakes_fail and (record is None or config.data.source != "hub"):  # else a launcher has looked already
+    if not mistakes_fail and (
+        record is None or config.data.source != "hub"
+    ):  # the launcher of a sweep has checked already
         check_inputs([config], [record] if record is not None else [])  # before torch is loaded, which takes seconds
     if record is not None:
         return record
-    check_batch(config.train, processes())  # before the lock, which leaves a folder
+    check_batch(config.train, processes())  # before the lock, which makes a folder
     if not is_main_process():
         return train(config, mistakes_fail, None)
     if not mistakes_fail:
@@ -51,7 +54,7 @@ def run_cell(config: RunConfig, mistakes_fail: bool) -> RunRecord:
 
 
 def usable_record(config: RunConfig) -> RunRecord | None:
-    """The record that makes training needless: a failed one does, unless it is to be tried again."""
+    """The run's record if it need not be trained: it is done, or failed and is not to be retried."""
     runtime = config.runtime
     path = record_path(runtime.results, config.run_id)
     if not path.exists():
@@ -64,17 +67,18 @@ def usable_record(config: RunConfig) -> RunRecord | None:
 
 
 def train(config: RunConfig, mistakes_fail: bool, heart: Heartbeat | None) -> RunRecord:
-    """Train, and write what came of it.
+    """Train, and write the record, predictions and adapter.
 
     Args:
-        heart: Of the cell's lock; None in a process that only helps another (`lora.training.processes`).
+        heart: Heartbeat of the run's lock; None in a process that only helps another (`lora.training.processes`).
     """
-    from lora.training.loop import NonFiniteLossError, run  # loads torch, which a finished cell does not need
+    from lora.training.loop import NonFiniteLossError, run  # loads torch, which a finished run does not need
 
     started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     runtime = config.runtime
     copy = track(config) if heart is not None else None
-    with reporting(config, heart, copy) as report:
+    display = Display(config) if heart is not None and not mistakes_fail else None
+    with reporting(config, heart, copy, display) as report:
         try:
             record, predictions, files = run(config, report)
         except (InterruptedRunError, HeldError):
@@ -85,7 +89,7 @@ def train(config: RunConfig, mistakes_fail: bool, heart: Heartbeat | None) -> Ru
             if isinstance(error, UserError) and not mistakes_fail:
                 raise
             if not isinstance(error, UserError | NonFiniteLossError):
-                traceback.print_exc()  # a defect of ours: the record's one line would not be enough
+                traceback.print_exc()  # a bug: the one line in the record would not be enough
             reason = (
                 str(error) if isinstance(error, UserError | NonFiniteLossError) else f"{type(error).__name__}: {error}"
             )
@@ -101,6 +105,8 @@ def train(config: RunConfig, mistakes_fail: bool, heart: Heartbeat | None) -> Ru
         from lora.adapters.folder import write_folder
 
         write_folder(adapter_path(runtime.outputs, config.run_id).parent, files)
+    if display is not None:
+        display.end(record)
     write_record(runtime.results, record)
     discard(checkpoint_path(runtime.outputs, config.run_id))
     copy.end(record)
@@ -108,48 +114,52 @@ def train(config: RunConfig, mistakes_fail: bool, heart: Heartbeat | None) -> Ru
 
 
 @contextlib.contextmanager
-def reporting(config: RunConfig, heart: Heartbeat | None, copy: Tracked | None) -> Iterator[Any]:
-    """What `run` calls after every step: the note of where it is, the look at the lock, the copy of what is new."""
+def reporting(
+    config: RunConfig, heart: Heartbeat | None, copy: Tracked | None, display: Display | None
+) -> Iterator[Any]:
+    """What `run` calls after every step: it checks the lock and updates the note, the copy and the display."""
     if heart is None:
         yield lambda progress: None
         return
-    with Note(config.runtime.outputs, config.run_id) as note:
+    with Note(config.runtime.outputs, config.run_id) as note, display or contextlib.nullcontext():
 
         def report(progress: Any) -> None:
             if heart.lost.is_set():
                 refuse_if_lost(config, heart)
             note(progress)
             copy.epochs(progress.epochs)
+            if display is not None:
+                display(progress)
 
         yield report
 
 
 def refuse_if_lost(config: RunConfig, heart: Heartbeat) -> None:
     """
-    Raises: HeldError: If another worker has taken the cell over, since this one was silent for long.
+    Raises: HeldError: If another worker has taken the run over, since this one was silent for too long.
     """
     if not heart.mine():
-        raise HeldError(f"{config.run_id} was taken over by another worker, which saw no heartbeat of this one")
+        raise HeldError(f"{config.run_id} was taken over by another worker, which saw no heartbeat from this one")
 
 
 def run_job(overrides: Sequence[str]) -> dict[str, str]:
-    """The cells of one job of a launcher, one after another.
+    """Train the runs of one job of a launcher, one after another.
 
     Returns: run_id -> `ok`, `failed`, `held` by another worker, or why there is no record. Nothing is raised, since
-        several launchers lose the other cells' outcomes with an exception.
+        with an exception several launchers lose the other runs' outcomes.
     """
     outcomes = {}
-    for cell in unpacked(overrides):
+    for run in unpacked(overrides):
         try:
-            config = compose_run(cell)
+            config = compose_run(run)
             run_id = config.run_id
-        except UserError as error:  # conf/ was edited under the sweep
+        except UserError as error:  # conf/ was edited while the sweep ran
             print(f"error: {error}", file=sys.stderr, flush=True)
             continue
         try:
             if signals.noted:
                 raise InterruptedRunError("the sweep was interrupted")
-            outcomes[run_id] = run_cell(config, mistakes_fail=True).status
+            outcomes[run_id] = ensure_record(config, mistakes_fail=True).status
         except HeldError:
             outcomes[run_id] = "held"
         except (UserError, InterruptedRunError) as error:
@@ -160,17 +170,17 @@ def run_job(overrides: Sequence[str]) -> dict[str, str]:
     return outcomes
 
 
-def packed(cells: Sequence[Sequence[str]], per_job: int) -> list[list[str]]:
-    """Overrides of cells -> overrides of jobs, of up to `per_job` cells each."""
+def packed(runs: Sequence[Sequence[str]], per_job: int) -> list[list[str]]:
+    """Overrides of runs -> overrides of jobs with up to `per_job` runs each."""
     if per_job == 1:
-        return [list(cell) for cell in cells]
-    groups = [cells[start : start + per_job] for start in range(0, len(cells), per_job)]
-    return [[*shared(group), PACK + quoted(json.dumps([list(cell) for cell in group]))] for group in groups]
+        return [list(run) for run in runs]
+    groups = [runs[start : start + per_job] for start in range(0, len(runs), per_job)]
+    return [[*shared(group), PACK + quoted(json.dumps([list(run) for run in group]))] for group in groups]
 
 
-def shared(cells: Sequence[Sequence[str]]) -> list[str]:
-    """What a job of these cells is composed with: how it runs, not what."""
-    return [override for override in cells[0] if override.startswith(("profile=", "launcher", "runtime."))]
+def shared(runs: Sequence[Sequence[str]]) -> list[str]:
+    """The overrides that a job of these runs is composed with: those that say how it runs."""
+    return [override for override in runs[0] if override.startswith(("profile=", "launcher", "runtime."))]
 
 
 def quoted(text: str) -> str:

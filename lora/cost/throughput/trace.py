@@ -80,13 +80,13 @@ def trace_run(overrides: Sequence[str], seeds: tuple[int, int]) -> dict[str, flo
         overrides: Of a run, with folders for its results.
     """
     from lora.config.compose import compose_run
-    from lora.sweep.worker import run_cell
+    from lora.sweep.worker import ensure_record
 
     warm, run = (compose_run([*overrides, f"seed={seed}"]) for seed in seeds)
-    run_cell(warm, mistakes_fail=False)
+    ensure_record(warm, mistakes_fail=False)
     with traced() as spent:
         started = time.perf_counter()
-        record = run_cell(run, mistakes_fail=False)
+        record = ensure_record(run, mistakes_fail=False)
         seconds = time.perf_counter() - started
     return by_part(spent, seconds, record.cost["train_seconds"])
 

@@ -1,4 +1,4 @@
-"""Hydra's sweeper for this project's cells, found by Hydra because it lies in a package of this name."""
+"""Hydra's sweeper for this project's runs. Hydra finds it because it lies in a package of this name."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 
-class CellSweeper(Sweeper):
-    """Expands the experiments of the profile, leaves out what is done, and hands the rest to the chosen launcher.
+class RunSweeper(Sweeper):
+    """Expands the experiments of the profile, skips finished runs, and hands the rest to the chosen launcher.
 
-    Hydra's own sweeper expands one grid from the command line; a profile is several, with shared cells.
+    Hydra's own sweeper expands one grid from the command line. A profile has several, which share runs.
     """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -22,10 +22,10 @@ class CellSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         from lora.report.build import print_sweep  # loads pandas, which a worker does not need
-        from lora.sweep.launch import UnfinishedError, launch_cells
+        from lora.sweep.launch import UnfinishedError, launch_sweep
 
         try:
-            state = launch_cells(self.launcher, self.config, arguments)
+            state = launch_sweep(self.launcher, self.config, arguments)
         except UnfinishedError:
             print_sweep(self.config.profile.name, arguments)
             raise

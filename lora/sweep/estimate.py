@@ -1,0 +1,104 @@
+"""How long runs take: from records that were made on this machine, else a bound from their number of operations."""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from lora.config.kernel_choice import has_gpu
+from lora.files import RESULTS
+from lora.records.machine import recorded_cpu
+from lora.records.record import RunRecord, load_records
+from lora.sweep.expand import PlannedRun
+
+PARAMETERS = {"roberta_base": 125e6, "roberta_large": 355e6, "deberta_v2_xxl": 1.5e9}
+SUSTAINED_FLOPS = 100e12  # about a third of an A100's bf16 peak
+
+
+def records_of_this_machine(config: DictConfig) -> list[RunRecord]:
+    """The records that tell how long a run takes here.
+
+    The committed ones below results/reference/ are of other machines. Of the user's own, those count that were made on
+    the kind of processor that the runs will have; all of them for launchers whose workers are other machines.
+
+    Args:
+        config: With `runtime.results`, `runtime.device` and `launcher.name`.
+    """
+    own = {path.parent.resolve() for path in RESULTS.glob("*/runs")} | {Path(config.runtime.results).resolve()}
+    records = [record for folder in sorted(own) for record in load_records(folder)[0] if record.status == "ok"]
+    if config.launcher.name != "local":
+        return records
+    on_gpu = config.runtime.device == "cuda" or (config.runtime.device == "auto" and has_gpu())
+    return [record for record in records if made_on(record, on_gpu)]
+
+
+def made_on(record: RunRecord, gpu: bool) -> bool:
+    """Whether a record was made on this machine's kind of CPU, or on a GPU.
+
+    A record names a GPU by its product, a CPU by its architecture and vector instructions.
+    """
+    device, cpu = record.provenance["device"], recorded_cpu()
+    return not device.startswith(cpu.split()[0]) if gpu else device.startswith(cpu)
+
+
+def estimator(known: Iterable[RunRecord]) -> Callable[[PlannedRun], float | None]:
+    """How long a run should take, from records of the same model: same method and task first, then less alike.
+
+    Returns: A function to the median of seconds per train example of the most similar records, times the run's
+        examples; None when the model was never trained.
+    """
+    rates: dict[str, dict[tuple[str, str], list[float]]] = {}
+    for record in known:
+        config = record.config
+        if record.status == "ok":
+            seen = record.provenance["data"]["rows"]["train"] * config["train"]["epochs"]
+            kind = (config["task"], config["method"]["name"])
+            rates.setdefault(config["model"]["name"], {}).setdefault(kind, []).append(record.seconds / seen)
+
+    @functools.cache
+    def rate(model: str, task: str, method: str) -> float | None:
+        for alike in ((True, True), (False, True), (True, False), (False, False)):
+            values = sorted(
+                value
+                for (other_task, other_method), found in rates.get(model, {}).items()
+                if (other_task == task, other_method == method) == alike
+                for value in found
+            )
+            if values:
+                return values[len(values) // 2]
+        return None
+
+    def seconds(run: PlannedRun) -> float | None:
+        per_example = rate(run.model, run.task, run.method)
+        return None if per_example is None else per_example * run.examples
+
+    return seconds
+
+
+def compute_seconds(run: PlannedRun) -> float | None:
+    """Upper bound of a run's time where nothing was measured: 6 operations per parameter and token, padding included.
+
+    Source: the paper's Table 2 for the sizes; forward 2 and backward 4 for the factor (LoRA needs about 4 of the 6).
+
+    Returns: None if the encoder's size is not known.
+    """
+    if run.model not in PARAMETERS:
+        return None
+    return 6 * PARAMETERS[run.model] * run.tokens / SUSTAINED_FLOPS
+
+
+def compute_bound(todo: Sequence[PlannedRun]) -> str:
+    """`compute_seconds` of all runs, per model; their train examples where a model's size is not known."""
+    if any(run.model not in PARAMETERS for run in todo) or not todo:
+        return f"{sum(run.examples for run in todo):,} training examples"
+    days = {
+        model: sum(compute_seconds(run) for run in todo if run.model == model) / 86400
+        for model in PARAMETERS
+        if any(run.model == model for run in todo)
+    }
+    listed = ", ".join(f"{model} {value:,.0f}" for model, value in days.items())
+    return (
+        f"at most {sum(days.values()):,.0f} GPU-days at {SUSTAINED_FLOPS / 1e12:.0f} TFLOP/s sustained ({listed}), "
+        f"an assumption, not a measurement"
+    )

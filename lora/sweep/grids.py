@@ -1,0 +1,179 @@
+"""The grids of the experiments, and what the overrides of a command make of them."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from lora.config.compose import CONF, describe_group
+from lora.errors import UserError
+
+Values = dict[str, list[str]]  # key -> its values, as the command line writes them
+
+
+@dataclass(frozen=True)
+class Block:
+    """A product of settings.
+
+    Args:
+        axes: Key -> values; the runs are all combinations.
+        held: Key -> values that a run must have already, one of them per key. Nothing is set by it.
+    """
+
+    axes: Values
+    held: Values = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """Values of an override that no grid has.
+
+    Args:
+        new: These values.
+        kept: The override's other values, which a grid has; the new ones join them.
+        existing: All values that the grids have; without `kept`, the new ones replace them.
+    """
+
+    key: str
+    new: tuple[str, ...]
+    kept: tuple[str, ...]
+    existing: tuple[str, ...]
+    experiments: tuple[str, ...]
+
+    def __str__(self) -> str:
+        one = len(self.new) == 1
+        verb = ("it joins" if one else "they join") if self.kept else ("it replaces" if one else "they replace")
+        return (
+            f"{self.key}={','.join(self.new)} {'is' if one else 'are'} not in the grid of "
+            f"{', '.join(self.experiments)}: {verb} {', '.join(self.kept or self.existing)}"
+        )
+
+
+def grid(profile: str, experiment: str) -> list[Values]:
+    """The blocks of an experiment for a profile: each a product of overrides.
+
+    Raises: UserError: If the experiment does not exist or has no grid for the profile.
+    """
+    if experiment not in describe_group("experiment"):
+        raise UserError(
+            f"experiment {experiment!r} does not exist; choose from {', '.join(describe_group('experiment'))}"
+        )
+    blocks = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml"))["grid"]
+    if profile not in blocks:
+        raise UserError(f"experiment {experiment} has no grid for profile {profile!r}; it has: {', '.join(blocks)}")
+    return [
+        {
+            key: [_override_value(v) for v in (values if isinstance(values, list) else [values])]
+            for key, values in block.items()
+        }
+        for block in blocks[profile]
+    ]
+
+
+def apply_overrides(
+    grids: Mapping[str, Sequence[Values]], given: Values
+) -> tuple[dict[str, list[Block]], list[Replacement]]:
+    """Narrow the grids of experiments to what was asked for.
+
+    A value that a grid has selects it: blocks without that value drop out, and of a block that does not vary the key
+    those runs stay that have the value anyway. A value that no grid has replaces the values of the blocks that vary the
+    key. A key that no block varies is set in all of them.
+
+    Args:
+        grids: Experiment -> its blocks (`grid`).
+        given: The overrides.
+    Returns: Experiment -> its blocks that are left; and what was replaced, which only an experiment that is named on
+        the command line should permit (`refuse_unknown`).
+    """
+    blocks = {name: [Block(dict(axes)) for axes in several] for name, several in grids.items()}
+    replacements = []
+    for key, values in given.items():
+        varied = {name: own for name, several in grids.items() if (own := values_of(key, several))}
+        if not varied:
+            for several in blocks.values():
+                for block in several:
+                    block.axes[key] = values
+            continue
+        existing = list(dict.fromkeys(value for own in varied.values() for value in own))
+        new = [value for value in values if not any(same_value(key, value, other) for other in existing)]
+        if new:
+            kept = tuple(value for value in values if value not in new)
+            replacements.append(Replacement(key, tuple(new), kept, tuple(existing), tuple(varied)))
+        for name, several in blocks.items():
+            blocks[name] = [left for block in several if (left := _narrowed(block, key, values, new)) is not None]
+    return blocks, replacements
+
+
+def values_of(key: str, blocks: Sequence[Values]) -> list[str]:
+    """All values that blocks have of a key, each once."""
+    return list(dict.fromkeys(value for axes in blocks for value in axes.get(key, ())))
+
+
+def _narrowed(block: Block, key: str, values: list[str], new: list[str]) -> Block | None:
+    """A block with the given values of a key that some block varies. None if it has none of them."""
+    if key not in block.axes:
+        return Block(block.axes, {**block.held, key: values})
+    own = [mine for mine in block.axes[key] if any(same_value(key, mine, value) for value in values)]
+    if not own and len(new) < len(values):
+        return None  # other blocks have them
+    return Block({**block.axes, key: [*own, *new]}, block.held)
+
+
+def refuse_unknown(profile: str, replacements: Sequence[Replacement]) -> None:
+    """
+    Raises: UserError: If an override has a value that no grid of the profile has, while no experiment is named whose
+        values it could replace.
+    """
+    if not replacements:
+        return
+    lines = [
+        f"{one.key}={','.join(one.new)} is in no grid of profile {profile}: {', '.join(one.experiments)} "
+        f"{'has' if len(one.experiments) == 1 else 'have'} {', '.join(one.existing)}"
+        for one in replacements
+    ]
+    example = replacements[0]
+    value = example.new[0]
+    way_out = (
+        f"Add experiment=NAME to run that experiment's grid with other values, give a list "
+        f"({example.key}={value},...) for a grid of your own, or leave out -m for a single run"
+    )
+    raise UserError("\n".join([*lines, way_out]))
+
+
+@functools.lru_cache(maxsize=4096)
+def same_value(key: str, one: str, other: str) -> bool:
+    """Whether Hydra reads two texts as the same value of a key, such as 1e-3 and 0.001."""
+    if one == other:
+        return True
+    parser = OverridesParser.create()
+    return parser.parse_override(f"{key}={one}").value() == parser.parse_override(f"{key}={other}").value()
+
+
+def split_override(override: str) -> tuple[str, list[str]]:
+    """`key=a,b` as its key and values; commas inside brackets do not split.
+
+    Raises: UserError: If there is no `=`.
+    """
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        raise UserError(
+            f"{override!r} is not an override of the form key=value: {str(error).splitlines()[0]}"
+        ) from error
+    key = override.split("=", 1)[0]
+    if parsed.is_sweep_override():
+        return key, list(parsed.sweep_string_iterator())
+    return key, [override.split("=", 1)[1]]
+
+
+def _override_value(value: Any) -> str:
+    """A YAML value as Hydra's command line writes it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_override_value, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_override_value(item)}" for key, item in value.items()) + "}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
