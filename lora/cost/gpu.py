@@ -18,14 +18,13 @@ from lora.cost import machine, shapes
 from lora.cost.floor import floor_seconds, lora_step, sizes_of
 from lora.cost.results import add_place, at_least_one, folder_of, origin, publish, say
 from lora.cost.steps import saved_bytes, time_steps
-from lora.cost.subjects import Subject, changed, of_size, ours, peft, random_batch
+from lora.cost.subjects import MODELS, Subject, changed, of_size, ours, peft, random_batch
 from lora.cost.throughput.runs import common_overrides
 from lora.cost.timing import name_of, ratio_of, shown
 from lora.errors import UserError
 from lora.methods.configs import FullConfig
 from lora.table import markdown
 
-MODELS = ("minilm", "roberta_base", "roberta_large")
 REPETITIONS = 20
 PRECISION, ATTENTION = "bf16", "sdpa"
 

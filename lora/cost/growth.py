@@ -23,7 +23,7 @@ from lora.cost import machine
 from lora.cost.floor import floor_seconds, lora_step, sizes_of
 from lora.cost.results import add_place, at_least_one, folder_of, origin, publish, say
 from lora.cost.steps import WARMUP, saved_bytes
-from lora.cost.subjects import Batch, Subject, changed, of_size, ours, random_batch
+from lora.cost.subjects import MODELS, Batch, Subject, changed, of_size, ours, random_batch
 from lora.cost.throughput import sides
 from lora.cost.throughput.runs import TASKS_TIMED, common_overrides
 from lora.cost.timing import slope, take_turns
@@ -31,7 +31,6 @@ from lora.models.modules import trainable
 from lora.table import markdown
 from lora.training.allocator import keep_freed_memory
 
-MODELS = ("minilm", "roberta_base", "roberta_large")
 BATCH, TOKENS, RANK = 16, 28, 8  # where an axis does not say otherwise
 AXES: dict[str, tuple] = {
     "model": MODELS,
