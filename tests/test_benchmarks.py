@@ -282,9 +282,9 @@ def test_the_runs_of_rounds_are_whole_and_never_the_same():
 
 
 def test_a_traced_run_is_all_in_its_parts_and_leaves_nothing_behind(tiny_overrides):
-    before = tracing.import_module("lora.training.loop").collate
+    before = training_loop.collate
     parts = tracing.trace_run(tiny_overrides, (1, 2))
-    assert tracing.import_module("lora.training.loop").collate is before
+    assert training_loop.collate is before
     assert all(parts[name] > 0 for name in ("data", "model", "batching", "step", "evaluation", "saving"))
     assert parts["other"] >= 0
 

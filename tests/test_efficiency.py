@@ -30,7 +30,7 @@ from lora.cost.efficiency.report import build
 from lora.cost.efficiency.summary import KEYS, read_summary, summarise
 from lora.cost.parameters import SIZES
 from lora.cost.subjects import random_batch
-from lora.cost.timing import median_interval, orders, paired_ratio
+from lora.cost.timing import FEWEST, median_interval, orders
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.methods.lowrank import LoraLinear
@@ -275,12 +275,18 @@ def test_the_interval_is_that_of_the_sign_test(count: int) -> None:
 def test_five_rounds_give_no_interval() -> None:
     assert median_interval(np.arange(5.0)) is None
     assert median_interval(np.arange(6.0)) == (0.0, 5.0)
+    assert FEWEST == 6
 
 
 def test_paired_ratios_cancel_what_a_round_shares() -> None:
     slow = np.array([1.0, 9.0, 2.0, 30.0, 1.0, 4.0])
-    ratio, interval = paired_ratio(1.25 * slow, slow)
-    assert (ratio, *interval) == pytest.approx((1.25, 1.25, 1.25))
+    samples = [
+        {"kind": "step", "method": name, "shape": "1x8", "round": number, "ms": ms * factor}
+        for name, factor in (("full", 1.0), ("lora", 1.25))
+        for number, ms in enumerate(slow)
+    ]
+    to_full = summarise({key: {"settings": None} for key in ("full", "lora")}, samples, {})["lora"]["to_full"]
+    assert (to_full["step_ms"]["1x8"], *to_full["step_ms_interval"]["1x8"]) == pytest.approx((1.25, 1.25, 1.25))
 
 
 # The whole.
@@ -355,6 +361,8 @@ def test_tables_and_figures_are_rebuilt_byte_for_byte(measured: Path) -> None:
     assert {name: (measured / name).read_bytes() for name in files} == files
     text = files["efficiency.md"].decode()
     assert text.count("| LoRA, merged |") == 2 and text.count("| Full fine-tuning |") == 2
+    one_round, six_rounds = sorted(re.findall(r"Medians of .*", text))
+    assert one_round.endswith("too few to say how certain they are: 6 rounds would.") and "interval" in six_rounds
     assert "Hu et al. 2021, Table 1" in text and "LoRA merged / base: 1 lies within the interval at" in text
     rows = files["efficiency.csv"].decode().splitlines()
     assert rows[0] == "model,kernels,precision,method,quantity,shape,value,low,high,to_full,to_base"

@@ -1,4 +1,4 @@
-"""`python -m lora bench adapters`: swaps, their drift, mixed batches and file sizes, beside PEFT in one run.
+"""`python -m lora bench adapters`: swaps, their drift, mixed batches and file sizes, compared with PEFT.
 
 At RoBERTa-base size with random weights, LoRA r=8 on q and v: 24 matrices of 768 x 768 are adapted. Repetitions are
 interleaved, so that what slows the machine slows every side. Written to results/bench/<device>/adapters.json and .md.
@@ -24,13 +24,12 @@ from lora.adapters.merge import swap, unmerge
 from lora.cost import machine
 from lora.cost.adapters_page import document
 from lora.cost.parameters import model_of_size
-from lora.cost.results import add_place, as_json, folder_of, origin
+from lora.cost.results import add_place, at_least_one, folder_of, origin, publish
 from lora.cost.subjects import random_batch
 from lora.cost.timing import median_of, ratio_of, take_turns
-from lora.errors import UserError
-from lora.files import write_atomically
 from lora.methods.configs import LoraConfig
 from lora.models.modules import TARGETS, find
+from lora.records.machine import cores
 from lora.rng import generator, shuffled
 from lora.training.fused.encoder import DTYPES
 
@@ -236,19 +235,15 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--swaps", type=int, default=60, help="timed swaps of each side (default 60)")
     parser.add_argument("--passes", type=int, default=15, help="timed passes of each kind (default 15)")
     parser.add_argument("--cycles", type=int, nargs="+", default=[100, 1000], help="when drift is read (100 1000)")
-    parser.add_argument("--threads", type=int, default=0, help="of torch (default: all cores)")
+    parser.add_argument("--threads", type=int, default=cores(), help="of torch (default: all cores)")
     add_place(parser)
 
 
 def main(chosen: argparse.Namespace) -> None:
     """Exit codes: 0 done, 2 a mistake in what was asked for."""
-    if min(chosen.swaps, chosen.passes, *chosen.cycles) < 1 or chosen.threads < 0:
-        raise UserError("--swaps, --passes and --cycles must be >= 1, --threads >= 0")
-    if chosen.threads:
-        torch.set_num_threads(chosen.threads)
-    results = folder_of("bench", chosen)
+    at_least_one(chosen, "swaps", "passes", "cycles", "threads")
+    torch.set_num_threads(chosen.threads)
+    folder = folder_of("bench", chosen)
     content = measure(chosen)
-    folder = results / content["device"]
-    write_atomically(folder / "adapters.json", as_json(content))
-    write_atomically(folder / "adapters.md", document(content).encode())
+    publish(folder / content["device"], "adapters", content, document(content))
     print(document(content))

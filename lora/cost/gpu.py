@@ -16,17 +16,15 @@ from lora.config.compose import compose_run
 from lora.config.run import RunConfig
 from lora.cost import machine, shapes
 from lora.cost.floor import floor_seconds, lora_step, sizes_of
-from lora.cost.results import add_place, as_json, folder_of, origin, say
+from lora.cost.results import add_place, at_least_one, folder_of, origin, publish, say
 from lora.cost.steps import saved_bytes, time_steps
-from lora.cost.subjects import Subject, changed, of_size, ours, peft, random_batch
+from lora.cost.subjects import MODELS, Subject, changed, of_size, ours, peft, random_batch
 from lora.cost.throughput.runs import common_overrides
 from lora.cost.timing import name_of, ratio_of, shown
 from lora.errors import UserError
-from lora.files import write_atomically
 from lora.methods.configs import FullConfig
 from lora.table import markdown
 
-MODELS = ("minilm", "roberta_base", "roberta_large")
 REPETITIONS = 20
 PRECISION, ATTENTION = "bf16", "sdpa"
 
@@ -116,8 +114,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def main(chosen: argparse.Namespace) -> None:
     """Exit codes: 0 done, 2 no GPU here or a mistake in the call."""
-    if chosen.repetitions < 1:
-        raise UserError(f"--repetitions must be >= 1, got {chosen.repetitions}")
+    at_least_one(chosen, "repetitions")
     folder = folder_of("bench", chosen)
     if not torch.cuda.is_available():
         raise UserError("this benchmark needs a CUDA device, and torch sees none here; `make bench` runs on a CPU")
@@ -130,6 +127,5 @@ def main(chosen: argparse.Namespace) -> None:
     measured["versions"] |= {"cuda": torch.version.cuda}
     settings = {"precision": PRECISION, "attention": ATTENTION, "rank": config.method.rank}
     measured |= {"settings": settings | {"repetitions": chosen.repetitions}, "steps": steps}
-    write_atomically(folder / machine.slug(name) / "gpu.json", as_json(measured))
-    write_atomically(folder / machine.slug(name) / "gpu.md", document(measured).encode())
+    publish(folder / machine.slug(name), "gpu", measured, document(measured))
     print(document(measured))

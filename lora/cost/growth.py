@@ -21,19 +21,16 @@ from lora.config.compose import compose_run
 from lora.config.run import RunConfig
 from lora.cost import machine
 from lora.cost.floor import floor_seconds, lora_step, sizes_of
-from lora.cost.results import add_place, as_json, folder_of, origin, say
+from lora.cost.results import add_place, at_least_one, folder_of, origin, publish, say
 from lora.cost.steps import WARMUP, saved_bytes
-from lora.cost.subjects import Batch, Subject, changed, of_size, ours, random_batch
+from lora.cost.subjects import MODELS, Batch, Subject, changed, of_size, ours, random_batch
 from lora.cost.throughput import sides
 from lora.cost.throughput.runs import TASKS_TIMED, common_overrides
 from lora.cost.timing import slope, take_turns
-from lora.errors import UserError
-from lora.files import write_atomically
 from lora.models.modules import trainable
 from lora.table import markdown
 from lora.training.allocator import keep_freed_memory
 
-MODELS = ("minilm", "roberta_base", "roberta_large")
 BATCH, TOKENS, RANK = 16, 28, 8  # where an axis does not say otherwise
 AXES: dict[str, tuple] = {
     "model": MODELS,
@@ -239,11 +236,9 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def main(chosen: argparse.Namespace) -> None:
     """Exit codes: 0 done, 2 a mistake in the call, or a sweep that could not run."""
-    if chosen.repetitions < 1:
-        raise UserError(f"--repetitions must be >= 1, got {chosen.repetitions}")
+    at_least_one(chosen, "repetitions")
     folder = folder_of("bench", chosen)
     growth = measure(chosen.axes, chosen.repetitions)
     if set(chosen.axes) == set(EVERY):
-        write_atomically(folder / growth["device"] / "growth.json", as_json(growth))
-        write_atomically(folder / growth["device"] / "growth.md", document(growth).encode())
+        publish(folder / growth["device"], "growth", growth, document(growth))
     print(document(growth))

@@ -65,7 +65,7 @@ class Parts:
 
 
 def estimate(config: RunConfig, processes: int) -> Memory:
-    """What a cell needs, at its maximum length. The allocator's fragments and the libraries' own memory come on top.
+    """What a run needs, at its maximum length. The allocator's fragments and the libraries' own memory come on top.
 
     With train.kernels=fused, which are for CPUs and keep less, it is what transformers' own modules would need.
 
@@ -115,7 +115,7 @@ def kept_activations(model: nn.Module, rows: int, length: int, precision: str) -
 
 @dataclass(frozen=True)
 class Need:
-    """A cell, the processes that share its batch, and what each of them needs."""
+    """A run, the processes that share its batch, and what each of them needs."""
 
     config: RunConfig
     processes: int
@@ -123,7 +123,7 @@ class Need:
 
 
 def needs(processes: int, overrides: Sequence[str]) -> list[Need]:
-    """Of one cell of the paper's size, without and with gradient checkpointing."""
+    """For one run of the paper's size, without and with gradient checkpointing."""
     plain, thrifty = (
         compose_run(["profile=paper", f"model.gradient_checkpointing={on}", *overrides]) for on in ("false", "true")
     )
@@ -161,6 +161,6 @@ def main(chosen: argparse.Namespace) -> None:
     """Exit codes: 0 done, 2 a mistake in the call."""
     if chosen.processes < 1:
         raise UserError(f"--processes must be >= 1, got {chosen.processes}")
-    cells = [(chosen.processes, chosen.overrides)] if chosen.overrides else SHOWN
-    rows = [need for processes, overrides in cells for need in needs(processes, overrides)]
+    shown = [(chosen.processes, chosen.overrides)] if chosen.overrides else SHOWN
+    rows = [need for processes, overrides in shown for need in needs(processes, overrides)]
     print(table(rows))

@@ -1,4 +1,4 @@
-"""`python -m lora parameters`: what trains at full size, counted without weights, beside the published numbers."""
+"""`python -m lora parameters`: what trains at full size, counted without weights; compared with published numbers."""
 
 import argparse
 import copy

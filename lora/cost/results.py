@@ -9,7 +9,7 @@ from typing import Any
 
 from lora.cost import machine
 from lora.errors import UserError
-from lora.files import REFERENCE, RESULTS, ROOT
+from lora.files import REFERENCE, RESULTS, ROOT, write_atomically
 from lora.records.provenance import code_version
 
 COMMITTED = RESULTS / REFERENCE
@@ -40,6 +40,22 @@ def origin(device: str) -> dict[str, Any]:
         "code": code_version(),
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def at_least_one(given: argparse.Namespace, *names: str) -> None:
+    """
+    Raises: UserError: If one of these options is below 1.
+    """
+    for name in names:
+        value = getattr(given, name)
+        if min(value if isinstance(value, list) else [value]) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be >= 1, got {value}")
+
+
+def publish(folder: Path, name: str, content: dict[str, Any], page: str) -> None:
+    """Write a measurement and its page as <name>.json and <name>.md."""
+    write_atomically(folder / f"{name}.json", as_json(content))
+    write_atomically(folder / f"{name}.md", page.encode())
 
 
 def as_json(content: dict[str, Any]) -> bytes:

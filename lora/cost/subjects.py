@@ -26,6 +26,7 @@ from lora.training.fused.encoder import DTYPES
 from lora.training.step import Part, prepare_step
 
 Batch = dict[str, Tensor]
+MODELS = ("minilm", "roberta_base", "roberta_large")  # the embedded encoder, and published sizes with random weights
 SPECIAL = 5  # ids below are padding and the like
 ENDLESS = 2**40  # steps of the schedule: the learning rate of a benchmark stays the same
 

@@ -15,6 +15,7 @@ from lora.rng import shuffled
 T = TypeVar("T")
 Action = Callable[[], object]
 CONFIDENCE = 0.95
+FEWEST = 6  # values that have an interval: not even the ends of 5 enclose the median with `CONFIDENCE`
 METHOD = (
     "an interval lies between two order statistics, the narrowest symmetric pair that covers the median with at least "
     "95%, whatever the distribution; fewer than 6 values have no such pair, so a range is given instead, from the "
@@ -45,14 +46,6 @@ def median_interval(values: Sequence[float] | Float[np.ndarray, " rounds"]) -> t
 def _place_of_ends(n: int) -> int:
     """The k of `median_interval`; 0 if there is none."""
     return int(stats.binom.ppf((1 - CONFIDENCE) / 2, n, 0.5))
-
-
-def paired_ratio(
-    values: Float[np.ndarray, " rounds"], references: Float[np.ndarray, " rounds"]
-) -> tuple[float, tuple[float, float] | None]:
-    """The median of the rounds' ratios and its interval: what slows a whole round down cancels."""
-    ratios = values / references
-    return float(np.median(ratios)), median_interval(ratios)
 
 
 def sign_p(values: Float[np.ndarray, " rounds"], expected: float, alternative: Literal["less", "greater"]) -> float:
@@ -86,7 +79,7 @@ def median_of(values: Sequence[float]) -> dict[str, Any]:
 
 
 def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
-    """`median_of` the ratios ours / theirs, round by round: what slows a whole round down cancels."""
+    """`median_of` of the ratios ours / theirs, round by round: what slows a whole round down cancels."""
     return median_of([one / other for one, other in zip(ours, theirs, strict=True)])
 
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from lora.cost.efficiency.plan import TITLES
 from lora.cost.efficiency.summary import methods_of, value_at
+from lora.cost.timing import FEWEST
 
 # Colours of Okabe and Ito 2008, each with a marker of its own; filled markers are LoRA's.
 STYLES = {
@@ -64,7 +65,7 @@ def training(summary: Mapping[str, Any]) -> Figure | None:
     above.set_xlabel("share of full fine-tuning, logarithmic")
     below.set_xlim(left=0)
     below.axvline(1, color="grey", linewidth=0.8)
-    below.set_xlabel("share of full fine-tuning; of times, with the 95% interval of paired ratios")
+    below.set_xlabel(f"share of full fine-tuning{spread_label(summary, '; of times,')}")
     above.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
 
@@ -80,9 +81,14 @@ def latency(summary: Mapping[str, Any]) -> Figure | None:
     _points(axes, summary, shown, "to_base", [("latency_ms", shape) for shape in shapes])
     _finish(axes, shapes)
     axes.axvline(1, color="grey", linewidth=0.8)
-    axes.set_xlabel("latency over the untouched base's, with the 95% interval of paired ratios")
+    axes.set_xlabel(f"latency over the untouched base's{spread_label(summary, ',')}")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
+
+
+def spread_label(summary: Mapping[str, Any], before: str) -> str:
+    """What the bars are; nothing where there are too few rounds for any."""
+    return f"{before} with the 95% interval of paired ratios" if summary["about"]["plan"]["rounds"] >= FEWEST else ""
 
 
 def _points(

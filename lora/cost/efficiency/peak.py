@@ -18,7 +18,6 @@ from lora.cost.efficiency.plan import Plan
 from lora.cost.subjects import random_batch
 from lora.errors import UserError, first_line
 from lora.files import ROOT
-from lora.training.allocator import keep_freed_memory
 
 PEAK_STEPS = 3  # the second is the first with the optimizer's state in place
 STATUS, RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -94,8 +93,7 @@ def peak(plan: Plan, name: str) -> Peak | None:
     if plan.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
-        reset_peak()
-        keep_freed_memory()  # as in training; not earlier, or what loading freed would count
+        reset_peak()  # what loading freed does not count
     for _ in range(PEAK_STEPS):
         trainee.step(batch)
     if plan.device == "cuda":

@@ -8,6 +8,7 @@ import pandas as pd
 from lora.cost.efficiency.plan import TITLES
 from lora.cost.efficiency.summary import BY_SHAPE, COUNTS, methods_of, value_at
 from lora.cost.machine import slug
+from lora.cost.timing import FEWEST
 from lora.files import ROOT
 from lora.table import Table, markdown
 
@@ -28,7 +29,7 @@ def document(summaries: Sequence[Summary]) -> str:
     lines = [f"# What each method costs ({machine['device']})", ""]
     for summary in summaries:
         lines += section(summary)
-    lines += ["## What the paper says", "", "Other models on other machines: beside ours for orientation.", ""]
+    lines += ["## What the paper says", "", "Other models on other machines: for orientation.", ""]
     lines.append(markdown(published(), words=7))
     return "\n".join(lines)
 
@@ -81,10 +82,16 @@ def notes(summary: Summary) -> list[str]:
     where = f"{machine['cpu'] or 'unknown CPU'}, {machine['cores']} cores, {plan['threads']} threads of torch"
     return [
         *verdict(summary),
-        f"Medians of {plan['rounds']} interleaved rounds; ratios are medians of the rounds' own ratios, in brackets a "
-        f"distribution-free 95% interval of the median.",
+        f"Medians of {plan['rounds']} interleaved rounds; ratios are medians of the rounds' own ratios, "
+        f"{spread_text(plan)}.",
         f"{where}; {packages}; Python {machine['python']}. {idle_text(about['idle'])}",
     ]
+
+
+def spread_text(plan: Mapping[str, Any]) -> str:
+    if plan["rounds"] < FEWEST:
+        return f"too few to say how certain they are: {FEWEST} rounds would"
+    return "in brackets a distribution-free 95% interval of the median"
 
 
 def training_table(summary: Summary) -> pd.DataFrame:

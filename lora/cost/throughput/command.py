@@ -11,7 +11,7 @@ from typing import Any
 
 from lora.config.compose import compose_config, compose_run
 from lora.cost import machine
-from lora.cost.results import add_place, as_json, folder_of, origin, say
+from lora.cost.results import add_place, as_json, at_least_one, folder_of, origin, say
 from lora.cost.throughput import runs, sides, tables
 from lora.cost.throughput.job import PeerRun
 from lora.cost.throughput.summary import SIDES
@@ -51,9 +51,7 @@ def check(chosen: argparse.Namespace) -> None:
     """
     Raises: UserError: If an argument is out of range, or PEFT is not installed.
     """
-    for name in ("rounds", "script_runs", "step_repetitions", "epochs"):
-        if getattr(chosen, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be >= 1, got {getattr(chosen, name)}")
+    at_least_one(chosen, "rounds", "script_runs", "step_repetitions", "epochs")
     if chosen.train_rows < 2:
         raise UserError(f"--train-rows must be >= 2, got {chosen.train_rows}")
     runs.seeds_of_round(0, chosen.runs)  # raises

@@ -1,4 +1,4 @@
-"""What a peer's process is asked to do and what it answers, as JSON files. Nothing else is loaded here."""
+"""What a peer's process is asked to do and what it answers, as JSON files. Nothing large is loaded here."""
 
 import dataclasses
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from lora.checks import build
+from lora.cost.results import read_object
 from lora.errors import UserError
 
 T = TypeVar("T", "Job", "Answer")
@@ -121,8 +122,8 @@ def write(path: Path, content: Job | Answer) -> None:
 def read(path: Path, kind: type[T]) -> T:
     """Raises: UserError: If the file is not a `kind`."""
     try:
-        return build(kind, json.loads(path.read_text()))
-    except (OSError, ValueError, UserError) as error:
+        return build(kind, read_object(path))
+    except UserError as error:
         raise UserError(f"{path} is not a {kind.__name__.lower()} of the benchmark: {error}") from error
 
 

@@ -166,7 +166,7 @@ def answer(job: Job) -> Answer:
 
 
 def main() -> None:
-    """Exit codes: 0 done, 2 the argument is not a job. The answer lies beside the job, as <name>.answer.json."""
+    """Exit codes: 0 done, 2 the argument is not a job. The answer goes next to the job, as <name>.answer.json."""
     logging.set_verbosity_error()
     datasets.disable_progress_bars()
     os.environ["TOKENIZERS_PARALLELISM"] = "true"

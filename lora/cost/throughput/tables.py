@@ -1,13 +1,12 @@
 """From measurements.json to summary.json, bench.md and the block of experiments/efficiency/README.md. No torch here."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from lora.cost.results import as_json
+from lora.cost.results import as_json, read_object
 from lora.cost.throughput.summary import AGREES, PEERS, SIDES, summarise
 from lora.cost.timing import name_of, shown
 from lora.data.tasks import TASKS
@@ -39,11 +38,9 @@ def rebuild(folder: Path, readme: Path | None) -> list[dict[str, Any]]:
     summaries = []
     for path in sorted(folder.glob("*/measurements.json")):
         try:
-            summary = summarise(json.loads(path.read_text()))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path} holds no measurements of this benchmark: {type(error).__name__}: {error}"
-            ) from error
+            summary = summarise(read_object(path))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} holds no measurements of this benchmark: {error!r}") from error
         write_atomically(path.with_name("summary.json"), as_json(summary))
         write_atomically(path.with_name("bench.md"), document(summary).encode())
         summaries.append(summary)

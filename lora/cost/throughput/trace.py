@@ -10,10 +10,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from importlib import import_module
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
+from unittest.mock import patch
 
 from lora.cost.throughput.job import Spent
 
@@ -44,23 +45,16 @@ def timed(spent: Spent, name: str, function: Callable) -> Callable:
 @contextmanager
 def traced() -> Iterator[Spent]:
     """Put timed functions wherever a module of this project has the plain ones."""
-    spent, replaced = Spent(TRACED), []
-    functions = {}
-    for name in TRACED:
-        module, attribute = name.rsplit(".", 1)
-        functions[name] = getattr(import_module(module), attribute)
+    spent = Spent(TRACED)
+    functions = {name: resolve_name(name) for name in TRACED}
     modules = [module for name, module in sys.modules.items() if name.split(".")[0] == "lora"]
-    try:
+    with ExitStack() as replaced:
         for name, function in functions.items():
             wrapper = timed(spent, name, function)
             for module in modules:
-                for attribute in [key for key, value in vars(module).items() if value is function]:
-                    replaced.append((module, attribute, function))
-                    setattr(module, attribute, wrapper)
+                for key in [key for key, value in vars(module).items() if value is function]:
+                    replaced.enter_context(patch.object(module, key, wrapper))
         yield spent
-    finally:
-        for module, attribute, function in replaced:
-            setattr(module, attribute, function)
 
 
 def by_part(spent: Spent, seconds: float, loop_seconds: float) -> dict[str, float]:
