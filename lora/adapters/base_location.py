@@ -70,7 +70,8 @@ def known_encoder(adapter: Adapter) -> ModelConfig | None:
 def model_entries() -> dict[str, ModelConfig]:
     """The encoders of conf/model by name."""
     paths = (ROOT / "conf" / "model").glob("*.yaml")
-    return {path.stem: build(ModelConfig, yaml.safe_load(path.read_text())) for path in paths}
+    # attention=auto follows the machine, and does not matter for where files lie
+    return {p.stem: build(ModelConfig, {**yaml.safe_load(p.read_text()), "attention": "eager"}) for p in paths}
 
 
 @lasting
