@@ -231,7 +231,7 @@ def test_reproduce_glue_hands_folders_to_the_sweep_and_the_report(ready_clone: P
     settings = [*folders, "task=cola,mrpc", "seed=1"]  # the user's own words last, so that they win
     assert calls(ready_clone)[1:] == [
         ["-m", "lora", "-m", "profile=small", *settings, "runtime.retry_failed=true"],
-        ["-m", "lora", "report", "small", *settings],
+        ["-m", "lora", "report", "--brief", "small", *settings],
         ["-m", "lora", "upload", "small", *settings],
     ]
 
@@ -285,7 +285,7 @@ def test_reproduce_glue_reports_after_failed_runs_but_not_after_a_mistake(
 ) -> None:
     done = make(ready_clone, "reproduce-glue", SWEEP=sweep, REPORT=report)
     assert done.returncode == status
-    assert (["-m", "lora", "report", "mini"] in calls(ready_clone)) is reported
+    assert (["-m", "lora", "report", "--brief", "mini"] in calls(ready_clone)) is reported
 
 
 def test_tables_rebuilds_each_committed_profile(ready_clone: Path) -> None:

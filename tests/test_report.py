@@ -24,7 +24,7 @@ from lora.files import ROOT
 from lora.methods.configs import LoraConfig
 from lora.records.record import load_curves, load_frame, load_records, read_record, write_record
 from lora.report.aggregate import Planned, human_count, lora_of, summarise
-from lora.report.build import build, pages, write
+from lora.report.build import AFTER_A_SWEEP, build, pages, write
 from lora.report.catalogue import ROWS, build_sections, paper_file
 from lora.report.claims.findings import Finding
 from lora.report.claims.statements import Bound
@@ -407,7 +407,7 @@ def test_a_changed_record_changes_everything_that_shows_it(synthetic, whole, tmp
     assert set(before.files) == set(after.files)
     same = {path for path in before.files if before.files[path] == after.files[path]}
     assert same == {path for path in before.files if "table2_published" in path}  # the paper's own
-    assert before.readme != after.readme and before.text != after.text
+    assert before.readme != after.readme and before.text() != after.text()
     pictures = dict.fromkeys(before.figures, b"<svg/>")
     assert before.html(pictures) != after.html(pictures)
     shown = b'<td class="number">12.3</td>'  # of the run itself
@@ -449,11 +449,11 @@ def test_what_is_missing_failed_broken_or_extra_is_named(synthetic, tmp_path):
     (folder / "runs" / "junk.json").write_text(json.dumps({"a": 1}))
     write_record(folder, dataclasses.replace(one, run_id="minilm.full.cola.s99-00000000"))
     report = build("small", FULL, copy)
-    assert f"- missing: `{gone_id}`" in report.text
-    assert f"- failed: `{one.run_id}`: the loss is not finite at step 7" in report.text
-    assert "- extra, not used: `minilm.full.cola.s99-00000000`" in report.text
-    assert "junk.json is not a run record" in report.text
-    assert "(3/5)" in report.text
+    assert f"- missing: `{gone_id}`" in report.text()
+    assert f"- failed: `{one.run_id}`: the loss is not finite at step 7" in report.text()
+    assert "- extra, not used: `minilm.full.cola.s99-00000000`" in report.text()
+    assert "junk.json is not a run record" in report.text()
+    assert "(3/5)" in report.text()
     assert b"junk.json" in report.html(dict.fromkeys(report.figures, b""))
 
 
@@ -615,3 +615,10 @@ def test_records_name_their_own_settings():
             assert one.config["task"] in TASKS
             seen += 1
     assert seen >= 45
+
+
+def test_a_brief_report_leaves_out_what_the_sweep_has_printed(synthetic):
+    report = build("small", FULL, synthetic)
+    brief, whole = report.text(AFTER_A_SWEEP), report.text()
+    assert "Table 2" in whole and "## Table 2" not in brief
+    assert "LoRA is comparable to" in brief and len(brief) < len(whole)

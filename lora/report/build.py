@@ -33,9 +33,10 @@ from lora.sweep.state import State
 from lora.table import Table
 
 MISSING_SHOWN = 20
+AFTER_A_SWEEP = ("table7", "claims", "reference")  # the sweep has printed the other tables
 PRINTED = (
-    *("table2", "table2_part", "table5", "table6", "table7", "mnli_start", "learning_rate", "own", "own_part"),
-    *("claims", "reference"),
+    *("table2", "table2_part", "table5", "table6", "mnli_start", "learning_rate", "own", "own_part"),
+    *AFTER_A_SWEEP,
 )
 
 
@@ -79,13 +80,12 @@ class Report:
         files["claims/verdicts.json"] = to_json(self.verdicts)
         return files | {f"figures/{key}.json": figure_json(figure) for key, figure in self.figures.items()}
 
-    @property
-    def text(self) -> str:
-        """What the command prints: the results, and the paper's sentences that they say something about."""
+    def text(self, names: Sequence[str] = PRINTED) -> str:
+        """What the command prints: tables of results, and the paper's claims that these results bear on."""
         judged = [each for each in self.verdicts if any(found.n != 0 for found in each.findings)]
         tables = {table.name: table for table in self.tables}
         tables["claims"] = dataclasses.replace(tables["claims"], cells=verdict_table(judged))
-        shown = [tables[name].markdown() for name in PRINTED if name in tables and len(tables[name].cells)]
+        shown = [tables[name].markdown() for name in names if name in tables and len(tables[name].cells)]
         left_out = [f"- {line}" for line in self.status]
         return "\n".join([*shown, *(["## Not in the tables\n", *left_out, ""] if left_out else [])])
 

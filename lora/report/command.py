@@ -5,7 +5,7 @@ import sys
 
 from lora.errors import UserError
 from lora.files import REFERENCE, write_atomically
-from lora.report.build import build, pages, write
+from lora.report.build import AFTER_A_SWEEP, PRINTED, build, pages, write
 from lora.report.select import Gathered
 from lora.report.select import options as profile_options
 
@@ -15,6 +15,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pages", action="store_true", help="write the README's and the experiments' blocks too (make tables)"
     )
+    parser.add_argument("--brief", action="store_true", help="do not print the tables that a sweep prints at its end")
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -28,7 +29,7 @@ def main(arguments: argparse.Namespace) -> int:
     for path, content in pages(report).items() if arguments.pages else ():
         if content != path.read_text():
             write_atomically(path, content.encode())
-    print(report.text)
+    print(report.text(AFTER_A_SWEEP if arguments.brief else PRINTED))
     failed, missing, left_out = len(report.state.failed), len(report.state.missing), len(report.problems)
     if failed or missing or left_out:
         print(f"incomplete: {failed} failed, {missing} missing, {left_out} files left out", file=sys.stderr)
