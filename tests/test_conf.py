@@ -186,8 +186,9 @@ EXPECTED_CELLS = {
     ("long", "lora_ranks"): (2 * 4 + 1) * 5,
     ("long", "mnli_start"): 3 * (1 + 2) * 5,  # and their three MNLI runs
     ("long", "learning_rate"): 4 * 5,
+    ("long", "length"): 4 * 2,
 }
-EXPECTED_UNION = {"mini": 66 + 52, "small": 294, "paper": 800 + 15, "long": 160 + 20}
+EXPECTED_UNION = {"mini": 66 + 52, "small": 294, "paper": 800 + 15, "long": 160 + 20 + 8}
 
 
 def test_number_of_cells(sweeps):

@@ -2,6 +2,7 @@
 
 import math
 
+import pandas as pd
 import pytest
 import yaml
 from synthetic import populate
@@ -49,7 +50,7 @@ def test_a_grid_with_a_gap_takes_nothing(tried):
     path.unlink()
     gathered = gather("small", GIVEN, tried)
     assert len(gathered.state.missing) == 1
-    found = taken(tried_runs(gathered.tried, gathered.frame))
+    found = taken(gathered.tried, tried_runs(gathered.tried, gathered.frame))
     assert "lora-qv-r8" not in found and found["houlsby-m8"] == 1e-3
     cells = learning_rate_table("small", gathered.tried, gathered.frame).cells
     assert "-" in set(cells[cells["Method"] == "LoRA (qv, r8)"]["CoLA (Matthews)"])
@@ -73,7 +74,7 @@ def test_without_such_runs_there_is_no_table(tmp_path):
 )
 def test_the_rates_of_minilm_are_those_that_came_out_best(name, tasks):
     gathered = gather(name)
-    found = taken(tried_runs(gathered.tried, gathered.frame))
+    found = taken(gathered.tried, tried_runs(gathered.tried, gathered.frame))
     assert set(found) == {"full", "bitfit", "houlsby-m8", "pfeiffer-m16", "lora-qv-r8"}
     grids = [
         set(gathered.frame[gathered.frame["slug"].eq(slug) & gathered.frame["seed"].eq(0)]["lr"]) for slug in found
@@ -83,3 +84,19 @@ def test_the_rates_of_minilm_are_those_that_came_out_best(name, tasks):
     for slug, rate in found.items():
         rows = yaml.safe_load((CONF / "hparams" / "ours" / f"minilm_{slug.split('-')[0]}.yaml").read_text())
         assert {rows[task]["lr"] for task in tasks} == {rate}
+
+
+def test_seeds_are_averaged_within_a_task_and_a_rate_must_have_every_task_and_seed(tried):
+    """As in the long run: the best two rates have a second seed on CoLA, and neighbours a run on STS-B."""
+    gathered = gather("small", GIVEN, tried)
+    lora = tried_runs(gathered.tried, gathered.frame)
+    lora = lora[lora["slug"] == "lora-qv-r8"]
+    columns = ["run_id", "slug", "lr", "task", "seed", "best"]
+    rows = [(1e-3, "cola", 0, 0.50), (1e-3, "cola", 5, 0.10), (1e-3, "stsb", 0, 0.80)]
+    rows += [(2e-3, "cola", 0, 0.40), (2e-3, "cola", 5, 0.40), (2e-3, "stsb", 0, 0.78)]
+    rows += [(5e-3, "cola", 0, 0.90), (5e-3, "stsb", 0, 0.90)]  # without the second seed
+    runs = pd.DataFrame([(f"{i}", "lora-qv-r8", *row) for i, row in enumerate(rows)], columns=columns)
+    assert taken([], runs) == {"lora-qv-r8": 2e-3}  # (0.40 + 0.78) / 2 against (0.30 + 0.80) / 2
+    planned = next(p for p in gathered.tried if p.slug == "lora-qv-r8")
+    assert taken([planned], runs) == {}  # a planned run is missing
+    assert taken([], lora)["lora-qv-r8"] == 1e-3

@@ -35,7 +35,7 @@ from lora.table import Table
 MISSING_SHOWN = 20
 AFTER_A_SWEEP = ("table7", "claims", "reference")  # the sweep has printed the other tables
 PRINTED = (
-    *("table2", "table2_part", "table5", "table6", "mnli_start", "learning_rate", "own", "own_part"),
+    *("table2", "table2_part", "table5", "table6", "mnli_start", "length", "learning_rate", "own", "own_part"),
     *AFTER_A_SWEEP,
 )
 

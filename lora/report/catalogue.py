@@ -26,6 +26,7 @@ from lora.report.comparisons import (
 from lora.report.conditions import conditions
 from lora.report.figures import Figure, by_parameters, by_rank, by_targets, forest, learning_curves
 from lora.report.learning_rate import LEARNING_RATE
+from lora.report.length import length_table
 from lora.report.notes import BANNERS, caption, encoder_notes, ffn_notes, note
 from lora.report.tables import start_table, table2, table5, table6
 from lora.table import Table
@@ -170,6 +171,13 @@ SHOWN = {  # in the report's order
         "What an MNLI start gives (section 5.2)",
         cells=lambda runs: start_table(runs.frame, runs.summary, runs.planned),
         figures={"start_curves": lambda runs: learning_curves(runs.curves, runs.planned, " by start")},
+    ),
+    "length": Shown(
+        "length",
+        "How long to train: the best epoch at one length and at twice that, on a seed that no other table uses",
+        cells=lambda runs: length_table(runs.frame, runs.curves, runs.planned),
+        notes=lambda runs: [note("length")],
+        figures={"length_curves": lambda runs: learning_curves(runs.curves, runs.planned, " by length")},
     ),
     OWN: Shown("own", "Other runs in this folder", cells=lambda runs: table2(runs.summary), mixes=True),
 }

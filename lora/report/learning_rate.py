@@ -24,12 +24,12 @@ def learning_rate_table(name: str, tried: Sequence[Planned], frame: pd.DataFrame
     runs = tried_runs(tried, frame)
     if not len(runs):
         return None
-    tasks, best = in_order(runs), taken(runs)
+    tasks, best = in_order(runs), taken(tried, runs)
     lines = []
     for (slug, method), of_method in runs.groupby(["slug", "method"], sort=False):
         rates = sorted(of_method["lr"].unique())
         for rate in rates:
-            by_task = 100 * of_method[of_method["lr"] == rate].set_index("task")["best"].reindex(tasks)
+            by_task = 100 * of_method[of_method["lr"] == rate].groupby("task")["best"].mean().reindex(tasks)
             line = {"Method": method_label(slug, method), "Learning rate": f"{rate:.0e}"}
             line |= {task_label(TASKS[task]): number(by_task[task]) for task in tasks}
             line["Avg."] = number(by_task.mean() if by_task.notna().all() else float("nan"))
@@ -47,11 +47,16 @@ def tried_runs(tried: Sequence[Planned], frame: pd.DataFrame) -> pd.DataFrame:
     return there.sort_values("run_id", key=lambda ids: ids.map(order.index))
 
 
-def taken(runs: pd.DataFrame) -> dict[str, float]:
-    """Slug -> the rate of the best mean over tasks, the smaller of two equals; of methods whose grid has no gap."""
+def taken(tried: Sequence[Planned], runs: pd.DataFrame) -> dict[str, float]:
+    """Slug -> the rate with the best mean over tasks, each task first averaged over its seeds; the smaller on a tie.
+
+    Only rates that were tried on every task and seed of the method count. Methods with a missing run are left out.
+    """
+    there = set(runs["run_id"])
+    missing = {p.slug for p in tried if p.run_id not in there}
     found = {}
     for slug, of_method in runs.groupby("slug", sort=False):
-        by_rate = of_method.pivot(index="lr", columns="task", values="best").sort_index()
-        if by_rate.notna().all().all():
-            found[slug] = float(by_rate.mean(axis=1).idxmax())
+        by_rate = of_method.pivot(index="lr", columns=["task", "seed"], values="best").sort_index().dropna()
+        if slug not in missing and len(by_rate):
+            found[slug] = float(by_rate.T.groupby("task").mean().mean().idxmax())
     return found
