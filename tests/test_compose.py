@@ -166,7 +166,7 @@ def test_an_unknown_key_is_refused_the_quick_way_too(tiny_overrides):
 
 
 def test_invalid_cells_are_all_listed():
-    with pytest.raises(UserError, match="2 cells are invalid") as caught:
+    with pytest.raises(UserError, match="2 runs are invalid") as caught:
         expand("mini", ["train.epochs=0", "seed=1,2"], adhoc=True)
     assert str(caught.value).count("train.epochs must be >= 1, got 0") == 2
 

@@ -17,7 +17,7 @@ from lora.sweep import devices
 from lora.sweep.announce import means, precision_of
 from lora.sweep.devices import PARAMETER_BYTES, PROCESS_BYTES, check_precisions, parameter_count, run_bytes
 from lora.sweep.expand import expand
-from lora.sweep.launch import launch_cells
+from lora.sweep.launch import launch_sweep
 from lora.training import device
 from lora.training.loop import run
 
@@ -42,7 +42,7 @@ def launched(overrides, *more: str) -> Recorder:
     recorder = Recorder()
     recorder.launch = lambda job_overrides, initial_job_idx: (_ for _ in ()).throw(KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
-        launch_cells(recorder, compose_config([*overrides, "method=bitfit", *more]), arguments)
+        launch_sweep(recorder, compose_config([*overrides, "method=bitfit", *more]), arguments)
     return recorder
 
 

@@ -143,7 +143,7 @@ def test_what_was_asked_for_is_not_measured(cache, monkeypatch):
     monkeypatch.setattr(precision_choice, "run_probe", None)
     for asked in ("fp32", "bf16"):
         assert compose_run([*REVIEWS, f"train.precision={asked}"]).train.precision == asked
-        assert {c.run_id for c in expand("mini", [f"train.precision={asked}", "seed=77"])}
+        assert {c.run_id for c in expand("mini", [f"train.precision={asked}", "seed=77"], ["lora_ranks"])}
     assert compose_run(["profile=small", "task=rte"]).train.precision == "fp32"
     assert compose_run(["profile=long", "protocol=long", "task=rte"]).train.precision == "fp32"
 
@@ -251,7 +251,7 @@ def test_planning_loads_no_torch(tmp_path):
         "p.CACHE = pathlib.Path(sys.argv[1]); p.cpu_flags = lambda: {'avx512_bf16'}\n"
         "if sys.argv[2] == 'cached': p.run_probe = None\n"
         "from lora.sweep.expand import expand\n"
-        "cells = expand('mini', ['task=reviews', 'seed=' + sys.argv[3]])\n"
+        "cells = expand('mini', ['task=reviews', 'seed=' + sys.argv[3]], ['glue_table2'])\n"
         "print({cell.overrides[-3] for cell in cells}, 'torch' in sys.modules)"
     )
     said = []

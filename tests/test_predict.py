@@ -323,8 +323,8 @@ def test_a_folder_that_exists_is_taken_whole_and_a_name_otherwise(cells, tmp_pat
     for given, message in (
         ("runs/lr=0.2/a", "adapter folder 0.2/a does not exist, and neither does a folder runs/lr=0.2/a"),
         ("name=", r"adapter folder \(none\) does not exist"),
-        ("=x=y", "an adapter's name must be"),
-        ("a\tb=x=y", "an adapter's name must be"),
+        ("=x=y", "an adapter's name must not be empty or contain tabs"),
+        ("a\tb=x=y", "an adapter's name must not be empty or contain tabs"),
     ):
         refused(capsys, message, "--adapter", given, "--input", inputs, *end)
 

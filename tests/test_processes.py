@@ -128,5 +128,5 @@ def test_a_sweep_in_several_processes_is_refused(tiny_overrides, tmp_path):
     command = [sys.executable, "-m", "lora", "-m", *tiny_overrides, "seed=1,2", *outputs_in(tmp_path / "two")]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "error: a sweep is started by one process, got 2" in done.stderr
+    assert "error: a sweep must be started by one process, got 2" in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "two" / "results").exists()

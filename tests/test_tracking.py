@@ -250,7 +250,7 @@ def test_a_torn_line_does_not_stop_the_process_beside(tiny_config, tmp_path):
     command = [sys.executable, "-m", "lora.sweep.wandb_writer", "offline", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, input=text, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("is left out") == 3
+    assert done.stderr.count("is skipped") == 3
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     found = summary(folder)["summary"]
     assert (found["status"], found["train_loss"], found["seconds"]) == ("ok", 0.625, 1.5)
