@@ -47,7 +47,7 @@ def owners(folder):
     return {run_id: one[0] for run_id, one in found.items() if one is not None and lives(one[0], myself())}
 
 
-def wait_for(condition, process, seconds=300):
+def wait_for(condition, process, seconds=900):
     deadline = time.monotonic() + seconds
     while not (result := condition()):
         assert process.poll() is None, process.communicate()[0]
