@@ -187,10 +187,11 @@ ARM = "processor\t: 0\nFeatures\t: fp asimd bf16\nCPU implementer\t: 0x41\nCPU p
         (ARM, "Arm 0xd4f, bf16"),
     ],
 )
-def test_devices_are_told_apart_by_vendor_and_model(cpuinfo, name, monkeypatch):
+def test_devices_are_told_apart_by_vendor_and_model(cpuinfo, name, tmp_path, monkeypatch):
     """An AMD and an Intel CPU with the same instructions do not share a folder."""
     other = X86.format(vendor="Other", family=1, model=2, name="Second processor", flags="")
-    monkeypatch.setattr(machine, "_read", lambda file: f"{cpuinfo}\n{other}" if file == "/proc/cpuinfo" else "")
+    (tmp_path / "cpuinfo").write_text(f"{cpuinfo}\n{other}")
+    monkeypatch.setattr("lora.records.machine.PROC", tmp_path)
     monkeypatch.setattr(machine, "cores", lambda: 2)
     assert machine.cpu_name() == f"{name}, 2 cores"
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*-2-cores", machine.cpu_device())

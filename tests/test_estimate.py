@@ -39,9 +39,9 @@ def test_kinds_of_cpus(flags, kind, tmp_path, monkeypatch):
     monkeypatch.setattr("lora.records.machine.PROC", tmp_path)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     assert recorded_cpu() == kind
-    assert made_on(on(kind), gpu=False) and not made_on(on(kind), gpu=True)
-    assert not made_on(on("NVIDIA A100"), gpu=False) and made_on(on("NVIDIA A100"), gpu=True)
-    assert not made_on(on("x86_64 AVX"), gpu=False)
+    assert made_on(on(kind), gpu=False, cpu=kind) and not made_on(on(kind), gpu=True, cpu=kind)
+    assert not made_on(on("NVIDIA A100"), gpu=False, cpu=kind) and made_on(on("NVIDIA A100"), gpu=True, cpu=kind)
+    assert not made_on(on("x86_64 AVX"), gpu=False, cpu=kind)
 
 
 def test_the_users_own_records_of_this_cpu_count_and_committed_ones_do_not(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lora.records.machine import cores
+from lora.records.machine import cores, cpu_fields, cpu_flags
 
 IDLE_CORES = 0.1  # ours: of one core's time; more than that in other processes shows in the timings
 SAMPLE_SECONDS = 2.0
@@ -23,12 +23,6 @@ ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 
 
 # What it is.
-
-
-def cpu_fields() -> dict[str, str]:
-    """The first processor of /proc/cpuinfo; empty where the system has no such file."""
-    processor = _read("/proc/cpuinfo").strip().split("\n\n")[0]
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in processor.splitlines())}
 
 
 def cpu_model() -> str:
@@ -56,11 +50,6 @@ def cpu_name() -> str:
 def cpu_device() -> str:
     """The same as the name of a folder."""
     return slug(cpu_name())
-
-
-def cpu_flags() -> set[str]:
-    fields = cpu_fields()
-    return set(fields.get("flags", fields.get("Features", "")).split())
 
 
 def slug(name: str) -> str:

@@ -30,15 +30,19 @@ def records_of_this_machine(config: DictConfig) -> list[RunRecord]:
     if config.launcher.name != "local":
         return records
     on_gpu = config.runtime.device == "cuda" or (config.runtime.device == "auto" and has_gpu())
-    return [record for record in records if made_on(record, on_gpu)]
+    cpu = recorded_cpu()
+    return [record for record in records if made_on(record, on_gpu, cpu)]
 
 
-def made_on(record: RunRecord, gpu: bool) -> bool:
+def made_on(record: RunRecord, gpu: bool, cpu: str) -> bool:
     """Whether a record was made on this machine's kind of CPU, or on a GPU.
 
     A record names a GPU by its product, a CPU by its architecture and vector instructions.
+
+    Args:
+        cpu: `recorded_cpu` of this machine.
     """
-    device, cpu = record.provenance["device"], recorded_cpu()
+    device = record.provenance["device"]
     return not device.startswith(cpu.split()[0]) if gpu else device.startswith(cpu)
 
 

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lora.cost.machine import ALLOCATOR, BF16_FLAGS, cpu_flags, tree_bytes
+from lora.cost.machine import ALLOCATOR, BF16_FLAGS, tree_bytes
 from lora.cost.throughput.job import Answer, Job, PeerRun, PeerSettings, RunCost, read, write
 from lora.errors import UserError
 from lora.files import ROOT
-from lora.records.machine import cores
+from lora.records.machine import cores, cpu_flags
 from lora.records.record import RunRecord, load_records
 
 SAMPLE_SECONDS = 0.5
