@@ -26,11 +26,10 @@ from lora.config.kernel_choice import gpu_has_bf16, read_settings, takes_gpu
 from lora.config.run import ModelConfig
 from lora.errors import UserError, first_line
 from lora.files import ROOT, write_atomically
-from lora.records.machine import cpu_flags, cpu_kind
+from lora.records.machine import BF16_FLAGS, cpu_flags, cpu_kind
 
 FORMAT = 1
 CACHE = ROOT / "outputs" / "cache" / "precision"
-BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}  # of the CPU: x86 twice, and Arm
 LEAST_GAIN = 1.15  # ours: below it, bf16 is not worth its rounding
 MINILM = (384, 1536)  # what an encoder counts as whose files are absent: a run of it is refused with its own message
 PROBE_SECONDS = 300  # what the measurement may take at most, with loading torch; it takes 5 on an idle machine

@@ -10,13 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lora.records.machine import cores, cpu_fields, cpu_flags
+from lora.records.machine import BF16_FLAGS, cores, cpu_fields, cpu_flags
 
 IDLE_CORES = 0.1  # ours: of one core's time; more than that in other processes shows in the timings
 SAMPLE_SECONDS = 2.0
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numba", "numpy", "safetensors")
 VECTORS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "bf16", "asimd")  # flags of a CPU, the widest first
-BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # x86 twice, and Arm
 VENDORS = {"GenuineIntel": "Intel", "AuthenticAMD": "AMD", "0x41": "Arm", "0xc0": "Ampere"}  # /proc/cpuinfo -> name
 # glibc's names for what `lora.training.allocator.keep_freed_memory` sets, so that the peers' processes have it too.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
@@ -64,7 +63,7 @@ def describe() -> dict[str, Any]:
         "cpu": cpu_fields().get("model name", platform.processor() or platform.machine()),
         "cores": cores(),
         "memory_gib": round(int(memory[1]) / 2**20, 1) if memory else None,
-        "bf16": sorted(cpu_flags() & set(BF16_FLAGS)),
+        "bf16": sorted(cpu_flags() & BF16_FLAGS),
         "system": platform.system(),
     }
 

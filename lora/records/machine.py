@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 PROC = Path("/proc")
+BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}  # of a CPU: x86 twice, and Arm
 CPU_FIELDS = ("vendor_id", "cpu family", "model", "model name", "CPU implementer", "CPU part")  # x86, then ARM
 
 

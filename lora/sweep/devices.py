@@ -5,10 +5,9 @@ from typing import Any
 
 from lora.config.compose import compose_run
 from lora.config.kernel_choice import gpu_has_bf16, gpu_memory, has_gpu, read_settings, takes_gpu
-from lora.config.precision_choice import BF16_FLAGS
 from lora.config.run import RunConfig
 from lora.models.sizes import SIZES
-from lora.records.machine import cpu_flags
+from lora.records.machine import BF16_FLAGS, cpu_flags
 from lora.sweep.announce import one_of_each
 from lora.sweep.expand import PlannedRun
 

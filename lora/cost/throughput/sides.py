@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lora.cost.machine import ALLOCATOR, BF16_FLAGS, tree_bytes
+from lora.cost.machine import ALLOCATOR, tree_bytes
 from lora.cost.throughput.job import Answer, Job, PeerRun, PeerSettings, RunCost, read, write
 from lora.errors import UserError
 from lora.files import ROOT
-from lora.records.machine import cores, cpu_flags
+from lora.records.machine import BF16_FLAGS, cores, cpu_flags
 from lora.records.record import RunRecord, load_records
 
 SAMPLE_SECONDS = 0.5
@@ -144,7 +144,7 @@ def choices(padding: Literal["max_length", "longest"]) -> dict[str, PeerSettings
     threads = sorted({2**power for power in range(cores().bit_length()) if 2**power <= cores()} | {cores()})
     return {
         f"{count} threads, {attention}, {precision}": PeerSettings(padding, precision, count, attention)
-        for precision in ("fp32", *(["bf16"] if cpu_flags() & set(BF16_FLAGS) else []))
+        for precision in ("fp32", *(["bf16"] if cpu_flags() & BF16_FLAGS else []))
         for count in threads
         for attention in ("eager", "sdpa")
     }
