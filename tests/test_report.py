@@ -505,7 +505,7 @@ def test_an_interval_is_drawn_to_scale(bound, kept, edges):
 
 
 def test_a_run_is_set_beside_the_reference(synthetic):
-    assert re.search(r"\b25 of 25 cells agree", build("small", ["experiment=glue_table2", FULL[1]], synthetic).text)
+    assert re.search(r"\b25 of 25 cells agree", build("small", ["experiment=glue_table2", FULL[1]], synthetic).text())
 
 
 def test_the_papers_tables_are_found_by_their_names(whole):
