@@ -188,7 +188,8 @@ EXPECTED_CELLS = {
     ("long", "learning_rate"): 4 * 5,
     ("long", "length"): 4 * 2,
 }
-EXPECTED_UNION = {"mini": 66 + 52, "small": 294, "paper": 800 + 15, "long": 160 + 20 + 8 - 3}  # length shares three runs with learning_rate
+# length shares three of long's runs with learning_rate
+EXPECTED_UNION = {"mini": 66 + 52, "small": 294, "paper": 800 + 15, "long": 160 + 20 + 8 - 3}
 
 
 def test_number_of_cells(sweeps):
@@ -524,7 +525,8 @@ def test_cls_dropout_reaches_the_head(tmp_path, tiny_config, architecture, dropo
         (["method=houlsby_m64"], "protocol must be one that has rows for minilm_houlsby_m64"),
         (
             ["experiment=table2"],
-            "experiment must be one of glue_table2, learning_rate, length, lora_ranks, lora_targets, mnli_start, got 'table2'",
+            "experiment must be one of glue_table2, learning_rate, length, lora_ranks, lora_targets, mnli_start, "
+            "got 'table2'",
         ),
         (["method.alfa=8"], "method.alfa is not a setting; the nearest is method.alpha"),
     ],

@@ -1,11 +1,13 @@
 """Overrides select from a profile's grids, replace values of a named experiment, or are refused."""
 
+import itertools
+
 import pytest
 
 from lora.config.compose import compose_run
 from lora.errors import UserError
 from lora.report.select import experiments_shown
-from lora.sweep.expand import expand, replacements, requested, selected
+from lora.sweep.expand import default_of, expand, replacements, requested, selected
 from lora.sweep.grids import grid, same_value
 
 
@@ -85,6 +87,27 @@ def test_each_named_experiment_is_taken_by_itself():
              ("lora_targets", "mnli_start")}  # fmt: skip
     assert seeds == {"lora_targets": {3, 4}, "mnli_start": {1, 3, 4}}, "1: the MNLI run that all start from"
     assert list(map(str, replacements("small", asked))) == ["seed=4 is not in the grid of lora_targets: it joins 3"]
+
+
+def test_the_default_of_a_profile_is_taken_where_a_command_selects_nothing():
+    """A key that no grid varies selects nothing; one that a grid varies selects from all of the profile's runs."""
+    tasks = ("sst2", "mrpc", "cola", "rte", "stsb")
+    for asked in ([], ["train.epochs=1"]):
+        runs = requested("small", asked)
+        assert sorted((run.method, run.task, run.seed) for run in runs) == sorted(
+            itertools.product(("full", "lora", "houlsby"), tasks, (1, 2, 3))
+        )
+        assert len(runs) == 45 and {run.start for run in runs} == {"pretrained"}
+    every = expand("small")
+    assert ids(requested("small", [])) < ids(requested("small", [], whole=True)) == ids(every)
+    assert default_of("small", ["data.path=x"]) == {
+        "experiment": ["glue_table2"],
+        "method": ["full", "lora", "houlsby"],
+        "seed": ["1", "2", "3"],
+    }
+    for selecting in (["task=rte"], ["experiment=glue_table2"], ["train.lr=1e-3,2e-3"]):
+        assert not default_of("small", selecting)
+    assert not default_of("mini", []) and ids(requested("mini", [])) == ids(expand("mini"))
 
 
 def test_lists_without_an_experiment_are_a_grid_of_their_own():

@@ -99,7 +99,7 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
         for section, key in (setting.split(".") for setting in OF_MACHINES):
             values = {record.config[section][key] for record in records}
             overrides = [*overrides, *(f"{section}.{key}={value}" for value in sorted(values))]
-    sections = experiments_shown(profile, overrides, {record.run_id for record in records})
+    sections = experiments_shown(profile, overrides, {record.run_id for record in records}, whole=is_reference)
     cells = list({cell.run_id: cell for found in sections.values() for cell in found}.values())
     now = state_of(cells, records, problems)
     if any(override.startswith(("data.path=", "model.path=")) for override in overrides):
@@ -202,12 +202,17 @@ def records_folder(name: str, overrides: Sequence[str], results: Path) -> Path:
     return Path(compose_config([f"profile={Path(name).name}", *own]).runtime.results) if own else results / name
 
 
-def experiments_shown(profile: str, overrides: Sequence[str], present: set[str]) -> dict[str, list[PlannedRun]]:
+def experiments_shown(
+    profile: str, overrides: Sequence[str], present: set[str], whole: bool = False
+) -> dict[str, list[PlannedRun]]:
     """Experiment -> its cells: what was asked for, then what else was run.
 
     An experiment that nobody asked for is shown if a record is there that only it expects.
+
+    Args:
+        whole: As in `requested`.
     """
-    asked = requested(profile, overrides)
+    asked = requested(profile, overrides, whole)
     shown = {name: [c for c in asked if name in c.experiments] for name in EXPERIMENTS}
     known = {cell.run_id for cell in asked}
     if not any(override.startswith("experiment=") for override in overrides) and not shown[ADHOC]:

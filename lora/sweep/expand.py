@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from lora.config.compose import (
+    CONF,
     check_overrides,
-    compose_config,
     compose_run,
     conf_files,
     describe_group,
@@ -27,7 +28,16 @@ from lora.config.variants import Variant, variant
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT, write_atomically
-from lora.sweep.grids import Block, Replacement, Values, apply_overrides, grid, refuse_unknown, split_override
+from lora.sweep.grids import (
+    Block,
+    Replacement,
+    Values,
+    apply_overrides,
+    grid,
+    refuse_unknown,
+    split_override,
+    values_of,
+)
 
 # What the runs of a command follow from, besides conf/.
 CODE_OF_RUNS = (
@@ -68,19 +78,49 @@ class PlannedRun:
     tokens: int
 
 
-def requested(profile: str, arguments: Sequence[str]) -> list[PlannedRun]:
+def requested(profile: str, arguments: Sequence[str], whole: bool = False) -> list[PlannedRun]:
     """The runs that a command line asks for.
 
     With `experiment=`, they are those of the experiments; values that no grid has replace the grid's own. Without it, a
     list of values (`seed=1,2`) makes the arguments a grid of their own, and single values select from the profile's
-    runs.
+    runs. Where nothing is selected, the profile's default is taken, or all of its runs if it has none.
 
+    Args:
+        whole: All runs of the profile, in place of its default.
     Raises: UserError: As `expand`.
     """
+    default = {} if whole else default_of(profile, arguments)
     profile, given, experiments = read_request(profile, arguments)
+    if default:
+        experiments, given = default.pop("experiment"), default | given
+    adhoc = is_adhoc(given, experiments)
     overrides = [f"{key}={','.join(values)}" for key, values in given.items()]
-    adhoc = experiments is None and any(len(values) > 1 for values in given.values())
     return expand(profile, overrides, experiments, adhoc)
+
+
+def is_adhoc(given: Values, experiments: Sequence[str] | None) -> bool:
+    """Whether the overrides alone are the grid."""
+    return experiments is None and any(len(values) > 1 for values in given.values())
+
+
+def default_of(profile: str, arguments: Sequence[str]) -> Values:
+    """The selection that the profile makes where a command line makes none; {} if it makes none, or the command does.
+
+    A command line selects by naming experiments, by a list of values, or by a key that any grid of the profile varies.
+    """
+    profile, given, experiments = read_request(profile, arguments)
+    settings = read_profile(profile)
+    grids = [grid(profile, name) for name in settings["experiments"]]
+    if experiments or is_adhoc(given, experiments) or any(values_of(key, blocks) for blocks in grids for key in given):
+        return {}
+    return {key: [str(value) for value in values] for key, values in settings.get("default", {}).items()}
+
+
+def read_profile(profile: str) -> dict[str, Any]:
+    """The content of conf/profile/<profile>.yaml. Raises: UserError: If the profile does not exist."""
+    if profile not in describe_group("profile"):
+        raise UserError(f"profile {profile!r} does not exist; choose from {', '.join(describe_group('profile'))}")
+    return OmegaConf.to_container(OmegaConf.load(CONF / "profile" / f"{profile}.yaml"))
 
 
 def how_to_run(overrides: Sequence[str]) -> list[str]:
@@ -129,8 +169,7 @@ def expand(
     Raises: UserError: If something named does not exist, no run is left, or any run is invalid; all invalid runs are
         listed.
     """
-    if profile not in describe_group("profile"):
-        raise UserError(f"profile {profile!r} does not exist; choose from {', '.join(describe_group('profile'))}")
+    read_profile(profile)  # raises if it does not exist
     runs = _cached(profile, overrides, experiments, adhoc)
     if not runs:
         raise UserError(
@@ -200,7 +239,7 @@ def _blocks(
         return {"adhoc": [Block(given)]}
     if experiments is not None:  # each by itself: a value that another experiment has replaces here too
         return {name: apply_overrides({name: grid(profile, name)}, given)[0][name] for name in experiments}
-    names = compose_config([f"profile={profile}"]).profile.experiments
+    names = read_profile(profile)["experiments"]
     blocks, new = apply_overrides({name: grid(profile, name) for name in names}, given)
     refuse_unknown(profile, new)
     return blocks

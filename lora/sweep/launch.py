@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
+from lora.config.compose import describe_group
 from lora.errors import UserError, first_line
 from lora.files import check_writable
 from lora.records.record import RunRecord, adapter_path
 from lora.sweep.announce import announcement
 from lora.sweep.devices import local_workers
 from lora.sweep.estimate import estimator, records_of_this_machine
-from lora.sweep.expand import PlannedRun, replacements, requested
+from lora.sweep.expand import PlannedRun, default_of, replacements, requested
 from lora.sweep.locks import Locks
 from lora.sweep.progress import Watch
 from lora.sweep.slurm import JobsGoneError, check_queue, ended_jobs, how_to_stop, wait_for_queue, watched_queue
@@ -85,6 +86,10 @@ def launch_sweep(launcher: Launcher, config: DictConfig, arguments: Sequence[str
         seconds = estimator(records_of_this_machine(config))
         expected = {run.run_id: seconds(run) for run in todo}
     print(announcement(config.profile.name, runs, now, todo, expected, workers, results), flush=True)
+    if default := default_of(config.profile.name, arguments):
+        chosen = " ".join(f"{key}={','.join(values)}" for key, values in default.items())
+        others = [name for name in describe_group("experiment") if name not in default["experiment"]]
+        print(f"  default: {chosen}; experiment=NAME trains others ({', '.join(others)})", flush=True)
     for replacement in replacements(config.profile.name, arguments):
         print(f"  note:    {replacement}", flush=True)
     if todo:
