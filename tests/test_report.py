@@ -15,12 +15,13 @@ import pandas as pd
 import pytest
 from commands import command
 from glue_files import GLUE_TASKS
+from scipy import stats
 from synthetic import populate
 from test_results import record
 
 from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.files import ROOT
+from lora.files import RESULTS, ROOT
 from lora.methods.configs import LoraConfig
 from lora.records.record import load_curves, load_frame, load_records, read_record, write_record
 from lora.report.aggregate import Planned, human_count, lora_of, summarise
@@ -470,6 +471,34 @@ def test_the_two_starts_are_told_apart_wherever_both_are_shown(whole):
     (table,) = [table for table in whole.tables if table.name == "mnli_start_best_last"]
     assert set(table.cells["Method"]) == labels and not table.cells.duplicated(["Method", "Task"]).any()
     assert {series["label"] for series in whole.figures["curves"]["panels"][0]["series"]} >= {"LoRA (qv, r8)"}
+
+
+def test_the_gap_to_full_fine_tuning_is_paired_by_seed_at_every_epoch():
+    """The committed runs of `small`, epoch by epoch from their records; the truth is scipy's paired t interval."""
+    report = build("reference/small")
+    records, _ = load_records(RESULTS / "reference" / "small")
+
+    def values(slug: str, epoch: int) -> dict[int, float]:
+        chosen = [r for r in records if re.match(rf"minilm\.{slug}\.cola\.s[1-9]-", r.run_id)]
+        chosen = [r for r in chosen if r.run_id in {p.run_id for p in report.gathered.planned["glue_table2"]}]
+        return {r.config["seed"]: 100 * r.epochs[epoch - 1]["metrics"]["validation"]["matthews"] for r in chosen}
+
+    (panel,) = [panel for panel in report.figures["gaps_part"]["panels"] if panel["title"] == "CoLA"]
+    assert not [series for series in panel["series"] if series["label"] == "Full fine-tuning"]
+    for label, slug in (("LoRA (qv, r8)", "lora-qv-r8"), ("BitFit", "bitfit")):
+        (series,) = [series for series in panel["series"] if series["label"] == label]
+        assert series["x"] == [1, 2, 3]
+        for i, epoch in enumerate(series["x"]):
+            one, full = values(slug, epoch), values("full", epoch)
+            gaps = [one[seed] - full[seed] for seed in sorted(one)]
+            interval = stats.ttest_1samp(gaps, 0).confidence_interval(0.95)
+            assert len(gaps) == (5 if slug.startswith("lora") else 3)
+            assert series["y"][i] == pytest.approx(sum(gaps) / len(gaps), rel=1e-5)
+            assert (series["low"][i], series["high"][i]) == pytest.approx(tuple(interval), rel=1e-5)
+
+
+def test_no_gap_is_drawn_without_full_fine_tuning(whole):
+    assert "start_gaps" not in whole.figures, "small starts LoRA alone from MNLI"
 
 
 def test_every_comparison_is_drawn_and_every_seed_is_in_the_legend(whole):

@@ -24,7 +24,7 @@ from lora.report.comparisons import (
     published,
 )
 from lora.report.conditions import conditions
-from lora.report.figures import Figure, by_parameters, by_rank, by_targets, forest, learning_curves
+from lora.report.figures import Figure, by_parameters, by_rank, by_targets, forest, gaps_to_full, learning_curves
 from lora.report.learning_rate import LEARNING_RATE
 from lora.report.length import length_table
 from lora.report.notes import BANNERS, caption, encoder_notes, ffn_notes, note
@@ -145,6 +145,7 @@ METHODS = {
     "figures": {
         "parameters": lambda runs: by_parameters(runs.summary),
         "curves": lambda runs: learning_curves(runs.curves, runs.planned),
+        "gaps": lambda runs: gaps_to_full(runs.curves, runs.planned),
         "forest": lambda runs: forest(runs.pairs),
     },
     "mixes": True,
@@ -170,7 +171,10 @@ SHOWN = {  # in the report's order
         "mnli_start",
         "What an MNLI start gives (section 5.2)",
         cells=lambda runs: start_table(runs.frame, runs.summary, runs.planned),
-        figures={"start_curves": lambda runs: learning_curves(runs.curves, runs.planned, " by start")},
+        figures={
+            "start_curves": lambda runs: learning_curves(runs.curves, runs.planned, " by start"),
+            "start_gaps": lambda runs: gaps_to_full(runs.curves, runs.planned),
+        },
     ),
     "length": Shown(
         "length",

@@ -11,7 +11,7 @@ import pandas as pd
 
 from lora.data.tasks import TASKS
 from lora.report.aggregate import ROW, Planned, adapted, encoder_title, expected_runs, in_order, task_label, told_apart
-from lora.report.stats import LEVEL
+from lora.report.stats import LEVEL, mean_interval
 from lora.report.tables import average
 
 Figure = dict[str, Any]
@@ -88,6 +88,30 @@ def learning_curves(curves: pd.DataFrame, planned: Sequence[Planned], what: str 
     return figure(
         f"Learning curves{what}", "Median over seeds; band: lowest and highest seed.", "lines", "epoch", panels
     )
+
+
+def gaps_to_full(curves: pd.DataFrame, planned: Sequence[Planned]) -> Figure | None:
+    """Each method minus full fine-tuning by epoch, per task: the mean over pairs of one seed, with its interval.
+
+    Returns: None where no epoch of any method has a pair.
+    """
+    expected = expected_runs(planned)
+    runs = expected.assign(label=told_apart(expected)).merge(curves, on="run_id")
+    keys = ["model", "start", "task", "seed", "epoch"]
+    full = runs[runs["method"] == "full"].drop_duplicates(keys, keep=False)  # of two, neither is the one to pair with
+    pairs = runs[runs["method"] != "full"].merge(full[[*keys, "value"]], on=keys, suffixes=("", "_full"))
+    pairs = pairs.assign(gap=100 * (pairs["value"] - pairs["value_full"])).dropna(subset=["gap"])
+    panels = []
+    for task in in_order(pairs):
+        series = []
+        for label, of_method in pairs[pairs["task"] == task].groupby("label", sort=False):
+            by_epoch = {epoch: mean_interval(each["gap"].to_numpy()) for epoch, each in of_method.groupby("epoch")}
+            found = {"y": "mean", "low": "low", "high": "high"}
+            values = {key: [getattr(one, name) for one in by_epoch.values()] for key, name in found.items()}
+            series.append({"label": label, "x": list(by_epoch), **values})
+        panels.append({"title": TASKS[task].title, "y": "points", "band": True, "gaps": True, "series": series})
+    note = f"Mean paired difference and its {LEVEL:.0%} interval over seeds; above 0 the method is higher."
+    return figure("Gap to full fine-tuning by epoch", note, "lines", "epoch", panels)
 
 
 def forest(pairs: pd.DataFrame) -> Figure | None:

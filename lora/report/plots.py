@@ -66,7 +66,12 @@ def legend(canvas: Canvas, axes: Sequence[Axes]) -> None:
 
 
 def lines(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None:
-    for i, series in enumerate(panel["series"]):
+    of_gaps = bool(
+        panel.get("gaps")
+    )  # each method then looks as in the learning curves, where full fine-tuning is first
+    if of_gaps:
+        ax.axhline(0, color="0.6", linewidth=1)
+    for i, series in enumerate(panel["series"], int(of_gaps)):
         look = {"color": COLOURS[i % 7], "marker": MARKERS[i % 7], "linestyle": LINES[i % 7], "label": series["label"]}
         aside = 1.05**i if figure["log_x"] and not panel.get("band") else 1  # so that no bar hides another's
         x, y = [value * aside for value in series["x"]], values(series["y"])
