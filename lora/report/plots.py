@@ -66,9 +66,8 @@ def legend(canvas: Canvas, axes: Sequence[Axes]) -> None:
 
 
 def lines(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None:
-    of_gaps = bool(
-        panel.get("gaps")
-    )  # each method then looks as in the learning curves, where full fine-tuning is first
+    # In a figure of gaps, a method looks as in the learning curves, where full fine-tuning comes first.
+    of_gaps = bool(panel.get("gaps"))
     if of_gaps:
         ax.axhline(0, color="0.6", linewidth=1)
     for i, series in enumerate(panel["series"], int(of_gaps)):
