@@ -1,16 +1,18 @@
-"""The project's folders, atomic writes and file hashes."""
+"""The project's folders, atomic writes, strict JSON and file hashes."""
 
 import glob
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
-from lora.errors import UserError
+from lora.errors import UserError, first_line
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"  # a user's own runs and measurements, which git ignores, except for:
@@ -49,6 +51,21 @@ def written_whole(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Raises: UserError: If the file is not a JSON object of finite numbers."""
+    try:
+        content = json.loads(path.read_bytes(), parse_constant=_refuse)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not readable JSON: {first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _refuse(name: str) -> float:
+    raise ValueError(f"{name} is not a finite number")
 
 
 def discard(path: Path) -> None:

@@ -69,11 +69,11 @@ def test_nan_never_reaches_a_record(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"run_id": "x"', "not a readable record"),
-        (b"\xff\xfe", "not a readable record"),
-        (b"[1, 2]", "expected the keys.*found list"),
+        (b'{"run_id": "x"', "is not readable JSON"),
+        (b"\xff\xfe", "is not readable JSON"),
+        (b"[1, 2]", "must hold a JSON object, found list"),
         (b'{"run_id": "x"}', "expected the keys"),
-        (b"", "not a readable record"),
+        (b"", "is not readable JSON"),
     ],
 )
 def test_broken_and_foreign_files_are_named_and_left_out(tmp_path, content, message):
@@ -97,7 +97,7 @@ def test_a_record_under_another_name_is_refused(tmp_path):
 def test_nan_in_a_foreign_record_is_refused(tmp_path):
     path = write_record(tmp_path, record())
     path.write_text(path.read_text().replace("0.8", "NaN"))
-    with pytest.raises(UserError, match="NaN is not a value"):
+    with pytest.raises(UserError, match="NaN is not a finite number"):
         read_record(path)
 
 

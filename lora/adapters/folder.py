@@ -25,7 +25,7 @@ from lora.adapters.base import Base
 from lora.adapters.torch_modes import lasting
 from lora.checks import SettingsError, build
 from lora.errors import UserError, first_line, listed
-from lora.files import write_atomically
+from lora.files import read_object, write_atomically
 from lora.methods import METHODS
 from lora.methods.configs import MethodConfig
 from lora.records.record import RunRecord, adapter_path
@@ -239,12 +239,9 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST_DESCRIPTION:
             raise UserError(f"{path} has {path.stat().st_size} bytes, too many for the description of an adapter")
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not readable JSON: {first_line(error)}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} does not describe an adapter: it holds a {type(content).__name__}, not an object")
-    return content
+    except OSError as error:
+        raise UserError(f"{path} is not readable: {first_line(error)}") from error
+    return read_object(path)
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Where measurements lie, what each says about its origin, and JSON files written and read. No torch here."""
+"""Where measurements lie, what each says about its origin, and pages written. No torch here."""
 
 import argparse
 import json
@@ -60,21 +60,6 @@ def publish(folder: Path, name: str, content: dict[str, Any], page: str) -> None
 
 def as_json(content: dict[str, Any]) -> bytes:
     return f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode()
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Raises: UserError: If the file is not a JSON object of finite numbers."""
-    try:
-        content = json.loads(path.read_bytes(), parse_constant=_refuse)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object, found {type(content).__name__}")
-    return content
-
-
-def _refuse(name: str) -> float:
-    raise ValueError(f"{name} is not a value that a measurement may hold")
 
 
 def say(line: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora.errors import UserError
+from lora.files import read_object
 from lora.records.record import RunRecord
 
 EXAMPLES, SUBSPACES, SWAP = "examples.json", "subspaces.json", "swap.json"
@@ -66,11 +67,11 @@ def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
 
 def read_analysis(path: Path) -> dict[str, Any]:
     """The file's content. Raises: UserError: If it does not state what it was made from, or has no list of entries."""
+    content = read_object(path)
     try:
-        content = json.loads(path.read_bytes())
         if not isinstance(content["made_from"], dict) or not isinstance(content["entries"], list):
             raise ValueError("made_from must be an object and entries a list")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError) as error:
         raise UserError(f"{path} is not a readable analysis: {error!r}") from error
     return content
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from lora.errors import UserError
-from lora.files import write_atomically
+from lora.files import read_object, write_atomically
 
 SCHEMA = 1
 RUN_ID = re.compile(r"^[A-Za-z0-9_.-]+-[0-9a-f]{8}$")
@@ -78,13 +78,11 @@ def read_record(path: Path) -> RunRecord:
 
     Raises: UserError: If it is broken, has another schema, or its file is not named by its run_id.
     """
-    try:
-        content = json.loads(path.read_bytes(), parse_constant=_no_constant)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a readable record: {error}") from error
-    if not isinstance(content, dict) or set(content) != FIELDS:
-        found = sorted(content) if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"{path} is not a run record: expected the keys {', '.join(sorted(FIELDS))}, found {found}")
+    content = read_object(path)
+    if set(content) != FIELDS:
+        raise UserError(
+            f"{path} is not a run record: expected the keys {', '.join(sorted(FIELDS))}, found {sorted(content)}"
+        )
     if content["schema"] != SCHEMA:
         raise UserError(f"{path} has record schema {content['schema']!r}; this version reads {SCHEMA}")
     record = RunRecord(**content)
@@ -93,10 +91,6 @@ def read_record(path: Path) -> RunRecord:
     if record.status not in ("ok", "failed"):
         raise UserError(f"{path} has status {record.status!r}; expected ok or failed")
     return record
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a value a record may hold")
 
 
 def load_records(results: str | Path) -> tuple[list[RunRecord], list[str]]:

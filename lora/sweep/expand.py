@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
 from lora.config.compose import (
     CONF,
@@ -120,7 +120,7 @@ def read_profile(profile: str) -> dict[str, Any]:
     """The content of conf/profile/<profile>.yaml. Raises: UserError: If the profile does not exist."""
     if profile not in describe_group("profile"):
         raise UserError(f"profile {profile!r} does not exist; choose from {', '.join(describe_group('profile'))}")
-    return OmegaConf.to_container(OmegaConf.load(CONF / "profile" / f"{profile}.yaml"))
+    return yaml.safe_load((CONF / "profile" / f"{profile}.yaml").read_bytes())
 
 
 def how_to_run(overrides: Sequence[str]) -> list[str]:

@@ -9,9 +9,9 @@ import pandas as pd
 
 from lora.checks import SettingsError, build
 from lora.cost.efficiency.plan import TITLES, Plan
-from lora.cost.results import read_object
 from lora.cost.timing import median_interval
 from lora.errors import UserError
+from lora.files import read_object
 
 SCHEMA = 1
 COUNTS = (

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from lora.checks import build
-from lora.cost.results import read_object
 from lora.errors import UserError
+from lora.files import read_object
 
 T = TypeVar("T", "Job", "Answer")
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from lora.cost.results import as_json, read_object
+from lora.cost.results import as_json
 from lora.cost.throughput.summary import AGREES, PEERS, SIDES, summarise
 from lora.cost.timing import name_of, shown
 from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.files import write_atomically
+from lora.files import read_object, write_atomically
 from lora.table import markdown
 
 BEGIN, END = "<!-- bench begin -->", "<!-- bench end -->"

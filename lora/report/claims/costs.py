@@ -1,6 +1,5 @@
 """Ratios of cost against their bounds, from what `python -m lora efficiency` left in results/efficiency/."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -97,14 +96,3 @@ def ratios_by_round(path: Path, measure: str, compare: Compare) -> dict[str, Flo
     kind = next(kind for kind, key in TIMES.items() if key == measure)
     one, other = times.get((kind, compare.one), {}), times.get((kind, compare.other), {})
     return {shape: one[shape] / other[shape] for shape in one if shape in other}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises: UserError: If it is no JSON object."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object, found {type(content).__name__}")
-    return content

@@ -1,7 +1,7 @@
 """Every claim, read, checked, judged on a profile's records, and dated."""
 
+from lora.files import read_object
 from lora.records.analysis import Analyses
-from lora.report.claims.costs import read_json
 from lora.report.claims.history import with_history
 from lora.report.claims.known import check_cells, known_cells
 from lora.report.claims.statements import Claim, read_claims
@@ -27,7 +27,7 @@ def made_with(gathered: Gathered) -> dict[str, str | None]:
     """run_id, or measured file as findings name it, -> the commit of the code that it was made with."""
     commits = {run_id: record.provenance["code"]["commit"] for run_id, record in gathered.state.ok.items()}
     for path in gathered.efficiency.glob("**/summary.json"):
-        about = read_json(path).get("about")
+        about = read_object(path).get("about")
         code = about.get("code") if isinstance(about, dict) else None
         commits[str(path.relative_to(gathered.efficiency.parent))] = (
             code.get("commit") if isinstance(code, dict) else None

@@ -33,8 +33,9 @@ import pandas as pd
 from jaxtyping import Float
 
 from lora.data.tasks import TASKS
+from lora.files import read_object
 from lora.report.aggregate import Planned, kinds_of, slug_label
-from lora.report.claims.costs import ratios, read_json
+from lora.report.claims.costs import ratios
 from lora.report.claims.counts import count_ratios, slugs_of
 from lora.report.claims.findings import Finding, after_holm, exact, not_measured, smallest_p
 from lora.report.claims.sides import described, labels, select
@@ -192,7 +193,7 @@ def on_measurements(claim: Claim, folder: Path) -> list[Verdict]:
     """One verdict for every summary that `python -m lora efficiency` left."""
     verdicts = []
     for path in sorted([*folder.glob("*/summary.json"), *folder.glob("*/*/summary.json")]):
-        summary, about = read_json(path), str(path.parent.relative_to(folder))
+        summary, about = read_object(path), str(path.parent.relative_to(folder))
         findings = [found for compare in claim.compare for found in ratios(claim, compare, summary, path, folder)]
         if findings:
             verdicts.append(verdict(claim, about, findings))
