@@ -330,7 +330,7 @@ STRANGE = {
     "alpha": (lambda f: edit(f, lora_alpha=None), "lora_alpha=None"),
     "alpha 0": (lambda f: alone(f, lora_alpha=0), r"adapter_config\.json: alpha must be > 0 and finite, got 0"),
     "alpha -2": (lambda f: alone(f, lora_alpha=-2), r"adapter_config\.json: alpha must be > 0 and finite, got -2"),
-    "alpha NaN": (lambda f: edit(f, lora_alpha=float("nan")), "lora_alpha=nan"),
+    "alpha NaN": (lambda f: edit(f, lora_alpha=float("nan")), "NaN is not a finite number"),
     "alpha above floats": (lambda f: edit(f, lora_alpha=10**400), "lora_alpha=1000"),
     "alpha of a text": (lambda f: edit(f, lora_alpha="16"), "lora_alpha='16'"),
     "pattern above floats": (lambda f: edit(f, alpha_pattern={"query": 10**400}), "alpha_pattern={"),
