@@ -184,7 +184,7 @@ BROKEN = {
     "no version": (lambda f: (f / DESCRIPTION).write_text("{}"), "it has no format"),
     "not JSON": (lambda f: (f / DESCRIPTION).write_text('{"format": 1'), "is not readable JSON"),
     "deep JSON": (lambda f: (f / DESCRIPTION).write_text("[" * 10**6), "is not readable JSON"),
-    "a list": (lambda f: (f / DESCRIPTION).write_text("[1]"), "it holds a list, not an object"),
+    "a list": (lambda f: (f / DESCRIPTION).write_text("[1]"), "must hold a JSON object, found list"),
     "method": (lambda f: edit(f, method__name="dora"), "method.name must be one of full, bitfit"),
     "no method": (lambda f: edit(f, method=None), "method.name must be one of"),
     "alpha": (lambda f: edit(f, method__alpha="16"), "alpha must be of type float, got '16'"),

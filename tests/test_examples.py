@@ -157,7 +157,7 @@ def test_an_analysis_of_other_predictions_is_named_and_left_out(predicted_runs):
 @pytest.mark.parametrize("content", ["{", "[]", '{"made_from": []}', '{"made_from": {}, "entries": 3}'])
 def test_a_broken_analysis_is_refused(tmp_path, content):
     (tmp_path / EXAMPLES).write_text(content)
-    with pytest.raises(UserError, match=r"examples.json is not a readable analysis"):
+    with pytest.raises(UserError, match=r"examples.json (is not readable JSON|must hold a JSON object|is not a readable analysis)"):
         read_analyses(tmp_path, {})
 
 
