@@ -200,7 +200,8 @@ def local_run(folder, *overrides):
     return compose_run(["profile=small", "task=rte", "method=lora", "model=local", f"model.path={folder}", *overrides])
 
 
-COVERED = dict.fromkeys(tiny.ARCHITECTURES, "stock") | dict.fromkeys(("bert", "roberta", "electra"), "fused")
+FUSED = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+COVERED = dict.fromkeys(tiny.ARCHITECTURES, "stock") | dict.fromkeys(FUSED, "fused")
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)

@@ -440,7 +440,7 @@ def test_frozen_tensors_stay_bit_identical(method, precision):
     assert checksum(frozen) == before
 
 
-@pytest.mark.parametrize("architecture", ["deberta-v2", "distilbert"])
+@pytest.mark.parametrize("architecture", ["deberta-v2", "distilbert", "mpnet", "modernbert"])
 def test_other_architectures_are_refused_and_left_alone(architecture):
     model = tiny.model(architecture)
     modules = [type(module) for module in model.modules()]

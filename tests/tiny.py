@@ -49,8 +49,8 @@ def config(architecture: str, **extra) -> transformers.PretrainedConfig:
         return transformers.DebertaV2Config(
             **vocabulary, **COMMON, **relative, type_vocab_size=0, pad_token_id=0, **extra
         )
-    if architecture == "modernbert":  # the second layer sees two tokens to each side
-        special = {"local_attention": 4, "global_attn_every_n_layers": 2, "pad_token_id": 0, "cls_token_id": 2}
+    if architecture == "modernbert":  # the second layer sees three tokens to each side: one at least is no padding
+        special = {"local_attention": 6, "global_attn_every_n_layers": 2, "pad_token_id": 0, "cls_token_id": 2}
         special |= {"bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3}
         return transformers.ModernBertConfig(**{**vocabulary, **COMMON, **special, **extra})
     kinds = {
@@ -69,8 +69,8 @@ def config(architecture: str, **extra) -> transformers.PretrainedConfig:
 
 def takes(architecture: str, method: str) -> bool:
     """Whether a method is for an architecture; `tests/test_architectures.py` tries all of them."""
-    pfeiffer = method in ("pfeiffer", "adapterdrop")
-    return not (pfeiffer and architecture in PRE_NORM or method == "bitfit" and architecture in UNBIASED)
+    lacking = {"pfeiffer": PRE_NORM, "adapterdrop": PRE_NORM, "bitfit": UNBIASED}
+    return architecture not in lacking.get(method, ())
 
 
 def model(architecture: str, outputs: int = 2, seed: int = 0, **extra) -> torch.nn.Module:

@@ -134,8 +134,8 @@ def places(model: nn.Module, config: BottleneckConfig) -> list[str]:
         return [f"{layer}.{end}" for end in (known.attention_end, known.ffn_end) for layer in layers]
     if known.ffn_norm is None:
         raise UserError(
-            f"Pfeiffer adapters have no place in {known.title}: they lie between two applications of the LayerNorm after "
-            f"the FFN's residual, and a pre-norm layer has none there; Houlsby adapters have places"
+            f"Pfeiffer adapters have no place in {known.title}: they lie between two applications of the LayerNorm "
+            f"after the FFN's residual, and a pre-norm layer has none there; Houlsby adapters have places"
         )
     dropped = config.drop_layers if isinstance(config, AdapterDropConfig) else 0
     if dropped >= len(layers):

@@ -1,6 +1,7 @@
 """Load an encoder with a new classification head, from the embedded package, a local folder or the hub."""
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -204,5 +205,7 @@ def max_positions(model: nn.Module) -> int:
     that index are lost.
     """
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    padding = getattr(table, "padding_idx", None)
-    return model.config.max_position_embeddings - (0 if padding is None else padding + 1)
+    padding, positions = getattr(table, "padding_idx", None), getattr(model.config, "max_position_embeddings", -1)
+    if positions < 0:  # XLNet's positions are relative, without a limit
+        return sys.maxsize
+    return positions - (0 if padding is None else padding + 1)

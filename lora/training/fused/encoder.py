@@ -21,7 +21,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class FusedEncoder(nn.Module):
-    """The layers of a BERT, RoBERTa or ELECTRA encoder, with their parameters under the same names.
+    """The layers of an encoder of BERT's shape (`kernel_choice.ARCHITECTURES`), with their parameters under the same names.
 
     The last layer is computed for the first token only, because a classification head reads nothing else of it. The
     first token still attends to the keys and values of all tokens.
