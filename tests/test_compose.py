@@ -200,7 +200,7 @@ def local_run(folder, *overrides):
     return compose_run(["profile=small", "task=rte", "method=lora", "model=local", f"model.path={folder}", *overrides])
 
 
-FUSED = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+FUSED = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet")
 COVERED = dict.fromkeys(tiny.ARCHITECTURES, "stock") | dict.fromkeys(FUSED, "fused")
 
 

@@ -10,7 +10,7 @@ from lora.models.modules import is_head, train_only
 def apply(model: nn.Module, config: FullConfig | BitFitConfig, seed: int) -> tuple[str, ...]:
     """Make everything train, or the head and every parameter whose name contains `bias` (BitFit).
 
-    Source: released `run_glue.py`. In MPNet the rule includes the bias of the attention scores, `relative_attention_bias`.
+    Source: released `run_glue.py`. In MPNet this includes `relative_attention_bias`, which is added to the scores.
 
     Raises: UserError: If the body has no bias.
     """
