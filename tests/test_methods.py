@@ -189,6 +189,7 @@ def test_how_alpha_follows_the_rank(settings, rank, scale):
         (LoraConfig(), "lora-qv-r8"),
         (LoraConfig(targets=("o", "k"), rank=4, ranks={"k": 2}), "lora-ko-r4x"),
         (LoraConfig(targets=("a.full.name", "q")), "lora-2modules-r8"),
+        (LoraConfig(targets=("*.attn.q", "*.attn.v")), "lora-2modules-r8"),
         (HoulsbyConfig(), "houlsby-m64"),
         (PfeifferConfig(bottleneck=16), "pfeiffer-m16"),
         (AdapterDropConfig(bottleneck=16, drop_layers=3), "adapterdrop-m16-d3"),

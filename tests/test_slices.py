@@ -21,7 +21,7 @@ from lora.errors import UserError
 from lora.methods import apply
 from lora.methods.configs import LoraConfig
 from lora.methods.lowrank import LoraLinear, LoraSlices
-from lora.models.modules import checksum
+from lora.models.modules import checksum, weight_of
 
 FUSED = [f"model.layers.{layer}.attn.Wqkv" for layer in (0, 1)]
 ROWS = {"q": slice(0, 32), "k": slice(32, 64), "v": slice(64, 96)}
@@ -49,6 +49,25 @@ def test_each_third_of_the_outputs_has_its_own_update(config):
             expected[..., ROWS[target]] += scale * (x @ part.lora_a.T @ part.lora_b.T)
         assert torch.allclose(layer(x), expected, atol=1e-12)
         assert [name for name, _ in layer.named_children()] == list(config.targets)
+        for target, rows in ROWS.items():
+            assert torch.equal(weight_of(model, f"{name}.{target}"), plain.get_submodule(name).weight[rows])
+
+
+@pytest.mark.parametrize("targets", [("v", "k", "q"), ("k", "v", "q"), ("q", "k", "v")], ids="".join)
+def test_the_order_of_targets_and_of_a_file_s_tensors_changes_nothing(targets, base, tmp_path):
+    """A run_id does not depend on it, and neither may the order of parameters, which a gradient's norm is summed in."""
+    usual, model = with_method("modernbert", LoraConfig(targets=tuple("qkv"), rank=2)), tiny.model("modernbert")
+    apply(model, LoraConfig(targets=targets, rank=2), seed=1)
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in usual.named_parameters()]
+    adapter = adapter_of(usual)
+    shuffled = Adapter(adapter.method, dict(sorted(adapter.weights.items(), reverse=True)), adapter.head, adapter.base)
+    to_peft(shuffled, tmp_path / "peft", base=base)
+    back = from_peft(tmp_path / "peft")
+    assert checksum(back.weights.items()) == checksum(adapter.weights.items())
+    swap(model := tiny.model("modernbert"), shuffled)
+    unmerge(model)
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in usual.named_parameters()]
+    assert torch.equal(logits(model, "modernbert"), logits(usual, "modernbert"))
 
 
 def test_dropout_is_on_the_input_of_a_alone():
@@ -196,6 +215,9 @@ def test_a_folder_whose_factors_are_not_of_the_slices_is_refused(fault, base, tm
         (folder / CONFIG).write_text(json.dumps(settings | {"alpha_pattern": dict.fromkeys(FUSED, 15.0)}))
     save_file(tensors, folder / WEIGHTS)
     (folder / "lora.json").write_text(json.dumps(extras))
-    messages = {"outside": "outside the blocks of its slices", "ranks": "not joined from slices of ranks"}
+    messages = {
+        "outside": r"outside the blocks of .*Wqkv\.q, .*v, as lora\.json says",
+        "ranks": "not joined from slices of ranks",
+    }
     with pytest.raises(UserError, match=messages.get(fault, r"says a factor of 2\.33333 for .*q, and .* 2\.5")):
         from_peft(folder)

@@ -26,7 +26,7 @@ from lora.errors import UserError
 from lora.methods import Applied
 from lora.methods.configs import LoraConfig
 from lora.methods.lowrank import LoraLayer, LoraSlices, adapt
-from lora.models.architectures import module_of
+from lora.models.architectures import in_order, module_of
 from lora.models.modules import is_head, replace, train_only
 
 
@@ -140,8 +140,9 @@ def fitted_layers(model: nn.Module, kept: Mapping[str, LoraLayer], adapter: Adap
     if applied is not None and not isinstance(applied.method, LoraConfig):
         raise UserError(f"a LoRA adapter needs a model without another method, and {state_of(model)}")
     layers: dict[str, LoraLayer] = {}
-    for name, (a, b) in adapter.pairs().items():
-        module = module_of(name)
+    pairs = adapter.pairs()
+    for name in in_order(pairs):
+        (a, b), module = pairs[name], module_of(name)
         linear = kept[module] if module in kept else find_linear(model, module)
         part = adapt(layers, name, linear, len(a), adapter.scale(name), adapter.method.dropout)
         if a.shape[1] != linear.in_features or len(b) != len(part.lora_b):

@@ -37,7 +37,7 @@ from lora.adapters.folder import (
     read_tensors,
     write_folder,
 )
-from lora.adapters.slices import joined, separated
+from lora.adapters.slices import ROUNDING, joined, separated
 from lora.checks import SettingsError
 from lora.errors import UserError
 from lora.methods.configs import LoraConfig
@@ -54,7 +54,6 @@ READ = (
     "layers_pattern rank_pattern alpha_pattern megatron_core qalora_group_size eva_config ensure_weight_tying"
 ).split()
 OFF = (None, False, "none", {}, [])
-ROUNDING = 1e-12  # relative; of an alpha that was computed from a scale
 INITS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 

@@ -4,6 +4,7 @@ The product of the joined factors is exactly that of the slices, and its rank is
 for the whole layer, so only slices of equal scales can be joined.
 """
 
+import math
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -12,8 +13,10 @@ from lora.adapters.adapter import Adapter, ranks_in
 from lora.errors import UserError
 from lora.methods.configs import LoraConfig
 from lora.methods.lowrank import in_blocks
-from lora.models.architectures import ARCHITECTURES, module_of, named_by, slice_of
+from lora.models.architectures import ARCHITECTURES, in_order, module_of, named_by, slice_of
 
+ROUNDING = 1e-12  # relative; of a scale or an alpha that was computed from one
+AS_A_WHOLE = "as lora.json says: without that file, the adapter is read as one of the whole layer"
 PARTS = {target for each in ARCHITECTURES.values() for targets in each.fused.values() for target in targets}
 
 
@@ -24,23 +27,24 @@ def joined(adapter: Adapter) -> dict[str, tuple[Tensor, Tensor, float]]:
     """
     modules: dict[str, list[str]] = {}
     pairs = adapter.pairs()
-    for name in pairs:
+    for name in in_order(pairs):
         modules.setdefault(module_of(name), []).append(name)
     found = {}
     for module, names in modules.items():
         scales = {name: adapter.scale(name) for name in names}
-        if len(set(scales.values())) > 1:
-            listed = ", ".join(f"{scale:g} on {name}" for name, scale in scales.items())
+        scale = scales[names[0]]
+        if not all(math.isclose(own, scale, rel_tol=ROUNDING) for own in scales.values()):
+            listed = ", ".join(f"{own:g} on {name}" for name, own in scales.items())
             raise UserError(
                 f"PEFT has one factor of B A for the whole of {module}, and the adapter's slices of it have several "
                 f"({listed}): train with equal ranks, or with method.alpha_at_rank, which gives every rank one factor"
             )
         if names == [module]:
-            found[module] = (*pairs[module], scales[module])
+            found[module] = (*pairs[module], scale)
         else:
             outputs = len(pairs[names[0]][1]) * slice_of(names[0]).count
             parts = [(slice_of(name).rows(outputs), *pairs[name]) for name in names]
-            found[module] = (*in_blocks(parts, outputs), scales[names[0]])
+            found[module] = (*in_blocks(parts, outputs), scale)
     return found
 
 
@@ -57,16 +61,16 @@ def separated(weights: Mapping[str, Tensor], method: LoraConfig) -> dict[str, Te
         if not named or any(named_by(target, [module]) for target in method.targets):
             continue
         a, b = found.pop(f"{module}.lora_a"), found.pop(f"{module}.lora_b", None)
-        ranks = ranks_in(method, sorted(named, key=lambda name: slice_of(name).index))
+        ranks = ranks_in(method, in_order(named))
         if b is None or a.dim() != 2 or b.dim() != 2 or not len(a) == sum(ranks.values()) == b.shape[1]:
-            raise UserError(f"the factors of {module} are not joined from slices of ranks {ranks}")
+            raise UserError(f"the factors of {module} are not joined from slices of ranks {ranks}, {AS_A_WHOLE}")
         start, own = 0, {}
         for name, rank in ranks.items():
             columns, rows = slice(start, start + rank), slice_of(name).rows(len(b))
             own[name] = rows, a[columns].clone(), b[rows, columns].clone()
             start += rank
         if not in_blocks(own.values(), len(b))[1].equal(b):
-            raise UserError(f"lora_b of {module} has values outside the blocks of its slices {', '.join(ranks)}")
+            raise UserError(f"lora_b of {module} has values outside the blocks of {', '.join(ranks)}, {AS_A_WHOLE}")
         for name, (_, own_a, own_b) in own.items():
             found |= {f"{name}.lora_a": own_a, f"{name}.lora_b": own_b}
     return found

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from lora.errors import UserError
 from lora.methods.configs import LoraConfig
-from lora.models.architectures import module_of, slice_of
-from lora.models.modules import find_target, replace, train_only
+from lora.models.architectures import in_order, module_of, slice_of
+from lora.models.modules import find_target, replace, train_only, weight_of
 from lora.rng import generator
 
 
@@ -114,7 +114,7 @@ def in_blocks(
     """
     parts = list(parts)
     a = torch.cat([a for _, a, _ in parts])
-    b, start = a.new_zeros(outputs, len(a)), 0
+    b, start = torch.cat([b.flatten() for _, _, b in parts]).new_zeros(outputs, len(a)), 0
     for rows, _, own in parts:
         b[rows, start : start + own.shape[1]] = own
         start += own.shape[1]
@@ -162,25 +162,25 @@ def apply(model: nn.Module, config: LoraConfig, seed: int) -> tuple[str, ...]:
     Returns: The names of the trainable parameters: every A and B, and the head's.
     Raises: UserError: If a target is missing, named twice, or smaller than its rank. The model is then unchanged.
     """
-    layers: dict[str, LoraLayer] = {}
-    parts: dict[str, LoraLinear | LoraSlice] = {}
+    planned: dict[str, int] = {}
     for target in config.targets:
         rank = config.rank_of(target)
         for name in find_target(model, target):
-            if name in parts:
+            if name in planned:
                 raise UserError(f"module {name} is named by two of {', '.join(config.targets)}: name it once")
-            linear, part = model.get_submodule(module_of(name)), slice_of(name)
-            rows = linear.out_features if part is None else linear.out_features // part.count
-            limit = min(linear.in_features, rows)
-            if rank > limit:
+            d_out, d_in = weight_of(model, name).shape
+            if rank > min(d_in, d_out):
                 raise UserError(
-                    f"rank {rank} is above the smaller dimension of {name} ({rows} x {linear.in_features}): it must be "
-                    f"in 1..{limit}"
+                    f"rank {rank} is above the smaller dimension of {name} ({d_out} x {d_in}): it must be in "
+                    f"1..{min(d_in, d_out)}"
                 )
-            parts[name] = adapt(layers, name, linear, rank, config.scale_at(rank), config.dropout)
-    for name, part in parts.items():
+            planned[name] = rank
+    layers: dict[str, LoraLayer] = {}
+    for name in in_order(planned):
+        linear, rank = model.get_submodule(module_of(name)), planned[name]
+        part = adapt(layers, name, linear, rank, config.scale_at(rank), config.dropout)
         if part.lora_a.device.type != "meta":
             init_a(part.lora_a, config, seed, name)
     for name, layer in layers.items():
         replace(model, name, layer)
-    return train_only(model, [f"{name}.{part}" for name in parts for part in ("lora_a", "lora_b")])
+    return train_only(model, [f"{name}.{part}" for name in planned for part in ("lora_a", "lora_b")])

@@ -140,6 +140,11 @@ def module_of(name: str) -> str:
     return name if part is None else part.module
 
 
+def in_order(names: Iterable[str]) -> list[str]:
+    """The names with slices in the order of their rows, whatever the order of targets or of tensors in a file."""
+    return sorted(names, key=lambda name: 0 if slice_of(name) is None else slice_of(name).index)
+
+
 def numbered(name: str) -> str:
     """The name with `*` for numbers, which all encoder layers share."""
     return re.sub(r"\.\d+\.", ".*.", name)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lora.errors import UserError
-from lora.models.architectures import ARCHITECTURES, Architecture, named_by, numbered
+from lora.models.architectures import ARCHITECTURES, Architecture, module_of, named_by, numbered, slice_of
 
 
 def is_head(model: nn.Module, name: str) -> bool:
@@ -50,11 +50,17 @@ def find_target(model: nn.Module, target: str) -> list[str]:
         found = [name for name in found if not is_head(model, name)]
     if not found:
         raise UserError(
-            f"target {target!r} is not in {type(model).__name__}: a target is one of q, k, v, o, i, f if the layers' "
-            f"places are known, or the name of linear layers, with * for any part of it; the linear layers are "
+            f"target {target!r} is not in {type(model).__name__}: a target is one of q, k, v, o, i, f if the "
+            f"architecture is known, the name of a linear layer, or a pattern of names; the linear layers are "
             f"{', '.join(listed)}"
         )
     return found
+
+
+def weight_of(model: nn.Module, name: str) -> torch.Tensor:
+    """The matrix that a target's name stands for: a layer's weight, or the rows of a slice."""
+    weight, part = model.get_submodule(module_of(name)).weight, slice_of(name)
+    return weight if part is None else weight[part.rows(len(weight))]
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
