@@ -34,8 +34,10 @@ def state(model):
     return checksum(model.state_dict().items()), [type(module) for module in model.modules()], flags
 
 
-@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
-@pytest.mark.parametrize("method", METHODS)
+CASES = [(a, method) for a in tiny.ARCHITECTURES for method in METHODS if tiny.takes(a, method)]
+
+
+@pytest.mark.parametrize(("architecture", "method"), CASES)
 def test_a_loaded_adapter_computes_what_the_saved_one_did(architecture, method, tmp_path):
     model = with_method(architecture, METHODS[method])
     saved = save_adapter(model, tmp_path / "a", ORIGIN)

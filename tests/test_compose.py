@@ -57,7 +57,8 @@ def test_all_problems_of_a_run_come_together(tiny_config):
     assert len(str(caught.value).splitlines()) == 5
 
 
-OTHER_ACTIVATION = dict.fromkeys(tiny.ARCHITECTURES, "hidden_act") | {"distilbert": "activation"}
+OTHER_ACTIVATION = dict.fromkeys(tiny.ARCHITECTURES, "hidden_act")
+OTHER_ACTIVATION |= {"distilbert": "activation", "modernbert": "hidden_activation"}
 
 
 def longer(architecture):
@@ -199,7 +200,8 @@ def local_run(folder, *overrides):
     return compose_run(["profile=small", "task=rte", "method=lora", "model=local", f"model.path={folder}", *overrides])
 
 
-COVERED = {"bert": "fused", "roberta": "fused", "electra": "fused", "distilbert": "stock", "deberta-v2": "stock"}
+FUSED = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet")
+COVERED = dict.fromkeys(tiny.ARCHITECTURES, "stock") | dict.fromkeys(FUSED, "fused")
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)

@@ -146,8 +146,9 @@ def test_add_norm_equals_the_plain_one(dtype, p):
 
 @DTYPES
 @DROPPED
+@pytest.mark.parametrize("biased", [False, True], ids=["", "biased"])
 @pytest.mark.parametrize("queries", [1, 9])
-def test_attention_equals_the_plain_one(dtype, p, queries):
+def test_attention_equals_the_plain_one(dtype, p, queries, biased):
     q, k, v = (
         draw(4, queries, 24, dtype=dtype),
         draw(4, 9, 24, seed=1, dtype=dtype),
@@ -155,7 +156,8 @@ def test_attention_equals_the_plain_one(dtype, p, queries):
     )
     visible = torch.arange(9) < torch.tensor([[9], [4], [1], [8]])
     visible[3, 2] = False  # any key may be hidden, not only the last
-    assert_close(both("attention", [q, k, v, visible, 3, site(p)], [0, 1, 2]), dtype)
+    bias = [draw(3, queries, 9, seed=3)] if biased else []
+    assert_close(both("attention", [q, k, v, visible, 3, site(p), *bias], [0, 1, 2, 6][: 3 + biased]), dtype)
 
 
 @PACKED
@@ -350,19 +352,20 @@ def test_the_fused_encoder_equals_transformers_own(architecture, method):
         assert torch.allclose(grads[name], truth, rtol=1e-4, atol=1e-5), name
 
 
+@pytest.mark.parametrize("architecture", ["bert", "mpnet"])
 @pytest.mark.parametrize("method", CONFIGS)
-def test_with_dropout_the_kernels_equal_the_plain_functions(method, monkeypatch):
+def test_with_dropout_the_kernels_equal_the_plain_functions(method, architecture, monkeypatch):
     """Also the two places outside the layers, after the embeddings and before the classifier."""
-    _, fused, source = pair("bert", method, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.3)
+    _, fused, source = pair(architecture, method, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.3)
     fused.train()
     source.begin(1, np.arange(5))
-    logits, grads = gradients(fused, "bert")
+    logits, grads = gradients(fused, architecture)
     fused.eval()
-    assert not torch.allclose(logits, gradients(fused, "bert")[0], atol=1e-3)
+    assert not torch.allclose(logits, gradients(fused, architecture)[0], atol=1e-3)
     for name in NAMES:
         monkeypatch.setattr(HOMES[name], name, getattr(plain, name))
     fused.train()
-    truth, true_grads = gradients(fused, "bert")
+    truth, true_grads = gradients(fused, architecture)
     assert torch.allclose(logits, truth, atol=1e-5)
     for name, truth in true_grads.items():
         assert torch.allclose(grads[name], truth, rtol=1e-4, atol=1e-5), name
@@ -440,7 +443,7 @@ def test_frozen_tensors_stay_bit_identical(method, precision):
     assert checksum(frozen) == before
 
 
-@pytest.mark.parametrize("architecture", ["deberta-v2", "distilbert"])
+@pytest.mark.parametrize("architecture", ["deberta-v2", "distilbert", "modernbert"])
 def test_other_architectures_are_refused_and_left_alone(architecture):
     model = tiny.model(architecture)
     modules = [type(module) for module in model.modules()]
@@ -466,6 +469,15 @@ def test_fused_runs_repeat_and_follow_stock_runs(tiny_config):
         assert stock.run_id != fused.run_id
         expected = [epoch["train_loss"] for epoch in stock.epochs]
         assert [epoch["train_loss"] for epoch in fused.epochs] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["full", "bitfit"])
+def test_mpnets_bias_of_the_scores_trains_as_in_stock_runs(method, tiny_config, tmp_path):
+    folder = tiny.folder(tmp_path / "mpnet", "mpnet")
+    given = (f"model.path={folder}", f"method={method}", "train.dropout=0.0", "train.head_dropout=0.0")
+    stock, fused = (run(tiny_config(*given, f"train.kernels={kernels}"))[0] for kernels in ("stock", "fused"))
+    expected = [epoch["train_loss"] for epoch in stock.epochs]
+    assert [epoch["train_loss"] for epoch in fused.epochs] == pytest.approx(expected, rel=1e-4)
 
 
 def test_passes_of_a_step_change_nothing_even_with_dropout(tiny_config):

@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import tiny
 import torch
+import transformers
 from transformers import AutoTokenizer
 
 from lora.config.run import ModelConfig
@@ -55,6 +56,8 @@ def test_the_body_is_the_files_and_the_head_is_new(folder):
             assert parameter.dtype == torch.float32
             if name.endswith("bias"):
                 assert not parameter.any()
+            elif name == "head.norm.weight":  # ModernBERT's
+                assert (parameter == 1).all()
             else:
                 assert not torch.equal(parameter, third)
                 assert 0 < parameter.std().item() < 0.03  # N(0, initializer_range = 0.02)
@@ -222,9 +225,56 @@ def test_dropouts_are_replaced_where_given(folder):
     assert 0.3 in found[True]
 
 
-def test_positions_of_roberta_start_after_padding():
-    assert max_positions(tiny.config("roberta")) == 62
-    assert max_positions(tiny.config("bert")) == 64
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_the_longest_input_is_read_and_a_longer_one_has_no_positions(architecture):
+    model = tiny.model(architecture)
+    longest = max_positions(model)
+    assert longest == (62 if architecture in tiny.ROBERTAS else 64)
+    model(**tiny.inputs(architecture, length=longest))
+    if architecture not in ("deberta-v2", "modernbert"):  # their positions are relative
+        with pytest.raises((IndexError, RuntimeError)):
+            model(**tiny.inputs(architecture, length=longest + 1))
+
+
+def test_positions_of_roberta_follow_its_padding():
+    assert max_positions(tiny.model("roberta", pad_token_id=0)) == 63
+    assert max_positions(tiny.model("mpnet", pad_token_id=0)) == 62  # its positions start at 2 whatever the padding
+
+
+def test_modernberts_head_is_the_checkpoints_where_it_has_one(tmp_path):
+    """A checkpoint of masked-language modelling: its `head` stays, its `decoder` is not used."""
+    settings = tiny.config("modernbert")
+    settings.tie_word_embeddings = False
+    pretrained = transformers.ModernBertForMaskedLM(settings)
+    with torch.no_grad():
+        pretrained.head.norm.weight.uniform_(0.5, 2)
+    pretrained.save_pretrained(tmp_path)
+    tiny.tokenizer(tmp_path, "modernbert").save_pretrained(tmp_path)
+    stored = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    assert {"decoder.weight", "decoder.bias", "head.dense.weight", "head.norm.weight"} <= set(stored)
+    model = load_encoder(local(tmp_path), TASKS["mnli"], 1).model
+    for name, parameter in model.named_parameters():
+        assert is_head(model, name) == name.startswith(("head.", "classifier."))
+        if not name.startswith("classifier."):
+            assert torch.equal(parameter, stored[name])
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_sdpa_is_taken_where_transformers_has_it(architecture, tmp_path):
+    folder = tiny.folder(tmp_path / "model", architecture)
+    model = load_encoder(local(folder, attention="sdpa"), TASKS["rte"], 1).model
+    assert (model.config._attn_implementation == "sdpa") == type(model)._supports_sdpa
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_gradient_checkpointing_is_refused_where_transformers_has_none(architecture, tmp_path):
+    folder = tiny.folder(tmp_path / "model", architecture)
+    config = dataclasses.replace(local(folder), gradient_checkpointing=True)
+    if architecture == "mpnet":
+        with pytest.raises(UserError, match="gradient_checkpointing must be false: MPNetForSequenceClassification has"):
+            load_encoder(config, TASKS["rte"], 1)
+    else:
+        assert load_encoder(config, TASKS["rte"], 1).model.is_gradient_checkpointing
 
 
 def test_unsupported_hub_access_is_a_clear_error(monkeypatch, model_dir):

@@ -28,6 +28,8 @@ def rows_of(table) -> list[str]:
         (["train.lr=0.0005,0.002"], ["LoRA (qv, r8), lr=0.0005", "LoRA (qv, r8), lr=0.002"]),
         (["method.alpha=4,64"], ["LoRA (qv, r8), alpha=4", "LoRA (qv, r8), alpha=64"]),
         ([f"method.targets=[{Q}],[{V}]"], [f"LoRA (1modules, r8), targets={name}" for name in (Q, V)]),
+        (["method.targets=['*.query','*.value']"], ["LoRA (2modules, r8), targets=*.query+*.value"]),
+        (["method.targets=[*.query,*.value]"], ["LoRA (2modules, r8), targets=*.query+*.value"]),
         (["method.rank=2,4"], ["LoRA (qv, r2)", "LoRA (qv, r4)"]),
         (["data.train_rows=50,60"], ["LoRA (qv, r8), train_rows=50", "LoRA (qv, r8), train_rows=60"]),
         (["method.ranks={q:2},{q:4}"], ["LoRA (qv, r8x), ranks=q:2", "LoRA (qv, r8x), ranks=q:4"]),

@@ -1,4 +1,4 @@
-"""Two-layer encoders of five architectures, with tokenizers, made on the spot."""
+"""Two-layer encoders of every architecture, with tokenizers, made on the spot."""
 
 from pathlib import Path
 
@@ -7,7 +7,13 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-ARCHITECTURES = ("bert", "roberta", "deberta-v2", "electra", "distilbert")
+ARCHITECTURES = (
+    *("bert", "roberta", "deberta-v2", "electra", "distilbert"),
+    *("mpnet", "xlm-roberta", "camembert", "modernbert"),
+)
+PRE_NORM = ("modernbert",)  # without a place for Pfeiffer adapters
+UNBIASED = ("modernbert",)  # as its released checkpoints are: nothing for BitFit
+ROBERTAS = ("roberta", "xlm-roberta", "camembert", "mpnet")  # tokens and positions are RoBERTa's
 WORDS = (
     "a the film is was good bad dull bright very not and story actor plot music scene ends starts well badly".split()
 )
@@ -43,14 +49,28 @@ def config(architecture: str, **extra) -> transformers.PretrainedConfig:
         return transformers.DebertaV2Config(
             **vocabulary, **COMMON, **relative, type_vocab_size=0, pad_token_id=0, **extra
         )
+    if architecture == "modernbert":  # the second layer sees three tokens to each side: one at least is no padding
+        special = {"local_attention": 6, "global_attn_every_n_layers": 2, "pad_token_id": 0, "cls_token_id": 2}
+        special |= {"bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3}
+        return transformers.ModernBertConfig(**{**vocabulary, **COMMON, **special, **extra})
     kinds = {
         "bert": transformers.BertConfig,
         "roberta": transformers.RobertaConfig,
         "electra": transformers.ElectraConfig,
+        "mpnet": transformers.MPNetConfig,
+        "xlm-roberta": transformers.XLMRobertaConfig,
+        "camembert": transformers.CamembertConfig,
     }
     special = {"embedding_size": 16} if architecture == "electra" else {}
-    special |= {"pad_token_id": 1, "type_vocab_size": 1} if architecture == "roberta" else {"pad_token_id": 0}
+    special |= {"pad_token_id": 1} if architecture in ROBERTAS else {"pad_token_id": 0}
+    special |= {"type_vocab_size": 1} if architecture in ("roberta", "xlm-roberta", "camembert") else {}
     return kinds[architecture](**{**vocabulary, **COMMON, **special, **extra})
+
+
+def takes(architecture: str, method: str) -> bool:
+    """Whether a method is for an architecture; `tests/test_architectures.py` tries all of them."""
+    lacking = {"pfeiffer": PRE_NORM, "adapterdrop": PRE_NORM, "bitfit": UNBIASED}
+    return architecture not in lacking.get(method, ())
 
 
 def model(architecture: str, outputs: int = 2, seed: int = 0, **extra) -> torch.nn.Module:
@@ -108,12 +128,12 @@ def tokenizer(path: Path, architecture: str) -> transformers.PreTrainedTokenizer
         return transformers.DebertaV2Tokenizer.from_pretrained(path, vocab_file=str(path / "spm.model"))
     special = (
         ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-        if architecture == "roberta"
+        if architecture in ROBERTAS
         else ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     )
     vocabulary = {word: i for i, word in enumerate([*special, *WORDS])}
     unknown, begin, end, pad = (
-        ("<unk>", "<s>", "</s>", "<pad>") if architecture == "roberta" else ("[UNK]", "[CLS]", "[SEP]", "[PAD]")
+        ("<unk>", "<s>", "</s>", "<pad>") if architecture in ROBERTAS else ("[UNK]", "[CLS]", "[SEP]", "[PAD]")
     )
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()

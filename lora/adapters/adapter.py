@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,8 @@ from lora.config.run import ModelConfig, RunConfig
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.methods.configs import LoraConfig, MethodConfig
-from lora.models.modules import TARGETS, is_head
+from lora.models.architectures import named_by
+from lora.models.modules import is_head
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LOW_RANK = re.compile(r"(.+)\.lora_([ab])")
@@ -84,8 +86,9 @@ class Adapter:
             if not math.isfinite(tensor.abs().sum(dtype=torch.float64)):
                 raise UserError(f"adapter tensor {name} has values that are not finite: training diverged")
         if isinstance(self.method, LoraConfig):
-            for name, (a, b) in self.pairs().items():
-                rank = rank_in(self.method, name)
+            pairs = self.pairs()
+            for name, rank in ranks_in(self.method, list(pairs)).items():
+                a, b = pairs[name]
                 if a.dim() != 2 or b.dim() != 2 or a.shape[0] != rank or b.shape[1] != rank:
                     raise UserError(
                         f"lora_a and lora_b of {name} are {tuple(a.shape)} and {tuple(b.shape)}; at rank {rank}, which "
@@ -111,7 +114,7 @@ class Adapter:
 
     def scale(self, name: str) -> float:
         """The factor of B A in a module."""
-        return self.method.scale_at(rank_in(self.method, name))
+        return self.method.scale_at(len(self.weights[f"{name}.lora_a"]))
 
 
 def finite_scale(method: LoraConfig, rank: int) -> bool:
@@ -122,12 +125,16 @@ def finite_scale(method: LoraConfig, rank: int) -> bool:
         return False
 
 
-def rank_in(method: LoraConfig, name: str) -> int:
-    """The rank that a config states for a module. Raises: UserError: If the module is not a target."""
-    targets = [t for t in method.targets if t == name or (t in TARGETS and re.search(TARGETS[t], name))]
-    if not targets:
-        raise UserError(f"the adapter has LoRA on {name}, which is not one of its targets, {', '.join(method.targets)}")
-    return method.rank_of(targets[0])
+def ranks_in(method: LoraConfig, names: Sequence[str]) -> dict[str, int]:
+    """The rank that a config states for each module. Raises: UserError: If one is not a target."""
+    found: dict[str, int] = {}
+    for target in method.targets:
+        found = dict.fromkeys(named_by(target, names), method.rank_of(target)) | found
+    for name in names:
+        if name not in found:
+            targets = ", ".join(method.targets)
+            raise UserError(f"the adapter has LoRA on {name}, which is not one of its targets, {targets}")
+    return {name: found[name] for name in names}
 
 
 @lasting

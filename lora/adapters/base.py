@@ -1,8 +1,10 @@
 """The pretrained weights under an adapter: their description, and the check that a model has them."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import xxhash
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from lora.errors import UserError
-from lora.methods.lowrank import LoraLinear
+from lora.methods.lowrank import LoraLayer
 from lora.models.modules import checksum, is_head
 
 # The settings that, together with the weights, determine what an encoder computes. Each architecture has some of them.
@@ -18,7 +20,9 @@ ARCHITECTURE_KEYS = (
     "model_type vocab_size embedding_size hidden_size num_hidden_layers num_attention_heads attention_head_size "
     "intermediate_size hidden_dim hidden_act activation layer_norm_eps max_position_embeddings type_vocab_size "
     "pad_token_id sinusoidal_pos_embds relative_attention pos_att_type position_buckets max_relative_positions "
-    "share_att_key norm_rel_ebd position_biased_input conv_kernel_size conv_act pooler_hidden_act"
+    "share_att_key norm_rel_ebd position_biased_input conv_kernel_size conv_act pooler_hidden_act "
+    "relative_attention_num_buckets hidden_activation norm_eps layer_types local_attention rope_parameters "
+    "classifier_activation classifier_pooling"
 ).split()
 NARROWER = {  # dtypes that weights can be rounded to and still be recognised in
     torch.float64: (torch.float32, torch.bfloat16, torch.float16),
@@ -33,7 +37,7 @@ class Base:
     Args:
         name: Name in the configuration, or the one passed to transformers.
         revision: The hub's commit; None for other sources.
-        architecture: The settings in `ARCHITECTURE_KEYS`; lists are joined by `|`.
+        architecture: The settings in `ARCHITECTURE_KEYS`; lists are joined by `|`, and mappings are JSON.
         hashes: Dtype -> SHA-256 of the body weights that the method does not train, in that dtype. For float32 weights
             the half-precision hashes are stored too, so that an adapter recognises its base when served in bfloat16.
     """
@@ -44,7 +48,7 @@ class Base:
     hashes: dict[str, str]
 
 
-def kept_layers(model: nn.Module) -> dict[str, LoraLinear]:
+def kept_layers(model: nn.Module) -> dict[str, LoraLayer]:
     """The LoRA layers that merged layers have replaced, by name, moved to the model's current device and dtype."""
     kept = getattr(model, "kept_layers", {})
     modules = dict(model.named_modules()) if kept else {}  # one walk is faster than a lookup for each
@@ -77,9 +81,14 @@ def base_tensors(model: nn.Module, trained: Iterable[str] = ()) -> dict[str, Ten
 
 
 def architecture(settings: PretrainedConfig) -> dict[str, str | int | float | bool | None]:
-    """The settings in `ARCHITECTURE_KEYS` that the config has; lists are joined by `|`."""
-    found = {key: getattr(settings, key) for key in ARCHITECTURE_KEYS if hasattr(settings, key)}
-    return {key: "|".join(value) if isinstance(value, list | tuple) else value for key, value in found.items()}
+    """The settings in `ARCHITECTURE_KEYS` that the config has; lists are joined by `|`, and mappings are JSON."""
+
+    def flat(value: Any) -> str | int | float | bool | None:
+        if isinstance(value, Mapping):
+            return json.dumps(value, sort_keys=True)
+        return "|".join(value) if isinstance(value, list | tuple) else value
+
+    return {key: flat(getattr(settings, key)) for key in ARCHITECTURE_KEYS if hasattr(settings, key)}
 
 
 def describe_base(model: nn.Module, name: str | None = None, revision: str | None = None) -> Base:

@@ -24,8 +24,10 @@ from lora.adapters.head import check_range, fitted_head, head_modules, output_la
 from lora.adapters.merge import fitted_layers, remove
 from lora.adapters.torch_modes import lasting, thaw
 from lora.errors import UserError
-from lora.methods.lowrank import LoraLinear
+from lora.methods.lowrank import LoraLayer
 from lora.models.modules import replace
+
+HEAD_LAYERS = (nn.Linear, nn.LayerNorm)
 
 
 @dataclass
@@ -68,12 +70,21 @@ class ManyLora(nn.Module):
         return out.baddbmm_(low, self.b[index].to(out.dtype))  # autocast casts everything but this operation
 
 
-class ManyLinear(nn.Module):
-    """A layer of the head with weights for each adapter. Missing outputs are -inf, which no argmax picks."""
+class ManyHeads(nn.Module):
+    """A linear layer or LayerNorm of the head with weights for each adapter.
 
-    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], routing: Routing):
+    Missing outputs of a linear layer are -inf, which no argmax picks.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Linear | nn.LayerNorm,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor | None],
+        routing: Routing,
+    ):
         super().__init__()
-        self.routing = routing
+        self.routing, self.eps = routing, getattr(layer, "eps", None)
         for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             self.register_buffer(f"weight_{i}", weight)
             self.register_buffer(f"bias_{i}", bias)
@@ -82,7 +93,11 @@ class ManyLinear(nn.Module):
     def forward(self, x: Float[Tensor, "rows *more d_in"]) -> Float[Tensor, "rows *more d_out"]:
         outputs = []
         for i, start, stop in self.routing.spans:
-            out = F.linear(x[start:stop], getattr(self, f"weight_{i}"), getattr(self, f"bias_{i}"))
+            weight, bias, own = getattr(self, f"weight_{i}"), getattr(self, f"bias_{i}"), x[start:stop]
+            if self.eps is None:
+                out = F.linear(own, weight, bias)
+            else:
+                out = F.layer_norm(own, weight.shape, weight, bias, self.eps)
             outputs.append(F.pad(out, (0, self.out_features - out.shape[-1]), value=-torch.inf))
         return torch.cat(outputs)
 
@@ -154,12 +169,13 @@ class AdapterSet(nn.Module):
         self.places: list[str] = []
         self.taken = nn.ModuleList()  # the model's own modules at these places, moved and cast with the set
         for name in dict.fromkeys(name for own in layers for name in own):
-            pairs = [(own[name].lora_a, own[name].lora_b) if name in own else None for own in layers]
+            pairs = [own[name].factors() if name in own else None for own in layers]
             self.take(name, ManyLora(model.get_submodule(name), pairs, self.routing))
         for name, module in head_modules(model).items():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, HEAD_LAYERS):
                 weights = [head[f"{name}.weight"] for head in heads]
-                self.take(name, ManyLinear(weights, [head.get(f"{name}.bias") for head in heads], self.routing))
+                biases = [head.get(f"{name}.bias") for head in heads]
+                self.take(name, ManyHeads(module, weights, biases, self.routing))
         self.relative = [module for module in model.modules() if projects_positions(module)]
         for attention in self.relative:
             attention.disentangled_attention_bias = bias_by_adapter(attention, self.routing)
@@ -225,23 +241,26 @@ class AdapterSet(nn.Module):
             raise UserError("this set of adapters has released its model: create a new set")
 
 
-def scale_into_b(adapter: Adapter, layers: Mapping[str, LoraLinear]) -> None:
+def scale_into_b(adapter: Adapter, layers: Mapping[str, LoraLayer]) -> None:
     """Multiply each B by its scale. Raises: UserError: If a factor overflows in the model's dtype."""
-    for name, (a, _) in adapter.pairs().items():
-        layer = layers[name]
-        layer.lora_b.mul_(layer.scale)
-        check_range(f"{name}.lora_a", a, layer.lora_a)
-        if not torch.isfinite(layer.lora_b).all():
-            raise UserError(
-                f"the adapter's {name}.lora_b, scaled, has values that are not finite in {layer.lora_b.dtype}"
-            )
+    for module, layer in layers.items():
+        for name, part in layer.parts(module).items():
+            part.lora_b.mul_(part.scale)
+            check_range(f"{name}.lora_a", adapter.weights[f"{name}.lora_a"], part.lora_a)
+            if not torch.isfinite(part.lora_b).all():
+                raise UserError(
+                    f"the adapter's {name}.lora_b, scaled, has values that are not finite in {part.lora_b.dtype}"
+                )
 
 
 def check_head(model: nn.Module) -> None:
-    """Raises: UserError: If a layer of the head has parameters but is not linear."""
+    """Raises: UserError: If a layer of the head has parameters but is neither linear nor a LayerNorm."""
     for name, module in head_modules(model).items():
-        if not isinstance(module, nn.Linear) and next(module.parameters(recurse=False), None) is not None:
-            raise UserError(f"{name} is a {type(module).__name__}: only heads of linear layers can be mixed in a batch")
+        if not isinstance(module, HEAD_LAYERS) and next(module.parameters(recurse=False), None) is not None:
+            raise UserError(
+                f"{name} is a {type(module).__name__}: only heads of linear layers and LayerNorms can be mixed in a "
+                f"batch"
+            )
 
 
 def projects_positions(module: nn.Module) -> bool:

@@ -25,7 +25,8 @@ from lora.adapters.torch_modes import lasting, thaw
 from lora.errors import UserError
 from lora.methods import Applied
 from lora.methods.configs import LoraConfig
-from lora.methods.lowrank import LoraLinear
+from lora.methods.lowrank import LoraLayer, LoraSlices, adapt
+from lora.models.architectures import in_order, module_of
 from lora.models.modules import is_head, replace, train_only
 
 
@@ -97,7 +98,7 @@ def swap(
         train_only(model, ())  # as lora.apply does: pretrained weights never train with LoRA
         for layer in layers.values():
             layer.weight.requires_grad_(False)
-    trained = [f"{name}.{part}" for name in layers for part in ("lora_a", "lora_b")]
+    trained = [f"{name}.{part}" for name in adapter.pairs() for part in ("lora_a", "lora_b")]
     model.applied = Applied(adapter.method, (*trained, *head))
 
 
@@ -122,11 +123,11 @@ def state_of(model: nn.Module) -> str:
     return f"this {type(model).__name__} has " + ("no method" if applied is None else f"method {applied.method.name}")
 
 
-def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
+def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
-def fitted_layers(model: nn.Module, kept: Mapping[str, LoraLinear], adapter: Adapter) -> dict[str, LoraLinear]:
+def fitted_layers(model: nn.Module, kept: Mapping[str, LoraLayer], adapter: Adapter) -> dict[str, LoraLayer]:
     """New LoRA layers with the adapter's A and B and the model's pretrained weights. The model does not change.
 
     Args:
@@ -138,29 +139,30 @@ def fitted_layers(model: nn.Module, kept: Mapping[str, LoraLinear], adapter: Ada
     applied = getattr(model, "applied", None)
     if applied is not None and not isinstance(applied.method, LoraConfig):
         raise UserError(f"a LoRA adapter needs a model without another method, and {state_of(model)}")
-    layers = {}
-    for name, (a, b) in adapter.pairs().items():
-        linear = kept[name] if name in kept else find_linear(model, name)
-        if a.shape[1] != linear.in_features or b.shape[0] != linear.out_features:
+    layers: dict[str, LoraLayer] = {}
+    pairs = adapter.pairs()
+    for name in in_order(pairs):
+        (a, b), module = pairs[name], module_of(name)
+        linear = kept[module] if module in kept else find_linear(model, module)
+        part = adapt(layers, name, linear, len(a), adapter.scale(name), adapter.method.dropout)
+        if a.shape[1] != linear.in_features or len(b) != len(part.lora_b):
             raise UserError(
                 f"the adapter's factors of {name} are for {b.shape[0]} x {a.shape[1]} weights, and the model's is "
-                f"{linear.out_features} x {linear.in_features}"
+                f"{len(part.lora_b)} x {linear.in_features}"
             )
-        layer = LoraLinear(linear, len(a), adapter.scale(name), adapter.method.dropout)
         with torch.no_grad():
-            layer.lora_a.copy_(a)
-            layer.lora_b.copy_(b)
-        layers[name] = layer
+            part.lora_a.copy_(a)
+            part.lora_b.copy_(b)
     return layers
 
 
-def find_linear(model: nn.Module, name: str) -> nn.Linear | LoraLinear:
+def find_linear(model: nn.Module, name: str) -> nn.Linear | LoraLayer:
     """A linear layer of the encoder's body, with or without LoRA. Raises: UserError: If none has that name."""
     try:
         module = model.get_submodule(name)
     except AttributeError:
         module = None
-    if not isinstance(module, nn.Linear | LoraLinear) or is_head(model, name):
+    if not isinstance(module, nn.Linear | LoraLayer) or is_head(model, name):
         found = "absent" if module is None else f"a {type(module).__name__} of {type(model).__name__}"
         raise UserError(
             f"the adapter has LoRA on {name}, which is not a linear layer of the encoder's body but {found}"
@@ -168,7 +170,7 @@ def find_linear(model: nn.Module, name: str) -> nn.Linear | LoraLinear:
     return module
 
 
-def install(model: nn.Module, kept: Mapping[str, LoraLinear], layers: Mapping[str, LoraLinear]) -> None:
+def install(model: nn.Module, kept: Mapping[str, LoraLayer], layers: Mapping[str, LoraLayer]) -> None:
     """Merge exactly these layers. Modules are replaced only after all weights are computed; a failure restores all.
 
     Args:
@@ -198,43 +200,49 @@ def install(model: nn.Module, kept: Mapping[str, LoraLinear], layers: Mapping[st
 
 
 @torch.no_grad()
-def surely_finite(layers: Mapping[str, LoraLinear]) -> bool:
+def surely_finite(layers: Mapping[str, LoraLayer]) -> bool:
     """Whether the norm of the factors alone rules out an overflow in every merged weight.
 
     No entry of B A exceeds the product of their norms, which in turn is at most the squared norm of all factors.
     """
-    factors = [factor.flatten() for layer in layers.values() for factor in (layer.lora_a, layer.lora_b)]
-    if not factors:
+    parts = [part for name, layer in layers.items() for part in layer.parts(name).values()]
+    if not parts:
         return True
+    factors = [factor.flatten() for part in parts for factor in (part.lora_a, part.lora_b)]
     largest = torch.linalg.vector_norm(torch.cat(factors)).item() ** 2
     smallest_range = min(torch.finfo(layer.weight.dtype).max for layer in layers.values())
-    return largest * max(layer.scale for layer in layers.values()) < smallest_range / 4
+    return largest * max(part.scale for part in parts) < smallest_range / 4
 
 
 @torch.no_grad()
 def fold(
-    layer: LoraLinear, out: Float[Tensor, "d_out d_in"], name: str, scratch: dict[torch.Size, Tensor], checked: bool
+    layer: LoraLayer, out: Float[Tensor, "d_out d_in"], name: str, scratch: dict[torch.Size, Tensor], checked: bool
 ) -> None:
     """out = W + scale * B A, computed in float32 (float64 if W is) and rounded once to the dtype of W.
+
+    Rows of a fused layer that have no LoRA are copied.
 
     Args:
         scratch: Shape -> float32 buffer for the sum, reused across layers: allocating memory costs more than the sum.
         checked: Check that every value of the sum is finite.
     Raises: UserError: If one is not; `out` is then invalid.
     """
-    weight, a, b = layer.weight, layer.lora_a, layer.lora_b
-    if weight.dtype in (torch.float32, torch.float64):
-        torch.addmm(weight, b, a, alpha=layer.scale, out=out)
-    else:
-        if weight.shape not in scratch:
-            scratch[weight.shape] = torch.empty_like(weight, dtype=torch.float32)
-        exact = scratch[weight.shape].copy_(weight).addmm_(b.float(), a.float(), alpha=layer.scale)
-        out.copy_(exact)
+    if isinstance(layer, LoraSlices):
+        out.copy_(layer.weight)
+    for part in layer.parts(name).values():
+        weight, a, b = layer.weight[part.rows], part.lora_a, part.lora_b
+        if weight.dtype in (torch.float32, torch.float64):
+            torch.addmm(weight, b, a, alpha=part.scale, out=out[part.rows])
+        else:
+            if weight.shape not in scratch:
+                scratch[weight.shape] = torch.empty_like(weight, dtype=torch.float32)
+            exact = scratch[weight.shape].copy_(weight).addmm_(b.float(), a.float(), alpha=part.scale)
+            out[part.rows].copy_(exact)
     if checked and not math.isfinite(out.abs().sum(dtype=torch.float64)):
         raise UserError(f"the merged weight of {name} has values that are not finite in {out.dtype}")
 
 
-def plain(layer: LoraLinear, weight: nn.Parameter) -> nn.Linear:
+def plain(layer: LoraLayer, weight: nn.Parameter) -> nn.Linear:
     """A linear layer with this weight and the LoRA layer's bias, shared rather than copied."""
     linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
     linear.weight, linear.bias = weight, layer.bias

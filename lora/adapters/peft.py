@@ -2,7 +2,8 @@
 
 Source: peft 0.21, `LoraConfig` and `save_and_load.py`: `adapter_config.json`, `adapter_model.safetensors`, tensor names
 prefixed with `base_model.model.`. A module's scale is lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora;
-`rank_pattern` and `alpha_pattern` override r and lora_alpha for single modules.
+`rank_pattern` and `alpha_pattern` override r and lora_alpha for single modules. PEFT has no LoRA on a slice of a fused
+layer; `slices` says what stands for it.
 
 What PEFT has no field for (task, labels, score, the base's hashes) is in `lora.json` in the same folder, which PEFT
 ignores.
@@ -10,6 +11,7 @@ ignores.
 
 import dataclasses
 import json
+import math
 import re
 import reprlib
 import sys
@@ -35,9 +37,11 @@ from lora.adapters.folder import (
     read_tensors,
     write_folder,
 )
+from lora.adapters.slices import ROUNDING, joined, separated
 from lora.checks import SettingsError
 from lora.errors import UserError
 from lora.methods.configs import LoraConfig
+from lora.models.architectures import module_of
 
 CONFIG, WEIGHTS, EXTRAS = "adapter_config.json", "adapter_model.safetensors", "lora.json"
 PREFIX = "base_model.model."
@@ -73,21 +77,22 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
         adapter: Adapter in memory, or its folder.
         base: Folder or hub id that PEFT shall load the base from. A folder is checked, and stored as an absolute path.
             None uses the hub id or the embedded encoder that the adapter names.
-    Raises: UserError: If the adapter is not LoRA, or has LoRA in the head; if neither it nor `base` says where the base
-        is, or the folder `base` holds another one; or if `out` cannot be written.
+    Raises: UserError: If the adapter is not LoRA, or has LoRA in the head or of several scales in one fused layer; if
+        neither it nor `base` says where the base is, or the folder `base` holds another one; or if `out` cannot be
+        written.
     """
     if not isinstance(adapter, Adapter):
         adapter = read_adapter(adapter)
     method = adapter.method
     if not isinstance(method, LoraConfig):
         raise UserError(f"a PEFT folder is for LoRA, and the adapter is of method {method.name}")
-    modules = list(adapter.pairs())
+    modules = joined(adapter)
     saved = sorted({head_module(name) for name in adapter.head})
     both = [name for name in modules if any(f"{name}.".startswith(f"{module}.") for module in saved)]
     if both:
         raise UserError(f"PEFT cannot both save a head and put LoRA into it: {', '.join(both)}")
-    ranks = {name: len(a) for name, (a, _) in adapter.pairs().items()}
-    alphas = {name: alpha_at(method, rank) for name, rank in ranks.items()}
+    ranks = {name: len(a) for name, (a, _, _) in modules.items()}
+    alphas = {name: numerator(method, ranks[name], scale) for name, (_, _, scale) in modules.items()}
     alpha = alpha_at(method, method.rank)
     place, revision = locate_base(adapter, base)
     config = {
@@ -96,7 +101,7 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
         "base_model_name_or_path": place,
         "revision": revision,
         "inference_mode": True,
-        "target_modules": modules,
+        "target_modules": list(modules),
         "modules_to_save": saved or None,
         "r": method.rank,
         "lora_alpha": alpha,
@@ -108,7 +113,7 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
         "fan_in_fan_out": False,
     }
     tensors = {}
-    for name, (a, b) in adapter.pairs().items():
+    for name, (a, b, _) in modules.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"], tensors[f"{PREFIX}{name}.lora_B.weight"] = a, b
     tensors |= {f"{PREFIX}{name}": tensor for name, tensor in adapter.head.items()}
     extras = dataclasses.asdict(Extras(method, adapter.base, adapter.origin))
@@ -142,13 +147,14 @@ def from_peft(folder: str | Path) -> Adapter:
     if not (folder / EXTRAS).exists():
         return adapter
     extras = describe(folder, EXTRAS, Extras)
-    ours = Adapter(extras.method, weights, head, extras.base, extras.origin)
-    differing = [name for name in adapter.pairs() if ours.scale(name) != adapter.scale(name)]
-    if differing:
-        raise UserError(
-            f"{folder}: {EXTRAS} says a factor of {ours.scale(differing[0]):g} for {differing[0]}, and {CONFIG} "
-            f"{adapter.scale(differing[0]):g}: to use the latter, remove {EXTRAS}"
-        )
+    ours = Adapter(extras.method, separated(weights, extras.method), head, extras.base, extras.origin)
+    for name in ours.pairs():
+        stated, scale = ours.scale(name), adapter.scale(module_of(name) if name not in weights else name)
+        if not math.isclose(stated, scale, rel_tol=ROUNDING):
+            raise UserError(
+                f"{folder}: {EXTRAS} says a factor of {stated:g} for {name}, and {CONFIG} {scale:g}: to use the "
+                f"latter, remove {EXTRAS}"
+            )
     return ours
 
 
@@ -161,6 +167,13 @@ def head_module(name: str) -> str:
 def alpha_at(method: LoraConfig, rank: int) -> float:
     """PEFT's lora_alpha at a rank: the numerator of the scale."""
     return method.alpha if method.alpha_at_rank is None else method.alpha * rank / method.alpha_at_rank
+
+
+def numerator(method: LoraConfig, rank: int, scale: float) -> float:
+    """PEFT's lora_alpha of a module: what the method has at its rank, unless it is joined from slices."""
+    if method.scale_at(rank) == scale:
+        return alpha_at(method, rank)
+    return scale * (math.sqrt(rank) if method.scaling == "rslora" else rank)
 
 
 def checked_config(folder: Path) -> dict[str, Any]:
@@ -253,7 +266,7 @@ def method_of(config: dict[str, Any], weights: dict[str, Tensor], path: Path) ->
     usual = next(alphas[name] for name in ranks if ranks[name] == rank)
     for at in (None, rank):  # one alpha for all, or one ratio of alpha to rank
         method = LoraConfig(alpha=usual, alpha_at_rank=at, **shared)
-        if all(alpha_at(method, ranks[name]) == alphas[name] for name in ranks):
+        if all(math.isclose(alpha_at(method, ranks[name]), alphas[name], rel_tol=ROUNDING) for name in ranks):
             return method
     raise UserError(
         f"{path}: alpha_pattern gives modules separate scales: {alphas}; only one alpha, or one ratio of alpha to "

@@ -59,7 +59,7 @@ def predict_all(encoder: Encoder, work: Sequence[Work], batch: int, device: torc
     with tqdm(total=sum(len(each.rows) for each in work), unit="row", disable=None) as bar:
         for each in work:
             adapter, task = each.served.adapter, each.served.task
-            longest = max_positions(base.config)
+            longest = max_positions(base)
             encoded = encode(each.rows, task, encoder.tokenizer, min(adapter.origin.max_length or longest, longest))
             if isinstance(adapter.method, LoraConfig):
                 swap(model := base, adapter)

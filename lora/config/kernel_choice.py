@@ -13,7 +13,7 @@ from lora.config.encoder_files import locate
 from lora.config.run import ModelConfig
 from lora.errors import UserError
 
-ARCHITECTURES = ("bert", "roberta", "electra")
+ARCHITECTURES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet")
 BF16_CAPABILITY = 8  # CUDA's compute capability, major number, from which a GPU multiplies in bfloat16 (Ampere)
 MAJOR_CAPABILITY = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR of the driver's cuda.h
 MAX_TOKENS = 1024  # that of `lora.training.fused.kernels`, which planning does not load

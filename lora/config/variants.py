@@ -63,6 +63,8 @@ def plain(value: Any) -> str:
 def words(several: Iterable[Variant]) -> dict[tuple[str, ...], str]:
     """How a table tells the rows of one method apart: by the settings that not all of them share.
 
+    The modules that LoRA adapts are told even where all rows share them, if the slug does not tell them.
+
     Args:
         several: Of the runs of all the rows.
     Returns: What a row's runs are given -> its words. A row that is given nothing has the usual values, where they are
@@ -71,6 +73,7 @@ def words(several: Iterable[Variant]) -> dict[tuple[str, ...], str]:
     several = list(several)
     rows = list(dict.fromkeys(each.given for each in several))
     shared = set(rows[0]).intersection(*rows) if rows else set()
+    shared = {setting for setting in shared if key_of(setting) != "method.targets"}
     usual: dict[str, dict[str, None]] = {}
     for each in several:
         for setting in each.usual:

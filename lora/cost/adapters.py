@@ -28,7 +28,7 @@ from lora.cost.results import add_place, at_least_one, folder_of, origin, publis
 from lora.cost.subjects import random_batch
 from lora.cost.timing import median_of, ratio_of, take_turns
 from lora.methods.configs import LoraConfig
-from lora.models.modules import TARGETS, find
+from lora.models.modules import find_target
 from lora.records.machine import cores
 from lora.rng import generator, shuffled
 from lora.training.fused.encoder import DTYPES
@@ -51,7 +51,7 @@ def random_adapters(model: nn.Module, count: int) -> list[Adapter]:
     adapters = []
     for number in range(count):
         weights = {}
-        for name in [name for target in LORA.targets for name in find(model, TARGETS[target])]:
+        for name in [name for target in LORA.targets for name in find_target(model, target)]:
             linear, source = model.get_submodule(name), generator(number, "benchmark", name)
             bound = linear.in_features**-0.5
             weights[f"{name}.lora_a"] = torch.empty(LORA.rank, linear.in_features).uniform_(

@@ -7,17 +7,8 @@ from torch.nn import functional as F
 
 from lora.errors import UserError
 from lora.methods.configs import AdapterDropConfig, BottleneckConfig, HoulsbyConfig
-from lora.models.modules import (
-    ATTENTION_END,
-    FFN_END,
-    FFN_NORM,
-    find,
-    is_head,
-    layer_of,
-    linear_layers,
-    replace,
-    train_only,
-)
+from lora.models.architectures import ARCHITECTURES
+from lora.models.modules import architecture_of, encoder_layers, replace, train_only
 from lora.rng import generator
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu}
@@ -42,8 +33,8 @@ class Bottleneck(nn.Module):
 class AdaptedDropout(nn.Dropout):
     """A dropout followed by a Houlsby adapter: in BERT, between a projection's dropout and the residual."""
 
-    def __init__(self, dropout: nn.Dropout, adapter: Bottleneck):
-        super().__init__(dropout.p)
+    def __init__(self, dropout: nn.Dropout | nn.Identity, adapter: Bottleneck):
+        super().__init__(getattr(dropout, "p", 0.0))
         self.adapter = adapter
 
     def forward(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
@@ -52,7 +43,7 @@ class AdaptedDropout(nn.Dropout):
 
 
 class AdaptedLinear(nn.Module):
-    """A linear layer followed by a Houlsby adapter: in DistilBERT's attention, whose output has no dropout."""
+    """A linear layer followed by a Houlsby adapter: where no dropout follows, as in DistilBERT's attention."""
 
     def __init__(self, linear: nn.Linear, adapter: Bottleneck):
         super().__init__()
@@ -84,6 +75,14 @@ class PfeifferNorm(nn.Module):
         return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
 
+WRAPPERS = {
+    nn.Dropout: AdaptedDropout,
+    nn.Identity: AdaptedDropout,  # ModernBERT's, for a dropout of 0
+    nn.Linear: AdaptedLinear,
+    nn.LayerNorm: PfeifferNorm,
+}
+
+
 @torch.no_grad()
 def init_bottleneck(adapter: Bottleneck, config: BottleneckConfig, seed: int, name: str) -> None:
     """Draw the weights from N(0, init_std^2), each with a generator named after it, and set the biases to zero.
@@ -107,47 +106,48 @@ def apply(model: nn.Module, config: BottleneckConfig, seed: int) -> tuple[str, .
     Returns: The names of the trainable parameters: the adapters', the head's and, if they train, the LayerNorms'.
     Raises: UserError: If it is unknown where adapters go in the architecture, or if no layer would keep one.
     """
-    if isinstance(config, HoulsbyConfig):
-        names = [*places(model, ATTENTION_END), *places(model, FFN_END)]
-    else:
-        names = places(model, FFN_NORM)
-    if isinstance(config, AdapterDropConfig):
-        if config.drop_layers >= len(names):
-            raise UserError(
-                f"method.drop_layers must be below the encoder's depth ({len(names)} layers), got {config.drop_layers}"
-            )
-        names = [name for name in names if layer_of(name) >= config.drop_layers]
+    names = places(model, config)
     body = next(model.base_model.parameters())
     for name in names:
         adapter = Bottleneck(model.config.hidden_size, config, body.device, body.dtype)
         if body.device.type != "meta":
             init_bottleneck(adapter, config, seed, name)
         replaced = model.get_submodule(name)
-        wrapper = {nn.Dropout: AdaptedDropout, nn.Linear: AdaptedLinear, nn.LayerNorm: PfeifferNorm}[type(replaced)]
-        replace(model, name, wrapper(replaced, adapter))
+        replace(model, name, WRAPPERS[type(replaced)](replaced, adapter))
     trained = [n for n, _ in model.named_parameters() if ".adapter." in n]
     if config.layer_norms == "trained":
         trained += layer_norm_parameters(model)
     return train_only(model, trained)
 
 
-def places(model: nn.Module, pattern: str) -> list[str]:
-    names = find(model, pattern)
-    if not names:
+def places(model: nn.Module, config: BottleneckConfig) -> list[str]:
+    """Names of the modules that adapters follow.
+
+    Raises: UserError: If the architecture has no such places, or none is known, or no layer would keep an adapter.
+    """
+    known = architecture_of(model)
+    if known is None:
+        titles = ", ".join(each.title for each in ARCHITECTURES.values())
+        raise UserError(f"adapters have no known place in {type(model).__name__}; they have one in {titles}")
+    layers = encoder_layers(model, known)
+    if isinstance(config, HoulsbyConfig):
+        return [f"{layer}.{end}" for end in (known.attention_end, known.ffn_end) for layer in layers]
+    if known.ffn_norm is None:
         raise UserError(
-            f"adapters have no known place in {type(model).__name__}, but in BERT, RoBERTa, ELECTRA, DeBERTa-v2/v3 and "
-            f"DistilBERT; its linear layers are {', '.join(linear_layers(model))}"
+            f"Pfeiffer adapters have no place in {known.title}: they lie between two applications of the LayerNorm "
+            f"after the FFN's residual, and a pre-norm layer has none there; Houlsby adapters have places"
         )
-    return names
+    dropped = config.drop_layers if isinstance(config, AdapterDropConfig) else 0
+    if dropped >= len(layers):
+        raise UserError(f"method.drop_layers must be below the encoder's depth ({len(layers)} layers), got {dropped}")
+    return [f"{layer}.{known.ffn_norm}" for layer in layers[dropped:]]
 
 
 def layer_norm_parameters(model: nn.Module) -> list[str]:
     """Names of the weights and biases of all LayerNorms in encoder layers, wrapped ones included."""
-    names = []
-    for name, module in model.named_modules():
-        if is_layer_norm(module) and ".layer." in name and not is_head(model, name):
-            names += [f"{name}.weight", f"{name}.bias"]
-    return names
+    layers = tuple(f"{layer}." for layer in encoder_layers(model, architecture_of(model)))
+    norms = [name for name, module in model.named_modules() if is_layer_norm(module) and name.startswith(layers)]
+    return [f"{name}.{part}" for name in norms for part in ("weight", "bias")]
 
 
 def is_layer_norm(module: nn.Module) -> bool:

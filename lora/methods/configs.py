@@ -44,7 +44,8 @@ class LoraConfig:
 
     Args:
         targets: Short names (`q, k, v, o` for the attention's projections, `i, f` for the FFN's first and second linear
-            layer, d to 4d and back) or full module names.
+            layer, d to 4d and back; in a gated FFN, `i` is the matrix of both the input and the gate), full names of
+            modules, or patterns over them (`lora.models.architectures.named_by`).
         rank: r of each target that `ranks` does not name, >= 1.
         ranks: r of targets with a rank of their own; None is the same as {}.
         alpha: Numerator of the scale, > 0.
@@ -75,7 +76,7 @@ class LoraConfig:
         problems.check(
             len(self.targets) > 0,
             "targets",
-            f"a non-empty list of {', '.join(SHORT_TARGETS)} or module names",
+            f"a non-empty list of {', '.join(SHORT_TARGETS)}, module names or patterns",
             self.targets,
         )
         problems.check(len(set(self.targets)) == len(self.targets), "targets", "without repeats", self.targets)

@@ -1,6 +1,7 @@
-"""LoRA: a frozen linear layer plus a trained low-rank update."""
+"""LoRA: a frozen linear layer plus a trained low-rank update, of all its outputs or of slices of them."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float
@@ -9,7 +10,8 @@ from torch.nn import functional as F
 
 from lora.errors import UserError
 from lora.methods.configs import LoraConfig
-from lora.models.modules import find_target, replace, train_only
+from lora.models.architectures import in_order, module_of, slice_of
+from lora.models.modules import find_target, replace, train_only, weight_of
 from lora.rng import generator
 
 
@@ -25,21 +27,121 @@ class LoraLinear(nn.Module):
         dropout: Dropout on the input of A.
     """
 
-    def __init__(self, linear: "nn.Linear | LoraLinear", rank: int, scale: float, dropout: float):
+    rows = slice(None)
+
+    def __init__(self, linear: "nn.Linear | LoraLayer", rank: int, scale: float, dropout: float):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.rank, self.scale, self.dropout = rank, scale, dropout
         self.weight, self.bias = linear.weight, linear.bias
-        like = {"device": linear.weight.device, "dtype": linear.weight.dtype}
-        self.lora_a = nn.Parameter(torch.empty(rank, linear.in_features, **like))
-        self.lora_b = nn.Parameter(torch.zeros(linear.out_features, rank, **like))
+        self.lora_a, self.lora_b = new_factors(linear.weight, linear.out_features, rank)
 
     def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
         update = F.linear(F.linear(F.dropout(x, self.dropout, self.training), self.lora_a), self.lora_b)
         return F.linear(x, self.weight, self.bias) + self.scale * update
 
+    def parts(self, name: str) -> "dict[str, LoraLinear | LoraSlice]":
+        """What holds A and B, by the name of what it adapts, if this layer is called `name`."""
+        return {name: self}
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.lora_a, self.lora_b
+
     def extra_repr(self) -> str:
         return f"in={self.in_features}, out={self.out_features}, rank={self.rank}, scale={self.scale:g}"
+
+
+class LoraSlice(nn.Module):
+    """A and B for one slice of a fused layer's outputs.
+
+    Args:
+        rows: The slice's rows of W0.
+    """
+
+    def __init__(self, weight: Float[Tensor, "d_out d_in"], rows: slice, rank: int, scale: float):
+        super().__init__()
+        self.rows, self.rank, self.scale = rows, rank, scale
+        self.lora_a, self.lora_b = new_factors(weight, rows.stop - rows.start, rank)
+
+
+class LoraSlices(nn.Module):
+    """h = W0 x + b, and scale * B A x added to each slice of h that has LoRA: Wq, Wk or Wv in one fused matrix.
+
+    It replaces the fused layer and keeps its parameter names. Each slice has an A, B and scale of its own, in a child
+    named after its target. Dropout on the input of A is drawn once for all slices.
+    """
+
+    def __init__(self, linear: "nn.Linear | LoraLayer", dropout: float):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias, self.dropout = linear.weight, linear.bias, dropout
+
+    def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
+        h, kept = F.linear(x, self.weight, self.bias), F.dropout(x, self.dropout, self.training)
+        for part in self.children():
+            h[..., part.rows] += part.scale * F.linear(F.linear(kept, part.lora_a), part.lora_b)
+        return h
+
+    def parts(self, name: str) -> dict[str, LoraSlice]:
+        """What holds A and B, by the name of the slice, if this layer is called `name`."""
+        return {f"{name}.{target}": part for target, part in self.named_children()}
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A and B of the whole layer, for slices of one scale."""
+        return in_blocks([(part.rows, part.lora_a, part.lora_b) for part in self.children()], self.out_features)
+
+
+LoraLayer = LoraLinear | LoraSlices
+
+
+def new_factors(weight: Float[Tensor, "d_out d_in"], outputs: int, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
+    """A (rank, d_in), without values, and B (outputs, rank) of zeros, where and as W0 is."""
+    like = {"device": weight.device, "dtype": weight.dtype}
+    a, b = torch.empty(rank, weight.shape[1], **like), torch.zeros(outputs, rank, **like)
+    return nn.Parameter(a), nn.Parameter(b)
+
+
+def in_blocks(
+    parts: Iterable[tuple[slice, Float[Tensor, "_ d_in"], Float[Tensor, "_ _"]]], outputs: int
+) -> tuple[Float[Tensor, "sum d_in"], Float[Tensor, "d_out sum"]]:
+    """A and B of a whole layer from those of its slices: the A's below each other, the B's as blocks among zeros.
+
+    The product is exactly that of the slices. Its rank is the sum of theirs.
+
+    Args:
+        parts: Rows of each slice, its A and its B.
+        outputs: d_out.
+    """
+    parts = list(parts)
+    a = torch.cat([a for _, a, _ in parts])
+    b, start = torch.cat([b.flatten() for _, _, b in parts]).new_zeros(outputs, len(a)), 0
+    for rows, _, own in parts:
+        b[rows, start : start + own.shape[1]] = own
+        start += own.shape[1]
+    return a, b
+
+
+def adapt(
+    layers: dict[str, LoraLayer], name: str, linear: nn.Linear | LoraLayer, rank: int, scale: float, dropout: float
+) -> LoraLinear | LoraSlice:
+    """Add LoRA on a linear layer, or on a slice of one, to the layers that will replace a model's.
+
+    Args:
+        layers: Name of a module -> its new layer.
+        name: Name of the layer or of the slice.
+        linear: The layer, or the one that the slice is of.
+    Returns: What holds A and B.
+    Raises: UserError: If the layer has LoRA as a whole, and a slice of it too.
+    """
+    module, part = module_of(name), slice_of(name)
+    if module in layers and (part is None or isinstance(layers[module], LoraLinear)):
+        raise UserError(f"{module} would have LoRA as a whole and on a slice of it: name one of the two")
+    if part is None:
+        layers[module] = LoraLinear(linear, rank, scale, dropout)
+        return layers[module]
+    layer = layers.setdefault(module, LoraSlices(linear, dropout))
+    layer.add_module(name.rpartition(".")[2], LoraSlice(linear.weight, part.rows(linear.out_features), rank, scale))
+    return layer.get_submodule(name.rpartition(".")[2])
 
 
 @torch.no_grad()
@@ -64,19 +166,21 @@ def apply(model: nn.Module, config: LoraConfig, seed: int) -> tuple[str, ...]:
     for target in config.targets:
         rank = config.rank_of(target)
         for name in find_target(model, target):
-            linear = model.get_submodule(name)
-            limit = min(linear.in_features, linear.out_features)
-            if rank > limit:
-                raise UserError(
-                    f"rank {rank} is above the smaller dimension of {name} "
-                    f"({linear.out_features} x {linear.in_features}): it must be in 1..{limit}"
-                )
             if name in planned:
                 raise UserError(f"module {name} is named by two of {', '.join(config.targets)}: name it once")
+            d_out, d_in = weight_of(model, name).shape
+            if rank > min(d_in, d_out):
+                raise UserError(
+                    f"rank {rank} is above the smaller dimension of {name} ({d_out} x {d_in}): it must be in "
+                    f"1..{min(d_in, d_out)}"
+                )
             planned[name] = rank
-    for name, rank in planned.items():
-        module = LoraLinear(model.get_submodule(name), rank, config.scale_at(rank), config.dropout)
-        if module.lora_a.device.type != "meta":
-            init_a(module.lora_a, config, seed, name)
-        replace(model, name, module)
+    layers: dict[str, LoraLayer] = {}
+    for name in in_order(planned):
+        linear, rank = model.get_submodule(module_of(name)), planned[name]
+        part = adapt(layers, name, linear, rank, config.scale_at(rank), config.dropout)
+        if part.lora_a.device.type != "meta":
+            init_a(part.lora_a, config, seed, name)
+    for name, layer in layers.items():
+        replace(model, name, layer)
     return train_only(model, [f"{name}.{part}" for name in planned for part in ("lora_a", "lora_b")])

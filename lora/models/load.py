@@ -1,6 +1,7 @@
 """Load an encoder with a new classification head, from the embedded package, a local folder or the hub."""
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,11 +19,15 @@ from lora.config.encoder_files import locate, weights_name
 from lora.config.run import ModelConfig
 from lora.data.tasks import Task
 from lora.errors import UserError, first_line, listed
-from lora.models.modules import is_head
+from lora.models.architectures import ARCHITECTURES
+from lora.models.modules import architecture_of, is_head
 from lora.rng import generator
 
 # Each architecture has its own names for these two settings.
-BODY_DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
+BODY_DROPOUT = (
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"),
+    *("mlp_dropout", "embedding_dropout"),
+)
 HEAD_DROPOUT = ("classifier_dropout", "cls_dropout", "seq_classif_dropout")
 
 
@@ -47,8 +52,9 @@ def load_encoder(
     """Load the pretrained body, strictly and in float32, and add a new head for the task.
 
     The head is every parameter outside the body, and BERT's pooler: the pooler is inside the body, but only the
-    classifier uses it. It trains with the head and keeps its pretrained values if the checkpoint has them. The head's
-    other weights are drawn from N(0, initializer_range^2) and its biases are zero, whatever the checkpoint holds.
+    classifier uses it. It trains with the head and keeps its pretrained values if the checkpoint has them, as does the
+    `head` of ModernBERT, which a checkpoint has from masked-language modelling. The head's other weights are drawn from
+    N(0, initializer_range^2), its biases are zero and its LayerNorms the identity, whatever the checkpoint holds.
 
     Args:
         seed: Seed of the head.
@@ -84,12 +90,18 @@ def load_encoder(
     except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise UserError(f"cannot load weights of {config.name} from {where}: {first_line(error)}") from error
     own_memory(model)
-    check_loaded(model, report, config)
+    absent = check_loaded(model, report, config)
     weights = weights_name(where, commit, config)
     if before not in (None, weights):
         raise UserError(f"the files of {where} changed while {config.name} was read from them; try again")
-    init_head(model, seed, missing=set(report["missing_keys"]))
+    init_head(model, seed, absent)
+    if head_dropout is not None and not head_settings(settings):
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Dropout) and is_head(model, name):
+                module.p = head_dropout
     if config.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise UserError(f"model.gradient_checkpointing must be false: {type(model).__name__} has none")
         # renamed within transformers 5; its first releases have only the old name
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
@@ -111,18 +123,25 @@ def read_config(
         settings = AutoConfig.from_pretrained(where, num_labels=outputs, trust_remote_code=False, **source)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"cannot read the model's config from {where}: {first_line(error)}") from error
-    for keys, value in ((BODY_DROPOUT, dropout), (HEAD_DROPOUT, head_dropout)):
+    stated = [key for key in BODY_DROPOUT if hasattr(settings, key)]
+    for keys, value in ((stated, dropout), (head_settings(settings), head_dropout)):
         for key in keys:
-            # DeBERTa-v2 uses a cls_dropout that its config class does not declare.
-            known = hasattr(settings, key) or (key == "cls_dropout" and settings.model_type == "deberta-v2")
-            if value is not None and known:
+            if value is not None:
                 setattr(settings, key, value)
     return settings
 
 
+def head_settings(settings: PretrainedConfig) -> list[str]:
+    """The config's settings for the head's dropout. [] for MPNet, whose head has the body's."""
+    # DeBERTa-v2 uses a cls_dropout that its config class does not declare.
+    undeclared = ["cls_dropout"] if settings.model_type == "deberta-v2" else []
+    return [key for key in HEAD_DROPOUT if hasattr(settings, key) or key in undeclared]
+
+
 def supports_sdpa(settings: PretrainedConfig) -> bool:
-    """Whether the attention has an SDPA implementation. DeBERTa's disentangled attention has only the eager one."""
-    return settings.model_type not in ("deberta", "deberta-v2")
+    """Whether the attention is known to have an SDPA implementation; every one has the eager."""
+    known = ARCHITECTURES.get(settings.model_type)
+    return known is not None and known.sdpa
 
 
 @torch.no_grad()
@@ -136,11 +155,15 @@ def own_memory(model: nn.Module) -> None:
         tensor.data = tensor.data.clone()
 
 
-def check_loaded(model: nn.Module, report: dict, config: ModelConfig) -> None:
-    """Raises: UserError: If a tensor of the body is missing, unknown or of another shape."""
+def check_loaded(model: nn.Module, report: dict, config: ModelConfig) -> set[str]:
+    """Returns: The head's tensors that are not loaded.
+
+    Raises: UserError: If a tensor of the body is missing, unknown or of another shape.
+    """
     mismatched = [entry if isinstance(entry, str) else entry[0] for entry in report["mismatched_keys"]]
-    lacking = sorted(name for name in [*report["missing_keys"], *mismatched] if not is_head(model, name))
-    unused = re.compile("|".join(config.unused_weights) or r"(?!)")
+    absent, known = {*report["missing_keys"], *mismatched}, architecture_of(model)
+    lacking = sorted(name for name in absent if not is_head(model, name))
+    unused = re.compile("|".join([*config.unused_weights, r"(?!)" if known is None else known.unused]))
     unknown = sorted(n for n in report["unexpected_keys"] if not unused.search(n) and not n.endswith("position_ids"))
     if lacking or unknown:
         raise UserError(
@@ -148,17 +171,21 @@ def check_loaded(model: nn.Module, report: dict, config: ModelConfig) -> None:
             f"{listed(lacking) or 'none'}; not expected: {listed(unknown) or 'none'} (model.unused_weights names the "
             f"tensors of a pretraining head)"
         )
+    return absent
 
 
 @torch.no_grad()
 def init_head(model: nn.Module, seed: int, missing: set[str]) -> None:
-    """Draw the head's weights; a pooler inside the body only where it is `missing` from the checkpoint."""
-    std = model.config.initializer_range
+    """Draw the head's weights; those of its pretrained modules only where they are `missing` from the checkpoint."""
+    std, known = model.config.initializer_range, architecture_of(model)
+    pretrained = (model.base_model_prefix, *(() if known is None else known.pretrained_head))
     for name, parameter in model.named_parameters():
-        if not is_head(model, name) or (name.startswith(f"{model.base_model_prefix}.") and name not in missing):
+        if not is_head(model, name) or (name.startswith(tuple(f"{m}." for m in pretrained)) and name not in missing):
             continue
         if name.endswith("bias"):
             parameter.zero_()
+        elif parameter.dim() == 1:  # of a LayerNorm
+            parameter.fill_(1.0)
         else:
             draw = torch.empty(parameter.shape).normal_(0.0, std, generator=generator(seed, "head", name))
             parameter.copy_(draw)
@@ -171,7 +198,14 @@ def load_tokenizer(where: str, source: dict) -> Tokenizer:
         raise UserError(f"cannot load the tokenizer from {where}: {first_line(error)}") from error
 
 
-def max_positions(settings: PretrainedConfig) -> int:
-    """The longest input in tokens. RoBERTa loses two positions, because its positions start after the padding index."""
-    positions = settings.max_position_embeddings
-    return positions - settings.pad_token_id - 1 if settings.model_type in ("roberta", "xlm-roberta") else positions
+def max_positions(model: nn.Module) -> int:
+    """The longest input in tokens.
+
+    Where positions start after the padding index (RoBERTa, XLM-RoBERTa, CamemBERT, MPNet), the rows of the table up to
+    that index are lost.
+    """
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding, positions = getattr(table, "padding_idx", None), getattr(model.config, "max_position_embeddings", -1)
+    if positions < 0:  # XLNet's positions are relative, without a limit
+        return sys.maxsize
+    return positions - (0 if padding is None else padding + 1)

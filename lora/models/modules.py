@@ -1,7 +1,6 @@
 """Find, replace, freeze and count the modules of an encoder."""
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -9,20 +8,7 @@ import torch
 from torch import nn
 
 from lora.errors import UserError
-
-# Regular expressions over full module names: BERT, RoBERTa and ELECTRA | DeBERTa-v2/v3 | DistilBERT.
-TARGETS = {
-    "q": r"attention\.(self\.query|self\.query_proj|q_lin)$",
-    "k": r"attention\.(self\.key|self\.key_proj|k_lin)$",
-    "v": r"attention\.(self\.value|self\.value_proj|v_lin)$",
-    "o": r"attention\.(output\.dense|out_lin)$",
-    "i": r"layer\.\d+\.(intermediate\.dense|ffn\.lin1)$",
-    "f": r"layer\.\d+\.(output\.dense|ffn\.lin2)$",
-}
-LAYER = re.compile(r"(?:encoder|transformer)\.layer\.(\d+)\.")
-ATTENTION_END = r"layer\.\d+\.attention\.(output\.dropout|out_lin)$"
-FFN_END = r"layer\.\d+\.(output\.dropout|ffn\.dropout)$"
-FFN_NORM = r"layer\.\d+\.(output\.LayerNorm|output_layer_norm)$"
+from lora.models.architectures import ARCHITECTURES, Architecture, module_of, named_by, numbered, slice_of
 
 
 def is_head(model: nn.Module, name: str) -> bool:
@@ -31,43 +17,50 @@ def is_head(model: nn.Module, name: str) -> bool:
     return not name.startswith(body) or name.startswith(f"{body}pooler.")
 
 
-def find(model: nn.Module, pattern: str) -> list[str]:
-    """Names of the body's modules that match, in the order of the layers."""
-    expression = re.compile(pattern)
-    return [name for name, _ in model.named_modules() if expression.search(name) and not is_head(model, name)]
+def architecture_of(model: nn.Module) -> Architecture | None:
+    """The model's entry in `ARCHITECTURES`; None if it has none."""
+    return ARCHITECTURES.get(model.config.model_type)
+
+
+def encoder_layers(model: nn.Module, architecture: Architecture) -> list[str]:
+    """Names of the encoder layers, from the first to the last."""
+    layers = f"{model.base_model_prefix}.{architecture.layers}"
+    return [f"{layers}.{number}" for number in range(len(model.get_submodule(layers)))]
+
+
+def linear_layers(model: nn.Module) -> tuple[list[str], list[str]]:
+    """Names of all linear layers, and of the slices of the fused ones, in the model's order."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    architecture = architecture_of(model)
+    fused = {} if architecture is None else architecture.fused
+    pairs = [(name, targets) for name in names for place, targets in fused.items() if name.endswith(f".{place}")]
+    return names, [f"{name}.{target}" for name, targets in pairs for target in targets]
 
 
 def find_target(model: nn.Module, target: str) -> list[str]:
-    """Names of a target's linear layers: those of `q, k, v, o, i, f` in every encoder layer, or one full module name.
+    """Names of a target's linear layers, in the order of the layers: what `named_by` finds. A glob finds none in the
+    head, which trains as a whole, and slices only where it finds no layer.
 
-    Raises: UserError: If nothing matches; the message lists the linear layers that exist, with `*` for layer numbers.
+    Raises: UserError: If nothing matches; the message lists the linear layers that exist, with `*` for numbers.
     """
-    if target in TARGETS:
-        names = find(model, TARGETS[target])
-    else:
-        names = [name for name, _ in model.named_modules() if name == target]
-    names = [name for name in names if isinstance(model.get_submodule(name), nn.Linear)]
-    if not names:
+    names, slices = linear_layers(model)
+    listed = list(dict.fromkeys(map(numbered, [*names, *slices])))
+    found = named_by(target, names) or named_by(target, slices)
+    if target not in {*names, *listed}:
+        found = [name for name in found if not is_head(model, name)]
+    if not found:
         raise UserError(
-            f"target {target!r} is not in {type(model).__name__}: a target is one of {', '.join(TARGETS)} if the "
-            f"attention has separate projections, or the full name of a linear layer; the linear layers are "
-            f"{', '.join(linear_layers(model))}"
+            f"target {target!r} is not in {type(model).__name__}: a target is one of q, k, v, o, i, f if the "
+            f"architecture is known, the name of a linear layer, or a pattern of names; the linear layers are "
+            f"{', '.join(listed)}"
         )
-    return names
+    return found
 
 
-def linear_layers(model: nn.Module) -> list[str]:
-    """Names of all linear layers, with `*` for layer numbers, so that all encoder layers share one name."""
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    return list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names))
-
-
-def layer_of(name: str) -> int:
-    """The number of the encoder layer that holds a module, counted from 0."""
-    match = LAYER.search(name)
-    if match is None:
-        raise UserError(f"{name} is not in an encoder layer")
-    return int(match.group(1))
+def weight_of(model: nn.Module, name: str) -> torch.Tensor:
+    """The matrix that a target's name stands for: a layer's weight, or the rows of a slice."""
+    weight, part = model.get_submodule(module_of(name)).weight, slice_of(name)
+    return weight if part is None else weight[part.rows(len(weight))]
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -75,10 +75,10 @@ def run(
     data = read(task, config.data.source, config.data.path, config.data.revision, config.data.train_rows)
     encoder = load_encoder(config.model, task, config.seed, train.dropout, train.head_dropout)
     model, tokenizer = encoder.model, encoder.tokenizer
-    if config.data.max_length > max_positions(model.config):
+    if config.data.max_length > max_positions(model):
         raise UserError(
             f"data.max_length is {config.data.max_length}, but {config.model.name} reads at most "
-            f"{max_positions(model.config)} tokens"
+            f"{max_positions(model)} tokens"
         )
     apply(model, config.method, config.seed)
     if config.start == "mnli":

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lora.config.run import RunConfig
 from lora.errors import UserError
-from lora.models.modules import is_head, trainable
+from lora.models.modules import architecture_of, is_head, trainable
 from lora.records.record import adapter_path, read_record, record_path
 
 
@@ -54,4 +54,6 @@ def differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> st
 
 def is_carried(model: nn.Module, name: str) -> bool:
     """Whether a run that starts from another copies this parameter."""
-    return not is_head(model, name) or (model.config.model_type == "deberta-v2" and name.startswith("pooler."))
+    known = architecture_of(model)
+    carried = () if known is None else tuple(f"{part}." for part in known.carried_head)
+    return not is_head(model, name) or name.startswith(carried)

@@ -104,7 +104,7 @@ def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimize
         the module that stands for a layer's LayerNorm.
     """
     norms = {f"{name}.weight" for name, module in model.named_modules() if is_layer_norm(module)}
-    decay = {name: not name.endswith("bias") and name not in norms for name, _ in trainable(model)}
+    decay = {name: "bias" not in name and name not in norms for name, _ in trainable(model)}
     groups = [
         {"params": [p for name, p in trainable(model) if decay[name]], "weight_decay": train.weight_decay},
         {"params": [p for name, p in trainable(model) if not decay[name]], "weight_decay": 0.0},

@@ -10,7 +10,7 @@ from lora.cost.shapes import rows_and_tokens
 from lora.cost.subjects import Batch, Subject, changed, load, ours
 from lora.errors import UserError
 from lora.methods import apply
-from lora.methods.lowrank import LoraLinear
+from lora.methods.lowrank import LoraLinear, LoraSlice
 from lora.models.load import max_positions
 from lora.rng import generator
 from lora.training.fused.encoder import fuse
@@ -37,8 +37,8 @@ def build_encoder(plan: Plan) -> tuple[nn.Module, str]:
     """
     model, weights = load(changed(method_run(plan, "full"), model=model_config(plan)))
     longest = max(rows_and_tokens(shape)[1] for shape in (*plan.step_shapes, *plan.latency_shapes))
-    if longest > max_positions(model.config):
-        raise UserError(f"a shape has {longest} tokens, but {plan.model} reads at most {max_positions(model.config)}")
+    if longest > max_positions(model):
+        raise UserError(f"a shape has {longest} tokens, but {plan.model} reads at most {max_positions(model)}")
     return model, weights
 
 
@@ -72,7 +72,7 @@ def make_server(plan: Plan, name: str) -> nn.Module:
 @torch.no_grad()
 def fill_b(model: nn.Module, seed: int) -> None:
     for name, module in model.named_modules():
-        if isinstance(module, LoraLinear):
+        if isinstance(module, LoraLinear | LoraSlice):
             draw = torch.empty(module.lora_b.shape).normal_(0.0, STD_B, generator=generator(seed, "lora_b", name))
             module.lora_b.copy_(draw)
 

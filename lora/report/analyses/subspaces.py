@@ -143,14 +143,14 @@ def base_weights(saved: Saved) -> tuple[dict[str, np.ndarray], dict[str, list[st
     Raises: UserError: If the encoder is not to be had, or has other weights than the run started from.
     """
     from lora.models.load import load_encoder
-    from lora.models.modules import find_target
+    from lora.models.modules import find_target, weight_of
 
     encoder = load_encoder(saved.config.model, TASKS[saved.config.task], saved.config.seed)
     if encoder.weights != saved.record.provenance["weights"]:
         raise UserError(f"the encoder at hand has other weights than {saved.record.run_id} started from")
     modules = {target: [name for name in find_target(encoder.model, target) if name in saved.a] for target in TARGETS}
     names = [name for found in modules.values() for name in found]
-    return {name: encoder.model.get_submodule(name).weight.detach().double().numpy() for name in names}, modules
+    return {name: weight_of(encoder.model, name).detach().double().numpy() for name in names}, modules
 
 
 def learned(saved: Saved, name: str) -> Float[np.ndarray, "rank d_in"]:

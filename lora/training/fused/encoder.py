@@ -21,7 +21,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class FusedEncoder(nn.Module):
-    """The layers of a BERT, RoBERTa or ELECTRA encoder, with their parameters under the same names.
+    """The layers of an encoder of BERT's shape, with their parameters under the same names.
 
     The last layer is computed for the first token only, because a classification head reads nothing else of it. The
     first token still attends to the keys and values of all tokens.
@@ -35,6 +35,9 @@ class FusedEncoder(nn.Module):
     def __init__(self, encoder: nn.Module, heads: int, dtype: torch.dtype, masks: Masks, recompute: bool):
         super().__init__()
         self.layer = encoder.layer
+        if hasattr(encoder, "relative_attention_bias"):  # MPNet
+            self.relative_attention_bias = encoder.relative_attention_bias
+            self.bucket = encoder.relative_position_bucket
         self.heads, self.dtype, self.masks, self.recompute = heads, dtype, masks, recompute
         self.frozen = {
             module: linear.Frozen(module.weight, module.bias)
@@ -58,29 +61,51 @@ class FusedEncoder(nn.Module):
         else:
             visible = attention_mask[:, 0, 0]
             visible = visible if visible.dtype == torch.bool else visible == 0
-        made = None
+        made, bias = None, self.position_bias(x.shape[1])
         for number, layer in enumerate(self.layer):
-            x, made = self.layer_forward(layer, number, x, made, visible, first_only=number == len(self.layer) - 1)
+            last = number == len(self.layer) - 1
+            x, made = self.layer_forward(layer, number, x, made, visible, bias, first_only=last)
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=x.float())
 
+    def position_bias(self, tokens: int) -> Float[Tensor, "heads tokens tokens"] | None:
+        """MPNet's bias of the scores, by the distance of key and query. None for other architectures."""
+        if not hasattr(self, "relative_attention_bias"):
+            return None
+        places = torch.arange(tokens)
+        return self.relative_attention_bias(self.bucket(places - places[:, None])).permute(2, 0, 1)
+
     def layer_forward(
-        self, layer: nn.Module, number: int, x: Tensor, made: Normed | None, visible: Tensor, first_only: bool
+        self,
+        layer: nn.Module,
+        number: int,
+        x: Tensor,
+        made: Normed | None,
+        visible: Tensor,
+        bias: Tensor | None,
+        first_only: bool,
     ) -> tuple[Tensor, Normed]:
         """Source: Devlin et al. 2019; the modules' names are those of transformers.
 
         Args:
             made: What x can be recomputed from, if it is the output of a LayerNorm of this encoder.
         """
-        projections, site = layer.attention.self, f"{number}"
+        site = f"{number}"
+        if bias is None:
+            projections, output = layer.attention.self, layer.attention.output
+            query, key, value, dense = projections.query, projections.key, projections.value, output.dense
+        else:  # MPNet's names
+            projections, output = layer.attention.attn, layer.attention
+            query, key, value, dense = projections.q, projections.k, projections.v, projections.o
+            bias = bias[:, :1] if first_only else bias
         queries, made_queries = (x[:, :1], None) if first_only else (x, made)
-        q = self.linear(projections.query, queries, f"{site}.query", made_queries)
-        k = self.linear(projections.key, x, f"{site}.key", made)
-        v = self.linear(projections.value, x, f"{site}.value", made)
+        q = self.linear(query, queries, f"{site}.query", made_queries)
+        k = self.linear(key, x, f"{site}.key", made)
+        v = self.linear(value, x, f"{site}.value", made)
         p = self.site(projections.dropout.p, f"{site}.probabilities", len(x))
-        context = functions.attention(q, k, v, visible, self.heads, p)
-        a, made = self.block(layer.attention.output, context, queries, f"{site}.attention")
+        context = functions.attention(q, k, v, visible, self.heads, p, bias)
+        a, made = self.block(output, dense, context, queries, f"{site}.attention")
         h = self.intermediate(layer.intermediate.dense, a, f"{site}.intermediate", made)
-        return self.block(layer.output, h, a, f"{site}.output")
+        return self.block(layer.output, layer.output.dense, h, a, f"{site}.output")
 
     def intermediate(self, dense: nn.Module, x: Tensor, site: str, made: Normed) -> Tensor:
         def compute(x: Tensor) -> Tensor:
@@ -93,9 +118,11 @@ class FusedEncoder(nn.Module):
             return linear.frozen_gelu(x, frozen, made)
         return checkpoint(compute, x, use_reentrant=False, preserve_rng_state=False)  # masks use no generator
 
-    def block(self, block: nn.Module, x: Tensor, residual: Tensor, site: str) -> tuple[Tensor, Normed]:
+    def block(
+        self, block: nn.Module, dense: nn.Module, x: Tensor, residual: Tensor, site: str
+    ) -> tuple[Tensor, Normed]:
         """Projection, dropout, Houlsby adapter (if any), residual, and LayerNorm with Pfeiffer adapter (if any)."""
-        x = self.linear(block.dense, x, f"{site}.dense", None)
+        x = self.linear(dense, x, f"{site}.dense", None)
         norm, dropped = block.LayerNorm, self.site(block.dropout.p, site, len(x))
         if isinstance(block.dropout, AdaptedDropout):
             x, dropped = functions.dropout(x, dropped), None

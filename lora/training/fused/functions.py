@@ -62,12 +62,16 @@ def attention(
     visible: Bool[Tensor, "batch tokens"],
     heads: int,
     site: Site | None,
+    bias: Float[Tensor, "heads queries tokens"] | None = None,
 ) -> Float[Tensor, "batch queries width"]:
     """Scaled dot-product attention with dropout of the probabilities. Each example needs at least one visible key.
 
     The backward pass gets q, k, v and one number per query, and recomputes the probabilities.
+
+    Args:
+        bias: Added to the scaled scores of every example: MPNet's, for relative positions.
     """
-    return _Attention.apply(q, k, v, visible, heads, site)
+    return _Attention.apply(q, k, v, visible, heads, site, bias)
 
 
 def array(tensor: Tensor) -> np.ndarray:
@@ -157,24 +161,24 @@ class _AddNorm(torch.autograd.Function):
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, visible, heads, site):
+    def forward(ctx, q, k, v, visible, heads, site, bias):
         q, k, v = (_by_head(x, heads) for x in (q, k, v))
         hidden = torch.zeros(visible.shape).masked_fill_(~visible, -torch.inf)
-        scores = _scores(q, k)
+        scores = _scores(q, k, bias)
         lse = torch.empty(scores.shape[:3])
         softmax_scale = np.float32(q.shape[-1] ** -0.5)
         site_arguments, work = arguments(site, len(scores)), _attention_work(scores, 1)
         kernels.attend(array(scores), array(hidden), *site_arguments, softmax_scale, array(lse), *work)
         out = torch.bmm(scores.flatten(0, 1), v.flatten(0, 1))
         ctx.save_for_backward(q, k, v, hidden, lse)
-        ctx.site = site
+        ctx.site, ctx.bias = site, None if bias is None else bias.detach()
         return _by_token(out.view(q.shape))
 
     @staticmethod
     def backward(ctx, grad):
         q, k, v, hidden, lse = ctx.saved_tensors
         grad = _by_head(grad, q.shape[1])
-        scores = _scores(q, k)
+        scores = _scores(q, k, ctx.bias)
         slopes = torch.bmm(grad.flatten(0, 1), v.flatten(0, 1).mT).view(scores.shape)
         softmax_scale = np.float32(q.shape[-1] ** -0.5)
         site, work = arguments(ctx.site, len(scores)), _attention_work(scores, 2)
@@ -183,11 +187,16 @@ class _Attention(torch.autograd.Function):
         grad_q = torch.bmm(slopes, k.flatten(0, 1)).view(q.shape)
         grad_k = torch.bmm(slopes.mT, q.flatten(0, 1)).view(k.shape)
         grad_v = torch.bmm(probabilities.mT, grad.flatten(0, 1)).view(v.shape)
-        return *map(_by_token, (grad_q, grad_k, grad_v)), None, None, None
+        grad_bias = None
+        if ctx.needs_input_grad[6]:  # slopes are those of the scores before they are scaled
+            grad_bias = slopes.view(scores.shape).sum(0, dtype=torch.float32) * q.shape[-1] ** 0.5
+        return *map(_by_token, (grad_q, grad_k, grad_v)), None, None, None, grad_bias
 
 
-def _scores(q: Tensor, k: Tensor) -> Tensor:
-    return torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT).view(*q.shape[:3], k.shape[2])
+def _scores(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+    """q k^T, before it is scaled."""
+    scores = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT).view(*q.shape[:3], k.shape[2])
+    return scores if bias is None else scores.add_(bias * q.shape[-1] ** 0.5)
 
 
 def _attention_work(scores: Tensor, count: int) -> list[np.ndarray]:

@@ -29,9 +29,11 @@ def add_norm(
     return normed * weight + bias, Normed(normed.detach(), weight, bias)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, heads: int, site: Site | None) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, heads: int, site: Site | None, bias: Tensor | None = None
+) -> Tensor:
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + (0 if bias is None else bias)
     hidden = torch.zeros(visible.shape, dtype=q.dtype).masked_fill(~visible, -torch.inf)
     probabilities = (scores + hidden[:, None, None, :]).softmax(-1)
     if site is not None:

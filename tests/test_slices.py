@@ -1,0 +1,223 @@
+"""LoRA on slices of ModernBERT's Wqkv: against thirds by hand, merged ones by hand, and PEFT on the whole matrix."""
+
+import json
+import math
+
+import peft
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_adapters import logits, with_method
+from torch import nn
+from torch.nn import functional as F
+
+from lora.adapters.adapter import Adapter, adapter_of
+from lora.adapters.batched import AdapterSet
+from lora.adapters.load import load_adapter
+from lora.adapters.merge import merge, remove, swap, unmerge
+from lora.adapters.peft import CONFIG, WEIGHTS, from_peft, to_peft
+from lora.errors import UserError
+from lora.methods import apply
+from lora.methods.configs import LoraConfig
+from lora.methods.lowrank import LoraLinear, LoraSlices
+from lora.models.modules import checksum, weight_of
+
+FUSED = [f"model.layers.{layer}.attn.Wqkv" for layer in (0, 1)]
+ROWS = {"q": slice(0, 32), "k": slice(32, 64), "v": slice(64, 96)}
+QV, KV = LoraConfig(rank=3, alpha=7), LoraConfig(targets=("k", "v"), rank=2, ranks={"v": 4}, alpha=3, alpha_at_rank=2)
+WHOLE = LoraConfig(targets=("*.Wqkv",), rank=5)
+SEVERAL = {"qv": QV, "kv": KV, "whole": WHOLE, "o": LoraConfig(targets=("o", "i", "f"), rank=4)}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bases") / "modernbert"
+    tiny.model("modernbert").base_model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("config", [QV, KV], ids=["qv", "kv"])
+def test_each_third_of_the_outputs_has_its_own_update(config):
+    model, plain = with_method("modernbert", config).double(), tiny.model("modernbert").double()
+    x = torch.randn(2, 5, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for name in FUSED:
+        layer, expected = model.get_submodule(name), x @ plain.get_submodule(name).weight.T
+        for target in config.targets:
+            part = layer.get_submodule(target)
+            scale = config.scale_at(config.rank_of(target))
+            expected[..., ROWS[target]] += scale * (x @ part.lora_a.T @ part.lora_b.T)
+        assert torch.allclose(layer(x), expected, atol=1e-12)
+        assert [name for name, _ in layer.named_children()] == list(config.targets)
+        for target, rows in ROWS.items():
+            assert torch.equal(weight_of(model, f"{name}.{target}"), plain.get_submodule(name).weight[rows])
+
+
+@pytest.mark.parametrize("targets", [("v", "k", "q"), ("k", "v", "q"), ("q", "k", "v")], ids="".join)
+def test_the_order_of_targets_and_of_a_file_s_tensors_changes_nothing(targets, base, tmp_path):
+    """A run_id does not depend on it, and neither may the order of parameters, which a gradient's norm is summed in."""
+    usual, model = with_method("modernbert", LoraConfig(targets=tuple("qkv"), rank=2)), tiny.model("modernbert")
+    apply(model, LoraConfig(targets=targets, rank=2), seed=1)
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in usual.named_parameters()]
+    adapter = adapter_of(usual)
+    shuffled = Adapter(adapter.method, dict(sorted(adapter.weights.items(), reverse=True)), adapter.head, adapter.base)
+    to_peft(shuffled, tmp_path / "peft", base=base)
+    back = from_peft(tmp_path / "peft")
+    assert checksum(back.weights.items()) == checksum(adapter.weights.items())
+    swap(model := tiny.model("modernbert"), shuffled)
+    unmerge(model)
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in usual.named_parameters()]
+    assert torch.equal(logits(model, "modernbert"), logits(usual, "modernbert"))
+
+
+def test_dropout_is_on_the_input_of_a_alone():
+    """With A of ones and B of ones, each output of a slice has the sum of what dropout kept; other rows have none."""
+    model = tiny.model("modernbert").double()
+    apply(model, LoraConfig(targets=("q", "v"), rank=1, alpha=1, dropout=0.5), seed=0)
+    layer, x = model.get_submodule(FUSED[0]).train(), torch.ones(50, 32, dtype=torch.float64)
+    for part in layer.children():
+        nn.init.ones_(part.lora_a)
+        nn.init.ones_(part.lora_b)
+    torch.manual_seed(0)
+    update = layer(x) - F.linear(x, layer.weight)
+    kept = update[:, 0] / 2  # of 32 inputs, each 2 where it is kept
+    assert torch.allclose(kept, kept.round()) and 8 < kept.mean().item() < 24 and len(kept.round().unique()) > 3
+    assert torch.allclose(update[:, ROWS["q"]], update[:, ROWS["v"]]) and not update[:, ROWS["k"]].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_merged_matrix_has_the_sum_in_its_slices_and_the_pretrained_bits_elsewhere(dtype):
+    model = with_method("modernbert", KV).to(dtype)
+    layers = {name: model.get_submodule(name) for name in FUSED}
+    merge(model)
+    for name, layer in layers.items():
+        merged = model.get_submodule(name)
+        assert type(merged) is nn.Linear
+        assert torch.equal(merged.weight[ROWS["q"]], layer.weight[ROWS["q"]])
+        for target, scale in (("k", 1.5), ("v", 1.5)):
+            part = layer.get_submodule(target)
+            exact = layer.weight[ROWS[target]].double() + scale * part.lora_b.double() @ part.lora_a.double()
+            rounding = torch.finfo(dtype).eps * exact.abs() / 2
+            assert ((merged.weight[ROWS[target]].double() - exact).abs() <= rounding + 2e-6).all()
+
+
+def test_slices_and_the_whole_matrix_take_turns_and_the_base_comes_back():
+    adapters = {name: adapter_of(with_method("modernbert", config, seed)) for seed, (name, config) in entries()}
+    model = tiny.model("modernbert")
+    before = checksum(model.state_dict().items())
+    for name in ("qv", "whole", "kv", "o", "whole", "qv", "qv"):
+        swap(model, adapters[name])
+        expected = logits(with_method("modernbert", SEVERAL[name], list(SEVERAL).index(name)), "modernbert")
+        torch.testing.assert_close(logits(model, "modernbert"), expected, rtol=0, atol=1e-5)
+        unmerge(model)
+        assert torch.equal(logits(model, "modernbert"), expected)
+    remove(model)
+    assert checksum(model.state_dict().items()) == before
+
+
+def test_one_batch_mixes_slices_the_whole_matrix_and_neither():
+    models = {name: with_method("modernbert", config, seed) for seed, (name, config) in entries()}
+    served = AdapterSet(tiny.model("modernbert").double(), {name: adapter_of(m) for name, m in models.items()})
+    names = ["kv", "whole", "qv", "o", "kv"]
+    for row, (name, found) in enumerate(zip(names, served(names, **tiny.inputs("modernbert")), strict=True)):
+        expected = logits(models[name].double(), "modernbert")[row]
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+def entries():
+    return enumerate(SEVERAL.items())
+
+
+def test_the_whole_matrix_and_a_slice_of_it_exclude_each_other():
+    model, targets = tiny.model("modernbert"), ("k", "*.Wqkv")
+    before = list(model.state_dict())
+    for several in (targets, targets[::-1]):
+        with pytest.raises(UserError, match=r"layers\.0\.attn\.Wqkv would have LoRA as a whole and on a slice of it"):
+            apply(model, LoraConfig(targets=several), seed=0)
+        assert list(model.state_dict()) == before
+    whole, part = (adapter_of(with_method("modernbert", LoraConfig(targets=(t,), rank=2))) for t in ("*.Wqkv", "k"))
+    both = Adapter(LoraConfig(targets=targets, rank=2), whole.weights | part.weights, {})
+    with pytest.raises(UserError, match="as a whole and on a slice of it"):
+        swap(model, both)
+    assert list(model.state_dict()) == before
+
+
+def test_a_rank_is_limited_by_the_slice():
+    apply(tiny.model("modernbert"), LoraConfig(targets=("q",), rank=32), seed=0)
+    with pytest.raises(UserError, match=r"rank 33 is above the smaller dimension of .*Wqkv\.q \(32 x 32\)"):
+        apply(tiny.model("modernbert"), LoraConfig(targets=("q",), rank=33), seed=0)
+    apply(tiny.model("modernbert"), LoraConfig(targets=("*.Wqkv.k",), rank=32), seed=0)
+
+
+def peft_twin(folder):
+    return peft.PeftModel.from_pretrained(tiny.model("modernbert"), folder, is_trainable=True).eval()
+
+
+@pytest.mark.parametrize("scaling", ["lora", "rslora"])
+@pytest.mark.parametrize(
+    "config", [QV, KV, LoraConfig(targets=tuple("qkvo"), rank=3, alpha=0.7)], ids=["qv", "kv", "o"]
+)
+def test_peft_has_the_slices_as_blocks_with_the_same_logits_and_gradients(config, scaling, base, tmp_path):
+    if scaling == "rslora":
+        config = LoraConfig(targets=config.targets, rank=3, alpha=7, scaling="rslora")
+    ours = with_method("modernbert", config)
+    to_peft(adapter_of(ours), tmp_path / "peft", base=base)
+    theirs = peft_twin(tmp_path / "peft")
+    torch.testing.assert_close(logits(theirs, "modernbert"), logits(ours, "modernbert"), rtol=0, atol=1e-5)
+    labels = torch.arange(5) % 2
+    for model in (ours.double(), theirs.double()):
+        F.cross_entropy(model(**tiny.inputs("modernbert")).logits, labels).backward()
+    for name in FUSED:
+        twin, start = theirs.base_model.model.get_submodule(name), 0
+        for target, part in ours.get_submodule(name).named_children():
+            columns = slice(start, start + part.rank)
+            a, b = twin.lora_A["default"].weight.grad[columns], twin.lora_B["default"].weight.grad
+            torch.testing.assert_close(part.lora_a.grad, a, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(part.lora_b.grad, b[ROWS[target], columns], rtol=1e-9, atol=1e-12)
+            start += part.rank
+        assert start == sum(config.rank_of(t) for t in config.targets if t in ROWS)
+
+
+def test_without_our_file_the_slices_come_back_as_the_whole_matrix(base, tmp_path):
+    ours = with_method("modernbert", LoraConfig(targets=tuple("qvof"), rank=3, alpha=0.7))
+    adapter = adapter_of(ours)
+    to_peft(adapter, tmp_path / "peft", base=base)
+    back = from_peft(tmp_path / "peft")
+    assert back.method == adapter.method and checksum(back.weights.items()) == checksum(adapter.weights.items())
+    (tmp_path / "peft" / "lora.json").unlink()
+    whole, model = from_peft(tmp_path / "peft"), tiny.model("modernbert")
+    assert {name: len(whole.pairs()[name][0]) for name in FUSED} == dict.fromkeys(FUSED, 6)
+    assert all(math.isclose(whole.scale(name), 0.7 / 3) for name in whole.pairs())
+    load_adapter(model, whole)
+    assert isinstance(model.get_submodule(FUSED[0]), LoraLinear)
+    assert isinstance(ours.get_submodule(FUSED[0]), LoraSlices)
+    torch.testing.assert_close(logits(model, "modernbert"), logits(ours, "modernbert"), rtol=0, atol=1e-5)
+
+
+def test_slices_of_several_scales_are_not_for_peft(base, tmp_path):
+    adapter = adapter_of(with_method("modernbert", LoraConfig(rank=2, ranks={"v": 4}, alpha=8)))
+    with pytest.raises(UserError, match=r"one factor of B A for the whole of .*Wqkv.* \(4 on .*Wqkv\.q, 2 on .*\.v\)"):
+        to_peft(adapter, tmp_path / "peft", base=base)
+    assert not (tmp_path / "peft").exists()
+
+
+@pytest.mark.parametrize("fault", ["outside", "ranks", "scale"])
+def test_a_folder_whose_factors_are_not_of_the_slices_is_refused(fault, base, tmp_path):
+    folder = tmp_path / "peft"
+    to_peft(adapter_of(with_method("modernbert", QV)), folder, base=base)
+    tensors, extras = load_file(folder / WEIGHTS), json.loads((folder / "lora.json").read_text())
+    if fault == "outside":
+        tensors[f"base_model.model.{FUSED[1]}.lora_B.weight"][40, 0] = 1
+    elif fault == "ranks":
+        extras["method"]["ranks"] = {"v": 2}
+    else:
+        settings = json.loads((folder / CONFIG).read_text())
+        (folder / CONFIG).write_text(json.dumps(settings | {"alpha_pattern": dict.fromkeys(FUSED, 15.0)}))
+    save_file(tensors, folder / WEIGHTS)
+    (folder / "lora.json").write_text(json.dumps(extras))
+    messages = {
+        "outside": r"outside the blocks of .*Wqkv\.q, .*v, as lora\.json says",
+        "ranks": "not joined from slices of ranks",
+    }
+    with pytest.raises(UserError, match=messages.get(fault, r"says a factor of 2\.33333 for .*q, and .* 2\.5")):
+        from_peft(folder)

@@ -1,0 +1,152 @@
+"""Targets by name: short names first, then full names, names as messages list them, and globs, on any classifier."""
+
+import re
+
+import pytest
+import tiny
+import torch
+import transformers
+from tiny_adapters import with_method
+from torch import nn
+
+from lora.adapters.adapter import Adapter, adapter_of
+from lora.adapters.merge import merge
+from lora.errors import UserError
+from lora.methods import apply
+from lora.methods.configs import LoraConfig
+from lora.methods.lowrank import LoraLinear
+from lora.models.architectures import named_by
+from lora.models.modules import find_target, is_head
+
+
+def others() -> dict[str, nn.Module]:
+    """Classifiers outside the table of architectures; ALBERT's layers share one set of modules."""
+    sizes = {"vocab_size": 30, "pad_token_id": 0, **tiny.COMMON}
+    relative = {"vocab_size": 30, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48, "pad_token_id": 0}
+    configs = {
+        "albert": transformers.AlbertConfig(**sizes, embedding_size=16),
+        "roformer": transformers.RoFormerConfig(**sizes),
+        "deberta": transformers.DebertaConfig(**sizes, type_vocab_size=0),
+        "xlnet": transformers.XLNetConfig(**relative),
+        "bart": transformers.BartConfig(
+            vocab_size=30, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+            decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64,
+        ),
+    }  # fmt: skip
+    build = transformers.AutoModelForSequenceClassification.from_config
+    return {name: build(config).eval() for name, config in configs.items()}
+
+
+OTHERS = others()
+
+
+def adapted(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, LoraLinear)]
+
+
+def message_of(model: nn.Module) -> list[str]:
+    """The linear layers that a message about an absent target lists."""
+    with pytest.raises(UserError, match="the linear layers are ") as caught:
+        find_target(model, "no such layer")
+    return str(caught.value).partition("the linear layers are ")[2].split(", ")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "targets", "same"),
+    [
+        ("mpnet", ("*.attn.q", "*.attn.v"), ("q", "v")),
+        ("bert", ("*.query", "*.layer.*.output.dense"), ("q", "o", "f")),
+        ("bert", ("bert.encoder.layer.*.output.dense",), ("f",)),  # as messages list it: not the attention's
+        ("roberta", ("roberta.encoder.layer.*.attention.self.k?y",), ("k",)),
+        ("distilbert", ("*.[qv]_lin",), ("q", "v")),
+        ("modernbert", ("*.Wo",), ("o", "f")),
+        ("modernbert", ("model.layers.*.mlp.Wi",), ("i",)),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, tuple) else value,
+)
+def test_patterns_adapt_what_short_names_do_with_the_same_start(architecture, targets, same):
+    """An initial value is named after its module, whatever names the module."""
+    one, other = tiny.model(architecture), tiny.model(architecture)
+    apply(one, LoraConfig(targets=targets, rank=3), seed=4)
+    apply(other, LoraConfig(targets=same, rank=3), seed=4)
+    assert adapted(one) == adapted(other) != []
+    for ours, theirs in zip(one.state_dict().items(), other.state_dict().items(), strict=True):
+        assert ours[0] == theirs[0] and torch.equal(ours[1], theirs[1])
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_any_classifier_is_adapted_by_each_name_that_a_message_lists(name):
+    model = OTHERS[name]
+    linear = [n for n, module in model.named_modules() if isinstance(module, nn.Linear)]
+    named = [find_target(model, listed) for listed in message_of(model)]
+    assert sorted(n for names in named for n in names) == sorted(linear)  # each layer once: no name means two
+
+
+@pytest.mark.parametrize(("name", "target"), [("albert", "*.query"), ("roformer", "*.value"), ("bart", "*.v_proj")])
+def test_lora_by_a_pattern_starts_at_the_base_and_trains_on_other_classifiers(name, target):
+    model = OTHERS[name]
+    batch = {"input_ids": torch.tensor([[2, 5, 6, 7, 2], [2, 8, 9, 7, 2]])}
+    with torch.no_grad():
+        before = model(**batch).logits
+    apply(model, LoraConfig(targets=(target,), rank=2), seed=0)
+    assert len(adapted(model)) == {"albert": 1, "roformer": 2, "bart": 6}[name]
+    logits = model(**batch).logits
+    assert torch.equal(logits, before)
+    logits.sum().backward()
+    moved = [n for n, p in model.named_parameters() if p.grad is not None and not is_head(model, n)]
+    assert moved == [f"{n}.lora_{part}" for n in adapted(model) for part in "ab"]
+    merge(model)
+    assert not adapted(model) and torch.equal(model(**batch).logits, before)
+
+
+def test_a_glob_leaves_the_head_alone_and_a_full_name_does_not():
+    model = tiny.model("roberta")
+    assert all("encoder" in name for name in find_target(model, "*dense"))
+    assert find_target(model, "classifier.dense") == ["classifier.dense"]
+    for target in ("classifier.*", "*.out_proj"):
+        with pytest.raises(UserError, match=re.escape(f"target {target!r} is not in RobertaFor")):
+            find_target(model, target)
+
+
+def test_case_matters():
+    with pytest.raises(UserError, match=r"target '\*\.wo' is not in ModernBert"):
+        find_target(tiny.model("modernbert"), "*.wo")
+
+
+def test_a_module_that_two_patterns_name_is_refused():
+    before = list(tiny.model("bert").state_dict())
+    for targets in (("*.query", "q"), ("*.query", "*.self.*")):
+        model = tiny.model("bert")
+        with pytest.raises(UserError, match=r"attention\.self\.query is named by two of"):
+            apply(model, LoraConfig(targets=targets), seed=0)
+        assert list(model.state_dict()) == before
+
+
+def test_an_adapters_ranks_are_those_of_its_patterns():
+    """The FFN's pattern, as a glob, would name the attention's projection too: as a listed name it does not."""
+    listed = ("bert.encoder.layer.*.output.dense", "*.attention.output.dense")
+    method = LoraConfig(targets=listed, rank=2, ranks={listed[1]: 4}, alpha=8)
+    adapter = adapter_of(with_method("bert", method))
+    assert {name: len(a) for name, (a, _) in adapter.pairs().items()} == {
+        f"bert.encoder.layer.{layer}.{place}": rank
+        for layer in (0, 1)
+        for place, rank in (("attention.output.dense", 4), ("output.dense", 2))
+    }
+    name = "bert.encoder.layer.0.attention.output.dense"
+    assert adapter.scale(name) == 2 and adapter.scale("bert.encoder.layer.1.output.dense") == 4
+    with pytest.raises(UserError, match=r"LoRA on bert\.pooler\.dense, which is not one of its targets"):
+        Adapter(method, {f"bert.pooler.dense.lora_{part}": torch.ones(2, 2) for part in "ab"}, {})
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("a.0.x", ["a.0.x"]),
+        ("a.*.x", ["a.0.x", "a.1.x"]),
+        ("*.x", ["a.0.x", "a.1.x", "a.0.b.x"]),
+        ("a.0.*", ["a.0.x", "a.0.b.x"]),
+        ("a.*.y", []),
+    ],
+)
+def test_what_a_target_stands_for(target, expected):
+    assert named_by(target, ["a.0.x", "a.1.x", "a.0.b.x"]) == expected
