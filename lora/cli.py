@@ -15,6 +15,7 @@ from lora.errors import UserError
 COMMANDS = {
     "status": ("lora.sweep.status", "show which runs of a profile are done, running, failed or waiting; --watch: live"),
     "plan": ("lora.sweep.plan", "estimate what a sweep will cost, in device hours and disk"),
+    "tune": ("lora.sweep.tune", "choose each method's learning rate, on a seed that no table reports"),
     "report": ("lora.report.command", "build tables, verdicts, figures and report.html from a profile's records"),
     "claims": ("lora.report.claims.command", "judge the paper's claims on a profile's records"),
     "predict": ("lora.adapters.predict", "predict with trained adapters; write a GLUE submission"),
