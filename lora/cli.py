@@ -32,7 +32,7 @@ COMMANDS = {
         "show how time and memory grow with model, batch, length, rank and runs",
     ),
     "bench gpu": ("lora.cost.gpu", "time one training step of every method on one GPU"),
-    "fetch": ("lora.data.embedded", "download and check the embedded encoder and texts"),
+    "fetch": ("lora.data.encoders", "download and check the embedded encoder and texts, and encoders that are named"),
     "upload": ("lora.sweep.tracking", "send a sweep's tables and figures to Weights & Biases"),
 }
 
