@@ -14,6 +14,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from lora.checks import Problems, SettingsError, build
+from lora.config.precision_choice import one_at_a_time
 from lora.config.run import PROTOCOLS, RunConfig
 from lora.errors import UserError, first_line
 from lora.files import REFERENCE, RESULTS, ROOT, file_state, hash_file, write_atomically
@@ -208,10 +209,11 @@ def write_rates(path: Path, new: Iterable[Rate]) -> None:
 
     Raises: UserError: If the file that is there is invalid, or it cannot be written.
     """
-    kept = {one.key: one for one in (*read_rates(path), *new)}
-    entries = [_plain(kept[key]) for key in sorted(kept)]
-    text = yaml.safe_dump({"rates": entries}, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
-    write_atomically(path, (HEAD + text).encode())
+    with one_at_a_time(path.parent):
+        kept = {one.key: one for one in (*read_rates(path), *new)}
+        entries = [_plain(kept[key]) for key in sorted(kept)]
+        text = yaml.safe_dump({"rates": entries}, sort_keys=False, default_flow_style=None, width=120)
+        write_atomically(path, (HEAD + text).encode())
 
 
 def _plain(rate: Rate) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def refuse_other_sizes(cells: Sequence[Tuned], path: Path) -> None:
 
 
 def scores(cell: Tuned, profile: str, now: State) -> dict[float, float | None]:
-    """Rate -> the mean over seeds of the best epoch's headline metric, a fraction; None if a run of it failed."""
+    """Rate -> the mean over seeds of the best epoch's headline metric, a fraction; None if a run of it diverged."""
     found: dict[float, float | None] = {}
     for rate, run_ids in cell.run_ids(profile).items():
         values = [best_of(now.ok.get(run_id)) for run_id in run_ids]
@@ -149,13 +149,13 @@ def best_of(record: RunRecord | None) -> float | None:
 
 
 def best_rate(tried: Mapping[float, float | None]) -> float | None:
-    """The rate with the highest score, the smaller on a tie; None where all failed."""
+    """The rate with the highest score, the smaller on a tie; None where all diverged."""
     known = {rate: score for rate, score in tried.items() if score is not None}
     return min(known, key=lambda rate: (-known[rate], rate)) if known else None
 
 
 def at_edge(tried: Mapping[float, float | None]) -> str | None:
-    """`lowest` or `highest` if the best rate is that of those tried. A rate that failed counts as tried."""
+    """`lowest` or `highest` if the best rate is that of those tried. A rate that diverged counts as tried."""
     best = best_rate(tried)
     return "lowest" if best == min(tried) else "highest" if best == max(tried) else None
 

@@ -17,7 +17,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from lora.config.rates import TUNING, Rate, rates_path, write_rates
-from lora.errors import UserError
+from lora.errors import DIVERGED, UserError
 from lora.sweep.expand import expand_blocks, read_request
 from lora.sweep.launch import UnfinishedError, launch_runs, unfinished
 from lora.sweep.rate_grids import Tuned, at_edge, best_rate, extended, grids, next_rate, scores
@@ -33,7 +33,7 @@ def tune_sweep(launcher: Launcher, config: DictConfig, arguments: Sequence[str])
     """Train what is missing of the grids, extend those whose best rate lies at an edge, and write the rates.
 
     Raises: UserError: Before anything runs, if the arguments give no such grids, or as `launch_runs`. UnfinishedError:
-        If runs are missing, or all of a grid failed.
+        If runs are missing or failed, or all of a grid diverged.
     """
     profile, given, experiments = read_request(config.profile.name, arguments)
     if experiments is not None:
@@ -60,24 +60,24 @@ def tune_sweep(launcher: Launcher, config: DictConfig, arguments: Sequence[str])
         write_rates(path, rates)
         print(f"written to {path}: the next runs of profile {profile} take these rates (rates=null: those of conf/)")
     if without:
-        raise UnfinishedError("\n".join([f"no rate for {', '.join(without)}: all runs failed", *unfinished(now, {})]))
+        raise UnfinishedError("\n".join([f"no rate for {', '.join(without)}: all runs diverged", *unfinished(now, {})]))
 
 
 def train(
     launcher: Launcher, config: DictConfig, profile: str, cells: Sequence[Tuned], arguments: Sequence[str]
 ) -> State:
     """
-    Raises: UnfinishedError: If a run has no record. A failed run has one: training diverged, or says why not.
+    Raises: UnfinishedError: If a run has no record, or failed for another reason than that its training diverged.
     """
     runs = expand_blocks(profile, {TUNING: [cell.block for cell in cells]})
     now, reasons = launch_runs(launcher, config, runs, arguments)
-    if now.missing:
+    if now.missing or not all(DIVERGED in str(record.error) for record in now.failed.values()):
         raise UnfinishedError("\n".join(unfinished(now, reasons)))
     return now
 
 
 def rate_of(cell: Tuned, tried: dict[float, float | None], given: Mapping[str, list[str]]) -> Rate | None:
-    """What is kept of a choice; None where all runs failed."""
+    """What is kept of a choice; None where all runs diverged."""
     best = best_rate(tried)
     if best is None:
         return None
@@ -112,7 +112,7 @@ def table(
                if record.config["task"] == cell.task}  # fmt: skip
     notes = (
         f"Score: the best epoch on the dev set ({', '.join(f'{task}: {name}' for task, name in metrics.items())}), "
-        f"mean over seeds. -: a run diverged, failed or gave no score.",
+        f"mean over seeds. -: a run diverged or has no score.",
     )
     first = cells[0].first
     title = f"Learning rates tried ({profile}: {first.model.name}, protocol {first.protocol}, seed {seeds})"
