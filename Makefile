@@ -19,8 +19,8 @@ LATEST ?= $(NEWEST)
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.* ## (.*)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r name text; do printf '%-16s %s\n' "$$name" "$$text"; done
 
-setup: $(READY) ## Create .venv and fetch the embedded model and texts (PYTHON=interpreter, TORCH_INDEX=index of another torch build, LATEST=1: newest releases)
-	@$(VENV) -m lora fetch
+setup: $(READY) ## Create .venv and fetch the embedded model and texts (PYTHON=interpreter, TORCH_INDEX=index of another torch build, LATEST=1: newest releases, MODEL=mpnet_base: that encoder too, 405 MB)
+	@$(VENV) -m lora fetch $(if $(findstring command,$(origin MODEL)),$(MODEL))
 
 reproduce-glue: setup ## Train the missing runs of PROFILE=mini|small|long|paper and print the tables (GLUE_DIR=, MODEL_DIR=, LAUNCHER=, RETRY_FAILED=1, ARGS="experiment=glue_table2 ...")
 	@quoted() { printf "'%s'" "$${1//\'/\\\'}"; }  # quote a path as one value in Hydra's grammar

@@ -31,3 +31,12 @@ class RunSweeper(Sweeper):
             raise
         print_sweep(self.config.profile.name, arguments)
         return state
+
+
+class TuneSweeper(RunSweeper):
+    """Chooses learning rates: `python -m lora tune`."""
+
+    def sweep(self, arguments: list[str]) -> None:
+        from lora.sweep.tune import tune_sweep
+
+        tune_sweep(self.launcher, self.config, arguments)

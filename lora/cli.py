@@ -15,6 +15,7 @@ from lora.errors import UserError
 COMMANDS = {
     "status": ("lora.sweep.status", "show which runs of a profile are done, running, failed or waiting; --watch: live"),
     "plan": ("lora.sweep.plan", "estimate what a sweep will cost, in device hours and disk"),
+    "tune": ("lora.sweep.tune", "choose each method's learning rate, on a seed that no table reports"),
     "report": ("lora.report.command", "build tables, verdicts, figures and report.html from a profile's records"),
     "claims": ("lora.report.claims.command", "judge the paper's claims on a profile's records"),
     "predict": ("lora.adapters.predict", "predict with trained adapters; write a GLUE submission"),
@@ -31,7 +32,7 @@ COMMANDS = {
         "show how time and memory grow with model, batch, length, rank and runs",
     ),
     "bench gpu": ("lora.cost.gpu", "time one training step of every method on one GPU"),
-    "fetch": ("lora.data.embedded", "download and check the embedded encoder and texts"),
+    "fetch": ("lora.data.encoders", "download and check the embedded encoder and texts, and encoders that are named"),
     "upload": ("lora.sweep.tracking", "send a sweep's tables and figures to Weights & Biases"),
 }
 

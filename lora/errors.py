@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+DIVERGED = "training diverged"  # in the error of a run whose loss or predictions are not finite
 LISTED = 8  # items that a message spells out
 
 

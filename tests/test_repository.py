@@ -15,6 +15,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from lora.data.embedded import ARCHIVES
+from lora.data.encoders import ENCODERS
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -74,7 +75,10 @@ def test_the_mutation_tester_is_no_part_of_the_development_install():
 
 def test_third_party_names_every_archive_by_its_hash_and_every_file():
     text = (ROOT / "THIRD_PARTY.md").read_text()
-    assert set(re.findall(r"\b[0-9a-f]{64}\b", text)) == {archive.sha256 for archive in ARCHIVES}
+    parts = [part for encoder in ENCODERS.values() for part in encoder.parts]
+    weights = {encoder.hashes["model.safetensors"] for encoder in ENCODERS.values()}
+    assert all(part.file in text for part in parts) and len(parts) == 5
+    assert set(re.findall(r"\b[0-9a-f]{64}\b", text)) == {archive.sha256 for archive in (*ARCHIVES, *parts)} | weights
     lines = text.splitlines()
     for archive in ARCHIVES:
         (line,) = [line for line in lines if archive.sha256 in line]

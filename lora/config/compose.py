@@ -22,6 +22,7 @@ from lora.checks import SettingsError, build
 from lora.config.encoder_files import local_name
 from lora.config.kernel_choice import choose_attention, choose_kernels
 from lora.config.precision_choice import choose_precision
+from lora.config.rates import with_rate
 from lora.config.run import ModelConfig, RunConfig, run_config
 from lora.errors import UserError
 from lora.files import ROOT
@@ -92,6 +93,7 @@ def setting_keys() -> tuple[str, ...]:
     keys = [
         field.name for field in dataclasses.fields(RunConfig) if field.name not in (*sections, "protocol", "method")
     ]
+    keys += ["rates"]
     keys += [f"{name}.{field.name}" for name, section in sections.items() for field in dataclasses.fields(section)]
     keys += [f"method.{field.name}" for method in METHODS.values() for field in dataclasses.fields(method.config)]
     for path in sorted((CONF / "launcher").glob("*.yaml")):
@@ -160,7 +162,9 @@ def decided(sections: dict[str, Any], unmeasured: str | None = None) -> dict[str
 
 
 def compose_run(overrides: Sequence[str], unmeasured: str | None = None) -> RunConfig:
-    """Compose and validate one run; one that starts from MNLI learns the run_id of that MNLI run.
+    """Compose and validate one run, at its tuned learning rate where there is one (`lora.config.rates`).
+
+    A run that starts from MNLI learns the run_id of that MNLI run.
 
     Args:
         unmeasured: As in `decided`.
@@ -179,7 +183,8 @@ def _seeded_run(overrides: Sequence[str], unmeasured: str | None) -> RunConfig:
     """
     seeds = [override for override in overrides if SEED.fullmatch(override)]
     others = tuple(override for override in overrides if override not in seeds)
-    shared = decided(_resolved(others, tuple(local_encoders(overrides))), unmeasured)
+    sections, rates = _resolved(others, tuple(local_encoders(overrides)))
+    shared = decided(with_rate(sections, rates, others), unmeasured)
     return run_config(shared | {"seed": int(seeds[-1].removeprefix("seed=")) if seeds else shared["seed"]})
 
 
@@ -192,12 +197,14 @@ def local_encoders(overrides: Sequence[str]) -> list[str]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _resolved(overrides: tuple[str, ...], encoders: tuple[str, ...]) -> dict[str, Any]:
+def _resolved(overrides: tuple[str, ...], encoders: tuple[str, ...]) -> tuple[dict[str, Any], Any]:
     """
     Args:
         encoders: The names of local encoders, which follow their files.
+    Returns: The sections of a run, and the setting `rates`.
     """
-    return resolve(compose_values(overrides))
+    config = compose_values(overrides)
+    return resolve(config), _plain(config.rates)
 
 
 def compose_values(overrides: Sequence[str]) -> DictConfig:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from lora.config.run import ModelConfig
-from lora.data.embedded import model_folder
+from lora.data.encoders import encoder_folder
 from lora.errors import UserError
 from lora.files import file_state, hash_file
 
@@ -22,7 +22,7 @@ def locate(config: ModelConfig) -> tuple[str, dict[str, object]]:
         raise UserError(
             "model=local needs model.path, a folder with config.json, model.safetensors and a tokenizer (MODEL_DIR=)"
         )
-    folder = model_folder() if config.source == "embedded" else Path(config.path).expanduser()
+    folder = encoder_folder(config.name) if config.source == "embedded" else Path(config.path).expanduser()
     check_folder(folder)
     return str(folder), {"local_files_only": True}
 

@@ -32,7 +32,7 @@ def choose_kernels(model: ModelConfig, device: str) -> tuple[str, str]:
         return "stock", "for the GPU; runtime.device=cpu would take the CPU"
     if model.source == "hub":
         return "stock", "transformers' own modules"
-    reason = None if model.source == "embedded" else not_covered(read_settings(model))
+    reason = not_covered(read_settings(model))
     if reason is not None:
         return "stock", f"fused kernels do not cover {reason}"
     return "fused", "compiled, for the CPU"

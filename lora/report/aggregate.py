@@ -19,6 +19,7 @@ CELL = [*ROW, "start", "task"]  # what the seeds of one cell share
 START_TITLES = {"pretrained": "pretrained", "mnli": "MNLI"}
 ENCODER_TITLES = {
     "minilm": "all-MiniLM-L6-v2",
+    "mpnet_base": "all-mpnet-base-v2",
     "roberta_base": "RoBERTa-base",
     "roberta_large": "RoBERTa-large",
     "deberta_v2_xxl": "DeBERTa-XXL",

@@ -14,6 +14,7 @@ import yaml
 
 from lora.checks import SettingsError
 from lora.config.compose import CONF, compose_config, compose_run
+from lora.config.rates import TUNING
 from lora.config.run import RunConfig, run_config
 from lora.config.variants import Variant, key_of, variant
 from lora.data.tasks import TASKS
@@ -44,6 +45,7 @@ class Gathered:
         overrides: With which its runs are expected.
         planned: Experiment -> the runs that it expects, in the tables' order; only experiments that are shown.
         tried: The runs that the learning rates were chosen by, which no table of results has.
+        tuning: The run_ids of those that `python -m lora tune` made, which no table at all has.
         frame: `load_frame` of those that exist and are `ok`, with the column `collapsed` (`lora.records.predictions`).
         state: What is missing, failed, extra or broken; the records themselves are in `state.ok`.
     """
@@ -55,6 +57,7 @@ class Gathered:
     overrides: tuple[str, ...]
     planned: dict[str, list[Planned]]
     tried: list[Planned]
+    tuning: tuple[str, ...]
     frame: pd.DataFrame
     state: State
 
@@ -99,14 +102,19 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
         for section, key in (setting.split(".") for setting in OF_MACHINES):
             values = {record.config[section][key] for record in records}
             overrides = [*overrides, *(f"{section}.{key}={value}" for value in sorted(values))]
-    sections = experiments_shown(profile, overrides, {record.run_id for record in records}, whole=is_reference)
+        overrides = [*overrides, "rates=null"]  # a user's own rates change nothing about them
+    tuning = {record.run_id for record in records if record.config["runtime"].get("group") == TUNING}
+    present = {record.run_id for record in records} - tuning
+    sections = experiments_shown(profile, overrides, present, whole=is_reference)
     cells = list({cell.run_id: cell for found in sections.values() for cell in found}.values())
     now = state_of(cells, records, problems)
     if any(override.startswith(("data.path=", "model.path=")) for override in overrides):
         check_inputs(distinct(cells, ()), now.ok.values())
-    others = other_runs([record for record in records if record.run_id in now.extra], profile)
-    used = {record.run_id: record for record in records if record.run_id in {p.run_id for p in others}}
-    now = dataclasses.replace(now, ok=now.ok | used, extra=tuple(i for i in now.extra if i not in used))
+    tuning &= set(now.extra)  # the others are asked for by name
+    extra = [record for record in records if record.run_id in set(now.extra) - tuning]
+    others = other_runs(extra, profile, overrides)
+    used = {record.run_id: record for record in extra if record.run_id in {p.run_id for p in others}}
+    now = dataclasses.replace(now, ok=now.ok | used, extra=tuple(i for i in now.extra if i not in {*used, *tuning}))
     frame, broken = with_collapsed(load_frame(list(now.ok.values())), now.ok.values(), folder)
     now = dataclasses.replace(now, problems=(*now.problems, *broken))
     refuse_mixed_rows(frame)
@@ -119,7 +127,8 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
     add_others(expected, others)
     planned = {experiment: in_table_order(labelled(found)) for experiment, found in expected.items()}
     tried = planned.pop(LEARNING_RATE, [])
-    return Gathered(profile, folder, results, is_reference, tuple(overrides), planned, tried, frame, now)
+    tuned = tuple(sorted(tuning))
+    return Gathered(profile, folder, results, is_reference, tuple(overrides), planned, tried, tuned, frame, now)
 
 
 def planned_of(run: Any, apart: Variant) -> Planned:
@@ -132,8 +141,12 @@ def planned_of(run: Any, apart: Variant) -> Planned:
     return Planned(**{key: getattr(run, key) for key in NAMED_BY}, variant=apart)
 
 
-def other_runs(records: Iterable[RunRecord], profile: str) -> list[Planned]:
-    """The runs that are `ok` and named by settings of this version, of records that no experiment at hand expects."""
+def other_runs(records: Iterable[RunRecord], profile: str, overrides: Sequence[str]) -> list[Planned]:
+    """The runs that are `ok` and named by settings of this version, of records that no experiment at hand expects.
+
+    Args:
+        overrides: Of the report, which say where tuned learning rates are.
+    """
     found = []
     for record in records:
         if record.status == "ok":
@@ -141,15 +154,16 @@ def other_runs(records: Iterable[RunRecord], profile: str) -> list[Planned]:
                 config = run_config(record.config)
                 if config.run_id == record.run_id:
                     (row,) = load_frame([record]).itertuples()
-                    found.append(planned_of(row, variant(config, usual_run(config, profile))))
+                    found.append(planned_of(row, variant(config, usual_run(config, profile, overrides))))
     return found
 
 
-def usual_run(config: RunConfig, profile: str) -> RunConfig:
+def usual_run(config: RunConfig, profile: str, overrides: Sequence[str]) -> RunConfig:
     """What conf/ makes of a run that no experiment expects: its own settings are compared with these."""
     model = "local" if config.model.source == "local" else config.model.name
     groups = (f"profile={profile}", f"model={model}", f"method={config.method.name}", f"protocol={config.protocol}")
-    return base_run(config, [*groups, f"data.source={config.data.source}"])
+    rates = [override for override in overrides if override.startswith(("rates=", "runtime.results="))]
+    return base_run(config, [*groups, f"data.source={config.data.source}", *rates])
 
 
 def reference_of(gathered: Gathered) -> tuple[list[Planned], pd.DataFrame, list[Planned]]:
@@ -162,7 +176,7 @@ def reference_of(gathered: Gathered) -> tuple[list[Planned], pd.DataFrame, list[
     records, _ = load_records(gathered.results / REFERENCE / gathered.profile)
     ours = [anywhere(p) for p in gathered.every]
     asked = {cell_of(p) for p in ours}
-    theirs = [anywhere(p) for p in other_runs(records, gathered.profile)]
+    theirs = [anywhere(p) for p in other_runs(records, gathered.profile, gathered.overrides)]
     theirs = [p for p in theirs if cell_of(p) in asked]
     there = {cell_of(p) for p in theirs}
     chosen = {p.run_id for p in theirs}

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from lora.config.compose import CONF, check_overrides, compose_run, explain, register_resolvers
+from lora.config.rates import rates_setting, said
 from lora.config.run import RunConfig
 from lora.errors import UserError
 from lora.records.record import RunRecord, adapter_path, record_path
@@ -96,6 +97,10 @@ def single_run(overrides: Sequence[str]) -> Ended | Exception:
         refuse_experiment(overrides)
         config = compose_run(overrides)
         before = usable_record(config)
+        setting = rates_setting(overrides, config.runtime.results)
+        tuned = said(setting, [(config.model.name, config.protocol, config.task, overrides)])
+        if before is None and tuned is not None:
+            say(f"rates: {tuned}", sys.stdout)
         record = ensure_record(config, mistakes_fail=False)
         return Ended(config, record, was_done=record == before)
     except (UserError, HeldError, InterruptedRunError) as error:

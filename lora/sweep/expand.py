@@ -23,6 +23,7 @@ from lora.config.compose import (
 )
 from lora.config.kernel_choice import gpu_has_bf16, has_gpu
 from lora.config.precision_choice import machine_precisions
+from lora.config.rates import pinned_rates, rates_setting, rates_state
 from lora.config.run import RunConfig
 from lora.config.variants import Variant, variant
 from lora.data.tasks import TASKS
@@ -197,15 +198,24 @@ def _cache(profile: str, overrides: Sequence[str], *request: Any) -> Path:
     given = [override for override in overrides if override.startswith("runtime.results=")]
     results = OverridesParser.create().parse_override(given[-1]).value() if given else f"results/{profile}"
     machine = (has_gpu(), has_gpu() and gpu_has_bf16(), machine_precisions(str(results)))
-    key = _cache_key(profile, overrides, *request, machine)
+    key = _cache_key(profile, overrides, *request, machine, rates_state(rates_setting(overrides, str(results))))
     return ROOT / "outputs" / "cache" / "runs" / f"{key}.json"
 
 
 def _expand(profile: str, overrides: Sequence[str], experiments: Sequence[str] | None, adhoc: bool) -> list[PlannedRun]:
+    return expand_blocks(profile, _blocks(profile, overrides, experiments, adhoc))
+
+
+def expand_blocks(profile: str, blocks: Mapping[str, Sequence[Block]]) -> list[PlannedRun]:
+    """All runs of these blocks, as `expand`.
+
+    Args:
+        blocks: Experiment -> its blocks.
+    """
     found: dict[str, PlannedRun] = {}
     problems: list[str] = []
-    for experiment, blocks in _blocks(profile, overrides, experiments, adhoc).items():
-        for block in blocks:
+    for experiment, several in blocks.items():
+        for block in several:
             for values in itertools.product(*block.axes.values()):
                 settings = (f"{key}={value}" for key, value in zip(block.axes, values, strict=True))
                 own = (f"profile={profile}", *settings)
@@ -259,12 +269,14 @@ def _holds(config: RunConfig, overrides: tuple[str, ...], held: Values) -> bool:
 
 def _planned(config: RunConfig, overrides: tuple[str, ...], experiments: tuple[str, ...], apart: Variant) -> PlannedRun:
     rows = config.data.train_rows or TASKS[config.task].official_rows["train"]
-    # a worker may be another machine than the launcher
+    # a worker may be another machine than the launcher, and the file of rates may change before it starts
     pins = (
+        pinned_rates(rates_setting(overrides, config.runtime.results), overrides, config),
         f"train.precision={config.train.precision}",
         f"train.kernels={config.train.kernels}",
         f"model.attention={config.model.attention}",
     )
+    overrides = tuple(override for override in overrides if not override.startswith("rates="))
     return PlannedRun(
         run_id=config.run_id,
         overrides=(*overrides, *(pin for pin in pins if pin not in overrides)),
@@ -289,7 +301,7 @@ def base_run(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     """The run that conf/ makes of the same groups, task and seed; the run itself where it makes none."""
     kept = (
         *("profile=", "model=", "model.path=", "method=", "protocol=", "data.source=", "runtime.device="),
-        "runtime.results=",  # whose runs keep their precision
+        *("runtime.results=", "rates="),  # whose runs keep their precision, and rates
     )
     chosen = [override for override in overrides if override.startswith(kept)]
     try:

@@ -13,6 +13,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from lora.config.compose import describe_group
+from lora.config.rates import said
 from lora.errors import UserError, first_line
 from lora.files import check_writable
 from lora.records.record import RunRecord, adapter_path
@@ -61,15 +62,36 @@ class Sweep:
 def launch_sweep(launcher: Launcher, config: DictConfig, arguments: Sequence[str]) -> State:
     """Train the missing ones of the runs that the arguments ask for (`lora.sweep.expand.requested`).
 
-    Raises: UserError: Before anything runs, if any run is invalid, its rows or weights are not available, the launcher
-        is not, or a folder cannot be written. UnfinishedError: At the end, if runs failed or are missing.
+    Raises: As `launch_runs`. UnfinishedError: At the end, if runs failed or are missing.
+    """
+    notes = [f"note:    {replacement}" for replacement in replacements(config.profile.name, arguments)]
+    if default := default_of(config.profile.name, arguments):
+        chosen = " ".join(f"{key}={','.join(values)}" for key, values in default.items())
+        others = [name for name in describe_group("experiment") if name not in default["experiment"]]
+        notes.append(f"default: {chosen}; experiment=NAME trains others ({', '.join(others)})")
+    now, reasons = launch_runs(launcher, config, requested(config.profile.name, arguments), arguments, notes)
+    if now.failed or now.missing:
+        raise UnfinishedError("\n".join(unfinished(now, reasons)))
+    return now
+
+
+def launch_runs(
+    launcher: Launcher, config: DictConfig, runs: list[PlannedRun], arguments: Sequence[str], notes: Sequence[str] = ()
+) -> tuple[State, dict[str, str]]:
+    """Announce runs and train the missing ones.
+
+    Args:
+        config: Composed of the command's arguments.
+        notes: Lines for the end of the announcement.
+    Returns: The state at the end, and run_id -> why a run has no record.
+    Raises: UserError: Before anything runs, if its rows or weights are not available, the launcher is not, or a folder
+        cannot be written.
     """
     if processes() > 1:
         raise UserError(
             f"a sweep must be started by one process, got {processes()}: use launcher.workers for a sweep, and "
             f"`accelerate launch` or torchrun for a single run (python -m lora without -m)"
         )
-    runs = requested(config.profile.name, arguments)
     results, outputs = config.runtime.results, config.runtime.outputs
     now = state(runs, results)
     for problem in now.problems:
@@ -86,22 +108,16 @@ def launch_sweep(launcher: Launcher, config: DictConfig, arguments: Sequence[str
         seconds = estimator(records_of_this_machine(config))
         expected = {run.run_id: seconds(run) for run in todo}
     print(announcement(config.profile.name, runs, now, todo, expected, workers, results), flush=True)
-    if default := default_of(config.profile.name, arguments):
-        chosen = " ".join(f"{key}={','.join(values)}" for key, values in default.items())
-        others = [name for name in describe_group("experiment") if name not in default["experiment"]]
-        print(f"  default: {chosen}; experiment=NAME trains others ({', '.join(others)})", flush=True)
-    for replacement in replacements(config.profile.name, arguments):
-        print(f"  note:    {replacement}", flush=True)
+    tuned = said(config.rates, ((run.model, run.protocol, run.task, run.overrides) for run in runs))
+    for line in (*([f"rates:   {tuned}"] if tuned else []), *notes):
+        print(f"  {line}", flush=True)
     if todo:
         check_queue(config.launcher)
         for folder in (results, outputs):
             check_writable(folder)
     ids = frozenset(run.run_id for run in todo)
     sweep = Sweep(runs, ids, dict(now.failed), expected, workers, results, outputs, adapters)
-    now, reasons = run_waves(launcher, config.launcher, sweep, now)
-    if now.failed or now.missing:
-        raise UnfinishedError("\n".join(unfinished(now, reasons)))
-    return now
+    return run_waves(launcher, config.launcher, sweep, now)
 
 
 def run_waves(launcher: Launcher, settings: DictConfig, sweep: Sweep, now: State) -> tuple[State, dict[str, str]]:

@@ -22,7 +22,7 @@ from lora.config.run import RunConfig
 from lora.data.batching import collate, encode, epoch_batches, to_device
 from lora.data.read import TaskData, read
 from lora.data.tasks import TASKS
-from lora.errors import UserError
+from lora.errors import DIVERGED, UserError
 from lora.methods import apply
 from lora.models.load import load_encoder, max_positions
 from lora.models.modules import count_parameters, trainable
@@ -183,9 +183,7 @@ def check_finite(losses: list[Tensor], step: int) -> None:
     finite = torch.isfinite(torch.stack(losses))
     if not bool(finite.all()):
         first = step - len(losses) + 1 + int((~finite).nonzero()[0])
-        raise NonFiniteLossError(
-            f"the loss is not finite at step {first}; a lower train.lr would be the first thing to try"
-        )
+        raise NonFiniteLossError(f"the loss is not finite at step {first}; {DIVERGED}: try a lower train.lr first")
 
 
 def describe(data: TaskData) -> dict[str, Any]:

@@ -23,6 +23,7 @@ def common_overrides(train_rows: int = TRAIN_ROWS, epochs: int = EPOCHS) -> list
     return [
         "profile=mini",
         "method=lora",
+        "rates=null",  # one's own rates are not those of the committed measurements
         f"data.train_rows={train_rows}",
         f"train.epochs={epochs}",
         "runtime.tracking=off",  # no side sends copies to W&B

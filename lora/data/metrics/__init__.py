@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lora.errors import UserError
+from lora.errors import DIVERGED, UserError
 
 if TYPE_CHECKING:
     import evaluate
@@ -43,7 +43,7 @@ def compute(names: tuple[str, ...], predictions: np.ndarray, references: np.ndar
     if broken.size:
         raise UserError(
             f"{broken.size} of {len(predicted)} predictions are not finite, the first in row {broken[0]}: "
-            f"training diverged; try a lower train.lr first"
+            f"{DIVERGED}; try a lower train.lr first"
         )
     return _load("+".join(names)).compute(predictions=predicted, references=true)
 

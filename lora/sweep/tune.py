@@ -1,0 +1,149 @@
+"""`python -m lora tune profile=NAME task=A,B method=C,D`: choose each method's learning rate for a user's own runs.
+
+Every method gets a grid of the same size on a seed that no table reports, so that none is favoured. The best mean of
+the best epochs is taken, the smaller rate on a tie. If it lies at an edge of its grid, the grid is extended once by one
+value on that side. If it lies at the edge even then, the output says so, with the command that looks further.
+
+The rates go to results/<profile>/rates.yaml (`lora.config.rates`), and the next launch takes them.
+"""
+
+import argparse
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+import pandas as pd
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig
+
+from lora.config.rates import TUNING, Rate, rates_path, write_rates
+from lora.errors import DIVERGED, UserError
+from lora.sweep.expand import expand_blocks, read_request
+from lora.sweep.launch import UnfinishedError, launch_runs, unfinished
+from lora.sweep.rate_grids import Tuned, at_edge, best_rate, extended, grids, next_rate, scores
+from lora.sweep.state import State
+from lora.table import Table
+
+BEYOND = 2  # values beyond the edge that the output proposes to try next
+# Where and how runs are trained, or told by the other fields of a Rate; what else is given is kept with the rates.
+APART = ("profile", "model", "protocol", "model.path", "data.path", "data.source", "rates")
+
+
+def tune_sweep(launcher: Launcher, config: DictConfig, arguments: Sequence[str]) -> None:
+    """Train what is missing of the grids, extend those whose best rate lies at an edge, and write the rates.
+
+    Raises: UserError: Before anything runs, if the arguments give no such grids, or as `launch_runs`. UnfinishedError:
+        If runs are missing or failed, or all of a grid diverged.
+    """
+    profile, given, experiments = read_request(config.profile.name, arguments)
+    if experiments is not None:
+        raise UserError("tune has a grid of its own: leave out experiment=")
+    path = rates_path(config.rates)
+    if path is None:
+        raise UserError("tune writes the rates of a user's own runs: rates must be a file outside results/reference")
+    cells = grids(profile, given, path)
+    now = train(launcher, config, profile, cells, arguments)
+    wider = [extended(cell, scores(cell, profile, now)) for cell in cells]
+    if wider != cells:
+        names = ", ".join(f"{new.method} on {new.task}" for new, old in zip(wider, cells, strict=True) if new != old)
+        print(f"the best rate lies at an edge of the grid: one more value for {names}", flush=True)
+        cells, now = wider, train(launcher, config, profile, wider, arguments)
+    found = {(cell.method, cell.task): scores(cell, profile, now) for cell in cells}
+    chosen = [rate_of(cell, found[cell.method, cell.task], given) for cell in cells]
+    print(table(profile, cells, found, now).markdown())
+    for cell in cells:
+        if line := further(cell, found[cell.method, cell.task], arguments):
+            print(line)
+    rates = [rate for rate in chosen if rate is not None]
+    without = [f"{c.method} on {c.task}" for c, rate in zip(cells, chosen, strict=True) if rate is None]
+    if rates:
+        write_rates(path, rates)
+        print(f"written to {path}: the next runs of profile {profile} take these rates (rates=null: those of conf/)")
+    if without:
+        raise UnfinishedError("\n".join([f"no rate for {', '.join(without)}: all runs diverged", *unfinished(now, {})]))
+
+
+def train(
+    launcher: Launcher, config: DictConfig, profile: str, cells: Sequence[Tuned], arguments: Sequence[str]
+) -> State:
+    """
+    Raises: UnfinishedError: If a run has no record, or failed for another reason than that its training diverged.
+    """
+    runs = expand_blocks(profile, {TUNING: [cell.block for cell in cells]})
+    now, reasons = launch_runs(launcher, config, runs, arguments)
+    if now.missing or not all(DIVERGED in str(record.error) for record in now.failed.values()):
+        raise UnfinishedError("\n".join(unfinished(now, reasons)))
+    return now
+
+
+def rate_of(cell: Tuned, tried: dict[float, float | None], given: Mapping[str, list[str]]) -> Rate | None:
+    """What is kept of a choice; None where all runs diverged."""
+    best = best_rate(tried)
+    if best is None:
+        return None
+    varied = ("method", "task", "seed", "train.lr", *APART)
+    settings = [
+        f"{key}={','.join(values)}"
+        for key, values in given.items()
+        if key not in varied and not key.startswith(("launcher", "runtime."))
+    ]
+    first, seeds = cell.first, tuple(int(seed) for seed in cell.axes["seed"])
+    today = datetime.now(UTC).date().isoformat()
+    key = (first.model.name, first.protocol, cell.method, cell.task)
+    return Rate(*key, best, cell.values, seeds, today, tuple(settings), tried)
+
+
+def table(
+    profile: str, cells: Sequence[Tuned], found: Mapping[tuple[str, str], dict[float, float | None]], now: State
+) -> Table:
+    """A line for each method, task and rate: its score, whether it is taken, and the runs behind it."""
+    lines = []
+    for cell in cells:
+        tried, run_ids = found[cell.method, cell.task], cell.run_ids(profile)
+        best, edge = best_rate(tried), at_edge(tried)
+        for rate, score in tried.items():
+            taken = ("yes (edge)" if edge else "yes") if rate == best else ""
+            text = "-" if score is None else f"{100 * score:.1f}"
+            runs = ", ".join(run_ids[rate])
+            row = {"Method": cell.method, "Task": cell.task, "Learning rate": f"{rate:g}", "Score": text}
+            lines.append(row | {"Taken": taken, "Runs": runs})
+    seeds = ", ".join(cells[0].axes["seed"])
+    metrics = {cell.task: record.selected["metric"] for cell in cells for record in now.ok.values()
+               if record.config["task"] == cell.task}  # fmt: skip
+    notes = (
+        f"Score: the best epoch on the dev set ({', '.join(f'{task}: {name}' for task, name in metrics.items())}), "
+        f"mean over seeds. -: a run diverged or has no score.",
+    )
+    first = cells[0].first
+    title = f"Learning rates tried ({profile}: {first.model.name}, protocol {first.protocol}, seed {seeds})"
+    return Table(TUNING, title, pd.DataFrame(lines), 3, notes)
+
+
+def further(cell: Tuned, tried: Mapping[float, float | None], arguments: Sequence[str]) -> str | None:
+    """Which grid of the same size looks beyond the edge at which the best rate lies; None if it lies at none."""
+    edge = at_edge(tried)
+    if edge is None:
+        return None
+    rates = cell.rates
+    for _ in range(BEYOND):
+        rates = tuple(sorted((*rates, next_rate(rates, edge))))
+    rates = rates[: cell.values] if edge == "lowest" else rates[-cell.values :]
+    kept = [one for one in arguments if not one.startswith(("method=", "task=", "train.lr="))]
+    own = [f"method={cell.method}", f"task={cell.task}", f"train.lr={','.join(f'{rate:g}' for rate in rates)}"]
+    return (
+        f"{cell.method} on {cell.task}: the best is the {edge} of {len(tried)} rates, and a better one may lie beyond. "
+        f"To look: {shlex.join(['python', '-m', 'lora', 'tune', *kept, *own])}"
+    )
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides", nargs="+", help="profile=, task=, and optionally method=, train.lr=A,B,C, seed=, launcher=, ..."
+    )
+
+
+def main(given: argparse.Namespace) -> None:
+    """Exit codes: as for a sweep."""
+    from lora.sweep import entry
+
+    entry.main(["-m", "hydra/sweeper=tune", *given.overrides])
