@@ -20,7 +20,9 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from lora.checks import SettingsError, build
 from lora.config.encoder_files import local_name
+from lora.config.hparams_row import row_of
 from lora.config.kernel_choice import choose_attention, choose_kernels
+from lora.config.own_task import find_task, own_tasks, with_task
 from lora.config.precision_choice import choose_precision
 from lora.config.run import ModelConfig, RunConfig, run_config
 from lora.errors import UserError
@@ -117,10 +119,12 @@ def settle(config: DictConfig) -> RunConfig:
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
-    """The sections of a RunConfig as plain values; a local encoder named after its folder.
+    """The sections of a RunConfig as plain values; a local encoder named after its folder, a task after its file.
 
-    Raises: UserError: If a value has no row in the protocol's table, or a local folder holds no encoder.
+    Raises: UserError: If a value has no row in the protocol's table, a local folder holds no encoder, or no task is
+        called so.
     """
+    config = with_task(config)
     try:
         values = {key: _plain(config[key]) for key in SECTIONS} | {"protocol": config.protocol.name}
         model = values["model"]
@@ -129,6 +133,16 @@ def resolve(config: DictConfig) -> dict[str, Any]:
         return values
     except InterpolationKeyError as error:
         raise UserError(_no_row(config, error)) from error
+
+
+def is_untuned(overrides: Sequence[str]) -> bool:
+    """Whether a run takes the learning rate of a default row, which was not chosen for its task."""
+    if any(override.startswith("train.lr=") for override in overrides):
+        return False
+    config = compose_values(overrides)
+    task = find_task(config.task, config.runtime.results)
+    row, chosen = row_of(config, task.name)
+    return row is not None and not chosen
 
 
 def decided(sections: dict[str, Any], unmeasured: str | None = None) -> dict[str, Any]:
@@ -179,7 +193,8 @@ def _seeded_run(overrides: Sequence[str], unmeasured: str | None) -> RunConfig:
     """
     seeds = [override for override in overrides if SEED.fullmatch(override)]
     others = tuple(override for override in overrides if override not in seeds)
-    shared = decided(_resolved(others, tuple(local_encoders(overrides))), unmeasured)
+    named = (*local_encoders(overrides), *((task.name, *task.official_rows.values()) for task in own_tasks(overrides)))
+    shared = decided(_resolved(others, named), unmeasured)
     return run_config(shared | {"seed": int(seeds[-1].removeprefix("seed=")) if seeds else shared["seed"]})
 
 
@@ -192,10 +207,10 @@ def local_encoders(overrides: Sequence[str]) -> list[str]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _resolved(overrides: tuple[str, ...], encoders: tuple[str, ...]) -> dict[str, Any]:
+def _resolved(overrides: tuple[str, ...], named: tuple[Any, ...]) -> dict[str, Any]:
     """
     Args:
-        encoders: The names of local encoders, which follow their files.
+        named: The names of local encoders and of tasks of one's own, which follow their files.
     """
     return resolve(compose_values(overrides))
 

@@ -14,8 +14,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lora.config.compose import CONF, check_overrides, compose_run, explain, register_resolvers
+from lora.config.compose import CONF, check_overrides, compose_run, explain, is_untuned, register_resolvers
 from lora.config.run import RunConfig
+from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.records.record import RunRecord, adapter_path, record_path
 from lora.sweep.launch import UnfinishedError
@@ -96,7 +97,8 @@ def single_run(overrides: Sequence[str]) -> Ended | Exception:
         refuse_experiment(overrides)
         config = compose_run(overrides)
         before = usable_record(config)
-        record = ensure_record(config, mistakes_fail=False)
+        untuned = TASKS[config.task].own is not None and is_untuned(overrides)
+        record = ensure_record(config, mistakes_fail=False, untuned=untuned)
         return Ended(config, record, was_done=record == before)
     except (UserError, HeldError, InterruptedRunError) as error:
         return error
