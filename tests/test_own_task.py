@@ -372,32 +372,26 @@ def lora(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
 
 
-@pytest.fixture(scope="module")
-def tiny_own(model_dir, tmp_path_factory):
-    """A task of 500 rows, and what turns the profile's runs into runs of a second."""
-    folder = tmp_path_factory.mktemp("own")
-    write_csv(folder / "data" / "train.csv", learnable(400, 1))
-    write_csv(folder / "data" / "dev.csv", learnable(100, 2))
-    settings = [
-        "model=local",
-        f"model.path={model_dir}",
-        "data.max_length=32",
-        "train.epochs=2",
-        "train.precision=fp32",
-    ]
-    settings += ["train.kernels=stock", "runtime.device=cpu", f"runtime.outputs={folder}/outputs"]
-    return write_task(folder / "data"), [*settings, f"runtime.results={folder}/results"]
+@pytest.fixture
+def tiny_own(model_dir, tmp_path):
+    """The file of a task of 500 rows, and what turns the profile's runs into runs of a second."""
+    write_csv(tmp_path / "data" / "train.csv", learnable(400, 1))
+    write_csv(tmp_path / "data" / "dev.csv", [*learnable(95, 2), *learnable(400, 1)[:5]])
+    settings = ["model=local", f"model.path={model_dir}", "data.max_length=32", "train.epochs=3", "train.batch=4"]
+    settings += ["train.precision=fp32", "train.kernels=stock", "runtime.device=cpu"]
+    folders = [f"runtime.{name}={tmp_path}/{name}" for name in ("results", "outputs")]
+    return write_task(tmp_path / "data"), [*settings, *folders]
 
 
 def test_from_a_csv_to_the_report(tiny_own, tmp_path):
     """The sweep; then reports of another process, the last of them without the task's file."""
     path, settings = tiny_own
-    results = Path(settings[-1].partition("=")[2])
+    results = tmp_path / "results"
     done = lora("-m", "profile=own", f"task={path}", *settings)
     assert done.returncode == 0, done.stderr
     (kept,) = (results / FOLDER).glob("*.json")
     name = kept.stem
-    assert f"rows:    {name}: train 400, dev 100; with the texts of a train row: " in done.stdout
+    assert f"rows:    {name}: train 400, dev 100; with the texts of a train row: 5 of dev\n" in done.stdout
     assert "untuned rates" in done.stdout.partition("kernels:")[0], "announced before the first run"
     records, problems = load_records(results)
     assert not problems and len(records) == 9 and {record.config["task"] for record in records} == {name}
@@ -405,7 +399,7 @@ def test_from_a_csv_to_the_report(tiny_own, tmp_path):
     assert max(record.selected["best"]["value"] for record in records) > 0.9, "the label can be learned"
 
     shutil.move(path.parent, tmp_path / "moved")
-    assert lora("status", "own", *settings).stdout.startswith("profile own: 9 runs: 0 running, 9 done")
+    assert lora("status", "own", *settings).stdout.startswith("profile own: 9 runs: 9 done, 0 running")
     reported = lora("report", "own", *settings)
     assert reported.returncode == 0, reported.stderr
     shutil.move(tmp_path / "moved", path.parent)
@@ -476,8 +470,7 @@ def test_bad_input_ends_every_command_with_one_message(tiny_own, tmp_path):
 def test_adapters_predict_without_the_tasks_file(tiny_own, tmp_path):
     """The adapter's folder says which columns and labels it was trained on. The words are those of the dev metric."""
     path, settings = tiny_own
-    own = [*settings, f"runtime.outputs={tmp_path}/outputs", f"runtime.results={tmp_path}/results"]
-    done = lora("profile=own", f"task={path}", "method=full", "runtime.save_adapter=true", *own)
+    done = lora("profile=own", f"task={path}", "method=lora", "runtime.save_adapter=true", *settings)
     assert done.returncode == 0, done.stderr
     (adapter,) = (tmp_path / "outputs" / "adapters").iterdir()
     model = settings[1].partition("=")[2]
