@@ -84,6 +84,11 @@ class Task:
         return "embedded" if self.tsv is None else "glue"
 
     @property
+    def is_definition_only(self) -> bool:
+        """Whether it is not known where the rows lie, as for a task that a folder of results keeps."""
+        return self.own is not None and self.own.definition.hub is None and self.own.folder is None
+
+    @property
     def metric(self) -> str:
         """The headline metric."""
         return self.metrics[0]

@@ -112,7 +112,8 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
     cells = list({cell.run_id: cell for found in sections.values() for cell in found}.values())
     now = state_of(cells, records, problems)
     if any(override.startswith(("data.path=", "model.path=")) for override in overrides) or own_tasks(overrides):
-        check_inputs(distinct(cells, ()), now.ok.values())
+        at_hand = [config for config in distinct(cells, ()) if not TASKS[config.task].is_definition_only]
+        check_inputs(at_hand, now.ok.values())
     others = other_runs([record for record in records if record.run_id in now.extra], profile)
     used = {record.run_id: record for record in records if record.run_id in {p.run_id for p in others}}
     now = dataclasses.replace(now, ok=now.ok | used, extra=tuple(i for i in now.extra if i not in used))
