@@ -2,12 +2,15 @@
 
 import csv
 import json
+import os
 import random
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import datasets
+import fake_hub
 import numpy as np
 import pandas as pd
 import pytest
@@ -109,6 +112,7 @@ def test_a_task_is_named_by_its_file_and_by_what_it_says(tmp_path):
         ({"metric": "bleu"}, "metric must be one of accuracy, f1, macro_f1, matthews, pearson, spearman, got 'bleu'"),
         ({"dev": "train.csv"}, "train, dev, test must be different"),
         ({"hub": {"id": "a/b"}}, "hub.revision is missing"),
+        ({"hub": {"id": "../a", "revision": "main"}}, "hub.id must be of the form user/data_set, got '../a'"),
     ],
 )
 def test_a_broken_rule_of_the_file_is_named(changes, message, tmp_path):
@@ -282,6 +286,61 @@ def test_a_changed_file_is_read_again(tmp_path):
     assert task.official_rows["train"] == 5 and read(task, "own").fingerprint != before
 
 
+HUB_CARD = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: train.parquet
+  - split: held
+    path: held.csv
+  - split: test
+    path: test.parquet
+---
+"""
+HUB_CODE = """
+import json, sys
+from pathlib import Path
+from lora.data.own_task import add_task
+from lora.data.read import read
+from lora.errors import UserError
+try:
+    splits = read(add_task(Path(sys.argv[1])), "own", splits=("train", "validation", "test")).splits
+    print(json.dumps({split: rows.to_dict() for split, rows in splits.items()}))
+except UserError as error:
+    print(json.dumps(str(error)))
+"""
+
+
+def test_a_data_set_of_the_hub_is_read_at_its_revision_by_the_words_of_its_labels(tmp_path):
+    """Served on localhost, with its class indices in another order than the definition's words."""
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    classes = datasets.Features({"text": datasets.Value("string"), "mood": datasets.ClassLabel(names=["good", "bad"])})
+    for split, indices in (("train", [0, 1, 0, 1]), ("test", [-1, -1, -1, -1])):
+        table = datasets.Dataset.from_dict({"text": [text for text, _ in ROWS], "mood": indices}, features=classes)
+        table.to_parquet(str(folder / f"{split}.parquet"))
+    write_csv(folder / "held.csv", ROWS[::-1])
+    (folder / "README.md").write_text(HUB_CARD)
+    of_hub = {"train": "train", "dev": "held", "test": "test"}
+    good = write_task(tmp_path, hub={"id": "someone/moods", "revision": fake_hub.COMMIT}, **of_hub)
+    bad = write_task(tmp_path, "bad", hub={"id": "someone/moods", "revision": "nowhere"}, **of_hub)
+    with fake_hub.serve("someone/moods", folder) as endpoint:
+        kept = {key: value for key, value in os.environ.items() if "proxy" not in key.lower() and "OFFLINE" not in key}
+        environment = kept | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1"}
+        found = []
+        for path in (good, bad):
+            command = [sys.executable, "-c", HUB_CODE, path]
+            done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            found.append(json.loads(done.stdout))
+    texts = [text for text, _ in ROWS]
+    assert found[0]["train"] == {"text": texts, "label": [1, 0, 1, 0], "idx": [0, 1, 2, 3]}
+    assert found[0]["validation"] == {"text": texts[::-1], "label": [0, 1, 0, 1], "idx": [0, 1, 2, 3]}
+    assert found[0]["test"]["label"] == [None] * 4
+    assert found[1].startswith("cannot read train of someone/moods (revision nowhere) from the hub: ")
+
+
 # How it is named
 
 
@@ -391,7 +450,7 @@ def test_from_a_csv_to_the_report(tiny_own, tmp_path):
     assert done.returncode == 0, done.stderr
     (kept,) = (results / FOLDER).glob("*.json")
     name = kept.stem
-    assert f"rows:    {name}: train 400, dev 100; with the texts of a train row: 5 of dev\n" in done.stdout
+    assert f"rows:    {name}: train 400, dev 100; also in train: 5 of dev\n" in done.stdout
     assert "untuned rates" in done.stdout.partition("kernels:")[0], "announced before the first run"
     records, problems = load_records(results)
     assert not problems and len(records) == 9 and {record.config["task"] for record in records} == {name}
@@ -459,10 +518,7 @@ def test_bad_input_ends_every_command_with_one_message(tiny_own, tmp_path):
     for command in (["profile=own"], ["-m", "profile=own"], ["report", "own"], ["status", "own"], ["plan", "own"]):
         done = lora(*command, f"task={copy}", *settings)
         assert done.returncode == 2, done.stdout
-        assert done.stderr.splitlines()[-1].endswith(
-            f"{copy.parent}/dev.csv:3: 'goood' in column mood: the labels are bad, good"
-        )
-        assert "Traceback" not in done.stderr
+        assert done.stderr == f"error: {copy.parent}/dev.csv:3: 'goood' in column mood: the labels are bad, good\n"
     in_grids = lora("-m", "profile=mini", f"task={path}")
     assert in_grids.returncode == 2 and "is in no grid of profile mini" in in_grids.stderr
 
@@ -487,3 +543,16 @@ def test_adapters_predict_without_the_tasks_file(tiny_own, tmp_path):
     assert len(set(words)) == 2
     named = lora("predict", *given, "--task", path)
     assert named.returncode == 0 and pd.read_csv(output, sep="\t")["prediction"].tolist() == words
+
+    description = adapter / "adapter.json"
+    content = json.loads(description.read_text())
+    content["origin"]["columns"] = ["text", "a\tb"]
+    description.write_text(json.dumps(content))
+    hostile = lora("predict", *given)
+    assert hostile.returncode == 2 and "describes no task: columns and labels must be words" in hostile.stderr
+    lacking = write_csv(tmp_path / "lacking.csv", [("x",)], header=("words",))
+    named = lora(
+        "predict", "--adapter", adapter, "--task", path, "--model", model, "--input", lacking, "--output", output
+    )
+    assert named.returncode == 2
+    assert named.stderr.startswith(f"error: {lacking}:1: moods-") and "needs the columns text" in named.stderr

@@ -75,7 +75,7 @@ def with_task(config: DictConfig) -> DictConfig:
         return config
     task = find_task(config.task, config.runtime.results)
     row, _ = row_of(config, task.name)
-    if task.own is None and task.name in config.hparams:
+    if task.own is None and row is config.hparams.get(task.name):
         return config
     config = copy.deepcopy(config)
     with open_dict(config):

@@ -23,6 +23,7 @@ TAKEN = ("label", "idx")  # columns that every task's rows have besides its text
 KEYS = {"train": "train", "validation": "dev", "test": "test"}  # split, as in `Task` -> what the file calls it
 NAME_LENGTH = 40  # of the part of a name that is the file's
 DIGITS = 6  # of the definition's hash
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 OWN_NAME = re.compile(rf"[A-Za-z0-9_]+-[0-9a-f]{{{DIGITS}}}")
 
 
@@ -39,6 +40,12 @@ class HubRows:
     id: str
     revision: str
     config: str | None = None
+
+    def __post_init__(self):
+        problems = Problems()
+        problems.check(bool(HUB_ID.fullmatch(self.id)), "id", "of the form user/data_set", self.id)
+        problems.check(bool(self.revision), "revision", "stated, so that the rows stay the same", self.revision)
+        problems.done()
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def about_own(tasks: Iterable[str], untuned: bool) -> list[str]:
     for task in (TASKS[name] for name in tasks if TASKS[name].own is not None):
         counts = ", ".join(f"{KEYS[split]} {count:,}" for split, count in task.official_rows.items())
         found = [f"{count:,} of {KEYS[split]}" for split, count in duplicates(task).items() if count]
-        shared = f"; with the texts of a train row: {', '.join(found)}" if found else "; no text of train is in another"
+        shared = f"; also in train: {' and '.join(found)}" if found else "; no row is also in train"
         lines.append(f"  rows:    {task.name}: {counts}{shared}")
     if untuned:
         lines.append("  rates:   untuned rates: those of the line `default` in conf/hparams, not chosen for this task")
