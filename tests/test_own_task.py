@@ -451,6 +451,9 @@ def test_from_a_csv_to_the_report(tiny_own, tmp_path):
     (kept,) = (results / FOLDER).glob("*.json")
     name = kept.stem
     assert f"rows:    {name}: train 400, dev 100; also in train: 5 of dev\n" in done.stdout
+    labels = pd.read_csv(path.parent / "dev.csv")["mood"]
+    word, share = labels.mode()[0], labels.value_counts(normalize=True).max()
+    assert f"{share:.0%} of dev are {word}, its most frequent label" in done.stdout
     assert "untuned rates" in done.stdout.partition("kernels:")[0], "announced before the first run"
     records, problems = load_records(results)
     assert not problems and len(records) == 9 and {record.config["task"] for record in records} == {name}

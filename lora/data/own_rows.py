@@ -1,6 +1,7 @@
 """The rows of a task of one's own: from files next to its definition or from the hub, each row checked."""
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,13 @@ def duplicates(task: Task) -> dict[str, int]:
     seen = set(texts_of(own, own_rows(own, "train")))
     counts = {split: sum(row in seen for row in texts_of(own, own_rows(own, split))) for split in task.official_rows}
     return {split: count for split, count in counts.items() if split != "train"}
+
+
+def most_frequent(task: Task, split: str) -> tuple[str, float]:
+    """The most frequent label of a split and its share: the accuracy of always answering so."""
+    labels = own_rows(task.own, split)["label"]
+    index, count = Counter(labels).most_common(1)[0]
+    return task.labels[index], count / len(labels)
 
 
 def texts_of(own: OwnRows, rows: Mapping[str, Sequence[Any]]) -> list[tuple[str, ...]]:

@@ -116,9 +116,9 @@ def summarise(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
 def kinds_of(tasks: Iterable[str], frame: pd.DataFrame) -> dict[str, str]:
     """Task -> one of `KINDS`. One that has no record yet is taken for what the others of real GLUE are: a part if all
     of them are."""
-    glue = frame[[TASKS[task].family == "glue" for task in frame["task"]]]
-    part = set(glue.loc[glue["is_part"].eq(True), "task"])
-    if part and part == set(glue["task"]):
+    glue = {task for task in frame["task"] if TASKS[task].family == "glue"}
+    part = glue & set(frame.loc[frame["is_part"].eq(True), "task"])
+    if part and part == glue:
         part = set(TASKS)
     families = {task: TASKS[task].family for task in tasks}
     return {t: family if family != "glue" else "part" if t in part else "whole" for t, family in families.items()}

@@ -7,7 +7,7 @@ from lora.config.kernel_choice import choose_kernels
 from lora.config.precision_choice import choose_precision
 from lora.config.run import RunConfig
 from lora.data.definition import KEYS
-from lora.data.own_rows import duplicates
+from lora.data.own_rows import duplicates, most_frequent
 from lora.data.tasks import TASKS
 from lora.sweep.estimate import compute_bound
 from lora.sweep.expand import PlannedRun
@@ -55,6 +55,9 @@ def about_own(tasks: Iterable[str], untuned: bool) -> list[str]:
         found = [f"{count:,} of {KEYS[split]}" for split, count in duplicates(task).items() if count]
         shared = f"; also in train: {' and '.join(found)}" if found else "; no row is also in train"
         lines.append(f"  rows:    {task.name}: {counts}{shared}")
+        if task.labels:
+            word, share = most_frequent(task, "validation")
+            lines.append(f"           {share:.0%} of dev are {word}, its most frequent label")
     if untuned:
         lines.append("  rates:   untuned rates: those of the line `default` in conf/hparams, not chosen for this task")
     return lines
