@@ -7,8 +7,8 @@ SHELL := /bin/bash
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PIP_USER PIP_TARGET PIP_PREFIX
 
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
-PROFILE ?= mini
-export PROFILE GLUE_DIR MODEL_DIR RETRY_FAILED TORCH_INDEX LAUNCHER
+PROFILE ?= $(if $(TASK),own,mini)
+export PROFILE TASK GLUE_DIR MODEL_DIR RETRY_FAILED TORCH_INDEX LAUNCHER
 
 VENV := .venv/bin/python
 READY := .venv/ready
@@ -22,10 +22,11 @@ help: ## List the targets
 setup: $(READY) ## Create .venv and fetch the embedded model and texts (PYTHON=interpreter, TORCH_INDEX=index of another torch build, LATEST=1: newest releases, MODEL=mpnet_base: that encoder too, 405 MB)
 	@$(VENV) -m lora fetch $(if $(findstring command,$(origin MODEL)),$(MODEL))
 
-reproduce-glue: setup ## Train the missing runs of PROFILE=mini|small|long|paper and print the tables (GLUE_DIR=, MODEL_DIR=, LAUNCHER=, RETRY_FAILED=1, ARGS="experiment=glue_table2 ...")
+reproduce-glue: setup ## Train the missing runs of PROFILE=mini|small|long|paper|own and print the tables (TASK=file, GLUE_DIR=, MODEL_DIR=, LAUNCHER=, RETRY_FAILED=1, ARGS="experiment=glue_table2 ...")
 	@quoted() { printf "'%s'" "$${1//\'/\\\'}"; }  # quote a path as one value in Hydra's grammar
 	overrides=()
 	if [ -n "$${GLUE_DIR:-}" ]; then overrides+=(data.source=tsv "data.path=$$(quoted "$$GLUE_DIR")"); fi
+	if [ -n "$${TASK:-}" ]; then overrides+=("task=$$(quoted "$$TASK")"); fi
 	if [ -n "$${MODEL_DIR:-}" ]; then overrides+=(model=local "model.path=$$(quoted "$$MODEL_DIR")"); fi
 	if [ -n "$${LAUNCHER:-}" ]; then overrides+=("launcher=$$LAUNCHER"); fi
 	overrides+=($(ARGS))  # last, so that they win

@@ -1,9 +1,10 @@
 """Build frozen dataclasses from plain mappings, strictly: one error reports every problem at once."""
 
 import dataclasses
+import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from lora.errors import UserError
@@ -48,9 +49,7 @@ def build(cls: type[T], mapping: Mapping[str, Any]) -> T:
 def _build(cls: type, mapping: Mapping[str, Any], prefix: str) -> tuple[Any, list[str]]:
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    problems = [
-        f"{prefix}{key} is not a setting; the settings are {', '.join(fields)}" for key in mapping if key not in fields
-    ]
+    problems = [f"{prefix}{key} is not a setting; {nearest(key, fields)}" for key in mapping if key not in fields]
     values = {}
     for name, field in fields.items():
         if name not in mapping:
@@ -65,6 +64,13 @@ def _build(cls: type, mapping: Mapping[str, Any], prefix: str) -> tuple[Any, lis
         return cls(**values), []
     except SettingsError as error:
         return None, [prefix + problem for problem in error.problems]
+
+
+def nearest(key: object, fields: Iterable[str]) -> str:
+    """What the settings are, and which is the nearest if one is near."""
+    fields = list(fields)
+    near = difflib.get_close_matches(str(key), fields, 1, 0.7)
+    return f"{f'the nearest is {near[0]}; ' if near else ''}the settings are {', '.join(fields)}"
 
 
 def _convert(hint: Any, value: Any, key: str) -> tuple[Any, list[str]]:

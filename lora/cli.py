@@ -112,7 +112,7 @@ def first_screen() -> str:
             *(f"  {name:<{width}}{text}" for name, (_, text) in COMMANDS.items()),
             "",
             "settings (--cfg job shows all with their values, --hydra-help Hydra's own options):",
-            f"  {'task':<{width}}{', '.join(TASKS)}",
+            f"  {'task':<{width}}{', '.join(TASKS)}, or a file of your own: task=my_task.yaml",
             *(f"  {name:<{width}}{', '.join(options)}" for name, options in groups.items()),
         ]
     )

@@ -49,7 +49,10 @@ def test_builds_nested_and_converts_only_ints_and_lists():
         ({"rate": 1.0, "inner": {"size": 1}, "names": ["x", 2]}, r"names\[1\] must be of type str, got 2"),
         ({"rate": 1.0, "inner": {"size": 1}, "table": {"k": "v"}}, "table.k must be of type int, got 'v'"),
         ({"rate": 1.0, "inner": {"size": 1}, "limit": "many"}, "limit must be of type int, got 'many'"),
-        ({"rate": 1.0, "inner": {"size": 1}, "rat": 2}, "rat is not a setting; the settings are rate, inner, names"),
+        (
+            {"rate": 1.0, "inner": {"size": 1}, "rat": 2},
+            "rat is not a setting; the nearest is rate; the settings are",
+        ),
         ({"inner": {"size": 1}}, "rate is missing"),
     ],
 )

@@ -43,7 +43,7 @@ def predictions(metric: str, rows: int = 300) -> tuple[np.ndarray, np.ndarray]:
     return np.where(RANDOM.random(rows) < 0.8, labels, 1 - labels).astype(np.int16), labels
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "matthews", "pearson"])
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews", "pearson"])
 def test_sums_give_the_metric_of_the_metrics_module(metric):
     predicted, labels = predictions(metric)
     ours = score(metric, statistics(metric, predicted, labels).sum(axis=0), len(labels))
@@ -62,7 +62,7 @@ def test_constant_predictions_have_the_value_of_the_metrics_module(metric, undef
     assert (points[:, 0] == 0).all() and points[:, 1].min() > 0
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "matthews", "pearson"])
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews", "pearson"])
 def test_a_resample_is_the_metric_of_the_rows_drawn(metric):
     """Its spread over resamples is that of SciPy's bootstrap, which computes the metric row by row."""
     predicted, labels = predictions(metric)
@@ -157,7 +157,8 @@ def test_an_analysis_of_other_predictions_is_named_and_left_out(predicted_runs):
 @pytest.mark.parametrize("content", ["{", "[]", '{"made_from": []}', '{"made_from": {}, "entries": 3}'])
 def test_a_broken_analysis_is_refused(tmp_path, content):
     (tmp_path / EXAMPLES).write_text(content)
-    with pytest.raises(UserError, match=r"examples.json (is not readable JSON|must hold a JSON object|is not a readable analysis)"):
+    reason = "is not readable JSON|must hold a JSON object|is not a readable analysis"
+    with pytest.raises(UserError, match=rf"examples.json ({reason})"):
         read_analyses(tmp_path, {})
 
 

@@ -30,6 +30,7 @@ def make(folder: Path, *arguments: str, **environment: str) -> subprocess.Comple
             "MFLAGS",
             "MAKELEVEL",
             "PROFILE",
+            "TASK",
             "GLUE_DIR",
             "MODEL_DIR",
             "RETRY_FAILED",
@@ -234,6 +235,18 @@ def test_reproduce_glue_hands_folders_to_the_sweep_and_the_report(ready_clone: P
         ["-m", "lora", "report", "--brief", "small", *settings],
         ["-m", "lora", "upload", "small", *settings],
     ]
+
+
+def test_a_task_of_ones_own_has_a_profile_unless_another_is_named(ready_clone: Path) -> None:
+    quoted = r"task='my tasks/it\'s.yaml'"
+    assert make(ready_clone, "reproduce-glue", "TASK=my tasks/it's.yaml").returncode == 0
+    assert calls(ready_clone)[1:3] == [
+        ["-m", "lora", "-m", "profile=own", quoted],
+        ["-m", "lora", "report", "--brief", "own", quoted],
+    ]
+    named = make(ready_clone, "reproduce-glue", "PROFILE=mini", TASK="my_task", ARGS="experiment=lora_ranks")
+    assert named.returncode == 0
+    assert calls(ready_clone)[-3] == ["-m", "lora", "-m", "profile=mini", "task='my_task'", "experiment=lora_ranks"]
 
 
 def test_reproduce_glue_takes_a_launcher(ready_clone: Path) -> None:

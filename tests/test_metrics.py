@@ -71,6 +71,24 @@ def test_accuracy_of_three_classes() -> None:
     assert_equal(("accuracy",), predictions, references)
 
 
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_macro_f1_of_any_number_of_classes(classes: int) -> None:
+    """Small samples too, in which classes are absent from one side or from both."""
+    random = np.random.default_rng(classes)
+    for rows in (1, 2, 3, 5, 100):
+        for _ in range(20):
+            predictions, references = random.integers(0, classes, (2, rows))
+            expected = sklearn.metrics.f1_score(references, predictions, average="macro", zero_division=0)
+            assert metrics.compute(("macro_f1",), predictions, references)["macro_f1"] == pytest.approx(expected)
+
+
+def test_macro_f1_by_hand() -> None:
+    """F1 of class 0, with a false positive: 2 / (2 + 1); of class 1: 1; of class 2, never predicted: 0."""
+    assert metrics.compute(("macro_f1",), np.array([0, 1, 0]), np.array([0, 1, 2])) == {
+        "macro_f1": pytest.approx((2 / 3 + 1 + 0) / 3)
+    }
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 10, 1500])
 @pytest.mark.parametrize("values", [2, 6, None], ids=["two values", "six values", "no ties"])
 def test_random_scores(rows: int, values: int | None) -> None:
@@ -110,7 +128,7 @@ def test_undefined_is_none(names: tuple[str, ...], predictions: list, references
 @pytest.mark.parametrize(
     ("names", "predictions", "references", "message"),
     [
-        (("accuracy", "bleu"), [0], [0], "accuracy, f1, matthews, pearson, spearman, got 'bleu'"),
+        (("accuracy", "bleu"), [0], [0], "accuracy, f1, macro_f1, matthews, pearson, spearman, got 'bleu'"),
         ((), [0], [0], "got none"),
         (("accuracy",), [0, 1], [0], r"equally long and not empty, got \(2,\) and \(1,\)"),
         (("accuracy",), [], [], "not empty"),

@@ -39,6 +39,7 @@ class Origin:
 
     Args:
         labels: Label words by class index; () for regression.
+        columns: The text columns of a task of one's own, which is known nowhere else; None for the others.
         max_length: Number of tokens that inputs were cut to in training.
         encoder: Configuration that finds the base, without the path of a local folder.
     """
@@ -49,6 +50,7 @@ class Origin:
     run_id: str | None = None
     max_length: int | None = None
     encoder: ModelConfig | None = None
+    columns: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -169,12 +171,13 @@ def origin_of(config: RunConfig, selected: dict[str, Any]) -> Origin:
     Args:
         selected: The record's `selected`.
     """
-    best = selected["best"]
+    best, task = selected["best"], TASKS[config.task]
     return Origin(
         task=config.task,
-        labels=TASKS[config.task].labels,
+        labels=task.labels,
         score=Score(selected["metric"], selected["split"], best["epoch"], best["value"]),
         run_id=config.run_id,
         max_length=config.data.max_length,
         encoder=dataclasses.replace(config.model, path=None),
+        columns=None if task.own is None else task.columns,
     )

@@ -2,7 +2,8 @@
 
 One base is loaded for all adapters. LoRA adapters are merged into it one after another; other methods are put on a
 copy. With several adapters, give as many inputs and outputs, in the same order, or one of each; the input's column
-`adapter` then names each row's adapter. Inputs are tab-separated with a header and no quoting, like GLUE's files.
+`adapter` then names each row's adapter. Inputs have a header. They are CSV if they are called so, else tab-separated
+without quoting, as GLUE's files.
 """
 
 import argparse
@@ -209,8 +210,10 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="an adapter's folder, and the name that rows use for it (default: the folder's own); an existing folder "
         "is taken as a whole, even if its path contains =",
     )
-    parser.add_argument("--task", action="append", help="each adapter's task (default: the one it was trained on)")
-    parser.add_argument("--input", action="append", default=[], metavar="FILE", help="tab-separated, with a header")
+    own = "each adapter's task, or the file of one of your own (default: the one it was trained on)"
+    parser.add_argument("--task", action="append", help=own)
+    form = "with a header: CSV if it is called .csv, else tab-separated"
+    parser.add_argument("--input", action="append", default=[], metavar="FILE", help=form)
     parser.add_argument("--output", action="append", default=[], metavar="FILE")
     parser.add_argument(
         "--glue-submission", metavar="DIR", help="folder for the submission files of the adapters' tasks"

@@ -1,4 +1,4 @@
-"""The inputs of `predict`: adapters with their tasks, and rows of tab-separated files."""
+"""The inputs of `predict`: adapters with their tasks, and rows of files."""
 
 import os
 from collections.abc import Sequence
@@ -8,11 +8,14 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from lora.adapters.adapter import Adapter
+from lora.adapters.adapter import Adapter, Origin
 from lora.adapters.folder import at_home, existing, read_adapter
-from lora.data.glue_tsv import cut_short, read_lines, shown
+from lora.config.own_task import task_file
+from lora.data.definition import check_words, name_of, read_definition
+from lora.data.glue_tsv import cut_short, read_lines
 from lora.data.read import as_dataset
-from lora.data.tasks import Task, get_task
+from lora.data.table_files import Row, csv_lines, picked
+from lora.data.tasks import TASKS, Task, get_task
 from lora.errors import UserError
 
 NAMES = "adapter"  # the column that names each row's adapter in an input for several
@@ -74,13 +77,35 @@ def serve(name_and_folder: str, task_name: str | None) -> Served:
     known = task_name or adapter.origin.task
     if known is None:
         raise UserError(f"{folder} does not say its task: name it with --task")
-    task = get_task(known)
+    task = task_called(known, adapter.origin, folder)
     if adapter.origin.labels is not None and adapter.origin.labels != task.labels:
         raise UserError(
             f"{folder} was trained on {adapter.origin.task} with {words(adapter.origin.labels)}, and task {task.name} "
             f"has {words(task.labels)}"
         )
     return Served(name, adapter, task)
+
+
+def task_called(name: str, origin: Origin, folder: Path) -> Task:
+    """The task of this name: one of TASKS, one of a file, or the one that an adapter was trained on.
+
+    Raises: UserError: If there is none, or the adapter describes it with words that cannot stand in a table.
+    """
+    path = task_file(name)
+    if path is not None and name not in TASKS:
+        definition = read_definition(path)
+        return foreign(name_of(path, definition), definition.columns, definition.labels or ())
+    if name in TASKS or name != origin.task or not origin.columns or origin.labels is None:
+        return get_task(name)
+    problems = check_words(origin.columns, origin.labels)
+    if problems:
+        raise UserError(f"{folder} describes no task: {'; '.join(problems)}")
+    return foreign(name, origin.columns, origin.labels)
+
+
+def foreign(name: str, columns: tuple[str, ...], labels: tuple[str, ...]) -> Task:
+    """A task of somebody's own, of which only what predictions need is known."""
+    return Task(name, name, columns, labels, metrics=(), official_rows={}, test_splits=())
 
 
 def words(labels: tuple[str, ...]) -> str:
@@ -93,16 +118,10 @@ def read_input(path: Path, served: Sequence[Served]) -> list[Work]:
     Raises: UserError: If a column is missing, a line has another number of columns, or a name is unknown. The message
         names file and line.
     """
-    lines, ended = read_lines(path)
-    if not ended:
-        raise UserError(cut_short(path, len(lines), lines[-1]))
-    header, rows = lines[0].split("\t"), [line.split("\t") for line in lines[1:]]
+    header, records = read_cells(path)
+    rows = [cells for _, cells in records]
     if not rows:
         raise UserError(f"{path}: a header but no rows")
-    for number, (cells, line) in enumerate(zip(rows, lines[1:], strict=True), start=2):
-        if len(cells) != len(header):
-            rule = f"{len(header)} ({', '.join(header)})"
-            raise UserError(f"{path}:{number}: {len(cells)} columns, must be {rule}: {shown(line)}")
     columns = [text_columns(each.task, header, path) for each in served]
     if len(served) == 1:
         owners = np.zeros(len(rows), int)
@@ -114,11 +133,9 @@ def read_input(path: Path, served: Sequence[Served]) -> list[Work]:
             )
         numbers = {each.name: number for number, each in enumerate(served)}
         names = [cells[header.index(NAMES)] for cells in rows]
-        for number, name in enumerate(names, start=2):
+        for (line, _), name in zip(records, names, strict=True):
             if name not in numbers:
-                raise UserError(
-                    f"{path}:{number}: no adapter {name!r} is loaded; the adapters are {', '.join(numbers)}"
-                )
+                raise UserError(f"{path}:{line}: no adapter {name!r} is loaded; the adapters are {', '.join(numbers)}")
         owners = np.array([numbers[name] for name in names])
     work = []
     for number, each in enumerate(served):
@@ -131,6 +148,24 @@ def read_input(path: Path, served: Sequence[Served]) -> list[Work]:
             labelled = {**texts, "label": [None] * len(places)}
             work.append(Work(each, as_dataset(each.task, labelled, np.arange(len(places))), places))
     return work
+
+
+def read_cells(path: Path) -> tuple[list[str], list[Row]]:
+    """The header of a file, and its rows with their lines: CSV if it is called so, else tab-separated, as GLUE's files.
+
+    Raises: UserError: If it cannot be read, or a row has another number of columns than the header.
+    """
+    if path.suffix.lower() == ".csv":
+        if not path.is_file():
+            raise UserError(f"{path} does not exist")
+        records = csv_lines(path)
+    else:
+        lines, ended = read_lines(path)
+        if not ended:
+            raise UserError(cut_short(path, len(lines), lines[-1]))
+        records = ((number, line.split("\t")) for number, line in enumerate(lines, start=1))
+    _, header = next(records)
+    return header, list(picked(path, header, range(len(header)), records))
 
 
 def text_columns(task: Task, header: list[str], path: Path) -> list[int]:

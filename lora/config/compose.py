@@ -20,9 +20,11 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from lora.checks import SettingsError, build
 from lora.config.encoder_files import local_name
+from lora.config.hparams_row import row_of
 from lora.config.kernel_choice import choose_attention, choose_kernels
+from lora.config.own_task import own_tasks, with_task
 from lora.config.precision_choice import choose_precision
-from lora.config.rates import with_rate
+from lora.config.rates import chosen_option, states_rate, tuned_rates, with_rate
 from lora.config.run import ModelConfig, RunConfig, run_config
 from lora.errors import UserError
 from lora.files import ROOT
@@ -119,10 +121,12 @@ def settle(config: DictConfig) -> RunConfig:
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
-    """The sections of a RunConfig as plain values; a local encoder named after its folder.
+    """The sections of a RunConfig as plain values; a local encoder named after its folder, a task after its file.
 
-    Raises: UserError: If a value has no row in the protocol's table, or a local folder holds no encoder.
+    Raises: UserError: If a value has no row in the protocol's table, a local folder holds no encoder, or no task is
+        called so.
     """
+    config = with_task(config)
     try:
         values = {key: _plain(config[key]) for key in SECTIONS} | {"protocol": config.protocol.name}
         model = values["model"]
@@ -131,6 +135,18 @@ def resolve(config: DictConfig) -> dict[str, Any]:
         return values
     except InterpolationKeyError as error:
         raise UserError(_no_row(config, error)) from error
+
+
+def is_untuned(overrides: Sequence[str]) -> bool:
+    """Whether a run takes the learning rate of a default row, which was not chosen for its task."""
+    if states_rate(overrides):
+        return False
+    config = compose_values(overrides)
+    sections = resolve(config)
+    row, chosen = row_of(config, sections["task"])
+    method = chosen_option("method", overrides)
+    tuned = tuned_rates(_plain(config.rates), sections["model"]["name"], sections["protocol"], method)
+    return row is not None and not chosen and sections["task"] not in tuned
 
 
 def decided(sections: dict[str, Any], unmeasured: str | None = None) -> dict[str, Any]:
@@ -183,7 +199,8 @@ def _seeded_run(overrides: Sequence[str], unmeasured: str | None) -> RunConfig:
     """
     seeds = [override for override in overrides if SEED.fullmatch(override)]
     others = tuple(override for override in overrides if override not in seeds)
-    sections, rates = _resolved(others, tuple(local_encoders(overrides)))
+    named = (*local_encoders(overrides), *((task.name, *task.official_rows.values()) for task in own_tasks(overrides)))
+    sections, rates = _resolved(others, named)
     shared = decided(with_rate(sections, rates, others), unmeasured)
     return run_config(shared | {"seed": int(seeds[-1].removeprefix("seed=")) if seeds else shared["seed"]})
 
@@ -197,10 +214,10 @@ def local_encoders(overrides: Sequence[str]) -> list[str]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _resolved(overrides: tuple[str, ...], encoders: tuple[str, ...]) -> tuple[dict[str, Any], Any]:
+def _resolved(overrides: tuple[str, ...], named: tuple[Any, ...]) -> tuple[dict[str, Any], Any]:
     """
     Args:
-        encoders: The names of local encoders, which follow their files.
+        named: The names of local encoders and of tasks of one's own, which follow their files.
     Returns: The sections of a run, and the setting `rates`.
     """
     config = compose_values(overrides)

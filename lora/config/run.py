@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lora.checks import Problems, SettingsError, build
-from lora.data.tasks import MIN_TRAIN_ROWS, TASKS
+from lora.data.tasks import MIN_TRAIN_ROWS, SOURCES_OF, TASKS, fitting_sources
 from lora.methods import METHODS
 from lora.methods.configs import MethodConfig
 
@@ -59,13 +59,14 @@ class DataConfig:
     """The data and how it is batched.
 
     Args:
-        source: `embedded`, `tsv` (the official layout under `path`), `parquet` (the hub's layout under `path`), `hub`.
+        source: `embedded`, `tsv` (the official layout under `path`), `parquet` (the hub's layout under `path`), `hub`;
+            `own` for a task of one's own, whose definition says where its rows lie.
         train_rows: Size of a fixed subset of the train split; None uses the whole split.
         max_length: Maximum number of tokens; longer inputs are truncated.
         batching: `random`, or `similar_length` (the same examples per epoch, with less padding).
     """
 
-    source: Literal["embedded", "tsv", "parquet", "hub"]
+    source: Literal["embedded", "tsv", "parquet", "hub", "own"]
     path: str | None
     revision: str | None
     train_rows: int | None
@@ -76,6 +77,10 @@ class DataConfig:
         problems = Problems()
         if self.source == "hub":
             problems.check(bool(self.revision), "revision", "stated with source=hub", self.revision)
+        if self.source == "own":
+            problems.check(
+                self.path is None, "path", "null for a task of your own, whose file says where its rows lie", self.path
+            )
         enough = self.train_rows is None or self.train_rows >= MIN_TRAIN_ROWS
         problems.check(enough, "train_rows", f"null or >= {MIN_TRAIN_ROWS}", self.train_rows)
         problems.check(self.max_length >= 4, "max_length", ">= 4 tokens", self.max_length)
@@ -210,13 +215,10 @@ class RunConfig:
         problems.check(self.task in TASKS, "task", f"one of {', '.join(TASKS)}", self.task)
         problems.check(0 <= self.seed < 2**31, "seed", "in [0, 2^31)", self.seed)
         if self.task in TASKS:
-            embedded = TASKS[self.task].family == "embedded"
-            problems.check(
-                embedded == (self.data.source == "embedded"),
-                "data.source",
-                f"{'embedded' if embedded else 'tsv, parquet or hub'} for task {self.task}",
-                self.data.source,
-            )
+            task = TASKS[self.task]
+            fits = self.data.source in SOURCES_OF[task.family]
+            rule = f"{fitting_sources(task)} for task {self.task}"
+            problems.check(fits, "data.source", rule, self.data.source)
         if self.start == "mnli":
             problems.check(
                 self.task in MNLI_CHILDREN, "start", f"pretrained unless task is {', '.join(MNLI_CHILDREN)}", self.start

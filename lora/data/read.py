@@ -1,4 +1,4 @@
-"""Read a task's rows, the same from every source: embedded texts, official TSV files, or the hub's parquet."""
+"""Read a task's rows, the same from every source: embedded texts, official TSV files, the hub's parquet, own files."""
 
 import contextlib
 import hashlib
@@ -13,13 +13,14 @@ import numpy as np
 
 from lora.data.embedded_tasks import embedded_rows
 from lora.data.glue_tsv import contents, find_file, read_tsv
-from lora.data.tasks import MIN_TRAIN_ROWS, Task
+from lora.data.own_rows import own_file, own_rows
+from lora.data.tasks import MIN_TRAIN_ROWS, SOURCES_OF, Task, fitting_sources
 from lora.errors import UserError, first_line
 from lora.files import file_state
 from lora.rng import shuffled
 
 HUB_ID = "nyu-mll/glue"
-SOURCES = ("embedded", "tsv", "parquet", "hub")
+SOURCES = ("embedded", "tsv", "parquet", "hub", "own")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def read(
     """Read splits of a task. Repeating the latest request returns the same object as long as no file has changed.
 
     Args:
-        source: `embedded`, `tsv`, `parquet` or `hub`.
+        source: `embedded`, `tsv`, `parquet`, `hub`; `own` for a task of one's own, whose file says where they lie.
         path: The folder that holds the tasks' folders, for `tsv` and `parquet`.
         revision: Commit, tag or branch, for `hub`.
         train_rows: Size of a fixed subset of the train split, the same for every seed and contained in every larger
@@ -78,6 +79,8 @@ def read(
     for split in wanted:
         if source == "embedded":
             rows[split] = embedded_rows(task.name, split)
+        elif source == "own":
+            rows[split] = own_rows(task.own, split)
         elif source == "tsv":
             rows[split], left_out = read_tsv(task, split, folder)
             skipped |= left_out
@@ -101,6 +104,8 @@ _latest: list[tuple[tuple, TaskData]] = []
 
 def files_of(task: Task, source: str, split: str, folder: Path | None) -> list[str]:
     """The local files that hold a split; none for embedded tasks and the hub. Raises: UserError: If one is absent."""
+    if source == "own":
+        return [] if task.own.definition.hub is not None else [str(own_file(task.own, split))]
     if source == "tsv":
         return [str(find_file(folder, task.tsv.folder, task.tsv.files[split]))]
     return parquet_files(task, split, folder) if source == "parquet" else []
@@ -117,9 +122,8 @@ def check_request(
     """The folder to read; None for sources without one. Raises: UserError: If an argument does not fit the others."""
     if source not in SOURCES:
         raise UserError(f"unknown data source {source!r}; the sources are {', '.join(SOURCES)}")
-    if (source == "embedded") != (task.family == "embedded"):
-        fitting = "embedded" if task.family == "embedded" else "tsv, parquet or hub"
-        raise UserError(f"task {task.name} does not come from source {source}; use {fitting}")
+    if source not in SOURCES_OF[task.family]:
+        raise UserError(f"task {task.name} does not come from source {source}; use {fitting_sources(task)}")
     unknown = [split for split in splits if split not in task.official_rows]
     if unknown or not splits:
         raise UserError(f"task {task.name} has no split {', '.join(unknown)!r}; it has {', '.join(task.official_rows)}")

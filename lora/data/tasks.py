@@ -1,8 +1,13 @@
-"""TASKS: columns, labels, splits, headline metric, official sizes and file layout of each task. No torch here."""
+"""TASKS: columns, labels, splits, headline metric, official sizes and file layout of each task. No torch here.
+
+A task of one's own joins them when its file is read (`lora.data.own_task`).
+"""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from lora.data.definition import Definition
 from lora.errors import UserError
 
 
@@ -31,6 +36,18 @@ class TsvLayout:
 
 
 @dataclass(frozen=True)
+class OwnRows:
+    """The rows of a task of one's own.
+
+    Args:
+        folder: What its files are relative to; None if only the definition is known, as in a folder of results.
+    """
+
+    definition: Definition
+    folder: Path | None
+
+
+@dataclass(frozen=True)
 class Task:
     """One task.
 
@@ -40,9 +57,10 @@ class Task:
         labels: Label words in the hub's index order; () for regression.
         metrics: The metrics that are computed, the headline metric first.
         official_rows: Split -> number of rows of the whole split.
-        tsv: Layout of the official files; None for embedded tasks.
+        tsv: Layout of the official files; None for other tasks.
         label_range: Lowest and highest score of a regression; None for classification.
         label_std: Standard deviation (ddof 0) of the official dev labels of a regression; None for classification.
+        own: Where the rows of a task of one's own lie; None for other tasks.
     """
 
     name: str
@@ -57,10 +75,18 @@ class Task:
     test_splits: tuple[str, ...] = ("test",)
     label_range: tuple[float, float] | None = None
     label_std: float | None = None
+    own: OwnRows | None = None
 
     @property
-    def family(self) -> Literal["glue", "embedded"]:
+    def family(self) -> Literal["glue", "embedded", "own"]:
+        if self.own is not None:
+            return "own"
         return "embedded" if self.tsv is None else "glue"
+
+    @property
+    def is_definition_only(self) -> bool:
+        """Whether it is not known where the rows lie, as for a task that a folder of results keeps."""
+        return self.own is not None and self.own.definition.hub is None and self.own.folder is None
 
     @property
     def metric(self) -> str:
@@ -229,6 +255,13 @@ _EMBEDDED = (
 
 TASKS: dict[str, Task] = {task.name: task for task in (*_GLUE, *_EMBEDDED)}
 MIN_TRAIN_ROWS = 2  # of a subset of the train split
+SOURCES_OF = {"glue": ("tsv", "parquet", "hub"), "embedded": ("embedded",), "own": ("own",)}  # by a task's family
+
+
+def fitting_sources(task: Task) -> str:
+    """The sources that a task's rows may come from, for a message."""
+    *others, last = SOURCES_OF[task.family]
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def get_task(name: str) -> Task:

@@ -13,7 +13,8 @@ from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
 from lora.methods.titles import METHOD_TITLES, TARGET_TITLES
 
-METRIC_SHORT = {"accuracy": "acc.", "matthews": "Matthews", "pearson": "Pearson"}
+METRIC_SHORT = {"accuracy": "acc.", "f1": "F1", "macro_f1": "macro F1", "matthews": "Matthews", "pearson": "Pearson"}
+METRIC_SHORT |= {"spearman": "Spearman"}
 ROW = ["model", "protocol", "slug", "method", "varied", "label"]  # what the cells of one line of a table share
 CELL = [*ROW, "start", "task"]  # what the seeds of one cell share
 START_TITLES = {"pretrained": "pretrained", "mnli": "MNLI"}
@@ -25,7 +26,7 @@ ENCODER_TITLES = {
     "deberta_v2_xxl": "DeBERTa-XXL",
 }
 LORA_SLUG = re.compile(r"lora-([qkvoif]+)-r(\d+)")
-KINDS = ("whole", "part", "embedded")  # of a task's train rows: never in one table
+KINDS = ("whole", "part", "embedded", "own")  # of a task's train rows: never in one table
 
 
 USUAL = Variant((), ())
@@ -38,6 +39,7 @@ class Planned:
     Args:
         variant: What sets it apart from other runs of its method.
         label: How the table calls its row; "" takes the method and what the slug tells.
+        untuned: Whether its learning rate was not chosen for its task.
     """
 
     run_id: str
@@ -50,6 +52,7 @@ class Planned:
     seed: int
     variant: Variant = USUAL
     label: str = ""
+    untuned: bool = False
 
     def __post_init__(self):
         if not self.label:
@@ -114,10 +117,12 @@ def summarise(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
 def kinds_of(tasks: Iterable[str], frame: pd.DataFrame) -> dict[str, str]:
     """Task -> one of `KINDS`. One that has no record yet is taken for what the others of real GLUE are: a part if all
     of them are."""
-    part = set(frame.loc[frame["is_part"].eq(True), "task"])
-    if part and part == {task for task in frame["task"] if TASKS[task].family != "embedded"}:
+    glue = {task for task in frame["task"] if TASKS[task].family == "glue"}
+    part = glue & set(frame.loc[frame["is_part"].eq(True), "task"])
+    if part and part == glue:
         part = set(TASKS)
-    return {t: "embedded" if TASKS[t].family == "embedded" else "part" if t in part else "whole" for t in tasks}
+    families = {task: TASKS[task].family for task in tasks}
+    return {t: family if family != "glue" else "part" if t in part else "whole" for t, family in families.items()}
 
 
 def in_order(summary: pd.DataFrame) -> list[str]:

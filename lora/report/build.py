@@ -33,10 +33,11 @@ from lora.sweep.state import State
 from lora.table import Table
 
 MISSING_SHOWN = 20
+OF_OWN_TASKS = ("table2_own", "pairs_own", "table5_own", "table6_own", "own_own")
 AFTER_A_SWEEP = ("table7", "claims", "reference")  # the sweep has printed the other tables
 PRINTED = (
     *("table2", "table2_part", "table5", "table6", "mnli_start", "length", "learning_rate", "own", "own_part"),
-    *AFTER_A_SWEEP,
+    *(*OF_OWN_TASKS, *AFTER_A_SWEEP),
 )
 
 
@@ -84,7 +85,8 @@ class Report:
         """What the command prints: tables of results, and the paper's claims that these results bear on."""
         judged = [each for each in self.verdicts if any(found.n != 0 for found in each.findings)]
         tables = {table.name: table for table in self.tables}
-        tables["claims"] = dataclasses.replace(tables["claims"], cells=verdict_table(judged))
+        if "claims" in tables:
+            tables["claims"] = dataclasses.replace(tables["claims"], cells=verdict_table(judged))
         shown = [tables[name].markdown() for name in names if name in tables and len(tables[name].cells)]
         left_out = [f"- {line}" for line in self.status]
         return "\n".join([*shown, *(["## Not in the tables\n", *left_out, ""] if left_out else [])])
@@ -140,9 +142,11 @@ def build(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) -> 
     name, frame, curves = gathered.name, gathered.frame, load_curves(list(gathered.state.ok.values()))
     analyses = read_analyses(gathered.folder / "analysis", gathered.state.ok)
     sections = build_sections(name, gathered.planned, frame, curves, analyses.examples)
-    judged, figures = verdicts(gathered, analyses), sections.figures
-    tables = [Table("claims", f"The paper's sentences ({name})", verdict_table(judged), words=3), *sections.tables]
-    tables += [learning_rate_table(name, gathered.tried, frame)]
+    judged, figures = [] if gathered.is_own else verdicts(gathered, analyses), sections.figures
+    tables = (
+        [] if gathered.is_own else [Table("claims", f"The paper's sentences ({name})", verdict_table(judged), words=3)]
+    )
+    tables += [*sections.tables, learning_rate_table(name, gathered.tried, frame)]
     if analyses.subspaces:
         tables.append(amplification_table(name, analyses.subspaces))
         found = {"figure3": figure3(analyses.subspaces), "figure4": figure4(analyses.subspaces)}

@@ -27,16 +27,17 @@ from lora.report.conditions import conditions
 from lora.report.figures import Figure, by_parameters, by_rank, by_targets, forest, gaps_to_full, learning_curves
 from lora.report.learning_rate import LEARNING_RATE
 from lora.report.length import length_table
-from lora.report.notes import BANNERS, caption, encoder_notes, ffn_notes, note
+from lora.report.notes import BANNERS, NOTES, caption, encoder_notes, ffn_notes, note
 from lora.report.tables import start_table, table2, table5, table6
 from lora.table import Table
 
 ROWS = ROOT / "experiments" / "glue_table2" / "rows.csv"
 ADHOC = "adhoc"  # a grid of one's own
 OWN = "own"  # records that no experiment at hand expects
-METHODS_BY_TASKS = ("glue_table2", ADHOC)  # compared method by method
+OWN_TASK = "own_task"  # the grid for a task of one's own
+METHODS_BY_TASKS = ("glue_table2", OWN_TASK, ADHOC)  # compared method by method
 WORDS = ("Model", "Protocol", "Method", "Minus", "Task", "Adapted")  # columns of words, which come first
-SUFFIXES = {"whole": "", "embedded": "", "part": "_part"}
+SUFFIXES = {"whole": "", "embedded": "", "part": "_part", "own": "_own"}
 Examples = Mapping[tuple[str, str, str, str], Mapping[str, Any]]
 
 
@@ -75,14 +76,20 @@ class Runs:
 
     def paper(self, experiment: str) -> pd.DataFrame | None:
         """The published cells; None for tasks that are not GLUE's."""
-        return None if self.kind == "embedded" else pd.read_csv(paper_file(experiment))
+        return None if self.kind in ("embedded", "own") else pd.read_csv(paper_file(experiment))
+
+    @property
+    def banner(self) -> str:
+        """What stands above every table of these runs."""
+        rates = NOTES["untuned"] if any(p.untuned for p in self.planned) else ""
+        return " ".join(filter(None, (BANNERS[self.kind], rates)))
 
     def table(
         self, file: str, title: str, cells: pd.DataFrame, notes: Sequence[str], figures: Sequence[str] = (), **more: Any
     ) -> Table:
         """A table of these runs, under the banner of their kind unless `more` has another."""
         words = next((i for i, column in enumerate(cells.columns) if column not in WORDS), len(cells.columns))
-        suffix, more = SUFFIXES[self.kind], {"banner": BANNERS[self.kind]} | more
+        suffix, more = SUFFIXES[self.kind], {"banner": self.banner} | more
         figures = tuple(f"{key}{suffix}" for key in figures)
         return Table(f"{file}{suffix}", f"{title} ({self.name})", cells, words, tuple(notes), figures=figures, **more)
 
@@ -127,7 +134,8 @@ def method_tables(runs: Runs) -> list[Table]:
     if len(runs.pairs):
         cells = pairs_table(runs.pairs, runs.examples)
         title = "Every method against every other, in pairs of one seed"
-        made.append(runs.table("pairs", title, cells, [note("pairs"), note("verdicts")], figures=("forest",)))
+        notes = [note("pairs"), *([] if runs.kind == "own" else [note("verdicts")])]  # no claim is about one's own task
+        made.append(runs.table("pairs", title, cells, notes, figures=("forest",)))
     return made
 
 
@@ -152,6 +160,7 @@ METHODS = {
 }
 SHOWN = {  # in the report's order
     "glue_table2": Shown("table2", "Table 2: methods by tasks", **METHODS),
+    OWN_TASK: Shown("table2", "Methods by tasks", **METHODS),
     ADHOC: Shown("table2", "Methods by tasks", **METHODS),
     "lora_targets": Shown(
         "table5",
@@ -241,7 +250,7 @@ def build_sections(
 
 def tables_of(shown: Shown, runs: Runs) -> list[Table]:
     """The experiment's table, those that go with it, and what choosing the best epoch gave."""
-    notes = [caption(runs.summary), *encoder_notes(runs.summary["model"]), *shown.notes(runs)]
+    notes = [caption(runs.summary), *encoder_notes(runs.summary["model"], runs.kind), *shown.notes(runs)]
     own = tuple(key for key in shown.figures if key != "forest")
     above = conditions(runs.frame, runs.curves, runs.planned)
     main = runs.table(shown.file, shown.title, shown.cells(runs), notes, above=above, figures=own)

@@ -28,7 +28,8 @@ def conditions(frame: pd.DataFrame, curves: pd.DataFrame, planned: Sequence[Plan
     models = ", ".join(map(encoder_title, dict.fromkeys(runs["model"])))
     epochs = found.groupby("run_id")["epoch"].max()
     by_task = runs.drop_duplicates("task")
-    parts = [f"{TASKS[row.task].title} {row.train_rows:,.0f}" for row in by_task.itertuples() if row.is_part]
+    counted = [row for row in by_task.itertuples() if row.is_part or TASKS[row.task].own is not None]
+    parts = [f"{TASKS[row.task].title} {row.train_rows:,.0f}" for row in counted]
     starts = " and ".join(START_TITLES[start] for start in dict.fromkeys(runs["start"]))
     rows = ", ".join(parts) or "all"
     about = f"Encoder: {models}; epochs: {span(epochs)}; train rows: {rows}; start: {starts}."

@@ -19,9 +19,10 @@ def note(key: str) -> str:
     return NOTES[key].format(level=f"{LEVEL:.0%}", enough=ENOUGH_SEEDS)
 
 
-def encoder_notes(models: Iterable[str]) -> list[str]:
-    """What a reader must know of the encoders, where there is anything to say."""
-    return [ENCODERS[model] for model in dict.fromkeys(models) if model in ENCODERS]
+def encoder_notes(models: Iterable[str], kind: str = "whole") -> list[str]:
+    """What a reader must know of the encoders for tasks of this kind, where there is anything to say."""
+    known = NOTES["encoders_of_own"] if kind == "own" else ENCODERS
+    return [known[model] for model in dict.fromkeys(models) if model in known]
 
 
 def caption(summary: pd.DataFrame) -> str:

@@ -13,10 +13,12 @@ import pandas as pd
 import yaml
 
 from lora.checks import SettingsError
-from lora.config.compose import CONF, compose_config, compose_run
+from lora.config.compose import CONF, compose_config, compose_run, is_untuned
+from lora.config.own_task import own_tasks
 from lora.config.rates import TUNING
 from lora.config.run import RunConfig, run_config
 from lora.config.variants import Variant, key_of, variant
+from lora.data.own_task import add_kept_tasks
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import REFERENCE, RESULTS
@@ -72,6 +74,12 @@ class Gathered:
         return (self.results / REFERENCE if self.is_reference else self.results) / "efficiency"
 
     @property
+    def is_own(self) -> bool:
+        """Whether these are runs of one's own tasks only, which no claim of the paper is about."""
+        every = self.every
+        return bool(every) and all(TASKS[p.task].own is not None for p in every)
+
+    @property
     def every(self) -> list[Planned]:
         """Each expected run once, in the tables' order."""
         return in_table_order({p.run_id: p for planned in self.planned.values() for p in planned}.values())
@@ -97,6 +105,7 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
     profile = Path(name).name
     folder = records_folder(name, overrides, results)
     is_reference = folder.resolve() == (results / REFERENCE / profile).resolve()
+    add_kept_tasks(folder)
     records, problems = load_records(folder)
     if is_reference:  # precision, kernels and attention may follow the machine that made them
         for section, key in (setting.split(".") for setting in OF_MACHINES):
@@ -108,8 +117,9 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
     sections = experiments_shown(profile, overrides, present, whole=is_reference)
     cells = list({cell.run_id: cell for found in sections.values() for cell in found}.values())
     now = state_of(cells, records, problems)
-    if any(override.startswith(("data.path=", "model.path=")) for override in overrides):
-        check_inputs(distinct(cells, ()), now.ok.values())
+    if any(override.startswith(("data.path=", "model.path=")) for override in overrides) or own_tasks(overrides):
+        at_hand = [config for config in distinct(cells, ()) if not TASKS[config.task].is_definition_only]
+        check_inputs(at_hand, now.ok.values())
     tuning &= set(now.extra)  # the others are asked for by name
     extra = [record for record in records if record.run_id in set(now.extra) - tuning]
     others = other_runs(extra, profile, overrides)
@@ -119,7 +129,7 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
     now = dataclasses.replace(now, problems=(*now.problems, *broken))
     refuse_mixed_rows(frame)
     expected = {
-        name: [planned_of(cell, Variant(cell.given, cell.usual)) for cell in without_parents(name, found)]
+        name: [planned_of(cell, Variant(cell.given, cell.usual), cell.untuned) for cell in without_parents(name, found)]
         for name, found in sections.items()
     }
     if is_reference:  # and so may what a profile leaves to the machine: its files are the same on every one
@@ -131,14 +141,15 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
     return Gathered(profile, folder, results, is_reference, tuple(overrides), planned, tried, tuned, frame, now)
 
 
-def planned_of(run: Any, apart: Variant) -> Planned:
+def planned_of(run: Any, apart: Variant, untuned: bool) -> Planned:
     """A run's place in the tables.
 
     Args:
         run: A `PlannedRun`, or a row of `load_frame`.
         apart: What sets it apart from other runs of its method.
+        untuned: As in `Planned`.
     """
-    return Planned(**{key: getattr(run, key) for key in NAMED_BY}, variant=apart)
+    return Planned(**{key: getattr(run, key) for key in NAMED_BY}, variant=apart, untuned=untuned)
 
 
 def other_runs(records: Iterable[RunRecord], profile: str, overrides: Sequence[str]) -> list[Planned]:
@@ -154,16 +165,20 @@ def other_runs(records: Iterable[RunRecord], profile: str, overrides: Sequence[s
                 config = run_config(record.config)
                 if config.run_id == record.run_id:
                     (row,) = load_frame([record]).itertuples()
-                    found.append(planned_of(row, variant(config, usual_run(config, profile, overrides))))
+                    groups = groups_of_run(config, profile, overrides)
+                    apart = variant(config, base_run(config, groups))
+                    own_rate = "train.lr" in map(key_of, apart.given)
+                    untuned = TASKS[config.task].own is not None and not own_rate and is_untuned(groups)
+                    found.append(planned_of(row, apart, untuned))
     return found
 
 
-def usual_run(config: RunConfig, profile: str, overrides: Sequence[str]) -> RunConfig:
-    """What conf/ makes of a run that no experiment expects: its own settings are compared with these."""
+def groups_of_run(config: RunConfig, profile: str, overrides: Sequence[str]) -> list[str]:
+    """What composes a run that no experiment expects from conf/: its own settings are compared with the usual ones."""
     model = "local" if config.model.source == "local" else config.model.name
     groups = (f"profile={profile}", f"model={model}", f"method={config.method.name}", f"protocol={config.protocol}")
     rates = [override for override in overrides if override.startswith(("rates=", "runtime.results="))]
-    return base_run(config, [*groups, f"data.source={config.data.source}", *rates])
+    return [*groups, f"data.source={config.data.source}", f"task={config.task}", *rates]
 
 
 def reference_of(gathered: Gathered) -> tuple[list[Planned], pd.DataFrame, list[Planned]]:

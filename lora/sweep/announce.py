@@ -1,11 +1,14 @@
 """The announcement of a launch: what will run, how long it will take, and with what."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from lora.config.compose import compose_run
 from lora.config.kernel_choice import choose_kernels
 from lora.config.precision_choice import choose_precision
 from lora.config.run import RunConfig
+from lora.data.definition import KEYS
+from lora.data.own_rows import duplicates, most_frequent
+from lora.data.tasks import TASKS
 from lora.sweep.estimate import compute_bound
 from lora.sweep.expand import PlannedRun
 from lora.sweep.progress import duration
@@ -35,8 +38,29 @@ def announcement(
         f"{workers} at a time\n"
         f"  tasks:   {', '.join(tasks)}\n  methods: {', '.join(slugs)}\n"
         f"  time:    {estimate(todo, expected, workers)}\n"
+        + "".join(f"{line}\n" for line in about_own(tasks, any(run.untuned for run in todo)))
         + means([compose_run(run.overrides) for run in one_of_each(todo)])
     )
+
+
+def about_own(tasks: Iterable[str], untuned: bool) -> list[str]:
+    """The rows of tasks of one's own, those that dev shares with train, and where their rates are from; a line each.
+
+    Args:
+        untuned: Whether a run takes a learning rate that was not chosen for its task.
+    """
+    lines = []
+    for task in (TASKS[name] for name in tasks if TASKS[name].own is not None):
+        counts = ", ".join(f"{KEYS[split]} {count:,}" for split, count in task.official_rows.items())
+        found = [f"{count:,} of {KEYS[split]}" for split, count in duplicates(task).items() if count]
+        shared = f"; also in train: {' and '.join(found)}" if found else "; no row is also in train"
+        lines.append(f"  rows:    {task.name}: {counts}{shared}")
+        if task.labels:
+            word, share = most_frequent(task, "validation")
+            lines.append(f"           {share:.0%} of dev are {word}, its most frequent label")
+    if untuned:
+        lines.append("  rates:   untuned rates: those of the line `default` in conf/hparams, not chosen for this task")
+    return lines
 
 
 def estimate(todo: Sequence[PlannedRun], expected: dict[str, float | None], workers: int) -> str:

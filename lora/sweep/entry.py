@@ -14,9 +14,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lora.config.compose import CONF, check_overrides, compose_run, explain, register_resolvers
+from lora.config.compose import CONF, check_overrides, compose_run, explain, is_untuned, register_resolvers
 from lora.config.rates import rates_setting, said
 from lora.config.run import RunConfig
+from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.records.record import RunRecord, adapter_path, record_path
 from lora.sweep.launch import UnfinishedError
@@ -101,7 +102,8 @@ def single_run(overrides: Sequence[str]) -> Ended | Exception:
         tuned = said(setting, [(config.model.name, config.protocol, config.task, overrides)])
         if before is None and tuned is not None:
             say(f"rates: {tuned}", sys.stdout)
-        record = ensure_record(config, mistakes_fail=False)
+        untuned = TASKS[config.task].own is not None and is_untuned(overrides)
+        record = ensure_record(config, mistakes_fail=False, untuned=untuned)
         return Ended(config, record, was_done=record == before)
     except (UserError, HeldError, InterruptedRunError) as error:
         return error

@@ -18,14 +18,17 @@ from lora.config.compose import (
     compose_run,
     conf_files,
     describe_group,
+    is_untuned,
     local_encoders,
     parent_overrides,
 )
 from lora.config.kernel_choice import gpu_has_bf16, has_gpu
+from lora.config.own_task import own_tasks
 from lora.config.precision_choice import machine_precisions
 from lora.config.rates import pinned_rates, rates_setting, rates_state
 from lora.config.run import RunConfig
 from lora.config.variants import Variant, variant
+from lora.data.own_task import add_kept_tasks
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT, write_atomically
@@ -42,7 +45,8 @@ from lora.sweep.grids import (
 
 # What the runs of a command follow from, besides conf/.
 CODE_OF_RUNS = (
-    *("*.py", "config/*.py", "data/tasks.py", "methods/configs.py", "records/machine.py"),
+    *("*.py", "config/*.py", "data/tasks.py", "data/definition.py", "data/own_*.py", "data/table_files.py"),
+    *("methods/configs.py", "records/machine.py"),
     *("sweep/expand.py", "sweep/grids.py"),
 )
 
@@ -57,6 +61,7 @@ class PlannedRun:
         parent: The run_id of the MNLI run that it starts from, which is in the same sweep.
         train_rows: Size of the subset of the train split; None takes all of it.
         given, usual: What sets it apart from other runs of its method (`lora.config.variants.Variant`).
+        untuned: Whether its learning rate was not chosen for its task (`lora.config.compose.is_untuned`).
         examples: Number of train examples that it will see; a measure of its length.
         tokens: Upper bound of the same in tokens: every example padded to its maximum length.
     """
@@ -75,6 +80,7 @@ class PlannedRun:
     train_rows: int | None
     given: tuple[str, ...]
     usual: tuple[str, ...]
+    untuned: bool
     examples: int
     tokens: int
 
@@ -84,7 +90,8 @@ def requested(profile: str, arguments: Sequence[str], whole: bool = False) -> li
 
     With `experiment=`, they are those of the experiments; values that no grid has replace the grid's own. Without it, a
     list of values (`seed=1,2`) makes the arguments a grid of their own, and single values select from the profile's
-    runs. Where nothing is selected, the profile's default is taken, or all of its runs if it has none.
+    runs. Where nothing is selected, the profile's default is taken, or all of its runs if it has none. A profile
+    without a task of its own takes those that its results keep.
 
     Args:
         whole: All runs of the profile, in place of its default.
@@ -96,6 +103,9 @@ def requested(profile: str, arguments: Sequence[str], whole: bool = False) -> li
         experiments, given = default.pop("experiment"), default | given
     adhoc = is_adhoc(given, experiments)
     overrides = [f"{key}={','.join(values)}" for key, values in given.items()]
+    kept = add_kept_tasks(results_of(profile, overrides))
+    if kept and "task" not in given and profile in describe_group("profile") and needs_task(profile):
+        overrides.append(f"task={','.join(kept)}")
     return expand(profile, overrides, experiments, adhoc)
 
 
@@ -122,6 +132,17 @@ def read_profile(profile: str) -> dict[str, Any]:
     if profile not in describe_group("profile"):
         raise UserError(f"profile {profile!r} does not exist; choose from {', '.join(describe_group('profile'))}")
     return yaml.safe_load((CONF / "profile" / f"{profile}.yaml").read_bytes())
+
+
+def needs_task(profile: str) -> bool:
+    """Whether a profile has no task until one is named."""
+    return read_profile(profile).get("task", "") is None
+
+
+def results_of(profile: str, overrides: Sequence[str]) -> str:
+    """The folder of results that overrides name, else the profile's."""
+    given = [override for override in overrides if override.startswith("runtime.results=")]
+    return str(OverridesParser.create().parse_override(given[-1]).value()) if given else f"results/{profile}"
 
 
 def how_to_run(overrides: Sequence[str]) -> list[str]:
@@ -182,7 +203,8 @@ def expand(
 
 def _cached(profile: str, overrides: Sequence[str], experiments: Sequence[str] | None, adhoc: bool) -> list[PlannedRun]:
     """`_expand`, read back from outputs/cache/ where the same was asked before."""
-    request = (profile, overrides, experiments, adhoc, local_encoders(overrides))
+    tasks = [(task.name, task.official_rows) for task in own_tasks(overrides)]  # read here, so that TASKS has them
+    request = (profile, overrides, experiments, adhoc, local_encoders(overrides), tasks)
     try:
         return [PlannedRun(**_with_tuples(entry)) for entry in json.loads(_cache(*request).read_bytes())]
     except (OSError, ValueError, TypeError):
@@ -195,10 +217,9 @@ def _cached(profile: str, overrides: Sequence[str], experiments: Sequence[str] |
 
 def _cache(profile: str, overrides: Sequence[str], *request: Any) -> Path:
     """The file that keeps the runs of a request on this machine."""
-    given = [override for override in overrides if override.startswith("runtime.results=")]
-    results = OverridesParser.create().parse_override(given[-1]).value() if given else f"results/{profile}"
-    machine = (has_gpu(), has_gpu() and gpu_has_bf16(), machine_precisions(str(results)))
-    key = _cache_key(profile, overrides, *request, machine, rates_state(rates_setting(overrides, str(results))))
+    results = results_of(profile, overrides)
+    machine = (has_gpu(), has_gpu() and gpu_has_bf16(), machine_precisions(results))
+    key = _cache_key(profile, overrides, *request, machine, rates_state(rates_setting(overrides, results)))
     return ROOT / "outputs" / "cache" / "runs" / f"{key}.json"
 
 
@@ -276,10 +297,10 @@ def _planned(config: RunConfig, overrides: tuple[str, ...], experiments: tuple[s
         f"train.kernels={config.train.kernels}",
         f"model.attention={config.model.attention}",
     )
-    overrides = tuple(override for override in overrides if not override.startswith("rates="))
+    kept = tuple(override for override in overrides if not override.startswith("rates="))
     return PlannedRun(
         run_id=config.run_id,
-        overrides=(*overrides, *(pin for pin in pins if pin not in overrides)),
+        overrides=(*kept, *(pin for pin in pins if pin not in kept)),
         experiments=experiments,
         model=config.model.name,
         method=config.method.name,
@@ -292,6 +313,7 @@ def _planned(config: RunConfig, overrides: tuple[str, ...], experiments: tuple[s
         train_rows=config.data.train_rows,
         given=apart.given,
         usual=apart.usual,
+        untuned=TASKS[config.task].own is not None and is_untuned(overrides),
         examples=rows * config.train.epochs,
         tokens=rows * config.train.epochs * config.data.max_length,
     )

@@ -26,6 +26,7 @@ class Tuned:
     """One method on one task, and the rates to try.
 
     Args:
+        task: As the command names it: a task of one's own by its file.
         first: The run of the lowest rate and the first seed.
         axes: What composes the runs, besides the method, the task and the rates.
         rates: In ascending order.
@@ -38,6 +39,10 @@ class Tuned:
     axes: Values
     rates: tuple[float, ...]
     values: int
+
+    @property
+    def task_name(self) -> str:
+        return self.first.task
 
     @property
     def block(self) -> Block:
@@ -123,8 +128,8 @@ def refuse_other_sizes(cells: Sequence[Tuned], path: Path) -> None:
     """
     kept = read_rates(path)
     for cell in cells:
-        own = (cell.first.model.name, cell.first.protocol, cell.task)
-        now = {other.method for other in cells if other.task == cell.task}
+        own = (cell.first.model.name, cell.first.protocol, cell.task_name)
+        now = {other.method for other in cells if other.task_name == cell.task_name}
         for rate in kept:
             if (rate.model, rate.protocol, rate.task) == own and rate.method not in now and rate.values != cell.values:
                 raise UserError(

@@ -45,7 +45,9 @@ def tune_sweep(launcher: Launcher, config: DictConfig, arguments: Sequence[str])
     now = train(launcher, config, profile, cells, arguments)
     wider = [extended(cell, scores(cell, profile, now)) for cell in cells]
     if wider != cells:
-        names = ", ".join(f"{new.method} on {new.task}" for new, old in zip(wider, cells, strict=True) if new != old)
+        names = ", ".join(
+            f"{new.method} on {new.task_name}" for new, old in zip(wider, cells, strict=True) if new != old
+        )
         print(f"the best rate lies at an edge of the grid: one more value for {names}", flush=True)
         cells, now = wider, train(launcher, config, profile, wider, arguments)
     found = {(cell.method, cell.task): scores(cell, profile, now) for cell in cells}
@@ -55,7 +57,7 @@ def tune_sweep(launcher: Launcher, config: DictConfig, arguments: Sequence[str])
         if line := further(cell, found[cell.method, cell.task], arguments):
             print(line)
     rates = [rate for rate in chosen if rate is not None]
-    without = [f"{c.method} on {c.task}" for c, rate in zip(cells, chosen, strict=True) if rate is None]
+    without = [f"{c.method} on {c.task_name}" for c, rate in zip(cells, chosen, strict=True) if rate is None]
     if rates:
         write_rates(path, rates)
         print(f"written to {path}: the next runs of profile {profile} take these rates (rates=null: those of conf/)")
@@ -89,7 +91,7 @@ def rate_of(cell: Tuned, tried: dict[float, float | None], given: Mapping[str, l
     ]
     first, seeds = cell.first, tuple(int(seed) for seed in cell.axes["seed"])
     today = datetime.now(UTC).date().isoformat()
-    key = (first.model.name, first.protocol, cell.method, cell.task)
+    key = (first.model.name, first.protocol, cell.method, cell.task_name)
     return Rate(*key, best, cell.values, seeds, today, tuple(settings), tried)
 
 
@@ -105,11 +107,11 @@ def table(
             taken = ("yes (edge)" if edge else "yes") if rate == best else ""
             text = "-" if score is None else f"{100 * score:.1f}"
             runs = ", ".join(run_ids[rate])
-            row = {"Method": cell.method, "Task": cell.task, "Learning rate": f"{rate:g}", "Score": text}
+            row = {"Method": cell.method, "Task": cell.task_name, "Learning rate": f"{rate:g}", "Score": text}
             lines.append(row | {"Taken": taken, "Runs": runs})
     seeds = ", ".join(cells[0].axes["seed"])
-    metrics = {cell.task: record.selected["metric"] for cell in cells for record in now.ok.values()
-               if record.config["task"] == cell.task}  # fmt: skip
+    metrics = {cell.task_name: record.selected["metric"] for cell in cells for record in now.ok.values()
+               if record.config["task"] == cell.task_name}  # fmt: skip
     notes = (
         f"Score: the best epoch on the dev set ({', '.join(f'{task}: {name}' for task, name in metrics.items())}), "
         f"mean over seeds. -: a run diverged or has no score.",
@@ -131,8 +133,8 @@ def further(cell: Tuned, tried: Mapping[float, float | None], arguments: Sequenc
     kept = [one for one in arguments if not one.startswith(("method=", "task=", "train.lr="))]
     own = [f"method={cell.method}", f"task={cell.task}", f"train.lr={','.join(f'{rate:g}' for rate in rates)}"]
     return (
-        f"{cell.method} on {cell.task}: the best is the {edge} of {len(tried)} rates, and a better one may lie beyond. "
-        f"To look: {shlex.join(['python', '-m', 'lora', 'tune', *kept, *own])}"
+        f"{cell.method} on {cell.task_name}: the best is the {edge} of {len(tried)} rates, and a better one may lie "
+        f"beyond. To look: {shlex.join(['python', '-m', 'lora', 'tune', *kept, *own])}"
     )
 
 

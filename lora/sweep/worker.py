@@ -13,10 +13,12 @@ from typing import Any
 
 from lora.config.compose import compose_run
 from lora.config.run import RunConfig
+from lora.data.own_task import keep_task
+from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import discard, write_atomically
 from lora.records.record import RunRecord, adapter_path, checkpoint_path, read_record, record_path, write_record
-from lora.sweep.announce import means
+from lora.sweep.announce import about_own, means
 from lora.sweep.locks import Heartbeat, HeldError, held, lock_path
 from lora.sweep.progress import Display, Note
 from lora.sweep.stand_in import check_inputs
@@ -28,12 +30,13 @@ from lora.training.signals import InterruptedRunError
 PACK = "+cells="  # the override that hands several runs to one job; jobs of earlier versions wait in queues
 
 
-def ensure_record(config: RunConfig, mistakes_fail: bool) -> RunRecord:
+def ensure_record(config: RunConfig, mistakes_fail: bool, untuned: bool = False) -> RunRecord:
     """Return the run's record, and train the run first if it has none. A failure in training makes a `failed` record.
 
     Args:
         mistakes_fail: In a sweep: a user's mistake makes a `failed` record too, so that the other runs are trained. A
             single run raises it, and shows its progress.
+        untuned: As in `about_own`, for what a single run says of itself.
     Raises: UserError: In a single run; nothing is then written. HeldError: If another worker trains it.
         InterruptedRunError: If a signal asked for it.
     """
@@ -48,7 +51,7 @@ def ensure_record(config: RunConfig, mistakes_fail: bool) -> RunRecord:
     if not is_main_process():
         return train(config, mistakes_fail, None)
     if not mistakes_fail:
-        print(f"{config.run_id}:\n{means([config])}", flush=True)
+        print("\n".join([f"{config.run_id}:", *about_own([config.task], untuned), means([config])]), flush=True)
     with held(lock_path(config.runtime.outputs, config.run_id)) as heart:
         return usable_record(config) or train(config, mistakes_fail, heart)  # another worker may just have ended
 
@@ -76,6 +79,8 @@ def train(config: RunConfig, mistakes_fail: bool, heart: Heartbeat | None) -> Ru
 
     started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     runtime = config.runtime
+    if heart is not None and TASKS[config.task].own is not None:
+        keep_task(TASKS[config.task], runtime.results)  # before any record of it, which reports could not read without
     copy = track(config) if heart is not None else None
     display = Display(config) if heart is not None and not mistakes_fail else None
     with reporting(config, heart, copy, display) as report:

@@ -1,4 +1,4 @@
-"""GLUE's metrics, computed by `evaluate` from the module in this folder: no hub, no network, no shared cache."""
+"""GLUE's metrics and macro F1, computed by `evaluate` from the module in this folder: no network, no shared cache."""
 
 import contextlib
 import functools
@@ -15,7 +15,7 @@ from lora.errors import DIVERGED, UserError
 if TYPE_CHECKING:
     import evaluate
 
-METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman")
+METRICS = ("accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman")
 MODULE = Path(__file__).with_name("glue_metric.py")
 
 

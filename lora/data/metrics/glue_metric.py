@@ -1,4 +1,4 @@
-"""GLUE's metrics as a module of the `evaluate` library: `evaluate.load(".../glue_metric.py", "accuracy+f1")`.
+"""GLUE's metrics and macro F1 as a module of `evaluate`: `evaluate.load(".../glue_metric.py", "accuracy+f1")`.
 
 `evaluate` copies this file elsewhere before importing it, so this file imports nothing from the project.
 `evaluate` finds its copy by a hash that ignores everything after a hash sign, so no string here contains one.
@@ -29,6 +29,15 @@ def f1(predictions: np.ndarray, references: np.ndarray) -> float | None:
     return 2 * true_positive / rows if rows else None
 
 
+def macro_f1(predictions: np.ndarray, references: np.ndarray) -> float:
+    """The mean over classes of each class's F1, for any number of classes.
+
+    A class that is neither predicted nor true in any row has no F1 and is left out, as scikit-learn does.
+    """
+    classes = np.union1d(predictions, references)
+    return math.fsum(f1(predictions == each, references == each) for each in classes) / len(classes)
+
+
 def matthews(predictions: np.ndarray, references: np.ndarray) -> float:
     """Matthews' correlation of two binary variables.
 
@@ -56,6 +65,7 @@ def spearman(predictions: np.ndarray, references: np.ndarray) -> float | None:
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float | None]] = {
     "accuracy": accuracy,
     "f1": f1,
+    "macro_f1": macro_f1,
     "matthews": matthews,
     "pearson": pearson,
     "spearman": spearman,

@@ -35,6 +35,7 @@ from lora.rng import drawn
 
 RESAMPLES = 2000
 CHUNK = 2**22  # numbers held at once
+RESAMPLED = ("accuracy", "f1", "matthews", "pearson")  # made from sums over examples
 
 
 def statistics(metric: str, predicted: np.ndarray, labels: np.ndarray) -> Float[np.ndarray, "rows parts"]:
@@ -42,7 +43,7 @@ def statistics(metric: str, predicted: np.ndarray, labels: np.ndarray) -> Float[
     x, y = predicted.astype(np.float64), labels.astype(np.float64)
     if metric == "accuracy":
         return (x == y)[:, None].astype(np.float64)
-    if metric == "matthews":  # true positives, true negatives, false positives, false negatives
+    if metric in ("f1", "matthews"):  # true positives, true negatives, false positives, false negatives
         return np.stack([x * y, (1 - x) * (1 - y), x * (1 - y), (1 - x) * y], axis=1)
     x, y = (
         side - side[0] - (side - side[0]).mean() for side in (x, y)
@@ -60,6 +61,9 @@ def score(metric: str, sums: Float[np.ndarray, "*resamples parts"], count: int) 
             tp, tn, fp, fn = parts
             product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
             value = np.where(product > 0, (tp * tn - fp * fn) / np.sqrt(product), 0.0)
+        elif metric == "f1":
+            tp, _, fp, fn = parts
+            value = 2 * tp / (2 * tp + fp + fn)
         else:
             x, y, xx, yy, xy = parts / count
             value = (xy - x * y) / np.sqrt((xx - x * x) * (yy - y * y))
@@ -138,6 +142,8 @@ def of_task(
     model: str,
 ) -> list[dict[str, Any]]:
     metric = TASKS[task].metric
+    if metric not in RESAMPLED:
+        raise UserError(f"the examples of {task} are not resampled: its metric is {metric}, not {', '.join(RESAMPLED)}")
     records = [gathered.state.ok[run_id] for run_id in runs["run_id"]]
     predicted = [dev_predictions(record, results)["best"] for record in records]
     for record, values in zip(records, predicted, strict=True):

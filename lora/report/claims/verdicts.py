@@ -59,7 +59,7 @@ class Verdict:
 
     Args:
         about: The encoder or the device; empty where there is nothing to judge on.
-        not_glue: Judged on the embedded tasks.
+        not_glue: Judged on other tasks than GLUE's.
         on_last: The same claim on each run's last epoch, for claims about the best one; else None.
         stated: The commit in which the claim last changed, abbreviated; empty where that is not known.
         stated_later: Whether that is later than some of the runs; None where it is not known.
@@ -124,8 +124,8 @@ def on_runs(claim: Claim, planned: Mapping[str, Sequence[Planned]], frame: pd.Da
 def on_model(claim: Claim, model: str, sides: Sequence[Sequence[Sequence[Planned]]], frame: pd.DataFrame) -> Verdict:
     pairs = zip(claim.compare, sides, strict=True)
     findings = [found for compare, (one, other) in pairs for found in differences(claim, compare, one, other, frame)]
-    embedded = any(TASKS[p.task].family == "embedded" for one, _ in sides for p in one)
-    return verdict(claim, model, findings, not_glue=embedded)
+    not_glue = any(TASKS[p.task].family != "glue" for one, _ in sides for p in one)
+    return verdict(claim, model, findings, not_glue=not_glue)
 
 
 def differences(

@@ -23,11 +23,12 @@ def page(report: "Report", pictures: Mapping[str, bytes]) -> str:
     """The whole page. `pictures`: name -> the SVG drawn from the figure of that name."""
     tables = [table for table in report.tables if table.name != "claims"]
     embedded = BANNERS["embedded"]
-    main = next((table for table in tables if table.name in ("table2", "table2_part")), None)
+    main = next((table for table in tables if table.name in ("table2", "table2_part", "table2_own")), None)
     averages = main is not None and {"Method", "Avg."} <= set(main.cells.columns)
     return render(
         "report.html",
         report=report,
+        heading="LoRA on your own tasks" if report.gathered.is_own else "LoRA on GLUE",
         banner=embedded if any(table.banner == embedded for table in tables) else "",
         contents=contents(tables, report),
         main=main,
@@ -51,12 +52,13 @@ def page(report: "Report", pictures: Mapping[str, bytes]) -> str:
 
 def contents(tables: Sequence[Table], report: "Report") -> list[tuple[str, str]]:
     """Place and text of each link; the paper's tables and figures that were not measured have no place."""
-    found = [("summary", "Summary"), ("verdicts", "Verdicts")]
+    own = report.gathered.is_own
+    found = [("summary", "Summary"), *([] if own else [("verdicts", "Verdicts")])]
     found += [(table.name, short_title(table, report.name)) for table in tables if not table.folded]
     titles = {f"figure-{key}": figure["title"].partition(":")[0] for key, figure in report.figures.items()}
     found += [(place, title) for place, title in titles.items() if title in PAPERS and not title.startswith("Table")]
     named = {text for _, text in found}
-    found += [("", f"{paper}: not measured here") for paper in PAPERS if paper not in named]
+    found += [("", f"{paper}: not measured here") for paper in PAPERS if paper not in named and not own]
     return [*found, ("runs", "Runs"), *([("left-out", "Not in the tables")] if report.status else [])]
 
 

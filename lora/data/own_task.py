@@ -1,0 +1,102 @@
+"""Tasks of one's own: each is read from its file and then stands in TASKS like every other.
+
+A folder of results keeps the definition of each task that its records are of, in `tasks/`. Reports need no more.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lora.checks import SettingsError, build
+from lora.data.definition import OWN_NAME, Definition, name_of, read_definition
+from lora.data.own_rows import own_rows
+from lora.data.tasks import TASKS, OwnRows, Task
+from lora.errors import UserError, first_line
+from lora.files import write_atomically
+
+FOLDER = "tasks"  # below a folder of results
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a folder of results keeps of a task.
+
+    Args:
+        rows: As `Task.official_rows`.
+        label_std: As in `Task`.
+    """
+
+    definition: Definition
+    rows: dict[str, int]
+    label_std: float | None = None
+
+
+def add_task(path: Path) -> Task:
+    """Read a task's file and its rows, and put it into TASKS.
+
+    Raises: UserError: If the file or a row is invalid.
+    """
+    definition = read_definition(path)
+    own = OwnRows(definition, path.resolve().parent)
+    rows = {split: len(own_rows(own, split)["label"]) for split in definition.places}
+    scores = own_rows(own, "validation")["label"] if definition.labels is None else None
+    kept = Kept(definition, rows, None if scores is None else float(np.std(scores)))
+    return put(name_of(path, definition), kept, own)
+
+
+def put(name: str, kept: Kept, own: OwnRows) -> Task:
+    definition = kept.definition
+    TASKS[name] = Task(
+        name=name,
+        title=name,
+        columns=definition.columns,
+        labels=definition.labels or (),
+        metrics=(definition.metric,),
+        official_rows=kept.rows,
+        test_splits=("test",) if definition.test is not None else (),
+        label_range=definition.range,
+        label_std=kept.label_std,
+        own=own,
+    )
+    return TASKS[name]
+
+
+def keep_task(task: Task, results: str | Path) -> None:
+    """Write the definition of a task of one's own next to the records of its runs.
+
+    Raises: UserError: If it cannot be written.
+    """
+    kept = Kept(task.own.definition, task.official_rows, task.label_std)
+    content = f"{json.dumps(dataclasses.asdict(kept), indent=1)}\n".encode()
+    path = Path(results) / FOLDER / f"{task.name}.json"
+    if not path.exists() or path.read_bytes() != content:
+        write_atomically(path, content)
+
+
+def add_kept_tasks(results: str | Path) -> list[str]:
+    """Put the tasks that a folder of results keeps into TASKS, unless they are in it with their rows.
+
+    Returns: Their names.
+    Raises: UserError: If a file is no definition, or not the one that it is named after.
+    """
+    names = []
+    for path in sorted((Path(results) / FOLDER).glob("*.json")):
+        try:
+            content = json.loads(path.read_bytes())
+            kept = build(Kept, content if isinstance(content, dict) else {})
+        except (OSError, ValueError, RecursionError, SettingsError) as error:
+            raise UserError(
+                f"{path} is not a task's definition: {first_line(error)}; the next run writes it"
+            ) from error
+        digits = kept.definition.digits
+        if not OWN_NAME.fullmatch(path.stem) or not path.stem.endswith(f"-{digits}"):
+            raise UserError(f"{path} holds another definition than its name says: the digits of its hash are {digits}")
+        if set(kept.rows) != set(kept.definition.places):
+            raise UserError(f"{path}: rows must be stated for {', '.join(kept.definition.places)}")
+        names.append(path.stem)
+        if path.stem not in TASKS:
+            put(path.stem, kept, OwnRows(kept.definition, None))
+    return names
