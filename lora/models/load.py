@@ -177,7 +177,8 @@ def check_loaded(model: nn.Module, report: dict, config: ModelConfig) -> set[str
 @torch.no_grad()
 def init_head(model: nn.Module, seed: int, missing: set[str]) -> None:
     """Draw the head's weights; those of its pretrained modules only where they are `missing` from the checkpoint."""
-    std, known = model.config.initializer_range, architecture_of(model)
+    # 0.02 is the default of transformers' encoders; a few have no such setting
+    std, known = getattr(model.config, "initializer_range", 0.02), architecture_of(model)
     pretrained = (model.base_model_prefix, *(() if known is None else known.pretrained_head))
     for name, parameter in model.named_parameters():
         if not is_head(model, name) or (name.startswith(tuple(f"{m}." for m in pretrained)) and name not in missing):
