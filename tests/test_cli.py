@@ -190,7 +190,7 @@ def test_other_rows_under_the_same_name_are_refused(tiny_overrides, tmp_path, gl
 def test_the_report_of_a_profile_without_records_names_what_is_missing():
     done = command("lora", "report", "paper_that_is_not", "task=cola")
     assert done.returncode == 2
-    assert "profile 'paper_that_is_not' does not exist; choose from long, mini" in done.stderr
+    assert "profile 'paper_that_is_not' does not exist; choose from base, long, mini" in done.stderr
 
 
 def test_the_first_screen_names_every_command_task_and_method():
