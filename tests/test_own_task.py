@@ -362,7 +362,7 @@ def test_results_keep_the_definition_for_other_processes(tmp_path):
     kept = TASKS[task.name]
     assert (kept.columns, kept.labels, kept.metric) == (("text",), ("bad", "good"), "matthews")
     assert kept.official_rows == task.official_rows
-    with pytest.raises(UserError, match="name its file, task=path"):
+    with pytest.raises(UserError, match=f"where the rows of {task.name} lie is not known here: name its file, task="):
         read(kept, "own")
     path = tmp_path / "results" / FOLDER / f"{task.name}.json"
     content = json.loads(path.read_text())
@@ -391,7 +391,7 @@ def test_runs_carry_the_definitions_digits_and_no_other_task_may_take_its_place(
             compose_run(["profile=own", f"task={path}", override])
     with pytest.raises(UserError, match=r"profile own needs a task of your own: task=my_task\.yaml"):
         compose_run(["profile=own"])
-    with pytest.raises(UserError, match=r"data\.source must be tsv, parquet or hub for task rte, got 'own'"):
+    with pytest.raises(UserError, match=r"task rte is not one of your own; profile own .* needs the file of one"):
         compose_run(["profile=own", "task=rte"])
 
 
@@ -524,6 +524,7 @@ def test_bad_input_ends_every_command_with_one_message(tiny_own, tmp_path):
         assert done.stderr == f"error: {copy.parent}/dev.csv:3: 'goood' in column mood: the labels are bad, good\n"
     in_grids = lora("-m", "profile=mini", f"task={path}")
     assert in_grids.returncode == 2 and "is in no grid of profile mini" in in_grids.stderr
+    assert in_grids.stderr.endswith("A task of your own has a grid with profile=own\n")
 
 
 def test_adapters_predict_without_the_tasks_file(tiny_own, tmp_path):
