@@ -293,7 +293,7 @@ configs:
   - split: train
     path: train.parquet
   - split: held
-    path: held.csv
+    path: held.parquet
   - split: test
     path: test.parquet
 ---
@@ -317,10 +317,9 @@ def test_a_data_set_of_the_hub_is_read_at_its_revision_by_the_words_of_its_label
     folder = tmp_path / "hub"
     folder.mkdir()
     classes = datasets.Features({"text": datasets.Value("string"), "mood": datasets.ClassLabel(names=["good", "bad"])})
-    for split, indices in (("train", [0, 1, 0, 1]), ("test", [-1, -1, -1, -1])):
+    for split, indices in (("train", [0, 1, 0, 1]), ("held", [1, 1, 0, 0]), ("test", [-1, -1, -1, -1])):
         table = datasets.Dataset.from_dict({"text": [text for text, _ in ROWS], "mood": indices}, features=classes)
         table.to_parquet(str(folder / f"{split}.parquet"))
-    write_csv(folder / "held.csv", ROWS[::-1])
     (folder / "README.md").write_text(HUB_CARD)
     of_hub = {"train": "train", "dev": "held", "test": "test"}
     good = write_task(tmp_path, hub={"id": "someone/moods", "revision": fake_hub.COMMIT}, **of_hub)
@@ -336,7 +335,7 @@ def test_a_data_set_of_the_hub_is_read_at_its_revision_by_the_words_of_its_label
             found.append(json.loads(done.stdout))
     texts = [text for text, _ in ROWS]
     assert found[0]["train"] == {"text": texts, "label": [1, 0, 1, 0], "idx": [0, 1, 2, 3]}
-    assert found[0]["validation"] == {"text": texts[::-1], "label": [0, 1, 0, 1], "idx": [0, 1, 2, 3]}
+    assert found[0]["validation"] == {"text": texts, "label": [0, 0, 1, 1], "idx": [0, 1, 2, 3]}
     assert found[0]["test"]["label"] == [None] * 4
     assert found[1].startswith("cannot read train of someone/moods (revision nowhere) from the hub: ")
 
@@ -391,7 +390,7 @@ def test_runs_carry_the_definitions_digits_and_no_other_task_may_take_its_place(
             compose_run(["profile=own", f"task={path}", override])
     with pytest.raises(UserError, match=r"profile own needs a task of your own: task=my_task\.yaml"):
         compose_run(["profile=own"])
-    with pytest.raises(UserError, match=r"task rte is not one of your own; profile own .* needs the file of one"):
+    with pytest.raises(UserError, match=r"task rte is not one of your own; profile own .* needs a file such as"):
         compose_run(["profile=own", "task=rte"])
 
 
