@@ -293,7 +293,7 @@ configs:
   - split: train
     path: train.parquet
   - split: held
-    path: held.csv
+    path: held.parquet
   - split: test
     path: test.parquet
 ---
@@ -317,10 +317,9 @@ def test_a_data_set_of_the_hub_is_read_at_its_revision_by_the_words_of_its_label
     folder = tmp_path / "hub"
     folder.mkdir()
     classes = datasets.Features({"text": datasets.Value("string"), "mood": datasets.ClassLabel(names=["good", "bad"])})
-    for split, indices in (("train", [0, 1, 0, 1]), ("test", [-1, -1, -1, -1])):
+    for split, indices in (("train", [0, 1, 0, 1]), ("held", [1, 1, 0, 0]), ("test", [-1, -1, -1, -1])):
         table = datasets.Dataset.from_dict({"text": [text for text, _ in ROWS], "mood": indices}, features=classes)
         table.to_parquet(str(folder / f"{split}.parquet"))
-    write_csv(folder / "held.csv", ROWS[::-1])
     (folder / "README.md").write_text(HUB_CARD)
     of_hub = {"train": "train", "dev": "held", "test": "test"}
     good = write_task(tmp_path, hub={"id": "someone/moods", "revision": fake_hub.COMMIT}, **of_hub)
@@ -336,7 +335,7 @@ def test_a_data_set_of_the_hub_is_read_at_its_revision_by_the_words_of_its_label
             found.append(json.loads(done.stdout))
     texts = [text for text, _ in ROWS]
     assert found[0]["train"] == {"text": texts, "label": [1, 0, 1, 0], "idx": [0, 1, 2, 3]}
-    assert found[0]["validation"] == {"text": texts[::-1], "label": [0, 1, 0, 1], "idx": [0, 1, 2, 3]}
+    assert found[0]["validation"] == {"text": texts, "label": [0, 0, 1, 1], "idx": [0, 1, 2, 3]}
     assert found[0]["test"]["label"] == [None] * 4
     assert found[1].startswith("cannot read train of someone/moods (revision nowhere) from the hub: ")
 
@@ -362,7 +361,7 @@ def test_results_keep_the_definition_for_other_processes(tmp_path):
     kept = TASKS[task.name]
     assert (kept.columns, kept.labels, kept.metric) == (("text",), ("bad", "good"), "matthews")
     assert kept.official_rows == task.official_rows
-    with pytest.raises(UserError, match="name its file, task=path"):
+    with pytest.raises(UserError, match=f"where the rows of {task.name} lie is not known here: name its file, task="):
         read(kept, "own")
     path = tmp_path / "results" / FOLDER / f"{task.name}.json"
     content = json.loads(path.read_text())
@@ -391,7 +390,7 @@ def test_runs_carry_the_definitions_digits_and_no_other_task_may_take_its_place(
             compose_run(["profile=own", f"task={path}", override])
     with pytest.raises(UserError, match=r"profile own needs a task of your own: task=my_task\.yaml"):
         compose_run(["profile=own"])
-    with pytest.raises(UserError, match=r"data\.source must be tsv, parquet or hub for task rte, got 'own'"):
+    with pytest.raises(UserError, match=r"task rte is not one of your own; profile own .* needs a file such as"):
         compose_run(["profile=own", "task=rte"])
 
 
@@ -524,6 +523,7 @@ def test_bad_input_ends_every_command_with_one_message(tiny_own, tmp_path):
         assert done.stderr == f"error: {copy.parent}/dev.csv:3: 'goood' in column mood: the labels are bad, good\n"
     in_grids = lora("-m", "profile=mini", f"task={path}")
     assert in_grids.returncode == 2 and "is in no grid of profile mini" in in_grids.stderr
+    assert in_grids.stderr.endswith("A task of your own has a grid with profile=own\n")
 
 
 def test_adapters_predict_without_the_tasks_file(tiny_own, tmp_path):

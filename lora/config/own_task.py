@@ -74,6 +74,11 @@ def with_task(config: DictConfig) -> DictConfig:
     if not isinstance(config.task, str):
         return config
     task = find_task(config.task, config.runtime.results)
+    if task.own is None and config.data.source == "own":
+        raise UserError(
+            f"task {task.name} is not one of your own; profile {config.profile.name} with data.source=own needs a file "
+            f"such as task=my_task.yaml"
+        )
     row, _ = row_of(config, task.name)
     if task.own is None and row is config.hparams.get(task.name):
         return config

@@ -12,7 +12,7 @@ from lora.data.tasks import OwnRows, Task
 from lora.errors import UserError, first_line
 from lora.files import file_state
 
-KEPT = 4  # splits whose rows stay in memory: they are counted, compared, hashed and trained on
+KEPT = 12  # splits whose rows stay in memory: they are counted, compared, hashed and trained on
 
 
 def own_rows(own: OwnRows, split: str) -> dict[str, list[Any]]:
@@ -28,11 +28,7 @@ def own_rows(own: OwnRows, split: str) -> dict[str, list[Any]]:
 
 
 def own_file(own: OwnRows, split: str) -> Path:
-    """The file of a split. Raises: UserError: If only the definition is known."""
-    if own.folder is None:
-        raise UserError(
-            "results keep the definition of a task, not where its files lie: name its file, task=path/to/task.yaml"
-        )
+    """The file of a split."""
     return own.folder / Path(own.definition.places[split]).expanduser()
 
 

@@ -124,6 +124,8 @@ def check_request(
         raise UserError(f"unknown data source {source!r}; the sources are {', '.join(SOURCES)}")
     if source not in SOURCES_OF[task.family]:
         raise UserError(f"task {task.name} does not come from source {source}; use {fitting_sources(task)}")
+    if task.is_definition_only:
+        raise UserError(f"where the rows of {task.name} lie is not known here: name its file, task=path/to/task.yaml")
     unknown = [split for split in splits if split not in task.official_rows]
     if unknown or not splits:
         raise UserError(f"task {task.name} has no split {', '.join(unknown)!r}; it has {', '.join(task.official_rows)}")

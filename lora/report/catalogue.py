@@ -134,7 +134,7 @@ def method_tables(runs: Runs) -> list[Table]:
     if len(runs.pairs):
         cells = pairs_table(runs.pairs, runs.examples)
         title = "Every method against every other, in pairs of one seed"
-        notes = [note("pairs"), *([] if runs.kind == "own" else [note("verdicts")])]  # no claim is about one's own task
+        notes = [note("pairs"), note("pairs_own" if runs.kind == "own" else "verdicts")]
         made.append(runs.table("pairs", title, cells, notes, figures=("forest",)))
     return made
 

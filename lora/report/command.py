@@ -30,6 +30,7 @@ def main(arguments: argparse.Namespace) -> int:
         if content != path.read_text():
             write_atomically(path, content.encode())
     print(report.text(AFTER_A_SWEEP if arguments.brief else PRINTED))
+    print(f"page: {report.gathered.folder / 'report.html'}")
     failed, missing, left_out = len(report.state.failed), len(report.state.missing), len(report.problems)
     if failed or missing or left_out:
         print(f"incomplete: {failed} failed, {missing} missing, {left_out} files left out", file=sys.stderr)

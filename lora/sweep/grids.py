@@ -141,6 +141,8 @@ def refuse_unknown(profile: str, replacements: Sequence[Replacement]) -> None:
         f"Add experiment=NAME to run that experiment's grid with other values, give a list "
         f"({example.key}={value},...) for a grid of your own, or leave out -m for a single run"
     )
+    if any(one.key == "task" for one in replacements):
+        way_out += ". A task of your own has a grid with profile=own"
     raise UserError("\n".join([*lines, way_out]))
 
 

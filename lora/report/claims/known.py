@@ -26,7 +26,7 @@ def known_cells() -> Known:
         options = {option for block in blocks for option in listed(block["method"])}
         known[path.stem] = {
             "method": {name for name in METHODS if any(o == name or o.startswith(f"{name}_") for o in options)},
-            "task": {task for block in blocks for task in listed(block["task"])},
+            "task": {task for block in blocks if "task" in block for task in listed(block["task"])},
             "start": set(START_TITLES),
             "protocol": set(describe_group("protocol")),
         }
