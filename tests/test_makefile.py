@@ -217,6 +217,12 @@ def test_a_finished_setup_only_checks_the_embedded_files_and_ignores_what_the_sh
     assert shown.stdout == "<>\n"
 
 
+def test_a_large_encoder_is_fetched_only_where_the_command_names_it(ready_clone: Path) -> None:
+    make(ready_clone, "setup", MODEL="mpnet_base")  # the environment may have such a name for something else
+    make(ready_clone, "setup", "MODEL=mpnet_base")
+    assert calls(ready_clone) == [["-m", "lora", "fetch"], ["-m", "lora", "fetch", "mpnet_base"]]
+
+
 def test_reproduce_glue_hands_folders_to_the_sweep_and_the_report(ready_clone: Path) -> None:
     done = make(
         ready_clone,
