@@ -471,7 +471,7 @@ def test_from_a_csv_to_the_report(tiny_own, tmp_path):
     page = (results / "report.html").read_text()
     assert "not measured here" not in page and "What the paper says" not in page and "Untuned rates" in page
     assert {file.name for file in (results / "figures").glob("*.svg")} == {
-        "curves_own.svg", "forest_own.svg", "parameters_own.svg",
+        "curves_own.svg", "forest_own.svg", "gaps_own.svg", "parameters_own.svg",
     }  # fmt: skip
 
     best = {(r.run_id.split(".")[1], r.config["seed"]): 100 * r.selected["best"]["value"] for r in records}

@@ -218,7 +218,7 @@ def test_a_grid_stays_where_it_is_once_its_rate_is_tuned(tmp_path, monkeypatch):
         ({"task": ["ratings"], "train.lr": ["a", "b", "c"]}, "train.lr must be numbers > 0, got a, b, c"),
         ({"task": ["ratings"], "train.epochs": ["1", "2"]}, "several values in tune, got train.epochs"),
         ({"task": ["ratings"], "method": ["lore"]}, "method must be one of .*lora.*, got 'lore'"),
-        ({"task": ["sst9"]}, "task must be one that has a row"),
+        ({"task": ["sst9"]}, "task must be one of .*, or a file of your own .*, got 'sst9'"),
         (
             {"task": ["ratings"], "method": ["full"]},
             r"lora on ratings was tuned with 3 rates .*, got 5 for full; give 3 values of train.lr, or tune lora again",
