@@ -89,7 +89,7 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
 
 def first_screen() -> str:
     """What `python -m lora --help` shows."""
-    from lora.config.compose import describe_group
+    from lora.config.options import describe_group
     from lora.data.tasks import TASKS
 
     width = max(map(len, COMMANDS)) + 2

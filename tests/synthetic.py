@@ -10,7 +10,8 @@ from safetensors.numpy import save
 from lora.config.compose import compose_run
 from lora.files import write_atomically
 from lora.records.record import RunRecord, write_record
-from lora.sweep.expand import PlannedRun, requested
+from lora.sweep.expand import PlannedRun
+from lora.sweep.request import requested
 
 EPOCHS = 4
 LEVELS = {"full": 0.70, "lora": 0.70, "houlsby": 0.62, "pfeiffer": 0.66, "bitfit": 0.64, "adapterdrop": 0.6}

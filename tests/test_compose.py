@@ -13,11 +13,13 @@ from machines import inject
 
 from lora.checks import SettingsError
 from lora.config import kernel_choice
-from lora.config.compose import CONF, compose_config, compose_run, settle
+from lora.config.compose import compose_config, compose_run, settle
+from lora.config.options import CONF
 from lora.errors import UserError
 from lora.files import ROOT
-from lora.sweep.expand import expand, requested
+from lora.sweep.expand import expand
 from lora.sweep.grids import split_override
+from lora.sweep.request import requested
 from lora.training.fused import masks
 from lora.training.fused.encoder import fuse
 

@@ -11,7 +11,8 @@ import tiny
 from glue_files import GLUE_TASKS
 from omegaconf import OmegaConf
 
-from lora.config.compose import CONF, compose_config, compose_values, describe_group, settle
+from lora.config.compose import compose_config, compose_values, settle
+from lora.config.options import CONF, describe_group
 from lora.config.run import MNLI_CHILDREN, PROTOCOLS, ModelConfig, RunConfig
 from lora.cost.parameters import skeleton
 from lora.data.tasks import TASKS

@@ -17,7 +17,7 @@ from lora.report.aggregate import summarise
 from lora.report.select import gather
 from lora.report.stats import paired_differences, seed_averages
 from lora.report.tables import cell_text
-from lora.sweep.expand import requested
+from lora.sweep.request import requested
 
 OVERRIDES = ["experiment=glue_table2", "task=stsb,rte", "seed=1,2,3,4,5"]
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from lora.config.compose import CONF, compose_run
+from lora.config.compose import compose_run
 from lora.config.encoder_files import locate
+from lora.config.options import CONF
 from lora.data import encoders
 from lora.data.embedded import MODEL_FILES, Archive
 from lora.data.encoders import ENCODERS, SplitArchive

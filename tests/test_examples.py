@@ -29,7 +29,7 @@ from lora.report.analyses.dev_intervals import (
 )
 from lora.report.build import build
 from lora.report.select import gather
-from lora.sweep.expand import requested
+from lora.sweep.request import requested
 
 RANDOM = np.random.default_rng(0)
 OVERRIDES = ["experiment=glue_table2", "task=cola", "seed=1,2"]

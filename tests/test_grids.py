@@ -6,9 +6,10 @@ import pytest
 
 from lora.config.compose import compose_run
 from lora.errors import UserError
-from lora.report.select import experiments_shown
-from lora.sweep.expand import default_of, expand, replacements, requested, selected
+from lora.report.expected import experiments_shown
+from lora.sweep.expand import expand, selected
 from lora.sweep.grids import grid, same_value
+from lora.sweep.request import default_of, replacements, requested
 
 
 def ids(runs):

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from synthetic import populate
 
-from lora.config.compose import CONF
+from lora.config.options import CONF
 from lora.report.build import build
 from lora.report.learning_rate import learning_rate_table, taken, tried_runs
 from lora.report.select import gather

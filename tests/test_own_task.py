@@ -27,7 +27,7 @@ from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.records.record import load_records
-from lora.sweep.expand import requested
+from lora.sweep.request import requested
 
 STATED = {"columns": ["text"], "label": "mood", "labels": ["bad", "good"], "metric": "accuracy"}
 STATED |= {"train": "train.csv", "dev": "dev.csv"}

@@ -16,9 +16,9 @@ import pytest
 from scipy import stats
 
 from lora.cli import COMMANDS
-from lora.config.compose import describe_group
+from lora.config.options import describe_group
 from lora.records.record import load_curves, load_frame, load_records
-from lora.sweep.expand import requested
+from lora.sweep.request import requested
 
 ROOT = Path(__file__).parents[1]
 SMALL = ROOT / "results" / "reference" / "small"

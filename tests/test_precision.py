@@ -21,7 +21,8 @@ from lora.config.precision_choice import MINILM, Measurement, choose_precision, 
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.records import machine
-from lora.sweep.expand import expand, requested
+from lora.sweep.expand import expand
+from lora.sweep.request import requested
 from lora.training import precision_probe
 from lora.training.device import has_bf16
 from lora.training.loop import run

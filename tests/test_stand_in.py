@@ -10,7 +10,7 @@ from lora.config.compose import compose_run
 from lora.errors import UserError
 from lora.records.record import record_path
 from lora.report.select import gather
-from lora.sweep.expand import requested
+from lora.sweep.request import requested
 from lora.sweep.stand_in import check_inputs, distinct
 from lora.sweep.worker import ensure_record
 

@@ -17,8 +17,8 @@ from lora.files import ROOT
 from lora.records.record import load_records
 from lora.report.build import build
 from lora.report.select import gather
-from lora.sweep.expand import requested
 from lora.sweep.rate_grids import Tuned, at_edge, best_rate, extended, grids
+from lora.sweep.request import requested
 from lora.sweep.tune import further
 
 SETTINGS = ("protocol=ours", "task=ratings", "method=lora")

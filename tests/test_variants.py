@@ -12,7 +12,7 @@ from lora.files import RESULTS
 from lora.records.record import load_records
 from lora.report.aggregate import Planned, summarise
 from lora.report.build import build
-from lora.sweep.expand import requested
+from lora.sweep.request import requested
 
 RATES = ["task=reviews", "method=lora", "train.lr=0.0005,0.002", "train.epochs=1", "seed=1,2"]
 Q, V = (f"bert.encoder.layer.0.attention.self.{name}" for name in ("query", "value"))

@@ -2,12 +2,9 @@
 
 import copy
 import dataclasses
-import difflib
 import functools
 import re
-import typing
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -22,16 +19,14 @@ from lora.checks import SettingsError, build
 from lora.config.encoder_files import local_name
 from lora.config.hparams_row import row_of
 from lora.config.kernel_choice import choose_attention, choose_kernels
+from lora.config.options import CONF, describe_group, setting_keys, unknown_key
 from lora.config.own_task import own_tasks, with_task
 from lora.config.precision_choice import choose_precision
 from lora.config.rates import chosen_option, states_rate, tuned_rates, with_rate
 from lora.config.run import ModelConfig, RunConfig, run_config
 from lora.errors import UserError
-from lora.files import ROOT
-from lora.methods import METHODS
 from lora.records.machine import cores
 
-CONF = ROOT / "conf"
 USUAL = {"kernels": "fused", "precision": "fp32"}
 SEED = re.compile(r"seed=(?:0|[1-9]\d*)")
 COMPOSED = ("hparams.", "profile.", "protocol.")  # what settings are made from, which differs from option to option
@@ -86,30 +81,6 @@ def check_overrides(overrides: Sequence[str]) -> None:
         if is_group and not override.is_sweep_override() and not isinstance(override.value(), str):
             found = override.get_value_element_as_str()
             raise UserError(f"{key} must be one of {', '.join(describe_group(key))}, got {found}")
-
-
-@functools.cache
-def setting_keys() -> tuple[str, ...]:
-    """Every key that a run, a method or a launcher may have, in the order of conf/."""
-    sections = {name: hint for name, hint in typing.get_type_hints(RunConfig).items() if dataclasses.is_dataclass(hint)}
-    keys = [
-        field.name for field in dataclasses.fields(RunConfig) if field.name not in (*sections, "protocol", "method")
-    ]
-    keys += ["rates"]
-    keys += [f"{name}.{field.name}" for name, section in sections.items() for field in dataclasses.fields(section)]
-    keys += [f"method.{field.name}" for method in METHODS.values() for field in dataclasses.fields(method.config)]
-    for path in sorted((CONF / "launcher").glob("*.yaml")):
-        keys += [f"launcher.{key}" for key in OmegaConf.load(path).launcher]
-    return tuple(dict.fromkeys(keys))
-
-
-def unknown_key(key: str) -> str:
-    """The message for a key that is no setting, with the nearest one."""
-    last = {known.rpartition(".")[2]: known for known in reversed(setting_keys())}
-    near = difflib.get_close_matches(key, setting_keys(), 1, 0.7)
-    near = near or [last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], last, 1, 0.7)]
-    nearest = f"; the nearest is {near[0]}" if near else ""
-    return f"{key} is not a setting{nearest} (python -m lora --cfg job lists them all)"
 
 
 def settle(config: DictConfig) -> RunConfig:
@@ -254,16 +225,6 @@ def parent_overrides(overrides: Sequence[str], child: RunConfig) -> tuple[str, .
     shared = [override for override in overrides if override.split("=", 1)[0] not in own]
     seed = child.seed if child.start_seed is None else child.start_seed
     return (*shared, "task=mnli", "start=pretrained", f"seed={seed}", "runtime.save_adapter=true")
-
-
-def describe_group(name: str) -> list[str]:
-    """The options of a config group, as files of conf/."""
-    return sorted(path.stem for path in (CONF / name).glob("*.yaml"))
-
-
-@functools.lru_cache
-def conf_files() -> tuple[Path, ...]:
-    return tuple(sorted(CONF.rglob("*.yaml")))
 
 
 def _plain(value: Any) -> Any:

@@ -14,15 +14,15 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from lora.checks import Problems, SettingsError, build
+from lora.config.options import CONF, describe_group
 from lora.config.precision_choice import one_at_a_time
 from lora.config.run import PROTOCOLS, RunConfig
 from lora.errors import UserError, first_line
-from lora.files import REFERENCE, RESULTS, ROOT, file_state, hash_file, write_atomically
+from lora.files import REFERENCE, RESULTS, file_state, hash_file, write_atomically
 
 FILE = "rates.yaml"
 TUNING = "tune"  # the group of the runs that rates are chosen by (runtime.group): they are in no table of results
 WAY_OUT = "mend or remove it, or ignore it with rates=null"
-CONF = ROOT / "conf"
 HEAD = """# Learning rates chosen by `python -m lora tune`. Runs of this profile take them instead of those in
 # conf/hparams, unless rates=null or train.lr=VALUE is given. To go back for good, remove an entry or the file.
 """
@@ -56,20 +56,15 @@ class Rate:
     tried: dict[float, float | None]
 
     def __post_init__(self):
-        problems = Problems()
+        problems, methods = Problems(), describe_group("method")
         problems.check(0 < self.lr < math.inf, "lr", "> 0 and finite", self.lr)
         problems.check(self.protocol in PROTOCOLS, "protocol", f"one of {', '.join(PROTOCOLS)}", self.protocol)
-        problems.check(self.method in methods(), "method", f"one of {', '.join(methods())}", self.method)
+        problems.check(self.method in methods, "method", f"one of {', '.join(methods)}", self.method)
         problems.done()
 
     @property
     def key(self) -> tuple[str, str, str, str]:
         return self.model, self.protocol, self.task, self.method
-
-
-def methods() -> list[str]:
-    """The options of conf/method, each of which has rows of its own in conf/hparams."""
-    return sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 
 
 def rates_setting(overrides: Sequence[str], results: str) -> Any:

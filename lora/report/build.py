@@ -28,7 +28,7 @@ from lora.report.page.render import html_table
 from lora.report.readme import block, in_readme
 from lora.report.select import Gathered, gather, reference_of
 from lora.report.subspace_tables import amplification_table, figure3, figure4
-from lora.sweep.expand import requested
+from lora.sweep.request import requested
 from lora.sweep.state import State
 from lora.table import Table
 

@@ -3,17 +3,15 @@
 import argparse
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from lora.checks import SettingsError
-from lora.config.compose import CONF, compose_config, compose_run, is_untuned
+from lora.config.compose import compose_config, compose_run, is_untuned
 from lora.config.own_task import own_tasks
 from lora.config.rates import TUNING
 from lora.config.run import RunConfig, run_config
@@ -26,9 +24,11 @@ from lora.methods.titles import METHOD_TITLES, TARGET_TITLES
 from lora.records.predictions import with_collapsed
 from lora.records.record import RunRecord, adapter_path, load_frame, load_records
 from lora.report.aggregate import LORA_SLUG, Planned, labelled, method_label
-from lora.report.catalogue import ADHOC, EXPERIMENTS, METHODS_BY_TASKS, OWN
+from lora.report.catalogue import ADHOC, METHODS_BY_TASKS, OWN
+from lora.report.expected import experiments_shown, without_parents
 from lora.report.learning_rate import LEARNING_RATE
-from lora.sweep.expand import PlannedRun, base_run, requested, selected
+from lora.sweep.expand import PlannedRun, base_run
+from lora.sweep.request import requested
 from lora.sweep.stand_in import WAY_OUT, check_inputs, distinct
 from lora.sweep.state import State, state_of
 
@@ -231,27 +231,6 @@ def records_folder(name: str, overrides: Sequence[str], results: Path) -> Path:
     return Path(compose_config([f"profile={Path(name).name}", *own]).runtime.results) if own else results / name
 
 
-def experiments_shown(
-    profile: str, overrides: Sequence[str], present: set[str], whole: bool = False
-) -> dict[str, list[PlannedRun]]:
-    """Experiment -> its cells: what was asked for, then what else was run.
-
-    An experiment that nobody asked for is shown if a record is there that only it expects.
-
-    Args:
-        whole: As in `requested`.
-    """
-    asked = requested(profile, overrides, whole)
-    shown = {name: [c for c in asked if name in c.experiments] for name in EXPERIMENTS}
-    known = {cell.run_id for cell in asked}
-    if not any(override.startswith("experiment=") for override in overrides) and not shown[ADHOC]:
-        for name in described(profile):
-            if not shown[name]:
-                cells = selected(profile, name, overrides)
-                shown[name] = cells if (present - known) & {cell.run_id for cell in cells} else []
-    return {name: cells for name, cells in shown.items() if cells}
-
-
 def cells_by_id(gathered: Gathered) -> dict[str, PlannedRun]:
     """run_id -> what composes it, of the experiments at hand."""
     overrides = list(gathered.overrides)
@@ -269,22 +248,6 @@ def saved_runs(gathered: Gathered) -> list[tuple[RunRecord, RunConfig]]:
             if adapter_path(config.runtime.outputs, run_id).exists():
                 found.append((record, config))
     return found
-
-
-def without_parents(experiment: str, cells: Sequence[PlannedRun]) -> list[PlannedRun]:
-    """What the experiment's table shows: in `mnli_start`, not the MNLI runs that others start from."""
-    parents = {cell.parent for cell in cells} if experiment == "mnli_start" else set()
-    return [cell for cell in cells if cell.run_id not in parents]
-
-
-def described(profile: str) -> list[str]:
-    """The experiments that have a grid of this profile's size."""
-    return [name for name in EXPERIMENTS if name not in (ADHOC, OWN) and profile in profiles_of(name)]
-
-
-@functools.cache
-def profiles_of(experiment: str) -> tuple[str, ...]:
-    return tuple(yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_bytes())["grid"])
 
 
 def refuse_mixed_rows(frame: pd.DataFrame) -> None:

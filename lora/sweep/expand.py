@@ -1,4 +1,4 @@
-"""Which runs a command asks for: the experiments of a profile, narrowed by overrides, or a grid of the user's own."""
+"""From the grids of experiments, narrowed by overrides, to the runs that they are, each with what composes it."""
 
 import contextlib
 import hashlib
@@ -12,35 +12,24 @@ from typing import Any
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from lora.config.compose import (
-    CONF,
-    check_overrides,
-    compose_run,
-    conf_files,
-    describe_group,
-    is_untuned,
-    local_encoders,
-    parent_overrides,
-)
+from lora.config.compose import compose_run, is_untuned, local_encoders, parent_overrides
 from lora.config.kernel_choice import gpu_has_bf16, has_gpu
+from lora.config.options import CONF, conf_files, describe_group
 from lora.config.own_task import own_tasks
 from lora.config.precision_choice import machine_precisions
 from lora.config.rates import pinned_rates, rates_setting, rates_state
 from lora.config.run import RunConfig
 from lora.config.variants import Variant, variant
-from lora.data.own_task import add_kept_tasks
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT, write_atomically
 from lora.sweep.grids import (
     Block,
-    Replacement,
     Values,
     apply_overrides,
     grid,
     refuse_unknown,
     split_override,
-    values_of,
 )
 
 # What the runs of a command follow from, besides conf/.
@@ -85,48 +74,6 @@ class PlannedRun:
     tokens: int
 
 
-def requested(profile: str, arguments: Sequence[str], whole: bool = False) -> list[PlannedRun]:
-    """The runs that a command line asks for.
-
-    With `experiment=`, they are those of the experiments; values that no grid has replace the grid's own. Without it, a
-    list of values (`seed=1,2`) makes the arguments a grid of their own, and single values select from the profile's
-    runs. Where nothing is selected, the profile's default is taken, or all of its runs if it has none. A profile
-    without a task of its own takes those that its results keep.
-
-    Args:
-        whole: All runs of the profile, in place of its default.
-    Raises: UserError: As `expand`.
-    """
-    default = {} if whole else default_of(profile, arguments)
-    profile, given, experiments = read_request(profile, arguments)
-    if default:
-        experiments, given = default.pop("experiment"), default | given
-    adhoc = is_adhoc(given, experiments)
-    overrides = [f"{key}={','.join(values)}" for key, values in given.items()]
-    kept = add_kept_tasks(results_of(profile, overrides))
-    if kept and "task" not in given and profile in describe_group("profile") and needs_task(profile):
-        overrides.append(f"task={','.join(kept)}")
-    return expand(profile, overrides, experiments, adhoc)
-
-
-def is_adhoc(given: Values, experiments: Sequence[str] | None) -> bool:
-    """Whether the overrides alone are the grid."""
-    return experiments is None and any(len(values) > 1 for values in given.values())
-
-
-def default_of(profile: str, arguments: Sequence[str]) -> Values:
-    """The selection that the profile makes where a command line makes none; {} if it makes none, or the command does.
-
-    A command line selects by naming experiments, by a list of values, or by a key that any grid of the profile varies.
-    """
-    profile, given, experiments = read_request(profile, arguments)
-    settings = read_profile(profile)
-    grids = [grid(profile, name) for name in settings["experiments"]]
-    if experiments or is_adhoc(given, experiments) or any(values_of(key, blocks) for blocks in grids for key in given):
-        return {}
-    return {key: [str(value) for value in values] for key, values in settings.get("default", {}).items()}
-
-
 def read_profile(profile: str) -> dict[str, Any]:
     """The content of conf/profile/<profile>.yaml. Raises: UserError: If the profile does not exist."""
     if profile not in describe_group("profile"):
@@ -134,41 +81,10 @@ def read_profile(profile: str) -> dict[str, Any]:
     return yaml.safe_load((CONF / "profile" / f"{profile}.yaml").read_bytes())
 
 
-def needs_task(profile: str) -> bool:
-    """Whether a profile has no task until one is named."""
-    return read_profile(profile).get("task", "") is None
-
-
 def results_of(profile: str, overrides: Sequence[str]) -> str:
     """The folder of results that overrides name, else the profile's."""
     given = [override for override in overrides if override.startswith("runtime.results=")]
     return str(OverridesParser.create().parse_override(given[-1]).value()) if given else f"results/{profile}"
-
-
-def how_to_run(overrides: Sequence[str]) -> list[str]:
-    """Those of the overrides that say how and where runs are trained, which may be composed without a run."""
-    return [override for override in overrides if override.startswith(("launcher", "runtime."))]
-
-
-def replacements(profile: str, arguments: Sequence[str]) -> list[Replacement]:
-    """The overrides of a command line that replace values of the experiments it names."""
-    profile, given, experiments = read_request(profile, arguments)
-    if experiments is None:
-        return []
-    return [new for name in experiments for new in apply_overrides({name: grid(profile, name)}, given)[1]]
-
-
-def read_request(profile: str, arguments: Sequence[str]) -> tuple[str, Values, list[str] | None]:
-    """
-    Returns: The profile, the other overrides, and the experiments that are named, None without `experiment=`.
-    Raises: UserError: If an argument is not an override, or several profiles are named.
-    """
-    check_overrides(arguments)
-    given = dict(map(split_override, arguments))
-    profiles, experiments = given.pop("profile", [profile]), given.pop("experiment", None)
-    if len(profiles) != 1:
-        raise UserError(f"profile takes one value in a sweep, got {', '.join(profiles)}")
-    return profiles[0], given, experiments
 
 
 def selected(profile: str, experiment: str, overrides: Sequence[str]) -> list[PlannedRun]:

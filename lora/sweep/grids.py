@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from lora.config.compose import CONF, describe_group
+from lora.config.options import CONF, describe_group
 from lora.errors import UserError
 
 Values = dict[str, list[str]]  # key -> its values, as the command line writes them

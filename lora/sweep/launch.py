@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from lora.config.compose import describe_group
+from lora.config.options import describe_group
 from lora.config.rates import said
 from lora.errors import UserError, first_line
 from lora.files import check_writable
@@ -20,9 +20,10 @@ from lora.records.record import RunRecord, adapter_path
 from lora.sweep.announce import announcement
 from lora.sweep.devices import local_workers
 from lora.sweep.estimate import estimator, records_of_this_machine
-from lora.sweep.expand import PlannedRun, default_of, replacements, requested
+from lora.sweep.expand import PlannedRun
 from lora.sweep.locks import Locks
 from lora.sweep.progress import Watch
+from lora.sweep.request import default_of, replacements, requested
 from lora.sweep.slurm import JobsGoneError, check_queue, ended_jobs, how_to_stop, wait_for_queue, watched_queue
 from lora.sweep.stand_in import check_inputs, distinct
 from lora.sweep.state import State, state
@@ -60,7 +61,7 @@ class Sweep:
 
 
 def launch_sweep(launcher: Launcher, config: DictConfig, arguments: Sequence[str]) -> State:
-    """Train the missing ones of the runs that the arguments ask for (`lora.sweep.expand.requested`).
+    """Train the missing ones of the runs that the arguments ask for (`lora.sweep.request.requested`).
 
     Raises: As `launch_runs`. UnfinishedError: At the end, if runs failed or are missing.
     """

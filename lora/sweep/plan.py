@@ -11,8 +11,9 @@ from lora.config.compose import compose_config, compose_run
 from lora.data.tasks import TASKS
 from lora.models.sizes import SIZES, closed_form
 from lora.sweep.estimate import PARAMETERS, SUSTAINED_FLOPS, compute_seconds, estimator, records_of_this_machine
-from lora.sweep.expand import PlannedRun, how_to_run, requested
+from lora.sweep.expand import PlannedRun
 from lora.sweep.progress import duration
+from lora.sweep.request import how_to_run, requested
 
 DEVICES = (1, 8, 64)
 RECORD_BYTES = 3000  # ours, from committed records: settings and provenance

@@ -15,9 +15,10 @@ from safetensors import SafetensorError, safe_open
 from lora.config.compose import compose_config
 from lora.records.record import RunRecord, checkpoint_path
 from lora.sweep.estimate import estimator, records_of_this_machine
-from lora.sweep.expand import PlannedRun, how_to_run, requested
+from lora.sweep.expand import PlannedRun
 from lora.sweep.locks import SILENT_SECONDS, Locks, heartbeat_age, lock_path, read_owner
 from lora.sweep.progress import duration, shown
+from lora.sweep.request import how_to_run, requested
 from lora.sweep.state import state
 
 STATES = ("done", "running", "interrupted", "failed", "waiting")

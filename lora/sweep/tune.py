@@ -18,9 +18,10 @@ from omegaconf import DictConfig
 
 from lora.config.rates import TUNING, Rate, rates_path, write_rates
 from lora.errors import DIVERGED, UserError
-from lora.sweep.expand import expand_blocks, read_request
+from lora.sweep.expand import expand_blocks
 from lora.sweep.launch import UnfinishedError, launch_runs, unfinished
 from lora.sweep.rate_grids import Tuned, at_edge, best_rate, extended, grids, next_rate, scores
+from lora.sweep.request import read_request
 from lora.sweep.state import State
 from lora.table import Table
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import yaml
 
-from lora.config.compose import CONF, describe_group
+from lora.config.options import CONF, describe_group
 from lora.errors import UserError
 from lora.methods import METHODS
 from lora.report.aggregate import START_TITLES

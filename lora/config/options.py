@@ -1,0 +1,49 @@
+"""What conf/ offers: the options of its groups, and the keys that a setting may have."""
+
+import dataclasses
+import difflib
+import functools
+import typing
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from lora.config.run import RunConfig
+from lora.files import ROOT
+from lora.methods import METHODS
+
+CONF = ROOT / "conf"
+
+
+@functools.cache
+def setting_keys() -> tuple[str, ...]:
+    """Every key that a run, a method or a launcher may have, in the order of conf/."""
+    sections = {name: hint for name, hint in typing.get_type_hints(RunConfig).items() if dataclasses.is_dataclass(hint)}
+    keys = [
+        field.name for field in dataclasses.fields(RunConfig) if field.name not in (*sections, "protocol", "method")
+    ]
+    keys += ["rates"]
+    keys += [f"{name}.{field.name}" for name, section in sections.items() for field in dataclasses.fields(section)]
+    keys += [f"method.{field.name}" for method in METHODS.values() for field in dataclasses.fields(method.config)]
+    for path in sorted((CONF / "launcher").glob("*.yaml")):
+        keys += [f"launcher.{key}" for key in OmegaConf.load(path).launcher]
+    return tuple(dict.fromkeys(keys))
+
+
+def unknown_key(key: str) -> str:
+    """The message for a key that is no setting, with the nearest one."""
+    last = {known.rpartition(".")[2]: known for known in reversed(setting_keys())}
+    near = difflib.get_close_matches(key, setting_keys(), 1, 0.7)
+    near = near or [last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], last, 1, 0.7)]
+    nearest = f"; the nearest is {near[0]}" if near else ""
+    return f"{key} is not a setting{nearest} (python -m lora --cfg job lists them all)"
+
+
+def describe_group(name: str) -> list[str]:
+    """The options of a config group, as files of conf/."""
+    return sorted(path.stem for path in (CONF / name).glob("*.yaml"))
+
+
+@functools.lru_cache
+def conf_files() -> tuple[Path, ...]:
+    return tuple(sorted(CONF.rglob("*.yaml")))

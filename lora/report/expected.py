@@ -1,0 +1,48 @@
+"""The runs that a report expects, by experiment."""
+
+import functools
+from collections.abc import Sequence
+
+import yaml
+
+from lora.config.compose import CONF
+from lora.report.catalogue import ADHOC, EXPERIMENTS, OWN
+from lora.sweep.expand import PlannedRun, selected
+from lora.sweep.request import requested
+
+
+def experiments_shown(
+    profile: str, overrides: Sequence[str], present: set[str], whole: bool = False
+) -> dict[str, list[PlannedRun]]:
+    """Experiment -> its cells: what was asked for, then what else was run.
+
+    An experiment that nobody asked for is shown if a record is there that only it expects.
+
+    Args:
+        whole: As in `requested`.
+    """
+    asked = requested(profile, overrides, whole)
+    shown = {name: [c for c in asked if name in c.experiments] for name in EXPERIMENTS}
+    known = {cell.run_id for cell in asked}
+    if not any(override.startswith("experiment=") for override in overrides) and not shown[ADHOC]:
+        for name in described(profile):
+            if not shown[name]:
+                cells = selected(profile, name, overrides)
+                shown[name] = cells if (present - known) & {cell.run_id for cell in cells} else []
+    return {name: cells for name, cells in shown.items() if cells}
+
+
+def without_parents(experiment: str, cells: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """What the experiment's table shows: in `mnli_start`, not the MNLI runs that others start from."""
+    parents = {cell.parent for cell in cells} if experiment == "mnli_start" else set()
+    return [cell for cell in cells if cell.run_id not in parents]
+
+
+def described(profile: str) -> list[str]:
+    """The experiments that have a grid of this profile's size."""
+    return [name for name in EXPERIMENTS if name not in (ADHOC, OWN) and profile in profiles_of(name)]
+
+
+@functools.cache
+def profiles_of(experiment: str) -> tuple[str, ...]:
+    return tuple(yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_bytes())["grid"])

@@ -1,0 +1,83 @@
+"""What a command line asks for: the runs of experiments, of a profile's default, or a grid of the user's own."""
+
+from collections.abc import Sequence
+
+from lora.config.compose import check_overrides
+from lora.config.options import describe_group
+from lora.data.own_task import add_kept_tasks
+from lora.errors import UserError
+from lora.sweep.expand import PlannedRun, expand, read_profile, results_of
+from lora.sweep.grids import Replacement, Values, apply_overrides, grid, split_override, values_of
+
+
+def requested(profile: str, arguments: Sequence[str], whole: bool = False) -> list[PlannedRun]:
+    """The runs that a command line asks for.
+
+    With `experiment=`, they are those of the experiments; values that no grid has replace the grid's own. Without it, a
+    list of values (`seed=1,2`) makes the arguments a grid of their own, and single values select from the profile's
+    runs. Where nothing is selected, the profile's default is taken, or all of its runs if it has none. A profile
+    without a task of its own takes those that its results keep.
+
+    Args:
+        whole: All runs of the profile, in place of its default.
+    Raises: UserError: As `expand`.
+    """
+    default = {} if whole else default_of(profile, arguments)
+    profile, given, experiments = read_request(profile, arguments)
+    if default:
+        experiments, given = default.pop("experiment"), default | given
+    adhoc = is_adhoc(given, experiments)
+    overrides = [f"{key}={','.join(values)}" for key, values in given.items()]
+    kept = add_kept_tasks(results_of(profile, overrides))
+    if kept and "task" not in given and profile in describe_group("profile") and needs_task(profile):
+        overrides.append(f"task={','.join(kept)}")
+    return expand(profile, overrides, experiments, adhoc)
+
+
+def default_of(profile: str, arguments: Sequence[str]) -> Values:
+    """The selection that the profile makes where a command line makes none; {} if it makes none, or the command does.
+
+    A command line selects by naming experiments, by a list of values, or by a key that any grid of the profile varies.
+    """
+    profile, given, experiments = read_request(profile, arguments)
+    settings = read_profile(profile)
+    grids = [grid(profile, name) for name in settings["experiments"]]
+    if experiments or is_adhoc(given, experiments) or any(values_of(key, blocks) for blocks in grids for key in given):
+        return {}
+    return {key: [str(value) for value in values] for key, values in settings.get("default", {}).items()}
+
+
+def read_request(profile: str, arguments: Sequence[str]) -> tuple[str, Values, list[str] | None]:
+    """
+    Returns: The profile, the other overrides, and the experiments that are named, None without `experiment=`.
+    Raises: UserError: If an argument is not an override, or several profiles are named.
+    """
+    check_overrides(arguments)
+    given = dict(map(split_override, arguments))
+    profiles, experiments = given.pop("profile", [profile]), given.pop("experiment", None)
+    if len(profiles) != 1:
+        raise UserError(f"profile takes one value in a sweep, got {', '.join(profiles)}")
+    return profiles[0], given, experiments
+
+
+def is_adhoc(given: Values, experiments: Sequence[str] | None) -> bool:
+    """Whether the overrides alone are the grid."""
+    return experiments is None and any(len(values) > 1 for values in given.values())
+
+
+def needs_task(profile: str) -> bool:
+    """Whether a profile has no task until one is named."""
+    return read_profile(profile).get("task", "") is None
+
+
+def replacements(profile: str, arguments: Sequence[str]) -> list[Replacement]:
+    """The overrides of a command line that replace values of the experiments it names."""
+    profile, given, experiments = read_request(profile, arguments)
+    if experiments is None:
+        return []
+    return [new for name in experiments for new in apply_overrides({name: grid(profile, name)}, given)[1]]
+
+
+def how_to_run(overrides: Sequence[str]) -> list[str]:
+    """Those of the overrides that say how and where runs are trained, which may be composed without a run."""
+    return [override for override in overrides if override.startswith(("launcher", "runtime."))]
