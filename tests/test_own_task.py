@@ -441,6 +441,23 @@ def tiny_own(model_dir, tmp_path):
     return write_task(tmp_path / "data"), [*settings, *folders]
 
 
+def test_tuned_rates_of_ones_own_task_are_taken_and_not_called_untuned(tiny_own, tmp_path):
+    path, settings = tiny_own
+    tried = lora("tune", "profile=own", f"task={path}", "method=lora", "train.lr=1e-3,3e-3,1e-2", *settings)
+    assert tried.returncode == 0, tried.stderr
+    (kept,) = (tmp_path / "results" / FOLDER).glob("*.json")
+    (entry,) = yaml.safe_load((tmp_path / "results" / "rates.yaml").read_text())["rates"]
+    assert entry["task"] == kept.stem and entry["lr"] in entry["tried"]
+    asked = ("profile=own", f"task={path}", "experiment=own_task", "method=lora", "seed=1", *settings)
+    done = lora("-m", *asked)
+    assert done.returncode == 0, done.stderr
+    assert f"{kept.stem}: lora {entry['lr']:g}" in done.stdout and "ntuned" not in done.stdout
+    records, _ = load_records(tmp_path / "results")
+    assert {record.config["train"]["lr"] for record in records if record.config["seed"] == 1} == {entry["lr"]}
+    reported = lora("report", *asked[0].split("=")[1:], *asked[1:])
+    assert reported.returncode == 0 and "ntuned" not in reported.stdout, reported.stderr
+
+
 def test_from_a_csv_to_the_report(tiny_own, tmp_path):
     """The sweep; then reports of another process, the last of them without the task's file."""
     path, settings = tiny_own
