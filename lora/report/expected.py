@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import yaml
 
-from lora.config.compose import CONF
+from lora.config.options import CONF
 from lora.report.catalogue import ADHOC, EXPERIMENTS, OWN
 from lora.sweep.expand import PlannedRun, selected
-from lora.sweep.request import requested
+from lora.sweep.request import default_of, requested
 
 
 def experiments_shown(
@@ -16,7 +16,8 @@ def experiments_shown(
 ) -> dict[str, list[PlannedRun]]:
     """Experiment -> its cells: what was asked for, then what else was run.
 
-    An experiment that nobody asked for is shown if a record is there that only it expects.
+    An experiment that nobody asked for, or of which a profile's default takes a part, is shown whole if a record is
+    there that only it expects.
 
     Args:
         whole: As in `requested`.
@@ -25,10 +26,12 @@ def experiments_shown(
     shown = {name: [c for c in asked if name in c.experiments] for name in EXPERIMENTS}
     known = {cell.run_id for cell in asked}
     if not any(override.startswith("experiment=") for override in overrides) and not shown[ADHOC]:
+        parts = default_of(profile, overrides).get("experiment", ())
         for name in described(profile):
-            if not shown[name]:
+            if not shown[name] or name in parts:
                 cells = selected(profile, name, overrides)
-                shown[name] = cells if (present - known) & {cell.run_id for cell in cells} else []
+                if (present - known) & {cell.run_id for cell in cells}:
+                    shown[name] = cells
     return {name: cells for name, cells in shown.items() if cells}
 
 
