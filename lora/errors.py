@@ -1,5 +1,6 @@
 """The one exception for mistakes that a user can make and fix, and helpers for its messages."""
 
+import shlex
 from collections.abc import Iterable
 
 DIVERGED = "training diverged"  # in the error of a run whose loss or predictions are not finite
@@ -13,6 +14,12 @@ class UserError(Exception):
 def first_line(error: BaseException) -> str:
     """The first line of a library's error message; the rest is for its developers."""
     return (str(error).strip().splitlines() or ["no message"])[0]
+
+
+def as_command(words: Iterable[str]) -> str:
+    """A command as one types it. Hydra's own quotes, which a path has, stay readable: double quotes go around them."""
+    plain = (f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word) for word in words)
+    return " ".join(plain)
 
 
 def listed(items: Iterable[object]) -> str:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import pandas as pd
 
 from lora.cost.efficiency.report import read_devices
 from lora.cost.efficiency.tables import tables as efficiency_tables
-from lora.errors import UserError
+from lora.errors import UserError, as_command
 from lora.files import RESULTS, ROOT, write_atomically
 from lora.records.analysis import Analyses, read_analyses
 from lora.records.record import load_curves
@@ -219,4 +218,5 @@ def print_sweep(profile: str, arguments: Sequence[str]) -> None:
     tables = [t for t in build_sections(gathered.name, planned, gathered.frame, curves, {}).tables if t.name in PRINTED]
     rates = learning_rate_table(gathered.name, gathered.tried, gathered.frame) if LEARNING_RATE in asked else None
     print("\n".join(table.markdown() for table in (*tables, *([rates] if rates is not None else []))))
-    print(f"next: {shlex.join(['python', '-m', 'lora', 'report', profile, *own])}  # verdicts, figures and report.html")
+    command = as_command(["python", "-m", "lora", "report", profile, *own])
+    print(f"next: {command}  # verdicts, figures and report.html")

@@ -8,7 +8,6 @@ The rates go to results/<profile>/rates.yaml (`lora.config.rates`), and the next
 """
 
 import argparse
-import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -17,7 +16,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from lora.config.rates import TUNING, Rate, rates_path, write_rates
-from lora.errors import DIVERGED, UserError
+from lora.errors import DIVERGED, UserError, as_command
 from lora.sweep.expand import expand_blocks
 from lora.sweep.launch import UnfinishedError, launch_runs, unfinished
 from lora.sweep.rate_grids import Tuned, at_edge, best_rate, extended, grids, next_rate, scores
@@ -135,7 +134,7 @@ def further(cell: Tuned, tried: Mapping[float, float | None], arguments: Sequenc
     own = [f"method={cell.method}", f"task={cell.task}", f"train.lr={','.join(f'{rate:g}' for rate in rates)}"]
     return (
         f"{cell.method} on {cell.task_name}: the best is the {edge} of {len(tried)} rates, and a better one may lie "
-        f"beyond. To look: {shlex.join(['python', '-m', 'lora', 'tune', *kept, *own])}"
+        f"beyond. To look: {as_command(['python', '-m', 'lora', 'tune', *kept, *own])}"
     )
 
 
