@@ -133,6 +133,7 @@ def test_all_problems_of_a_file_come_together(tmp_path):
     [
         (b"columns: [text\nlabel: x\n", r"moods.yaml:2: not YAML"),
         (b"label: a\nmetric: f1\nlabel: b\n", r"moods.yaml:3: not YAML: the key label occurs twice"),
+        (b"label: &a [x]\ncolumns: *a\n", r"moods.yaml:2: not YAML: aliases .* are not read"),
         (b"- text\n", "moods.yaml does not define a task: it must state columns, label, metric, train and dev"),
         (b"", "moods.yaml does not define a task: it must state"),
         (b"label: \xff\n", "moods.yaml is not UTF-8: byte 0xff"),

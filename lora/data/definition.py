@@ -124,8 +124,14 @@ def check_words(columns: tuple[str, ...], labels: tuple[str, ...]) -> list[str]:
     return list(problems)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's plain values, and no key twice."""
+class PlainLoader(yaml.SafeLoader):
+    """YAML's plain values, no key twice, and no aliases: a few lines of these can stand for a billion values."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read: write the values out", mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = []
@@ -143,7 +149,7 @@ def read_definition(path: Path) -> Definition:
     Raises: UserError: If it is absent or no YAML (with the line), or with everything in it that breaks a rule.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = yaml.load(path.read_text(encoding="utf-8"), PlainLoader)
     except OSError as error:
         raise UserError(f"cannot read the task's file {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
