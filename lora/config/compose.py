@@ -19,7 +19,7 @@ from lora.checks import SettingsError, build
 from lora.config.encoder_files import local_name
 from lora.config.hparams_row import row_of
 from lora.config.kernel_choice import choose_attention, choose_kernels
-from lora.config.options import CONF, describe_group, setting_keys, unknown_key
+from lora.config.options import CONF, describe_group, setting_keys, unknown_key, values_given
 from lora.config.own_task import own_tasks, with_task
 from lora.config.precision_choice import choose_precision
 from lora.config.rates import chosen_option, states_rate, tuned_rates, with_rate
@@ -178,10 +178,7 @@ def _seeded_run(overrides: Sequence[str], unmeasured: str | None) -> RunConfig:
 
 def local_encoders(overrides: Sequence[str]) -> list[str]:
     """The names of the local encoders that overrides point to: runs are called after what lies in these folders."""
-    given = [override for override in overrides if override.startswith("model.path=")]
-    parsed = OverridesParser.create().parse_overrides(given) if given else []
-    folders = [path for one in parsed for path in (one.sweep_iterator() if one.is_sweep_override() else [one.value()])]
-    return [local_name(folder) for folder in folders if isinstance(folder, str)]
+    return [local_name(folder) for folder in values_given("model.path", overrides) if isinstance(folder, str)]
 
 
 @functools.lru_cache(maxsize=1024)

@@ -4,8 +4,11 @@ import dataclasses
 import difflib
 import functools
 import typing
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from lora.config.run import RunConfig
@@ -37,6 +40,13 @@ def unknown_key(key: str) -> str:
     near = near or [last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], last, 1, 0.7)]
     nearest = f"; the nearest is {near[0]}" if near else ""
     return f"{key} is not a setting{nearest} (python -m lora --cfg job lists them all)"
+
+
+def values_given(key: str, overrides: Sequence[str]) -> list[Any]:
+    """All values that overrides give to a key, as Hydra reads them."""
+    given = [override for override in overrides if override.startswith(f"{key}=")]
+    parsed = OverridesParser.create().parse_overrides(given) if given else []
+    return [value for one in parsed for value in (one.sweep_iterator() if one.is_sweep_override() else [one.value()])]
 
 
 def describe_group(name: str) -> list[str]:

@@ -5,10 +5,10 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, open_dict
 
 from lora.config.hparams_row import row_of
+from lora.config.options import values_given
 from lora.data.own_task import add_kept_tasks, add_task
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
@@ -54,10 +54,7 @@ def own_tasks(overrides: Sequence[str]) -> list[Task]:
 
     Raises: UserError: As `find_task`.
     """
-    given = [override for override in overrides if override.startswith("task=")]
-    parsed = OverridesParser.create().parse_overrides(given) if given else []
-    values = [value for one in parsed for value in (one.sweep_iterator() if one.is_sweep_override() else [one.value()])]
-    files = [task_file(value) for value in values if isinstance(value, str)]
+    files = [task_file(value) for value in values_given("task", overrides) if isinstance(value, str)]
     return [add_task(path) for path in files if path is not None]
 
 

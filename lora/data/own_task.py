@@ -15,7 +15,7 @@ from lora.data.definition import OWN_NAME, Definition, name_of, read_definition
 from lora.data.own_rows import own_rows
 from lora.data.tasks import TASKS, OwnRows, Task
 from lora.errors import UserError, first_line
-from lora.files import write_atomically
+from lora.files import read_object, write_atomically
 
 FOLDER = "tasks"  # below a folder of results
 
@@ -85,9 +85,8 @@ def add_kept_tasks(results: str | Path) -> list[str]:
     names = []
     for path in sorted((Path(results) / FOLDER).glob("*.json")):
         try:
-            content = json.loads(path.read_bytes())
-            kept = build(Kept, content if isinstance(content, dict) else {})
-        except (OSError, ValueError, RecursionError, SettingsError) as error:
+            kept = build(Kept, read_object(path))
+        except (UserError, SettingsError) as error:
             raise UserError(
                 f"{path} is not a task's definition: {first_line(error)}; the next run writes it"
             ) from error

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lora.config.compose import compose_config, compose_run
+from lora.config.compose import compose_run
 from lora.config.rates import read_rates
 from lora.config.run import RunConfig
 from lora.errors import UserError
 from lora.records.record import RunRecord
+from lora.sweep.expand import read_profile
 from lora.sweep.grids import Block, Values, grid, values_of
 from lora.sweep.state import State
 
@@ -113,8 +114,9 @@ def refuse_reported(profile: str, seeds: Sequence[str]) -> None:
     """
     Raises: UserError: If a table of the profile reports one of the seeds.
     """
-    names = compose_config([f"profile={profile}"]).profile.experiments
-    reported = {seed for name in names for seed in values_of("seed", grid(profile, name))}
+    reported = {
+        seed for name in read_profile(profile)["experiments"] for seed in values_of("seed", grid(profile, name))
+    }
     if used := [seed for seed in seeds if seed in reported]:
         raise UserError(
             f"seed must be one that no table of profile {profile} reports, got {', '.join(used)}: its tables report "

@@ -41,10 +41,12 @@ def default_of(profile: str, arguments: Sequence[str]) -> Values:
     """
     profile, given, experiments = read_request(profile, arguments)
     settings = read_profile(profile)
+    if "default" not in settings:
+        return {}
     grids = [grid(profile, name) for name in settings["experiments"]]
     if experiments or is_adhoc(given, experiments) or any(values_of(key, blocks) for blocks in grids for key in given):
         return {}
-    return {key: [str(value) for value in values] for key, values in settings.get("default", {}).items()}
+    return {key: [str(value) for value in values] for key, values in settings["default"].items()}
 
 
 def read_request(profile: str, arguments: Sequence[str]) -> tuple[str, Values, list[str] | None]:
