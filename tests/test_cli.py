@@ -99,6 +99,15 @@ def on_a_terminal(arguments):
     return process, shown
 
 
+@pytest.mark.parametrize(("experiment", "title"), [("lora_targets", "# Table 5"), ("lora_ranks", "# Table 6")])
+def test_a_sweep_on_a_part_of_the_rows_ends_with_its_table_too(tmp_path, capsys, experiment, title):
+    arguments = [f"experiment={experiment}", "task=cola", "seed=1"]
+    populate(tmp_path / "small", "small", arguments)
+    capsys.readouterr()
+    print_sweep("small", ["profile=small", *arguments, f"runtime.results={tmp_path}/small"])
+    assert capsys.readouterr().out.startswith(title)
+
+
 def test_a_sweep_ends_with_its_table_and_the_next_command(tmp_path, capsys):
     """Of what was asked for alone, though records of other experiments lie beside."""
     populate(tmp_path / "small", "small", ["experiment=glue_table2", "seed=1"])

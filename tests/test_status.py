@@ -67,7 +67,7 @@ def test_every_state(runs, tmp_path):
     assert found[failed].reason == "it broke"
     sums = totals(list(found.values()))
     assert sums["left_seconds"] == pytest.approx(100 + 2.75 * expected)
-    assert (sums["cells"], sums["spent_seconds"], sums["unknown"]) == (6, 30.0, 0)
+    assert (sums["runs"], sums["spent_seconds"], sums["unknown"]) == (6, 30.0, 0)
     shown = text("mini", list(found.values()))
     assert "6 runs: 1 done, 1 running, 2 interrupted, 1 failed, 1 waiting" in shown
     assert f"{failed}  it broke" in shown and "step 200/400, metric 50.0  left 2 min" in shown
@@ -165,7 +165,7 @@ def test_the_command(runs, tmp_path):
     assert done.returncode == 0, done.stderr
     content = json.loads(done.stdout)
     assert content["totals"]["done"] == 1 and content["totals"]["waiting"] == 5
-    assert {one["run_id"] for one in content["cells"]} == {run.run_id for run in runs}
+    assert {one["run_id"] for one in content["runs"]} == {run.run_id for run in runs}
     assert "6 runs: 1 done, 0 running" in command("mini", *request, *places).stdout
     watched = command("mini", *request, *places, "--watch")
     assert watched.returncode == 0 and "6 runs: 1 done" in watched.stdout and "\x1b" not in watched.stdout

@@ -1,4 +1,4 @@
-"""From conf/ and command-line overrides to a validated RunConfig. The only module that knows Hydra's configuration."""
+"""From conf/ and command-line overrides to a validated RunConfig. No other module reads Hydra's configuration."""
 
 import copy
 import dataclasses
@@ -29,12 +29,12 @@ from lora.records.machine import cores
 
 USUAL = {"kernels": "fused", "precision": "fp32"}
 SEED = re.compile(r"seed=(?:0|[1-9]\d*)")
-COMPOSED = ("hparams.", "profile.", "protocol.")  # what settings are made from, which differs from option to option
+COMPOSED = ("hparams.", "profile.", "protocol.")  # settings are made from these; their keys differ between options
 SECTIONS = ("task", "seed", "start", "start_seed", "start_run", "model", "method", "data", "train", "runtime")
 
 
 def register_resolvers() -> None:
-    """What conf/ asks of the machine.
+    """Register what conf/ asks about the machine.
 
     `${workers:THREADS}`: as many workers as fit on the cores that this process may use.
     """
@@ -42,7 +42,7 @@ def register_resolvers() -> None:
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
-    """Compose conf/config.yaml with overrides, inside a Hydra application or outside of one.
+    """Compose conf/config.yaml with overrides, inside a Hydra application or outside one.
 
     Raises: UserError: If a group, option or key does not exist; the message lists the options.
     """
@@ -58,10 +58,10 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
-    """What Hydra would take without a word, recommend, or end on with a traceback.
+    """Refuse overrides that Hydra would silently accept or answer with a traceback.
 
-    Raises: UserError: If an override adds or removes a setting, names none, or gives a group something that names none
-        of its options.
+    Raises: UserError: If an override adds or removes a setting, names an unknown one, or gives a group anything but the
+        name of an option.
     """
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
@@ -92,10 +92,10 @@ def settle(config: DictConfig) -> RunConfig:
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
-    """The sections of a RunConfig as plain values; a local encoder named after its folder, a task after its file.
+    """The sections of a RunConfig as plain values. A local encoder takes its folder's name, an own task its file's.
 
-    Raises: UserError: If a value has no row in the protocol's table, a local folder holds no encoder, or no task is
-        called so.
+    Raises: UserError: If a value has no row in the protocol's table, a local folder holds no encoder, or the task is
+        unknown.
     """
     config = with_task(config)
     try:
@@ -109,7 +109,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
 
 
 def is_untuned(overrides: Sequence[str]) -> bool:
-    """Whether a run takes the learning rate of a default row, which was not chosen for its task."""
+    """Whether a run's learning rate comes from a default row, which was not tuned for its task."""
     if states_rate(overrides):
         return False
     config = compose_values(overrides)
@@ -121,10 +121,10 @@ def is_untuned(overrides: Sequence[str]) -> bool:
 
 
 def decided(sections: dict[str, Any], unmeasured: str | None = None) -> dict[str, Any]:
-    """The sections with what each `auto` of kernels, attention and precision stands for here: they name the run.
+    """Replace each `auto` (kernels, attention, precision) by what it means on this machine, before the run is named.
 
     Args:
-        unmeasured: The precision to take where it would have to be measured first; None: it is measured.
+        unmeasured: The precision to assume where none has been measured yet; None: measure it.
     """
     train, model, runtime = sections["train"], sections["model"], sections["runtime"]
     if not all(isinstance(section, Mapping) for section in (train, model, runtime)):
@@ -143,15 +143,15 @@ def decided(sections: dict[str, Any], unmeasured: str | None = None) -> dict[str
             results = str(runtime.get("results"))
             found = choose_precision(encoder, chosen["kernels"], device, results, measure=unmeasured is None)
             chosen["precision"] = unmeasured if found is None else found[0]
-    except SettingsError:  # said once the whole configuration is validated
+    except SettingsError:  # reported when the whole configuration is validated
         chosen = {key: usual if chosen[key] == "auto" else chosen[key] for key, usual in USUAL.items()}
     return sections | {"train": {**train, **chosen}, "model": {**model, "attention": attention}}
 
 
 def compose_run(overrides: Sequence[str], unmeasured: str | None = None) -> RunConfig:
-    """Compose and validate one run, at its tuned learning rate where there is one (`lora.config.rates`).
+    """Compose and validate one run, with its tuned learning rate if it has one (`lora.config.rates`).
 
-    A run that starts from MNLI learns the run_id of that MNLI run.
+    A run that starts from MNLI is given the run_id of that MNLI run.
 
     Args:
         unmeasured: As in `decided`.
@@ -164,9 +164,9 @@ def compose_run(overrides: Sequence[str], unmeasured: str | None = None) -> RunC
 
 
 def _seeded_run(overrides: Sequence[str], unmeasured: str | None) -> RunConfig:
-    """Resolved once for all seeds: nothing in conf/ is made from the seed, and most cells differ by it alone.
+    """One run, resolved once for all its seeds: no interpolation in conf/ uses the seed.
 
-    Resolving a cell's interpolations takes thirty times as long as validating it.
+    Resolving a run's interpolations takes thirty times as long as validating it.
     """
     seeds = [override for override in overrides if SEED.fullmatch(override)]
     others = tuple(override for override in overrides if override not in seeds)
@@ -177,7 +177,7 @@ def _seeded_run(overrides: Sequence[str], unmeasured: str | None) -> RunConfig:
 
 
 def local_encoders(overrides: Sequence[str]) -> list[str]:
-    """The names of the local encoders that overrides point to: runs are called after what lies in these folders."""
+    """The names of the local encoders that overrides point to; they depend on the content of the folders."""
     return [local_name(folder) for folder in values_given("model.path", overrides) if isinstance(folder, str)]
 
 
@@ -185,7 +185,7 @@ def local_encoders(overrides: Sequence[str]) -> list[str]:
 def _resolved(overrides: tuple[str, ...], named: tuple[Any, ...]) -> tuple[dict[str, Any], Any]:
     """
     Args:
-        named: The names of local encoders and of tasks of one's own, which follow their files.
+        named: The names of local encoders and own tasks. Unused but as a key of the cache: files may change.
     Returns: The sections of a run, and the setting `rates`.
     """
     config = compose_values(overrides)
@@ -193,13 +193,13 @@ def _resolved(overrides: tuple[str, ...], named: tuple[Any, ...]) -> tuple[dict[
 
 
 def compose_values(overrides: Sequence[str]) -> DictConfig:
-    """`compose_config`, with the groups composed once for all the cells that share them.
+    """`compose_config`, with the groups composed once for all the runs that share them.
 
-    Hydra takes some 100 ms to compose; putting plain values into a copy takes a few, and a sweep has hundreds of cells.
+    Hydra takes some 100 ms to compose; setting plain values in a copy takes a few, and a sweep has hundreds of runs.
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     if any(o.type != OverrideType.CHANGE or o.package or o.key_or_group.startswith("hydra") for o in parsed):
-        return compose_config(overrides)  # additions, deletions, packages: Hydra's own business
+        return compose_config(overrides)  # additions, deletions and packages are left to Hydra
     groups = [o for o in parsed if (CONF / o.key_or_group).is_dir()]
     config = copy.deepcopy(_composed_groups(tuple(o.input_line for o in groups)))
     try:
@@ -217,7 +217,7 @@ def _composed_groups(overrides: tuple[str, ...]) -> DictConfig:
 
 
 def parent_overrides(overrides: Sequence[str], child: RunConfig) -> tuple[str, ...]:
-    """What composes the MNLI run that a child starts from: the child's overrides but for task, start and seed."""
+    """The overrides of the MNLI run that a child starts from: the child's own, except for task, start and seed."""
     own = ("task", "start", "start_seed", "start_run", "seed", "runtime.save_adapter")
     shared = [override for override in overrides if override.split("=", 1)[0] not in own]
     seed = child.seed if child.start_seed is None else child.start_seed
@@ -237,7 +237,7 @@ def _no_row(config: DictConfig, error: InterpolationKeyError) -> str:
 
 
 def explain(error: Exception) -> str:
-    """Hydra's message as the setting, its rule and the value found; where it is of another kind, on one line."""
+    """Hydra's message as this project words it (setting, rule, value found); any other message on one line."""
     missing = re.search(r"Could not find '(\w+(?:/\w+)*)/([^'/]+)'", str(error))
     if missing is not None and missing[1] == "hydra/launcher":
         extra = {"submitit_slurm": "slurm"}.get(missing[2], missing[2])

@@ -14,7 +14,7 @@ from lora.sweep.request import default_of, requested
 def experiments_shown(
     profile: str, overrides: Sequence[str], present: set[str], whole: bool = False
 ) -> dict[str, list[PlannedRun]]:
-    """Experiment -> its cells: what was asked for, then what else was run.
+    """Experiment -> its runs: what was asked for, then what else was run.
 
     An experiment that nobody asked for, or of which a profile's default takes a part, is shown whole if a record is
     there that only it expects.
@@ -24,21 +24,21 @@ def experiments_shown(
     """
     asked = requested(profile, overrides, whole)
     shown = {name: [c for c in asked if name in c.experiments] for name in EXPERIMENTS}
-    known = {cell.run_id for cell in asked}
+    known = {run.run_id for run in asked}
     if not any(override.startswith("experiment=") for override in overrides) and not shown[ADHOC]:
         parts = default_of(profile, overrides).get("experiment", ())
         for name in described(profile):
             if not shown[name] or name in parts:
-                cells = selected(profile, name, overrides)
-                if (present - known) & {cell.run_id for cell in cells}:
-                    shown[name] = cells
-    return {name: cells for name, cells in shown.items() if cells}
+                runs = selected(profile, name, overrides)
+                if (present - known) & {run.run_id for run in runs}:
+                    shown[name] = runs
+    return {name: runs for name, runs in shown.items() if runs}
 
 
-def without_parents(experiment: str, cells: Sequence[PlannedRun]) -> list[PlannedRun]:
+def without_parents(experiment: str, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
     """What the experiment's table shows: in `mnli_start`, not the MNLI runs that others start from."""
-    parents = {cell.parent for cell in cells} if experiment == "mnli_start" else set()
-    return [cell for cell in cells if cell.run_id not in parents]
+    parents = {run.parent for run in runs} if experiment == "mnli_start" else set()
+    return [run for run in runs if run.run_id not in parents]
 
 
 def described(profile: str) -> list[str]:

@@ -115,10 +115,10 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
     tuning = {record.run_id for record in records if record.config["runtime"].get("group") == TUNING}
     present = {record.run_id for record in records} - tuning
     sections = experiments_shown(profile, overrides, present, whole=is_reference)
-    cells = list({cell.run_id: cell for found in sections.values() for cell in found}.values())
-    now = state_of(cells, records, problems)
+    every = list({run.run_id: run for found in sections.values() for run in found}.values())
+    now = state_of(every, records, problems)
     if any(override.startswith(("data.path=", "model.path=")) for override in overrides) or own_tasks(overrides):
-        at_hand = [config for config in distinct(cells, ()) if not TASKS[config.task].is_definition_only]
+        at_hand = [config for config in distinct(every, ()) if not TASKS[config.task].is_definition_only]
         check_inputs(at_hand, now.ok.values())
     tuning &= set(now.extra)  # the others are asked for by name
     extra = [record for record in records if record.run_id in set(now.extra) - tuning]
@@ -129,7 +129,7 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
     now = dataclasses.replace(now, problems=(*now.problems, *broken))
     refuse_mixed_rows(frame)
     expected = {
-        name: [planned_of(cell, Variant(cell.given, cell.usual), cell.untuned) for cell in without_parents(name, found)]
+        name: [planned_of(run, Variant(run.given, run.usual), run.untuned) for run in without_parents(name, found)]
         for name, found in sections.items()
     }
     if is_reference:  # and so may what a profile leaves to the machine: its files are the same on every one
@@ -184,19 +184,19 @@ def groups_of_run(config: RunConfig, profile: str, overrides: Sequence[str]) -> 
 def reference_of(gathered: Gathered) -> tuple[list[Planned], pd.DataFrame, list[Planned]]:
     """What one's own runs are compared with: the committed ones of the same cells and seeds.
 
-    Precision and kernels follow the machine where a profile leaves them to it, so they set no cells apart here.
+    Precision and kernels follow the machine where a profile leaves them to it, so they set no runs apart here.
 
     Returns: One's own runs, the frame of the committed ones, and these, all called after their cells.
     """
     records, _ = load_records(gathered.results / REFERENCE / gathered.profile)
     ours = [anywhere(p) for p in gathered.every]
-    asked = {cell_of(p) for p in ours}
+    asked = {key_of_run(p) for p in ours}
     theirs = [anywhere(p) for p in other_runs(records, gathered.profile, gathered.overrides)]
-    theirs = [p for p in theirs if cell_of(p) in asked]
-    there = {cell_of(p) for p in theirs}
+    theirs = [p for p in theirs if key_of_run(p) in asked]
+    there = {key_of_run(p) for p in theirs}
     chosen = {p.run_id for p in theirs}
     frame = load_frame([record for record in records if record.run_id in chosen])
-    return [p for p in ours if cell_of(p) in there], frame, theirs
+    return [p for p in ours if key_of_run(p) in there], frame, theirs
 
 
 def anywhere(p: Planned) -> Planned:
@@ -205,7 +205,7 @@ def anywhere(p: Planned) -> Planned:
     return dataclasses.replace(p, variant=Variant(given, ()), label=method_label(p.slug, p.method))
 
 
-def cell_of(p: Planned) -> tuple:
+def key_of_run(p: Planned) -> tuple:
     """What names a run whatever the machine; the encoder comes first."""
     return p.model, p.protocol, p.start, p.slug, p.task, p.seed, p.variant.given
 
@@ -214,7 +214,7 @@ def add_others(expected: dict[str, list[Planned]], others: Sequence[Planned]) ->
     """Records that nobody asked for: beside the same runs of another encoder, or in a table of their own."""
 
     def without_encoder(p: Planned) -> tuple:
-        return cell_of(p)[1:]
+        return key_of_run(p)[1:]
 
     for experiment in METHODS_BY_TASKS:
         if experiment in expected:
@@ -231,20 +231,20 @@ def records_folder(name: str, overrides: Sequence[str], results: Path) -> Path:
     return Path(compose_config([f"profile={Path(name).name}", *own]).runtime.results) if own else results / name
 
 
-def cells_by_id(gathered: Gathered) -> dict[str, PlannedRun]:
+def planned_by_id(gathered: Gathered) -> dict[str, PlannedRun]:
     """run_id -> what composes it, of the experiments at hand."""
     overrides = list(gathered.overrides)
     if ADHOC not in gathered.planned and not any(o.startswith("experiment=") for o in overrides):
         overrides.append(f"experiment={','.join(name for name in gathered.planned if name != OWN)}")
-    return {cell.run_id: cell for cell in requested(gathered.profile, overrides)}
+    return {run.run_id: run for run in requested(gathered.profile, overrides)}
 
 
 def saved_runs(gathered: Gathered) -> list[tuple[RunRecord, RunConfig]]:
     """The records whose adapter is still in the outputs of this machine, each with its configuration."""
-    cells, found = cells_by_id(gathered), []
+    planned, found = planned_by_id(gathered), []
     for run_id, record in sorted(gathered.state.ok.items()):
-        if record.adapter is not None and run_id in cells:
-            config = compose_run(cells[run_id].overrides)
+        if record.adapter is not None and run_id in planned:
+            config = compose_run(planned[run_id].overrides)
             if adapter_path(config.runtime.outputs, run_id).exists():
                 found.append((record, config))
     return found
@@ -263,7 +263,7 @@ def refuse_mixed_rows(frame: pd.DataFrame) -> None:
 
 
 def in_table_order(planned: Iterable[Planned]) -> list[Planned]:
-    """Methods and tasks as the tables list them, whatever order the cells run in."""
+    """Methods and tasks as the tables list them, whatever order the runs are trained in."""
     methods, tasks = list(METHOD_TITLES), list(TASKS)
 
     def place(p: Planned) -> tuple:

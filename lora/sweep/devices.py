@@ -24,7 +24,7 @@ def local_workers(todo: Sequence[PlannedRun], workers: int, stated: bool) -> int
         stated: On the command line, which wins.
     Raises: UserError: If a run's precision is not one that its processor has.
     """
-    configs = [compose_run(cell.overrides) for cell in (todo if has_gpu() else one_of_each(todo))]
+    configs = [compose_run(run.overrides) for run in (todo if has_gpu() else one_of_each(todo))]
     check_precisions(configs)
     return workers if stated else runs_at_once(configs, workers)
 

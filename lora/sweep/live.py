@@ -51,7 +51,7 @@ def view(profile: str, found: Sequence[Standing], others: Sequence[Standing]) ->
     running = [one for one in found if one.state == "running"]
     parts: list[RenderableType] = [
         *(Text(line) for line in headline(profile, found)),
-        ProgressBar(total=max(1, sums["cells"]), completed=sums["done"] + sums["failed"], width=60),
+        ProgressBar(total=max(1, sums["runs"]), completed=sums["done"] + sums["failed"], width=60),
     ]
     if running or others:
         parts.append(table_of_running(running, others))

@@ -135,7 +135,7 @@ def totals(found: Sequence[Standing]) -> dict[str, Any]:
     counts = Counter(one.state for one in found)
     open_runs = [one for one in found if one.state in ("running", "interrupted", "waiting")]
     return {
-        "cells": len(found),
+        "runs": len(found),
         **{name: counts[name] for name in STATES},
         "spent_seconds": sum(one.seconds for one in found if one.seconds is not None),
         "left_seconds": sum(one.left_seconds for one in open_runs if one.left_seconds is not None),
@@ -147,8 +147,8 @@ def headline(profile: str, found: Sequence[Standing]) -> list[str]:
     """The lines about all runs: how many are in each state, and the time spent and left."""
     sums = totals(found)
     counts = ", ".join(f"{sums[name]} {name}" for name in STATES)
-    lines = [f"profile {profile}: {sums['cells']} runs: {counts}", f"time spent: {duration(sums['spent_seconds'])}"]
-    unfinished = sums["cells"] - sums["done"] - sums["failed"]
+    lines = [f"profile {profile}: {sums['runs']} runs: {counts}", f"time spent: {duration(sums['spent_seconds'])}"]
+    unfinished = sums["runs"] - sums["done"] - sums["failed"]
     if unfinished and sums["unknown"] == unfinished:
         lines.append("time left:  unknown until the first run has ended")
     elif unfinished:
@@ -217,7 +217,7 @@ def main(arguments: argparse.Namespace) -> None:
         return
     found, others = look()
     if arguments.json:
-        cells, also = ([dataclasses.asdict(one) for one in several] for several in (found, others))
-        print(json.dumps({"totals": totals(found), "cells": cells, "also_running": also}, indent=1))
+        runs, also = ([dataclasses.asdict(one) for one in several] for several in (found, others))
+        print(json.dumps({"totals": totals(found), "runs": runs, "also_running": also}, indent=1))
     else:
         print(text(arguments.profile, found, others))

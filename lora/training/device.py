@@ -26,9 +26,9 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     check_precision(precision, gpu)
     torch.set_num_threads(config.runtime.threads)
     keep_freed_memory()
-    AcceleratorState._reset_state()  # one process trains cells of several precisions, one after another
+    AcceleratorState._reset_state()  # one process trains runs of several precisions, one after another
     autocast = precision == "bf16" and config.train.kernels != "fused"  # the fused kernels cast by themselves
-    # Unless it is told so, accelerate leaves processes without a GPU alone, each with the whole cell.
+    # Unless it is told so, accelerate leaves processes without a GPU alone, each with the whole run.
     on_cpu = on_cpu or (processes() > 1 and not torch.cuda.is_available())
     return Accelerator(cpu=on_cpu, mixed_precision="bf16" if autocast else "no")
 

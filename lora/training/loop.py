@@ -57,7 +57,7 @@ class NonFiniteLossError(Exception):
 def run(
     config: RunConfig, report: Callable[[Progress], None] = lambda progress: None
 ) -> tuple[RunRecord, bytes, dict[str, bytes] | None]:
-    """Train and evaluate one cell.
+    """Train and evaluate one configuration.
 
     Args:
         report: Called after every optimizer step.

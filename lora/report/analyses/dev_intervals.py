@@ -28,7 +28,7 @@ from lora.records.predictions import dev_predictions, splits_of
 from lora.records.record import RunRecord
 from lora.report.catalogue import METHODS_BY_TASKS
 from lora.report.comparisons import groups_of
-from lora.report.select import Gathered, cells_by_id, gather
+from lora.report.select import Gathered, gather, planned_by_id
 from lora.report.select import options as options
 from lora.report.stats import LEVEL
 from lora.rng import drawn
@@ -190,10 +190,10 @@ def read_labels(gathered: Gathered) -> dict[str, np.ndarray]:
     """
     from lora.data.read import read  # loads the library of data sets
 
-    cells = cells_by_id(gathered)
+    planned = planned_by_id(gathered)
     labels = {}
     for row in compared(gathered).drop_duplicates("task").itertuples():
-        data, task = compose_run(cells[row.run_id].overrides).data, TASKS[row.task]
+        data, task = compose_run(planned[row.run_id].overrides).data, TASKS[row.task]
         found = read(task, data.source, data.path, data.revision, data.train_rows)
         if found.fingerprint != row.fingerprint:
             raise UserError(f"the rows of {row.task} are not those that {row.run_id} was trained on")

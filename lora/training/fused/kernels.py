@@ -1,7 +1,7 @@
 """Compiled loops over activations, one pass over memory each; `plain` holds the same mathematics in torch.
 
 Arrays are float32, or bfloat16 as its bits in uint16; arithmetic is in float32 always. Sums are taken in a fixed order,
-so a kernel's bits do not depend on the other cells of a machine.
+so a kernel's bits do not depend on the other runs of a machine.
 """
 
 from typing import no_type_check  # a compiled function must be the bare one, with the tests' type checks on too
