@@ -1,8 +1,8 @@
 """Read the official GLUE files: tab-separated, UTF-8, no quoting. Every line is checked."""
 
-from collections.abc import Callable
 from pathlib import Path
 
+from lora.data.labels import label_reader
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError, listed
 
@@ -33,7 +33,7 @@ def read_tsv(task: Task, split: str, folder: Path) -> tuple[dict[str, list], dic
     columns: dict[str, list] = {name: [] for name in (*task.columns, "label")}
     targets = list(columns.values())[: len(places)]
     torn: list[int] = []
-    parse = label_parser(task)
+    read = label_reader(layout.words or task.labels, task.label_range)
     last = len(lines) + headed if not ended else None
     for number, line in enumerate(lines, start=2 if headed else 1):
         cells = line.split("\t")
@@ -48,7 +48,7 @@ def read_tsv(task: Task, split: str, folder: Path) -> tuple[dict[str, list], dic
         values = [cells[place] for place in places]
         if labelled:
             try:
-                values[-1] = parse(values[-1])
+                values[-1] = read(values[-1])
             except ValueError as error:
                 if number == last:
                     raise UserError(cut_short(path, number, line)) from None
@@ -123,32 +123,6 @@ def read_lines(path: Path, torn_allowed: bool = False) -> tuple[list[str], bool]
         if not ended and b"\n" not in data[error.start :]:
             raise UserError(cut_short(path, number, data.rpartition(b"\n")[2].decode(errors="replace"))) from None
         raise UserError(f"{path}:{number}: not UTF-8: byte 0x{data[error.start]:02x} ({error.reason})") from None
-
-
-def label_parser(task: Task) -> Callable[[str], int | float]:
-    """A function from a cell to a class index or score. Its ValueError states what the cell may hold."""
-    if task.labels:
-        words = task.tsv.words or task.labels
-        known = {word: index for index, word in enumerate(words)}
-
-        def parse(cell: str) -> int:
-            if cell not in known:
-                raise ValueError(f"the labels of {task.title} are {', '.join(words)}")
-            return known[cell]
-
-        return parse
-    low, high = task.label_range
-
-    def parse_score(cell: str) -> float:
-        try:
-            score = float(cell)
-        except ValueError:
-            score = float("nan")
-        if not low <= score <= high:
-            raise ValueError(f"a score of {task.title} is a number from {low:g} to {high:g}")
-        return score
-
-    return parse_score
 
 
 def layout_folders() -> str:

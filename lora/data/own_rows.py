@@ -2,11 +2,12 @@
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora.data.definition import KEYS, Definition, HubRows
+from lora.data.labels import label_reader
 from lora.data.table_files import Columns, read_columns
 from lora.data.tasks import OwnRows, Task
 from lora.errors import UserError, first_line
@@ -91,7 +92,7 @@ def checked(definition: Definition, found: Columns, split: str) -> dict[str, lis
                 raise UserError(f"{found.where(row)}: {what} in column {name}")
     if definition.label not in found.values:  # of a test split
         return texts | {"label": [None] * len(found)}
-    cells, read = found.values[definition.label], label_reader(definition)
+    cells, read = found.values[definition.label], label_reader(definition.labels, definition.range)
     if split == "test" and all(cell is None or cell == "" for cell in cells):
         return texts | {"label": [None] * len(found)}
     labels = []
@@ -107,32 +108,6 @@ def checked(definition: Definition, found: Columns, split: str) -> dict[str, lis
             f"to learn and nothing to measure"
         )
     return texts | {"label": labels}
-
-
-def label_reader(definition: Definition) -> Callable[[Any], int | float]:
-    """A function from a cell to a class index or score. Its ValueError states what the cell may hold."""
-    if definition.labels is not None:
-        known = {word: index for index, word in enumerate(definition.labels)}
-
-        def read_label(cell: Any) -> int:
-            word = str(cell) if isinstance(cell, int) and not isinstance(cell, bool) else cell
-            if not isinstance(word, str) or word not in known:
-                raise ValueError(f"the labels are {', '.join(known)}")
-            return known[word]
-
-        return read_label
-    low, high = definition.range
-
-    def read_score(cell: Any) -> float:
-        try:
-            score = float("nan") if isinstance(cell, bool) or cell is None else float(cell)
-        except (TypeError, ValueError, OverflowError):
-            score = float("nan")
-        if not low <= score <= high:
-            raise ValueError(f"a score is a number from {low:g} to {high:g}")
-        return score
-
-    return read_score
 
 
 def duplicates(task: Task) -> dict[str, int]:

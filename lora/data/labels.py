@@ -1,0 +1,36 @@
+"""From an entry of a label column to a class index or a score."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def label_reader(words: Sequence[str] | None, score_range: tuple[float, float] | None) -> Callable[[Any], int | float]:
+    """A function from an entry to its label. It raises ValueError, saying what an entry may hold.
+
+    Args:
+        words: Of classification: the labels as the file writes them, in the order of their indices. Whole numbers may
+            stand for their digits, as JSON and parquet hold them.
+        score_range: Of regression: the lowest and the highest score.
+    """
+    if words:
+        known = {word: index for index, word in enumerate(words)}
+
+        def read_label(entry: Any) -> int:
+            word = str(entry) if isinstance(entry, int) and not isinstance(entry, bool) else entry
+            if not isinstance(word, str) or word not in known:
+                raise ValueError(f"the labels are {', '.join(known)}")
+            return known[word]
+
+        return read_label
+    low, high = score_range
+
+    def read_score(entry: Any) -> float:
+        try:
+            score = float("nan") if isinstance(entry, bool) else float(entry)
+        except (TypeError, ValueError, OverflowError):
+            score = float("nan")
+        if not low <= score <= high:
+            raise ValueError(f"a score is a number from {low:g} to {high:g}")
+        return score
+
+    return read_score
