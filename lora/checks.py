@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -47,7 +48,7 @@ def build(cls: type[T], mapping: Mapping[str, Any]) -> T:
 
 
 def _build(cls: type, mapping: Mapping[str, Any], prefix: str) -> tuple[Any, list[str]]:
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     problems = [f"{prefix}{key} is not a setting; {nearest(key, fields)}" for key in mapping if key not in fields]
     values = {}
@@ -64,6 +65,9 @@ def _build(cls: type, mapping: Mapping[str, Any], prefix: str) -> tuple[Any, lis
         return cls(**values), []
     except SettingsError as error:
         return None, [prefix + problem for problem in error.problems]
+
+
+_hints = functools.cache(typing.get_type_hints)
 
 
 def nearest(key: object, fields: Iterable[str]) -> str:

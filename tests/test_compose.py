@@ -13,7 +13,7 @@ from machines import inject
 
 from lora.checks import SettingsError
 from lora.config import kernel_choice
-from lora.config.compose import compose_config, compose_run, settle
+from lora.config.compose import LEAF, compose_config, compose_run, settle
 from lora.config.options import CONF
 from lora.errors import UserError
 from lora.files import ROOT
@@ -134,6 +134,12 @@ def test_the_quick_way_composes_what_hydra_does(tiny_overrides):
         ["method=lora", "method.targets=[q,k]", "method.rank=4", "method.alpha_at_rank=null", "method.ranks={q:2}"],
         ["method=houlsby", "task=rte", "train.lr=5e-4", "train.precision=bf16", "data.train_rows=7"],
         ["profile=paper", "model=roberta_base", "protocol=printed", "method=lora", "task=sst2", "data.source=tsv"],
+        ["train.lr=2e-4", "train.lr=5e-4", "method.targets=[k]", "train.clip_norm=null", "task=rte"],
+        ["train.lr=${train.adam_eps}", "train.batch=4"],
+        ["train.lr=2e-4", "runtime.group=rate-${train.lr}"],
+        ["protocol=printed", "train.lr=1e-4"],
+        ["method.rank={q:2}"],
+        ["train.batch=true"],
         ["+train.extra=1"],
         ["~model.path"],
     ):
@@ -146,7 +152,7 @@ def test_the_quick_way_composes_what_hydra_does(tiny_overrides):
         else:
             assert compose_run(overrides) == expected
             seen += 1
-    assert seen == 4
+    assert seen == 7
 
 
 def test_nothing_in_conf_is_made_from_the_seed(tiny_overrides):
@@ -161,6 +167,17 @@ def test_nothing_in_conf_is_made_from_the_seed(tiny_overrides):
                 compose_run(overrides)
         else:
             assert compose_run(overrides) == expected
+
+
+def test_nothing_in_conf_is_made_from_a_leaf():
+    """What lets runs that differ in rates and ranks alone share one resolution."""
+    made_from = {
+        name for path in CONF.rglob("*.yaml") for name in re.findall(r"\$\{(?:[^{}]*:)?([\w.]+)", path.read_text())
+    }
+    assert {"hparams.", "profile.name", "runtime.results"} <= made_from
+    assert not [name for name in made_from if LEAF.match(f"{name}=1") or name in ("train", "method.")]
+    assert all(LEAF.match(f"{key}=1") for key in ("train.lr", "method.rank"))
+    assert not any(LEAF.match(one) for one in ("data.path=x", "train={lr: 1}", "runtime.results=x"))
 
 
 def test_an_unknown_key_is_refused_the_quick_way_too(tiny_overrides):

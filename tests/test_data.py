@@ -231,7 +231,12 @@ BAD_FILES = {
         replace_line(2, b"0\ta\tb\tmaybe"),
         r"train.tsv:2: 'maybe' .*the labels are entailment, not_ent",
     ),
-    "label digit": ("mrpc", "train", replace_line(2, b"2\t1\t1\ta\tb"), r"train.tsv:2: '2' .*Quality: the labels are 0, 1$"),
+    "label digit": (
+        "mrpc",
+        "train",
+        replace_line(2, b"2\t1\t1\ta\tb"),
+        r"train.tsv:2: '2' .*Quality: the labels are 0, 1$",
+    ),
     "no label": ("sst2", "train", replace_line(2, b"a\t"), r"SST-2/train.tsv:2: '' in column label"),
     "score too high": (
         "stsb",

@@ -19,7 +19,7 @@ from lora.checks import SettingsError, build
 from lora.config.encoder_files import local_name
 from lora.config.hparams_row import row_of
 from lora.config.kernel_choice import choose_attention, choose_kernels
-from lora.config.options import CONF, describe_group, setting_keys, unknown_key, values_given
+from lora.config.options import CONF, describe_group, parsed_override, setting_keys, unknown_key, values_given
 from lora.config.own_task import own_tasks, with_task
 from lora.config.precision_choice import choose_precision
 from lora.config.rates import chosen_option, states_rate, tuned_rates, with_rate
@@ -29,6 +29,7 @@ from lora.records.machine import cores
 
 USUAL = {"kernels": "fused", "precision": "fp32"}
 SEED = re.compile(r"seed=(?:0|[1-9]\d*)")
+LEAF = re.compile(r"(train|method)\.\w+=")  # an override of a setting that nothing in conf/ is made from
 COMPOSED = ("hparams.", "profile.", "protocol.")  # settings are made from these; their keys differ between options
 SECTIONS = ("task", "seed", "start", "start_seed", "start_run", "model", "method", "data", "train", "runtime")
 
@@ -164,14 +165,11 @@ def compose_run(overrides: Sequence[str], unmeasured: str | None = None) -> RunC
 
 
 def _seeded_run(overrides: Sequence[str], unmeasured: str | None) -> RunConfig:
-    """One run, resolved once for all its seeds: no interpolation in conf/ uses the seed.
-
-    Resolving a run's interpolations takes thirty times as long as validating it.
-    """
+    """One run, resolved once for all its seeds: no interpolation in conf/ uses the seed."""
     seeds = [override for override in overrides if SEED.fullmatch(override)]
     others = tuple(override for override in overrides if override not in seeds)
     named = (*local_encoders(overrides), *((task.name, *task.official_rows.values()) for task in own_tasks(overrides)))
-    sections, rates = _resolved(others, named)
+    sections, rates = _with_leaves(others, named) or _resolved(others, named)
     shared = decided(with_rate(sections, rates, others), unmeasured)
     return run_config(shared | {"seed": int(seeds[-1].removeprefix("seed=")) if seeds else shared["seed"]})
 
@@ -179,6 +177,31 @@ def _seeded_run(overrides: Sequence[str], unmeasured: str | None) -> RunConfig:
 def local_encoders(overrides: Sequence[str]) -> list[str]:
     """The names of the local encoders that overrides point to; they depend on the content of the folders."""
     return [local_name(folder) for folder in values_given("model.path", overrides) if isinstance(folder, str)]
+
+
+def _with_leaves(overrides: tuple[str, ...], named: tuple[Any, ...]) -> tuple[dict[str, Any], Any] | None:
+    """`_resolved`, of which the runs that differ in `LEAF` settings alone share all but these settings.
+
+    Resolving a run's interpolations takes thirty times as long as validating it, and a grid varies rates and ranks.
+
+    Returns: None where this would not give the same: the settings must exist, and none be or become a mapping.
+    """
+    leaves = [override for override in overrides if LEAF.match(override)]
+    others = tuple(override for override in overrides if override not in leaves)
+    if not leaves or any("${" in override or override.startswith(("train=", "+", "~")) for override in overrides):
+        return None
+    try:
+        sections, rates = _resolved(others, named)
+    except UserError:  # a row that lacks what the leaves give
+        return None
+    changed: dict[str, Any] = {}
+    for leaf in map(parsed_override, leaves):
+        section, key = leaf.key_or_group.split(".")
+        now = changed.setdefault(section, dict(sections[section]))
+        if key not in now or leaf.is_sweep_override() or isinstance(leaf.value(), dict) or isinstance(now[key], dict):
+            return None
+        now[key] = leaf.value()
+    return sections | changed, rates
 
 
 @functools.lru_cache(maxsize=1024)
@@ -197,7 +220,7 @@ def compose_values(overrides: Sequence[str]) -> DictConfig:
 
     Hydra takes some 100 ms to compose; setting plain values in a copy takes a few, and a sweep has hundreds of runs.
     """
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    parsed = list(map(parsed_override, overrides))
     if any(o.type != OverrideType.CHANGE or o.package or o.key_or_group.startswith("hydra") for o in parsed):
         return compose_config(overrides)  # additions, deletions and packages are left to Hydra
     groups = [o for o in parsed if (CONF / o.key_or_group).is_dir()]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from lora.config.run import RunConfig
@@ -42,11 +43,20 @@ def unknown_key(key: str) -> str:
     return f"{key} is not a setting{nearest} (python -m lora --cfg job lists them all)"
 
 
+@functools.lru_cache(maxsize=4096)
+def parsed_override(override: str) -> Override:
+    """As Hydra reads it. Raises: HydraException: If it is none."""
+    return OverridesParser.create().parse_override(override)
+
+
 def values_given(key: str, overrides: Sequence[str]) -> list[Any]:
     """All values that overrides give to a key, as Hydra reads them."""
     given = [override for override in overrides if override.startswith(f"{key}=")]
-    parsed = OverridesParser.create().parse_overrides(given) if given else []
-    return [value for one in parsed for value in (one.sweep_iterator() if one.is_sweep_override() else [one.value()])]
+    return [
+        value
+        for one in map(parsed_override, given)
+        for value in (one.sweep_iterator() if one.is_sweep_override() else [one.value()])
+    ]
 
 
 def describe_group(name: str) -> list[str]:
