@@ -8,6 +8,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from lora.config.compose import compose_run
+from lora.data.tasks import TASKS
 from lora.files import write_atomically
 from lora.records.record import RunRecord, write_record
 from lora.sweep.expand import PlannedRun
@@ -48,7 +49,8 @@ def noise(name: str) -> float:
 def write_cell(results: Path, cell: PlannedRun, best: float, predictions: bool = False) -> RunRecord:
     digest = None
     if predictions:
-        content = save({f"{rule}.validation": np.zeros(4, np.int16) for rule in ("best", "last")})
+        splits = TASKS[cell.task].validation_splits
+        content = save({f"{rule}.{split}": np.zeros(4, np.int16) for rule in ("best", "last") for split in splits})
         digest = hashlib.sha256(content).hexdigest()
         write_atomically(results / "predictions" / f"{cell.run_id}.safetensors", content)
     record = synthetic_record(cell, best, digest)

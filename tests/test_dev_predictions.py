@@ -95,6 +95,26 @@ def test_without_predictions_nothing_is_known_and_a_broken_file_is_named(one_col
     assert len(gathered.state.problems) == 1 and second.name in gathered.state.problems[0]
 
 
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {},
+        {"best.validation": np.ones(5)},
+        *({f"{rule}.validation": x for rule in ("best", "last")} for x in (np.ones(0), np.eye(2))),
+    ],
+)
+def test_a_file_that_lacks_predictions_is_named(tensors, tmp_path):
+    content = save(tensors)
+    (cell,) = requested("small", ["experiment=glue_table2", "task=rte", "method=full", "seed=1"])
+    record = synthetic_record(cell, 0.5, hashlib.sha256(content).hexdigest())
+    path = tmp_path / "predictions" / f"{cell.run_id}.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    frame, (problem,) = with_collapsed(load_frame([record]), [record], tmp_path)
+    assert frame["collapsed"].isna().all()
+    assert problem.startswith(f"{path} must hold a prediction for every row under ")
+
+
 def test_the_committed_predictions_agree():
     """Counted anew, by the number of different values."""
     folder = ROOT / "results" / "reference" / "small"

@@ -23,7 +23,7 @@ CONSTANT = 0.01  # ours: regression scores are constant if their spread is below
 def dev_predictions(record: RunRecord, results: Path) -> dict[str, np.ndarray]:
     """Rule -> the predictions of its epoch on the selecting split, one class index or score per row.
 
-    Raises: UserError: If the file is missing, or is not the one that the record names.
+    Raises: UserError: If the file is missing, is not the one that the record names, or lacks predictions.
     """
     path = predictions_path(record, results)
     try:
@@ -36,7 +36,12 @@ def dev_predictions(record: RunRecord, results: Path) -> dict[str, np.ndarray]:
         tensors = load(content)
     except SafetensorError as error:
         raise UserError(f"{path} is not a safetensors file: {first_line(error)}") from error
-    return {rule: np.concatenate([tensors[f"{rule}.{split}"] for split in splits_of(record)]) for rule in RULES}
+    names = {rule: [f"{rule}.{split}" for split in splits_of(record)] for rule in RULES}
+    for name in (name for of_rule in names.values() for name in of_rule):
+        if name not in tensors or tensors[name].ndim != 1 or not len(tensors[name]):
+            found = ", ".join(f"{key} {list(tensor.shape)}" for key, tensor in tensors.items()) or "nothing"
+            raise UserError(f"{path} must hold a prediction for every row under {name}, found {found}")
+    return {rule: np.concatenate([tensors[name] for name in of_rule]) for rule, of_rule in names.items()}
 
 
 def predictions_path(record: RunRecord, results: Path) -> Path:
