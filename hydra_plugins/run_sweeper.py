@@ -21,16 +21,21 @@ class RunSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        from lora.report.build import print_sweep  # loads pandas, which a worker does not need
         from lora.sweep.launch import UnfinishedError, launch_sweep
 
         try:
             state = launch_sweep(self.launcher, self.config, arguments)
         except UnfinishedError:
-            print_sweep(self.config.profile.name, arguments)
+            self.show(arguments)
             raise
-        print_sweep(self.config.profile.name, arguments)
+        self.show(arguments)
         return state
+
+    def show(self, arguments: list[str]) -> None:
+        """Print the sweep's tables."""
+        from lora.report.build import print_sweep  # loads scipy, which the first run should not wait for
+
+        print_sweep(self.config.profile.name, arguments)
 
 
 class TuneSweeper(RunSweeper):
