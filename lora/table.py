@@ -30,8 +30,8 @@ class Table:
         cells: Texts; `-` if nothing was measured.
         words: Number of leading columns that hold words, which are aligned left.
         notes: Lines below it, in Markdown without links.
-        banner: What a reader must know before the numbers; shown above it.
-        above: A line below the banner: how the runs were trained.
+        banner: A notice to read before the numbers; shown above the table.
+        above: A line below the banner that states how the runs were trained.
         figures: Names of the figures that the page shows next to it.
         folded: Whether the page shows it only on request.
     """

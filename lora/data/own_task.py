@@ -65,7 +65,7 @@ def put(name: str, kept: Kept, own: OwnRows) -> Task:
 
 
 def keep_task(task: Task, results: str | Path) -> None:
-    """Write the definition of a user-defined task to the folder of its runs' records.
+    """Write the definition of a user-defined task into the results folder of its runs.
 
     Raises: UserError: If it cannot be written.
     """
