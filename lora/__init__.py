@@ -1,6 +1,6 @@
-"""LoRA (Hu et al. 2021) against full fine-tuning and adapters on GLUE.
+"""LoRA (Hu et al. 2021) compared with full fine-tuning and adapters on GLUE.
 
-Names are loaded when first used, so that planning a sweep or building a table never loads torch.
+Names are loaded on first use, so that planning a sweep or building a table never loads torch.
 """
 
 from importlib import import_module

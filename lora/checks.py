@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class SettingsError(UserError):
-    """One or more settings break their rules. `problems` has one line for each."""
+    """One or more settings break their rules. `problems` has one line per problem."""
 
     def __init__(self, problems: list[str]):
         self.problems = problems
@@ -71,7 +71,7 @@ _hints = functools.cache(typing.get_type_hints)
 
 
 def nearest(key: object, fields: Iterable[str]) -> str:
-    """What the settings are, and which is the nearest if one is near."""
+    """Words that name the nearest setting, if any is near, and all settings."""
     fields = list(fields)
     near = difflib.get_close_matches(str(key), fields, 1, 0.7)
     return f"{f'the nearest is {near[0]}; ' if near else ''}the settings are {', '.join(fields)}"

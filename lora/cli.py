@@ -38,9 +38,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """
-    Returns: The exit code: as each command says; 2 for a mistake in the command, 130 when interrupted.
-    """
+    """Run a command line. Returns: The exit code of its command; 2 for a mistake, 130 if interrupted."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     if given in (["--help"], ["-h"], ["help"]):
         print(first_screen())
@@ -61,12 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def command_of(given: Sequence[str]) -> str | None:
-    """The longest command that the arguments begin with."""
+    """The longest command name that the arguments begin with; None if there is none."""
     return next((" ".join(given[:n]) for n in (2, 1) if " ".join(given[:n]) in COMMANDS), None)
 
 
 def run_command(name: str, arguments: Sequence[str]) -> int:
-    """Parse, run, and turn a mistake into one line on stderr.
+    """Parse the arguments, run the command, and turn a mistake into a message on stderr.
 
     Returns: The exit code.
     """
@@ -82,13 +80,13 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
 def first_screen() -> str:
-    """What `python -m lora --help` shows."""
+    """The text of `python -m lora --help`."""
     from lora.config.options import describe_group
     from lora.data.tasks import TASKS
 

@@ -1,9 +1,9 @@
-"""The one exception for mistakes that a user can make and fix, and helpers for its messages."""
+"""The exception for mistakes that a user can fix, and helpers for its messages."""
 
 import shlex
 from collections.abc import Iterable
 
-DIVERGED = "training diverged"  # in the error of a run whose loss or predictions are not finite
+DIVERGED = "training diverged"  # in the error of a run with a loss or predictions that are not finite
 LISTED = 8  # items that a message spells out
 
 
@@ -17,7 +17,7 @@ def first_line(error: BaseException) -> str:
 
 
 def as_command(words: Iterable[str]) -> str:
-    """A command as one types it. Hydra's own quotes, which a path has, stay readable: double quotes go around them."""
+    """A command as typed in a shell. Hydra's own quotes around a path stay readable inside double quotes."""
     plain = (f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word) for word in words)
     return " ".join(plain)
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from lora.errors import UserError, first_line
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "results"  # a user's own runs and measurements, which git ignores, except for:
+RESULTS = ROOT / "results"  # the user's runs and measurements, which git ignores, except for:
 REFERENCE = "reference"  # the folder in it that holds the committed runs and measurements
 
 
@@ -54,7 +54,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Raises: UserError: If the file is not a JSON object of finite numbers."""
+    """Read a JSON object. Raises: UserError: If the file is not a JSON object of finite numbers."""
     try:
         content = json.loads(path.read_bytes(), parse_constant=_refuse)
     except (OSError, ValueError, RecursionError) as error:
@@ -95,7 +95,7 @@ def file_state(path: str | Path) -> tuple[int, ...]:
 def check_writable(folder: str | Path) -> None:
     """Create a file in the folder and remove it. The name is unique, because several sweeps may start at once.
 
-    Raises: UserError: If no file can be written there.
+    Raises: UserError: If no file can be written to it.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)

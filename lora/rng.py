@@ -1,4 +1,4 @@
-"""Every random draw has its own generator, named by the draw's purpose, so no draw shifts another."""
+"""Random draws. Each has a separate generator, named by its purpose, so that no draw affects another."""
 
 import hashlib
 import math
@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 def shuffled(count: int, *purpose: str | int) -> np.ndarray:
     """A random order of `range(count)` for one purpose.
 
-    It sorts the generator's raw draws, which NumPy promises to keep across releases; it does not promise that of
-    `permutation`.
+    It sorts the generator's raw draws. NumPy guarantees these across releases, but not the result of `permutation`.
     """
     return np.argsort(_raw(count, *purpose), kind="stable")
 
@@ -22,7 +21,7 @@ def shuffled(count: int, *purpose: str | int) -> np.ndarray:
 def drawn(shape: tuple[int, ...], below: int, *purpose: str | int) -> np.ndarray:
     """Integers in `range(below)`, drawn with replacement for one purpose.
 
-    They are raw draws as in `shuffled`: 64 bits modulo a few thousand are uniform to one part in 10^15.
+    The draws are raw, as in `shuffled`. 64 bits modulo a few thousand are uniform to one part in 10^15.
     """
     return (_raw(math.prod(shape), *purpose) % np.uint64(below)).astype(np.intp).reshape(shape)
 
@@ -41,13 +40,13 @@ def gaussian(shape: tuple[int, ...], *purpose: str | int) -> np.ndarray:
 
 
 def seed_for(seed: int, *purpose: str | int) -> int:
-    """A 63-bit seed for one purpose of a run, which does not depend on the run's other purposes."""
+    """A 63-bit seed for one purpose of a run, independent of the run's other purposes."""
     text = ":".join(map(str, (seed, *purpose)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def generator(seed: int, *purpose: str | int) -> "torch.Generator":
     """A CPU generator of torch with the seed of one purpose."""
-    import torch  # here, because planning and tables also draw orders and never load it
+    import torch  # imported late, because planning and tables also draw orders, without torch
 
     return torch.Generator().manual_seed(seed_for(seed, *purpose))

@@ -1,4 +1,4 @@
-"""One table of texts, in Markdown, CSV and LaTeX. `lora.report.page.render` makes the same in HTML."""
+"""A table of texts, written in Markdown, CSV and LaTeX. `lora.report.page.render` writes it in HTML."""
 
 import re
 from dataclasses import dataclass
@@ -22,18 +22,18 @@ LATEX = {
 
 @dataclass(frozen=True)
 class Table:
-    """A table as it is shown.
+    """A formatted table.
 
     Args:
-        name: Of its files, below tables/.
-        title: With the paper's name for it where it has one.
-        cells: Texts; `-` where nothing was measured.
-        words: How many of the first columns are words, which are aligned left.
+        name: Name of its files in tables/.
+        title: Includes the paper's name for it, if any.
+        cells: Texts; `-` if nothing was measured.
+        words: Number of leading columns that hold words, which are aligned left.
         notes: Lines below it, in Markdown without links.
-        banner: What a reader must know before the numbers; shown above it.
-        above: A line below the banner: how the runs were trained.
+        banner: A notice to read before the numbers; shown above the table.
+        above: A line below the banner that states how the runs were trained.
         figures: Names of the figures that the page shows next to it.
-        folded: Whether the page shows it only when asked.
+        folded: Whether the page shows it only on request.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Table:
 
 
 def markdown(cells: pd.DataFrame, words: int = 1) -> str:
-    """GitHub's table syntax; every column after the first `words` is aligned right."""
+    """A table in GitHub's syntax. Columns after the first `words` are aligned right."""
     lines = ["| " + " | ".join(cells.columns) + " |"]
     lines.append("|" + "|".join(" --- " if i < words else " ---: " for i in range(len(cells.columns))) + "|")
     lines += ["| " + " | ".join(str(text).replace("|", "\\|") for text in row) + " |" for row in rows(cells)]
@@ -68,7 +68,7 @@ def markdown(cells: pd.DataFrame, words: int = 1) -> str:
 
 
 def latex(table: Table) -> str:
-    """A float with booktabs' rules, its notes below the tabular."""
+    """A LaTeX float with booktabs' rules and notes below the tabular."""
     cells = table.cells.map(latex_text).rename(columns=latex_text)
     columns = "l" * table.words + "r" * (len(cells.columns) - table.words)
     tabular = cells.to_latex(index=False, escape=False, column_format=columns)
@@ -83,7 +83,7 @@ def latex_text(text: object) -> str:
 
 
 def plain(text: str) -> str:
-    """Without Markdown's bold and code marks."""
+    """The text without Markdown's bold and code marks."""
     return re.sub(r"\*\*|`", "", text)
 
 

@@ -1,1 +1,1 @@
-"""From conf/ and command-line overrides to a validated RunConfig and its run_id."""
+"""Turn conf/ and command-line overrides into a validated RunConfig and its run_id."""

@@ -1,4 +1,4 @@
-"""From conf/ and command-line overrides to a validated RunConfig. No other module reads Hydra's configuration."""
+"""Turn conf/ and command-line overrides into a validated RunConfig. No other module reads Hydra's configuration."""
 
 import copy
 import dataclasses
@@ -29,15 +29,15 @@ from lora.records.machine import cores
 
 USUAL = {"kernels": "fused", "precision": "fp32"}
 SEED = re.compile(r"seed=(?:0|[1-9]\d*)")
-LEAF = re.compile(r"(train|method)\.\w+=")  # an override of a setting that nothing in conf/ is made from
-COMPOSED = ("hparams.", "profile.", "protocol.")  # settings are made from these; their keys differ between options
+LEAF = re.compile(r"(train|method)\.\w+=")  # an override of a setting that no interpolation in conf/ uses
+COMPOSED = ("hparams.", "profile.", "protocol.")  # sources of other settings; their keys differ between options
 SECTIONS = ("task", "seed", "start", "start_seed", "start_run", "model", "method", "data", "train", "runtime")
 
 
 def register_resolvers() -> None:
-    """Register what conf/ asks about the machine.
+    """Register the resolver of conf/ that depends on the machine.
 
-    `${workers:THREADS}`: as many workers as fit on the cores that this process may use.
+    `${workers:THREADS}`: number of workers that fit on the cores that this process may use, at least 1.
     """
     OmegaConf.register_new_resolver("workers", lambda threads: max(1, cores() // int(threads)), replace=True)
 
@@ -61,8 +61,8 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
 def check_overrides(overrides: Sequence[str]) -> None:
     """Refuse overrides that Hydra would silently accept or answer with a traceback.
 
-    Raises: UserError: If an override adds or removes a setting, names an unknown one, or gives a group anything but the
-        name of an option.
+    Raises: UserError: If an override adds or removes a setting, names an unknown one, or gives a group anything but an
+        option's name.
     """
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
@@ -70,7 +70,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
         raise UserError(explain(error)) from error
     for override in parsed:
         key, written = override.key_or_group, override.input_line
-        if key.split(".")[0].split("/")[0] == "hydra":  # its own settings, which may be added to
+        if key.split(".")[0].split("/")[0] == "hydra":  # Hydra's own settings, which may be added
             continue
         is_group = (CONF / key).is_dir()
         if not is_group and key not in setting_keys() and not key.startswith(COMPOSED):
@@ -93,10 +93,10 @@ def settle(config: DictConfig) -> RunConfig:
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
-    """The sections of a RunConfig as plain values. A local encoder takes its folder's name, an own task its file's.
+    """The sections of a RunConfig as plain values. A local encoder takes its folder's name, a user's task its file's.
 
-    Raises: UserError: If a value has no row in the protocol's table, a local folder holds no encoder, or the task is
-        unknown.
+    Raises: UserError: If a value has no row in the protocol's table, a local folder holds no encoder, or there is no
+        such task.
     """
     config = with_task(config)
     try:
@@ -110,7 +110,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
 
 
 def is_untuned(overrides: Sequence[str]) -> bool:
-    """Whether a run's learning rate comes from a default row, which was not tuned for its task."""
+    """Whether a run's learning rate comes from a default row, not tuned for its task."""
     if states_rate(overrides):
         return False
     config = compose_values(overrides)
@@ -122,10 +122,10 @@ def is_untuned(overrides: Sequence[str]) -> bool:
 
 
 def decided(sections: dict[str, Any], unmeasured: str | None = None) -> dict[str, Any]:
-    """Replace each `auto` (kernels, attention, precision) by what it means on this machine, before the run is named.
+    """Replace each `auto` (kernels, attention, precision) by its value on this machine, before the run is named.
 
     Args:
-        unmeasured: The precision to assume where none has been measured yet; None: measure it.
+        unmeasured: The precision to assume if none has been measured yet. None measures it.
     """
     train, model, runtime = sections["train"], sections["model"], sections["runtime"]
     if not all(isinstance(section, Mapping) for section in (train, model, runtime)):
@@ -152,10 +152,10 @@ def decided(sections: dict[str, Any], unmeasured: str | None = None) -> dict[str
 def compose_run(overrides: Sequence[str], unmeasured: str | None = None) -> RunConfig:
     """Compose and validate one run, with its tuned learning rate if it has one (`lora.config.rates`).
 
-    A run that starts from MNLI is given the run_id of that MNLI run.
+    A run that starts from MNLI gets the run_id of that MNLI run.
 
     Args:
-        unmeasured: As in `decided`.
+        unmeasured: See `decided`.
     """
     config = _seeded_run(overrides, unmeasured)
     if config.start == "mnli":
@@ -165,7 +165,7 @@ def compose_run(overrides: Sequence[str], unmeasured: str | None = None) -> RunC
 
 
 def _seeded_run(overrides: Sequence[str], unmeasured: str | None) -> RunConfig:
-    """One run, resolved once for all its seeds: no interpolation in conf/ uses the seed."""
+    """One run, resolved once for all seeds, because no interpolation in conf/ uses the seed."""
     seeds = [override for override in overrides if SEED.fullmatch(override)]
     others = tuple(override for override in overrides if override not in seeds)
     named = (*local_encoders(overrides), *((task.name, *task.official_rows.values()) for task in own_tasks(overrides)))
@@ -175,16 +175,16 @@ def _seeded_run(overrides: Sequence[str], unmeasured: str | None) -> RunConfig:
 
 
 def local_encoders(overrides: Sequence[str]) -> list[str]:
-    """The names of the local encoders that overrides point to; they depend on the content of the folders."""
+    """The names of the local encoders that overrides select. They depend on the content of the folders."""
     return [local_name(folder) for folder in values_given("model.path", overrides) if isinstance(folder, str)]
 
 
 def _with_leaves(overrides: tuple[str, ...], named: tuple[Any, ...]) -> tuple[dict[str, Any], Any] | None:
-    """`_resolved`, of which the runs that differ in `LEAF` settings alone share all but these settings.
+    """`_resolved`, computed once for all runs that differ only in `LEAF` settings.
 
     Resolving a run's interpolations takes thirty times as long as validating it, and a grid varies rates and ranks.
 
-    Returns: None where this would not give the same: the settings must exist, and none be or become a mapping.
+    Returns: None without such settings, or if the result could differ: each must exist, and not be or become a mapping.
     """
     leaves = [override for override in overrides if LEAF.match(override)]
     others = tuple(override for override in overrides if override not in leaves)
@@ -192,7 +192,7 @@ def _with_leaves(overrides: tuple[str, ...], named: tuple[Any, ...]) -> tuple[di
         return None
     try:
         sections, rates = _resolved(others, named)
-    except UserError:  # a row that lacks what the leaves give
+    except UserError:  # the row lacks a value that a leaf gives
         return None
     changed: dict[str, Any] = {}
     for leaf in map(parsed_override, leaves):
@@ -206,19 +206,19 @@ def _with_leaves(overrides: tuple[str, ...], named: tuple[Any, ...]) -> tuple[di
 
 @functools.lru_cache(maxsize=1024)
 def _resolved(overrides: tuple[str, ...], named: tuple[Any, ...]) -> tuple[dict[str, Any], Any]:
-    """
+    """The sections of a run, and the setting `rates`.
+
     Args:
-        named: The names of local encoders and own tasks. Unused but as a key of the cache: files may change.
-    Returns: The sections of a run, and the setting `rates`.
+        named: The names of local encoders and user-defined tasks: only a key of the cache, because files may change.
     """
     config = compose_values(overrides)
     return resolve(config), _plain(config.rates)
 
 
 def compose_values(overrides: Sequence[str]) -> DictConfig:
-    """`compose_config`, with the groups composed once for all the runs that share them.
+    """`compose_config`, with the groups composed once for all runs that share them.
 
-    Hydra takes some 100 ms to compose; setting plain values in a copy takes a few, and a sweep has hundreds of runs.
+    Hydra takes about 100 ms to compose, setting plain values in a copy a few. A sweep has hundreds of runs.
     """
     parsed = list(map(parsed_override, overrides))
     if any(o.type != OverrideType.CHANGE or o.package or o.key_or_group.startswith("hydra") for o in parsed):
@@ -240,7 +240,7 @@ def _composed_groups(overrides: tuple[str, ...]) -> DictConfig:
 
 
 def parent_overrides(overrides: Sequence[str], child: RunConfig) -> tuple[str, ...]:
-    """The overrides of the MNLI run that a child starts from: the child's own, except for task, start and seed."""
+    """The overrides of the MNLI run that a child starts from: the child's, with another task, start and seed."""
     own = ("task", "start", "start_seed", "start_run", "seed", "runtime.save_adapter")
     shared = [override for override in overrides if override.split("=", 1)[0] not in own]
     seed = child.seed if child.start_seed is None else child.start_seed
@@ -260,7 +260,7 @@ def _no_row(config: DictConfig, error: InterpolationKeyError) -> str:
 
 
 def explain(error: Exception) -> str:
-    """Hydra's message as this project words it (setting, rule, value found); any other message on one line."""
+    """Hydra's message in this project's form (setting, rule, value found). Any other message is put on one line."""
     missing = re.search(r"Could not find '(\w+(?:/\w+)*)/([^'/]+)'", str(error))
     if missing is not None and missing[1] == "hydra/launcher":
         extra = {"submitit_slurm": "slurm"}.get(missing[2], missing[2])

@@ -1,4 +1,4 @@
-"""Where the pretrained files lie, and what they are. No torch here, so that a sweep can be checked before it starts."""
+"""Locate, check and hash pretrained files. Torch is not loaded, so that a sweep can be checked before it starts."""
 
 import functools
 import hashlib
@@ -11,11 +11,11 @@ from lora.data.encoders import encoder_folder
 from lora.errors import UserError
 from lora.files import file_state, hash_file
 
-NAME_LENGTH = 40  # of the part of a local encoder's name that is its folder's
+NAME_LENGTH = 40  # characters of its folder's name in a local encoder's name, at most
 
 
 def locate(config: ModelConfig) -> tuple[str, dict[str, object]]:
-    """The folder or hub id to load from, and the arguments that keep transformers from looking elsewhere."""
+    """The folder or hub id to load from, and the arguments that restrict transformers to it."""
     if config.source == "hub":
         return config.hub_id, {"revision": config.revision}
     if config.source == "local" and not config.path:
@@ -28,9 +28,7 @@ def locate(config: ModelConfig) -> tuple[str, dict[str, object]]:
 
 
 def check_folder(folder: Path) -> None:
-    """
-    Raises: UserError: If it holds no encoder's configuration, or no safetensors.
-    """
+    """Check an encoder's folder. Raises: UserError: If it has no config.json, or no safetensors."""
     if not (folder / "config.json").is_file():
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "no such folder"
         raise UserError(f"model folder {folder} has no config.json (found: {found or 'nothing'})")
@@ -47,7 +45,7 @@ def check_folder(folder: Path) -> None:
 
 
 def local_name(path: str) -> str:
-    """What a local encoder is called in run ids and tables: after its folder, and digits of its hash.
+    """The name of a local encoder in run ids and tables: its folder's name and six digits of its hash.
 
     Raises: UserError: If the folder holds no encoder.
     """
@@ -74,9 +72,7 @@ def hash_weights(folder: str) -> str:
 
 
 def cached_hash(path: str) -> str:
-    """
-    Raises: UserError: If it cannot be read.
-    """
+    """A file's SHA-256, computed once until the file changes. Raises: UserError: If it cannot be read."""
     try:
         return _hash_once(path, file_state(path))
     except OSError as error:

@@ -1,15 +1,15 @@
-"""Which row of hyperparameters a task takes. Whatever is to come before conf/ is looked up here."""
+"""Find the row of hyperparameters for a task. Any source that is to precede conf/ belongs in this module."""
 
 from omegaconf import DictConfig
 
-DEFAULT = "default"  # the row of tasks that have none of their own
+DEFAULT = "default"  # the row of tasks without their own
 
 
 def row_of(config: DictConfig, task: str) -> tuple[DictConfig | None, bool]:
     """The row of a task in the hyperparameters of a composed configuration.
 
-    Returns: The row, and whether its learning rate was chosen for this task; None where the file has neither a row for
-        the task nor a default one.
+    Returns: The row, and whether its learning rate was chosen for this task. The row is None if the file has neither
+        a row for the task nor a default one.
     """
     hparams = config.hparams
     return (hparams[task], True) if task in hparams else (hparams.get(DEFAULT), False)

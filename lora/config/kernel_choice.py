@@ -1,4 +1,4 @@
-"""Which kernels and attention `auto` stands for. No torch here: they name a run, and loading torch takes seconds."""
+"""Resolve `auto` for kernels and attention, without torch: the values name a run, and torch takes seconds to load."""
 
 import ctypes
 import functools
@@ -14,16 +14,16 @@ from lora.config.run import ModelConfig
 from lora.errors import UserError
 
 ARCHITECTURES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet")
-BF16_CAPABILITY = 8  # CUDA's compute capability, major number, from which a GPU multiplies in bfloat16 (Ampere)
-MAJOR_CAPABILITY = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR of the driver's cuda.h
-MAX_TOKENS = 1024  # that of `lora.training.fused.kernels`, which planning does not load
+BF16_CAPABILITY = 8  # lowest major compute capability of a GPU that multiplies in bfloat16 (Ampere)
+MAJOR_CAPABILITY = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR in the driver's cuda.h
+MAX_TOKENS = 1024  # as in `lora.training.fused.kernels`, which planning does not load
 
 
 def choose_kernels(model: ModelConfig, device: str) -> tuple[str, str]:
-    """`fused` on a CPU where they cover the encoder, else `stock`; and why, as words for a user.
+    """`fused` on a CPU if they cover the encoder, else `stock`; and the reason, in words for the user.
 
-    An encoder of the hub takes `stock`: its architecture is not known before it is downloaded, and the choice names
-    the run. One whose files are absent counts as covered: a run of it is refused with a message of its own.
+    An encoder from the hub takes `stock`: its architecture is unknown until it is downloaded, and the choice names the
+    run. An encoder whose files are absent counts as covered: its run is refused with a separate message.
 
     Args:
         device: `runtime.device`.
@@ -39,17 +39,17 @@ def choose_kernels(model: ModelConfig, device: str) -> tuple[str, str]:
 
 
 def takes_gpu(kernels: str, device: str) -> bool:
-    """Whether a run with these kernels computes on a GPU here, for a value of `runtime.device`."""
+    """Whether a run with these kernels and this `runtime.device` computes on a GPU."""
     return kernels != "fused" and (device == "cuda" or (device == "auto" and has_gpu()))
 
 
 def choose_attention(kernels: str, device: str) -> str:
-    """transformers' implementation: sdpa on a GPU; eager on a CPU, where it is the faster with attention dropout."""
+    """transformers' implementation: sdpa on a GPU; eager on a CPU, where it is faster with attention dropout."""
     return "sdpa" if takes_gpu(kernels, device) else "eager"
 
 
 def read_settings(model: ModelConfig) -> dict[str, Any]:
-    """A local encoder's config.json. {} if there is none to read."""
+    """A local encoder's config.json; {} if it cannot be read."""
     try:
         settings = json.loads((Path(locate(model)[0]) / "config.json").read_bytes())
     except (UserError, OSError, ValueError):
@@ -58,11 +58,11 @@ def read_settings(model: ModelConfig) -> dict[str, Any]:
 
 
 def not_covered(settings: Mapping[str, Any]) -> str | None:
-    """Why the fused kernels do not compute an encoder. None if they do.
+    """The reasons why the fused kernels do not cover an encoder; None if they do.
 
     Args:
-        settings: Its config.json, or the same as transformers completes it. A value that is not stated is
-            transformers' default for the covered architectures, which all of them cover.
+        settings: Its config.json, as stored or as completed by transformers. A missing value is transformers'
+            default for the covered architectures, and the kernels cover it.
     """
     kind, activation = settings.get("model_type", "bert"), settings.get("hidden_act", "gelu")
     reasons = {
@@ -76,12 +76,12 @@ def not_covered(settings: Mapping[str, Any]) -> str | None:
 
 @functools.cache
 def has_gpu() -> bool:
-    """Whether torch would find a CUDA device here: it is built for them, and the driver has one for this process."""
+    """Whether torch finds a CUDA device: it is built for CUDA, and the driver shows a device to this process."""
     return built_for_cuda() and visible_gpus() > 0
 
 
 def built_for_cuda() -> bool:
-    """Whether the installed torch is, by its file of versions. True if there is no telling."""
+    """Whether the installed torch is built for CUDA, according to its version.py. True if unknown."""
     package = importlib.util.find_spec("torch")
     version = Path(package.origin).with_name("version.py") if package and package.origin else None
     try:
@@ -91,31 +91,31 @@ def built_for_cuda() -> bool:
 
 
 def visible_gpus() -> int:
-    """Number of devices that CUDA's driver shows to this process (CUDA_VISIBLE_DEVICES counts); 0 without a driver."""
+    """Number of devices that CUDA's driver shows to this process (CUDA_VISIBLE_DEVICES applies); 0 without a driver."""
     return ask_driver(lambda driver, answer: driver.cuDeviceGetCount(answer), ctypes.c_int) or 0
 
 
 def gpu_has_bf16() -> bool:
-    """Whether the first GPU multiplies in bfloat16 by itself; False if there is no telling."""
+    """Whether the first GPU multiplies in bfloat16 natively; False if unknown."""
 
     def ask(driver: ctypes.CDLL, answer: Any) -> int:
-        return driver.cuDeviceGetAttribute(answer, MAJOR_CAPABILITY, 0)  # devices are numbered as the driver shows them
+        return driver.cuDeviceGetAttribute(answer, MAJOR_CAPABILITY, 0)  # 0: the first device that the driver shows
 
     return (ask_driver(ask, ctypes.c_int) or 0) >= BF16_CAPABILITY
 
 
 def gpu_memory() -> int | None:
-    """Bytes of the first GPU, used or not. None without one."""
+    """Total memory of the first GPU in bytes, used or not; None without a GPU."""
     return ask_driver(lambda driver, answer: driver.cuDeviceTotalMem_v2(answer, 0), ctypes.c_size_t)
 
 
 def ask_driver(ask: Callable[[ctypes.CDLL, Any], int], kind: type) -> int | None:
-    """An answer of CUDA's driver, which is loaded without torch.
+    """Query CUDA's driver, which is loaded without torch.
 
     Args:
-        ask: Calls the driver with the address of the answer. Returns: Its error code.
-        kind: C's type of the answer.
-    Returns: None without a driver, or where it has none.
+        ask: Calls the driver with the address of the answer, and returns its error code.
+        kind: C type of the answer.
+    Returns: The answer; None without a driver, or if the call fails.
     """
     try:
         driver = ctypes.CDLL("libcuda.so.1")

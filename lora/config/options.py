@@ -1,4 +1,4 @@
-"""What conf/ offers: the options of its groups, and the keys that a setting may have."""
+"""The options of conf/'s groups, and the keys of all settings."""
 
 import dataclasses
 import difflib
@@ -35,7 +35,7 @@ def setting_keys() -> tuple[str, ...]:
 
 
 def unknown_key(key: str) -> str:
-    """The message for a key that is no setting, with the nearest one."""
+    """The message for a key that is not a setting, with the nearest setting, if any."""
     last = {known.rpartition(".")[2]: known for known in reversed(setting_keys())}
     near = difflib.get_close_matches(key, setting_keys(), 1, 0.7)
     near = near or [last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], last, 1, 0.7)]
@@ -45,12 +45,12 @@ def unknown_key(key: str) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def parsed_override(override: str) -> Override:
-    """As Hydra reads it. Raises: HydraException: If it is none."""
+    """Parse an override with Hydra. Raises: HydraException: If it is not an override."""
     return OverridesParser.create().parse_override(override)
 
 
 def values_given(key: str, overrides: Sequence[str]) -> list[Any]:
-    """All values that overrides give to a key, as Hydra reads them."""
+    """All values that overrides give to a key, as Hydra parses them."""
     given = [override for override in overrides if override.startswith(f"{key}=")]
     return [
         value
@@ -60,7 +60,7 @@ def values_given(key: str, overrides: Sequence[str]) -> list[Any]:
 
 
 def describe_group(name: str) -> list[str]:
-    """The options of a config group, as files of conf/."""
+    """The options of a config group: the names of its files in conf/."""
     return sorted(path.stem for path in (CONF / name).glob("*.yaml"))
 
 

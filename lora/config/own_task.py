@@ -1,4 +1,4 @@
-"""From `task=` to a task: one of TASKS, a file of one's own, or a task that a folder of results keeps."""
+"""Find the task that `task=` names: one of TASKS, a user's file, or a task that a folder of results keeps."""
 
 import copy
 import difflib
@@ -14,12 +14,12 @@ from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
 from lora.files import ROOT
 
-TASK_FILES = ROOT / "conf" / "tasks"  # not conf/task: a folder of that name would make `task` a group of Hydra's
+TASK_FILES = ROOT / "conf" / "tasks"  # not conf/task: that folder would make `task` a group of Hydra
 ENDINGS = (".yaml", ".yml")
 
 
 def task_file(given: str) -> Path | None:
-    """The file that `task=` names: by its path, or as a file of conf/tasks/. None for anything else."""
+    """The file that `task=` names, by path or by its name in conf/tasks/; None for anything else."""
     if given.endswith(ENDINGS) or "/" in given:
         return Path(given).expanduser()
     path = TASK_FILES / f"{given}.yaml"
@@ -27,11 +27,11 @@ def task_file(given: str) -> Path | None:
 
 
 def find_task(given: str, results: str | Path) -> Task:
-    """The task that `task=` names; a task of one's own is read now.
+    """The task that `task=` names. The file of a user-defined task is read.
 
     Args:
-        results: The folder of results whose tasks can be named as in its run ids.
-    Raises: UserError: If there is none, or its file or a row of it is invalid.
+        results: Folder of results, whose tasks can be named as in its run ids.
+    Raises: UserError: If there is no such task, or its file or one of its rows is invalid.
     """
     path = task_file(given)
     if path is not None:
@@ -50,18 +50,18 @@ def find_task(given: str, results: str | Path) -> Task:
 
 
 def own_tasks(overrides: Sequence[str]) -> list[Task]:
-    """The tasks whose files overrides name: runs are called after what these say.
+    """The tasks whose files overrides name. The content of these files is part of a run's name.
 
-    Raises: UserError: As `find_task`.
+    Raises: UserError: If a file or one of its rows is invalid.
     """
     files = [task_file(value) for value in values_given("task", overrides) if isinstance(value, str)]
     return [add_task(path) for path in files if path is not None]
 
 
 def with_task(config: DictConfig) -> DictConfig:
-    """The configuration with the name of its task, the row of its hyperparameters, and the source of its rows.
+    """The configuration with its task's name, hyperparameter row and data source filled in.
 
-    Raises: UserError: If there is no such task, or a file of one's own is invalid.
+    Raises: UserError: If there is no such task, its file is invalid, or a user-defined task is needed.
     """
     if config.task is None:
         raise UserError(
@@ -84,6 +84,6 @@ def with_task(config: DictConfig) -> DictConfig:
         config.task = task.name
         if row is not None:
             config.hparams[task.name] = row
-        if task.own is not None and config.data.source == config.profile.source:  # else it was set: it is checked
+        if task.own is not None and config.data.source == config.profile.source:  # else it was set, and is checked
             config.data.source, config.data.revision = "own", None
     return config

@@ -1,7 +1,7 @@
-"""Which precision `train.precision=auto` stands for: measured once per CPU, torch and encoder. No torch here.
+"""Resolve `train.precision=auto` by one measurement per CPU, torch and encoder. Torch is not loaded.
 
-A CPU's flags do not tell: of two CPUs with the same bfloat16 instructions, one multiplies twice as fast in them as in
-float32, and the other more slowly. The choice names a run, so it is made before anything is trained.
+A CPU's flags do not decide it: of two CPUs with the same bfloat16 instructions, one multiplies twice as fast in
+bfloat16 as in float32, the other more slowly. The choice names a run, so it is made before training.
 """
 
 import collections
@@ -30,25 +30,25 @@ from lora.records.machine import BF16_FLAGS, cpu_flags, cpu_kind
 
 FORMAT = 1
 CACHE = ROOT / "outputs" / "cache" / "precision"
-LEAST_GAIN = 1.15  # ours: below it, bf16 is not worth its rounding
-MINILM = (384, 1536)  # what an encoder counts as whose files are absent: a run of it is refused with its own message
-PROBE_SECONDS = 300  # what the measurement may take at most, with loading torch; it takes 5 on an idle machine
+LEAST_GAIN = 1.15  # ours: a smaller gain is not worth bf16's rounding
+MINILM = (384, 1536)  # sizes assumed if an encoder's files are absent: its run is refused with a separate message
+PROBE_SECONDS = 300  # limit of the measurement, loading torch included; it takes 5 on an idle machine
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The matrix products of one layer of an encoder, forward and backward, in either precision.
+    """Times of the matrix products of one encoder layer, forward and backward, in both precisions.
 
     Args:
-        cpu: As `lora.records.machine.cpu_kind` has it.
-        torch: Its version.
-        width, ffn: Of the encoder.
-        fp32_ms, bf16_ms: Medians over interleaved repetitions: time of one thread on the CPU. bf16: None if torch has
-            no such products here.
-        gain: Median over the repetitions of the time in fp32 over that in bf16.
-        low, high: Quartiles of the same.
-        tries: How often it was measured: again where the repetitions disagreed on which precision to take.
-        format: Of the file that keeps it.
+        cpu: The machine's `lora.records.machine.cpu_kind`.
+        torch: Version of torch.
+        width, ffn: Widths of the encoder and of its feed-forward layers.
+        fp32_ms, bf16_ms: Medians over interleaved repetitions of one thread's CPU time. bf16_ms is None if torch has
+            no such products on this CPU.
+        gain: Median over the repetitions of the ratio of fp32 time to bf16 time.
+        low, high: Quartiles of that ratio.
+        tries: Number of measurements, repeated if the repetitions disagree on the precision.
+        format: Format of the file that stores it.
     """
 
     cpu: str
@@ -82,7 +82,7 @@ class Measurement:
 
     @property
     def words(self) -> str:
-        """What was measured, for a user."""
+        """The measurement, in words for the user."""
         if self.bf16_ms is None:
             return "torch has no bf16 products on this CPU"
         again = "remove outputs/cache/precision to measure again"
@@ -94,25 +94,25 @@ class Measurement:
 
 
 def agreed(low: float, high: float) -> bool:
-    """Whether both quartiles of the gain speak for the same precision."""
+    """Whether both quartiles of the gain imply the same precision."""
     return (low >= LEAST_GAIN) == (high >= LEAST_GAIN)
 
 
 def choose_precision(
     model: ModelConfig, kernels: str, device: str, results: str, measure: bool = True
 ) -> tuple[str, str] | None:
-    """The precision for an encoder here; and why, as words for a user.
+    """The precision for an encoder on this machine, and the reason, in words for the user.
 
-    Runs of the same encoder and kernels in the results folder keep theirs, so that a resumed sweep does not change.
-    Else it is bf16 on a GPU that has it, and on a CPU where it was measured to be faster.
+    Finished runs of the same encoder and kernels in the results folder decide, so that a resumed sweep does not
+    change. Otherwise, it is bf16 on a GPU that has it, and on a CPU where it was measured to be faster.
 
     Args:
         kernels: `fused` or `stock`.
         device: `runtime.device`.
         results: `runtime.results`.
-        measure: Measure what was not measured before, which takes seconds.
-    Returns: None if it was not measured, and is not to be.
-    Raises: UserError: If it cannot be measured.
+        measure: Measure if no measurement is stored, which takes seconds.
+    Returns: None if a measurement is needed, none is stored, and `measure` is false.
+    Raises: UserError: If the measurement fails.
     """
     kept = recorded(results).get((model.name, kernels))
     if kept is not None:
@@ -129,18 +129,18 @@ def choose_precision(
 
 
 def encoder_sizes(model: ModelConfig) -> tuple[int, int]:
-    """Width of an encoder and of its feed-forward layers; MiniLM's where its files do not tell."""
+    """Widths of an encoder and of its feed-forward layers; MiniLM's if its files do not state them."""
     settings = read_settings(model)
-    width = settings.get("hidden_size", settings.get("dim"))  # DistilBERT's names are the others
+    width = settings.get("hidden_size", settings.get("dim"))  # the alternatives are DistilBERT's names
     ffn = settings.get("intermediate_size", settings.get("hidden_dim"))
     sizes = (width, ffn)
     return sizes if all(type(size) is int and size > 0 for size in sizes) else MINILM
 
 
 def recorded(results: str) -> dict[tuple[str, str], tuple[str, int]]:
-    """(encoder, kernels) -> the precision of most finished runs in a results folder, and how many they are.
+    """(encoder, kernels) -> the most frequent precision of finished runs in a results folder, and the number of these.
 
-    Of two precisions with as many runs, the one that came first.
+    Of two equally frequent precisions, the one used first is taken.
     """
     runs = Path(results) / "runs"
     try:
@@ -153,11 +153,11 @@ def recorded(results: str) -> dict[tuple[str, str], tuple[str, int]]:
 def _recorded(runs: Path, changed: tuple[int, int]) -> dict[tuple[str, str], tuple[str, int]]:
     """
     Args:
-        changed: When a file came or went there, and how many there are: the clock of a file system is coarse.
+        changed: The folder's modification time and number of entries, because a file system's clock is coarse.
     """
     found: dict[tuple[str, str], list[tuple[str, str]]] = collections.defaultdict(list)
     for path in runs.glob("*.json"):
-        # a file that is no record is reported where records are read
+        # a file that is not a record is reported where records are read
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             content = json.loads(path.read_bytes())
             config, train = content["config"], content["config"]["train"]
@@ -167,15 +167,15 @@ def _recorded(runs: Path, changed: tuple[int, int]) -> dict[tuple[str, str], tup
     kept = {}
     for key, precisions in found.items():
         counts = collections.Counter(precision for _, precision in sorted(precisions))
-        kept[key] = counts.most_common(1)[0]  # of equals, the first that was counted
+        kept[key] = counts.most_common(1)[0]  # of equal counts, the one counted first
     return kept
 
 
-_MEASURED: dict[Path, Measurement] = {}  # where the cache cannot be written, one process measures once
+_MEASURED: dict[Path, Measurement] = {}  # so that a process measures once even if the cache cannot be written
 
 
 def measurement(width: int, ffn: int, measure: bool = True) -> Measurement | None:
-    """What was measured for an encoder of these sizes, by this process or an earlier one; else what is measured now."""
+    """The measurement for an encoder of these sizes: a stored one, else a new one or, without `measure`, None."""
     path = cache_file(width, ffn)
     if path not in _MEASURED:
         found = read_measurement(path, width, ffn)
@@ -188,7 +188,7 @@ def measurement(width: int, ffn: int, measure: bool = True) -> Measurement | Non
 
 
 def cache_file(width: int, ffn: int) -> Path:
-    """By CPU, torch and encoder: machines that share a folder keep theirs apart."""
+    """The cache file for these sizes, this CPU and torch: machines that share a folder have separate files."""
     release = torch_version()
     digest = hashlib.sha256(f"{cpu_kind()}\0{release}".encode()).hexdigest()[:8]
     return CACHE / f"{width}x{ffn}-torch-{re.sub(r'[^A-Za-z0-9.]+', '-', release)}-{digest}.json"
@@ -200,7 +200,7 @@ def torch_version() -> str:
 
 
 def read_measurement(path: Path, width: int, ffn: int) -> Measurement | None:
-    """None if there is none, or it is broken or of another format: it is then measured anew."""
+    """The stored measurement. None if it is absent, broken, or of another machine or format; it is then repeated."""
     try:
         found = build(Measurement, json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError, UserError):
@@ -210,9 +210,9 @@ def read_measurement(path: Path, width: int, ffn: int) -> Measurement | None:
 
 
 def measured_alone(path: Path, width: int, ffn: int) -> Measurement:
-    """Measure, and keep it. Of several processes that ask at once, one measures and the others read.
+    """Measure and store the result. Of several simultaneous processes, one measures and the others read.
 
-    Raises: UserError: If it cannot be measured; or if the processes of one run could not be told of it.
+    Raises: UserError: If the measurement fails, or cannot be stored for the other processes of the run.
     """
     with one_at_a_time(path.parent):
         found = read_measurement(path, width, ffn)
@@ -228,7 +228,7 @@ def measured_alone(path: Path, width: int, ffn: int) -> Measurement:
 
 @contextlib.contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Where the folder can be written; the kernel lets go when a holder dies."""
+    """Admit one process at a time, if the folder is writable. The kernel frees the lock of a dead process."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
@@ -238,9 +238,9 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 def run_probe(width: int, ffn: int) -> Measurement:
-    """Measure in a process of its own, which loads torch and has one thread.
+    """Measure in a separate process, which loads torch and has one thread.
 
-    Raises: UserError: If that fails.
+    Raises: UserError: If the measurement fails.
     """
     command = [sys.executable, "-m", "lora.training.precision_probe", str(width), str(ffn)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -259,7 +259,7 @@ def run_probe(width: int, ffn: int) -> Measurement:
 
 
 def machine_precisions(results: str) -> list[object]:
-    """What `choose_precision` answers by, other than the encoder: the same list, the same answers."""
+    """The state of this machine and of results that `choose_precision` uses. Equal lists give equal answers."""
     measured = [(path, found.precision) for path, found in _MEASURED.items()]
     for path in sorted(CACHE.glob("*.json")) if cpu_flags() & BF16_FLAGS else ():
         width, _, ffn = path.name.partition("-")[0].partition("x")

@@ -1,4 +1,4 @@
-"""Learning rates that `python -m lora tune` chose: a user's own file, whose rates replace those of conf/hparams.
+"""The user's file of learning rates chosen by `python -m lora tune`. They replace those of conf/hparams.
 
 The file is `results/<profile>/rates.yaml` (the setting `rates`), which git ignores. conf/ is never changed.
 """
@@ -21,7 +21,7 @@ from lora.errors import UserError, first_line
 from lora.files import REFERENCE, RESULTS, file_state, hash_file, write_atomically
 
 FILE = "rates.yaml"
-TUNING = "tune"  # the group of the runs that rates are chosen by (runtime.group): they are in no table of results
+TUNING = "tune"  # group of the tuning runs (runtime.group), which no table of results includes
 WAY_OUT = "mend or remove it, or ignore it with rates=null"
 HEAD = """# Learning rates chosen by `python -m lora tune`. Runs of this profile take them instead of those in
 # conf/hparams, unless rates=null or train.lr=VALUE is given. To go back for good, remove an entry or the file.
@@ -35,13 +35,13 @@ class Rate:
     Args:
         model: The encoder, as run ids name it.
         method: An option of conf/method.
-        lr: The rate taken, one of `tried`.
-        values: Size of the grid before it was extended: every method of a task has a grid of the same size.
-        seeds: Those it was chosen on.
-        date: Of the choice, YYYY-MM-DD, UTC.
-        settings: The other settings that the tuning runs were given.
-        tried: Rate -> the mean over seeds of the best epoch's headline metric on the dev set, a fraction; None where
-            training diverged.
+        lr: The chosen rate, one of `tried`.
+        values: Size of the grid before any extension, the same for every method of a task.
+        seeds: Seeds of the tuning runs.
+        date: Date of the choice, YYYY-MM-DD, UTC.
+        settings: Other settings given to the tuning runs.
+        tried: Rate -> mean over seeds of the best epoch's headline metric on the dev set, a fraction; None if training
+            diverged.
     """
 
     model: str
@@ -68,13 +68,13 @@ class Rate:
 
 
 def rates_setting(overrides: Sequence[str], results: str) -> Any:
-    """The setting `rates` of these overrides, as conf/config.yaml has it."""
+    """The setting `rates` in overrides, with the default of conf/config.yaml."""
     given = [override for override in overrides if override.startswith("rates=")]
     return OverridesParser.create().parse_override(given[-1]).value() if given else f"{results}/{FILE}"
 
 
 def rates_path(setting: Any) -> Path | None:
-    """The file that the setting `rates` names; None for null, and below results/reference: no user's rates count there.
+    """The file that the setting `rates` names. None for null, a mapping, and results/reference, where no rates apply.
 
     Raises: UserError: If it is neither null, a path, nor a mapping of tasks to rates.
     """
@@ -100,13 +100,13 @@ def with_rate(sections: dict[str, Any], rates: Any, overrides: Sequence[str]) ->
 
 
 def states_rate(overrides: Sequence[str]) -> bool:
-    """Whether overrides give a learning rate, or change a row of conf/hparams in it."""
+    """Whether overrides set a learning rate, directly or in a row of conf/hparams."""
     keys = (override.split("=", 1)[0] for override in overrides)
     return any(key == "train.lr" or (key.startswith("hparams.") and key.endswith(".lr")) for key in keys)
 
 
 def chosen_option(group: str, overrides: Sequence[str]) -> str:
-    """The option of a group of conf/ that overrides choose, else the one of conf/config.yaml."""
+    """The option that overrides choose in a group of conf/, else the default in conf/config.yaml."""
     given = [override.split("=", 1)[1] for override in overrides if override.startswith(f"{group}=")]
     return given[-1] if given else _default_options()[group]
 
@@ -121,10 +121,10 @@ def tuned_rates(setting: Any, model: str, protocol: str, method: str) -> dict[st
     """Task -> the tuned rate of a method on an encoder.
 
     Args:
-        setting: The setting `rates`: null, the path of a file that need not exist, or this very mapping, with which a
-            sweep keeps its runs as they were planned.
+        setting: The setting `rates`: null, the path of a file that need not exist, or this mapping itself, with which
+            a sweep keeps its runs as planned.
         method: The option of conf/method.
-    Raises: UserError: If the file is invalid.
+    Raises: UserError: If the file or mapping is invalid.
     """
     if isinstance(setting, Mapping):
         bad = {task: rate for task, rate in setting.items() if not _is_rate(rate)}
@@ -136,10 +136,10 @@ def tuned_rates(setting: Any, model: str, protocol: str, method: str) -> dict[st
 
 
 def pinned_rates(setting: Any, overrides: Sequence[str], config: RunConfig) -> str:
-    """The override that keeps a planned run at its rate, and its MNLI run at that one's, whatever becomes of the file.
+    """The override that fixes the rates of a planned run and of its MNLI run, even if the file changes.
 
     Args:
-        setting: The setting `rates` that the run was composed with, by these overrides.
+        setting: The setting `rates` with which these overrides were composed.
     """
     tuned = {}
     if not states_rate(overrides):
@@ -154,19 +154,19 @@ def _is_rate(value: Any) -> bool:
 
 
 def rates_state(setting: Any) -> str | None:
-    """What the tuned rates follow from: the same text, the same rates. None without a file.
+    """A key of the tuned rates: the hash of their file, or None without rates.
 
-    Raises: UserError: If the file is invalid, so that this is said once and not for each run.
+    Raises: UserError: If the file is invalid, so that this is reported once and not for each run.
     """
     path = rates_path(setting)
     return hash_file(path) if read_rates(path) else None
 
 
 def read_rates(path: Path | None) -> tuple[Rate, ...]:
-    """The rates of a file; none without one.
+    """The rates in a file; () without a file.
 
-    Raises: UserError: If it cannot be read, is no such file, names an unknown method, or has a rate that is not > 0;
-        all problems are listed.
+    Raises: UserError: If it cannot be read, is not a file of rates, names an unknown method, or has a rate that is not
+        > 0. All problems are listed.
     """
     try:
         return _read(path, file_state(path)) if path is not None else ()
@@ -200,9 +200,9 @@ def _read(path: Path, state: tuple[int, ...]) -> tuple[Rate, ...]:
 
 
 def write_rates(path: Path, new: Iterable[Rate]) -> None:
-    """Put rates into a file, each in place of an earlier one of the same encoder, protocol, task and method.
+    """Add rates to a file. Each replaces an earlier one of the same encoder, protocol, task and method.
 
-    Raises: UserError: If the file that is there is invalid, or it cannot be written.
+    Raises: UserError: If the existing file is invalid, or cannot be written.
     """
     with one_at_a_time(path.parent):
         kept = {one.key: one for one in (*read_rates(path), *new)}
@@ -216,7 +216,7 @@ def _plain(rate: Rate) -> dict[str, Any]:
 
 
 def said(setting: Any, runs: Iterable[tuple[str, str, str, Sequence[str]]]) -> str | None:
-    """Where the learning rates of runs are from, for a user; None if none of them is tuned.
+    """The origin of runs' tuned learning rates, in words for the user; None if none is tuned.
 
     Args:
         runs: The encoder, protocol, task and overrides of each.

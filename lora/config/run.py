@@ -60,7 +60,7 @@ class DataConfig:
 
     Args:
         source: `embedded`, `tsv` (the official layout under `path`), `parquet` (the hub's layout under `path`), `hub`;
-            `own` for a task of one's own, whose definition says where its rows lie.
+            `own` for a user-defined task, whose definition locates its rows.
         train_rows: Size of a fixed subset of the train split; None uses the whole split.
         max_length: Maximum number of tokens; longer inputs are truncated.
         batching: `random`, or `similar_length` (the same examples per epoch, with less padding).
@@ -97,9 +97,9 @@ class TrainConfig:
         weight_decay: Applied to all trainable parameters except biases and LayerNorms (the Trainer of `run_glue.py`).
         dropout: Dropout in the encoder; None keeps the pretrained configuration's.
         head_dropout: Dropout in the classifier (Table 10's "CLS dropout"); None likewise.
-        precision: Of activations and matrix products. Trainable parameters and the optimizer are float32.
-        kernels: `stock`, transformers' own modules, under autocast with bf16; or `fused` (`lora.training.fused`):
-            compiled loops for CPUs. Their dropout masks differ, so a run's name says which.
+        precision: Precision of activations and matrix products. Trainable parameters and the optimizer are float32.
+        kernels: `stock`, transformers' modules, under autocast with bf16; or `fused` (`lora.training.fused`):
+            compiled loops for CPUs. Their dropout masks differ, so the choice is part of a run's name.
         selection: The MNLI split whose headline metric picks the best epoch; other tasks have one split.
     """
 
@@ -158,13 +158,13 @@ class RuntimeConfig:
         outputs: Folder for checkpoints and logs.
         device: `auto` uses a GPU if there is one, unless train.kernels is `fused`.
         save_adapter: Save the adapter of the best epoch in `outputs`/adapters; for full fine-tuning, the whole encoder.
-            MNLI runs that others start from always do.
+            MNLI runs that others start from always save it.
         threads: Torch threads per run. They change the last bits on a CPU, so the record holds them.
-        retry_failed: Train runs again whose record says `failed`.
-        checkpoint_minutes: Minutes between checkpoints. None, as in records from before checkpoints existed, writes one
-            only when the run is asked to stop.
+        retry_failed: Retrain runs whose record says `failed`.
+        checkpoint_minutes: Minutes between checkpoints. None, as in records older than checkpoints, writes one only
+            when the run is asked to stop.
         tracking: Weights & Biases: `auto` (online with a key, else offline), `offline` or `off`.
-        group: Group of the run in Weights & Biases: the experiment that asked for it.
+        group: Group of the run in Weights & Biases: the experiment that requested it.
     """
 
     results: str
@@ -258,7 +258,7 @@ class RunConfig:
         return settings
 
     def for_record(self) -> dict[str, Any]:
-        """The whole configuration for a record, which is shared: of absolute paths only the last name is kept."""
+        """The whole configuration for a record. Absolute paths keep only their last name, since records are shared."""
         config = dataclasses.asdict(self)
         for section, key in (("model", "path"), ("data", "path"), ("runtime", "results"), ("runtime", "outputs")):
             if config[section][key] is not None and Path(config[section][key]).is_absolute():

@@ -1,4 +1,4 @@
-"""What sets runs of one method on one task apart: the settings that a grid or a command line gives on top of conf/."""
+"""Distinguish runs of one method on one task by the settings that a grid or command line gives in addition to conf/."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -6,21 +6,21 @@ from typing import Any
 
 from lora.config.run import RunConfig
 
-# Told by other columns, or made by others: what is compared is all the rest of the settings that name a run.
+# Shown in other columns, or derived from other settings. All other settings that name a run are compared.
 ELSEWHERE = ("seed", "start_run", "model.name")
 WORDS = {"start=mnli": "from MNLI", "start=pretrained": "from pretrained"}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """The settings in which a run differs from the one that conf/ makes of its model, method, protocol and task.
+    """The settings in which a run differs from the one that conf/ gives for its model, method, protocol and task.
 
-    Runs of different tasks with the same such settings are one row of a table: what else differs between them is what
-    their hyperparameter file makes by task.
+    Runs of different tasks with equal variants form one row of a table. Their other differences come from the rows of
+    their hyperparameter file.
 
     Args:
-        given: `key=value` of each.
-        usual: The same keys, with the values of conf/.
+        given: `key=value` of each setting.
+        usual: The same keys with the values of conf/.
     """
 
     given: tuple[str, ...]
@@ -28,7 +28,7 @@ class Variant:
 
 
 def variant(config: RunConfig, base: RunConfig) -> Variant:
-    """What sets a run apart from `base`, but for what the slug of its method tells."""
+    """The settings in which a run differs from `base`, except `ELSEWHERE` and those in its method's slug."""
     ours, theirs = flattened(config.settings()), flattened(base.settings())
     told = {*ELSEWHERE, *(f"method.{key}" for key in config.method.in_slug)}
     keys = [key for key, value in ours.items() if key not in told and value != theirs.get(key)]
@@ -37,7 +37,7 @@ def variant(config: RunConfig, base: RunConfig) -> Variant:
 
 
 def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{train: {lr: 1}}` as `{train.lr: 1}`; mappings below a section's settings stay whole."""
+    """`{train: {lr: 1}}` as `{train.lr: 1}`. Mappings within a section stay whole."""
     found = {}
     for key, value in settings.items():
         if isinstance(value, Mapping) and not prefix:
@@ -57,18 +57,18 @@ def plain(value: Any) -> str:
     if isinstance(value, Mapping):
         return "+".join(f"{key}:{plain(item)}" for key, item in value.items())
     short = f"{value:g}" if isinstance(value, float) else ""
-    return short if short and float(short) == value else str(value)  # two values are never one text
+    return short if short and float(short) == value else str(value)  # different values have different texts
 
 
 def words(several: Iterable[Variant]) -> dict[tuple[str, ...], str]:
-    """How a table tells the rows of one method apart: by the settings that not all of them share.
+    """Labels that distinguish a table's rows of one method: the settings that not all of them share.
 
-    The modules that LoRA adapts are told even where all rows share them, if the slug does not tell them.
+    The modules that LoRA adapts are stated even if all rows share them, unless the slug states them.
 
     Args:
-        several: Of the runs of all the rows.
-    Returns: What a row's runs are given -> its words. A row that is given nothing has the usual values, where they are
-        the same for all tasks.
+        several: The variants of the runs of all rows.
+    Returns: A row's `given` -> its label. A setting that a row is not given has its usual value, if that is the same
+        for all tasks.
     """
     several = list(several)
     rows = list(dict.fromkeys(each.given for each in several))

@@ -1,1 +1,1 @@
-"""The rows of every task, the same from every source, and the metrics."""
+"""The tasks, their rows (the same from every source), their batches and their metrics."""

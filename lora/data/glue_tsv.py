@@ -13,9 +13,9 @@ def read_tsv(task: Task, split: str, folder: Path) -> tuple[dict[str, list], dic
     """Read one split. Texts stay byte for byte as in the file; "NA" and "null" are text.
 
     Returns: The text columns and `label` (class indices or scores; None in every row of a test split); and
-        file -> number of torn lines left out, empty if there are none (only QQP has any).
+        file -> number of skipped torn lines, empty if there are none (only QQP has any).
     Raises: UserError: If the folder or file is missing, or a line breaks the layout; the message names file and line. A
-        last line without a line end is such a line, unless the split has all official rows.
+        last line without a line end does so unless the split has all official rows.
     """
     layout = task.tsv
     path = find_file(folder, layout.folder, layout.files[split])
@@ -96,11 +96,11 @@ def cut_short(path: Path, number: int, line: str) -> str:
 def read_lines(path: Path, torn_allowed: bool = False) -> tuple[list[str], bool]:
     """The lines of a file, and whether the last one has a line end.
 
-    Lines end with LF, or all of them with CRLF, as in some copies.
+    All lines end with LF or, as in some copies, all with CRLF.
 
     Args:
-        torn_allowed: End lines as Python's text files do, at a lone CR too. QQP's official size comes from loaders that
-            read it this way.
+        torn_allowed: Split lines as Python's text files do, also at a lone CR. QQP's official size comes from loaders
+            that read it this way.
     Raises: UserError: If the file is empty, a line is not UTF-8, or the last line ends within a character.
     """
     try:

@@ -1,16 +1,16 @@
-"""From an entry of a label column to a class index or a score."""
+"""Convert entries of a label column to class indices or scores."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 
 def label_reader(words: Sequence[str] | None, score_range: tuple[float, float] | None) -> Callable[[Any], int | float]:
-    """A function from an entry to its label. It raises ValueError, saying what an entry may hold.
+    """A function from an entry to its label. It raises a ValueError that states the valid entries.
 
     Args:
-        words: Of classification: the labels as the file writes them, in the order of their indices. Whole numbers may
-            stand for their digits, as JSON and parquet hold them.
-        score_range: Of regression: the lowest and the highest score.
+        words: For classification: the labels as in the file, in the order of their indices. An integer entry matches
+            the label with its digits, since JSON and parquet hold integers.
+        score_range: For regression: the lowest and the highest score.
     """
     if words:
         known = {word: index for index, word in enumerate(words)}

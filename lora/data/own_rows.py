@@ -1,4 +1,4 @@
-"""The rows of a task of one's own: from files next to its definition or from the hub, each row checked."""
+"""Read the rows of a user-defined task from its definition's files or from the hub, and check each row."""
 
 import functools
 from collections import Counter
@@ -13,14 +13,14 @@ from lora.data.tasks import OwnRows, Task
 from lora.errors import UserError, first_line
 from lora.files import file_state
 
-KEPT = 12  # splits whose rows stay in memory: they are counted, compared, hashed and trained on
+KEPT = 12  # splits whose rows stay in memory, for counting, comparing, hashing and training
 
 
 def own_rows(own: OwnRows, split: str) -> dict[str, list[Any]]:
-    """One split of a task of one's own.
+    """Read one split of a user-defined task.
 
     Returns: The text columns and `label`: class indices or scores; None in every row of a test split without labels.
-    Raises: UserError: If the file is absent or broken, or a row does not fit the definition; with file and line.
+    Raises: UserError: If the file is absent or broken, or a row does not fit the definition (with file and line).
     """
     if own.definition.hub is not None:
         return _hub_rows(own.definition, split)
@@ -57,12 +57,12 @@ def _hub_rows(definition: Definition, split: str) -> dict[str, list[Any]]:
     if names is not None and set(definition.labels or ()) <= set(names):
         values[label] = [names[index] if 0 <= index < len(names) else None for index in values[label]]
         if split == "test" and not any(values[label]):
-            del values[label]  # -1 in every row: the hub keeps the labels to itself
+            del values[label]  # -1 in every row: the hub withholds the labels
     return checked(definition, Columns(where, values, range(1, len(dataset) + 1), "row"), split)
 
 
 def load_hub(hub: HubRows, split: str) -> Any:
-    """A split of a data set on the hub. Raises: UserError: If it cannot be loaded."""
+    """Load a split of a data set on the hub. Raises: UserError: If it cannot be loaded."""
     from datasets import load_dataset
 
     from lora.data.read import quiet
@@ -77,7 +77,7 @@ def load_hub(hub: HubRows, split: str) -> Any:
 
 
 def checked(definition: Definition, found: Columns, split: str) -> dict[str, list[Any]]:
-    """Texts and labels of a split.
+    """Check a split, and return its texts and labels.
 
     Raises: UserError: If there are no rows, a text is empty, a label is missing, unknown or out of range, or, in train
         and dev, all labels are the same.
@@ -90,7 +90,7 @@ def checked(definition: Definition, found: Columns, split: str) -> dict[str, lis
             if not isinstance(text, str) or not text.strip():
                 what = "an empty text" if text is None or isinstance(text, str) else f"{text!r}, which is not text,"
                 raise UserError(f"{found.where(row)}: {what} in column {name}")
-    if definition.label not in found.values:  # of a test split
+    if definition.label not in found.values:  # a test split without labels
         return texts | {"label": [None] * len(found)}
     cells, read = found.values[definition.label], label_reader(definition.labels, definition.range)
     if split == "test" and all(cell is None or cell == "" for cell in cells):
@@ -111,7 +111,7 @@ def checked(definition: Definition, found: Columns, split: str) -> dict[str, lis
 
 
 def duplicates(task: Task) -> dict[str, int]:
-    """Split -> how many of its rows have the texts of a train row: they were seen in training."""
+    """Split -> number of its rows whose texts occur in train too, so that training sees them."""
     own = task.own
     seen = set(texts_of(own, own_rows(own, "train")))
     counts = {split: sum(row in seen for row in texts_of(own, own_rows(own, split))) for split in task.official_rows}
@@ -119,7 +119,7 @@ def duplicates(task: Task) -> dict[str, int]:
 
 
 def most_frequent(task: Task, split: str) -> tuple[str, float]:
-    """The most frequent label of a split and its share: the accuracy of always answering so."""
+    """The most frequent label of a split and its share: the accuracy of always predicting it."""
     labels = own_rows(task.own, split)["label"]
     index, count = Counter(labels).most_common(1)[0]
     return task.labels[index], count / len(labels)

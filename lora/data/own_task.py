@@ -1,6 +1,6 @@
-"""Tasks of one's own: each is read from its file and then stands in TASKS like every other.
+"""User-defined tasks: each is read from its file and added to TASKS.
 
-A folder of results keeps the definition of each task that its records are of, in `tasks/`. Reports need no more.
+A folder of results keeps the definition of each task of its records in `tasks/`. That is all that reports need.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ FOLDER = "tasks"  # below a folder of results
 
 @dataclass(frozen=True)
 class Kept:
-    """What a folder of results keeps of a task.
+    """The facts of a task that a folder of results keeps.
 
     Args:
-        rows: As `Task.official_rows`.
-        label_std: As in `Task`.
+        rows: See `Task.official_rows`.
+        label_std: See `Task`.
     """
 
     definition: Definition
@@ -35,7 +35,7 @@ class Kept:
 
 
 def add_task(path: Path) -> Task:
-    """Read a task's file and its rows, and put it into TASKS.
+    """Read a task's file and its rows, and add the task to TASKS.
 
     Raises: UserError: If the file or a row is invalid.
     """
@@ -65,7 +65,7 @@ def put(name: str, kept: Kept, own: OwnRows) -> Task:
 
 
 def keep_task(task: Task, results: str | Path) -> None:
-    """Write the definition of a task of one's own next to the records of its runs.
+    """Write the definition of a user-defined task into the results folder of its runs.
 
     Raises: UserError: If it cannot be written.
     """
@@ -77,10 +77,10 @@ def keep_task(task: Task, results: str | Path) -> None:
 
 
 def add_kept_tasks(results: str | Path) -> list[str]:
-    """Put the tasks that a folder of results keeps into TASKS, unless they are in it with their rows.
+    """Add the tasks that a folder of results keeps to TASKS. A task already in TASKS stays, with its rows.
 
     Returns: Their names.
-    Raises: UserError: If a file is no definition, or not the one that it is named after.
+    Raises: UserError: If a file is not a valid definition, or its hash is not the one in its name.
     """
     names = []
     for path in sorted((Path(results) / FOLDER).glob("*.json")):

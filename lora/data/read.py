@@ -1,4 +1,4 @@
-"""Read a task's rows, the same from every source: embedded texts, official TSV files, the hub's parquet, own files."""
+"""Read a task's rows, the same from every source: embedded texts, official TSV, the hub's parquet, user's files."""
 
 import contextlib
 import hashlib
@@ -25,7 +25,7 @@ SOURCES = ("embedded", "tsv", "parquet", "hub", "own")
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task's rows and where they came from.
+    """A task's rows and their origin.
 
     Args:
         splits: Split -> the task's text columns, `label` (class index or score; None in test splits) and `idx`, the
@@ -33,7 +33,7 @@ class TaskData:
         rows: Split -> number of rows.
         official_rows: Split -> number of rows of the official split.
         is_part: Whether any split's number of rows differs from the official one.
-        skipped: File -> number of torn lines left out, for files that have any.
+        skipped: File -> number of skipped torn lines, for files that have any.
         revision: The commit that the hub served; None for other sources.
         fingerprint: SHA-256 of the texts and labels: equal rows have equal fingerprints, from every source.
     """
@@ -59,7 +59,7 @@ def read(
     """Read splits of a task. Repeating the latest request returns the same object as long as no file has changed.
 
     Args:
-        source: `embedded`, `tsv`, `parquet`, `hub`; `own` for a task of one's own, whose file says where they lie.
+        source: `embedded`, `tsv`, `parquet`, `hub`; `own` for a user-defined task, whose file locates its rows.
         path: The folder that holds the tasks' folders, for `tsv` and `parquet`.
         revision: Commit, tag or branch, for `hub`.
         train_rows: Size of a fixed subset of the train split, the same for every seed and contained in every larger
@@ -74,7 +74,7 @@ def read(
     request = (task, source, revision, train_rows, wanted, states)
     if _latest and _latest[0][0] == request:
         return _latest[0][1]
-    _latest.clear()  # before other rows take memory
+    _latest.clear()  # frees memory before other rows are read
     rows, skipped, commit = {}, {}, None
     for split in wanted:
         if source == "embedded":
@@ -196,7 +196,7 @@ def read_hub_layout(
     columns = {name: dataset[name][:] for name in task.columns}
     if any(not isinstance(text, str) for texts in columns.values() for text in texts):
         raise UserError(f"{split} of {where}: {' and '.join(task.columns)} must be text in every row")
-    if split in task.test_splits:  # the hub has -1 there or, for MRPC, the labels, which nothing here may see
+    if split in task.test_splits:  # the hub has -1 or, for MRPC, the labels, which must not be seen
         columns["label"] = [None] * len(dataset)
     else:
         columns["label"] = check_labels(task, dataset["label"][:], f"{split} of {where}")
@@ -205,7 +205,7 @@ def read_hub_layout(
 
 
 def check_labels(task: Task, labels: list, where: str) -> list:
-    """Return the labels. Raises: UserError: If one is not a class index, or not a score within the range."""
+    """Check and return labels. Raises: UserError: If one is not a class index, or not a score within the range."""
     if task.labels:
         count, rule = len(task.labels), f"0 to {len(task.labels) - 1} ({', '.join(task.labels)})"
         broken = (row for row, label in enumerate(labels) if not (isinstance(label, int) and 0 <= label < count))

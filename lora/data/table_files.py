@@ -1,4 +1,4 @@
-"""Read columns of a table from CSV, TSV, JSON lines or parquet: strictly, every message with file and line."""
+"""Read columns of a table from CSV, TSV, JSON lines or parquet, strictly. Every message has file and line."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from typing import Any
 from lora.data.glue_tsv import BOM, contents, shown
 from lora.errors import UserError, first_line
 
-Row = tuple[int, list[Any]]  # its line, and its values in the order that was asked for
+Row = tuple[int, list[Any]]  # its line, and its values in the requested order
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -20,9 +20,9 @@ class Columns:
     """Columns of a file.
 
     Args:
-        values: Column -> its values, as the file has them: text in CSV and TSV.
-        lines: The line of each row, or its number in a file without lines.
-        unit: Which of the two.
+        values: Column -> its values as in the file: text in CSV and TSV.
+        lines: The line of each row or, in a file without lines, the number of the row.
+        unit: `line` or `row`, accordingly.
     """
 
     path: Path
@@ -38,16 +38,16 @@ class Columns:
 
 
 def read_columns(path: Path, wanted: Sequence[str], optional: Sequence[str] = ()) -> Columns:
-    """Read columns of a file, in the form that its name says.
+    """Read columns of a file, in the format of its extension.
 
-    CSV as in RFC 4180, with a header. TSV without quoting, as GLUE's files, with a header. JSON lines: an object in
+    CSV follows RFC 4180 and has a header. TSV has a header and, as in GLUE, no quoting. JSON lines has an object in
     each line.
 
     Args:
         wanted: Columns that the file must have.
-        optional: Columns that are read if the file has them.
-    Raises: UserError: If the file is absent, of an unknown form, not UTF-8, lacks a column or has one twice, or a row
-        is ragged.
+        optional: Columns to read if the file has them.
+    Raises: UserError: If the file is absent, of an unknown format or not UTF-8, lacks a column or has one twice, or has
+        a ragged row.
     """
     reader = READERS.get(path.suffix.lower())
     if reader is None:
@@ -89,7 +89,7 @@ def decoded(path: Path) -> str:
 
 
 def csv_lines(path: Path) -> Iterator[Row]:
-    """Each record with the line that it starts in. A quoted cell may have several lines."""
+    """Each record, with the number of its first line. A quoted cell may span several lines."""
     reader = csv.reader(io.StringIO(decoded(path), newline=""), strict=True)
     line = 1
     try:
@@ -108,7 +108,7 @@ def tsv_lines(path: Path) -> Iterator[Row]:
 
 
 def delimited(records: Callable[[Path], Iterator[Row]]) -> Callable[..., Columns]:
-    """A reader of rows of cells below a header."""
+    """A reader for rows of cells below a header."""
 
     def read(path: Path, wanted: Sequence[str], optional: Sequence[str]) -> Columns:
         rows = records(path)
@@ -121,7 +121,7 @@ def delimited(records: Callable[[Path], Iterator[Row]]) -> Callable[..., Columns
 
 
 def picked(path: Path, header: Sequence[str], places: Sequence[int], rows: Iterable[Row]) -> Iterator[Row]:
-    """The cells at some places. Empty lines at the end are no rows."""
+    """The cells at `places` of each row. Empty lines at the end are ignored."""
     empty = None
     for line, cells in rows:
         if not cells:
@@ -154,15 +154,15 @@ def read_json_lines(path: Path, wanted: Sequence[str], optional: Sequence[str]) 
 
 
 class Pairs(list):
-    """A JSON object as its keys and values, so that a key that occurs twice is seen."""
+    """A JSON object as pairs of key and value, so that a duplicate key is detected."""
 
 
 def read_parquet(path: Path, wanted: Sequence[str], optional: Sequence[str]) -> Columns:
-    import pandas as pd  # here, because it takes a second to load
+    import pandas as pd  # imported late, because it takes a second to load
 
     try:
         table = pd.read_parquet(path, engine="pyarrow", dtype_backend="pyarrow")
-    except Exception as error:  # pyarrow's own kinds
+    except Exception as error:  # pyarrow's own exceptions
         raise UserError(f"cannot read {path}: {first_line(error)}; is it a whole parquet file?") from error
     names = places_of([str(name) for name in table.columns], wanted, optional, f"{path}")
     values = {name: [None if value is pd.NA else value for value in table[name].tolist()] for name in names}

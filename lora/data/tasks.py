@@ -1,6 +1,6 @@
-"""TASKS: columns, labels, splits, headline metric, official sizes and file layout of each task. No torch here.
+"""TASKS: columns, labels, splits, headline metric, official sizes and file layout of each task. Torch is not loaded.
 
-A task of one's own joins them when its file is read (`lora.data.own_task`).
+A user-defined task is added when its file is read (`lora.data.own_task`).
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ class TsvLayout:
         label: Header name of the label column, which test files lack.
         words: Label words in the files, in the order of `Task.labels`; () if they are the same.
         bare: Column names of train and dev files without a header (CoLA).
-        broken: Whether some lines of train and dev are torn apart (QQP). Lines then end as in Python's text files, and
-            lines with another number of columns are left out, provided that the official number of rows remains.
+        broken: Whether some lines of train and dev are torn (QQP). Lines then end as in Python's text files, and lines
+            with another number of columns are skipped, provided that the official number of rows remains.
     """
 
     folder: str
@@ -37,10 +37,10 @@ class TsvLayout:
 
 @dataclass(frozen=True)
 class OwnRows:
-    """The rows of a task of one's own.
+    """The location of a user-defined task's rows.
 
     Args:
-        folder: What its files are relative to; None if only the definition is known, as in a folder of results.
+        folder: Base of its files' relative paths; None if only the definition is known, as in a folder of results.
     """
 
     definition: Definition
@@ -55,12 +55,12 @@ class Task:
         title: Name in tables.
         columns: One or two text columns, named as in `nyu-mll/glue` on the hub.
         labels: Label words in the hub's index order; () for regression.
-        metrics: The metrics that are computed, the headline metric first.
+        metrics: The metrics to compute, the headline metric first.
         official_rows: Split -> number of rows of the whole split.
         tsv: Layout of the official files; None for other tasks.
         label_range: Lowest and highest score of a regression; None for classification.
         label_std: Standard deviation (ddof 0) of the official dev labels of a regression; None for classification.
-        own: Where the rows of a task of one's own lie; None for other tasks.
+        own: The location of a user-defined task's rows; None for other tasks.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Task:
 
     @property
     def is_definition_only(self) -> bool:
-        """Whether it is not known where the rows lie, as for a task that a folder of results keeps."""
+        """Whether the location of the rows is unknown, as for a task that a folder of results keeps."""
         return self.own is not None and self.own.definition.hub is None and self.own.folder is None
 
     @property
@@ -115,7 +115,7 @@ def _rows(train: int, validation: int, test: int | None = None) -> dict[str, int
     return {"train": train, "validation": validation} | ({} if test is None else {"test": test})
 
 
-# Order: the paper's Table 2, then WNLI, which the paper leaves out. Source of sizes and label orders: the data set's
+# Order: the paper's Table 2, then WNLI, which the paper omits. Source of sizes and label orders: the data set's
 # dataset_infos.json on the hub.
 _GLUE = (
     Task(
@@ -254,8 +254,8 @@ _EMBEDDED = (
 )
 
 TASKS: dict[str, Task] = {task.name: task for task in (*_GLUE, *_EMBEDDED)}
-MIN_TRAIN_ROWS = 2  # of a subset of the train split
-SOURCES_OF = {"glue": ("tsv", "parquet", "hub"), "embedded": ("embedded",), "own": ("own",)}  # by a task's family
+MIN_TRAIN_ROWS = 2  # in a subset of the train split
+SOURCES_OF = {"glue": ("tsv", "parquet", "hub"), "embedded": ("embedded",), "own": ("own",)}  # by task family
 
 
 def fitting_sources(task: Task) -> str:

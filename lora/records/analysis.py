@@ -1,6 +1,6 @@
-"""Results computed once from rows, predictions and adapters, and kept in results/<profile>/analysis/.
+"""Results computed once from rows, predictions and adapters, and stored in results/<profile>/analysis/.
 
-Tables and figures are rebuilt from these files, which takes neither GLUE nor the adapters.
+Tables and figures are rebuilt from these files, without GLUE or the adapters.
 """
 
 import json
@@ -15,7 +15,7 @@ from lora.records.record import RunRecord
 
 EXAMPLES, SUBSPACES, SWAP = "examples.json", "subspaces.json", "swap.json"
 COMMANDS = {EXAMPLES: "analyse intervals", SUBSPACES: "analyse subspaces", SWAP: "analyse swaps"}
-CHECKS = {"swap": SWAP}  # analyses that state for each case how often an exact property was tested, and failed
+CHECKS = {"swap": SWAP}  # analyses that count the tests and failures of an exact property in each case
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Analyses:
         examples: (model, one, other, task) -> bounds of the interval over dev examples.
         subspaces: Cases of `lora.report.analyses.subspaces`.
         checks: Name of a check -> its cases, each with label, trials, failures and runs.
-        problems: One line for each file that was left out.
+        problems: One line for each file that was excluded.
     """
 
     examples: dict[tuple[str, str, str, str], Mapping[str, Any]] = field(default_factory=dict)
@@ -36,7 +36,7 @@ class Analyses:
 
 
 def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
-    """Read the analyses that exist. A file made from other records is left out and reported in `problems`.
+    """Read the analyses that exist. A file made from other records is excluded and reported in `problems`.
 
     Raises: UserError: If a file is not an analysis.
     """
@@ -66,7 +66,7 @@ def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
 
 
 def read_analysis(path: Path) -> dict[str, Any]:
-    """The file's content. Raises: UserError: If it does not state what it was made from, or has no list of entries."""
+    """Read an analysis file. Raises: UserError: If it lacks the object `made_from` or the list `entries`."""
     content = read_object(path)
     try:
         if not isinstance(content["made_from"], dict) or not isinstance(content["entries"], list):

@@ -1,6 +1,6 @@
-"""Which processes live, and what the CPU is: from Linux's /proc, whose times no change of the clock moves.
+"""Live processes and the CPU, read from Linux's /proc, whose times are unaffected by changes of the clock.
 
-Elsewhere psutil tells of processes, and nothing of the CPU is known.
+Without /proc, psutil reports processes, and nothing is known about the CPU.
 """
 
 import itertools
@@ -11,12 +11,12 @@ from pathlib import Path
 import psutil
 
 PROC = Path("/proc")
-BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}  # of a CPU: x86 twice, and Arm
-CPU_FIELDS = ("vendor_id", "cpu family", "model", "model name", "CPU implementer", "CPU part")  # x86, then ARM
+BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}  # CPU flags: two of x86, one of Arm
+CPU_FIELDS = ("vendor_id", "cpu family", "model", "model name", "CPU implementer", "CPU part")  # x86, then Arm
 
 
 def process_table() -> str:
-    """The table that this process's pids are of: boot and namespace, so that containers are told apart."""
+    """The identity of this process's table of pids: boot and namespace, which distinguish containers."""
     if not (PROC / "self").exists():
         return f"booted {psutil.boot_time():.0f}"
     boot = (PROC / "sys" / "kernel" / "random" / "boot_id").read_text().strip()
@@ -24,7 +24,7 @@ def process_table() -> str:
 
 
 def start_ticks(pid: int) -> int | None:
-    """When a process started, in ticks of 10 ms. None if it is gone, or dead and waiting for its parent."""
+    """Start time of a process, in ticks of 10 ms. None if it is gone, or dead and waiting for its parent."""
     if not (PROC / "self").exists():
         try:
             process = psutil.Process(pid)
@@ -46,7 +46,7 @@ def parent_of(pid: int) -> int | None:
 
 
 def stat_fields(pid: int) -> list[str] | None:
-    """What follows the name of a process in its line of proc(5). None if it is gone."""
+    """The fields after a process's name in its /proc/PID/stat (proc(5)). None if it is gone."""
     try:
         return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -54,12 +54,12 @@ def stat_fields(pid: int) -> list[str] | None:
 
 
 def cores() -> int:
-    """That this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_fields() -> dict[str, str]:
-    """What the system lists of the first CPU. {} where it lists none."""
+    """The fields of /proc/cpuinfo for the first CPU; {} if it cannot be read."""
     try:
         with (PROC / "cpuinfo").open() as file:
             lines = list(itertools.takewhile(str.strip, file))  # an empty line ends each CPU
@@ -75,7 +75,7 @@ def cpu_flags() -> set[str]:
 
 
 def cpu_kind() -> str:
-    """Maker and model, and the instructions for bfloat16, which a virtual machine may hide."""
+    """The CPU's vendor, model and bfloat16 instructions. A virtual machine may hide the instructions."""
     fields = cpu_fields()
     return " ".join(
         [*(fields[key] for key in CPU_FIELDS if key in fields), *sorted(f for f in cpu_flags() if "bf16" in f)]
@@ -83,9 +83,9 @@ def cpu_kind() -> str:
 
 
 def recorded_cpu() -> str:
-    """This machine's CPU as records name one (`lora.training.usage.device_name`), without loading torch.
+    """This machine's CPU, named as in records (`lora.training.usage.device_name`), without loading torch.
 
-    Source: aten/src/ATen/native/DispatchStub.cpp of torch, for x86. Elsewhere the architecture alone.
+    Source: aten/src/ATen/native/DispatchStub.cpp of torch, for x86. Other CPUs get the architecture alone.
     """
     architecture, flags = platform.machine(), cpu_flags()
     if architecture != "x86_64" or not flags:

@@ -1,6 +1,6 @@
-"""The dev predictions that a record names, and the detection of collapsed runs, which predict the same for every row.
+"""Read the dev predictions of a record, and detect collapsed runs, which predict the same for every row.
 
-No labels are needed: GLUE's may not be redistributed. Neither torch nor the rows are loaded here.
+No labels are needed: GLUE's may not be redistributed. Neither torch nor the rows are loaded.
 """
 
 import hashlib
@@ -55,10 +55,10 @@ def splits_of(record: RunRecord) -> tuple[str, ...]:
 
 
 def is_constant(predicted: np.ndarray, task: Task) -> bool:
-    """Whether every row gets the same class or, for regression, the scores spread less than 1% as much as the labels.
+    """Whether every row gets the same class or, for regression, the scores' spread is below 1% of the labels' spread.
 
-    The spread is the standard deviation. That of the labels is `Task.label_std`, from the official dev set, for runs on
-    other rows too.
+    The spread is the standard deviation. For the labels it is `Task.label_std`, from the official dev set, also in runs
+    on other rows.
     """
     return bool(np.ptp(predicted) == 0 if task.labels else predicted.std(dtype=float) < CONSTANT * task.label_std)
 
@@ -67,7 +67,7 @@ def with_collapsed(frame: pd.DataFrame, records: Iterable[RunRecord], results: P
     """Add a column `collapsed` to the frame of runs: whether the predictions of the best epoch are constant.
 
     A collapsed run stays in every mean and interval. If its metric is undefined (Pearson's correlation of a constant),
-    it counts as 0, as Matthews' does by GLUE's convention: leaving the run out would flatter its method.
+    it counts as 0, as Matthews' does by GLUE's convention: excluding the run would flatter its method.
 
     Args:
         frame: `lora.records.record.load_frame` of the records.

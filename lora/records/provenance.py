@@ -1,4 +1,4 @@
-"""The code that a run was made with."""
+"""The version of the code that made a run."""
 
 import functools
 import hashlib
@@ -22,7 +22,7 @@ def code_version() -> dict[str, str | bool | None]:
 
 @functools.lru_cache
 def code_digest() -> str:
-    """SHA-256 of this package's sources and the versions of `COMPUTING`. A run resumes only under an equal digest."""
+    """SHA-256 of the sources of `lora` and the versions of `COMPUTING`. A run resumes only under an equal digest."""
     digest = hashlib.sha256(" ".join(f"{name}-{version(name)}" for name in COMPUTING).encode())
     for path in sorted((ROOT / "lora").rglob("*.py")):
         digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())

@@ -27,7 +27,7 @@ class RunRecord:
         params: trainable_method, trainable_head, total (the paper's counts exclude the head).
         epochs: For each epoch: epoch, step, train_loss, metrics {split: {metric: value or null}}.
         selected: For `best` and `last`: epoch, and headline metric on the selecting split.
-        cost: Seconds, step time, throughput, bytes. They vary between repetitions and carry no result.
+        cost: Seconds, step time, throughput, bytes. They vary between repetitions and are not results.
         provenance: Code, packages, device, weights, rows and their fingerprint.
         predictions: SHA-256 of the file with the dev predictions of `best` and `last`.
         adapter: SHA-256 of the tensor file of the `best` adapter; None if the run saved none.

@@ -25,7 +25,7 @@ def compute(names: tuple[str, ...], predictions: np.ndarray, references: np.ndar
     Args:
         names: Names from `METRICS`, at least one.
         predictions: One class index or score per row.
-        references: The true ones, in the same order.
+        references: The true classes or scores, in the same order.
     Raises: UserError: If a prediction is not finite. ValueError: If a name is unknown, the lengths differ or are zero,
         or a reference is not finite.
     """
@@ -51,7 +51,7 @@ def compute(names: tuple[str, ...], predictions: np.ndarray, references: np.ndar
 @functools.cache
 def _load(config: str) -> "evaluate.Metric":
     """Load the module under one of its configs, once per process."""
-    import evaluate  # here, because it imports all of transformers
+    import evaluate  # imported late, because it imports all of transformers
 
     with _private_modules() as folder:
         return evaluate.load(str(MODULE), config, keep_in_memory=True, cache_dir=folder)
@@ -61,9 +61,9 @@ def _load(config: str) -> "evaluate.Metric":
 def _private_modules() -> Iterator[str]:
     """Give `evaluate` an empty folder for its copy of a module while it loads.
 
-    Its own cache, shared by all processes of a user, would serve whatever it holds under the file's hash, even a copy
-    that was cut short by a kill or edited. The loaded module stays usable after its folder and import entries are
-    removed, and other `evaluate` modules of the process are left as they were.
+    Its cache is shared by all processes of a user. It serves any copy that it holds under the file's hash, even one
+    that was edited, or truncated by a kill. The loaded module stays usable after its folder and import entries are
+    removed. Other `evaluate` modules of the process are left as they were.
     """
     from evaluate import config
 

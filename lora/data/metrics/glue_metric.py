@@ -32,7 +32,7 @@ def f1(predictions: np.ndarray, references: np.ndarray) -> float | None:
 def macro_f1(predictions: np.ndarray, references: np.ndarray) -> float:
     """The mean over classes of each class's F1, for any number of classes.
 
-    A class that is neither predicted nor true in any row has no F1 and is left out, as scikit-learn does.
+    A class that is neither predicted nor true in any row has no F1 and is excluded, as in scikit-learn.
     """
     classes = np.union1d(predictions, references)
     return math.fsum(f1(predictions == each, references == each) for each in classes) / len(classes)
@@ -41,7 +41,7 @@ def macro_f1(predictions: np.ndarray, references: np.ndarray) -> float:
 def matthews(predictions: np.ndarray, references: np.ndarray) -> float:
     """Matthews' correlation of two binary variables.
 
-    Returns: 0.0 if predictions or references are constant (0 / 0), by the convention of scikit-learn and so of GLUE.
+    Returns: 0.0 if predictions or references are constant (0 / 0), the convention of scikit-learn and thus of GLUE.
         The paper's CoLA scores follow it, and a classifier with constant answers is no better than chance.
     """
     tp, fp, fn, tn = _confusion(predictions, references)
@@ -50,7 +50,7 @@ def matthews(predictions: np.ndarray, references: np.ndarray) -> float:
 
 
 def pearson(predictions: np.ndarray, references: np.ndarray) -> float | None:
-    """Pearson's correlation. Returns: None if either side is constant, as a single row is: it is undefined there."""
+    """Pearson's correlation. Returns: None, for undefined, if either side is constant, as with a single row."""
     sides = (_direction(predictions), _direction(references))
     if sides[0] is None or sides[1] is None:
         return None
