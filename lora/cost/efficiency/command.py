@@ -66,5 +66,5 @@ def run(arguments: argparse.Namespace) -> str:
 
 
 def main(given: argparse.Namespace) -> None:
-    """Exit codes: 0 success; 2 a mistake in the call, or no summary to build tables from."""
+    """Exit codes: 0 done; 2 a mistake in the call, or no summary to build tables from."""
     print(run(given))
