@@ -57,7 +57,7 @@ def write(device: Path) -> str:
 def rebuild(folder: Path) -> str:
     """Rebuild the tables and figures of every device. Returns: The paths of each efficiency.md, one per line.
 
-    Raises: UserError: If a summary is broken, or a device has none, or no device exists.
+    Raises: UserError: If a summary is broken or missing, or no device has a folder.
     """
     devices = sorted(path for path in folder.glob("*") if path.is_dir())
     if not devices:
