@@ -1,20 +1,20 @@
-"""What it costs: computed before a run, and measured on this machine.
+"""Costs: computed before a run, and measured on this machine.
 
-| module | what it holds |
+| module | contents |
 | --- | --- |
-| `parameters`, `memory` | what trains and what fits, computed without weights |
-| `machine` | what the machine is, and whether it is idle; no torch |
-| `timing` | actions that take turns, medians and their intervals; no torch |
-| `results` | where measurements lie and what they say about their origin; no torch |
-| `shapes`, `subjects` | what is timed: batches, and models in training by our own step or PEFT's |
+| `parameters`, `memory` | trainable parameters and memory of a run, computed without weights |
+| `machine` | the machine's description, and the load of other processes; no torch |
+| `timing` | interleaved timings, medians and their intervals; no torch |
+| `results` | folders of measurements, and the origin that each states; no torch |
+| `shapes`, `subjects` | batches to time, and models in training by our step or PEFT's |
 | `saved` | bytes that the backward pass and a checkpoint need |
 | `floor`, `steps` | one training step of each subject, and the time of its matrix products alone |
 | `growth` | time and memory against model size, batch, length, rank and number of runs |
 | `gpu` | steps on one GPU, in minutes |
 | `adapters`, `adapters_page` | swaps and their drift, mixed batches, file sizes, compared with PEFT |
-| `throughput` | runs an hour, compared with Trainer + PEFT |
+| `throughput` | runs per hour, compared with Trainer + PEFT |
 | `efficiency` | memory, storage, speed and latency of each method |
 
-Everything lies under results/bench/<device>/ and results/efficiency/<device>/, or with --reference under
+Results are in results/bench/<device>/ and results/efficiency/<device>/, or with --reference in the same folders of
 results/reference/.
 """

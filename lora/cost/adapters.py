@@ -1,7 +1,7 @@
 """`python -m lora bench adapters`: swaps, their drift, mixed batches and file sizes, compared with PEFT.
 
-At RoBERTa-base size with random weights, LoRA r=8 on q and v: 24 matrices of 768 x 768 are adapted. Repetitions are
-interleaved, so that what slows the machine slows every side. Written to results/bench/<device>/adapters.json and .md.
+The model has RoBERTa-base's size and random weights, with LoRA r=8 on q and v: 24 adapted matrices of 768 x 768.
+Repetitions are interleaved, so that a slowdown affects every side. Writes results/bench/<device>/adapters.json and .md.
 """
 
 import argparse
@@ -35,18 +35,18 @@ from lora.training.fused.encoder import DTYPES
 
 LORA = LoraConfig(targets=("q", "v"), rank=8, alpha=16)
 ADAPTERS, ROWS, TOKENS = 8, 32, 64
-SWAPPED = 5  # adapters that the drift's cycles choose among
+SWAPPED = 5  # number of adapters that the cycles of `drift` choose among
 
 
 def roberta_base(dtype: torch.dtype) -> nn.Module:
-    """roberta-base's shape; weights from a seed."""
+    """A model of roberta-base's size, with weights from a seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return model_of_size("roberta_base", 2, "sdpa").to(dtype).eval()
 
 
 def random_adapters(model: nn.Module, count: int) -> list[Adapter]:
-    """Adapters of the base, A uniform as at the start, B of the size that training gives it, and heads of their own."""
+    """Adapters of the base: A uniform as at initialisation, B of the size that training gives it, a separate head."""
     base = describe_base(model, "roberta-base of random weights")
     adapters = []
     for number in range(count):
@@ -68,7 +68,7 @@ def random_adapters(model: nn.Module, count: int) -> list[Adapter]:
 
 
 def in_peft(model: nn.Module, adapters: Sequence[Adapter], prefix: str = "") -> nn.Module:
-    """PEFT around a copy of the model, with the same adapters as `0`, `1`, ..."""
+    """PEFT on a copy of the model, with the same adapters, named `0`, `1`, ..."""
     settings = peft.LoraConfig(r=LORA.rank, lora_alpha=LORA.alpha, target_modules=["query", "value"])
     wrapped = peft.get_peft_model(copy.deepcopy(model), settings, adapter_name="0")
     for number in range(1, len(adapters)):
@@ -83,7 +83,7 @@ def in_peft(model: nn.Module, adapters: Sequence[Adapter], prefix: str = "") -> 
 
 
 def time_swaps(dtype: torch.dtype, repetitions: int) -> dict[str, Any]:
-    """Going from one merged adapter to another: ours (with the head), and PEFT's unmerge and merge (without)."""
+    """Times of replacing a merged adapter by another: ours (with the head), and PEFT's unmerge and merge (without)."""
     model = roberta_base(dtype)
     adapters = random_adapters(model, 2)
     theirs = in_peft(model, adapters)
@@ -93,7 +93,7 @@ def time_swaps(dtype: torch.dtype, repetitions: int) -> dict[str, Any]:
 
     def ours() -> None:
         turn["ours"] = 1 - turn["ours"]
-        swap(model, adapters[turn["ours"]], allow_other_base=True)  # PEFT does not look at the base either
+        swap(model, adapters[turn["ours"]], allow_other_base=True)  # PEFT does not check the base either
 
     def pefts() -> None:
         turn["PEFT"] = 1 - turn["PEFT"]
@@ -101,7 +101,7 @@ def time_swaps(dtype: torch.dtype, repetitions: int) -> dict[str, Any]:
         theirs.merge_adapter([str(turn["PEFT"])])
 
     actions = {"ours": ours, "PEFT": pefts}
-    seconds = take_turns(actions, repetitions, warmup=2)  # both ways
+    seconds = take_turns(actions, repetitions, warmup=2)  # both directions
     return {
         "ours_ms": median_of([1000 * value for value in seconds["ours"]]),
         "peft_ms": median_of([1000 * value for value in seconds["PEFT"]]),
@@ -110,7 +110,7 @@ def time_swaps(dtype: torch.dtype, repetitions: int) -> dict[str, Any]:
 
 
 def drift(dtype: torch.dtype, cycles: Sequence[int]) -> dict[str, Any]:
-    """What swapping among five adapters, in one random order, has done to the base, after so many cycles."""
+    """Changes of the base after each of these numbers of cycles, which swap five adapters in one random order."""
     model = roberta_base(dtype)
     adapters = random_adapters(model, SWAPPED)
     theirs = in_peft(model, adapters)
@@ -140,7 +140,7 @@ def changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[s
 
 @torch.no_grad()
 def time_batches(repetitions: int) -> dict[str, Any]:
-    """One pass over the same rows: base, one adapter merged and unmerged, eight adapters in one batch; and PEFT's."""
+    """Times of a forward pass over one batch: base, one adapter merged and unmerged, eight mixed; and PEFT's."""
     base = roberta_base(torch.float32)
     adapters = random_adapters(base, ADAPTERS)
     merged, unmerged, peft_body = copy.deepcopy(base), copy.deepcopy(base), in_peft(base.roberta, adapters, "roberta.")
@@ -178,7 +178,7 @@ def largest_difference(
     adapters: Sequence[Adapter],
     inputs: dict[str, Tensor],
 ) -> float:
-    """Between a mixed batch's logits and those of each adapter alone, unmerged."""
+    """The largest difference of a mixed batch's logits from those of each adapter alone, unmerged."""
     worst = 0.0
     for number in sorted({int(name) for name in names}):
         alone = copy.deepcopy(base)
@@ -192,7 +192,7 @@ def largest_difference(
 def peft_with_head(
     base: nn.Module, adapters: Sequence[Adapter], names: Sequence[str], inputs: dict[str, Tensor]
 ) -> str:
-    """What PEFT's mixed batch does when every adapter has a head of its own (`modules_to_save`)."""
+    """PEFT's mixed batch with a separate head per adapter (`modules_to_save`): `works`, or its error."""
     settings = peft.LoraConfig(r=8, target_modules=["query", "value"], task_type="SEQ_CLS")
     wrapped = peft.get_peft_model(copy.deepcopy(base), settings, adapter_name="0").eval()
     for number in range(1, len(adapters)):
@@ -205,7 +205,7 @@ def peft_with_head(
 
 
 def sizes() -> dict[str, int]:
-    """Bytes of the tensor file of one adapter."""
+    """Bytes of one adapter's tensor file, without and with its head."""
     adapter = random_adapters(roberta_base(torch.float32), 1)[0]
     headless = Adapter(adapter.method, adapter.weights, {}, adapter.base)
     return {"without_head": len(pack(headless)[WEIGHTS]), "with_head": len(pack(adapter)[WEIGHTS])}
@@ -240,7 +240,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(chosen: argparse.Namespace) -> None:
-    """Exit codes: 0 done, 2 a mistake in what was asked for."""
+    """Exit codes: 0 done; 2 a mistake in the call."""
     at_least_one(chosen, "swaps", "passes", "cycles", "threads")
     torch.set_num_threads(chosen.threads)
     folder = folder_of("bench", chosen)

@@ -1,4 +1,4 @@
-"""The page of the adapters' benchmark, from what was measured. No torch here."""
+"""The page of the adapters' benchmark, from its measurements. No torch."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from lora.table import markdown
 
 
 def document(content: dict[str, Any]) -> str:
-    """The Markdown page of `adapters.json`, every time and ratio with its interval."""
+    """The Markdown page of `adapters.json`, with an interval for every time and ratio."""
     batch, size, settings = content["batch"], content["bytes"], content["settings"]
     average = content["load"]["average"]
     average = "-" if average is None else f"{average:.1f}"

@@ -1,4 +1,4 @@
-"""What matrix products alone cost here: their rate, and the floor that they set under a training step."""
+"""The floor of a training step: the time of its matrix products alone, measured on this machine."""
 
 import statistics
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ REPETITIONS, WARMUP = 7, 2
 
 @dataclass(frozen=True)
 class Product:
-    """`count` products of (rows, inner) by (inner, columns) matrices, `stacked` of them in one call."""
+    """`count` calls, each of `stacked` products of (rows, inner) by (inner, columns) matrices."""
 
     rows: int
     inner: int
@@ -28,13 +28,13 @@ class Product:
 
     @property
     def operations(self) -> int:
-        """Multiplications and additions of all of them."""
+        """Number of multiplications and additions in all products."""
         return 2 * self.rows * self.inner * self.columns * self.stacked * self.count
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """The sizes that a step's operations follow from."""
+    """The sizes that determine a step's operations."""
 
     layers: int
     width: int
@@ -50,11 +50,11 @@ def sizes_of(model: nn.Module) -> Encoder:
 
 
 def lora_step(encoder: Encoder, shape: str, rank: int) -> list[Product]:
-    """The products that a LoRA step on Wq and Wv cannot do without.
+    """The products that a LoRA step on Wq and Wv requires.
 
-    Forward: every frozen layer once, attention twice. Backward: the same again for what reaches an adapted layer, but
-    no gradient of frozen weights, and none below the first layer's projections. Of the last layer only the first token
-    is read, so its queries, output and feed-forward are of one token. The head, which is small, is left out.
+    Forward: every linear layer, A and B once, and attention's two products. Backward: the gradients of A and B, and
+    every gradient on the way to them, but none of frozen weights or of the first layer's input. Only the first token
+    of the last layer is read, so its queries, output and feed-forward have one token. The head, small, is excluded.
 
     Source: Vaswani et al. 2017 for the layers; Hu et al. 2021, section 4.1, for the update.
     """
@@ -87,7 +87,7 @@ def lora_step(encoder: Encoder, shape: str, rank: int) -> list[Product]:
 
 
 def layouts(product: Product, precision: str, device: str = "cpu") -> dict[str, Action]:
-    """The same product with its right matrix stored by rows, by columns, and as oneDNN lays a weight out once."""
+    """The product with its right matrix stored by rows, by columns, and in the layout that oneDNN packs weights in."""
     dtype = DTYPES[precision]
     left = torch.randn(product.stacked, product.rows, product.inner, device=device, dtype=dtype)
     weight = torch.randn(product.stacked, product.columns, product.inner, device=device, dtype=dtype)
@@ -97,7 +97,7 @@ def layouts(product: Product, precision: str, device: str = "cpu") -> dict[str, 
     left, weight = left[0], weight[0]
     by_rows = weight.t().contiguous()
     found: dict[str, Action] = {"rows": lambda: left @ by_rows, "columns": lambda: F.linear(left, weight)}
-    pack = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)  # what torch's own compiler uses
+    pack = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)  # torch's own compiler uses it
     if device == "cpu" and torch.backends.mkldnn.is_available() and pack is not None:
         packed = pack(weight)
         found["packed"] = lambda: torch.ops.mkldnn._linear_pointwise(left, packed, None, "none", [], "")
@@ -106,14 +106,14 @@ def layouts(product: Product, precision: str, device: str = "cpu") -> dict[str, 
 
 @torch.no_grad()
 def product_seconds(product: Product, precision: str, device: str = "cpu", repetitions: int = REPETITIONS) -> float:
-    """One call's time in the fastest layout: the median of a few calls, the first ones left out."""
+    """Seconds of one call in the fastest layout: the median of a few calls after a warm-up."""
     work = {"": layouts(product, precision, device)}
     times = interleave(work, repetitions, warmup=WARMUP, clock=clock_of(device))[""]
     return min(statistics.median(seconds) for seconds in times.values())
 
 
 def floor_seconds(products: Sequence[Product], precision: str, device: str = "cpu") -> float:
-    """The time of a step that does nothing but its products, each in the fastest layout measured."""
+    """Seconds of a step's products alone, each in the fastest layout measured."""
     shapes = {(p.rows, p.inner, p.columns, p.stacked): p for p in products}
     measured = {shape: product_seconds(product, precision, device) for shape, product in shapes.items()}
     return sum(p.count * measured[p.rows, p.inner, p.columns, p.stacked] for p in products)

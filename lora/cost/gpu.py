@@ -1,7 +1,7 @@
 """`python -m lora bench gpu` (`make bench-gpu`): one training step of every subject on one GPU, in minutes.
 
-bf16 under autocast with transformers' modules and torch's fused attention, for three sizes of encoder, compared with
-PEFT, full fine-tuning and the time of the matrix products alone. Times are of CUDA events. Each shape is warmed up.
+Steps run in bf16 under autocast, with transformers' modules and torch's fused attention, on three sizes of encoder. The
+baselines are PEFT, full fine-tuning and the matrix products alone. CUDA events time each shape after a warm-up.
 """
 
 import argparse
@@ -30,13 +30,13 @@ PRECISION, ATTENTION = "bf16", "sdpa"
 
 
 def on_gpu(config: RunConfig, model: str) -> RunConfig:
-    """The run as a GPU trains it."""
+    """The run with this encoder on a GPU: bf16, stock kernels, sdpa attention."""
     train = {"precision": PRECISION, "kernels": "stock"}
     return changed(of_size(config, model), train=train, model={"attention": ATTENTION}, runtime={"device": "cuda"})
 
 
 def roster(config: RunConfig, compiled: bool) -> dict[str, Subject]:
-    """The subjects by name. A compiled model meets every shape in the warm-up."""
+    """The subjects by name. The warm-up shows every shape to a compiled model."""
     found = {"ours": ours(config), "full": ours(changed(config, method=FullConfig())), "peft": peft(config)}
     return found | ({"ours compiled": ours(config, compiled=True)} if compiled else {})
 
@@ -47,7 +47,7 @@ def measure(
     repetitions: int = REPETITIONS,
     compiled: bool = False,
 ) -> list[dict[str, Any]]:
-    """One entry per model and shape: every subject's steps, what they keep, and the floor.
+    """One entry per model and shape: every subject's step time, saved memory of ours and PEFT's, and the floor.
 
     Args:
         configs: Model -> its run; with runtime.device=cpu the same code measures a CPU.
@@ -113,7 +113,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(chosen: argparse.Namespace) -> None:
-    """Exit codes: 0 done, 2 no GPU here or a mistake in the call."""
+    """Exit codes: 0 done; 2 no GPU with bf16, or a mistake in the call."""
     at_least_one(chosen, "repetitions")
     folder = folder_of("bench", chosen)
     if not torch.cuda.is_available():

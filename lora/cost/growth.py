@@ -1,7 +1,7 @@
 """`python -m lora bench growth`: how time and memory grow with model, batch, length, rank and number of runs.
 
-One step of LoRA on Wq and Wv with one thread, compared with the time of its matrix products alone (`floor`), along each
-axis; and whole sweeps of more and more runs.
+Along each axis, it compares a step of LoRA on Wq and Wv, with one thread, with its matrix products alone (`floor`).
+It also measures whole sweeps of more and more runs.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from lora.models.modules import trainable
 from lora.table import markdown
 from lora.training.allocator import keep_freed_memory
 
-BATCH, TOKENS, RANK = 16, 28, 8  # where an axis does not say otherwise
+BATCH, TOKENS, RANK = 16, 28, 8  # except on the axis that varies it
 AXES: dict[str, tuple] = {
     "model": MODELS,
     "batch": (4, 8, 16, 32, 64),
@@ -42,12 +42,12 @@ EVERY = [*AXES, "runs"]
 RUNS = (2, 4, 8, 16)
 RUN_ROWS, RUN_EPOCHS = 200, 1
 REPETITIONS = 5
-STATE_BYTES = 12  # per value that trains: its gradient and AdamW's two moments in float32
+STATE_BYTES = 12  # per trained value: its gradient and AdamW's two moments, in float32
 
 
 @dataclass(frozen=True)
 class Point:
-    """One step's setting."""
+    """The setting of one step."""
 
     model: str
     batch: int
@@ -68,10 +68,10 @@ def points(axis: str, values: Sequence[Any]) -> list[Point]:
 def measure_axis(
     chosen: Sequence[Point], config_of: Callable[[str], RunConfig], repetitions: int
 ) -> list[dict[str, Any]]:
-    """The steps of an axis, which take turns, each with its floor.
+    """Measure the steps of an axis, interleaved, each with its floor.
 
     Args:
-        config_of: From a model to a run of it, whatever its rank.
+        config_of: Maps a model to a run of it; the run's rank is replaced.
     """
     subjects: dict[tuple[str, int], Subject] = {}
     batches: dict[Point, Batch] = {}
@@ -108,7 +108,7 @@ def measure_axis(
 
 
 def measure_runs(counts: Sequence[int], folder: Path) -> list[dict[str, Any]]:
-    """Whole sweeps, from the command to its end, after one that warms up. `cells` is the key of committed files."""
+    """Measure whole sweeps, from the command to its end, after a warm-up. `cells` is the key in committed files."""
     overrides = common_overrides(RUN_ROWS, RUN_EPOCHS)
     sides.run_ours(-1, TASKS_TIMED, [0], overrides, folder)
     found = []
@@ -128,7 +128,7 @@ def slopes(axis: str, found: Sequence[Mapping[str, Any]]) -> dict[str, float | N
 
 
 def per_run(found: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
-    """Seconds of every further run and of the rest, by least squares; None for a single count."""
+    """Seconds per additional run, and once per command, by least squares; None for a single count."""
     if len(found) < 2:
         return None
     line = statistics.linear_regression([each["cells"] for each in found], [each["seconds"] for each in found])
@@ -235,7 +235,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(chosen: argparse.Namespace) -> None:
-    """Exit codes: 0 done, 2 a mistake in the call, or a sweep that could not run."""
+    """Exit codes: 0 done; 2 a mistake in the call, or a sweep that could not run."""
     at_least_one(chosen, "repetitions")
     folder = folder_of("bench", chosen)
     growth = measure(chosen.axes, chosen.repetitions)

@@ -1,4 +1,4 @@
-"""What the machine is, and whether anything else is using it. No torch, no names of hosts."""
+"""The machine's description, and the load of other processes. No torch, no host names."""
 
 import os
 import platform
@@ -12,22 +12,22 @@ from typing import Any
 
 from lora.records.machine import BF16_FLAGS, cores, cpu_fields, cpu_flags
 
-IDLE_CORES = 0.1  # ours: of one core's time; more than that in other processes shows in the timings
+IDLE_CORES = 0.1  # ours: cores busy with other processes; a higher load shows in the timings
 SAMPLE_SECONDS = 2.0
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numba", "numpy", "safetensors")
-VECTORS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "bf16", "asimd")  # flags of a CPU, the widest first
+VECTORS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "bf16", "asimd")  # CPU flags, the widest first
 VENDORS = {"GenuineIntel": "Intel", "AuthenticAMD": "AMD", "0x41": "Arm", "0xc0": "Ampere"}  # /proc/cpuinfo -> name
-# glibc's names for what `lora.training.allocator.keep_freed_memory` sets, so that the peers' processes have it too.
+# glibc's variables for the settings of `lora.training.allocator.keep_freed_memory`, to give them to peers' processes.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 
 
-# What it is.
+# Description.
 
 
 def cpu_model() -> str:
-    """Vendor and model of the CPU, such as `AMD EPYC 9R14` or, where a virtual machine hides it, `Intel Xeon`.
+    """Vendor and model of the CPU, such as `AMD EPYC 9R14`, or `Intel Xeon` if a virtual machine hides the model.
 
-    The family and model numbers of x86 follow: they tell apart what virtual machines give one name.
+    On x86 the family and model numbers follow. They distinguish CPUs to which virtual machines give the same name.
     """
     fields = cpu_fields()
     vendor = fields.get("vendor_id", fields.get("CPU implementer", ""))
@@ -40,24 +40,24 @@ def cpu_model() -> str:
 
 
 def cpu_name() -> str:
-    """The CPU in tables: vendor and model, the widest vector instructions, and the cores."""
+    """The CPU's name in tables: vendor and model, the widest vector instructions, and the number of cores."""
     flags = cpu_flags()
     widest = next((name for name in VECTORS if name in flags), "plain")
     return f"{cpu_model()}, {widest.replace('_', '-')}, {cores()} cores"
 
 
 def cpu_device() -> str:
-    """The same as the name of a folder."""
+    """The CPU's name as a folder name."""
     return slug(cpu_name())
 
 
 def slug(name: str) -> str:
-    """The name of a device as that of a folder."""
+    """A device's name as a folder name."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def describe() -> dict[str, Any]:
-    """The machine in a summary."""
+    """The machine's description in a summary."""
     memory = re.search(r"^MemTotal: +(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
     return {
         "cpu": cpu_fields().get("model name", platform.processor() or platform.machine()),
@@ -69,7 +69,7 @@ def describe() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Python's version and those of the packages that are installed."""
+    """The versions of Python and of the installed ones of `PACKAGES`."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -79,12 +79,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-# Whether it is idle.
+# Load of other processes.
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Seconds of all cores at work, of this process, of what a hypervisor took, and of the clock."""
+    """Counters in seconds: work of all cores, work of this process, time taken by a hypervisor, and the clock."""
 
     busy: float
     own: float
@@ -94,12 +94,12 @@ class Moment:
 
 @dataclass(frozen=True)
 class Load:
-    """How busy others kept the machine between two moments.
+    """The load of others on the machine between two moments.
 
     Args:
-        busy: Share of all cores' time that went to other processes or to a hypervisor; None if the system does not say.
-        stolen: The hypervisor's share, which went to other guests.
-        average: The system's load average over the last minute.
+        busy: Share of all cores' time that other processes or a hypervisor took; None if unknown.
+        stolen: Share that the hypervisor gave to other guests; None if unknown.
+        average: The system's load average over the last minute; None if unknown.
     """
 
     busy: float | None
@@ -108,7 +108,7 @@ class Load:
 
     @property
     def busy_cores(self) -> float | None:
-        """Cores that others kept busy, on average."""
+        """Average number of cores that others kept busy."""
         return None if self.busy is None else round(self.busy * system_cores(), 3)
 
     @property
@@ -117,13 +117,13 @@ class Load:
 
 
 def is_idle(busy_cores: Iterable[float | None]) -> bool | None:
-    """Whether others never kept more than `IDLE_CORES` busy; None if nothing is known."""
+    """Whether others kept at most `IDLE_CORES` cores busy throughout; None if nothing is known."""
     known = [busy for busy in busy_cores if busy is not None]
     return max(known) <= IDLE_CORES if known else None
 
 
 def now() -> Moment | None:
-    """None where the system does not say (Linux's proc(5) does)."""
+    """Read the counters. Returns: None if the system lacks them; Linux has them in proc(5)."""
     fields = _read("/proc/stat").split("\n", 1)[0].split()[1:9]
     if not fields:
         return None
@@ -133,7 +133,7 @@ def now() -> Moment | None:
 
 
 def load_between(before: Moment | None, after: Moment | None) -> Load:
-    """What others did between two moments; this process's own work does not count."""
+    """The load of others between two moments, excluding this process's own work."""
     average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     if before is None or after is None:
         return Load(None, None, average)
@@ -144,7 +144,7 @@ def load_between(before: Moment | None, after: Moment | None) -> Load:
 
 
 def sample_load(seconds: float = SAMPLE_SECONDS) -> Load:
-    """Look at the machine for a while, doing nothing."""
+    """The load of others while this process sleeps for `seconds`."""
     before = now()
     if before is not None:
         time.sleep(seconds)
@@ -152,14 +152,14 @@ def sample_load(seconds: float = SAMPLE_SECONDS) -> Load:
 
 
 def system_cores() -> int:
-    """Cores that /proc/stat adds up, which may be more than this process may use."""
+    """Number of cores in /proc/stat's totals, which can exceed the number that this process may use."""
     return os.cpu_count() or 1
 
 
 def tree_bytes(root: int) -> int | None:
-    """Memory of a process and all its descendants, a shared page counted once in all (Linux's proportional set size).
+    """Bytes of a process and all its descendants. A shared page counts once in all (Linux's proportional set size).
 
-    Returns: None where the system does not say. Processes that end meanwhile count as nothing.
+    Returns: None if the system does not report them. Processes that end meanwhile count as zero.
     """
     if not Path("/proc/self/smaps_rollup").exists():
         return None
@@ -171,7 +171,7 @@ def tree_bytes(root: int) -> int | None:
             waiting += [
                 int(child) for task in (folder / "task").iterdir() for child in (task / "children").read_text().split()
             ]
-        except (OSError, TypeError):  # TypeError: a process that has ended, but was not waited for, has no memory
+        except (OSError, TypeError):  # TypeError: an ended process that was not waited for has no memory
             continue
     return total
 

@@ -20,7 +20,7 @@ from lora.models.sizes import SIZES
 from lora.training.processes import check_batch
 
 GIB = 2**30
-# What the page of experiments/efficiency shows: processes, and the run's overrides.
+# Runs that the page of experiments/efficiency shows: number of processes, and overrides.
 SHOWN = (
     (1, ("model=roberta_large", "method=lora", "protocol=printed", "task=qnli")),
     (1, ("model=deberta_v2_xxl", "method=lora", "protocol=released", "task=mnli")),
@@ -31,14 +31,14 @@ SHOWN = (
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one process.
+    """The memory of one process, in bytes.
 
     Args:
-        weights: float32, all of them; with bf16 also the cast copies that a backward pass holds.
-        optimizer: Both moments of AdamW, float32.
-        activations: What autograd keeps at the end of a forward pass; with checkpointing the inputs of all layers and
-            the activations of one.
-        rows: Examples of one pass.
+        weights: All weights in float32; with bf16 also the cast copies that a backward pass holds.
+        optimizer: AdamW's two moments, in float32.
+        activations: The tensors that autograd keeps at the end of a forward pass; with checkpointing, the inputs of
+            all layers and the activations of one.
+        rows: Number of examples in a micro-batch.
     """
 
     weights: int
@@ -54,7 +54,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Parts:
-    """What an estimate is made of: numbers of parameters, and what a pass of `rows` examples keeps, in bytes."""
+    """The quantities of an estimate: numbers of parameters, and the bytes kept of a micro-batch of `rows` examples."""
 
     parameters: int
     trained: int
@@ -65,19 +65,19 @@ class Parts:
 
 
 def estimate(config: RunConfig, processes: int) -> Memory:
-    """What a run needs, at its maximum length. The allocator's fragments and the libraries' own memory come on top.
+    """The memory that a run needs at its maximum length, excluding the allocator's fragments and the libraries' own.
 
-    With train.kernels=fused, which are for CPUs and keep less, it is what transformers' own modules would need.
+    For train.kernels=fused, which is for CPUs and keeps less, it is the memory that transformers' modules would need.
 
     Args:
-        processes: That share the batch.
-    Raises: UserError: If the batch does not divide among them, or the sizes of the model are not known here.
+        processes: Number of processes that share the batch.
+    Raises: UserError: If the batch is not divisible among them, or `SIZES` lacks the model.
     """
     return add_up(config, measure(config, processes))
 
 
 def measure(config: RunConfig, processes: int) -> Parts:
-    """Without gradient checkpointing, whatever the configuration says."""
+    """Compute the quantities of an estimate, always without gradient checkpointing."""
     check_batch(config.train, processes)
     rows = config.train.batch // (processes * config.train.accumulation)
     with FakeTensorMode():
@@ -98,7 +98,7 @@ def add_up(config: RunConfig, parts: Parts) -> Memory:
 
 
 def fake_model(config: RunConfig) -> nn.Module:
-    """The model of a configuration, of tensors without values; call it in a FakeTensorMode."""
+    """The configuration's model, with tensors without values. Call it in a FakeTensorMode."""
     if config.model.name not in SIZES:
         raise UserError(
             f"model must be one of {', '.join(SIZES)}, whose sizes are known here, got {config.model.name!r}"
@@ -107,7 +107,7 @@ def fake_model(config: RunConfig) -> nn.Module:
 
 
 def kept_activations(model: nn.Module, rows: int, length: int, precision: str) -> int:
-    """Bytes that autograd keeps of one forward pass, parameters and their casts apart."""
+    """Bytes that autograd keeps of one forward pass, excluding parameters and their casts."""
     inputs = {name: torch.ones(rows, length, dtype=torch.long) for name in ("input_ids", "attention_mask")}
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         return saved_bytes(model, lambda: model(**inputs).logits.sum()).activations
@@ -115,7 +115,7 @@ def kept_activations(model: nn.Module, rows: int, length: int, precision: str) -
 
 @dataclass(frozen=True)
 class Need:
-    """A run, the processes that share its batch, and what each of them needs."""
+    """A run, the number of processes that share its batch, and the memory of each."""
 
     config: RunConfig
     processes: int
@@ -123,7 +123,7 @@ class Need:
 
 
 def needs(processes: int, overrides: Sequence[str]) -> list[Need]:
-    """For one run of the paper's size, without and with gradient checkpointing."""
+    """The needs of one run of profile `paper`, without and with gradient checkpointing."""
     plain, thrifty = (
         compose_run(["profile=paper", f"model.gradient_checkpointing={on}", *overrides]) for on in ("false", "true")
     )
@@ -132,7 +132,7 @@ def needs(processes: int, overrides: Sequence[str]) -> list[Need]:
 
 
 def table(rows: Sequence[Need]) -> str:
-    """Markdown; memory in GiB per process."""
+    """A Markdown table, with memory in GiB per process."""
     lines = [
         {
             "Model": need.config.model.name,
@@ -158,7 +158,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(chosen: argparse.Namespace) -> None:
-    """Exit codes: 0 done, 2 a mistake in the call."""
+    """Exit codes: 0 done; 2 a mistake in the call."""
     if chosen.processes < 1:
         raise UserError(f"--processes must be >= 1, got {chosen.processes}")
     shown = [(chosen.processes, chosen.overrides)] if chosen.overrides else SHOWN

@@ -1,4 +1,4 @@
-"""`python -m lora parameters`: what trains at full size, counted without weights; compared with published numbers."""
+"""`python -m lora parameters`: trainable parameters at full size, counted without weights; and published numbers."""
 
 import argparse
 import copy
@@ -26,7 +26,7 @@ from lora.models.sizes import SIZES, closed_form
 PUBLISHED = ROOT / "experiments" / "params" / "published.csv"
 ARGUMENTS = ("targets", "rank", "bottleneck", "drop_layers")
 COLUMNS = ("table", "row", "model", "method", *ARGUMENTS, "printed", "exact", "source")
-OUTPUTS = 3  # of the head: MNLI's, as in the one checkpoint that the authors ship with the code
+OUTPUTS = 3  # of the head: MNLI's, as in the one checkpoint that the authors ship with their code
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Published:
     """A row of experiments/params/published.csv.
 
     Args:
-        table: The paper's table that the row or its setting is from.
-        printed: As printed, such as `0.3M`; None where the table is about another model.
-        exact: By the paper's formula for |Theta| (section 5.1), worked out apart from this code; None if nobody did.
+        table: The paper's table that has the row or its setting.
+        printed: As printed, such as `0.3M`; None if the table is about another model.
+        exact: By the paper's formula for |Theta| (section 5.1), computed independently of this code; None if unknown.
     """
 
     table: str
@@ -90,7 +90,7 @@ def millions(printed: str) -> float:
 
 
 def read_published(path: Path = PUBLISHED) -> list[Published]:
-    """Raises: UserError: If the file is absent, or a row is not of the form that it should have."""
+    """Read the published rows. Raises: UserError: If the file cannot be read, or a row has the wrong form."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
             lines = list(csv.DictReader(file))
@@ -128,7 +128,7 @@ def _published(line: Mapping[str, str]) -> Published:
 
 
 def model_of_size(model: str, outputs: int, attention: str = "eager") -> nn.Module:
-    """A model of a published size with its classification head, and with the weights of a new one."""
+    """A model of a published size, with its classification head and newly initialised weights."""
     sizes = dict(SIZES[model])
     settings = AutoConfig.for_model(sizes.pop("model_type"), num_labels=outputs, **sizes)
     settings._attn_implementation = attention
@@ -137,7 +137,7 @@ def model_of_size(model: str, outputs: int, attention: str = "eager") -> nn.Modu
 
 @functools.cache
 def skeleton(model: str) -> nn.Module:
-    """The same on the meta device: names and shapes, no values. Not to be changed."""
+    """The same on the meta device: names and shapes, no values. It is cached: do not change it."""
     with torch.device("meta"):
         return model_of_size(model, OUTPUTS)
 
@@ -156,7 +156,7 @@ def count(published: Published) -> Count:
 
 
 def table(counts: Sequence[Count]) -> str:
-    """One line per row; `Published` and `Difference` give the exact number in parentheses where there is one."""
+    """A Markdown table of the rows. `Published` and `Difference` have the exact number, if any, in parentheses."""
     lines = []
     for each in counts:
         printed, exact, off = each.published.printed, each.published.exact, each.off_printed
@@ -202,7 +202,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(chosen: argparse.Namespace) -> None:
-    """Exit codes: 0 done, 2 a mistake in the call or in published.csv."""
+    """Exit codes: 0 done; 2 a mistake in the call or in published.csv."""
     rows = [r for r in read_published() if chosen.model in (None, r.model) and chosen.table in (None, r.table)]
     if not rows:
         raise UserError(f"table {chosen.table} has no row for model {chosen.model}")

@@ -1,4 +1,4 @@
-"""Where measurements lie, what each says about its origin, and pages written. No torch here."""
+"""The folders of measurements, the origin that each states, and the writing of their pages. No torch."""
 
 import argparse
 import json
@@ -16,13 +16,13 @@ COMMITTED = RESULTS / REFERENCE
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:
-    """The options that say where measurements go."""
+    """Add the options for the folder of measurements."""
     parser.add_argument("--results", type=Path, help="folder (default: results, which git ignores)")
     parser.add_argument("--reference", action="store_true", help=f"{COMMITTED.relative_to(ROOT)}, which is committed")
 
 
 def folder_of(kind: str, given: argparse.Namespace) -> Path:
-    """The folder of `bench` or `efficiency`; the measurements of each device lie in a folder of its own below it.
+    """The folder of `bench` or `efficiency`. It has one folder per device.
 
     Raises: UserError: If both options are given.
     """
@@ -32,7 +32,7 @@ def folder_of(kind: str, given: argparse.Namespace) -> Path:
 
 
 def origin(device: str) -> dict[str, Any]:
-    """What every measurement begins with: what was measured where, with which code, and when."""
+    """The first keys of every measurement: device, machine, package versions, code and time."""
     return {
         "device": device,
         "machine": machine.describe(),
@@ -43,9 +43,7 @@ def origin(device: str) -> dict[str, Any]:
 
 
 def at_least_one(given: argparse.Namespace, *names: str) -> None:
-    """
-    Raises: UserError: If one of these options is below 1.
-    """
+    """Check options. Raises: UserError: If one of these is below 1."""
     for name in names:
         value = getattr(given, name)
         if min(value if isinstance(value, list) else [value]) < 1:

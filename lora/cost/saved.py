@@ -1,4 +1,4 @@
-"""Bytes: what autograd keeps for the backward pass, and what a checkpoint takes on disk."""
+"""The bytes that autograd keeps for the backward pass, and those of a checkpoint on disk."""
 
 import tempfile
 from collections.abc import Callable
@@ -18,8 +18,8 @@ class Saved:
     """Bytes of the storages that autograd keeps for the backward pass, each counted once.
 
     Args:
-        activations: All but the model's own parameters and buffers, and copies of these.
-        casts: Copies of them: in another precision or layout, or scaled.
+        activations: All storages except the model's parameters and buffers, and copies of these.
+        casts: Copies of parameters and buffers: in another precision or layout, or scaled.
     """
 
     activations: int
@@ -27,14 +27,14 @@ class Saved:
 
 
 class _Casts(TorchDispatchMode):
-    """Collects the copies that are made of the storages in `owned`: in another dtype, another layout, or scaled."""
+    """Collects copies of the storages in `owned`: in another dtype or layout, or scaled."""
 
     COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.clone.default, torch.ops.aten.mul.Tensor)
 
     def __init__(self, owned: set[int]):
         super().__init__()
         self.owned = owned
-        self.copies: dict[int, Tensor] = {}  # by address; kept alive, so that it is not given to another
+        self.copies: dict[int, Tensor] = {}  # by address; kept alive, so that no other tensor gets the address
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         out = function(*arguments, **(keywords or {}))
@@ -46,10 +46,10 @@ class _Casts(TorchDispatchMode):
 
 
 def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> Saved:
-    """What one forward pass leaves for the backward pass, counted with autograd's hooks on saved tensors.
+    """The bytes that one forward pass keeps for the backward pass, counted by autograd's hooks on saved tensors.
 
-    A storage counts whole, however small the part that a saved view shows, since all of it stays in memory. What is
-    no tensor in the graph is not seen: the fused kernels keep keys of 8 bytes per row and dropout.
+    A storage counts in full even if a saved view covers a part of it, since all of it stays in memory. Only tensors in
+    the graph count; the fused kernels also keep keys of 8 bytes per example and dropout.
     """
     owned = {_address(tensor) for tensor in (*model.parameters(), *model.buffers())}
     kept: list[Tensor] = []
@@ -69,11 +69,11 @@ def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> Saved:
 
 
 def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata  # of the storage itself: a fake one has no data
+    return tensor.untyped_storage()._cdata  # of the storage object: a fake storage has no data
 
 
 def checkpoint_bytes(model: nn.Module, with_head: bool) -> int:
-    """The size of a safetensors file of what trains, written to disk and measured there."""
+    """The bytes of a safetensors file of the trained tensors, written to disk and measured."""
     tensors = {
         name: p.detach().cpu().contiguous() for name, p in trainable(model) if with_head or not is_head(model, name)
     }

@@ -1,7 +1,7 @@
-"""`python -m lora.cost.steps OUT.json REPETITIONS OVERRIDES`: a training step of this project, of PEFT, and in full.
+"""`python -m lora.cost.steps OUT.json REPETITIONS OVERRIDES`: our training step, PEFT's, and full fine-tuning's.
 
 All run in one process with one thread. Every subject starts from the same encoder and takes the same batches. All
-shapes are warmed up; then the subjects take turns.
+shapes are warmed up before the subjects take turns.
 """
 
 import functools
@@ -33,7 +33,7 @@ ATTENTIONS = ("eager", "sdpa")
 
 
 def roster(config: RunConfig, precisions: Sequence[str]) -> dict[str, Callable[[], Subject]]:
-    """The subjects by name: `ours`, `ours recomputing`, `full` and PEFT with either attention, in every precision."""
+    """Name -> builder: `ours`, `ours recomputing`, `full` and PEFT with either attention, in every precision."""
     found: dict[str, Callable[[], Subject]] = {}
     for precision in precisions:
         train = {"precision": precision, "kernels": "fused"}
@@ -52,7 +52,7 @@ def roster(config: RunConfig, precisions: Sequence[str]) -> dict[str, Callable[[
 def time_steps(
     subjects: Mapping[str, Subject], batches: Mapping[str, Batch], repetitions: int, device: str = "cpu"
 ) -> dict[str, dict[str, list[float]]]:
-    """Shape -> subject -> seconds of every step, the warm-up left out."""
+    """Shape -> subject -> seconds of every step, excluding the warm-up."""
     work = {
         shape: {name: functools.partial(subject.step, batch) for name, subject in subjects.items()}
         for shape, batch in batches.items()
@@ -61,15 +61,15 @@ def time_steps(
 
 
 def saved_bytes(subject: Subject, batch: Batch) -> int:
-    """What the forward pass keeps for the backward pass: each storage once, parameters left out, casts of them not."""
+    """Bytes that the forward pass keeps for the backward pass: each storage once, without parameters, with casts."""
     found = saved.saved_bytes(subject.model, lambda: subject.loss(batch))
     return found.activations + found.casts
 
 
 def matmul_seconds(subject: Subject, batch: Batch, steps: int = 2) -> tuple[float, float]:
-    """Seconds of a step's matrix products, by torch's profiler, and of the same step as a whole, by the clock.
+    """Seconds of a step's matrix products, by torch's profiler, and of the same whole step, by the clock.
 
-    Compiled kernels run outside of torch's operators, so the whole is not what the profiler adds up to.
+    The profiler's total is not the whole step: compiled kernels run outside of torch's operators.
     """
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         started = time.perf_counter()
@@ -83,7 +83,7 @@ def matmul_seconds(subject: Subject, batch: Batch, steps: int = 2) -> tuple[floa
 def measure(
     config: RunConfig, repetitions: int, precisions: Sequence[str], step_shapes: Sequence[str] = shapes.STEP
 ) -> dict[str, Any]:
-    """Everything about steps on a CPU, as measurements.json has it."""
+    """Take every measurement of steps on a CPU, for measurements.json."""
     torch.set_num_threads(1)
     keep_freed_memory()
     torch.manual_seed(0)
@@ -107,7 +107,7 @@ def measure(
         for shape, batch in batches.items()
     }
     dropped = changed(config, method={"dropout": SAVED_LORA_DROPOUT})
-    largest = max(step_shapes, key=shapes.size)  # where it matters most
+    largest = max(step_shapes, key=shapes.size)  # saved bytes matter most for it
     kept = {name: saved_bytes(make(), batches[largest]) for name, make in roster(dropped, precisions).items()}
     return {
         "times": times,

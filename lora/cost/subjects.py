@@ -1,4 +1,4 @@
-"""What is timed: models in training, by this project's own step or by PEFT's, and random batches for them."""
+"""The subjects of timings: models in training, by this project's step or PEFT's, and random batches for them."""
 
 import dataclasses
 import itertools
@@ -27,8 +27,8 @@ from lora.training.step import Part, prepare_step
 
 Batch = dict[str, Tensor]
 MODELS = ("minilm", "roberta_base", "roberta_large")  # the embedded encoder, and published sizes with random weights
-SPECIAL = 5  # ids below are padding and the like
-ENDLESS = 2**40  # steps of the schedule: the learning rate of a benchmark stays the same
+SPECIAL = 5  # smaller ids are padding and other special tokens
+ENDLESS = 2**40  # steps of the schedule, so that the learning rate stays the same
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class Subject:
 
 
 def changed(config: RunConfig, **sections: Any) -> RunConfig:
-    """A configuration with other settings, such as `changed(config, train={"precision": "bf16"})`.
+    """A configuration with changed settings, such as `changed(config, train={"precision": "bf16"})`.
 
     Args:
-        sections: Settings by section, or a whole section in place of the old one.
+        sections: The new settings by section; or a whole section, which replaces the old one.
     """
     new = {
         name: dataclasses.replace(getattr(config, name), **values) if isinstance(values, Mapping) else values
@@ -62,9 +62,9 @@ def changed(config: RunConfig, **sections: Any) -> RunConfig:
 def load(config: RunConfig) -> tuple[nn.Module, str]:
     """A fresh copy of a run's encoder in float32 on the CPU, and the name of its weights.
 
-    One of a published size gets random weights, so that nothing is downloaded: time does not depend on their values.
+    An encoder in `SIZES` gets random weights, so that nothing is downloaded. Time does not depend on their values.
 
-    Raises: UserError: If it is absent.
+    Raises: UserError: If the encoder is absent.
     """
     name, task, train = config.model.name, TASKS[config.task], config.train
     if name not in SIZES:
@@ -77,16 +77,16 @@ def load(config: RunConfig) -> tuple[nn.Module, str]:
 
 
 def of_size(config: RunConfig, model: str) -> RunConfig:
-    """The same run of the embedded encoder, or of one of a published size."""
+    """The run with encoder `model`; for minilm, the embedded encoder, the run itself."""
     return config if model == "minilm" else changed(config, model={"name": model})
 
 
 def ours(config: RunConfig, encoder: nn.Module | None = None, compiled: bool = False) -> Subject:
-    """This project's own training of an encoder: the step that the training loop takes.
+    """An encoder trained by this project's own step, that of the training loop.
 
     Args:
-        encoder: In float32 on the CPU; None loads the run's own.
-        compiled: Under torch.compile.
+        encoder: The encoder, in float32 on the CPU; None loads the run's.
+        compiled: Whether the model runs under torch.compile.
     Raises: UserError: If the device or precision is not available, or the kernels do not cover the encoder.
     """
     encoder = load(config)[0] if encoder is None else encoder
@@ -99,7 +99,7 @@ def ours(config: RunConfig, encoder: nn.Module | None = None, compiled: bool = F
     numbers = itertools.count()
 
     def whole(batch: Batch) -> tuple[Part, Batch]:
-        return Part(np.arange(len(batch["labels"])), 1.0), dict(batch)  # the loss takes the labels out
+        return Part(np.arange(len(batch["labels"])), 1.0), dict(batch)  # the loss removes the labels
 
     def loss(batch: Batch) -> Tensor:
         return step.loss(next(numbers), *whole(batch), len(batch["labels"]))
@@ -111,7 +111,7 @@ def ours(config: RunConfig, encoder: nn.Module | None = None, compiled: bool = F
 
 
 def peft(config: RunConfig, encoder: nn.Module | None = None) -> Subject:
-    """PEFT's LoRA of an encoder, trained as a Trainer does: autocast, clipping, torch's fused AdamW."""
+    """An encoder with PEFT's LoRA, trained as Trainer does: autocast, clipping, torch's fused AdamW."""
     from peft import LoraConfig as PeftConfig  # of the extra `peers`
     from peft import TaskType, get_peft_model
 
@@ -147,7 +147,7 @@ def peft(config: RunConfig, encoder: nn.Module | None = None) -> Subject:
 
 
 def random_batch(model: nn.Module, shape: str, seed: int = 0) -> Batch:
-    """Random ids without padding, and labels, on the model's device."""
+    """Random ids without padding, and random labels, on the model's device."""
     rows, tokens = rows_and_tokens(shape)
     settings, source = model.config, generator(seed, "inputs", shape)
     batch = {
@@ -155,14 +155,14 @@ def random_batch(model: nn.Module, shape: str, seed: int = 0) -> Batch:
         "attention_mask": torch.ones(rows, tokens, dtype=torch.int64),
         "labels": torch.randint(0, settings.num_labels, (rows,), generator=source),
     }
-    if getattr(settings, "type_vocab_size", 0) > 1:  # else the tokenizer gives none
+    if getattr(settings, "type_vocab_size", 0) > 1:  # otherwise the tokenizer gives none
         batch["token_type_ids"] = torch.zeros(rows, tokens, dtype=torch.int64)
     device = next(model.parameters()).device
     return {key: value.to(device) for key, value in batch.items()}
 
 
 def clock_of(device: str) -> Callable[[Action], float]:
-    """What times an action: the machine's clock, or on a GPU events in its own stream, so that no launch is missed."""
+    """The timer of an action: the machine's clock, or on a GPU events in its stream, so that no launch is missed."""
     return wall_seconds if device == "cpu" else event_seconds
 
 

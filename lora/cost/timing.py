@@ -1,4 +1,4 @@
-"""Interleaved timings, their medians and what is certain about these. No torch here."""
+"""Interleaved timings, and their medians with intervals. No torch."""
 
 import math
 import statistics
@@ -15,7 +15,7 @@ from lora.rng import shuffled
 T = TypeVar("T")
 Action = Callable[[], object]
 CONFIDENCE = 0.95
-FEWEST = 6  # values that have an interval: not even the ends of 5 enclose the median with `CONFIDENCE`
+FEWEST = 6  # values for an interval: even the extremes of 5 enclose the median with less than `CONFIDENCE`
 METHOD = (
     "an interval lies between two order statistics, the narrowest symmetric pair that covers the median with at least "
     "95%, whatever the distribution; fewer than 6 values have no such pair, so a range is given instead, from the "
@@ -27,14 +27,14 @@ METHOD = (
 
 
 def median_interval(values: Sequence[float] | Float[np.ndarray, " rounds"]) -> tuple[float, float] | None:
-    """Two order statistics that enclose the median of the distribution with at least `CONFIDENCE`, whatever it is.
+    """Two order statistics that enclose the median of any distribution with at least `CONFIDENCE`.
 
-    The number of values below the true median is binomial(n, 1/2), so the k-th smallest and the k-th largest value
-    do, with the largest k for which fewer than k fall below with a chance of at most (1 - CONFIDENCE) / 2.
+    The number of values below the true median is binomial(n, 1/2). The bounds are the k-th smallest and the k-th
+    largest value, for the largest k such that fewer than k fall below it with a chance of at most (1 - CONFIDENCE) / 2.
 
     Source: Conover 1999, Practical Nonparametric Statistics, section 3.2.
 
-    Returns: None with fewer than 6 values: not even the smallest and the largest of them are far enough apart.
+    Returns: None for fewer than 6 values, whose smallest and largest are not far enough apart.
     """
     k = _place_of_ends(len(values))
     if k == 0:
@@ -44,12 +44,12 @@ def median_interval(values: Sequence[float] | Float[np.ndarray, " rounds"]) -> t
 
 
 def _place_of_ends(n: int) -> int:
-    """The k of `median_interval`; 0 if there is none."""
+    """The k of `median_interval`; 0 if none exists."""
     return int(stats.binom.ppf((1 - CONFIDENCE) / 2, n, 0.5))
 
 
 def sign_p(values: Float[np.ndarray, " rounds"], expected: float, alternative: Literal["less", "greater"]) -> float:
-    """One-sided p-value of the sign test of a median against `expected`; `median_interval` holds what it keeps.
+    """One-sided p-value of the sign test of a median against `expected`. `median_interval` has what it does not reject.
 
     Values equal to `expected` count against the alternative. Source: Conover 1999, section 3.4.
     """
@@ -58,7 +58,7 @@ def sign_p(values: Float[np.ndarray, " rounds"], expected: float, alternative: L
 
 
 def median_of(values: Sequence[float]) -> dict[str, Any]:
-    """A median with its interval, or with the range of the values where they are too few for one.
+    """A median with its interval, or with the range of the values if they are too few for one.
 
     Returns: `median`, `low`, `high`, `coverage` (the chance that low..high encloses the true median; None for a single
         value) and `n`.
@@ -68,7 +68,7 @@ def median_of(values: Sequence[float]) -> dict[str, Any]:
         raise ValueError("a median needs at least one value")
     low, high = median_interval(values) or (min(values), max(values))
     n = len(values)
-    below = max(1, _place_of_ends(n)) - 1  # values that lie below `low`
+    below = max(1, _place_of_ends(n)) - 1  # number of values below `low`
     return {
         "median": statistics.median(values),
         "low": low,
@@ -79,23 +79,23 @@ def median_of(values: Sequence[float]) -> dict[str, Any]:
 
 
 def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
-    """`median_of` of the ratios ours / theirs, round by round: what slows a whole round down cancels."""
+    """`median_of` of the ratios ours / theirs, round by round: a slowdown of a whole round cancels out."""
     return median_of([one / other for one, other in zip(ours, theirs, strict=True)])
 
 
 def name_of(found: Mapping[str, Any]) -> str:
-    """What low..high of a `median_of` is: `95% interval`, or `range` where there are too few values for one."""
+    """The name of low..high in a `median_of`: `95% interval`, or `range` if there are too few values for one."""
     return f"{CONFIDENCE:.0%} interval" if (found["coverage"] or 0) >= CONFIDENCE else "range"
 
 
 def shown(found: Mapping[str, Any], digits: int) -> str:
-    """`9.81 (9.70 to 10.02)`: a `median_of` in a table."""
+    """Format a `median_of` for a table, as `9.81 (9.70 to 10.02)`."""
     median, low, high = (f"{found[key]:,.{digits}f}" for key in ("median", "low", "high"))
     return f"{median} ({low} to {high})"
 
 
 def slope(sizes: Sequence[float], values: Sequence[float]) -> float | None:
-    """The exponent of value ~ size^slope, by least squares over the logarithms; None with fewer than two sizes.
+    """The exponent of value ~ size^slope, by least squares over the logarithms; None for fewer than two sizes.
 
     Raises: ValueError: If a size or a value is not positive.
     """
@@ -119,8 +119,8 @@ def wall_seconds(action: Action) -> float:
 def orders(names: Sequence[T], rounds: int, *purpose: str | int) -> Iterator[list[T]]:
     """The order of each round, the same for the same purpose.
 
-    As many rounds as there are names rotate one random order, so that each name has each place once; then comes
-    another random order, so that neighbours change too.
+    A block of rounds, as many as names, rotates one random order, so that each name has each place once. The next
+    block has another random order, so that neighbours change too.
     """
     for number in range(rounds):
         block, turn = divmod(number, max(1, len(names)))
@@ -139,14 +139,14 @@ def interleave(
     clock: Callable[[Action], float] = wall_seconds,
     after_round: Action = lambda: None,
 ) -> dict[str, dict[str, list[float]]]:
-    """Time actions that take turns, so that what slows the machine for a while slows all of them.
+    """Time actions that take turns, so that a temporary slowdown of the machine affects all of them.
 
     Args:
-        work: Group -> name -> what is timed. Within a group actions follow one another directly.
-        warmup: Calls of every action before the first round: they compile kernels and plan matrix products.
-        untimed: Calls of an action before it is timed in a round, which bring caches and clocks to the same state.
-        calls: Timed calls of an action in a round; their median is the round's value.
-        seed: Of the orders.
+        work: Group -> name -> timed action. The actions of a group follow one another directly.
+        warmup: Calls of every action before the first round. They compile kernels and plan matrix products.
+        untimed: Untimed calls of an action per round, before the timed ones. They equalise caches and clocks.
+        calls: Timed calls of an action per round; their median is the round's value.
+        seed: Seed of the orders.
         clock: Calls an action and returns its seconds.
     Returns: Group -> name -> seconds, round by round.
     """

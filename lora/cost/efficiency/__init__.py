@@ -1,11 +1,11 @@
-"""What each method costs: the paper's section 4.2 and Table 1, measured. `python -m lora efficiency` runs it.
+"""The cost of each method: the paper's section 4.2 and Table 1, measured by `python -m lora efficiency`.
 
-| module | what it holds |
+| module | contents |
 | --- | --- |
-| `plan` | what is measured, on which encoder, with which kernels |
-| `models` | the encoder with a method on it, in training or as it is deployed |
-| `peak` | the peak memory of a process of its own |
-| `measure` | one call, from its plan to a summary |
-| `summary` | summary.json: from measurements to it, and back, strictly |
-| `tables`, `figures`, `report` | from summaries to what is shown; no torch here |
+| `plan` | the plan of a measurement: encoder, methods, kernels |
+| `models` | the encoder with a method on it, in training or as deployed |
+| `peak` | the peak memory of training one method, in a separate process |
+| `measure` | one measurement, from its plan to a summary |
+| `summary` | summary.json: building it from measurements, and reading it strictly |
+| `tables`, `figures`, `report` | tables and figures from summaries, without torch |
 """

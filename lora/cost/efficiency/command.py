@@ -1,4 +1,4 @@
-"""`python -m lora efficiency`: what each method costs on this machine, and the tables of it."""
+"""`python -m lora efficiency`: the cost of each method on this machine, with its tables."""
 
 import argparse
 import sys
@@ -37,19 +37,19 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> str:
-    """Measure, and write the summary with its samples, figures and tables. Returns: The tables of this device.
+    """Measure, and write the summary, samples, figures and tables. Returns: The tables of this device.
 
-    Raises: UserError: Before anything is written, or if the folder cannot be.
+    Raises: UserError: Before anything is written, or if the folder cannot be written.
     """
     results = folder_of("efficiency", arguments)
     if arguments.tables:
         return rebuild(results)
-    from lora.cost.efficiency.measure import device_of, measure  # these load torch, which tables need not wait for
+    from lora.cost.efficiency.measure import device_of, measure  # loads torch, which tables do not need
     from lora.cost.efficiency.models import resolve_device
     from lora.training.device import check_precision
 
     chosen = {key: value for key, value in vars(arguments).items() if key not in ("results", "reference", "tables")}
-    if chosen.pop("table_1"):  # what people serve: transformers' own modules
+    if chosen.pop("table_1"):  # users serve transformers' own modules
         chosen |= {"latency_shapes": shapes.TABLE_1, "kernels": chosen["kernels"] or "stock"}
     device = resolve_device(chosen.pop("device"), chosen["kernels"])
     for key in ("methods", "step_shapes", "latency_shapes"):
@@ -66,5 +66,5 @@ def run(arguments: argparse.Namespace) -> str:
 
 
 def main(given: argparse.Namespace) -> None:
-    """Exit codes: 0 done, 2 a mistake in the call, or no summary to build tables from."""
+    """Exit codes: 0 done; 2 a mistake in the call, or no summary to build tables from."""
     print(run(given))

@@ -1,4 +1,4 @@
-"""Figures of a summary. Markers tell methods apart, so that grey print and colour-blind eyes read them too."""
+"""Figures of a summary. Markers distinguish the methods even in grey print and for colour-blind readers."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from lora.cost.efficiency.plan import TITLES
 from lora.cost.efficiency.summary import methods_of, value_at
 from lora.cost.timing import FEWEST
 
-# Colours of Okabe and Ito 2008, each with a marker of its own; filled markers are LoRA's.
+# Method -> colour (Okabe and Ito 2008), marker, whether it is filled; filled markers are LoRA's.
 STYLES = {
     "base": ("black", "|", False),
     "full": ("#000000", "s", False),
@@ -22,7 +22,7 @@ STYLES = {
     "lora": ("#0072B2", "o", True),
     "lora_merged": ("#D55E00", "P", True),
 }
-FILES = {  # quantities of training -> label
+FILES = {  # quantity of training -> label
     "trainable": "Trainable parameters",
     "checkpoint_bytes": "Checkpoint (with head)",
     "optimizer_bytes": "Optimizer state",
@@ -37,7 +37,7 @@ SETTINGS = {"svg.hashsalt": "efficiency", "svg.fonttype": "path", "font.size": 9
 
 
 def figures(summary: Mapping[str, Any]) -> dict[str, bytes]:
-    """File name -> content: `training` and `latency`, each as PNG and SVG, the same bytes for the same summary."""
+    """File name -> content: `training` and `latency`, each as PNG and SVG. Equal summaries give equal bytes."""
     files = {}
     with mpl.rc_context(SETTINGS):
         for name, figure in (("training", training(summary)), ("latency", latency(summary))):
@@ -47,9 +47,9 @@ def figures(summary: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def training(summary: Mapping[str, Any]) -> Figure | None:
-    """Each quantity as a share of full fine-tuning's: what shrinks by orders of magnitude above, the rest below.
+    """Each quantity as a share of full fine-tuning's: those that shrink by orders of magnitude above, the rest below.
 
-    Returns: None without full fine-tuning.
+    Returns: None if the summary has no shares of full fine-tuning.
     """
     halves = [[(key, shape) for key in keys for shape in _shapes(summary, key, "to_full")] for keys in (FILES, RUN)]
     if not all(halves):
@@ -71,7 +71,7 @@ def training(summary: Mapping[str, Any]) -> Figure | None:
 
 
 def latency(summary: Mapping[str, Any]) -> Figure | None:
-    """Each method's latency over the base's with its interval, per shape; None without the base."""
+    """Each method's latency over the base's, with its interval, per shape; None if there are no such ratios."""
     shapes, names = _shapes(summary, "latency_ms", "to_base"), methods_of(summary)
     if not shapes:
         return None
@@ -87,14 +87,14 @@ def latency(summary: Mapping[str, Any]) -> Figure | None:
 
 
 def spread_label(summary: Mapping[str, Any], before: str) -> str:
-    """What the bars are; nothing where there are too few rounds for any."""
+    """The meaning of the error bars; an empty text if there are too few rounds for any."""
     return f"{before} with the 95% interval of paired ratios" if summary["about"]["plan"]["rounds"] >= FEWEST else ""
 
 
 def _points(
     axes: Axes, summary: Mapping[str, Any], names: Sequence[str], reference: str, rows: Sequence[tuple[str, str]]
 ) -> None:
-    """One row per quantity and shape, and in it the methods below one another, so that equal ones do not overlap."""
+    """Draw one row per quantity and shape. In a row, methods are one below another, so equal values do not overlap."""
     for number, name in enumerate(names):
         ratios, label = summary[name][reference], TITLES[name]
         for row, (key, shape) in enumerate(rows):
@@ -105,11 +105,11 @@ def _points(
             low, high = value_at(ratios, f"{key}_interval", shape) or (value, value)
             spread = [[value - low], [high - value]]
             axes.errorbar(value, place, xerr=spread, capsize=2, linewidth=1, label=label, **_style(name))
-            label = None  # once in the legend
+            label = None  # one entry in the legend
 
 
 def _shapes(summary: Mapping[str, Any], key: str, ratios: str) -> list[str]:
-    """Where some method has this ratio: shapes, or an empty one for a quantity without."""
+    """The shapes for which some method has this ratio; an empty text for a quantity without shapes."""
     found: dict[str, None] = {}
     for name in methods_of(summary):
         ratio = (summary[name][ratios] or {}).get(key)
@@ -140,6 +140,6 @@ def _finish(axes: Axes, labels: list[str]) -> None:
 
 def _bytes(figure: Figure, kind: str) -> bytes:
     buffer = io.BytesIO()
-    nothing = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[kind]  # versions and times
+    nothing = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[kind]  # no versions or times
     figure.savefig(buffer, format=kind, metadata=nothing)
     return buffer.getvalue()

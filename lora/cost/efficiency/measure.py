@@ -1,4 +1,4 @@
-"""One call of the experiment, from its plan to a summary."""
+"""One measurement, from its plan to a summary."""
 
 import dataclasses
 import time
@@ -23,7 +23,7 @@ from lora.records.provenance import code_version
 from lora.training.allocator import keep_freed_memory
 from lora.training.usage import device_name, optimizer_bytes
 
-Work = dict[str, dict[str, Action]]  # shape -> method -> what is timed
+Work = dict[str, dict[str, Action]]  # shape -> method -> timed action
 
 
 def measure(
@@ -32,9 +32,9 @@ def measure(
     """Measure everything that the plan names.
 
     Args:
-        say: Told what goes on, a line at a time.
-        tick: Called after every round, of which there are plan.rounds of steps and as many of served batches.
-    Returns: The summary and the samples that its times come from.
+        say: Receives progress messages, one line each.
+        tick: Called after every round: plan.rounds times for steps and as often for served batches.
+    Returns: The summary, and the samples behind its times.
     Raises: UserError: If the encoder is absent, or the kernels do not cover it.
     """
     started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
@@ -59,7 +59,7 @@ def measure(
 
     say(f"training steps, {plan.rounds} rounds")
     samples, busy["during steps"] = visit(plan, "step", training_work(plan, measured), tick)
-    say(f"served batches, {plan.rounds} rounds")  # the models above are gone before those that serve are built
+    say(f"served batches, {plan.rounds} rounds")  # the trained models are freed before these are built
     served, busy["during served batches"] = visit(plan, "latency", serving_work(plan), tick)
     samples += served
 
@@ -77,7 +77,7 @@ def measure(
 
 
 def device_of(device: str) -> str:
-    """The name of a CPU or GPU in tables; its slug is that of the device's folder."""
+    """The name of a CPU or GPU in tables; its slug names the device's folder."""
     return device_name(torch.device("cuda")) if device == "cuda" else machine.cpu_name()
 
 
@@ -88,14 +88,14 @@ def describe_machine(device: str) -> dict[str, Any]:
 
 
 def settings_of(plan: Plan, name: str) -> dict[str, Any] | None:
-    """The method's arguments; None where there is no method."""
+    """The method's arguments; None for the base, which has no method."""
     return None if name == "base" else dataclasses.asdict(method_run(plan, name).method)
 
 
 def visit(plan: Plan, kind: str, work: Work, tick: Callable[[], None]) -> tuple[list[dict[str, Any]], float | None]:
     """Time every method on every shape in every round.
 
-    Returns: One sample per round, shape and method, and the cores that others kept busy meanwhile.
+    Returns: One sample per round, shape and method, and the number of cores that other processes kept busy meanwhile.
     """
     before = machine.now()
     found = interleave(
@@ -111,7 +111,7 @@ def visit(plan: Plan, kind: str, work: Work, tick: Callable[[], None]) -> tuple[
 
 
 def training_work(plan: Plan, measured: dict[str, dict[str, Any]]) -> Work:
-    """A training step of every method. What needs no clock is counted on the way, into `measured`."""
+    """A training step of every method. Also adds to `measured` the quantities that need no clock."""
     work: Work = {shape: {} for shape in plan.step_shapes}
     for name in plan.trained:
         trainee = make_trainee(plan, name)
@@ -123,7 +123,7 @@ def training_work(plan: Plan, measured: dict[str, dict[str, Any]]) -> Work:
 
 
 def serving_work(plan: Plan) -> Work:
-    """A forward pass of every model as it is deployed."""
+    """A forward pass of every model as deployed."""
     work: Work = {shape: {} for shape in plan.latency_shapes}
     for name in plan.methods:
         model = make_server(plan, name)
@@ -133,7 +133,7 @@ def serving_work(plan: Plan) -> Work:
 
 
 def count(trainee: Subject, batches: dict[str, Batch]) -> dict[str, Any]:
-    """What needs no clock. Ends with one step of the optimizer, so that its state is there to be counted."""
+    """The quantities that need no clock. Takes one step, so that the optimizer has a state to count."""
     parameters = count_parameters(trainee.model)
     saved = {shape: saved_bytes(trainee.model, partial(trainee.loss, batch)) for shape, batch in batches.items()}
     trainee.step(next(iter(batches.values())))

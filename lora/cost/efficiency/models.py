@@ -1,4 +1,4 @@
-"""The encoder with a method on it: in training, by the training loop's own step, or as it is deployed."""
+"""The encoder with a method on it: in training, by the training loop's own step, or as deployed."""
 
 import torch
 from jaxtyping import Float
@@ -15,13 +15,13 @@ from lora.models.load import max_positions
 from lora.rng import generator
 from lora.training.fused.encoder import fuse
 
-STD_B = 0.02  # ours: of the stand-in for a trained B, which is zero before training
+STD_B = 0.02  # ours: of random values that stand in for a trained B, since B is zero before training
 
 
 def resolve_device(wanted: str, kernels: str | None) -> torch.device:
-    """`auto` is a GPU where torch sees one, unless the kernels are those for CPUs.
+    """The device to measure on. `auto` is a GPU if torch sees one, unless the kernels are `fused`, those for CPUs.
 
-    Raises: UserError: If `cuda` is wanted and there is none.
+    Raises: UserError: If `cuda` is requested but not available.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError("--device is cuda, but torch sees no CUDA device here; use --device auto or cpu")
@@ -31,9 +31,9 @@ def resolve_device(wanted: str, kernels: str | None) -> torch.device:
 
 
 def build_encoder(plan: Plan) -> tuple[nn.Module, str]:
-    """The encoder in float32, on the CPU, and the name of its weights.
+    """The encoder in float32 on the CPU, and the name of its weights.
 
-    Raises: UserError: If it is absent, or reads fewer tokens than a shape of the plan has.
+    Raises: UserError: If the encoder is absent, or a shape of the plan has more tokens than it reads.
     """
     model, weights = load(changed(method_run(plan, "full"), model=model_config(plan)))
     longest = max(rows_and_tokens(shape)[1] for shape in (*plan.step_shapes, *plan.latency_shapes))
@@ -52,9 +52,9 @@ def make_trainee(plan: Plan, name: str) -> Subject:
 
 
 def make_server(plan: Plan, name: str) -> nn.Module:
-    """The model as it is deployed: everything frozen, and held in the plan's precision.
+    """The model as deployed: frozen, with its weights in the plan's precision.
 
-    B gets values as training would give it, and `lora_merged` is merged in float32 before anything is cast.
+    B gets values of the size that training gives it. `lora_merged` is merged in float32, before any cast.
     """
     run, (model, _) = method_run(plan, name), build_encoder(plan)
     apply(model, run.method, plan.seed)

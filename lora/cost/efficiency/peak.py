@@ -1,4 +1,4 @@
-"""The peak memory of training one method, in a process of its own: `python -m lora.cost.efficiency.peak ORDER`."""
+"""The peak memory of training one method, in a separate process: `python -m lora.cost.efficiency.peak ORDER`."""
 
 import ctypes
 import dataclasses
@@ -19,18 +19,18 @@ from lora.cost.subjects import random_batch
 from lora.errors import UserError, first_line
 from lora.files import ROOT
 
-PEAK_STEPS = 3  # the second is the first with the optimizer's state in place
+PEAK_STEPS = 3  # from the second on, the optimizer has its state
 STATUS, RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
 class Peak:
-    """Of a process that trains one method and nothing else.
+    """The memory of a process that trains one method and nothing else, in MiB.
 
     Args:
-        peak_mib: Of the whole process on a CPU, of the GPU's allocator on a GPU.
-        libraries_mib: What the process took before there was a model, Python and torch; 0 on a GPU, whose
-            allocator knows only tensors.
+        peak_mib: Peak of the whole process on a CPU, of torch's allocator on a GPU.
+        libraries_mib: Memory of Python and torch before a model exists; 0 on a GPU, whose allocator holds only
+            tensors.
     """
 
     peak_mib: float
@@ -38,10 +38,10 @@ class Peak:
 
 
 def peak_of_child(plan: Plan, name: str) -> Peak | None:
-    """Train in a fresh process and ask it for its peak; what this process has held before does not matter to it.
+    """Train in a fresh process and read its peak, which is independent of this process's memory.
 
-    Returns: None where the system does not tell a process its own peak.
-    Raises: UserError: If the process ends otherwise than well.
+    Returns: None if the system does not report a process's peak.
+    Raises: UserError: If the process fails.
     """
     order = json.dumps({"plan": dataclasses.asdict(plan), "name": name})
     command = [sys.executable, "-m", "lora.cost.efficiency.peak", order]
@@ -57,9 +57,9 @@ def peak_of_child(plan: Plan, name: str) -> Peak | None:
 
 
 def resident_mib(key: str) -> float | None:
-    """`VmRSS`, resident now, or `VmHWM`, its peak, of this process: proc(5).
+    """This process's resident memory, now (`VmRSS`) or at its peak (`VmHWM`); see proc(5). None if unknown.
 
-    `getrusage` would not do: its maximum starts at what the parent process had when it started this one.
+    `getrusage` is unsuitable: its maximum starts at the memory that the parent process had when it started this one.
     """
     try:
         found = re.search(rf"^{key}:\s*(\d+) kB", STATUS.read_text(), re.MULTILINE)
@@ -69,7 +69,7 @@ def resident_mib(key: str) -> float | None:
 
 
 def reset_peak() -> None:
-    """Give freed memory back and let the peak start again from what is resident now.
+    """Return freed memory to the system and reset the peak to the memory that is resident now.
 
     Raises: UserError: If the system does not allow it.
     """
@@ -83,7 +83,7 @@ def reset_peak() -> None:
 
 
 def peak(plan: Plan, name: str) -> Peak | None:
-    """The peak of training steps on the plan's largest batch; that of loading the encoder does not count."""
+    """The peak of training steps on the plan's largest batch, without that of loading the encoder."""
     torch.set_num_threads(plan.threads)
     libraries = resident_mib("VmRSS")
     if plan.device == "cpu" and libraries is None:
@@ -93,7 +93,7 @@ def peak(plan: Plan, name: str) -> Peak | None:
     if plan.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
-        reset_peak()  # what loading freed does not count
+        reset_peak()  # excludes memory that loading has freed
     for _ in range(PEAK_STEPS):
         trainee.step(batch)
     if plan.device == "cuda":

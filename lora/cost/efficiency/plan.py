@@ -1,4 +1,4 @@
-"""What is measured, on which encoder and with which kernels. No torch here: a mistake is told before it is loaded."""
+"""The plan of a measurement: encoder, methods, kernels. No torch, so that mistakes are reported before it is loaded."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,39 +13,39 @@ from lora.cost import shapes
 from lora.errors import UserError
 from lora.methods.titles import METHOD_TITLES
 
-TITLES = {  # of what is measured, in the tables' order
+TITLES = {  # measured form of the encoder -> title, in the tables' order
     "base": "Base, untouched",
     **{name: METHOD_TITLES[name] for name in ("full", "bitfit", "houlsby", "pfeiffer")},
     "lora": "LoRA, unmerged",
     "lora_merged": "LoRA, merged",
 }
-ONLY_SERVED = ("base", "lora_merged")  # nothing trains in them
-MODELS = {  # -> the settings of a profile that trains this encoder
+ONLY_SERVED = ("base", "lora_merged")  # forms in which nothing trains
+MODELS = {  # encoder -> overrides of a run that trains it: its profile, model and task
     "minilm": ("profile=mini", "task=reviews"),
     "roberta_base": ("profile=paper", "protocol=printed", "model=roberta_base", "task=sst2"),
     "roberta_large": ("profile=paper", "protocol=printed", "model=roberta_large", "task=sst2"),
     "local": ("profile=small", "model=local", "task=sst2"),
 }
-RANDOM = ("roberta_base", "roberta_large")  # of full size with random weights, so that nothing is fetched
+RANDOM = ("roberta_base", "roberta_large")  # full size with random weights, so that nothing is downloaded
 ROUNDS, CALLS = 20, 1  # ours: MiniLM in about five minutes on two cores
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One call of the experiment.
+    """The settings of one measurement.
 
     Args:
         model: A key of `MODELS`.
-        path: Folder of the encoder, with model=local.
+        path: Folder of the encoder; only with model=local.
         methods: Keys of `TITLES`, in their order.
-        kernels: As `train.kernels` of a run. `fused` is for the CPU.
-        precision: As `train.precision`. What is served is held in it; what trains is float32.
-        threads: Of torch.
-        rounds: Every method is visited once in each, in an order of its own.
-        calls: Timed calls of one visit, after one that is not timed; their median is the visit's.
-        seed: Of weights, inputs, methods and orders.
-        step_shapes: Of training batches, as `<rows>x<tokens>`.
-        latency_shapes: Of served batches.
+        kernels: A run's `train.kernels`. `fused` is for CPUs only.
+        precision: A run's `train.precision`. Served weights have this precision; trained weights are float32.
+        threads: Number of torch threads.
+        rounds: Number of rounds. Each visits every method once, in its own order.
+        calls: Timed calls per visit, after an untimed one; the visit's time is their median.
+        seed: Seed of weights, inputs, methods and orders.
+        step_shapes: Shapes of training batches, as `<rows>x<tokens>`.
+        latency_shapes: Shapes of served batches.
     """
 
     model: str
@@ -85,7 +85,7 @@ class Plan:
 
     @property
     def largest(self) -> str:
-        """The training batch of most tokens: peak memory is that of its steps."""
+        """The training batch with the most tokens, whose steps give the peak memory."""
         return max(self.step_shapes, key=shapes.size)
 
 
@@ -98,7 +98,7 @@ def make_plan(
     threads: int | None = None,
     **others,
 ) -> Plan:
-    """Fill in what was not asked for: kernels, precision and threads of the profile that trains this encoder.
+    """Make a plan. Kernels, precision and threads default to those of the profile that trains this encoder.
 
     Raises: UserError: If a setting breaks its rule.
     """
@@ -118,15 +118,15 @@ def make_plan(
 
 
 def profile_run(model: str, *overrides: str) -> RunConfig:
-    """A run of the profile that trains this encoder; with model=local, nothing says yet where it lies."""
+    """A LoRA run of the profile that trains this encoder; with model=local, it has no path yet."""
     return compose_run([*MODELS[model], "method=lora", *overrides])
 
 
 def method_run(plan: Plan, name: str) -> RunConfig:
     """The run whose method and optimizer are measured under `name`, with the plan's kernels and precision.
 
-    Methods are those of `mini` on every encoder: Houlsby adapters of size 8 and Pfeiffer adapters of size 16, which are
-    of the size of LoRA's r = 8, as in Table 2's rows of 0.8M on RoBERTa-large.
+    Every encoder gets the methods of `mini`: Houlsby adapters of size 8 and Pfeiffer adapters of size 16, which have
+    about as many parameters as LoRA with r = 8, as in Table 2's rows of 0.8M on RoBERTa-large.
     """
     method = {"base": "full", "lora_merged": "lora"}.get(name, name)
     train = (f"train.kernels={plan.kernels}", f"train.precision={plan.precision}")
@@ -139,12 +139,12 @@ def model_config(plan: Plan) -> ModelConfig:
 
 
 def is_usual(plan: Plan) -> bool:
-    """Whether the plan is the default one of this device, whose summary lies on top."""
+    """Whether model, kernels and precision are the device's defaults; the device's own folder has that summary."""
     usual = make_plan("minilm", plan.device)
     keys = ("model", "kernels", "precision")
     return all(getattr(plan, key) == getattr(usual, key) for key in keys)
 
 
 def place(plan: Plan, device: Path) -> Path:
-    """The device's own folder for MiniLM as its profile trains it, and folders below it for all else."""
+    """The plan's folder: the device's own for the default model, kernels and precision, else one below it."""
     return device if is_usual(plan) else device / f"{plan.model}-{plan.kernels}-{plan.precision}"

@@ -1,4 +1,4 @@
-"""`python -m lora efficiency --tables`: build the tables and figures again from every summary.json. No torch here."""
+"""`python -m lora efficiency --tables`: rebuild the tables and figures from every summary.json, without torch."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from lora.files import write_atomically
 
 
 def build(device: Path) -> dict[str, bytes]:
-    """Every table and figure of one device's folder, by path below it; nothing is written.
+    """The tables and figures of one device, by path below its folder. Writes nothing.
 
-    Raises: UserError: If a summary there is broken, or there is none.
+    Raises: UserError: If a summary is broken, or none exists.
     """
-    from lora.cost.efficiency.figures import figures  # loads matplotlib, which no table needs
+    from lora.cost.efficiency.figures import figures  # loads matplotlib, which tables do not need
 
     found = read_device(device)
     if not found:
@@ -28,7 +28,7 @@ def build(device: Path) -> dict[str, bytes]:
 
 
 def read_device(device: Path) -> dict[Path, dict]:
-    """The summaries of a device's folder: the default's first, then by encoder.
+    """The summaries in a device's folder by path: the default plan's first, the others by encoder.
 
     Raises: UserError: If one is broken.
     """
@@ -38,7 +38,7 @@ def read_device(device: Path) -> dict[Path, dict]:
 
 
 def read_devices(folder: Path) -> list[dict]:
-    """All summaries below an efficiency folder, device by device. Raises: UserError: If one is broken."""
+    """All summaries in an efficiency folder, device by device. Raises: UserError: If one is broken."""
     return [summary for device in sorted(folder.glob("*/")) for summary in read_device(device).values()]
 
 
@@ -47,7 +47,7 @@ def _place(summary: dict) -> int:
 
 
 def write(device: Path) -> str:
-    """Build and write all of a device. Returns: efficiency.md."""
+    """Build and write a device's tables and figures. Returns: The text of efficiency.md."""
     files = build(device)
     for name, content in files.items():
         write_atomically(device / name, content)
@@ -55,9 +55,9 @@ def write(device: Path) -> str:
 
 
 def rebuild(folder: Path) -> str:
-    """Write the tables and figures of every device again. Returns: The files written, one per line.
+    """Rebuild the tables and figures of every device. Returns: The paths of each efficiency.md, one per line.
 
-    Raises: UserError: If a summary is broken, or there is none.
+    Raises: UserError: If a summary is broken or missing, or no device has a folder.
     """
     devices = sorted(path for path in folder.glob("*") if path.is_dir())
     if not devices:

@@ -1,4 +1,4 @@
-"""summary.json: one object per method, and `about`, which says what was measured where; built, and read strictly."""
+"""Build summary.json, and read it strictly. It has one object per method, and `about`: plan, model and machine."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ COUNTS = (
     "optimizer_bytes",
 )
 BY_SHAPE = ("saved_activation_bytes", "saved_cast_bytes", "peak_mib", "peak_above_libraries_mib")
-TIMES = {"step": "step_ms", "latency": "latency_ms"}  # kind of a sample -> key
+TIMES = {"step": "step_ms", "latency": "latency_ms"}  # kind of sample -> key
 INTERVALS = {key: f"{key}_interval" for key in TIMES.values()}
 TO_FULL = (
     "trainable", "checkpoint_bytes", "optimizer_bytes", "saved_activation_bytes", "peak_mib",
@@ -37,14 +37,14 @@ ABOUT = ("schema", "model", "plan", "machine", "idle", "code", "started_at", "se
 def summarise(
     measured: Mapping[str, Mapping[str, Any]], samples: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """From what was counted and timed to the summary.
+    """Build the summary from counts and samples.
 
     Args:
-        measured: Method -> `settings`, and where it trains the keys of `COUNTS` and, by shape, of `BY_SHAPE`.
-        samples: As `lora.cost.efficiency.measure.visit` returns them, of both kinds.
-        about: The keys of `ABOUT`.
-    Returns: `about`, and for every method the keys of `KEYS`; None where there is nothing to measure or nothing to
-        compare with. Ratios of times are medians of the ratios within a round.
+        measured: Method -> `settings` and, if the method trains, the keys in `COUNTS` and, by shape, in `BY_SHAPE`.
+        samples: Samples of both kinds, in the form that `lora.cost.efficiency.measure.visit` returns.
+        about: The keys in `ABOUT`.
+    Returns: `about`, and for every method the keys in `KEYS`. A value is None if it was not measured or has nothing to
+        be compared with. Ratios of times are medians of the ratios within a round.
     """
     times = by_round(samples)
     summary: dict[str, Any] = {"about": dict(about)}
@@ -61,7 +61,7 @@ def summarise(
 
 
 def by_round(samples: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict[str, np.ndarray]]:
-    """(kind, method) -> shape -> ms of every round, in the rounds' order."""
+    """(kind, method) -> shape -> ms per round, in the rounds' order."""
     times: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     frame = pd.DataFrame(samples, columns=["kind", "method", "shape", "round", "ms"])
     for (kind, method, shape), group in frame.groupby(["kind", "method", "shape"], sort=False):
@@ -81,7 +81,7 @@ def _ratios(measured: Mapping, times: Mapping, name: str, reference: str, keys: 
     for kind, key in TIMES.items():
         one, other = times.get((kind, name)), times.get((kind, reference))
         if key in keys and one and other:
-            found = {shape: one[shape] / other[shape] for shape in one}  # what slows a whole round down cancels
+            found = {shape: one[shape] / other[shape] for shape in one}  # a slowdown of a whole round cancels out
             ratios[key] = {shape: round(float(np.median(of_rounds)), 6) for shape, of_rounds in found.items()}
             ratios[INTERVALS[key]] = {shape: _pair(median_interval(of_rounds)) for shape, of_rounds in found.items()}
     return ratios
@@ -100,20 +100,20 @@ def _pair(interval: tuple[float, float] | None) -> list[float] | None:
 
 
 def methods_of(summary: Mapping[str, Any]) -> list[str]:
-    """In the tables' order."""
+    """The methods of a summary, in the tables' order."""
     return [name for name in TITLES if name in summary]
 
 
 def value_at(entry: Mapping[str, Any], key: str, shape: str) -> Any:
-    """The value of a quantity at a shape, or, of one without shapes, the value itself; None where there is none."""
+    """A quantity's value at a shape; the value itself if the quantity has no shapes; None if it does not exist."""
     found = entry.get(key)
     return found.get(shape) if isinstance(found, Mapping) else found
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """Read a summary and check that it is one.
+    """Read a summary and check its form.
 
-    Raises: UserError: If it is broken, of another schema, or lacks a key.
+    Raises: UserError: If it is broken, has another schema, or has missing or unknown keys.
     """
     summary = read_object(path)
     about = summary.get("about")
@@ -133,7 +133,7 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 
 def _check_entry(entry: Any, plan: Plan) -> None:
-    """Raises: ValueError: If a method's object is not of the form that `summarise` gives it."""
+    """Raises: ValueError: If a method's object does not have the form that `summarise` gives it."""
     if not isinstance(entry, dict) or set(entry) != set(KEYS):
         raise ValueError(f"a method must have the keys {', '.join(KEYS)}")
     shapes = {*plan.step_shapes, *plan.latency_shapes}
@@ -152,6 +152,6 @@ def _check_entry(entry: Any, plan: Plan) -> None:
 
 
 def samples_csv(samples: Sequence[Mapping[str, Any]]) -> bytes:
-    """Every visit: what the summary's medians, intervals and ratios come from."""
+    """samples.csv: the time of every visit, from which the summary's medians, intervals and ratios come."""
     frame = pd.DataFrame(samples, columns=["kind", "method", "shape", "round", "ms"])
     return frame.to_csv(index=False, lineterminator="\n").encode()

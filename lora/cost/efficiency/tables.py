@@ -1,4 +1,4 @@
-"""Tables from summaries: what training costs, what serving costs, and the paper's own numbers. No torch here."""
+"""Tables from summaries: the cost of training, the cost of serving, and the paper's numbers. No torch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,7 +24,7 @@ Summary = Mapping[str, Any]
 
 
 def document(summaries: Sequence[Summary]) -> str:
-    """efficiency.md: a section for every encoder that was measured on a device."""
+    """efficiency.md: one section per summary of a device."""
     machine = summaries[0]["about"]["machine"]
     lines = [f"# What each method costs ({machine['device']})", ""]
     for summary in summaries:
@@ -53,7 +53,7 @@ def section(summary: Summary) -> list[str]:
 
 
 def tables(summaries: Sequence[Summary]) -> list[Table]:
-    """The same for a profile's page: what training and what serving costs, for every device and encoder."""
+    """The tables of a profile's page: costs of training and of serving, for every device and encoder."""
     found = []
     for summary in summaries:
         plan, device = summary["about"]["plan"], summary["about"]["machine"]["device"]
@@ -75,7 +75,7 @@ def title(summary: Summary) -> str:
 
 
 def notes(summary: Summary) -> list[str]:
-    """How it was measured, on what."""
+    """Notes below the tables: verdict on merged LoRA, statistics, machine, versions, idleness."""
     about = summary["about"]
     plan, machine = about["plan"], about["machine"]
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
@@ -95,7 +95,7 @@ def spread_text(plan: Mapping[str, Any]) -> str:
 
 
 def training_table(summary: Summary) -> pd.DataFrame:
-    """One line per method that trains."""
+    """One row per method that trains."""
     plan = summary["about"]["plan"]
     lines = []
     for name in methods_of(summary):
@@ -132,7 +132,7 @@ def latency_table(summary: Summary) -> pd.DataFrame:
 
 
 def verdict(summary: Summary) -> list[str]:
-    """Of the merged form's claim, that it costs what the base costs; nothing where it was not measured so."""
+    """Whether merged LoRA costs as much as the base, in one sentence; empty without intervals of that ratio."""
     merged = summary.get("lora_merged") or {}
     intervals = (merged.get("to_base") or {}).get("latency_ms_interval") or {}
     known = {shape: interval for shape, interval in intervals.items() if interval is not None}
@@ -158,7 +158,7 @@ def idle_text(idle: Mapping[str, Any]) -> str:
 def frame(summaries: Sequence[Summary]) -> pd.DataFrame:
     """efficiency.csv: one row per encoder, method, quantity and shape.
 
-    Returns: Columns model, kernels, precision, method, quantity, shape, value, low, high (of times), to_full, to_base.
+    Returns: Columns model, kernels, precision, method, quantity, shape, value, low, high (for times), to_full, to_base.
     """
     rows = []
     for summary in summaries:
@@ -184,7 +184,7 @@ def frame(summaries: Sequence[Summary]) -> pd.DataFrame:
                             "to_base": value_at(entry["to_base"] or {}, quantity, shape),
                         }
                     )
-    return pd.DataFrame(rows, dtype=object)  # so that whole numbers stay whole
+    return pd.DataFrame(rows, dtype=object)  # keeps integers as integers
 
 
 def csv(summaries: Sequence[Summary]) -> bytes:
@@ -192,12 +192,12 @@ def csv(summaries: Sequence[Summary]) -> bytes:
 
 
 def _times(ratio: float | None) -> str:
-    """` x0.41`; of small ratios two digits that are not zero."""
+    """Format a ratio as ` x0.41`; below 0.1, with two significant digits."""
     return "" if ratio is None else f" x{ratio:.2f}" if ratio >= 0.1 else f" x{ratio:.2g}"
 
 
 def _timed(entry: Mapping, ratio: Mapping, key: str, shape: str) -> str:
-    """`12.30 x0.41 [0.40, 0.42]`."""
+    """Format a time, its ratio and interval as `12.30 x0.41 [0.40, 0.42]`; `-` if it was not measured."""
     if entry[key] is None:
         return "-"
     text = f"{entry[key][shape]:.2f}{_times(value_at(ratio, key, shape))}"

@@ -1,10 +1,10 @@
-"""Runs an hour of this project and of today's scripts, measured side by side. `python -m lora bench`.
+"""Runs per hour of this project, compared with scripts of today: `python -m lora bench`.
 
-| module | what it holds |
+| module | contents |
 | --- | --- |
-| `runs` | the runs that every side trains, their rows and settings as files |
-| `job`, `peer` | runs by transformers' Trainer and PEFT, in a process of their own |
+| `runs` | the runs that every side trains; their examples and settings as files |
+| `job`, `peer` | runs by transformers' Trainer and PEFT, in a separate process |
 | `sides` | the three sides as processes: time, memory and results of each |
-| `trace` | where the time of one of this project's runs goes |
-| `summary`, `tables` | from measurements.json to summary.json, and its tables |
+| `trace` | the time of one of this project's runs, by activity |
+| `summary`, `tables` | summary.json from measurements.json, and its tables |
 """

@@ -1,4 +1,4 @@
-"""`python -m lora bench` (`make bench`): runs an hour and steps, compared with today's scripts, with their tables."""
+"""`python -m lora bench` (`make bench`): runs per hour and steps, compared with scripts of today, with their tables."""
 
 import argparse
 import dataclasses
@@ -19,8 +19,8 @@ from lora.cost.timing import orders
 from lora.errors import UserError
 from lora.files import ROOT, write_atomically
 
-ROUNDS, STEP_REPETITIONS = 6, 11  # ours: from 6 values on a median has an interval
-RUNS, SCRIPT_RUNS = 12, 2  # of a round
+ROUNDS, STEP_REPETITIONS = 6, 11  # ours: a median of 6 or more values has an interval
+RUNS, SCRIPT_RUNS = 12, 2  # per round
 PAGE = ROOT / "experiments" / "efficiency" / "README.md"  # has the tables of the committed measurements
 
 
@@ -49,7 +49,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def check(chosen: argparse.Namespace) -> None:
     """
-    Raises: UserError: If an argument is out of range, or PEFT is not installed.
+    Raises: UserError: If an argument is out of range, or PEFT is needed but not installed.
     """
     at_least_one(chosen, "rounds", "script_runs", "step_repetitions", "epochs")
     if chosen.train_rows < 2:
@@ -62,12 +62,12 @@ def check(chosen: argparse.Namespace) -> None:
 
 
 def measure(chosen: argparse.Namespace, tasks: Sequence[str], overrides: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Everything, as measurements.json has it.
+    """Take every measurement. Returns: The content of measurements.json.
 
     Args:
-        tasks: Of the runs.
-        overrides: What composes every run but for its task and seed.
-        folder: For rows, caches and logs of this benchmark.
+        tasks: Tasks of the runs.
+        overrides: Overrides of every run, except its task and seed.
+        folder: Folder for the benchmark's examples, caches and logs.
     """
     config = compose_run([*overrides, f"task={tasks[0]}"])
     turns = [
@@ -83,7 +83,7 @@ def measure(chosen: argparse.Namespace, tasks: Sequence[str], overrides: Sequenc
         for side in order:
             loads.append(machine.sample_load())
             if side == "script_loop":
-                start = number * chosen.script_runs  # so that over the rounds every task has its turn
+                start = number * chosen.script_runs  # over the rounds, every task has its turn
                 share = [turns[number][(start + place) % chosen.runs] for place in range(chosen.script_runs)]
                 rounds.append(sides.run_script_loop(number, share, script, folder))
             elif side == "tuned_peer":
@@ -128,7 +128,7 @@ def seeds_in(turn: Sequence[PeerRun]) -> list[int]:
 
 
 def main(chosen: argparse.Namespace) -> None:
-    """Exit codes: 0 done, 2 a mistake in the call or a side that could not run, 130 interrupted."""
+    """Exit codes: 0 done; 2 a mistake in the call, or a side that could not run; 130 interrupted."""
     check(chosen)
     place = folder_of("bench", chosen)
     if not chosen.tables:

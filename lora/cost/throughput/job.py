@@ -1,4 +1,4 @@
-"""What a peer's process is asked to do and what it answers, as JSON files. Nothing large is loaded here."""
+"""A peer's job and its answer, as JSON files. Imports nothing large."""
 
 import dataclasses
 import json
@@ -18,15 +18,15 @@ T = TypeVar("T", "Job", "Answer")
 
 @dataclass(frozen=True)
 class PeerRun:
-    """One run as a script around Trainer and PEFT takes it.
+    """The settings of one run, for a script around Trainer and PEFT.
 
     Args:
         model: Folder of the encoder.
-        rows: Folder with train.json and validation.json, a JSON object per line.
+        rows: Folder of train.json and validation.json, which have one JSON object per line.
         columns: The text columns.
-        outputs: Of the head; 1 is a regression.
-        metric: The headline; one of `metrics`.
-        targets, head: Names of the modules that LoRA adapts, and of those that train whole.
+        outputs: Number of the head's outputs; 1 for regression.
+        metric: The headline metric; one of `metrics`.
+        targets, head: Names of the modules that LoRA adapts, and of those that train in full.
     """
 
     task: str
@@ -61,9 +61,9 @@ class PeerSettings:
     """How a peer trains its runs.
 
     Args:
-        padding: `max_length`, or `longest` of the batch, whose rows are then of similar length.
-        attention: The implementation in transformers.
-        max_steps: Stop a run after so many steps, without evaluation: for a warm-up; None trains it whole.
+        padding: `max_length`, or `longest` of the batch, whose examples are then of similar length.
+        attention: The attention implementation in transformers.
+        max_steps: Number of steps after which a run stops without evaluation; None trains it to the end.
     """
 
     padding: Literal["max_length", "longest"]
@@ -78,8 +78,8 @@ class Job:
     """Runs for one process.
 
     Args:
-        started: `time.monotonic()` of the process that asks, when it asks.
-        folder: For caches of datasets and for what is saved.
+        folder: Folder for dataset caches and saved adapters.
+        started: `time.monotonic()` of the requesting process at the request.
     """
 
     runs: tuple[PeerRun, ...]
@@ -93,9 +93,9 @@ class RunCost:
     """One finished run.
 
     Args:
-        metric: The headline after the last epoch; None if it is undefined or the run was stopped early.
-        trainable: Values that train, the head's among them.
-        parts: Seconds by what they went into; what they leave of `seconds` went elsewhere.
+        metric: The headline metric after the last epoch; None if it is undefined or the run stopped early.
+        trainable: Number of trainable values, including the head's.
+        parts: Seconds by activity; they need not add up to `seconds`.
     """
 
     name: str
@@ -109,7 +109,7 @@ class RunCost:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a process did. `startup_seconds`: from the asking until its libraries were loaded."""
+    """The results of a process. `startup_seconds`: from the request until its libraries were loaded."""
 
     startup_seconds: float
     runs: tuple[RunCost, ...]
@@ -120,7 +120,7 @@ def write(path: Path, content: Job | Answer) -> None:
 
 
 def read(path: Path, kind: type[T]) -> T:
-    """Raises: UserError: If the file is not a `kind`."""
+    """Read a job or an answer. Raises: UserError: If the file is not a `kind`."""
     try:
         return build(kind, read_object(path))
     except UserError as error:
@@ -128,7 +128,7 @@ def read(path: Path, kind: type[T]) -> T:
 
 
 class Spent:
-    """Seconds by part; a part within another counts for the outer one only."""
+    """Seconds by activity. A nested activity counts for the outermost one only."""
 
     def __init__(self, parts: Iterable[str]):
         self.seconds = dict.fromkeys(parts, 0.0)

@@ -1,6 +1,6 @@
-"""`python -m lora.cost.throughput.peer JOB.json`: what a user trains by Trainer and PEFT, in a process of its own.
+"""`python -m lora.cost.throughput.peer JOB.json`: train as a user's script does, with Trainer and PEFT.
 
-Nothing of this project is loaded but the metric, so that the process starts as fast as such a script.
+The process loads only the job's form and the metric of this project, so it starts as fast as such a script.
 """
 
 import functools
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import evaluate  # noqa: F401  what such a script computes its metric with; loaded here to count as start-up
+import evaluate  # noqa: F401  such a script computes its metric with it, so it counts as start-up
 import numpy as np
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
@@ -36,7 +36,7 @@ PARTS = ("data", "model", "batching", "step", "evaluation", "saving")
 
 
 class StepClock(TrainerCallback):
-    """Tells making a batch, which ends where a step begins, from the step."""
+    """Separates the time of making a batch, which ends when a step begins, from that of the step."""
 
     def __init__(self, spent: Spent):
         self.spent, self.mark = spent, time.perf_counter()
@@ -61,7 +61,7 @@ class StepClock(TrainerCallback):
 def tokenized(
     model: str, rows: str, columns: tuple[str, ...], max_length: int, padding: str, folder: str
 ) -> tuple[Any, Any]:
-    """Tokenizer and splits, once per process; `datasets` keeps its own copies in `folder` between processes."""
+    """Tokenizer and tokenised splits, once per process. `datasets` caches them in `folder` for later processes."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     files = {split: f"{rows}/{split}.json" for split in ("train", "validation")}
     splits = datasets.load_dataset("json", data_files=files, cache_dir=f"{folder}/datasets")
@@ -91,7 +91,7 @@ def build_model(run: PeerRun, attention: str) -> torch.nn.Module:
 
 
 def train_run(run: PeerRun, settings: PeerSettings, folder: str) -> RunCost:
-    """Train, evaluate after every epoch, save the adapter."""
+    """Train a run, evaluate it after every epoch, and save its adapter."""
     started, spent = time.perf_counter(), Spent(PARTS)
     torch.set_num_threads(settings.threads)
     set_seed(run.seed)
@@ -114,7 +114,7 @@ def train_run(run: PeerRun, settings: PeerSettings, folder: str) -> RunCost:
         per_device_train_batch_size=run.batch,
         per_device_eval_batch_size=run.eval_batch,
         learning_rate=run.lr,
-        warmup_steps=run.warmup_frac,  # below 1, a share of all steps
+        warmup_steps=run.warmup_frac,  # below 1, a fraction of all steps
         weight_decay=run.weight_decay,
         max_grad_norm=run.clip_norm,
         lr_scheduler_type="linear",
@@ -166,7 +166,7 @@ def answer(job: Job) -> Answer:
 
 
 def main() -> None:
-    """Exit codes: 0 done, 2 the argument is not a job. The answer goes next to the job, as <name>.answer.json."""
+    """Write the answer next to the job, as <name>.answer.json. Exit codes: 0 done; 2 the argument is not a job."""
     logging.set_verbosity_error()
     datasets.disable_progress_bars()
     os.environ["TOKENIZERS_PARALLELISM"] = "true"

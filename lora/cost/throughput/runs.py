@@ -1,4 +1,4 @@
-"""The runs that every side trains: this project's own settings, and the same settings and rows as plain files."""
+"""The runs that every side trains: this project's configurations, and the same settings and examples as files."""
 
 import json
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ from lora.cost.throughput.job import PeerRun
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 
-TASKS_TIMED = ("reviews", "ratings")  # one sentence each; both are far above chance after two epochs of 1,000 rows
+TASKS_TIMED = ("reviews", "ratings")  # one sentence each; far above chance after two epochs of 1,000 examples
 TRAIN_ROWS = 1000
 EPOCHS = 2
-PEFT_TARGETS = {"q": "query", "k": "key", "v": "value"}  # PEFT names modules by suffix; BERT's and RoBERTa's
-PEFT_HEAD = ("pooler", "classifier")  # what trains with LoRA here; see `lora.models.modules.is_head`
+PEFT_TARGETS = {"q": "query", "k": "key", "v": "value"}  # PEFT's suffixes of module names, for BERT and RoBERTa
+PEFT_HEAD = ("pooler", "classifier")  # this project trains these with LoRA; see `lora.models.modules.is_head`
 
 
 def common_overrides(train_rows: int = TRAIN_ROWS, epochs: int = EPOCHS) -> list[str]:
-    """What is not a default of the profile mini, for every run; its precision is that which is faster here."""
+    """The overrides of the profile mini in every run. The profile's precision is the faster one on this machine."""
     return [
         "profile=mini",
         "method=lora",
-        "rates=null",  # one's own rates are not those of the committed measurements
+        "rates=null",  # user-defined rates differ from those of the committed measurements
         f"data.train_rows={train_rows}",
         f"train.epochs={epochs}",
         "runtime.tracking=off",  # no side sends copies to W&B
@@ -31,14 +31,14 @@ def common_overrides(train_rows: int = TRAIN_ROWS, epochs: int = EPOCHS) -> list
 
 
 def grid(tasks: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
-    """(task, seed), the tasks of a seed side by side, so that the first few runs are of every task."""
+    """(task, seed) pairs, seed by seed, so that the first few runs cover every task."""
     return [(task, seed) for seed in seeds for task in tasks]
 
 
 def seeds_of_round(number: int, runs: int, tasks: Sequence[str] = TASKS_TIMED) -> list[int]:
-    """The seeds of one round of runs; no two rounds share one.
+    """The seeds of one round; no two rounds share one.
 
-    Raises: UserError: If the runs cannot be a whole number of seeds of every task.
+    Raises: UserError: If `runs` is not a multiple of the number of tasks, or gives a task fewer than two seeds.
     """
     if runs < 2 * len(tasks) or runs % len(tasks):
         raise UserError(
@@ -50,7 +50,7 @@ def seeds_of_round(number: int, runs: int, tasks: Sequence[str] = TASKS_TIMED) -
 
 
 def export_rows(config: RunConfig, folder: Path) -> Path:
-    """Write the splits that a run reads as JSON lines, as a script would find them. Returns: Their folder."""
+    """Write the splits that a run reads as JSON lines, for a script. Returns: Their folder."""
     from lora.data.read import read  # loads pandas and datasets
 
     task, data = TASKS[config.task], config.data
@@ -65,9 +65,9 @@ def export_rows(config: RunConfig, folder: Path) -> Path:
 
 
 def peer_run(config: RunConfig, rows: Path) -> PeerRun:
-    """The peers' form of a LoRA run of an encoder with BERT's module names.
+    """The peers' form of a LoRA run on an encoder with BERT's module names.
 
-    Raises: UserError: If the run has something that the peers' script has no word for.
+    Raises: UserError: If the run has a setting that the peers' script lacks.
     """
     task, train, method = TASKS[config.task], config.train, config.method
     if method.name != "lora" or method.ranks or not set(method.targets) <= set(PEFT_TARGETS):
@@ -98,7 +98,7 @@ def peer_run(config: RunConfig, rows: Path) -> PeerRun:
 
 
 def peer_runs(pairs: Sequence[tuple[str, int]], rows: Path, overrides: Sequence[str]) -> list[PeerRun]:
-    """The peers' form of some runs, their rows written below `rows` once per task."""
+    """The peers' form of the runs. Writes their examples below `rows`, once per task."""
     found = []
     for task, seed in pairs:
         config = compose_run([*overrides, f"task={task}", f"seed={seed}"])

@@ -1,10 +1,10 @@
-"""The three sides, each as processes of their own: how long they take, how much memory, and what they answer.
+"""The three sides as separate processes: time, memory and results of each.
 
 `script_loop`  Trainer + PEFT, padded to the maximum length, one process per run
 `tuned_peer`   Trainer + PEFT, batches of similar length padded to their longest, one process for all runs
 `ours`         `python -m lora -m ...`, with its default workers
 
-Both peers have the precision, the threads and the attention that are fastest for them here.
+Each peer has the precision, number of threads and attention that are fastest for it on this machine.
 """
 
 import dataclasses
@@ -29,12 +29,12 @@ from lora.records.record import RunRecord, load_records
 
 SAMPLE_SECONDS = 0.5
 CALIBRATION_STEPS = 10
-GIVEN_UP = 3.0  # times the shortest run: threads that wait for one another on a busy machine can take ten times as long
+GIVEN_UP = 3.0  # times the shortest run; on a busy machine, threads that wait for each other can take ten times as long
 
 
 @dataclass(frozen=True)
 class Process:
-    """What a process and its descendants took, from its start to its end."""
+    """The wall time of a process, and the peak memory of it and its descendants; None if unknown."""
 
     seconds: float
     peak_bytes: int | None
@@ -45,10 +45,10 @@ class SideRound:
     """One side's runs of one round.
 
     Args:
-        cells: The runs, under the key that committed measurements have.
-        seconds: From the command to its end, added up over the side's processes.
-        peak_bytes: The most memory at any moment, a page that processes share counted once.
-        parts: Seconds of workers by what they went into; None for this project, whose runs are traced apart.
+        seconds: Wall time from the command to its end, summed over the side's commands.
+        peak_bytes: Peak memory, with a page that processes share counted once; None if unknown.
+        cells: The runs; this is their key in committed measurements.
+        parts: Seconds of a peer's processes by activity; None for this project, whose runs are traced separately.
     """
 
     round: int
@@ -60,16 +60,16 @@ class SideRound:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The same for every side: offline, caches of its own, our allocator settings, torch's own choice of threads."""
+    """The environment of every side: offline, datasets cached in `folder`, our allocator, torch's default threads."""
     inherited = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LD_PRELOAD")}
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "datasets")}
     return inherited | ALLOCATOR | offline
 
 
 def run_process(arguments: Sequence[str], folder: Path, log: Path, limit_seconds: float = math.inf) -> Process:
-    """Run Python with these arguments from the clone's root, its output in `log`.
+    """Run Python with these arguments in the repository's root, with its output in `log`.
 
-    Raises: UserError: If it fails; with the last lines of its output. TimeoutError: If it took too long; it is ended.
+    Raises: UserError: If it fails, with the last lines of its output. TimeoutError: If it is terminated at the limit.
     """
     with open(log, "w") as output:
         started, peak = time.monotonic(), None
@@ -101,7 +101,7 @@ def run_process(arguments: Sequence[str], folder: Path, log: Path, limit_seconds
 def run_job(
     runs: Sequence[PeerRun], settings: PeerSettings, folder: Path, name: str, limit_seconds: float = math.inf
 ) -> tuple[Process, Answer]:
-    """Runs in one process of the peer."""
+    """Train runs in one process of a peer."""
     path = folder / f"{name}.json"
     write(path, Job(tuple(runs), settings, str(folder), time.monotonic()))
     arguments = ["-m", "lora.cost.throughput.peer", str(path)]
@@ -110,7 +110,7 @@ def run_job(
 
 
 def parts_of(process: Process, answer: Answer) -> dict[str, float]:
-    """Seconds of a peer's process by what they went into; `other` is what no part has."""
+    """Seconds of a peer's process by activity; `other` is the remainder."""
     parts = {"start-up": answer.startup_seconds}
     for run in answer.runs:
         parts = {part: parts.get(part, 0.0) + run.parts.get(part, 0.0) for part in {**parts, **run.parts}}
@@ -120,9 +120,9 @@ def parts_of(process: Process, answer: Answer) -> dict[str, float]:
 def fastest(
     offered: Mapping[str, PeerSettings], run: PeerRun, folder: Path
 ) -> tuple[PeerSettings, dict[str, float | None]]:
-    """The settings with the fastest steps, and the seconds of all: None for one that was given up as much slower.
+    """The settings with the fastest steps, and the seconds of each; None for one that was stopped as much slower.
 
-    Each trains the same run twice for a few steps; the first meets the shapes, the second counts.
+    Each trains the same run twice for a few steps. The first run is a warm-up; the second is timed.
     """
     found: dict[str, float | None] = {}
     shortest = math.inf
@@ -140,7 +140,7 @@ def fastest(
 
 
 def choices(padding: Literal["max_length", "longest"]) -> dict[str, PeerSettings]:
-    """What a peer may choose from: every precision of this CPU, number of threads, and attention."""
+    """The settings that a peer chooses among: this CPU's precisions, numbers of threads, and attentions."""
     threads = sorted({2**power for power in range(cores().bit_length()) if 2**power <= cores()} | {cores()})
     return {
         f"{count} threads, {attention}, {precision}": PeerSettings(padding, precision, count, attention)
@@ -152,7 +152,7 @@ def choices(padding: Literal["max_length", "longest"]) -> dict[str, PeerSettings
 
 def run_script_loop(number: int, runs: Sequence[PeerRun], settings: PeerSettings, folder: Path) -> SideRound:
     done = [run_job([run], settings, folder, f"script-{number}-{run.name}") for run in runs]
-    # A run's wall time is that of its process: the loop pays start-up for each.
+    # A run's wall time is its process's: the loop pays the start-up of every run.
     costs = tuple(dataclasses.replace(answer.runs[0], seconds=process.seconds) for process, answer in done)
     by_run = [parts_of(*each) for each in done]
     parts = {part: sum(parts[part] for parts in by_run) for part in by_run[0]}
@@ -170,7 +170,7 @@ def run_tuned_peer(number: int, runs: Sequence[PeerRun], settings: PeerSettings,
 def run_ours(
     number: int, tasks: Sequence[str], seeds: Sequence[int], overrides: Sequence[str], folder: Path
 ) -> SideRound:
-    """The command as a user gives it, with folders of its own for results."""
+    """Run the command as a user does, with temporary folders for its results."""
     place = Path(tempfile.mkdtemp(prefix=f"ours-{number}-", dir=folder))
     arguments = [
         *("-m", "lora", "-m", *overrides),
@@ -186,7 +186,7 @@ def run_ours(
 
 
 def cost_of(record: RunRecord) -> RunCost:
-    """A record as the cost of a run; the loop over batches is its one part that every record has."""
+    """A record as the cost of a run. `parts` has only the loop over batches, which every record times."""
     return RunCost(
         name=f"{record.config['task']}.s{record.config['seed']}",
         task=record.config["task"],

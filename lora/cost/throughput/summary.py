@@ -1,4 +1,4 @@
-"""From measurements.json to summary.json, pure arithmetic. No torch here."""
+"""Compute summary.json from measurements.json. No torch."""
 
 import math
 import statistics
@@ -11,12 +11,12 @@ from lora.cost.timing import METHOD, median_of, ratio_of
 SCHEMA = 1
 SIDES = ("script_loop", "tuned_peer", "ours")
 PEERS = SIDES[:2]
-MEDIAN_ERROR = 1.2533  # of a median of normal values, in standard errors of their mean: sqrt(pi / 2)
+MEDIAN_ERROR = 1.2533  # standard error of a median of normal values, over that of their mean: sqrt(pi / 2)
 AGREES = "the medians differ by at most twice the standard error of their difference, from the pooled spread of seeds"
 
 
 def summarise(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """Every figure of summary.json.
+    """The content of summary.json.
 
     Args:
         measured: The content of measurements.json.
@@ -62,7 +62,7 @@ def of_side(rounds: Sequence[Mapping[str, Any]], side: str) -> list[Mapping[str,
 
 
 def idle(loads: Sequence[Mapping[str, Any]], cores: int) -> dict[str, Any]:
-    """Whether nothing else used the machine, by samples before the sides' turns, in which nothing of ours ran."""
+    """Whether the machine was idle: from samples before the sides' turns, during which nothing of ours ran."""
     known = [load["busy"] for load in loads if load["busy"] is not None]
     return {
         "idle": is_idle([busy * cores for busy in known]),
@@ -75,7 +75,7 @@ def idle(loads: Sequence[Mapping[str, Any]], cores: int) -> dict[str, Any]:
 
 
 def metrics(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Task -> side -> median over seeds of the headline after the last epoch, and whether it agrees with ours."""
+    """Task -> side -> the headline metric's median over seeds after the last epoch; whether it agrees with ours."""
     values: dict[str, dict[str, list[float]]] = {}
     for each in rounds:
         for cell in each["cells"]:
@@ -97,7 +97,7 @@ def metrics(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def agrees(theirs: Sequence[float], ours: Sequence[float]) -> bool | None:
-    """Whether two sides' medians are as near as their seeds' spread allows (`AGREES`); None with too few seeds."""
+    """Whether two sides' medians agree within the spread of seeds (`AGREES`); None if there are too few seeds."""
     degrees = len(theirs) + len(ours) - 2
     if not theirs or not ours or degrees < 1:
         return None
@@ -121,18 +121,18 @@ def shares(parts: Mapping[str, float]) -> dict[str, float]:
 
 
 def our_shares(rounds: Sequence[Mapping[str, Any]], trace: Mapping[str, float], workers: int) -> dict[str, float]:
-    """The workers' time outside of runs (starting, loading libraries, waiting for the last one), and the rest of it as
-    the traced run spends it."""
+    """Shares of the workers' time. `start-up` is outside of runs: starting, loading libraries, waiting for the last
+    run. The rest is divided as in the traced run."""
     available = workers * sum(r["seconds"] for r in rounds)
     in_cells = sum(cell["seconds"] for r in rounds for cell in r["cells"])
     return shares({"start-up": available - in_cells} | {k: v * in_cells for k, v in shares(trace).items()})
 
 
 def step_figures(steps: Mapping[str, Any], precision: str) -> dict[str, dict[str, Any]]:
-    """Ratios of steps, of saved bytes, and the share of matrix products.
+    """Ratios of step times and saved bytes, and the share of matrix products.
 
-    A ratio to PEFT is to the faster of its two attention implementations at that shape and, for bytes, to the one that
-    keeps less.
+    A ratio of times to PEFT's takes the faster of PEFT's two attention implementations at that shape. A ratio of bytes
+    takes the one that keeps less.
     """
     precisions = list(dict.fromkeys(name.split()[-1] for times in steps["times"].values() for name in times))
     intervals: dict[str, Any] = {"step_vs_peft": {}, "step_vs_full": {}}
@@ -173,7 +173,7 @@ def step_figures(steps: Mapping[str, Any], precision: str) -> dict[str, dict[str
 
 
 def floor_shares(steps: Mapping[str, Any], precision: str) -> dict[str, Any]:
-    """Shape -> the share of our step that its matrix products alone would take; None where they were not measured."""
+    """Shape -> the time of matrix products alone as a share of our step's; None if they were not measured."""
     if "floors" not in steps:
         return {"floor_share": None, "floor_share_by_precision": None}
     shares: dict[str, dict[str, float]] = {}
@@ -185,7 +185,7 @@ def floor_shares(steps: Mapping[str, Any], precision: str) -> dict[str, Any]:
 
 
 def recomputing(steps: Mapping[str, Any], precision: str) -> dict[str, Any] | None:
-    """What `model.gradient_checkpointing=true` makes of our step and of what it keeps; None if it was not measured."""
+    """Step times and saved bytes with `model.gradient_checkpointing=true`, as ratios; None if not measured."""
     name = f"ours recomputing {precision}"
     if name not in steps["saved_bytes"]:
         return None
@@ -198,10 +198,10 @@ def recomputing(steps: Mapping[str, Any], precision: str) -> dict[str, Any] | No
 
 
 def least(values: Mapping[str, float], ending: str) -> str:
-    """PEFT's subject with the smallest value."""
+    """The PEFT subject with the smallest value, among names with this ending."""
     return min((name for name in values if name.startswith("peft") and name.endswith(ending)), key=values.__getitem__)
 
 
 def against_least(saved: Mapping[str, int], name: str) -> float:
-    """A subject's bytes over PEFT's least, in the precision that its name ends with."""
+    """A subject's saved bytes over PEFT's smallest, in the precision that the subject's name ends with."""
     return saved[name] / saved[least(saved, f" {name.split()[-1]}")]

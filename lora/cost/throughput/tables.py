@@ -1,4 +1,4 @@
-"""From measurements.json to summary.json, bench.md and the block of experiments/efficiency/README.md. No torch here."""
+"""Write summary.json, bench.md and a block of experiments/efficiency/README.md from measurements.json. No torch."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ def rebuild(folder: Path, readme: Path | None) -> list[dict[str, Any]]:
     """Build summary.json and bench.md of every device from its measurements.
 
     Args:
-        readme: Its block is written from all of them; None writes none.
+        readme: The page whose block is written from all summaries; None writes none.
     Raises: UserError: If a file cannot be read or written.
     """
     summaries = []
@@ -71,7 +71,7 @@ def document(summary: Mapping[str, Any]) -> str:
 
 
 def block(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """The page's block: the runs of every device, and what a step takes."""
+    """The page's block: the runs and the cost of a step, for every device."""
     parts = []
     for summary in summaries:
         parts += [f"On {machine_text(summary)}:", runs_table(summary), f"{runs_text(summary)} {steps_text(summary)}"]
@@ -79,14 +79,14 @@ def block(summaries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def in_readme(readme: str, text: str) -> str:
-    """The page with the block between its marks; unchanged where it has none."""
+    """The page with the block between its marks; unchanged if it has no marks."""
     if BEGIN not in readme or END not in readme:
         return readme
     return f"{readme.partition(BEGIN)[0]}{BEGIN}\n{text}\n{END}{readme.partition(END)[2]}"
 
 
 def settings_of(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, with those that measurements lack from before each peer chose its own precision."""
+    """The settings. Those missing from measurements that predate each peer's choice of precision are filled in."""
     settings = summary["settings"]
     earlier = {"script_precision": "fp32", "script_attention": "sdpa", "tuned_precision": settings["precision"]}
     return earlier | settings
@@ -128,7 +128,7 @@ def runs_text(summary: Mapping[str, Any]) -> str:
 
 
 def _times(ratio: Mapping[str, Any]) -> str:
-    """`9.8x (9.7 to 10.0)`."""
+    """Format a ratio as `9.8x (9.7 to 10.0)`."""
     median, spread = shown(ratio, 1).split(" ", 1)
     return f"{median}x {spread}"
 
@@ -206,7 +206,7 @@ def settings_text(summary: Mapping[str, Any]) -> str:
 
 
 def choice_text(settings: Mapping[str, Any], peer: str) -> str:
-    """What a peer chose, and what a few steps took with each choice."""
+    """A peer's choice, and the time of a few steps with each of the settings offered."""
     tried = "; ".join(
         f"{name} ({'given up as much slower' if seconds is None else f'{seconds:.1f} s'})"
         for name, seconds in settings[f"{peer}_choices"].items()

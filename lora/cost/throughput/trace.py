@@ -1,7 +1,7 @@
-"""`python -m lora.cost.throughput.trace OUT.json OVERRIDES`: where the time of one of this project's runs goes.
+"""`python -m lora.cost.throughput.trace OUT.json OVERRIDES`: the time of one of this project's runs, by activity.
 
-The run trains in this process, after another one like it, as the second run of a worker does. The functions named
-below are replaced by timed ones for that long; nothing of the code under test knows of it.
+The run trains in this process after a similar one, as the second run of a worker does. While it trains, timed
+wrappers replace the functions in `TRACED`; the code under test is unaware of them.
 """
 
 import functools
@@ -30,7 +30,7 @@ TRACED = {
     "lora.training.evaluation.pack_predictions": "saving",
     "lora.files.write_atomically": "saving",
 }
-IN_LOOP = "lora.data.batching.collate"  # the one function above that runs within what a record counts as training
+IN_LOOP = "lora.data.batching.collate"  # the one traced function within a record's `train_seconds`
 
 
 def timed(spent: Spent, name: str, function: Callable) -> Callable:
@@ -44,7 +44,7 @@ def timed(spent: Spent, name: str, function: Callable) -> Callable:
 
 @contextmanager
 def traced() -> Iterator[Spent]:
-    """Put timed functions wherever a module of this project has the plain ones."""
+    """Replace the functions in `TRACED` by timed ones, in every loaded module of this project."""
     spent = Spent(TRACED)
     functions = {name: resolve_name(name) for name in TRACED}
     modules = [module for name, module in sys.modules.items() if name.split(".")[0] == "lora"]
@@ -58,7 +58,7 @@ def traced() -> Iterator[Spent]:
 
 
 def by_part(spent: Spent, seconds: float, loop_seconds: float) -> dict[str, float]:
-    """Seconds by part. A step is what training takes without making its batches; `other` is what no part has."""
+    """Seconds by activity. `step` is the training time without making batches; `other` is the remainder."""
     parts = dict.fromkeys(TRACED.values(), 0.0)
     for name, part in TRACED.items():
         parts[part] += spent.seconds[name]
@@ -71,7 +71,7 @@ def trace_run(overrides: Sequence[str], seeds: tuple[int, int]) -> dict[str, flo
     """Train a run of the first seed, then trace one of the second.
 
     Args:
-        overrides: Of a run, with folders for its results.
+        overrides: Overrides of a run, including folders for its results.
     """
     from lora.config.compose import compose_run
     from lora.sweep.worker import ensure_record
