@@ -1,4 +1,4 @@
-"""`python -m lora report PROFILE`: from the records of a profile to tables, verdicts, figures and its page."""
+"""`python -m lora report PROFILE`: build tables, verdicts, figures and the page from a profile's records."""
 
 import argparse
 import sys
@@ -39,7 +39,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def nothing_yet(gathered: Gathered) -> str:
-    """The message for a folder without a record of what was asked for."""
+    """The message for a folder without a finished run among those requested."""
     committed = gathered.results / REFERENCE / gathered.profile
     shown = f"; python -m lora report {REFERENCE}/{gathered.profile} shows the committed ones"
     return (
