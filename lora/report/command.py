@@ -19,7 +19,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Exit codes: 0 complete; 1 a run is missing or failed, or a file was left out; 2 a bad call."""
+    """Exit codes: 0 complete; 1 a run is missing or failed, or a file was excluded; 2 an invalid call."""
     report = build(arguments.profile, arguments.overrides)
     if not report.gathered.state.ok:
         raise UserError(nothing_yet(report.gathered))
