@@ -1,1 +1,1 @@
-"""From records to tables, claims, figures and the page."""
+"""Reports: tables, claims, figures and the page, from records."""

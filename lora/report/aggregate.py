@@ -1,4 +1,4 @@
-"""From the frame of runs to one row per cell, in the paper's words. Neither torch nor configuration is known here."""
+"""From the frame of runs to one row per cell, in the paper's words. Uses neither torch nor configurations."""
 
 import dataclasses
 import re
@@ -15,8 +15,8 @@ from lora.methods.titles import METHOD_TITLES, TARGET_TITLES
 
 METRIC_SHORT = {"accuracy": "acc.", "f1": "F1", "macro_f1": "macro F1", "matthews": "Matthews", "pearson": "Pearson"}
 METRIC_SHORT |= {"spearman": "Spearman"}
-ROW = ["model", "protocol", "slug", "method", "varied", "label"]  # what the cells of one line of a table share
-CELL = [*ROW, "start", "task"]  # what the seeds of one cell share
+ROW = ["model", "protocol", "slug", "method", "varied", "label"]  # the columns that identify a line of a table
+CELL = [*ROW, "start", "task"]  # the columns that identify a cell
 START_TITLES = {"pretrained": "pretrained", "mnli": "MNLI"}
 ENCODER_TITLES = {
     "minilm": "all-MiniLM-L6-v2",
@@ -26,7 +26,7 @@ ENCODER_TITLES = {
     "deberta_v2_xxl": "DeBERTa-XXL",
 }
 LORA_SLUG = re.compile(r"lora-([qkvoif]+)-r(\d+)")
-KINDS = ("whole", "part", "embedded", "own")  # of a task's train rows: never in one table
+KINDS = ("whole", "part", "embedded", "own")  # of a task's train rows; a table holds one kind
 
 
 USUAL = Variant((), ())
@@ -34,11 +34,11 @@ USUAL = Variant((), ())
 
 @dataclass(frozen=True)
 class Planned:
-    """What a table has room for: a run that is expected, trained or not.
+    """A run that a table expects, trained or not.
 
     Args:
-        variant: What sets it apart from other runs of its method.
-        label: How the table calls its row; "" takes the method and what the slug tells.
+        variant: The settings that distinguish it from other runs of its method.
+        label: The name of its row; "" derives it from the method and the slug.
         untuned: Whether its learning rate was not chosen for its task.
     """
 
@@ -60,7 +60,7 @@ class Planned:
 
 
 def labelled(planned: Iterable[Planned]) -> list[Planned]:
-    """The same, with labels that tell the rows of one method apart."""
+    """The same runs, with labels that distinguish the rows of one method."""
     planned, alike = list(planned), {}
     for p in planned:
         alike.setdefault((p.slug, p.method, p.start), []).append(p)
@@ -74,19 +74,19 @@ def labelled(planned: Iterable[Planned]) -> list[Planned]:
 
 
 def expected_runs(planned: Sequence[Planned]) -> pd.DataFrame:
-    """One row per run that is expected, with the columns of `CELL` and its seed."""
+    """One row per expected run: run_id, the columns of `CELL`, and seed."""
     rows = [{**vars(p), "varied": "; ".join(p.variant.given)} for p in planned]
     return pd.DataFrame(rows, columns=["run_id", *CELL, "seed"])
 
 
 def summarise(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
-    """One row per cell that is expected, from its seeds.
+    """One row per expected cell, aggregated over its seeds.
 
-    Returns: Columns `CELL`, n, planned, median, mean, std (of `best`, over seeds,
-        ddof 1), min, max, last_median, trainable_method, seconds (mean), train_rows, collapsed (number of
-        such runs), kind (one of `KINDS`, by the records of the whole frame); NaN where nothing was measured. Metrics
-        are in percent.
-    Raises: UserError: If a cell would hold two runs of one seed.
+    Returns: Columns `CELL`, n, planned, median, mean, std, min, max (of `best` over seeds; std with ddof 1),
+        last_median, trainable_method, trainable_head, seconds (mean), train_rows, collapsed (number of collapsed runs),
+        kind (one of `KINDS`, by the records of the whole frame). Metrics are in percent; values that were not measured
+        are NaN.
+    Raises: UserError: If two runs of one cell have the same seed.
     """
     expected = expected_runs(planned)
     values = ["best", "last", "trainable_method", "trainable_head", "seconds", "train_rows", "is_part"]
@@ -115,8 +115,7 @@ def summarise(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
 
 
 def kinds_of(tasks: Iterable[str], frame: pd.DataFrame) -> dict[str, str]:
-    """Task -> one of `KINDS`. One that has no record yet is taken for what the others of real GLUE are: a part if all
-    of them are."""
+    """Task -> one of `KINDS`. A GLUE task without a record is `part` if all those with records are, else `whole`."""
     glue = {task for task in frame["task"] if TASKS[task].family == "glue"}
     part = glue & set(frame.loc[frame["is_part"].eq(True), "task"])
     if part and part == glue:
@@ -135,7 +134,7 @@ def method_label(slug: str, method: str) -> str:
 
 
 def slug_label(slug: str) -> str:
-    """What a table calls the row of a slug: `LoRA (qv, r8)`."""
+    """The label of a slug's row: `LoRA (qv, r8)`."""
     return method_label(slug, slug.partition("-")[0])
 
 
@@ -146,11 +145,11 @@ def encoder_title(model: str) -> str:
 def told_apart(
     runs: pd.DataFrame, by: Sequence[str] = ("model", "protocol", "start"), within: Sequence[str] = ("task", "label")
 ) -> pd.Series:
-    """The label of each run, with its encoder, protocol and start where runs of one label differ in these.
+    """The label of each run, with its encoder, protocol or start added if runs of one label differ in it.
 
     Args:
         runs: One row per run, with label, task and the columns of `by`.
-        within: Runs that share these columns are told apart.
+        within: Runs that share these columns are distinguished.
     """
     labels = runs["label"]
     for key in by:
@@ -170,9 +169,9 @@ def task_label(task: Task) -> str:
 
 
 def lora_of(slug: str) -> tuple[str, int]:
-    """The target set as the paper writes it, and the rank, of a LoRA cell that has no other options.
+    """The target set in the paper's notation, and the rank, of a LoRA slug without other options.
 
-    Raises: ValueError: If the cell is of another kind.
+    Raises: ValueError: If the slug is of another form.
     """
     match = LORA_SLUG.fullmatch(slug)
     if match is None:
@@ -181,7 +180,7 @@ def lora_of(slug: str) -> tuple[str, int]:
 
 
 def adapted(row: Any) -> tuple[str, int]:
-    """`lora_of`, with the words that set a row apart from others of its slug.
+    """`lora_of` of a row; the words that distinguish it from others of its slug follow the target set.
 
     Args:
         row: Anything with slug, method and label.
@@ -191,5 +190,5 @@ def adapted(row: Any) -> tuple[str, int]:
 
 
 def human_count(value: float) -> str:
-    """Parameters as the paper prints them: 0.3M, 125.0M; below 0.1M in thousands."""
+    """A number of parameters as the paper prints it: 0.3M, 125.0M; below 0.1M in thousands."""
     return f"{value / 1e6:.1f}M" if value >= 99_500 else f"{value / 1e3:.0f}k"

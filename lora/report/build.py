@@ -1,4 +1,4 @@
-"""A profile's report: its records made into tables, verdicts, figures and a page; and the files that keep it."""
+"""Build a profile's report from its records (tables, verdicts, figures and a page), and write its files."""
 
 import dataclasses
 import json
@@ -34,19 +34,19 @@ from lora.table import Table
 MISSING_SHOWN = 20
 AFTER_A_SWEEP = ("table7", "claims", "reference")  # the sweep has printed the other tables
 OF_RUNS = (f"{file}{suffix}" for suffix in dict.fromkeys(SUFFIXES.values()) for file in dict.fromkeys(FILES.values()))
-# no claim of the paper is judged on tasks of one's own: their differences are shown instead
+# the paper's claims are not judged on user-defined tasks, so the differences between methods are shown instead
 PRINTED = (*OF_RUNS, "pairs_own", *AFTER_A_SWEEP)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a profile's records amount to.
+    """The report of a profile.
 
     Args:
-        gathered, analyses: What all of it was made from.
+        gathered, analyses: The inputs of the report.
         tables: In reading order.
         cells: Every cell with its numbers.
-        figures: Name -> what it plots.
+        figures: Name -> the plotted data.
     """
 
     gathered: Gathered
@@ -66,12 +66,12 @@ class Report:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """A line for each file that was left out."""
+        """One line per excluded file."""
         return (*self.state.problems, *self.analyses.problems)
 
     @cached_property
     def files(self) -> dict[str, bytes]:
-        """Path below results/<name>/ -> content, of all but the pictures and the page that shows them."""
+        """Path below results/<name>/ -> content, for all files except the pictures and the page that shows them."""
         files = {path: content for table in self.tables for path, content in table.files().items()}
         files |= {f"tables/{table.name}.html": html_table(table).encode() for table in self.tables}
         files["tables/cells.csv"] = self.cells.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
@@ -79,7 +79,7 @@ class Report:
         return files | {f"figures/{key}.json": figure_json(figure) for key, figure in self.figures.items()}
 
     def text(self, names: Sequence[str] = PRINTED) -> str:
-        """What the command prints: tables of results, and the paper's claims that these results bear on."""
+        """The text that the command prints: tables, the claims that have a measured comparison, and `status`."""
         judged = [each for each in self.verdicts if any(found.n != 0 for found in each.findings)]
         tables = {table.name: table for table in self.tables}
         if "claims" in tables:
@@ -95,13 +95,13 @@ class Report:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """How many runs are trained, and how many are expected."""
+        """Number of trained runs and of expected runs."""
         expected = {p.run_id for p in (*self.gathered.every, *self.gathered.tried)}
         return len(expected & self.state.ok.keys()), len(expected)
 
     @property
     def progress(self) -> str:
-        """How much of a profile exists, if not all of it."""
+        """How many of the expected runs are trained; empty if all are."""
         trained, expected = self.counts
         if trained == expected:
             return ""
@@ -109,7 +109,7 @@ class Report:
 
     @property
     def status(self) -> list[str]:
-        """A line in Markdown for each run or file that no table has."""
+        """Lines in Markdown about the runs and files that no table contains."""
         now = self.state
         lines = [f"failed: `{run_id}`: {record.error}" for run_id, record in sorted(now.failed.items())]
         missing = sorted(run.run_id for run in now.missing)
@@ -122,18 +122,18 @@ class Report:
         return lines + [f"left out: {problem}" for problem in self.problems]
 
     def html(self, pictures: Mapping[str, bytes]) -> bytes:
-        """The page. `pictures`: name -> SVG."""
+        """The HTML page. `pictures`: figure name -> SVG."""
         return page(self, pictures).encode()
 
 
 def build(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) -> Report:
-    """Read a profile and make everything but the pictures; nothing is written.
+    """Build a profile's report, except the pictures. Writes nothing.
 
     Args:
         name: A profile, or `reference/<profile>`: a folder below `results`.
-        overrides: Those that the sweep was launched with, so that the same runs are expected.
-    Raises: UserError: If the profile does not exist, its records are of different rows, or a claims file or an analysis
-        is invalid.
+        overrides: The sweep's overrides, so that the same runs are expected.
+    Raises: UserError: If the profile does not exist, its records were made from different rows, or a claims file or an
+        analysis is invalid.
     """
     gathered = gather(name, overrides, results)
     name, frame, curves = gathered.name, gathered.frame, load_curves(list(gathered.state.ok.values()))
@@ -156,7 +156,7 @@ def build(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) -> 
 
 
 def pages(report: Report) -> dict[Path, str]:
-    """The README, and the pages of experiments, with this report's numbers between their marks."""
+    """Path -> text of the README and the experiments' pages, with this report's numbers between their marks."""
     shown = {ROOT / "README.md": report.readme}
     for experiment, file in FILES.items():
         own = [untitled(table) for table in report.tables if table.name in (file, f"{file}_part")]
@@ -165,7 +165,7 @@ def pages(report: Report) -> dict[Path, str]:
 
 
 def untitled(table: Table) -> str:
-    """In Markdown, for a page whose own heading stands above."""
+    """The table in Markdown without its title, for a page that has its own heading."""
     return table.markdown().partition("\n\n")[2]
 
 
@@ -176,7 +176,7 @@ def figure_json(figure: Figure) -> bytes:
 def write(report: Report, folder: Path) -> None:
     """Write every file of a report below `folder`, and draw the figures whose data changed.
 
-    A picture of the same data is left as it is: another release of matplotlib would draw it in other bytes.
+    A picture of unchanged data is kept, because another release of matplotlib would write other bytes.
     """
     files, pictures = report.files, {}
     for key, figure in report.figures.items():
@@ -194,15 +194,15 @@ def write(report: Report, folder: Path) -> None:
     kept = {*files, *(f"figures/{key}.{form}" for key in pictures for form in ("png", "svg"))}
     for part in ("tables", "claims", "figures"):
         for path in (folder / part).glob("*"):
-            if f"{part}/{path.name}" not in kept:  # of records that are no longer there
+            if f"{part}/{path.name}" not in kept:  # made from records that no longer exist
                 path.unlink()
 
 
 def print_sweep(profile: str, arguments: Sequence[str]) -> None:
-    """Print the tables of a sweep at its end, and the next command.
+    """Print a sweep's tables at its end, and the next command.
 
     Args:
-        arguments: Those of the sweep.
+        arguments: The sweep's arguments.
     """
     own = [argument for argument in arguments if not argument.startswith("profile=")]
     try:

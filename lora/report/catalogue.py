@@ -1,6 +1,6 @@
-"""Which tables and figures a profile has, with their titles and what a reader must know of each.
+"""The tables and figures of a report, with their titles and notes.
 
-A new experiment is shown by an entry in `SHOWN`.
+To show a new experiment, add an entry to `SHOWN`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,30 +32,30 @@ from lora.report.tables import start_table, table2, table5, table6
 from lora.table import Table
 
 ROWS = ROOT / "experiments" / "glue_table2" / "rows.csv"
-ADHOC = "adhoc"  # a grid of one's own
-OWN = "own"  # records that no experiment at hand expects
-OWN_TASK = "own_task"  # the grid for a task of one's own
-METHODS_BY_TASKS = ("glue_table2", OWN_TASK, ADHOC)  # compared method by method
-WORDS = ("Model", "Protocol", "Method", "Minus", "Task", "Adapted")  # columns of words, which come first
+ADHOC = "adhoc"  # a user-defined grid
+OWN = "own"  # records that no experiment of the report expects
+OWN_TASK = "own_task"  # the grid for a user-defined task
+METHODS_BY_TASKS = ("glue_table2", OWN_TASK, ADHOC)  # experiments whose methods are compared in pairs
+WORDS = ("Model", "Protocol", "Method", "Minus", "Task", "Adapted")  # text columns, which come first
 SUFFIXES = {"whole": "", "embedded": "", "part": "_part", "own": "_own"}
 Examples = Mapping[tuple[str, str, str, str], Mapping[str, Any]]
 
 
 def paper_file(experiment: str) -> Path:
-    """The published cells that it is compared with."""
+    """The file of the published cells that an experiment is compared with."""
     return ROOT / "experiments" / experiment / "paper.csv"
 
 
 @dataclass(frozen=True)
 class Runs:
-    """The runs of one experiment whose train rows are of one kind: what a table and its figures are made from.
+    """The runs of one experiment whose train rows are of one kind: the input of a table and its figures.
 
     Args:
         name: The profile's folder, for the titles.
         kind: One of `KINDS`.
-        planned: The runs that are expected.
+        planned: The expected runs.
         frame, curves: `load_frame` and `load_curves` of all records.
-        examples: As in `lora.records.analysis.Analyses`.
+        examples: See `lora.records.analysis.Analyses`.
     """
 
     name: str
@@ -71,23 +71,23 @@ class Runs:
 
     @cached_property
     def pairs(self) -> pd.DataFrame:
-        """Every method against every other."""
+        """Every method compared with every other."""
         return method_pairs(self.frame, self.planned)
 
     def paper(self, experiment: str) -> pd.DataFrame | None:
-        """The published cells; None for tasks that are not GLUE's."""
+        """The published cells; None for tasks outside GLUE."""
         return None if self.kind in ("embedded", "own") else pd.read_csv(paper_file(experiment))
 
     @property
     def banner(self) -> str:
-        """What stands above every table of these runs."""
+        """The text above every table of these runs."""
         rates = NOTES["untuned"] if any(p.untuned for p in self.planned) else ""
         return " ".join(filter(None, (BANNERS[self.kind], rates)))
 
     def table(
         self, file: str, title: str, cells: pd.DataFrame, notes: Sequence[str], figures: Sequence[str] = (), **more: Any
     ) -> Table:
-        """A table of these runs, under the banner of their kind unless `more` has another."""
+        """A table of these runs, under the banner of their kind unless `more` overrides it."""
         words = next((i for i, column in enumerate(cells.columns) if column not in WORDS), len(cells.columns))
         suffix, more = SUFFIXES[self.kind], {"banner": self.banner} | more
         figures = tuple(f"{key}{suffix}" for key in figures)
@@ -99,12 +99,12 @@ class Shown:
     """How an experiment is shown.
 
     Args:
-        file, title: Of its table.
+        file, title: File name and title of its table.
         cells: Makes the texts of its table.
-        notes: Makes the notes that its table has beyond those of every table.
-        more: Makes the tables that go with it.
-        figures: Name -> makes what is plotted; None where there is nothing to plot.
-        mixes: Whether the table has columns for the encoder and the protocol, so that it may hold several.
+        notes: Makes its table's notes beyond those of every table.
+        more: Makes the tables that accompany it.
+        figures: Name -> function that makes the plotted data, or None if there is nothing to plot.
+        mixes: Whether its table has columns for encoder and protocol, and can hold several of each.
     """
 
     file: str
@@ -117,7 +117,7 @@ class Shown:
 
 
 def method_tables(runs: Runs) -> list[Table]:
-    """What goes with Table 2: the paper's cells, and every method against every other."""
+    """The tables that accompany Table 2: the paper's cells, and every method compared with every other."""
     made, paper = [], runs.paper("glue_table2")
     if paper is not None:
         beside = beside_paper(runs.summary, paper, pd.read_csv(ROWS))
@@ -140,7 +140,7 @@ def method_tables(runs: Runs) -> list[Table]:
 
 
 def lora_notes(experiment: str) -> Callable[[Runs], list[str]]:
-    """Those of Tables 5 and 6."""
+    """The function that makes the notes of Table 5 or 6."""
     return lambda runs: [
         *ffn_notes(runs.summary, experiment),
         *([note("gpt3")] if runs.paper(experiment) is not None else []),
@@ -200,11 +200,11 @@ FILES = {name: shown.file for name, shown in SHOWN.items()} | {LEARNING_RATE: LE
 
 @dataclass(frozen=True)
 class Sections:
-    """What is made from runs, in reading order.
+    """The tables and figures that are made from runs, in reading order.
 
     Args:
-        figures: Name -> what it plots.
-        summaries: Experiment and kind -> one row per cell.
+        figures: Name -> the plotted data.
+        summaries: (experiment, kind) -> one row per cell.
     """
 
     tables: list[Table]
@@ -224,11 +224,11 @@ def build_sections(
     curves: pd.DataFrame,
     examples: Examples,
 ) -> Sections:
-    """Every table and figure that is made from runs. Tasks whose rows are of different kinds are never in one table.
+    """Build every table and figure that is made from runs. The tasks of one table have rows of one kind.
 
     Args:
         name: The profile's folder, for the titles.
-        examples: As in `lora.records.analysis.Analyses`.
+        examples: See `lora.records.analysis.Analyses`.
     """
     kinds = kinds_of(TASKS, frame)
     made = Sections([], {}, {})
@@ -249,7 +249,7 @@ def build_sections(
 
 
 def tables_of(shown: Shown, runs: Runs) -> list[Table]:
-    """The experiment's table, those that go with it, and what choosing the best epoch gave."""
+    """The experiment's table, those that accompany it, and the comparison of best and last epoch."""
     notes = [caption(runs.summary), *encoder_notes(runs.summary["model"], runs.kind), *shown.notes(runs)]
     own = tuple(key for key in shown.figures if key != "forest")
     above = conditions(runs.frame, runs.curves, runs.planned)
@@ -263,9 +263,9 @@ def tables_of(shown: Shown, runs: Runs) -> list[Table]:
 
 
 def refuse_mixed(experiment: str, planned: Sequence[Planned]) -> None:
-    """Tables 5 and 6 and that of the start have no column for the encoder or the protocol: one table is of one of each.
+    """Check that a table without columns for encoder and protocol holds one of each.
 
-    Raises: UserError
+    Raises: UserError: If it holds several.
     """
     for key in ("model", "protocol"):
         values = dict.fromkeys(getattr(p, key) for p in planned)
@@ -278,10 +278,10 @@ def refuse_mixed(experiment: str, planned: Sequence[Planned]) -> None:
 def reference_table(
     name: str, frame: pd.DataFrame, ours: Sequence[Planned], committed: pd.DataFrame, theirs: Sequence[Planned]
 ) -> Table | None:
-    """The cells that the committed run has too, compared; None where there are none.
+    """The comparison with the reference, in the cells that both have; None if there are none.
 
     Args:
-        ours, theirs: Runs of both, in the same cells (`lora.report.select.reference_of`).
+        ours, theirs: Runs of the same cells (`lora.report.select.reference_of`).
     """
     if not theirs:
         return None

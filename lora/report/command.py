@@ -1,4 +1,4 @@
-"""`python -m lora report PROFILE`: from the records of a profile to tables, verdicts, figures and its page."""
+"""`python -m lora report PROFILE`: build tables, verdicts, figures and the page from a profile's records."""
 
 import argparse
 import sys
@@ -19,7 +19,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Exit codes: 0 complete; 1 a run is missing or failed, or a file was left out; 2 a bad call."""
+    """Exit codes: 0 complete; 1 a run is missing or failed, or a file was excluded; 2 an invalid call."""
     report = build(arguments.profile, arguments.overrides)
     if not report.gathered.state.ok:
         raise UserError(nothing_yet(report.gathered))
@@ -39,7 +39,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def nothing_yet(gathered: Gathered) -> str:
-    """The message for a folder without a record of what was asked for."""
+    """The message for a folder without a finished run among those requested."""
     committed = gathered.results / REFERENCE / gathered.profile
     shown = f"; python -m lora report {REFERENCE}/{gathered.profile} shows the committed ones"
     return (

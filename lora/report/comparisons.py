@@ -1,4 +1,4 @@
-"""Cells beside others: the paper's, another method's, the last epoch's, the reference run's. Frames in, texts out."""
+"""Comparisons of cells: with the paper, other methods, the last epoch and the reference. Frames in, texts out."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,13 +15,13 @@ from lora.report.tables import average, cell_text, number, seeds_text
 
 
 def beside_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """Each cell beside the published one of the row that it stands for; averages over our tasks.
+    """Each cell next to that of the published row that its row corresponds to, with averages over our tasks.
 
-    There is a difference only for tasks that were trained on all of their rows.
+    The column of differences exists only if every task was trained on all of its rows.
 
     Args:
         paper: The published cells: model, method, trainable_params, task, value, std.
-        rows: Which published row each of our rows stands for: model (`*`: any other), slug, protocol (`*`: any),
+        rows: The published row that each of ours corresponds to: model (`*`: any other), slug, protocol (`*`: any),
             paper_model, paper_method, paper_trainable.
     """
     tasks, lines = in_order(summary), []
@@ -56,7 +56,7 @@ def beside(task: str, ours: str, n: str, published: str, difference: float) -> d
 
 
 def published_row(rows: pd.DataFrame, model: str, protocol: str, slug: str) -> pd.Series | None:
-    """The published row that one of ours stands for: its model's own, or that for any other encoder."""
+    """The published row for one of ours: that of its encoder, or else that for any other encoder."""
     fits = rows[(rows["slug"] == slug) & rows["protocol"].isin([protocol, "*"])]
     for name in (model, "*"):
         found = fits[fits["model"] == name]
@@ -70,7 +70,7 @@ def with_spread(value: float, std: float) -> str:
 
 
 def published(paper: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
-    """The paper's cells for the tasks at hand, in the layout of `table2`."""
+    """The paper's cells for these tasks, in the layout of `table2`."""
     lines = []
     for (model, method, trainable), group in paper.groupby(["model", "method", "trainable_params"], sort=False):
         values = group.set_index("task")
@@ -84,9 +84,9 @@ def published(paper: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
 
 
 def method_pairs(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
-    """Every method against every other of the same encoder. p_holm is corrected over all of them.
+    """Compare every method with every other on the same encoder. p_holm is corrected over all these comparisons.
 
-    Returns: `lora.report.stats.all_pairs`, with model and p_holm.
+    Returns: The columns of `lora.report.stats.all_pairs`, model and p_holm.
     """
     found = []
     for model in dict.fromkeys(p.model for p in planned):
@@ -103,18 +103,18 @@ def method_pairs(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFram
 
 
 def groups_of(planned: Sequence[Planned]) -> dict[str, list[str]]:
-    """The methods of one encoder, in the tables' order: label -> run_ids. Protocols are told apart."""
+    """The methods of one encoder, in the tables' order: label -> run_ids. Labels distinguish protocols."""
     runs = expected_runs(planned)
     labels = told_apart(runs, by=("protocol",), within=("label",))
     return {label: ids.tolist() for label, ids in runs["run_id"].groupby(labels, sort=False)}
 
 
 def pairs_table(pairs: pd.DataFrame, examples: Mapping[tuple[str, str, str, str], Mapping[str, Any]]) -> pd.DataFrame:
-    """Every method against every other, with how sure each difference is.
+    """The difference between every two methods, with its intervals and p-values.
 
     Args:
-        pairs: `lora.report.stats.all_pairs`, with model and p_holm.
-        examples: (model, one, other, task) -> the bounds of `analyse intervals`, where it was computed.
+        pairs: Columns of `lora.report.stats.all_pairs`, model and p_holm.
+        examples: (model, one, other, task) -> bounds that `analyse intervals` computed.
     """
     lines = []
     for row in pairs.itertuples():
@@ -144,11 +144,11 @@ def interval_text(low: float, high: float) -> str:
 
 
 def best_against_last(frame: pd.DataFrame, curves: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
-    """What the choice of the best epoch on the reported split gives.
+    """The effect of choosing the best epoch on the reported split.
 
-    Returns: Per cell the medians over seeds of three rules: each run's best epoch (the paper's, and the tables'); the
-        epoch that is best on the mean of the cell's other seeds, in which no run profits from its own luck; the last.
-        `Flatters` is the mean of best minus the second, `Best - last` that of best minus the third.
+    Returns: Per cell, the medians over seeds under three rules: each run's best epoch (the rule of the paper and of the
+        tables); the epoch that is best on the mean of the cell's other seeds, so that no run profits from its own luck;
+        the last epoch. `Flatters` is the mean of the first minus the second, `Best - last` of the first minus the last.
     """
     expected = expected_runs(planned).merge(frame[["run_id", "best", "last"]], on="run_id").dropna()
     expected = expected.assign(label=told_apart(expected))
@@ -175,7 +175,7 @@ def best_against_last(frame: pd.DataFrame, curves: pd.DataFrame, planned: Sequen
 def chosen_by_others(values: Float[np.ndarray, "epochs runs"]) -> Float[np.ndarray, " runs"]:
     """The value of each run of a cell at the epoch that is best on the mean of the others; NaN for a single run.
 
-    An epoch in which some run's metric is undefined is not chosen, unless all are such.
+    An epoch in which some run's metric is undefined is chosen only if every epoch has such a run.
     """
     count = values.shape[1]
     if count < 2:
@@ -186,7 +186,7 @@ def chosen_by_others(values: Float[np.ndarray, "epochs runs"]) -> Float[np.ndarr
 
 
 def against_reference(ours: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
-    """Whether each cell of both agrees: the ranges of the two runs' seeds overlap.
+    """Compare the cells that both have. They agree if the ranges of their seeds overlap.
 
     Returns: Columns Method, Task, This run, Reference, Difference (of medians), Agrees (yes, no, or - without values).
     """

@@ -1,4 +1,4 @@
-"""How the runs of a table were trained, and what still rises: the line above it."""
+"""The line above a table: how its runs were trained, and which cells still rise at the end."""
 
 from collections.abc import Sequence
 
@@ -9,17 +9,16 @@ from lora.data.tasks import TASKS
 from lora.report.aggregate import START_TITLES, Planned, encoder_title, expected_runs, told_apart
 from lora.report.stats import LEVEL, Interval, mean_interval
 
-RISING = 0.5  # points: a convention of this project
-LISTED = 4  # cells of a task; of more, the number and the range
+RISING = 0.5  # points; a convention of this project
+LISTED = 4  # rising cells listed per task; for more, their number and range
 
 
 def conditions(frame: pd.DataFrame, curves: pd.DataFrame, planned: Sequence[Planned]) -> str:
-    """The line above a table: encoder, epochs, rows, start, and what still rises.
+    """The line above a table: encoder, epochs, train rows, start, and the cells that still rise.
 
     Args:
-        frame: `load_frame` of the records.
-        curves: `load_curves` of the same.
-    Returns: "" where nothing was trained yet.
+        frame, curves: `load_frame` and `load_curves` of the records.
+    Returns: "" if no run is trained yet.
     """
     runs = expected_runs(planned).merge(frame[["run_id", "train_rows", "is_part"]], on="run_id")
     found = curves[curves["run_id"].isin(runs["run_id"])]
@@ -66,11 +65,11 @@ def text(rise: Interval) -> str:
 
 
 def rises(curves: pd.DataFrame, runs: pd.DataFrame) -> dict[tuple[str, str], Interval]:
-    """What a cell gains at the end: the last epoch minus the one at two thirds of them, in points, over its seeds.
+    """Each cell's gain at the end, in points: the value at the last epoch minus that at two thirds of the epochs.
 
     Args:
-        runs: `expected_runs`.
-    Returns: (task, label of `told_apart`) -> the mean over seeds and its t interval; cells of one epoch are left out.
+        runs: Rows of `expected_runs`.
+    Returns: (task, label of `told_apart`) -> the mean over seeds and its t interval. Runs of one epoch are excluded.
     """
     gains = {}
     for run_id, curve in curves.groupby("run_id"):

@@ -14,13 +14,13 @@ from lora.sweep.request import default_of, requested
 def experiments_shown(
     profile: str, overrides: Sequence[str], present: set[str], whole: bool = False
 ) -> dict[str, list[PlannedRun]]:
-    """Experiment -> its runs: what was asked for, then what else was run.
+    """Experiment -> its runs: the requested ones, and those of other experiments that have records.
 
-    An experiment that nobody asked for, or of which a profile's default takes a part, is shown whole if a record is
-    there that only it expects.
+    An experiment that was not requested, or of which a profile's default takes a part, is shown whole if it expects an
+    existing record that the request does not.
 
     Args:
-        whole: As in `requested`.
+        whole: See `requested`.
     """
     asked = requested(profile, overrides, whole)
     shown = {name: [c for c in asked if name in c.experiments] for name in EXPERIMENTS}
@@ -36,13 +36,13 @@ def experiments_shown(
 
 
 def without_parents(experiment: str, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-    """What the experiment's table shows: in `mnli_start`, not the MNLI runs that others start from."""
+    """The runs in the experiment's table: for `mnli_start`, all but the MNLI runs that others start from."""
     parents = {run.parent for run in runs} if experiment == "mnli_start" else set()
     return [run for run in runs if run.run_id not in parents]
 
 
 def described(profile: str) -> list[str]:
-    """The experiments that have a grid of this profile's size."""
+    """The experiments that have a grid for this profile."""
     return [name for name in EXPERIMENTS if name not in (ADHOC, OWN) and profile in profiles_of(name)]
 
 

@@ -1,7 +1,7 @@
-"""What each figure plots, as plain data: it is kept beside the picture, and is what tests and rebuilds compare.
+"""The data of each figure, stored next to the picture. Tests and rebuilds compare the data.
 
 A figure is a mapping: `title`, `note`, `kind` (`lines`, `points`, `forest`, `heat`), `x` (a label), `log_x`, and
-`panels`, each with a title, a label `y` and its series. Values are rounded to 6 digits; absent values are null.
+`panels`, each with a title, a label `y` and its series. Values have 6 significant digits; absent values are null.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ def by_rank(summary: pd.DataFrame) -> Figure | None:
 
 
 def by_targets(summary: pd.DataFrame) -> Figure | None:
-    """Table 5 as a figure: the metric by target set, at one number of parameters."""
+    """Table 5 as a figure: the metric by target set. The note states whether the sets are equally large."""
     rows, panels = summary[summary["n"] > 0], []
     for task in in_order(rows):
         of_task = rows[rows["task"] == task]
@@ -47,7 +47,7 @@ def by_targets(summary: pd.DataFrame) -> Figure | None:
 
 
 def by_parameters(summary: pd.DataFrame) -> Figure | None:
-    """Trainable parameters against the average score over tasks, a point per method that has all of them."""
+    """Trainable parameters against the average score over tasks: one point per method that has every task."""
     panels = []
     for model, rows in summary.groupby("model", sort=False):
         tasks, series = in_order(rows), []
@@ -73,7 +73,7 @@ def learning_curves(curves: pd.DataFrame, planned: Sequence[Planned], what: str 
     """The metric by epoch, per task; the band is the range of the seeds.
 
     Args:
-        what: The rest of the title.
+        what: Suffix of the title.
     """
     expected = expected_runs(planned)
     runs = expected.assign(label=told_apart(expected)).merge(curves, on="run_id")
@@ -93,12 +93,12 @@ def learning_curves(curves: pd.DataFrame, planned: Sequence[Planned], what: str 
 def gaps_to_full(curves: pd.DataFrame, planned: Sequence[Planned]) -> Figure | None:
     """Each method minus full fine-tuning by epoch, per task: the mean over pairs of one seed, with its interval.
 
-    Returns: None where no epoch of any method has a pair.
+    Returns: None if no epoch of any method has a pair.
     """
     expected = expected_runs(planned)
     runs = expected.assign(label=told_apart(expected)).merge(curves, on="run_id")
     keys = ["model", "start", "task", "seed", "epoch"]
-    full = runs[runs["method"] == "full"].drop_duplicates(keys, keep=False)  # of two, neither is the one to pair with
+    full = runs[runs["method"] == "full"].drop_duplicates(keys, keep=False)  # two are ambiguous: neither is paired
     pairs = runs[runs["method"] != "full"].merge(full[[*keys, "value"]], on=keys, suffixes=("", "_full"))
     pairs = pairs.assign(gap=100 * (pairs["value"] - pairs["value_full"])).dropna(subset=["gap"])
     panels = []
@@ -140,7 +140,7 @@ def spread(x: Sequence[float], rows: pd.DataFrame) -> dict[str, list]:
 def figure(
     title: str, note: str, kind: str, x: str, panels: Sequence[Mapping[str, Any]], log_x: bool = False
 ) -> Figure | None:
-    """None without panels: nothing was measured."""
+    """A figure with rounded values; None without panels, since nothing was measured."""
     if not panels:
         return None
     plain = {"title": title, "note": note, "kind": kind, "x": x, "log_x": log_x, "panels": list(panels)}
@@ -148,7 +148,7 @@ def figure(
 
 
 def rounded(value: Any) -> Any:
-    """The same, its floats with 6 digits and NaN as None, so that it is the same JSON wherever it was computed."""
+    """The value with floats at 6 significant digits and NaN as None, so that its JSON is the same on every machine."""
     if isinstance(value, Mapping):
         return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

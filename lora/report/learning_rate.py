@@ -1,4 +1,4 @@
-"""Which learning rates were tried for each method, on a seed that no table of results has, and which one was taken."""
+"""The learning rates that were tried for each method, on a seed that no table of results has, and the one taken."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ TITLE = "Learning rates tried, on a seed that no other table uses"
 
 
 def learning_rate_table(name: str, tried: Sequence[Planned], frame: pd.DataFrame) -> Table | None:
-    """A line per method and rate that was trained; None where none was.
+    """One line per method and trained rate; None if no run was trained.
 
     Args:
         name: The profile's folder, for the title.
@@ -41,7 +41,7 @@ def learning_rate_table(name: str, tried: Sequence[Planned], frame: pd.DataFrame
 
 
 def tried_runs(tried: Sequence[Planned], frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the frame that are there, in the tables' order."""
+    """The frame's rows of the tried runs, in the tables' order."""
     order = [p.run_id for p in tried]
     there = frame[frame["run_id"].isin(order)]
     return there.sort_values("run_id", key=lambda ids: ids.map(order.index))
@@ -50,7 +50,7 @@ def tried_runs(tried: Sequence[Planned], frame: pd.DataFrame) -> pd.DataFrame:
 def taken(tried: Sequence[Planned], runs: pd.DataFrame) -> dict[str, float]:
     """Slug -> the rate with the best mean over tasks, each task first averaged over its seeds; the smaller on a tie.
 
-    Only rates that were tried on every task and seed of the method count. Methods with a missing run are left out.
+    Only rates that were tried on every task and seed of the method count. Methods with a missing run are excluded.
     """
     there = set(runs["run_id"])
     missing = {p.slug for p in tried if p.run_id not in there}

@@ -1,4 +1,4 @@
-"""What doubling the length of training changes, for each method, and for LoRA minus full fine-tuning."""
+"""The effect of doubling the length of training on each method, and on LoRA minus full fine-tuning."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ LORA, FULL = "lora-qv-r8", "full"
 
 
 def length_table(frame: pd.DataFrame, curves: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
-    """A line per method and task, one column per length, and the change from the shortest to the longest, in points.
+    """One line per method and task: a column per length, and the change from the shortest to the longest, in points.
 
     Args:
         frame, curves: `load_frame` and `load_curves` of the records.

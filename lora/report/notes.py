@@ -1,4 +1,4 @@
-"""What tables say above and below themselves: the texts of notes.yaml, and those that depend on the runs."""
+"""The texts above and below tables: those of notes.yaml, and those that depend on the runs."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,13 +20,13 @@ def note(key: str) -> str:
 
 
 def encoder_notes(models: Iterable[str], kind: str = "whole") -> list[str]:
-    """What a reader must know of the encoders for tasks of this kind, where there is anything to say."""
+    """Notes on the encoders for tasks of this kind, for the encoders that have one."""
     known = NOTES["encoders_of_own"] if kind == "own" else ENCODERS
     return [known[model] for model in dict.fromkeys(models) if model in known]
 
 
 def caption(summary: pd.DataFrame) -> str:
-    """What the numbers of a table are."""
+    """The note that defines a table's numbers."""
     seeds = set(summary["planned"])
     count = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
     of_runs = f"Median over {count} seeds of each run's best epoch on the dev set, ± the standard deviation over seeds."
@@ -36,7 +36,7 @@ def caption(summary: pd.DataFrame) -> str:
 
 
 def ffn_notes(summary: pd.DataFrame, experiment: str) -> list[str]:
-    """What Tables 5 and 6 must say where LoRA is on the FFN too, which the paper's tables have not."""
+    """The notes of Tables 5 and 6 if LoRA adapts the FFN too, which it does not in the paper's tables."""
     adapted = [lora_of(slug)[0] for slug in summary["slug"]]
     if not any("Wi" in targets or "Wf" in targets for targets in adapted):
         return []

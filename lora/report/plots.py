@@ -1,6 +1,6 @@
-"""Figures drawn from their data (`lora.report.figures`), for screens, paper and readers who see no colours.
+"""Draw figures from their data (`lora.report.figures`), for screens, paper and readers who see no colours.
 
-Each series has its own colour (Okabe and Ito's, which all kinds of colour vision tell apart), marker and line style.
+Each series has its own colour (Okabe and Ito's, distinct for all kinds of colour vision), marker and line style.
 """
 
 import io
@@ -18,9 +18,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 COLUMNS = 3
 STYLE = {
-    "svg.hashsalt": "lora",  # else ids in the file differ from time to time
+    "svg.hashsalt": "lora",  # otherwise ids in the file vary between draws
     "svg.fonttype": "none",  # text stays text
-    "font.sans-serif": ["DejaVu Sans"],  # matplotlib's own: an SVG names it at each text
+    "font.sans-serif": ["DejaVu Sans"],  # bundled with matplotlib; an SVG names it at each text
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -28,7 +28,7 @@ STYLE = {
 
 
 def draw(figure: Mapping[str, Any]) -> dict[str, bytes]:
-    """The picture as `png` and `svg`. No display is needed, and no global state is left."""
+    """Draw the picture as `png` and `svg`, without a display and without changing global state."""
     panels = figure["panels"]
     columns = min(COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -56,7 +56,7 @@ def saved(canvas: Canvas, form: str) -> bytes:
 
 
 def legend(canvas: Canvas, axes: Sequence[Axes]) -> None:
-    """One for all panels, below them: each label once."""
+    """Add one legend below all panels, with each label once."""
     found = {}
     for ax in axes:
         handles, labels = ax.get_legend_handles_labels()
@@ -66,13 +66,13 @@ def legend(canvas: Canvas, axes: Sequence[Axes]) -> None:
 
 
 def lines(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None:
-    # In a figure of gaps, a method looks as in the learning curves, where full fine-tuning comes first.
+    # In a figure of gaps, methods have the style of the learning curves, where full fine-tuning comes first.
     of_gaps = bool(panel.get("gaps"))
     if of_gaps:
         ax.axhline(0, color="0.6", linewidth=1)
     for i, series in enumerate(panel["series"], int(of_gaps)):
         look = {"color": COLOURS[i % 7], "marker": MARKERS[i % 7], "linestyle": LINES[i % 7], "label": series["label"]}
-        aside = 1.05**i if figure["log_x"] and not panel.get("band") else 1  # so that no bar hides another's
+        aside = 1.05**i if figure["log_x"] and not panel.get("band") else 1  # keeps bars from hiding each other
         x, y = [value * aside for value in series["x"]], values(series["y"])
         low, high = values(series["low"]), values(series["high"])
         if panel.get("band"):
@@ -115,8 +115,8 @@ def forest(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> Non
 
 
 def heat(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None:
-    """Similarities between 0 and 1, with a scale that is as ordered in grey as in colour."""
-    # As an image of one pixel per value: a mesh of paths takes a megabyte.
+    """Draw similarities between 0 and 1, with a colour map that keeps its order in grey."""
+    # An image with one pixel per value: a mesh of paths takes a megabyte.
     look = {"cmap": "cividis", "origin": "lower", "aspect": "auto", "interpolation": "none"}
     rows, columns = len(panel["y_names"]), len(panel["x_names"])
     image = ax.imshow(panel["values"], vmin=0, vmax=1, extent=(0, columns, 0, rows), **look)
@@ -133,6 +133,6 @@ def values(numbers: Sequence[float | None]) -> list[float]:
 
 
 def bars(y: Sequence[float], low: Sequence[float], high: Sequence[float]) -> list[list[float]]:
-    """Lengths below and above each point."""
+    """The lengths of the error bars below and above each point."""
     below = [max(0.0, middle - end) for middle, end in zip(y, low, strict=True)]
     return [below, [max(0.0, end - middle) for middle, end in zip(y, high, strict=True)]]

@@ -12,10 +12,10 @@ MARK = "<!-- results:{name} {edge} -->"
 
 
 def block(name: str, main: Table, verdicts: Sequence[Verdict], figures: Sequence[str], progress: str = "") -> str:
-    """The main table; for real GLUE the verdicts and the figure too; and where the rest is.
+    """The main table, for real GLUE the verdicts and the figure too, and the path of the full report.
 
     Args:
-        progress: How much of the profile exists, if not all of it.
+        progress: How many of the expected runs are trained; empty if all are.
     """
     lines = [line for text in (main.banner, main.above, progress) if text for line in (text, "")]
     lines += [markdown(main.cells, main.words), *main.notes, ""]
@@ -23,7 +23,7 @@ def block(name: str, main: Table, verdicts: Sequence[Verdict], figures: Sequence
         lines += [f"| Verdict | The paper's sentence | Here, with {LEVEL:.0%} intervals |", "| --- | --- | --- |"]
         lines += [f"| {word} | {sentence} | {found} |" for word, sentence, found in verdict_rows(verdicts)]
         lines.append("")
-        figure = main.name.replace("table2", "parameters")  # of the same rows
+        figure = main.name.replace("table2", "parameters")  # with the same kind of train rows
         if figure in figures:
             lines += [f"![Trainable parameters against the average score](results/{name}/figures/{figure}.png)", ""]
     lines.append(f"All tables, figures and runs: `results/{name}/report.html`, one page that opens offline.")
@@ -31,7 +31,7 @@ def block(name: str, main: Table, verdicts: Sequence[Verdict], figures: Sequence
 
 
 def verdict_rows(verdicts: Sequence[Verdict]) -> list[tuple[str, str, str]]:
-    """One line per claim and encoder or device: its verdict, the claim, and all of its comparisons."""
+    """One line per claim and encoder or device: verdict, claim and all comparisons."""
     rows = []
     for each in verdicts:
         later = " (stated later)" if each.stated_later else ""
@@ -46,7 +46,7 @@ def comparison(found: Finding) -> str:
 
 
 def in_readme(readme: str, name: str, text: str) -> str:
-    """The page with the block between its marks; unchanged where it has none for this profile."""
+    """The page with the block between its marks; unchanged if it has no marks for this profile."""
     begin, end = (MARK.format(name=name, edge=edge) for edge in ("begin", "end"))
     if begin not in readme or end not in readme:
         return readme

@@ -1,4 +1,4 @@
-"""The records of a profile: the runs that its experiments expect, as one frame. From here on, no settings."""
+"""Select a profile's records: the runs that its experiments expect, as one frame. Later steps read no settings."""
 
 import argparse
 import contextlib
@@ -41,15 +41,15 @@ class Gathered:
     """The records of a profile that an experiment expects.
 
     Args:
-        folder: Where the records lie.
-        results: The folder that holds a user's own results, and `reference`.
-        is_reference: Whether these are the committed runs.
-        overrides: With which its runs are expected.
-        planned: Experiment -> the runs that it expects, in the tables' order; only experiments that are shown.
-        tried: The runs that the learning rates were chosen by, which no table of results has.
-        tuning: The run_ids of those that `python -m lora tune` made, which no table at all has.
-        frame: `load_frame` of those that exist and are `ok`, with the column `collapsed` (`lora.records.predictions`).
-        state: What is missing, failed, extra or broken; the records themselves are in `state.ok`.
+        folder: The folder of the records.
+        results: The folder that holds the user's own results and `reference`.
+        is_reference: Whether these are the reference (the committed runs).
+        overrides: The overrides of the expected runs.
+        planned: Experiment -> its expected runs, in the tables' order; only experiments that are shown.
+        tried: The runs by which the learning rates were chosen; no table of results has them.
+        tuning: run_ids of the runs that `python -m lora tune` made; no table at all has them.
+        frame: `load_frame` of the `ok` records, with the column `collapsed` (`lora.records.predictions`).
+        state: The missing and failed runs, and extra or broken records; the `ok` records are in `state.ok`.
     """
 
     profile: str
@@ -65,17 +65,17 @@ class Gathered:
 
     @property
     def name(self) -> str:
-        """As tables and pages call it: the folder below results/."""
+        """The name in tables and pages: the folder below results/."""
         return f"{REFERENCE}/{self.profile}" if self.is_reference else self.profile
 
     @property
     def efficiency(self) -> Path:
-        """The measurements that go with the runs: the committed ones, or those of this machine."""
+        """The folder of the measurements that accompany the runs: the reference's, or this machine's."""
         return (self.results / REFERENCE if self.is_reference else self.results) / "efficiency"
 
     @property
     def is_own(self) -> bool:
-        """Whether these are runs of one's own tasks only, which no claim of the paper is about."""
+        """Whether all runs are on user-defined tasks, which no claim of the paper is about."""
         every = self.every
         return bool(every) and all(TASKS[p.task].own is not None for p in every)
 
@@ -86,7 +86,7 @@ class Gathered:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """The arguments of every command that reads a profile's records."""
+    """Add the arguments of every command that reads a profile's records."""
     parser.add_argument("profile", help="a profile, or reference/<profile>: the folder below results/")
     parser.add_argument(
         "overrides", nargs="*", help="the overrides that the sweep was launched with, such as seed=1,2 data.path=FOLDER"
@@ -98,20 +98,20 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
 
     Args:
         name: A profile, or `reference/<profile>`: the folder below `results`, unless the overrides name another.
-        overrides: Those that the sweep was launched with, so that the same runs are expected.
-    Raises: UserError: If the profile does not exist, its records are of different rows, or rows or weights that the
-        overrides name are not those of the records.
+        overrides: The sweep's overrides, so that the same runs are expected.
+    Raises: UserError: If the profile does not exist, its records were made from different rows, or rows or weights that
+        the overrides name differ from those of the records.
     """
     profile = Path(name).name
     folder = records_folder(name, overrides, results)
     is_reference = folder.resolve() == (results / REFERENCE / profile).resolve()
     add_kept_tasks(folder)
     records, problems = load_records(folder)
-    if is_reference:  # precision, kernels and attention may follow the machine that made them
+    if is_reference:  # precision, kernels and attention may depend on the machine that made the records
         for section, key in (setting.split(".") for setting in OF_MACHINES):
             values = {record.config[section][key] for record in records}
             overrides = [*overrides, *(f"{section}.{key}={value}" for value in sorted(values))]
-        overrides = [*overrides, "rates=null"]  # a user's own rates change nothing about them
+        overrides = [*overrides, "rates=null"]  # the user's own rates do not affect the reference
     tuning = {record.run_id for record in records if record.config["runtime"].get("group") == TUNING}
     present = {record.run_id for record in records} - tuning
     sections = experiments_shown(profile, overrides, present, whole=is_reference)
@@ -120,7 +120,7 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
     if any(override.startswith(("data.path=", "model.path=")) for override in overrides) or own_tasks(overrides):
         at_hand = [config for config in distinct(every, ()) if not TASKS[config.task].is_definition_only]
         check_inputs(at_hand, now.ok.values())
-    tuning &= set(now.extra)  # the others are asked for by name
+    tuning &= set(now.extra)  # the others are requested by name
     extra = [record for record in records if record.run_id in set(now.extra) - tuning]
     others = other_runs(extra, profile, overrides)
     used = {record.run_id: record for record in extra if record.run_id in {p.run_id for p in others}}
@@ -132,7 +132,7 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
         name: [planned_of(run, Variant(run.given, run.usual), run.untuned) for run in without_parents(name, found)]
         for name, found in sections.items()
     }
-    if is_reference:  # and so may what a profile leaves to the machine: its files are the same on every one
+    if is_reference:  # drop the settings that depend on the machine: the files are the same on every one
         expected = {key: list(map(anywhere, found)) for key, found in expected.items()}
     add_others(expected, others)
     planned = {experiment: in_table_order(labelled(found)) for experiment, found in expected.items()}
@@ -142,21 +142,21 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
 
 
 def planned_of(run: Any, apart: Variant, untuned: bool) -> Planned:
-    """A run's place in the tables.
+    """The `Planned` of a run.
 
     Args:
         run: A `PlannedRun`, or a row of `load_frame`.
-        apart: What sets it apart from other runs of its method.
-        untuned: As in `Planned`.
+        apart: The settings that distinguish it from other runs of its method.
+        untuned: See `Planned`.
     """
     return Planned(**{key: getattr(run, key) for key in NAMED_BY}, variant=apart, untuned=untuned)
 
 
 def other_runs(records: Iterable[RunRecord], profile: str, overrides: Sequence[str]) -> list[Planned]:
-    """The runs that are `ok` and named by settings of this version, of records that no experiment at hand expects.
+    """The usable runs among records that no experiment expects: `ok`, and named as this version names their settings.
 
     Args:
-        overrides: Of the report, which say where tuned learning rates are.
+        overrides: The report's overrides, which state where tuned learning rates are.
     """
     found = []
     for record in records:
@@ -174,7 +174,7 @@ def other_runs(records: Iterable[RunRecord], profile: str, overrides: Sequence[s
 
 
 def groups_of_run(config: RunConfig, profile: str, overrides: Sequence[str]) -> list[str]:
-    """What composes a run that no experiment expects from conf/: its own settings are compared with the usual ones."""
+    """The overrides that compose, from conf/, the usual run with which an unexpected run's settings are compared."""
     model = "local" if config.model.source == "local" else config.model.name
     groups = (f"profile={profile}", f"model={model}", f"method={config.method.name}", f"protocol={config.protocol}")
     rates = [override for override in overrides if override.startswith(("rates=", "runtime.results="))]
@@ -182,11 +182,11 @@ def groups_of_run(config: RunConfig, profile: str, overrides: Sequence[str]) -> 
 
 
 def reference_of(gathered: Gathered) -> tuple[list[Planned], pd.DataFrame, list[Planned]]:
-    """What one's own runs are compared with: the committed ones of the same cells and seeds.
+    """The user's runs and the reference runs of the same cells and seeds.
 
-    Precision and kernels follow the machine where a profile leaves them to it, so they set no runs apart here.
+    Precision, kernels and attention can depend on the machine, so they do not distinguish runs in this comparison.
 
-    Returns: One's own runs, the frame of the committed ones, and these, all called after their cells.
+    Returns: The user's runs, the frame of the reference runs, and the reference runs, all labelled by `anywhere`.
     """
     records, _ = load_records(gathered.results / REFERENCE / gathered.profile)
     ours = [anywhere(p) for p in gathered.every]
@@ -200,18 +200,18 @@ def reference_of(gathered: Gathered) -> tuple[list[Planned], pd.DataFrame, list[
 
 
 def anywhere(p: Planned) -> Planned:
-    """The same run without the settings that a machine may make."""
+    """The run without settings that can depend on the machine, labelled by slug and method."""
     given = tuple(setting for setting in p.variant.given if key_of(setting) not in OF_MACHINES)
     return dataclasses.replace(p, variant=Variant(given, ()), label=method_label(p.slug, p.method))
 
 
 def key_of_run(p: Planned) -> tuple:
-    """What names a run whatever the machine; the encoder comes first."""
+    """The key of a run on any machine; the encoder comes first."""
     return p.model, p.protocol, p.start, p.slug, p.task, p.seed, p.variant.given
 
 
 def add_others(expected: dict[str, list[Planned]], others: Sequence[Planned]) -> None:
-    """Records that nobody asked for: beside the same runs of another encoder, or in a table of their own."""
+    """Add the runs that no experiment expects: next to the same runs of another encoder, or in a separate table."""
 
     def without_encoder(p: Planned) -> tuple:
         return key_of_run(p)[1:]
@@ -232,7 +232,7 @@ def records_folder(name: str, overrides: Sequence[str], results: Path) -> Path:
 
 
 def planned_by_id(gathered: Gathered) -> dict[str, PlannedRun]:
-    """run_id -> what composes it, of the experiments at hand."""
+    """run_id -> `PlannedRun`, for the experiments of the report."""
     overrides = list(gathered.overrides)
     if ADHOC not in gathered.planned and not any(o.startswith("experiment=") for o in overrides):
         overrides.append(f"experiment={','.join(name for name in gathered.planned if name != OWN)}")
@@ -240,7 +240,7 @@ def planned_by_id(gathered: Gathered) -> dict[str, PlannedRun]:
 
 
 def saved_runs(gathered: Gathered) -> list[tuple[RunRecord, RunConfig]]:
-    """The records whose adapter is still in the outputs of this machine, each with its configuration."""
+    """The records whose adapter is still in this machine's outputs, each with its configuration."""
     planned, found = planned_by_id(gathered), []
     for run_id, record in sorted(gathered.state.ok.items()):
         if record.adapter is not None and run_id in planned:
@@ -251,7 +251,7 @@ def saved_runs(gathered: Gathered) -> list[tuple[RunRecord, RunConfig]]:
 
 
 def refuse_mixed_rows(frame: pd.DataFrame) -> None:
-    """A column of a table is one data set; where a part of its train rows is a setting, each part is."""
+    """Check that records of one task, on all train rows or on a part of one size, were made from the same rows."""
     sized = frame.assign(asked=frame["train_rows"].where(frame["is_part"], 0)) if len(frame) else frame
     for (task, _), runs in sized.groupby(["task", "asked"]) if len(frame) else ():
         if runs["fingerprint"].nunique() > 1:
@@ -263,7 +263,7 @@ def refuse_mixed_rows(frame: pd.DataFrame) -> None:
 
 
 def in_table_order(planned: Iterable[Planned]) -> list[Planned]:
-    """Methods and tasks as the tables list them, whatever order the runs are trained in."""
+    """Sort runs by method and task as the tables list them, independently of the order of training."""
     methods, tasks = list(METHOD_TITLES), list(TASKS)
 
     def place(p: Planned) -> tuple:

@@ -1,20 +1,20 @@
-"""How sure a difference between two methods is: paired by seed, with Student's t. Frames and arrays; no torch.
+"""The uncertainty of a difference between two methods: pairs by seed, Student's t. Frames and arrays; no torch.
 
-A cell of Table 2 is a few seeds on one fixed dev set. A difference between two cells may be luck in two ways, which two
-intervals keep apart:
+A cell of Table 2 is a few seeds on one fixed dev set. A difference between two cells can be due to chance in two ways,
+which two intervals distinguish:
 
     seeds     Would other seeds, on this dev set, show the same? Runs are paired: two methods with one seed share the
-              head's init and the order of the rows, so their difference varies less than either.
-    examples  Would other dev examples of the task, with these very runs, show the same? See analyses/dev_intervals.py.
+              head's init and the order of the examples, so their difference varies less than either alone.
+    examples  Would other dev examples of the task, with the same runs, show the same? See analyses/dev_intervals.py.
 
 Verdicts use the first: the paper's sentences are about these dev sets. The tasks are fixed, not a sample of tasks. They
-share their seeds, and with these the head's init and the order of the rows, so their differences are correlated. An
-average over tasks is therefore taken within each seed, and the spread of these averages over seeds gives the interval.
-Only seeds that have every task count. Treating tasks as independent covers the truth 89% of the time instead of 95%
-where seeds correlate by 0.2 across tasks, and 81% where they correlate by 0.4 (5 seeds, 5 tasks).
+share seeds, and thus the head's init and the order of the examples, so their differences are correlated. An average
+over tasks is therefore taken within each seed, and the spread of these averages over seeds gives the interval. Only
+seeds that have every task count. Treating tasks as independent covers the truth 89% of the time instead of 95% if seeds
+correlate by 0.2 across tasks, and 81% if they correlate by 0.4 (5 seeds, 5 tasks).
 
-The t interval is of the mean and takes the differences to be normal. It exists from 2 pairs on. A verdict takes at
-least 5 pairs, which is a convention of this project and follows from no theorem.
+The t interval is for the mean and assumes normal differences. It needs at least 2 pairs. A verdict needs at least 5, a
+convention of this project that follows from no theorem.
 """
 
 import math
@@ -32,13 +32,13 @@ from lora.errors import UserError
 
 LEVEL = 0.95
 ENOUGH_SEEDS = 5
-MOST_SEEDS = 100  # `seeds_needed` looks no further
-DIGITS = 9  # of a difference in points; what follows is rounding, which must not look like spread
+MOST_SEEDS = 100  # the upper limit of `seeds_needed`
+DIGITS = 9  # decimals of a difference in points; further ones are rounding error, which must not look like spread
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An interval of a mean difference, in points; NaN where the values do not give one.
+    """An interval of a mean difference, in points; NaN if the values do not determine it.
 
     Args:
         n: Number of values: pairs of seeds, or seeds that have every task.
@@ -51,13 +51,13 @@ class Interval:
 
 
 def paired_differences(one: pd.DataFrame, other: pd.DataFrame, column: str = "best") -> pd.DataFrame:
-    """Differences of two methods' runs, task by task and seed by seed.
+    """Differences between two methods' runs, per task and seed.
 
     Args:
         one, other: Rows of the frame of runs (`lora.records.record.load_frame`), each of one method.
-    Returns: Columns task, seed, run_id, run_id_other, difference (one - other, in points); pairs without a partner or
-        a value are left out.
-    Raises: UserError: If a side has two runs of one task and seed, so that it is not one method.
+    Returns: Columns task, seed, run_id, run_id_other, difference (one - other, in points). Runs without a partner or a
+        value are excluded.
+    Raises: UserError: If a side has two runs of one task and seed, and thus is not one method.
     """
     keys = ["task", "seed"]
     for side in (one, other):
@@ -70,7 +70,7 @@ def paired_differences(one: pd.DataFrame, other: pd.DataFrame, column: str = "be
 
 
 def seed_averages(pairs: pd.DataFrame, tasks: Sequence[str]) -> Float[np.ndarray, " seeds"]:
-    """The mean over tasks of each seed's differences, by seed; a seed that lacks one of the tasks is left out.
+    """The mean over tasks of each seed's differences, by seed. Seeds that lack one of the tasks are excluded.
 
     Args:
         pairs: `paired_differences`.
@@ -83,7 +83,7 @@ def seed_averages(pairs: pd.DataFrame, tasks: Sequence[str]) -> Float[np.ndarray
 def mean_interval(values: Float[np.ndarray, " n"], level: float = LEVEL) -> Interval:
     """Student's t interval of the mean of independent values.
 
-    Returns: NaN bounds for fewer than two values, or values that are all equal: no spread, no interval.
+    Returns: NaN bounds for fewer than two values or equal values: without spread there is no interval.
     """
     count = len(values)
     if count == 0:
@@ -94,17 +94,17 @@ def mean_interval(values: Float[np.ndarray, " n"], level: float = LEVEL) -> Inte
 
 
 def half_width(std: float, count: int | Int[np.ndarray, " k"], level: float = LEVEL) -> Any:
-    """Half the width of a t interval, the quantile times the standard error; one for each count."""
+    """Half the width of a t interval, for each count: the quantile times the standard error."""
     return stats.t.ppf((1 + level) / 2, count - 1) * std / np.sqrt(count)
 
 
 def seeds_needed(values: Float[np.ndarray, " n"], settles: Callable[[float, float], bool]) -> int | None:
-    """The fewest seeds with which the interval would settle a question, if mean and spread stayed as they are.
+    """The smallest number of seeds whose interval would settle a question, if mean and spread stayed the same.
 
     Args:
-        settles: Whether an interval from low to high does.
-    Returns: At least `ENOUGH_SEEDS`; None where `MOST_SEEDS` are too few.
-    Raises: ValueError: If the values have no spread to go by.
+        settles: Whether an interval from low to high settles it.
+    Returns: At least `ENOUGH_SEEDS`; None if `MOST_SEEDS` are too few.
+    Raises: ValueError: If the values have no spread.
     """
     if len(values) < 2 or not np.ptp(values):
         raise ValueError(f"expected at least two different values, got {values}")
@@ -115,7 +115,7 @@ def seeds_needed(values: Float[np.ndarray, " n"], settles: Callable[[float, floa
 
 
 def paired_p(differences: Float[np.ndarray, " n"]) -> float:
-    """Two-sided p-value of the paired t-test; NaN for fewer than two pairs, or pairs that all differ by the same."""
+    """Two-sided p-value of the paired t-test; NaN for fewer than two pairs or equal differences."""
     return mean_p(differences, 0.0, "two-sided")
 
 
@@ -129,9 +129,9 @@ def mean_p(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for looking at all of them (Holm 1979): the k-th smallest of m times m + 1 - k, never falling.
+    """p-values corrected for multiple tests (Holm 1979): the k-th smallest of m times m + 1 - k, never falling.
 
-    NaN stays NaN and is not counted.
+    NaN stays NaN and does not count in m.
     """
     order = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
     corrected, highest = [math.nan] * len(p_values), 0.0
@@ -142,12 +142,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def all_pairs(groups: Mapping[str, pd.DataFrame], column: str = "best") -> pd.DataFrame:
-    """Every method against every other, task by task and on the average of their common tasks.
+    """Compare every method with every other, per task and on the average of their common tasks.
 
     Args:
         groups: Label -> the runs of one method, in the order of the tables.
-    Returns: Columns one, other, task (`Avg.` for the average), n, mean, low, high, p (of the paired t-test; on the
-        average, of the seeds' averages).
+    Returns: Columns one, other, task (`Avg.` for the average), n, mean, low, high, p (of the paired t-test; for the
+        average, over the seeds' averages).
     """
     rows = []
     for other, one in combinations(groups, 2):  # the later one minus the earlier

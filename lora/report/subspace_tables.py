@@ -1,4 +1,4 @@
-"""Table 7 and Figures 3 and 4 from what `lora.report.analyses.subspaces` computed. No torch here."""
+"""Table 7 and Figures 3 and 4, from the results of `lora.report.analyses.subspaces`. No torch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

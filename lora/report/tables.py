@@ -1,4 +1,4 @@
-"""The layouts of the tables: from one row per cell to texts. Neither torch nor configuration is known here."""
+"""The layouts of the tables: from one row per cell to texts. Uses neither torch nor configurations."""
 
 import math
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from lora.report.aggregate import ROW, START_TITLES, Planned, adapted, human_cou
 
 
 def cell_text(row: pd.Series) -> str:
-    """`83.4 ±0.5`: the median over seeds and the standard deviation; `(2/3)` where seeds are missing; `-` for none.
+    """`83.4 ±0.5`: the median and standard deviation over seeds; `(2/3)` if seeds are missing; `-` if all are.
 
-    `(1 of 5 collapsed)` where a run predicts the same for every dev example (`lora.records.predictions`).
+    `(1 of 5 collapsed)` if a run predicts the same for every dev example (`lora.records.predictions`).
     """
     if row["n"] == 0:
         return "-"
@@ -27,9 +27,9 @@ def number(value: float, form: str = ".1f") -> str:
 
 
 def table2(summary: pd.DataFrame) -> pd.DataFrame:
-    """Methods by tasks, the average over tasks, seeds, and what trains, one model below another: Table 2's layout.
+    """Table 2: methods by tasks, with trainable parameters, seeds and the average over tasks; one model below another.
 
-    The average is the plain mean of the tasks' medians, as the paper's; `-` where a task is missing.
+    The average is the plain mean of the tasks' medians, as in the paper; `-` if a task is missing.
     """
     tasks = in_order(summary)
     shown = [column for column in ("model", "protocol") if summary[column].nunique() > 1]
@@ -50,7 +50,7 @@ def trainable_text(group: pd.DataFrame) -> str:
 
 
 def head_text(group: pd.DataFrame) -> str:
-    """What trains in the head: `149k`; a range where the tasks' numbers of labels show."""
+    """Number of trainable parameters in the head: `149k`; a range if it depends on the tasks' numbers of labels."""
     values = group["trainable_head"].dropna().astype(float)
     ends = (values.min(), values.max()) if len(values) else ()
     texts = dict.fromkeys(f"{end / 1e3:.0f}k" if end < 999_500 else human_count(end) for end in ends) or ["-"]
@@ -58,13 +58,13 @@ def head_text(group: pd.DataFrame) -> str:
 
 
 def seeds_text(group: pd.DataFrame) -> str:
-    """How many runs the cells of a line have: `5`, or `3 to 5`."""
+    """Number of runs in the cells of a line: `5`, or `3 to 5`."""
     low, high = group["n"].min(), group["n"].max()
     return f"{high}" if low == high else f"{low} to {high}"
 
 
 def task_cells(by_task: pd.DataFrame, tasks: Sequence[str]) -> dict[str, str]:
-    """A cell per task, and with several tasks their average."""
+    """One cell per task, and the average of several tasks."""
     line = {task_label(TASKS[task]): cell_text(by_task.loc[task]) if task in by_task.index else "-" for task in tasks}
     if len(tasks) > 1:
         line["Avg."] = number(average(by_task["median"], tasks))
@@ -72,16 +72,16 @@ def task_cells(by_task: pd.DataFrame, tasks: Sequence[str]) -> dict[str, str]:
 
 
 def average(medians: pd.Series, tasks: Sequence[str]) -> float:
-    """The plain mean over tasks; NaN where one is missing."""
+    """The plain mean over tasks; NaN if one is missing."""
     values = medians.reindex(tasks)
     return values.mean() if values.notna().all() else math.nan
 
 
 def table5(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Target sets by tasks, at the rank that gives each the same number of parameters: Table 5, its columns as rows.
+    """Table 5, transposed: target sets by tasks, each at the rank that gives the same number of parameters.
 
     Args:
-        paper: The published cells, for columns beside ours: method, task, value.
+        paper: The published cells (method, task, value), for columns next to ours.
     """
     tasks, lines = in_order(summary), []
     of_paper = paper_cells(paper)
@@ -94,7 +94,7 @@ def table5(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataF
 
 
 def paper_cells(paper: pd.DataFrame | None) -> dict[str, dict[tuple[str, int], float]]:
-    """`MNLI-m (paper)` -> target set and rank, as `lora_of` has them -> the published value."""
+    """`MNLI-m (paper)` -> target set and rank, as from `lora_of` -> the published value."""
     found: dict[str, dict[tuple[str, int], float]] = {}
     for row in () if paper is None else paper.itertuples():
         targets, rank = row.method.removeprefix("LoRA ").split(" r=")
@@ -104,10 +104,10 @@ def paper_cells(paper: pd.DataFrame | None) -> dict[str, dict[tuple[str, int], f
 
 
 def table6(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Tasks and target sets by ranks: Table 6.
+    """Table 6: tasks and target sets by ranks.
 
     Args:
-        paper: As `table5` has it, for rows below ours.
+        paper: The published cells, as in `table5`, for rows below ours.
     """
     found = summary.assign(lora=[adapted(row) for row in summary.itertuples()])
     ranks, lines = sorted({rank for _, rank in found["lora"]}), []
@@ -126,10 +126,10 @@ def table6(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataF
 
 
 def start_table(frame: pd.DataFrame, summary: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
-    """Tasks and methods by where they start, and the difference in pairs of one seed.
+    """Tasks and methods by start, and the differences in pairs of one seed.
 
-    Returns: Columns Task, Method where there are several, one per start, `MNLI - pretrained` (median of the seeds'
-        differences), `Range` of these, and Pairs.
+    Returns: Columns Task, Method if there are several, one per start, `MNLI - pretrained` (median of the paired
+        differences), `Range` of the differences, and Pairs (their number).
     """
     best, lines = frame.set_index("run_id")["best"], []
     groups = sorted(summary.groupby(["task", "label"], sort=False), key=lambda group: list(TASKS).index(group[0][0]))

@@ -1,1 +1,1 @@
-"""Analyses of saved predictions and adapters, computed once and kept as JSON."""
+"""Analyses of saved predictions and adapters, computed once and stored as JSON."""

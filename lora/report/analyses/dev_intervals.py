@@ -1,11 +1,11 @@
-"""`python -m lora analyse intervals PROFILE`: intervals over dev examples, from the runs' own predictions.
+"""`python -m lora analyse intervals PROFILE`: compute intervals over dev examples from the runs' own predictions.
 
-A record keeps the predictions of its best epoch, and no labels: those of GLUE are not ours to pass on, and predictions
-with a mark of which are right would give them away. So this runs where the rows are, once, and leaves the intervals in
-results/<profile>/analysis/examples.json, from which the tables are made anywhere.
+A record keeps the predictions of its best and last epoch, but no labels: GLUE's may not be redistributed, and marking
+the right predictions would reveal them. This analysis therefore runs once, where the rows are available, and stores the
+intervals in results/<profile>/analysis/examples.json, from which the tables are made anywhere.
 
-Examples are resampled with replacement, the same ones for both methods and all seeds, and the metric is computed anew
-on each resample: `examples` keeps the seeds as they are, `both` resamples the pairs of seeds too.
+Examples are resampled with replacement, the same ones for both methods and all seeds, and the metric is recomputed on
+each resample. `examples` keeps the seeds fixed; `both` resamples the pairs of seeds too.
 """
 
 import argparse
@@ -34,12 +34,12 @@ from lora.report.stats import LEVEL
 from lora.rng import drawn
 
 RESAMPLES = 2000
-CHUNK = 2**22  # numbers held at once
-RESAMPLED = ("accuracy", "f1", "matthews", "pearson")  # made from sums over examples
+CHUNK = 2**22  # numbers in memory at once
+RESAMPLED = ("accuracy", "f1", "matthews", "pearson")  # functions of sums over examples
 
 
 def statistics(metric: str, predicted: np.ndarray, labels: np.ndarray) -> Float[np.ndarray, "rows parts"]:
-    """What each example adds to the sums that a metric is made of."""
+    """The contribution of each example to the sums that determine a metric."""
     x, y = predicted.astype(np.float64), labels.astype(np.float64)
     if metric == "accuracy":
         return (x == y)[:, None].astype(np.float64)
@@ -47,12 +47,12 @@ def statistics(metric: str, predicted: np.ndarray, labels: np.ndarray) -> Float[
         return np.stack([x * y, (1 - x) * (1 - y), x * (1 - y), (1 - x) * y], axis=1)
     x, y = (
         side - side[0] - (side - side[0]).mean() for side in (x, y)
-    )  # pearson stays; no cancelling, constants are 0
+    )  # Pearson is unchanged; no cancellation, and constants give 0
     return np.stack([x, y, x * x, y * y, x * y], axis=1)
 
 
 def score(metric: str, sums: Float[np.ndarray, "*resamples parts"], count: int) -> Float[np.ndarray, "*resamples"]:
-    """The metric from the sums over `count` examples; NaN where it is undefined, but 0 for Matthews, as GLUE has it."""
+    """The metric from the sums over `count` examples; NaN if undefined, but 0 for Matthews by GLUE's convention."""
     parts = np.moveaxis(sums, -1, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
         if metric == "accuracy":
@@ -71,7 +71,7 @@ def score(metric: str, sums: Float[np.ndarray, "*resamples parts"], count: int) 
 
 
 def resampled(metric: str, runs: Sequence[np.ndarray], labels: np.ndarray, purpose: str) -> Float[np.ndarray, "b runs"]:
-    """The metric of every run on each resample of the examples, in points; the same resamples for all.
+    """The metric of every run on each resample of the examples, in points. All runs share the resamples.
 
     Pearson's correlation of a constant is undefined and counts as 0, as in the frame (`lora.records.predictions`).
     """
@@ -89,12 +89,12 @@ def resampled(metric: str, runs: Sequence[np.ndarray], labels: np.ndarray, purpo
 
 
 def bounds(differences: Float[np.ndarray, "b pairs"], purpose: str) -> dict[str, float | None]:
-    """The intervals of the mean difference over pairs of seeds, from its values on each resample.
+    """The intervals of the mean difference over pairs of seeds, from the differences on each resample.
 
-    Deviations between seeds are stretched to the width of Student's t: percentiles of so few values are too narrow when
-    they are resampled (Hesterberg 2015, arXiv:1411.5279). A single pair has no interval over both.
-    That one errs on the wide side: the seeds differ on these examples in part because the examples are few, which the
-    resamples of the examples count again.
+    Deviations between seeds are stretched to the width of Student's t, because bootstrap percentiles of so few values
+    are too narrow (Hesterberg 2015, arXiv:1411.5279). A single pair has no interval over both.
+    The interval over both errs on the wide side: the seeds differ partly because the examples are few, and resampling
+    the examples counts that again.
     """
     tail = (1 - LEVEL) / 2
     means = differences.mean(axis=1)
@@ -113,10 +113,10 @@ def quantiles(values: np.ndarray, tail: float) -> list[float]:
 
 
 def compare(gathered: Gathered, labels: Mapping[str, np.ndarray], results: Path) -> list[dict[str, Any]]:
-    """The entries of the analysis: every method against every other, task by task.
+    """The entries of the analysis: every method compared with every other, per task.
 
     Args:
-        labels: Task -> those of the split that selects, in its order.
+        labels: Task -> labels of the selecting split, in its order.
     Raises: UserError: If a file of predictions is absent, not the record's, or does not give the record's metric.
     """
     entries = []
@@ -165,7 +165,7 @@ def of_task(
 
 
 def check(record: RunRecord, metric: str, predicted: np.ndarray, labels: np.ndarray) -> None:
-    """Raises: UserError: If these labels do not give the metric that the record has."""
+    """Check that these labels give the record's metric. Raises: UserError: If they do not."""
     value = math.nan
     if len(predicted) == len(labels):
         value = float(score(metric, statistics(metric, predicted, labels).sum(axis=0), len(labels)))
@@ -178,13 +178,13 @@ def check(record: RunRecord, metric: str, predicted: np.ndarray, labels: np.ndar
 
 
 def compared(gathered: Gathered) -> pd.DataFrame:
-    """The runs of the tables of methods by tasks, as rows of the frame; not those that chose learning rates."""
+    """The frame's rows of the runs in tables of methods by tasks, without those that chose learning rates."""
     ids = {p.run_id for experiment in METHODS_BY_TASKS for p in gathered.planned.get(experiment, ())}
     return gathered.frame[gathered.frame["run_id"].isin(ids)]
 
 
 def read_labels(gathered: Gathered) -> dict[str, np.ndarray]:
-    """Task -> the labels of the split that selects, read as a run would read them.
+    """Task -> labels of the selecting split, read as a run would read them.
 
     Raises: UserError: If the rows are not available, or are not those of the records.
     """

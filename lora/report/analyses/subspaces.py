@@ -1,10 +1,10 @@
-"""`python -m lora analyse subspaces PROFILE`: sections 7.2 and 7.3 on saved adapters: Figures 3 and 4, Table 7.
+"""`python -m lora analyse subspaces PROFILE`: Figures 3 and 4 and Table 7 (sections 7.2, 7.3) from saved adapters.
 
-The adapters are those of LoRA on Wq and Wv: of a small rank with one seed and of a large rank with two. The ranks are
-compared across seeds. Within one seed, A of the small rank is drawn as the first rows of A of the large one, which
-pairs the ranks in Table 6: one subspace would hold the other before any training. A sweep leaves the adapters with
-`runtime.save_adapter=true`. What is computed is kept in results/<profile>/analysis/subspaces.json, from which the
-figures and the table are made without adapters.
+The adapters are LoRA on Wq and Wv: a small rank with one seed, and a large rank with two. The ranks are compared across
+seeds. Within one seed, A of the small rank is drawn as the first rows of A of the large one, which pairs the ranks in
+Table 6, so one subspace would contain the other before any training. A sweep saves adapters with
+`runtime.save_adapter=true`. The results are stored in results/<profile>/analysis/subspaces.json, from which the figures
+and the table are made without adapters.
 """
 
 import argparse
@@ -28,14 +28,14 @@ from lora.rng import gaussian
 
 SMALL, LARGE = 8, 64  # Figure 3's ranks; Figure 4's is the large one
 TARGETS = ("q", "v")
-AXIS = (*range(1, 17), *range(20, 65, 4))  # which i and j are kept at the large rank
+AXIS = (*range(1, 17), *range(20, 65, 4))  # the i and j that are kept at the large rank
 
 
 def similarity(one: Float[np.ndarray, "r1 d_in"], other: Float[np.ndarray, "r2 d_in"]) -> Float[np.ndarray, "r1 r2"]:
-    """phi(i, j) = ||U1_i^T U2_j||_F^2 / min(i, j) for all i and j: 1 if one subspace holds the other, 0 if orthogonal.
+    """phi(i, j) = ||U1_i^T U2_j||_F^2 / min(i, j) for all i and j; 1: one contains the other, 0: orthogonal subspaces.
 
     U_i: the top i right singular vectors of an A. Source: section 7.2, equation 4; appendix G prints 1 - d^2 / p as
-    (1 - d^2) / p and takes left singular vectors, against its own definitions.
+    (1 - d^2) / p and takes left singular vectors, contrary to its own definitions.
     """
     directions = [np.linalg.svd(a, full_matrices=False)[2] for a in (one, other)]
     overlap = (directions[0] @ directions[1].T) ** 2
@@ -47,10 +47,10 @@ def similarity(one: Float[np.ndarray, "r1 d_in"], other: Float[np.ndarray, "r2 d
 def amplification(
     weight: Float[np.ndarray, "d_out d_in"], update: Float[np.ndarray, "d_out d_in"], rank: int, name: str
 ) -> dict[str, float]:
-    """The rows of Table 7: norms of W and of the update, and of W in three pairs of r directions. Source: section 7.3.
+    """The norms in Table 7: of W, of the update, and of W in three pairs of r directions. Source: section 7.3.
 
     Returns: `weight`, `update` (Frobenius norms); `in_update`, `in_weight`, `in_random`: ||U^T W V||_F with U and V the
-        top r singular vectors of the update, of W, of a random Gaussian matrix.
+        top r singular vectors of the update, of W, and of a random Gaussian matrix.
     """
 
     def within(matrix: np.ndarray) -> float:
@@ -77,14 +77,14 @@ class Saved:
 
 
 def read_adapter(record: RunRecord, config: RunConfig) -> Saved:
-    """Raises: UserError: If the adapter is absent, broken, or not the one that its record names."""
+    """Read a run's adapter. Raises: UserError: If it is absent, broken, or not the one that the record names."""
     pairs = recorded_adapter(record, config.runtime.outputs).pairs()
     a, b = ({name: pair[side].double().numpy() for name, pair in pairs.items()} for side in (0, 1))
     return Saved(record, config, a, b)
 
 
 def saved_adapters(gathered: Gathered) -> dict[tuple[str, str, int, int], Saved]:
-    """(model, task, rank, seed) -> the adapters of LoRA on Wq and Wv that are there."""
+    """(model, task, rank, seed) -> the saved adapter of LoRA on Wq and Wv, trained from the pretrained encoder."""
     shown, found = {p.run_id for p in gathered.every}, {}
     for record, config in saved_runs(gathered):
         rank = {f"lora-qv-r{rank}": rank for rank in (SMALL, LARGE)}.get(config.method.slug)
@@ -138,9 +138,9 @@ def analyse(adapters: Mapping[tuple[str, str, int, int], Saved]) -> tuple[list[d
 
 
 def base_weights(saved: Saved) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
-    """The pretrained W of every adapted module, and the modules of each target in the order of the layers.
+    """The pretrained W of every adapted module, and each target's modules in the order of the layers.
 
-    Raises: UserError: If the encoder is not to be had, or has other weights than the run started from.
+    Raises: UserError: If the encoder is not available, or has other weights than the run started from.
     """
     from lora.models.load import load_encoder
     from lora.models.modules import find_target, weight_of
@@ -158,7 +158,7 @@ def learned(saved: Saved, name: str) -> Float[np.ndarray, "rank d_in"]:
 
 
 def drawn(saved: Saved, name: str) -> Float[np.ndarray, "rank d_in"]:
-    """A of a module as its run drew it, before any training."""
+    """The initial A of a module, as its run drew it before training."""
     import torch
 
     from lora.methods.lowrank import init_a
@@ -169,7 +169,7 @@ def drawn(saved: Saved, name: str) -> Float[np.ndarray, "rank d_in"]:
 
 
 def update_of(saved: Saved, name: str) -> Float[np.ndarray, "d_out d_in"]:
-    """alpha / r * B A."""
+    """The update of a module: alpha / r * B A, or as the method scales it."""
     return saved.config.method.scale_at(saved.a[name].shape[0]) * saved.b[name] @ saved.a[name]
 
 
@@ -193,7 +193,7 @@ def rounded(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main(given: argparse.Namespace) -> None:
-    """Exit codes: 0 done; 2 there is no adapter to analyse, or one is not its record's."""
+    """Exit codes: 0 done; 2 no adapter to analyse exists, or one is not its record's."""
     gathered = gather(given.profile, given.overrides)
     cases, used = analyse(saved_adapters(gathered))
     if not cases:

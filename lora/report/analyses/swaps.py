@@ -1,7 +1,7 @@
 """`python -m lora analyse swaps PROFILE`: is W0 recovered exactly when trained adapters are swapped (section 4.1)?
 
-Every LoRA that a sweep left (`runtime.save_adapter=true`) is swapped in and out of one base, in random order; after
-each cycle all weights of the base are compared, bit by bit, with what they were. What is found is kept in
+Every LoRA adapter that a sweep saved (`runtime.save_adapter=true`) is swapped in and out of one base, in random order.
+After each cycle, all weights of the base are compared bit by bit with the original ones. The results are stored in
 results/<profile>/analysis/swap.json, on which the claim is judged without adapters.
 """
 
@@ -31,7 +31,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def saved_adapters(gathered: Gathered) -> dict[str, dict[str, tuple[RunConfig, Adapter]]]:
-    """Encoder -> run_id -> the LoRA adapters that are there, with their configurations.
+    """Encoder -> run_id -> configuration and saved LoRA adapter.
 
     Raises: UserError: If one is broken, or is not the one that its record names.
     """
@@ -44,7 +44,7 @@ def saved_adapters(gathered: Gathered) -> dict[str, dict[str, tuple[RunConfig, A
 
 
 def count_failures(model: nn.Module, adapters: Sequence[Adapter], cycles: int) -> int:
-    """After how many cycles of swap and unmerge, each with an adapter drawn at random, W0 was not what it had been."""
+    """Number of cycles after which W0 differs from the original. A cycle swaps in a random adapter and unmerges it."""
     before = {name: tensor.detach().clone() for name, tensor in base_tensors(model).items()}
     failures = 0
     for number in torch.randint(len(adapters), (cycles,), generator=generator(0, "swaps")).tolist():
@@ -56,14 +56,14 @@ def count_failures(model: nn.Module, adapters: Sequence[Adapter], cycles: int) -
 
 
 def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors are equal to the bit: 0 is not -0, and a NaN is itself."""
+    """Whether two tensors are bitwise equal: 0 differs from -0, and a NaN equals itself."""
     return one.dtype == other.dtype and torch.equal(one.detach().view(torch.uint8), other.view(torch.uint8))
 
 
 def analyse(
     adapters: Mapping[str, Mapping[str, tuple[RunConfig, Adapter]]], cycles: int
 ) -> tuple[list[dict[str, Any]], set[str]]:
-    """The entries of the analysis, one for each encoder with at least two adapters and each dtype; and their runs."""
+    """The entries of the analysis, one per dtype and encoder with at least two adapters; and their run_ids."""
     cases, used = [], set()
     for name, of_model in adapters.items():
         if len(of_model) < 2:
@@ -79,7 +79,7 @@ def analyse(
 
 
 def main(given: argparse.Namespace) -> None:
-    """Exit codes: 0 done, whatever was found; 2 there are no two adapters to swap, or one is not its record's."""
+    """Exit codes: 0 done, whatever the result; 2 fewer than two adapters exist, or one is not its record's."""
     gathered = gather(given.profile, given.overrides)
     cases, used = analyse(saved_adapters(gathered), CYCLES)
     if not cases:

@@ -1,4 +1,4 @@
-"""`python -m lora claims PROFILE`: what the records say to each of the paper's sentences."""
+"""`python -m lora claims PROFILE`: judge each of the paper's sentences on a profile's records."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ from lora.report.select import options as options
 
 
 def main(given: argparse.Namespace) -> int:
-    """Exit codes: 0 done, whatever the verdicts; 1 runs/ holds a file that is no record; 2 a mistake in a claim."""
+    """Exit codes: 0 done, whatever the verdicts; 1 a broken file or stale analysis was excluded; 2 an invalid claim."""
     gathered = gather(given.profile, given.overrides)
     analyses = read_analyses(gathered.folder / "analysis", gathered.state.ok)
     print(text(verdicts(gathered, analyses)))

@@ -1,4 +1,4 @@
-"""Ratios of cost against their bounds, from what `python -m lora efficiency` left in results/efficiency/."""
+"""Ratios of cost against their bounds, from the measurements of `python -m lora efficiency` in results/efficiency/."""
 
 import math
 from collections.abc import Mapping
@@ -28,9 +28,9 @@ SIDES = METHOD_TITLES | {"full": "full fine-tuning", "lora_merged": "merged LoRA
 
 
 def ratios(claim: Claim, compare: Compare, summary: Mapping[str, Any], path: Path, folder: Path) -> list[Finding]:
-    """The ratio of one measure, for each batch x tokens where it has one; nothing where the method was not measured.
+    """The ratio of one measure, per shape (batch x tokens) if it depends on that; [] if the method was not measured.
 
-    Raises: UserError: If the summary is of another layout.
+    Raises: UserError: If the summary has another layout.
     """
     samples, bound, source = path.parent / "samples.csv", compare.bound, (str(path.relative_to(folder.parent)),)
     try:
@@ -75,7 +75,7 @@ def cost_label(measure: str, compare: Compare, shape: str = "") -> str:
 
 
 def of_samples(path: Path, measure: str, compare: Compare) -> dict[str, Any] | None:
-    """The ratio to a method for which the summary has none, in the summary's form; None without samples of both."""
+    """The ratio to a method that the summary has no ratios to, in the summary's form; None without samples of both."""
     found = ratios_by_round(path, measure, compare)
     values = {shape: round(float(np.median(of_rounds)), 6) for shape, of_rounds in found.items()}
     intervals = {shape: median_interval(of_rounds) for shape, of_rounds in found.items()}
@@ -83,9 +83,9 @@ def of_samples(path: Path, measure: str, compare: Compare) -> dict[str, Any] | N
 
 
 def ratios_by_round(path: Path, measure: str, compare: Compare) -> dict[str, Float[np.ndarray, " rounds"]]:
-    """Shape -> the ratio of each round, from the samples beside a summary; empty where they were not kept.
+    """Shape -> the ratio in each round, from the samples next to a summary; empty if they were not kept.
 
-    Raises: UserError: If the file is none of samples.
+    Raises: UserError: If the file is not one of samples.
     """
     if not path.exists():
         return {}

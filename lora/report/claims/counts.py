@@ -1,4 +1,4 @@
-"""Ratios of trainable parameters against their bounds: of GPT-3 by closed form, of the encoders here from records."""
+"""Ratios of trainable parameters against their bounds: for GPT-3 by closed form, for our encoders from records."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,11 +10,11 @@ from lora.report.claims.findings import Finding, exact
 from lora.report.claims.statements import Claim, Compare
 
 GPT3 = "GPT-3 175B"
-Counts = Mapping[str, tuple[int, tuple[str, ...]]]  # slug -> its trainable parameters without the head, and where from
+Counts = Mapping[str, tuple[int, tuple[str, ...]]]  # slug -> trainable parameters without the head, and their sources
 
 
 def count_ratios(claim: Claim, frame: pd.DataFrame) -> dict[str, list[Finding]]:
-    """Model -> the claim's comparisons; a model that lacks a method of the claim is left out.
+    """Model -> the claim's comparisons. Models that lack a method of the claim are excluded.
 
     Args:
         frame: `load_frame` of a profile's records.

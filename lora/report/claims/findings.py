@@ -1,4 +1,4 @@
-"""One comparison of a claim, judged; and which of a claim's comparisons break their bounds after Holm's correction."""
+"""One judged comparison of a claim, and the comparisons that break their bounds after Holm's correction."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,12 +19,12 @@ class Finding:
     """One comparison, judged.
 
     Args:
-        label: What was compared.
-        mean, low, high: The difference in points or the ratio, and its interval; NaN where it is not known.
-        n: Number of seeds that have every task on both sides, or of rounds; None for what is counted and exact.
-        p_against: One-sided p-value against the bound, before Holm's correction; NaN where it was not tested.
-        holds: None: cannot tell, for the `reason`.
-        runs: The run_ids, or the file, behind it.
+        label: The name of the comparison.
+        mean, low, high: The difference in points, the ratio or the failures, and the interval; NaN if unknown.
+        n: Number of seeds that have every task on both sides, of rounds, or of trials; None for exact counts.
+        p_against: One-sided p-value against the bound, before Holm's correction; NaN if untested.
+        holds: Whether the bound holds; None if that cannot be decided, for the `reason`.
+        runs: The run_ids or the file that it is based on.
     """
 
     label: str
@@ -41,24 +41,24 @@ class Finding:
 
 
 def not_measured(label: str, bound: Bound, reason: str, unit: Unit, runs: tuple[str, ...] = ()) -> Finding:
-    """A comparison of which a side is absent."""
+    """A comparison without measurements."""
     nan = math.nan
     return Finding(label, nan, nan, nan, 0, bound, nan, None, reason, runs, unit)
 
 
 def exact(label: str, value: float, n: int | None, bound: Bound, runs: tuple[str, ...], unit: Unit) -> Finding:
-    """What is counted has no error: it keeps its bound or breaks it."""
+    """A comparison of counts. They have no error, so they keep or break the bound."""
     holds = bound.holds(value, value)
     return Finding(label, value, value, value, n, bound, 1.0 if holds else 0.0, holds, "", runs, unit)
 
 
 def smallest_p(values: Float[np.ndarray, " n"], bound: Bound, test: Callable[..., float]) -> float:
-    """The one-sided p-value against a bound: the smaller one of its ends."""
+    """The one-sided p-value against a bound: the smallest over its ends."""
     return min(test(values, edge, side) for edge, side in bound.edges)
 
 
 def after_holm(findings: Sequence[Finding]) -> list[Finding]:
-    """Any broken bound refutes a claim, so that one which is broken without the correction only does not count."""
+    """Apply Holm's correction, since any broken bound refutes a claim. A bound broken only without it is undecided."""
     corrected = holm([1.0 if math.isnan(found.p_against) else found.p_against for found in findings])
     kept = []
     for found, p in zip(findings, corrected, strict=True):

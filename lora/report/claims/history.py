@@ -1,7 +1,7 @@
 """When a claim was stated: the commit in which it last changed, and whether the runs that judge it were made with it.
 
-A claim is what is judged: its sentence, what it measures, its tasks, its comparisons with their bounds. Its source, its
-margin's wording and the cells beside it may be mended without stating it anew.
+A change counts if it alters what is judged: the sentence, the measure, the tasks, or the comparisons with their bounds.
+The source, the wording of the margin and the published cells can be corrected without restating the claim.
 """
 
 import functools
@@ -23,14 +23,14 @@ Entries = Mapping[str, Mapping[str, Any]]
 
 
 def with_history(verdicts: Sequence[Verdict], commits: Mapping[str, str | None], root: Path = ROOT) -> list[Verdict]:
-    """Each verdict with its claim's commit, and whether that was stated later than its runs.
+    """Add to each verdict the commit of its claim, and whether the claim was stated later than its runs.
 
     Args:
-        commits: run_id, or file that was measured, -> the commit of the code that it was made with.
+        commits: run_id or measured file -> commit of the code that made it.
         root: The folder that has experiments/; its git history is read.
-    Returns: `stated` is empty where the history cannot tell: without git, in a shallow clone, or for a claim that is
-        not committed. `stated_later` is True where the commit of some run lacks the claim as it is judged, None where
-        nothing is known of some commit, or there is no run.
+    Returns: `stated` is empty if the history does not show it: without git, in a shallow clone, or for an uncommitted
+        claim. `stated_later` is True if some run's commit lacks the claim as it is judged, else None if some commit is
+        unknown or there is no run.
     """
     paths = {each.claim.experiment: f"experiments/{each.claim.experiment}/claims.yaml" for each in verdicts}
     present = {experiment: entries((root / path).read_bytes()) for experiment, path in paths.items()}
@@ -50,7 +50,7 @@ def with_history(verdicts: Sequence[Verdict], commits: Mapping[str, str | None],
 
 
 def states(judged: Any, found: Entries, before: Sequence[Entries], claim: Claim) -> bool:
-    """Whether a commit made the claim what it is: it has it, and none of its parents does."""
+    """Whether a commit introduced the claim as it is judged: the commit has it, and none of its parents does."""
     return found.get(claim.id) == judged and all(parent.get(claim.id) != judged for parent in before)
 
 
@@ -59,7 +59,7 @@ def contains(version: Entries | None, claim: Claim, judged: Any) -> bool | None:
 
 
 def entries(content: bytes | None) -> Entries:
-    """Id -> what is judged of each claim of a file; empty where it was absent or of another form."""
+    """Id -> the judged parts of each claim of a file; empty if the file is absent or of another form."""
     try:
         found = yaml.load(content or b"", Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         return {each["id"]: {k: v for k, v in each.items() if k not in NOT_JUDGED} for each in found or ()}
@@ -81,9 +81,9 @@ def _past(root: Path, path: str, head: str, made_with: tuple[str, ...]) -> tuple
 
 
 def past_of(root: Path, path: str, made_with: Iterable[str]) -> tuple[list, dict[str, Entries | None]]:
-    """The commits that touched a file, newest first, each with its entries and its parents'; and those of `made_with`.
+    """The commits that touched a file, newest first, with their and their parents' entries; the entries at `made_with`.
 
-    Returns: Nothing without git. In a shallow clone, whose oldest commit seems to add everything, only the second.
+    Returns: Both empty without git. In a shallow clone, whose oldest commit seems to add everything, only the second.
     """
     head = git(root, "rev-parse", "HEAD")
     if head is None:
@@ -94,7 +94,7 @@ def past_of(root: Path, path: str, made_with: Iterable[str]) -> tuple[list, dict
 
 
 def contents(root: Path, names: Sequence[str]) -> list[bytes | None]:
-    """The objects of these names, read by one process; None for those that do not exist."""
+    """The git objects with these names, read by one process; None for those that do not exist."""
     output = git(root, "cat-file", "--batch", given="".join(f"{name}\n" for name in names).encode()) or b""
     found: list[bytes | None] = []
     for _ in names:
@@ -110,7 +110,7 @@ def contents(root: Path, names: Sequence[str]) -> list[bytes | None]:
 
 
 def git(root: Path, *arguments: str, given: bytes | None = None) -> bytes | None:
-    """What git prints, or None where it fails or does not exist."""
+    """The output of git, or None if it fails or is not installed."""
     try:
         return subprocess.run(["git", "-C", str(root), *arguments], input=given, check=True, capture_output=True).stdout
     except (OSError, subprocess.CalledProcessError):

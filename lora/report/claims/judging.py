@@ -1,4 +1,4 @@
-"""Every claim, read, checked, judged on a profile's records, and dated."""
+"""Read, check, judge and date every claim on a profile's records."""
 
 from lora.files import read_object
 from lora.records.analysis import Analyses
@@ -10,9 +10,7 @@ from lora.report.select import Gathered
 
 
 def verdicts(gathered: Gathered, analyses: Analyses) -> list[Verdict]:
-    """
-    Raises: UserError: If a claims file is invalid, or names a cell that no experiment plans.
-    """
+    """The dated verdicts. Raises: UserError: If a claims file is invalid, or names a cell that no experiment plans."""
     found = judge(checked_claims(), gathered.planned, gathered.frame, gathered.efficiency, analyses.checks)
     return with_history(found, made_with(gathered))
 
@@ -24,7 +22,7 @@ def checked_claims() -> list[Claim]:
 
 
 def made_with(gathered: Gathered) -> dict[str, str | None]:
-    """run_id, or measured file as findings name it, -> the commit of the code that it was made with."""
+    """run_id, or measured file as findings name it, -> commit of the code that made it."""
     commits = {run_id: record.provenance["code"]["commit"] for run_id, record in gathered.state.ok.items()}
     for path in gathered.efficiency.glob("**/summary.json"):
         about = read_object(path).get("about")

@@ -1,4 +1,4 @@
-"""The cells that a claim may name: a mistyped name would be a claim that nothing ever judges."""
+"""The cells that a claim may name. A claim with a mistyped name would never be judged."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,10 +15,10 @@ SLUGS = "full, bitfit, houlsby-m8, pfeiffer-m16, adapterdrop-m8-d4, lora-qv-r8, 
 
 
 def known_cells() -> Known:
-    """Read from the grids of conf/experiment/, of which no run is composed.
+    """Read the cells from the grids of conf/experiment/, without composing a run.
 
     Methods and tasks are those of the experiment's grids, over all profiles. Any start and any protocol may be named,
-    since a hyperparameter file sets them too.
+    since hyperparameter files set them too.
     """
     known = {}
     for path in sorted((CONF / "experiment").glob("*.yaml")):
@@ -39,7 +39,7 @@ def listed(value: str | list[str]) -> list[str]:
 
 def check_cells(claims: Sequence[Claim], known: Known) -> None:
     """Raises: UserError: With file and line, if a claim names an experiment, a method, a task, a start or a protocol
-    that no grid plans, or a slug that no run can have. A slug without runs is fine: a claim is stated before them.
+    that no grid plans, or a slug that no run can have. A slug without runs is valid: claims are stated before runs.
     """
     for claim in claims:
         if claim.metric is None:

@@ -1,4 +1,4 @@
-"""Verdicts as a reader sees them, and as claims/verdicts.json keeps them."""
+"""Verdicts as text for readers, and as JSON for claims/verdicts.json."""
 
 import json
 import math
@@ -14,11 +14,11 @@ from lora.report.claims.verdicts import Verdict
 from lora.report.stats import LEVEL
 
 MOST_DIGITS = 8
-ABOUT = {"swap": "trained adapters"}  # of checks
+ABOUT = {"swap": "trained adapters"}  # check -> its subject
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """One line per comparison; the first of a claim has its verdict, its sentence and its commit too."""
+    """One line per comparison. The first line of a claim also has its verdict, sentence and commit."""
     lines, level = [], f"{LEVEL:.0%} interval"
     for each in verdicts:
         start = {"Verdict": word_text(each), "Claim": each.claim.headline + about_text(each)}
@@ -38,13 +38,13 @@ def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
 
 
 def about_text(each: Verdict) -> str:
-    """The encoder or the device that a claim is judged on, in brackets."""
+    """The encoder, the device or the subject of the check that a claim is judged on, in brackets."""
     glue = ", not GLUE" if each.not_glue else ""
     return f" ({ABOUT.get(each.about) or encoder_title(each.about)}{glue})" if each.about else ""
 
 
 def word_text(each: Verdict) -> str:
-    """The verdict; on the last epoch too where that is another."""
+    """The verdict, with that on the last epoch if it differs."""
     other = each.on_last is not None and each.on_last.word != each.word
     return f"{each.word} (last epoch: {each.on_last.word})" if other else each.word
 
@@ -64,10 +64,10 @@ def finding_text(found: Finding) -> str:
 
 
 def value_text(found: Finding, value: float, fewest: int = 2) -> str:
-    """With as many digits as it takes to tell the value from the bound that it is judged by.
+    """The value, with enough digits to distinguish it from the bound that it is judged by.
 
     Args:
-        fewest: Decimals of a difference in points; a ratio has one more significant digit than that.
+        fewest: Minimum number of decimals of a difference in points; a ratio has one more significant digit than that.
     """
     if math.isnan(value):
         return "-"
@@ -82,12 +82,12 @@ def value_text(found: Finding, value: float, fewest: int = 2) -> str:
 
 
 def side(value: float, of: float) -> int:
-    """1 above, -1 below, 0 at it."""
+    """1 if the value is above `of`, -1 if below, 0 if equal."""
     return (value > of) - (value < of)
 
 
 def interval_text(found: Finding) -> str:
-    """With as many digits as it takes to tell its ends apart."""
+    """The interval, with enough digits to distinguish its ends; `-` without one."""
     if math.isnan(found.low) or found.low == found.high:
         return "-"
     low = high = ""
@@ -103,7 +103,7 @@ def short(found: Finding) -> str:
 
 
 def paper_text(claim: Claim) -> str:
-    """The paper's own cells: `RoBERTa-large LoRA Avg 89.0`."""
+    """The published cells: `RoBERTa-large LoRA Avg: 89.0`."""
     cells = []
     for row in claim.paper:
         named = [row[key] for key in ("model", "method", "task", "quantity", "metric") if row.get(key)]
@@ -114,7 +114,7 @@ def paper_text(claim: Claim) -> str:
 
 
 def text(verdicts: Sequence[Verdict]) -> str:
-    """All of it, for the terminal: the claim, its verdict, each comparison, the paper's cells, the records."""
+    """The full text for the terminal: each claim with its verdict, comparisons, published cells and records."""
     lines = []
     for each in verdicts:
         lines += [f"{each.word.upper()}{about_text(each)}: {each.claim.headline}", f"    source: {each.claim.source}"]

@@ -1,4 +1,4 @@
-"""The cells that a side of a comparison names, and what they are called."""
+"""The cells that a side of a comparison names, and their labels."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,12 +12,12 @@ Side = Mapping[str, Sequence[str]]
 
 
 def select(planned: Mapping[str, Sequence[Planned]], claim: Claim, side: Side, model: str, where: str) -> list[Planned]:
-    """The cells of an encoder that fit all conditions, each once.
+    """The runs of an encoder that meet all conditions of a side, each once.
 
     Args:
-        planned: Experiment -> the runs that it expects.
-    Returns: Nothing where the side asks for a start first of which there is no cell.
-    Raises: UserError: If they are of several methods, settings or protocols, which no difference should mix.
+        planned: Experiment -> its expected runs.
+    Returns: Empty if no cell has the first start that the side names.
+    Raises: UserError: If they have several slugs or protocols, or several settings on one task.
     """
     experiments = side.get("experiment", (claim.experiment,))
     every = {p.run_id: p for name in experiments for p in planned.get(name, ()) if p.model == model}
@@ -35,7 +35,7 @@ def select(planned: Mapping[str, Sequence[Planned]], claim: Claim, side: Side, m
 
 
 def by_task(found: Sequence[Planned]) -> list[list[Planned]]:
-    """Settings may differ by task, as hyperparameters do."""
+    """Group runs by task: settings may differ between tasks, as hyperparameters do."""
     return [[p for p in found if p.task == task] for task in dict.fromkeys(p.task for p in found)]
 
 
@@ -46,7 +46,7 @@ def fits(p: Planned, side: Side) -> bool:
 
 
 def preferred(found: Sequence[Planned], starts: Sequence[str]) -> list[Planned]:
-    """Of each task the cells of the first start that it has."""
+    """For each task, the cells of the first start that it has; empty if no task has the first of all."""
     if not any(p.start == starts[0] for p in found):
         return []
     first = {p.task: min(starts.index(q.start) for q in found if q.task == p.task) for p in found}
@@ -54,7 +54,7 @@ def preferred(found: Sequence[Planned], starts: Sequence[str]) -> list[Planned]:
 
 
 def settings_of(p: Planned) -> str:
-    """What the cell is given beyond conf/, but for its start, which may differ by task."""
+    """The settings of a cell on top of conf/, except its start, which may differ between tasks."""
     return ", ".join(setting for setting in p.variant.given if not setting.startswith("start"))
 
 
@@ -62,7 +62,7 @@ NAMES = {"slug": lambda p: p.slug, "protocol": lambda p: p.protocol, "setting": 
 
 
 def labels(one: Sequence[Planned], other: Sequence[Planned]) -> list[str]:
-    """The two sides, told apart: their starts are named where one of them has any cell from MNLI."""
+    """The labels of the two sides. They name the starts if either side has a cell from MNLI."""
     from_mnli = any(p.start == "mnli" for p in (*one, *other))
     return [label_of(side) + (f" {started(side)}" if from_mnli else "") for side in (one, other)]
 
@@ -72,7 +72,7 @@ def label_of(side: Sequence[Planned]) -> str:
 
 
 def started(side: Sequence[Planned]) -> str:
-    """`from MNLI`; of a side with several starts `from MNLI (RTE, MRPC)`."""
+    """`from MNLI`; for a side with several starts `from MNLI (RTE, MRPC)`."""
     starts = dict.fromkeys(p.start for p in side)
     if len(starts) == 1:
         return f"from {START_TITLES[side[0].start]}"
@@ -81,7 +81,7 @@ def started(side: Sequence[Planned]) -> str:
 
 
 def described(side: Side) -> str:
-    """What a side asks for, where there is no cell to name it by: `LoRA (qkvoif, r1)`, `Full fine-tuning from MNLI`."""
+    """The label of a side without cells, from its conditions: `LoRA (qkvoif, r1)`, `Full fine-tuning from MNLI`."""
     named = [slug_label(slug) for slug in side.get("slug", ())]
     named = named or [METHOD_TITLES.get(name, name) for name in side.get("method", ("any method",))]
     settings = [f"{key.partition('.')[2]}={'/'.join(values)}" for key, values in side.items() if "." in key]

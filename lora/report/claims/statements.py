@@ -1,4 +1,4 @@
-"""The paper's sentences as testable statements: experiments/<name>/claims.yaml, read strictly, each with its line."""
+"""The paper's sentences as testable statements: a strict reader of experiments/<name>/claims.yaml that keeps lines."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,14 @@ from lora.methods import METHODS
 from lora.records.analysis import CHECKS
 
 METRICS = ("best", "last")  # the headline metric of each run's best or last epoch, in points
-MEASURES = (  # of results/efficiency/<device>/summary.json; a comparison is of a ratio
+MEASURES = (  # in results/efficiency/<device>/summary.json; compared as ratios
     *("trainable", "checkpoint_bytes", "optimizer_bytes", "saved_activation_bytes", "step_ms", "latency_ms"),
 )
-TIMES = ("step_ms", "latency_ms")  # measured; the others are counted, and exact
+TIMES = ("step_ms", "latency_ms")  # measured; the others are exact counts
 MEASURED = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "lora_merged")
-BASES = ("full", "base")  # what the summary gives ratios to: full fine-tuning, and the untouched encoder
-COUNTED = ("gpt3", "encoder")  # models: GPT-3 175B by closed form, and those that the records are of
-FIRST = ("glue_table2",)  # of the experiments: what the paper is about
+BASES = ("full", "base")  # denominators of the summary's ratios: full fine-tuning, and the untouched encoder
+COUNTED = ("gpt3", "encoder")  # models: GPT-3 175B by closed form, and the encoders of the records
+FIRST = ("glue_table2",)  # experiments whose claims come first: the subject of the paper
 SELECTORS = ("method", "slug", "task", "start", "protocol")
 SECTIONS: dict[str, list[type]] = {
     "method": [method.config for method in METHODS.values()],
@@ -35,8 +35,8 @@ SETTINGS = tuple(  # a side may name these too
         f"{name}.{field.name}" for name, kinds in SECTIONS.items() for kind in kinds for field in fields(kind)
     )
 )
-USUAL = "usual"  # of a setting: what conf/ makes it
-# what a slug may be: so that a claim can be stated before a profile has its runs
+USUAL = "usual"  # stands for a setting's value in conf/
+# the valid slugs, so that a claim can be stated before a profile has its runs
 SLUG = re.compile(r"full|bitfit|(houlsby|pfeiffer)-m\d+|adapterdrop-m\d+-d\d+|lora-(?=\w)q?k?v?o?i?f?-r\d+")
 KINDS = ("metric", "measure", "count", "check")
 CLAIM_KEYS = ("id", "sentence", "source", "margin", "ours", *KINDS, "tasks", "compare", "paper")
@@ -44,7 +44,7 @@ CLAIM_KEYS = ("id", "sentence", "source", "margin", "ours", *KINDS, "tasks", "co
 
 @dataclass(frozen=True)
 class Bound:
-    """What a difference (in points), a ratio or a count must be: above or below a value, near it, or exactly it."""
+    """The bound of a difference (in points), a ratio or a count: above a value, below it, near it, or exactly it."""
 
     kind: Literal["above", "below", "within", "exactly"]
     value: float
@@ -56,7 +56,7 @@ class Bound:
 
     @property
     def edges(self) -> tuple[tuple[float, Literal["less", "greater"]], ...]:
-        """Where the bound ends, and on which side of that it is broken; nothing for a count that must be exact."""
+        """The ends of the bound, each with the side on which the bound is broken; none for `exactly`."""
         if self.kind == "exactly":
             return ()
         if self.kind == "within":
@@ -64,7 +64,7 @@ class Bound:
         return ((self.value, "less" if self.kind == "above" else "greater"),)
 
     def holds(self, low: float, high: float) -> bool | None:
-        """Whether all of an interval keeps the bound; False where none of it does; None in between."""
+        """True if all of an interval keeps the bound, False if none of it does, None in between."""
         if self.kind == "exactly":
             return low == high == self.value
         if all(low > edge if side == "less" else high < edge for edge, side in self.edges):
@@ -75,12 +75,12 @@ class Bound:
 
 @dataclass(frozen=True)
 class Compare:
-    """One side against another.
+    """A comparison of two sides with its bound.
 
     Args:
-        one, other: Conditions on cells: selector or setting -> the values that it may have, and `experiment` -> where
-            the cells are taken from, if not from the claim's own. Of several values of `start`, each task is taken from
-            the first that it has cells of. Of measures, the name of a measured method; of counts, a slug.
+        one, other: For metrics, conditions on cells: selector or setting -> the permitted values, and `experiment` ->
+            the experiments that the cells are taken from, by default the claim's own. With several values of `start`,
+            each task uses the first one that it has cells of. For measures, a measured method; for counts, a slug.
     """
 
     one: Mapping[str, tuple[str, ...]] | str
@@ -91,16 +91,16 @@ class Compare:
 
 @dataclass(frozen=True)
 class Claim:
-    """One sentence of the paper; it holds if every comparison does.
+    """A sentence of the paper. It holds if every comparison does.
 
     Args:
-        experiment: Whose cells it is about: the folder of its file.
-        margin: Why the bounds are what they are.
-        ours: It is this project's sentence, not the paper's.
-        metric: Of `METRICS`, for differences of cells; else one of `measure`, `count` and `check` is given.
-        count: Of `COUNTED`: whose trainable parameters are compared, without the head.
-        tasks: `average` over the tasks that both sides have, or each of those named by itself.
-        paper: The published cells beside it: rows of the experiment's paper.csv, as texts.
+        experiment: The experiment whose cells it is about: the folder of its file.
+        margin: The reason for the bounds.
+        ours: Whether the sentence is this project's, not the paper's.
+        metric: One of `METRICS`, for differences of cells; None if `measure`, `count` or `check` is given.
+        count: One of `COUNTED`: the models whose trainable parameters are compared, without the head.
+        tasks: `average` over the tasks that both sides have, or the tasks to judge one by one.
+        paper: The corresponding published cells: rows of the experiment's paper.csv, as texts.
         where: File and line.
     """
 
@@ -121,14 +121,14 @@ class Claim:
 
     @property
     def headline(self) -> str:
-        """The sentence, and whose it is where it is not the paper's."""
+        """The sentence, marked if it is ours."""
         return f"{self.sentence} (ours, not the paper's)" if self.ours else self.sentence
 
 
 def read_claims(folder: Path = ROOT / "experiments") -> list[Claim]:
-    """All claims, those of Table 2 first, else by experiment and place in their file.
+    """All claims: those of Table 2 first, the others by experiment and position in their file.
 
-    Raises: UserError: With file and line, at the first thing that is not as it must be.
+    Raises: UserError: With file and line, at the first error.
     """
     paths = sorted(folder.glob("*/claims.yaml"), key=lambda path: (path.parent.name not in FIRST, path))
     claims = [claim for path in paths for claim in read_file(path)]
@@ -155,7 +155,7 @@ def read_file(path: Path) -> list[Claim]:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads the nodes of one file; every refusal says where."""
+    """Reads the nodes of one file. Every error states file and line."""
 
     name: str
     folder: Path
@@ -244,9 +244,10 @@ class Reader:
     def fields(
         self, node: yaml.Node, what: str, known: Sequence[str], needed: Sequence[str], more: Sequence[str] = ()
     ) -> dict[str, yaml.Node]:
-        """
+        """The values of a mapping by key.
+
         Args:
-            more: Further keys that are taken, too many to list in a message.
+            more: Further accepted keys, too many to list in a message.
         """
         if not isinstance(node, yaml.MappingNode):
             self.refuse(node, f"{what} is a mapping with the keys {', '.join(known)}")

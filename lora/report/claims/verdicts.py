@@ -1,25 +1,25 @@
-"""Claims judged on what was measured: supported, not supported, or cannot tell, with the numbers behind it.
+"""Judge claims on the measurements: supported, not supported, or cannot tell, with the numbers behind the verdict.
 
-A claim is a list of comparisons that must all hold, each a difference or a ratio against a bound that was stated.
+A claim is a list of comparisons that must all hold. Each compares a difference or a ratio with a stated bound.
 
-    supported      Every comparison's 95% interval lies inside its bound. All of them must, so no correction is needed
-                   (intersection-union test): the chance of a wrong "supported" is at most 2.5%, the one-sided level of
-                   a 95% interval, however many comparisons there are.
-    not supported  Some comparison breaks its bound. Any one of m does, so a wrong one becomes likelier with m, and its
-                   level takes Holm's correction within the claim. Each comparison has the p-value of a one-sided test:
+    supported      Every comparison's 95% interval is inside its bound. All of them must be, so no correction is needed
+                   (intersection-union test): the probability of a wrong "supported" is at most 2.5%, the one-sided
+                   level of a 95% interval, for any number of comparisons.
+    not supported  Some comparison breaks its bound. Any one of m suffices, so an error becomes likelier with m, and
+                   Holm's correction is applied within the claim. Each comparison has the p-value of a one-sided test:
                    the null hypothesis is that its bound holds, and the value tested is the bound itself. `within` has
                    two ends, and the smaller of their p-values counts. The bound is broken if the p-value after Holm's
                    correction over the claim's m comparisons is at most 2.5%. For m = 1 that is the same as a 95%
-                   interval beyond the bound. A comparison that cannot be tested yet counts in m all the same.
+                   interval beyond the bound. A comparison that cannot be tested yet still counts in m.
     cannot tell    Neither.
 
-The tests are those that the intervals come from: Student's t over seeds (`lora.report.stats`), the sign test over
-rounds for ratios of times. What is counted has no error: it keeps its bound or breaks it.
-A family is a claim about one encoder or one device, by one rule. Between claims nothing is corrected, since each was
-stated for itself; the table of all pairs, in which one may go looking, is corrected as a whole.
+The tests match the intervals: Student's t over seeds (`lora.report.stats`), the sign test over rounds for ratios of
+times. Counts have no error: they keep or break their bound.
+A family is a claim about one encoder or one device, under one rule. Nothing is corrected between claims, since each was
+stated on its own. The table of all pairs, which invites a search for differences, is corrected as a whole.
 
-Nothing is decided on fewer than 5 pairs of seeds, either way: a convention of this project. A claim about each run's
-best epoch is judged on the last epoch too: the best one is chosen on the dev set that is reported.
+Fewer than 5 pairs of seeds decide nothing, either way: a convention of this project. A claim about each run's best
+epoch is also judged on the last epoch, because the best one is chosen on the dev set that is reported.
 """
 
 import math
@@ -55,14 +55,14 @@ WORDS = {True: "supported", False: "not supported", None: "cannot tell"}
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim about one encoder, or one device.
+    """The verdict on a claim, for one model, device or check.
 
     Args:
-        about: The encoder or the device; empty where there is nothing to judge on.
-        not_glue: Judged on other tasks than GLUE's.
-        on_last: The same claim on each run's last epoch, for claims about the best one; else None.
-        stated: The commit in which the claim last changed, abbreviated; empty where that is not known.
-        stated_later: Whether that is later than some of the runs; None where it is not known.
+        about: The model, the device or the check; empty if there is nothing to judge on.
+        not_glue: Whether it is judged on tasks other than GLUE's.
+        on_last: The verdict on each run's last epoch, for claims about the best one; else None.
+        stated: The abbreviated commit in which the claim last changed; empty if unknown.
+        stated_later: Whether that commit is later than some of the runs; None if unknown.
     """
 
     claim: Claim
@@ -83,14 +83,14 @@ def judge(
     efficiency: Path,
     checks: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> list[Verdict]:
-    """All claims on one profile's records.
+    """Judge all claims on one profile's records.
 
     Args:
-        planned: Experiment -> the runs that it expects.
-        frame: `load_frame` of those that are there.
-        efficiency: The folder of what `python -m lora efficiency` measured.
+        planned: Experiment -> its expected runs.
+        frame: `load_frame` of the records.
+        efficiency: The folder of the measurements of `python -m lora efficiency`.
         checks: Name of a check -> its cases (`lora.records.analysis`).
-    Raises: UserError: If a file to judge on is broken, or a side of a comparison is several methods or protocols.
+    Raises: UserError: If a file to judge on is broken, or a side of a comparison has several methods or protocols.
     """
     verdicts = []
     for claim in claims:
@@ -106,7 +106,7 @@ def judge(
 
 
 def on_runs(claim: Claim, planned: Mapping[str, Sequence[Planned]], frame: pd.DataFrame) -> list[Verdict]:
-    """One verdict for each encoder that has both sides of some comparison of the claim; one without, if none has."""
+    """One verdict per encoder that has both sides of some comparison of the claim; if none has, one without encoder."""
     verdicts = []
     for model in dict.fromkeys(p.model for found in planned.values() for p in found):
         compared = [[(c.one, c.where), (c.other, c.where)] for c in claim.compare]
@@ -131,14 +131,14 @@ def on_model(claim: Claim, model: str, sides: Sequence[Sequence[Sequence[Planned
 def differences(
     claim: Claim, compare: Compare, one: Sequence[Planned], other: Sequence[Planned], frame: pd.DataFrame
 ) -> list[Finding]:
-    """On the average over the common tasks, or on each of those that the claim names."""
+    """The findings of a comparison: on the average over the common tasks, or on each task that the claim names."""
     if not (one and other):
         return [without_runs(compare, one, other)]
     tasks = [task for task in TASKS if task in {p.task for p in one} & {p.task for p in other}]
     if claim.tasks == "average":
         kinds = kinds_of(tasks, frame)
         whole = [task for task in tasks if kinds[task] != "part"]
-        groups = [whole or tasks]  # a task trained on a part of its rows is averaged with no whole one
+        groups = [whole or tasks]  # tasks trained on parts of their rows are averaged only if all are
     else:
         groups = [[task] for task in claim.tasks]
     sides = [frame[frame["run_id"].isin([p.run_id for p in side])] for side in (one, other)]
@@ -147,7 +147,7 @@ def differences(
 
 
 def without_runs(compare: Compare, one: Sequence[Planned], other: Sequence[Planned]) -> Finding:
-    """A comparison of which a side has no cell in this profile."""
+    """A comparison with a side that has no cell in this profile."""
     sides = ((one, compare.one), (other, compare.other))
     names = [labels(found, found)[0] if found else described(side) for found, side in sides]
     lacking = [name for name, found in zip(names, (one, other), strict=True) if not found]
@@ -158,7 +158,7 @@ def without_runs(compare: Compare, one: Sequence[Planned], other: Sequence[Plann
 def difference(bound: Bound, names: Sequence[str], tasks: Sequence[str], pairs: pd.DataFrame) -> Finding:
     absent = [TASKS[task].title for task in tasks if task not in set(pairs["task"])]
     here = pairs[pairs["task"].isin(tasks)]
-    here = here[here.groupby("seed")["task"].transform("nunique") == len(tasks)]  # as `seed_averages` takes them
+    here = here[here.groupby("seed")["task"].transform("nunique") == len(tasks)]  # as `seed_averages` does
     values = seed_averages(here, tasks)
     found, holds, p_against = mean_interval(values), None, math.nan
     if absent:
@@ -181,7 +181,7 @@ def difference(bound: Bound, names: Sequence[str], tasks: Sequence[str], pairs: 
 
 
 def needed(values: Float[np.ndarray, " n"], bound: Bound) -> str:
-    """How many seeds would decide, as a part of a reason; nothing where the values have no spread to go by."""
+    """The number of seeds that would decide, as a part of a reason; empty if the values have no spread."""
     if len(values) < 2 or not np.ptp(values):
         return ""
     count = seeds_needed(values, lambda low, high: bound.holds(low, high) is not None)
@@ -190,7 +190,7 @@ def needed(values: Float[np.ndarray, " n"], bound: Bound) -> str:
 
 
 def on_measurements(claim: Claim, folder: Path) -> list[Verdict]:
-    """One verdict for every summary that `python -m lora efficiency` left."""
+    """One verdict per summary of `python -m lora efficiency` that has the claim's methods."""
     verdicts = []
     for path in sorted([*folder.glob("*/summary.json"), *folder.glob("*/*/summary.json")]):
         summary, about = read_object(path), str(path.parent.relative_to(folder))
@@ -203,7 +203,7 @@ def on_measurements(claim: Claim, folder: Path) -> list[Verdict]:
 
 
 def on_counts(claim: Claim, frame: pd.DataFrame) -> list[Verdict]:
-    """One verdict for every model that has all methods of the claim."""
+    """One verdict per model that has all methods of the claim."""
     verdicts = [verdict(claim, model, findings) for model, findings in count_ratios(claim, frame).items()]
     names = map(slug_label, slugs_of(claim))
     nothing = f"no runs: no encoder has records of {' and '.join(names)}"
@@ -211,7 +211,7 @@ def on_counts(claim: Claim, frame: pd.DataFrame) -> list[Verdict]:
 
 
 def on_check(claim: Claim, cases: Sequence[Mapping[str, Any]]) -> Verdict:
-    """Whether something holds exactly, case by case: any failure refutes it."""
+    """The verdict on an exact property, tested case by case: any failure refutes it."""
     if not cases:
         return cannot_tell(claim, f"nothing was measured: no analysis/{claim.check}.json is of these records")
     none = Bound("exactly", 0)

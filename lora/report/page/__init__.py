@@ -1,4 +1,4 @@
-"""report.html: one page that needs nothing but itself: a summary, verdicts, tables with figures, every cell's runs."""
+"""report.html: one self-contained page with a summary, verdicts, tables with figures, and every cell's runs."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from lora.report.build import Report
 
 SYMBOLS = {"supported": "✓", "not supported": "✗", "cannot tell": "?"}
-PAPERS = ("Table 2", "Table 5", "Table 6", "Table 7", "Figure 3", "Figure 4")  # found by these names
+PAPERS = ("Table 2", "Table 5", "Table 6", "Table 7", "Figure 3", "Figure 4")  # the titles that they are found by
 
 
 def page(report: "Report", pictures: Mapping[str, bytes]) -> str:
-    """The whole page. `pictures`: name -> the SVG drawn from the figure of that name."""
+    """The HTML of the whole page. `pictures`: figure name -> SVG."""
     tables = [table for table in report.tables if table.name != "claims"]
     embedded = BANNERS["embedded"]
     main = next((table for table in tables if table.name in ("table2", "table2_part", "table2_own")), None)
@@ -51,7 +51,7 @@ def page(report: "Report", pictures: Mapping[str, bytes]) -> str:
 
 
 def contents(tables: Sequence[Table], report: "Report") -> list[tuple[str, str]]:
-    """Place and text of each link; the paper's tables and figures that were not measured have no place."""
+    """Anchor and text of each link. The paper's tables and figures that were not measured have no anchor."""
     own = report.gathered.is_own
     found = [("summary", "Summary"), *([] if own else [("verdicts", "Verdicts")])]
     found += [(table.name, short_title(table, report.name)) for table in tables if not table.folded]
@@ -70,10 +70,10 @@ def short_title(table: Table, name: str) -> str:
 def with_figures(
     tables: Sequence[Table], figures: Mapping[str, Figure], pictures: Mapping[str, bytes]
 ) -> list[tuple[Table, list[tuple[str, Figure, bytes]]]]:
-    """Each table with its figures."""
+    """Each table with its figures: name, data and SVG."""
     return [(t, [(key, figures[key], pictures[key]) for key in t.figures if key in figures]) for t in tables]
 
 
 def records_of(verdict: Verdict) -> list[str]:
-    """The runs or files behind a verdict, each once."""
+    """The runs or files that a verdict is based on, each once."""
     return list(dict.fromkeys(run for found in verdict.findings for run in found.runs))

@@ -1,4 +1,4 @@
-"""What the page draws itself, as places in units of each drawing: intervals against bounds, and learning curves."""
+"""The page's own drawings, as coordinates in each drawing's units: intervals against bounds, and learning curves."""
 
 import math
 from collections.abc import Sequence
@@ -8,15 +8,15 @@ from lora.records.record import RunRecord
 from lora.report.claims.findings import Finding
 from lora.report.claims.shown import finding_text
 
-WIDTH, HEIGHT, SIDE = 220, 34, 16  # of an interval; what is left free on both sides
+WIDTH, HEIGHT, SIDE = 220, 34, 16  # of an interval; the margin on both sides
 CURVE_WIDTH, CURVE_HEIGHT, LEFT, LEGEND = 400, 130, 34, 88
-LINE = 13  # between two lines of the legend
+LINE = 13  # distance between two lines of the legend
 
 
 def draw_interval(found: Finding) -> dict[str, Any] | None:
-    """A finding's interval, its mean, and the range in which its bound holds.
+    """The coordinates of a finding's interval and mean, and of the range in which its bound holds.
 
-    Returns: None where nothing was measured, or the bound is a count that must be exact.
+    Returns: None if nothing was measured, or the bound is an exact count.
     """
     edges = [edge for edge, _ in found.bound.edges]
     if math.isnan(found.mean) or not edges:
@@ -41,7 +41,7 @@ def draw_interval(found: Finding) -> dict[str, Any] | None:
 
 
 def draw_curves(runs: Sequence[RunRecord]) -> dict[str, Any] | None:
-    """The headline metric by epoch in percent, a line per seed with its best epoch; None where no value is known."""
+    """The headline metric by epoch in percent: one line per seed, with its best epoch; None if no value is known."""
     lines = {run.config["seed"]: curve(run) for run in runs}
     known = [value for points in lines.values() for _, value in points]
     if not known:
@@ -68,7 +68,7 @@ def draw_curves(runs: Sequence[RunRecord]) -> dict[str, Any] | None:
 
 
 def curve(run: RunRecord) -> list[tuple[int, float]]:
-    """Epoch and value of the split that selects; epochs whose metric is undefined are left out."""
+    """Epoch and value on the selecting split, in percent. Epochs with an undefined metric are excluded."""
     split, metric = run.selected["split"], run.selected["metric"]
     found = [(entry["epoch"], entry["metrics"][split][metric]) for entry in run.epochs]
     return [(epoch, 100 * value) for epoch, value in found if value is not None]

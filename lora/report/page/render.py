@@ -1,4 +1,4 @@
-"""HTML from the templates next to this file. Every value is escaped but the markup that is made here."""
+"""HTML from the templates next to this file. Every value is escaped except the markup that is made here."""
 
 import re
 from pathlib import Path
@@ -11,18 +11,18 @@ from lora.table import Table, rows
 TEMPLATES = Path(__file__).parent / "templates"
 NUMBER = re.compile(r"[+-]?\d[\d,]*\.?\d*(?:e[+-]?\d+)?")
 FACTORS = {"k": 1e3, "M": 1e6}
-IDS = re.compile(r' id="[\w.]+_\d+"')  # matplotlib's names of groups, which nothing refers to
+IDS = re.compile(r' id="[\w.]+_\d+"')  # matplotlib's ids of groups, which nothing refers to
 SIZE = re.compile(r'<svg [^>]*?width="([\d.]+)pt"')
 
 
 def marked(text: str) -> Markup:
-    """Markdown's **bold** and `code`, nothing else."""
+    """HTML of a text with Markdown's **bold** and `code`, and no other markup."""
     bold = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(escape(text)))
     return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", bold))
 
 
 def sort_value(text: str) -> str:
-    """The number that a cell begins with (`83.4 ±0.5`: 83.4; `74k`: 74000); empty where there is none."""
+    """The number that a cell begins with (`83.4 ±0.5`: 83.4; `74k`: 74000); empty if there is none."""
     found = NUMBER.match(text)
     if found is None:
         return ""
@@ -31,15 +31,15 @@ def sort_value(text: str) -> str:
 
 
 def with_remark(text: str) -> Markup:
-    """A cell whose last brackets, such as `(2 of 3 collapsed)`, take a line of their own."""
+    """A cell that shows its last brackets, such as `(2 of 3 collapsed)`, on a separate line."""
     value, bracket, remark = text.rpartition(" (")
     return Markup("{} <small>({}</small>").format(value, remark) if bracket and remark.endswith(")") else escape(text)
 
 
 def inline_svg(picture: bytes) -> Markup:
-    """A picture of matplotlib's as an element of the page: without its prolog, its metadata and the names of groups.
+    """A picture of matplotlib's as an element of the page, without prolog, metadata and ids of groups.
 
-    What its elements refer to is named by a hash of the content, so that two pictures on a page share only equal parts.
+    The remaining ids are hashes of the content that they name, so two pictures on a page share only equal elements.
     """
     svg = picture.decode()
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg[max(0, svg.find("<svg")) :], flags=re.DOTALL)
@@ -47,7 +47,7 @@ def inline_svg(picture: bytes) -> Markup:
 
 
 def natural_width(picture: bytes) -> float:
-    """In CSS pixels; 0 where the picture does not say."""
+    """The width of an SVG in CSS pixels; 0 if it states none."""
     found = SIZE.search(picture.decode())
     return float(found[1]) * 96 / 72 if found else 0.0
 
@@ -71,5 +71,5 @@ def render(template: str, **values: object) -> str:
 
 
 def html_table(table: Table) -> str:
-    """A figure with its caption; each cell holds what it sorts by, so that the page's script only compares."""
+    """The table as a figure with a caption. Each cell holds its sort value, so the page's script only compares."""
     return render("table.html", table=table)

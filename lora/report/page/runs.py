@@ -1,4 +1,4 @@
-"""For each cell of the page: its seeds, learning curves, configuration and provenance, from the records."""
+"""The seeds, learning curves, configuration and provenance of each cell of the page, from the records."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,7 +23,7 @@ PROVENANCE = {
 
 
 def shown_cells(planned: Sequence[Planned], records: Mapping[str, RunRecord]) -> list[dict[str, Any]]:
-    """What the page says of each cell that has a record, in the tables' order."""
+    """The page's entry for each cell that has a record, in the tables' order."""
     cells: dict[tuple, list[RunRecord]] = {}
     for p in planned:
         if p.run_id in records:
@@ -59,7 +59,7 @@ def percent(value: float | None) -> str:
 
 
 def configuration(run: RunRecord) -> str:
-    """The settings that the seeds share, one section a line."""
+    """The settings that the seeds share, one line per section."""
     lines = []
     for section in ("model", "method", "data", "train"):
         settings = run.config.get(section, {})
@@ -71,7 +71,7 @@ def configuration(run: RunRecord) -> str:
 
 
 def provenance(runs: Sequence[RunRecord]) -> str:
-    """What made the runs, a line for each of `PROVENANCE`; where the seeds differ, all that occur."""
+    """The provenance of the runs, one line per entry of `PROVENANCE`, with all values if the seeds differ."""
     lines = []
     for label, path in PROVENANCE.items():
         values = []
