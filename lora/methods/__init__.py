@@ -1,4 +1,4 @@
-"""The compared methods: the registry `METHODS`, and `apply`, which puts one on a model."""
+"""The compared methods: the registry `METHODS`, and `apply`, which applies one to a model."""
 
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Applied:
-    """The method on a model, kept as `model.applied`.
+    """The method applied to a model, stored as `model.applied`.
 
     Args:
-        trained: Names of the trainable parameters, the head's included.
+        trained: Names of the trainable parameters, including the head's.
     """
 
     method: MethodConfig
@@ -52,15 +52,15 @@ METHODS: dict[str, Method] = {
 
 
 def apply(model: "nn.Module", config: MethodConfig, seed: int = 0) -> tuple[str, ...]:
-    """Put a method on a transformers sequence-classification model, in place.
+    """Apply a method to a transformers sequence-classification model, in place.
 
-    Afterwards exactly the method's parameters and the head train; everything else is frozen.
+    Afterwards, exactly the method's parameters and the head are trainable.
 
     Args:
         config: One of LoraConfig, FullConfig, BitFitConfig, HoulsbyConfig, PfeifferConfig, AdapterDropConfig.
         seed: Seed of the method's init. Each new module draws from a generator named after it.
-    Returns: The names of the trainable parameters, the head's included.
-    Raises: UserError: If the model lacks a module that the config names.
+    Returns: The names of the trainable parameters, including the head's.
+    Raises: UserError: If the config does not fit the model, such as one that names a module the model lacks.
     """
     names = import_module(METHODS[config.name].module).apply(model, config, seed)
     model.applied = Applied(config, names)

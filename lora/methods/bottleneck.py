@@ -15,7 +15,7 @@ ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu}
 
 
 class Bottleneck(nn.Module):
-    """up(activation(down(x))), without the skip connection, which the modules that use it add.
+    """up(activation(down(x))). The modules that use it add the skip connection.
 
     Source: Houlsby et al. 2019, section 2.1: 2dm + m + d parameters.
     """
@@ -31,7 +31,7 @@ class Bottleneck(nn.Module):
 
 
 class AdaptedDropout(nn.Dropout):
-    """A dropout followed by a Houlsby adapter: in BERT, between a projection's dropout and the residual."""
+    """A dropout followed by a Houlsby adapter. In BERT, this is between a projection's dropout and the residual."""
 
     def __init__(self, dropout: nn.Dropout | nn.Identity, adapter: Bottleneck):
         super().__init__(getattr(dropout, "p", 0.0))
@@ -43,7 +43,7 @@ class AdaptedDropout(nn.Dropout):
 
 
 class AdaptedLinear(nn.Module):
-    """A linear layer followed by a Houlsby adapter: where no dropout follows, as in DistilBERT's attention."""
+    """A linear layer followed by a Houlsby adapter, used if no dropout follows, as in DistilBERT's attention."""
 
     def __init__(self, linear: nn.Linear, adapter: Bottleneck):
         super().__init__()
@@ -77,7 +77,7 @@ class PfeifferNorm(nn.Module):
 
 WRAPPERS = {
     nn.Dropout: AdaptedDropout,
-    nn.Identity: AdaptedDropout,  # ModernBERT's, for a dropout of 0
+    nn.Identity: AdaptedDropout,  # ModernBERT's dropout of 0
     nn.Linear: AdaptedLinear,
     nn.LayerNorm: PfeifferNorm,
 }
@@ -87,7 +87,7 @@ WRAPPERS = {
 def init_bottleneck(adapter: Bottleneck, config: BottleneckConfig, seed: int, name: str) -> None:
     """Draw the weights from N(0, init_std^2), each with a generator named after it, and set the biases to zero.
 
-    With `init_truncated`, the normal is truncated at 2 std.
+    With `init_truncated`, the distribution is truncated at 2 std.
     """
     for part in ("down", "up"):
         linear, source = getattr(adapter, part), generator(seed, "adapter", name, part)
@@ -101,10 +101,10 @@ def init_bottleneck(adapter: Bottleneck, config: BottleneckConfig, seed: int, na
 
 
 def apply(model: nn.Module, config: BottleneckConfig, seed: int) -> tuple[str, ...]:
-    """Insert the method's adapters. With a zero up-projection they would leave the logits unchanged.
+    """Insert the method's bottleneck adapters. With a zero up-projection, they would leave the logits unchanged.
 
-    Returns: The names of the trainable parameters: the adapters', the head's and, if they train, the LayerNorms'.
-    Raises: UserError: If it is unknown where adapters go in the architecture, or if no layer would keep one.
+    Returns: The names of the trainable parameters: the adapters', the head's and, if trained, the LayerNorms'.
+    Raises: UserError: As in `places`.
     """
     names = places(model, config)
     body = next(model.base_model.parameters())
@@ -121,9 +121,9 @@ def apply(model: nn.Module, config: BottleneckConfig, seed: int) -> tuple[str, .
 
 
 def places(model: nn.Module, config: BottleneckConfig) -> list[str]:
-    """Names of the modules that adapters follow.
+    """Names of the modules to which bottleneck adapters are added.
 
-    Raises: UserError: If the architecture has no such places, or none is known, or no layer would keep an adapter.
+    Raises: UserError: If the architecture is unknown, has no such places, or AdapterDrop leaves no layer an adapter.
     """
     known = architecture_of(model)
     if known is None:
@@ -144,12 +144,12 @@ def places(model: nn.Module, config: BottleneckConfig) -> list[str]:
 
 
 def layer_norm_parameters(model: nn.Module) -> list[str]:
-    """Names of the weights and biases of all LayerNorms in encoder layers, wrapped ones included."""
+    """Names of the weights and biases of all LayerNorms in encoder layers, including wrapped ones."""
     layers = tuple(f"{layer}." for layer in encoder_layers(model, architecture_of(model)))
     norms = [name for name, module in model.named_modules() if is_layer_norm(module) and name.startswith(layers)]
     return [f"{name}.{part}" for name in norms for part in ("weight", "bias")]
 
 
 def is_layer_norm(module: nn.Module) -> bool:
-    """Whether a module's weight and bias are those of a LayerNorm: torch's, DeBERTa's, or a wrapped one."""
+    """Whether a module has a LayerNorm's weight and bias: torch's, DeBERTa's, or a wrapped one."""
     return isinstance(module, nn.LayerNorm | PfeifferNorm) or type(module).__name__ == "DebertaLayerNorm"

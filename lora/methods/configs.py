@@ -1,4 +1,4 @@
-"""The arguments of each method. No torch here, so that planning and tables can read them without loading it."""
+"""The arguments of each method. It does not import torch, since planning and tables read it."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ SHORT_TARGETS = ("q", "k", "v", "o", "i", "f")
 
 @dataclass(frozen=True)
 class FullConfig:
-    """Full fine-tuning: everything trains. No arguments."""
+    """Full fine-tuning: all parameters train. No arguments."""
 
     name: Literal["full"] = "full"
     in_slug: ClassVar[tuple[str, ...]] = ()
@@ -23,7 +23,7 @@ class FullConfig:
 
 @dataclass(frozen=True)
 class BitFitConfig:
-    """BitFit: every bias of the encoder trains, LayerNorm biases included, and nothing else.
+    """BitFit: of the encoder, all biases train, including those of LayerNorms, and no other parameter.
 
     Source: Zaken et al. 2021; as in the released LoRA code, every parameter whose name contains `bias`.
     """
@@ -43,18 +43,18 @@ class LoraConfig:
     Source: Hu et al. 2021, section 4.1; loralib `layers.py` for the init of A.
 
     Args:
-        targets: Short names (`q, k, v, o` for the attention's projections, `i, f` for the FFN's first and second linear
-            layer, d to 4d and back; in a gated FFN, `i` is the matrix of both the input and the gate), full names of
-            modules, or patterns over them (`lora.models.architectures.named_by`).
-        rank: r of each target that `ranks` does not name, >= 1.
-        ranks: r of targets with a rank of their own; None is the same as {}.
+        targets: Short names, full names of modules, or patterns (`lora.models.architectures.named_by`). Short names are
+            `q, k, v, o` for the attention's projections and `i, f` for the FFN's first and second linear layer, d to 4d
+            and back. In a gated FFN, `i` is the matrix of both the input and the gate.
+        rank: r of targets that `ranks` does not name, >= 1.
+        ranks: r of targets with a different rank, by target. None is the same as {}.
         alpha: Numerator of the scale, > 0.
-        alpha_at_rank: Rank that `alpha` is meant at; other ranks use a proportional alpha, so that alpha / r is fixed.
+        alpha_at_rank: Rank at which `alpha` applies. Other ranks use a proportional alpha, so that alpha / r is fixed.
             None uses `alpha` at every rank.
-        dropout: Dropout on the input of A only. The released scripts never set one (0).
+        dropout: Dropout on the input of A only. The released scripts never set it (0).
         init_a: `kaiming_uniform` is U(-1/sqrt(d_in), 1/sqrt(d_in)), as in the released code; `gaussian` is
-            N(0, init_std^2), as the paper says. B starts at zero.
-        init_std: Standard deviation of `gaussian`; None otherwise.
+            N(0, init_std^2), as in the paper. B starts at zero.
+        init_std: Standard deviation for `gaussian`; None otherwise.
         scaling: `lora` divides alpha by r, `rslora` by sqrt(r) (Kalajdzievski 2023).
     """
 
@@ -70,7 +70,7 @@ class LoraConfig:
     name: Literal["lora"] = "lora"
 
     def __post_init__(self):
-        if self.ranks is None:  # Hydra replaces null by a mapping, but adds no key to an empty one
+        if self.ranks is None:  # Hydra can replace null by a mapping, but cannot add keys to an empty one
             object.__setattr__(self, "ranks", {})
         problems = Problems()
         problems.check(
@@ -105,7 +105,7 @@ class LoraConfig:
         return self.ranks.get(target, self.rank)
 
     def scale_at(self, rank: int) -> float:
-        """The factor of B A at a rank: alpha / r, under the rules `alpha_at_rank` and `scaling`."""
+        """The factor of B A at a rank: alpha / r, as modified by `alpha_at_rank` and `scaling`."""
         alpha = self.alpha if self.alpha_at_rank is None else self.alpha * rank / self.alpha_at_rank
         return alpha / (rank if self.scaling == "lora" else math.sqrt(rank))
 
@@ -134,7 +134,7 @@ class BottleneckConfig:
         bottleneck: Inner width m, >= 1.
         init_std: Standard deviation of both weights' init, > 0; biases are zero. Houlsby et al.: 1e-2, truncated at 2
             std. The released LoRA code: 0.02.
-        init_truncated: Truncate the normal distribution at 2 std.
+        init_truncated: Whether to truncate the normal distribution at 2 std.
         layer_norms: `frozen` (released LoRA code) or `trained` (Houlsby et al. 2019).
     """
 

@@ -1,4 +1,4 @@
-"""Full fine-tuning and BitFit, which add no parameters but choose which of the model's own train."""
+"""Full fine-tuning and BitFit, which add no parameters but select which of the model's parameters train."""
 
 from torch import nn
 
@@ -8,13 +8,13 @@ from lora.models.modules import is_head, train_only
 
 
 def apply(model: nn.Module, config: FullConfig | BitFitConfig, seed: int) -> tuple[str, ...]:
-    """Make everything train, or the head and every parameter whose name contains `bias` (BitFit).
+    """Train all parameters or, with BitFit, the head and every parameter whose name contains `bias`.
 
-    Source: released `run_glue.py`. In MPNet this includes `relative_attention_bias`, which is added to the scores.
+    Source: released `run_glue.py`. In MPNet, this includes `relative_attention_bias`, which is added to the scores.
 
     Raises: UserError: If the body has no bias.
     """
-    del seed  # nothing is initialised
+    del seed  # nothing to initialise
     names = [name for name, _ in model.named_parameters()]
     if isinstance(config, FullConfig):
         return train_only(model, names)

@@ -1,4 +1,4 @@
-"""LoRA: a frozen linear layer plus a trained low-rank update, of all its outputs or of slices of them."""
+"""LoRA: a frozen linear layer plus a trained low-rank update of all its outputs, or of slices of them."""
 
 import math
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ class LoraLinear(nn.Module):
     Source: Hu et al. 2021, section 4.1.
 
     Args:
-        linear: Layer to adapt, or an already adapted one. Its weight and bias are shared, not copied.
+        linear: The layer to adapt, adapted already or not. Its weight and bias are shared, not copied.
         rank: r, at most the smaller dimension of W0.
         scale: Factor of B A, alpha / r.
         dropout: Dropout on the input of A.
@@ -41,7 +41,7 @@ class LoraLinear(nn.Module):
         return F.linear(x, self.weight, self.bias) + self.scale * update
 
     def parts(self, name: str) -> "dict[str, LoraLinear | LoraSlice]":
-        """What holds A and B, by the name of what it adapts, if this layer is called `name`."""
+        """Name of the adapted layer -> the module with A and B, if this layer is called `name`."""
         return {name: self}
 
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -65,10 +65,10 @@ class LoraSlice(nn.Module):
 
 
 class LoraSlices(nn.Module):
-    """h = W0 x + b, and scale * B A x added to each slice of h that has LoRA: Wq, Wk or Wv in one fused matrix.
+    """h = W0 x + b, plus scale * B A x in each slice of h that has LoRA: Wq, Wk or Wv in one fused matrix.
 
-    It replaces the fused layer and keeps its parameter names. Each slice has an A, B and scale of its own, in a child
-    named after its target. Dropout on the input of A is drawn once for all slices.
+    It replaces the fused layer and keeps its parameter names. Each slice has its own A, B and scale, in a child named
+    after its target. Dropout on the input of A is drawn once for all slices.
     """
 
     def __init__(self, linear: "nn.Linear | LoraLayer", dropout: float):
@@ -83,11 +83,11 @@ class LoraSlices(nn.Module):
         return h
 
     def parts(self, name: str) -> dict[str, LoraSlice]:
-        """What holds A and B, by the name of the slice, if this layer is called `name`."""
+        """Name of the slice -> the module with A and B, if this layer is called `name`."""
         return {f"{name}.{target}": part for target, part in self.named_children()}
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """A and B of the whole layer, for slices of one scale."""
+        """A and B of the whole layer, if all slices have the same scale."""
         return in_blocks([(part.rows, part.lora_a, part.lora_b) for part in self.children()], self.out_features)
 
 
@@ -95,7 +95,7 @@ LoraLayer = LoraLinear | LoraSlices
 
 
 def new_factors(weight: Float[Tensor, "d_out d_in"], outputs: int, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
-    """A (rank, d_in), without values, and B (outputs, rank) of zeros, where and as W0 is."""
+    """A (rank, d_in), uninitialised, and B (outputs, rank), zero, on W0's device and in its dtype."""
     like = {"device": weight.device, "dtype": weight.dtype}
     a, b = torch.empty(rank, weight.shape[1], **like), torch.zeros(outputs, rank, **like)
     return nn.Parameter(a), nn.Parameter(b)
@@ -104,9 +104,9 @@ def new_factors(weight: Float[Tensor, "d_out d_in"], outputs: int, rank: int) ->
 def in_blocks(
     parts: Iterable[tuple[slice, Float[Tensor, "_ d_in"], Float[Tensor, "_ _"]]], outputs: int
 ) -> tuple[Float[Tensor, "sum d_in"], Float[Tensor, "d_out sum"]]:
-    """A and B of a whole layer from those of its slices: the A's below each other, the B's as blocks among zeros.
+    """A and B of a whole layer from those of its slices: the A's stacked, the B's as blocks, zero elsewhere.
 
-    The product is exactly that of the slices. Its rank is the sum of theirs.
+    The product equals the slices' products exactly. Its rank is the sum of their ranks.
 
     Args:
         parts: Rows of each slice, its A and its B.
@@ -124,14 +124,14 @@ def in_blocks(
 def adapt(
     layers: dict[str, LoraLayer], name: str, linear: nn.Linear | LoraLayer, rank: int, scale: float, dropout: float
 ) -> LoraLinear | LoraSlice:
-    """Add LoRA on a linear layer, or on a slice of one, to the layers that will replace a model's.
+    """Add LoRA for a linear layer, or for a slice of one, to the layers that will replace a model's.
 
     Args:
         layers: Name of a module -> its new layer.
         name: Name of the layer or of the slice.
-        linear: The layer, or the one that the slice is of.
-    Returns: What holds A and B.
-    Raises: UserError: If the layer has LoRA as a whole, and a slice of it too.
+        linear: The layer itself, or the layer that contains the slice.
+    Returns: The module with A and B.
+    Raises: UserError: If LoRA is named both for the whole layer and for a slice of it.
     """
     module, part = module_of(name), slice_of(name)
     if module in layers and (part is None or isinstance(layers[module], LoraLinear)):
@@ -146,7 +146,7 @@ def adapt(
 
 @torch.no_grad()
 def init_a(lora_a: Float[Tensor, "rank d_in"], config: LoraConfig, seed: int, name: str) -> None:
-    """Draw A from a generator named after its module, on the CPU in float32: the same for every device and dtype."""
+    """Draw A from a generator named after its module, on the CPU in float32, to be independent of device and dtype."""
     draw, source = torch.empty(lora_a.shape), generator(seed, "lora_a", name)
     if config.init_a == "gaussian":
         draw.normal_(0.0, config.init_std, generator=source)
@@ -157,7 +157,7 @@ def init_a(lora_a: Float[Tensor, "rank d_in"], config: LoraConfig, seed: int, na
 
 
 def apply(model: nn.Module, config: LoraConfig, seed: int) -> tuple[str, ...]:
-    """Put LoRA on every module that the targets name. The logits do not change, since B is zero.
+    """Apply LoRA to every module that the targets name. The logits do not change, since B is zero.
 
     Returns: The names of the trainable parameters: every A and B, and the head's.
     Raises: UserError: If a target is missing, named twice, or smaller than its rank. The model is then unchanged.

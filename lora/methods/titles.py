@@ -1,4 +1,4 @@
-"""Names of the methods and their targets in tables. No torch here."""
+"""Names of the methods and their targets in tables. It does not import torch."""
 
 METHOD_TITLES = {  # in table order
     "full": "Full fine-tuning",
@@ -8,4 +8,4 @@ METHOD_TITLES = {  # in table order
     "pfeiffer": "Pfeiffer adapters",
     "lora": "LoRA",
 }
-TARGET_TITLES = {"q": "Wq", "k": "Wk", "v": "Wv", "o": "Wo", "i": "Wi", "f": "Wf"}  # i, f: the two of the FFN
+TARGET_TITLES = {"q": "Wq", "k": "Wk", "v": "Wv", "o": "Wo", "i": "Wi", "f": "Wf"}  # i, f: the FFN

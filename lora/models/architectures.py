@@ -1,6 +1,6 @@
-"""Where an encoder's linear layers, dropouts and LayerNorms lie, for each architecture. No torch here.
+"""The names of an encoder's linear layers, dropouts and LayerNorms, for each architecture. It does not import torch.
 
-A new architecture needs an entry in `ARCHITECTURES`, and one in `tests/tiny.py`, whose models every test goes through.
+A new architecture needs an entry in `ARCHITECTURES`, and one in `tests/tiny.py`, whose models all tests use.
 """
 
 import functools
@@ -12,21 +12,21 @@ from fnmatch import fnmatchcase
 
 @dataclass(frozen=True)
 class Architecture:
-    """An architecture of transformers. Names of modules are those within one encoder layer, but for `layers`.
+    """An architecture of transformers. Module names are relative to an encoder layer, unless stated otherwise.
 
     Args:
         title: Name in messages and pages.
-        layers: List of the encoder layers, in the body.
-        targets: Short target -> linear layer, or a slice of a fused one.
+        layers: The list of encoder layers, relative to the body.
+        targets: Short target -> linear layer, or slice of a fused one.
         attention_end, ffn_end: Last module before the residual, which a Houlsby adapter follows.
-        ffn_norm: LayerNorm after the FFN's residual, which Pfeiffer adapters apply twice. None in a pre-norm layer: its
-            LayerNorms come before the attention and the FFN, and what follows the residual is the next layer.
-        fused: Linear layer -> targets that are equal slices of its outputs, in order. The name of a slice is the
-            layer's, a dot and the target.
+        ffn_norm: LayerNorm after the FFN's residual, which Pfeiffer adapters apply twice. None for pre-norm layers:
+            their LayerNorms precede the attention and the FFN, and the next layer follows the residual.
+        fused: Linear layer -> targets that are equal slices of its outputs, in order. A slice's name is the layer's, a
+            dot and the target.
         sdpa: Whether transformers has an SDPA implementation of the attention.
-        pretrained_head: Modules of the head, outside the body, that keep a checkpoint's values, as BERT's pooler does.
-        carried_head: Modules of the head that a run which starts from MNLI takes over.
-        unused: Regular expression for checkpoint tensors of the pretraining head, besides `model.unused_weights`.
+        pretrained_head: Modules of the head, outside the body, that keep a checkpoint's values, like BERT's pooler.
+        carried_head: Modules of the head, outside the body, that a run copies from its MNLI run.
+        unused: Regular expression for checkpoint tensors of the pretraining head, added to `model.unused_weights`.
     """
 
     title: str
@@ -55,7 +55,7 @@ _BERT = Architecture(
     ffn_end="output.dropout",
     ffn_norm="output.LayerNorm",
 )
-ARCHITECTURES: dict[str, Architecture] = {  # by `model_type` of transformers
+ARCHITECTURES: dict[str, Architecture] = {  # by transformers' `model_type`
     "bert": _BERT,
     "roberta": replace(_BERT, title="RoBERTa"),
     "xlm-roberta": replace(_BERT, title="XLM-RoBERTa"),
@@ -65,7 +65,7 @@ ARCHITECTURES: dict[str, Architecture] = {  # by `model_type` of transformers
         _BERT,
         title="DeBERTa-v2/v3",
         targets=_BERT.targets | {t: f"{_BERT.targets[t]}_proj" for t in "qkv"},
-        sdpa=False,  # the disentangled attention
+        sdpa=False,  # disentangled attention
         carried_head=("pooler",),
     ),
     "distilbert": Architecture(
@@ -81,7 +81,7 @@ ARCHITECTURES: dict[str, Architecture] = {  # by `model_type` of transformers
         title="MPNet",
         targets=_BERT.targets | {t: f"attention.attn.{t}" for t in "qkvo"},
         attention_end="attention.dropout",
-        sdpa=False,  # a bias for relative positions is added to the scores
+        sdpa=False,  # adds a relative position bias to the scores
     ),
     # Pre-norm, with a gated FFN: `i` is all of Wi, whose outputs are the activation's input and the gate; `f` is Wo.
     "modernbert": Architecture(
@@ -89,7 +89,7 @@ ARCHITECTURES: dict[str, Architecture] = {  # by `model_type` of transformers
         layers="layers",
         targets=_targets(*(f"attn.Wqkv.{t}" for t in "qkv"), "attn.Wo", "mlp.Wi", "mlp.Wo"),
         attention_end="attn.out_drop",
-        ffn_end="mlp.Wo",  # the FFN's dropout comes before it
+        ffn_end="mlp.Wo",  # the FFN's dropout precedes it
         ffn_norm=None,
         fused={"attn.Wqkv": ("q", "k", "v")},
         pretrained_head=("head",),
@@ -100,21 +100,21 @@ ARCHITECTURES: dict[str, Architecture] = {  # by `model_type` of transformers
 
 @dataclass(frozen=True)
 class Slice:
-    """Equal slice number `index` of `count` of a fused linear layer's outputs."""
+    """Slice number `index` of `count` equal slices of a fused linear layer's outputs."""
 
     module: str
     index: int
     count: int
 
     def rows(self, outputs: int) -> slice:
-        """Of a weight with this number of rows."""
+        """The slice's rows in a weight with `outputs` rows."""
         width = outputs // self.count
         return slice(self.index * width, (self.index + 1) * width)
 
 
 @functools.lru_cache(maxsize=4096)
 def place_of(name: str) -> tuple[frozenset[str], Slice | None]:
-    """The short targets that a module stands for in any architecture, and the slice that its name is the name of."""
+    """The short targets that a name stands for in any architecture, and the slice that it names, if any."""
     short, part = set(), None
     for each in ARCHITECTURES.values():
         match = re.search(rf"(?:^|\.){re.escape(each.layers)}\.\d+\.", name)
@@ -130,32 +130,32 @@ def place_of(name: str) -> tuple[frozenset[str], Slice | None]:
 
 
 def slice_of(name: str) -> Slice | None:
-    """The slice of a fused layer that a name stands for; None for a module's name."""
+    """The slice of a fused layer that a name stands for. None if it names a module."""
     return place_of(name)[1]
 
 
 def module_of(name: str) -> str:
-    """The module that a target's name is in: itself, or the fused layer of a slice."""
+    """The module of a target's name: the named module itself, or the fused layer of a slice."""
     part = slice_of(name)
     return name if part is None else part.module
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """The names with slices in the order of their rows, whatever the order of targets or of tensors in a file."""
+    """The names, with slices in the order of their rows, independent of the order of targets or of a file's tensors."""
     return sorted(names, key=lambda name: 0 if slice_of(name) is None else slice_of(name).index)
 
 
 def numbered(name: str) -> str:
-    """The name with `*` for numbers, which all encoder layers share."""
+    """The name with `*` for numbers, which is the same for all encoder layers."""
     return re.sub(r"\.\d+\.", ".*.", name)
 
 
 def named_by(target: str, names: Iterable[str]) -> list[str]:
-    """Those of `names` that a target stands for.
+    """The elements of `names` that a target stands for.
 
     Args:
-        target: A short name; else a full name; else a name with `*` for numbers, as messages list it; else a glob, as
-            `fnmatch` has it: case-sensitive, with a `*` that crosses dots.
+        target: A short name, a full name, a name with `*` for numbers as in messages, or a glob. Full name, numbered
+            name and glob are tried in this order. Globs are `fnmatch`'s: case-sensitive, with a `*` that crosses dots.
     """
     names = list(names)
     if target in _BERT.targets:

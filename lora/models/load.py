@@ -1,4 +1,4 @@
-"""Load an encoder with a new classification head, from the embedded package, a local folder or the hub."""
+"""Load an encoder with a new classification head from the embedded package, a local folder or the hub."""
 
 import re
 import sys
@@ -23,7 +23,7 @@ from lora.models.architectures import ARCHITECTURES
 from lora.models.modules import architecture_of, is_head
 from lora.rng import generator
 
-# Each architecture has its own names for these two settings.
+# The names of these two settings differ between architectures.
 BODY_DROPOUT = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"),
     *("mlp_dropout", "embedding_dropout"),
@@ -36,7 +36,7 @@ class Encoder:
     """A loaded model.
 
     Args:
-        weights: What was read: `sha256:` and a hash of the files, or `commit:` and the hub's commit.
+        weights: Identity of the loaded weights: `sha256:` and a hash of the files, or `commit:` and the hub's commit.
         revision: The hub's commit; None for other sources.
     """
 
@@ -51,25 +51,25 @@ def load_encoder(
 ) -> Encoder:
     """Load the pretrained body, strictly and in float32, and add a new head for the task.
 
-    The head is every parameter outside the body, and BERT's pooler: the pooler is inside the body, but only the
-    classifier uses it. It trains with the head and keeps its pretrained values if the checkpoint has them, as does the
-    `head` of ModernBERT, which a checkpoint has from masked-language modelling. The head's other weights are drawn from
-    N(0, initializer_range^2), its biases are zero and its LayerNorms the identity, whatever the checkpoint holds.
+    The head is every parameter outside the body, and BERT's pooler, which is inside the body but used only by the
+    classifier. The pooler trains with the head and keeps the checkpoint's values if there are any. So does ModernBERT's
+    `head`, from masked-language modelling. Regardless of the checkpoint, the head's other weights are drawn from
+    N(0, initializer_range^2), its biases are zero, and its LayerNorms are the identity.
 
     Args:
         seed: Seed of the head.
-        dropout: Dropout of the body; None keeps the pretrained config's.
-        head_dropout: Dropout of the head; None keeps the pretrained config's.
-    Raises: UserError: If weights or tokenizer are missing; if a tensor of the body is missing, unknown or of another
-        shape; or if a local file changes while it is read. `weights` always names what the model holds, and later
-        changes of the files do not affect it.
+        dropout: Dropout of the body; None keeps the value in the pretrained config.
+        head_dropout: Dropout of the head; None keeps the value in the pretrained config.
+    Raises: UserError: If weights or tokenizer are missing, a tensor of the body is missing, unknown or of another
+        shape, or a local file changes while it is read. `weights` therefore always identifies the model's weights, and
+        later changes of the files do not affect the model.
     """
     where, source = locate(config)
     commit = hub_commit(where, source) if config.source == "hub" else None
     if commit is not None:
         source = {"revision": commit}  # so that all files come from one commit, even if the branch moves
     before = weights_name(where, commit, config) if commit is None else None  # a commit never changes
-    logging.set_verbosity_error()  # the load report is checked below, not printed for every run
+    logging.set_verbosity_error()  # check_loaded checks the load report instead
     logging.disable_progress_bar()
     settings = read_config(where, source, len(task.labels) or 1, dropout, head_dropout)
     settings._attn_implementation = (
@@ -83,7 +83,7 @@ def load_encoder(
             use_safetensors=config.source != "hub" or config.pickle == "never",
             weights_only=True,
             trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # check_loaded allows this in the head only
+            ignore_mismatched_sizes=True,  # check_loaded allows this only in the head
             output_loading_info=True,
             **source,
         )
@@ -102,7 +102,7 @@ def load_encoder(
     if config.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise UserError(f"model.gradient_checkpointing must be false: {type(model).__name__} has none")
-        # renamed within transformers 5; its first releases have only the old name
+        # renamed in transformers 5, whose first releases have only the old name
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     return Encoder(model, load_tokenizer(where, source), weights, commit)
@@ -132,33 +132,33 @@ def read_config(
 
 
 def head_settings(settings: PretrainedConfig) -> list[str]:
-    """The config's settings for the head's dropout. [] for MPNet, whose head has the body's."""
+    """The config's settings for the head's dropout. [] for MPNet, whose head uses the body's."""
     # DeBERTa-v2 uses a cls_dropout that its config class does not declare.
     undeclared = ["cls_dropout"] if settings.model_type == "deberta-v2" else []
     return [key for key in HEAD_DROPOUT if hasattr(settings, key) or key in undeclared]
 
 
 def supports_sdpa(settings: PretrainedConfig) -> bool:
-    """Whether the attention is known to have an SDPA implementation; every one has the eager."""
+    """Whether the architecture is known to have SDPA attention. All have eager attention."""
     known = ARCHITECTURES.get(settings.model_type)
     return known is not None and known.sdpa
 
 
 @torch.no_grad()
 def own_memory(model: nn.Module) -> None:
-    """Copy every tensor out of the file that it was read from.
+    """Copy every tensor out of its memory-mapped file.
 
     transformers maps the files into memory, so writing to a file would change the weights of a model in use. Tensors
-    are copied one at a time, and the system can drop the mapped pages whenever it needs memory.
+    are copied one at a time, and the system can drop the mapped pages when it needs memory.
     """
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()
 
 
 def check_loaded(model: nn.Module, report: dict, config: ModelConfig) -> set[str]:
-    """Returns: The head's tensors that are not loaded.
+    """Check the load report. Returns: The head's tensors that were not loaded.
 
-    Raises: UserError: If a tensor of the body is missing, unknown or of another shape.
+    Raises: UserError: If a tensor of the body is missing or of another shape, or the checkpoint has an unknown one.
     """
     mismatched = [entry if isinstance(entry, str) else entry[0] for entry in report["mismatched_keys"]]
     absent, known = {*report["missing_keys"], *mismatched}, architecture_of(model)
@@ -176,8 +176,8 @@ def check_loaded(model: nn.Module, report: dict, config: ModelConfig) -> set[str
 
 @torch.no_grad()
 def init_head(model: nn.Module, seed: int, missing: set[str]) -> None:
-    """Draw the head's weights; those of its pretrained modules only where they are `missing` from the checkpoint."""
-    # 0.02 is the default of transformers' encoders; a few have no such setting
+    """Initialise the head. Parameters of its pretrained modules are drawn only if `missing` from the checkpoint."""
+    # 0.02 is the default of transformers' encoders; a few lack the setting
     std, known = getattr(model.config, "initializer_range", 0.02), architecture_of(model)
     pretrained = (model.base_model_prefix, *(() if known is None else known.pretrained_head))
     for name, parameter in model.named_parameters():
@@ -200,13 +200,13 @@ def load_tokenizer(where: str, source: dict) -> Tokenizer:
 
 
 def max_positions(model: nn.Module) -> int:
-    """The longest input in tokens.
+    """The length of the longest input, in tokens.
 
-    Where positions start after the padding index (RoBERTa, XLM-RoBERTa, CamemBERT, MPNet), the rows of the table up to
-    that index are lost.
+    If positions start after the padding index (RoBERTa, XLM-RoBERTa, CamemBERT, MPNet), the table's rows up to that
+    index are unused.
     """
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     padding, positions = getattr(table, "padding_idx", None), getattr(model.config, "max_position_embeddings", -1)
-    if positions < 0:  # XLNet's positions are relative, without a limit
+    if positions < 0:  # XLNet's relative positions have no limit
         return sys.maxsize
     return positions - (0 if padding is None else padding + 1)

@@ -12,13 +12,13 @@ from lora.models.architectures import ARCHITECTURES, Architecture, module_of, na
 
 
 def is_head(model: nn.Module, name: str) -> bool:
-    """Whether a parameter or module belongs to the head: is outside the body, or in BERT's pooler (`load_encoder`)."""
+    """Whether a parameter or module belongs to the head: outside the body, or in BERT's pooler (`load_encoder`)."""
     body = f"{model.base_model_prefix}."
     return not name.startswith(body) or name.startswith(f"{body}pooler.")
 
 
 def architecture_of(model: nn.Module) -> Architecture | None:
-    """The model's entry in `ARCHITECTURES`; None if it has none."""
+    """The model's entry in `ARCHITECTURES`, or None."""
     return ARCHITECTURES.get(model.config.model_type)
 
 
@@ -29,7 +29,7 @@ def encoder_layers(model: nn.Module, architecture: Architecture) -> list[str]:
 
 
 def linear_layers(model: nn.Module) -> tuple[list[str], list[str]]:
-    """Names of all linear layers, and of the slices of the fused ones, in the model's order."""
+    """Names of all linear layers, and of all slices of fused layers, in the model's order."""
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     architecture = architecture_of(model)
     fused = {} if architecture is None else architecture.fused
@@ -38,10 +38,10 @@ def linear_layers(model: nn.Module) -> tuple[list[str], list[str]]:
 
 
 def find_target(model: nn.Module, target: str) -> list[str]:
-    """Names of a target's linear layers, in the order of the layers: what `named_by` finds. A glob finds none in the
-    head, which trains as a whole, and slices only where it finds no layer.
+    """Names of the linear layers that a target matches (`named_by`), in the model's order. Slices match only if no
+    layer does. A glob matches nothing in the head, which trains as a whole.
 
-    Raises: UserError: If nothing matches; the message lists the linear layers that exist, with `*` for numbers.
+    Raises: UserError: If nothing matches. The message lists the existing linear layers, with `*` for numbers.
     """
     names, slices = linear_layers(model)
     listed = list(dict.fromkeys(map(numbered, [*names, *slices])))
@@ -58,19 +58,19 @@ def find_target(model: nn.Module, target: str) -> list[str]:
 
 
 def weight_of(model: nn.Module, name: str) -> torch.Tensor:
-    """The matrix that a target's name stands for: a layer's weight, or the rows of a slice."""
+    """The matrix that a target's name stands for: a layer's weight, or a slice's rows of it."""
     weight, part = model.get_submodule(module_of(name)).weight, slice_of(name)
     return weight if part is None else weight[part.rows(len(weight))]
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` in the place of `name`, in the same mode: a new module would otherwise use dropout in eval mode."""
+    """Replace the module `name` with `module`, in the same mode: a new module would apply dropout in eval mode."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module.train(model.get_submodule(name).training))
 
 
 def train_only(model: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
-    """Freeze everything but `names` and the head. Returns: The names of what trains, in the model's order."""
+    """Freeze everything except `names` and the head. Returns: The trainable parameters' names, in the model's order."""
     wanted = set(names)
     trainable = []
     for name, parameter in model.named_parameters():
@@ -85,7 +85,7 @@ def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
-    """Number of values: trainable in the body (the paper's count), trainable in the head, and in total."""
+    """Number of parameters: trainable in the body (the paper's count), trainable in the head, and in total."""
     counts = {"trainable_method": 0, "trainable_head": 0, "total": 0}
     for name, parameter in model.named_parameters():
         counts["total"] += parameter.numel()
@@ -95,7 +95,7 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
 
 
 def checksum(tensors: Iterable[tuple[str, torch.Tensor]], algorithm: Callable[[], Any] = hashlib.sha256) -> str:
-    """A hash over names, dtypes, shapes and bytes, SHA-256 by default. It is equal only if every bit is equal."""
+    """A hash over names, dtypes, shapes and bytes, SHA-256 by default. A change of any bit changes it."""
     digest = algorithm()
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         tensor = tensor.detach().cpu().contiguous()

@@ -1,4 +1,4 @@
-"""Number of trainable parameters, from an encoder's sizes alone. No torch, no weights."""
+"""Number of trainable parameters from an encoder's sizes alone, without torch or weights."""
 
 import re
 from collections.abc import Mapping
@@ -42,14 +42,14 @@ SIZES: dict[str, dict[str, Any]] = {
     "roberta_large": _ROBERTA | _encoder(24, 1024, 16, 4096),
     "deberta_v2_xxl": _DEBERTA | _encoder(48, 1536, 24, 6144),
 }
-# Brown et al. 2020, table 2.1: 96 layers, an FFN of width 4 d, contexts of 2048 tokens, GPT-2's vocabulary.
+# Brown et al. 2020, table 2.1: 96 layers, FFN width 4 d, context length 2048, GPT-2's vocabulary.
 GPT3 = {"layers": 96, "d": 12288, "vocabulary": 50257, "positions": 2048}
 
 
 def closed_form(model: str, config: MethodConfig) -> int:
     """Number of trainable parameters outside the head.
 
-    Source: Hu et al. 2021, section 5.1, for LoRA and the bottleneck adapters; a sum over the layers for the others.
+    Source: Hu et al. 2021, section 5.1, for LoRA and bottleneck adapters. For other methods, the sum over all modules.
 
     Args:
         model: Name in `SIZES`.
@@ -72,7 +72,7 @@ def closed_form(model: str, config: MethodConfig) -> int:
 
 
 def _sides(sizes: Mapping[str, Any], target: str) -> int:
-    """d_in + d_out of a target's matrix, the number of values that LoRA trains per rank."""
+    """d_in + d_out of a target's matrix, the number of parameters that LoRA trains per unit of rank."""
     d, ffn = sizes["hidden_size"], sizes["intermediate_size"]
     return d + ffn if target in ("i", "f") else 2 * d
 
@@ -92,7 +92,7 @@ def _body(sizes: Mapping[str, Any]) -> int:
 def _biases(sizes: Mapping[str, Any]) -> int:
     d, f = sizes["hidden_size"], sizes["intermediate_size"]
     layer = 4 * d + f + d + 2 * d  # q, k, v, o; the FFN; two LayerNorms
-    norms = 1 if sizes["model_type"] == "roberta" else 4  # of the embeddings; relative positions, convolution, its norm
+    norms = 1 if sizes["model_type"] == "roberta" else 4  # embeddings' norm; relative positions', convolution, its norm
     return sizes["num_hidden_layers"] * layer + norms * d
 
 
@@ -100,11 +100,11 @@ def gpt3_count(slug: str) -> int:
     """Number of trainable parameters of GPT-3 175B with full fine-tuning or with LoRA on attention matrices.
 
     Source: Hu et al. 2021, section 5.1, for LoRA. For full fine-tuning, the layers of Radford et al. 2019: per layer
-    12 d^2 in matrices and 13 d in biases and LayerNorms, token and position embeddings, and a final LayerNorm.
+    12 d^2 in matrices and 13 d in biases and LayerNorms, plus token and position embeddings and a final LayerNorm.
 
     Args:
-        slug: `full`, or like `lora-qv-r4`.
-    Raises: ValueError: If the slug is any other.
+        slug: `full`, or of the form `lora-qv-r4`.
+    Raises: ValueError: For any other slug.
     """
     layers, d = GPT3["layers"], GPT3["d"]
     if slug == "full":

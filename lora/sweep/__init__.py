@@ -1,1 +1,1 @@
-"""Which runs are expected, what is missing, and running it."""
+"""Expand a command into runs, find the missing ones, and train them."""

@@ -1,4 +1,4 @@
-"""The announcement of a launch: what will run, how long it will take, and with what."""
+"""The announcement of a launch: the runs to train, the estimated time, kernels, precision and W&B copies."""
 
 from collections.abc import Iterable, Sequence
 
@@ -25,10 +25,10 @@ def announcement(
     workers: int,
     results: str,
 ) -> str:
-    """What will be trained and how long it will take; or, if nothing will, where the records are from.
+    """The runs to train and their estimated time or, if all have records, the origin of the records.
 
     Args:
-        expected: run_id -> seconds, None where no record of this machine tells.
+        expected: run_id -> estimated seconds, or None if no record of this machine allows an estimate.
     """
     if not todo:
         return f"profile {profile}: nothing to train, all {len(runs)} runs are in {results} already" + origin(now)
@@ -44,10 +44,10 @@ def announcement(
 
 
 def about_own(tasks: Iterable[str], untuned: bool) -> list[str]:
-    """The rows of tasks of one's own, those that dev shares with train, and where their rates are from; a line each.
+    """Lines about user-defined tasks: rows per split, rows shared with train, the majority label, and untuned rates.
 
     Args:
-        untuned: Whether a run takes a learning rate that was not chosen for its task.
+        untuned: Whether any run takes a learning rate that was not chosen for its task.
     """
     lines = []
     for task in (TASKS[name] for name in tasks if TASKS[name].own is not None):
@@ -64,7 +64,7 @@ def about_own(tasks: Iterable[str], untuned: bool) -> list[str]:
 
 
 def estimate(todo: Sequence[PlannedRun], expected: dict[str, float | None], workers: int) -> str:
-    """How long the runs will take together, in words."""
+    """The estimated time of all runs together, in words."""
     known = [value for value in expected.values() if value is not None]
     if not known:
         return f"unknown until the first run has ended; {compute_bound(todo)}"
@@ -73,14 +73,14 @@ def estimate(todo: Sequence[PlannedRun], expected: dict[str, float | None], work
 
 
 def one_of_each(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-    """One run for each encoder and choice of kernels and precision."""
+    """One run per combination of encoder, kernels and precision."""
     keys = ("train.kernels=", "train.precision=")
     found = {(run.model, *(o for o in run.overrides if o.startswith(keys))): run for run in runs}
     return list(found.values())
 
 
 def means(configs: Sequence[RunConfig]) -> str:
-    """The kernels and the precision that these runs compute with, and where copies of them go; a line each."""
+    """One line each for the runs' kernels, their precision, and the destination of their W&B copies, if any."""
     kernels = dict.fromkeys(map(kernels_of, configs))
     precisions = dict.fromkeys(map(precision_of, configs))
     lines = [f"  kernels: {'; '.join(kernels)}", f"  precision: {'; '.join(precisions)}"]
@@ -92,20 +92,20 @@ def means(configs: Sequence[RunConfig]) -> str:
 
 
 def kernels_of(config: RunConfig) -> str:
-    """The kernels of a run, and the reason where `train.kernels=auto` would choose them."""
+    """A run's kernels, with the reason if `train.kernels=auto` would choose them."""
     kernels, why = choose_kernels(config.model, config.runtime.device)
     return f"{kernels} ({why})" if config.train.kernels == kernels else config.train.kernels
 
 
 def precision_of(config: RunConfig) -> str:
-    """The precision of a run, and what is known here of the faster one; nothing is measured for it."""
+    """A run's precision, with the reason for what `auto` would choose. Only existing measurements are used."""
     asked, runtime = config.train, config.runtime
     found = choose_precision(config.model, asked.kernels, runtime.device, runtime.results, measure=False)
     return f"{asked.precision} ({found[1]})" if found is not None else asked.precision
 
 
 def origin(now: State) -> str:
-    """When, where and on what the records were made."""
+    """Dates, devices, encoders and data sources of the records, and how many of them failed; "" without records."""
     records = [*now.ok.values(), *now.failed.values()]
     if not records:
         return ""

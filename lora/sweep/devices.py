@@ -1,4 +1,4 @@
-"""What this machine's processors allow a sweep: the precisions that they have, and runs at once on one GPU."""
+"""Limits that this machine's processors set for a sweep: supported precisions, and concurrent runs on one GPU."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,18 +11,18 @@ from lora.records.machine import BF16_FLAGS, cpu_flags
 from lora.sweep.announce import one_of_each
 from lora.sweep.expand import PlannedRun
 
-PARAMETER_BYTES = 16  # weight, gradient and AdamW's two moments in float32, as if all of them trained
-PROCESS_BYTES = 2**30  # ours: of CUDA's context, the libraries' kernels, and what the allocator keeps free
-SHARE = 0.9  # ours: of the GPU's memory that is handed out
+PARAMETER_BYTES = 16  # weight, gradient and AdamW's two moments in float32, as if every parameter were trained
+PROCESS_BYTES = 2**30  # ours: CUDA's context, the libraries' kernels, and the allocator's free blocks
+SHARE = 0.9  # ours: share of the GPU's memory that runs may fill
 
 
 def local_workers(todo: Sequence[PlannedRun], workers: int, stated: bool) -> int:
-    """How many runs this machine trains at a time.
+    """The number of runs that this machine trains at a time.
 
     Args:
         workers: `launcher.workers`.
-        stated: On the command line, which wins.
-    Raises: UserError: If a run's precision is not one that its processor has.
+        stated: Whether the command line sets `workers`; if so, it is returned unchanged.
+    Raises: UserError: If a run's processor does not support its precision.
     """
     configs = [compose_run(run.overrides) for run in (todo if has_gpu() else one_of_each(todo))]
     check_precisions(configs)
@@ -34,22 +34,22 @@ def on_gpu(config: RunConfig) -> bool:
 
 
 def check_precisions(configs: Iterable[RunConfig]) -> None:
-    """Refuse before the first run what every run would fail with.
+    """Check, before the first run starts, that every run's processor supports its precision.
 
-    Raises: UserError: If a run asks for bf16 and the processor that it takes has none.
+    Raises: UserError: If a run requests bf16 and its processor lacks it.
     """
     for gpu in {on_gpu(config) for config in configs if config.train.precision == "bf16"}:
         if not (gpu_has_bf16() if gpu else cpu_flags() & BF16_FLAGS):
-            from lora.training.device import check_precision  # torch knows for sure, but loading it takes seconds
+            from lora.training.device import check_precision  # torch's answer is final, but loading it takes seconds
 
             check_precision("bf16", gpu)
 
 
 def runs_at_once(configs: Iterable[RunConfig], workers: int) -> int:
-    """How many of these runs to train at a time: as many as there are workers, and as fit into the memory of a GPU.
+    """The number of runs to train at a time: `workers`, or fewer if a GPU's memory does not hold as many.
 
     Args:
-        workers: As many as the cores allow.
+        workers: The number that the cores allow.
     """
     needs = [run_bytes(config) for config in configs if on_gpu(config)]
     if not needs:
@@ -61,12 +61,12 @@ def runs_at_once(configs: Iterable[RunConfig], workers: int) -> int:
 
 
 def run_bytes(config: RunConfig) -> float | None:
-    """At most what a run takes of a GPU's memory: all parameters as if they trained, and all activations kept.
+    """Upper bound of a run's GPU memory in bytes, as if it trained all parameters and kept all activations.
 
     Source: Korthikanti et al. 2022, arXiv:2205.05198, section 4.1: a layer keeps s b h (34 + 5 a s / h) bytes in 16
-        bits; here twice as many, for float32.
+        bits. The bound doubles this for float32.
 
-    Returns: None if the encoder's sizes are not known.
+    Returns: None if the encoder's sizes are unknown.
     """
     sizes = SIZES.get(config.model.name) if config.model.source == "hub" else read_settings(config.model)
     parameters = parameter_count(sizes or {})
@@ -79,7 +79,7 @@ def run_bytes(config: RunConfig) -> float | None:
 
 
 def parameter_count(sizes: Mapping[str, Any]) -> int | None:
-    """Of embeddings and matrices; biases and LayerNorms are left out. None if a size is not stated."""
+    """Number of parameters in embeddings and matrices, excluding biases and LayerNorms. None if a size is missing."""
     try:
         width, ffn, layers = (sizes[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
         return (sizes["vocab_size"] + sizes["max_position_embeddings"]) * width + layers * (

@@ -1,4 +1,4 @@
-"""`python -m lora KEY=VALUE ...`: one run, or with `-m` a sweep over the runs of a profile."""
+"""`python -m lora KEY=VALUE ...`: train one run or, with `-m`, a sweep over the runs of a profile."""
 
 import os
 import sys
@@ -34,7 +34,7 @@ class Ended:
     """A single run that has a record.
 
     Args:
-        was_done: The record existed before.
+        was_done: Whether the record existed before.
     """
 
     config: RunConfig
@@ -43,7 +43,7 @@ class Ended:
 
 
 def summary(end: Ended) -> str:
-    """What came of a single run, and where its files lie."""
+    """The outcome of a single run, and the paths of its files."""
     record, runtime = end.record, end.config.runtime
     when = f"{record.started_at[:16].replace('T', ' ')} UTC"
     if record.status == "failed":
@@ -67,7 +67,7 @@ def summary(end: Ended) -> str:
 
 
 def say(line: str, stream: TextIO) -> None:
-    """Print once for all processes of a run."""
+    """Print a line from the run's main process only."""
     if is_main_process():
         print(line, file=stream)
 
@@ -82,7 +82,7 @@ def refuse_experiment(overrides: Sequence[str]) -> None:
 
 
 def leave_group() -> None:
-    """Tell the other processes of a run that this one ends; without it, torch warns of a leak."""
+    """Destroy the process group of a distributed run; otherwise torch warns of a leak."""
     if processes() > 1:
         from torch import distributed
 
@@ -93,7 +93,7 @@ def leave_group() -> None:
 def single_run(overrides: Sequence[str]) -> Ended | Exception:
     """Train one run, unless it is done.
 
-    Returns: An error that ends it, since Hydra would print it in its own way.
+    Returns: The outcome, or the error that ended the run: Hydra would format a raised error in its own way.
     """
     try:
         refuse_experiment(overrides)
@@ -112,15 +112,15 @@ def single_run(overrides: Sequence[str]) -> Ended | Exception:
 
 def main(arguments: Sequence[str]) -> None:
     """Exit codes: 0 done, 1 runs failed or are missing, 2 a mistake in the command, 130 interrupted."""
-    sys.argv[1:] = arguments  # Hydra reads them there
+    sys.argv[1:] = arguments  # where Hydra reads them
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach the handlers below instead of Hydra's printer
     ended: list[Ended | Exception] = []
 
     @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
     def application(config: DictConfig) -> dict[str, str] | None:
-        del config  # composed once more from its overrides, with the run that it starts from
-        register_resolvers()  # a worker of another machine has not gone through `main`
+        del config  # composed again from its overrides, together with its parent run
+        register_resolvers()  # a worker on another machine has not executed `main`
         job = HydraConfig.get()
         os.chdir(job.runtime.cwd)  # folders are relative to where the sweep was launched
         listen()
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str]) -> None:
 
     try:
         check_processes()
-    except UserError as error:  # in whichever process this is: which one is the main process is not known
+    except UserError as error:  # every process prints it: without valid settings, the main process is unknown
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     try:

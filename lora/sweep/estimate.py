@@ -1,4 +1,4 @@
-"""How long runs take: from records that were made on this machine, else a bound from their number of operations."""
+"""Estimates of training time: from records of this machine, otherwise a bound from the number of operations."""
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
@@ -17,13 +17,13 @@ SUSTAINED_FLOPS = 100e12  # about a third of an A100's bf16 peak
 
 
 def records_of_this_machine(config: DictConfig) -> list[RunRecord]:
-    """The records that tell how long a run takes here.
+    """The successful records from which a run's time can be estimated.
 
-    The committed ones below results/reference/ are of other machines. Of the user's own, those count that were made on
-    the kind of processor that the runs will have; all of them for launchers whose workers are other machines.
+    The reference, below results/reference/, is excluded: other machines made it. With the local launcher, the user's
+    records count if made on the kind of processor that the runs will use. With other launchers, all of them count.
 
     Args:
-        config: With `runtime.results`, `runtime.device` and `launcher.name`.
+        config: Contains `runtime.results`, `runtime.device` and `launcher.name`.
     """
     own = {path.parent.resolve() for path in RESULTS.glob("*/runs")} | {Path(config.runtime.results).resolve()}
     records = [record for folder in sorted(own) for record in load_records(folder)[0] if record.status == "ok"]
@@ -35,9 +35,9 @@ def records_of_this_machine(config: DictConfig) -> list[RunRecord]:
 
 
 def made_on(record: RunRecord, gpu: bool, cpu: str) -> bool:
-    """Whether a record was made on this machine's kind of CPU, or on a GPU.
+    """Whether a record was made on a GPU or, with `gpu` false, on this machine's kind of CPU.
 
-    A record names a GPU by its product, a CPU by its architecture and vector instructions.
+    A record names a GPU by its product name, and a CPU by its architecture and vector instructions.
 
     Args:
         cpu: `recorded_cpu` of this machine.
@@ -47,10 +47,10 @@ def made_on(record: RunRecord, gpu: bool, cpu: str) -> bool:
 
 
 def estimator(known: Iterable[RunRecord]) -> Callable[[PlannedRun], float | None]:
-    """How long a run should take, from records of the same model: same method and task first, then less alike.
+    """A function that estimates a run's time from records of the same model.
 
-    Returns: A function to the median of seconds per train example of the most similar records, times the run's
-        examples; None when the model was never trained.
+    Returns: Run -> the median seconds per train example of the most similar records (same task and method, else same
+        method, same task, or neither), times the run's examples. None without a record of the model.
     """
     rates: dict[str, dict[tuple[str, str], list[float]]] = {}
     for record in known:
@@ -81,11 +81,11 @@ def estimator(known: Iterable[RunRecord]) -> Callable[[PlannedRun], float | None
 
 
 def compute_seconds(run: PlannedRun) -> float | None:
-    """Upper bound of a run's time where nothing was measured: 6 operations per parameter and token, padding included.
+    """Upper bound of a run's seconds without records: 6 operations per parameter and token, padding included.
 
-    Source: the paper's Table 2 for the sizes; forward 2 and backward 4 for the factor (LoRA needs about 4 of the 6).
+    Source: the paper's Table 2 for the sizes. The factor is 2 for forward and 4 for backward; LoRA needs about 4 of 6.
 
-    Returns: None if the encoder's size is not known.
+    Returns: None if the encoder's size is unknown.
     """
     if run.model not in PARAMETERS:
         return None
@@ -93,7 +93,7 @@ def compute_seconds(run: PlannedRun) -> float | None:
 
 
 def compute_bound(todo: Sequence[PlannedRun]) -> str:
-    """`compute_seconds` of all runs, per model; their train examples where a model's size is not known."""
+    """The sum of `compute_seconds` per model, in words. If a model's size is unknown, the number of train examples."""
     if any(run.model not in PARAMETERS for run in todo) or not todo:
         return f"{sum(run.examples for run in todo):,} training examples"
     days = {

@@ -1,4 +1,4 @@
-"""From the grids of experiments, narrowed by overrides, to the runs that they are, each with what composes it."""
+"""Expand the grids of experiments, narrowed by overrides, into runs, each with the overrides that compose it."""
 
 import contextlib
 import hashlib
@@ -32,7 +32,7 @@ from lora.sweep.grids import (
     split_override,
 )
 
-# What the runs of a command follow from, besides conf/.
+# The code that, together with conf/, determines the runs of a command.
 CODE_OF_RUNS = (
     *("*.py", "config/*.py", "data/tasks.py", "data/definition.py", "data/own_*.py", "data/table_files.py"),
     *("methods/configs.py", "records/machine.py"),
@@ -45,14 +45,14 @@ class PlannedRun:
     """One run that an experiment expects.
 
     Args:
-        overrides: What composes it from conf/.
-        experiments: All that expect it; a run shared by several is trained once.
+        overrides: The overrides that compose it from conf/.
+        experiments: All experiments that expect it. A run shared by several is trained once.
         parent: The run_id of the MNLI run that it starts from, which is in the same sweep.
-        train_rows: Size of the subset of the train split; None takes all of it.
-        given, usual: What sets it apart from other runs of its method (`lora.config.variants.Variant`).
-        untuned: Whether its learning rate was not chosen for its task (`lora.config.compose.is_untuned`).
-        examples: Number of train examples that it will see; a measure of its length.
-        tokens: Upper bound of the same in tokens: every example padded to its maximum length.
+        train_rows: Size of the subset of the train split; None means the whole split.
+        given, usual: The settings that distinguish it from other runs of its method (`lora.config.variants.Variant`).
+        untuned: Whether its learning rate was not chosen for its user-defined task (`lora.config.compose.is_untuned`).
+        examples: Number of train examples over all epochs, a measure of its length.
+        tokens: Upper bound of the same in tokens, as if every example were padded to the maximum length.
     """
 
     run_id: str
@@ -82,13 +82,13 @@ def read_profile(profile: str) -> dict[str, Any]:
 
 
 def results_of(profile: str, overrides: Sequence[str]) -> str:
-    """The folder of results that overrides name, else the profile's."""
+    """The results folder that the overrides name, otherwise the profile's."""
     given = [override for override in overrides if override.startswith("runtime.results=")]
     return str(OverridesParser.create().parse_override(given[-1]).value()) if given else f"results/{profile}"
 
 
 def selected(profile: str, experiment: str, overrides: Sequence[str]) -> list[PlannedRun]:
-    """The runs of an experiment that the overrides select; none if they name a value that its grid does not have."""
+    """The runs of an experiment that the overrides select. Empty if they name a value that its grid lacks."""
     given = dict(map(split_override, overrides))
     blocks, new = apply_overrides({experiment: grid(profile, experiment)}, given)
     return _cached(profile, overrides, [experiment], False) if blocks[experiment] and not new else []
@@ -97,17 +97,17 @@ def selected(profile: str, experiment: str, overrides: Sequence[str]) -> list[Pl
 def expand(
     profile: str, overrides: Sequence[str] = (), experiments: Sequence[str] | None = None, adhoc: bool = False
 ) -> list[PlannedRun]:
-    """All runs of a profile, in the order in which they should run, each once.
+    """All runs of a profile, each once, in the order in which to train them.
 
     Args:
-        overrides: Hydra overrides, each with one value or several (`seed=1,2`). They narrow the grids of the
-            experiments (`lora.sweep.grids.apply_overrides`).
-        experiments: Only these, whose values may be replaced; None means the profile's own list.
-        adhoc: The overrides alone are the grid; no experiment is expanded.
-    Raises: UserError: If something named does not exist, no run is left, or any run is invalid; all invalid runs are
-        listed.
+        overrides: Hydra overrides with one or several values (`seed=1,2`). They narrow the grids of the experiments
+            (`lora.sweep.grids.apply_overrides`).
+        experiments: Expand only these, and allow overrides to replace their values. None means the profile's own list.
+        adhoc: Whether the overrides alone are the grid, without any experiment.
+    Raises: UserError: If a named profile, experiment or option does not exist, no run is left, or a run is invalid.
+        All invalid runs are listed.
     """
-    read_profile(profile)  # raises if it does not exist
+    read_profile(profile)  # raises if the profile does not exist
     runs = _cached(profile, overrides, experiments, adhoc)
     if not runs:
         raise UserError(
@@ -118,21 +118,21 @@ def expand(
 
 
 def _cached(profile: str, overrides: Sequence[str], experiments: Sequence[str] | None, adhoc: bool) -> list[PlannedRun]:
-    """`_expand`, read back from outputs/cache/ where the same was asked before."""
-    tasks = [(task.name, task.official_rows) for task in own_tasks(overrides)]  # read here, so that TASKS has them
+    """The result of `_expand`, read from outputs/cache/ if the same request was made before."""
+    tasks = [(task.name, task.official_rows) for task in own_tasks(overrides)]  # reading them adds them to TASKS
     request = (profile, overrides, experiments, adhoc, local_encoders(overrides), tasks)
     try:
         return [PlannedRun(**_with_tuples(entry)) for entry in json.loads(_cache(*request).read_bytes())]
     except (OSError, ValueError, TypeError):
         runs = _expand(profile, overrides, experiments, adhoc)
-        with contextlib.suppress(UserError):  # a clone that cannot be written: it is expanded again each time
-            # the file is named once more, since the precision may just have been measured
+        with contextlib.suppress(UserError):  # in a read-only clone, every call expands again
+            # the path is computed again, since the expansion may have measured the precision
             write_atomically(_cache(*request), json.dumps([asdict(run) for run in runs]).encode())
         return runs
 
 
 def _cache(profile: str, overrides: Sequence[str], *request: Any) -> Path:
-    """The file that keeps the runs of a request on this machine."""
+    """The file that caches the runs of a request on this machine."""
     results = results_of(profile, overrides)
     machine = (has_gpu(), has_gpu() and gpu_has_bf16(), machine_precisions(results))
     key = _cache_key(profile, overrides, *request, machine, rates_state(rates_setting(overrides, results)))
@@ -144,10 +144,11 @@ def _expand(profile: str, overrides: Sequence[str], experiments: Sequence[str] |
 
 
 def expand_blocks(profile: str, blocks: Mapping[str, Sequence[Block]]) -> list[PlannedRun]:
-    """All runs of these blocks, as `expand`.
+    """All runs of these blocks, each once, in the order of `expand`.
 
     Args:
         blocks: Experiment -> its blocks.
+    Raises: UserError: If a run is invalid; all invalid runs are listed.
     """
     found: dict[str, PlannedRun] = {}
     problems: list[str] = []
@@ -184,7 +185,7 @@ def _blocks(
     given = dict(map(split_override, overrides))
     if adhoc:
         return {"adhoc": [Block(given)]}
-    if experiments is not None:  # each by itself: a value that another experiment has replaces here too
+    if experiments is not None:  # separately: a value that only another's grid has replaces values too
         return {name: apply_overrides({name: grid(profile, name)}, given)[0][name] for name in experiments}
     names = read_profile(profile)["experiments"]
     blocks, new = apply_overrides({name: grid(profile, name) for name in names}, given)
@@ -193,20 +194,20 @@ def _blocks(
 
 
 def _holds(config: RunConfig, overrides: tuple[str, ...], held: Values) -> bool:
-    """Whether a run has these settings already, one of the values of each: to set them would give the same run."""
+    """Whether a run already has one of the values of each setting: setting them gives the same run_id."""
     for values in itertools.product(*held.values()):
         settings = [f"{key}={value}" for key, value in zip(held, values, strict=True)]
         try:
             if compose_run([*overrides, *settings]).run_id == config.run_id:
                 return True
-        except UserError:  # a setting that this run does not have, or a value that it cannot have
+        except UserError:  # the setting does not exist for this run, or the value is invalid for it
             continue
     return False
 
 
 def _planned(config: RunConfig, overrides: tuple[str, ...], experiments: tuple[str, ...], apart: Variant) -> PlannedRun:
     rows = config.data.train_rows or TASKS[config.task].official_rows["train"]
-    # a worker may be another machine than the launcher, and the file of rates may change before it starts
+    # a worker may be on another machine than the launcher, and the rates file may change before it starts
     pins = (
         pinned_rates(rates_setting(overrides, config.runtime.results), overrides, config),
         f"train.precision={config.train.precision}",
@@ -236,15 +237,15 @@ def _planned(config: RunConfig, overrides: tuple[str, ...], experiments: tuple[s
 
 
 def base_run(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """The run that conf/ makes of the same groups, task and seed; the run itself where it makes none."""
+    """The run that conf/ defines for the same groups, task and seed, or the run itself if conf/ defines none."""
     kept = (
         *("profile=", "model=", "model.path=", "method=", "protocol=", "data.source=", "runtime.device="),
-        *("runtime.results=", "rates="),  # whose runs keep their precision, and rates
+        *("runtime.results=", "rates="),  # a results folder keeps the precision of its runs, and their rates
     )
     chosen = [override for override in overrides if override.startswith(kept)]
     try:
         return compose_run([*chosen, f"task={config.task}", f"seed={config.seed}"], config.train.precision)
-    except UserError:  # the protocol has no row for it, so that every setting was given
+    except UserError:  # the protocol has no row for this run; the overrides state every setting
         return config
 
 

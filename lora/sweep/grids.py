@@ -1,4 +1,4 @@
-"""The grids of the experiments, and what the overrides of a command make of them."""
+"""The grids of the experiments, and the rules by which a command's overrides change them."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from lora.config.options import CONF, describe_group
 from lora.errors import UserError
 
-Values = dict[str, list[str]]  # key -> its values, as the command line writes them
+Values = dict[str, list[str]]  # key -> its values in command-line syntax
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Block:
     """A product of settings.
 
     Args:
-        axes: Key -> values; the runs are all combinations.
-        held: Key -> values that a run must have already, one of them per key. Nothing is set by it.
+        axes: Key -> values. The runs are all combinations.
+        held: Key -> accepted values. A run is kept only if it already has one of them for each key; nothing is set.
     """
 
     axes: Values
@@ -30,12 +30,12 @@ class Block:
 
 @dataclass(frozen=True)
 class Replacement:
-    """Values of an override that no grid has.
+    """An override with values that no grid has.
 
     Args:
-        new: These values.
-        kept: The override's other values, which a grid has; the new ones join them.
-        existing: All values that the grids have; without `kept`, the new ones replace them.
+        new: The values that no grid has.
+        kept: The override's other values, which a grid has. The new ones are added to them.
+        existing: All values in the grids. Without `kept`, the new ones replace them.
     """
 
     key: str
@@ -54,7 +54,7 @@ class Replacement:
 
 
 def grid(profile: str, experiment: str) -> list[Values]:
-    """The blocks of an experiment for a profile: each a product of overrides.
+    """The blocks of an experiment for a profile. Each is a product of overrides.
 
     Raises: UserError: If the experiment does not exist or has no grid for the profile.
     """
@@ -77,17 +77,17 @@ def grid(profile: str, experiment: str) -> list[Values]:
 def apply_overrides(
     grids: Mapping[str, Sequence[Values]], given: Values
 ) -> tuple[dict[str, list[Block]], list[Replacement]]:
-    """Narrow the grids of experiments to what was asked for.
+    """Narrow the grids of experiments to the requested values.
 
-    A value that a grid has selects it: blocks without that value drop out, and of a block that does not vary the key
-    those runs stay that have the value anyway. A value that no grid has replaces the values of the blocks that vary the
-    key. A key that no block varies is set in all of them.
+    A value that a grid has is selected. Blocks that vary the key without that value drop out. Blocks that do not vary
+    the key keep the runs that have the value anyway. A value that no grid has replaces the values of the blocks that
+    vary the key. A key that no block varies is set in all blocks.
 
     Args:
         grids: Experiment -> its blocks (`grid`).
         given: The overrides.
-    Returns: Experiment -> its blocks that are left; and what was replaced, which only an experiment that is named on
-        the command line should permit (`refuse_unknown`).
+    Returns: Experiment -> its remaining blocks, and the replacements. Replacements should be allowed only for
+        experiments that the command line names (`refuse_unknown`).
     """
     blocks = {name: [Block(dict(axes)) for axes in several] for name, several in grids.items()}
     replacements = []
@@ -109,24 +109,24 @@ def apply_overrides(
 
 
 def values_of(key: str, blocks: Sequence[Values]) -> list[str]:
-    """All values that blocks have of a key, each once."""
+    """All values of a key in the blocks, each once."""
     return list(dict.fromkeys(value for axes in blocks for value in axes.get(key, ())))
 
 
 def _narrowed(block: Block, key: str, values: list[str], new: list[str]) -> Block | None:
-    """A block with the given values of a key that some block varies. None if it has none of them."""
+    """A block narrowed to the given values of a key that some block varies. None if it has none of them."""
     if key not in block.axes:
         return Block(block.axes, {**block.held, key: values})
     own = [mine for mine in block.axes[key] if any(same_value(key, mine, value) for value in values)]
     if not own and len(new) < len(values):
-        return None  # other blocks have them
+        return None  # other blocks have the values
     return Block({**block.axes, key: [*own, *new]}, block.held)
 
 
 def refuse_unknown(profile: str, replacements: Sequence[Replacement]) -> None:
-    """
-    Raises: UserError: If an override has a value that no grid of the profile has, while no experiment is named whose
-        values it could replace.
+    """Refuse replacements in a command that names no experiment.
+
+    Raises: UserError: If there are any: an override has a value that no grid of the profile has.
     """
     if not replacements:
         return
@@ -148,7 +148,7 @@ def refuse_unknown(profile: str, replacements: Sequence[Replacement]) -> None:
 
 @functools.lru_cache(maxsize=4096)
 def same_value(key: str, one: str, other: str) -> bool:
-    """Whether Hydra reads two texts as the same value of a key, such as 1e-3 and 0.001."""
+    """Whether Hydra parses two texts, such as 1e-3 and 0.001, to the same value of a key."""
     if one == other:
         return True
     parser = OverridesParser.create()
@@ -156,7 +156,7 @@ def same_value(key: str, one: str, other: str) -> bool:
 
 
 def split_override(override: str) -> tuple[str, list[str]]:
-    """`key=a,b` as its key and values; commas inside brackets do not split.
+    """Split `key=a,b` into its key and values. Commas inside brackets do not split.
 
     Raises: UserError: If there is no `=`.
     """
@@ -173,7 +173,7 @@ def split_override(override: str) -> tuple[str, list[str]]:
 
 
 def _override_value(value: Any) -> str:
-    """A YAML value as Hydra's command line writes it."""
+    """A YAML value in Hydra's command-line syntax."""
     if isinstance(value, list):
         return f"[{','.join(map(_override_value, value))}]"
     if isinstance(value, Mapping):

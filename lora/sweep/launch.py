@@ -1,4 +1,4 @@
-"""Launch a sweep: announce and check what is missing, hand it to Hydra's launcher, and see what came of it."""
+"""Launch a sweep: announce and check the missing runs, pass them to Hydra's launcher, and collect the outcomes."""
 
 import functools
 import multiprocessing
@@ -31,8 +31,8 @@ from lora.sweep.worker import packed
 from lora.training import signals
 from lora.training.processes import processes
 
-LAUNCHES = 3  # tries of a run whose worker is killed or leaves no record, within one command
-HELD_SECONDS = 2.0  # between two looks at runs that another sweep trains
+LAUNCHES = 3  # attempts per command at a run whose worker is killed or leaves no record
+HELD_SECONDS = 2.0  # between two checks of runs that another sweep trains
 
 
 class UnfinishedError(Exception):
@@ -41,13 +41,13 @@ class UnfinishedError(Exception):
 
 @dataclass(frozen=True)
 class Sweep:
-    """What one command was asked for.
+    """The request of one command.
 
     Args:
         todo: The run_ids to train, some of which may have failed before.
-        before: The failed records that existed when it started.
-        expected: Seconds per run, None where nothing is known.
-        adapters: Runs are asked for their adapters too (`runtime.save_adapter`).
+        before: The failed records that existed when the command started.
+        expected: run_id -> estimated seconds, or None if unknown.
+        adapters: Whether every run must have its adapter too (`runtime.save_adapter`).
     """
 
     runs: list[PlannedRun]
@@ -61,9 +61,9 @@ class Sweep:
 
 
 def launch_sweep(launcher: Launcher, config: DictConfig, arguments: Sequence[str]) -> State:
-    """Train the missing ones of the runs that the arguments ask for (`lora.sweep.request.requested`).
+    """Train the missing runs among those that the arguments request (`lora.sweep.request.requested`).
 
-    Raises: As `launch_runs`. UnfinishedError: At the end, if runs failed or are missing.
+    Raises: UserError: As in `launch_runs`. UnfinishedError: At the end, if runs failed or are missing.
     """
     notes = [f"note:    {replacement}" for replacement in replacements(config.profile.name, arguments)]
     if default := default_of(config.profile.name, arguments):
@@ -82,11 +82,11 @@ def launch_runs(
     """Announce runs and train the missing ones.
 
     Args:
-        config: Composed of the command's arguments.
+        config: Composed from the command's arguments.
         notes: Lines for the end of the announcement.
     Returns: The state at the end, and run_id -> why a run has no record.
-    Raises: UserError: Before anything runs, if its rows or weights are not available, the launcher is not, or a folder
-        cannot be written.
+    Raises: UserError: Before any run starts, if rows, weights or the launcher are unavailable, rows or weights differ
+        from those of a record, a processor lacks a run's precision, or a folder cannot be written.
     """
     if processes() > 1:
         raise UserError(
@@ -122,7 +122,7 @@ def launch_runs(
 
 
 def run_waves(launcher: Launcher, settings: DictConfig, sweep: Sweep, now: State) -> tuple[State, dict[str, str]]:
-    """Launch all runs that can start, until none is left that may still be tried.
+    """Launch all runs that can start, until no run has attempts left or a job is cancelled.
 
     Returns: The state at the end, and run_id -> why a run has no record.
     """
@@ -130,7 +130,7 @@ def run_waves(launcher: Launcher, settings: DictConfig, sweep: Sweep, now: State
     locks, told = Locks(sweep.outputs), False
     while wave := next_wave(still_to_run(sweep, now, tries), now):
         free = [run for run in wave if not locks.held(run.run_id)]
-        if not free:  # all that could run is being trained by another sweep, which may be stopped at any time
+        if not free:  # another sweep, which may be stopped at any time, trains all runs that could start
             if not told:
                 count = f"{len(wave)} run{'s' if len(wave) > 1 else ''}"
                 print(f"waiting for {count} that another sweep trains", file=sys.stderr, flush=True)
@@ -140,7 +140,7 @@ def run_waves(launcher: Launcher, settings: DictConfig, sweep: Sweep, now: State
             continue
         free.sort(
             key=lambda run: -(sweep.expected.get(run.run_id) or run.examples)
-        )  # so that no long run is left for the end
+        )  # longest first, so that no long run starts last
         if settings.name == "local":
             free = last_tries_alone(free, tries)
         outcomes, cancelled = launch_once(launcher, settings, sweep, free, len(now.ok))
@@ -150,27 +150,27 @@ def run_waves(launcher: Launcher, settings: DictConfig, sweep: Sweep, now: State
         killed = {run_id: "its worker was killed" for run_id in left if locks.left_behind(run_id)}
         told_of = {run_id: outcomes[run_id] for run_id in left & set(outcomes)}
         reasons |= killed | told_of
-        if cancelled:  # somebody wants less to run: killed runs wait for the next command
+        if cancelled:  # somebody is stopping jobs: killed runs wait for the next command
             reasons |= dict.fromkeys(left - (set(killed) - cancelled), "its job was cancelled")
             break
         held = any(locks.held(run_id) for run_id in left)
-        for run_id in {**killed, **told_of} or ({} if left < ids or held else ids):  # else it might loop for ever
+        for run_id in {**killed, **told_of} or ({} if left < ids or held else ids):  # prevents an endless loop
             tries[run_id] += 1
     return now, reasons
 
 
 def last_tries_alone(runs: list[PlannedRun], tries: Mapping[str, int]) -> list[PlannedRun]:
-    """What to launch now: runs on their last try wait for the others, and then run one at a time.
+    """The runs to launch now. Runs on their last attempt wait for the others, then run one at a time.
 
-    A killed worker takes the whole pool of processes down, and each run in it loses a try. A run that is alone in the
-    pool loses a try only if its own worker is killed.
+    A killed worker takes down the whole process pool, which costs every run in the pool an attempt. A run that is alone
+    in the pool loses an attempt only if its own worker is killed.
     """
     early = [run for run in runs if tries[run.run_id] < LAUNCHES - 1]
     return early or runs[:1]
 
 
 def still_to_run(sweep: Sweep, now: State, tries: Mapping[str, int]) -> list[PlannedRun]:
-    """The runs that still lack what the command asks for: a record, an adapter, weights that other runs start from."""
+    """The runs with attempts left that lack a record, a requested adapter, or weights that other runs start from."""
     old = {run_id for run_id, record in now.failed.items() if sweep.before.get(run_id) == record}
     wanted = ({run.run_id for run in now.missing} | old) & sweep.todo
     wanted |= {run.run_id for run in to_run(sweep.runs, now, False, sweep.outputs, sweep.adapters)} & sweep.todo
@@ -180,35 +180,35 @@ def still_to_run(sweep: Sweep, now: State, tries: Mapping[str, int]) -> list[Pla
 def launch_once(
     launcher: Launcher, settings: DictConfig, sweep: Sweep, runs: Sequence[PlannedRun], done: int
 ) -> tuple[dict[str, str], set[str]]:
-    """One call of Hydra's launcher.
+    """Call Hydra's launcher once.
 
-    Returns: run_id -> why a worker left a run without a new record; and the runs whose jobs were cancelled.
-    Raises: KeyboardInterrupt: After saying what still runs.
+    Returns: run_id -> why a worker left a run without a new record, and the runs whose jobs were cancelled.
+    Raises: KeyboardInterrupt: After printing which runs are still training.
     """
     ids = [run.run_id for run in runs]
     grouped = [(*run.overrides, f"runtime.group={run.experiments[0]}") for run in runs]
     size = int(settings.cells_per_job)
     jobs, started = packed(grouped, size), time.time()
     locks = Locks(sweep.outputs)
-    workers: Callable[[], list[int]] = list  # none: jobs of a queue run on
+    workers: Callable[[], list[int]] = list  # no processes of ours: queued jobs keep running
     training: Callable[[], list[int]] = list
     if settings.name == "local":
         workers, training = worker_processes, functools.partial(locks.children, ids)
         ours = {"n_jobs": sweep.workers, "initializer": signals.begin_worker, "initargs": (os.getpid(),)}
-        launcher.joblib |= ours  # type: ignore[attr-defined]  # what the plugin hands to joblib.Parallel
-    # Replaced when it grows; no job is lost.
+        launcher.joblib |= ours  # type: ignore[attr-defined]  # passed on to joblib.Parallel by the plugin
+    # joblib replaces a worker whose memory grows, without losing a job.
     warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
     with Watch(runs, done, sweep.expected, sweep.workers, sweep.results, sweep.outputs):
         try:
             say = functools.partial(say_what_runs, settings, locks, ids)
             with signals.passed_on(workers, training, say), watched_queue(settings):
                 returns = launcher.launch(jobs, initial_job_idx=0)
-        except Exception as error:  # the launcher's own: a worker was killed, a queue refused
+        except Exception as error:  # from the launcher: a worker was killed, or the queue refused a job
             print(f"the launcher stopped early: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
             wait_for_queue(settings)
             ended = ended_jobs(settings, started)
             places = {place for place, how in ended.items() if how.startswith("CANCELLED")}
-            if isinstance(error, JobsGoneError):  # what never started was cancelled while it waited
+            if isinstance(error, JobsGoneError):  # jobs that never started were cancelled while they waited
                 places |= set(range(len(jobs))) - set(ended)
             cancelled = {run_id for place, run_id in enumerate(ids) if place // size in places}
             return {}, cancelled or (set(ids) if "CANCELLED" in str(error) else set())
@@ -217,7 +217,7 @@ def launch_once(
 
 
 def worker_processes() -> list[int]:
-    """The live processes that this one started, whether they train or not. Only a local pool has any."""
+    """Pids of this process's live children, training or not. Only the local launcher's pool has any."""
     return [child.pid for child in multiprocessing.active_children()]
 
 
@@ -233,7 +233,7 @@ def say_what_runs(settings: DictConfig, locks: Locks, ids: Sequence[str]) -> Non
 
 
 def next_wave(todo: Sequence[PlannedRun], now: State) -> list[PlannedRun]:
-    """The runs without a parent, and those whose parent is done and need not be trained again."""
+    """The runs that can start: those without a parent, and those whose parent is done and not in `todo`."""
     waiting = {run.run_id for run in todo}
     return [r for r in todo if r.parent is None or (r.parent in now.ok and r.parent not in waiting)]
 
@@ -251,10 +251,10 @@ def unfinished(now: State, reasons: Mapping[str, str]) -> list[str]:
 def to_run(
     runs: Sequence[PlannedRun], now: State, retry_failed: bool, outputs: str, adapters: bool
 ) -> list[PlannedRun]:
-    """Runs without a record, failed ones if asked, and finished ones whose weights are needed and missing.
+    """Runs without a record, failed ones if `retry_failed`, and finished ones whose required weights are missing.
 
     Args:
-        adapters: The weights of every run are asked for; else only those of the parents of runs to train.
+        adapters: Whether the weights of every run are required, or only those of the parents of runs to train.
     """
     wanted = {run.run_id for run in now.missing} | (set(now.failed) if retry_failed else set())
     parents = {run.parent for run in runs if run.run_id in wanted and run.parent}

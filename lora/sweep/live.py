@@ -1,4 +1,4 @@
-"""`python -m lora status PROFILE --watch`: the live view of what runs."""
+"""`python -m lora status PROFILE --watch`: a live view of the training runs."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -13,17 +13,17 @@ from lora.sweep.progress import shown
 from lora.sweep.status import Standing, headline, left, totals
 
 LOOK_SECONDS = 2.0
-IDLE_SECONDS = 15.0  # the workers of a sweep that has just started load their libraries for so long
-SHOWN = 10  # failed and interrupted runs with a line of their own
+IDLE_SECONDS = 15.0  # workers of a sweep that has just started may take this long to load their libraries
+SHOWN = 10  # at most this many failed, and as many interrupted, runs are listed
 
 Look = Callable[[], tuple[Sequence[Standing], Sequence[Standing]]]
 
 
 def watch(profile: str, look: Look, console: Console | None = None) -> None:
-    """Show where the runs stand until all have ended, nothing has run for `IDLE_SECONDS`, or Ctrl-C.
+    """Show the state of the runs until all have ended, nothing has run for `IDLE_SECONDS`, or Ctrl-C.
 
     Args:
-        look: The runs asked for, and others that are training (`lora.sweep.status.looker`).
+        look: Returns the requested runs, and others that are training (`lora.sweep.status.looker`).
     """
     busy = time.monotonic()
     with Live(console=console, auto_refresh=False) as live:
@@ -46,7 +46,7 @@ def is_unfinished(found: Sequence[Standing]) -> bool:
 
 
 def view(profile: str, found: Sequence[Standing], others: Sequence[Standing]) -> RenderableType:
-    """The whole screen: totals and a bar, what runs, what was interrupted, what failed."""
+    """The whole screen: totals, a progress bar, and the running, interrupted and failed runs."""
     sums = totals(found)
     running = [one for one in found if one.state == "running"]
     parts: list[RenderableType] = [

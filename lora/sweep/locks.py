@@ -1,6 +1,6 @@
-"""Locks, so that one worker at a time trains a run: files with an owner and a heartbeat on a shared file system.
+"""Locks that let one worker at a time train a run: files with an owner and a heartbeat on a shared file system.
 
-They need only `link` and `rename` of whole files, which are atomic on network file systems too. An owner on another
+They require only `link` and `rename` of whole files, which are atomic on network file systems too. An owner on another
 machine is alive while its heartbeat changes. The clocks of two machines are never compared.
 """
 
@@ -23,23 +23,23 @@ from lora.files import written_whole
 from lora.records.machine import parent_of, process_table, start_ticks
 
 HEARTBEAT_SECONDS = 5.0
-SILENT_SECONDS = 60.0  # without a heartbeat, an owner on another machine is taken for dead
+SILENT_SECONDS = 60.0  # an owner on another machine counts as dead after this time without a heartbeat
 
 
 class HeldError(Exception):
-    """Another worker trains the run."""
+    """Another worker is training the run."""
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lock.
+    """The holder of a lock.
 
     Args:
-        table: The process table that `pid` belongs to: boot and namespace, so that containers are told apart.
-        ticks: Start time of the process, by its kernel's clock: pids are used again.
-        job: Id of the batch system's job, which stays the same when the job is put back into the queue.
-        token: Name of this one acquisition.
-        restarts: How often that job was put back into the queue before; None outside of a job.
+        table: The process table that `pid` belongs to: boot and namespace, which distinguishes containers.
+        ticks: Start time of the process in ticks of its kernel's clock, since pids are reused.
+        job: Id of the batch system's job, which stays the same when the job is requeued.
+        token: Unique name of this acquisition.
+        restarts: How often that job was requeued before; None outside a job.
     """
 
     host: str
@@ -70,7 +70,7 @@ def myself() -> Owner:
 
 
 def batch_job() -> str | None:
-    """The Slurm job, as scancel takes it: an array's first task has the id of the whole array, which is not its name.
+    """The Slurm job in scancel's notation. An array task is `array_task`: its own id may be that of the whole array.
 
     Source: sbatch(1), output environment variables.
     """
@@ -80,21 +80,21 @@ def batch_job() -> str | None:
 
 
 def batch_restarts() -> int | None:
-    """How often Slurm put this job back into its queue. None outside of a job.
+    """How often Slurm requeued this job. None outside a job.
 
-    Source: sbatch(1), output environment variables; the variable is not set in a job's first life.
+    Source: sbatch(1), output environment variables. The variable is unset until a job is requeued.
     """
     restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
     return int(restarts) if batch_job() is not None and restarts.isdecimal() else None
 
 
 def read_owner(path: Path) -> tuple[Owner, int] | None:
-    """The owner and the time of its last heartbeat, in nanoseconds of the file system. None if nobody holds the lock.
+    """The owner and the time of its last heartbeat, in nanoseconds by the file system's clock. None without a lock.
 
-    Raises: UserError: If the file is no lock.
+    Raises: UserError: If the file cannot be read or is not a lock.
     """
     try:
-        with path.open("rb") as file:  # opening asks a network file system afresh, which a stat need not do
+        with path.open("rb") as file:  # on a network file system, open revalidates the file; stat may be cached
             content, beat = file.read(), os.fstat(file.fileno()).st_mtime_ns
     except FileNotFoundError:
         return None
@@ -111,10 +111,10 @@ def read_owner(path: Path) -> tuple[Owner, int] | None:
 
 
 def lives(owner: Owner, me: Owner) -> bool | None:
-    """Whether the owner's process runs; None if that cannot be seen from here.
+    """Whether the owner's process is alive; None if this process cannot determine it.
 
-    A job may span several nodes, so its id alone tells nothing about a process on another node. A lower count of
-    restarts does: that process belonged to the job's former life.
+    A job may span several nodes, so its id alone proves nothing about a process on another node. A lower restart count
+    does: that process ended when the job was requeued.
     """
     if owner.table == me.table and owner.host == me.host:
         return start_ticks(owner.pid) == owner.ticks
@@ -126,10 +126,10 @@ def lives(owner: Owner, me: Owner) -> bool | None:
 
 @contextmanager
 def held(path: Path) -> Iterator["Heartbeat"]:
-    """Hold a lock. It is taken over from a dead owner.
+    """Hold a lock, taking it over from a dead owner.
 
-    Raises: HeldError: If another process holds it: at once if it can be seen to live, else after `SILENT_SECONDS` at
-        most, when its heartbeat has moved. UserError: If the folder cannot be written.
+    Raises: HeldError: If a live process holds it: immediately if that process is visible, otherwise within
+        `SILENT_SECONDS`, once its heartbeat has changed. UserError: If the folder cannot be written.
     """
     me = myself()
     acquire(path, me)
@@ -145,12 +145,12 @@ def acquire(path: Path, me: Owner) -> None:
     while not create(path, me):
         found = read_owner(path)
         if found is None:
-            continue  # released between the two
+            continue  # released between the two calls
         owner, beat = found
         if not is_dead(path, owner, beat, me):
             raise HeldError(f"{path.stem} is being trained by process {owner.pid} of {owner.host}, since {owner.since}")
-        # Several may find it dead. The right to replace this one owner is a lock of its own: whoever comes late finds
-        # the token changed and begins again.
+        # Several processes may find the owner dead. The right to replace it is a lock too: a process that is late finds
+        # another token and starts again.
         claim = path.with_name(f".{path.name}.{owner.token}")
         acquire(claim, me)
         try:
@@ -164,10 +164,10 @@ def acquire(path: Path, me: Owner) -> None:
 
 
 def create(path: Path, me: Owner) -> bool:
-    """Make the lock, with its content, unless it exists.
+    """Create the lock, with its content, unless it exists.
 
-    Returns: Whether it is ours, by the token read back: the answer to `link` may be lost on a network, and some file
-        systems report one link for every file.
+    Returns: Whether it is ours, judged by the token read back: the reply to `link` may be lost on a network, and some
+        file systems report one link for every file.
     """
     whole = path.with_name(f".{path.name}.{me.token}.new")
     try:
@@ -185,7 +185,7 @@ def create(path: Path, me: Owner) -> bool:
 
 
 def is_dead(path: Path, owner: Owner, beat: int, me: Owner) -> bool:
-    """Whether the owner is gone. The heartbeat of one on another machine is watched for `SILENT_SECONDS`."""
+    """Whether the owner is dead. If it is on another machine, watch its heartbeat for up to `SILENT_SECONDS`."""
     alive = lives(owner, me)
     if alive is not None:
         return not alive
@@ -207,9 +207,9 @@ def release(path: Path, me: Owner) -> None:
 
 
 def sweep_out(path: Path, me: Owner) -> None:
-    """Remove files of workers that were killed while they tried to take a lock. `me` holds it.
+    """Remove files of workers that were killed while trying to take a lock that `me` holds.
 
-    These are claims on its former owners. Nobody acts on them, since the lock has another token now.
+    They are claims on former owners, and have no effect once the lock has another token.
     """
     for left in path.parent.glob(f".*{glob.escape(path.name)}.*"):
         with suppress(UserError, OSError):
@@ -219,7 +219,7 @@ def sweep_out(path: Path, me: Owner) -> None:
 
 
 class Heartbeat:
-    """Touches the lock while the block lasts. `lost` is set when another process has taken the lock over."""
+    """Touch the lock at intervals while the block runs. `lost` is set once another process has taken the lock over."""
 
     def __init__(self, path: Path, me: Owner):
         self.path, self.me = path, me
@@ -240,11 +240,11 @@ class Heartbeat:
             if not self.mine():
                 self.lost.set()
                 return
-            with suppress(OSError):  # a full or absent disk: the next beat may reach it
+            with suppress(OSError):  # full or unreachable disk: the next beat may succeed
                 os.utime(self.path)
 
     def mine(self) -> bool:
-        """Whether this process still holds the lock. A disk that does not answer does not mean a loss."""
+        """Whether this process still holds the lock. An unreadable file counts as held."""
         try:
             found = read_owner(self.path)
         except UserError:
@@ -253,14 +253,14 @@ class Heartbeat:
 
 
 class Locks:
-    """The locks of a sweep, seen from a process that holds none of them."""
+    """The locks of a sweep, for a process that holds none of them."""
 
     def __init__(self, outputs: str | Path):
         self.outputs, self.me = outputs, myself()
-        self.seen: dict[str, tuple[str, int, float]] = {}  # run_id -> token, heartbeat, and when it was first seen here
+        self.seen: dict[str, tuple[str, int, float]] = {}  # run_id -> token, heartbeat, when first seen
 
     def held(self, run_id: str) -> bool:
-        """Whether a worker trains the run, as far as can be seen; one on another machine until its heartbeat stops."""
+        """Whether a worker trains the run. One on another machine counts until it is silent for `SILENT_SECONDS`."""
         found = read_owner(lock_path(self.outputs, run_id))
         if found is None:
             return False
@@ -281,16 +281,16 @@ class Locks:
         return found is not None and lives(found[0], self.me) is False
 
     def children(self, run_ids: Iterable[str]) -> list[int]:
-        """The child processes of this one that train one of the runs now."""
+        """Pids of this process's children that are training one of the runs."""
         owners = (read_owner(lock_path(self.outputs, run_id)) for run_id in run_ids)
         pids = [found[0].pid for found in owners if found is not None and lives(found[0], self.me)]
         return [pid for pid in pids if parent_of(pid) == self.me.pid]
 
 
 def heartbeat_age(path: Path) -> float | None:
-    """Seconds since a lock's last heartbeat by the clock of its file system, which stamps a new file next to it.
+    """Seconds since a lock's last heartbeat by the clock of its file system, read from a new file in the same folder.
 
-    Returns: None if no file can be made there.
+    Returns: None if that file cannot be created, or the lock does not exist.
     """
     try:
         with tempfile.NamedTemporaryFile(prefix=".clock.", dir=path.parent) as file:

@@ -1,4 +1,4 @@
-"""`python -m lora plan PROFILE`: an estimate of what a sweep costs, in device hours and disk."""
+"""`python -m lora plan PROFILE`: estimate the cost of a sweep, in device hours and disk space."""
 
 import argparse
 import heapq
@@ -17,7 +17,7 @@ from lora.sweep.request import how_to_run, requested
 
 DEVICES = (1, 8, 64)
 RECORD_BYTES = 3000  # ours, from committed records: settings and provenance
-EPOCH_BYTES = 250  # the same, per epoch
+EPOCH_BYTES = 250  # ours, from committed records: one epoch's metrics
 CHECKPOINT_COPIES = 3  # a parameter and AdamW's two moments, float32
 
 
@@ -26,10 +26,10 @@ class Cost:
     """The cost of one run.
 
     Args:
-        seconds: Time on one device; None if there is no record of this machine and the model's size is not known.
-        measured: Whether `seconds` comes from records; else from operations (`lora.sweep.estimate.compute_seconds`).
-        kept_bytes: Disk taken for good: record, predictions, and the weights that other runs start from.
-        checkpoint_bytes: Disk taken while it runs; None if the number of trainable parameters is not known.
+        seconds: Time on one device. None without a record of this machine if the model's size is unknown too.
+        measured: Whether `seconds` comes from records, not from `lora.sweep.estimate.compute_seconds`.
+        kept_bytes: Permanent disk space: record, predictions, and the weights that other runs start from.
+        checkpoint_bytes: Disk space during training. None if the number of trainable parameters is unknown.
     """
 
     run: PlannedRun
@@ -42,7 +42,7 @@ class Cost:
 def costs(runs: Sequence[PlannedRun], measured: Callable[[PlannedRun], float | None]) -> list[Cost]:
     """
     Args:
-        measured: Seconds of a run from records (`lora.sweep.estimate.estimator`).
+        measured: Returns a run's seconds according to records (`lora.sweep.estimate.estimator`).
     """
     parents = {run.parent for run in runs}
     found = []
@@ -50,7 +50,7 @@ def costs(runs: Sequence[PlannedRun], measured: Callable[[PlannedRun], float | N
         config = compose_run(run.overrides)
         trained = None
         if run.model in SIZES:
-            trained = 4 * closed_form(run.model, config.method)  # without the head: less than 5% of any of them
+            trained = 4 * closed_form(run.model, config.method)  # excludes the head, less than 5% of any of them
         seconds = measured(run)
         rows = sum(TASKS[run.task].official_rows.get(split, 0) for split in TASKS[run.task].validation_splits)
         kept = RECORD_BYTES + EPOCH_BYTES * config.train.epochs + 2 * (4 if not TASKS[run.task].labels else 2) * rows
@@ -62,9 +62,9 @@ def costs(runs: Sequence[PlannedRun], measured: Callable[[PlannedRun], float | N
 
 
 def makespan(found: Sequence[Cost], devices: int) -> float | None:
-    """Seconds until all runs are done, one per device, as a sweep hands them out: parents first, longest first.
+    """Seconds until all runs are done, one per device, in a sweep's order: runs without a parent first, longest first.
 
-    Returns: None if the time of any run is not known.
+    Returns: None if the time of any run is unknown.
     """
     if any(cost.seconds is None for cost in found):
         return None
@@ -78,7 +78,7 @@ def makespan(found: Sequence[Cost], devices: int) -> float | None:
 
 
 def disk_bytes(found: Sequence[Cost], devices: int) -> float | None:
-    """Bytes kept for good, and those of the largest checkpoints: as many as runs train at once."""
+    """Permanent bytes plus the largest checkpoints, one per device. None if a checkpoint's size is unknown."""
     checkpoints = [cost.checkpoint_bytes for cost in found]
     if None in checkpoints:
         return None
@@ -140,7 +140,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Exit codes: 0, or 2 for a bad call."""
+    """Exit codes: 0, or 2 for a mistake in the command."""
     runs = requested(arguments.profile, arguments.overrides)
     config = compose_config([f"profile={arguments.profile}", *how_to_run(arguments.overrides)])
     print(text(arguments.profile, costs(runs, estimator(records_of_this_machine(config)))))

@@ -1,6 +1,6 @@
-"""Progress on the screen: of a single run, and of a sweep.
+"""Progress display of a single run, and of a sweep.
 
-Workers leave notes of where they are, which the launching process and `lora.sweep.status` read.
+Workers write notes about their progress, which the launching process and `lora.sweep.status` read.
 """
 
 import contextlib
@@ -24,16 +24,16 @@ from lora.sweep.expand import PlannedRun
 
 NOTE_SECONDS = 2.0
 POLL_SECONDS = 1.0
-LINE_SECONDS = 60.0  # between two lines about one epoch, where there is no terminal
+LINE_SECONDS = 60.0  # between two lines about one epoch, without a terminal
 
 
 class Note:
-    """A worker's note of where its run is: rewritten at most every `NOTE_SECONDS`, removed when the run ends."""
+    """A worker's note about its run's progress: rewritten at most every `NOTE_SECONDS`, removed when the run ends."""
 
     def __init__(self, outputs: str, run_id: str):
         self.path = Path(outputs) / "running" / f"{run_id}.json"
         self.written = 0.0
-        self.began: tuple[int, float] | None = None  # the first step that was reported, and when
+        self.began: tuple[int, float] | None = None  # the first reported step, and its time
 
     def __call__(self, progress: Any) -> None:
         now = time.monotonic()
@@ -48,7 +48,7 @@ class Note:
             }
             first, since = self.began
             pace = {"first": first, "since": since, "time": time.time()}
-            with contextlib.suppress(UserError):  # a full disk: the run itself may still succeed
+            with contextlib.suppress(UserError):  # on a full disk, the run itself may still succeed
                 write_atomically(self.path, json.dumps({**content, **pace}).encode())
 
     def __enter__(self) -> "Note":
@@ -59,13 +59,13 @@ class Note:
 
 
 class Display:
-    """The progress of a single run: a bar of its steps on a terminal, elsewhere a line per epoch and per minute."""
+    """The progress of a single run: on a terminal a bar of its steps, otherwise a line per epoch and per minute."""
 
     def __init__(self, config: RunConfig):
         self.metric, self.epochs = TASKS[config.task].metric, config.train.epochs
         self.bar: tqdm | None = None
-        self.said = 0  # epochs that have their line
-        self.first: tuple[int, float] | None = None  # the first step of this process, and when
+        self.said = 0  # number of epochs whose line is printed
+        self.first: tuple[int, float] | None = None  # the first step of this process, and its time
         self.last_line = time.monotonic()
 
     def __enter__(self) -> "Display":
@@ -76,7 +76,7 @@ class Display:
             self.bar.close()
 
     def __call__(self, progress: Any) -> None:
-        """After every step (`lora.training.loop.Progress`)."""
+        """Update the display after a step (`lora.training.loop.Progress`)."""
         if self.first is None:
             self._begin(progress)
         first, since = self.first
@@ -93,7 +93,7 @@ class Display:
             self._say(f"epoch {progress.epoch} of {self.epochs}: step {progress.step} of {progress.steps}{left}")
 
     def end(self, record: RunRecord) -> None:
-        """The line of the last epoch, whose evaluation no step follows."""
+        """Print the line of the last epoch, since no step follows its evaluation."""
         if self.bar is None and record.status == "ok":
             selected = record.selected
             value = record.epochs[-1]["metrics"][selected["split"]][selected["metric"]]
@@ -119,13 +119,13 @@ class Display:
 
 
 class Watch:
-    """The progress of a sweep: a bar on a terminal, elsewhere a line per finished run, with the time left.
+    """The progress of a sweep: a line per finished run and, on a terminal, a bar, with the time left.
 
     Args:
-        runs: Those of this launch.
-        done: Number of runs of the sweep that were done before.
-        expected: Estimated seconds per run; None where nothing is known.
-        workers: How many runs are trained at once.
+        runs: The runs of this launch.
+        done: Number of the sweep's runs that were done before.
+        expected: run_id -> estimated seconds, or None if unknown.
+        workers: Number of runs trained at once.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Watch:
         self.expected, self.workers = expected, max(1, workers)
         self.results, self.running = results, Path(outputs) / "running"
         self.started, self.spent, self.foreseen = time.time(), 0.0, 0.0
-        self.seen = 0  # train examples of the runs that have ended since
+        self.seen = 0  # train examples of the runs that have ended since the launch
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._loop, daemon=True)
         self.bar = tqdm(total=self.total, initial=done, unit="run", dynamic_ncols=True) if sys.stderr.isatty() else None
@@ -175,7 +175,7 @@ class Watch:
             self.bar.set_postfix_str(f"left {self.left()}  {self._current()}", refresh=True)
 
     def _written(self, run_id: str) -> bool:
-        """Whether it was written since this launch started: a run that is trained again has an old record."""
+        """Whether a record was written since this launch started: a run that is trained again has an old one."""
         path = record_path(self.results, run_id)
         return path.exists() and path.stat().st_mtime >= self.started
 
@@ -194,16 +194,16 @@ class Watch:
         )
 
     def _called(self, run_id: str) -> str:
-        """The run_id, with the settings that set the run apart from others of its method."""
+        """The run_id, with the settings that distinguish the run from others of its method."""
         return f"{run_id}  {self.words[run_id]}" if self.words[run_id] else run_id
 
     def _say(self, line: str) -> None:
         tqdm.write(line, file=sys.stderr) if self.bar is not None else print(line, file=sys.stderr, flush=True)
 
     def left(self) -> str:
-        """Time left: the estimates of the waiting runs, corrected by how the finished ones compared with theirs.
+        """Time left: the sum of the waiting runs' estimates, scaled by the finished runs' actual over estimated time.
 
-        A run without an estimate takes as long per train example as the runs that have ended since the launch.
+        A run without an estimate counts as much per train example as the runs that have ended since the launch.
         """
         pace = self.spent / self.foreseen if self.foreseen else 1.0
         seconds = 0.0
@@ -221,14 +221,14 @@ class Watch:
                 try:
                     note = json.loads(path.read_bytes())
                 except (OSError, ValueError):
-                    continue  # its worker has just replaced or removed it
+                    continue  # the worker has just replaced or removed it
                 name = " ".join(filter(None, (path.stem.rsplit("-", 1)[0], self.words[path.stem])))
                 notes.append(f"{name} {note['step']}/{note['steps']} {shown(note['metric'])}")
         return " | ".join(notes)
 
 
 def words_of(runs: Sequence[PlannedRun]) -> dict[str, str]:
-    """run_id -> the settings that set a run apart from others of its method in this sweep, as tables name them."""
+    """run_id -> the settings that distinguish a run from others of its method in this sweep, in the tables' words."""
     alike: dict[tuple[str, str], list[PlannedRun]] = {}
     for run in runs:
         alike.setdefault((run.slug, run.start), []).append(run)

@@ -1,4 +1,4 @@
-"""The learning rates that `python -m lora tune` tries: a grid of one size for every method, and how it is judged."""
+"""The learning rates that `python -m lora tune` tries: grids of equal size for all methods, and their scores."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,21 +15,21 @@ from lora.sweep.grids import Block, Values, grid, values_of
 from lora.sweep.state import State
 
 METHODS = ("full", "lora", "houlsby")  # ours: the three that the verdicts compare
-# Ours: five values a factor of 2 or 2.5 apart, as in the long run (conf/experiment/learning_rate.yaml), around the row
-# of conf/hparams: near enough to each other that the best is not missed by much, in a range of 25.
+# Ours: five values around the row of conf/hparams, a factor of 2 or 2.5 apart as in the long run
+# (conf/experiment/learning_rate.yaml). This is close enough to find nearly the best, over a range of 25.
 FACTORS = (0.2, 0.5, 1, 2, 5)
-LEAST_VALUES = 3  # with fewer, every value is an edge
+LEAST_VALUES = 3  # with fewer, every value is at an edge
 SEED = "0"  # ours: as in experiment=learning_rate
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """One method on one task, and the rates to try.
+    """The rates to try for one method on one task.
 
     Args:
-        task: As the command names it: a task of one's own by its file.
-        first: The run of the lowest rate and the first seed.
-        axes: What composes the runs, besides the method, the task and the rates.
+        task: The command's value: a name, or the file of a user-defined task.
+        first: Configuration of the first seed. Its rate is the lowest stated one, or that of conf/hparams.
+        axes: The overrides that compose the runs, except the method, the task and the rates.
         rates: In ascending order.
         values: Size of the grid before it was extended.
     """
@@ -51,7 +51,7 @@ class Tuned:
         return Block({**self.axes, "method": [self.method], "task": [self.task], "train.lr": rates})
 
     def run_ids(self, profile: str) -> dict[float, list[str]]:
-        """Rate -> its runs, one for each seed."""
+        """Rate -> its run_ids, one per seed."""
         single = [f"{key}={values[0]}" for key, values in self.axes.items() if key != "seed"]
         common = [f"profile={profile}", *single, f"method={self.method}", f"task={self.task}"]
         return {
@@ -65,13 +65,13 @@ def grids(profile: str, given: Mapping[str, list[str]], path: Path) -> list[Tune
 
     Args:
         given: The overrides of the command.
-        path: The file of rates that may exist.
-    Raises: UserError: If the overrides ask for no valid grid, or for one of another size than a method of the same
-        encoder, protocol and task has in the file.
+        path: The file of rates, which need not exist.
+    Raises: UserError: If the overrides define no valid grid, or its size differs from the one that the file states for
+        another method of the same encoder, protocol and task.
     """
     axes = {"seed": [SEED], **{key: values for key, values in given.items() if key not in ("method", "task")}}
     rates = axes.pop("train.lr", None)
-    axes["rates"] = ["null"]  # the grid lies around the row of conf/hparams, however often it is tuned
+    axes["rates"] = ["null"]  # every tuning centres the grid on the row of conf/hparams
     several = [key for key, values in axes.items() if len(values) > 1 and key != "seed"]
     if several:
         raise UserError(f"only method, task, seed and train.lr take several values in tune, got {', '.join(several)}")
@@ -92,9 +92,9 @@ def grids(profile: str, given: Mapping[str, list[str]], path: Path) -> list[Tune
 
 
 def numbers(texts: Sequence[str]) -> tuple[float, ...]:
-    """Stated rates in ascending order.
+    """The stated rates, each once, in ascending order.
 
-    Raises: UserError: If one is not a number > 0, or they are too few.
+    Raises: UserError: If one is not a number > 0, or there are fewer than `LEAST_VALUES`.
     """
     try:
         found = sorted({float(text) for text in texts})
@@ -142,7 +142,7 @@ def refuse_other_sizes(cells: Sequence[Tuned], path: Path) -> None:
 
 
 def scores(cell: Tuned, profile: str, now: State) -> dict[float, float | None]:
-    """Rate -> the mean over seeds of the best epoch's headline metric, a fraction; None if a run of it diverged."""
+    """Rate -> the mean over seeds of the best epoch's headline metric, a fraction. None if any run has no score."""
     found: dict[float, float | None] = {}
     for rate, run_ids in cell.run_ids(profile).items():
         values = [best_of(now.ok.get(run_id)) for run_id in run_ids]
@@ -156,19 +156,19 @@ def best_of(record: RunRecord | None) -> float | None:
 
 
 def best_rate(tried: Mapping[float, float | None]) -> float | None:
-    """The rate with the highest score, the smaller on a tie; None where all diverged."""
+    """The rate with the highest score, the smallest on a tie. None if all scores are None."""
     known = {rate: score for rate, score in tried.items() if score is not None}
     return min(known, key=lambda rate: (-known[rate], rate)) if known else None
 
 
 def at_edge(tried: Mapping[float, float | None]) -> str | None:
-    """`lowest` or `highest` if the best rate is that of those tried. A rate that diverged counts as tried."""
+    """`lowest` or `highest` if the best rate is at that edge of the rates tried, diverged ones included, else None."""
     best = best_rate(tried)
     return "lowest" if best == min(tried) else "highest" if best == max(tried) else None
 
 
 def extended(cell: Tuned, tried: Mapping[float, float | None]) -> Tuned:
-    """With one more rate beyond the edge at which the best one lies, as far from it as its neighbour is."""
+    """The grid, with one more rate beyond the best one if that is at an edge, by the factor between the last two."""
     edge = at_edge(tried)
     if edge is None:
         return cell

@@ -1,4 +1,4 @@
-"""What a command line asks for: the runs of experiments, of a profile's default, or a grid of the user's own."""
+"""The runs that a command line requests: those of experiments, a profile's default, or an ad hoc grid."""
 
 from collections.abc import Sequence
 
@@ -11,16 +11,16 @@ from lora.sweep.grids import Replacement, Values, apply_overrides, grid, split_o
 
 
 def requested(profile: str, arguments: Sequence[str], whole: bool = False) -> list[PlannedRun]:
-    """The runs that a command line asks for.
+    """The runs that a command line requests.
 
-    With `experiment=`, they are those of the experiments; values that no grid has replace the grid's own. Without it, a
-    list of values (`seed=1,2`) makes the arguments a grid of their own, and single values select from the profile's
-    runs. Where nothing is selected, the profile's default is taken, or all of its runs if it has none. A profile
-    without a task of its own takes those that its results keep.
+    With `experiment=`, they are the runs of these experiments; values that a grid lacks replace its own. Without it, a
+    list of values (`seed=1,2`) makes the arguments an ad hoc grid, and single values select from the profile's runs. If
+    nothing is selected, the profile's default applies, or all of its runs if it has no default. A profile that names no
+    task takes the user-defined tasks kept in its results folder.
 
     Args:
-        whole: All runs of the profile, in place of its default.
-    Raises: UserError: As `expand`.
+        whole: Whether to use all runs of the profile instead of its default.
+    Raises: UserError: As in `expand`, `read_request` and `add_kept_tasks`.
     """
     default = {} if whole else default_of(profile, arguments)
     profile, given, experiments = read_request(profile, arguments)
@@ -35,7 +35,7 @@ def requested(profile: str, arguments: Sequence[str], whole: bool = False) -> li
 
 
 def default_of(profile: str, arguments: Sequence[str]) -> Values:
-    """The selection that the profile makes where a command line makes none; {} if it makes none, or the command does.
+    """The profile's default selection. {} if it has none, or the command line makes a selection.
 
     A command line selects by naming experiments, by a list of values, or by a key that any grid of the profile varies.
     """
@@ -51,7 +51,7 @@ def default_of(profile: str, arguments: Sequence[str]) -> Values:
 
 def read_request(profile: str, arguments: Sequence[str]) -> tuple[str, Values, list[str] | None]:
     """
-    Returns: The profile, the other overrides, and the experiments that are named, None without `experiment=`.
+    Returns: The profile, the other overrides, and the named experiments (None without `experiment=`).
     Raises: UserError: If an argument is not an override, or several profiles are named.
     """
     check_overrides(arguments)
@@ -68,12 +68,12 @@ def is_adhoc(given: Values, experiments: Sequence[str] | None) -> bool:
 
 
 def needs_task(profile: str) -> bool:
-    """Whether a profile has no task until one is named."""
+    """Whether a profile requires the command line to name a task."""
     return read_profile(profile).get("task", "") is None
 
 
 def replacements(profile: str, arguments: Sequence[str]) -> list[Replacement]:
-    """The overrides of a command line that replace values of the experiments it names."""
+    """The replacements of values that a command line makes in the experiments it names."""
     profile, given, experiments = read_request(profile, arguments)
     if experiments is None:
         return []
@@ -81,5 +81,5 @@ def replacements(profile: str, arguments: Sequence[str]) -> list[Replacement]:
 
 
 def how_to_run(overrides: Sequence[str]) -> list[str]:
-    """Those of the overrides that say how and where runs are trained, which may be composed without a run."""
+    """The overrides that state how and where runs are trained. They can be composed without a run."""
     return [override for override in overrides if override.startswith(("launcher", "runtime."))]

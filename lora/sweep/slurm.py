@@ -1,4 +1,4 @@
-"""What a launcher leaves running elsewhere: jobs in Slurm's queue, tasks on a Ray cluster."""
+"""Watching and stopping what runs outside this process: jobs in Slurm's queue, tasks on a Ray cluster."""
 
 import contextlib
 import os
@@ -15,15 +15,15 @@ from omegaconf import DictConfig
 from lora.errors import UserError
 
 POLL_SECONDS = 5.0
-WATCH_SECONDS = 20.0  # between two looks at the queue: for hours, and other users of the cluster ask it too
-UNANSWERED_SECONDS = 300.0  # a controller is restarted now and then; its jobs keep running
-ACCOUNTED_SECONDS = 60.0  # accounting may learn of a job's end later than the queue
-CLOCKS_SECONDS = 3600.0  # the clocks of two machines differ by less
+WATCH_SECONDS = 20.0  # between two queries of the queue: they continue for hours, and other users query it too
+UNANSWERED_SECONDS = 300.0  # controllers are occasionally restarted, while their jobs keep running
+ACCOUNTED_SECONDS = 60.0  # accounting may record a job's end later than the queue
+CLOCKS_SECONDS = 3600.0  # upper bound of the difference between two machines' clocks
 GOING_ON = ("COMPLETING", "PENDING", "REQUEUED", "RESIZING", "RUNNING", "SUSPENDED")
 
 
 class JobsGoneError(Exception):
-    """None of a launch's jobs is in the queue any more, and its launcher still waits for one."""
+    """All jobs of a launch have left the queue, while the launcher still waits for one of them."""
 
 
 def check_queue(settings: DictConfig) -> None:
@@ -38,9 +38,9 @@ def check_queue(settings: DictConfig) -> None:
 
 
 def queued(settings: DictConfig) -> dict[str, str]:
-    """This launch's jobs that wait or run: id -> why it waits, in Slurm's words.
+    """This launch's pending and running jobs: id -> Slurm's reason for waiting.
 
-    Raises: UserError: If Slurm does not answer.
+    Raises: UserError: If squeue fails.
     """
     command = ["squeue", "--array", "--noheader", "--format=%i|%r", f"--name={settings.job_name}"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -53,10 +53,10 @@ def queued(settings: DictConfig) -> dict[str, str]:
 def watched_queue(settings: DictConfig) -> Iterator[None]:
     """While the block waits for this launch's jobs, report those that Slurm holds, and end the block if none is left.
 
-    submitit asks Slurm's accounting, which forgets a job of an array that is cancelled while it waits. submitit would
-    wait for that job for ever.
+    submitit queries Slurm's accounting, which has no entry for an array job that is cancelled while pending. It would
+    wait for that job forever.
 
-    Raises: JobsGoneError: Within the block, when two looks in a row found none of the jobs that were there before.
+    Raises: JobsGoneError: Within the block, if two consecutive queries find no job after an earlier one found some.
     """
     if settings.name != "slurm":
         yield
@@ -77,7 +77,7 @@ def watched_queue(settings: DictConfig) -> Iterator[None]:
                     held.add(job)
                     hint = f"scontrol release {job} lets it start, scancel {job} ends it"
                     print(f"Slurm holds job {job} ({jobs[job]}): {hint}", file=sys.stderr, flush=True)
-            if empty > 1 and not over.is_set():  # again at each look: submitit swallows what its call of sacct raises
+            if empty > 1 and not over.is_set():  # each time: submitit swallows exceptions raised in its sacct call
                 os.kill(os.getpid(), signal.SIGALRM)
 
     def handle(signum: int, frame: object) -> None:
@@ -96,9 +96,9 @@ def watched_queue(settings: DictConfig) -> Iterator[None]:
 
 
 def wait_for_queue(settings: DictConfig) -> None:
-    """Wait until no job of this launch is in the queue: the launcher stops at the first killed job, the others run on.
+    """Wait until no job of this launch is queued: the launcher stops at the first killed job, the others keep running.
 
-    Raises: UserError: If Slurm has not answered for `UNANSWERED_SECONDS`.
+    Raises: UserError: If squeue has failed for `UNANSWERED_SECONDS`.
     """
     if settings.name != "slurm":
         return
@@ -115,10 +115,10 @@ def wait_for_queue(settings: DictConfig) -> None:
 
 
 def ended_jobs(settings: DictConfig, since: float) -> dict[int, str]:
-    """How the jobs of the last launch ended: index in the launch -> state, for those that had started.
+    """The final states of the last launch's jobs: index in the launch -> state, for jobs that had started.
 
-    Taken from Slurm's accounting, which forgets a job of an array that is cancelled while it waits. submitit names only
-    the first job that went wrong.
+    They come from Slurm's accounting, which has no entry for an array job that is cancelled while pending. submitit
+    names only the first job that failed.
 
     Args:
         since: Time of the launch, in seconds since the epoch.
@@ -135,7 +135,7 @@ def ended_jobs(settings: DictConfig, since: float) -> dict[int, str]:
         if not any(state.startswith(GOING_ON) for state in states.values()) or time.monotonic() > deadline:
             break
         time.sleep(1)
-    ended = [(name.partition("_"), state) for name, state in states.items()]  # 7 or, of an array, 7_0, 7_1, ...
+    ended = [(name.partition("_"), state) for name, state in states.items()]  # 7 or, in an array, 7_0, 7_1, ...
     last = max((int(job) for (job, _, _), _ in ended), default=0)
     return {int(place or 0): state for (job, _, place), state in ended if int(job) == last}
 

@@ -1,6 +1,6 @@
-"""Whether a record may replace training: only if the rows and weights at hand are those it was made from.
+"""Check that a record may replace training: the available rows and weights must be those that it was made from.
 
-A run_id names neither the folder of the rows nor that of the encoder, so that a run has one name everywhere.
+A run_id contains neither the folder of the rows nor that of the encoder, so a run has the same name on every machine.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,9 +21,9 @@ def check_inputs(configs: Iterable[RunConfig], records: Iterable[RunRecord] = ()
     """Read the rows and find the weights of these runs, and compare them with those that the records were made from.
 
     Args:
-        configs: At least one for every task, number of train rows and encoder.
-        records: Records of runs with these settings. Weights on the hub are not compared: a commit names them.
-    Raises: UserError: If rows or weights cannot be read, or a record was made from others.
+        configs: At least one per task, number of train rows, and encoder.
+        records: Records of runs with these settings. Hub weights are not compared, since a commit identifies them.
+    Raises: UserError: If rows or weights cannot be read, or a record was made from different ones.
     """
     rows: dict[tuple[str, int | None], str] = {}
     weights: dict[str, str] = {}
@@ -51,9 +51,9 @@ def check_inputs(configs: Iterable[RunConfig], records: Iterable[RunRecord] = ()
 
 
 def distinct(runs: Sequence[PlannedRun], todo: Sequence[PlannedRun]) -> list[RunConfig]:
-    """One run for every task, number of train rows and encoder: what `check_inputs` reads before a sweep.
+    """One run per task, number of train rows, and encoder, for `check_inputs` before a sweep.
 
-    Finished runs with rows on the hub are left out: a revision names the rows, and a clone with records needs no
+    Finished runs with rows on the hub are skipped: a revision identifies the rows, and a clone with records needs no
     network.
     """
     found = {(run.task, run.train_rows, run.model): run for run in (*runs, *todo)}
@@ -67,7 +67,7 @@ def data_of(record: RunRecord) -> str:
 
 
 def fingerprint(config: RunConfig) -> str:
-    """The fingerprint of the rows that this run is trained and evaluated on."""
+    """The fingerprint of the rows that a run is trained and evaluated on."""
     from lora.data.read import read  # loads the datasets library
 
     data = config.data

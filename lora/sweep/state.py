@@ -1,4 +1,4 @@
-"""Where a sweep stands: which of its runs have a record."""
+"""The state of a sweep: which of its runs have a record."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ class State:
     Args:
         ok, failed: run_id -> record.
         missing: Runs without a record.
-        extra: run_ids of records that the sweep does not expect.
-        problems: A message for each file that is not a record.
+        extra: run_ids of records outside the sweep.
+        problems: One message per file that is not a record.
     """
 
     ok: dict[str, RunRecord]

@@ -26,15 +26,15 @@ STATES = ("done", "running", "interrupted", "failed", "waiting")
 
 @dataclass(frozen=True)
 class Standing:
-    """Where one run stands.
+    """The state of one run.
 
     Args:
-        state: One of `STATES`; the next launch resumes `interrupted` runs.
-        seconds: Time that a finished run took.
-        left_seconds: Estimated time left; None where nothing is known.
-        step: Of `steps`; for an interrupted run, the step of its checkpoint.
-        where: The worker that trains it: host, process, job of the batch system.
-        reason: Why it failed.
+        state: One of `STATES`. The next launch resumes `interrupted` runs.
+        seconds: Training time of a finished run.
+        left_seconds: Estimated time left; None if unknown.
+        step: The current step out of `steps`; for an interrupted run, the step of its checkpoint.
+        where: The worker that trains it: host, process, and batch job if any.
+        reason: The error of a failed run.
     """
 
     run_id: str
@@ -52,12 +52,13 @@ class Standing:
 def standings(
     runs: Sequence[PlannedRun], results: str | Path, outputs: str | Path, timed: Sequence[RunRecord] = ()
 ) -> list[Standing]:
-    """Where every run stands, in the order in which they are trained.
+    """The state of every run, in the order in which they are trained.
 
-    A record decides. Without one, a run is known by its lock, the note of its worker, and its checkpoint.
+    The state follows from an `ok` record, else a live lock and its worker's note, else a failed record, else a
+    checkpoint or a dead lock.
 
     Args:
-        timed: Records that tell how long runs take (`lora.sweep.estimate.records_of_this_machine`).
+        timed: Records from which training times are estimated (`lora.sweep.estimate.records_of_this_machine`).
     """
     now = state(runs, results)
     expected = estimator(timed)
@@ -76,14 +77,14 @@ def standings(
 
 
 def others_running(runs: Sequence[PlannedRun], outputs: str | Path) -> list[Standing]:
-    """Runs that are training into the same folder and are not among those asked for."""
+    """Runs outside the requested ones that are training in the same outputs folder."""
     known, locks = {run.run_id for run in runs}, Locks(outputs)
     held = sorted(path.stem for path in (Path(outputs) / "locks").glob("[!.]*.json"))
     return [running(run_id, outputs, None) for run_id in held if run_id not in known and is_training(locks, run_id)]
 
 
 def is_training(locks: Locks, run_id: str) -> bool:
-    """Whether a live worker trains the run: a process that can be seen, or one whose heartbeat is recent."""
+    """Whether a worker trains the run: its process is not known to be dead, and its heartbeat is recent or unknown."""
     if not locks.held(run_id):
         return False
     age = heartbeat_age(lock_path(locks.outputs, run_id))
@@ -114,7 +115,7 @@ def read_note(path: Path) -> dict[str, Any] | None:
 
 
 def not_running(run_id: str, outputs: str | Path, expected: float | None) -> Standing:
-    """A run with a checkpoint, or with the lock of a dead worker, is interrupted; otherwise it waits."""
+    """The state of a run without worker and record: `interrupted` with a checkpoint or a dead lock, else `waiting`."""
     checkpoint = checkpoint_path(outputs, run_id)
     step = steps = None
     if checkpoint.exists():
@@ -123,7 +124,7 @@ def not_running(run_id: str, outputs: str | Path, expected: float | None) -> Sta
                 content = json.loads(file.metadata()["run"])
             step, steps = content["step"], content["steps"]
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
-            pass  # the run will say so and start from the beginning
+            pass  # the run will report it and start from the beginning
     elif not lock_path(outputs, run_id).exists():
         return Standing(run_id, "waiting", left_seconds=expected)
     left = expected if expected is None or not steps else expected * (1 - step / steps)
@@ -131,7 +132,7 @@ def not_running(run_id: str, outputs: str | Path, expected: float | None) -> Sta
 
 
 def totals(found: Sequence[Standing]) -> dict[str, Any]:
-    """Runs by state, seconds spent on finished runs, and seconds left, with the number of runs of unknown length."""
+    """Number of runs per state, seconds spent on finished runs, seconds left, and number of runs of unknown length."""
     counts = Counter(one.state for one in found)
     open_runs = [one for one in found if one.state in ("running", "interrupted", "waiting")]
     return {
@@ -144,7 +145,7 @@ def totals(found: Sequence[Standing]) -> dict[str, Any]:
 
 
 def headline(profile: str, found: Sequence[Standing]) -> list[str]:
-    """The lines about all runs: how many are in each state, and the time spent and left."""
+    """The lines about all runs: the number in each state, and the time spent and left."""
     sums = totals(found)
     counts = ", ".join(f"{sums[name]} {name}" for name in STATES)
     lines = [f"profile {profile}: {sums['runs']} runs: {counts}", f"time spent: {duration(sums['spent_seconds'])}"]
@@ -185,8 +186,8 @@ def left(one: Standing) -> str:
 
 def looker(profile: str, overrides: Sequence[str]) -> Callable[[], tuple[list[Standing], list[Standing]]]:
     """
-    Returns: A function to where the runs stand now, and the others that are training.
-    Raises: UserError: If the overrides ask for no valid runs.
+    Returns: A function that returns the current states of the requested runs, and of others that are training.
+    Raises: UserError: If the overrides request no valid runs.
     """
     runs = requested(profile, overrides)
     config = compose_config([f"profile={profile}", *how_to_run(overrides)])

@@ -1,8 +1,7 @@
-"""A copy of every run for Weights & Biases, made by a helper process of the worker. Nothing here reads it back.
+"""A copy of every run for Weights & Biases, made by a helper process of the worker. The project never reads it back.
 
-The worker writes lines into a pipe and drops them if the pipe is full, so that neither W&B nor the network can slow or
-stop a run. A line reaches the pipe whole or not at all. `python -m lora upload PROFILE` sends the tables and figures of
-a sweep.
+The worker writes lines into a pipe and drops them if the pipe is full, so neither W&B nor the network can slow or stop
+a run. A line is sent whole or not at all. `python -m lora upload PROFILE` sends the tables and figures of a sweep.
 """
 
 import argparse
@@ -23,9 +22,9 @@ from lora.config.run import RunConfig
 from lora.records.record import RunRecord
 
 ASK_SECONDS = 60.0  # time to load W&B from a cold disk
-LAST_SECONDS = 30.0  # for the helper to end when the worker does: a batch system then kills both
+LAST_SECONDS = 30.0  # how long an ending worker waits for its helper: a batch system kills both when the worker ends
 
-senders: dict[tuple[str, str], "Sender"] = {}  # those of this process, by mode and folder
+senders: dict[tuple[str, str], "Sender"] = {}  # this process's helpers, by mode and folder
 
 
 class Sender:
@@ -39,10 +38,10 @@ class Sender:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for the worker; the helper ends when the pipe does
+                start_new_session=True,  # Ctrl-C must reach only the worker; the helper ends with its pipe
             )
         os.set_blocking(self.process.stdin.fileno(), False)
-        self.begun = b""  # the rest of a line that the pipe took only in part
+        self.begun = b""  # the rest of a partially written line
         atexit.register(self.close)
 
     def send(self, message: dict[str, Any]) -> None:
@@ -53,7 +52,7 @@ class Sender:
                 self.begun = line[os.write(self.process.stdin.fileno(), line) :]
 
     def _write(self) -> None:
-        """Write the rest of the last line, as far as the pipe takes it: a line above PIPE_BUF may be taken in part.
+        """Write as much of the last line's rest as fits: a line longer than PIPE_BUF may be written partially.
 
         Source: pipe(7), O_NONBLOCK.
         """
@@ -73,7 +72,7 @@ class Sender:
 
 
 class Tracked:
-    """One run's messages: its configuration, each epoch once, and what was selected."""
+    """One run's messages: its configuration, each epoch once, and its selected results."""
 
     def __init__(self, sender: Sender | None, config: RunConfig):
         self.sender, self.sent = sender, 0
@@ -86,7 +85,8 @@ class Tracked:
         self.sent = len(epochs)
 
     def end(self, record: RunRecord | None) -> None:
-        """
+        """Send the remaining epochs and the outcome.
+
         Args:
             record: None if the run was interrupted.
         """
@@ -115,9 +115,9 @@ def track(config: RunConfig) -> Tracked:
 
 
 def destination(tracking: str, outputs: str) -> str | None:
-    """Where the copies of runs go, in words. None if there are none.
+    """The destination of the runs' copies, in words. None if there are no copies.
 
-    It asks the program that sends them, so that the answer is true. W&B is not loaded here.
+    The answer comes from the program that sends them, in a subprocess, so this process does not load W&B.
 
     Args:
         tracking, outputs: As in `RuntimeConfig`.

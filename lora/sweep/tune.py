@@ -1,10 +1,10 @@
-"""`python -m lora tune profile=NAME task=A,B method=C,D`: choose each method's learning rate for a user's own runs.
+"""`python -m lora tune profile=NAME task=A,B method=C,D`: choose each method's learning rate for the user's own runs.
 
-Every method gets a grid of the same size on a seed that no table reports, so that none is favoured. The best mean of
-the best epochs is taken, the smaller rate on a tie. If it lies at an edge of its grid, the grid is extended once by one
-value on that side. If it lies at the edge even then, the output says so, with the command that looks further.
+To favour none, every method gets a grid of the same size, on a seed that no table reports. The rate with the best mean
+of the best epochs is taken, the smaller one on a tie. If it is at an edge of its grid, the grid is extended once by one
+value on that side. If it is still at an edge, the output reports this, with a command that searches further.
 
-The rates go to results/<profile>/rates.yaml (`lora.config.rates`), and the next launch takes them.
+The rates are written to results/<profile>/rates.yaml (`lora.config.rates`), and the next launch takes them.
 """
 
 import argparse
@@ -24,16 +24,16 @@ from lora.sweep.request import read_request
 from lora.sweep.state import State
 from lora.table import Table
 
-BEYOND = 2  # values beyond the edge that the output proposes to try next
-# Where and how runs are trained, or told by the other fields of a Rate; what else is given is kept with the rates.
+BEYOND = 2  # number of values beyond the edge that the output suggests to try next
+# Not kept among a Rate's settings: they state where runs are trained, or are covered by its other fields.
 APART = ("profile", "model", "protocol", "model.path", "data.path", "data.source", "rates")
 
 
 def tune_sweep(launcher: Launcher, config: DictConfig, arguments: Sequence[str]) -> None:
-    """Train what is missing of the grids, extend those whose best rate lies at an edge, and write the rates.
+    """Train the missing runs of the grids, extend grids whose best rate is at an edge, and write the rates.
 
-    Raises: UserError: Before anything runs, if the arguments give no such grids, or as `launch_runs`. UnfinishedError:
-        If runs are missing or failed, or all of a grid diverged.
+    Raises: UserError: Before any run starts, if the arguments define no valid grids, or as in `launch_runs`.
+        UnfinishedError: If runs are missing, failed without diverging, or every rate of a grid diverged.
     """
     profile, given, experiments = read_request(config.profile.name, arguments)
     if experiments is not None:
@@ -69,7 +69,7 @@ def train(
     launcher: Launcher, config: DictConfig, profile: str, cells: Sequence[Tuned], arguments: Sequence[str]
 ) -> State:
     """
-    Raises: UnfinishedError: If a run has no record, or failed for another reason than that its training diverged.
+    Raises: UnfinishedError: If a run has no record, or failed for a reason other than divergence.
     """
     runs = expand_blocks(profile, {TUNING: [cell.block for cell in cells]})
     now, reasons = launch_runs(launcher, config, runs, arguments)
@@ -79,7 +79,7 @@ def train(
 
 
 def rate_of(cell: Tuned, tried: dict[float, float | None], given: Mapping[str, list[str]]) -> Rate | None:
-    """What is kept of a choice; None where all runs diverged."""
+    """The entry of the rates file for a method and task. None if every rate diverged."""
     best = best_rate(tried)
     if best is None:
         return None
@@ -98,7 +98,7 @@ def rate_of(cell: Tuned, tried: dict[float, float | None], given: Mapping[str, l
 def table(
     profile: str, cells: Sequence[Tuned], found: Mapping[tuple[str, str], dict[float, float | None]], now: State
 ) -> Table:
-    """A line for each method, task and rate: its score, whether it is taken, and the runs behind it."""
+    """One line per method, task and rate: its score, whether it is taken, and its runs."""
     lines = []
     for cell in cells:
         tried, run_ids = found[cell.method, cell.task], cell.run_ids(profile)
@@ -122,7 +122,7 @@ def table(
 
 
 def further(cell: Tuned, tried: Mapping[float, float | None], arguments: Sequence[str]) -> str | None:
-    """Which grid of the same size looks beyond the edge at which the best rate lies; None if it lies at none."""
+    """The command, in a sentence, for a grid of the same size beyond the best rate's edge. None if it is at no edge."""
     edge = at_edge(tried)
     if edge is None:
         return None
@@ -145,7 +145,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(given: argparse.Namespace) -> None:
-    """Exit codes: as for a sweep."""
+    """Exit codes: those of a sweep."""
     from lora.sweep import entry
 
     entry.main(["-m", "hydra/sweeper=tune", *given.overrides])

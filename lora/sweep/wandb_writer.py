@@ -1,6 +1,6 @@
 """A worker's helper process, which writes the messages of `lora.sweep.tracking` as W&B runs, one per run.
 
-It ends with its input, even if the worker was killed, and never prints to the worker's terminal.
+It ends when its input ends, even if the worker was killed, and never prints to the worker's terminal.
 """
 
 import json
@@ -20,8 +20,8 @@ PROJECT = "lora-glue"  # unless W&B's own variable WANDB_PROJECT is set
 def write(mode: str, folder: str, messages: Iterable[dict[str, Any]]) -> None:
     """
     Args:
-        mode: `auto` (online where W&B knows a key, else offline) or `offline`.
-        folder: Where offline runs lie, in `wandb/`.
+        mode: `auto` (online if W&B has a key, else offline) or `offline`.
+        folder: The folder whose `wandb/` holds the runs' files.
     """
     run = None
     for message in messages:
@@ -55,7 +55,7 @@ def write(mode: str, folder: str, messages: Iterable[dict[str, Any]]) -> None:
 
 
 def parsed(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """The messages. An invalid line is logged and skipped: a killed worker may leave half of its last one."""
+    """The messages. Log and skip invalid lines: a killed worker may leave its last line incomplete."""
     for line in lines:
         try:
             message = json.loads(line)
@@ -68,7 +68,7 @@ def parsed(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def begin(mode: str, folder: str, run_id: str | None, group: str | None, config: dict[str, Any]) -> wandb.Run:
-    """Begin a run, offline where online fails: it is here that a missing network is noticed, not in the worker."""
+    """Begin a run, offline if online fails. A missing network is noticed in this process, not in the worker."""
     settings = wandb.Settings(console="off", silent=True, init_timeout=30)
     arguments = {"project": project(), "dir": folder, "id": run_id, "name": run_id}
     arguments |= {"group": group, "config": config, "settings": settings}
@@ -89,7 +89,7 @@ def project() -> str:
 
 
 def destination(mode: str) -> dict[str, str | None] | None:
-    """Where `begin` sends runs: `url`, `entity` (None: the key's own) and `project`. None if it keeps them offline."""
+    """Where `begin` sends runs: `url`, `entity` (None: the key's owner) and `project`. None if they stay offline."""
     if not is_online(mode):
         return None
     settings = wandb.setup().settings
@@ -107,7 +107,7 @@ def main() -> None:
         print(json.dumps(destination(sys.argv[2])))
         return
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
-        signal.signal(signum, signal.SIG_IGN)  # signals are for the worker; this process ends with its input
+        signal.signal(signum, signal.SIG_IGN)  # meant for the worker; this process ends with its input
     write(sys.argv[1], sys.argv[2], parsed(sys.stdin))
 
 

@@ -1,4 +1,4 @@
-"""Train runs, one by one or as jobs of a launcher: each leaves one record, whatever happens."""
+"""Train runs, one by one or as jobs of a launcher. Every finished or failed run leaves one record."""
 
 import contextlib
 import json
@@ -27,37 +27,37 @@ from lora.training import signals
 from lora.training.processes import check_batch, is_main_process, processes
 from lora.training.signals import InterruptedRunError
 
-PACK = "+cells="  # the override that hands several runs to one job; jobs of earlier versions wait in queues
+PACK = "+cells="  # the override with the runs of a job; fixed, since jobs of earlier versions wait in queues
 
 
 def ensure_record(config: RunConfig, mistakes_fail: bool, untuned: bool = False) -> RunRecord:
-    """Return the run's record, and train the run first if it has none. A failure in training makes a `failed` record.
+    """Return the run's record, training the run first if necessary. A failure in training makes a `failed` record.
 
     Args:
-        mistakes_fail: In a sweep: a user's mistake makes a `failed` record too, so that the other runs are trained. A
-            single run raises it, and shows its progress.
-        untuned: As in `about_own`, for what a single run says of itself.
-    Raises: UserError: In a single run; nothing is then written. HeldError: If another worker trains it.
-        InterruptedRunError: If a signal asked for it.
+        mistakes_fail: Set in a sweep: a user's mistake makes a `failed` record too, so that the other runs are trained.
+            A single run raises the mistake, and shows its progress.
+        untuned: As in `about_own`, for the announcement of a single run.
+    Raises: UserError: In a single run, without a record. HeldError: If another worker trains the run.
+        InterruptedRunError: If a signal interrupts it.
     """
     record = usable_record(config)
     if not mistakes_fail and (
         record is None or config.data.source != "hub"
-    ):  # the launcher of a sweep has checked already
-        check_inputs([config], [record] if record is not None else [])  # before torch is loaded, which takes seconds
+    ):  # the launcher of a sweep has already checked
+        check_inputs([config], [record] if record is not None else [])  # before loading torch, which takes seconds
     if record is not None:
         return record
-    check_batch(config.train, processes())  # before the lock, which makes a folder
+    check_batch(config.train, processes())  # before the lock, which creates a folder
     if not is_main_process():
         return train(config, mistakes_fail, None)
     if not mistakes_fail:
         print("\n".join([f"{config.run_id}:", *about_own([config.task], untuned), means([config])]), flush=True)
     with held(lock_path(config.runtime.outputs, config.run_id)) as heart:
-        return usable_record(config) or train(config, mistakes_fail, heart)  # another worker may just have ended
+        return usable_record(config) or train(config, mistakes_fail, heart)  # another may just have ended
 
 
 def usable_record(config: RunConfig) -> RunRecord | None:
-    """The run's record if it need not be trained: it is done, or failed and is not to be retried."""
+    """The run's record if the run is done, with its adapter if requested, or failed and is not to be retried."""
     runtime = config.runtime
     path = record_path(runtime.results, config.run_id)
     if not path.exists():
@@ -73,14 +73,14 @@ def train(config: RunConfig, mistakes_fail: bool, heart: Heartbeat | None) -> Ru
     """Train, and write the record, predictions and adapter.
 
     Args:
-        heart: Heartbeat of the run's lock; None in a process that only helps another (`lora.training.processes`).
+        heart: Heartbeat of the run's lock; None outside the main process (`lora.training.processes`).
     """
     from lora.training.loop import NonFiniteLossError, run  # loads torch, which a finished run does not need
 
     started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     runtime = config.runtime
     if heart is not None and TASKS[config.task].own is not None:
-        keep_task(TASKS[config.task], runtime.results)  # before any record of it, which reports could not read without
+        keep_task(TASKS[config.task], runtime.results)  # before its first record: reports cannot read one without it
     copy = track(config) if heart is not None else None
     display = Display(config) if heart is not None and not mistakes_fail else None
     with reporting(config, heart, copy, display) as report:
@@ -94,7 +94,7 @@ def train(config: RunConfig, mistakes_fail: bool, heart: Heartbeat | None) -> Ru
             if isinstance(error, UserError) and not mistakes_fail:
                 raise
             if not isinstance(error, UserError | NonFiniteLossError):
-                traceback.print_exc()  # a bug: the one line in the record would not be enough
+                traceback.print_exc()  # a bug: the record's single line is not enough
             reason = (
                 str(error) if isinstance(error, UserError | NonFiniteLossError) else f"{type(error).__name__}: {error}"
             )
@@ -122,7 +122,7 @@ def train(config: RunConfig, mistakes_fail: bool, heart: Heartbeat | None) -> Ru
 def reporting(
     config: RunConfig, heart: Heartbeat | None, copy: Tracked | None, display: Display | None
 ) -> Iterator[Any]:
-    """What `run` calls after every step: it checks the lock and updates the note, the copy and the display."""
+    """The function that `run` calls after every step: check the lock, then update the note, copy and display."""
     if heart is None:
         yield lambda progress: None
         return
@@ -141,17 +141,17 @@ def reporting(
 
 def refuse_if_lost(config: RunConfig, heart: Heartbeat) -> None:
     """
-    Raises: HeldError: If another worker has taken the run over, since this one was silent for too long.
+    Raises: HeldError: If another worker has taken the run over, because this one's heartbeat was too old.
     """
     if not heart.mine():
         raise HeldError(f"{config.run_id} was taken over by another worker, which saw no heartbeat from this one")
 
 
 def run_job(overrides: Sequence[str]) -> dict[str, str]:
-    """Train the runs of one job of a launcher, one after another.
+    """Train the runs of a launcher's job, one after another.
 
-    Returns: run_id -> `ok`, `failed`, `held` by another worker, or why there is no record. Nothing is raised, since
-        with an exception several launchers lose the other runs' outcomes.
+    Returns: run_id -> `ok`, `failed`, `held` (by another worker), or the reason for a missing record. Mistakes and
+        interruptions are not raised, since several launchers then lose the other runs' outcomes.
     """
     outcomes = {}
     for run in unpacked(overrides):
@@ -176,7 +176,7 @@ def run_job(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def packed(runs: Sequence[Sequence[str]], per_job: int) -> list[list[str]]:
-    """Overrides of runs -> overrides of jobs with up to `per_job` runs each."""
+    """The overrides of jobs with up to `per_job` runs each."""
     if per_job == 1:
         return [list(run) for run in runs]
     groups = [runs[start : start + per_job] for start in range(0, len(runs), per_job)]
@@ -184,12 +184,12 @@ def packed(runs: Sequence[Sequence[str]], per_job: int) -> list[list[str]]:
 
 
 def shared(runs: Sequence[Sequence[str]]) -> list[str]:
-    """The overrides that a job of these runs is composed with: those that say how it runs."""
+    """The overrides that compose a job of these runs: those that state how it runs."""
     return [override for override in runs[0] if override.startswith(("profile=", "launcher", "runtime."))]
 
 
 def quoted(text: str) -> str:
-    r"""A value in Hydra's single quotes, where `\'` stands for a quote and a backslash before one is doubled."""
+    r"""A value in Hydra's single quotes: `\'` stands for a quote, and backslashes before a quote are doubled."""
     return "'" + re.sub(r"(\\*)'", lambda match: f"{match[1] * 2}\\'", text) + "'"
 
 

@@ -1,1 +1,1 @@
-"""One run, from its configuration to its record."""
+"""Train one run, from its configuration to its record."""

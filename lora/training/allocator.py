@@ -1,4 +1,4 @@
-"""glibc's allocator, told to keep freed memory."""
+"""Settings of glibc's allocator that keep freed memory in the process."""
 
 import ctypes
 import functools
@@ -11,8 +11,8 @@ NEVER = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Keep freed blocks in this process instead of returning them to the system.
 
-    A training step frees and allocates the same large blocks over and over. By default the kernel clears each of them
-    page by page, which takes a fifth of a step of full fine-tuning.
+    A training step frees and allocates the same large blocks repeatedly. By default, the kernel clears each of them
+    page by page, which takes a fifth of a full fine-tuning step.
 
     Returns: Whether the C library has these settings (glibc does).
     """

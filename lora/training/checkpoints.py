@@ -1,7 +1,7 @@
 """Checkpoints: the state of an unfinished run in one file, from which another process resumes it bit for bit.
 
-A checkpoint holds the trainable parameters and the optimizer state, not the frozen model: tensors, with everything else
-as JSON in the header. It is written atomically, read without running code, and used only by the run that wrote it.
+A checkpoint holds the trainable parameters and the optimizer state, not the frozen model. It is a safetensors file with
+all other state as JSON in the header. It is written atomically, read without executing code, and used only by its run.
 """
 
 import json
@@ -39,7 +39,7 @@ class Done:
 
     Args:
         started_at: When the run first started.
-        epochs: The finished epochs, as the record will hold them.
+        epochs: The finished epochs, in the record's form.
         losses: One per step of the current epoch.
         predictions: Epoch -> split -> predictions, for the best and the last epoch.
         adapter: The adapter of the best epoch, as the files of its folder.
@@ -71,7 +71,7 @@ class Trained:
         model: The bare model, not wrapped for several processes.
         optimizer: A torch optimizer; its state is saved by parameter name.
         steps: Number of steps of the whole run.
-        made_from: What must be equal for a checkpoint to be used (`made_from`).
+        made_from: The inputs that must be equal for a checkpoint to be used (`made_from`).
         keeps_adapter: Whether the run saves the adapter of its best epoch.
     """
 
@@ -100,9 +100,9 @@ class Keeper:
         return read_checkpoint(self.path, self.trained, device, rank) or Done(started_at)
 
     def pause(self, done: Done) -> None:
-        """Write a checkpoint if one is due or a signal arrived, then obey the signal.
+        """Write a checkpoint if one is due or a signal has arrived, then obey the signal.
 
-        Called between two steps, or two batches of an evaluation. A full disk costs the checkpoint, not the run.
+        Called between two steps, or two batches of an evaluation. A failed write costs the checkpoint, not the run.
         """
         due = self.minutes is not None and time.monotonic() - self.written >= 60 * self.minutes
         if not agreed(due or bool(signals.noted), done.step, self.accelerator):
@@ -121,8 +121,8 @@ class Keeper:
 def agreed(wanted: bool, step: int, accelerator: Accelerator) -> bool:
     """Whether to write now. All processes of a run must write after the same step, so they vote.
 
-    They vote only every few steps, because waiting for the result would stall a GPU, and never during an evaluation,
-    where they have different numbers of batches.
+    They vote only every `AGREE_STEPS` steps, because waiting for the result would stall a GPU, and never during an
+    evaluation, in which they have different numbers of batches.
     """
     if accelerator.num_processes == 1:
         return wanted
@@ -138,13 +138,13 @@ def made_from(config: RunConfig, fingerprint: str, weights: str, accelerator: Ac
     runtime = {"threads": config.runtime.threads, "device": config.runtime.device, "processes": processes}
     inputs = {"rows": fingerprint, "weights": weights}
     named = {"format": FORMAT, "settings": settings, "runtime": runtime, "inputs": inputs, "code": code_digest()}
-    # Every process lists the processors of all, so that they agree on whether to use the checkpoint.
+    # Every process lists the processors of all, so that all of them decide alike whether to use the checkpoint.
     named["processors"] = gather_object([processor(accelerator.device)])
-    return json.loads(json.dumps(named))  # as it will be read back: lists for tuples
+    return json.loads(json.dumps(named))  # in the form that a checkpoint returns: tuples become lists
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:
-    """The states of the generators this process draws from. Data order and fused dropout masks have no state."""
+    """The states of this process's random generators. Data order and fused dropout masks have no state."""
     states = {"cpu": torch.get_rng_state()}
     return states | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
 
@@ -155,7 +155,7 @@ def write_checkpoint(path: Path, trained: Trained, done: Done, seconds: float, s
     Args:
         seconds: Time since the run started or was last resumed.
         states: `random_states` of every process.
-    Raises: UserError: If it cannot be written; the previous checkpoint then still exists.
+    Raises: UserError: If it cannot be written. The previous checkpoint is kept.
     """
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, dict[str, int]] = {}
@@ -195,8 +195,8 @@ def write_checkpoint(path: Path, trained: Trained, done: Done, seconds: float, s
 def read_checkpoint(path: Path, trained: Trained, device: torch.device, rank: int) -> Done | None:
     """Restore a run from its checkpoint.
 
-    Returns: None, with nothing changed, if there is no checkpoint of exactly this run. A checkpoint that is broken, has
-        other settings, data, code or processors, or lacks the adapter that the run must save is named on stderr.
+    Returns: None, with nothing changed, if no usable checkpoint exists. One that is broken, was made from other
+        settings, data, code or processors, or lacks the adapter that the run must save is reported on stderr.
     """
     if not path.exists():
         return None
@@ -219,7 +219,7 @@ def read_checkpoint(path: Path, trained: Trained, device: torch.device, rank: in
 
 
 def of_processors(run: dict[str, Any], trained: Trained) -> str:
-    """The processors then and now, if they differ."""
+    """The processors of the checkpoint and of this run, in words, if they differ; else ""."""
     then, now = run["made_from"].get("processors"), trained.made_from["processors"]
     return (
         "" if then in (None, now) else f": {', '.join(dict.fromkeys(then))} then, {', '.join(dict.fromkeys(now))} now"
@@ -239,7 +239,7 @@ def _done(run: dict[str, Any], tensors: dict[str, Tensor], trained: Trained, dev
         epochs=run["epochs"],
         losses=list(tensors["losses"].to(device).unbind()),
         predictions=predictions,
-        adapter=adapter if adapter and trained.keeps_adapter else None,  # otherwise an earlier epoch's would stay
+        adapter=adapter if adapter and trained.keeps_adapter else None,  # else an earlier epoch's would remain
         tokens=run["tokens"],
         step_seconds=tensors["step_seconds"].tolist(),
         earlier_seconds=run["seconds"],
@@ -251,7 +251,7 @@ def _done(run: dict[str, Any], tensors: dict[str, Tensor], trained: Trained, dev
 def _restore(
     run: dict[str, Any], tensors: dict[str, Tensor], trained: Trained, device: torch.device, rank: int
 ) -> None:
-    """Check everything, then restore it."""
+    """Check all of the checkpoint, then restore it."""
     parameters = dict(trainable(trained.model))
     saved = dict(_below(tensors, "parameter."))
     if {n: (t.shape, t.dtype) for n, t in saved.items()} != {n: (p.shape, p.dtype) for n, p in parameters.items()}:

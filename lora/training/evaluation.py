@@ -27,7 +27,7 @@ def predict(
 ) -> np.ndarray:
     """Predict the class of every example, or its score for regression, in the order of the split.
 
-    The processes share the examples. They may get different numbers of batches, so none waits for another.
+    The batches are divided among the processes, possibly unevenly, so the forward pass does not synchronise them.
 
     Args:
         between: Called after every batch.
@@ -69,7 +69,7 @@ def selecting_split(task: Task, selection: str) -> str:
 
 
 def select(epochs: list[dict[str, Any]], task: Task, selection: str) -> dict[str, Any]:
-    """Choose `best`, the first epoch with the highest headline metric, and `last`. Undefined is never best."""
+    """Choose `best`, the first epoch with the highest headline metric (the last if it is never defined), and `last`."""
     split = selecting_split(task, selection)
 
     def chosen(entry: dict[str, Any]) -> dict[str, Any]:

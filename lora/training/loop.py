@@ -1,4 +1,4 @@
-"""One run, from its configuration to its record."""
+"""Train one run, from its configuration to its record."""
 
 import functools
 import hashlib
@@ -36,18 +36,18 @@ from lora.training.step import Part, local_parts, prepare_step
 from lora.training.usage import device_name, optimizer_bytes, peak_mib
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy")
-FINITE_CHECK_STEPS = 16  # reading the loss at every step would stall a GPU
+FINITE_CHECK_STEPS = 16  # reading the loss after every step would stall a GPU
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: shown while it lasts."""
+    """The progress of a run, shown during training."""
 
     step: int
     steps: int
     epoch: int
     metric: float | None
-    epochs: Sequence[dict[str, Any]] = ()  # the finished ones, as the record will hold them
+    epochs: Sequence[dict[str, Any]] = ()  # the finished ones, in the record's form
 
 
 class NonFiniteLossError(Exception):
@@ -61,10 +61,10 @@ def run(
 
     Args:
         report: Called after every optimizer step.
-    Returns: The record; the dev-set predictions of `best` and `last` as a safetensors file; and if the config asks for
-        it the adapter of `best`, as the files of its folder.
-    Raises: UserError: If data, model, method or device do not fit the configuration. NonFiniteLossError.
-        InterruptedRunError: If a signal asked for it: the next call of the same run goes on from the checkpoint.
+    Returns: The record, the dev-set predictions of `best` and `last` as a safetensors file, and, if
+        runtime.save_adapter is set, the adapter of `best` as the files of its folder.
+    Raises: UserError: If data, model, method or device do not fit the configuration. NonFiniteLossError: If training
+        diverges. InterruptedRunError: After a signal. The next call of the same run resumes from its checkpoint.
     """
     started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     task, train = TASKS[config.task], config.train
@@ -83,7 +83,7 @@ def run(
     apply(model, config.method, config.seed)
     if config.start == "mnli":
         start_from(model, config)
-    # read before the kernels round the frozen weights
+    # before the fused kernels round the frozen weights
     base = describe_base(model, config.model.name, encoder.revision) if config.runtime.save_adapter else None
     params = count_parameters(model)
     trained_bytes = sum(p.numel() * p.element_size() for _, p in trainable(model))
@@ -95,7 +95,7 @@ def run(
     step = prepare_step(model, config, accelerator, steps)
     model = step.model
 
-    # The loop, from the beginning or from where the run was left.
+    # The loop, from the beginning or from the checkpoint.
     inputs = made_from(config, data.fingerprint, encoder.weights, accelerator)
     unwrapped, keeps_adapter = accelerator.unwrap_model(model), config.runtime.save_adapter
     bare = Trained(unwrapped, step.optimizer.optimizer, step.schedule, steps, inputs, keeps_adapter)

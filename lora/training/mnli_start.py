@@ -1,4 +1,4 @@
-"""Starting from an MNLI run: its trained parameters with a new head (DeBERTa keeps its pooler)."""
+"""Start a run from an MNLI run: copy its trained parameters, with a new head (DeBERTa keeps its pooler)."""
 
 import hashlib
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from lora.records.record import adapter_path, read_record, record_path
 
 
 def start_from(model: nn.Module, config: RunConfig) -> None:
-    """Copy the parameters that the MNLI run trained; the head stays new (paper, sections 5.2 and D.1).
+    """Copy the parameters that the MNLI run trained. The head stays new (paper, sections 5.2 and D.1).
 
-    For full fine-tuning these are all parameters of the encoder. DeBERTa also keeps its pooler.
+    With full fine-tuning, these are all parameters of the encoder. DeBERTa also keeps its pooler.
 
-    Source: for the head, the load hooks of the released models. RoBERTa's drops both layers of the head if the number
-        of labels differs, DeBERTa's only the classifier.
+    Source: for the head, the load hooks of the released models. If the number of labels differs, RoBERTa's drops both
+        layers of the head, DeBERTa's only the classifier.
 
-    Raises: UserError: If the record or the weights of that run are missing, or the run trained other modules.
+    Raises: UserError: If that run has no ok record, its weights are missing or changed, or it trained other modules.
     """
     parent = config.start_run
     path = record_path(config.runtime.results, parent)
@@ -44,7 +44,7 @@ def start_from(model: nn.Module, config: RunConfig) -> None:
 
 
 def differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """Up to four names that exist on one side only, or whose shapes differ."""
+    """The shapes of up to four tensors that exist on one side only or differ in shape, in words."""
     shapes = [{name: tuple(tensor.shape) for name, tensor in side.items()} for side in (found, wanted)]
     names = sorted(name for name in set(found) | set(wanted) if shapes[0].get(name) != shapes[1].get(name))
     return ", ".join(
@@ -53,7 +53,7 @@ def differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> st
 
 
 def is_carried(model: nn.Module, name: str) -> bool:
-    """Whether a run that starts from another copies this parameter."""
+    """Whether a run that starts from an MNLI run copies this parameter."""
     known = architecture_of(model)
     carried = () if known is None else tuple(f"{part}." for part in known.carried_head)
     return not is_head(model, name) or name.startswith(carried)

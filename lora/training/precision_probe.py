@@ -1,6 +1,6 @@
-"""Measure an encoder's matrix products in fp32 and bf16: `python -m lora.training.precision_probe WIDTH FFN`.
+"""`python -m lora.training.precision_probe WIDTH FFN`: time an encoder's matrix products in fp32 and bf16.
 
-Prints the `lora.config.precision_choice.Measurement` as JSON.
+It prints a `lora.config.precision_choice.Measurement` as JSON.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ from lora.training.fused.linear import Frozen
 
 ROWS = 16 * 28  # ours: 16 examples of 28 tokens, a batch of the default profile
 REPETITIONS = 7
-TRIES = 3  # together some 1.5 s for MiniLM
+TRIES = 3  # about 1.5 s together, for MiniLM
 
 
 def layer_products(width: int, ffn: int, dtype: torch.dtype) -> Callable[[], None]:
-    """What multiplies by each frozen weight of a layer: its input, then the gradient of its output.
+    """A function that multiplies an input, then an output gradient, by each frozen weight of a layer.
 
-    Source: Vaswani et al. 2017: four projections of attention, two layers of the feed-forward.
+    Source: Vaswani et al. 2017: four attention projections and two feed-forward layers.
     """
     sides = [(width, width)] * 4 + [(ffn, width), (width, ffn)]
     draw = torch.Generator().manual_seed(0)
@@ -46,7 +46,7 @@ def layer_products(width: int, ffn: int, dtype: torch.dtype) -> Callable[[], Non
 
 
 def cpu_seconds(action: Callable[[], None]) -> float:
-    """Time of this process on the CPU: another that takes the core meanwhile is not counted."""
+    """CPU time of this process, which excludes other processes on the same core."""
     began = time.process_time()
     action()
     return time.process_time() - began
@@ -54,17 +54,17 @@ def cpu_seconds(action: Callable[[], None]) -> float:
 
 @torch.inference_mode()
 def measure(width: int, ffn: int, clock: Callable[[Callable[[], None]], float] = cpu_seconds) -> Measurement:
-    """Interleaved repetitions of both, again while they disagree on which precision is to be taken.
+    """Time both precisions in interleaved repetitions, up to `TRIES` times until the repetitions agree on the choice.
 
     Args:
-        clock: Seconds of an action.
+        clock: Returns the seconds that an action takes.
     """
     torch.set_num_threads(1)
     identity = {"cpu": cpu_kind(), "torch": torch_version(), "width": width, "ffn": ffn}
     usable = [name for name in DTYPES if name == "fp32" or has_bf16(gpu=False)]
     actions = {name: layer_products(width, ffn, DTYPES[name]) for name in usable}
     for action in actions.values():
-        action()  # the first time, kernels are generated
+        action()  # warm-up: the first call generates kernels
     times: dict[str, list[float]] = {name: [] for name in actions}
     tries = 0
     while True:

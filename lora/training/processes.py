@@ -1,4 +1,4 @@
-"""The processes that train one run together, as started by torchrun or `accelerate launch`."""
+"""The processes that train one run together, started by torchrun or `accelerate launch`."""
 
 import os
 
@@ -7,16 +7,16 @@ from lora.errors import UserError
 
 
 def processes() -> int:
-    """Number of processes."""
+    """The number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def check_processes() -> None:
-    """Check the environment variables that tell this process its rank.
+    """Check the environment variables that state this process's rank.
 
     A process with a rank but no world size would train alone and write nothing.
 
-    Raises: UserError: If a variable is not a valid number, or they contradict each other.
+    Raises: UserError: If a variable is not a valid number, or variables are missing or contradict each other.
     """
     places, problems = {}, []
     for name, least in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_WORLD_SIZE", 1), ("LOCAL_RANK", 0)):

@@ -1,4 +1,4 @@
-"""Stop signals: noted at once, and obeyed where a run can stop without losing anything."""
+"""Stop signals: noted immediately, and obeyed where a run can stop without losing work."""
 
 import contextlib
 import os
@@ -8,36 +8,36 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-STOP = signal.SIGUSR1  # launcher to workers, which ignore SIGINT if a script started them all in the background
+STOP = signal.SIGUSR1  # from launcher to workers: they ignore SIGINT if a script started the sweep in the background
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, STOP)
-ONE_PRESS_SECONDS = 2.0  # one Ctrl-C reaches a worker twice: from the terminal and from its launcher
+ONE_PRESS_SECONDS = 2.0  # one Ctrl-C may reach a worker twice, from the terminal and from its launcher
 POLL_SECONDS = 0.2
-PARENT_SECONDS = 1.0  # how often to check that the launcher is alive
-LEAVE_SECONDS = 5.0  # time for a checkpoint after the launcher has died
+PARENT_SECONDS = 1.0  # between two checks that the launcher is alive
+LEAVE_SECONDS = 5.0  # for writing a checkpoint after the launcher has died
 
 noted: dict[int, float] = {}  # signal -> time of its first arrival
 before: dict[int, object] = {}  # signal -> the previous handler
 
 
 class InterruptedRunError(Exception):
-    """A run stopped as asked; the same command resumes it from its checkpoint."""
+    """A run was stopped by a signal. The same command resumes it from its checkpoint."""
 
 
 def listen() -> None:
-    """Start noting signals, between runs too. Ignored signals stay ignored.
+    """Start noting signals, including those between runs. Ignored signals stay ignored.
 
-    Only the main thread can do this; in another thread nothing changes.
+    Only the main thread can install handlers; in another thread, this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         return
     for signum in SIGNALS:
         if signal.getsignal(signum) not in (_note, signal.SIG_IGN, None):
             before[signum] = signal.signal(signum, _note)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {STOP})  # `passed_on` blocked it until this process could note it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {STOP})  # `passed_on` blocks it until this process can note it
 
 
 def begin_worker(launcher: int) -> None:
-    """First step of a worker process: note signals, and end when the launcher dies.
+    """Set up a worker process: note signals, and exit when the launcher dies.
 
     Otherwise the workers would outlive a killed launcher, because a pool's workers hold both ends of its pipes.
 
@@ -49,7 +49,7 @@ def begin_worker(launcher: int) -> None:
 
 
 def _end_with(launcher: int) -> None:
-    """Stop as on Ctrl-C, then exit hard. Records are written atomically, and a dead owner's lock counts as free."""
+    """Once the launcher dies, stop as on Ctrl-C, then exit hard. Records are atomic; a dead owner's lock is free."""
     while os.getppid() == launcher:
         time.sleep(PARENT_SECONDS)
     os.kill(os.getpid(), STOP)
@@ -67,8 +67,8 @@ def _note(signum: int, frame: object) -> None:
 def follow() -> None:
     """Obey the last signal.
 
-    A handler installed earlier decides. That of a batch system may requeue the job and exit, or return, in which case
-    the run continues (Slurm's SIGTERM before a SIGKILL that may not come).
+    An earlier handler decides. A batch system's handler may requeue the job and exit. If it returns, the run continues
+    (Slurm's SIGTERM before a SIGKILL that may never come).
 
     Raises: InterruptedRunError: If there was no earlier handler.
     """
@@ -82,7 +82,7 @@ def follow() -> None:
 
 
 def end_of_job() -> None:
-    """Forget signals that end a single job, so that the process takes the next; Ctrl-C and the launcher's end all."""
+    """Forget signals that end only one job, so that the process takes the next. Ctrl-C and `STOP` end all jobs."""
     if not noted.keys() & {signal.SIGINT, STOP}:
         noted.clear()
 
@@ -91,15 +91,15 @@ def end_of_job() -> None:
 def passed_on(
     workers: Callable[[], list[int]], training: Callable[[], list[int]], say: Callable[[], None]
 ) -> Iterator[None]:
-    """Within the block, pass Ctrl-C and SIGTERM to the workers, and leave the block once they have stopped training.
+    """Within the block, pass Ctrl-C and SIGTERM on to the workers, and leave the block once they have stopped training.
 
-    Otherwise a process pool would kill its workers at once, even while they write checkpoints.
+    Otherwise a process pool would kill its workers immediately, even while they write checkpoints.
 
     Args:
-        workers: Returns all processes to signal: training, between two runs, or starting.
-        training: Returns those that are training now.
+        workers: Returns the pids to signal: workers that are training, between two runs, or starting.
+        training: Returns the pids of workers that are training.
         say: Called when a signal arrives.
-    Raises: KeyboardInterrupt: When no worker trains any more, or immediately on a second signal.
+    Raises: KeyboardInterrupt: When no worker is training any more, or immediately on a second signal.
     """
     came, over = threading.Event(), threading.Event()
     told: set[int] = set()
@@ -113,7 +113,7 @@ def passed_on(
     def end() -> None:
         while training() and not over.is_set():
             time.sleep(POLL_SECONDS)
-            tell()  # the pool may have replaced a worker meanwhile
+            tell()  # the pool may have started new workers
         if not over.is_set():
             over.set()
             os.kill(os.getpid(), next(iter(earlier)))
@@ -135,7 +135,7 @@ def passed_on(
     earlier = {number: handler for number, handler in earlier.items() if handler not in (signal.SIG_IGN, None)}
     for number in earlier:
         signal.signal(number, handle)
-    # Inherited by processes started meanwhile: a signal sent to one of them waits until it listens.
+    # New processes inherit the mask: a signal sent to one of them stays pending until it listens.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {STOP})
     try:
         yield
@@ -144,5 +144,5 @@ def passed_on(
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in earlier.items():
             signal.signal(number, handler)
-        if came.is_set():  # no matter how else the block ended
+        if came.is_set():  # whatever ended the block
             raise KeyboardInterrupt

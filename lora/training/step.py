@@ -1,4 +1,4 @@
-"""One optimizer step, from its batch to the changed parameters: what the loop takes and what benchmarks time."""
+"""One optimizer step, from its batch to the updated parameters. The loop takes it, and benchmarks time it."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ from lora.training.fused.optimizer import FusedAdamW
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of one forward pass. Weight 0 marks a stand-in: a process with no rows must still take part in the step."""
+    """The examples of a micro-batch. Weight 0 marks a stand-in: a process without examples must still join the step."""
 
     rows: np.ndarray
     weight: float
@@ -34,7 +34,7 @@ class Step:
     """A model in training, with everything that an optimizer step needs.
 
     Args:
-        trained: The parameters that train.
+        trained: The trainable parameters.
         masks: The source of dropout masks with train.kernels=fused; None with stock.
     """
 
@@ -48,26 +48,26 @@ class Step:
     train: TrainConfig
 
     def loss(self, number: int, part: Part, batch: dict[str, Tensor], examples: int) -> Tensor:
-        """The forward pass: the share of `part` in the mean loss over the step's examples. Takes the batch's labels."""
+        """Run the forward pass of `part`, and return its share of the step's mean loss. Pops the batch's labels."""
         if self.masks is not None:
             self.masks.begin(number, part.rows)
         return summed_loss(self.model, batch, self.task) * part.weight / examples
 
     def take(self, number: int, batches: Iterable[tuple[Part, dict[str, Tensor]]], examples: int) -> Tensor:
-        """Forward and backward passes, clipping, the optimizer's step and the schedule's.
+        """Run the forward and backward passes, clip the gradients, and step the optimizer and the schedule.
 
         Args:
-            number: The number of this step, from 0.
-            batches: This process's micro-batches, each made when its turn comes.
-            examples: Number of examples of the step, over all processes and micro-batches.
-        Returns: This process's part of the mean loss.
+            number: The index of this step, from 0.
+            batches: This process's micro-batches; an iterator may create each on demand.
+            examples: Number of examples in the step, over all processes and micro-batches.
+        Returns: This process's share of the mean loss.
         """
         loss = torch.zeros((), device=self.accelerator.device)
         for part, batch in batches:
             part_loss = self.loss(number, part, batch, examples)
             self.accelerator.backward(part_loss * self.accelerator.num_processes)  # DDP takes the mean over processes
             loss += part_loss.detach()
-        if self.train.clip_norm is not None and self.masks is None:  # else the optimizer clips
+        if self.train.clip_norm is not None and self.masks is None:  # otherwise the optimizer clips
             self.accelerator.clip_grad_norm_(self.trained, self.train.clip_norm)
         self.optimizer.step()
         self.schedule.step()
@@ -76,32 +76,32 @@ class Step:
 
 
 def prepare_step(model: nn.Module, config: RunConfig, accelerator: Accelerator, steps: int) -> Step:
-    """Kernels, optimizer and schedule of a run, for a model with its method applied.
+    """Set up a run's kernels, optimizer and schedule, for a model with its method applied.
 
     Args:
-        steps: Number of steps of the whole run, which the schedule follows.
+        steps: Number of steps of the whole run, over which the schedule extends.
     Raises: UserError: If train.kernels=fused does not cover the encoder.
     """
     train, masks = config.train, None
     if train.kernels == "fused":
         recompute = config.model.gradient_checkpointing
         masks = fuse(model, train.precision, seed_for(config.seed, "dropout"), recompute)
-        if accelerator.num_processes == 1:  # several add up dense gradients
+        if accelerator.num_processes == 1:  # several processes reduce dense gradients
             sparse_embeddings(model)
     optimizer = make_optimizer(model, train)
     schedule = LambdaLR(optimizer, lambda step: lr_factor(step, warmup_steps(train, steps), steps))
     model, optimizer = accelerator.prepare(model, optimizer)
     trained = [p for _, p in trainable(model)]
-    # Stock dropout draws from the global generator, seeded last, so that nothing above shifts it.
+    # Stock dropout draws from the global generator, which is seeded last so that nothing above advances it.
     torch.manual_seed(seed_for(config.seed, "dropout", accelerator.process_index))
     return Step(model, trained, optimizer, schedule, masks, accelerator, TASKS[config.task], train)
 
 
 def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW with decoupled decay on all that trains but biases and LayerNorms.
+    """AdamW with decoupled weight decay on all trainable parameters except biases and LayerNorms.
 
-    Source: the released Trainer, which goes by the type of a module. A Pfeiffer adapter decays although it lies inside
-        the module that stands for a layer's LayerNorm.
+    Source: the released Trainer, which decides by module type. A Pfeiffer adapter decays although it is inside the
+        module that replaces a layer's LayerNorm.
     """
     norms = {f"{name}.weight" for name, module in model.named_modules() if is_layer_norm(module)}
     decay = {name: "bias" not in name and name not in norms for name, _ in trainable(model)}
@@ -120,19 +120,19 @@ def warmup_steps(train: TrainConfig, steps: int) -> int:
 
 
 def lr_factor(step: int, warmup: int, steps: int) -> float:
-    """Linear from 0 up to 1 in `warmup` steps, and down to 0 at `steps`: the released Trainer's schedule.
+    """The released Trainer's schedule: linear from 0 to 1 in `warmup` steps, then linear to 0 at `steps`.
 
-    Written here because transformers' own lies in a module that imports its Trainer, and with it PEFT: half of the
-    time to a run's first step.
+    transformers' version is in a module that imports its Trainer, and with it PEFT, which takes half of the time to a
+    run's first step.
     """
     return step / warmup if step < warmup else max(0.0, (steps - step) / max(1, steps - warmup))
 
 
 def local_parts(rows: np.ndarray, accelerator: Accelerator, accumulation: int) -> list[Part]:
-    """This process's share of a global batch, cut into its passes: together they see every row once.
+    """This process's micro-batches of a global batch. All processes together see every example once.
 
-    The loss of a step is the sum over all rows of the global batch over their number, so neither the number of
-    processes nor that of passes changes it, on an uneven last batch either.
+    A step's loss is the sum over all examples of the global batch divided by their number. It depends neither on the
+    number of processes nor on that of micro-batches, even for an uneven last batch.
     """
     shares = np.array_split(rows, accelerator.num_processes * accumulation)
     mine = shares[accelerator.process_index :: accelerator.num_processes]
@@ -140,9 +140,9 @@ def local_parts(rows: np.ndarray, accelerator: Accelerator, accumulation: int) -
 
 
 def summed_loss(model: nn.Module, batch: dict[str, Tensor], task: Task) -> Tensor:
-    """Cross-entropy, or squared error for regression, summed over the rows; the loss itself in float32."""
+    """Cross-entropy, or squared error for regression, in float32, summed over the examples. Pops the batch's labels."""
     labels = batch.pop("labels")
-    logits = model(**batch).logits  # under autocast where the precision asks for it: `prepare` wrapped the forward pass
+    logits = model(**batch).logits  # under autocast if the precision requires it: `prepare` wraps the forward pass
     if task.labels:
         return F.cross_entropy(logits.float(), labels, reduction="sum")
     return F.mse_loss(logits.float().squeeze(-1), labels, reduction="sum")

@@ -1,4 +1,4 @@
-"""Resources that a run uses, for its record, and the kind of processor that its bits depend on."""
+"""The resources that a run uses, for its record, and the kind of processor that its bits depend on."""
 
 import platform
 import resource
@@ -14,7 +14,7 @@ def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 
 def peak_mib(device: torch.device) -> float:
-    """Peak memory of the GPU's allocator; on a CPU, of the whole process, earlier runs in it included."""
+    """Peak memory of the GPU's allocator. On a CPU, that of the whole process, including its earlier runs."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
@@ -27,9 +27,9 @@ def device_name(device: torch.device) -> str:
 
 
 def processor(device: torch.device) -> str:
-    """The kind of processor. Libraries choose their kernels by it, and with them the order of sums.
+    """The kind of processor. Libraries choose their kernels, and with them the order of sums, by it.
 
-    For a CPU: its name in the record, vendor and model, and its bfloat16 instructions, which a virtual machine may
+    For a CPU: its name in the record, its vendor and model, and its bfloat16 instructions, which a virtual machine may
     hide. For a GPU: its name in the record.
     """
     name = device_name(device)

@@ -1,12 +1,12 @@
 """Compiled kernels for the encoder on a CPU: dropout, softmax, GELU, LayerNorm, LoRA.
 
-| module | what it holds |
+| module | contents |
 | --- | --- |
 | `masks` | dropout masks computed from seed, step, site, example and place |
 | `kernels` | the compiled loops (numba), for float32 and bfloat16 |
-| `plain` | the same computations in torch operations; the tests compare with it |
+| `plain` | the same computations in torch operations, as a reference for tests |
 | `functions` | autograd functions around the kernels |
-| `linear` | frozen linear layers, alone and with LoRA |
-| `encoder` | an encoder of BERT's shape that computes with them |
-| `optimizer` | AdamW and the clipping of gradients, one pass over memory |
+| `linear` | frozen linear layers: alone, with GELU, and with LoRA |
+| `encoder` | an encoder of the BERT architecture that computes with them |
+| `optimizer` | AdamW and gradient clipping, in one pass over memory |
 """

@@ -21,14 +21,14 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class FusedEncoder(nn.Module):
-    """The layers of an encoder of BERT's shape, with their parameters under the same names.
+    """The layers of an encoder of the BERT architecture, with their parameters under the same names.
 
-    The last layer is computed for the first token only, because a classification head reads nothing else of it. The
-    first token still attends to the keys and values of all tokens.
+    The last layer is computed for the first token only, because the classification head reads only that token. It still
+    attends to the keys and values of all tokens.
 
     Args:
-        encoder: transformers' encoder with a method applied. Frozen weights are cast to `dtype` in place.
-        dtype: Type of activations and matrix products; trainable parameters stay float32.
+        encoder: transformers' encoder with a method applied, and its frozen linear layers cast to `dtype`.
+        dtype: Type of activations and matrix products. Trainable parameters stay float32.
         recompute: Recompute the input of GELU, the largest tensor a layer stores, in the backward pass.
     """
 
@@ -51,8 +51,8 @@ class FusedEncoder(nn.Module):
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """
         Args:
-            attention_mask: As prepared by transformers: (batch, 1, 1 or queries, tokens), true or 0 where a key is
-                visible; None if all are visible.
+            attention_mask: transformers' prepared mask, (batch, 1, 1 or queries, tokens): true or 0 where a key is
+                visible. None if all keys are visible.
         Returns: `last_hidden_state` of shape (batch, 1, width), float32.
         """
         x = hidden_states.to(self.dtype)
@@ -68,7 +68,7 @@ class FusedEncoder(nn.Module):
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=x.float())
 
     def position_bias(self, tokens: int) -> Float[Tensor, "heads tokens tokens"] | None:
-        """MPNet's bias of the scores, by the distance of key and query. None for other architectures."""
+        """MPNet's bias of the attention scores, by relative position. None for other architectures."""
         if not hasattr(self, "relative_attention_bias"):
             return None
         places = torch.arange(tokens)
@@ -84,10 +84,10 @@ class FusedEncoder(nn.Module):
         bias: Tensor | None,
         first_only: bool,
     ) -> tuple[Tensor, Normed]:
-        """Source: Devlin et al. 2019; the modules' names are those of transformers.
+        """Source: Devlin et al. 2019, with transformers' module names.
 
         Args:
-            made: What x can be recomputed from, if it is the output of a LayerNorm of this encoder.
+            made: The tensors that recompute x, if x is the output of one of this encoder's LayerNorms.
         """
         site = f"{number}"
         if bias is None:
@@ -164,13 +164,13 @@ class FusedDropout(nn.Module):
 
 
 def fuse(model: nn.Module, precision: str, seed: int, recompute: bool = False) -> Masks:
-    """Make a model of transformers compute with the kernels, in place. Apply the method first.
+    """Make a transformers model compute with the kernels, in place. Apply the method first.
 
     Args:
-        recompute: Store less for the backward pass, which then repeats a third of the products of the forward pass. The
-            result is the same.
-    Returns: The source of its dropout masks; call its `begin` before every forward pass in training.
-    Raises: UserError: If the architecture or its settings are not supported; the model is then unchanged.
+        recompute: Store less for the backward pass, which repeats a third of the forward pass's products. The result is
+            the same.
+    Returns: The source of the dropout masks. Call its `begin` before every forward pass in training.
+    Raises: UserError: If the architecture or its settings are not supported. The model is then unchanged.
     """
     settings = model.config
     reason = not_covered(settings.to_dict())
@@ -194,7 +194,7 @@ def fuse(model: nn.Module, precision: str, seed: int, recompute: bool = False) -
 def sparse_embeddings(model: nn.Module) -> None:
     """Switch trainable embeddings to sparse gradients, which `FusedAdamW` supports.
 
-    The dense gradient of a vocabulary is mostly zeros, and making, clipping and applying it takes a quarter of a step.
+    A vocabulary's dense gradient is mostly zeros, and creating, clipping and applying it takes a quarter of a step.
     """
     for module in model.modules():
         if isinstance(module, nn.Embedding) and module.weight.requires_grad:

@@ -1,4 +1,4 @@
-"""Autograd functions around the kernels. Activations are float32 or bfloat16 and keep their type."""
+"""Autograd functions around the kernels. Activations are float32 or bfloat16 and keep their dtype."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ Hidden = Float[Tensor, "batch tokens width"]
 
 @dataclass(frozen=True)
 class Normed:
-    """What a LayerNorm saves for its backward pass, and its parameters: its output can be recomputed from them."""
+    """A LayerNorm's normalised input and its parameters, from which its output can be recomputed."""
 
     normed: Hidden
     weight: Float[Tensor, " width"]
@@ -33,12 +33,12 @@ class Normed:
 
 
 def dropout(x: Float[Tensor, "batch ..."], site: Site | None) -> Float[Tensor, "batch ..."]:
-    """Dropout at a site; x itself without one."""
+    """Dropout at a site. Without a site, x itself."""
     return x if site is None else _Dropout.apply(x, site)
 
 
 def gelu(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """The exact GELU, x * Phi(x), to 1e-7."""
+    """The exact GELU, x * Phi(x), accurate to 1e-7."""
     return _Gelu.apply(x)
 
 
@@ -50,7 +50,7 @@ def add_norm(
     eps: float,
     site: Site | None,
 ) -> tuple[Hidden, Normed]:
-    """LayerNorm(dropout(x) + residual), and what it can be recomputed from."""
+    """LayerNorm(dropout(x) + residual), and the tensors from which it can be recomputed."""
     out, normed = _AddNorm.apply(x, residual, weight, bias, eps, site)
     return out, Normed(normed, weight, bias)
 
@@ -66,22 +66,22 @@ def attention(
 ) -> Float[Tensor, "batch queries width"]:
     """Scaled dot-product attention with dropout of the probabilities. Each example needs at least one visible key.
 
-    The backward pass gets q, k, v and one number per query, and recomputes the probabilities.
+    It stores q, k, v and one number per query and head, from which the backward pass recomputes the probabilities.
 
     Args:
-        bias: Added to the scaled scores of every example: MPNet's, for relative positions.
+        bias: Added to the scaled scores of every example, for MPNet's relative positions.
     """
     return _Attention.apply(q, k, v, visible, heads, site, bias)
 
 
 def array(tensor: Tensor) -> np.ndarray:
-    """A NumPy view of the same memory for a kernel; bfloat16 as uint16."""
+    """A NumPy view of the same memory for a kernel, with bfloat16 as uint16."""
     tensor = tensor.detach()
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def arguments(site: Site | None, batch: int) -> tuple[np.ndarray, np.uint32, np.float32]:
-    """Keys, threshold and scale of a site; without one, those that keep everything."""
+    """Keys, threshold and scale of a site. Without a site, values that keep everything."""
     if site is None:
         return np.zeros((batch, 2), np.uint32), np.uint32(0), np.float32(1)
     return site.keys, np.uint32(site.threshold), np.float32(site.scale)
@@ -188,19 +188,19 @@ class _Attention(torch.autograd.Function):
         grad_k = torch.bmm(slopes.mT, q.flatten(0, 1)).view(k.shape)
         grad_v = torch.bmm(probabilities.mT, grad.flatten(0, 1)).view(v.shape)
         grad_bias = None
-        if ctx.needs_input_grad[6]:  # slopes are those of the scores before they are scaled
+        if ctx.needs_input_grad[6]:  # slopes are gradients of the unscaled scores
             grad_bias = slopes.view(scores.shape).sum(0, dtype=torch.float32) * q.shape[-1] ** 0.5
         return *map(_by_token, (grad_q, grad_k, grad_v)), None, None, None, grad_bias
 
 
 def _scores(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-    """q k^T, before it is scaled."""
+    """The unscaled scores, q k^T, plus the bias divided by the softmax's scale."""
     scores = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT).view(*q.shape[:3], k.shape[2])
     return scores if bias is None else scores.add_(bias * q.shape[-1] ** 0.5)
 
 
 def _attention_work(scores: Tensor, count: int) -> list[np.ndarray]:
-    """Working memory of the attention kernels: `count` times the scores of a head, and their places."""
+    """Working memory of the attention kernels: `count` buffers for the scores of a head, and one for their places."""
     size = scores.shape[2] * scores.shape[3]
     return [*(kernels.scratch(size) for _ in range(count)), np.empty(size, np.uint32)]
 

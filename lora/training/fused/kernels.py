@@ -1,10 +1,10 @@
-"""Compiled loops over activations, one pass over memory each; `plain` holds the same mathematics in torch.
+"""Compiled loops over activations, each in one pass over memory. `plain` has the same mathematics in torch.
 
-Arrays are float32, or bfloat16 as its bits in uint16; arithmetic is in float32 always. Sums are taken in a fixed order,
-so a kernel's bits do not depend on the other runs of a machine.
+Arrays are float32, or bfloat16 as uint16 bits. Arithmetic is always in float32. Sums have a fixed order, so a kernel's
+bits do not depend on other runs on the machine.
 """
 
-from typing import no_type_check  # a compiled function must be the bare one, with the tests' type checks on too
+from typing import no_type_check  # numba must compile the bare function, even if tests add type checks
 
 import numba
 import numpy as np
@@ -13,11 +13,11 @@ from numba import float32, int32, njit, types, uint16, uint32
 from numba.extending import intrinsic, overload
 
 # Constants that are compiled into the kernels stay in this file: numba recompiles when it changes, and only then.
-MAX_TOKENS = 1024  # attention places are (head * 1024 + query) * 1024 + key, whatever the batch is padded to
-GOLDEN = 0x9E3779B9  # 2^32 over the golden ratio: spreads consecutive places
+MAX_TOKENS = 1024  # attention places are (head * 1024 + query) * 1024 + key, independent of padding
+GOLDEN = 0x9E3779B9  # 2^32 divided by the golden ratio, which spreads consecutive places
 MIX_1, MIX_2 = 0x7FEB352D, 0x846CA68B  # of the 32-bit mixer "lowbias32" (C. Wellons, hash-prospector)
 
-# LLVM's tuning for some CPUs prefers vectors of half the width, which costs up to half the speed here.
+# LLVM's tuning for some CPUs prefers vectors of half the width, which makes these kernels up to twice as slow.
 FEATURES = binding.get_host_cpu_features()
 if FEATURES.get("avx512f"):
     numba.config.CPU_NAME, numba.config.CPU_FEATURES = "generic", FEATURES.flatten()
@@ -25,21 +25,21 @@ if FEATURES.get("avx512f"):
 
 @no_type_check
 def cacheable() -> bool:
-    """Whether numba finds a folder for compiled kernels: NUMBA_CACHE_DIR, this one, or one below HOME."""
+    """Whether numba can write compiled kernels to a folder: NUMBA_CACHE_DIR, this one, or one below HOME."""
     try:
         njit(cache=True)(cacheable)
-    except RuntimeError:  # none can be written to: every process compiles for itself
+    except RuntimeError:  # no writable folder: every process compiles its own
         return False
     return True
 
 
-# Sums may be reordered into vector lanes and products fused; infinities and NaN keep their meaning.
+# Allow reordering sums into vector lanes and fusing products. Infinities and NaN keep their meaning.
 KERNEL = {"cache": cacheable(), "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
 INLINE = {"inline": "always"}
 
-# LLVM compiles a loop that stores twice: in vectors, and plain for arrays that lie close together. If such a loop sums
-# as well, the order of its sum depends on where memory lies. So the kernels' scratch keeps a distance that is longer
-# than a turn of any vector loop (64 values with AVX-512), and the vectors always run.
+# LLVM compiles a loop with stores twice: vectorised, and scalar for arrays that are close together in memory. If the
+# loop also computes a sum, the order of the sum depends on addresses. Margins around the kernels' scratch, longer than
+# an iteration of any vector loop (64 values with AVX-512), ensure that the vectorised loop always runs.
 MARGIN = 256
 
 
@@ -62,14 +62,14 @@ def _float(context, x):
 
 
 def scratch(count: int) -> np.ndarray:
-    """Float32 memory for `count` values that a kernel works in, with a margin on both sides."""
+    """Working memory of a kernel for `count` float32 values, with a margin on both sides."""
     return np.empty(MARGIN + count + MARGIN, np.float32)
 
 
 @intrinsic
 @no_type_check
 def half(context, x):
-    """1/2 + 0 x: NaN if x is not finite. It is one instruction, and apart from the sums that LLVM may reorder."""
+    """1/2 + 0 x: NaN if x is not finite. As a single fma, it is exempt from LLVM's reordering of sums."""
 
     def build(context, builder, signature, arguments):
         zero, one_half = ir.Constant(ir.FloatType(), 0.0), ir.Constant(ir.FloatType(), 0.5)
@@ -83,7 +83,7 @@ def load(value):
 
 
 def cast(value, element):
-    """A float32 as an element of the array that `element` is of, bfloat16 rounded to the nearest, ties to even."""
+    """A float32 in the type of `element`; bfloat16 is rounded to nearest, ties to even."""
 
 
 @overload(load, **INLINE)
@@ -121,7 +121,7 @@ def hashed(place, first, second):
 @njit(**INLINE)
 @no_type_check
 def exp(x):
-    """To 2 units in the last place (Cephes' expf); 0 at -87 and below; NaN for NaN, which no comparison holds for."""
+    """Cephes' expf, accurate to 2 ulp. 0 at -87 and below; NaN for NaN, for which every comparison is false."""
     z = float32(88.0) if x > float32(88.0) else x
     z = float32(-87.0) if z < float32(-87.0) else z
     n = np.floor(z * float32(1.44269504088896341) + float32(0.5))
@@ -136,8 +136,8 @@ def exp(x):
     return float32(0.0) if x <= float32(-87.0) else (p * r * r + r + float32(1.0)) * power
 
 
-# (Phi(x) - 1/2) / x and (gelu'(x) - 1/2) / x as polynomials of t = 2 (x / 5.5)^2 - 1, Chebyshev fits to 2e-7 on
-# |x| <= 5.5, beyond which both are constant to 6e-7: no exponential, no division.
+# (Phi(x) - 1/2) / x and (gelu'(x) - 1/2) / x as polynomials in t = 2 (x / 5.5)^2 - 1, which need no exponential or
+# division: Chebyshev fits to 2e-7 on |x| <= 5.5. Beyond, Phi and gelu' are constant to 6e-7.
 EDGE = float32(5.5)
 CDF = (
     0.128551938, -0.0641724542, 0.0477368195, -0.0387879353, 0.032084799, -0.0261064546, 0.020267635, -0.0146942694,
@@ -152,7 +152,7 @@ SLOPE = (
 
 @no_type_check
 def horner(coefficients: tuple[float, ...]):
-    """t -> c0 + t (c1 + t (c2 + ...)), as straight code: a loop over the coefficients might not become vectors."""
+    """t -> c0 + t (c1 + t (c2 + ...)), unrolled, since a loop over the coefficients might not be vectorised."""
     first = float32(coefficients[0])
     if len(coefficients) == 1:
         return njit(**INLINE)(lambda t: first)
@@ -196,7 +196,7 @@ def gelu_backward(x, grad, out):
 @njit(**KERNEL)
 @no_type_check
 def dropout(x, keys, threshold, scale, out):
-    """Of (batch, places) arrays. Its own backward pass, with the gradient as x."""
+    """out = dropout(x), for (batch, places) arrays. With the gradient as x, it is its own backward pass."""
     for b in range(x.shape[0]):
         first, second = keys[b, 0], keys[b, 1]
         for i in range(x.shape[1]):
@@ -218,9 +218,9 @@ def add_dropout(x, keys, threshold, scale, out):
 @njit(**KERNEL)
 @no_type_check
 def norm(x, residual, weight, bias, eps, keys, threshold, scale, out, normed, rstd, work):
-    """out = LayerNorm(dropout(x) + residual), of (batch, tokens, width) arrays; `normed` lacks the affine map.
+    """out = LayerNorm(dropout(x) + residual), for (batch, tokens, width) arrays; `normed` excludes the affine map.
 
-    In bfloat16 the map takes `normed` as it was rounded, so that `affine` gives the same bits.
+    In bfloat16, the map is applied to the rounded `normed`, so that `affine` reproduces the same bits.
 
     Args:
         work: `scratch(width)`.
@@ -253,7 +253,7 @@ def norm(x, residual, weight, bias, eps, keys, threshold, scale, out, normed, rs
 @njit(**KERNEL)
 @no_type_check
 def affine(normed, weight, bias, keys, threshold, scale, out):
-    """out = dropout(normed * weight + bias): what `norm` gave, again."""
+    """out = dropout(normed * weight + bias), which recomputes the output of `norm`."""
     batch, tokens, width = normed.shape
     for b in range(batch):
         first, second = keys[b, 0], keys[b, 1]
@@ -270,10 +270,10 @@ def affine(normed, weight, bias, keys, threshold, scale, out):
 def norm_backward(
     grad, weight, normed, rstd, keys, threshold, scale, grad_x, grad_residual, affine, grad_weight, grad_bias, work
 ):
-    """The gradients of x and of the residual, which may be one array where nothing was dropped, and if `affine` of
-    weight and bias, added to what they hold.
+    """Write the gradients of x and the residual; if `affine`, add the gradients of weight and bias to their arrays.
 
     Args:
+        grad_x, grad_residual: May be the same array if nothing was dropped.
         work: `scratch(width)`.
     """
     batch, tokens, width = grad.shape
@@ -307,7 +307,7 @@ def norm_backward(
 @njit(**INLINE)
 @no_type_check
 def adamw_element(p, g, m, v, rates):
-    """One value of AdamW: its new value and moments."""
+    """The new value and moments of one parameter element under AdamW."""
     lr, decay, beta1, beta2, eps, correction1, correction2 = rates
     m = m + (float32(1.0) - beta1) * (g - m)
     v = beta2 * v + (float32(1.0) - beta2) * g * g
@@ -318,10 +318,10 @@ def adamw_element(p, g, m, v, rates):
 @njit(**KERNEL)
 @no_type_check
 def adamw(p, grad, scale, m, v, rates):
-    """AdamW of flat float32 arrays in place, with the gradient times `scale`.
+    """AdamW on flat float32 arrays, in place, with the gradient times `scale`.
 
     Args:
-        rates: lr, weight decay, beta1, beta2, eps, 1 - beta1^t and the root of 1 - beta2^t, float32.
+        rates: lr, weight decay, beta1, beta2, eps, 1 - beta1^t, and the square root of 1 - beta2^t, in float32.
     """
     for i in range(p.size):
         p[i], m[i], v[i] = adamw_element(p[i], grad[i] * scale, m[i], v[i], rates)
@@ -330,11 +330,11 @@ def adamw(p, grad, scale, m, v, rates):
 @njit(**KERNEL)
 @no_type_check
 def adamw_rows(p, places, grad, scale, m, v, moving, rates):
-    """The same for a matrix whose gradient is zero but in some rows.
+    """AdamW on a matrix whose gradient is zero except in some rows.
 
     Args:
         places: For each row of p, its row in `grad`, or -1.
-        moving: For each row of p, whether its moments are not all zero; the others only decay.
+        moving: For each row of p, whether its moments may be nonzero; it is updated. The other rows only decay.
     """
     lr, decay, _, _, _, _, _ = rates
     kept = float32(1.0) - lr * decay
@@ -357,7 +357,7 @@ def adamw_rows(p, places, grad, scale, m, v, moving, rates):
 @njit(**KERNEL)
 @no_type_check
 def sum_of_squares(x):
-    total = 0.0  # float64, of sums over blocks in float32: as exact, and twice as fast as float64 throughout
+    total = 0.0  # float64, with float32 sums per block: as accurate as float64 throughout, and twice as fast
     for start in range(0, x.size, 4096):
         block = float32(0.0)
         for i in range(start, min(start + 4096, x.size)):
@@ -377,7 +377,7 @@ def fill_places(places, queries, keys):
 @njit(**KERNEL | {"fastmath": {"nnan", "nsz"}})
 @no_type_check
 def largest(x):
-    """Of a row; some value if one is NaN. Only where no NaN counts may a largest value be found in vectors."""
+    """The largest value of a row; arbitrary if it has a NaN. LLVM vectorises a maximum only if it may ignore NaNs."""
     highest = float32(-np.inf)
     for i in range(x.size):
         highest = max(highest, x[i])
@@ -387,13 +387,13 @@ def largest(x):
 @njit(**KERNEL)
 @no_type_check
 def attend(scores, hidden, keys, threshold, scale, softmax_scale, lse, work, places):
-    """scores <- dropout(softmax(softmax_scale * scores)), in place, of (batch, heads, queries, keys) arrays.
+    """scores <- dropout(softmax(softmax_scale * scores + hidden)), in place, for (batch, heads, queries, keys) arrays.
 
     Args:
-        hidden: (batch, keys): added to the scaled scores; minus infinity hides a key, but not all of an example.
-        lse: (batch, heads, queries): log of each softmax's denominator, for `attend_backward`.
+        hidden: (batch, keys), added to the scaled scores. Minus infinity hides a key; each example needs a visible one.
+        lse: (batch, heads, queries), the log of each softmax's denominator, for `attend_backward`.
         work: `scratch(queries * keys)`.
-        places: queries * keys values of uint32, to work in.
+        places: Working memory of queries * keys uint32 values.
     """
     batch, heads, queries, width = scores.shape
     size = queries * width
@@ -410,7 +410,7 @@ def attend(scores, hidden, keys, threshold, scale, softmax_scale, lse, work, pla
                 lse[b, h, i] = highest
                 for j in range(width):
                     buffer[i * width + j] -= highest
-            for e in range(size):  # over all rows at once: rows are short
+            for e in range(size):  # over all rows at once, since rows are short
                 buffer[e] = exp(buffer[e])
             for i in range(queries):
                 total = float32(0.0)
@@ -429,11 +429,11 @@ def attend(scores, hidden, keys, threshold, scale, softmax_scale, lse, work, pla
 @njit(**KERNEL)
 @no_type_check
 def attend_backward(scores, hidden, keys, threshold, scale, softmax_scale, lse, grad, work, slopes_work, places):
-    """From the scores as they were: scores <- the dropped probabilities, grad <- the gradient of the scores.
+    """From the original scores: scores <- the probabilities after dropout, grad <- the gradient of the scores.
 
     Args:
         work, slopes_work: `scratch(queries * keys)` each.
-        places: queries * keys values of uint32, to work in.
+        places: Working memory of queries * keys uint32 values.
     """
     batch, heads, queries, width = scores.shape
     size = queries * width

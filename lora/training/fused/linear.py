@@ -15,14 +15,14 @@ from lora.training.fused.masks import Site
 class Frozen:
     """Weight and bias of a frozen linear layer, packed once for oneDNN's bfloat16 products.
 
-    Otherwise every product packs the weight again, which costs a fifth of its time.
+    Otherwise every product packs the weight again, which takes a fifth of its time.
     """
 
     def __init__(self, weight: Float[Tensor, "d_out d_in"], bias: Float[Tensor, " d_out"] | None):
         self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
         self.packed = self.packed_t = None
         if weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available():
-            pack = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)  # as torch's own compiler does
+            pack = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)  # torch's compiler uses it too
             if pack is not None:
                 self.packed, self.packed_t = pack(self.weight), pack(self.weight.t().contiguous())
 
@@ -75,7 +75,7 @@ class _FrozenLinear(torch.autograd.Function):
 
 
 def _source(x: Tensor, made: Normed | None) -> tuple[Tensor, ...]:
-    """What a function saves to recompute its input in the backward pass."""
+    """The tensors that a function saves to recompute its input in the backward pass."""
     return (x,) if made is None else made.tensors
 
 

@@ -1,7 +1,7 @@
 """Dropout masks from a counter-based hash of seed, step, site, example and place.
 
-A mask depends neither on padding, nor on the batch an example is in, nor on the number of processes, nor on earlier
-draws. The backward pass recomputes it instead of storing it.
+A mask is independent of padding, of the other examples in the batch, of the number of processes, and of earlier draws.
+The backward pass recomputes it instead of storing it.
 """
 
 import functools
@@ -23,7 +23,7 @@ class Site:
 
     Args:
         keys: Two 32-bit keys per example.
-        threshold: A place is kept if its hash is at least this; p is rounded to a multiple of 2^-32.
+        threshold: A place is kept if its hash is at least the threshold, which rounds p to a multiple of 2^-32.
         scale: 1 / (1 - p).
     """
 
@@ -33,14 +33,14 @@ class Site:
 
 
 class Masks:
-    """The keys of every dropout operation of a model; `begin` sets them for a batch."""
+    """The keys of every dropout operation of a model, set by `begin` for a batch."""
 
     def __init__(self, seed: int):
         self.seed = seed
         self.rows: np.ndarray | None = None
 
     def begin(self, step: int, rows: np.ndarray) -> None:
-        """Start a forward pass over the examples `rows`, given by their index in the train split."""
+        """Start a forward pass over the examples `rows`, given by their indices in the train split."""
         self.rows = _mix64(_mix64(rows.astype(np.uint64)) ^ np.uint64(_number(f"{self.seed}:{step}")))
 
     def site(self, name: str, p: float, batch: int) -> Site:
@@ -80,7 +80,7 @@ def attention_places(heads: int, queries: int, keys: int) -> Tensor:
 
 
 def plain_keep(site: Site, places: Tensor) -> Bool[Tensor, "batch ..."]:
-    """Which places of every example are kept: the hash of the kernels, in 64-bit integers."""
+    """Which places of every example are kept, by the kernels' hash computed in 64-bit integers."""
     word = 0xFFFFFFFF
     keys = torch.from_numpy(site.keys.astype(np.int64))
     first, second = (keys[:, column].view(-1, *[1] * places.dim()) for column in (0, 1))

@@ -1,4 +1,4 @@
-"""AdamW for the CPU, with clipping, in one pass over parameters, gradients and moments."""
+"""AdamW for the CPU with gradient clipping, in one pass over parameters, gradients and moments."""
 
 import math
 from collections.abc import Iterable
@@ -12,13 +12,13 @@ from lora.training.fused import kernels
 
 
 class FusedAdamW(torch.optim.Optimizer):
-    """torch's AdamW after `clip_grad_norm_`, of float32 parameters on the CPU.
+    """torch's AdamW after `clip_grad_norm_`, for float32 parameters on the CPU.
 
     Embeddings may have sparse gradients (`nn.Embedding.sparse`). The update equals that of the dense gradient:
     rows that no batch has touched, whose moments are zero, only decay.
 
     Args:
-        clip_norm: Maximum norm of all gradients together; None does not clip.
+        clip_norm: Maximum norm of all gradients together; None disables clipping.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class FusedAdamW(torch.optim.Optimizer):
             kernels.adamw(flat(p), flat(grad.contiguous()), scale, flat(m), flat(v), rates)
             return
         if p not in self.moving:
-            self.moving[p] = (m.any(dim=1) | v.any(dim=1)).numpy()  # in a resumed run: every row ever touched
+            self.moving[p] = (m.any(dim=1) | v.any(dim=1)).numpy()  # in a resumed run: rows touched before
         places = np.full(len(p), -1)
         places[grad.indices()[0].numpy()] = np.arange(grad.values().shape[0])
         arrays = (grad.values().numpy(), scale, m.numpy(), v.numpy(), self.moving[p])
@@ -78,5 +78,5 @@ class FusedAdamW(torch.optim.Optimizer):
 
 
 def flat(tensor: torch.Tensor) -> np.ndarray:
-    """A flat view of the same memory. Raises for a tensor that is not contiguous."""
+    """A flat view of the same memory. Raises: RuntimeError: If the tensor is not contiguous."""
     return tensor.detach().view(-1).numpy()

@@ -1,6 +1,6 @@
-"""What the compiled kernels compute, in torch operations that autograd differentiates: for tests to compare with.
+"""The computations of the compiled kernels in torch operations that autograd differentiates, as a reference for tests.
 
-Every function has a namesake in `functions`, of the same arguments.
+Every function has a namesake in `functions` or `linear` with the same arguments.
 """
 
 import torch
