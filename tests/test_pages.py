@@ -96,7 +96,7 @@ def test_one_difference_survives_the_correction(frame):
     says(
         "experiments/glue_table2/README.md",
         "one remains significant after Holm's correction: LoRA is below full fine-tuning on CoLA",
-        "no difference of BitFit or of Pfeiffer adapters does. These have three seeds",
+        "none of the differences of BitFit or Pfeiffer adapters does. These have three seeds",
     )
     found = {}
     for one, other in combinations(METHODS, 2):
