@@ -1,4 +1,4 @@
-"""Hydra's sweeper for this project's runs. Hydra finds it because it lies in a package of this name."""
+"""Hydra's sweeper for this project's runs. Hydra finds it by the name of this package."""
 
 from typing import Any
 

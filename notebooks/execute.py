@@ -1,4 +1,4 @@
-"""Run the notebooks again, in place: `python notebooks/execute.py`. What they show comes from records and code."""
+"""Re-execute the notebooks in place: `python notebooks/execute.py`. Their outputs come from records and code."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 
 
 def execute(path: Path) -> nbformat.NotebookNode:
-    """The notebook with its outputs made anew, and nothing in it that tells when or where.
+    """The notebook with fresh outputs, without traces of time and place.
 
     Raises: nbclient.exceptions.CellExecutionError: If a cell fails.
     """
@@ -18,7 +18,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
     notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     for cell in notebook.cells:
         cell.metadata = {}
-        if "outputs" in cell:  # warnings of libraries name folders of this machine
+        if "outputs" in cell:  # warnings of libraries contain paths of this machine
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     return notebook
 

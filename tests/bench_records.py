@@ -1,9 +1,9 @@
-"""What many records cost: `python tests/bench_records.py`. Not a test; all records are synthetic.
+"""Benchmark of many records: `python tests/bench_records.py`. Not a test; all records are synthetic.
 
-Rebuilding tables and page from 10,000 records (the paper's Table 2, 14 rows on 8 tasks with 90 seeds), `status` on
-the same, and launching a sweep of 500 cells that are all there. The list of expected cells is composed once before the
-clock starts, as it is in any clone that has launched the sweep (it is kept in outputs/cache); the first time is printed
-too. The last two are whole commands, from the start of Python to its end.
+It times the rebuild of tables and page from 10,000 records (the paper's Table 2, 14 rows on 8 tasks with 90 seeds),
+`status` on the same records, and the launch of a sweep of 500 runs that are all complete. The last two are whole
+commands, from the start of Python to its end. Each is called twice: the first call composes the list of expected runs,
+which outputs/cache keeps in any clone that has launched the sweep. Both times are printed.
 """
 
 import resource

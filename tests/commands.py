@@ -1,4 +1,4 @@
-"""Commands as a shell calls them, in this process."""
+"""Commands with a shell's interface, in this process."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""When two records count as the same."""
+"""Equality of records."""
 
 from lora.records.record import RunRecord
 

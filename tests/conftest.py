@@ -13,12 +13,12 @@ from lora.config.compose import compose_config, settle
 from lora.config.run import RunConfig
 from lora.training import signals
 
-# By what they take: one of two processes that is given such a file last would go on alone.
+# The slowest files. A process that started one of them last would keep running after the other had ended.
 LONGEST = ("test_sweeps.py", "test_cli.py", "test_benchmarks.py", "test_processes.py", "test_report.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first; within a file, and among the others, the order stays."""
+    """Put the slowest files first. The order within a file and among the others stays."""
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
 
@@ -35,7 +35,7 @@ def model_dir(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tiny_overrides(glue_dir, model_dir, tmp_path) -> list[str]:
-    """What turns the `small` profile into cells of a second."""
+    """Overrides that turn the runs of the `small` profile into runs of one second."""
     return [
         "profile=small",
         "model=local",
@@ -57,7 +57,7 @@ def tiny_overrides(glue_dir, model_dir, tmp_path) -> list[str]:
 
 @pytest.fixture
 def tiny_config(tiny_overrides):
-    """A function from further overrides to a RunConfig of a tiny cell."""
+    """A function from further overrides to the RunConfig of a tiny run."""
 
     def build(*overrides: str) -> RunConfig:
         return settle(compose_config([*tiny_overrides, *overrides]))
@@ -67,7 +67,7 @@ def tiny_config(tiny_overrides):
 
 @pytest.fixture
 def listening():
-    """The process notes signals as a worker does; its own handlers are put back afterwards."""
+    """Let the process note signals as a worker does, and restore its own handlers afterwards."""
     signals.listen()
     yield
     for signum, handler in signals.before.items():

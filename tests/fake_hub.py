@@ -1,4 +1,4 @@
-"""A repository of the Hugging Face hub on localhost: what `datasets` and `transformers` ask for, and no more."""
+"""A Hugging Face hub with one repository, on localhost: the requests of `datasets` and `transformers`, and no more."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""Small files of all nine GLUE tasks, in the official TSV layout and in the hub's, from the same cells."""
+"""Small files of all nine GLUE tasks, in the official TSV layout and in the hub's, from the same values."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import datasets
 from lora.data.tasks import TASKS, Task
 
 GLUE_TASKS = tuple(name for name, task in TASKS.items() if task.family == "glue" and name != "wnli")  # of Table 2
-# What common readers change or drop: quotes, missing-value words, other line separators, white space, nothing at all.
+# Texts that common readers change or drop: quotes, missing-value words, other line separators, spaces, empty text.
 TEXTS = [
     'He said " no',
     '"quoted"',
@@ -39,7 +39,7 @@ SCORES = ["5.000", "0", "3.8", "2.533"]
 
 
 def header_of(task: Task, split: str) -> list[str]:
-    """The official files' columns; a test file starts with an index and has no label."""
+    """The columns of an official file. A test file starts with an index and has no label."""
     tested = split.startswith("test")
     if task.name == "cola":
         return ["index", "sentence"] if tested else ["source", "label", "mark", "sentence"]
@@ -69,7 +69,7 @@ def write_tsv(folder: Path, task: Task, rows: int = 24, splits=None) -> Path:
 
 
 def write_parquet(folder: Path, task: Task, shards: int = 1, rows: int = 24, names=None) -> Path:
-    """The hub's layout and features, from the same cells."""
+    """Write a task in the hub's layout with its features, from the same values."""
     for split in task.official_rows:
         made = [cells(task, split, row) for row in range(rows)]
         texts = [[row[name] for name in row if name in TEXT_NAMES] for row in made]
@@ -80,7 +80,7 @@ def write_parquet(folder: Path, task: Task, shards: int = 1, rows: int = 24, nam
             columns["label"] = [-1 if label is None else words.index(label) for label in labels]
         else:
             columns["label"] = [-1.0 if label is None else float(label) for label in labels]
-        columns["idx"] = [7 * row for row in range(rows)]  # the hub's idx has gaps where it dropped or moved rows
+        columns["idx"] = [7 * row for row in range(rows)]  # the hub's idx has gaps where rows were dropped or moved
         label = datasets.ClassLabel(names=list(names or task.labels)) if task.labels else datasets.Value("float32")
         kinds = dict.fromkeys(task.columns, datasets.Value("string")) | {"label": label, "idx": datasets.Value("int32")}
         whole = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))

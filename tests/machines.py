@@ -1,9 +1,9 @@
-"""Machines that are not this one: what a CPU lists, and what was measured on it."""
+"""Simulated machines: the flags that a CPU lists, and the measurement of its precisions."""
 
 from lora.config import precision_choice
 from lora.config.precision_choice import MINILM, Measurement
 
-GAINS = {"bf16": 2.0, "fp32": 0.7}  # of bf16, where the precision is the faster one
+GAINS = {"bf16": 2.0, "fp32": 0.7}  # bf16's speed-up over fp32, by the faster precision
 
 
 def measured(precision: str, width: int = MINILM[0], ffn: int = MINILM[1], **others) -> Measurement:
@@ -14,7 +14,7 @@ def measured(precision: str, width: int = MINILM[0], ffn: int = MINILM[1], **oth
 
 
 def inject(monkeypatch, precision: str) -> None:
-    """A CPU that lists bf16, on which `precision` was measured to be the faster one, for every encoder."""
+    """Simulate a CPU that lists bf16 and on which `precision` was measured to be faster, for every encoder."""
     monkeypatch.setattr(precision_choice, "cpu_flags", lambda: {"avx512_bf16"})
     monkeypatch.setattr(precision_choice, "cpu_kind", lambda: f"a CPU that is faster in {precision}")
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""What this machine's CPU computes in: not every one has bfloat16, and a run refuses it where there is none."""
+"""The precisions of this machine's CPU. Some CPUs lack bfloat16, and a run on them refuses it."""
 
 import pytest
 

@@ -1,7 +1,7 @@
-"""`make test`: the suite in stages. One that cannot run here says why; with REQUIRE_ALL_STAGES=1 that is a failure.
+"""`make test`: the suite in stages. A stage that cannot run reports why; REQUIRE_ALL_STAGES=1 makes that a failure.
 
-The first runs alone and is seen as it goes; the others, which wait for clusters and a browser more than they compute,
-run at once, and each is shown when it has ended.
+The first stage runs alone, with live output. The others wait for clusters and a browser more than they compute, so
+they run at once. The output of each is shown when it has ended.
 """
 
 import os
@@ -23,7 +23,7 @@ NONE_SELECTED = 5  # pytest's exit code
 
 @dataclass(frozen=True)
 class Stage:
-    """One call of pytest. `absent` returns the reason why the stage cannot run here, or None."""
+    """One call of pytest. `absent` returns the reason why the stage cannot run on this machine, or None."""
 
     name: str
     arguments: tuple[str, ...]
@@ -40,11 +40,11 @@ def without_ray() -> str | None:
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 OWN = ("tests/test_slurm.py", "tests/test_ray.py")  # they start a cluster each
-# Two processes; a file's tests stay together, since they share fixtures, and the files in conftest's order.
+# Two processes. A file's tests stay together because they share fixtures; files keep conftest's order.
 IN_TWO = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 # Two clusters, whose tests mostly wait.
 TWO_CLUSTERS = ("-n", "2", "--dist", "worksteal")
-STAGES = (  # pytest's own testpaths where no file is named, so that ARGS can narrow it
+STAGES = (  # a stage that names no file uses pytest's testpaths, so ARGS can narrow it
     Stage("unit", (*IN_TWO, "-m", "not browser", *(f"--ignore={path}" for path in OWN))),
     Stage("report", ("-m", "browser"), without(*BROWSERS)),
     Stage("slurm", (*TWO_CLUSTERS, OWN[0]), without("sbatch")),
@@ -57,9 +57,9 @@ class Ended:
     """A stage that has run.
 
     Args:
-        code: Of pytest.
-        counts: Its tests by outcome.
-        output: What it printed, if that was not shown yet.
+        code: Exit code of pytest.
+        counts: Number of tests by outcome.
+        output: Output of pytest that has not been shown yet.
     """
 
     stage: Stage
@@ -73,13 +73,13 @@ def run_stage(stage: Stage, extra: Sequence[str], shown: bool) -> Ended:
     """Call pytest.
 
     Args:
-        shown: Its output goes to this process's own, else it is kept.
+        shown: Send its output to this process's own. Otherwise it is kept.
     """
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", *stage.arguments, f"--junitxml={report}", *extra]
-        # The tests' tensors are tiny: a second thread gains nothing, and spins when another process takes its core.
+        # The tests' tensors are tiny: a second thread gains nothing and spins when another process takes its core.
         environment = {"OMP_NUM_THREADS": "1"} | os.environ
         kept = {} if shown else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         done = subprocess.run(command, cwd=ROOT, env=environment, check=False, **kept)
@@ -97,7 +97,7 @@ def run_stage(stage: Stage, extra: Sequence[str], shown: bool) -> Ended:
 
 
 def run_all(stages: Sequence[Stage], extra: Sequence[str]) -> Iterator[Ended]:
-    """The stages as they end, the first of them first."""
+    """Run the first stage, then the others at once, and yield each when it has ended."""
     if stages:
         print(f"== {stages[0].name}", flush=True)
         yield run_stage(stages[0], extra, shown=True)
@@ -109,18 +109,18 @@ def run_all(stages: Sequence[Stage], extra: Sequence[str]) -> Iterator[Ended]:
 
 
 def main(stages: Sequence[Stage], extra: Sequence[str], require_all: bool) -> int:
-    """Run the stages and print an account of them.
+    """Run the stages and print a summary.
 
     Args:
         extra: Further arguments for every call of pytest.
-    Returns: 0 if every stage passed, any test ran and, where all stages are required, each could.
+    Returns: 0 if every stage passed, at least one test ran and, if all stages are required, each could run.
     """
     reasons = {stage: stage.absent() for stage in stages}
     lines = [f"not run: {stage.name} ({reason})" for stage, reason in reasons.items() if reason is not None]
     totals, bad = {"passed": 0, "failed": 0, "skipped": 0}, require_all and bool(lines)
     for ended in run_all([stage for stage, reason in reasons.items() if reason is None], extra):
         outcome = "passed" if ended.code == 0 else f"failed, exit code {ended.code}"
-        nothing = ended.code == NONE_SELECTED and extra  # the arguments were about another stage
+        nothing = ended.code == NONE_SELECTED and extra  # the arguments select tests of another stage
         lines.append(f"{ended.stage.name}: {'no test selected' if nothing else outcome}, {ended.seconds:.0f} s")
         totals = {key: totals[key] + ended.counts[key] for key in totals}
         bad = bad or (ended.code != 0 and not nothing)

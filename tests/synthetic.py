@@ -1,4 +1,4 @@
-"""Records that nobody trained: one for every cell of a profile, with values drawn from the cell's name."""
+"""Records of no training: one for every run of a profile, with values drawn from the run_id."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -26,10 +26,10 @@ def populate(
     value: Callable[[PlannedRun], float] | None = None,
     predictions: bool = False,
 ) -> list[PlannedRun]:
-    """Write the records of all cells that the overrides ask for.
+    """Write the records of all runs that the overrides request.
 
     Args:
-        value: The best epoch's metric, a fraction; None: by method, with noise of the cell's own.
+        value: The best epoch's metric of a run, a fraction. None: by method, with noise per run.
     """
     cells = requested(profile, list(overrides))
     for cell in cells:
@@ -42,7 +42,7 @@ def default_value(cell: PlannedRun) -> float:
 
 
 def noise(name: str) -> float:
-    """Between -1 and 1, the same for the same name."""
+    """A number between -1 and 1, the same for the same name."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**47 - 1
 
 
@@ -59,7 +59,7 @@ def write_cell(results: Path, cell: PlannedRun, best: float, predictions: bool =
 
 
 def synthetic_record(cell: PlannedRun, best: float, predictions: str | None = None) -> RunRecord:
-    """The best epoch is the third, the last a little lower."""
+    """A record of four epochs: the third is the best, the last a little lower."""
     split = "validation_matched" if cell.task == "mnli" else "validation"
     values = [best - 0.05, best - 0.01, best, best - 0.004 * (1 + noise(f"last {cell.run_id}"))]
     epochs = [

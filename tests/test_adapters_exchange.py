@@ -1,4 +1,4 @@
-"""Adapters handed to PEFT and taken from it and from loralib: their models are the truth; round trips are exact."""
+"""Export to PEFT, import from PEFT and loralib: their models are the truth, and round trips are exact."""
 
 import collections
 import dataclasses
@@ -68,7 +68,7 @@ VARIANTS = {
 
 
 def small(architecture, config, seed=1, outputs=2):
-    """As `with_method`, with LoRA of the size that training gives it."""
+    """`with_method`, with LoRA scaled to the size that training gives it."""
     model = with_method(architecture, config, seed, outputs)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -85,7 +85,7 @@ def same(one: Adapter, other: Adapter) -> bool:
 
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory):
-    """The pretrained folder of every architecture's tiny base, on which the adapters here were trained."""
+    """The parent of a pretrained folder per architecture: the tiny bases of this file's adapters."""
     folder = tmp_path_factory.mktemp("bases")
     for architecture in tiny.ARCHITECTURES:
         tiny.model(architecture).base_model.save_pretrained(folder / architecture)
@@ -94,7 +94,7 @@ def bases(tmp_path_factory):
 
 @pytest.fixture
 def offline(monkeypatch):
-    """Whatever opens a connection fails."""
+    """Make every attempt to open a connection fail."""
 
     def refuse(*_):
         raise AssertionError("a connection was opened")
@@ -166,7 +166,7 @@ def test_ranks_and_scales_of_every_kind_cross_over_both_ways(variant, tmp_path, 
     to_peft(adapter, tmp_path / "peft", base=bases / "roberta")
     theirs = in_peft(tmp_path / "peft", "roberta")
     torch.testing.assert_close(logits(theirs, "roberta"), logits(model, "roberta"), rtol=0, atol=1e-6)
-    theirs.save_pretrained(tmp_path / "again")  # PEFT's own words for it, and nothing beside them
+    theirs.save_pretrained(tmp_path / "again")  # PEFT's own files, and nothing else
     (tmp_path / "again" / "lora.json").unlink(missing_ok=True)
     back = from_peft(tmp_path / "again")
     assert same(back, adapter) and back.method.dropout == config.dropout and back.base is None
@@ -174,7 +174,7 @@ def test_ranks_and_scales_of_every_kind_cross_over_both_ways(variant, tmp_path, 
 
 
 def test_a_head_that_is_saved_in_part_leaves_the_rest_to_the_model(tmp_path):
-    """PEFT's default for classification: the classifier, and not BERT's pooler."""
+    """PEFT's default for classification saves the classifier and not BERT's pooler."""
     settings = peft.LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
     theirs = peft.get_peft_model(tiny.model("bert"), settings).eval()
     shake(theirs)
@@ -200,7 +200,7 @@ def test_other_methods_have_no_peft_folder(method, tmp_path):
 def test_the_folder_names_the_base_that_peft_then_loads(outputs, tmp_path, bases, offline, monkeypatch):
     model = small("bert", LoraConfig(rank=3, alpha=7), outputs=outputs)
     monkeypatch.chdir(bases)
-    to_peft(adapter_of(model), tmp_path / "peft", base="bert")  # relative, and loaded from elsewhere
+    to_peft(adapter_of(model), tmp_path / "peft", base="bert")  # a relative path, loaded from another folder
     monkeypatch.chdir(tmp_path)
     assert json.loads((tmp_path / "peft" / CONFIG).read_text())["base_model_name_or_path"] == str(bases / "bert")
     assert str(bases) not in (tmp_path / "peft" / "lora.json").read_text()
@@ -209,7 +209,7 @@ def test_the_folder_names_the_base_that_peft_then_loads(outputs, tmp_path, bases
 
 
 def test_the_embedded_encoder_is_named_by_where_it_lies_here(tmp_path, offline):
-    """From a run's adapter, as the sweep writes it: nothing is said at the call, and nothing is fetched."""
+    """The adapter is a run's, as the sweep writes it: the call names no base, and nothing is fetched."""
     config = model_entries()["minilm"]
     encoder = load_encoder(config, TASKS["clauses"], seed=1)
     apply(encoder.model, LoraConfig(rank=2), seed=1)
@@ -372,7 +372,7 @@ def test_what_cannot_be_taken_over_is_refused(fault, tmp_path, bases):
         from_peft(tmp_path / "peft")
 
 
-# How an adapter was made or found, and what is off: neither changes what it computes.
+# Settings of initialization and origin, and settings that are off: none changes an adapter's output.
 HARMLESS = [
     *({"init_lora_weights": init} for init in (True, False, None, "gaussian", "orthogonal", "eva")),
     *({"a_setting_of_tomorrow": off} for off in (None, False, "none", {}, [])),
@@ -415,14 +415,14 @@ def test_settings_of_another_kind_are_named(settings, tmp_path, bases):
 
 
 def test_a_pattern_holds_for_the_module_of_its_name_or_end_alone(tmp_path, bases):
-    """PEFT's own rule, by the scales of its modules; the first key that matches decides."""
+    """The truth is PEFT's own rule, read from the scales of its modules: the first key that matches decides."""
     adapter = adapter_of(small("bert", LoraConfig(rank=3, alpha=6)))
     to_peft(adapter, tmp_path / "peft", base=bases / "bert")
     (tmp_path / "peft" / "lora.json").unlink()
     for pattern in ({"self.query": 6, "query": 9}, {"uery": 9}, {"value": 6.0, "query": 6}):
         edit(tmp_path / "peft", alpha_pattern=pattern)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT says that nothing is called "uery"
+            warnings.simplefilter("ignore")  # PEFT warns that no module is called "uery"
             theirs = in_peft(tmp_path / "peft", "bert").base_model.model
         found = from_peft(tmp_path / "peft")
         for name in found.pairs():
@@ -445,7 +445,7 @@ def test_a_folder_without_lora_and_a_head_with_lora_are_refused(tmp_path, bases)
 
 @pytest.mark.parametrize("headed", [True, False], ids=["head", "no head"])
 def test_the_settings_that_peft_reads(headed, tmp_path, bases):
-    """As PEFT's own LoraConfig reads the file."""
+    """The truth is PEFT's own LoraConfig, which reads the file."""
     adapter = adapter_of(small("bert", LoraConfig(targets=("q", "v"), rank=3, alpha=6, dropout=0.1)))
     to_peft(adapter if headed else Adapter(adapter.method, adapter.weights, {}), tmp_path / "peft", base=bases / "bert")
     config = peft.PeftConfig.from_pretrained(tmp_path / "peft")
@@ -459,7 +459,7 @@ def test_the_settings_that_peft_reads(headed, tmp_path, bases):
 
 
 def loralib_model(architecture="roberta", rank=4, alpha=16, targets="qv"):
-    """The tiny model with loralib's own layers, as the released code has them."""
+    """The tiny model with loralib's own layers, as in the released code."""
     model = tiny.model(architecture)
     for target in targets:
         for name in find_target(model, target):
@@ -477,7 +477,7 @@ def loralib_model(architecture="roberta", rank=4, alpha=16, targets="qv"):
 
 
 def released_file(model, path):
-    """As the released checkpoints are: LoRA's tensors and the head's, pickled."""
+    """Write a file like the released checkpoints: LoRA's tensors and the head's, pickled."""
     tensors = loralib.lora_state_dict(model) | {n: t for n, t in model.state_dict().items() if "classifier" in n}
     torch.save(tensors, path)
     return path

@@ -1,4 +1,4 @@
-"""Adapters as folders: what comes back is what was saved; what is broken, foreign or hostile is refused, by name."""
+"""Adapters as folders: loading restores what was saved. Broken, foreign or hostile files are refused, by name."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ def test_a_loaded_adapter_computes_what_the_saved_one_did(architecture, method, 
     assert state(fresh) == state(model) and fresh.applied == model.applied
     assert (loaded.method, loaded.base, loaded.origin) == (saved.method, saved.base, saved.origin)
     assert loaded.origin == ORIGIN and loaded.method == METHODS[method]
-    again = with_method(architecture, METHODS[method], seed=2)  # one that carries the method already
+    again = with_method(architecture, METHODS[method], seed=2)  # a model that already has the method
     load_adapter(again, tmp_path / "a")
     assert state(again) == state(model)
 
@@ -96,7 +96,7 @@ def test_another_base_is_refused_and_taken_when_asked(method, tmp_path):
     save_adapter(with_method("bert", METHODS[method]), tmp_path / "a")
     other = tiny.model("bert", seed=4)
     before = state(other)
-    if method == "full":  # it brings the whole encoder
+    if method == "full":  # the adapter holds the whole encoder
         load_adapter(other, tmp_path / "a")
         return
     with pytest.raises(UserError, match=r"not those that the adapter was trained on.*allow_other_base=True"):
@@ -222,7 +222,7 @@ BROKEN = {
 
 
 def retyped(folder, dtype, name=None):
-    """With everything else as it should be, the hash and the shapes among it."""
+    """Change the dtype of one tensor in a folder. Everything else stays valid, including the hash and the shapes."""
     tensors = load_file(folder / WEIGHTS)
     name = name or first(tensors)
     save_file(tensors | {name: tensors[name].to(dtype)}, folder / WEIGHTS)

@@ -1,4 +1,4 @@
-"""One batch of several adapters: every row as in a run of its adapter alone, on every architecture."""
+"""One batch of several adapters: each example gets the logits of its adapter alone, on every architecture."""
 
 import dataclasses
 import random
@@ -20,7 +20,7 @@ ROWS = 12
 
 
 def alone(architecture, names, dtype=torch.float64, **extra):
-    """The logits of every row, from a model of its own per adapter."""
+    """The logits of each example, from a separate model per adapter. None for an example without adapter."""
     found = [None] * ROWS
     for seed, (task, (config, outputs)) in enumerate(FIVE.items()):
         model = with_method(architecture, config, seed, outputs, **extra).to(dtype)
@@ -47,7 +47,7 @@ def test_every_row_has_the_logits_of_its_adapter_alone(architecture):
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "own projections"])
 @pytest.mark.parametrize("kinds", [["p2c", "c2p"], ["c2p"], ["p2c"]], ids="+".join)
 def test_deberta_projects_relative_positions_with_each_rows_adapter(shared, kinds, monkeypatch):
-    """Every adapter is also on the projections that only positions have, where there are such."""
+    """Every adapter also covers the projections that only positions use, if the model has them."""
     own = {"share_att_key": shared, "pos_att_type": kinds}
     original = tiny.config
     monkeypatch.setattr(tiny, "config", lambda architecture, **extra: changed(original(architecture, **extra), own))
@@ -120,7 +120,7 @@ def test_autocast_gives_each_row_what_its_adapter_alone_has_there(architecture):
     assert {row.dtype for row in mixed} == {row.dtype for row in expected} == {torch.bfloat16}
     error = max((found - row).abs().max() for found, row in zip(mixed, exact, strict=True))
     theirs = max((found - row).abs().max() for found, row in zip(expected, exact, strict=True))
-    assert 0 < error < 3 * theirs  # both are rounded to bfloat16 on the way
+    assert 0 < error < 3 * theirs  # both round intermediate results to bfloat16
 
 
 def modes(model):
@@ -132,7 +132,7 @@ def test_serving_is_without_dropout_and_the_model_comes_back_in_its_own_mode(tra
     model, adapters = tiny.model("bert"), five("bert")
     expected = AdapterSet(tiny.model("bert"), adapters)(list(FIVE), **tiny.inputs("bert"))
     model.train(training)
-    model.bert.embeddings.train(not training)  # a part in another mode than the rest
+    model.bert.embeddings.train(not training)  # one module in another mode than the rest
     before = modes(model)
     assert len(set(before)) == 2
     served = AdapterSet(model, adapters)

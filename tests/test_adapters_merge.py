@@ -1,4 +1,4 @@
-"""merge, unmerge, swap: against the unmerged forward pass, the untouched base and a float64 product; nothing drifts."""
+"""merge, unmerge and swap against the unmerged forward pass, the untouched base and a float64 product. No drift."""
 
 import contextlib
 import copy
@@ -24,7 +24,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def body(model):
-    """The parameters that the pretrained body has, whatever lies beside them."""
+    """The parameters of the pretrained body, without those of head and LoRA."""
     return {n: p for n, p in model.named_parameters() if not is_head(model, n) and ".lora_" not in n}
 
 
@@ -44,7 +44,7 @@ def test_a_merged_model_computes_the_unmerged_one_with_the_modules_and_state_of_
     torch.testing.assert_close(logits(model, architecture), unmerged, rtol=0, atol=1e-10)
     assert (unmerged - logits(base, architecture)).abs().max() > 0.05
     merged = state(model)
-    merge(model)  # a second time: nothing changes
+    merge(model)  # a second merge changes nothing
     assert state(model) == merged
     unmerge(model)
     assert state(model) == before and torch.equal(logits(model, architecture), unmerged)
@@ -225,7 +225,7 @@ def test_an_overflow_in_half_precision_is_found():
 
 
 def test_large_weights_that_are_finite_are_merged_in_half_precision():
-    """Their sum is beyond float16's 65,504: each is 4 * 4 * 4 * 2 = 128 or so, and a layer has 1,024 of them."""
+    """Their sum exceeds float16's 65,504: each is 4 * 4 * 4 * 2 = 128 or so, and a layer has 1,024 of them."""
     adapter = five("bert")["mnli"]
     fours = {name: torch.full_like(tensor, 4.0) for name, tensor in adapter.weights.items()}
     model = tiny.model("bert").half()
@@ -271,7 +271,7 @@ def test_a_swap_from_a_folder_and_from_one_that_is_not_there(tmp_path):
 def test_an_adapter_of_another_base_is_refused_in_every_dtype_and_taken_when_asked():
     adapter = five("bert")["rte"]
     for dtype in DTYPES:
-        swap(tiny.model("bert").to(dtype), adapter)  # its own base, in half precision too
+        swap(tiny.model("bert").to(dtype), adapter)  # its own base, also in half precision
         other = tiny.model("bert", seed=5).to(dtype)
         before = state(other)
         with pytest.raises(UserError, match="not those that the adapter was trained on"):
@@ -292,7 +292,7 @@ def test_a_base_that_is_written_to_after_a_swap_is_noticed():
 
 
 def test_a_base_that_is_written_to_through_data_is_noticed():
-    """Neither the version nor the address of the tensor tells: only its values do."""
+    """The tensor keeps its version and address: only its values reveal the write."""
     adapters, model = five("bert"), tiny.model("bert")
     swap(model, adapters["rte"])
     for weight in (
@@ -359,7 +359,7 @@ def test_cycles_in_any_mode_leave_the_base_and_the_model_as_any_other(dtype, sit
                 unmerge(model)
             if number % 5 == 0:
                 served = AdapterSet(model, adapters)
-                if dtype != torch.float16 or "autocast" not in situation:  # torch has no forward pass for the two
+                if dtype != torch.float16 or "autocast" not in situation:  # torch has no forward pass for this pair
                     served(list(FIVE), **tiny.inputs("bert"))
                 assert served.release() is model
                 assert checksum(model.state_dict().items()) == before
@@ -372,7 +372,7 @@ def test_cycles_in_any_mode_leave_the_base_and_the_model_as_any_other(dtype, sit
     assert not any(parameter.is_inference() for parameter in model.parameters())
     assert {module.training for module in model.modules()} == {training}
     unmerge(model)
-    model(**tiny.inputs("bert"), labels=torch.arange(5) % 3).loss.backward()  # it trains, outside
+    model(**tiny.inputs("bert"), labels=torch.arange(5) % 3).loss.backward()  # training works outside the context
     moved = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
     assert len(moved) == 8 + 4
     remove(model)

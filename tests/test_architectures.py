@@ -1,4 +1,4 @@
-"""What is where in each architecture: layers written by hand, the table of conf/README.md, and whole runs."""
+"""The modules of each architecture: layers written by hand, the table of conf/README.md, and whole runs."""
 
 import math
 
@@ -72,7 +72,7 @@ def attend(q, k, v, bias=0.0, turn=lambda heads: heads):
 @pytest.mark.parametrize("method", ["houlsby", "pfeiffer"])
 @pytest.mark.parametrize("architecture", ["mpnet", "xlm-roberta", "distilbert"])
 def test_a_post_norm_layer_with_adapters_by_hand(architecture, method):
-    """Projection, adapter with its skip, residual, LayerNorm, twice: Houlsby. LN(s + adapter(LN(s))): Pfeiffer."""
+    """Houlsby: projection, adapter with its skip, residual, LayerNorm, twice. Pfeiffer: LN(s + adapter(LN(s)))."""
     model = tiny.model(architecture).double()
     apply(model, HoulsbyConfig(**RANDOM) if method == "houlsby" else PfeifferConfig(**RANDOM), seed=0)
     body, x, bias = model.base_model, draw(2, 6, 32), 0.0
@@ -112,7 +112,7 @@ def test_a_post_norm_layer_with_adapters_by_hand(architecture, method):
 @pytest.mark.parametrize("method", [HoulsbyConfig(**RANDOM), LoraConfig(targets=tuple("qkvoif"), rank=3, alpha=6)])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_a_modernbert_layer_by_hand(method, dropout):
-    """x + adapted(Wo(attention(LN x))), then the same of the gated FFN: LayerNorms first, adapters before residuals."""
+    """x + adapted(Wo(attention(LN x))), the same for the gated FFN: LayerNorms first, adapters before residuals."""
     model = tiny.model("modernbert", attention_dropout=dropout, attention_bias=True, mlp_bias=True).double()
     apply(model, method, seed=0)
     layer, x = model.model.layers[1], draw(2, 6, 32)
@@ -122,7 +122,7 @@ def test_a_modernbert_layer_by_hand(method, dropout):
             torch.nn.init.normal_(parameter, std=0.3, generator=source)
 
     def computed(x, module, *slices):
-        """A layer with LoRA, and the update of each slice of its outputs."""
+        """The output of a linear layer, with LoRA's update added to each slice."""
         h = linear(x, module)
         for rows, part in slices or [(slice(None), module)]:
             if hasattr(part, "lora_a"):
@@ -176,7 +176,7 @@ REASONS = {"Pfeiffer adapters have no place": "no: pre-norm", "no layer of its b
 
 
 def tried(model, inputs, config) -> str:
-    """What a table says of a method, after a step's forward and backward pass."""
+    """The table's entry for a method, after one forward and backward pass."""
     try:
         apply(model, config, seed=0)
     except UserError as error:
@@ -196,7 +196,7 @@ def support_table() -> list[str]:
     for config in (*METHOD_CONFIGS.values(), LoraConfig(targets=("*.query", "*.value"), rank=2)):
         other = transformers.AutoModelForSequenceClassification.from_config(settings)
         cells.append(tried(other, inputs, config))
-    assert cells.pop(2) == "no" and cells.pop() == "yes"  # short names, and patterns
+    assert cells.pop(2) == "no" and cells.pop() == "yes"  # LoRA by short names, and by patterns
     cells.insert(2, "by name")
     rows.append(["any other", "", *cells, "no" if not_covered(settings.to_dict()) else "yes"])
     lines = [f"| {' | '.join(row)} |" for row in rows]

@@ -64,7 +64,7 @@ def test_one_sentence_with_scores(tokenizer):
 
 
 def test_nothing_is_padded_beyond_the_maximum_length(tokenizer, pairs):
-    """A model of 38 positions could not read 40."""
+    """A model with 38 positions cannot read 40 tokens."""
     encoded = encode(pairs, TASKS["clauses"], tokenizer, 38)
     longest = np.flatnonzero(encoded.lengths == 38)
     assert collate(encoded, longest, 0)["input_ids"].shape == (len(longest), 38)
@@ -117,7 +117,7 @@ def test_similar_length_saves_padding_and_keeps_the_order_random():
 
 
 def test_similar_length_sorts_within_fifty_batches_of_the_random_order_and_shuffles_these():
-    """The recipe again, in plain lists. Another order makes all earlier runs impossible to repeat."""
+    """The recipe again, in plain lists. Another order would make all earlier runs impossible to repeat."""
     order = shuffled(1003, 7, "order", 2).tolist()
     expected = []
     for start in range(0, 1003, 50 * 16):
@@ -155,7 +155,7 @@ def test_a_shuffle_is_fair_and_stays_the_same():
         5,
         7,
         4,
-    ]  # a change makes all earlier runs impossible to repeat
+    ]  # a change would make all earlier runs impossible to repeat
     assert shuffled(0, "order").tolist() == []
     firsts = [int(shuffled(5, seed)[0]) for seed in range(2000)]
     assert all(340 < firsts.count(row) < 460 for row in range(5))  # expected 400, standard deviation 18

@@ -1,4 +1,4 @@
-"""The adapters' benchmark, whole, on a tiny encoder: what it must find, and the page. No time is asserted."""
+"""The whole benchmark of adapters on a tiny encoder: its exact figures and its page. No time is asserted."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The benchmark on tiny models: the sides do the same work, and every figure follows from what was measured."""
+"""The benchmark on tiny models: the sides do the same work, and every figure follows from the measurements."""
 
 import argparse
 import dataclasses
@@ -34,7 +34,7 @@ from lora.sweep.worker import ensure_record
 from lora.training import loop as training_loop
 from lora.training import step as training_step
 
-TOKENIZER_NOTICE = "ignore:.*:UserWarning"  # of torch and datasets, about pinned memory and the like
+TOKENIZER_NOTICE = "ignore:.*:UserWarning"  # by torch and datasets, about pinned memory and the like
 
 
 # Medians, intervals, order.
@@ -49,7 +49,7 @@ def test_the_interval_of_a_median_covers_what_the_binomial_distribution_says(n):
     assert found["coverage"] == pytest.approx(1 - 2 * stats.binom.cdf(k, n, 0.5), abs=1e-4)
     if n >= 6:
         assert found["coverage"] >= 0.95
-        assert 1 - 2 * stats.binom.cdf(k + 1, n, 0.5) < 0.95  # no narrower pair does
+        assert 1 - 2 * stats.binom.cdf(k + 1, n, 0.5) < 0.95  # no narrower pair covers 95%
     else:
         assert k == 0
 
@@ -197,12 +197,12 @@ def test_devices_are_told_apart_by_vendor_and_model(cpuinfo, name, tmp_path, mon
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*-2-cores", machine.cpu_device())
 
 
-# The same cell on every side.
+# The same run on every side.
 
 
 @pytest.fixture
 def exported(tiny_config, tmp_path):
-    """A tiny cell of this project and the same one as the peers take it."""
+    """A tiny run of this project, and the same run in the form that the peers take."""
     config = tiny_config("method.rank=2", "task=mrpc", "seed=3")
     return config, runs.peer_run(config, runs.export_rows(config, tmp_path / "rows"))
 
@@ -246,7 +246,7 @@ def test_peers_train_the_cell_with_as_many_parameters_as_ours(settings, exported
 
 @pytest.mark.filterwarnings(TOKENIZER_NOTICE)
 def test_a_peers_metric_is_that_of_its_predictions(exported, tmp_path, monkeypatch):
-    """With nothing learned, the peer's metric is that of the untouched encoder with the head that its seed draws."""
+    """At learning rate 0, the peer's metric is that of the untouched encoder with the head that its seed draws."""
     _, cell = exported
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     settings = job.PeerSettings("longest", "fp32", 1, "eager")
@@ -305,7 +305,7 @@ def test_a_traced_function_within_another_counts_once():
 
 @pytest.fixture
 def still(tiny_config):
-    """A run with this project's kernels, and its encoder without dropout, so that forward passes can be compared."""
+    """A run with this project's kernels, and a loader of its encoder without dropout: forward passes are comparable."""
     config = tiny_config("method.rank=2", "train.dropout=0", "train.kernels=fused")
 
     def without_dropout(attention: str = "eager") -> nn.Module:
@@ -340,7 +340,7 @@ def test_subjects_compute_the_same_loss_and_all_of_them_learn(still):
 
 
 def test_what_is_timed_is_what_trains(tiny_config, monkeypatch):
-    """The training loop and a benchmark call the same step, and set it up by the same function."""
+    """The training loop and the benchmark call the same step and set it up by the same function."""
     prepared, taken = [], []
     prepare, take = training_step.prepare_step, training_step.Step.take
 
@@ -367,7 +367,7 @@ def test_saved_bytes_are_of_activations_and_of_casts_of_weights():
 
     def loss(batch):
         hidden = nn.functional.linear(batch["x"], linear.weight.double()).exp()  # keeps its result, 5 x 3 numbers
-        return (hidden * hidden).sum()  # which is the same storage again, twice
+        return (hidden * hidden).sum()  # the same storage again, twice
 
     optimizer = torch.optim.SGD(linear.parameters())
     subject = subjects.Subject(linear, optimizer, loss, lambda batch: None)
@@ -401,7 +401,7 @@ def test_everything_about_steps_is_measured_for_every_subject(tiny_config):
 
 
 def test_the_floor_counts_the_operations_that_the_step_does(tiny_config):
-    """Against torch's counter: what the step does is the floor, the head, and scores that are computed twice."""
+    """Torch's count is at least the floor, and at most floor, head, repeated scores and the first keys' gradient."""
     config = tiny_config("method.rank=2", "train.kernels=fused")
     subject = subjects.ours(config)
     batch, tokens, rank = 4, 8, 2
@@ -468,7 +468,7 @@ def a_round(number: int, side: str, seconds: float, values: list[float], peak: i
 
 @pytest.fixture
 def planted() -> dict:
-    """Measurements with figures that can be worked out by hand."""
+    """Measurements whose figures can be worked out by hand."""
     names = [f"{who} {p}" for p in ("bf16", "fp32") for who in ("ours", "full", "peft eager", "peft sdpa")]
     seconds = dict(zip(names, (1.0, 4.0, 3.0, 2.0, 3.0, 6.0, 4.0, 5.0), strict=True))
     return {
@@ -538,7 +538,7 @@ def test_figures_follow_from_the_measurements(planted):
     }
     assert summary["peak_mib"] == {"script_loop": 500.0, "tuned_peer": 100.0, "ours": 300.0}
     assert summary["shares"]["script_loop"] == {"start-up": 0.25, "step": 0.5, "other": 0.25}
-    # 2 workers for 50 s, 6 cells of 5 s: 30 of 100 s in cells, three quarters of them in steps
+    # 2 workers for 50 s, 6 runs of 5 s: 30 of 100 s in runs, three quarters of them in steps
     assert summary["shares"]["ours"] == {"start-up": 0.7, "step": 0.225, "other": 0.075}
     assert summary["idle"] == {
         "idle": True,
@@ -562,7 +562,7 @@ def test_figures_of_steps_are_against_the_better_of_the_peers_attentions(planted
 
 
 def test_the_floors_share_of_a_step_is_that_of_its_own_precision_and_shape(planted):
-    assert summarise(planted)["floor_share"] is None  # measured before floors were
+    assert summarise(planted)["floor_share"] is None  # measured before floors existed
     planted["steps"]["floors"] = {"16x28": {"bf16": 0.8, "fp32": 2.1}, "32x64": {"bf16": 1.8, "fp32": 4.5}}
     summary = summarise(planted)
     assert summary["floor_share"] == {"16x28": 0.8, "32x64": 0.9}
@@ -572,7 +572,7 @@ def test_the_floors_share_of_a_step_is_that_of_its_own_precision_and_shape(plant
 
 
 def test_figures_of_recomputing_stand_beside_the_step_that_keeps_all(planted):
-    assert summarise(planted)["recomputing"] is None  # measured before there was such a contender
+    assert summarise(planted)["recomputing"] is None  # measured before this contender existed
     for times in planted["steps"]["times"].values():
         times["ours recomputing bf16"] = [1.5 * value for value in times["ours bf16"]]
     planted["steps"]["saved_bytes"]["ours recomputing bf16"] = 5
@@ -726,11 +726,11 @@ def test_without_a_gpu_its_script_says_so(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("error: this benchmark needs a CUDA device")
 
 
-# All of it.
+# The whole benchmark.
 
 
 def test_the_whole_benchmark_on_tiny_runs(tiny_overrides, tmp_path, monkeypatch):
-    """Every side as the processes that a real run starts; of the peers' choices, one each."""
+    """Every side runs in the processes that a real benchmark starts; each peer has one choice of settings."""
     monkeypatch.setattr(sides, "choices", lambda padding: {"1": job.PeerSettings(padding, "fp32", 1, "sdpa")})
     own = ("task=", "runtime.", "train.kernels=")
     overrides = [override for override in tiny_overrides if not override.startswith(own)]

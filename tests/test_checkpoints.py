@@ -1,4 +1,4 @@
-"""A run that was stopped and went on is the run that was never stopped, to the last bit."""
+"""A run that was stopped and resumed equals the run that was never stopped, to the last bit."""
 
 import hashlib
 import json
@@ -27,11 +27,11 @@ from lora.training.signals import InterruptedRunError
 from lora.training.usage import device_name
 
 EPOCHS = 3  # of five steps
-NEVER = "runtime.checkpoint_minutes=null"  # but when asked to stop
+NEVER = "runtime.checkpoint_minutes=null"  # except on a request to stop
 
 
 def stopping_at(step, signum=signal.SIGTERM):
-    """A report that sends this process a signal after a step, as a batch system does."""
+    """A progress callback that sends this process a signal after a step, as a batch system does."""
 
     def report(progress):
         if progress.step == step:
@@ -47,13 +47,13 @@ def checkpoint_of(config):
 def stop(config, step):
     with pytest.raises(InterruptedRunError, match="interrupted by SIGTERM"):
         run(config, stopping_at(step))
-    signals.noted.clear()  # another process would begin without them
+    signals.noted.clear()  # a new process starts without them
     assert checkpoint_of(config).exists()
 
 
 SETTINGS = [
     ("method=full", "train.kernels=stock"),
-    ("method=full", "train.kernels=fused"),  # sparse gradients, and rows of embeddings that no batch has touched
+    ("method=full", "train.kernels=fused"),  # sparse gradients, and embedding rows that no batch has touched
     ("method=full", "train.kernels=fused", f"train.precision={NARROWEST}", "train.weight_decay=0.1"),
     ("method=lora", "train.kernels=stock", "train.accumulation=2"),
     ("method=lora", "train.kernels=fused", "data.batching=similar_length"),
@@ -65,12 +65,12 @@ SETTINGS = [
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=" ".join)
 def test_resumed_is_uninterrupted_bit_for_bit(tiny_config, listening, settings):
-    """Stopped in the first epoch, before an evaluation, and one step before the end: four lives of one run."""
+    """One run in four sessions: stopped in the first epoch, before an evaluation, and one step before the end."""
     config = tiny_config(*settings, f"train.epochs={EPOCHS}", "runtime.save_adapter=true", NEVER)
     whole, predictions, adapter = run(config)
     for step in (2, 10, 14):
         stop(config, step)
-    torch.rand(7)  # the next life's global generator is in another state
+    torch.rand(7)  # the next session finds the global generator in another state
     resumed, again, adapted = run(config)
     assert resumed.provenance["resumed"] == 3 and whole.provenance["resumed"] == 0
     assert equal_science(resumed, whole)
@@ -120,7 +120,7 @@ def test_it_is_written_by_the_clock_too_and_holds_the_trained_part_only(tiny_con
 
 
 def test_a_checkpoint_of_another_run_is_named_and_left(tiny_config, listening, capsys):
-    """The same name, other threads: not the same bits, so not the same run."""
+    """The run_id is the same, but another number of threads gives other bits, so the run is another."""
     stop(tiny_config(), 3)
     other = tiny_config("runtime.threads=2")
     record, *_ = run(other)
@@ -143,7 +143,7 @@ def test_so_is_one_of_other_rows_or_code(tiny_config, listening, capsys, monkeyp
 
 @pytest.mark.skipif(not (liveness.PROC / "cpuinfo").exists(), reason="no list of CPUs")
 def test_so_is_one_of_another_kind_of_cpu(tiny_config, listening, capsys, monkeypatch, tmp_path):
-    """The kernel's list of CPUs is another, as on another node of a cluster: the same instructions, another model."""
+    """The kernel lists a CPU of another model with the same instructions, as on another node of a cluster."""
     config = tiny_config()
     stop(config, 3)
     lines = (liveness.PROC / "cpuinfo").read_text().splitlines()
@@ -169,7 +169,7 @@ def test_so_is_one_made_with_another_capability_of_torch(tiny_config, listening,
     stop(config, 3)
     command = [sys.executable, "-c", "import sys, pickle; from lora.training.loop import run\n"
                "print(run(pickle.load(sys.stdin.buffer))[0].provenance['resumed'])"]  # fmt: skip
-    less = os.environ | {"ATEN_CPU_CAPABILITY": "default"}  # torch's own way to take simpler kernels
+    less = os.environ | {"ATEN_CPU_CAPABILITY": "default"}  # torch's own switch to simpler kernels
     done = subprocess.run(command, cwd=ROOT, env=less, input=pickle.dumps(config), capture_output=True)
     assert done.stdout.decode().strip() == "0", done.stderr.decode()
     assert b"it was made from other processors" in done.stderr
@@ -179,7 +179,7 @@ def test_so_is_one_made_with_another_capability_of_torch(tiny_config, listening,
 def test_one_without_the_adapter_of_its_best_epoch_is_not_used_where_it_is_asked_for(
     tiny_config, listening, capsys, epochs
 ):
-    """A rate so high that the first epoch is the best. Before its end there is nothing that could be missing."""
+    """The rate is so high that the first epoch is the best. Before its end, no adapter can be missing."""
     high = ("method=lora", "train.lr=0.5", f"train.epochs={EPOCHS}")
     stop(tiny_config(*high), 5 * epochs + 2)
     asked = tiny_config(*high, "runtime.save_adapter=true")
@@ -194,7 +194,7 @@ def test_one_without_the_adapter_of_its_best_epoch_is_not_used_where_it_is_asked
 
 
 def test_an_adapter_that_is_no_longer_asked_for_is_not_kept(tiny_config, listening):
-    """It would be that of an epoch which a later one may beat."""
+    """It would belong to an epoch that a later one may beat."""
     config = tiny_config("method=lora", "runtime.save_adapter=true")
     stop(config, 7)
     record, _, files = run(tiny_config("method=lora"))
@@ -243,7 +243,7 @@ def test_a_broken_checkpoint_is_named_and_the_run_starts_anew(tiny_config, liste
 
 
 def test_the_handler_that_was_there_before_decides_what_follows(tiny_config, monkeypatch):
-    """A batch system's handler that returns lets the run go on; the checkpoint is there for the kill that may come."""
+    """If a batch system's handler returns, the run continues. The checkpoint exists in case a kill follows."""
     seen = []
     previous = signal.signal(signal.SIGTERM, lambda signum, frame: seen.append(signum))
     try:
@@ -277,7 +277,7 @@ def test_a_disk_without_room_costs_the_checkpoint_not_the_run(tiny_config, capsy
 
 
 def test_the_command_goes_on_where_a_signal_stopped_it(tiny_overrides, tmp_path):
-    """Four real processes: three times exit code 130 and no record, then the record, with the checkpoint gone."""
+    """Four real processes: three exit with code 130 and no record; the last writes the record, without a checkpoint."""
     command = [sys.executable, "-m", "lora", *tiny_overrides, "train.epochs=100"]
     running, checkpoints = tmp_path / "outputs" / "running", set()
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):

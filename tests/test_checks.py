@@ -1,4 +1,4 @@
-"""Strict construction of settings: every problem at once, each named by its path."""
+"""Strict construction of settings: all problems are reported at once, each by its path."""
 
 from dataclasses import dataclass, field
 from typing import Literal

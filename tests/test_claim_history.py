@@ -1,4 +1,4 @@
-"""When a claim was stated, on repositories made here, against git's own answer."""
+"""The time at which a claim was stated, in repositories made by the tests, against git's own answer."""
 
 import subprocess
 from pathlib import Path
@@ -46,7 +46,7 @@ def dated(root: Path, runs: dict[str, str | None], name: str = "one") -> Verdict
 
 
 def test_a_claim_is_of_the_commit_in_which_it_last_changed(repository):
-    """A new bound states it anew. Another claim, its own margin's words and white space do not."""
+    """A new bound states it anew. Changes to other claims, to the words of its margin and to white space do not."""
     first = commit(repository, GOOD)
     changed = commit(repository, GOOD.replace("above: 0", "above: -1"))
     commit(repository, GOOD.replace("above: 0", "above: -1").replace("margin: any", "margin: by any amount"))
@@ -68,7 +68,7 @@ def test_a_claim_that_was_changed_and_changed_back_is_stated_anew(repository):
     between = commit(repository, GOOD.replace("above: 0", "above: 9"))
     back = commit(repository, GOOD)
     assert dated(repository, {"run": back}).stated == back[:8]
-    assert dated(repository, {"run": first}).stated_later is False  # it held this very claim
+    assert dated(repository, {"run": first}).stated_later is False  # it contained this very claim
     assert dated(repository, {"run": between}).stated_later is True
 
 

@@ -1,4 +1,4 @@
-"""Claims: read strictly, judged by hand-made differences; too few seeds never decide."""
+"""Claims: strict reading, and verdicts on hand-made differences. Too few seeds never decide."""
 
 import dataclasses
 import json
@@ -51,7 +51,7 @@ GOOD = """\
 
 @pytest.fixture
 def experiments(tmp_path):
-    """A function from the text of a claims file to a folder of experiments that has it."""
+    """A function from the text of a claims file to a folder of experiments that contains it."""
 
     def make(content: str, name: str = "glue_table2") -> Path:
         folder = tmp_path / "experiments" / name
@@ -181,7 +181,7 @@ def test_a_bound_holds_for_a_whole_interval(bound, low, high, holds):
 
 
 def on_synthetic(tmp_path, lora: float, seeds: str = "1,2,3,4,5"):
-    """Verdicts by id on records where LoRA differs from full fine-tuning by `lora`, give or take a little."""
+    """Verdicts by id on records where LoRA differs from full fine-tuning by `lora`, plus trends and noise."""
 
     def value(cell):
         level = {"full": 0.70, "lora": 0.70 + lora, "houlsby": 0.60}.get(cell.method, 0.65)
@@ -207,7 +207,7 @@ def test_a_difference_above_the_margin_is_supported(tmp_path):
     assert found["houlsby_below_both"].word == "supported"
     assert found["mnli_start_helps"].word == "supported"
     assert found["small_rank_is_enough"].word == "supported"
-    assert found["qv_better_than_qk"].word == "cannot tell"  # they differ by luck, and better means above 0
+    assert found["qv_better_than_qk"].word == "cannot tell"  # they differ by noise, and better means above 0
     assert found["no_single_matrix_is_better"].word == "supported"  # level is not below
 
 
@@ -242,12 +242,12 @@ def pairs_of(task_values: dict[str, list[float]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-SPREAD = [-0.6, -0.3, 0.0, 0.3, 0.6]  # of mean 0: t's interval is -0.589 to 0.589
+SPREAD = [-0.6, -0.3, 0.0, 0.3, 0.6]  # mean 0; the t interval is -0.589 to 0.589
 
 
 @pytest.mark.parametrize(("mean", "alone", "of_four"), [(-0.6, False, None), (-0.9, False, None), (-1.1, False, False)])
 def test_one_rejection_among_several_takes_holms_correction(mean, alone, of_four):
-    """SciPy's one-sided p: 0.0238, 0.0066 and 0.0033; 2.5% over 4 is 0.00625."""
+    """SciPy's one-sided p values are 0.0238, 0.0066 and 0.0033. 2.5% over 4 is 0.00625."""
     values = np.array(SPREAD) + mean
     assert (stats.ttest_1samp(values, 0, alternative="less").pvalue <= 0.025 / 4) == (of_four is False)
     broken = difference(Bound("above", 0), ["A", "B"], ["rte"], pairs_of({"rte": list(values)}))
@@ -262,7 +262,7 @@ def test_one_rejection_among_several_takes_holms_correction(mean, alone, of_four
 
 
 def test_a_claim_is_wrongly_refuted_in_at_most_two_and_a_half_percent():
-    """Five comparisons, each exactly at its bound: uncorrected, some interval lies beyond it in 12%."""
+    """Five comparisons, each exactly at its bound: uncorrected, some interval is beyond it in 12% of the repeats."""
     bound, wrong, repeats = Bound("above", 0), 0, 1000
     for values in np.random.default_rng(5).normal(size=(repeats, 5, 5)):
         intervals = [mean_interval(each) for each in values]
@@ -342,7 +342,7 @@ def test_a_task_without_pairs_is_named(tmp_path):
 
 
 def test_a_task_of_which_there_is_no_record_stays_in_the_average(tmp_path):
-    """Beside tasks trained on a part of their rows, though its own kind is not known yet."""
+    """The other tasks are trained on a part of their examples. Whether this one is too is not known yet."""
     given = ["experiment=glue_table2", "seed=1,2,3,4,5"]
     populate(tmp_path / "small", "small", given)
     for path in (tmp_path / "small" / "runs").glob("*.cola.*"):
@@ -370,14 +370,14 @@ def test_a_side_of_two_protocols_is_refused(experiments):
 
 
 def plan_of(model="minilm", given=(), **cell):
-    """One cell per seed, with its run's score: 60 + add + 0.1 x seed."""
+    """One planned run per seed, without a score: `scored` adds it."""
     usual = {"protocol": "ours", "start": "pretrained", "slug": "lora-qv-r8", "method": "lora", "task": "rte"} | cell
     name = f"{usual['slug']}.{usual['task']}.{usual['start']}.{'+'.join(given)}"
     return [Planned(f"{name}.s{s}", model, seed=s, variant=Variant(tuple(given), ()), **usual) for s in range(1, 6)]
 
 
 def scored(planned, add):
-    """The frame of these cells; `add`: from a cell to points."""
+    """The frame of these runs, whose score is 60 points + `add` of the run + `spread`."""
     runs = [p for found in planned.values() for p in found]
     rows = [
         {**dict.fromkeys(FRAME_COLUMNS), "run_id": p.run_id, "model": p.model, "slug": p.slug, "task": p.task}
@@ -389,7 +389,7 @@ def scored(planned, add):
 
 
 def spread(p):
-    """So that no two kinds of cells differ by the same in every seed; over five seeds the second part is 0."""
+    """Noise: the difference of any two kinds of runs varies by seed. The second part averages 0 over five seeds."""
     return 0.001 * (p.seed * (p.method == "lora") + 0.5 * (p.seed - 3) * len(p.variant.given))
 
 
@@ -399,7 +399,7 @@ def judged(planned, add):
 
 
 def test_lora_takes_the_mnli_start_where_a_task_has_it():
-    """RTE and MRPC from MNLI are 5 points up, CoLA has no such start: the average of three gains 10 / 3."""
+    """RTE and MRPC gain 5 points from MNLI, and CoLA has no such start: the average of three gains 10 / 3."""
     lora = [p for task in ("cola", "mrpc", "rte") for p in plan_of(task=task)]
     full = [p for task in ("cola", "mrpc", "rte") for p in plan_of(task=task, slug="full", method="full")]
     children = [p for task in ("mrpc", "rte") for p in plan_of(task=task, start="mnli", given=("start=mnli",))]
@@ -437,7 +437,7 @@ def test_a_setting_tells_cells_of_one_slug_apart(experiments):
 
 
 def test_comparisons_without_runs_are_named_and_the_others_shown():
-    """Of four comparisons, two are of Wq alone, which is not planned."""
+    """Two of the four comparisons concern Wq alone, which is not planned."""
     planned = {"lora_ranks": [p for rank in (1, 8, 64) for p in plan_of(slug=f"lora-qv-r{rank}", task="cola")]}
     found = judged(planned, lambda p: 0.0)["rank_1_suffices_for_qv_and_not_for_q"]
     assert [each.n for each in found.findings] == [5, 5, 0, 0] and found.word == "cannot tell"
@@ -453,7 +453,7 @@ def test_every_claim_is_there_whatever_is_planned():
 
 
 def test_gpt3_s_ratio_is_that_of_counts_by_hand():
-    """r = 4 on two matrices of 96 layers of width 12,288: 18.9M. Brown et al. 2020 print 175B for all of it."""
+    """r = 4 on two matrices of 96 layers of width 12,288: 18.9M. Brown et al. 2020 state 175B for the whole model."""
     (finding,) = judged({}, lambda p: 0.0)["ten_thousand_times_fewer_on_gpt3"].findings
     assert gpt3_count("lora-qv-r4") == 96 * 2 * 4 * (12288 + 12288) == 18_874_368
     assert round(gpt3_count("full") / 1e9) == 175
@@ -478,7 +478,7 @@ def test_what_is_ours_is_labelled(tmp_path):
 
 
 def test_unmerged_latency_is_set_beside_that_of_adapters(tmp_path):
-    """Per round LoRA takes 1.00 to 1.01 times what Houlsby adapters take, whatever the round's own speed."""
+    """Per round, LoRA takes 1.00 to 1.01 times as long as Houlsby adapters, whatever the speed of the round."""
     lines = ["kind,method,shape,round,ms"]
     for number in range(20):
         speed = 1 + 10 * (number % 3)
@@ -549,7 +549,7 @@ def test_three_rounds_of_a_time_decide_nothing(tmp_path):
 
 @pytest.mark.parametrize(("slower", "word"), [(20, "not supported"), (15, "cannot tell"), (None, "cannot tell")])
 def test_a_ratio_of_times_breaks_its_bound_by_the_sign_test(tmp_path, slower, word):
-    """15 of 20 rounds above 1 are p = 0.021, which is not enough for one of two shapes."""
+    """15 of 20 rounds above 1 give p = 0.021, which is not enough for one of two shapes."""
     shapes = ("16x28", "32x64")
     above = summary()
     above["lora"]["to_full"] |= {

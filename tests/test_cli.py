@@ -1,4 +1,4 @@
-"""The commands, as a user runs them: real processes, exit codes, what is left behind."""
+"""The commands as a user runs them: real processes, their exit codes, and the files that remain."""
 
 import contextlib
 import os
@@ -57,7 +57,7 @@ def test_one_run(tiny_overrides, tmp_path):
 
 
 def test_an_interrupted_run_resumes_and_says_from_where(tiny_overrides, tmp_path):
-    """On a terminal; the first process is stopped once it has left a step behind."""
+    """Both processes run on a terminal. The first is stopped once it has reported a step."""
     arguments = [*tiny_overrides, "method=bitfit", "train.epochs=200", "runtime.save_adapter=true"]
     first, shown = on_a_terminal(arguments)
     wait_for(lambda: list((tmp_path / "outputs" / "running").glob("[!.]*.json")), first)
@@ -109,7 +109,7 @@ def test_a_sweep_on_a_part_of_the_rows_ends_with_its_table_too(tmp_path, capsys,
 
 
 def test_a_sweep_ends_with_its_table_and_the_next_command(tmp_path, capsys):
-    """Of what was asked for alone, though records of other experiments lie beside."""
+    """The table shows the requested runs only, although the folder has records of other experiments."""
     populate(tmp_path / "small", "small", ["experiment=glue_table2", "seed=1"])
     populate(tmp_path / "small", "small", ["experiment=lora_ranks", "seed=1"])
     capsys.readouterr()
@@ -121,7 +121,7 @@ def test_a_sweep_ends_with_its_table_and_the_next_command(tmp_path, capsys):
 
 
 def test_a_sweep_records_what_failed_skips_what_is_done_and_retries_when_asked(tiny_overrides, tmp_path):
-    """Two workers; a learning rate that no run survives beside one that all do."""
+    """Two workers and two learning rates: all runs succeed at one and fail at the other."""
     kept = [o for o in tiny_overrides if not o.startswith(("task=", "train.lr="))]
     runs = [*kept, "method=full,lora", "task=cola,stsb", "train.clip_norm=1e30"]
     expected = quiet([*runs, "train.lr=1e-3", f"runtime.results={tmp_path}/quiet"])

@@ -1,4 +1,4 @@
-"""From overrides to a validated RunConfig: what is refused, and what names a run."""
+"""Composition of overrides into a validated RunConfig: refusals, and the names of runs."""
 
 import os
 import re
@@ -64,7 +64,7 @@ OTHER_ACTIVATION |= {"distilbert": "activation", "modernbert": "hidden_activatio
 
 
 def longer(architecture):
-    """A model of more positions than the masks number."""
+    """A model with more positions than the masks can number."""
     settings = tiny.config(architecture)
     settings.max_position_embeddings = 1025
     return transformers.AutoModelForSequenceClassification.from_config(settings)
@@ -156,7 +156,7 @@ def test_the_quick_way_composes_what_hydra_does(tiny_overrides):
 
 
 def test_nothing_in_conf_is_made_from_the_seed(tiny_overrides):
-    """What lets cells that differ by it alone be resolved once; the last of two seeds holds, as Hydra has it."""
+    """This lets runs that differ in the seed alone share one resolution. The last of two seeds holds, as in Hydra."""
     assert not [path for path in CONF.rglob("*.yaml") if re.search(r"\$\{(oc\.select:)?\.*seed\b", path.read_text())]
     for seeds in (["seed=7"], ["seed=7", "seed=11"], [], ["seed=0"], ["seed='3'"], ["seed=-1"], ["seed=007"]):
         overrides = [*tiny_overrides, *seeds]
@@ -170,7 +170,7 @@ def test_nothing_in_conf_is_made_from_the_seed(tiny_overrides):
 
 
 def test_nothing_in_conf_is_made_from_a_leaf():
-    """What lets runs that differ in rates and ranks alone share one resolution."""
+    """This lets runs that differ in rates and ranks alone share one resolution."""
     made_from = {
         name for path in CONF.rglob("*.yaml") for name in re.findall(r"\$\{(?:[^{}]*:)?([\w.]+)", path.read_text())
     }
@@ -197,14 +197,14 @@ def test_mini_computes_in_the_precision_that_was_measured_to_be_faster(precision
     assert compose_run(["task=reviews"]).train.precision == precision
     for asked in ("fp32", "bf16"):
         assert compose_run(["task=reviews", f"train.precision={asked}"]).train.precision == asked
-    pinned = {"small": "rte", "long": "rte", "paper": "rte"}  # committed results do not follow the machine
+    pinned = {"small": "rte", "long": "rte", "paper": "rte"}  # committed results must not depend on the machine
     for profile, task in pinned.items():
         more = ["model=roberta_base", "protocol=printed"] if profile == "paper" else []
         assert compose_run([f"profile={profile}", f"task={task}", *more]).train.precision == "fp32"
 
 
 def test_a_cell_keeps_the_launchers_precision_on_another_kind_of_machine(monkeypatch):
-    """A worker of a cluster may have another CPU: its run must be the one that the sweep expects."""
+    """A worker of a cluster may have another CPU. Its run must still be the one that the sweep expects."""
     inject(monkeypatch, "bf16")
     cells = expand("mini", ["task=reviews", "seed=1"], ["glue_table2"])
     inject(monkeypatch, "fp32")
@@ -225,7 +225,7 @@ COVERED = dict.fromkeys(tiny.ARCHITECTURES, "stock") | dict.fromkeys(FUSED, "fus
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 def test_auto_takes_the_fused_kernels_where_they_cover_the_encoder(architecture, tmp_path, monkeypatch):
-    """The kernels themselves are the truth: what they refuse to compute is what auto does not give them."""
+    """The kernels themselves are the truth: `auto` avoids them exactly where they refuse to compute."""
     monkeypatch.setattr("lora.config.kernel_choice.has_gpu", lambda: False)
     for number, extra in enumerate(({}, {}, {OTHER_ACTIVATION[architecture]: "relu"})):
         if architecture == "deberta-v2" and number == 1:
@@ -279,7 +279,7 @@ def test_the_profiles_leave_the_kernels_to_the_machine():
 
 
 def test_a_cell_keeps_the_launchers_kernels_on_another_kind_of_machine(tmp_path, monkeypatch):
-    """A worker may have a GPU where the launcher has none, and the other way round."""
+    """A worker may have a GPU when the launcher has none, and vice versa."""
     for place in ("lora.config.kernel_choice.has_gpu", "lora.sweep.expand.has_gpu"):
         monkeypatch.setattr(place, lambda: False)
     cells = expand("mini", ["task=reviews", "seed=1", "train.precision=fp32"], ["glue_table2"])
@@ -307,7 +307,7 @@ def test_a_gpu_is_what_torch_finds():
 
 
 def test_a_gpu_is_looked_for_without_torch(tmp_path):
-    """A driver that has two devices, and a torch that is built for them: neither is loaded by the question."""
+    """Whether torch is built for CUDA is read from its version file, without loading torch."""
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('torch was loaded')")
     script = "import sys; from lora.config import kernel_choice as k; print(k.built_for_cuda(), 'torch' in sys.modules)"

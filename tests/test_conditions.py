@@ -1,4 +1,4 @@
-"""The line above a table: by hand for curves that rise and curves that do not."""
+"""The line above a table, worked out by hand for curves that rise and curves that do not."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ def planned(task="cola", method="lora", slug="lora-qv-r8", start="pretrained"):
 
 
 def curves(runs, gains):
-    """Six epochs: 40 points, then at the fourth 50, and at the sixth 50 and the gain."""
+    """Curves of six epochs: 40 points in the first three, then 50, 45, and 50 plus the gain of the run."""
     rows = []
     for p, gain in zip(runs, gains, strict=True):
         for epoch, value in enumerate((40, 40, 40, 50, 45, 50 + gain), start=1):

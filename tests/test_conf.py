@@ -1,4 +1,4 @@
-"""conf/ as a whole: what exists is valid, everything else is refused, and the values are those of the sources."""
+"""conf/ as a whole: its combinations are valid, all others are refused, and its values are those of the sources."""
 
 import copy
 import itertools
@@ -22,7 +22,7 @@ from lora.models.load import load_encoder
 from lora.sweep.expand import _expand
 from lora.sweep.grids import grid
 
-# Which (protocol, model, method) have rows, and for how many tasks. Everything else is to be refused.
+# The (protocol, model, method) that have rows, with the number of tasks. Everything else must be refused.
 SMALL_METHODS = ("full", "bitfit", "adapterdrop", "houlsby", "pfeiffer", "lora")
 DAGGER = ("houlsby_m8", "houlsby_m64", "pfeiffer_m16", "pfeiffer_m64", "lora")
 ROWS = {
@@ -70,14 +70,14 @@ def config_of(protocol: str, model: str, method: str, profile: str = "paper"):
 
 
 def at_task(config, task: str) -> RunConfig:
-    """Another task's cell of a composed configuration, without composing it again."""
+    """The configuration of a run on another task, without composing again."""
     config.task = task
     config.data.source = "embedded" if TASKS[task].family == "embedded" else "hub"
     return settle(config)
 
 
 def cells(profile: str, experiment: str) -> dict[str, RunConfig]:
-    """By run_id: the grid of an experiment. Tasks and seeds are set after composing, which takes most of the time."""
+    """The grid of an experiment by run_id. Tasks and seeds are set after composing, which takes most of the time."""
     found = {}
     for block in grid(profile, experiment):
         seeds, tasks = block.pop("seed"), block.pop("task")
@@ -120,14 +120,14 @@ def test_every_combination_of_groups_has_rows_or_not():
     combinations = set(itertools.product(*groups))
     files = {(path.parent.name, path.stem) for path in (CONF / "hparams").glob("*/*.yaml")}
     assert {c for c in combinations if (c[0], f"{c[1]}_{c[2]}") in files} == set(ROWS)
-    assert len(files) == len(ROWS) == 12 + 2 + 2 + 3 + 6 + 2 + 5 + 5  # so that no file is without its combination
+    assert len(files) == len(ROWS) == 12 + 2 + 2 + 3 + 6 + 2 + 5 + 5  # no file lacks its combination
     assert len(combinations - set(ROWS)) == 5 * 6 * 11 - 37
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("model", ["minilm", "local", "roberta_base", "roberta_large", "deberta_v2_xxl"])
 def test_a_combination_without_rows_is_refused(protocol, model):
-    """For one method of each: the message depends on nothing but the file's absence."""
+    """One method stands for all: the message depends only on the absence of the file."""
     method = next(method for method in describe_group("method") if (protocol, model, method) not in ROWS)
     with pytest.raises(UserError) as error:
         config_of(protocol, model, method)
@@ -204,7 +204,7 @@ def test_number_of_cells(sweeps):
 
 
 def test_the_pages_state_cells_and_cost(sweeps):
-    """A page per experiment, whose table has the numbers of the grid."""
+    """Each experiment has a page whose table has the numbers of the grid."""
     for name in describe_group("experiment"):
         page = (ROOT / "experiments" / name / "README.md").read_text()
         stated = re.findall(r"^\| (mini|small|long|base|paper) \| (\d+) \| .* \| ([\d.]+)M \|$", page, re.MULTILINE)
@@ -501,7 +501,7 @@ def test_models_of_the_paper_are_pinned_and_strict():
 
 @pytest.mark.parametrize(("architecture", "dropout"), [("deberta-v2", "dropout"), ("roberta", "classifier.dropout")])
 def test_cls_dropout_reaches_the_head(tmp_path, tiny_config, architecture, dropout):
-    """DeBERTa's config class declares none, so that a value could be lost without a word."""
+    """DeBERTa's config class declares no such setting, so a value could be lost silently."""
     path = tiny.folder(tmp_path / architecture, architecture)
     model = tiny_config(f"model.path={path}").model
     head = load_encoder(model, TASKS["cola"], seed=1, head_dropout=0.15).model.get_submodule(dropout)

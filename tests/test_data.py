@@ -168,7 +168,7 @@ def test_without_a_final_line_end_every_official_row_must_be_there(tmp_path):
 
 
 def qqp(tmp_path: Path, left_out: int, extra: list[str]) -> Task:
-    """A QQP dev file of the official size less `left_out`, with extra lines after the third row."""
+    """Write a QQP dev file of the official size less `left_out`, with extra lines after the third row."""
     task = TASKS["qqp"]
     lines = [f"{i}\t{i}\t{i}\tone {i}\ttwo\t{i % 2}\n" for i in range(task.official_rows["validation"] - left_out)]
     lines[3:3] = extra

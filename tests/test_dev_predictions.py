@@ -1,4 +1,4 @@
-"""Collapsed runs: found in the predictions that records name, counted in tables, never left out."""
+"""Collapsed runs: found in the predictions that records name, counted in tables, never excluded."""
 
 import dataclasses
 import hashlib
@@ -43,7 +43,7 @@ def test_the_spread_of_the_labels_is_that_of_the_dev_set():
 
 @pytest.fixture
 def one_collapsed(tmp_path):
-    """Full and LoRA on STS-B and RTE; LoRA's first seed always predicts the same, and has no Pearson correlation."""
+    """Full and LoRA on STS-B and RTE. LoRA's first seed predicts one value only, so it has no Pearson correlation."""
     source = np.random.default_rng(0)
     for cell in requested("small", OVERRIDES):
         if cell.method not in ("full", "lora"):
@@ -116,7 +116,7 @@ def test_a_file_that_lacks_predictions_is_named(tensors, tmp_path):
 
 
 def test_the_committed_predictions_agree():
-    """Counted anew, by the number of different values."""
+    """The truth is the number of different values, counted again."""
     folder = ROOT / "results" / "reference" / "small"
     records, _ = load_records(folder)
     frame, problems = with_collapsed(load_frame(records), records, folder)

@@ -1,4 +1,4 @@
-"""What this machine's processors allow a sweep: precisions that they have, runs at once on one GPU."""
+"""Limits that this machine's processors set to a sweep: available precisions, concurrent runs on one GPU."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="no GPU")
 
 
 def with_gpu(monkeypatch, memory: int | None, capability: int = 8) -> None:
-    """A machine that has a GPU, as its driver would describe it."""
+    """Simulate a machine with a GPU, as its driver would describe it."""
     for place in ("lora.config.kernel_choice.has_gpu", "lora.sweep.expand.has_gpu", "lora.sweep.devices.has_gpu"):
         monkeypatch.setattr(place, lambda: True)
     monkeypatch.setattr("lora.config.kernel_choice.ask_driver", lambda ask, kind: capability)
@@ -37,7 +37,7 @@ def with_gpu(monkeypatch, memory: int | None, capability: int = 8) -> None:
 
 
 def launched(overrides, *more: str) -> Recorder:
-    """What a sweep of one cell hands to a launcher of this machine."""
+    """Start a sweep of one configuration, stop it at its launch, and return the launcher with what it received."""
     arguments = [*overrides[1:], "method=bitfit", "seed=1,2", *more]
     recorder = Recorder()
     recorder.launch = lambda job_overrides, initial_job_idx: (_ for _ in ()).throw(KeyboardInterrupt)
@@ -66,7 +66,7 @@ def test_a_gpu_that_lacks_it_is_told_from_the_cpu(tiny_config, monkeypatch):
     check_precisions([config])
 
 
-# Runs at once.
+# Concurrent runs.
 
 
 def test_as_many_runs_as_fit_into_a_gpu(tiny_config, monkeypatch):
@@ -94,7 +94,7 @@ def test_the_launcher_is_told_and_the_command_line_wins(tiny_overrides, monkeypa
 
 
 def test_a_run_takes_no_more_than_is_reckoned(tiny_config):
-    """The real model's parameters, and the tensors that its forward pass keeps, are the truth."""
+    """The truth is the real model's parameters and the tensors that its forward pass keeps."""
     config = tiny_config()
     model = load_encoder(config.model, TASKS[config.task], 1).model
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -118,7 +118,7 @@ def test_an_encoder_of_unknown_size_has_the_gpu_to_itself(monkeypatch):
     assert devices.runs_at_once([known, unknown], 4) == 1
 
 
-# What is said of it.
+# The messages.
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -140,12 +140,12 @@ def test_nothing_is_measured_to_say_it(monkeypatch):
     assert precision_of(config) == "fp32"
 
 
-# On a machine that has one.
+# On a machine with a GPU.
 
 
 @needs_gpu
 def test_the_default_trains_on_the_gpu(tmp_path):
-    """No option names it: the choices are those of the decisions above, and the memory is what was reckoned at most."""
+    """No option names the GPU. The choices are those tested above, and the memory is at most the estimate."""
     folders = [f"runtime.results={tmp_path}/results", f"runtime.outputs={tmp_path}/outputs"]
     (cell,) = expand("mini", ["task=reviews", "method=full", "seed=1", "data.train_rows=32", *folders], ["glue_table2"])
     config = compose_run(cell.overrides)

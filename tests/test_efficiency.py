@@ -1,4 +1,4 @@
-"""What is measured against closed forms and other libraries; times are never asserted."""
+"""The measurements against closed forms and other libraries. Times are never asserted."""
 
 import dataclasses
 import itertools
@@ -77,7 +77,7 @@ def forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
 def test_saved_bytes_of_a_linear_layer_and_a_gelu(frozen: bool) -> None:
-    """A trained layer keeps its input, a frozen one only its weight, which is no activation; GELU keeps its input."""
+    """A trained layer keeps its input. A frozen one keeps only its weight, no activation. GELU keeps its input."""
     n, d_in, d_out = 5, 7, 11
     linear, x = nn.Linear(d_in, d_out).requires_grad_(not frozen), torch.randn(n, d_in, requires_grad=True)
     found = saved.saved_bytes(linear, lambda: forward(linear, x))
@@ -85,7 +85,7 @@ def test_saved_bytes_of_a_linear_layer_and_a_gelu(frozen: bool) -> None:
 
 
 def test_saved_bytes_of_lora() -> None:
-    """x for A, A x for B, and GELU's input: two uses of x count once, and the frozen weight not at all."""
+    """x for A, A x for B, and GELU's input. Two uses of x count once, and the frozen weight does not count."""
     n, d_in, d_out, rank = 5, 7, 11, 3
     layer, x = LoraLinear(nn.Linear(d_in, d_out), rank, 2.0, 0.0), torch.randn(n, d_in, requires_grad=True)
     layer.weight.requires_grad_(False), layer.bias.requires_grad_(False)
@@ -124,7 +124,7 @@ def test_methods_that_freeze_keep_less(plan: Plan, kernels: str, precision: str)
 
 @KERNELS
 def test_bytes_of_checkpoint_and_optimizer(plan: Plan, kernels: str, precision: str, tmp_path: Path) -> None:
-    """AdamW keeps two float32 moments per value; torch's own also a float32 count of steps per tensor."""
+    """AdamW keeps two float32 moments per value. Torch's own also keeps a float32 count of steps per tensor."""
     plan = other(plan, kernels=kernels, precision=precision)
     for name in TRAINED:
         trainee = make_trainee(plan, name)
@@ -144,7 +144,7 @@ def test_bytes_of_checkpoint_and_optimizer(plan: Plan, kernels: str, precision: 
 
 
 def test_the_peak_of_a_child_is_its_own(plan: Plan) -> None:
-    """What this process holds does not count, though getrusage would say that it did."""
+    """Memory of this process does not count, although getrusage would include it."""
     ballast = np.ones(2**27)  # 1 GiB
     found = peak.peak_of_child(plan, "lora")
     assert 0 < found.libraries_mib < found.peak_mib < ballast.nbytes / 2**20
@@ -179,7 +179,7 @@ def test_merged_lora_computes_what_unmerged_does(plan: Plan, kernels: str, preci
     tolerance = 1e-5 if precision == "fp32" else 0.05 * largest
     assert (logits["lora_merged"] - logits["lora"]).abs().max().item() <= tolerance
     assert (logits["lora"] - logits["base"]).abs().max().item() > 10 * 1e-5, "B is not zero"
-    for name in ("full", "bitfit"):  # before training they are the base: the experiment's control
+    for name in ("full", "bitfit"):  # before training they equal the base: the experiment's control
         assert torch.equal(logits[name], logits["base"])
     assert not any(p.requires_grad for model in models.values() for p in model.parameters())
     layers = [module for module in models["lora_merged"].modules() if isinstance(module, LoraLinear)]
@@ -218,7 +218,7 @@ def test_random_encoders_have_a_seed_of_their_own(monkeypatch: pytest.MonkeyPatc
 
 
 def test_methods_are_of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """LoRA at r = 8, and the adapters of its budget."""
+    """LoRA at r = 8, and bottleneck adapters of its budget."""
     for precision in ("fp32", "bf16"):
         inject(monkeypatch, precision)
         plan = make_plan("minilm", "cpu")
@@ -289,12 +289,12 @@ def test_paired_ratios_cancel_what_a_round_shares() -> None:
     assert (to_full["step_ms"]["1x8"], *to_full["step_ms_interval"]["1x8"]) == pytest.approx((1.25, 1.25, 1.25))
 
 
-# The whole.
+# The whole measurement.
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory, model_dir) -> Path:
-    """The folder of one device, with two encoders measured."""
+    """The folder of one device, with an encoder measured under two kernels."""
     results = tmp_path_factory.mktemp("results")
     for rounds, kernels, methods in ((6, "stock", "lora_merged base full lora"), (1, "fused", "lora_merged base")):
         what = f"--model local --methods {methods} --kernels {kernels} --precision fp32 --device cpu"
@@ -370,7 +370,7 @@ def test_tables_and_figures_are_rebuilt_byte_for_byte(measured: Path) -> None:
 
 
 def test_a_profiles_page_shows_them_and_follows_them(measured: Path, tmp_path: Path) -> None:
-    """One table for training and one for serving of every summary; a changed number is seen in all that it makes."""
+    """Each summary gives a table for training and one for serving. A changed number shows in everything made of it."""
     results = tmp_path / "results"
     shutil.copytree(measured, results / "efficiency" / measured.name)
     before = {table.name: table for table in report.build("mini", (), results).tables if "efficiency" in table.name}
@@ -422,7 +422,7 @@ def test_without_references_there_are_no_ratios(tmp_path: Path) -> None:
 
 
 def test_table_1_s_batches_are_served_with_stock_modules(model_dir, tmp_path, monkeypatch, capsys) -> None:
-    """The paper's: 32x512, 16x256 and 1x128. The tiny encoder reads 64 tokens, which refuses them with their length."""
+    """The paper's: 32x512, 16x256 and 1x128. The tiny encoder reads 64 tokens and refuses them with their length."""
     planned = []
 
     def measure(plan, *_):

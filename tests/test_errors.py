@@ -1,4 +1,4 @@
-"""Messages: commands that are printed can be typed again."""
+"""Messages: printed commands can be typed again."""
 
 import subprocess
 

@@ -1,4 +1,4 @@
-"""Which records tell how long a run takes here."""
+"""The choice of records that estimate the time of a run on this machine."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def on(device, run_id="minilm.lora-qv-r8.reviews.s1-00000000", **changes):
 
 
 def test_the_cpu_is_named_as_records_name_it():
-    """torch's own word is the truth."""
+    """The truth is torch's own name."""
     assert device_name(torch.device("cpu")).startswith(recorded_cpu())
 
 

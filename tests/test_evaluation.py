@@ -1,4 +1,4 @@
-"""Predictions against each row alone through the model; metrics against scikit-learn; the choice of epochs."""
+"""Predictions against each example alone through the model; metrics against scikit-learn; the choice of epochs."""
 
 import numpy as np
 import pytest
@@ -18,14 +18,14 @@ BATCH = 4
 
 
 def encoded(labels: np.ndarray | None = None) -> Encoded:
-    """Random tokens in rows of random lengths."""
+    """Examples of random lengths, with random tokens."""
     ids = np.random.default_rng(4).integers(5, len(tiny.WORDS) + 5, LENGTHS.sum()).astype(np.int32)
     given = np.zeros(len(LENGTHS), np.int64) if labels is None else labels
     return Encoded(ids, None, np.cumsum(LENGTHS) - LENGTHS, LENGTHS.astype(np.int64), given, 32)
 
 
 def alone(model: torch.nn.Module, rows: Encoded) -> torch.Tensor:
-    """Every row's logits in a batch of its own, which needs no padding."""
+    """The logits of each example in a batch of its own, which needs no padding."""
     ids = np.split(rows.input_ids.astype(np.int64), rows.offsets[1:])
     with torch.no_grad():
         return torch.cat([model.eval()(torch.from_numpy(row)[None]).logits for row in ids])
@@ -36,11 +36,11 @@ def test_the_prediction_is_the_class_of_the_largest_logit_of_every_row_in_order(
     logits = alone(model, rows)
     expected = [max(range(3), key=row.__getitem__) for row in logits.tolist()]
     assert len(set(expected)) == 3, "every class is predicted somewhere"
-    model.train()  # predictions are made without dropout all the same
+    model.train()  # `predict` turns dropout off
     predicted = predict(model, rows, TASKS["mnli"], 0, BATCH, Accelerator(cpu=True), lambda: calls.append(1))
     assert predicted.dtype == np.int16
     assert predicted.tolist() == expected
-    assert len(calls) == 6  # after each of the batches of 23 rows in fours
+    assert len(calls) == 6  # after each batch of four of the 23 examples
     assert not model.training
 
 
@@ -52,7 +52,7 @@ def test_the_prediction_of_a_regression_is_its_score():
 
 
 def test_processes_share_the_batches(monkeypatch):
-    """Two of them in turn, whose pieces are put together as `gather_object` does; the real ones: test_processes.py."""
+    """Two simulated processes in turn, their pieces joined as `gather_object` does. Real ones: test_processes.py."""
     model, rows, pieces = tiny.model("bert", outputs=3), encoded(), []
     monkeypatch.setattr(evaluation, "gather_object", lambda chunks: pieces.extend(chunks) or list(pieces))
     monkeypatch.setattr(Accelerator, "num_processes", 2)

@@ -52,7 +52,7 @@ def test_sums_give_the_metric_of_the_metrics_module(metric):
 
 @pytest.mark.parametrize(("metric", "undefined"), [("matthews", 0.0), ("pearson", None)])
 def test_constant_predictions_have_the_value_of_the_metrics_module(metric, undefined):
-    """And are resampled like any others, with 0 for what is undefined: no interval leaves a collapsed run out."""
+    """They are resampled like any others, with 0 for an undefined value: no interval excludes a collapsed run."""
     predicted, labels = predictions(metric)
     constant = np.full_like(predicted, predicted[0])
     assert metrics.compute((metric,), constant, labels)[metric] == undefined
@@ -64,7 +64,7 @@ def test_constant_predictions_have_the_value_of_the_metrics_module(metric, undef
 
 @pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews", "pearson"])
 def test_a_resample_is_the_metric_of_the_rows_drawn(metric):
-    """Its spread over resamples is that of SciPy's bootstrap, which computes the metric row by row."""
+    """Its spread over resamples is that of SciPy's bootstrap, which computes the metric from the drawn rows."""
     predicted, labels = predictions(metric)
 
     def one(x: np.ndarray, y: np.ndarray) -> float:
@@ -85,7 +85,7 @@ def test_all_runs_are_judged_on_the_same_resamples():
 
 
 def test_an_accuracy_has_the_closed_forms_interval():
-    """Two runs that differ on 30 of 400 rows, 20 one way and 10 the other: var = (p1 + p2 - (p1 - p2)^2) / n."""
+    """Two runs differ on 30 of 400 examples, 20 one way and 10 the other: var = (p1 + p2 - (p1 - p2)^2) / n."""
     labels = np.zeros(400, np.int64)
     one, other = np.zeros(400, np.int16), np.zeros(400, np.int16)
     other[:20], one[20:30] = 1, 1
@@ -98,7 +98,7 @@ def test_an_accuracy_has_the_closed_forms_interval():
 
 
 def test_both_is_as_wide_as_the_two_together():
-    """Seeds and examples vary apart: the variances add up, those of seeds stretched as for so few of them."""
+    """Seeds and examples vary independently, so variances add up. That of seeds is widened by t for their number."""
     examples = RANDOM.normal(0, 1, (2000, 1))
     seeds = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
     found = bounds(examples + seeds, "both")
@@ -109,7 +109,7 @@ def test_both_is_as_wide_as_the_two_together():
 
 @pytest.fixture
 def predicted_runs(tmp_path):
-    """Full and LoRA on CoLA with two seeds, their predictions right in known places."""
+    """Full and LoRA on CoLA with two seeds. The examples that they predict right are known."""
     labels = np.tile([0, 1], 50)
     cells = [cell for cell in requested("small", OVERRIDES) if cell.method in ("full", "lora")]
     for cell in cells:
@@ -182,7 +182,7 @@ def test_the_hash_of_the_predictions_is_checked(predicted_runs):
 
 
 def test_a_task_whose_rates_were_chosen_here_is_compared_too(predicted_runs, monkeypatch):
-    """The runs that chose the learning rates come first in the frame, have predictions too, and are no part of it."""
+    """The runs that chose the learning rates come first in the frame and have predictions, but are not compared."""
     results, labels = predicted_runs
     rates = [c for c in requested("small", ["experiment=learning_rate"]) if c.task == "cola"]
     assert rates

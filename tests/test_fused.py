@@ -1,4 +1,4 @@
-"""The compiled kernels against plain torch, the fused encoder against transformers' own, and what masks promise."""
+"""The compiled kernels against plain torch, the fused encoder against transformers' own, and the rules of masks."""
 
 import copy
 import itertools
@@ -61,7 +61,7 @@ def draw(*shape, seed=0, dtype=torch.float32):
 
 
 def both(name, arguments, learned):
-    """Outputs and gradients of the kernels' function, and of the plain one in float64, of the arguments `learned`."""
+    """Outputs, and gradients of the arguments `learned`, of the kernels' function and of the plain one in float64."""
     results = []
     for module, dtype in ((HOMES[name], None), (plain, torch.float64)):
         given = [a.to(dtype) if dtype and torch.is_tensor(a) and a.is_floating_point() else a for a in arguments]
@@ -109,7 +109,7 @@ def test_gelu_equals_the_plain_one(dtype):
 
 
 def test_gelu_in_float32_is_exact_to_a_millionth():
-    """Its polynomials are fits: scipy's normal distribution is the truth, beyond their edge too."""
+    """Its polynomials are fits. The truth is scipy's normal distribution, also beyond the edge of the fits."""
     x = torch.linspace(-20, 20, 400_001)
     out, slope = torch.empty_like(x), torch.empty_like(x)
     kernels.gelu(x.numpy(), out.numpy())
@@ -176,7 +176,7 @@ def test_frozen_gelu_equals_the_plain_one(dtype):
 
 
 def normed(dtype, width=24):
-    """The output of a LayerNorm and what it is made from."""
+    """The output of a LayerNorm, and the `Normed` that recomputes it."""
     x, residual = draw(4, 7, width, dtype=dtype), draw(4, 7, width, seed=1, dtype=dtype)
     return functions.add_norm(x, residual, 1 + 0.3 * draw(width, seed=2), draw(width, seed=3), 1e-12, None)
 
@@ -275,7 +275,7 @@ def test_a_pass_without_begin_is_a_defect():
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("clip_norm", [None, 0.5, 1e9])
 def test_adamw_equals_torchs(clip_norm, sparse):
-    """Twenty steps with a schedule; an embedding whose rows come, repeat, stay away and never come."""
+    """Twenty steps with a schedule, and an embedding whose rows occur, repeat, pause or never occur."""
 
     def train(fused):
         table = torch.nn.Embedding(30, 6, sparse=fused and sparse)
@@ -355,7 +355,7 @@ def test_the_fused_encoder_equals_transformers_own(architecture, method):
 @pytest.mark.parametrize("architecture", ["bert", "mpnet"])
 @pytest.mark.parametrize("method", CONFIGS)
 def test_with_dropout_the_kernels_equal_the_plain_functions(method, architecture, monkeypatch):
-    """Also the two places outside the layers, after the embeddings and before the classifier."""
+    """This includes the two places outside the layers: after the embeddings and before the classifier."""
     _, fused, source = pair(architecture, method, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.3)
     fused.train()
     source.begin(1, np.arange(5))
@@ -395,14 +395,14 @@ def test_recomputing_changes_no_bit_and_keeps_less(method, precision):
         logits, grads = gradients(fused, "bert")
         found.append([logits, *grads.values()])
     assert all(map(torch.equal, *found))
-    if method in ("houlsby", "lora-qv", "lora-qkvo"):  # all that GELU took: of the last layer, of the first tokens only
+    if method in ("houlsby", "lora-qv", "lora-qkvo"):  # GELU's inputs: in the last layer, of first tokens only
         assert kept[0] - kept[1] == 5 * (9 + 1) * fused.config.intermediate_size * (4 if precision == "fp32" else 2)
-    else:  # the one adapter of `adapterdrop` lies behind the last GELU
+    else:  # the one adapter of `adapterdrop` is behind the last GELU
         assert kept[1] < kept[0] or (method == "adapterdrop" and kept[1] == kept[0])
 
 
 def test_lora_keeps_no_layers_input_where_a_norm_makes_it_again():
-    """Per token of a layer: q, k, v, two norms before their affine maps and what GELU takes; of the width each, 4 x."""
+    """A layer keeps, per token, q, k, v, two norms before their affine maps (each of the width), and GELU's input."""
     rows, tokens, kept = 5, 64, {}
     batch = {name: F.pad(t, (0, tokens - t.shape[1]), value=1) for name, t in tiny.inputs("bert").items()}
     for layers in (2, 3):
@@ -411,7 +411,7 @@ def test_lora_keeps_no_layers_input_where_a_norm_makes_it_again():
         kept[layers] = saved_bytes(fused.train(), lambda fused=fused: fused(**batch).logits).activations
     settings = fused.config
     a_layer = 4 * rows * tokens * (5 * settings.hidden_size + settings.intermediate_size)
-    small = kept[3] - kept[2] - a_layer  # what has the rank's width, or one number per token
+    small = kept[3] - kept[2] - a_layer  # tensors of the rank's width, or of one number per token
     assert 0 < small < 4 * rows * tokens * settings.hidden_size / 2
 
 
@@ -481,7 +481,7 @@ def test_mpnets_bias_of_the_scores_trains_as_in_stock_runs(method, tiny_config, 
 
 
 def test_passes_of_a_step_change_nothing_even_with_dropout(tiny_config):
-    """Masks belong to examples: three passes of a step see the masks of one."""
+    """Masks belong to examples: three micro-batches see the masks of one."""
     whole = run(tiny_config("train.batch=12", "train.kernels=fused"))[0]
     parts = run(tiny_config("train.batch=12", "train.accumulation=3", "train.kernels=fused"))[0]
     assert whole.run_id == parts.run_id

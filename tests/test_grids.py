@@ -17,7 +17,7 @@ def ids(runs):
 
 
 def with_parents(chosen, every):
-    """The chosen runs of a profile, and the MNLI runs that they start from."""
+    """The run_ids of the chosen runs of a profile, and of the MNLI runs that they start from."""
     parents = {run.parent for run in chosen}
     return ids(chosen) | {run.run_id for run in every if run.run_id in parents}
 
@@ -35,7 +35,7 @@ def with_parents(chosen, every):
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
 def test_single_values_select_from_the_profiles_runs(profile, overrides):
-    """The truth: all runs of the profile, and what each of them says of itself."""
+    """The truth: all runs of the profile, selected by their own attributes."""
     every = expand(profile)
     wanted = [tuple(override.split("=")) for override in overrides]
     chosen = [run for run in every if all(str(getattr(run, key)) == value for key, value in wanted)]
@@ -73,7 +73,7 @@ def test_values_of_a_named_experiment_are_replaced_where_its_grid_lacks_them_and
 
 
 def test_lists_of_a_named_experiment_may_hold_both():
-    """bitfit's block has seeds 1 to 3; a method that no block has joins those that are selected."""
+    """bitfit's block has seeds 1 to 3. A method that no block has joins the selected ones."""
     runs = requested("small", ["experiment=glue_table2", "task=cola", "method=full,bitfit,adapterdrop", "seed=3,4,11"])
     assert {(run.method, run.seed) for run in runs} == {
         *((method, seed) for method in ("full", "adapterdrop") for seed in (3, 4, 11)),
@@ -91,7 +91,7 @@ def test_each_named_experiment_is_taken_by_itself():
 
 
 def test_the_default_of_a_profile_is_taken_where_a_command_selects_nothing():
-    """A key that no grid varies selects nothing; one that a grid varies selects from all of the profile's runs."""
+    """A key that no grid varies selects nothing. One that a grid varies selects from all of the profile's runs."""
     tasks = ("sst2", "mrpc", "cola", "rte", "stsb")
     for asked in ([], ["train.epochs=1"]):
         runs = requested("small", asked)
@@ -142,7 +142,7 @@ def test_numbers_are_compared_by_value():
 
 
 def test_a_report_of_selected_runs_shows_no_experiment_that_has_none_of_them():
-    """A task that mnli_start cannot have: its grid is not replaced, though the report looks at every experiment."""
+    """mnli_start cannot have the task: its grid is not replaced, although the report looks at every experiment."""
     assert selected("small", "mnli_start", ["task=cola"]) == []
     assert ids(selected("small", "mnli_start", ["task=rte"])) < ids(expand("small"))
     shown = experiments_shown("small", ["task=cola"], set())

@@ -32,7 +32,7 @@ configs:
     path: stsb/test-*
 ---
 """
-# In a process of its own: the endpoint is read once, when huggingface_hub is imported.
+# Code of a separate process: the endpoint is read once, when huggingface_hub is imported.
 CODE = """
 import json, sys
 from lora.data.read import read

@@ -1,4 +1,4 @@
-"""Encoders from a hub on localhost: the commit that is read, and pickles that are data or nothing."""
+"""Encoders from a hub on localhost: the commit that is read, and pickles, which are read as data or refused."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import torch
 
 from lora.files import ROOT
 
-# In a process of its own: the endpoint is read once, when huggingface_hub is imported.
+# Code of a separate process: the endpoint is read once, when huggingface_hub is imported.
 CODE = """
 import json, sys
 from lora.config.run import ModelConfig
@@ -46,7 +46,7 @@ def repository(tmp_path):
 
 @pytest.fixture
 def from_hub(repository, tmp_path):
-    """A function that loads the encoder from a hub on localhost that serves the repository's files."""
+    """A function that loads the encoder from a hub on localhost, which serves the repository's files."""
 
     def load(pickle: str, revision: str = "main"):
         with fake_hub.serve("some/encoder", repository, kind="models") as endpoint:

@@ -1,4 +1,4 @@
-"""The kernels' bits: they do not depend on where arrays lie, NaN stays NaN, and no stale or missing cache matters."""
+"""The kernels' bits are independent of the arrays' addresses and of a stale or missing cache. NaN stays NaN."""
 
 import ast
 import ctypes
@@ -24,13 +24,13 @@ DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.uint16], ids=["fp32", 
 
 
 def values(shape, seed, dtype=np.float32):
-    """Of a normal distribution; for uint16 the upper halves of their bits, which are those of a bfloat16."""
+    """Draws from a normal distribution. For uint16, the upper halves of their bits, which are those of a bfloat16."""
     x = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
     return x if dtype == np.float32 else (x.view(np.uint32) >> 16).astype(np.uint16)
 
 
 def calls(width, dtype):
-    """Arguments of every kernel: for activations of a width, or for attention over as many keys."""
+    """Arguments of every kernel, for activations of this width or for attention over as many keys."""
     tokens, per_token, flat = (BATCH, TOKENS, width), (BATCH, TOKENS), (BATCH, TOKENS * width)
     scores, per_query, size = (BATCH, HEADS, TOKENS, width), (BATCH, HEADS, TOKENS), TOKENS * width
     keys = np.random.default_rng(0).integers(2**32, size=(BATCH, 2), dtype=np.uint32)
@@ -76,7 +76,7 @@ def test_every_kernel_is_tried():
 
 
 def apart(given):
-    """A copy with nothing else near it."""
+    """A copy without other data near it."""
     if not isinstance(given, np.ndarray):
         return given
     memory = np.zeros(given.nbytes + 2 * 65536, np.uint8)[65536:-65536]
@@ -102,7 +102,7 @@ def in_an_arena(arguments, draws):
 
 
 def bits(name, arguments):
-    """Of everything that a kernel returns or has in its arrays afterwards."""
+    """The bytes of everything that a kernel returns or leaves in its arrays."""
     returned = getattr(kernels, name)(*arguments)
     return [np.array(each).tobytes() for each in (*arguments, returned) if isinstance(each, np.ndarray | float)]
 
@@ -111,7 +111,7 @@ def bits(name, arguments):
 @DTYPES
 @pytest.mark.parametrize("width", [16, 32, 48, 384])
 def test_bits_do_not_depend_on_where_arrays_lie(name, dtype, width):
-    """A compiled loop may take another path where arrays are close; the truth is arrays that lie far apart."""
+    """A compiled loop may take another path if arrays are close. The truth is arrays that are far apart."""
     given = calls(width, dtype)[name]
     far = bits(name, [apart(each) for each in given])
     draws = np.random.default_rng(1)
@@ -147,7 +147,7 @@ BAD = {"nan": torch.nan, "inf": torch.inf, "minus-inf": -torch.inf}
 @pytest.mark.parametrize("value", BAD)
 @pytest.mark.parametrize("place", ["query", "key", "value", "hidden key"])
 def test_attention_is_finite_where_torchs_is(dtype, value, place):
-    """Torch adds minus infinity to the scores of hidden keys, so that NaN among them is seen."""
+    """Torch adds minus infinity to the scores of hidden keys, so NaN among them stays visible."""
     given = [torch.randn(2, 9, 24, generator=torch.Generator().manual_seed(i)).to(dtype) for i in range(3)]
     visible = torch.arange(9) < torch.tensor([[9], [5]])
     tensor = given[["query", "key", "value", "hidden key"].index(place) % 3 + (place == "hidden key")]
@@ -198,7 +198,7 @@ print(kept.tolist())
 
 
 def probe(folder, **options):
-    """What a process that imports the copy of `lora` in the folder finds: its file, cache, cache hits, and a mask."""
+    """The findings of a process that imports the folder's copy of `lora`: its file, cache, cache hits, and a mask."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "XDG_"))}
     environment |= {"PYTHONPATH": str(folder), "HOME": str(folder / "home")}
     done = subprocess.run(
@@ -236,7 +236,7 @@ def test_a_changed_constant_compiles_the_kernels_again(clone):
 
 
 def test_the_kernels_take_nothing_from_other_files_of_ours():
-    """Numba's cache sees changes of the file of a function only."""
+    """Numba's cache notices changes only in a function's own file."""
     nodes = list(ast.walk(ast.parse(Path(kernels.__file__).read_text())))
     modules = [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
     modules += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
@@ -245,7 +245,7 @@ def test_the_kernels_take_nothing_from_other_files_of_ours():
 
 
 def obey_permissions():
-    """Of a process of root and its children: take away the right to write where permissions forbid it."""
+    """Take away from a process of root and its children the right to write where permissions forbid it."""
     drop_from_bounding_set, dac_override = 24, 1  # prctl(2), capabilities(7)
     ctypes.CDLL(None).prctl(drop_from_bounding_set, dac_override, 0, 0, 0)
 

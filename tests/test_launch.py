@@ -1,4 +1,4 @@
-"""The order in which a sweep hands its runs to the launcher: the longest first, so that none is left to run alone."""
+"""The order in which a sweep hands runs to the launcher: the longest first, so that none is left to run alone."""
 
 import pytest
 from hydra.plugins.launcher import Launcher
@@ -16,11 +16,11 @@ def epochs_of(overrides) -> int:
 
 
 class Recorder(Launcher):
-    """Keeps what it is asked to launch, and starts nothing."""
+    """A launcher that records the requested runs and starts none."""
 
     def __init__(self):
         self.epochs: list[int] = []
-        self.joblib: dict[str, object] = {}  # as Hydra's own for this machine has
+        self.joblib: dict[str, object] = {}  # like Hydra's own launcher for this machine
 
     def setup(self, *, hydra_context, task_function, config):
         raise NotImplementedError
@@ -51,7 +51,7 @@ def test_runs_are_expanded_longest_first(tiny_overrides):
 
 @pytest.mark.parametrize("longest", [max, min], ids=["as their examples say", "against their examples"])
 def test_runs_are_launched_longest_first_by_what_is_expected(tiny_overrides, monkeypatch, longest):
-    """Seconds where records tell, which need not follow the number of examples."""
+    """By seconds if records give them, which need not follow the number of examples."""
     sign = 1 if longest is max else -1
     monkeypatch.setattr(launch, "estimator", lambda records: lambda run: 1e6 + sign * run.examples)
     assert launched(tiny_overrides) == sorted(EPOCHS, reverse=longest is max)

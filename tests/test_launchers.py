@@ -1,4 +1,4 @@
-"""What a launcher needs, and what all of them share."""
+"""The requirements of launchers, and the settings that they share."""
 
 import os
 import subprocess

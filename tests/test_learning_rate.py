@@ -1,4 +1,4 @@
-"""Which learning rate is taken, and that the runs it was chosen by are in no table of results."""
+"""The choice of the learning rate. The runs that it was chosen by are in no table of results."""
 
 import math
 

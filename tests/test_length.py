@@ -1,4 +1,4 @@
-"""The table of lengths: what doubling the epochs changes."""
+"""The table of lengths: the effect of doubling the epochs."""
 
 import pandas as pd
 from synthetic import populate

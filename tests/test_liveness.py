@@ -1,4 +1,4 @@
-"""Processes that live, died, and wait for their parent: by /proc, and by psutil as where there is no /proc."""
+"""Live processes, dead ones and zombies: by /proc, and by psutil as on systems without /proc."""
 
 import os
 import subprocess

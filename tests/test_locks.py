@@ -1,4 +1,4 @@
-"""One owner at a time, whatever dies: real processes, real files."""
+"""A lock has one owner at a time, whatever dies: real processes, real files."""
 
 import dataclasses
 import json
@@ -65,7 +65,7 @@ def test_a_live_process_keeps_it_and_a_killed_one_loses_it_at_once(path):
             pass
     finally:
         process.kill()
-    while start_ticks(process.pid) is not None:  # it is a zombie from then on: nobody waits for it before the end
+    while start_ticks(process.pid) is not None:  # it stays a zombie: nobody waits for it before the end
         pass
     with held(path):
         assert read_owner(path)[0].pid == os.getpid()
@@ -74,7 +74,7 @@ def test_a_live_process_keeps_it_and_a_killed_one_loses_it_at_once(path):
 
 
 def test_what_killed_workers_left_beside_it_goes_with_it(path):
-    """A file half made, a claim on a former owner, one half made; what a live process makes stays, and other runs'."""
+    """A half-made file, a claim on a former owner and a half-made one go. Those of live owners or other runs stay."""
     former, dead = "e" * 16, dataclasses.replace(myself(), ticks=1)
     path.parent.mkdir(parents=True)
     gone = (f".{path.name}.{'a' * 16}.new", f".{path.name}.{former}", f"..{path.name}.{former}.{'b' * 16}.new")
@@ -93,7 +93,7 @@ def test_a_pid_that_is_used_again_is_another_process(path):
 
 
 def test_of_another_machine_the_heartbeat_decides(path, quick):
-    """Whatever its clock says: the file's time lies a day ahead, then a day behind."""
+    """Its clock does not matter: the file's time is a day ahead, then a day behind."""
     for shift in (86400, -86400):
         theirs = elsewhere()
         assert create(path, theirs)
@@ -117,7 +117,7 @@ def test_of_another_machine_the_heartbeat_decides(path, quick):
 
 @contextmanager
 def beating(path):
-    """The lock's file is touched while the block lasts, as its owner does."""
+    """Touch the lock's file during the block, as its owner does."""
     stop = threading.Event()
 
     def beat():
@@ -140,13 +140,13 @@ def test_a_job_that_its_queue_restarted_on_another_node_goes_on_at_once(path, mo
     first = myself()  # sbatch(1): SLURM_RESTART_COUNT is set once the job was restarted
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert create(path, elsewhere(job=first.job, restarts=first.restarts))
-    with held(path):  # SILENT_SECONDS is a minute here
+    with held(path):  # SILENT_SECONDS is a minute in this test
         assert read_owner(path)[0].host == myself().host
 
 
 @pytest.mark.parametrize("theirs", [0, 1, 2, None])
 def test_a_job_of_several_nodes_does_not_take_its_own_locks(path, quick, monkeypatch, theirs):
-    """Same job, another node: of the same life, of a later one, or of a version that wrote no count."""
+    """Same job, another node: of the same start, of a later one, or of a version that wrote no count."""
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "0" if theirs == 0 else "1")
     owner = elsewhere(job="slurm 17", restarts=theirs)
@@ -155,7 +155,7 @@ def test_a_job_of_several_nodes_does_not_take_its_own_locks(path, quick, monkeyp
     with beating(path), pytest.raises(HeldError, match="of another, since"), held(path):
         pass
     assert read_owner(path)[0] == owner
-    with held(path):  # it beats no more
+    with held(path):  # its heartbeat has stopped
         assert read_owner(path)[0].restarts == myself().restarts
 
 
@@ -177,7 +177,7 @@ def test_a_lock_of_an_earlier_version_is_read(path):
 
 
 def test_a_file_system_that_reports_one_link_for_every_file(path, monkeypatch):
-    """As some FUSE and cloud file systems do. The kernel's answer is replaced, since none can be mounted here."""
+    """Some FUSE and cloud file systems do so. The kernel's answer is replaced, since none can be mounted in a test."""
     real = os.stat
 
     def one_link(*arguments, **options):
@@ -204,7 +204,7 @@ def test_whoever_was_taken_for_dead_notices(path, quick):
 
 
 def test_of_many_that_find_a_dead_owner_one_gets_it(path):
-    """Threads stand for processes: each has an owner of its own, and the owner before them is dead."""
+    """Threads stand for processes: each has its own owner, and the previous owner is dead."""
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     for _ in range(20):
         assert create(path, dataclasses.replace(myself(), pid=int(gone.stdout), ticks=1, token="e" * 16))

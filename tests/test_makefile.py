@@ -1,4 +1,4 @@
-"""The Makefile's commands and the stages of `make test`, without making an environment or training anything."""
+"""The Makefile's commands and the stages of `make test`, without creating an environment or training."""
 
 import os
 import re
@@ -20,7 +20,7 @@ case "$2 $3" in "lora -m") exit "${SWEEP:-0}";; "lora report") exit "${REPORT:-0
 
 
 def make(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """`make -C folder`, as from a shell of its own: when the suite runs under make, its flags would be inherited."""
+    """`make -C folder` as from a fresh shell: the flags of a make that runs the suite would be inherited."""
     inherited = {
         key: value
         for key, value in os.environ.items()
@@ -60,7 +60,7 @@ def script(path: Path, text: str) -> Path:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """What `make` needs of a fresh clone, in a folder with a space in its name."""
+    """The files of a fresh clone that `make` needs, in a folder with a space in its name."""
     folder = tmp_path / "a clone"
     (folder / ".ci").mkdir(parents=True)
     for name in ("Makefile", "pyproject.toml", "constraints.txt", ".ci/setup"):
@@ -70,7 +70,7 @@ def clone(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ready_clone(clone: Path) -> Path:
-    """A clone that is set up, its Python a script that writes its arguments to the file `calls`."""
+    """A clone after setup. Its Python is a script that writes its arguments to the file `calls`."""
     script(clone / ".venv/bin/python", RECORDER)
     (clone / ".venv/ready").touch()
     return clone
@@ -144,9 +144,9 @@ def test_setup_says_the_size_of_the_download_and_starts_anew_after_an_interrupti
 
 @pytest.fixture
 def installing(tmp_path: Path) -> Path:
-    """An interpreter whose venvs hold a Python that only writes to `installs` what pip is asked to install.
+    """An interpreter whose venvs hold a Python that only writes the arguments of `pip install` to the file `installs`.
 
-    It fails where it is asked for packages of an index that the variable NOTHING_AT names.
+    It fails for packages of the index that the variable NOTHING_AT names.
     """
     failing = 'case "$*" in *"${NOTHING_AT:-nowhere}"*) exit 1;; esac'
     record = f'case "$3" in install) echo "$@" >> installs; {failing};; esac'
@@ -156,7 +156,7 @@ def installing(tmp_path: Path) -> Path:
 
 
 def installs(folder: Path) -> list[str]:
-    """What was installed since the last call."""
+    """The arguments of the installs since the last call."""
     path = folder / "installs"
     lines = path.read_text().splitlines() if path.exists() else []
     path.unlink(missing_ok=True)
@@ -218,7 +218,7 @@ def test_a_finished_setup_only_checks_the_embedded_files_and_ignores_what_the_sh
 
 
 def test_a_large_encoder_is_fetched_only_where_the_command_names_it(ready_clone: Path) -> None:
-    make(ready_clone, "setup", MODEL="mpnet_base")  # the environment may have such a name for something else
+    make(ready_clone, "setup", MODEL="mpnet_base")  # the environment may use this name for something else
     make(ready_clone, "setup", "MODEL=mpnet_base")
     assert calls(ready_clone) == [["-m", "lora", "fetch"], ["-m", "lora", "fetch", "mpnet_base"]]
 
@@ -235,7 +235,7 @@ def test_reproduce_glue_hands_folders_to_the_sweep_and_the_report(ready_clone: P
     )
     assert done.returncode == 0, done.stderr
     folders = ["data.source=tsv", r"data.path='/my data/glue=1,it\'s'", "model=local", "model.path='/a b'"]
-    settings = [*folders, "task=cola,mrpc", "seed=1"]  # the user's own words last, so that they win
+    settings = [*folders, "task=cola,mrpc", "seed=1"]  # the user's own overrides last, so that they win
     assert calls(ready_clone)[1:] == [
         ["-m", "lora", "-m", "profile=small", *settings, "runtime.retry_failed=true"],
         ["-m", "lora", "report", "--brief", "small", *settings],
@@ -318,7 +318,7 @@ def test_tables_rebuilds_each_committed_profile(ready_clone: Path) -> None:
     made = [call[3:] for call in calls(ready_clone)[1:-1]]
     assert made == [["reference/mini", "--pages"], ["reference/small", "--pages"]]
     assert calls(ready_clone)[-1] == ["notebooks/execute.py"]
-    assert make(ready_clone, "tables", REPORT="1").returncode == 0  # a reference that still grows
+    assert make(ready_clone, "tables", REPORT="1").returncode == 0  # a reference that is still growing
     assert make(ready_clone, "tables", REPORT="2").returncode == 2
 
 
@@ -345,7 +345,7 @@ def test_stages_count_tests_and_name_what_did_not_run(tmp_path: Path, capfd: pyt
 
 
 def test_stages_after_the_first_run_at_once_and_are_shown_whole(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    """Each of two waits for what only the other writes."""
+    """Each of two stages waits for a file that only the other writes."""
     made = [stages.Stage("unit", ("-p", "no:cacheprovider", str(tmp_path / "test_unit.py")))]
     (tmp_path / "test_unit.py").write_text("def test_it(): pass\n")
     for own, other in (("one", "two"), ("two", "one")):

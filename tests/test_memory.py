@@ -1,4 +1,4 @@
-"""The memory that a cell is said to need, against tensors that are really there."""
+"""The memory estimate of a run, against the tensors that really exist."""
 
 import pytest
 import torch
@@ -90,7 +90,7 @@ def test_checkpointing_keeps_one_layer_and_the_inputs_of_all(small):
     config = small("train.batch=8", "data.max_length=32")
     plain = estimate(config, 1)
     thrifty = estimate(small("train.batch=8", "data.max_length=32", "model.gradient_checkpointing=true"), 1)
-    inputs = 4 * 8 * 32 * 64 * 4  # layers, rows, tokens, width, bytes
+    inputs = 4 * 8 * 32 * 64 * 4  # layers, examples, tokens, width, bytes
     assert thrifty.activations == inputs + plain.activations // 4
 
 

@@ -49,7 +49,7 @@ PEFT_NAMES = {
         "v": "attention.self.value",
         "o": "attention.output.dense",
         "i": "intermediate.dense",
-        "f": "0.output.dense 1.output.dense",  # PEFT goes by the end of a name, and so does the attention's
+        "f": "0.output.dense 1.output.dense",  # PEFT matches the end of a name, which the attention's layer shares
     },
 }
 
@@ -60,7 +60,7 @@ def logits(model, architecture):
 
 
 def train_steps(model, architecture, steps, lr=1e-2):
-    """AdamW steps on fixed labels, dropout off. Returns the last gradients."""
+    """Take AdamW steps on fixed labels without dropout, and return the last gradients."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr)
     batch = tiny.inputs(architecture)
@@ -85,8 +85,8 @@ def test_frozen_tensors_stay_bit_identical_and_the_rest_trains(architecture, met
     frozen = [name for name in before if name not in names]
     assert checksum((n, before[n]) for n in frozen) == checksum((n, after[n]) for n in frozen)
     still = [name for name in names if torch.equal(before[name], after[name])]
-    # with BERT's or ELECTRA's inputs the second token type is never seen, nor a position beyond the length; those rows
-    # lie in tensors whose other rows move. The other architectures' likewise.
+    # BERT's and ELECTRA's inputs never have the second token type or a position beyond the length. Those rows belong to
+    # tensors whose other rows move. The same holds for the other architectures.
     assert not still
     assert any(is_head(model, name) for name in names)
     assert (method == "full") == (not frozen or all("position_ids" in name for name in frozen))
@@ -105,7 +105,7 @@ def test_lora_starts_at_the_base_exactly_on_every_target_set(architecture, targe
 
 @pytest.mark.parametrize("targets", TARGET_SETS, ids="".join)
 def test_lora_equals_peft_in_logits_gradients_and_trained_weights(targets):
-    """Float64, same init: PEFT is an implementation of its own."""
+    """Float64, same init. PEFT is an independent implementation."""
     ours = tiny.model("bert").double()
     theirs = peft.get_peft_model(
         copy.deepcopy(ours),
@@ -119,7 +119,7 @@ def test_lora_equals_peft_in_logits_gradients_and_trained_weights(targets):
     apply(ours, LoraConfig(targets=targets, rank=3, alpha=7), seed=0)
     for name, p in ours.named_parameters():
         if "pooler" in name:
-            p.requires_grad_(False)  # PEFT trains the classifier alone
+            p.requires_grad_(False)  # PEFT trains only the classifier
     pairs = []
     for name, module in ours.named_modules():
         if isinstance(module, LoraLinear):
@@ -223,7 +223,7 @@ def test_settings_at_their_limits_are_taken_and_beyond_refused_each_by_name(kind
 
 
 def test_the_defaults_are_the_released_codes():
-    """As run_glue.py and layers.py have them: Wq and Wv, r = 8, no dropout on A, adapters of width 64."""
+    """The values of run_glue.py and layers.py: Wq and Wv, r = 8, no dropout on A, bottleneck adapters of width 64."""
     lora, adapter = LoraConfig(), HoulsbyConfig()
     assert (lora.targets, lora.rank, lora.alpha, lora.dropout, lora.scaling) == (("q", "v"), 8, 8.0, 0.0, "lora")
     assert (lora.init_a, lora.init_std, lora.alpha_at_rank, lora.ranks) == ("kaiming_uniform", None, None, {})
@@ -266,7 +266,7 @@ def test_init_of_a():
 
 @pytest.mark.parametrize("rank", [2, 16])
 def test_a_is_bounded_by_its_inputs_whatever_the_rank(rank):
-    """torch's kaiming_uniform_(a=sqrt(5)), which loralib calls, from a generator of the same state; loralib's own A."""
+    """Against torch's kaiming_uniform_(a=sqrt(5)), which loralib calls, from an equal generator, and loralib's A."""
     model = tiny.model("bert")
     targets = ("bert.encoder.layer.0.intermediate.dense", "bert.encoder.layer.0.output.dense")
     apply(model, LoraConfig(targets=targets, rank=rank), seed=4)
@@ -296,7 +296,7 @@ def test_adding_a_module_does_not_change_anothers_init():
 
 @pytest.mark.parametrize(("architecture", "method"), BOTTLENECKS)
 def test_adapters_start_near_the_base(architecture, method):
-    """Near as initialised, and at it exactly with the up-projection zeroed."""
+    """Near the base as initialised, and exactly at it with the up-projection zeroed."""
     base, model = tiny.model(architecture), tiny.model(architecture)
     apply(model, CONFIGS[method], seed=2)
     with torch.no_grad():
@@ -359,7 +359,7 @@ def test_adapter_init_is_truncated():
 
 @pytest.mark.parametrize("part", ["down", "up"])
 def test_adapter_init_without_truncation_is_the_whole_normal(part):
-    """N(0, 0.02^2), as the released code's adapters: a normal's share beyond 2 std is 4.55%."""
+    """N(0, 0.02^2), as in the released code's adapters: 4.55% of a normal distribution is beyond 2 std."""
     model = tiny.model("bert")
     apply(model, HoulsbyConfig(bottleneck=32, init_std=0.02, init_truncated=False), seed=0)
     draws = torch.cat([p.flatten() for n, p in model.named_parameters() if n.endswith(f".adapter.{part}.weight")])
@@ -446,7 +446,7 @@ def test_the_rank_of_a_layer_that_is_not_square_goes_up_to_its_smaller_side():
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 def test_the_six_short_names_are_all_linear_layers_of_the_encoder_s_layers(architecture):
-    """Each once; what is left is the head, and ELECTRA's projection of the embeddings."""
+    """Each exactly once. Only the head and ELECTRA's projection of the embeddings remain."""
     model = tiny.model(architecture)
     inside = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and re.search(r"layers?\.\d", n)]
     places = {target: find_target(model, target) for target in SHORT_TARGETS}

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn and scipy; how they are loaded: offline, side by side, never from a stale copy."""
+"""Metrics against scikit-learn and scipy, and their loading: offline, side by side, never from a stale copy."""
 
 import itertools
 import os
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def reference(name: str, predictions: np.ndarray, references: np.ndarray) -> float | None:
-    """The other libraries' value, with None where they say that it is undefined."""
+    """The other libraries' value, or None if they call it undefined."""
     if name in SCORES:
         if len(references) < 2:  # scipy raises
             return None
@@ -73,7 +73,7 @@ def test_accuracy_of_three_classes() -> None:
 
 @pytest.mark.parametrize("classes", [2, 3, 7])
 def test_macro_f1_of_any_number_of_classes(classes: int) -> None:
-    """Small samples too, in which classes are absent from one side or from both."""
+    """Also on small samples, in which classes are absent from one side or from both."""
     random = np.random.default_rng(classes)
     for rows in (1, 2, 3, 5, 100):
         for _ in range(20):
@@ -183,7 +183,7 @@ def test_workers_load_at_once_without_network_or_cache(tmp_path: Path) -> None:
 
 
 def test_an_edited_module_is_never_served_from_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The edit follows a hash sign, which the library leaves out of the name of its copy.
+    # The edit follows a hash sign: the library ignores such text when it names its copy.
     edited = tmp_path / "glue_metric.py"
     source = metrics.MODULE.read_text()
     monkeypatch.setattr(metrics, "MODULE", edited)

@@ -1,4 +1,4 @@
-"""Runs that start from an MNLI run: its modules, a new head, its name in the record, and no start without it."""
+"""Runs that start from an MNLI run: its modules, a new head, its run_id in the record, and no start without it."""
 
 import dataclasses
 import hashlib
@@ -24,7 +24,7 @@ from lora.training.mnli_start import start_from
 
 @pytest.fixture
 def family(tiny_overrides):
-    """A child, and the MNLI run that it starts from."""
+    """A child run and the MNLI run that it starts from."""
     overrides = [*tiny_overrides, "task=rte", "start=mnli", "method=lora"]
     child = compose_run(overrides)
     return child, compose_run(parent_overrides(overrides, child))
@@ -109,7 +109,7 @@ def test_every_method_starts_from_what_its_parent_trained(tiny_overrides, method
     ids=["a tensor less", "a tensor more", "another shape"],
 )
 def test_a_start_of_full_fine_tuning_is_loaded_strictly(tiny_overrides, change, named):
-    """Though the record names that very file."""
+    """Loading is strict although the record names that very file."""
     child, parent = family_of(tiny_overrides, "full", "stock")
     record = ensure_record(parent, mistakes_fail=False)
     path = adapter_path(parent.runtime.outputs, parent.run_id)
@@ -134,7 +134,7 @@ def test_a_sweep_has_one_parent_per_method(tiny_overrides):
 
 @pytest.mark.parametrize("architecture", ["deberta-v2", "roberta"])
 def test_debertas_pooler_is_carried_over_and_its_classifier_is_new(architecture, tiny_overrides, tmp_path):
-    """As the released models' load hooks leave a checkpoint of another number of labels."""
+    """The released models' load hooks do the same to a checkpoint with another number of labels."""
     folder = tiny.folder(tmp_path / architecture, architecture)
     overrides = [*tiny_overrides, f"model.path={folder}", "task=rte", "start=mnli", "method=lora", "train.epochs=1"]
     child = compose_run(overrides)
@@ -159,7 +159,7 @@ def test_the_saved_weights_are_those_of_the_best_epoch(family):
         parent, runtime=dataclasses.replace(parent.runtime, outputs=f"{parent.runtime.outputs}2")
     )
     assert best in (1, 2)
-    again = ensure_record(short, mistakes_fail=False)  # its record is there, its weights are not: it trains again
+    again = ensure_record(short, mistakes_fail=False)  # its record exists but its weights do not: it trains again
     assert again.adapter == record.adapter
     assert adapter_path(short.runtime.outputs, parent.run_id).exists()
 

@@ -1,4 +1,4 @@
-"""Loading a pretrained encoder: strict, offline, and with a head of its own seed."""
+"""Loading a pretrained encoder: strict, offline, and with a head drawn from the seed."""
 
 import dataclasses
 import json
@@ -173,7 +173,7 @@ def test_a_folders_code_is_never_run(model_dir, tmp_path):
 
 
 def overwrite(path, byte):
-    """In place, as cp and rsync --inplace write: mapped pages change with the file."""
+    """Overwrite half of a file in place, as cp and rsync --inplace do: mapped pages change with the file."""
     with path.open("r+b") as file:
         size = file.seek(0, 2)
         file.seek(size // 2)
@@ -188,7 +188,7 @@ def test_a_file_overwritten_under_a_model_leaves_its_weights(folder):
 
 
 def test_a_file_overwritten_while_it_is_read_is_refused(model_dir, tmp_path, monkeypatch):
-    """Between the hash that names the weights and the copy of them, and between the copy and the record."""
+    """The write comes between the hash that names the weights and their copy, then between the copy and the record."""
     folder = shutil.copytree(model_dir, tmp_path / "m")
     for byte, place in enumerate(("read_config", "check_loaded"), start=1):
         original = getattr(models, place)
@@ -238,11 +238,11 @@ def test_the_longest_input_is_read_and_a_longer_one_has_no_positions(architectur
 
 def test_positions_of_roberta_follow_its_padding():
     assert max_positions(tiny.model("roberta", pad_token_id=0)) == 63
-    assert max_positions(tiny.model("mpnet", pad_token_id=0)) == 62  # its positions start at 2 whatever the padding
+    assert max_positions(tiny.model("mpnet", pad_token_id=0)) == 62  # its positions start at 2 for any padding
 
 
 def test_modernberts_head_is_the_checkpoints_where_it_has_one(tmp_path):
-    """A checkpoint of masked-language modelling: its `head` stays, its `decoder` is not used."""
+    """The checkpoint is a masked language model: its `head` is kept, its `decoder` is unused."""
     settings = tiny.config("modernbert")
     settings.tie_word_embeddings = False
     pretrained = transformers.ModernBertForMaskedLM(settings)

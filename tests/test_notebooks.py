@@ -1,4 +1,4 @@
-"""The notebooks run, and show what is committed: their outputs come from the records and the code, not from a hand."""
+"""The notebooks run and reproduce their committed outputs from the records and the code."""
 
 import sys
 
@@ -15,7 +15,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def shown(notebook: nbformat.NotebookNode) -> list[str]:
-    """Texts of all outputs; pictures by their kind, since another matplotlib draws other bytes."""
+    """The texts of all outputs. Pictures are compared by kind, since another matplotlib draws other bytes."""
     found = []
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
@@ -44,6 +44,6 @@ def test_swapping_by_hand_holds_what_the_text_says():
 
 
 def test_notebooks_hold_no_functions():
-    """No logic in them: what they call has its own tests."""
+    """Notebooks hold no logic: the code that they call has its own tests."""
     cells = [cell for path in NOTEBOOKS for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     assert len(cells) >= 14 and not any(line in cell.source for cell in cells for line in ("def ", "class ", "lambda"))

@@ -1,4 +1,4 @@
-"""A task of one's own, from its file to the report: real readers on real files, and real runs on them."""
+"""A user-defined task, from its file to the report: real readers on real files, and real runs on them."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ ROWS = [("the film was good", "good"), ("the film was bad", "bad"), ("a good sto
 
 @pytest.fixture(autouse=True)
 def only_here():
-    """What a test adds to TASKS is gone after it."""
+    """Restore TASKS after each test."""
     before = dict(TASKS)
     yield
     TASKS.clear()
@@ -51,7 +51,7 @@ def write_csv(path: Path, rows, header=("text", "mood")) -> Path:
 
 
 def write_task(folder: Path, name: str = "moods", **changes) -> Path:
-    """A definition, and its two CSV files unless they are there; a value of None leaves a key out."""
+    """Write a definition, and its two CSV files unless they exist. A value of None omits the key."""
     folder.mkdir(parents=True, exist_ok=True)
     for split in ("train", "dev"):
         if not (folder / f"{split}.csv").exists():
@@ -150,7 +150,7 @@ def test_a_file_that_is_no_yaml_is_refused_with_its_line(content, message, tmp_p
 
 
 def write_as(path: Path, rows, columns=("text", "mood")) -> None:
-    """The rows in the form that the name says, by other libraries than those that read them."""
+    """Write the rows in the format of the file's suffix, with other libraries than those that read them."""
     frame = pd.DataFrame(rows, columns=columns)
     match path.suffix:
         case ".csv":
@@ -314,7 +314,7 @@ except UserError as error:
 
 
 def test_a_data_set_of_the_hub_is_read_at_its_revision_by_the_words_of_its_labels(tmp_path):
-    """Served on localhost, with its class indices in another order than the definition's words."""
+    """The hub is on localhost. Its class indices are in another order than the definition's words."""
     folder = tmp_path / "hub"
     folder.mkdir()
     classes = datasets.Features({"text": datasets.Value("string"), "mood": datasets.ClassLabel(names=["good", "bad"])})
@@ -415,7 +415,7 @@ def test_a_task_without_a_row_takes_the_default_one_and_says_that_it_is_untuned(
 
 
 def learnable(rows: int, seed: int) -> list[tuple[str, str]]:
-    """Sentences of the tiny tokenizers' words; the label says whether a good word or a bad one is in it."""
+    """Sentences of the tiny tokenizers' words. The label says whether a sentence has a good word or a bad one."""
     source, found = random.Random(seed), []
     plain = [word for word in tiny.WORDS if word not in ("good", "bright", "well", "bad", "dull", "badly")]
     for _ in range(rows):
@@ -433,7 +433,7 @@ def lora(*arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def tiny_own(model_dir, tmp_path):
-    """The file of a task of 500 rows, and what turns the profile's runs into runs of a second."""
+    """The file of a task of 500 examples, and overrides that turn the profile's runs into runs of one second."""
     write_csv(tmp_path / "data" / "train.csv", learnable(400, 1))
     write_csv(tmp_path / "data" / "dev.csv", [*learnable(95, 2), *learnable(400, 1)[:5]])
     settings = ["model=local", f"model.path={model_dir}", "data.max_length=32", "train.epochs=3", "train.batch=4"]
@@ -460,7 +460,7 @@ def test_tuned_rates_of_ones_own_task_are_taken_and_not_called_untuned(tiny_own,
 
 
 def test_from_a_csv_to_the_report(tiny_own, tmp_path):
-    """The sweep; then reports of another process, the last of them without the task's file."""
+    """The sweep, then reports in other processes, the last of them without the task's file."""
     path, settings = tiny_own
     results = tmp_path / "results"
     done = lora("-m", "profile=own", f"task={path}", *settings)
@@ -545,7 +545,7 @@ def test_bad_input_ends_every_command_with_one_message(tiny_own, tmp_path):
 
 
 def test_adapters_predict_without_the_tasks_file(tiny_own, tmp_path):
-    """The adapter's folder says which columns and labels it was trained on. The words are those of the dev metric."""
+    """The adapter's folder states its columns and labels. The predicted words give the recorded dev metric."""
     path, settings = tiny_own
     done = lora("profile=own", f"task={path}", "method=lora", "runtime.save_adapter=true", *settings)
     assert done.returncode == 0, done.stderr

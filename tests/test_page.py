@@ -52,7 +52,7 @@ PROBE = """<script>addEventListener("load", () => {
 });</script>"""
 FRAME = """<!DOCTYPE html><meta charset="utf-8"><pre id="found"></pre><script>
 addEventListener("message", (event) => { document.querySelector("#found").textContent = event.data; });
-</script><iframe style="border: 0; width: %dpx; height: 900px" srcdoc="%s"></iframe>"""  # windows have a least width
+</script><iframe style="border: 0; width: %dpx; height: 900px" srcdoc="%s"></iframe>"""  # windows have a minimum width
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def chromium(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def probe(page: Path, folder: Path, width: int, change: tuple[str, str] = ("", "")) -> dict:
-    """What a script finds in a copy of the page, in a frame of this width."""
+    """The findings of a script in a copy of the page, shown in a frame of this width."""
     content = page.read_text()
     assert change[0] in content
     content = content.replace(*change) if change[0] else content
@@ -105,7 +105,7 @@ def test_the_average_of_table_2_is_in_view(page, tmp_path, width):
 
 
 def test_it_is_legible_on_a_phone(page, tmp_path):
-    """Nothing is wider than the screen but what scrolls within its own frame; no text is tiny."""
+    """Nothing is wider than the screen except elements that scroll within their own frame. No text is tiny."""
     found = probe(page, tmp_path, 375)
     assert found["body"] <= 375
     assert min(found["fonts"]) >= 12

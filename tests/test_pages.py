@@ -1,7 +1,7 @@
-"""What the pages say: their sentences about results hold for the committed records, and what they point to exists.
+"""The pages: their sentences about results hold for the committed records, and everything that they refer to exists.
 
-The numbers are computed here from the frame with SciPy, apart from lora.report. A sentence that is reworded must be put
-here again, so that it is read again with the numbers beside it.
+The numbers are computed from the frame with SciPy, independently of lora.report. A reworded sentence must be copied to
+this file again, so that it is read again next to its numbers.
 """
 
 import json
@@ -42,7 +42,7 @@ def says(page: str, *sentences: str) -> None:
 
 @pytest.fixture(scope="module")
 def frame() -> pd.DataFrame:
-    """The runs of `small` on which tables are built: seed 0 chose the learning rates."""
+    """The runs of `small` that the tables show. Seed 0 is excluded: it chose the learning rates."""
     records, problems = load_records(SMALL)
     assert not problems
     runs = load_frame(records)
@@ -52,7 +52,7 @@ def frame() -> pd.DataFrame:
 def differences(
     frame: pd.DataFrame, one: str, other: str, tasks: Sequence[str], column: str = "best", start: str = "pretrained"
 ) -> np.ndarray:
-    """Differences in points, averaged over tasks within each seed that has them all. `start` is of the first side."""
+    """Differences in points, averaged over tasks within each seed that has them all. `start` is that of side `one`."""
 
     def scores(slug: str, begun: str) -> pd.DataFrame:
         side = frame[(frame["slug"] == slug) & (frame["start"] == begun) & frame["task"].isin(tasks)]

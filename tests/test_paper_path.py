@@ -1,4 +1,4 @@
-"""From `profile=paper` to a trained cell, with tiny encoders of the paper's architectures in place of the hub's."""
+"""From `profile=paper` to a trained run, with tiny encoders of the paper's architectures in place of the hub's."""
 
 import pytest
 import tiny

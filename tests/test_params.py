@@ -33,7 +33,7 @@ def test_the_model_the_closed_form_and_the_paper_s_formula_agree(counts):
         if each.published.exact is not None:
             known += 1
             assert each.without_head == each.published.exact, each.published.label
-    assert known == 11 + 1 + 3 + 3 * 5  # Table 2 but full fine-tuning; Table 10; q,v in Tables 5 and 6
+    assert known == 11 + 1 + 3 + 3 * 5  # Table 2 except full fine-tuning; Table 10; q,v in Tables 5 and 6
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from lora.sweep.plan import Cost, costs, disk_bytes, makespan, text
 
 @pytest.fixture(scope="module")
 def runs():
-    """LoRA and full fine-tuning of RoBERTa-base; the RTE run starts from an MNLI run, which comes with it."""
+    """LoRA on RoBERTa-base: a CoLA run, an RTE run, and the MNLI run that the RTE run starts from."""
     asked = ["model=roberta_base", "method=lora", "protocol=printed", "task=rte,cola", "seed=1"]
     return expand("paper", asked, adhoc=True)
 
@@ -41,7 +41,7 @@ def test_records_win_over_the_assumption(runs):
 
 
 def best_possible(seconds, devices):
-    """Of all ways to give runs to devices."""
+    """The shortest time among all assignments of runs to devices."""
     ways = itertools.product(range(devices), repeat=len(seconds))
     return min(max(sum(s for s, d in zip(seconds, way, strict=True) if d == n) for n in range(devices)) for way in ways)
 

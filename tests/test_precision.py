@@ -1,4 +1,4 @@
-"""Which precision `train.precision=auto` stands for: what was measured, by whom it is kept, and what wins over it."""
+"""The precision behind `train.precision=auto`: its measurement, its cache, and the settings that take precedence."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ REVIEWS = ("task=reviews", "method=lora", "seed=1")
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty cache on a CPU that lists bf16, and a process that has measured nothing."""
+    """An empty cache, on a CPU that lists bf16 and in a process that has measured nothing."""
     monkeypatch.setattr(precision_choice, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(precision_choice, "_MEASURED", {})
     monkeypatch.setattr(precision_choice, "cpu_flags", lambda: {"avx512_bf16"})
@@ -41,7 +41,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def probed(monkeypatch):
-    """The sizes that were measured, in place of measuring: bf16 is the faster one."""
+    """The sizes passed to a fake measurement, in which bf16 is the faster precision."""
     asked = []
 
     def run_probe(width: int, ffn: int) -> Measurement:
@@ -59,15 +59,15 @@ def here(precision: str, width: int = MINILM[0], ffn: int = MINILM[1], **others)
 
 
 def forget(monkeypatch) -> None:
-    """As another process begins."""
+    """Forget this process's measurements, so that it resembles a new process."""
     monkeypatch.setattr(precision_choice, "_MEASURED", {})
 
 
-# What is measured.
+# The measurement.
 
 
 def test_the_real_measurement_has_the_form_that_is_read(cache):
-    """Of its outcome nothing is asked: the machine may be busy."""
+    """Its outcome is not tested: the machine may be busy."""
     found = measurement(48, 96)
     assert (found.cpu, found.torch) == (machine.cpu_kind(), precision_choice.torch_version())
     assert (found.width, found.ffn, found.format) == (48, 96, precision_choice.FORMAT)
@@ -78,7 +78,7 @@ def test_the_real_measurement_has_the_form_that_is_read(cache):
 
 
 def test_the_products_are_those_of_a_layer_forward_and_backward(monkeypatch):
-    """Counted by torch's own counter, from the shapes of Vaswani et al.: 2 (4 d^2 + 2 d f) each way, for every row."""
+    """Torch's own counter against the shapes of Vaswani et al.: 2 (4 d^2 + 2 d f) each way, for every row."""
     from torch.utils.flop_counter import FlopCounterMode
 
     width, ffn = 12, 20
@@ -88,7 +88,7 @@ def test_the_products_are_those_of_a_layer_forward_and_backward(monkeypatch):
 
 
 def clock(times):
-    """Seconds that were said before, in the order of the actions."""
+    """A clock that returns the given seconds, in the order of the actions."""
     values = iter(times)
     return lambda action: next(values)
 
@@ -101,7 +101,7 @@ def clock(times):
         ([1.2] * 7, 1, "bf16", True),
         ([1.1] * 7, 1, "fp32", True),
         ([0.6] * 7, 1, "fp32", True),
-        ([9.0, 0.1] + [2.0] * 5, 1, "bf16", True),  # two that were disturbed change nothing
+        ([9.0, 0.1] + [2.0] * 5, 1, "bf16", True),  # two disturbed repetitions change nothing
         ([0.5, 2.0] * 3 + [2.0] * 8, 2, "bf16", True),  # busy at first
         ([0.5, 2.0] * 10 + [2.0], 3, "bf16", False),  # busy all the time
     ],
@@ -149,7 +149,7 @@ def test_what_was_asked_for_is_not_measured(cache, monkeypatch):
     assert compose_run(["profile=long", "protocol=long", "task=rte"]).train.precision == "fp32"
 
 
-# What keeps it.
+# The cache.
 
 
 def test_it_is_measured_once(cache, probed, monkeypatch):
@@ -210,7 +210,7 @@ def test_where_it_cannot_be_kept_each_process_measures_once(cache, probed, monke
     compose_run(REVIEWS)
     assert probed == [MINILM] * 2
     forget(monkeypatch)
-    monkeypatch.setenv("WORLD_SIZE", "2")  # processes of one run, which could measure different things
+    monkeypatch.setenv("WORLD_SIZE", "2")  # processes of one run, which could measure different precisions
     with pytest.raises(
         UserError, match=r"cannot write .*; with several processes, state train\.precision=fp32 or bf16"
     ):
@@ -245,7 +245,7 @@ def test_a_measurement_that_fails_is_one_message(cache, monkeypatch):
 
 
 def test_planning_loads_no_torch(tmp_path):
-    """In a process of its own: neither where the cache answers, nor where it is measured."""
+    """A separate process loads no torch, whether the cache answers or a measurement runs."""
     script = (
         "import sys, pathlib\n"
         "from lora.config import precision_choice as p\n"
@@ -271,11 +271,11 @@ def test_a_file_that_is_no_measurement_is_refused():
         measured("bf16", fp32_ms=-1.0)
 
 
-# What wins over it.
+# The settings that take precedence.
 
 
 def test_a_results_folder_keeps_the_precision_of_its_runs(tmp_path, monkeypatch):
-    """So that a sweep that is resumed on another machine, or after an update of torch, stays what it was."""
+    """A sweep that is resumed on another machine, or after an update of torch, keeps its precision."""
     where = f"runtime.results={tmp_path}"
     grid = ["task=reviews,ratings", "method=lora", "seed=1,2,3", where]
     inject(monkeypatch, "bf16")
@@ -319,13 +319,13 @@ def test_runs_that_failed_and_files_that_are_none_keep_nothing(tmp_path, monkeyp
         path.unlink()
         path = path.with_name(f"other{len(content)}.json")
         path.write_text(content)
-        precision_choice._recorded.cache_clear()  # one file came, one went: the time of change may be too coarse
+        precision_choice._recorded.cache_clear()  # one file added, one removed: the folder's time may be too coarse
         assert precision_choice.recorded(str(tmp_path)) == {}
         assert compose_run([*REVIEWS, where]).train.precision == "fp32"
 
 
 def test_the_cells_that_are_kept_follow_what_was_measured(cache, monkeypatch):
-    """The cells of a sweep are kept in a file; it is another one where another precision was measured."""
+    """The runs of a sweep are cached in a file. Another measured precision leads to another file."""
     grid, found = ["task=reviews", "method=lora", "seed=71,72"], []
     for precision in ("bf16", "fp32", "bf16"):
         forget(monkeypatch)
@@ -350,7 +350,7 @@ def test_a_runs_bits_do_not_follow_what_was_measured(tiny_config, monkeypatch):
 
 
 def test_no_training_asks_what_was_measured():
-    """Below the entry points, a run's settings are all that decides."""
+    """Below the entry points, a run's settings alone decide."""
     files = [path for path in (ROOT / "lora" / "training").rglob("*.py") if path.name != "precision_probe.py"]
     assert len(files) > 10
     assert not [path for path in files if "precision_choice" in path.read_text()]

@@ -50,7 +50,7 @@ TESTS = {
 
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory):
-    """Five trained cells on one base: task -> (record, adapter folder), and the folder of everything."""
+    """Five trained runs on one base: task -> (record, adapter folder), and the folder of everything."""
     folder = tmp_path_factory.mktemp("predict")
     glue, model = tiny_glue.write(folder / "glue"), tiny.folder(folder / "bert", "bert")
     for file, (header, texts) in TESTS.items():
@@ -88,7 +88,7 @@ def cells(tmp_path_factory):
 
 
 def predict(*arguments):
-    """The exit code."""
+    """Run the command and return its exit code."""
     try:
         main([str(argument) for argument in arguments])
     except SystemExit as end:
@@ -101,7 +101,7 @@ def read_tsv(path):
 
 
 def dev_file(folder, task):
-    """The dev rows as an input: a header and the texts alone, under the task's own names."""
+    """Write the dev rows as an input: a header with the task's column names, and the texts alone."""
     layout, split = TASKS[task].tsv, TASKS[task].validation_splits[0]
     lines = read_tsv(folder / "glue" / layout.folder / layout.files[split])
     header = list(layout.bare) if layout.bare else lines.pop(0)
@@ -151,7 +151,7 @@ def test_several_adapters_from_one_base_are_as_each_alone(cells, tmp_path):
 
 
 def mixed_file(folder, path):
-    """Dev rows of two tasks in turn, each naming its adapter; a cell of the other task's column is empty."""
+    """Write dev rows of two tasks in turn, each naming its adapter. Fields of the other task's columns are empty."""
     pairs, singles = read_tsv(dev_file(folder, "rte"))[1:], read_tsv(dev_file(folder, "cola"))[1:]
     lines = ["adapter\tsentence1\tsentence2\tsentence"]
     for pair, single in zip(pairs, singles, strict=True):
@@ -311,7 +311,7 @@ def test_a_folder_that_exists_is_taken_whole_and_a_name_otherwise(cells, tmp_pat
     inputs, end = dev_file(folder, "rte"), ["--output", "out", "--model", folder / "bert"]
     shutil.copytree(trained["rte"][1], "runs/lr=0.1/a")
     shutil.copytree(trained["rte"][1], "x=y")
-    (tmp_path / "y").mkdir()  # were x a name, this would be its folder
+    (tmp_path / "y").mkdir()  # if x were a name, this would be its folder
     for given in ("runs/lr=0.1/a", "x=y", "first=runs/lr=0.1/a", "first=x=y"):
         assert predict("--adapter", given, "--input", inputs, *end) == 0
         capsys.readouterr()
@@ -339,13 +339,13 @@ def test_an_adapter_without_a_head_predicts_nothing(cells, tmp_path, capsys):
 
 
 def example(language):
-    """The code of this language on the page about adapters, as it is written there."""
+    """The code blocks of this language on the page about adapters, verbatim."""
     page = (ROOT / "lora" / "adapters" / "README.md").read_text()
     return [code for kind, code in re.findall(r"```(\w*)\n(.*?)```", page, re.DOTALL) if kind == language]
 
 
 def test_the_pages_example_runs_as_written(tmp_path, monkeypatch, capsys):
-    """In a folder where the two cells of its first command have run; what is served is what PEFT computes."""
+    """The folder holds the two runs of the page's first command. The served logits are PEFT's."""
     config, adapters = model_entries()["minilm"], tmp_path / "outputs" / "mini" / "adapters"
     for seed, task in enumerate(("reviews", "clauses")):
         assert f"-m lora task={task} runtime.save_adapter=true" in example("")[0]

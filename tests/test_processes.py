@@ -1,4 +1,4 @@
-"""Several processes train one cell: the losses and weights of one, and what they refuse. Real gloo, real launchers."""
+"""Several processes in one run: the losses and weights of one process, and refusals. Real gloo, real launchers."""
 
 import os
 import subprocess
@@ -20,13 +20,13 @@ LAUNCHERS = {
     "torchrun": "torchrun --standalone --nproc-per-node=2".split(),
 }
 NO_DROPOUT = ("train.dropout=0.0", "train.head_dropout=0.0")
-# 37 rows in batches of 12: the last has one row, so one of the processes has none. Adam's division by its second moment
-# would blow up the last bits of gradients near zero: a larger epsilon.
+# 37 examples in batches of 12: the last batch has one example, so one of the processes has none. The larger epsilon
+# keeps Adam's division by its second moment from amplifying the last bits of gradients near zero.
 UNEVEN = ("train.batch=12", "data.train_rows=37", "train.epochs=3", "train.adam_eps=1e-6", "runtime.save_adapter=true")
 
 
 def launch(launcher, overrides, outputs):
-    """One cell in two processes."""
+    """Train one run in two processes."""
     command = [BIN / LAUNCHERS[launcher][0], *LAUNCHERS[launcher][1:], "-m", "lora", *overrides, *outputs]
     return subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
 
@@ -107,7 +107,7 @@ def test_places_that_contradict_each_other_are_refused(monkeypatch, places, mess
 
 @pytest.mark.parametrize("mode", [(), ("-m", "seed=1,2")], ids=["one cell", "a sweep"])
 def test_a_rank_without_a_number_of_processes_trains_nothing(tiny_overrides, tmp_path, mode):
-    """One message, whatever the rank, though only rank 0 speaks otherwise."""
+    """Every rank prints this message, although otherwise only rank 0 prints."""
     environment = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"} | {"RANK": "1"}
     command = [sys.executable, "-m", "lora", *mode, *tiny_overrides]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

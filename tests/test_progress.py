@@ -1,4 +1,4 @@
-"""What is shown while a run or a sweep runs."""
+"""The progress display of runs and sweeps."""
 
 import dataclasses
 import re
@@ -34,23 +34,23 @@ def test_finished_runs_are_counted_with_metric_and_time_left(runs, tmp_path, cap
     assert lines[0].startswith("[  4/7] ") and lines[1].startswith("[  5/7] ")
     assert any("accuracy 83.4  50 s" in line for line in lines)
     assert any("failed: it broke" in line for line in lines)
-    assert lines[1].endswith("left 50 s")  # two left, twice as fast as foreseen
+    assert lines[1].endswith("left 50 s")  # two left, twice as fast as expected
 
 
 def test_the_first_run_that_ends_tells_how_long_the_others_take(runs, tmp_path):
-    """No estimate; nine runs were done before, which took another machine's time."""
+    """No estimate exists: the nine runs that are done were timed on another machine."""
     with Watch(runs, 9, dict.fromkeys(expected(runs)), 1, str(tmp_path), str(tmp_path)) as watch:
         assert watch.left() == "?"
         write_record(tmp_path, record(runs[0].run_id, seconds=20.0))
     assert {run.examples for run in runs} == {runs[0].examples}
-    assert watch.left() == "60 s"  # three left, as long as the first
+    assert watch.left() == "60 s"  # three left, each as long as the first
 
 
 EPOCHS = [{"epoch": number, "step": 4 * number, "train_loss": 0.5 / number, "metrics": {}} for number in (1, 2)]
 
 
 def steps_of(display, first, metrics=(None, 0.25)):
-    """Two epochs of four steps each, from step `first` on; the metric of an epoch is known in the next one."""
+    """Display two epochs of four steps each, from step `first` on. An epoch's metric is known in the next epoch."""
     for step in range(first, 9):
         epoch = (step + 3) // 4
         display(Progress(step, 8, epoch, metrics[epoch - 1], EPOCHS[: epoch - 1]))
@@ -127,7 +127,7 @@ def test_estimates_come_from_the_most_similar_records(runs):
     lora = next(run for run in runs if run.method == "lora")
     alike, other = record(seconds=10.0), record("minilm.full.ratings.s1-00000000", seconds=99.0)
     other.config.update(method={"name": "full"}, task="ratings")
-    assert estimator([alike, other])(lora) == pytest.approx(1.0 * lora.examples)  # 10 s for 10 rows, one epoch
+    assert estimator([alike, other])(lora) == pytest.approx(1.0 * lora.examples)  # 10 s for 10 examples, one epoch
     assert estimator([other])(lora) == pytest.approx(9.9 * lora.examples)
     assert estimator([])(lora) is None
 
@@ -149,7 +149,7 @@ def expected(runs):
 
 
 def test_paper_scale_states_its_cost_as_an_assumption():
-    """RTE, RoBERTa-base, printed: 80 epochs of 2,490 rows of 512 tokens, 6 x 125M operations each, at 100 TFLOP/s."""
+    """RTE, RoBERTa-base, printed: 80 epochs x 2,490 examples x 512 tokens x 6 x 125M operations at 100 TFLOP/s."""
     runs = expand(
         "paper", ["model=roberta_base", "method=lora", "protocol=printed", "task=rte", "start=pretrained"], adhoc=True
     )

@@ -1,4 +1,4 @@
-"""Sweeps on a running Ray head of this machine: a killed worker is retried, the records are those of a quiet run."""
+"""Sweeps on a Ray head on this machine: a killed worker is retried, and the records equal those of a quiet run."""
 
 import os
 import signal
@@ -25,12 +25,12 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
-    """The address of a head of two CPUs. It is started in the foreground, so that it ends by its own process."""
+    """The address of a head with two CPUs. It is started in the foreground, so that it ends with its process."""
     address, folder = f"127.0.0.1:{free_port()}", Path("/tmp") / f"ray-{os.getpid()}"  # sockets need a short path
     options = ["--head", "--block", "--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats"]
     places = [f"--port={address.rpartition(':')[2]}", f"--temp-dir={folder}", "--object-store-memory=80000000"]
     patch = pytest.MonkeyPatch()
-    patch.setenv("RAY_AUTH_MODE", "disabled")  # a head asks for a token that not all of Ray's own commands send
+    patch.setenv("RAY_AUTH_MODE", "disabled")  # a head requires a token that not all of Ray's own commands send
     process = subprocess.Popen([RAY, "start", *options, *places], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         check = [RAY, "status", f"--address={address}"]

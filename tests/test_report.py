@@ -1,4 +1,4 @@
-"""Tables from records: by hand for small cases, byte for byte for what is committed."""
+"""Tables from records: by hand for small cases, byte for byte for the committed ones."""
 
 import dataclasses
 import html
@@ -102,7 +102,7 @@ def test_protocols_are_never_pooled():
 
 
 def lora_cells(values, task="ratings"):
-    """Runs and plan of LoRA cells: slug -> value of seed 1."""
+    """The frame and the plan of LoRA runs with seed 1: slug -> value."""
     made = [one for slug, value in values.items() for one in runs({1: value}, slug=slug, task=task)]
     return load_frame(made), [cell for slug in values for cell in plan([1], slug=slug, task=task)]
 
@@ -126,7 +126,7 @@ def test_table_6_has_a_column_per_rank_and_shows_what_is_absent():
 
 
 def test_tables_5_and_6_have_the_papers_cells_beside_ours():
-    """The values are those printed, looked up by hand."""
+    """The truth is the values that the paper prints, looked up by hand."""
     five = table5(
         summarise(*lora_cells({"lora-o-r8": 0.7, "lora-qkvo-r2": 0.6}, task="stsb")),
         pd.read_csv(paper_file("lora_targets")),
@@ -155,7 +155,7 @@ def test_cells_of_other_kinds_are_not_in_tables_5_and_6():
 
 
 def test_the_start_is_compared_in_pairs_of_one_seed():
-    """Seed 3 has no partner: it is in the medians, not in the differences."""
+    """Seed 3 has no partner: it counts in the medians, not in the differences."""
     apart = runs({1: 0.60, 2: 0.70, 3: 0.10}, task="rte")
     started = []
     for one in runs({1: 0.65, 2: 0.72}, task="rte"):
@@ -222,7 +222,7 @@ def test_counts_read_as_the_paper_prints_them(count, text):
 
 
 def test_the_papers_rows_average_to_what_it_prints():
-    """Table 2's own arithmetic, so a slip in copying a cell shows."""
+    """Table 2's own arithmetic reveals a slip in copying a cell."""
     paper = pd.read_csv(paper_file("glue_table2"))
     rows = 0
     for _, group in paper.groupby(["model", "method", "trainable_params"], sort=False):
@@ -289,11 +289,11 @@ def test_every_published_row_that_ours_stand_for_exists():
     keys = ["model", "method", "trainable_params"]
     known = set(paper[keys].itertuples(index=False, name=None))
     named = rows[["paper_model", "paper_method", "paper_trainable"]].itertuples(index=False, name=None)
-    assert set(named) == known  # and none of the paper's rows is without one
+    assert set(named) == known  # and each of the paper's rows has one
 
 
 def test_choosing_the_epoch_by_the_other_seeds():
-    """Seed a is best in epoch 2 alone; the others' mean is best in epoch 1, so a is given its value there."""
+    """Seed a alone is best in epoch 2, but the others' mean is best in epoch 1, so a gets its value of epoch 1."""
     a, b, c = [0.5, 0.9], [0.8, 0.1], [0.3, 0.6]
     assert chosen_by_others(np.column_stack([a, b, c])).tolist() == [0.5, 0.1, 0.3]
     assert np.isnan(chosen_by_others(np.column_stack([a]))).all()
@@ -317,7 +317,7 @@ def test_best_against_last_by_hand():
 
 
 def test_tasks_of_different_kinds_are_in_tables_of_their_own():
-    """A part of SST-2 beside the whole of MRPC: neither in one table nor in one average."""
+    """A part of SST-2 and the whole of MRPC share neither a table nor an average."""
     whole, part = runs({1: 0.8}, task="mrpc"), runs({1: 0.6}, task="sst2")
     data = {**part[0].provenance["data"], "is_part": True}
     frame = load_frame([*whole, dataclasses.replace(part[0], provenance={"data": data})])
@@ -374,7 +374,7 @@ FULL = ["experiment=glue_table2,lora_targets,lora_ranks,mnli_start", "seed=1,2,3
 
 @pytest.fixture(scope="module")
 def synthetic(tmp_path_factory):
-    """Records of every cell of the small profile, five seeds, and of the reference they are set beside."""
+    """Records of every run of the small profile with five seeds, and of the reference compared with them."""
     results = tmp_path_factory.mktemp("results")
     populate(results / "small", "small", FULL)
     populate(results / "reference" / "small", "small", ["experiment=glue_table2", "seed=1,2,3,4,5"])
@@ -383,7 +383,7 @@ def synthetic(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(synthetic):
-    """The report of all of them."""
+    """The report of all synthetic records."""
     return build("small", FULL, synthetic)
 
 
@@ -402,7 +402,7 @@ def changed(results, tmp_path, pattern, value):
 
 
 def test_a_changed_record_changes_everything_that_shows_it(synthetic, whole, tmp_path):
-    """LoRA on STS-B, which Table 2, 5, 6, the verdicts and all figures show, and on RTE, which the start does."""
+    """LoRA on STS-B is in Tables 2, 5 and 6, the verdicts and all figures. LoRA on RTE is in the table of the start."""
     before = whole
     after = build("small", FULL, changed(synthetic, tmp_path, "*.lora-qv-r[48].[sr]t[se]*.s1-*.json", 0.123))
     assert set(before.files) == set(after.files)
@@ -474,7 +474,7 @@ def test_the_two_starts_are_told_apart_wherever_both_are_shown(whole):
 
 
 def test_the_gap_to_full_fine_tuning_is_paired_by_seed_at_every_epoch():
-    """The committed runs of `small`, epoch by epoch from their records; the truth is scipy's paired t interval."""
+    """The committed runs of `small`, epoch by epoch from their records. The truth is scipy's paired t interval."""
     report = build("reference/small")
     records, _ = load_records(RESULTS / "reference" / "small")
 
@@ -520,7 +520,7 @@ def test_every_comparison_is_drawn_and_every_seed_is_in_the_legend(whole):
     ],
 )
 def test_an_interval_is_drawn_to_scale(bound, kept, edges):
-    """From 0 or 1 to 3 or 4, whichever values there are, over 188 units."""
+    """The scale goes from the smallest to the largest of the interval's ends and the bound's edges, over 188 units."""
     found = Finding("A - B", 2.0, 1.0, 3.0, 5, bound, 1.0, True, "", (), "points")
     drawn = draw_interval(found)
     low, high = min(1.0, *(edge for edge, _ in bound.edges)), max(3.0, *(edge for edge, _ in bound.edges))
@@ -611,7 +611,7 @@ PROFILES = sorted({path.split("/runs/")[0].removeprefix("results/") for path in 
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_what_is_committed_is_what_the_records_give_byte_for_byte(name):
-    """Tables, verdicts, the page and the README; figures by the data they plot."""
+    """Tables, verdicts, the page and the README. Figures are compared by the data that they plot."""
     report, folder = build(name), ROOT / "results" / name
     assert not (report.state.failed or report.state.extra or report.problems)
     assert bool(report.state.missing) == (name in GROWING)

@@ -1,4 +1,4 @@
-"""The files that say who may use the repository, with which packages, and how it is checked elsewhere."""
+"""The files that state who may use the repository, with which packages, and how it is checked elsewhere."""
 
 import importlib.metadata
 import os
@@ -32,14 +32,14 @@ def constraints() -> dict[str, Version]:
 
 
 def required(name: str, extras: frozenset[str], seen: dict[str, set[str]]) -> None:
-    """Add all that an installed distribution needs here, with these extras, to `seen`: name -> extras looked at."""
+    """Add an installed distribution with these extras, and all that it needs, to `seen`: name -> extras visited."""
     name = canonicalize_name(name)
     if extras | {""} <= seen.get(name, set()):
         return
     seen.setdefault(name, set()).update(extras | {""})
     try:
         requirements = map(Requirement, importlib.metadata.requires(name) or ())
-    except importlib.metadata.PackageNotFoundError:  # an environment of before it was required
+    except importlib.metadata.PackageNotFoundError:  # an environment from before it was required
         return
     for requirement in requirements:
         marker = requirement.marker

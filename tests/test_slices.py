@@ -1,4 +1,4 @@
-"""LoRA on slices of ModernBERT's Wqkv: against thirds by hand, merged ones by hand, and PEFT on the whole matrix."""
+"""LoRA on slices of ModernBERT's Wqkv: against thirds by hand, merges by hand, and PEFT on the whole matrix."""
 
 import json
 import math
@@ -55,7 +55,7 @@ def test_each_third_of_the_outputs_has_its_own_update(config):
 
 @pytest.mark.parametrize("targets", [("v", "k", "q"), ("k", "v", "q"), ("q", "k", "v")], ids="".join)
 def test_the_order_of_targets_and_of_a_file_s_tensors_changes_nothing(targets, base, tmp_path):
-    """A run_id does not depend on it, and neither may the order of parameters, which a gradient's norm is summed in."""
+    """A run_id is independent of the order. The order of parameters, in which a norm sums gradients, must be too."""
     usual, model = with_method("modernbert", LoraConfig(targets=tuple("qkv"), rank=2)), tiny.model("modernbert")
     apply(model, LoraConfig(targets=targets, rank=2), seed=1)
     assert [name for name, _ in model.named_parameters()] == [name for name, _ in usual.named_parameters()]
@@ -71,7 +71,7 @@ def test_the_order_of_targets_and_of_a_file_s_tensors_changes_nothing(targets, b
 
 
 def test_dropout_is_on_the_input_of_a_alone():
-    """With A of ones and B of ones, each output of a slice has the sum of what dropout kept; other rows have none."""
+    """If A and B are all ones, each output of a slice is the sum that dropout keeps. Other rows have no update."""
     model = tiny.model("modernbert").double()
     apply(model, LoraConfig(targets=("q", "v"), rank=1, alpha=1, dropout=0.5), seed=0)
     layer, x = model.get_submodule(FUSED[0]).train(), torch.ones(50, 32, dtype=torch.float64)

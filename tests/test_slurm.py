@@ -35,9 +35,9 @@ def slurm(*command):
 
 
 def training(folder, process, runs):
-    """So many runs, each stopped once it took a step, and the owners of their locks, in the order of their jobs.
+    """Stop this many runs after a step each. Return them and the owners of their locks, in the order of their jobs.
 
-    Stopped, since a tiny run trains faster than its neighbours start; `go_on` lets it end.
+    They are stopped because a tiny run trains faster than its neighbours start. `go_on` resumes them.
     """
     stopped = {}
 
@@ -58,7 +58,7 @@ def go_on(*owners):
 
 
 def said(process, start):
-    """The first line of a command's output that starts so."""
+    """The first line of a command's output that begins with `start`."""
     return next(line for line in process.stdout if line.startswith(start))
 
 
@@ -67,7 +67,7 @@ def job_of(owner):
 
 
 def test_after_a_cancelled_job_the_command_starts_nothing_more_and_the_next_does_all(tiny_overrides, tmp_path):
-    """It hears first of the killed one, and names it and those that were cancelled, one running, one waiting."""
+    """It learns of the killed run first. It names this run and the two cancelled ones, one running, one waiting."""
     runs = (*CELLS, "seed=1,2,3")
     expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *runs[1:]))
     folder = tmp_path / "slurm"
@@ -80,8 +80,8 @@ def test_after_a_cancelled_job_the_command_starts_nothing_more_and_the_next_does
     slurm("scancel", job_of(other))
     go_on(other)
     checkpoint = folder / "outputs" / "checkpoints" / f"{cancelled}.safetensors"
-    wait_for(checkpoint.exists, process)  # which Slurm's SIGTERM leaves
-    os.kill(other.pid, signal.SIGSTOP)  # or it ends before Slurm's SIGKILL
+    wait_for(checkpoint.exists, process)  # written at Slurm's SIGTERM
+    os.kill(other.pid, signal.SIGSTOP)  # otherwise it ends before Slurm's SIGKILL
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 1, output
     assert f"missing: {killed} (its worker was killed)" in output
@@ -140,9 +140,9 @@ def test_ctrl_c_says_how_to_stop_the_jobs_which_run_on(tiny_overrides, tmp_path)
 
 
 def test_what_slurm_puts_back_into_its_queue_is_done_by_the_same_command(tiny_overrides, tmp_path, cluster):
-    """After USR2, as near the end of a job's time, where it was; after the loss of its node, on another.
+    """After USR2, as near a job's time limit, a run resumes where it was; after the loss of its node, on another.
 
-    So is what a kernel kills, which the command itself launches again.
+    The command itself relaunches a run that the kernel kills.
     """
     runs = (*CELLS, "seed=1,2,3")
     expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *runs[1:]))

@@ -1,4 +1,4 @@
-"""A record stands in for training only where rows and weights are those it was made from."""
+"""A record replaces training only if rows and weights are those that it was made from."""
 
 import json
 import shutil
@@ -77,7 +77,7 @@ def test_a_named_encoder_with_other_weights_is_refused(trained, tiny_overrides, 
 def test_reports_and_complete_sweeps_look_at_the_rows_that_are_named(trained, tiny_overrides, glue_dir, tmp_path):
     _, record = trained
     asked = [o for o in tiny_overrides if not o.startswith("profile=")] + ["train.epochs=1"]
-    asked.append("seed=1,2")  # values alone are the grid
+    asked.append("seed=1,2")  # values without an experiment are the grid
     assert set(gather("small", asked).state.ok) == {record.run_id}
     wrong = [*asked, f"data.path={other_rows(glue_dir, tmp_path)}"]
     with pytest.raises(UserError, match="the rows of cola are not those"):
@@ -91,5 +91,5 @@ def test_parts_of_a_split_are_compared_each_with_its_own(trained, tiny_overrides
     _, record = trained
     asked = [o for o in tiny_overrides if not o.startswith("profile=")]
     parts = requested("small", [*asked, "data.train_rows=9,12"])
-    check_inputs(distinct(parts, ()), [record])  # of another part: nothing to compare
+    check_inputs(distinct(parts, ()), [record])  # another part of the rows: nothing to compare
     assert len(distinct(parts, ())) == 2

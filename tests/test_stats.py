@@ -71,7 +71,7 @@ def test_the_interval_is_scipys_of_students_t(count):
 @pytest.mark.parametrize("correlation", [0.0, 0.2, 0.4])
 @pytest.mark.parametrize("spreads", [(1, 1, 1, 1, 1), (0.2, 0.5, 1, 2, 4)], ids=["equal", "unequal"])
 def test_the_interval_of_an_average_over_tasks_covers_the_truth(correlation, spreads):
-    """5 seeds of 5 tasks whose differences share a part by seed. Independent strata cover 0.81 at 0.4."""
+    """5 seeds of 5 tasks whose differences share a component per seed. Independent strata cover 0.81 at 0.4."""
     source, repeats, seeds = np.random.default_rng(6), 6000, 5
     shared = source.normal(size=(repeats * seeds, 1))
     own = source.normal(size=(repeats * seeds, 5))
@@ -96,7 +96,7 @@ def test_the_interval_of_one_task_covers_the_truth(seeds):
 
 @pytest.mark.parametrize("rounds", [6, 10, 20, 40])
 def test_the_interval_of_a_ratio_of_times_covers_its_median(rounds):
-    """Times are skewed: a log-normal ratio whose median is 1."""
+    """Times are skewed, so the ratio is log-normal. Its median is 1."""
     values = np.random.default_rng(8).lognormal(0.0, 0.3, (6000, rounds))
     found = [median_interval(each) for each in values]
     assert np.mean([low <= 1.0 <= high for low, high in found]) >= 0.94
@@ -135,7 +135,7 @@ def test_without_spread_there_is_no_interval(values):
 
 
 def test_equal_differences_have_no_spread_though_they_are_rounded():
-    """One example of RTE's 277, on different levels: these differ by 1e-16 before they are rounded."""
+    """A difference of one of RTE's 277 examples, at different levels, varies by 1e-16 before it is rounded."""
     one = runs({("rte", seed): (150 + seed) / 277 for seed in range(1, 6)})
     other = runs({("rte", seed): (149 + seed) / 277 for seed in range(1, 6)})
     values = seed_averages(paired_differences(one, other), ["rte"])

@@ -1,4 +1,4 @@
-"""`python -m lora status`: every state of a run, from what workers leave behind."""
+"""`python -m lora status`: every state of a run, from the files that workers leave."""
 
 import dataclasses
 import json
@@ -81,7 +81,7 @@ def test_without_records_of_this_machine_the_time_left_is_unknown(runs, tmp_path
 
 
 def test_runs_that_were_started_with_other_overrides_are_shown_too(runs, tmp_path):
-    """Only those that are training: a lock whose owner is dead is none of this sweep's business."""
+    """Only those that are training: a lock whose owner is dead does not concern this sweep."""
     other, dead = "minilm.lora-qv-r4.ratings.s1-00000000", "minilm.full.ratings.s1-00000000"
     assert create(lock_path(tmp_path, other), myself())
     assert create(lock_path(tmp_path, dead), dataclasses.replace(myself(), ticks=1))
@@ -95,7 +95,7 @@ def test_runs_that_were_started_with_other_overrides_are_shown_too(runs, tmp_pat
 
 
 def test_the_live_view_shows_every_state_and_ends_when_nothing_runs(runs, tmp_path, monkeypatch, capsys):
-    """Looks at real files: in the first look a run is training, from the second on none is."""
+    """The files are real. At the first look a run is training, from the second on none is."""
     monkeypatch.setattr(live, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(live, "IDLE_SECONDS", 0.05)
     busy, failed = runs[0].run_id, runs[1].run_id

@@ -1,4 +1,4 @@
-"""The paper's analyses against their definitions written out, and on adapters of a tiny encoder trained here."""
+"""The paper's analyses against their definitions written out, and on trained adapters of a tiny encoder."""
 
 import dataclasses
 import hashlib
@@ -33,7 +33,7 @@ def test_similarity_is_its_definition_for_every_i_and_j():
 
 
 def test_similarity_by_the_principal_angles():
-    """The mean squared cosine of the angles between the two subspaces, which SciPy computes in another way."""
+    """Similarity is the mean squared cosine of the principal angles, which SciPy computes in another way."""
     from scipy.linalg import subspace_angles
 
     one, other = RANDOM.normal(size=(4, 12)), RANDOM.normal(size=(4, 12))
@@ -74,7 +74,7 @@ def test_normal_draws_are_normal_and_reproducible():
 
 @pytest.fixture(scope="module")
 def small_ranks():
-    """Ranks that a tiny encoder has room for."""
+    """Reduce the ranks to those that a tiny encoder has room for."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subspaces, "SMALL", 2)
         patch.setattr(subspaces, "LARGE", 6)
@@ -84,7 +84,7 @@ def small_ranks():
 
 @pytest.fixture
 def trained(tiny_config, small_ranks):
-    """(model, task, rank, seed) -> three adapters that the training loop left, and the records' hashes."""
+    """Three adapters that the training loop saved, with their records, by (model, task, rank, seed)."""
     found = {}
     for rank, seed in ((2, 1), (6, 1), (6, 2)):
         config = tiny_config("method=lora", f"method.rank={rank}", f"seed={seed}", "runtime.save_adapter=true")
@@ -95,7 +95,7 @@ def trained(tiny_config, small_ranks):
 
 
 def lora_a_at_start(model, config, name):
-    """A after `apply`, which nothing has trained."""
+    """The untrained A that `apply` draws."""
     apply(model, config.method, config.seed)
     return model.get_submodule(name).lora_a.detach().double().numpy()
 
@@ -113,7 +113,7 @@ def test_trained_adapters_give_table_7_and_figures_3_and_4(trained, tmp_path):
     untrained = [lora_a_at_start(tiny.model("bert"), saved.config, query) for saved in (small, second)]
     assert np.array(before["phi"]) == pytest.approx(similarity(*untrained)[:, [0, 1, 3, 5]], abs=1e-4)
     same_seed = lora_a_at_start(tiny.model("bert"), large.config, query)
-    assert similarity(untrained[0], same_seed)[1, 5] == pytest.approx(1)  # what comparing one seed would show
+    assert similarity(untrained[0], same_seed)[1, 5] == pytest.approx(1)  # comparing one seed would show this
     (table,) = [c for c in cases if c["kind"] == "amplification" and (c["target"], c["rank"]) == ("q", 2)]
     a, b = small.a[query], small.b[query]
     assert table["layers"][1]["update"] == pytest.approx(np.linalg.norm(16 / 2 * b @ a), rel=1e-4)
@@ -130,7 +130,7 @@ def test_trained_adapters_give_table_7_and_figures_3_and_4(trained, tmp_path):
 
 
 def test_the_base_is_the_pretrained_one(trained):
-    """W of Table 7 is what the adapters were trained beside, and no part of any of them."""
+    """W of Table 7 is the frozen weight under the adapters, and no part of any of them."""
     from safetensors.torch import load_file
 
     saved = trained["bert", "cola", 2, 1]

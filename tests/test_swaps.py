@@ -1,4 +1,4 @@
-"""The check that swapping recovers W0: on adapters that the training loop left, and against a swap that drifts."""
+"""The check that swapping recovers W0: on adapters that the training loop saved, and on a swap that drifts."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ gather = swaps.gather
 
 @pytest.fixture
 def trained(tiny_config):
-    """Two adapters of other targets and ranks, by encoder and run_id; and the records' hashes."""
+    """Two adapters with different targets and ranks by encoder and run_id, and the records by run_id."""
     found, made_from = {}, {}
     for given in (("method.targets=[q,v]", "method.rank=2"), ("method.targets=[k]", "method.rank=4")):
         config = tiny_config("method=lora", *given, "runtime.save_adapter=true")

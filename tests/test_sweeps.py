@@ -1,4 +1,4 @@
-"""Sweeps of real processes that are killed, stopped and started twice: nothing is lost, done twice or missing."""
+"""Sweeps of real processes that are killed, stopped and started twice: no run is lost, repeated or missing."""
 
 import json
 import os
@@ -25,7 +25,7 @@ KILLS = 5
 
 
 def grid(tiny_overrides, folder, *more):
-    """Overrides of a sweep of tiny runs whose outputs lie in a folder of its own."""
+    """Overrides of a sweep of tiny runs whose results and outputs are in `folder`."""
     kept = [o for o in tiny_overrides if not o.startswith(("task=", "runtime.results", "runtime.outputs"))]
     return [*kept, f"runtime.results={folder}/results", f"runtime.outputs={folder}/outputs", *more]
 
@@ -42,7 +42,7 @@ def finish(overrides):
 
 
 def owners(folder):
-    """Who trains now, by run_id."""
+    """The live owners of locks, by run_id."""
     found = {path.stem: read_owner(path) for path in (folder / "outputs" / "locks").glob("[!.]*.json")}
     return {run_id: one[0] for run_id, one in found.items() if one is not None and lives(one[0], myself())}
 
@@ -78,9 +78,9 @@ def assert_complete(folder, expected):
 
 
 def test_a_storm(tiny_overrides, tmp_path):
-    """Workers, and once the launcher, are killed at random; the sweep is started again until it is complete.
+    """Workers, and once the launcher, are killed at random. The sweep is restarted until it is complete.
 
-    Every other kill waits for a worker that has left a checkpoint.
+    Every other kill waits for a worker that has written a checkpoint.
     """
     runs = ("method=bitfit,lora", "task=cola,stsb", f"seed={','.join(map(str, range(1, 11)))}", "train.epochs=4")
     expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *runs))
@@ -111,7 +111,7 @@ def test_a_storm(tiny_overrides, tmp_path):
 
 
 def test_two_sweeps_at_once_share_the_work(tiny_overrides, tmp_path):
-    """Several runs in one job. Both end well; no run is trained by both, since each record names one start."""
+    """A job has several runs. Both sweeps succeed, and only one of them trains each run: its lock has one owner."""
     runs = ("method=bitfit", "task=cola", "seed=1,2,3,4", "train.epochs=20")
     expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *runs))
     overrides = grid(tiny_overrides, tmp_path / "both", *runs, "launcher.workers=1", "launcher.cells_per_job=2")
@@ -130,7 +130,7 @@ def test_two_sweeps_at_once_share_the_work(tiny_overrides, tmp_path):
 
 
 def test_a_stopped_launcher_leaves_checkpoints_says_what_ran_and_the_next_goes_on(tiny_overrides, tmp_path):
-    """By Ctrl-C, or by `kill` where a script started it in the background, which makes it ignore SIGINT."""
+    """Stopped by Ctrl-C, or by `kill` if a script started it in the background, which makes it ignore SIGINT."""
     overrides = grid(tiny_overrides, tmp_path, "method=bitfit", "task=cola", "seed=1,2,3", "train.epochs=100")
     running, checkpoints = tmp_path / "outputs" / "running", tmp_path / "outputs" / "checkpoints"
     lives: dict[str, int] = {}
@@ -162,7 +162,7 @@ def test_a_stopped_launcher_leaves_checkpoints_says_what_ran_and_the_next_goes_o
 
 
 def test_a_killed_launcher_takes_its_workers_along_and_the_next_goes_on(tiny_overrides, tmp_path):
-    """Three workers, one of which has nothing to do; killed as the OOM killer does. They leave checkpoints."""
+    """Three workers, one of them idle. The launcher is killed as by the OOM killer; the workers leave checkpoints."""
     runs = ("method=bitfit", "task=cola", "seed=1,2", "train.epochs=60", "runtime.checkpoint_minutes=null")
     expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *runs))
     folder = tmp_path / "killed"
@@ -173,7 +173,7 @@ def test_a_killed_launcher_takes_its_workers_along_and_the_next_goes_on(tiny_ove
     left = psutil.Process(process.pid).children(recursive=True)
     assert {owner.pid for owner in owners(folder).values()} < {child.pid for child in left}
     process.kill()
-    _, alive = psutil.wait_procs(left, timeout=60)  # a pool's own patience is 300 s
+    _, alive = psutil.wait_procs(left, timeout=60)  # a pool's own timeout is 300 s
     assert not alive, [child.cmdline() for child in alive]
     process.communicate()
     assert not owners(folder) and not load_records(folder / "results")[0]
@@ -184,7 +184,7 @@ def test_a_killed_launcher_takes_its_workers_along_and_the_next_goes_on(tiny_ove
 
 
 def test_a_worker_between_two_runs_hears_of_the_stop_and_begins_no_other(tiny_overrides, tmp_path):
-    """One worker is frozen in its run, so that the launcher waits; the other is caught with no lock, and freed."""
+    """One worker is frozen in its run, so the launcher waits. The other is frozen without a lock, then resumed."""
     seeds = ",".join(map(str, range(1, 31)))
     overrides = grid(tiny_overrides, tmp_path, "method=bitfit", "task=cola", f"seed={seeds}", "train.epochs=10")
     process = start([*overrides, "launcher.workers=2"])
@@ -210,7 +210,7 @@ def test_a_worker_between_two_runs_hears_of_the_stop_and_begins_no_other(tiny_ov
     assert busy in holders() and done < 29
     process.send_signal(signal.SIGTERM)
     assert any(line == "interrupted; still training: 1\n" for line in process.stdout)
-    for _ in range(2):  # the run that is training, and how to stop at once: the workers are told right after
+    for _ in range(2):  # the run in training, and how to stop at once: the workers are signalled right after
         process.stdout.readline()
     os.kill(other, signal.SIGCONT)
     time.sleep(5)  # time enough for several runs
@@ -224,7 +224,7 @@ def test_a_worker_between_two_runs_hears_of_the_stop_and_begins_no_other(tiny_ov
 
 
 def test_a_run_that_kills_its_worker_is_tried_a_bounded_number_of_times(tiny_overrides, tmp_path):
-    """The others are done; the message names the run and why it has no record."""
+    """The others complete. The message names the run and the reason why it has no record."""
     overrides = grid(tiny_overrides, tmp_path, "method=bitfit", "task=cola", "seed=1,2,3", "launcher.workers=2")
     (victim, *_) = expand("small", overrides[1:], adhoc=True)
     path, killed = lock_path(tmp_path / "outputs", victim.run_id), set()
@@ -265,14 +265,14 @@ def test_a_folder_that_cannot_be_written_is_found_before_anything_runs(tiny_over
 
 @pytest.mark.parametrize("mode", ["a sweep", "one run"])
 def test_a_clone_that_cannot_be_written_trains_into_folders_elsewhere(tiny_overrides, tmp_path, mode):
-    """A file in the place of its outputs folder, since a root user may write to whatever is read-only."""
+    """A file replaces its outputs folder, since root may write to read-only folders."""
     clone = tmp_path / "clone"
     for name in ("lora", "conf", "experiments", "hydra_plugins"):
         shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
     (clone / "outputs").write_text("in the way")
     overrides = grid(tiny_overrides, tmp_path / "elsewhere", "task=cola", "method=bitfit")
     arguments = ["-m", *overrides, "seed=1,2", "launcher.workers=2"] if mode == "a sweep" else overrides
-    for _ in range(2):  # with records, and without
+    for _ in range(2):  # without records, and with them
         done = subprocess.run([sys.executable, "-m", "lora", *arguments], cwd=clone, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert len(load_records(tmp_path / "elsewhere" / "results")[0]) == (2 if mode == "a sweep" else 1)

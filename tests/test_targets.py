@@ -1,4 +1,4 @@
-"""Targets by name: short names first, then full names, names as messages list them, and globs, on any classifier."""
+"""Targets by name: short names first, then full names, names as listed in messages, and globs, on any classifier."""
 
 import re
 
@@ -57,7 +57,7 @@ def message_of(model: nn.Module) -> list[str]:
     [
         ("mpnet", ("*.attn.q", "*.attn.v"), ("q", "v")),
         ("bert", ("*.query", "*.layer.*.output.dense"), ("q", "o", "f")),
-        ("bert", ("bert.encoder.layer.*.output.dense",), ("f",)),  # as messages list it: not the attention's
+        ("bert", ("bert.encoder.layer.*.output.dense",), ("f",)),  # as listed in messages: not the attention's
         ("roberta", ("roberta.encoder.layer.*.attention.self.k?y",), ("k",)),
         ("distilbert", ("*.[qv]_lin",), ("q", "v")),
         ("modernbert", ("*.Wo",), ("o", "f")),
@@ -66,7 +66,7 @@ def message_of(model: nn.Module) -> list[str]:
     ids=lambda value: "+".join(value) if isinstance(value, tuple) else value,
 )
 def test_patterns_adapt_what_short_names_do_with_the_same_start(architecture, targets, same):
-    """An initial value is named after its module, whatever names the module."""
+    """An initial value depends on the name of its module, whatever target selects it."""
     one, other = tiny.model(architecture), tiny.model(architecture)
     apply(one, LoraConfig(targets=targets, rank=3), seed=4)
     apply(other, LoraConfig(targets=same, rank=3), seed=4)
@@ -80,7 +80,7 @@ def test_any_classifier_is_adapted_by_each_name_that_a_message_lists(name):
     model = OTHERS[name]
     linear = [n for n, module in model.named_modules() if isinstance(module, nn.Linear)]
     named = [find_target(model, listed) for listed in message_of(model)]
-    assert sorted(n for names in named for n in names) == sorted(linear)  # each layer once: no name means two
+    assert sorted(n for names in named for n in names) == sorted(linear)  # each layer once: no name stands for two
 
 
 @pytest.mark.parametrize(("name", "target"), [("albert", "*.query"), ("roformer", "*.value"), ("bart", "*.v_proj")])
@@ -134,7 +134,7 @@ def test_a_module_that_two_patterns_name_is_refused():
 
 
 def test_an_adapters_ranks_are_those_of_its_patterns():
-    """The FFN's pattern, as a glob, would name the attention's projection too: as a listed name it does not."""
+    """As a glob, the FFN's pattern would also match the attention's projection. As a listed name it does not."""
     listed = ("bert.encoder.layer.*.output.dense", "*.attention.output.dense")
     method = LoraConfig(targets=listed, rank=2, ranks={listed[1]: 4}, alpha=8)
     adapter = adapter_of(with_method("bert", method))

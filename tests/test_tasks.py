@@ -11,8 +11,8 @@ from lora.data.tasks import TASKS, get_task
 from lora.errors import UserError
 from lora.files import ROOT
 
-# What the official files write -> the integer of `nyu-mll/glue`, as the builder of that data set maps them. Records
-# hold predictions by these integers, submission files by the words.
+# Label in the official files -> integer of `nyu-mll/glue`, as the builder of that data set maps them. Records hold
+# predictions as these integers, submission files as the words.
 HUB_LABELS = {
     "mnli": {"entailment": 0, "neutral": 1, "contradiction": 2},
     "sst2": {"0": 0, "1": 1},

@@ -18,12 +18,12 @@ from lora.sweep.worker import ensure_record
 from lora.training import signals
 from lora.training.signals import InterruptedRunError
 
-FAST = ("method=bitfit", "data.train_rows=8")  # one step an epoch: 400 epochs are 100 kB of messages
+FAST = ("method=bitfit", "data.train_rows=8")  # one step per epoch: 400 epochs are 100 kB of messages
 
 
 @pytest.fixture
 def offline(tiny_config, monkeypatch):
-    """A function from overrides to the configuration of a run that is copied; the process beside ends with it."""
+    """A function from overrides to the configuration of a copied run. Writer processes end with the test."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setattr(tracking, "senders", {})
     yield lambda *overrides: tiny_config("runtime.tracking=offline", "runtime.group=glue_table2", *overrides)
@@ -32,7 +32,7 @@ def offline(tiny_config, monkeypatch):
 
 
 def copies(config):
-    """The folders of W&B's copies of a run, oldest first, once the process beside has ended."""
+    """The folders of W&B's copies of a run, oldest first, once the writer processes have ended."""
     for sender in tracking.senders.values():
         sender.close()
     return sorted((ROOT / config.runtime.outputs / "wandb").glob(f"offline-run-*-{config.run_id}"))
@@ -49,13 +49,13 @@ def summary(folder):
 
 
 def as_kept(config):
-    """W&B keeps JSON, and no empty mappings."""
+    """The configuration as W&B keeps it: JSON, without empty mappings."""
     kept = {key: as_kept(value) if isinstance(value, dict) else value for key, value in config.items()}
     return json.loads(json.dumps({key: value for key, value in kept.items() if value != {}}))
 
 
 def test_copies_hold_what_the_records_hold(offline):
-    """Two runs through one process: names, group, configuration, epochs, selection and cost."""
+    """Two runs through one writer process: names, group, configuration, epochs, selection and cost."""
     configs = [offline("method=lora", f"seed={seed}") for seed in (1, 2)]
     records = [ensure_record(config, mistakes_fail=False) for config in configs]
     (sender,) = tracking.senders.values()
@@ -107,7 +107,7 @@ def test_an_interrupted_run_goes_on_under_its_id_and_every_copy_is_whole(offline
 
 
 def test_a_copy_survives_the_kill_of_its_worker(tiny_overrides, tmp_path):
-    """The process beside sees its pipe end."""
+    """The writer process notices the end of its pipe."""
     overrides = [*tiny_overrides, "train.epochs=2000", "runtime.tracking=offline"]
     process = subprocess.Popen([sys.executable, "-m", "lora", *overrides], cwd=ROOT)
     runs = tmp_path / "outputs" / "wandb"
@@ -148,7 +148,7 @@ def test_no_failure_reaches_the_run(offline, tiny_config, monkeypatch, tmp_path,
 
 
 def test_where_copies_go_is_what_wandb_itself_would_do(monkeypatch, tmp_path):
-    """Against W&B's own account of its settings: with a key, without one, and where nobody can be asked."""
+    """Against W&B's own account of its settings: with a key, without one, and when W&B cannot be asked."""
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.com")
     for name in ("WANDB_API_KEY", "WANDB_ENTITY", "WANDB_PROJECT"):
@@ -223,7 +223,7 @@ def test_lines_longer_than_a_pipe_takes_at_once_arrive_whole_or_not_at_all(monke
 
 
 def test_a_message_of_any_length_is_there_when_the_process_ends(tmp_path):
-    """Longer than a pipe: the list of a sweep's files."""
+    """The list of a sweep's files is longer than a pipe holds."""
     sender = tracking.Sender("offline", str(tmp_path))
     (tmp_path / "tables").mkdir()
     files = []
@@ -240,7 +240,7 @@ def test_a_message_of_any_length_is_there_when_the_process_ends(tmp_path):
 
 
 def test_a_torn_line_does_not_stop_the_process_beside(tiny_config, tmp_path):
-    """What a worker leaves that was killed while its line was under way, between whole ones and at the end."""
+    """A worker that is killed while it writes leaves a torn line. Torn lines are between whole ones and at the end."""
     config = tiny_config()
     messages = [{"begin": config.run_id, "group": None, "config": config.for_record()}]
     messages += [{"epoch": {"epoch": 1, "step": 5, "train_loss": 0.625, "metrics": {}}}]

@@ -1,4 +1,4 @@
-"""The loop against a plain one, against itself, and with what can go wrong."""
+"""The training loop against a plain one, against itself, and under faults."""
 
 import dataclasses
 import math
@@ -60,7 +60,7 @@ def test_another_seed_gives_another_run(tiny_config):
 
 
 def plain_losses(config):
-    """The mean loss of every epoch by a loop of its own: plain torch, the schedule by its formula."""
+    """The mean loss of every epoch by a separate loop: plain torch, and the schedule by its formula."""
     task, train = TASKS[config.task], config.train
     data = read(task, config.data.source, config.data.path, None, None)
     encoder = load_encoder(config.model, task, config.seed, train.dropout, train.head_dropout)
@@ -103,7 +103,7 @@ def plain_losses(config):
 @pytest.mark.parametrize("task", ["cola", "stsb"])
 @pytest.mark.parametrize("method", ["full", "lora", "houlsby"])
 def test_the_loop_equals_a_plain_one(tiny_config, method, task):
-    """With dropout: the draws come in the same order. 40 rows in batches of 8, and of 12 with an uneven last one."""
+    """With dropout: draws come in the same order. 40 examples in batches of 8, and of 12 with an uneven last one."""
     for batch in (8, 12):
         config = tiny_config(f"method={method}", f"task={task}", f"train.batch={batch}", "train.warmup_frac=0.3")
         record, *_ = run(config)
@@ -128,7 +128,7 @@ def test_weights_overwritten_under_a_run_do_not_reach_it(tiny_config, tmp_path, 
 
 
 def test_accumulation_changes_nothing(tiny_config):
-    """Three passes a step, of an uneven last batch too: 40 rows in batches of 12 leave 4."""
+    """Three micro-batches per step, also for an uneven last batch: 40 examples in batches of 12 leave 4."""
     whole = run(tiny_config("train.batch=12", *NO_DROPOUT))[0]
     parts = run(tiny_config("train.batch=12", "train.accumulation=3", *NO_DROPOUT))[0]
     assert whole.run_id == parts.run_id
@@ -205,7 +205,7 @@ def test_the_schedule_is_transformers_own(warmup, steps):
 
 
 def test_a_run_starts_without_the_peers_and_the_trainer():
-    """Each would double the time to the first step."""
+    """Each import would double the time to the first step."""
     script = "import sys, lora.training.loop\n"
     script += "print(*{'peft', 'transformers.trainer', 'evaluate', 'wandb'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -218,7 +218,7 @@ def test_warmup_rounds_up_and_steps_win(tiny_config):
     assert warmup_steps(dataclasses.replace(train, warmup_frac=0.06, warmup_steps=50), 101) == 50
 
 
-HEADS = {  # of each architecture: what decays of it
+HEADS = {  # by architecture: the parameters of the head that decay
     "bert": ("bert.pooler.dense.weight", "classifier.weight"),
     "roberta": ("classifier.dense.weight", "classifier.out_proj.weight"),
     "deberta-v2": ("pooler.dense.weight", "classifier.weight"),
@@ -229,13 +229,13 @@ HEADS = {  # of each architecture: what decays of it
     "camembert": ("classifier.dense.weight", "classifier.out_proj.weight"),
     "modernbert": ("head.dense.weight", "classifier.weight"),
 }
-ADAPTERS = {  # written by hand: where a Houlsby adapter lies after the attention and the FFN, and a Pfeiffer adapter
+ADAPTERS = {  # written by hand: the places of Houlsby adapters after the attention and the FFN
     "bert": ("encoder.layer.{}.attention.output.dropout", "encoder.layer.{}.output.dropout"),
     "distilbert": ("transformer.layer.{}.attention.out_lin", "transformer.layer.{}.ffn.dropout"),
     "mpnet": ("encoder.layer.{}.attention.dropout", "encoder.layer.{}.output.dropout"),
     "modernbert": ("layers.{}.attn.out_drop", "layers.{}.mlp.Wo"),
 }
-NORMS = {  # the first lies after the attention; the last is Pfeiffer's
+NORMS = {  # the first is after the attention; the last is Pfeiffer's
     "bert": ("encoder.layer.{}.attention.output.LayerNorm", "encoder.layer.{}.output.LayerNorm"),
     "distilbert": ("transformer.layer.{}.sa_layer_norm", "transformer.layer.{}.output_layer_norm"),
     "mpnet": ("encoder.layer.{}.attention.LayerNorm", "encoder.layer.{}.output.LayerNorm"),
@@ -244,7 +244,7 @@ NORMS = {  # the first lies after the attention; the last is Pfeiffer's
 
 
 def decay_groups(model, train):
-    """The names that decay, and those that do not."""
+    """The names of the parameters that decay, and of those that do not."""
     decayed, others = make_optimizer(model, train).param_groups
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
     names = {id(p): n for n, p in model.named_parameters()}
@@ -258,7 +258,7 @@ def decay_groups(model, train):
 def test_decay_spares_what_transformers_trainer_spares(config, architecture, tiny_config):
     if not tiny.takes(architecture, config.name):
         return
-    if architecture == "deberta":  # has a LayerNorm of its own, and one matrix for query, key and value
+    if architecture == "deberta":  # has its own LayerNorm class, and one matrix for query, key and value
         model = DebertaForSequenceClassification(DebertaConfig(vocab_size=30, **tiny.COMMON, type_vocab_size=0))
         config = config if config.name != "lora" else LoraConfig(rank=2, targets=("o",))
     else:
@@ -306,7 +306,7 @@ def test_adapters_decay_wherever_they_lie(architecture, method, norms, tiny_conf
         *(name.removesuffix("weight") + "bias" for name in HEADS[architecture]),
         *(f"{norm}.{part}" for norm in kept for part in ("weight", "bias")),
     }
-    if architecture == "modernbert":  # a LayerNorm in the head, and biases in the classifier alone
+    if architecture == "modernbert":  # a LayerNorm in the head, and a bias only in the classifier
         lacking = {name for name in expected if name.endswith("bias") and "adapter" not in name} - {"classifier.bias"}
         expected = expected - lacking - {"model.layers.0.attn_norm.weight"} | {"head.norm.weight"}
     assert others == expected
@@ -346,7 +346,7 @@ def test_bf16_where_the_processor_has_none_is_refused(tiny_config, monkeypatch):
 
 
 def test_a_cpu_with_avx512_has_bf16():
-    """As the kernel lists it: what torch multiplies bfloat16 with on x86-64."""
+    """By the flags that the kernel lists: torch multiplies bfloat16 with these instructions on x86-64."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
     if {"avx512bw", "avx512vl", "avx512dq"} <= flags:

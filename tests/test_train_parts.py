@@ -1,4 +1,4 @@
-"""The parts of the training loop, each against its definition; the loop as a whole: test_train.py."""
+"""The functions of the training loop, each against its definition. The whole loop: test_train.py."""
 
 import dataclasses
 
@@ -55,7 +55,7 @@ def test_the_loss_of_scores_is_the_summed_squared_error():
 
 @pytest.mark.parametrize(("task", "outputs"), [("mnli", 3), ("stsb", 1)])
 def test_the_loss_is_taken_in_float32(task, outputs):
-    """Of bfloat16 logits too: a sum in bfloat16 keeps 8 bits."""
+    """Also for bfloat16 logits: a sum in bfloat16 keeps 8 bits."""
     model, batch = tiny.model("bert", outputs=outputs).bfloat16(), tiny.inputs("bert")
     labels = torch.tensor([0, 2, 1, 1, 0], dtype=torch.long if outputs == 3 else torch.float32)
     with torch.no_grad():

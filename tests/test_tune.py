@@ -1,4 +1,4 @@
-"""`python -m lora tune`: which rate is chosen, where it is kept, and which runs take it."""
+"""`python -m lora tune`: the choice of a rate, its file, and the runs that use it."""
 
 import dataclasses
 import json
@@ -49,7 +49,7 @@ def lora(*arguments: str) -> tuple[int, str, str]:
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory, model_dir):
-    """A tuning of two methods on 32 rows of an embedded task, with a two-layer encoder."""
+    """A tuning of two methods on 32 examples of an embedded task, with a two-layer encoder."""
     folder = tmp_path_factory.mktemp("tuned")
     settings = [
         *("profile=mini", "model=local", f"model.path={model_dir}", "task=ratings", "method=full,lora"),
@@ -154,8 +154,8 @@ def test_the_next_launch_takes_the_rates_and_no_table_has_the_runs_that_chose_th
         ({1.0: 0.2, 2.0: 0.4, 5.0: 0.3}, 2.0, None),
         ({1.0: 0.2, 2.0: 0.4, 5.0: 0.5}, 5.0, "highest"),
         ({1.0: 0.6, 2.0: 0.4, 5.0: 0.5}, 1.0, "lowest"),
-        ({1.0: 0.2, 2.0: 0.4, 5.0: 0.4}, 2.0, None),  # the smaller on a tie
-        ({1.0: 0.2, 2.0: 0.4, 5.0: None}, 2.0, None),  # what diverged was tried
+        ({1.0: 0.2, 2.0: 0.4, 5.0: 0.4}, 2.0, None),  # the smaller one on a tie
+        ({1.0: 0.2, 2.0: 0.4, 5.0: None}, 2.0, None),  # a diverged rate counts as tried
         ({1.0: None, 2.0: None, 5.0: None}, None, None),
     ],
 )
@@ -249,7 +249,7 @@ def test_no_committed_file_is_written(arguments, message):
     assert not list((ROOT / "results" / "reference").rglob("rates.yaml"))
 
 
-# Which runs take it
+# The runs that use it
 
 
 def test_a_rate_is_taken_by_its_runs_alone_and_names_them_as_train_lr_does(file):
@@ -282,7 +282,7 @@ def test_planned_runs_follow_the_file_and_keep_their_rate_when_it_goes(tmp_path,
     assert {run.run_id for run in runs} & plain == {
         r.run_id for r in runs if (r.task, r.start) == ("mrpc", "pretrained")
     }
-    assert all(not run.given or run.given[0].startswith("start") for run in runs)  # a tuned rate is the usual one here
+    assert all(not run.given or run.given[0].startswith("start") for run in runs)  # a tuned rate counts as usual
     path.unlink()
     assert [compose_run(run.overrides).run_id for run in runs] == [run.run_id for run in runs]
     assert {run.run_id for run in requested("small", asked)} == plain

@@ -1,4 +1,4 @@
-"""What sets runs of one method apart: rows of a table that differ in a setting are never one."""
+"""The settings that distinguish runs of one method: table rows that differ in a setting are never merged."""
 
 import pytest
 from machines import inject
@@ -46,7 +46,7 @@ def test_each_value_of_a_grid_is_a_row(grid, labels, tmp_path):
 
 
 def test_a_row_joins_what_its_hyperparameter_file_makes_by_task():
-    """MRPC starts from MNLI and CoLA does not, at other rates: the printed protocol's LoRA is one row all the same."""
+    """MRPC starts from MNLI and CoLA does not, at other rates. The printed protocol's LoRA is one row nonetheless."""
     tasks = "task=mnli,sst2,mrpc,cola,qnli,qqp,rte,stsb"
     cells = requested("paper", ["model=roberta_base", "protocol=printed", "method=lora", tasks])
     assert len({cell.task for cell in cells}) == 8 and {cell.start for cell in cells} == {"pretrained", "mnli"}

@@ -1,4 +1,4 @@
-"""Two-layer encoders of every architecture, with tokenizers, made on the spot."""
+"""Two-layer encoders of every architecture, with tokenizers, built on the fly."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ ARCHITECTURES = (
     *("mpnet", "xlm-roberta", "camembert", "modernbert"),
 )
 PRE_NORM = ("modernbert",)  # without a place for Pfeiffer adapters
-UNBIASED = ("modernbert",)  # as its released checkpoints are: nothing for BitFit
+UNBIASED = ("modernbert",)  # like its released checkpoints: nothing for BitFit
 ROBERTAS = ("roberta", "xlm-roberta", "camembert", "mpnet")  # tokens and positions are RoBERTa's
 WORDS = (
     "a the film is was good bad dull bright very not and story actor plot music scene ends starts well badly".split()
@@ -49,7 +49,7 @@ def config(architecture: str, **extra) -> transformers.PretrainedConfig:
         return transformers.DebertaV2Config(
             **vocabulary, **COMMON, **relative, type_vocab_size=0, pad_token_id=0, **extra
         )
-    if architecture == "modernbert":  # the second layer sees three tokens to each side: one at least is no padding
+    if architecture == "modernbert":  # the second layer sees three tokens to each side: at least one is not padding
         special = {"local_attention": 6, "global_attn_every_n_layers": 2, "pad_token_id": 0, "cls_token_id": 2}
         special |= {"bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3}
         return transformers.ModernBertConfig(**{**vocabulary, **COMMON, **special, **extra})
@@ -68,13 +68,13 @@ def config(architecture: str, **extra) -> transformers.PretrainedConfig:
 
 
 def takes(architecture: str, method: str) -> bool:
-    """Whether a method is for an architecture; `tests/test_architectures.py` tries all of them."""
+    """Whether an architecture supports a method; `tests/test_architectures.py` tries all of them."""
     lacking = {"pfeiffer": PRE_NORM, "adapterdrop": PRE_NORM, "bitfit": UNBIASED}
     return architecture not in lacking.get(method, ())
 
 
 def model(architecture: str, outputs: int = 2, seed: int = 0, **extra) -> torch.nn.Module:
-    """In float32, eager attention, weights scaled up so that two layers already mix their inputs."""
+    """A float32 classifier with eager attention, its weights scaled up so that two layers already mix their inputs."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         settings = config(architecture, num_labels=outputs, **extra)
@@ -89,7 +89,7 @@ def model(architecture: str, outputs: int = 2, seed: int = 0, **extra) -> torch.
 
 
 def inputs(architecture: str, rows: int = 5, length: int = 9, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random tokens; the last rows are padded."""
+    """Random tokens. The last two examples are padded."""
     source = torch.Generator().manual_seed(seed)
     settings = config(architecture)
     ids = torch.randint(5, settings.vocab_size, (rows, length), generator=source)
@@ -100,7 +100,7 @@ def inputs(architecture: str, rows: int = 5, length: int = 9, seed: int = 0) -> 
 
 
 def folder(path: Path, architecture: str, seed: int = 0, **extra) -> Path:
-    """A pretrained-model folder as a user would have it: config.json, model.safetensors, tokenizer files."""
+    """Write a pretrained-model folder as a user has it: config.json, model.safetensors, tokenizer files."""
     model(architecture, seed=seed, **extra).base_model.save_pretrained(path)
     tokenizer(path, architecture).save_pretrained(path)
     return path

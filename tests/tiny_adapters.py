@@ -33,7 +33,7 @@ FIVE = {
 
 
 def with_method(architecture: str, config, seed: int = 1, outputs: int = 2, **extra) -> torch.nn.Module:
-    """The tiny base of seed 0 with a method on it, all that trains moved by random amounts."""
+    """The tiny base of seed 0 with a method applied and every trainable parameter moved by random amounts."""
     model = tiny.model(architecture, outputs, **extra)
     model.base_model.load_state_dict(tiny.model(architecture, **extra).base_model.state_dict())
     names = apply(model, config, seed)

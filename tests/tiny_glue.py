@@ -14,7 +14,7 @@ HEADERS = {
 
 
 def write(folder: Path, rows: int = 40, dev_rows: int = 20) -> Path:
-    """CoLA, MRPC, STS-B, RTE and MNLI; the label depends on the first word, so that there is something to learn."""
+    """Write CoLA, MRPC, STS-B, RTE and MNLI. The label depends on the first word, so there is something to learn."""
     for name, line in (("CoLA", cola), ("MRPC", mrpc), ("STS-B", stsb), ("RTE", rte)):
         write_split(folder / name / "train.tsv", HEADERS.get(name), line, rows, seed=1)
         write_split(folder / name / "dev.tsv", HEADERS.get(name), line, dev_rows, seed=2)
