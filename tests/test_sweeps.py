@@ -140,18 +140,20 @@ def test_a_stopped_launcher_leaves_checkpoints_says_what_ran_and_the_next_goes_o
             [*overrides, f"launcher.workers={workers}"],
             start_new_session=True, preexec_fn=lambda how=how: signal.signal(signal.SIGINT, how),
         )  # fmt: skip
-        wait_for(lambda n=workers: running.is_dir() and len(list(running.glob("[!.]*.json"))) == n, process)
+        notes = wait_for(lambda n=workers: len(found := list(running.glob("[!.]*.json"))) == n and found, process)
+        begun = {path.stem for path in notes}
         if background:
             os.kill(process.pid, signal.SIGTERM)
         else:
             os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the launcher and its workers
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 130, output
-        assert "stopped at once" not in output
+        assert "stopped immediately" not in output
         told = output.split("interrupted; still training")[1]
-        stopped = re.findall(r"^  (bert-\w{6}\.bitfit\S+)$", told, re.MULTILINE)
-        assert len(stopped) == workers
-        lives |= {run_id: lives.get(run_id, 0) + 1 for run_id in stopped}
+        stopped = set(re.findall(r"^  (bert-\w{6}\.bitfit\S+)$", told, re.MULTILINE))
+        # a terminal's Ctrl-C reaches the workers too: one may have stopped before its launcher lists them
+        assert stopped == begun if background else stopped <= begun
+        lives |= {run_id: lives.get(run_id, 0) + 1 for run_id in begun}
         assert {path.stem for path in checkpoints.iterdir()} == set(lives)
         assert not load_records(tmp_path / "results")[0]
     code, output = finish([*overrides, "launcher.workers=1"])
@@ -217,7 +219,7 @@ def test_a_worker_between_two_runs_hears_of_the_stop_and_begins_no_other(tiny_ov
     os.kill(busy, signal.SIGCONT)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 130, output
-    assert "stopped at once" not in output
+    assert "stopped immediately" not in output
     assert len(load_records(tmp_path / "results")[0]) == done
     checkpoints = list((tmp_path / "outputs" / "checkpoints").glob("[!.]*"))
     assert len(checkpoints) == 1, "of the frozen one"
