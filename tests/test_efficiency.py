@@ -28,6 +28,7 @@ from lora.cost.efficiency.models import build_encoder, make_server, make_trainee
 from lora.cost.efficiency.plan import MODELS, TITLES, Plan, make_plan, method_run, place
 from lora.cost.efficiency.report import build
 from lora.cost.efficiency.summary import KEYS, read_summary, summarise
+from lora.cost.efficiency.tables import unsteady_text
 from lora.cost.parameters import SIZES
 from lora.cost.subjects import random_batch
 from lora.cost.timing import FEWEST, median_interval, orders
@@ -287,6 +288,18 @@ def test_paired_ratios_cancel_what_a_round_shares() -> None:
     ]
     to_full = summarise({key: {"settings": None} for key in ("full", "lora")}, samples, {})["lora"]["to_full"]
     assert (to_full["step_ms"]["1x8"], *to_full["step_ms_interval"]["1x8"]) == pytest.approx((1.25, 1.25, 1.25))
+
+
+@pytest.mark.parametrize(("noise", "told"), [(0.02, False), (0.3, True)])
+def test_unsteady_times_are_reported(noise: float, told: bool) -> None:
+    factors = 1 + noise * np.array([1.0, -1.0, 0.0, 1.0, -1.0, 0.0])
+    samples = [
+        {"kind": "latency", "method": name, "shape": "1x8", "round": number, "ms": 20 * factor}
+        for name in ("base", "lora_merged")
+        for number, factor in enumerate(factors)
+    ]
+    found = unsteady_text(summarise({key: {"settings": None} for key in ("base", "lora_merged")}, samples, {}))
+    assert [f"reaches {noise:.0%} from it" in line for line in found] == [True] * told
 
 
 # The whole measurement.

@@ -21,6 +21,7 @@ MODEL_TITLES = {
 }
 
 Summary = Mapping[str, Any]
+STEADY = 0.1  # ours: on a quiet machine, 20 rounds know a median to 3%
 
 
 def document(summaries: Sequence[Summary]) -> str:
@@ -85,6 +86,7 @@ def notes(summary: Summary) -> list[str]:
         f"Medians of {plan['rounds']} interleaved rounds; ratios are medians of the rounds' own ratios, "
         f"{spread_text(plan)}.",
         f"{where}; {packages}; Python {machine['python']}. {idle_text(about['idle'])}",
+        *unsteady_text(summary),
     ]
 
 
@@ -153,6 +155,22 @@ def idle_text(idle: Mapping[str, Any]) -> str:
         return "Whether the machine was idle is not known."
     state = "The machine was idle" if idle["idle"] else "**The machine was not idle**"
     return f"{state}: cores busy with other processes: {known}."
+
+
+def unsteady_text(summary: Summary) -> list[str]:
+    """A warning if the methods' own medians are uncertain, as on a shared host: its neighbours count as no process."""
+    worst = 0.0
+    for name in methods_of(summary):
+        for key in ("step_ms", "latency_ms"):
+            for shape, interval in (summary[name][f"{key}_interval"] or {}).items():
+                for end in interval or ():
+                    worst = max(worst, abs(end / summary[name][key][shape] - 1))
+    if worst <= STEADY:
+        return []
+    return [
+        f"**Times were unsteady**: the interval of a method's median reaches {worst:.0%} from it. A shared host or a "
+        f"changing clock does that, even if the machine is idle. Measure again at a quiet time."
+    ]
 
 
 def frame(summaries: Sequence[Summary]) -> pd.DataFrame:
