@@ -102,10 +102,10 @@ def test_two_encoders_stand_in_one_table(tmp_path):
 
 def test_every_committed_record_is_named_by_its_settings_and_expected():
     names = sorted(path.parent.name for path in (RESULTS / "reference").glob("*/runs"))
-    assert names == ["long", "mini", "small"]
+    assert names == ["base", "long", "mini", "small"]
     for name in names:
         records, problems = load_records(RESULTS / "reference" / name)
-        assert len(records) > (0 if name == "long" else 60) and not problems
+        assert len(records) > (0 if name in ("base", "long") else 60) and not problems
         assert all(run_config(record.config).run_id == record.run_id for record in records)
         gathered = build(f"reference/{name}").gathered
         assert set(gathered.state.ok) == {record.run_id for record in records}
