@@ -36,6 +36,8 @@ AFTER_A_SWEEP = ("table7", "claims", "reference")  # the sweep has printed the o
 OF_RUNS = (f"{file}{suffix}" for suffix in dict.fromkeys(SUFFIXES.values()) for file in dict.fromkeys(FILES.values()))
 # the paper's claims are not judged on user-defined tasks, so the differences between methods are shown instead
 PRINTED = (*OF_RUNS, "pairs_own", *AFTER_A_SWEEP)
+# folder of experiments/ -> the tables on its page
+PAGES = {experiment: (file,) for experiment, file in FILES.items()} | {"base_size": (LEARNING_RATE, "table2", "pairs")}
 
 
 @dataclass(frozen=True)
@@ -158,9 +160,10 @@ def build(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) -> 
 def pages(report: Report) -> dict[Path, str]:
     """Path -> text of the README and the experiments' pages, with this report's numbers between their marks."""
     shown = {ROOT / "README.md": report.readme}
-    for experiment, file in FILES.items():
-        own = [untitled(table) for table in report.tables if table.name in (file, f"{file}_part")]
-        shown[ROOT / "experiments" / experiment / "README.md"] = "\n".join(own)
+    for folder, names in PAGES.items():
+        own = [table for table in report.tables if table.name.removesuffix("_part") in names]
+        texts = [f"**{table.title}**\n\n" * (len(names) > 1) + untitled(table) for table in own]
+        shown[ROOT / "experiments" / folder / "README.md"] = "\n".join(texts)
     return {path: in_readme(path.read_text(), report.name, text) for path, text in shown.items() if path.exists()}
 
 
