@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from lora.checks import Problems, SettingsError, build
-from lora.config.options import CONF, describe_group
+from lora.config.options import CONF, describe_group, parsed_override
 from lora.config.precision_choice import one_at_a_time
 from lora.config.run import PROTOCOLS, RunConfig
 from lora.errors import UserError, first_line
@@ -70,7 +69,7 @@ class Rate:
 def rates_setting(overrides: Sequence[str], results: str) -> Any:
     """The setting `rates` in overrides, with the default of conf/config.yaml."""
     given = [override for override in overrides if override.startswith("rates=")]
-    return OverridesParser.create().parse_override(given[-1]).value() if given else f"{results}/{FILE}"
+    return parsed_override(given[-1]).value() if given else f"{results}/{FILE}"
 
 
 def rates_path(setting: Any) -> Path | None:

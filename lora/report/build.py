@@ -33,7 +33,7 @@ from lora.table import Table
 
 MISSING_SHOWN = 20
 AFTER_A_SWEEP = ("table7", "claims", "reference")  # the sweep has printed the other tables
-OF_RUNS = (f"{file}{suffix}" for suffix in dict.fromkeys(SUFFIXES.values()) for file in dict.fromkeys(FILES.values()))
+OF_RUNS = [f"{file}{suffix}" for suffix in dict.fromkeys(SUFFIXES.values()) for file in dict.fromkeys(FILES.values())]
 # the paper's claims are not judged on user-defined tasks, so the differences between methods are shown instead
 PRINTED = (*OF_RUNS, "pairs_own", *AFTER_A_SWEEP)
 # folder of experiments/ -> the tables on its page

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from lora.config.compose import compose_run, is_untuned, local_encoders, parent_overrides
 from lora.config.kernel_choice import gpu_has_bf16, has_gpu
-from lora.config.options import CONF, conf_files, describe_group
+from lora.config.options import CONF, conf_files, describe_group, parsed_override
 from lora.config.own_task import own_tasks
 from lora.config.precision_choice import machine_precisions
 from lora.config.rates import pinned_rates, rates_setting, rates_state
@@ -84,7 +83,7 @@ def read_profile(profile: str) -> dict[str, Any]:
 def results_of(profile: str, overrides: Sequence[str]) -> str:
     """The results folder that the overrides name, otherwise the profile's."""
     given = [override for override in overrides if override.startswith("runtime.results=")]
-    return str(OverridesParser.create().parse_override(given[-1]).value()) if given else f"results/{profile}"
+    return str(parsed_override(given[-1]).value()) if given else f"results/{profile}"
 
 
 def selected(profile: str, experiment: str, overrides: Sequence[str]) -> list[PlannedRun]:

@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from lora.config.options import CONF, describe_group
+from lora.config.options import CONF, describe_group, parsed_override
 from lora.errors import UserError
 
 Values = dict[str, list[str]]  # key -> its values in command-line syntax
@@ -151,8 +150,7 @@ def same_value(key: str, one: str, other: str) -> bool:
     """Whether Hydra parses two texts, such as 1e-3 and 0.001, to the same value of a key."""
     if one == other:
         return True
-    parser = OverridesParser.create()
-    return parser.parse_override(f"{key}={one}").value() == parser.parse_override(f"{key}={other}").value()
+    return parsed_override(f"{key}={one}").value() == parsed_override(f"{key}={other}").value()
 
 
 def split_override(override: str) -> tuple[str, list[str]]:
@@ -161,7 +159,7 @@ def split_override(override: str) -> tuple[str, list[str]]:
     Raises: UserError: If there is no `=`.
     """
     try:
-        parsed = OverridesParser.create().parse_override(override)
+        parsed = parsed_override(override)
     except HydraException as error:
         raise UserError(
             f"{override!r} is not an override of the form key=value: {str(error).splitlines()[0]}"

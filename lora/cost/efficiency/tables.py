@@ -1,12 +1,13 @@
 """Tables from summaries: the cost of training, the cost of serving, and the paper's numbers. No torch."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from lora.cost.efficiency.plan import TITLES
-from lora.cost.efficiency.summary import BY_SHAPE, COUNTS, methods_of, value_at
+from lora.cost.efficiency.summary import BY_SHAPE, COUNTS, INTERVALS, methods_of, value_at
 from lora.cost.machine import slug
 from lora.cost.timing import FEWEST
 from lora.files import ROOT
@@ -159,12 +160,13 @@ def idle_text(idle: Mapping[str, Any]) -> str:
 
 def unsteady_text(summary: Summary) -> list[str]:
     """A warning if the methods' own medians are uncertain, as on a shared host: its neighbours count as no process."""
-    worst = 0.0
-    for name in methods_of(summary):
-        for key in ("step_ms", "latency_ms"):
-            for shape, interval in (summary[name][f"{key}_interval"] or {}).items():
-                for end in interval or ():
-                    worst = max(worst, abs(end / summary[name][key][shape] - 1))
+    apart = [
+        abs(end / summary[name][key][shape] - 1)
+        for name, key in itertools.product(methods_of(summary), INTERVALS)
+        for shape, interval in (summary[name][INTERVALS[key]] or {}).items()
+        for end in interval or ()
+    ]
+    worst = max(apart, default=0.0)
     if worst <= STEADY:
         return []
     return [
