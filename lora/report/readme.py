@@ -1,6 +1,7 @@
 """The README's generated blocks: the main table, the verdicts and a figure of a profile."""
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from lora.report.claims.findings import Finding
 from lora.report.claims.shown import about_text, short, value_text, word_text
@@ -31,13 +32,25 @@ def block(name: str, main: Table, verdicts: Sequence[Verdict], figures: Sequence
 
 
 def verdict_rows(verdicts: Sequence[Verdict]) -> list[tuple[str, str, str]]:
-    """One line per claim and encoder or device: verdict, claim and all comparisons."""
+    """Verdict, claim and all comparisons, in a line per claim and encoder. The devices of a claim share a line."""
     rows = []
-    for each in verdicts:
-        later = " (stated later)" if each.stated_later else ""
-        found = "<br>".join(comparison(f) for f in each.findings) or each.reason
-        rows.append((f"**{word_text(each)}**{later}", each.claim.headline + about_text(each), found))
+    for claim, of_claim in groupby(verdicts, key=lambda each: each.claim):
+        group = tuple(of_claim)
+        if claim.measure and len(group) > 1:
+            verdict = "<br>".join(f"{verdict_text(each)}, {each.about}" for each in group)
+            found = "<br>".join(f"{each.about}:<br>{comparisons(each)}" for each in group)
+            rows.append((verdict, claim.headline, found))
+        else:
+            rows += [(verdict_text(each), claim.headline + about_text(each), comparisons(each)) for each in group]
     return rows
+
+
+def verdict_text(each: Verdict) -> str:
+    return f"**{word_text(each)}**{' (stated later)' if each.stated_later else ''}"
+
+
+def comparisons(each: Verdict) -> str:
+    return "<br>".join(map(comparison, each.findings)) or each.reason
 
 
 def comparison(found: Finding) -> str:
