@@ -537,6 +537,25 @@ def test_costs_are_judged_by_the_ratios_of_the_summary(tmp_path):
     assert (exact.n, exact.low, exact.high) == (None, 0.0098, 0.0098)
 
 
+def test_devices_share_a_line_of_the_readme_and_encoders_do_not(tmp_path):
+    measured(tmp_path, json.dumps(summary()))
+    slower = summary()
+    slower["lora_merged"]["to_base"] = {
+        "latency_ms": {"1x128": 1.001},
+        "latency_ms_interval": {"1x128": [0.99, 1.01]},
+    }
+    (tmp_path / "efficiency" / "other").mkdir()
+    (tmp_path / "efficiency" / "other" / "summary.json").write_text(json.dumps(slower))
+    found = judge(read_claims(), {}, gather("mini", (), tmp_path).frame, tmp_path / "efficiency", {})
+    (row,) = [row for row in verdict_rows(found) if row[1] == "Merged LoRA adds no latency."]
+    assert row[0] == "**cannot tell**, cpu<br>**supported**, other"
+    label = "latency, merged LoRA / untouched encoder, batch 1 x 128 tokens"
+    assert row[2] == f"cpu:<br>{label}: 1.00 (0.990 to 1.03), n = 20<br>other:<br>{label}: 1.00 (0.990 to 1.01), n = 20"
+    minilm = next(each for each in found if each.claim.id == "lora_as_good_as_full")
+    rows = verdict_rows([dataclasses.replace(minilm, about=about) for about in ("minilm", "mpnet_base")])
+    assert [sentence.rpartition(" (")[2] for _, sentence, _ in rows] == ["all-MiniLM-L6-v2)", "all-mpnet-base-v2)"]
+
+
 def test_three_rounds_of_a_time_decide_nothing(tmp_path):
     """Six values are the fewest whose range is a 95% interval of a median."""
     few = summary(rounds=3)
