@@ -42,16 +42,16 @@ def rebuild(results: Path) -> None:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder)
-        cells = populate(results / "paper", "paper", GRID)
-        print(f"{len(cells)} records written", flush=True)
+        runs = populate(results / "paper", "paper", GRID)
+        print(f"{len(runs)} records written", flush=True)
         rebuild(results)
         where = [f"runtime.results={results}/paper", f"runtime.outputs={results}/outputs"]
         first, again = (seconds_of("lora", "status", "paper", *GRID, *where) for _ in range(2))
-        print(f"status of {len(cells)} records: {again:.1f} s, the first time {first:.1f} s", flush=True)
+        print(f"status of {len(runs)} records: {again:.1f} s, the first time {first:.1f} s", flush=True)
         where = [f"runtime.results={results}/mini", f"runtime.outputs={results}/outputs"]
-        cells = populate(results / "mini", "mini", [*SWEEP, *where])
+        runs = populate(results / "mini", "mini", [*SWEEP, *where])
         first, again = (seconds_of("lora", "-m", "profile=mini", *SWEEP, *where) for _ in range(2))
-        print(f"sweep of {len(cells)} complete cells: {again:.1f} s, the first time {first:.1f} s")
+        print(f"sweep of {len(runs)} complete runs: {again:.1f} s, the first time {first:.1f} s")
 
 
 if __name__ == "__main__":

@@ -31,14 +31,14 @@ def populate(
     Args:
         value: The best epoch's metric of a run, a fraction. None: by method, with noise per run.
     """
-    cells = requested(profile, list(overrides))
-    for cell in cells:
-        write_cell(results, cell, (value or default_value)(cell), predictions)
-    return cells
+    runs = requested(profile, list(overrides))
+    for run in runs:
+        write_run(results, run, (value or default_value)(run), predictions)
+    return runs
 
 
-def default_value(cell: PlannedRun) -> float:
-    return LEVELS[cell.method] + 0.02 * noise(cell.run_id) + 0.05 * noise(cell.task)
+def default_value(run: PlannedRun) -> float:
+    return LEVELS[run.method] + 0.02 * noise(run.run_id) + 0.05 * noise(run.task)
 
 
 def noise(name: str) -> float:
@@ -46,36 +46,36 @@ def noise(name: str) -> float:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**47 - 1
 
 
-def write_cell(results: Path, cell: PlannedRun, best: float, predictions: bool = False) -> RunRecord:
+def write_run(results: Path, run: PlannedRun, best: float, predictions: bool = False) -> RunRecord:
     digest = None
     if predictions:
-        splits = TASKS[cell.task].validation_splits
+        splits = TASKS[run.task].validation_splits
         content = save({f"{rule}.{split}": np.zeros(4, np.int16) for rule in ("best", "last") for split in splits})
         digest = hashlib.sha256(content).hexdigest()
-        write_atomically(results / "predictions" / f"{cell.run_id}.safetensors", content)
-    record = synthetic_record(cell, best, digest)
+        write_atomically(results / "predictions" / f"{run.run_id}.safetensors", content)
+    record = synthetic_record(run, best, digest)
     write_record(results, record)
     return record
 
 
-def synthetic_record(cell: PlannedRun, best: float, predictions: str | None = None) -> RunRecord:
+def synthetic_record(run: PlannedRun, best: float, predictions: str | None = None) -> RunRecord:
     """A record of four epochs: the third is the best, the last a little lower."""
-    split = "validation_matched" if cell.task == "mnli" else "validation"
-    values = [best - 0.05, best - 0.01, best, best - 0.004 * (1 + noise(f"last {cell.run_id}"))]
+    split = "validation_matched" if run.task == "mnli" else "validation"
+    values = [best - 0.05, best - 0.01, best, best - 0.004 * (1 + noise(f"last {run.run_id}"))]
     epochs = [
         {"epoch": i, "step": 10 * i, "train_loss": 1 / i, "metrics": {split: {"headline": value}}}
         for i, value in enumerate(values, start=1)
     ]
     rows = {"train": 1000, split: 100}
     return RunRecord(
-        run_id=cell.run_id,
+        run_id=run.run_id,
         status="ok",
         error=None,
         started_at="2026-01-01T00:00:00+00:00",
         seconds=60.0,
-        config=compose_run(cell.overrides).for_record(),
+        config=compose_run(run.overrides).for_record(),
         params={
-            "trainable_method": TRAINABLE.get(cell.method, 73_728),
+            "trainable_method": TRAINABLE.get(run.method, 73_728),
             "trainable_head": 148_610,
             "total": 22_787_714,
         },
@@ -97,7 +97,7 @@ def synthetic_record(cell: PlannedRun, best: float, predictions: str | None = No
                 "is_part": False,
                 "rows": rows,
                 "official_rows": rows,
-                "fingerprint": hashlib.sha256(cell.task.encode()).hexdigest(),
+                "fingerprint": hashlib.sha256(run.task.encode()).hexdigest(),
             },
         },
         predictions=predictions,

@@ -382,7 +382,7 @@ def test_the_public_names():
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kernels", ["stock", "fused"])
-def test_a_cell_leaves_an_adapter_that_explains_itself(method, kernels, tiny_config):
+def test_a_run_leaves_an_adapter_that_explains_itself(method, kernels, tiny_config):
     small = {"houlsby": "method.bottleneck=6", "lora": "method.rank=3", "adapterdrop": "method.drop_layers=1"}
     config = tiny_config(
         f"method={method}",

@@ -207,16 +207,16 @@ def exported(tiny_config, tmp_path):
     return config, runs.peer_run(config, runs.export_rows(config, tmp_path / "rows"))
 
 
-def exported_rows(cell: job.PeerRun, split: str) -> list[dict]:
-    return [json.loads(line) for line in Path(cell.rows, f"{split}.json").read_text().splitlines()]
+def exported_rows(run: job.PeerRun, split: str) -> list[dict]:
+    return [json.loads(line) for line in Path(run.rows, f"{split}.json").read_text().splitlines()]
 
 
 def test_exported_rows_are_those_that_this_project_reads(exported):
-    config, cell = exported
+    config, run = exported
     splits = read(TASKS["mrpc"], "tsv", config.data.path).splits
     assert set(splits) == {"train", "validation"}
     for split, dataset in splits.items():
-        rows = exported_rows(cell, split)
+        rows = exported_rows(run, split)
         assert [row["sentence2"] for row in rows] == dataset["sentence2"][:]
         assert [row["label"] for row in rows] == dataset["label"][:]
 
@@ -230,10 +230,10 @@ def test_exported_rows_are_those_that_this_project_reads(exported):
     ],
     ids=["script loop", "tuned"],
 )
-def test_peers_train_the_cell_with_as_many_parameters_as_ours(settings, exported, tmp_path, monkeypatch):
-    config, cell = exported
+def test_peers_train_the_run_with_as_many_parameters_as_ours(settings, exported, tmp_path, monkeypatch):
+    config, run = exported
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    cost = peer.train_run(cell, settings, str(tmp_path))
+    cost = peer.train_run(run, settings, str(tmp_path))
     assert 0 <= cost.metric <= 1
     record = ensure_record(config, mistakes_fail=False)
     assert cost.trainable == sum(record.params[part] for part in ("trainable_method", "trainable_head"))
@@ -241,32 +241,32 @@ def test_peers_train_the_cell_with_as_many_parameters_as_ours(settings, exported
     assert all(seconds > 0 for seconds in cost.parts.values())
     assert sum(cost.parts.values()) <= cost.seconds
     ours = sides.cost_of(record)
-    assert (ours.name, ours.metric, ours.trainable) == (cell.name, record.selected["last"]["value"], cost.trainable)
+    assert (ours.name, ours.metric, ours.trainable) == (run.name, record.selected["last"]["value"], cost.trainable)
 
 
 @pytest.mark.filterwarnings(TOKENIZER_NOTICE)
 def test_a_peers_metric_is_that_of_its_predictions(exported, tmp_path, monkeypatch):
     """At learning rate 0, the peer's metric is that of the untouched encoder with the head that its seed draws."""
-    _, cell = exported
+    _, run = exported
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     settings = job.PeerSettings("longest", "fp32", 1, "eager")
-    still = dataclasses.replace(cell, lr=0.0, epochs=1)
+    still = dataclasses.replace(run, lr=0.0, epochs=1)
     cost = peer.train_run(still, settings, str(tmp_path))
-    peer.set_seed(cell.seed)
-    model = peer.build_model(cell, "eager").eval()
-    tokenizer = peer.AutoTokenizer.from_pretrained(cell.model)
-    rows = exported_rows(cell, "validation")
-    texts = [[row[column] for row in rows] for column in cell.columns]
-    tokens = tokenizer(*texts, truncation=True, max_length=cell.max_length, padding=True, return_tensors="pt")
+    peer.set_seed(run.seed)
+    model = peer.build_model(run, "eager").eval()
+    tokenizer = peer.AutoTokenizer.from_pretrained(run.model)
+    rows = exported_rows(run, "validation")
+    texts = [[row[column] for row in rows] for column in run.columns]
+    tokens = tokenizer(*texts, truncation=True, max_length=run.max_length, padding=True, return_tensors="pt")
     predicted = model(**tokens).logits.argmax(-1).numpy()
     labels = torch.tensor([row["label"] for row in rows]).numpy()
-    assert cost.metric == pytest.approx(metrics.compute(cell.metrics, predicted, labels)[cell.metric])
+    assert cost.metric == pytest.approx(metrics.compute(run.metrics, predicted, labels)[run.metric])
 
 
 def test_jobs_and_answers_survive_their_files(exported, tmp_path):
-    _, cell = exported
+    _, run = exported
     settings = job.PeerSettings("longest", "fp32", 1, "eager", max_steps=3)
-    work = job.Job((cell, cell), settings, "folder", 1.5)
+    work = job.Job((run, run), settings, "folder", 1.5)
     job.write(tmp_path / "job.json", work)
     assert job.read(tmp_path / "job.json", job.Job) == work
     done = job.Answer(0.5, (job.RunCost("a.s1", "a", 1, None, 7, 2.0, {"step": 1.0}),))
@@ -456,12 +456,12 @@ def test_a_floor_is_the_sum_over_its_products(monkeypatch):
 # From measurements to figures.
 
 
-def a_cell(task: str, seed: int, metric: float, seconds: float) -> dict:
+def a_run(task: str, seed: int, metric: float, seconds: float) -> dict:
     return {"name": f"{task}.s{seed}", "task": task, "seed": seed, "metric": metric, "trainable": 9, "seconds": seconds}
 
 
 def a_round(number: int, side: str, seconds: float, values: list[float], peak: int) -> dict:
-    made = [a_cell("reviews", seed, value, 5.0) for seed, value in enumerate(values)]
+    made = [a_run("reviews", seed, value, 5.0) for seed, value in enumerate(values)]
     parts = {"start-up": 1.0, "step": 2.0, "other": 1.0}
     return {"round": number, "side": side, "seconds": seconds, "cells": made, "peak_bytes": peak << 20, "parts": parts}
 
@@ -748,7 +748,7 @@ def test_the_whole_benchmark_on_tiny_runs(tiny_overrides, tmp_path, monkeypatch)
     (summary,) = tables.rebuild(folder, readme)
     assert summary["n"]["cells"] == {"script_loop": 1, "tuned_peer": 4, "ours": 4}
     assert all(rate > 0 for rate in summary["cells_per_hour"].values())
-    assert {cell["trainable"] for each in measured["rounds"] for cell in each["cells"]} == {
+    assert {run["trainable"] for each in measured["rounds"] for run in each["cells"]} == {
         measured["rounds"][0]["cells"][0]["trainable"]
     }
     assert set(summary["step_vs_peft"]) == set(summary["step_vs_full"]) == {"16x28", "32x64"}
@@ -820,7 +820,7 @@ def test_a_side_that_takes_too_long_is_ended(tmp_path):
 
 
 def test_the_peers_choose_what_is_fastest_and_give_up_what_is_much_slower(exported, tmp_path, monkeypatch):
-    _, cell = exported
+    _, one_run = exported
     limits = []
 
     def run(jobs, settings, folder, name, limit_seconds):
@@ -832,7 +832,7 @@ def test_the_peers_choose_what_is_fastest_and_give_up_what_is_much_slower(export
 
     monkeypatch.setattr(sides, "run_job", run)
     choices = {f"{n}": job.PeerSettings("longest", "fp32", n, "eager") for n in (1, 4, 8)}
-    assert sides.fastest(choices, cell, tmp_path) == (choices["4"], {"1": 8.0, "4": 2.0, "8": None})
+    assert sides.fastest(choices, one_run, tmp_path) == (choices["4"], {"1": 8.0, "4": 2.0, "8": None})
     assert limits == [float("inf"), 30.0, 30.0]
 
 

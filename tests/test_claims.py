@@ -183,11 +183,11 @@ def test_a_bound_holds_for_a_whole_interval(bound, low, high, holds):
 def on_synthetic(tmp_path, lora: float, seeds: str = "1,2,3,4,5"):
     """Verdicts by id on records where LoRA differs from full fine-tuning by `lora`, plus trends and noise."""
 
-    def value(cell):
-        level = {"full": 0.70, "lora": 0.70 + lora, "houlsby": 0.60}.get(cell.method, 0.65)
-        started = 0.05 if cell.start == "mnli" else 0.0
-        luck = 0.0003 * noise(cell.run_id)
-        return level + started + 0.001 * cell.seed * (1 + (cell.method == "lora")) + luck
+    def value(run):
+        level = {"full": 0.70, "lora": 0.70 + lora, "houlsby": 0.60}.get(run.method, 0.65)
+        started = 0.05 if run.start == "mnli" else 0.0
+        luck = 0.0003 * noise(run.run_id)
+        return level + started + 0.001 * run.seed * (1 + (run.method == "lora")) + luck
 
     given = [f"experiment={','.join(EXPERIMENTS)}", f"seed={seeds}"]
     populate(tmp_path / "small", "small", given, value)

@@ -113,17 +113,17 @@ def test_overrides_split_at_the_commas_between_values(override, key, values):
 
 
 def test_the_command_line_wins_over_the_grid():
-    cells = expand("mini", ["task=reviews", "seed=5", "method=lora,full"], ["glue_table2"])
-    assert {(cell.method, cell.task, cell.seed) for cell in cells} == {("lora", "reviews", 5), ("full", "reviews", 5)}
+    runs = expand("mini", ["task=reviews", "seed=5", "method=lora,full"], ["glue_table2"])
+    assert {(run.method, run.task, run.seed) for run in runs} == {("lora", "reviews", 5), ("full", "reviews", 5)}
 
 
 def test_values_on_the_command_line_alone_are_the_grid():
-    cells = requested("mini", ["task=ratings", "seed=4,5"])
-    assert sorted(cell.run_id for cell in cells) == sorted(
+    runs = requested("mini", ["task=ratings", "seed=4,5"])
+    assert sorted(run.run_id for run in runs) == sorted(
         settle(compose_config(["profile=mini", "task=ratings", f"seed={seed}"])).run_id for seed in (4, 5)
     )
     everything = requested("mini", [])
-    assert {cell.run_id for cell in everything} == {cell.run_id for cell in expand("mini")}
+    assert {run.run_id for run in everything} == {run.run_id for run in expand("mini")}
 
 
 def test_the_quick_way_composes_what_hydra_does(tiny_overrides):
@@ -185,7 +185,7 @@ def test_an_unknown_key_is_refused_the_quick_way_too(tiny_overrides):
         compose_run([*tiny_overrides, "train.learning_rate=1"])
 
 
-def test_invalid_cells_are_all_listed():
+def test_invalid_runs_are_all_listed():
     with pytest.raises(UserError, match="2 runs are invalid") as caught:
         expand("mini", ["train.epochs=0", "seed=1,2"], adhoc=True)
     assert str(caught.value).count("train.epochs must be >= 1, got 0") == 2
@@ -203,15 +203,15 @@ def test_mini_computes_in_the_precision_that_was_measured_to_be_faster(precision
         assert compose_run([f"profile={profile}", f"task={task}", *more]).train.precision == "fp32"
 
 
-def test_a_cell_keeps_the_launchers_precision_on_another_kind_of_machine(monkeypatch):
+def test_a_run_keeps_the_launchers_precision_on_another_kind_of_machine(monkeypatch):
     """A worker of a cluster may have another CPU. Its run must still be the one that the sweep expects."""
     inject(monkeypatch, "bf16")
-    cells = expand("mini", ["task=reviews", "seed=1"], ["glue_table2"])
+    runs = expand("mini", ["task=reviews", "seed=1"], ["glue_table2"])
     inject(monkeypatch, "fp32")
-    assert len(cells) == 5
-    assert [compose_run(cell.overrides).run_id for cell in cells] == [cell.run_id for cell in cells]
-    assert not {cell.run_id for cell in cells} & {
-        cell.run_id for cell in expand("mini", ["task=reviews", "seed=1"], ["glue_table2"])
+    assert len(runs) == 5
+    assert [compose_run(run.overrides).run_id for run in runs] == [run.run_id for run in runs]
+    assert not {run.run_id for run in runs} & {
+        run.run_id for run in expand("mini", ["task=reviews", "seed=1"], ["glue_table2"])
     }
 
 
@@ -278,19 +278,19 @@ def test_the_profiles_leave_the_kernels_to_the_machine():
     assert kernels == {"mini": "auto", "small": "auto", "paper": "stock"}
 
 
-def test_a_cell_keeps_the_launchers_kernels_on_another_kind_of_machine(tmp_path, monkeypatch):
+def test_a_run_keeps_the_launchers_kernels_on_another_kind_of_machine(tmp_path, monkeypatch):
     """A worker may have a GPU when the launcher has none, and vice versa."""
     for place in ("lora.config.kernel_choice.has_gpu", "lora.sweep.expand.has_gpu"):
         monkeypatch.setattr(place, lambda: False)
-    cells = expand("mini", ["task=reviews", "seed=1", "train.precision=fp32"], ["glue_table2"])
+    runs = expand("mini", ["task=reviews", "seed=1", "train.precision=fp32"], ["glue_table2"])
     for place in ("lora.config.kernel_choice.has_gpu", "lora.sweep.expand.has_gpu"):
         monkeypatch.setattr(place, lambda: True)
-    assert len(cells) == 5
-    assert [compose_run(cell.overrides).run_id for cell in cells] == [cell.run_id for cell in cells]
-    assert {compose_run(cell.overrides).train.kernels for cell in cells} == {"fused"}
+    assert len(runs) == 5
+    assert [compose_run(run.overrides).run_id for run in runs] == [run.run_id for run in runs]
+    assert {compose_run(run.overrides).train.kernels for run in runs} == {"fused"}
     others = expand("mini", ["task=reviews", "seed=1", "train.precision=fp32"], ["glue_table2"])
-    assert {compose_run(cell.overrides).train.kernels for cell in others} == {"stock"}
-    assert not {cell.run_id for cell in cells} & {cell.run_id for cell in others}
+    assert {compose_run(run.overrides).train.kernels for run in others} == {"stock"}
+    assert not {run.run_id for run in runs} & {run.run_id for run in others}
 
 
 def test_the_choice_and_the_masks_have_one_limit_of_positions():

@@ -76,7 +76,7 @@ def at_task(config, task: str) -> RunConfig:
     return settle(config)
 
 
-def cells(profile: str, experiment: str) -> dict[str, RunConfig]:
+def runs_of(profile: str, experiment: str) -> dict[str, RunConfig]:
     """The grid of an experiment by run_id. Tasks and seeds are set after composing, which takes most of the time."""
     found = {}
     for block in grid(profile, experiment):
@@ -102,7 +102,7 @@ def cells(profile: str, experiment: str) -> dict[str, RunConfig]:
 def sweeps() -> dict[tuple[str, str], dict[str, RunConfig]]:
     names = describe_group("experiment")
     return {
-        (profile, name): cells(profile, name)
+        (profile, name): runs_of(profile, name)
         for profile in describe_group("profile")
         for name in names
         if profile != "own"  # its grid has no task: tests/test_own_task.py
@@ -170,7 +170,7 @@ def test_rows_files_state_known_values_only():
 
 # The experiments
 
-EXPECTED_CELLS = {
+EXPECTED_RUNS = {
     ("mini", "glue_table2"): 3 * 3 * 3 + 2 * 2 * 3,
     ("mini", "lora_targets"): 7 * 1 * 3,
     ("mini", "lora_ranks"): 4 * 1 * 3,
@@ -197,13 +197,13 @@ EXPECTED_CELLS = {
 EXPECTED_UNION = {"mini": 66 + 52, "small": 294, "paper": 800 + 15, "long": 160 + 20 + 8 - 3, "base": 6 + 6}
 
 
-def test_number_of_cells(sweeps):
-    assert {key: len(found) for key, found in sweeps.items()} == EXPECTED_CELLS
+def test_number_of_runs(sweeps):
+    assert {key: len(found) for key, found in sweeps.items()} == EXPECTED_RUNS
     for profile, total in EXPECTED_UNION.items():
         assert len(set().union(*(found for (p, _), found in sweeps.items() if p == profile))) == total
 
 
-def test_the_pages_state_cells_and_cost(sweeps):
+def test_the_pages_state_runs_and_cost(sweeps):
     """Each experiment has a page whose table has the numbers of the grid."""
     for name in describe_group("experiment"):
         page = (ROOT / "experiments" / name / "README.md").read_text()
@@ -220,17 +220,17 @@ def examples(config: RunConfig) -> int:
     return rows * config.train.epochs
 
 
-def test_the_sweep_expects_the_same_cells(sweeps):
-    assert {cell.run_id for cell in _expand("mini", [], ["lora_ranks"], False)} == set(sweeps["mini", "lora_ranks"])
+def test_the_sweep_expects_the_same_runs(sweeps):
+    assert {run.run_id for run in _expand("mini", [], ["lora_ranks"], False)} == set(sweeps["mini", "lora_ranks"])
     table2 = sweeps["paper", "glue_table2"]
     rte = {run_id for run_id, config in table2.items() if (config.task, config.seed) == ("rte", 1)}
     parents = {table2[run_id].start_run for run_id in rte} - {None}
     assert (len(rte), len(parents)) == (14, 3) and parents <= set(table2)
-    assert {cell.run_id for cell in _expand("paper", ["task=rte", "seed=1"], ["glue_table2"], False)} == rte | parents
+    assert {run.run_id for run in _expand("paper", ["task=rte", "seed=1"], ["glue_table2"], False)} == rte | parents
 
 
 @pytest.mark.parametrize("profile", ["mini", "small", "paper"])
-def test_shared_cells_are_one_run(sweeps, profile):
+def test_a_run_of_several_experiments_is_planned_once(sweeps, profile):
     table2, targets, ranks = (sweeps[profile, name] for name in ("glue_table2", "lora_targets", "lora_ranks"))
     with_table2 = {run_id for run_id in ranks if ".lora-qv-r8." in run_id} & set(table2)
     assert len(with_table2) == {"mini": 3, "small": 6, "paper": 10}[profile]
@@ -249,7 +249,7 @@ def test_target_sets_are_table_5_s_at_one_budget(sweeps, profile):
     assert {len(targets) * rank for targets, rank in found} == {8}
 
 
-def test_paper_cells(sweeps):
+def test_paper_runs(sweeps):
     every = {**sweeps["paper", "glue_table2"], **sweeps["paper", "lora_targets"], **sweeps["paper", "lora_ranks"]}
     for config in every.values():
         assert config.seed in (1, 2, 3, 4, 5) and config.task in GLUE_TASKS

@@ -45,22 +45,22 @@ def test_the_spread_of_the_labels_is_that_of_the_dev_set():
 def one_collapsed(tmp_path):
     """Full and LoRA on STS-B and RTE. LoRA's first seed predicts one value only, so it has no Pearson correlation."""
     source = np.random.default_rng(0)
-    for cell in requested("small", OVERRIDES):
-        if cell.method not in ("full", "lora"):
+    for run in requested("small", OVERRIDES):
+        if run.method not in ("full", "lora"):
             continue
-        same = cell.method == "lora" and cell.seed == 1
-        if cell.task == "stsb":
+        same = run.method == "lora" and run.seed == 1
+        if run.task == "stsb":
             values = source.normal(2.5, 0 if same else 1, 50).astype(np.float32)
         else:
             values = np.arange(50).astype(np.int16) % (1 if same else 2)
         content = save({f"{rule}.validation": values for rule in ("best", "last")})
-        best = 0.5 if cell.task == "rte" or not same else None
-        record = synthetic_record(cell, 0.5 if best is None else best, hashlib.sha256(content).hexdigest())
+        best = 0.5 if run.task == "rte" or not same else None
+        record = synthetic_record(run, 0.5 if best is None else best, hashlib.sha256(content).hexdigest())
         if best is None:
             selected = {**record.selected, **{rule: {"epoch": 1, "value": None} for rule in ("best", "last")}}
             record = dataclasses.replace(record, selected=selected)
         write_record(tmp_path / "small", record)
-        path = tmp_path / "small" / "predictions" / f"{cell.run_id}.safetensors"
+        path = tmp_path / "small" / "predictions" / f"{run.run_id}.safetensors"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
     return tmp_path
@@ -105,9 +105,9 @@ def test_without_predictions_nothing_is_known_and_a_broken_file_is_named(one_col
 )
 def test_a_file_that_lacks_predictions_is_named(tensors, tmp_path):
     content = save(tensors)
-    (cell,) = requested("small", ["experiment=glue_table2", "task=rte", "method=full", "seed=1"])
-    record = synthetic_record(cell, 0.5, hashlib.sha256(content).hexdigest())
-    path = tmp_path / "predictions" / f"{cell.run_id}.safetensors"
+    (run,) = requested("small", ["experiment=glue_table2", "task=rte", "method=full", "seed=1"])
+    record = synthetic_record(run, 0.5, hashlib.sha256(content).hexdigest())
+    path = tmp_path / "predictions" / f"{run.run_id}.safetensors"
     path.parent.mkdir()
     path.write_bytes(content)
     frame, (problem,) = with_collapsed(load_frame([record]), [record], tmp_path)

@@ -147,8 +147,8 @@ def test_nothing_is_measured_to_say_it(monkeypatch):
 def test_the_default_trains_on_the_gpu(tmp_path):
     """No option names the GPU. The choices are those tested above, and the memory is at most the estimate."""
     folders = [f"runtime.results={tmp_path}/results", f"runtime.outputs={tmp_path}/outputs"]
-    (cell,) = expand("mini", ["task=reviews", "method=full", "seed=1", "data.train_rows=32", *folders], ["glue_table2"])
-    config = compose_run(cell.overrides)
+    (one,) = expand("mini", ["task=reviews", "method=full", "seed=1", "data.train_rows=32", *folders], ["glue_table2"])
+    config = compose_run(one.overrides)
     bf16 = torch.cuda.get_device_capability()[0] >= 8
     assert (config.train.kernels, config.model.attention) == ("stock", "sdpa")
     assert config.train.precision == ("bf16" if bf16 else "fp32")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 from scipy import stats
-from synthetic import populate, synthetic_record, write_cell
+from synthetic import populate, synthetic_record, write_run
 
 from lora.data import metrics
 from lora.errors import UserError
@@ -111,16 +111,16 @@ def test_both_is_as_wide_as_the_two_together():
 def predicted_runs(tmp_path):
     """Full and LoRA on CoLA with two seeds. The examples that they predict right are known."""
     labels = np.tile([0, 1], 50)
-    cells = [cell for cell in requested("small", OVERRIDES) if cell.method in ("full", "lora")]
-    for cell in cells:
-        wrong = {"full": 20, "lora": 10}[cell.method] + cell.seed
+    runs = [run for run in requested("small", OVERRIDES) if run.method in ("full", "lora")]
+    for run in runs:
+        wrong = {"full": 20, "lora": 10}[run.method] + run.seed
         values = labels.astype(np.int16).copy()
         values[:wrong] = 1 - values[:wrong]
         content = save({"best.validation": values, "last.validation": values})
         best = metrics.compute(("matthews",), values, labels)["matthews"]
-        record = synthetic_record(cell, best, hashlib.sha256(content).hexdigest())
+        record = synthetic_record(run, best, hashlib.sha256(content).hexdigest())
         write_record(tmp_path / "small", record)
-        path = tmp_path / "small" / "predictions" / f"{cell.run_id}.safetensors"
+        path = tmp_path / "small" / "predictions" / f"{run.run_id}.safetensors"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
     return tmp_path, labels
@@ -186,8 +186,8 @@ def test_a_task_whose_rates_were_chosen_here_is_compared_too(predicted_runs, mon
     results, labels = predicted_runs
     rates = [c for c in requested("small", ["experiment=learning_rate"]) if c.task == "cola"]
     assert rates
-    for cell in rates:
-        write_cell(results / "small", cell, 0.1, predictions=True)
+    for run in rates:
+        write_run(results / "small", run, 0.1, predictions=True)
     gathered = gather("small", ["experiment=glue_table2,learning_rate"], results)
     assert set(gathered.tried) and gathered.frame.iloc[0]["run_id"] in {p.run_id for p in gathered.tried}
     assert set(compared(gathered)["run_id"]) == {p.run_id for p in gathered.planned["glue_table2"]} & set(

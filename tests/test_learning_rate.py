@@ -17,14 +17,14 @@ GIVEN = ["experiment=learning_rate"]
 TASKS = ("sst2", "mrpc", "cola", "rte", "stsb")
 
 
-def rate_of(cell: PlannedRun) -> float:
-    return next(float(o.removeprefix("train.lr=")) for o in cell.overrides if o.startswith("train.lr="))
+def rate_of(run: PlannedRun) -> float:
+    return next(float(o.removeprefix("train.lr=")) for o in run.overrides if o.startswith("train.lr="))
 
 
 @pytest.fixture
 def tried(tmp_path):
     """Records whose metric is best at 1e-3: the middle for LoRA, the highest for full, the lowest for the others."""
-    populate(tmp_path / "small", "small", GIVEN, value=lambda cell: 0.6 - abs(math.log10(rate_of(cell) / 1e-3)) / 10)
+    populate(tmp_path / "small", "small", GIVEN, value=lambda run: 0.6 - abs(math.log10(rate_of(run) / 1e-3)) / 10)
     return tmp_path
 
 

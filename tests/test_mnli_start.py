@@ -125,11 +125,11 @@ def test_a_start_of_full_fine_tuning_is_loaded_strictly(tiny_overrides, change, 
 def test_a_sweep_has_one_parent_per_method(tiny_overrides):
     overrides = [o for o in tiny_overrides if not o.startswith(("task=", "profile="))]
     overrides += ["method=full,houlsby,lora", "start=mnli", "start_seed=1", "task=rte,mrpc", "seed=1,2"]
-    cells = expand("small", overrides, adhoc=True)
-    parents = {cell.run_id: cell.slug for cell in cells if cell.task == "mnli"}
-    children = [cell for cell in cells if cell.task != "mnli"]
+    runs = expand("small", overrides, adhoc=True)
+    parents = {run.run_id: run.slug for run in runs if run.task == "mnli"}
+    children = [run for run in runs if run.task != "mnli"]
     assert len(parents) == 3 and len(children) == 12
-    assert all(parents[cell.parent] == cell.slug for cell in children)
+    assert all(parents[run.parent] == run.slug for run in children)
 
 
 @pytest.mark.parametrize("architecture", ["deberta-v2", "roberta"])
@@ -187,31 +187,31 @@ def test_a_child_is_refused_without_its_parent(family):
 def test_a_sweep_trains_parents_first_and_once(tiny_overrides, tmp_path):
     overrides = [o for o in tiny_overrides if not o.startswith(("task=", "profile="))]
     overrides += ["method=lora", "start=mnli", "task=rte,mrpc", "seed=1,2"]
-    cells = expand("small", overrides, adhoc=True)
-    parents = {cell.run_id: cell for cell in cells if cell.task == "mnli"}
-    assert len(cells) == 6 and len(parents) == 2
-    assert {cell.parent for cell in cells if cell.task != "mnli"} == set(parents)
-    assert all("runtime.save_adapter=true" in cell.overrides for cell in parents.values())
+    runs = expand("small", overrides, adhoc=True)
+    parents = {run.run_id: run for run in runs if run.task == "mnli"}
+    assert len(runs) == 6 and len(parents) == 2
+    assert {run.parent for run in runs if run.task != "mnli"} == set(parents)
+    assert all("runtime.save_adapter=true" in run.overrides for run in parents.values())
     results, outputs = str(tmp_path / "results"), str(tmp_path / "outputs")
-    now = state(cells, results)
-    assert set(next_wave(to_run(cells, now, False, outputs, False), now)) == set(parents.values())
+    now = state(runs, results)
+    assert set(next_wave(to_run(runs, now, False, outputs, False), now)) == set(parents.values())
 
     done = ensure_record(compose_run(next(iter(parents.values())).overrides), mistakes_fail=True)
-    now = state(cells, results)
-    ready = next_wave(to_run(cells, now, False, outputs, False), now)
-    assert {cell.parent for cell in ready} == {None, done.run_id} and len(ready) == 3
+    now = state(runs, results)
+    ready = next_wave(to_run(runs, now, False, outputs, False), now)
+    assert {run.parent for run in ready} == {None, done.run_id} and len(ready) == 3
     assert sum("not started: its MNLI run" in line for line in unfinished(now, {})) == 2
 
     adapter_path(outputs, done.run_id).unlink()
-    assert {cell.run_id for cell in next_wave(to_run(cells, now, False, outputs, False), now)} == set(parents)
+    assert {run.run_id for run in next_wave(to_run(runs, now, False, outputs, False), now)} == set(parents)
 
 
-def test_done_cells_run_again_where_their_adapters_are_asked_for(tiny_overrides, tmp_path):
+def test_done_runs_are_trained_again_where_their_adapters_are_asked_for(tiny_overrides, tmp_path):
     overrides = [o for o in tiny_overrides if not o.startswith(("profile=", "train.epochs="))]
-    cells = expand("small", [*overrides, "method=lora", "train.epochs=1", "seed=1,2"], adhoc=True)
+    runs = expand("small", [*overrides, "method=lora", "train.epochs=1", "seed=1,2"], adhoc=True)
     results, outputs = str(tmp_path / "results"), str(tmp_path / "outputs")
-    for cell, more in zip(cells, (["runtime.save_adapter=true"], []), strict=True):
-        ensure_record(compose_run([*cell.overrides, *more]), mistakes_fail=False)
-    now = state(cells, results)
-    assert len(now.ok) == 2 and not to_run(cells, now, False, outputs, False)
-    assert to_run(cells, now, False, outputs, True) == [cells[1]]
+    for run, more in zip(runs, (["runtime.save_adapter=true"], []), strict=True):
+        ensure_record(compose_run([*run.overrides, *more]), mistakes_fail=False)
+    now = state(runs, results)
+    assert len(now.ok) == 2 and not to_run(runs, now, False, outputs, False)
+    assert to_run(runs, now, False, outputs, True) == [runs[1]]

@@ -22,7 +22,7 @@ SMALLER = ["train.epochs=1", "data.max_length=32", "data.source=tsv", "runtime.d
         ("deberta-v2", "deberta_v2_xxl", "released", "full"),
     ],
 )
-def test_a_cell_of_the_paper_profile_trains(tmp_path, glue_dir, architecture, model, protocol, method):
+def test_a_run_of_the_paper_profile_trains(tmp_path, glue_dir, architecture, model, protocol, method):
     folder = tiny.folder(tmp_path / "encoder", architecture)
     overrides = ["profile=paper", f"model={model}", f"protocol={protocol}", f"method={method}", "task=rte", *SMALLER]
     overrides += ["model.source=local", f"model.path={folder}", f"data.path={glue_dir}"]

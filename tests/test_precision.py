@@ -12,7 +12,7 @@ import time
 import pytest
 import torch
 from machines import inject, measured
-from synthetic import write_cell
+from synthetic import write_run
 
 from lora.checks import SettingsError
 from lora.config import precision_choice
@@ -252,8 +252,8 @@ def test_planning_loads_no_torch(tmp_path):
         "p.CACHE = pathlib.Path(sys.argv[1]); p.cpu_flags = lambda: {'avx512_bf16'}\n"
         "if sys.argv[2] == 'cached': p.run_probe = None\n"
         "from lora.sweep.expand import expand\n"
-        "cells = expand('mini', ['task=reviews', 'seed=' + sys.argv[3]], ['glue_table2'])\n"
-        "print({cell.overrides[-3] for cell in cells}, 'torch' in sys.modules)"
+        "runs = expand('mini', ['task=reviews', 'seed=' + sys.argv[3]], ['glue_table2'])\n"
+        "print({run.overrides[-3] for run in runs}, 'torch' in sys.modules)"
     )
     said = []
     for how, seed in (("measured", "8101"), ("cached", "8102")):  # seeds that no other test has expanded
@@ -280,9 +280,9 @@ def test_a_results_folder_keeps_the_precision_of_its_runs(tmp_path, monkeypatch)
     grid = ["task=reviews,ratings", "method=lora", "seed=1,2,3", where]
     inject(monkeypatch, "bf16")
     before = requested("mini", grid)
-    write_cell(tmp_path, before[0], 0.6)
+    write_run(tmp_path, before[0], 0.6)
     inject(monkeypatch, "fp32")
-    assert [cell.run_id for cell in requested("mini", grid)] == [cell.run_id for cell in before]
+    assert [planned.run_id for planned in requested("mini", grid)] == [planned.run_id for planned in before]
     assert compose_run([*REVIEWS, where]).train.precision == "bf16"
     assert compose_run([*REVIEWS, where, "train.precision=fp32"]).train.precision == "fp32"
     assert compose_run(REVIEWS).train.precision == "fp32", "another folder"
@@ -297,8 +297,8 @@ def test_of_two_precisions_the_one_of_most_runs_is_kept(tmp_path, monkeypatch):
 
     def add(precision: str, seeds: str) -> str:
         asked = ["task=reviews", "method=lora", f"seed={seeds}", where, f"train.precision={precision}"]
-        for cell in requested("mini", asked):
-            write_cell(tmp_path, cell, 0.6)
+        for planned in requested("mini", asked):
+            write_run(tmp_path, planned, 0.6)
         return compose_run([*REVIEWS, where]).train.precision
 
     assert add("bf16", "1,2") == "bf16"
@@ -309,8 +309,8 @@ def test_of_two_precisions_the_one_of_most_runs_is_kept(tmp_path, monkeypatch):
 def test_runs_that_failed_and_files_that_are_none_keep_nothing(tmp_path, monkeypatch):
     inject(monkeypatch, "bf16")
     where = f"runtime.results={tmp_path}"
-    (cell,) = requested("mini", [*REVIEWS, where, "data.train_rows=30,30"])[:1]
-    write_cell(tmp_path, cell, 0.6)
+    (planned,) = requested("mini", [*REVIEWS, where, "data.train_rows=30,30"])[:1]
+    write_run(tmp_path, planned, 0.6)
     path = next((tmp_path / "runs").glob("*.json"))
     record = json.loads(path.read_bytes())
     inject(monkeypatch, "fp32")
@@ -324,7 +324,7 @@ def test_runs_that_failed_and_files_that_are_none_keep_nothing(tmp_path, monkeyp
         assert compose_run([*REVIEWS, where]).train.precision == "fp32"
 
 
-def test_the_cells_that_are_kept_follow_what_was_measured(cache, monkeypatch):
+def test_the_runs_that_are_kept_follow_what_was_measured(cache, monkeypatch):
     """The runs of a sweep are cached in a file. Another measured precision leads to another file."""
     grid, found = ["task=reviews", "method=lora", "seed=71,72"], []
     for precision in ("bf16", "fp32", "bf16"):
@@ -332,9 +332,9 @@ def test_the_cells_that_are_kept_follow_what_was_measured(cache, monkeypatch):
         monkeypatch.setattr(precision_choice, "run_probe", lambda width, ffn, p=precision: here(p))
         for path in cache.glob("*.json"):
             path.unlink()
-        found.append({compose_run(cell.overrides).train.precision for cell in requested("mini", grid)})
+        found.append({compose_run(planned.overrides).train.precision for planned in requested("mini", grid)})
         kept = machine_precisions("results/mini")
-        found.append({compose_run(cell.overrides).train.precision for cell in requested("mini", grid)})
+        found.append({compose_run(planned.overrides).train.precision for planned in requested("mini", grid)})
         assert machine_precisions("results/mini") == kept
     assert found == [{"bf16"}] * 2 + [{"fp32"}] * 2 + [{"bf16"}] * 2
 

@@ -31,7 +31,7 @@ from lora.sweep.worker import ensure_record
 
 main = command("predict")
 
-CELLS = {
+RUNS = {
     "rte": ("task=rte", "method=lora", "method.rank=3"),
     "mnli": ("task=mnli", "method=lora", "method.targets=[q,k,o]", "method.alpha=16"),
     "stsb": ("task=stsb", "method=houlsby", "method.bottleneck=6"),
@@ -49,7 +49,7 @@ TESTS = {
 
 
 @pytest.fixture(scope="module")
-def cells(tmp_path_factory):
+def runs(tmp_path_factory):
     """Five trained runs on one base: task -> (record, adapter folder), and the folder of everything."""
     folder = tmp_path_factory.mktemp("predict")
     glue, model = tiny_glue.write(folder / "glue"), tiny.folder(folder / "bert", "bert")
@@ -60,7 +60,7 @@ def cells(tmp_path_factory):
                 row.append(text)
         (glue / file).write_text("\n".join([header, *("\t".join(row) for row in rows)]) + "\n")
     trained = {}
-    for task, overrides in CELLS.items():
+    for task, overrides in RUNS.items():
         config = settle(
             compose_config(
                 [
@@ -118,9 +118,9 @@ def recorded(folder, record, task):
     return load_file(folder / "results" / "predictions" / f"{record.run_id}.safetensors")[f"best.{split}"]
 
 
-@pytest.mark.parametrize("task", CELLS)
-def test_a_trained_adapter_predicts_again_what_its_record_holds(cells, task, tmp_path):
-    trained, folder = cells
+@pytest.mark.parametrize("task", RUNS)
+def test_a_trained_adapter_predicts_again_what_its_record_holds(runs, task, tmp_path):
+    trained, folder = runs
     record, adapter = trained[task]
     inputs = dev_file(folder, task)
     found = tmp_path / "deep" / "out.tsv"
@@ -137,8 +137,8 @@ def test_a_trained_adapter_predicts_again_what_its_record_holds(cells, task, tmp
         assert np.array([float(row[1]) for row in rows]) == pytest.approx(expected, abs=1e-4)
 
 
-def test_several_adapters_from_one_base_are_as_each_alone(cells, tmp_path):
-    trained, folder = cells
+def test_several_adapters_from_one_base_are_as_each_alone(runs, tmp_path):
+    trained, folder = runs
     alone, together = [], []
     for task, (_, adapter) in trained.items():
         inputs = dev_file(folder, task)
@@ -160,16 +160,16 @@ def mixed_file(folder, path):
     return path
 
 
-def two(cells):
-    trained, _ = cells
+def two(runs):
+    trained, _ = runs
     return ["--adapter", f"first={trained['rte'][1]}", "--adapter", f"second={trained['cola'][1]}"]
 
 
-def test_rows_of_one_file_name_their_adapters(cells, tmp_path):
-    trained, folder = cells
+def test_rows_of_one_file_name_their_adapters(runs, tmp_path):
+    trained, folder = runs
     inputs = mixed_file(folder, tmp_path / "mixed.tsv")
     found = tmp_path / "out.tsv"
-    assert predict(*two(cells), "--input", inputs, "--output", found, "--model", folder / "bert") == 0
+    assert predict(*two(runs), "--input", inputs, "--output", found, "--model", folder / "bert") == 0
     header, *rows = read_tsv(found)
     assert header == ["index", "adapter", "prediction"] and [row[0] for row in rows] == [str(i) for i in range(40)]
     for place, (name, task) in enumerate((("first", "rte"), ("second", "cola"))):
@@ -178,8 +178,8 @@ def test_rows_of_one_file_name_their_adapters(cells, tmp_path):
         assert [row[2] for row in rows[place::2]] == [TASKS[task].labels[index] for index in expected]
 
 
-def test_a_glue_submission_has_the_official_names_headers_and_words(cells, tmp_path):
-    trained, folder = cells
+def test_a_glue_submission_has_the_official_names_headers_and_words(runs, tmp_path):
+    trained, folder = runs
     adapters = [part for _, adapter in trained.values() for part in ("--adapter", adapter)]
     arguments = ["--glue-dir", folder / "glue", "--model", folder / "bert"]
     assert predict(*adapters, "--glue-submission", tmp_path / "s", *arguments) == 0
@@ -243,8 +243,8 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize("fault", BAD_INPUT)
-def test_a_bad_input_is_refused_with_file_and_line(cells, fault, tmp_path, capsys):
-    trained, folder = cells
+def test_a_bad_input_is_refused_with_file_and_line(runs, fault, tmp_path, capsys):
+    trained, folder = runs
     inputs = shutil.copy(dev_file(folder, "rte"), tmp_path / "rte.tsv")
     change, message = BAD_INPUT[fault]
     lines_of(inputs, change)
@@ -261,10 +261,10 @@ def test_a_bad_input_is_refused_with_file_and_line(cells, fault, tmp_path, capsy
         (unname, r"mixed\.tsv:1: with several adapters, column adapter must name each row's; the columns are task, "),
     ],
 )
-def test_a_bad_name_in_a_mixed_input_is_refused(cells, change, message, tmp_path, capsys):
-    inputs = mixed_file(cells[1], tmp_path / "mixed.tsv")
+def test_a_bad_name_in_a_mixed_input_is_refused(runs, change, message, tmp_path, capsys):
+    inputs = mixed_file(runs[1], tmp_path / "mixed.tsv")
     lines_of(inputs, change)
-    refused(capsys, message, *two(cells), "--input", inputs, "--output", tmp_path / "o", folder=cells[1])
+    refused(capsys, message, *two(runs), "--input", inputs, "--output", tmp_path / "o", folder=runs[1])
     assert not (tmp_path / "o").exists()
 
 
@@ -275,8 +275,8 @@ def refused(capsys, message, *arguments, folder=None):
     assert re.search(message, said.err), said.err
 
 
-def test_what_was_asked_for_wrongly_is_refused(cells, tmp_path, capsys):
-    trained, folder = cells
+def test_what_was_asked_for_wrongly_is_refused(runs, tmp_path, capsys):
+    trained, folder = runs
     rte, stsb = trained["rte"][1], trained["stsb"][1]
     inputs, out = dev_file(folder, "rte"), tmp_path / "o"
     files = ["--input", inputs, "--output", out]
@@ -288,13 +288,13 @@ def test_what_was_asked_for_wrongly_is_refused(cells, tmp_path, capsys):
         ("adapter folder .*nowhere does not exist", "--adapter", tmp_path / "nowhere", *files),
         ("2 adapters need as many inputs", "--adapter", rte, "--adapter", stsb, *files, *files, *files),
         ("adapters need distinct names", "--adapter", rte, "--adapter", rte, *files),
-        ("two outputs are the same file", *two(cells), *files, *files),
+        ("two outputs are the same file", *two(runs), *files, *files),
         ("either --input and --output, or --glue-submission", "--adapter", rte, *files, *glue),
         ("either --input and --output, or --glue-submission", "--adapter", rte),
         ("1 inputs and 0 outputs", "--adapter", rte, "--input", inputs),
         ("needs --glue-dir", "--adapter", rte, "--glue-submission", tmp_path / "s"),
         ("two adapters for rte", "--adapter", f"a={rte}", "--adapter", f"b={rte}", *glue),
-        ("1 tasks for 2", *two(cells), "--task", "rte", *files),
+        ("1 tasks for 2", *two(runs), "--task", "rte", *files),
         ("--batch must be >= 1", "--adapter", rte, "--batch", "0", *files),
         ("cannot read .*nowhere", "--adapter", rte, "--input", tmp_path / "nowhere", "--output", out),
     ):
@@ -305,8 +305,8 @@ def test_what_was_asked_for_wrongly_is_refused(cells, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_exists_is_taken_whole_and_a_name_otherwise(cells, tmp_path, capsys, monkeypatch):
-    trained, folder = cells
+def test_a_folder_that_exists_is_taken_whole_and_a_name_otherwise(runs, tmp_path, capsys, monkeypatch):
+    trained, folder = runs
     monkeypatch.chdir(tmp_path)
     inputs, end = dev_file(folder, "rte"), ["--output", "out", "--model", folder / "bert"]
     shutil.copytree(trained["rte"][1], "runs/lr=0.1/a")
@@ -329,8 +329,8 @@ def test_a_folder_that_exists_is_taken_whole_and_a_name_otherwise(cells, tmp_pat
         refused(capsys, message, "--adapter", given, "--input", inputs, *end)
 
 
-def test_an_adapter_without_a_head_predicts_nothing(cells, tmp_path, capsys):
-    trained, folder = cells
+def test_an_adapter_without_a_head_predicts_nothing(runs, tmp_path, capsys):
+    trained, folder = runs
     adapter = read_adapter(trained["rte"][1])
     write_adapter(Adapter(adapter.method, adapter.weights, {}, adapter.base, adapter.origin), tmp_path / "a")
     files = ["--input", dev_file(folder, "rte"), "--output", tmp_path / "o"]
@@ -382,8 +382,8 @@ def test_the_pages_example_runs_as_written(tmp_path, monkeypatch, capsys):
         assert read_tsv(Path(f"{task}.out"))[1][1] in TASKS[task].labels
 
 
-def test_another_base_and_an_unknown_origin_are_refused(cells, tmp_path, capsys):
-    trained, folder = cells
+def test_another_base_and_an_unknown_origin_are_refused(runs, tmp_path, capsys):
+    trained, folder = runs
     other = tiny.folder(tmp_path / "other", "bert", seed=8)
     arguments = ["--adapter", trained["rte"][1], "--input", dev_file(folder, "rte"), "--output", tmp_path / "o"]
     refused(capsys, "not those that the adapter was trained on", *arguments, "--model", other)
@@ -408,6 +408,6 @@ def mnli_input(folder, tmp_path):
     return dev_file(folder, "mnli"), "--output", tmp_path / "o", "--task", "mnli"
 
 
-def test_a_cells_adapter_says_how_its_base_is_found(cells):
-    encoder = json.loads((cells[0]["rte"][1] / DESCRIPTION).read_text())["origin"]["encoder"]
+def test_a_runs_adapter_says_how_its_base_is_found(runs):
+    encoder = json.loads((runs[0]["rte"][1] / DESCRIPTION).read_text())["origin"]["encoder"]
     assert encoder["source"] == "local" and encoder["path"] is None

@@ -105,7 +105,7 @@ def test_places_that_contradict_each_other_are_refused(monkeypatch, places, mess
         check_processes()
 
 
-@pytest.mark.parametrize("mode", [(), ("-m", "seed=1,2")], ids=["one cell", "a sweep"])
+@pytest.mark.parametrize("mode", [(), ("-m", "seed=1,2")], ids=["one run", "a sweep"])
 def test_a_rank_without_a_number_of_processes_trains_nothing(tiny_overrides, tmp_path, mode):
     """Every rank prints this message, although otherwise only rank 0 prints."""
     environment = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"} | {"RANK": "1"}

@@ -101,15 +101,15 @@ def test_protocols_are_never_pooled():
     assert list(table["reviews (acc.)"]) == ["80.0", "60.0"]
 
 
-def lora_cells(values, task="ratings"):
+def lora_runs(values, task="ratings"):
     """The frame and the plan of LoRA runs with seed 1: slug -> value."""
     made = [one for slug, value in values.items() for one in runs({1: value}, slug=slug, task=task)]
-    return load_frame(made), [cell for slug in values for cell in plan([1], slug=slug, task=task)]
+    return load_frame(made), [one for slug in values for one in plan([1], slug=slug, task=task)]
 
 
 def test_table_5_names_sets_and_ranks():
     values = {"lora-q-r8": 0.7, "lora-qk-r4": 0.6, "lora-qkvo-r2": 0.8}
-    table = table5(summarise(*lora_cells(values)))
+    table = table5(summarise(*lora_runs(values)))
     assert list(table["Adapted"]) == ["Wq", "Wq, Wk", "Wq, Wk, Wv, Wo"]
     assert list(table["Rank"]) == ["8", "4", "2"]
     assert list(table["ratings (Pearson)"]) == ["70.0", "60.0", "80.0"]
@@ -117,7 +117,7 @@ def test_table_5_names_sets_and_ranks():
 
 def test_table_6_has_a_column_per_rank_and_shows_what_is_absent():
     values = {"lora-qv-r1": 0.7, "lora-qv-r64": 0.8, "lora-q-r1": 0.5}
-    table = table6(summarise(*lora_cells(values)))
+    table = table6(summarise(*lora_runs(values)))
     assert list(table.columns) == ["Task", "Adapted", "r = 1", "r = 64"]
     assert table.values.tolist() == [
         ["ratings (Pearson)", "Wq, Wv", "70.0", "80.0"],
@@ -128,13 +128,13 @@ def test_table_6_has_a_column_per_rank_and_shows_what_is_absent():
 def test_tables_5_and_6_have_the_papers_cells_beside_ours():
     """The truth is the values that the paper prints, looked up by hand."""
     five = table5(
-        summarise(*lora_cells({"lora-o-r8": 0.7, "lora-qkvo-r2": 0.6}, task="stsb")),
+        summarise(*lora_runs({"lora-o-r8": 0.7, "lora-qkvo-r2": 0.6}, task="stsb")),
         pd.read_csv(paper_file("lora_targets")),
     )
     assert list(five.columns[-3:]) == ["STS-B (Pearson)", "WikiSQL (paper)", "MNLI-m (paper)"]
     assert five.iloc[:, -3:].values.tolist() == [["70.0", "73.2", "91.3"], ["60.0", "73.7", "91.7"]]
     six = table6(
-        summarise(*lora_cells({"lora-q-r1": 0.5, "lora-q-r16": 0.6, "lora-qv-r64": 0.7}, task="stsb")),
+        summarise(*lora_runs({"lora-q-r1": 0.5, "lora-q-r16": 0.6, "lora-qv-r64": 0.7}, task="stsb")),
         pd.read_csv(paper_file("lora_ranks")),
     )
     assert six.values.tolist() == [
@@ -363,7 +363,7 @@ def test_what_a_cell_sorts_by(text, value):
 
 @pytest.mark.parametrize(("key", "other"), [("protocol", "printed"), ("model", "roberta_base")])
 def test_a_table_without_a_column_for_it_is_of_one_protocol_and_encoder(key, other):
-    frame, planned = lora_cells({"lora-qv-r1": 0.7})
+    frame, planned = lora_runs({"lora-qv-r1": 0.7})
     mixed = [*planned, dataclasses.replace(planned[0], run_id="other-00000000", **{key: other})]
     with pytest.raises(UserError, match=rf"lora_ranks would mix the {key}s"):
         build_sections("x", {"lora_ranks": mixed}, frame, load_curves([]), {})
@@ -582,8 +582,8 @@ def test_the_command_leaves_the_files_and_says_what_is_incomplete(synthetic, tmp
     readme = (root / "README.md").read_text()
     assert readme.startswith("# x\n") and readme.endswith("after\n") and "old" not in readme
     assert "| **cannot tell** | LoRA is comparable to" in readme and "figures/parameters.png" in readme
-    trained, cells = map(int, re.search(r"\*\*Not complete:\*\* (\d+) of (\d+) runs are trained", readme).groups())
-    assert cells - trained == 1 and cells > 10
+    trained, total = map(int, re.search(r"\*\*Not complete:\*\* (\d+) of (\d+) runs are trained", readme).groups())
+    assert total - trained == 1 and total > 10
     assert (root / "results" / "reference" / "small" / "report.html").stat().st_size > 100_000
 
 

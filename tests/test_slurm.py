@@ -14,7 +14,7 @@ from lora.records.record import load_records
 
 CLUSTER = ROOT / "tests" / "slurm_cluster.sh"
 pytestmark = pytest.mark.skipif(shutil.which("sbatch") is None, reason="no sbatch")
-CELLS = ("launcher=slurm", "method=bitfit", "task=cola", "runtime.checkpoint_minutes=null", "train.epochs=100")
+RUNS = ("launcher=slurm", "method=bitfit", "task=cola", "runtime.checkpoint_minutes=null", "train.epochs=100")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,7 +68,7 @@ def job_of(owner):
 
 def test_after_a_cancelled_job_the_command_starts_nothing_more_and_the_next_does_all(tiny_overrides, tmp_path):
     """It learns of the killed run first. It names this run and the two cancelled ones, one running, one waiting."""
-    runs = (*CELLS, "seed=1,2,3")
+    runs = (*RUNS, "seed=1,2,3")
     expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *runs[1:]))
     folder = tmp_path / "slurm"
     overrides = grid(tiny_overrides, folder, *runs)
@@ -95,7 +95,7 @@ def test_after_a_cancelled_job_the_command_starts_nothing_more_and_the_next_does
 
 
 def test_a_waiting_job_that_is_held_is_named_and_one_that_is_cancelled_is_not_waited_for(tiny_overrides, tmp_path):
-    runs = (*CELLS, "seed=1,2")
+    runs = (*RUNS, "seed=1,2")
     expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *runs[1:]))
     folder = tmp_path / "slurm"
     overrides = grid(tiny_overrides, folder, *runs)
@@ -116,7 +116,7 @@ def test_a_waiting_job_that_is_held_is_named_and_one_that_is_cancelled_is_not_wa
 
 
 def test_ctrl_c_says_how_to_stop_the_jobs_which_run_on(tiny_overrides, tmp_path):
-    overrides = grid(tiny_overrides, tmp_path, *CELLS, "seed=1,2")
+    overrides = grid(tiny_overrides, tmp_path, *RUNS, "seed=1,2")
     process = start(overrides, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     found = dict(training(tmp_path, process, runs=2))
     process.send_signal(signal.SIGINT)
@@ -144,7 +144,7 @@ def test_what_slurm_puts_back_into_its_queue_is_done_by_the_same_command(tiny_ov
 
     The command itself relaunches a run that the kernel kills.
     """
-    runs = (*CELLS, "seed=1,2,3")
+    runs = (*RUNS, "seed=1,2,3")
     expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *runs[1:]))
     folder = tmp_path / "slurm"
     process = start(grid(tiny_overrides, folder, *runs))

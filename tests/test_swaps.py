@@ -88,8 +88,8 @@ def test_the_command_keeps_what_it_found(tiny_overrides, tmp_path, monkeypatch, 
     with pytest.raises(SystemExit) as ended:
         command("analyse swaps")(["small", *given])
     assert ended.value.code == 2 and "runtime.save_adapter=true" in capsys.readouterr().err
-    for cell in expand("small", given, adhoc=True):
-        ensure_record(compose_run(cell.overrides), mistakes_fail=False)
+    for planned in expand("small", given, adhoc=True):
+        ensure_record(compose_run(planned.overrides), mistakes_fail=False)
     command("analyse swaps")(["small", *given])
     assert "0 of" in capsys.readouterr().out
     content = json.loads((tmp_path / "results" / "small" / "analysis" / SWAP).read_bytes())

@@ -45,7 +45,7 @@ NO_DROPOUT = ("train.dropout=0.0", "train.head_dropout=0.0")
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "houlsby"])
-def test_the_same_cell_twice_gives_the_same_record_and_predictions(tiny_config, method):
+def test_the_same_run_twice_gives_the_same_record_and_predictions(tiny_config, method):
     config = tiny_config(f"method={method}")
     (one, predictions, _), (two, again, _) = run(config), run(config)
     assert equal_science(one, two)

@@ -2,7 +2,7 @@
 
 import pytest
 from machines import inject
-from synthetic import populate, write_cell
+from synthetic import populate, write_run
 
 from lora.config.compose import compose_run
 from lora.config.run import run_config
@@ -38,8 +38,8 @@ def rows_of(table) -> list[str]:
 )
 def test_each_value_of_a_grid_is_a_row(grid, labels, tmp_path):
     arguments = ["task=reviews", "method=lora", "train.epochs=1", "seed=1,2", *grid]
-    for number, cell in enumerate(requested("mini", arguments)):
-        write_cell(tmp_path / "mini", cell, 0.6 + number / 100)
+    for number, run in enumerate(requested("mini", arguments)):
+        write_run(tmp_path / "mini", run, 0.6 + number / 100)
     (table,) = [table for table in build("mini", arguments, tmp_path).tables if table.name == "table2"]
     assert sorted(rows_of(table)) == sorted(labels)
     assert set(table.cells["Seeds"]) == {"2"}
@@ -48,9 +48,9 @@ def test_each_value_of_a_grid_is_a_row(grid, labels, tmp_path):
 def test_a_row_joins_what_its_hyperparameter_file_makes_by_task():
     """MRPC starts from MNLI and CoLA does not, at other rates. The printed protocol's LoRA is one row nonetheless."""
     tasks = "task=mnli,sst2,mrpc,cola,qnli,qqp,rte,stsb"
-    cells = requested("paper", ["model=roberta_base", "protocol=printed", "method=lora", tasks])
-    assert len({cell.task for cell in cells}) == 8 and {cell.start for cell in cells} == {"pretrained", "mnli"}
-    assert {cell.given for cell in cells} == {()}
+    runs = requested("paper", ["model=roberta_base", "protocol=printed", "method=lora", tasks])
+    assert len({run.task for run in runs}) == 8 and {run.start for run in runs} == {"pretrained", "mnli"}
+    assert {run.given for run in runs} == {()}
 
 
 def test_the_parents_seed_is_a_setting_where_it_does_not_follow_the_childs():
@@ -71,9 +71,9 @@ def test_words_name_what_differs_and_the_usual_value_where_there_is_one():
 
 
 def test_two_runs_of_one_seed_in_one_cell_are_refused(tmp_path):
-    (cell,) = requested("mini", ["task=reviews", "method=lora", "seed=1,1"])[:1]
+    (run,) = requested("mini", ["task=reviews", "method=lora", "seed=1,1"])[:1]
     twice = [
-        Planned(f"{cell.run_id}{i}", cell.model, cell.protocol, cell.start, cell.slug, cell.method, cell.task, 1)
+        Planned(f"{run.run_id}{i}", run.model, run.protocol, run.start, run.slug, run.method, run.task, 1)
         for i in range(2)
     ]
     with pytest.raises(UserError, match="two runs of one seed"):

@@ -27,7 +27,7 @@ def summarise(measured: Mapping[str, Any]) -> dict[str, Any]:
     ratios = {f"ratio_{peer}": ratio_of(rates["ours"], rates[peer]) for peer in PEERS}
     steps = step_figures(measured["steps"], settings["precision"])
     per_hour = {side: median_of(values) for side, values in rates.items()}
-    per_cell = {side: median_of(values) for side, values in walls.items()}
+    per_run = {side: median_of(values) for side, values in walls.items()}
     return {
         "schema": SCHEMA,
         **{key: measured[key] for key in ("device", "machine", "versions", "code", "measured_at", "settings")},
@@ -38,7 +38,7 @@ def summarise(measured: Mapping[str, Any]) -> dict[str, Any]:
             "steps": {shape: len(next(iter(times.values()))) for shape, times in measured["steps"]["times"].items()},
         },
         "cells_per_hour": {side: found["median"] for side, found in per_hour.items()},
-        "seconds_per_cell": {side: found["median"] for side, found in per_cell.items()},
+        "seconds_per_cell": {side: found["median"] for side, found in per_run.items()},
         **{name: found["median"] for name, found in ratios.items()},
         "metric": metrics(rounds),
         "peak_mib": {side: peak_mib(of_side(rounds, side)) for side in SIDES},
@@ -50,7 +50,7 @@ def summarise(measured: Mapping[str, Any]) -> dict[str, Any]:
         "intervals": {
             "method": METHOD,
             "cells_per_hour": per_hour,
-            "seconds_per_cell": per_cell,
+            "seconds_per_cell": per_run,
             **ratios,
             **steps["intervals"],
         },
@@ -78,9 +78,9 @@ def metrics(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Task -> side -> the headline metric's median over seeds after the last epoch; whether it agrees with ours."""
     values: dict[str, dict[str, list[float]]] = {}
     for each in rounds:
-        for cell in each["cells"]:
-            if cell["metric"] is not None:
-                values.setdefault(cell["task"], {}).setdefault(each["side"], []).append(cell["metric"])
+        for run in each["cells"]:
+            if run["metric"] is not None:
+                values.setdefault(run["task"], {}).setdefault(each["side"], []).append(run["metric"])
     found = {}
     for task, sides in sorted(values.items()):
         ours = sides.get("ours", [])
@@ -124,8 +124,8 @@ def our_shares(rounds: Sequence[Mapping[str, Any]], trace: Mapping[str, float], 
     """Shares of the workers' time. `start-up` is outside of runs: starting, loading libraries, waiting for the last
     run. The rest is divided as in the traced run."""
     available = workers * sum(r["seconds"] for r in rounds)
-    in_cells = sum(cell["seconds"] for r in rounds for cell in r["cells"])
-    return shares({"start-up": available - in_cells} | {k: v * in_cells for k, v in shares(trace).items()})
+    in_runs = sum(run["seconds"] for r in rounds for run in r["cells"])
+    return shares({"start-up": available - in_runs} | {k: v * in_runs for k, v in shares(trace).items()})
 
 
 def step_figures(steps: Mapping[str, Any], precision: str) -> dict[str, dict[str, Any]]:
