@@ -311,12 +311,28 @@ def finding(mean: float, low: float = math.nan, high: float = math.nan, **change
 
 def test_the_readme_shows_all_comparisons_of_a_claim():
     (claim,) = [each for each in read_claims() if each.id == "houlsby_below_both"]
-    both = (finding(3.0, 2.0, 4.0), finding(-0.5, -2.0, 1.0, holds=None))
+    undecided = dataclasses.replace(finding(-0.5, -2.0, 1.0, holds=None), reason="the bound lies inside the interval")
+    both = (finding(3.0, 2.0, 4.0), undecided)
     last = verdict(claim, "minilm", [finding(3.0, 2.0, 4.0)])
     shown = dataclasses.replace(verdict(claim, "minilm", both), on_last=last)
     ((word, sentence, found),) = verdict_rows([shown])
-    assert word == "**cannot tell (last epoch: supported)**" and sentence == f"{claim.sentence} (all-MiniLM-L6-v2)"
-    assert found == "A - B: +3.00 (+2.00 to +4.00), n = 5<br>A - B: -0.50 (-2.00 to +1.00), n = 5"
+    assert word == "**cannot tell (last epoch: supported)** (-)" and sentence == f"{claim.sentence} (all-MiniLM-L6-v2)"
+    assert found == f"A - B: +3.00 (+2.00 to +4.00), n = 5<br>A - B: -0.50 (-2.00 to +1.00), n = 5; {both[1].reason}"
+    reasons = verdict_table([shown])["Undecided because"]
+    assert both[1].reason and list(reasons) == ["-", both[1].reason]
+
+
+def test_the_tables_say_how_many_seeds_would_decide(tmp_path):
+    """3 seeds: the README and the table name the convention, and the seeds that the present spread would need."""
+    values = np.array([1.0, 2.5, 4.0])
+    pairs = pd.DataFrame({"task": "cola", "seed": range(3), "difference": values, "run_id": "a", "run_id_other": "b"})
+    found = difference(Bound("above", 0), ("A", "B"), ("cola",), pairs)
+    n = next(n for n in range(5, 100) if values.mean() > stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n))
+    reason = f"this project's convention is at least 5; with this mean and spread, {n} would be enough"
+    (claim,) = [each for each in read_claims() if each.id == "qv_better_than_qk"]
+    shown = verdict(claim, "minilm", [found])
+    assert verdict_rows([shown])[0][2].endswith(reason)
+    assert verdict_table([shown])["Undecided because"][0].endswith(reason)
 
 
 def test_claims_are_judged_on_the_last_epoch_too(tmp_path):
@@ -548,9 +564,10 @@ def test_devices_share_a_line_of_the_readme_and_encoders_do_not(tmp_path):
     (tmp_path / "efficiency" / "other" / "summary.json").write_text(json.dumps(slower))
     found = judge(read_claims(), {}, gather("mini", (), tmp_path).frame, tmp_path / "efficiency", {})
     (row,) = [row for row in verdict_rows(found) if row[1] == "Merged LoRA adds no latency."]
-    assert row[0] == "**cannot tell**, cpu<br>**supported**, other"
+    assert row[0] == "**cannot tell** (-), cpu<br>**supported** (-), other"
     label = "latency, merged LoRA / untouched encoder, batch 1 x 128 tokens"
-    assert row[2] == f"cpu:<br>{label}: 1.00 (0.990 to 1.03), n = 20<br>other:<br>{label}: 1.00 (0.990 to 1.01), n = 20"
+    undecided = f"{label}: 1.00 (0.990 to 1.03), n = 20; the bound lies inside the interval"
+    assert row[2] == f"cpu:<br>{undecided}<br>other:<br>{label}: 1.00 (0.990 to 1.01), n = 20"
     minilm = next(each for each in found if each.claim.id == "lora_as_good_as_full")
     rows = verdict_rows([dataclasses.replace(minilm, about=about) for about in ("minilm", "mpnet_base")])
     assert [sentence.rpartition(" (")[2] for _, sentence, _ in rows] == ["all-MiniLM-L6-v2)", "all-mpnet-base-v2)"]

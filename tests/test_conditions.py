@@ -47,7 +47,8 @@ def test_the_line_says_encoder_epochs_rows_start_and_what_still_rises():
     runs, steady = [*planned(), *full], planned("rte")
     every = pd.concat([curves(planned(), GAINS), curves(full, (0.4,) * 5), curves(steady, (-1.0,) * 5)])
     found = conditions(frame([*runs, *steady]), every, [*runs, *steady])
-    about = "Encoder: all-MiniLM-L6-v2; epochs: 6; train rows: CoLA 2,000, RTE 2,000; start: pretrained."
+    encoder, rows = "all-MiniLM-L6-v2 (a sentence embedder)", "CoLA 2,000, RTE 2,000"
+    about = f"Encoder: {encoder}; epochs: 6; train rows: {rows}; start: pretrained."
     assert found.startswith(f"{about} Still rising at the end (")
     assert found.endswith("CoLA LoRA (qv, r8) +1.6 (+0.2 to +3.0).")
     assert "train rows: all" in conditions(frame(runs, is_part=False), every, runs)
@@ -58,7 +59,7 @@ def test_many_rising_cells_are_counted():
     several = [planned(slug=f"lora-qv-r{rank}") for rank in (1, 2, 4, 8, 16)]
     every = pd.concat([curves(runs, [gain] * 5) for gain, runs in enumerate(several, start=1)])
     runs = [p for cell in several for p in cell]
-    assert conditions(frame(runs), every, runs).endswith("CoLA 5 of 5 cells, +1.0 to +5.0.")
+    assert conditions(frame(runs), every, runs).endswith("CoLA 5 of 5 cells, their means from +1.0 to +5.0.")
 
 
 def test_starts_are_told_apart():

@@ -8,13 +8,20 @@ import yaml
 from synthetic import populate
 
 from lora.config.options import CONF
+from lora.records.record import load_curves
 from lora.report.build import build
 from lora.report.learning_rate import learning_rate_table, taken, tried_runs
-from lora.report.select import gather
+from lora.report.select import Gathered, gather
 from lora.sweep.expand import PlannedRun
+from lora.table import Table
 
 GIVEN = ["experiment=learning_rate"]
 TASKS = ("sst2", "mrpc", "cola", "rte", "stsb")
+
+
+def table_of(gathered: Gathered) -> Table | None:
+    curves = load_curves(list(gathered.state.ok.values()))
+    return learning_rate_table("small", gathered.tried, gathered.frame, curves)
 
 
 def rate_of(run: PlannedRun) -> float:
@@ -31,7 +38,7 @@ def tried(tmp_path):
 def test_the_best_mean_is_taken_and_an_edge_is_named(tried):
     gathered = gather("small", GIVEN, tried)
     assert len(gathered.tried) == 30 and not gathered.planned and not gathered.state.missing
-    cells = learning_rate_table("small", gathered.tried, gathered.frame).cells
+    cells = table_of(gathered).cells
     assert len(cells) == 15
     yes = cells[cells["Taken"] != ""].set_index("Method")
     assert yes["Taken"].to_dict() == {
@@ -52,7 +59,7 @@ def test_a_grid_with_a_gap_takes_nothing(tried):
     assert len(gathered.state.missing) == 1
     found = taken(gathered.tried, tried_runs(gathered.tried, gathered.frame))
     assert "lora-qv-r8" not in found and found["houlsby-m8"] == 1e-3
-    cells = learning_rate_table("small", gathered.tried, gathered.frame).cells
+    cells = table_of(gathered).cells
     assert "-" in set(cells[cells["Method"] == "LoRA (qv, r8)"]["CoLA (Matthews)"])
 
 
@@ -66,7 +73,7 @@ def test_seed_0_is_in_no_other_table(tried):
 
 def test_without_such_runs_there_is_no_table(tmp_path):
     gathered = gather("small", (), tmp_path)
-    assert learning_rate_table("small", gathered.tried, gathered.frame) is None
+    assert table_of(gathered) is None
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from lora.report.claims.shown import to_json, verdict_table
 from lora.report.claims.verdicts import Verdict
 from lora.report.figures import Figure
 from lora.report.learning_rate import LEARNING_RATE, learning_rate_table
+from lora.report.notes import encoder_notes
 from lora.report.page import page
 from lora.report.page.render import html_table
 from lora.report.readme import block, in_readme
@@ -142,10 +143,11 @@ def build(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) -> 
     analyses = read_analyses(gathered.folder / "analysis", gathered.state.ok)
     sections = build_sections(name, gathered.planned, frame, curves, analyses.examples)
     judged, figures = [] if gathered.is_own else verdicts(gathered, analyses), sections.figures
-    tables = (
-        [] if gathered.is_own else [Table("claims", f"The paper's sentences ({name})", verdict_table(judged), words=3)]
-    )
-    tables += [*sections.tables, learning_rate_table(name, gathered.tried, frame)]
+    tables = []
+    if not gathered.is_own:
+        notes = tuple(encoder_notes(frame["model"]))
+        tables = [Table("claims", f"The paper's sentences ({name})", verdict_table(judged), words=3, notes=notes)]
+    tables += [*sections.tables, learning_rate_table(name, gathered.tried, frame, curves)]
     if analyses.subspaces:
         tables.append(amplification_table(name, analyses.subspaces))
         found = {"figure3": figure3(analyses.subspaces), "figure4": figure4(analyses.subspaces)}
@@ -217,7 +219,9 @@ def print_sweep(profile: str, arguments: Sequence[str]) -> None:
     planned = {name: runs for name, runs in gathered.planned.items() if name in asked}
     curves = load_curves(list(gathered.state.ok.values()))
     tables = [t for t in build_sections(gathered.name, planned, gathered.frame, curves, {}).tables if t.name in PRINTED]
-    rates = learning_rate_table(gathered.name, gathered.tried, gathered.frame) if LEARNING_RATE in asked else None
-    print("\n".join(table.markdown() for table in (*tables, *([rates] if rates is not None else []))))
+    if LEARNING_RATE in asked:
+        rates = learning_rate_table(gathered.name, gathered.tried, gathered.frame, curves)
+        tables += [rates] if rates is not None else []
+    print("\n".join(table.markdown() for table in tables))
     command = as_command(["python", "-m", "lora", "report", profile, *own])
     print(f"next: {command}  # verdicts, figures and report.html")

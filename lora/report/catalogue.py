@@ -80,16 +80,21 @@ class Runs:
 
     @property
     def banner(self) -> str:
-        """The text above every table of these runs."""
+        """The notice above every table of these runs."""
         rates = NOTES["untuned"] if any(p.untuned for p in self.planned) else ""
         return " ".join(filter(None, (BANNERS[self.kind], rates)))
+
+    @cached_property
+    def conditions(self) -> str:
+        """How these runs were trained, above every table of them."""
+        return conditions(self.frame, self.curves, self.planned)
 
     def table(
         self, file: str, title: str, cells: pd.DataFrame, notes: Sequence[str], figures: Sequence[str] = (), **more: Any
     ) -> Table:
-        """A table of these runs, under the banner of their kind unless `more` overrides it."""
+        """A table of these runs, under the banner of their kind and their conditions unless `more` overrides them."""
         words = next((i for i, column in enumerate(cells.columns) if column not in WORDS), len(cells.columns))
-        suffix, more = SUFFIXES[self.kind], {"banner": self.banner} | more
+        suffix, more = SUFFIXES[self.kind], {"banner": self.banner, "above": self.conditions} | more
         figures = tuple(f"{key}{suffix}" for key in figures)
         return Table(f"{file}{suffix}", f"{title} ({self.name})", cells, words, tuple(notes), figures=figures, **more)
 
@@ -128,7 +133,12 @@ def method_tables(runs: Runs) -> list[Table]:
         whole = published(paper, in_order(runs.summary))
         made.append(
             runs.table(
-                "table2_published", "The paper's Table 2, for these tasks", whole, (note("published"),), banner=""
+                "table2_published",
+                "The paper's Table 2, for these tasks",
+                whole,
+                (note("published"),),
+                banner="",
+                above="",
             )
         )
     if len(runs.pairs):
@@ -252,8 +262,7 @@ def tables_of(shown: Shown, runs: Runs) -> list[Table]:
     """The experiment's table, those that accompany it, and the comparison of best and last epoch."""
     notes = [caption(runs.summary), *encoder_notes(runs.summary["model"], runs.kind), *shown.notes(runs)]
     own = tuple(key for key in shown.figures if key != "forest")
-    above = conditions(runs.frame, runs.curves, runs.planned)
-    main = runs.table(shown.file, shown.title, shown.cells(runs), notes, above=above, figures=own)
+    main = runs.table(shown.file, shown.title, shown.cells(runs), notes, figures=own)
     made = [main, *shown.more(runs)]
     cells = best_against_last(runs.frame, runs.curves, runs.planned)
     if len(cells):

@@ -1,4 +1,4 @@
-"""The line above a table: how its runs were trained, and which cells still rise at the end."""
+"""The line above every table of runs: how they were trained, and which cells still rise at the end."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ import pandas as pd
 
 from lora.data.tasks import TASKS
 from lora.report.aggregate import START_TITLES, Planned, encoder_title, expected_runs, told_apart
+from lora.report.notes import ENCODERS
 from lora.report.stats import LEVEL, Interval, mean_interval
 
 RISING = 0.5  # points; a convention of this project
@@ -24,7 +25,7 @@ def conditions(frame: pd.DataFrame, curves: pd.DataFrame, planned: Sequence[Plan
     found = curves[curves["run_id"].isin(runs["run_id"])]
     if not len(found):
         return ""
-    models = ", ".join(map(encoder_title, dict.fromkeys(runs["model"])))
+    models = ", ".join(map(encoder_text, dict.fromkeys(runs["model"])))
     epochs = found.groupby("run_id")["epoch"].max()
     by_task = runs.drop_duplicates("task")
     counted = [row for row in by_task.itertuples() if row.is_part or TASKS[row.task].own is not None]
@@ -33,6 +34,11 @@ def conditions(frame: pd.DataFrame, curves: pd.DataFrame, planned: Sequence[Plan
     rows = ", ".join(parts) or "all"
     about = f"Encoder: {models}; epochs: {span(epochs)}; train rows: {rows}; start: {starts}."
     return f"{about} {rising_text(found, runs)}"
+
+
+def encoder_text(model: str) -> str:
+    """The encoder's title, and its kind where a reader has to know it."""
+    return f"{encoder_title(model)}{' (a sentence embedder)' * (model in ENCODERS)}"
 
 
 def span(values: pd.Series) -> str:
@@ -50,7 +56,8 @@ def rising_text(curves: pd.DataFrame, runs: pd.DataFrame) -> str:
         rising = {label: rise for label, rise in of_task.items() if rise.mean > RISING}
         if len(rising) > LISTED:
             low, high = min(r.mean for r in rising.values()), max(r.mean for r in rising.values())
-            tasks.append(f"{TASKS[task].title} {len(rising)} of {len(of_task)} cells, {low:+.1f} to {high:+.1f}")
+            means = f"their means from {low:+.1f} to {high:+.1f}"
+            tasks.append(f"{TASKS[task].title} {len(rising)} of {len(of_task)} cells, {means}")
         elif rising:
             tasks.append(f"{TASKS[task].title} {', '.join(f'{label} {text(r)}' for label, r in rising.items())}")
     rule = (

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 from lora.data.tasks import TASKS
-from lora.report.aggregate import Planned, in_order, method_label, task_label
-from lora.report.notes import encoder_notes, note
+from lora.report.aggregate import Planned, in_order, kinds_of, method_label, task_label
+from lora.report.conditions import conditions
+from lora.report.notes import BANNERS, encoder_notes, note
 from lora.report.tables import number
 from lora.table import Table
 
@@ -14,12 +15,12 @@ LEARNING_RATE = "learning_rate"  # the experiment
 TITLE = "Learning rates tried, on a seed that no other table uses"
 
 
-def learning_rate_table(name: str, tried: Sequence[Planned], frame: pd.DataFrame) -> Table | None:
+def learning_rate_table(name: str, tried: Sequence[Planned], frame: pd.DataFrame, curves: pd.DataFrame) -> Table | None:
     """One line per method and trained rate; None if no run was trained.
 
     Args:
         name: The profile's folder, for the title.
-        frame: `load_frame` of the records.
+        frame, curves: `load_frame` and `load_curves` of the records.
     """
     runs = tried_runs(tried, frame)
     if not len(runs):
@@ -35,9 +36,10 @@ def learning_rate_table(name: str, tried: Sequence[Planned], frame: pd.DataFrame
             line["Avg."] = number(by_task.mean() if by_task.notna().all() else float("nan"))
             edge = " (edge)" if rate in (rates[0], rates[-1]) else ""
             lines.append(line | {"Taken": f"yes{edge}" if best.get(slug) == rate else ""})
-    return Table(
-        LEARNING_RATE, f"{TITLE} ({name})", pd.DataFrame(lines), 2, (note(LEARNING_RATE), *encoder_notes(runs["model"]))
-    )
+    notes = (note(LEARNING_RATE), *encoder_notes(runs["model"]))
+    banner = " ".join(filter(None, (BANNERS[kind] for kind in dict.fromkeys(kinds_of(tasks, frame).values()))))
+    above = conditions(frame, curves, tried)
+    return Table(LEARNING_RATE, f"{TITLE} ({name})", pd.DataFrame(lines), 2, notes, banner, above)
 
 
 def tried_runs(tried: Sequence[Planned], frame: pd.DataFrame) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from lora.report.claims.findings import Finding
-from lora.report.claims.shown import about_text, short, value_text, word_text
+from lora.report.claims.shown import about_text, commit_text, short, value_text, word_text
 from lora.report.claims.verdicts import Verdict
 from lora.report.stats import LEVEL
 from lora.table import Table, markdown
@@ -46,7 +46,7 @@ def verdict_rows(verdicts: Sequence[Verdict]) -> list[tuple[str, str, str]]:
 
 
 def verdict_text(each: Verdict) -> str:
-    return f"**{word_text(each)}**{' (stated later)' if each.stated_later else ''}"
+    return f"**{word_text(each)}** ({commit_text(each)})"
 
 
 def comparisons(each: Verdict) -> str:
@@ -55,7 +55,8 @@ def comparisons(each: Verdict) -> str:
 
 def comparison(found: Finding) -> str:
     n = "" if found.n is None else f", n = {found.n}"
-    return f"{found.label}: " + (f"{value_text(found, found.mean)}{short(found)}{n}" if found.n != 0 else found.reason)
+    value = "" if found.n == 0 else f"{value_text(found, found.mean)}{short(found)}{n}"
+    return f"{found.label}: {'; '.join(filter(None, (value, found.reason)))}"
 
 
 def in_readme(readme: str, name: str, text: str) -> str:

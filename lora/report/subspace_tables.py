@@ -8,7 +8,7 @@ import pandas as pd
 from lora.data.tasks import TASKS
 from lora.methods.titles import TARGET_TITLES
 from lora.report.figures import Figure, figure
-from lora.report.notes import note
+from lora.report.notes import encoder_notes, note
 from lora.table import Table
 
 Case = Mapping[str, Any]
@@ -38,7 +38,8 @@ def amplification_table(name: str, cases: Sequence[Case]) -> Table:
             }
         )
     title, figures = f"Table 7: amplification by the update ({name})", ("figure3", "figure4")
-    return Table("table7", title, pd.DataFrame(lines), 2, (note("table7"),), figures=figures)
+    notes = (note("table7"), *encoder_notes(case["model"] for case in cases))
+    return Table("table7", title, pd.DataFrame(lines), 2, notes, figures=figures)
 
 
 def figure3(cases: Sequence[Case]) -> Figure | None:

@@ -123,8 +123,15 @@ def runs_text(summary: Mapping[str, Any]) -> str:
         f"{_times(script)} the script loop and {_times(tuned)} the tuned peer: medians over {n['rounds']} interleaved "
         f"rounds, in parentheses their {name_of(script)}, of LoRA runs of {settings['train_rows']:,} rows and "
         f"{settings['epochs']} epochs ({counts}). {verdicts.count(True)} of {len(verdicts)} medians of a peer agree "
-        f"with ours within the noise of seeds. {quiet[idle['idle']]}{busy}."
+        f"with ours within the noise of seeds. {quiet[idle['idle']]}{busy}.{_not_glue(summary)}"
     )
+
+
+def _not_glue(summary: Mapping[str, Any]) -> str:
+    """What the scores are of, for the embedded tasks and encoder: the benchmark's default."""
+    if not all(TASKS[task].family == "embedded" for task in summary["metric"]):
+        return ""
+    return " The scores are of the small embedded tasks, not GLUE, with all-MiniLM-L6-v2, a sentence embedder."
 
 
 def _times(ratio: Mapping[str, Any]) -> str:

@@ -18,7 +18,8 @@ ABOUT = {"swap": "trained adapters"}  # check -> its subject
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """One line per comparison. The first line of a claim also has its verdict, sentence and commit."""
+    """One line per comparison, with the reason if it is undecided. The first line of a claim also has its verdict,
+    sentence and commit."""
     lines, level = [], f"{LEVEL:.0%} interval"
     for each in verdicts:
         start = {"Verdict": word_text(each), "Claim": each.claim.headline + about_text(each)}
@@ -29,11 +30,12 @@ def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
             shown = {"Compared": found.label, "Found": value_text(found, found.mean), level: interval_text(found)}
             shown |= {"Last epoch": "-" if on_last is None else f"{value_text(on_last, on_last.mean)}{short(on_last)}"}
             shown |= {"n": "-" if found.n is None else str(found.n), "Bound": found.bound.text}
+            shown |= {"Undecided because": found.reason or "-"}
             lines.append({**start, **shown, **end})
             start, end = {"Verdict": "", "Claim": ""}, {"Claim's commit": ""}
         if not each.findings:
-            nothing = dict.fromkeys(("Found", level, "Last epoch", "n", "Bound"), "-")
-            lines.append({**start, "Compared": each.reason, **nothing, **end})
+            nothing = dict.fromkeys(("Compared", "Found", level, "Last epoch", "n", "Bound"), "-")
+            lines.append({**start, **nothing, "Undecided because": each.reason, **end})
     return pd.DataFrame(lines)
 
 
