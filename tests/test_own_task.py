@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 import scipy.stats
 import tiny
 import yaml
+from commands import command as call
 
 from lora.config.compose import compose_run, is_untuned
 from lora.config.own_task import TASK_FILES, find_task
@@ -542,6 +544,25 @@ def test_bad_input_ends_every_command_with_one_message(tiny_own, tmp_path):
     in_grids = lora("-m", "profile=mini", f"task={path}")
     assert in_grids.returncode == 2 and "is in no grid of profile mini" in in_grids.stderr
     assert in_grids.stderr.endswith("A task of your own has a grid with profile=own\n")
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_rows_end_a_run_a_sweep_and_a_report_before_anything_is_written(kind, tmp_path, monkeypatch, capfd):
+    """The kinds of `BAD` as a shell shows them, in this process."""
+    content, message = BAD[kind]
+    path = write_task(tmp_path / "data")
+    dev = path.parent / "dev.csv"
+    dev.write_bytes(content if isinstance(content, bytes) else content.encode())
+    monkeypatch.setattr(sys, "argv", ["lora"])  # where Hydra reads its arguments
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which a launch sets for good
+    folders = [f"runtime.{name}={tmp_path}/{name}" for name in ("results", "outputs")]
+    for words in ("profile=own", "-m profile=own", "status own", "report own"):
+        with pytest.raises(SystemExit) as ended:
+            call(words)([f"task={path}", *folders])
+        out, err = capfd.readouterr()
+        assert (ended.value.code, out) == (2, ""), words
+        assert re.fullmatch(rf"error: {re.escape(str(dev))}{message}.*\n", err), (words, err)
+    assert {found.name for found in tmp_path.iterdir()} == {"data"}
 
 
 def test_adapters_predict_without_the_tasks_file(tiny_own, tmp_path):
