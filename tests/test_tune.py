@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import yaml
+from synthetic import write_cell
 
 from lora.cli import main
 from lora.config.compose import compose_run
@@ -17,7 +18,8 @@ from lora.files import ROOT
 from lora.records.record import load_records
 from lora.report.build import build
 from lora.report.select import gather
-from lora.sweep.rate_grids import Tuned, at_edge, best_rate, extended, grids
+from lora.sweep.expand import expand
+from lora.sweep.rate_grids import Tuned, at_edge, best_rate, extended, grids, reported_seeds, usual_seed
 from lora.sweep.request import requested
 from lora.sweep.tune import further
 
@@ -145,6 +147,22 @@ def test_the_next_launch_takes_the_rates_and_no_table_has_the_runs_that_chose_th
     assert {r.config["train"]["lr"] for r in load_records(folder / "results")[0]} >= {0.5}
 
 
+def test_no_sweep_takes_the_seed_that_chose_the_rates(tuned, capsys):
+    folder, settings, _, _ = tuned
+    before = sorted((folder / "results").rglob("*"))
+    code, out, err = lora("-m", *settings, "seed=0,1")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: seed must be one on which no learning rate was chosen, got 0: the rates in ")
+    assert f" {folder}/results/rates.yaml look best on the seeds they were chosen on" in err
+    assert "give other seeds, or ignore the file with rates=null" in err
+    for name in ("status", "plan", "report"):
+        assert main([name, "mini", *settings[1:], "seed=0,1"]) == 2
+        assert capsys.readouterr() == ("", err)
+    assert sorted((folder / "results").rglob("*")) == before
+    assert main(["plan", "mini", *settings[1:], "seed=0,1", "rates=null"]) == 0
+    assert "4 runs" in capsys.readouterr().out
+
+
 # The rule
 
 
@@ -193,6 +211,38 @@ def test_every_method_has_a_grid_of_one_size_around_its_row_on_seed_0():
         factors = [high / low for low, high in zip(cell.rates, cell.rates[1:], strict=False)]
         assert all(1.99 < factor < 3 for factor in factors)
         assert cell.axes["seed"] == ["0"] and cell.first.seed == 0
+
+
+PROFILES = sorted(path.stem for path in (ROOT / "conf" / "profile").glob("*.yaml"))
+
+
+def seeds_in_grids(profile: str) -> set[int]:
+    """The seeds in all files of conf/experiment but the one of the rates."""
+    found = set()
+    for path in (ROOT / "conf" / "experiment").glob("*.yaml"):
+        if path.stem != "learning_rate":
+            for block in yaml.safe_load(path.read_text())["grid"].get(profile, ()):
+                found |= set(block["seed"] if isinstance(block["seed"], list) else [block["seed"]])
+    return found
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_no_grid_of_the_profile_has_the_seeds_of_tune(profile):
+    reported = seeds_in_grids(profile)
+    usual = int(usual_seed(reported_seeds(profile)))
+    assert reported and usual not in reported and usual == (1 if profile == "long" else 0)
+    for seed in reported:
+        with pytest.raises(UserError, match=f"got {seed}: .*; without seed=, tune takes {usual}$"):
+            grids(profile, {"task": ["ratings"], "seed": [str(seed)]}, ROOT / "absent.yaml")
+
+
+def test_the_length_of_the_long_run_has_another_seed_than_its_tuning():
+    """Its table is not in the profile's default."""
+    asked = {"task": ["cola"], "method": ["full"], "data.path": ["GLUE"], "protocol": ["long"]}
+    (cell,) = grids("long", asked, ROOT / "absent.yaml")
+    tuning = {run for runs in cell.run_ids("long").values() for run in runs}
+    runs = expand("long", ["data.path=GLUE"], ["length", "glue_table2"])
+    assert not tuning & {run.run_id for run in runs} and cell.first.seed not in {run.seed for run in runs}
 
 
 def test_a_grid_stays_where_it_is_once_its_rate_is_tuned(tmp_path, monkeypatch):
@@ -299,6 +349,41 @@ def test_committed_runs_have_their_own_rates(tmp_path, monkeypatch):
     assert len(after.every) > 50
     inside = [f"rates={ROOT}/results/reference/mini/rates.yaml", "task=ratings"]
     assert compose_run(inside).train.lr == 3e-3
+
+
+def test_no_table_of_results_has_a_run_on_a_seed_that_chose_rates(tmp_path):
+    """Neither a single run, nor an experiment that was not asked for but has records. Those of conf/'s rates stay."""
+    folder = tmp_path / "long"
+    lengths = expand("long", (), ["length"])
+    rates = expand("long", ["method=full"], ["learning_rate"])
+    single = expand("long", ["protocol=long", "task=mrpc", "method=lora", "seed=0"], None, adhoc=True)
+    table2 = expand("long", ["task=cola", "method=lora"], ["glue_table2"])
+    for run in (*lengths, *rates, *single, *table2):
+        write_cell(folder, run, 0.5)
+    before = gather("long", (), tmp_path)
+    assert {"length", "own", "glue_table2"} <= set(before.planned) and not before.tuning
+    write_rates(folder / "rates.yaml", [rate(protocol="long", task="sst2")])
+    after = build("long", (), tmp_path)
+    assert not {"length", "own"} & set(after.gathered.planned)
+    assert {p.seed for p in after.gathered.every} == {6, 7, 8, 9, 10}
+    assert after.gathered.tried == before.tried and len(after.gathered.tried) == 20
+    left_out = {run.run_id for run in (*lengths, *single)} - {
+        run.run_id for run in expand("long", (), ["learning_rate"])
+    }
+    assert set(after.gathered.tuning) == left_out and not after.state.extra
+    assert f"- {len(left_out)} runs of `python -m lora tune`, or on seeds that chose learning rates" in after.text()
+    assert gather("long", ["rates=null"], tmp_path).planned == before.planned
+
+
+def test_the_runs_that_chose_the_rates_of_conf_are_no_results(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = ["experiment=learning_rate", "data.path=GLUE"]
+    before = requested("small", asked)
+    write_rates(tmp_path / "results" / "small" / "rates.yaml", [rate(task="cola")])
+    assert {run.seed for run in requested("small", asked)} == {0} and len(requested("small", asked)) == len(before)
+    write_rates(tmp_path / "results" / "small" / "rates.yaml", [rate(task="cola", seeds=(0, 5))])
+    with pytest.raises(UserError, match="got 0, 5: the rates in"):
+        requested("small", ["experiment=learning_rate,glue_table2", "seed=0,4,5", "data.path=GLUE"])
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,16 @@ def read_rates(path: Path | None) -> tuple[Rate, ...]:
         raise UserError(f"cannot read {path}: {error.strerror}; {WAY_OUT}") from error
 
 
+def tuned_seeds(setting: Any) -> set[int]:
+    """The seeds on which the rates of a file were chosen, which no table of results has.
+
+    Args:
+        setting: The setting `rates`.
+    Raises: UserError: If the file is invalid.
+    """
+    return {seed for rate in read_rates(rates_path(setting)) for seed in rate.seeds}
+
+
 @functools.lru_cache(maxsize=16)
 def _read(path: Path, state: tuple[int, ...]) -> tuple[Rate, ...]:
     del state  # part of the cache's key, so that a changed file is read again

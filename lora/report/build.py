@@ -121,7 +121,9 @@ class Report:
             lines.append(f"missing: {len(missing) - MISSING_SHOWN} more")
         lines += [f"extra, not used: `{run_id}`" for run_id in now.extra]
         if count := len(self.gathered.tuning):
-            lines.append(f"{count} run{'s' * (count > 1)} of `python -m lora tune`, which chose learning rates")
+            lines.append(
+                f"{count} run{'s' * (count > 1)} of `python -m lora tune`, or on seeds that chose learning rates"
+            )
         return lines + [f"left out: {problem}" for problem in self.problems]
 
     def html(self, pictures: Mapping[str, bytes]) -> bytes:

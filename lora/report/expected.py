@@ -1,13 +1,10 @@
 """The runs that a report expects, by experiment."""
 
-import functools
 from collections.abc import Sequence
 
-import yaml
-
-from lora.config.options import CONF
 from lora.report.catalogue import ADHOC, EXPERIMENTS, OWN
 from lora.sweep.expand import PlannedRun, selected
+from lora.sweep.grids import profiles_of
 from lora.sweep.request import default_of, requested
 
 
@@ -44,8 +41,3 @@ def without_parents(experiment: str, runs: Sequence[PlannedRun]) -> list[Planned
 def described(profile: str) -> list[str]:
     """The experiments that have a grid for this profile."""
     return [name for name in EXPERIMENTS if name not in (ADHOC, OWN) and profile in profiles_of(name)]
-
-
-@functools.cache
-def profiles_of(experiment: str) -> tuple[str, ...]:
-    return tuple(yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_bytes())["grid"])

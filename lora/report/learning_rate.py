@@ -9,9 +9,9 @@ from lora.report.aggregate import Planned, in_order, kinds_of, method_label, tas
 from lora.report.conditions import conditions
 from lora.report.notes import BANNERS, encoder_notes, note
 from lora.report.tables import number
+from lora.sweep.grids import LEARNING_RATE
 from lora.table import Table
 
-LEARNING_RATE = "learning_rate"  # the experiment
 TITLE = "Learning rates tried, on a seed that no other table uses"
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from lora.checks import SettingsError
 from lora.config.compose import compose_config, compose_run, is_untuned
 from lora.config.own_task import own_tasks
-from lora.config.rates import TUNING
+from lora.config.rates import TUNING, rates_setting, tuned_seeds
 from lora.config.run import RunConfig, run_config
 from lora.config.variants import Variant, key_of, variant
 from lora.data.own_task import add_kept_tasks
@@ -47,7 +47,7 @@ class Gathered:
         overrides: The overrides of the expected runs.
         planned: Experiment -> its expected runs, in the tables' order; only experiments that are shown.
         tried: The runs by which the learning rates were chosen; no table of results has them.
-        tuning: run_ids of the runs that `python -m lora tune` made; no table at all has them.
+        tuning: run_ids of the runs that `python -m lora tune` made or that are on its seeds; no table at all has them.
         frame: `load_frame` of the `ok` records, with the column `collapsed` (`lora.records.predictions`).
         state: The missing and failed runs, and extra or broken records; the `ok` records are in `state.ok`.
     """
@@ -114,13 +114,15 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
         overrides = [*overrides, "rates=null"]  # the user's own rates do not affect the reference
     tuning = {record.run_id for record in records if record.config["runtime"].get("group") == TUNING}
     present = {record.run_id for record in records} - tuning
-    sections = experiments_shown(profile, overrides, present, whole=is_reference)
+    chosen_on = tuned_seeds(rates_setting(overrides, str(folder)))
+    sections = without_seeds(experiments_shown(profile, overrides, present, whole=is_reference), chosen_on)
     every = list({run.run_id: run for found in sections.values() for run in found}.values())
     now = state_of(every, records, problems)
     if any(override.startswith(("data.path=", "model.path=")) for override in overrides) or own_tasks(overrides):
         at_hand = [config for config in distinct(every, ()) if not TASKS[config.task].is_definition_only]
         check_inputs(at_hand, now.ok.values())
-    tuning &= set(now.extra)  # the others are requested by name
+    tuning |= {record.run_id for record in records if record.config["seed"] in chosen_on}
+    tuning &= set(now.extra)  # the others are requested by name: experiment=learning_rate, or with rates=null
     extra = [record for record in records if record.run_id in set(now.extra) - tuning]
     others = other_runs(extra, profile, overrides)
     used = {record.run_id: record for record in extra if record.run_id in {p.run_id for p in others}}
@@ -139,6 +141,14 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
     tried = planned.pop(LEARNING_RATE, [])
     tuned = tuple(sorted(tuning))
     return Gathered(profile, folder, results, is_reference, tuple(overrides), planned, tried, tuned, frame, now)
+
+
+def without_seeds(sections: dict[str, list[PlannedRun]], seeds: set[int]) -> dict[str, list[PlannedRun]]:
+    """The experiments without the runs on seeds that chose learning rates, which only that choice itself shows."""
+    kept = {
+        name: [run for run in runs if name == LEARNING_RATE or run.seed not in seeds] for name, runs in sections.items()
+    }
+    return {name: runs for name, runs in kept.items() if runs}
 
 
 def planned_of(run: Any, apart: Variant, untuned: bool) -> Planned:

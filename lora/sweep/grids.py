@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
@@ -12,6 +13,7 @@ from lora.config.options import CONF, describe_group, parsed_override
 from lora.errors import UserError
 
 Values = dict[str, list[str]]  # key -> its values in command-line syntax
+LEARNING_RATE = "learning_rate"  # the experiment that chose the rates of conf/: no table of results has its runs
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,12 @@ def grid(profile: str, experiment: str) -> list[Values]:
         }
         for block in blocks[profile]
     ]
+
+
+@functools.cache
+def profiles_of(experiment: str) -> tuple[str, ...]:
+    """The profiles for which an experiment has a grid."""
+    return tuple(yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_bytes())["grid"])
 
 
 def apply_overrides(

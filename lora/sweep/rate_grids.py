@@ -1,17 +1,18 @@
 """The learning rates that `python -m lora tune` tries: grids of equal size for all methods, and their scores."""
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora.config.compose import compose_run
+from lora.config.options import describe_group
 from lora.config.rates import read_rates
 from lora.config.run import RunConfig
 from lora.errors import UserError
 from lora.records.record import RunRecord
-from lora.sweep.expand import read_profile
-from lora.sweep.grids import Block, Values, grid, values_of
+from lora.sweep.grids import LEARNING_RATE, Block, Values, grid, profiles_of, values_of
 from lora.sweep.state import State
 
 METHODS = ("full", "lora", "houlsby")  # ours: the three that the verdicts compare
@@ -19,7 +20,6 @@ METHODS = ("full", "lora", "houlsby")  # ours: the three that the verdicts compa
 # (conf/experiment/learning_rate.yaml). This is close enough to find nearly the best, over a range of 25.
 FACTORS = (0.2, 0.5, 1, 2, 5)
 LEAST_VALUES = 3  # with fewer, every value is at an edge
-SEED = "0"  # ours: as in experiment=learning_rate
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,9 @@ def grids(profile: str, given: Mapping[str, list[str]], path: Path) -> list[Tune
     Raises: UserError: If the overrides define no valid grid, or its size differs from the one that the file states for
         another method of the same encoder, protocol and task.
     """
-    axes = {"seed": [SEED], **{key: values for key, values in given.items() if key not in ("method", "task")}}
+    reported = reported_seeds(profile)
+    axes = {"seed": [usual_seed(reported)]}
+    axes |= {key: values for key, values in given.items() if key not in ("method", "task")}
     rates = axes.pop("train.lr", None)
     axes["rates"] = ["null"]  # every tuning centres the grid on the row of conf/hparams
     several = [key for key, values in axes.items() if len(values) > 1 and key != "seed"]
@@ -77,7 +79,7 @@ def grids(profile: str, given: Mapping[str, list[str]], path: Path) -> list[Tune
         raise UserError(f"only method, task, seed and train.lr take several values in tune, got {', '.join(several)}")
     if "task" not in given:
         raise UserError("tune needs task=NAME, or several: task=A,B")
-    refuse_reported(profile, axes["seed"])
+    refuse_reported(profile, axes["seed"], reported)
     stated = None if rates is None else numbers(rates)
     cells = []
     for task in given["task"]:
@@ -110,17 +112,26 @@ def numbers(texts: Sequence[str]) -> tuple[float, ...]:
     return tuple(found)
 
 
-def refuse_reported(profile: str, seeds: Sequence[str]) -> None:
+def reported_seeds(profile: str) -> set[str]:
+    """The seeds in the profile's grids, of its default or not, except the grid that chose the rates of conf/."""
+    names = [name for name in describe_group("experiment") if name != LEARNING_RATE and profile in profiles_of(name)]
+    return {seed for name in names for seed in values_of("seed", grid(profile, name))}
+
+
+def usual_seed(reported: Collection[str]) -> str:
+    """The lowest seed that no table reports. Ours: 0 as in experiment=learning_rate, unless a table reports that."""
+    return next(seed for seed in map(str, itertools.count()) if seed not in reported)
+
+
+def refuse_reported(profile: str, seeds: Sequence[str], reported: Collection[str]) -> None:
     """
     Raises: UserError: If a table of the profile reports one of the seeds.
     """
-    reported = {
-        seed for name in read_profile(profile)["experiments"] for seed in values_of("seed", grid(profile, name))
-    }
     if used := [seed for seed in seeds if seed in reported]:
         raise UserError(
             f"seed must be one that no table of profile {profile} reports, got {', '.join(used)}: its tables report "
-            f"{', '.join(sorted(reported, key=int))}, and rates chosen on these would favour what was tuned most"
+            f"{', '.join(sorted(reported, key=int))}, and rates chosen on these would favour what was tuned most; "
+            f"without seed=, tune takes {usual_seed(reported)}"
         )
 
 

@@ -1,13 +1,15 @@
 """The runs that a command line requests: those of experiments, a profile's default, or an ad hoc grid."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from lora.config.compose import check_overrides
 from lora.config.options import describe_group
+from lora.config.rates import rates_path, rates_setting, tuned_seeds
 from lora.data.own_task import add_kept_tasks
 from lora.errors import UserError
 from lora.sweep.expand import PlannedRun, expand, read_profile, results_of
-from lora.sweep.grids import Replacement, Values, apply_overrides, grid, split_override, values_of
+from lora.sweep.grids import LEARNING_RATE, Replacement, Values, apply_overrides, grid, split_override, values_of
 
 
 def requested(profile: str, arguments: Sequence[str], whole: bool = False) -> list[PlannedRun]:
@@ -20,7 +22,7 @@ def requested(profile: str, arguments: Sequence[str], whole: bool = False) -> li
 
     Args:
         whole: Whether to use all runs of the profile instead of its default.
-    Raises: UserError: As in `expand`, `read_request` and `add_kept_tasks`.
+    Raises: UserError: As in `expand`, `read_request`, `add_kept_tasks` and `refuse_tuned`.
     """
     default = {} if whole else default_of(profile, arguments)
     profile, given, experiments = read_request(profile, arguments)
@@ -28,10 +30,29 @@ def requested(profile: str, arguments: Sequence[str], whole: bool = False) -> li
         experiments, given = default.pop("experiment"), default | given
     adhoc = is_adhoc(given, experiments)
     overrides = [f"{key}={','.join(values)}" for key, values in given.items()]
-    kept = add_kept_tasks(results_of(profile, overrides))
+    results = results_of(profile, overrides)
+    kept = add_kept_tasks(results)
     if kept and "task" not in given and profile in describe_group("profile") and needs_task(profile):
         overrides.append(f"task={','.join(kept)}")
-    return expand(profile, overrides, experiments, adhoc)
+    runs = expand(profile, overrides, experiments, adhoc)
+    refuse_tuned(runs, rates_setting(overrides, results))
+    return runs
+
+
+def refuse_tuned(runs: Iterable[PlannedRun], setting: Any) -> None:
+    """Refuse runs of a table of results on a seed that chose learning rates.
+
+    Args:
+        setting: The setting `rates`.
+    Raises: UserError: If there are any.
+    """
+    tuned = tuned_seeds(setting)
+    if found := sorted({run.seed for run in runs if run.seed in tuned and set(run.experiments) != {LEARNING_RATE}}):
+        raise UserError(
+            f"seed must be one on which no learning rate was chosen, got {', '.join(map(str, found))}: the rates in "
+            f"{rates_path(setting)} look best on the seeds they were chosen on, so no table of results has these; give "
+            f"other seeds, or ignore the file with rates=null"
+        )
 
 
 def default_of(profile: str, arguments: Sequence[str]) -> Values:
