@@ -175,7 +175,7 @@ def test_a_killed_launcher_takes_its_workers_along_and_the_next_goes_on(tiny_ove
     left = psutil.Process(process.pid).children(recursive=True)
     assert {owner.pid for owner in owners(folder).values()} < {child.pid for child in left}
     process.kill()
-    _, alive = psutil.wait_procs(left, timeout=60)  # a pool's own timeout is 300 s
+    _, alive = psutil.wait_procs(left, timeout=10)  # PARENT_SECONDS + LEAVE_SECONDS is 6
     assert not alive, [child.cmdline() for child in alive]
     process.communicate()
     assert not owners(folder) and not load_records(folder / "results")[0]
