@@ -19,7 +19,7 @@ case "$2 $3" in "lora -m") exit "${SWEEP:-0}";; "lora report") exit "${REPORT:-0
 """
 
 
-def make(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+def make(folder: Path, *arguments: str, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess:
     """`make -C folder` as from a fresh shell: the flags of a make that runs the suite would be inherited."""
     inherited = {
         key: value
@@ -46,7 +46,7 @@ def make(folder: Path, *arguments: str, **environment: str) -> subprocess.Comple
         env=inherited | environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=timeout,
         check=False,
     )
 
