@@ -1,10 +1,11 @@
-"""A clone of the repository as a user works in it: GLUE through `make`, and git's view of it.
+"""A clone of the repository as a user works in it: GLUE through `make`, a reference that grows, and git's view of both.
 
 Each test has a clone of its own, with this environment and with tiny encoders and texts.
 """
 
 import csv
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -87,3 +88,39 @@ def test_glue_trains_two_encoders_that_share_a_table_and_git_sees_none_of_it(
     assert len(of_make) == 1 and of_make[0].endswith("Error 2"), "the exit code of the sweep"
     assert refused.returncode == 2
     assert len(load_records(clone / "results/small")[0]) == 2
+
+
+def test_a_reference_is_resumed_in_its_folder_and_reported_from_it(
+    clone: Path, glue_dir: Path, model_dir: Path
+) -> None:
+    """The committed runs of the profile are removed first: they are of other rows."""
+    folder = clone / "results/reference/small"
+    shutil.rmtree(folder)
+    runs = ("data.source=tsv", f"data.path={glue_dir}", "model=local", f"model.path={model_dir}", *SELECTION, *FAST)
+
+    def lora(*arguments: str) -> str:
+        call = [sys.executable, "-m", "lora", *arguments]
+        done = subprocess.run(call, cwd=clone, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def sweep(*seeds: str) -> dict[str, bytes]:
+        """Train. Returns: The files of the records."""
+        place = "runtime.results=results/reference/small"
+        printed.append(lora("-m", "profile=small", *runs, f"seed={','.join(seeds)}", place))
+        return {path.name: path.read_bytes() for path in sorted((folder / "runs").iterdir())}
+
+    printed: list[str] = []
+    first = sweep("1")
+    both = sweep("1", "2")
+    assert "1 runs: 0 done, 0 failed, 1 to train" in printed[0]
+    assert "2 runs: 1 done, 0 failed, 1 to train" in printed[1]
+    assert len(first) == 1 and len(both) == 2 and both.items() > first.items(), "a finished run is not trained again"
+    reported = lora("report", "reference/small", *runs, "seed=1,2")
+    assert "# Table 2: methods by tasks (reference/small)" in reported
+    assert re.search(r"^\| LoRA \(qv, r8\) \| 2k \| 1k \| 2 \| -?\d+\.\d", reported, re.MULTILINE), reported
+    assert f"page: {folder}/report.html" in reported
+    assert not (clone / "results/small").exists()
+    new = [path.removeprefix("?? ") for path in changed(clone) if path.startswith("?? ")]
+    assert {f"results/reference/small/runs/{name}" for name in both} <= set(new), "to be committed"
+    assert all(path.startswith("results/reference/small/") for path in new)
