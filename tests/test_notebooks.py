@@ -1,5 +1,6 @@
 """The notebooks run and reproduce their committed outputs from the records and the code."""
 
+import base64
 import sys
 
 import nbformat
@@ -34,6 +35,45 @@ def test_a_notebook_runs_and_shows_what_is_committed(path):
     committed = nbformat.read(path, as_version=4)
     assert shown(committed)
     assert shown(execute(path)) == shown(committed)
+
+
+def pictures(notebook: nbformat.NotebookNode) -> list[bytes]:
+    found = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ())]
+    return [base64.b64decode(data["image/png"]) for data in found if "image/png" in data]
+
+
+@pytest.mark.parametrize(
+    ("name", "tables", "figures"),
+    [
+        # Figure 3 is not among them, as the notebook says
+        ("03_subspaces", ["Table 7: amplification by the update"], ["figure4"]),
+        (
+            "01_results",
+            ["Table 2: methods by tasks", "Table 5: which projections to adapt", "Table 6: how large the rank must be"],
+            ["parameters_part", "forest_part", "curves_part", "targets_part", "ranks_part"],
+        ),
+    ],
+)
+def test_the_committed_outputs_show_the_reference_on_glue(name, tables, figures):
+    """A notebook of another profile would reproduce its outputs too."""
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    texts = shown(notebook)
+    titles = [text.splitlines()[0] for text in texts if text.startswith("# ")]
+    of_runs = [title for title in titles if not title.startswith("# Efficiency, ")]
+    assert of_runs and all(title.endswith(" (reference/small)") for title in of_runs)
+    assert all(any(title.startswith(f"# {table}") for title in of_runs) for table in tables)
+    assert not any("reference/mini" in text or "No adapters of" in text for text in texts)
+    folder = ROOT / "results" / "reference" / "small" / "figures"
+    assert pictures(notebook) == [(folder / f"{figure}.png").read_bytes() for figure in figures]
+
+
+def test_the_results_are_of_every_committed_run_on_glue():
+    texts = shown(nbformat.read(ROOT / "notebooks" / "01_results.ipynb", as_version=4))
+    runs = list((ROOT / "results" / "reference" / "small" / "runs").glob("*.json"))
+    assert texts[0] == f"Profile `reference/small`: {len(runs)} runs."
+    (table,) = [text for text in texts if text.startswith("# Table 2: methods by tasks")]
+    (head,) = [line for line in table.splitlines() if line.startswith("| Method |")]
+    assert head.endswith("| SST-2 (acc.) | MRPC (acc.) | CoLA (Matthews) | RTE (acc.) | STS-B (Pearson) | Avg. |")
 
 
 def test_swapping_by_hand_holds_what_the_text_says():
