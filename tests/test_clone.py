@@ -90,6 +90,30 @@ def test_glue_trains_two_encoders_that_share_a_table_and_git_sees_none_of_it(
     assert len(load_records(clone / "results/small")[0]) == 2
 
 
+@pytest.mark.parametrize("target", ["bench", "efficiency"])
+def test_own_measurements_are_written_where_git_ignores_them(target: str, clone: Path) -> None:
+    """The pages are removed from the reference and from a copy of it, which takes the place of a user's own."""
+    committed, own = clone / "results/reference" / target, clone / "results" / target
+    for page in committed.glob(f"*/{target}.md"):
+        page.unlink()
+    removed = changed(clone)
+    assert removed and all(re.fullmatch(rf" D results/reference/{target}/[^/]+/{target}\.md", one) for one in removed)
+    shutil.copytree(committed, own)
+
+    def rebuild(*setting: str) -> None:
+        embedded_folder = str(embedded.folder())
+        done = make(clone, target, "ARGS=--tables", *setting, timeout=300, LORA_EMBEDDED_DIR=embedded_folder)
+        assert done.returncode == 0, done.stderr
+
+    rebuild()
+    assert len(list(own.glob(f"*/{target}.md"))) == len(removed)
+    assert changed(clone) == removed
+    shutil.rmtree(own)
+    rebuild("REFERENCE=1")
+    left = [one for one in changed(clone) if not one.endswith((".png", ".svg"))]  # another matplotlib draws other bytes
+    assert left == [] and not own.exists(), "the pages are back, as they were committed"
+
+
 def test_a_reference_is_resumed_in_its_folder_and_reported_from_it(
     clone: Path, glue_dir: Path, model_dir: Path
 ) -> None:

@@ -39,6 +39,7 @@ def make(folder: Path, *arguments: str, timeout: float = 60, **environment: str)
             "ARGS",
             "LATEST",
             "TORCH_INDEX",
+            "REFERENCE",
         )
     }
     return subprocess.run(
@@ -265,6 +266,16 @@ def test_lint_checks_style_format_imports_and_types(ready_clone: Path) -> None:
     imports = ["-c", "from importlinter.cli import lint_imports_command as run; run()"]
     checks = [["-m", "ruff", "check", "."], ["-m", "ruff", "format", "--check", "."], imports, ["-m", "mypy"]]
     assert calls(ready_clone) == checks
+
+
+@pytest.mark.parametrize("target", ["bench", "bench-gpu", "efficiency"])
+def test_measurements_are_of_the_reference_only_where_the_command_says_so(target: str, ready_clone: Path) -> None:
+    for setting in ((), ("REFERENCE=0",), ("REFERENCE=1",)):
+        assert make(ready_clone, target, *setting, "ARGS=--rounds 2").returncode == 0
+    name = ["-m", "lora", *target.split("-")]
+    called = [call for call in calls(ready_clone) if call != ["-m", "lora", "fetch"]]
+    own, reference = [*name, "--rounds", "2"], [*name, "--reference", "--rounds", "2"]
+    assert called == [own, own, reference]
 
 
 def test_status_plan_and_sync_call_their_commands(ready_clone: Path) -> None:

@@ -125,3 +125,14 @@ def test_the_hooks_refuse_what_lint_would(hook: str, tmp_path: Path) -> None:
     for path, code in ((good, 0), (bad, 1)):
         command = [sys.executable, *arguments, "--no-cache", f"--config={ROOT / 'pyproject.toml'}", str(path)]
         assert subprocess.run(command, capture_output=True, check=False).returncode == code
+
+
+def test_git_ignores_a_users_results_and_sees_the_reference():
+    profiles = [path.stem for path in (ROOT / "conf" / "profile").glob("*.yaml")]
+    assert {"mini", "small", "paper", "own"} <= set(profiles)
+    folders = [*profiles, "bench", "efficiency"]
+    own = [f"results/{name}/runs/a.json" for name in folders]
+    reference = [f"results/reference/{name}/runs/a.json" for name in folders]
+    command = ["git", "-C", str(ROOT), "check-ignore", "--no-index", *own, *reference]  # whether it is tracked or not
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.stdout.splitlines() == own, found.stderr
