@@ -11,7 +11,9 @@ from lora.cost.timing import median_interval
 from lora.errors import UserError
 from lora.report.stats import (
     ENOUGH_SEEDS,
+    MOST_SEEDS,
     all_pairs,
+    half_width,
     holm,
     mean_interval,
     mean_p,
@@ -42,6 +44,7 @@ def test_runs_are_paired_by_task_and_seed():
         ["rte", 2, "lora.rte.s2", "full.rte.s2"],
     ]
     assert pairs["difference"].tolist() == pytest.approx([10.0, -5.0])
+    assert list(pairs) == ["task", "seed", "run_id", "run_id_other", "difference"] and list(pairs.index) == [0, 1]
 
 
 def test_two_runs_of_one_seed_are_no_side_of_a_pair():
@@ -59,11 +62,12 @@ def test_only_seeds_with_every_task_are_averaged():
     assert len(seed_averages(pairs, ["rte", "mrpc"])) == 0
 
 
+@pytest.mark.parametrize("level", [0.95, 0.8])
 @pytest.mark.parametrize("count", [2, 3, 5, 12])
-def test_the_interval_is_scipys_of_students_t(count):
+def test_the_interval_is_scipys_of_students_t(count, level):
     values = np.random.default_rng(count).normal(0.3, 1, count)
-    found = mean_interval(values)
-    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    found = mean_interval(values, level)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(level)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
     assert (found.mean, found.n) == (pytest.approx(values.mean()), count)
 
@@ -144,7 +148,7 @@ def test_equal_differences_have_no_spread_though_they_are_rounded():
 
 def test_without_values_there_is_no_mean():
     found = mean_interval(np.array([]))
-    assert math.isnan(found.mean) and math.isnan(found.low) and found.n == 0
+    assert all(map(math.isnan, (found.mean, found.low, found.high))) and found.n == 0
 
 
 @pytest.mark.parametrize("bound", [-1.0, 0.0, 0.5])
@@ -160,6 +164,14 @@ def test_the_seeds_needed_are_the_fewest_whose_interval_settles_it(bound):
         assert found is None and not settled(100)
     else:
         assert settled(found) and (found == ENOUGH_SEEDS or not settled(found - 1))
+
+
+def test_the_seeds_needed_are_between_the_convention_and_the_most_that_are_tried():
+    two = np.array([1.0, 1.001])
+    assert seeds_needed(two, lambda low, high: low > 0) == ENOUGH_SEEDS
+    ends = [half_width(two.std(ddof=1), count) for count in (MOST_SEEDS - 1, MOST_SEEDS, MOST_SEEDS + 1)]
+    assert seeds_needed(two, lambda low, high: (high - low) / 2 < (ends[0] + ends[1]) / 2) == MOST_SEEDS
+    assert seeds_needed(two, lambda low, high: (high - low) / 2 < (ends[1] + ends[2]) / 2) is None
 
 
 def test_without_spread_the_seeds_needed_are_not_known():
@@ -184,7 +196,7 @@ def test_a_bound_at_the_intervals_end_has_the_p_of_the_level():
 def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, math.nan, 0.9])[0] == 1.0 and math.isnan(holm([0.5, math.nan])[1])
-    assert holm([]) == []
+    assert holm([]) == [] and holm([0.6, 0.9]) == [1.0, 1.0]
 
 
 def test_holm_keeps_the_error_of_a_family_where_nothing_is_true():
@@ -211,7 +223,12 @@ def test_all_pairs_of_methods():
     averages = np.array([-2.0, -1.5, -1.0])
     assert table["p"][2] == pytest.approx(stats.ttest_1samp(averages, 0).pvalue)
     assert table["p"].notna().tolist() == [False, True, True, False, True]  # Full and LoRA differ alike on CoLA
-    assert len(all_pairs({})) == 0
+    low, high = stats.ttest_1samp(averages, 0).confidence_interval(0.95)
+    assert (table["low"][2], table["high"][2]) == pytest.approx((low, high))
+    none = all_pairs({})
+    assert len(none) == 0 and list(none) == list(table)
+    last = {label: side.assign(last=side["best"] / 2) for label, side in groups.items()}
+    assert all_pairs(last, "last")["mean"].tolist() == pytest.approx((table["mean"] / 2).tolist())
 
 
 def test_draws_are_even_and_reproducible():
