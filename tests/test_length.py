@@ -1,11 +1,13 @@
 """The table of lengths: the effect of doubling the epochs."""
 
+import dataclasses
 import json
 
 import pandas as pd
 import pytest
 from synthetic import populate
 
+from lora.errors import UserError
 from lora.report.build import build
 from lora.report.length import length_table
 from lora.report.select import gather
@@ -20,12 +22,9 @@ def value(run):
 
 
 def cells_of(folder) -> pd.DataFrame:
-    """The table's cells by method, with curves as long as each run was trained."""
+    """The table's cells by method."""
     gathered = gather("long", GIVEN, folder)
-    lengths = {i: record.config["train"]["epochs"] for i, record in gathered.state.ok.items()}
-    curves = pd.DataFrame([(i, epoch) for i, last in lengths.items() for epoch in range(1, last + 1)])
-    curves.columns = ["run_id", "epoch"]
-    return length_table(gathered.frame, curves, gathered.planned["length"]).set_index("Method")
+    return length_table(gathered.frame, gathered.planned["length"]).set_index("Method")
 
 
 def remove(folder, epochs, methods=("full", "houlsby", "lora")) -> None:
@@ -64,6 +63,39 @@ def test_a_method_at_one_length_has_no_change_beside_others_at_two(kept, tmp_pat
     change = cells_of(tmp_path)["Change"]
     assert change["Full fine-tuning"] == change["LoRA (qv, r8) - Full fine-tuning"] == "-"
     assert change["LoRA (qv, r8)"] == "+1.0"
+
+
+def test_rows_that_differ_in_another_setting_are_apart(tmp_path):
+    """The value of a run says its settings: a point per epoch, and one more for the larger weight decay."""
+
+    def told(run):
+        given = dict(override.split("=", 1) for override in run.overrides)
+        return float(given["train.epochs"]) / 100 + 0.01 * (given["train.weight_decay"] == "0.1")
+
+    given = [*GIVEN, "method=full,lora", "train.weight_decay=0.01,0.1"]
+    populate(tmp_path / "long", "long", given, value=told)
+    gathered = gather("long", given, tmp_path)
+    cells = length_table(gathered.frame, gathered.planned["length"]).set_index("Method")
+    shown = {name: row.tolist()[1:] for name, row in cells.iterrows()}
+    full, lora = (
+        [f"{name}, weight_decay={decay}" for decay in ("0.01", "0.1")] for name in ("Full fine-tuning", "LoRA (qv, r8)")
+    )
+    assert len(cells) == len(shown) == 8
+    assert {name: shown[name] for name in (*full, *lora)} == {
+        **{name: ["10.0", "20.0", "+10.0"] for name in (full[0], lora[0])},
+        **{name: ["11.0", "21.0", "+10.0"] for name in (full[1], lora[1])},
+    }
+    assert shown[f"{lora[1]} - {full[0]}"] == ["+1.0", "+1.0", "+0.0"]
+
+
+def test_two_runs_of_one_seed_in_one_cell_are_refused(tmp_path):
+    populate(tmp_path / "long", "long", GIVEN)
+    gathered = gather("long", GIVEN, tmp_path)
+    one = gathered.planned["length"][0]
+    copy = gathered.frame[gathered.frame["run_id"] == one.run_id].assign(run_id="again")
+    planned = [*gathered.planned["length"], dataclasses.replace(one, run_id="again")]
+    with pytest.raises(UserError, match=f"two runs of one seed cannot be in one cell: {one.run_id}, again"):
+        length_table(pd.concat([gathered.frame, copy]), planned)
 
 
 def test_the_report_shows_it_with_its_curves(tmp_path):

@@ -26,6 +26,11 @@ class Variant:
     given: tuple[str, ...]
     usual: tuple[str, ...]
 
+    def without(self, *keys: str) -> "Variant":
+        """The same settings except those with these keys."""
+        given, usual = (tuple(s for s in side if key_of(s) not in keys) for side in (self.given, self.usual))
+        return Variant(given, usual)
+
 
 def variant(config: RunConfig, base: RunConfig) -> Variant:
     """The settings in which a run differs from `base`, except `ELSEWHERE` and those in its method's slug."""

@@ -105,8 +105,9 @@ def load_records(results: str | Path) -> tuple[list[RunRecord], list[str]]:
 
 
 FRAME_COLUMNS = (
-    *("run_id", "model", "method", "slug", "task", "protocol", "start", "seed", "lr", "best", "last", "best_epoch"),
-    *("trainable_method", "trainable_head", "total", "seconds", "is_part", "train_rows", "fingerprint"),
+    *("run_id", "model", "method", "slug", "task", "protocol", "start", "seed", "lr", "epochs"),
+    *("best", "last", "best_epoch", "trainable_method", "trainable_head", "total", "seconds"),
+    *("is_part", "train_rows", "fingerprint"),
 )
 
 
@@ -131,6 +132,7 @@ def load_frame(records: list[RunRecord]) -> pd.DataFrame:
                 "start": config["start"],
                 "seed": config["seed"],
                 "lr": config["train"]["lr"],
+                "epochs": config["train"]["epochs"],
                 "best": _number(selected["best"]["value"]),
                 "last": _number(selected["last"]["value"]),
                 "best_epoch": selected["best"]["epoch"],

@@ -73,6 +73,11 @@ def labelled(planned: Iterable[Planned]) -> list[Planned]:
     return [found[p.run_id] for p in planned]
 
 
+def without(planned: Iterable[Planned], key: str) -> list[Planned]:
+    """The same runs, labelled for a table with a column per value of a setting: it tells none of the rows apart."""
+    return labelled(dataclasses.replace(p, variant=p.variant.without(key)) for p in planned)
+
+
 def expected_runs(planned: Sequence[Planned]) -> pd.DataFrame:
     """One row per expected run: run_id, the columns of `CELL`, and seed."""
     rows = [{**vars(p), "varied": "; ".join(p.variant.given)} for p in planned]
@@ -90,9 +95,7 @@ def summarise(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
     """
     expected = expected_runs(planned)
     values = ["best", "last", "trainable_method", "trainable_head", "seconds", "train_rows", "is_part"]
-    twice = expected[expected.duplicated([*CELL, "seed"], keep=False)]
-    if len(twice):
-        raise UserError(f"two runs of one seed cannot be in one cell: {', '.join(twice['run_id'])}")
+    refuse_twice(expected)
     runs = expected.merge(frame.reindex(columns=["run_id", *values, "collapsed"]), on="run_id", how="left")
     runs = runs.assign(best=100 * runs["best"], last=100 * runs["last"], collapsed=runs["collapsed"].eq(1))
     table = runs.groupby(CELL, sort=False).agg(
@@ -112,6 +115,19 @@ def summarise(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
     )
     table = table.reset_index().astype(dict.fromkeys(("trainable_method", "trainable_head", "train_rows"), "Int64"))
     return table.assign(kind=table["task"].map(kinds_of(table["task"], frame)))
+
+
+def refuse_twice(runs: pd.DataFrame, *more: str) -> None:
+    """Check that no cell has two runs of one seed.
+
+    Args:
+        runs: One row per run, with run_id, seed and the columns of `CELL`.
+        more: Further columns that identify a cell.
+    Raises: UserError: If one has.
+    """
+    twice = runs[runs.duplicated([*CELL, *more, "seed"], keep=False)]
+    if len(twice):
+        raise UserError(f"two runs of one seed cannot be in one cell: {', '.join(twice['run_id'])}")
 
 
 def kinds_of(tasks: Iterable[str], frame: pd.DataFrame) -> dict[str, str]:

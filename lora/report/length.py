@@ -2,35 +2,43 @@
 
 import math
 from collections.abc import Sequence
+from itertools import product
 
 import pandas as pd
 
 from lora.data.tasks import TASKS
-from lora.report.aggregate import Planned, method_label, task_label
+from lora.report.aggregate import CELL, Planned, expected_runs, refuse_twice, task_label, without
 from lora.report.tables import number
 
 LORA, FULL = "lora-qv-r8", "full"
 
 
-def length_table(frame: pd.DataFrame, curves: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
-    """One line per method and task: a column per length, and the change from the shortest to the longest, in points.
+def length_table(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
+    """One line per row and task: a column per length, and the change from the shortest to the longest, in points.
+
+    A row is the runs that are equal in every setting but the length and the seed; its values are means over seeds.
 
     The change is `-` unless a method was trained at both: a single length says nothing about another.
 
     Args:
-        frame, curves: `load_frame` and `load_curves` of the records.
+        frame: `load_frame` of the records.
+    Raises: UserError: If two runs of one row, task and length have the same seed.
     """
-    epochs = curves.groupby("run_id")["epoch"].max()
-    runs = frame[frame["run_id"].isin([p.run_id for p in planned])]
-    runs = runs.assign(epochs=runs["run_id"].map(epochs), best=100 * runs["best"])
-    best = runs.pivot_table(
-        index=["task", "slug", "method"], columns="epochs", values="best", aggfunc="mean", sort=False
-    ).sort_index(axis="columns")  # the order of the records says nothing about their lengths
-    lines = [line_of(method_label(slug, method), task, row) for (task, slug, method), row in best.iterrows()]
-    for task, of_task in best.groupby(level="task", sort=False):
-        by_slug = of_task.droplevel(["task", "method"])
-        if {LORA, FULL} <= set(by_slug.index):
-            lines.append(line_of("LoRA (qv, r8) - Full fine-tuning", task, by_slug.loc[LORA] - by_slug.loc[FULL], "+"))
+    expected = expected_runs(without(planned, "train.epochs"))
+    runs = expected.merge(frame[["run_id", "epochs", "best"]], on="run_id")
+    refuse_twice(runs, "epochs")
+    runs = runs.assign(best=100 * runs["best"])
+    best = runs.pivot_table(index=CELL, columns="epochs", values="best", aggfunc="mean", sort=False)
+    rows = [(dict(zip(CELL, key, strict=True)), row) for key, row in best.sort_index(axis=1).iterrows()]
+    lines = [line_of(cell["label"], cell["task"], row) for cell, row in rows]
+    for task in dict.fromkeys(cell["task"] for cell, _ in rows):
+        sides = [
+            [(cell["label"], row) for cell, row in rows if (cell["task"], cell["slug"]) == (task, slug)]
+            for slug in (LORA, FULL)
+        ]
+        lines += [
+            line_of(f"{one} - {other}", task, ours - theirs, "+") for (one, ours), (other, theirs) in product(*sides)
+        ]
     return pd.DataFrame(lines)
 
 
