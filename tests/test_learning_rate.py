@@ -1,6 +1,8 @@
 """The choice of the learning rate. The runs that it was chosen by are in no table of results."""
 
+import dataclasses
 import math
+from collections.abc import Sequence
 
 import pandas as pd
 import pytest
@@ -8,9 +10,10 @@ import yaml
 from synthetic import populate
 
 from lora.config.options import CONF
+from lora.errors import UserError
 from lora.records.record import load_curves
 from lora.report.build import build
-from lora.report.learning_rate import learning_rate_table, taken, tried_runs
+from lora.report.learning_rate import learning_rate_table, taken, tried_rows, tried_runs
 from lora.report.select import Gathered, gather
 from lora.sweep.expand import PlannedRun
 from lora.table import Table
@@ -19,13 +22,21 @@ GIVEN = ["experiment=learning_rate"]
 TASKS = ("sst2", "mrpc", "cola", "rte", "stsb")
 
 
-def table_of(gathered: Gathered) -> Table | None:
+def table_of(gathered: Gathered, more: Sequence[Planned] = (), frame: pd.DataFrame | None = None) -> Table | None:
+    """The table of the runs that were tried, and of `more` in another frame."""
     curves = load_curves(list(gathered.state.ok.values()))
-    return learning_rate_table("small", gathered.tried, gathered.frame, curves)
+    return learning_rate_table("small", [*gathered.tried, *more], gathered.frame if frame is None else frame, curves)
 
 
 def rate_of(run: PlannedRun) -> float:
     return next(float(o.removeprefix("train.lr=")) for o in run.overrides if o.startswith("train.lr="))
+
+
+def taken_by_slug(gathered: Gathered) -> dict[str, float]:
+    rows = tried_rows(gathered.tried)
+    slugs = {p.label: p.slug for p in rows}
+    assert len(slugs) == len(set(slugs.values()))
+    return {slugs[label]: rate for label, rate in taken(rows, tried_runs(rows, gathered.frame)).items()}
 
 
 @pytest.fixture
@@ -57,7 +68,7 @@ def test_a_grid_with_a_gap_takes_nothing(tried):
     path.unlink()
     gathered = gather("small", GIVEN, tried)
     assert len(gathered.state.missing) == 1
-    found = taken(gathered.tried, tried_runs(gathered.tried, gathered.frame))
+    found = taken_by_slug(gathered)
     assert "lora-qv-r8" not in found and found["houlsby-m8"] == 1e-3
     cells = table_of(gathered).cells
     assert "-" in set(cells[cells["Method"] == "LoRA (qv, r8)"]["CoLA (Matthews)"])
@@ -81,7 +92,7 @@ def test_without_such_runs_there_is_no_table(tmp_path):
 )
 def test_the_rates_of_minilm_are_those_that_came_out_best(name, tasks):
     gathered = gather(name)
-    found = taken(gathered.tried, tried_runs(gathered.tried, gathered.frame))
+    found = taken_by_slug(gathered)
     assert set(found) == {"full", "bitfit", "houlsby-m8", "pfeiffer-m16", "lora-qv-r8"}
     grids = [
         set(gathered.frame[gathered.frame["slug"].eq(slug) & gathered.frame["seed"].eq(0)]["lr"]) for slug in found
@@ -95,15 +106,57 @@ def test_the_rates_of_minilm_are_those_that_came_out_best(name, tasks):
 
 def test_seeds_are_averaged_within_a_task_and_a_rate_must_have_every_task_and_seed(tried):
     """As in the long run: the best two rates have a second seed on CoLA, and neighbours a run on STS-B."""
-    gathered = gather("small", GIVEN, tried)
-    lora = tried_runs(gathered.tried, gathered.frame)
-    lora = lora[lora["slug"] == "lora-qv-r8"]
-    columns = ["run_id", "slug", "lr", "task", "seed", "best"]
+    tried_of_small = tried_rows(gather("small", GIVEN, tried).tried)
+    lora = tried_runs(tried_of_small, gather("small", GIVEN, tried).frame)
+    name = "LoRA (qv, r8)"
+    columns = ["run_id", "label", "lr", "task", "seed", "best"]
     rows = [(1e-3, "cola", 0, 0.50), (1e-3, "cola", 5, 0.10), (1e-3, "stsb", 0, 0.80)]
     rows += [(2e-3, "cola", 0, 0.40), (2e-3, "cola", 5, 0.40), (2e-3, "stsb", 0, 0.78)]
     rows += [(5e-3, "cola", 0, 0.90), (5e-3, "stsb", 0, 0.90)]  # without the second seed
-    runs = pd.DataFrame([(f"{i}", "lora-qv-r8", *row) for i, row in enumerate(rows)], columns=columns)
-    assert taken([], runs) == {"lora-qv-r8": 2e-3}  # (0.40 + 0.78) / 2 against (0.30 + 0.80) / 2
-    planned = next(p for p in gathered.tried if p.slug == "lora-qv-r8")
+    runs = pd.DataFrame([(f"{i}", name, *row) for i, row in enumerate(rows)], columns=columns)
+    assert taken([], runs) == {name: 2e-3}  # (0.40 + 0.78) / 2 against (0.30 + 0.80) / 2
+    planned = next(p for p in tried_of_small if p.label == name)
     assert taken([planned], runs) == {}  # a planned run is missing
-    assert taken([], lora)["lora-qv-r8"] == 1e-3
+    assert taken([], lora)[name] == 1e-3
+
+
+def test_a_setting_of_ones_own_has_rows_and_a_rate_of_its_own(tmp_path):
+    """With alpha 64, the lowest rate is the best; with alpha 4, the highest."""
+    given = [*GIVEN, "method=lora", "task=cola", "method.alpha=4,64"]
+
+    def value(run: PlannedRun) -> float:
+        sign = -1 if "method.alpha=64" in run.overrides else 1
+        return 0.5 + sign * math.log10(rate_of(run)) / 100
+
+    populate(tmp_path / "small", "small", given, value=value)
+    (table,) = [table for table in build("small", given, tmp_path).tables if table.name == "learning_rate"]
+    assert table.cells[["Method", "Learning rate", "Taken"]].values.tolist() == [
+        ["LoRA (qv, r8), alpha=4", "3e-04", ""],
+        ["LoRA (qv, r8), alpha=4", "1e-03", ""],
+        ["LoRA (qv, r8), alpha=4", "3e-03", "yes (edge)"],
+        ["LoRA (qv, r8), alpha=64", "3e-04", "yes (edge)"],
+        ["LoRA (qv, r8), alpha=64", "1e-03", ""],
+        ["LoRA (qv, r8), alpha=64", "3e-03", ""],
+    ]
+
+
+def test_encoders_have_rows_of_their_own(tmp_path):
+    given = [*GIVEN, "method=lora", "task=cola"]
+    populate(tmp_path / "small", "small", given)
+    gathered = gather("small", given, tmp_path)
+    other = [dataclasses.replace(p, run_id=f"x{p.run_id}", model="mpnet_base") for p in gathered.tried]
+    frame = gathered.frame
+    frame = pd.concat([frame, frame.assign(run_id="x" + frame["run_id"], model="mpnet_base")])
+    rows = table_of(gathered, other, frame).cells["Method"]
+    names = [f"LoRA (qv, r8), {name}" for name in ("all-MiniLM-L6-v2", "all-mpnet-base-v2")]
+    assert rows.tolist() == [name for name in names for _ in range(3)]
+
+
+def test_two_runs_of_one_seed_and_rate_are_refused(tmp_path):
+    given = [*GIVEN, "method=lora", "task=cola"]
+    populate(tmp_path / "small", "small", given)
+    gathered = gather("small", given, tmp_path)
+    again = [dataclasses.replace(p, run_id=f"x{p.run_id}") for p in gathered.tried[:1]]
+    frame = pd.concat([gathered.frame, gathered.frame.assign(run_id="x" + gathered.frame["run_id"])])
+    with pytest.raises(UserError, match="two runs of one seed cannot be in one cell"):
+        table_of(gathered, again, frame)
