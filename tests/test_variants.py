@@ -10,7 +10,7 @@ from lora.config.variants import Variant, variant, words
 from lora.errors import UserError
 from lora.files import RESULTS
 from lora.records.record import load_records
-from lora.report.aggregate import Planned, summarise
+from lora.report.aggregate import Planned, labelled, summarise
 from lora.report.build import build
 from lora.sweep.request import requested
 
@@ -68,6 +68,39 @@ def test_words_name_what_differs_and_the_usual_value_where_there_is_one():
     other_task = Variant(("train.lr=0.1", "train.epochs=1"), ("train.lr=0.4", "train.epochs=3"))
     assert words([one, two, other_task])[two.given] == ""
     assert words([one]) == {one.given: ""} and words([]) == {}
+
+
+@pytest.mark.parametrize("methods", ["lora", "bitfit,lora"])
+def test_rows_that_differ_in_the_start_are_named_by_it(methods, tmp_path):
+    arguments = ["task=rte", f"method={methods}", "start=pretrained,mnli", "seed=1,2"]
+    populate(tmp_path / "small", "small", arguments)
+    report = build("small", arguments, tmp_path)
+    tables = {table.name: table for table in report.tables}
+    names = {"bitfit": "BitFit", "lora": "LoRA (qv, r8)"}
+    rows = [f"{names[m]}, from {start}" for m in methods.split(",") for start in ("MNLI", "pretrained")]
+    assert rows_of(tables["table2"]) == rows
+    alone = tables["table2_paper"].cells
+    assert set(alone["Method"]) == set(rows) and not alone.duplicated(["Method", "Task"]).any()
+    pairs = tables["pairs"].cells
+    compared = set(zip(pairs["Method"], pairs["Minus"], strict=True))
+    assert compared == {(one, other) for i, one in enumerate(rows) for other in rows[:i]}
+    (panel,) = [panel for panel in report.figures["curves"]["panels"] if panel["title"] == "RTE"]
+    assert {series["label"] for series in panel["series"]} == set(rows)
+
+
+def test_a_row_of_several_starts_names_them_beside_another_of_its_method():
+    """As printed, MRPC starts from MNLI and CoLA does not. A second row starts both from the pretrained encoder."""
+    both = Variant((), ())
+    own = Variant(("start=pretrained",), ("start=mnli",))
+    cells = [("mrpc", "mnli", both), ("cola", "pretrained", both), ("mrpc", "pretrained", own)]
+    runs = [
+        Planned(f"{task}.{start}", "m", "printed", start, "lora-qv-r8", "lora", task, 1, given)
+        for task, start, given in cells
+    ]
+    assert [p.label for p in labelled(runs[:2])] == ["LoRA (qv, r8)"] * 2
+    names = [f"LoRA (qv, r8), from {starts}" for starts in ("MNLI and pretrained", "MNLI and pretrained", "pretrained")]
+    assert [p.label for p in labelled(runs)] == names
+    assert {p.label for p in labelled(runs, start=False)} == {"LoRA (qv, r8)"}
 
 
 def test_two_runs_of_one_seed_in_one_cell_are_refused(tmp_path):

@@ -8,7 +8,6 @@ from lora.config.run import RunConfig
 
 # Shown in other columns, or derived from other settings. All other settings that name a run are compared.
 ELSEWHERE = ("seed", "start_run", "model.name")
-WORDS = {"start=mnli": "from MNLI", "start=pretrained": "from pretrained"}
 
 
 @dataclass(frozen=True)
@@ -100,4 +99,4 @@ def key_of(setting: str) -> str:
 def word(setting: str) -> str:
     """`train.lr=0.0005` as `lr=0.0005`."""
     key, _, value = setting.partition("=")
-    return WORDS.get(setting, f"{key.rpartition('.')[2]}={value}")
+    return f"{key.rpartition('.')[2]}={value}"

@@ -59,18 +59,32 @@ class Planned:
             object.__setattr__(self, "label", method_label(self.slug, self.method))
 
 
-def labelled(planned: Iterable[Planned]) -> list[Planned]:
-    """The same runs, with labels that distinguish the rows of one method."""
+def labelled(planned: Iterable[Planned], start: bool = True) -> list[Planned]:
+    """The same runs, with labels that distinguish the rows of one method.
+
+    Args:
+        start: Whether rows can differ in the start; False for a table with a column per start.
+    """
     planned, alike = list(planned), {}
     for p in planned:
         alike.setdefault((p.slug, p.method, p.start), []).append(p)
     found = {}
     for (slug, method, _), several in alike.items():
-        apart = words(p.variant for p in several)
+        others = {p.run_id: p.variant.without("start") for p in several}
+        apart = words(others.values())
         for p in several:
-            label = ", ".join(filter(None, (method_label(slug, method), apart[p.variant.given])))
+            label = ", ".join(filter(None, (method_label(slug, method), apart[others[p.run_id].given])))
             found[p.run_id] = dataclasses.replace(p, label=label)
-    return [found[p.run_id] for p in planned]
+    named = [found[p.run_id] for p in planned]
+    return with_starts(named) if start and named else named
+
+
+def with_starts(planned: Sequence[Planned]) -> list[Planned]:
+    """The same runs; of rows with one label, each is named by the starts of its runs, which can differ by task."""
+    runs = expected_runs(planned)
+    starts = runs.groupby(ROW, sort=False)["start"].transform(lambda of_row: "+".join(sorted(set(of_row))))
+    labels = told_apart(runs.assign(start=starts), by=("start",), within=("model", "protocol", "label"))
+    return [dataclasses.replace(p, label=label) for p, label in zip(planned, labels, strict=True)]
 
 
 def without(planned: Iterable[Planned], key: str) -> list[Planned]:
@@ -176,7 +190,7 @@ def told_apart(
 
 def told(key: str, value: str) -> str:
     if key == "start":
-        return f"from {START_TITLES[value]}"
+        return f"from {' and '.join(START_TITLES[name] for name in value.split('+'))}"
     return encoder_title(value) if key == "model" else f"protocol {value}"
 
 

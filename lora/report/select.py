@@ -137,7 +137,10 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
     if is_reference:  # drop the settings that depend on the machine: the files are the same on every one
         expected = {key: list(map(anywhere, found)) for key, found in expected.items()}
     add_others(expected, others)
-    planned = {experiment: in_table_order(labelled(found)) for experiment, found in expected.items()}
+    planned = {
+        experiment: in_table_order(labelled(found, start=experiment != "mnli_start"))
+        for experiment, found in expected.items()
+    }
     tried = planned.pop(LEARNING_RATE, [])
     tuned = tuple(sorted(tuning))
     return Gathered(profile, folder, results, is_reference, tuple(overrides), planned, tried, tuned, frame, now)

@@ -64,11 +64,13 @@ NAMES = {"slug": lambda p: p.slug, "protocol": lambda p: p.protocol, "setting": 
 def labels(one: Sequence[Planned], other: Sequence[Planned]) -> list[str]:
     """The labels of the two sides. They name the starts if either side has a cell from MNLI."""
     from_mnli = any(p.start == "mnli" for p in (*one, *other))
-    return [label_of(side) + (f" {started(side)}" if from_mnli else "") for side in (one, other)]
+    return [named(side) if from_mnli else side[0].label for side in (one, other)]
 
 
-def label_of(side: Sequence[Planned]) -> str:
-    return side[0].label
+def named(side: Sequence[Planned]) -> str:
+    """A side's label with its starts, which the label of a row may already name."""
+    label, start = side[0].label, started(side)
+    return label if label.endswith(f", {start}") else f"{label} {start}"
 
 
 def started(side: Sequence[Planned]) -> str:
