@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from lora.config.variants import Variant
 from lora.errors import UserError
 from lora.models.sizes import gpt3_count
 from lora.records.record import FRAME_COLUMNS
-from lora.report.aggregate import Planned
+from lora.report.aggregate import Planned, labelled
+from lora.report.build import build
 from lora.report.claims.findings import Finding, after_holm, smallest_p
 from lora.report.claims.judging import checked_claims
 from lora.report.claims.known import check_cells, known_cells
 from lora.report.claims.shown import interval_text, text, to_json, value_text, verdict_table
+from lora.report.claims.sides import labels, several
 from lora.report.claims.statements import Bound, read_claims
 from lora.report.claims.verdicts import difference, judge, verdict
 from lora.report.readme import verdict_rows
@@ -378,11 +381,45 @@ def test_verdicts_on_embedded_tasks_say_that_they_are_not_glue(tmp_path):
     assert first.not_glue and "not GLUE" in text([first])
 
 
-def test_a_side_of_two_protocols_is_refused(experiments):
+def test_a_side_of_two_protocols_cannot_be_told(experiments):
     """RoBERTa-large has LoRA rows of two protocols, and the claim names neither."""
     gathered = gather("paper", ["experiment=glue_table2"])
-    with pytest.raises(UserError, match=r"claims.yaml:7: one side has the protocols .*dagger.* of roberta_large"):
-        judge(read_claims(experiments(GOOD)), gathered.planned, gathered.frame, Path("none"), {})
+    found = judge(read_claims(experiments(GOOD)), gathered.planned, gathered.frame, Path("none"), {})
+    (large,) = [each for each in found if each.about == "roberta_large"]
+    assert large.word == "cannot tell"
+    assert re.fullmatch(r"one side has the protocols .*dagger.*, and a comparison is of one", large.reason)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cells"),
+    [
+        (
+            ["experiment=glue_table2", "task=rte", "train.lr=0.0005,0.002"],
+            "settings train.lr=0.0005 and train.lr=0.002",
+        ),
+        (["experiment=lora_ranks", "method.alpha=4,64"], "settings method.alpha=4 and method.alpha=64"),
+        (["experiment=mnli_start", "task=rte", "method.alpha=4,64"], "settings method.alpha=4 and method.alpha=64"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_grid_of_ones_own_has_a_report_and_the_claims_cannot_be_told(arguments, cells, tmp_path):
+    arguments = [*arguments, "seed=1,2"]
+    populate(tmp_path / "small", "small", arguments)
+    report = build("small", arguments, tmp_path)
+    rows = [p for found in report.gathered.planned.values() for p in found]
+    assert len(rows) and not report.state.missing
+    told = [each for each in report.verdicts if f"one side has the {cells}" in each.reason]
+    assert told and {each.word for each in told} == {"cannot tell"}
+    assert all(found.n == 0 for each in told for found in each.findings if found.reason.startswith("one side"))
+
+
+def test_a_side_names_its_start_once():
+    """The label of a row names the start where rows differ in it, and so does a claim with a cell from MNLI."""
+    lora = labelled([*plan_of(), *plan_of(start="mnli", given=("start=mnli",))])
+    assert several(lora) == "one side has the settings usual and start=mnli, and a comparison is of one"
+    assert not several(lora[:5]) and not several(lora[5:])
+    assert labels(lora[5:], lora[:5]) == ["LoRA (qv, r8), from MNLI", "LoRA (qv, r8), from pretrained"]
+    assert labels(plan_of(start="mnli"), plan_of()) == ["LoRA (qv, r8) from MNLI", "LoRA (qv, r8) from pretrained"]
 
 
 def plan_of(model="minilm", given=(), **cell):
@@ -442,14 +479,17 @@ def test_lora_takes_the_mnli_start_where_a_task_has_it():
 def test_a_setting_tells_cells_of_one_slug_apart(experiments):
     kept = plan_of(slug="lora-qv-r64", given=("method.alpha_at_rank=8",), task="cola")
     fixed = [p for slug in ("lora-qv-r8", "lora-qv-r64", "lora-qv-r4") for p in plan_of(slug=slug, task="cola")]
+    full = plan_of(slug="full", method="full", task="cola")
     planned = {"lora_ranks": [*fixed, *kept]}
     found = judged(planned, lambda p: 3.0 * bool(p.variant.given))["ranks_do_not_hang_on_alpha"]
     assert [each.mean for each in found.findings] == pytest.approx([-3.0, 3.0])
     assert found.word == "not supported"
     assert judged(planned, lambda p: 0.0)["small_rank_is_enough"].findings[0].n == 5
     claims = read_claims(experiments(GOOD.replace("method: lora", "slug: lora-qv-r64"), "lora_ranks"))
-    with pytest.raises(UserError, match=r":7: one side has the settings usual, method.alpha_at_rank=8 of minilm"):
-        judge(claims, planned, scored(planned, lambda p: 0.0), Path("none"), {})
+    (one,) = judge(
+        claims, {**planned, "lora_ranks": [*kept, *fixed, *full]}, scored(planned, lambda p: 0.0), Path("none"), {}
+    )
+    assert one.reason == "one side has the settings method.alpha_at_rank=8 and usual, and a comparison is of one"
 
 
 def test_comparisons_without_runs_are_named_and_the_others_shown():

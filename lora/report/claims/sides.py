@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 from lora.data.tasks import TASKS
-from lora.errors import UserError
 from lora.methods.titles import METHOD_TITLES
 from lora.report.aggregate import START_TITLES, Planned, slug_label
 from lora.report.claims.statements import SELECTORS, USUAL, Claim
@@ -11,27 +10,27 @@ from lora.report.claims.statements import SELECTORS, USUAL, Claim
 Side = Mapping[str, Sequence[str]]
 
 
-def select(planned: Mapping[str, Sequence[Planned]], claim: Claim, side: Side, model: str, where: str) -> list[Planned]:
+def select(planned: Mapping[str, Sequence[Planned]], claim: Claim, side: Side, model: str) -> list[Planned]:
     """The runs of an encoder that meet all conditions of a side, each once.
 
     Args:
         planned: Experiment -> its expected runs.
     Returns: Empty if no cell has the first start that the side names.
-    Raises: UserError: If they have several slugs or protocols, or several settings on one task.
     """
     experiments = side.get("experiment", (claim.experiment,))
     every = {p.run_id: p for name in experiments for p in planned.get(name, ()) if p.model == model}
     found = [p for p in every.values() if fits(p, side)]
     starts = side.get("start", ())
-    if len(starts) > 1:
-        found = preferred(found, starts)
-    for what, groups in (("slug", [found]), ("protocol", [found]), ("setting", by_task(found))):
-        for group in groups:
-            values = dict.fromkeys(NAMES[what](p) for p in group)
-            if len(values) > 1:
-                listed = ", ".join(value or USUAL for value in values)
-                raise UserError(f"{where}: one side has the {what}s {listed} of {model}; name one of them")
-    return found
+    return preferred(found, starts) if len(starts) > 1 else found
+
+
+def several(found: Sequence[Planned]) -> str:
+    """Why runs are not one side of a comparison: they have several slugs or protocols, or settings on a task; or ""."""
+    settings = [("settings", settings_of(group)) for group in by_task(found)]
+    for what, values in (("slugs", [p.slug for p in found]), ("protocols", [p.protocol for p in found]), *settings):
+        if len(set(values)) > 1:
+            return f"one side has the {what} {' and '.join(dict.fromkeys(values))}, and a comparison is of one"
+    return ""
 
 
 def by_task(found: Sequence[Planned]) -> list[list[Planned]]:
@@ -53,12 +52,10 @@ def preferred(found: Sequence[Planned], starts: Sequence[str]) -> list[Planned]:
     return [p for p in found if p.start == starts[first[p.task]]]
 
 
-def settings_of(p: Planned) -> str:
-    """The settings of a cell on top of conf/, except its start, which may differ between tasks."""
-    return ", ".join(setting for setting in p.variant.given if not setting.startswith("start"))
-
-
-NAMES = {"slug": lambda p: p.slug, "protocol": lambda p: p.protocol, "setting": settings_of}
+def settings_of(group: Sequence[Planned]) -> list[str]:
+    """The settings of each run on top of conf/, without those that all of them share."""
+    shared = set(group[0].variant.given).intersection(*(p.variant.given for p in group))
+    return [", ".join(setting for setting in p.variant.given if setting not in shared) or USUAL for p in group]
 
 
 def labels(one: Sequence[Planned], other: Sequence[Planned]) -> list[str]:

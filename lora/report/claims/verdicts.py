@@ -38,7 +38,7 @@ from lora.report.aggregate import Planned, kinds_of, slug_label
 from lora.report.claims.costs import ratios
 from lora.report.claims.counts import count_ratios, slugs_of
 from lora.report.claims.findings import Finding, after_holm, exact, not_measured, smallest_p
-from lora.report.claims.sides import described, labels, select
+from lora.report.claims.sides import described, labels, select, several
 from lora.report.claims.statements import Bound, Claim, Compare
 from lora.report.stats import (
     ENOUGH_SEEDS,
@@ -90,7 +90,7 @@ def judge(
         frame: `load_frame` of the records.
         efficiency: The folder of the measurements of `python -m lora efficiency`.
         checks: Name of a check -> its cases (`lora.records.analysis`).
-    Raises: UserError: If a file to judge on is broken, or a side of a comparison has several methods or protocols.
+    Raises: UserError: If a file to judge on is broken.
     """
     verdicts = []
     for claim in claims:
@@ -109,8 +109,7 @@ def on_runs(claim: Claim, planned: Mapping[str, Sequence[Planned]], frame: pd.Da
     """One verdict per encoder that has both sides of some comparison of the claim; if none has, one without encoder."""
     verdicts = []
     for model in dict.fromkeys(p.model for found in planned.values() for p in found):
-        compared = [[(c.one, c.where), (c.other, c.where)] for c in claim.compare]
-        sides = [[select(planned, claim, side, model, where) for side, where in each] for each in compared]
+        sides = [[select(planned, claim, side, model) for side in (c.one, c.other)] for c in claim.compare]
         if any(one and other for one, other in sides):
             judged = on_model(claim, model, sides, frame)
             if claim.metric == "best":
@@ -134,6 +133,9 @@ def differences(
     """The findings of a comparison: on the average over the common tasks, or on each task that the claim names."""
     if not (one and other):
         return [without_runs(compare, one, other)]
+    if reason := several(one) or several(other):
+        names = " - ".join(map(described, (compare.one, compare.other)))
+        return [not_measured(names, compare.bound, reason, "points")]
     tasks = [task for task in TASKS if task in {p.task for p in one} & {p.task for p in other}]
     if claim.tasks == "average":
         kinds = kinds_of(tasks, frame)
