@@ -159,6 +159,33 @@ def test_the_reference_is_set_beside_runs_of_another_precision(tmp_path):
     assert not [table for table in build("mini", arguments, tmp_path).tables if table.name == "reference"]
 
 
+@pytest.mark.parametrize(
+    ("grid", "labels"),
+    [
+        ("train.precision=fp32,bf16", ["LoRA (qv, r8), precision=bf16", "LoRA (qv, r8), precision=fp32"]),
+        ("train.kernels=fused,stock", ["LoRA (qv, r8), kernels=fused", "LoRA (qv, r8), kernels=stock"]),
+        ("method.alpha=4,64", ["LoRA (qv, r8), alpha=4", "LoRA (qv, r8), alpha=64"]),
+    ],
+)
+def test_each_variant_of_ones_own_stands_beside_its_reference_cell(grid, labels, tmp_path):
+    """The reference has one precision and one kind of kernels, and both alphas."""
+    arguments = ["task=reviews", "method=lora", "seed=1,2"]
+    usual = [*arguments, *([grid] if "alpha" in grid else ["train.precision=fp32", "train.kernels=fused"])]
+
+    def of_alpha(run):
+        return 0.6 + 0.1 * ("method.alpha=64" in run.overrides)
+
+    populate(tmp_path / "reference" / "mini", "mini", usual, of_alpha)
+    runs = populate(tmp_path / "mini", "mini", [*arguments, grid], lambda run: 0.5)
+    assert len(runs) == 4
+    report = build("mini", [*arguments, grid], tmp_path)
+    tables = {table.name: table.cells for table in report.tables}
+    assert sorted(tables["reference"]["Method"]) == sorted(tables["table2"]["Method"]) == labels
+    reference = tables["reference"].set_index("Method")["Reference"]
+    wanted = ["60.0", "70.0"] if "alpha" in grid else ["60.0", "60.0"]
+    assert [reference[label].partition(" ")[0] for label in labels] == wanted
+
+
 def test_the_files_of_a_reference_do_not_follow_the_machine(tmp_path, monkeypatch):
     arguments = ["experiment=glue_table2", "method=lora", "task=reviews", "seed=1,2"]
     populate(tmp_path / "reference" / "mini", "mini", [*arguments, "train.precision=fp32"])

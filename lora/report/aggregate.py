@@ -25,6 +25,7 @@ ENCODER_TITLES = {
     "roberta_large": "RoBERTa-large",
     "deberta_v2_xxl": "DeBERTa-XXL",
 }
+OF_MACHINES = ("train.precision", "train.kernels", "model.attention")
 LORA_SLUG = re.compile(r"lora-([qkvoif]+)-r(\d+)")
 KINDS = ("whole", "part", "embedded", "own")  # of a task's train rows; a table holds one kind
 
@@ -92,10 +93,20 @@ def without(planned: Iterable[Planned], key: str) -> list[Planned]:
     return labelled(dataclasses.replace(p, variant=p.variant.without(key)) for p in planned)
 
 
+def anywhere(p: Planned) -> Planned:
+    """The run without settings that can depend on the machine, labelled by slug and method."""
+    given = p.variant.without(*OF_MACHINES).given
+    return dataclasses.replace(p, variant=Variant(given, ()), label=method_label(p.slug, p.method))
+
+
 def expected_runs(planned: Sequence[Planned]) -> pd.DataFrame:
     """One row per expected run: run_id, the columns of `CELL`, and seed."""
-    rows = [{**vars(p), "varied": "; ".join(p.variant.given)} for p in planned]
+    rows = [{**vars(p), "varied": varied(p)} for p in planned]
     return pd.DataFrame(rows, columns=["run_id", *CELL, "seed"])
+
+
+def varied(p: Planned) -> str:
+    return "; ".join(p.variant.given)
 
 
 def summarise(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:

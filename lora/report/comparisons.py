@@ -186,11 +186,12 @@ def chosen_by_others(values: Float[np.ndarray, "epochs runs"]) -> Float[np.ndarr
 
 
 def against_reference(ours: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
-    """Compare the cells that both have. They agree if the ranges of their seeds overlap.
+    """Compare the cells that both have, whatever their labels. They agree if the ranges of their seeds overlap.
 
     Returns: Columns Method, Task, This run, Reference, Difference (of medians), Agrees (yes, no, or - without values).
     """
-    merged = ours.merge(reference, on=CELL, suffixes=("", "_reference"))
+    cell = [column for column in CELL if column != "label"]
+    merged = ours.merge(reference, on=cell, suffixes=("", "_reference"), validate="many_to_one")
     lines = []
     for _, row in merged.iterrows():
         there = row["n"] > 0 and row.get("n_reference", 0) > 0

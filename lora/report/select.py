@@ -23,7 +23,7 @@ from lora.files import REFERENCE, RESULTS
 from lora.methods.titles import METHOD_TITLES, TARGET_TITLES
 from lora.records.predictions import with_collapsed
 from lora.records.record import RunRecord, adapter_path, load_frame, load_records
-from lora.report.aggregate import LORA_SLUG, Planned, labelled, method_label
+from lora.report.aggregate import LORA_SLUG, OF_MACHINES, Planned, anywhere, labelled
 from lora.report.catalogue import ADHOC, METHODS_BY_TASKS, OWN
 from lora.report.expected import experiments_shown, without_parents
 from lora.report.learning_rate import LEARNING_RATE
@@ -32,7 +32,6 @@ from lora.sweep.request import requested
 from lora.sweep.stand_in import WAY_OUT, check_inputs, distinct
 from lora.sweep.state import State, state_of
 
-OF_MACHINES = ("train.precision", "train.kernels", "model.attention")
 NAMED_BY = ("run_id", "model", "protocol", "start", "slug", "method", "task", "seed")
 
 
@@ -197,25 +196,20 @@ def groups_of_run(config: RunConfig, profile: str, overrides: Sequence[str]) -> 
 def reference_of(gathered: Gathered) -> tuple[list[Planned], pd.DataFrame, list[Planned]]:
     """The user's runs and the reference runs of the same cells and seeds.
 
-    Precision, kernels and attention can depend on the machine, so they do not distinguish runs in this comparison.
+    Precision, kernels and attention can depend on the machine, so a run is matched without them; the user's own runs
+    keep them, since a grid can have several.
 
-    Returns: The user's runs, the frame of the reference runs, and the reference runs, all labelled by `anywhere`.
+    Returns: The user's runs, the frame of the reference runs, and the reference runs, as from `anywhere`.
     """
     records, _ = load_records(gathered.results / REFERENCE / gathered.profile)
-    ours = [anywhere(p) for p in gathered.every]
-    asked = {key_of_run(p) for p in ours}
+    ours = labelled(gathered.every)
+    asked = {key_of_run(anywhere(p)) for p in ours}
     theirs = [anywhere(p) for p in other_runs(records, gathered.profile, gathered.overrides)]
     theirs = [p for p in theirs if key_of_run(p) in asked]
     there = {key_of_run(p) for p in theirs}
     chosen = {p.run_id for p in theirs}
     frame = load_frame([record for record in records if record.run_id in chosen])
-    return [p for p in ours if key_of_run(p) in there], frame, theirs
-
-
-def anywhere(p: Planned) -> Planned:
-    """The run without settings that can depend on the machine, labelled by slug and method."""
-    given = tuple(setting for setting in p.variant.given if key_of(setting) not in OF_MACHINES)
-    return dataclasses.replace(p, variant=Variant(given, ()), label=method_label(p.slug, p.method))
+    return [p for p in ours if key_of_run(anywhere(p)) in there], frame, theirs
 
 
 def key_of_run(p: Planned) -> tuple:
