@@ -11,7 +11,7 @@ from lora.errors import UserError
 from lora.files import RESULTS
 from lora.records.record import load_records
 from lora.report.aggregate import Planned, labelled, summarise
-from lora.report.build import build
+from lora.report.build import build, print_sweep
 from lora.sweep.request import requested
 
 RATES = ["task=reviews", "method=lora", "train.lr=0.0005,0.002", "train.epochs=1", "seed=1,2"]
@@ -68,6 +68,45 @@ def test_words_name_what_differs_and_the_usual_value_where_there_is_one():
     other_task = Variant(("train.lr=0.1", "train.epochs=1"), ("train.lr=0.4", "train.epochs=3"))
     assert words([one, two, other_task])[two.given] == ""
     assert words([one]) == {one.given: ""} and words([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "file", "column", "adapted"),
+    [
+        (
+            ["experiment=lora_targets", "method.targets=[*.query],[*.value]"],
+            "table5",
+            "ratings (Pearson)",
+            {f"LoRA (1modules, r{rank}), targets=*.{name}" for rank in (2, 4, 8) for name in ("query", "value")},
+        ),
+        (
+            ["experiment=lora_ranks", "method.ranks={q:2}"],
+            "table6",
+            "r = 4",
+            {f"LoRA (qv, r{rank}x)" for rank in (1, 4, 8, 64)},
+        ),
+    ],
+    ids=["targets", "ranks"],
+)
+def test_what_the_papers_notation_lacks_is_named_by_its_label(arguments, file, column, adapted, tmp_path, capsys):
+    arguments = [*arguments, "seed=1,2"]
+    populate(tmp_path / "mini", "mini", arguments, lambda run: 0.7 if "r4" in run.slug else 0.6)
+    report = build("mini", arguments, tmp_path)
+    (table,) = [table for table in report.tables if table.name == file]
+    assert set(table.cells["Adapted"]) == adapted and len(table.cells) == len(adapted)
+    assert {line["Adapted"] for line in table.cells.to_dict("records") if line[column].startswith("70.0")} == {
+        name for name in adapted if "r4" in name
+    }
+    print_sweep("mini", [*arguments, f"runtime.results={tmp_path}/mini"])
+    out = capsys.readouterr().out
+    assert table.markdown() in out and "next: python -m lora report" in out
+
+
+def test_a_sweep_whose_table_is_refused_says_so_in_a_line(tmp_path, capsys):
+    arguments = ["experiment=lora_ranks", "method.rank=1", "task=cola", "seed=1", "protocol=ours,long"]
+    populate(tmp_path / "small", "small", arguments)
+    print_sweep("small", [*arguments, f"runtime.results={tmp_path}/small"])
+    assert "no table of this sweep: the table of lora_ranks would mix the protocols" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("methods", ["lora", "bitfit,lora"])

@@ -221,11 +221,14 @@ def lora_of(slug: str) -> tuple[str, int]:
 
 
 def adapted(row: Any) -> tuple[str, int]:
-    """`lora_of` of a row; the words that distinguish it from others of its slug follow the target set.
+    """`lora_of` of a LoRA row; the words that distinguish it from others of its slug follow the target set.
 
     Args:
         row: Anything with slug, method and label.
+    Returns: The label instead of the target set, for modules named in full and for several ranks.
     """
+    if not LORA_SLUG.fullmatch(row.slug):
+        return row.label, int(row.slug.rpartition("-r")[2].removesuffix("x"))
     targets, rank = lora_of(row.slug)
     return targets + row.label.removeprefix(method_label(row.slug, row.method)), rank
 

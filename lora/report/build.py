@@ -215,15 +215,16 @@ def print_sweep(profile: str, arguments: Sequence[str]) -> None:
     try:
         gathered = gather(profile, own)
         asked = {name for run in requested(profile, own) for name in run.experiments}
+        planned = {name: runs for name, runs in gathered.planned.items() if name in asked}
+        curves = load_curves(list(gathered.state.ok.values()))
+        made = build_sections(gathered.name, planned, gathered.frame, curves, {})
+        tables = [table for table in made.tables if table.name in PRINTED]
+        if LEARNING_RATE in asked:
+            rates = learning_rate_table(gathered.name, gathered.tried, gathered.frame, curves)
+            tables += [rates] if rates is not None else []
     except UserError as error:  # the runs themselves have ended, and their records exist
         print(f"no table of this sweep: {error}", file=sys.stderr)
         return
-    planned = {name: runs for name, runs in gathered.planned.items() if name in asked}
-    curves = load_curves(list(gathered.state.ok.values()))
-    tables = [t for t in build_sections(gathered.name, planned, gathered.frame, curves, {}).tables if t.name in PRINTED]
-    if LEARNING_RATE in asked:
-        rates = learning_rate_table(gathered.name, gathered.tried, gathered.frame, curves)
-        tables += [rates] if rates is not None else []
     print("\n".join(table.markdown() for table in tables))
     command = as_command(["python", "-m", "lora", "report", profile, *own])
     print(f"next: {command}  # verdicts, figures and report.html")

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from lora.report.aggregate import lora_of
+from lora.report.aggregate import adapted
 from lora.report.stats import ENOUGH_SEEDS, LEVEL
 
 NOTES: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
@@ -37,8 +37,8 @@ def caption(summary: pd.DataFrame) -> str:
 
 def ffn_notes(summary: pd.DataFrame, experiment: str) -> list[str]:
     """The notes of Tables 5 and 6 if LoRA adapts the FFN too, which it does not in the paper's tables."""
-    adapted = [lora_of(slug)[0] for slug in summary["slug"]]
-    if not any("Wi" in targets or "Wf" in targets for targets in adapted):
+    names = [adapted(row)[0] for row in summary.itertuples()]
+    if not any("Wi" in targets or "Wf" in targets for targets in names):
         return []
     counts = summary["trainable_method"].dropna()
     if experiment != "lora_targets" or counts.nunique() <= 1:
@@ -46,7 +46,7 @@ def ffn_notes(summary: pd.DataFrame, experiment: str) -> list[str]:
     usual = counts.mode().iloc[0]
     others = dict.fromkeys(
         f"{targets}: {row.trainable_method / usual - 1:+.1%}"
-        for targets, row in zip(adapted, summary.itertuples(), strict=True)
+        for targets, row in zip(names, summary.itertuples(), strict=True)
         if pd.notna(row.trainable_method) and row.trainable_method != usual
     )
     return [note("ffn"), f"All sets have the same number of parameters but {'; '.join(others)}."]
