@@ -1,6 +1,7 @@
 """The settings that distinguish runs of one method: table rows that differ in a setting are never merged."""
 
 import pytest
+import tiny
 from machines import inject
 from synthetic import populate, write_run
 
@@ -170,6 +171,35 @@ def test_two_encoders_stand_in_one_table(tmp_path):
     (table2,) = [table for table in report.tables if table.name == "table2"]
     assert table2.cells["Model"].tolist() == ["minilm", "other-123abc"]
     assert table2.cells["Seeds"].tolist() == ["1", "1"]
+
+
+def test_two_encoders_stand_in_one_table_whichever_is_asked_for(tmp_path, monkeypatch):
+    """The fused kernels do not cover DistilBERT, which the command about another encoder cannot know."""
+    folder = tiny.folder(tmp_path / "distil", "distilbert")
+    arguments = ["experiment=glue_table2", "task=reviews", "method=lora", "seed=1", "train.epochs=1"]
+    there = [*arguments, "model=local", f"model.path={folder}"]
+    (one,) = populate(tmp_path / "mini", "mini", arguments)
+    (other,) = populate(tmp_path / "mini", "mini", there)
+    assert "train.kernels=fused" in one.overrides and "train.kernels=stock" in other.overrides
+    monkeypatch.setattr("lora.report.select.check_inputs", lambda *_: None)  # the records are of no rows
+    for command in (arguments, there):
+        report = build("mini", command, tmp_path)
+        tables = {table.name: table for table in report.tables}
+        assert "own" not in tables and not report.state.extra
+        assert set(tables["table2"].cells["Model"]) == {"minilm", other.model}
+        assert rows_of(tables["table2"]) == ["LoRA (qv, r8)"] * 2
+
+
+def test_kernels_of_another_encoder_that_has_several_are_apart(tmp_path):
+    arguments = ["experiment=glue_table2", "task=reviews", "method=lora", "seed=1", "train.epochs=1"]
+    populate(tmp_path / "mini", "mini", arguments)
+    folder = tiny.folder(tmp_path / "bert", "bert")
+    local = [*arguments, "model=local", f"model.path={folder}"]
+    for kernels in ("fused", "stock"):
+        populate(tmp_path / "mini", "mini", [*local, f"train.kernels={kernels}"])
+    tables = {table.name: table for table in build("mini", arguments, tmp_path).tables}
+    assert tables["table2"].cells["Model"].nunique() == 2 and set(tables["table2"].cells["Seeds"]) == {"1"}
+    assert len(rows_of(tables["table2"])) + len(rows_of(tables["own"])) == 3
 
 
 def test_every_committed_record_is_named_by_its_settings_and_expected():

@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,9 +107,9 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
     add_kept_tasks(folder)
     records, problems = load_records(folder)
     if is_reference:  # precision, kernels and attention may depend on the machine that made the records
-        for section, key in (setting.split(".") for setting in OF_MACHINES):
-            values = {record.config[section][key] for record in records}
-            overrides = [*overrides, *(f"{section}.{key}={value}" for value in sorted(values))]
+        for key in OF_MACHINES:
+            values = {value_of(key, record.config) for record in records}
+            overrides = [*overrides, *(f"{key}={value}" for value in sorted(values))]
         overrides = [*overrides, "rates=null"]  # the user's own rates do not affect the reference
     tuning = {record.run_id for record in records if record.config["runtime"].get("group") == TUNING}
     present = {record.run_id for record in records} - tuning
@@ -123,7 +123,7 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
     tuning |= {record.run_id for record in records if record.config["seed"] in chosen_on}
     tuning &= set(now.extra)  # the others are requested by name: experiment=learning_rate, or with rates=null
     extra = [record for record in records if record.run_id in set(now.extra) - tuning]
-    others = other_runs(extra, profile, overrides)
+    others = as_recorded(other_runs(extra, profile, overrides), extra, {run.model for run in every})
     used = {record.run_id: record for record in extra if record.run_id in {p.run_id for p in others}}
     now = dataclasses.replace(now, ok=now.ok | used, extra=tuple(i for i in now.extra if i not in {*used, *tuning}))
     frame, broken = with_collapsed(load_frame(list(now.ok.values())), now.ok.values(), folder)
@@ -183,6 +183,31 @@ def other_runs(records: Iterable[RunRecord], profile: str, overrides: Sequence[s
                     untuned = TASKS[config.task].own is not None and not own_rate and is_untuned(groups)
                     found.append(planned_of(row, apart, untuned))
     return found
+
+
+def as_recorded(others: Sequence[Planned], records: Iterable[RunRecord], asked: Collection[str]) -> list[Planned]:
+    """The same runs; `OF_MACHINES` distinguish none of a local encoder that this report does not ask for.
+
+    conf/ chooses them by the encoder's files, whose folder no record has. Where the runs of an encoder have several
+    values of one of them, it is a setting like any other.
+
+    Args:
+        records: The records of the runs.
+        asked: The encoders that the report asks for.
+    """
+    configs, found = {record.run_id: record.config for record in records}, []
+    for p in others:
+        if configs[p.run_id]["model"]["source"] == "local" and p.model not in asked:
+            same = [configs[other.run_id] for other in others if other.model == p.model]
+            chosen = [key for key in OF_MACHINES if len({value_of(key, config) for config in same}) == 1]
+            p = dataclasses.replace(p, variant=p.variant.without(*chosen))
+        found.append(p)
+    return found
+
+
+def value_of(key: str, config: Mapping[str, Any]) -> Any:
+    section, _, name = key.partition(".")
+    return config[section][name]
 
 
 def groups_of_run(config: RunConfig, profile: str, overrides: Sequence[str]) -> list[str]:
