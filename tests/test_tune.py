@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import yaml
-from synthetic import write_cell
+from synthetic import write_run
 
 from lora.cli import main
 from lora.config.compose import compose_run
@@ -359,7 +359,7 @@ def test_no_table_of_results_has_a_run_on_a_seed_that_chose_rates(tmp_path):
     single = expand("long", ["protocol=long", "task=mrpc", "method=lora", "seed=0"], None, adhoc=True)
     table2 = expand("long", ["task=cola", "method=lora"], ["glue_table2"])
     for run in (*lengths, *rates, *single, *table2):
-        write_cell(folder, run, 0.5)
+        write_run(folder, run, 0.5)
     before = gather("long", (), tmp_path)
     assert {"length", "own", "glue_table2"} <= set(before.planned) and not before.tuning
     write_rates(folder / "rates.yaml", [rate(protocol="long", task="sst2")])
