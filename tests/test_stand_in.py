@@ -1,15 +1,17 @@
 """A record replaces training only if rows and weights are those that it was made from."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 import tiny
 
-from lora.config.compose import compose_run
+from lora.config.compose import compose_run, parent_overrides
 from lora.errors import UserError
-from lora.records.record import record_path
+from lora.records.record import record_path, write_record
 from lora.report.select import gather
+from lora.sweep import stand_in
 from lora.sweep.request import requested
 from lora.sweep.stand_in import check_inputs, distinct
 from lora.sweep.worker import ensure_record
@@ -93,3 +95,87 @@ def test_parts_of_a_split_are_compared_each_with_its_own(trained, tiny_overrides
     parts = requested("small", [*asked, "data.train_rows=9,12"])
     check_inputs(distinct(parts, ()), [record])  # another part of the rows: nothing to compare
     assert len(distinct(parts, ())) == 2
+
+
+def test_a_single_start_from_mnli_is_refused_on_other_mnli_rows(tiny_overrides, glue_dir, tmp_path):
+    """Its own rows are the same, and whether it is done or not."""
+    asked = [*tiny_overrides, "train.epochs=1", "task=rte", "start=mnli", "method=bitfit"]
+    other = shutil.copytree(glue_dir, tmp_path / "other_glue")
+    lines = (other / "MNLI" / "train.tsv").read_text().splitlines()
+    (other / "MNLI" / "train.tsv").write_text("\n".join(lines[:-1]) + "\n")
+    child = compose_run(asked)
+    parent = ensure_record(compose_run(parent_overrides(asked, child)), mistakes_fail=False)
+    for _ in range(2):
+        with pytest.raises(UserError, match=f"the rows of mnli are not those that {parent.run_id} was trained on"):
+            ensure_record(compose_run([*asked, f"data.path={other}"]), mistakes_fail=False)
+        ensure_record(child, mistakes_fail=False)
+
+
+HERE, THERE = "0" * 40, "1" * 40
+
+
+def as_made_from(record, **sections):
+    """The record with some of its settings replaced."""
+    config = {key: {**value, **sections[key]} if key in sections else value for key, value in record.config.items()}
+    return dataclasses.replace(record, config=config)
+
+
+@pytest.mark.parametrize(
+    ("source", "revision", "asked", "is_read"),
+    [
+        ("tsv", HERE, HERE, True),
+        ("hub", THERE, HERE, True),
+        ("hub", "main", "main", True),
+        ("hub", HERE, HERE, False),
+    ],
+    ids=["a local record", "another commit", "a branch", "the same commit"],
+)
+def test_rows_on_the_hub_are_read_unless_the_record_names_their_commit(
+    trained, tiny_overrides, monkeypatch, source, revision, asked, is_read
+):
+    config, record = trained
+    record = as_made_from(record, data={"source": source, "revision": revision})
+    write_record(config.runtime.results, record)
+    settings = [o for o in tiny_overrides if not o.startswith(("profile=", "data.path="))]
+    settings += ["train.epochs=1", "data.source=hub", f"data.revision={asked}"]
+    again = compose_run(["profile=small", *settings])
+    assert again.run_id == record.run_id
+    runs = requested("small", [*settings, "seed=1,2"])
+    done = [run for run in runs if run.run_id == record.run_id]
+    for found in ("other rows", record.provenance["data"]["fingerprint"]):
+        reads = []
+        monkeypatch.setattr(stand_in, "fingerprint", lambda config, found=found, reads=reads: reads.append(1) or found)
+        for check in (
+            lambda: ensure_record(again, mistakes_fail=False),
+            lambda: check_inputs(distinct(done, ()), [record]),
+        ):
+            if is_read and found == "other rows":
+                with pytest.raises(UserError, match="the rows of cola are not those"):
+                    check()
+            else:
+                check()
+        assert len(reads) == (2 if is_read else 0)
+        check_inputs(distinct(done, ()), [record], online=False)
+    check_inputs(distinct(runs, [run for run in runs if run not in done]), [record], {run.run_id for run in runs})
+    assert reads, "the rows of a run to train"
+
+
+@pytest.mark.parametrize(("revision", "is_asked"), [("main", True), (HERE, False)])
+def test_weights_on_the_hub_are_compared_unless_a_commit_names_them(
+    trained, tiny_overrides, monkeypatch, revision, is_asked
+):
+    config, record = trained
+    hub = {"source": "hub", "hub_id": "some/encoder", "path": None, "revision": revision}
+    again = dataclasses.replace(config, model=dataclasses.replace(config.model, **hub))
+    provenance = {**record.provenance, "weights": "sha256:of a pickle", "revision": HERE}
+    record = dataclasses.replace(as_made_from(record, model=hub), provenance=provenance)
+    asked = []
+    for commit in (HERE, THERE):
+        monkeypatch.setattr(stand_in, "hub_commit", lambda *where, commit=commit: asked.append(where) or commit)
+        if is_asked and commit == THERE:
+            with pytest.raises(UserError, match=f"the weights of {config.model.name} are not those"):
+                check_inputs([again], [record])
+        else:
+            check_inputs([again], [record])
+        check_inputs([again], [record], online=False)
+    assert asked == [("some/encoder", {"revision": "main"})] * (2 if is_asked else 0)

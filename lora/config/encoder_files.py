@@ -5,16 +5,17 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from lora.config.run import ModelConfig
 from lora.data.encoders import encoder_folder
-from lora.errors import UserError
+from lora.errors import UserError, first_line
 from lora.files import file_state, hash_file
 
 NAME_LENGTH = 40  # characters of its folder's name in a local encoder's name, at most
 
 
-def locate(config: ModelConfig) -> tuple[str, dict[str, object]]:
+def locate(config: ModelConfig) -> tuple[str, dict[str, Any]]:
     """The folder or hub id to load from, and the arguments that restrict transformers to it."""
     if config.source == "hub":
         return config.hub_id, {"revision": config.revision}
@@ -53,6 +54,17 @@ def local_name(path: str) -> str:
     check_folder(folder)
     kept = re.sub(r"[^A-Za-z0-9]+", "_", folder.resolve().name).strip("_")[:NAME_LENGTH] or "encoder"
     return f"{kept}-{hash_weights(str(folder))[:6]}"
+
+
+def hub_commit(hub_id: str, source: dict[str, Any]) -> str:
+    """The commit of a branch or tag on the hub: the name of the snapshot folder that holds its files."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(hub_id, "config.json", **source)).parent.name
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise UserError(f"cannot read the model's config from {hub_id}: {first_line(error)}") from error
 
 
 def weights_name(where: str, commit: str | None, config: ModelConfig) -> str:

@@ -3,19 +3,16 @@
 import re
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging
 
-from lora.config.encoder_files import locate, weights_name
+from lora.config.encoder_files import hub_commit, locate, weights_name
 from lora.config.run import ModelConfig
 from lora.data.tasks import Task
 from lora.errors import UserError, first_line, listed
@@ -106,14 +103,6 @@ def load_encoder(
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     return Encoder(model, load_tokenizer(where, source), weights, commit)
-
-
-def hub_commit(hub_id: str, source: dict) -> str:
-    """The commit of a branch or tag on the hub: the name of the snapshot folder that holds its files."""
-    try:
-        return Path(hf_hub_download(hub_id, "config.json", **source)).parent.name
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise UserError(f"cannot read the model's config from {hub_id}: {first_line(error)}") from error
 
 
 def read_config(

@@ -119,7 +119,7 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
     now = state_of(every, records, problems)
     if any(override.startswith(("data.path=", "model.path=")) for override in overrides) or own_tasks(overrides):
         at_hand = [config for config in distinct(every, ()) if not TASKS[config.task].is_definition_only]
-        check_inputs(at_hand, now.ok.values())
+        check_inputs(at_hand, now.ok.values(), online=False)
     tuning |= {record.run_id for record in records if record.config["seed"] in chosen_on}
     tuning &= set(now.extra)  # the others are requested by name: experiment=learning_rate, or with rates=null
     extra = [record for record in records if record.run_id in set(now.extra) - tuning]

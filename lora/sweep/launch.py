@@ -99,7 +99,8 @@ def launch_runs(
         print(f"left out: {problem}", file=sys.stderr)
     adapters = bool(config.runtime.save_adapter)
     todo = to_run(runs, now, bool(config.runtime.retry_failed), outputs, adapters)
-    check_inputs(distinct(runs, todo), now.ok.values())
+    ids = frozenset(run.run_id for run in todo)
+    check_inputs(distinct(runs, todo), now.ok.values(), ids)
     workers = int(config.launcher.workers)
     if config.launcher.name == "local":
         stated = any(argument.startswith("launcher.workers=") for argument in arguments)
@@ -116,7 +117,6 @@ def launch_runs(
         check_queue(config.launcher)
         for folder in (results, outputs):
             check_writable(folder)
-    ids = frozenset(run.run_id for run in todo)
     sweep = Sweep(runs, ids, dict(now.failed), expected, workers, results, outputs, adapters)
     return run_waves(launcher, config.launcher, sweep, now)
 

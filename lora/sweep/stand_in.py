@@ -3,45 +3,66 @@
 A run_id contains neither the folder of the rows nor that of the encoder, so a run has the same name on every machine.
 """
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+import re
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lora.config.compose import compose_run
-from lora.config.encoder_files import locate, weights_name
-from lora.config.run import RunConfig
+from lora.config.encoder_files import hub_commit, locate, weights_name
+from lora.config.run import DataConfig, ModelConfig, RunConfig
 from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.records.record import RunRecord
+from lora.records.record import RunRecord, read_record, record_path
 from lora.sweep.expand import PlannedRun
 
 WAY_OUT = "for a results folder of its own, add runtime.results=FOLDER"
+COMMIT = re.compile("[0-9a-f]{40}")
 
 
-def check_inputs(configs: Iterable[RunConfig], records: Iterable[RunRecord] = ()) -> None:
+def check_inputs(
+    configs: Iterable[RunConfig], records: Iterable[RunRecord] = (), todo: Container[str] = (), online: bool = True
+) -> None:
     """Read the rows and find the weights of these runs, and compare them with those that the records were made from.
 
+    The hub is asked for the rows of runs in `todo`, and where a record's settings do not identify its rows or weights.
+
     Args:
-        configs: At least one per task, number of train rows, and encoder.
-        records: Records of runs with these settings. Hub weights are not compared, since a commit identifies them.
+        configs: At least one per task, number of train rows, and encoder (`distinct`).
+        records: Records of runs with these settings.
+        todo: The run_ids to train.
+        online: Whether the hub may be asked. A report compares only what lies in folders.
     Raises: UserError: If rows or weights cannot be read, or a record was made from different ones.
     """
+    asked: dict[tuple[str, int | None, str], RunConfig] = {}
     rows: dict[tuple[str, int | None], str] = {}
     weights: dict[str, str] = {}
     for config in configs:
-        key = config.task, config.data.train_rows
-        if key not in rows:
-            rows[key] = fingerprint(config)
-        if config.model.name not in weights:
-            where, _ = locate(config.model)
-            if config.model.source != "hub":
-                weights[config.model.name] = weights_name(where, None, config.model)
+        part, model = (config.task, config.data.train_rows), config.model
+        asked[*part, model.name] = config
+        if part not in rows and (config.data.source != "hub" or config.run_id in todo):
+            rows[part] = fingerprint(config)
+        if model.name not in weights:
+            where, _ = locate(model)
+            if model.source != "hub":
+                weights[model.name] = weights_name(where, None, model)
     for record in records:
-        task, model = record.config["task"], record.config["model"]["name"]
-        if record.provenance is None:  # a failed run
+        task, data, model = (record.config[key] for key in ("task", "data", "model"))
+        part, name = (task, data["train_rows"]), model["name"]
+        config = asked.get((*part, name))
+        if config is None or record.provenance is None:  # of another part of the rows; of a failed run
             continue
+        if online and part not in rows and not is_pinned(config.data, data):
+            rows[part] = fingerprint(config)
+        if online and name not in weights and not is_pinned(config.model, model):
+            weights[name] = f"commit:{hub_commit(*locate(config.model))}"
+        made_from = record.provenance["weights"]
+        if config.model.source == "hub":  # the commit, because a pickle's hash would need a download
+            made_from = f"commit:{record.provenance['revision']}"
         for what, here, recorded in (
-            (f"rows of {task}", rows.get((task, record.config["data"]["train_rows"])), data_of(record)),
-            (f"weights of {model}", weights.get(model), record.provenance["weights"]),
+            (f"rows of {task}", rows.get(part), record.provenance["data"]["fingerprint"]),
+            (f"weights of {name}", weights.get(name), made_from),
         ):
             if here is not None and here != recorded:
                 raise UserError(
@@ -50,20 +71,35 @@ def check_inputs(configs: Iterable[RunConfig], records: Iterable[RunRecord] = ()
                 )
 
 
+def is_pinned(asked: DataConfig | ModelConfig, recorded: Mapping[str, Any]) -> bool:
+    """Whether the settings of a run and of a record name the same commit on the hub, which never changes."""
+    same = all(recorded[key] == getattr(asked, key) for key in ("source", "revision"))
+    same &= recorded.get("hub_id") == getattr(asked, "hub_id", None)
+    return same and asked.source == "hub" and COMMIT.fullmatch(asked.revision or "") is not None
+
+
 def distinct(runs: Sequence[PlannedRun], todo: Sequence[PlannedRun]) -> list[RunConfig]:
-    """One run per task, number of train rows, and encoder, for `check_inputs` before a sweep.
-
-    Finished runs with rows on the hub are skipped: a revision identifies the rows, and a clone with records needs no
-    network.
-    """
+    """One run per task, number of train rows, and encoder, for `check_inputs` before a sweep: one to train, if any."""
     found = {(run.task, run.train_rows, run.model): run for run in (*runs, *todo)}
-    unfinished = {run.run_id for run in todo}
-    configs = {run.run_id: compose_run(run.overrides) for run in found.values()}
-    return [config for run_id, config in configs.items() if run_id in unfinished or config.data.source != "hub"]
+    return [compose_run(run.overrides) for run in found.values()]
 
 
-def data_of(record: RunRecord) -> str:
-    return record.provenance["data"]["fingerprint"]
+def check_single(config: RunConfig, record: RunRecord | None) -> None:
+    """`check_inputs` for a single run, and for the MNLI run that it starts from, whose record stands in for training.
+
+    Args:
+        record: The run's record, unless the run is to be trained.
+    """
+    configs, records = [config], [] if record is None else [record]
+    path = record_path(config.runtime.results, config.start_run) if config.start_run is not None else None
+    parent = read_record(path) if path is not None and path.exists() else None
+    if parent is not None and parent.status == "ok":  # else only a run that is done may go on
+        data = dataclasses.replace(config.data, train_rows=parent.config["data"]["train_rows"])
+        first = dataclasses.replace(
+            config, task=parent.config["task"], start="pretrained", start_seed=None, start_run=None, data=data
+        )
+        configs, records = [first, config], [parent, *records]  # the run's own rows last: they are kept for training
+    check_inputs(configs, records, () if record is not None else {config.run_id})
 
 
 def fingerprint(config: RunConfig) -> str:

@@ -21,7 +21,7 @@ from lora.records.record import RunRecord, adapter_path, checkpoint_path, read_r
 from lora.sweep.announce import about_own, means
 from lora.sweep.locks import Heartbeat, HeldError, held, lock_path
 from lora.sweep.progress import Display, Note
-from lora.sweep.stand_in import check_inputs
+from lora.sweep.stand_in import check_single
 from lora.sweep.tracking import Tracked, track
 from lora.training import signals
 from lora.training.processes import check_batch, is_main_process, processes
@@ -41,10 +41,8 @@ def ensure_record(config: RunConfig, mistakes_fail: bool, untuned: bool = False)
         InterruptedRunError: If a signal interrupts it.
     """
     record = usable_record(config)
-    if not mistakes_fail and (
-        record is None or config.data.source != "hub"
-    ):  # the launcher of a sweep has already checked
-        check_inputs([config], [record] if record is not None else [])  # before loading torch, which takes seconds
+    if not mistakes_fail:  # the launcher of a sweep has already checked
+        check_single(config, record)  # before loading torch, which takes seconds
     if record is not None:
         return record
     check_batch(config.train, processes())  # before the lock, which creates a folder
