@@ -163,6 +163,8 @@ def test_a_sweep_records_what_failed_skips_what_is_done_and_retries_when_asked(t
         (["data.path=null"], "GLUE_DIR"),
         (["model.path=/no/such/model"], "no such folder"),
         (["nonsense"], "nonsense"),
+        (["+foo=1"], "foo is not a setting"),
+        (["~train.clip_norm"], "'~train.clip_norm' would remove a setting"),
         (["-m", "--cfg", "job"], "Only one of .*--multirun, --cfg"),
     ],
 )
@@ -172,6 +174,28 @@ def test_a_users_mistake_is_one_message_exit_2_and_nothing_written(tiny_override
     assert re.search(message, done.stderr, re.DOTALL), done.stderr
     assert done.stderr.startswith("error: ")
     assert not list((tmp_path / "results").rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+lr=1e-3", "lr is not a setting; the nearest is train.lr"),
+        ("~train.clip_norm", "'~train.clip_norm' would remove a setting; give it a value"),
+    ],
+)
+def test_a_sweep_adds_and_removes_no_setting(tiny_overrides, tmp_path, override, message):
+    done = command("lora", "-m", *tiny_overrides, override)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "results").exists()
+
+
+def test_an_experiment_without_m_is_refused_and_the_command_is_named(tiny_overrides, tmp_path):
+    done = command("lora", *tiny_overrides, "experiment=glue_table2")
+    assert done.returncode == 2 and not done.stdout
+    asked = " ".join([*tiny_overrides, "experiment=glue_table2"])
+    assert done.stderr == f"error: experiment=glue_table2 is a grid of runs: python -m lora -m {asked} trains them\n"
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_sweep_of_invalid_runs_lists_them_all_and_starts_none(tiny_overrides, tmp_path):

@@ -13,7 +13,7 @@ from machines import inject
 
 from lora.checks import SettingsError
 from lora.config import kernel_choice
-from lora.config.compose import LEAF, compose_config, compose_run, settle
+from lora.config.compose import LEAF, check_overrides, compose_config, compose_run, settle
 from lora.config.options import CONF
 from lora.errors import UserError
 from lora.files import ROOT
@@ -183,6 +183,33 @@ def test_nothing_in_conf_is_made_from_a_leaf():
 def test_an_unknown_key_is_refused_the_quick_way_too(tiny_overrides):
     with pytest.raises(UserError, match="learning_rate"):
         compose_run([*tiny_overrides, "train.learning_rate=1"])
+
+
+UNKNOWN = "is not a setting"
+ALL = r" \(python -m lora --cfg job lists them all\)"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+foo=1"], f"foo {UNKNOWN}{ALL}"),
+        (["+lr=1e-3"], f"lr {UNKNOWN}; the nearest is train.lr{ALL}"),
+        (["+hparams.foo=1"], f"hparams.foo {UNKNOWN}{ALL}"),
+        (["+profile.foo=1"], f"profile.foo {UNKNOWN}{ALL}"),
+        (["~profile.foo"], f"profile.foo {UNKNOWN}{ALL}"),
+        (["method=full", "+method.rank=1"], f"method.rank {UNKNOWN} of what was chosen"),
+        (["+train.lr=1"], r"'\+train.lr=1' would add train.lr, which exists: write train.lr=1"),
+        (["+profile.train_rows=8"], ".* would add profile.train_rows, which exists: write profile.train_rows=8"),
+        (["+method=lora"], ".* would add method, which exists: write method=lora"),
+        (["~train.clip_norm"], r"'~train.clip_norm' would remove a setting; .*\(train.clip_norm=null turns some off\)"),
+        (["~method"], r"'~method' would remove a setting; give it a value .*"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_added_or_removed_setting_is_one_message(overrides, message):
+    with pytest.raises(UserError) as error:
+        check_overrides(overrides)
+    assert re.fullmatch(message, str(error.value)), error.value
 
 
 def test_invalid_runs_are_all_listed():

@@ -10,7 +10,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import OverrideType
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
@@ -75,6 +75,8 @@ def check_overrides(overrides: Sequence[str]) -> None:
         is_group = (CONF / key).is_dir()
         if not is_group and key not in setting_keys() and not key.startswith(COMPOSED):
             raise UserError(unknown_key(key))
+        if override.type != OverrideType.CHANGE and not is_group and not _exists(key, parsed):
+            raise UserError(unknown_key(key))
         if override.type == OverrideType.DEL:
             raise UserError(f"{written!r} would remove a setting; give it a value ({key}=null turns some off)")
         if override.type != OverrideType.CHANGE:
@@ -82,6 +84,17 @@ def check_overrides(overrides: Sequence[str]) -> None:
         if is_group and not override.is_sweep_override() and not isinstance(override.value(), str):
             found = override.get_value_element_as_str()
             raise UserError(f"{key} must be one of {', '.join(describe_group(key))}, got {found}")
+
+
+def _exists(key: str, given: Sequence[Override]) -> bool:
+    """Whether the configuration of the groups that overrides choose has this key."""
+    changed = [one for one in given if one.type == OverrideType.CHANGE and not one.is_sweep_override()]
+    node: Any = _composed_groups(tuple(one.input_line for one in changed if (CONF / one.key_or_group).is_dir()))
+    for part in key.split("."):
+        if not isinstance(node, DictConfig) or part not in node.keys():  # noqa: SIM118  `in node` is false for null
+            return False
+        node = node._get_node(part)
+    return True
 
 
 def settle(config: DictConfig) -> RunConfig:
@@ -267,8 +280,7 @@ def explain(error: Exception) -> str:
         return f"launcher={extra} needs its Hydra plugin: .venv/bin/python -m pip install --editable '.[{extra}]'"
     unknown = re.search(r"Could not override '([\w.]+)'|full_key: ([\w.]+)", str(error))
     if missing is None and unknown is not None:
-        key = unknown[1] or unknown[2]
-        return f"{key} is not a setting of what was chosen" if key in setting_keys() else unknown_key(key)
+        return unknown_key(unknown[1] or unknown[2])
     if missing is None or missing[1].startswith("hydra/"):
         return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
     group, option = missing.groups()

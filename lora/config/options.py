@@ -35,7 +35,9 @@ def setting_keys() -> tuple[str, ...]:
 
 
 def unknown_key(key: str) -> str:
-    """The message for a key that is not a setting, with the nearest setting, if any."""
+    """The message for a key that the configuration lacks, with the nearest setting if no choice of groups has it."""
+    if key in setting_keys():
+        return f"{key} is not a setting of what was chosen"
     last = {known.rpartition(".")[2]: known for known in reversed(setting_keys())}
     near = difflib.get_close_matches(key, setting_keys(), 1, 0.7)
     near = near or [last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], last, 1, 0.7)]
