@@ -559,24 +559,35 @@ def test_pictures_of_the_committed_readme_exist():
     assert shown and all((ROOT / path).exists() for path in shown)
 
 
-def report(profile, *options):
-    command("report")([profile, *FULL, *options])
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_command_leaves_the_files_and_says_what_is_incomplete(synthetic, tmp_path, monkeypatch, capsys):
+def test_only_pages_writes_a_references_files_and_says_what_is_incomplete(synthetic, tmp_path, monkeypatch, capsys):
     root = tmp_path / "root"
     shutil.copytree(synthetic / "small", root / "results" / "reference" / "small")
     mark = "<!-- results:reference/small begin -->\nold\n<!-- results:reference/small end -->\n"
     (root / "README.md").write_text(f"# x\n{mark}after\n")
     next((root / "results" / "reference" / "small" / "runs").glob("*.full.*.json")).write_text("{")
     monkeypatch.setattr("lora.report.build.ROOT", root)
-    monkeypatch.setattr("lora.report.command.build", lambda name, given: build(name, given, root / "results"))
-    with pytest.raises(SystemExit):
-        report("reference/small")
-    assert "old" in (root / "README.md").read_text()  # a report alone touches no page
-    capsys.readouterr()
+    monkeypatch.setattr("lora.report.command.build", lambda name, given: build(name, FULL, root / "results"))
+    stale = root / "results" / "reference" / "small" / "figures" / "stale.svg"
+    stale.parent.mkdir()
+    stale.write_text("of records that no longer exist")
+    before = contents(root)
+    for arguments in (["reference/small"], ["reference/small", *FULL]):
+        with pytest.raises(SystemExit) as ended:
+            command("report")(arguments)
+        assert ended.value.code == 1, "incomplete"
+        shown = capsys.readouterr().out
+        assert "# Table 2" in shown and "report.html (as committed: nothing was written)" in shown
     with pytest.raises(SystemExit) as ended:
-        report("reference/small", "--pages")
+        command("report")(["reference/small", *FULL, "--pages"])
+    assert ended.value.code == 2 and f"leave out {' '.join(FULL)}, or" in capsys.readouterr().err
+    assert contents(root) == before
+    with pytest.raises(SystemExit) as ended:
+        command("report")(["reference/small", "--pages"])
+    assert not stale.exists()
     assert ended.value.code == 1
     assert "1 missing, 1 files left out" in capsys.readouterr().err
     readme = (root / "README.md").read_text()
@@ -589,9 +600,9 @@ def test_the_command_leaves_the_files_and_says_what_is_incomplete(synthetic, tmp
 
 
 def test_a_report_of_ones_own_runs_writes_no_page(synthetic, monkeypatch, capsys):
-    monkeypatch.setattr("lora.report.command.build", lambda name, given: build(name, given, synthetic))
+    monkeypatch.setattr("lora.report.command.build", lambda name, given: build(name, FULL, synthetic))
     with pytest.raises(SystemExit) as ended:
-        report("small", "--pages")
+        command("report")(["small", "--pages"])
     assert ended.value.code == 2 and "no page of this repository shows your own runs" in capsys.readouterr().err
 
 

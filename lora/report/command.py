@@ -1,4 +1,7 @@
-"""`python -m lora report PROFILE`: build tables, verdicts, figures and the page from a profile's records."""
+"""`python -m lora report PROFILE`: build tables, verdicts, figures and the page from a profile's records.
+
+The files of the committed runs, `reference/<profile>`, are tracked: only --pages, given by `make tables`, writes them.
+"""
 
 import argparse
 import sys
@@ -13,24 +16,35 @@ from lora.report.select import options as profile_options
 def options(parser: argparse.ArgumentParser) -> None:
     profile_options(parser)
     parser.add_argument(
-        "--pages", action="store_true", help="write the README's and the experiments' blocks too (make tables)"
+        "--pages",
+        action="store_true",
+        help="write the committed files of reference/<profile>, and its blocks in the README and experiments/ (make "
+        "tables)",
     )
     parser.add_argument("--brief", action="store_true", help="do not print the tables that a sweep prints at its end")
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Exit codes: 0 complete; 1 a run is missing or failed, or a file was excluded; 2 an invalid call."""
+    if arguments.pages and arguments.overrides:
+        raise UserError(
+            f"--pages writes the committed files, of all runs: leave out {' '.join(arguments.overrides)}, or leave out "
+            f"--pages to print their tables"
+        )
     report = build(arguments.profile, arguments.overrides)
-    if not report.gathered.state.ok:
-        raise UserError(nothing_yet(report.gathered))
-    if arguments.pages and not report.gathered.is_reference:
+    gathered = report.gathered
+    if not gathered.state.ok:
+        raise UserError(nothing_yet(gathered))
+    if arguments.pages and not gathered.is_reference:
         raise UserError(f"--pages is for {REFERENCE}/<profile>: no page of this repository shows your own runs")
-    write(report, report.gathered.folder)
+    written = arguments.pages or not gathered.is_reference
+    if written:
+        write(report, gathered.folder)
     for path, content in pages(report).items() if arguments.pages else ():
         if content != path.read_text():
             write_atomically(path, content.encode())
     print(report.text(AFTER_A_SWEEP if arguments.brief else PRINTED))
-    print(f"page: {report.gathered.folder / 'report.html'}")
+    print(f"page: {gathered.folder / 'report.html'}{'' if written else ' (as committed: nothing was written)'}")
     failed, missing, left_out = len(report.state.failed), len(report.state.missing), len(report.problems)
     if failed or missing or left_out:
         print(f"incomplete: {failed} failed, {missing} missing, {left_out} files left out", file=sys.stderr)
