@@ -12,6 +12,7 @@ import pytest
 from comparing import equal_science
 from test_sweeps import wait_for
 
+from lora import cli
 from lora.files import ROOT
 from lora.sweep import tracking, worker
 from lora.sweep.worker import ensure_record
@@ -267,14 +268,40 @@ def test_off_never_loads_wandb(tiny_overrides, tmp_path):
     assert "'ok'" in done.stdout and not (tmp_path / "outputs" / "wandb").exists()
 
 
+def test_an_upload_names_its_destination_before_it_sends(tmp_path, monkeypatch, capsys):
+    """Also where the sweep had nothing to train, and so announced no copies."""
+    said = []
+
+    class Sender:
+        def __init__(self, mode, outputs):
+            said.append(capsys.readouterr().out)
+
+        def send(self, message):
+            pass
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(tracking, "Sender", Sender)
+    monkeypatch.setattr(tracking, "destination", lambda mode, outputs: f"a server ({mode})")
+    assert cli.main(["upload", "small", f"runtime.results={tmp_path}", f"runtime.outputs={tmp_path}"]) == 0
+    assert said == [
+        "copies: tables and figures of small (0 in all) for W&B, to a server (auto) (none with runtime.tracking=off)\n"
+    ]
+
+
 def test_the_tables_of_a_sweep_are_an_artifact(tmp_path):
     (tmp_path / "results" / "tables").mkdir(parents=True)
     (tmp_path / "results" / "tables" / "table2.md").write_text("| a table |")
     places = [f"runtime.results={tmp_path}/results", f"runtime.outputs={tmp_path}/outputs"]
     command = [sys.executable, "-m", "lora", "upload", "small", *places]
-    subprocess.run([*command, "runtime.tracking=off"], cwd=ROOT, check=True)
-    assert not (tmp_path / "outputs").exists()
-    subprocess.run([*command, "runtime.tracking=offline"], cwd=ROOT, check=True)
+    quiet = subprocess.run([*command, "runtime.tracking=off"], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert not (tmp_path / "outputs").exists() and not quiet.stdout
+    sent = subprocess.run([*command, "runtime.tracking=offline"], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert sent.stdout == (
+        f"copies: tables and figures of small (1 in all) for W&B, to the folder {tmp_path}/outputs/wandb, sent nowhere "
+        f"(none with runtime.tracking=off)\n"
+    )
     (folder,) = (tmp_path / "outputs" / "wandb").glob("offline-run-*")
     text = inspected(folder)
     assert "results-small" in text and "table2.md" in text

@@ -147,12 +147,18 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Send a sweep's tables and figures as one artifact. Exit codes: 0, or 2 for a mistake in the command."""
+    """Say where a sweep's tables and figures go, then send them as one artifact.
+
+    Exit codes: 0, or 2 for a mistake in the command.
+    """
     own = [override for override in arguments.overrides if override.startswith("runtime.")]
     runtime = compose_config([f"profile={arguments.profile}", *own]).runtime
-    if runtime.tracking == "off":
+    place = destination(runtime.tracking, runtime.outputs)
+    if place is None:
         return
     files = [str(path) for name in ("tables", "figures") for path in sorted(Path(runtime.results, name).glob("*"))]
+    what = f"tables and figures of {arguments.profile} ({len(files)} in all)"
+    print(f"copies: {what} for W&B, to {place} (none with runtime.tracking=off)", flush=True)
     sender = Sender(runtime.tracking, runtime.outputs)
     sender.send({"artifact": arguments.profile, "root": runtime.results, "files": files})
     sender.close()
