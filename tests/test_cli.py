@@ -52,6 +52,12 @@ def test_one_run(tiny_overrides, tmp_path):
     before = (tmp_path / "results" / "runs" / f"{record.run_id}.json").stat().st_mtime_ns
     again = command("lora", *tiny_overrides)
     assert again.returncode == 0
+    device, day = record.provenance["device"], record.started_at[:10]
+    assert again.stdout.startswith(
+        f"{record.run_id}: nothing to train, its run is in {tmp_path}/results already\n"
+        f"  made:    {day}, on {device}\n  of:      {record.config['model']['name']}, rows from tsv\n"
+        f"{record.run_id}: ok, matthews best"
+    )
     assert f"  already done: trained on {record.started_at[:16].replace('T', ' ')} UTC in " in again.stdout
     assert (tmp_path / "results" / "runs" / f"{record.run_id}.json").stat().st_mtime_ns == before
 

@@ -9,11 +9,14 @@ from lora.config.run import RunConfig
 from lora.data.definition import KEYS
 from lora.data.own_rows import duplicates, most_frequent
 from lora.data.tasks import TASKS
+from lora.records.record import RunRecord
 from lora.sweep.estimate import compute_bound
 from lora.sweep.expand import PlannedRun
 from lora.sweep.progress import duration
 from lora.sweep.state import State
 from lora.sweep.tracking import destination
+
+RETRY = "runtime.retry_failed=true, RETRY_FAILED=1 with make, trains these again"
 
 
 def announcement(
@@ -31,7 +34,7 @@ def announcement(
         expected: run_id -> estimated seconds, or None if no record of this machine allows an estimate.
     """
     if not todo:
-        return f"profile {profile}: nothing to train, all {len(runs)} runs are in {results} already" + origin(now)
+        return nothing_to_train(f"profile {profile}", len(runs), results, [*now.ok.values(), *now.failed.values()])
     tasks, slugs = dict.fromkeys(run.task for run in todo), dict.fromkeys(run.slug for run in todo)
     return (
         f"profile {profile}: {len(runs)} runs: {len(now.ok)} done, {len(now.failed)} failed, {len(todo)} to train, "
@@ -104,21 +107,28 @@ def precision_of(config: RunConfig) -> str:
     return f"{asked.precision} ({found[1]})" if found is not None else asked.precision
 
 
-def origin(now: State) -> str:
-    """Dates, devices, encoders and data sources of the records, and how many of them failed; "" without records."""
-    records = [*now.ok.values(), *now.failed.values()]
+def nothing_to_train(what: str, count: int, results: str, records: Sequence[RunRecord]) -> str:
+    """That all runs have records, and the dates, devices, encoders and data sources of these.
+
+    Args:
+        what: The profile or run that was asked for.
+        count: Number of its runs.
+    """
+    there = f"all {count} runs are" if count > 1 else "its run is"
+    return f"{what}: nothing to train, {there} in {results} already{origin(records)}"
+
+
+def origin(records: Sequence[RunRecord]) -> str:
+    """Dates, devices, encoders and data sources of records, and how many of them failed; "" without records."""
     if not records:
         return ""
     days = sorted({record.started_at[:10] for record in records})
-    made = [record.provenance for record in now.ok.values()]
+    made = [record.provenance for record in records if record.provenance is not None]
     devices = dict.fromkeys(one["device"] for one in made)
     rows = dict.fromkeys(one["data"]["source"] for one in made)
     models = dict.fromkeys(record.config["model"]["name"] for record in records)
-    failed = (
-        f"; {len(now.failed)} of them failed (runtime.retry_failed=true, RETRY_FAILED=1 with make, trains these again)"
-        if now.failed
-        else ""
-    )
+    count = sum(record.status == "failed" for record in records)
+    failed = f"; {count} of them failed ({RETRY})" if count else ""
     return (
         f"\n  made:    {' to '.join(dict.fromkeys((days[0], days[-1])))}, on {', '.join(devices) or 'no device'}\n"
         f"  of:      {', '.join(models)}, rows from {', '.join(rows) or 'nowhere'}{failed}"

@@ -18,7 +18,7 @@ from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import discard, write_atomically
 from lora.records.record import RunRecord, adapter_path, checkpoint_path, read_record, record_path, write_record
-from lora.sweep.announce import about_own, means
+from lora.sweep.announce import about_own, means, nothing_to_train
 from lora.sweep.locks import Heartbeat, HeldError, held, lock_path
 from lora.sweep.progress import Display, Note
 from lora.sweep.stand_in import check_single
@@ -35,7 +35,7 @@ def ensure_record(config: RunConfig, mistakes_fail: bool, untuned: bool = False)
 
     Args:
         mistakes_fail: Set in a sweep: a user's mistake makes a `failed` record too, so that the other runs are trained.
-            A single run raises the mistake, and shows its progress.
+            A single run raises the mistake, and shows its progress or where its record comes from.
         untuned: As in `about_own`, for the announcement of a single run.
     Raises: UserError: In a single run, without a record. HeldError: If another worker trains the run.
         InterruptedRunError: If a signal interrupts it.
@@ -44,6 +44,8 @@ def ensure_record(config: RunConfig, mistakes_fail: bool, untuned: bool = False)
     if not mistakes_fail:  # the launcher of a sweep has already checked
         check_single(config, record)  # before loading torch, which takes seconds
     if record is not None:
+        if not mistakes_fail and is_main_process():
+            print(nothing_to_train(config.run_id, 1, config.runtime.results, [record]), flush=True)
         return record
     check_batch(config.train, processes())  # before the lock, which creates a folder
     if not is_main_process():
