@@ -10,6 +10,17 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 PROFILE ?= $(if $(TASK),own,mini)
 export PROFILE TASK GLUE_DIR MODEL_DIR RETRY_FAILED TORCH_INDEX LAUNCHER
 
+# The overrides that the variables stand for, in the shell's array `overrides`. ARGS are last, so that they win.
+define OVERRIDES
+quoted() { printf "'%s'" "$${1//\'/\\\'}"; }  # quote a path as one value in Hydra's grammar
+overrides=()
+if [ -n "$${GLUE_DIR:-}" ]; then overrides+=(data.source=tsv "data.path=$$(quoted "$$GLUE_DIR")"); fi
+if [ -n "$${TASK:-}" ]; then overrides+=("task=$$(quoted "$$TASK")"); fi
+if [ -n "$${MODEL_DIR:-}" ]; then overrides+=(model=local "model.path=$$(quoted "$$MODEL_DIR")"); fi
+if [ -n "$${LAUNCHER:-}" ]; then overrides+=("launcher=$$LAUNCHER"); fi
+overrides+=($(ARGS))
+endef
+
 VENV := .venv/bin/python
 READY := .venv/ready
 # .ci/setup creates .venv/latest if it installed the newest releases. Without LATEST, an environment stays as it was made.
@@ -23,13 +34,7 @@ setup: $(READY) ## Create .venv and fetch the embedded model and texts (PYTHON=i
 	@$(VENV) -m lora fetch $(if $(findstring command,$(origin MODEL)),$(MODEL))
 
 reproduce-glue: setup ## Train the missing runs of PROFILE=mini|small|long|paper|own and print the tables (TASK=file, GLUE_DIR=, MODEL_DIR=, LAUNCHER=, RETRY_FAILED=1, ARGS="experiment=glue_table2 ...")
-	@quoted() { printf "'%s'" "$${1//\'/\\\'}"; }  # quote a path as one value in Hydra's grammar
-	overrides=()
-	if [ -n "$${GLUE_DIR:-}" ]; then overrides+=(data.source=tsv "data.path=$$(quoted "$$GLUE_DIR")"); fi
-	if [ -n "$${TASK:-}" ]; then overrides+=("task=$$(quoted "$$TASK")"); fi
-	if [ -n "$${MODEL_DIR:-}" ]; then overrides+=(model=local "model.path=$$(quoted "$$MODEL_DIR")"); fi
-	if [ -n "$${LAUNCHER:-}" ]; then overrides+=("launcher=$$LAUNCHER"); fi
-	overrides+=($(ARGS))  # last, so that they win
+	@$(OVERRIDES)
 	retry=()
 	if [ "$${RETRY_FAILED:-0}" = 1 ]; then retry=(runtime.retry_failed=true); fi
 	sweep=0 report=0
@@ -42,11 +47,13 @@ reproduce-glue: setup ## Train the missing runs of PROFILE=mini|small|long|paper
 test: setup ## Run the test suite in stages (ARGS="-k metrics -x" goes to pytest)
 	@$(VENV) tests/stages.py $(ARGS)
 
-status: $(READY) ## Show which runs of PROFILE are done, running, failed or waiting (ARGS="--json", and the overrides of the sweep)
-	@$(VENV) -m lora status "$$PROFILE" $(ARGS)
+status: $(READY) ## Show which runs of PROFILE are done, running, failed or waiting (variables as in reproduce-glue; ARGS="--json")
+	@$(OVERRIDES)
+	$(VENV) -m lora status "$$PROFILE" "$${overrides[@]}"
 
-plan: $(READY) ## Estimate what PROFILE will cost in device hours and disk, on 1, 8 and 64 devices
-	@$(VENV) -m lora plan "$$PROFILE" $(ARGS)
+plan: $(READY) ## Estimate what PROFILE will cost in device hours and disk, on 1, 8 and 64 devices (variables as in reproduce-glue)
+	@$(OVERRIDES)
+	$(VENV) -m lora plan "$$PROFILE" "$${overrides[@]}"
 
 wandb-sync: $(READY) ## Upload to W&B what was logged offline
 	@runs=$$(find outputs -path '*/wandb/offline-run-*' -prune -print | sort)

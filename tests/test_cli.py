@@ -226,6 +226,20 @@ def test_other_rows_under_the_same_name_are_refused(tiny_overrides, tmp_path, gl
     assert "rows of cola are not those that" in done.stderr
 
 
+@pytest.mark.parametrize("name", ["status", "plan"])
+def test_status_and_plan_refuse_folders_that_are_not_there_or_not_read(name, glue_dir, capsys):
+    asked = [name, "small", "task=cola", "seed=1,2", "method=lora"]
+    for more, message in (
+        (["data.path=/no/such/folder"], "data folder /no/such/folder does not exist; set GLUE_DIR="),
+        ([f"data.path={glue_dir}", "data.source=hub"], f"data.path={glue_dir} would not be read"),
+        (["model=local", "model.path=/no/such/folder"], "model folder /no/such/folder has no config.json"),
+    ):
+        assert cli.main([*asked, *more]) == 2
+        shown = capsys.readouterr()
+        assert not shown.out and shown.err.startswith(f"error: {message}") and shown.err.count("\n") == 1
+    assert cli.main([*asked, f"data.path={glue_dir}"]) == 0
+
+
 def test_the_report_of_a_profile_without_records_names_what_is_missing():
     done = command("lora", "report", "paper_that_is_not", "task=cola")
     assert done.returncode == 2

@@ -133,7 +133,7 @@ def test_the_quick_way_composes_what_hydra_does(tiny_overrides):
         ["method=full", "task=stsb", "seed=3"],
         ["method=lora", "method.targets=[q,k]", "method.rank=4", "method.alpha_at_rank=null", "method.ranks={q:2}"],
         ["method=houlsby", "task=rte", "train.lr=5e-4", "train.precision=bf16", "data.train_rows=7"],
-        ["profile=paper", "model=roberta_base", "protocol=printed", "method=lora", "task=sst2", "data.source=tsv"],
+        ["profile=paper", "model=roberta_base", "model.path=null", "protocol=printed", "task=sst2", "data.source=tsv"],
         ["train.lr=2e-4", "train.lr=5e-4", "method.targets=[k]", "train.clip_norm=null", "task=rte"],
         ["train.lr=${train.adam_eps}", "train.batch=4"],
         ["train.lr=2e-4", "runtime.group=rate-${train.lr}"],
@@ -210,6 +210,27 @@ def test_an_added_or_removed_setting_is_one_message(overrides, message):
     with pytest.raises(UserError) as error:
         check_overrides(overrides)
     assert re.fullmatch(message, str(error.value)), error.value
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["profile=mini", "data.path=/x"], "data.path=/x would not be read, because data.source is embedded: add "),
+        (
+            ["profile=paper", "model=roberta_base", "protocol=printed", "task=rte", "data.path=/x"],
+            ".* because data.source is hub: add ",
+        ),
+        (["profile=small", "task=rte", "data.path=/x", "data.source=hub"], ".* because data.source is hub: add "),
+        (["profile=mini", "model.path={model}"], "model.path=.* because the source of model minilm is embedded: add"),
+    ],
+)
+def test_a_folder_that_would_not_be_read_is_refused_once(overrides, message, model_dir):
+    asked = [override.format(model=model_dir) for override in overrides]
+    for compose in (compose_run, lambda asked: requested(asked[0].removeprefix("profile="), [*asked[1:], "seed=1,2"])):
+        with pytest.raises(UserError) as error:
+            compose(asked)
+        assert re.match(message, str(error.value)), error.value
+    assert compose_run([*asked[:-1], "data.path=null"]).data.path is None
 
 
 def test_invalid_runs_are_all_listed():

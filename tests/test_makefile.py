@@ -282,6 +282,12 @@ def test_status_plan_and_sync_call_their_commands(ready_clone: Path) -> None:
     for target in ("status", "plan"):
         assert make(ready_clone, target, "PROFILE=paper", "ARGS=task=rte").returncode == 0
         assert calls(ready_clone)[-1] == ["-m", "lora", target, "paper", "task=rte"]
+        variables = ("GLUE_DIR=/my data", "MODEL_DIR=/a b", "TASK=it's.yaml", "LAUNCHER=slurm", "ARGS=seed=1 --json")
+        assert make(ready_clone, target, *variables).returncode == 0
+        asked = calls(ready_clone)[-1]
+        assert asked[:4] == ["-m", "lora", target, "own"] and asked[-1] == "--json"
+        assert make(ready_clone, "reproduce-glue", *variables).returncode == 0
+        assert calls(ready_clone)[-3] == ["-m", "lora", "-m", "profile=own", *asked[4:]], "as the sweep"
     (ready_clone / "outputs").mkdir()
     assert make(ready_clone, "wandb-sync").stdout == "nothing was recorded offline\n"
     runs = [ready_clone / f"outputs/{profile}/wandb/offline-run-1-a" for profile in ("paper", "small")]

@@ -17,6 +17,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from lora.checks import SettingsError, build
 from lora.config.encoder_files import local_name
+from lora.config.folders import reading
 from lora.config.hparams_row import row_of
 from lora.config.kernel_choice import choose_attention, choose_kernels
 from lora.config.options import CONF, describe_group, parsed_override, setting_keys, unknown_key, values_given
@@ -102,7 +103,7 @@ def settle(config: DictConfig) -> RunConfig:
 
     Raises: UserError: If a value has no row in the protocol's table; SettingsError: if a rule is broken.
     """
-    return run_config(decided(resolve(config)))
+    return reading(run_config(decided(resolve(config))))
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
@@ -184,7 +185,8 @@ def _seeded_run(overrides: Sequence[str], unmeasured: str | None) -> RunConfig:
     named = (*local_encoders(overrides), *((task.name, *task.official_rows.values()) for task in own_tasks(overrides)))
     sections, rates = _with_leaves(others, named) or _resolved(others, named)
     shared = decided(with_rate(sections, rates, others), unmeasured)
-    return run_config(shared | {"seed": int(seeds[-1].removeprefix("seed=")) if seeds else shared["seed"]})
+    seed = int(seeds[-1].removeprefix("seed=")) if seeds else shared["seed"]
+    return reading(run_config(shared | {"seed": seed}))
 
 
 def local_encoders(overrides: Sequence[str]) -> list[str]:

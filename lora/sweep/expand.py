@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from lora.config.compose import compose_run, is_untuned, local_encoders, parent_overrides
+from lora.config.folders import UnreadFolderError
 from lora.config.kernel_choice import gpu_has_bf16, has_gpu
 from lora.config.options import CONF, conf_files, describe_group, parsed_override
 from lora.config.own_task import own_tasks
@@ -158,6 +159,8 @@ def expand_blocks(profile: str, blocks: Mapping[str, Sequence[Block]]) -> list[P
                 own = (f"profile={profile}", *settings)
                 try:
                     config = compose_run(own)
+                except UnreadFolderError:
+                    raise
                 except UserError as error:
                     problems.append(f"{experiment}: {' '.join(own)}: {error}")
                     continue
@@ -238,7 +241,16 @@ def _planned(config: RunConfig, overrides: tuple[str, ...], experiments: tuple[s
 def base_run(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     """The run that conf/ defines for the same groups, task and seed, or the run itself if conf/ defines none."""
     kept = (
-        *("profile=", "model=", "model.path=", "method=", "protocol=", "data.source=", "runtime.device="),
+        *(
+            "profile=",
+            "model=",
+            "model.source=",
+            "model.path=",
+            "method=",
+            "protocol=",
+            "data.source=",
+            "runtime.device=",
+        ),
         *("runtime.results=", "rates="),  # a results folder keeps the precision of its runs, and their rates
     )
     chosen = [override for override in overrides if override.startswith(kept)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from lora.config.compose import compose_config, compose_run
+from lora.config.folders import check_data_folder
 from lora.data.tasks import TASKS
 from lora.models.sizes import SIZES, closed_form
 from lora.sweep.estimate import PARAMETERS, SUSTAINED_FLOPS, compute_seconds, estimator, records_of_this_machine
@@ -142,5 +143,6 @@ def options(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     """Exit codes: 0, or 2 for a mistake in the command."""
     runs = requested(arguments.profile, arguments.overrides)
+    check_data_folder(arguments.overrides)
     config = compose_config([f"profile={arguments.profile}", *how_to_run(arguments.overrides)])
     print(text(arguments.profile, costs(runs, estimator(records_of_this_machine(config)))))

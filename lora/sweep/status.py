@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lora.config.compose import compose_config
+from lora.config.folders import check_data_folder
 from lora.records.record import RunRecord, checkpoint_path
 from lora.sweep.estimate import estimator, records_of_this_machine
 from lora.sweep.expand import PlannedRun
@@ -187,9 +188,10 @@ def left(one: Standing) -> str:
 def looker(profile: str, overrides: Sequence[str]) -> Callable[[], tuple[list[Standing], list[Standing]]]:
     """
     Returns: A function that returns the current states of the requested runs, and of others that are training.
-    Raises: UserError: If the overrides request no valid runs.
+    Raises: UserError: If the overrides request no valid runs, or name a folder of data that does not exist.
     """
     runs = requested(profile, overrides)
+    check_data_folder(overrides)
     config = compose_config([f"profile={profile}", *how_to_run(overrides)])
     results, outputs = config.runtime.results, config.runtime.outputs
 
