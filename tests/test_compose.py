@@ -263,6 +263,9 @@ def test_a_run_keeps_the_launchers_precision_on_another_kind_of_machine(monkeypa
     }
 
 
+NO_RUNS = "runtime.results=/nowhere"  # a folder whose runs do not decide what `auto` chooses
+
+
 def local_run(folder, *overrides):
     return compose_run(["profile=small", "task=rte", "method=lora", "model=local", f"model.path={folder}", *overrides])
 
@@ -299,11 +302,11 @@ def test_auto_takes_the_stock_kernels_on_a_gpu(device, with_gpu, model_dir, monk
     for gpu, expected in ((True, with_gpu), (False, "stock" if device == "cuda" else "fused")):
         monkeypatch.setattr("lora.config.kernel_choice.has_gpu", lambda gpu=gpu: gpu)
         assert local_run(model_dir, f"runtime.device={device}").train.kernels == expected
-        config = compose_run(["task=reviews", f"runtime.device={device}", "train.precision=fp32"])
+        config = compose_run(["task=reviews", f"runtime.device={device}", "train.precision=fp32", NO_RUNS])
         assert config.train.kernels == expected
         on_gpu = device == "cuda" or (gpu and device == "auto")
         assert config.model.attention == ("sdpa" if on_gpu else "eager")
-        asked = compose_run(["task=reviews", f"runtime.device={device}", "model.attention=eager"])
+        asked = compose_run(["task=reviews", f"runtime.device={device}", "model.attention=eager", NO_RUNS])
         assert asked.model.attention == "eager"
     assert compose_run(["profile=paper", "model=roberta_base", "protocol=printed", "task=rte"]).train.kernels == "stock"
 
@@ -315,9 +318,9 @@ def test_a_gpu_takes_bf16_where_it_has_it(capability, monkeypatch):
     monkeypatch.setattr("lora.config.kernel_choice.ask_driver", lambda ask, kind: capability)
     monkeypatch.setattr("lora.config.precision_choice.run_probe", None)  # a GPU is not measured
     expected = "bf16" if capability in (8, 9) else "fp32"
-    assert compose_run(["task=reviews"]).train.precision == expected
-    assert compose_run(["task=reviews", "train.precision=fp32"]).train.precision == "fp32"
-    small = compose_run(["profile=small", "task=rte"])
+    assert compose_run(["task=reviews", NO_RUNS]).train.precision == expected
+    assert compose_run(["task=reviews", "train.precision=fp32", NO_RUNS]).train.precision == "fp32"
+    small = compose_run(["profile=small", "task=rte", NO_RUNS])
     assert (small.train.precision, small.train.kernels, small.model.attention) == ("fp32", "stock", "sdpa")
 
 
@@ -330,13 +333,13 @@ def test_a_run_keeps_the_launchers_kernels_on_another_kind_of_machine(tmp_path, 
     """A worker may have a GPU when the launcher has none, and vice versa."""
     for place in ("lora.config.kernel_choice.has_gpu", "lora.sweep.expand.has_gpu"):
         monkeypatch.setattr(place, lambda: False)
-    runs = expand("mini", ["task=reviews", "seed=1", "train.precision=fp32"], ["glue_table2"])
+    runs = expand("mini", ["task=reviews", "seed=1", "train.precision=fp32", NO_RUNS], ["glue_table2"])
     for place in ("lora.config.kernel_choice.has_gpu", "lora.sweep.expand.has_gpu"):
         monkeypatch.setattr(place, lambda: True)
     assert len(runs) == 5
     assert [compose_run(run.overrides).run_id for run in runs] == [run.run_id for run in runs]
     assert {compose_run(run.overrides).train.kernels for run in runs} == {"fused"}
-    others = expand("mini", ["task=reviews", "seed=1", "train.precision=fp32"], ["glue_table2"])
+    others = expand("mini", ["task=reviews", "seed=1", "train.precision=fp32", NO_RUNS], ["glue_table2"])
     assert {compose_run(run.overrides).train.kernels for run in others} == {"stock"}
     assert not {run.run_id for run in runs} & {run.run_id for run in others}
 

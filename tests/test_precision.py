@@ -15,12 +15,13 @@ from machines import inject, measured
 from synthetic import write_run
 
 from lora.checks import SettingsError
-from lora.config import precision_choice
+from lora.config import precision_choice, recorded
 from lora.config.compose import compose_run
-from lora.config.precision_choice import MINILM, Measurement, choose_precision, machine_precisions, measurement
+from lora.config.precision_choice import MINILM, Measurement, choose_precision, machine_choices, measurement
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.records import machine
+from lora.sweep.announce import kernels_of
 from lora.sweep.expand import expand
 from lora.sweep.request import requested
 from lora.training import precision_probe
@@ -291,6 +292,36 @@ def test_a_results_folder_keeps_the_precision_of_its_runs(tmp_path, monkeypatch)
     assert choose_precision(config.model, "fused", "auto", str(tmp_path)) == ("bf16", f"as the 1 run in {tmp_path}")
 
 
+@pytest.mark.parametrize("first", ["a CPU", "a GPU"])
+def test_a_results_folder_keeps_the_kernels_and_the_attention_of_its_runs(first, tmp_path, monkeypatch):
+    """A sweep that is resumed on a machine with a GPU, or without the one that it had, keeps its run ids."""
+    where = f"runtime.results={tmp_path}"
+    grid = ["task=reviews,ratings", "method=lora", "seed=1,2", "train.precision=fp32", where]
+
+    def on(machine_name):
+        for place in ("lora.config.kernel_choice.has_gpu", "lora.sweep.expand.has_gpu"):
+            monkeypatch.setattr(place, lambda: machine_name == "a GPU")
+        return requested("mini", grid)
+
+    before = on(first)
+    other = {"a CPU": "a GPU", "a GPU": "a CPU"}[first]
+    assert not {run.run_id for run in before} & {run.run_id for run in on(other)}, "nothing is recorded yet"
+    write_run(tmp_path, before[0], 0.6)
+    assert [run.run_id for run in on(other)] == [run.run_id for run in before]
+    config = compose_run([*REVIEWS, where, "train.precision=fp32"])
+    expected = {"a CPU": ("fused", "eager"), "a GPU": ("stock", "sdpa")}
+    assert (config.train.kernels, config.model.attention) == expected[first]
+    idle = {"a CPU": "; train.kernels=stock would take the GPU", "a GPU": ""}[first]
+    assert kernels_of(config) == f"{config.train.kernels} (as the 1 run in {tmp_path}{idle})"
+    asked = ["train.kernels=stock", "model.attention=eager"]
+    config = compose_run([*REVIEWS, where, "train.precision=fp32", *asked])
+    assert (config.train.kernels, config.model.attention) == ("stock", "eager"), "what is stated wins"
+    config = compose_run([*REVIEWS, "train.precision=fp32", f"runtime.results={tmp_path}/other"])
+    assert (config.train.kernels, config.model.attention) == expected[other], "another folder"
+    config = compose_run([*REVIEWS, where, "train.precision=fp32", "runtime.device=cuda"])
+    assert config.train.kernels == "stock", "fused kernels compute on no GPU"
+
+
 def test_of_two_precisions_the_one_of_most_runs_is_kept(tmp_path, monkeypatch):
     inject(monkeypatch, "fp32")
     where = f"runtime.results={tmp_path}"
@@ -314,13 +345,13 @@ def test_runs_that_failed_and_files_that_are_none_keep_nothing(tmp_path, monkeyp
     path = next((tmp_path / "runs").glob("*.json"))
     record = json.loads(path.read_bytes())
     inject(monkeypatch, "fp32")
-    assert precision_choice.recorded(str(tmp_path)) == {("minilm", "fused"): ("bf16", 1)}
+    assert recorded.recorded(str(tmp_path), recorded.PRECISION) == {("minilm", "fused"): ("bf16", 1)}
     for content in (json.dumps(record | {"status": "failed"}), "{", "[]", json.dumps({"status": "ok"})):
         path.unlink()
         path = path.with_name(f"other{len(content)}.json")
         path.write_text(content)
-        precision_choice._recorded.cache_clear()  # one file added, one removed: the folder's time may be too coarse
-        assert precision_choice.recorded(str(tmp_path)) == {}
+        recorded._recorded.cache_clear()  # one file added, one removed: the folder's time may be too coarse
+        assert recorded.recorded(str(tmp_path), recorded.PRECISION) == {}
         assert compose_run([*REVIEWS, where]).train.precision == "fp32"
 
 
@@ -333,9 +364,9 @@ def test_the_runs_that_are_kept_follow_what_was_measured(cache, monkeypatch):
         for path in cache.glob("*.json"):
             path.unlink()
         found.append({compose_run(planned.overrides).train.precision for planned in requested("mini", grid)})
-        kept = machine_precisions("results/mini")
+        kept = machine_choices("results/mini")
         found.append({compose_run(planned.overrides).train.precision for planned in requested("mini", grid)})
-        assert machine_precisions("results/mini") == kept
+        assert machine_choices("results/mini") == kept
     assert found == [{"bf16"}] * 2 + [{"fp32"}] * 2 + [{"bf16"}] * 2
 
 

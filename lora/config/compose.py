@@ -149,13 +149,13 @@ def decided(sections: dict[str, Any], unmeasured: str | None = None) -> dict[str
     attention = "eager" if model.get("attention") == "auto" else model.get("attention")
     chosen = {"kernels": train.get("kernels"), "precision": train.get("precision")}
     try:
-        encoder, device = build(ModelConfig, {**model, "attention": attention}), runtime.get("device")
+        encoder = build(ModelConfig, {**model, "attention": attention})
+        device, results = runtime.get("device"), str(runtime.get("results"))
         if chosen["kernels"] == "auto":
-            chosen["kernels"], _ = choose_kernels(encoder, device)
+            chosen["kernels"], _ = choose_kernels(encoder, device, results)
         if model.get("attention") == "auto":
-            attention = choose_attention(chosen["kernels"], device)
+            attention = choose_attention(encoder, chosen["kernels"], device, results)
         if chosen["precision"] == "auto":
-            results = str(runtime.get("results"))
             found = choose_precision(encoder, chosen["kernels"], device, results, measure=unmeasured is None)
             chosen["precision"] = unmeasured if found is None else found[0]
     except SettingsError:  # reported when the whole configuration is validated

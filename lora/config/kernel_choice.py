@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora.config.encoder_files import locate
+from lora.config.recorded import ATTENTION, KERNELS, as_recorded, recorded
 from lora.config.run import ModelConfig
 from lora.errors import UserError
 
@@ -19,15 +20,22 @@ MAJOR_CAPABILITY = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR in the dri
 MAX_TOKENS = 1024  # as in `lora.training.fused.kernels`, which planning does not load
 
 
-def choose_kernels(model: ModelConfig, device: str) -> tuple[str, str]:
+def choose_kernels(model: ModelConfig, device: str, results: str) -> tuple[str, str]:
     """`fused` on a CPU if they cover the encoder, else `stock`; and the reason, in words for the user.
+
+    Finished runs of the same encoder in the results folder decide first, so that a resumed sweep does not change.
 
     An encoder from the hub takes `stock`: its architecture is unknown until it is downloaded, and the choice names the
     run. An encoder whose files are absent counts as covered: its run is refused with a separate message.
 
     Args:
-        device: `runtime.device`.
+        device: `runtime.device`. With `cuda`, recorded `fused` kernels, which compute on a CPU, are not kept.
+        results: `runtime.results`.
     """
+    kept, count = recorded(results, KERNELS).get((model.name,), (None, 0))
+    if kept is not None and (kept, device) != ("fused", "cuda"):
+        idle = "; train.kernels=stock would take the GPU" if kept == "fused" and takes_gpu("stock", device) else ""
+        return kept, as_recorded(count, results) + idle
     if takes_gpu("stock", device):
         return "stock", "for the GPU; runtime.device=cpu would take the CPU"
     if model.source == "hub":
@@ -43,8 +51,14 @@ def takes_gpu(kernels: str, device: str) -> bool:
     return kernels != "fused" and (device == "cuda" or (device == "auto" and has_gpu()))
 
 
-def choose_attention(kernels: str, device: str) -> str:
-    """transformers' implementation: sdpa on a GPU; eager on a CPU, where it is faster with attention dropout."""
+def choose_attention(model: ModelConfig, kernels: str, device: str, results: str) -> str:
+    """transformers' implementation: sdpa on a GPU; eager on a CPU, where it is faster with attention dropout.
+
+    Finished runs of the same encoder and kernels in the results folder decide first.
+    """
+    kept = recorded(results, ATTENTION).get((model.name, kernels))
+    if kept is not None:
+        return kept[0]
     return "sdpa" if takes_gpu(kernels, device) else "eager"
 
 

@@ -4,7 +4,6 @@ A CPU's flags do not decide it: of two CPUs with the same bfloat16 instructions,
 bfloat16 as in float32, the other more slowly. The choice names a run, so it is made before training.
 """
 
-import collections
 import contextlib
 import dataclasses
 import fcntl
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from lora.checks import Problems, build
 from lora.config.kernel_choice import gpu_has_bf16, read_settings, takes_gpu
+from lora.config.recorded import ATTENTION, KERNELS, PRECISION, as_recorded, recorded
 from lora.config.run import ModelConfig
 from lora.errors import UserError, first_line
 from lora.files import ROOT, write_atomically
@@ -114,10 +114,9 @@ def choose_precision(
     Returns: None if a measurement is needed, none is stored, and `measure` is false.
     Raises: UserError: If the measurement fails.
     """
-    kept = recorded(results).get((model.name, kernels))
+    kept = recorded(results, PRECISION).get((model.name, kernels))
     if kept is not None:
-        precision, count = kept
-        return precision, f"as the {count} run{'s' * (count > 1)} in {results}"
+        return kept[0], as_recorded(kept[1], results)
     if takes_gpu(kernels, device):
         return ("bf16", "the GPU has it") if gpu_has_bf16() else ("fp32", "the GPU has no bf16")
     if not cpu_flags() & BF16_FLAGS:
@@ -135,40 +134,6 @@ def encoder_sizes(model: ModelConfig) -> tuple[int, int]:
     ffn = settings.get("intermediate_size", settings.get("hidden_dim"))
     sizes = (width, ffn)
     return sizes if all(type(size) is int and size > 0 for size in sizes) else MINILM
-
-
-def recorded(results: str) -> dict[tuple[str, str], tuple[str, int]]:
-    """(encoder, kernels) -> the most frequent precision of finished runs in a results folder, and the number of these.
-
-    Of two equally frequent precisions, the one used first is taken.
-    """
-    runs = Path(results) / "runs"
-    try:
-        return _recorded(runs.resolve(), (runs.stat().st_mtime_ns, len(os.listdir(runs))))
-    except OSError:
-        return {}
-
-
-@functools.lru_cache(maxsize=64)
-def _recorded(runs: Path, changed: tuple[int, int]) -> dict[tuple[str, str], tuple[str, int]]:
-    """
-    Args:
-        changed: The folder's modification time and number of entries, because a file system's clock is coarse.
-    """
-    found: dict[tuple[str, str], list[tuple[str, str]]] = collections.defaultdict(list)
-    for path in runs.glob("*.json"):
-        # a file that is not a record is reported where records are read
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            content = json.loads(path.read_bytes())
-            config, train = content["config"], content["config"]["train"]
-            if content["status"] == "ok" and train["precision"] in ("fp32", "bf16"):
-                key = str(config["model"]["name"]), str(train["kernels"])
-                found[key].append((str(content["started_at"]), train["precision"]))
-    kept = {}
-    for key, precisions in found.items():
-        counts = collections.Counter(precision for _, precision in sorted(precisions))
-        kept[key] = counts.most_common(1)[0]  # of equal counts, the one counted first
-    return kept
 
 
 _MEASURED: dict[Path, Measurement] = {}  # so that a process measures once even if the cache cannot be written
@@ -258,13 +223,19 @@ def run_probe(width: int, ffn: int) -> Measurement:
         ) from error
 
 
-def machine_precisions(results: str) -> list[object]:
-    """The state of this machine and of results that `choose_precision` uses. Equal lists give equal answers."""
+def machine_choices(results: str) -> list[object]:
+    """The state of this machine and of results by which each `auto` is chosen. Equal lists give equal answers.
+
+    Whether this machine has a GPU is not among it.
+    """
     measured = [(path, found.precision) for path, found in _MEASURED.items()]
     for path in sorted(CACHE.glob("*.json")) if cpu_flags() & BF16_FLAGS else ():
         width, _, ffn = path.name.partition("-")[0].partition("x")
         if width.isdecimal() and ffn.isdecimal() and path == cache_file(int(width), int(ffn)):
             found = measurement(int(width), int(ffn), measure=False)
             measured += [] if found is None else [(path, found.precision)]
-    kept = [(*key, precision) for key, (precision, _) in sorted(recorded(results).items())]
+    kept = [
+        [(*key, value) for key, (value, _) in sorted(recorded(results, setting).items())]
+        for setting in (KERNELS, ATTENTION, PRECISION)
+    ]
     return [cpu_kind(), torch_version(), sorted({(path.name, precision) for path, precision in measured}), kept]

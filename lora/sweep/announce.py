@@ -96,7 +96,7 @@ def means(configs: Sequence[RunConfig]) -> str:
 
 def kernels_of(config: RunConfig) -> str:
     """A run's kernels, with the reason if `train.kernels=auto` would choose them."""
-    kernels, why = choose_kernels(config.model, config.runtime.device)
+    kernels, why = choose_kernels(config.model, config.runtime.device, config.runtime.results)
     return f"{kernels} ({why})" if config.train.kernels == kernels else config.train.kernels
 
 

@@ -16,7 +16,7 @@ from lora.config.folders import UnreadFolderError
 from lora.config.kernel_choice import gpu_has_bf16, has_gpu
 from lora.config.options import CONF, conf_files, describe_group, parsed_override
 from lora.config.own_task import own_tasks
-from lora.config.precision_choice import machine_precisions
+from lora.config.precision_choice import machine_choices
 from lora.config.rates import pinned_rates, rates_setting, rates_state
 from lora.config.run import RunConfig
 from lora.config.variants import Variant, variant
@@ -134,7 +134,7 @@ def _cached(profile: str, overrides: Sequence[str], experiments: Sequence[str] |
 def _cache(profile: str, overrides: Sequence[str], *request: Any) -> Path:
     """The file that caches the runs of a request on this machine."""
     results = results_of(profile, overrides)
-    machine = (has_gpu(), has_gpu() and gpu_has_bf16(), machine_precisions(results))
+    machine = (has_gpu(), has_gpu() and gpu_has_bf16(), machine_choices(results))
     key = _cache_key(profile, overrides, *request, machine, rates_state(rates_setting(overrides, results)))
     return ROOT / "outputs" / "cache" / "runs" / f"{key}.json"
 
@@ -251,7 +251,7 @@ def base_run(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
             "data.source=",
             "runtime.device=",
         ),
-        *("runtime.results=", "rates="),  # a results folder keeps the precision of its runs, and their rates
+        *("runtime.results=", "rates="),  # a results folder keeps the choices of its runs, and their rates
     )
     chosen = [override for override in overrides if override.startswith(kept)]
     try:
