@@ -70,7 +70,7 @@ def attend(q, k, v, bias=0.0, turn=lambda heads: heads):
 
 
 @pytest.mark.parametrize("method", ["houlsby", "pfeiffer"])
-@pytest.mark.parametrize("architecture", ["mpnet", "xlm-roberta", "distilbert"])
+@pytest.mark.parametrize("architecture", ["mpnet", "xlm-roberta", "camembert", "distilbert"])
 def test_a_post_norm_layer_with_adapters_by_hand(architecture, method):
     """Houlsby: projection, adapter with its skip, residual, LayerNorm, twice. Pfeiffer: LN(s + adapter(LN(s)))."""
     model = tiny.model(architecture).double()
