@@ -125,17 +125,24 @@ def test_every_combination_of_groups_has_rows_or_not():
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("model", ["minilm", "local", "roberta_base", "roberta_large", "deberta_v2_xxl"])
+@pytest.mark.parametrize("model", describe_group("model"))
 def test_a_combination_without_rows_is_refused(protocol, model):
-    """One method stands for all: the message depends only on the absence of the file."""
-    method = next(method for method in describe_group("method") if (protocol, model, method) not in ROWS)
-    with pytest.raises(UserError) as error:
-        config_of(protocol, model, method)
-    message = str(error.value)
-    assert message.startswith(f"protocol must be one that has rows for {model}_{method}, the model and the method (")
-    assert f"got '{protocol}'; that one has rows for " in message
-    there = next(m for p, m, n in ROWS if p == protocol)
-    assert there in message.partition("that one has rows for ")[2]
+    """At most two methods stand for all: one that another protocol has rows for, and one that none has rows for."""
+    absent = [method for method in describe_group("method") if (protocol, model, method) not in ROWS]
+    having = {method: sorted(p for p, m, n in ROWS if (m, n) == (model, method)) for method in absent}
+    for method in {bool(protocols): method for method, protocols in having.items()}.values():
+        with pytest.raises(UserError) as error:
+            config_of(protocol, model, method)
+        message = str(error.value)
+        if having[method]:
+            rule = f"protocol must be one that has rows for {model}_{method}, the model and the method ("
+            assert message.startswith(f"{rule}{', '.join(having[method])}), got '{protocol}'; that one has rows for ")
+            there = next(m for p, m, n in ROWS if p == protocol)
+            assert there in message.partition("that one has rows for ")[2]
+        else:
+            methods = ", ".join(sorted({n for p, m, n in ROWS if m == model}))
+            rule = f"method must be one that a protocol has rows for with model={model} ({methods})"
+            assert message == f"{rule}, got '{method}'"
 
 
 @pytest.mark.parametrize("chosen", ROWS, ids="-".join)
@@ -148,6 +155,8 @@ def test_every_row_is_valid_and_other_tasks_are_refused(chosen):
             config = at_task(composed, task)
             assert (config.protocol, config.model.name, config.task) == (*chosen[:2], task)
             assert config.method.name == chosen[2].partition("_")[0]
+        elif "default" in composed.hparams:
+            assert at_task(composed, task).train.lr == composed.hparams.default.lr
         else:
             with pytest.raises(UserError, match=f"^task must be one that has a row with .*, got '{task}'"):
                 at_task(composed, task)
@@ -166,6 +175,13 @@ def test_rows_files_state_known_values_only():
         for task, row in content.items():
             if task in (*TASKS, "default"):
                 assert {"lr", "batch", "epochs", "max_length"} <= set(row) <= ROW_KEYS, (path, task)
+
+
+@pytest.mark.parametrize("model", ["minilm", "mpnet_base"])  # local has the values of minilm
+def test_a_task_without_a_row_takes_the_rate_of_cola(model):
+    for path in sorted((CONF / "hparams" / "ours").glob(f"{model}_*.yaml")):
+        rows = OmegaConf.load(path)
+        assert rows.default == {"lr": rows.cola.lr, "batch": 16, "epochs": 10, "max_length": 128}, path
 
 
 # The experiments
@@ -528,7 +544,7 @@ def test_cls_dropout_reaches_the_head(tmp_path, tiny_config, architecture, dropo
         (["task=sst5"], "or a file of your own such as task=my_task.yaml, got 'sst5' (the nearest is sst2)"),
         (["protocol=paper"], "protocol must be one of dagger, long, ours, printed, released, got 'paper'"),
         (["method=prefix"], "method must be one of adapterdrop, bitfit, full, houlsby"),
-        (["method=houlsby_m64"], "protocol must be one that has rows for minilm_houlsby_m64"),
+        (["method=houlsby_m64"], "method must be one that a protocol has rows for with model=minilm (adapterdrop, "),
         (
             ["experiment=table2"],
             "experiment must be one of glue_table2, learning_rate, length, lora_ranks, lora_targets, mnli_start, "

@@ -413,6 +413,19 @@ def test_a_task_without_a_row_takes_the_default_one_and_says_that_it_is_untuned(
     assert not any(run.untuned for run in requested("own", [f"task={path}", "train.precision=fp32", "train.lr=1e-3"]))
 
 
+def test_mpnet_trains_ones_own_task_with_the_methods_that_it_has_rows_for(tmp_path):
+    asked = ["profile=own", f"task={write_task(tmp_path)}", "model=mpnet_base", "train.precision=fp32"]
+    for method in ("full", "lora"):
+        of_cola = compose_run(["profile=base", "task=cola", *asked[2:], f"method={method}"])
+        run = compose_run([*asked, f"method={method}"])
+        assert (run.train.lr, run.train.epochs) == (of_cola.train.lr, 10)
+        assert is_untuned([*asked, f"method={method}"])
+    runs = requested("own", ["experiment=own_task", "method=full,lora", *asked[1:]])
+    assert {(run.method, run.seed) for run in runs} == {(m, seed) for m in ("full", "lora") for seed in (1, 2, 3)}
+    with pytest.raises(UserError, match=r"for with model=mpnet_base \(full, lora\), got 'houlsby'$"):
+        compose_run([*asked, "method=houlsby"])
+
+
 # From the command line to the report
 
 
