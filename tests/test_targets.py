@@ -119,6 +119,28 @@ def test_a_glob_leaves_the_head_alone_and_a_full_name_does_not():
             find_target(model, target)
 
 
+def test_a_module_that_is_no_linear_layer_is_named_with_the_rule():
+    """GPT-2's layers are transformers' Conv1D, whose weight is transposed. A container is no linear layer either."""
+    sizes = {"vocab_size": 30, "n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 4, "pad_token_id": 0}
+    model = transformers.GPT2ForSequenceClassification(transformers.GPT2Config(**sizes))
+    before = list(model.state_dict())
+    for target, kinds in (
+        ("*.c_attn", "transformer.h.*.attn.c_attn (Conv1D)"),
+        ("*.attn.c_*", "transformer.h.*.attn.c_attn (Conv1D), transformer.h.*.attn.c_proj (Conv1D)"),
+        ("transformer.h.0.attn.c_attn", "transformer.h.*.attn.c_attn (Conv1D)"),
+        ("transformer.h.*.attn", "transformer.h.*.attn (GPT2Attention)"),
+    ):
+        with pytest.raises(UserError) as caught:
+            apply(model, LoraConfig(targets=(target,)), seed=0)
+        message = str(caught.value)
+        rule = "and only torch.nn.Linear layers can be adapted: a target is one of "
+        assert message.startswith(f"target {target!r} matches {kinds} in GPT2ForSequenceClassification, {rule}")
+        assert message.endswith("; the linear layers are score")
+    assert list(model.state_dict()) == before
+    with pytest.raises(UserError, match=r"^target 'no such' is not in GPT2ForSequenceClassification: a target is one"):
+        find_target(model, "no such")
+
+
 def test_case_matters():
     with pytest.raises(UserError, match=r"target '\*\.wo' is not in ModernBert"):
         find_target(tiny.model("modernbert"), "*.wo")

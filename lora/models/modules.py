@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lora.errors import UserError
+from lora.errors import UserError, listed
 from lora.models.architectures import ARCHITECTURES, Architecture, module_of, named_by, numbered, slice_of
 
 
@@ -44,17 +44,30 @@ def find_target(model: nn.Module, target: str) -> list[str]:
     Raises: UserError: If nothing matches. The message lists the existing linear layers, with `*` for numbers.
     """
     names, slices = linear_layers(model)
-    listed = list(dict.fromkeys(map(numbered, [*names, *slices])))
+    shown = list(dict.fromkeys(map(numbered, [*names, *slices])))
     found = named_by(target, names) or named_by(target, slices)
-    if target not in {*names, *listed}:
+    if target not in {*names, *shown}:
         found = [name for name in found if not is_head(model, name)]
     if not found:
         raise UserError(
-            f"target {target!r} is not in {type(model).__name__}: a target is one of q, k, v, o, i, f if the "
+            f"target {target!r} {what_is_wrong(model, target)}: a target is one of q, k, v, o, i, f if the "
             f"architecture is known, the name of a linear layer, or a pattern of names; the linear layers are "
-            f"{', '.join(listed)}"
+            f"{', '.join(shown)}"
         )
     return found
+
+
+def what_is_wrong(model: nn.Module, target: str) -> str:
+    """For a message: what a target without a linear layer matches instead, in the model's body."""
+    kinds = {
+        name: type(module).__name__
+        for name, module in model.named_modules()
+        if name and not isinstance(module, nn.Linear) and not is_head(model, name)
+    }
+    found = dict.fromkeys(f"{numbered(name)} ({kinds[name]})" for name in named_by(target, kinds))
+    if not found:
+        return f"is not in {type(model).__name__}"
+    return f"matches {listed(found)} in {type(model).__name__}, and only torch.nn.Linear layers can be adapted"
 
 
 def weight_of(model: nn.Module, name: str) -> torch.Tensor:
