@@ -50,6 +50,14 @@ HEADS = {
     "camembert": ["classifier"],
     "modernbert": ["head", "classifier"],
 }
+OTHERS = {  # classifiers outside the table of architectures: the head, and names of layers
+    "albert": (["albert.pooler", "classifier"], ("*.query", "*.ffn")),
+    "roformer": (["classifier"], ("*.value", "*.intermediate.dense")),
+    "deberta": (["pooler", "classifier"], ("*.in_proj", "*.pos_proj")),
+    "xlnet": (["sequence_summary", "logits_proj"], ("*.layer_1", "*.layer_2")),
+    "longformer": (["classifier"], ("*.key", "*.value_global")),
+    "bart": (["classification_head"], ("*.v_proj", "*.fc2")),
+}
 # Every target set on one architecture, two of them on the others.
 CASES = [("bert", targets) for targets in TARGET_SETS]
 CASES += [("bert", ("i", "f"))]
@@ -59,6 +67,8 @@ CASES += [
     for targets in (("q", "v"), tuple("qkvo"), tuple("qkvoif"))
     if other != "bert" or "i" in targets
 ]
+CASES += [(other, targets) for other, (_, targets) in OTHERS.items()]
+HEADS |= {other: head for other, (head, _) in OTHERS.items()}
 VARIANTS = {
     "ranks": LoraConfig(targets=("q", "v", "o"), rank=3, ranks={"o": 5}, alpha=6),
     "ranks, alpha in ratio": LoraConfig(targets=("q", "v"), rank=2, ranks={"v": 4}, alpha=3, alpha_at_rank=2),
@@ -87,7 +97,7 @@ def same(one: Adapter, other: Adapter) -> bool:
 def bases(tmp_path_factory):
     """The parent of a pretrained folder per architecture: the tiny bases of this file's adapters."""
     folder = tmp_path_factory.mktemp("bases")
-    for architecture in tiny.ARCHITECTURES:
+    for architecture in (*tiny.ARCHITECTURES, *tiny.OTHERS):
         tiny.model(architecture).base_model.save_pretrained(folder / architecture)
     return folder
 
@@ -554,7 +564,7 @@ def test_what_loralib_files_may_not_be(tmp_path, monkeypatch):
 
 
 def test_every_architecture_crosses_over():
-    assert {architecture for architecture, _ in CASES} == set(tiny.ARCHITECTURES)
+    assert {architecture for architecture, _ in CASES} == {*tiny.ARCHITECTURES, *tiny.OTHERS}
 
 
 def test_the_public_names():

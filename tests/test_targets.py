@@ -19,26 +19,7 @@ from lora.models.architectures import named_by
 from lora.models.modules import find_target, is_head
 from lora.training.loop import run
 
-
-def others() -> dict[str, nn.Module]:
-    """Classifiers outside the table of architectures; ALBERT's layers share one set of modules."""
-    sizes = {"vocab_size": 30, "pad_token_id": 0, **tiny.COMMON}
-    relative = {"vocab_size": 30, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48, "pad_token_id": 0}
-    configs = {
-        "albert": transformers.AlbertConfig(**sizes, embedding_size=16),
-        "roformer": transformers.RoFormerConfig(**sizes),
-        "deberta": transformers.DebertaConfig(**sizes, type_vocab_size=0),
-        "xlnet": transformers.XLNetConfig(**relative),
-        "bart": transformers.BartConfig(
-            vocab_size=30, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
-            decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64,
-        ),
-    }  # fmt: skip
-    build = transformers.AutoModelForSequenceClassification.from_config
-    return {name: build(config).eval() for name, config in configs.items()}
-
-
-OTHERS = others()
+OTHERS = {name: tiny.model(name) for name in tiny.OTHERS}
 
 
 def adapted(model: nn.Module) -> list[str]:
@@ -102,7 +83,7 @@ def test_lora_by_a_pattern_starts_at_the_base_and_trains_on_other_classifiers(na
 
 @pytest.mark.parametrize("name", ["albert", "roformer"])
 def test_a_run_on_another_classifier(name, tiny_config, tmp_path):
-    others()[name].base_model.save_pretrained(tmp_path / name)
+    tiny.model(name).base_model.save_pretrained(tmp_path / name)
     tiny.tokenizer(tmp_path / name, "bert").save_pretrained(tmp_path / name)
     config = tiny_config(f"model.path={tmp_path / name}", "method=lora", "method.targets=[*.query,*.value]")
     record, *_ = run(config)

@@ -1,4 +1,4 @@
-"""Two-layer encoders of every architecture, with tokenizers, built on the fly."""
+"""Two-layer encoders of every architecture and of some others, with tokenizers, built on the fly."""
 
 from pathlib import Path
 
@@ -11,6 +11,7 @@ ARCHITECTURES = (
     *("bert", "roberta", "deberta-v2", "electra", "distilbert"),
     *("mpnet", "xlm-roberta", "camembert", "modernbert"),
 )
+OTHERS = ("albert", "roformer", "deberta", "xlnet", "longformer", "bart")  # outside the table; ALBERT shares its layers
 PRE_NORM = ("modernbert",)  # without a place for Pfeiffer adapters
 UNBIASED = ("modernbert",)  # like its released checkpoints: nothing for BitFit
 ROBERTAS = ("roberta", "xlm-roberta", "camembert", "mpnet")  # tokens and positions are RoBERTa's
@@ -53,6 +54,8 @@ def config(architecture: str, **extra) -> transformers.PretrainedConfig:
         special = {"local_attention": 6, "global_attn_every_n_layers": 2, "pad_token_id": 0, "cls_token_id": 2}
         special |= {"bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3}
         return transformers.ModernBertConfig(**{**vocabulary, **COMMON, **special, **extra})
+    if architecture in OTHERS:
+        return other(architecture, **extra)
     kinds = {
         "bert": transformers.BertConfig,
         "roberta": transformers.RobertaConfig,
@@ -65,6 +68,26 @@ def config(architecture: str, **extra) -> transformers.PretrainedConfig:
     special |= {"pad_token_id": 1} if architecture in ROBERTAS else {"pad_token_id": 0}
     special |= {"type_vocab_size": 1} if architecture in ("roberta", "xlm-roberta", "camembert") else {}
     return kinds[architecture](**{**vocabulary, **COMMON, **special, **extra})
+
+
+def other(architecture: str, **extra) -> transformers.PretrainedConfig:
+    vocabulary = {"vocab_size": len(WORDS) + 5, "pad_token_id": 0}
+    relative = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0}
+    sides = ("layers", 2), ("attention_heads", 4), ("ffn_dim", 48)
+    kinds = {
+        "albert": (transformers.AlbertConfig, {**COMMON, "embedding_size": 16}),
+        "roformer": (transformers.RoFormerConfig, COMMON),
+        "deberta": (transformers.DebertaConfig, {**COMMON, **relative}),
+        "xlnet": (transformers.XLNetConfig, {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48}),
+        "longformer": (transformers.LongformerConfig, {**COMMON, "attention_window": 4}),
+        "bart": (
+            transformers.BartConfig,
+            {f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in sides}
+            | {"d_model": 32, "max_position_embeddings": 64},
+        ),
+    }
+    kind, sizes = kinds[architecture]
+    return kind(**{**vocabulary, **sizes, **extra})
 
 
 def takes(architecture: str, method: str) -> bool:
@@ -89,13 +112,15 @@ def model(architecture: str, outputs: int = 2, seed: int = 0, **extra) -> torch.
 
 
 def inputs(architecture: str, rows: int = 5, length: int = 9, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random tokens. The last two examples are padded."""
+    """Random tokens. The last two examples are padded. BART's head looks for one end token in each."""
     source = torch.Generator().manual_seed(seed)
     settings = config(architecture)
     ids = torch.randint(5, settings.vocab_size, (rows, length), generator=source)
     mask = torch.ones_like(ids)
     mask[-2:, length - 3 :] = 0
     ids[mask == 0] = settings.pad_token_id
+    if architecture == "bart":
+        ids[range(rows), mask.sum(1) - 1] = settings.eos_token_id
     return {"input_ids": ids, "attention_mask": mask}
 
 

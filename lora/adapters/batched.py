@@ -6,6 +6,8 @@ batched matrix products, whatever the number of adapters. A layer of the head is
 DeBERTa-v2 projects relative positions with the layers that also project tokens, once for the whole batch, because
 without adapters all examples share the result. With several adapters it differs, so that part of the attention is
 computed for the examples of one adapter at a time.
+
+An encoder whose layers do not get one matrix per example, such as XLNet, is refused (`row_probe`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +24,7 @@ from lora.adapters.base import check_architecture, check_base, kept_layers
 from lora.adapters.folder import read_adapter
 from lora.adapters.head import check_range, fitted_head, head_modules, output_layer
 from lora.adapters.merge import fitted_layers, remove
+from lora.adapters.row_probe import check_rows
 from lora.adapters.torch_modes import lasting, thaw
 from lora.errors import UserError
 from lora.methods.lowrank import LoraLayer
@@ -132,7 +135,8 @@ class AdapterSet(nn.Module):
         adapters: Name in batches -> adapter in memory or its folder. Targets, ranks and numbers of labels may differ.
         allow_other_base: Accept adapters that were trained on other weights.
         allow_changed_architecture: Accept an encoder with other settings if every tensor fits.
-    Raises: UserError: If an adapter is not LoRA, does not fit, or has another base. The model is then unchanged.
+    Raises: UserError: If an adapter is not LoRA, does not fit, or has another base, or if rows of a batch cannot have
+        different adapters in this encoder. The model is then unchanged.
     """
 
     @lasting
@@ -161,6 +165,9 @@ class AdapterSet(nn.Module):
                     check_base(model, adapter.base, adapter.weights)
             except UserError as error:
                 raise UserError(f"adapter {name}: {error}") from error
+        places = list(dict.fromkeys(name for own in layers for name in own))
+        parts = {name: part for name, part in head_modules(model).items() if isinstance(part, HEAD_LAYERS)}
+        check_rows(model, places, parts)
         remove(model)
         self.modes = [(module, module.training) for module in model.modules()]
         output = output_layer(model)
@@ -168,14 +175,13 @@ class AdapterSet(nn.Module):
         self.routing, self.model = Routing(), model
         self.places: list[str] = []
         self.taken = nn.ModuleList()  # the model's own modules at these places, moved and cast with the set
-        for name in dict.fromkeys(name for own in layers for name in own):
+        for name in places:
             pairs = [own[name].factors() if name in own else None for own in layers]
             self.take(name, ManyLora(model.get_submodule(name), pairs, self.routing))
-        for name, module in head_modules(model).items():
-            if isinstance(module, HEAD_LAYERS):
-                weights = [head[f"{name}.weight"] for head in heads]
-                biases = [head.get(f"{name}.bias") for head in heads]
-                self.take(name, ManyHeads(module, weights, biases, self.routing))
+        for name, part in parts.items():
+            weights = [head[f"{name}.weight"] for head in heads]
+            biases = [head.get(f"{name}.bias") for head in heads]
+            self.take(name, ManyHeads(part, weights, biases, self.routing))
         self.relative = [module for module in model.modules() if projects_positions(module)]
         for attention in self.relative:
             attention.disentangled_attention_bias = bias_by_adapter(attention, self.routing)
