@@ -24,7 +24,7 @@ from lora.errors import UserError
 from lora.files import RESULTS, ROOT
 from lora.methods.configs import LoraConfig
 from lora.records.record import load_curves, load_frame, load_records, read_record, write_record
-from lora.report.aggregate import Planned, human_count, lora_of, summarise
+from lora.report.aggregate import Planned, human_count, lora_of, refuse_mixed_rows, summarise
 from lora.report.build import AFTER_A_SWEEP, build, pages, write
 from lora.report.catalogue import ROWS, build_sections, paper_file
 from lora.report.claims.findings import Finding
@@ -35,7 +35,6 @@ from lora.report.notes import ffn_notes
 from lora.report.page.drawings import draw_interval
 from lora.report.page.render import html_table, sort_value
 from lora.report.readme import block
-from lora.report.select import refuse_mixed_rows
 from lora.report.tables import cell_text, start_table, table2, table5, table6
 from lora.table import Table, latex, markdown
 

@@ -12,6 +12,7 @@ from lora.config.variants import Variant, words
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
 from lora.methods.titles import METHOD_TITLES, TARGET_TITLES
+from lora.sweep.stand_in import WAY_OUT
 
 METRIC_SHORT = {"accuracy": "acc.", "f1": "F1", "macro_f1": "macro F1", "matthews": "Matthews", "pearson": "Pearson"}
 METRIC_SHORT |= {"spearman": "Spearman"}
@@ -140,6 +141,18 @@ def summarise(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
     )
     table = table.reset_index().astype(dict.fromkeys(("trainable_method", "trainable_head", "train_rows"), "Int64"))
     return table.assign(kind=table["task"].map(kinds_of(table["task"], frame)))
+
+
+def refuse_mixed_rows(frame: pd.DataFrame) -> None:
+    """Check that records of one task, on all train rows or on a part of one size, were made from the same rows."""
+    sized = frame.assign(asked=frame["train_rows"].where(frame["is_part"], 0)) if len(frame) else frame
+    for (task, _), runs in sized.groupby(["task", "asked"]) if len(frame) else ():
+        if runs["fingerprint"].nunique() > 1:
+            by_rows = runs.drop_duplicates("fingerprint")["run_id"]
+            raise UserError(
+                f"records of {task} were made from different rows, so they share no table: {', '.join(by_rows)}; "
+                f"{WAY_OUT}"
+            )
 
 
 def refuse_twice(runs: pd.DataFrame, *more: str) -> None:

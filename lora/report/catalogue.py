@@ -130,17 +130,8 @@ def method_tables(runs: Runs) -> list[Table]:
             keys = ("stands_for", *(["difference"] if "Difference" in beside else []), "averages")
             title = "Table 2, cell by cell next to the paper's"
             made.append(runs.table("table2_paper", title, beside, list(map(note, keys))))
-        whole = published(paper, in_order(runs.summary))
-        made.append(
-            runs.table(
-                "table2_published",
-                "The paper's Table 2, for these tasks",
-                whole,
-                (note("published"),),
-                banner="",
-                above="",
-            )
-        )
+        whole, title = published(paper, in_order(runs.summary)), "The paper's Table 2, for these tasks"
+        made.append(runs.table("table2_published", title, whole, (note("published"),), banner="", above=""))
     if len(runs.pairs):
         cells = pairs_table(runs.pairs, runs.examples)
         title = "Every method against every other, in pairs of one seed"

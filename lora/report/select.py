@@ -18,18 +18,17 @@ from lora.config.run import RunConfig, run_config
 from lora.config.variants import Variant, key_of, variant
 from lora.data.own_task import add_kept_tasks
 from lora.data.tasks import TASKS
-from lora.errors import UserError
 from lora.files import REFERENCE, RESULTS
 from lora.methods.titles import METHOD_TITLES, TARGET_TITLES
 from lora.records.predictions import with_collapsed
 from lora.records.record import RunRecord, adapter_path, load_frame, load_records
-from lora.report.aggregate import LORA_SLUG, OF_MACHINES, Planned, anywhere, labelled
+from lora.report.aggregate import LORA_SLUG, OF_MACHINES, Planned, anywhere, labelled, refuse_mixed_rows
 from lora.report.catalogue import ADHOC, METHODS_BY_TASKS, OWN
 from lora.report.expected import experiments_shown, without_parents
 from lora.report.learning_rate import LEARNING_RATE
 from lora.sweep.expand import PlannedRun, base_run
 from lora.sweep.request import requested
-from lora.sweep.stand_in import WAY_OUT, check_inputs, distinct
+from lora.sweep.stand_in import check_inputs, distinct
 from lora.sweep.state import State, state_of
 
 NAMED_BY = ("run_id", "model", "protocol", "start", "slug", "method", "task", "seed")
@@ -280,18 +279,6 @@ def saved_runs(gathered: Gathered) -> list[tuple[RunRecord, RunConfig]]:
             if adapter_path(config.runtime.outputs, run_id).exists():
                 found.append((record, config))
     return found
-
-
-def refuse_mixed_rows(frame: pd.DataFrame) -> None:
-    """Check that records of one task, on all train rows or on a part of one size, were made from the same rows."""
-    sized = frame.assign(asked=frame["train_rows"].where(frame["is_part"], 0)) if len(frame) else frame
-    for (task, _), runs in sized.groupby(["task", "asked"]) if len(frame) else ():
-        if runs["fingerprint"].nunique() > 1:
-            by_rows = runs.drop_duplicates("fingerprint")["run_id"]
-            raise UserError(
-                f"records of {task} were made from different rows, so they share no table: {', '.join(by_rows)}; "
-                f"{WAY_OUT}"
-            )
 
 
 def in_table_order(planned: Iterable[Planned]) -> list[Planned]:
