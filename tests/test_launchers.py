@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from test_sweeps import finish, grid
 
-from lora.config.compose import compose_config, explain
+from lora.config.compose import compose_config
+from lora.config.hydra_messages import explain
 from lora.errors import UserError
 from lora.files import ROOT
 

@@ -14,7 +14,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lora.config.compose import check_overrides, compose_run, explain, is_untuned, register_resolvers
+from lora.config.compose import check_overrides, compose_run, is_untuned, register_resolvers
+from lora.config.hydra_messages import explain
 from lora.config.options import CONF
 from lora.config.rates import rates_setting, said
 from lora.config.run import RunConfig

@@ -1,0 +1,39 @@
+"""Hydra's messages in this project's form: setting, rule, value found."""
+
+import re
+
+from lora.config.options import CONF, describe_group, unknown_key
+
+
+def explain(error: Exception) -> str:
+    """Hydra's message in this project's form. Any other message is put on one line."""
+    missing = re.search(r"Could not find '(\w+(?:/\w+)*)/([^'/]+)'", str(error))
+    if missing is not None and missing[1] == "hydra/launcher":
+        extra = {"submitit_slurm": "slurm"}.get(missing[2], missing[2])
+        return f"launcher={extra} needs its Hydra plugin: .venv/bin/python -m pip install --editable '.[{extra}]'"
+    unknown = re.search(r"Could not override '([\w.]+)'|full_key: ([\w.]+)", str(error))
+    if missing is None and unknown is not None:
+        return unknown_key(unknown[1] or unknown[2])
+    if missing is None or missing[1].startswith("hydra/"):
+        return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    group, option = missing.groups()
+    if group.startswith("hparams/"):
+        return _no_file(group.removeprefix("hparams/"), option)
+    return f"{group} must be one of {', '.join(describe_group(group))}, got {option!r}"
+
+
+def _no_file(protocol: str, option: str) -> str:
+    """The message for a model and a method, joined by `_`, without a file in conf/hparams/<protocol>/."""
+    files = [(path.parent.name, path.stem) for path in sorted((CONF / "hparams").glob("*/*.yaml"))]
+    having = [name for name, stem in files if stem == option]
+    if having:
+        return (
+            f"protocol must be one that has rows for {option}, the model and the method ({', '.join(having)}), got "
+            f"{protocol!r}; that one has rows for {', '.join(describe_group(f'hparams/{protocol}'))}"
+        )
+    start = next(f"{model}_" for model in describe_group("model") if option.startswith(f"{model}_"))
+    methods = dict.fromkeys(stem.removeprefix(start) for _, stem in files if stem.startswith(start))
+    return (
+        f"method must be one that a protocol has rows for with model={start[:-1]} ({', '.join(sorted(methods))}), got "
+        f"{option.removeprefix(start)!r}"
+    )
