@@ -306,6 +306,24 @@ def test_every_page_with_results_says_what_the_encoder_is():
     says("README.md", "writes GLUE submissions (without `AX.tsv`)")
 
 
+def test_what_the_page_says_of_the_base_size_encoder():
+    records, problems = load_records(SMALL.parent / "base")
+    runs = load_frame(records)
+    runs, curves = runs[runs["seed"] > 0], load_curves(records)
+    assert not problems and len(runs) == 6
+    found = differences(runs, "lora-qv-r8", "full", ["cola"])
+    low, high = interval(found)
+    assert low < 0 < high
+    says("experiments/base_size/README.md", f"the gap is {found.mean():+.1f} points ({low:+.1f} to {high:+.1f})")
+    full = 100 * runs[runs["slug"] == "full"]["best"]
+    spread = f"{full.max() - full.min():.0f}"
+    says("experiments/base_size/README.md", f"full fine-tuning varies by {spread} points over seeds")
+    lora = curves[curves["run_id"].isin(runs[runs["slug"] == "lora-qv-r8"]["run_id"])]
+    by_epoch = lora.pivot(index="run_id", columns="epoch", values="value")
+    assert interval(100 * (by_epoch[5] - by_epoch[3]))[0] > 0
+    says("experiments/base_size/README.md", "LoRA still rises at the end of its 5 epochs")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_page_points_to_exists(page):
     text = page.read_text()
