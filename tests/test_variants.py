@@ -181,7 +181,7 @@ def test_two_encoders_stand_in_one_table_whichever_is_asked_for(tmp_path, monkey
     (one,) = populate(tmp_path / "mini", "mini", arguments)
     (other,) = populate(tmp_path / "mini", "mini", there)
     assert "train.kernels=fused" in one.overrides and "train.kernels=stock" in other.overrides
-    monkeypatch.setattr("lora.report.select.check_inputs", lambda *_: None)  # the records are of no rows
+    monkeypatch.setattr("lora.report.select.check_inputs", lambda *_, **__: None)  # the records are of no rows
     for command in (arguments, there):
         report = build("mini", command, tmp_path)
         tables = {table.name: table for table in report.tables}
