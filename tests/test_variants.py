@@ -7,12 +7,13 @@ from synthetic import populate, write_run
 
 from lora.config.compose import compose_run
 from lora.config.run import run_config
-from lora.config.variants import Variant, variant, words
+from lora.config.variants import Variant, said, variant, words
 from lora.errors import UserError
 from lora.files import RESULTS
 from lora.records.record import load_records
 from lora.report.aggregate import Planned, labelled, summarise
 from lora.report.build import build, print_sweep
+from lora.sweep.progress import words_of
 from lora.sweep.request import requested
 
 RATES = ["task=reviews", "method=lora", "train.lr=0.0005,0.002", "train.epochs=1", "seed=1,2"]
@@ -62,13 +63,49 @@ def test_the_parents_seed_is_a_setting_where_it_does_not_follow_the_childs():
     assert variant(fixed, usual).given == ("start_seed=1",)
 
 
-def test_words_name_what_differs_and_the_usual_value_where_there_is_one():
-    one = Variant(("train.lr=0.1", "train.epochs=1"), ("train.lr=0.2", "train.epochs=3"))
-    two = Variant(("train.epochs=1",), ("train.epochs=3",))
-    assert words([one, two]) == {one.given: "lr=0.1", two.given: "lr=0.2"}
-    other_task = Variant(("train.lr=0.1", "train.epochs=1"), ("train.lr=0.4", "train.epochs=3"))
-    assert words([one, two, other_task])[two.given] == ""
-    assert words([one]) == {one.given: ""} and words([]) == {}
+@pytest.mark.parametrize(
+    ("grid", "labels"),
+    [
+        ("train.epochs=2", ["LoRA (qv, r8)"]),
+        ("train.epochs=2,4", ["LoRA (qv, r8), epochs=2", "LoRA (qv, r8), epochs=4"]),
+        ("train.epochs=4,8", ["LoRA (qv, r8), epochs=4", "LoRA (qv, r8), epochs=8"]),
+        ("train.epochs=1,3", ["LoRA (qv, r8), epochs=1", "LoRA (qv, r8), epochs=3"]),
+    ],
+)
+def test_a_value_that_conf_gives_to_one_task_only_is_one_row(grid, labels, tmp_path):
+    """conf/ trains reviews for 2 epochs and scrambled for 4, so a value can be the usual one of either, or of none."""
+    arguments = ["task=reviews,scrambled", "method=lora", "seed=1,2", grid]
+    runs = populate(tmp_path / "mini", "mini", arguments, lambda run: 0.5 + run.examples / 1e6)
+    (table,) = [table for table in build("mini", arguments, tmp_path).tables if table.name == "table2"]
+    assert sorted(rows_of(table)) == labels and set(table.cells["Seeds"]) == {"2"}
+    assert not (table.cells == "-").any(axis=None)
+    for run in runs:
+        epochs = compose_run(run.overrides).train.epochs
+        shown = words_of(runs)[run.run_id]
+        assert shown == (f"epochs={epochs}" if len(labels) > 1 else "")
+        (row,) = [row for row in table.cells.to_dict("records") if row["Method"].endswith(shown)]
+        (cell,) = [value for key, value in row.items() if key.startswith(run.task)]
+        assert cell.startswith(f"{50 + run.examples / 1e4:.1f}")
+
+
+def test_the_rows_of_the_hyperparameter_file_stay_one_row_beside_a_value_of_ones_own(tmp_path):
+    """The usual row has 2 and 4 epochs, and 4 was given to reviews alone: no label is true of the whole usual row."""
+    usual = ["task=reviews,scrambled", "method=lora", "seed=1,2"]
+    populate(tmp_path / "mini", "mini", ["experiment=glue_table2", *usual])
+    populate(tmp_path / "mini", "mini", [*usual[1:], "task=reviews", "train.epochs=4"])
+    tables = {table.name: table for table in build("mini", ["experiment=glue_table2", *usual], tmp_path).tables}
+    assert rows_of(tables["table2"]) == rows_of(tables["own"]) == ["LoRA (qv, r8)"]
+    given = {"reviews 2": None, "scrambled 4": None, "reviews 4": "4"}
+    assert said(given, {run: run[-1] for run in given}) == given
+
+
+def test_words_name_what_differs_and_what_conf_gives_where_that_is_one_value():
+    one = Variant(("train.lr=0.1", "train.epochs=1"), ("train.lr=0.1", "train.epochs=1"))
+    two = Variant(("train.epochs=1",), ("train.lr=0.2", "train.epochs=1"))
+    assert words([one, two]) == {one: "lr=0.1", two: "lr=0.2"}
+    third = Variant(("train.epochs=1",), ("train.lr=0.4", "train.epochs=1"))
+    assert words([one, two, third]) == {one: "lr=0.1", two: "", third: ""}
+    assert words([one]) == {one: ""} and words([]) == {}
 
 
 @pytest.mark.parametrize(

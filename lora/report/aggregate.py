@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from lora.config.variants import Variant, words
+from lora.config.variants import Variant, said, value_in, words
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
 from lora.methods.titles import METHOD_TITLES, TARGET_TITLES
@@ -16,7 +16,7 @@ from lora.sweep.stand_in import WAY_OUT
 
 METRIC_SHORT = {"accuracy": "acc.", "f1": "F1", "macro_f1": "macro F1", "matthews": "Matthews", "pearson": "Pearson"}
 METRIC_SHORT |= {"spearman": "Spearman"}
-ROW = ["model", "protocol", "slug", "method", "varied", "label"]  # the columns that identify a line of a table
+ROW = ["model", "protocol", "slug", "method", "label"]  # the columns that identify a line of a table
 CELL = [*ROW, "start", "task"]  # the columns that identify a cell
 START_TITLES = {"pretrained": "pretrained", "mnli": "MNLI"}
 ENCODER_TITLES = {
@@ -75,7 +75,7 @@ def labelled(planned: Iterable[Planned], start: bool = True) -> list[Planned]:
         others = {p.run_id: p.variant.without("start") for p in several}
         apart = words(others.values())
         for p in several:
-            label = ", ".join(filter(None, (method_label(slug, method), apart[others[p.run_id].given])))
+            label = ", ".join(filter(None, (method_label(slug, method), apart[others[p.run_id]])))
             found[p.run_id] = dataclasses.replace(p, label=label)
     named = [found[p.run_id] for p in planned]
     return with_starts(named) if start and named else named
@@ -83,10 +83,21 @@ def labelled(planned: Iterable[Planned], start: bool = True) -> list[Planned]:
 
 def with_starts(planned: Sequence[Planned]) -> list[Planned]:
     """The same runs; of rows with one label, each is named by the starts of its runs, which can differ by task."""
-    runs = expected_runs(planned)
-    starts = runs.groupby(ROW, sort=False)["start"].transform(lambda of_row: "+".join(sorted(set(of_row))))
-    labels = told_apart(runs.assign(start=starts), by=("start",), within=("model", "protocol", "label"))
-    return [dataclasses.replace(p, label=label) for p, label in zip(planned, labels, strict=True)]
+    alike: dict[tuple[str, str, str], list[Planned]] = {}
+    for p in planned:
+        alike.setdefault((p.model, p.protocol, p.label), []).append(p)
+    found = {}
+    for several in alike.values():
+        given = {p.run_id: value_in(p.variant.given, "start") for p in several}
+        row = said(given, {p.run_id: p.start for p in several})
+        starts: dict[str | None, set[str]] = {}
+        for p in several:
+            starts.setdefault(row[p.run_id], set()).add(p.start)
+        names = {key: told("start", "+".join(sorted(of_row))) for key, of_row in starts.items()}
+        for p in several:
+            label = f"{p.label}, {names[row[p.run_id]]}" if len(set(names.values())) > 1 else p.label
+            found[p.run_id] = dataclasses.replace(p, label=label)
+    return [found[p.run_id] for p in planned]
 
 
 def without(planned: Iterable[Planned], key: str) -> list[Planned]:
@@ -101,9 +112,9 @@ def anywhere(p: Planned) -> Planned:
 
 
 def expected_runs(planned: Sequence[Planned]) -> pd.DataFrame:
-    """One row per expected run: run_id, the columns of `CELL`, and seed."""
+    """One row per expected run: run_id, the columns of `CELL`, seed, and varied (what was given on top of conf/)."""
     rows = [{**vars(p), "varied": varied(p)} for p in planned]
-    return pd.DataFrame(rows, columns=["run_id", *CELL, "seed"])
+    return pd.DataFrame(rows, columns=["run_id", *CELL, "seed", "varied"])
 
 
 def varied(p: Planned) -> str:
@@ -113,10 +124,10 @@ def varied(p: Planned) -> str:
 def summarise(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
     """One row per expected cell, aggregated over its seeds.
 
-    Returns: Columns `CELL`, n, planned, median, mean, std, min, max (of `best` over seeds; std with ddof 1),
-        last_median, trainable_method, trainable_head, seconds (mean), train_rows, collapsed (number of collapsed runs),
-        kind (one of `KINDS`, by the records of the whole frame). Metrics are in percent; values that were not measured
-        are NaN.
+    Returns: Columns `CELL`, varied (what was given on top of conf/), n, planned, median, mean, std, min, max (of `best`
+        over seeds; std with ddof 1), last_median, trainable_method, trainable_head, seconds (mean), train_rows,
+        collapsed (number of collapsed runs), kind (one of `KINDS`, by the records of the whole frame). Metrics are in
+        percent; values that were not measured are NaN.
     Raises: UserError: If two runs of one cell have the same seed.
     """
     expected = expected_runs(planned)
@@ -125,6 +136,7 @@ def summarise(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
     runs = expected.merge(frame.reindex(columns=["run_id", *values, "collapsed"]), on="run_id", how="left")
     runs = runs.assign(best=100 * runs["best"], last=100 * runs["last"], collapsed=runs["collapsed"].eq(1))
     table = runs.groupby(CELL, sort=False).agg(
+        varied=("varied", "first"),
         n=("best", "count"),
         planned=("run_id", "size"),
         median=("best", "median"),

@@ -25,7 +25,7 @@ def beside_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame)
             paper_model, paper_method, paper_trainable.
     """
     tasks, lines = in_order(summary), []
-    for (model, protocol, slug, _, _, label), group in summary.groupby(ROW, sort=False):
+    for (model, protocol, slug, _, label), group in summary.groupby(ROW, sort=False):
         row = published_row(rows, model, protocol, slug)
         if row is None:
             continue
@@ -190,7 +190,7 @@ def against_reference(ours: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFra
 
     Returns: Columns Method, Task, This run, Reference, Difference (of medians), Agrees (yes, no, or - without values).
     """
-    cell = [column for column in CELL if column != "label"]
+    cell = [*(column for column in CELL if column != "label"), "varied"]
     merged = ours.merge(reference, on=cell, suffixes=("", "_reference"), validate="many_to_one")
     lines = []
     for _, row in merged.iterrows():

@@ -129,7 +129,7 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) ->
     now = dataclasses.replace(now, problems=(*now.problems, *broken))
     refuse_mixed_rows(frame)
     expected = {
-        name: [planned_of(run, Variant(run.given, run.usual), run.untuned) for run in without_parents(name, found)]
+        name: [planned_of(run, Variant(run.given, run.settings), run.untuned) for run in without_parents(name, found)]
         for name, found in sections.items()
     }
     if is_reference:  # drop the settings that depend on the machine: the files are the same on every one
@@ -229,7 +229,7 @@ def reference_of(gathered: Gathered) -> tuple[list[Planned], pd.DataFrame, list[
     ours = labelled(gathered.every)
     asked = {key_of_run(anywhere(p)) for p in ours}
     theirs = [anywhere(p) for p in other_runs(records, gathered.profile, gathered.overrides)]
-    theirs = [p for p in theirs if key_of_run(p) in asked]
+    theirs = labelled(p for p in theirs if key_of_run(p) in asked)
     there = {key_of_run(p) for p in theirs}
     chosen = {p.run_id for p in theirs}
     frame = load_frame([record for record in records if record.run_id in chosen])

@@ -34,7 +34,7 @@ def table2(summary: pd.DataFrame) -> pd.DataFrame:
     tasks = in_order(summary)
     shown = [column for column in ("model", "protocol") if summary[column].nunique() > 1]
     lines = []
-    for (model, protocol, _, _, _, label), group in summary.groupby(ROW, sort=False):
+    for (model, protocol, _, _, label), group in summary.groupby(ROW, sort=False):
         by_task = group.set_index("task")
         names = {"model": model, "protocol": protocol}
         line = {column.capitalize(): names[column] for column in shown}

@@ -49,7 +49,7 @@ class PlannedRun:
         experiments: All experiments that expect it. A run shared by several is trained once.
         parent: The run_id of the MNLI run that it starts from, which is in the same sweep.
         train_rows: Size of the subset of the train split; None means the whole split.
-        given, usual: The settings that distinguish it from other runs of its method (`lora.config.variants.Variant`).
+        given, settings: What distinguishes it from other runs of its method (`lora.config.variants.Variant`).
         untuned: Whether its learning rate was not chosen for its user-defined task (`lora.config.compose.is_untuned`).
         examples: Number of train examples over all epochs, a measure of its length.
         tokens: Upper bound of the same in tokens, as if every example were padded to the maximum length.
@@ -68,7 +68,7 @@ class PlannedRun:
     parent: str | None
     train_rows: int | None
     given: tuple[str, ...]
-    usual: tuple[str, ...]
+    settings: tuple[str, ...]
     untuned: bool
     examples: int
     tokens: int
@@ -231,7 +231,7 @@ def _planned(config: RunConfig, overrides: tuple[str, ...], experiments: tuple[s
         parent=config.start_run,
         train_rows=config.data.train_rows,
         given=apart.given,
-        usual=apart.usual,
+        settings=apart.settings,
         untuned=TASKS[config.task].own is not None and is_untuned(overrides),
         examples=rows * config.train.epochs,
         tokens=rows * config.train.epochs * config.data.max_length,

@@ -234,8 +234,9 @@ def words_of(runs: Sequence[PlannedRun]) -> dict[str, str]:
         alike.setdefault((run.slug, run.start), []).append(run)
     found = {}
     for several in alike.values():
-        apart = words(Variant(run.given, run.usual) for run in several)
-        found |= {run.run_id: apart[run.given] for run in several}
+        variants = {run.run_id: Variant(run.given, run.settings) for run in several}
+        apart = words(variants.values())
+        found |= {run_id: apart[own] for run_id, own in variants.items()}
     return found
 
 
