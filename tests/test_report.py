@@ -666,3 +666,16 @@ def test_a_brief_report_leaves_out_what_the_sweep_has_printed(synthetic):
     brief, whole = report.text(AFTER_A_SWEEP), report.text()
     assert "Table 2" in whole and "## Table 2" not in brief
     assert "LoRA is comparable to" in brief and len(brief) < len(whole)
+
+
+@pytest.mark.parametrize("analysis", ["intervals", "subspaces", "swaps"])
+def test_an_analysis_writes_a_committed_file_only_where_it_is_told_to(analysis, capsys):
+    """Refused before rows or adapters are looked for, which a clone does not have."""
+    for arguments, message in [
+        (["reference/mini"], "the analysis of reference/mini is a committed file, which only --reference writes"),
+        (["mini", "runtime.results=results/reference/mini"], "only --reference writes"),
+        (["mini", "--reference"], "--reference is for reference/<profile>"),
+    ]:
+        with pytest.raises(SystemExit) as ended:
+            command(f"analyse {analysis}")(arguments)
+        assert ended.value.code == 2 and message in capsys.readouterr().err

@@ -26,10 +26,11 @@ from lora.files import write_atomically
 from lora.records.analysis import EXAMPLES, analysis_json
 from lora.records.predictions import dev_predictions, splits_of
 from lora.records.record import RunRecord
+from lora.report.analyses.command import check_target
+from lora.report.analyses.command import options as options
 from lora.report.catalogue import METHODS_BY_TASKS
 from lora.report.comparisons import groups_of
 from lora.report.select import Gathered, gather, planned_by_id
-from lora.report.select import options as options
 from lora.report.stats import LEVEL
 from lora.rng import drawn
 
@@ -205,6 +206,7 @@ def read_labels(gathered: Gathered) -> dict[str, np.ndarray]:
 def main(given: argparse.Namespace) -> None:
     """Exit codes: 0 done; 2 the rows or predictions are not available, or are not those of the records."""
     gathered = gather(given.profile, given.overrides)
+    check_target(gathered, given.reference)
     labels = read_labels(gathered)
     entries = compare(gathered, labels, gathered.folder)
     made_from = {run_id: gathered.state.ok[run_id].predictions for run_id in compared(gathered)["run_id"]}

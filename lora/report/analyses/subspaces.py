@@ -22,8 +22,9 @@ from lora.errors import UserError
 from lora.files import write_atomically
 from lora.records.analysis import SUBSPACES, analysis_json
 from lora.records.record import RunRecord
+from lora.report.analyses.command import check_target
+from lora.report.analyses.command import options as options
 from lora.report.select import Gathered, gather, saved_runs
-from lora.report.select import options as options
 from lora.rng import gaussian
 
 SMALL, LARGE = 8, 64  # Figure 3's ranks; Figure 4's is the large one
@@ -195,6 +196,7 @@ def rounded(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def main(given: argparse.Namespace) -> None:
     """Exit codes: 0 done; 2 no adapter to analyse exists, or one is not its record's."""
     gathered = gather(given.profile, given.overrides)
+    check_target(gathered, given.reference)
     cases, used = analyse(saved_adapters(gathered))
     if not cases:
         raise UserError(
