@@ -4,7 +4,7 @@ import tiny
 import torch
 from transformers import AutoTokenizer
 
-from lora.data.batching import collate, encode, epoch_batches, evaluation_batches
+from lora.data.batching import collate, encode, epoch_batches, evaluation_batches, to_device
 from lora.data.embedded import model_folder
 from lora.data.read import as_dataset, read
 from lora.data.tasks import TASKS
@@ -40,8 +40,23 @@ def test_tokens_and_padding_are_the_tokenizers_own(tokenizer, pairs):
         )
         assert set(batch) == {*expected, "labels"}
         for name, tensor in expected.items():
-            assert torch.equal(batch[name], tensor), name
-        assert batch["labels"].tolist() == chosen["label"]
+            assert torch.equal(batch[name], tensor) and batch[name].dtype == tensor.dtype, name
+        assert batch["labels"].tolist() == chosen["label"] and batch["labels"].dtype == torch.int64
+
+
+def test_a_split_tokenized_in_pieces_is_the_same(tokenizer, pairs, monkeypatch):
+    whole = encode(pairs, TASKS["clauses"], tokenizer, 40)
+    monkeypatch.setattr("lora.data.batching.TOKENIZED_AT_ONCE", 7)
+    pieces = encode(pairs, TASKS["clauses"], tokenizer, 40)
+    for name in ("input_ids", "token_type_ids", "offsets", "lengths", "labels"):
+        one, other = getattr(whole, name), getattr(pieces, name)
+        assert np.array_equal(one, other) and one.dtype == other.dtype, name
+    assert whole.input_ids.dtype == whole.token_type_ids.dtype == np.int32  # half the memory of int64
+
+
+def test_a_batch_moves_to_a_device_under_its_names():
+    there = to_device({"input_ids": torch.ones(2, 3, dtype=torch.int64)}, torch.device("meta"))
+    assert there["input_ids"].device.type == "meta" and there["input_ids"].shape == (2, 3)
 
 
 def test_of_a_long_pair_the_longer_text_is_cut(tokenizer):

@@ -107,7 +107,7 @@ def epochs(*values: float | None, split: str = "validation", metric: str = "matt
         ((0.1, 0.3, 0.3, 0.2), (2, 0.3), (4, 0.2)),
         ((-0.2, -0.1), (2, -0.1), (2, -0.1)),
         ((None, -0.1, None), (2, -0.1), (3, None)),
-        ((None, None), (2, None), (2, None)),
+        ((None, None, None), (3, None), (3, None)),
     ],
 )
 def test_the_first_of_the_highest_is_the_best_and_an_undefined_one_never_is(values, best, last):

@@ -47,7 +47,7 @@ def encode(dataset: datasets.Dataset, task: Task, tokenizer: Any, max_length: in
         rows = dataset[start : start + TOKENIZED_AT_ONCE]
         tokens = tokenizer(
             *(rows[column] for column in task.columns),
-            truncation="longest_first" if len(task.columns) == 2 else True,
+            truncation="longest_first",
             max_length=max_length,
             return_attention_mask=False,
         )
