@@ -29,7 +29,7 @@ from lora.report.claims.statements import Bound, read_claims
 from lora.report.claims.verdicts import difference, judge, verdict
 from lora.report.readme import verdict_rows
 from lora.report.select import gather
-from lora.report.stats import mean_interval, mean_p
+from lora.report.stats import MOST_SEEDS, mean_interval, mean_p
 
 main = command("claims")
 
@@ -288,6 +288,43 @@ def test_only_the_seeds_with_every_task_stand_behind_an_average():
 
 
 @pytest.mark.parametrize(
+    ("values", "tasks", "label", "reason"),
+    [
+        (
+            {"rte": SPREAD},
+            ["rte"],
+            "A - B, RTE",
+            f"the bound lies inside the interval; with this mean and spread, more than {MOST_SEEDS} would be needed",
+        ),
+        ({"rte": [s + 9 for s in SPREAD]}, ["rte"], "A - B, RTE", ""),
+        ({"rte": [s - 9 for s in SPREAD]}, ["rte"], "A - B, RTE", ""),
+        ({"rte": [1.0]}, ["rte"], "A - B, RTE", "1 pairs of seeds, and this project's convention is at least 5"),
+        ({"rte": [1.0, 1.0]}, ["rte"], "A - B, RTE", "2 pairs of seeds, and this project's convention is at least 5"),
+        ({"rte": SPREAD}, ["rte", "cola"], "A - B, average of RTE, CoLA", "no pair of seeds on CoLA"),
+        ({}, ["rte", "cola"], "A - B, average of RTE, CoLA", "no pair of seeds on RTE, CoLA"),
+    ],
+)
+def test_a_difference_names_its_tasks_and_why_it_is_undecided(values, tasks, label, reason):
+    pairs = pairs_of(values) if values else pairs_of({"rte": SPREAD}).head(0)
+    found = difference(Bound("above", 0), ["A", "B"], tasks, pairs)
+    assert (found.label, found.unit) == (label, "points")
+    assert (found.reason, found.holds is None) == (reason, bool(reason))
+
+
+def test_seeds_without_a_common_task_and_two_seeds_say_so():
+    apart = pairs_of({"rte": [1.0, 2.0], "cola": [1.0, 2.0, 3.0, 4.0]})
+    apart = apart[(apart["task"] == "rte") | (apart["seed"] > 2)]
+    found = difference(Bound("above", 0), ["A", "B"], ["rte", "cola"], apart)
+    assert (found.n, found.reason) == (0, "no seed has a pair on every task")
+    both = difference(Bound("above", 0), ["A", "B"], ["rte", "cola"], pairs_of({"rte": [1, 2.5], "cola": [1, 2.5]}))
+    low = next(n for n in range(5, 99) if stats.t.ppf(0.975, n - 1) * np.std([1, 2.5], ddof=1) / math.sqrt(n) < 1.75)
+    assert both.reason == (
+        "2 seeds with a pair on every task, and this project's convention is at least 5; with this mean and spread, "
+        f"{low} would be enough"
+    )
+
+
+@pytest.mark.parametrize(
     ("unit", "bound", "value", "shown"),
     [
         ("ratio", Bound("within", 0.02, 1), 1.01976, "1.0198"),
@@ -498,7 +535,12 @@ def test_comparisons_without_runs_are_named_and_the_others_shown():
     found = judged(planned, lambda p: 0.0)["rank_1_suffices_for_qv_and_not_for_q"]
     assert [each.n for each in found.findings] == [5, 5, 0, 0] and found.word == "cannot tell"
     assert found.findings[3].reason == "no runs of LoRA (q, r8) and LoRA (q, r1) are planned here"
+    assert found.findings[3].label == "LoRA (q, r8) - LoRA (q, r1)"
     assert "no runs of LoRA (q, r4)" in found.reason
+    half = [*planned["lora_ranks"], *plan_of(slug="lora-q-r1", task="cola")]
+    (*_, last) = judged({"lora_ranks": half}, lambda p: 0.0)["rank_1_suffices_for_qv_and_not_for_q"].findings
+    assert (last.label, last.unit) == ("LoRA (q, r8) - LoRA (q, r1)", "points")
+    assert last.reason == "no runs of LoRA (q, r8) are planned here"
 
 
 def test_every_claim_is_there_whatever_is_planned():
@@ -522,7 +564,9 @@ def test_the_encoder_s_ratio_is_that_of_its_records():
     planned = {"glue_table2": [*plan_of(), *plan_of(slug="full", method="full")]}
     found = judged(planned, lambda p: 0.0)["a_hundred_times_fewer_here"]
     assert found.word == "supported" and found.findings[0].mean == pytest.approx(22_565_376 / 73_728)
-    assert "no runs" in judged({}, lambda p: 0.0)["a_hundred_times_fewer_here"].reason
+    assert found.about == "minilm"
+    lacking = judged({}, lambda p: 0.0)["a_hundred_times_fewer_here"].reason
+    assert lacking == "no runs: no encoder has records of Full fine-tuning and LoRA (qv, r8)"
 
 
 def test_what_is_ours_is_labelled(tmp_path):
@@ -657,7 +701,19 @@ def test_an_exact_claim_is_refuted_by_one_failure(tmp_path, failures, word):
     cases = ({"label": "fp32", "trials": 1000, "failures": failures, "runs": ["a"]},)
     found = judge(read_claims(), {}, gather("mini", (), tmp_path).frame, tmp_path / "efficiency", {"swap": cases})
     (verdict,) = [each for each in found if each.claim.check]
-    assert verdict.word == word
+    assert (verdict.word, verdict.about) == (word, "swap")
+    (kept,) = verdict.findings
+    assert (kept.label, kept.mean, kept.n, kept.runs, kept.unit) == ("fp32", failures, 1000, ("a",), "failures")
+
+
+def test_an_exact_claim_that_was_never_tried_cannot_be_told(tmp_path):
+    cases = ({"label": "fp32", "trials": 0, "failures": 0, "runs": ["a"]},)
+    found = judge(read_claims(), {}, gather("mini", (), tmp_path).frame, tmp_path / "efficiency", {"swap": cases})
+    (verdict,) = [each for each in found if each.claim.check]
+    assert (verdict.word, verdict.reason) == ("cannot tell", "it was never tried")
+    (kept,) = verdict.findings
+    assert (kept.label, kept.n, kept.runs, kept.unit) == ("fp32", 0, ("a",), "failures")
+    assert kept.bound == Bound("exactly", 0) and math.isnan(kept.mean)
 
 
 def test_what_is_not_there_cannot_be_told(tmp_path):
