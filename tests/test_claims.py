@@ -380,6 +380,7 @@ def test_claims_are_judged_on_the_last_epoch_too(tmp_path):
     found = on_synthetic(tmp_path, 0.005)["lora_as_good_as_full"]
     (best,), (last,) = found.findings, found.on_last.findings
     assert found.on_last.claim.metric == "last" and last.n == 5 and last.mean != best.mean
+    assert found.on_last.about == found.about == "minilm" and found.reason == ""
     assert f"on each run's last epoch: {found.on_last.word.upper()}" in text([found])
     (row,) = verdict_table([found]).to_dict("records")
     assert row["Last epoch"].startswith(value_text(last, last.mean))
@@ -409,6 +410,24 @@ def test_a_task_of_which_there_is_no_record_stays_in_the_average(tmp_path):
     assert first.findings[0].label.endswith("average of SST-2, MRPC, CoLA, RTE, STS-B")
     assert (first.word, first.reason) == ("cannot tell", "no pair of seeds on CoLA")
     assert math.isnan(first.findings[0].mean), "four of five tasks give no average of five"
+
+
+def test_an_average_is_over_the_common_tasks_and_over_whole_ones_where_there_are_any():
+    """Full fine-tuning lacks STS-B. Of the common tasks, CoLA was trained on a part of its rows."""
+    lora = [p for task in ("cola", "mrpc", "rte", "stsb") for p in plan_of(task=task)]
+    full = [p for task in ("cola", "mrpc", "rte") for p in plan_of(task=task, slug="full", method="full")]
+    planned = {"glue_table2": [*lora, *full]}
+    frame = scored(planned, lambda p: 3.0 * (p.task == "cola") * (p.method == "lora"))
+
+    def compared(*parts):
+        given = frame.assign(is_part=frame["task"].isin(parts))
+        found = judge(read_claims(), planned, given, Path("none"), {})
+        return next(each for each in found if each.claim.id == "lora_as_good_as_full").findings[0]
+
+    three, two = compared(), compared("cola")
+    assert three.label.endswith("average of MRPC, CoLA, RTE") and three.mean == pytest.approx(0.3 + 3 / 3)
+    assert two.label.endswith("average of MRPC, RTE") and two.mean == pytest.approx(0.3)
+    assert compared("cola", "mrpc", "rte", "stsb").label == three.label
 
 
 def test_verdicts_on_embedded_tasks_say_that_they_are_not_glue(tmp_path):
@@ -446,6 +465,8 @@ def test_a_grid_of_ones_own_has_a_report_and_the_claims_cannot_be_told(arguments
     rows = [p for found in report.gathered.planned.values() for p in found]
     assert len(rows) and not report.state.missing
     told = [each for each in report.verdicts if f"one side has the {cells}" in each.reason]
+    refused = [found for each in told for found in each.findings if found.reason.startswith("one side")]
+    assert all(" - " in found.label and found.unit == "points" for found in refused)
     assert told and {each.word for each in told} == {"cannot tell"}
     assert all(found.n == 0 for each in told for found in each.findings if found.reason.startswith("one side"))
 
@@ -631,6 +652,11 @@ def test_costs_are_judged_by_the_ratios_of_the_summary(tmp_path):
     found = measured(tmp_path, json.dumps(summary()))
     assert found["less_time_to_train"].word == "supported" and found["less_time_to_train"].about == "cpu"
     assert found["less_memory_to_train"].word == found["far_less_to_store"].word == "supported"
+    below = tmp_path / "efficiency" / "cpu" / "other-stock" / "summary.json"
+    below.parent.mkdir()
+    below.write_text(json.dumps(summary()))
+    again = judge(read_claims(), {}, gather("mini", (), tmp_path).frame, tmp_path / "efficiency", {})
+    assert {each.about for each in again if each.claim.id == "less_time_to_train"} == {"cpu", "cpu/other-stock"}
     assert found["merged_adds_no_latency"].word == "cannot tell"  # 1.03 is more than 2%
     assert found["adapters_add_latency"].word == "cannot tell"  # no interval
     (exact,) = found["small_optimizer_state"].findings
@@ -720,6 +746,10 @@ def test_what_is_not_there_cannot_be_told(tmp_path):
     found = judge(read_claims(), {}, gather("mini", (), tmp_path).frame, tmp_path / "efficiency", {})
     found = [each for each in found if each.claim.count != "gpt3"]  # a count needs no runs
     assert {each.word for each in found} == {"cannot tell"} and all(each.reason for each in found)
+    assert {each.about for each in found} == {""}
+    reasons = {each.claim.id: each.reason for each in found}
+    assert reasons["swap_is_exact"] == "nothing was measured: no analysis/swap.json is of these records"
+    assert reasons["less_time_to_train"] == "nothing was measured: python -m lora efficiency has not run"
 
 
 def test_all_of_it_is_printed_and_kept(tmp_path):

@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch.nn import functional as F
 
+from lora.adapters.merge import merge, remove
 from lora.errors import UserError
 from lora.methods import METHODS, apply
 from lora.methods.bottleneck import Bottleneck, PfeifferNorm
@@ -461,3 +462,29 @@ def test_the_six_short_names_are_all_linear_layers_of_the_encoder_s_layers(archi
 def test_every_architecture_of_the_table_has_a_tiny_model():
     assert set(ARCHITECTURES) == set(tiny.ARCHITECTURES)
     assert all(tiny.config(name).model_type == name for name in ARCHITECTURES)
+
+
+@pytest.mark.parametrize("first", CONFIGS)
+@pytest.mark.parametrize("second", ["lora", "houlsby", "bitfit"])
+def test_a_second_method_is_refused_where_the_first_added_modules(first, second):
+    """Its saved adapter would lack the first one's weights. Full fine-tuning and BitFit leave none behind."""
+    model = tiny.model("bert")
+    apply(model, CONFIGS[first], seed=0)
+    before = checksum(model.named_parameters())
+    if first in ("full", "bitfit"):
+        trained = apply(model, CONFIGS[second], seed=0)
+        assert model.applied.method is CONFIGS[second] and set(trained) == {name for name, _ in trainable(model)}
+    else:
+        with pytest.raises(UserError, match=rf"has method {first} already: apply another to a model loaded anew"):
+            apply(model, CONFIGS[second], seed=0)
+        assert checksum(model.named_parameters()) == before and model.applied.method is CONFIGS[first]
+
+
+def test_a_model_with_lora_merged_takes_no_second_one_until_it_is_taken_off():
+    model = tiny.model("bert")
+    apply(model, CONFIGS["lora"], seed=0)
+    merge(model)
+    with pytest.raises(UserError, match="has method lora already"):
+        apply(model, CONFIGS["lora"], seed=0)
+    remove(model)
+    apply(model, CONFIGS["lora"], seed=0)

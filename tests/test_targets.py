@@ -19,8 +19,6 @@ from lora.models.architectures import named_by
 from lora.models.modules import find_target, is_head
 from lora.training.loop import run
 
-OTHERS = {name: tiny.model(name) for name in tiny.OTHERS}
-
 
 def adapted(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, LoraLinear)]
@@ -56,9 +54,9 @@ def test_patterns_adapt_what_short_names_do_with_the_same_start(architecture, ta
         assert ours[0] == theirs[0] and torch.equal(ours[1], theirs[1])
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", tiny.OTHERS)
 def test_any_classifier_is_adapted_by_each_name_that_a_message_lists(name):
-    model = OTHERS[name]
+    model = tiny.model(name)
     linear = [n for n, module in model.named_modules() if isinstance(module, nn.Linear)]
     named = [find_target(model, listed) for listed in message_of(model)]
     assert sorted(n for names in named for n in names) == sorted(linear)  # each layer once: no name stands for two
@@ -66,7 +64,7 @@ def test_any_classifier_is_adapted_by_each_name_that_a_message_lists(name):
 
 @pytest.mark.parametrize(("name", "target"), [("albert", "*.query"), ("roformer", "*.value"), ("bart", "*.v_proj")])
 def test_lora_by_a_pattern_starts_at_the_base_and_trains_on_other_classifiers(name, target):
-    model = OTHERS[name]
+    model = tiny.model(name)
     batch = {"input_ids": torch.tensor([[2, 5, 6, 7, 2], [2, 8, 9, 7, 2]])}
     with torch.no_grad():
         before = model(**batch).logits

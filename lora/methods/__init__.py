@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from lora.errors import UserError
 from lora.methods.configs import (
     AdapterDropConfig,
     BitFitConfig,
@@ -60,8 +61,15 @@ def apply(model: "nn.Module", config: MethodConfig, seed: int = 0) -> tuple[str,
         config: One of LoraConfig, FullConfig, BitFitConfig, HoulsbyConfig, PfeifferConfig, AdapterDropConfig.
         seed: Seed of the method's init. Each new module draws from a generator named after it.
     Returns: The names of the trainable parameters, including the head's.
-    Raises: UserError: If the config does not fit the model, such as one that names a module the model lacks.
+    Raises: UserError: If the config does not fit the model, such as one that names a module the model lacks; or the
+        model has modules of a method already, which the second one's saved adapter would lack.
     """
+    earlier = getattr(model, "applied", None)
+    if earlier is not None and not isinstance(earlier.method, FullConfig | BitFitConfig):
+        raise UserError(
+            f"this {type(model).__name__} has method {earlier.method.name} already: apply another to a model loaded "
+            f"anew, or exchange one LoRA adapter for another with lora.swap"
+        )
     names = import_module(METHODS[config.name].module).apply(model, config, seed)
     model.applied = Applied(config, names)
     return names
