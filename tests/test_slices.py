@@ -20,7 +20,7 @@ from lora.adapters.peft import CONFIG, WEIGHTS, from_peft, to_peft
 from lora.errors import UserError
 from lora.methods import apply
 from lora.methods.configs import LoraConfig
-from lora.methods.lowrank import LoraLinear, LoraSlices
+from lora.methods.lowrank import LoraLinear, LoraSlice, LoraSlices
 from lora.models.modules import checksum, weight_of
 
 FUSED = [f"model.layers.{layer}.attn.Wqkv" for layer in (0, 1)]
@@ -51,6 +51,34 @@ def test_each_third_of_the_outputs_has_its_own_update(config):
         assert [name for name, _ in layer.named_children()] == list(config.targets)
         for target, rows in ROWS.items():
             assert torch.equal(weight_of(model, f"{name}.{target}"), plain.get_submodule(name).weight[rows])
+
+
+@pytest.mark.parametrize("kind", ["whole", "slices"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_dropout_is_on_the_input_of_a_alone_and_only_in_training(kind, bias):
+    """With the mask drawn again from the same state, the update is that of the masked and rescaled input."""
+    linear = nn.Linear(32, 96, bias=bias).double()
+    layer = LoraLinear(linear, 3, 1.5, 0.5) if kind == "whole" else LoraSlices(linear, 0.5)
+    if kind == "slices":
+        layer.add_module("v", LoraSlice(linear.weight, ROWS["v"], 3, 1.5))
+    (part,) = layer.parts("name").values()
+    source = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for factor in (part.lora_a, part.lora_b):
+            factor.copy_(torch.randn(factor.shape, generator=source, dtype=factor.dtype))
+    x = torch.randn(4, 32, generator=source, dtype=torch.float64)
+
+    def expected(of_a):
+        h = linear(x)
+        h[:, part.rows] += 1.5 * (of_a @ part.lora_a.T @ part.lora_b.T)
+        return h
+
+    assert torch.allclose(layer.eval()(x), expected(x), atol=1e-12)
+    torch.manual_seed(1)
+    trained = layer.train()(x)
+    torch.manual_seed(1)
+    mask = F.dropout(torch.ones_like(x), 0.5)
+    assert 0 < (mask == 0).sum() < mask.numel() and torch.allclose(trained, expected(x * mask), atol=1e-12)
 
 
 @pytest.mark.parametrize("targets", [("v", "k", "q"), ("k", "v", "q"), ("q", "k", "v")], ids="".join)
