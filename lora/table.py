@@ -63,8 +63,13 @@ def markdown(cells: pd.DataFrame, words: int = 1) -> str:
     """A table in GitHub's syntax. Columns after the first `words` are aligned right."""
     lines = ["| " + " | ".join(cells.columns) + " |"]
     lines.append("|" + "|".join(" --- " if i < words else " ---: " for i in range(len(cells.columns))) + "|")
-    lines += ["| " + " | ".join(str(text).replace("|", "\\|") for text in row) + " |" for row in rows(cells)]
+    lines += ["| " + " | ".join(map(markdown_text, row)) + " |" for row in rows(cells)]
     return "\n".join(lines) + "\n"
+
+
+def markdown_text(text: object) -> str:
+    """A cell, in which only `**` is markup: a single `*`, as in `targets=*.query+*.value`, is a character."""
+    return re.sub(r"\||(?<!\*)\*(?!\*)", lambda found: f"\\{found[0]}", str(text))
 
 
 def latex(table: Table) -> str:

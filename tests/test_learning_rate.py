@@ -64,6 +64,15 @@ def test_the_best_mean_is_taken_and_an_edge_is_named(tried):
     assert yes.loc["Full fine-tuning", "Learning rate"] == "3e-04"
 
 
+def test_a_collapsed_run_is_named_where_its_rate_is(tried):
+    gathered = gather("small", GIVEN, tried)
+    run_id = next(p.run_id for p in gathered.tried if (p.slug, p.task) == ("full", "cola"))
+    frame = gathered.frame.assign(collapsed=gathered.frame["run_id"].eq(run_id).astype(float))
+    shown = table_of(gathered, frame=frame).cells["CoLA (Matthews)"]
+    assert [text.endswith(" (1 of 1 collapsed)") for text in shown].count(True) == 1
+    assert not table_of(gathered).cells["CoLA (Matthews)"].str.contains("collapsed").any()
+
+
 def test_a_grid_with_a_gap_takes_nothing(tried):
     path = next((tried / "small" / "runs").glob("*lora-qv-r8.cola*"))
     path.unlink()

@@ -240,6 +240,13 @@ def test_markdown():
     assert markdown(pd.DataFrame({"A": ["x"], "B": [1]})) == "| A | B |\n| --- | ---: |\n| x | 1 |\n"
 
 
+def test_a_star_or_a_bar_in_a_markdown_cell_is_a_character_and_bold_stays_bold():
+    """Unescaped, GitHub shows `targets=*.query+*.value` as targets=.query+.value, in italics after the sign."""
+    cells = pd.DataFrame({"A": ["targets=*.query+*.value", "a|b", "**bold**", "FT*"]})
+    lines = markdown(cells).splitlines()[2:]
+    assert lines == [r"| targets=\*.query+\*.value |", r"| a\|b |", "| **bold** |", r"| FT\* |"]
+
+
 def test_a_cell_stands_beside_the_papers_and_differs_from_it():
     """By hand: full 80.0 and 90.0 against the paper's 90.2 (MRPC) and 63.6 (CoLA) of RoBERTa-base."""
     made = [*runs({1: 0.8}, "full", "full", "mrpc"), *runs({1: 0.9}, "full", "full", "cola")]

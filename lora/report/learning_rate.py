@@ -18,7 +18,7 @@ from lora.report.aggregate import (
 )
 from lora.report.conditions import conditions
 from lora.report.notes import BANNERS, encoder_notes, note
-from lora.report.tables import number
+from lora.report.tables import collapsed_text, number
 from lora.sweep.grids import LEARNING_RATE
 from lora.table import Table
 
@@ -44,9 +44,13 @@ def learning_rate_table(name: str, tried: Sequence[Planned], frame: pd.DataFrame
     for label, of_row in runs.groupby("label", sort=False):
         rates = sorted(of_row["lr"].unique())
         for rate in rates:
-            by_task = 100 * of_row[of_row["lr"] == rate].groupby("task")["best"].mean().reindex(tasks)
+            cells = of_row[of_row["lr"] == rate].groupby("task")
+            by_task = 100 * cells["best"].mean().reindex(tasks)
+            n, collapsed = (found.reindex(tasks, fill_value=0) for found in (cells.size(), cells["collapsed"].sum()))
             line = {"Method": label, "Learning rate": f"{rate:.0e}"}
-            line |= {task_label(TASKS[task]): number(by_task[task]) for task in tasks}
+            for task in tasks:
+                constant = collapsed_text(int(collapsed[task]), int(n[task]))
+                line[task_label(TASKS[task])] = f"{number(by_task[task])}{constant}"
             line["Avg."] = number(by_task.mean() if by_task.notna().all() else float("nan"))
             edge = " (edge)" if rate in (rates[0], rates[-1]) else ""
             lines.append(line | {"Taken": f"yes{edge}" if best.get(label) == rate else ""})
@@ -68,7 +72,7 @@ def tried_runs(tried: Sequence[Planned], frame: pd.DataFrame) -> pd.DataFrame:
 
     Raises: UserError: If two of one rate are one run of a cell.
     """
-    runs = expected_runs(tried).merge(frame[["run_id", "lr", "best"]], on="run_id")
+    runs = expected_runs(tried).merge(frame[["run_id", "lr", "best", "collapsed"]], on="run_id")
     refuse_twice(runs, "lr")
     return runs
 

@@ -18,8 +18,12 @@ def cell_text(row: pd.Series) -> str:
         return "-"
     spread = f" ±{row['std']:.1f}" if row["n"] > 1 else ""
     count = f" ({row['n']:.0f}/{row['planned']:.0f})" if row["n"] < row["planned"] else ""
-    constant = f" ({row['collapsed']:.0f} of {row['n']:.0f} collapsed)" if row["collapsed"] else ""
-    return f"{row['median']:.1f}{spread}{count}{constant}"
+    return f"{row['median']:.1f}{spread}{count}{collapsed_text(int(row['collapsed']), int(row['n']))}"
+
+
+def collapsed_text(collapsed: int, n: int) -> str:
+    """What a cell adds to its number if some of its n runs collapsed."""
+    return f" ({collapsed} of {n} collapsed)" if collapsed else ""
 
 
 def number(value: float, form: str = ".1f") -> str:
