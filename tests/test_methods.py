@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from lora.adapters.merge import merge, remove
 from lora.errors import UserError
 from lora.methods import METHODS, apply
-from lora.methods.bottleneck import Bottleneck, PfeifferNorm
+from lora.methods.bottleneck import AdaptedDropout, Bottleneck, PfeifferNorm, is_layer_norm
 from lora.methods.configs import (
     SHORT_TARGETS,
     AdapterDropConfig,
@@ -331,6 +331,48 @@ def test_houlsby_against_a_plain_forward_pass():
         assert torch.allclose(place(x, residual), houlsby_reference(model, x, residual, place), atol=1e-10)
 
 
+def test_a_houlsby_adapter_after_a_linear_layer_against_a_plain_forward_pass():
+    """DistilBERT's attention has no dropout behind its projection: the adapter follows the projection itself."""
+    model = tiny.model("distilbert").double()
+    apply(model, HoulsbyConfig(bottleneck=5, init_std=0.3, init_truncated=False), seed=0)
+    place = model.distilbert.transformer.layer[0].attention.out_lin
+    x, adapter = torch.randn(2, 3, place.weight.shape[1], dtype=torch.float64), place.adapter
+    h = x @ place.weight.T + place.bias
+    inner = h @ adapter.down.weight.T + adapter.down.bias
+    expected = h + (inner * torch.sigmoid(inner)) @ adapter.up.weight.T + adapter.up.bias
+    assert torch.allclose(place(x), expected, atol=1e-10)
+
+
+@pytest.mark.parametrize(("architecture", "p"), [("bert", 0.3), ("modernbert", 0.0)])
+def test_a_houlsby_adapter_keeps_the_dropout_before_it(architecture, p):
+    """ModernBERT has an Identity where its dropout is 0, and the adapter's skip lets everything through."""
+    model = tiny.model(architecture)
+    for module in model.base_model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = p
+    apply(model, CONFIGS["houlsby"], seed=0)
+    adapted = [module for module in model.modules() if isinstance(module, AdaptedDropout)]
+    assert adapted and {module.p for module in adapted} == {p}
+    x = torch.ones(400, 32)
+    with torch.no_grad():
+        for parameter in adapted[0].adapter.parameters():
+            parameter.zero_()
+        assert (adapted[0].train()(x) == 0).float().mean().item() == pytest.approx(p, abs=0.02)
+
+
+@pytest.mark.parametrize("method", ["houlsby", "pfeiffer", "adapterdrop"])
+def test_the_seed_draws_the_adapters_and_is_all_that_does(method):
+    def drawn(seed):
+        model = tiny.model("bert")
+        torch.manual_seed(7 + seed)
+        apply(model, CONFIGS[method], seed=seed)
+        return checksum((n, p) for n, p in model.named_parameters() if ".adapter." in n)
+
+    first = drawn(0)
+    torch.manual_seed(3)
+    assert drawn(0) == first != drawn(1)
+
+
 def test_pfeiffer_against_a_plain_forward_pass():
     """x = dense(h); y = LN(x + input); z = up(relu(down(y))) + x; out = LN(z + input): the released code."""
     model = tiny.model("bert").double()
@@ -348,6 +390,22 @@ def test_pfeiffer_against_a_plain_forward_pass():
     y = norm(x + residual)
     z = torch.clamp(y @ adapter.down.weight.T + adapter.down.bias, min=0) @ adapter.up.weight.T + adapter.up.bias + x
     assert torch.allclose(place(h, residual), norm(z + residual), atol=1e-10)
+
+
+def test_deberta_s_own_class_of_layer_norm_is_one():
+    """DeBERTa's first version, to which LoRA by full names applies, has a class of its own: its weights never decay."""
+    model = tiny.model("deberta")
+    own = [module for module in model.modules() if type(module).__name__ == "DebertaLayerNorm"]
+    assert own and all(map(is_layer_norm, own))
+    assert not any(is_layer_norm(module) for module in model.modules() if isinstance(module, torch.nn.Linear))
+
+
+@pytest.mark.parametrize("method", ["houlsby", "pfeiffer", "lora"])
+def test_a_method_on_the_meta_device_takes_no_memory(method):
+    """So the parameters of a model that does not fit into memory are counted."""
+    model = tiny.model("bert").to("meta")
+    apply(model, CONFIGS[method], seed=0)
+    assert {p.device.type for p in model.parameters()} == {"meta"}
 
 
 def test_adapter_init_is_truncated():
