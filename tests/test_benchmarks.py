@@ -28,7 +28,6 @@ from lora.data import metrics
 from lora.data.read import read
 from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.files import ROOT
 from lora.methods.configs import FullConfig
 from lora.sweep.worker import ensure_record
 from lora.training import loop as training_loop
@@ -640,13 +639,18 @@ def test_six_rounds_give_an_interval_and_the_peers_choices_are_told(planted):
 
 def test_tables_are_written_from_measurements_and_into_the_readme(planted, tmp_path):
     folder, readme = tmp_path / "bench", tmp_path / "README.md"
-    readme.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
+    begin, end = (tables.MARK.format(name="bench", edge=edge) for edge in ("begin", "end"))
+    first, last = (tables.MARK.format(name="speed", edge=edge) for edge in ("begin", "end"))
+    readme.write_text(f"before\n{begin}\nold\n{end}\nafter: {first}old{last}.\n")
     (folder / "a-machine").mkdir(parents=True)
     (folder / "a-machine" / "measurements.json").write_bytes(results.as_json(planted))
     (summary,) = tables.rebuild(folder, readme)
     assert json.loads((folder / "a-machine" / "summary.json").read_text()) == summary
-    assert readme.read_text() == f"before\n{tables.BEGIN}\n{tables.block([summary])}\n{tables.END}\nafter\n"
-    assert tables.in_readme("no marks", "text") == "no marks"
+    spoken = tables.speed([summary])
+    assert readme.read_text() == f"before\n{begin}\n{tables.block([summary])}\n{end}\nafter: {first}{spoken}{last}.\n"
+    rates = [f"{summary['cells_per_hour'][side]:.0f} (" for side in ("ours", "tuned_peer", "script_loop")]
+    assert [part[: len(rate)] for part, rate in zip(spoken.split("), "), rates, strict=True)] == rates
+    assert spoken.endswith(f" on {summary['device']}") and tables.in_page("no marks", [summary]) == "no marks"
 
 
 def test_measurements_of_another_kind_are_refused(tmp_path):
@@ -742,7 +746,7 @@ def test_the_whole_benchmark_on_tiny_runs(tiny_overrides, tmp_path, monkeypatch)
     (tmp_path / "run").mkdir()
     measured = command.measure(chosen, ("cola", "mrpc"), overrides, tmp_path / "run")
     folder, readme = tmp_path / "bench", tmp_path / "README.md"
-    readme.write_text(f"{tables.BEGIN}\n{tables.END}\n")
+    readme.write_text("".join(tables.MARK.format(name="bench", edge=edge) for edge in ("begin", "end")))
     (folder / measured["device"]).mkdir(parents=True)
     (folder / measured["device"] / "measurements.json").write_bytes(results.as_json(measured))
     (summary,) = tables.rebuild(folder, readme)
@@ -875,8 +879,9 @@ def test_committed_tables_are_what_the_committed_measurements_give():
         assert path.with_name("bench.md").read_text() == tables.document(summary)
         assert summary["device"] == path.parent.name
         summaries.append(summary)
-    page = (ROOT / "experiments" / "efficiency" / "README.md").read_text()
-    assert tables.BEGIN in page and tables.in_readme(page, tables.block(summaries)) == page
+    for page, name in zip(command.PAGES, ("bench", "speed"), strict=True):
+        text = page.read_text()
+        assert tables.MARK.format(name=name, edge="begin") in text and tables.in_page(text, summaries) == text
 
 
 def test_committed_tables_of_growth_are_what_was_measured():

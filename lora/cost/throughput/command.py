@@ -21,7 +21,7 @@ from lora.files import ROOT, write_atomically
 
 ROUNDS, STEP_REPETITIONS = 6, 11  # ours: a median of 6 or more values has an interval
 RUNS, SCRIPT_RUNS = 12, 2  # per round
-PAGE = ROOT / "experiments" / "efficiency" / "README.md"  # has the tables of the committed measurements
+PAGES = (ROOT / "experiments" / "efficiency" / "README.md", ROOT / "README.md")  # show the committed measurements
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -136,7 +136,7 @@ def main(chosen: argparse.Namespace) -> None:
             overrides = runs.common_overrides(chosen.train_rows, chosen.epochs)
             measured = measure(chosen, runs.TASKS_TIMED, overrides, Path(folder))
         write_atomically(place / measured["device"] / "measurements.json", as_json(measured))
-    summaries = tables.rebuild(place, PAGE if chosen.reference else None)
+    summaries = tables.rebuild(place, *(PAGES if chosen.reference else ()))
     if not summaries:
         raise UserError(f"{place} has no measurements yet: `make bench` makes them")
     print(tables.block(summaries))

@@ -1,4 +1,4 @@
-"""Write summary.json, bench.md and a block of experiments/efficiency/README.md from measurements.json. No torch."""
+"""Write summary.json, bench.md and the blocks of two pages from measurements.json. No torch."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from lora.errors import UserError
 from lora.files import read_object, write_atomically
 from lora.table import markdown
 
-BEGIN, END = "<!-- bench begin -->", "<!-- bench end -->"
+MARK = "<!-- {name} {edge} -->"
 TITLES = {
     "script_loop": "Script loop: Trainer + PEFT, padded to {max_length}, {script_precision}, a process per run",
     "tuned_peer": "Tuned: Trainer + PEFT, length-grouped, {tuned_precision}, one process",
@@ -28,11 +28,11 @@ SPREADS = {
 }
 
 
-def rebuild(folder: Path, readme: Path | None) -> list[dict[str, Any]]:
+def rebuild(folder: Path, *pages: Path) -> list[dict[str, Any]]:
     """Build summary.json and bench.md of every device from its measurements.
 
     Args:
-        readme: The page whose block is written from all summaries; None writes none.
+        pages: Pages whose blocks are written from all summaries.
     Raises: UserError: If a file cannot be read or written.
     """
     summaries = []
@@ -44,11 +44,11 @@ def rebuild(folder: Path, readme: Path | None) -> list[dict[str, Any]]:
         write_atomically(path.with_name("summary.json"), as_json(summary))
         write_atomically(path.with_name("bench.md"), document(summary).encode())
         summaries.append(summary)
-    if summaries and readme is not None:
-        before = readme.read_text()
-        after = in_readme(before, block(summaries))
+    for page in pages if summaries else ():
+        before = page.read_text()
+        after = in_page(before, summaries)
         if after != before:
-            write_atomically(readme, after.encode())
+            write_atomically(page, after.encode())
     return summaries
 
 
@@ -78,11 +78,20 @@ def block(summaries: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
-def in_readme(readme: str, text: str) -> str:
-    """The page with the block between its marks; unchanged if it has no marks."""
-    if BEGIN not in readme or END not in readme:
-        return readme
-    return f"{readme.partition(BEGIN)[0]}{BEGIN}\n{text}\n{END}{readme.partition(END)[2]}"
+def speed(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """The README's sentence: runs an hour of this project, of the tuned and of the plain script, for every device."""
+    sides = ("ours", "tuned_peer", "script_loop")
+    rates = {each["device"]: each["intervals"]["cells_per_hour"] for each in summaries}
+    return "; ".join(f"{', '.join(shown(of[side], 0) for side in sides)} on {device}" for device, of in rates.items())
+
+
+def in_page(page: str, summaries: Sequence[Mapping[str, Any]]) -> str:
+    """The page with each block between its marks, if it has them: `bench` is several lines, `speed` a sentence."""
+    for name, text in (("bench", f"\n{block(summaries)}\n"), ("speed", speed(summaries))):
+        begin, end = (MARK.format(name=name, edge=edge) for edge in ("begin", "end"))
+        if begin in page and end in page:
+            page = f"{page.partition(begin)[0]}{begin}{text}{end}{page.partition(end)[2]}"
+    return page
 
 
 def settings_of(summary: Mapping[str, Any]) -> dict[str, Any]:
