@@ -16,6 +16,7 @@ from lora.sweep.estimate import compute_bound, estimator
 from lora.sweep.expand import expand
 from lora.sweep.progress import Display, Note, Watch, duration, shown
 from lora.sweep.state import state, state_of
+from lora.sweep.worker import ensure_record
 from lora.training.loop import Progress
 
 
@@ -121,6 +122,22 @@ def test_notes_show_where_a_run_is_and_go_with_it(runs, tmp_path):
         assert watch._current() == f"{runs[0].run_id.rsplit('-', 1)[0]} 5/9 50.0"
     assert watch._current() == ""
     assert not list((tmp_path / "running").iterdir())
+
+
+def test_a_run_removes_what_its_killed_workers_left_half_written(tiny_config, tmp_path):
+    """Killed between the creation of a temporary file and its renaming. Those of another run stay: it may be alive."""
+    config = tiny_config(f"runtime.results={tmp_path}/results", f"runtime.outputs={tmp_path}/outputs")
+    names = ("outputs/running/{}.json", "outputs/checkpoints/{}.safetensors")
+    names += ("results/predictions/{}.safetensors", "results/runs/{}.json")
+    left = {}
+    for run_id in (config.run_id, "other"):
+        paths = [(tmp_path / name.format(run_id)) for name in names]
+        left[run_id] = [path.with_name(f".{path.name}.rmzobtio") for path in paths]
+        for path in left[run_id]:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("{")
+    assert ensure_record(config, mistakes_fail=False).status == "ok"
+    assert not any(path.exists() for path in left[config.run_id]) and all(path.exists() for path in left["other"])
 
 
 def test_estimates_come_from_the_most_similar_records(runs):

@@ -74,6 +74,7 @@ def assert_complete(folder, expected):
     for name in ("locks", "running", "checkpoints"):
         left = [p.name for p in (folder / "outputs" / name).glob("*")]
         assert not left, f"left in {name}: {left}"
+    assert not list((folder / "results").rglob(".*")), "half-written files of killed workers"
     return records
 
 

@@ -18,7 +18,7 @@ from lora.config.run import RunConfig
 from lora.config.variants import Variant, words
 from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.files import write_atomically
+from lora.files import discard, write_atomically
 from lora.records.record import RunRecord, read_record, record_path
 from lora.sweep.expand import PlannedRun
 
@@ -55,7 +55,7 @@ class Note:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.path.unlink(missing_ok=True)
+        discard(self.path)  # with what a killed worker of this run left half-written
 
 
 class Display:

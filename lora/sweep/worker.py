@@ -16,7 +16,7 @@ from lora.config.run import RunConfig
 from lora.data.own_task import keep_task
 from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.files import discard, write_atomically
+from lora.files import discard, discard_leftovers, write_atomically
 from lora.records.record import RunRecord, adapter_path, checkpoint_path, read_record, record_path, write_record
 from lora.sweep.announce import about_own, means, nothing_to_train
 from lora.sweep.locks import Heartbeat, HeldError, held, lock_path
@@ -104,16 +104,19 @@ def train(config: RunConfig, mistakes_fail: bool, heart: Heartbeat | None) -> Ru
     if heart is None:
         return record
     refuse_if_lost(config, heart)
+    kept = Path(runtime.results) / "predictions" / f"{config.run_id}.safetensors"
     if predictions is not None:
-        write_atomically(Path(runtime.results) / "predictions" / f"{config.run_id}.safetensors", predictions)
+        write_atomically(kept, predictions)
     if files is not None:
         from lora.adapters.folder import write_folder
 
         write_folder(adapter_path(runtime.outputs, config.run_id).parent, files)
     if display is not None:
         display.end(record)
-    write_record(runtime.results, record)
+    written = write_record(runtime.results, record)
     discard(checkpoint_path(runtime.outputs, config.run_id))
+    for path in (kept, written):
+        discard_leftovers(path)  # of this run's workers that were killed while they wrote
     copy.end(record)
     return record
 
