@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+MARK = "<!-- {name} {edge} -->"  # around a generated text in a page
 LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -70,6 +71,14 @@ def markdown(cells: pd.DataFrame, words: int = 1) -> str:
 def markdown_text(text: object) -> str:
     """A cell, in which only `**` is markup: a single `*`, as in `targets=*.query+*.value`, is a character."""
     return re.sub(r"\||(?<!\*)\*(?!\*)", lambda found: f"\\{found[0]}", str(text))
+
+
+def in_page(page: str, name: str, text: str) -> str:
+    """A Markdown page with a text between the marks of this name; unchanged if it has no such marks."""
+    begin, end = (MARK.format(name=name, edge=edge) for edge in ("begin", "end"))
+    if begin not in page or end not in page:
+        return page
+    return f"{page.partition(begin)[0]}{begin}{text}{end}{page.partition(end)[2]}"
 
 
 def latex(table: Table) -> str:

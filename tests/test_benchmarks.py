@@ -30,6 +30,7 @@ from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.methods.configs import FullConfig
 from lora.sweep.worker import ensure_record
+from lora.table import MARK
 from lora.training import loop as training_loop
 from lora.training import step as training_step
 
@@ -639,8 +640,8 @@ def test_six_rounds_give_an_interval_and_the_peers_choices_are_told(planted):
 
 def test_tables_are_written_from_measurements_and_into_the_readme(planted, tmp_path):
     folder, readme = tmp_path / "bench", tmp_path / "README.md"
-    begin, end = (tables.MARK.format(name="bench", edge=edge) for edge in ("begin", "end"))
-    first, last = (tables.MARK.format(name="speed", edge=edge) for edge in ("begin", "end"))
+    begin, end = (MARK.format(name="bench", edge=edge) for edge in ("begin", "end"))
+    first, last = (MARK.format(name="speed", edge=edge) for edge in ("begin", "end"))
     readme.write_text(f"before\n{begin}\nold\n{end}\nafter: {first}old{last}.\n")
     (folder / "a-machine").mkdir(parents=True)
     (folder / "a-machine" / "measurements.json").write_bytes(results.as_json(planted))
@@ -650,7 +651,7 @@ def test_tables_are_written_from_measurements_and_into_the_readme(planted, tmp_p
     assert readme.read_text() == f"before\n{begin}\n{tables.block([summary])}\n{end}\nafter: {first}{spoken}{last}.\n"
     rates = [f"{summary['cells_per_hour'][side]:.0f} (" for side in ("ours", "tuned_peer", "script_loop")]
     assert [part[: len(rate)] for part, rate in zip(spoken.split("), "), rates, strict=True)] == rates
-    assert spoken.endswith(f" on {summary['device']}") and tables.in_page("no marks", [summary]) == "no marks"
+    assert spoken.endswith(f" on {summary['device']}") and tables.with_blocks("no marks", [summary]) == "no marks"
 
 
 def test_measurements_of_another_kind_are_refused(tmp_path):
@@ -746,7 +747,7 @@ def test_the_whole_benchmark_on_tiny_runs(tiny_overrides, tmp_path, monkeypatch)
     (tmp_path / "run").mkdir()
     measured = command.measure(chosen, ("cola", "mrpc"), overrides, tmp_path / "run")
     folder, readme = tmp_path / "bench", tmp_path / "README.md"
-    readme.write_text("".join(tables.MARK.format(name="bench", edge=edge) for edge in ("begin", "end")))
+    readme.write_text("".join(MARK.format(name="bench", edge=edge) for edge in ("begin", "end")))
     (folder / measured["device"]).mkdir(parents=True)
     (folder / measured["device"] / "measurements.json").write_bytes(results.as_json(measured))
     (summary,) = tables.rebuild(folder, readme)
@@ -881,7 +882,7 @@ def test_committed_tables_are_what_the_committed_measurements_give():
         summaries.append(summary)
     for page, name in zip(command.PAGES, ("bench", "speed"), strict=True):
         text = page.read_text()
-        assert tables.MARK.format(name=name, edge="begin") in text and tables.in_page(text, summaries) == text
+        assert MARK.format(name=name, edge="begin") in text and tables.with_blocks(text, summaries) == text
 
 
 def test_committed_tables_of_growth_are_what_was_measured():

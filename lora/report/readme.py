@@ -7,9 +7,7 @@ from lora.report.claims.findings import Finding
 from lora.report.claims.shown import about_text, commit_text, short, value_text, word_text
 from lora.report.claims.verdicts import Verdict
 from lora.report.stats import LEVEL
-from lora.table import Table, markdown
-
-MARK = "<!-- results:{name} {edge} -->"
+from lora.table import Table, in_page, markdown
 
 
 def block(name: str, main: Table, verdicts: Sequence[Verdict], figures: Sequence[str], progress: str = "") -> str:
@@ -60,8 +58,5 @@ def comparison(found: Finding) -> str:
 
 
 def in_readme(readme: str, name: str, text: str) -> str:
-    """The page with the block between its marks; unchanged if it has no marks for this profile."""
-    begin, end = (MARK.format(name=name, edge=edge) for edge in ("begin", "end"))
-    if begin not in readme or end not in readme:
-        return readme
-    return f"{readme.partition(begin)[0]}{begin}\n{text.rstrip()}\n{end}{readme.partition(end)[2]}"
+    """The page with a profile's block between its marks; unchanged if it has no marks for this profile."""
+    return in_page(readme, f"results:{name}", f"\n{text.rstrip()}\n")

@@ -12,9 +12,8 @@ from lora.cost.timing import name_of, shown
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import read_object, write_atomically
-from lora.table import markdown
+from lora.table import in_page, markdown
 
-MARK = "<!-- {name} {edge} -->"
 TITLES = {
     "script_loop": "Script loop: Trainer + PEFT, padded to {max_length}, {script_precision}, a process per run",
     "tuned_peer": "Tuned: Trainer + PEFT, length-grouped, {tuned_precision}, one process",
@@ -46,7 +45,7 @@ def rebuild(folder: Path, *pages: Path) -> list[dict[str, Any]]:
         summaries.append(summary)
     for page in pages if summaries else ():
         before = page.read_text()
-        after = in_page(before, summaries)
+        after = with_blocks(before, summaries)
         if after != before:
             write_atomically(page, after.encode())
     return summaries
@@ -85,13 +84,9 @@ def speed(summaries: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(f"{', '.join(shown(of[side], 0) for side in sides)} on {device}" for device, of in rates.items())
 
 
-def in_page(page: str, summaries: Sequence[Mapping[str, Any]]) -> str:
+def with_blocks(page: str, summaries: Sequence[Mapping[str, Any]]) -> str:
     """The page with each block between its marks, if it has them: `bench` is several lines, `speed` a sentence."""
-    for name, text in (("bench", f"\n{block(summaries)}\n"), ("speed", speed(summaries))):
-        begin, end = (MARK.format(name=name, edge=edge) for edge in ("begin", "end"))
-        if begin in page and end in page:
-            page = f"{page.partition(begin)[0]}{begin}{text}{end}{page.partition(end)[2]}"
-    return page
+    return in_page(in_page(page, "bench", f"\n{block(summaries)}\n"), "speed", speed(summaries))
 
 
 def settings_of(summary: Mapping[str, Any]) -> dict[str, Any]:
