@@ -362,6 +362,31 @@ def test_the_readme_shows_all_comparisons_of_a_claim():
     assert both[1].reason and list(reasons) == ["-", both[1].reason]
 
 
+def test_batches_of_one_cost_share_a_line_of_the_readme():
+    (claim,) = [each for each in read_claims() if each.id == "merged_adds_no_latency"]
+
+    def at(shape: str, *values: float, **changes) -> Finding:
+        found = finding(*values, bound=Bound("within", 0.02, 1), unit="ratio", **changes)
+        return dataclasses.replace(found, label=f"latency, a / b, batch {shape} tokens")
+
+    inside = {"holds": None, "reason": "the bound lies inside the interval"}
+    found = (
+        at("1 x 32", 1.01, 0.99, 1.0196),
+        at("1 x 128", 0.99, 0.97, 1.01, **inside),
+        at("8 x 128", 1.0, 0.999, 1.001),
+    )
+    ((_, _, shown),) = verdict_rows([verdict(claim, "cpu", found)])
+    values = "0.990 to 1.01 (intervals within 0.970 to 1.0196), n = 5"
+    assert shown == f"latency, a / b, 3 sizes of batch: {values}; 1 of 3: the bound lies inside the interval"
+    counted = [dataclasses.replace(at(shape, value, value, value), n=None) for shape, value in (("1", 0.7), ("2", 0.6))]
+    ((_, _, shown),) = verdict_rows([verdict(claim, "cpu", counted)])
+    assert shown == "latency, a / b, 2 sizes of batch: 0.600 to 0.700"
+    missing = dataclasses.replace(at("1 x 32", math.nan, holds=None, reason="no samples"), n=0)
+    ((_, _, shown),) = verdict_rows([verdict(claim, "cpu", (missing, found[2]))])
+    label = "latency, a / b, batch {} tokens"
+    assert shown == f"{label.format('1 x 32')}: no samples<br>{label.format('8 x 128')}: 1.00 (0.999 to 1.00), n = 5"
+
+
 def test_the_tables_say_how_many_seeds_would_decide(tmp_path):
     """3 seeds: the README and the table name the convention, and the seeds that the present spread would need."""
     values = np.array([1.0, 2.5, 4.0])

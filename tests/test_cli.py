@@ -196,6 +196,15 @@ def test_a_sweep_adds_and_removes_no_setting(tiny_overrides, tmp_path, override,
     assert not (tmp_path / "results").exists()
 
 
+def test_an_option_may_stand_between_two_overrides(tiny_overrides, tmp_path):
+    done = command("lora", tiny_overrides[0], "-m", *tiny_overrides[1:], "method.rnk=3")
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("error: method.rnk is not a setting") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "results").exists()
+    shown = command("lora", "seed=3", "--cfg", "job", "method=bitfit")
+    assert shown.returncode == 0 and "\nseed: 3\n" in shown.stdout and "method:\n  name: bitfit\n" in shown.stdout
+
+
 def test_an_experiment_without_m_is_refused_and_the_command_is_named(tiny_overrides, tmp_path):
     done = command("lora", *tiny_overrides, "experiment=glue_table2")
     assert done.returncode == 2 and not done.stdout
@@ -204,11 +213,11 @@ def test_an_experiment_without_m_is_refused_and_the_command_is_named(tiny_overri
     assert not (tmp_path / "results").exists()
 
 
-def test_a_sweep_of_invalid_runs_lists_them_all_and_starts_none(tiny_overrides, tmp_path):
+def test_a_sweep_of_invalid_runs_names_their_mistake_once_and_starts_none(tiny_overrides, tmp_path):
     done = command("lora", *sweep_arguments(tiny_overrides, "train.epochs=0,1"))
     assert done.returncode == 2
-    assert "8 runs are invalid" in done.stderr
-    assert done.stderr.count("train.epochs must be >= 1, got 0") == 8
+    assert done.stderr.startswith("error: 8 runs are invalid:\n") and " seed=1 " in done.stderr
+    assert done.stderr.endswith(" and 7 more: train.epochs must be >= 1, got 0\n") and done.stderr.count("\n") == 2
     assert not (tmp_path / "results").exists()
 
 

@@ -233,10 +233,20 @@ def test_a_folder_that_would_not_be_read_is_refused_once(overrides, message, mod
     assert compose_run([*asked[:-1], "data.path=null"]).data.path is None
 
 
-def test_invalid_runs_are_all_listed():
-    with pytest.raises(UserError, match="2 runs are invalid") as caught:
-        expand("mini", ["train.epochs=0", "seed=1,2"], adhoc=True)
-    assert str(caught.value).count("train.epochs must be >= 1, got 0") == 2
+def test_every_mistake_of_a_sweep_is_named_once_with_its_first_run():
+    with pytest.raises(UserError) as caught:
+        expand("mini", ["train.epochs=1,0,-1", "train.batch=16,0", "seed=1,2"], adhoc=True)
+    lines = ["10 runs are invalid:"]
+    for epochs, batch in ((1, 0), (0, 16), (0, 0), (-1, 16), (-1, 0)):
+        mistakes = ["train.batch must be >= 1, got 0"] if batch == 0 else []
+        mistakes += [f"train.epochs must be >= 1, got {epochs}"] if epochs < 1 else []
+        lines.append(f"adhoc: profile=mini train.epochs={epochs} train.batch={batch} seed=1 and 1 more: {mistakes[0]}")
+        lines += mistakes[1:]
+    assert str(caught.value).splitlines() == lines
+    with pytest.raises(
+        UserError, match=r"^1 run is invalid:\nadhoc: profile=mini train.epochs=0 seed=1: train.epochs must"
+    ):
+        expand("mini", ["train.epochs=0", "seed=1"], adhoc=True)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -19,7 +19,7 @@ from lora.records.record import load_records
 from lora.report.build import build
 from lora.report.select import gather
 from lora.sweep.expand import expand
-from lora.sweep.rate_grids import Tuned, at_edge, best_rate, extended, grids, reported_seeds, usual_seed
+from lora.sweep.rate_grids import RateGrid, at_edge, best_rate, extended, rate_grids, reported_seeds, usual_seed
 from lora.sweep.request import requested
 from lora.sweep.tune import further
 
@@ -182,15 +182,15 @@ def test_the_best_and_its_edge(tried, best, edge):
 
 
 def test_a_grid_is_extended_by_the_distance_to_its_neighbour():
-    (cell,) = grids("mini", {"task": ["ratings"], "method": ["lora"]}, ROOT / "absent.yaml")
-    assert cell.rates == (6e-4, 1.5e-3, 3e-3, 6e-3, 1.5e-2)
-    rising = {lr: lr for lr in cell.rates}
-    falling = {lr: -lr for lr in cell.rates}
-    assert extended(cell, rising).rates == (*cell.rates, 0.0375) and extended(cell, falling).rates[0] == 2.4e-4
-    assert extended(cell, rising).values == 5
-    inside = {lr: -abs(lr - 3e-3) for lr in cell.rates}
-    assert extended(cell, inside) is cell and further(cell, inside, []) is None
-    line = further(extended(cell, rising), {**rising, 0.0375: 1}, ["profile=mini", "task=ratings,reviews", "seed=0"])
+    (grid,) = rate_grids("mini", {"task": ["ratings"], "method": ["lora"]}, ROOT / "absent.yaml")
+    assert grid.rates == (6e-4, 1.5e-3, 3e-3, 6e-3, 1.5e-2)
+    rising = {lr: lr for lr in grid.rates}
+    falling = {lr: -lr for lr in grid.rates}
+    assert extended(grid, rising).rates == (*grid.rates, 0.0375) and extended(grid, falling).rates[0] == 2.4e-4
+    assert extended(grid, rising).values == 5
+    inside = {lr: -abs(lr - 3e-3) for lr in grid.rates}
+    assert extended(grid, inside) is grid and further(grid, inside, []) is None
+    line = further(extended(grid, rising), {**rising, 0.0375: 1}, ["profile=mini", "task=ratings,reviews", "seed=0"])
     assert "the best is the highest of 6 rates" in line
     assert line.endswith(
         "python -m lora tune profile=mini seed=0 method=lora task=ratings train.lr=0.006,0.015,0.0375,0.0938,0.235"
@@ -198,19 +198,19 @@ def test_a_grid_is_extended_by_the_distance_to_its_neighbour():
 
 
 def test_every_method_has_a_grid_of_one_size_around_its_row_on_seed_0():
-    cells = grids("small", {"task": ["cola", "rte"], "data.path": ["GLUE"]}, ROOT / "absent.yaml")
-    assert {(cell.method, cell.task) for cell in cells} == {
+    grids = rate_grids("small", {"task": ["cola", "rte"], "data.path": ["GLUE"]}, ROOT / "absent.yaml")
+    assert {(grid.method, grid.task) for grid in grids} == {
         (method, task) for method in ("full", "lora", "houlsby") for task in ("cola", "rte")
     }
     rows = {
         method: yaml.safe_load((ROOT / f"conf/hparams/ours/minilm_{method}.yaml").read_text())
         for method in ("full", "lora", "houlsby")
     }
-    for cell in cells:
-        assert len(cell.rates) == cell.values == 5 and cell.rates[2] == rows[cell.method][cell.task]["lr"]
-        factors = [high / low for low, high in zip(cell.rates, cell.rates[1:], strict=False)]
+    for grid in grids:
+        assert len(grid.rates) == grid.values == 5 and grid.rates[2] == rows[grid.method][grid.task]["lr"]
+        factors = [high / low for low, high in zip(grid.rates, grid.rates[1:], strict=False)]
         assert all(1.99 < factor < 3 for factor in factors)
-        assert cell.axes["seed"] == ["0"] and cell.first.seed == 0
+        assert grid.axes["seed"] == ["0"] and grid.first.seed == 0
 
 
 PROFILES = sorted(path.stem for path in (ROOT / "conf" / "profile").glob("*.yaml"))
@@ -233,24 +233,24 @@ def test_no_grid_of_the_profile_has_the_seeds_of_tune(profile):
     assert reported and usual not in reported and usual == (1 if profile == "long" else 0)
     for seed in reported:
         with pytest.raises(UserError, match=f"got {seed}: .*; without seed=, tune takes {usual}$"):
-            grids(profile, {"task": ["ratings"], "seed": [str(seed)]}, ROOT / "absent.yaml")
+            rate_grids(profile, {"task": ["ratings"], "seed": [str(seed)]}, ROOT / "absent.yaml")
 
 
 def test_the_length_of_the_long_run_has_another_seed_than_its_tuning():
     """Its table is not in the profile's default."""
     asked = {"task": ["cola"], "method": ["full"], "data.path": ["GLUE"], "protocol": ["long"]}
-    (cell,) = grids("long", asked, ROOT / "absent.yaml")
-    tuning = {run for runs in cell.run_ids("long").values() for run in runs}
+    (grid,) = rate_grids("long", asked, ROOT / "absent.yaml")
+    tuning = {run for runs in grid.run_ids("long").values() for run in runs}
     runs = expand("long", ["data.path=GLUE"], ["length", "glue_table2"])
-    assert not tuning & {run.run_id for run in runs} and cell.first.seed not in {run.seed for run in runs}
+    assert not tuning & {run.run_id for run in runs} and grid.first.seed not in {run.seed for run in runs}
 
 
 def test_a_grid_stays_where_it_is_once_its_rate_is_tuned(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    before = grids("mini", {"task": ["ratings"], "method": ["lora"]}, tmp_path / "results/mini/rates.yaml")
+    before = rate_grids("mini", {"task": ["ratings"], "method": ["lora"]}, tmp_path / "results/mini/rates.yaml")
     write_rates(tmp_path / "results" / "mini" / "rates.yaml", [rate(values=5)])
     assert compose_run(["task=ratings"]).train.lr == LR
-    assert grids("mini", {"task": ["ratings"], "method": ["lora"]}, tmp_path / "results/mini/rates.yaml") == before
+    assert rate_grids("mini", {"task": ["ratings"], "method": ["lora"]}, tmp_path / "results/mini/rates.yaml") == before
 
 
 @pytest.mark.parametrize(
@@ -278,10 +278,10 @@ def test_a_grid_stays_where_it_is_once_its_rate_is_tuned(tmp_path, monkeypatch):
 )
 def test_a_grid_that_would_be_unfair_or_is_none_is_refused(given, message, file):
     with pytest.raises(UserError, match=message):
-        grids("mini", given, file)
+        rate_grids("mini", given, file)
     if given == {"task": ["ratings"], "method": ["full"]}:
-        both = grids("mini", {**given, "method": ["full", "lora"]}, file)
-        assert [type(cell) for cell in both] == [Tuned, Tuned]
+        both = rate_grids("mini", {**given, "method": ["full", "lora"]}, file)
+        assert [type(grid) for grid in both] == [RateGrid, RateGrid]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
 """The README's generated blocks: the main table, the verdicts and a figure of a profile."""
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 
+from lora.report.claims.costs import SHAPE
 from lora.report.claims.findings import Finding
 from lora.report.claims.shown import about_text, commit_text, short, value_text, word_text
 from lora.report.claims.verdicts import Verdict
@@ -30,7 +33,7 @@ def block(name: str, main: Table, verdicts: Sequence[Verdict], figures: Sequence
 
 
 def verdict_rows(verdicts: Sequence[Verdict]) -> list[tuple[str, str, str]]:
-    """Verdict, claim and all comparisons, in a line per claim and encoder. The devices of a claim share a line."""
+    """Verdict, claim and comparisons, in a line per claim and encoder. The devices of a claim share a line."""
     rows = []
     for claim, of_claim in groupby(verdicts, key=lambda each: each.claim):
         group = tuple(of_claim)
@@ -48,7 +51,27 @@ def verdict_text(each: Verdict) -> str:
 
 
 def comparisons(each: Verdict) -> str:
-    return "<br>".join(map(comparison, each.findings)) or each.reason
+    """A line per comparison. Those of costs that differ in the batch alone share one: the page has them all."""
+    lines = []
+    for what, of_shapes in groupby(each.findings, key=lambda found: found.label.partition(SHAPE)[0]):
+        found = list(of_shapes)
+        ranged = each.claim.measure and len(found) > 1 and not any(math.isnan(one.mean) for one in found)
+        lines += [over_shapes(what, found)] if ranged else map(comparison, found)
+    return "<br>".join(lines) or each.reason
+
+
+def over_shapes(what: str, found: Sequence[Finding]) -> str:
+    """The range of a ratio over several batches, and of its intervals."""
+    lowest, highest = (end(found, key=lambda one: one.mean) for end in (min, max))
+    values = f"{value_text(lowest, lowest.mean)} to {value_text(highest, highest.mean)}"
+    timed = [one for one in found if one.low < one.high]
+    if timed:
+        low, high = min(timed, key=lambda one: one.low), max(timed, key=lambda one: one.high)
+        values += f" (intervals within {value_text(low, low.low)} to {value_text(high, high.high)})"
+    rounds = "" if found[0].n is None else f"n = {found[0].n}"
+    reasons = Counter(one.reason for one in found if one.reason)
+    undecided = "".join(f"; {count} of {len(found)}: {reason}" for reason, count in reasons.items())
+    return f"{what}, {len(found)} sizes of batch: {', '.join(filter(None, (values, rounds)))}{undecided}"
 
 
 def comparison(found: Finding) -> str:

@@ -91,6 +91,17 @@ def leave_group() -> None:
             distributed.destroy_process_group()
 
 
+def overrides_last(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments with the overrides last, and the overrides: Hydra refuses `task=cola -m seed=1`, where an option
+    stands between two of them.
+    """
+    overrides = get_args_parser().parse_known_intermixed_args(list(arguments))[0].overrides
+    options = list(arguments)
+    for override in overrides:
+        options.remove(override)
+    return [*options, *overrides], overrides
+
+
 def single_run(overrides: Sequence[str]) -> Ended | Exception:
     """Train one run, unless it is done.
 
@@ -113,7 +124,7 @@ def single_run(overrides: Sequence[str]) -> Ended | Exception:
 
 def main(arguments: Sequence[str]) -> None:
     """Exit codes: 0 done, 1 runs failed or are missing, 2 a mistake in the command, 130 interrupted."""
-    sys.argv[1:] = arguments  # where Hydra reads them
+    sys.argv[1:], overrides = overrides_last(arguments)  # where Hydra reads them
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach the handlers below instead of Hydra's printer
     ended: list[Ended | Exception] = []
@@ -136,7 +147,7 @@ def main(arguments: Sequence[str]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     try:
-        check_overrides(get_args_parser().parse_known_args(list(arguments))[0].overrides)
+        check_overrides(overrides)
         application()
         for end in ended:
             if isinstance(end, Exception):

@@ -148,10 +148,10 @@ def expand_blocks(profile: str, blocks: Mapping[str, Sequence[Block]]) -> list[P
 
     Args:
         blocks: Experiment -> its blocks.
-    Raises: UserError: If a run is invalid; all invalid runs are listed.
+    Raises: UserError: If a run is invalid; every mistake is listed once, with its first run.
     """
     found: dict[str, PlannedRun] = {}
-    problems: list[str] = []
+    invalid: dict[str, list[str]] = {}  # mistake -> its runs
     for experiment, several in blocks.items():
         for block in several:
             for values in itertools.product(*block.axes.values()):
@@ -162,7 +162,7 @@ def expand_blocks(profile: str, blocks: Mapping[str, Sequence[Block]]) -> list[P
                 except UnreadFolderError:
                     raise
                 except UserError as error:
-                    problems.append(f"{experiment}: {' '.join(own)}: {error}")
+                    invalid.setdefault(str(error), []).append(f"{experiment}: {' '.join(own)}")
                     continue
                 if not _holds(config, own, block.held):
                     continue
@@ -176,8 +176,13 @@ def expand_blocks(profile: str, blocks: Mapping[str, Sequence[Block]]) -> list[P
                     saves = known is not None and "runtime.save_adapter=true" in known.overrides
                     by = known.overrides if saves else composed_by
                     found[each.run_id] = _planned(each, by, tuple(names), variant(each, base_run(each, composed_by)))
-    if problems:
-        raise UserError(f"{len(problems)} runs are invalid:\n" + "\n".join(problems))
+    if invalid:
+        lines = (
+            f"{first}{f' and {len(others)} more' if others else ''}: {mistake}"
+            for mistake, (first, *others) in invalid.items()
+        )
+        count = sum(map(len, invalid.values()))
+        raise UserError(f"{count} run{'s are' if count > 1 else ' is'} invalid:\n" + "\n".join(lines))
     return sorted(found.values(), key=lambda run: -run.examples)  # longest first; the sort keeps the grid's order
 
 

@@ -23,7 +23,7 @@ LEAST_VALUES = 3  # with fewer, every value is at an edge
 
 
 @dataclass(frozen=True)
-class Tuned:
+class RateGrid:
     """The rates to try for one method on one task.
 
     Args:
@@ -60,7 +60,7 @@ class Tuned:
         }
 
 
-def grids(profile: str, given: Mapping[str, list[str]], path: Path) -> list[Tuned]:
+def rate_grids(profile: str, given: Mapping[str, list[str]], path: Path) -> list[RateGrid]:
     """The rates to try, for each method and task.
 
     Args:
@@ -81,16 +81,16 @@ def grids(profile: str, given: Mapping[str, list[str]], path: Path) -> list[Tune
         raise UserError("tune needs task=NAME, or several: task=A,B")
     refuse_reported(profile, axes["seed"], reported)
     stated = None if rates is None else numbers(rates)
-    cells = []
+    grids = []
     for task in given["task"]:
         for method in given.get("method", METHODS):
             lr = [] if stated is None else [f"train.lr={stated[0]!r}"]
             single = [f"{key}={values[0]}" for key, values in axes.items()]
             first = compose_run([f"profile={profile}", *single, f"method={method}", f"task={task}", *lr])
             tried = stated or tuple(float(f"{first.train.lr * factor:.3g}") for factor in FACTORS)
-            cells.append(Tuned(method, task, first, axes, tried, len(tried)))
-    refuse_other_sizes(cells, path)
-    return cells
+            grids.append(RateGrid(method, task, first, axes, tried, len(tried)))
+    refuse_other_sizes(grids, path)
+    return grids
 
 
 def numbers(texts: Sequence[str]) -> tuple[float, ...]:
@@ -135,27 +135,27 @@ def refuse_reported(profile: str, seeds: Sequence[str], reported: Collection[str
         )
 
 
-def refuse_other_sizes(cells: Sequence[Tuned], path: Path) -> None:
+def refuse_other_sizes(grids: Sequence[RateGrid], path: Path) -> None:
     """
     Raises: UserError: If a method that is not tuned now was tuned with another number of values.
     """
     kept = read_rates(path)
-    for cell in cells:
-        own = (cell.first.model.name, cell.first.protocol, cell.task_name)
-        now = {other.method for other in cells if other.task_name == cell.task_name}
+    for asked in grids:
+        own = (asked.first.model.name, asked.first.protocol, asked.task_name)
+        now = {other.method for other in grids if other.task_name == asked.task_name}
         for rate in kept:
-            if (rate.model, rate.protocol, rate.task) == own and rate.method not in now and rate.values != cell.values:
+            if (rate.model, rate.protocol, rate.task) == own and rate.method not in now and rate.values != asked.values:
                 raise UserError(
                     f"every method of a task has a grid of the same size: {rate.method} on {rate.task} was tuned with "
-                    f"{rate.values} rates ({path}), got {cell.values} for {cell.method}; give {rate.values} values of "
-                    f"train.lr, or tune {rate.method} again in the same command"
+                    f"{rate.values} rates ({path}), got {asked.values} for {asked.method}; give {rate.values} values "
+                    f"of train.lr, or tune {rate.method} again in the same command"
                 )
 
 
-def scores(cell: Tuned, profile: str, now: State) -> dict[float, float | None]:
+def scores(rate_grid: RateGrid, profile: str, now: State) -> dict[float, float | None]:
     """Rate -> the mean over seeds of the best epoch's headline metric, a fraction. None if any run has no score."""
     found: dict[float, float | None] = {}
-    for rate, run_ids in cell.run_ids(profile).items():
+    for rate, run_ids in rate_grid.run_ids(profile).items():
         values = [best_of(now.ok.get(run_id)) for run_id in run_ids]
         known = [value for value in values if value is not None]
         found[rate] = sum(known) / len(known) if len(known) == len(values) else None
@@ -178,12 +178,12 @@ def at_edge(tried: Mapping[float, float | None]) -> str | None:
     return "lowest" if best == min(tried) else "highest" if best == max(tried) else None
 
 
-def extended(cell: Tuned, tried: Mapping[float, float | None]) -> Tuned:
+def extended(rate_grid: RateGrid, tried: Mapping[float, float | None]) -> RateGrid:
     """The grid, with one more rate beyond the best one if that is at an edge, by the factor between the last two."""
     edge = at_edge(tried)
     if edge is None:
-        return cell
-    return replace(cell, rates=tuple(sorted((*cell.rates, next_rate(cell.rates, edge)))))
+        return rate_grid
+    return replace(rate_grid, rates=tuple(sorted((*rate_grid.rates, next_rate(rate_grid.rates, edge)))))
 
 
 def next_rate(rates: Sequence[float], edge: str) -> float:

@@ -19,7 +19,7 @@ from lora.config.rates import TUNING, Rate, rates_path, write_rates
 from lora.errors import DIVERGED, UserError, as_command
 from lora.sweep.expand import expand_blocks
 from lora.sweep.launch import UnfinishedError, launch_runs, unfinished
-from lora.sweep.rate_grids import Tuned, at_edge, best_rate, extended, grids, next_rate, scores
+from lora.sweep.rate_grids import RateGrid, at_edge, best_rate, extended, next_rate, rate_grids, scores
 from lora.sweep.request import read_request
 from lora.sweep.state import State
 from lora.table import Table
@@ -41,23 +41,23 @@ def tune_sweep(launcher: Launcher, config: DictConfig, arguments: Sequence[str])
     path = rates_path(config.rates)
     if path is None:
         raise UserError("tune writes the rates of a user's own runs: rates must be a file outside results/reference")
-    cells = grids(profile, given, path)
-    now = train(launcher, config, profile, cells, arguments)
-    wider = [extended(cell, scores(cell, profile, now)) for cell in cells]
-    if wider != cells:
+    grids = rate_grids(profile, given, path)
+    now = train(launcher, config, profile, grids, arguments)
+    wider = [extended(grid, scores(grid, profile, now)) for grid in grids]
+    if wider != grids:
         names = ", ".join(
-            f"{new.method} on {new.task_name}" for new, old in zip(wider, cells, strict=True) if new != old
+            f"{new.method} on {new.task_name}" for new, old in zip(wider, grids, strict=True) if new != old
         )
         print(f"the best rate lies at an edge of the grid: one more value for {names}", flush=True)
-        cells, now = wider, train(launcher, config, profile, wider, arguments)
-    found = {(cell.method, cell.task): scores(cell, profile, now) for cell in cells}
-    chosen = [rate_of(cell, found[cell.method, cell.task], given) for cell in cells]
-    print(table(profile, cells, found, now).markdown())
-    for cell in cells:
-        if line := further(cell, found[cell.method, cell.task], arguments):
+        grids, now = wider, train(launcher, config, profile, wider, arguments)
+    found = {(grid.method, grid.task): scores(grid, profile, now) for grid in grids}
+    chosen = [rate_of(grid, found[grid.method, grid.task], given) for grid in grids]
+    print(table(profile, grids, found, now).markdown())
+    for grid in grids:
+        if line := further(grid, found[grid.method, grid.task], arguments):
             print(line)
     rates = [rate for rate in chosen if rate is not None]
-    without = [f"{c.method} on {c.task_name}" for c, rate in zip(cells, chosen, strict=True) if rate is None]
+    without = [f"{grid.method} on {grid.task_name}" for grid, rate in zip(grids, chosen, strict=True) if rate is None]
     if rates:
         write_rates(path, rates)
         print(f"written to {path}: the next runs of profile {profile} take these rates (rates=null: those of conf/)")
@@ -66,19 +66,19 @@ def tune_sweep(launcher: Launcher, config: DictConfig, arguments: Sequence[str])
 
 
 def train(
-    launcher: Launcher, config: DictConfig, profile: str, cells: Sequence[Tuned], arguments: Sequence[str]
+    launcher: Launcher, config: DictConfig, profile: str, grids: Sequence[RateGrid], arguments: Sequence[str]
 ) -> State:
     """
     Raises: UnfinishedError: If a run has no record, or failed for a reason other than divergence.
     """
-    runs = expand_blocks(profile, {TUNING: [cell.block for cell in cells]})
+    runs = expand_blocks(profile, {TUNING: [grid.block for grid in grids]})
     now, reasons = launch_runs(launcher, config, runs, arguments)
     if now.missing or not all(DIVERGED in str(record.error) for record in now.failed.values()):
         raise UnfinishedError("\n".join(unfinished(now, reasons)))
     return now
 
 
-def rate_of(cell: Tuned, tried: dict[float, float | None], given: Mapping[str, list[str]]) -> Rate | None:
+def rate_of(grid: RateGrid, tried: dict[float, float | None], given: Mapping[str, list[str]]) -> Rate | None:
     """The entry of the rates file for a method and task. None if every rate diverged."""
     best = best_rate(tried)
     if best is None:
@@ -89,51 +89,51 @@ def rate_of(cell: Tuned, tried: dict[float, float | None], given: Mapping[str, l
         for key, values in given.items()
         if key not in varied and not key.startswith(("launcher", "runtime."))
     ]
-    first, seeds = cell.first, tuple(int(seed) for seed in cell.axes["seed"])
+    first, seeds = grid.first, tuple(int(seed) for seed in grid.axes["seed"])
     today = datetime.now(UTC).date().isoformat()
-    key = (first.model.name, first.protocol, cell.method, cell.task_name)
-    return Rate(*key, best, cell.values, seeds, today, tuple(settings), tried)
+    key = (first.model.name, first.protocol, grid.method, grid.task_name)
+    return Rate(*key, best, grid.values, seeds, today, tuple(settings), tried)
 
 
 def table(
-    profile: str, cells: Sequence[Tuned], found: Mapping[tuple[str, str], dict[float, float | None]], now: State
+    profile: str, grids: Sequence[RateGrid], found: Mapping[tuple[str, str], dict[float, float | None]], now: State
 ) -> Table:
     """One line per method, task and rate: its score, whether it is taken, and its runs."""
     lines = []
-    for cell in cells:
-        tried, run_ids = found[cell.method, cell.task], cell.run_ids(profile)
+    for grid in grids:
+        tried, run_ids = found[grid.method, grid.task], grid.run_ids(profile)
         best, edge = best_rate(tried), at_edge(tried)
         for rate, score in tried.items():
             taken = ("yes (edge)" if edge else "yes") if rate == best else ""
             text = "-" if score is None else f"{100 * score:.1f}"
             runs = ", ".join(run_ids[rate])
-            row = {"Method": cell.method, "Task": cell.task_name, "Learning rate": f"{rate:g}", "Score": text}
+            row = {"Method": grid.method, "Task": grid.task_name, "Learning rate": f"{rate:g}", "Score": text}
             lines.append(row | {"Taken": taken, "Runs": runs})
-    seeds = ", ".join(cells[0].axes["seed"])
-    metrics = {cell.task_name: record.selected["metric"] for cell in cells for record in now.ok.values()
-               if record.config["task"] == cell.task_name}  # fmt: skip
+    seeds = ", ".join(grids[0].axes["seed"])
+    metrics = {grid.task_name: record.selected["metric"] for grid in grids for record in now.ok.values()
+               if record.config["task"] == grid.task_name}  # fmt: skip
     notes = (
         f"Score: the best epoch on the dev set ({', '.join(f'{task}: {name}' for task, name in metrics.items())}), "
         f"mean over seeds. -: a run diverged or has no score.",
     )
-    first = cells[0].first
+    first = grids[0].first
     title = f"Learning rates tried ({profile}: {first.model.name}, protocol {first.protocol}, seed {seeds})"
     return Table(TUNING, title, pd.DataFrame(lines), 3, notes)
 
 
-def further(cell: Tuned, tried: Mapping[float, float | None], arguments: Sequence[str]) -> str | None:
+def further(grid: RateGrid, tried: Mapping[float, float | None], arguments: Sequence[str]) -> str | None:
     """The command, in a sentence, for a grid of the same size beyond the best rate's edge. None if it is at no edge."""
     edge = at_edge(tried)
     if edge is None:
         return None
-    rates = cell.rates
+    rates = grid.rates
     for _ in range(BEYOND):
         rates = tuple(sorted((*rates, next_rate(rates, edge))))
-    rates = rates[: cell.values] if edge == "lowest" else rates[-cell.values :]
+    rates = rates[: grid.values] if edge == "lowest" else rates[-grid.values :]
     kept = [one for one in arguments if not one.startswith(("method=", "task=", "train.lr="))]
-    own = [f"method={cell.method}", f"task={cell.task}", f"train.lr={','.join(f'{rate:g}' for rate in rates)}"]
+    own = [f"method={grid.method}", f"task={grid.task}", f"train.lr={','.join(f'{rate:g}' for rate in rates)}"]
     return (
-        f"{cell.method} on {cell.task_name}: the best is the {edge} of {len(tried)} rates, and a better one may lie "
+        f"{grid.method} on {grid.task_name}: the best is the {edge} of {len(tried)} rates, and a better one may lie "
         f"beyond. To look: {as_command(['python', '-m', 'lora', 'tune', *kept, *own])}"
     )
 

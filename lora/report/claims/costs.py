@@ -24,6 +24,7 @@ MEASURES = {
     "step_ms": "time of a training step",
     "latency_ms": "latency",
 }
+SHAPE = ", batch "  # what a label says before its shape
 SIDES = METHOD_TITLES | {"full": "full fine-tuning", "lora_merged": "merged LoRA", "base": "untouched encoder"}
 
 
@@ -71,7 +72,7 @@ def cost_label(measure: str, compare: Compare, shape: str = "") -> str:
     """`time of a training step, LoRA / full fine-tuning, batch 16 x 28 tokens`."""
     served = {"lora": "unmerged LoRA"} if measure == "latency_ms" else {}
     one, other = ((SIDES | served)[side] for side in (compare.one, compare.other))
-    return f"{MEASURES[measure]}, {one} / {other}" + (f", batch {shape.replace('x', ' x ')} tokens" if shape else "")
+    return f"{MEASURES[measure]}, {one} / {other}" + (f"{SHAPE}{shape.replace('x', ' x ')} tokens" if shape else "")
 
 
 def of_samples(path: Path, measure: str, compare: Compare) -> dict[str, Any] | None:
