@@ -61,7 +61,7 @@ def test_a_merged_weight_is_the_exact_sum_rounded_once(dtype):
     for name, layer in layers.items():
         exact = layer.weight.double() + 7 / 3 * layer.lora_b.double() @ layer.lora_a.double()
         merged = model.get_submodule(name).weight
-        assert merged.dtype == dtype and type(model.get_submodule(name)) is nn.Linear
+        assert merged.dtype == dtype and type(model.get_submodule(name)) is nn.Linear and not merged.requires_grad
         one_rounding = torch.finfo(dtype).eps * exact.abs() / 2
         assert ((merged.double() - exact).abs() <= one_rounding + 2e-6).all()
 
@@ -213,10 +213,13 @@ def test_a_failed_swap_leaves_the_model_as_it_was(fault, merged):
     assert checksum(model.state_dict().items()) == checksum(fresh.state_dict().items())
 
 
-def test_an_overflow_in_half_precision_is_found():
+@pytest.mark.parametrize("merged", [False, True], ids=["unmerged", "merged"])
+def test_an_overflow_in_half_precision_is_found_and_undone(merged):
     adapter = five("bert")["rte"]
     large = Adapter(adapter.method, {name: 1000 * tensor for name, tensor in adapter.weights.items()}, adapter.head)
     model = tiny.model("bert").half()
+    if merged:
+        swap(model, five("bert")["mnli"])
     before = state(model)
     with pytest.raises(UserError, match=r"not finite in torch\.float16"):
         swap(model, large)

@@ -298,7 +298,7 @@ def test_only_the_seeds_with_every_task_stand_behind_an_average():
         ),
         ({"rte": [s + 9 for s in SPREAD]}, ["rte"], "A - B, RTE", ""),
         ({"rte": [s - 9 for s in SPREAD]}, ["rte"], "A - B, RTE", ""),
-        ({"rte": [1.0]}, ["rte"], "A - B, RTE", "1 pairs of seeds, and this project's convention is at least 5"),
+        ({"rte": [1.0]}, ["rte"], "A - B, RTE", "1 pair of seeds, and this project's convention is at least 5"),
         ({"rte": [1.0, 1.0]}, ["rte"], "A - B, RTE", "2 pairs of seeds, and this project's convention is at least 5"),
         ({"rte": SPREAD}, ["rte", "cola"], "A - B, average of RTE, CoLA", "no pair of seeds on CoLA"),
         ({}, ["rte", "cola"], "A - B, average of RTE, CoLA", "no pair of seeds on RTE, CoLA"),

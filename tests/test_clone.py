@@ -137,7 +137,7 @@ def test_a_reference_is_resumed_in_its_folder_and_reported_from_it(
     printed: list[str] = []
     first = sweep("1")
     both = sweep("1", "2")
-    assert "1 runs: 0 done, 0 failed, 1 to train" in printed[0]
+    assert "1 run: 0 done, 0 failed, 1 to train" in printed[0]
     assert "2 runs: 1 done, 0 failed, 1 to train" in printed[1]
     assert len(first) == 1 and len(both) == 2 and both.items() > first.items(), "a finished run is not trained again"
     reported = lora("report", "reference/small", *runs, "seed=1,2")

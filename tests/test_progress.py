@@ -14,7 +14,7 @@ from lora.sweep import progress
 from lora.sweep.announce import announcement
 from lora.sweep.estimate import compute_bound, estimator
 from lora.sweep.expand import expand
-from lora.sweep.progress import Display, Note, Watch, duration, shown
+from lora.sweep.progress import Display, Note, Watch, duration, runs_text, shown
 from lora.sweep.state import state, state_of
 from lora.sweep.worker import ensure_record
 from lora.training.loop import Progress
@@ -180,6 +180,10 @@ def test_paper_scale_states_its_cost_as_an_assumption():
 @pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (89, "89 s"), (600, "10 min"), (7200, "2.0 h")])
 def test_durations_read_well(seconds, text):
     assert duration(seconds) == text
+
+
+def test_one_run_is_not_runs():
+    assert [runs_text(number) for number in (0, 1, 2)] == ["0 runs", "1 run", "2 runs"]
 
 
 def test_an_unknown_metric_is_a_dash():

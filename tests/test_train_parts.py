@@ -9,9 +9,23 @@ import torch
 from accelerate import Accelerator
 
 from lora.data.tasks import TASKS
+from lora.models.load import load_encoder
+from lora.rng import seed_for
+from lora.training.device import make_accelerator
+from lora.training.fused.encoder import fuse
 from lora.training.fused.optimizer import FusedAdamW
 from lora.training.loop import NonFiniteLossError, check_finite
-from lora.training.step import local_parts, make_optimizer, summed_loss, warmup_steps
+from lora.training.step import (
+    Part,
+    local_parts,
+    lr_factor,
+    make_optimizer,
+    prepare_step,
+    summed_loss,
+    warmup_steps,
+)
+
+NO_DROPOUT = ["train.dropout=0.0", "train.head_dropout=0.0"]
 
 
 @pytest.mark.parametrize(("rows", "processes", "accumulation"), [(12, 1, 1), (13, 2, 3), (4, 3, 2), (1, 2, 2)])
@@ -91,6 +105,64 @@ def test_the_optimizer_has_the_settings_of_the_run(tiny_config, kernels):
         assert group["lr"] == 0.003
         assert tuple(group["betas"]) == (0.8, 0.95)
         assert group["eps"] == 1e-7
+
+
+@pytest.mark.parametrize("clip", ["0.05", "null"])
+@pytest.mark.parametrize("kernels", ["stock", "fused"])
+def test_steps_in_uneven_parts_are_those_of_plain_torch_on_whole_batches(tiny_config, kernels, clip):
+    """With the kernels, dropout too: a mask depends on the seed, the step and the example, not on the part."""
+    more = ["train.dropout=0.2", "train.head_dropout=0.1"] if kernels == "fused" else NO_DROPOUT
+    more += ["train.adam_eps=0.001"]  # keys' biases have no gradient but rounding, which a small value would blow up
+    more += [f"train.kernels={kernels}", f"train.clip_norm={clip}", "train.warmup_steps=1", "train.weight_decay=0.1"]
+    config = tiny_config("method=full", "task=cola", "train.lr=0.01", *more)
+    train, task = config.train, TASKS["cola"]
+    ours, plain = (load_encoder(config.model, task, 1, train.dropout, train.head_dropout).model for _ in range(2))
+    step = prepare_step(ours, config, make_accelerator(config), steps=4)
+    masks = fuse(plain, "fp32", seed_for(config.seed, "dropout")) if kernels == "fused" else None
+    assert (step.masks is None) == (masks is None) and ours.get_input_embeddings().weight.requires_grad
+    assert ours.get_input_embeddings().sparse == (kernels == "fused")
+    named = dict(plain.named_parameters())
+    decayed = [p for name, p in named.items() if not name.endswith("bias") and "LayerNorm" not in name]
+    others = [p for name, p in named.items() if name.endswith("bias") or "LayerNorm" in name]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(train.adam_beta1, train.adam_beta2), eps=train.adam_eps)
+    ours.train(), plain.train()
+    batch = {**tiny.inputs("bert"), "labels": torch.tensor([0, 1, 1, 0, 1])}
+    for number, factor in enumerate((0, 1, 2 / 3, 1 / 3)):
+        rows = np.array([7, 3, 40, 11, 2]) + number
+        parts = [(Part(rows[:3], 1.0), slice(3)), (Part(rows[3:], 1.0), slice(3, 5)), (Part(rows[:1], 0.0), slice(1))]
+        batches = ((part, {key: value[chosen] for key, value in batch.items()}) for part, chosen in parts)
+        loss = step.take(number, batches, len(rows))
+        if masks is not None:
+            masks.begin(number, rows)
+        logits = plain(**{key: value for key, value in batch.items() if key != "labels"}).logits
+        expected = torch.nn.functional.cross_entropy(logits, batch["labels"])
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+        optimizer.zero_grad()
+        expected.backward()
+        if train.clip_norm is not None:
+            assert torch.nn.utils.clip_grad_norm_(named.values(), train.clip_norm) > train.clip_norm
+        for group in optimizer.param_groups:
+            group["lr"] = train.lr * factor
+        optimizer.step()
+        for name, parameter in ours.named_parameters():
+            assert parameter.grad is None
+            torch.testing.assert_close(parameter, named[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("recompute", ["true", "false"])
+def test_gradient_checkpointing_reaches_the_kernels(tiny_config, recompute):
+    config = tiny_config("train.kernels=fused", f"model.gradient_checkpointing={recompute}")
+    model = load_encoder(config.model, TASKS["cola"], 1).model
+    step = prepare_step(model, config, make_accelerator(config), steps=1)
+    assert step.model.base_model.encoder.recompute == (recompute == "true")
+
+
+def test_the_schedule_rises_from_zero_and_falls_to_zero():
+    assert [lr_factor(step, 2, 6) for step in range(8)] == [0, 0.5, 1, 0.75, 0.5, 0.25, 0, 0]
+    assert [lr_factor(step, 0, 4) for step in range(5)] == [1, 0.75, 0.5, 0.25, 0]
+    assert [lr_factor(step, 3, 4) for step in (3, 4)] == [1, 0]
+    assert [lr_factor(step, 3, 3) for step in range(4)] == [0, pytest.approx(1 / 3), pytest.approx(2 / 3), 0]
 
 
 def test_warmup_is_the_next_whole_step(tiny_config):

@@ -244,6 +244,10 @@ def shown(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
+def runs_text(number: int) -> str:
+    return f"{number} run{'s' if number != 1 else ''}"
+
+
 def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -18,7 +18,7 @@ from lora.records.record import RunRecord, checkpoint_path
 from lora.sweep.estimate import estimator, records_of_this_machine
 from lora.sweep.expand import PlannedRun
 from lora.sweep.locks import SILENT_SECONDS, Locks, heartbeat_age, lock_path, read_owner
-from lora.sweep.progress import duration, shown
+from lora.sweep.progress import duration, runs_text, shown
 from lora.sweep.request import how_to_run, requested
 from lora.sweep.state import state
 
@@ -149,7 +149,10 @@ def headline(profile: str, found: Sequence[Standing]) -> list[str]:
     """The lines about all runs: the number in each state, and the time spent and left."""
     sums = totals(found)
     counts = ", ".join(f"{sums[name]} {name}" for name in STATES)
-    lines = [f"profile {profile}: {sums['runs']} runs: {counts}", f"time spent: {duration(sums['spent_seconds'])}"]
+    lines = [
+        f"profile {profile}: {runs_text(sums['runs'])}: {counts}",
+        f"time spent: {duration(sums['spent_seconds'])}",
+    ]
     unfinished = sums["runs"] - sums["done"] - sums["failed"]
     if unfinished and sums["unknown"] == unfinished:
         lines.append("time left:  unknown until the first run has ended")

@@ -168,7 +168,8 @@ def difference(bound: Bound, names: Sequence[str], tasks: Sequence[str], pairs: 
     elif not found.n:
         reason = "no seed has a pair on every task"
     elif found.n < ENOUGH_SEEDS:
-        seeds = "pairs of seeds" if len(tasks) == 1 else "seeds with a pair on every task"
+        s = "s" if found.n > 1 else ""
+        seeds = f"pair{s} of seeds" if len(tasks) == 1 else f"seed{s} with a pair on every task"
         reason = f"{found.n} {seeds}, and this project's convention is at least {ENOUGH_SEEDS}{needed(values, bound)}"
     elif math.isnan(found.low):
         reason = "all differences are equal, so there is no interval"
