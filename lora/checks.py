@@ -28,6 +28,12 @@ class Problems(list[str]):
         if not holds:
             self.append(f"{key} must be {rule}, got {value!r}")
 
+    def check_choices(self, settings: object) -> None:
+        """Check the fields that take one of several words. `build` does so too, but Python code may not use it."""
+        for key, hint in _hints(type(settings)).items():
+            if typing.get_origin(hint) is typing.Literal:
+                self += _convert(hint, getattr(settings, key), key)[1]
+
     def done(self) -> None:
         if self:
             raise SettingsError(list(self))

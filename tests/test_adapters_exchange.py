@@ -179,7 +179,8 @@ def test_ranks_and_scales_of_every_kind_cross_over_both_ways(variant, tmp_path, 
     theirs.save_pretrained(tmp_path / "again")  # PEFT's own files, and nothing else
     (tmp_path / "again" / "lora.json").unlink(missing_ok=True)
     back = from_peft(tmp_path / "again")
-    assert same(back, adapter) and back.method.dropout == config.dropout and back.base is None
+    assert same(back, adapter) and back.base is None
+    assert (back.method.dropout, back.method.scaling) == (config.dropout, config.scaling)
     assert from_peft(tmp_path / "peft").method == config
 
 
@@ -398,6 +399,19 @@ def test_what_changes_nothing_is_taken(settings, tmp_path, bases):
     to_peft(adapter, tmp_path / "peft", base=bases / "bert")
     edit(tmp_path / "peft", **settings)
     assert same(from_peft(tmp_path / "peft"), adapter)
+
+
+def test_settings_that_are_left_out_have_pefts_defaults(tmp_path, bases):
+    adapter = adapter_of(small("bert", LoraConfig(rank=3, alpha=6)))
+    to_peft(adapter, tmp_path / "peft", base=bases / "bert")
+    (tmp_path / "peft" / "lora.json").unlink()
+    path = tmp_path / "peft" / "adapter_config.json"
+    needed = ("peft_type", "r", "lora_alpha", "target_modules", "modules_to_save")
+    config = {key: value for key, value in json.loads(path.read_text()).items() if key in needed}
+    path.write_text(json.dumps(config))
+    found, theirs = from_peft(tmp_path / "peft"), in_peft(tmp_path / "peft", "bert").peft_config["default"]
+    assert same(found, adapter)
+    assert (found.method.dropout, found.method.scaling) == (theirs.lora_dropout, "lora") and not theirs.use_rslora
 
 
 WRONG_KINDS = [

@@ -4,6 +4,8 @@ import copy
 import itertools
 import math
 import re
+import subprocess
+import sys
 
 import loralib
 import peft
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 
 from lora.adapters.merge import merge, remove
 from lora.errors import UserError
+from lora.files import ROOT
 from lora.methods import METHODS, apply
 from lora.methods.bottleneck import AdaptedDropout, Bottleneck, PfeifferNorm, is_layer_norm
 from lora.methods.configs import (
@@ -221,6 +224,32 @@ def test_settings_at_their_limits_are_taken_and_beyond_refused_each_by_name(kind
     for key, value in bad.items():
         with pytest.raises(UserError, match=f"{key} must be"):
             kind(**{**good, key: value})
+
+
+UNKNOWN_WORDS = """
+import lora
+for kind, given in (
+    (lora.LoraConfig, {"scaling": "rs", "init_a": "kaiming"}),
+    (lora.HoulsbyConfig, {"activation": "tanh"}),
+    (lora.AdapterDropConfig, {"layer_norms": "free"}),
+):
+    try:
+        kind(**given)
+    except lora.errors.UserError as error:
+        print(error)
+"""
+
+
+def test_a_word_that_is_no_choice_is_refused_in_python_too():
+    """In a process of its own: here, the checks of types come first. "rs" would scale as rslora does."""
+    done = subprocess.run([sys.executable, "-c", UNKNOWN_WORDS], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "init_a must be one of kaiming_uniform, gaussian, got 'kaiming'",
+        "scaling must be one of lora, rslora, got 'rs'",
+        "activation must be one of relu, gelu, swish, got 'tanh'",
+        "layer_norms must be one of frozen, trained, got 'free'",
+    ]
 
 
 def test_the_defaults_are_the_released_codes():

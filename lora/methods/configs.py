@@ -73,6 +73,7 @@ class LoraConfig:
         if self.ranks is None:  # Hydra can replace null by a mapping, but cannot add keys to an empty one
             object.__setattr__(self, "ranks", {})
         problems = Problems()
+        problems.check_choices(self)
         problems.check(
             len(self.targets) > 0,
             "targets",
@@ -147,6 +148,7 @@ class BottleneckConfig:
 
     def problems(self) -> Problems:
         problems = Problems()
+        problems.check_choices(self)
         problems.check(self.bottleneck >= 1, "bottleneck", ">= 1", self.bottleneck)
         problems.check(self.init_std > 0 and math.isfinite(self.init_std), "init_std", "> 0 and finite", self.init_std)
         return problems
