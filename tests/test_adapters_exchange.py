@@ -15,6 +15,7 @@ import peft
 import pytest
 import tiny
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_adapters import METHODS, logits, with_method
 from torch import nn
@@ -480,6 +481,15 @@ def test_the_settings_that_peft_reads(headed, tmp_path, bases):
     assert (config.rank_pattern, config.alpha_pattern) == ({}, {})
     assert config.task_type == ("SEQ_CLS" if headed else None)
     assert config.modules_to_save == (["bert.pooler", "classifier"] if headed else None)
+    with safe_open(tmp_path / "peft" / WEIGHTS, "pt") as file:  # transformers takes no file without
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_a_pickle_beside_the_weights_is_left_alone(tmp_path, bases):
+    adapter = adapter_of(small("bert", LoraConfig(rank=3, alpha=6)))
+    to_peft(adapter, tmp_path / "peft", base=bases / "bert")
+    (tmp_path / "peft" / "adapter_model.bin").write_bytes(b"not even a pickle")
+    assert same(from_peft(tmp_path / "peft"), adapter)
 
 
 def loralib_model(architecture="roberta", rank=4, alpha=16, targets="qv"):
