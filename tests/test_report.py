@@ -574,6 +574,10 @@ def test_only_pages_writes_a_references_files_and_says_what_is_incomplete(synthe
     shutil.copytree(synthetic / "small", root / "results" / "reference" / "small")
     mark = "<!-- results:reference/small begin -->\nold\n<!-- results:reference/small end -->\n"
     (root / "README.md").write_text(f"# x\n{mark}after\n")
+    pages = {name: root / "experiments" / name / "README.md" for name in ("glue_table2", "lora_targets")}
+    for path in pages.values():
+        path.parent.mkdir(parents=True)
+        path.write_text(mark)
     next((root / "results" / "reference" / "small" / "runs").glob("*.full.*.json")).write_text("{")
     monkeypatch.setattr("lora.report.build.ROOT", root)
     monkeypatch.setattr("lora.report.command.build", lambda name, given: build(name, FULL, root / "results"))
@@ -602,6 +606,9 @@ def test_only_pages_writes_a_references_files_and_says_what_is_incomplete(synthe
     assert "figures/parameters.png" in readme
     trained, total = map(int, re.search(r"\*\*Not complete:\*\* (\d+) of (\d+) runs are trained", readme).groups())
     assert total - trained == 1 and total > 10
+    of_table2, of_targets = (path.read_text() for path in pages.values())
+    trained, own = map(int, re.search(r"\*\*Not complete:\*\* (\d+) of (\d+) runs are trained", of_table2).groups())
+    assert own - trained == 1 and own < total and "Not complete" not in of_targets and "Rank" in of_targets
     assert (root / "results" / "reference" / "small" / "report.html").stat().st_size > 100_000
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from lora.errors import UserError, as_command
 from lora.files import RESULTS, ROOT, write_atomically
 from lora.records.analysis import Analyses, read_analyses
 from lora.records.record import load_curves
+from lora.report.aggregate import Planned
 from lora.report.catalogue import FILES, SUFFIXES, build_sections, reference_table
 from lora.report.claims.judging import verdicts
 from lora.report.claims.shown import to_json, verdict_table
@@ -94,21 +95,25 @@ class Report:
     @property
     def readme(self) -> str:
         main = [table for table in self.tables if table.name in ("table2", "table2_part")]
-        return block(self.name, main[0], self.verdicts, list(self.figures), self.progress) if main else ""
+        progress = self.progress((*self.gathered.every, *self.gathered.tried))
+        return block(self.name, main[0], self.verdicts, list(self.figures), progress) if main else ""
 
     @property
     def counts(self) -> tuple[int, int]:
         """Number of trained runs and of expected runs."""
-        expected = {p.run_id for p in (*self.gathered.every, *self.gathered.tried)}
-        return len(expected & self.state.ok.keys()), len(expected)
+        return self.counts_of((*self.gathered.every, *self.gathered.tried))
 
-    @property
-    def progress(self) -> str:
-        """How many of the expected runs are trained; empty if all are."""
-        trained, expected = self.counts
-        if trained == expected:
+    def counts_of(self, expected: Iterable[Planned]) -> tuple[int, int]:
+        run_ids = {p.run_id for p in expected}
+        return len(run_ids & self.state.ok.keys()), len(run_ids)
+
+    def progress(self, expected: Iterable[Planned]) -> str:
+        """How many of these runs are trained; empty if all are."""
+        trained, asked = self.counts_of(expected)
+        if trained == asked:
             return ""
-        return f"**Not complete:** {trained} of {expected} runs are trained; the page names the others."
+        where = f"`results/{self.name}/report.html`"
+        return f"**Not complete:** {trained} of {asked} runs are trained; {where} names the others."
 
     @property
     def status(self) -> list[str]:
@@ -167,7 +172,9 @@ def pages(report: Report) -> dict[Path, str]:
     for folder, names in PAGES.items():
         own = [table for table in report.tables if table.name.removesuffix("_part") in names]
         texts = [f"**{table.title}**\n\n" * (len(names) > 1) + untitled(table) for table in own]
-        shown[ROOT / "experiments" / folder / "README.md"] = "\n".join(texts)
+        expected = report.gathered.tried if folder == LEARNING_RATE else report.gathered.planned.get(folder, ())
+        progress = report.progress(expected) if own else ""
+        shown[ROOT / "experiments" / folder / "README.md"] = "\n".join([f"{progress}\n"] * bool(progress) + texts)
     return {path: in_readme(path.read_text(), report.name, text) for path, text in shown.items() if path.exists()}
 
 
