@@ -4,6 +4,7 @@ import glob
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,16 +31,18 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary file that becomes `path` if the block succeeds and is removed if it fails.
+    """Yield the name of a temporary file that becomes `path` if the block succeeds and is removed if it fails.
+
+    It lies in a folder of its own, because a writer may create files beside it (safetensors does), which a killed
+    process leaves there: `discard_leftovers` finds them by the folder's name.
 
     Raises: UserError: If it cannot be written; the message names the file and the reason.
     """
-    temporary = None
+    folder = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(descriptor)
-        temporary = Path(name)
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        temporary = folder / "new"
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -49,8 +52,8 @@ def written_whole(path: Path) -> Iterator[Path]:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot write {path}: {reason}; nothing was left half-written") from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -75,9 +78,12 @@ def discard(path: Path) -> None:
 
 
 def discard_leftovers(path: Path) -> None:
-    """Remove the temporary files of writers that were killed while they wrote `path`."""
+    """Remove what writers that were killed while they wrote `path` have left."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        left.unlink(missing_ok=True)
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def hash_file(path: str | Path) -> str:

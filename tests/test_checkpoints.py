@@ -17,7 +17,7 @@ from processor import NARROWEST
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from lora.files import ROOT
+from lora.files import ROOT, discard, discard_leftovers
 from lora.records import machine as liveness
 from lora.records.record import checkpoint_path, read_record, record_path
 from lora.training import evaluation, signals
@@ -300,3 +300,33 @@ def test_the_command_goes_on_where_a_signal_stopped_it(tiny_overrides, tmp_path)
     (checkpoint,) = checkpoints
     assert read_record(record_path(tmp_path / "results", checkpoint.stem)).provenance["resumed"] == 3
     assert not checkpoint.exists()
+
+
+KILLED = """
+import os, sys, torch
+from pathlib import Path
+from safetensors.torch import save_file
+from lora.files import written_whole
+with written_whole(Path(sys.argv[1])) as temporary:
+    save_file({"a": torch.zeros(3)}, temporary)
+    (temporary.parent / ".tmpAbCd").write_bytes(b"where safetensors writes first")
+    if len(sys.argv) > 2:
+        os.kill(os.getpid(), 9)
+"""
+
+
+def test_nothing_that_a_killed_writer_left_stays_with_a_finished_run(tmp_path):
+    path, other = tmp_path / "run.safetensors", tmp_path / ".run2.safetensors.x"
+    other.mkdir()
+
+    def write(*arguments):
+        return subprocess.run([sys.executable, "-c", KILLED, str(path), *arguments], cwd=ROOT).returncode
+
+    assert write() == 0 and write("killed") == -signal.SIGKILL
+    left = set(tmp_path.iterdir()) - {path, other}
+    assert len(left) == 1, "all of it in one place that bears the file's name"
+    discard_leftovers(path)
+    assert set(tmp_path.iterdir()) == {path, other}
+    assert write("killed") == -signal.SIGKILL
+    discard(path)
+    assert set(tmp_path.iterdir()) == {other}
