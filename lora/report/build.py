@@ -95,13 +95,18 @@ class Report:
     @property
     def readme(self) -> str:
         main = [table for table in self.tables if table.name in ("table2", "table2_part")]
-        progress = self.progress((*self.gathered.every, *self.gathered.tried))
+        progress = self.progress(self.expected)
         return block(self.name, main[0], self.verdicts, list(self.figures), progress) if main else ""
+
+    @property
+    def expected(self) -> tuple[Planned, ...]:
+        """All expected runs, with those that chose the learning rates."""
+        return (*self.gathered.every, *self.gathered.tried)
 
     @property
     def counts(self) -> tuple[int, int]:
         """Number of trained runs and of expected runs."""
-        return self.counts_of((*self.gathered.every, *self.gathered.tried))
+        return self.counts_of(self.expected)
 
     def counts_of(self, expected: Iterable[Planned]) -> tuple[int, int]:
         run_ids = {p.run_id for p in expected}
