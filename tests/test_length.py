@@ -17,8 +17,10 @@ VALUE = {("full", 10): 0.30, ("full", 20): 0.33, ("lora", 10): 0.25, ("lora", 20
 
 
 def value(run):
+    """The mean over both seeds is that of `VALUE`."""
     epochs = next(int(o.removeprefix("train.epochs=")) for o in run.overrides if o.startswith("train.epochs="))
-    return VALUE.get((run.slug.partition("-")[0] if "qkvo" not in run.slug else "other", epochs), 0.20)
+    mean = VALUE.get((run.slug.partition("-")[0] if "qkvo" not in run.slug else "other", epochs), 0.20)
+    return mean + (0.02 if run.seed else -0.02)
 
 
 def cells_of(folder) -> pd.DataFrame:
@@ -27,23 +29,23 @@ def cells_of(folder) -> pd.DataFrame:
     return length_table(gathered.frame, gathered.planned["length"]).set_index("Method")
 
 
-def remove(folder, epochs, methods=("full", "houlsby", "lora")) -> None:
+def remove(folder, epochs, methods=("full", "houlsby", "lora"), seeds=(0, 5)) -> None:
     """Remove the records of one length."""
     for path in (folder / "long" / "runs").glob("*.json"):
         config = json.loads(path.read_text())["config"]
-        if config["train"]["epochs"] == epochs and config["method"]["name"] in methods:
+        if config["train"]["epochs"] == epochs and config["method"]["name"] in methods and config["seed"] in seeds:
             path.unlink()
 
 
 def test_each_method_has_its_change_and_so_has_the_difference(tmp_path):
     populate(tmp_path / "long", "long", GIVEN, value=value)
     gathered = gather("long", GIVEN, tmp_path)
-    assert len(gathered.every) == 8 and not gathered.state.missing
+    assert len(gathered.every) == 16 and not gathered.state.missing
     cells = cells_of(tmp_path)
-    assert list(cells.columns) == ["Task", "10 epochs", "20 epochs", "Change"]
-    assert cells.loc["Full fine-tuning"].tolist()[1:] == ["30.0", "33.0", "+3.0"]
-    assert cells.loc["LoRA (qv, r8)"].tolist()[1:] == ["25.0", "26.0", "+1.0"]
-    assert cells.loc["LoRA (qv, r8) - Full fine-tuning"].tolist()[1:] == ["-5.0", "-7.0", "-2.0"]
+    assert list(cells.columns) == ["Task", "Seeds", "10 epochs", "20 epochs", "Change"]
+    assert cells.loc["Full fine-tuning"].tolist()[1:] == ["2", "30.0", "33.0", "+3.0"]
+    assert cells.loc["LoRA (qv, r8)"].tolist()[1:] == ["2", "25.0", "26.0", "+1.0"]
+    assert cells.loc["LoRA (qv, r8) - Full fine-tuning"].tolist()[1:] == ["2", "-5.0", "-7.0", "-2.0"]
     assert len(cells) == 5
 
 
@@ -52,7 +54,7 @@ def test_one_length_has_no_change(kept, tmp_path):
     populate(tmp_path / "long", "long", GIVEN, value=value)
     remove(tmp_path, 30 - kept)
     cells = cells_of(tmp_path)
-    assert list(cells.columns) == ["Task", f"{kept} epochs", "Change"] and len(cells) == 5
+    assert list(cells.columns) == ["Task", "Seeds", f"{kept} epochs", "Change"] and len(cells) == 5
     assert set(cells["Change"]) == {"-"} and "-" not in set(cells[f"{kept} epochs"])
 
 
@@ -63,6 +65,19 @@ def test_a_method_at_one_length_has_no_change_beside_others_at_two(kept, tmp_pat
     change = cells_of(tmp_path)["Change"]
     assert change["Full fine-tuning"] == change["LoRA (qv, r8) - Full fine-tuning"] == "-"
     assert change["LoRA (qv, r8)"] == "+1.0"
+
+
+def test_only_the_seeds_of_both_lengths_are_compared(tmp_path):
+    populate(tmp_path / "long", "long", GIVEN, value=value)
+    remove(tmp_path, 20, ("full",), seeds=(5,))
+    cells = cells_of(tmp_path)
+    assert cells.loc["Full fine-tuning"].tolist()[1:] == ["1", "28.0", "31.0", "+3.0"]
+    assert cells.loc["LoRA (qv, r8)"].tolist()[1:] == ["2", "25.0", "26.0", "+1.0"]
+    assert cells.loc["LoRA (qv, r8) - Full fine-tuning"].tolist()[1:] == ["1", "-5.0", "-7.0", "-2.0"]
+    remove(tmp_path, 10, ("full",), seeds=(0,))
+    cells = cells_of(tmp_path)
+    assert cells.loc["Full fine-tuning"].tolist()[1:] == ["2", "32.0", "31.0", "-"], "seed 5 at 10, seed 0 at 20"
+    assert cells.loc["LoRA (qv, r8) - Full fine-tuning"].tolist()[1:] == ["2", "-5.0", "-7.0", "-"]
 
 
 def test_rows_that_differ_in_another_setting_are_apart(tmp_path):
@@ -76,7 +91,7 @@ def test_rows_that_differ_in_another_setting_are_apart(tmp_path):
     populate(tmp_path / "long", "long", given, value=told)
     gathered = gather("long", given, tmp_path)
     cells = length_table(gathered.frame, gathered.planned["length"]).set_index("Method")
-    shown = {name: row.tolist()[1:] for name, row in cells.iterrows()}
+    shown = {name: row.tolist()[2:] for name, row in cells.iterrows()}
     full, lora = (
         [f"{name}, weight_decay={decay}" for decay in ("0.01", "0.1")] for name in ("Full fine-tuning", "LoRA (qv, r8)")
     )

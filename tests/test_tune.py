@@ -362,7 +362,7 @@ def test_no_table_of_results_has_a_run_on_a_seed_that_chose_rates(tmp_path):
         write_run(folder, run, 0.5)
     before = gather("long", (), tmp_path)
     assert {"length", "own", "glue_table2"} <= set(before.planned) and not before.tuning
-    write_rates(folder / "rates.yaml", [rate(protocol="long", task="sst2")])
+    write_rates(folder / "rates.yaml", [rate(protocol="long", task="sst2", seeds=(0, 5))])
     after = build("long", (), tmp_path)
     assert not {"length", "own"} & set(after.gathered.planned)
     assert {p.seed for p in after.gathered.every} == {6, 7, 8, 9, 10}

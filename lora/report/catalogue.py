@@ -188,7 +188,7 @@ SHOWN = {  # in the report's order
     ),
     "length": Shown(
         "length",
-        "How long to train: the best epoch at one length and at twice that, on a seed that no other table uses",
+        "How long to train: the best epoch at one length and at twice that, on seeds that no other table uses",
         cells=lambda runs: length_table(runs.frame, runs.planned),
         notes=lambda runs: [note("length")],
         figures={"length_curves": lambda runs: learning_curves(runs.curves, runs.planned, " by length")},

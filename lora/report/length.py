@@ -16,9 +16,10 @@ LORA, FULL = "lora-qv-r8", "full"
 def length_table(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
     """One line per row and task: a column per length, and the change from the shortest to the longest, in points.
 
-    A row is the runs that are equal in every setting but the length and the seed; its values are means over seeds.
+    A row is the runs that are equal in every setting but the length and the seed. Its values are means over the seeds
+    that were trained at each of its lengths, and those of a difference over the seeds that both rows have.
 
-    The change is `-` unless a method was trained at both: a single length says nothing about another.
+    The change is `-` unless a seed was trained at both: a single length says nothing about another.
 
     Args:
         frame: `load_frame` of the records.
@@ -28,22 +29,35 @@ def length_table(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFram
     runs = expected.merge(frame[["run_id", "epochs", "best"]], on="run_id")
     refuse_twice(runs, "epochs")
     runs = runs.assign(best=100 * runs["best"])
-    best = runs.pivot_table(index=CELL, columns="epochs", values="best", aggfunc="mean", sort=False)
-    rows = [(dict(zip(CELL, key, strict=True)), row) for key, row in best.sort_index(axis=1).iterrows()]
-    lines = [line_of(cell["label"], cell["task"], row) for cell, row in rows]
+    lengths = sorted(runs["epochs"].unique().tolist())
+    rows = [
+        (dict(zip(CELL, key, strict=True)), of_row.pivot(index="seed", columns="epochs", values="best"))
+        for key, of_row in runs.groupby(CELL, sort=False)
+    ]
+    lines = [line_of(cell["label"], cell["task"], best, lengths) for cell, best in rows]
     for task in dict.fromkeys(cell["task"] for cell, _ in rows):
         sides = [
-            [(cell["label"], row) for cell, row in rows if (cell["task"], cell["slug"]) == (task, slug)]
+            [(cell["label"], best) for cell, best in rows if (cell["task"], cell["slug"]) == (task, slug)]
             for slug in (LORA, FULL)
         ]
         lines += [
-            line_of(f"{one} - {other}", task, ours - theirs, "+") for (one, ours), (other, theirs) in product(*sides)
+            line_of(f"{one} - {other}", task, ours - theirs, lengths, "+")
+            for (one, ours), (other, theirs) in product(*sides)
         ]
     return pd.DataFrame(lines)
 
 
-def line_of(label: str, task: str, by_length: pd.Series, sign: str = "") -> dict[str, str]:
-    line = {"Method": label, "Task": task_label(TASKS[task])}
-    line |= {f"{length:.0f} epochs": number(value, f"{sign}.1f") for length, value in by_length.items()}
-    change = by_length.iloc[-1] - by_length.iloc[0] if len(by_length) > 1 else math.nan
+def line_of(label: str, task: str, best: pd.DataFrame, lengths: Sequence[float], sign: str = "") -> dict[str, str]:
+    """The line of one row.
+
+    Args:
+        best: In points, a line per seed and a column per length; NaN where a run is not trained.
+        lengths: The columns of the table, in order.
+    """
+    trained = best.dropna(how="all").dropna(axis="columns", how="all")
+    at_each = trained.dropna()
+    means = (at_each if len(at_each) else trained).mean().reindex(lengths)
+    change = means.iloc[-1] - means.iloc[0] if len(at_each) and len(lengths) > 1 else math.nan
+    line = {"Method": label, "Task": task_label(TASKS[task]), "Seeds": str(len(at_each) or len(trained))}
+    line |= {f"{length:.0f} epochs": number(value, f"{sign}.1f") for length, value in means.items()}
     return line | {"Change": number(change, "+.1f")}
