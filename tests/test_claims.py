@@ -377,10 +377,10 @@ def test_batches_of_one_cost_share_a_line_of_the_readme():
     )
     ((_, _, shown),) = verdict_rows([verdict(claim, "cpu", found)])
     values = "0.990 to 1.01 (intervals within 0.970 to 1.0196), n = 5"
-    assert shown == f"latency, a / b, 3 sizes of batch: {values}; 1 of 3: the bound lies inside the interval"
+    assert shown == f"latency, a / b, 3 batch shapes: {values}; 1 of 3: the bound lies inside the interval"
     counted = [dataclasses.replace(at(shape, value, value, value), n=None) for shape, value in (("1", 0.7), ("2", 0.6))]
     ((_, _, shown),) = verdict_rows([verdict(claim, "cpu", counted)])
-    assert shown == "latency, a / b, 2 sizes of batch: 0.600 to 0.700"
+    assert shown == "latency, a / b, 2 batch shapes: 0.600 to 0.700"
     missing = dataclasses.replace(at("1 x 32", math.nan, holds=None, reason="no samples"), n=0)
     ((_, _, shown),) = verdict_rows([verdict(claim, "cpu", (missing, found[2]))])
     label = "latency, a / b, batch {} tokens"

@@ -169,7 +169,7 @@ def test_a_sweep_with_parents_completes_in_packs(tiny_overrides, tmp_path):
     runs = ("method=lora", "start=mnli", "task=rte,mrpc", "seed=1,2")
     expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *runs))
     assert len(expected) == 6
-    overrides = grid(tiny_overrides, tmp_path / "slurm", "launcher=slurm", *runs, "launcher.cells_per_job=2")
+    overrides = grid(tiny_overrides, tmp_path / "slurm", "launcher=slurm", *runs, "launcher.runs_per_job=2")
     code, output = finish(overrides)
     assert code == 0, output
     for record in assert_complete(tmp_path / "slurm", expected):

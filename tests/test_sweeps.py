@@ -115,7 +115,7 @@ def test_two_sweeps_at_once_share_the_work(tiny_overrides, tmp_path):
     """A job has several runs. Both sweeps succeed, and only one of them trains each run: its lock has one owner."""
     runs = ("method=bitfit", "task=cola", "seed=1,2,3,4", "train.epochs=20")
     expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *runs))
-    overrides = grid(tiny_overrides, tmp_path / "both", *runs, "launcher.workers=1", "launcher.cells_per_job=2")
+    overrides = grid(tiny_overrides, tmp_path / "both", *runs, "launcher.workers=1", "launcher.runs_per_job=2")
     seen: dict[str, set[int]] = {}
     processes = [start(overrides) for _ in range(2)]
     while any(process.poll() is None for process in processes):

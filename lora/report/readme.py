@@ -71,7 +71,7 @@ def over_shapes(what: str, found: Sequence[Finding]) -> str:
     rounds = "" if found[0].n is None else f"n = {found[0].n}"
     reasons = Counter(one.reason for one in found if one.reason)
     undecided = "".join(f"; {count} of {len(found)}: {reason}" for reason, count in reasons.items())
-    return f"{what}, {len(found)} sizes of batch: {', '.join(filter(None, (values, rounds)))}{undecided}"
+    return f"{what}, {len(found)} batch shapes: {', '.join(filter(None, (values, rounds)))}{undecided}"
 
 
 def comparison(found: Finding) -> str:

@@ -187,7 +187,7 @@ def launch_once(
     """
     ids = [run.run_id for run in runs]
     grouped = [(*run.overrides, f"runtime.group={run.experiments[0]}") for run in runs]
-    size = int(settings.cells_per_job)
+    size = int(settings.runs_per_job)
     jobs, started = packed(grouped, size), time.time()
     locks = Locks(sweep.outputs)
     workers: Callable[[], list[int]] = list  # no processes of ours: queued jobs keep running
