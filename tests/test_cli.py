@@ -172,6 +172,7 @@ def test_a_sweep_records_what_failed_skips_what_is_done_and_retries_when_asked(t
         (["+foo=1"], "foo is not a setting"),
         (["~train.clip_norm"], "'~train.clip_norm' would remove a setting"),
         (["-m", "--cfg", "job"], "Only one of .*--multirun, --cfg"),
+        (["model=roberta_large", "--cfg", "job"], "protocol must be one that has rows for roberta_large_lora"),
     ],
 )
 def test_a_users_mistake_is_one_message_exit_2_and_nothing_written(tiny_overrides, tmp_path, overrides, message):
@@ -194,6 +195,21 @@ def test_a_sweep_adds_and_removes_no_setting(tiny_overrides, tmp_path, override,
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    "narrowed",
+    [
+        ["profile=paper", "model=roberta_large", "task=mrpc"],
+        ["profile=paper", "model=deberta_v2_xxl", "method=lora", "task=rte"],
+        ["profile=long", "experiment=glue_table2", "method=lora_qkvo", "task=cola"],
+    ],
+)
+def test_a_sweep_is_narrowed_to_what_only_the_protocols_of_its_grids_have(narrowed, tmp_path):
+    """The default protocol has no rows for these. The grids do, so the next thing amiss is the folder of the rows."""
+    done = command("lora", "-m", *narrowed, "data.source=tsv", f"data.path={tmp_path}/none")
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith(f"error: data folder {tmp_path}/none does not exist") and done.stderr.count("\n") == 1
 
 
 def test_an_option_may_stand_between_two_overrides(tiny_overrides, tmp_path):

@@ -19,7 +19,7 @@ from lora.checks import SettingsError, build
 from lora.config.encoder_files import local_name
 from lora.config.folders import reading
 from lora.config.hparams_row import row_of
-from lora.config.hydra_messages import explain
+from lora.config.hydra_messages import explain, no_rows
 from lora.config.kernel_choice import choose_attention, choose_kernels
 from lora.config.options import CONF, describe_group, parsed_override, setting_keys, unknown_key, values_given
 from lora.config.own_task import own_tasks, with_task
@@ -47,17 +47,22 @@ def register_resolvers() -> None:
 def compose_config(overrides: Sequence[str]) -> DictConfig:
     """Compose conf/config.yaml with overrides, inside a Hydra application or outside one.
 
-    Raises: UserError: If a group, option or key does not exist; the message lists the options.
+    Raises: UserError: If a group, option or key does not exist, or the protocol has no rows for the model and the
+        method; the message lists the options.
     """
     register_resolvers()
     check_overrides(overrides)
     try:
         if GlobalHydra.instance().is_initialized():
-            return compose("config", overrides=list(overrides))
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose("config", overrides=list(overrides))
+            config = compose("config", overrides=list(overrides))
+        else:
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                config = compose("config", overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
+    if "hparams" not in config:
+        raise UserError(no_rows(*(chosen_option(group, overrides) for group in ("protocol", "model", "method"))))
+    return config
 
 
 def check_overrides(overrides: Sequence[str]) -> None:

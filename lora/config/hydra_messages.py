@@ -17,23 +17,21 @@ def explain(error: Exception) -> str:
     if missing is None or missing[1].startswith("hydra/"):
         return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
     group, option = missing.groups()
-    if group.startswith("hparams/"):
-        return _no_file(group.removeprefix("hparams/"), option)
     return f"{group} must be one of {', '.join(describe_group(group))}, got {option!r}"
 
 
-def _no_file(protocol: str, option: str) -> str:
-    """The message for a model and a method, joined by `_`, without a file in conf/hparams/<protocol>/."""
+def no_rows(protocol: str, model: str, method: str) -> str:
+    """The message for options of these groups without a file in conf/hparams/<protocol>/."""
     files = [(path.parent.name, path.stem) for path in sorted((CONF / "hparams").glob("*/*.yaml"))]
+    option, start = f"{model}_{method}", f"{model}_"
     having = [name for name, stem in files if stem == option]
     if having:
         return (
             f"protocol must be one that has rows for {option}, the model and the method ({', '.join(having)}), got "
             f"{protocol!r}; that one has rows for {', '.join(describe_group(f'hparams/{protocol}'))}"
         )
-    start = next(f"{model}_" for model in describe_group("model") if option.startswith(f"{model}_"))
     methods = dict.fromkeys(stem.removeprefix(start) for _, stem in files if stem.startswith(start))
     return (
-        f"method must be one that a protocol has rows for with model={start[:-1]} ({', '.join(sorted(methods))}), got "
-        f"{option.removeprefix(start)!r}"
+        f"method must be one that a protocol has rows for with model={model} ({', '.join(sorted(methods))}), got "
+        f"{method!r}"
     )

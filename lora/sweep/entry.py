@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lora.config.compose import check_overrides, compose_run, is_untuned, register_resolvers
+from lora.config.compose import check_overrides, compose_config, compose_run, is_untuned, register_resolvers
 from lora.config.hydra_messages import explain
 from lora.config.options import CONF
 from lora.config.rates import rates_setting, said
@@ -91,15 +91,12 @@ def leave_group() -> None:
             distributed.destroy_process_group()
 
 
-def overrides_last(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The arguments with the overrides last, and the overrides: Hydra refuses `task=cola -m seed=1`, where an option
-    stands between two of them.
-    """
-    overrides = get_args_parser().parse_known_intermixed_args(list(arguments))[0].overrides
+def overrides_last(arguments: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """The arguments with the overrides last: Hydra refuses `task=cola -m seed=1`, with an option between two."""
     options = list(arguments)
     for override in overrides:
         options.remove(override)
-    return [*options, *overrides], overrides
+    return [*options, *overrides]
 
 
 def single_run(overrides: Sequence[str]) -> Ended | Exception:
@@ -124,7 +121,9 @@ def single_run(overrides: Sequence[str]) -> Ended | Exception:
 
 def main(arguments: Sequence[str]) -> None:
     """Exit codes: 0 done, 1 runs failed or are missing, 2 a mistake in the command, 130 interrupted."""
-    sys.argv[1:], overrides = overrides_last(arguments)  # where Hydra reads them
+    given = get_args_parser().parse_known_intermixed_args(list(arguments))[0]
+    overrides = given.overrides
+    sys.argv[1:] = overrides_last(arguments, overrides)  # where Hydra reads them
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach the handlers below instead of Hydra's printer
     ended: list[Ended | Exception] = []
@@ -148,6 +147,8 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(2)
     try:
         check_overrides(overrides)
+        if given.cfg and not given.multirun:
+            compose_config(overrides)  # Hydra would show a configuration without hparams
         application()
         for end in ended:
             if isinstance(end, Exception):
