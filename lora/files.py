@@ -99,13 +99,13 @@ def file_state(path: str | Path) -> tuple[int, ...]:
 
 
 def check_writable(folder: str | Path) -> None:
-    """Create a file in the folder and remove it. The name is unique, because several sweeps may start at once.
+    """Create a nameless file in the folder: several sweeps may start at once, and a killed one leaves nothing.
 
     Raises: UserError: If no file can be written to it.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(prefix=".writable.", dir=folder):
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -74,16 +75,66 @@ def test_a_live_process_keeps_it_and_a_killed_one_loses_it_at_once(path):
 
 
 def test_what_killed_workers_left_beside_it_goes_with_it(path):
-    """A half-made file, a claim on a former owner and a half-made one go. Those of live owners or other runs stay."""
+    """A half-made file, a claim on a former owner and a half-made one go. That of another run stays."""
     former, dead = "e" * 16, dataclasses.replace(myself(), ticks=1)
     path.parent.mkdir(parents=True)
     gone = (f".{path.name}.{'a' * 16}.new", f".{path.name}.{former}", f"..{path.name}.{former}.{'b' * 16}.new")
-    kept = (f".{path.name}.{'c' * 16}.new", f".other-{path.name.replace('00', '11')}.{former}")
-    for name, owner in (*((name, dead) for name in gone), (kept[0], myself()), (kept[1], dead)):
-        (path.parent / name).write_text(json.dumps(dataclasses.asdict(owner)))
+    kept, empty = f".other-{path.name.replace('00', '11')}.{former}", f".{path.name}.{'c' * 16}.new"
+    for name in (*gone, kept):
+        (path.parent / name).write_text(json.dumps(dataclasses.asdict(dead)))
+    (path.parent / empty).touch()
     with held(path):
-        assert names(path) == sorted((path.name, *gone, *kept))
-    assert names(path) == sorted(kept)
+        assert names(path) == sorted((path.name, *gone, empty, kept))
+    assert names(path) == [kept]
+
+
+def test_a_claim_on_its_living_owner_stays(path):
+    """Another machine may hold it for dead, and take the lock over as soon as its claim stands."""
+    with held(path) as heart:
+        claim = path.with_name(f".{path.name}.{heart.me.token}")
+        claim.write_text(json.dumps(dataclasses.asdict(elsewhere())))
+    assert names(path) == [claim.name]
+
+
+@pytest.mark.parametrize("owned", [False, True], ids=["a free lock", "a dead owner's"])
+@pytest.mark.parametrize("step", ["write_text", "link"])
+def test_a_worker_killed_while_it_takes_a_lock_leaves_nothing_for_long(path, owned, step):
+    """Killed with its file half written, or whole but not yet the lock: the next owner's release removes it."""
+    if owned:
+        assert create(path, dataclasses.replace(myself(), ticks=1, token="f" * 16))
+    die = "os.kill(os.getpid(), signal.SIGKILL)"
+    killed = {
+        "write_text": f"Path.write_text = lambda self, text: (self.touch(), {die})",
+        "link": f"os.link = Path.replace = lambda *given: {die}",
+    }[step]
+    process = subprocess.run(
+        [sys.executable, "-c", f"import os, signal; from pathlib import Path\n{killed}\n{HOLD}", str(path)]
+    )
+    assert process.returncode == -signal.SIGKILL
+    assert any(name.endswith(".new") for name in names(path))
+    with held(path):
+        assert read_owner(path)[0].pid == os.getpid()
+    assert names(path) == []
+
+
+@pytest.mark.parametrize("owned", [False, True], ids=["a free lock", "a dead owner's"])
+def test_a_worker_whose_file_is_removed_tries_again(path, owned, monkeypatch):
+    """As by a worker that releases the lock at that moment."""
+    if owned:
+        assert create(path, dataclasses.replace(myself(), ticks=1, token="f" * 16))
+    place, name = (type(path), "replace") if owned else (os, "link")
+    step, removed = getattr(place, name), []
+
+    def after_removal(whole, target):
+        if not removed:
+            removed.append(whole.name)
+            whole.unlink()
+        return step(whole, target)
+
+    monkeypatch.setattr(place, name, after_removal)
+    with held(path):
+        assert read_owner(path)[0].pid == os.getpid() and removed
+    assert names(path) == []
 
 
 def test_a_pid_that_is_used_again_is_another_process(path):
@@ -196,8 +247,8 @@ def test_a_file_system_that_reports_one_link_for_every_file(path, monkeypatch):
 
 def test_whoever_was_taken_for_dead_notices(path, quick):
     with held(path) as heart:
-        with locks.written_whole(path) as temporary:
-            temporary.write_text(json.dumps(dataclasses.asdict(elsewhere())))
+        with locks.signed(path, elsewhere()) as whole:
+            whole.replace(path)
         assert heart.lost.wait(30)
         assert not heart.mine()
     assert read_owner(path)[0].token == "f" * 16, "another's lock is not released"

@@ -14,7 +14,7 @@ from safetensors.numpy import load
 
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError, first_line
-from lora.records.record import RunRecord
+from lora.records.record import RunRecord, predictions_path
 
 RULES = ("best", "last")
 CONSTANT = 0.01  # ours: regression scores are constant if their spread is below this fraction of the dev labels' spread
@@ -25,7 +25,7 @@ def dev_predictions(record: RunRecord, results: Path) -> dict[str, np.ndarray]:
 
     Raises: UserError: If the file is missing, is not the one that the record names, or lacks predictions.
     """
-    path = predictions_path(record, results)
+    path = predictions_path(results, record.run_id)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -42,10 +42,6 @@ def dev_predictions(record: RunRecord, results: Path) -> dict[str, np.ndarray]:
             found = ", ".join(f"{key} {list(tensor.shape)}" for key, tensor in tensors.items()) or "nothing"
             raise UserError(f"{path} must hold a prediction for every row under {name}, found {found}")
     return {rule: np.concatenate([tensors[name] for name in of_rule]) for rule, of_rule in names.items()}
-
-
-def predictions_path(record: RunRecord, results: Path) -> Path:
-    return results / "predictions" / f"{record.run_id}.safetensors"
 
 
 def splits_of(record: RunRecord) -> tuple[str, ...]:
@@ -77,7 +73,7 @@ def with_collapsed(frame: pd.DataFrame, records: Iterable[RunRecord], results: P
     found: dict[str, dict[str, bool]] = {}
     problems = []
     for record in records:
-        if record.predictions is None or not predictions_path(record, results).exists():
+        if record.predictions is None or not predictions_path(results, record.run_id).exists():
             continue
         try:
             by_rule = dev_predictions(record, results)

@@ -56,6 +56,10 @@ def record_path(results: str | Path, run_id: str) -> Path:
     return Path(results) / "runs" / f"{run_id}.json"
 
 
+def predictions_path(results: str | Path, run_id: str) -> Path:
+    return Path(results) / "predictions" / f"{run_id}.safetensors"
+
+
 def adapter_path(outputs: str | Path, run_id: str) -> Path:
     """The tensor file of a run's adapter, in a folder with `adapter.json` (`lora.adapters.folder`)."""
     return Path(outputs) / "adapters" / run_id / "adapter.safetensors"
@@ -63,6 +67,11 @@ def adapter_path(outputs: str | Path, run_id: str) -> Path:
 
 def checkpoint_path(outputs: str | Path, run_id: str) -> Path:
     return Path(outputs) / "checkpoints" / f"{run_id}.safetensors"
+
+
+def note_path(outputs: str | Path, run_id: str) -> Path:
+    """The note of a running run's progress (`lora.sweep.progress.Note`)."""
+    return Path(outputs) / "running" / f"{run_id}.json"
 
 
 def write_record(results: str | Path, record: RunRecord) -> Path:

@@ -21,6 +21,7 @@ from lora.sweep.announce import announcement
 from lora.sweep.devices import local_workers
 from lora.sweep.estimate import estimator, records_of_this_machine
 from lora.sweep.expand import PlannedRun
+from lora.sweep.leftovers import tidy
 from lora.sweep.locks import Locks
 from lora.sweep.progress import Watch
 from lora.sweep.request import default_of, replacements, requested
@@ -118,7 +119,10 @@ def launch_runs(
         for folder in (results, outputs):
             check_writable(folder)
     sweep = Sweep(runs, ids, dict(now.failed), expected, workers, results, outputs, adapters)
-    return run_waves(launcher, config.launcher, sweep, now)
+    now, reasons = run_waves(launcher, config.launcher, sweep, now)
+    open_runs = {run.run_id for run in still_to_run(sweep, now, dict.fromkeys(ids, 0))}
+    tidy(results, outputs, {*now.ok, *now.failed} - open_runs)
+    return now, reasons
 
 
 def run_waves(launcher: Launcher, settings: DictConfig, sweep: Sweep, now: State) -> tuple[State, dict[str, str]]:

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora.errors import UserError
-from lora.files import written_whole
 from lora.records.machine import parent_of, process_table, start_ticks
 
 HEARTBEAT_SECONDS = 5.0
@@ -156,9 +155,9 @@ def acquire(path: Path, me: Owner) -> None:
         try:
             found = read_owner(path)
             if found is not None and found[0].token == owner.token:
-                with written_whole(path) as temporary:
-                    temporary.write_text(json.dumps(dataclasses.asdict(me)))
-                return
+                with signed(path, me) as whole, suppress(FileNotFoundError):  # the owner was alive: see `sweep_out`
+                    whole.replace(path)
+                    return
         finally:
             release(claim, me)
 
@@ -169,14 +168,23 @@ def create(path: Path, me: Owner) -> bool:
     Returns: Whether it is ours, judged by the token read back: the reply to `link` may be lost on a network, and some
         file systems report one link for every file.
     """
+    with signed(path, me) as whole, suppress(FileExistsError, FileNotFoundError):  # not found: see `sweep_out`
+        os.link(whole, path)
+    found = read_owner(path)
+    return found is not None and found[0].token == me.token
+
+
+@contextmanager
+def signed(path: Path, me: Owner) -> Iterator[Path]:
+    """A complete file with the owner, which the block makes the lock. It is removed afterwards if it is still there.
+
+    Raises: UserError: If it cannot be written.
+    """
     whole = path.with_name(f".{path.name}.{me.token}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         whole.write_text(json.dumps(dataclasses.asdict(me)))
-        with suppress(FileExistsError):
-            os.link(whole, path)
-        found = read_owner(path)
-        return found is not None and found[0].token == me.token
+        yield whole
     except OSError as error:
         raise UserError(f"cannot write the lock {path}: {error.strerror}") from error
     finally:
@@ -209,12 +217,12 @@ def release(path: Path, me: Owner) -> None:
 def sweep_out(path: Path, me: Owner) -> None:
     """Remove files of workers that were killed while trying to take a lock that `me` holds.
 
-    They are claims on former owners, and have no effect once the lock has another token.
+    They are claims on former owners, which have no effect once the lock has another token, and files that were to
+    become one of these locks. A living worker whose file goes tries again.
     """
     for left in path.parent.glob(f".*{glob.escape(path.name)}.*"):
-        with suppress(UserError, OSError):
-            found = read_owner(left)
-            if me.token not in left.name and found is not None and lives(found[0], me) is False:
+        if me.token not in left.name:
+            with suppress(OSError):
                 left.unlink()
 
 
@@ -288,12 +296,12 @@ class Locks:
 
 
 def heartbeat_age(path: Path) -> float | None:
-    """Seconds since a lock's last heartbeat by the clock of its file system, read from a new file in the same folder.
+    """Seconds since a lock's last heartbeat by the clock of its file system, read from a nameless file in the folder.
 
     Returns: None if that file cannot be created, or the lock does not exist.
     """
     try:
-        with tempfile.NamedTemporaryFile(prefix=".clock.", dir=path.parent) as file:
+        with tempfile.TemporaryFile(dir=path.parent) as file:
             return (os.fstat(file.fileno()).st_mtime_ns - path.stat().st_mtime_ns) / 1e9
     except OSError:
         return None

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -19,7 +18,7 @@ from lora.config.variants import Variant, words
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import discard, write_atomically
-from lora.records.record import RunRecord, read_record, record_path
+from lora.records.record import RunRecord, note_path, read_record, record_path
 from lora.sweep.expand import PlannedRun
 
 NOTE_SECONDS = 2.0
@@ -31,7 +30,7 @@ class Note:
     """A worker's note about its run's progress: rewritten at most every `NOTE_SECONDS`, removed when the run ends."""
 
     def __init__(self, outputs: str, run_id: str):
-        self.path = Path(outputs) / "running" / f"{run_id}.json"
+        self.path = note_path(outputs, run_id)
         self.written = 0.0
         self.began: tuple[int, float] | None = None  # the first reported step, and its time
 
@@ -141,7 +140,7 @@ class Watch:
         self.words = words_of(runs)
         self.total, self.done = len(runs) + done, done
         self.expected, self.workers = expected, max(1, workers)
-        self.results, self.running = results, Path(outputs) / "running"
+        self.results, self.outputs = results, outputs
         self.started, self.spent, self.foreseen = time.time(), 0.0, 0.0
         self.seen = 0  # train examples of the runs that have ended since the launch
         self.stop = threading.Event()
@@ -216,7 +215,7 @@ class Watch:
 
     def _current(self) -> str:
         notes = []
-        for path in sorted(self.running.glob("*.json")):
+        for path in sorted(note_path(self.outputs, "").parent.glob("*.json")):
             if path.stem in self.waiting:
                 try:
                     note = json.loads(path.read_bytes())

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from lora.config.compose import compose_config
 from lora.config.folders import check_data_folder
-from lora.records.record import RunRecord, checkpoint_path
+from lora.records.record import RunRecord, checkpoint_path, note_path
 from lora.sweep.estimate import estimator, records_of_this_machine
 from lora.sweep.expand import PlannedRun
 from lora.sweep.locks import SILENT_SECONDS, Locks, heartbeat_age, lock_path, read_owner
@@ -98,7 +98,7 @@ def running(run_id: str, outputs: str | Path, expected: float | None) -> Standin
     if found is not None:
         owner = found[0]
         where, since = f"{owner.host}, process {owner.pid}" + (f", {owner.job}" if owner.job else ""), owner.since
-    note = read_note(Path(outputs) / "running" / f"{run_id}.json")
+    note = read_note(note_path(outputs, run_id))
     if note is None:
         return Standing(run_id, "running", left_seconds=expected, where=where, since=since)
     step, steps, first = note["step"], note["steps"], note["first"]

@@ -8,7 +8,6 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from lora.config.compose import compose_run
@@ -16,9 +15,10 @@ from lora.config.run import RunConfig
 from lora.data.own_task import keep_task
 from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.files import discard, discard_leftovers, write_atomically
-from lora.records.record import RunRecord, adapter_path, checkpoint_path, read_record, record_path, write_record
+from lora.files import write_atomically
+from lora.records.record import RunRecord, adapter_path, predictions_path, read_record, record_path, write_record
 from lora.sweep.announce import about_own, means, nothing_to_train
+from lora.sweep.leftovers import clear, tidy
 from lora.sweep.locks import Heartbeat, HeldError, held, lock_path
 from lora.sweep.progress import Display, Note
 from lora.sweep.stand_in import check_single
@@ -45,6 +45,7 @@ def ensure_record(config: RunConfig, mistakes_fail: bool, untuned: bool = False)
         check_single(config, record)  # before loading torch, which takes seconds
     if record is not None:
         if not mistakes_fail and is_main_process():
+            tidy(config.runtime.results, config.runtime.outputs, [config.run_id])
             print(nothing_to_train(config.run_id, 1, config.runtime.results, [record]), flush=True)
         return record
     check_batch(config.train, processes())  # before the lock, which creates a folder
@@ -104,19 +105,16 @@ def train(config: RunConfig, mistakes_fail: bool, heart: Heartbeat | None) -> Ru
     if heart is None:
         return record
     refuse_if_lost(config, heart)
-    kept = Path(runtime.results) / "predictions" / f"{config.run_id}.safetensors"
     if predictions is not None:
-        write_atomically(kept, predictions)
+        write_atomically(predictions_path(runtime.results, config.run_id), predictions)
     if files is not None:
         from lora.adapters.folder import write_folder
 
         write_folder(adapter_path(runtime.outputs, config.run_id).parent, files)
     if display is not None:
         display.end(record)
-    written = write_record(runtime.results, record)
-    discard(checkpoint_path(runtime.outputs, config.run_id))
-    for path in (kept, written):
-        discard_leftovers(path)  # of this run's workers that were killed while they wrote
+    write_record(runtime.results, record)
+    clear(runtime.results, runtime.outputs, config.run_id)
     copy.end(record)
     return record
 
