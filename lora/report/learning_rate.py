@@ -28,7 +28,8 @@ TITLE = "Learning rates tried, on a seed that no other table uses"
 def learning_rate_table(name: str, tried: Sequence[Planned], frame: pd.DataFrame, curves: pd.DataFrame) -> Table | None:
     """One line per row and trained rate; None if no run was trained.
 
-    A row is the runs that are equal in every setting but the rate and the seed.
+    A row is the runs that are equal in every setting but the rate and the seed. A value is the mean over its seeds,
+    whose number is stated where there are several.
 
     Args:
         name: The profile's folder, for the title.
@@ -50,7 +51,8 @@ def learning_rate_table(name: str, tried: Sequence[Planned], frame: pd.DataFrame
             line = {"Method": label, "Learning rate": f"{rate:.0e}"}
             for task in tasks:
                 constant = collapsed_text(int(collapsed[task]), int(n[task]))
-                line[task_label(TASKS[task])] = f"{number(by_task[task])}{constant}"
+                seeds = f" ({n[task]} seeds)" if n[task] > 1 else ""
+                line[task_label(TASKS[task])] = f"{number(by_task[task])}{constant or seeds}"
             line["Avg."] = number(by_task.mean() if by_task.notna().all() else float("nan"))
             edge = " (edge)" if rate in (rates[0], rates[-1]) else ""
             lines.append(line | {"Taken": f"yes{edge}" if best.get(label) == rate else ""})
