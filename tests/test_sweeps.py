@@ -56,6 +56,29 @@ def wait_for(condition, process, seconds=900):
     return result
 
 
+def frozen(folder, process, number):
+    """run_id -> worker of the first runs that report progress, each frozen as soon as it does.
+
+    Otherwise the first run might end before the worker of the last has started, which takes seconds on a busy machine.
+    """
+    found: dict[str, int] = {}
+
+    def enough():
+        for note in (folder / "outputs" / "running").glob("[!.]*.json"):
+            owner = owners(folder).get(note.stem)
+            if owner is not None and note.stem not in found:
+                os.kill(owner.pid, signal.SIGSTOP)
+                wait_for(lambda pid=owner.pid: psutil.Process(pid).status() == psutil.STATUS_STOPPED, process)
+                if note.exists():
+                    found[note.stem] = owner.pid
+                else:
+                    os.kill(owner.pid, signal.SIGCONT)
+        return len(found) >= number
+
+    wait_for(enough, process)
+    return found
+
+
 def quiet(overrides):
     """The records of the same runs, trained one after another in this process."""
     profile, rest = overrides[0].removeprefix("profile="), overrides[1:]
@@ -133,7 +156,7 @@ def test_two_sweeps_at_once_share_the_work(tiny_overrides, tmp_path):
 def test_a_stopped_launcher_leaves_checkpoints_says_what_ran_and_the_next_goes_on(tiny_overrides, tmp_path):
     """Stopped by Ctrl-C, or by `kill` if a script started it in the background, which makes it ignore SIGINT."""
     overrides = grid(tiny_overrides, tmp_path, "method=bitfit", "task=cola", "seed=1,2,3", "train.epochs=100")
-    running, checkpoints = tmp_path / "outputs" / "running", tmp_path / "outputs" / "checkpoints"
+    checkpoints = tmp_path / "outputs" / "checkpoints"
     lives: dict[str, int] = {}
     for workers, background in ((2, False), (1, True), (2, True)):
         how = signal.SIG_IGN if background else signal.default_int_handler
@@ -141,12 +164,15 @@ def test_a_stopped_launcher_leaves_checkpoints_says_what_ran_and_the_next_goes_o
             [*overrides, f"launcher.workers={workers}"],
             start_new_session=True, preexec_fn=lambda how=how: signal.signal(signal.SIGINT, how),
         )  # fmt: skip
-        notes = wait_for(lambda n=workers: len(found := list(running.glob("[!.]*.json"))) == n and found, process)
-        begun = {path.stem for path in notes}
+        training = frozen(tmp_path, process, workers)
+        begun = set(training)
+        assert len(begun) == workers
         if background:
             os.kill(process.pid, signal.SIGTERM)
         else:
             os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the launcher and its workers
+        for worker in training.values():
+            os.kill(worker, signal.SIGCONT)
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 130, output
         assert "stopped immediately" not in output
@@ -171,11 +197,12 @@ def test_a_killed_launcher_takes_its_workers_along_and_the_next_goes_on(tiny_ove
     folder = tmp_path / "killed"
     overrides = grid(tiny_overrides, folder, *runs)
     process = start([*overrides, "launcher.workers=3"])
-    running = folder / "outputs" / "running"
-    wait_for(lambda: len(list(running.glob("[!.]*.json"))) == 2, process)
+    training = frozen(folder, process, 2)
     left = psutil.Process(process.pid).children(recursive=True)
     assert {owner.pid for owner in owners(folder).values()} < {child.pid for child in left}
     process.kill()
+    for worker in training.values():
+        os.kill(worker, signal.SIGCONT)
     _, alive = psutil.wait_procs(left, timeout=10)  # PARENT_SECONDS + LEAVE_SECONDS is 6
     assert not alive, [child.cmdline() for child in alive]
     process.communicate()
