@@ -80,7 +80,7 @@ def standings(
 def others_running(runs: Sequence[PlannedRun], outputs: str | Path) -> list[Standing]:
     """Runs outside the requested ones that are training in the same outputs folder."""
     known, locks = {run.run_id for run in runs}, Locks(outputs)
-    held = sorted(path.stem for path in (Path(outputs) / "locks").glob("[!.]*.json"))
+    held = sorted(path.stem for path in lock_path(outputs, "").parent.glob("[!.]*.json"))
     return [running(run_id, outputs, None) for run_id in held if run_id not in known and is_training(locks, run_id)]
 
 
