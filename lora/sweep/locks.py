@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -293,15 +292,3 @@ class Locks:
         owners = (read_owner(lock_path(self.outputs, run_id)) for run_id in run_ids)
         pids = [found[0].pid for found in owners if found is not None and lives(found[0], self.me)]
         return [pid for pid in pids if parent_of(pid) == self.me.pid]
-
-
-def heartbeat_age(path: Path) -> float | None:
-    """Seconds since a lock's last heartbeat by the clock of its file system, read from a nameless file in the folder.
-
-    Returns: None if that file cannot be created, or the lock does not exist.
-    """
-    try:
-        with tempfile.TemporaryFile(dir=path.parent) as file:
-            return (os.fstat(file.fileno()).st_mtime_ns - path.stat().st_mtime_ns) / 1e9
-    except OSError:
-        return None

@@ -3,7 +3,9 @@
 import argparse
 import dataclasses
 import json
+import os
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from lora.config.folders import check_data_folder
 from lora.records.record import RunRecord, checkpoint_path, note_path
 from lora.sweep.estimate import estimator, records_of_this_machine
 from lora.sweep.expand import PlannedRun
-from lora.sweep.locks import SILENT_SECONDS, Locks, heartbeat_age, lock_path, read_owner
+from lora.sweep.locks import SILENT_SECONDS, Locks, lock_path, read_owner
 from lora.sweep.progress import duration, runs_text, shown
 from lora.sweep.request import how_to_run, requested
 from lora.sweep.state import state
@@ -90,6 +92,18 @@ def is_training(locks: Locks, run_id: str) -> bool:
         return False
     age = heartbeat_age(lock_path(locks.outputs, run_id))
     return age is None or age < SILENT_SECONDS
+
+
+def heartbeat_age(path: Path) -> float | None:
+    """Seconds since a lock's last heartbeat by the clock of its file system, read from a nameless file in the folder.
+
+    Returns: None if that file cannot be created, or the lock does not exist.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            return (os.fstat(file.fileno()).st_mtime_ns - path.stat().st_mtime_ns) / 1e9
+    except OSError:
+        return None
 
 
 def running(run_id: str, outputs: str | Path, expected: float | None) -> Standing:
