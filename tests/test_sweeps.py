@@ -135,22 +135,32 @@ def test_a_storm(tiny_overrides, tmp_path):
 
 
 def test_two_sweeps_at_once_share_the_work(tiny_overrides, tmp_path):
-    """A job has several runs. Both sweeps succeed, and only one of them trains each run: its lock has one owner."""
+    """A job has several runs. Both sweeps succeed, and only one of them trains each run.
+
+    A lock may be held by both: a worker that waited for it, or that clears up, finds the record and trains nothing.
+    """
     runs = ("method=bitfit", "task=cola", "seed=1,2,3,4", "train.epochs=20")
     expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *runs))
-    overrides = grid(tiny_overrides, tmp_path / "both", *runs, "launcher.workers=1", "launcher.runs_per_job=2")
-    seen: dict[str, set[int]] = {}
+    folder = tmp_path / "both"
+    overrides = grid(tiny_overrides, folder, *runs, "launcher.workers=1", "launcher.runs_per_job=2")
+    trained: dict[str, set[int]] = {}  # run_id -> who held its lock while it reported progress
+    written: dict[str, set[int]] = {}  # run_id -> times of its record
     processes = [start(overrides) for _ in range(2)]
     while any(process.poll() is None for process in processes):
-        for run_id, owner in owners(tmp_path / "both").items():
-            seen.setdefault(run_id, set()).add(owner.pid)
+        holding = owners(folder)
+        for note in (folder / "outputs" / "running").glob("[!.]*.json"):
+            if note.stem in holding:
+                trained.setdefault(note.stem, set()).add(holding[note.stem].pid)
+        for record in (folder / "results" / "runs").glob("[!.]*.json"):
+            written.setdefault(record.stem, set()).add(record.stat().st_mtime_ns)
         time.sleep(0.03)
     for process in processes:
         output, _ = process.communicate()
         assert process.returncode == 0, output
         assert "failed:" not in output
-    assert_complete(tmp_path / "both", expected)
-    assert seen and all(len(pids) == 1 for pids in seen.values())
+    records = assert_complete(folder, expected)
+    assert set(trained) == set(written) == {record.run_id for record in records}
+    assert all(len(seen) == 1 for seen in (*trained.values(), *written.values())), (trained, written)
 
 
 def test_a_stopped_launcher_leaves_checkpoints_says_what_ran_and_the_next_goes_on(tiny_overrides, tmp_path):
