@@ -140,6 +140,23 @@ def test_what_the_papers_notation_lacks_is_named_by_its_label(arguments, file, c
     assert table.markdown() in out and "next: python -m lora report" in out
 
 
+def test_a_setting_given_at_one_rank_makes_a_row_of_its_own_and_leaves_the_other_ranks_together(tmp_path):
+    """In the long run, rank 64 is trained with alpha constant, as all ranks are, and with alpha / r constant."""
+    arguments = ["experiment=lora_ranks", "seed=6,7"]
+    populate(
+        tmp_path / "long", "long", arguments, lambda run: 0.5 if "method.alpha_at_rank=8" in run.overrides else 0.6
+    )
+    report = build("long", arguments, tmp_path)
+    (table,) = [table for table in report.tables if table.name == "table6"]
+    names = ["Wq", "Wq, Wv, alpha_at_rank=null", "Wq, Wv, alpha_at_rank=8"]
+    assert table.cells["Adapted"].tolist() == [*names, *["Wq", "Wq, Wv"] * 2]  # the last four are the paper's
+    ours = table.cells.iloc[:3, 2:].map(lambda text: text.partition(" ")[0])
+    assert ours.values.tolist() == [["60.0"] * 4, ["60.0"] * 4, ["-", "-", "-", "50.0"]]
+    (panel,) = report.figures["ranks"]["panels"]
+    ranks = {series["label"]: series["x"] for series in panel["series"]}
+    assert ranks == dict(zip(names, ([1, 4, 8, 64], [1, 4, 8, 64], [64]), strict=True))
+
+
 def test_a_sweep_whose_table_is_refused_says_so_in_a_line(tmp_path, capsys):
     arguments = ["experiment=lora_ranks", "method.rank=1", "task=cola", "seed=1", "protocol=ours,long"]
     populate(tmp_path / "small", "small", arguments)

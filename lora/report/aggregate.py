@@ -61,21 +61,23 @@ class Planned:
             object.__setattr__(self, "label", method_label(self.slug, self.method))
 
 
-def labelled(planned: Iterable[Planned], start: bool = True) -> list[Planned]:
+def labelled(planned: Iterable[Planned], start: bool = True, rank: bool = True) -> list[Planned]:
     """The same runs, with labels that distinguish the rows of one method.
 
     Args:
         start: Whether rows can differ in the start; False for a table with a column per start.
+        rank: The same for the rank of LoRA: with a column per rank, all ranks of a target set share their rows.
     """
     planned, alike = list(planned), {}
     for p in planned:
-        alike.setdefault((p.slug, p.method, p.start), []).append(p)
+        size = p.slug if rank else p.slug.rpartition("-r")[0]
+        alike.setdefault((size, p.method, p.start), []).append(p)
     found = {}
-    for (slug, method, _), several in alike.items():
+    for several in alike.values():
         others = {p.run_id: p.variant.without("start") for p in several}
         apart = words(others.values())
         for p in several:
-            label = ", ".join(filter(None, (method_label(slug, method), apart[others[p.run_id]])))
+            label = ", ".join(filter(None, (method_label(p.slug, p.method), apart[others[p.run_id]])))
             found[p.run_id] = dataclasses.replace(p, label=label)
     named = [found[p.run_id] for p in planned]
     return with_starts(named) if start and named else named

@@ -6,7 +6,17 @@ from collections.abc import Sequence
 import pandas as pd
 
 from lora.data.tasks import TASKS
-from lora.report.aggregate import ROW, START_TITLES, Planned, adapted, human_count, in_order, task_label
+from lora.report.aggregate import (
+    LORA_SLUG,
+    ROW,
+    START_TITLES,
+    Planned,
+    adapted,
+    human_count,
+    in_order,
+    lora_of,
+    task_label,
+)
 
 
 def cell_text(row: pd.Series) -> str:
@@ -122,8 +132,9 @@ def table6(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataF
             lines.append(
                 line | {f"r = {r}": cell_text(rows[targets, r]) if (targets, r) in rows else "-" for r in ranks}
             )
+    sets = dict.fromkeys(lora_of(slug)[0] for slug in found["slug"] if LORA_SLUG.fullmatch(slug))
     for task, cells in paper_cells(paper).items():
-        for targets in dict.fromkeys(targets for targets, _ in found["lora"]):
+        for targets in sets:
             published = {f"r = {r}": number(cells.get((targets, r), math.nan)) for r in ranks}
             lines.append({"Task": task, "Adapted": targets} | published)
     return pd.DataFrame(lines)
