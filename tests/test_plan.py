@@ -1,6 +1,7 @@
 """The plan of a sweep, compared with closed forms."""
 
 import itertools
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from lora.files import ROOT
 from lora.sweep.estimate import compute_seconds, estimator
 from lora.sweep.expand import expand
 from lora.sweep.plan import Cost, costs, disk_bytes, makespan, text
+from lora.sweep.request import requested
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +78,23 @@ def test_the_command(profile):
     assert f"# Plan of {profile}: " in done.stdout
     for devices in ("| 1 ", "| 8 ", "| 64 "):
         assert devices in done.stdout
+
+
+def test_the_page_states_the_plan_of_the_paper():
+    """Each row selects from the whole plan, and adds the MNLI runs that its runs start from."""
+    page = (ROOT / "experiments" / "README.md").read_text()
+    rows = re.findall(r"^\| (`experiment=.*`|\(none\)) \| .* \| (\d+) \| ([\d,]+) \|$", page, re.MULTILINE)
+    assert len(rows) == 7
+    plan = {cost.run.run_id: cost for cost in costs(requested("paper", []), estimator([]))}
+    for given, count, hours in rows:
+        asked = {key: values.split(",") for key, values in re.findall(r"(\w+)=([\w,]+)", given)}
+        chosen = {
+            run_id: cost
+            for run_id, cost in plan.items()
+            if set(asked.get("experiment", cost.run.experiments)) & set(cost.run.experiments)
+            and cost.run.model in asked.get("model", [cost.run.model])
+            and cost.run.task in asked.get("task", [cost.run.task])
+        }
+        chosen |= {cost.run.parent: plan[cost.run.parent] for cost in chosen.values() if cost.run.parent is not None}
+        total = sum(cost.seconds for cost in chosen.values()) / 3600
+        assert (len(chosen), round(total)) == (int(count), int(hours.replace(",", ""))), given
