@@ -205,12 +205,12 @@ EXPECTED_RUNS = {
     ("long", "lora_ranks"): (2 * 4 + 1) * 5,
     ("long", "mnli_start"): 3 * (1 + 2) * 5,  # and their three MNLI runs
     ("long", "learning_rate"): 4 * (5 + 2 + 3),
-    ("long", "length"): 4 * 2 * 2,
+    ("long", "length"): 4 * 2 * 5,
     ("base", "glue_table2"): 2 * 3,
     ("base", "learning_rate"): 2 * 3,
 }
-# length shares three of long's runs with learning_rate
-EXPECTED_UNION = {"mini": 66 + 52, "small": 294, "paper": 800 + 15, "long": 160 + 40 + 16 - 4, "base": 6 + 6}
+# length shares its runs of 10 epochs with glue_table2
+EXPECTED_UNION = {"mini": 66 + 52, "small": 294, "paper": 800 + 15, "long": 160 + 40 + 20, "base": 6 + 6}
 
 
 def test_number_of_runs(sweeps):

@@ -112,6 +112,7 @@ class Shown:
         file, title: File name and title of its table.
         cells: Makes the texts of its table.
         notes: Makes its table's notes beyond those of every table.
+        numbers: Makes the note that defines its numbers.
         more: Makes the tables that accompany it.
         figures: Name -> function that makes the plotted data, or None if there is nothing to plot.
         mixes: Whether its table has columns for encoder and protocol, and can hold several of each.
@@ -121,6 +122,7 @@ class Shown:
     title: str
     cells: Callable[[Runs], pd.DataFrame]
     notes: Callable[[Runs], list[str]] = lambda runs: []
+    numbers: Callable[[Runs], str] = lambda runs: caption(runs.summary)
     more: Callable[[Runs], list[Table]] = lambda runs: []
     figures: Mapping[str, Callable[[Runs], Figure | None]] = field(default_factory=dict)
     mixes: bool = False
@@ -193,9 +195,9 @@ SHOWN = {  # in the report's order
     ),
     "length": Shown(
         "length",
-        "How long to train: the best epoch at one length and at twice that, on seeds that no other table uses",
+        "How long to train: one length and twice that",
         cells=lambda runs: length_table(runs.frame, runs.planned),
-        notes=lambda runs: [note("length")],
+        numbers=lambda runs: note("length"),
         figures={"length_curves": lambda runs: learning_curves(runs.curves, runs.planned, " by length")},
     ),
     OWN: Shown("own", "Other runs in this folder", cells=lambda runs: table2(runs.summary), mixes=True),
@@ -256,7 +258,7 @@ def build_sections(
 
 def tables_of(shown: Shown, runs: Runs) -> list[Table]:
     """The experiment's table, those that accompany it, and the comparison of best and last epoch."""
-    notes = [caption(runs.summary), *encoder_notes(runs.summary["model"], runs.kind), *shown.notes(runs)]
+    notes = [shown.numbers(runs), *encoder_notes(runs.summary["model"], runs.kind), *shown.notes(runs)]
     own = tuple(key for key in shown.figures if key != "forest")
     main = runs.table(shown.file, shown.title, shown.cells(runs), notes, figures=own)
     made = [main, *shown.more(runs)]

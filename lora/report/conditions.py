@@ -59,16 +59,11 @@ def rising_text(curves: pd.DataFrame, runs: pd.DataFrame) -> str:
             means = f"their means from {low:+.1f} to {high:+.1f}"
             tasks.append(f"{TASKS[task].title} {len(rising)} of {len(of_task)} cells, {means}")
         elif rising:
-            tasks.append(f"{TASKS[task].title} {', '.join(f'{label} {text(r)}' for label, r in rising.items())}")
+            tasks.append(f"{TASKS[task].title} {', '.join(f'{label} {rise.text}' for label, rise in rising.items())}")
     rule = (
         f"mean gain over the last third of the epochs above {RISING} points, with its {LEVEL:.0%} interval over seeds"
     )
     return f"Still rising at the end ({rule}): {'; '.join(tasks) or 'nothing'}."
-
-
-def text(rise: Interval) -> str:
-    interval = "" if np.isnan(rise.low) else f" ({rise.low:+.1f} to {rise.high:+.1f})"
-    return f"{rise.mean:+.1f}{interval}"
 
 
 def rises(curves: pd.DataFrame, runs: pd.DataFrame) -> dict[tuple[str, str], Interval]:

@@ -1,6 +1,5 @@
 """The effect of doubling the length of training on each method, and on LoRA minus full fine-tuning."""
 
-import math
 from collections.abc import Sequence
 from itertools import product
 
@@ -8,6 +7,7 @@ import pandas as pd
 
 from lora.data.tasks import TASKS
 from lora.report.aggregate import CELL, Planned, expected_runs, refuse_twice, task_label, without
+from lora.report.stats import DIGITS, mean_interval
 from lora.report.tables import number
 
 LORA, FULL = "lora-qv-r8", "full"
@@ -17,7 +17,8 @@ def length_table(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFram
     """One line per row and task: a column per length, and the change from the shortest to the longest, in points.
 
     A row is the runs that are equal in every setting but the length and the seed. Its values are means over the seeds
-    that were trained at each of its lengths, and those of a difference over the seeds that both rows have.
+    that were trained at each length, and those of a difference over the seeds that both rows have. Changes and
+    differences have their 95% interval over seeds.
 
     The change is `-` unless a seed was trained at both: a single length says nothing about another.
 
@@ -41,23 +42,28 @@ def length_table(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFram
             for slug in (LORA, FULL)
         ]
         lines += [
-            line_of(f"{one} - {other}", task, ours - theirs, lengths, "+")
+            line_of(f"{one} - {other}", task, ours - theirs, lengths, is_difference=True)
             for (one, ours), (other, theirs) in product(*sides)
         ]
     return pd.DataFrame(lines)
 
 
-def line_of(label: str, task: str, best: pd.DataFrame, lengths: Sequence[float], sign: str = "") -> dict[str, str]:
+def line_of(
+    label: str, task: str, best: pd.DataFrame, lengths: Sequence[float], is_difference: bool = False
+) -> dict[str, str]:
     """The line of one row.
 
     Args:
         best: In points, a line per seed and a column per length; NaN where a run is not trained.
         lengths: The columns of the table, in order.
+        is_difference: Whether these are differences of two methods, which have an interval at each length too.
     """
-    trained = best.dropna(how="all").dropna(axis="columns", how="all")
-    at_each = trained.dropna()
-    means = (at_each if len(at_each) else trained).mean().reindex(lengths)
-    change = means.iloc[-1] - means.iloc[0] if len(at_each) and len(lengths) > 1 else math.nan
-    line = {"Method": label, "Task": task_label(TASKS[task]), "Seeds": str(len(at_each) or len(trained))}
-    line |= {f"{length:.0f} epochs": number(value, f"{sign}.1f") for length, value in means.items()}
-    return line | {"Change": number(change, "+.1f")}
+    trained = best.reindex(columns=lengths).dropna(how="all").round(DIGITS)
+    compared = trained.dropna()
+    shown = compared if len(compared) else trained
+    line = {"Method": label, "Task": task_label(TASKS[task]), "Seeds": str(len(shown))}
+    for length in lengths:
+        found = mean_interval(shown[length].dropna().to_numpy())
+        line[f"{length:.0f} epochs"] = found.text if is_difference else number(found.mean)
+    change = compared[lengths[-1]] - compared[lengths[0]] if len(lengths) > 1 else pd.Series(dtype=float)
+    return line | {"Change": mean_interval(change.round(DIGITS).to_numpy()).text}

@@ -49,6 +49,13 @@ class Interval:
     high: float
     n: int
 
+    @property
+    def text(self) -> str:
+        """`+3.4 (+2.0 to +4.8)`; the mean alone without an interval, and `-` without a mean."""
+        if math.isnan(self.mean):
+            return "-"
+        return f"{self.mean:+.1f}" + ("" if math.isnan(self.low) else f" ({self.low:+.1f} to {self.high:+.1f})")
+
 
 def paired_differences(one: pd.DataFrame, other: pd.DataFrame, column: str = "best") -> pd.DataFrame:
     """Differences between two methods' runs, per task and seed.
