@@ -111,20 +111,30 @@ def test_without_such_runs_there_is_no_table(tmp_path):
     assert table_of(gathered) is None
 
 
+FILES = {"full": "full", "bitfit": "bitfit", "houlsby-m8": "houlsby", "pfeiffer-m16": "pfeiffer", "lora-qv-r8": "lora"}
+FILES_OF_LONG = {"full": "full", "houlsby-m8": "houlsby", "lora-qv-r8": "lora", "lora-qkvo-r4": "lora_qkvo"}
+
+
 @pytest.mark.parametrize(
-    ("name", "tasks"), [("reference/small", TASKS), ("reference/mini", ("reviews", "ratings", "clauses", "scrambled"))]
+    ("name", "protocol", "tasks", "files"),
+    [
+        ("reference/small", "ours", TASKS, FILES),
+        ("reference/mini", "ours", ("reviews", "ratings", "clauses", "scrambled"), FILES),
+        ("reference/long", "long", ("cola", "mrpc", "stsb", "rte", "mnli"), FILES_OF_LONG),
+    ],
+    ids=["small", "mini", "long"],
 )
-def test_the_rates_of_minilm_are_those_that_came_out_best(name, tasks):
+def test_the_rates_of_minilm_are_those_that_came_out_best(name, protocol, tasks, files):
     gathered = gather(name)
     found = taken_by_slug(gathered)
-    assert set(found) == {"full", "bitfit", "houlsby-m8", "pfeiffer-m16", "lora-qv-r8"}
+    assert set(found) == set(files)
     grids = [
         set(gathered.frame[gathered.frame["slug"].eq(slug) & gathered.frame["seed"].eq(0)]["lr"]) for slug in found
     ]
     assert len({len(grid) for grid in grids}) == 1
     assert all(min(grid) < found[slug] < max(grid) for slug, grid in zip(found, grids, strict=True))  # at no edge
     for slug, rate in found.items():
-        rows = yaml.safe_load((CONF / "hparams" / "ours" / f"minilm_{slug.split('-')[0]}.yaml").read_text())
+        rows = yaml.safe_load((CONF / "hparams" / protocol / f"minilm_{files[slug]}.yaml").read_text())
         assert {rows[task]["lr"] for task in tasks} == {rate}
 
 
