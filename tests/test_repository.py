@@ -136,3 +136,15 @@ def test_git_ignores_a_users_results_and_sees_the_reference():
     command = ["git", "-C", str(ROOT), "check-ignore", "--no-index", *own, *reference]  # whether it is tracked or not
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.stdout.splitlines() == own, found.stderr
+
+
+def test_links_in_place_of_ignored_folders_are_ignored(tmp_path):
+    """A folder that is linked to a shared environment or another disk must not be committed by `git add --all`."""
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    (tmp_path / ".gitignore").write_text((ROOT / ".gitignore").read_text())
+    (tmp_path / "results" / "mini").mkdir(parents=True)
+    (tmp_path / "results" / "mini" / "record.json").touch()
+    for name in (".venv", "data", "outputs", "wandb"):
+        (tmp_path / name).symlink_to(tmp_path.parent)
+    shown = subprocess.run(["git", "-C", tmp_path, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    assert shown.stdout == "?? .gitignore\n"
