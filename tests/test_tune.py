@@ -230,14 +230,13 @@ def seeds_in_grids(profile: str) -> set[int]:
 def test_no_grid_of_the_profile_has_the_seeds_of_tune(profile):
     reported = seeds_in_grids(profile)
     usual = int(usual_seed(reported_seeds(profile)))
-    assert reported and usual not in reported and usual == (1 if profile == "long" else 0)
+    assert reported and usual not in reported and usual == 0
     for seed in reported:
         with pytest.raises(UserError, match=f"got {seed}: .*; without seed=, tune takes {usual}$"):
             rate_grids(profile, {"task": ["ratings"], "seed": [str(seed)]}, ROOT / "absent.yaml")
 
 
-def test_the_length_of_the_long_run_has_another_seed_than_its_tuning():
-    """Its table is not in the profile's default."""
+def test_the_long_run_has_other_seeds_than_its_tuning():
     asked = {"task": ["cola"], "method": ["full"], "data.path": ["GLUE"], "protocol": ["long"]}
     (grid,) = rate_grids("long", asked, ROOT / "absent.yaml")
     tuning = {run for runs in grid.run_ids("long").values() for run in runs}
@@ -314,7 +313,7 @@ def test_a_rate_is_taken_by_its_runs_alone_and_names_them_as_train_lr_does(file)
     assert lr() == 0.5 and len(read_rates(file)) == 2
     glue = ["profile=long", "protocol=long", "task=cola", f"rates={file}"]
     assert compose_run([*glue, "method=lora_qkvo"]).train.lr == 0.25
-    assert compose_run([*glue, "method=lora"]).train.lr == 1e-3
+    assert compose_run([*glue, "method=lora"]).train.lr == 5e-4
 
 
 def test_planned_runs_follow_the_file_and_keep_their_rate_when_it_goes(tmp_path, monkeypatch):
@@ -352,24 +351,22 @@ def test_committed_runs_have_their_own_rates(tmp_path, monkeypatch):
 
 
 def test_no_table_of_results_has_a_run_on_a_seed_that_chose_rates(tmp_path):
-    """Neither a single run, nor an experiment that was not asked for but has records. Those of conf/'s rates stay."""
+    """Neither one of an experiment nor a single one. Those that chose the rates of conf/ stay in their own table."""
     folder = tmp_path / "long"
-    lengths = expand("long", (), ["length"])
     rates = expand("long", ["method=full"], ["learning_rate"])
     single = expand("long", ["protocol=long", "task=mrpc", "method=lora", "seed=0"], None, adhoc=True)
     table2 = expand("long", ["task=cola", "method=lora"], ["glue_table2"])
-    for run in (*lengths, *rates, *single, *table2):
+    for run in (*rates, *single, *table2):
         write_run(folder, run, 0.5)
     before = gather("long", (), tmp_path)
-    assert {"length", "own", "glue_table2"} <= set(before.planned) and not before.tuning
-    write_rates(folder / "rates.yaml", [rate(protocol="long", task="sst2", seeds=(0, 5))])
+    assert {"own", "glue_table2"} <= set(before.planned) and not before.tuning
+    assert {p.seed for p in before.every} == {0, 6, 7, 8, 9, 10}
+    write_rates(folder / "rates.yaml", [rate(protocol="long", task="sst2", seeds=(0, 10))])
     after = build("long", (), tmp_path)
-    assert not {"length", "own"} & set(after.gathered.planned)
-    assert {p.seed for p in after.gathered.every} == {6, 7, 8, 9, 10}
+    assert "own" not in after.gathered.planned
+    assert {p.seed for p in after.gathered.every} == {6, 7, 8, 9}
     assert after.gathered.tried == before.tried and len(after.gathered.tried) == 4 * (5 + 2 + 3)
-    left_out = {run.run_id for run in (*lengths, *single)} - {
-        run.run_id for run in expand("long", (), ["learning_rate"])
-    }
+    left_out = {run.run_id for run in (*single, *table2) if run.seed in (0, 10)}
     assert set(after.gathered.tuning) == left_out and not after.state.extra
     assert f"- {len(left_out)} runs of `python -m lora tune`, or on seeds that chose learning rates" in after.text()
     assert gather("long", ["rates=null"], tmp_path).planned == before.planned
