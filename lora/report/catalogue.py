@@ -70,7 +70,7 @@ class Runs:
         return summarise(self.frame, self.planned)
 
     @cached_property
-    def by_rank(self) -> pd.DataFrame:
+    def over_ranks(self) -> pd.DataFrame:
         """The same for a table with a column per rank."""
         return summarise(self.frame, labelled(self.planned, rank=False))
 
@@ -180,9 +180,9 @@ SHOWN = {  # in the report's order
     "lora_ranks": Shown(
         "table6",
         "Table 6: how large the rank must be",
-        cells=lambda runs: table6(runs.by_rank, runs.paper("lora_ranks")),
+        cells=lambda runs: table6(runs.over_ranks, runs.paper("lora_ranks")),
         notes=lora_notes("lora_ranks"),
-        figures={"ranks": lambda runs: by_rank(runs.by_rank)},
+        figures={"ranks": lambda runs: by_rank(runs.over_ranks)},
     ),
     "mnli_start": Shown(
         "mnli_start",
