@@ -14,7 +14,7 @@ from lora.sweep import progress
 from lora.sweep.announce import announcement
 from lora.sweep.estimate import compute_bound, estimator
 from lora.sweep.expand import expand
-from lora.sweep.progress import Display, Note, Watch, duration, runs_text, shown
+from lora.sweep.progress import Display, Note, Watch, counted, duration, shown
 from lora.sweep.state import state, state_of
 from lora.sweep.worker import ensure_record
 from lora.training.loop import Progress
@@ -183,7 +183,7 @@ def test_durations_read_well(seconds, text):
 
 
 def test_one_run_is_not_runs():
-    assert [runs_text(number) for number in (0, 1, 2)] == ["0 runs", "1 run", "2 runs"]
+    assert [counted(number, "run") for number in (0, 1, 2)] == ["0 runs", "1 run", "2 runs"]
 
 
 def test_an_unknown_metric_is_a_dash():

@@ -29,12 +29,13 @@ from lora.report.build import AFTER_A_SWEEP, build, pages, write
 from lora.report.catalogue import ROWS, build_sections, paper_file
 from lora.report.claims.findings import Finding
 from lora.report.claims.statements import Bound
-from lora.report.comparisons import against_reference, beside_paper, best_against_last, chosen_by_others, published
+from lora.report.comparisons import beside_paper, best_against_last, chosen_by_others, published
 from lora.report.figures import by_targets
 from lora.report.notes import ffn_notes
 from lora.report.page.drawings import draw_interval
 from lora.report.page.render import html_table, sort_value
 from lora.report.readme import block
+from lora.report.reference import against_reference
 from lora.report.tables import cell_text, start_table, table2, table5, table6
 from lora.table import Table, latex, markdown
 

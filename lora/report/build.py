@@ -17,7 +17,7 @@ from lora.files import RESULTS, ROOT, write_atomically
 from lora.records.analysis import Analyses, read_analyses
 from lora.records.record import load_curves
 from lora.report.aggregate import Planned
-from lora.report.catalogue import FILES, SUFFIXES, build_sections, reference_table
+from lora.report.catalogue import FILES, SUFFIXES, build_sections
 from lora.report.claims.judging import verdicts
 from lora.report.claims.shown import to_json, verdict_table
 from lora.report.claims.verdicts import Verdict
@@ -27,6 +27,7 @@ from lora.report.notes import encoder_notes
 from lora.report.page import page
 from lora.report.page.render import html_table
 from lora.report.readme import block, in_readme
+from lora.report.reference import reference_table
 from lora.report.select import Gathered, gather, reference_of
 from lora.report.subspace_tables import amplification_table, figure3, figure4
 from lora.sweep.request import requested

@@ -14,9 +14,8 @@ import pandas as pd
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT
-from lora.report.aggregate import KINDS, Planned, anywhere, in_order, kinds_of, labelled, summarise, varied
+from lora.report.aggregate import KINDS, Planned, in_order, kinds_of, labelled, summarise
 from lora.report.comparisons import (
-    against_reference,
     beside_paper,
     best_against_last,
     method_pairs,
@@ -280,23 +279,3 @@ def refuse_mixed(experiment: str, planned: Sequence[Planned]) -> None:
             raise UserError(
                 f"the table of {experiment} would mix the {key}s {', '.join(values)}: name one ({key}={min(values)})"
             )
-
-
-def reference_table(
-    name: str, frame: pd.DataFrame, ours: Sequence[Planned], committed: pd.DataFrame, theirs: Sequence[Planned]
-) -> Table | None:
-    """The comparison with the reference, in the cells that both have; None if there are none.
-
-    Several cells of ours can have one of the reference: they differ in what can depend on the machine.
-
-    Args:
-        ours, theirs: Runs of the same cells (`lora.report.select.reference_of`).
-    """
-    if not theirs:
-        return None
-    there = {varied(p): varied(anywhere(p)) for p in ours}
-    cells = summarise(frame, ours).assign(varied=lambda table: table["varied"].map(there))
-    compared = against_reference(cells, summarise(committed, theirs))
-    agree, total = (compared["Agrees"] == "yes").sum(), (compared["Agrees"] != "-").sum()
-    verdict = f"{agree} of {total} cells agree: the ranges of their seeds overlap."
-    return Table("reference", f"Compared with the reference runs ({name})", compared, 2, (verdict,))

@@ -1,4 +1,4 @@
-"""Comparisons of cells: with the paper, other methods, the last epoch and the reference. Frames in, texts out."""
+"""Comparisons of cells: with the paper, other methods and the last epoch. Frames in, texts out."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -183,31 +183,3 @@ def chosen_by_others(values: Float[np.ndarray, "epochs runs"]) -> Float[np.ndarr
     means = (values.sum(axis=1, keepdims=True) - values) / (count - 1)
     best = np.where(np.isnan(means), -np.inf, means).argmax(axis=0)
     return values[best, np.arange(count)]
-
-
-def against_reference(ours: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
-    """Compare the cells that both have, whatever their labels. They agree if the ranges of their seeds overlap.
-
-    Returns: Columns Method, Task, This run, Reference, Difference (of medians), Agrees (yes, no, or - without values).
-    """
-    cell = [*(column for column in CELL if column != "label"), "varied"]
-    merged = ours.merge(reference, on=cell, suffixes=("", "_reference"), validate="many_to_one")
-    lines = []
-    for _, row in merged.iterrows():
-        there = row["n"] > 0 and row.get("n_reference", 0) > 0
-        overlap = there and row["min"] <= row["max_reference"] and row["min_reference"] <= row["max"]
-        lines.append(
-            {
-                "Method": row["label"],
-                "Task": row["task"],
-                "This run": span(row["median"], row["min"], row["max"]),
-                "Reference": span(row["median_reference"], row["min_reference"], row["max_reference"]),
-                "Difference": f"{row['median'] - row['median_reference']:+.1f}" if there else "-",
-                "Agrees": ("yes" if overlap else "no") if there else "-",
-            }
-        )
-    return pd.DataFrame(lines)
-
-
-def span(median: float, low: float, high: float) -> str:
-    return "-" if pd.isna(median) else f"{median:.1f} ({low:.1f} to {high:.1f})"

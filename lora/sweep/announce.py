@@ -12,7 +12,7 @@ from lora.data.tasks import TASKS
 from lora.records.record import RunRecord
 from lora.sweep.estimate import compute_bound
 from lora.sweep.expand import PlannedRun
-from lora.sweep.progress import duration, runs_text
+from lora.sweep.progress import counted, duration
 from lora.sweep.state import State
 from lora.sweep.tracking import destination
 
@@ -37,7 +37,7 @@ def announcement(
         return nothing_to_train(f"profile {profile}", len(runs), results, [*now.ok.values(), *now.failed.values()])
     tasks, slugs = dict.fromkeys(run.task for run in todo), dict.fromkeys(run.slug for run in todo)
     return (
-        f"profile {profile}: {runs_text(len(runs))}: {len(now.ok)} done, {len(now.failed)} failed, "
+        f"profile {profile}: {counted(len(runs), 'run')}: {len(now.ok)} done, {len(now.failed)} failed, "
         f"{len(todo)} to train, {workers} at a time\n"
         f"  tasks:   {', '.join(tasks)}\n  methods: {', '.join(slugs)}\n"
         f"  time:    {estimate(todo, expected, workers)}\n"

@@ -24,7 +24,7 @@ from lora.errors import UserError
 from lora.records.record import RunRecord, adapter_path, record_path
 from lora.sweep.launch import UnfinishedError
 from lora.sweep.locks import HeldError
-from lora.sweep.progress import duration, shown
+from lora.sweep.progress import counted, duration, shown
 from lora.sweep.worker import ensure_record, run_job, usable_record
 from lora.training.processes import check_processes, is_main_process, processes
 from lora.training.signals import InterruptedRunError, listen
@@ -55,7 +55,7 @@ def summary(end: Ended) -> str:
         epoch = record.selected["best"]["epoch"]
         lines = [f"{record.run_id}: ok, {record.selected['metric']} best {best} (epoch {epoch}), last {last}"]
         times = record.provenance.get("resumed", 0)
-        resumed = f", resumed {times} time{'s' if times > 1 else ''}" if times else ""
+        resumed = f", resumed {counted(times, 'time')}" if times else ""
         if end.was_done:
             lines.append(f"  already done: trained on {when} in {duration(record.seconds)}{resumed}")
         else:

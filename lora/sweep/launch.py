@@ -23,7 +23,7 @@ from lora.sweep.estimate import estimator, records_of_this_machine
 from lora.sweep.expand import PlannedRun
 from lora.sweep.leftovers import tidy
 from lora.sweep.locks import Locks
-from lora.sweep.progress import Watch
+from lora.sweep.progress import Watch, counted
 from lora.sweep.request import default_of, replacements, requested
 from lora.sweep.slurm import JobsGoneError, check_queue, ended_jobs, how_to_stop, wait_for_queue, watched_queue
 from lora.sweep.stand_in import check_inputs, distinct
@@ -136,8 +136,7 @@ def run_waves(launcher: Launcher, settings: DictConfig, sweep: Sweep, now: State
         free = [run for run in wave if not locks.held(run.run_id)]
         if not free:  # another sweep, which may be stopped at any time, trains all runs that could start
             if not told:
-                count = f"{len(wave)} run{'s' if len(wave) > 1 else ''}"
-                print(f"waiting for {count} that another sweep trains", file=sys.stderr, flush=True)
+                print(f"waiting for {counted(len(wave), 'run')} that another sweep trains", file=sys.stderr, flush=True)
             told = True
             time.sleep(HELD_SECONDS)
             now = state(sweep.runs, sweep.results)

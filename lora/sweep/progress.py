@@ -243,8 +243,9 @@ def shown(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def runs_text(number: int) -> str:
-    return f"{number} run{'s' if number != 1 else ''}"
+def counted(number: int, noun: str) -> str:
+    """A count in words: "1 run", "2 runs"."""
+    return f"{number} {noun}{'s' if number != 1 else ''}"
 
 
 def duration(seconds: float) -> str:

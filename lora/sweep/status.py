@@ -20,7 +20,7 @@ from lora.records.record import RunRecord, checkpoint_path, note_path
 from lora.sweep.estimate import estimator, records_of_this_machine
 from lora.sweep.expand import PlannedRun
 from lora.sweep.locks import SILENT_SECONDS, Locks, lock_path, read_owner
-from lora.sweep.progress import duration, runs_text, shown
+from lora.sweep.progress import counted, duration, shown
 from lora.sweep.request import how_to_run, requested
 from lora.sweep.state import state
 
@@ -164,7 +164,7 @@ def headline(profile: str, found: Sequence[Standing]) -> list[str]:
     sums = totals(found)
     counts = ", ".join(f"{sums[name]} {name}" for name in STATES)
     lines = [
-        f"profile {profile}: {runs_text(sums['runs'])}: {counts}",
+        f"profile {profile}: {counted(sums['runs'], 'run')}: {counts}",
         f"time spent: {duration(sums['spent_seconds'])}",
     ]
     unfinished = sums["runs"] - sums["done"] - sums["failed"]
