@@ -321,6 +321,9 @@ def test_best_against_last_by_hand():
     (line,) = best_against_last(load_frame(made), load_curves(made), plan([1, 2])).to_dict("records")
     assert (line["Best epoch"], line["Other seeds' epoch"], line["Last epoch"]) == ("85.0", "30.0", "50.0")
     assert (line["Flatters"], line["Best - last"]) == ("+55.00", "+35.00")
+    gains = np.array([40.0, -70.0])  # from epoch 1, at two thirds, to epoch 2
+    low, high = stats.t.interval(0.95, 1, gains.mean(), stats.sem(gains))
+    assert line["Last third"] == f"{gains.mean():+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def test_tasks_of_different_kinds_are_in_tables_of_their_own():

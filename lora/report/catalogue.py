@@ -263,7 +263,7 @@ def tables_of(shown: Shown, runs: Runs) -> list[Table]:
     made = [main, *shown.more(runs)]
     cells = best_against_last(runs.frame, runs.curves, runs.planned)
     if len(cells):
-        title = f"{shown.title.partition(':')[0]}: best epoch against last"
+        title = f"{shown.title.partition(':')[0]}: best epoch against last, and the gain of the last third"
         made.append(runs.table(f"{shown.file}_best_last", title, cells, [note("best_last")], folded=True))
     return made
 

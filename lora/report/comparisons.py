@@ -10,7 +10,8 @@ from jaxtyping import Float
 
 from lora.data.tasks import TASKS
 from lora.report.aggregate import CELL, ROW, Planned, expected_runs, in_order, task_label, told_apart
-from lora.report.stats import LEVEL, all_pairs, holm
+from lora.report.conditions import last_third
+from lora.report.stats import LEVEL, all_pairs, holm, mean_interval
 from lora.report.tables import average, cell_text, number, seeds_text
 
 
@@ -149,10 +150,12 @@ def best_against_last(frame: pd.DataFrame, curves: pd.DataFrame, planned: Sequen
     Returns: Per cell, the medians over seeds under three rules: each run's best epoch (the rule of the paper and of the
         tables); the epoch that is best on the mean of the cell's other seeds, so that no run profits from its own luck;
         the last epoch. `Flatters` is the mean of the first minus the second, `Best - last` of the first minus the last.
+        `Last third` is the mean gain over the last third of the epochs, with its interval over seeds.
     """
     expected = expected_runs(planned).merge(frame[["run_id", "best", "last"]], on="run_id").dropna()
     expected = expected.assign(label=told_apart(expected))
     by_run = {run_id: group.to_numpy() for run_id, group in curves.groupby("run_id")["value"]}
+    gains = last_third(curves)
     lines = []
     for _, runs in expected.groupby(CELL, sort=False):
         best, last = 100 * runs["best"], 100 * runs["last"]
@@ -167,6 +170,7 @@ def best_against_last(frame: pd.DataFrame, curves: pd.DataFrame, planned: Sequen
                 "Last epoch": number(last.median()),
                 "Flatters": number((best - others).mean(), "+.2f"),
                 "Best - last": number((best - last).mean(), "+.2f"),
+                "Last third": mean_interval(runs["run_id"].map(gains).dropna().to_numpy()).text,
             }
         )
     return pd.DataFrame(lines)

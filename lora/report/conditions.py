@@ -1,14 +1,14 @@
 """The line above every table of runs: how they were trained, and which cells still rise at the end."""
 
+import math
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
 from lora.data.tasks import TASKS
 from lora.report.aggregate import START_TITLES, Planned, encoder_title, expected_runs, told_apart
 from lora.report.notes import ENCODERS
-from lora.report.stats import LEVEL, Interval, mean_interval
+from lora.report.stats import DIGITS, LEVEL, Interval, mean_interval
 
 RISING = 0.5  # points; a convention of this project
 LISTED = 4  # rising cells listed per task; for more, their number and range
@@ -73,15 +73,19 @@ def rises(curves: pd.DataFrame, runs: pd.DataFrame) -> dict[tuple[str, str], Int
         runs: Rows of `expected_runs`.
     Returns: (task, label of `told_apart`) -> the mean over seeds and its t interval. Runs of one epoch are excluded.
     """
-    gains = {}
-    for run_id, curve in curves.groupby("run_id"):
-        value, last = curve.set_index("epoch")["value"], curve["epoch"].max()
-        if last > 1:
-            gains[run_id] = 100 * (value[last] - value[max(1, round(2 * last / 3))])
-    found = {}
+    gains, found = last_third(curves), {}
     for (task, label), cell in runs.groupby(["task", told_apart(runs)], sort=False):
-        values = np.array([gains[run] for run in cell["run_id"] if run in gains], dtype=float)
-        values = values[~np.isnan(values)]
+        values = cell["run_id"].map(gains).dropna().to_numpy()
         if len(values):
             found[task, label] = mean_interval(values)
     return found
+
+
+def last_third(curves: pd.DataFrame) -> dict[str, float]:
+    """Each run's value at the last epoch minus that at two thirds of the epochs, in points; NaN for a single epoch."""
+    gains = {}
+    for run_id, curve in curves.groupby("run_id"):
+        value, last = curve.set_index("epoch")["value"], curve["epoch"].max()
+        gain = 100 * (value[last] - value[max(1, round(2 * last / 3))]) if last > 1 else math.nan
+        gains[run_id] = round(gain, DIGITS)
+    return gains
