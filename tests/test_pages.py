@@ -22,6 +22,7 @@ from lora.sweep.request import requested
 
 ROOT = Path(__file__).parents[1]
 SMALL = ROOT / "results" / "reference" / "small"
+LONG = SMALL.parent / "long"
 TABLE_1 = SMALL.parent / "efficiency" / "intel-xeon-6-167-amx-bf16-2-cores" / "minilm-stock-bf16"
 TABLE_2 = ("sst2", "mrpc", "cola", "rte", "stsb")
 TABLES_5_AND_6 = ("cola", "stsb")
@@ -186,33 +187,55 @@ def test_what_the_page_of_the_mnli_start_says(frame):
 
 
 def test_what_the_page_of_subspaces_says():
+    page = "experiments/subspaces/README.md"
+    long, small = (
+        json.loads((folder / "analysis" / "subspaces.json").read_text())["entries"] for folder in (LONG, SMALL)
+    )
+    paper = pd.read_csv(ROOT / "experiments" / "subspaces" / "paper.csv").set_index(["method", "task"])["value"]
+
+    def ends(values, digits):
+        return " to ".join(f"{pick(values):.{digits}f}" for pick in (min, max))
+
+    def layers(entries, rank):
+        return [case["layers"] for case in entries if case["kind"] == "amplification" and case["rank"] == rank]
+
+    def factors(entries, rank):
+        return [layer[3]["update"] / layer[3]["in_update"] for layer in layers(entries, rank)]
+
+    assert {round(factor, 1) for factor in factors(long, 64)} == {1.2} and len(factors(small, 8)) == 4
+    published = paper["LoRA r=4", "amplification factor"], paper["LoRA r=64", "amplification factor"]
     says(
-        "experiments/subspaces/README.md",
-        "3 to 4 times that of W in the update's directions at r = 8, and 0.3 to 0.5 times at r = 64",
-        "0.8 to 1.4 times as much of W as random directions do, over all layers and both ranks",
-        "16 times at r = 4 and 6 times at r = 64",
-        "phi(8, 64) is 0.22 to 0.30, and 0.17 for random matrices",
+        page,
+        f"r = 8 | {ends(factors(long, 8), 0)} | {ends(factors(small, 8), 0)} | {published[0]} (r = 4)",
+        f"r = 64 | 1.2 | {ends(factors(small, 64), 1)} | {published[1]:.0f} |",
+    )
+    carried = [
+        ends([one["in_update"] / one["in_random"] for rank in (8, 64) for of in layers(found, rank) for one in of], 1)
+        for found in (long, small)
+    ]
+    ratios = [paper[f"LoRA r={r}", "U,V from Delta W_q"] / paper[f"LoRA r={r}", "U,V from random"] for r in (4, 64)]
+    says(page, f"all layers | {carried[0]} | {carried[1]} | {ratios[0]:.0f} (r = 4), {ratios[1]:.0f} (r = 64)")
+
+    def phi(entries, label, row="8", column="64"):
+        cases = [case for case in entries if "phi" in case and case["label"] == label]
+        return [case["phi"][case["rows"].index(row)][case["columns"].index(column)] for case in cases]
+
+    whens = ("trained", "before training")
+    trained, before = ([*phi(long, f"Wq, {when}"), *phi(long, f"Wv, {when}")] for when in whens)
+    of_seeds = [*phi(long, "Wq, two seeds"), *phi(long, "Wv, two seeds")]
+    small_seeds = [*phi(small, "Wq, two seeds"), *phi(small, "Wv, two seeds")]
+    assert {f"{value:.2f}" for found in (long, small) for value in phi(found, "random Gaussian")} == {"0.17"}
+    tops = [phi(long, f"{target}, trained", "1", "1")[0] for target in ("Wv", "Wq")]
+    says(
+        page,
+        f"(Figure 3) | {trained[0]:.2f} and {trained[1]:.2f} |",
+        f"before training | {before[0]:.2f} and {before[1]:.2f} |",
+        f"(Figure 4) | {of_seeds[0]:.2f} and {of_seeds[1]:.2f} | {ends(small_seeds, 2)} |",
+        "random matrices | 0.17 | 0.17 |",
+        f"it is {tops[0]:.2f} for Wv and {tops[1]:.2f} for Wq",
         "has no Figure 3",
     )
-    entries = json.loads((SMALL / "analysis" / "subspaces.json").read_text())["entries"]
-    cases = [entry for entry in entries if entry["kind"] == "amplification"]
-    assert len(cases) == 8
-    middle = {rank: [c["layers"][3] for c in cases if c["rank"] == rank] for rank in (8, 64)}
-    factors = {rank: [layer["update"] / layer["in_update"] for layer in found] for rank, found in middle.items()}
-    assert [round(pick(factors[8])) for pick in (min, max)] == [3, 4]
-    assert [round(pick(factors[64]), 1) for pick in (min, max)] == [0.3, 0.5]
-    carried = [layer["in_update"] / layer["in_random"] for case in cases for layer in case["layers"]]
-    assert [round(pick(carried), 1) for pick in (min, max)] == [0.8, 1.4]
-    paper = pd.read_csv(ROOT / "experiments" / "subspaces" / "paper.csv").set_index(["method", "task"])["value"]
-    ratios = [paper[f"LoRA r={r}", "U,V from Delta W_q"] / paper[f"LoRA r={r}", "U,V from random"] for r in (4, 64)]
-    assert [round(ratio) for ratio in ratios] == [16, 6]
-    shared = {entry["target"]: [] for entry in entries if entry["kind"] == "seeds"}
-    for entry in (entry for entry in entries if entry["kind"] == "seeds"):
-        shared[entry["target"]].append(entry["phi"][entry["rows"].index("8")][entry["columns"].index("64")])
-    trained = [*shared["q"], *shared["v"]]
-    assert [round(pick(trained), 2) for pick in (min, max)] == [0.22, 0.30]
-    assert {round(value, 2) for value in shared[None]} == {0.17}
-    assert not any(entry["kind"] == "ranks of two seeds" for entry in entries)
+    assert not any(entry["kind"] == "ranks of two seeds" for entry in small)
 
 
 def test_the_durations_are_those_of_the_records():

@@ -46,7 +46,7 @@ def roberta_base(dtype: torch.dtype) -> nn.Module:
 
 
 def random_adapters(model: nn.Module, count: int) -> list[Adapter]:
-    """Adapters of the base: A uniform as at initialisation, B of the size that training gives it, a separate head."""
+    """Adapters of the base: A as it is drawn, B of the size that training gives it, a separate head."""
     base = describe_base(model, "roberta-base of random weights")
     adapters = []
     for number in range(count):

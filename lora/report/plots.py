@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
-COLUMNS = 3
+COLUMNS = (3, 2)  # of panels: the first that fills every row, else the first
 STYLE = {
     "svg.hashsalt": "lora",  # otherwise ids in the file vary between draws
     "svg.fonttype": "none",  # text stays text
@@ -30,7 +30,7 @@ STYLE = {
 def draw(figure: Mapping[str, Any]) -> dict[str, bytes]:
     """Draw the picture as `png` and `svg`, without a display and without changing global state."""
     panels = figure["panels"]
-    columns = min(COLUMNS, len(panels))
+    columns = min(next((columns for columns in COLUMNS if not len(panels) % columns), COLUMNS[0]), len(panels))
     rows = math.ceil(len(panels) / columns)
     longest = max((len(s.get("names", ())) for panel in panels for s in panel.get("series", ())), default=0)
     width, height = {"forest": (5.5, 0.8 + 0.2 * longest), "heat": (3.0, 2.8)}.get(figure["kind"], (3.6, 3.0))

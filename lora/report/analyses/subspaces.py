@@ -113,7 +113,7 @@ def analyse(adapters: Mapping[tuple[str, str, int, int], Saved]) -> tuple[list[d
                 of_ranks = (f"r = {SMALL}, seed {seeds[0]}", f"r = {LARGE}, seed {seeds[1]}")
                 names = range(1, SMALL + 1), AXIS
                 trained, untrained = ([of(saved, middle) for saved in (small, second)] for of in (learned, drawn))
-                for when, pair in (("trained", trained), ("at initialisation", untrained)):
+                for when, pair in (("trained", trained), ("before training", untrained)):
                     phi, label = similarity(*pair), f"W{target}, {when}"
                     cases.append({"kind": "ranks of two seeds", **about, **grid(phi, label, *of_ranks, *names)})
                 used |= {small.record.run_id, second.record.run_id}
