@@ -34,6 +34,7 @@ from lora.report.figures import by_targets
 from lora.report.notes import ffn_notes
 from lora.report.page.drawings import draw_interval
 from lora.report.page.render import html_table, sort_value
+from lora.report.plots import columns_of
 from lora.report.readme import block
 from lora.report.reference import against_reference
 from lora.report.tables import cell_text, start_table, table2, table5, table6
@@ -306,6 +307,10 @@ def test_choosing_the_epoch_by_the_other_seeds():
     assert np.isnan(chosen_by_others(np.column_stack([a]))).all()
     undefined = np.column_stack([[math.nan, 0.9], [0.8, 0.1]])
     assert chosen_by_others(undefined).tolist() == [0.9, 0.1]
+
+
+def test_panels_fill_their_rows_where_they_can():
+    assert [columns_of(panels) for panels in range(1, 10)] == [1, 2, 3, 2, 3, 3, 3, 2, 3]
 
 
 def test_best_against_last_by_hand():

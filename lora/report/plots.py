@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
-COLUMNS = (3, 2)  # of panels: the first that fills every row, else the first
+COLUMNS = (3, 2)  # of panels
 STYLE = {
     "svg.hashsalt": "lora",  # otherwise ids in the file vary between draws
     "svg.fonttype": "none",  # text stays text
@@ -30,7 +30,7 @@ STYLE = {
 def draw(figure: Mapping[str, Any]) -> dict[str, bytes]:
     """Draw the picture as `png` and `svg`, without a display and without changing global state."""
     panels = figure["panels"]
-    columns = min(next((columns for columns in COLUMNS if not len(panels) % columns), COLUMNS[0]), len(panels))
+    columns = columns_of(len(panels))
     rows = math.ceil(len(panels) / columns)
     longest = max((len(s.get("names", ())) for panel in panels for s in panel.get("series", ())), default=0)
     width, height = {"forest": (5.5, 0.8 + 0.2 * longest), "heat": (3.0, 2.8)}.get(figure["kind"], (3.6, 3.0))
@@ -47,6 +47,11 @@ def draw(figure: Mapping[str, Any]) -> dict[str, bytes]:
         svg = saved(canvas, "svg")  # without a title: the page has it as text, in its own font
         canvas.suptitle(figure["title"], fontsize=10)
         return {"png": saved(canvas, "png"), "svg": svg}
+
+
+def columns_of(panels: int) -> int:
+    """The columns of a figure: three, or two if only two fill every row."""
+    return min(panels, next((columns for columns in COLUMNS if not panels % columns), COLUMNS[0]))
 
 
 def saved(canvas: Canvas, form: str) -> bytes:
