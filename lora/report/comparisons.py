@@ -154,8 +154,9 @@ def best_against_last(frame: pd.DataFrame, curves: pd.DataFrame, planned: Sequen
     """
     expected = expected_runs(planned).merge(frame[["run_id", "best", "last"]], on="run_id").dropna()
     expected = expected.assign(label=told_apart(expected))
-    by_run = {run_id: group.to_numpy() for run_id, group in curves.groupby("run_id")["value"]}
-    gains = last_third(curves)
+    found = curves[curves["run_id"].isin(expected["run_id"])]
+    by_run = {run_id: group.to_numpy() for run_id, group in found.groupby("run_id")["value"]}
+    gains = last_third(found)
     lines = []
     for _, runs in expected.groupby(CELL, sort=False):
         best, last = 100 * runs["best"], 100 * runs["last"]

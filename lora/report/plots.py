@@ -16,7 +16,6 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
-COLUMNS = (3, 2)  # of panels
 STYLE = {
     "svg.hashsalt": "lora",  # otherwise ids in the file vary between draws
     "svg.fonttype": "none",  # text stays text
@@ -51,7 +50,7 @@ def draw(figure: Mapping[str, Any]) -> dict[str, bytes]:
 
 def columns_of(panels: int) -> int:
     """The columns of a figure: three, or two if only two fill every row."""
-    return min(panels, next((columns for columns in COLUMNS if not panels % columns), COLUMNS[0]))
+    return 2 if panels % 3 and not panels % 2 else min(panels, 3)
 
 
 def saved(canvas: Canvas, form: str) -> bytes:
