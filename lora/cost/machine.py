@@ -18,7 +18,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numba", 
 VECTORS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "bf16", "asimd")  # CPU flags, the widest first
 VENDORS = {"GenuineIntel": "Intel", "AuthenticAMD": "AMD", "0x41": "Arm", "0xc0": "Ampere"}  # /proc/cpuinfo -> name
 # glibc's variables for the settings of `lora.training.allocator.keep_freed_memory`, to give them to peers' processes.
-ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 # Description.
