@@ -20,7 +20,7 @@ from lora.models.sizes import gpt3_count
 from lora.records.record import FRAME_COLUMNS
 from lora.report.aggregate import Planned, labelled
 from lora.report.build import build
-from lora.report.claims.findings import Finding, after_holm, smallest_p
+from lora.report.claims.findings import Finding, after_holm, not_measured, smallest_p
 from lora.report.claims.judging import checked_claims
 from lora.report.claims.known import check_cells, known_cells
 from lora.report.claims.shown import interval_text, text, to_json, value_text, verdict_table
@@ -356,10 +356,38 @@ def test_the_readme_shows_all_comparisons_of_a_claim():
     last = verdict(claim, "minilm", [finding(3.0, 2.0, 4.0)])
     shown = dataclasses.replace(verdict(claim, "minilm", both), on_last=last)
     ((word, sentence, found),) = verdict_rows([shown])
-    assert word == "**cannot tell (last epoch: supported)** (-)" and sentence == f"{claim.sentence} (all-MiniLM-L6-v2)"
+    assert word == "**cannot tell (last epoch: supported)** (-)" and sentence == claim.sentence
     assert found == f"A - B: +3.00 (+2.00 to +4.00), n = 5<br>A - B: -0.50 (-2.00 to +1.00), n = 5; {both[1].reason}"
     reasons = verdict_table([shown])["Undecided because"]
     assert both[1].reason and list(reasons) == ["-", both[1].reason]
+
+
+def test_the_readme_says_once_what_all_comparisons_lack():
+    (claim,) = [each for each in read_claims() if each.id == "houlsby_below_both"]
+    few = [
+        dataclasses.replace(finding(mean, -2.0, 1.0, holds=None), n=3, reason=f"too few seeds; {needed} would do")
+        for mean, needed in ((-0.5, 6), (-0.25, 9))
+    ]
+    none = not_measured("A - C", few[0].bound, "too few seeds", "points")
+    ((_, _, found),) = verdict_rows([verdict(claim, "minilm", [*few, none])])
+    values = ["-0.50 (-2.00 to +1.00), n = 3; 6 would do", "-0.25 (-2.00 to +1.00), n = 3; 9 would do"]
+    assert found.split("<br>") == [*(f"A - B: {value}" for value in values), "A - C", "too few seeds"]
+
+
+def test_devices_that_agree_share_a_verdict_and_a_range_in_the_readme():
+    (claim,) = [each for each in read_claims() if each.id == "merged_adds_no_latency"]
+
+    def on(about: str, mean: float, n: int = 5, label: str = "latency, a / b"):
+        found = finding(mean, mean - 0.01, mean + 0.01, bound=Bound("above", 0), unit="ratio")
+        return verdict(claim, about, [dataclasses.replace(found, n=n, label=label)])
+
+    ((word, _, found),) = verdict_rows([on("cpu", 0.5), on("gpu", 0.75)])
+    assert word == "**supported** (-), 2 devices"
+    assert found == "latency, a / b: 0.500 to 0.750 (intervals within 0.490 to 0.760), n = 5"
+    ((_, _, found),) = verdict_rows([on("cpu", 0.5), on("gpu", 0.5, n=6)])
+    assert found == "latency, a / b: 0.500 (intervals within 0.490 to 0.510)"
+    both = [on("cpu", 0.5), on("gpu", 0.5, label="latency, a / c")]
+    assert verdict_rows(both)[0][2].count("<br>") == 1  # other ratios do not share a range
 
 
 def test_batches_of_one_cost_share_a_line_of_the_readme():
@@ -704,6 +732,7 @@ def test_devices_share_a_line_of_the_readme_and_encoders_do_not(tmp_path):
     undecided = f"{label}: 1.00 (0.990 to 1.03), n = 20; the bound lies inside the interval"
     assert row[2] == f"cpu:<br>{undecided}<br>other:<br>{label}: 1.00 (0.990 to 1.01), n = 20"
     minilm = next(each for each in found if each.claim.id == "lora_as_good_as_full")
+    assert [sentence for _, sentence, _ in verdict_rows([minilm])] == [minilm.claim.headline]
     rows = verdict_rows([dataclasses.replace(minilm, about=about) for about in ("minilm", "mpnet_base")])
     assert [sentence.rpartition(" (")[2] for _, sentence, _ in rows] == ["all-MiniLM-L6-v2)", "all-mpnet-base-v2)"]
 

@@ -569,6 +569,15 @@ def test_the_first_screen_shows_the_figure_of_its_table(whole, suffix):
     )
 
 
+def test_the_first_screen_judges_the_papers_sentences_and_the_page_all(whole):
+    ours = [each.claim.sentence for each in whole.verdicts if each.claim.ours]
+    papers = [each.claim.sentence for each in whole.verdicts if not each.claim.ours]
+    (claims,) = [table for table in whole.tables if table.name == "claims"]
+    assert ours and not any(sentence in whole.readme for sentence in ours)
+    assert all(sentence in whole.readme for sentence in papers)
+    assert all(any(sentence in cell for cell in claims.cells["Claim"]) for sentence in (*ours, *papers))
+
+
 def test_pictures_of_the_committed_readme_exist():
     shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (ROOT / "README.md").read_text())
     assert shown and all((ROOT / path).exists() for path in shown)
