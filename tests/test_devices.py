@@ -1,6 +1,9 @@
 """Limits that this machine's processors set to a sweep: available precisions, concurrent runs on one GPU."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,12 +28,13 @@ HAS_GPU = torch.cuda.is_available()
 needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="no GPU")
 
 
-def with_gpu(monkeypatch, memory: int | None, capability: int = 8) -> None:
-    """Simulate a machine with a GPU, as its driver would describe it."""
+def with_gpu(monkeypatch, memory: int | None, capability: int = 8, gpus: int = 1) -> None:
+    """Simulate a machine with GPUs, as its driver would describe them."""
     for place in ("lora.config.kernel_choice.has_gpu", "lora.sweep.expand.has_gpu", "lora.sweep.devices.has_gpu"):
         monkeypatch.setattr(place, lambda: True)
     monkeypatch.setattr("lora.config.kernel_choice.ask_driver", lambda ask, kind: capability)
     monkeypatch.setattr(devices, "gpu_memory", lambda: memory)
+    monkeypatch.setattr(devices, "visible_gpus", lambda: gpus)
 
 
 # The precisions that a processor has.
@@ -77,6 +81,10 @@ def test_as_many_runs_as_fit_into_a_gpu(tiny_config, monkeypatch):
     for memory, workers in ((100 * need, 8), (4 * need, 3), (need / 2, 1), (None, 1)):
         with_gpu(monkeypatch, memory)
         assert devices.runs_at_once([small, large], 8) == workers
+    for memory, workers in ((4 * need, 6), (100 * need, 8), (None, 2)):
+        with_gpu(monkeypatch, memory, gpus=2)
+        assert devices.runs_at_once([small, large], 8) == workers
+    assert devices.runs_at_once([small, large], 1) == 1
     with_gpu(monkeypatch, need / 2)
     assert devices.runs_at_once([tiny_config("runtime.device=cpu")], 8) == 8
     assert devices.runs_at_once([tiny_config("runtime.device=auto", "train.kernels=fused")], 8) == 8
@@ -116,6 +124,66 @@ def test_an_encoder_of_unknown_size_has_the_gpu_to_itself(monkeypatch):
     unknown = compose_run([*paper, "model=roberta_base", "model.name=other", "model.hub_id=an/other"])
     assert devices.runs_at_once([known], 4) == 4
     assert devices.runs_at_once([known, unknown], 4) == 1
+
+
+# The GPU of each worker.
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "names"),
+    [
+        (None, 0, ()),
+        (None, 2, ("0", "1")),
+        ("3,1", 2, ("3", "1")),
+        ("GPU-1f, MIG-2a", 2, ("GPU-1f", "MIG-2a")),
+        ("1,7,0", 1, ("1",)),  # the driver ends the list at a GPU that does not exist
+        ("", 0, ()),
+    ],
+)
+def test_gpus_have_the_names_by_which_a_process_sees_them(visible, count, names, monkeypatch):
+    monkeypatch.delenv(devices.VISIBLE, raising=False)
+    if visible is not None:
+        monkeypatch.setenv(devices.VISIBLE, visible)
+    monkeypatch.setattr(devices, "visible_gpus", lambda: count)
+    assert devices.gpu_names() == names
+
+
+# A worker that says which GPU it sees, then waits for the end of its input.
+WORKER = """
+import os, sys
+from lora.sweep.devices import VISIBLE, begin_worker
+begin_worker(os.getppid(), sys.argv[1:])
+print(os.environ[VISIBLE], flush=True)
+sys.stdin.read()
+"""
+
+
+def test_workers_share_the_gpus_evenly_and_a_new_one_takes_a_dead_ones(monkeypatch):
+    monkeypatch.setenv(devices.VISIBLE, "7,5")
+    workers = []
+
+    def begin(*gpus: str) -> str:
+        command = [sys.executable, "-c", WORKER, *gpus]
+        workers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        return workers[-1].stdout.readline().strip()
+
+    try:
+        assert [begin("7", "5") for _ in range(4)] == ["7", "5", "7", "5"]
+        workers[1].kill()
+        workers[1].wait()
+        assert begin("7", "5") == "5"
+        assert begin("7") == "7,5"  # nothing to share: the variable stays
+    finally:
+        for worker in workers:
+            worker.communicate(timeout=60)
+
+
+def test_the_launchers_workers_are_told_of_the_gpus(tiny_overrides, monkeypatch):
+    with_gpu(monkeypatch, 2**40, gpus=2)
+    monkeypatch.delenv(devices.VISIBLE, raising=False)
+    overrides = [o for o in tiny_overrides if not o.startswith("runtime.device")]
+    told = launched(overrides).joblib
+    assert told["initializer"] is devices.begin_worker and told["initargs"] == (os.getpid(), ("0", "1"))
 
 
 # The messages.

@@ -119,8 +119,13 @@ def gpu_has_bf16() -> bool:
 
 
 def gpu_memory() -> int | None:
-    """Total memory of the first GPU in bytes, used or not; None without a GPU."""
-    return ask_driver(lambda driver, answer: driver.cuDeviceTotalMem_v2(answer, 0), ctypes.c_size_t)
+    """Total memory of the smallest GPU in bytes, used or not; None without a GPU."""
+
+    def total(place: int) -> int | None:
+        return ask_driver(lambda driver, answer: driver.cuDeviceTotalMem_v2(answer, place), ctypes.c_size_t)
+
+    totals = [each for each in map(total, range(visible_gpus())) if each is not None]
+    return min(totals, default=None)
 
 
 def ask_driver(ask: Callable[[ctypes.CDLL, Any], int], kind: type) -> int | None:

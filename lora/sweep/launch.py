@@ -18,7 +18,7 @@ from lora.errors import UserError, first_line
 from lora.files import check_writable
 from lora.records.record import RunRecord, adapter_path
 from lora.sweep.announce import announcement
-from lora.sweep.devices import local_workers
+from lora.sweep.devices import begin_worker, gpu_names, local_workers
 from lora.sweep.estimate import estimator, records_of_this_machine
 from lora.sweep.expand import PlannedRun
 from lora.sweep.leftovers import tidy
@@ -197,7 +197,7 @@ def launch_once(
     training: Callable[[], list[int]] = list
     if settings.name == "local":
         workers, training = worker_processes, functools.partial(locks.children, ids)
-        ours = {"n_jobs": sweep.workers, "initializer": signals.begin_worker, "initargs": (os.getpid(),)}
+        ours = {"n_jobs": sweep.workers, "initializer": begin_worker, "initargs": (os.getpid(), gpu_names())}
         launcher.joblib |= ours  # type: ignore[attr-defined]  # passed on to joblib.Parallel by the plugin
     # joblib replaces a worker whose memory grows, without losing a job.
     warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
