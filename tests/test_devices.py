@@ -1,4 +1,4 @@
-"""Limits that this machine's processors set to a sweep: available precisions, concurrent runs on one GPU."""
+"""What this machine's processors set for a sweep: available precisions, concurrent runs, the GPU of each worker."""
 
 import json
 import os

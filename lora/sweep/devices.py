@@ -25,6 +25,9 @@ from lora.training import signals
 PARAMETER_BYTES = 16  # weight, gradient and AdamW's two moments in float32, as if every parameter were trained
 PROCESS_BYTES = 2**30  # ours: CUDA's context, the libraries' kernels, and the allocator's free blocks
 SHARE = 0.9  # ours: share of the GPU's memory that runs may fill
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+_slots: list[socket.socket] = []  # kept until this process ends
 
 
 def local_workers(todo: Sequence[PlannedRun], workers: int, stated: bool) -> int:
@@ -101,9 +104,6 @@ def parameter_count(sizes: Mapping[str, Any]) -> int | None:
 
 
 # The GPU of each worker.
-
-VISIBLE = "CUDA_VISIBLE_DEVICES"
-_slots: list[socket.socket] = []  # kept until this process ends
 
 
 def gpu_names() -> tuple[str, ...]:
