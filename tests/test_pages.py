@@ -346,6 +346,12 @@ def test_what_the_page_says_of_the_base_size_encoder():
     by_epoch = lora.pivot(index="run_id", columns="epoch", values="value")
     assert interval(100 * (by_epoch[5] - by_epoch[3]))[0] > 0
     says("experiments/base_size/README.md", "LoRA still rises at the end of its 5 epochs")
+    long = load_frame(load_records(LONG)[0])
+    shared = long[long["seed"].isin(runs["seed"]) & (long["epochs"] == 10)]
+    change = found - differences(shared, "lora-qv-r8", "full", ["cola"])
+    low, high = interval(change)
+    assert low < 0 < high
+    says("experiments/base_size/README.md", f"it changes by {change.mean():+.1f} points ({low:+.1f} to {high:+.1f})")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

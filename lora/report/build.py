@@ -22,6 +22,7 @@ from lora.report.claims.judging import verdicts
 from lora.report.claims.shown import to_json, verdict_table
 from lora.report.claims.verdicts import Verdict
 from lora.report.figures import Figure
+from lora.report.gap import RECORDS, gap_table
 from lora.report.learning_rate import LEARNING_RATE, learning_rate_table
 from lora.report.notes import encoder_notes
 from lora.report.page import page
@@ -173,7 +174,10 @@ def build(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) -> 
 
 
 def pages(report: Report) -> dict[Path, str]:
-    """Path -> text of the README and the experiments' pages, with this report's numbers between their marks."""
+    """Path -> text of the README and the experiments' pages, with this report's numbers between their marks.
+
+    The table of gaps compares several profiles' records, and any of their reports writes it.
+    """
     shown = {ROOT / "README.md": report.readme}
     for folder, names in PAGES.items():
         own = [table for table in report.tables if table.name.removesuffix("_part") in names]
@@ -181,7 +185,12 @@ def pages(report: Report) -> dict[Path, str]:
         expected = report.gathered.tried if folder == LEARNING_RATE else report.gathered.planned.get(folder, ())
         progress = report.progress(expected) if own else ""
         shown[ROOT / "experiments" / folder / "README.md"] = "\n".join([f"{progress}\n"] * bool(progress) + texts)
-    return {path: in_readme(path.read_text(), report.name, text) for path, text in shown.items() if path.exists()}
+    found = {path: in_readme(path.read_text(), report.name, text) for path, text in shown.items() if path.exists()}
+    path, own = ROOT / "experiments" / "README.md", report.gathered
+    if report.name in RECORDS and path.exists():
+        every = {name: own if name == report.name else gather(name, (), own.results) for name in RECORDS}
+        found[path] = in_readme(path.read_text(), "gaps", gap_table(every))
+    return found
 
 
 def untitled(table: Table) -> str:

@@ -76,15 +76,20 @@ def paired_differences(one: pd.DataFrame, other: pd.DataFrame, column: str = "be
     return pairs[[*keys, "run_id", "run_id_other", "difference"]].dropna().reset_index(drop=True)
 
 
-def seed_averages(pairs: pd.DataFrame, tasks: Sequence[str]) -> Float[np.ndarray, " seeds"]:
-    """The mean over tasks of each seed's differences, by seed. Seeds that lack one of the tasks are excluded.
+def by_seed(pairs: pd.DataFrame, tasks: Sequence[str]) -> pd.Series:
+    """Seed -> the mean over tasks of its differences. Seeds that lack one of the tasks are excluded.
 
     Args:
         pairs: `paired_differences`.
         tasks: One task or several; their order does not matter.
     """
     table = pairs.pivot(index="seed", columns="task", values="difference").reindex(columns=sorted(tasks)).dropna()
-    return table.mean(axis=1).round(DIGITS).to_numpy(float)
+    return table.mean(axis=1).round(DIGITS)
+
+
+def seed_averages(pairs: pd.DataFrame, tasks: Sequence[str]) -> Float[np.ndarray, " seeds"]:
+    """The values of `by_seed`, in the order of the seeds."""
+    return by_seed(pairs, tasks).to_numpy(float)
 
 
 def mean_interval(values: Float[np.ndarray, " n"], level: float = LEVEL) -> Interval:
@@ -98,6 +103,21 @@ def mean_interval(values: Float[np.ndarray, " n"], level: float = LEVEL) -> Inte
     mean = float(values.mean())
     half = float(half_width(values.std(ddof=1), count, level)) if count > 1 and np.ptp(values) else math.nan
     return Interval(mean, mean - half, mean + half, count)
+
+
+def welch_interval(one: Float[np.ndarray, " n"], other: Float[np.ndarray, " m"], level: float = LEVEL) -> Interval:
+    """Welch's t interval of the difference between the means of two independent samples; n counts the smaller one.
+
+    Returns: NaN bounds if a sample has fewer than two values or no sample has spread.
+    """
+    count = min(len(one), len(other))
+    if count == 0:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    mean = float(one.mean() - other.mean())
+    if count < 2 or not (np.ptp(one) or np.ptp(other)):
+        return Interval(mean, math.nan, math.nan, count)
+    found = stats.ttest_ind(one, other, equal_var=False).confidence_interval(level)
+    return Interval(mean, float(found.low), float(found.high), count)
 
 
 def half_width(std: float, count: int | Int[np.ndarray, " k"], level: float = LEVEL) -> Any:
