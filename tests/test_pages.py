@@ -354,6 +354,26 @@ def test_what_the_page_says_of_the_base_size_encoder():
     says("experiments/base_size/README.md", f"it changes by {change.mean():+.1f} points ({low:+.1f} to {high:+.1f})")
 
 
+def test_what_the_pages_say_of_the_long_run(frame):
+    runs = load_frame(load_records(LONG)[0])
+    runs = runs[(runs["seed"] > 5) & (runs["epochs"] == 10)]
+    average = differences(runs, "lora-qv-r8", "full", ["cola", "mrpc", "stsb"])
+    assert len(average) == 5
+    told = [average, *(differences(which, "lora-qv-r8", "full", ["cola"]) for which in (runs, frame))]
+    told += [differences(which, "lora-qv-r8", "houlsby-m8", ["cola"]) for which in (runs, frame)]
+    shown = [f"{values.mean():+.1f} ({low:+.1f} to {high:+.1f})" for values in told for low, high in [interval(values)]]
+    says(
+        "README.md",
+        f"On its average of CoLA, MRPC and STS-B, LoRA minus full fine-tuning is {shown[0]}. On CoLA it is {shown[1]}, "
+        f"against {shown[2]} in these runs, and LoRA minus Houlsby adapters {shown[3]}, against {shown[4]}.",
+    )
+    pairs = pd.read_csv(LONG / "tables" / "pairs.csv")
+    assert len(pairs) == 24 and pairs["p (Holm)"].min() > 0.05
+    says(
+        "experiments/glue_table2/README.md", "In the long run, none of them remains significant after Holm's correction"
+    )
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_page_points_to_exists(page):
     text = page.read_text()
