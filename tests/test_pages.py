@@ -70,19 +70,13 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def test_what_the_readme_says_of_table_2(frame):
-    says(
-        "README.md",
-        "LoRA on Wq and Wv scores below full fine-tuning on the average of five tasks",
-        "Houlsby adapters of the same size above LoRA",
-        "undecided by the best one, below by the last",
-        "A start from one MNLI run helps LoRA on MRPC, RTE and STS-B",
-    )
+def test_what_the_page_says_of_the_short_runs(frame):
     says(
         "experiments/glue_table2/README.md",
+        "LoRA on Wq and Wv scores below full fine-tuning on the average of the five tasks",
         "The whole interval lies beyond the bound of 1 point",
-        "Houlsby adapters of the same size score above LoRA on the average",
-        "undecided by the best epoch; by the last epoch they do",
+        "Houlsby adapters of the same size score above LoRA on the average. Whether they score below full fine-tuning "
+        "is undecided by the best epoch; by the last epoch they do",
     )
     for column in ("best", "last"):
         assert interval(differences(frame, "lora-qv-r8", "full", TABLE_2, column))[1] < -1
@@ -90,8 +84,23 @@ def test_what_the_readme_says_of_table_2(frame):
     low, high = interval(differences(frame, "houlsby-m8", "full", TABLE_2))
     assert low < 0 < high
     assert interval(differences(frame, "houlsby-m8", "full", TABLE_2, "last"))[1] < 0
-    for task in ("mrpc", "rte", "stsb"):
-        assert interval(differences(frame, "lora-qv-r8", "lora-qv-r8", [task], start="mnli"))[0] > 0
+
+
+def survive_the_correction(
+    frame: pd.DataFrame, methods: Sequence[str], tasks: Sequence[str]
+) -> list[tuple[str, str, str]]:
+    """Holm's correction over every difference between two methods, on each task and on their average."""
+    found = {}
+    for one, other in combinations(methods, 2):
+        for of, name in (*(([task], task) for task in tasks), (tasks, "average")):
+            found[one, other, name] = stats.ttest_1samp(differences(frame, one, other, of), 0).pvalue
+    order = sorted(found, key=found.get)
+    rejected = []
+    for place, key in enumerate(order):
+        if found[key] * (len(order) - place) > 0.05:
+            break
+        rejected.append(key)
+    return rejected
 
 
 def test_one_difference_survives_the_correction(frame):
@@ -100,24 +109,16 @@ def test_one_difference_survives_the_correction(frame):
         "one remains significant after Holm's correction: LoRA is below full fine-tuning on CoLA",
         "none of the differences of BitFit or Pfeiffer adapters does. These have three seeds",
     )
-    found = {}
-    for one, other in combinations(METHODS, 2):
-        for tasks in (*([task] for task in TABLE_2), TABLE_2):
-            found[one, other, *tasks] = stats.ttest_1samp(differences(frame, one, other, tasks), 0).pvalue
-    assert len(found) == 60
-    order = sorted(found, key=found.get)
-    rejected = []
-    for place, key in enumerate(order):
-        if found[key] * (len(order) - place) > 0.05:
-            break
-        rejected.append(key)
-    assert rejected == [("full", "lora-qv-r8", "cola")]
+    assert survive_the_correction(frame, METHODS, TABLE_2) == [("full", "lora-qv-r8", "cola")]
     counts = frame[frame["start"] == "pretrained"].groupby(["slug", "task"])["seed"].nunique()
     assert {counts[slug, task] for slug in ("bitfit", "pfeiffer-m16") for task in TABLE_2} == {3}
 
 
 def test_most_curves_still_rise(frame):
-    says("README.md", "Each run sees 2,000 or 4,000 examples for three epochs, and most learning curves still rise")
+    says(
+        "experiments/glue_table2/README.md",
+        "Three epochs on a subset of the rows; most learning curves still rise at the end",
+    )
     runs = frame[frame["slug"].isin(METHODS) & (frame["start"] == "pretrained") & frame["task"].isin(TABLE_2)]
     assert set(runs["train_rows"]) == {2000, 4000}
     curves = load_curves(load_records(SMALL)[0])
@@ -357,21 +358,55 @@ def test_what_the_page_says_of_the_base_size_encoder():
 def test_what_the_pages_say_of_the_long_run(frame):
     runs = load_frame(load_records(LONG)[0])
     runs = runs[(runs["seed"] > 5) & (runs["epochs"] == 10)]
-    average = differences(runs, "lora-qv-r8", "full", ["cola", "mrpc", "stsb"])
-    assert len(average) == 5
-    told = [average, *(differences(which, "lora-qv-r8", "full", ["cola"]) for which in (runs, frame))]
-    told += [differences(which, "lora-qv-r8", "houlsby-m8", ["cola"]) for which in (runs, frame)]
-    shown = [f"{values.mean():+.1f} ({low:+.1f} to {high:+.1f})" for values in told for low, high in [interval(values)]]
+    assert set(runs["train_rows"]) == {8551, 3668, 5749}
+    tasks = ("mrpc", "cola", "stsb")
+    of_full = [differences(which, "lora-qv-r8", "full", tasks) for which in (runs, frame)]
+    assert [len(values) for values in of_full] == [5, 5]
+    shown = [f"{v.mean():+.1f} ({low:+.1f} to {high:+.1f})" for v in of_full for low, high in [interval(v)]]
     says(
         "README.md",
-        f"On its average of CoLA, MRPC and STS-B, LoRA minus full fine-tuning is {shown[0]}. On CoLA it is {shown[1]}, "
-        f"against {shown[2]} in these runs, and LoRA minus Houlsby adapters {shown[3]}, against {shown[4]}.",
+        f"undecided whether LoRA on Wq and Wv is comparable to full fine-tuning: the difference on the average of "
+        f"three tasks is {shown[0]}, and its bound is -1",
+        "Houlsby adapters of the same size score above LoRA, the opposite of the paper; whether they score below full "
+        "fine-tuning is undecided",
+        f"in the short runs of `small`, LoRA minus full fine-tuning on these tasks is {shown[1]}",
     )
-    pairs = pd.read_csv(LONG / "tables" / "pairs.csv")
-    assert len(pairs) == 24 and pairs["p (Holm)"].min() > 0.05
     says(
-        "experiments/glue_table2/README.md", "In the long run, none of them remains significant after Holm's correction"
+        "experiments/glue_table2/README.md",
+        "is undecided on the average: the bound of 1 point lies inside the interval",
+        "Houlsby adapters of the same size score above LoRA on the average, the opposite of the paper. Whether they "
+        "score below full fine-tuning is undecided",
+        "LoRA on all four matrices at r = 4 is not known to differ from LoRA on Wq and Wv on the average",
+        "one remains significant after Holm's correction: LoRA on Wq and Wv is below Houlsby adapters on MRPC",
     )
+    for column in ("best", "last"):
+        low, high = interval(differences(runs, "lora-qv-r8", "full", tasks, column))
+        assert low < -1 < high
+        assert interval(differences(runs, "houlsby-m8", "lora-qv-r8", tasks, column))[0] > 0
+        for one, other in (("houlsby-m8", "full"), ("lora-qkvo-r4", "lora-qv-r8")):
+            low, high = interval(differences(runs, one, other, tasks, column))
+            assert low < 0 < high
+    methods = ("full", "houlsby-m8", "lora-qv-r8", "lora-qkvo-r4")
+    assert survive_the_correction(runs, methods, tasks) == [("houlsby-m8", "lora-qv-r8", "mrpc")]
+
+
+def test_what_the_page_says_of_the_change_since_the_short_runs(frame):
+    """ "Most" is more than half. Both profiles have their own seeds, so the interval of a change is Welch's."""
+    says(
+        "experiments/glue_table2/README.md",
+        "On CoLA, most of the deficit that LoRA and Houlsby adapters have to full fine-tuning in `small` is gone; on "
+        "MRPC and STS-B it is not known to change",
+    )
+    runs = load_frame(load_records(LONG)[0])
+    runs = runs[(runs["seed"] > 5) & (runs["epochs"] == 10)]
+    for method in ("lora-qv-r8", "houlsby-m8"):
+        for task in ("cola", "mrpc", "stsb"):
+            before, after = (differences(which, method, "full", [task]) for which in (frame, runs))
+            low, high = stats.ttest_ind(after, before, equal_var=False).confidence_interval(0.95)
+            if task == "cola":
+                assert low > 0 and after.mean() > before.mean() / 2
+            else:
+                assert low < 0 < high
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
