@@ -55,6 +55,14 @@ def test_the_line_says_encoder_epochs_rows_start_and_what_still_rises():
     assert conditions(frame(steady), every, steady).endswith("interval over seeds): nothing.")
 
 
+@pytest.mark.parametrize(("lengths", "words"), [((3, 6), "3 and 6"), ((3, 4, 6), "3 to 6"), ((6, 6), "6")])
+def test_lengths_are_named_if_they_are_two_and_bounded_if_more(lengths, words):
+    cells = [planned(slug=f"lora-qv-r{place}") for place in range(1, len(lengths) + 1)]
+    found = [curves(runs, GAINS).query(f"epoch <= {last}") for runs, last in zip(cells, lengths, strict=True)]
+    runs = [p for cell in cells for p in cell]
+    assert f"; epochs: {words}; " in conditions(frame(runs), pd.concat(found), runs)
+
+
 def test_many_rising_cells_are_counted():
     several = [planned(slug=f"lora-qv-r{rank}") for rank in (1, 2, 4, 8, 16)]
     every = pd.concat([curves(runs, [gain] * 5) for gain, runs in enumerate(several, start=1)])

@@ -42,8 +42,11 @@ def encoder_text(model: str) -> str:
 
 
 def span(values: pd.Series) -> str:
-    low, high = values.min(), values.max()
-    return f"{low}" if low == high else f"{low} to {high}"
+    """`3`; `10 and 20`; `2 to 4` for more than two values."""
+    found = sorted(values.unique())
+    if len(found) < 3:
+        return " and ".join(map(str, found))
+    return f"{found[0]} to {found[-1]}"
 
 
 def rising_text(curves: pd.DataFrame, runs: pd.DataFrame) -> str:
