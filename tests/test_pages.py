@@ -5,6 +5,7 @@ this file again, so that it is read again next to its numbers.
 """
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from itertools import combinations
@@ -51,6 +52,15 @@ def frame() -> pd.DataFrame:
     return runs[runs["seed"] > 0]
 
 
+@pytest.fixture(scope="module")
+def long() -> pd.DataFrame:
+    """The runs of `long` of ten epochs. Seeds 0 and 5 are excluded: they chose the learning rates."""
+    records, problems = load_records(LONG)
+    assert not problems
+    runs = load_frame(records)
+    return runs[(runs["seed"] > 5) & (runs["epochs"] == 10)]
+
+
 def differences(
     frame: pd.DataFrame, one: str, other: str, tasks: Sequence[str], column: str = "best", start: str = "pretrained"
 ) -> np.ndarray:
@@ -94,6 +104,7 @@ def survive_the_correction(
     for one, other in combinations(methods, 2):
         for of, name in (*(([task], task) for task in tasks), (tasks, "average")):
             found[one, other, name] = stats.ttest_1samp(differences(frame, one, other, of), 0).pvalue
+    assert len(found) == math.comb(len(methods), 2) * (len(tasks) + 1)
     order = sorted(found, key=found.get)
     rejected = []
     for place, key in enumerate(order):
@@ -180,6 +191,8 @@ def test_what_the_page_of_the_mnli_start_says(frame):
     seconds = frame[frame["slug"] == "lora-qv-r8"].groupby(["start", "task"])["seconds"].mean()
     assert seconds["pretrained", "mnli"] > seconds["mnli"].sum()
     lora = frame[frame["slug"] == "lora-qv-r8"].pivot(index=["task", "seed"], columns="start", values="best")
+    for task in ("mrpc", "rte", "stsb"):
+        assert interval(differences(frame, "lora-qv-r8", "lora-qv-r8", [task], start="mnli"))[0] > 0
     gains = (lora["mnli"] - lora["pretrained"]).dropna().unstack("task")
     assert gains.shape == (5, 3) and (gains > 0).all(axis=None) and set(gains.idxmax(axis=1)) == {"rte"}
     scores = lora.loc["rte", "pretrained"].dropna().to_numpy()
@@ -331,7 +344,7 @@ def test_every_page_with_results_says_what_the_encoder_is():
     says("README.md", "writes GLUE submissions (without `AX.tsv`)")
 
 
-def test_what_the_page_says_of_the_base_size_encoder():
+def test_what_the_page_says_of_the_base_size_encoder(long):
     records, problems = load_records(SMALL.parent / "base")
     runs = load_frame(records)
     runs, curves = runs[runs["seed"] > 0], load_curves(records)
@@ -347,20 +360,17 @@ def test_what_the_page_says_of_the_base_size_encoder():
     by_epoch = lora.pivot(index="run_id", columns="epoch", values="value")
     assert interval(100 * (by_epoch[5] - by_epoch[3]))[0] > 0
     says("experiments/base_size/README.md", "LoRA still rises at the end of its 5 epochs")
-    long = load_frame(load_records(LONG)[0])
-    shared = long[long["seed"].isin(runs["seed"]) & (long["epochs"] == 10)]
+    shared = long[long["seed"].isin(runs["seed"])]
     change = found - differences(shared, "lora-qv-r8", "full", ["cola"])
     low, high = interval(change)
     assert low < 0 < high
     says("experiments/base_size/README.md", f"it changes by {change.mean():+.1f} points ({low:+.1f} to {high:+.1f})")
 
 
-def test_what_the_pages_say_of_the_long_run(frame):
-    runs = load_frame(load_records(LONG)[0])
-    runs = runs[(runs["seed"] > 5) & (runs["epochs"] == 10)]
-    assert set(runs["train_rows"]) == {8551, 3668, 5749}
+def test_what_the_pages_say_of_the_long_run(frame, long):
+    assert set(long["train_rows"]) == {8551, 3668, 5749}
     tasks = ("mrpc", "cola", "stsb")
-    of_full = [differences(which, "lora-qv-r8", "full", tasks) for which in (runs, frame)]
+    of_full = [differences(which, "lora-qv-r8", "full", tasks) for which in (long, frame)]
     assert [len(values) for values in of_full] == [5, 5]
     shown = [f"{v.mean():+.1f} ({low:+.1f} to {high:+.1f})" for v in of_full for low, high in [interval(v)]]
     says(
@@ -380,28 +390,26 @@ def test_what_the_pages_say_of_the_long_run(frame):
         "one remains significant after Holm's correction: LoRA on Wq and Wv is below Houlsby adapters on MRPC",
     )
     for column in ("best", "last"):
-        low, high = interval(differences(runs, "lora-qv-r8", "full", tasks, column))
+        low, high = interval(differences(long, "lora-qv-r8", "full", tasks, column))
         assert low < -1 < high
-        assert interval(differences(runs, "houlsby-m8", "lora-qv-r8", tasks, column))[0] > 0
+        assert interval(differences(long, "houlsby-m8", "lora-qv-r8", tasks, column))[0] > 0
         for one, other in (("houlsby-m8", "full"), ("lora-qkvo-r4", "lora-qv-r8")):
-            low, high = interval(differences(runs, one, other, tasks, column))
+            low, high = interval(differences(long, one, other, tasks, column))
             assert low < 0 < high
     methods = ("full", "houlsby-m8", "lora-qv-r8", "lora-qkvo-r4")
-    assert survive_the_correction(runs, methods, tasks) == [("houlsby-m8", "lora-qv-r8", "mrpc")]
+    assert survive_the_correction(long, methods, tasks) == [("houlsby-m8", "lora-qv-r8", "mrpc")]
 
 
-def test_what_the_page_says_of_the_change_since_the_short_runs(frame):
-    """ "Most" is more than half. Both profiles have their own seeds, so the interval of a change is Welch's."""
+def test_what_the_page_says_of_the_change_since_the_short_runs(frame, long):
+    """Most is more than half. Each profile has its own seeds, so the interval of a change is Welch's."""
     says(
         "experiments/glue_table2/README.md",
         "On CoLA, most of the deficit that LoRA and Houlsby adapters have to full fine-tuning in `small` is gone; on "
         "MRPC and STS-B it is not known to change",
     )
-    runs = load_frame(load_records(LONG)[0])
-    runs = runs[(runs["seed"] > 5) & (runs["epochs"] == 10)]
     for method in ("lora-qv-r8", "houlsby-m8"):
         for task in ("cola", "mrpc", "stsb"):
-            before, after = (differences(which, method, "full", [task]) for which in (frame, runs))
+            before, after = (differences(which, method, "full", [task]) for which in (frame, long))
             low, high = stats.ttest_ind(after, before, equal_var=False).confidence_interval(0.95)
             if task == "cola":
                 assert low > 0 and after.mean() > before.mean() / 2
