@@ -444,7 +444,8 @@ def test_what_the_page_says_of_twice_the_epochs(lengths):
         "all five intervals of a change include 0",
         f"The ends of LoRA's on Wq and Wv are {of_lora} points, those of LoRA - full fine-tuning {of_gap}",
         f"Houlsby adapters score below full fine-tuning on CoLA, {houlsby[20].mean():+.1f} ({low:+.1f} to "
-        f"{high:+.1f}); at 10 epochs the interval includes 0. Whether this difference depends on the length is undecided",
+        f"{high:+.1f}); at 10 epochs the interval includes 0. Whether this difference depends on the length is "
+        "undecided",
     )
     for values in (houlsby[10], houlsby[20] - houlsby[10]):
         low, high = interval(values)
