@@ -576,6 +576,11 @@ def test_lora_takes_the_mnli_start_where_a_task_has_it():
         "LoRA (qv, r8) from MNLI (MRPC, RTE) - Full fine-tuning from pretrained, average of MRPC, CoLA, RTE"
     )
     assert len(set(started.runs)) == 2 * 3 * 5
+    fewer = planned | {"glue_table2": [*lora, *(p for p in full if p.task != "rte")]}
+    (on_two,) = judged(fewer, lambda p: 0.0)["lora_from_mnli_as_good_as_full"].findings
+    assert on_two.label == (
+        "LoRA (qv, r8) from MNLI (MRPC) - Full fine-tuning from pretrained, average of MRPC, CoLA"
+    ), "a label names the starts of its own tasks"
     both = found["lora_as_good_as_full_both_from_mnli"]
     assert (both.word, both.findings) == ("cannot tell", ()) and "Full fine-tuning from MNLI" in both.reason
 

@@ -58,6 +58,11 @@ def settings_of(group: Sequence[Planned]) -> list[str]:
     return [", ".join(setting for setting in p.variant.given if setting not in shared) or USUAL for p in group]
 
 
+def on(tasks: Sequence[str], side: Sequence[Planned]) -> Sequence[Planned]:
+    """A side's cells on these tasks, so that its label names no start of another; the whole side if it has none."""
+    return [p for p in side if p.task in tasks] or side
+
+
 def labels(one: Sequence[Planned], other: Sequence[Planned]) -> list[str]:
     """The labels of the two sides. They name the starts if either side has a cell from MNLI."""
     from_mnli = any(p.start == "mnli" for p in (*one, *other))

@@ -38,7 +38,7 @@ from lora.report.aggregate import Planned, kinds_of, slug_label
 from lora.report.claims.costs import ratios
 from lora.report.claims.counts import count_ratios, slugs_of
 from lora.report.claims.findings import Finding, after_holm, exact, not_measured, smallest_p
-from lora.report.claims.sides import described, labels, select, several
+from lora.report.claims.sides import described, labels, on, select, several
 from lora.report.claims.statements import Bound, Claim, Compare
 from lora.report.stats import (
     ENOUGH_SEEDS,
@@ -145,7 +145,7 @@ def differences(
         groups = [[task] for task in claim.tasks]
     sides = [frame[frame["run_id"].isin([p.run_id for p in side])] for side in (one, other)]
     pairs = paired_differences(*sides, claim.metric)
-    return [difference(compare.bound, labels(one, other), group, pairs) for group in groups]
+    return [difference(compare.bound, labels(on(group, one), on(group, other)), group, pairs) for group in groups]
 
 
 def without_runs(compare: Compare, one: Sequence[Planned], other: Sequence[Planned]) -> Finding:
