@@ -43,22 +43,23 @@ def says(page: str, *sentences: str) -> None:
     assert not lacking, f"{page} no longer says: {lacking}"
 
 
-@pytest.fixture(scope="module")
-def frame() -> pd.DataFrame:
-    """The runs of `small` that the tables show. Seed 0 is excluded: it chose the learning rates."""
-    records, problems = load_records(SMALL)
+def runs_of(folder: Path, choices: int) -> pd.DataFrame:
+    """The runs that the tables show. Seeds up to `choices` are excluded: they chose the learning rates."""
+    records, problems = load_records(folder)
     assert not problems
     runs = load_frame(records)
-    return runs[runs["seed"] > 0]
+    return runs[runs["seed"] > choices]
+
+
+@pytest.fixture(scope="module")
+def frame() -> pd.DataFrame:
+    return runs_of(SMALL, choices=0)
 
 
 @pytest.fixture(scope="module")
 def lengths() -> pd.DataFrame:
-    """The runs of `long`, whatever their length. Seeds 0 and 5 are excluded: they chose the learning rates."""
-    records, problems = load_records(LONG)
-    assert not problems
-    runs = load_frame(records)
-    return runs[runs["seed"] > 5]
+    """The runs of `long`, whatever their length."""
+    return runs_of(LONG, choices=5)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,12 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def with_interval(values: np.ndarray) -> str:
+    """`+2.4 (+1.5 to +3.2)`: the mean and its interval."""
+    low, high = interval(values)
+    return f"{np.mean(values):+.1f} ({low:+.1f} to {high:+.1f})"
+
+
 def test_what_the_page_says_of_the_short_runs(frame):
     says(
         "experiments/glue_table2/README.md",
@@ -102,21 +109,15 @@ def test_what_the_page_says_of_the_short_runs(frame):
 
 
 def test_what_the_page_says_of_the_mnli_start_in_the_long_run(long):
-    mrpc = long[long["task"] == "mrpc"]
-    shown = {}
-    for other in ("lora-qv-r8", "full"):
-        found = differences(mrpc, "lora-qv-r8", other, ["mrpc"], start="mnli")
-        low, high = interval(found)
-        shown[other] = f"{found.mean():+.1f}", f"({low:+.1f} to {high:+.1f})", low, high
-        assert len(found) == 5
-    gain, ends, low, _ = shown["lora-qv-r8"]
-    assert low > 0
-    beside, ends_beside, low, high = shown["full"]
+    gain, beside = (differences(long, "lora-qv-r8", other, ["mrpc"], start="mnli") for other in ("lora-qv-r8", "full"))
+    assert len(gain) == len(beside) == 5
+    assert interval(gain)[0] > 0
+    low, high = interval(beside)
     assert low < 0 < high
     says(
         "experiments/mnli_start/README.md",
-        f"On MRPC, LoRA gains {gain} points {ends} from the start, paired by seed",
-        f"scores above full fine-tuning without it is undecided on MRPC: {beside} {ends_beside}",
+        f"On MRPC, the start changes LoRA's score by {with_interval(gain)} points, paired by seed",
+        f"scores above full fine-tuning without it is undecided on MRPC: {with_interval(beside)}",
     )
 
 
@@ -396,7 +397,7 @@ def test_what_the_pages_say_of_the_long_run(frame, long):
     tasks = ("mrpc", "cola", "stsb")
     of_full = [differences(which, "lora-qv-r8", "full", tasks) for which in (long, frame)]
     assert [len(values) for values in of_full] == [5, 5]
-    shown = [f"{v.mean():+.1f} ({low:+.1f} to {high:+.1f})" for v in of_full for low, high in [interval(v)]]
+    shown = [with_interval(values) for values in of_full]
     says(
         "README.md",
         f"undecided whether LoRA on Wq and Wv is comparable to full fine-tuning: the difference on the average of "
@@ -447,24 +448,22 @@ def test_what_the_page_says_of_twice_the_epochs(lengths):
     by_length = 100 * runs.pivot(index="seed", columns=["epochs", "slug"], values="best")
     assert by_length.shape == (5, 8) and by_length.notna().all(axis=None)
     scores = {epochs: by_length[epochs] for epochs in (10, 20)}
-    changes = (scores[20] - scores[10])[[*methods]]
+    changes = scores[20] - scores[10]
     gaps = {epochs: found["lora-qv-r8"] - found["full"] for epochs, found in scores.items()}
     ends = {name: interval(changes[name]) for name in methods} | {"gap": interval(gaps[20] - gaps[10])}
     assert not [name for name in methods if ends[name][0] > 1]  # the rule
     assert not (ends["gap"][0] > 0.5 or ends["gap"][1] < -0.5)
     assert all(low < 0 < high for low, high in ends.values())
-    of_lora, of_gap = (" and ".join(f"{end:+.1f}" for end in ends[name]) for name in ("lora-qv-r8", "gap"))
+    of_lora, of_gap = (" to ".join(f"{end:+.1f}" for end in ends[name]) for name in ("lora-qv-r8", "gap"))
     houlsby = {epochs: found["houlsby-m8"] - found["full"] for epochs, found in scores.items()}
-    low, high = interval(houlsby[20])
-    assert high < 0
+    assert interval(houlsby[20])[1] < 0
     says(
         "experiments/length/README.md",
-        "the long run keeps its 10 epochs: no interval meets it",
+        "No interval meets the rule, so the long run keeps its 10 epochs",
         "all five intervals of a change include 0",
-        f"The ends of LoRA's on Wq and Wv are {of_lora} points, those of LoRA - full fine-tuning {of_gap}",
-        f"Houlsby adapters score below full fine-tuning on CoLA, {houlsby[20].mean():+.1f} ({low:+.1f} to "
-        f"{high:+.1f}); at 10 epochs the interval includes 0. Whether this difference depends on the length is "
-        "undecided",
+        f"The interval is {of_lora} points for LoRA on Wq and Wv and {of_gap} for LoRA - full fine-tuning",
+        f"Houlsby adapters score below full fine-tuning on CoLA, {with_interval(houlsby[20])}; at 10 epochs the "
+        "interval includes 0. Whether this difference depends on the length is undecided",
     )
     for values in (houlsby[10], houlsby[20] - houlsby[10]):
         low, high = interval(values)
