@@ -622,6 +622,20 @@ def test_comparisons_without_runs_are_named_and_the_others_shown():
     assert last.reason == "no runs of LoRA (q, r8) are planned here"
 
 
+def test_a_task_that_a_profile_does_not_plan_is_told_from_one_that_waits():
+    """STS-B has runs without the MNLI start only; MRPC's are planned with it and not trained yet."""
+    apart = [p for task in ("mrpc", "stsb") for p in plan_of(task=task)]
+    children = plan_of(task="mrpc", start="mnli")
+    planned = {"mnli_start": [*apart, *children]}
+    verdicts = judge(read_claims(), planned, scored({"mnli_start": apart}, lambda p: 0.0), Path("none"), {})
+    found = {each.claim.id: each for each in verdicts}
+    (stsb,), (rte, mrpc) = found["mnli_start_helps_stsb"].findings, found["mnli_start_helps"].findings
+    assert stsb.label == "LoRA (qv, r8) from MNLI - LoRA (qv, r8) from pretrained, STS-B"
+    assert stsb.reason == "this profile plans no pair of such runs on STS-B"
+    assert rte.reason == "this profile plans no pair of such runs on RTE"
+    assert mrpc.reason == "no pair of seeds on MRPC"
+
+
 def test_every_claim_is_there_whatever_is_planned():
     for planned in ({}, {"mnli_start": plan_of(start="mnli")}):
         found = judged(planned, lambda p: 0.0)

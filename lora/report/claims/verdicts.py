@@ -145,7 +145,20 @@ def differences(
         groups = [[task] for task in claim.tasks]
     sides = [frame[frame["run_id"].isin([p.run_id for p in side])] for side in (one, other)]
     pairs = paired_differences(*sides, claim.metric)
-    return [difference(compare.bound, labels(on(group, one), on(group, other)), group, pairs) for group in groups]
+    named = [(group, labels(on(group, one), on(group, other))) for group in groups]
+    return [
+        difference(compare.bound, names, group, pairs)
+        if set(group) <= set(tasks)
+        else without_task(compare.bound, names, group[0])
+        for group, names in named
+    ]
+
+
+def without_task(bound: Bound, names: Sequence[str], task: str) -> Finding:
+    """A comparison on a task for which a side has no cell in the claim's experiments."""
+    title = TASKS[task].title
+    reason = f"this profile plans no pair of such runs on {title}"
+    return not_measured(f"{names[0]} - {names[1]}, {title}", bound, reason, "points")
 
 
 def without_runs(compare: Compare, one: Sequence[Planned], other: Sequence[Planned]) -> Finding:
