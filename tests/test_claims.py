@@ -238,7 +238,8 @@ def test_four_seeds_decide_nothing_by_convention(tmp_path, lora):
 
 def pairs_of(task_values: dict[str, list[float]]) -> pd.DataFrame:
     rows = [
-        {"task": task, "seed": seed, "run_id": f"a.{task}.{seed}", "run_id_other": f"b.{task}.{seed}", "difference": v}
+        {"task": task, "seed": seed, "run_id": f"a.{task}.{seed}", "run_id_other": f"b.{task}.{seed}"}
+        | {"difference": v, "across": False}
         for task, values in task_values.items()
         for seed, v in enumerate(values, start=1)
     ]
@@ -418,7 +419,8 @@ def test_batches_of_one_cost_share_a_line_of_the_readme():
 def test_the_tables_say_how_many_seeds_would_decide(tmp_path):
     """3 seeds: the README and the table name the convention, and the seeds that the present spread would need."""
     values = np.array([1.0, 2.5, 4.0])
-    pairs = pd.DataFrame({"task": "cola", "seed": range(3), "difference": values, "run_id": "a", "run_id_other": "b"})
+    ids = {"run_id": "a", "run_id_other": "b"}
+    pairs = pd.DataFrame({"task": "cola", "seed": range(3), "difference": values, "across": False, **ids})
     found = difference(Bound("above", 0), ("A", "B"), ("cola",), pairs)
     n = next(n for n in range(5, 100) if values.mean() > stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n))
     reason = f"this project's convention is at least 5; with this mean and spread, {n} would be enough"
@@ -545,7 +547,7 @@ def scored(planned, add):
     runs = [p for found in planned.values() for p in found]
     rows = [
         {**dict.fromkeys(FRAME_COLUMNS), "run_id": p.run_id, "model": p.model, "slug": p.slug, "task": p.task}
-        | {"seed": p.seed, "best": 0.6 + add(p) / 100 + spread(p), "is_part": False}
+        | {"device": "a CPU", "seed": p.seed, "best": 0.6 + add(p) / 100 + spread(p), "is_part": False}
         | {"last": 0.6, "trainable_method": 22_565_376 if p.slug == "full" else 73_728}
         for p in {p.run_id: p for p in runs}.values()
     ]
@@ -590,6 +592,20 @@ def test_lora_takes_the_mnli_start_where_a_task_has_it():
     planned["mnli_start"] = [*planned["mnli_start"], *full_children]
     both = judged(planned, lambda p: 5.0 * (p.start == "mnli"))["lora_as_good_as_full_both_from_mnli"]
     assert both.findings[0].mean == pytest.approx(0.3) and both.word == "supported"
+
+
+def test_a_verdict_says_how_many_of_its_pairs_are_across_devices():
+    lora, full = plan_of(task="cola"), plan_of(task="cola", slug="full", method="full")
+    planned = {"glue_table2": [*lora, *full]}
+    frame = scored(planned, lambda p: 0.0)
+    on_gpu = [p.run_id for p in (lora[0], lora[1], full[1])]
+    frame["device"] = frame["device"].mask(frame["run_id"].isin(on_gpu), "a GPU")
+    verdicts = judge(read_claims(), planned, frame, Path("none"), {})
+    (found,) = [each for each in verdicts if each.claim.id == "lora_as_good_as_full"]
+    assert verdict_table([found])["n"].tolist() == ["5 (1 across devices)"]
+    assert "n = 5 (1 across devices)" in text([found])
+    assert all(", n = 5 (1 across devices)" in shown for _, _, shown in verdict_rows([found]))
+    assert [one["across_devices"] for one in json.loads(to_json([found]))[0]["findings"]] == [1]
 
 
 def test_a_setting_tells_cells_of_one_slug_apart(experiments):

@@ -30,8 +30,9 @@ def curves(runs, gains):
     return pd.DataFrame(rows, columns=["run_id", "epoch", "step", "train_loss", "value"])
 
 
-def frame(runs, train_rows=2000, is_part=True):
-    return pd.DataFrame([{"run_id": p.run_id, "train_rows": train_rows, "is_part": is_part} for p in runs])
+def frame(runs, train_rows=2000, is_part=True, device="a CPU"):
+    made = {"train_rows": train_rows, "is_part": is_part, "device": device}
+    return pd.DataFrame([{"run_id": p.run_id} | made for p in runs])
 
 
 def test_a_rise_is_the_last_epoch_minus_the_one_at_two_thirds_with_student_s_interval():
@@ -48,7 +49,7 @@ def test_the_line_says_encoder_epochs_rows_start_and_what_still_rises():
     every = pd.concat([curves(planned(), GAINS), curves(full, (0.4,) * 5), curves(steady, (-1.0,) * 5)])
     found = conditions(frame([*runs, *steady]), every, [*runs, *steady])
     encoder, rows = "all-MiniLM-L6-v2 (a sentence embedder)", "CoLA 2,000, RTE 2,000"
-    about = f"Encoder: {encoder}; epochs: 6; train rows: {rows}; start: pretrained."
+    about = f"Encoder: {encoder}; epochs: 6; train rows: {rows}; start: pretrained; device: a CPU."
     assert found.startswith(f"{about} Still rising at the end (")
     assert found.endswith("CoLA LoRA (qv, r8) +1.6 (+0.2 to +3.0).")
     assert "train rows: all" in conditions(frame(runs, is_part=False), every, runs)
@@ -74,12 +75,19 @@ def test_starts_are_told_apart():
     runs = [*planned("rte"), *planned("rte", start="mnli")]
     every = pd.concat([curves(planned("rte"), GAINS), curves(planned("rte", start="mnli"), (0.0,) * 5)])
     found = conditions(frame(runs), every, runs)
-    assert "start: pretrained and MNLI." in found and "RTE LoRA (qv, r8), from pretrained +1.6" in found
+    assert "start: pretrained and MNLI; device: a CPU." in found and "RTE LoRA (qv, r8), from pretrained +1.6" in found
+
+
+def test_several_devices_are_named_with_their_runs_the_commonest_first():
+    runs = [*planned(), *planned("rte")]
+    every = pd.concat([curves(planned(), GAINS), curves(planned("rte"), GAINS)])
+    mixed = frame(runs).assign(device=["a GPU", *["a CPU"] * 9])
+    assert "; devices: a CPU (9 runs), a GPU (1 run)." in conditions(mixed, every, runs)
 
 
 def test_nothing_is_said_of_what_is_not_there():
     runs = planned()
-    assert conditions(frame([]).reindex(columns=["run_id", "train_rows", "is_part"]), curves([], []), runs) == ""
+    assert conditions(frame([]).reindex(columns=list(frame(runs))), curves([], []), runs) == ""
     short = curves(runs, GAINS)
     found = conditions(frame(runs), short[short["epoch"] == 1], runs)
     assert "epochs: 1;" in found and found.endswith("no run has two epochs.")

@@ -200,7 +200,7 @@ def test_records_of_different_rows_share_no_table():
     one, two = runs({1: 0.8, 2: 0.9})
     data = {**two.provenance["data"], "fingerprint": "0" * 64}
     with pytest.raises(UserError, match=r"reviews were made from different rows.*s1-.*s2-"):
-        refuse_mixed_rows(load_frame([one, dataclasses.replace(two, provenance={"data": data})]))
+        refuse_mixed_rows(load_frame([one, dataclasses.replace(two, provenance={**two.provenance, "data": data})]))
 
 
 def test_agreement_is_overlap_of_the_seeds():
@@ -335,7 +335,7 @@ def test_tasks_of_different_kinds_are_in_tables_of_their_own():
     """A part of SST-2 and the whole of MRPC share neither a table nor an average."""
     whole, part = runs({1: 0.8}, task="mrpc"), runs({1: 0.6}, task="sst2")
     data = {**part[0].provenance["data"], "is_part": True}
-    frame = load_frame([*whole, dataclasses.replace(part[0], provenance={"data": data})])
+    frame = load_frame([*whole, dataclasses.replace(part[0], provenance={**part[0].provenance, "data": data})])
     planned = {"glue_table2": [*plan([1], task="mrpc"), *plan([1], task="sst2")]}
     made = {table.name: table for table in build_sections("x", planned, frame, load_curves([*whole, *part]), {}).tables}
     assert "SST-2 (acc.)" not in made["table2"].cells and "MRPC (acc.)" not in made["table2_part"].cells

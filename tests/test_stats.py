@@ -19,7 +19,9 @@ from lora.report.stats import (
     mean_p,
     paired_differences,
     paired_p,
+    pairs_text,
     seed_averages,
+    seeds_across,
     seeds_needed,
 )
 from lora.rng import drawn
@@ -29,10 +31,10 @@ TASKS = ("cola", "mrpc", "rte", "sst2", "stsb")
 
 def runs(values: dict[tuple[str, int], float], slug: str = "lora") -> pd.DataFrame:
     rows = [
-        {"run_id": f"{slug}.{task}.s{seed}", "task": task, "seed": seed, "best": value}
+        {"run_id": f"{slug}.{task}.s{seed}", "task": task, "seed": seed, "best": value, "device": "a CPU"}
         for (task, seed), value in values.items()
     ]
-    return pd.DataFrame(rows, columns=["run_id", "task", "seed", "best"])
+    return pd.DataFrame(rows, columns=["run_id", "task", "seed", "best", "device"])
 
 
 def test_runs_are_paired_by_task_and_seed():
@@ -44,7 +46,21 @@ def test_runs_are_paired_by_task_and_seed():
         ["rte", 2, "lora.rte.s2", "full.rte.s2"],
     ]
     assert pairs["difference"].tolist() == pytest.approx([10.0, -5.0])
-    assert list(pairs) == ["task", "seed", "run_id", "run_id_other", "difference"] and list(pairs.index) == [0, 1]
+    assert list(pairs) == ["task", "seed", "run_id", "run_id_other", "difference", "across"]
+    assert list(pairs.index) == [0, 1] and not pairs["across"].any()
+
+
+def test_seeds_across_devices_are_counted_among_those_that_have_every_task():
+    values = {(task, seed): 0.6 for task in ("rte", "cola") for seed in (1, 2, 3, 4)}
+    del values["cola", 4]
+    one, other = runs(values), runs(values, "full")
+    moved = other["run_id"].isin(["full.rte.s1", "full.rte.s4", "full.rte.s2", "full.cola.s2"])
+    pairs = paired_differences(one, other.assign(device=other["device"].where(~moved, "a GPU")))
+    assert seeds_across(pairs, ["rte", "cola"]) == 2  # seed 4 lacks CoLA
+    assert (seeds_across(pairs, ["rte"]), seeds_across(pairs, ["cola"])) == (3, 1)
+    found = all_pairs({"A": one, "B": other.assign(device="a GPU")}).set_index("task")
+    assert found["across"].to_dict() == {"cola": 3, "rte": 4, "Avg.": 3}
+    assert (pairs_text(5, 0), pairs_text(5, 2)) == ("5", "5 (2 across devices)")
 
 
 def test_two_runs_of_one_seed_are_no_side_of_a_pair():

@@ -116,7 +116,7 @@ def load_records(results: str | Path) -> tuple[list[RunRecord], list[str]]:
 FRAME_COLUMNS = (
     *("run_id", "model", "method", "slug", "task", "protocol", "start", "seed", "lr", "epochs"),
     *("best", "last", "best_epoch", "trainable_method", "trainable_head", "total", "seconds"),
-    *("is_part", "train_rows", "fingerprint"),
+    *("is_part", "train_rows", "fingerprint", "device"),
 )
 
 
@@ -150,6 +150,7 @@ def load_frame(records: list[RunRecord]) -> pd.DataFrame:
                 "is_part": data["is_part"],
                 "train_rows": data["rows"]["train"],
                 "fingerprint": data["fingerprint"],
+                "device": record.provenance["device"],
             }
         )
     return pd.DataFrame(rows, columns=FRAME_COLUMNS)

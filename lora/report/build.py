@@ -24,7 +24,7 @@ from lora.report.claims.verdicts import Verdict
 from lora.report.figures import Figure
 from lora.report.gap import RECORDS, gap_table
 from lora.report.learning_rate import LEARNING_RATE, learning_rate_table
-from lora.report.notes import encoder_notes
+from lora.report.notes import encoder_notes, note
 from lora.report.page import page
 from lora.report.page.render import html_table
 from lora.report.readme import block, in_readme
@@ -159,7 +159,8 @@ def build(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) -> 
     judged, figures = [] if gathered.is_own else verdicts(gathered, analyses), sections.figures
     tables = []
     if not gathered.is_own:
-        notes = tuple(encoder_notes(frame["model"]))
+        across = any(found.across for each in judged for found in each.findings)
+        notes = (*encoder_notes(frame["model"]), *([note("across")] if across else []))
         tables = [Table("claims", f"The paper's sentences ({name})", verdict_table(judged), words=3, notes=notes)]
     tables += [*sections.tables, learning_rate_table(name, gathered.tried, frame, curves)]
     if analyses.subspaces:

@@ -142,6 +142,7 @@ def method_tables(runs: Runs) -> list[Table]:
         cells = pairs_table(runs.pairs, runs.examples)
         title = "Every method against every other, in pairs of one seed"
         notes = [note("pairs"), note("pairs_own" if runs.kind == "own" else "verdicts")]
+        notes += [note("across")] if runs.pairs["across"].any() else []
         made.append(runs.table("pairs", title, cells, notes, figures=("forest",)))
     return made
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from lora.data.tasks import TASKS
 from lora.report.aggregate import CELL, ROW, Planned, expected_runs, in_order, task_label, told_apart
 from lora.report.conditions import last_third
-from lora.report.stats import LEVEL, all_pairs, holm, mean_interval
+from lora.report.stats import LEVEL, all_pairs, holm, mean_interval, pairs_text
 from lora.report.tables import average, cell_text, number, seeds_text
 
 
@@ -114,7 +114,7 @@ def pairs_table(pairs: pd.DataFrame, examples: Mapping[tuple[str, str, str, str]
     """The difference between every two methods, with its intervals and p-values.
 
     Args:
-        pairs: Columns of `lora.report.stats.all_pairs`, model and p_holm.
+        pairs: `method_pairs`.
         examples: (model, one, other, task) -> bounds that `analyse intervals` computed.
     """
     lines = []
@@ -126,7 +126,7 @@ def pairs_table(pairs: pd.DataFrame, examples: Mapping[tuple[str, str, str, str]
                 "Method": row.one,
                 "Minus": row.other,
                 "Task": row.task if row.task == "Avg." else task_label(TASKS[row.task]),
-                "n": f"{row.n}",
+                "n": pairs_text(row.n, row.across),
                 "Difference": number(row.mean, "+.1f"),
                 f"{LEVEL:.0%} over seeds": interval_text(row.low, row.high),
                 "... over examples": interval_text(

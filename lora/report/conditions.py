@@ -1,4 +1,4 @@
-"""The line above every table of runs: how they were trained, and which cells still rise at the end."""
+"""The line above every table of runs: how and on what they were trained, and which cells still rise at the end."""
 
 import math
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ LISTED = 4  # rising cells listed per task; for more, their number and range
 
 
 def conditions(frame: pd.DataFrame, curves: pd.DataFrame, planned: Sequence[Planned]) -> str:
-    """The line above a table: encoder, epochs, train rows, start, and the cells that still rise.
+    """The line above a table: encoder, epochs, train rows, start, devices, and the cells that still rise.
 
     Args:
         frame, curves: `load_frame` and `load_curves` of the records.
     Returns: "" if no run is trained yet.
     """
-    runs = expected_runs(planned).merge(frame[["run_id", "train_rows", "is_part"]], on="run_id")
+    runs = expected_runs(planned).merge(frame[["run_id", "train_rows", "is_part", "device"]], on="run_id")
     found = curves[curves["run_id"].isin(runs["run_id"])]
     if not len(found):
         return ""
@@ -32,13 +32,22 @@ def conditions(frame: pd.DataFrame, curves: pd.DataFrame, planned: Sequence[Plan
     parts = [f"{TASKS[row.task].title} {row.train_rows:,.0f}" for row in counted]
     starts = " and ".join(START_TITLES[start] for start in dict.fromkeys(runs["start"]))
     rows = ", ".join(parts) or "all"
-    about = f"Encoder: {models}; epochs: {span(epochs)}; train rows: {rows}; start: {starts}."
+    about = f"Encoder: {models}; epochs: {span(epochs)}; train rows: {rows}; start: {starts}; {devices(runs)}."
     return f"{about} {rising_text(found, runs)}"
 
 
 def encoder_text(model: str) -> str:
     """The encoder's title, and its kind where a reader has to know it."""
     return f"{encoder_title(model)}{' (a sentence embedder)' * (model in ENCODERS)}"
+
+
+def devices(runs: pd.DataFrame) -> str:
+    """`device: x86_64 AVX512`; `devices: x86_64 AVX512 (35 runs), x86_64 AVX2 (15 runs)`."""
+    counts = runs["device"].value_counts()
+    if len(counts) == 1:
+        return f"device: {counts.index[0]}"
+    shown = [f"{device} ({count} run{'s' * (count > 1)})" for device, count in counts.items()]
+    return f"devices: {', '.join(shown)}"
 
 
 def span(values: pd.Series) -> str:

@@ -9,7 +9,7 @@ from lora.report.claims.costs import SHAPE
 from lora.report.claims.findings import Finding
 from lora.report.claims.shown import about_text, commit_text, short, value_text, word_text
 from lora.report.claims.verdicts import Verdict
-from lora.report.stats import LEVEL
+from lora.report.stats import LEVEL, pairs_text
 from lora.table import Table, in_page, markdown
 
 
@@ -106,7 +106,7 @@ def comparison(found: Finding, lacking: str = "") -> str:
     Args:
         lacking: The part of the reason that is said elsewhere.
     """
-    n = "" if found.n is None else f", n = {found.n}"
+    n = "" if found.n is None else f", n = {pairs_text(found.n, found.across)}"
     value = "" if found.n == 0 else f"{value_text(found, found.mean)}{short(found)}{n}"
     reason = found.reason.removeprefix(lacking).removeprefix("; ")
     return ": ".join(filter(None, (found.label, "; ".join(filter(None, (value, reason))))))

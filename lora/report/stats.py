@@ -62,8 +62,8 @@ def paired_differences(one: pd.DataFrame, other: pd.DataFrame, column: str = "be
 
     Args:
         one, other: Rows of the frame of runs (`lora.records.record.load_frame`), each of one method.
-    Returns: Columns task, seed, run_id, run_id_other, difference (one - other, in points). Runs without a partner or a
-        value are excluded.
+    Returns: Columns task, seed, run_id, run_id_other, difference (one - other, in points), across (whether the two ran
+        on different devices). Runs without a partner or a value are excluded.
     Raises: UserError: If a side has two runs of one task and seed, and thus is not one method.
     """
     keys = ["task", "seed"]
@@ -73,7 +73,8 @@ def paired_differences(one: pd.DataFrame, other: pd.DataFrame, column: str = "be
             raise UserError(f"two runs of one task and seed cannot be one side of a pair: {', '.join(twice['run_id'])}")
     pairs = one.merge(other, on=keys, suffixes=("", "_other"))
     pairs["difference"] = (100 * (pairs[column] - pairs[f"{column}_other"])).round(DIGITS)
-    return pairs[[*keys, "run_id", "run_id_other", "difference"]].dropna().reset_index(drop=True)
+    pairs["across"] = pairs["device"] != pairs["device_other"]
+    return pairs[[*keys, "run_id", "run_id_other", "difference", "across"]].dropna().reset_index(drop=True)
 
 
 def by_seed(pairs: pd.DataFrame, tasks: Sequence[str]) -> pd.Series:
@@ -85,6 +86,17 @@ def by_seed(pairs: pd.DataFrame, tasks: Sequence[str]) -> pd.Series:
     """
     table = pairs.pivot(index="seed", columns="task", values="difference").reindex(columns=sorted(tasks)).dropna()
     return table.mean(axis=1).round(DIGITS)
+
+
+def pairs_text(n: int, across: int) -> str:
+    """`5`; `5 (3 across devices)`."""
+    return f"{n} ({across} across devices)" if across else f"{n}"
+
+
+def seeds_across(pairs: pd.DataFrame, tasks: Sequence[str]) -> int:
+    """How many seeds of `by_seed` have a pair whose runs ran on different devices."""
+    here = pairs[pairs["task"].isin(tasks) & pairs["seed"].isin(by_seed(pairs, tasks).index)]
+    return int(here.groupby("seed")["across"].any().sum())
 
 
 def seed_averages(pairs: pd.DataFrame, tasks: Sequence[str]) -> Float[np.ndarray, " seeds"]:
@@ -174,7 +186,7 @@ def all_pairs(groups: Mapping[str, pd.DataFrame], column: str = "best") -> pd.Da
     Args:
         groups: Label -> the runs of one method, in the order of the tables.
     Returns: Columns one, other, task (`Avg.` for the average), n, mean, low, high, p (of the paired t-test; for the
-        average, over the seeds' averages).
+        average, over the seeds' averages), across (`seeds_across`).
     """
     rows = []
     for other, one in combinations(groups, 2):  # the later one minus the earlier
@@ -183,7 +195,6 @@ def all_pairs(groups: Mapping[str, pd.DataFrame], column: str = "best") -> pd.Da
         places = {task: [task] for task in tasks} | ({"Avg.": tasks} if len(tasks) > 1 else {})
         for place, averaged in places.items():
             values = seed_averages(pairs, averaged)
-            rows.append(
-                {"one": one, "other": other, "task": place, **vars(mean_interval(values)), "p": paired_p(values)}
-            )
-    return pd.DataFrame(rows, columns=["one", "other", "task", "n", "mean", "low", "high", "p"])
+            found = {**vars(mean_interval(values)), "p": paired_p(values), "across": seeds_across(pairs, averaged)}
+            rows.append({"one": one, "other": other, "task": place, **found})
+    return pd.DataFrame(rows, columns=["one", "other", "task", "n", "mean", "low", "high", "p", "across"])

@@ -25,6 +25,7 @@ class Finding:
         p_against: One-sided p-value against the bound, before Holm's correction; NaN if untested.
         holds: Whether the bound holds; None if that cannot be decided, for the `reason`.
         runs: The run_ids or the file that it is based on.
+        across: Number of those seeds whose two runs ran on different devices.
     """
 
     label: str
@@ -38,6 +39,7 @@ class Finding:
     reason: str
     runs: tuple[str, ...]
     unit: Unit
+    across: int = 0
 
 
 def not_measured(label: str, bound: Bound, reason: str, unit: Unit, runs: tuple[str, ...] = ()) -> Finding:
