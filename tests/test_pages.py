@@ -533,6 +533,67 @@ def test_what_the_page_says_of_the_change_since_the_short_runs(frame, long):
                 assert low < 0 < high
 
 
+def gaps_of_the_page() -> dict[tuple[str, str, str], dict[str, str]]:
+    """Factor, gap, task -> the cells of the generated table, which tests/test_gaps.py compares with SciPy."""
+    table = (ROOT / "experiments" / "README.md").read_text().partition("results:gaps begin -->\n")[2]
+    columns, found, key = (), {}, ["", "", ""]
+    for line in table.partition("\n\n")[0].splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not columns:
+            columns = cells
+        elif "---" not in line:
+            row = dict(zip(columns, cells, strict=True))
+            key = [row["Factor"] or key[0], row["Gap"] or key[1], row["Task"].partition(" ")[0]]
+            found[tuple(key)] = row
+    return found
+
+
+def ends_of(cell: str) -> tuple[float, float]:
+    low, high = re.search(r"\((\S+) to (\S+)\)", cell).groups()
+    return float(low), float(high)
+
+
+def test_what_the_page_says_explains_the_gaps(long, frame):
+    paper = pd.read_csv(ROOT / "experiments" / "glue_table2" / "paper.csv")
+    means = paper[(paper["model"] == "RoBERTa-large") & (paper["task"] == "Avg")]
+    of_paper = {
+        name: float(means[(means["method"] == method) & (means["trainable_params"] == size)]["value"].item())
+        for name, method, size in (
+            ("full", "FT*", "355.0M"),
+            ("lora-qv-r8", "LoRA dagger", "0.8M"),
+            ("houlsby-m8", "AdptH dagger", "0.8M"),
+        )
+    }
+    tasks, page = ("mrpc", "cola", "stsb"), "experiments/README.md"
+    names = {"full": "full", "lora-qv-r8": "LoRA", "houlsby-m8": "Houlsby"}
+    for one, other in (("lora-qv-r8", "full"), ("houlsby-m8", "full"), ("lora-qv-r8", "houlsby-m8")):
+        printed, values = of_paper[one] - of_paper[other], differences(long, one, other, tasks)
+        says(page, f"| {names[one]} - {names[other]} | {printed:+.1f} | {with_interval(values)} |")
+        low, high = interval(values)
+        assert (low < printed < high) is ((one, other) == ("lora-qv-r8", "full"))
+    assert interval(differences(frame, "lora-qv-r8", "full", tasks))[1] < of_paper["lora-qv-r8"] - of_paper["full"]
+    assert interval(differences(frame, "lora-qv-r8", "houlsby-m8", tasks))[1] < 0
+    changes = {key: row["Change"] for key, row in gaps_of_the_page().items()}
+    together, encoder = "Epochs, train rows and rates", changes["Encoder", "LoRA - full", "CoLA"]
+    says(
+        page,
+        f"Together they change LoRA - full on the average by {changes[together, 'LoRA - full', 'Avg.']} points",
+        "(" + changes[together, "LoRA - full", "CoLA"].replace(" (", ", "),
+        f"They change Houlsby - full on CoLA by {changes[together, 'Houlsby - full', 'CoLA']}",
+        f"further from full fine-tuning than LoRA on q,v, by {changes['Target set', 'LoRA - full', 'CoLA']} points",
+        f"changes by {changes['Target set', 'LoRA - full', 'Avg.']}, so the target set does not explain a point of it",
+        "leave the change on CoLA between {} and {} points".format(*(f"{end:+.1f}" for end in ends_of(encoder))),
+    )
+    known = {key for key, cell in changes.items() if not ends_of(cell)[0] <= 0 <= ends_of(cell)[1]}
+    assert not [key for key in known if key[0] in ("Epochs", "Rates", "Start", "Encoder")]
+    lowers = [key for key in known if key[1] == "Houlsby - full" and ends_of(changes[key])[1] < 0]
+    assert not lowers and ("Target set", "LoRA - full", "CoLA") in known
+    turned = [row["After"] for key, row in gaps_of_the_page().items() if key[1] == "LoRA - Houlsby"]
+    assert turned and not [cell for cell in turned if ends_of(cell)[0] > 0]
+    starts = {slug: interval(differences(long, slug, slug, ["mrpc"], start="mnli"))[0] > 0 for slug in names}
+    assert starts == {"full": True, "lora-qv-r8": True, "houlsby-m8": False}
+
+
 def test_what_the_page_says_of_twice_the_epochs(lengths):
     methods = ("full", "houlsby-m8", "lora-qv-r8", "lora-qkvo-r4")
     runs = lengths[(lengths["task"] == "cola") & lengths["slug"].isin(methods)]
