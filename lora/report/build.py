@@ -29,6 +29,7 @@ from lora.report.page import page
 from lora.report.page.render import html_table
 from lora.report.readme import block, in_readme
 from lora.report.reference import reference_table
+from lora.report.repeated import repeated_frame, repeated_table
 from lora.report.select import Gathered, gather, reference_of
 from lora.report.subspace_tables import amplification_table, figure3, figure4
 from lora.sweep.request import requested
@@ -41,7 +42,10 @@ OF_RUNS = [f"{file}{suffix}" for suffix in dict.fromkeys(SUFFIXES.values()) for 
 # the paper's claims are not judged on user-defined tasks, so the differences between methods are shown instead
 PRINTED = (*OF_RUNS, "pairs_own", *AFTER_A_SWEEP)
 # folder of experiments/ -> the tables on its page
-PAGES = {experiment: (file,) for experiment, file in FILES.items()} | {"base_size": (LEARNING_RATE, "table2", "pairs")}
+PAGES = {experiment: (file,) for experiment, file in FILES.items()} | {
+    "base_size": (LEARNING_RATE, "table2", "pairs"),
+    "lora_ranks": ("table6", "repeated"),
+}
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,7 @@ def build(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) -> 
         notes = (*encoder_notes(frame["model"]), *([note("across")] if across else []))
         tables = [Table("claims", f"The paper's sentences ({name})", verdict_table(judged), words=3, notes=notes)]
     tables += [*sections.tables, learning_rate_table(name, gathered.tried, frame, curves)]
+    tables.append(repeated_table(name, gathered.every, frame, repeated_frame(gathered.folder)))
     if analyses.subspaces:
         tables.append(amplification_table(name, analyses.subspaces))
         found = {"figure3": figure3(analyses.subspaces), "figure4": figure4(analyses.subspaces)}
@@ -182,7 +187,7 @@ def pages(report: Report) -> dict[Path, str]:
     shown = {ROOT / "README.md": report.readme}
     for folder, names in PAGES.items():
         own = [table for table in report.tables if table.name.removesuffix("_part") in names]
-        texts = [f"**{table.title}**\n\n" * (len(names) > 1) + untitled(table) for table in own]
+        texts = [f"**{table.title}**\n\n" * (len(own) > 1) + untitled(table) for table in own]
         expected = report.gathered.tried if folder == LEARNING_RATE else report.gathered.planned.get(folder, ())
         progress = report.progress(expected) if own else ""
         shown[ROOT / "experiments" / folder / "README.md"] = "\n".join([f"{progress}\n"] * bool(progress) + texts)

@@ -1,0 +1,70 @@
+"""The table of runs that were trained again on another device, against SciPy."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from test_report import plan, runs
+
+from lora.errors import UserError
+from lora.records.record import load_frame
+from lora.report.repeated import repeated_frame, repeated_table
+
+FIRST = {1: 0.80, 2: 0.82, 3: 0.81, 4: 0.85}
+AGAIN = {1: 0.81, 2: 0.80, 3: 0.84, 5: 0.90}
+
+
+def moved(records, device="a GPU", **data):
+    return [
+        dataclasses.replace(
+            one, provenance={**one.provenance, "device": device, "data": {**one.provenance["data"], **data}}
+        )
+        for one in records
+    ]
+
+
+def test_a_change_is_over_the_seeds_that_were_trained_on_both_devices():
+    table = repeated_table("x", plan([1, 2, 3, 4, 5]), load_frame(runs(FIRST)), load_frame(moved(runs(AGAIN))))
+    changes = np.array([1.0, -2.0, 3.0])
+    low, high = stats.t.interval(0.95, 2, changes.mean(), stats.sem(changes))
+    (line,) = table.cells.to_dict("records")
+    assert line == {
+        "Method": "LoRA (qv, r8)",
+        "Task": "reviews (acc.)",
+        "Seeds": "3",
+        "Devices": "x86_64 AVX2, a GPU",
+        "First": "81.0",
+        "Second": "81.7",
+        "Change": f"{changes.mean():+.1f} ({low:+.1f} to {high:+.1f})",
+        "SD of the change": f"{changes.std(ddof=1):.1f}",
+        "SD of two seeds": f"{math.sqrt(2) * np.std([80, 82, 81], ddof=1):.1f}",
+    }
+
+
+def test_each_pair_of_devices_has_a_line():
+    again = [*moved(runs({1: 0.81, 2: 0.80})), *moved(runs({3: 0.84}), "another CPU")]
+    table = repeated_table("x", plan([1, 2, 3]), load_frame(runs(FIRST)), load_frame(again))
+    assert table.cells[["Devices", "Seeds"]].values.tolist() == [
+        ["x86_64 AVX2, a GPU", "2"],
+        ["x86_64 AVX2, another CPU", "1"],
+    ]
+    assert table.cells["SD of the change"].tolist()[1] == "-"
+
+
+def test_without_repeated_runs_there_is_no_table(tmp_path):
+    assert repeated_table("x", plan([1]), load_frame(runs(FIRST)), repeated_frame(tmp_path)) is None
+
+
+def test_a_run_on_other_rows_is_not_the_same_run():
+    again = load_frame(moved(runs(AGAIN), fingerprint="0" * 64))
+    with pytest.raises(UserError, match=r"repeated on other rows.*s1-00000001"):
+        repeated_table("x", plan([1]), load_frame(runs(FIRST)), again)
+
+
+def test_a_broken_repeated_record_is_refused(tmp_path):
+    (tmp_path / "repeated" / "runs").mkdir(parents=True)
+    (tmp_path / "repeated" / "runs" / "minilm.full.rte.s1-00000001.json").write_text("{")
+    with pytest.raises(UserError, match=r"full\.rte\.s1"):
+        repeated_frame(tmp_path)
