@@ -37,6 +37,7 @@ from lora.report.page.render import html_table, sort_value
 from lora.report.plots import columns_of
 from lora.report.readme import block
 from lora.report.reference import against_reference
+from lora.report.repeated import REPEATED
 from lora.report.tables import cell_text, start_table, table2, table5, table6
 from lora.table import Table, latex, markdown
 
@@ -649,7 +650,8 @@ COMMITTED = subprocess.run(
     ["git", "-C", str(ROOT), "ls-files", "results"], capture_output=True, text=True, check=True
 ).stdout.split()
 GROWING = ("reference/long",)  # resumed and committed until nothing is missing
-PROFILES = sorted({path.split("/runs/")[0].removeprefix("results/") for path in COMMITTED if "/runs/" in path})
+FOLDERS = sorted({path.split("/runs/")[0].removeprefix("results/") for path in COMMITTED if "/runs/" in path})
+PROFILES = [name for name in FOLDERS if not name.endswith(f"/{REPEATED}")]
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -676,6 +678,7 @@ def test_what_is_committed_is_what_the_records_give_byte_for_byte(name):
 
 def test_profiles_are_committed():
     assert PROFILES == ["reference/base", "reference/long", "reference/mini", "reference/small"]
+    assert set(FOLDERS) - set(PROFILES) == {"reference/long/repeated"}
 
 
 def test_records_name_their_own_settings():
@@ -683,7 +686,7 @@ def test_records_name_their_own_settings():
     from lora.config.run import run_config
 
     seen = 0
-    for name in PROFILES:
+    for name in FOLDERS:
         records, problems = load_records(ROOT / "results" / name)
         assert not problems
         for one in records:

@@ -53,14 +53,11 @@ def repeated_table(name: str, planned: Sequence[Planned], frame: pd.DataFrame, a
         at = dict(zip([*CELL, "device", "device_2"], key, strict=True))
         one, two = 100 * cell["best"], 100 * cell["best_2"]
         changes = (two - one).round(DIGITS)
-        line = {"Method": at["label"], "Task": task_label(TASKS[at["task"]]), "Seeds": str(len(cell))}
-        line |= {
-            "Devices": f"{at['device']}, {at['device_2']}",
-            "First": number(one.mean()),
-            "Second": number(two.mean()),
-        }
+        line = {"Method": at["label"], "Task": task_label(TASKS[at["task"]])}
+        line |= {"Devices": f"{at['device']}, {at['device_2']}", "Seeds": str(len(cell))}
+        line |= {"First": number(one.mean()), "Second": number(two.mean())}
         line |= {"Change": mean_interval(changes.to_numpy()).text, "SD of the change": number(changes.std())}
         lines.append(line | {"SD of two seeds": number(math.sqrt(2) * one.std())})
     if not lines:
         return None
-    return Table("repeated", f"{TITLE} ({name})", pd.DataFrame(lines), 2, (note("repeated"),))
+    return Table("repeated", f"{TITLE} ({name})", pd.DataFrame(lines), 3, (note("repeated"),))
