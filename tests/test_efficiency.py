@@ -43,7 +43,12 @@ main = command("efficiency")
 
 KERNELS = pytest.mark.parametrize(
     ("kernels", "precision"),
-    [("stock", "fp32"), ("stock", "bf16"), ("fused", "fp32"), pytest.param("fused", "bf16", marks=needs_bf16)],
+    [
+        ("stock", "fp32"),
+        ("fused", "fp32"),
+        pytest.param("stock", "bf16", marks=needs_bf16),
+        pytest.param("fused", "bf16", marks=needs_bf16),
+    ],
 )
 TRAINED = ("full", "bitfit", "houlsby", "pfeiffer", "lora")
 

@@ -242,7 +242,7 @@ def test_a_measurement_that_fails_is_one_message(cache, monkeypatch):
         compose_run(REVIEWS)
     monkeypatch.undo()
     with pytest.raises(UserError, match="cannot measure"):
-        precision_choice.run_probe(0, 0)
+        precision_choice.run_probe(-1, -1)
 
 
 def test_planning_loads_no_torch(tmp_path):
