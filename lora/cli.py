@@ -71,7 +71,7 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
     module = import_module(COMMANDS[name][0])
     parser = argparse.ArgumentParser(prog=f"python -m lora {name}", description=module.__doc__)
     module.options(parser)
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     try:
         return module.main(given) or 0
     except UserError as error:

@@ -1,6 +1,7 @@
 """The commands as a user runs them: real processes, their exit codes, and the files that remain."""
 
 import contextlib
+import json
 import os
 import pty
 import re
@@ -285,6 +286,14 @@ def test_every_command_answers_help_and_refuses_an_unknown_argument(name, capsys
             cli.main([*name.split(), *arguments])
         assert ended.value.code == code
     assert f"usage: python -m lora {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_an_option_may_stand_between_a_profile_and_its_overrides(at, capsys):
+    arguments = ["mini", "task=reviews", "seed=1"]
+    cli.main(["status", *arguments[:at], "--json", *arguments[at:]])
+    said = json.loads(capsys.readouterr().out)
+    assert {run["run_id"].split(".")[2] for run in said["runs"]} == {"reviews"}
 
 
 def test_an_unknown_command_is_one_message(capsys):
