@@ -45,10 +45,15 @@ def says(page: str, *sentences: str) -> None:
 
 
 def runs_of(folder: Path, choices: int) -> pd.DataFrame:
-    """The runs that the tables show. Seeds up to `choices` are excluded: they chose the learning rates."""
+    """The runs that the tables show. Seeds up to `choices` are excluded: they chose the learning rates.
+
+    A slug does not tell how alpha follows the rank, so "@8" is added to that of runs with `alpha_at_rank=8`.
+    """
     records, problems = load_records(folder)
     assert not problems
     runs = load_frame(records)
+    of_alpha = {one.run_id: one.config["method"].get("alpha_at_rank") for one in records}
+    runs["slug"] += [f"@{of_alpha[run_id]}" if of_alpha[run_id] else "" for run_id in runs["run_id"]]
     return runs[runs["seed"] > choices]
 
 
@@ -219,14 +224,13 @@ def test_most_curves_still_rise(frame):
     assert len(rising) == 25 and rising.sum() > 20
 
 
-def decided_by_no_claim(experiment: str, folder: Path = SMALL) -> list[str]:
-    """Checks that no claim of the experiment is decided and that one has no runs. Returns the other claims."""
+def undecided(experiment: str, folder: Path) -> tuple[int, int]:
+    """Checks that no claim of the experiment is decided. Returns how many claims have runs, and how many have none."""
     verdicts = json.loads((folder / "claims" / "verdicts.json").read_text())
     found = [each for each in verdicts if each["experiment"] == experiment]
     assert {each["verdict"] for each in found} == {"cannot tell"}
-    trained = [each["id"] for each in found if any(side["n"] for side in each["findings"])]
-    assert len(found) - len(trained) == 1
-    return trained
+    trained = sum(any(side["n"] for side in each["findings"]) for each in found)
+    return trained, len(found) - trained
 
 
 def test_what_the_page_of_table_5_says(frame):
@@ -237,7 +241,7 @@ def test_what_the_page_of_table_5_says(frame):
         "at r = 8, and all four at r = 2 score above queries with values at r = 4",
         "The intervals of the other comparisons include 0",
     )
-    decided_by_no_claim("lora_targets")
+    assert undecided("lora_targets", SMALL) == (4, 1)
     above = [("lora-qv-r4", "lora-q-r8"), ("lora-qkvo-r2", "lora-qv-r4")]
     either = [("lora-qv-r4", f"lora-{other}") for other in ("qk-r4", "k-r8", "v-r8", "o-r8")]
     for one, other in (*above, *either):
@@ -248,26 +252,28 @@ def test_what_the_page_of_table_5_says(frame):
 
 def test_what_the_page_says_of_table_5_in_the_long_run(long):
     page = "experiments/lora_targets/README.md"
-    rows = {"q-r8": "Wq (r = 8)", "k-r8": "Wk (r = 8)", "v-r8": "Wv (r = 8)", "o-r8": "Wo (r = 8)"}
-    rows["qk-r4"] = "Wq, Wk (r = 4)"
-    gaps = {name: differences(long, "lora-qv-r4", f"lora-{name}", ["cola"]) for name in rows}
-    of_four = differences(long, "lora-qkvo-r2", "lora-qv-r4", ["cola"])
-    assert {len(gap) for gap in (*gaps.values(), of_four)} == {5}
-    says(page, *(f"| Wq, Wv (r = 4) - {rows[name]} | {with_interval(gaps[name])} |" for name in rows))
-    says(page, f"| Wq, Wk, Wv, Wo (r = 2) - Wq, Wv (r = 4) | {with_interval(of_four)} |")
+    names = {f"{each.lower()}-r8": f"W{each.lower()} (r = 8)" for each in "QKVO"} | {"qk-r4": "Wq, Wk (r = 4)"}
+    names |= {"qv-r4": "Wq, Wv (r = 4)", "qkvo-r2": "Wq, Wk, Wv, Wo (r = 2)", "qkvoif-r1": "All linear layers (r = 1)"}
+    claimed = [("qv-r4", "q-r8"), ("qv-r4", "k-r8"), ("qv-r4", "v-r8"), ("qv-r4", "o-r8"), ("qv-r4", "qk-r4")]
+    claimed += [("qkvo-r2", "qv-r4"), ("qkvoif-r1", "qv-r4"), ("qkvoif-r1", "qkvo-r2")]
+    ends = {}
+    for one, other in claimed:
+        values = differences(long, f"lora-{one}", f"lora-{other}", ["cola"])
+        assert len(values) == 5
+        says(page, f"| {names[one]} - {names[other]} | {with_interval(values)} |")
+        ends[one, other] = interval(values)
     says(
         page,
-        "Each interval includes 0, and the four for a single matrix also include -0.5. These are the bounds of the "
-        "claims, so none of the paper's claims about its Table 5 is decided, and neither is ours about all four "
-        "matrices",
-        "None of the differences between two of these seven sets remains significant after Holm's correction",
+        "Each interval includes 0, the four for a single matrix also include -0.5, and the last also includes -1. "
+        "These are the bounds of the claims, so none of the paper's claims about its Table 5 is decided, and neither "
+        "is ours about all four matrices or about all linear layers",
+        "None of the differences between two of these eight sets remains significant after Holm's correction",
+        "All linear layers were trained on a CPU with AVX2, the other sets on CPUs with AVX-512",
     )
-    assert all(low < -0.5 and high > 0 for low, high in map(interval, gaps.values()))
-    low, high = interval(of_four)
-    assert low < 0 < high
-    trained = decided_by_no_claim("lora_targets", LONG)
-    assert len(trained) == 4 and "all_linear_layers_at_rank_1" not in trained
-    widths = [(high - low) / 2 for low, high in map(interval, (*gaps.values(), of_four))]
+    assert all(low < 0 < high for low, high in ends.values())
+    assert all(ends[pair][0] < -0.5 for pair in claimed[:4]) and ends[claimed[-1]][0] < -1
+    assert undecided("lora_targets", LONG) == (5, 0)
+    widths = [(high - low) / 2 for low, high in ends.values()]
     paper = pd.read_csv(ROOT / "experiments" / "lora_targets" / "paper.csv")
     paper = paper.pivot(index="method", columns="task", values="value")
     largest = (paper.loc["LoRA Wq,Wv r=4"] - paper).abs().max(axis=None)
@@ -276,53 +282,65 @@ def test_what_the_page_says_of_table_5_in_the_long_run(long):
         f"reach {min(widths):.1f} to {max(widths):.1f} points to either side of their means. The paper's own "
         f"differences from Wq and Wv are at most {largest:.1f} points",
     )
-    sets = [f"lora-{name}" for name in (*rows, "qv-r4", "qkvo-r2")]
-    assert len(sets) == 7 and survive_the_correction(long, sets, ["cola"]) == []
+    sets = [f"lora-{name}" for name in names]
+    assert len(sets) == 8 and survive_the_correction(long, sets, ["cola"]) == []
+    devices = long[(long["task"] == "cola") & long["slug"].isin(sets)].groupby("slug")["device"].unique()
+    other = devices.pop("lora-qkvoif-r1")
+    assert set(other) == {"x86_64 AVX2"} and set(devices.explode()) == {"x86_64 AVX512"}
 
 
 def test_what_the_pages_say_of_table_6_in_the_long_run(long):
-    page, bounds = "experiments/lora_ranks/README.md", {"qv": -1, "q": 0}
+    page = "experiments/lora_ranks/README.md"
+    bounds = {"qv": "above -1", "q": "above 0"}
     names = {"qv": "Wq, Wv", "q": "Wq"}
+    in_proportion = "64@8"
     compared = [("qv", 4, 64), ("qv", 8, 64), ("qv", 1, 8), ("qv", 1, 64), ("q", 4, 1), ("q", 8, 1)]
+    compared += [("qv", 8, in_proportion), ("qv", in_proportion, 64)]
     ends, by_last = {}, {}
     for targets, one, other in compared:
         slugs = (f"lora-{targets}-r{one}", f"lora-{targets}-r{other}")
         values = differences(long, *slugs, ["cola"])
         assert len(values) == 5
-        says(
-            page,
-            f"| {names[targets]}: r = {one} - r = {other} | above {bounds[targets]} | {with_interval(values)} |",
-        )
+        left, right = (str(rank).replace("@8", ", alpha in proportion") for rank in (one, other))
+        bound = "within 1 of 0" if one == in_proportion else bounds[targets]
+        says(page, f"| {names[targets]}: r = {left} - r = {right} | {bound} | {with_interval(values)} |")
         ends[targets, one, other] = interval(values)
         by_last[targets, one, other] = interval(differences(long, *slugs, ["cola"], "last"))
     says(
         page,
+        'Alpha is 16 at every rank; "in proportion" (`alpha_at_rank=8`), alpha / r is 2 at every rank',
         "Both intervals of Wq alone lie above 0: it gains from a rank above one, as in the paper. By the last epoch, "
         "the interval of r = 4 includes 0",
-        "For Wq and Wv, every interval includes -1. It is undecided whether a rank of one suffices, and whether r = 4 "
-        "or 8 is as good as r = 64. The interval of r = 1 - r = 64 lies below 0, before any correction; the paper's "
-        "two differences are -0.1",
-        "three seeds of Wq and Wv at r = 64 were trained on a CPU with AVX2, all other runs on CPUs with AVX-512",
+        "For Wq and Wv, every interval includes -1. It is undecided whether a rank of one suffices, whether r = 4 or 8 "
+        "is as good as r = 64, and whether that depends on alpha. The interval of r = 1 - r = 64 lies below 0, before "
+        "any correction; the paper's two differences are -0.1",
+        "Wq at r = 1, 4 and 64, Wq and Wv at r = 1, and of Wq and Wv at r = 64 three seeds with alpha fixed and all "
+        "with alpha in proportion were trained on a CPU with AVX2, all other runs on CPUs with AVX-512",
     )
     says(
         "README.md",
         "On CoLA, LoRA on Wq alone gains from a rank above one, as in the paper; whether small ranks are enough for Wq "
         "and Wv is undecided",
     )
+    of_lora = [one.config["method"] for one in load_records(LONG)[0] if one.config["method"].get("rank")]
+    assert {method["alpha"] for method in of_lora} == {16}
+    assert {method["alpha_at_rank"] for method in of_lora} == {None, 8}
     assert ends["q", 4, 1][0] > 0 and ends["q", 8, 1][0] > 0
     assert by_last["q", 8, 1][0] > 0 and by_last["q", 4, 1][0] < 0 < by_last["q", 4, 1][1]
     assert all(low < -1 < high for (targets, *_), (low, high) in ends.items() if targets == "qv")
-    assert ends["qv", 1, 64][1] < 0 and all(ends[key][1] > 0 for key in compared[:3])
-    decided_by_no_claim("lora_ranks", LONG)
+    assert ends["qv", 1, 64][1] < 0 and all(ends[key][1] > 0 for key in compared[:3] + compared[6:])
+    assert undecided("lora_ranks", LONG) == (3, 0)
     paper = pd.read_csv(ROOT / "experiments" / "lora_ranks" / "paper.csv")
     cells = paper.pivot(index="method", columns="task", values="value")
     printed = cells.loc["LoRA Wq,Wv r=1"] - cells.loc["LoRA Wq,Wv r=64"]
     assert printed.round(1).tolist() == [-0.1, -0.1]
-    runs = long[(long["task"] == "cola") & long["slug"].str.fullmatch(r"lora-qv?-r\d+")]
+    runs = long[(long["task"] == "cola") & long["slug"].str.fullmatch(r"lora-qv?-r\d+(@8)?")]
     moved = runs[runs["device"] == "x86_64 AVX2"].groupby("slug")["seed"].nunique().to_dict()
-    assert moved == {"lora-q-r1": 5, "lora-q-r4": 5, "lora-q-r64": 5, "lora-qv-r1": 5, "lora-qv-r64": 3}
+    every = dict.fromkeys(("lora-q-r1", "lora-q-r4", "lora-q-r64", "lora-qv-r1", "lora-qv-r64@8"), 5)
+    assert moved == every | {"lora-qv-r64": 3}
     assert set(long["device"]) == {"x86_64 AVX2", "x86_64 AVX512"}
-    assert (long["device"] == "x86_64 AVX2").sum() == sum(moved.values())
+    of_table_5 = long["slug"] == "lora-qkvoif-r1"
+    assert (long.loc[~of_table_5, "device"] == "x86_64 AVX2").sum() == sum(moved.values())
 
 
 def test_what_the_page_says_of_the_runs_that_were_trained_again(long):
@@ -351,7 +369,7 @@ def test_what_the_page_of_table_6_says(frame):
         "The other intervals include their bounds",
     )
     compared = [("qv", 4, 64), ("qv", 8, 64), ("qv", 1, 8), ("qv", 1, 64), ("q", 4, 1), ("q", 8, 1)]
-    decided_by_no_claim("lora_ranks")
+    assert undecided("lora_ranks", SMALL) == (2, 1)
     for targets, one, other in compared:
         low, high = interval(differences(frame, f"lora-{targets}-r{one}", f"lora-{targets}-r{other}", TABLES_5_AND_6))
         bound = -1 if targets == "qv" else 0
@@ -501,8 +519,8 @@ def test_what_the_page_says_of_table_1():
 
 
 TABLES = sorted(SMALL.parent.glob("*/tables/*.md"))
-OTHERS = ("efficiency", "claims", "table7", "table2_published")  # not made from one grid of runs
-OF_RUNS = [path for path in TABLES if not path.stem.startswith(OTHERS) and path.parents[1].name != "long"]  # growing
+OTHERS = ("efficiency", "claims", "table7", "table2_published", "repeated")  # not made from one grid of runs
+OF_RUNS = [path for path in TABLES if not path.stem.startswith(OTHERS)]
 
 
 @pytest.mark.parametrize("path", OF_RUNS, ids=lambda path: f"{path.parents[1].name}/{path.stem}")
@@ -646,7 +664,9 @@ def test_what_the_page_says_explains_the_gaps(long, frame):
         f"changes by {changes['Target set', 'LoRA - full', 'Avg.']}, so the target set does not explain a point of it",
         "leave the change on CoLA between {} and {} points".format(*(f"{end:+.1f}" for end in ends_of(encoder))),
     )
-    says(page, f"On CoLA, r = 64 changes LoRA - full by {changes['Rank', 'LoRA - full', 'CoLA']} points against r = 8")
+    fixed, grown = (changes[name, "LoRA - full", "CoLA"] for name in ("Rank", "Rank and alpha"))
+    of_rank = f"r = 64 changes LoRA - full by {fixed} points against r = 8, and by {grown} if alpha grows in proportion"
+    says(page, f"On CoLA, {of_rank}")
     known = {key for key, cell in changes.items() if not ends_of(cell)[0] <= 0 <= ends_of(cell)[1]}
     assert not [key for key in known if key[0] in ("Epochs", "Rates", "Start", "Encoder")]
     lowers = [key for key in known if key[1] == "Houlsby - full" and ends_of(changes[key])[1] < 0]

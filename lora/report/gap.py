@@ -72,7 +72,7 @@ class Factor:
 LORA_FULL, HOULSBY_FULL, LORA_HOULSBY = ("LoRA", "full"), ("Houlsby", "full"), ("LoRA", "Houlsby")
 EVERY = (LORA_FULL, HOULSBY_FULL, LORA_HOULSBY)
 TABLE_2 = ("cola", "mrpc", "stsb")
-QV = Condition("LoRA on q,v at r = 8")
+QV, IN_PROPORTION = Condition("LoRA on q,v at r = 8"), "method.alpha_at_rank=8"
 FACTORS = (
     Factor(
         "Epochs, train rows and rates",
@@ -108,6 +108,12 @@ FACTORS = (
         TABLE_2,
     ),
     Factor("Rank", QV, Condition("r = 64", sides=SIDES | {"LoRA": Side("lora-qv-r64")}), (LORA_FULL,)),
+    Factor(
+        "Rank and alpha",
+        QV,
+        Condition("r = 64, `alpha_at_rank=8`", sides=SIDES | {"LoRA": Side("lora-qv-r64", (IN_PROPORTION,))}),
+        (LORA_FULL,),
+    ),
     Factor(
         "Start",
         Condition("pretrained"),
