@@ -596,6 +596,32 @@ def test_what_the_pages_say_of_the_long_run(frame, long):
     assert survive_the_correction(long, methods, tasks) == [("houlsby-m8", "lora-qv-r8", "mrpc")]
 
 
+def test_what_the_page_says_of_the_plans_outcome():
+    records, problems = load_records(LONG)
+    assert not problems
+    runs = load_frame(records)
+    hours = runs.groupby("device")["seconds"].sum() / 3600
+    says(
+        "experiments/README.md",
+        f"The {len(runs)} runs took {hours.sum():.0f} hours, of them {hours['x86_64 AVX2']:.0f} on a CPU with AVX2, "
+        "which trained most of step 6 and all linear layers of step 5; all others ran on CPUs with AVX-512",
+        "All are in fp32, none with uncommitted changes",
+        "at commit ab85dc23 in a working tree of its own",
+        "at the commit that wrote these rates into `conf/hparams/long`, 06b6601b",
+    )
+    says("README.md", "STS-B from MNLI is trained only in `PROFILE=small`, three epochs on a part of the rows")
+    assert "stsb" not in set(runs[runs["start"] != "pretrained"]["task"])
+    assert set(hours.index) == {"x86_64 AVX2", "x86_64 AVX512"}
+    assert {one.config["train"]["precision"] for one in records} == {"fp32"}
+    code = [one.provenance["code"] for one in records]
+    assert not any(each["dirty"] for each in code)
+    commits = ["ab85dc23" if seed in (0, 5) else "06b6601b" for seed in runs["seed"]]
+    assert [each["commit"][:8] for each in code] == commits and commits.count("ab85dc23") == 40
+    step_6 = runs[runs["slug"].str.fullmatch(r"lora-qv?-r(1|4|8|64)") & (runs["task"] == "cola") & (runs["seed"] > 5)]
+    others = step_6[~step_6["slug"].isin(["lora-qv-r8"])]  # of step 2
+    assert (others["device"] == "x86_64 AVX2").mean() > 0.5
+
+
 def test_what_the_page_says_of_the_change_since_the_short_runs(frame, long):
     """Most is more than half. Each profile has its own seeds, so the interval of a change is Welch's."""
     says(
