@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -109,3 +110,8 @@ def check_writable(folder: str | Path) -> None:
             pass
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+
+
+def python_command() -> str:
+    """How this Python is called in a shell at the repository's root: that of its `.venv`, otherwise `python`."""
+    return ".venv/bin/python" if Path(sys.prefix) == ROOT / ".venv" else "python"

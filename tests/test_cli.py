@@ -22,6 +22,7 @@ from test_sweeps import quiet, wait_for
 from lora import cli
 from lora.cli import COMMANDS
 from lora.data.tasks import TASKS
+from lora.files import python_command
 from lora.methods import METHODS
 from lora.records.record import load_records
 from lora.report.build import print_sweep
@@ -56,7 +57,7 @@ def test_one_run(tiny_overrides, tmp_path):
     device, day = record.provenance["device"], record.started_at[:10]
     assert again.stdout.startswith(
         f"{record.run_id}: nothing to train, its run is in {tmp_path}/results already\n"
-        f"  made:    {day}, on {device}\n  of:      {record.config['model']['name']}, rows from tsv\n"
+        f"  made:    {day}, on {device}\n  of:      {record.config['model']['name']}, data.source=tsv\n"
         f"{record.run_id}: ok, matthews best"
     )
     assert f"  already done: trained on {record.started_at[:16].replace('T', ' ')} UTC in " in again.stdout
@@ -124,7 +125,7 @@ def test_a_sweep_ends_with_its_table_and_the_next_command(tmp_path, capsys):
     print_sweep("small", ["profile=small", *arguments])
     shown = capsys.readouterr().out
     assert "| CoLA" in shown and "SST-2" not in shown and "rank" not in shown.partition("next: ")[0].lower()
-    assert f"next: {shlex.join(['python', '-m', 'lora', 'report', 'small', *arguments])}" in shown
+    assert f"next: {shlex.join([python_command(), '-m', 'lora', 'report', 'small', *arguments])}" in shown
 
 
 def test_a_sweep_records_what_failed_skips_what_is_done_and_retries_when_asked(tiny_overrides, tmp_path):
@@ -294,6 +295,12 @@ def test_an_option_may_stand_between_a_profile_and_its_overrides(at, capsys):
     cli.main(["status", *arguments[:at], "--json", *arguments[at:]])
     said = json.loads(capsys.readouterr().out)
     assert {run["run_id"].split(".")[2] for run in said["runs"]} == {"reviews"}
+
+
+@pytest.mark.parametrize("command", ["status", "plan", "report"])
+def test_a_word_that_is_no_override_is_one_message(command, capsys):
+    assert cli.main([command, "task=reviews", "mini"]) == 2
+    assert "error: 'mini' is not an override, setting=value; a profile's name stands before" in capsys.readouterr().err
 
 
 def test_an_unknown_command_is_one_message(capsys):

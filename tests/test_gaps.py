@@ -1,5 +1,7 @@
 """The table of gaps between LoRA, Houlsby adapters and full fine-tuning, before and after one factor changes."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -99,3 +101,17 @@ def test_the_table_states_each_condition_once(records):
     assert all(table.count(f"| {factor.name} | {factor.before.words} | ") == 1 for factor in FACTORS)
     places = [len(factor.gaps) * (len(factor.tasks) + (len(factor.tasks) > 1)) for factor in FACTORS]
     assert sum(line.startswith("| ") for line in table.splitlines()) == 2 + sum(places)
+
+
+def test_seeds_whose_runs_ran_on_two_devices_are_counted(records):
+    """Seed 7 under one condition, seed 8 under both: two of the three pairs."""
+    long = records["reference/long"]
+    frame = long.frame.copy()
+    moved = frame["slug"].eq("lora-qkvo-r4") & frame["seed"].isin([7, 8]) | frame["slug"].eq("lora-qv-r8") & (
+        frame["seed"] == 8
+    )
+    frame.loc[moved & (frame["task"] == "cola"), "device"] = "another"
+    after = Condition("q,k,v,o", sides=SIDES | {"LoRA": Side("lora-qkvo-r4")})
+    two = records | {"reference/long": dataclasses.replace(long, frame=frame)}
+    assert [line[-1] for line in lines_of(two, QV, after)] == ["3 in pairs (2 across devices)"]
+    assert [line[-1] for line in lines_of(records, QV, after)] == ["3 in pairs"]

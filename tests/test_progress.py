@@ -158,7 +158,7 @@ def test_the_announcement_says_what_and_how_long(runs, tmp_path):
     done = state_of(runs, [synthetic_record(run, 0.5) for run in runs], [])
     text = announcement("mini", runs, done, [], {}, 2, "results/mini")
     assert text.startswith("profile mini: nothing to train, all 4 runs are in results/mini already")
-    assert "made:    2026-01-01, on none" in text and "of:      minilm, rows from tsv" in text
+    assert "made:    2026-01-01, on none" in text and "of:      minilm, data.source=tsv" in text
 
 
 def expected(runs):

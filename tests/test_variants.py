@@ -9,7 +9,7 @@ from lora.config.compose import compose_run
 from lora.config.run import run_config
 from lora.config.variants import Variant, said, variant, words
 from lora.errors import UserError
-from lora.files import RESULTS
+from lora.files import RESULTS, python_command
 from lora.records.record import load_records
 from lora.report.aggregate import Planned, labelled, summarise
 from lora.report.build import build, print_sweep
@@ -137,7 +137,7 @@ def test_what_the_papers_notation_lacks_is_named_by_its_label(arguments, file, c
     }
     print_sweep("mini", [*arguments, f"runtime.results={tmp_path}/mini"])
     out = capsys.readouterr().out
-    assert table.markdown() in out and "next: python -m lora report" in out
+    assert table.markdown() in out and f"next: {python_command()} -m lora report" in out
 
 
 def test_a_setting_given_at_one_rank_makes_a_row_of_its_own_and_leaves_the_other_ranks_together(tmp_path):

@@ -71,6 +71,8 @@ def check_overrides(overrides: Sequence[str]) -> None:
     Raises: UserError: If an override adds or removes a setting, names an unknown one, or gives a group anything but an
         option's name.
     """
+    if stray := [override for override in overrides if "=" not in override and not override.startswith("~")]:
+        raise UserError(f"{stray[0]!r} is not an override, setting=value; a profile's name stands before the overrides")
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:

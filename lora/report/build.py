@@ -13,7 +13,7 @@ import pandas as pd
 from lora.cost.efficiency.report import read_devices
 from lora.cost.efficiency.tables import tables as efficiency_tables
 from lora.errors import UserError, as_command
-from lora.files import RESULTS, ROOT, write_atomically
+from lora.files import RESULTS, ROOT, python_command, write_atomically
 from lora.records.analysis import Analyses, read_analyses
 from lora.records.record import load_curves
 from lora.report.aggregate import Planned
@@ -254,5 +254,5 @@ def print_sweep(profile: str, arguments: Sequence[str]) -> None:
         print(f"no table of this sweep: {error}", file=sys.stderr)
         return
     print("\n".join(table.markdown() for table in tables))
-    command = as_command(["python", "-m", "lora", "report", profile, *own])
-    print(f"next: {command}  # verdicts, figures and report.html")
+    command = as_command([python_command(), "-m", "lora", "report", profile, *own])
+    print(f"next: {command}  # every table, figures and report.html")

@@ -1,4 +1,4 @@
-"""The learning rates that were tried for each method, on a seed that no table of results has, and the one taken."""
+"""The learning rates that were tried for each method, on seeds that no table of results has, and the one taken."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from lora.report.tables import collapsed_text, number
 from lora.sweep.grids import LEARNING_RATE
 from lora.table import Table
 
-TITLE = "Learning rates tried, on a seed that no other table uses"
+TITLE = "Learning rates tried, on seeds that no table of results has"
 
 
 def learning_rate_table(name: str, tried: Sequence[Planned], frame: pd.DataFrame, curves: pd.DataFrame) -> Table | None:

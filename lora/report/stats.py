@@ -93,10 +93,10 @@ def pairs_text(n: int, across: int) -> str:
     return f"{n} ({across} across devices)" if across else f"{n}"
 
 
-def seeds_across(pairs: pd.DataFrame, tasks: Sequence[str]) -> int:
-    """How many seeds of `by_seed` have a pair whose runs ran on different devices."""
+def seeds_across(pairs: pd.DataFrame, tasks: Sequence[str]) -> set[int]:
+    """The seeds of `by_seed` that have a pair whose runs ran on different devices."""
     here = pairs[pairs["task"].isin(tasks) & pairs["seed"].isin(by_seed(pairs, tasks).index)]
-    return int(here.groupby("seed")["across"].any().sum())
+    return set(here.loc[here["across"], "seed"])
 
 
 def seed_averages(pairs: pd.DataFrame, tasks: Sequence[str]) -> Float[np.ndarray, " seeds"]:
@@ -186,7 +186,7 @@ def all_pairs(groups: Mapping[str, pd.DataFrame], column: str = "best") -> pd.Da
     Args:
         groups: Label -> the runs of one method, in the order of the tables.
     Returns: Columns one, other, task (`Avg.` for the average), n, mean, low, high, p (of the paired t-test; for the
-        average, over the seeds' averages), across (`seeds_across`).
+        average, over the seeds' averages), across (the number of `seeds_across`).
     """
     rows = []
     for other, one in combinations(groups, 2):  # the later one minus the earlier
@@ -195,6 +195,6 @@ def all_pairs(groups: Mapping[str, pd.DataFrame], column: str = "best") -> pd.Da
         places = {task: [task] for task in tasks} | ({"Avg.": tasks} if len(tasks) > 1 else {})
         for place, averaged in places.items():
             values = seed_averages(pairs, averaged)
-            found = {**vars(mean_interval(values)), "p": paired_p(values), "across": seeds_across(pairs, averaged)}
+            found = {**vars(mean_interval(values)), "p": paired_p(values), "across": len(seeds_across(pairs, averaged))}
             rows.append({"one": one, "other": other, "task": place, **found})
     return pd.DataFrame(rows, columns=["one", "other", "task", "n", "mean", "low", "high", "p", "across"])

@@ -131,5 +131,5 @@ def origin(records: Sequence[RunRecord]) -> str:
     failed = f"; {count} of them failed ({RETRY})" if count else ""
     return (
         f"\n  made:    {' to '.join(dict.fromkeys((days[0], days[-1])))}, on {', '.join(devices) or 'no device'}\n"
-        f"  of:      {', '.join(models)}, rows from {', '.join(rows) or 'nowhere'}{failed}"
+        f"  of:      {', '.join(models)}, data.source={', '.join(rows) or 'none'}{failed}"
     )

@@ -194,7 +194,7 @@ def difference(bound: Bound, names: Sequence[str], tasks: Sequence[str], pairs: 
     label = f"{names[0]} - {names[1]}, {f'average of {titles}' if len(tasks) > 1 else titles}"
     runs = (*here["run_id"], *here["run_id_other"])
     numbers = (found.mean, found.low, found.high, found.n)
-    return Finding(label, *numbers, bound, p_against, holds, reason, runs, "points", seeds_across(here, tasks))
+    return Finding(label, *numbers, bound, p_against, holds, reason, runs, "points", len(seeds_across(here, tasks)))
 
 
 def needed(values: Float[np.ndarray, " n"], bound: Bound) -> str:
