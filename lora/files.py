@@ -113,5 +113,8 @@ def check_writable(folder: str | Path) -> None:
 
 
 def python_command() -> str:
-    """How this Python is called in a shell at the repository's root: that of its `.venv`, otherwise `python`."""
-    return ".venv/bin/python" if Path(sys.prefix) == ROOT / ".venv" else "python"
+    """How a shell calls this Python here: `python` if that is it, otherwise its path."""
+    executable, here = Path(sys.executable), Path.cwd()
+    if shutil.which("python") == str(executable):
+        return "python"
+    return str(executable.relative_to(here) if executable.is_relative_to(here) else executable)

@@ -303,6 +303,20 @@ def test_a_word_that_is_no_override_is_one_message(command, capsys):
     assert "error: 'mini' is not an override, setting=value; a profile's name stands before" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("in_path", [False, True], ids=["not in PATH", "in PATH"])
+@pytest.mark.parametrize("at_root", [False, True], ids=["elsewhere", "at the root"])
+def test_a_shell_finds_this_python_by_what_a_suggested_command_calls_it(in_path, at_root, tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(sys.executable).parents[2] if at_root else tmp_path)
+    if in_path:
+        monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    else:
+        monkeypatch.setenv("PATH", "/nowhere")
+    found = python_command()
+    assert (found == "python") is in_path and Path(found).is_absolute() is not (in_path or at_root)
+    said = subprocess.check_output(f"{found} -c 'import sys; print(sys.prefix)'", shell=True, text=True)
+    assert said.strip() == sys.prefix
+
+
 def test_an_unknown_command_is_one_message(capsys):
     assert cli.main(["statsu", "mini"]) == 2
     assert "'statsu mini' is not a command; use one of status" in capsys.readouterr().err
