@@ -124,7 +124,7 @@ def test_the_check_is_one_forward_pass_and_draws_nothing(architecture):
 
 @pytest.mark.parametrize("architecture", tiny.OTHERS)
 def test_swaps_give_each_adapters_logits_and_then_the_base_exactly(architecture):
-    # Frozen from the start: if a weight requires a gradient, torch multiplies inputs that are not contiguous otherwise.
+    # Frozen from the start: torch multiplies non-contiguous inputs in another way if the weight requires a gradient.
     model, adapters, expected = tiny.model(architecture).double().requires_grad_(False), {}, {}
     before, plain = checksum(model.state_dict().items()), logits(model, architecture)
     every = layers(architecture) + layers(architecture, by_rows=False)

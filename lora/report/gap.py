@@ -3,7 +3,7 @@
 To add a factor, add an entry to `FACTORS`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -13,7 +13,15 @@ from lora.files import REFERENCE
 from lora.report.aggregate import Planned, task_label
 from lora.report.notes import note
 from lora.report.select import Gathered
-from lora.report.stats import DIGITS, by_seed, mean_interval, paired_differences, seeds_across, welch_interval
+from lora.report.stats import (
+    DIGITS,
+    by_seed,
+    mean_interval,
+    paired_differences,
+    pairs_text,
+    seeds_across,
+    welch_interval,
+)
 from lora.table import markdown
 
 SMALL, LONG, BASE = (f"{REFERENCE}/{profile}" for profile in ("small", "long", "base"))
@@ -151,16 +159,7 @@ def factor_lines(factor: Factor, gathered: Mapping[str, Gathered]) -> list[dict[
     for one, other in factor.gaps:
         before, after = (differences(c, one, other, gathered[c.records]) for c in (factor.before, factor.after))
         line = {"Factor": factor.name, "From": factor.before.words, "To": factor.after.words, "Gap": f"{one} - {other}"}
-        lines += [
-            line
-            | {"Task": place}
-            | change_cells(
-                by_seed(before, tasks),
-                by_seed(after, tasks),
-                seeds_across(before, tasks) | seeds_across(after, tasks),
-            )
-            for place, tasks in places.items()
-        ]
+        lines += [line | {"Task": place} | change_cells(before, after, tasks) for place, tasks in places.items()]
     return lines
 
 
@@ -171,19 +170,21 @@ def differences(condition: Condition, one: str, other: str, gathered: Gathered) 
     return paired_differences(*(frame[frame["run_id"].isin(run_ids)] for run_ids in sides))
 
 
-def change_cells(before: pd.Series, after: pd.Series, across: set[int]) -> dict[str, str]:
+def change_cells(pairs_before: pd.DataFrame, pairs_after: pd.DataFrame, tasks: Sequence[str]) -> dict[str, str]:
     """A gap under both conditions, and its change. If seeds are in both, only these count, in pairs.
 
     Args:
-        before, after: Seed -> gap, in points.
-        across: The seeds of which two runs of a gap ran on different devices.
+        pairs_before, pairs_after: `paired_differences` of the gap.
+        tasks: One task, or several to average over.
     """
+    before, after = (by_seed(pairs, tasks) for pairs in (pairs_before, pairs_after))
+    across = seeds_across(pairs_before, tasks) | seeds_across(pairs_after, tasks)
     shared = before.index.intersection(after.index)
     if len(shared):
         before, after = before[shared], after[shared]
         change, n = mean_interval((after - before).round(DIGITS).to_numpy()), f"{len(shared)} in pairs"
-        across = across & set(shared)
+        across &= set(shared)
     else:
         change, n = welch_interval(after.to_numpy(), before.to_numpy()), f"{len(before)} and {len(after)}"
     gaps = {"Before": mean_interval(before.to_numpy()).text, "After": mean_interval(after.to_numpy()).text}
-    return gaps | {"Change": change.text, "Seeds": n + f" ({len(across)} across devices)" * bool(across)}
+    return gaps | {"Change": change.text, "Seeds": pairs_text(n, len(across))}

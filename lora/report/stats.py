@@ -88,8 +88,8 @@ def by_seed(pairs: pd.DataFrame, tasks: Sequence[str]) -> pd.Series:
     return table.mean(axis=1).round(DIGITS)
 
 
-def pairs_text(n: int, across: int) -> str:
-    """`5`; `5 (3 across devices)`."""
+def pairs_text(n: int | str, across: int) -> str:
+    """`5`; `5 (3 across devices)`; `5 in pairs (3 across devices)`."""
     return f"{n} ({across} across devices)" if across else f"{n}"
 
 
