@@ -50,7 +50,7 @@ def write_run(results: Path, run: PlannedRun, best: float, predictions: bool = F
     digest = None
     if predictions:
         splits = TASKS[run.task].validation_splits
-        content = save({f"{rule}.{split}": np.zeros(4, np.int16) for rule in ("best", "last") for split in splits})
+        content = save({f"{epoch}.{split}": np.zeros(4, np.int16) for epoch in (3, 4) for split in splits})
         digest = hashlib.sha256(content).hexdigest()
         write_atomically(results / "predictions" / f"{run.run_id}.safetensors", content)
     record = synthetic_record(run, best, digest)

@@ -270,7 +270,7 @@ def test_status_and_plan_refuse_folders_that_are_not_there_or_not_read(name, glu
 def test_the_report_of_a_profile_without_records_names_what_is_missing():
     done = command("lora", "report", "paper_that_is_not", "task=cola")
     assert done.returncode == 2
-    assert "profile 'paper_that_is_not' does not exist; choose from base, long, mini" in done.stderr
+    assert "profile 'paper_that_is_not' does not exist; choose from base, decide, long, mini" in done.stderr
 
 
 def test_the_first_screen_names_every_command_task_and_method():

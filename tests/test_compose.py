@@ -28,7 +28,7 @@ from lora.training.fused.encoder import fuse
     ("overrides", "message"),
     [
         (["task=colaa"], "task must be one of .*cola.*got 'colaa'"),
-        (["profile=huge"], "profile must be one of base, long, mini, own, paper, small, got 'huge'"),
+        (["profile=huge"], "profile must be one of base, decide, long, mini, own, paper, small, got 'huge'"),
         (["experiment=table9"], "experiment must be one of glue_table2.*got 'table9'"),
         (["method.rank=0"], "method.rank must be >= 1, got 0"),
         (["train.learning_rate=1"], "learning_rate"),

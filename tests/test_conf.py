@@ -208,9 +208,19 @@ EXPECTED_RUNS = {
     ("long", "length"): 4 * 2 * 5,
     ("base", "glue_table2"): 2 * 3,
     ("base", "learning_rate"): 2 * 3,
+    ("decide", "lora_targets"): 7 * 8,
+    ("decide", "lora_ranks"): 4 * 15,
+    ("decide", "mnli_start"): 2 * 6,  # and their six MNLI runs
 }
 # length shares its runs of 10 epochs with glue_table2
-EXPECTED_UNION = {"mini": 66 + 52, "small": 294, "paper": 800 + 15, "long": 165 + 40 + 20, "base": 6 + 6}
+EXPECTED_UNION = {
+    "mini": 66 + 52,
+    "small": 294,
+    "paper": 800 + 15,
+    "long": 165 + 40 + 20,
+    "base": 6 + 6,
+    "decide": 56 + 60 + 12,
+}
 
 
 def test_number_of_runs(sweeps):
@@ -223,7 +233,8 @@ def test_the_pages_state_runs_and_cost(sweeps):
     """Each experiment has a page whose table has the numbers of the grid."""
     for name in describe_group("experiment"):
         page = (ROOT / "experiments" / name / "README.md").read_text()
-        stated = re.findall(r"^\| (mini|small|long|base|paper) \| (\d+) \| .* \| ([\d.]+)M \|$", page, re.MULTILINE)
+        sizes = "mini|small|long|base|decide|paper"
+        stated = re.findall(rf"^\| ({sizes}) \| (\d+) \| .* \| ([\d.]+)M \|$", page, re.MULTILINE)
         found = {p: sweeps[p, n].values() for p, n in sweeps if n == name}
         assert {profile: (int(count), float(millions)) for profile, count, millions in stated} == {
             profile: (len(configs), round(sum(map(examples, configs)) / 1e6, 2)) for profile, configs in found.items()

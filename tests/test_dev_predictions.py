@@ -53,7 +53,7 @@ def one_collapsed(tmp_path):
             values = source.normal(2.5, 0 if same else 1, 50).astype(np.float32)
         else:
             values = np.arange(50).astype(np.int16) % (1 if same else 2)
-        content = save({f"{rule}.validation": values for rule in ("best", "last")})
+        content = save({f"{epoch}.validation": values for epoch in range(1, 5)})
         best = 0.5 if run.task == "rte" or not same else None
         record = synthetic_record(run, 0.5 if best is None else best, hashlib.sha256(content).hexdigest())
         if best is None:
@@ -99,8 +99,8 @@ def test_without_predictions_nothing_is_known_and_a_broken_file_is_named(one_col
     "tensors",
     [
         {},
-        {"best.validation": np.ones(5)},
-        *({f"{rule}.validation": x for rule in ("best", "last")} for x in (np.ones(0), np.eye(2))),
+        {"3.validation": np.ones(5)},
+        *({f"{epoch}.validation": x for epoch in (3, 4)} for x in (np.ones(0), np.eye(2))),
     ],
 )
 def test_a_file_that_lacks_predictions_is_named(tensors, tmp_path):

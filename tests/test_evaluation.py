@@ -1,5 +1,7 @@
 """Predictions against each example alone through the model; metrics against scikit-learn; the choice of epochs."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tiny
@@ -10,8 +12,17 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from lora.data.batching import Encoded
 from lora.data.tasks import TASKS
+from lora.rng import shuffled
 from lora.training import evaluation
-from lora.training.evaluation import evaluate, pack_predictions, predict, select, selecting_split
+from lora.training.evaluation import (
+    DEV_HALVES,
+    evaluate,
+    pack_predictions,
+    predict,
+    select,
+    selecting_split,
+    split_half,
+)
 
 LENGTHS = np.random.default_rng(3).integers(4, 20, 23)
 BATCH = 4
@@ -125,10 +136,51 @@ def test_mnli_is_selected_by_the_split_that_is_asked_for():
     assert chosen == {"matched": {"epoch": 2, "value": 0.6}, "mismatched": {"epoch": 1, "value": 0.9}}
 
 
-def test_packed_predictions_are_those_of_best_and_last():
-    predictions = {number: {"validation": np.array([number, 0], np.int16)} for number in (2, 3)}
-    stored = load(pack_predictions(predictions, {"best": {"epoch": 2}, "last": {"epoch": 3}}))
+def test_packed_predictions_are_those_of_every_epoch():
+    predictions = {number: {"validation": np.array([number, 0], np.int16)} for number in (1, 2, 3)}
+    stored = load(pack_predictions(predictions))
     assert {name: values.tolist() for name, values in stored.items()} == {
-        "best.validation": [2, 0],
-        "last.validation": [3, 0],
+        f"{number}.validation": [number, 0] for number in (1, 2, 3)
     }
+
+
+def of_rows(labels: np.ndarray) -> Encoded:
+    return dataclasses.replace(encoded(), labels=labels)
+
+
+def test_the_split_half_score_does_not_gain_from_the_choice_of_an_epoch():
+    """Forty epochs of coin tosses: the best one gains points by chance, on the rows that chose it alone."""
+    source = np.random.default_rng(0)
+    gains = []
+    for _ in range(20):
+        labels = source.integers(0, 2, 300)
+        predictions = {epoch: {"validation": source.integers(0, 2, 300)} for epoch in range(1, 41)}
+        score = split_half(predictions, {"validation": of_rows(labels)}, TASKS["rte"], "matched")
+        best = max((p["validation"] == labels).mean() for p in predictions.values())
+        gains.append((best - 0.5, score - 0.5))
+    by_best, by_half = np.array(gains).T
+    assert by_best.mean() > 0.05
+    assert abs(by_half.mean()) < 3 * by_half.std(ddof=1) / np.sqrt(20)
+
+
+def test_the_split_half_score_is_the_mean_of_scores_on_the_other_half():
+    """The truth: scikit-learn's metric, epochs chosen and scored in a loop of its own."""
+    source = np.random.default_rng(1)
+    labels = source.integers(0, 2, 101)
+    tosses = {epoch: np.where(source.random(101) < 0.6 + 0.1 * epoch, labels, 1 - labels) for epoch in (1, 2, 3)}
+    predictions = {epoch: {"validation": p} for epoch, p in tosses.items()}
+    scores = []
+    for division in range(DEV_HALVES):
+        order = shuffled(101, "dev halves", division)
+        for chosen_on, scored_on in ((order[:50], order[50:]), (order[50:], order[:50])):
+            chosen = [matthews_corrcoef(labels[chosen_on], p[chosen_on]) for p in tosses.values()]
+            scores.append(matthews_corrcoef(labels[scored_on], tosses[1 + int(np.argmax(chosen))][scored_on]))
+    found = split_half(predictions, {"validation": of_rows(labels)}, TASKS["cola"], "matched")
+    assert found == pytest.approx(np.mean(scores), abs=1e-12)
+
+
+def test_one_epoch_has_the_same_epoch_in_both_halves_and_constant_scores_have_no_score():
+    labels = np.linspace(0, 5, 40, dtype=np.float32)
+    halves = [{1: {"validation": p}} for p in (labels + 1, np.ones(40, np.float32))]
+    found = [split_half(p, {"validation": of_rows(labels)}, TASKS["stsb"], "matched") for p in halves]
+    assert found == [pytest.approx(1), None]

@@ -116,7 +116,7 @@ def predicted_runs(tmp_path):
         wrong = {"full": 20, "lora": 10}[run.method] + run.seed
         values = labels.astype(np.int16).copy()
         values[:wrong] = 1 - values[:wrong]
-        content = save({"best.validation": values, "last.validation": values})
+        content = save({"3.validation": values, "4.validation": values})
         best = metrics.compute(("matthews",), values, labels)["matthews"]
         record = synthetic_record(run, best, hashlib.sha256(content).hexdigest())
         write_record(tmp_path / "small", record)

@@ -115,7 +115,8 @@ def dev_file(folder, task):
 def recorded(folder, record, task):
     """The predictions of the best epoch that training recorded: class indices or scores."""
     split = TASKS[task].validation_splits[0]
-    return load_file(folder / "results" / "predictions" / f"{record.run_id}.safetensors")[f"best.{split}"]
+    epoch = record.selected["best"]["epoch"]
+    return load_file(folder / "results" / "predictions" / f"{record.run_id}.safetensors")[f"{epoch}.{split}"]
 
 
 @pytest.mark.parametrize("task", RUNS)

@@ -105,7 +105,7 @@ def test_another_schema_is_refused(tmp_path):
     path = write_record(tmp_path, record())
     content = json.loads(path.read_text()) | {"schema": 99}
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="schema 99; this version reads 1"):
+    with pytest.raises(UserError, match="schema 99; this version reads 1 and 2"):
         read_record(path)
 
 

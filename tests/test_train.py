@@ -151,15 +151,18 @@ def test_stored_predictions_give_the_recorded_metric(tiny_config):
     config = tiny_config("task=mnli", "train.epochs=3")
     record, packed, _ = run(config)
     stored = load(packed)
-    assert set(stored) == {f"{rule}.validation_{s}" for rule in ("best", "last") for s in ("matched", "mismatched")}
+    assert set(stored) == {f"{epoch}.validation_{s}" for epoch in (1, 2, 3) for s in ("matched", "mismatched")}
     data = read(TASKS["mnli"], "tsv", config.data.path, None, None)
-    for rule in ("best", "last"):
-        metrics = record.epochs[record.selected[rule]["epoch"] - 1]["metrics"]
-        hits = {s: stored[f"{rule}.{s}"] == np.array(data.splits[s]["label"]) for s in TASKS["mnli"].validation_splits}
+    for entry in record.epochs:
+        epoch, metrics = entry["epoch"], entry["metrics"]
+        hits = {s: stored[f"{epoch}.{s}"] == np.array(data.splits[s]["label"]) for s in TASKS["mnli"].validation_splits}
         for split, values in hits.items():
             assert metrics[split]["accuracy"] == pytest.approx(values.mean())
         assert metrics["pooled"]["accuracy"] == pytest.approx(np.concatenate(list(hits.values())).mean())
+    for rule in ("best", "last"):
+        metrics = record.epochs[record.selected[rule]["epoch"] - 1]["metrics"]
         assert record.selected[rule]["value"] == metrics["validation_matched"]["accuracy"]
+    assert 0 < record.selected["split_half"]["value"] <= record.selected["best"]["value"]
 
 
 @pytest.mark.parametrize("selection", ["matched", "mismatched", "pooled"])

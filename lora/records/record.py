@@ -13,7 +13,8 @@ import pandas as pd
 from lora.errors import UserError
 from lora.files import read_object, write_atomically
 
-SCHEMA = 1
+SCHEMA = 2
+SCHEMAS = (1, 2)  # 1: predictions of the best and the last epoch alone, and no score `split_half`
 RUN_ID = re.compile(r"^[A-Za-z0-9_.-]+-[0-9a-f]{8}$")
 
 
@@ -26,10 +27,11 @@ class RunRecord:
         config: The whole resolved RunConfig.
         params: trainable_method, trainable_head, total (the paper's counts exclude the head).
         epochs: For each epoch: epoch, step, train_loss, metrics {split: {metric: value or null}}.
-        selected: For `best` and `last`: epoch, and headline metric on the selecting split.
+        selected: For `best` and `last`: epoch, and headline metric on the selecting split. Since schema 2, for
+            `split_half` that metric with the epoch chosen on other rows (`lora.training.evaluation.split_half`).
         cost: Seconds, step time, throughput, bytes. They vary between repetitions and are not results.
         provenance: Code, packages, device, weights, rows and their fingerprint.
-        predictions: SHA-256 of the file with the dev predictions of `best` and `last`.
+        predictions: SHA-256 of the file with the dev predictions of every epoch; in schema 1, of `best` and `last`.
         adapter: SHA-256 of the tensor file of the `best` adapter; None if the run saved none.
     """
 
@@ -92,8 +94,9 @@ def read_record(path: Path) -> RunRecord:
         raise UserError(
             f"{path} is not a run record: expected the keys {', '.join(sorted(FIELDS))}, found {sorted(content)}"
         )
-    if content["schema"] != SCHEMA:
-        raise UserError(f"{path} has record schema {content['schema']!r}; this version reads {SCHEMA}")
+    if content["schema"] not in SCHEMAS:
+        known = " and ".join(map(str, SCHEMAS))
+        raise UserError(f"{path} has record schema {content['schema']!r}; this version reads {known}")
     record = RunRecord(**content)
     if not isinstance(record.run_id, str) or not RUN_ID.match(record.run_id) or path.name != f"{record.run_id}.json":
         raise UserError(f"{path} holds run_id {record.run_id!r}; a record's file must be named by its run_id")

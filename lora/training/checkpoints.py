@@ -41,7 +41,7 @@ class Done:
         started_at: When the run first started.
         epochs: The finished epochs, in the record's form.
         losses: One per step of the current epoch.
-        predictions: Epoch -> split -> predictions, for the best and the last epoch.
+        predictions: Epoch -> split -> predictions.
         adapter: The adapter of the best epoch, as the files of its folder.
         step_seconds: One per step.
         earlier_seconds: Time spent before the run was last resumed.

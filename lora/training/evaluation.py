@@ -1,6 +1,7 @@
 """Predictions of a model, their metrics, and the epochs to report."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from torch import nn
 from lora.data import metrics
 from lora.data.batching import Encoded, collate, evaluation_batches, to_device
 from lora.data.tasks import Task
+from lora.rng import shuffled
+
+DEV_HALVES = 20  # ours: fixed divisions of the dev set into two halves
 
 
 @torch.inference_mode()
@@ -80,10 +84,38 @@ def select(epochs: list[dict[str, Any]], task: Task, selection: str) -> dict[str
     return {"metric": task.metric, "split": split, "best": chosen(best), "last": chosen(epochs[-1])}
 
 
-def pack_predictions(predictions: dict[int, dict[str, np.ndarray]], selected: dict[str, Any]) -> bytes:
-    tensors = {
-        f"{rule}.{split}": values
-        for rule in ("best", "last")
-        for split, values in predictions[selected[rule]["epoch"]].items()
-    }
-    return save(tensors)
+def split_half(
+    predictions: Mapping[int, Mapping[str, np.ndarray]], splits: Mapping[str, Encoded], task: Task, selection: str
+) -> float | None:
+    """The headline metric without the gain from choosing an epoch on the rows that score it.
+
+    The epoch is chosen on one half of the selecting split and scored on the other, both ways, over `DEV_HALVES` fixed
+    divisions. The value is the mean of these scores. An epoch is chosen as in `select`.
+
+    Args:
+        predictions: Epoch -> split -> the predictions of its rows.
+    Returns: None if a score is undefined, as Pearson's correlation of constant predictions is.
+    """
+    from lora.data.metrics.glue_metric import METRICS  # imports `evaluate`, which the first step does not need
+
+    score = METRICS[task.metric]
+    split = selecting_split(task, selection)
+    names = task.validation_splits if split == "pooled" else (split,)
+    labels = np.concatenate([splits[name].labels for name in names])
+    epochs = [np.concatenate([predictions[epoch][name] for name in names]) for epoch in sorted(predictions)]
+    if len(labels) < 2:
+        return None
+    scores: list[float | None] = []
+    for division in range(DEV_HALVES):
+        order = shuffled(len(labels), "dev halves", division)
+        halves = order[: len(order) // 2], order[len(order) // 2 :]
+        values = [[score(predicted[half], labels[half]) for half in halves] for predicted in epochs]
+        for chosen_on, scored_on in ((0, 1), (1, 0)):
+            defined = [pair for pair in values if pair[chosen_on] is not None]
+            scores.append(max(defined, key=lambda pair: pair[chosen_on], default=values[-1])[scored_on])
+    return None if None in scores else math.fsum(scores) / len(scores)
+
+
+def pack_predictions(predictions: Mapping[int, Mapping[str, np.ndarray]]) -> bytes:
+    """The dev predictions of every epoch as a safetensors file: `<epoch>.<split>`, one class or score per row."""
+    return save({f"{epoch}.{split}": p for epoch, of_epoch in predictions.items() for split, p in of_epoch.items()})

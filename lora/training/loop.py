@@ -30,7 +30,7 @@ from lora.records.provenance import code_version
 from lora.records.record import RunRecord, checkpoint_path
 from lora.training.checkpoints import Keeper, Trained, made_from
 from lora.training.device import make_accelerator
-from lora.training.evaluation import evaluate, pack_predictions, predict, select, selecting_split
+from lora.training.evaluation import evaluate, pack_predictions, predict, select, selecting_split, split_half
 from lora.training.mnli_start import start_from
 from lora.training.step import Part, local_parts, prepare_step
 from lora.training.usage import device_name, optimizer_bytes, peak_mib
@@ -61,7 +61,7 @@ def run(
 
     Args:
         report: Called after every optimizer step.
-    Returns: The record, the dev-set predictions of `best` and `last` as a safetensors file, and, if
+    Returns: The record, the dev-set predictions of every epoch as a safetensors file, and, if
         runtime.save_adapter is set, the adapter of `best` as the files of its folder.
     Raises: UserError: If data, model, method or device do not fit the configuration. NonFiniteLossError: If training
         diverges. InterruptedRunError: After a signal. The next call of the same run resumes from its checkpoint.
@@ -134,15 +134,16 @@ def run(
         done.epochs.append({"epoch": epoch, "step": done.step, "train_loss": mean_loss, "metrics": values})
         done.losses = []
         best = select(done.epochs, task, train.selection)["best"]["epoch"]
-        done.predictions = {n: p for n, p in {**done.predictions, epoch: predictions}.items() if n in (best, epoch)}
+        done.predictions[epoch] = predictions
         if config.runtime.save_adapter and best == epoch:
             origin = origin_of(config, select(done.epochs, task, train.selection))
             done.adapter = pack(adapter_of(bare.model, base, origin))
 
     # The record.
     selected = select(done.epochs, task, train.selection)
+    selected["split_half"] = {"value": split_half(done.predictions, splits, task, train.selection)}
     seconds = done.earlier_seconds + time.monotonic() - started
-    packed = pack_predictions(done.predictions, selected)
+    packed = pack_predictions(done.predictions)
     record = RunRecord(
         run_id=config.run_id,
         status="ok",
