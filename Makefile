@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-glue test status plan wandb-sync tables bench bench-gpu lint efficiency FORCE
+.PHONY: help setup reproduce-glue test status plan wandb-sync tables bench lint efficiency FORCE
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PIP_USER PIP_TARGET PIP_PREFIX
 
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
@@ -74,9 +74,6 @@ tables: setup ## Rebuild every committed table, verdict, page and notebook from 
 
 bench: setup ## Compare speed with Trainer + PEFT in 6 rounds, an hour or more on two idle cores (ARGS="--rounds 2 --runs 4"; REFERENCE=1 writes to the committed results)
 	@$(VENV) -m lora bench $(if $(filter 1,$(REFERENCE)),--reference) $(ARGS)
-
-bench-gpu: setup ## Time one training step of every method and of PEFT on one GPU, a few minutes (ARGS="--compile")
-	@$(VENV) -m lora bench gpu $(if $(filter 1,$(REFERENCE)),--reference) $(ARGS)
 
 lint: $(READY) ## Check style, format, the direction of imports, and types
 	@$(VENV) -m ruff check .

@@ -26,12 +26,6 @@ COMMANDS = {
     "memory": ("lora.cost.memory", "estimate the accelerator memory that a run needs"),
     "efficiency": ("lora.cost.efficiency.command", "measure memory, storage, speed and latency of each method here"),
     "bench": ("lora.cost.throughput.command", "compare speed with Trainer + PEFT on this machine"),
-    "bench adapters": ("lora.cost.adapters", "time swaps, mixed batches and files; compare them with PEFT"),
-    "bench growth": (
-        "lora.cost.growth",
-        "show how time and memory grow with model, batch, length, rank and runs",
-    ),
-    "bench gpu": ("lora.cost.gpu", "time one training step of every method on one GPU"),
     "fetch": ("lora.data.encoders", "download and check the embedded encoder and texts, and encoders that are named"),
     "upload": ("lora.sweep.tracking", "send a sweep's tables and figures to Weights & Biases"),
 }

@@ -18,12 +18,12 @@ from scipy import stats
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lora.cost import adapters_page, floor, gpu, growth, machine, results, steps, subjects
+from lora.cost import floor, machine, results, steps, subjects
 from lora.cost.subjects import changed
 from lora.cost.throughput import command, job, peer, runs, sides, tables
 from lora.cost.throughput import trace as tracing
 from lora.cost.throughput.summary import agrees, our_shares, summarise
-from lora.cost.timing import interleave, median_of, name_of, orders, ratio_of, shown, slope, take_turns
+from lora.cost.timing import interleave, median_of, name_of, orders, ratio_of, shown, take_turns
 from lora.data import metrics
 from lora.data.read import read
 from lora.data.tasks import TASKS
@@ -97,14 +97,6 @@ def test_what_is_not_timed_runs_before_what_is():
     assert counted == [n for visit in range(6) for n in (4 + 3 * visit + 2, 4 + 3 * visit + 3)]
     assert sorted([*found["a"], *found["b"]]) == [4 + 3 * visit + 2.5 for visit in range(6)], "the median of two calls"
     assert len(take_turns({"x": lambda: None}, 4)["x"]) == 4
-
-
-def test_a_slope_is_the_exponent_of_a_power_law():
-    sizes = [1, 2, 4, 10]
-    assert slope(sizes, [3 * size**1.7 for size in sizes]) == pytest.approx(1.7)
-    assert slope([5, 5], [1.0, 2.0]) is None
-    with pytest.raises(ValueError, match="positive"):
-        slope([1, 2], [0.0, 1.0])
 
 
 # The machine.
@@ -661,76 +653,6 @@ def test_measurements_of_another_kind_are_refused(tmp_path):
         tables.rebuild(tmp_path, tmp_path / "README.md")
 
 
-# Growth and the GPU's script.
-
-
-def test_an_axis_of_growth_varies_one_thing():
-    assert [p.tokens for p in growth.points("length", (16, 32))] == [16, 32]
-    assert {p.batch for p in growth.points("length", (16, 32))} == {growth.BATCH}
-    assert [p.model for p in growth.points("model", growth.MODELS)] == list(growth.MODELS)
-
-
-def test_growth_on_tiny_encoders(tiny_config, planted):
-    config = tiny_config("method.rank=2", "train.kernels=fused")
-    chosen = [dataclasses.replace(p, tokens=9, rank=2) for p in growth.points("batch", (2, 4, 8))]
-    found = growth.measure_axis(chosen, lambda model: config, 2)
-    assert [point["batch"] for point in found] == [2, 4, 8]
-    assert all(point["step_ms"] > 0 and point["floor_ms"] > 0 for point in found)
-    assert [point["operations"] / found[0]["operations"] for point in found] == pytest.approx([1, 2, 4])
-    assert growth.slopes("batch", found)["saved_mib"] == pytest.approx(1, abs=0.1)
-    line = growth.per_run([{"cells": n, "seconds": 5 + 2 * n} for n in (2, 4, 8)])
-    assert line == {"seconds_per_cell": pytest.approx(2), "seconds_once": pytest.approx(5)}
-    assert growth.per_run([{"cells": 2, "seconds": 9.0}]) is None
-    content = {
-        "device": "a-machine",
-        "settings": {"precision": "fp32", "batch": 16, "tokens": 28, "rank": 8, "repetitions": 2}
-        | {"cell_rows": 200, "cell_epochs": 1},
-        "axes": {"batch": {"points": found, "slopes": {"step_ms": 0.5, "floor_ms": None, "saved_mib": 1.0}}},
-        "cells": [{"cells": 2, "seconds": 9.0, "peak_mib": None}, {"cells": 4, "seconds": 13.0, "peak_mib": 700.2}],
-        "per_cell": {"seconds_per_cell": 2.0, "seconds_once": 5.0},
-    }
-    text = growth.document(content)
-    assert "against batch: step 0.50, floor -, saved 1.00." in text
-    assert "| 4 | 13.0 | 700 |" in text and "takes 2.00 s more, the command 5.0 s" in text
-
-
-@pytest.mark.parametrize("model", growth.MODELS[1:])
-def test_published_sizes_are_built_with_a_head_of_two_classes(model, tiny_config):
-    with torch.device("meta"):
-        built, weights = subjects.load(subjects.of_size(tiny_config(), model))
-    assert weights == "random, seed 1"
-    assert built.config.num_labels == 2
-    assert floor.sizes_of(built).layers == {"roberta_base": 12, "roberta_large": 24}[model]
-
-
-def test_the_gpus_measurement_runs_on_a_cpu_with_the_same_code(tiny_config):
-    config = tiny_config("method.rank=2", f"train.precision={NARROWEST}", "train.kernels=fused")
-    found = gpu.measure({"tiny": config}, ("2x6",), repetitions=3)
-    (entry,) = found
-    assert set(entry["step_ms"]) == {"ours", "full", "peft"}
-    assert entry["step_vs_peft"]["n"] == 3 and entry["floor_ms"] > 0
-    measured = {
-        "device": "A GPU",
-        "settings": {"rank": 2, "precision": "bf16", "attention": "sdpa", "repetitions": 3},
-        "code": {"commit": "abc"},
-        "measured_at": "2026",
-        "versions": {"torch": "2"},
-        "steps": found,
-    }
-    text = gpu.document(measured)
-    assert f"{entry['step_ms']['ours']:,.2f}" in text and "in parentheses the range" in text
-    on_gpu = gpu.on_gpu(config, "roberta_base")
-    assert (on_gpu.runtime.device, on_gpu.train.kernels, on_gpu.train.precision) == ("cuda", "stock", "bf16")
-
-
-def test_without_a_gpu_its_script_says_so(monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit) as ended:
-        call("bench gpu")([])
-    assert ended.value.code == 2
-    assert capsys.readouterr().err.startswith("error: this benchmark needs a CUDA device")
-
-
 # The whole benchmark.
 
 
@@ -883,17 +805,3 @@ def test_committed_tables_are_what_the_committed_measurements_give():
     for page, name in zip(command.PAGES, ("bench", "speed"), strict=True):
         text = page.read_text()
         assert MARK.format(name=name, edge="begin") in text and tables.with_blocks(text, summaries) == text
-
-
-def test_committed_tables_of_growth_are_what_was_measured():
-    found = sorted((results.COMMITTED / "bench").glob("*/growth.json"))
-    assert found
-    for path in found:
-        assert path.with_name("growth.md").read_text() == growth.document(json.loads(path.read_text()))
-
-
-def test_committed_pages_of_adapters_are_what_was_measured():
-    found = sorted((results.COMMITTED / "bench").glob("*/adapters.json"))
-    assert found
-    for path in found:
-        assert path.with_name("adapters.md").read_text() == adapters_page.document(json.loads(path.read_text()))

@@ -9,9 +9,6 @@
 | `shapes`, `subjects` | batches to time, and models in training by our step or PEFT's |
 | `saved` | bytes that the backward pass and a checkpoint need |
 | `floor`, `steps` | one training step of each subject, and the time of its matrix products alone |
-| `growth` | time and memory against model size, batch, length, rank and number of runs |
-| `gpu` | steps on one GPU, in minutes |
-| `adapters`, `adapters_page` | swaps and their drift, mixed batches, file sizes, compared with PEFT |
 | `throughput` | runs per hour, compared with Trainer + PEFT |
 | `efficiency` | memory, storage, speed and latency of each method |
 

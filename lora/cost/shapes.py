@@ -5,7 +5,6 @@ import re
 STEP = ("16x28", "32x64")  # training steps. Ours: mini's batch, and a batch that fills the cores
 LATENCY = ("1x32", "1x128", "8x128", "16x128", "32x64")  # served batches. 1x128 is Table 1's; the others are ours
 TABLE_1 = ("1x128", "16x256", "32x512")  # the paper's Table 1, from its last line to its first
-GPU_STEP = ("16x28", "32x64", "32x128")
 
 
 def is_shape(text: str) -> bool:

@@ -26,7 +26,6 @@ from lora.training.fused.encoder import DTYPES
 from lora.training.step import Part, prepare_step
 
 Batch = dict[str, Tensor]
-MODELS = ("minilm", "roberta_base", "roberta_large")  # the embedded encoder, and published sizes with random weights
 SPECIAL = 5  # smaller ids are padding and other special tokens
 ENDLESS = 2**40  # steps of the schedule, so that the learning rate stays the same
 
@@ -74,11 +73,6 @@ def load(config: RunConfig) -> tuple[nn.Module, str]:
         torch.manual_seed(seed_for(config.seed, "weights", name))
         model = model_of_size(name, len(task.labels) or 1, config.model.attention)
     return model, f"random, seed {config.seed}"
-
-
-def of_size(config: RunConfig, model: str) -> RunConfig:
-    """The run with encoder `model`; for minilm, the embedded encoder, the run itself."""
-    return config if model == "minilm" else changed(config, model={"name": model})
 
 
 def ours(config: RunConfig, encoder: nn.Module | None = None, compiled: bool = False) -> Subject:

@@ -1,6 +1,5 @@
 """Interleaved timings, and their medians with intervals. No torch."""
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -92,18 +91,6 @@ def shown(found: Mapping[str, Any], digits: int) -> str:
     """Format a `median_of` for a table, as `9.81 (9.70 to 10.02)`."""
     median, low, high = (f"{found[key]:,.{digits}f}" for key in ("median", "low", "high"))
     return f"{median} ({low} to {high})"
-
-
-def slope(sizes: Sequence[float], values: Sequence[float]) -> float | None:
-    """The exponent of value ~ size^slope, by least squares over the logarithms; None for fewer than two sizes.
-
-    Raises: ValueError: If a size or a value is not positive.
-    """
-    if len(set(sizes)) < 2:
-        return None
-    if min(*sizes, *values) <= 0:
-        raise ValueError("a slope needs positive sizes and values")
-    return statistics.linear_regression([math.log(x) for x in sizes], [math.log(y) for y in values]).slope
 
 
 # Taking turns.
