@@ -17,7 +17,7 @@ import tiny
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_adapters import METHODS, logits, with_method
+from tiny_adapters import METHODS, assert_same_logits, logits, with_method
 from torch import nn
 
 import lora
@@ -129,9 +129,9 @@ def test_peft_computes_the_same_logits_and_the_round_trip_is_exact(architecture,
         load_adapter(model := tiny.model(architecture), adapter)
     to_peft(adapter, tmp_path / "peft", base=bases / architecture)
     theirs = in_peft(tmp_path / "peft", architecture, outputs=3 if headed else 2)
-    found = logits(theirs.double(), architecture)  # in float32, CPUs differ in the seventh digit
-    torch.testing.assert_close(found, logits(model.double(), architecture), rtol=0, atol=1e-10)
-    assert (found - logits(tiny.model(architecture), architecture)).abs().max() > 1e-3 if not headed else True
+    assert_same_logits(theirs, model, architecture)
+    if not headed:
+        assert (logits(theirs, architecture) - logits(tiny.model(architecture), architecture)).abs().max() > 1e-3
     back = from_peft(tmp_path / "peft")
     assert same(back, adapter)
     assert (back.method, back.base, back.origin) == (adapter.method, adapter.base, adapter.origin)
@@ -154,7 +154,7 @@ def test_what_peft_saves_gives_the_same_logits_here_and_goes_back_unchanged(
     ours = tiny.model(architecture)
     load_adapter(ours, adapter)
     assert sum(isinstance(module, LoraLinear) for module in ours.modules()) == len(modules)
-    torch.testing.assert_close(logits(ours, architecture), logits(theirs, architecture), rtol=0, atol=1e-6)
+    assert_same_logits(ours, theirs, architecture)
     to_peft(adapter, tmp_path / "back", base=bases / architecture)
     original, back = load_file(tmp_path / "theirs" / WEIGHTS), load_file(tmp_path / "back" / WEIGHTS)
     assert checksum(back.items()) == checksum(original.items())
@@ -176,7 +176,7 @@ def test_ranks_and_scales_of_every_kind_cross_over_both_ways(variant, tmp_path, 
     adapter = adapter_of(model)
     to_peft(adapter, tmp_path / "peft", base=bases / "roberta")
     theirs = in_peft(tmp_path / "peft", "roberta")
-    torch.testing.assert_close(logits(theirs, "roberta"), logits(model, "roberta"), rtol=0, atol=1e-6)
+    assert_same_logits(theirs, model, "roberta")
     theirs.save_pretrained(tmp_path / "again")  # PEFT's own files, and nothing else
     (tmp_path / "again" / "lora.json").unlink(missing_ok=True)
     back = from_peft(tmp_path / "again")
@@ -196,7 +196,7 @@ def test_a_head_that_is_saved_in_part_leaves_the_rest_to_the_model(tmp_path):
     ours = tiny.model("bert")
     swap(ours, adapter)
     unmerge(ours)
-    torch.testing.assert_close(logits(ours, "bert"), logits(theirs, "bert"), rtol=0, atol=1e-6)
+    assert_same_logits(ours, theirs, "bert")
     assert save_adapter(ours, tmp_path / "ours").base is not None
     assert same(Adapter(adapter.method, adapter.weights, {}), Adapter(adapter.method, adapter_of(ours).weights, {}))
 
@@ -217,7 +217,7 @@ def test_the_folder_names_the_base_that_peft_then_loads(outputs, tmp_path, bases
     assert json.loads((tmp_path / "peft" / CONFIG).read_text())["base_model_name_or_path"] == str(bases / "bert")
     assert str(bases) not in (tmp_path / "peft" / "lora.json").read_text()
     theirs = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "peft", num_labels=outputs).eval()
-    torch.testing.assert_close(logits(theirs, "bert"), logits(model, "bert"), rtol=0, atol=1e-6)
+    assert_same_logits(theirs, model, "bert")
 
 
 def test_the_embedded_encoder_is_named_by_where_it_lies_here(tmp_path, offline):
@@ -233,8 +233,8 @@ def test_the_embedded_encoder_is_named_by_where_it_lies_here(tmp_path, offline):
     theirs = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "peft").eval()
     rows = encoder.tokenizer("Who sees my data?", "We share your data with no one.", return_tensors="pt")
     with torch.no_grad():
-        found, expected = theirs(**rows).logits, encoder.model(**rows).logits
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        found, expected = theirs.double()(**rows).logits, encoder.model.double()(**rows).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
     assert place_of(dataclasses.replace(adapter, origin=Origin()), tmp_path / "named") == (str(model_folder()), None)
 
 
@@ -308,7 +308,7 @@ def test_a_regular_expression_for_targets_is_left_to_peft(tmp_path):
     ours, adapter = tiny.model("bert"), from_peft(tmp_path / "theirs")
     assert len(adapter.pairs()) == 4
     load_adapter(ours, adapter)
-    torch.testing.assert_close(logits(ours, "bert"), logits(theirs, "bert"), rtol=0, atol=1e-6)
+    assert_same_logits(ours, theirs, "bert")
 
 
 def edit(folder, **changes):
@@ -525,15 +525,14 @@ def test_the_released_form_gives_loralibs_logits(tmp_path, bases):
     assert "classifier.dense.weight" in adapter.head and adapter.method.alpha == 16 and adapter.method.rank == 4
     ours = tiny.model("roberta")
     load_adapter(ours, adapter)
-    expected = logits(model, "roberta")
-    torch.testing.assert_close(logits(ours, "roberta"), expected, rtol=0, atol=1e-6)
+    assert_same_logits(ours, model, "roberta")
     wrong = tiny.model("roberta")
     load_adapter(wrong, from_loralib(file, alpha=8))
-    assert (logits(wrong, "roberta") - expected).abs().max() > 1e-3
+    assert (logits(wrong, "roberta") - logits(model, "roberta")).abs().max() > 1e-3
     write_adapter(adapter, tmp_path / "ours")
     to_peft(tmp_path / "ours", tmp_path / "peft", base=bases / "roberta")
     assert same(from_peft(tmp_path / "peft"), adapter) and same(read_adapter(tmp_path / "ours"), adapter)
-    torch.testing.assert_close(logits(in_peft(tmp_path / "peft", "roberta"), "roberta"), expected, rtol=0, atol=1e-6)
+    assert_same_logits(in_peft(tmp_path / "peft", "roberta"), model, "roberta")
 
 
 class Bomb:

@@ -1,5 +1,7 @@
 """Models of tests/tiny.py with adapters whose tensors are random, as after training."""
 
+import copy
+
 import tiny
 import torch
 
@@ -55,3 +57,9 @@ def five(architecture: str) -> dict[str, Adapter]:
 def logits(model, architecture: str) -> torch.Tensor:
     with torch.no_grad():
         return model(**tiny.inputs(architecture)).logits
+
+
+def assert_same_logits(one, other, architecture: str) -> None:
+    """Compare two models in float64: in float32, the last digits are a property of the CPU."""
+    found, expected = (logits(copy.deepcopy(model).double(), architecture) for model in (one, other))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
