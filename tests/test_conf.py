@@ -19,7 +19,7 @@ from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.models.load import load_encoder
-from lora.sweep.expand import _expand
+from lora.sweep.expand import expand
 from lora.sweep.grids import grid
 
 # The (protocol, model, method) that have rows, with the number of tasks. Everything else must be refused.
@@ -248,12 +248,12 @@ def examples(config: RunConfig) -> int:
 
 
 def test_the_sweep_expects_the_same_runs(sweeps):
-    assert {run.run_id for run in _expand("mini", [], ["lora_ranks"], False)} == set(sweeps["mini", "lora_ranks"])
+    assert {run.run_id for run in expand("mini", [], ["lora_ranks"])} == set(sweeps["mini", "lora_ranks"])
     table2 = sweeps["paper", "glue_table2"]
     rte = {run_id for run_id, config in table2.items() if (config.task, config.seed) == ("rte", 1)}
     parents = {table2[run_id].start_run for run_id in rte} - {None}
     assert (len(rte), len(parents)) == (14, 3) and parents <= set(table2)
-    assert {run.run_id for run in _expand("paper", ["task=rte", "seed=1"], ["glue_table2"], False)} == rte | parents
+    assert {run.run_id for run in expand("paper", ["task=rte", "seed=1"], ["glue_table2"])} == rte | parents
 
 
 @pytest.mark.parametrize("profile", ["mini", "small", "paper"])

@@ -299,7 +299,7 @@ def test_a_results_folder_keeps_the_kernels_and_the_attention_of_its_runs(first,
     grid = ["task=reviews,ratings", "method=lora", "seed=1,2", "train.precision=fp32", where]
 
     def on(machine_name):
-        for place in ("lora.config.kernel_choice.has_gpu", "lora.sweep.expand.has_gpu"):
+        for place in ("lora.config.kernel_choice.has_gpu",):
             monkeypatch.setattr(place, lambda: machine_name == "a GPU")
         return requested("mini", grid)
 

@@ -1,28 +1,20 @@
 """Expand the grids of experiments, narrowed by overrides, into runs, each with the overrides that compose it."""
 
-import contextlib
-import hashlib
 import itertools
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from lora.config.compose import compose_run, is_untuned, local_encoders, parent_overrides
+from lora.config.compose import compose_run, is_untuned, parent_overrides
 from lora.config.folders import UnreadFolderError
-from lora.config.kernel_choice import gpu_has_bf16, has_gpu
-from lora.config.options import CONF, conf_files, describe_group, parsed_override
-from lora.config.own_task import own_tasks
-from lora.config.precision_choice import machine_choices
-from lora.config.rates import pinned_rates, rates_setting, rates_state
+from lora.config.options import CONF, describe_group, parsed_override
+from lora.config.rates import pinned_rates, rates_setting
 from lora.config.run import RunConfig
 from lora.config.variants import Variant, variant
 from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.files import ROOT, write_atomically
 from lora.sweep.grids import (
     Block,
     Values,
@@ -32,19 +24,13 @@ from lora.sweep.grids import (
     split_override,
 )
 
-# The code that, together with conf/, determines the runs of a command.
-CODE_OF_RUNS = (
-    *("*.py", "config/*.py", "data/tasks.py", "data/definition.py", "data/own_*.py", "data/table_files.py"),
-    *("methods/configs.py", "records/machine.py"),
-    *("sweep/expand.py", "sweep/grids.py"),
-)
-
 
 @dataclass(frozen=True)
 class PlannedRun:
     """One run that an experiment expects.
 
     Args:
+        config: Its validated settings, with every `auto` resolved and the tuned rate, if any.
         overrides: The overrides that compose it from conf/.
         experiments: All experiments that expect it. A run shared by several is trained once.
         parent: The run_id of the MNLI run that it starts from, which is in the same sweep.
@@ -56,6 +42,7 @@ class PlannedRun:
     """
 
     run_id: str
+    config: RunConfig
     overrides: tuple[str, ...]
     experiments: tuple[str, ...]
     model: str
@@ -91,7 +78,7 @@ def selected(profile: str, experiment: str, overrides: Sequence[str]) -> list[Pl
     """The runs of an experiment that the overrides select. Empty if they name a value that its grid lacks."""
     given = dict(map(split_override, overrides))
     blocks, new = apply_overrides({experiment: grid(profile, experiment)}, given)
-    return _cached(profile, overrides, [experiment], False) if blocks[experiment] and not new else []
+    return expand_blocks(profile, blocks) if blocks[experiment] and not new else []
 
 
 def expand(
@@ -108,39 +95,13 @@ def expand(
         All invalid runs are listed.
     """
     read_profile(profile)  # raises if the profile does not exist
-    runs = _cached(profile, overrides, experiments, adhoc)
+    runs = expand_blocks(profile, _blocks(profile, overrides, experiments, adhoc))
     if not runs:
         raise UserError(
             f"no run of profile {profile} has {', '.join(overrides)} together; give a list of values for a grid of "
             f"your own, or leave out -m for a single run"
         )
     return runs
-
-
-def _cached(profile: str, overrides: Sequence[str], experiments: Sequence[str] | None, adhoc: bool) -> list[PlannedRun]:
-    """The result of `_expand`, read from outputs/cache/ if the same request was made before."""
-    tasks = [(task.name, task.official_rows) for task in own_tasks(overrides)]  # reading them adds them to TASKS
-    request = (profile, overrides, experiments, adhoc, local_encoders(overrides), tasks)
-    try:
-        return [PlannedRun(**_with_tuples(entry)) for entry in json.loads(_cache(*request).read_bytes())]
-    except (OSError, ValueError, TypeError):
-        runs = _expand(profile, overrides, experiments, adhoc)
-        with contextlib.suppress(UserError):  # in a read-only clone, every call expands again
-            # the path is computed again, since the expansion may have measured the precision
-            write_atomically(_cache(*request), json.dumps([asdict(run) for run in runs]).encode())
-        return runs
-
-
-def _cache(profile: str, overrides: Sequence[str], *request: Any) -> Path:
-    """The file that caches the runs of a request on this machine."""
-    results = results_of(profile, overrides)
-    machine = (has_gpu(), has_gpu() and gpu_has_bf16(), machine_choices(results))
-    key = _cache_key(profile, overrides, *request, machine, rates_state(rates_setting(overrides, results)))
-    return ROOT / "outputs" / "cache" / "runs" / f"{key}.json"
-
-
-def _expand(profile: str, overrides: Sequence[str], experiments: Sequence[str] | None, adhoc: bool) -> list[PlannedRun]:
-    return expand_blocks(profile, _blocks(profile, overrides, experiments, adhoc))
 
 
 def expand_blocks(profile: str, blocks: Mapping[str, Sequence[Block]]) -> list[PlannedRun]:
@@ -224,6 +185,7 @@ def _planned(config: RunConfig, overrides: tuple[str, ...], experiments: tuple[s
     kept = tuple(override for override in overrides if not override.startswith("rates="))
     return PlannedRun(
         run_id=config.run_id,
+        config=config,
         overrides=(*kept, *(pin for pin in pins if pin not in kept)),
         experiments=experiments,
         model=config.model.name,
@@ -263,15 +225,3 @@ def base_run(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         return compose_run([*chosen, f"task={config.task}", f"seed={config.seed}"], config.train.precision)
     except UserError:  # the protocol has no row for this run; the overrides state every setting
         return config
-
-
-def _cache_key(*request: Any) -> str:
-    digest = hashlib.sha256(json.dumps(request).encode())
-    code = sorted(path for pattern in CODE_OF_RUNS for path in (ROOT / "lora").glob(pattern))
-    for path in (*conf_files(), *code):
-        digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def _with_tuples(entry: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
