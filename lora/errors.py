@@ -22,6 +22,11 @@ def as_command(words: Iterable[str]) -> str:
     return " ".join(plain)
 
 
+def excerpt(text: str) -> str:
+    """A text in quotes, cut to 60 characters."""
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+
 def listed(items: Iterable[object]) -> str:
     """Items joined by commas, cut to `LISTED` and a count of the rest. Empty if there are none."""
     items = list(items)

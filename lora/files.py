@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from lora.errors import UserError, first_line
+from lora.errors import UserError, first_line, listed
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"  # the user's runs and measurements, which git ignores, except for:
@@ -55,6 +55,25 @@ def written_whole(path: Path) -> Iterator[Path]:
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def at_home(path: str | Path) -> Path:
+    """A path with `~` expanded. Raises: UserError: If its user does not exist, or it contains a zero byte."""
+    if "\0" in str(path):
+        raise UserError(f"{str(path)!r} is not a path")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: {first_line(error)}") from error
+
+
+def listing(folder: Path) -> str:
+    """The names in a folder, for a message, or why they cannot be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return listed(sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries)) or "nothing"
+    except OSError as error:
+        return f"{error.strerror}"
 
 
 def read_object(path: Path) -> dict[str, Any]:

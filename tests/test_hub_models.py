@@ -1,19 +1,11 @@
 """Encoders from a hub on localhost: the commit that is read, and pickles, which are read as data or refused."""
 
-import json
-import os
-import subprocess
-import sys
-
 import fake_hub
 import pytest
 import safetensors.torch
 import tiny
 import torch
 
-from lora.files import ROOT
-
-# Code of a separate process: the endpoint is read once, when huggingface_hub is imported.
 CODE = """
 import json, sys
 from lora.config.run import ModelConfig
@@ -49,16 +41,10 @@ def from_hub(repository, tmp_path):
     """A function that loads the encoder from a hub on localhost, which serves the repository's files."""
 
     def load(pickle: str, revision: str = "main"):
-        with fake_hub.serve("some/encoder", repository, kind="models") as endpoint:
-            proxies = {name for name in os.environ if name.lower().endswith("_proxy")}
-            kept = {name: value for name, value in os.environ.items() if name not in proxies | {"HF_HUB_OFFLINE"}}
-            environment = kept | {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1"}
-            call = [sys.executable, "-c", CODE, pickle, revision]
-            done = subprocess.run(
-                call, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
-            )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
+        (found,) = fake_hub.called(
+            CODE, [pickle, revision], "some/encoder", repository, tmp_path / "home", kind="models"
+        )
+        return found
 
     return load
 

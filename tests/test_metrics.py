@@ -1,11 +1,7 @@
-"""Metrics against scikit-learn and scipy, and their loading: offline, side by side, never from a stale copy."""
+"""Metrics against scikit-learn and scipy."""
 
 import itertools
-import os
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +13,6 @@ from lora.errors import UserError
 
 BINARY = ("accuracy", "f1", "matthews")
 SCORES = ("pearson", "spearman")
-ROOT = Path(__file__).parents[1]
 
 
 def reference(name: str, predictions: np.ndarray, references: np.ndarray) -> float | None:
@@ -147,67 +142,3 @@ def test_bad_input_is_refused(names: tuple[str, ...], predictions: list, referen
 def test_predictions_that_are_not_finite_are_the_users_to_mend(value: float) -> None:
     with pytest.raises(UserError, match="1 of 3 predictions are not finite, the first in row 2"):
         metrics.compute(SCORES, np.array([0.0, 1.0, value]), np.array([0.0, 1.0, 2.0]))
-
-
-def test_the_listed_names_are_those_of_the_module() -> None:
-    metrics.compute(metrics.METRICS, np.array([0, 1]), np.array([0, 1]))
-    with pytest.raises(ValueError, match=f"the metrics are {', '.join(metrics.METRICS)}"):
-        metrics._load("bleu")
-
-
-LOAD = """
-import sys
-def refuse(event, arguments):
-    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
-        raise AssertionError(f"network: {event} {arguments}")
-sys.addaudithook(refuse)
-from lora.data import metrics
-assert "evaluate" not in sys.modules, "evaluate must be imported only when a metric is computed"
-before = list(sys.path)
-assert metrics.compute(("accuracy", "f1"), [1, 0, 1], [1, 1, 1]) == {"accuracy": 2 / 3, "f1": 0.8}
-left = [name for name in sys.modules if name.split(".")[0] == "evaluate_modules"]
-assert sys.path == before and not left, left
-"""
-
-
-def test_workers_load_at_once_without_network_or_cache(tmp_path: Path) -> None:
-    (tmp_path / "temporary").mkdir()
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
-    environment |= {"HF_HOME": str(tmp_path / "cache"), "TMPDIR": str(tmp_path / "temporary"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", LOAD]
-    workers = [subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE) for _ in range(2)]
-    for worker in workers:
-        _, errors = worker.communicate(timeout=120)
-        assert worker.returncode == 0, errors.decode()
-    assert not list(tmp_path.rglob("*.py")), "the copies of the module must be gone"
-
-
-def test_an_edited_module_is_never_served_from_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The edit follows a hash sign: the library ignores such text when it names its copy.
-    edited = tmp_path / "glue_metric.py"
-    source = metrics.MODULE.read_text()
-    monkeypatch.setattr(metrics, "MODULE", edited)
-    for mark in ("#1", "#2"):
-        edited.write_text(f"{source}\n\nMARK = '{mark}'\n")
-        metrics._load.cache_clear()
-        loaded = metrics._load("accuracy")
-        assert type(loaded)._compute.__globals__["MARK"] == mark
-    metrics._load.cache_clear()
-
-
-def test_other_modules_of_the_process_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import evaluate
-
-    monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", str(tmp_path / "shared"))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    other = tmp_path / "other.py"
-    other.write_text(metrics.MODULE.read_text())
-    evaluate.load(str(other), "accuracy")
-    kept = {name: module for name, module in sys.modules.items() if name.startswith("evaluate_modules")}
-    metrics._load.cache_clear()
-    metrics.compute(("accuracy",), np.array([1]), np.array([1]))
-    assert kept
-    assert {name: sys.modules[name] for name in kept} == kept
-    evaluate.load(str(other), "f1")
-    for name in [name for name in sys.modules if name.startswith("evaluate_modules")]:
-        monkeypatch.delitem(sys.modules, name)

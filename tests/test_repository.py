@@ -14,8 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from lora.data.embedded import ARCHIVES
-from lora.data.encoders import ENCODERS
+from lora.data.embedded import ARCHIVES, ENCODERS
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -75,15 +74,12 @@ def test_the_mutation_tester_is_no_part_of_the_development_install():
 
 def test_third_party_names_every_archive_by_its_hash_and_every_file():
     text = (ROOT / "THIRD_PARTY.md").read_text()
-    parts = [part for encoder in ENCODERS.values() for part in encoder.parts]
-    weights = {encoder.hashes["model.safetensors"] for encoder in ENCODERS.values()}
-    assert all(part.file in text for part in parts) and len(parts) == 5
-    assert set(re.findall(r"\b[0-9a-f]{64}\b", text)) == {archive.sha256 for archive in (*ARCHIVES, *parts)} | weights
+    hashes = {sha256 for archive in (*ARCHIVES, *ENCODERS.values()) for sha256 in archive.packages.values()}
+    assert hashes <= set(re.findall(r"\b[0-9a-f]{64}\b", text)) and len(hashes) == 8
     lines = text.splitlines()
     for archive in ARCHIVES:
-        (line,) = [line for line in lines if archive.sha256 in line]
-        assert f"`{archive.file}`" in line
-        name, version = archive.requirement.split("==")
+        (line,) = [line for line in lines if archive.identity in line]
+        name, version = archive.title.split("==")
         assert f"https://pypi.org/project/{name}/{version}/" in line
         (row,) = [line for line in lines if re.search(rf"\| {re.escape(name)} \|", line)]
         assert all(f"`{Path(file).name}`" in row for file in archive.members.values())

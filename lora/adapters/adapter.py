@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lora.adapters.base import Base, carried_parameters, describe_base, short
 from lora.adapters.torch_modes import lasting
 from lora.config.run import ModelConfig, RunConfig
-from lora.data.tasks import TASKS
+from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
 from lora.methods.configs import LoraConfig, MethodConfig
 from lora.models.architectures import named_by
@@ -163,6 +163,23 @@ def adapter_of(model: nn.Module, base: Base | None = None, origin: Origin | None
         describe_base(model) if base is None else base,
         Origin() if origin is None else origin,
     )
+
+
+def in_scores(adapter: Adapter, task: Task) -> Adapter:
+    """The adapter with outputs in the units of the task's scores: its head's last layer absorbs `Task.target_scale`.
+
+    Raises: UserError: If that layer has no bias.
+    """
+    if task.target_scale is None:
+        return adapter
+    shift, factor = task.target_scale
+    last = {name: tensor for name, tensor in adapter.head.items() if len(tensor) == 1}  # the one layer with one output
+    if {tensor.dim() for tensor in last.values()} != {1, 2}:
+        raise UserError(
+            f"runtime.save_adapter must be false for {task.name}: this encoder's head has no bias for its scores"
+        )
+    scaled = {name: tensor * factor + (shift if tensor.dim() == 1 else 0.0) for name, tensor in last.items()}
+    return dataclasses.replace(adapter, head=adapter.head | scaled)
 
 
 def origin_of(config: RunConfig, selected: dict[str, Any]) -> Origin:

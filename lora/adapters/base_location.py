@@ -17,7 +17,6 @@ from transformers.utils import logging
 
 from lora.adapters.adapter import Adapter
 from lora.adapters.base import check_architecture, check_base
-from lora.adapters.folder import at_home
 from lora.adapters.head import fitted_head
 from lora.adapters.merge import fitted_layers
 from lora.adapters.torch_modes import lasting
@@ -25,7 +24,7 @@ from lora.checks import build
 from lora.config.encoder_files import locate
 from lora.config.run import ModelConfig
 from lora.errors import UserError, first_line
-from lora.files import ROOT
+from lora.files import ROOT, at_home
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 

@@ -25,7 +25,7 @@ from lora.adapters.base import Base
 from lora.adapters.torch_modes import lasting
 from lora.checks import SettingsError, build
 from lora.errors import UserError, first_line, listed
-from lora.files import read_object, write_atomically
+from lora.files import at_home, listing, read_object, write_atomically
 from lora.methods import METHODS
 from lora.methods.configs import MethodConfig
 from lora.records.record import RunRecord, adapter_path
@@ -205,16 +205,6 @@ def existing(folder: str | Path) -> Path:
     return folder
 
 
-def at_home(folder: str | Path) -> Path:
-    """A path with `~` expanded. Raises: UserError: If its user does not exist, or it contains a zero byte."""
-    if "\0" in str(folder):
-        raise UserError(f"{str(folder)!r} is not the name of a folder")
-    try:
-        return Path(folder).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"folder {folder}: {first_line(error)}") from error
-
-
 def describe(folder: Path, name: str, kind: type[T]) -> T:
     """Read one of our JSON files. Raises: UserError: If it is missing, in another format, or has any wrong value."""
     content = read_json(folder, name)
@@ -254,14 +244,6 @@ def inside(folder: Path, name: str) -> Path:
     if not os.path.isfile(path):
         raise UserError(f"adapter folder {folder} has no file {name} (found: {listing(folder)})")
     return path
-
-
-def listing(folder: Path) -> str:
-    """The names in a folder, for a message, or why they cannot be listed."""
-    try:
-        return listed(sorted(os.listdir(folder))) or "nothing"
-    except OSError as error:
-        return f"{error.strerror}"
 
 
 @lasting

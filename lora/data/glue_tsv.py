@@ -4,7 +4,8 @@ from pathlib import Path
 
 from lora.data.labels import label_reader
 from lora.data.tasks import TASKS, Task
-from lora.errors import UserError, listed
+from lora.errors import UserError, excerpt, listed
+from lora.files import listing
 
 BOM = b"\xef\xbb\xbf"
 
@@ -44,7 +45,7 @@ def read_tsv(task: Task, split: str, folder: Path) -> tuple[dict[str, list], dic
                 torn.append(number)
                 continue
             rule = f"{len(header)} ({', '.join(header)})"
-            raise UserError(f"{path}:{number}: {len(cells)} columns, must be {rule}: {shown(line)}")
+            raise UserError(f"{path}:{number}: {len(cells)} columns, must be {rule}: {excerpt(line)}")
         values = [cells[place] for place in places]
         if labelled:
             try:
@@ -79,18 +80,18 @@ def find_file(folder: Path, below: str, name: str) -> Path:
         )
     if not (folder / below).is_dir():
         raise UserError(
-            f"data folder {folder} has no sub-folder {below} (found: {contents(folder)}); "
+            f"data folder {folder} has no sub-folder {below} (found: {listing(folder)}); "
             f"the official layout has {layout_folders()}"
         )
     path = folder / below / name
     if not path.is_file():
-        raise UserError(f"{path} does not exist (found in {below}: {contents(path.parent)})")
+        raise UserError(f"{path} does not exist (found in {below}: {listing(path.parent)})")
     return path
 
 
 def cut_short(path: Path, number: int, line: str) -> str:
     """The message for a last line without a line end, which is accepted only if the split has all official rows."""
-    return f"{path}:{number}: the last line has no line end, so the file was cut short: {shown(line)}"
+    return f"{path}:{number}: the last line has no line end, so the file was cut short: {excerpt(line)}"
 
 
 def read_lines(path: Path, torn_allowed: bool = False) -> tuple[list[str], bool]:
@@ -127,11 +128,3 @@ def read_lines(path: Path, torn_allowed: bool = False) -> tuple[list[str], bool]
 
 def layout_folders() -> str:
     return ", ".join(sorted(task.tsv.folder for task in TASKS.values() if task.tsv))
-
-
-def contents(folder: Path) -> str:
-    return listed(sorted(f"{p.name}/" if p.is_dir() else p.name for p in folder.iterdir())) or "nothing"
-
-
-def shown(line: str) -> str:
-    return repr(line if len(line) <= 60 else f"{line[:57]}...")

@@ -37,14 +37,21 @@ class Kept:
 def add_task(path: Path) -> Task:
     """Read a task's file and its rows, and add the task to TASKS.
 
-    Raises: UserError: If the file or a row is invalid.
+    Raises: UserError: If the file or a row is invalid, or another folder has the same task with other rows.
     """
     definition = read_definition(path)
-    own = OwnRows(definition, path.resolve().parent)
+    own, name = OwnRows(definition, path.resolve().parent), name_of(path, definition)
+    other = TASKS[name].own if name in TASKS else None
+    elsewhere = other is not None and other.folder not in (None, own.folder)
+    if elsewhere and any(own_rows(other, split) != own_rows(own, split) for split in definition.places):
+        raise UserError(
+            f"{other.folder} and {own.folder} both define the task {name}, but with different rows: runs are named by "
+            f"the file and its definition, so give one of the two files another name"
+        )
     rows = {split: len(own_rows(own, split)["label"]) for split in definition.places}
     scores = own_rows(own, "validation")["label"] if definition.labels is None else None
     kept = Kept(definition, rows, None if scores is None else float(np.std(scores)))
-    return put(name_of(path, definition), kept, own)
+    return put(name, kept, own)
 
 
 def put(name: str, kept: Kept, own: OwnRows) -> Task:
@@ -91,6 +98,11 @@ def add_kept_tasks(results: str | Path) -> list[str]:
                 f"{path} is not a task's definition: {first_line(error)}; the next run writes it"
             ) from error
         digits = kept.definition.digits
+        if path.stem.endswith(f"-{kept.definition.unscaled_digits}") and digits != kept.definition.unscaled_digits:
+            raise UserError(
+                f"{path} and the runs of {path.stem} are of an earlier version, which trained on scores as they are, "
+                f"not scaled by their range: they cannot be compared with new runs. Move them to another folder"
+            )
         if not OWN_NAME.fullmatch(path.stem) or not path.stem.endswith(f"-{digits}"):
             raise UserError(f"{path} holds another definition than its name says: the digits of its hash are {digits}")
         if set(kept.rows) != set(kept.definition.places):

@@ -1,10 +1,7 @@
 """Read a task's rows, the same from every source: embedded texts, official TSV, the hub's parquet, user's files."""
 
-import contextlib
 import hashlib
 import json
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +9,14 @@ import datasets
 import numpy as np
 
 from lora.data.embedded_tasks import embedded_rows
-from lora.data.glue_tsv import contents, find_file, read_tsv
+from lora.data.glue_hub import HUB_ID, parquet_files, read_hub_layout
+from lora.data.glue_tsv import find_file, read_tsv
 from lora.data.own_rows import own_file, own_rows
 from lora.data.tasks import MIN_TRAIN_ROWS, SOURCES_OF, Task, fitting_sources
-from lora.errors import UserError, first_line
-from lora.files import file_state
+from lora.errors import UserError
+from lora.files import at_home, file_state
 from lora.rng import shuffled
 
-HUB_ID = "nyu-mll/glue"
 SOURCES = ("embedded", "tsv", "parquet", "hub", "own")
 
 
@@ -138,85 +135,8 @@ def check_request(
     if source in ("tsv", "parquet"):
         if not path:
             raise UserError(f"source {source} needs a folder: set GLUE_DIR= (data.path in a single run)")
-        return Path(path).expanduser()
+        return at_home(path)
     return None
-
-
-def parquet_files(task: Task, split: str, folder: Path) -> list[str]:
-    """All shards of a split, laid out as on the hub: `<task>/<split>-00000-of-00001.parquet`.
-
-    Raises: UserError: If the folder or a shard is missing.
-    """
-    if not folder.is_dir():
-        raise UserError(f"data folder {folder} does not exist; set GLUE_DIR= to a folder laid out like {HUB_ID}")
-    below = folder / task.name
-    if not below.is_dir():
-        raise UserError(f"data folder {folder} has no sub-folder {task.name} (found: {contents(folder)})")
-    pattern = re.compile(re.escape(split) + r"-(\d{5})-of-(\d{5})\.parquet")
-    shards = [match for match in map(pattern.fullmatch, sorted(path.name for path in below.iterdir())) if match]
-    expected = [f"{number:05}" for number in range(int(shards[0].group(2)))] if shards else []
-    if not shards or [shard.group(1) for shard in shards] != expected:
-        raise UserError(
-            f"{below} must hold every shard of {split}, named {split}-00000-of-00001.parquet if there is one "
-            f"(found: {contents(below)})"
-        )
-    return [str(below / shard.group(0)) for shard in shards]
-
-
-def read_hub_layout(
-    task: Task, split: str, files: list[str], revision: str | None
-) -> tuple[dict[str, list], str | None]:
-    """Read one split from local parquet files or, if there are none, from the hub.
-
-    Returns: The columns, and the commit that the hub served (None for local files).
-    Raises: UserError: If the split cannot be read, or its columns or labels are not the task's.
-    """
-    where = str(Path(files[0]).parent) if files else f"{HUB_ID} ({task.name}, revision {revision})"
-    try:
-        with quiet():
-            if files:
-                builder = datasets.load_dataset_builder("parquet", data_files={split: files})
-            else:
-                builder = datasets.load_dataset_builder(HUB_ID, task.name, revision=revision)
-            builder.download_and_prepare()
-            dataset = builder.as_dataset(split)
-    except Exception as error:  # from a dozen libraries: no network, no such revision, not a parquet file
-        cause = error.__cause__ or error
-        reason = f"{type(cause).__name__}: {first_line(cause)}"
-        mend = "is every file a whole parquet file?" if files else "to read a local folder instead, set GLUE_DIR="
-        raise UserError(f"cannot read {split} of {where}: {reason}; {mend}") from error
-    absent = [name for name in (*task.columns, "label") if name not in dataset.column_names]
-    if absent:
-        found = ", ".join(dataset.column_names)
-        raise UserError(f"{split} of {where} has no column {', '.join(absent)}; it has {found}")
-    names = getattr(dataset.features["label"], "names", None)
-    if names is not None and tuple(names) != task.labels:
-        expected = ", ".join(task.labels) or "scores"
-        raise UserError(f"the labels of {where} are {', '.join(names)}; expected, in this order: {expected}")
-    columns = {name: dataset[name][:] for name in task.columns}
-    if any(not isinstance(text, str) for texts in columns.values() for text in texts):
-        raise UserError(f"{split} of {where}: {' and '.join(task.columns)} must be text in every row")
-    if split in task.test_splits:  # the hub has -1 or, for MRPC, the labels, which must not be seen
-        columns["label"] = [None] * len(dataset)
-    else:
-        columns["label"] = check_labels(task, dataset["label"][:], f"{split} of {where}")
-    served = builder.hash if not files and re.fullmatch("[0-9a-f]{40}", builder.hash or "") else None
-    return columns, served
-
-
-def check_labels(task: Task, labels: list, where: str) -> list:
-    """Check and return labels. Raises: UserError: If one is not a class index, or not a score within the range."""
-    if task.labels:
-        count, rule = len(task.labels), f"0 to {len(task.labels) - 1} ({', '.join(task.labels)})"
-        broken = (row for row, label in enumerate(labels) if not (isinstance(label, int) and 0 <= label < count))
-    else:
-        low, high = task.label_range
-        rule = f"a number from {low:g} to {high:g}"
-        broken = (row for row, label in enumerate(labels) if not (isinstance(label, float) and low <= label <= high))
-    row = next(broken, None)
-    if row is not None:
-        raise UserError(f"{where}: row {row} has label {labels[row]!r}, which must be {rule}")
-    return labels
 
 
 def as_dataset(task: Task, columns: dict[str, list], rows: np.ndarray) -> datasets.Dataset:
@@ -249,15 +169,3 @@ def fingerprint(task: Task, splits: dict[str, datasets.Dataset]) -> str:
         labels = [absent if label is None else label for label in splits[split]["label"][:]]
         digest.update(np.array(labels, "<i4" if task.labels else "<f4").tobytes())
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Hide the progress bars of `datasets` within the block."""
-    disabled = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not disabled:
-            datasets.enable_progress_bars()

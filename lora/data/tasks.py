@@ -5,10 +5,13 @@ A user-defined task is added when its file is read (`lora.data.own_task`).
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from lora.data.definition import Definition
 from lora.errors import UserError
+
+T = TypeVar("T")  # a number, an array or a tensor
+TARGET_SPAN = 5.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,32 @@ class Task:
     def is_definition_only(self) -> bool:
         """Whether the location of the rows is unknown, as for a task that a folder of results keeps."""
         return self.own is not None and self.own.definition.hub is None and self.own.folder is None
+
+    @property
+    def target_scale(self) -> tuple[float, float] | None:
+        """Shift and factor that turn the model's output into a score; None if the output is the score.
+
+        A user-defined regression is trained as if its range were STS-B's, 0 to 5, for which the learning rates were
+        chosen: with squared errors of scores from 0 to 100, or from 1000 to 2000, the same rates learn nothing.
+        """
+        if self.own is None or self.label_range is None:
+            return None
+        low, high = self.label_range
+        return low, (high - low) / TARGET_SPAN
+
+    def to_targets(self, scores: T) -> T:
+        """The outputs that a model is trained to give for these scores."""
+        if self.target_scale is None:
+            return scores
+        shift, factor = self.target_scale
+        return (scores - shift) / factor
+
+    def to_scores(self, outputs: T) -> T:
+        """The scores that a model's outputs stand for."""
+        if self.target_scale is None:
+            return outputs
+        shift, factor = self.target_scale
+        return outputs * factor + shift
 
     @property
     def metric(self) -> str:

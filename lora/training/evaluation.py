@@ -44,7 +44,7 @@ def predict(
         batch = to_device(collate(encoded, rows, pad_token_id), accelerator.device)
         batch.pop("labels")
         logits = model(**batch).logits
-        scores = logits.argmax(-1) if task.labels else logits.float().squeeze(-1)
+        scores = logits.argmax(-1) if task.labels else task.to_scores(logits.float().squeeze(-1))
         chunks.append((rows, scores.cpu().numpy()))
         between()
     predictions = np.empty(len(encoded.lengths), np.int16 if task.labels else np.float32)
@@ -96,9 +96,7 @@ def split_half(
         predictions: Epoch -> split -> the predictions of its rows.
     Returns: None if a score is undefined, as Pearson's correlation of constant predictions is.
     """
-    from lora.data.metrics.glue_metric import METRICS  # imports `evaluate`, which the first step does not need
-
-    score = METRICS[task.metric]
+    score = metrics.METRICS[task.metric]
     split = selecting_split(task, selection)
     names = task.validation_splits if split == "pooled" else (split,)
     labels = np.concatenate([splits[name].labels for name in names])

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lora.adapters.adapter import adapter_of, origin_of
+from lora.adapters.adapter import adapter_of, in_scores, origin_of
 from lora.adapters.base import describe_base
 from lora.adapters.folder import WEIGHTS, pack
 from lora.config.run import RunConfig
@@ -137,7 +137,7 @@ def run(
         done.predictions[epoch] = predictions
         if config.runtime.save_adapter and best == epoch:
             origin = origin_of(config, select(done.epochs, task, train.selection))
-            done.adapter = pack(adapter_of(bare.model, base, origin))
+            done.adapter = pack(in_scores(adapter_of(bare.model, base, origin), task))
 
     # The record.
     selected = select(done.epochs, task, train.selection)

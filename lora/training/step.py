@@ -145,4 +145,4 @@ def summed_loss(model: nn.Module, batch: dict[str, Tensor], task: Task) -> Tenso
     logits = model(**batch).logits  # under autocast if the precision requires it: `prepare` wraps the forward pass
     if task.labels:
         return F.cross_entropy(logits.float(), labels, reduction="sum")
-    return F.mse_loss(logits.float().squeeze(-1), labels, reduction="sum")
+    return F.mse_loss(logits.float().squeeze(-1), task.to_targets(labels), reduction="sum")

@@ -1,17 +1,40 @@
-"""GLUE's metrics and macro F1 as a module of `evaluate`: `evaluate.load(".../glue_metric.py", "accuracy+f1")`.
-
-`evaluate` copies this file elsewhere before importing it, so this file imports nothing from the project.
-`evaluate` finds its copy by a hash that ignores everything after a hash sign, so no string here contains one.
-"""
+"""GLUE's metrics and macro F1 (Wang et al. 2018, arXiv:1804.07461)."""
 
 import math
 from collections.abc import Callable
 
-import evaluate
 import numpy as np
-from datasets import Features, Value
 
-CITATION = "Wang et al. 2018, GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language Understanding"
+from lora.errors import DIVERGED, UserError
+
+
+def compute(names: tuple[str, ...], predictions: np.ndarray, references: np.ndarray) -> dict[str, float | None]:
+    """Metrics of one split, as fractions; None for a metric that is undefined on these rows.
+
+    Args:
+        names: Names from `METRICS`, at least one.
+        predictions: One class index or score per row.
+        references: The true classes or scores, in the same order.
+    Raises: UserError: If a prediction is not finite. ValueError: If a name is unknown, the lengths differ or are zero,
+        or a reference is not finite.
+    """
+    unknown = [name for name in names if name not in METRICS]
+    if unknown or not names:
+        raise ValueError(f"names must be among {', '.join(METRICS)}, got {', '.join(map(repr, unknown)) or 'none'}")
+    predicted, true = np.asarray(predictions, np.float64), np.asarray(references, np.float64)
+    if predicted.shape != true.shape or predicted.ndim != 1 or not len(true):
+        raise ValueError(
+            f"predictions and references must be equally long and not empty, got {predicted.shape} and {true.shape}"
+        )
+    if not np.isfinite(true).all():
+        raise ValueError(f"references must be finite, got {true[~np.isfinite(true)][0]}")
+    broken = np.flatnonzero(~np.isfinite(predicted))
+    if broken.size:
+        raise UserError(
+            f"{broken.size} of {len(predicted)} predictions are not finite, the first in row {broken[0]}: "
+            f"{DIVERGED}; try a lower train.lr first"
+        )
+    return {name: METRICS[name](predicted, true) for name in names}
 
 
 def accuracy(predictions: np.ndarray, references: np.ndarray) -> float:
@@ -70,30 +93,6 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float | None]] = {
     "pearson": pearson,
     "spearman": spearman,
 }
-
-
-class GlueMetric(evaluate.Metric):
-    """A set of GLUE's metrics. The config name joins them with `+`: `accuracy+f1`, `pearson+spearman`."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        names = self.config_name.split("+")
-        unknown = [name for name in names if name not in METRICS]
-        if unknown:
-            raise ValueError(
-                f"no metric is called {', '.join(map(repr, unknown))}; the metrics are {', '.join(METRICS)}"
-            )
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation=CITATION,
-            inputs_description="predictions, references: one number per row; a class is given by its index.",
-            # float64 holds class indices and float32 scores exactly; an integer column would truncate scores silently.
-            features=Features({"predictions": Value("float64"), "references": Value("float64")}),
-            # No format: the library's numpy format would return float32.
-        )
-
-    def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float | None]:
-        sides = np.array(predictions), np.array(references)
-        return {name: METRICS[name](*sides) for name in self.config_name.split("+")}
 
 
 def _confusion(predictions: np.ndarray, references: np.ndarray) -> tuple[int, int, int, int]:

@@ -1,0 +1,130 @@
+"""Read a user's table, for training and for predictions: CSV and TSV by pandas, JSON lines, parquet."""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet
+
+from lora.errors import UserError, excerpt, first_line
+from lora.files import listing
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Args:
+        columns: Name -> one value per row. CSV and TSV hold text; an absent value of the other formats is None.
+    """
+
+    path: Path
+    columns: dict[str, list[Any]]
+
+    def __len__(self) -> int:
+        return max(map(len, self.columns.values()), default=0)
+
+    def row(self, index: int) -> str:
+        """A row in a message. Rows count from 1, without the header."""
+        return f"{self.path}, row {index + 1}"
+
+    def column(self, name: str) -> list[Any]:
+        """The values of a column. Raises: UserError: If it is absent."""
+        if name not in self.columns:
+            raise UserError(f"{self.path}: no column {name}; the columns are {', '.join(self.columns) or 'none'}")
+        return self.columns[name]
+
+    def texts(self, name: str, rows: Iterable[int] | None = None) -> list[str]:
+        """The texts of a column in these rows, or in all. Raises: UserError: If one is absent, empty or not text."""
+        column = self.column(name)
+        texts = [(index, column[index]) for index in (range(len(self)) if rows is None else rows)]
+        for index, text in texts:
+            if text is None or (isinstance(text, str) and not text.strip()):
+                raise UserError(f"{self.row(index)}: an empty text in column {name}")
+            if not isinstance(text, str):
+                raise UserError(f"{self.row(index)}: {text!r}, which is not text, in column {name}")
+            if not is_unicode(text):
+                raise UserError(f"{self.row(index)}: half of a surrogate pair, which is no character, in column {name}")
+        return [text for _, text in texts]
+
+
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold a text. JSON's \\ud800 cannot stand alone."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read_table(path: Path) -> Table:
+    """Read a file in the format of its extension.
+
+    CSV and TSV have a header; TSV has no quoting, as in GLUE. JSON lines has one object per line.
+
+    Raises: UserError: If the file is absent, broken, not UTF-8, or of an unknown format, or names a column twice.
+    """
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(f"{path}: unknown extension {path.suffix!r}; a file of rows is {', '.join(READERS)}")
+    if not os.path.isfile(path):  # False where pathlib raises, as for a name that is too long
+        raise UserError(f"{path} does not exist (found in its folder: {listing(path.parent)})")
+    try:
+        return Table(path, reader(path))
+    except UnicodeDecodeError as error:
+        byte = f"byte 0x{error.object[error.start]:02x} ({error.reason})"
+        raise UserError(f"{path} is not UTF-8: {byte}; save it as UTF-8") from error
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: pandas', pyarrow's and JSON's own are such
+        reason = first_line(error).removeprefix("Error tokenizing data. C error: ")
+        raise UserError(f"cannot read {path}: {reason}") from error
+
+
+def by_name(names: list[str], columns: list[list[Any]]) -> dict[str, list[Any]]:
+    """The columns by name. Raises: ValueError: If two have the same name."""
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"the column {twice[0]!r} occurs {names.count(twice[0])} times")
+    return dict(zip(names, columns, strict=True))
+
+
+def read_cells(path: Path, **form: Any) -> dict[str, list[str]]:
+    # header=None, because pandas would rename a column that occurs twice, and lets rows be longer than a header
+    cells = pd.read_csv(
+        path, header=None, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig", **form
+    )
+    columns = [cells[number].tolist() for number in cells]
+    rows = len(cells)
+    while rows > 1 and not any(column[rows - 1] for column in columns):  # blank lines at the end
+        rows -= 1
+    return by_name([column[0] for column in columns], [column[1:rows] for column in columns])
+
+
+def read_json_lines(path: Path) -> dict[str, list[Any]]:
+    rows = []
+    for number, line in enumerate(path.read_text("utf-8-sig").rstrip().split("\n"), start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"row {number} is not a JSON object: {first_line(error)}: {excerpt(line)}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"row {number} must be a JSON object, got {excerpt(line)}")
+        rows.append(row)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def read_parquet(path: Path) -> dict[str, list[Any]]:
+    table = pyarrow.parquet.ParquetFile(path).read()
+    return by_name(table.column_names, [column.to_pylist() for column in table.columns])
+
+
+READERS: dict[str, Callable[[Path], dict[str, list[Any]]]] = {
+    ".csv": read_cells,
+    ".tsv": lambda path: read_cells(path, sep="\t", quoting=csv.QUOTE_NONE),
+    ".jsonl": read_json_lines,
+    ".parquet": read_parquet,
+}

