@@ -42,11 +42,11 @@ class Encoder:
     ffn: int
 
 
-def sizes_of(model: nn.Module) -> Encoder:
-    settings = model.config
-    return Encoder(
-        settings.num_hidden_layers, settings.hidden_size, settings.num_attention_heads, settings.intermediate_size
-    )
+def sizes_of(model: nn.Module) -> Encoder | None:
+    """The sizes by the names in BERT's configuration; None for an encoder that names them otherwise."""
+    keys = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+    values = [getattr(model.config, key, None) for key in keys]
+    return None if None in values else Encoder(*values)
 
 
 def lora_step(encoder: Encoder, shape: str, rank: int) -> list[Product]:
@@ -61,29 +61,27 @@ def lora_step(encoder: Encoder, shape: str, rank: int) -> list[Product]:
     batch, tokens = rows_and_tokens(shape)
     d, f, every = encoder.width, encoder.ffn, batch * tokens
     head_width, stacked = d // encoder.heads, batch * encoder.heads
-    found: list[Product] = []
+    products: list[Product] = []
     for layer in range(encoder.layers):
         queries = 1 if layer == encoder.layers - 1 else tokens
         read = batch * queries
         backward = 1 if layer else 0  # the first layer's input needs no gradient
-        found += [
+        products += [
             Product(every, d, d, 2 + 2 * backward),  # Wk, Wv
             Product(read, d, d, 2 + backward + 1),  # Wq, Wo; Wo is above an adapted layer in the first layer too
             Product(read, d, f, 2),  # the feed-forward's first forward, its second backward
             Product(read, f, d, 2),
             Product(queries, head_width, tokens, 2, stacked),  # scores; backward, the probabilities' gradient
             Product(queries, tokens, head_width, 2, stacked),  # context; backward, the queries' gradient
-            Product(
-                tokens, queries, head_width, 1 + backward, stacked
-            ),  # backward: the values', then the keys' gradient
+            Product(tokens, queries, head_width, 1 + backward, stacked),  # backward: the values', then the keys'
         ]
         for rows in (read, every):  # of Wq and of Wv
-            found += [
+            products += [
                 Product(rows, d, rank, 2),  # A x; backward, B's side of the gradient of A x
                 Product(rows, rank, d, 1 + backward),  # B (A x); backward, the input's gradient
                 Product(rank, rows, d, 2),  # the gradients of A and of B
             ]
-    return found
+    return products
 
 
 def layouts(product: Product, precision: str, device: str = "cpu") -> dict[str, Action]:
@@ -96,24 +94,21 @@ def layouts(product: Product, precision: str, device: str = "cpu") -> dict[str, 
         return {"rows": lambda: left @ by_rows, "columns": lambda: left @ weight.mT}
     left, weight = left[0], weight[0]
     by_rows = weight.t().contiguous()
-    found: dict[str, Action] = {"rows": lambda: left @ by_rows, "columns": lambda: F.linear(left, weight)}
+    actions: dict[str, Action] = {"rows": lambda: left @ by_rows, "columns": lambda: F.linear(left, weight)}
     pack = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)  # torch's own compiler uses it
     if device == "cpu" and torch.backends.mkldnn.is_available() and pack is not None:
         packed = pack(weight)
-        found["packed"] = lambda: torch.ops.mkldnn._linear_pointwise(left, packed, None, "none", [], "")
-    return found
+        actions["packed"] = lambda: torch.ops.mkldnn._linear_pointwise(left, packed, None, "none", [], "")
+    return actions
 
 
 @torch.no_grad()
-def product_seconds(product: Product, precision: str, device: str = "cpu", repetitions: int = REPETITIONS) -> float:
-    """Seconds of one call in the fastest layout: the median of a few calls after a warm-up."""
-    work = {"": layouts(product, precision, device)}
-    times = interleave(work, repetitions, warmup=WARMUP, clock=clock_of(device))[""]
-    return min(statistics.median(seconds) for seconds in times.values())
-
-
 def floor_seconds(products: Sequence[Product], precision: str, device: str = "cpu") -> float:
-    """Seconds of a step's products alone, each in the fastest layout measured."""
-    shapes = {(p.rows, p.inner, p.columns, p.stacked): p for p in products}
-    measured = {shape: product_seconds(product, precision, device) for shape, product in shapes.items()}
-    return sum(p.count * measured[p.rows, p.inner, p.columns, p.stacked] for p in products)
+    """Seconds of a step's products alone, each in the fastest layout: the median of a few calls after a warm-up."""
+    by_shape = {(p.rows, p.inner, p.columns, p.stacked): p for p in products}
+    fastest = {}
+    for shape, product in by_shape.items():
+        work = {"": layouts(product, precision, device)}
+        times = interleave(work, REPETITIONS, warmup=WARMUP, clock=clock_of(device))[""]
+        fastest[shape] = min(statistics.median(seconds) for seconds in times.values())
+    return sum(p.count * fastest[p.rows, p.inner, p.columns, p.stacked] for p in products)

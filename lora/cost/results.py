@@ -1,4 +1,4 @@
-"""The folders of measurements, the origin that each states, and the writing of their pages. No torch."""
+"""The folders of measurements, and the origin that each states. No torch."""
 
 import argparse
 import json
@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora.cost import machine
-from lora.errors import UserError
-from lora.files import REFERENCE, RESULTS, ROOT, write_atomically
+from lora.files import REFERENCE, RESULTS, ROOT
 from lora.records.provenance import code_version
 
 COMMITTED = RESULTS / REFERENCE
@@ -17,22 +16,15 @@ COMMITTED = RESULTS / REFERENCE
 
 def add_place(parser: argparse.ArgumentParser) -> None:
     """Add the options for the folder of measurements."""
-    parser.add_argument("--results", type=Path, help="folder (default: results, which git ignores)")
-    parser.add_argument("--reference", action="store_true", help=f"{COMMITTED.relative_to(ROOT)}, which is committed")
-
-
-def folder_of(kind: str, given: argparse.Namespace) -> Path:
-    """The folder of `bench` or `efficiency`. It has one folder per device.
-
-    Raises: UserError: If both options are given.
-    """
-    if given.results is not None and given.reference:
-        raise UserError("--results and --reference name two folders: give one")
-    return (given.results or (COMMITTED if given.reference else RESULTS)) / kind
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--results", type=Path, default=RESULTS, help="folder (default: results, which git ignores)")
+    text = f"{COMMITTED.relative_to(ROOT)}, which is committed"
+    place.add_argument("--reference", dest="results", action="store_const", const=COMMITTED, help=text)
+    parser.add_argument("--tables", action="store_true", help="measure nothing: build the tables again")
 
 
 def origin(device: str) -> dict[str, Any]:
-    """The first keys of every measurement: device, machine, package versions, code and time."""
+    """The first keys of a measurement: device, machine, package versions, code and time."""
     return {
         "device": device,
         "machine": machine.describe(),
@@ -40,20 +32,6 @@ def origin(device: str) -> dict[str, Any]:
         "code": code_version(),
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def at_least_one(given: argparse.Namespace, *names: str) -> None:
-    """Check options. Raises: UserError: If one of these is below 1."""
-    for name in names:
-        value = getattr(given, name)
-        if min(value if isinstance(value, list) else [value]) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be >= 1, got {value}")
-
-
-def publish(folder: Path, name: str, content: dict[str, Any], page: str) -> None:
-    """Write a measurement and its page as <name>.json and <name>.md."""
-    write_atomically(folder / f"{name}.json", as_json(content))
-    write_atomically(folder / f"{name}.md", page.encode())
 
 
 def as_json(content: dict[str, Any]) -> bytes:

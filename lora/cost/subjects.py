@@ -1,33 +1,39 @@
-"""The subjects of timings: models in training, by this project's step or PEFT's, and random batches for them."""
+"""The subjects of measurements: encoders in training, by this project's step or PEFT's, and as deployed."""
 
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from lora.adapters.merge import merge
 from lora.config.run import RunConfig
 from lora.cost.parameters import model_of_size
 from lora.cost.shapes import rows_and_tokens
-from lora.cost.throughput.runs import PEFT_HEAD, PEFT_TARGETS
 from lora.cost.timing import Action, wall_seconds
 from lora.data.tasks import TASKS
+from lora.errors import UserError
 from lora.methods import apply
+from lora.methods.lowrank import LoraLinear, LoraSlice
 from lora.models.load import load_encoder
+from lora.models.modules import find_target
 from lora.models.sizes import SIZES
 from lora.rng import generator, seed_for
 from lora.training.device import make_accelerator
-from lora.training.fused.encoder import DTYPES
+from lora.training.fused.encoder import DTYPES, fuse
 from lora.training.step import Part, prepare_step
 
 Batch = dict[str, Tensor]
 SPECIAL = 5  # smaller ids are padding and other special tokens
 ENDLESS = 2**40  # steps of the schedule, so that the learning rate stays the same
+STD_B = 0.02  # ours: of random values that stand in for a trained B, since B is zero before training
 
 
 @dataclass(frozen=True)
@@ -75,21 +81,16 @@ def load(config: RunConfig) -> tuple[nn.Module, str]:
     return model, f"random, seed {config.seed}"
 
 
-def ours(config: RunConfig, encoder: nn.Module | None = None, compiled: bool = False) -> Subject:
-    """An encoder trained by this project's own step, that of the training loop.
+def ours(config: RunConfig) -> Subject:
+    """A run's encoder, trained by this project's own step, that of the training loop.
 
-    Args:
-        encoder: The encoder, in float32 on the CPU; None loads the run's.
-        compiled: Whether the model runs under torch.compile.
     Raises: UserError: If the device or precision is not available, or the kernels do not cover the encoder.
     """
-    encoder = load(config)[0] if encoder is None else encoder
+    encoder = load(config)[0]
     apply(encoder, config.method, config.seed)
     constant = changed(config, train={"warmup_steps": 0})
     step = prepare_step(encoder, constant, make_accelerator(constant), ENDLESS)
     step.model.train()
-    if compiled:
-        step = dataclasses.replace(step, model=torch.compile(step.model))
     numbers = itertools.count()
 
     def whole(batch: Batch) -> tuple[Part, Batch]:
@@ -104,22 +105,27 @@ def ours(config: RunConfig, encoder: nn.Module | None = None, compiled: bool = F
     return Subject(step.model, step.optimizer, loss, take)
 
 
-def peft(config: RunConfig, encoder: nn.Module | None = None) -> Subject:
-    """An encoder with PEFT's LoRA, trained as Trainer does: autocast, clipping, torch's fused AdamW."""
-    from peft import LoraConfig as PeftConfig  # of the extra `peers`
+def peft(config: RunConfig) -> Subject:
+    """A run's encoder with PEFT's LoRA, trained as Trainer does: autocast, clipping, torch's fused AdamW.
+
+    Raises: UserError: If PEFT is not installed, or the encoder is absent.
+    """
+    require_peft()
+    from peft import LoraConfig as PeftConfig
     from peft import TaskType, get_peft_model
 
-    train, method = config.train, config.method
+    train, method, encoder = config.train, config.method, load(config)[0]
     device = "cuda" if config.runtime.device == "cuda" else "cpu"
-    encoder = load(config)[0] if encoder is None else encoder
-    modules = {name.rsplit(".", 1)[-1] for name, _ in encoder.named_modules()}
+    body = encoder.base_model_prefix
+    heads = [name for name, child in encoder.named_children() if name != body and any(True for _ in child.parameters())]
+    heads += ["pooler"] if getattr(encoder.get_submodule(body), "pooler", None) is not None else []
     adapted = PeftConfig(
         task_type=TaskType.SEQ_CLS,
         r=method.rank,
         lora_alpha=method.alpha,
         lora_dropout=method.dropout,
-        target_modules=[PEFT_TARGETS[target] for target in method.targets],
-        modules_to_save=[part for part in PEFT_HEAD if part in modules],
+        target_modules=[name for target in method.targets for name in find_target(encoder, target)],
+        modules_to_save=heads,
     )
     model = get_peft_model(encoder.train(), adapted).to(device)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -137,7 +143,43 @@ def peft(config: RunConfig, encoder: nn.Module | None = None) -> Subject:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return Subject(model, optimizer, loss, step)
+    return Subject(model.get_base_model(), optimizer, loss, step)
+
+
+def require_peft() -> None:
+    """Raises: UserError: If PEFT is not installed."""
+    if find_spec("peft") is None:
+        raise UserError("a comparison with PEFT needs peft, of the extra `peers`: `make setup` installs it")
+
+
+def served(config: RunConfig, merged: bool) -> nn.Module:
+    """A run's encoder as deployed: frozen, with its weights in the run's precision, on its device.
+
+    B gets values of the size that training gives it.
+
+    Args:
+        merged: Whether LoRA is merged, in float32, before any cast.
+    """
+    model, precision = load(config)[0], config.train.precision
+    apply(model, config.method, config.seed)
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, LoraLinear | LoraSlice):
+                source = generator(config.seed, "lora_b", name)
+                module.lora_b.copy_(torch.empty(module.lora_b.shape).normal_(0.0, STD_B, generator=source))
+    if merged:
+        merge(model)
+    model.requires_grad_(False)
+    if config.train.kernels == "fused":
+        fuse(model, precision, config.seed)
+    elif precision == "bf16":
+        model.to(torch.bfloat16)
+    return model.to(config.runtime.device).eval()
+
+
+@torch.inference_mode()
+def serve(model: nn.Module, batch: Batch) -> Float[Tensor, "batch classes"]:
+    return model(**{key: value for key, value in batch.items() if key != "labels"}).logits
 
 
 def random_batch(model: nn.Module, shape: str, seed: int = 0) -> Batch:

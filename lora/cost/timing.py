@@ -15,11 +15,6 @@ T = TypeVar("T")
 Action = Callable[[], object]
 CONFIDENCE = 0.95
 FEWEST = 6  # values for an interval: even the extremes of 5 enclose the median with less than `CONFIDENCE`
-METHOD = (
-    "an interval lies between two order statistics, the narrowest symmetric pair that covers the median with at least "
-    "95%, whatever the distribution; fewer than 6 values have no such pair, so a range is given instead, from the "
-    "smallest to the largest value"
-)
 
 
 # Medians and intervals.
@@ -35,16 +30,11 @@ def median_interval(values: Sequence[float] | Float[np.ndarray, " rounds"]) -> t
 
     Returns: None for fewer than 6 values, whose smallest and largest are not far enough apart.
     """
-    k = _place_of_ends(len(values))
+    k = int(stats.binom.ppf((1 - CONFIDENCE) / 2, len(values), 0.5))
     if k == 0:
         return None
     ordered = np.sort(values)
     return float(ordered[k - 1]), float(ordered[-k])
-
-
-def _place_of_ends(n: int) -> int:
-    """The k of `median_interval`; 0 if none exists."""
-    return int(stats.binom.ppf((1 - CONFIDENCE) / 2, n, 0.5))
 
 
 def sign_p(values: Float[np.ndarray, " rounds"], expected: float, alternative: Literal["less", "greater"]) -> float:
@@ -59,22 +49,10 @@ def sign_p(values: Float[np.ndarray, " rounds"], expected: float, alternative: L
 def median_of(values: Sequence[float]) -> dict[str, Any]:
     """A median with its interval, or with the range of the values if they are too few for one.
 
-    Returns: `median`, `low`, `high`, `coverage` (the chance that low..high encloses the true median; None for a single
-        value) and `n`.
-    Raises: ValueError: Without values.
+    Returns: `median`, `low`, `high`, and `n`, the number of values.
     """
-    if not values:
-        raise ValueError("a median needs at least one value")
     low, high = median_interval(values) or (min(values), max(values))
-    n = len(values)
-    below = max(1, _place_of_ends(n)) - 1  # number of values below `low`
-    return {
-        "median": statistics.median(values),
-        "low": low,
-        "high": high,
-        "coverage": round(float(1 - 2 * stats.binom.cdf(below, n, 0.5)), 4) if n > 1 else None,
-        "n": n,
-    }
+    return {"median": statistics.median(values), "low": low, "high": high, "n": len(values)}
 
 
 def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
@@ -82,15 +60,15 @@ def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
     return median_of([one / other for one, other in zip(ours, theirs, strict=True)])
 
 
-def name_of(found: Mapping[str, Any]) -> str:
-    """The name of low..high in a `median_of`: `95% interval`, or `range` if there are too few values for one."""
-    return f"{CONFIDENCE:.0%} interval" if (found["coverage"] or 0) >= CONFIDENCE else "range"
+def spread_name(n: int) -> str:
+    """The name of low..high in a `median_of` n values: `95% interval`, or `range` if they are too few for one."""
+    return f"{CONFIDENCE:.0%} interval" if n >= FEWEST else "range"
 
 
-def shown(found: Mapping[str, Any], digits: int) -> str:
+def shown(median: Mapping[str, Any], digits: int) -> str:
     """Format a `median_of` for a table, as `9.81 (9.70 to 10.02)`."""
-    median, low, high = (f"{found[key]:,.{digits}f}" for key in ("median", "low", "high"))
-    return f"{median} ({low} to {high})"
+    middle, low, high = (f"{median[key]:,.{digits}f}" for key in ("median", "low", "high"))
+    return f"{middle} ({low} to {high})"
 
 
 # Taking turns.
@@ -151,8 +129,3 @@ def interleave(
                 seconds[group][name].append(statistics.median(clock(actions[name]) for _ in range(calls)))
         after_round()
     return seconds
-
-
-def take_turns(actions: Mapping[str, Action], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
-    """`interleave` for a single group on the CPU."""
-    return interleave({"": actions}, rounds, warmup=warmup)[""]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lora.cost.efficiency.report import read_devices
+from lora.cost.efficiency.summary import read_devices
 from lora.cost.efficiency.tables import tables as efficiency_tables
 from lora.errors import UserError, as_command
 from lora.files import RESULTS, ROOT, python_command, write_atomically

@@ -1,14 +1,13 @@
 """The plan of a measurement: encoder, methods, kernels. No torch, so that mistakes are reported before it is loaded."""
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from lora.checks import Problems
 from lora.config.compose import compose_run
-from lora.config.run import ModelConfig, RunConfig
+from lora.config.run import RunConfig
 from lora.cost import shapes
 from lora.errors import UserError
 from lora.methods.titles import METHOD_TITLES
@@ -17,9 +16,10 @@ TITLES = {  # measured form of the encoder -> title, in the tables' order
     "base": "Base, untouched",
     **{name: METHOD_TITLES[name] for name in ("full", "bitfit", "houlsby", "pfeiffer")},
     "lora": "LoRA, unmerged",
+    "peft": "LoRA, by PEFT",
     "lora_merged": "LoRA, merged",
 }
-ONLY_SERVED = ("base", "lora_merged")  # forms in which nothing trains
+ONLY_SERVED, ONLY_TRAINED = ("base", "lora_merged"), ("peft",)
 MODELS = {  # encoder -> overrides of a run that trains it: its profile, model and task
     "minilm": ("profile=mini", "task=reviews"),
     "roberta_base": ("profile=paper", "protocol=printed", "model=roberta_base", "task=sst2"),
@@ -84,6 +84,10 @@ class Plan:
         return tuple(name for name in self.methods if name not in ONLY_SERVED)
 
     @property
+    def served(self) -> tuple[str, ...]:
+        return tuple(name for name in self.methods if name not in ONLY_TRAINED)
+
+    @property
     def largest(self) -> str:
         """The training batch with the most tokens, whose steps give the peak memory."""
         return max(self.step_shapes, key=shapes.size)
@@ -122,29 +126,23 @@ def profile_run(model: str, *overrides: str) -> RunConfig:
     return compose_run([*MODELS[model], "method=lora", *overrides])
 
 
-def method_run(plan: Plan, name: str) -> RunConfig:
-    """The run whose method and optimizer are measured under `name`, with the plan's kernels and precision.
+def run_of(plan: Plan, name: str) -> RunConfig:
+    """The run whose method, optimizer and encoder are measured under `name`.
 
     Every encoder gets the methods of `mini`: Houlsby adapters of size 8 and Pfeiffer adapters of size 16, which have
     about as many parameters as LoRA with r = 8, as in Table 2's rows of 0.8M on RoBERTa-large.
     """
-    method = {"base": "full", "lora_merged": "lora"}.get(name, name)
+    method = {"base": "full", "lora_merged": "lora", "peft": "lora"}.get(name, name)
     train = (f"train.kernels={plan.kernels}", f"train.precision={plan.precision}")
-    return compose_run([*MODELS["minilm"], f"method={method}", f"seed={plan.seed}", *train])
-
-
-def model_config(plan: Plan) -> ModelConfig:
+    runtime = (f"runtime.device={plan.device}", f"runtime.threads={plan.threads}")
+    run = compose_run([*MODELS["minilm"], f"method={method}", f"seed={plan.seed}", *train, *runtime])
     model = profile_run(plan.model).model
-    return dataclasses.replace(model, path=plan.path) if plan.model == "local" else model
-
-
-def is_usual(plan: Plan) -> bool:
-    """Whether model, kernels and precision are the device's defaults; the device's own folder has that summary."""
-    usual = make_plan("minilm", plan.device)
-    keys = ("model", "kernels", "precision")
-    return all(getattr(plan, key) == getattr(usual, key) for key in keys)
+    return replace(run, model=replace(model, path=plan.path) if plan.model == "local" else model)
 
 
 def place(plan: Plan, device: Path) -> Path:
     """The plan's folder: the device's own for the default model, kernels and precision, else one below it."""
-    return device if is_usual(plan) else device / f"{plan.model}-{plan.kernels}-{plan.precision}"
+    usual, keys = make_plan("minilm", plan.device), ("model", "kernels", "precision")
+    if all(getattr(plan, key) == getattr(usual, key) for key in keys):
+        return device
+    return device / f"{plan.model}-{plan.kernels}-{plan.precision}"

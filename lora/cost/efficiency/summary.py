@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lora.checks import SettingsError, build
-from lora.cost.efficiency.plan import TITLES, Plan
+from lora.cost.efficiency.plan import MODELS, TITLES, Plan
 from lora.cost.timing import median_interval
 from lora.errors import UserError
 from lora.files import read_object
@@ -22,6 +22,7 @@ COUNTS = (
     "optimizer_bytes",
 )
 BY_SHAPE = ("saved_activation_bytes", "saved_cast_bytes", "peak_mib", "peak_above_libraries_mib")
+FLOOR = "floor_ms"  # LoRA's, by shape; absent from summaries that are older than it
 TIMES = {"step": "step_ms", "latency": "latency_ms"}  # kind of sample -> key
 INTERVALS = {key: f"{key}_interval" for key in TIMES.values()}
 TO_FULL = (
@@ -41,7 +42,7 @@ def summarise(
 
     Args:
         measured: Method -> `settings` and, if the method trains, the keys in `COUNTS` and, by shape, in `BY_SHAPE`.
-        samples: Samples of both kinds, in the form that `lora.cost.efficiency.measure.visit` returns.
+        samples: Samples of both kinds, in the form that `lora.cost.efficiency.measure.sampled` returns.
         about: The keys in `ABOUT`.
     Returns: `about`, and for every method the keys in `KEYS`. A value is None if it was not measured or has nothing to
         be compared with. Ratios of times are medians of the ratios within a round.
@@ -56,7 +57,7 @@ def summarise(
             entry[INTERVALS[key]] = of_kind and {shape: _pair(median_interval(v)) for shape, v in of_kind.items()}
         entry["to_full"] = _ratios(measured, times, name, "full", TO_FULL)
         entry["to_base"] = _ratios(measured, times, name, "base", TO_BASE)
-        summary[name] = entry
+        summary[name] = entry | ({FLOOR: measured[name][FLOOR]} if measured[name].get(FLOOR) else {})
     return summary
 
 
@@ -81,9 +82,9 @@ def _ratios(measured: Mapping, times: Mapping, name: str, reference: str, keys: 
     for kind, key in TIMES.items():
         one, other = times.get((kind, name)), times.get((kind, reference))
         if key in keys and one and other:
-            found = {shape: one[shape] / other[shape] for shape in one}  # a slowdown of a whole round cancels out
-            ratios[key] = {shape: round(float(np.median(of_rounds)), 6) for shape, of_rounds in found.items()}
-            ratios[INTERVALS[key]] = {shape: _pair(median_interval(of_rounds)) for shape, of_rounds in found.items()}
+            by_shape = {shape: one[shape] / other[shape] for shape in one}  # a slowdown of a whole round cancels out
+            ratios[key] = {shape: round(float(np.median(values)), 6) for shape, values in by_shape.items()}
+            ratios[INTERVALS[key]] = {shape: _pair(median_interval(values)) for shape, values in by_shape.items()}
     return ratios
 
 
@@ -106,8 +107,24 @@ def methods_of(summary: Mapping[str, Any]) -> list[str]:
 
 def value_at(entry: Mapping[str, Any], key: str, shape: str) -> Any:
     """A quantity's value at a shape; the value itself if the quantity has no shapes; None if it does not exist."""
-    found = entry.get(key)
-    return found.get(shape) if isinstance(found, Mapping) else found
+    value = entry.get(key)
+    return value.get(shape) if isinstance(value, Mapping) else value
+
+
+def read_devices(folder: Path) -> list[dict[str, Any]]:
+    """All summaries in an efficiency folder, device by device. Raises: UserError: If one is broken."""
+    return [summary for device in sorted(folder.glob("*/")) for summary in read_device(device).values()]
+
+
+def read_device(device: Path) -> dict[Path, dict[str, Any]]:
+    """The summaries in a device's folder by path: the default plan's first, the others by encoder.
+
+    Raises: UserError: If one is broken.
+    """
+    paths = [path for path in (device / "summary.json", *sorted(device.glob("*/summary.json"))) if path.is_file()]
+    summaries = {path: read_summary(path) for path in paths}
+    models = {path: list(MODELS).index(summary["about"]["plan"]["model"]) for path, summary in summaries.items()}
+    return {path: summaries[path] for path in sorted(paths, key=lambda path: (path.parent != device, models[path]))}
 
 
 def read_summary(path: Path) -> dict[str, Any]:
@@ -117,38 +134,31 @@ def read_summary(path: Path) -> dict[str, Any]:
     """
     summary = read_object(path)
     about = summary.get("about")
-    if not isinstance(about, dict) or about.get("schema") != SCHEMA:
-        raise UserError(f"{path} is not a summary of schema {SCHEMA}: its `about` says so where it is one")
-    if set(about) != set(ABOUT):
-        raise UserError(f"{path}: about must have the keys {', '.join(ABOUT)}, found {', '.join(about)}")
-    unknown = [name for name in summary if name not in (*TITLES, "about")]
-    if unknown:
-        raise UserError(f"{path} has {', '.join(unknown)}, which is not one of {', '.join(TITLES)}")
+    if not isinstance(about, dict) or about.get("schema") != SCHEMA or set(about) != set(ABOUT):
+        raise UserError(f"{path} is not a summary of schema {SCHEMA}, with `about` holding {', '.join(ABOUT)}")
     try:
-        for name in methods_of(summary):
-            _check_entry(summary[name], build(Plan, about["plan"]))
-    except (SettingsError, ValueError) as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+        plan = build(Plan, about["plan"])
+    except SettingsError as error:
+        raise UserError(f"{path}: {error.problems[0]}") from error
+    shapes = {*plan.step_shapes, *plan.latency_shapes}
+    for name, entry in summary.items():
+        if name != "about" and (name not in TITLES or not isinstance(entry, dict) or {*entry} - {FLOOR} != {*KEYS}):
+            raise UserError(f"{path}: {name} must be one of {', '.join(TITLES)}, with the keys {', '.join(KEYS)}")
+        for values in (entry, entry.get("to_full"), entry.get("to_base")) if name != "about" else ():
+            _check_values(path, values or {}, shapes)
     return summary
 
 
-def _check_entry(entry: Any, plan: Plan) -> None:
-    """Raises: ValueError: If a method's object does not have the form that `summarise` gives it."""
-    if not isinstance(entry, dict) or set(entry) != set(KEYS):
-        raise ValueError(f"a method must have the keys {', '.join(KEYS)}")
-    shapes = {*plan.step_shapes, *plan.latency_shapes}
-    ratios = [entry[key] for key in ("to_full", "to_base")]
-    for values in (entry, *(each for each in ratios if each is not None)):
-        for key, value in values.items():
-            if key in ("settings", "to_full", "to_base") or value is None:
-                continue
-            held = value.values() if isinstance(value, dict) else [value]
-            if isinstance(value, dict) and not set(value) <= shapes:
-                raise ValueError(f"{key} must be by the plan's shapes, {', '.join(shapes)}; found {', '.join(value)}")
-            if key in INTERVALS.values():
-                held = [end for pair in held if pair is not None for end in pair]
-            if not all(isinstance(number, int | float) for number in held):
-                raise ValueError(f"{key} must hold numbers, found {value!r}")
+def _check_values(path: Path, values: Mapping[str, Any], shapes: set[str]) -> None:
+    """Raises: UserError: If a quantity is not a number, or not numbers by the plan's shapes."""
+    for key, value in values.items():
+        if key in ("settings", "to_full", "to_base") or value is None:
+            continue
+        by_shape = value if isinstance(value, dict) else dict.fromkeys(shapes, value)
+        pairs = [pair if key in INTERVALS.values() else [pair] for pair in by_shape.values() if pair is not None]
+        numbers = [number for pair in pairs for number in pair]
+        if not set(by_shape) <= shapes or not all(isinstance(number, int | float) for number in numbers):
+            raise UserError(f"{path}: {key} must hold numbers by the shapes {', '.join(shapes)}, found {value!r}")
 
 
 def samples_csv(samples: Sequence[Mapping[str, Any]]) -> bytes:

@@ -1,13 +1,12 @@
 """Tables from summaries: the cost of training, the cost of serving, and the paper's numbers. No torch."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from lora.cost.efficiency.plan import TITLES
-from lora.cost.efficiency.summary import BY_SHAPE, COUNTS, INTERVALS, methods_of, value_at
+from lora.cost.efficiency.plan import ONLY_TRAINED, TITLES
+from lora.cost.efficiency.summary import BY_SHAPE, COUNTS, FLOOR, methods_of, value_at
 from lora.cost.machine import slug
 from lora.cost.timing import FEWEST
 from lora.files import ROOT
@@ -22,7 +21,6 @@ MODEL_TITLES = {
 }
 
 Summary = Mapping[str, Any]
-STEADY = 0.1  # ours: on a quiet machine, 20 rounds know a median to 3%
 
 
 def document(summaries: Sequence[Summary]) -> str:
@@ -56,7 +54,7 @@ def section(summary: Summary) -> list[str]:
 
 def tables(summaries: Sequence[Summary]) -> list[Table]:
     """The tables of a profile's page: costs of training and of serving, for every device and encoder."""
-    found = []
+    tables = []
     for summary in summaries:
         plan, device = summary["about"]["plan"], summary["about"]["machine"]["device"]
         name = f"efficiency_{slug(device)}_{plan['model']}_{plan['kernels']}_{plan['precision']}"
@@ -67,8 +65,8 @@ def tables(summaries: Sequence[Summary]) -> list[Table]:
         ):
             if len(cells):
                 below = (share, *notes(summary))
-                found.append(Table(f"{name}_{kind}", f"Efficiency, {kind}: {about}", cells, notes=below))
-    return found
+                tables.append(Table(f"{name}_{kind}", f"Efficiency, {kind}: {about}", cells, notes=below))
+    return tables
 
 
 def title(summary: Summary) -> str:
@@ -84,10 +82,10 @@ def notes(summary: Summary) -> list[str]:
     where = f"{machine['cpu'] or 'unknown CPU'}, {machine['cores']} cores, {plan['threads']} threads of torch"
     return [
         *verdict(summary),
+        *floor_text(summary),
         f"Medians of {plan['rounds']} interleaved rounds; ratios are medians of the rounds' own ratios, "
         f"{spread_text(plan)}.",
         f"{where}; {packages}; Python {machine['python']}. {idle_text(about['idle'])}",
-        *unsteady_text(summary),
     ]
 
 
@@ -130,6 +128,7 @@ def latency_table(summary: Summary) -> pd.DataFrame:
             {"Method": TITLES[name]}
             | {shape: _timed(summary[name], summary[name]["to_base"] or {}, "latency_ms", shape) for shape in shapes}
             for name in methods_of(summary)
+            if name not in ONLY_TRAINED
         ]
     )
 
@@ -149,30 +148,19 @@ def verdict(summary: Summary) -> list[str]:
     return [f"{text}."]
 
 
+def floor_text(summary: Summary) -> list[str]:
+    """The share of LoRA's step that its matrix products alone would take; empty if they were not measured."""
+    lora = summary.get("lora") or {}
+    shares = {shape: floor / lora["step_ms"][shape] for shape, floor in lora.get(FLOOR, {}).items()}
+    shown = ", ".join(f"{share:.2f}x at {shape}" for shape, share in shares.items())
+    return [f"The matrix products of LoRA's step alone would take {shown} its time."] if shares else []
+
+
 def idle_text(idle: Mapping[str, Any]) -> str:
     shares = idle["cores busy with others"]
-    known = ", ".join(f"{share:.2f} {when}" for when, share in shares.items() if share is not None)
-    if not known:
-        return "Whether the machine was idle is not known."
+    known = ", ".join(f"{share:.2f} {when}" for when, share in shares.items())
     state = "The machine was idle" if idle["idle"] else "**The machine was not idle**"
     return f"{state}: cores busy with other processes: {known}."
-
-
-def unsteady_text(summary: Summary) -> list[str]:
-    """A warning if the methods' own medians are uncertain, as on a shared host: its neighbours count as no process."""
-    apart = [
-        abs(end / summary[name][key][shape] - 1)
-        for name, key in itertools.product(methods_of(summary), INTERVALS)
-        for shape, interval in (summary[name][INTERVALS[key]] or {}).items()
-        for end in interval or ()
-    ]
-    worst = max(apart, default=0.0)
-    if worst <= STEADY:
-        return []
-    return [
-        f"**Times were unsteady**: the interval of a method's median reaches {worst:.0%} from it. A shared host or a "
-        f"changing clock does that, even if the machine is idle. Measure again at a quiet time."
-    ]
 
 
 def frame(summaries: Sequence[Summary]) -> pd.DataFrame:

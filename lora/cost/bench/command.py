@@ -1,0 +1,270 @@
+"""`python -m lora bench` (`make bench`): LoRA runs an hour and training steps, compared with scripts of today.
+
+`script_loop`  Trainer + PEFT, padded to the maximum length, one process per run
+`tuned_peer`   Trainer + PEFT, batches of similar length padded to their longest, one process for all runs
+`ours`         `python -m lora -m ...`, with its default workers
+
+Each peer has the precision, number of threads and attention that are fastest for it on this machine.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora.config.compose import compose_config, compose_run
+from lora.config.encoder_files import locate
+from lora.config.run import RunConfig
+from lora.cost.bench.page import SIDES, added, block, rebuild
+from lora.cost.bench.steps import measure as measure_steps
+from lora.cost.harness import in_fresh_process
+from lora.cost.machine import cpu_name, sample_busy_cores, slug, system_cores, tree_bytes
+from lora.cost.results import COMMITTED, add_place, as_json, origin, say
+from lora.cost.subjects import require_peft
+from lora.cost.timing import orders
+from lora.data.tasks import TASKS
+from lora.errors import UserError
+from lora.files import ROOT, write_atomically
+from lora.records.machine import BF16_FLAGS, cores, cpu_flags
+from lora.records.record import load_records
+
+Run = dict[str, Any]
+ROUNDS, RUNS = 6, 12  # ours: a median of 6 or more values has an interval
+SCRIPT_RUNS = 2  # of a round's runs, those that the slow script loop trains
+STEP_ROUNDS = 11
+TASKS_TIMED = ("reviews", "ratings")  # one sentence each; far above chance after two epochs of 1,000 examples
+# Settings of every run, except its task and seed. The profile's precision is the faster one on this machine.
+OVERRIDES = (
+    *("profile=mini", "method=lora", "data.train_rows=1000", "train.epochs=2"),
+    "rates=null",  # user-defined rates differ from those of the committed measurements
+    "runtime.tracking=off",  # no side sends copies to W&B
+)
+SAMPLE_SECONDS = 0.5
+CALIBRATION_STEPS = 10
+PAGES = (ROOT / "experiments" / "efficiency" / "README.md", ROOT / "README.md")  # show the committed measurements
+# glibc's variables for the settings of `lora.training.allocator.keep_freed_memory`.
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    text = "turns of each side; fewer than 6 give a range (default %(default)s)"
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=text)
+    text = "runs per round of this project and of the tuned peer (default %(default)s)"
+    parser.add_argument("--runs", type=int, default=RUNS, help=text)
+    add_place(parser)
+
+
+def main(given: argparse.Namespace) -> None:
+    """Exit codes: 0 done; 2 a mistake in the call, or a side that could not run; 130 interrupted."""
+    if given.rounds < 1:
+        raise UserError(f"--rounds must be >= 1, got {given.rounds}")
+    tasks = len(TASKS_TIMED)
+    if given.runs < 2 * tasks or given.runs % tasks:
+        raise UserError(f"--runs must be a multiple of {tasks} and at least {2 * tasks}, got {given.runs}")
+    results = given.results / "bench"
+    if not given.tables:
+        require_peft()
+        with tempfile.TemporaryDirectory(prefix="lora-bench-") as folder:
+            measured = measure(given.rounds, given.runs, TASKS_TIMED, OVERRIDES, Path(folder))
+        write_atomically(results / measured["device"] / "measurements.json", as_json(measured))
+    measurements = rebuild(results, *(PAGES if given.results == COMMITTED else ()))
+    if not measurements:
+        raise UserError(f"{results} holds no measurements: `make bench` makes them")
+    print(block(measurements))
+
+
+def measure(rounds: int, runs: int, tasks: Sequence[str], overrides: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Take every measurement. Returns: The content of measurements.json.
+
+    Args:
+        overrides: Overrides of every run, except its task and seed.
+        folder: Folder for the benchmark's examples, caches and logs.
+    """
+    configs = {task: compose_run([*overrides, f"task={task}"]) for task in tasks}
+    examples = {task: export_rows(config, folder / "rows") for task, config in configs.items()}
+    config, each = configs[tasks[0]], runs // len(tasks)
+    say("warming up: the peers' choices of precision, threads and attention, one sweep of ours")
+    first = peer_run(config, 0, examples[tasks[0]])
+    script, script_seconds = fastest("max_length", first, folder)
+    tuned, tuned_seconds = fastest("longest", first, folder)
+    run_ours(tasks, [0], overrides, folder)
+    loads, turns = [], []
+    for number, order in enumerate(orders(SIDES, rounds, "sides")):
+        seeds = range(number * each + 1, (number + 1) * each + 1)  # no two rounds share one
+        peers = [peer_run(configs[task], seed, examples[task]) for seed in seeds for task in tasks]
+        few = [peers[(number * SCRIPT_RUNS + place) % runs] for place in range(SCRIPT_RUNS)]  # every task in turn
+        actions = {
+            "script_loop": lambda few=few: run_jobs([[run] for run in few], script, folder),
+            "tuned_peer": lambda peers=peers: run_jobs([peers], tuned, folder),
+            "ours": lambda seeds=seeds: run_ours(tasks, seeds, overrides, folder),
+        }
+        for side in order:
+            loads.append({"busy": round(sample_busy_cores() / system_cores(), 4)})
+            turns.append({"round": number, "side": side, **actions[side]()})
+            say(f"round {number + 1} of {rounds}, {side}: {turns[-1]['seconds']:.0f} s")
+    say("steps")
+    loads.append({"busy": round(sample_busy_cores() / system_cores(), 4)})
+    return origin(slug(cpu_name())) | {
+        "settings": {
+            "tasks": list(tasks),
+            "train_rows": config.data.train_rows,
+            "epochs": config.train.epochs,
+            "batch": config.train.batch,
+            "eval_batch": config.train.eval_batch,
+            "max_length": config.data.max_length,
+            "rank": config.method.rank,
+            "precision": config.train.precision,
+            "workers": int(compose_config(overrides).launcher.workers),
+            **{f"script_{key}": script[key] for key in ("precision", "threads", "attention")},
+            "script_choices": script_seconds,
+            **{f"tuned_{key}": tuned[key] for key in ("precision", "threads", "attention")},
+            "tuned_choices": tuned_seconds,
+            "allocator": ALLOCATOR,
+        },
+        "loads": loads,
+        "rounds": turns,
+        "trace": added(turn["parts"] for turn in turns if turn["side"] == "ours"),
+        "steps": in_fresh_process(measure_steps, config, STEP_ROUNDS),
+    }
+
+
+# The runs.
+
+
+def export_rows(config: RunConfig, folder: Path) -> Path:
+    """Write the splits that a run reads as JSON lines, for a script. Returns: Their folder."""
+    from lora.data.read import read  # loads pandas and datasets
+
+    task, data = TASKS[config.task], config.data
+    splits = read(task, data.source, data.path, data.revision, data.train_rows).splits
+    target = folder / config.task
+    target.mkdir(parents=True)
+    for split, name in zip(task.training_splits, ("train", "validation"), strict=True):
+        columns = {column: splits[split][column][:] for column in (*task.columns, "label")}
+        lines = [json.dumps(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+        (target / f"{name}.json").write_text("\n".join(lines) + "\n")
+    return target
+
+
+def peer_run(config: RunConfig, seed: int, rows: Path) -> Run:
+    """The settings of a LoRA run on an encoder with BERT's module names, for `lora.cost.bench.peer`."""
+    task, train, method = TASKS[config.task], config.train, config.method
+    keys = ("epochs", "batch", "eval_batch", "lr", "warmup_frac", "weight_decay", "clip_norm")
+    return {
+        "task": config.task,
+        "seed": seed,
+        "model": locate(config.model)[0],
+        "rows": str(rows),
+        "columns": task.columns,
+        "outputs": len(task.labels) or 1,
+        "metric": task.metric,
+        "metrics": task.metrics,
+        "max_length": config.data.max_length,
+        **{key: getattr(train, key) for key in keys},
+        **{key: getattr(method, key) for key in ("rank", "alpha", "dropout", "targets")},
+    }
+
+
+# The sides. A turn is a mapping: `seconds`, from the command to its end, summed over the side's processes;
+# `peak_bytes`, with shared pages counted once; `cells`, the finished runs; and `parts`, the seconds by activity.
+
+
+def run_process(arguments: Sequence[str], folder: Path, log: Path) -> tuple[float, int]:
+    """Run Python in the repository's root, offline, with our allocator, torch's default threads and output in `log`.
+
+    Returns: Its seconds, and the peak memory of it and its descendants in bytes.
+    Raises: UserError: If it fails, with the last lines of its output.
+    """
+    inherited = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LD_PRELOAD")}
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "datasets")}
+    command, environment = [sys.executable, *arguments], inherited | ALLOCATOR | offline
+    started, peak = time.monotonic(), 0
+    with open(log, "w") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            while process.returncode is None:
+                peak = max(peak, tree_bytes(process.pid))
+                try:
+                    process.wait(SAMPLE_SECONDS)
+                except subprocess.TimeoutExpired:
+                    continue
+        finally:
+            process.terminate()  # on an interruption; a finished process is not affected
+            process.wait()
+    seconds = time.monotonic() - started
+    if process.returncode != 0:
+        last = "\n".join(log.read_text(errors="replace").strip().splitlines()[-15:])
+        raise UserError(f"python {' '.join(arguments)} ended with exit code {process.returncode}:\n{last}")
+    return seconds, peak
+
+
+def run_jobs(jobs: Sequence[Sequence[Run]], settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Train the runs of each job in a process of a peer. Returns: A turn."""
+    seconds, peaks, cells, parts = [], [], [], []
+    for runs in jobs:
+        job = folder / "job.json"
+        job.write_text(json.dumps({"runs": runs, "settings": settings, "started": time.monotonic()}))
+        wall, peak = run_process(["-m", "lora.cost.bench.peer", str(job)], folder, folder / "job.log")
+        answer = json.loads(job.with_suffix(".answer.json").read_text())
+        part = {"start-up": answer["startup_seconds"], "step": sum(run["step_seconds"] for run in answer["runs"])}
+        parts.append(part | {"other": wall - sum(part.values())})
+        seconds.append(wall)
+        peaks.append(peak)
+        cells += answer["runs"]
+    return {"seconds": sum(seconds), "peak_bytes": max(peaks), "cells": cells, "parts": added(parts)}
+
+
+def run_ours(tasks: Sequence[str], seeds: Sequence[int], overrides: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Run the command as a user does, with temporary folders for its results.
+
+    Returns: A turn. Its `parts` are of its runs, which several workers train side by side.
+    """
+    place = Path(tempfile.mkdtemp(prefix="ours-", dir=folder))
+    lists = [f"task={','.join(tasks)}", f"seed={','.join(map(str, seeds))}"]
+    places = [f"runtime.results={place}/results", f"runtime.outputs={place}/outputs"]
+    seconds, peak = run_process(["-m", "lora", "-m", *overrides, *lists, *places], folder, folder / "ours.log")
+    cells = [
+        {
+            "task": record.config["task"],
+            "seed": record.config["seed"],
+            "metric": record.selected["last"]["value"],
+            "trainable": record.params["trainable_method"] + record.params["trainable_head"],
+            "seconds": record.seconds,
+            "step_seconds": record.cost["train_seconds"],
+        }
+        for record in load_records(place / "results")[0]
+    ]
+    shutil.rmtree(place)
+    steps, whole = (sum(cell[key] for cell in cells) for key in ("step_seconds", "seconds"))
+    parts = {"step": steps, "other": whole - steps}
+    return {"seconds": seconds, "peak_bytes": peak, "cells": cells, "parts": parts}
+
+
+def fastest(padding: str, run: Run, folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
+    """The settings of a peer with the fastest steps on this CPU, and the seconds of each.
+
+    Each trains the same run twice for a few steps. The first run is a warm-up; the second is timed.
+    """
+    seconds, offered = {}, choices()
+    for name, choice in offered.items():
+        short = choice | {"padding": padding, "max_steps": CALIBRATION_STEPS}
+        seconds[name] = run_jobs([[run, run]], short, folder)["cells"][1]["step_seconds"]
+    return offered[min(seconds, key=seconds.__getitem__)] | {"padding": padding, "max_steps": None}, seconds
+
+
+def choices() -> dict[str, dict[str, Any]]:
+    """The settings that a peer chooses among: this CPU's precisions, numbers of threads, and attentions."""
+    threads = sorted({2**power for power in range(cores().bit_length()) if 2**power <= cores()} | {cores()})
+    return {
+        f"{count} threads, {attention}, {precision}": {"precision": precision, "threads": count, "attention": attention}
+        for precision in ("fp32", *(["bf16"] if cpu_flags() & BF16_FLAGS else []))
+        for count in threads
+        for attention in ("eager", "sdpa")
+    }

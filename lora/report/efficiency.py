@@ -1,0 +1,125 @@
+"""`python -m lora efficiency`: measure the cost of each method on this machine, and write its tables and figures."""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from lora.cost import shapes
+from lora.cost.efficiency.plan import CALLS, MODELS, RANDOM, ROUNDS, TITLES, make_plan, place
+from lora.cost.efficiency.summary import methods_of, read_device, samples_csv, value_at
+from lora.cost.efficiency.tables import csv, document
+from lora.cost.machine import slug
+from lora.cost.results import add_place, as_json
+from lora.errors import UserError
+from lora.files import write_atomically
+from lora.report.figures import Figure, figure
+
+SHARES = {"saved_activation_bytes": "saved activations", "peak_mib": "peak memory", "step_ms": "time of a step"}
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    names = f"{', '.join(MODELS)}; {', '.join(RANDOM)} have random weights"
+    parser.add_argument("--model", default="minilm", help=f"the encoder: {names} (default: minilm)")
+    parser.add_argument("--path", help="folder of the encoder, with --model local")
+    parser.add_argument("--methods", nargs="+", default=list(TITLES), help=f"of {' '.join(TITLES)} (default: all)")
+    parser.add_argument("--kernels", choices=["fused", "stock"], help="default: the profile's; stock on a GPU")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], help="default: the profile's")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one")
+    parser.add_argument("--threads", type=int, help="number of torch threads (default: the profile's)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"visits to every method (default: {ROUNDS})")
+    parser.add_argument("--calls", type=int, default=CALLS, help=f"timed calls of a visit (default: {CALLS})")
+    parser.add_argument("--seed", type=int, default=1, help="seed of weights, inputs and orders (default: 1)")
+    served = parser.add_mutually_exclusive_group()
+    for group, name, usual in ((parser, "step", shapes.STEP), (served, "latency", shapes.LATENCY)):
+        text = f"rows x tokens of batches (default: {' '.join(usual)})"
+        group.add_argument(f"--{name}-shapes", nargs="+", default=list(usual), help=text)
+    text = f"serve Table 1's batches, {' '.join(shapes.TABLE_1)}, with stock modules unless --kernels is given"
+    served.add_argument("--table-1", action="store_true", help=text)
+    add_place(parser)
+
+
+def main(given: argparse.Namespace) -> None:
+    """Exit codes: 0 done; 2 a mistake in the call, or no summary to build tables from."""
+    chosen = vars(given).copy()
+    results = chosen.pop("results") / "efficiency"
+    if chosen.pop("tables"):
+        devices = sorted(path for path in results.glob("*") if path.is_dir())
+        if not devices:
+            raise UserError(f"{results} holds no device's folder: python -m lora efficiency makes one")
+        for device in devices:
+            write(device)
+        print("\n".join(str(device / "efficiency.md") for device in devices))
+    else:
+        print(measured(results, **chosen))
+
+
+def measured(results: Path, table_1: bool, **chosen: Any) -> str:
+    """Measure, and write the summary, samples, figures and tables. Returns: The tables of this device.
+
+    Raises: UserError: Before anything is written, or if the folder cannot be written.
+    """
+    from lora.cost.efficiency.measure import device_of, measure, resolve_device  # loads torch
+    from lora.training.device import check_precision
+
+    if table_1:  # users serve transformers' own modules
+        chosen |= {"latency_shapes": shapes.TABLE_1, "kernels": chosen["kernels"] or "stock"}
+    chosen |= {key: tuple(chosen[key]) for key in ("methods", "step_shapes", "latency_shapes")}
+    plan = make_plan(**chosen | {"device": resolve_device(chosen["device"], chosen["kernels"])})
+    check_precision(plan.precision, plan.device == "cuda", "--precision")
+    device = results / slug(device_of(plan.device))
+    folder = place(plan, device)
+    with tqdm(total=2 * plan.rounds, unit="round", dynamic_ncols=True, file=sys.stderr) as bar:
+        summary, samples = measure(plan, bar.write, bar.update)
+    write_atomically(folder / "samples.csv", samples_csv(samples))
+    write_atomically(folder / "summary.json", as_json(summary))
+    return write(device)
+
+
+def write(device: Path) -> str:
+    """Write a device's tables and figures from its summaries. Returns: The text of efficiency.md.
+
+    Raises: UserError: If a summary is broken, or none exists.
+    """
+    summaries = read_device(device)
+    if not summaries:
+        raise UserError(f"{device} holds no summary.json: python -m lora efficiency makes one")
+    from lora.report.plots import draw  # loads matplotlib
+
+    text = document(list(summaries.values()))
+    write_atomically(device / "efficiency.md", text.encode())
+    write_atomically(device / "efficiency.csv", csv(list(summaries.values())))
+    for path, summary in summaries.items():
+        for name, data in figures(summary).items():
+            for form, content in draw(data).items():
+                write_atomically(path.parent / f"{name}.{form}", content)
+    return text
+
+
+def figures(summary: Mapping[str, Any]) -> dict[str, Figure]:
+    """`training`: shares of full fine-tuning's memory and time; `latency`: times over the untouched base's."""
+    training = [panel for key, label in SHARES.items() for panel in panels(summary, "to_full", key, label)]
+    latency = panels(summary, "to_base", "latency_ms", "latency")
+    note = "Medians of the rounds' own ratios, with their 95% interval."
+    drawn = {
+        "training": figure("Training, over full fine-tuning's", note, "points", "", training),
+        "latency": figure("Latency, over the untouched base's", note, "points", "", latency),
+    }
+    return {name: data for name, data in drawn.items() if data is not None}
+
+
+def panels(summary: Mapping[str, Any], reference: str, key: str, label: str) -> list[dict[str, Any]]:
+    """One panel per shape of the batch, with a point per method."""
+    ratios = {TITLES[name]: (summary[name][reference] or {}) for name in methods_of(summary)}
+    ratios = {title: ratio for title, ratio in ratios.items() if ratio.get(key) is not None}
+    made = []
+    for shape in dict.fromkeys(shape for ratio in ratios.values() for shape in ratio[key]):
+        y = [ratio[key][shape] for ratio in ratios.values()]
+        ends = [value_at(ratio, f"{key}_interval", shape) or (None, None) for ratio in ratios.values()]
+        series = {"label": "", "names": list(ratios), "x": list(range(len(y))), "y": y}
+        series |= {"low": [low for low, _ in ends], "high": [high for _, high in ends]}
+        made.append({"title": f"{label}, {shape}", "y": "ratio", "series": [series]})
+    return made
