@@ -174,3 +174,9 @@ def test_a_shuffle_is_fair_and_stays_the_same():
     assert shuffled(0, "order").tolist() == []
     firsts = [int(shuffled(5, seed)[0]) for seed in range(2000)]
     assert all(340 < firsts.count(row) < 460 for row in range(5))  # expected 400, standard deviation 18
+
+
+def test_rows_with_more_tokens_than_the_maximum_are_counted(tokenizer, pairs):
+    whole = [len(ids) for ids in tokenizer(pairs["question"][:], pairs["clause"][:])["input_ids"]]
+    for longest in (20, 40, max(whole), max(whole) + 1):
+        assert encode(pairs, TASKS["clauses"], tokenizer, longest).truncated == sum(n > longest for n in whole)

@@ -42,6 +42,7 @@ class Origin:
         columns: The text columns of a task of one's own, which is known nowhere else; None for the others.
         max_length: Number of tokens that inputs were cut to in training.
         encoder: Configuration that finds the base, without the path of a local folder.
+        tokenizer: Identity of the tokenizer's files (`lora.config.encoder_files.tokenizer_name`).
     """
 
     task: str | None = None
@@ -51,6 +52,7 @@ class Origin:
     max_length: int | None = None
     encoder: ModelConfig | None = None
     columns: tuple[str, ...] | None = None
+    tokenizer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -182,11 +184,12 @@ def in_scores(adapter: Adapter, task: Task) -> Adapter:
     return dataclasses.replace(adapter, head=adapter.head | scaled)
 
 
-def origin_of(config: RunConfig, selected: dict[str, Any]) -> Origin:
+def origin_of(config: RunConfig, selected: dict[str, Any], tokenizer: str) -> Origin:
     """The origin of a run's adapter, without any path of this machine.
 
     Args:
         selected: The record's `selected`.
+        tokenizer: See `Origin`.
     """
     best, task = selected["best"], TASKS[config.task]
     return Origin(
@@ -197,4 +200,5 @@ def origin_of(config: RunConfig, selected: dict[str, Any]) -> Origin:
         max_length=config.data.max_length,
         encoder=dataclasses.replace(config.model, path=None),
         columns=None if task.own is None else task.columns,
+        tokenizer=tokenizer,
     )

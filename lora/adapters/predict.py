@@ -60,6 +60,7 @@ def predict_all(encoder: Encoder, work: Sequence[Work], batch: int, device: torc
     with tqdm(total=sum(len(each.rows) for each in work), unit="row", disable=None) as bar:
         for each in work:
             adapter, task = each.served.adapter, each.served.task
+            check_tokenizer(each.served, encoder)
             longest = max_positions(base)
             encoded = encode(each.rows, task, encoder.tokenizer, min(adapter.origin.max_length or longest, longest))
             if isinstance(adapter.method, LoraConfig):
@@ -82,6 +83,19 @@ def predict_all(encoder: Encoder, work: Sequence[Work], batch: int, device: torc
             bar.set_description(each.served.name)
             found.append(logits_of(model, encoded, encoder.tokenizer.pad_token_id, batch, device, bar))
     return found
+
+
+def check_tokenizer(served: Served, encoder: Encoder) -> None:
+    """
+    Raises: UserError: If the tokenizer's files are not those that the adapter was trained with. A commit of the hub and
+        files of a folder cannot be compared.
+    """
+    trained, here = served.adapter.origin.tokenizer, encoder.tokenizer_files
+    if trained is not None and trained != here and trained.partition(":")[0] == here.partition(":")[0]:
+        raise UserError(
+            f"adapter {served.name} was trained with other tokenizer files ({trained[:20]}, here {here[:20]}): its "
+            f"words have other numbers"
+        )
 
 
 def is_random(model: nn.Module, name: str) -> bool:

@@ -133,7 +133,10 @@ def read_input(path: Path, served: Sequence[Served]) -> list[Work]:
     for number, each in enumerate(served):
         names, places = text_columns(each.task, table), np.flatnonzero(owners == number)
         if len(places):
-            columns = {column: table.texts(name, places.tolist()) for column, name in zip(each.task.columns, names, strict=True)}
+            columns = {
+                column: table.texts(name, places.tolist())
+                for column, name in zip(each.task.columns, names, strict=True)
+            }
             columns["label"] = [None] * len(places)
             work.append(Work(each, as_dataset(each.task, columns, np.arange(len(places))), places))
     return work

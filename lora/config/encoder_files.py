@@ -3,15 +3,23 @@
 import functools
 import hashlib
 import json
+import os
 import re
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora.config.run import ModelConfig
 from lora.data.embedded import model_folder
 from lora.errors import UserError, first_line
-from lora.files import file_state, hash_file
+from lora.files import at_home, file_state, hash_file, listing, read_object
 
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.txt", "vocab.json", "merges.txt", "spm.model", "spiece.model", "sentencepiece.bpe.model"),
+)
+AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text")
 NAME_LENGTH = 40  # characters of its folder's name in a local encoder's name, at most
 
 
@@ -23,26 +31,55 @@ def locate(config: ModelConfig) -> tuple[str, dict[str, Any]]:
         raise UserError(
             "model=local needs model.path, a folder with config.json, model.safetensors and a tokenizer (MODEL_DIR=)"
         )
-    folder = model_folder(config.name) if config.source == "embedded" else Path(config.path).expanduser()
+    folder = model_folder(config.name) if config.source == "embedded" else at_home(config.path)
     check_folder(folder)
     return str(folder), {"local_files_only": True}
 
 
 def check_folder(folder: Path) -> None:
     """Check an encoder's folder. Raises: UserError: If it has no config.json, or no safetensors."""
-    if not (folder / "config.json").is_file():
-        found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "no such folder"
-        raise UserError(f"model folder {folder} has no config.json (found: {found or 'nothing'})")
+    if not os.path.isfile(folder / "config.json"):  # False where pathlib raises, as for a name that is too long
+        raise UserError(f"model folder {folder} has no config.json (found: {listing(folder)})")
     if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
         pickles = sorted(p.name for p in folder.glob("*.bin"))
         raise UserError(
-            f"model folder {folder} has no model.safetensors"
-            + (
-                f", only {', '.join(pickles)}: pickles are not read from a folder; save it with safetensors"
-                if pickles
-                else ""
-            )
+            f"model folder {folder} has no model.safetensors (found: {listing(folder)})"
+            + (": pickles are not read from a folder; save it with safetensors" if pickles else "")
         )
+
+
+def check_length(model: ModelConfig, max_length: int) -> None:
+    """Check a run's number of tokens against an encoder in a folder; the hub's are checked when they are loaded.
+
+    Raises: UserError: If the folder holds no encoder, or the encoder reads fewer tokens.
+    """
+    where, _ = locate(model)
+    if model.source != "hub":
+        refuse_longer(model.name, read_object(Path(where) / "config.json"), max_length)
+
+
+def refuse_longer(name: str, settings: Mapping[str, Any], max_length: int) -> None:
+    """
+    Args:
+        settings: The encoder's config.json.
+    Raises: UserError: If an encoder with these settings reads fewer tokens.
+    """
+    if max_length > longest_input(settings):
+        raise UserError(f"data.max_length is {max_length}, but {name} reads at most {longest_input(settings)} tokens")
+
+
+def longest_input(settings: Mapping[str, Any]) -> int:
+    """The length of the longest input, in tokens; `sys.maxsize` without a limit, as with XLNet's relative positions.
+
+    If positions start after the padding index, as RoBERTa's, the table's rows up to that index are unused.
+    """
+    positions, kind = settings.get("max_position_embeddings"), settings.get("model_type")
+    if not isinstance(positions, int) or positions < 0:
+        return sys.maxsize
+    if kind not in AFTER_PADDING:
+        return positions
+    padding = settings.get("pad_token_id", 1) if kind != "mpnet" else 1  # MPNet's start at 2 for any padding
+    return positions - (1 if padding is None else padding) - 1
 
 
 def local_name(path: str) -> str:
@@ -50,7 +87,7 @@ def local_name(path: str) -> str:
 
     Raises: UserError: If the folder holds no encoder.
     """
-    folder = Path(path).expanduser()
+    folder = at_home(path)
     check_folder(folder)
     kept = re.sub(r"[^A-Za-z0-9]+", "_", folder.resolve().name).strip("_")[:NAME_LENGTH] or "encoder"
     return f"{kept}-{hash_weights(str(folder))[:6]}"
@@ -67,6 +104,14 @@ def hub_commit(hub_id: str, source: dict[str, Any]) -> str:
         raise UserError(f"cannot read the model's config from {hub_id}: {first_line(error)}") from error
 
 
+def tokenizer_name(where: str, commit: str | None) -> str:
+    """The identity of a tokenizer: `sha256:` and one hash over its files, or `commit:` and the hub's commit."""
+    if commit is not None:
+        return f"commit:{commit}"
+    names = [name for name in TOKENIZER_FILES if (Path(where) / name).is_file()]
+    return f"sha256:{hash_files(where, names)}"
+
+
 def weights_name(where: str, commit: str | None, config: ModelConfig) -> str:
     if config.source != "hub":
         return f"sha256:{hash_weights(where)}"
@@ -79,7 +124,10 @@ def weights_name(where: str, commit: str | None, config: ModelConfig) -> str:
 
 def hash_weights(folder: str) -> str:
     """One hash over a folder's config and weight files."""
-    names = ["config.json", *sorted(path.name for path in Path(folder).glob("*.safetensors"))]
+    return hash_files(folder, ["config.json", *sorted(path.name for path in Path(folder).glob("*.safetensors"))])
+
+
+def hash_files(folder: str, names: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps([(name, cached_hash(f"{folder}/{name}")) for name in names]).encode()).hexdigest()
 
 

@@ -26,6 +26,7 @@ class Encoded:
         token_type_ids: The same for token types; None if the tokenizer returns none.
         labels: int64 class indices or float32 scores; None for a test split.
         max_length: Number of tokens to which longer rows were truncated.
+        truncated: Number of these rows.
     """
 
     input_ids: Int[np.ndarray, " tokens"]
@@ -34,6 +35,7 @@ class Encoded:
     lengths: Int[np.ndarray, " rows"]
     labels: np.ndarray | None
     max_length: int
+    truncated: int = 0
 
 
 def encode(dataset: datasets.Dataset, task: Task, tokenizer: Any, max_length: int) -> Encoded:
@@ -42,16 +44,16 @@ def encode(dataset: datasets.Dataset, task: Task, tokenizer: Any, max_length: in
     Args:
         tokenizer: A transformers tokenizer.
     """
-    ids, types, lengths = [], [], []
+    ids, types, lengths, truncated = [], [], [], 0
     for start in range(0, len(dataset), TOKENIZED_AT_ONCE):
         rows = dataset[start : start + TOKENIZED_AT_ONCE]
-        tokens = tokenizer(
-            *(rows[column] for column in task.columns),
-            truncation="longest_first",
-            max_length=max_length,
-            return_attention_mask=False,
-        )
+        texts = [rows[column] for column in task.columns]
+        tokens = tokenizer(*texts, truncation="longest_first", max_length=max_length, return_attention_mask=False)
         lengths += map(len, tokens["input_ids"])
+        full = [row for row, found in enumerate(tokens["input_ids"]) if len(found) == max_length]
+        if full:  # whether anything was cut off
+            whole = tokenizer(*([column[row] for row in full] for column in texts), verbose=False)
+            truncated += sum(len(found) > max_length for found in whole["input_ids"])
         ids += [np.array(row, np.int32) for row in tokens["input_ids"]]
         types += [np.array(row, np.int32) for row in tokens.get("token_type_ids", ())]
     labels = dataset["label"][:]
@@ -64,6 +66,7 @@ def encode(dataset: datasets.Dataset, task: Task, tokenizer: Any, max_length: in
         lengths=counts,
         labels=None if unlabelled else np.array(labels, np.int64 if task.labels else np.float32),
         max_length=max_length,
+        truncated=truncated,
     )
 
 

@@ -1,7 +1,6 @@
 """Load an encoder with a new classification head from the embedded package, a local folder or the hub."""
 
 import re
-import sys
 from dataclasses import dataclass
 from pickle import UnpicklingError
 
@@ -12,7 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging
 
-from lora.config.encoder_files import hub_commit, locate, weights_name
+from lora.config.encoder_files import hub_commit, locate, longest_input, refuse_longer, tokenizer_name, weights_name
 from lora.config.run import ModelConfig
 from lora.data.tasks import Task
 from lora.errors import UserError, first_line, listed
@@ -34,17 +33,24 @@ class Encoder:
 
     Args:
         weights: Identity of the loaded weights: `sha256:` and a hash of the files, or `commit:` and the hub's commit.
+        tokenizer_files: The same for the tokenizer.
         revision: The hub's commit; None for other sources.
     """
 
     model: nn.Module
     tokenizer: Tokenizer
     weights: str
+    tokenizer_files: str
     revision: str | None
 
 
 def load_encoder(
-    config: ModelConfig, task: Task, seed: int, dropout: float | None = None, head_dropout: float | None = None
+    config: ModelConfig,
+    task: Task,
+    seed: int,
+    dropout: float | None = None,
+    head_dropout: float | None = None,
+    max_length: int | None = None,
 ) -> Encoder:
     """Load the pretrained body, strictly and in float32, and add a new head for the task.
 
@@ -57,18 +63,21 @@ def load_encoder(
         seed: Seed of the head.
         dropout: Dropout of the body; None keeps the value in the pretrained config.
         head_dropout: Dropout of the head; None keeps the value in the pretrained config.
+        max_length: Number of tokens that the model must read; None accepts any model.
     Raises: UserError: If weights or tokenizer are missing, a tensor of the body is missing, unknown or of another
-        shape, or a local file changes while it is read. `weights` therefore always identifies the model's weights, and
-        later changes of the files do not affect the model.
+        shape, the model reads fewer tokens, or a local file changes while it is read. `weights` and `tokenizer_files`
+        therefore always identify what was loaded, and later changes of the files do not affect the model.
     """
     where, source = locate(config)
     commit = hub_commit(where, source) if config.source == "hub" else None
     if commit is not None:
         source = {"revision": commit}  # so that all files come from one commit, even if the branch moves
-    before = weights_name(where, commit, config) if commit is None else None  # a commit never changes
+    before = identities(where, commit, config) if commit is None else None  # a commit never changes
     logging.set_verbosity_error()  # check_loaded checks the load report instead
     logging.disable_progress_bar()
     settings = read_config(where, source, len(task.labels) or 1, dropout, head_dropout)
+    if max_length is not None:  # before the weights are downloaded
+        refuse_longer(config.name, settings.to_dict(), max_length)
     settings._attn_implementation = (
         config.attention if config.attention == "eager" or supports_sdpa(settings) else "eager"
     )
@@ -88,8 +97,9 @@ def load_encoder(
         raise UserError(f"cannot load weights of {config.name} from {where}: {first_line(error)}") from error
     own_memory(model)
     absent = check_loaded(model, report, config)
-    weights = weights_name(where, commit, config)
-    if before not in (None, weights):
+    tokenizer = load_tokenizer(where, source)
+    loaded = identities(where, commit, config)
+    if before not in (None, loaded):
         raise UserError(f"the files of {where} changed while {config.name} was read from them; try again")
     init_head(model, seed, absent)
     if head_dropout is not None and not head_settings(settings):
@@ -102,7 +112,12 @@ def load_encoder(
         # renamed in transformers 5, whose first releases have only the old name
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    return Encoder(model, load_tokenizer(where, source), weights, commit)
+    return Encoder(model, tokenizer, *loaded, commit)
+
+
+def identities(where: str, commit: str | None, config: ModelConfig) -> tuple[str, str]:
+    """`Encoder.weights` and `Encoder.tokenizer_files`."""
+    return weights_name(where, commit, config), tokenizer_name(where, commit)
 
 
 def read_config(
@@ -183,19 +198,32 @@ def init_head(model: nn.Module, seed: int, missing: set[str]) -> None:
 
 def load_tokenizer(where: str, source: dict) -> Tokenizer:
     try:
-        return AutoTokenizer.from_pretrained(where, trust_remote_code=False, **source)
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **source)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise UserError(f"cannot load the tokenizer from {where}: {first_line(error)}") from error
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            f"the tokenizer in {where} has no padding token: name one as pad_token in tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def check_tokens(model: nn.Module, highest: int) -> None:
+    """Check a tokenizer's output against the model.
+
+    Args:
+        highest: The highest token id of the rows.
+    Raises: UserError: If the model has no embedding for it.
+    """
+    embeddings = model.get_input_embeddings().num_embeddings
+    if highest >= embeddings:
+        raise UserError(
+            f"the tokenizer gives token {highest}, but the model has embeddings for {embeddings} tokens: they do not "
+            f"belong together"
+        )
 
 
 def max_positions(model: nn.Module) -> int:
-    """The length of the longest input, in tokens.
-
-    If positions start after the padding index (RoBERTa, XLM-RoBERTa, CamemBERT, MPNet), the table's rows up to that
-    index are unused.
-    """
-    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    padding, positions = getattr(table, "padding_idx", None), getattr(model.config, "max_position_embeddings", -1)
-    if positions < 0:  # XLNet's relative positions have no limit
-        return sys.maxsize
-    return positions - (0 if padding is None else padding + 1)
+    """The length of the longest input, in tokens."""
+    keys = ("model_type", "max_position_embeddings", "pad_token_id")
+    return longest_input({key: getattr(model.config, key, None) for key in keys})

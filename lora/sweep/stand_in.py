@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora.config.compose import compose_run
-from lora.config.encoder_files import hub_commit, locate, weights_name
+from lora.config.encoder_files import check_length, hub_commit, locate, tokenizer_name, weights_name
 from lora.config.run import DataConfig, ModelConfig, RunConfig
 from lora.data.tasks import TASKS
 from lora.errors import UserError
@@ -38,6 +38,7 @@ def check_inputs(
     asked: dict[tuple[str, int | None, str], RunConfig] = {}
     rows: dict[tuple[str, int | None], str] = {}
     weights: dict[str, str] = {}
+    tokenizers: dict[str, str] = {}
     for config in configs:
         part, model = (config.task, config.data.train_rows), config.model
         asked[*part, model.name] = config
@@ -46,7 +47,11 @@ def check_inputs(
         if model.name not in weights:
             where, _ = locate(model)
             if model.source != "hub":
-                weights[model.name] = weights_name(where, None, model)
+                weights[model.name], tokenizers[model.name] = (
+                    weights_name(where, None, model),
+                    tokenizer_name(where, None),
+                )
+        check_length(model, config.data.max_length)
     for record in records:
         task, data, model = (record.config[key] for key in ("task", "data", "model"))
         part, name = (task, data["train_rows"]), model["name"]
@@ -63,8 +68,9 @@ def check_inputs(
         for what, here, recorded in (
             (f"rows of {task}", rows.get(part), record.provenance["data"]["fingerprint"]),
             (f"weights of {name}", weights.get(name), made_from),
+            (f"tokenizer files of {name}", tokenizers.get(name), record.provenance.get("tokenizer")),
         ):
-            if here is not None and here != recorded:
+            if None not in (here, recorded) and here != recorded:
                 raise UserError(
                     f"the {what} are not those that {record.run_id} was trained on ({here[:20]} here, {recorded[:20]} "
                     f"in its record of {record.started_at[:10]}); {WAY_OUT}"

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from lora.config.run import RunConfig
 from lora.errors import UserError, first_line
 from lora.files import written_whole
+from lora.models.load import Encoder
 from lora.models.modules import trainable
 from lora.records.provenance import code_digest
 from lora.training import signals
@@ -131,12 +132,12 @@ def agreed(wanted: bool, step: int, accelerator: Accelerator) -> bool:
     return bool(accelerator.reduce(torch.tensor(float(wanted), device=accelerator.device), "sum"))
 
 
-def made_from(config: RunConfig, fingerprint: str, weights: str, accelerator: Accelerator) -> dict[str, Any]:
-    """Everything that determines the bits of a run: settings, threads, data, base weights, code and processors."""
+def made_from(config: RunConfig, fingerprint: str, encoder: Encoder, accelerator: Accelerator) -> dict[str, Any]:
+    """Everything that determines the bits of a run: settings, threads, data, encoder, code and processors."""
     settings = config.settings() | {"train": config.for_record()["train"]}
     processes = accelerator.num_processes
     runtime = {"threads": config.runtime.threads, "device": config.runtime.device, "processes": processes}
-    inputs = {"rows": fingerprint, "weights": weights}
+    inputs = {"rows": fingerprint, "weights": encoder.weights, "tokenizer": encoder.tokenizer_files}
     named = {"format": FORMAT, "settings": settings, "runtime": runtime, "inputs": inputs, "code": code_digest()}
     # Every process lists the processors of all, so that all of them decide alike whether to use the checkpoint.
     named["processors"] = gather_object([processor(accelerator.device)])

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import math
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,9 +23,9 @@ from lora.config.run import RunConfig
 from lora.data.batching import collate, encode, epoch_batches, to_device
 from lora.data.read import TaskData, read
 from lora.data.tasks import TASKS
-from lora.errors import DIVERGED, UserError
+from lora.errors import DIVERGED
 from lora.methods import apply
-from lora.models.load import load_encoder, max_positions
+from lora.models.load import check_tokens, load_encoder
 from lora.models.modules import count_parameters, trainable
 from lora.records.provenance import code_version
 from lora.records.record import RunRecord, checkpoint_path
@@ -73,13 +74,9 @@ def run(
 
     # Rows, model and method.
     data = read(task, config.data.source, config.data.path, config.data.revision, config.data.train_rows)
-    encoder = load_encoder(config.model, task, config.seed, train.dropout, train.head_dropout)
+    max_length = config.data.max_length
+    encoder = load_encoder(config.model, task, config.seed, train.dropout, train.head_dropout, max_length)
     model, tokenizer = encoder.model, encoder.tokenizer
-    if config.data.max_length > max_positions(model):
-        raise UserError(
-            f"data.max_length is {config.data.max_length}, but {config.model.name} reads at most "
-            f"{max_positions(model)} tokens"
-        )
     apply(model, config.method, config.seed)
     if config.start == "mnli":
         start_from(model, config)
@@ -87,7 +84,11 @@ def run(
     base = describe_base(model, config.model.name, encoder.revision) if config.runtime.save_adapter else None
     params = count_parameters(model)
     trained_bytes = sum(p.numel() * p.element_size() for _, p in trainable(model))
-    splits = {name: encode(rows, task, tokenizer, config.data.max_length) for name, rows in data.splits.items()}
+    splits = {name: encode(rows, task, tokenizer, max_length) for name, rows in data.splits.items()}
+    check_tokens(model, max(int(split.input_ids.max()) for split in splits.values()))
+    truncated = {name: split.truncated for name, split in splits.items()}
+    if accelerator.is_main_process and any(truncated.values()):
+        announce_truncated(config.task, sum(truncated.values()) / sum(data.rows.values()), max_length)
 
     # Kernels, optimizer and schedule.
     lengths = splits["train"].lengths
@@ -96,7 +97,7 @@ def run(
     model = step.model
 
     # The loop, from the beginning or from the checkpoint.
-    inputs = made_from(config, data.fingerprint, encoder.weights, accelerator)
+    inputs = made_from(config, data.fingerprint, encoder, accelerator)
     unwrapped, keeps_adapter = accelerator.unwrap_model(model), config.runtime.save_adapter
     bare = Trained(unwrapped, step.optimizer.optimizer, step.schedule, steps, inputs, keeps_adapter)
     path = checkpoint_path(config.runtime.outputs, config.run_id)
@@ -136,7 +137,7 @@ def run(
         best = select(done.epochs, task, train.selection)["best"]["epoch"]
         done.predictions[epoch] = predictions
         if config.runtime.save_adapter and best == epoch:
-            origin = origin_of(config, select(done.epochs, task, train.selection))
+            origin = origin_of(config, select(done.epochs, task, train.selection), encoder.tokenizer_files)
             done.adapter = pack(in_scores(adapter_of(bare.model, base, origin), task))
 
     # The record.
@@ -171,8 +172,9 @@ def run(
             "processes": accelerator.num_processes,
             "resumed": done.resumed,
             "weights": encoder.weights,
+            "tokenizer": encoder.tokenizer_files,
             "revision": encoder.revision,
-            "data": describe(data),
+            "data": describe(data) | {"truncated": truncated},
         },
         predictions=hashlib.sha256(packed).hexdigest(),
         adapter=None if done.adapter is None else hashlib.sha256(done.adapter[WEIGHTS]).hexdigest(),
@@ -185,6 +187,14 @@ def check_finite(losses: list[Tensor], step: int) -> None:
     if not bool(finite.all()):
         first = step - len(losses) + 1 + int((~finite).nonzero()[0])
         raise NonFiniteLossError(f"the loss is not finite at step {first}; {DIVERGED}: try a lower train.lr first")
+
+
+@functools.cache  # once for all runs of a worker
+def announce_truncated(task: str, share: float, max_length: int) -> None:
+    rows = f"{share:.0%}" if share >= 0.01 else f"{share:.1%}"
+    print(
+        f"{task}: {rows} of the rows are longer than data.max_length={max_length} tokens and are cut", file=sys.stderr
+    )
 
 
 def describe(data: TaskData) -> dict[str, Any]:
