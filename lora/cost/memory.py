@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
@@ -52,32 +52,16 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The quantities of an estimate: numbers of parameters, and the bytes kept of a micro-batch of `rows` examples."""
+def estimate(config: RunConfig, processes: int) -> tuple[Memory, Memory]:
+    """The memory that a run needs at its maximum length, without and with gradient checkpointing.
 
-    parameters: int
-    trained: int
-    kept: int
-    rows: int
-    layers: int
-    width: int
-
-
-def estimate(config: RunConfig, processes: int) -> Memory:
-    """The memory that a run needs at its maximum length, excluding the allocator's fragments and the libraries' own.
-
-    For train.kernels=fused, which is for CPUs and keeps less, it is the memory that transformers' modules would need.
+    Excludes the allocator's fragments and the libraries' own. For train.kernels=fused, which is for CPUs and keeps
+    less, it is the memory that transformers' modules would need.
 
     Args:
         processes: Number of processes that share the batch.
     Raises: UserError: If the batch is not divisible among them, or `SIZES` lacks the model.
     """
-    return add_up(config, measure(config, processes))
-
-
-def measure(config: RunConfig, processes: int) -> Parts:
-    """Compute the quantities of an estimate, always without gradient checkpointing."""
     check_batch(config.train, processes)
     rows = config.train.batch // (processes * config.train.accumulation)
     with FakeTensorMode():
@@ -86,15 +70,11 @@ def measure(config: RunConfig, processes: int) -> Parts:
         counts = count_parameters(model)
         kept = kept_activations(model.train(), rows, config.data.max_length, config.train.precision)
     trained = counts["trainable_method"] + counts["trainable_head"]
-    return Parts(counts["total"], trained, kept, rows, model.config.num_hidden_layers, model.config.hidden_size)
-
-
-def add_up(config: RunConfig, parts: Parts) -> Memory:
-    kept, casts = parts.kept, 2 * parts.parameters if config.train.precision == "bf16" else 0
-    if config.model.gradient_checkpointing and config.train.kernels == "stock":
-        inputs = parts.layers * parts.rows * config.data.max_length * parts.width * 4
-        kept, casts = inputs + kept // parts.layers, casts // parts.layers
-    return Memory(4 * parts.parameters + casts, 4 * parts.trained, 8 * parts.trained, kept, parts.rows)
+    weights, casts = 4 * counts["total"], 2 * counts["total"] if config.train.precision == "bf16" else 0
+    layers = model.config.num_hidden_layers
+    inputs = layers * rows * config.data.max_length * model.config.hidden_size * 4
+    plain = Memory(weights + casts, 4 * trained, 8 * trained, kept, rows)
+    return plain, replace(plain, weights=weights + casts // layers, activations=inputs + kept // layers)
 
 
 def fake_model(config: RunConfig) -> nn.Module:
@@ -113,42 +93,27 @@ def kept_activations(model: nn.Module, rows: int, length: int, precision: str) -
         return saved_bytes(model, lambda: model(**inputs).logits.sum()).activations
 
 
-@dataclass(frozen=True)
-class Need:
-    """A run, the number of processes that share its batch, and the memory of each."""
+def table(runs: Sequence[tuple[int, Sequence[str]]]) -> str:
+    """A Markdown table with two rows per run of profile `paper`: its memory in GiB per process.
 
-    config: RunConfig
-    processes: int
-    memory: Memory
-
-
-def needs(processes: int, overrides: Sequence[str]) -> list[Need]:
-    """The needs of one run of profile `paper`, without and with gradient checkpointing."""
-    plain, thrifty = (
-        compose_run(["profile=paper", f"model.gradient_checkpointing={on}", *overrides]) for on in ("false", "true")
-    )
-    parts = measure(plain, processes)
-    return [Need(config, processes, add_up(config, parts)) for config in (plain, thrifty)]
-
-
-def table(rows: Sequence[Need]) -> str:
-    """A Markdown table, with memory in GiB per process."""
-    lines = [
-        {
-            "Model": need.config.model.name,
-            "Method": need.config.method.slug,
-            "Precision": need.config.train.precision,
-            "GPUs": need.processes,
-            "Rows x tokens": f"{need.memory.rows} x {need.config.data.max_length}",
-            "Checkpointing": "yes" if need.config.model.gradient_checkpointing else "no",
-            "Weights": f"{need.memory.weights / GIB:.1f}",
-            "Gradients": f"{need.memory.gradients / GIB:.1f}",
-            "Optimizer": f"{need.memory.optimizer / GIB:.1f}",
-            "Activations": f"{need.memory.activations / GIB:.1f}",
-            "GiB a GPU": f"{need.memory.total / GIB:.1f}",
-        }
-        for need in rows
-    ]
+    Args:
+        runs: Number of processes, and overrides, of each.
+    """
+    lines = []
+    for processes, overrides in runs:
+        config = compose_run(["profile=paper", *overrides])
+        for checkpointing, memory in zip(("no", "yes"), estimate(config, processes), strict=True):
+            line = {
+                "Model": config.model.name,
+                "Method": config.method.slug,
+                "Precision": config.train.precision,
+                "GPUs": processes,
+                "Rows x tokens": f"{memory.rows} x {config.data.max_length}",
+                "Checkpointing": checkpointing,
+            }
+            for part in ("weights", "gradients", "optimizer", "activations"):
+                line[part.capitalize()] = f"{getattr(memory, part) / GIB:.1f}"
+            lines.append(line | {"GiB a GPU": f"{memory.total / GIB:.1f}"})
     return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
 
 
@@ -161,6 +126,4 @@ def main(chosen: argparse.Namespace) -> None:
     """Exit codes: 0 done; 2 a mistake in the call."""
     if chosen.processes < 1:
         raise UserError(f"--processes must be >= 1, got {chosen.processes}")
-    shown = [(chosen.processes, chosen.overrides)] if chosen.overrides else SHOWN
-    rows = [need for processes, overrides in shown for need in needs(processes, overrides)]
-    print(table(rows))
+    print(table([(chosen.processes, chosen.overrides)] if chosen.overrides else SHOWN))

@@ -2,20 +2,16 @@
 
 import argparse
 import copy
-import csv
 import functools
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from lora.checks import SettingsError, build
+from lora.checks import build
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.methods import METHODS, apply
@@ -24,8 +20,6 @@ from lora.models.modules import count_parameters
 from lora.models.sizes import SIZES, closed_form
 
 PUBLISHED = ROOT / "experiments" / "params" / "published.csv"
-ARGUMENTS = ("targets", "rank", "bottleneck", "drop_layers")
-COLUMNS = ("table", "row", "model", "method", *ARGUMENTS, "printed", "exact", "source")
 OUTPUTS = 3  # of the head: MNLI's, as in the one checkpoint that the authors ship with their code
 
 
@@ -35,7 +29,7 @@ class Published:
 
     Args:
         table: The paper's table that has the row or its setting.
-        printed: As printed, such as `0.3M`; None if the table is about another model.
+        printed: As printed, such as `0.3M`; empty if the table is about another model.
         exact: By the paper's formula for |Theta| (section 5.1), computed independently of this code; None if unknown.
     """
 
@@ -43,88 +37,22 @@ class Published:
     row: str
     model: str
     config: MethodConfig
-    printed: str | None
+    printed: str
     exact: int | None
-    source: str
 
     @property
     def label(self) -> str:
         return self.row if self.table in ("5", "6") else f"{self.row} ({self.config.slug})"
 
 
-@dataclass(frozen=True)
-class Count:
-    """Trainable parameters of one row: counted on the model, and by `closed_form`."""
-
-    published: Published
-    without_head: int
-    with_head: int
-    closed_form: int
-
-    @property
-    def off_printed(self) -> float | None:
-        """Millions above the printed number, at its precision: 0.0 when the count rounds to it."""
-        if self.published.printed is None:
-            return None
-        return round(round(self.without_head / 1e6, 1) - millions(self.published.printed), 1)
-
-    def as_dict(self) -> dict[str, Any]:
-        published = self.published
-        return {
-            "table": published.table,
-            "row": published.row,
-            "model": published.model,
-            "method": published.config.slug,
-            "without_head": self.without_head,
-            "with_head": self.with_head,
-            "closed_form": self.closed_form,
-            "printed": published.printed,
-            "exact": published.exact,
-            "off_printed_millions": self.off_printed,
-            "source": published.source,
-        }
-
-
-def millions(printed: str) -> float:
-    return float(printed.removesuffix("M"))
-
-
-def read_published(path: Path = PUBLISHED) -> list[Published]:
-    """Read the published rows. Raises: UserError: If the file cannot be read, or a row has the wrong form."""
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            lines = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    if not lines or tuple(lines[0]) != COLUMNS:
-        found = ", ".join(map(str, lines[0])) if lines else "no rows"
-        raise UserError(f"{path} must have rows with the columns {', '.join(COLUMNS)}; found: {found}")
+def read_published() -> list[Published]:
     rows = []
-    for number, line in enumerate(lines, 2):
-        try:
-            rows.append(_published(line))
-        except (SettingsError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}, line {number}: {error}") from error
+    for line in pd.read_csv(PUBLISHED, dtype=str, keep_default_na=False).to_dict("records"):
+        arguments = {key: int(line[key]) for key in ("rank", "bottleneck", "drop_layers") if line[key]}
+        arguments |= {"targets": line["targets"].split()} if line["targets"] else {}
+        config, exact = build(METHODS[line["method"]].config, arguments), int(line["exact"]) if line["exact"] else None
+        rows.append(Published(line["table"], line["row"], line["model"], config, line["printed"], exact))
     return rows
-
-
-def _published(line: Mapping[str, str]) -> Published:
-    if line["model"] not in SIZES:
-        raise ValueError(f"model must be one of {', '.join(SIZES)}, got {line['model']!r}")
-    if line["method"] not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {line['method']!r}")
-    arguments = {k: line[k].split() if k == "targets" else int(line[k]) for k in ARGUMENTS if line[k]}
-    if line["printed"]:
-        millions(line["printed"])
-    return Published(
-        table=line["table"],
-        row=line["row"],
-        model=line["model"],
-        config=build(METHODS[line["method"]].config, arguments),
-        printed=line["printed"] or None,
-        exact=int(line["exact"]) if line["exact"] else None,
-        source=line["source"],
-    )
 
 
 def model_of_size(model: str, outputs: int, attention: str = "eager") -> nn.Module:
@@ -142,48 +70,47 @@ def skeleton(model: str) -> nn.Module:
         return model_of_size(model, OUTPUTS)
 
 
-def count(published: Published) -> Count:
-    model = copy.deepcopy(skeleton(published.model))
-    apply(model, published.config)
-    counts = count_parameters(model)
-    without_head = counts["trainable_method"]
-    return Count(
-        published,
-        without_head=without_head,
-        with_head=without_head + counts["trainable_head"],
-        closed_form=closed_form(published.model, published.config),
-    )
+def count(model: str, config: MethodConfig) -> tuple[int, int]:
+    """Trainable parameters of a method on a model of a published size: without the head, and with it."""
+    built = copy.deepcopy(skeleton(model))
+    apply(built, config)
+    counts = count_parameters(built)
+    return counts["trainable_method"], counts["trainable_method"] + counts["trainable_head"]
 
 
-def table(counts: Sequence[Count]) -> str:
+def off_printed(printed: str, counted: int) -> float:
+    """Millions above the printed number, at its precision: 0.0 when the count rounds to it."""
+    return round(round(counted / 1e6, 1) - float(printed.removesuffix("M")), 1)
+
+
+def table(rows: Sequence[Published]) -> str:
     """A Markdown table of the rows. `Published` and `Difference` have the exact number, if any, in parentheses."""
     lines = []
-    for each in counts:
-        printed, exact, off = each.published.printed, each.published.exact, each.off_printed
-        difference = None if exact is None else each.without_head - exact
+    for row in rows:
+        without_head, with_head = count(row.model, row.config)
+        published, difference = row.printed, ""
+        if row.printed:
+            off = off_printed(row.printed, without_head)
+            difference = f"{off:+.1f}M" if off else "0.0M"
+        if row.exact is not None:
+            apart = without_head - row.exact
+            published = f"{published} ({row.exact:,})" if published else f"{row.exact:,}"
+            exactly = f"{apart:+,}" if apart else "0"
+            difference = f"{difference} ({exactly})" if difference else exactly
         lines.append(
             {
-                "Table": each.published.table,
-                "Model": each.published.model,
-                "Row": each.published.label,
-                "Without head": f"{each.without_head:,}",
-                "With head": f"{each.with_head:,}",
-                "Closed form": f"{each.closed_form:,}",
-                "Published": _both(printed, None if exact is None else f"{exact:,}"),
-                "Difference": _both(
-                    None if off is None else f"{off:+.1f}M" if off else "0.0M",
-                    None if difference is None else f"{difference:+,}" if difference else "0",
-                ),
+                "Table": row.table,
+                "Model": row.model,
+                "Row": row.label,
+                "Without head": f"{without_head:,}",
+                "With head": f"{with_head:,}",
+                "Closed form": f"{closed_form(row.model, row.config):,}",
+                "Published": published or "-",
+                "Difference": difference or "-",
             }
         )
     aligned = ("left", "left", "left", *["right"] * 5)
     return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True, colalign=aligned)
-
-
-def _both(printed: str | None, exact: str | None) -> str:
-    if printed is None:
-        return exact or "-"
-    return printed if exact is None else f"{printed} ({exact})"
 
 
 NOTES = f"""
@@ -198,16 +125,11 @@ Tables 5 and 6 are about GPT-3: these are their settings on other models."""
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", choices=list(SIZES), help="only this model")
     parser.add_argument("--table", choices=["2", "5", "6", "10"], help="only this table of the paper")
-    parser.add_argument("--json", action="store_true", help="a JSON list instead of a table")
 
 
 def main(chosen: argparse.Namespace) -> None:
-    """Exit codes: 0 done; 2 a mistake in the call or in published.csv."""
+    """Exit codes: 0 done; 2 a mistake in the call."""
     rows = [r for r in read_published() if chosen.model in (None, r.model) and chosen.table in (None, r.table)]
     if not rows:
         raise UserError(f"table {chosen.table} has no row for model {chosen.model}")
-    counts = [count(row) for row in rows]
-    if chosen.json:
-        print(json.dumps([each.as_dict() for each in counts], indent=2))
-    else:
-        print(table(counts) + "\n" + NOTES)
+    print(table(rows) + "\n" + NOTES)
