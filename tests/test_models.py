@@ -73,16 +73,6 @@ def test_the_tokenizer_is_the_files(folder):
     assert ours(*text)["input_ids"] == theirs(*text)["input_ids"]
 
 
-def test_regression_has_one_output(model_dir):
-    assert load_encoder(local(model_dir), TASKS["stsb"], 1).model.config.num_labels == 1
-
-
-def test_berts_pooler_is_the_heads(model_dir):
-    model = load_encoder(local(model_dir), TASKS["rte"], 1).model
-    assert is_head(model, "bert.pooler.dense.weight")
-    assert not is_head(model, "bert.encoder.layer.0.output.dense.weight")
-
-
 def test_a_missing_pooler_is_drawn_from_the_seed(model_dir, tmp_path):
     folder = shutil.copytree(model_dir, tmp_path / "m")
     rewrite(folder, lambda tensors: [tensors.pop(f"pooler.dense.{part}") for part in ("weight", "bias")])
@@ -223,6 +213,15 @@ def test_dropouts_are_replaced_where_given(folder):
             found[is_head(encoder.model, name)].add(module.p)
     assert found[False] == {0.0}
     assert 0.3 in found[True]
+
+
+def test_the_head_keeps_its_dropout_where_only_the_bodys_is_given(folder):
+    plain, changed = (load_encoder(local(folder), TASKS["rte"], 1, dropout=p).model for p in (None, 0.0))
+
+    def of_head(model):
+        return {n: m.p for n, m in model.named_modules() if isinstance(m, torch.nn.Dropout) and is_head(model, n)}
+
+    assert of_head(changed) == of_head(plain) != {}
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)

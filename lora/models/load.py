@@ -75,9 +75,10 @@ def load_encoder(
     before = identities(where, commit, config) if commit is None else None  # a commit never changes
     logging.set_verbosity_error()  # check_loaded checks the load report instead
     logging.disable_progress_bar()
-    settings = read_config(where, source, len(task.labels) or 1, dropout, head_dropout)
+    settings = read_config(where, source, len(task.labels) or 1)
     if max_length is not None:  # before the weights are downloaded
         refuse_longer(config.name, settings.to_dict(), max_length)
+    of_head = set_dropout(settings, dropout, head_dropout)
     settings._attn_implementation = (
         config.attention if config.attention == "eager" or supports_sdpa(settings) else "eager"
     )
@@ -102,10 +103,10 @@ def load_encoder(
     if before not in (None, loaded):
         raise UserError(f"the files of {where} changed while {config.name} was read from them; try again")
     init_head(model, seed, absent)
-    if head_dropout is not None and not head_settings(settings):
+    if of_head is not None:
         for name, module in model.named_modules():
             if isinstance(module, nn.Dropout) and is_head(model, name):
-                module.p = head_dropout
+                module.p = of_head
     if config.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise UserError(f"model.gradient_checkpointing must be false: {type(model).__name__} has none")
@@ -120,26 +121,30 @@ def identities(where: str, commit: str | None, config: ModelConfig) -> tuple[str
     return weights_name(where, commit, config), tokenizer_name(where, commit)
 
 
-def read_config(
-    where: str, source: dict, outputs: int, dropout: float | None, head_dropout: float | None
-) -> PretrainedConfig:
+def read_config(where: str, source: dict, outputs: int) -> PretrainedConfig:
     try:
-        settings = AutoConfig.from_pretrained(where, num_labels=outputs, trust_remote_code=False, **source)
+        return AutoConfig.from_pretrained(where, num_labels=outputs, trust_remote_code=False, **source)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"cannot read the model's config from {where}: {first_line(error)}") from error
-    stated = [key for key in BODY_DROPOUT if hasattr(settings, key)]
-    for keys, value in ((stated, dropout), (head_settings(settings), head_dropout)):
-        for key in keys:
-            if value is not None:
-                setattr(settings, key, value)
-    return settings
 
 
-def head_settings(settings: PretrainedConfig) -> list[str]:
-    """The config's settings for the head's dropout. [] for MPNet, whose head uses the body's."""
-    # DeBERTa-v2 uses a cls_dropout that its config class does not declare.
+def set_dropout(settings: PretrainedConfig, dropout: float | None, head_dropout: float | None) -> float | None:
+    """Set the given dropouts. Returns: The head's if the architecture has no setting for it; None to keep it.
+
+    A head without a value of its own takes the body's: if only the body's changes, the head keeps the earlier one.
+    """
+    # DeBERTa-v2 uses a cls_dropout that its config class does not declare. MPNet's head has no setting.
     undeclared = ["cls_dropout"] if settings.model_type == "deberta-v2" else []
-    return [key for key in HEAD_DROPOUT if hasattr(settings, key) or key in undeclared]
+    head = [key for key in HEAD_DROPOUT if hasattr(settings, key) or key in undeclared]
+    if dropout is not None:
+        if head_dropout is None and all(getattr(settings, key, None) is None for key in head):
+            head_dropout = getattr(settings, "hidden_dropout_prob", None)
+        for key in (key for key in BODY_DROPOUT if hasattr(settings, key)):
+            setattr(settings, key, dropout)
+    if head_dropout is not None:
+        for key in head:
+            setattr(settings, key, head_dropout)
+    return None if head else head_dropout
 
 
 def supports_sdpa(settings: PretrainedConfig) -> bool:
