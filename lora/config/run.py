@@ -93,7 +93,8 @@ class TrainConfig:
 
     Args:
         batch: Examples per optimizer step, over all processes and micro-batches.
-        accumulation: Micro-batches per optimizer step and process. Affects only memory and time.
+        accumulation: Micro-batches per optimizer step and process. Affects only memory and time, except for dropout
+            with train.kernels=stock: there, a value above 1 is part of the run's name.
         weight_decay: Applied to all trainable parameters except biases and LayerNorms (the Trainer of `run_glue.py`).
         dropout: Dropout in the encoder; None keeps the pretrained configuration's.
         head_dropout: Dropout in the classifier (Table 10's "CLS dropout"); None likewise.
@@ -251,11 +252,18 @@ class RunConfig:
             del settings["model"][key]
         for key in ("source", "path", "revision"):
             del settings["data"][key]
-        for key in ("accumulation", "eval_batch"):
-            del settings["train"][key]
+        del settings["train"]["eval_batch"]
+        if not self._accumulation_changes_results:
+            del settings["train"]["accumulation"]
         if "targets" in settings["method"]:
             settings["method"]["targets"] = sorted(settings["method"]["targets"])
         return settings
+
+    @property
+    def _accumulation_changes_results(self) -> bool:
+        """Whether micro-batches draw other dropout masks than whole batches. The fused kernels' belong to examples."""
+        dropouts = (self.train.dropout, self.train.head_dropout, getattr(self.method, "dropout", 0))
+        return self.train.accumulation > 1 and self.train.kernels == "stock" and any(p != 0 for p in dropouts)
 
     def for_record(self) -> dict[str, Any]:
         """The whole configuration for a record. Absolute paths keep only their last name, since records are shared."""
