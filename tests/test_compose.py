@@ -20,8 +20,8 @@ from lora.files import ROOT
 from lora.sweep.expand import expand
 from lora.sweep.grids import split_override
 from lora.sweep.request import requested
-from lora.training.fused import masks
 from lora.training.fused.encoder import fuse
+from lora.training.fused.kernels import MAX_TOKENS
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_a_run_keeps_the_launchers_kernels_on_another_kind_of_machine(tmp_path, 
 
 
 def test_the_choice_and_the_masks_have_one_limit_of_positions():
-    assert kernel_choice.MAX_TOKENS == masks.MAX_TOKENS
+    assert kernel_choice.MAX_TOKENS == MAX_TOKENS
 
 
 def test_a_gpu_is_what_torch_finds():

@@ -3,13 +3,13 @@
 import ast
 import ctypes
 import os
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import plain
 import pytest
 import torch
 from numba.core.dispatcher import Dispatcher
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import lora
-from lora.training.fused import functions, kernels, plain
+from lora.training.fused import functions, kernels
 from lora.training.fused.masks import Masks
 
 BATCH, TOKENS, HEADS, LAYOUTS = 2, 3, 2, 100
@@ -185,60 +185,6 @@ def test_attention_is_finite_where_torchs_is(dtype, value, place):
 
 # The cache of compiled kernels.
 
-PROBE = """
-import os, sys
-import numpy as np, torch
-from lora.training.fused import functions
-from lora.training.fused import kernels
-from lora.training.fused import plain
-from lora.training.fused.masks import Masks
-masks = Masks(3)
-masks.begin(1, np.arange(4))
-x, site = torch.ones(4, 5, 6), masks.site("a", 0.3, 4)
-kept = functions.dropout(x, site)
-assert torch.equal(kept, plain.dropout(x, site).float()), "another mask than the plain one"
-print(kernels.__file__, kernels.dropout.stats.cache_path, sum(kernels.dropout.stats.cache_hits.values()))
-print(kept.tolist())
-"""
-
-
-def probe(folder, **options):
-    """The findings of a process that imports the folder's copy of `lora`: its file, cache, cache hits, and a mask."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "XDG_"))}
-    environment |= {"PYTHONPATH": str(folder), "HOME": str(folder / "home")}
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE], cwd=folder, env=environment, capture_output=True, text=True, **options
-    )
-    assert done.returncode == 0, done.stderr
-    found, mask = done.stdout.splitlines()
-    file, cache, hits = found.split()
-    assert Path(file) == folder / "lora" / "training" / "fused" / "kernels.py"
-    return cache, int(hits), mask
-
-
-@pytest.fixture
-def clone(tmp_path):
-    shutil.copytree(Path(lora.__file__).parent, tmp_path / "lora", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "home").mkdir()
-    return tmp_path
-
-
-def test_a_changed_constant_compiles_the_kernels_again(clone):
-    cache, hits, first = probe(clone)
-    assert (Path(cache), hits) == (clone / "lora" / "training" / "fused" / "__pycache__", 0)
-    assert probe(clone)[1:] == (1, first)
-    changed = []
-    for path in (clone / "lora" / "training" / "fused").glob("*.py"):
-        text = path.read_text()
-        new = re.sub(r"^GOLDEN = 0x\w+", "GOLDEN = 0x9E3779B1", text, flags=re.MULTILINE)
-        if new != text:
-            path.write_text(new)
-            changed.append(path)
-    assert len(changed) == 1
-    _, hits, second = probe(clone)
-    assert hits == 0
-    assert second != first
-
 
 def test_the_kernels_take_nothing_from_other_files_of_ours():
     """Numba's cache notices changes only in a function's own file."""
@@ -255,16 +201,30 @@ def obey_permissions():
     ctypes.CDLL(None).prctl(drop_from_bounding_set, dac_override, 0, 0, 0)
 
 
-def test_kernels_work_where_nothing_can_be_written(clone):
-    folders = [path for path in (clone, *clone.rglob("*")) if path.is_dir()]
+PROBE = """
+import numpy as np
+from lora.training.fused import kernels
+out = np.empty((1, 6), np.float32)
+kernels.dropout(np.ones((1, 6), np.float32), np.zeros((1, 2), np.uint32), np.uint32(0), np.float32(2), out)
+print(kernels.dropout.stats.cache_path, out.sum())
+"""
+
+
+def test_kernels_work_where_nothing_can_be_written(tmp_path):
+    shutil.copytree(Path(lora.__file__).parent, tmp_path / "lora", ignore=shutil.ignore_patterns("__pycache__"))
+    folders = [tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "XDG_"))}
+    environment |= {"PYTHONPATH": str(tmp_path), "HOME": str(tmp_path)}
     try:
         for folder in folders:
             folder.chmod(0o555)
-        refused = subprocess.run(["touch", str(clone / "home" / "x")], preexec_fn=obey_permissions, capture_output=True)
+        refused = subprocess.run(["touch", str(tmp_path / "x")], preexec_fn=obey_permissions, capture_output=True)
         assert refused.returncode != 0
-        cache, hits, _ = probe(clone, preexec_fn=obey_permissions)
-        assert (cache, hits) == ("None", 0)
+        done = subprocess.run(
+            [sys.executable, "-c", PROBE],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, preexec_fn=obey_permissions,
+        )  # fmt: skip
+        assert done.stdout.split() == ["None", "12.0"], done.stderr
     finally:
         for folder in folders:
             folder.chmod(0o755)
-    assert not list(clone.rglob("*.nbi"))

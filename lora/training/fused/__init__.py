@@ -4,7 +4,6 @@
 | --- | --- |
 | `masks` | dropout masks computed from seed, step, site, example and place |
 | `kernels` | the compiled loops (numba), for float32 and bfloat16 |
-| `plain` | the same computations in torch operations, as a reference for tests |
 | `functions` | autograd functions around the kernels |
 | `linear` | frozen linear layers: alone, with GELU, and with LoRA |
 | `encoder` | an encoder of the BERT architecture that computes with them |

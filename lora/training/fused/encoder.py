@@ -160,7 +160,7 @@ class FusedDropout(nn.Module):
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         if not self.training or self.p == 0:
             return x
-        return functions.dropout(x, self.masks.site(self.name, self.p, len(x)))
+        return functions.dropout(x, self.masks.site(self.masks.called(self.name), self.p, len(x)))
 
 
 def fuse(model: nn.Module, precision: str, seed: int, recompute: bool = False) -> Masks:

@@ -1,4 +1,4 @@
-"""Compiled loops over activations, each in one pass over memory. `plain` has the same mathematics in torch.
+"""Compiled loops over activations, each in one pass over memory. `tests/plain.py` has the same in torch.
 
 Arrays are float32, or bfloat16 as uint16 bits. Arithmetic is always in float32. Sums have a fixed order, so a kernel's
 bits do not depend on other runs on the machine.
@@ -110,7 +110,7 @@ def _cast(value, element):
 @njit(**INLINE)
 @no_type_check
 def hashed(place, first, second):
-    """32 random bits of a place under two keys; see `masks.plain_keep`."""
+    """32 random bits of a place under two keys; see `keep` in tests/plain.py."""
     x = uint32(uint32(place) * uint32(GOLDEN) + first)
     x = uint32(uint32(x ^ (x >> uint32(16))) * uint32(MIX_1))
     x = uint32(x ^ second)

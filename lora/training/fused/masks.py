@@ -6,15 +6,11 @@ The backward pass recomputes it instead of storing it.
 
 import functools
 import hashlib
-import math
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from jaxtyping import Bool, UInt32
-from torch import Tensor
-
-from lora.training.fused.kernels import GOLDEN, MAX_TOKENS, MIX_1, MIX_2
+from jaxtyping import UInt32
 
 
 @dataclass(frozen=True)
@@ -38,9 +34,11 @@ class Masks:
     def __init__(self, seed: int):
         self.seed = seed
         self.rows: np.ndarray | None = None
+        self.calls: Counter[str] = Counter()
 
     def begin(self, step: int, rows: np.ndarray) -> None:
         """Start a forward pass over the examples `rows`, given by their indices in the train split."""
+        self.calls.clear()
         self.rows = _mix64(_mix64(rows.astype(np.uint64)) ^ np.uint64(_number(f"{self.seed}:{step}")))
 
     def site(self, name: str, p: float, batch: int) -> Site:
@@ -51,6 +49,11 @@ class Masks:
             raise RuntimeError(f"dropout of {batch} rows without Masks.begin for them")
         keys = _mix64(self.rows + np.uint64(_number(name)))
         return Site(keys.view(np.uint32).reshape(-1, 2), round(p * 2**32), 1 / (1 - p))
+
+    def called(self, name: str) -> str:
+        """The name of this call of a module. RoBERTa's head calls its dropout twice, which must draw two masks."""
+        self.calls[name] += 1
+        return name if self.calls[name] == 1 else f"{name}, call {self.calls[name]}"
 
 
 @functools.lru_cache(maxsize=1024)
@@ -66,26 +69,3 @@ def _mix64(x: np.ndarray) -> np.ndarray:
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return x ^ (x >> np.uint64(31))
-
-
-def hidden_places(*shape: int) -> Tensor:
-    """Places of one example's activation, of shape (tokens, width) or, after the encoder, (width)."""
-    return torch.arange(math.prod(shape)).view(shape)
-
-
-def attention_places(heads: int, queries: int, keys: int) -> Tensor:
-    """Places of one example's attention probabilities, of shape (heads, queries, keys)."""
-    head, query, key = (torch.arange(n) for n in (heads, queries, keys))
-    return (head[:, None, None] * MAX_TOKENS + query[:, None]) * MAX_TOKENS + key
-
-
-def plain_keep(site: Site, places: Tensor) -> Bool[Tensor, "batch ..."]:
-    """Which places of every example are kept, by the kernels' hash computed in 64-bit integers."""
-    word = 0xFFFFFFFF
-    keys = torch.from_numpy(site.keys.astype(np.int64))
-    first, second = (keys[:, column].view(-1, *[1] * places.dim()) for column in (0, 1))
-    x = (places * GOLDEN + first) & word
-    x = ((x ^ (x >> 16)) * MIX_1) & word
-    x = x ^ second
-    x = ((x ^ (x >> 15)) * MIX_2) & word
-    return (x ^ (x >> 16)) >= site.threshold

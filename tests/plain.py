@@ -1,21 +1,48 @@
-"""The computations of the compiled kernels in torch operations that autograd differentiates, as a reference for tests.
+"""The computations of the compiled kernels in torch operations that autograd differentiates.
 
 Every function has a namesake in `functions` or `linear` with the same arguments.
 """
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from lora.training.fused.functions import Normed
+from lora.training.fused.kernels import GOLDEN, MAX_TOKENS, MIX_1, MIX_2
 from lora.training.fused.linear import Frozen
-from lora.training.fused.masks import Site, attention_places, hidden_places, plain_keep
+from lora.training.fused.masks import Site
+
+
+def hidden_places(*shape: int) -> Tensor:
+    """Places of one example's activation, of shape (tokens, width) or, after the encoder, (width)."""
+    return torch.arange(math.prod(shape)).view(shape)
+
+
+def attention_places(heads: int, queries: int, keys: int) -> Tensor:
+    """Places of one example's attention probabilities, of shape (heads, queries, keys)."""
+    head, query, key = (torch.arange(n) for n in (heads, queries, keys))
+    return (head[:, None, None] * MAX_TOKENS + query[:, None]) * MAX_TOKENS + key
+
+
+def keep(site: Site, places: Tensor) -> Tensor:
+    """Which places of every example are kept, by the kernels' hash computed in 64-bit integers."""
+    word = 0xFFFFFFFF
+    keys = torch.from_numpy(site.keys.astype(np.int64))
+    first, second = (keys[:, column].view(-1, *[1] * places.dim()) for column in (0, 1))
+    x = (places * GOLDEN + first) & word
+    x = ((x ^ (x >> 16)) * MIX_1) & word
+    x = x ^ second
+    x = ((x ^ (x >> 15)) * MIX_2) & word
+    return (x ^ (x >> 16)) >= site.threshold
 
 
 def dropout(x: Tensor, site: Site | None) -> Tensor:
     if site is None:
         return x
-    return x * plain_keep(site, hidden_places(*x.shape[1:])) * site.scale
+    return x * keep(site, hidden_places(*x.shape[1:])) * site.scale
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -37,7 +64,7 @@ def attention(
     hidden = torch.zeros(visible.shape, dtype=q.dtype).masked_fill(~visible, -torch.inf)
     probabilities = (scores + hidden[:, None, None, :]).softmax(-1)
     if site is not None:
-        probabilities = probabilities * plain_keep(site, attention_places(*probabilities.shape[1:])) * site.scale
+        probabilities = probabilities * keep(site, attention_places(*probabilities.shape[1:])) * site.scale
     return (probabilities @ v).transpose(1, 2).flatten(2)
 
 
