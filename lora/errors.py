@@ -7,6 +7,10 @@ DIVERGED = "training diverged"  # in the error of a run with a loss or predictio
 LISTED = 8  # items that a message spells out
 
 
+class DivergedError(Exception):
+    """Training diverged. The run is recorded as failed."""
+
+
 class UserError(Exception):
     """States what was found, the rule it breaks, and what exists. Commands print it without a traceback and exit 2."""
 

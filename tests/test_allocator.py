@@ -66,11 +66,3 @@ def test_a_limit_on_addresses_leaves_them_to_the_run():
     found = visit("kept", addresses=16 * 2**30)
     assert found["kept"] and found["second"] < 0.01 * BLOCK / resource.getpagesize()
     assert found["huge_kib"] < 0.1 * BLOCK / 1024 or HUGE_PAGES.read_text().startswith("[always]")
-
-
-@pytest.mark.parametrize(("mode", "grows"), [("0\n", True), ("1\n", True), ("2\n", False)])
-def test_strict_accounting_of_addresses_reserves_none(tmp_path, monkeypatch, mode, grows):
-    (tmp_path / "overcommit_memory").write_text(mode)
-    monkeypatch.setattr(allocator, "OVERCOMMIT", tmp_path / "overcommit_memory")
-    monkeypatch.setattr(allocator.resource, "getrlimit", lambda _kind: (resource.RLIM_INFINITY,) * 2)
-    assert allocator.heap_may_grow() is grows

@@ -1,5 +1,6 @@
 """A run that was stopped and resumed equals the run that was never stopped, to the last bit."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,17 +15,15 @@ import pytest
 import torch
 from comparing import equal_science
 from processor import NARROWEST
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from lora.files import ROOT, discard, discard_leftovers
-from lora.records import machine as liveness
+from lora.records import machine, provenance
 from lora.records.record import checkpoint_path, read_record, record_path
+from lora.sweep.worker import ensure_record
 from lora.training import evaluation, signals
-from lora.training import usage as cost
 from lora.training.loop import run
 from lora.training.signals import InterruptedRunError
-from lora.training.usage import device_name
+from lora.training.usage import device_name, processor
 
 EPOCHS = 3  # of five steps
 NEVER = "runtime.checkpoint_minutes=null"  # except on a request to stop
@@ -44,11 +43,24 @@ def checkpoint_of(config):
     return checkpoint_path(config.runtime.outputs, config.run_id)
 
 
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
 def stop(config, step):
     with pytest.raises(InterruptedRunError, match="interrupted by SIGTERM"):
         run(config, stopping_at(step))
     signals.noted.clear()  # a new process starts without them
     assert checkpoint_of(config).exists()
+
+
+class Code:
+    """A pickle of it runs code where it is loaded."""
+
+    ran: list[int] = []  # noqa: RUF012 - the code changes it
+
+    def __reduce__(self):
+        return Code.ran.append, (1,)
 
 
 SETTINGS = [
@@ -95,9 +107,8 @@ def test_a_signal_during_an_evaluation_repeats_only_the_evaluation(tiny_config, 
         run(config)
     assert len(batches) == 2
     signals.noted.clear()
-    with safe_open(checkpoint_of(config), "pt") as file:
-        left = json.loads(file.metadata()["run"])
-    assert (left["step"], left["epochs"]) == (5, [])
+    left = load(checkpoint_of(config))["state"]
+    assert (len(left["losses"]), left["epochs"]) == (5, [])
     assert equal_science(run(config)[0], whole[0])
 
 
@@ -107,11 +118,10 @@ def test_it_is_written_by_the_clock_too_and_holds_the_trained_part_only(tiny_con
 
     def look(progress):
         if progress.step > 1:
-            with safe_open(checkpoint_of(config), "pt") as file:
-                assert json.loads(file.metadata()["run"])["step"] == progress.step - 1
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            sizes.append(sum(t.numel() for name, t in tensors.items() if name.startswith("parameter.")))
-            dtypes.update(t.dtype for name, t in tensors.items() if name.startswith("optimizer.exp_avg"))
+            content = load(checkpoint_of(config))
+            assert len(content["state"]["step_seconds"]) == progress.step - 1
+            sizes.append(sum(tensor.numel() for tensor in content["parameters"].values()))
+            dtypes.update(moments["exp_avg"].dtype for moments in content["optimizer"]["state"].values())
 
     record, *_ = run(config, look)
     trained = record.params["trainable_method"] + record.params["trainable_head"]
@@ -119,44 +129,51 @@ def test_it_is_written_by_the_clock_too_and_holds_the_trained_part_only(tiny_con
     assert dtypes == {torch.float32}
 
 
-def test_a_checkpoint_of_another_run_is_named_and_left(tiny_config, listening, capsys):
-    """The run_id is the same, but another number of threads gives other bits, so the run is another."""
-    stop(tiny_config(), 3)
-    other = tiny_config("runtime.threads=2")
-    record, *_ = run(other)
-    assert record.provenance["resumed"] == 0
-    assert capsys.readouterr().err.count("it was made from other runtime): starting from the beginning") == 1
-
-
-@pytest.mark.parametrize("change", ["rows", "code"])
-def test_so_is_one_of_other_rows_or_code(tiny_config, listening, capsys, monkeypatch, change):
+@pytest.mark.parametrize("change", ["runtime", "inputs", "code"])
+def test_a_checkpoint_made_from_something_else_is_named_and_not_used(
+    tiny_config, listening, capsys, monkeypatch, change
+):
     config = tiny_config()
     stop(config, 3)
-    path = checkpoint_of(config)
-    if change == "code":
+    if change == "runtime":  # another number of threads gives other bits under the same run_id
+        config = tiny_config("runtime.threads=2")
+    elif change == "code":
         monkeypatch.setattr("lora.training.checkpoints.code_digest", lambda: "0" * 64)
     else:
-        rewrite(path, lambda run: run["made_from"]["inputs"].update(rows="another fingerprint"))
+        path = checkpoint_of(config)
+        content = load(path)
+        content["made_from"]["inputs"] = ("another fingerprint",)
+        torch.save(content, path)
     assert run(config)[0].provenance["resumed"] == 0
-    assert f"made from other {'code' if change == 'code' else 'inputs'}" in capsys.readouterr().err
+    assert capsys.readouterr().err.count(f"made from other {change}): starting from the beginning") == 1
 
 
-@pytest.mark.skipif(not (liveness.PROC / "cpuinfo").exists(), reason="no list of CPUs")
+def test_the_code_that_training_depends_on_is_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    digests = []
+    for name in ("training/step.py", "training/fused/kernels.py", "data/tasks.py", "report/page.py", "sweep/plan.py"):
+        path = tmp_path / "lora" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("# a comment")
+        digests.append(provenance.code_digest.__wrapped__())
+    assert len(set(digests[:3])) == 3 and set(digests[3:]) == {digests[2]}
+    assert provenance.code_digest.__wrapped__() != digests[0]
+
+
+@pytest.mark.skipif(not (machine.PROC / "cpuinfo").exists(), reason="no list of CPUs")
 def test_so_is_one_of_another_kind_of_cpu(tiny_config, listening, capsys, monkeypatch, tmp_path):
     """The kernel lists a CPU of another model with the same instructions, as on another node of a cluster."""
     config = tiny_config()
     stop(config, 3)
-    lines = (liveness.PROC / "cpuinfo").read_text().splitlines()
+    lines = (machine.PROC / "cpuinfo").read_text().splitlines()
     other = [
         f"{line.partition(':')[0]}: Another" if line.startswith(("model name", "CPU part")) else line for line in lines
     ]
-    assert other != lines
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc" / "cpuinfo").write_text("\n".join(other))
-    here = cost.processor(torch.device("cpu"))
+    (tmp_path / "cpuinfo").write_text("\n".join(other))
+    here = processor(torch.device("cpu"))
     with monkeypatch.context() as patch:
-        patch.setattr(liveness, "PROC", tmp_path / "proc")
-        there = cost.processor(torch.device("cpu"))
+        patch.setattr(machine, "PROC", tmp_path)
+        there = processor(torch.device("cpu"))
         assert run(config)[0].provenance["resumed"] == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert f"made from other processors: {here} then, {there} now): starting from the beginning" in line
@@ -202,42 +219,29 @@ def test_an_adapter_that_is_no_longer_asked_for_is_not_kept(tiny_config, listeni
     assert (record.adapter, files) == (None, None)
 
 
-def rewrite(path, change, replaced=()):
-    with safe_open(path, "pt") as file:
-        metadata = json.loads(file.metadata()["run"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    change(metadata)
-    path.unlink()
-    save_file(tensors | dict(replaced), path, {"run": json.dumps(metadata)})
-
-
-@pytest.mark.parametrize("damage", ["cut short", "empty", "a pickle", "no state", "no generator", "other shapes"])
-def test_a_broken_checkpoint_is_named_and_the_run_starts_anew(tiny_config, listening, capsys, damage):
+@pytest.mark.parametrize("damage", ["cut short", "empty", "code", "foreign", "no schedule", "other shapes"])
+def test_a_broken_or_foreign_checkpoint_is_named_and_the_run_starts_anew(tiny_config, listening, capsys, damage):
     config = tiny_config("method=lora")
     whole, *_ = run(config)
     stop(config, 3)
     path = checkpoint_of(config)
+    content = load(path)
     if damage == "cut short":
         path.write_bytes(path.read_bytes()[:-100])
     elif damage == "empty":
         path.write_bytes(b"")
-    elif damage == "a pickle":
+    elif damage == "code":
+        torch.save({**content, "code": Code()}, path)
+    elif damage == "foreign":
         torch.save({"a": torch.zeros(3)}, path)
-    elif damage == "no state":
-        rewrite(path, lambda run: run.pop("schedule"))
-    elif damage == "no generator":
-        rewrite(path, lambda run: None, {"random.0.cpu": torch.zeros(3, dtype=torch.uint8)})
+    elif damage == "no schedule":
+        torch.save({name: value for name, value in content.items() if name != "schedule"}, path)
     else:
-        stop(tiny_config("method=lora", "method.rank=4"), 3)
-        other = checkpoint_of(tiny_config("method=lora", "method.rank=4"))
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-        with safe_open(other, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            save_file(tensors, path, metadata)
+        torch.save({**content, "parameters": {n: p[:1] for n, p in content["parameters"].items()}}, path)
     capsys.readouterr()
     record, *_ = run(config)
-    assert f"{path} is not used" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{path} is not used (") and not Code.ran
     assert record.provenance["resumed"] == 0
     assert equal_science(record, whole)
 
@@ -260,20 +264,35 @@ def test_the_handler_that_was_there_before_decides_what_follows(tiny_config, mon
         signals.before.clear()
 
 
-def test_a_disk_without_room_costs_the_checkpoint_not_the_run(tiny_config, capsys):
-    """A file-size limit makes the kernel refuse the write midway, as a full disk does."""
-    config = tiny_config("runtime.checkpoint_minutes=0")
+@contextlib.contextmanager
+def largest_file(size):
+    """Make the kernel refuse to write longer files midway, as a full disk does."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
-        record, *_ = run(config)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_a_disk_without_room_costs_the_checkpoint_not_the_run(tiny_config, capsys):
+    config = tiny_config("runtime.checkpoint_minutes=0")
+    with largest_file(2000):
+        record, *_ = run(config)
     assert record.status == "ok"
     assert "continuing without a checkpoint: cannot write" in capsys.readouterr().err
     assert not list(checkpoint_of(config).parent.iterdir())
+
+
+def test_a_disk_without_room_costs_the_adapter_not_the_run(tiny_config, capsys):
+    config = tiny_config("method=full", "runtime.save_adapter=true")
+    with largest_file(20_000):
+        ensure_record(config, mistakes_fail=True)
+    record = read_record(record_path(config.runtime.results, config.run_id))
+    assert (record.status, record.adapter) == ("ok", None)
+    assert "continuing without its adapter: cannot write" in capsys.readouterr().err
 
 
 def test_the_command_goes_on_where_a_signal_stopped_it(tiny_overrides, tmp_path):
@@ -303,30 +322,22 @@ def test_the_command_goes_on_where_a_signal_stopped_it(tiny_overrides, tmp_path)
 
 
 KILLED = """
-import os, sys, torch
+import os, sys
 from pathlib import Path
-from safetensors.torch import save_file
 from lora.files import written_whole
 with written_whole(Path(sys.argv[1])) as temporary:
-    save_file({"a": torch.zeros(3)}, temporary)
-    (temporary.parent / ".tmpAbCd").write_bytes(b"where safetensors writes first")
-    if len(sys.argv) > 2:
-        os.kill(os.getpid(), 9)
+    temporary.write_bytes(b"half of it")
+    os.kill(os.getpid(), 9)
 """
 
 
 def test_nothing_that_a_killed_writer_left_stays_with_a_finished_run(tmp_path):
-    path, other = tmp_path / "run.safetensors", tmp_path / ".run2.safetensors.x"
+    path, other = tmp_path / "run.pt", tmp_path / ".run2.pt.x"
     other.mkdir()
-
-    def write(*arguments):
-        return subprocess.run([sys.executable, "-c", KILLED, str(path), *arguments], cwd=ROOT).returncode
-
-    assert write() == 0 and write("killed") == -signal.SIGKILL
-    left = set(tmp_path.iterdir()) - {path, other}
-    assert len(left) == 1, "all of it in one place that bears the file's name"
-    discard_leftovers(path)
-    assert set(tmp_path.iterdir()) == {path, other}
-    assert write("killed") == -signal.SIGKILL
-    discard(path)
+    path.write_bytes(b"whole")
+    for remove in (discard_leftovers, discard):
+        killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], cwd=ROOT)
+        assert killed.returncode == -signal.SIGKILL and len(set(tmp_path.iterdir()) - {path, other}) == 1
+        assert path.read_bytes() == b"whole"
+        remove(path)
     assert set(tmp_path.iterdir()) == {other}

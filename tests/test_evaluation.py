@@ -6,18 +6,16 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from accelerate import Accelerator
-from safetensors.numpy import load
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from lora.data.batching import Encoded
 from lora.data.tasks import TASKS
+from lora.errors import DivergedError
 from lora.rng import shuffled
-from lora.training import evaluation
+from lora.training.device import Process
 from lora.training.evaluation import (
     DEV_HALVES,
     evaluate,
-    pack_predictions,
     predict,
     select,
     selecting_split,
@@ -26,6 +24,7 @@ from lora.training.evaluation import (
 
 LENGTHS = np.random.default_rng(3).integers(4, 20, 23)
 BATCH = 4
+ALONE = Process(torch.device("cpu"))
 
 
 def encoded(labels: np.ndarray | None = None) -> Encoded:
@@ -48,7 +47,7 @@ def test_the_prediction_is_the_class_of_the_largest_logit_of_every_row_in_order(
     expected = [max(range(3), key=row.__getitem__) for row in logits.tolist()]
     assert len(set(expected)) == 3, "every class is predicted somewhere"
     model.train()  # `predict` turns dropout off
-    predicted = predict(model, rows, TASKS["mnli"], 0, BATCH, Accelerator(cpu=True), lambda: calls.append(1))
+    predicted = predict(model, rows, TASKS["mnli"], 0, BATCH, ALONE, lambda: calls.append(1))
     assert predicted.dtype == np.int16
     assert predicted.tolist() == expected
     assert len(calls) == 6  # after each batch of four of the 23 examples
@@ -57,23 +56,19 @@ def test_the_prediction_is_the_class_of_the_largest_logit_of_every_row_in_order(
 
 def test_the_prediction_of_a_regression_is_its_score():
     model, rows = tiny.model("bert", outputs=1), encoded()
-    predicted = predict(model.train(), rows, TASKS["stsb"], 0, BATCH, Accelerator(cpu=True))
+    predicted = predict(model.train(), rows, TASKS["stsb"], 0, BATCH, ALONE)
     assert predicted.dtype == np.float32 and predicted.shape == (23,)
     np.testing.assert_allclose(predicted, alone(model, rows)[:, 0].numpy(), atol=1e-5)
 
 
-def test_processes_share_the_batches(monkeypatch):
-    """Two simulated processes in turn, their pieces joined as `gather_object` does. Real ones: test_processes.py."""
-    model, rows, pieces = tiny.model("bert", outputs=3), encoded(), []
-    monkeypatch.setattr(evaluation, "gather_object", lambda chunks: pieces.extend(chunks) or list(pieces))
-    monkeypatch.setattr(Accelerator, "num_processes", 2)
-    sizes = []
-    for index in range(2):
-        monkeypatch.setattr(Accelerator, "process_index", index)
-        predicted = predict(model, rows, TASKS["mnli"], 0, BATCH, Accelerator(cpu=True))
-        sizes.append(sum(len(places) for places, _ in pieces))
-    assert predicted.tolist() == alone(model, rows).argmax(-1).tolist()
-    assert sizes == [12, 23], "each row once"
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_logits_that_are_not_finite_are_divergence(outputs):
+    """The largest of NaN would be a class like any other."""
+    model, task = tiny.model("bert", outputs=outputs), TASKS["mnli" if outputs == 3 else "stsb"]
+    with torch.no_grad():
+        model.classifier.weight[0, 0] = torch.nan
+    with pytest.raises(DivergedError, match="the logits of 23 of 23 evaluated examples are not finite"):
+        predict(model, encoded(), task, 0, BATCH, ALONE)
 
 
 def test_every_metric_of_every_split_and_of_both_of_mnli_pooled():
@@ -134,14 +129,6 @@ def test_mnli_is_selected_by_the_split_that_is_asked_for():
         entry["metrics"]["validation_mismatched"] = {"accuracy": value}
     chosen = {name: select(both, TASKS["mnli"], name)["best"] for name in ("matched", "mismatched")}
     assert chosen == {"matched": {"epoch": 2, "value": 0.6}, "mismatched": {"epoch": 1, "value": 0.9}}
-
-
-def test_packed_predictions_are_those_of_every_epoch():
-    predictions = {number: {"validation": np.array([number, 0], np.int16)} for number in (1, 2, 3)}
-    stored = load(pack_predictions(predictions))
-    assert {name: values.tolist() for name, values in stored.items()} == {
-        f"{number}.validation": [number, 0] for number in (1, 2, 3)
-    }
 
 
 def of_rows(labels: np.ndarray) -> Encoded:

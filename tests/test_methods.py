@@ -19,7 +19,7 @@ from lora.adapters.merge import merge, remove
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.methods import METHODS, apply
-from lora.methods.bottleneck import AdaptedDropout, Bottleneck, PfeifferNorm, is_layer_norm
+from lora.methods.bottleneck import AdaptedDropout, Bottleneck
 from lora.methods.configs import (
     SHORT_TARGETS,
     AdapterDropConfig,
@@ -159,17 +159,6 @@ def test_lora_equals_loralib():
     assert torch.allclose(ours(x), theirs(x), atol=1e-12)
 
 
-def test_lora_closed_form():
-    linear = torch.nn.Linear(5, 4).double()
-    layer = LoraLinear(linear, rank=2, scale=1.5, dropout=0.0)
-    layer.lora_b.data.normal_()
-    x = torch.randn(3, 5, dtype=torch.float64)
-    dense = linear.weight + 1.5 * layer.lora_b @ layer.lora_a
-    layer.lora_a.data.normal_()
-    dense = linear.weight + 1.5 * layer.lora_b @ layer.lora_a
-    assert torch.allclose(layer(x), x @ dense.T + linear.bias, atol=1e-12)
-
-
 @pytest.mark.parametrize(
     ("settings", "rank", "scale"),
     [
@@ -183,24 +172,6 @@ def test_lora_closed_form():
 )
 def test_how_alpha_follows_the_rank(settings, rank, scale):
     assert LoraConfig(**settings).scale_at(rank) == pytest.approx(scale)
-
-
-@pytest.mark.parametrize(
-    ("config", "slug"),
-    [
-        (FullConfig(), "full"),
-        (BitFitConfig(), "bitfit"),
-        (LoraConfig(), "lora-qv-r8"),
-        (LoraConfig(targets=("o", "k"), rank=4, ranks={"k": 2}), "lora-ko-r4x"),
-        (LoraConfig(targets=("a.full.name", "q")), "lora-2modules-r8"),
-        (LoraConfig(targets=("*.attn.q", "*.attn.v")), "lora-2modules-r8"),
-        (HoulsbyConfig(), "houlsby-m64"),
-        (PfeifferConfig(bottleneck=16), "pfeiffer-m16"),
-        (AdapterDropConfig(bottleneck=16, drop_layers=3), "adapterdrop-m16-d3"),
-    ],
-)
-def test_the_slug_names_the_method_and_its_size(config, slug):
-    assert config.slug == slug
 
 
 LIMITS = [
@@ -226,55 +197,13 @@ def test_settings_at_their_limits_are_taken_and_beyond_refused_each_by_name(kind
             kind(**{**good, key: value})
 
 
-UNKNOWN_WORDS = """
-import lora
-for kind, given in (
-    (lora.LoraConfig, {"scaling": "rs", "init_a": "kaiming"}),
-    (lora.HoulsbyConfig, {"activation": "tanh"}),
-    (lora.AdapterDropConfig, {"layer_norms": "free"}),
-):
-    try:
-        kind(**given)
-    except lora.errors.UserError as error:
-        print(error)
-"""
+UNKNOWN_WORD = "import lora; lora.LoraConfig(scaling='rs')"
 
 
 def test_a_word_that_is_no_choice_is_refused_in_python_too():
     """In a process of its own: here, the checks of types come first. "rs" would scale as rslora does."""
-    done = subprocess.run([sys.executable, "-c", UNKNOWN_WORDS], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
-        "init_a must be one of kaiming_uniform, gaussian, got 'kaiming'",
-        "scaling must be one of lora, rslora, got 'rs'",
-        "activation must be one of relu, gelu, swish, got 'tanh'",
-        "layer_norms must be one of frozen, trained, got 'free'",
-    ]
-
-
-def test_the_defaults_are_the_released_codes():
-    """The values of run_glue.py and layers.py: Wq and Wv, r = 8, no dropout on A, bottleneck adapters of width 64."""
-    lora, adapter = LoraConfig(), HoulsbyConfig()
-    assert (lora.targets, lora.rank, lora.alpha, lora.dropout, lora.scaling) == (("q", "v"), 8, 8.0, 0.0, "lora")
-    assert (lora.init_a, lora.init_std, lora.alpha_at_rank, lora.ranks) == ("kaiming_uniform", None, None, {})
-    assert (adapter.bottleneck, adapter.init_std, adapter.init_truncated) == (64, 0.01, True)
-    assert (AdapterDropConfig().bottleneck, AdapterDropConfig().drop_layers) == (48, 8)
-    assert (adapter.activation, PfeifferConfig().activation, adapter.layer_norms) == ("swish", "relu", "frozen")
-
-
-def test_ranks_per_target():
-    model = tiny.model("bert")
-    apply(model, LoraConfig(targets=("q", "v"), rank=4, ranks={"v": 2}), seed=0)
-    ranks = {name.rsplit(".", 1)[1]: m.rank for name, m in model.named_modules() if isinstance(m, LoraLinear)}
-    assert ranks == {"query": 4, "value": 2}
-
-
-def test_lora_on_a_linear_layer_by_its_full_name():
-    model = tiny.model("roberta")
-    name = "roberta.encoder.layer.1.intermediate.dense"
-    apply(model, LoraConfig(targets=(name,), rank=2), seed=0)
-    assert isinstance(model.get_submodule(name), LoraLinear)
-    assert count_parameters(model)["trainable_method"] == 2 * (32 + 48)
+    done = subprocess.run([sys.executable, "-c", UNKNOWN_WORD], capture_output=True, text=True, cwd=ROOT)
+    assert "scaling must be one of lora, rslora, got 'rs'" in done.stderr
 
 
 def test_init_of_a():
@@ -339,39 +268,6 @@ def test_adapters_start_near_the_base(architecture, method):
     assert torch.equal(logits(model, architecture), logits(base, architecture))
 
 
-def houlsby_reference(model, x, residual, place):
-    """dense -> dropout (off) -> adapter with its skip -> residual -> LayerNorm, written from the paper's Figure 2."""
-    adapter = place.dropout.adapter
-    h = x @ place.dense.weight.T + place.dense.bias
-    inner = h @ adapter.down.weight.T + adapter.down.bias
-    inner = inner * torch.sigmoid(inner)
-    h = h + inner @ adapter.up.weight.T + adapter.up.bias
-    s = h + residual
-    s = (s - s.mean(-1, keepdim=True)) / torch.sqrt(s.var(-1, unbiased=False, keepdim=True) + place.LayerNorm.eps)
-    return s * place.LayerNorm.weight + place.LayerNorm.bias
-
-
-def test_houlsby_against_a_plain_forward_pass():
-    model = tiny.model("bert").double()
-    apply(model, HoulsbyConfig(bottleneck=5, init_std=0.3, init_truncated=False), seed=0)
-    layer = model.bert.encoder.layer[0]
-    for place, width in ((layer.attention.output, 32), (layer.output, 48)):
-        x, residual = torch.randn(2, 3, width, dtype=torch.float64), torch.randn(2, 3, 32, dtype=torch.float64)
-        assert torch.allclose(place(x, residual), houlsby_reference(model, x, residual, place), atol=1e-10)
-
-
-def test_a_houlsby_adapter_after_a_linear_layer_against_a_plain_forward_pass():
-    """DistilBERT's attention has no dropout behind its projection: the adapter follows the projection itself."""
-    model = tiny.model("distilbert").double()
-    apply(model, HoulsbyConfig(bottleneck=5, init_std=0.3, init_truncated=False), seed=0)
-    place = model.distilbert.transformer.layer[0].attention.out_lin
-    x, adapter = torch.randn(2, 3, place.weight.shape[1], dtype=torch.float64), place.adapter
-    h = x @ place.weight.T + place.bias
-    inner = h @ adapter.down.weight.T + adapter.down.bias
-    expected = h + (inner * torch.sigmoid(inner)) @ adapter.up.weight.T + adapter.up.bias
-    assert torch.allclose(place(x), expected, atol=1e-10)
-
-
 @pytest.mark.parametrize(("architecture", "p"), [("bert", 0.3), ("modernbert", 0.0)])
 def test_a_houlsby_adapter_keeps_the_dropout_before_it(architecture, p):
     """ModernBERT has an Identity where its dropout is 0, and the adapter's skip lets everything through."""
@@ -400,33 +296,6 @@ def test_the_seed_draws_the_adapters_and_is_all_that_does(method):
     first = drawn(0)
     torch.manual_seed(3)
     assert drawn(0) == first != drawn(1)
-
-
-def test_pfeiffer_against_a_plain_forward_pass():
-    """x = dense(h); y = LN(x + input); z = up(relu(down(y))) + x; out = LN(z + input): the released code."""
-    model = tiny.model("bert").double()
-    apply(model, PfeifferConfig(bottleneck=5, init_std=0.3, init_truncated=False), seed=0)
-    place = model.bert.encoder.layer[1].output
-    assert isinstance(place.LayerNorm, PfeifferNorm)
-    h, residual = torch.randn(2, 3, 48, dtype=torch.float64), torch.randn(2, 3, 32, dtype=torch.float64)
-
-    def norm(s):
-        s = (s - s.mean(-1, keepdim=True)) / torch.sqrt(s.var(-1, unbiased=False, keepdim=True) + place.LayerNorm.eps)
-        return s * place.LayerNorm.weight + place.LayerNorm.bias
-
-    adapter = place.LayerNorm.adapter
-    x = h @ place.dense.weight.T + place.dense.bias
-    y = norm(x + residual)
-    z = torch.clamp(y @ adapter.down.weight.T + adapter.down.bias, min=0) @ adapter.up.weight.T + adapter.up.bias + x
-    assert torch.allclose(place(h, residual), norm(z + residual), atol=1e-10)
-
-
-def test_deberta_s_own_class_of_layer_norm_is_one():
-    """DeBERTa's first version, to which LoRA by full names applies, has a class of its own: its weights never decay."""
-    model = tiny.model("deberta")
-    own = [module for module in model.modules() if type(module).__name__ == "DebertaLayerNorm"]
-    assert own and all(map(is_layer_norm, own))
-    assert not any(is_layer_norm(module) for module in model.modules() if isinstance(module, torch.nn.Linear))
 
 
 @pytest.mark.parametrize("method", ["houlsby", "pfeiffer", "lora"])
@@ -499,11 +368,6 @@ def test_bitfit_trains_every_bias_and_the_head():
     assert {n for n, _ in trainable(model)} == names
 
 
-def test_an_absent_target_lists_what_exists():
-    with pytest.raises(UserError, match=r"target 'w'.*q, k, v, o.*bert\.encoder\.layer\.\*\.attention\.self\.query"):
-        apply(tiny.model("bert"), LoraConfig(targets=("w",)), seed=0)
-
-
 def test_fused_projections_of_an_unknown_layout_are_refused_with_their_linear_layers():
     model = transformers.DebertaForSequenceClassification(
         transformers.DebertaConfig(vocab_size=30, **tiny.COMMON, type_vocab_size=0)
@@ -523,13 +387,6 @@ def test_a_rank_above_the_dimension_changes_nothing(rank):
         apply(model, LoraConfig(rank=rank), seed=0)
     assert checksum(model.state_dict().items()) == before
     assert list(model.state_dict()) == list(tiny.model("bert").state_dict())
-
-
-def test_the_rank_of_a_layer_that_is_not_square_goes_up_to_its_smaller_side():
-    name = "bert.encoder.layer.0.intermediate.dense"  # 48 x 32
-    apply(tiny.model("bert"), LoraConfig(targets=(name,), rank=32), seed=0)
-    with pytest.raises(UserError, match=r"rank 33 is above the smaller dimension.*\(48 x 32\).*1\.\.32"):
-        apply(tiny.model("bert"), LoraConfig(targets=(name,), rank=33), seed=0)
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)

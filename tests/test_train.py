@@ -1,6 +1,5 @@
 """The training loop against a plain one, against itself, and under faults."""
 
-import dataclasses
 import math
 import platform
 import subprocess
@@ -21,25 +20,17 @@ from lora.config.run import run_config
 from lora.data.batching import collate, encode, epoch_batches
 from lora.data.read import read
 from lora.data.tasks import TASKS
-from lora.errors import UserError
+from lora.errors import DivergedError, UserError
 from lora.files import ROOT
-from lora.methods import apply
-from lora.methods.configs import (
-    AdapterDropConfig,
-    BitFitConfig,
-    FullConfig,
-    HoulsbyConfig,
-    LoraConfig,
-    PfeifferConfig,
-)
+from lora.methods import METHODS, apply
+from lora.methods.configs import BitFitConfig, FullConfig, LoraConfig
 from lora.models.load import load_encoder
 from lora.models.modules import trainable
 from lora.rng import seed_for
 from lora.training import device
-from lora.training.device import make_accelerator
-from lora.training.evaluation import select
-from lora.training.loop import NonFiniteLossError, run
-from lora.training.step import lr_factor, make_optimizer, warmup_steps
+from lora.training.device import start_process
+from lora.training.loop import run
+from lora.training.step import lr_factor, make_optimizer
 
 NO_DROPOUT = ("train.dropout=0.0", "train.head_dropout=0.0")
 
@@ -51,12 +42,6 @@ def test_the_same_run_twice_gives_the_same_record_and_predictions(tiny_config, m
     assert equal_science(one, two)
     assert predictions == again
     assert one.epochs[0]["train_loss"] != one.epochs[1]["train_loss"]
-
-
-def test_another_seed_gives_another_run(tiny_config):
-    one, two = run(tiny_config("seed=1"))[0], run(tiny_config("seed=2"))[0]
-    assert one.run_id != two.run_id
-    assert one.epochs[0]["train_loss"] != two.epochs[0]["train_loss"]
 
 
 def plain_losses(config):
@@ -110,23 +95,6 @@ def test_the_loop_equals_a_plain_one(tiny_config, method, task):
         assert [epoch["train_loss"] for epoch in record.epochs] == pytest.approx(plain_losses(config), rel=1e-5)
 
 
-@pytest.mark.parametrize("kernels", ["stock", "fused"])
-def test_weights_overwritten_under_a_run_do_not_reach_it(tiny_config, tmp_path, kernels):
-    folder = tiny.folder(tmp_path / "model", "bert")
-    config = tiny_config("method=lora", f"model.path={folder}", f"train.kernels={kernels}")
-    undisturbed, predictions, _ = run(config)
-
-    def overwrite(progress):
-        if progress.step == 3:
-            content = (folder / "model.safetensors").read_bytes()
-            with (folder / "model.safetensors").open("r+b") as file:  # mapped pages change with the file
-                file.write(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
-
-    record, disturbed, _ = run(config, overwrite)
-    assert equal_science(record, undisturbed) and record.provenance["weights"] == undisturbed.provenance["weights"]
-    assert disturbed == predictions
-
-
 def test_accumulation_changes_nothing(tiny_config):
     """Three micro-batches per step, also for an uneven last batch: 40 examples in batches of 12 leave 4."""
     whole = run(tiny_config("train.batch=12", *NO_DROPOUT))[0]
@@ -135,16 +103,21 @@ def test_accumulation_changes_nothing(tiny_config):
     assert [e["train_loss"] for e in parts.epochs] == pytest.approx([e["train_loss"] for e in whole.epochs], rel=1e-5)
 
 
+def test_accumulation_is_part_of_the_name_where_it_changes_dropout(tiny_config):
+    names = {tiny_config(f"train.accumulation={n}").run_id for n in (1, 2, 4)}
+    assert len(names) == 3
+    dry = {tiny_config(f"train.accumulation={n}", *NO_DROPOUT).run_id for n in (1, 2)}
+    fused = {tiny_config(f"train.accumulation={n}", "train.kernels=fused").run_id for n in (1, 2)}
+    assert len(dry) == len(fused) == 1
+    on_inputs = ("method=lora", "method.dropout=0.1", *NO_DROPOUT)
+    assert len({tiny_config(f"train.accumulation={n}", *on_inputs).run_id for n in (1, 2)}) == 2
+
+
 def test_gradient_checkpointing_changes_nothing(tiny_config):
     plain = run(tiny_config("method=lora"))[0]
     checkpointed = run(tiny_config("method=lora", "model.gradient_checkpointing=true"))[0]
     assert plain.run_id == checkpointed.run_id
     assert checkpointed.epochs == plain.epochs
-
-
-def test_it_learns(tiny_config):
-    record, *_ = run(tiny_config("method=full", "train.epochs=30", "train.lr=3e-3", *NO_DROPOUT))
-    assert record.epochs[-1]["train_loss"] < 0.5 * record.epochs[0]["train_loss"]
 
 
 def test_stored_predictions_give_the_recorded_metric(tiny_config):
@@ -165,27 +138,16 @@ def test_stored_predictions_give_the_recorded_metric(tiny_config):
     assert 0 < record.selected["split_half"]["value"] <= record.selected["best"]["value"]
 
 
-@pytest.mark.parametrize("selection", ["matched", "mismatched", "pooled"])
-def test_the_selecting_split_is_named(tiny_config, selection):
-    record, *_ = run(tiny_config("task=mnli", f"train.selection={selection}"))
-    assert record.selected["split"] == (selection if selection == "pooled" else f"validation_{selection}")
-
-
-def entry(epoch, value):
-    return {"epoch": epoch, "metrics": {"validation": {"matthews": value}}}
-
-
-def test_selection_takes_the_first_best_epoch_and_never_an_undefined_one():
-    cola = TASKS["cola"]
-    chosen = select([entry(1, 0.1), entry(2, 0.3), entry(3, 0.3), entry(4, 0.2)], cola, "matched")
-    assert (chosen["best"], chosen["last"]) == ({"epoch": 2, "value": 0.3}, {"epoch": 4, "value": 0.2})
-    assert select([entry(1, None), entry(2, -0.1)], cola, "matched")["best"] == {"epoch": 2, "value": -0.1}
-    assert select([entry(1, None)], cola, "matched")["best"] == {"epoch": 1, "value": None}
-
-
 def test_divergence_is_named_by_its_step(tiny_config):
-    with pytest.raises(NonFiniteLossError, match=r"not finite at step \d+"):
+    with pytest.raises(DivergedError, match=r"not finite at step \d+"):
         run(tiny_config("method=full", "train.lr=1e30", "train.clip_norm=1e30"))
+
+
+def test_divergence_in_the_last_step_fails_the_run(tiny_config):
+    """The loss of the last step is finite; the parameters after it are not."""
+    config = tiny_config("method=full", "train.lr=1e39", "train.epochs=1", "train.batch=40", "train.warmup_steps=0")
+    with pytest.raises(DivergedError, match="the logits of 20 of 20 evaluated examples are not finite"):
+        run(config)
 
 
 def test_longer_inputs_than_the_model_has_positions_are_refused(tiny_config):
@@ -207,43 +169,20 @@ def test_the_schedule_is_transformers_own(warmup, steps):
     assert [lr_factor(step, warmup, steps) for step in range(steps + 3)] == [theirs(step) for step in range(steps + 3)]
 
 
+def test_a_run_needs_no_peers(tiny_overrides):
+    """Accelerate comes with the extra `peers`, for transformers' Trainer."""
+    script = "import sys; sys.modules |= dict.fromkeys(('accelerate', 'peft', 'loralib'))\n"
+    script += "from lora.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", script, *tiny_overrides], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_run_starts_without_the_peers_and_the_trainer():
     """Each import would double the time to the first step."""
     script = "import sys, lora.training.loop\n"
     script += "print(*{'peft', 'transformers.trainer', 'evaluate', 'wandb'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
-
-
-def test_warmup_rounds_up_and_steps_win(tiny_config):
-    train = tiny_config().train
-    assert warmup_steps(dataclasses.replace(train, warmup_frac=0.06), 101) == 7
-    assert warmup_steps(dataclasses.replace(train, warmup_frac=0.06, warmup_steps=50), 101) == 50
-
-
-HEADS = {  # by architecture: the parameters of the head that decay
-    "bert": ("bert.pooler.dense.weight", "classifier.weight"),
-    "roberta": ("classifier.dense.weight", "classifier.out_proj.weight"),
-    "deberta-v2": ("pooler.dense.weight", "classifier.weight"),
-    "electra": ("classifier.dense.weight", "classifier.out_proj.weight"),
-    "distilbert": ("pre_classifier.weight", "classifier.weight"),
-    "mpnet": ("classifier.dense.weight", "classifier.out_proj.weight"),
-    "xlm-roberta": ("classifier.dense.weight", "classifier.out_proj.weight"),
-    "camembert": ("classifier.dense.weight", "classifier.out_proj.weight"),
-    "modernbert": ("head.dense.weight", "classifier.weight"),
-}
-ADAPTERS = {  # written by hand: the places of Houlsby adapters after the attention and the FFN
-    "bert": ("encoder.layer.{}.attention.output.dropout", "encoder.layer.{}.output.dropout"),
-    "distilbert": ("transformer.layer.{}.attention.out_lin", "transformer.layer.{}.ffn.dropout"),
-    "mpnet": ("encoder.layer.{}.attention.dropout", "encoder.layer.{}.output.dropout"),
-    "modernbert": ("layers.{}.attn.out_drop", "layers.{}.mlp.Wo"),
-}
-NORMS = {  # the first is after the attention; the last is Pfeiffer's
-    "bert": ("encoder.layer.{}.attention.output.LayerNorm", "encoder.layer.{}.output.LayerNorm"),
-    "distilbert": ("transformer.layer.{}.sa_layer_norm", "transformer.layer.{}.output_layer_norm"),
-    "mpnet": ("encoder.layer.{}.attention.LayerNorm", "encoder.layer.{}.output.LayerNorm"),
-    "modernbert": ("layers.{}.attn_norm", "layers.{}.mlp_norm"),  # before them; the first layer has no attn_norm
-}
 
 
 def decay_groups(model, train):
@@ -284,35 +223,18 @@ BOTTLENECKS = [
 
 @pytest.mark.parametrize("norms", ["frozen", "trained"])
 @pytest.mark.parametrize(("architecture", "method"), BOTTLENECKS)
-def test_adapters_decay_wherever_they_lie(architecture, method, norms, tiny_config):
+def test_with_adapters_all_trained_matrices_decay_and_no_vectors(architecture, method, norms, tiny_config):
+    """Pfeiffer adapters too, although they lie inside the module that replaces a LayerNorm."""
     model = tiny.model(architecture)
-    config = {
-        "houlsby": HoulsbyConfig(bottleneck=6, layer_norms=norms),
-        "pfeiffer": PfeifferConfig(bottleneck=6, layer_norms=norms),
-        "adapterdrop": AdapterDropConfig(bottleneck=6, layer_norms=norms, drop_layers=1),
-    }[method]
-    apply(model, config)
+    apply(
+        model,
+        METHODS[method].config(
+            bottleneck=6, layer_norms=norms, **({"drop_layers": 1} if method == "adapterdrop" else {})
+        ),
+    )
     decayed, others = decay_groups(model, tiny_config("train.weight_decay=0.1").train)
-    alike, body = (architecture if architecture in NORMS else "bert"), model.base_model_prefix
-    layers = (1,) if method == "adapterdrop" else (0, 1)
-    places = ADAPTERS[alike] if method == "houlsby" else NORMS[alike][1:]
-    modules = [
-        f"{body}.{place.format(layer)}.adapter.{part}"
-        for place in places
-        for layer in layers
-        for part in ("down", "up")
-    ]
-    kept = [f"{body}.{norm.format(layer)}" for norm in NORMS[alike] for layer in (0, 1)] if norms == "trained" else []
-    assert decayed == {f"{module}.weight" for module in modules} | set(HEADS[architecture])
-    expected = {
-        *(f"{module}.bias" for module in modules),
-        *(name.removesuffix("weight") + "bias" for name in HEADS[architecture]),
-        *(f"{norm}.{part}" for norm in kept for part in ("weight", "bias")),
-    }
-    if architecture == "modernbert":  # a LayerNorm in the head, and a bias only in the classifier
-        lacking = {name for name in expected if name.endswith("bias") and "adapter" not in name} - {"classifier.bias"}
-        expected = expected - lacking - {"model.layers.0.attn_norm.weight"} | {"head.norm.weight"}
-    assert others == expected
+    assert decayed == {name for name, p in trainable(model) if p.dim() == 2}
+    assert any(".adapter.down.weight" in name for name in decayed) and others
 
 
 @pytest.mark.parametrize("architecture", ["roberta", "deberta-v2"])
@@ -341,11 +263,11 @@ def test_the_record_holds_a_config_that_names_it(tiny_config):
 def test_bf16_where_the_processor_has_none_is_refused(tiny_config, monkeypatch):
     config = tiny_config("train.precision=bf16", "runtime.device=cpu")
     if HAS_BF16:
-        make_accelerator(config)
+        start_process(config)
     monkeypatch.setattr(device, "has_bf16", lambda gpu: False)
     with pytest.raises(UserError, match=r"train\.precision is bf16, but this CPU has none"):
-        make_accelerator(config)
-    make_accelerator(tiny_config("train.precision=fp32", "runtime.device=cpu"))
+        start_process(config)
+    start_process(tiny_config("train.precision=fp32", "runtime.device=cpu"))
 
 
 def test_a_cpu_with_avx512_has_bf16():

@@ -26,9 +26,9 @@ from lora.models.load import load_encoder
 from lora.models.modules import find_target
 from lora.models.sizes import SIZES
 from lora.rng import generator, seed_for
-from lora.training.device import make_accelerator
+from lora.training.device import start_process
 from lora.training.fused.encoder import DTYPES, fuse
-from lora.training.step import Part, prepare_step
+from lora.training.step import MicroBatch, prepare_step
 
 Batch = dict[str, Tensor]
 SPECIAL = 5  # smaller ids are padding and other special tokens
@@ -89,12 +89,12 @@ def ours(config: RunConfig) -> Subject:
     encoder = load(config)[0]
     apply(encoder, config.method, config.seed)
     constant = changed(config, train={"warmup_steps": 0})
-    step = prepare_step(encoder, constant, make_accelerator(constant), ENDLESS)
+    step = prepare_step(encoder, constant, start_process(constant), ENDLESS)
     step.model.train()
     numbers = itertools.count()
 
-    def whole(batch: Batch) -> tuple[Part, Batch]:
-        return Part(np.arange(len(batch["labels"])), 1.0), dict(batch)  # the loss removes the labels
+    def whole(batch: Batch) -> tuple[MicroBatch, Batch]:
+        return MicroBatch(np.arange(len(batch["labels"])), 1.0), dict(batch)  # the loss removes the labels
 
     def loss(batch: Batch) -> Tensor:
         return step.loss(next(numbers), *whole(batch), len(batch["labels"]))

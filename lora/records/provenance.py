@@ -7,7 +7,8 @@ from importlib.metadata import version
 
 from lora.files import ROOT
 
-COMPUTING = ("torch", "transformers", "accelerate", "numpy", "numba")
+COMPUTING = ("torch", "transformers", "numpy", "numba")
+TRAINING = ("data/**/*.py", "methods/*.py", "models/*.py", "training/**/*.py", "rng.py")
 
 
 @functools.lru_cache
@@ -22,9 +23,12 @@ def code_version() -> dict[str, str | bool | None]:
 
 @functools.lru_cache
 def code_digest() -> str:
-    """SHA-256 of the sources of `lora` and the versions of `COMPUTING`. A run resumes only under an equal digest."""
+    """SHA-256 of the sources that training depends on. A run resumes only under an equal digest.
+
+    These are `TRAINING` and the versions of `COMPUTING`. Settings are compared by their values (`made_from`).
+    """
     digest = hashlib.sha256(" ".join(f"{name}-{version(name)}" for name in COMPUTING).encode())
-    for path in sorted((ROOT / "lora").rglob("*.py")):
+    for path in sorted(path for place in TRAINING for path in (ROOT / "lora").glob(place)):
         digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 

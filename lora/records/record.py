@@ -68,7 +68,7 @@ def adapter_path(outputs: str | Path, run_id: str) -> Path:
 
 
 def checkpoint_path(outputs: str | Path, run_id: str) -> Path:
-    return Path(outputs) / "checkpoints" / f"{run_id}.safetensors"
+    return Path(outputs) / "checkpoints" / f"{run_id}.pt"
 
 
 def note_path(outputs: str | Path, run_id: str) -> Path:

@@ -1,6 +1,7 @@
 """Train runs, one by one or as jobs of a launcher. Every finished or failed run leaves one record."""
 
 import contextlib
+import dataclasses
 import json
 import re
 import sys
@@ -14,7 +15,7 @@ from lora.config.compose import compose_run
 from lora.config.run import RunConfig
 from lora.data.own_task import keep_task
 from lora.data.tasks import TASKS
-from lora.errors import UserError
+from lora.errors import DivergedError, UserError
 from lora.files import write_atomically
 from lora.records.record import RunRecord, adapter_path, predictions_path, read_record, record_path, write_record
 from lora.sweep.announce import about_own, means, nothing_to_train
@@ -76,7 +77,7 @@ def train(config: RunConfig, mistakes_fail: bool, heart: Heartbeat | None) -> Ru
     Args:
         heart: Heartbeat of the run's lock; None outside the main process (`lora.training.processes`).
     """
-    from lora.training.loop import NonFiniteLossError, run  # loads torch, which a finished run does not need
+    from lora.training.loop import run  # loads torch, which a finished run does not need
 
     started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     runtime = config.runtime
@@ -94,11 +95,9 @@ def train(config: RunConfig, mistakes_fail: bool, heart: Heartbeat | None) -> Ru
         except Exception as error:
             if isinstance(error, UserError) and not mistakes_fail:
                 raise
-            if not isinstance(error, UserError | NonFiniteLossError):
+            if not isinstance(error, UserError | DivergedError):
                 traceback.print_exc()  # a bug: the record's single line is not enough
-            reason = (
-                str(error) if isinstance(error, UserError | NonFiniteLossError) else f"{type(error).__name__}: {error}"
-            )
+            reason = str(error) if isinstance(error, UserError | DivergedError) else f"{type(error).__name__}: {error}"
             seconds = round(time.monotonic() - started, 3)
             record = RunRecord(config.run_id, "failed", reason, started_at, seconds, config.for_record())
             predictions = files = None
@@ -110,7 +109,11 @@ def train(config: RunConfig, mistakes_fail: bool, heart: Heartbeat | None) -> Ru
     if files is not None:
         from lora.adapters.folder import write_folder
 
-        write_folder(adapter_path(runtime.outputs, config.run_id).parent, files)
+        try:
+            write_folder(adapter_path(runtime.outputs, config.run_id).parent, files)
+        except UserError as error:  # a full disk costs the adapter, not the finished run
+            print(f"{config.run_id}: continuing without its adapter: {error}", file=sys.stderr, flush=True)
+            record = dataclasses.replace(record, adapter=None)
     if display is not None:
         display.end(record)
     write_record(runtime.results, record)

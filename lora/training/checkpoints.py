@@ -1,24 +1,19 @@
 """Checkpoints: the state of an unfinished run in one file, from which another process resumes it bit for bit.
 
-A checkpoint holds the trainable parameters and the optimizer state, not the frozen model. It is a safetensors file with
-all other state as JSON in the header. It is written atomically, read without executing code, and used only by its run.
+A checkpoint holds the trainable parameters and the optimizer state, not the frozen model. It is written atomically,
+read without executing code, and used only by its run.
 """
 
-import json
+import pickle
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora.config.run import RunConfig
 from lora.errors import UserError, first_line
@@ -27,15 +22,16 @@ from lora.models.load import Encoder
 from lora.models.modules import trainable
 from lora.records.provenance import code_digest
 from lora.training import signals
-from lora.training.processes import is_main_process
+from lora.training.device import Process
+from lora.training.step import Step
 from lora.training.usage import processor
 
-FORMAT = 1
 AGREE_STEPS = 16
+UNREADABLE = (OSError, EOFError, pickle.UnpicklingError, RuntimeError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass
-class Done:
+class TrainState:
     """Progress of a run. Its position in the data follows from these fields.
 
     Args:
@@ -63,223 +59,137 @@ class Done:
     def step(self) -> int:
         return (self.epochs[-1]["step"] if self.epochs else 0) + len(self.losses)
 
+    def pack(self) -> dict[str, Any]:
+        """The fields in types that torch loads without executing code."""
+        arrays = {e: {s: torch.from_numpy(v) for s, v in splits.items()} for e, splits in self.predictions.items()}
+        files = {n: torch.frombuffer(bytearray(c), dtype=torch.uint8) for n, c in (self.adapter or {}).items()}
+        return vars(self) | {"losses": torch.stack(self.losses), "predictions": arrays, "adapter": files or None}
 
-@dataclass(frozen=True)
-class Trained:
-    """The objects of a run whose state a checkpoint saves.
-
-    Args:
-        model: The bare model, not wrapped for several processes.
-        optimizer: A torch optimizer; its state is saved by parameter name.
-        steps: Number of steps of the whole run.
-        made_from: The inputs that must be equal for a checkpoint to be used (`made_from`).
-        keeps_adapter: Whether the run saves the adapter of its best epoch.
-    """
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    steps: int
-    made_from: dict[str, Any]
-    keeps_adapter: bool
+    @classmethod
+    def unpack(cls, packed: dict[str, Any], device: torch.device) -> "TrainState":
+        arrays = {e: {s: t.numpy() for s, t in splits.items()} for e, splits in packed["predictions"].items()}
+        files = {name: content.numpy().tobytes() for name, content in (packed["adapter"] or {}).items()}
+        losses = list(packed["losses"].to(device).unbind())
+        return cls(**packed | {"losses": losses, "predictions": arrays, "adapter": files or None})
 
 
-class Keeper:
+class Checkpointer:
     """Writes and restores the checkpoint of one run.
 
     Args:
         minutes: Minutes between checkpoints; None writes one only after a signal.
+        made_from: The inputs that must be equal for a checkpoint to be used (`made_from`).
+        saves_adapter: Whether the run saves the adapter of its best epoch.
     """
 
-    def __init__(self, path: Path, minutes: float | None, trained: Trained, accelerator: Accelerator):
-        self.path, self.minutes, self.trained, self.accelerator = path, minutes, trained, accelerator
+    def __init__(self, path: Path, minutes: float | None, step: Step, made_from: dict[str, Any], saves_adapter: bool):
+        self.path, self.minutes, self.step = path, minutes, step
+        self.made_from, self.saves_adapter = made_from, saves_adapter
         self.began = self.written = time.monotonic()
 
-    def resume(self, started_at: str) -> Done:
-        """Restore the model, its optimizer and the random states from the checkpoint, if one exists."""
-        device, rank = self.accelerator.device, self.accelerator.process_index
-        return read_checkpoint(self.path, self.trained, device, rank) or Done(started_at)
+    def resume(self, started_at: str) -> TrainState:
+        """Restore the run from its checkpoint if a usable one exists. Otherwise, return the state of a new run.
 
-    def pause(self, done: Done) -> None:
+        A checkpoint that is broken, was made from other inputs, or lacks the adapter that the run must save is reported
+        on stderr, and changes nothing.
+        """
+        if not self.path.exists():
+            return TrainState(started_at)
+        try:
+            return self._restore(torch.load(self.path, map_location="cpu", weights_only=True))
+        except UNREADABLE as error:
+            if self.step.process.rank == 0:
+                reason = f"{type(error).__name__}: {first_line(error)}"
+                print(f"{self.path} is not used ({reason}): starting from the beginning", file=sys.stderr)
+            return TrainState(started_at)
+
+    @torch.no_grad()
+    def _restore(self, saved: dict[str, Any]) -> TrainState:
+        differing = [key for key in self.made_from if saved["made_from"].get(key) != self.made_from[key]]
+        if differing:
+            then, now = (", ".join(dict.fromkeys(made["processors"])) for made in (saved["made_from"], self.made_from))
+            processors = "" if then == now else f": {then} then, {now} now"
+            raise ValueError(f"it was made from other {', '.join(differing)}{processors}")
+        process, parameters = self.step.process, dict(trainable(self.step.model))
+        schedule, random = saved["schedule"], saved["random"][process.rank]
+        state = TrainState.unpack(saved["state"], process.device)
+        state.resumed += 1
+        if not self.saves_adapter:
+            state.adapter = None  # it would stay while later epochs beat its epoch
+        elif state.epochs and state.adapter is None:
+            raise ValueError("it lacks the adapter of its best epoch, which runtime.save_adapter=true asks for")
+        if {n: t.shape for n, t in saved["parameters"].items()} != {n: p.shape for n, p in parameters.items()}:
+            raise ValueError("it holds other parameters")
+        self.step.optimizer.load_state_dict(saved["optimizer"])
+        self.step.schedule.load_state_dict(schedule)
+        for name, parameter in parameters.items():
+            parameter.copy_(saved["parameters"][name])
+        torch.set_rng_state(random["cpu"])
+        if process.device.type == "cuda":
+            torch.cuda.set_rng_state(random["cuda"], process.device)
+        return state
+
+    def pause(self, state: TrainState) -> None:
         """Write a checkpoint if one is due or a signal has arrived, then obey the signal.
 
         Called between two steps, or two batches of an evaluation. A failed write costs the checkpoint, not the run.
         """
         due = self.minutes is not None and time.monotonic() - self.written >= 60 * self.minutes
-        if not agreed(due or bool(signals.noted), done.step, self.accelerator):
+        if not agreed(due or bool(signals.noted), state.step, self.step.process):
             return
-        states = gather_object([random_states(self.accelerator.device)])
-        if self.accelerator.is_main_process:
+        states = self.step.process.gather([random_states(self.step.process.device)])
+        if self.step.process.rank == 0:
             try:
-                write_checkpoint(self.path, self.trained, done, time.monotonic() - self.began, states)
+                self._write(state, states)
             except UserError as error:
                 print(f"continuing without a checkpoint: {error}", file=sys.stderr)
         self.written = time.monotonic()
         if signals.noted:
             signals.follow()
 
+    def _write(self, state: TrainState, random: list[dict[str, Tensor]]) -> None:
+        seconds = state.earlier_seconds + time.monotonic() - self.began
+        content = {
+            "made_from": self.made_from,
+            "state": state.pack() | {"earlier_seconds": seconds},
+            "parameters": {name: parameter.detach() for name, parameter in trainable(self.step.model)},
+            "optimizer": self.step.optimizer.state_dict(),
+            "schedule": self.step.schedule.state_dict(),
+            "random": random,
+        }
+        with written_whole(self.path) as temporary:
+            try:
+                torch.save(content, temporary)
+            except RuntimeError as error:  # torch's own message gives no reason
+                raise OSError("torch.save failed, as on a full disk") from error
 
-def agreed(wanted: bool, step: int, accelerator: Accelerator) -> bool:
+
+def agreed(wanted: bool, step: int, process: Process) -> bool:
     """Whether to write now. All processes of a run must write after the same step, so they vote.
 
     They vote only every `AGREE_STEPS` steps, because waiting for the result would stall a GPU, and never during an
     evaluation, in which they have different numbers of batches.
     """
-    if accelerator.num_processes == 1:
+    if process.count == 1:
         return wanted
     if step % AGREE_STEPS or torch.is_inference_mode_enabled():
         return False
-    return bool(accelerator.reduce(torch.tensor(float(wanted), device=accelerator.device), "sum"))
+    return bool(process.sum(torch.tensor(float(wanted), device=process.device)))
 
 
-def made_from(config: RunConfig, fingerprint: str, encoder: Encoder, accelerator: Accelerator) -> dict[str, Any]:
+def made_from(config: RunConfig, fingerprint: str, encoder: Encoder, process: Process) -> dict[str, Any]:
     """Everything that determines the bits of a run: settings, threads, data, encoder, code and processors."""
-    settings = config.settings() | {"train": config.for_record()["train"]}
-    processes = accelerator.num_processes
-    runtime = {"threads": config.runtime.threads, "device": config.runtime.device, "processes": processes}
-    inputs = {"rows": fingerprint, "weights": encoder.weights, "tokenizer": encoder.tokenizer_files}
-    named = {"format": FORMAT, "settings": settings, "runtime": runtime, "inputs": inputs, "code": code_digest()}
-    # Every process lists the processors of all, so that all of them decide alike whether to use the checkpoint.
-    named["processors"] = gather_object([processor(accelerator.device)])
-    return json.loads(json.dumps(named))  # in the form that a checkpoint returns: tuples become lists
+    return {
+        "settings": config.settings() | {"train": config.for_record()["train"]},
+        "runtime": (config.runtime.threads, config.runtime.device, process.count),
+        "inputs": (fingerprint, encoder.weights, encoder.tokenizer_files),
+        "code": code_digest(),
+        # Every process lists the processors of all, so that all of them decide alike whether to use the checkpoint.
+        "processors": process.gather([processor(process.device)]),
+    }
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:
     """The states of this process's random generators. Data order and fused dropout masks have no state."""
     states = {"cpu": torch.get_rng_state()}
     return states | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
-
-
-def write_checkpoint(path: Path, trained: Trained, done: Done, seconds: float, states: list[dict[str, Tensor]]) -> None:
-    """Replace the run's checkpoint.
-
-    Args:
-        seconds: Time since the run started or was last resumed.
-        states: `random_states` of every process.
-    Raises: UserError: If it cannot be written. The previous checkpoint is kept.
-    """
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, dict[str, int]] = {}
-    for name, p in trainable(trained.model):
-        tensors[f"parameter.{name}"] = p.detach()
-        for key, value in trained.optimizer.state.get(p, {}).items():
-            if torch.is_tensor(value):
-                tensors[f"optimizer.{key}.{name}"] = value
-            else:
-                numbers.setdefault(name, {})[key] = value
-    for rank, state in enumerate(states):
-        tensors |= {f"random.{rank}.{kind}": value for kind, value in state.items()}
-    for epoch, splits in done.predictions.items():
-        tensors |= {f"predictions.{epoch}.{split}": torch.from_numpy(values) for split, values in splits.items()}
-    tensors["losses"] = torch.stack(done.losses)
-    tensors["step_seconds"] = torch.tensor(done.step_seconds, dtype=torch.float64)
-    for name, content in (done.adapter or {}).items():
-        tensors[f"adapter.{name}"] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    run = {
-        "made_from": trained.made_from,
-        "step": done.step,
-        "steps": trained.steps,
-        "epochs": done.epochs,
-        "tokens": done.tokens,
-        "seconds": done.earlier_seconds + seconds,
-        "started_at": done.started_at,
-        "resumed": done.resumed,
-        "optimizer": numbers,
-        "rates": [group["lr"] for group in trained.optimizer.param_groups],
-        "schedule": trained.schedule.state_dict(),
-    }
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-    with written_whole(path) as temporary:
-        save_file(tensors, temporary, {"run": json.dumps(run)})
-
-
-def read_checkpoint(path: Path, trained: Trained, device: torch.device, rank: int) -> Done | None:
-    """Restore a run from its checkpoint.
-
-    Returns: None, with nothing changed, if no usable checkpoint exists. One that is broken, was made from other
-        settings, data, code or processors, or lacks the adapter that the run must save is reported on stderr.
-    """
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            run = json.loads(file.metadata()["run"])
-            differing = [key for key in trained.made_from if run["made_from"].get(key) != trained.made_from[key]]
-            if differing:
-                raise ValueError(f"it was made from other {', '.join(differing)}{of_processors(run, trained)}")
-            # Copied, because training would otherwise write to the mapped file, which may be replaced.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
-        done = _done(run, tensors, trained, device)
-        _restore(run, tensors, trained, device, rank)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        if is_main_process():
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            print(f"{path} is not used ({reason}): starting from the beginning", file=sys.stderr)
-        return None
-    return done
-
-
-def of_processors(run: dict[str, Any], trained: Trained) -> str:
-    """The processors of the checkpoint and of this run, in words, if they differ; else ""."""
-    then, now = run["made_from"].get("processors"), trained.made_from["processors"]
-    return (
-        "" if then in (None, now) else f": {', '.join(dict.fromkeys(then))} then, {', '.join(dict.fromkeys(now))} now"
-    )
-
-
-def _done(run: dict[str, Any], tensors: dict[str, Tensor], trained: Trained, device: torch.device) -> Done:
-    predictions: dict[int, dict[str, np.ndarray]] = {}
-    for name, values in _below(tensors, "predictions."):
-        epoch, split = name.split(".", 1)
-        predictions.setdefault(int(epoch), {})[split] = values.numpy()
-    adapter = {name: content.numpy().tobytes() for name, content in _below(tensors, "adapter.")}
-    if trained.keeps_adapter and run["epochs"] and not adapter:
-        raise ValueError("it lacks the adapter of its best epoch, which runtime.save_adapter=true asks for")
-    return Done(
-        started_at=run["started_at"],
-        epochs=run["epochs"],
-        losses=list(tensors["losses"].to(device).unbind()),
-        predictions=predictions,
-        adapter=adapter if adapter and trained.keeps_adapter else None,  # else an earlier epoch's would remain
-        tokens=run["tokens"],
-        step_seconds=tensors["step_seconds"].tolist(),
-        earlier_seconds=run["seconds"],
-        resumed=run["resumed"] + 1,
-    )
-
-
-@torch.no_grad()
-def _restore(
-    run: dict[str, Any], tensors: dict[str, Tensor], trained: Trained, device: torch.device, rank: int
-) -> None:
-    """Check all of the checkpoint, then restore it."""
-    parameters = dict(trainable(trained.model))
-    saved = dict(_below(tensors, "parameter."))
-    if {n: (t.shape, t.dtype) for n, t in saved.items()} != {n: (p.shape, p.dtype) for n, p in parameters.items()}:
-        raise ValueError("it holds other parameters")
-    states: dict[str, dict[str, Any]] = {name: dict(run["optimizer"].get(name, {})) for name in parameters}
-    for name, tensor in _below(tensors, "optimizer."):
-        key, parameter = name.split(".", 1)
-        if tensor.dim() and tensor.shape != parameters[parameter].shape:
-            raise ValueError(f"the optimizer's {key} of {parameter} has another shape")
-        states[parameter][key] = tensor.to(parameters[parameter].device)
-    if len(run["rates"]) != len(trained.optimizer.param_groups) or set(run["schedule"]) != set(
-        trained.schedule.state_dict()
-    ):
-        raise ValueError("it is of another optimizer")
-    random = dict(_below(tensors, f"random.{rank}."))
-    torch.Generator().set_state(random["cpu"])  # raises if it is not a generator's state
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(random["cuda"], device)
-    torch.set_rng_state(random["cpu"])
-    for name, p in parameters.items():
-        p.copy_(saved[name])
-        if states[name]:
-            trained.optimizer.state[p] = states[name]
-    for group, rate in zip(trained.optimizer.param_groups, run["rates"], strict=True):
-        group["lr"] = rate
-    trained.schedule.load_state_dict(run["schedule"])
-
-
-def _below(tensors: dict[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]:
-    return ((name.removeprefix(prefix), tensor) for name, tensor in tensors.items() if name.startswith(prefix))

@@ -1,36 +1,90 @@
-"""The device, precision, threads and processes of a run."""
+"""The device and precision of a run, and the processes that train it together."""
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from torch import Tensor, distributed, nn
 
 from lora.config.kernel_choice import BF16_CAPABILITY
 from lora.config.run import RunConfig
 from lora.errors import UserError
 from lora.training.allocator import keep_freed_memory
-from lora.training.processes import check_batch, processes
+from lora.training.processes import check_batch, local_rank, processes, rank
 
 
-def make_accelerator(config: RunConfig) -> Accelerator:
-    """Set up device, precision, threads and processes.
+@dataclass(frozen=True)
+class Process:
+    """One of the processes that train a run.
+
+    Args:
+        rank: Its number, from 0.
+        count: Number of processes.
+        casts: Whether the model computes under bfloat16 autocast.
+    """
+
+    device: torch.device
+    rank: int = 0
+    count: int = 1
+    casts: bool = False
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.casts else contextlib.nullcontext()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all processes."""
+        if self.count > 1:
+            tensor = tensor.clone()
+            distributed.all_reduce(tensor)
+        return tensor
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace every gradient by its sum over all processes.
+
+        The order of the sums is the same in every step. DistributedDataParallel's order changes after the first step of
+        a process, so that a resumed run would differ from an uninterrupted one in the last bits.
+        """
+        if self.count == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        total = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, summed in zip(gradients, total.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(summed.view_as(gradient))
+
+    def gather(self, items: list[Any]) -> list[Any]:
+        """The items of all processes, in the order of their ranks."""
+        if self.count == 1:
+            return items
+        lists: list[Any] = [None] * self.count
+        distributed.all_gather_object(lists, items)
+        return [item for part in lists for item in part]
+
+
+def start_process(config: RunConfig) -> Process:
+    """Set up device, precision and threads, and connect the run's processes.
 
     Raises: UserError: If the device or the precision is not available, or the batch cannot be divided evenly into the
         processes' micro-batches.
     """
-    check_batch(config.train, processes())
-    device, precision = config.runtime.device, config.train.precision
-    if device == "cuda" and not torch.cuda.is_available():
+    count, train = processes(), config.train
+    check_batch(train, count)
+    if config.runtime.device == "cuda" and not torch.cuda.is_available():
         raise UserError("runtime.device is cuda, but torch sees no CUDA device here; use auto or cpu")
-    on_cpu = config.train.kernels == "fused" or device == "cpu"
-    gpu = torch.cuda.is_available() and not on_cpu
-    check_precision(precision, gpu)
+    gpu = torch.cuda.is_available() and config.runtime.device != "cpu" and train.kernels != "fused"
+    check_precision(train.precision, gpu)
+    if gpu and local_rank() >= torch.cuda.device_count():
+        raise UserError(f"each process needs a GPU: LOCAL_RANK is {local_rank()}, found {torch.cuda.device_count()}")
     torch.set_num_threads(config.runtime.threads)
     keep_freed_memory()
-    AcceleratorState._reset_state()  # one process trains runs of several precisions, one after another
-    autocast = precision == "bf16" and config.train.kernels != "fused"  # the fused kernels cast by themselves
-    # By default, accelerate does not connect processes without a GPU: each would train the whole run.
-    on_cpu = on_cpu or (processes() > 1 and not torch.cuda.is_available())
-    return Accelerator(cpu=on_cpu, mixed_precision="bf16" if autocast else "no")
+    device = torch.device("cuda", local_rank()) if gpu else torch.device("cpu")
+    if gpu:
+        torch.cuda.set_device(device)
+    if count > 1 and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if gpu else "gloo")
+    casts = train.precision == "bf16" and train.kernels != "fused"  # the fused kernels cast by themselves
+    return Process(device, rank(), count, casts)
 
 
 def check_precision(precision: str, gpu: bool, setting: str = "train.precision") -> None:

@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from safetensors.numpy import save
 from torch import nn
 
 from lora.data import metrics
 from lora.data.batching import Encoded, collate, evaluation_batches, to_device
 from lora.data.tasks import Task
+from lora.errors import DIVERGED, DivergedError
 from lora.rng import shuffled
+from lora.training.device import Process
 
 DEV_HALVES = 20  # ours: fixed divisions of the dev set into two halves
 
@@ -26,30 +26,37 @@ def predict(
     task: Task,
     pad_token_id: int,
     batch_size: int,
-    accelerator: Accelerator,
+    process: Process,
     between: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Predict the class of every example, or its score for regression, in the order of the split.
 
-    The batches are divided among the processes, possibly unevenly, so the forward pass does not synchronise them.
+    The processes share the batches.
 
     Args:
         between: Called after every batch.
+    Raises: DivergedError: If a logit is not finite: the largest of NaN would be a class like any other.
     """
-    model = accelerator.unwrap_model(model)  # DistributedDataParallel's forward pass would synchronise all processes
     model.eval()
     chunks = []
     batches = evaluation_batches(encoded.lengths, batch_size)
-    for rows in batches[accelerator.process_index :: accelerator.num_processes]:
-        batch = to_device(collate(encoded, rows, pad_token_id), accelerator.device)
+    for rows in batches[process.rank :: process.count]:
+        batch = to_device(collate(encoded, rows, pad_token_id), process.device)
         batch.pop("labels")
-        logits = model(**batch).logits
-        scores = logits.argmax(-1) if task.labels else task.to_scores(logits.float().squeeze(-1))
-        chunks.append((rows, scores.cpu().numpy()))
+        with process.autocast():
+            logits = model(**batch).logits.float()
+        scores = logits.argmax(-1) if task.labels else task.to_scores(logits.squeeze(-1))
+        chunks.append((rows, scores.cpu().numpy(), logits.isfinite().all(-1).cpu().numpy()))
         between()
     predictions = np.empty(len(encoded.lengths), np.int16 if task.labels else np.float32)
-    for rows, scores in gather_object(chunks):
-        predictions[rows] = scores
+    finite = np.empty(len(predictions), bool)
+    for rows, scores, are_finite in process.gather(chunks):
+        predictions[rows], finite[rows] = scores, are_finite
+    if not finite.all():
+        raise DivergedError(
+            f"the logits of {np.count_nonzero(~finite)} of {len(finite)} evaluated examples are not finite; "
+            f"{DIVERGED}: try a lower train.lr first"
+        )
     return predictions
 
 

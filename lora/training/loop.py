@@ -23,20 +23,20 @@ from lora.config.run import RunConfig
 from lora.data.batching import collate, encode, epoch_batches, to_device
 from lora.data.read import TaskData, read
 from lora.data.tasks import TASKS
-from lora.errors import DIVERGED
+from lora.errors import DIVERGED, DivergedError
 from lora.methods import apply
 from lora.models.load import check_tokens, load_encoder
 from lora.models.modules import count_parameters, trainable
 from lora.records.provenance import code_version
 from lora.records.record import RunRecord, checkpoint_path
-from lora.training.checkpoints import Keeper, Trained, made_from
-from lora.training.device import make_accelerator
+from lora.training.checkpoints import Checkpointer, made_from
+from lora.training.device import start_process
 from lora.training.evaluation import evaluate, pack_predictions, predict, select, selecting_split, split_half
 from lora.training.mnli_start import start_from
-from lora.training.step import Part, local_parts, prepare_step
+from lora.training.step import MicroBatch, micro_batches, prepare_step
 from lora.training.usage import device_name, optimizer_bytes, peak_mib
 
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy")
+PACKAGES = ("torch", "transformers", "datasets", "numpy")
 FINITE_CHECK_STEPS = 16  # reading the loss after every step would stall a GPU
 
 
@@ -51,10 +51,6 @@ class Progress:
     epochs: Sequence[dict[str, Any]] = ()  # the finished ones, in the record's form
 
 
-class NonFiniteLossError(Exception):
-    """Training diverged; the run is recorded as failed."""
-
-
 def run(
     config: RunConfig, report: Callable[[Progress], None] = lambda progress: None
 ) -> tuple[RunRecord, bytes, dict[str, bytes] | None]:
@@ -64,13 +60,13 @@ def run(
         report: Called after every optimizer step.
     Returns: The record, the dev-set predictions of every epoch as a safetensors file, and, if
         runtime.save_adapter is set, the adapter of `best` as the files of its folder.
-    Raises: UserError: If data, model, method or device do not fit the configuration. NonFiniteLossError: If training
+    Raises: UserError: If data, model, method or device do not fit the configuration. DivergedError: If training
         diverges. InterruptedRunError: After a signal. The next call of the same run resumes from its checkpoint.
     """
     started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     task, train = TASKS[config.task], config.train
     headline = selecting_split(task, train.selection)
-    accelerator = make_accelerator(config)
+    process = start_process(config)
 
     # Rows, model and method.
     data = read(task, config.data.source, config.data.path, config.data.revision, config.data.train_rows)
@@ -87,80 +83,77 @@ def run(
     splits = {name: encode(rows, task, tokenizer, max_length) for name, rows in data.splits.items()}
     check_tokens(model, max(int(split.input_ids.max()) for split in splits.values()))
     truncated = {name: split.truncated for name, split in splits.items()}
-    if accelerator.is_main_process and any(truncated.values()):
+    if process.rank == 0 and any(truncated.values()):
         announce_truncated(config.task, sum(truncated.values()) / sum(data.rows.values()), max_length)
 
     # Kernels, optimizer and schedule.
     lengths = splits["train"].lengths
     steps = train.epochs * math.ceil(len(lengths) / train.batch)
-    step = prepare_step(model, config, accelerator, steps)
-    model = step.model
+    step = prepare_step(model, config, process, steps)
 
     # The loop, from the beginning or from the checkpoint.
-    inputs = made_from(config, data.fingerprint, encoder, accelerator)
-    unwrapped, keeps_adapter = accelerator.unwrap_model(model), config.runtime.save_adapter
-    bare = Trained(unwrapped, step.optimizer.optimizer, step.schedule, steps, inputs, keeps_adapter)
+    inputs = made_from(config, data.fingerprint, encoder, process)
     path = checkpoint_path(config.runtime.outputs, config.run_id)
-    keeper = Keeper(path, config.runtime.checkpoint_minutes, bare, accelerator)
-    done = keeper.resume(started_at)
-    metric = done.epochs[-1]["metrics"][headline][task.metric] if done.epochs else None
+    saves_adapter = config.runtime.save_adapter
+    checkpointer = Checkpointer(path, config.runtime.checkpoint_minutes, step, inputs, saves_adapter)
+    state = checkpointer.resume(started_at)
+    metric = state.epochs[-1]["metrics"][headline][task.metric] if state.epochs else None
 
-    def local_batches(rows: np.ndarray) -> Iterator[tuple[Part, dict[str, Tensor]]]:
-        for part in local_parts(rows, accelerator, train.accumulation):
-            batch = to_device(collate(splits["train"], part.rows, tokenizer.pad_token_id), accelerator.device)
-            done.tokens += batch["input_ids"].numel()
-            yield part, batch
+    def local_batches(rows: np.ndarray) -> Iterator[tuple[MicroBatch, dict[str, Tensor]]]:
+        for micro in micro_batches(rows, process, train.accumulation):
+            batch = to_device(collate(splits["train"], micro.rows, tokenizer.pad_token_id), process.device)
+            state.tokens += batch["input_ids"].numel()
+            yield micro, batch
 
-    for epoch in range(len(done.epochs) + 1, train.epochs + 1):
+    for epoch in range(len(state.epochs) + 1, train.epochs + 1):
         model.train()
         batches = epoch_batches(lengths, train.batch, config.seed, epoch, config.data.batching == "similar_length")
-        for rows in batches[len(done.losses) :]:
+        for rows in batches[len(state.losses) :]:
             clock = time.monotonic()
-            loss = step.take(done.step, local_batches(rows), len(rows))
-            done.losses.append(accelerator.reduce(loss, "sum"))
-            if done.step % FINITE_CHECK_STEPS == 0 or done.step == steps:
-                check_finite(done.losses, done.step)
-            done.step_seconds.append(time.monotonic() - clock)
-            report(Progress(done.step, steps, epoch, metric, done.epochs))
-            keeper.pause(done)
-        check_finite(done.losses, done.step)
-        between = functools.partial(keeper.pause, done)
+            state.losses.append(step.take(state.step, local_batches(rows), len(rows)))
+            if state.step % FINITE_CHECK_STEPS == 0 or state.step == steps:
+                check_finite(state.losses, state.step)
+            state.step_seconds.append(time.monotonic() - clock)
+            report(Progress(state.step, steps, epoch, metric, state.epochs))
+            checkpointer.pause(state)
+        check_finite(state.losses, state.step)
+        between = functools.partial(checkpointer.pause, state)
         predictions = {
-            name: predict(model, splits[name], task, tokenizer.pad_token_id, train.eval_batch, accelerator, between)
+            name: predict(model, splits[name], task, tokenizer.pad_token_id, train.eval_batch, process, between)
             for name in task.validation_splits
         }
         values = evaluate(predictions, splits, task)
         metric = values[headline][task.metric]
-        mean_loss = torch.stack(done.losses).mean().item()
-        done.epochs.append({"epoch": epoch, "step": done.step, "train_loss": mean_loss, "metrics": values})
-        done.losses = []
-        best = select(done.epochs, task, train.selection)["best"]["epoch"]
-        done.predictions[epoch] = predictions
-        if config.runtime.save_adapter and best == epoch:
-            origin = origin_of(config, select(done.epochs, task, train.selection), encoder.tokenizer_files)
-            done.adapter = pack(in_scores(adapter_of(bare.model, base, origin), task))
+        mean_loss = torch.stack(state.losses).mean().item()
+        state.epochs.append({"epoch": epoch, "step": state.step, "train_loss": mean_loss, "metrics": values})
+        state.losses = []
+        best = select(state.epochs, task, train.selection)["best"]["epoch"]
+        state.predictions[epoch] = predictions
+        if saves_adapter and best == epoch:
+            origin = origin_of(config, select(state.epochs, task, train.selection), encoder.tokenizer_files)
+            state.adapter = pack(in_scores(adapter_of(model, base, origin), task))
 
     # The record.
-    selected = select(done.epochs, task, train.selection)
-    selected["split_half"] = {"value": split_half(done.predictions, splits, task, train.selection)}
-    seconds = done.earlier_seconds + time.monotonic() - started
-    packed = pack_predictions(done.predictions)
+    selected = select(state.epochs, task, train.selection)
+    selected["split_half"] = {"value": split_half(state.predictions, splits, task, train.selection)}
+    seconds = state.earlier_seconds + time.monotonic() - started
+    packed = pack_predictions(state.predictions)
     record = RunRecord(
         run_id=config.run_id,
         status="ok",
         error=None,
-        started_at=done.started_at,
+        started_at=state.started_at,
         seconds=round(seconds, 3),
         config=config.for_record(),
         params=params,
-        epochs=done.epochs,
+        epochs=state.epochs,
         selected=selected,
         cost={
-            "step_ms": round(1000 * float(np.median(done.step_seconds)), 3),
-            "train_seconds": round(sum(done.step_seconds), 3),
-            "examples_per_second": round(train.epochs * len(lengths) / sum(done.step_seconds), 2),
-            "tokens": done.tokens,
-            "peak_mib": peak_mib(accelerator.device),
+            "step_ms": round(1000 * float(np.median(state.step_seconds)), 3),
+            "train_seconds": round(sum(state.step_seconds), 3),
+            "examples_per_second": round(train.epochs * len(lengths) / sum(state.step_seconds), 2),
+            "tokens": state.tokens,
+            "peak_mib": peak_mib(process.device),
             "checkpoint_bytes": trained_bytes,
             "optimizer_bytes": optimizer_bytes(step.optimizer),
         },
@@ -168,25 +161,25 @@ def run(
             "code": code_version(),
             "packages": {name: version(name) for name in PACKAGES},
             "python": platform.python_version(),
-            "device": device_name(accelerator.device),
-            "processes": accelerator.num_processes,
-            "resumed": done.resumed,
+            "device": device_name(process.device),
+            "processes": process.count,
+            "resumed": state.resumed,
             "weights": encoder.weights,
             "tokenizer": encoder.tokenizer_files,
             "revision": encoder.revision,
             "data": describe(data) | {"truncated": truncated},
         },
         predictions=hashlib.sha256(packed).hexdigest(),
-        adapter=None if done.adapter is None else hashlib.sha256(done.adapter[WEIGHTS]).hexdigest(),
+        adapter=None if state.adapter is None else hashlib.sha256(state.adapter[WEIGHTS]).hexdigest(),
     )
-    return record, packed, done.adapter
+    return record, packed, state.adapter
 
 
 def check_finite(losses: list[Tensor], step: int) -> None:
     finite = torch.isfinite(torch.stack(losses))
     if not bool(finite.all()):
         first = step - len(losses) + 1 + int((~finite).nonzero()[0])
-        raise NonFiniteLossError(f"the loss is not finite at step {first}; {DIVERGED}: try a lower train.lr first")
+        raise DivergedError(f"the loss is not finite at step {first}; {DIVERGED}: try a lower train.lr first")
 
 
 @functools.cache  # once for all runs of a worker

@@ -1,4 +1,4 @@
-"""The processes that train one run together, started by torchrun or `accelerate launch`."""
+"""The processes that train one run together, started by torchrun or `accelerate launch`. It does not import torch."""
 
 import os
 
@@ -11,44 +11,42 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def rank() -> int:
+    """The number of this process, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    """The number of this process on its machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_main_process() -> bool:
+    """Whether this process writes files and prints."""
+    return rank() == 0
+
+
 def check_processes() -> None:
     """Check the environment variables that state this process's rank.
 
     A process with a rank but no world size would train alone and write nothing.
 
-    Raises: UserError: If a variable is not a valid number, or variables are missing or contradict each other.
+    Raises: UserError: If a variable is not a valid number, or they are incomplete or contradict each other.
     """
-    places, problems = {}, []
-    for name, least in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_WORLD_SIZE", 1), ("LOCAL_RANK", 0)):
-        text = os.environ.get(name)
-        if text is None:
-            continue
-        if not text.isdecimal() or int(text) < least:
-            problems.append(f"{name} must be an integer >= {least}, got {text!r}")
-        else:
-            places[name] = int(text)
-    if not problems:
-        count, rank, local_rank = places.get("WORLD_SIZE", 1), places.get("RANK", 0), places.get("LOCAL_RANK", 0)
-        given = "" if "WORLD_SIZE" in places else " (1, since it is not set)"
-        missing = [name for name in ("RANK", "LOCAL_RANK") if count > 1 and name not in places]
-        problems += [f"WORLD_SIZE is {count}, but {name} is not set" for name in missing]
-        if rank >= count:
-            problems.append(f"RANK must be < WORLD_SIZE{given}, got {rank}")
-        if places.get("LOCAL_WORLD_SIZE", 1) > count:
-            problems.append(f"LOCAL_WORLD_SIZE must be <= WORLD_SIZE{given}, got {places['LOCAL_WORLD_SIZE']}")
-        if local_rank >= places.get("LOCAL_WORLD_SIZE", count):
-            bound = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in places else f"WORLD_SIZE{given}"
-            problems.append(f"LOCAL_RANK must be < {bound}, got {local_rank}")
-    if problems:
-        raise UserError(
-            f"{'; '.join(problems)}: start several processes with torchrun or `accelerate launch`, which set these "
-            f"variables, or unset them for a single one"
-        )
-
-
-def is_main_process() -> bool:
-    """Whether this process writes files and prints."""
-    return int(os.environ.get("RANK", "0")) == 0
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    values = {name: os.environ[name] for name in names if name in os.environ}
+    stated = ", ".join(f"{name}={value}" for name, value in values.items())
+    if all(value.isdecimal() for value in values.values()):
+        count, local_count = int(values.get("WORLD_SIZE", 1)), int(values.get("LOCAL_WORLD_SIZE", 1))
+        complete = count == 1 or {"RANK", "LOCAL_RANK"} <= set(values)
+        local_bound = local_count if "LOCAL_WORLD_SIZE" in values else count
+        if complete and 1 <= local_count <= count and rank() < count and local_rank() < local_bound:
+            return
+    raise UserError(
+        f"{stated} is invalid: expected integers, RANK and LOCAL_RANK with a WORLD_SIZE above 1, RANK < WORLD_SIZE, "
+        f"and LOCAL_RANK < LOCAL_WORLD_SIZE <= WORLD_SIZE. Start several processes with torchrun or "
+        f"`accelerate launch`, which set these variables, or unset them for a single one"
+    )
 
 
 def check_batch(train: TrainConfig, count: int) -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
@@ -16,14 +15,20 @@ from lora.data.tasks import TASKS, Task
 from lora.methods.bottleneck import is_layer_norm
 from lora.models.modules import trainable
 from lora.rng import seed_for
+from lora.training.device import Process
 from lora.training.fused.encoder import fuse, sparse_embeddings
 from lora.training.fused.masks import Masks
 from lora.training.fused.optimizer import FusedAdamW
 
 
 @dataclass(frozen=True)
-class Part:
-    """The examples of a micro-batch. Weight 0 marks a stand-in: a process without examples must still join the step."""
+class MicroBatch:
+    """Examples that go through the model together.
+
+    Args:
+        rows: Their indices in the train split.
+        weight: 0 for a stand-in: a process without examples must still join the step. Otherwise 1.
+    """
 
     rows: np.ndarray
     weight: float
@@ -43,39 +48,41 @@ class Step:
     optimizer: torch.optim.Optimizer
     schedule: LambdaLR
     masks: Masks | None
-    accelerator: Accelerator
+    process: Process
     task: Task
     train: TrainConfig
 
-    def loss(self, number: int, part: Part, batch: dict[str, Tensor], examples: int) -> Tensor:
-        """Run the forward pass of `part`, and return its share of the step's mean loss. Pops the batch's labels."""
+    def loss(self, number: int, micro: MicroBatch, batch: dict[str, Tensor], examples: int) -> Tensor:
+        """Run a micro-batch's forward pass. Returns: Its share of the step's mean loss. Pops the batch's labels."""
         if self.masks is not None:
-            self.masks.begin(number, part.rows)
-        return summed_loss(self.model, batch, self.task) * part.weight / examples
+            self.masks.begin(number, micro.rows)
+        with self.process.autocast():
+            return summed_loss(self.model, batch, self.task) * micro.weight / examples
 
-    def take(self, number: int, batches: Iterable[tuple[Part, dict[str, Tensor]]], examples: int) -> Tensor:
+    def take(self, number: int, batches: Iterable[tuple[MicroBatch, dict[str, Tensor]]], examples: int) -> Tensor:
         """Run the forward and backward passes, clip the gradients, and step the optimizer and the schedule.
 
         Args:
             number: The index of this step, from 0.
             batches: This process's micro-batches; an iterator may create each on demand.
             examples: Number of examples in the step, over all processes and micro-batches.
-        Returns: This process's share of the mean loss.
+        Returns: The mean loss of the step.
         """
-        loss = torch.zeros((), device=self.accelerator.device)
-        for part, batch in batches:
-            part_loss = self.loss(number, part, batch, examples)
-            self.accelerator.backward(part_loss * self.accelerator.num_processes)  # DDP takes the mean over processes
-            loss += part_loss.detach()
+        loss = torch.zeros((), device=self.process.device)
+        for micro, batch in batches:
+            share = self.loss(number, micro, batch, examples)
+            share.backward()
+            loss += share.detach()
+        self.process.sum_gradients(self.trained)
         if self.train.clip_norm is not None and self.masks is None:  # otherwise the optimizer clips
-            self.accelerator.clip_grad_norm_(self.trained, self.train.clip_norm)
+            nn.utils.clip_grad_norm_(self.trained, self.train.clip_norm)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss
+        return self.process.sum(loss)
 
 
-def prepare_step(model: nn.Module, config: RunConfig, accelerator: Accelerator, steps: int) -> Step:
+def prepare_step(model: nn.Module, config: RunConfig, process: Process, steps: int) -> Step:
     """Set up a run's kernels, optimizer and schedule, for a model with its method applied.
 
     Args:
@@ -83,18 +90,18 @@ def prepare_step(model: nn.Module, config: RunConfig, accelerator: Accelerator, 
     Raises: UserError: If train.kernels=fused does not cover the encoder.
     """
     train, masks = config.train, None
+    model.to(process.device)
     if train.kernels == "fused":
         recompute = config.model.gradient_checkpointing
         masks = fuse(model, train.precision, seed_for(config.seed, "dropout"), recompute)
-        if accelerator.num_processes == 1:  # several processes reduce dense gradients
+        if process.count == 1:  # several processes add dense gradients
             sparse_embeddings(model)
     optimizer = make_optimizer(model, train)
     schedule = LambdaLR(optimizer, lambda step: lr_factor(step, warmup_steps(train, steps), steps))
-    model, optimizer = accelerator.prepare(model, optimizer)
     trained = [p for _, p in trainable(model)]
     # Stock dropout draws from the global generator, which is seeded last so that nothing above advances it.
-    torch.manual_seed(seed_for(config.seed, "dropout", accelerator.process_index))
-    return Step(model, trained, optimizer, schedule, masks, accelerator, TASKS[config.task], train)
+    torch.manual_seed(seed_for(config.seed, "dropout", process.rank))
+    return Step(model, trained, optimizer, schedule, masks, process, TASKS[config.task], train)
 
 
 def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
@@ -128,21 +135,21 @@ def lr_factor(step: int, warmup: int, steps: int) -> float:
     return step / warmup if step < warmup else max(0.0, (steps - step) / max(1, steps - warmup))
 
 
-def local_parts(rows: np.ndarray, accelerator: Accelerator, accumulation: int) -> list[Part]:
+def micro_batches(rows: np.ndarray, process: Process, accumulation: int) -> list[MicroBatch]:
     """This process's micro-batches of a global batch. All processes together see every example once.
 
     A step's loss is the sum over all examples of the global batch divided by their number. It depends neither on the
     number of processes nor on that of micro-batches, even for an uneven last batch.
     """
-    shares = np.array_split(rows, accelerator.num_processes * accumulation)
-    mine = shares[accelerator.process_index :: accelerator.num_processes]
-    return [Part(share, 1.0) if len(share) else Part(rows[:1], 0.0) for share in mine]
+    shares = np.array_split(rows, process.count * accumulation)
+    mine = shares[process.rank :: process.count]
+    return [MicroBatch(share, 1.0) if len(share) else MicroBatch(rows[:1], 0.0) for share in mine]
 
 
 def summed_loss(model: nn.Module, batch: dict[str, Tensor], task: Task) -> Tensor:
     """Cross-entropy, or squared error for regression, in float32, summed over the examples. Pops the batch's labels."""
     labels = batch.pop("labels")
-    logits = model(**batch).logits  # under autocast if the precision requires it: `prepare` wraps the forward pass
+    logits = model(**batch).logits
     if task.labels:
         return F.cross_entropy(logits.float(), labels, reduction="sum")
     return F.mse_loss(logits.float().squeeze(-1), task.to_targets(labels), reduction="sum")
