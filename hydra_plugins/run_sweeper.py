@@ -2,29 +2,28 @@
 
 from typing import Any
 
-from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 
 class RunSweeper(Sweeper):
-    """Expands the experiments of the profile, skips finished runs, and hands the rest to the chosen launcher.
+    """Expands the experiments of the profile, skips finished runs, and launches the rest.
+
+    `lora.sweep.launch` launches them, without Hydra's launchers: a job is a function, and its runs are composed once.
 
     Hydra's own sweeper expands one grid from the command line. A profile has several, which share runs.
     """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
 
     def sweep(self, arguments: list[str]) -> Any:
-        from lora.sweep.launch import UnfinishedError, launch_sweep
+        from lora.errors import UnfinishedError
+        from lora.sweep.launch import launch_sweep
 
         try:
-            state = launch_sweep(self.launcher, self.config, arguments)
+            state = launch_sweep(self.config, arguments)
         except UnfinishedError:
             self.show(arguments)
             raise
@@ -44,4 +43,4 @@ class TuneSweeper(RunSweeper):
     def sweep(self, arguments: list[str]) -> None:
         from lora.sweep.tune import tune_sweep
 
-        tune_sweep(self.launcher, self.config, arguments)
+        tune_sweep(self.config, arguments)

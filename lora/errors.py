@@ -15,6 +15,10 @@ class UserError(Exception):
     """States what was found, the rule it breaks, and what exists. Commands print it without a traceback and exit 2."""
 
 
+class UnfinishedError(Exception):
+    """A sweep ended with runs that failed or are missing."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of a library's error message; the rest is for its developers."""
     return (str(error).strip().splitlines() or ["no message"])[0]

@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,14 +118,23 @@ def file_state(path: str | Path) -> tuple[int, ...]:
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
+def remove_empty(folder: Path) -> None:
+    """Remove a folder and the one around it, as far as they are empty."""
+    with suppress(OSError):
+        folder.rmdir()
+        folder.parent.rmdir()
+
+
 def check_writable(folder: str | Path) -> None:
-    """Create a nameless file in the folder: several sweeps may start at once, and a killed one leaves nothing.
+    """Create a nameless file in the folder, or in the nearest one around it that exists. Nothing is left.
 
     Raises: UserError: If no file can be written to it.
     """
+    nearest = Path(folder).absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error

@@ -1,4 +1,3 @@
-import signal
 import sys
 from pathlib import Path
 
@@ -68,9 +67,5 @@ def tiny_config(tiny_overrides):
 @pytest.fixture
 def listening():
     """Let the process note signals as a worker does, and restore its own handlers afterwards."""
-    signals.listen()
-    yield
-    for signum, handler in signals.before.items():
-        signal.signal(signum, handler)
-    signals.before.clear()
-    signals.noted.clear()
+    with signals.listening():
+        yield

@@ -1,7 +1,26 @@
 """Simulated machines: the flags that a CPU lists, and the measurement of its precisions."""
 
+import os
+from dataclasses import dataclass
+
 from lora.config import precision_choice
 from lora.config.precision_choice import MINILM, Measurement
+from lora.sweep.pool import VISIBLE
+
+
+@dataclass(frozen=True)
+class SpyJob:
+    """A job without runs (`lora.sweep.worker.Job`), whose worker writes down which GPUs it sees."""
+
+    path: str
+    runs, tasks, run_ids = (), (), ()
+
+    @property
+    def folder(self) -> str:
+        with open(self.path, "a") as file:
+            file.write(f"{os.environ[VISIBLE]}\n")
+        return os.getcwd()
+
 
 GAINS = {"bf16": 2.0, "fp32": 0.7}  # bf16's speed-up over fp32, by the faster precision
 

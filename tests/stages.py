@@ -35,7 +35,7 @@ def without(*programs: str) -> Callable[[], str | None]:
 
 
 def without_ray() -> str | None:
-    return None if find_spec("ray") and find_spec("hydra_plugins.hydra_ray_launcher") else "no ray"
+    return None if find_spec("ray") else "no ray"
 
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

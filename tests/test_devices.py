@@ -1,26 +1,22 @@
 """What this machine's processors set for a sweep: available precisions, concurrent runs, the GPU of each worker."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from machines import inject
-from test_launch import Recorder
+from machines import SpyJob, inject
+from test_launch import launched
 
-from lora.config.compose import compose_config, compose_run
+from lora.config.compose import compose_run
 from lora.cost.memory import kept_activations
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.models.load import load_encoder
-from lora.sweep import devices
+from lora.sweep import devices, pool
 from lora.sweep.announce import means, precision_of
 from lora.sweep.devices import PARAMETER_BYTES, PROCESS_BYTES, check_precisions, parameter_count, run_bytes
 from lora.sweep.expand import expand
-from lora.sweep.launch import launch_sweep
 from lora.training import device
 from lora.training.loop import run
 
@@ -40,24 +36,13 @@ def with_gpu(monkeypatch, memory: int | None, capability: int = 8, gpus: int = 1
 # The precisions that a processor has.
 
 
-def launched(overrides, *more: str) -> Recorder:
-    """Start a sweep of one configuration, stop it at its launch, and return the launcher with what it received."""
-    arguments = [*overrides[1:], "method=bitfit", "seed=1,2", *more]
-    recorder = Recorder()
-    recorder.launch = lambda job_overrides, initial_job_idx: (_ for _ in ()).throw(KeyboardInterrupt)
-    with pytest.raises(KeyboardInterrupt):
-        launch_sweep(recorder, compose_config([*overrides, "method=bitfit", *more]), arguments)
-    return recorder
-
-
 def test_a_sweep_in_a_precision_that_the_machine_lacks_is_one_message(tiny_overrides, tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "cpu_flags", lambda: {"avx2"})
     monkeypatch.setattr(device, "has_bf16", lambda gpu: False)
     with pytest.raises(UserError) as caught:
-        launched(tiny_overrides, "train.precision=bf16")
+        launched(monkeypatch, tiny_overrides, "seed=1,2", "train.precision=bf16")
     assert str(caught.value) == "train.precision is bf16, but this CPU has none; use fp32"
     assert not (tmp_path / "results").exists()
-    launched(tiny_overrides, "train.precision=fp32")
 
 
 def test_a_gpu_that_lacks_it_is_told_from_the_cpu(tiny_config, monkeypatch):
@@ -94,11 +79,16 @@ def test_as_many_runs_as_fit_into_a_gpu(tiny_config, monkeypatch):
 
 def test_the_launcher_is_told_and_the_command_line_wins(tiny_overrides, monkeypatch):
     overrides = [o for o in tiny_overrides if not o.startswith("runtime.device")]
+
+    def workers(*more: str) -> int:
+        ((_, found, _), _) = launched(monkeypatch, overrides, "seed=1,2", *more)
+        return found
+
     monkeypatch.setattr("lora.config.compose.cores", lambda: 6)
-    assert launched(overrides).joblib["n_jobs"] == 6
+    assert workers() == 6
     with_gpu(monkeypatch, None)
-    assert launched(overrides).joblib["n_jobs"] == 1
-    assert launched(overrides, "launcher.workers=4").joblib["n_jobs"] == 4
+    assert workers() == 1
+    assert workers("launcher.workers=4") == 4
 
 
 def test_a_run_takes_no_more_than_is_reckoned(tiny_config):
@@ -148,42 +138,12 @@ def test_gpus_have_the_names_by_which_a_process_sees_them(visible, count, names,
     assert devices.gpu_names() == names
 
 
-# A worker that says which GPU it sees, then waits for the end of its input.
-WORKER = """
-import os, sys
-from lora.sweep.devices import VISIBLE, begin_worker
-begin_worker(os.getppid(), sys.argv[1:])
-print(os.environ[VISIBLE], flush=True)
-sys.stdin.read()
-"""
-
-
-def test_workers_share_the_gpus_evenly_and_a_new_one_takes_a_dead_ones(monkeypatch):
+def test_workers_share_the_gpus_evenly(tmp_path, monkeypatch):
     monkeypatch.setenv(devices.VISIBLE, "7,5")
-    workers = []
-
-    def begin(*gpus: str) -> str:
-        command = [sys.executable, "-c", WORKER, *gpus]
-        workers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
-        return workers[-1].stdout.readline().strip()
-
-    try:
-        assert [begin("7", "5") for _ in range(4)] == ["7", "5", "7", "5"]
-        workers[1].kill()
-        workers[1].wait()
-        assert begin("7", "5") == "5"
-        assert begin("7") == "7,5"  # nothing to share: the variable stays
-    finally:
-        for worker in workers:
-            worker.communicate(timeout=60)
-
-
-def test_the_launchers_workers_are_told_of_the_gpus(tiny_overrides, monkeypatch):
-    with_gpu(monkeypatch, 2**40, gpus=2)
-    monkeypatch.delenv(devices.VISIBLE, raising=False)
-    overrides = [o for o in tiny_overrides if not o.startswith("runtime.device")]
-    told = launched(overrides).joblib
-    assert told["initializer"] is devices.begin_worker and told["initargs"] == (os.getpid(), ("0", "1"))
+    for gpus, seen in ((("7", "5"), ["5", "5", "7", "7"]), (("7",), ["7,5"] * 4)):
+        spied = tmp_path / "-".join(gpus)
+        assert pool.run_jobs([SpyJob(str(spied))] * 4, 4, gpus, lambda: None) == {}
+        assert sorted(spied.read_text().split()) == seen
 
 
 # The messages.

@@ -1,62 +1,153 @@
-"""The order in which a sweep hands runs to the launcher: the longest first, so that none is left to run alone."""
+"""What a sweep hands to its launcher, what it does with the outcomes, and what it refuses."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
-from hydra.plugins.launcher import Launcher
 
+from lora.cli import main
 from lora.config.compose import compose_config
+from lora.errors import UnfinishedError, UserError
+from lora.files import ROOT
 from lora.sweep import launch
-from lora.sweep.expand import expand
+from lora.sweep.launch import launch_sweep
 
 EPOCHS = (2, 7, 3, 5)  # neither up nor down
 
 
-def epochs_of(overrides) -> int:
-    (epochs,) = [o for o in overrides if o.startswith("train.epochs=")]
-    return int(epochs.partition("=")[2])
+def launched(monkeypatch, overrides, *more: str, outcomes: Sequence[dict | BaseException] = ()) -> list[tuple]:
+    """Start a sweep whose launcher trains nothing, and return what it received.
+
+    Args:
+        outcomes: What each launch returns; after the last, the sweep is interrupted.
+    """
+    received, answers = [], [*outcomes, KeyboardInterrupt()]
+
+    def run_jobs(jobs, workers, gpus, interrupted):
+        received.append((jobs, workers, gpus))
+        answer = answers[len(received) - 1]
+        if isinstance(answer, BaseException):
+            raise answer
+        return {run_id: answer for job in jobs for run_id in job.run_ids} if isinstance(answer, str) else answer
+
+    monkeypatch.setattr(launch.pool, "run_jobs", run_jobs)
+    config = compose_config([*overrides, "method=bitfit", *(override for override in more if "," not in override)])
+    with pytest.raises((KeyboardInterrupt, UnfinishedError)) as ended:
+        launch_sweep(config, [*overrides[1:], "method=bitfit", *more])
+    return [*received, ended.value]
 
 
-class Recorder(Launcher):
-    """A launcher that records the requested runs and starts none."""
-
-    def __init__(self):
-        self.epochs: list[int] = []
-        self.joblib: dict[str, object] = {}  # like Hydra's own launcher for this machine
-
-    def setup(self, *, hydra_context, task_function, config):
-        raise NotImplementedError
-
-    def launch(self, job_overrides, initial_job_idx):
-        self.epochs = [epochs_of(job) for job in job_overrides]
-        raise KeyboardInterrupt
+def epochs_of(tiny_overrides, monkeypatch) -> list[int]:
+    kept = [override for override in tiny_overrides if not override.startswith("train.epochs")]
+    config = compose_config([*kept, "method=bitfit", "launcher.workers=1"])
+    jobs: list = []
+    monkeypatch.setattr(launch.pool, "run_jobs", lambda given, *others: jobs.extend(given) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        launch_sweep(config, [*kept[1:], "method=bitfit", f"train.epochs={','.join(map(str, EPOCHS))}", "seed=1"])
+    return [run.train.epochs for job in jobs for run in job.runs]
 
 
-def arguments(tiny_overrides: list[str]) -> list[str]:
-    kept = [o for o in tiny_overrides[1:] if not o.startswith("train.epochs")]
-    return [*kept, "method=bitfit", f"train.epochs={','.join(map(str, EPOCHS))}", "seed=1"]
-
-
-def launched(tiny_overrides: list[str]) -> list[int]:
-    config = compose_config([*tiny_overrides, "method=bitfit", "launcher.workers=1"])
-    recorder = Recorder()
-    with pytest.raises(KeyboardInterrupt):
-        launch.launch_sweep(recorder, config, arguments(tiny_overrides))
-    return recorder.epochs
-
-
-def test_runs_are_expanded_longest_first(tiny_overrides):
-    runs = expand("small", arguments(tiny_overrides), adhoc=True)
-    epochs = [epochs_of(run.overrides) for run in runs]
-    assert epochs == sorted(EPOCHS, reverse=True)
-
-
-@pytest.mark.parametrize("longest", [max, min], ids=["as their examples say", "against their examples"])
-def test_runs_are_launched_longest_first_by_what_is_expected(tiny_overrides, monkeypatch, longest):
+@pytest.mark.parametrize("sign", [1, -1], ids=["as their examples say", "against their examples"])
+def test_runs_are_launched_longest_first_by_what_is_expected(tiny_overrides, monkeypatch, sign):
     """By seconds if records give them, which need not follow the number of examples."""
-    sign = 1 if longest is max else -1
     monkeypatch.setattr(launch, "estimator", lambda records: lambda run: 1e6 + sign * run.examples)
-    assert launched(tiny_overrides) == sorted(EPOCHS, reverse=longest is max)
+    assert epochs_of(tiny_overrides, monkeypatch) == sorted(EPOCHS, reverse=sign > 0)
 
 
 def test_runs_of_unknown_length_are_launched_by_their_examples(tiny_overrides, monkeypatch):
     monkeypatch.setattr(launch, "estimator", lambda records: lambda run: None)
-    assert launched(tiny_overrides) == sorted(EPOCHS, reverse=True)
+    assert epochs_of(tiny_overrides, monkeypatch) == sorted(EPOCHS, reverse=True)
+
+
+def test_killed_runs_are_launched_three_times_and_mistakes_once(tiny_overrides, monkeypatch, capsys):
+    (*waves, ended) = launched(monkeypatch, tiny_overrides, "seed=1,2", outcomes=[{}, {}, {}])
+    assert [len(jobs) for jobs, _, _ in waves] == [2, 2, 2]
+    assert str(ended).count("(its worker was killed)") == 2
+    assert capsys.readouterr().err.count("its worker was killed, attempt") == 6
+    (*waves, ended) = launched(monkeypatch, tiny_overrides, "seed=1,2", outcomes=["cannot write it"])
+    assert len(waves) == 1 and str(ended).count("(cannot write it)") == 2
+    (*waves, ended) = launched(monkeypatch, tiny_overrides, "seed=1,2", outcomes=["held"] * 4)
+    assert len(waves) == 5 and isinstance(ended, KeyboardInterrupt), "another sweep trains them"
+
+
+def test_runs_per_job(tiny_overrides, monkeypatch):
+    ((jobs, _, _), _) = launched(monkeypatch, tiny_overrides, "seed=1,2,3,4,5", "launcher.runs_per_job=2")
+    assert [[run.seed for run in job.runs] for job in jobs] == [[1, 2], [3, 4], [5]]
+    assert {run.runtime.group for job in jobs for run in job.runs} == {"adhoc"} and jobs[0].folder == os.getcwd()
+
+
+# What is refused before anything runs, and leaves nothing.
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "ray"])
+def test_a_launcher_whose_package_is_not_installed_names_its_extra(tiny_overrides, tmp_path, monkeypatch, launcher):
+    monkeypatch.setitem(sys.modules, {"slurm": "submitit"}.get(launcher, launcher), None)
+    with pytest.raises(UserError, match=rf"launcher={launcher} needs .*'\.\[{launcher}\]'"):
+        launched(monkeypatch, tiny_overrides, "seed=1,2", f"launcher={launcher}")
+    assert not (tmp_path / "results").exists() and not (tmp_path / "outputs").exists()
+
+
+def refused(tiny_overrides, *more: str) -> str:
+    command = [sys.executable, "-m", "lora", "-m", *tiny_overrides, "method=bitfit", "seed=1,2", *more]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_slurm_without_sbatch_is_refused(tiny_overrides, tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    assert "error: launcher=slurm needs Slurm's sbatch on the PATH" in refused(tiny_overrides, "launcher=slurm")
+    assert not (tmp_path / "results").exists() and not (tmp_path / "outputs").exists()
+
+
+def test_jobs_that_slurm_refuses_are_one_message_at_once(tiny_overrides, tmp_path, monkeypatch):
+    """Its programs are replaced, as by a cluster whose limits the request exceeds."""
+    pytest.importorskip("submitit")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("sbatch", "srun", "squeue", "sacct"):
+        (programs / name).write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: gpu' >&2\nexit 1\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    said = refused(tiny_overrides, "launcher=slurm", "launcher.partition=gpu")
+    assert "error: Slurm refused the jobs: sbatch: error: invalid partition specified: gpu" in said
+    assert not (tmp_path / "results").exists() and not (tmp_path / "outputs").exists()
+
+
+def test_a_job_that_would_hold_a_gpu_and_train_on_the_cpu_is_refused(tiny_overrides, tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(launch, "check_slurm", lambda: None)
+    with pytest.raises(UserError, match=r"launcher.gpus=1 holds GPUs, but 2 runs .* add train.kernels=stock"):
+        launched(monkeypatch, tiny_overrides, "seed=1,2", "launcher=slurm", "launcher.gpus=1", "train.kernels=fused")
+
+
+@pytest.mark.parametrize("mode", [["-m"], []], ids=["a sweep", "one run"])
+@pytest.mark.parametrize("place", ["results", "outputs"])
+def test_a_folder_that_cannot_be_written_is_found_before_anything_runs(tiny_overrides, tmp_path, capsys, place, mode):
+    (tmp_path / place).write_text("in the way")
+    with pytest.raises(SystemExit) as ended:
+        main([*mode, *tiny_overrides, "method=bitfit"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and re.match("error: cannot (read|write)", said) and str(tmp_path / place) in said
+    assert [path.name for path in tmp_path.iterdir()] == [place]
+
+
+def test_a_refused_run_leaves_no_folder(tiny_overrides, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([*tiny_overrides, "method=lora", "method.rank=100000"])
+    assert ended.value.code == 2 and "rank" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_local_workers_times_threads_fit_the_cores():
+    cores = len(os.sched_getaffinity(0))
+    for threads in (1, cores, 2 * cores):
+        settings = compose_config([f"launcher.threads={threads}"])
+        assert settings.runtime.threads == threads
+        assert settings.launcher.workers == max(1, cores // threads)

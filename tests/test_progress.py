@@ -1,6 +1,7 @@
-"""The progress display of runs and sweeps."""
+"""The progress display of runs and sweeps, and their estimated time."""
 
 import dataclasses
+import os
 import re
 import sys
 import time
@@ -14,7 +15,8 @@ from lora.sweep import progress
 from lora.sweep.announce import announcement
 from lora.sweep.estimate import compute_bound, estimator
 from lora.sweep.expand import expand
-from lora.sweep.progress import Display, Note, Watch, counted, duration, shown
+from lora.sweep.notes import Note
+from lora.sweep.progress import Display, Watch, duration
 from lora.sweep.state import state, state_of
 from lora.sweep.worker import ensure_record
 from lora.training.loop import Progress
@@ -25,10 +27,15 @@ def runs():
     return expand("mini", ["task=reviews", "seed=1,2", "method=lora,full"], adhoc=True)
 
 
+def watch(runs, folder, done=0, expected=None, workers=1) -> Watch:
+    expected = dict.fromkeys((run.run_id for run in runs), expected)
+    return Watch(runs, done, expected, workers, str(folder), str(folder))
+
+
 def test_finished_runs_are_counted_with_metric_and_time_left(runs, tmp_path, capsys):
-    expected = {run.run_id: 100.0 for run in runs}
-    with Watch(runs, 3, expected, 2, str(tmp_path), str(tmp_path)) as watch:
-        assert watch.left() == "3 min"  # four runs of 100 s, two at a time
+    view = watch(runs, tmp_path, 3, 100.0, 2)
+    with view.shown():
+        assert view.left() == "3 min"  # four runs of 100 s, two at a time
         write_record(tmp_path, record(runs[0].run_id, value=0.834, seconds=50.0))
         write_record(tmp_path, record(runs[1].run_id, status="failed", error="it broke", seconds=50.0))
     lines = capsys.readouterr().err.splitlines()
@@ -38,13 +45,43 @@ def test_finished_runs_are_counted_with_metric_and_time_left(runs, tmp_path, cap
     assert lines[1].endswith("left 50 s")  # two left, twice as fast as expected
 
 
-def test_the_first_run_that_ends_tells_how_long_the_others_take(runs, tmp_path):
+def test_the_first_run_that_ends_gives_the_time_of_the_others(runs, tmp_path):
     """No estimate exists: the nine runs that are done were timed on another machine."""
-    with Watch(runs, 9, dict.fromkeys(expected(runs)), 1, str(tmp_path), str(tmp_path)) as watch:
-        assert watch.left() == "?"
-        write_record(tmp_path, record(runs[0].run_id, seconds=20.0))
+    view = watch(runs, tmp_path, 9)
+    assert view.left() == "?"
+    write_record(tmp_path, record(runs[0].run_id, seconds=20.0))
+    view.look()
     assert {run.examples for run in runs} == {runs[0].examples}
-    assert watch.left() == "60 s"  # three left, each as long as the first
+    assert view.left() == "60 s"  # three left, each as long as the first
+
+
+def test_without_a_terminal_a_sweep_says_where_it_is(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    view = watch(runs, tmp_path)
+    view.look()
+    Note(str(tmp_path), runs[0].run_id)(Progress(step=5, steps=9, epoch=1, metric=0.5))
+    view.look()
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "[  0/4] left ?  nothing trains yet"
+    assert second == f"[  0/4] left ?  {runs[0].run_id.rsplit('-', 1)[0]} 5/9 50.0"
+
+
+def test_an_old_record_is_not_taken_for_a_new_one(runs, tmp_path, capsys):
+    path = write_record(tmp_path, record(runs[0].run_id))
+    os.utime(path, (time.time() - 60, time.time() - 60))
+    watch(runs, tmp_path).look()
+    assert capsys.readouterr().err == ""
+
+
+def test_lines_name_what_a_grid_varies(tmp_path, capsys):
+    rates = expand("mini", ["task=reviews", "seed=1", "method=lora", "train.lr=0.0005,0.001"], adhoc=True)
+    view = watch(rates, tmp_path)
+    for run in rates:
+        write_record(tmp_path, record(run.run_id, value=0.8))
+    view.look()
+    lines = capsys.readouterr().err.splitlines()
+    for run in rates:
+        assert any(run.run_id in line and run.given[0].removeprefix("train.") in line for line in lines)
 
 
 EPOCHS = [{"epoch": number, "step": 4 * number, "train_loss": 0.5 / number, "metrics": {}} for number in (1, 2)]
@@ -67,9 +104,9 @@ def ended(tiny_config):
 
 def test_a_single_run_has_a_line_per_epoch_where_there_is_no_terminal(tiny_config, capsys):
     config, done = ended(tiny_config)
-    with Display(config) as display:
-        steps_of(display, 1)
-        display.end(done)
+    display = Display(config)
+    steps_of(display, 1)
+    display.end(done)
     first, second = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"epoch 1 of 2: matthews 25\.0, train loss 0\.500, left \d+ s", first)
     assert second == "epoch 2 of 2: matthews 50.0, train loss 0.250"
@@ -77,51 +114,39 @@ def test_a_single_run_has_a_line_per_epoch_where_there_is_no_terminal(tiny_confi
 
 def test_a_resumed_run_says_from_where_and_repeats_no_epoch(tiny_config, capsys):
     config, done = ended(tiny_config)
-    with Display(config) as display:
-        steps_of(display, 7)
-        display.end(done)
+    display = Display(config)
+    steps_of(display, 7)
+    display.end(done)
     assert capsys.readouterr().err.splitlines() == [
         "resumes after step 6 of 8, in epoch 2 of 2",
         "epoch 2 of 2: matthews 50.0, train loss 0.250",
     ]
 
 
-def test_a_long_epoch_has_a_line_now_and_then(tiny_config, capsys, monkeypatch):
+def test_a_single_run_says_now_and_then_where_it_is(tiny_config, capsys, monkeypatch):
+    """Also before its first step, when it loads libraries, the encoder and the rows."""
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
-    with Display(tiny_config()) as display:
+    monkeypatch.setattr(progress, "POLL_SECONDS", 0.01)
+    display = Display(tiny_config())
+    with display.shown():
+        time.sleep(0.1)
+        assert "loading the encoder and the rows" in capsys.readouterr().err.splitlines()
         steps_of(display, 1)
-    assert "epoch 1 of 2: step 3 of 8, left 0 s" in capsys.readouterr().err.splitlines()
+        time.sleep(0.1)
+    assert "epoch 2 of 2: step 8 of 8, left 0 s" in capsys.readouterr().err.splitlines()
 
 
 def test_a_single_run_has_a_bar_on_a_terminal(tiny_config, capsys, monkeypatch):
     config, done = ended(tiny_config)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with Display(config) as display:
+    display = Display(config)
+    with display.shown():
         steps_of(display, 3)
         assert (display.bar.n, display.bar.total) == (8, 8)
         display.end(done)
     shown = capsys.readouterr().err
     assert "resumes after step 2 of 8, in epoch 1 of 2" in shown
     assert "epoch 2/2" in shown and "matthews 25.0" in shown and "epoch 2 of 2" not in shown
-
-
-def test_an_old_record_is_not_taken_for_a_new_one(runs, tmp_path, capsys):
-    path = write_record(tmp_path, record(runs[0].run_id))
-    import os
-
-    os.utime(path, (time.time() - 60, time.time() - 60))
-    with Watch(runs, 0, {}, 1, str(tmp_path), str(tmp_path)):
-        pass
-    assert capsys.readouterr().err == ""
-
-
-def test_notes_show_where_a_run_is_and_go_with_it(runs, tmp_path):
-    watch = Watch(runs, 0, {}, 1, str(tmp_path), str(tmp_path))
-    with Note(str(tmp_path), runs[0].run_id) as note:
-        note(Progress(step=5, steps=9, epoch=1, metric=0.5))
-        assert watch._current() == f"{runs[0].run_id.rsplit('-', 1)[0]} 5/9 50.0"
-    assert watch._current() == ""
-    assert not list((tmp_path / "running").iterdir())
 
 
 def test_a_run_removes_what_its_killed_workers_left_half_written(tiny_config, tmp_path):
@@ -153,16 +178,9 @@ def test_the_announcement_says_what_and_how_long(runs, tmp_path):
     now = state(runs, tmp_path)
     text = announcement("mini", runs, now, runs, {run.run_id: 60.0 for run in runs}, 2, "results/mini")
     assert "4 runs: 0 done, 0 failed, 4 to train, 2 at a time" in text and "about 2 min" in text and "reviews" in text
-    examples = f"{sum(run.examples for run in runs):,} training examples"
-    assert examples in announcement("mini", runs, now, runs, dict.fromkeys(expected(runs)), 2, "results/mini")
     done = state_of(runs, [synthetic_record(run, 0.5) for run in runs], [])
     text = announcement("mini", runs, done, [], {}, 2, "results/mini")
     assert text.startswith("profile mini: nothing to train, all 4 runs are in results/mini already")
-    assert "made:    2026-01-01, on none" in text and "of:      minilm, data.source=tsv" in text
-
-
-def expected(runs):
-    return [run.run_id for run in runs]
 
 
 def test_paper_scale_states_its_cost_as_an_assumption():
@@ -174,28 +192,8 @@ def test_paper_scale_states_its_cost_as_an_assumption():
     days = 6 * 125e6 * 80 * 2490 * 512 / 100e12 / 86400
     assert run.tokens == 80 * 2490 * 512
     assert f"at most {days:,.0f} GPU-days" in compute_bound(runs)
-    assert "an assumption, not a measurement" in compute_bound(runs)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (89, "89 s"), (600, "10 min"), (7200, "2.0 h")])
 def test_durations_read_well(seconds, text):
     assert duration(seconds) == text
-
-
-def test_one_run_is_not_runs():
-    assert [counted(number, "run") for number in (0, 1, 2)] == ["0 runs", "1 run", "2 runs"]
-
-
-def test_an_unknown_metric_is_a_dash():
-    assert (shown(None), shown(0.8342)) == ("-", "83.4")
-
-
-def test_lines_name_what_a_grid_varies(tmp_path, capsys):
-    rates = expand("mini", ["task=reviews", "seed=1", "method=lora", "train.lr=0.0005,0.001"], adhoc=True)
-    with Watch(rates, 0, {}, 2, str(tmp_path), str(tmp_path)):
-        for run in rates:
-            write_record(tmp_path, record(run.run_id, value=0.8))
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
-    rate = {run.run_id: run.given[0].removeprefix("train.") for run in rates}
-    assert len(lines) == 2 and sorted(rate.values()) == ["lr=0.0005", "lr=0.001"]
-    assert all(any(f"{run_id}  {words}  " in line for line in lines) for run_id, words in rate.items())

@@ -51,9 +51,9 @@ def test_a_worker_killed_in_mid_run_is_retried_and_the_records_are_right(tiny_ov
     process = start(overrides)
     checkpoints = folder / "outputs" / "checkpoints"
     busy = wait_for(
-        lambda: [o for i, o in owners(folder).items() if (checkpoints / f"{i}.safetensors").exists()], process
+        lambda: [pid for i, pid in owners(folder).items() if (checkpoints / f"{i}.safetensors").exists()], process
     )
-    os.kill(busy[0].pid, signal.SIGKILL)
+    os.kill(busy[0], signal.SIGKILL)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     records = assert_complete(folder, expected)

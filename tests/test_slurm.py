@@ -7,10 +7,11 @@ import subprocess
 import time
 
 import pytest
-from test_sweeps import assert_complete, finish, grid, owners, quiet, start, wait_for
+from test_sweeps import assert_complete, finish, grid, quiet, start, started, wait_for
 
 from lora.files import ROOT
 from lora.records.record import load_records
+from lora.sweep.notes import read_notes
 
 CLUSTER = ROOT / "tests" / "slurm_cluster.sh"
 pytestmark = pytest.mark.skipif(shutil.which("sbatch") is None, reason="no sbatch")
@@ -35,26 +36,26 @@ def slurm(*command):
 
 
 def training(folder, process, runs):
-    """Stop this many runs after a step each. Return them and the owners of their locks, in the order of their jobs.
+    """Stop this many runs after a step each. Return run_id -> pid and job, in the order of their jobs.
 
-    They are stopped because a tiny run trains faster than its neighbours start. `go_on` resumes them.
+    They are stopped because a tiny run trains faster than its neighbours start. `resume` lets them go on.
     """
     stopped = {}
 
     def all_stopped():
-        for run_id, owner in owners(folder).items():
-            if run_id not in stopped and (folder / "outputs" / "running" / f"{run_id}.json").exists():
-                os.kill(owner.pid, signal.SIGSTOP)
-                stopped[run_id] = owner
+        for run_id, pid in started(folder).items():
+            if run_id not in stopped:
+                os.kill(pid, signal.SIGSTOP)
+                stopped[run_id] = pid, read_notes(folder / "outputs")[run_id]["where"].rpartition("slurm ")[2]
         return len(stopped) == runs
 
     wait_for(all_stopped, process)
-    return sorted(stopped.items(), key=lambda item: job_of(item[1]))
+    return dict(sorted(stopped.items(), key=lambda item: item[1][1]))
 
 
-def go_on(*owners):
-    for owner in owners:
-        os.kill(owner.pid, signal.SIGCONT)
+def resume(*pids):
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
 
 
 def said(process, start):
@@ -62,63 +63,35 @@ def said(process, start):
     return next(line for line in process.stdout if line.startswith(start))
 
 
-def job_of(owner):
-    return owner.job.removeprefix("slurm ")
-
-
-def test_after_a_cancelled_job_the_command_starts_nothing_more_and_the_next_does_all(tiny_overrides, tmp_path):
-    """It learns of the killed run first. It names this run and the two cancelled ones, one running, one waiting."""
-    runs = (*RUNS, "seed=1,2,3")
+def test_cancelled_jobs_are_not_launched_again_and_the_next_command_trains_them(tiny_overrides, tmp_path):
+    """One runs, one waits."""
+    runs = (*RUNS, "seed=1,2")
     expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *runs[1:]))
     folder = tmp_path / "slurm"
     overrides = grid(tiny_overrides, folder, *runs)
-    process = start([*overrides, "launcher.workers=2"])
-    (killed, one), (cancelled, other) = training(folder, process, runs=2)
-    (waiting,) = {record.run_id for record in expected} - {killed, cancelled}
-    slurm("scancel", f"{job_of(one).partition('_')[0]}_2")
-    os.kill(one.pid, signal.SIGKILL)
-    slurm("scancel", job_of(other))
-    go_on(other)
+    process = start([*overrides, "launcher.workers=1"])
+    ((cancelled, (pid, job)),) = training(folder, process, runs=1).items()
+    (waiting,) = {record.run_id for record in expected} - {cancelled}
+    slurm("scancel", job.partition("_")[0])
+    resume(pid)
     checkpoint = folder / "outputs" / "checkpoints" / f"{cancelled}.safetensors"
     wait_for(checkpoint.exists, process)  # written at Slurm's SIGTERM
-    os.kill(other.pid, signal.SIGSTOP)  # otherwise it ends before Slurm's SIGKILL
+    os.kill(pid, signal.SIGSTOP)  # otherwise it ends before Slurm's SIGKILL
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 1, output
-    assert f"missing: {killed} (its worker was killed)" in output
     assert f"missing: {cancelled} (its job was cancelled)" in output
     assert f"missing: {waiting} (its job was cancelled)" in output
     assert not load_records(folder / "results")[0]
     code, output = finish(overrides)
     assert code == 0, output
     records = assert_complete(folder, expected)
-    assert {r.run_id: r.provenance["resumed"] for r in records} == {killed: 0, cancelled: 1, waiting: 0}
+    assert {record.run_id: record.provenance["resumed"] for record in records} == {cancelled: 1, waiting: 0}
 
 
-def test_a_waiting_job_that_is_held_is_named_and_one_that_is_cancelled_is_not_waited_for(tiny_overrides, tmp_path):
-    runs = (*RUNS, "seed=1,2")
-    expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *runs[1:]))
-    folder = tmp_path / "slurm"
-    overrides = grid(tiny_overrides, folder, *runs)
-    process = start([*overrides, "launcher.workers=1"])
-    ((done, owner),) = training(folder, process, runs=1)
-    (waiting,) = {record.run_id for record in expected} - {done}
-    slurm("scontrol", "hold", f"{job_of(owner).partition('_')[0]}_1")
-    go_on(owner)
-    slurm(*said(process, "Slurm holds job ").rpartition(", ")[2].removesuffix(" ends it\n").split())
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 1, output
-    assert [line for line in output.splitlines() if line.startswith("missing")] == [
-        f"missing: {waiting} (its job was cancelled)"
-    ]
-    code, output = finish(overrides)
-    assert code == 0, output
-    assert {r.run_id: r.provenance["resumed"] for r in assert_complete(folder, expected)} == {done: 0, waiting: 0}
-
-
-def test_ctrl_c_says_how_to_stop_the_jobs_which_run_on(tiny_overrides, tmp_path):
+def test_ctrl_c_says_how_to_stop_the_jobs_which_keep_running(tiny_overrides, tmp_path):
     overrides = grid(tiny_overrides, tmp_path, *RUNS, "seed=1,2")
     process = start(overrides, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
-    found = dict(training(tmp_path, process, runs=2))
+    found = training(tmp_path, process, runs=2)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -128,7 +101,7 @@ def test_ctrl_c_says_how_to_stop_the_jobs_which_run_on(tiny_overrides, tmp_path)
     assert len(slurm("squeue", "--noheader", f"--name={name}").splitlines()) == 2
     process = start(overrides)  # while they run: nothing is trained twice
     said(process, "waiting for 2 runs that another sweep trains")
-    go_on(*found.values())
+    resume(*(pid for pid, _ in found.values()))
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert {r.provenance["resumed"] for r in load_records(tmp_path / "results")[0]} == {0}
@@ -142,26 +115,35 @@ def test_ctrl_c_says_how_to_stop_the_jobs_which_run_on(tiny_overrides, tmp_path)
 def test_what_slurm_puts_back_into_its_queue_is_done_by_the_same_command(tiny_overrides, tmp_path, cluster):
     """After USR2, as near a job's time limit, a run resumes where it was; after the loss of its node, on another.
 
-    The command itself relaunches a run that the kernel kills.
+    The locks of a lost node are free at once. The command itself launches a run again that the kernel kills.
     """
     runs = (*RUNS, "seed=1,2,3")
     expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *runs[1:]))
     folder = tmp_path / "slurm"
     process = start(grid(tiny_overrides, folder, *runs))
-    (requeued, one), (lost, other), (killed, last) = training(folder, process, runs=3)
-    os.kill(last.pid, signal.SIGKILL)
-    slurm("scancel", "--signal=USR2", job_of(one))
-    node = slurm("squeue", "--noheader", "--format=%N", f"--jobs={job_of(other)}")
+    found = training(folder, process, runs=3)
+    requeued, lost, killed = found
+    (one, job), (_, other), (last, _) = found.values()
+    os.kill(last, signal.SIGKILL)
+    slurm("scancel", "--signal=USR2", job)
+    node = slurm("squeue", "--noheader", "--format=%N", f"--jobs={other}")
     subprocess.run([CLUSTER, "lose", cluster, node], check=True)
-    go_on(one)
+    resume(one)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
+    assert f"{killed}: its worker was killed, attempt 1 of 3" in output
     assert slurm("sinfo", "--noheader", "--format=%T", f"--nodes={node}").startswith("down")
     records = assert_complete(folder, expected)
     assert {record.run_id: record.provenance["resumed"] for record in records} == {requeued: 1, lost: 0, killed: 0}
-    for owner, state in ((one, "REQUEUED"), (other, "NODE_FAIL")):
-        states = slurm("sacct", "--duplicates", "--noheader", "--format=State%20", f"--jobs={job_of(owner)}")
+    for job_id, state in ((job, "REQUEUED"), (other, "NODE_FAIL")):
+        states = slurm("sacct", "--duplicates", "--noheader", "--format=State%20", f"--jobs={job_id}")
         assert state in states
+
+
+def test_jobs_that_the_cluster_refuses_leave_nothing(tiny_overrides, tmp_path):
+    code, output = finish(grid(tiny_overrides, tmp_path, *RUNS, "seed=1,2", "launcher.partition=absent"))
+    assert code == 2 and "error: Slurm refused the jobs: sbatch: error: " in output
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_sweep_with_parents_completes_in_packs(tiny_overrides, tmp_path):
@@ -169,7 +151,8 @@ def test_a_sweep_with_parents_completes_in_packs(tiny_overrides, tmp_path):
     runs = ("method=lora", "start=mnli", "task=rte,mrpc", "seed=1,2")
     expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *runs))
     assert len(expected) == 6
-    overrides = grid(tiny_overrides, tmp_path / "slurm", "launcher=slurm", *runs, "launcher.runs_per_job=2")
+    more = ("launcher=slurm", "launcher.runs_per_job=2", "launcher.sbatch={comment:packs}")
+    overrides = grid(tiny_overrides, tmp_path / "slurm", *runs, *more)
     code, output = finish(overrides)
     assert code == 0, output
     for record in assert_complete(tmp_path / "slurm", expected):

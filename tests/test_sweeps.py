@@ -1,6 +1,5 @@
 """Sweeps of real processes that are killed, stopped and started twice: no run is lost, repeated or missing."""
 
-import json
 import os
 import random
 import re
@@ -18,8 +17,8 @@ from lora.config.compose import compose_run
 from lora.files import ROOT
 from lora.records.record import load_records
 from lora.sweep.expand import expand
-from lora.sweep.locks import lives, lock_path, myself, read_owner
-from lora.sweep.worker import ensure_record, packed, quoted, unpacked
+from lora.sweep.notes import read_notes
+from lora.sweep.worker import ensure_record
 
 KILLS = 5
 
@@ -42,9 +41,13 @@ def finish(overrides):
 
 
 def owners(folder):
-    """The live owners of locks, by run_id."""
-    found = {path.stem: read_owner(path) for path in (folder / "outputs" / "locks").glob("[!.]*.json")}
-    return {run_id: one[0] for run_id, one in found.items() if one is not None and lives(one[0], myself())}
+    """run_id -> pid of the worker that trains it."""
+    return {run_id: note["pid"] for run_id, note in read_notes(folder / "outputs").items()}
+
+
+def started(folder):
+    """`owners` of the runs that have taken a step."""
+    return {run_id: note["pid"] for run_id, note in read_notes(folder / "outputs").items() if note["steps"]}
 
 
 def wait_for(condition, process, seconds=900):
@@ -65,14 +68,14 @@ def frozen(folder, process, number):
 
     def enough():
         for note in (folder / "outputs" / "running").glob("[!.]*.json"):
-            owner = owners(folder).get(note.stem)
-            if owner is not None and note.stem not in found:
-                os.kill(owner.pid, signal.SIGSTOP)
-                wait_for(lambda pid=owner.pid: psutil.Process(pid).status() == psutil.STATUS_STOPPED, process)
+            pid = started(folder).get(note.stem)
+            if pid is not None and note.stem not in found:
+                os.kill(pid, signal.SIGSTOP)
+                wait_for(lambda pid=pid: psutil.Process(pid).status() == psutil.STATUS_STOPPED, process)
                 if note.exists():
-                    found[note.stem] = owner.pid
+                    found[note.stem] = pid
                 else:
-                    os.kill(owner.pid, signal.SIGCONT)
+                    os.kill(pid, signal.SIGCONT)
         return len(found) >= number
 
     wait_for(enough, process)
@@ -117,7 +120,7 @@ def test_a_storm(tiny_overrides, tmp_path):
         while process.poll() is None:
             time.sleep(0.3 * source.random())
             checkpoints = {path.stem for path in (folder / "outputs" / "checkpoints").glob("[!.]*")}
-            busy = [o.pid for i, o in sorted(owners(folder).items()) if i in checkpoints or kills % 2]
+            busy = [pid for run_id, pid in sorted(owners(folder).items()) if run_id in checkpoints or kills % 2]
             if kills < KILLS and busy:
                 kills += 1
                 if kills == KILLS // 2:
@@ -150,7 +153,7 @@ def test_two_sweeps_at_once_share_the_work(tiny_overrides, tmp_path):
         holding = owners(folder)
         for note in (folder / "outputs" / "running").glob("[!.]*.json"):
             if note.stem in holding:
-                trained.setdefault(note.stem, set()).add(holding[note.stem].pid)
+                trained.setdefault(note.stem, set()).add(holding[note.stem])
         for record in (folder / "results" / "runs").glob("[!.]*.json"):
             written.setdefault(record.stem, set()).add(record.stat().st_mtime_ns)
         time.sleep(0.03)
@@ -209,7 +212,7 @@ def test_a_killed_launcher_takes_its_workers_along_and_the_next_goes_on(tiny_ove
     process = start([*overrides, "launcher.workers=3"])
     training = frozen(folder, process, 2)
     left = psutil.Process(process.pid).children(recursive=True)
-    assert {owner.pid for owner in owners(folder).values()} < {child.pid for child in left}
+    assert set(owners(folder).values()) < {child.pid for child in left}
     process.kill()
     for worker in training.values():
         os.kill(worker, signal.SIGCONT)
@@ -230,7 +233,7 @@ def test_a_worker_between_two_runs_hears_of_the_stop_and_begins_no_other(tiny_ov
     process = start([*overrides, "launcher.workers=2"])
 
     def holders():
-        return {owner.pid for owner in owners(tmp_path).values()}
+        return set(owners(tmp_path).values())
 
     busy, other = wait_for(lambda: len(found := holders()) == 2 and found, process)
     os.kill(busy, signal.SIGSTOP)
@@ -267,13 +270,12 @@ def test_a_run_that_kills_its_worker_is_tried_a_bounded_number_of_times(tiny_ove
     """The others complete. The message names the run and the reason why it has no record."""
     overrides = grid(tiny_overrides, tmp_path, "method=bitfit", "task=cola", "seed=1,2,3", "launcher.workers=2")
     (victim, *_) = expand("small", overrides[1:], adhoc=True)
-    path, killed = lock_path(tmp_path / "outputs", victim.run_id), set()
-    process = start(overrides)
+    process, killed = start(overrides), set()
     while process.poll() is None:
-        found = read_owner(path)
-        if found is not None and found[0].pid not in killed and lives(found[0], myself()):
-            os.kill(found[0].pid, signal.SIGKILL)
-            killed.add(found[0].pid)
+        pid = owners(tmp_path).get(victim.run_id)
+        if pid is not None and pid not in killed:
+            os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
         time.sleep(0.01)
     output, _ = process.communicate()
     assert process.returncode == 1, output
@@ -281,16 +283,6 @@ def test_a_run_that_kills_its_worker_is_tried_a_bounded_number_of_times(tiny_ove
     assert f"missing: {victim.run_id} (its worker was killed)" in output
     assert len(load_records(tmp_path / "results")[0]) == 2
     assert finish([*overrides, "launcher.workers=1"])[0] == 0
-
-
-def test_packs_hold_their_runs_whatever_is_in_the_overrides():
-    awkward = (r"data.path='/a b/it\'s,{1}'", 'x="${y}"', "profile=small", r"z='a\\'")
-    runs = [[f"seed={seed}", *awkward] for seed in range(5)]
-    jobs = packed(runs, 2)
-    assert [len(unpacked(job)) for job in jobs] == [2, 2, 1]
-    assert [run for job in jobs for run in unpacked(job)] == runs
-    assert packed(runs, 1) == runs
-    assert quoted(r"it\'s") == r"'it\\\'s'"
 
 
 @pytest.mark.parametrize("place", ["results", "outputs"])
@@ -343,25 +335,3 @@ def test_a_full_disk_leaves_no_part_and_the_next_launch_completes(tiny_overrides
         assert len(load_records(disk / "results")[0]) == 2
     finally:
         subprocess.run(["umount", disk], check=True)
-
-
-def test_a_run_of_another_machine_is_waited_for(tiny_overrides, tmp_path):
-    overrides = grid(tiny_overrides, tmp_path, "seed=1,2", "task=cola", "method=bitfit", "launcher.workers=1")
-    (theirs, _) = expand("small", overrides[1:], adhoc=True)
-    path = lock_path(tmp_path / "outputs", theirs.run_id)
-    path.parent.mkdir(parents=True)
-    owner = {**vars(myself()), "host": "another", "table": "another boot", "pid": 1, "ticks": 1, "token": "f" * 16}
-    path.write_text(json.dumps(owner))
-    process = start(overrides)
-    wait_for(lambda: load_records(tmp_path / "results")[0], process)
-    beats = 0
-    while beats < 5:
-        os.utime(path, (beats, beats))
-        beats += 1
-        time.sleep(0.5)
-        assert process.poll() is None
-    assert [r.run_id for r in load_records(tmp_path / "results")[0]] != [theirs.run_id]
-    path.unlink()
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    assert "waiting for 1 run that another sweep trains" in output

@@ -8,9 +8,6 @@ from lora.config.options import CONF, describe_group, unknown_key
 def explain(error: Exception) -> str:
     """Hydra's message in this project's form. Any other message is put on one line."""
     missing = re.search(r"Could not find '(\w+(?:/\w+)*)/([^'/]+)'", str(error))
-    if missing is not None and missing[1] == "hydra/launcher":
-        extra = {"submitit_slurm": "slurm"}.get(missing[2], missing[2])
-        return f"launcher={extra} needs its Hydra plugin: .venv/bin/python -m pip install --editable '.[{extra}]'"
     unknown = re.search(r"Could not override '([\w.]+)'|full_key: ([\w.]+)", str(error))
     if missing is None and unknown is not None:
         return unknown_key(unknown[1] or unknown[2])

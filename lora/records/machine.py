@@ -1,56 +1,13 @@
-"""Live processes and the CPU, read from Linux's /proc, whose times are unaffected by changes of the clock.
-
-Without /proc, psutil reports processes, and nothing is known about the CPU.
-"""
+"""The CPU, read from Linux's /proc. Without /proc, nothing is known about it but its architecture."""
 
 import itertools
 import os
 import platform
 from pathlib import Path
 
-import psutil
-
 PROC = Path("/proc")
 BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}  # CPU flags: two of x86, one of Arm
 CPU_FIELDS = ("vendor_id", "cpu family", "model", "model name", "CPU implementer", "CPU part")  # x86, then Arm
-
-
-def process_table() -> str:
-    """The identity of this process's table of pids: boot and namespace, which distinguish containers."""
-    if not (PROC / "self").exists():
-        return f"booted {psutil.boot_time():.0f}"
-    boot = (PROC / "sys" / "kernel" / "random" / "boot_id").read_text().strip()
-    return f"{boot} {os.stat(PROC / 'self' / 'ns' / 'pid').st_ino}"
-
-
-def start_ticks(pid: int) -> int | None:
-    """Start time of a process, in ticks of 10 ms. None if it is gone, or dead and waiting for its parent."""
-    if not (PROC / "self").exists():
-        try:
-            process = psutil.Process(pid)
-            return None if process.status() == psutil.STATUS_ZOMBIE else round(100 * process.create_time())
-        except psutil.NoSuchProcess:
-            return None
-    fields = stat_fields(pid)
-    return None if fields is None or fields[0] in ("Z", "X") else int(fields[19])  # state, starttime
-
-
-def parent_of(pid: int) -> int | None:
-    if not (PROC / "self").exists():
-        try:
-            return psutil.Process(pid).ppid()
-        except psutil.NoSuchProcess:
-            return None
-    fields = stat_fields(pid)
-    return None if fields is None else int(fields[1])  # ppid
-
-
-def stat_fields(pid: int) -> list[str] | None:
-    """The fields after a process's name in its /proc/PID/stat (proc(5)). None if it is gone."""
-    try:
-        return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
 
 
 def cores() -> int:

@@ -1,8 +1,6 @@
 """What this machine's processors set for a sweep: supported precisions, concurrent runs, and the GPU of each worker."""
 
-import errno
 import os
-import socket
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,14 +18,11 @@ from lora.models.sizes import SIZES
 from lora.records.machine import BF16_FLAGS, cpu_flags
 from lora.sweep.announce import one_of_each
 from lora.sweep.expand import PlannedRun
-from lora.training import signals
+from lora.sweep.pool import VISIBLE
 
 PARAMETER_BYTES = 16  # weight, gradient and AdamW's two moments in float32, as if every parameter were trained
 PROCESS_BYTES = 2**30  # ours: CUDA's context, the libraries' kernels, and the allocator's free blocks
 SHARE = 0.9  # ours: share of the GPU's memory that runs may fill
-VISIBLE = "CUDA_VISIBLE_DEVICES"
-
-_slots: list[socket.socket] = []  # kept until this process ends
 
 
 def local_workers(todo: Sequence[PlannedRun], workers: int, stated: bool) -> int:
@@ -68,10 +63,10 @@ def runs_at_once(configs: Iterable[RunConfig], workers: int) -> int:
     needs = [run_bytes(config) for config in configs if on_gpu(config)]
     if not needs:
         return workers
-    memory, each = gpu_memory(), 1
+    memory, fitting = gpu_memory(), 1
     if memory is not None and None not in needs:
-        each = max(1, int(SHARE * memory / max(needs)))
-    return min(workers, each * max(1, visible_gpus()))
+        fitting = max(1, int(SHARE * memory / max(needs)))
+    return min(workers, fitting * max(1, visible_gpus()))
 
 
 def run_bytes(config: RunConfig) -> float | None:
@@ -103,44 +98,8 @@ def parameter_count(sizes: Mapping[str, Any]) -> int | None:
         return None
 
 
-# The GPU of each worker.
-
-
 def gpu_names() -> tuple[str, ...]:
     """The GPUs that this process sees, by the names of CUDA_VISIBLE_DEVICES, or numbered from 0 if it is not set."""
     count, named = visible_gpus(), os.environ.get(VISIBLE)
     names = named.split(",") if named else map(str, range(count))
     return tuple(name.strip() for name in names)[:count]
-
-
-def begin_worker(launcher: int, gpus: Sequence[str]) -> None:
-    """Set up a worker process: its signals, and its GPU if there are several. Call it before CUDA starts.
-
-    Args:
-        launcher: Process id of the parent.
-        gpus: As `gpu_names` gives them.
-    """
-    signals.begin_worker(launcher)
-    if len(gpus) > 1:
-        os.environ[VISIBLE] = gpus[free_slot(launcher) % len(gpus)]
-
-
-def free_slot(launcher: int) -> int:
-    """Take the lowest number that no live worker of the launcher has.
-
-    A number is the name of a socket in Linux's abstract namespace, which ends with its process, however it ends. A
-    worker that replaces a killed one thus gets the same GPU.
-    """
-    slot = 0
-    while True:
-        taken = socket.socket(socket.AF_UNIX)
-        try:
-            taken.bind(f"\0lora-sweep-{launcher}-worker-{slot}")
-        except OSError as error:
-            taken.close()
-            if error.errno != errno.EADDRINUSE:
-                raise
-            slot += 1
-        else:
-            _slots.append(taken)
-            return slot

@@ -4,13 +4,12 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TextIO
+from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -20,12 +19,11 @@ from lora.config.options import CONF
 from lora.config.rates import rates_setting, said
 from lora.config.run import RunConfig
 from lora.data.tasks import TASKS
-from lora.errors import UserError
+from lora.errors import UnfinishedError, UserError
 from lora.records.record import RunRecord, adapter_path, record_path
-from lora.sweep.launch import UnfinishedError
 from lora.sweep.locks import HeldError
 from lora.sweep.progress import counted, duration, shown
-from lora.sweep.worker import ensure_record, run_job, usable_record
+from lora.sweep.worker import ensure_record, usable_record
 from lora.training.processes import check_processes, is_main_process, processes
 from lora.training.signals import InterruptedRunError, listen
 
@@ -67,7 +65,7 @@ def summary(end: Ended) -> str:
     return "\n".join(lines)
 
 
-def say(line: str, stream: TextIO) -> None:
+def say(line: str, stream: Any) -> None:
     """Print a line from the run's main process only."""
     if is_main_process():
         print(line, file=stream)
@@ -129,16 +127,10 @@ def main(arguments: Sequence[str]) -> None:
     ended: list[Ended | Exception] = []
 
     @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
-    def application(config: DictConfig) -> dict[str, str] | None:
+    def application(config: DictConfig) -> None:
         del config  # composed again from its overrides, together with its parent run
-        register_resolvers()  # a worker on another machine has not executed `main`
-        job = HydraConfig.get()
-        os.chdir(job.runtime.cwd)  # folders are relative to where the sweep was launched
         listen()
-        if job.mode != RunMode.RUN:
-            return run_job(list(job.overrides.task))
-        ended.append(single_run(job.overrides.task))
-        return None
+        ended.append(single_run(HydraConfig.get().overrides.task))
 
     try:
         check_processes()

@@ -1,43 +1,40 @@
-"""Launch a sweep: announce and check the missing runs, pass them to Hydra's launcher, and collect the outcomes."""
+"""Launch a sweep: announce and check the missing runs, hand them to the launcher, and collect the outcomes."""
 
 import functools
-import multiprocessing
 import os
 import sys
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from lora.config.options import describe_group
 from lora.config.rates import said
-from lora.errors import UserError, first_line
+from lora.data.tasks import TASKS
+from lora.errors import UnfinishedError, UserError
 from lora.files import check_writable
 from lora.records.record import RunRecord, adapter_path
+from lora.sweep import pool, ray_cluster, slurm
 from lora.sweep.announce import announcement
-from lora.sweep.devices import begin_worker, gpu_names, local_workers
+from lora.sweep.cleanup import clean_up
+from lora.sweep.devices import gpu_names, local_workers
 from lora.sweep.estimate import estimator, records_of_this_machine
 from lora.sweep.expand import PlannedRun
-from lora.sweep.leftovers import tidy
-from lora.sweep.locks import Locks
+from lora.sweep.locks import is_held, lock_path
 from lora.sweep.progress import Watch, counted
+from lora.sweep.ray_cluster import check_ray
 from lora.sweep.request import default_of, replacements, requested
-from lora.sweep.slurm import JobsGoneError, check_queue, ended_jobs, how_to_stop, wait_for_queue, watched_queue
+from lora.sweep.slurm import check_slurm
 from lora.sweep.stand_in import check_inputs, distinct
 from lora.sweep.state import State, state
-from lora.sweep.worker import packed
+from lora.sweep.worker import Job
 from lora.training import signals
 from lora.training.processes import processes
 
-LAUNCHES = 3  # attempts per command at a run whose worker is killed or leaves no record
+LAUNCHES = 3  # attempts per command at a run whose worker is killed
 HELD_SECONDS = 2.0  # between two checks of runs that another sweep trains
-
-
-class UnfinishedError(Exception):
-    """The sweep ended with runs that failed or are missing."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +42,16 @@ class Sweep:
     """The request of one command.
 
     Args:
+        launcher: The section `launcher` of the configuration.
         todo: The run_ids to train, some of which may have failed before.
         before: The failed records that existed when the command started.
         expected: run_id -> estimated seconds, or None if unknown.
+        workers: Number of runs trained at once.
         adapters: Whether every run must have its adapter too (`runtime.save_adapter`).
     """
 
     runs: list[PlannedRun]
+    launcher: DictConfig
     todo: frozenset[str]
     before: dict[str, RunRecord]
     expected: dict[str, float | None]
@@ -61,7 +61,7 @@ class Sweep:
     adapters: bool
 
 
-def launch_sweep(launcher: Launcher, config: DictConfig, arguments: Sequence[str]) -> State:
+def launch_sweep(config: DictConfig, arguments: Sequence[str]) -> State:
     """Train the missing runs among those that the arguments request (`lora.sweep.request.requested`).
 
     Raises: UserError: As in `launch_runs`. UnfinishedError: At the end, if runs failed or are missing.
@@ -71,14 +71,14 @@ def launch_sweep(launcher: Launcher, config: DictConfig, arguments: Sequence[str
         chosen = " ".join(f"{key}={','.join(values)}" for key, values in default.items())
         others = [name for name in describe_group("experiment") if name not in default["experiment"]]
         notes.append(f"default: {chosen}; experiment=NAME trains others ({', '.join(others)})")
-    now, reasons = launch_runs(launcher, config, requested(config.profile.name, arguments), arguments, notes)
+    now, reasons = launch_runs(config, requested(config.profile.name, arguments), arguments, notes)
     if now.failed or now.missing:
         raise UnfinishedError("\n".join(unfinished(now, reasons)))
     return now
 
 
 def launch_runs(
-    launcher: Launcher, config: DictConfig, runs: list[PlannedRun], arguments: Sequence[str], notes: Sequence[str] = ()
+    config: DictConfig, runs: list[PlannedRun], arguments: Sequence[str], notes: Sequence[str] = ()
 ) -> tuple[State, dict[str, str]]:
     """Announce runs and train the missing ones.
 
@@ -110,30 +110,43 @@ def launch_runs(
     if todo:
         seconds = estimator(records_of_this_machine(config))
         expected = {run.run_id: seconds(run) for run in todo}
+        check_launcher(config.launcher, todo)
+        for folder in (results, outputs):
+            check_writable(folder)
     print(announcement(config.profile.name, runs, now, todo, expected, workers, results), flush=True)
     tuned = said(config.rates, ((run.model, run.protocol, run.task, run.overrides) for run in runs))
     for line in (*([f"rates:   {tuned}"] if tuned else []), *notes):
         print(f"  {line}", flush=True)
-    if todo:
-        check_queue(config.launcher)
-        for folder in (results, outputs):
-            check_writable(folder)
-    sweep = Sweep(runs, ids, dict(now.failed), expected, workers, results, outputs, adapters)
-    now, reasons = run_waves(launcher, config.launcher, sweep, now)
-    open_runs = {run.run_id for run in still_to_run(sweep, now, dict.fromkeys(ids, 0))}
-    tidy(results, outputs, {*now.ok, *now.failed} - open_runs)
+    sweep = Sweep(runs, config.launcher, ids, dict(now.failed), expected, workers, results, outputs, adapters)
+    now, reasons = train_missing(sweep, now)
+    clean_up(results, outputs, {*now.ok, *now.failed} - {run.run_id for run in still_to_run(sweep, now, ())})
     return now, reasons
 
 
-def run_waves(launcher: Launcher, settings: DictConfig, sweep: Sweep, now: State) -> tuple[State, dict[str, str]]:
-    """Launch all runs that can start, until no run has attempts left or a job is cancelled.
+def check_launcher(launcher: DictConfig, todo: Sequence[PlannedRun]) -> None:
+    """
+    Raises: UserError: If what the launcher needs is not installed, or runs that compute on a CPU would hold GPUs.
+    """
+    if launcher.name == "slurm":
+        check_slurm()
+    if launcher.name == "ray":
+        check_ray()
+    fused = [run.run_id for run in todo if run.config.train.kernels == "fused"]
+    if fused and launcher.get("gpus"):
+        raise UserError(
+            f"launcher.gpus={launcher.gpus} holds GPUs, but {counted(len(fused), 'run')} ({fused[0]}, ...) would "
+            f"train on the CPU with train.kernels=fused: add train.kernels=stock, or launcher.gpus=null for the CPU"
+        )
+
+
+def train_missing(sweep: Sweep, now: State) -> tuple[State, dict[str, str]]:
+    """Launch all runs that can start, again and again, until each has a record or has used up its attempts.
 
     Returns: The state at the end, and run_id -> why a run has no record.
     """
-    tries, reasons = dict.fromkeys(sweep.todo, 0), {}
-    locks, told = Locks(sweep.outputs), False
-    while wave := next_wave(still_to_run(sweep, now, tries), now):
-        free = [run for run in wave if not locks.held(run.run_id)]
+    tries, reasons, closed, told = Counter(), {}, set(), False
+    while wave := next_wave(still_to_run(sweep, now, closed), now):
+        free = [run for run in wave if not is_held(lock_path(sweep.outputs, run.run_id))]
         if not free:  # another sweep, which may be stopped at any time, trains all runs that could start
             if not told:
                 print(f"waiting for {counted(len(wave), 'run')} that another sweep trains", file=sys.stderr, flush=True)
@@ -141,97 +154,77 @@ def run_waves(launcher: Launcher, settings: DictConfig, sweep: Sweep, now: State
             time.sleep(HELD_SECONDS)
             now = state(sweep.runs, sweep.results)
             continue
-        free.sort(
-            key=lambda run: -(sweep.expected.get(run.run_id) or run.examples)
-        )  # longest first, so that no long run starts last
-        if settings.name == "local":
-            free = last_tries_alone(free, tries)
-        outcomes, cancelled = launch_once(launcher, settings, sweep, free, len(now.ok))
+        # longest first, so that no long run starts last
+        free.sort(key=lambda run: -(sweep.expected.get(run.run_id) or run.examples))
+        outcomes = launch_once(sweep, free, len(now.ok))
         now = state(sweep.runs, sweep.results)
-        ids = {run.run_id for run in free}
-        left = {run.run_id for run in still_to_run(sweep, now, tries)} & ids
-        killed = {run_id: "its worker was killed" for run_id in left if locks.left_behind(run_id)}
-        told_of = {run_id: outcomes[run_id] for run_id in left & set(outcomes)}
-        reasons |= killed | told_of
-        if cancelled:  # somebody is stopping jobs: killed runs wait for the next command
-            reasons |= dict.fromkeys(left - (set(killed) - cancelled), "its job was cancelled")
-            break
-        held = any(locks.held(run_id) for run_id in left)
-        for run_id in {**killed, **told_of} or ({} if left < ids or held else ids):  # prevents an endless loop
-            tries[run_id] += 1
+        open_runs = {run.run_id for run in still_to_run(sweep, now, closed)}
+        for run_id in (run.run_id for run in free if run.run_id in open_runs):
+            outcome = outcomes.get(run_id)
+            if outcome is None:
+                tries[run_id] += 1
+                reasons[run_id] = "its worker was killed"
+                print(f"{run_id}: {reasons[run_id]}, attempt {tries[run_id]} of {LAUNCHES}", file=sys.stderr)
+            elif outcome not in ("ok", "failed", "held"):
+                reasons[run_id] = outcome
+            if tries[run_id] == LAUNCHES or outcome not in (None, "held"):
+                closed.add(run_id)
     return now, reasons
 
 
-def last_tries_alone(runs: list[PlannedRun], tries: Mapping[str, int]) -> list[PlannedRun]:
-    """The runs to launch now. Runs on their last attempt wait for the others, then run one at a time.
+def still_to_run(sweep: Sweep, now: State, closed: Container[str]) -> list[PlannedRun]:
+    """The runs that lack a record, a requested adapter, or weights that other runs start from.
 
-    A killed worker takes down the whole process pool, which costs every run in the pool an attempt. A run that is alone
-    in the pool loses an attempt only if its own worker is killed.
+    Args:
+        closed: Runs that are not to be launched again.
     """
-    early = [run for run in runs if tries[run.run_id] < LAUNCHES - 1]
-    return early or runs[:1]
-
-
-def still_to_run(sweep: Sweep, now: State, tries: Mapping[str, int]) -> list[PlannedRun]:
-    """The runs with attempts left that lack a record, a requested adapter, or weights that other runs start from."""
     old = {run_id for run_id, record in now.failed.items() if sweep.before.get(run_id) == record}
-    wanted = ({run.run_id for run in now.missing} | old) & sweep.todo
-    wanted |= {run.run_id for run in to_run(sweep.runs, now, False, sweep.outputs, sweep.adapters)} & sweep.todo
-    return [run for run in sweep.runs if run.run_id in wanted and tries[run.run_id] < LAUNCHES]
+    wanted = {run.run_id for run in now.missing} | old
+    wanted |= {run.run_id for run in to_run(sweep.runs, now, False, sweep.outputs, sweep.adapters)}
+    return [run for run in sweep.runs if run.run_id in wanted & sweep.todo and run.run_id not in closed]
 
 
-def launch_once(
-    launcher: Launcher, settings: DictConfig, sweep: Sweep, runs: Sequence[PlannedRun], done: int
-) -> tuple[dict[str, str], set[str]]:
-    """Call Hydra's launcher once.
+def launch_once(sweep: Sweep, runs: Sequence[PlannedRun], done: int) -> dict[str, str]:
+    """Train runs once with the launcher.
 
-    Returns: run_id -> why a worker left a run without a new record, and the runs whose jobs were cancelled.
+    Args:
+        done: Number of the sweep's runs that are done.
+    Returns: run_id -> outcome, as in `lora.sweep.worker.run_job`, without the runs of killed workers.
     Raises: KeyboardInterrupt: After printing which runs are still training.
     """
-    ids = [run.run_id for run in runs]
-    grouped = [(*run.overrides, f"runtime.group={run.experiments[0]}") for run in runs]
-    size = int(settings.runs_per_job)
-    jobs, started = packed(grouped, size), time.time()
-    locks = Locks(sweep.outputs)
-    workers: Callable[[], list[int]] = list  # no processes of ours: queued jobs keep running
-    training: Callable[[], list[int]] = list
-    if settings.name == "local":
-        workers, training = worker_processes, functools.partial(locks.children, ids)
-        ours = {"n_jobs": sweep.workers, "initializer": begin_worker, "initargs": (os.getpid(), gpu_names())}
-        launcher.joblib |= ours  # type: ignore[attr-defined]  # passed on to joblib.Parallel by the plugin
-    # joblib replaces a worker whose memory grows, without losing a job.
-    warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
-    with Watch(runs, done, sweep.expected, sweep.workers, sweep.results, sweep.outputs):
-        try:
-            say = functools.partial(say_what_runs, settings, locks, ids)
-            with signals.passed_on(workers, training, say), watched_queue(settings):
-                returns = launcher.launch(jobs, initial_job_idx=0)
-        except Exception as error:  # from the launcher: a worker was killed, or the queue refused a job
-            print(f"the launcher stopped early: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
-            wait_for_queue(settings)
-            ended = ended_jobs(settings, started)
-            places = {place for place, how in ended.items() if how.startswith("CANCELLED")}
-            if isinstance(error, JobsGoneError):  # jobs that never started were cancelled while they waited
-                places |= set(range(len(jobs))) - set(ended)
-            cancelled = {run_id for place, run_id in enumerate(ids) if place // size in places}
-            return {}, cancelled or (set(ids) if "CANCELLED" in str(error) else set())
-    outcomes = {run_id: text for job in returns for run_id, text in (job.return_value or {}).items()}
-    return {run_id: text for run_id, text in outcomes.items() if text not in ("ok", "failed", "held")}, set()
+    size = int(sweep.launcher.runs_per_job)
+    jobs = [job_of(runs[start : start + size]) for start in range(0, len(runs), size)]
+    interrupted = functools.partial(say_what_runs, sweep, [run.run_id for run in runs])
+    with Watch(runs, done, sweep.expected, sweep.workers, sweep.results, sweep.outputs).shown():
+        if sweep.launcher.name == "local":
+            return pool.run_jobs(jobs, sweep.workers, gpu_names(), interrupted)
+        with signals.raised():
+            try:
+                if sweep.launcher.name == "slurm":
+                    return slurm.run_jobs(jobs, sweep.launcher, sweep.outputs)
+                return ray_cluster.run_jobs(jobs, sweep.launcher)
+            except KeyboardInterrupt:
+                interrupted()
+                raise
 
 
-def worker_processes() -> list[int]:
-    """Pids of this process's live children, training or not. Only the local launcher's pool has any."""
-    return [child.pid for child in multiprocessing.active_children()]
+def job_of(runs: Sequence[PlannedRun]) -> Job:
+    """The runs as one job, with their experiment as the group of their W&B copies."""
+    configs = (replace(run.config, runtime=replace(run.config.runtime, group=run.experiments[0])) for run in runs)
+    tasks = (TASKS[name] for name in {run.task for run in runs})
+    return Job(tuple(configs), tuple(task for task in tasks if task.own is not None), os.getcwd())
 
 
-def say_what_runs(settings: DictConfig, locks: Locks, ids: Sequence[str]) -> None:
-    """Print at Ctrl-C which runs are training and how to stop them."""
-    running = [run_id for run_id in ids if locks.held(run_id)]
-    lines = [
-        f"interrupted; still training: {len(running)}",
-        *(f"  {run_id}" for run_id in running),
-        how_to_stop(settings),
-    ]
+def say_what_runs(sweep: Sweep, ids: Sequence[str]) -> None:
+    """Print, when the command is interrupted, which runs are training and how to stop them."""
+    running = [run_id for run_id in ids if is_held(lock_path(sweep.outputs, run_id))]
+    how = {
+        "local": "They write a checkpoint and stop; press Ctrl-C again to stop them at once",
+        "slurm": f"They keep running, and so do the jobs in the queue; to stop them: "
+        f"scancel --name={sweep.launcher.get('job_name')}",
+        "ray": "Ray stops them with this command; they lose the time since their last checkpoint",
+    }[sweep.launcher.name]
+    lines = [f"interrupted; still training: {len(running)}", *(f"  {run_id}" for run_id in running), how]
     print("\n".join(lines), file=sys.stderr, flush=True)
 
 

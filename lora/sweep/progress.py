@@ -1,14 +1,10 @@
-"""Progress display of a single run, and of a sweep.
-
-Workers write notes about their progress, which the launching process and `lora.sweep.status` read.
-"""
+"""Progress of a single run, and of a sweep: on a terminal a bar, otherwise a line at least every ten seconds."""
 
 import contextlib
-import json
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -17,62 +13,51 @@ from lora.config.run import RunConfig
 from lora.config.variants import Variant, words
 from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.files import discard, write_atomically
-from lora.records.record import RunRecord, note_path, read_record, record_path
+from lora.records.record import RunRecord, read_record, record_path
 from lora.sweep.expand import PlannedRun
+from lora.sweep.notes import read_notes
 
-NOTE_SECONDS = 2.0
 POLL_SECONDS = 1.0
-LINE_SECONDS = 60.0  # between two lines about one epoch, without a terminal
+LINE_SECONDS = 10.0
 
 
-class Note:
-    """A worker's note about its run's progress: rewritten at most every `NOTE_SECONDS`, removed when the run ends."""
+@contextlib.contextmanager
+def repeatedly(call: Callable[[], None]) -> Iterator[None]:
+    """Call a function every `POLL_SECONDS` during the block, in a thread."""
+    stop = threading.Event()
 
-    def __init__(self, outputs: str, run_id: str):
-        self.path = note_path(outputs, run_id)
-        self.written = 0.0
-        self.began: tuple[int, float] | None = None  # the first reported step, and its time
+    def loop() -> None:
+        while not stop.wait(POLL_SECONDS):
+            call()
 
-    def __call__(self, progress: Any) -> None:
-        now = time.monotonic()
-        self.began = self.began or (progress.step, time.time())
-        if now - self.written >= NOTE_SECONDS:
-            self.written = now
-            content = {
-                "step": progress.step,
-                "steps": progress.steps,
-                "epoch": progress.epoch,
-                "metric": progress.metric,
-            }
-            first, since = self.began
-            pace = {"first": first, "since": since, "time": time.time()}
-            with contextlib.suppress(UserError):  # on a full disk, the run itself may still succeed
-                write_atomically(self.path, json.dumps({**content, **pace}).encode())
-
-    def __enter__(self) -> "Note":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        discard(self.path)  # with what a killed worker of this run left half-written
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 class Display:
-    """The progress of a single run: on a terminal a bar of its steps, otherwise a line per epoch and per minute."""
+    """The progress of a single run: on a terminal a bar of its steps, otherwise a line per epoch and in between."""
 
     def __init__(self, config: RunConfig):
         self.metric, self.epochs = TASKS[config.task].metric, config.train.epochs
         self.bar: tqdm | None = None
         self.said = 0  # number of epochs whose line is printed
         self.first: tuple[int, float] | None = None  # the first step of this process, and its time
+        self.now = "loading the encoder and the rows"
         self.last_line = time.monotonic()
 
-    def __enter__(self) -> "Display":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[None]:
+        try:
+            with repeatedly(self._remind):
+                yield
+        finally:
+            if self.bar is not None:
+                self.bar.close()
 
     def __call__(self, progress: Any) -> None:
         """Update the display after a step (`lora.training.loop.Progress`)."""
@@ -84,12 +69,10 @@ class Display:
             self.bar.set_postfix_str(f"{self.metric} {shown(progress.metric)}", refresh=False)
             self.bar.update(progress.step - self.bar.n)
             return
-        now = time.monotonic()
-        pace = (now - since) / (progress.step - first) if progress.step > first else None
+        pace = (time.monotonic() - since) / (progress.step - first) if progress.step > first else None
         left = f", left {duration(pace * (progress.steps - progress.step))}" if pace is not None else ""
+        self.now = f"epoch {progress.epoch} of {self.epochs}: step {progress.step} of {progress.steps}{left}"
         self._epochs(progress.epochs, progress.metric, left)
-        if now - self.last_line >= LINE_SECONDS:
-            self._say(f"epoch {progress.epoch} of {self.epochs}: step {progress.step} of {progress.steps}{left}")
 
     def end(self, record: RunRecord) -> None:
         """Print the line of the last epoch, since no step follows its evaluation."""
@@ -112,13 +95,17 @@ class Display:
             loss = f"train loss {epochs[-1]['train_loss']:.3f}"
             self._say(f"epoch {self.said} of {self.epochs}: {self.metric} {shown(metric)}, {loss}{left}")
 
+    def _remind(self) -> None:
+        if self.bar is None and time.monotonic() - self.last_line >= LINE_SECONDS:
+            self._say(self.now)
+
     def _say(self, line: str) -> None:
         self.last_line = time.monotonic()
         print(line, file=sys.stderr, flush=True)
 
 
 class Watch:
-    """The progress of a sweep: a line per finished run and, on a terminal, a bar, with the time left.
+    """The progress of a sweep: a line per finished run and, in between, where the running ones are and the time left.
 
     Args:
         runs: The runs of this launch.
@@ -143,26 +130,21 @@ class Watch:
         self.results, self.outputs = results, outputs
         self.started, self.spent, self.foreseen = time.time(), 0.0, 0.0
         self.seen = 0  # train examples of the runs that have ended since the launch
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._loop, daemon=True)
+        self.last_line = time.monotonic()
         self.bar = tqdm(total=self.total, initial=done, unit="run", dynamic_ncols=True) if sys.stderr.isatty() else None
 
-    def __enter__(self) -> "Watch":
-        self.thread.start()
-        return self
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[None]:
+        try:
+            with repeatedly(self.look):
+                yield
+        finally:
+            self.look()
+            if self.bar is not None:
+                self.bar.close()
 
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        self.thread.join()
-        self._poll()
-        if self.bar is not None:
-            self.bar.close()
-
-    def _loop(self) -> None:
-        while not self.stop.wait(POLL_SECONDS):
-            self._poll()
-
-    def _poll(self) -> None:
+    def look(self) -> None:
+        """Print what has happened since the last look."""
         for run_id in sorted(filter(self._written, self.waiting)):
             self.seen += self.waiting.pop(run_id)
             self.done += 1
@@ -172,6 +154,8 @@ class Watch:
                 self._say(str(error))
         if self.bar is not None:
             self.bar.set_postfix_str(f"left {self.left()}  {self._current()}", refresh=True)
+        elif time.monotonic() - self.last_line >= LINE_SECONDS:
+            self._say(f"[{self.done:>3}/{self.total}] left {self.left()}  {self._current() or 'nothing trains yet'}")
 
     def _written(self, run_id: str) -> bool:
         """Whether a record was written since this launch started: a run that is trained again has an old one."""
@@ -187,16 +171,11 @@ class Watch:
             outcome = f"failed: {record.error}"
         if self.bar is not None:
             self.bar.update(1)
-        self._say(
-            f"[{self.done:>3}/{self.total}] {self._called(record.run_id)}  {outcome}  {record.seconds:.0f} s  "
-            f"left {self.left()}"
-        )
-
-    def _called(self, run_id: str) -> str:
-        """The run_id, with the settings that distinguish the run from others of its method."""
-        return f"{run_id}  {self.words[run_id]}" if self.words[run_id] else run_id
+        name = "  ".join(filter(None, (record.run_id, self.words[record.run_id])))
+        self._say(f"[{self.done:>3}/{self.total}] {name}  {outcome}  {record.seconds:.0f} s  left {self.left()}")
 
     def _say(self, line: str) -> None:
+        self.last_line = time.monotonic()
         tqdm.write(line, file=sys.stderr) if self.bar is not None else print(line, file=sys.stderr, flush=True)
 
     def left(self) -> str:
@@ -214,16 +193,12 @@ class Watch:
         return duration(seconds / min(self.workers, max(1, len(self.waiting))))
 
     def _current(self) -> str:
-        notes = []
-        for path in sorted(note_path(self.outputs, "").parent.glob("*.json")):
-            if path.stem in self.waiting:
-                try:
-                    note = json.loads(path.read_bytes())
-                except (OSError, ValueError):
-                    continue  # the worker has just replaced or removed it
-                name = " ".join(filter(None, (path.stem.rsplit("-", 1)[0], self.words[path.stem])))
-                notes.append(f"{name} {note['step']}/{note['steps']} {shown(note['metric'])}")
-        return " | ".join(notes)
+        return " | ".join(
+            f"{' '.join(filter(None, (run_id.rsplit('-', 1)[0], self.words[run_id])))} {note['step']}/{note['steps']} "
+            f"{shown(note['metric'])}"
+            for run_id, note in read_notes(self.outputs).items()
+            if run_id in self.waiting and note["steps"]
+        )
 
 
 def words_of(runs: Sequence[PlannedRun]) -> dict[str, str]:

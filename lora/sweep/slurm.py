@@ -1,148 +1,111 @@
-"""Watching and stopping what runs outside this process: jobs in Slurm's queue, tasks on a Ray cluster."""
+"""Jobs in Slurm's queue, through submitit: submit them, wait until they have left it, and read their outcomes."""
 
-import contextlib
-import os
 import shutil
-import signal
 import subprocess
-import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
+from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from lora.errors import UserError
+from lora.errors import UserError, first_line
+from lora.files import remove_empty
+from lora.sweep.worker import Job, run_job
 
 POLL_SECONDS = 5.0
-WATCH_SECONDS = 20.0  # between two queries of the queue: they continue for hours, and other users query it too
+SIGNAL_SECONDS = 120  # a job's notice before its time limit, for a checkpoint
+TIMEOUTS = 1000  # high, because a run makes progress each time its job runs out of time
 UNANSWERED_SECONDS = 300.0  # controllers are occasionally restarted, while their jobs keep running
-ACCOUNTED_SECONDS = 60.0  # accounting may record a job's end later than the queue
-CLOCKS_SECONDS = 3600.0  # upper bound of the difference between two machines' clocks
-GOING_ON = ("COMPLETING", "PENDING", "REQUEUED", "RESIZING", "RUNNING", "SUSPENDED")
+CANCELLED = "its job was cancelled"
 
 
-class JobsGoneError(Exception):
-    """All jobs of a launch have left the queue, while the launcher still waits for one of them."""
+class Restartable:
+    """A job that Slurm may put back into its queue: submitit then submits it again, and its runs resume."""
+
+    def __call__(self, job: Job) -> dict[str, str]:
+        return run_job(job)
+
+    def checkpoint(self, job: Job):
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, job)
 
 
-def check_queue(settings: DictConfig) -> None:
-    """
-    Raises: UserError: If the launcher needs a program that is not installed.
-    """
-    if settings.name == "slurm" and shutil.which("sbatch") is None:
+def check_slurm() -> None:
+    """Raises: UserError: If Slurm or submitit is not installed."""
+    try:
+        import submitit  # noqa: F401 - an optional extra
+    except ImportError as error:
         raise UserError(
-            "launcher=slurm needs Slurm's sbatch on the PATH, which has none: use a login node of the "
-            "cluster, or launcher=local"
+            "launcher=slurm needs submitit: .venv/bin/python -m pip install --editable '.[slurm]'"
+        ) from error
+    if shutil.which("sbatch") is None:
+        raise UserError(
+            "launcher=slurm needs Slurm's sbatch on the PATH, which has none: use a login node of the cluster, or "
+            "launcher=local"
         )
 
 
-def queued(settings: DictConfig) -> dict[str, str]:
-    """This launch's pending and running jobs: id -> Slurm's reason for waiting.
+def run_jobs(jobs: Sequence[Job], settings: DictConfig, outputs: str) -> dict[str, str]:
+    """Train jobs on a cluster.
 
-    Raises: UserError: If squeue fails.
+    Args:
+        settings: The section `launcher`.
+    Returns: run_id -> outcome, as in `run_job`, without the runs of killed jobs; `CANCELLED` for cancelled ones.
+    Raises: UserError: If Slurm refuses the jobs, or has not answered for `UNANSWERED_SECONDS`.
     """
-    command = ["squeue", "--array", "--noheader", "--format=%i|%r", f"--name={settings.job_name}"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    if answer.returncode:
-        raise UserError(f"squeue: {answer.stderr.strip()}")
-    return dict(line.split("|", 1) for line in answer.stdout.splitlines())
+    import submitit
 
-
-@contextlib.contextmanager
-def watched_queue(settings: DictConfig) -> Iterator[None]:
-    """While the block waits for this launch's jobs, report those that Slurm holds, and end the block if none is left.
-
-    submitit queries Slurm's accounting, which has no entry for an array job that is cancelled while pending. It would
-    wait for that job forever.
-
-    Raises: JobsGoneError: Within the block, if two consecutive queries find no job after an earlier one found some.
-    """
-    if settings.name != "slurm":
-        yield
-        return
-    over = threading.Event()
-
-    def watch() -> None:
-        seen, empty, held = False, 0, set()
-        while not over.wait(WATCH_SECONDS):
-            try:
-                jobs = queued(settings)
-            except UserError:
-                continue
-            seen = seen or bool(jobs)
-            empty = empty + 1 if seen and not jobs else 0
-            for job in sorted(job for job, reason in jobs.items() if "held" in reason.lower()):
-                if job not in held:
-                    held.add(job)
-                    hint = f"scontrol release {job} lets it start, scancel {job} ends it"
-                    print(f"Slurm holds job {job} ({jobs[job]}): {hint}", file=sys.stderr, flush=True)
-            if empty > 1 and not over.is_set():  # each time: submitit swallows exceptions raised in its sacct call
-                os.kill(os.getpid(), signal.SIGALRM)
-
-    def handle(signum: int, frame: object) -> None:
-        if not over.is_set():
-            raise JobsGoneError("its jobs have left the queue, and at least one of them left no result")
-
-    thread = threading.Thread(target=watch, daemon=True)
-    earlier = signal.signal(signal.SIGALRM, handle)
-    thread.start()
+    folder = Path(outputs) / "slurm" / settings.job_name
+    given = {
+        "timeout_min": settings.minutes,
+        "cpus_per_task": settings.threads,
+        "gpus_per_node": settings.gpus,
+        "mem_gb": settings.memory_gb,
+        "slurm_partition": settings.partition,
+        "slurm_account": settings.account,
+        "slurm_array_parallelism": settings.workers,
+        "slurm_additional_parameters": OmegaConf.to_container(settings.sbatch) if settings.sbatch else None,
+    }
+    executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=TIMEOUTS)
+    executor.update_parameters(
+        name=settings.job_name,
+        stderr_to_stdout=True,
+        slurm_signal_delay_s=SIGNAL_SECONDS,
+        **{key: value for key, value in given.items() if value is not None},
+    )
     try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-        signal.signal(signal.SIGALRM, earlier)
+        submitted = executor.map_array(Restartable(), jobs)
+    except (RuntimeError, OSError) as error:  # submitit's errors are RuntimeErrors
+        shutil.rmtree(folder, ignore_errors=True)
+        remove_empty(folder.parent)
+        raise UserError(f"Slurm refused the jobs: {first_line(error)}") from error
+    wait_for_queue(settings.job_name)
+    outcomes: dict[str, str] = {}
+    for job, handle in zip(jobs, submitted, strict=True):
+        if handle.paths.result_pickle.exists():
+            try:
+                outcomes |= handle.result()
+            except submitit.core.utils.FailedJobError:
+                outcomes |= dict.fromkeys(job.run_ids, f"its job failed: {handle.paths.stdout}")
+        elif not handle.paths.stdout.exists() or "CANCELLED" in handle.state:  # it waited, or it ran
+            outcomes |= dict.fromkeys(job.run_ids, CANCELLED)
+    return outcomes
 
 
-def wait_for_queue(settings: DictConfig) -> None:
-    """Wait until no job of this launch is queued: the launcher stops at the first killed job, the others keep running.
+def wait_for_queue(name: str) -> None:
+    """Wait until no job of this name is queued or running.
 
     Raises: UserError: If squeue has failed for `UNANSWERED_SECONDS`.
     """
-    if settings.name != "slurm":
-        return
     answered = time.monotonic()
     while True:
-        try:
-            if not queued(settings):
-                return
-            answered = time.monotonic()
-        except UserError:
-            if time.monotonic() - answered > UNANSWERED_SECONDS:
-                raise
-        time.sleep(POLL_SECONDS)
-
-
-def ended_jobs(settings: DictConfig, since: float) -> dict[int, str]:
-    """The final states of the last launch's jobs: index in the launch -> state, for jobs that had started.
-
-    They come from Slurm's accounting, which has no entry for an array job that is cancelled while pending. submitit
-    names only the first job that failed.
-
-    Args:
-        since: Time of the launch, in seconds since the epoch.
-    """
-    if settings.name != "slurm":
-        return {}
-    start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - CLOCKS_SECONDS))
-    command = ["sacct", "--allocations", "--noheader", "--parsable2", "--format=JobID,State"]
-    command += [f"--name={settings.job_name}", f"--starttime={start}"]
-    deadline = time.monotonic() + ACCOUNTED_SECONDS
-    while True:
+        command = ["squeue", "--noheader", "--format=%i", f"--name={name}"]
         answer = subprocess.run(command, capture_output=True, text=True, check=False)
-        states = dict(line.split("|") for line in answer.stdout.splitlines() if "[" not in line)
-        if not any(state.startswith(GOING_ON) for state in states.values()) or time.monotonic() > deadline:
-            break
-        time.sleep(1)
-    ended = [(name.partition("_"), state) for name, state in states.items()]  # 7 or, in an array, 7_0, 7_1, ...
-    last = max((int(job) for (job, _, _), _ in ended), default=0)
-    return {int(place or 0): state for (job, _, place), state in ended if int(job) == last}
-
-
-def how_to_stop(settings: DictConfig) -> str:
-    if settings.name == "slurm":
-        return f"They keep running, and so do the jobs in the queue; to stop them: scancel --name={settings.job_name}"
-    if settings.name == "ray":
-        return "Ray stops them with this command; they lose the time since their last checkpoint"
-    return "They write a checkpoint and stop; press Ctrl-C again to stop them at once"
+        if answer.returncode == 0:
+            answered = time.monotonic()
+            if not answer.stdout.strip():
+                return
+        elif time.monotonic() - answered > UNANSWERED_SECONDS:
+            raise UserError(f"squeue: {answer.stderr.strip()}")
+        time.sleep(POLL_SECONDS)

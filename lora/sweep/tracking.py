@@ -1,87 +1,57 @@
-"""A copy of every run for Weights & Biases, made by a helper process of the worker. The project never reads it back.
+"""A copy of every run for Weights & Biases, which sends it from a process of its own. The project never reads it back.
 
-The worker writes lines into a pipe and drops them if the pipe is full, so neither W&B nor the network can slow or stop
-a run. A line is sent whole or not at all. `python -m lora upload PROFILE` sends the tables and figures of a sweep.
+W&B can neither fail a run nor hold it up for longer than the two bounds below. `python -m lora upload PROFILE` sends
+the tables and figures of a sweep.
 """
 
 import argparse
-import atexit
-import contextlib
-import json
 import os
-import select
-import subprocess
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lora.config.compose import compose_config
 from lora.config.run import RunConfig
+from lora.errors import first_line
 from lora.records.record import RunRecord
 
-ASK_SECONDS = 60.0  # time to load W&B from a cold disk
-LAST_SECONDS = 30.0  # how long an ending worker waits for its helper: a batch system kills both when the worker ends
+PROJECT = "lora-glue"  # unless W&B's own variable WANDB_PROJECT is set
+INIT_SECONDS = 15.0  # how long a run waits for the server at its start; then its copy stays offline
+FINISH_SECONDS = 30.0  # and at its end; what was not sent by then is on disk for `wandb sync`
 
-senders: dict[tuple[str, str], "Sender"] = {}  # this process's helpers, by mode and folder
 
-
-class Sender:
-    """The helper process of this worker (`lora.sweep.wandb_writer`), and the pipe to it."""
-
-    def __init__(self, mode: str, outputs: str):
-        Path(outputs).mkdir(parents=True, exist_ok=True)
-        with open(Path(outputs) / "wandb.log", "ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "lora.sweep.wandb_writer", mode, outputs],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C must reach only the worker; the helper ends with its pipe
-            )
-        os.set_blocking(self.process.stdin.fileno(), False)
-        self.begun = b""  # the rest of a partially written line
-        atexit.register(self.close)
-
-    def send(self, message: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):  # the pipe is full or broken: the copy lacks a line
-            self._write()
-            if not self.begun:
-                line = f"{json.dumps(message)}\n".encode()
-                self.begun = line[os.write(self.process.stdin.fileno(), line) :]
-
-    def _write(self) -> None:
-        """Write as much of the last line's rest as fits: a line longer than PIPE_BUF may be written partially.
-
-        Source: pipe(7), O_NONBLOCK.
-        """
-        if self.begun:
-            self.begun = self.begun[os.write(self.process.stdin.fileno(), self.begun) :]
-
-    def close(self) -> None:
-        if self.process.stdin.closed:
-            return
-        until = time.monotonic() + LAST_SECONDS
-        with contextlib.suppress(OSError):
-            while self.begun and select.select([], [self.process.stdin], [], max(0.0, until - time.monotonic()))[1]:
-                self._write()
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            self.process.stdin.close()
-            self.process.wait(max(0.0, until - time.monotonic()))
+@contextmanager
+def harmless() -> Iterator[None]:
+    """Report whatever W&B raises in the block instead of failing the run."""
+    try:
+        yield
+    except Exception as error:
+        print(f"no copy for W&B: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
 
 
 class Tracked:
-    """One run's messages: its configuration, each epoch once, and its selected results."""
+    """The W&B copy of one run: its configuration, each epoch once, and its selected results."""
 
-    def __init__(self, sender: Sender | None, config: RunConfig):
-        self.sender, self.sent = sender, 0
-        self._send({"begin": config.run_id, "group": config.runtime.group, "config": config.for_record()})
+    def __init__(self, config: RunConfig):
+        self.copy, self.sent = None, 0
+        runtime, name = config.runtime, config.run_id
+        if runtime.tracking != "off":
+            with harmless():
+                given = {"id": name, "name": name, "group": runtime.group, "config": config.for_record()}
+                self.copy = begin(runtime.tracking, runtime.outputs, **given)
 
     def epochs(self, epochs: Sequence[dict[str, Any]]) -> None:
         """Send new epochs. A resumed run sends the earlier ones again, so that each of its copies is complete."""
-        for entry in epochs[self.sent :]:
-            self._send({"epoch": entry})
+        if self.copy is None:
+            return
+        with harmless():
+            for entry in epochs[self.sent :]:
+                metrics = {f"{split}/{key}": v for split, found in entry["metrics"].items() for key, v in found.items()}
+                self.copy.log(
+                    {"epoch": entry["epoch"], "train_loss": entry["train_loss"], **metrics}, step=entry["step"]
+                )
         self.sent = len(epochs)
 
     def end(self, record: RunRecord | None) -> None:
@@ -90,34 +60,56 @@ class Tracked:
         Args:
             record: None if the run was interrupted.
         """
-        if record is None:
-            self._send({"end": "interrupted"})
+        if self.copy is None:
             return
-        self.epochs(record.epochs)
-        parts = {"params": record.params, "selected": record.selected, "cost": record.cost}
-        self._send({"end": record.status, "error": record.error, "seconds": record.seconds, **parts})
+        status = "interrupted"
+        with harmless():
+            if record is not None:
+                self.epochs(record.epochs)
+                status, selected = record.status, record.selected or {}
+                outcome: dict[str, Any] = {}
+                if selected:
+                    outcome |= {rule: selected[rule]["value"] for rule in ("best", "last")}
+                    outcome["best_epoch"] = selected["best"]["epoch"]
+                outcome |= {f"cost/{key}": value for key, value in (record.cost or {}).items()}
+                outcome |= {"seconds": record.seconds, "params": record.params, "error": record.error}
+                self.copy.summary.update({key: value for key, value in outcome.items() if value is not None})
+            finish(self.copy, status)
 
-    def _send(self, message: dict[str, Any]) -> None:
-        if self.sender is not None:
-            self.sender.send(message)
+
+def begin(tracking: str, outputs: str, **given: Any) -> Any:
+    """Begin a W&B run, offline if there is no key or the server does not answer.
+
+    Args:
+        tracking: `auto` or `offline` (`RuntimeConfig`).
+        outputs: The folder whose `wandb/` holds the runs' files.
+    """
+    import wandb  # seconds, and only where there are copies
+
+    Path(outputs).mkdir(parents=True, exist_ok=True)
+    settings = wandb.Settings(console="off", silent=True, init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS)
+    given |= {"project": os.environ.get("WANDB_PROJECT", PROJECT), "dir": outputs, "settings": settings}
+    if is_online(tracking):
+        try:
+            return wandb.init(mode="online", resume="allow", **given)
+        except (wandb.Error, OSError) as error:
+            print(f"W&B does not answer ({first_line(error)}): its copy stays offline", file=sys.stderr)
+    return wandb.init(mode="offline", **given)
 
 
-def track(config: RunConfig) -> Tracked:
-    """Begin the copy of a run, unless runtime.tracking is off or no process can be started."""
-    key = (config.runtime.tracking, config.runtime.outputs)
-    sender = None
-    if config.runtime.tracking != "off":
-        with contextlib.suppress(OSError):
-            sender = senders.get(key)
-            if sender is None or sender.process.poll() is not None:
-                sender = senders[key] = Sender(*key)
-    return Tracked(sender, config)
+def is_online(tracking: str) -> bool:
+    import wandb
+
+    return tracking == "auto" and bool(wandb.api.api_key)
+
+
+def finish(copy: Any, status: str) -> None:
+    copy.summary["status"] = status
+    copy.finish(exit_code=int(status != "ok"))
 
 
 def destination(tracking: str, outputs: str) -> str | None:
     """The destination of the runs' copies, in words. None if there are no copies.
-
-    The answer comes from the program that sends them, in a subprocess, so this process does not load W&B.
 
     Args:
         tracking, outputs: As in `RuntimeConfig`.
@@ -125,20 +117,13 @@ def destination(tracking: str, outputs: str) -> str | None:
     if tracking == "off":
         return None
     folder = f"the folder {Path(outputs) / 'wandb'}, sent nowhere"
-    if tracking == "offline":
-        return folder
-    command = [sys.executable, "-m", "lora.sweep.wandb_writer", "--destination", tracking]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=ASK_SECONDS)
-        online = json.loads(done.stdout.splitlines()[-1])
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return f"W&B's server if it has a key, else {folder} (W&B did not say)"
-    if online is None:
-        return f"{folder} (W&B has no key)"
-    project = (
-        f"{online['entity']}/{online['project']}" if online["entity"] else f"{online['project']} of the key's owner"
-    )
-    return f"{online['url']}, project {project}"
+    if not is_online(tracking):
+        return folder if tracking == "offline" else f"{folder} (W&B has no key)"
+    import wandb
+
+    settings, project = wandb.setup().settings, os.environ.get("WANDB_PROJECT", PROJECT)
+    place = f"{settings.entity}/{project}" if settings.entity else f"{project} of the key's owner"
+    return f"{settings.base_url}, project {place}"
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -151,14 +136,20 @@ def main(arguments: argparse.Namespace) -> None:
 
     Exit codes: 0, or 2 for a mistake in the command.
     """
-    own = [override for override in arguments.overrides if override.startswith("runtime.")]
-    runtime = compose_config([f"profile={arguments.profile}", *own]).runtime
+    given = [override for override in arguments.overrides if override.startswith("runtime.")]
+    runtime = compose_config([f"profile={arguments.profile}", *given]).runtime
     place = destination(runtime.tracking, runtime.outputs)
     if place is None:
         return
-    files = [str(path) for name in ("tables", "figures") for path in sorted(Path(runtime.results, name).glob("*"))]
-    what = f"tables and figures of {arguments.profile} ({len(files)} in all)"
+    paths = [path for name in ("tables", "figures") for path in sorted(Path(runtime.results, name).glob("*"))]
+    what = f"tables and figures of {arguments.profile} ({len(paths)} in all)"
     print(f"copies: {what} for W&B, to {place} (none with runtime.tracking=off)", flush=True)
-    sender = Sender(runtime.tracking, runtime.outputs)
-    sender.send({"artifact": arguments.profile, "root": runtime.results, "files": files})
-    sender.close()
+    with harmless():
+        import wandb
+
+        copy = begin(runtime.tracking, runtime.outputs, group="tables", config={"profile": arguments.profile})
+        artifact = wandb.Artifact(f"results-{arguments.profile.replace('/', '-')}", type="results")
+        for path in paths:
+            artifact.add_file(str(path), name=str(path.relative_to(runtime.results)))
+        copy.log_artifact(artifact)
+        finish(copy, "ok")

@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import pandas as pd
-from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from lora.config.rates import TUNING, Rate, rates_path, write_rates
-from lora.errors import DIVERGED, UserError, as_command
+from lora.errors import DIVERGED, UnfinishedError, UserError, as_command
 from lora.sweep.expand import expand_blocks
-from lora.sweep.launch import UnfinishedError, launch_runs, unfinished
+from lora.sweep.launch import launch_runs, unfinished
 from lora.sweep.rate_grids import RateGrid, at_edge, best_rate, extended, next_rate, rate_grids, scores
 from lora.sweep.request import read_request
 from lora.sweep.state import State
@@ -29,7 +28,7 @@ BEYOND = 2  # number of values beyond the edge that the output suggests to try n
 APART = ("profile", "model", "protocol", "model.path", "data.path", "data.source", "rates")
 
 
-def tune_sweep(launcher: Launcher, config: DictConfig, arguments: Sequence[str]) -> None:
+def tune_sweep(config: DictConfig, arguments: Sequence[str]) -> None:
     """Train the missing runs of the grids, extend grids whose best rate is at an edge, and write the rates.
 
     Raises: UserError: Before any run starts, if the arguments define no valid grids, or as in `launch_runs`.
@@ -42,14 +41,14 @@ def tune_sweep(launcher: Launcher, config: DictConfig, arguments: Sequence[str])
     if path is None:
         raise UserError("tune writes the rates of a user's own runs: rates must be a file outside results/reference")
     grids = rate_grids(profile, given, path)
-    now = train(launcher, config, profile, grids, arguments)
+    now = train(config, profile, grids, arguments)
     wider = [extended(grid, scores(grid, profile, now)) for grid in grids]
     if wider != grids:
         names = ", ".join(
             f"{new.method} on {new.task_name}" for new, old in zip(wider, grids, strict=True) if new != old
         )
         print(f"the best rate lies at an edge of the grid: one more value for {names}", flush=True)
-        grids, now = wider, train(launcher, config, profile, wider, arguments)
+        grids, now = wider, train(config, profile, wider, arguments)
     found = {(grid.method, grid.task): scores(grid, profile, now) for grid in grids}
     chosen = [rate_of(grid, found[grid.method, grid.task], given) for grid in grids]
     print(table(profile, grids, found, now).markdown())
@@ -65,14 +64,12 @@ def tune_sweep(launcher: Launcher, config: DictConfig, arguments: Sequence[str])
         raise UnfinishedError("\n".join([f"no rate for {', '.join(without)}: all runs diverged", *unfinished(now, {})]))
 
 
-def train(
-    launcher: Launcher, config: DictConfig, profile: str, grids: Sequence[RateGrid], arguments: Sequence[str]
-) -> State:
+def train(config: DictConfig, profile: str, grids: Sequence[RateGrid], arguments: Sequence[str]) -> State:
     """
     Raises: UnfinishedError: If a run has no record, or failed for a reason other than divergence.
     """
     runs = expand_blocks(profile, {TUNING: [grid.block for grid in grids]})
-    now, reasons = launch_runs(launcher, config, runs, arguments)
+    now, reasons = launch_runs(config, runs, arguments)
     if now.missing or not all(DIVERGED in str(record.error) for record in now.failed.values()):
         raise UnfinishedError("\n".join(unfinished(now, reasons)))
     return now

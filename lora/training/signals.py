@@ -1,18 +1,16 @@
-"""Stop signals: noted immediately, and obeyed where a run can stop without losing work."""
+"""Stop signals: noted at once, and obeyed where a run can stop without losing work."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 STOP = signal.SIGUSR1  # from launcher to workers: they ignore SIGINT if a script started the sweep in the background
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, STOP)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, STOP)  # SIGHUP: the terminal was closed
 ONE_PRESS_SECONDS = 2.0  # one Ctrl-C may reach a worker twice, from the terminal and from its launcher
-POLL_SECONDS = 0.2
-PARENT_SECONDS = 1.0  # between two checks that the launcher is alive
 LEAVE_SECONDS = 5.0  # for writing a checkpoint after the launcher has died
 
 noted: dict[int, float] = {}  # signal -> time of its first arrival
@@ -33,25 +31,55 @@ def listen() -> None:
     for signum in SIGNALS:
         if signal.getsignal(signum) not in (_note, signal.SIG_IGN, None):
             before[signum] = signal.signal(signum, _note)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {STOP})  # `passed_on` blocks it until this process can note it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # `blocked` holds them back until this process can note them
 
 
-def begin_worker(launcher: int) -> None:
-    """Set up a worker process: note signals, and exit when the launcher dies.
-
-    Otherwise the workers would outlive a killed launcher, because a pool's workers hold both ends of its pipes.
-
-    Args:
-        launcher: Process id of the parent.
-    """
+@contextlib.contextmanager
+def listening() -> Iterator[None]:
+    """Note signals within the block, then forget them and restore the previous handlers."""
     listen()
-    threading.Thread(target=_end_with, args=(launcher,), daemon=True).start()
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+        before.clear()
+        noted.clear()
 
 
-def _end_with(launcher: int) -> None:
-    """Once the launcher dies, stop as on Ctrl-C, then exit hard. Records are atomic; a dead owner's lock is free."""
-    while os.getppid() == launcher:
-        time.sleep(PARENT_SECONDS)
+@contextlib.contextmanager
+def raised() -> Iterator[None]:
+    """End the block on SIGTERM and SIGHUP as on Ctrl-C, with a KeyboardInterrupt. Ignored signals stay ignored."""
+    earlier = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGHUP)}
+    earlier = {signum: handler for signum, handler in earlier.items() if handler == signal.SIG_DFL}
+    for signum in earlier:
+        signal.signal(signum, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for signum, handler in earlier.items():
+            signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def blocked() -> Iterator[None]:
+    """Hold signals back. Processes started in the block hold them back until they `listen`."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def begin_worker() -> None:
+    """Set up a worker process: note signals, and exit when the launcher dies."""
+    listen()
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
+
+
+def _end_with_launcher() -> None:
+    """Once the launcher dies, stop as on Ctrl-C, then exit hard. Records are atomic, and the kernel frees locks."""
+    multiprocessing.parent_process().join()
     os.kill(os.getpid(), STOP)
     time.sleep(LEAVE_SECONDS)
     os._exit(1)
@@ -83,66 +111,5 @@ def follow() -> None:
 
 def end_of_job() -> None:
     """Forget signals that end only one job, so that the process takes the next. Ctrl-C and `STOP` end all jobs."""
-    if not noted.keys() & {signal.SIGINT, STOP}:
+    if not noted.keys() & {signal.SIGINT, signal.SIGHUP, STOP}:
         noted.clear()
-
-
-@contextlib.contextmanager
-def passed_on(
-    workers: Callable[[], list[int]], training: Callable[[], list[int]], say: Callable[[], None]
-) -> Iterator[None]:
-    """Within the block, pass Ctrl-C and SIGTERM on to the workers, and leave the block once they have stopped training.
-
-    Otherwise a process pool would kill its workers immediately, even while they write checkpoints.
-
-    Args:
-        workers: Returns the pids to signal: workers that are training, between two runs, or starting.
-        training: Returns the pids of workers that are training.
-        say: Called when a signal arrives.
-    Raises: KeyboardInterrupt: When no worker is training any more, or immediately on a second signal.
-    """
-    came, over = threading.Event(), threading.Event()
-    told: set[int] = set()
-
-    def tell() -> None:
-        for pid in set(workers()) - told:
-            told.add(pid)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, STOP)
-
-    def end() -> None:
-        while training() and not over.is_set():
-            time.sleep(POLL_SECONDS)
-            tell()  # the pool may have started new workers
-        if not over.is_set():
-            over.set()
-            os.kill(os.getpid(), next(iter(earlier)))
-
-    def handle(signum: int, frame: object) -> None:
-        for number in earlier:
-            signal.signal(number, leave)
-        came.set()
-        say()
-        tell()
-        threading.Thread(target=end, daemon=True).start()
-
-    def leave(signum: int, frame: object) -> None:
-        if not over.is_set():
-            print("stopped immediately", file=sys.stderr)
-        raise KeyboardInterrupt
-
-    earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    earlier = {number: handler for number, handler in earlier.items() if handler not in (signal.SIG_IGN, None)}
-    for number in earlier:
-        signal.signal(number, handle)
-    # New processes inherit the mask: a signal sent to one of them stays pending until it listens.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {STOP})
-    try:
-        yield
-    finally:
-        over.set()
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
-        if came.is_set():  # whatever ended the block
-            raise KeyboardInterrupt

@@ -1,7 +1,5 @@
-"""What killed workers leave of runs that are finished: locks, checkpoints, notes and half-written files."""
+"""Remove what killed workers leave of finished runs: locks, checkpoints, notes and half-written files."""
 
-import os
-import re
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -10,8 +8,6 @@ from lora.errors import UserError
 from lora.files import discard, discard_leftovers
 from lora.records.record import adapter_path, checkpoint_path, note_path, predictions_path, record_path
 from lora.sweep.locks import HeldError, held, lock_path
-
-LOCK = re.compile(r"\.*(?P<run_id>.+-[0-9a-f]{8})\.")  # a lock, or with dots a worker's that tries to take it
 
 
 def clear(results: str | Path, outputs: str | Path, run_id: str) -> None:
@@ -25,17 +21,12 @@ def clear(results: str | Path, outputs: str | Path, run_id: str) -> None:
         discard_leftovers(path)
 
 
-def tidy(results: str | Path, outputs: str | Path, run_ids: Iterable[str]) -> None:
+def clean_up(results: str | Path, outputs: str | Path, run_ids: Iterable[str]) -> None:
     """Clear finished runs whose worker was killed between writing the record and releasing the lock.
 
-    No worker takes them again. A run that another worker holds is left to it, and a folder that cannot be written stays
-    as it is.
+    A run that another worker holds is left to it, and a folder that cannot be written stays as it is.
     """
-    try:
-        names = os.listdir(lock_path(outputs, "").parent)
-    except OSError:
-        return
-    locked = {match["run_id"] for match in map(LOCK.match, names) if match}
-    for run_id in sorted(locked & set(run_ids)):
-        with suppress(HeldError, UserError, OSError), held(lock_path(outputs, run_id)):
-            clear(results, outputs, run_id)
+    for run_id in run_ids:
+        if lock_path(outputs, run_id).exists():
+            with suppress(HeldError, UserError, OSError), held(lock_path(outputs, run_id)):
+                clear(results, outputs, run_id)

@@ -9,7 +9,7 @@ import pytest
 
 from lora.files import ROOT
 from lora.records.record import adapter_path, checkpoint_path, note_path, predictions_path, read_record, record_path
-from lora.sweep.leftovers import tidy
+from lora.sweep.cleanup import clean_up
 from lora.sweep.locks import held, lock_path
 
 RUN_ID = "a.b.c.s1-00000000"
@@ -60,8 +60,7 @@ def leave(folder) -> list:
     results, outputs = folder / "results", folder / "outputs"
     record, predictions = record_path(results, RUN_ID), predictions_path(results, RUN_ID)
     adapter, lock = adapter_path(outputs, RUN_ID).parent, lock_path(outputs, RUN_ID)
-    taker = lock.with_name(f".{lock.name}.{'a' * 16}.new")
-    gone = [checkpoint_path(outputs, RUN_ID), note_path(outputs, RUN_ID), taker]
+    gone = [checkpoint_path(outputs, RUN_ID), note_path(outputs, RUN_ID), lock]
     gone += [path.with_name(f".{path.name}.abcdefgh") / "new" for path in (record, predictions, adapter, gone[0])]
     kept = [record, predictions, adapter / "adapter.safetensors", checkpoint_path(outputs, RUN_ID.replace("s1", "s2"))]
     for path in (*gone, *kept):
@@ -72,7 +71,7 @@ def leave(folder) -> list:
 
 def test_everything_of_the_run_goes_and_nothing_else(tmp_path):
     kept = leave(tmp_path)
-    tidy(tmp_path / "results", tmp_path / "outputs", [RUN_ID])
+    clean_up(tmp_path / "results", tmp_path / "outputs", [RUN_ID])
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
     assert not list(tmp_path.rglob(".*"))
 
@@ -81,11 +80,11 @@ def test_a_run_that_was_not_asked_for_or_is_held_stays(tmp_path):
     leave(tmp_path)
     lock = lock_path(tmp_path / "outputs", RUN_ID)
     before = sorted(tmp_path.rglob("*"))
-    tidy(tmp_path / "results", tmp_path / "outputs", [RUN_ID.replace("s1", "s2")])
+    clean_up(tmp_path / "results", tmp_path / "outputs", [RUN_ID.replace("s1", "s2")])
     assert sorted(tmp_path.rglob("*")) == before
     with held(lock):
-        tidy(tmp_path / "results", tmp_path / "outputs", [RUN_ID])
-        assert sorted(tmp_path.rglob("*")) == sorted([*before, lock])
+        clean_up(tmp_path / "results", tmp_path / "outputs", [RUN_ID])
+        assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_run_without_a_lock_keeps_the_checkpoint_that_an_interrupted_worker_left(tmp_path):
@@ -93,5 +92,5 @@ def test_a_run_without_a_lock_keeps_the_checkpoint_that_an_interrupted_worker_le
     checkpoint = checkpoint_path(tmp_path / "outputs", RUN_ID)
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_text("")
-    tidy(tmp_path / "results", tmp_path / "outputs", [RUN_ID])
+    clean_up(tmp_path / "results", tmp_path / "outputs", [RUN_ID])
     assert checkpoint.exists()

@@ -1,0 +1,104 @@
+"""Workers on this machine: processes that train one job after another. A killed one costs its own job only."""
+
+import contextlib
+import multiprocessing
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+
+from lora.sweep.worker import Job, run_job
+from lora.training import signals
+
+POLL_SECONDS = 0.2
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+class Worker:
+    """A process, and the connection through which it takes jobs and returns their outcomes."""
+
+    def __init__(self, gpu: str | None):
+        context = multiprocessing.get_context("spawn")  # without the threads and libraries of this process
+        self.connection, other = context.Pipe()
+        self.process = context.Process(target=serve, args=(other, gpu))
+        with signals.blocked():
+            self.process.start()
+        other.close()  # so that only the worker holds it, and `recv` ends with the worker
+
+    def give(self, job: Job) -> None:
+        with contextlib.suppress(BrokenPipeError):  # `outcome` tells
+            self.connection.send(job)
+
+    def outcome(self) -> dict[str, str] | None:
+        """The outcome of the job. None if the worker was killed."""
+        try:
+            return self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            return None
+
+    def stop(self) -> None:
+        """Ask the worker to write its run's checkpoint and to end."""
+        if self.process.is_alive():
+            os.kill(self.process.pid, signals.STOP)
+
+
+def serve(connection: Connection, gpu: str | None) -> None:
+    """Train jobs until the connection is closed.
+
+    Args:
+        gpu: The only GPU that the process sees, as CUDA_VISIBLE_DEVICES names it; None changes nothing.
+    """
+    if gpu is not None:
+        os.environ[VISIBLE] = gpu  # before CUDA starts
+    signals.begin_worker()
+    while True:
+        try:
+            connection.send(run_job(connection.recv()))
+        except (EOFError, BrokenPipeError):
+            return
+
+
+def run_jobs(jobs: Sequence[Job], workers: int, gpus: Sequence[str], interrupted: Callable[[], None]) -> dict[str, str]:
+    """Train jobs, `workers` at a time.
+
+    Args:
+        gpus: The GPUs to share out, if there are several.
+        interrupted: Called when a signal to stop arrives.
+    Returns: run_id -> outcome, as in `run_job`, without the runs of killed workers.
+    Raises: KeyboardInterrupt: After a signal, once all workers have written their checkpoints. A second Ctrl-C kills
+        them.
+    """
+    waiting, outcomes, team, stopping = deque(jobs), {}, {}, False
+    with signals.listening():
+        try:
+            while waiting or team:
+                for slot in range(workers):
+                    if waiting and slot not in team:
+                        team[slot] = Worker(gpus[slot % len(gpus)] if len(gpus) > 1 else None)
+                        team[slot].give(waiting.popleft())
+                ready = wait([worker.connection for worker in team.values()], POLL_SECONDS)
+                for slot, worker in [*team.items()]:
+                    if worker.connection in ready:
+                        outcome = worker.outcome()
+                        outcomes |= outcome or {}
+                        if waiting and outcome is not None:
+                            worker.give(waiting.popleft())
+                        else:
+                            worker.connection.close()
+                            del team[slot]
+                if signals.noted and not stopping:
+                    stopping = True
+                    waiting.clear()
+                    interrupted()
+                    for worker in team.values():
+                        worker.stop()
+        except KeyboardInterrupt:
+            print("stopped immediately", file=sys.stderr)
+            raise
+        finally:
+            for worker in team.values():
+                worker.process.kill()
+    if stopping:
+        raise KeyboardInterrupt
+    return outcomes
