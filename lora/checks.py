@@ -63,8 +63,8 @@ def _build(cls: type, mapping: Mapping[str, Any], prefix: str) -> tuple[Any, lis
             if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
                 problems.append(f"{prefix}{name} is missing")
             continue
-        values[name], found = _convert(hints[name], mapping[name], f"{prefix}{name}")
-        problems += found
+        values[name], more = _convert(hints[name], mapping[name], f"{prefix}{name}")
+        problems += more
     if problems:
         return None, problems
     try:
@@ -104,12 +104,14 @@ def _convert(hint: Any, value: Any, key: str) -> tuple[Any, list[str]]:
         if not isinstance(value, list | tuple):
             return None, [f"{key} must be a list, got {value!r}"]
         items = [_convert(arguments[0], item, f"{key}[{i}]") for i, item in enumerate(value)]
-        return tuple(item for item, _ in items), [problem for _, found in items for problem in found]
+        return tuple(item for item, _ in items), [problem for _, more in items for problem in more]
     if origin is dict:
         if not isinstance(value, Mapping):
             return None, [f"{key} must be a mapping, got {value!r}"]
         items = {name: _convert(arguments[1], item, f"{key}.{name}") for name, item in value.items()}
-        return {name: item for name, (item, _) in items.items()}, [p for _, found in items.values() for p in found]
+        return {name: item for name, (item, _) in items.items()}, [
+            p for _, problems in items.values() for p in problems
+        ]
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         try:
             return float(value), []

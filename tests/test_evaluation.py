@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from sklearn.metrics import matthews_corrcoef
 
 from lora.data.batching import Encoded
 from lora.data.tasks import TASKS
@@ -15,10 +15,8 @@ from lora.rng import shuffled
 from lora.training.device import Process
 from lora.training.evaluation import (
     DEV_HALVES,
-    evaluate,
     predict,
     select,
-    selecting_split,
     split_half,
 )
 
@@ -69,38 +67,6 @@ def test_logits_that_are_not_finite_are_divergence(outputs):
         model.classifier.weight[0, 0] = torch.nan
     with pytest.raises(DivergedError, match="the logits of 23 of 23 evaluated examples are not finite"):
         predict(model, encoded(), task, 0, BATCH, ALONE)
-
-
-def test_every_metric_of_every_split_and_of_both_of_mnli_pooled():
-    source = np.random.default_rng(5)
-    splits = {f"validation_{name}": encoded(source.integers(0, 3, len(LENGTHS))) for name in ("matched", "mismatched")}
-    predictions = {name: source.integers(0, 3, len(LENGTHS)).astype(np.int16) for name in splits}
-    values = evaluate(predictions, splits, TASKS["mnli"])
-    assert set(values) == {"validation_matched", "validation_mismatched", "pooled"}
-    hits = {name: accuracy_score(splits[name].labels, predictions[name]) for name in splits}
-    assert hits["validation_matched"] != hits["validation_mismatched"]
-    for name in splits:
-        assert values[name] == {"accuracy": pytest.approx(hits[name])}
-    assert values["pooled"] == {"accuracy": pytest.approx(sum(hits.values()) / 2)}
-
-
-OTHERS = {"mrpc": ("f1", f1_score), "cola": ("matthews", matthews_corrcoef)}
-
-
-@pytest.mark.parametrize("task", OTHERS)
-def test_one_split_is_not_pooled(task):
-    other, score = OTHERS[task]
-    source = np.random.default_rng(6)
-    truth, predicted = source.integers(0, 2, len(LENGTHS)), source.integers(0, 2, len(LENGTHS)).astype(np.int16)
-    values = evaluate({"validation": predicted}, {"validation": encoded(truth)}, TASKS[task])
-    expected = {"accuracy": accuracy_score(truth, predicted), other: score(truth, predicted)}
-    assert values == {"validation": {name: pytest.approx(value) for name, value in expected.items()}}
-
-
-def test_the_split_that_selects():
-    names = [selecting_split(TASKS["mnli"], selection) for selection in ("matched", "mismatched", "pooled")]
-    assert names == ["validation_matched", "validation_mismatched", "pooled"]
-    assert {selecting_split(TASKS["rte"], s) for s in ("matched", "mismatched", "pooled")} == {"validation"}
 
 
 def epochs(*values: float | None, split: str = "validation", metric: str = "matthews") -> list[dict]:

@@ -5,8 +5,6 @@ import os
 import resource
 import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -136,21 +134,6 @@ def test_frame_holds_ok_runs_only(tmp_path):
 
 def test_an_undefined_metric_is_absent_not_zero():
     assert load_frame([record(value=None)])["best"].isna().all()
-
-
-def test_a_folder_is_probed_by_several_at_once_and_nothing_is_left(tmp_path):
-    """Two sweeps that start together: 300 probes by two threads."""
-    start = threading.Barrier(2)
-
-    def probe():
-        start.wait()
-        for _ in range(150):
-            check_writable(tmp_path / "new" / "results")
-        return True
-
-    with ThreadPoolExecutor(2) as pool:
-        assert all(future.result() for future in [pool.submit(probe) for _ in range(2)])
-    assert not list((tmp_path / "new" / "results").iterdir())
 
 
 def test_a_folder_that_is_a_file_is_not_writable(tmp_path):

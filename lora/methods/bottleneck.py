@@ -127,7 +127,7 @@ def places(model: nn.Module, config: BottleneckConfig) -> list[str]:
     """
     known = architecture_of(model)
     if known is None:
-        titles = ", ".join(each.title for each in ARCHITECTURES.values())
+        titles = ", ".join(architecture.title for architecture in ARCHITECTURES.values())
         raise UserError(f"adapters have no known place in {type(model).__name__}; they have one in {titles}")
     layers = encoder_layers(model, known)
     if isinstance(config, HoulsbyConfig):

@@ -115,9 +115,9 @@ def in_blocks(
     parts = list(parts)
     a = torch.cat([a for _, a, _ in parts])
     b, start = torch.cat([b.flatten() for _, _, b in parts]).new_zeros(outputs, len(a)), 0
-    for rows, _, own in parts:
-        b[rows, start : start + own.shape[1]] = own
-        start += own.shape[1]
+    for rows, _, block in parts:
+        b[rows, start : start + block.shape[1]] = block
+        start += block.shape[1]
     return a, b
 
 

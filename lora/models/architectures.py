@@ -116,13 +116,13 @@ class Slice:
 def place_of(name: str) -> tuple[frozenset[str], Slice | None]:
     """The short targets that a name stands for in any architecture, and the slice that it names, if any."""
     short, part = set(), None
-    for each in ARCHITECTURES.values():
-        match = re.search(rf"(?:^|\.){re.escape(each.layers)}\.\d+\.", name)
+    for known in ARCHITECTURES.values():
+        match = re.search(rf"(?:^|\.){re.escape(known.layers)}\.\d+\.", name)
         if match is None:
             continue
         within = name[match.end() :]
-        short |= {target for target, place in each.targets.items() if place == within}
-        for fused, targets in each.fused.items():
+        short |= {target for target, place in known.targets.items() if place == within}
+        for fused, targets in known.fused.items():
             if within.removeprefix(f"{fused}.") in targets:
                 module, _, target = name.rpartition(".")
                 part = Slice(module, targets.index(target), len(targets))
@@ -161,7 +161,7 @@ def named_by(target: str, names: Iterable[str]) -> list[str]:
     if target in _BERT.targets:
         return [name for name in names if target in place_of(name)[0]]
     for means in (str.__eq__, lambda name, target: numbered(name) == target, fnmatchcase):
-        found = [name for name in names if means(name, target)]
-        if found:
-            return found
+        matches = [name for name in names if means(name, target)]
+        if matches:
+            return matches
     return []

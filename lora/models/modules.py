@@ -45,16 +45,16 @@ def find_target(model: nn.Module, target: str) -> list[str]:
     """
     names, slices = linear_layers(model)
     shown = list(dict.fromkeys(map(numbered, [*names, *slices])))
-    found = named_by(target, names) or named_by(target, slices)
+    matches = named_by(target, names) or named_by(target, slices)
     if target not in {*names, *shown}:
-        found = [name for name in found if not is_head(model, name)]
-    if not found:
+        matches = [name for name in matches if not is_head(model, name)]
+    if not matches:
         raise UserError(
             f"target {target!r} {what_is_wrong(model, target)}: a target is one of q, k, v, o, i, f if the "
             f"architecture is known, the name of a linear layer, or a pattern of names; the linear layers are "
             f"{', '.join(shown)}"
         )
-    return found
+    return matches
 
 
 def what_is_wrong(model: nn.Module, target: str) -> str:
@@ -64,10 +64,10 @@ def what_is_wrong(model: nn.Module, target: str) -> str:
         for name, module in model.named_modules()
         if name and not isinstance(module, nn.Linear) and not is_head(model, name)
     }
-    found = dict.fromkeys(f"{numbered(name)} ({kinds[name]})" for name in named_by(target, kinds))
-    if not found:
+    others = dict.fromkeys(f"{numbered(name)} ({kinds[name]})" for name in named_by(target, kinds))
+    if not others:
         return f"is not in {type(model).__name__}"
-    return f"matches {listed(found)} in {type(model).__name__}, and only torch.nn.Linear layers can be adapted"
+    return f"matches {listed(others)} in {type(model).__name__}, and only torch.nn.Linear layers can be adapted"
 
 
 def weight_of(model: nn.Module, name: str) -> torch.Tensor:

@@ -75,7 +75,7 @@ def with_collapsed(frame: pd.DataFrame, records: Iterable[RunRecord], results: P
         results: Folder with runs/ and predictions/.
     Returns: The frame, with `collapsed` 1, 0, or NaN if the predictions were not kept; and a message per broken file.
     """
-    found: dict[str, dict[str, bool]] = {}
+    constant: dict[str, dict[str, bool]] = {}
     problems = []
     for record in records:
         if record.predictions is None or not predictions_path(results, record.run_id).exists():
@@ -86,7 +86,7 @@ def with_collapsed(frame: pd.DataFrame, records: Iterable[RunRecord], results: P
             problems.append(str(error))
             continue
         task = TASKS[record.config["task"]]
-        found[record.run_id] = {rule: is_constant(values, task) for rule, values in by_rule.items()}
-    constant = {rule: frame["run_id"].map({run: rules[rule] for run, rules in found.items()}) for rule in RULES}
-    counted = {rule: frame[rule].mask(frame[rule].isna() & constant[rule].eq(True), 0.0) for rule in RULES}
-    return frame.assign(**counted, collapsed=constant["best"].astype(float)), problems
+        constant[record.run_id] = {rule: is_constant(values, task) for rule, values in by_rule.items()}
+    columns = {rule: frame["run_id"].map({run: rules[rule] for run, rules in constant.items()}) for rule in RULES}
+    counted = {rule: frame[rule].mask(frame[rule].isna() & columns[rule].eq(True), 0.0) for rule in RULES}
+    return frame.assign(**counted, collapsed=columns["best"].astype(float)), problems

@@ -7,6 +7,8 @@ import os
 import resource
 from pathlib import Path
 
+# The same settings for another program, as variables that glibc reads when a process starts.
+VARIABLES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 NEVER = -1
 RESERVED = 0.5  # ours: of the machine's memory, as addresses. What a run does not touch takes no memory

@@ -32,8 +32,8 @@ def start_from(model: nn.Module, config: RunConfig) -> None:
     weights = adapter_path(config.runtime.outputs, parent)
     content = weights.read_bytes() if weights.exists() else b""
     if hashlib.sha256(content).hexdigest() != record.adapter:
-        found = "differ from those in its record: delete them, and" if content else "are missing:"
-        raise UserError(f"the weights of {parent}, {weights}, {found} a sweep trains the run again")
+        state = "differ from those in its record: delete them, and" if content else "are missing:"
+        raise UserError(f"the weights of {parent}, {weights}, {state} a sweep trains the run again")
     tensors = {name: tensor for name, tensor in load(content).items() if is_carried(model, name)}
     mine = {name: parameter for name, parameter in trainable(model) if is_carried(model, name)}
     if {n: t.shape for n, t in tensors.items()} != {n: p.shape for n, p in mine.items()}:
@@ -43,10 +43,10 @@ def start_from(model: nn.Module, config: RunConfig) -> None:
             parameter.copy_(tensors[name])
 
 
-def differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+def differences(saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     """The shapes of up to four tensors that exist on one side only or differ in shape, in words."""
-    shapes = [{name: tuple(tensor.shape) for name, tensor in side.items()} for side in (found, wanted)]
-    names = sorted(name for name in set(found) | set(wanted) if shapes[0].get(name) != shapes[1].get(name))
+    shapes = [{name: tuple(tensor.shape) for name, tensor in side.items()} for side in (saved, wanted)]
+    names = sorted(name for name in set(saved) | set(wanted) if shapes[0].get(name) != shapes[1].get(name))
     return ", ".join(
         f"{name} {shapes[0].get(name, 'absent')} and {shapes[1].get(name, 'absent')}" for name in names[:4]
     )

@@ -34,6 +34,7 @@ from lora.errors import UserError
 from lora.files import ROOT, write_atomically
 from lora.records.machine import BF16_FLAGS, cores, cpu_flags
 from lora.records.record import load_records
+from lora.training import allocator
 
 Run = dict[str, Any]
 ROUNDS, RUNS = 6, 12  # ours: a median of 6 or more values has an interval
@@ -49,8 +50,6 @@ OVERRIDES = (
 SAMPLE_SECONDS = 0.5
 CALIBRATION_STEPS = 10
 PAGES = (ROOT / "experiments" / "efficiency" / "README.md", ROOT / "README.md")  # show the committed measurements
-# glibc's variables for the settings of `lora.training.allocator.keep_freed_memory`.
-ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -126,7 +125,7 @@ def measure(rounds: int, runs: int, tasks: Sequence[str], overrides: Sequence[st
             "script_choices": script_seconds,
             **{f"tuned_{key}": tuned[key] for key in ("precision", "threads", "attention")},
             "tuned_choices": tuned_seconds,
-            "allocator": ALLOCATOR,
+            "allocator": allocator.VARIABLES,
         },
         "loads": loads,
         "rounds": turns,
@@ -184,7 +183,7 @@ def run_process(arguments: Sequence[str], folder: Path, log: Path) -> tuple[floa
     """
     inherited = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LD_PRELOAD")}
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "datasets")}
-    command, environment = [sys.executable, *arguments], inherited | ALLOCATOR | offline
+    command, environment = [sys.executable, *arguments], inherited | allocator.VARIABLES | offline
     started, peak = time.monotonic(), 0
     with open(log, "w") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
