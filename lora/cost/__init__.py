@@ -5,7 +5,7 @@
 | `parameters`, `memory` | trainable parameters and memory of a run, computed without weights |
 | `machine` | the machine's description, and the load of other processes; no torch |
 | `timing` | interleaved timings, medians and their intervals; no torch |
-| `results` | folders of measurements, and the origin that each states; no torch |
+| `results` | folders of measurements; no torch |
 | `shapes`, `subjects` | batches to time; models in training by our step or PEFT's, and as deployed |
 | `saved`, `floor` | bytes that a backward pass and a checkpoint need; the time of a step's matrix products alone |
 | `harness` | times, bytes, floor and peak memory of any subject on any device |

@@ -1,15 +1,12 @@
-"""The folders of measurements, and the origin that each states. No torch."""
+"""The folders of measurements, and their files. No torch."""
 
 import argparse
 import json
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lora.cost import machine
 from lora.files import REFERENCE, RESULTS, ROOT
-from lora.records.provenance import code_version
 
 COMMITTED = RESULTS / REFERENCE
 
@@ -21,17 +18,6 @@ def add_place(parser: argparse.ArgumentParser) -> None:
     text = f"{COMMITTED.relative_to(ROOT)}, which is committed"
     place.add_argument("--reference", dest="results", action="store_const", const=COMMITTED, help=text)
     parser.add_argument("--tables", action="store_true", help="measure nothing: build the tables again")
-
-
-def origin(device: str) -> dict[str, Any]:
-    """The first keys of a measurement: device, machine, package versions, code and time."""
-    return {
-        "device": device,
-        "machine": machine.describe(),
-        "versions": machine.versions(),
-        "code": code_version(),
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
 
 
 def as_json(content: dict[str, Any]) -> bytes:

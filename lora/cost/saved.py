@@ -1,12 +1,10 @@
-"""The bytes that autograd keeps for the backward pass, and those of a checkpoint on disk."""
+"""The bytes that autograd keeps for the backward pass, and those of a checkpoint."""
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -73,11 +71,6 @@ def _address(tensor: Tensor) -> int:
 
 
 def checkpoint_bytes(model: nn.Module, with_head: bool) -> int:
-    """The bytes of a safetensors file of the trained tensors, written to disk and measured."""
-    tensors = {
-        name: p.detach().cpu().contiguous() for name, p in trainable(model) if with_head or not is_head(model, name)
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "trained.safetensors"
-        save_file(tensors, file)
-        return file.stat().st_size
+    """The bytes of a safetensors file of the trained tensors."""
+    kept = {name: p.detach().cpu() for name, p in trainable(model) if with_head or not is_head(model, name)}
+    return len(save(kept))

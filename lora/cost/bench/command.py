@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,15 @@ from lora.config.run import RunConfig
 from lora.cost.bench.page import SIDES, added, block, rebuild
 from lora.cost.bench.steps import measure as measure_steps
 from lora.cost.harness import in_fresh_process
-from lora.cost.machine import cpu_name, sample_busy_cores, slug, system_cores, tree_bytes
-from lora.cost.results import COMMITTED, add_place, as_json, origin, say
+from lora.cost.machine import cpu_name, describe, sample_busy_cores, slug, system_cores, tree_bytes, versions
+from lora.cost.results import COMMITTED, add_place, as_json, say
 from lora.cost.subjects import require_peft
 from lora.cost.timing import orders
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT, write_atomically
 from lora.records.machine import BF16_FLAGS, cores, cpu_flags
+from lora.records.provenance import code_version
 from lora.records.record import load_records
 from lora.training import allocator
 
@@ -88,7 +90,7 @@ def measure(rounds: int, runs: int, tasks: Sequence[str], overrides: Sequence[st
     """
     configs = {task: compose_run([*overrides, f"task={task}"]) for task in tasks}
     examples = {task: export_rows(config, folder / "rows") for task, config in configs.items()}
-    config, each = configs[tasks[0]], runs // len(tasks)
+    config, per_task = configs[tasks[0]], runs // len(tasks)
     say("warming up: the peers' choices of precision, threads and attention, one sweep of ours")
     first = peer_run(config, 0, examples[tasks[0]])
     script, script_seconds = fastest("max_length", first, folder)
@@ -96,7 +98,7 @@ def measure(rounds: int, runs: int, tasks: Sequence[str], overrides: Sequence[st
     run_ours(tasks, [0], overrides, folder)
     loads, turns = [], []
     for number, order in enumerate(orders(SIDES, rounds, "sides")):
-        seeds = range(number * each + 1, (number + 1) * each + 1)  # no two rounds share one
+        seeds = range(number * per_task + 1, (number + 1) * per_task + 1)  # no two rounds share one
         peers = [peer_run(configs[task], seed, examples[task]) for seed in seeds for task in tasks]
         few = [peers[(number * SCRIPT_RUNS + place) % runs] for place in range(SCRIPT_RUNS)]  # every task in turn
         actions = {
@@ -110,7 +112,12 @@ def measure(rounds: int, runs: int, tasks: Sequence[str], overrides: Sequence[st
             say(f"round {number + 1} of {rounds}, {side}: {turns[-1]['seconds']:.0f} s")
     say("steps")
     loads.append({"busy": round(sample_busy_cores() / system_cores(), 4)})
-    return origin(slug(cpu_name())) | {
+    return {
+        "device": slug(cpu_name()),
+        "machine": describe(),
+        "versions": versions(),
+        "code": code_version(),
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": {
             "tasks": list(tasks),
             "train_rows": config.data.train_rows,

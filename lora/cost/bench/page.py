@@ -148,7 +148,8 @@ def runs_table(measured: Measured) -> str:
 
 def runs_text(measured: Measured) -> str:
     settings, per_hour, n = measured["settings"], rates(measured), len(turns(measured, "ours"))
-    script, tuned = (times_text(ratio_of(per_hour["ours"], per_hour[peer])) for peer in PEERS)
+    ratios = (shown(ratio_of(per_hour["ours"], per_hour[peer]), 1) for peer in PEERS)
+    script, tuned = (ratio.replace(" ", "x ", 1) for ratio in ratios)  # 9.8x (9.7 to 10.0)
     sides = scores(measured)
     verdicts = [agrees(of[peer], of.get("ours", [])) for of in sides.values() for peer in PEERS if peer in of]
     runs = {side: sum(len(turn["cells"]) for turn in turns(measured, side)) for side in SIDES}
@@ -165,11 +166,6 @@ def runs_text(measured: Measured) -> str:
     if all(TASKS[task].family == "embedded" for task in sides):
         text += " The scores are of the small embedded tasks, not GLUE, with all-MiniLM-L6-v2, a sentence embedder."
     return text
-
-
-def times_text(ratio: Mapping[str, Any]) -> str:
-    """Format a ratio as `9.8x (9.7 to 10.0)`."""
-    return shown(ratio, 1).replace(" ", "x ", 1)
 
 
 def shares_table(measured: Measured) -> str:

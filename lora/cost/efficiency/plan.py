@@ -136,7 +136,7 @@ def run_of(plan: Plan, name: str) -> RunConfig:
     train = (f"train.kernels={plan.kernels}", f"train.precision={plan.precision}")
     runtime = (f"runtime.device={plan.device}", f"runtime.threads={plan.threads}")
     run = compose_run([*MODELS["minilm"], f"method={method}", f"seed={plan.seed}", *train, *runtime])
-    model = profile_run(plan.model).model
+    model = profile_run(plan.model, *runtime).model
     return replace(run, model=replace(model, path=plan.path) if plan.model == "local" else model)
 
 

@@ -1,6 +1,6 @@
 """Build summary.json, and read it strictly. It has one object per method, and `about`: plan, model and machine."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,28 +137,27 @@ def read_summary(path: Path) -> dict[str, Any]:
     if not isinstance(about, dict) or about.get("schema") != SCHEMA or set(about) != set(ABOUT):
         raise UserError(f"{path} is not a summary of schema {SCHEMA}, with `about` holding {', '.join(ABOUT)}")
     try:
-        plan = build(Plan, about["plan"])
+        build(Plan, about["plan"])
     except SettingsError as error:
         raise UserError(f"{path}: {error.problems[0]}") from error
-    shapes = {*plan.step_shapes, *plan.latency_shapes}
     for name, entry in summary.items():
-        if name != "about" and (name not in TITLES or not isinstance(entry, dict) or {*entry} - {FLOOR} != {*KEYS}):
+        if name == "about":
+            continue
+        if name not in TITLES or not isinstance(entry, dict) or {*entry} - {FLOOR} != {*KEYS}:
             raise UserError(f"{path}: {name} must be one of {', '.join(TITLES)}, with the keys {', '.join(KEYS)}")
-        for values in (entry, entry.get("to_full"), entry.get("to_base")) if name != "about" else ():
-            _check_values(path, values or {}, shapes)
+        strange = [value for key in entry if key != "settings" for value in _leaves(entry[key])]
+        strange = [value for value in strange if value is not None and not isinstance(value, int | float)]
+        if strange:
+            raise UserError(f"{path}: the costs of {name} must be numbers, found {strange[0]!r}")
     return summary
 
 
-def _check_values(path: Path, values: Mapping[str, Any], shapes: set[str]) -> None:
-    """Raises: UserError: If a quantity is not a number, or not numbers by the plan's shapes."""
-    for key, value in values.items():
-        if key in ("settings", "to_full", "to_base") or value is None:
-            continue
-        by_shape = value if isinstance(value, dict) else dict.fromkeys(shapes, value)
-        pairs = [pair if key in INTERVALS.values() else [pair] for pair in by_shape.values() if pair is not None]
-        numbers = [number for pair in pairs for number in pair]
-        if not set(by_shape) <= shapes or not all(isinstance(number, int | float) for number in numbers):
-            raise UserError(f"{path}: {key} must hold numbers by the shapes {', '.join(shapes)}, found {value!r}")
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(item)
+    else:
+        yield value
 
 
 def samples_csv(samples: Sequence[Mapping[str, Any]]) -> bytes:
