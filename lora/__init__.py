@@ -21,7 +21,7 @@ _HOMES = {
     "swap": "lora.adapters.merge",
     "AdapterSet": "lora.adapters.batched",
     "save_adapter": "lora.adapters.folder",
-    "load_adapter": "lora.adapters.load",
+    "load_adapter": "lora.adapters.merge",
     "to_peft": "lora.adapters.peft",
     "from_peft": "lora.adapters.peft",
     "from_loralib": "lora.adapters.loralib",

@@ -25,9 +25,8 @@ from lora.adapters.adapter import Adapter, Origin, adapter_of
 from lora.adapters.base import describe_base
 from lora.adapters.base_location import model_entries
 from lora.adapters.folder import read_adapter, save_adapter, write_adapter
-from lora.adapters.load import load_adapter
 from lora.adapters.loralib import from_loralib
-from lora.adapters.merge import swap, unmerge
+from lora.adapters.merge import load_adapter, swap, unmerge
 from lora.adapters.peft import CONFIG, WEIGHTS, from_peft, to_peft
 from lora.data.embedded import model_folder
 from lora.data.tasks import TASKS

@@ -13,11 +13,12 @@ from torch import nn
 from lora.adapters.adapter import Adapter, adapter_of
 from lora.adapters.batched import AdapterSet
 from lora.adapters.folder import write_adapter
-from lora.adapters.load import load_adapter
-from lora.adapters.merge import merge, remove, swap, unmerge
+from lora.adapters.merge import load_adapter, merge, remove, swap, unmerge
 from lora.errors import UserError
+from lora.methods import apply
 from lora.methods.configs import LoraConfig
 from lora.methods.lowrank import LoraLinear
+from lora.models.architectures import numbered
 from lora.models.modules import checksum, is_head
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -32,11 +33,10 @@ def state(model):
     return checksum(model.state_dict().items()), [type(module) for module in model.modules()]
 
 
-@pytest.mark.parametrize("targets", ["qkvo", "if", "qkvoif"])
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
-def test_a_merged_model_computes_the_unmerged_one_with_the_modules_and_state_of_the_base(architecture, targets):
+def test_a_merged_model_computes_the_unmerged_one_with_the_modules_and_state_of_the_base(architecture):
     base = tiny.model(architecture).double()
-    model = with_method(architecture, LoraConfig(targets=tuple(targets), rank=3)).double()
+    model = with_method(architecture, LoraConfig(targets=tuple("qkvoif"), rank=3)).double()
     before, unmerged = state(model), logits(model, architecture)
     merge(model)
     assert [type(m) for m in model.modules()] == [type(m) for m in base.modules()]
@@ -67,7 +67,7 @@ def test_a_merged_weight_is_the_exact_sum_rounded_once(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_thousand_swaps_among_five_adapters_leave_the_base_bit_identical(dtype):
+def test_hundreds_of_swaps_among_five_adapters_leave_the_base_bit_identical(dtype):
     adapters, model = five("bert"), tiny.model("bert").to(dtype)
     before = checksum(body(model).items())
     alone = {}
@@ -76,7 +76,7 @@ def test_a_thousand_swaps_among_five_adapters_leave_the_base_bit_identical(dtype
         swap(fresh, adapter)
         alone[task] = checksum(fresh.state_dict().items())
     assert len(set(alone.values())) == 5
-    order = random.Random(7).choices(list(adapters), k=1000)
+    order = random.Random(7).choices(list(adapters), k=300)
     for number, task in enumerate(order):
         swap(model, adapters[task])
         if number % 100 == 0:
@@ -150,7 +150,7 @@ def test_methods_that_have_no_merge_are_refused(method):
     for action in (merge, unmerge):
         with pytest.raises(UserError, match=f"has method {method}; merging is for LoRA alone"):
             action(model)
-    with pytest.raises(UserError, match=f"a model without another method, and this .* has method {method}"):
+    with pytest.raises(UserError, match=f"has method {method}, and the adapter is of method lora"):
         swap(model, five("bert")["rte"])
     with pytest.raises(UserError, match=f"method {method} cannot be merged"):
         swap(tiny.model("bert"), adapter_of(model))
@@ -227,16 +227,6 @@ def test_an_overflow_in_half_precision_is_found_and_undone(merged):
     swap(tiny.model("bert"), large)
 
 
-def test_large_weights_that_are_finite_are_merged_in_half_precision():
-    """Their sum exceeds float16's 65,504: each is 4 * 4 * 4 * 2 = 128 or so, and a layer has 1,024 of them."""
-    adapter = five("bert")["mnli"]
-    fours = {name: torch.full_like(tensor, 4.0) for name, tensor in adapter.weights.items()}
-    model = tiny.model("bert").half()
-    swap(model, Adapter(adapter.method, fours, adapter.head))
-    merged = model.bert.encoder.layer[0].attention.self.query.weight
-    assert (merged.float() - 128).abs().max() < 2
-
-
 def test_removal_gives_the_base_back_and_forgets_the_adapter():
     adapters, model = five("bert"), tiny.model("bert")
     before = checksum(model.state_dict().items())
@@ -246,29 +236,6 @@ def test_removal_gives_the_base_back_and_forgets_the_adapter():
         remove(model)
         assert checksum(model.state_dict().items()) == before
         assert model.applied is None and model.kept_head == {} and model.kept_layers == {}
-
-
-def test_a_failed_merge_leaves_the_model_as_it_was():
-    model = with_method("bert", LoraConfig())
-    with torch.no_grad():
-        model.get_parameter("bert.encoder.layer.1.attention.self.value.lora_b").fill_(3e38)
-    before = state(model)
-    with pytest.raises(UserError, match="not finite"):
-        merge(model)
-    assert state(model) == before
-
-
-def test_a_swap_from_a_folder_and_from_one_that_is_not_there(tmp_path):
-    adapters, model = five("bert"), tiny.model("bert")
-    write_adapter(adapters["stsb"], tmp_path / "stsb")
-    swap(model, tmp_path / "stsb")
-    before = state(model)
-    with pytest.raises(UserError, match="nowhere"):
-        swap(model, tmp_path / "nowhere")
-    assert state(model) == before
-    fresh = tiny.model("bert")
-    swap(fresh, adapters["stsb"])
-    assert state(fresh) == before
 
 
 def test_an_adapter_of_another_base_is_refused_in_every_dtype_and_taken_when_asked():
@@ -282,16 +249,6 @@ def test_an_adapter_of_another_base_is_refused_in_every_dtype_and_taken_when_ask
         assert state(other) == before
         swap(other, adapter, allow_other_base=True)
         assert state(other) != before
-
-
-def test_a_base_that_is_written_to_after_a_swap_is_noticed():
-    adapters, model = five("bert"), tiny.model("bert")
-    swap(model, adapters["rte"])
-    swap(model, adapters["mnli"])
-    with torch.no_grad():
-        model.get_parameter("bert.embeddings.word_embeddings.weight")[0, 0] += 1
-    with pytest.raises(UserError, match="not those that the adapter was trained on"):
-        swap(model, adapters["rte"])
 
 
 def test_a_base_that_is_written_to_through_data_is_noticed():
@@ -317,95 +274,160 @@ def test_a_base_that_is_written_to_through_data_is_noticed():
         assert state(model) == before
 
 
-def test_a_changed_architecture_is_refused_by_swaps_too():
+def test_a_changed_architecture_is_refused_unless_asked():
     relu, adapters = tiny.model("bert", hidden_act="relu"), five("bert")
     relu.load_state_dict(tiny.model("bert").state_dict())
     before = state(relu)
-    for action in (lambda: swap(relu, adapters["rte"]), lambda: AdapterSet(relu, adapters)):
-        with pytest.raises(UserError, match="hidden_act is 'relu', was 'gelu'; allow_changed_architecture=True"):
-            action()
+    for action in (load_adapter, swap, lambda model, adapter: AdapterSet(model, {"rte": adapter})):
+        with pytest.raises(UserError, match="hidden_act is 'relu', was 'gelu'; allow_other_base=True"):
+            action(relu, adapters["rte"])
         assert state(relu) == before
-    swap(relu, adapters["rte"], allow_changed_architecture=True)
-    AdapterSet(relu, adapters, allow_changed_architecture=True)
+    swap(relu, adapters["rte"], allow_other_base=True)
+    AdapterSet(relu, adapters, allow_other_base=True)
 
 
-SITUATIONS = {
-    "inference": lambda: torch.inference_mode(),
-    "no grad": lambda: torch.no_grad(),
-    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-    "inference and autocast": lambda: stacked(torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)),
+def quantized():
+    return torch.ao.quantization.quantize_dynamic(tiny.model("bert"), {nn.Linear}, dtype=torch.qint8)
+
+
+def stored_in_bytes():
+    """As bitsandbytes has it: a linear layer whose weight is no floating-point matrix."""
+    model = tiny.model("bert")
+    layer = model.bert.encoder.layer[0].attention.self.query
+    layer.weight = nn.Parameter(torch.zeros(512, 1, dtype=torch.uint8), requires_grad=False)
+    return model
+
+
+NO_CLASSIFIERS = {
+    "compiled": (lambda: torch.compile(tiny.model("bert")), r"got a OptimizedModule: .*\._orig_mod of torch\.compile"),
+    "wrapped": (lambda: nn.DataParallel(tiny.model("bert")), r"got a DataParallel: .*\.module"),
+    "bare": (lambda: tiny.model("bert").bert, "this BertModel has no classification head"),
+    "quantized": (quantized, "is quantized or sharded"),
+    "8 bits": (stored_in_bytes, r"bert\.encoder\.layer\.0\.attention\.self\.query of .* is quantized or sharded"),
 }
 
 
-@contextlib.contextmanager
-def stacked(*contexts):
+@pytest.mark.filterwarnings("ignore")  # of torch, about its own quantization
+@pytest.mark.parametrize("kind", NO_CLASSIFIERS)
+def test_what_is_no_plain_classifier_is_refused_everywhere_and_stays_frozen(kind):
+    build, message = NO_CLASSIFIERS[kind]
+    model, adapter = build(), five("bert")["rte"]
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for action in (
+        lambda: apply(model, LoraConfig()),
+        lambda: load_adapter(model, adapter),
+        lambda: swap(model, adapter),
+        lambda: AdapterSet(model, {"rte": adapter}),
+    ):
+        with pytest.raises(UserError, match=message):
+            action()
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("architecture", ["bert", "modernbert"])
+def test_lora_on_a_model_in_half_precision_trains_in_float32(architecture, dtype, tmp_path):
+    """In half precision, 64% of the entries never moved in 200 steps of this size."""
+    model = tiny.model(architecture).to(dtype)
+    apply(model, LoraConfig(targets=("q", "v"), rank=3))
+    factors = {name: p for name, p in model.named_parameters() if ".lora_" in name}
+    assert {p.dtype for p in factors.values()} == {torch.float32} and logits(model, architecture).dtype == dtype
+    with torch.no_grad():
+        for p in factors.values():
+            p.fill_(1.0)
+    start = {name: p.detach().clone() for name, p in factors.items()}
+    optimizer = torch.optim.AdamW(factors.values(), lr=1e-4, weight_decay=0)  # half of bfloat16's step at 1 is 4e-3
+    for _ in range(3):
+        model(**tiny.inputs(architecture), labels=torch.arange(5) % 2).loss.float().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    moved = torch.cat([(p != start[name]).flatten() for name, p in factors.items()])
+    assert moved.float().mean() > 0.99
+    write_adapter(adapter_of(model), tmp_path / "a")
+    fresh = tiny.model(architecture).to(dtype)
+    load_adapter(fresh, tmp_path / "a")
+    assert torch.equal(logits(fresh, architecture), logits(model, architecture))
+    merge(model)
+    unmerge(model)
+    assert torch.equal(logits(fresh, architecture), logits(model, architecture))
+
+
+def test_float32_factors_compute_the_float64_product_on_a_model_in_half_precision():
+    """Its error is one rounding of the output, as PEFT's."""
+    model = with_method("bert", LoraConfig(rank=3, alpha=7))
+    layer = model.bert.encoder.layer[0].attention.self.query
+    x = torch.randn(50, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for part in ("weight", "bias"):
+        setattr(layer, part, nn.Parameter(getattr(layer, part).bfloat16()))
+    found, exact = layer(x), copy.deepcopy(layer).double()(x.double())
+    plain = x.double() @ layer.weight.double().T + layer.bias.double()
+    eps = torch.finfo(torch.bfloat16).eps
+    assert found.dtype == torch.bfloat16
+    assert ((found.double() - exact).abs() <= eps * (exact.abs() + plain.abs())).all()  # of W x, and of the sum
+
+
+def test_a_state_dict_is_not_loaded_into_a_merged_model():
+    """`unmerge` would bring the earlier weights back."""
+    model, other = with_method("bert", LoraConfig()), tiny.model("bert", seed=4)
+    merge(model)
+    before = checksum(model.state_dict().items())
+    for target in (model, copy.deepcopy(model), nn.ModuleList([model])):
+        with pytest.raises(UserError, match="call unmerge or remove before load_state_dict"):
+            target.load_state_dict(other.state_dict(), strict=False)
+    assert checksum(model.state_dict().items()) == before
+    remove(model)
+    model.load_state_dict(other.state_dict())
+    assert checksum(model.state_dict().items()) == checksum(other.state_dict().items())
+
+
+def test_a_model_that_was_cast_gets_its_head_back_in_the_new_dtype():
+    model = tiny.model("bert")
+    swap(model, five("bert")["mnli"])
+    remove(model.to(torch.bfloat16))
+    expected = tiny.model("bert").to(torch.bfloat16)
+    assert checksum(model.state_dict().items()) == checksum(expected.state_dict().items())
+
+
+SITUATIONS = {
+    "inference": [torch.inference_mode],
+    "no grad": [torch.no_grad],
+    "inference and autocast": [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)],
+}
+
+
+@pytest.mark.parametrize("built_within", [False, True])
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_cycles_in_any_mode_leave_the_base_and_the_model_as_any_other(situation, built_within):
+    adapters = five("bert")
+    before = checksum(tiny.model("bert").state_dict().items())
+    model = None if built_within else tiny.model("bert")
     with contextlib.ExitStack() as stack:
-        for context in contexts:
-            stack.enter_context(context)
-        yield
-
-
-CASES = [(name, False, False) for name in SITUATIONS] + [("inference", True, False), ("inference", False, True)]
-
-
-@pytest.mark.parametrize(("situation", "built_within", "training"), CASES)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_cycles_in_any_mode_leave_the_base_and_the_model_as_any_other(dtype, situation, built_within, training):
-    adapters, build = five("bert"), lambda: tiny.model("bert").to(dtype).train(training)
-    before = checksum(build().state_dict().items())
-    model = None if built_within else build()
-    with SITUATIONS[situation]():
-        model = build() if built_within else model
+        for enter in SITUATIONS[situation]:
+            stack.enter_context(enter())
+        modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+        model = tiny.model("bert") if built_within else model
         for number, task in enumerate(random.Random(3).choices(list(adapters), k=12)):
             swap(model, adapters[task])
             if number % 3 == 0:
                 unmerge(model)
             if number % 5 == 0:
                 served = AdapterSet(model, adapters)
-                if dtype != torch.float16 or "autocast" not in situation:  # torch has no forward pass for this pair
-                    served(list(FIVE), **tiny.inputs("bert"))
+                served(list(FIVE), **tiny.inputs("bert"))
                 assert served.release() is model
                 assert checksum(model.state_dict().items()) == before
-        swap(model, adapters["mnli"])
+        load_adapter(model, adapters["mnli"])
         saved = adapter_of(model)
-    fresh = tiny.model("bert").to(dtype)
-    swap(fresh, adapters["mnli"])
-    assert checksum(model.state_dict().items()) == checksum(fresh.state_dict().items())
+        with pytest.raises(UserError):
+            swap(model, "nowhere")
+        assert modes == (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"))
     assert not any(tensor.is_inference() for tensor in (saved.weights | saved.head).values())
     assert not any(parameter.is_inference() for parameter in model.parameters())
-    assert {module.training for module in model.modules()} == {training}
-    unmerge(model)
     model(**tiny.inputs("bert"), labels=torch.arange(5) % 3).loss.backward()  # training works outside the context
     moved = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
     assert len(moved) == 8 + 4
     remove(model)
     assert checksum(model.state_dict().items()) == before
-
-
-def test_an_adapter_that_was_read_in_inference_mode_is_one_of_usual_tensors(tmp_path):
-    write_adapter(five("bert")["rte"], tmp_path / "a")
-    with torch.inference_mode():
-        model = tiny.model("bert")
-        adapter = load_adapter(model, tmp_path / "a")
-    assert not any(tensor.is_inference() for tensor in (adapter.weights | adapter.head).values())
-    loss = model(**tiny.inputs("bert"), labels=torch.arange(5) % 2).loss
-    loss.backward()
-    assert model.get_parameter("bert.encoder.layer.0.attention.self.query.lora_a").grad is not None
-
-
-def test_the_mode_of_the_caller_is_as_it_was():
-    model, adapter = tiny.model("bert"), five("bert")["rte"]
-    swap(model, adapter)
-    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-    with torch.inference_mode():
-        swap(model, adapter)
-        assert torch.is_inference_mode_enabled()
-        with pytest.raises(UserError):
-            swap(model, "nowhere")
-        assert torch.is_inference_mode_enabled()
-    with torch.no_grad():
-        swap(model, adapter)
-        assert not torch.is_grad_enabled()
 
 
 def test_a_layer_that_was_replaced_while_merged_is_noticed():
@@ -414,3 +436,23 @@ def test_a_layer_that_was_replaced_while_merged_is_noticed():
     model.bert.encoder.layer[0].attention.self.query = nn.Identity()
     with pytest.raises(UserError, match="it was replaced since"):
         unmerge(model)
+
+
+@pytest.mark.parametrize("architecture", tiny.OTHERS)
+def test_architectures_outside_the_table_are_merged_and_swapped_exactly(architecture):
+    # Frozen from the start: torch multiplies non-contiguous inputs in another way if the weight requires a gradient.
+    model, adapters, expected = tiny.model(architecture).double().requires_grad_(False), {}, {}
+    before, plain = checksum(model.state_dict().items()), logits(model, architecture)
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    layers = list(dict.fromkeys(numbered(name) for name in names if not is_head(model, name)))
+    for name, targets, outputs in (("a", layers, 3), ("b", layers[::2], 2)):
+        each = with_method(architecture, LoraConfig(targets=tuple(targets), rank=3), 1, outputs).double()
+        adapters[name], expected[name] = adapter_of(each), logits(each, architecture)
+        merge(each)
+        torch.testing.assert_close(logits(each, architecture), expected[name], rtol=0, atol=1e-10)
+    for name in "abba":
+        swap(model, adapters[name])
+        torch.testing.assert_close(logits(model, architecture), expected[name], rtol=0, atol=1e-10)
+    remove(model)
+    assert checksum(model.state_dict().items()) == before
+    assert torch.equal(logits(model, architecture), plain)

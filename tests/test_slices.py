@@ -14,8 +14,7 @@ from torch.nn import functional as F
 
 from lora.adapters.adapter import Adapter, adapter_of
 from lora.adapters.batched import AdapterSet
-from lora.adapters.load import load_adapter
-from lora.adapters.merge import merge, remove, swap, unmerge
+from lora.adapters.merge import load_adapter, merge, remove, swap, unmerge
 from lora.adapters.peft import CONFIG, WEIGHTS, from_peft, to_peft
 from lora.errors import UserError
 from lora.methods import apply

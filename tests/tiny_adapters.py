@@ -54,9 +54,9 @@ def five(architecture: str) -> dict[str, Adapter]:
     }
 
 
-def logits(model, architecture: str) -> torch.Tensor:
+def logits(model, architecture: str, rows: int = 5) -> torch.Tensor:
     with torch.no_grad():
-        return model(**tiny.inputs(architecture)).logits
+        return model(**tiny.inputs(architecture, rows)).logits
 
 
 def assert_same_logits(one, other, architecture: str) -> None:

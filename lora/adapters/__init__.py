@@ -4,10 +4,9 @@
 | --- | --- |
 | `adapter` | `Adapter`: the trained tensors, their method, their base and their origin |
 | `folder` | an adapter as a self-describing folder |
-| `load` | `load_adapter`: an adapter put on a model, after every check |
-| `merge` | `merge`, `unmerge`, `swap`, `remove`: LoRA folded into the weights and taken out again |
+| `fit` | every check of an adapter against a model |
+| `merge` | `load_adapter`, and `merge`, `unmerge`, `swap`, `remove`: LoRA folded into the weights and taken out again |
 | `batched` | `AdapterSet`: several adapters in one batch |
-| `row_probe` | whether an encoder can serve them so |
 | `head` | a model's head, replaced as a whole |
 | `base` | the pretrained weights under an adapter, and how a model is checked against them |
 | `base_location` | the folder or hub id that a base is loaded from |

@@ -17,9 +17,8 @@ from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
 from lora.methods.configs import LoraConfig, MethodConfig
 from lora.models.architectures import named_by
-from lora.models.modules import is_head
+from lora.models.modules import DTYPES, is_head
 
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LOW_RANK = re.compile(r"(.+)\.lora_([ab])")
 
 

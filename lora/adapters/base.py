@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from lora.errors import UserError
-from lora.methods.lowrank import LoraLayer
+from lora.methods.lowrank import LoraLayer, factor_dtype
 from lora.models.modules import checksum, is_head
 
 # The settings that, together with the weights, determine what an encoder computes. Each architecture has some of them.
@@ -57,7 +57,10 @@ def kept_layers(model: nn.Module) -> dict[str, LoraLayer]:
         if type(live) is not nn.Linear:
             raise UserError(f"{name}, merged as a linear layer, is now a {type(live).__name__}: it was replaced since")
         if (layer.weight.device, layer.weight.dtype) != (live.weight.device, live.weight.dtype):
-            layer.to(live.weight.device, live.weight.dtype)
+            wide = factor_dtype(live.weight.dtype)
+            for part, parameter in layer.named_parameters():
+                dtype = live.weight.dtype if part in ("weight", "bias") else wide
+                parameter.data = parameter.data.to(live.weight.device, dtype)
     return kept
 
 
@@ -106,42 +109,34 @@ def describe_base(model: nn.Module, name: str | None = None, revision: str | Non
     return Base(name, revision, architecture(model.config), hashes)
 
 
-def check_architecture(model: nn.Module, base: Base) -> None:
-    """Raises: UserError: If the model's architecture differs; the message lists every setting that does."""
-    mine = architecture(model.config)
-    names = [key for key in ARCHITECTURE_KEYS if mine.get(key) != base.architecture.get(key)]
-    if names:
-        listed = ", ".join(f"{key} is {mine.get(key)!r}, was {base.architecture.get(key)!r}" for key in names)
-        raise UserError(
-            f"the adapter was trained on another architecture: {listed}; "
-            f"allow_changed_architecture=True accepts it if every tensor fits"
-        )
-
-
 def check_base(model: nn.Module, base: Base, trained: Iterable[str]) -> None:
-    """Check, bit for bit, that the model has the pretrained weights that an adapter was trained on.
+    """Check that a model is the one that an adapter was trained on: its settings, and its weights bit for bit.
 
     A successful check is not repeated while the weights stay the same. To know that, every call reads them once: a
     change through `.data`, or by a library that shares their memory, changes neither a version nor an address.
 
+    Args:
+        trained: Names of the adapter's tensors, which are not part of its base.
     Raises: UserError: If they differ, or the adapter has no hash for their dtype.
     """
+    mine = architecture(model.config)
+    changed = [key for key in ARCHITECTURE_KEYS if mine.get(key) != base.architecture.get(key)]
+    if changed:
+        differences = ", ".join(f"{key} is {mine.get(key)!r}, was {base.architecture.get(key)!r}" for key in changed)
+        raise UserError(f"the adapter was trained on another architecture: {differences}")
     tensors = base_tensors(model, trained)
     state = checksum(tensors.items(), xxhash.xxh3_128)  # SHA-256 takes several times as long
     if getattr(model, "checked_base", None) == (base.hashes, state):
         return
     dtype = common_dtype(tensors)
     common = [d for d in (dtype, *NARROWER.get(dtype, ())) if short(d) in base.hashes]
-    override = "allow_other_base=True accepts it anyway"
     if not common:
-        raise UserError(
-            f"the adapter can recognise its base {base.name} in {', '.join(base.hashes)}, but the model is in "
-            f"{short(dtype)}; {override}"
-        )
+        known = ", ".join(base.hashes)
+        raise UserError(f"the adapter recognises its base {base.name} in {known}, and the model is in {short(dtype)}")
     if hash_in(tensors, common[0]) != base.hashes[short(common[0])]:
         raise UserError(
             f"the model's weights are not those that the adapter was trained on ({base.name}, "
-            f"{short(common[0])} {base.hashes[short(common[0])][:12]}...); {override}"
+            f"{short(common[0])} {base.hashes[short(common[0])][:12]}...)"
         )
     model.checked_base = (base.hashes, state)
 

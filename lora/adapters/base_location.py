@@ -16,9 +16,8 @@ from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
 from lora.adapters.adapter import Adapter
-from lora.adapters.base import check_architecture, check_base
-from lora.adapters.head import fitted_head
-from lora.adapters.merge import fitted_layers
+from lora.adapters.base import check_base
+from lora.adapters.fit import fit
 from lora.adapters.torch_modes import lasting
 from lora.checks import build
 from lora.config.encoder_files import locate
@@ -79,17 +78,14 @@ def checked_folder(adapter: Adapter, folder: Path) -> str:
     place = os.path.abspath(folder)
     model = load_folder(place)
     try:
-        fitted_layers(model, {}, adapter)
-        fitted_head(model, adapter.head)
+        fit(model, adapter, allow_other_base=True)
     except UserError as error:
         raise UserError(f"the adapter does not fit the base in {place}: {error}") from error
     if adapter.base is not None:
         try:
-            check_architecture(model, adapter.base)
             check_base(model, adapter.base, adapter.weights)
         except UserError as error:
-            found = str(error).rpartition("; ")[0]  # without the override, an argument of other functions
-            raise UserError(f"{place} does not hold the adapter's base: {found}") from error
+            raise UserError(f"{place} does not hold the adapter's base: {error}") from error
     return place
 
 

@@ -33,9 +33,9 @@ def output_layer(model: nn.Module) -> str:
 
 
 def own_head(model: nn.Module) -> dict[str, Tensor]:
-    """The head that the model had before any adapter brought one."""
-    kept = getattr(model, "kept_head", {})
-    return kept or {name: parameter.detach() for name, parameter in head_parameters(model).items()}
+    """The head that the model had before any adapter brought one, on its current device and in its current dtype."""
+    mine, kept = head_parameters(model), getattr(model, "kept_head", {})
+    return {name: kept.get(name, parameter).detach().to(parameter) for name, parameter in mine.items()}
 
 
 def fitted_head(model: nn.Module, head: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -62,8 +62,7 @@ def fitted_head(model: nn.Module, head: dict[str, Tensor]) -> dict[str, Tensor]:
                 f"number of labels may differ"
             )
         fitted[name] = tensor.detach().to(mine[name].device, mine[name].dtype, copy=True)
-        if name in head:
-            check_range(name, tensor, fitted[name])
+        check_finite(f"the adapter's {name}", fitted[name])
     rows = {fitted[name].shape[0] for name in outputs & set(fitted)}
     if len(rows) != 1:
         raise UserError(f"weight and bias of the adapter's {output} differ in the number of labels: {sorted(rows)}")
@@ -72,10 +71,10 @@ def fitted_head(model: nn.Module, head: dict[str, Tensor]) -> dict[str, Tensor]:
     return fitted
 
 
-def check_range(name: str, tensor: Tensor, cast: Tensor) -> None:
-    """Raises: UserError: If a value of an adapter's tensor overflows in the model's dtype."""
-    if cast.dtype != tensor.dtype and not torch.isfinite(cast).all():
-        raise UserError(f"the adapter's {name} has values that are not finite in {cast.dtype}, the model's dtype")
+def check_finite(what: str, tensor: Tensor) -> None:
+    """Raises: UserError: If a value is not finite, such as one that is too large for the model's dtype."""
+    if not tensor.isfinite().all():
+        raise UserError(f"{what} has values that are not finite in {tensor.dtype}, the model's dtype")
 
 
 @torch.no_grad()

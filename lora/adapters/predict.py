@@ -21,8 +21,7 @@ from tqdm import tqdm
 from lora.adapters.adapter import Adapter
 from lora.adapters.base_location import model_entries
 from lora.adapters.head import head_parameters
-from lora.adapters.load import load_adapter
-from lora.adapters.merge import remove, swap
+from lora.adapters.merge import load_adapter, remove, swap
 from lora.adapters.predict_inputs import NAMES, Served, Work, read_input, serve, words
 from lora.data.batching import Encoded, collate, encode, evaluation_batches, to_device
 from lora.data.glue_tsv import find_file

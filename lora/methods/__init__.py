@@ -61,9 +61,11 @@ def apply(model: "nn.Module", config: MethodConfig, seed: int = 0) -> tuple[str,
         config: One of LoraConfig, FullConfig, BitFitConfig, HoulsbyConfig, PfeifferConfig, AdapterDropConfig.
         seed: Seed of the method's init. Each new module draws from a generator named after it.
     Returns: The names of the trainable parameters, including the head's.
-    Raises: UserError: If the config does not fit the model, such as one that names a module the model lacks; or the
-        model has modules of a method already, which the second one's saved adapter would lack.
+    Raises: UserError: If the model is compiled, wrapped, without a head, or quantized; the config does not fit it, such
+        as one that names a module the model lacks; or it has modules of a method already, which the second one's saved
+        adapter would lack.
     """
+    import_module("lora.models.modules").check_classifier(model)
     earlier = getattr(model, "applied", None)
     if earlier is not None and not isinstance(earlier.method, FullConfig | BitFitConfig):
         raise UserError(

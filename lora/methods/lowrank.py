@@ -37,8 +37,10 @@ class LoraLinear(nn.Module):
         self.lora_a, self.lora_b = new_factors(linear.weight, linear.out_features, rank)
 
     def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
-        update = F.linear(F.linear(F.dropout(x, self.dropout, self.training), self.lora_a), self.lora_b)
-        return F.linear(x, self.weight, self.bias) + self.scale * update
+        kept = widened(F.dropout(x, self.dropout, self.training), self.weight, self.lora_a)
+        update = F.linear(F.linear(kept, self.lora_a), self.lora_b)
+        h = F.linear(x, self.weight, self.bias)
+        return (h + self.scale * update).to(h.dtype)
 
     def parts(self, name: str) -> "dict[str, LoraLinear | LoraSlice]":
         """Name of the adapted layer -> the module with A and B, if this layer is called `name`."""
@@ -79,7 +81,8 @@ class LoraSlices(nn.Module):
     def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
         h, kept = F.linear(x, self.weight, self.bias), F.dropout(x, self.dropout, self.training)
         for part in self.children():
-            h[..., part.rows] += part.scale * F.linear(F.linear(kept, part.lora_a), part.lora_b)
+            wide = widened(kept, self.weight, part.lora_a)
+            h[..., part.rows] += part.scale * F.linear(F.linear(wide, part.lora_a), part.lora_b)
         return h
 
     def parts(self, name: str) -> dict[str, LoraSlice]:
@@ -95,10 +98,22 @@ LoraLayer = LoraLinear | LoraSlices
 
 
 def new_factors(weight: Float[Tensor, "d_out d_in"], outputs: int, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
-    """A (rank, d_in), uninitialised, and B (outputs, rank), zero, on W0's device and in its dtype."""
-    like = {"device": weight.device, "dtype": weight.dtype}
+    """A (rank, d_in), uninitialised, and B (outputs, rank), zero, on W0's device."""
+    like = {"device": weight.device, "dtype": factor_dtype(weight.dtype)}
     a, b = torch.empty(rank, weight.shape[1], **like), torch.zeros(outputs, rank, **like)
     return nn.Parameter(a), nn.Parameter(b)
+
+
+def factor_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of A and B: at least float32, as in PEFT. In half precision, most updates of a step round to zero."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def widened(
+    x: Float[Tensor, "*rows d_in"], weight: Float[Tensor, "d_out d_in"], lora_a: Float[Tensor, "rank d_in"]
+) -> Float[Tensor, "*rows d_in"]:
+    """x in A's dtype if W0 is in a narrower one. If both are in one dtype, autocast alone decides."""
+    return x if weight.dtype == lora_a.dtype else x.to(lora_a.dtype)
 
 
 def in_blocks(

@@ -6,15 +6,37 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from lora.errors import UserError, listed
 from lora.models.architectures import ARCHITECTURES, Architecture, module_of, named_by, numbered, slice_of
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_classifier(model: nn.Module) -> None:
+    """Check that a model is a transformers classifier itself: the names of its parameters tell the body from the head.
+
+    Raises: UserError: If it is compiled, wrapped, without a head, or quantized.
+    """
+    kind = type(model).__name__
+    if not isinstance(model, PreTrainedModel):
+        raise UserError(
+            f"the model must be a transformers classifier, got a {kind}: take it out of its wrapper (._orig_mod of "
+            f"torch.compile, .module of DistributedDataParallel), and compile or wrap it afterwards"
+        )
+    if model.base_model is model:
+        raise UserError(f"this {kind} has no classification head: load it with AutoModelForSequenceClassification")
+    for name, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        if "quant" in type(module).__module__ or any(type(p) is not nn.Parameter or p.dtype not in DTYPES for p in own):
+            raise UserError(f"{name} of this {kind} is quantized or sharded: load the model in a floating-point dtype")
 
 
 def is_head(model: nn.Module, name: str) -> bool:
     """Whether a parameter or module belongs to the head: outside the body, or in BERT's pooler (`load_encoder`)."""
     body = f"{model.base_model_prefix}."
-    return not name.startswith(body) or name.startswith(f"{body}pooler.")
+    return not name.startswith(body) or f"{name}.".startswith(f"{body}pooler.")
 
 
 def architecture_of(model: nn.Module) -> Architecture | None:

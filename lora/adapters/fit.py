@@ -1,0 +1,120 @@
+"""Fit an adapter to a model: every check, before anything in the model changes."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lora.adapters.adapter import Adapter
+from lora.adapters.base import check_base, kept_layers
+from lora.adapters.folder import read_adapter
+from lora.adapters.head import fitted_head
+from lora.adapters.torch_modes import thaw
+from lora.errors import UserError, listed
+from lora.methods import apply
+from lora.methods.configs import LoraConfig
+from lora.methods.lowrank import LoraLayer, adapt
+from lora.models.architectures import in_order, module_of
+from lora.models.modules import check_classifier, is_head, trainable
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """An adapter that fits a model.
+
+    Args:
+        layers: Module -> LoRA layer with the adapter's A and B and the model's pretrained weight; {} for other methods.
+        head: The whole head in the model's dtype, by parameter name.
+    """
+
+    adapter: Adapter
+    layers: dict[str, LoraLayer]
+    head: dict[str, Tensor]
+
+
+def fit(
+    model: nn.Module, given: Adapter | str | Path, allow_other_base: bool = False, lora_alone: bool = False
+) -> Fitted:
+    """Read an adapter and fit it to a model, which does not change.
+
+    Args:
+        allow_other_base: Skip the check of the base.
+        lora_alone: Refuse other methods, which can neither be merged nor mixed in a batch.
+    Raises: UserError: If the adapter cannot be read, the model is no plain classifier or has another method, the base
+        is another one, or a tensor does not fit.
+    """
+    adapter = given if isinstance(given, Adapter) else read_adapter(given)
+    check_classifier(model)
+    thaw(model)
+    is_lora, applied = isinstance(adapter.method, LoraConfig), getattr(model, "applied", None)
+    if lora_alone and not is_lora:
+        raise UserError(f"method {adapter.method.name} cannot be merged: merging is for LoRA alone")
+    if applied is not None and not (is_lora and isinstance(applied.method, LoraConfig)):
+        mine, its = applied.method, adapter.method
+        if mine.name != its.name:
+            raise UserError(
+                f"the model has method {mine.name}, and the adapter is of method {its.name}: load the model anew"
+            )
+        if mine != its:
+            raise UserError(f"the model has {mine}, and the adapter is of {its}: load the model anew")
+    if adapter.base is not None and not allow_other_base:
+        try:
+            check_base(model, adapter.base, adapter.weights)
+        except UserError as error:
+            raise UserError(f"{error}; allow_other_base=True accepts it if every tensor fits") from error
+    if not is_lora:
+        check_shapes(model, adapter)
+    return Fitted(adapter, fitted_layers(model, adapter) if is_lora else {}, fitted_head(model, adapter.head))
+
+
+def fitted_layers(model: nn.Module, adapter: Adapter) -> dict[str, LoraLayer]:
+    """New LoRA layers with the adapter's A and B and the model's pretrained weights.
+
+    Raises: UserError: If a module is missing, in the head, or of another shape.
+    """
+    layers: dict[str, LoraLayer] = {}
+    kept, pairs = kept_layers(model), adapter.pairs()
+    for name in in_order(pairs):
+        (a, b), module = pairs[name], module_of(name)
+        linear = kept[module] if module in kept else find_linear(model, module)
+        part = adapt(layers, name, linear, len(a), adapter.scale(name), adapter.method.dropout)
+        if a.shape[1] != linear.in_features or len(b) != len(part.lora_b):
+            raise UserError(
+                f"the adapter's factors of {name} are for {b.shape[0]} x {a.shape[1]} weights, and the model's is "
+                f"{len(part.lora_b)} x {linear.in_features}"
+            )
+        with torch.no_grad():
+            part.lora_a.copy_(a)
+            part.lora_b.copy_(b)
+    return layers
+
+
+def find_linear(model: nn.Module, name: str) -> nn.Linear | LoraLayer:
+    """A linear layer of the encoder's body, with or without LoRA. Raises: UserError: If none has that name."""
+    module = dict(model.named_modules()).get(name)
+    if not isinstance(module, nn.Linear | LoraLayer) or is_head(model, name):
+        found = "absent" if module is None else f"a {type(module).__name__} of {type(model).__name__}"
+        raise UserError(
+            f"the adapter has LoRA on {name}, which is not a linear layer of the encoder's body but {found}"
+        )
+    return module
+
+
+def check_shapes(model: nn.Module, adapter: Adapter) -> None:
+    """Raises: UserError: If the adapter's tensors are not exactly those that its method trains in the body."""
+    if getattr(model, "applied", None) is None:
+        with torch.device("meta"):  # names and shapes only, at no cost in memory or time
+            like = type(model)(copy.deepcopy(model.config))
+        apply(like, adapter.method)
+    else:
+        like = model
+    expected = {n: tuple(p.shape) for n, p in trainable(like) if n in adapter.weights or not is_head(like, n)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in adapter.weights.items()}
+    different = sorted(name for name in {*expected, *shapes} if expected.get(name) != shapes.get(name))
+    if different:
+        raise UserError(
+            f"the adapter's tensors are not those that {adapter.method} trains on this model; missing, unknown or of "
+            f"another shape: {listed(different)}"
+        )
