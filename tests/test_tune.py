@@ -17,7 +17,7 @@ from lora.errors import UserError
 from lora.files import ROOT
 from lora.records.record import load_records
 from lora.report.build import build
-from lora.report.select import gather
+from lora.report.gather import gather
 from lora.sweep.expand import expand
 from lora.sweep.rate_grids import RateGrid, at_edge, best_rate, extended, rate_grids, reported_seeds, usual_seed
 from lora.sweep.request import requested

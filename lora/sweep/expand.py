@@ -9,10 +9,10 @@ import yaml
 
 from lora.config.compose import compose_run, is_untuned, parent_overrides
 from lora.config.folders import UnreadFolderError
+from lora.config.labels import columns
 from lora.config.options import CONF, describe_group, parsed_override
 from lora.config.rates import pinned_rates, rates_setting
 from lora.config.run import RunConfig
-from lora.config.variants import Variant, variant
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.sweep.grids import (
@@ -35,7 +35,6 @@ class PlannedRun:
         experiments: All experiments that expect it. A run shared by several is trained once.
         parent: The run_id of the MNLI run that it starts from, which is in the same sweep.
         train_rows: Size of the subset of the train split; None means the whole split.
-        given, settings: What distinguishes it from other runs of its method (`lora.config.variants.Variant`).
         untuned: Whether its learning rate was not chosen for its user-defined task (`lora.config.compose.is_untuned`).
         examples: Number of train examples over all epochs, a measure of its length.
         tokens: Upper bound of the same in tokens, as if every example were padded to the maximum length.
@@ -54,11 +53,14 @@ class PlannedRun:
     start: str
     parent: str | None
     train_rows: int | None
-    given: tuple[str, ...]
-    settings: tuple[str, ...]
     untuned: bool
     examples: int
     tokens: int
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Its settings, by which it is told from other runs of its method."""
+        return columns(self.config)
 
 
 def read_profile(profile: str) -> dict[str, Any]:
@@ -136,7 +138,7 @@ def expand_blocks(profile: str, blocks: Mapping[str, Sequence[Block]]) -> list[P
                     names = dict.fromkeys((*(known.experiments if known else ()), experiment))
                     saves = known is not None and "runtime.save_adapter=true" in known.overrides
                     by = known.overrides if saves else composed_by
-                    found[each.run_id] = _planned(each, by, tuple(names), variant(each, base_run(each, composed_by)))
+                    found[each.run_id] = _planned(each, by, tuple(names))
     if invalid:
         lines = (
             f"{first}{f' and {len(others)} more' if others else ''}: {mistake}"
@@ -173,7 +175,7 @@ def _holds(config: RunConfig, overrides: tuple[str, ...], held: Values) -> bool:
     return False
 
 
-def _planned(config: RunConfig, overrides: tuple[str, ...], experiments: tuple[str, ...], apart: Variant) -> PlannedRun:
+def _planned(config: RunConfig, overrides: tuple[str, ...], experiments: tuple[str, ...]) -> PlannedRun:
     rows = config.data.train_rows or TASKS[config.task].official_rows["train"]
     # a worker may be on another machine than the launcher, and the rates file may change before it starts
     pins = (
@@ -197,31 +199,7 @@ def _planned(config: RunConfig, overrides: tuple[str, ...], experiments: tuple[s
         start=config.start,
         parent=config.start_run,
         train_rows=config.data.train_rows,
-        given=apart.given,
-        settings=apart.settings,
         untuned=TASKS[config.task].own is not None and is_untuned(overrides),
         examples=rows * config.train.epochs,
         tokens=rows * config.train.epochs * config.data.max_length,
     )
-
-
-def base_run(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """The run that conf/ defines for the same groups, task and seed, or the run itself if conf/ defines none."""
-    kept = (
-        *(
-            "profile=",
-            "model=",
-            "model.source=",
-            "model.path=",
-            "method=",
-            "protocol=",
-            "data.source=",
-            "runtime.device=",
-        ),
-        *("runtime.results=", "rates="),  # a results folder keeps the choices of its runs, and their rates
-    )
-    chosen = [override for override in overrides if override.startswith(kept)]
-    try:
-        return compose_run([*chosen, f"task={config.task}", f"seed={config.seed}"], config.train.precision)
-    except UserError:  # the protocol has no row for this run; the overrides state every setting
-        return config
