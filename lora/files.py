@@ -72,8 +72,8 @@ def listing(folder: Path) -> str:
     try:
         with os.scandir(folder) as entries:
             return listed(sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries)) or "nothing"
-    except OSError as error:
-        return f"{error.strerror}"
+    except (OSError, ValueError) as error:  # ValueError: a name that no file system can hold
+        return getattr(error, "strerror", None) or "no such folder"
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -253,8 +253,9 @@ def test_a_torn_line_of_a_test_file_of_qqp_is_an_error(tmp_path):
 
 def test_absent_folders_and_files_are_named_with_what_was_found(tmp_path):
     task = TASKS["rte"]
-    with pytest.raises(UserError, match="nowhere does not exist; set GLUE_DIR= to the folder that holds CoLA, MNLI, "):
-        read(task, "tsv", tmp_path / "nowhere")
+    for folder in (tmp_path / "nowhere", "x" * 300):
+        with pytest.raises(UserError, match="does not exist; set GLUE_DIR= to the folder that holds CoLA, MNLI, "):
+            read(task, "tsv", folder)
     with pytest.raises(UserError, match=r"has no sub-folder RTE \(found: nothing\)"):
         read(task, "tsv", tmp_path)
     write_tsv(tmp_path, TASKS["wnli"])

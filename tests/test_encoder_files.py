@@ -1,6 +1,8 @@
 """An encoder's files: its tokenizer is part of a run's identity, and what it cannot read is refused at once."""
 
 import json
+import os
+import signal
 
 import pytest
 import tiny
@@ -10,6 +12,8 @@ from lora.config.compose import compose_run
 from lora.errors import UserError
 from lora.records.record import adapter_path, record_path
 from lora.sweep.worker import ensure_record
+from lora.training import loop, signals
+from lora.training.signals import InterruptedRunError
 
 
 @pytest.fixture
@@ -58,6 +62,16 @@ def test_another_vocabulary_is_not_taken_for_the_recorded_one(run, own_model, tm
     del content["provenance"]["tokenizer"]  # a record of an earlier version
     path.write_text(json.dumps(content))
     assert ensure_record(again, mistakes_fail=False).epochs == record.epochs
+
+
+def test_another_vocabulary_does_not_resume_a_checkpoint(run, own_model, listening, capfd):
+    config = run("train.epochs=2")
+    with pytest.raises(InterruptedRunError):
+        loop.run(config, lambda progress: progress.step == 3 and os.kill(os.getpid(), signal.SIGTERM))
+    signals.noted.clear()  # a new process starts without them
+    swap_words(own_model)
+    record, *_ = loop.run(config)
+    assert record.provenance["resumed"] == 0 and "made from other inputs" in capfd.readouterr().err
 
 
 def test_rows_that_are_cut_are_announced_and_counted_in_the_record(run, glue_dir, capfd):

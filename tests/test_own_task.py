@@ -116,7 +116,8 @@ def test_two_folders_with_one_definition_and_other_rows_are_not_one_task(tmp_pat
         ({"labels": ["bad"]}, "labels must be two or more words"),
         ({"labels": ["bad", "bad"]}, "labels must be distinct"),
         ({"labels": [False, True]}, "labels: YAML reads an unquoted yes, no, on, off, true or false as False; quote"),
-        ({"labels": ["a\tb", "c"]}, "words without tabs and line ends"),
+        ({"labels": ["a\tb", "c"]}, "words without tabs, line ends"),
+        ({"labels": ["a\x1b[2J", "c"]}, "words without tabs, line ends"),
         ({"labels": ["a", "b", "c"], "metric": "f1"}, "metric must be accuracy or macro_f1 for more than two labels"),
         ({"metric": "pearson"}, "metric must be one of accuracy, f1, macro_f1, matthews with labels, got 'pearson'"),
         ({"labels": None, "range": [0, 1]}, "metric must be pearson or spearman with a range, got 'accuracy'"),
@@ -336,6 +337,12 @@ def test_a_data_set_of_the_hub_is_read_at_its_revision_by_the_words_of_its_label
 
 
 # How it is named
+
+
+@pytest.mark.parametrize("name", ["x" * 300, f"{'x' * 300}.yaml", "~nobody-here/moods.yaml", "no/moods.yaml"])
+def test_a_task_that_does_not_exist_is_one_message(name, tmp_path):
+    with pytest.raises(UserError, match=r"task must be one of|cannot read the task's file|home directory"):
+        find_task(name, tmp_path)
 
 
 def test_task_names_a_file_by_its_path_or_by_its_place_in_conf(tmp_path, monkeypatch):

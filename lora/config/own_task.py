@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from lora.config.options import values_given
 from lora.data.own_task import add_kept_tasks, add_task
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
-from lora.files import ROOT
+from lora.files import ROOT, at_home
 
 TASK_FILES = ROOT / "conf" / "tasks"  # not conf/task: that folder would make `task` a group of Hydra
 ENDINGS = (".yaml", ".yml")
@@ -21,9 +22,9 @@ ENDINGS = (".yaml", ".yml")
 def task_file(given: str) -> Path | None:
     """The file that `task=` names, by path or by its name in conf/tasks/; None for anything else."""
     if given.endswith(ENDINGS) or "/" in given:
-        return Path(given).expanduser()
+        return at_home(given)
     path = TASK_FILES / f"{given}.yaml"
-    return path if given not in TASKS and path.is_file() else None
+    return path if given not in TASKS and os.path.isfile(path) else None
 
 
 def find_task(given: str, results: str | Path) -> Task:

@@ -24,6 +24,7 @@ KEYS = {"train": "train", "validation": "dev", "test": "test"}  # split, as in `
 NAME_LENGTH = 40  # characters of the file's name in a task's name, at most
 DIGITS = 6  # digits of the definition's hash in a task's name
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 OWN_NAME = re.compile(rf"[A-Za-z0-9_]+-[0-9a-f]{{{DIGITS}}}")
 
 
@@ -127,8 +128,8 @@ def check_words(columns: tuple[str, ...], labels: tuple[str, ...]) -> list[str]:
     problems.check(all(columns) and len(set(columns)) == len(columns), "columns", "distinct names", columns)
     problems.check(not set(columns) & set(TAKEN), "columns", f"called other than {' or '.join(TAKEN)}", columns)
     problems.check(len(set(labels)) == len(labels), "labels", "distinct", labels)
-    plain = all(word.strip() and not set(word) & set("\t\r\n") for word in (*columns, *labels))
-    problems.check(plain, "columns and labels", "words without tabs and line ends", (*columns, *labels))
+    plain = all(word.strip() and not UNPRINTABLE.search(word) for word in (*columns, *labels))
+    problems.check(plain, "columns and labels", "words without tabs, line ends or control characters", columns + labels)
     return list(problems)
 
 

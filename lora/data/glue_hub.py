@@ -1,6 +1,7 @@
 """Read GLUE in the hub's layout, from the hub itself or from a copy's parquet files."""
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ def parquet_files(task: Task, split: str, folder: Path) -> list[str]:
 
     Raises: UserError: If the folder or a shard is missing.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # False where pathlib raises, as for a name that is too long
         raise UserError(f"data folder {folder} does not exist; set GLUE_DIR= to a folder laid out like {HUB_ID}")
     below = folder / task.name
     if not below.is_dir():

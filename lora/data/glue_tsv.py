@@ -1,5 +1,6 @@
 """Read the official GLUE files: tab-separated, UTF-8, no quoting. Every line is checked."""
 
+import os
 from pathlib import Path
 
 from lora.data.labels import label_reader
@@ -74,7 +75,7 @@ def read_tsv(task: Task, split: str, folder: Path) -> tuple[dict[str, list], dic
 
 def find_file(folder: Path, below: str, name: str) -> Path:
     """The path of one file. Raises: UserError: If it is missing; the message lists what was found on the way."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # False where pathlib raises, as for a name that is too long
         raise UserError(
             f"data folder {folder} does not exist; set GLUE_DIR= to the folder that holds {layout_folders()}"
         )
