@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `import tiny`
 import tiny
 import tiny_glue
 
-from lora.config.compose import compose_config, settle
+from lora.config.compose import compose_run
 from lora.config.run import RunConfig
 from lora.training import signals
 
@@ -59,7 +59,7 @@ def tiny_config(tiny_overrides):
     """A function from further overrides to the RunConfig of a tiny run."""
 
     def build(*overrides: str) -> RunConfig:
-        return settle(compose_config([*tiny_overrides, *overrides]))
+        return compose_run([*tiny_overrides, *overrides])
 
     return build
 

@@ -3,8 +3,8 @@
 import os
 from dataclasses import dataclass
 
-from lora.config import precision_choice
-from lora.config.precision_choice import MINILM, Measurement
+from lora.config import kernel_choice
+from lora.config.precision_choice import Measurement
 from lora.sweep.pool import VISIBLE
 
 
@@ -25,17 +25,12 @@ class SpyJob:
 GAINS = {"bf16": 2.0, "fp32": 0.7}  # bf16's speed-up over fp32, by the faster precision
 
 
-def measured(precision: str, width: int = MINILM[0], ffn: int = MINILM[1], **others) -> Measurement:
+def measured(precision: str) -> Measurement:
     """A measurement that chooses `precision`."""
-    gain = GAINS[precision]
-    values = {"cpu": "a CPU", "torch": "2", "fp32_ms": 10.0, "bf16_ms": 10 / gain, "tries": 1}
-    return Measurement(**values | {"width": width, "ffn": ffn, "gain": gain, "low": gain, "high": gain} | others)
+    return Measurement(fp32_ms=10.0, bf16_ms=10 / GAINS[precision], gain=GAINS[precision])
 
 
 def inject(monkeypatch, precision: str) -> None:
     """Simulate a CPU that lists bf16 and on which `precision` was measured to be faster, for every encoder."""
-    monkeypatch.setattr(precision_choice, "cpu_flags", lambda: {"avx512_bf16"})
-    monkeypatch.setattr(precision_choice, "cpu_kind", lambda: f"a CPU that is faster in {precision}")
-    monkeypatch.setattr(
-        precision_choice, "measurement", lambda width, ffn, measure=True: measured(precision, width, ffn)
-    )
+    monkeypatch.setattr(kernel_choice, "cpu_flags", lambda: {"avx512_bf16"})
+    monkeypatch.setattr(kernel_choice, "measure", lambda width, ffn: measured(precision))

@@ -8,7 +8,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from lora.config.compose import compose_run, parent_overrides
+from lora.config.compose import compose_family
 from lora.config.kernel_choice import not_covered
 from lora.data.tasks import TASKS
 from lora.errors import UserError
@@ -218,8 +218,7 @@ def test_a_new_architecture_starts_from_its_mnli_run(architecture, method, tiny_
     folder = tiny.folder(tmp_path / architecture, architecture)
     overrides = [*tiny_overrides, f"model.path={folder}", "task=rte", "start=mnli", f"method={method}"]
     overrides += ["train.epochs=1", "train.dropout=0.1", "train.head_dropout=0.2", "runtime.save_adapter=true"]
-    child = compose_run(overrides)
-    parent = compose_run(parent_overrides(overrides, child))
+    parent, child = compose_family(overrides)
     assert ensure_record(parent, mistakes_fail=False).status == "ok"
     encoder = load_encoder(child.model, TASKS[child.task], child.seed)
     untouched = {name: p.clone() for name, p in encoder.model.named_parameters() if is_head(encoder.model, name)}

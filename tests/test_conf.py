@@ -1,17 +1,14 @@
 """conf/ as a whole: its combinations are valid, all others are refused, and its values are those of the sources."""
 
-import copy
-import itertools
 import math
 import re
-from dataclasses import replace
 
 import pytest
 import tiny
 from glue_files import GLUE_TASKS
 from omegaconf import OmegaConf
 
-from lora.config.compose import compose_config, compose_values, settle
+from lora.config.compose import compose_config, compose_run
 from lora.config.options import CONF, describe_group
 from lora.config.run import MNLI_CHILDREN, PROTOCOLS, ModelConfig, RunConfig
 from lora.cost.parameters import skeleton
@@ -19,8 +16,8 @@ from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.models.load import load_encoder
-from lora.sweep.expand import expand
-from lora.sweep.grids import grid
+from lora.sweep.grids import profiles_of
+from lora.sweep.request import requested
 
 # The (protocol, model, method) that have rows, with the number of tasks. Everything else must be refused.
 SMALL_METHODS = ("full", "bitfit", "adapterdrop", "houlsby", "pfeiffer", "lora")
@@ -65,63 +62,36 @@ ROW_KEYS = {
 }
 
 
-def config_of(protocol: str, model: str, method: str, profile: str = "paper"):
-    return compose_config([f"profile={profile}", f"protocol={protocol}", f"model={model}", f"method={method}"])
+def config_of(protocol: str, model: str, method: str, profile: str = "paper") -> list[str]:
+    return [f"profile={profile}", f"protocol={protocol}", f"model={model}", f"method={method}"]
 
 
-def at_task(config, task: str) -> RunConfig:
-    """The configuration of a run on another task, without composing again."""
-    config.task = task
-    config.data.source = "embedded" if TASKS[task].family == "embedded" else "hub"
-    return settle(config)
-
-
-def runs_of(profile: str, experiment: str) -> dict[str, RunConfig]:
-    """The grid of an experiment by run_id. Tasks and seeds are set after composing, which takes most of the time."""
-    found = {}
-    for block in grid(profile, experiment):
-        seeds, tasks = block.pop("seed"), block.pop("task")
-        for values in itertools.product(*block.values()):
-            overrides = [f"{key}={value}" for key, value in zip(block, values, strict=True)]
-            composed = compose_values([f"profile={profile}", *overrides])
-            for task in tasks:
-                composed.task = task
-                config, parent = settle(composed), None
-                if config.start == "mnli":
-                    above = copy.deepcopy(composed)
-                    above.task, above.start, above.start_seed = "mnli", "pretrained", None
-                    parent = settle(above)
-                for seed in map(int, seeds):
-                    above = replace(parent, seed=config.start_seed or seed).run_id if parent else None
-                    one = replace(config, seed=seed, start_run=above)
-                    found[one.run_id] = one
-    return found
+def at_task(overrides: list[str], task: str) -> RunConfig:
+    """The configuration of a run on a task, wherever its rows are."""
+    source = "embedded" if TASKS[task].family == "embedded" else "hub"
+    return compose_run([*overrides, f"task={task}", f"data.source={source}"])
 
 
 @pytest.fixture(scope="module")
 def sweeps() -> dict[tuple[str, str], dict[str, RunConfig]]:
-    names = describe_group("experiment")
-    return {
-        (profile, name): runs_of(profile, name)
-        for profile in describe_group("profile")
-        for name in names
-        if profile != "own"  # its grid has no task: tests/test_own_task.py
-        and profile in OmegaConf.load(CONF / "experiment" / f"{name}.yaml").grid
-    }
+    """(profile, experiment) -> the runs of the grid, without MNLI runs that only others start from."""
+    found = {}
+    for name in describe_group("experiment"):
+        for profile in set(profiles_of(name)) - {"own"}:  # its grid has no task: tests/test_own_task.py
+            machine = ["train.precision=fp32"] if profile in ("mini", "base") else []
+            runs = requested(profile, [f"experiment={name}", *machine])
+            parents = {run.parent for run in runs if name == "mnli_start"}
+            found[profile, name] = {run.run_id: run.config for run in runs if run.run_id not in parents}
+    return found
 
 
 # What exists
 
 
 def test_every_combination_of_groups_has_rows_or_not():
-    groups = (describe_group("protocol"), describe_group("model"), describe_group("method"))
-    assert set(groups[0]) == set(PROTOCOLS)
-    assert [len(group) for group in groups] == [5, 6, 11]
-    combinations = set(itertools.product(*groups))
+    assert set(describe_group("protocol")) == set(PROTOCOLS)
     files = {(path.parent.name, path.stem) for path in (CONF / "hparams").glob("*/*.yaml")}
-    assert {c for c in combinations if (c[0], f"{c[1]}_{c[2]}") in files} == set(ROWS)
-    assert len(files) == len(ROWS) == 12 + 2 + 2 + 3 + 6 + 2 + 5 + 5  # no file lacks its combination
-    assert len(combinations - set(ROWS)) == 5 * 6 * 11 - 37
+    assert files == {(protocol, f"{model}_{method}") for protocol, model, method in ROWS}
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -132,7 +102,7 @@ def test_a_combination_without_rows_is_refused(protocol, model):
     having = {method: sorted(p for p, m, n in ROWS if (m, n) == (model, method)) for method in absent}
     for method in {bool(protocols): method for method, protocols in having.items()}.values():
         with pytest.raises(UserError) as error:
-            config_of(protocol, model, method)
+            compose_run(config_of(protocol, model, method))
         message = str(error.value)
         if having[method]:
             rule = f"protocol must be one that has rows for {model}_{method}, the model and the method ("
@@ -147,23 +117,20 @@ def test_a_combination_without_rows_is_refused(protocol, model):
 
 @pytest.mark.parametrize("chosen", ROWS, ids="-".join)
 def test_every_row_is_valid_and_other_tasks_are_refused(chosen):
-    composed = config_of(*chosen)
-    rows = [key for key in composed.hparams if key in TASKS]
+    protocol, model, method = chosen
+    content = compose_config(config_of(*chosen)).hparams
+    rows = [key for key in content if key in TASKS]
     assert len(rows) == ROWS[chosen]
     for task in TASKS:
         if task in rows:
-            config = at_task(composed, task)
-            assert (config.protocol, config.model.name, config.task) == (*chosen[:2], task)
-            assert config.method.name == chosen[2].partition("_")[0]
-        elif "default" in composed.hparams:
-            assert at_task(composed, task).train.lr == composed.hparams.default.lr
+            config = at_task(config_of(*chosen), task)
+            assert (config.protocol, config.model.name, config.task) == (protocol, model, task)
+            assert config.method.name == method.partition("_")[0]
+        elif "default" in content:
+            assert at_task(config_of(*chosen), task).train.lr == content.default.lr
         else:
             with pytest.raises(UserError, match=f"^task must be one that has a row with .*, got '{task}'"):
-                at_task(composed, task)
-
-
-def test_number_of_rows():
-    assert sum(ROWS.values()) == 2 * 6 * 13 + 2 * 8 + 3 * 8 + 6 * 8 + 2 * 1 + 5 * 8 + 5 * 5 + 2 == 313
+                at_task(config_of(*chosen), task)
 
 
 def test_rows_files_state_known_values_only():
@@ -186,48 +153,6 @@ def test_a_task_without_a_row_takes_the_rate_of_cola(model):
 
 # The experiments
 
-EXPECTED_RUNS = {
-    ("mini", "glue_table2"): 3 * 3 * 3 + 2 * 2 * 3,
-    ("mini", "lora_targets"): 7 * 1 * 3,
-    ("mini", "lora_ranks"): 4 * 1 * 3,
-    ("small", "glue_table2"): 3 * 5 * 5 + 2 * 5 * 3,
-    ("small", "lora_targets"): 7 * 2 * 3,
-    ("small", "lora_ranks"): 3 * 7 * 2 * 3,
-    ("paper", "glue_table2"): 14 * 8 * 5,
-    ("paper", "lora_targets"): 7 * 2 * 5,
-    ("paper", "lora_ranks"): 3 * 7 * 2 * 5,
-    ("small", "mnli_start"): 2 * 3 * 5,  # and their MNLI run
-    ("mini", "learning_rate"): 4 * (3 * 3 + 2 * 2),
-    ("small", "learning_rate"): 5 * 3 * 2,
-    ("paper", "mnli_start"): 2 * 3 * 5,
-    ("long", "glue_table2"): 4 * 3 * 5,
-    ("long", "lora_targets"): 8 * 5,
-    ("long", "lora_ranks"): (2 * 4 + 1) * 5,
-    ("long", "mnli_start"): (3 * (1 + 2) + 1) * 5,  # and their three MNLI runs
-    ("long", "learning_rate"): 4 * (5 + 2 + 3),
-    ("long", "length"): 4 * 2 * 5,
-    ("base", "glue_table2"): 2 * 3,
-    ("base", "learning_rate"): 2 * 3,
-    ("decide", "lora_targets"): 7 * 8,
-    ("decide", "lora_ranks"): 4 * 15,
-    ("decide", "mnli_start"): 2 * 6,  # and their six MNLI runs
-}
-# length shares its runs of 10 epochs with glue_table2
-EXPECTED_UNION = {
-    "mini": 66 + 52,
-    "small": 294,
-    "paper": 800 + 15,
-    "long": 165 + 40 + 20,
-    "base": 6 + 6,
-    "decide": 56 + 60 + 12,
-}
-
-
-def test_number_of_runs(sweeps):
-    assert {key: len(found) for key, found in sweeps.items()} == EXPECTED_RUNS
-    for profile, total in EXPECTED_UNION.items():
-        assert len(set().union(*(found for (p, _), found in sweeps.items() if p == profile))) == total
-
 
 def test_the_pages_state_runs_and_cost(sweeps):
     """Each experiment has a page whose table has the numbers of the grid."""
@@ -245,26 +170,6 @@ def test_the_pages_state_runs_and_cost(sweeps):
 def examples(config: RunConfig) -> int:
     rows = config.data.train_rows or TASKS[config.task].official_rows["train"]
     return rows * config.train.epochs
-
-
-def test_the_sweep_expects_the_same_runs(sweeps):
-    assert {run.run_id for run in expand("mini", [], ["lora_ranks"])} == set(sweeps["mini", "lora_ranks"])
-    table2 = sweeps["paper", "glue_table2"]
-    rte = {run_id for run_id, config in table2.items() if (config.task, config.seed) == ("rte", 1)}
-    parents = {table2[run_id].start_run for run_id in rte} - {None}
-    assert (len(rte), len(parents)) == (14, 3) and parents <= set(table2)
-    assert {run.run_id for run in expand("paper", ["task=rte", "seed=1"], ["glue_table2"])} == rte | parents
-
-
-@pytest.mark.parametrize("profile", ["mini", "small", "paper"])
-def test_a_run_of_several_experiments_is_planned_once(sweeps, profile):
-    table2, targets, ranks = (sweeps[profile, name] for name in ("glue_table2", "lora_targets", "lora_ranks"))
-    with_table2 = {run_id for run_id in ranks if ".lora-qv-r8." in run_id} & set(table2)
-    assert len(with_table2) == {"mini": 3, "small": 6, "paper": 10}[profile]
-    wanted = ("lora-qv-r4",) if profile == "mini" else ("lora-q-r8", "lora-qv-r4", "lora-qkvo-r2")
-    slugs = [ranks[run_id].method.slug for run_id in set(targets) & set(ranks)]
-    each = len(targets) // 7
-    assert sorted(slugs) == sorted(slug for slug in wanted for _ in range(each))
 
 
 @pytest.mark.parametrize("profile", ["mini", "small", "paper"])
@@ -533,39 +438,3 @@ def test_cls_dropout_reaches_the_head(tmp_path, tiny_config, architecture, dropo
     model = tiny_config(f"model.path={path}").model
     head = load_encoder(model, TASKS["cola"], seed=1, head_dropout=0.15).model.get_submodule(dropout)
     assert getattr(head, "p", getattr(head, "drop_prob", None)) == 0.15
-
-
-# Bad input
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["method.alpha=0"], "method.alpha must be > 0 and finite, got 0"),
-        (["method.rank=0"], "method.rank must be >= 1, got 0"),
-        (["method.targets=[]"], "method.targets must be a non-empty list"),
-        (["method.init_a=gaussian"], "method.init_std must be > 0 with init_a=gaussian, got None"),
-        (["method=adapterdrop", "method.drop_layers=-1"], "method.drop_layers must be >= 0, got -1"),
-        (["method=pfeiffer", "method.init_std=0"], "method.init_std must be > 0 and finite, got 0"),
-        (["train.batch=9", "train.accumulation=2"], "train.batch must be a multiple of accumulation (2), got 9"),
-        (["train.clip_norm=0"], "train.clip_norm must be null or > 0 and finite, got 0"),
-        (["start=mnli", "task=cola"], "start must be pretrained unless task is mrpc, rte, stsb, got 'mnli'"),
-        (["start_seed=3"], "start_seed must be null unless start=mnli, got 3"),
-        (["task=sst5"], "task must be one of mnli, sst2, "),
-        (["task=sst5"], "or a file of your own such as task=my_task.yaml, got 'sst5' (the nearest is sst2)"),
-        (["protocol=paper"], "protocol must be one of dagger, long, ours, printed, released, got 'paper'"),
-        (["method=prefix"], "method must be one of adapterdrop, bitfit, full, houlsby"),
-        (["method=houlsby_m64"], "method must be one that a protocol has rows for with model=minilm (adapterdrop, "),
-        (
-            ["experiment=table2"],
-            "experiment must be one of glue_table2, learning_rate, length, lora_ranks, lora_targets, mnli_start, "
-            "own_task, got 'table2'",
-        ),
-        (["method.alfa=8"], "method.alfa is not a setting; the nearest is method.alpha"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_bad_input_names_setting_rule_and_value(overrides, message):
-    with pytest.raises(UserError) as error:
-        settle(compose_config(["profile=small", "task=cola", *overrides]))
-    assert message in str(error.value)

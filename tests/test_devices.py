@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from machines import SpyJob, inject
+from machines import SpyJob, inject, measured
 from test_launch import launched
 
 from lora.config.compose import compose_run
@@ -14,9 +14,9 @@ from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.models.load import load_encoder
 from lora.sweep import devices, pool
-from lora.sweep.announce import means, precision_of
+from lora.sweep.about import about, precision_of
 from lora.sweep.devices import PARAMETER_BYTES, PROCESS_BYTES, check_precisions, parameter_count, run_bytes
-from lora.sweep.expand import expand
+from lora.sweep.request import requested
 from lora.training import device
 from lora.training.loop import run
 
@@ -154,17 +154,17 @@ def test_what_was_measured_is_said_in_one_line(precision, monkeypatch):
     inject(monkeypatch, precision)
     config = compose_run(["task=reviews"])
     ms = {"bf16": "5 ms", "fp32": "14.3 ms"}[precision]
-    (line,) = [line for line in means([config]).splitlines() if "precision" in line]
+    monkeypatch.setattr("lora.sweep.about.stored", lambda width, ffn: (None, measured(precision)))
+    (line,) = [line for line in about([config]) if "precision" in line]
     assert line == (
         f"  precision: {precision} (measured on this CPU: a layer's products of 384 x 1536 take {ms} in bf16 "
         f"and 10 in fp32)"
     )
 
 
-def test_nothing_is_measured_to_say_it(monkeypatch):
-    inject(monkeypatch, "fp32")
-    config = compose_run(["task=reviews"])
-    monkeypatch.setattr("lora.config.precision_choice.measurement", lambda width, ffn, measure: None)
+def test_nothing_is_measured_to_say_it(monkeypatch, tmp_path):
+    config = compose_run(["task=reviews", "train.precision=fp32"])
+    monkeypatch.setattr("lora.config.precision_choice.CACHE", tmp_path)
     assert precision_of(config) == "fp32"
 
 
@@ -175,8 +175,9 @@ def test_nothing_is_measured_to_say_it(monkeypatch):
 def test_the_default_trains_on_the_gpu(tmp_path):
     """No option names the GPU. The choices are those tested above, and the memory is at most the estimate."""
     folders = [f"runtime.results={tmp_path}/results", f"runtime.outputs={tmp_path}/outputs"]
-    (one,) = expand("mini", ["task=reviews", "method=full", "seed=1", "data.train_rows=32", *folders], ["glue_table2"])
-    config = compose_run(one.overrides)
+    asked = ["experiment=glue_table2", "task=reviews", "method=full", "seed=1", "data.train_rows=32", *folders]
+    (one,) = requested("mini", asked)
+    config = one.config
     bf16 = torch.cuda.get_device_capability()[0] >= 8
     assert (config.train.kernels, config.model.attention) == ("stock", "sdpa")
     assert config.train.precision == ("bf16" if bf16 else "fp32")

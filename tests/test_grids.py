@@ -1,146 +1,170 @@
-"""Overrides select from a profile's grids, replace values of a named experiment, or are refused."""
+"""The three ways to ask for runs: values select from a profile's grids, replace those of one grid, or are the grid."""
 
 import itertools
 
 import pytest
+import yaml
 
-from lora.config.compose import compose_run
+from lora.config.rates import Rate, write_rates
 from lora.errors import UserError
-from lora.sweep.expand import expand, selected
-from lora.sweep.grids import grid, same_value
-from lora.sweep.request import default_of, replacements, requested
+from lora.sweep.request import explain_request, requested
 
 
 def ids(runs):
     return {run.run_id for run in runs}
 
 
-def with_parents(chosen, every):
-    """The run_ids of the chosen runs of a profile, and of the MNLI runs that they start from."""
-    parents = {run.parent for run in chosen}
-    return ids(chosen) | {run.run_id for run in every if run.run_id in parents}
+def selected_by_hand(runs, values):
+    """The runs whose own attributes have the values, with the MNLI runs that they start from."""
+    chosen = [run for run in runs if all(str(getattr(run, key)) in allowed for key, allowed in values.items())]
+    if "start" not in values:
+        chosen = [run for run in chosen if run.start == "pretrained" or run.model != "minilm"]
+    return ids(chosen) | {run.parent for run in chosen if run.parent}
 
 
 @pytest.mark.parametrize(
     ("profile", "overrides"),
     [
-        ("mini", ["task=reviews"]),
-        ("mini", ["method=lora", "seed=2"]),
-        ("small", ["task=cola"]),
-        ("small", ["task=rte", "method=lora", "seed=1"]),
-        ("small", ["task=mrpc", "start=mnli"]),
-        ("small", ["start=pretrained", "seed=4"]),
+        ("mini", ["task=ratings"]),
+        ("mini", ["method=full,lora", "seed=1,2"]),
+        ("mini", ["seed=2", "task=ratings", "method=lora"]),
+        ("long", ["task=rte", "method=lora", "seed=6"]),
+        ("long", ["task=rte", "start=mnli"]),
+        ("decide", ["seed=11", "start=pretrained,mnli"]),
+        ("paper", ["model=roberta_base", "task=rte,cola", "seed=1"]),
     ],
-    ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
-def test_single_values_select_from_the_profiles_runs(profile, overrides):
-    """The truth: all runs of the profile, selected by their own attributes."""
-    every = expand(profile)
-    wanted = [tuple(override.split("=")) for override in overrides]
-    chosen = [run for run in every if all(str(getattr(run, key)) == value for key, value in wanted)]
-    assert 0 < len(chosen) < len(every)
-    assert ids(requested(profile, overrides)) == with_parents(chosen, every)
+def test_values_select_from_all_runs_of_the_profile(profile, overrides):
+    """Single values and lists alike. Nothing is added but the MNLI run that a selected run starts from."""
+    values = {key: text.split(",") for key, _, text in (override.partition("=") for override in overrides)}
+    every = requested(profile, [])
+    found = ids(requested(profile, overrides))
+    assert found == selected_by_hand(every, values) and found < ids(every)
 
 
-def test_a_setting_selects_the_runs_that_have_it_whichever_experiment_expects_them():
-    """`method.rank` is varied by two experiments of mini; LoRA of glue_table2 has rank 8 too."""
-    every = expand("mini")
-    ranks = {run.run_id: getattr(compose_run(run.overrides).method, "rank", None) for run in every}
-    found = requested("mini", ["method.rank=8"])
-    assert ids(found) == {run_id for run_id, rank in ranks.items() if rank == 8}
-    assert {name for run in found for name in run.experiments} == {"glue_table2", "lora_targets", "lora_ranks"}
+def test_a_value_that_a_block_leaves_to_conf_selects_too():
+    """Rank 8 is in the grid of Table 6 and, without being named, in Table 2's."""
+    assert {run.slug for run in requested("mini", ["method.rank=8"])} == {f"lora-{t}-r8" for t in ("qv", *"qkvo")}
+    assert {run.slug for run in requested("long", ["method.rank=2"])} == {"lora-qkvo-r2"}
 
 
-def test_a_setting_that_no_grid_varies_holds_for_all_runs():
-    before, after = expand("mini"), requested("mini", ["train.epochs=1"])
-    assert len(before) == len(after) and not ids(before) & ids(after)
-    assert {compose_run(run.overrides).train.epochs for run in after} == {1}
-    (one,) = (run for run in requested("small", ["experiment=glue_table2", "task=cola", "seed=1", "train.epochs=1"])
-              if run.method == "lora")  # fmt: skip
-    assert (one.task, one.seed, compose_run(one.overrides).train.epochs) == ("cola", 1, 1)
+def test_a_setting_that_no_grid_names_applies_to_all_runs_and_a_list_multiplies():
+    runs, two = requested("mini", ["train.epochs=3"]), requested("mini", ["train.epochs=3,4"])
+    assert len(runs) == len(requested("mini", [])) and {run.config.train.epochs for run in runs} == {3}
+    assert len(two) == 2 * len(runs) and ids(runs) < ids(two)
 
 
-def test_values_of_a_named_experiment_are_replaced_where_its_grid_lacks_them_and_this_is_said():
-    asked = ["experiment=glue_table2", "task=cola", "seed=11"]
-    assert {(run.method, run.task, run.seed) for run in requested("small", asked)} == {
-        (method, "cola", 11) for method in ("full", "lora", "houlsby", "bitfit", "pfeiffer")
+def test_a_default_is_narrowed_and_never_enlarged():
+    """`small` trains a part of its runs. A command that selects gets a part of that part, or what it names instead."""
+    default, whole = requested("small", []), requested("small", [], whole=True)
+    assert len(default) == 45 and ids(default) < ids(whole)
+    assert ids(requested("small", ["task=cola"])) == {run.run_id for run in default if run.task == "cola"}
+    (one,) = requested("small", ["task=rte", "method=lora", "seed=1"])
+    assert (one.start, one.parent) == ("pretrained", None)
+    child, parent = sorted(requested("small", ["task=rte", "seed=1", "start=mnli"]), key=lambda run: run.task == "mnli")
+    assert child.parent == parent.run_id
+    assert {run.seed for run in requested("small", ["seed=4", "method=bitfit,full"])} == {4}
+    assert {run.experiments[0] for run in requested("small", ["method.rank=64"])} == {"lora_ranks"}
+    assert explain_request("small", ["task=cola"])[0].startswith(
+        "default: experiment=glue_table2 method=full,lora,houlsby seed="
+    )
+
+
+def test_a_value_that_no_grid_has_is_one_message_with_the_two_other_ways():
+    with pytest.raises(UserError) as error:
+        requested("mini", ["task=ratings", "seed=1,7"])
+    first, *ways = str(error.value).splitlines()
+    assert first == "seed=7 is in no grid of profile mini (glue_table2, lora_targets, lora_ranks), which have 1, 2, 3"
+    command = "python -m lora -m profile=mini experiment=%s task=ratings seed=1,7"
+    assert [way.partition(": ")[2].strip() for way in ways] == [command % "glue_table2", command % "null"]
+    for way, count in (("glue_table2", 10), ("null", 2)):
+        assert len(requested("mini", [f"experiment={way}", "task=ratings", "seed=1,7"])) == count
+
+
+def test_values_replace_those_of_a_named_grid_that_lacks_them():
+    runs = requested("small", ["experiment=glue_table2", "task=cola", "method=full,adapterdrop", "seed=3,11"])
+    assert {(run.method, run.task, run.seed) for run in runs} == {
+        (method, "cola", seed) for method in ("full", "adapterdrop") for seed in (3, 11)
     }
-    assert list(map(str, replacements("small", asked))) == [
-        "seed=11 is not in the grid of glue_table2: it replaces 1, 2, 3, 4, 5"
+    assert explain_request("small", ["experiment=glue_table2", "seed=3,11", "task=cola"]) == [
+        "grid:    glue_table2 with seed=3,11 in place of 1, 2, 3, 4, 5"
     ]
-    assert not replacements("small", asked[:2]) and not replacements("small", ["task=cola"])
 
 
-def test_lists_of_a_named_experiment_may_hold_both():
-    """bitfit's block has seeds 1 to 3. A method that no block has joins the selected ones."""
-    runs = requested("small", ["experiment=glue_table2", "task=cola", "method=full,bitfit,adapterdrop", "seed=3,4,11"])
-    assert {(run.method, run.seed) for run in runs} == {
-        *((method, seed) for method in ("full", "adapterdrop") for seed in (3, 4, 11)),
-        *((method, seed) for method in ("bitfit", "adapterdrop") for seed in (3, 11)),
+def test_values_that_a_named_grid_has_select_its_blocks():
+    """The commands by which the long run was planned: each block has its own rates and seeds."""
+    asked = ["experiment=learning_rate", "seed=5", "method=full", "train.lr=2e-5,5e-5"]
+    assert {(run.task, run.seed, run.config.train.lr) for run in requested("long", asked)} == {
+        ("cola", 5, 2e-5), ("cola", 5, 5e-5)
+    }  # fmt: skip
+    assert len(requested("decide", ["experiment=lora_targets", "seed=6"])) == 7
+    assert len(requested("decide", ["experiment=mnli_start", "seed=11"])) == 3
+
+
+def test_without_an_experiment_the_values_are_the_grid():
+    asked = ["experiment=null", "task=ratings,reviews", "method=lora,bitfit", "seed=7,8"]
+    assert {(run.task, run.method, run.seed) for run in requested("mini", asked)} == {
+        *itertools.product(("ratings", "reviews"), ("lora", "bitfit"), (7, 8))
     }
-
-
-def test_each_named_experiment_is_taken_by_itself():
-    """lora_targets has seeds 1 to 3, mnli_start 1 to 5."""
-    asked = ["experiment=lora_targets,mnli_start", "seed=3,4"]
-    seeds = {name: {run.seed for run in requested("small", asked) if name in run.experiments} for name in
-             ("lora_targets", "mnli_start")}  # fmt: skip
-    assert seeds == {"lora_targets": {3, 4}, "mnli_start": {1, 3, 4}}, "1: the MNLI run that all start from"
-    assert list(map(str, replacements("small", asked))) == ["seed=4 is not in the grid of lora_targets: it joins 3"]
-
-
-def test_the_default_of_a_profile_is_taken_where_a_command_selects_nothing():
-    """A key that no grid varies selects nothing. One that a grid varies selects from all of the profile's runs."""
-    tasks = ("sst2", "mrpc", "cola", "rte", "stsb")
-    for asked in ([], ["train.epochs=1"]):
-        runs = requested("small", asked)
-        assert sorted((run.method, run.task, run.seed) for run in runs) == sorted(
-            itertools.product(("full", "lora", "houlsby"), tasks, (1, 2, 3))
-        )
-        assert len(runs) == 45 and {run.start for run in runs} == {"pretrained"}
-    every = expand("small")
-    assert ids(requested("small", [])) < ids(requested("small", [], whole=True)) == ids(every)
-    assert default_of("small", ["data.path=x"]) == {
-        "experiment": ["glue_table2"],
-        "method": ["full", "lora", "houlsby"],
-        "seed": ["1", "2", "3"],
-    }
-    for selecting in (["task=rte"], ["experiment=glue_table2"], ["train.lr=1e-3,2e-3"]):
-        assert not default_of("small", selecting)
-    assert not default_of("mini", []) and ids(requested("mini", [])) == ids(expand("mini"))
-
-
-def test_lists_without_an_experiment_are_a_grid_of_their_own():
-    runs = requested("small", ["task=cola", "seed=1,11"])
-    assert {(run.method, run.seed, run.experiments) for run in runs} == {("lora", seed, ("adhoc",)) for seed in (1, 11)}
+    assert explain_request("mini", asked)[0].endswith(
+        "every combination of task=ratings,reviews method=lora,bitfit seed=7,8"
+    )
 
 
 @pytest.mark.parametrize(
     ("profile", "overrides", "message"),
     [
-        ("small", ["task=rte", "seed=11"], r"seed=11 is in no grid of profile small: .*glue_table2.* 1, 2, 3, 4, 5"),
-        ("mini", ["task=clauses"], "task=clauses is in no grid of profile mini: .* reviews, ratings, scrambled"),
-        ("mini", ["method=adapterdrop"], "method=adapterdrop is in no grid .*\nAdd experiment=NAME .* leave out -m"),
-        ("mini", ["method=bitfit", "task=scrambled"], "no run of profile mini has method=bitfit, task=scrambled"),
-        ("mini", ["start=mnli", "task=reviews"], "start must be pretrained"),
+        ("mini", ["experiment=mnli_start"], "experiment mnli_start has no grid for profile 'mini'; it has: small"),
+        ("mini", ["experiment=table9"], "experiment 'table9' does not exist; choose from glue_table2"),
+        ("huge", [], "profile 'huge' does not exist; choose from base, decide, long"),
+        ("mini", ["profile=mini,small"], "profile takes one value in a sweep, got mini, small"),
+        (
+            "mini",
+            ["method=houlsby", "method.rank=1"],
+            "no run of profile mini has method=houlsby method.rank=1 toge",
+        ),
+        ("mini", ["data.source=tsv", "data.path=."], "profile mini trains embedded tasks and reads no folder, got"),
+        ("small", ["data.path=/no/such"], "data folder /no/such does not exist; set GLUE_DIR="),
+        ("mini", ["task=cola"], "task=cola is in no grid of profile mini"),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_value_that_no_run_has_is_refused_with_what_exists(profile, overrides, message):
+def test_a_request_without_runs_is_one_message(profile, overrides, message):
     with pytest.raises(UserError, match=message):
         requested(profile, overrides)
 
 
-def test_numbers_are_compared_by_value():
-    assert same_value("train.lr", "1e-3", "0.001") and not same_value("train.lr", "1e-3", "0.002")
-    assert same_value("method.targets", "[q, v]", "[q,v]") and not same_value("seed", "1", "11")
-    assert "0.001" in grid("small", "learning_rate")[1]["train.lr"]
-    asked = ["experiment=learning_rate", "task=cola", "method=lora", "train.lr=1e-3"]
-    (one,) = requested("small", asked)
-    assert one.run_id in ids(expand("small", [], ["learning_rate"]))
+def fold(folder, name="my_task"):
+    """A task's file in a folder of its own; all have the same content."""
+    folder.mkdir()
+    for split, count in (("train", 60), ("dev", 20)):
+        rows = "".join(f"{folder.name} {i},{'ab'[i % 2]}\n" for i in range(count))
+        (folder / f"{split}.csv").write_text(f"text,y\n{rows}")
+    task = {"columns": ["text"], "label": "y", "labels": ["a", "b"], "metric": "accuracy"}
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(task | {"train": "train.csv", "dev": "dev.csv"}))
+    return folder / f"{name}.yaml"
 
 
-def test_a_report_of_selected_runs_shows_no_experiment_that_has_none_of_them():
-    """mnli_start cannot have the task: its grid is not replaced, although the report looks at every experiment."""
-    assert selected("small", "mnli_start", ["task=cola"]) == []
-    assert ids(selected("small", "mnli_start", ["task=rte"])) < ids(expand("small"))
+def test_two_folds_with_one_definition_are_refused_and_told_apart_by_their_files(tmp_path):
+    first, second, third = (fold(tmp_path / "a"), fold(tmp_path / "b"), fold(tmp_path / "c", "my_task_2"))
+    asked = ["experiment=own_task", "method=lora", "seed=1,2", "train.precision=fp32"]
+    with pytest.raises(UserError, match=rf"{first} and {second} have the same name and definition.* my_task_1.yaml"):
+        requested("own", [*asked, f"task={first},{second}"])
+    assert len(requested("own", [*asked, f"task={first},{third}"])) == 4
+
+
+def test_methods_that_were_tuned_unequally_are_not_compared(tmp_path):
+    path = tmp_path / "rates.yaml"
+    asked = ["task=cola", "seed=1", "train.precision=fp32", f"rates={path}"]
+    tried = {1e-3: 0.5, 3e-3: 0.6, 1e-2: 0.4}
+    write_rates(path, [Rate("minilm", "ours", "cola", "lora", 3e-3, (99,), tried)])
+    with pytest.raises(UserError, match=r"must be tuned alike, got .*lora with 3 values.* on cola .*rates=null"):
+        requested("small", asked)
+    (one,) = requested("small", [*asked, "method=lora"])
+    assert (one.config.train.lr, one.config.runtime.rate_from) == (3e-3, "tuned")
+    assert requested("small", [*asked, "rates=null"]) and requested("small", [*asked, "train.lr=1e-3"])
+    more = [Rate("minilm", "ours", "cola", method, 1e-4, (99,), tried) for method in ("full", "houlsby")]
+    write_rates(path, more)
+    assert {run.config.runtime.rate_from for run in requested("small", asked)} == {"tuned"}
+    write_rates(path, [Rate("minilm", "ours", "cola", "full", 1e-4, (99,), tried | {1e-5: 0.5})])
+    with pytest.raises(UserError, match="full with 4 values, lora with 3 values"):
+        requested("small", asked)

@@ -16,6 +16,7 @@ from lora.files import ROOT
 from lora.sweep import launch
 from lora.sweep.launch import launch_sweep
 
+GRID = ("experiment=null", "method=bitfit", "seed=1,2")
 EPOCHS = (2, 7, 3, 5)  # neither up nor down
 
 
@@ -37,7 +38,7 @@ def launched(monkeypatch, overrides, *more: str, outcomes: Sequence[dict | BaseE
     monkeypatch.setattr(launch.pool, "run_jobs", run_jobs)
     config = compose_config([*overrides, "method=bitfit", *(override for override in more if "," not in override)])
     with pytest.raises((KeyboardInterrupt, UnfinishedError)) as ended:
-        launch_sweep(config, [*overrides[1:], "method=bitfit", *more])
+        launch_sweep(config, [*overrides[1:], "experiment=null", "method=bitfit", *more])
     return [*received, ended.value]
 
 
@@ -46,8 +47,9 @@ def epochs_of(tiny_overrides, monkeypatch) -> list[int]:
     config = compose_config([*kept, "method=bitfit", "launcher.workers=1"])
     jobs: list = []
     monkeypatch.setattr(launch.pool, "run_jobs", lambda given, *others: jobs.extend(given) or 1 / 0)
+    asked = ["experiment=null", "method=bitfit", f"train.epochs={','.join(map(str, EPOCHS))}", "seed=1"]
     with pytest.raises(ZeroDivisionError):
-        launch_sweep(config, [*kept[1:], "method=bitfit", f"train.epochs={','.join(map(str, EPOCHS))}", "seed=1"])
+        launch_sweep(config, [*kept[1:], *asked])
     return [run.train.epochs for job in jobs for run in job.runs]
 
 
@@ -92,7 +94,7 @@ def test_a_launcher_whose_package_is_not_installed_names_its_extra(tiny_override
 
 
 def refused(tiny_overrides, *more: str) -> str:
-    command = [sys.executable, "-m", "lora", "-m", *tiny_overrides, "method=bitfit", "seed=1,2", *more]
+    command = [sys.executable, "-m", "lora", "-m", *tiny_overrides, *GRID, *more]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr

@@ -8,15 +8,15 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora.config.compose import compose_run, parent_overrides
+from lora.config.compose import compose_family, compose_run
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.methods import METHODS, apply
 from lora.models.load import load_encoder
 from lora.models.modules import is_head, trainable
 from lora.records.record import adapter_path, record_path, write_record
-from lora.sweep.expand import expand
 from lora.sweep.launch import next_wave, to_run, unfinished
+from lora.sweep.request import requested
 from lora.sweep.state import state
 from lora.sweep.worker import ensure_record
 from lora.training.mnli_start import start_from
@@ -26,8 +26,8 @@ from lora.training.mnli_start import start_from
 def family(tiny_overrides):
     """A child run and the MNLI run that it starts from."""
     overrides = [*tiny_overrides, "task=rte", "start=mnli", "method=lora"]
-    child = compose_run(overrides)
-    return child, compose_run(parent_overrides(overrides, child))
+    parent, child = compose_family(overrides)
+    return child, parent
 
 
 def fresh(config):
@@ -69,8 +69,8 @@ METHODS_AND_KERNELS = [
 def family_of(tiny_overrides, method, kernels):
     fitting = {"adapterdrop": ["method.drop_layers=1"]}.get(method, [])
     overrides = [*tiny_overrides, "task=rte", "start=mnli", f"method={method}", f"train.kernels={kernels}", *fitting]
-    child = compose_run(overrides)
-    return child, compose_run(parent_overrides(overrides, child))
+    parent, child = compose_family(overrides)
+    return child, parent
 
 
 @pytest.mark.parametrize(("method", "kernels"), METHODS_AND_KERNELS)
@@ -125,7 +125,7 @@ def test_a_start_of_full_fine_tuning_is_loaded_strictly(tiny_overrides, change, 
 def test_a_sweep_has_one_parent_per_method(tiny_overrides):
     overrides = [o for o in tiny_overrides if not o.startswith(("task=", "profile="))]
     overrides += ["method=full,houlsby,lora", "start=mnli", "start_seed=1", "task=rte,mrpc", "seed=1,2"]
-    runs = expand("small", overrides, adhoc=True)
+    runs = requested("small", [*overrides, "experiment=null"])
     parents = {run.run_id: run.slug for run in runs if run.task == "mnli"}
     children = [run for run in runs if run.task != "mnli"]
     assert len(parents) == 3 and len(children) == 12
@@ -137,8 +137,7 @@ def test_debertas_pooler_is_carried_over_and_its_classifier_is_new(architecture,
     """The released models' load hooks do the same to a checkpoint with another number of labels."""
     folder = tiny.folder(tmp_path / architecture, architecture)
     overrides = [*tiny_overrides, f"model.path={folder}", "task=rte", "start=mnli", "method=lora", "train.epochs=1"]
-    child = compose_run(overrides)
-    parent = compose_run(parent_overrides(overrides, child))
+    parent, child = compose_family(overrides)
     ensure_record(parent, mistakes_fail=False)
     stored = load_file(adapter_path(parent.runtime.outputs, parent.run_id))
     untouched, started = fresh(child), fresh(child)
@@ -187,7 +186,7 @@ def test_a_child_is_refused_without_its_parent(family):
 def test_a_sweep_trains_parents_first_and_once(tiny_overrides, tmp_path):
     overrides = [o for o in tiny_overrides if not o.startswith(("task=", "profile="))]
     overrides += ["method=lora", "start=mnli", "task=rte,mrpc", "seed=1,2"]
-    runs = expand("small", overrides, adhoc=True)
+    runs = requested("small", [*overrides, "experiment=null"])
     parents = {run.run_id: run for run in runs if run.task == "mnli"}
     assert len(runs) == 6 and len(parents) == 2
     assert {run.parent for run in runs if run.task != "mnli"} == set(parents)
@@ -208,7 +207,7 @@ def test_a_sweep_trains_parents_first_and_once(tiny_overrides, tmp_path):
 
 def test_done_runs_are_trained_again_where_their_adapters_are_asked_for(tiny_overrides, tmp_path):
     overrides = [o for o in tiny_overrides if not o.startswith(("profile=", "train.epochs="))]
-    runs = expand("small", [*overrides, "method=lora", "train.epochs=1", "seed=1,2"], adhoc=True)
+    runs = requested("small", [*overrides, "method=lora", "train.epochs=1", "seed=1,2", "experiment=null"])
     results, outputs = str(tmp_path / "results"), str(tmp_path / "outputs")
     for run, more in zip(runs, (["runtime.save_adapter=true"], []), strict=True):
         ensure_record(compose_run([*run.overrides, *more]), mistakes_fail=False)

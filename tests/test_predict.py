@@ -20,7 +20,7 @@ from lora.adapters.adapter import Adapter, Origin, adapter_of
 from lora.adapters.base import describe_base
 from lora.adapters.base_location import model_entries
 from lora.adapters.folder import DESCRIPTION, read_adapter, write_adapter
-from lora.config.compose import compose_config, settle
+from lora.config.compose import compose_run
 from lora.data.tasks import TASKS
 from lora.files import ROOT
 from lora.methods import apply
@@ -61,26 +61,24 @@ def runs(tmp_path_factory):
         (glue / file).write_text("\n".join([header, *("\t".join(row) for row in rows)]) + "\n")
     trained = {}
     for task, overrides in RUNS.items():
-        config = settle(
-            compose_config(
-                [
-                    "profile=small",
-                    "model=local",
-                    f"model.path={model}",
-                    f"data.path={glue}",
-                    "train.epochs=2",
-                    "train.batch=8",
-                    "train.lr=1e-3",
-                    "train.precision=fp32",
-                    "train.kernels=stock",
-                    "data.max_length=32",
-                    f"runtime.results={folder}/results",
-                    f"runtime.outputs={folder}/outputs",
-                    "runtime.device=cpu",
-                    "runtime.save_adapter=true",
-                    *overrides,
-                ]
-            )
+        config = compose_run(
+            [
+                "profile=small",
+                "model=local",
+                f"model.path={model}",
+                f"data.path={glue}",
+                "train.epochs=2",
+                "train.batch=8",
+                "train.lr=1e-3",
+                "train.precision=fp32",
+                "train.kernels=stock",
+                "data.max_length=32",
+                f"runtime.results={folder}/results",
+                f"runtime.outputs={folder}/outputs",
+                "runtime.device=cpu",
+                "runtime.save_adapter=true",
+                *overrides,
+            ]
         )
         record = ensure_record(config, mistakes_fail=False)
         trained[task] = record, adapter_path(config.runtime.outputs, config.run_id).parent

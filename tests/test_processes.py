@@ -141,7 +141,7 @@ def test_places_that_contradict_each_other_are_refused(monkeypatch, places):
     assert all(f"{name}={value}" in str(error.value) for name, value in places.items())
 
 
-@pytest.mark.parametrize("mode", [(), ("-m", "seed=1,2")], ids=["one run", "a sweep"])
+@pytest.mark.parametrize("mode", [(), ("-m", "experiment=null", "seed=1,2")], ids=["one run", "a sweep"])
 def test_a_rank_without_a_number_of_processes_trains_nothing(tiny_overrides, tmp_path, mode):
     """Every rank prints this message, although otherwise only rank 0 prints."""
     environment = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"} | {"RANK": "1"}
@@ -155,7 +155,16 @@ def test_a_rank_without_a_number_of_processes_trains_nothing(tiny_overrides, tmp
 
 def test_a_sweep_in_several_processes_is_refused(tiny_overrides, tmp_path):
     environment = os.environ | {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}  # as torchrun sets them
-    command = [sys.executable, "-m", "lora", "-m", *tiny_overrides, "seed=1,2", *outputs_in(tmp_path / "two")]
+    command = [
+        sys.executable,
+        "-m",
+        "lora",
+        "-m",
+        *tiny_overrides,
+        "experiment=null",
+        "seed=1,2",
+        *outputs_in(tmp_path / "two"),
+    ]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert "error: a sweep must be started by one process, got 2" in done.stderr

@@ -7,12 +7,14 @@ import shutil
 import pytest
 import tiny
 
-from lora.config.compose import compose_run, parent_overrides
+from lora.config.compose import compose_family, compose_run
 from lora.errors import UserError
 from lora.records.record import record_path, write_record
+from lora.report.select import gather
 from lora.sweep import stand_in
+from lora.sweep.expand import distinct
 from lora.sweep.request import requested
-from lora.sweep.stand_in import check_inputs, distinct
+from lora.sweep.stand_in import check_inputs
 from lora.sweep.worker import ensure_record
 
 
@@ -58,10 +60,10 @@ def test_another_local_encoder_is_another_run_with_a_name_of_its_own(tiny_overri
     one, other = tiny.folder(tmp_path / "my model!", "bert"), tiny.folder(tmp_path / "other", "roberta")
     names = [compose_run([*tiny_overrides, f"model.path='{folder}'"]).model.name for folder in (one, other)]
     assert names[0].startswith("my_model-") and names[1].startswith("other-")
-    before = requested("small", [*tiny_overrides[1:], f"model.path='{one}'", "seed=1,2"])
+    before = requested("small", [*tiny_overrides[1:], f"model.path='{one}'", "experiment=null", "seed=1,2"])
     config = json.loads((one / "config.json").read_text())
     (one / "config.json").write_text(json.dumps(config | {"hidden_dropout_prob": 0.5}))
-    after = requested("small", [*tiny_overrides[1:], f"model.path='{one}'", "seed=1,2"])
+    after = requested("small", [*tiny_overrides[1:], f"model.path='{one}'", "experiment=null", "seed=1,2"])
     assert len(before) == 2 and not {run.run_id for run in before} & {run.run_id for run in after}
 
 
@@ -75,11 +77,14 @@ def test_a_named_encoder_with_other_weights_is_refused(trained, tiny_overrides, 
         ensure_record(compose_run(named), mistakes_fail=False)
 
 
-def test_complete_sweeps_look_at_the_rows_that_are_named(trained, tiny_overrides, glue_dir, tmp_path):
+def test_reports_and_complete_sweeps_look_at_the_rows_that_are_named(trained, tiny_overrides, glue_dir, tmp_path):
     _, record = trained
     asked = [o for o in tiny_overrides if not o.startswith("profile=")] + ["train.epochs=1"]
-    asked.append("seed=1,2")  # values without an experiment are the grid
+    asked += ["experiment=null", "seed=1,2"]
+    assert set(gather("small", asked).state.ok) == {record.run_id}
     wrong = [*asked, f"data.path={other_rows(glue_dir, tmp_path)}"]
+    with pytest.raises(UserError, match="the rows of cola are not those"):
+        gather("small", wrong)
     runs = requested("small", wrong)
     with pytest.raises(UserError, match="the rows of cola are not those"):
         check_inputs(distinct(runs, ()), [record])
@@ -88,7 +93,7 @@ def test_complete_sweeps_look_at_the_rows_that_are_named(trained, tiny_overrides
 def test_parts_of_a_split_are_compared_each_with_its_own(trained, tiny_overrides):
     _, record = trained
     asked = [o for o in tiny_overrides if not o.startswith("profile=")]
-    parts = requested("small", [*asked, "data.train_rows=9,12"])
+    parts = requested("small", [*asked, "experiment=null", "data.train_rows=9,12"])
     check_inputs(distinct(parts, ()), [record])  # another part of the rows: nothing to compare
     assert len(distinct(parts, ())) == 2
 
@@ -99,8 +104,8 @@ def test_a_single_start_from_mnli_is_refused_on_other_mnli_rows(tiny_overrides, 
     other = shutil.copytree(glue_dir, tmp_path / "other_glue")
     lines = (other / "MNLI" / "train.tsv").read_text().splitlines()
     (other / "MNLI" / "train.tsv").write_text("\n".join(lines[:-1]) + "\n")
-    child = compose_run(asked)
-    parent = ensure_record(compose_run(parent_overrides(asked, child)), mistakes_fail=False)
+    first, child = compose_family(asked)
+    parent = ensure_record(first, mistakes_fail=False)
     for _ in range(2):
         with pytest.raises(UserError, match=f"the rows of mnli are not those that {parent.run_id} was trained on"):
             ensure_record(compose_run([*asked, f"data.path={other}"]), mistakes_fail=False)
@@ -136,7 +141,7 @@ def test_rows_on_the_hub_are_read_unless_the_record_names_their_commit(
     settings += ["train.epochs=1", "data.source=hub", f"data.revision={asked}"]
     again = compose_run(["profile=small", *settings])
     assert again.run_id == record.run_id
-    runs = requested("small", [*settings, "seed=1,2"])
+    runs = requested("small", [*settings, "experiment=null", "seed=1,2"])
     done = [run for run in runs if run.run_id == record.run_id]
     for found in ("other rows", record.provenance["data"]["fingerprint"]):
         reads = []

@@ -16,8 +16,8 @@ from comparing import equal_science
 from lora.config.compose import compose_run
 from lora.files import ROOT
 from lora.records.record import load_records
-from lora.sweep.expand import expand
 from lora.sweep.notes import read_notes
+from lora.sweep.request import requested
 from lora.sweep.worker import ensure_record
 
 KILLS = 5
@@ -26,7 +26,7 @@ KILLS = 5
 def grid(tiny_overrides, folder, *more):
     """Overrides of a sweep of tiny runs whose results and outputs are in `folder`."""
     kept = [o for o in tiny_overrides if not o.startswith(("task=", "runtime.results", "runtime.outputs"))]
-    return [*kept, f"runtime.results={folder}/results", f"runtime.outputs={folder}/outputs", *more]
+    return [*kept, "experiment=null", f"runtime.results={folder}/results", f"runtime.outputs={folder}/outputs", *more]
 
 
 def start(overrides, **extra):
@@ -85,7 +85,7 @@ def frozen(folder, process, number):
 def quiet(overrides):
     """The records of the same runs, trained one after another in this process."""
     profile, rest = overrides[0].removeprefix("profile="), overrides[1:]
-    configs = [compose_run(run.overrides) for run in expand(profile, rest, adhoc=True)]
+    configs = [compose_run(run.overrides) for run in requested(profile, [*rest, "experiment=null"])]
     for config in configs:
         ensure_record(config, mistakes_fail=False)
     return load_records(configs[0].runtime.results)[0]
@@ -269,7 +269,7 @@ def test_a_worker_between_two_runs_hears_of_the_stop_and_begins_no_other(tiny_ov
 def test_a_run_that_kills_its_worker_is_tried_a_bounded_number_of_times(tiny_overrides, tmp_path):
     """The others complete. The message names the run and the reason why it has no record."""
     overrides = grid(tiny_overrides, tmp_path, "method=bitfit", "task=cola", "seed=1,2,3", "launcher.workers=2")
-    (victim, *_) = expand("small", overrides[1:], adhoc=True)
+    (victim, *_) = requested("small", [*overrides[1:], "experiment=null"])
     process, killed = start(overrides), set()
     while process.poll() is None:
         pid = owners(tmp_path).get(victim.run_id)

@@ -1,5 +1,7 @@
-"""Resolve `auto` for kernels and attention, without torch: the values name a run, and torch takes seconds to load."""
+"""Resolve each `auto` (kernels, attention, precision) before a run is named, without loading torch."""
 
+import collections
+import contextlib
 import ctypes
 import functools
 import importlib.util
@@ -9,57 +11,102 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lora.checks import SettingsError, build
 from lora.config.encoder_files import locate
-from lora.config.recorded import ATTENTION, KERNELS, as_recorded, recorded
-from lora.config.run import ModelConfig
+from lora.config.precision_choice import measure
+from lora.config.run import ModelConfig, RunConfig
 from lora.errors import UserError
+from lora.records.machine import BF16_FLAGS, cpu_flags
 
 ARCHITECTURES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet")
 BF16_CAPABILITY = 8  # lowest major compute capability of a GPU that multiplies in bfloat16 (Ampere)
 MAJOR_CAPABILITY = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR in the driver's cuda.h
 MAX_TOKENS = 1024  # as in `lora.training.fused.kernels`, which planning does not load
+MINILM = (384, 1536)  # sizes assumed if an encoder's files are absent: its run is refused with a separate message
+USUAL = ("fused", "eager", "fp32")  # for an invalid configuration, whose mistakes are reported later
 
 
-def choose_kernels(model: ModelConfig, device: str, results: str) -> tuple[str, str]:
-    """`fused` on a CPU if they cover the encoder, else `stock`; and the reason, in words for the user.
+def resolve_auto(model: dict[str, Any], train: dict[str, Any], runtime: Mapping[str, Any], gpu_jobs: bool) -> None:
+    """Replace `auto` in the sections of a run, in place.
 
-    Finished runs of the same encoder in the results folder decide first, so that a resumed sweep does not change.
-
-    An encoder from the hub takes `stock`: its architecture is unknown until it is downloaded, and the choice names the
-    run. An encoder whose files are absent counts as covered: its run is refused with a separate message.
+    The finished runs of the same encoder in the results folder decide first, so that a sweep that is resumed on another
+    machine stays the same. Otherwise, this machine decides.
 
     Args:
-        device: `runtime.device`. With `cuda`, recorded `fused` kernels, which compute on a CPU, are not kept.
-        results: `runtime.results`.
+        gpu_jobs: Whether the launcher gives each job a GPU, which the machine that launches may lack.
+    Raises: UserError: If the precision must be measured and cannot be.
     """
-    kept, count = recorded(results, KERNELS).get((model.name,), (None, 0))
-    if kept is not None and (kept, device) != ("fused", "cuda"):
-        idle = "; train.kernels=stock would take the GPU" if kept == "fused" and takes_gpu("stock", device) else ""
-        return kept, as_recorded(count, results) + idle
-    if takes_gpu("stock", device):
-        return "stock", "for the GPU; runtime.device=cpu would take the CPU"
-    if model.source == "hub":
-        return "stock", "transformers' own modules"
-    reason = not_covered(read_settings(model))
-    if reason is not None:
-        return "stock", f"fused kernels do not cover {reason}"
-    return "fused", "compiled, for the CPU"
+    asked = (train.get("kernels"), model.get("attention"), train.get("precision"))
+    if "auto" not in asked:
+        return
+    device, chosen = runtime.get("device"), USUAL
+    stated = tuple(None if value == "auto" else value for value in asked)
+    with contextlib.suppress(SettingsError):
+        encoder = build(ModelConfig, {**model, "attention": stated[1] or "eager"})
+        gpu = device == "cuda" or (device == "auto" and (gpu_jobs or has_gpu()))
+        for kept in recorded(str(runtime.get("results")), encoder.name):
+            idle_gpu = kept[0] == "fused" and (device == "cuda" or gpu_jobs)  # fused kernels compute on the CPU
+            if not idle_gpu and all(value in (None, other) for value, other in zip(stated, kept, strict=True)):
+                chosen = kept
+                break
+        else:
+            kernels = stated[0] or ("stock" if gpu or encoder.source == "hub" or not_covered(encoder) else "fused")
+            gpu &= kernels != "fused"
+            precision = stated[2] or best_precision(encoder, gpu, gpu_jobs)
+            chosen = (kernels, "sdpa" if gpu else "eager", precision)
+    values = [given or found for given, found in zip(stated, chosen, strict=True)]
+    train["kernels"], model["attention"], train["precision"] = values
+
+
+def recorded(results: str, encoder: str) -> list[tuple[str, str, str]]:
+    """The kernels, attention and precision of an encoder's finished runs in a folder, the most frequent first."""
+    runs = Path(results) / "runs"
+    try:
+        return _recorded(runs.resolve(), runs.stat().st_mtime_ns, len(list(runs.iterdir()))).get(encoder, [])
+    except OSError:
+        return []
+
+
+@functools.lru_cache(maxsize=16)
+def _recorded(runs: Path, *changed: int) -> dict[str, list[tuple[str, str, str]]]:
+    """
+    Args:
+        changed: The folder's modification time and number of entries, because a file system's clock is coarse.
+    """
+    counts: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+    for path in sorted(runs.glob("*.json")):
+        # a file that is not a record is reported where records are read
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            content = json.loads(path.read_bytes())
+            model, train = content["config"]["model"], content["config"]["train"]
+            if content["status"] == "ok":
+                counts[model["name"]][train["kernels"], model["attention"], train["precision"]] += 1
+    return {name: [choice for choice, _ in found.most_common()] for name, found in counts.items()}
+
+
+def best_precision(encoder: ModelConfig, gpu: bool, gpu_jobs: bool) -> str:
+    """bf16 on a GPU that has it, and on a CPU where it was measured to be faster (`precision_choice`).
+
+    A GPU that only the jobs see is asked nothing, and takes fp32.
+    """
+    if gpu:
+        return "bf16" if not (gpu_jobs and not has_gpu()) and gpu_has_bf16() else "fp32"
+    if not cpu_flags() & BF16_FLAGS or encoder.source == "hub":  # a hub encoder's width is unknown before its download
+        return "fp32"
+    return measure(*encoder_sizes(encoder)).precision
 
 
 def takes_gpu(kernels: str, device: str) -> bool:
-    """Whether a run with these kernels and this `runtime.device` computes on a GPU."""
+    """Whether a run with these kernels and this `runtime.device` computes on a GPU of this machine."""
     return kernels != "fused" and (device == "cuda" or (device == "auto" and has_gpu()))
 
 
-def choose_attention(model: ModelConfig, kernels: str, device: str, results: str) -> str:
-    """transformers' implementation: sdpa on a GPU; eager on a CPU, where it is faster with attention dropout.
-
-    Finished runs of the same encoder and kernels in the results folder decide first.
+def check_device(config: RunConfig) -> None:
     """
-    kept = recorded(results, ATTENTION).get((model.name, kernels))
-    if kept is not None:
-        return kept[0]
-    return "sdpa" if takes_gpu(kernels, device) else "eager"
+    Raises: UserError: If the run asks for a GPU, and this machine has none.
+    """
+    if config.runtime.device == "cuda" and not has_gpu():
+        raise UserError("runtime.device=cuda needs a GPU, and torch finds none here: use runtime.device=auto or cpu")
 
 
 def read_settings(model: ModelConfig) -> dict[str, Any]:
@@ -71,13 +118,23 @@ def read_settings(model: ModelConfig) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
-def not_covered(settings: Mapping[str, Any]) -> str | None:
+def encoder_sizes(model: ModelConfig) -> tuple[int, int]:
+    """Widths of an encoder and of its feed-forward layers; MiniLM's if its files do not state them."""
+    settings = read_settings(model)
+    width = settings.get("hidden_size", settings.get("dim"))  # the alternatives are DistilBERT's names
+    sizes = (width, settings.get("intermediate_size", settings.get("hidden_dim")))
+    return sizes if all(type(size) is int and size > 0 for size in sizes) else MINILM
+
+
+def not_covered(model: ModelConfig | Mapping[str, Any]) -> str | None:
     """The reasons why the fused kernels do not cover an encoder; None if they do.
 
     Args:
-        settings: Its config.json, as stored or as completed by transformers. A missing value is transformers'
-            default for the covered architectures, and the kernels cover it.
+        model: The encoder, or its config.json as stored or as completed by transformers. A missing value is
+            transformers' default for the covered architectures, and the kernels cover it. An encoder whose files are
+            absent counts as covered: its run is refused with a separate message.
     """
+    settings = read_settings(model) if isinstance(model, ModelConfig) else model
     kind, activation = settings.get("model_type", "bert"), settings.get("hidden_act", "gelu")
     reasons = {
         f"model type {kind}, not one of {', '.join(ARCHITECTURES)}": kind not in ARCHITECTURES,
@@ -86,6 +143,9 @@ def not_covered(settings: Mapping[str, Any]) -> str | None:
         "a decoder": settings.get("is_decoder", False),
     }
     return "; ".join(reason for reason, holds in reasons.items() if holds) or None
+
+
+# The GPUs of this machine, by CUDA's driver
 
 
 @functools.cache
@@ -124,8 +184,7 @@ def gpu_memory() -> int | None:
     def total(place: int) -> int | None:
         return ask_driver(lambda driver, answer: driver.cuDeviceTotalMem_v2(answer, place), ctypes.c_size_t)
 
-    totals = [each for each in map(total, range(visible_gpus())) if each is not None]
-    return min(totals, default=None)
+    return min(filter(None, map(total, range(visible_gpus()))), default=None)
 
 
 def ask_driver(ask: Callable[[ctypes.CDLL, Any], int], kind: type) -> int | None:
@@ -139,7 +198,7 @@ def ask_driver(ask: Callable[[ctypes.CDLL, Any], int], kind: type) -> int | None
     try:
         driver = ctypes.CDLL("libcuda.so.1")
         answer = kind()
-        found = driver.cuInit(0) == 0 and ask(driver, ctypes.byref(answer)) == 0
+        succeeded = driver.cuInit(0) == 0 and ask(driver, ctypes.byref(answer)) == 0
     except (OSError, AttributeError):
         return None
-    return answer.value if found else None
+    return answer.value if succeeded else None

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from omegaconf import DictConfig, open_dict
 
-from lora.config.hparams_row import row_of
 from lora.config.options import values_given
 from lora.data.own_task import add_kept_tasks, add_task
 from lora.data.tasks import TASKS, Task
@@ -17,6 +16,7 @@ from lora.files import ROOT, at_home
 
 TASK_FILES = ROOT / "conf" / "tasks"  # not conf/task: that folder would make `task` a group of Hydra
 ENDINGS = (".yaml", ".yml")
+DEFAULT = "default"  # the row of tasks without their own
 
 
 def task_file(given: str) -> Path | None:
@@ -51,40 +51,50 @@ def find_task(given: str, results: str | Path) -> Task:
 
 
 def own_tasks(overrides: Sequence[str]) -> list[Task]:
-    """The tasks whose files overrides name. The content of these files is part of a run's name.
+    """The tasks whose files overrides name.
 
-    Raises: UserError: If a file or one of its rows is invalid.
+    Raises: UserError: If a file or one of its rows is invalid, or two files define tasks of one name, as two folds of a
+        cross-validation may: their runs would have the same names.
     """
-    files = [task_file(value) for value in values_given("task", overrides) if isinstance(value, str)]
-    return [add_task(path) for path in files if path is not None]
+    named: dict[str, Path] = {}
+    for path in filter(None, (task_file(str(value)) for value in values_given("task", overrides))):
+        other = named.setdefault(add_task(path).name, path)
+        if other.resolve() != path.resolve():
+            raise UserError(
+                f"{other} and {path} have the same name and definition, so their runs would have the same names: give "
+                f"the files different names, such as {path.stem}_1{path.suffix} and {path.stem}_2{path.suffix}"
+            )
+    return [TASKS[name] for name in named]
 
 
-def with_task(config: DictConfig) -> DictConfig:
-    """The configuration with its task's name, hyperparameter row and data source filled in.
+def with_task(config: DictConfig, name: str | None = None) -> tuple[DictConfig, str]:
+    """A copy of a configuration with its task's name, hyperparameter row and data source filled in.
 
+    Args:
+        name: The task; None for that of the configuration.
+    Returns: The configuration, and `conf` if it has a row for this task, else `default`.
     Raises: UserError: If there is no such task, its file is invalid, or a user-defined task is needed.
     """
+    config = copy.deepcopy(config)
+    config.task = config.task if name is None else name
     if config.task is None:
         raise UserError(
             f"profile {config.profile.name} needs a task of your own: task=my_task.yaml (TASK=my_task.yaml with make); "
             f'README.md says what the file holds, under "Your own task"'
         )
     if not isinstance(config.task, str):
-        return config
+        return config, "conf"
     task = find_task(config.task, config.runtime.results)
     if task.own is None and config.data.source == "own":
         raise UserError(
             f"task {task.name} is not one of your own; profile {config.profile.name} with data.source=own needs a file "
             f"such as task=my_task.yaml"
         )
-    row, _ = row_of(config, task.name)
-    if task.own is None and row is config.hparams.get(task.name):
-        return config
-    config = copy.deepcopy(config)
+    row = "conf" if task.name in config.hparams else DEFAULT
     with open_dict(config):
         config.task = task.name
-        if row is not None:
-            config.hparams[task.name] = row
+        if row == DEFAULT and DEFAULT in config.hparams:
+            config.hparams[task.name] = config.hparams[DEFAULT]
         if task.own is not None and config.data.source == config.profile.source:  # else it was set, and is checked
             config.data.source, config.data.revision = "own", None
-    return config
+    return config, row

@@ -16,6 +16,23 @@ from lora.methods.configs import MethodConfig
 
 PROTOCOLS = ("printed", "released", "dagger", "ours", "long")
 MNLI_CHILDREN = ("mrpc", "rte", "stsb")
+# The settings in every run's name. One that is added later takes part only where it differs from its default, so that
+# runs that were made before keep their names.
+NAMED = {
+    "model": "name source hub_id revision pickle unused_weights attention",
+    "data": "train_rows max_length batching",
+    "train": "lr batch epochs warmup_frac warmup_steps weight_decay clip_norm adam_beta1 adam_beta2 adam_eps dropout "
+    "head_dropout selection precision kernels",
+    "method": "name targets rank alpha ranks alpha_at_rank dropout init_a init_std scaling "
+    "bottleneck activation init_truncated layer_norms drop_layers",
+}
+# Paths, memory and machine: they name no run.
+UNNAMED = {
+    "model": ("path", "gradient_checkpointing"),
+    "data": ("source", "path", "revision"),
+    "train": ("accumulation", "eval_batch"),
+    "method": (),
+}
 
 
 @dataclass(frozen=True)
@@ -166,6 +183,9 @@ class RuntimeConfig:
             when the run is asked to stop.
         tracking: Weights & Biases: `auto` (online with a key, else offline), `offline` or `off`.
         group: Group of the run in Weights & Biases: the experiment that requested it.
+        rate_from: Origin of the learning rate: `stated` by the command, `tuned` by the user (`lora.config.rates`), or
+            from the task's row in `conf`, or from its `default` row, which was not chosen for the task. None in older
+            records.
     """
 
     results: str
@@ -177,6 +197,7 @@ class RuntimeConfig:
     checkpoint_minutes: float | None = None
     tracking: Literal["auto", "offline", "off"] = "off"
     group: str | None = None
+    rate_from: Literal["stated", "tuned", "conf", "default"] | None = None
 
     def __post_init__(self):
         problems = Problems()
@@ -195,7 +216,7 @@ class RunConfig:
         start: `pretrained`, or `mnli`: the parameters that an MNLI run of the same method trained, with a new head
             (paper, section 5.2). For full fine-tuning these are the whole encoder.
         start_seed: Seed of that MNLI run; None means the run's own seed.
-        start_run: Run_id of that MNLI run, filled in by `compose_run`: a run's name depends on its parent's settings.
+        start_run: Run_id of that MNLI run, which composing fills in: a run's name depends on its parent's settings.
         seed: Seed of the head, the method's initialization, the data order and dropout, each with its own generator.
     """
 
@@ -229,8 +250,15 @@ class RunConfig:
                 self.runtime.device != "cuda", "runtime.device", "cpu or auto with train.kernels=fused", "cuda"
             )
         if self.start != "mnli":
-            problems.check(self.start_seed is None, "start_seed", "null unless start=mnli", self.start_seed)
+            for key in ("start_seed", "start_run"):
+                problems.check(getattr(self, key) is None, key, "null unless start=mnli", getattr(self, key))
         problems.done()
+
+    @property
+    def train_rows(self) -> int:
+        """Number of train rows: a fixed part of the split, or the whole split."""
+        official = TASKS[self.task].official_rows["train"]
+        return official if self.data.train_rows is None else min(self.data.train_rows, official)
 
     @property
     def run_id(self) -> str:
@@ -248,13 +276,13 @@ class RunConfig:
         """
         settings = dataclasses.asdict(self)
         del settings["runtime"]
-        for key in ("path", "gradient_checkpointing"):
-            del settings["model"][key]
-        for key in ("source", "path", "revision"):
-            del settings["data"][key]
-        del settings["train"]["eval_batch"]
-        if not self._accumulation_changes_results:
-            del settings["train"]["accumulation"]
+        for section, keys in NAMED.items():
+            defaults = {f.name: f.default for f in dataclasses.fields(getattr(self, section))}
+            for key, value in list(settings[section].items()):
+                if key not in keys.split() and (key in UNNAMED[section] or value == defaults[key]):
+                    del settings[section][key]
+        if self._accumulation_changes_results:
+            settings["train"]["accumulation"] = self.train.accumulation
         if "targets" in settings["method"]:
             settings["method"]["targets"] = sorted(settings["method"]["targets"])
         return settings

@@ -4,11 +4,10 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lora.config.compose import compose_run
 from lora.config.kernel_choice import (
+    check_device,
     gpu_has_bf16,
     gpu_memory,
-    has_gpu,
     read_settings,
     takes_gpu,
     visible_gpus,
@@ -16,7 +15,6 @@ from lora.config.kernel_choice import (
 from lora.config.run import RunConfig
 from lora.models.sizes import SIZES
 from lora.records.machine import BF16_FLAGS, cpu_flags
-from lora.sweep.announce import one_of_each
 from lora.sweep.expand import PlannedRun
 from lora.sweep.pool import VISIBLE
 
@@ -31,9 +29,11 @@ def local_workers(todo: Sequence[PlannedRun], workers: int, stated: bool) -> int
     Args:
         workers: `launcher.workers`.
         stated: Whether the command line sets `workers`; if so, it is returned unchanged.
-    Raises: UserError: If a run's processor does not support its precision.
+    Raises: UserError: If a run asks for a GPU that this machine lacks, or its processor does not support its precision.
     """
-    configs = [compose_run(run.overrides) for run in (todo if has_gpu() else one_of_each(todo))]
+    configs = [run.config for run in todo]
+    for config in configs:
+        check_device(config)
     check_precisions(configs)
     return workers if stated else runs_at_once(configs, workers)
 

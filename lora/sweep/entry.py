@@ -13,13 +13,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lora.config.compose import check_overrides, compose_config, compose_run, is_untuned, register_resolvers
-from lora.config.hydra_messages import explain
-from lora.config.options import CONF
-from lora.config.rates import rates_setting, said
+from lora.config.compose import compose_config, register_resolvers, to_run_configs
+from lora.config.kernel_choice import check_device
+from lora.config.options import CONF, explain, read_overrides
 from lora.config.run import RunConfig
-from lora.data.tasks import TASKS
-from lora.errors import UnfinishedError, UserError
+from lora.errors import UnfinishedError, UserError, as_command
 from lora.records.record import RunRecord, adapter_path, record_path
 from lora.sweep.locks import HeldError
 from lora.sweep.progress import counted, duration, shown
@@ -80,6 +78,16 @@ def refuse_experiment(overrides: Sequence[str]) -> None:
         raise UserError(f"{named[-1]} is a grid of runs: python -m lora -m {' '.join(overrides)} trains them")
 
 
+def refuse_without(parent: RunConfig, run: RunConfig, overrides: Sequence[str]) -> None:
+    """
+    Raises: UserError: If the MNLI run that a single run starts from is not trained.
+    """
+    record = usable_record(parent)
+    if record is None or record.status != "ok":
+        command = as_command(["python", "-m", "lora", "-m", "experiment=null", *overrides])
+        raise UserError(f"{run.run_id} starts from {parent.run_id}, which is not trained: {command} trains both")
+
+
 def leave_group() -> None:
     """Destroy the process group of a distributed run; otherwise torch warns of a leak."""
     if processes() > 1:
@@ -89,30 +97,21 @@ def leave_group() -> None:
             distributed.destroy_process_group()
 
 
-def overrides_last(arguments: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    """The arguments with the overrides last: Hydra refuses `task=cola -m seed=1`, with an option between two."""
-    options = list(arguments)
-    for override in overrides:
-        options.remove(override)
-    return [*options, *overrides]
-
-
-def single_run(overrides: Sequence[str]) -> Ended | Exception:
+def single_run(config: DictConfig, overrides: Sequence[str]) -> Ended | Exception:
     """Train one run, unless it is done.
 
     Returns: The outcome, or the error that ended the run: Hydra would format a raised error in its own way.
     """
     try:
         refuse_experiment(overrides)
-        config = compose_run(overrides)
-        before = usable_record(config)
-        setting = rates_setting(overrides, config.runtime.results)
-        tuned = said(setting, [(config.model.name, config.protocol, config.task, overrides)])
-        if before is None and tuned is not None:
-            say(f"rates: {tuned}", sys.stdout)
-        untuned = TASKS[config.task].own is not None and is_untuned(overrides)
-        record = ensure_record(config, mistakes_fail=False, untuned=untuned)
-        return Ended(config, record, was_done=record == before)
+        *parents, run = to_run_configs(config, overrides)
+        before = usable_record(run)
+        if before is None:
+            check_device(run)
+            for parent in parents:
+                refuse_without(parent, run, overrides)
+        record = ensure_record(run, mistakes_fail=False)
+        return Ended(run, record, was_done=record == before)
     except (UserError, HeldError, InterruptedRunError) as error:
         return error
 
@@ -120,17 +119,14 @@ def single_run(overrides: Sequence[str]) -> Ended | Exception:
 def main(arguments: Sequence[str]) -> None:
     """Exit codes: 0 done, 1 runs failed or are missing, 2 a mistake in the command, 130 interrupted."""
     given = get_args_parser().parse_known_intermixed_args(list(arguments))[0]
-    overrides = given.overrides
-    sys.argv[1:] = overrides_last(arguments, overrides)  # where Hydra reads them
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach the handlers below instead of Hydra's printer
     ended: list[Ended | Exception] = []
 
     @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
     def application(config: DictConfig) -> None:
-        del config  # composed again from its overrides, together with its parent run
         listen()
-        ended.append(single_run(HydraConfig.get().overrides.task))
+        ended.append(single_run(config, HydraConfig.get().overrides.task))
 
     try:
         check_processes()
@@ -138,7 +134,11 @@ def main(arguments: Sequence[str]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     try:
-        check_overrides(overrides)
+        overrides = read_overrides(given.overrides)
+        options = list(arguments)
+        for override in given.overrides:
+            options.remove(override)
+        sys.argv[1:] = [*options, *overrides]  # where Hydra reads them; it refuses options between two overrides
         if given.cfg and not given.multirun:
             compose_config(overrides)  # Hydra would show a configuration without hparams
         application()

@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 
 from omegaconf import DictConfig
 
-from lora.config.options import describe_group
-from lora.config.rates import said
 from lora.data.tasks import TASKS
 from lora.errors import UnfinishedError, UserError
 from lora.files import check_writable
@@ -21,13 +19,13 @@ from lora.sweep.announce import announcement
 from lora.sweep.cleanup import clean_up
 from lora.sweep.devices import gpu_names, local_workers
 from lora.sweep.estimate import estimator, records_of_this_machine
-from lora.sweep.expand import PlannedRun
+from lora.sweep.expand import PlannedRun, distinct
 from lora.sweep.locks import is_held, lock_path
 from lora.sweep.progress import Watch, counted
 from lora.sweep.ray_cluster import check_ray
-from lora.sweep.request import default_of, replacements, requested
+from lora.sweep.request import explain_request, requested
 from lora.sweep.slurm import check_slurm
-from lora.sweep.stand_in import check_inputs, distinct
+from lora.sweep.stand_in import check_inputs
 from lora.sweep.state import State, state
 from lora.sweep.worker import Job
 from lora.training import signals
@@ -66,25 +64,21 @@ def launch_sweep(config: DictConfig, arguments: Sequence[str]) -> State:
 
     Raises: UserError: As in `launch_runs`. UnfinishedError: At the end, if runs failed or are missing.
     """
-    notes = [f"note:    {replacement}" for replacement in replacements(config.profile.name, arguments)]
-    if default := default_of(config.profile.name, arguments):
-        chosen = " ".join(f"{key}={','.join(values)}" for key, values in default.items())
-        others = [name for name in describe_group("experiment") if name not in default["experiment"]]
-        notes.append(f"default: {chosen}; experiment=NAME trains others ({', '.join(others)})")
-    now, reasons = launch_runs(config, requested(config.profile.name, arguments), arguments, notes)
+    lines = explain_request(config.profile.name, arguments)
+    now, reasons = launch_runs(config, requested(config.profile.name, arguments), arguments, lines)
     if now.failed or now.missing:
         raise UnfinishedError("\n".join(unfinished(now, reasons)))
     return now
 
 
 def launch_runs(
-    config: DictConfig, runs: list[PlannedRun], arguments: Sequence[str], notes: Sequence[str] = ()
+    config: DictConfig, runs: list[PlannedRun], arguments: Sequence[str], lines: Sequence[str] = ()
 ) -> tuple[State, dict[str, str]]:
     """Announce runs and train the missing ones.
 
     Args:
         config: Composed from the command's arguments.
-        notes: Lines for the end of the announcement.
+        lines: The end of the announcement.
     Returns: The state at the end, and run_id -> why a run has no record.
     Raises: UserError: Before any run starts, if rows, weights or the launcher are unavailable, rows or weights differ
         from those of a record, a processor lacks a run's precision, or a folder cannot be written.
@@ -114,8 +108,7 @@ def launch_runs(
         for folder in (results, outputs):
             check_writable(folder)
     print(announcement(config.profile.name, runs, now, todo, expected, workers, results), flush=True)
-    tuned = said(config.rates, ((run.model, run.protocol, run.task, run.overrides) for run in runs))
-    for line in (*([f"rates:   {tuned}"] if tuned else []), *notes):
+    for line in lines:
         print(f"  {line}", flush=True)
     sweep = Sweep(runs, config.launcher, ids, dict(now.failed), expected, workers, results, outputs, adapters)
     now, reasons = train_missing(sweep, now)

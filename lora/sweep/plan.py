@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from lora.config.compose import compose_config, compose_run
-from lora.config.folders import check_data_folder
+from lora.config.compose import compose_config
 from lora.data.tasks import TASKS
 from lora.models.sizes import SIZES, closed_form
 from lora.sweep.estimate import PARAMETERS, SUSTAINED_FLOPS, compute_seconds, estimator, records_of_this_machine
@@ -48,7 +47,7 @@ def costs(runs: Sequence[PlannedRun], measured: Callable[[PlannedRun], float | N
     parents = {run.parent for run in runs}
     found = []
     for run in runs:
-        config = compose_run(run.overrides)
+        config = run.config
         trained = None
         if run.model in SIZES:
             trained = 4 * closed_form(run.model, config.method)  # excludes the head, less than 5% of any of them
@@ -143,6 +142,5 @@ def options(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     """Exit codes: 0, or 2 for a mistake in the command."""
     runs = requested(arguments.profile, arguments.overrides)
-    check_data_folder(arguments.overrides)
     config = compose_config([f"profile={arguments.profile}", *how_to_run(arguments.overrides)])
     print(text(arguments.profile, costs(runs, estimator(records_of_this_machine(config)))))

@@ -144,10 +144,11 @@ def refuse_other_sizes(grids: Sequence[RateGrid], path: Path) -> None:
         own = (asked.first.model.name, asked.first.protocol, asked.task_name)
         now = {other.method for other in grids if other.task_name == asked.task_name}
         for rate in kept:
-            if (rate.model, rate.protocol, rate.task) == own and rate.method not in now and rate.values != asked.values:
+            values = len(rate.tried)
+            if (rate.model, rate.protocol, rate.task) == own and rate.method not in now and values != asked.values:
                 raise UserError(
                     f"every method of a task has a grid of the same size: {rate.method} on {rate.task} was tuned with "
-                    f"{rate.values} rates ({path}), got {asked.values} for {asked.method}; give {rate.values} values "
+                    f"{values} rates ({path}), got {asked.values} for {asked.method}; give {values} values "
                     f"of train.lr, or tune {rate.method} again in the same command"
                 )
 

@@ -1,45 +1,186 @@
-"""The runs that a command line requests: those of experiments, a profile's default, or an ad hoc grid."""
+"""The runs that a command line asks for. There are three ways to ask.
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+Without `experiment=`, values select from the grids of the profile, and a setting that no grid names applies to all
+runs. With `experiment=NAME`, values that its grid lacks replace those of the grid. With `experiment=null`, the values
+are the grid.
+"""
 
-from lora.config.compose import check_overrides
-from lora.config.options import describe_group
-from lora.config.rates import rates_path, rates_setting, tuned_seeds
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import yaml
+
+from lora.config.options import CONF, describe_group, read_overrides, values_given
+from lora.config.own_task import own_tasks
+from lora.config.rates import rates_path, rates_setting, read_rates, tuned_seeds
 from lora.data.own_task import add_kept_tasks
-from lora.errors import UserError
-from lora.sweep.expand import PlannedRun, expand, read_profile, results_of
-from lora.sweep.grids import LEARNING_RATE, Replacement, Values, apply_overrides, grid, split_override, values_of
+from lora.errors import UserError, as_command
+from lora.files import at_home
+from lora.sweep.expand import PlannedRun, expand_blocks
+from lora.sweep.grids import LEARNING_RATE, Block, Values, grid, narrowed, new_values, split_override, values_of
+
+ADHOC = "adhoc"  # in place of an experiment's name: the command's values are the grid
+
+
+class Request(NamedTuple):
+    """What a command line asks for.
+
+    Args:
+        given: Key -> its values in command-line syntax, without profile and experiment.
+        experiments: The named ones: () for experiment=null, None without `experiment=`.
+    """
+
+    profile: str
+    given: Values
+    experiments: tuple[str, ...] | None
+
+
+def read_request(profile: str, arguments: Sequence[str]) -> Request:
+    """Parse a command line. Raises: UserError: If an argument is not an override, or several profiles are named."""
+    given = dict(map(split_override, read_overrides(arguments)))
+    profiles, named = given.pop("profile", [profile]), given.pop("experiment", None)
+    if len(profiles) != 1:
+        raise UserError(f"profile takes one value in a sweep, got {', '.join(profiles)}")
+    read_profile(profiles[0])
+    return Request(profiles[0], given, None if named is None else tuple(name for name in named if name != "[]"))
+
+
+def read_profile(profile: str) -> dict[str, Any]:
+    """The content of conf/profile/<profile>.yaml. Raises: UserError: If the profile does not exist."""
+    if profile not in describe_group("profile"):
+        raise UserError(f"profile {profile!r} does not exist; choose from {', '.join(describe_group('profile'))}")
+    return yaml.safe_load((CONF / "profile" / f"{profile}.yaml").read_bytes())
 
 
 def requested(profile: str, arguments: Sequence[str], whole: bool = False) -> list[PlannedRun]:
-    """The runs that a command line requests.
+    """The runs that a command line asks for, the longest first.
 
-    With `experiment=`, they are the runs of these experiments; values that a grid lacks replace its own. Without it, a
-    list of values (`seed=1,2`) makes the arguments an ad hoc grid, and single values select from the profile's runs. If
-    nothing is selected, the profile's default applies, or all of its runs if it has no default. A profile that names no
-    task takes the user-defined tasks kept in its results folder.
+    A profile that needs a task and is given none takes the user-defined tasks that its results folder keeps.
 
     Args:
         whole: Whether to use all runs of the profile instead of its default.
-    Raises: UserError: As in `expand`, `read_request`, `add_kept_tasks` and `refuse_tuned`.
+    Raises: UserError: If no run is left, a run is invalid, a value is in no grid, a folder of data does not exist, or
+        learning rates were chosen on a seed of these runs or not alike for all methods.
     """
-    default = {} if whole else default_of(profile, arguments)
-    profile, given, experiments = read_request(profile, arguments)
-    if default:
-        experiments, given = default.pop("experiment"), default | given
-    adhoc = is_adhoc(given, experiments)
-    overrides = [f"{key}={','.join(values)}" for key, values in given.items()]
-    results = results_of(profile, overrides)
+    request = read_request(profile, arguments)
+    profile, overrides = request.profile, settings_of(request)
+    results = str((values_given("runtime.results", overrides) or [f"results/{profile}"])[-1])
     kept = add_kept_tasks(results)
-    if kept and "task" not in given and profile in describe_group("profile") and needs_task(profile):
-        overrides.append(f"task={','.join(kept)}")
-    runs = expand(profile, overrides, experiments, adhoc)
-    refuse_tuned(runs, rates_setting(overrides, results))
+    if kept and "task" not in request.given and read_profile(profile).get("task", "") is None:
+        request.given["task"] = kept
+    own_tasks(overrides)
+    refuse_glue(request)
+    runs = expand_blocks(profile, blocks_of(request, whole))
+    if not runs:
+        raise UserError(f"no run of profile {profile} has {' '.join(overrides)} together\n{ways_out(request)}")
+    for folder in values_given("data.path", overrides):
+        if folder is not None and not at_home(str(folder)).is_dir():
+            raise UserError(f"data folder {folder} does not exist; set GLUE_DIR= (data.path) to GLUE's files")
+    setting = rates_setting(overrides, results)
+    refuse_tuned_seeds(runs, setting)
+    refuse_unequal_tuning(runs, setting)
     return runs
 
 
-def refuse_tuned(runs: Iterable[PlannedRun], setting: Any) -> None:
+def blocks_of(request: Request, whole: bool = False) -> dict[str, list[Block]]:
+    """Experiment -> the blocks that the request leaves of its grid.
+
+    Raises: UserError: If the request names no experiment, and no grid of the profile has one of its values.
+    """
+    profile, given, experiments = request
+    if experiments is not None:
+        own = {name: narrowed({name: grid(profile, name)}, given)[name] for name in experiments}
+        return own or {ADHOC: [Block(given)]}
+    every = {name: grid(profile, name) for name in read_profile(profile)["experiments"]}
+    default = {} if whole else default_of(profile, settings_of(request))
+    grids = {name: every[name] for name in default.get("experiment", every)}
+    blocks = [block for several in grids.values() for block in several]
+    if unknown := {key: new for key, values in given.items() if (new := new_values(key, values, blocks))}:
+        key, values = next(iter(unknown.items()))
+        raise UserError(
+            f"{key}={','.join(values)} is in no grid of profile {profile} ({', '.join(grids)}), which "
+            f"{'have' if len(grids) > 1 else 'has'} {', '.join(values_of(key, blocks))}\n{ways_out(request)}"
+        )
+    selects = any(values_of(key, blocks) for key in given)
+    chosen = {key: values for key, values in default.items() if key != "experiment"} | given
+    if selects and "start" not in given and "pretrained" in values_of("start", blocks):
+        starts = {name: [b for b in several if b.axes.get("start") != ["mnli"]] for name, several in grids.items()}
+        grids = {
+            name: [Block(b.axes | ({"start": ["pretrained"]} if "start" in b.axes else {})) for b in several]
+            for name, several in starts.items()
+        }
+    return narrowed(grids, chosen)
+
+
+def default_of(profile: str, arguments: Sequence[str]) -> Values:
+    """The profile's default: values that hold where the request names no experiment and gives no others.
+
+    {} if the profile has none, or the request gives a key that only the grids of other experiments name.
+    """
+    request = read_request(profile, arguments)
+    settings = read_profile(request.profile)
+    default = {key: [str(value) for value in values] for key, values in settings.get("default", {}).items()}
+    if not default or request.experiments is not None:
+        return {}
+    grids = {name: grid(request.profile, name) for name in settings["experiments"]}
+    inside = [block for name in default["experiment"] for block in grids[name]]
+    outside = [block for blocks in grids.values() for block in blocks]
+    others = [key for key in request.given if values_of(key, outside) and not values_of(key, inside)]
+    return {} if others else default
+
+
+def explain_request(profile: str, arguments: Sequence[str]) -> list[str]:
+    """Lines for the announcement: the default that holds, or the grid that the command's values make."""
+    request = read_request(profile, arguments)
+    profile, given, experiments = request
+    if experiments == ():
+        return [f"grid:    your own, every combination of {' '.join(settings_of(request))}"]
+    if default := default_of(profile, arguments):
+        left = [f"{key}={','.join(values)}" for key, values in default.items() if key not in given]
+        others = [name for name in describe_group("experiment") if name not in default["experiment"]]
+        return [f"default: {' '.join(left)}; experiment=NAME trains others ({', '.join(others)})"]
+    return [
+        f"grid:    {name} with {key}={','.join(values)} in place of {', '.join(values_of(key, grid(profile, name)))}"
+        for name in experiments or ()
+        for key, values in given.items()
+        if new_values(key, values, grid(profile, name))
+    ]
+
+
+def selected(profile: str, experiment: str, overrides: Sequence[str]) -> list[PlannedRun]:
+    """The runs of an experiment that have the given values. Empty if a value is not in its grid."""
+    request, blocks = read_request(profile, overrides), grid(profile, experiment)
+    if any(new_values(key, values, blocks) for key, values in request.given.items()):
+        return []
+    return expand_blocks(request.profile, narrowed({experiment: blocks}, request.given))
+
+
+def ways_out(request: Request) -> str:
+    """The two other ways to ask for the same values, as commands."""
+    settings = settings_of(request)
+    names = read_profile(request.profile)["experiments"]
+    start = ["python", "-m", "lora", "-m", f"profile={request.profile}"]
+    lines = [
+        f"in a grid:        {as_command([*start, f'experiment={names[0]}', *settings])}",
+        f"as your own grid: {as_command([*start, 'experiment=null', *settings])}",
+    ]
+    return "\n".join(lines)
+
+
+def refuse_glue(request: Request) -> None:
+    """
+    Raises: UserError: If a profile whose tasks are embedded is given a folder of GLUE.
+    """
+    settings = read_profile(request.profile)
+    folder = request.given.get("data.path", ["null"])[-1]
+    if settings["source"] == "embedded" and folder != "null" and "task" not in request.given:
+        raise UserError(
+            f"profile {request.profile} trains embedded tasks and reads no folder, got data.path={folder}: add "
+            f"profile=small (PROFILE=small with make), or another profile that trains GLUE"
+        )
+
+
+def refuse_tuned_seeds(runs: Sequence[PlannedRun], setting: Any) -> None:
     """Refuse runs of a table of results on a seed that chose learning rates.
 
     Args:
@@ -47,60 +188,44 @@ def refuse_tuned(runs: Iterable[PlannedRun], setting: Any) -> None:
     Raises: UserError: If there are any.
     """
     tuned = tuned_seeds(setting)
-    if found := sorted({run.seed for run in runs if run.seed in tuned and set(run.experiments) != {LEARNING_RATE}}):
+    if seeds := sorted({run.seed for run in runs if run.seed in tuned and set(run.experiments) != {LEARNING_RATE}}):
         raise UserError(
-            f"seed must be one on which no learning rate was chosen, got {', '.join(map(str, found))}: the rates in "
+            f"seed must be one on which no learning rate was chosen, got {', '.join(map(str, seeds))}: the rates in "
             f"{rates_path(setting)} look best on the seeds they were chosen on, so no table of results has these; give "
             f"other seeds, or ignore the file with rates=null"
         )
 
 
-def default_of(profile: str, arguments: Sequence[str]) -> Values:
-    """The profile's default selection. {} if it has none, or the command line makes a selection.
+def refuse_unequal_tuning(runs: Sequence[PlannedRun], setting: Any) -> None:
+    """Refuse to compare methods of which one was tuned more than another, since that favours it.
 
-    A command line selects by naming experiments, by a list of values, or by a key that any grid of the profile varies.
+    Args:
+        setting: The setting `rates`.
+    Raises: UserError: If some methods of a task have a tuned rate and others do not, or they were tuned with different
+        numbers of values.
     """
-    profile, given, experiments = read_request(profile, arguments)
-    settings = read_profile(profile)
-    if "default" not in settings:
-        return {}
-    grids = [grid(profile, name) for name in settings["experiments"]]
-    if experiments or is_adhoc(given, experiments) or any(values_of(key, blocks) for blocks in grids for key in given):
-        return {}
-    return {key: [str(value) for value in values] for key, values in settings["default"].items()}
-
-
-def read_request(profile: str, arguments: Sequence[str]) -> tuple[str, Values, list[str] | None]:
-    """
-    Returns: The profile, the other overrides, and the named experiments (None without `experiment=`).
-    Raises: UserError: If an argument is not an override, or several profiles are named.
-    """
-    check_overrides(arguments)
-    given = dict(map(split_override, arguments))
-    profiles, experiments = given.pop("profile", [profile]), given.pop("experiment", None)
-    if len(profiles) != 1:
-        raise UserError(f"profile takes one value in a sweep, got {', '.join(profiles)}")
-    return profiles[0], given, experiments
-
-
-def is_adhoc(given: Values, experiments: Sequence[str] | None) -> bool:
-    """Whether the overrides alone are the grid."""
-    return experiments is None and any(len(values) > 1 for values in given.values())
-
-
-def needs_task(profile: str) -> bool:
-    """Whether a profile requires the command line to name a task."""
-    return read_profile(profile).get("task", "") is None
-
-
-def replacements(profile: str, arguments: Sequence[str]) -> list[Replacement]:
-    """The replacements of values that a command line makes in the experiments it names."""
-    profile, given, experiments = read_request(profile, arguments)
-    if experiments is None:
-        return []
-    return [new for name in experiments for new in apply_overrides({name: grid(profile, name)}, given)[1]]
+    path = rates_path(setting)
+    sizes = {(*rate.key[:3], rate.lr): len(rate.tried) for rate in read_rates(path)}
+    tasks: dict[tuple[str, str, str], dict[str, int]] = {}
+    for run in runs if sizes else ():
+        if run.config.runtime.rate_from != "stated":
+            place = (run.model, run.protocol, run.task)
+            size = sizes[(*place, run.config.train.lr)] if run.config.runtime.rate_from == "tuned" else 0
+            tasks.setdefault(place, {})[run.method] = size
+    for (_, _, task), methods in tasks.items():
+        if len(set(methods.values())) > 1:
+            tried = ", ".join(f"{method} with {size or 'no'} values" for method, size in methods.items())
+            raise UserError(
+                f"the methods of a comparison must be tuned alike, got {tried} on {task} ({path}): tune all with "
+                f"`python -m lora tune`, task={task} method={','.join(methods)}, or ignore the file with rates=null"
+            )
 
 
 def how_to_run(overrides: Sequence[str]) -> list[str]:
     """The overrides that state how and where runs are trained. They can be composed without a run."""
     return [override for override in overrides if override.startswith(("launcher", "runtime."))]
+
+
+def settings_of(request: Request) -> list[str]:
+    """The request's values as overrides."""
+    return [f"{key}={','.join(values)}" for key, values in request.given.items()]

@@ -5,17 +5,15 @@ A run_id contains neither the folder of the rows nor that of the encoder, so a r
 
 import dataclasses
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lora.config.compose import compose_run
 from lora.config.encoder_files import check_length, hub_commit, locate, tokenizer_name, weights_name
 from lora.config.run import DataConfig, ModelConfig, RunConfig
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.records.record import RunRecord, read_record, record_path
-from lora.sweep.expand import PlannedRun
 
 WAY_OUT = "for a results folder of its own, add runtime.results=FOLDER"
 COMMIT = re.compile("[0-9a-f]{40}")
@@ -82,12 +80,6 @@ def is_pinned(asked: DataConfig | ModelConfig, recorded: Mapping[str, Any]) -> b
     same = all(recorded[key] == getattr(asked, key) for key in ("source", "revision"))
     same &= recorded.get("hub_id") == getattr(asked, "hub_id", None)
     return same and asked.source == "hub" and COMMIT.fullmatch(asked.revision or "") is not None
-
-
-def distinct(runs: Sequence[PlannedRun], todo: Sequence[PlannedRun]) -> list[RunConfig]:
-    """One run per task, number of train rows, and encoder, for `check_inputs` before a sweep: one to train, if any."""
-    found = {(run.task, run.train_rows, run.model): run for run in (*runs, *todo)}
-    return [compose_run(run.overrides) for run in found.values()]
 
 
 def check_single(config: RunConfig, record: RunRecord | None) -> None:

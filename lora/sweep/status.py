@@ -14,7 +14,6 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lora.config.compose import compose_config
-from lora.config.folders import check_data_folder
 from lora.records.record import RunRecord, checkpoint_path, note_path
 from lora.sweep.estimate import estimator, records_of_this_machine
 from lora.sweep.expand import PlannedRun
@@ -162,7 +161,6 @@ def looker(profile: str, overrides: Sequence[str]) -> Callable[[], tuple[list[Ru
     Raises: UserError: If the overrides request no valid runs, or name a folder of data that does not exist.
     """
     runs = requested(profile, overrides)
-    check_data_folder(overrides)
     config = compose_config([f"profile={profile}", *how_to_run(overrides)])
     runtime = config.runtime
     return lambda: statuses(runs, runtime.results, runtime.outputs, records_of_this_machine(config))

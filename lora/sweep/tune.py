@@ -9,7 +9,6 @@ The rates are written to results/<profile>/rates.yaml (`lora.config.rates`), and
 
 import argparse
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 
 import pandas as pd
 from omegaconf import DictConfig
@@ -24,8 +23,6 @@ from lora.sweep.state import State
 from lora.table import Table
 
 BEYOND = 2  # number of values beyond the edge that the output suggests to try next
-# Not kept among a Rate's settings: they state where runs are trained, or are covered by its other fields.
-APART = ("profile", "model", "protocol", "model.path", "data.path", "data.source", "rates")
 
 
 def tune_sweep(config: DictConfig, arguments: Sequence[str]) -> None:
@@ -50,7 +47,7 @@ def tune_sweep(config: DictConfig, arguments: Sequence[str]) -> None:
         print(f"the best rate lies at an edge of the grid: one more value for {names}", flush=True)
         grids, now = wider, train(config, profile, wider, arguments)
     found = {(grid.method, grid.task): scores(grid, profile, now) for grid in grids}
-    chosen = [rate_of(grid, found[grid.method, grid.task], given) for grid in grids]
+    chosen = [rate_of(grid, found[grid.method, grid.task]) for grid in grids]
     print(table(profile, grids, found, now).markdown())
     for grid in grids:
         if line := further(grid, found[grid.method, grid.task], arguments):
@@ -75,21 +72,13 @@ def train(config: DictConfig, profile: str, grids: Sequence[RateGrid], arguments
     return now
 
 
-def rate_of(grid: RateGrid, tried: dict[float, float | None], given: Mapping[str, list[str]]) -> Rate | None:
+def rate_of(grid: RateGrid, tried: dict[float, float | None]) -> Rate | None:
     """The entry of the rates file for a method and task. None if every rate diverged."""
     best = best_rate(tried)
     if best is None:
         return None
-    varied = ("method", "task", "seed", "train.lr", *APART)
-    settings = [
-        f"{key}={','.join(values)}"
-        for key, values in given.items()
-        if key not in varied and not key.startswith(("launcher", "runtime."))
-    ]
     first, seeds = grid.first, tuple(int(seed) for seed in grid.axes["seed"])
-    today = datetime.now(UTC).date().isoformat()
-    key = (first.model.name, first.protocol, grid.method, grid.task_name)
-    return Rate(*key, best, grid.values, seeds, today, tuple(settings), tried)
+    return Rate(first.model.name, first.protocol, grid.task_name, grid.method, best, seeds, tried)
 
 
 def table(

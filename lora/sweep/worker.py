@@ -16,7 +16,7 @@ from lora.data.tasks import TASKS, Task
 from lora.errors import DivergedError, UserError
 from lora.files import check_writable, write_atomically
 from lora.records.record import RunRecord, adapter_path, predictions_path, read_record, record_path, write_record
-from lora.sweep.announce import about_own, means, nothing_to_train
+from lora.sweep.about import about, nothing_to_train
 from lora.sweep.cleanup import clean_up, clear
 from lora.sweep.locks import HeldError, held, lock_path
 from lora.sweep.notes import noted
@@ -28,13 +28,12 @@ from lora.training.processes import check_batch, is_main_process, processes
 from lora.training.signals import InterruptedRunError
 
 
-def ensure_record(config: RunConfig, mistakes_fail: bool, untuned: bool = False) -> RunRecord:
+def ensure_record(config: RunConfig, mistakes_fail: bool) -> RunRecord:
     """Return the run's record, training the run first if necessary. A failure in training makes a `failed` record.
 
     Args:
         mistakes_fail: Set in a sweep: a user's mistake makes a `failed` record too, so that the other runs are trained.
             A single run raises the mistake, and shows its progress or where its record comes from.
-        untuned: As in `about_own`, for the announcement of a single run.
     Raises: UserError: In a single run, without a record. HeldError: If another worker trains the run.
         InterruptedRunError: If a signal interrupts it.
     """
@@ -51,7 +50,7 @@ def ensure_record(config: RunConfig, mistakes_fail: bool, untuned: bool = False)
         return train(config, mistakes_fail)
     check_writable(config.runtime.results)
     if not mistakes_fail:
-        print("\n".join([f"{config.run_id}:", *about_own([config.task], untuned), means([config])]), flush=True)
+        print("\n".join([f"{config.run_id}:", *about([config])]), flush=True)
     with held(lock_path(config.runtime.outputs, config.run_id)):
         return usable_record(config) or train(config, mistakes_fail)  # another may just have ended
 

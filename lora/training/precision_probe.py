@@ -12,15 +12,13 @@ from collections.abc import Callable
 
 import torch
 
-from lora.config.precision_choice import Measurement, agreed, torch_version
-from lora.records.machine import cpu_kind
+from lora.config.precision_choice import Measurement
 from lora.training.device import has_bf16
 from lora.training.fused.encoder import DTYPES
 from lora.training.fused.linear import Frozen
 
 ROWS = 16 * 28  # ours: 16 examples of 28 tokens, a batch of the default profile
-REPETITIONS = 7
-TRIES = 3  # about 1.5 s together, for MiniLM
+REPETITIONS = 21  # about 1.5 s together, for MiniLM
 
 
 def layer_products(width: int, ffn: int, dtype: torch.dtype) -> Callable[[], None]:
@@ -54,32 +52,19 @@ def cpu_seconds(action: Callable[[], None]) -> float:
 
 @torch.inference_mode()
 def measure(width: int, ffn: int, clock: Callable[[Callable[[], None]], float] = cpu_seconds) -> Measurement:
-    """Time both precisions in interleaved repetitions, up to `TRIES` times until the repetitions agree on the choice.
-
-    Args:
-        clock: Returns the seconds that an action takes.
-    """
+    """Time both precisions in interleaved repetitions."""
     torch.set_num_threads(1)
-    identity = {"cpu": cpu_kind(), "torch": torch_version(), "width": width, "ffn": ffn}
     usable = [name for name in DTYPES if name == "fp32" or has_bf16(gpu=False)]
     actions = {name: layer_products(width, ffn, DTYPES[name]) for name in usable}
     for action in actions.values():
         action()  # warm-up: the first call generates kernels
     times: dict[str, list[float]] = {name: [] for name in actions}
-    tries = 0
-    while True:
-        tries += 1
-        for _ in range(REPETITIONS):
-            for name, action in actions.items():
-                times[name].append(clock(action))
-        gains = [a / b for a, b in zip(times["fp32"], times[usable[-1]], strict=True)]
-        low, gain, high = statistics.quantiles(gains, n=4)
-        if agreed(low, high) or tries == TRIES:
-            break
+    for _ in range(REPETITIONS):
+        for name, action in actions.items():
+            times[name].append(clock(action))
+    gain = statistics.median(map(lambda a, b: a / b, times["fp32"], times[usable[-1]]))
     medians = {name: 1000 * statistics.median(values) for name, values in times.items()}
-    return Measurement(
-        **identity, fp32_ms=medians["fp32"], bf16_ms=medians.get("bf16"), gain=gain, low=low, high=high, tries=tries
-    )
+    return Measurement(fp32_ms=medians["fp32"], bf16_ms=medians.get("bf16"), gain=gain)
 
 
 if __name__ == "__main__":

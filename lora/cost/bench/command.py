@@ -235,7 +235,8 @@ def run_ours(tasks: Sequence[str], seeds: Sequence[int], overrides: Sequence[str
     place = Path(tempfile.mkdtemp(prefix="ours-", dir=folder))
     lists = [f"task={','.join(tasks)}", f"seed={','.join(map(str, seeds))}"]
     places = [f"runtime.results={place}/results", f"runtime.outputs={place}/outputs"]
-    seconds, peak = run_process(["-m", "lora", "-m", *overrides, *lists, *places], folder, folder / "ours.log")
+    command = ["-m", "lora", "-m", "experiment=null", *overrides, *lists, *places]
+    seconds, peak = run_process(command, folder, folder / "ours.log")
     cells = [
         {
             "task": record.config["task"],
