@@ -333,6 +333,7 @@ def test_committed_pages_are_what_the_committed_measurements_give():
         (["--runs", "2"], "at least 4, got 2"),
         (["--reference", "--results", "x"], "not allowed with argument"),
         (["--tables", "--results", "absent"], "absent/bench holds no measurements"),
+        (["--results", __file__], "is not a folder in which you may write"),
     ],
 )
 def test_a_bad_call_is_refused_before_anything_runs(arguments, message, capsys):

@@ -455,12 +455,13 @@ def test_table_1_s_batches_are_served_with_stock_modules(model_dir, tmp_path, mo
         (["--model", "local"], "--path must be given with --model local only, got None"),
         (["--model", "local", "--path", "absent"], "model folder absent has no config.json"),
         (["--tables"], "results/efficiency holds no device's folder"),
+        (["--results", __file__], "is not a folder in which you may write"),
     ],
 )
 def test_a_mistake_is_told_and_nothing_written(arguments, message, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit) as exit_:
-        main([*arguments, "--results", str(tmp_path / "results")])
+        main(["--results", str(tmp_path / "results"), *arguments])
     assert exit_.value.code == 2
     shown = capsys.readouterr().err
     assert message in shown and "Traceback" not in shown

@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from lora.errors import UserError
 from lora.files import REFERENCE, RESULTS, ROOT
 
 COMMITTED = RESULTS / REFERENCE
@@ -18,6 +20,13 @@ def add_place(parser: argparse.ArgumentParser) -> None:
     text = f"{COMMITTED.relative_to(ROOT)}, which is committed"
     place.add_argument("--reference", dest="results", action="store_const", const=COMMITTED, help=text)
     parser.add_argument("--tables", action="store_true", help="measure nothing: build the tables again")
+
+
+def check_writable(folder: Path) -> None:
+    """Raises: UserError: If results cannot be written there, so that a measurement does not find out at its end."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise UserError(f"cannot write results to {folder}: {existing} is not a folder in which you may write")
 
 
 def as_json(content: dict[str, Any]) -> bytes:

@@ -13,7 +13,7 @@ from lora.cost.efficiency.plan import CALLS, MODELS, RANDOM, ROUNDS, TITLES, mak
 from lora.cost.efficiency.summary import methods_of, read_device, samples_csv, value_at
 from lora.cost.efficiency.tables import csv, document
 from lora.cost.machine import slug
-from lora.cost.results import add_place, as_json
+from lora.cost.results import add_place, as_json, check_writable
 from lora.errors import UserError
 from lora.files import write_atomically
 from lora.report.figures import Figure, figure
@@ -70,6 +70,7 @@ def measured(results: Path, table_1: bool, **chosen: Any) -> str:
     chosen |= {key: tuple(chosen[key]) for key in ("methods", "step_shapes", "latency_shapes")}
     plan = make_plan(**chosen | {"device": resolve_device(chosen["device"], chosen["kernels"])})
     check_precision(plan.precision, plan.device == "cuda", "--precision")
+    check_writable(results)
     device = results / slug(device_of(plan.device))
     folder = place(plan, device)
     with tqdm(total=2 * plan.rounds, unit="round", dynamic_ncols=True, file=sys.stderr) as bar:

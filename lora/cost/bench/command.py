@@ -27,7 +27,7 @@ from lora.cost.bench.page import SIDES, added, block, rebuild
 from lora.cost.bench.steps import measure as measure_steps
 from lora.cost.harness import in_fresh_process
 from lora.cost.machine import cpu_name, describe, sample_busy_cores, slug, system_cores, tree_bytes, versions
-from lora.cost.results import COMMITTED, add_place, as_json, say
+from lora.cost.results import COMMITTED, add_place, as_json, check_writable, say
 from lora.cost.subjects import require_peft
 from lora.cost.timing import orders
 from lora.data.tasks import TASKS
@@ -72,6 +72,7 @@ def main(given: argparse.Namespace) -> None:
     results = given.results / "bench"
     if not given.tables:
         require_peft()
+        check_writable(results)
         with tempfile.TemporaryDirectory(prefix="lora-bench-") as folder:
             measured = measure(given.rounds, given.runs, TASKS_TIMED, OVERRIDES, Path(folder))
         write_atomically(results / measured["device"] / "measurements.json", as_json(measured))

@@ -163,40 +163,27 @@ def idle_text(idle: Mapping[str, Any]) -> str:
     return f"{state}: cores busy with other processes: {known}."
 
 
-def frame(summaries: Sequence[Summary]) -> pd.DataFrame:
-    """efficiency.csv: one row per encoder, method, quantity and shape.
-
-    Returns: Columns model, kernels, precision, method, quantity, shape, value, low, high (for times), to_full, to_base.
-    """
-    rows = []
-    for summary in summaries:
-        plan = summary["about"]["plan"]
-        for name in methods_of(summary):
-            entry = summary[name]
-            for quantity in (*COUNTS, *BY_SHAPE, "step_ms", "latency_ms"):
-                if entry[quantity] is None:
-                    continue
-                by_shape = entry[quantity] if isinstance(entry[quantity], Mapping) else {"": entry[quantity]}
-                for shape, value in by_shape.items():
-                    low, high = value_at(entry, f"{quantity}_interval", shape) or (None, None)
-                    rows.append(
-                        {
-                            **{key: plan[key] for key in ("model", "kernels", "precision")},
-                            "method": name,
-                            "quantity": quantity,
-                            "shape": shape,
-                            "value": value,
-                            "low": low,
-                            "high": high,
-                            "to_full": value_at(entry["to_full"] or {}, quantity, shape),
-                            "to_base": value_at(entry["to_base"] or {}, quantity, shape),
-                        }
-                    )
-    return pd.DataFrame(rows, dtype=object)  # keeps integers as integers
-
-
 def csv(summaries: Sequence[Summary]) -> bytes:
-    return frame(summaries).to_csv(index=False, lineterminator="\n").encode()
+    """efficiency.csv: one row per encoder, method, quantity and shape; `low` and `high` bound the median of times."""
+    quantities = (*COUNTS, *BY_SHAPE, "step_ms", "latency_ms")
+    rows = [
+        {
+            **{key: summary["about"]["plan"][key] for key in ("model", "kernels", "precision")},
+            "method": name,
+            "quantity": quantity,
+            "shape": shape,
+            "value": value_at(entry, quantity, shape),
+            **dict(zip(("low", "high"), value_at(entry, f"{quantity}_interval", shape) or (None, None), strict=True)),
+            **{key: value_at(entry[key] or {}, quantity, shape) for key in ("to_full", "to_base")},
+        }
+        for summary in summaries
+        for name, entry in ((name, summary[name]) for name in methods_of(summary))
+        for quantity in quantities
+        if entry[quantity] is not None
+        for shape in (entry[quantity] if isinstance(entry[quantity], Mapping) else [""])
+    ]
+    frame = pd.DataFrame(rows, dtype=object)  # keeps integers as integers
+    return frame.to_csv(index=False, lineterminator="\n").encode()
 
 
 def _times(ratio: float | None) -> str:
