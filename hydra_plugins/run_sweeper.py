@@ -32,7 +32,7 @@ class RunSweeper(Sweeper):
 
     def show(self, arguments: list[str]) -> None:
         """Print the sweep's tables."""
-        from lora.report.build import print_sweep  # loads scipy, which the first run should not wait for
+        from lora.report.write import print_sweep  # loads scipy, which the first run should not wait for
 
         print_sweep(self.config.profile.name, arguments)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from lora.config.compose import compose_run
 from lora.data.tasks import TASKS
 from lora.files import write_atomically
 from lora.records.record import RunRecord, write_record
@@ -73,7 +72,7 @@ def synthetic_record(run: PlannedRun, best: float, predictions: str | None = Non
         error=None,
         started_at="2026-01-01T00:00:00+00:00",
         seconds=60.0,
-        config=compose_run(run.overrides).for_record(),
+        config=run.config.for_record(),
         params={
             "trainable_method": TRAINABLE.get(run.method, 73_728),
             "trainable_head": 148_610,

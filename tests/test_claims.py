@@ -1,44 +1,41 @@
 """Claims: strict reading, and verdicts on hand-made differences. Too few seeds never decide."""
 
 import dataclasses
+import functools
 import json
 import math
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from commands import command
 from scipy import stats
 from synthetic import noise, populate
 
-from lora.config.variants import Variant
 from lora.errors import UserError
+from lora.files import ROOT
 from lora.models.sizes import gpt3_count
-from lora.records.record import FRAME_COLUMNS
-from lora.report.aggregate import Planned, labelled
+from lora.records.record import FRAME_COLUMNS, load_frame
 from lora.report.build import build
 from lora.report.claims.findings import Finding, after_holm, not_measured, smallest_p
-from lora.report.claims.judging import checked_claims
-from lora.report.claims.known import check_cells, known_cells
-from lora.report.claims.shown import interval_text, text, to_json, value_text, verdict_table
+from lora.report.claims.judging import stated_later
+from lora.report.claims.shown import commit_text, interval_text, text, to_json, value_text, verdict_table
 from lora.report.claims.sides import labels, several
-from lora.report.claims.statements import Bound, read_claims
+from lora.report.claims.statements import KINDS, Bound, read_claims
 from lora.report.claims.verdicts import difference, judge, verdict
+from lora.report.gather import gather
 from lora.report.readme import verdict_rows
-from lora.report.select import gather
+from lora.report.runs import Planned, labelled
 from lora.report.stats import MOST_SEEDS, mean_interval, mean_p
 
 main = command("claims")
 
 EXPERIMENTS = ("glue_table2", "lora_targets", "lora_ranks", "mnli_start")
-OURS = {
-    *("lora_as_good_as_full_both_from_mnli", "four_matrices_better_than_two_at_table_2_s_budget"),
-    *("four_matrices_beside_full_and_houlsby", "four_matrices_better_than_two", "all_linear_layers_at_rank_1"),
-    *("ranks_do_not_hang_on_alpha", "unmerged_adds_latency_as_adapters_do", "a_hundred_times_fewer_here"),
-}
 GOOD = """\
 - id: one
   sentence: A is better than B.
@@ -68,102 +65,96 @@ def experiments(tmp_path):
     return make
 
 
-def test_the_committed_claims_are_all_sentences_of_the_story():
-    found = {claim.id for claim in checked_claims()}
-    assert found == {
-        *("lora_as_good_as_full", "lora_from_mnli_as_good_as_full", "houlsby_below_both", "qv_better_than_qk"),
-        *("no_single_matrix_is_better", "all_on_wq_or_wk_is_lower", "small_rank_is_enough", "mnli_start_helps"),
-        *("rank_1_suffices_for_qv_and_not_for_q", "rank_1_suffices_for_qv", "mnli_start_helps_stsb"),
-        "ten_thousand_times_fewer_on_gpt3",
-        *("less_time_to_train", "less_memory_to_train", "small_optimizer_state", "far_less_to_store"),
-        *("merged_adds_no_latency", "adapters_add_latency", "swap_is_exact"),
-        *OURS,
+def judged_parts(content: bytes | str) -> dict[str, str]:
+    """Id -> what is judged: the sentence, the measure, the tasks and the comparisons with their bounds.
+
+    `usual` was the word for a setting without a value.
+    """
+    known = ("sentence", "ours", *KINDS, "tasks", "compare")
+    return {
+        entry["id"]: json.dumps({key: entry[key] for key in known if key in entry}).replace('"usual"', "null")
+        for entry in yaml.safe_load(content) or ()
     }
-    assert {claim.id for claim in checked_claims() if claim.ours} == OURS
-    assert all(claim.paper or claim.ours for claim in checked_claims())
 
 
-@pytest.mark.parametrize(
-    ("change", "line", "message"),
-    [
-        (("  metric: best", "  metric: bset"), 5, r"unknown metric 'bset'; it is one of best, last"),
-        (("  metric: best", "  measure: minutes"), 5, r"unknown measure 'minutes'"),
-        (("  metric: best\n", ""), 1, r"one of metric, measure, count, check, found none"),
-        (("task: Avg", "task: MRPC"), 9, r"M, MRPC must be one row of paper.csv beside it, found 0"),
-        (
-            ("  - {model: M, task: Avg}", "  - {modle: M}"),
-            9,
-            r"key 'modle' of a published cell is none of source, model",
-        ),
-        (("above: 0", "above: much"), 7, r"expected a number, found 'much'"),
-        (("above: 0", "over: 0"), 7, r"key 'over' of a comparison is none of one, other, above"),
-        (("above: 0}", "above: 0, below: 1}"), 7, r"one of above, below and within, found above, below"),
-        (("{method: full}", "{metod: full}"), 7, r"key 'metod' of a side"),
-        (("{method: full}", "{}"), 7, r"a side names its cells"),
-        (("  margin: any\n", ""), 1, r"a claim lacks margin"),
-        (("  margin: any", "  margin: any\n  margin: other"), 5, r"key 'margin' of a claim is there twice"),
-        (("  metric: best", "  check: swap"), 1, r"one with a check has none"),
-        (("  metric: best", "  metric: best\n  tasks: all"), 6, r"unknown tasks 'all'"),
-        (("  margin: any", "  margin: any\n  ours: maybe"), 5, r"unknown ours 'maybe'"),
-        (("  paper:\n    - {model: M, task: Avg}\n", ""), 1, r"lacks paper, which only ours: true does without"),
-        (("{method: full}", "{experiment: glue_table2}"), 7, r"a side names its cells"),
-        (("{method: full}", "{method: full, method.alfa: 8}"), 7, r"key 'method.alfa' of a side"),
-        (("  metric: best", "  count: gpt4"), 5, r"unknown count 'gpt4'; it is one of gpt3, encoder"),
-        (("  metric: best", "  count: encoder"), 7, r"expected a text"),
-        ((GOOD, "- [1, 2]"), 1, r"a claim is a mapping"),
-        ((GOOD, "- {id: ["), 1, r"not readable as YAML"),
-    ],
-)
-def test_a_broken_file_is_refused_with_its_line(experiments, change, line, message):
-    with pytest.raises(UserError, match=rf"glue_table2/claims.yaml:{line}: .*{message}"):
-        read_claims(experiments(GOOD.replace(*change)))
+def test_every_claim_names_the_commit_that_stated_it():
+    """The commit has the claim as it is judged now, and none of its parents does."""
+
+    def git(*arguments):
+        done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True)
+        return done.stdout if done.returncode == 0 else ""
+
+    if git("rev-parse", "--is-shallow-repository") != "false\n" or not git("rev-parse", "--verify", "HEAD"):
+        pytest.skip("needs the history of this repository")
+    claims = read_claims()
+    assert len(claims) > 20
+    for claim in claims:
+        path = f"experiments/{claim.experiment}/claims.yaml"
+        now = judged_parts((ROOT / path).read_text())[claim.id]
+        assert re.fullmatch("[0-9a-f]{40}", claim.stated), claim.id
+        assert judged_parts(git("show", f"{claim.stated}:{path}"))[claim.id] == now, claim.id
+        for parent in git("rev-list", "--parents", "-n", "1", claim.stated).split()[1:]:
+            assert judged_parts(git("show", f"{parent}:{path}")).get(claim.id) != now, claim.id
 
 
-@pytest.mark.parametrize("content", ["", "id: one", "[]"])
-def test_a_file_without_a_list_is_refused(experiments, content):
-    with pytest.raises(UserError, match=r"glue_table2/claims.yaml.* the file must be a list"):
-        read_claims(experiments(content))
-
-
-def test_an_id_is_taken_once(experiments):
-    with pytest.raises(UserError, match=r"claims.yaml:10: id 'one' is taken by glue_table2/claims.yaml:1"):
-        read_claims(experiments(GOOD * 2))
+def test_a_claim_is_later_than_runs_whose_code_lacks_its_commit():
+    """The first commit of this repository has no claims; the current one has all."""
+    done = subprocess.run(["git", "-C", ROOT, "rev-list", "--max-parents=0", "HEAD"], capture_output=True, text=True)
+    if done.returncode or not (first := done.stdout.split()):
+        pytest.skip("needs the history of this repository")
+    (claim,) = [one for one in read_claims() if one.id == "small_rank_is_enough"]
+    one = verdict(claim, "minilm", [finding(1.0, 0.5, 1.5, runs=("a", "b"))])
+    for commits, later in (
+        ({"a": "HEAD", "b": "HEAD"}, False),
+        ({"a": "HEAD", "b": first[0]}, True),
+        ({"a": "HEAD", "b": "0" * 40}, None),
+        ({"a": "HEAD"}, None),
+    ):
+        assert stated_later(one, commits) is later
+    assert stated_later(verdict(claim, "minilm", []), {}) is None
+    assert commit_text(dataclasses.replace(one, stated_later=True)) == f"{claim.stated[:8]}, stated later"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            ("method: lora", "slug: lora-qx-r8"),
-            r":7: no cell can have slug lora-qx-r8; slugs are .*lora-qv-r8",
-        ),
-        (("method: full", "method: prefix"), r":7: glue_table2 plans no cell with method prefix"),
-        (("  metric: best", "  metric: best\n  tasks: [wnli]"), r":1: glue_table2 plans no cell with task wnli"),
+        (("  metric: best", "  metric: bset"), "metric must be one of best, last, got 'bset'"),
+        (("  metric: best\n", ""), "one of metric, measure, count, check"),
+        (("task: Avg", "task: MRPC"), "must be one row of paper.csv beside it, found 0"),
+        (("  - {model: M, task: Avg}", "  - {modle: M}"), "must be one row of paper.csv beside it, found 0"),
+        (("above: 0", "above: much"), r"compare\[0\].above must be of type float, got 'much'"),
+        (("above: 0", "over: 0"), r"compare\[0\].over is not a setting"),
+        (("above: 0}", "above: 0, below: 1}"), "one of above, below and within, got"),
+        (("{method: full}", "{metod: full}"), "a side must be cells by"),
+        (("{method: full}", "{}"), "a side must be cells by"),
+        (("  margin: any\n", ""), "margin is missing"),
+        (("  metric: best", "  check: swap"), "compare must be given unless check is"),
+        (("  metric: best", "  metric: best\n  tasks: all"), "tasks must be"),
+        (("  paper:\n    - {model: M, task: Avg}\n", ""), "paper must be the published cells, unless ours is true"),
+        (("{method: full}", "{method: full, method.alfa: 8}"), "a side must be cells by"),
+        (("  metric: best", "  count: encoder"), "a side must be a slug"),
+        ((GOOD, "- [1, 2]"), "must be a list of claims"),
+        ((GOOD, "- {id: ["), "not readable as YAML"),
+        ((GOOD, ""), "must be a list of claims that is not empty"),
+        (("method: lora", "slug: lora-vq-r8"), "slug must be one that a cell can have .*got 'lora-vq-r8'"),
+        (("method: full", "method: prefix"), "method must be one of .* in glue_table2, got 'prefix'"),
+        (("  metric: best", "  metric: best\n  tasks: [wnli]"), "task must be one of .*got 'wnli'"),
+        (("method: full", "method: full, experiment: params"), "experiment must be one of .*got 'params'"),
     ],
 )
-def test_an_unknown_cell_is_refused_with_its_line(experiments, change, message):
-    claims = read_claims(experiments(GOOD.replace(*change)))
-    with pytest.raises(UserError, match=message):
-        check_cells(claims, known_cells())
+def test_a_broken_file_is_refused(experiments, change, message):
+    with pytest.raises(UserError, match=rf"(?s)glue_table2/claims.yaml.*{message}"):
+        read_claims(experiments(GOOD.replace(*change)))
 
 
-@pytest.mark.parametrize(
-    ("slug", "known"),
-    [("lora-qkvoif-r1", True), ("houlsby-m16", True), ("lora-vq-r8", False), ("lora--r8", False), ("lora-qv", False)],
-)
-def test_a_cell_that_no_profile_plans_yet_is_taken_if_it_could_be_one(experiments, slug, known):
-    claims = read_claims(experiments(GOOD.replace("method: lora", f"slug: {slug}")))
-    if known:
-        check_cells(claims, known_cells())
-        return
-    with pytest.raises(UserError, match=f"no cell can have slug {slug}"):
-        check_cells(claims, known_cells())
+def test_an_id_is_taken_once(experiments):
+    with pytest.raises(UserError, match="found twice: one"):
+        read_claims(experiments(GOOD * 2))
 
 
-def test_an_experiment_without_cells_has_no_metric(experiments):
-    claims = read_claims(experiments(GOOD, "params"))
-    with pytest.raises(UserError, match=r"no experiment 'params' with cells"):
-        check_cells(claims, known_cells())
+def test_a_cell_that_no_profile_plans_yet_is_taken_if_it_could_be_one(experiments):
+    (claim,) = read_claims(experiments(GOOD.replace("method: lora", "slug: lora-qkvoif-r1")))
+    assert claim.compare[0].one == {"slug": ("lora-qkvoif-r1",)} and claim.paper[0]["value"] == "87.2"
 
 
 @pytest.mark.parametrize(
@@ -184,25 +175,30 @@ def test_a_bound_holds_for_a_whole_interval(bound, low, high, holds):
     assert bound.holds(low, high) is holds
 
 
-def on_synthetic(tmp_path, lora: float, seeds: str = "1,2,3,4,5"):
-    """Verdicts by id on records where LoRA differs from full fine-tuning by `lora`, plus trends and noise."""
+@pytest.fixture(scope="module")
+def on_synthetic(tmp_path_factory):
+    """A function to verdicts by id, on records where LoRA differs from full fine-tuning by `lora`, plus noise."""
 
-    def value(run):
-        level = {"full": 0.70, "lora": 0.70 + lora, "houlsby": 0.60}.get(run.method, 0.65)
-        started = 0.05 if run.start == "mnli" else 0.0
-        luck = 0.0003 * noise(run.run_id)
-        return level + started + 0.001 * run.seed * (1 + (run.method == "lora")) + luck
+    @functools.cache
+    def judged_on(lora: float, seeds: str = "1,2,3,4,5"):
+        def value(run):
+            level = {"full": 0.70, "lora": 0.70 + lora, "houlsby": 0.60}.get(run.method, 0.65)
+            started = 0.05 if run.start == "mnli" else 0.0
+            luck = 0.0003 * noise(run.run_id)
+            return level + started + 0.001 * run.seed * (1 + (run.method == "lora")) + luck
 
-    given = [f"experiment={','.join(EXPERIMENTS)}", f"seed={seeds}"]
-    populate(tmp_path / "small", "small", given, value)
-    gathered = gather("small", given, tmp_path)
-    found = judge(read_claims(), gathered.planned, gathered.frame, tmp_path / "efficiency", {})
-    return {each.claim.id: each for each in found}
+        given, folder = [f"experiment={','.join(EXPERIMENTS)}", f"seed={seeds}"], tmp_path_factory.mktemp("synthetic")
+        populate(folder / "small", "small", given, value)
+        gathered = gather("small", given, folder)
+        found = judge(read_claims(), gathered.planned, gathered.frame, folder / "efficiency", {})
+        return {each.claim.id: each for each in found}
+
+    return judged_on
 
 
-def test_a_difference_above_the_margin_is_supported(tmp_path):
+def test_a_difference_above_the_margin_is_supported(on_synthetic):
     """LoRA - full is 0.5 + 0.1 x seed points on each task: 0.8 on average."""
-    found = on_synthetic(tmp_path, 0.005)
+    found = on_synthetic(0.005)
     verdict = found["lora_as_good_as_full"]
     (finding,) = verdict.findings
     assert (verdict.word, finding.n, verdict.about) == ("supported", 5, "minilm")
@@ -215,12 +211,12 @@ def test_a_difference_above_the_margin_is_supported(tmp_path):
     assert found["no_single_matrix_is_better"].word == "supported"  # level is not below
 
 
-def test_a_difference_below_the_margin_is_not_supported(tmp_path):
-    assert on_synthetic(tmp_path, -0.03)["lora_as_good_as_full"].word == "not supported"
+def test_a_difference_below_the_margin_is_not_supported(on_synthetic):
+    assert on_synthetic(-0.03)["lora_as_good_as_full"].word == "not supported"
 
 
-def test_a_margin_inside_the_interval_cannot_be_told(tmp_path):
-    verdict = on_synthetic(tmp_path, -0.013)["lora_as_good_as_full"]  # -1.3 + 0.1 x seed: about -1
+def test_a_margin_inside_the_interval_cannot_be_told(on_synthetic):
+    verdict = on_synthetic(-0.013)["lora_as_good_as_full"]  # -1.3 + 0.1 x seed: about -1
     assert verdict.word == "cannot tell"
     assert verdict.reason == (
         "the bound lies inside the interval; with this mean and spread, more than 100 would be needed"
@@ -228,8 +224,8 @@ def test_a_margin_inside_the_interval_cannot_be_told(tmp_path):
 
 
 @pytest.mark.parametrize("lora", [0.2, -0.2])
-def test_four_seeds_decide_nothing_by_convention(tmp_path, lora):
-    verdict = on_synthetic(tmp_path, lora, "1,2,3,4")["lora_as_good_as_full"]
+def test_four_seeds_decide_nothing_by_convention(on_synthetic, lora):
+    verdict = on_synthetic(lora, "1,2,3,4")["lora_as_good_as_full"]
     assert verdict.word == "cannot tell"
     assert verdict.reason == (
         "4 seeds with a pair on every task, and this project's convention is at least 5; "
@@ -358,7 +354,7 @@ def test_the_readme_shows_all_comparisons_of_a_claim():
     last = verdict(claim, "minilm", [finding(3.0, 2.0, 4.0)])
     shown = dataclasses.replace(verdict(claim, "minilm", both), on_last=last)
     ((word, sentence, found),) = verdict_rows([shown])
-    assert word == "**cannot tell (last epoch: supported)** (-)" and sentence == claim.sentence
+    assert word == f"**cannot tell (last epoch: supported)** ({claim.stated[:8]})" and sentence == claim.sentence
     assert found == f"A - B: +3.00 (+2.00 to +4.00), n = 5<br>A - B: -0.50 (-2.00 to +1.00), n = 5; {both[1].reason}"
     reasons = verdict_table([shown])["Undecided because"]
     assert both[1].reason and list(reasons) == ["-", both[1].reason]
@@ -384,7 +380,7 @@ def test_devices_that_agree_share_a_verdict_and_a_range_in_the_readme():
         return verdict(claim, about, [dataclasses.replace(found, n=n, label=label)])
 
     ((word, _, found),) = verdict_rows([on("cpu", 0.5), on("gpu", 0.75)])
-    assert word == "**supported** (-), 2 devices"
+    assert word == f"**supported** ({claim.stated[:8]}), 2 devices"
     assert found == "latency, a / b: 0.500 to 0.750 (intervals within 0.490 to 0.760), n = 5"
     ((_, _, found),) = verdict_rows([on("cpu", 0.5), on("gpu", 0.5, n=6)])
     assert found == "latency, a / b: 0.500 (intervals within 0.490 to 0.510)"
@@ -431,9 +427,9 @@ def test_the_tables_say_how_many_seeds_would_decide(tmp_path):
     assert verdict_table([shown])["Undecided because"][0].endswith(reason)
 
 
-def test_claims_are_judged_on_the_last_epoch_too(tmp_path):
+def test_claims_are_judged_on_the_last_epoch_too(on_synthetic):
     """The last epoch of the synthetic records is 0 to 0.8 points below the best."""
-    found = on_synthetic(tmp_path, 0.005)["lora_as_good_as_full"]
+    found = on_synthetic(0.005)["lora_as_good_as_full"]
     (best,), (last,) = found.findings, found.on_last.findings
     assert found.on_last.claim.metric == "last" and last.n == 5 and last.mean != best.mean
     assert found.on_last.about == found.about == "minilm" and found.reason == ""
@@ -529,8 +525,8 @@ def test_a_grid_of_ones_own_has_a_report_and_the_claims_cannot_be_told(arguments
 
 def test_a_side_names_its_start_once():
     """The label of a row names the start where rows differ in it, and so does a claim with a cell from MNLI."""
-    lora = labelled([*plan_of(), *plan_of(start="mnli", given=("start=mnli",))])
-    assert several(lora) == "one side has the settings usual and start=mnli, and a comparison is of one"
+    lora = labelled([*plan_of(), *plan_of(start="mnli", given=("start_seed=1",))])
+    assert several(lora) == "one side has the settings start_seed=null and start_seed=1, and a comparison is of one"
     assert not several(lora[:5]) and not several(lora[5:])
     assert labels(lora[5:], lora[:5]) == ["LoRA (qv, r8), from MNLI", "LoRA (qv, r8), from pretrained"]
     assert labels(plan_of(start="mnli"), plan_of()) == ["LoRA (qv, r8) from MNLI", "LoRA (qv, r8) from pretrained"]
@@ -540,7 +536,10 @@ def plan_of(model="minilm", given=(), **cell):
     """One planned run per seed, without a score: `scored` adds it."""
     usual = {"protocol": "ours", "start": "pretrained", "slug": "lora-qv-r8", "method": "lora", "task": "rte"} | cell
     name = f"{usual['slug']}.{usual['task']}.{usual['start']}.{'+'.join(given)}"
-    return [Planned(f"{name}.s{s}", model, seed=s, variant=Variant(tuple(given), ()), **usual) for s in range(1, 6)]
+    return [
+        Planned(f"{name}.s{s}", model, seed=s, columns=dict(one.split("=") for one in given), **usual)
+        for s in range(1, 6)
+    ]
 
 
 def scored(planned, add):
@@ -557,7 +556,7 @@ def scored(planned, add):
 
 def spread(p):
     """Noise: the difference of any two kinds of runs varies by seed. The second part averages 0 over five seeds."""
-    return 0.001 * (p.seed * (p.method == "lora") + 0.5 * (p.seed - 3) * len(p.variant.given))
+    return 0.001 * (p.seed * (p.method == "lora") + 0.5 * (p.seed - 3) * len(p.columns))
 
 
 def judged(planned, add):
@@ -569,7 +568,7 @@ def test_lora_takes_the_mnli_start_where_a_task_has_it():
     """RTE and MRPC gain 5 points from MNLI, and CoLA has no such start: the average of three gains 10 / 3."""
     lora = [p for task in ("cola", "mrpc", "rte") for p in plan_of(task=task)]
     full = [p for task in ("cola", "mrpc", "rte") for p in plan_of(task=task, slug="full", method="full")]
-    children = [p for task in ("mrpc", "rte") for p in plan_of(task=task, start="mnli", given=("start=mnli",))]
+    children = [p for task in ("mrpc", "rte") for p in plan_of(task=task, start="mnli", given=("start_seed=1",))]
     planned = {"glue_table2": [*lora, *full], "mnli_start": [*lora[5:], *children]}
     found = judged(planned, lambda p: 5.0 * (p.start == "mnli"))
     (apart,) = found["lora_as_good_as_full"].findings
@@ -614,7 +613,7 @@ def test_a_setting_tells_cells_of_one_slug_apart(experiments):
     fixed = [p for slug in ("lora-qv-r8", "lora-qv-r64", "lora-qv-r4") for p in plan_of(slug=slug, task="cola")]
     full = plan_of(slug="full", method="full", task="cola")
     planned = {"lora_ranks": [*fixed, *kept]}
-    found = judged(planned, lambda p: 3.0 * bool(p.variant.given))["ranks_do_not_hang_on_alpha"]
+    found = judged(planned, lambda p: 3.0 * bool(p.columns))["ranks_do_not_hang_on_alpha"]
     assert [each.mean for each in found.findings] == pytest.approx([-3.0, 3.0])
     assert found.word == "not supported"
     assert judged(planned, lambda p: 0.0)["small_rank_is_enough"].findings[0].n == 5
@@ -622,7 +621,10 @@ def test_a_setting_tells_cells_of_one_slug_apart(experiments):
     (one,) = judge(
         claims, {**planned, "lora_ranks": [*kept, *fixed, *full]}, scored(planned, lambda p: 0.0), Path("none"), {}
     )
-    assert one.reason == "one side has the settings method.alpha_at_rank=8 and usual, and a comparison is of one"
+    assert (
+        one.reason
+        == "one side has the settings method.alpha_at_rank=8 and method.alpha_at_rank=null, and a comparison is of one"
+    )
 
 
 def test_comparisons_without_runs_are_named_and_the_others_shown():
@@ -731,10 +733,7 @@ def measured(tmp_path, content):
     path = tmp_path / "efficiency" / "cpu" / "summary.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content)
-    return {
-        each.claim.id: each
-        for each in judge(read_claims(), {}, gather("mini", (), tmp_path).frame, tmp_path / "efficiency", {})
-    }
+    return {each.claim.id: each for each in judge(read_claims(), {}, load_frame([]), tmp_path / "efficiency", {})}
 
 
 def test_costs_are_judged_by_the_ratios_of_the_summary(tmp_path):
@@ -744,7 +743,7 @@ def test_costs_are_judged_by_the_ratios_of_the_summary(tmp_path):
     below = tmp_path / "efficiency" / "cpu" / "other-stock" / "summary.json"
     below.parent.mkdir()
     below.write_text(json.dumps(summary()))
-    again = judge(read_claims(), {}, gather("mini", (), tmp_path).frame, tmp_path / "efficiency", {})
+    again = judge(read_claims(), {}, load_frame([]), tmp_path / "efficiency", {})
     assert {each.about for each in again if each.claim.id == "less_time_to_train"} == {"cpu", "cpu/other-stock"}
     assert found["merged_adds_no_latency"].word == "cannot tell"  # 1.03 is more than 2%
     assert found["adapters_add_latency"].word == "cannot tell"  # no interval
@@ -761,9 +760,9 @@ def test_devices_share_a_line_of_the_readme_and_encoders_do_not(tmp_path):
     }
     (tmp_path / "efficiency" / "other").mkdir()
     (tmp_path / "efficiency" / "other" / "summary.json").write_text(json.dumps(slower))
-    found = judge(read_claims(), {}, gather("mini", (), tmp_path).frame, tmp_path / "efficiency", {})
+    found = judge(read_claims(), {}, load_frame([]), tmp_path / "efficiency", {})
     (row,) = [row for row in verdict_rows(found) if row[1] == "Merged LoRA adds no latency."]
-    assert row[0] == "**cannot tell** (-), cpu<br>**supported** (-), other"
+    assert row[0].startswith("**cannot tell** (") and row[0].endswith("), other")
     label = "latency, merged LoRA / untouched encoder, batch 1 x 128 tokens"
     undecided = f"{label}: 1.00 (0.990 to 1.03), n = 20; the bound lies inside the interval"
     assert row[2] == f"cpu:<br>{undecided}<br>other:<br>{label}: 1.00 (0.990 to 1.01), n = 20"
@@ -815,7 +814,7 @@ def test_a_broken_summary_is_named(tmp_path, content):
 @pytest.mark.parametrize(("failures", "word"), [(0, "supported"), (1, "not supported")])
 def test_an_exact_claim_is_refuted_by_one_failure(tmp_path, failures, word):
     cases = ({"label": "fp32", "trials": 1000, "failures": failures, "runs": ["a"]},)
-    found = judge(read_claims(), {}, gather("mini", (), tmp_path).frame, tmp_path / "efficiency", {"swap": cases})
+    found = judge(read_claims(), {}, load_frame([]), tmp_path / "efficiency", {"swap": cases})
     (verdict,) = [each for each in found if each.claim.check]
     assert (verdict.word, verdict.about) == (word, "swap")
     (kept,) = verdict.findings
@@ -824,7 +823,7 @@ def test_an_exact_claim_is_refuted_by_one_failure(tmp_path, failures, word):
 
 def test_an_exact_claim_that_was_never_tried_cannot_be_told(tmp_path):
     cases = ({"label": "fp32", "trials": 0, "failures": 0, "runs": ["a"]},)
-    found = judge(read_claims(), {}, gather("mini", (), tmp_path).frame, tmp_path / "efficiency", {"swap": cases})
+    found = judge(read_claims(), {}, load_frame([]), tmp_path / "efficiency", {"swap": cases})
     (verdict,) = [each for each in found if each.claim.check]
     assert (verdict.word, verdict.reason) == ("cannot tell", "it was never tried")
     (kept,) = verdict.findings
@@ -833,7 +832,7 @@ def test_an_exact_claim_that_was_never_tried_cannot_be_told(tmp_path):
 
 
 def test_what_is_not_there_cannot_be_told(tmp_path):
-    found = judge(read_claims(), {}, gather("mini", (), tmp_path).frame, tmp_path / "efficiency", {})
+    found = judge(read_claims(), {}, load_frame([]), tmp_path / "efficiency", {})
     found = [each for each in found if each.claim.count != "gpt3"]  # a count needs no runs
     assert {each.word for each in found} == {"cannot tell"} and all(each.reason for each in found)
     assert {each.about for each in found} == {""}
@@ -842,8 +841,8 @@ def test_what_is_not_there_cannot_be_told(tmp_path):
     assert reasons["less_time_to_train"] == "nothing was measured: python -m lora efficiency has not run"
 
 
-def test_all_of_it_is_printed_and_kept(tmp_path):
-    verdict = on_synthetic(tmp_path, 0.005)["lora_as_good_as_full"]
+def test_all_of_it_is_printed_and_kept(on_synthetic):
+    verdict = on_synthetic(0.005)["lora_as_good_as_full"]
     shown = text([verdict])
     for part in (
         "SUPPORTED (all-MiniLM-L6-v2)",

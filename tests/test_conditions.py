@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lora.report.aggregate import Planned, expected_runs
+from lora.report.cells import expected_runs
 from lora.report.conditions import conditions, rises
 from lora.report.notes import ENCODERS, encoder_notes
+from lora.report.runs import Planned
 
 GAINS = (0.2, 1.0, 1.4, 2.4, 3.0)  # points from epoch 4 to epoch 6, seed by seed
 

@@ -13,8 +13,8 @@ from lora.data.tasks import TASKS
 from lora.files import ROOT
 from lora.records.predictions import is_constant, with_collapsed
 from lora.records.record import load_frame, load_records, write_record
-from lora.report.aggregate import summarise
-from lora.report.select import gather
+from lora.report.cells import summarise
+from lora.report.gather import gather
 from lora.report.stats import paired_differences, seed_averages
 from lora.report.tables import cell_text
 from lora.sweep.request import requested

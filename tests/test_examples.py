@@ -28,7 +28,7 @@ from lora.report.analyses.dev_intervals import (
     statistics,
 )
 from lora.report.build import build
-from lora.report.select import gather
+from lora.report.gather import gather
 from lora.sweep.request import requested
 
 RANDOM = np.random.default_rng(0)

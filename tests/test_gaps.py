@@ -8,7 +8,7 @@ from scipy import stats
 from synthetic import populate
 
 from lora.report.gap import FACTORS, QV, RECORDS, SIDES, Condition, Factor, Side, factor_lines, gap_table
-from lora.report.select import gather
+from lora.report.gather import gather
 
 GIVEN = ["experiment=glue_table2,length", "seed=6,7,8"]
 LORA_FULL = (("LoRA", "full"),)
@@ -79,7 +79,7 @@ def test_a_condition_without_runs_leaves_the_change_open(records):
 
 def test_settings_that_a_condition_does_not_name_are_the_usual_ones(records):
     long = records["reference/long"]
-    assert {p.variant.given for p in long.every if SIDES["full"].has(p)} == {()}
+    assert {p.varied for p in long.every if SIDES["full"].has(p)} == {""}
     of_both = [p for p in long.every if p.slug == "full" and p.task == "cola"]
     assert len(of_both) == 2 * len([p for p in of_both if SIDES["full"].has(p)])
 

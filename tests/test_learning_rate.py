@@ -12,10 +12,10 @@ from synthetic import populate
 from lora.config.options import CONF
 from lora.errors import UserError
 from lora.records.record import load_curves
-from lora.report.aggregate import Planned
 from lora.report.build import build
+from lora.report.gather import Gathered, gather
 from lora.report.learning_rate import learning_rate_table, taken, tried_rows, tried_runs
-from lora.report.select import Gathered, gather
+from lora.report.runs import Planned
 from lora.sweep.expand import PlannedRun
 from lora.table import Table
 

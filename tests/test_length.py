@@ -10,8 +10,8 @@ from synthetic import populate
 
 from lora.errors import UserError
 from lora.report.build import build
-from lora.report.length import length_table
-from lora.report.select import gather
+from lora.report.compared import length_table
+from lora.report.gather import gather
 
 GIVEN = ["experiment=length", "seed=6,7"]
 VALUE = {  # of seeds 6 and 7, in points

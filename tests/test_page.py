@@ -11,7 +11,8 @@ import pytest
 from stages import BROWSERS
 from synthetic import populate
 
-from lora.report.build import build, write
+from lora.report.build import build
+from lora.report.write import write
 
 pytestmark = pytest.mark.browser
 GRID = ["experiment=glue_table2,lora_targets,lora_ranks,mnli_start", "seed=1,2,3,4,5"]

@@ -9,8 +9,8 @@ from scipy import stats
 from test_report import plan, runs
 
 from lora.errors import UserError
-from lora.records.record import load_frame
-from lora.report.repeated import repeated_frame, repeated_table
+from lora.records.record import load_frame, write_record
+from lora.report.compared import repeated_table
 
 FIRST = {1: 0.80, 2: 0.82, 3: 0.81, 4: 0.85}
 AGAIN = {1: 0.81, 2: 0.80, 3: 0.84, 5: 0.90}
@@ -25,8 +25,15 @@ def moved(records, device="a GPU", **data):
     ]
 
 
-def test_a_change_is_over_the_seeds_that_were_trained_on_both_devices():
-    table = repeated_table("x", plan([1, 2, 3, 4, 5]), load_frame(runs(FIRST)), load_frame(moved(runs(AGAIN))))
+def table_of(folder, seeds, again):
+    """The table of `FIRST` and of records trained again, of planned seeds."""
+    for one in again:
+        write_record(folder / "repeated", one)
+    return repeated_table("x", folder, plan(seeds), load_frame(runs(FIRST)))
+
+
+def test_a_change_is_over_the_seeds_that_were_trained_on_both_devices(tmp_path):
+    table = table_of(tmp_path, [1, 2, 3, 4, 5], moved(runs(AGAIN)))
     changes = np.array([1.0, -2.0, 3.0])
     low, high = stats.t.interval(0.95, 2, changes.mean(), stats.sem(changes))
     (line,) = table.cells.to_dict("records")
@@ -43,9 +50,9 @@ def test_a_change_is_over_the_seeds_that_were_trained_on_both_devices():
     }
 
 
-def test_each_pair_of_devices_has_a_line():
+def test_a_seed_on_a_third_device_has_a_line_of_its_own(tmp_path):
     again = [*moved(runs({1: 0.81, 2: 0.80})), *moved(runs({3: 0.84}), "another CPU")]
-    table = repeated_table("x", plan([1, 2, 3]), load_frame(runs(FIRST)), load_frame(again))
+    table = table_of(tmp_path, [1, 2, 3], again)
     assert table.cells[["Devices", "Seeds"]].values.tolist() == [
         ["x86_64 AVX2, a GPU", "2"],
         ["x86_64 AVX2, another CPU", "1"],
@@ -53,18 +60,10 @@ def test_each_pair_of_devices_has_a_line():
     assert table.cells["SD of the change"].tolist()[1] == "-"
 
 
-def test_without_repeated_runs_there_is_no_table(tmp_path):
-    assert repeated_table("x", plan([1]), load_frame(runs(FIRST)), repeated_frame(tmp_path)) is None
-
-
-def test_a_run_on_other_rows_is_not_the_same_run():
-    again = load_frame(moved(runs(AGAIN), fingerprint="0" * 64))
+def test_what_is_not_the_same_run_is_refused(tmp_path):
+    assert table_of(tmp_path, [1], []) is None
     with pytest.raises(UserError, match=r"repeated on other rows.*s1-00000001"):
-        repeated_table("x", plan([1]), load_frame(runs(FIRST)), again)
-
-
-def test_a_broken_repeated_record_is_refused(tmp_path):
-    (tmp_path / "repeated" / "runs").mkdir(parents=True)
+        table_of(tmp_path, [1], moved(runs(AGAIN), fingerprint="0" * 64))
     (tmp_path / "repeated" / "runs" / "minilm.full.rte.s1-00000001.json").write_text("{")
     with pytest.raises(UserError, match=r"full\.rte\.s1"):
-        repeated_frame(tmp_path)
+        table_of(tmp_path, [1], [])

@@ -1,8 +1,6 @@
 """Tables from records: by hand for small cases, byte for byte for the committed ones."""
 
 import dataclasses
-import html
-import io
 import json
 import math
 import re
@@ -19,27 +17,26 @@ from scipy import stats
 from synthetic import populate
 from test_results import record
 
-from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import RESULTS, ROOT
-from lora.methods.configs import LoraConfig
 from lora.records.record import load_curves, load_frame, load_records, read_record, write_record
-from lora.report.aggregate import Planned, human_count, lora_of, refuse_mixed_rows, summarise
-from lora.report.build import AFTER_A_SWEEP, build, pages, write
+from lora.report.build import build
 from lora.report.catalogue import ROWS, build_sections, paper_file
+from lora.report.cells import summarise
 from lora.report.claims.findings import Finding
 from lora.report.claims.statements import Bound
+from lora.report.compared import REPEATED, against_reference
 from lora.report.comparisons import beside_paper, best_against_last, chosen_by_others, published
 from lora.report.figures import by_targets
+from lora.report.gather import refuse_mixed_rows
 from lora.report.notes import ffn_notes
+from lora.report.page.assemble import page as html_page
 from lora.report.page.drawings import draw_interval
-from lora.report.page.render import html_table, sort_value
-from lora.report.plots import columns_of
-from lora.report.readme import block
-from lora.report.reference import against_reference
-from lora.report.repeated import REPEATED
+from lora.report.runs import Planned
 from lora.report.tables import cell_text, start_table, table2, table5, table6
-from lora.table import Table, latex, markdown
+from lora.report.titles import human_count
+from lora.report.write import files, pages, write
+from lora.table import markdown
 
 
 def run_id(slug, task, seed):
@@ -149,13 +146,6 @@ def test_tables_5_and_6_have_the_papers_cells_beside_ours():
     ]
 
 
-def test_cells_of_other_kinds_are_not_in_tables_5_and_6():
-    with pytest.raises(ValueError, match="does not name target sets"):
-        lora_of("lora-qv-r8-rslora")
-    assert lora_of("lora-qkvoif-r1") == ("Wq, Wk, Wv, Wo, Wi, Wf", 1)
-    assert LoraConfig(targets=tuple("fivokq"), rank=1).slug == "lora-qkvoif-r1"
-
-
 def test_the_start_is_compared_in_pairs_of_one_seed():
     """Seed 3 has no partner: it counts in the medians, not in the differences."""
     apart = runs({1: 0.60, 2: 0.70, 3: 0.10}, task="rte")
@@ -239,10 +229,6 @@ def test_the_papers_rows_average_to_what_it_prints():
     )
 
 
-def test_markdown():
-    assert markdown(pd.DataFrame({"A": ["x"], "B": [1]})) == "| A | B |\n| --- | ---: |\n| x | 1 |\n"
-
-
 def test_a_star_or_a_bar_in_a_markdown_cell_is_a_character_and_bold_stays_bold():
     """Unescaped, GitHub shows `targets=*.query+*.value` as targets=.query+.value, in italics after the sign."""
     cells = pd.DataFrame({"A": ["targets=*.query+*.value", "a|b", "**bold**", "FT*"]})
@@ -271,13 +257,6 @@ def test_runs_on_a_part_of_the_rows_have_no_difference_to_the_paper():
         summary = summarise(frame.assign(is_part=is_part), plan([1, 2], task="cola"))
         beside = beside_paper(summary, paper, rows)
         assert len(beside) and ("Difference" in beside) == (not is_part)
-
-
-def test_the_head_stands_beside_what_the_method_trains():
-    frame = load_frame(runs({1: 0.8}, task="rte") + runs({1: 0.8}, task="stsb"))
-    frame["trainable_method"], frame["trainable_head"] = 73_728, [148_610, 148_225]
-    (line,) = table2(summarise(frame, plan([1], task="rte") + plan([1], task="stsb"))).to_dict("records")
-    assert (line["Trainable"], line["Head"]) == ("74k", "148k to 149k")
 
 
 def test_what_is_adapted_beyond_attention_is_said_with_its_size():
@@ -310,10 +289,6 @@ def test_choosing_the_epoch_by_the_other_seeds():
     assert chosen_by_others(undefined).tolist() == [0.9, 0.1]
 
 
-def test_panels_fill_their_rows_where_they_can():
-    assert [columns_of(panels) for panels in range(1, 10)] == [1, 2, 3, 2, 3, 3, 3, 2, 3]
-
-
 def test_best_against_last_by_hand():
     made = []
     for seed, values in {1: [0.5, 0.9], 2: [0.8, 0.1]}.items():
@@ -342,39 +317,6 @@ def test_tasks_of_different_kinds_are_in_tables_of_their_own():
     assert "SST-2 (acc.)" not in made["table2"].cells and "MRPC (acc.)" not in made["table2_part"].cells
     assert "a part of the official train rows" in made["table2_part"].markdown()
     assert made["table2_paper_part"].banner and not made["table2_published_part"].banner  # the paper's own rows
-
-
-def test_the_four_formats_say_the_same():
-    scores = ["83.4 ±0.5", "52.7 ±3.3 (2 of 3 collapsed)"]
-    cells = pd.DataFrame({"Method": ["Full & <b>", "LoRA_8 | x"], "Score": scores, "Size": ["74k", "0.3M"]})
-    table = Table("t", "Table 2: 100% {a}", cells, 1, ("**Note** of `x_y`.",))
-    files = {path.rpartition(".")[2]: content.decode() for path, content in table.files().items()}
-    assert pd.read_csv(io.StringIO(files["csv"]), dtype=str, keep_default_na=False).equals(cells)
-    assert "| LoRA_8 \\| x | 52.7 ±3.3 (2 of 3 collapsed) | 0.3M |" in files["md"]
-    assert (
-        r"LoRA\_8 | x & 52.7 $\pm$3.3 (2 of 3 collapsed) & 0.3M \\" in files["tex"]
-        and r"Full \& <b> & 83.4 $\pm$0.5 & 74k" in files["tex"]
-    )
-    assert r"\caption{Table 2: 100\% \{a\}}" in latex(table) and "Note of x\\_y." in files["tex"]
-    shown = html_table(table)
-    found = [html.unescape(re.sub(r"<[^>]+>", "", text)) for text in re.findall(r"<td[^>]*>(.*?)</td>", shown)]
-    assert found == [text for row in cells.values.tolist() for text in row]
-    assert "<strong>Note</strong> of <code>x_y</code>" in shown
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("83.4 ±0.5 (2/3)", "83.4"),
-        ("74k", "74000"),
-        ("0.3M", "300000"),
-        ("-", ""),
-        ("+1.5 to +2", "1.5"),
-        ("-0.4", "-0.4"),
-    ],
-)
-def test_what_a_cell_sorts_by(text, value):
-    assert sort_value(text) == value
 
 
 @pytest.mark.parametrize(("key", "other"), [("protocol", "printed"), ("model", "roberta_base")])
@@ -421,37 +363,24 @@ def test_a_changed_record_changes_everything_that_shows_it(synthetic, whole, tmp
     """LoRA on STS-B is in Tables 2, 5 and 6, the verdicts and all figures. LoRA on RTE is in the table of the start."""
     before = whole
     after = build("small", FULL, changed(synthetic, tmp_path, "*.lora-qv-r[48].[sr]t[se]*.s1-*.json", 0.123))
-    assert set(before.files) == set(after.files)
-    same = {path for path in before.files if before.files[path] == after.files[path]}
-    assert same == {path for path in before.files if "table2_published" in path}  # the paper's own
+    assert set(files(before)) == set(files(after))
+    same = {path for path in files(before) if files(before)[path] == files(after)[path]}
+    assert same == {path for path in files(before) if "table2_published" in path}  # the paper's own
     assert before.readme != after.readme and before.text() != after.text()
     pictures = dict.fromkeys(before.figures, b"<svg/>")
-    assert before.html(pictures) != after.html(pictures)
+    assert html_page(before, pictures).encode() != html_page(after, pictures).encode()
     shown = b'<td class="number">12.3</td>'  # of the run itself
-    assert shown in after.html(pictures) and shown not in before.html(pictures)
+    assert shown in html_page(after, pictures).encode() and shown not in html_page(before, pictures).encode()
 
 
 def test_a_rebuild_is_the_same_byte_for_byte(synthetic, whole, tmp_path):
     one, other = whole, build("small", FULL, synthetic)
-    assert one.files == other.files and one.readme == other.readme
+    assert files(one) == files(other) and one.readme == other.readme
     write(one, tmp_path / "a")
     written = {p.relative_to(tmp_path / "a"): p.read_bytes() for p in (tmp_path / "a").rglob("*") if p.is_file()}
-    assert len(written) == len(one.files) + 2 * len(one.figures) + 1
+    assert len(written) == len(files(one)) + 2 * len(one.figures) + 1
     write(other, tmp_path / "a")
     assert not [path for path, content in written.items() if (tmp_path / "a" / path).read_bytes() != content]
-
-
-def test_a_picture_of_the_same_data_is_left_as_it_is(whole, tmp_path):
-    write(whole, tmp_path)
-    picture = tmp_path / "figures" / "ranks.svg"
-    picture.write_text("<svg>another release of matplotlib</svg>")
-    write(whole, tmp_path)
-    assert "another release" in picture.read_text()
-    (tmp_path / "figures" / "ranks.json").write_text("{}")
-    (tmp_path / "tables" / "table9.md").write_text("of records that are gone")
-    write(whole, tmp_path)
-    assert not (tmp_path / "tables" / "table9.md").exists()
-    assert "another release" not in picture.read_text()
 
 
 def test_what_is_missing_failed_broken_or_extra_is_named(synthetic, tmp_path):
@@ -471,7 +400,7 @@ def test_what_is_missing_failed_broken_or_extra_is_named(synthetic, tmp_path):
     assert "- extra, not used: `minilm.full.cola.s99-00000000`" in report.text()
     assert "junk.json is not a run record" in report.text()
     assert "(3/5)" in report.text()
-    assert b"junk.json" in report.html(dict.fromkeys(report.figures, b""))
+    assert b"junk.json" in html_page(report, dict.fromkeys(report.figures, b"")).encode()
 
 
 def test_the_mnli_runs_that_others_start_from_are_expected_and_not_shown(whole):
@@ -513,20 +442,6 @@ def test_the_gap_to_full_fine_tuning_is_paired_by_seed_at_every_epoch():
             assert (series["low"][i], series["high"][i]) == pytest.approx(tuple(interval), rel=1e-5)
 
 
-def test_no_gap_is_drawn_without_full_fine_tuning(whole):
-    assert "start_gaps" not in whole.figures, "small starts LoRA alone from MNLI"
-
-
-def test_every_comparison_is_drawn_and_every_seed_is_in_the_legend(whole):
-    page = whole.html(dict.fromkeys(whole.figures, b"")).decode()
-    findings = [f for each in whole.verdicts for one in (each, each.on_last) if one for f in one.findings]
-    drawn = [f for f in findings if not math.isnan(f.mean)]
-    assert len(drawn) > 20 and page.count('<svg class="interval"') == len(drawn)
-    runs = {p.run_id for p in whole.gathered.every}
-    assert len(re.findall(r">seed \d+</text>", page)) == len(runs) > 100
-    assert len(page.encode()) < 1_000_000
-
-
 @pytest.mark.parametrize(
     ("bound", "kept", "edges"),
     [
@@ -553,37 +468,6 @@ def test_a_run_is_set_beside_the_reference(synthetic):
     assert re.search(r"\b25 of 25 cells agree", build("small", ["experiment=glue_table2", FULL[1]], synthetic).text())
 
 
-def test_the_papers_tables_are_found_by_their_names(whole):
-    page = whole.html(dict.fromkeys(whole.figures, b"")).decode()
-    for name in ("Table 2", "Table 5", "Table 6"):
-        target = re.search(rf'<a href="#([\w-]+)">{name}</a>', page)[1]
-        assert f'id="{target}"' in page
-    assert "Table 7: not measured here" in page
-
-
-@pytest.mark.parametrize("suffix", ["", "_part"])
-def test_the_first_screen_shows_the_figure_of_its_table(whole, suffix):
-    (table,) = [each for each in whole.tables if each.name == "table2"]
-    table = dataclasses.replace(table, name=f"table2{suffix}")
-    assert f"(results/small/figures/parameters{suffix}.png)" in block(
-        "small", table, whole.verdicts, ["ranks", f"parameters{suffix}"]
-    )
-
-
-def test_the_first_screen_judges_the_papers_sentences_and_the_page_all(whole):
-    ours = [each.claim.sentence for each in whole.verdicts if each.claim.ours]
-    papers = [each.claim.sentence for each in whole.verdicts if not each.claim.ours]
-    (claims,) = [table for table in whole.tables if table.name == "claims"]
-    assert ours and not any(sentence in whole.readme for sentence in ours)
-    assert all(sentence in whole.readme for sentence in papers)
-    assert all(any(sentence in cell for cell in claims.cells["Claim"]) for sentence in (*ours, *papers))
-
-
-def test_pictures_of_the_committed_readme_exist():
-    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (ROOT / "README.md").read_text())
-    assert shown and all((ROOT / path).exists() for path in shown)
-
-
 def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -598,7 +482,7 @@ def test_only_pages_writes_a_references_files_and_says_what_is_incomplete(synthe
         path.parent.mkdir(parents=True)
         path.write_text(mark)
     next((root / "results" / "reference" / "small" / "runs").glob("*.full.*.json")).write_text("{")
-    monkeypatch.setattr("lora.report.build.ROOT", root)
+    monkeypatch.setattr("lora.report.write.ROOT", root)
     monkeypatch.setattr("lora.report.command.build", lambda name, given: build(name, FULL, root / "results"))
     stale = root / "results" / "reference" / "small" / "figures" / "stale.svg"
     stale.parent.mkdir()
@@ -631,13 +515,6 @@ def test_only_pages_writes_a_references_files_and_says_what_is_incomplete(synthe
     assert (root / "results" / "reference" / "small" / "report.html").stat().st_size > 100_000
 
 
-def test_a_report_of_ones_own_runs_writes_no_page(synthetic, monkeypatch, capsys):
-    monkeypatch.setattr("lora.report.command.build", lambda name, given: build(name, FULL, synthetic))
-    with pytest.raises(SystemExit) as ended:
-        command("report")(["small", "--pages"])
-    assert ended.value.code == 2 and "no page of this repository shows your own runs" in capsys.readouterr().err
-
-
 def test_without_a_finished_run_the_report_says_where_runs_are(synthetic, monkeypatch, capsys):
     monkeypatch.setattr("lora.report.command.build", lambda name, given: build(name, given, synthetic / "nowhere"))
     with pytest.raises(SystemExit) as ended:
@@ -658,11 +535,11 @@ def test_what_is_committed_is_what_the_records_give_byte_for_byte(name):
     """Tables, verdicts, the page and the README. Figures are compared by the data that they plot."""
     report, folder = build(name), ROOT / "results" / name
     assert not (report.state.missing or report.state.failed or report.state.extra or report.problems)
-    for path, content in report.files.items():
+    for path, content in files(report).items():
         assert (folder / path).read_bytes() == content, path
     pictures = {key: (folder / "figures" / f"{key}.svg").read_bytes() for key in report.figures}
-    assert (folder / "report.html").read_bytes() == report.html(pictures)
-    made = {*report.files, "report.html", *(f"figures/{key}.{form}" for key in pictures for form in ("svg", "png"))}
+    assert (folder / "report.html").read_bytes() == html_page(report, pictures).encode()
+    made = {*files(report), "report.html", *(f"figures/{key}.{form}" for key in pictures for form in ("svg", "png"))}
     generated = [p for p in COMMITTED if re.match(rf"results/{name}/(tables|claims|figures|report.html)", p)]
     assert {path.removeprefix(f"results/{name}/") for path in generated} == made
     shown = pages(report)
@@ -670,33 +547,6 @@ def test_what_is_committed_is_what_the_records_give_byte_for_byte(name):
     assert len(shown) > 4
     blocks = [c.partition(f"results:{name} begin -->")[2].partition("<!--")[0] for c in shown.values()]
     assert any("±" in block for block in blocks)
-
-
-def test_profiles_are_committed():
-    assert PROFILES == ["reference/base", "reference/long", "reference/mini", "reference/small"]
-    assert set(FOLDERS) - set(PROFILES) == {"reference/long/repeated"}
-
-
-def test_records_name_their_own_settings():
-    """Each committed record's config is valid and gives the record's run_id: nothing was edited."""
-    from lora.config.run import run_config
-
-    seen = 0
-    for name in FOLDERS:
-        records, problems = load_records(ROOT / "results" / name)
-        assert not problems
-        for one in records:
-            assert run_config(one.config).run_id == one.run_id
-            assert one.config["task"] in TASKS
-            seen += 1
-    assert seen >= 45
-
-
-def test_a_brief_report_leaves_out_what_the_sweep_has_printed(synthetic):
-    report = build("small", FULL, synthetic)
-    brief, whole = report.text(AFTER_A_SWEEP), report.text()
-    assert "Table 2" in whole and "## Table 2" not in brief
-    assert "LoRA is comparable to" in brief and len(brief) < len(whole)
 
 
 @pytest.mark.parametrize("analysis", ["intervals", "subspaces", "swaps"])

@@ -8,7 +8,6 @@ import torch
 from commands import command
 
 from lora.adapters.folder import recorded_adapter, write_folder
-from lora.config.compose import compose_run
 from lora.errors import UserError
 from lora.methods.lowrank import LoraLinear
 from lora.records.analysis import SWAP, analysis_json, read_analyses
@@ -89,7 +88,7 @@ def test_the_command_keeps_what_it_found(tiny_overrides, tmp_path, monkeypatch, 
         command("analyse swaps")(["small", *given])
     assert ended.value.code == 2 and "runtime.save_adapter=true" in capsys.readouterr().err
     for planned in requested("small", [*given, "experiment=null"]):
-        ensure_record(compose_run(planned.overrides), mistakes_fail=False)
+        ensure_record(planned.config, mistakes_fail=False)
     command("analyse swaps")(["small", *given])
     assert "0 of" in capsys.readouterr().out
     content = json.loads((tmp_path / "results" / "small" / "analysis" / SWAP).read_bytes())

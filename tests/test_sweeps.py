@@ -13,7 +13,6 @@ import psutil
 import pytest
 from comparing import equal_science
 
-from lora.config.compose import compose_run
 from lora.files import ROOT
 from lora.records.record import load_records
 from lora.sweep.notes import read_notes
@@ -85,7 +84,7 @@ def frozen(folder, process, number):
 def quiet(overrides):
     """The records of the same runs, trained one after another in this process."""
     profile, rest = overrides[0].removeprefix("profile="), overrides[1:]
-    configs = [compose_run(run.overrides) for run in requested(profile, [*rest, "experiment=null"])]
+    configs = [run.config for run in requested(profile, [*rest, "experiment=null"])]
     for config in configs:
         ensure_record(config, mistakes_fail=False)
     return load_records(configs[0].runtime.results)[0]

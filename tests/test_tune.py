@@ -17,7 +17,7 @@ from lora.errors import UserError
 from lora.files import ROOT
 from lora.records.record import load_records
 from lora.report.build import build
-from lora.report.select import gather
+from lora.report.gather import gather
 from lora.sweep.rate_grids import RateGrid, at_edge, best_rate, extended, rate_grids, reported_seeds, usual_seed
 from lora.sweep.request import requested
 from lora.sweep.tune import further
@@ -239,7 +239,7 @@ def test_the_long_run_has_other_seeds_than_its_tuning():
     asked = {"task": ["cola"], "method": ["full"], "data.path": ["GLUE"], "protocol": ["long"]}
     (grid,) = rate_grids("long", asked, ROOT / "absent.yaml")
     tuning = {run for runs in grid.run_ids("long").values() for run in runs}
-    runs = requested("long", ["data.path=GLUE", "experiment=length,glue_table2"])
+    runs = requested("long", ["data.path=GLUE,experiment=length,glue_table2"])
     assert not tuning & {run.run_id for run in runs} and grid.first.seed not in {run.seed for run in runs}
 
 
@@ -322,7 +322,7 @@ def test_planned_runs_follow_the_file_and_keep_their_rate_when_it_goes(tmp_path,
     path = tmp_path / "results" / "small" / "rates.yaml"
     write_rates(path, [rate(task="mnli", lr=0.25), rate(task="rte", lr=0.5)])
     runs = requested("small", asked)
-    rates = {(run.task, run.start): compose_run(run.overrides).train.lr for run in runs}
+    rates = {(run.task, run.start): run.config.train.lr for run in runs}
     assert rates == {
         ("mnli", "pretrained"): 0.25, ("rte", "pretrained"): 0.5, ("rte", "mnli"): 0.5,
         ("mrpc", "pretrained"): 1e-3, ("mrpc", "mnli"): 1e-3,
@@ -332,7 +332,7 @@ def test_planned_runs_follow_the_file_and_keep_their_rate_when_it_goes(tmp_path,
     }
     assert all(not run.given or run.given[0].startswith("start") for run in runs)  # a tuned rate counts as usual
     path.unlink()
-    assert [compose_run(run.overrides).run_id for run in runs] == [run.run_id for run in runs]
+    assert [run.config.run_id for run in runs] == [run.run_id for run in runs]
     assert {run.run_id for run in requested("small", asked)} == plain
 
 
@@ -352,9 +352,9 @@ def test_committed_runs_have_their_own_rates(tmp_path, monkeypatch):
 def test_no_table_of_results_has_a_run_on_a_seed_that_chose_rates(tmp_path):
     """Neither one of an experiment nor a single one. Those that chose the rates of conf/ stay in their own table."""
     folder = tmp_path / "long"
-    rates = requested("long", ["method=full", "experiment=learning_rate"])
+    rates = requested("long", ["method=full,experiment=learning_rate"])
     single = requested("long", ["protocol=long", "task=mrpc", "method=lora", "seed=0", "experiment=null"])
-    table2 = requested("long", ["task=cola", "method=lora", "experiment=glue_table2"])
+    table2 = requested("long", ["task=cola,method=lora,experiment=glue_table2"])
     for run in (*rates, *single, *table2):
         write_run(folder, run, 0.5)
     before = gather("long", (), tmp_path)

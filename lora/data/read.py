@@ -9,15 +9,13 @@ import datasets
 import numpy as np
 
 from lora.data.embedded_tasks import embedded_rows
-from lora.data.glue_hub import HUB_ID, parquet_files, read_hub_layout
+from lora.data.glue_hub import parquet_files, read_hub_layout
 from lora.data.glue_tsv import find_file, read_tsv
 from lora.data.own_rows import own_file, own_rows
-from lora.data.tasks import MIN_TRAIN_ROWS, SOURCES_OF, Task, fitting_sources
+from lora.data.tasks import Task
 from lora.errors import UserError
 from lora.files import at_home, file_state
 from lora.rng import shuffled
-
-SOURCES = ("embedded", "tsv", "parquet", "hub", "own")
 
 
 @dataclass(frozen=True)
@@ -62,10 +60,10 @@ def read(
         train_rows: Size of a fixed subset of the train split, the same for every seed and contained in every larger
             subset, in the split's order. None uses all rows.
         splits: None reads train and validation.
-    Raises: UserError: If a source, split or file is not available, or a row does not fit the task.
+    Raises: UserError: If a file is not available, or a row does not fit the task.
     """
     wanted = task.training_splits if splits is None else tuple(splits)
-    folder = check_request(task, source, path, revision, train_rows, wanted)
+    folder = folder_of(task, source, path)
     files = {split: files_of(task, source, split, folder) for split in wanted}
     states = [(file, file_state(file)) for split in wanted for file in files[split]]
     request = (task, source, revision, train_rows, wanted, states)
@@ -108,35 +106,15 @@ def files_of(task: Task, source: str, split: str, folder: Path | None) -> list[s
     return parquet_files(task, split, folder) if source == "parquet" else []
 
 
-def check_request(
-    task: Task,
-    source: str,
-    path: str | Path | None,
-    revision: str | None,
-    train_rows: int | None,
-    splits: tuple[str, ...],
-) -> Path | None:
-    """The folder to read; None for sources without one. Raises: UserError: If an argument does not fit the others."""
-    if source not in SOURCES:
-        raise UserError(f"unknown data source {source!r}; the sources are {', '.join(SOURCES)}")
-    if source not in SOURCES_OF[task.family]:
-        raise UserError(f"task {task.name} does not come from source {source}; use {fitting_sources(task)}")
+def folder_of(task: Task, source: str, path: str | Path | None) -> Path | None:
+    """The folder to read; None for sources without one. Raises: UserError: If it is not stated."""
     if task.is_definition_only:
         raise UserError(f"where the rows of {task.name} lie is not known here: name its file, task=path/to/task.yaml")
-    unknown = [split for split in splits if split not in task.official_rows]
-    if unknown or not splits:
-        raise UserError(f"task {task.name} has no split {', '.join(unknown)!r}; it has {', '.join(task.official_rows)}")
-    if train_rows is not None and train_rows < MIN_TRAIN_ROWS:
-        raise UserError(f"train_rows must be null or >= {MIN_TRAIN_ROWS}, got {train_rows}")
-    if source == "hub" and not revision:
-        raise UserError(
-            f"source hub needs a revision (commit, tag or branch) of {HUB_ID}, so that the rows stay the same"
-        )
-    if source in ("tsv", "parquet"):
-        if not path:
-            raise UserError(f"source {source} needs a folder: set GLUE_DIR= (data.path in a single run)")
-        return at_home(path)
-    return None
+    if source not in ("tsv", "parquet"):
+        return None
+    if not path:
+        raise UserError(f"source {source} needs a folder: set GLUE_DIR= (data.path in a single run)")
+    return at_home(path)
 
 
 def as_dataset(task: Task, columns: dict[str, list], rows: np.ndarray) -> datasets.Dataset:

@@ -102,6 +102,12 @@ def read_record(path: Path) -> RunRecord:
         raise UserError(f"{path} holds run_id {record.run_id!r}; a record's file must be named by its run_id")
     if record.status not in ("ok", "failed"):
         raise UserError(f"{path} has status {record.status!r}; expected ok or failed")
+    try:
+        _ = record.config["task"], record.config["seed"] + 0, record.config["runtime"].get("group")
+        if record.status == "ok":
+            _row(record), _curve(record)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a whole record: {error!r}; remove it, and the run is trained again") from error
     return record
 
 
@@ -119,44 +125,44 @@ def load_records(results: str | Path) -> tuple[list[RunRecord], list[str]]:
 FRAME_COLUMNS = (
     *("run_id", "model", "method", "slug", "task", "protocol", "start", "seed", "lr", "epochs"),
     *("best", "last", "best_epoch", "trainable_method", "trainable_head", "total", "seconds"),
-    *("is_part", "train_rows", "fingerprint", "device"),
+    *("is_part", "train_rows", "fingerprint", "device", "truncated"),
 )
 
 
 def load_frame(records: list[RunRecord]) -> pd.DataFrame:
     """A frame with one row per `ok` record; metrics are fractions and missing values NaN.
 
-    Returns: Columns `FRAME_COLUMNS`; `best` and `last` are the headline metric of the best and of the last epoch.
+    Returns: Columns `FRAME_COLUMNS`; `best` and `last` are the headline metric of the best and of the last epoch,
+        `truncated` the fraction of the rows that are longer than data.max_length.
     """
-    rows = []
-    for record in records:
-        if record.status != "ok":
-            continue
-        config, selected, data = record.config, record.selected, record.provenance["data"]
-        rows.append(
-            {
-                "run_id": record.run_id,
-                "model": config["model"]["name"],
-                "method": config["method"]["name"],
-                "slug": record.run_id.split(".")[1],
-                "task": config["task"],
-                "protocol": config["protocol"],
-                "start": config["start"],
-                "seed": config["seed"],
-                "lr": config["train"]["lr"],
-                "epochs": config["train"]["epochs"],
-                "best": _number(selected["best"]["value"]),
-                "last": _number(selected["last"]["value"]),
-                "best_epoch": selected["best"]["epoch"],
-                **record.params,
-                "seconds": record.seconds,
-                "is_part": data["is_part"],
-                "train_rows": data["rows"]["train"],
-                "fingerprint": data["fingerprint"],
-                "device": record.provenance["device"],
-            }
-        )
+    rows = [_row(record) for record in records if record.status == "ok"]
     return pd.DataFrame(rows, columns=FRAME_COLUMNS)
+
+
+def _row(record: RunRecord) -> dict[str, Any]:
+    config, selected, data = record.config, record.selected, record.provenance["data"]
+    return {
+        "run_id": record.run_id,
+        "model": config["model"]["name"],
+        "method": config["method"]["name"],
+        "slug": record.run_id.split(".")[1],
+        "task": config["task"],
+        "protocol": config["protocol"],
+        "start": config["start"],
+        "seed": config["seed"],
+        "lr": config["train"]["lr"],
+        "epochs": config["train"]["epochs"],
+        "best": _number(selected["best"]["value"]),
+        "last": _number(selected["last"]["value"]),
+        "best_epoch": selected["best"]["epoch"],
+        **record.params,
+        "seconds": record.seconds,
+        "is_part": data["is_part"],
+        "train_rows": data["rows"]["train"],
+        "fingerprint": data["fingerprint"],
+        "device": record.provenance["device"],
+        "truncated": sum(data["truncated"].values()) / sum(data["rows"].values()) if "truncated" in data else math.nan,
+    }
 
 
 def load_curves(records: list[RunRecord]) -> pd.DataFrame:
@@ -164,15 +170,19 @@ def load_curves(records: list[RunRecord]) -> pd.DataFrame:
 
     Returns: Columns run_id, epoch, step, train_loss, and value: the headline metric on the selecting split, a fraction.
     """
-    rows = []
-    for record in records:
-        if record.status == "ok":
-            split, metric = record.selected["split"], record.selected["metric"]
-            for entry in record.epochs:
-                value = _number(entry["metrics"][split][metric])
-                rows.append((record.run_id, entry["epoch"], entry["step"], entry["train_loss"], value))
+    rows = [row for record in records if record.status == "ok" for row in _curve(record)]
     return pd.DataFrame(rows, columns=["run_id", "epoch", "step", "train_loss", "value"])
 
 
+def _curve(record: RunRecord) -> list[tuple]:
+    split, metric = record.selected["split"], record.selected["metric"]
+    return [
+        (record.run_id, one["epoch"], one["step"], one["train_loss"], _number(one["metrics"][split][metric]))
+        for one in record.epochs
+    ]
+
+
 def _number(value: float | None) -> float:
+    if value is not None and not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
     return math.nan if value is None else value

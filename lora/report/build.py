@@ -1,38 +1,28 @@
-"""Build a profile's report from its records (tables, verdicts, figures and a page), and write its files."""
+"""Build a profile's report from its records: tables, verdicts and figures. `lora.report.write` writes its files."""
 
 import dataclasses
-import json
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 
 from lora.cost.efficiency.summary import read_devices
 from lora.cost.efficiency.tables import tables as efficiency_tables
-from lora.errors import UserError, as_command
-from lora.files import RESULTS, ROOT, python_command, write_atomically
 from lora.records.analysis import Analyses, read_analyses
-from lora.records.record import load_curves
-from lora.report.aggregate import Planned
+from lora.records.record import load_curves, load_frame
 from lora.report.catalogue import FILES, SUFFIXES, build_sections
 from lora.report.claims.judging import verdicts
-from lora.report.claims.shown import to_json, verdict_table
+from lora.report.claims.shown import verdict_table
 from lora.report.claims.verdicts import Verdict
+from lora.report.compared import reference_table, repeated_table
 from lora.report.figures import Figure
-from lora.report.gap import RECORDS, gap_table
-from lora.report.learning_rate import LEARNING_RATE, learning_rate_table
+from lora.report.gather import Gathered, gather
+from lora.report.learning_rate import learning_rate_table
 from lora.report.notes import encoder_notes, note
-from lora.report.page import page
-from lora.report.page.render import html_table
-from lora.report.readme import block, in_readme
-from lora.report.reference import reference_table
-from lora.report.repeated import repeated_frame, repeated_table
-from lora.report.select import Gathered, gather, reference_of
+from lora.report.readme import block
+from lora.report.runs import Planned
 from lora.report.subspace_tables import amplification_table, figure3, figure4
-from lora.sweep.request import requested
 from lora.sweep.state import State
 from lora.table import Table
 
@@ -40,12 +30,7 @@ MISSING_SHOWN = 20
 AFTER_A_SWEEP = ("table7", "claims", "reference")  # the sweep has printed the other tables
 OF_RUNS = [f"{file}{suffix}" for suffix in dict.fromkeys(SUFFIXES.values()) for file in dict.fromkeys(FILES.values())]
 # the paper's claims are not judged on user-defined tasks, so the differences between methods are shown instead
-PRINTED = (*OF_RUNS, "pairs_own", *AFTER_A_SWEEP)
-# folder of experiments/ -> the tables on its page
-PAGES = {experiment: (file,) for experiment, file in FILES.items()} | {
-    "base_size": (LEARNING_RATE, "table2", "pairs"),
-    "lora_ranks": ("table6", "repeated"),
-}
+PRINTED = (*OF_RUNS, "pairs_own", "rates_own", *AFTER_A_SWEEP)
 
 
 @dataclass(frozen=True)
@@ -57,6 +42,7 @@ class Report:
         tables: In reading order.
         cells: Every cell with its numbers.
         figures: Name -> the plotted data.
+        answers: Which method is better on the user-defined tasks, a line per pair.
     """
 
     gathered: Gathered
@@ -65,6 +51,7 @@ class Report:
     cells: pd.DataFrame
     verdicts: tuple[Verdict, ...]
     figures: dict[str, Figure]
+    answers: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -79,15 +66,6 @@ class Report:
         """One line per excluded file."""
         return (*self.state.problems, *self.analyses.problems)
 
-    @cached_property
-    def files(self) -> dict[str, bytes]:
-        """Path below results/<name>/ -> content, for all files except the pictures and the page that shows them."""
-        files = {path: content for table in self.tables for path, content in table.files().items()}
-        files |= {f"tables/{table.name}.html": html_table(table).encode() for table in self.tables}
-        files["tables/cells.csv"] = self.cells.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
-        files["claims/verdicts.json"] = to_json(self.verdicts)
-        return files | {f"figures/{key}.json": figure_json(figure) for key, figure in self.figures.items()}
-
     def text(self, names: Sequence[str] = PRINTED) -> str:
         """The text that the command prints: tables, the claims that have a measured comparison, and `status`."""
         judged = [each for each in self.verdicts if any(found.n != 0 for found in each.findings)]
@@ -95,6 +73,8 @@ class Report:
         if "claims" in tables:
             tables["claims"] = dataclasses.replace(tables["claims"], cells=verdict_table(judged))
         shown = [tables[name].markdown() for name in names if name in tables and len(tables[name].cells)]
+        if self.answers:
+            shown.insert(0, "\n".join(["# Which method is better\n", *(f"- {line}" for line in self.answers), ""]))
         left_out = [f"- {line}" for line in self.status]
         return "\n".join([*shown, *(["## Not in the tables\n", *left_out, ""] if left_out else [])])
 
@@ -142,12 +122,8 @@ class Report:
             )
         return lines + [f"left out: {problem}" for problem in self.problems]
 
-    def html(self, pictures: Mapping[str, bytes]) -> bytes:
-        """The HTML page. `pictures`: figure name -> SVG."""
-        return page(self, pictures).encode()
 
-
-def build(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) -> Report:
+def build(name: str, overrides: Sequence[str] = (), results: Path | None = None) -> Report:
     """Build a profile's report, except the pictures. Writes nothing.
 
     Args:
@@ -159,7 +135,8 @@ def build(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) -> 
     gathered = gather(name, overrides, results)
     name, frame, curves = gathered.name, gathered.frame, load_curves(list(gathered.state.ok.values()))
     analyses = read_analyses(gathered.folder / "analysis", gathered.state.ok)
-    sections = build_sections(name, gathered.planned, frame, curves, analyses.examples)
+    tuning, command = load_frame(list(gathered.tuning)), gathered.command("analyse intervals")
+    sections = build_sections(name, gathered.planned, frame, curves, analyses.examples, tuning, command)
     judged, figures = [] if gathered.is_own else verdicts(gathered, analyses), sections.figures
     tables = []
     if not gathered.is_own:
@@ -167,92 +144,12 @@ def build(name: str, overrides: Sequence[str] = (), results: Path = RESULTS) -> 
         notes = (*encoder_notes(frame["model"]), *([note("across")] if across else []))
         tables = [Table("claims", f"The paper's sentences ({name})", verdict_table(judged), words=3, notes=notes)]
     tables += [*sections.tables, learning_rate_table(name, gathered.tried, frame, curves)]
-    tables.append(repeated_table(name, gathered.every, frame, repeated_frame(gathered.folder)))
+    tables.append(repeated_table(name, gathered.folder, gathered.every, frame))
     if analyses.subspaces:
         tables.append(amplification_table(name, analyses.subspaces))
         found = {"figure3": figure3(analyses.subspaces), "figure4": figure4(analyses.subspaces)}
         figures |= {key: figure for key, figure in found.items() if figure is not None}
-    if not gathered.is_reference:
-        tables.append(reference_table(name, frame, *reference_of(gathered)))
+    tables.append(reference_table(gathered))
     tables += efficiency_tables(read_devices(gathered.efficiency))
     shown = tuple(table for table in tables if table is not None)
-    return Report(gathered, analyses, shown, sections.cells(), tuple(judged), figures)
-
-
-def pages(report: Report) -> dict[Path, str]:
-    """Path -> text of the README and the experiments' pages, with this report's numbers between their marks.
-
-    The table of gaps compares several profiles' records, and any of their reports writes it.
-    """
-    shown = {ROOT / "README.md": report.readme}
-    for folder, names in PAGES.items():
-        own = [table for table in report.tables if table.name.removesuffix("_part") in names]
-        texts = [f"**{table.title}**\n\n" * (len(own) > 1) + untitled(table) for table in own]
-        expected = report.gathered.tried if folder == LEARNING_RATE else report.gathered.planned.get(folder, ())
-        progress = report.progress(expected) if own else ""
-        shown[ROOT / "experiments" / folder / "README.md"] = "\n".join([f"{progress}\n"] * bool(progress) + texts)
-    found = {path: in_readme(path.read_text(), report.name, text) for path, text in shown.items() if path.exists()}
-    path, own = ROOT / "experiments" / "README.md", report.gathered
-    if report.name in RECORDS and path.exists():
-        every = {name: own if name == report.name else gather(name, (), own.results) for name in RECORDS}
-        found[path] = in_readme(path.read_text(), "gaps", gap_table(every))
-    return found
-
-
-def untitled(table: Table) -> str:
-    """The table in Markdown without its title, for a page that has its own heading."""
-    return table.markdown().partition("\n\n")[2]
-
-
-def figure_json(figure: Figure) -> bytes:
-    return (json.dumps(figure, allow_nan=False, ensure_ascii=False) + "\n").encode()
-
-
-def write(report: Report, folder: Path) -> None:
-    """Write every file of a report below `folder`, and draw the figures whose data changed.
-
-    A picture of unchanged data is kept, because another release of matplotlib would write other bytes.
-    """
-    files, pictures = report.files, {}
-    for key, figure in report.figures.items():
-        data = folder / "figures" / f"{key}.json"
-        drawn = {form: folder / "figures" / f"{key}.{form}" for form in ("png", "svg")}
-        same = data.exists() and data.read_bytes() == files[f"figures/{key}.json"]
-        if not same or not all(path.exists() for path in drawn.values()):
-            from lora.report.plots import draw  # loads matplotlib
-
-            for form, content in draw(figure).items():
-                write_atomically(drawn[form], content)
-        pictures[key] = drawn["svg"].read_bytes()
-    for path, content in (files | {"report.html": report.html(pictures)}).items():
-        write_atomically(folder / path, content)
-    kept = {*files, *(f"figures/{key}.{form}" for key in pictures for form in ("png", "svg"))}
-    for part in ("tables", "claims", "figures"):
-        for path in (folder / part).glob("*"):
-            if f"{part}/{path.name}" not in kept:  # made from records that no longer exist
-                path.unlink()
-
-
-def print_sweep(profile: str, arguments: Sequence[str]) -> None:
-    """Print a sweep's tables at its end, and the next command.
-
-    Args:
-        arguments: The sweep's arguments.
-    """
-    own = [argument for argument in arguments if not argument.startswith("profile=")]
-    try:
-        gathered = gather(profile, own)
-        asked = {name for run in requested(profile, own) for name in run.experiments}
-        planned = {name: runs for name, runs in gathered.planned.items() if name in asked}
-        curves = load_curves(list(gathered.state.ok.values()))
-        made = build_sections(gathered.name, planned, gathered.frame, curves, {})
-        tables = [table for table in made.tables if table.name in PRINTED]
-        if LEARNING_RATE in asked:
-            rates = learning_rate_table(gathered.name, gathered.tried, gathered.frame, curves)
-            tables += [rates] if rates is not None else []
-    except UserError as error:  # the runs themselves have ended, and their records exist
-        print(f"no table of this sweep: {error}", file=sys.stderr)
-        return
-    print("\n".join(table.markdown() for table in tables))
-    command = as_command([python_command(), "-m", "lora", "report", profile, *own])
-    print(f"next: {command}  # every table, figures and report.html")
+    return Report(gathered, analyses, shown, sections.cells(), tuple(judged), figures, tuple(sections.answers))

@@ -14,7 +14,9 @@ import pandas as pd
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT
-from lora.report.aggregate import KINDS, Planned, in_order, kinds_of, labelled, summarise
+from lora.records.record import load_frame
+from lora.report.cells import KINDS, in_order, kinds_of, summarise
+from lora.report.compared import length_table
 from lora.report.comparisons import (
     beside_paper,
     best_against_last,
@@ -25,17 +27,23 @@ from lora.report.comparisons import (
 from lora.report.conditions import conditions
 from lora.report.figures import Figure, by_parameters, by_rank, by_targets, forest, gaps_to_full, learning_curves
 from lora.report.learning_rate import LEARNING_RATE
-from lora.report.length import length_table
-from lora.report.notes import BANNERS, NOTES, caption, encoder_notes, ffn_notes, note
+from lora.report.notes import BANNERS, caption, encoder_notes, ffn_notes, note
+from lora.report.own_tasks import answers, rates_table, tuning_banner
+from lora.report.runs import ADHOC, MAIN, OWN, OWN_TASK, Planned, labelled
 from lora.report.tables import start_table, table2, table5, table6
 from lora.table import Table
 
 ROWS = ROOT / "experiments" / "glue_table2" / "rows.csv"
-ADHOC = "adhoc"  # a user-defined grid
-OWN = "own"  # records that no experiment of the report expects
-OWN_TASK = "own_task"  # the grid for a user-defined task
-METHODS_BY_TASKS = ("glue_table2", OWN_TASK, ADHOC)  # experiments whose methods are compared in pairs
-WORDS = ("Model", "Protocol", "Method", "Minus", "Task", "Adapted")  # text columns, which come first
+WORDS = (
+    "Model",
+    "Protocol",
+    "Method",
+    "Minus",
+    "Task",
+    "Adapted",
+    "Learning rate",
+    "Chosen",
+)  # text columns, which come first
 SUFFIXES = {"whole": "", "embedded": "", "part": "_part", "own": "_own"}
 Examples = Mapping[tuple[str, str, str, str], Mapping[str, Any]]
 
@@ -55,6 +63,8 @@ class Runs:
         planned: The expected runs.
         frame, curves: `load_frame` and `load_curves` of all records.
         examples: See `lora.records.analysis.Analyses`.
+        tuning: `load_frame` of the runs of `python -m lora tune`.
+        command: The command that adds the intervals over dev examples.
     """
 
     name: str
@@ -63,6 +73,8 @@ class Runs:
     frame: pd.DataFrame
     curves: pd.DataFrame
     examples: Examples
+    tuning: pd.DataFrame
+    command: str
 
     @cached_property
     def summary(self) -> pd.DataFrame:
@@ -82,11 +94,15 @@ class Runs:
         """The published cells; None for tasks outside GLUE."""
         return None if self.kind in ("embedded", "own") else pd.read_csv(paper_file(experiment))
 
+    @cached_property
+    def rates(self) -> pd.DataFrame:
+        """How the learning rates of user-defined tasks were chosen."""
+        return rates_table(self.planned, self.frame, self.tuning)
+
     @property
     def banner(self) -> str:
         """The notice above every table of these runs."""
-        rates = NOTES["untuned"] if any(p.untuned for p in self.planned) else ""
-        return " ".join(filter(None, (BANNERS[self.kind], rates)))
+        return tuning_banner(self.rates) if self.kind == "own" else BANNERS[self.kind]
 
     @cached_property
     def conditions(self) -> str:
@@ -141,9 +157,13 @@ def method_tables(runs: Runs) -> list[Table]:
     if len(runs.pairs):
         cells = pairs_table(runs.pairs, runs.examples)
         title = "Every method against every other, in pairs of one seed"
-        notes = [note("pairs"), note("pairs_own" if runs.kind == "own" else "verdicts")]
+        own = note("pairs_own").replace("COMMAND", runs.command) if runs.kind == "own" else note("verdicts")
+        notes = [note("pairs"), own]
         notes += [note("across")] if runs.pairs["across"].any() else []
         made.append(runs.table("pairs", title, cells, notes, figures=("forest",)))
+    if runs.kind == "own" and len(runs.rates):
+        cells = runs.rates.drop(columns=["tried", *(["Model"] if runs.rates["Model"].nunique() == 1 else [])])
+        made.append(runs.table("rates", "How each learning rate was chosen", cells, [note("rates")], above=""))
     return made
 
 
@@ -202,7 +222,6 @@ SHOWN = {  # in the report's order
     ),
     OWN: Shown("own", "Other runs in this folder", cells=lambda runs: table2(runs.summary), mixes=True),
 }
-EXPERIMENTS = (*(name for name in SHOWN if name != OWN), LEARNING_RATE, OWN)
 FILES = {name: shown.file for name, shown in SHOWN.items()} | {LEARNING_RATE: LEARNING_RATE}
 
 
@@ -213,11 +232,13 @@ class Sections:
     Args:
         figures: Name -> the plotted data.
         summaries: (experiment, kind) -> one row per cell.
+        answers: Which method is better on the user-defined tasks, a line per pair.
     """
 
     tables: list[Table]
     figures: dict[str, Figure]
     summaries: dict[tuple[str, str], pd.DataFrame]
+    answers: list[str]
 
     def cells(self) -> pd.DataFrame:
         """Every cell with its numbers, unrounded: one row per experiment and cell."""
@@ -231,23 +252,26 @@ def build_sections(
     frame: pd.DataFrame,
     curves: pd.DataFrame,
     examples: Examples,
+    tuning: pd.DataFrame | None = None,
+    command: str = "",
 ) -> Sections:
     """Build every table and figure that is made from runs. The tasks of one table have rows of one kind.
 
     Args:
         name: The profile's folder, for the titles.
-        examples: See `lora.records.analysis.Analyses`.
+        examples, tuning, command: See `Runs`.
     """
-    kinds = kinds_of(TASKS, frame)
-    made = Sections([], {}, {})
+    kinds, made = kinds_of(TASKS, frame), Sections([], {}, {}, [])
+    tuned = load_frame([]) if tuning is None else tuning
     for experiment, every in planned.items():
         shown = SHOWN[experiment]
         if not shown.mixes:
             refuse_mixed(experiment, every)
         for kind in KINDS:
             if of_kind := [p for p in every if kinds[p.task] == kind]:
-                runs = Runs(name, kind, of_kind, frame, curves, examples)
+                runs = Runs(name, kind, of_kind, frame, curves, examples, tuned, command)
                 made.summaries[experiment, kind] = runs.summary
+                made.answers.extend(answers(runs.pairs) if kind == "own" and experiment in MAIN else [])
                 tables = tables_of(shown, runs)
                 found = {key: make(runs) for key, make in shown.figures.items()}
                 figures = {key: figure for key, figure in found.items() if figure is not None}

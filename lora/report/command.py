@@ -8,9 +8,10 @@ import sys
 
 from lora.errors import UserError
 from lora.files import REFERENCE, write_atomically
-from lora.report.build import AFTER_A_SWEEP, PRINTED, build, pages, write
-from lora.report.select import Gathered
-from lora.report.select import options as profile_options
+from lora.report.build import AFTER_A_SWEEP, PRINTED, build
+from lora.report.gather import Gathered
+from lora.report.gather import options as profile_options
+from lora.report.write import pages, write
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +55,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 def nothing_yet(gathered: Gathered) -> str:
     """The message for a folder without a finished run among those requested."""
-    committed = gathered.results / REFERENCE / gathered.profile
+    committed = gathered.reference / gathered.profile
     shown = f"; python -m lora report {REFERENCE}/{gathered.profile} shows the committed ones"
     return (
         f"{gathered.folder} holds no finished run of what was asked for: make reproduce-glue "

@@ -9,10 +9,12 @@ import pandas as pd
 from jaxtyping import Float
 
 from lora.data.tasks import TASKS
-from lora.report.aggregate import CELL, ROW, Planned, expected_runs, in_order, task_label, told_apart
+from lora.report.cells import CELL, ROW, expected_runs, in_order, told_apart
 from lora.report.conditions import last_third
+from lora.report.runs import Planned
 from lora.report.stats import LEVEL, all_pairs, holm, mean_interval, pairs_text
 from lora.report.tables import average, cell_text, number, seeds_text
+from lora.report.titles import task_label
 
 
 def beside_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 import pandas as pd
 
 from lora.data.tasks import TASKS
-from lora.report.aggregate import START_TITLES, Planned, encoder_title, expected_runs, told_apart
+from lora.report.cells import expected_runs, told_apart
 from lora.report.notes import ENCODERS
+from lora.report.runs import Planned
 from lora.report.stats import DIGITS, LEVEL, Interval, mean_interval
+from lora.report.titles import START_TITLES, encoder_title
 
+COLUMNS = ["train_rows", "is_part", "device", "truncated"]
 RISING = 0.5  # points; a convention of this project
 LISTED = 4  # rising cells listed per task; for more, their number and range
 
@@ -21,7 +24,7 @@ def conditions(frame: pd.DataFrame, curves: pd.DataFrame, planned: Sequence[Plan
         frame, curves: `load_frame` and `load_curves` of the records.
     Returns: "" if no run is trained yet.
     """
-    runs = expected_runs(planned).merge(frame[["run_id", "train_rows", "is_part", "device"]], on="run_id")
+    runs = expected_runs(planned).merge(frame.reindex(columns=["run_id", *COLUMNS]), on="run_id")
     found = curves[curves["run_id"].isin(runs["run_id"])]
     if not len(found):
         return ""
@@ -32,7 +35,9 @@ def conditions(frame: pd.DataFrame, curves: pd.DataFrame, planned: Sequence[Plan
     parts = [f"{TASKS[row.task].title} {row.train_rows:,.0f}" for row in counted]
     starts = " and ".join(START_TITLES[start] for start in dict.fromkeys(runs["start"]))
     rows = ", ".join(parts) or "all"
-    about = f"Encoder: {models}; epochs: {span(epochs)}; train rows: {rows}; start: {starts}; {devices(runs)}."
+    cut = [f"{TASKS[row.task].title} {row.truncated:.0%}" for row in by_task.itertuples() if row.truncated > 0]
+    longer = f" ({', '.join(cut)} of the rows longer than max_length, and cut)" if cut else ""
+    about = f"Encoder: {models}; epochs: {span(epochs)}; train rows: {rows}{longer}; start: {starts}; {devices(runs)}."
     return f"{about} {rising_text(found, runs)}"
 
 

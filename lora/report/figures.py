@@ -10,9 +10,11 @@ from typing import Any
 import pandas as pd
 
 from lora.data.tasks import TASKS
-from lora.report.aggregate import ROW, Planned, adapted, encoder_title, expected_runs, in_order, task_label, told_apart
+from lora.report.cells import ROW, expected_runs, in_order, told_apart
+from lora.report.runs import Planned
 from lora.report.stats import LEVEL, mean_interval
 from lora.report.tables import average
+from lora.report.titles import adapted, encoder_title, task_label
 
 Figure = dict[str, Any]
 OVER_SEEDS = "Median over seeds; bars: lowest and highest seed."

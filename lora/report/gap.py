@@ -10,9 +10,9 @@ import pandas as pd
 
 from lora.data.tasks import TASKS
 from lora.files import REFERENCE
-from lora.report.aggregate import Planned, task_label
+from lora.report.gather import Gathered
 from lora.report.notes import note
-from lora.report.select import Gathered
+from lora.report.runs import Planned
 from lora.report.stats import (
     DIGITS,
     by_seed,
@@ -22,6 +22,7 @@ from lora.report.stats import (
     seeds_across,
     welch_interval,
 )
+from lora.report.titles import task_label
 from lora.table import markdown
 
 SMALL, LONG, BASE = (f"{REFERENCE}/{profile}" for profile in ("small", "long", "base"))
@@ -29,14 +30,14 @@ SMALL, LONG, BASE = (f"{REFERENCE}/{profile}" for profile in ("small", "long", "
 
 @dataclass(frozen=True)
 class Side:
-    """The runs of one method: those with this slug and start, and with exactly these settings on top of conf/."""
+    """The runs of one method: those with this slug, start and settings."""
 
     slug: str
     settings: tuple[str, ...] = ()
     start: str = "pretrained"
 
     def has(self, p: Planned) -> bool:
-        given = {setting for setting in p.variant.given if not setting.startswith("start")}
+        given = {setting for setting in p.varied.split("; ") if setting and not setting.startswith("start")}
         return (p.slug, p.start) == (self.slug, self.start) and given == set(self.settings)
 
 

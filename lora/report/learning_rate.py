@@ -6,19 +6,12 @@ from collections.abc import Sequence
 import pandas as pd
 
 from lora.data.tasks import TASKS
-from lora.report.aggregate import (
-    Planned,
-    expected_runs,
-    in_order,
-    kinds_of,
-    refuse_twice,
-    task_label,
-    told_apart,
-    without,
-)
+from lora.report.cells import expected_runs, in_order, kinds_of, refuse_twice, told_apart
 from lora.report.conditions import conditions
 from lora.report.notes import BANNERS, encoder_notes, note
+from lora.report.runs import Planned, labelled
 from lora.report.tables import collapsed_text, number
+from lora.report.titles import task_label
 from lora.sweep.grids import LEARNING_RATE
 from lora.table import Table
 
@@ -64,7 +57,7 @@ def learning_rate_table(name: str, tried: Sequence[Planned], frame: pd.DataFrame
 
 def tried_rows(tried: Sequence[Planned]) -> list[Planned]:
     """The tried runs, each with the label of its row, which names the encoder or protocol if there are several."""
-    tried = without(tried, "train.lr")
+    tried = labelled(tried, without=("train.lr",))
     labels = told_apart(expected_runs(tried), by=("model", "protocol"), within=("label",))
     return [dataclasses.replace(p, label=label) for p, label in zip(tried, labels, strict=True)]
 

@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from lora.report.aggregate import adapted
 from lora.report.stats import ENOUGH_SEEDS, LEVEL
+from lora.report.titles import adapted
 
 NOTES: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 BANNERS: dict[str, str] = NOTES["banners"]

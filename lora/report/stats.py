@@ -186,7 +186,8 @@ def all_pairs(groups: Mapping[str, pd.DataFrame], column: str = "best") -> pd.Da
     Args:
         groups: Label -> the runs of one method, in the order of the tables.
     Returns: Columns one, other, task (`Avg.` for the average), n, mean, low, high, p (of the paired t-test; for the
-        average, over the seeds' averages), across (the number of `seeds_across`).
+        average, over the seeds' averages), across (the number of `seeds_across`), needed (the number of seeds that
+        would tell the two apart with this mean and spread; 0 for more than `MOST_SEEDS`, NaN without spread).
     """
     rows = []
     for other, one in combinations(groups, 2):  # the later one minus the earlier
@@ -196,5 +197,9 @@ def all_pairs(groups: Mapping[str, pd.DataFrame], column: str = "best") -> pd.Da
         for place, averaged in places.items():
             values = seed_averages(pairs, averaged)
             found = {**vars(mean_interval(values)), "p": paired_p(values), "across": len(seeds_across(pairs, averaged))}
-            rows.append({"one": one, "other": other, "task": place, **found})
-    return pd.DataFrame(rows, columns=["one", "other", "task", "n", "mean", "low", "high", "p", "across"])
+            needed = math.nan
+            if len(values) > 1 and np.ptp(values):
+                needed = seeds_needed(values, lambda low, high: low > 0 or high < 0) or 0
+            rows.append({"one": one, "other": other, "task": place, **found, "needed": needed})
+    columns = ["one", "other", "task", "n", "mean", "low", "high", "p", "across", "needed"]
+    return pd.DataFrame(rows, columns=columns)

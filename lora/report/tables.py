@@ -6,17 +6,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 from lora.data.tasks import TASKS
-from lora.report.aggregate import (
-    LORA_SLUG,
-    ROW,
-    START_TITLES,
-    Planned,
-    adapted,
-    human_count,
-    in_order,
-    lora_of,
-    task_label,
-)
+from lora.report.cells import ROW, in_order
+from lora.report.runs import Planned
+from lora.report.titles import LORA_SLUG, START_TITLES, adapted, human_count, lora_of, task_label
 
 
 def cell_text(row: pd.Series) -> str:

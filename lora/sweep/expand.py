@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora.config.compose import UnreadFolderError, compose_family, compose_run
+from lora.config.compose import UnreadFolderError, compose_family
+from lora.config.labels import columns
 from lora.config.options import chosen_option, is_group, parsed_override
 from lora.config.run import RunConfig
-from lora.config.variants import variant
-from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.sweep.grids import Block, Values
 
@@ -21,7 +20,6 @@ class PlannedRun:
 
     Args:
         config: Its validated settings, with every `auto` resolved and the tuned rate, if any.
-        overrides: The overrides that compose it from conf/.
         experiments: All experiments that expect it. A run shared by several is trained once.
         parent: The run_id of the MNLI run that it starts from, which is in the same sweep.
         train_rows: Size of the subset of the train split; None means the whole split.
@@ -31,7 +29,6 @@ class PlannedRun:
 
     run_id: str
     config: RunConfig
-    overrides: tuple[str, ...]
     experiments: tuple[str, ...]
     model: str
     method: str
@@ -42,11 +39,13 @@ class PlannedRun:
     start: str
     parent: str | None
     train_rows: int | None
-    given: tuple[str, ...]
-    settings: tuple[str, ...]
-    untuned: bool
     examples: int
     tokens: int
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Its settings, by which it is told from other runs of its method."""
+        return columns(self.config)
 
 
 def expand_blocks(profile: str, blocks: Mapping[str, Sequence[Block]]) -> list[PlannedRun]:
@@ -79,7 +78,7 @@ def expand_blocks(profile: str, blocks: Mapping[str, Sequence[Block]]) -> list[P
                         saves = config.runtime.save_adapter or (known is not None and known.config.runtime.save_adapter)
                         runtime = dataclasses.replace(config.runtime, group=next(iter(names)), save_adapter=saves)
                         new = dataclasses.replace(config, runtime=runtime)
-                        planned[config.run_id] = plan(new, tuple(names), pinned(new, overrides))
+                        planned[config.run_id] = plan(new, tuple(names))
     if invalid:
         lines = (
             f"{first}{f' and {len(others)} more' if others else ''}: {mistake}"
@@ -102,13 +101,11 @@ def has_values(config: RunConfig, overrides: Sequence[str], only: Values) -> boo
     return True
 
 
-def plan(config: RunConfig, experiments: tuple[str, ...], overrides: tuple[str, ...]) -> PlannedRun:
+def plan(config: RunConfig, experiments: tuple[str, ...]) -> PlannedRun:
     examples = config.train_rows * config.train.epochs
-    apart = variant(config, base_run(config, overrides))
     return PlannedRun(
         run_id=config.run_id,
         config=config,
-        overrides=overrides,
         experiments=experiments,
         model=config.model.name,
         method=config.method.name,
@@ -119,37 +116,9 @@ def plan(config: RunConfig, experiments: tuple[str, ...], overrides: tuple[str, 
         start=config.start,
         parent=config.start_run,
         train_rows=config.data.train_rows,
-        given=apart.given,
-        settings=apart.settings,
-        untuned=TASKS[config.task].own is not None and config.runtime.rate_from == "default",
         examples=examples,
         tokens=examples * config.data.max_length,
     )
-
-
-def pinned(config: RunConfig, overrides: Sequence[str]) -> tuple[str, ...]:
-    """The overrides that compose a planned run on any machine: one of the grid, or the MNLI run that it starts from."""
-    own = ("task", "start", "start_seed", "seed", "runtime.save_adapter", "rates")
-    kept = [one for one in overrides if config.task != "mnli" or one.split("=", 1)[0] not in own]
-    if config.task == "mnli":
-        kept += ["task=mnli", f"seed={config.seed}", "runtime.save_adapter=true"]
-    if config.runtime.rate_from == "tuned":
-        kept.append(f"train.lr={config.train.lr!r}")
-    pins = {f"train.{key}": getattr(config.train, key) for key in ("precision", "kernels")}
-    pins["model.attention"] = config.model.attention
-    return (*kept, *(f"{key}={value}" for key, value in pins.items() if f"{key}={value}" not in kept))
-
-
-def base_run(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """The run that conf/ defines for the same groups, task and seed, or the run itself if conf/ defines none."""
-    keys = ("profile=", "model=", "model.source=", "model.path=", "method=", "protocol=", "data.source=", "rates=")
-    kept = [one for one in overrides if one.startswith((*keys, "runtime.device=", "runtime.results="))]
-    autos = (f"train.precision={config.train.precision}",)
-    try:
-        base = compose_run([*kept, f"task={config.task}", f"seed={config.seed}", *autos])
-        return dataclasses.replace(base, train=dataclasses.replace(base.train, precision=config.train.precision))
-    except UserError:  # the protocol has no row for this run; the overrides state every setting
-        return config
 
 
 def distinct(runs: Sequence[PlannedRun], todo: Sequence[PlannedRun]) -> list[RunConfig]:

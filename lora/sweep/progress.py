@@ -9,8 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from lora.config.labels import labels
 from lora.config.run import RunConfig
-from lora.config.variants import Variant, words
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.records.record import RunRecord, read_record, record_path
@@ -124,7 +124,7 @@ class Watch:
         outputs: str,
     ):
         self.waiting = {run.run_id: run.examples for run in runs}
-        self.words = words_of(runs)
+        self.words = labels(runs)
         self.total, self.done = len(runs) + done, done
         self.expected, self.workers = expected, max(1, workers)
         self.results, self.outputs = results, outputs
@@ -199,19 +199,6 @@ class Watch:
             for run_id, note in read_notes(self.outputs).items()
             if run_id in self.waiting and note["steps"]
         )
-
-
-def words_of(runs: Sequence[PlannedRun]) -> dict[str, str]:
-    """run_id -> the settings that distinguish a run from others of its method in this sweep, in the tables' words."""
-    alike: dict[tuple[str, str], list[PlannedRun]] = {}
-    for run in runs:
-        alike.setdefault((run.slug, run.start), []).append(run)
-    found = {}
-    for several in alike.values():
-        variants = {run.run_id: Variant(run.given, run.settings) for run in several}
-        apart = words(variants.values())
-        found |= {run_id: apart[own] for run_id, own in variants.items()}
-    return found
 
 
 def shown(value: float | None) -> str:

@@ -19,31 +19,35 @@ import pandas as pd
 from jaxtyping import Float
 from scipy import stats
 
-from lora.config.compose import compose_run
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import write_atomically
-from lora.records.analysis import EXAMPLES, analysis_json
+from lora.records.analysis import EXAMPLES, analysis_json, read_analysis
 from lora.records.predictions import dev_predictions, splits_of
-from lora.records.record import RunRecord
-from lora.report.analyses.command import check_target
+from lora.records.record import RunRecord, load_records
+from lora.report.analyses.command import check_target, config_here
 from lora.report.analyses.command import options as options
-from lora.report.catalogue import METHODS_BY_TASKS
 from lora.report.comparisons import groups_of
-from lora.report.select import Gathered, gather, planned_by_id
+from lora.report.gather import Gathered, gather
+from lora.report.runs import MAIN
 from lora.report.stats import LEVEL
 from lora.rng import drawn
 
 RESAMPLES = 2000
 CHUNK = 2**22  # numbers in memory at once
-RESAMPLED = ("accuracy", "f1", "matthews", "pearson")  # functions of sums over examples
+RESAMPLED = ("accuracy", "f1", "macro_f1", "matthews", "pearson")  # functions of sums over examples
 
 
-def statistics(metric: str, predicted: np.ndarray, labels: np.ndarray) -> Float[np.ndarray, "rows parts"]:
-    """The contribution of each example to the sums that determine a metric."""
+def statistics(
+    metric: str, predicted: np.ndarray, labels: np.ndarray, classes: int = 2
+) -> Float[np.ndarray, "rows parts"]:
+    """The contribution of each example to the sums that determine a metric. `classes`: their number for macro F1."""
     x, y = predicted.astype(np.float64), labels.astype(np.float64)
     if metric == "accuracy":
         return (x == y)[:, None].astype(np.float64)
+    if metric == "macro_f1":  # predicted and true, predicted, true: of each class
+        of_class = [side[:, None] == np.arange(classes) for side in (x, y)]
+        return np.concatenate([of_class[0] & of_class[1], *of_class], axis=1).astype(np.float64)
     if metric in ("f1", "matthews"):  # true positives, true negatives, false positives, false negatives
         return np.stack([x * y, (1 - x) * (1 - y), x * (1 - y), (1 - x) * y], axis=1)
     x, y = (
@@ -62,6 +66,9 @@ def score(metric: str, sums: Float[np.ndarray, "*resamples parts"], count: int) 
             tp, tn, fp, fn = parts
             product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
             value = np.where(product > 0, (tp * tn - fp * fn) / np.sqrt(product), 0.0)
+        elif metric == "macro_f1":
+            both, predicted, true = np.split(parts, 3)
+            value = np.nanmean(2 * both / (predicted + true), axis=0)  # a class that occurs in neither has no F1
         elif metric == "f1":
             tp, _, fp, fn = parts
             value = 2 * tp / (2 * tp + fp + fn)
@@ -77,7 +84,8 @@ def resampled(metric: str, runs: Sequence[np.ndarray], labels: np.ndarray, purpo
     Pearson's correlation of a constant is undefined and counts as 0, as in the frame (`lora.records.predictions`).
     """
     count, values = len(labels), []
-    parts = np.concatenate([statistics(metric, predicted, labels) for predicted in runs], axis=1)
+    classes = 1 + int(max(values.max() for values in (*runs, labels)))
+    parts = np.concatenate([statistics(metric, predicted, labels, classes) for predicted in runs], axis=1)
     step = max(1, CHUNK // count)
     for start in range(0, RESAMPLES, step):
         rows = min(step, RESAMPLES - start)
@@ -121,7 +129,7 @@ def compare(gathered: Gathered, labels: Mapping[str, np.ndarray], results: Path)
     Raises: UserError: If a file of predictions is absent, not the record's, or does not give the record's metric.
     """
     entries = []
-    for experiment in METHODS_BY_TASKS:
+    for experiment in MAIN:
         planned = gathered.planned.get(experiment, ())
         for model in dict.fromkeys(p.model for p in planned):
             groups = groups_of([p for p in planned if p.model == model])
@@ -169,7 +177,8 @@ def check(record: RunRecord, metric: str, predicted: np.ndarray, labels: np.ndar
     """Check that these labels give the record's metric. Raises: UserError: If they do not."""
     value = math.nan
     if len(predicted) == len(labels):
-        value = float(score(metric, statistics(metric, predicted, labels).sum(axis=0), len(labels)))
+        classes = 1 + int(max(predicted.max(), labels.max()))
+        value = float(score(metric, statistics(metric, predicted, labels, classes).sum(axis=0), len(labels)))
     recorded = record.selected["best"]["value"]
     if not (math.isclose(value, recorded or 0.0, abs_tol=1e-6) or (recorded is None and math.isnan(value))):
         raise UserError(
@@ -180,7 +189,7 @@ def check(record: RunRecord, metric: str, predicted: np.ndarray, labels: np.ndar
 
 def compared(gathered: Gathered) -> pd.DataFrame:
     """The frame's rows of the runs in tables of methods by tasks, without those that chose learning rates."""
-    ids = {p.run_id for experiment in METHODS_BY_TASKS for p in gathered.planned.get(experiment, ())}
+    ids = {p.run_id for experiment in MAIN for p in gathered.planned.get(experiment, ())}
     return gathered.frame[gathered.frame["run_id"].isin(ids)]
 
 
@@ -191,10 +200,11 @@ def read_labels(gathered: Gathered) -> dict[str, np.ndarray]:
     """
     from lora.data.read import read  # loads the library of data sets
 
-    planned = planned_by_id(gathered)
-    labels = {}
-    for row in compared(gathered).drop_duplicates("task").itertuples():
-        data, task = compose_run(planned[row.run_id].overrides).data, TASKS[row.task]
+    labels, runs = {}, compared(gathered)
+    for row in runs.drop_duplicates("task").itertuples():
+        if TASKS[row.task].is_definition_only and runs["task"].nunique() > 1:
+            continue  # the command names the file of another task
+        data, task = config_here(gathered.state.ok[row.run_id], gathered).data, TASKS[row.task]
         found = read(task, data.source, data.path, data.revision, data.train_rows)
         if found.fingerprint != row.fingerprint:
             raise UserError(f"the rows of {row.task} are not those that {row.run_id} was trained on")
@@ -204,12 +214,38 @@ def read_labels(gathered: Gathered) -> dict[str, np.ndarray]:
 
 
 def main(given: argparse.Namespace) -> None:
-    """Exit codes: 0 done; 2 the rows or predictions are not available, or are not those of the records."""
+    """Exit codes: 0 done; 2 nothing to compare, or the rows or predictions are not available or not the records'."""
     gathered = gather(given.profile, given.overrides)
     check_target(gathered, given.reference)
     labels = read_labels(gathered)
     entries = compare(gathered, labels, gathered.folder)
-    made_from = {run_id: gathered.state.ok[run_id].predictions for run_id in compared(gathered)["run_id"]}
+    if not entries:
+        raise UserError(
+            f"{gathered.folder} has no two methods with runs of one seed on a task whose rows are at hand: nothing can "
+            f"be compared"
+        )
+    runs = compared(gathered)
+    made_from = {r: gathered.state.ok[r].predictions for r in runs.loc[runs["task"].isin(list(labels)), "run_id"]}
     path = gathered.folder / "analysis" / EXAMPLES
-    write_atomically(path, analysis_json(made_from, entries))
+    kept_from, kept = of_other_tasks(path, gathered, set(labels))
+    write_atomically(path, analysis_json(kept_from | made_from, [*kept, *entries]))
     print(f"{len(entries)} comparisons on {len(labels)} tasks: {path}")
+
+
+def of_other_tasks(path: Path, gathered: Gathered, tasks: set[str]) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """What an earlier analysis has of other tasks: the hashes that it was made from, and its entries.
+
+    A task of which a record has changed since is left out.
+    """
+    if not path.exists():
+        return {}, []
+    content, records = read_analysis(path), {record.run_id: record for record in load_records(gathered.folder)[0]}
+    task_of = {run_id: records[run_id].config["task"] for run_id in content["made_from"] if run_id in records}
+    changed = {
+        task_of.get(run_id)
+        for run_id, digest in content["made_from"].items()
+        if run_id not in records or records[run_id].predictions != digest
+    }
+    kept = [one for one in content["entries"] if one["task"] not in tasks and one["task"] not in changed]
+    names = {one["task"] for one in kept}
+    return {r: digest for r, digest in content["made_from"].items() if task_of.get(r) in names}, kept

@@ -22,9 +22,9 @@ from lora.errors import UserError
 from lora.files import write_atomically
 from lora.records.analysis import SUBSPACES, analysis_json
 from lora.records.record import RunRecord
-from lora.report.analyses.command import check_target
+from lora.report.analyses.command import check_target, saved_runs
 from lora.report.analyses.command import options as options
-from lora.report.select import Gathered, gather, saved_runs
+from lora.report.gather import Gathered, gather
 from lora.rng import gaussian
 
 SMALL, LARGE = 8, 64  # Figure 3's ranks; Figure 4's is the large one

@@ -22,9 +22,9 @@ from lora.errors import UserError
 from lora.files import write_atomically
 from lora.models.load import load_encoder
 from lora.records.analysis import SWAP, analysis_json
-from lora.report.analyses.command import check_target
+from lora.report.analyses.command import check_target, saved_runs
 from lora.report.analyses.command import options as options
-from lora.report.select import Gathered, gather, saved_runs
+from lora.report.gather import Gathered, gather
 from lora.rng import generator
 
 CYCLES = 1000

@@ -6,8 +6,8 @@ import sys
 from lora.records.analysis import read_analyses
 from lora.report.claims.judging import verdicts
 from lora.report.claims.shown import text
-from lora.report.select import gather
-from lora.report.select import options as options
+from lora.report.gather import gather
+from lora.report.gather import options as options
 
 
 def main(given: argparse.Namespace) -> int:

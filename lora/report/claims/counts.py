@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from lora.models.sizes import gpt3_count
-from lora.report.aggregate import encoder_title, slug_label
 from lora.report.claims.findings import Finding, exact
 from lora.report.claims.statements import Claim, Compare
+from lora.report.titles import encoder_title, slug_label
 
 GPT3 = "GPT-3 175B"
 Counts = Mapping[str, tuple[int, tuple[str, ...]]]  # slug -> trainable parameters without the head, and their sources

@@ -1,33 +1,54 @@
-"""Read, check, judge and date every claim on a profile's records."""
+"""Read, judge and date every claim on a profile's records."""
 
-from lora.files import read_object
+import functools
+import subprocess
+from collections.abc import Mapping
+from dataclasses import replace
+
+from lora.files import ROOT, read_object
 from lora.records.analysis import Analyses
-from lora.report.claims.history import with_history
-from lora.report.claims.known import check_cells, known_cells
-from lora.report.claims.statements import Claim, read_claims
+from lora.report.claims.statements import read_claims
 from lora.report.claims.verdicts import Verdict, judge
-from lora.report.select import Gathered
+from lora.report.gather import Gathered
 
 
 def verdicts(gathered: Gathered, analyses: Analyses) -> list[Verdict]:
     """The dated verdicts. Raises: UserError: If a claims file is invalid, or names a cell that no experiment plans."""
-    found = judge(checked_claims(), gathered.planned, gathered.frame, gathered.efficiency, analyses.checks)
-    return with_history(found, made_with(gathered))
+    judged = judge(read_claims(), gathered.planned, gathered.frame, gathered.efficiency, analyses.checks)
+    made_with = commits(gathered)
+    return [replace(verdict, stated_later=stated_later(verdict, made_with)) for verdict in judged]
 
 
-def checked_claims() -> list[Claim]:
-    claims = read_claims()
-    check_cells(claims, known_cells())
-    return claims
+def stated_later(verdict: Verdict, made_with: Mapping[str, str | None]) -> bool | None:
+    """Whether the claim was stated later than some of its runs: their code does not have the commit that stated it.
+
+    Args:
+        made_with: `commits`.
+    Returns: None without runs, and if git does not know a run's commit (without git, or in a shallow clone).
+    """
+    runs = {run for finding in verdict.findings for run in finding.runs}
+    has_it = {has_commit(made_with.get(run), verdict.claim.stated) for run in runs}
+    return True if False in has_it else None if None in has_it or not has_it else False
 
 
-def made_with(gathered: Gathered) -> dict[str, str | None]:
+@functools.cache
+def has_commit(code: str | None, commit: str) -> bool | None:
+    """Whether a commit is part of the history of some code's commit; None if git cannot tell."""
+    if code is None or not commit:
+        return None if commit else False
+    try:
+        done = subprocess.run(["git", "-C", ROOT, "merge-base", "--is-ancestor", commit, code], capture_output=True)
+    except OSError:  # git is not installed
+        return None
+    return {0: True, 1: False}.get(done.returncode)
+
+
+def commits(gathered: Gathered) -> dict[str, str | None]:
     """run_id, or measured file as findings name it, -> commit of the code that made it."""
-    commits = {run_id: record.provenance["code"]["commit"] for run_id, record in gathered.state.ok.items()}
+    found = {run_id: record.provenance.get("code", {}).get("commit") for run_id, record in gathered.state.ok.items()}
     for path in gathered.efficiency.glob("**/summary.json"):
         about = read_object(path).get("about")
         code = about.get("code") if isinstance(about, dict) else None
-        commits[str(path.relative_to(gathered.efficiency.parent))] = (
-            code.get("commit") if isinstance(code, dict) else None
-        )
-    return commits
+        name = str(path.relative_to(gathered.efficiency.parent))
+        found[name] = code.get("commit") if isinstance(code, dict) else None
+    return found

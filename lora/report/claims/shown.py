@@ -7,13 +7,14 @@ from typing import Any
 
 import pandas as pd
 
-from lora.report.aggregate import encoder_title
 from lora.report.claims.findings import Finding
 from lora.report.claims.statements import Claim
 from lora.report.claims.verdicts import Verdict
 from lora.report.stats import LEVEL, pairs_text
+from lora.report.titles import encoder_title
 
 MOST_DIGITS = 8
+SHORT = 8  # digits of a commit
 ABOUT = {"swap": "trained adapters"}  # check -> its subject
 
 
@@ -53,7 +54,7 @@ def word_text(each: Verdict) -> str:
 
 def commit_text(each: Verdict) -> str:
     """The commit in which the claim last changed, and whether the runs are older."""
-    return f"{each.stated or '-'}{', stated later' if each.stated_later else ''}"
+    return f"{each.claim.stated[:SHORT] or '-'}{', stated later' if each.stated_later else ''}"
 
 
 def finding_text(found: Finding) -> str:
@@ -145,7 +146,7 @@ def to_json(verdicts: Sequence[Verdict]) -> bytes:
                 "not_glue": each.not_glue,
                 **judged_json(each),
                 "on_last": last and judged_json(last),
-                "stated": each.stated or None,
+                "stated": claim.stated[:SHORT] or None,
                 "stated_later": each.stated_later,
                 "paper": [dict(row) for row in claim.paper],
             }

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from lora.data.tasks import TASKS
 from lora.methods.titles import METHOD_TITLES
-from lora.report.aggregate import START_TITLES, Planned, slug_label
-from lora.report.claims.statements import SELECTORS, USUAL, Claim
-
-Side = Mapping[str, Sequence[str]]
+from lora.report.claims.statements import SELECTORS, Claim, Side
+from lora.report.runs import Planned
+from lora.report.titles import START_TITLES, slug_label
 
 
 def select(planned: Mapping[str, Sequence[Planned]], claim: Claim, side: Side, model: str) -> list[Planned]:
@@ -39,9 +38,8 @@ def by_task(found: Sequence[Planned]) -> list[list[Planned]]:
 
 
 def fits(p: Planned, side: Side) -> bool:
-    given = dict(setting.split("=", 1) for setting in p.variant.given)
     of_cell = all(getattr(p, key) in side[key] for key in SELECTORS if key in side)
-    return of_cell and all(given.get(key, USUAL) in values for key, values in side.items() if "." in key)
+    return of_cell and all(p.columns.get(key, "null") in values for key, values in side.items() if "." in key)
 
 
 def preferred(found: Sequence[Planned], starts: Sequence[str]) -> list[Planned]:
@@ -53,9 +51,10 @@ def preferred(found: Sequence[Planned], starts: Sequence[str]) -> list[Planned]:
 
 
 def settings_of(group: Sequence[Planned]) -> list[str]:
-    """The settings of each run on top of conf/, without those that all of them share."""
-    shared = set(group[0].variant.given).intersection(*(p.variant.given for p in group))
-    return [", ".join(setting for setting in p.variant.given if setting not in shared) or USUAL for p in group]
+    """The settings of each run in which they differ."""
+    keys = dict.fromkeys(key for p in group for key in p.columns)
+    differ = [key for key in keys if len({p.columns.get(key, "null") for p in group}) > 1]
+    return [", ".join(f"{key}={p.columns.get(key, 'null')}" for key in differ) for p in group]
 
 
 def on(tasks: Sequence[str], side: Sequence[Planned]) -> Sequence[Planned]:
@@ -90,4 +89,4 @@ def described(side: Side) -> str:
     named = named or [METHOD_TITLES.get(name, name) for name in side.get("method", ("any method",))]
     settings = [f"{key.partition('.')[2]}={'/'.join(values)}" for key, values in side.items() if "." in key]
     start = [f"from {START_TITLES.get(name, name)}" for name in side.get("start", ())[:1]]
-    return " ".join([" or ".join(named), *(one for one in settings if not one.endswith(f"={USUAL}")), *start])
+    return " ".join([" or ".join(named), *(one for one in settings if not one.endswith("=null")), *start])

@@ -1,28 +1,26 @@
-"""The paper's sentences as testable statements: a strict reader of experiments/<name>/claims.yaml that keeps lines."""
+"""The paper's sentences as testable statements: experiments/<name>/claims.yaml, read strictly."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 import yaml
 
+from lora.checks import Problems, SettingsError, build
+from lora.config.labels import plain
+from lora.config.options import CONF, describe_group
 from lora.config.run import DataConfig, TrainConfig
 from lora.errors import UserError, first_line
 from lora.files import ROOT
 from lora.methods import METHODS
-from lora.records.analysis import CHECKS
+from lora.report.titles import START_TITLES
 
-METRICS = ("best", "last")  # the headline metric of each run's best or last epoch, in points
-MEASURES = (  # in results/efficiency/<device>/summary.json; compared as ratios
-    *("trainable", "checkpoint_bytes", "optimizer_bytes", "saved_activation_bytes", "step_ms", "latency_ms"),
-)
-TIMES = ("step_ms", "latency_ms")  # measured; the others are exact counts
+TIMES = ("step_ms", "latency_ms")  # measured; the other measures are exact counts
 MEASURED = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "lora_merged")
 BASES = ("full", "base")  # denominators of the summary's ratios: full fine-tuning, and the untouched encoder
-COUNTED = ("gpt3", "encoder")  # models: GPT-3 175B by closed form, and the encoders of the records
 FIRST = ("glue_table2",)  # experiments whose claims come first: the subject of the paper
 SELECTORS = ("method", "slug", "task", "start", "protocol")
 SECTIONS: dict[str, list[type]] = {
@@ -31,15 +29,14 @@ SECTIONS: dict[str, list[type]] = {
     "train": [TrainConfig],
 }
 SETTINGS = tuple(  # a side may name these too
-    dict.fromkeys(
-        f"{name}.{field.name}" for name, kinds in SECTIONS.items() for kind in kinds for field in fields(kind)
-    )
+    dict.fromkeys(f"{name}.{one.name}" for name, kinds in SECTIONS.items() for kind in kinds for one in fields(kind))
 )
-USUAL = "usual"  # stands for a setting's value in conf/
 # the valid slugs, so that a claim can be stated before a profile has its runs
 SLUG = re.compile(r"full|bitfit|(houlsby|pfeiffer)-m\d+|adapterdrop-m\d+-d\d+|lora-(?=\w)q?k?v?o?i?f?-r\d+")
+SLUGS = "full, bitfit, houlsby-m8, pfeiffer-m16, adapterdrop-m8-d4, lora-qv-r8, of any targets and sizes"
 KINDS = ("metric", "measure", "count", "check")
-CLAIM_KEYS = ("id", "sentence", "source", "margin", "ours", *KINDS, "tasks", "compare", "paper")
+Side = dict[str, tuple[str, ...]]
+Known = Mapping[str, Mapping[str, set[str]]]  # experiment -> selector -> the values that a claim may name
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Compare:
-    """A comparison of two sides with its bound.
+    """A comparison of two sides with its bound: one of `above`, `below`, and `within` a distance `of` a value.
 
     Args:
         one, other: For metrics, conditions on cells: selector or setting -> the permitted values, and `experiment` ->
@@ -83,10 +80,23 @@ class Compare:
             each task uses the first one that it has cells of. For measures, a measured method; for counts, a slug.
     """
 
-    one: Mapping[str, tuple[str, ...]] | str
-    other: Mapping[str, tuple[str, ...]] | str
-    bound: Bound
-    where: str
+    one: str | Side
+    other: str | Side
+    above: float | None = None
+    below: float | None = None
+    within: float | None = None
+    of: float = 0.0
+
+    def __post_init__(self):
+        problems = Problems()
+        given = [key for key in ("above", "below", "within") if getattr(self, key) is not None]
+        problems.check(len(given) == 1, "bound", "one of above, below and within", given)
+        problems.done()
+
+    @property
+    def bound(self) -> Bound:
+        (kind,) = (key for key in ("above", "below", "within") if getattr(self, key) is not None)
+        return Bound(kind, getattr(self, kind), self.of)
 
 
 @dataclass(frozen=True)
@@ -96,12 +106,14 @@ class Claim:
     Args:
         experiment: The experiment whose cells it is about: the folder of its file.
         margin: The reason for the bounds.
+        stated: The commit in which the claim last changed; empty until it is committed.
         ours: Whether the sentence is this project's, not the paper's.
-        metric: One of `METRICS`, for differences of cells; None if `measure`, `count` or `check` is given.
-        count: One of `COUNTED`: the models whose trainable parameters are compared, without the head.
+        metric: For differences of cells, the headline metric of each run's best or last epoch, in points.
+        measure: For ratios, a cost in results/efficiency/<device>/summary.json.
+        count: For ratios of trainable parameters: GPT-3 175B by closed form, or the encoders of the records.
+        check: An exact property that an analysis tested.
         tasks: `average` over the tasks that both sides have, or the tasks to judge one by one.
         paper: The corresponding published cells: rows of the experiment's paper.csv, as texts.
-        where: File and line.
     """
 
     id: str
@@ -109,15 +121,40 @@ class Claim:
     sentence: str
     source: str
     margin: str
-    ours: bool
-    metric: str | None
-    measure: str | None
-    count: str | None
-    check: str | None
-    tasks: str | tuple[str, ...]
-    compare: tuple[Compare, ...]
-    paper: tuple[Mapping[str, str], ...]
-    where: str
+    stated: str = ""
+    ours: bool = False
+    metric: Literal["best", "last"] | None = None
+    measure: (
+        Literal["trainable", "checkpoint_bytes", "optimizer_bytes", "saved_activation_bytes", "step_ms", "latency_ms"]
+        | None
+    ) = None
+    count: Literal["gpt3", "encoder"] | None = None
+    check: Literal["swap"] | None = None
+    tasks: Literal["average"] | tuple[str, ...] = "average"
+    compare: tuple[Compare, ...] = ()
+    paper: tuple[dict[str, str], ...] = ()
+
+    def __post_init__(self):
+        problems = Problems()
+        given = [key for key in KINDS if getattr(self, key) is not None]
+        problems.check(len(given) == 1, "kind", f"one of {', '.join(KINDS)}", given)
+        problems.check(bool(self.compare) != (self.check is not None), "compare", "given unless check is", self.compare)
+        problems.check(self.ours or bool(self.paper), "paper", "the published cells, unless ours is true", self.paper)
+        sides = [side for compare in self.compare for side in (compare.one, compare.other)]
+        for side in sides if self.metric else ():
+            named = isinstance(side, dict) and set(side) - {"experiment"}
+            known = named and set(side) <= {*SELECTORS, "experiment", *SETTINGS}
+            rule = f"cells by {', '.join(SELECTORS)} or a setting such as train.lr, and experiment"
+            problems.check(bool(known), "a side", rule, side)
+        for side in sides if self.count else ():
+            forms = SLUG if self.count == "encoder" else re.compile(r"full|lora-[qkvo]+-r\d+")
+            fits = isinstance(side, str) and SLUG.fullmatch(side) and forms.fullmatch(side)
+            problems.check(bool(fits), "a side", "a slug such as lora-qv-r4 or full", side)
+        bases = (*BASES, *MEASURED) if self.measure in TIMES else BASES
+        for compare in self.compare if self.measure else ():
+            problems.check(compare.one in MEASURED, "one", f"one of {', '.join(MEASURED)}", compare.one)
+            problems.check(compare.other in bases, "other", f"one of {', '.join(bases)}", compare.other)
+        problems.done()
 
     @property
     def headline(self) -> str:
@@ -128,164 +165,107 @@ class Claim:
 def read_claims(folder: Path = ROOT / "experiments") -> list[Claim]:
     """All claims: those of Table 2 first, the others by experiment and position in their file.
 
-    Raises: UserError: With file and line, at the first error.
+    Raises: UserError: With the file and the claim, if one is invalid or names a cell that no run can have.
     """
     paths = sorted(folder.glob("*/claims.yaml"), key=lambda path: (path.parent.name not in FIRST, path))
-    claims = [claim for path in paths for claim in read_file(path)]
-    seen: dict[str, Claim] = {}
-    for claim in claims:
-        if claim.id in seen:
-            raise UserError(f"{claim.where}: id {claim.id!r} is taken by {seen[claim.id].where}")
-        seen[claim.id] = claim
+    known = known_cells()
+    claims = [claim for path in paths for claim in read_file(path, known)]
+    ids = [claim.id for claim in claims]
+    if twice := {name for name in ids if ids.count(name) > 1}:
+        raise UserError(f"claims need different ids, found twice: {', '.join(sorted(twice))}")
     return claims
 
 
-def read_file(path: Path) -> list[Claim]:
+def read_file(path: Path, known: Known) -> list[Claim]:
     name = f"{path.parent.name}/{path.name}"
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        entries = yaml.safe_load(path.read_bytes())
     except (OSError, ValueError, yaml.YAMLError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or first_line(error)
-        raise UserError(f"{name}{line}: not readable as YAML: {reason}") from error
-    reader = Reader(name, path.parent)
-    return [reader.claim(node) for node in reader.items(root, "the file")]
+        raise UserError(f"{name} is not readable as YAML: {first_line(error)}") from error
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"{name} must be a list of claims that is not empty")
+    claims = []
+    for number, entry in enumerate(entries, 1):
+        try:
+            claim = build(Claim, {"experiment": path.parent.name, **normalised(entry)})
+            check_cells(claim, known)
+            claims.append(replace(claim, paper=published(claim, path.with_name("paper.csv"))))
+        except SettingsError as error:
+            problems = "; ".join(error.problems)
+            raise UserError(f"{name}, claim {number} ({entry.get('id', '-')}): {problems}") from error
+    return claims
 
 
-@dataclass(frozen=True)
-class Reader:
-    """Reads the nodes of one file. Every error states file and line."""
+def normalised(entry: dict[str, Any]) -> dict[str, Any]:
+    """A claim's entry with texts on single lines, and the values of sides and published cells as texts."""
 
-    name: str
-    folder: Path
+    def side(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {str(k): [plain(one) for one in (v if isinstance(v, list) else [v])] for k, v in value.items()}
 
-    def claim(self, node: yaml.Node) -> Claim:
-        fields = self.fields(node, "a claim", CLAIM_KEYS, ("id", "sentence", "source", "margin"))
-        ours = "ours" in fields and self.choice(fields["ours"], "ours", ("true", "false")) == "true"
-        if not ours and "paper" not in fields:
-            self.refuse(node, "a claim lacks paper, which only ours: true does without")
-        given = [key for key in KINDS if key in fields]
-        if len(given) != 1:
-            self.refuse(node, f"a claim has one of {', '.join(KINDS)}, found {', '.join(given) or 'none'}")
-        known = {"metric": METRICS, "measure": MEASURES, "count": COUNTED, "check": tuple(CHECKS)}[given[0]]
-        tested = self.choice(fields[given[0]], given[0], known)
-        if (given[0] == "check") == ("compare" in fields):
-            self.refuse(node, "a claim with a metric, a measure or a count has compare, one with a check has none")
-        compare = self.items(fields["compare"], "compare") if "compare" in fields else ()
-        paper = self.items(fields["paper"], "paper") if "paper" in fields else ()
-        return Claim(
-            id=self.text(fields["id"]),
-            experiment=self.folder.name,
-            sentence=self.text(fields["sentence"]),
-            source=self.text(fields["source"]),
-            margin=self.text(fields["margin"]),
-            ours=ours,
-            **{key: tested if key == given[0] else None for key in KINDS},
-            tasks=self.tasks(fields.get("tasks")),
-            compare=tuple(self.comparison(entry, given[0], tested) for entry in compare),
-            paper=tuple(self.published(entry) for entry in paper),
-            where=self.where(node),
-        )
+    found = {key: " ".join(value.split()) if isinstance(value, str) else value for key, value in entry.items()}
+    for key in ("compare", "paper"):
+        if isinstance(found.get(key), list):
+            found[key] = [dict(one) if isinstance(one, dict) else one for one in found[key]]
+    for one in found.get("compare") or ():
+        if isinstance(one, dict):
+            one |= {key: side(one[key]) for key in ("one", "other") if key in one}
+    for row in found.get("paper") or ():
+        if isinstance(row, dict):
+            row |= {key: str(value) for key, value in row.items()}
+    return found
 
-    def comparison(self, node: yaml.Node, kind: str, tested: str) -> Compare:
-        fields = self.fields(node, "a comparison", ("one", "other", "above", "below", "within", "of"), ("one", "other"))
-        bounds = [key for key in ("above", "below", "within") if key in fields]
-        if len(bounds) != 1:
-            self.refuse(node, f"a comparison has one of above, below and within, found {', '.join(bounds) or 'none'}")
-        bound = Bound(bounds[0], self.number(fields[bounds[0]]), self.number(fields["of"]) if "of" in fields else 0.0)
-        sides = [fields["one"], fields["other"]]
-        if kind == "measure":
-            bases = tuple(dict.fromkeys((*BASES, *MEASURED))) if tested in TIMES else BASES
-            one, other = self.choice(sides[0], "method", MEASURED), self.choice(sides[1], "method", bases)
-            return Compare(one, other, bound, self.where(node))
-        if kind == "count":
-            return Compare(*(self.slug(side, tested) for side in sides), bound, self.where(node))
-        return Compare(*map(self.selection, sides), bound, self.where(node))
 
-    def selection(self, node: yaml.Node) -> dict[str, tuple[str, ...]]:
-        fields = self.fields(node, "a side", (*SELECTORS, "experiment"), (), SETTINGS)
-        if not set(fields) - {"experiment"}:
-            self.refuse(node, "a side names its cells, by method or slug")
-        return {
-            key: tuple(map(self.text, value.value)) if isinstance(value, yaml.SequenceNode) else (self.text(value),)
-            for key, value in fields.items()
+def known_cells() -> Known:
+    """The cells of the grids in conf/, over all profiles. Starts and protocols are set by other files too."""
+    known = {}
+    for path in sorted((CONF / "experiment").glob("*.yaml")):
+        blocks = [block for grid in yaml.safe_load(path.read_bytes())["grid"].values() for block in grid]
+        values = {
+            key: {one for b in blocks if key in b for one in (b[key] if isinstance(b[key], list) else [b[key]])}
+            for key in ("method", "task")
         }
+        methods = {name for name in METHODS if any(o == name or o.startswith(f"{name}_") for o in values["method"])}
+        rest = {"start": set(START_TITLES), "protocol": set(describe_group("protocol"))}
+        known[path.stem] = {"method": methods, "task": values["task"], **rest}
+    return known
 
-    def slug(self, node: yaml.Node, model: str) -> str:
-        text = self.text(node)
-        if not SLUG.fullmatch(text) or (model == "gpt3" and not re.fullmatch(r"full|lora-[qkvo]+-r\d+", text)):
-            rule = "full or LoRA on q, k, v, o, such as lora-qv-r4" if model == "gpt3" else "such as lora-qv-r8 or full"
-            self.refuse(node, f"a count is of a method, {rule}; found {text!r}")
-        return text
 
-    def tasks(self, node: yaml.Node | None) -> str | tuple[str, ...]:
-        if node is None:
-            return "average"
-        if isinstance(node, yaml.SequenceNode):
-            return tuple(map(self.text, node.value))
-        return self.choice(node, "tasks", ("average",))
+def check_cells(claim: Claim, known: Known) -> None:
+    """A mistyped name would never be judged. A slug without runs is valid: claims are stated before runs.
 
-    def published(self, node: yaml.Node) -> dict[str, str]:
-        """The row of the experiment's paper.csv that the node names."""
-        try:
-            found = pd.read_csv(self.folder / "paper.csv", dtype=str, keep_default_na=False)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.where(node)}: paper.csv beside it is not readable: {first_line(error)}") from error
-        fields = self.fields(node, "a published cell", list(found.columns), ())
-        wanted = {key: self.text(value) for key, value in fields.items()}
-        for key, value in wanted.items():
-            found = found[found[key] == value]
+    Raises: SettingsError: If the claim names an experiment, method, task, start or protocol that no grid plans, or a
+        slug that no run can have.
+    """
+    problems = Problems()
+    sides = [side for compare in claim.compare for side in (compare.one, compare.other) if isinstance(side, dict)]
+    sides += [] if claim.tasks == "average" else [{"task": claim.tasks}]
+    for side in sides if claim.metric else ():
+        experiments = side.get("experiment", (claim.experiment,))
+        for name in experiments:
+            problems.check(name in known, "experiment", f"one of {', '.join(known)}", name)
+        for slug in side.get("slug", ()):
+            problems.check(bool(SLUG.fullmatch(slug)), "slug", f"one that a cell can have ({SLUGS})", slug)
+        for key in set(side) & set(SELECTORS) - {"slug"}:
+            values = sorted({value for name in experiments for value in known.get(name, {}).get(key, ())})
+            for value in side[key]:
+                problems.check(value in values, key, f"one of {', '.join(values)} in {', '.join(experiments)}", value)
+    problems.done()
+
+
+def published(claim: Claim, path: Path) -> tuple[dict[str, str], ...]:
+    """The rows of the experiment's paper.csv that a claim names. Raises: SettingsError: If a name is not of one row."""
+    if not claim.paper:
+        return ()
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise SettingsError([f"paper.csv beside it is not readable: {first_line(error)}"]) from error
+    rows: list[dict[str, str]] = []
+    for cell in claim.paper:
+        found = [row for row in table.to_dict("records") if cell.items() <= row.items()]
         if len(found) != 1:
-            named = ", ".join(wanted.values())
-            self.refuse(node, f"the published cell {named} must be one row of paper.csv beside it, found {len(found)}")
-        return found.iloc[0].to_dict()
-
-    def fields(
-        self, node: yaml.Node, what: str, known: Sequence[str], needed: Sequence[str], more: Sequence[str] = ()
-    ) -> dict[str, yaml.Node]:
-        """The values of a mapping by key.
-
-        Args:
-            more: Further accepted keys, too many to list in a message.
-        """
-        if not isinstance(node, yaml.MappingNode):
-            self.refuse(node, f"{what} is a mapping with the keys {', '.join(known)}")
-        found: dict[str, yaml.Node] = {}
-        for key, value in node.value:
-            if key.value not in (*known, *more) or key.value in found:
-                rule = "is there twice" if key.value in found else f"is none of {', '.join(known)}"
-                self.refuse(key, f"key {key.value!r} of {what} {rule}")
-            found[key.value] = value
-        missing = [key for key in needed if key not in found]
-        if missing:
-            self.refuse(node, f"{what} lacks {', '.join(missing)}")
-        return found
-
-    def items(self, node: yaml.Node | None, what: str) -> list[yaml.Node]:
-        if not isinstance(node, yaml.SequenceNode) or not node.value:
-            self.refuse(node, f"{what} must be a list that is not empty")
-        return node.value
-
-    def text(self, node: yaml.Node) -> str:
-        if not isinstance(node, yaml.ScalarNode) or not node.value.strip():
-            self.refuse(node, "expected a text")
-        return " ".join(node.value.split())
-
-    def number(self, node: yaml.Node) -> float:
-        try:
-            return float(self.text(node))
-        except ValueError:
-            return self.refuse(node, f"expected a number, found {node.value!r}")
-
-    def choice(self, node: yaml.Node, what: str, known: Sequence[str]) -> str:
-        text = self.text(node)
-        if text not in known:
-            self.refuse(node, f"unknown {what} {text!r}; it is one of {', '.join(known)}")
-        return text
-
-    def where(self, node: yaml.Node | None) -> str:
-        return self.name if node is None else f"{self.name}:{node.start_mark.line + 1}"
-
-    def refuse(self, node: yaml.Node | None, rule: str) -> Any:
-        raise UserError(f"{self.where(node)}: {rule}")
+            raise SettingsError([f"paper: {cell} must be one row of paper.csv beside it, found {len(found)}"])
+        rows += found
+    return tuple(rows)

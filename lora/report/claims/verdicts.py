@@ -34,12 +34,13 @@ from jaxtyping import Float
 
 from lora.data.tasks import TASKS
 from lora.files import read_object
-from lora.report.aggregate import Planned, kinds_of, slug_label
+from lora.report.cells import kinds_of
 from lora.report.claims.costs import ratios
 from lora.report.claims.counts import count_ratios, slugs_of
 from lora.report.claims.findings import Finding, after_holm, exact, not_measured, smallest_p
 from lora.report.claims.sides import described, labels, on, select, several
 from lora.report.claims.statements import Bound, Claim, Compare
+from lora.report.runs import Planned
 from lora.report.stats import (
     ENOUGH_SEEDS,
     MOST_SEEDS,
@@ -50,6 +51,7 @@ from lora.report.stats import (
     seeds_across,
     seeds_needed,
 )
+from lora.report.titles import slug_label
 
 WORDS = {True: "supported", False: "not supported", None: "cannot tell"}
 
@@ -62,8 +64,7 @@ class Verdict:
         about: The model, the device or the check; empty if there is nothing to judge on.
         not_glue: Whether it is judged on tasks other than GLUE's.
         on_last: The verdict on each run's last epoch, for claims about the best one; else None.
-        stated: The abbreviated commit in which the claim last changed; empty if unknown.
-        stated_later: Whether that commit is later than some of the runs; None if unknown.
+        stated_later: Whether the claim was stated later than some of the runs; None if unknown.
     """
 
     claim: Claim
@@ -73,7 +74,6 @@ class Verdict:
     reason: str
     not_glue: bool = False
     on_last: "Verdict | None" = None
-    stated: str = ""
     stated_later: bool | None = None
 
 

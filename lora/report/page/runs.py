@@ -5,8 +5,9 @@ from typing import Any
 
 from lora.data.tasks import TASKS
 from lora.records.record import RunRecord
-from lora.report.aggregate import Planned, encoder_title, task_label, told
 from lora.report.page.drawings import draw_curves
+from lora.report.runs import Planned
+from lora.report.titles import encoder_title, task_label, told
 
 HEADS = ("Seed", "Best", "Epoch", "Last", "Minutes", "Run")
 PROVENANCE = {

@@ -1,0 +1,265 @@
+"""Read a folder of records, and find the runs that are missing there.
+
+What a run was is read from its record. The sweep is asked only which runs its experiments expect.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from lora.checks import SettingsError
+from lora.config.options import values_given
+from lora.config.rates import TUNING
+from lora.config.run import RunConfig, run_config
+from lora.data.own_task import add_kept_tasks
+from lora.data.tasks import TASKS
+from lora.errors import UserError, as_command
+from lora.files import REFERENCE, RESULTS, python_command
+from lora.records.predictions import with_collapsed
+from lora.records.record import RunRecord, load_frame, load_records
+from lora.report.runs import (
+    ADHOC,
+    MAIN,
+    OF_MACHINES,
+    OWN,
+    OWN_TASK,
+    Planned,
+    in_table_order,
+    labelled,
+    planned_of,
+    recorded_run,
+)
+from lora.sweep.expand import PlannedRun
+from lora.sweep.grids import LEARNING_RATE, profiles_of
+from lora.sweep.request import default_of, requested, selected
+from lora.sweep.state import State, state_of
+
+EXPERIMENTS = (*MAIN, "lora_targets", "lora_ranks", "mnli_start", "length", LEARNING_RATE, OWN)  # in reading order
+SHARED = ("task", "data.", "runtime.results", "rates")  # overrides that say nothing about encoder and method
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The runs of a report.
+
+    Args:
+        folder: The folder of the records.
+        results: The folder that holds the user's own results.
+        reference: The folder that holds the committed results.
+        is_reference: Whether these are the reference (the committed runs).
+        overrides: The overrides of the expected runs.
+        planned: Experiment -> its runs, in the tables' order; only experiments that are shown.
+        tried: The runs by which the learning rates of conf/ were chosen; no table of results has them.
+        tuning: The records that `python -m lora tune` made, or that are on its seeds; no table of results has them.
+        frame: `load_frame` of the `ok` records, with the column `collapsed` (`lora.records.predictions`).
+        state: The missing and failed runs, and extra or broken records; the `ok` records are in `state.ok`.
+    """
+
+    profile: str
+    folder: Path
+    results: Path
+    reference: Path
+    is_reference: bool
+    overrides: tuple[str, ...]
+    planned: dict[str, list[Planned]]
+    tried: list[Planned]
+    tuning: tuple[RunRecord, ...]
+    frame: pd.DataFrame
+    state: State
+
+    @property
+    def name(self) -> str:
+        """The name in tables and pages: the folder below results/."""
+        return f"{REFERENCE}/{self.profile}" if self.is_reference else self.profile
+
+    @property
+    def efficiency(self) -> Path:
+        """The folder of the measurements that accompany the runs: the reference's, or this machine's."""
+        return (self.reference if self.is_reference else self.results) / "efficiency"
+
+    @property
+    def is_own(self) -> bool:
+        """Whether all runs are on user-defined tasks, which no claim of the paper is about."""
+        every = self.every
+        return bool(every) and all(TASKS[p.task].own is not None for p in every)
+
+    @property
+    def every(self) -> list[Planned]:
+        """Each run once, in the tables' order."""
+        return in_table_order({p.run_id: p for planned in self.planned.values() for p in planned}.values())
+
+    def command(self, name: str) -> str:
+        """A command about these runs, as it works when typed here."""
+        python = "python" if self.is_reference else python_command()
+        own = [] if any(p.startswith("task=") for p in self.overrides) or not self.is_own else ["task=FILE"]
+        needs_rows = own if name == "analyse intervals" else []
+        return as_command([python, "-m", "lora", *name.split(), self.name, *self.overrides, *needs_rows])
+
+    @property
+    def main(self) -> list[Planned]:
+        """The runs of the tables that compare the methods."""
+        return [p for name in MAIN for p in self.planned.get(name, ())]
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of every command that reads a profile's records."""
+    parser.add_argument("profile", help="a profile, or reference/<profile>: the folder below results/")
+    parser.add_argument(
+        "overrides", nargs="*", help="the overrides that the sweep was launched with, such as seed=1,2 data.path=FOLDER"
+    )
+
+
+def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None) -> Gathered:
+    """Read a profile's records, and find those that are missing.
+
+    Args:
+        name: A profile, or `reference/<profile>` for the committed runs.
+        overrides: The sweep's overrides, so that the same runs are expected.
+        results: The folder that holds the user's results and `reference`. None: `results` in the current folder, as
+            for a sweep, and the committed reference.
+    Raises: UserError: If the profile does not exist, or its records were made from different rows.
+    """
+    profile, own = Path(name).name, Path("results") if results is None else results
+    reference = (RESULTS if results is None else results) / REFERENCE
+    is_reference = Path(name).parent.name == REFERENCE
+    given = values_given("runtime.results", overrides)
+    folder = Path(given[-1]) if given else (reference if is_reference else own) / profile
+    is_reference = folder.resolve() == (reference / profile).resolve()
+    add_kept_tasks(folder)
+    records, problems = load_records(folder)
+    configs, unknown = known_configs(records)
+    asked = [*overrides, *as_recorded(configs.values(), overrides, is_reference)]
+    tuning = {r.run_id for r in records if r.config["runtime"].get("group") == TUNING}
+    chosen_on = {r.config["seed"] for r in records if r.run_id in tuning}
+    sections = expected_runs_of(profile, asked, set(configs) - tuning, overrides, is_reference)
+    sections = without_seeds(sections, chosen_on)
+    every = {run.run_id: run for runs in sections.values() for run in runs}
+    now = state_of(every.values(), records, [*problems, *unknown])
+    tuning |= {record.run_id for record in records if record.config["seed"] in chosen_on}
+    tuning &= set(now.extra)  # the others are requested by name: experiment=learning_rate, or with rates=null
+    ok = {r.run_id: r for r in records if r.status == "ok" and r.run_id in configs and r.run_id not in tuning}
+    extra = tuple(run_id for run_id in now.extra if run_id not in {*ok, *tuning})
+    frame, broken = with_collapsed(load_frame(list(ok.values())), ok.values(), folder)
+    now = dataclasses.replace(now, ok=ok, extra=extra, problems=(*now.problems, *broken))
+    refuse_mixed_rows(frame)
+    dropped = OF_MACHINES if is_reference else ()  # the committed files are the same on every machine
+    expected = {name: [planned_of(run, dropped) for run in shown(name, runs)] for name, runs in sections.items()}
+    others = [recorded_run(i, configs[i], dropped) for i in sorted(ok) if i not in every]
+    add_others(expected, others)
+    main = [p for name in MAIN for p in expected.get(name, ())]
+    planned = {
+        name: in_table_order(labelled(expected[name], main, start=name != "mnli_start"))
+        for name in EXPERIMENTS
+        if name in expected
+    }
+    tried = planned.pop(LEARNING_RATE, [])
+    tuned = tuple(record for record in records if record.run_id in tuning)
+    where = (profile, folder, own, reference, is_reference, tuple(overrides))
+    return Gathered(*where, planned, tried, tuned, frame, now)
+
+
+def known_configs(records: Iterable[RunRecord]) -> tuple[dict[str, RunConfig], list[str]]:
+    """run_id -> configuration, for the `ok` records that this version names by their settings.
+
+    Returns: Also a message for each whose settings it does not know.
+    """
+    configs, unknown = {}, []
+    for record in records:
+        if record.status == "ok":
+            try:
+                config = run_config(record.config)
+            except SettingsError as error:
+                unknown.append(f"{record.run_id} has settings of another version: {error.problems[0]}")
+                continue
+            configs |= {record.run_id: config} if config.run_id == record.run_id else {}
+    return configs, unknown
+
+
+def as_recorded(configs: Iterable[RunConfig], overrides: Sequence[str], is_reference: bool) -> list[str]:
+    """The settings that depend on the machine, as overrides with the records' values: names are the same on all."""
+    if not is_reference and any(override.startswith("model") for override in overrides):
+        return []  # perhaps of another encoder than the records
+    texts = [{"train": vars(c.train), "model": vars(c.model)} for c in configs]
+    added = ["rates=null"] if is_reference else []  # the user's own rates do not affect the reference
+    for key in OF_MACHINES:
+        section, _, name = key.partition(".")
+        values = {text[section][name] for text in texts}
+        if len(values) == 1 and not any(override.startswith(f"{key}=") for override in overrides):
+            added.append(f"{key}={values.pop()}")
+    return added
+
+
+def expected_runs_of(
+    profile: str, asked: Sequence[str], present: set[str], given: Sequence[str], whole: bool
+) -> dict[str, list[PlannedRun]]:
+    """Experiment -> its expected runs: the requested ones, and those of other experiments that have records.
+
+    An experiment that was not requested, or of which a profile's default takes a part, is shown whole if it expects an
+    existing record that the request does not. If the command names neither encoder nor method, and nothing that it
+    expects was trained, the records alone are shown: they are of another encoder.
+
+    Args:
+        asked: The overrides of the request.
+        present: The run_ids of the records.
+        given: The overrides that the user gave.
+        whole: See `requested`.
+    """
+    runs = requested(profile, asked, whole)
+    sections = {name: [run for run in runs if name in run.experiments] for name in EXPERIMENTS}
+    known = {run.run_id for run in runs}
+    if not any(override.startswith("experiment=") for override in asked) and not sections[ADHOC]:
+        parts = default_of(profile, asked).get("experiment", ())
+        for name in EXPERIMENTS:
+            if name not in (ADHOC, OWN) and profile in profiles_of(name) and (not sections[name] or name in parts):
+                more = selected(profile, name, asked)
+                if (present - known) & {run.run_id for run in more}:
+                    sections[name] = more
+    every = {run.run_id for runs in sections.values() for run in runs}
+    if present and not every & set(present) and all(override.startswith(SHARED) for override in given):
+        return {}
+    return {name: runs for name, runs in sections.items() if runs}
+
+
+def without_seeds(sections: dict[str, list[PlannedRun]], seeds: set[int]) -> dict[str, list[PlannedRun]]:
+    """The experiments without the runs on seeds that chose learning rates, which only that choice itself shows."""
+    kept = {
+        name: [run for run in runs if name == LEARNING_RATE or run.seed not in seeds] for name, runs in sections.items()
+    }
+    return {name: runs for name, runs in kept.items() if runs}
+
+
+def shown(experiment: str, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """The runs in the experiment's table: for `mnli_start`, all but the MNLI runs that others start from."""
+    parents = {run.parent for run in runs} if experiment == "mnli_start" else set()
+    return [run for run in runs if run.run_id not in parents]
+
+
+def add_others(expected: dict[str, list[Planned]], others: Sequence[Planned]) -> None:
+    """Add the runs that no experiment expects: next to the same runs of another encoder, or in a table of their own."""
+    if not expected and others:
+        for p in others:
+            expected.setdefault(OWN_TASK if TASKS[p.task].own is not None else ADHOC, []).append(p)
+        return
+    for experiment in MAIN:
+        if experiment in expected:
+            models, places = ({getattr(p, key) for p in expected[experiment]} for key in ("model", "place"))
+            expected[experiment] += [p for p in others if p.model not in models and p.place in places]
+    placed = {p.run_id for runs in expected.values() for p in runs}
+    if rest := [p for p in others if p.run_id not in placed]:
+        expected[OWN] = rest
+
+
+def refuse_mixed_rows(frame: pd.DataFrame) -> None:
+    """Check that records of one task, on all train rows or on a part of one size, were made from the same rows."""
+    sized = frame.assign(asked=frame["train_rows"].where(frame["is_part"], 0)) if len(frame) else frame
+    for (task, _), runs in sized.groupby(["task", "asked"]) if len(frame) else ():
+        if runs["fingerprint"].nunique() > 1:
+            by_rows = runs.drop_duplicates("fingerprint")["run_id"]
+            raise UserError(
+                f"records of {task} were made from different rows, so they share no table: {', '.join(by_rows)}; "
+                f"for a results folder of its own, add runtime.results=FOLDER"
+            )

@@ -1,0 +1,187 @@
+"""The settings that tell runs of one method apart: table rows that differ in a setting are never merged."""
+
+import pytest
+import tiny
+from machines import inject
+from synthetic import populate
+
+from lora.config.run import run_config
+from lora.errors import UserError
+from lora.files import RESULTS, python_command
+from lora.records.record import load_records
+from lora.report.build import build
+from lora.report.cells import summarise
+from lora.report.runs import Planned
+from lora.report.write import files, print_sweep
+from lora.sweep.request import requested
+
+Q, V = (f"bert.encoder.layer.0.attention.self.{name}" for name in ("query", "value"))
+ONE = ["experiment=glue_table2", "task=reviews", "method=lora", "seed=1", "train.epochs=1"]
+
+
+def tables_of(folder, profile="mini", arguments=()):
+    report = build(profile, arguments, folder)
+    return report, {table.name: table.cells for table in report.tables}
+
+
+@pytest.mark.parametrize(
+    ("grid", "labels"),
+    [
+        (["train.lr=0.0005,0.002"], ["LoRA (qv, r8), lr=0.0005", "LoRA (qv, r8), lr=0.002"]),
+        ([f"method.targets=[{Q}],[{V}]"], [f"LoRA (1modules, r8), targets={name}" for name in (Q, V)]),
+        (["method.targets=['*.query','*.value']"], ["LoRA (2modules, r8), targets=*.query+*.value"]),
+        (["method.rank=2,4"], ["LoRA (qv, r2)", "LoRA (qv, r4)"]),
+        (["data.train_rows=50,60"], ["LoRA (qv, r8), train_rows=50", "LoRA (qv, r8), train_rows=60"]),
+        (["method.ranks={q:2},{q:4}"], ["LoRA (qv, r8x), ranks=q:2", "LoRA (qv, r8x), ranks=q:4"]),
+        (["train.kernels=fused,stock"], ["LoRA (qv, r8), kernels=fused", "LoRA (qv, r8), kernels=stock"]),
+    ],
+    ids=lambda value: value[0].partition("=")[0] if isinstance(value, list) else "",
+)
+def test_each_value_of_a_grid_is_a_row(grid, labels, tmp_path):
+    arguments = ["task=reviews", "method=lora", "train.epochs=1", "seed=1,2", *grid]
+    populate(tmp_path / "mini", "mini", arguments)
+    _, tables = tables_of(tmp_path, "mini", arguments)
+    assert sorted(tables["table2"]["Method"]) == sorted(labels)
+    assert set(tables["table2"]["Seeds"]) == {"2"}
+
+
+@pytest.mark.parametrize(
+    ("grid", "labels"),
+    [
+        ("train.epochs=2", ["LoRA (qv, r8)"]),
+        ("train.epochs=2,4", ["LoRA (qv, r8), epochs=2", "LoRA (qv, r8), epochs=4"]),
+    ],
+)
+def test_a_value_that_conf_gives_to_one_task_only_is_one_row(grid, labels, tmp_path):
+    """conf/ trains reviews for 2 epochs and scrambled for 4. Without a grid, these are one row."""
+    arguments = ["task=reviews,scrambled", "method=lora", "seed=1,2", grid]
+    populate(tmp_path / "mini", "mini", arguments)
+    _, tables = tables_of(tmp_path, "mini", arguments)
+    assert sorted(tables["table2"]["Method"]) == labels and not (tables["table2"] == "-").any(axis=None)
+    populate(tmp_path / "usual" / "mini", "mini", ["experiment=glue_table2", *arguments[:3]])
+    _, usual = tables_of(tmp_path / "usual", "mini", ["experiment=glue_table2", *arguments[:3]])
+    assert list(usual["table2"]["Method"]) == ["LoRA (qv, r8)"]
+
+
+def test_a_setting_given_at_one_rank_makes_a_row_of_its_own_and_leaves_the_other_ranks_together(tmp_path):
+    """In the long run, rank 64 is trained with alpha constant, as all ranks are, and with alpha / r constant."""
+    arguments = ["experiment=lora_ranks", "seed=6,7"]
+    populate(
+        tmp_path / "long", "long", arguments, lambda run: 0.5 if "method.alpha_at_rank=8" in run.overrides else 0.6
+    )
+    report, tables = tables_of(tmp_path, "long", arguments)
+    names = ["Wq", "Wq, Wv", "Wq, Wv, alpha_at_rank=8"]
+    assert tables["table6"]["Adapted"].tolist() == [*names, *["Wq", "Wq, Wv"] * 2]  # the last four are the paper's
+    ours = tables["table6"].iloc[:3, 2:].map(lambda text: text.partition(" ")[0])
+    assert ours.values.tolist() == [["60.0"] * 4, ["60.0"] * 4, ["-", "-", "-", "50.0"]]
+    (panel,) = report.figures["ranks"]["panels"]
+    ranks = {series["label"]: series["x"] for series in panel["series"]}
+    assert ranks == dict(zip(names, ([1, 4, 8, 64], [1, 4, 8, 64], [64]), strict=True))
+
+
+def test_what_the_papers_notation_lacks_is_named_by_its_label(tmp_path, capsys):
+    arguments = ["experiment=lora_ranks", "method.ranks={q:2}", "seed=1,2"]
+    populate(tmp_path / "mini", "mini", arguments)
+    _, tables = tables_of(tmp_path, "mini", arguments)
+    assert set(tables["table6"]["Adapted"]) == {f"LoRA (qv, r{rank}x)" for rank in (1, 4, 8, 64)}
+    print_sweep("mini", [*arguments, f"runtime.results={tmp_path}/mini"])
+    out = capsys.readouterr().out
+    assert out.startswith("# Table 6") and f"next: {python_command()} -m lora report" in out
+
+
+def test_rows_that_differ_in_the_start_are_named_by_it(tmp_path):
+    arguments = ["task=rte", "method=bitfit,lora", "start=pretrained,mnli", "seed=1,2"]
+    populate(tmp_path / "small", "small", arguments)
+    report, tables = tables_of(tmp_path, "small", arguments)
+    rows = [f"{name}, from {start}" for name in ("BitFit", "LoRA (qv, r8)") for start in ("MNLI", "pretrained")]
+    assert tables["table2"]["Method"].tolist() == rows
+    pairs = tables["pairs"]
+    compared = set(zip(pairs["Method"], pairs["Minus"], strict=True))
+    assert compared == {(one, other) for i, one in enumerate(rows) for other in rows[:i]}
+    (panel,) = [panel for panel in report.figures["curves"]["panels"] if panel["title"] == "RTE"]
+    assert {series["label"] for series in panel["series"]} == set(rows)
+
+
+def test_two_runs_of_one_seed_in_one_cell_are_refused(tmp_path):
+    (run,) = requested("mini", ["task=reviews", "method=lora", "seed=1,1"])[:1]
+    twice = [
+        Planned(f"{run.run_id}{i}", run.model, run.protocol, run.start, run.slug, run.method, run.task, 1)
+        for i in range(2)
+    ]
+    with pytest.raises(UserError, match="two runs of one seed"):
+        summarise(build("mini", [], tmp_path).gathered.frame, twice)
+
+
+def test_runs_that_no_experiment_expects_have_a_table_of_their_own(tmp_path):
+    populate(tmp_path / "mini", "mini", ["experiment=glue_table2", "task=reviews", "method=lora", "seed=1"])
+    populate(tmp_path / "mini", "mini", ["task=reviews", "method=lora", "train.lr=0.0005,0.002", "seed=1,2"])
+    report, tables = tables_of(tmp_path)
+    assert sorted(tables["own"]["Method"]) == ["LoRA (qv, r8), lr=0.0005", "LoRA (qv, r8), lr=0.002"]
+    assert not report.state.extra
+    lora = tables["table2"].set_index("Method").loc["LoRA (qv, r8)"]
+    assert lora["Seeds"] == "0 to 1"  # the others are never in the paper's tables
+
+
+@pytest.mark.parametrize("asked", ["minilm", "local", "nothing"])
+def test_two_encoders_stand_in_one_table_whichever_is_asked_for(asked, tmp_path):
+    """The fused kernels do not cover DistilBERT, which the command about another encoder cannot know."""
+    there = [*ONE, "model=local", f"model.path={tiny.folder(tmp_path / 'distil', 'distilbert')}"]
+    populate(tmp_path / "mini", "mini", ONE)
+    (other,) = populate(tmp_path / "mini", "mini", there)
+    report, tables = tables_of(tmp_path, "mini", {"minilm": ONE, "local": there, "nothing": []}[asked])
+    assert "own" not in tables and not report.state.extra
+    assert set(tables["table2"]["Model"]) == {"minilm", other.model}
+    assert {row for row in tables["table2"]["Method"] if row.startswith("LoRA")} == {"LoRA (qv, r8)"}
+
+
+def test_a_folder_of_one_encoder_is_reported_without_naming_it(tmp_path):
+    """A report of runs of another encoder than the profile's shows these, and misses none of the profile's."""
+    runs = populate(tmp_path / "mini", "mini", [*ONE[1:], "seed=1,2", "model=local", "model.name=other-123abc"])
+    report, tables = tables_of(tmp_path)
+    assert not report.state.missing and set(report.state.ok) == {run.run_id for run in runs}
+    assert tables["table2"]["Method"].tolist() == ["LoRA (qv, r8)"] and "own" not in tables
+    assert tables["table2"]["Seeds"].tolist() == ["2"]
+    with_seed, _ = tables_of(tmp_path, "mini", ["seed=3"])
+    assert with_seed.state.missing  # runs that a command selects are expected
+
+
+def test_every_committed_record_is_named_by_its_settings_and_expected():
+    for name in ("base", "long", "mini", "small"):
+        records, problems = load_records(RESULTS / "reference" / name)
+        assert len(records) > 10 and not problems
+        assert all(run_config(record.config).run_id == record.run_id for record in records)
+        gathered = build(f"reference/{name}").gathered
+        assert set(gathered.state.ok) == {record.run_id for record in records}
+        assert "own" not in gathered.planned and not gathered.state.extra
+
+
+@pytest.mark.parametrize(
+    ("grid", "labels"),
+    [
+        ("train.precision=fp32,bf16", ["LoRA (qv, r8), precision=bf16", "LoRA (qv, r8), precision=fp32"]),
+        ("method.alpha=4,64", ["LoRA (qv, r8), alpha=4", "LoRA (qv, r8), alpha=64"]),
+    ],
+)
+def test_each_row_of_ones_own_stands_beside_its_reference_cell(grid, labels, tmp_path):
+    """The reference has one precision, which may depend on the machine, and both alphas."""
+    arguments = ["task=reviews", "method=lora", "seed=1,2"]
+    usual = [*arguments, *([grid] if "alpha" in grid else ["train.precision=fp32"])]
+    populate(
+        tmp_path / "reference" / "mini", "mini", usual, lambda run: 0.6 + 0.1 * ("method.alpha=64" in run.overrides)
+    )
+    populate(tmp_path / "mini", "mini", [*arguments, grid], lambda run: 0.5)
+    _, tables = tables_of(tmp_path, "mini", [*arguments, grid])
+    assert sorted(tables["reference"]["Method"]) == sorted(tables["table2"]["Method"]) == labels
+    reference = tables["reference"].set_index("Method")["Reference"]
+    wanted = ["60.0", "70.0"] if "alpha" in grid else ["60.0", "60.0"]
+    assert [reference[label].partition(" ")[0] for label in labels] == wanted
+
+
+def test_the_files_of_a_reference_do_not_follow_the_machine(tmp_path, monkeypatch):
+    arguments = ["experiment=glue_table2", "method=lora", "task=reviews", "seed=1,2"]
+    populate(tmp_path / "reference" / "mini", "mini", [*arguments, "train.precision=fp32"])
+    written = []
+    for precision in ("bf16", "fp32"):
+        inject(monkeypatch, precision)
+        written.append(files(build("reference/mini", arguments, tmp_path)))
+    assert written[0] == written[1]

@@ -1,0 +1,124 @@
+"""Reports of a user's own folder: own tasks, tuned rates, another folder, and broken records."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+from synthetic import populate, write_run
+from test_own_task import only_here as only_here
+from test_own_task import write_task
+
+from lora.cli import main
+from lora.records.record import load_records, write_record
+from lora.report.build import build
+from lora.report.stats import all_pairs
+from lora.sweep.request import requested
+
+FIXED = ["train.precision=fp32", "train.kernels=stock"]
+
+
+def of_method(**scores):
+    """The score of a run by its method and seed."""
+    return lambda run: scores[run.method] + 0.01 * run.seed * (run.method == "lora")
+
+
+def tuned(folder, task, rates, method="lora"):
+    """Records of tuning runs on seed 0."""
+    for number, rate in enumerate(rates):
+        (run,) = requested(
+            "own", [f"task={task}", f"method={method}", "seed=0", f"train.lr={rate}", "experiment=own_task", *FIXED]
+        )
+        record = write_run(folder, run, 0.5 + number / 100)
+        group = {**record.config, "runtime": {**record.config["runtime"], "group": "tune"}}
+        write_record(folder, dataclasses.replace(record, config=group))
+
+
+@pytest.fixture
+def moods(tmp_path):
+    """A task of one's own with runs of LoRA and full fine-tuning on five seeds."""
+    task = write_task(tmp_path / "data")
+    asked = [f"task={task}", "method=full,lora", "seed=1,2,3,4,5", "experiment=own_task", *FIXED]
+    populate(tmp_path / "own", "own", asked, of_method(full=0.70, lora=0.71))
+    return tmp_path, asked
+
+
+def test_a_task_of_ones_own_gets_an_answer(moods):
+    folder, asked = moods
+    report = build("own", asked, folder)
+    values = 1.0 + np.arange(1, 6)  # LoRA minus full, in points
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    (line,) = report.answers
+    assert line.endswith(f"{values.mean():+.1f} ({low:+.1f} to {high:+.1f}), n = 5: higher") and low > 0
+    assert report.text().startswith(f"# Which method is better\n\n- {line}\n")
+
+
+def test_an_undecided_answer_says_how_many_seeds_would_tell():
+    import pandas as pd
+
+    from lora.report.own_tasks import answers
+
+    values = np.array([3.0, -2.0, 1.0])
+    rows = {"task": "rte", "seed": range(3), "device": "a CPU"}
+    groups = {
+        "A": pd.DataFrame({**rows, "run_id": ["a", "b", "c"], "best": 0.5}),
+        "B": pd.DataFrame({**rows, "run_id": ["d", "e", "f"], "best": 0.5 + values / 100}),
+    }
+    pairs = all_pairs(groups).assign(model="minilm")
+    (line,) = answers(pairs)
+    mean, std = values.mean(), values.std(ddof=1)
+    n = next((n for n in range(5, 101) if mean > stats.t.ppf(0.975, n - 1) * std / np.sqrt(n)), None)
+    assert line.startswith("B - A, RTE: +0.7 (") and f"about {n} seeds" in line and "at least 5 seeds" in line
+
+
+def test_each_methods_rate_is_told_and_unequal_tuning_stands_above_the_table(moods):
+    folder, asked = moods
+    (usual,) = {
+        r.config["train"]["lr"] for r in load_records(folder / "own")[0] if r.config["method"]["name"] == "lora"
+    }
+    tables = {table.name: table for table in build("own", asked, folder).tables}
+    assert "Untuned rates" in tables["table2_own"].banner
+    tuned(folder / "own", asked[0].removeprefix("task="), [usual / 10, usual / 3, usual])
+    report = build("own", asked, folder)
+    tables = {table.name: table for table in report.tables}
+    banner = tables["table2_own"].banner
+    assert "Unequal tuning" in banner and "untuned" in banner and "the best of 3" in banner
+    chosen = tables["rates_own"].cells.set_index("Method")["Chosen"]
+    assert chosen["Full fine-tuning"].startswith("default")
+    assert chosen["LoRA (qv, r8)"].startswith("best of 3 tried (") and chosen["LoRA (qv, r8)"].endswith("at the edge")
+    assert "seed 0" in chosen["LoRA (qv, r8)"] and set(tables["table2_own"].cells["Seeds"]) == {"5"}
+
+
+def test_a_report_reads_the_folder_where_it_is_typed(tmp_path, monkeypatch, capsys):
+    """In an empty folder there is nothing, although the clone has results; relative folders are those of a shell."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "mini"]) == 2
+    assert "results/mini holds no finished run" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    asked = ["experiment=glue_table2", "method=lora", "task=reviews", "seed=1"]
+    for folder, more in (("results/mini", []), ("elsewhere", ["runtime.results=elsewhere"])):
+        populate(tmp_path / folder, "mini", asked)
+        assert main(["report", "mini", *asked, *more]) == 0
+        assert (tmp_path / folder / "report.html").exists()
+    assert "| LoRA (qv, r8) |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda content: content | {"selected": None},
+        lambda content: content | {"config": {}},
+        lambda content: content | {"epochs": [{"epoch": 1}]},
+        lambda content: content | {"selected": content["selected"] | {"best": {"epoch": 1, "value": "high"}}},
+        lambda content: content | {"config": content["config"] | {"train": {}}},
+    ],
+)
+def test_a_corrupt_record_is_named_and_left_out(broken, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    asked = ["experiment=glue_table2", "method=lora", "task=reviews", "seed=1,2"]
+    populate(tmp_path / "results" / "mini", "mini", asked)
+    path = min((tmp_path / "results" / "mini" / "runs").glob("*.json"))
+    path.write_text(json.dumps(broken(json.loads(path.read_text()))))
+    assert main(["report", "mini", *asked]) == 1
+    shown = capsys.readouterr()
+    assert path.stem in shown.out and "(1/2)" in shown.out and "Traceback" not in shown.err
