@@ -12,6 +12,6 @@
 | `base_location` | the folder or hub id that a base is loaded from |
 | `peft`, `loralib` | files of other libraries |
 | `slices` | LoRA on slices of a fused layer, as PEFT has it |
-| `predict`, `predict_inputs` | `python -m lora predict` |
+| `predict` | `python -m lora predict` |
 | `torch_modes` | protection from inference mode, autocast and autograd |
 """

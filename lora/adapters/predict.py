@@ -2,35 +2,113 @@
 
 One base is loaded for all adapters. LoRA adapters are merged into it one after another; other methods are put on a
 copy. With several adapters, give as many inputs and outputs, in the same order, or one of each; the input's column
-`adapter` then names each row's adapter. Inputs have a header. They are CSV if they are called so, else tab-separated
-without quoting, as GLUE's files.
+`adapter` then names each row's adapter.
+
+An output has the input's columns apart from the texts (or `index`, if there are none), then `prediction` and, for
+classes, a column of probabilities per label.
 """
 
 import argparse
 import copy
+import csv
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pandas as pd
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from lora.adapters.adapter import Adapter
 from lora.adapters.base_location import model_entries
+from lora.adapters.folder import existing, read_adapter
 from lora.adapters.head import head_parameters
 from lora.adapters.merge import load_adapter, remove, swap
-from lora.adapters.predict_inputs import NAMES, Served, Work, read_input, serve, words
-from lora.data.batching import Encoded, collate, encode, evaluation_batches, to_device
-from lora.data.glue_tsv import find_file
-from lora.data.read import read
-from lora.data.tasks import Task
+from lora.data.batching import collate, encode, evaluation_batches, to_device
+from lora.data.definition import check_words
+from lora.data.read import as_dataset, read
+from lora.data.tables import Table, read_table
+from lora.data.tasks import TASKS, Task, get_task
 from lora.errors import UserError
-from lora.files import write_atomically
+from lora.files import at_home, write_atomically
 from lora.methods.configs import LoraConfig
 from lora.models.load import Encoder, load_encoder, max_positions
+
+NAMES = "adapter"  # the column that names each row's adapter in an input for several
+FORMS = {".csv": {}, ".tsv": {"sep": "\t", "quoting": csv.QUOTE_NONE}}  # of an output, for pandas
+
+
+@dataclass(frozen=True)
+class Served:
+    """An adapter, the name that rows use for it, and its task."""
+
+    name: str
+    adapter: Adapter
+    task: Task
+
+
+@dataclass(frozen=True)
+class Work:
+    """Rows for one adapter, and their places in their file."""
+
+    served: Served
+    rows: datasets.Dataset
+    places: list[int]
+
+
+def serve(given: str) -> Served:
+    """Read an adapter given as `NAME=FOLDER`, or as a folder alone, whose last part is then its name.
+
+    An existing folder is taken as a whole, even if its path contains `=`.
+
+    Raises: UserError: If there is no adapter, its name cannot stand in a column, or its task is unknown.
+    """
+    name, equals, folder = ("", "", given) if os.path.isdir(at_home(given)) else given.rpartition("=")
+    place = existing(folder)
+    name = name if equals else place.resolve().name
+    if not name or set(name) & set("\t\n\r"):
+        raise UserError(f"an adapter's name must not be empty or contain tabs or line ends, got {name!r}")
+    adapter = read_adapter(place)
+    origin = adapter.origin
+    if origin.task is None:
+        raise UserError(f"{place} does not say its task: save it with origin=Origin(task=...)")
+    if origin.task not in TASKS and origin.columns and origin.labels is not None:  # a task of somebody's own
+        if problems := check_words(origin.columns, origin.labels):
+            raise UserError(f"{place} describes no task: {'; '.join(problems)}")
+        task = Task(
+            origin.task, origin.task, origin.columns, origin.labels, metrics=(), official_rows={}, test_splits=()
+        )
+    else:
+        task = get_task(origin.task)
+    if origin.labels not in (None, task.labels):
+        raise UserError(f"{place} has the labels {origin.labels}, and task {task.name} has {task.labels}")
+    return Served(name, adapter, task)
+
+
+def by_adapter(table: Table, served: Sequence[Served]) -> list[Work]:
+    """A table's rows, grouped by adapter. With several adapters, column `adapter` names each row's.
+
+    Raises: UserError: If there are no rows, a column is missing, a text is empty, or a name is unknown.
+    """
+    if not len(table):
+        raise UserError(f"{table.path} has no rows")
+    names = table.column(NAMES) if len(served) > 1 else [served[0].name] * len(table)
+    known = [each.name for each in served]
+    for row, name in enumerate(names):
+        if name not in known:
+            raise UserError(f"{table.row(row)}: no adapter {name!r} is loaded; the adapters are {', '.join(known)}")
+    work = []
+    for each in served:
+        places = [row for row, name in enumerate(names) if name == each.name]
+        if places:
+            columns = {name: table.texts(name, places) for name in each.task.columns} | {"label": [None] * len(places)}
+            work.append(Work(each, as_dataset(each.task, columns, np.arange(len(places))), places))
+    return work
 
 
 def load_base(adapter: Adapter, task: Task, folder: str | None) -> Encoder:
@@ -39,17 +117,20 @@ def load_base(adapter: Adapter, task: Task, folder: str | None) -> Encoder:
     Raises: UserError: If there is no folder and the adapter's encoder cannot be found without one.
     """
     encoder = adapter.origin.encoder
-    if folder is not None:
+    if encoder is None or encoder.source == "local":
+        folder = folder or os.environ.get("MODEL_DIR")
+        if not folder:
+            name = "" if adapter.base is None or adapter.base.name is None else f" ({adapter.base.name})"
+            raise UserError(f"the adapter does not say where its base{name} is: name its folder with --model")
+    if folder:
         encoder = dataclasses.replace(model_entries()["local"], path=folder)
-    elif encoder is None or encoder.source == "local":
-        name = "" if adapter.base is None or adapter.base.name is None else f" ({adapter.base.name})"
-        raise UserError(f"the adapter does not say where its base{name} is: name its folder with --model")
     try:
         return load_encoder(encoder, task, seed=0)
     except re.error as error:
         raise UserError(f"the adapter's origin.encoder.unused_weights is not a regular expression: {error}") from error
 
 
+@torch.no_grad()
 def predict_all(encoder: Encoder, work: Sequence[Work], batch: int, device: torch.device) -> list[np.ndarray]:
     """The float32 logits of each work's rows, (rows, labels).
 
@@ -67,20 +148,25 @@ def predict_all(encoder: Encoder, work: Sequence[Work], batch: int, device: torc
             else:
                 remove(base)
                 load_adapter(model := copy.deepcopy(base), adapter)
-            lacking = [n for n in head_parameters(model) if is_random(model, n) and n not in adapter.head]
+            body = f"{model.base_model_prefix}."  # a pooler inside the body is pretrained
+            lacking = [
+                name for name in head_parameters(model) if not name.startswith(body) and name not in adapter.head
+            ]
             if lacking:
                 raise UserError(
                     f"adapter {each.served.name} has no {', '.join(lacking)}: with a random head its predictions would "
                     f"be meaningless"
                 )
-            outputs = len(task.labels) or 1
-            if model.config.num_labels != outputs:
-                raise UserError(
-                    f"adapter {each.served.name} has {model.config.num_labels} outputs, and task {task.name} has "
-                    f"{words(task.labels)}"
-                )
+            outputs, labels = model.config.num_labels, len(task.labels) or 1
+            if outputs != labels:
+                raise UserError(f"adapter {each.served.name} has {outputs} outputs, and {task.name} needs {labels}")
             bar.set_description(each.served.name)
-            found.append(logits_of(model, encoded, encoder.tokenizer.pad_token_id, batch, device, bar))
+            found.append(np.empty((len(each.rows), model.config.num_labels), np.float32))
+            model.eval()
+            for rows in evaluation_batches(encoded.lengths, batch):
+                inputs = to_device(collate(encoded, rows, encoder.tokenizer.pad_token_id), device)
+                found[-1][rows] = model(**inputs).logits.float().cpu().numpy()
+                bar.update(len(rows))
     return found
 
 
@@ -97,147 +183,117 @@ def check_tokenizer(served: Served, encoder: Encoder) -> None:
         )
 
 
-def is_random(model: nn.Module, name: str) -> bool:
-    """Whether a parameter of the head is random in a loaded base. A pooler inside the body is pretrained."""
-    return not name.startswith(f"{model.base_model_prefix}.")
-
-
-@torch.inference_mode()
-def logits_of(
-    model: nn.Module, encoded: Encoded, pad_token_id: int, batch: int, device: torch.device, bar: tqdm
-) -> np.ndarray:
-    model.eval()
-    found = np.empty((len(encoded.lengths), model.config.num_labels), np.float32)
-    for rows in evaluation_batches(encoded.lengths, batch):
-        found[rows] = model(**to_device(collate(encoded, rows, pad_token_id), device)).logits.float().cpu().numpy()
-        bar.update(len(rows))
-    return found
-
-
-def predicted(logits: np.ndarray, task: Task, submission: bool = False) -> list[str]:
-    """Label words or scores. In a submission, scores are clipped to the task's range and have three decimals."""
-    if task.labels:
-        labels = (task.tsv.words or task.labels) if submission else task.labels
-        return [labels[index] for index in logits.argmax(1)]
-    scores = np.clip(logits[:, 0], *task.label_range) if submission else logits[:, 0]
-    return [f"{score:.3f}" if submission else f"{score:.6g}" for score in scores]
-
-
-def as_tsv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:
-    """The content of a tab-separated file."""
-    return "".join("\t".join(map(str, row)) + "\n" for row in [header, *rows]).encode()
+def answers(logits: np.ndarray, task: Task) -> dict[str, list[str]]:
+    """Output columns: `prediction`, a label or a score, and the probability of each label as `p_LABEL`."""
+    if not task.labels:
+        return {"prediction": [f"{score:.6g}" for score in logits[:, 0]]}
+    powers = np.exp(logits.astype(float) - logits.max(1, keepdims=True))
+    shares = powers / powers.sum(1, keepdims=True)
+    probabilities = {f"p_{label}": [f"{p:.6f}" for p in shares[:, i]] for i, label in enumerate(task.labels)}
+    return {"prediction": [task.labels[index] for index in logits.argmax(1)], **probabilities}
 
 
 def to_files(arguments: argparse.Namespace, served: Sequence[Served], device: torch.device) -> dict[Path, bytes]:
     """Output path -> content, one per input. Raises: UserError: If inputs, outputs and adapters do not match."""
-    inputs, outputs = [Path(path) for path in arguments.input], [Path(path) for path in arguments.output]
+    inputs, outputs = [[at_home(path) for path in paths] for paths in (arguments.input, arguments.output)]
     if len(inputs) not in (1, len(served)) or len(inputs) != len(outputs):
-        raise UserError(
-            f"{len(served)} adapters need as many inputs and outputs, or one of each and a column {NAMES}; got "
-            f"{len(inputs)} inputs and {len(outputs)} outputs"
-        )
-    if len({path.resolve() for path in outputs}) < len(outputs):
-        raise UserError(f"two outputs are the same file: {', '.join(map(str, outputs))}")
-    together = len(inputs) == 1
-    works = [read_input(path, served if together else [served[i]]) for i, path in enumerate(inputs)]
-    flat = [work for works_of_file in works for work in works_of_file]
-    logits = iter(
-        predict_all(load_base(served[0].adapter, served[0].task, arguments.model), flat, arguments.batch, device)
-    )
-    named, files = together and len(served) > 1, {}
-    for output, works_of_file in zip(outputs, works, strict=True):
-        rows = []
-        for work in works_of_file:
-            name = [work.served.name] if named else []
-            found = predicted(next(logits), work.served.task)
-            rows += [(place, *name, word) for place, word in zip(work.places, found, strict=True)]
-        files[output] = as_tsv(("index", *([NAMES] if named else []), "prediction"), sorted(rows))
+        got = f"{len(inputs)} inputs and {len(outputs)} outputs for {len(served)} adapters"
+        raise UserError(f"give one input and one output per adapter, or one of each and a column {NAMES}; got {got}")
+    given, written = [path.resolve() for path in inputs], [path.resolve() for path in outputs]
+    if twice := [str(path) for path in written if path in given or written.count(path) > 1]:
+        raise UserError(f"{twice[0]} would be written twice, or over an input")
+    if strange := [str(path) for path in outputs if path.suffix.lower() not in FORMS]:
+        raise UserError(f"{strange[0]}: an output is a {' or a '.join(FORMS)} file")
+    tables = [read_table(path) for path in inputs]
+    works = [by_adapter(table, served if len(inputs) == 1 else [served[i]]) for i, table in enumerate(tables)]
+    base = load_base(served[0].adapter, served[0].task, arguments.model)
+    logits = iter(predict_all(base, [work for each in works for work in each], arguments.batch, device))
+    files = {}
+    for output, table, work in zip(outputs, tables, works, strict=True):
+        texts = {name for each in work for name in each.served.task.columns}
+        others = {name: column for name, column in table.columns.items() if name not in texts}
+        kept = pd.DataFrame(others or {"index": list(range(len(table)))}, dtype=object)
+        new = pd.concat([pd.DataFrame(answers(next(logits), each.served.task), index=each.places) for each in work])
+        if taken := sorted({*kept} & {*new}):
+            raise UserError(f"{table.path} has a column {taken[0]}, which the output adds: rename it")
+        try:
+            content = kept.join(new).to_csv(index=False, lineterminator="\n", **FORMS[output.suffix.lower()])
+        except csv.Error as error:
+            raise UserError(f"{table.path} has tabs or line ends, which {output.name} cannot hold") from error
+        files[output] = content.encode()
     return files
 
 
 def to_submission(arguments: argparse.Namespace, served: Sequence[Served], device: torch.device) -> dict[Path, bytes]:
     """The files that GLUE's server accepts: `CoLA.tsv`, `MNLI-m.tsv`, ..., with index and prediction.
 
+    Scores are clipped to the task's range and have three decimals.
+
     Source: gluebenchmark.com, FAQ and sample submission.
 
     Raises: UserError: If a task is not a GLUE task, occurs twice, or its test file cannot be read.
     """
     tasks = [each.task for each in served]
-    foreign = [task.name for task in tasks if task.tsv is None]
-    twice = sorted({task.name for task in tasks if tasks.count(task) > 1})
-    if foreign or twice:
-        reason = f"not a GLUE task: {', '.join(foreign)}" if foreign else f"two adapters for {', '.join(twice)}"
-        raise UserError(f"a submission has one file for each test set of GLUE: {reason}")
+    for task in tasks:
+        if task.tsv is None or tasks.count(task) > 1:
+            reason = "is no GLUE task" if task.tsv is None else "has two adapters"
+            raise UserError(f"a submission has one file for each test set of GLUE, and {task.name} {reason}")
     work, names = [], []
     for each in served:
         for split in each.task.test_splits:
-            find_file(Path(arguments.glue_dir), each.task.tsv.folder, each.task.tsv.files[split])
             rows = read(each.task, "tsv", arguments.glue_dir, splits=(split,)).splits[split]
-            work.append(Work(each, rows, np.arange(len(rows))))
+            work.append(Work(each, rows, list(range(len(rows)))))
             suffix = {"test_matched": "-m", "test_mismatched": "-mm"}.get(split, "")
             names.append(f"{each.task.tsv.folder}{suffix}.tsv")
-    logits = predict_all(load_base(served[0].adapter, served[0].task, arguments.model), work, arguments.batch, device)
-    folder = Path(arguments.glue_submission)
+    base = load_base(served[0].adapter, served[0].task, arguments.model)
     files = {}
-    for name, each, found in zip(names, work, logits, strict=True):
-        rows = enumerate(predicted(found, each.served.task, submission=True))
-        files[folder / name] = as_tsv(("index", "prediction"), list(rows))
+    for name, each, found in zip(names, work, predict_all(base, work, arguments.batch, device), strict=True):
+        task = each.served.task
+        if task.labels:
+            predicted = [(task.tsv.words or task.labels)[index] for index in found.argmax(1)]
+        else:
+            predicted = [f"{score:.3f}" for score in np.clip(found[:, 0], *task.label_range)]
+        lines = ["index\tprediction", *(f"{row}\t{word}" for row, word in enumerate(predicted))]
+        files[Path(arguments.glue_submission) / name] = "".join(f"{line}\n" for line in lines).encode()
     return files
 
 
 def run(arguments: argparse.Namespace) -> list[Path]:
     """Predict, then write all files. Returns: Their paths. Raises: UserError: If anything in the call is wrong."""
-    filed = bool(arguments.input or arguments.output)
-    if filed == bool(arguments.glue_submission):
+    if bool(arguments.input or arguments.output) == bool(arguments.glue_submission):
         raise UserError("give either --input and --output, or --glue-submission")
     if arguments.glue_submission and not arguments.glue_dir:
         raise UserError("--glue-submission needs --glue-dir, the folder that holds the official test files")
     if arguments.batch < 1:
         raise UserError(f"--batch must be >= 1, got {arguments.batch}")
-    if arguments.task and len(arguments.task) != len(arguments.adapter):
-        raise UserError(
-            f"give --task for every adapter or for none: got {len(arguments.task)} tasks for {len(arguments.adapter)}"
-        )
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device is cuda, but torch sees no CUDA device here")
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(auto if arguments.device == "auto" else arguments.device)
-    tasks = arguments.task or [None] * len(arguments.adapter)
-    served = [serve(adapter, task) for adapter, task in zip(arguments.adapter, tasks, strict=True)]
+    served = [serve(adapter) for adapter in arguments.adapter]
     names = [each.name for each in served]
     if len(set(names)) < len(names):
         raise UserError(f"adapters need distinct names (NAME=FOLDER), got {', '.join(names)}")
-    make = to_submission if arguments.glue_submission else to_files
-    files = make(arguments, served, device)
+    files = (to_submission if arguments.glue_submission else to_files)(arguments, served, device)
     for path, content in files.items():
         write_atomically(path, content)
     return list(files)
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--adapter",
-        action="append",
-        required=True,
-        metavar="[NAME=]DIR",
-        help="an adapter's folder, and the name that rows use for it (default: the folder's own); an existing folder "
-        "is taken as a whole, even if its path contains =",
-    )
-    own = "each adapter's task, or the file of one of your own (default: the one it was trained on)"
-    parser.add_argument("--task", action="append", help=own)
-    form = "with a header: CSV if it is called .csv, else tab-separated"
-    parser.add_argument("--input", action="append", default=[], metavar="FILE", help=form)
-    parser.add_argument("--output", action="append", default=[], metavar="FILE")
-    parser.add_argument(
-        "--glue-submission", metavar="DIR", help="folder for the submission files of the adapters' tasks"
-    )
+    several = {"action": "append", "default": [], "metavar": "FILE"}
+    folder = "an adapter's folder, and the name that rows use for it (default: the folder's own)"
+    parser.add_argument("--adapter", action="append", required=True, metavar="[NAME=]DIR", help=folder)
+    parser.add_argument("--input", help="a table: .csv, .tsv, .jsonl or .parquet", **several)
+    parser.add_argument("--output", help="a .csv or .tsv file", **several)
+    parser.add_argument("--glue-submission", metavar="DIR", help="folder for submission files of the adapters' tasks")
     parser.add_argument("--glue-dir", metavar="DIR", help="folder with the official GLUE files, test.tsv included")
-    parser.add_argument("--model", metavar="DIR", help="folder of the base, if the adapter does not say where it is")
+    base = "folder of the base, if it is a local one (default: the environment's MODEL_DIR)"
+    parser.add_argument("--model", metavar="DIR", help=base)
     parser.add_argument("--batch", type=int, default=64, help="rows per forward pass (default 64)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
 
 def main(given: argparse.Namespace) -> None:
     """Exit codes: 0 done, 2 a mistake in the call."""
-    written = run(given)
-    print(*written, sep="\n")
+    print(*run(given), sep="\n")

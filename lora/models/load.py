@@ -102,6 +102,11 @@ def load_encoder(
     loaded = identities(where, commit, config)
     if before not in (None, loaded):
         raise UserError(f"the files of {where} changed while {config.name} was read from them; try again")
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        raise UserError(
+            f"the tokenizer in {where} has {len(tokenizer)} tokens, but {config.name} has embeddings for "
+            f"{model.get_input_embeddings().num_embeddings}: one of the two belongs to another model"
+        )
     init_head(model, seed, absent)
     if of_head is not None:
         for name, module in model.named_modules():
@@ -123,9 +128,12 @@ def identities(where: str, commit: str | None, config: ModelConfig) -> tuple[str
 
 def read_config(where: str, source: dict, outputs: int) -> PretrainedConfig:
     try:
-        return AutoConfig.from_pretrained(where, num_labels=outputs, trust_remote_code=False, **source)
+        settings = AutoConfig.from_pretrained(where, num_labels=outputs, trust_remote_code=False, **source)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"cannot read the model's config from {where}: {first_line(error)}") from error
+    if getattr(settings, "quantization_config", None) is not None:
+        raise UserError(f"the model in {where} is quantized: use the one with floating-point weights")
+    return settings
 
 
 def set_dropout(settings: PretrainedConfig, dropout: float | None, head_dropout: float | None) -> float | None:
