@@ -15,7 +15,7 @@ from lora.sweep import progress
 from lora.sweep.announce import announcement
 from lora.sweep.estimate import compute_bound, estimator
 from lora.sweep.notes import Note
-from lora.sweep.progress import Display, Watch, duration
+from lora.sweep.progress import Display, Lines, Watch, duration
 from lora.sweep.request import requested
 from lora.sweep.state import state, state_of
 from lora.sweep.worker import ensure_record
@@ -81,7 +81,7 @@ def test_lines_name_what_a_grid_varies(tmp_path, capsys):
     view.look()
     lines = capsys.readouterr().err.splitlines()
     for run in rates:
-        assert any(run.run_id in line and run.given[0].removeprefix("train.") in line for line in lines)
+        assert any(run.run_id in line and f"lr={run.config.train.lr:g}" in line for line in lines)
 
 
 EPOCHS = [{"epoch": number, "step": 4 * number, "train_loss": 0.5 / number, "metrics": {}} for number in (1, 2)]
@@ -118,7 +118,7 @@ def test_a_resumed_run_says_from_where_and_repeats_no_epoch(tiny_config, capsys)
     steps_of(display, 7)
     display.end(done)
     assert capsys.readouterr().err.splitlines() == [
-        "resumes after step 6 of 8, in epoch 2 of 2",
+        "resumes after step 6 of 8, in epoch 2",
         "epoch 2 of 2: matthews 50.0, train loss 0.250",
     ]
 
@@ -129,30 +129,25 @@ def test_a_single_run_says_now_and_then_where_it_is(tiny_config, capsys, monkeyp
     monkeypatch.setattr(progress, "POLL_SECONDS", 0.01)
     display = Display(tiny_config())
     with display.shown():
-        time.sleep(0.1)
+        time.sleep(0.5)
         assert "loading the encoder and the rows" in capsys.readouterr().err.splitlines()
         steps_of(display, 1)
-        time.sleep(0.1)
+        time.sleep(0.5)
     assert "epoch 2 of 2: step 8 of 8, left 0 s" in capsys.readouterr().err.splitlines()
 
 
-def test_a_single_run_has_a_bar_on_a_terminal(tiny_config, capsys, monkeypatch):
-    config, done = ended(tiny_config)
+def test_on_a_terminal_a_passing_line_is_overwritten(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    display = Display(config)
-    with display.shown():
-        steps_of(display, 3)
-        assert (display.bar.n, display.bar.total) == (8, 8)
-        display.end(done)
-    shown = capsys.readouterr().err
-    assert "resumes after step 2 of 8, in epoch 1 of 2" in shown
-    assert "epoch 2/2" in shown and "matthews 25.0" in shown and "epoch 2 of 2" not in shown
+    lines = Lines()
+    lines.say("step 1", passing=True)
+    lines.say("epoch 1")
+    assert capsys.readouterr().err == "\r\x1b[Kstep 1\r\x1b[Kepoch 1\n"
 
 
 def test_a_run_removes_what_its_killed_workers_left_half_written(tiny_config, tmp_path):
     """Killed between the creation of a temporary file and its renaming. Those of another run stay: it may be alive."""
     config = tiny_config(f"runtime.results={tmp_path}/results", f"runtime.outputs={tmp_path}/outputs")
-    names = ("outputs/running/{}.json", "outputs/checkpoints/{}.safetensors")
+    names = ("outputs/running/{}.json", "outputs/checkpoints/{}.pt")
     names += ("results/predictions/{}.safetensors", "results/runs/{}.json")
     left = {}
     for run_id in (config.run_id, "other"):

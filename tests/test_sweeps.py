@@ -166,11 +166,12 @@ def test_two_sweeps_at_once_share_the_work(tiny_overrides, tmp_path):
 
 
 def test_a_stopped_launcher_leaves_checkpoints_says_what_ran_and_the_next_goes_on(tiny_overrides, tmp_path):
-    """Stopped by Ctrl-C, or by `kill` if a script started it in the background, which makes it ignore SIGINT."""
+    """Stopped by Ctrl-C, by its terminal's end, or by `kill` if a script started it, so that it ignores SIGINT."""
     overrides = grid(tiny_overrides, tmp_path, "method=bitfit", "task=cola", "seed=1,2,3", "train.epochs=100")
     checkpoints = tmp_path / "outputs" / "checkpoints"
     lives: dict[str, int] = {}
-    for workers, background in ((2, False), (1, True), (2, True)):
+    for workers, stop in ((2, signal.SIGINT), (1, signal.SIGTERM), (2, signal.SIGHUP)):
+        background = stop == signal.SIGTERM
         how = signal.SIG_IGN if background else signal.default_int_handler
         process = start(
             [*overrides, f"launcher.workers={workers}"],
@@ -180,9 +181,9 @@ def test_a_stopped_launcher_leaves_checkpoints_says_what_ran_and_the_next_goes_o
         begun = set(training)
         assert len(begun) == workers
         if background:
-            os.kill(process.pid, signal.SIGTERM)
+            os.kill(process.pid, stop)
         else:
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the launcher and its workers
+            os.killpg(process.pid, stop)  # as a terminal does, to the launcher and its workers
         for worker in training.values():
             os.kill(worker, signal.SIGCONT)
         output, _ = process.communicate(timeout=120)
@@ -194,6 +195,7 @@ def test_a_stopped_launcher_leaves_checkpoints_says_what_ran_and_the_next_goes_o
         assert stopped == begun if background else stopped <= begun
         lives |= {run_id: lives.get(run_id, 0) + 1 for run_id in begun}
         assert {path.stem for path in checkpoints.iterdir()} == set(lives)
+        assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["checkpoints"], "no locks, no notes"
         assert not load_records(tmp_path / "results")[0]
     code, output = finish([*overrides, "launcher.workers=1"])
     assert code == 0, output

@@ -6,6 +6,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 
 from lora.sweep.worker import Job, run_job
@@ -22,6 +23,8 @@ class Worker:
         context = multiprocessing.get_context("spawn")  # without the threads and libraries of this process
         self.connection, other = context.Pipe()
         self.process = context.Process(target=serve, args=(other, gpu))
+        with signals.blocked():
+            resource_tracker.ensure_running()  # which would let SIGINT and SIGTERM through
         with signals.blocked():
             self.process.start()
         other.close()  # so that only the worker holds it, and `recv` ends with the worker

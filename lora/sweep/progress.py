@@ -1,4 +1,4 @@
-"""Progress of a single run, and of a sweep: on a terminal a bar, otherwise a line at least every ten seconds."""
+"""Progress of a single run, and of a sweep: a line when something has ended, and at least every ten seconds."""
 
 import contextlib
 import sys
@@ -6,8 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-
-from tqdm import tqdm
 
 from lora.config.labels import labels
 from lora.config.run import RunConfig
@@ -39,36 +37,41 @@ def repeatedly(call: Callable[[], None]) -> Iterator[None]:
         thread.join()
 
 
+class Lines:
+    """Lines on stderr. On a terminal, `passing` ones are overwritten by the next."""
+
+    def __init__(self):
+        self.last = time.monotonic()
+
+    def say(self, line: str, passing: bool = False) -> None:
+        self.last = time.monotonic()
+        clear, end = ("\r\x1b[K", "" if passing else "\n") if sys.stderr.isatty() else ("", "\n")
+        print(f"{clear}{line}", end=end, file=sys.stderr, flush=True)
+
+    def are_due(self) -> bool:
+        return time.monotonic() - self.last >= (POLL_SECONDS if sys.stderr.isatty() else LINE_SECONDS)
+
+
 class Display:
-    """The progress of a single run: on a terminal a bar of its steps, otherwise a line per epoch and in between."""
+    """The progress of a single run: a line per epoch, and in between where it is."""
 
     def __init__(self, config: RunConfig):
         self.metric, self.epochs = TASKS[config.task].metric, config.train.epochs
-        self.bar: tqdm | None = None
+        self.lines = Lines()
         self.said = 0  # number of epochs whose line is printed
         self.first: tuple[int, float] | None = None  # the first step of this process, and its time
         self.now = "loading the encoder and the rows"
-        self.last_line = time.monotonic()
 
-    @contextlib.contextmanager
-    def shown(self) -> Iterator[None]:
-        try:
-            with repeatedly(self._remind):
-                yield
-        finally:
-            if self.bar is not None:
-                self.bar.close()
+    def shown(self) -> contextlib.AbstractContextManager[None]:
+        return repeatedly(lambda: self.lines.say(self.now, passing=True) if self.lines.are_due() else None)
 
     def __call__(self, progress: Any) -> None:
-        """Update the display after a step (`lora.training.loop.Progress`)."""
+        """Take in a step (`lora.training.loop.Progress`)."""
         if self.first is None:
-            self._begin(progress)
+            self.first, self.said = (progress.step, time.monotonic()), len(progress.epochs)
+            if progress.step > 1:
+                self.lines.say(f"resumes after step {progress.step - 1} of {progress.steps}, in epoch {progress.epoch}")
         first, since = self.first
-        if self.bar is not None:
-            self.bar.set_description(f"epoch {progress.epoch}/{self.epochs}", refresh=False)
-            self.bar.set_postfix_str(f"{self.metric} {shown(progress.metric)}", refresh=False)
-            self.bar.update(progress.step - self.bar.n)
-            return
         pace = (time.monotonic() - since) / (progress.step - first) if progress.step > first else None
         left = f", left {duration(pace * (progress.steps - progress.step))}" if pace is not None else ""
         self.now = f"epoch {progress.epoch} of {self.epochs}: step {progress.step} of {progress.steps}{left}"
@@ -76,32 +79,16 @@ class Display:
 
     def end(self, record: RunRecord) -> None:
         """Print the line of the last epoch, since no step follows its evaluation."""
-        if self.bar is None and record.status == "ok":
+        if record.status == "ok":
             selected = record.selected
             value = record.epochs[-1]["metrics"][selected["split"]][selected["metric"]]
             self._epochs(record.epochs, value, "")
-
-    def _begin(self, progress: Any) -> None:
-        before = progress.step - 1
-        self.first, self.said = (progress.step, time.monotonic()), len(progress.epochs)
-        if before:
-            self._say(f"resumes after step {before} of {progress.steps}, in epoch {progress.epoch} of {self.epochs}")
-        if sys.stderr.isatty():
-            self.bar = tqdm(total=progress.steps, initial=before, unit="step", dynamic_ncols=True)
 
     def _epochs(self, epochs: Sequence[dict[str, Any]], metric: float | None, left: str) -> None:
         if len(epochs) > self.said:
             self.said = len(epochs)
             loss = f"train loss {epochs[-1]['train_loss']:.3f}"
-            self._say(f"epoch {self.said} of {self.epochs}: {self.metric} {shown(metric)}, {loss}{left}")
-
-    def _remind(self) -> None:
-        if self.bar is None and time.monotonic() - self.last_line >= LINE_SECONDS:
-            self._say(self.now)
-
-    def _say(self, line: str) -> None:
-        self.last_line = time.monotonic()
-        print(line, file=sys.stderr, flush=True)
+            self.lines.say(f"epoch {self.said} of {self.epochs}: {self.metric} {shown(metric)}, {loss}{left}")
 
 
 class Watch:
@@ -130,8 +117,7 @@ class Watch:
         self.results, self.outputs = results, outputs
         self.started, self.spent, self.foreseen = time.time(), 0.0, 0.0
         self.seen = 0  # train examples of the runs that have ended since the launch
-        self.last_line = time.monotonic()
-        self.bar = tqdm(total=self.total, initial=done, unit="run", dynamic_ncols=True) if sys.stderr.isatty() else None
+        self.lines = Lines()
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
@@ -140,8 +126,6 @@ class Watch:
                 yield
         finally:
             self.look()
-            if self.bar is not None:
-                self.bar.close()
 
     def look(self) -> None:
         """Print what has happened since the last look."""
@@ -151,11 +135,10 @@ class Watch:
             try:
                 self._finished(read_record(record_path(self.results, run_id)))
             except UserError as error:
-                self._say(str(error))
-        if self.bar is not None:
-            self.bar.set_postfix_str(f"left {self.left()}  {self._current()}", refresh=True)
-        elif time.monotonic() - self.last_line >= LINE_SECONDS:
-            self._say(f"[{self.done:>3}/{self.total}] left {self.left()}  {self._current() or 'nothing trains yet'}")
+                self.lines.say(str(error))
+        if self.lines.are_due() and self.waiting:
+            running = self._running() or "nothing trains yet"
+            self.lines.say(f"[{self.done:>3}/{self.total}] left {self.left()}  {running}", passing=True)
 
     def _written(self, run_id: str) -> bool:
         """Whether a record was written since this launch started: a run that is trained again has an old one."""
@@ -169,14 +152,8 @@ class Watch:
             outcome = f"{record.selected['metric']} {shown(record.selected['best']['value'])}"
         else:
             outcome = f"failed: {record.error}"
-        if self.bar is not None:
-            self.bar.update(1)
         name = "  ".join(filter(None, (record.run_id, self.words[record.run_id])))
-        self._say(f"[{self.done:>3}/{self.total}] {name}  {outcome}  {record.seconds:.0f} s  left {self.left()}")
-
-    def _say(self, line: str) -> None:
-        self.last_line = time.monotonic()
-        tqdm.write(line, file=sys.stderr) if self.bar is not None else print(line, file=sys.stderr, flush=True)
+        self.lines.say(f"[{self.done:>3}/{self.total}] {name}  {outcome}  {record.seconds:.0f} s  left {self.left()}")
 
     def left(self) -> str:
         """Time left: the sum of the waiting runs' estimates, scaled by the finished runs' actual over estimated time.
@@ -192,7 +169,7 @@ class Watch:
             seconds += pace * expected if expected is not None else self.spent / self.seen * examples
         return duration(seconds / min(self.workers, max(1, len(self.waiting))))
 
-    def _current(self) -> str:
+    def _running(self) -> str:
         return " | ".join(
             f"{' '.join(filter(None, (run_id.rsplit('-', 1)[0], self.words[run_id])))} {note['step']}/{note['steps']} "
             f"{shown(note['metric'])}"
