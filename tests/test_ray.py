@@ -12,6 +12,7 @@ import pytest
 from test_sweeps import assert_complete, finish, grid, owners, quiet, start, wait_for
 
 from lora.config.compose import compose_config
+from lora.records.record import checkpoint_path
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="no ray")
 RAY = Path(sys.executable).parent / "ray"
@@ -49,9 +50,8 @@ def test_a_worker_killed_in_mid_run_is_retried_and_the_records_are_right(tiny_ov
     folder, often = tmp_path / "ray", ("runtime.checkpoint_minutes=0.01",)
     overrides = grid(tiny_overrides, folder, "launcher=ray", *runs, *often, f"launcher.address='{head}'")
     process = start(overrides)
-    checkpoints = folder / "outputs" / "checkpoints"
     busy = wait_for(
-        lambda: [pid for i, pid in owners(folder).items() if (checkpoints / f"{i}.safetensors").exists()], process
+        lambda: [pid for i, pid in owners(folder).items() if checkpoint_path(folder / "outputs", i).exists()], process
     )
     os.kill(busy[0], signal.SIGKILL)
     output, _ = process.communicate(timeout=600)

@@ -10,7 +10,7 @@ import pytest
 from test_sweeps import assert_complete, finish, grid, quiet, start, started, wait_for
 
 from lora.files import ROOT
-from lora.records.record import load_records
+from lora.records.record import checkpoint_path, load_records
 from lora.sweep.notes import read_notes
 
 CLUSTER = ROOT / "tests" / "slurm_cluster.sh"
@@ -74,7 +74,7 @@ def test_cancelled_jobs_are_not_launched_again_and_the_next_command_trains_them(
     (waiting,) = {record.run_id for record in expected} - {cancelled}
     slurm("scancel", job.partition("_")[0])
     resume(pid)
-    checkpoint = folder / "outputs" / "checkpoints" / f"{cancelled}.safetensors"
+    checkpoint = checkpoint_path(folder / "outputs", cancelled)
     wait_for(checkpoint.exists, process)  # written at Slurm's SIGTERM
     os.kill(pid, signal.SIGSTOP)  # otherwise it ends before Slurm's SIGKILL
     output, _ = process.communicate(timeout=300)

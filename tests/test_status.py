@@ -7,10 +7,8 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 from rich.console import Console
-from safetensors.numpy import save
 from test_results import record
 
 from lora.cli import main
@@ -34,11 +32,6 @@ def of(runs, folder):
     return {one.run_id: one for one in statuses(runs, folder, folder, [timed])[0]}
 
 
-def leave_checkpoint(folder, run_id, step, steps):
-    run = {"step": step, "steps": steps}
-    write_atomically(checkpoint_path(folder, run_id), save({"a": np.zeros(1)}, {"run": json.dumps(run)}))
-
-
 def change_note(folder, run_id, **changes):
     path = note_path(folder, run_id)
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -52,7 +45,7 @@ def test_every_state(runs, tmp_path, monkeypatch):
     write_record(tmp_path, record(failed, status="failed", error="it broke"))
     Note(str(tmp_path), busy)(Progress(step=100, steps=400, epoch=1, metric=0.5))
     change_note(tmp_path, busy, step=200, pace=0.5)
-    leave_checkpoint(tmp_path, cut, 10, 40)
+    write_atomically(checkpoint_path(tmp_path, cut), b"")
     Note(str(tmp_path), killed)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         change_note(tmp_path, killed, pid=pool.apply(os.getpid))
@@ -62,13 +55,11 @@ def test_every_state(runs, tmp_path, monkeypatch):
     }  # fmt: skip
     assert (found[busy].step, found[busy].steps, found[busy].left_seconds) == (200, 400, pytest.approx(100))
     assert found[busy].where.startswith(f"process {os.getpid()} of ") and found[busy].where.endswith("slurm 7")
-    assert (found[cut].step, found[cut].steps) == (10, 40)
     expected = found[waiting].left_seconds
     assert expected == pytest.approx(0.1 * runs[-1].examples)
-    assert found[cut].left_seconds == pytest.approx(0.75 * expected)
-    assert found[killed].left_seconds == expected
+    assert found[cut].left_seconds == found[killed].left_seconds == expected
     sums = totals(list(found.values()))
-    assert sums["left_seconds"] == pytest.approx(100 + 2.75 * expected)
+    assert sums["left_seconds"] == pytest.approx(100 + 3 * expected)
     assert (sums["runs"], sums["spent_seconds"], sums["unknown"]) == (6, 30.0, 0)
     shown = text("mini", list(found.values()))
     assert "6 runs: 1 done, 1 running, 2 interrupted, 1 failed, 1 waiting" in shown
@@ -113,11 +104,6 @@ def test_the_live_view_ends_when_nothing_runs(runs, tmp_path, monkeypatch):
     status.watch("mini", look)
     shown = console.export_text()
     assert len(looks) > 1 and "nothing runs" in shown and f"{runs[0].run_id}  step 3/9, metric 50.0" in shown
-
-
-def test_a_broken_checkpoint_is_no_error(runs, tmp_path):
-    write_atomically(checkpoint_path(tmp_path, runs[0].run_id), b"no checkpoint")
-    assert of(runs, tmp_path)[runs[0].run_id].state == "interrupted"
 
 
 def test_the_command(runs, tmp_path, capsys):

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from lora.config.compose import compose_config
 from lora.records.record import RunRecord, checkpoint_path, note_path
 from lora.sweep.estimate import estimator, records_of_this_machine
@@ -35,8 +33,8 @@ class RunStatus:
     Args:
         state: One of `STATES`. The next launch resumes `interrupted` runs.
         seconds: Training time of a finished run.
-        left_seconds: Estimated time left; None if unknown.
-        step: The current step out of `steps`; for an interrupted run, the step of its checkpoint.
+        left_seconds: Estimated time left, for an interrupted run from its beginning; None if unknown.
+        step: The current step of a running run, out of `steps`.
         where: The worker that trains it: process, host, and batch job if any.
         reason: The error of a failed run.
     """
@@ -75,7 +73,8 @@ def statuses(
         elif run_id in now.failed:
             found.append(RunStatus(run_id, "failed", reason=now.failed[run_id].error))
         else:
-            found.append(not_running(run_id, outputs, expected))
+            begun = checkpoint_path(outputs, run_id).exists() or note_path(outputs, run_id).exists()
+            found.append(RunStatus(run_id, "interrupted" if begun else "waiting", left_seconds=expected))
     known = {run.run_id for run in runs}
     return found, [running(run_id, note, None) for run_id, note in notes.items() if run_id not in known]
 
@@ -84,23 +83,6 @@ def running(run_id: str, note: Mapping[str, Any], expected: float | None) -> Run
     step, steps, pace = (note[key] for key in ("step", "steps", "pace"))
     left = expected if pace is None else pace * (steps - step)
     return RunStatus(run_id, "running", None, left, step, steps, note["metric"], note["where"], note["since"])
-
-
-def not_running(run_id: str, outputs: str | Path, expected: float | None) -> RunStatus:
-    """The state of a run without worker and record: `interrupted` with a checkpoint or an old note, else `waiting`."""
-    checkpoint = checkpoint_path(outputs, run_id)
-    step = steps = None
-    if checkpoint.exists():
-        try:
-            with safe_open(checkpoint, "np") as file:
-                content = json.loads(file.metadata()["run"])
-            step, steps = content["step"], content["steps"]
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
-            pass  # the run will report it and start from the beginning
-    elif not note_path(outputs, run_id).exists():
-        return RunStatus(run_id, "waiting", left_seconds=expected)
-    left = expected if expected is None or not steps else expected * (1 - step / steps)
-    return RunStatus(run_id, "interrupted", left_seconds=left, step=step, steps=steps)
 
 
 def totals(found: Sequence[RunStatus]) -> dict[str, Any]:
