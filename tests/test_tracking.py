@@ -22,7 +22,7 @@ from lora.training import signals
 from lora.training.signals import InterruptedRunError
 
 # wandb's own code, on pydantic 2.12 and on a closed event loop
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 
 @pytest.fixture

@@ -100,7 +100,8 @@ def begin(tracking: str, outputs: str, **given: Any) -> Any:
 def is_online(tracking: str) -> bool:
     import wandb
 
-    return tracking == "auto" and bool(wandb.api.api_key)
+    wandb.setup(wandb.Settings(silent=True))
+    return tracking == "auto" and wandb.login(prompt=False, verify=False)
 
 
 def finish(copy: Any, status: str) -> None:
