@@ -52,9 +52,9 @@ def summarise(
     for name in measured:
         entry = {key: measured[name].get(key) for key in ("settings", *COUNTS, *BY_SHAPE)}
         for kind, key in TIMES.items():
-            of_kind = times.get((kind, name))
-            entry[key] = of_kind and {shape: _ms(np.median(values)) for shape, values in of_kind.items()}
-            entry[INTERVALS[key]] = of_kind and {shape: _pair(median_interval(v)) for shape, v in of_kind.items()}
+            of_kind = times.get((kind, name), {})
+            entry[key] = {shape: _ms(np.median(values)) for shape, values in of_kind.items()} or None
+            entry[INTERVALS[key]] = {shape: _pair(median_interval(v)) for shape, v in of_kind.items()} or None
         entry["to_full"] = _ratios(measured, times, name, "full", TO_FULL)
         entry["to_base"] = _ratios(measured, times, name, "base", TO_BASE)
         summary[name] = entry | ({FLOOR: measured[name][FLOOR]} if measured[name].get(FLOOR) else {})
