@@ -6,6 +6,7 @@ machines. Files of other formats that must hold one get it when they are written
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from transformers.utils import logging
 from lora.adapters.adapter import Adapter
 from lora.adapters.base import check_base
 from lora.adapters.fit import fit
+from lora.adapters.head import output_layer
 from lora.adapters.torch_modes import lasting
 from lora.checks import build
 from lora.config.encoder_files import locate
@@ -28,8 +30,22 @@ from lora.files import ROOT, at_home
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
-def locate_base(adapter: Adapter, base: str | Path | None = None) -> tuple[str, str | None]:
-    """The arguments with which `from_pretrained` loads an adapter's base: absolute folder or hub id, and revision.
+@dataclass(frozen=True)
+class Location:
+    """The arguments with which `from_pretrained` loads an adapter's base.
+
+    Args:
+        place: Absolute folder, or hub id.
+        labels: The adapter's labels in the order of its outputs, if the base is in a folder.
+    """
+
+    place: str
+    revision: str | None = None
+    labels: tuple[str, ...] | None = None
+
+
+def locate_base(adapter: Adapter, base: str | Path | None = None) -> Location:
+    """Find an adapter's base.
 
     Args:
         base: A folder or a hub id; None uses the adapter's own information: a hub id, or the embedded encoder.
@@ -40,18 +56,18 @@ def locate_base(adapter: Adapter, base: str | Path | None = None) -> tuple[str, 
     if base is not None:
         folder = at_home(base)
         if str(base) and folder.is_dir():
-            return checked_folder(adapter, folder), None
+            return checked_folder(adapter, folder)
         if not HUB_ID.fullmatch(str(base)):
             raise UserError(f"base={base} is neither a folder nor a hub id (owner/name)")
         asked = encoder is not None and str(base) == encoder.hub_id
-        return str(base), (revision or encoder.revision) if asked else None
+        return Location(str(base), (revision or encoder.revision) if asked else None)
     if encoder is not None and encoder.source == "hub":
-        return encoder.hub_id, revision or encoder.revision
+        return Location(encoder.hub_id, revision or encoder.revision)
     if encoder is not None and encoder.source == "embedded":
-        return checked_folder(adapter, Path(locate(encoder)[0])), None
+        return checked_folder(adapter, Path(locate(encoder)[0]))
     name = None if adapter.base is None else adapter.base.name
     if name is not None and "/" in name:  # a hub id: of a folder, only the last part of the path is stored
-        return name, revision
+        return Location(name, revision)
     raise UserError(
         f"the adapter does not say where its base{f' ({name})' if name else ''} is: set base= to the folder or the "
         f"hub id that it is loaded from"
@@ -73,12 +89,12 @@ def model_entries() -> dict[str, ModelConfig]:
 
 
 @lasting
-def checked_folder(adapter: Adapter, folder: Path) -> str:
-    """The folder's absolute path. Raises: UserError: If it does not hold the LoRA adapter's base."""
+def checked_folder(adapter: Adapter, folder: Path) -> Location:
+    """The location of a folder. Raises: UserError: If it does not hold the LoRA adapter's base."""
     place = os.path.abspath(folder)
     model = load_folder(place)
     try:
-        fit(model, adapter, allow_other_base=True)
+        head = fit(model, adapter, allow_other_base=True).head
     except UserError as error:
         raise UserError(f"the adapter does not fit the base in {place}: {error}") from error
     if adapter.base is not None:
@@ -86,7 +102,9 @@ def checked_folder(adapter: Adapter, folder: Path) -> str:
             check_base(model, adapter.base, adapter.weights)
         except UserError as error:
             raise UserError(f"{place} does not hold the adapter's base: {error}") from error
-    return place
+    outputs, labels = len(head[f"{output_layer(model)}.weight"]), adapter.origin.labels or ()
+    named = labels if len(labels) == outputs else tuple(f"LABEL_{number}" for number in range(outputs))
+    return Location(place, labels=named)
 
 
 def load_folder(place: str) -> nn.Module:

@@ -24,7 +24,7 @@ from lora.adapters.adapter import Adapter, Origin, adapter_of
 from lora.adapters.base import Base
 from lora.adapters.torch_modes import lasting
 from lora.checks import SettingsError, build
-from lora.errors import UserError, first_line, listed
+from lora.errors import UserError, first_line
 from lora.files import at_home, listing, read_object, write_atomically
 from lora.methods import METHODS
 from lora.methods.configs import MethodConfig
@@ -78,10 +78,7 @@ def save_adapter(model: nn.Module, folder: str | Path, origin: Origin | None = N
 
 
 def write_adapter(adapter: Adapter, folder: str | Path) -> None:
-    """Save an adapter as a folder.
-
-    Raises: UserError: If the folder cannot be written or holds anything else. It is then unchanged.
-    """
+    """Save an adapter as a folder. Raises: UserError: If it cannot be written or holds anything else."""
     write_folder(Path(folder), pack(adapter))
 
 
@@ -116,73 +113,66 @@ def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+def write_folder(folder: Path, files: Mapping[str, bytes | Path]) -> None:
     """Write a folder with exactly these files, atomically. An existing one is replaced if it holds no other files.
 
-    Raises: UserError: If it holds anything else, or cannot be written.
+    Args:
+        files: Name, which may be below a folder -> content, or the file to link to.
+    Raises: UserError: If it holds anything else, or cannot be written. It is then unchanged.
     """
     folder = at_home(folder)
     there = os.listdir(folder) if os.path.isdir(folder) else []
-    strange = sorted(name for name in there if name not in files)
+    strange = sorted(name for name in there if name not in {Path(name).parts[0] for name in files})
     if strange or (os.path.lexists(folder) and not os.path.isdir(folder)):
         found = f"holds {', '.join(strange[:4])}" if strange else "is a file"
         raise UserError(f"{folder} {found}: only a folder without files other than {', '.join(files)} is replaced")
+    made = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}") from error
-    try:
         for name, content in files.items():
-            write_atomically(made / "new" / name, content)
+            if isinstance(content, bytes):
+                write_atomically(made / "new" / name, content)
+            else:
+                (made / "new" / name).parent.mkdir(parents=True, exist_ok=True)
+                (made / "new" / name).symlink_to(content)
         if folder.exists():
             folder.rename(made / "old")
         (made / "new").rename(folder)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}; nothing was left half-written") from error
     finally:
-        if (made / "old").exists() and not folder.exists():  # interrupts come here too
-            (made / "old").rename(folder)
-        shutil.rmtree(made)
+        if made is not None:
+            if (made / "old").exists() and not folder.exists():  # interrupts come here too
+                (made / "old").rename(folder)
+            shutil.rmtree(made)
 
 
 def read_adapter(folder: str | Path) -> Adapter:
     """Read an adapter folder and check everything in it.
 
-    Raises: UserError: If a file is missing, cut short, changed, or in another format; if a tensor is missing or
-        unexpected; if a value is not finite; or if a file name leads out of the folder.
+    Raises: UserError: If a file is missing, cut short, changed, or in another format; if a value is not finite; or if a
+        file name leads out of the folder.
     """
     folder = existing(folder)
     description = describe(folder, DESCRIPTION, Description)
     contents = description.contents
     path = inside(folder, contents.file)
     tensors, content = read_tensors(path)
-    expected = contents.shapes
-    missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
-    if missing or extra:
-        raise UserError(
-            f"{path} does not hold what {DESCRIPTION} says: missing tensors: {listed(missing) or 'none'}; "
-            f"not expected: {listed(extra) or 'none'}"
-        )
-    for name, tensor in tensors.items():
-        if tuple(tensor.shape) != expected[name]:
-            raise UserError(f"{path}: {name} is {tuple(tensor.shape)}, and {DESCRIPTION} says {expected[name]}")
-    strange = sorted(set(contents.head) - set(expected))
-    if strange:
-        raise UserError(f"{folder / DESCRIPTION}: contents.head names {', '.join(strange)}, which is not a tensor")
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    whole = hashlib.sha256(content).hexdigest() == contents.sha256
+    if not whole or shapes != contents.shapes or not set(contents.head) <= set(shapes):
+        raise UserError(f"{path} is not the file that {DESCRIPTION} was written for: its hash or its tensors differ")
     try:
-        adapter = Adapter(
+        return Adapter(
             description.method,
-            {name: tensors[name] for name in expected if name not in contents.head},
+            {name: tensors[name] for name in contents.shapes if name not in contents.head},
             {name: tensors[name] for name in contents.head},
             description.base,
             description.origin,
         )
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    if hashlib.sha256(content).hexdigest() != contents.sha256:
-        raise UserError(f"{path} is not the file that {DESCRIPTION} was written for: their sha256 differ")
-    return adapter
 
 
 def recorded_adapter(record: RunRecord, outputs: str | Path) -> Adapter:

@@ -12,6 +12,7 @@ ignores.
 import dataclasses
 import json
 import math
+import os
 import re
 import reprlib
 import sys
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from lora.adapters.adapter import Adapter, Origin
 from lora.adapters.base import Base
-from lora.adapters.base_location import locate_base
+from lora.adapters.base_location import Location, locate_base
 from lora.adapters.folder import (
     FORMAT,
     apart,
@@ -40,10 +41,12 @@ from lora.adapters.folder import (
 from lora.adapters.slices import ROUNDING, joined, separated
 from lora.checks import SettingsError
 from lora.errors import UserError
+from lora.files import at_home, read_object
 from lora.methods.configs import LoraConfig
 from lora.models.architectures import module_of
 
 CONFIG, WEIGHTS, EXTRAS = "adapter_config.json", "adapter_model.safetensors", "lora.json"
+BASE = "base"
 PREFIX = "base_model.model."
 FACTORS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b"}
 # Settings that are read below or only say how an adapter was made or found. Any other must be off, because it would
@@ -69,13 +72,13 @@ class Extras:
 def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | None = None) -> None:
     """Write a LoRA adapter as a folder that PEFT loads, with the same logits.
 
-    `AutoPeftModelForSequenceClassification.from_pretrained` loads it together with its base,
-    `PeftModel.from_pretrained` onto a base in memory. The base needs as many labels as the adapter has
-    (`num_labels=3`; transformers' default is 2).
+    `AutoPeftModelForSequenceClassification.from_pretrained` loads it together with its base and the names of its
+    labels: for a base in a folder, `out` holds links to its files, and a config with the labels. A base of the hub
+    needs `num_labels`, unless there are 2. `PeftModel.from_pretrained` loads the adapter onto a base in memory.
 
     Args:
         adapter: Adapter in memory, or its folder.
-        base: Folder or hub id that PEFT shall load the base from. A folder is checked, and stored as an absolute path.
+        base: Folder or hub id that PEFT shall load the base from. A folder is checked.
             None uses the hub id or the embedded encoder that the adapter names.
     Raises: UserError: If the adapter is not LoRA, or has LoRA in the head or of several scales in one fused layer; if
         neither it nor `base` says where the base is, or the folder `base` holds another one; or if `out` cannot be
@@ -94,12 +97,13 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
     ranks = {name: len(a) for name, (a, _, _) in modules.items()}
     alphas = {name: numerator(method, ranks[name], scale) for name, (_, _, scale) in modules.items()}
     alpha = alpha_at(method, method.rank)
-    place, revision = locate_base(adapter, base)
+    location = locate_base(adapter, base)
+    labelled = labelled_base(location) if saved and location.labels else {}
     config = {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if saved else None,
-        "base_model_name_or_path": place,
-        "revision": revision,
+        "base_model_name_or_path": os.path.abspath(at_home(out) / BASE) if labelled else location.place,
+        "revision": location.revision,
         "inference_mode": True,
         "target_modules": list(modules),
         "modules_to_save": saved or None,
@@ -117,12 +121,22 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
         tensors[f"{PREFIX}{name}.lora_A.weight"], tensors[f"{PREFIX}{name}.lora_B.weight"] = a, b
     tensors |= {f"{PREFIX}{name}": tensor for name, tensor in adapter.head.items()}
     extras = dataclasses.asdict(Extras(method, adapter.base, adapter.origin))
-    files = {
+    files: dict[str, bytes | Path] = {
         CONFIG: json.dumps(config, indent=1).encode(),
         WEIGHTS: save(apart(tensors), metadata={"format": "pt"}),
         EXTRAS: json.dumps({"format": FORMAT, **extras}, indent=1).encode(),
     }
-    write_folder(Path(out), files)
+    write_folder(Path(out), files | labelled)
+
+
+def labelled_base(location: Location) -> dict[str, bytes | Path]:
+    """A folder with a base's files as links, and its config with the adapter's labels, for which PEFT has no field."""
+    place = Path(location.place)
+    names = {str(number): label for number, label in enumerate(location.labels)}
+    config = read_object(place / "config.json")
+    config |= {"id2label": names, "label2id": {label: int(number) for number, label in names.items()}}
+    links = {f"{BASE}/{path.name}": path for path in sorted(place.iterdir()) if path.is_file()}
+    return {**links, f"{BASE}/config.json": json.dumps(config, indent=1).encode()}
 
 
 def from_peft(folder: str | Path) -> Adapter:
