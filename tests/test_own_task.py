@@ -546,6 +546,7 @@ def test_scores_of_any_range_are_learned_alike_and_adapters_answer_in_their_unit
         done = here("profile=own", f"task={path}", "method=lora", "seed=1", "runtime.save_adapter=true", *settings)
         assert done.returncode == 0, done.stderr
         (record,) = (r for r in load_records(tmp_path / "results")[0] if r.config["task"] == add_task(path).name)
+        del TASKS[record.config["task"]]  # the adapter's folder says what is needed
         output = tmp_path / f"to_{high}.tsv"
         (adapter,) = (tmp_path / "outputs" / "adapters").glob(f"*{record.config['task']}*")
         given = ["--adapter", adapter, "--model", settings[1].partition("=")[2], "--input", path.parent / "dev.csv"]
@@ -559,6 +560,19 @@ def test_scores_of_any_range_are_learned_alike_and_adapters_answer_in_their_unit
         predicted[high] = (answers - low) / (high - low)
     assert predicted[100] == pytest.approx(predicted[5], abs=1e-3)
     assert predicted[2000] == pytest.approx(predicted[5], abs=1e-3)
+
+    text = pd.read_csv(path.parent / "dev.csv")["text"][0]
+    for name, content in (("one.jsonl", json.dumps({"text": text})), ("one.tsv", f"text\n{text}")):
+        (tmp_path / name).write_text(content)  # one row, without a line end
+        done = here("predict", *given[:-1], tmp_path / name, "--output", output)
+        assert done.returncode == 0, done.stderr
+        assert pd.read_csv(output, sep="\t")["prediction"][0] == pytest.approx(answers[0], abs=0.02)
+    description = adapter / "adapter.json"
+    content = json.loads(description.read_text())
+    content["origin"]["columns"] = ["text", "a\tb"]
+    description.write_text(json.dumps(content))
+    hostile = here("predict", *given, "--output", output)
+    assert hostile.returncode == 2 and "describes no task: columns and labels must be words" in hostile.stderr
 
 
 def test_runs_of_a_regression_from_before_its_scores_were_scaled_are_refused(tmp_path, here):
