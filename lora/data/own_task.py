@@ -37,21 +37,14 @@ class Kept:
 def add_task(path: Path) -> Task:
     """Read a task's file and its rows, and add the task to TASKS.
 
-    Raises: UserError: If the file or a row is invalid, or another folder has the same task with other rows.
+    Raises: UserError: If the file or a row is invalid.
     """
     definition = read_definition(path)
-    own, name = OwnRows(definition, path.resolve().parent), name_of(path, definition)
-    other = TASKS[name].own if name in TASKS else None
-    elsewhere = other is not None and other.folder not in (None, own.folder)
-    if elsewhere and any(own_rows(other, split) != own_rows(own, split) for split in definition.places):
-        raise UserError(
-            f"{other.folder} and {own.folder} both define the task {name}, but with different rows: runs are named by "
-            f"the file and its definition, so give one of the two files another name"
-        )
+    own = OwnRows(definition, path.resolve().parent)
     rows = {split: len(own_rows(own, split)["label"]) for split in definition.places}
     scores = own_rows(own, "validation")["label"] if definition.labels is None else None
     kept = Kept(definition, rows, None if scores is None else float(np.std(scores)))
-    return put(name, kept, own)
+    return put(name_of(path, definition), kept, own)
 
 
 def put(name: str, kept: Kept, own: OwnRows) -> Task:

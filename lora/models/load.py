@@ -221,21 +221,6 @@ def load_tokenizer(where: str, source: dict) -> Tokenizer:
     return tokenizer
 
 
-def check_tokens(model: nn.Module, highest: int) -> None:
-    """Check a tokenizer's output against the model.
-
-    Args:
-        highest: The highest token id of the rows.
-    Raises: UserError: If the model has no embedding for it.
-    """
-    embeddings = model.get_input_embeddings().num_embeddings
-    if highest >= embeddings:
-        raise UserError(
-            f"the tokenizer gives token {highest}, but the model has embeddings for {embeddings} tokens: they do not "
-            f"belong together"
-        )
-
-
 def max_positions(model: nn.Module) -> int:
     """The length of the longest input, in tokens."""
     keys = ("model_type", "max_position_embeddings", "pad_token_id")

@@ -25,7 +25,7 @@ from lora.data.read import TaskData, read
 from lora.data.tasks import TASKS
 from lora.errors import DIVERGED, DivergedError
 from lora.methods import apply
-from lora.models.load import check_tokens, load_encoder
+from lora.models.load import load_encoder
 from lora.models.modules import count_parameters, trainable
 from lora.records.provenance import code_version
 from lora.records.record import RunRecord, checkpoint_path
@@ -81,7 +81,6 @@ def run(
     params = count_parameters(model)
     trained_bytes = sum(p.numel() * p.element_size() for _, p in trainable(model))
     splits = {name: encode(rows, task, tokenizer, max_length) for name, rows in data.splits.items()}
-    check_tokens(model, max(int(split.input_ids.max()) for split in splits.values()))
     truncated = {name: split.truncated for name, split in splits.items()}
     if process.rank == 0 and any(truncated.values()):
         announce_truncated(config.task, sum(truncated.values()) / sum(data.rows.values()), max_length)
