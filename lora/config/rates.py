@@ -22,6 +22,7 @@ TUNING = "tune"  # group of the tuning runs (runtime.group), which no table of r
 WAY_OUT = "mend or remove it, or ignore it with rates=null"
 HEAD = """# Learning rates chosen by `python -m lora tune`. Runs of this profile take them instead of those in
 # conf/hparams, unless rates=null or train.lr=VALUE is given. To go back for good, remove an entry or the file.
+# `tried`: rate -> mean over `seeds` of the best epoch's score on the dev split.
 """
 
 
@@ -35,7 +36,8 @@ class Rate:
         lr: The chosen rate.
         seeds: Seeds of the tuning runs.
         tried: Rate -> mean over seeds of the best epoch's headline metric on the dev set, a fraction; None if training
-            diverged.
+            diverged or collapsed.
+        edge: `lowest` or `highest` if the chosen rate is at that edge of the rates tried.
     """
 
     model: str
@@ -45,6 +47,7 @@ class Rate:
     lr: float
     seeds: tuple[int, ...]
     tried: dict[float, float | None]
+    edge: str | None = None
 
     def __post_init__(self):
         problems, methods = Problems(), describe_group("method")

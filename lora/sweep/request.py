@@ -70,13 +70,14 @@ def requested(profile: str, arguments: Sequence[str], whole: bool = False) -> li
         request.given["task"] = kept
     own_tasks(overrides)
     refuse_glue(request)
+    setting = rates_setting(overrides, results)
+    read_rates(rates_path(setting))  # a broken file is one mistake, not one of every run
     runs = expand_blocks(profile, blocks_of(request, whole))
     if not runs:
         raise UserError(f"no run of profile {profile} has {' '.join(overrides)} together\n{ways_out(request)}")
     for folder in values_given("data.path", overrides):
         if folder is not None and not at_home(str(folder)).is_dir():
             raise UserError(f"data folder {folder} does not exist; set GLUE_DIR= (data.path) to GLUE's files")
-    setting = rates_setting(overrides, results)
     refuse_tuned_seeds(runs, setting)
     refuse_unequal_tuning(runs, setting)
     return runs

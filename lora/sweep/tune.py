@@ -1,35 +1,85 @@
 """`python -m lora tune profile=NAME task=A,B method=C,D`: choose each method's learning rate for the user's own runs.
 
-To favour none, every method gets a grid of the same size, on a seed that no table reports. The rate with the best mean
-of the best epochs is taken, the smaller one on a tie. If it is at an edge of its grid, the grid is extended once by one
-value on that side. If it is still at an edge, the output reports this, with a command that searches further.
+Every method gets a grid of the same size, on a seed that no table reports. The rate with the best mean of the best
+epochs on dev is taken. A tie wins nothing, and neither does a run that diverged or collapsed. If the best rate is at an
+edge of its grid, the output says so, with a command that searches further.
 
 The rates are written to results/<profile>/rates.yaml (`lora.config.rates`), and the next launch takes them.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+import itertools
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 from omegaconf import DictConfig
 
+from lora.config.compose import compose_run
+from lora.config.options import describe_group
 from lora.config.rates import TUNING, Rate, rates_path, write_rates
+from lora.config.run import RunConfig
+from lora.data.tasks import TASKS
 from lora.errors import DIVERGED, UnfinishedError, UserError, as_command
-from lora.sweep.expand import expand_blocks
+from lora.records.predictions import dev_predictions, is_constant
+from lora.records.record import RunRecord
+from lora.sweep.expand import PlannedRun, expand_blocks
+from lora.sweep.grids import LEARNING_RATE, Block, Values, grid, profiles_of, values_of
 from lora.sweep.launch import launch_runs, unfinished
-from lora.sweep.rate_grids import RateGrid, at_edge, best_rate, extended, next_rate, rate_grids, scores
 from lora.sweep.request import read_request
 from lora.sweep.state import State
 from lora.table import Table
 
+METHODS = ("full", "lora", "houlsby")  # ours: the three that the verdicts compare
+# Ours: five values around the row of conf/hparams, a factor of 2 or 2.5 apart as in the long run
+# (conf/experiment/learning_rate.yaml). This is close enough to find nearly the best, over a range of 25.
+FACTORS = (0.2, 0.5, 1, 2, 5)
+LEAST_VALUES = 3  # with fewer, every value is at an edge
 BEYOND = 2  # number of values beyond the edge that the output suggests to try next
 
 
+@dataclass(frozen=True)
+class RateGrid:
+    """The rates to try for one method on one task.
+
+    Args:
+        task: The command's value: a name, or the file of a user-defined task.
+        first: Configuration of the first seed. Its rate is the lowest stated one, or that of conf/hparams.
+        axes: The overrides that compose the runs, except the method, the task and the rates.
+        rates: In ascending order.
+    """
+
+    method: str
+    task: str
+    first: RunConfig
+    axes: Values
+    rates: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} on {self.first.task}"
+
+    def runs(self, profile: str) -> list[PlannedRun]:
+        """Its runs, with the MNLI runs that they start from, if any."""
+        rates = [repr(rate) for rate in self.rates]
+        block = Block({**self.axes, "method": [self.method], "task": [self.task], "train.lr": rates})
+        return expand_blocks(profile, {TUNING: [block]})
+
+    def by_rate(self, runs: Sequence[PlannedRun]) -> dict[float, list[str]]:
+        """Rate -> its run_ids, one per seed."""
+        return {
+            rate: [run.run_id for run in runs if run.task == self.first.task and run.config.train.lr == rate]
+            for rate in self.rates
+        }
+
+
 def tune_sweep(config: DictConfig, arguments: Sequence[str]) -> None:
-    """Train the missing runs of the grids, extend grids whose best rate is at an edge, and write the rates.
+    """Train the missing runs of the grids, and write the rates.
 
     Raises: UserError: Before any run starts, if the arguments define no valid grids, or as in `launch_runs`.
-        UnfinishedError: If runs are missing, failed without diverging, or every rate of a grid diverged.
+        UnfinishedError: If runs are missing, failed without diverging, or no rate of a grid is the best.
     """
     profile, given, experiments = read_request(config.profile.name, arguments)
     if experiments is not None:
@@ -37,90 +87,187 @@ def tune_sweep(config: DictConfig, arguments: Sequence[str]) -> None:
     path = rates_path(config.rates)
     if path is None:
         raise UserError("tune writes the rates of a user's own runs: rates must be a file outside results/reference")
-    grids = rate_grids(profile, given, path)
-    now = train(config, profile, grids, arguments)
-    wider = [extended(grid, scores(grid, profile, now)) for grid in grids]
-    if wider != grids:
-        names = ", ".join(
-            f"{new.method} on {new.task_name}" for new, old in zip(wider, grids, strict=True) if new != old
-        )
-        print(f"the best rate lies at an edge of the grid: one more value for {names}", flush=True)
-        grids, now = wider, train(config, profile, wider, arguments)
-    found = {(grid.method, grid.task): scores(grid, profile, now) for grid in grids}
-    chosen = [rate_of(grid, found[grid.method, grid.task]) for grid in grids]
-    print(table(profile, grids, found, now).markdown())
-    for grid in grids:
-        if line := further(grid, found[grid.method, grid.task], arguments):
+    grids = rate_grids(profile, given)
+    planned = [rate_grid.runs(profile) for rate_grid in grids]
+    now, reasons = launch_runs(config, list({run.run_id: run for runs in planned for run in runs}.values()), arguments)
+    if now.missing or not all(DIVERGED in str(record.error) for record in now.failed.values()):
+        raise UnfinishedError("\n".join(unfinished(now, reasons)))
+    tries = [rate_grid.by_rate(runs) for rate_grid, runs in zip(grids, planned, strict=True)]
+    tried = [scores(by_rate, now, Path(config.runtime.results)) for by_rate in tries]
+    print(table(profile, grids, tries, tried, now).markdown())
+    rates, without = [], []
+    for rate_grid, score in zip(grids, tried, strict=True):
+        best = best_rate(score)
+        if best is None:
+            without.append(no_rate(rate_grid, score))
+            continue
+        first, seeds = rate_grid.first, tuple(int(seed) for seed in rate_grid.axes["seed"])
+        key = (first.model.name, first.protocol, first.task, rate_grid.method)
+        rates.append(Rate(*key, best, seeds, score, at_edge(score)))
+        if line := further(rate_grid, score, arguments):
             print(line)
-    rates = [rate for rate in chosen if rate is not None]
-    without = [f"{grid.method} on {grid.task_name}" for grid, rate in zip(grids, chosen, strict=True) if rate is None]
     if rates:
         write_rates(path, rates)
         print(f"written to {path}: the next runs of profile {profile} take these rates (rates=null: those of conf/)")
     if without:
-        raise UnfinishedError("\n".join([f"no rate for {', '.join(without)}: all runs diverged", *unfinished(now, {})]))
+        raise UnfinishedError("\n".join(without))
 
 
-def train(config: DictConfig, profile: str, grids: Sequence[RateGrid], arguments: Sequence[str]) -> State:
+# The grids.
+
+
+def rate_grids(profile: str, given: Mapping[str, list[str]]) -> list[RateGrid]:
+    """The rates to try, for each method and task.
+
+    Args:
+        given: The overrides of the command.
+    Raises: UserError: If the overrides define no valid grid.
     """
-    Raises: UnfinishedError: If a run has no record, or failed for a reason other than divergence.
+    reported = reported_seeds(profile)
+    axes = {"seed": [usual_seed(reported)]}
+    axes |= {key: values for key, values in given.items() if key not in ("method", "task")}
+    rates = axes.pop("train.lr", None)
+    axes["rates"] = ["null"]  # every tuning centres the grid on the row of conf/hparams
+    several = [key for key, values in axes.items() if len(values) > 1 and key != "seed"]
+    if several:
+        raise UserError(f"only method, task, seed and train.lr take several values in tune, got {', '.join(several)}")
+    if "task" not in given:
+        raise UserError("tune needs task=NAME, or several: task=A,B")
+    if used := [seed for seed in axes["seed"] if seed in reported]:
+        raise UserError(
+            f"seed must be one that no table of profile {profile} reports, got {', '.join(used)}: its tables report "
+            f"{', '.join(sorted(reported, key=int))}, and rates chosen on these would favour what was tuned most; "
+            f"without seed=, tune takes {usual_seed(reported)}"
+        )
+    stated = None if rates is None else numbers(rates)
+    grids = []
+    for task in given["task"]:
+        for method in given.get("method", METHODS):
+            lr = [] if stated is None else [f"train.lr={stated[0]!r}"]
+            single = [f"{key}={values[0]}" for key, values in axes.items()]
+            first = compose_run([f"profile={profile}", *single, f"method={method}", f"task={task}", *lr])
+            around = tuple(float(f"{first.train.lr * factor:.3g}") for factor in FACTORS)
+            grids.append(RateGrid(method, task, first, axes, stated or around))
+    return grids
+
+
+def numbers(texts: Sequence[str]) -> tuple[float, ...]:
+    """The stated rates, each once, in ascending order.
+
+    Raises: UserError: If one is not a number > 0, or there are fewer than `LEAST_VALUES`.
     """
-    runs = expand_blocks(profile, {TUNING: [grid.block for grid in grids]})
-    now, reasons = launch_runs(config, runs, arguments)
-    if now.missing or not all(DIVERGED in str(record.error) for record in now.failed.values()):
-        raise UnfinishedError("\n".join(unfinished(now, reasons)))
-    return now
+    try:
+        rates = sorted({float(text) for text in texts})
+    except ValueError as error:
+        raise UserError(f"train.lr must be numbers > 0, got {', '.join(texts)}") from error
+    if not all(0 < rate < math.inf for rate in rates):
+        raise UserError(f"train.lr must be numbers > 0, got {', '.join(texts)}")
+    if len(rates) < LEAST_VALUES:
+        raise UserError(
+            f"tune needs at least {LEAST_VALUES} different values of train.lr, got {', '.join(texts)}; without any, it "
+            f"tries {len(FACTORS)} around the row of conf/hparams"
+        )
+    return tuple(rates)
 
 
-def rate_of(grid: RateGrid, tried: dict[float, float | None]) -> Rate | None:
-    """The entry of the rates file for a method and task. None if every rate diverged."""
-    best = best_rate(tried)
-    if best is None:
+def reported_seeds(profile: str) -> set[str]:
+    """The seeds in the profile's grids, of its default or not, except the grid that chose the rates of conf/."""
+    names = [name for name in describe_group("experiment") if name != LEARNING_RATE and profile in profiles_of(name)]
+    return {seed for name in names for seed in values_of("seed", grid(profile, name))}
+
+
+def usual_seed(reported: Collection[str]) -> str:
+    """The lowest seed that no table reports. Ours: 0 as in experiment=learning_rate, unless a table reports that."""
+    return next(seed for seed in map(str, itertools.count()) if seed not in reported)
+
+
+# The choice.
+
+
+def scores(by_rate: Mapping[float, list[str]], now: State, results: Path) -> dict[float, float | None]:
+    """Rate -> the mean over seeds of the best epoch's headline metric on dev, a fraction.
+
+    None if a run has no score, diverged, or collapsed: it predicts the same for every row.
+
+    Args:
+        by_rate: Rate -> its run_ids.
+    """
+    tried: dict[float, float | None] = {}
+    for rate, run_ids in by_rate.items():
+        values = [score_of(now.ok.get(run_id), results) for run_id in run_ids]
+        tried[rate] = None if None in values else sum(values) / len(values)
+    return tried
+
+
+def score_of(record: RunRecord | None, results: Path) -> float | None:
+    if record is None or is_constant(dev_predictions(record, results)["best"], TASKS[record.config["task"]]):
         return None
-    first, seeds = grid.first, tuple(int(seed) for seed in grid.axes["seed"])
-    return Rate(first.model.name, first.protocol, grid.task_name, grid.method, best, seeds, tried)
+    return record.selected["best"]["value"]
+
+
+def best_rate(tried: Mapping[float, float | None]) -> float | None:
+    """The rate with the highest score. None if several share it, or no rate has a score."""
+    best = max((score for score in tried.values() if score is not None), default=None)
+    rates = [rate for rate, score in tried.items() if score == best]
+    return rates[0] if best is not None and len(rates) == 1 else None
+
+
+def at_edge(tried: Mapping[float, float | None]) -> str | None:
+    """`lowest` or `highest` if the best rate is at that edge of the rates tried, diverged ones included, else None."""
+    best = best_rate(tried)
+    return "lowest" if best == min(tried) else "highest" if best == max(tried) else None
+
+
+def no_rate(rate_grid: RateGrid, tried: Mapping[float, float | None]) -> str:
+    """Why a grid has no best rate, and what decides it."""
+    best = max((score for score in tried.values() if score is not None), default=None)
+    if best is None:
+        return f"no rate for {rate_grid.name}: all runs diverged or collapsed; try lower rates with train.lr=A,B,C"
+    tied = ", ".join(f"{rate:g}" for rate, score in tried.items() if score == best)
+    return f"no rate for {rate_grid.name}: {tied} tie at {100 * best:.1f}; more seeds decide, such as seed=0,100,101"
 
 
 def table(
-    profile: str, grids: Sequence[RateGrid], found: Mapping[tuple[str, str], dict[float, float | None]], now: State
+    profile: str,
+    grids: Sequence[RateGrid],
+    tries: Sequence[Mapping[float, list[str]]],
+    tried: Sequence[Mapping[float, float | None]],
+    now: State,
 ) -> Table:
     """One line per method, task and rate: its score, whether it is taken, and its runs."""
     lines = []
-    for grid in grids:
-        tried, run_ids = found[grid.method, grid.task], grid.run_ids(profile)
-        best, edge = best_rate(tried), at_edge(tried)
-        for rate, score in tried.items():
+    for rate_grid, by_rate, score in zip(grids, tries, tried, strict=True):
+        best, edge = best_rate(score), at_edge(score)
+        for rate, run_ids in by_rate.items():
             taken = ("yes (edge)" if edge else "yes") if rate == best else ""
-            text = "-" if score is None else f"{100 * score:.1f}"
-            runs = ", ".join(run_ids[rate])
-            row = {"Method": grid.method, "Task": grid.task_name, "Learning rate": f"{rate:g}", "Score": text}
-            lines.append(row | {"Taken": taken, "Runs": runs})
-    seeds = ", ".join(grids[0].axes["seed"])
-    metrics = {grid.task_name: record.selected["metric"] for grid in grids for record in now.ok.values()
-               if record.config["task"] == grid.task_name}  # fmt: skip
+            text = "-" if score[rate] is None else f"{100 * score[rate]:.1f}"
+            row = {"Method": rate_grid.method, "Task": rate_grid.first.task, "Learning rate": f"{rate:g}"}
+            lines.append(row | {"Score": text, "Taken": taken, "Runs": ", ".join(run_ids)})
+    first, seeds = grids[0].first, ", ".join(grids[0].axes["seed"])
+    metrics = {record.config["task"]: record.selected["metric"] for record in now.ok.values()}
     notes = (
         f"Score: the best epoch on the dev set ({', '.join(f'{task}: {name}' for task, name in metrics.items())}), "
-        f"mean over seeds. -: a run diverged or has no score.",
+        f"mean over seeds. -: a run diverged, collapsed (the same prediction for every row) or has no score.",
     )
-    first = grids[0].first
     title = f"Learning rates tried ({profile}: {first.model.name}, protocol {first.protocol}, seed {seeds})"
     return Table(TUNING, title, pd.DataFrame(lines), 3, notes)
 
 
-def further(grid: RateGrid, tried: Mapping[float, float | None], arguments: Sequence[str]) -> str | None:
+def further(rate_grid: RateGrid, tried: Mapping[float, float | None], arguments: Sequence[str]) -> str | None:
     """The command, in a sentence, for a grid of the same size beyond the best rate's edge. None if it is at no edge."""
     edge = at_edge(tried)
     if edge is None:
         return None
-    rates = grid.rates
-    for _ in range(BEYOND):
-        rates = tuple(sorted((*rates, next_rate(rates, edge))))
-    rates = rates[: grid.values] if edge == "lowest" else rates[-grid.values :]
+    rates = list(rate_grid.rates)
+    for _ in range(BEYOND):  # by the factor between the last two
+        last, neighbour = (rates[0], rates[1]) if edge == "lowest" else (rates[-1], rates[-2])
+        rates = sorted([*rates, float(f"{last * last / neighbour:.3g}")])
+    rates = rates[: len(tried)] if edge == "lowest" else rates[-len(tried) :]
     kept = [one for one in arguments if not one.startswith(("method=", "task=", "train.lr="))]
-    own = [f"method={grid.method}", f"task={grid.task}", f"train.lr={','.join(f'{rate:g}' for rate in rates)}"]
+    new = [f"method={rate_grid.method}", f"task={rate_grid.task}", f"train.lr={','.join(f'{r:g}' for r in rates)}"]
     return (
-        f"{grid.method} on {grid.task_name}: the best is the {edge} of {len(tried)} rates, and a better one may lie "
-        f"beyond. To look: {as_command(['python', '-m', 'lora', 'tune', *kept, *own])}"
+        f"{rate_grid.name}: the best is the {edge} of {len(tried)} rates, and a better one may lie beyond. To look: "
+        f"{as_command(['python', '-m', 'lora', 'tune', *kept, *new])}"
     )
 
 
