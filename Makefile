@@ -8,6 +8,10 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PIP_USER PIP_TARGET PIP_PREFIX
 
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 PROFILE ?= $(if $(TASK),own,mini)
+# A mistyped variable, such as MODELDIR=, would be ignored.
+KNOWN := ARGS GLUE_DIR LATEST LAUNCHER MODEL MODEL_DIR PROFILE PYTHON REFERENCE RETRY_FAILED TASK TORCH_INDEX
+UNKNOWN := $(strip $(foreach name,$(filter-out $(KNOWN),$(.VARIABLES)),$(if $(filter command,$(origin $(name))),$(name))))
+$(if $(UNKNOWN),$(error $(UNKNOWN) is not a variable of this Makefile ($(KNOWN)); settings are given as ARGS="setting=value"))
 export PROFILE TASK GLUE_DIR MODEL_DIR RETRY_FAILED TORCH_INDEX LAUNCHER
 
 # The overrides that the variables stand for, in the shell's array `overrides`. ARGS are last, so that they win.

@@ -256,6 +256,14 @@ def test_a_task_of_ones_own_has_a_profile_unless_another_is_named(ready_clone: P
     assert calls(ready_clone)[-3] == ["-m", "lora", "-m", "profile=mini", "task='my_task'", "experiment=lora_ranks"]
 
 
+def test_a_mistyped_variable_is_refused(ready_clone: Path) -> None:
+    for given in ("MODELDIR=/a", "SEED=1", "METHOD=lora"):
+        refused = make(ready_clone, "reproduce-glue", given)
+        assert refused.returncode == 2 and not (ready_clone / "calls").exists()
+        assert f"{given.partition('=')[0]} is not a variable of this Makefile" in refused.stderr
+    assert make(ready_clone, "reproduce-glue", METHOD="of the environment").returncode == 0
+
+
 def test_reproduce_glue_takes_a_launcher(ready_clone: Path) -> None:
     assert make(ready_clone, "reproduce-glue", "PROFILE=paper", "LAUNCHER=slurm").returncode == 0
     assert calls(ready_clone)[1] == ["-m", "lora", "-m", "profile=paper", "launcher=slurm"]

@@ -9,7 +9,8 @@ import tiny
 
 from lora.config.compose import compose_family, compose_run
 from lora.errors import UserError
-from lora.records.record import record_path, write_record
+from lora.files import hash_file
+from lora.records.record import adapter_path, read_record, record_path, write_record
 from lora.sweep import stand_in
 from lora.sweep.expand import distinct
 from lora.sweep.request import requested
@@ -22,6 +23,24 @@ def trained(tiny_overrides):
     """The configuration and the record of one tiny run."""
     config = compose_run([*tiny_overrides, "train.epochs=1"])
     return config, ensure_record(config, mistakes_fail=False)
+
+
+def test_a_finished_run_is_trained_again_for_its_adapter_and_keeps_its_record(trained, tiny_overrides, capsys):
+    config, _ = trained
+    path = record_path(config.runtime.results, config.run_id)
+    record = read_record(path)
+    asked = compose_run([*tiny_overrides, "train.epochs=1", "runtime.save_adapter=true"])
+    capsys.readouterr()
+    again = ensure_record(asked, mistakes_fail=False)
+    assert "is trained again for its adapter; its record stays" in capsys.readouterr().out
+    adapter = adapter_path(config.runtime.outputs, config.run_id)
+    assert again == dataclasses.replace(record, adapter=hash_file(adapter)) == read_record(path)
+    adapter.unlink()
+    write_record(config.runtime.results, dataclasses.replace(again, predictions="0" * 64))
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"its predictions differ from those in its record.* the record is kept"):
+        ensure_record(asked, mistakes_fail=False)
+    assert path.read_bytes() == before and not adapter.exists()
 
 
 def other_rows(glue_dir, tmp_path):

@@ -51,20 +51,8 @@ def find_task(given: str, results: str | Path) -> Task:
 
 
 def own_tasks(overrides: Sequence[str]) -> list[Task]:
-    """The tasks whose files overrides name.
-
-    Raises: UserError: If a file or one of its rows is invalid, or two files define tasks of one name, as two folds of a
-        cross-validation may: their runs would have the same names.
-    """
-    named: dict[str, Path] = {}
-    for path in filter(None, (task_file(str(value)) for value in values_given("task", overrides))):
-        other = named.setdefault(add_task(path).name, path)
-        if other.resolve() != path.resolve():
-            raise UserError(
-                f"{other} and {path} have the same name and definition, so their runs would have the same names: give "
-                f"the files different names, such as {path.stem}_1{path.suffix} and {path.stem}_2{path.suffix}"
-            )
-    return [TASKS[name] for name in named]
+    """The tasks whose files overrides name. Raises: UserError: If a file or one of its rows is invalid."""
+    return [add_task(path) for path in map(task_file, map(str, values_given("task", overrides))) if path is not None]
 
 
 def with_task(config: DictConfig, name: str | None = None) -> tuple[DictConfig, str]:

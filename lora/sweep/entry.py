@@ -21,7 +21,7 @@ from lora.errors import UnfinishedError, UserError, as_command
 from lora.records.record import RunRecord, adapter_path, record_path
 from lora.sweep.locks import HeldError
 from lora.sweep.progress import counted, duration, shown
-from lora.sweep.worker import ensure_record, usable_record
+from lora.sweep.worker import ensure_record, has_adapter, usable_record
 from lora.training.processes import check_processes, is_main_process, processes
 from lora.training.signals import InterruptedRunError, listen
 
@@ -57,9 +57,10 @@ def summary(end: Ended) -> str:
         else:
             lines.append(f"  trained in {duration(record.seconds)}{resumed}")
     lines.append(f"  record:  {record_path(runtime.results, record.run_id)}")
-    adapter = adapter_path(runtime.outputs, record.run_id)
     if record.status == "ok":
-        lines.append(f"  adapter: {adapter.parent if adapter.exists() else '- (runtime.save_adapter=true saves it)'}")
+        folder = adapter_path(runtime.outputs, record.run_id).parent
+        saved = has_adapter(record, runtime.outputs)
+        lines.append(f"  adapter: {folder if saved else '- (runtime.save_adapter=true saves it)'}")
     return "\n".join(lines)
 
 

@@ -206,13 +206,13 @@ def refuse_unequal_tuning(runs: Sequence[PlannedRun], setting: Any) -> None:
         numbers of values.
     """
     path = rates_path(setting)
-    sizes = {(*rate.key[:3], rate.lr): len(rate.tried) for rate in read_rates(path)}
+    sizes = {(*rate.key[:3], rate.method.partition("_")[0], rate.lr): len(rate.tried) for rate in read_rates(path)}
     tasks: dict[tuple[str, str, str], dict[str, int]] = {}
     for run in runs if sizes else ():
         if run.config.runtime.rate_from != "stated":
             place = (run.model, run.protocol, run.task)
-            size = sizes[(*place, run.config.train.lr)] if run.config.runtime.rate_from == "tuned" else 0
-            tasks.setdefault(place, {})[run.method] = size
+            key = (*place, run.method, run.config.train.lr)
+            tasks.setdefault(place, {})[run.method] = sizes[key] if run.config.runtime.rate_from == "tuned" else 0
     for (_, _, task), methods in tasks.items():
         if len(set(methods.values())) > 1:
             tried = ", ".join(f"{method} with {size or 'no'} values" for method, size in methods.items())

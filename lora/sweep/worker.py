@@ -14,7 +14,7 @@ from lora.config.run import RunConfig
 from lora.data.own_task import keep_task
 from lora.data.tasks import TASKS, Task
 from lora.errors import DivergedError, UserError
-from lora.files import check_writable, write_atomically
+from lora.files import check_writable, hash_file, write_atomically
 from lora.records.record import RunRecord, adapter_path, predictions_path, read_record, record_path, write_record
 from lora.sweep.about import about, nothing_to_train
 from lora.sweep.cleanup import clean_up, clear
@@ -50,7 +50,8 @@ def ensure_record(config: RunConfig, mistakes_fail: bool) -> RunRecord:
         return train(config, mistakes_fail)
     check_writable(config.runtime.results)
     if not mistakes_fail:
-        print("\n".join([f"{config.run_id}:", *about([config])]), flush=True)
+        again = " is trained again for its adapter; its record stays" if finished(config) is not None else ""
+        print("\n".join([f"{config.run_id}:{again}", *about([config])]), flush=True)
     with held(lock_path(config.runtime.outputs, config.run_id)):
         return usable_record(config) or train(config, mistakes_fail)  # another may just have ended
 
@@ -62,10 +63,21 @@ def usable_record(config: RunConfig) -> RunRecord | None:
     if not path.exists():
         return None
     record = read_record(path)
-    usable = record.status == "ok" and (
-        adapter_path(runtime.outputs, config.run_id).exists() or not runtime.save_adapter
-    )
+    usable = record.status == "ok" and (not runtime.save_adapter or has_adapter(record, runtime.outputs))
     return record if usable or (record.status == "failed" and not runtime.retry_failed) else None
+
+
+def finished(config: RunConfig) -> RunRecord | None:
+    """The run's record if it is `ok`. It is kept if the run is trained again for its adapter."""
+    path = record_path(config.runtime.results, config.run_id)
+    record = read_record(path) if path.exists() else None
+    return record if record is not None and record.status == "ok" else None
+
+
+def has_adapter(record: RunRecord, outputs: str) -> bool:
+    """Whether the adapter that a record names is in a folder of outputs, unchanged."""
+    path = adapter_path(outputs, record.run_id)
+    return path.exists() and hash_file(path) == record.adapter
 
 
 def train(config: RunConfig, mistakes_fail: bool) -> RunRecord:
@@ -94,6 +106,16 @@ def train(config: RunConfig, mistakes_fail: bool) -> RunRecord:
             predictions = files = None
     if not writes:
         return record
+    before = finished(config)
+    if before is not None:
+        if record.predictions != before.predictions:
+            copy.end(None)
+            raise UserError(
+                f"{config.run_id} was trained again for its adapter, and its predictions differ from those in its "
+                f"record, as on another machine: the record is kept, and no adapter was saved; add "
+                f"runtime.results=FOLDER to train it anew"
+            )
+        record, predictions = replace(before, adapter=record.adapter), None
     if predictions is not None:
         write_atomically(predictions_path(runtime.results, config.run_id), predictions)
     if files is not None:
