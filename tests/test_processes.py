@@ -24,10 +24,15 @@ NO_DROPOUT = ("train.dropout=0.0", "train.head_dropout=0.0")
 UNEVEN = ("train.batch=12", "data.train_rows=37", "train.epochs=3", "train.adam_eps=1e-6", "runtime.save_adapter=true")
 
 
-def launch(launcher, overrides, outputs):
-    """Train one run in two processes."""
-    command = [sys.executable, "-m", *LAUNCHERS[launcher].split(), "-m", "lora", *overrides, *outputs]
-    return subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+def launch(launcher, overrides, folder):
+    """Train one run in two processes, with its outputs in the folder."""
+    command = [sys.executable, "-m", *LAUNCHERS[launcher].split(), "-m", "lora", *overrides, *outputs_in(folder)]
+    return subprocess.run(command, cwd=ROOT, env=environment(folder.parent), capture_output=True, text=True)
+
+
+def environment(temporary):
+    """torchrun leaves its folders in the temporary directory."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}
 
 
 def outputs_in(folder):
@@ -45,7 +50,7 @@ def outputs_in(folder):
 )
 def test_two_processes_give_the_losses_and_weights_of_one(tiny_overrides, tiny_config, tmp_path, launcher, settings):
     one, _, files = run(tiny_config(*UNEVEN, *settings))
-    done = launch(launcher, [*tiny_overrides, *UNEVEN, *settings], outputs_in(tmp_path / "two"))
+    done = launch(launcher, [*tiny_overrides, *UNEVEN, *settings], tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(": ok, ") == 1, "one of the two speaks"
     two = read_record(tmp_path / "two" / "results" / "runs" / f"{one.run_id}.json")
@@ -63,14 +68,14 @@ def test_two_processes_give_the_losses_and_weights_of_one(tiny_overrides, tiny_c
 
 def test_two_processes_without_a_gpu_train_together_when_the_device_is_left_open(tiny_overrides, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    done = launch("torchrun", [*tiny_overrides, "runtime.device=auto"], outputs_in(tmp_path / "two"))
+    done = launch("torchrun", [*tiny_overrides, "runtime.device=auto"], tmp_path / "two")
     assert done.returncode == 0, done.stderr
     (record,) = load_records(tmp_path / "two" / "results")[0]
     assert record.provenance["processes"] == 2
 
 
 def test_a_batch_that_does_not_divide_is_refused_once_and_leaves_nothing(tiny_overrides, tmp_path):
-    done = launch("torchrun", [*tiny_overrides, "train.batch=9"], outputs_in(tmp_path / "two"))
+    done = launch("torchrun", [*tiny_overrides, "train.batch=9"], tmp_path / "two")
     assert done.returncode != 0
     message = "error: train.batch must be a multiple of processes x train.accumulation (2 x 1)"
     assert done.stderr.count(message) == 1
@@ -109,8 +114,7 @@ def test_three_processes_resume_bit_for_bit(tiny_config, tmp_path):
         tmp_path / "resumed.py",
         tmp_path / "config",
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-m", *command], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", *command], env=environment(tmp_path), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["resumed", "1"]
 
