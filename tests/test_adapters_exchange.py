@@ -15,6 +15,7 @@ import peft
 import pytest
 import tiny
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_adapters import METHODS, assert_same_logits, logits, with_method
 from torch import nn
@@ -418,6 +419,23 @@ def test_a_folder_without_lora_and_a_head_with_lora_are_refused(tmp_path, bases)
     with pytest.raises(UserError, match="cannot both save a head and put LoRA into it: classifier"):
         to_peft(Adapter(method, weights, adapter.head), tmp_path / "both")
     assert not (tmp_path / "both").exists()
+
+
+@pytest.mark.parametrize("headed", [True, False], ids=["head", "no head"])
+def test_the_settings_that_peft_reads(headed, tmp_path, bases):
+    """The truth is PEFT's own LoraConfig, which reads the file."""
+    adapter = adapter_of(small("bert", LoraConfig(targets=("q", "v"), rank=3, alpha=6, dropout=0.1)))
+    to_peft(adapter if headed else Adapter(adapter.method, adapter.weights, {}), tmp_path / "peft", base=bases / "bert")
+    config = peft.PeftConfig.from_pretrained(tmp_path / "peft")
+    assert isinstance(config, peft.LoraConfig)
+    assert (config.r, config.lora_alpha, config.lora_dropout, config.use_rslora) == (3, 6, 0.1, False)
+    assert (config.bias, config.fan_in_fan_out, config.inference_mode) == ("none", False, True)
+    assert set(config.target_modules) == set(adapter.pairs())
+    assert (config.rank_pattern, config.alpha_pattern) == ({}, {})
+    assert config.task_type == ("SEQ_CLS" if headed else None)
+    assert config.modules_to_save == (["bert.pooler", "classifier"] if headed else None)
+    with safe_open(tmp_path / "peft" / WEIGHTS, "pt") as file:  # transformers takes no file without
+        assert file.metadata() == {"format": "pt"}
 
 
 def loralib_model(architecture="roberta", rank=4, alpha=16, targets="qv"):

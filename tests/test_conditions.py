@@ -1,7 +1,5 @@
 """The line above a table, worked out by hand for curves that rise and curves that do not."""
 
-import dataclasses
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +7,6 @@ from scipy import stats
 
 from lora.report.cells import expected_runs
 from lora.report.conditions import conditions, rises
-from lora.report.notes import ENCODERS, encoder_notes
 from lora.report.runs import Planned
 
 GAINS = (0.2, 1.0, 1.4, 2.4, 3.0)  # points from epoch 4 to epoch 6, seed by seed
@@ -57,14 +54,6 @@ def test_the_line_says_encoder_epochs_rows_start_and_what_still_rises():
     assert conditions(frame(steady), every, steady).endswith("interval over seeds): nothing.")
 
 
-@pytest.mark.parametrize(("lengths", "words"), [((3, 6), "3 and 6"), ((3, 4, 6), "3 to 6"), ((6, 6), "6")])
-def test_lengths_are_named_if_they_are_two_and_bounded_if_more(lengths, words):
-    cells = [planned(slug=f"lora-qv-r{place}") for place in range(1, len(lengths) + 1)]
-    found = [curves(runs, GAINS).query(f"epoch <= {last}") for runs, last in zip(cells, lengths, strict=True)]
-    runs = [p for cell in cells for p in cell]
-    assert f"; epochs: {words}; " in conditions(frame(runs), pd.concat(found), runs)
-
-
 def test_many_rising_cells_are_counted():
     several = [planned(slug=f"lora-qv-r{rank}") for rank in (1, 2, 4, 8, 16)]
     every = pd.concat([curves(runs, [gain] * 5) for gain, runs in enumerate(several, start=1)])
@@ -84,17 +73,3 @@ def test_several_devices_are_named_with_their_runs_the_commonest_first():
     every = pd.concat([curves(planned(), GAINS), curves(planned("rte"), GAINS)])
     mixed = frame(runs).assign(device=["a GPU", *["a CPU"] * 9])
     assert "; devices: a CPU (9 runs), a GPU (1 run)." in conditions(mixed, every, runs)
-
-
-def test_nothing_is_said_of_what_is_not_there():
-    runs = planned()
-    assert conditions(frame([]).reindex(columns=list(frame(runs))), curves([], []), runs) == ""
-    short = curves(runs, GAINS)
-    found = conditions(frame(runs), short[short["epoch"] == 1], runs)
-    assert "epochs: 1;" in found and found.endswith("no run has two epochs.")
-
-
-def test_only_the_encoders_that_are_known_have_a_note():
-    assert encoder_notes(["roberta_base", "minilm", "minilm"]) == [ENCODERS["minilm"]]
-    assert all(word in ENCODERS["minilm"] for word in ("sentence embedder", "MNLI, SNLI and QQP", "STS-B", "RoBERTa"))
-    assert encoder_notes([dataclasses.replace(planned()[0], model="local").model]) == []

@@ -1,5 +1,6 @@
 """Intervals over dev examples: the metrics against their own module, the intervals against SciPy and closed forms."""
 
+import argparse
 import dataclasses
 import hashlib
 import json
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 from scipy import stats
-from synthetic import populate, synthetic_record, write_run
+from synthetic import synthetic_record, write_run
 
 from lora.data import metrics
 from lora.errors import UserError
@@ -22,6 +23,7 @@ from lora.report.analyses.dev_intervals import (
     check,
     compare,
     compared,
+    main,
     read_labels,
     resampled,
     score,
@@ -39,14 +41,15 @@ def predictions(metric: str, rows: int = 300) -> tuple[np.ndarray, np.ndarray]:
     if metric == "pearson":
         labels = RANDOM.normal(2.5, 1, rows)
         return (labels + RANDOM.normal(0, 1, rows)).astype(np.float32), labels
-    labels = RANDOM.integers(0, 2, rows)
-    return np.where(RANDOM.random(rows) < 0.8, labels, 1 - labels).astype(np.int16), labels
+    classes = 3 if metric == "macro_f1" else 2
+    labels = RANDOM.integers(0, classes, rows)
+    return np.where(RANDOM.random(rows) < 0.8, labels, (labels + 1) % classes).astype(np.int16), labels
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews", "pearson"])
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "macro_f1", "matthews", "pearson"])
 def test_sums_give_the_metric_of_the_metrics_module(metric):
     predicted, labels = predictions(metric)
-    ours = score(metric, statistics(metric, predicted, labels).sum(axis=0), len(labels))
+    ours = score(metric, statistics(metric, predicted, labels, classes=3).sum(axis=0), len(labels))
     assert float(ours) == pytest.approx(metrics.compute((metric,), predicted, labels)[metric], abs=1e-9)
 
 
@@ -62,7 +65,7 @@ def test_constant_predictions_have_the_value_of_the_metrics_module(metric, undef
     assert (points[:, 0] == 0).all() and points[:, 1].min() > 0
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews", "pearson"])
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "macro_f1", "matthews", "pearson"])
 def test_a_resample_is_the_metric_of_the_rows_drawn(metric):
     """Its spread over resamples is that of SciPy's bootstrap, which computes the metric from the drawn rows."""
     predicted, labels = predictions(metric)
@@ -207,6 +210,19 @@ def test_labels_are_never_in_the_analysis(predicted_runs):
     assert not any(isinstance(value, list | dict) for value in numbers)
 
 
-def test_without_runs_there_is_nothing_to_compare(tmp_path):
-    populate(tmp_path / "small", "small", ["experiment=lora_targets", "seed=1"])
-    assert compare(gather("small", ["experiment=lora_targets", "seed=1"], tmp_path), {}, tmp_path) == []
+def test_one_task_keeps_the_analysis_of_the_others_and_none_is_an_error(predicted_runs, monkeypatch):
+    results, labels = predicted_runs
+    path = results / "small" / "analysis" / EXAMPLES
+    path.parent.mkdir()
+    path.write_bytes(analysis_json({}, [{"task": "rte"}, {"task": "cola", "old": 1}]))
+    monkeypatch.setattr("lora.report.analyses.dev_intervals.gather", lambda name, given: gather(name, given, results))
+    monkeypatch.setattr("lora.report.analyses.dev_intervals.read_labels", lambda _: {"cola": labels})
+    given = argparse.Namespace(profile="small", overrides=OVERRIDES, reference=False)
+    main(given)
+    entries = json.loads(path.read_bytes())["entries"]
+    assert [entry["task"] for entry in entries] == ["rte", "cola"] and "old" not in entries[1]
+    path.unlink()
+    monkeypatch.setattr("lora.report.analyses.dev_intervals.read_labels", lambda _: {})
+    with pytest.raises(UserError, match="nothing can be compared"):
+        main(given)
+    assert not path.exists()

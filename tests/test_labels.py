@@ -38,7 +38,7 @@ def tables_of(folder, profile="mini", arguments=()):
     ids=lambda value: value[0].partition("=")[0] if isinstance(value, list) else "",
 )
 def test_each_value_of_a_grid_is_a_row(grid, labels, tmp_path):
-    arguments = ["task=reviews", "method=lora", "train.epochs=1", "seed=1,2", *grid]
+    arguments = ["experiment=null", "task=reviews", "method=lora", "train.epochs=1", "seed=1,2", *grid]
     populate(tmp_path / "mini", "mini", arguments)
     _, tables = tables_of(tmp_path, "mini", arguments)
     assert sorted(tables["table2"]["Method"]) == sorted(labels)
@@ -54,12 +54,12 @@ def test_each_value_of_a_grid_is_a_row(grid, labels, tmp_path):
 )
 def test_a_value_that_conf_gives_to_one_task_only_is_one_row(grid, labels, tmp_path):
     """conf/ trains reviews for 2 epochs and scrambled for 4. Without a grid, these are one row."""
-    arguments = ["task=reviews,scrambled", "method=lora", "seed=1,2", grid]
+    arguments = ["experiment=null", "task=reviews,scrambled", "method=lora", "seed=1,2", grid]
     populate(tmp_path / "mini", "mini", arguments)
     _, tables = tables_of(tmp_path, "mini", arguments)
     assert sorted(tables["table2"]["Method"]) == labels and not (tables["table2"] == "-").any(axis=None)
-    populate(tmp_path / "usual" / "mini", "mini", ["experiment=glue_table2", *arguments[:3]])
-    _, usual = tables_of(tmp_path / "usual", "mini", ["experiment=glue_table2", *arguments[:3]])
+    populate(tmp_path / "usual" / "mini", "mini", ["experiment=glue_table2", *arguments[1:4]])
+    _, usual = tables_of(tmp_path / "usual", "mini", ["experiment=glue_table2", *arguments[1:4]])
     assert list(usual["table2"]["Method"]) == ["LoRA (qv, r8)"]
 
 
@@ -90,7 +90,7 @@ def test_what_the_papers_notation_lacks_is_named_by_its_label(tmp_path, capsys):
 
 
 def test_rows_that_differ_in_the_start_are_named_by_it(tmp_path):
-    arguments = ["task=rte", "method=bitfit,lora", "start=pretrained,mnli", "seed=1,2"]
+    arguments = ["experiment=null", "task=rte", "method=bitfit,lora", "start=pretrained,mnli", "seed=1,2"]
     populate(tmp_path / "small", "small", arguments)
     report, tables = tables_of(tmp_path, "small", arguments)
     rows = [f"{name}, from {start}" for name in ("BitFit", "LoRA (qv, r8)") for start in ("MNLI", "pretrained")]
@@ -103,7 +103,7 @@ def test_rows_that_differ_in_the_start_are_named_by_it(tmp_path):
 
 
 def test_two_runs_of_one_seed_in_one_cell_are_refused(tmp_path):
-    (run,) = requested("mini", ["task=reviews", "method=lora", "seed=1,1"])[:1]
+    (run,) = requested("mini", ["experiment=null", "task=reviews", "method=lora", "seed=1"])
     twice = [
         Planned(f"{run.run_id}{i}", run.model, run.protocol, run.start, run.slug, run.method, run.task, 1)
         for i in range(2)
@@ -114,7 +114,11 @@ def test_two_runs_of_one_seed_in_one_cell_are_refused(tmp_path):
 
 def test_runs_that_no_experiment_expects_have_a_table_of_their_own(tmp_path):
     populate(tmp_path / "mini", "mini", ["experiment=glue_table2", "task=reviews", "method=lora", "seed=1"])
-    populate(tmp_path / "mini", "mini", ["task=reviews", "method=lora", "train.lr=0.0005,0.002", "seed=1,2"])
+    populate(
+        tmp_path / "mini",
+        "mini",
+        ["experiment=null", "task=reviews", "method=lora", "train.lr=0.0005,0.002", "seed=1,2"],
+    )
     report, tables = tables_of(tmp_path)
     assert sorted(tables["own"]["Method"]) == ["LoRA (qv, r8), lr=0.0005", "LoRA (qv, r8), lr=0.002"]
     assert not report.state.extra
@@ -136,7 +140,11 @@ def test_two_encoders_stand_in_one_table_whichever_is_asked_for(asked, tmp_path)
 
 def test_a_folder_of_one_encoder_is_reported_without_naming_it(tmp_path):
     """A report of runs of another encoder than the profile's shows these, and misses none of the profile's."""
-    runs = populate(tmp_path / "mini", "mini", [*ONE[1:], "seed=1,2", "model=local", "model.name=other-123abc"])
+    runs = populate(
+        tmp_path / "mini",
+        "mini",
+        ["experiment=null", *ONE[1:3], "seed=1,2", "train.epochs=1", "model=local", "model.name=other-123abc"],
+    )
     report, tables = tables_of(tmp_path)
     assert not report.state.missing and set(report.state.ok) == {run.run_id for run in runs}
     assert tables["table2"]["Method"].tolist() == ["LoRA (qv, r8)"] and "own" not in tables
@@ -164,7 +172,7 @@ def test_every_committed_record_is_named_by_its_settings_and_expected():
 )
 def test_each_row_of_ones_own_stands_beside_its_reference_cell(grid, labels, tmp_path):
     """The reference has one precision, which may depend on the machine, and both alphas."""
-    arguments = ["task=reviews", "method=lora", "seed=1,2"]
+    arguments = ["experiment=null", "task=reviews", "method=lora", "seed=1,2"]
     usual = [*arguments, *([grid] if "alpha" in grid else ["train.precision=fp32"])]
     populate(
         tmp_path / "reference" / "mini", "mini", usual, lambda run: 0.6 + 0.1 * ("method.alpha=64" in run.overrides)

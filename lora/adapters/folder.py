@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -33,6 +33,7 @@ from lora.records.record import RunRecord, adapter_path
 T = TypeVar("T")
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "adapter.safetensors", "adapter.json"
+LARGEST_DESCRIPTION = 10 * 2**20  # bytes; a real one has a few thousand
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def existing(folder: str | Path) -> Path:
 
 def describe(folder: Path, name: str, kind: type[T]) -> T:
     """Read one of our JSON files. Raises: UserError: If it is missing, in another format, or has any wrong value."""
-    content = read_object(inside(folder, name))
+    content = read_json(folder, name)
     path, method = folder / name, content.get("method")
     if "format" not in content:
         raise UserError(f"{path} does not describe an adapter: it has no format")
@@ -210,6 +211,17 @@ def describe(folder: Path, name: str, kind: type[T]) -> T:
         return build(kind, {key: value for key, value in content.items() if key != "format"})
     except SettingsError as error:
         raise UserError(f"{path}: {'; '.join(error.problems)}") from error
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """Read a JSON file of a folder. Raises: UserError: If it is missing, too large, or not a JSON object."""
+    path = inside(folder, name)
+    try:
+        if path.stat().st_size > LARGEST_DESCRIPTION:
+            raise UserError(f"{path} has {path.stat().st_size} bytes, too many for the description of an adapter")
+    except OSError as error:
+        raise UserError(f"{path} is not readable: {first_line(error)}") from error
+    return read_object(path)
 
 
 def inside(folder: Path, name: str) -> Path:

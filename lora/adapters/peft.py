@@ -34,6 +34,7 @@ from lora.adapters.folder import (
     existing,
     inside,
     read_adapter,
+    read_json,
     read_tensors,
     write_folder,
 )
@@ -191,7 +192,7 @@ def numerator(method: LoraConfig, rank: int, scale: float) -> float:
 
 def checked_config(folder: Path) -> dict[str, Any]:
     """Read PEFT's settings. Raises: UserError: If one has the wrong type, or is on but not supported here."""
-    config, path = read_object(inside(folder, CONFIG)), folder / CONFIG
+    config, path = read_json(folder, CONFIG), folder / CONFIG
     if config.get("peft_type") != "LORA":
         raise UserError(f"{path}: peft_type must be LORA, got {config.get('peft_type')!r}")
     on = [f"{key}={value!r}" for key, value in config.items() if key not in READ and value not in OFF]

@@ -125,7 +125,7 @@ def load_records(results: str | Path) -> tuple[list[RunRecord], list[str]]:
 FRAME_COLUMNS = (
     *("run_id", "model", "method", "slug", "task", "protocol", "start", "seed", "lr", "epochs"),
     *("best", "last", "best_epoch", "trainable_method", "trainable_head", "total", "seconds"),
-    *("is_part", "train_rows", "fingerprint", "device", "truncated"),
+    *("is_part", "train_rows", "fingerprint", "device", "truncated", "rate_from"),
 )
 
 
@@ -133,7 +133,8 @@ def load_frame(records: list[RunRecord]) -> pd.DataFrame:
     """A frame with one row per `ok` record; metrics are fractions and missing values NaN.
 
     Returns: Columns `FRAME_COLUMNS`; `best` and `last` are the headline metric of the best and of the last epoch,
-        `truncated` the fraction of the rows that are longer than data.max_length.
+        `truncated` the fraction of the rows that are longer than data.max_length, `rate_from` the origin of the
+        learning rate (`lora.config.run.RuntimeConfig`).
     """
     rows = [_row(record) for record in records if record.status == "ok"]
     return pd.DataFrame(rows, columns=FRAME_COLUMNS)
@@ -162,6 +163,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "fingerprint": data["fingerprint"],
         "device": record.provenance["device"],
         "truncated": sum(data["truncated"].values()) / sum(data["rows"].values()) if "truncated" in data else math.nan,
+        "rate_from": config["runtime"].get("rate_from"),
     }
 
 

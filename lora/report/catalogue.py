@@ -17,13 +17,7 @@ from lora.files import ROOT
 from lora.records.record import load_frame
 from lora.report.cells import KINDS, in_order, kinds_of, summarise
 from lora.report.compared import length_table
-from lora.report.comparisons import (
-    beside_paper,
-    best_against_last,
-    method_pairs,
-    pairs_table,
-    published,
-)
+from lora.report.comparisons import beside_paper, best_against_last, method_pairs, pairs_table, published
 from lora.report.conditions import conditions
 from lora.report.figures import Figure, by_parameters, by_rank, by_targets, forest, gaps_to_full, learning_curves
 from lora.report.learning_rate import LEARNING_RATE
@@ -162,7 +156,9 @@ def method_tables(runs: Runs) -> list[Table]:
         notes += [note("across")] if runs.pairs["across"].any() else []
         made.append(runs.table("pairs", title, cells, notes, figures=("forest",)))
     if runs.kind == "own" and len(runs.rates):
-        cells = runs.rates.drop(columns=["tried", *(["Model"] if runs.rates["Model"].nunique() == 1 else [])])
+        cells = runs.rates.drop(
+            columns=["tried", "is_stated", *(["Model"] if runs.rates["Model"].nunique() == 1 else [])]
+        )
         made.append(runs.table("rates", "How each learning rate was chosen", cells, [note("rates")], above=""))
     return made
 
@@ -272,11 +268,9 @@ def build_sections(
                 runs = Runs(name, kind, of_kind, frame, curves, examples, tuned, command)
                 made.summaries[experiment, kind] = runs.summary
                 made.answers.extend(answers(runs.pairs) if kind == "own" and experiment in MAIN else [])
-                tables = tables_of(shown, runs)
-                found = {key: make(runs) for key, make in shown.figures.items()}
-                figures = {key: figure for key, figure in found.items() if figure is not None}
-                made.figures.update({f"{key}{SUFFIXES[kind]}": figure for key, figure in figures.items()})
-                made.tables.extend(tables)
+                figures = {f"{key}{SUFFIXES[kind]}": make(runs) for key, make in shown.figures.items()}
+                made.figures.update({key: figure for key, figure in figures.items() if figure is not None})
+                made.tables.extend(tables_of(shown, runs))
     return made
 
 

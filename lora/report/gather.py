@@ -13,7 +13,7 @@ import pandas as pd
 
 from lora.checks import SettingsError
 from lora.config.options import values_given
-from lora.config.rates import TUNING
+from lora.config.rates import TUNING, rates_setting, tuned_seeds
 from lora.config.run import RunConfig, run_config
 from lora.data.own_task import add_kept_tasks
 from lora.data.tasks import TASKS
@@ -132,10 +132,14 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     add_kept_tasks(folder)
     records, problems = load_records(folder)
     configs, unknown = known_configs(records)
-    asked = [*overrides, *as_recorded(configs.values(), overrides, is_reference)]
     tuning = {r.run_id for r in records if r.config["runtime"].get("group") == TUNING}
     chosen_on = {r.config["seed"] for r in records if r.run_id in tuning}
-    sections = expected_runs_of(profile, asked, set(configs) - tuning, overrides, is_reference)
+    chosen_on |= set() if is_reference else tuned_seeds(rates_setting(overrides, str(folder)))
+    present, added = set(configs) - tuning, as_recorded(configs.values(), overrides, is_reference)
+    try:
+        sections = expected_runs_of(profile, [*overrides, *added], present, overrides, is_reference)
+    except UserError:  # a setting of the records may not fit another encoder of the profile
+        sections = expected_runs_of(profile, overrides, present, overrides, is_reference)
     sections = without_seeds(sections, chosen_on)
     every = {run.run_id: run for runs in sections.values() for run in runs}
     now = state_of(every.values(), records, [*problems, *unknown])

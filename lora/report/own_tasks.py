@@ -49,28 +49,31 @@ def rates_table(planned: Sequence[Planned], frame: pd.DataFrame, tuning: pd.Data
     Args:
         frame: `load_frame` of the runs.
         tuning: `load_frame` of the runs of `python -m lora tune` in the folder.
-    Returns: Columns `RATES`, and `tried`: the number of rates among which the run's was chosen; 0 if it was not tuned.
+    Returns: Columns `RATES`; `tried`: the number of rates among which the run's was chosen, 0 if it was not tuned;
+        `is_stated`: whether the command stated it.
     """
-    runs = expected_runs(planned).merge(frame[["run_id", "lr"]], on="run_id")
+    runs = expected_runs(planned).merge(frame.reindex(columns=["run_id", "lr", "rate_from"]), on="run_id")
     lines = []
     for (model, slug, label, task), cell in runs.groupby(["model", "slug", "label", "task"], sort=False):
         same = (tuning["model"] == model) & (tuning["slug"] == slug) & (tuning["task"] == task)
         tried = tuning[same & tuning["protocol"].isin(cell["protocol"])]
         for rate in sorted(cell["lr"].unique()):
             names = [encoder_title(model), label, TASKS[task].title, f"{rate:g}"]
-            lines.append([*names, chosen(rate, tried), tried["lr"].nunique() if rate in set(tried["lr"]) else 0])
-    return pd.DataFrame(lines, columns=[*RATES, "tried"])
+            is_stated = bool(cell.loc[cell["lr"] == rate, "rate_from"].eq("stated").all())
+            count = tried["lr"].nunique() if rate in set(tried["lr"]) else 0
+            lines.append([*names, chosen(rate, tried, is_stated), count, is_stated])
+    return pd.DataFrame(lines, columns=[*RATES, "tried", "is_stated"])
 
 
-def chosen(rate: float, tried: pd.DataFrame) -> str:
+def chosen(rate: float, tried: pd.DataFrame, is_stated: bool) -> str:
     """`best of 4 tried (0.0001 to 0.003, seed 0), at the edge`. `tried`: the tuning runs of the method and task."""
     rates = sorted(tried["lr"].unique())
     if not rates:
-        return "default, not tuned for this task"
+        return "stated by the command" if is_stated else "default, not tuned for this task"
     seeds = sorted(tried["seed"].unique())
     about = f"({rates[0]:g} to {rates[-1]:g}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})"
     if rate not in rates:
-        return f"given, none of {len(rates)} tried {about}"
+        return f"{'stated by the command' if is_stated else 'default'}, none of {len(rates)} tried {about}"
     best = tried["best"].fillna(0).groupby(tried["lr"]).mean()
     word = "best" if best[rate] == best.max() else "one"
     return f"{word} of {len(rates)} tried {about}{', at the edge' if rate in (rates[0], rates[-1]) else ''}"
@@ -83,7 +86,7 @@ def tuning_banner(rates: pd.DataFrame) -> str:
         rates: `rates_table`.
     """
     if not len(rates) or not rates["tried"].any():
-        return NOTES["untuned"] if len(rates) else ""
+        return NOTES["untuned"] if len(rates) and not rates["is_stated"].all() else ""
     parts = []
     for task, of_task in rates.groupby("Task", sort=False):
         if of_task["tried"].nunique() > 1:

@@ -1,4 +1,4 @@
-"""The paper's sentences as testable statements, judged on the records. `python -m lora claims PROFILE`.
+"""The paper's sentences as testable statements, judged on the records.
 
 | module | contents |
 | --- | --- |

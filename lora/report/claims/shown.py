@@ -116,24 +116,6 @@ def paper_text(claim: Claim) -> str:
     return "; ".join(cells)
 
 
-def text(verdicts: Sequence[Verdict]) -> str:
-    """The full text for the terminal: each claim with its verdict, comparisons, published cells and records."""
-    lines = []
-    for each in verdicts:
-        lines += [f"{each.word.upper()}{about_text(each)}: {each.claim.headline}", f"    source: {each.claim.source}"]
-        lines += [f"    {finding_text(found)}" for found in each.findings]
-        if not each.findings:
-            lines.append(f"    because: {each.reason}")
-        if each.on_last:
-            lines.append(f"    on each run's last epoch: {each.on_last.word.upper()}")
-            lines += [f"        {finding_text(found)}" for found in each.on_last.findings]
-        lines += [f"    margin: {each.claim.margin}", f"    claim of commit: {commit_text(each)}"]
-        lines.append(f"    paper: {paper_text(each.claim) or '-'}")
-        runs = dict.fromkeys(run for found in each.findings for run in found.runs)
-        lines += [f"    records: {', '.join(runs)}" if runs else "    records: none", ""]
-    return "\n".join(lines)
-
-
 def to_json(verdicts: Sequence[Verdict]) -> bytes:
     entries = []
     for each in verdicts:

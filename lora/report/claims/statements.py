@@ -1,7 +1,6 @@
 """The paper's sentences as testable statements: experiments/<name>/claims.yaml, read strictly."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +10,9 @@ import yaml
 
 from lora.checks import Problems, SettingsError, build
 from lora.config.labels import plain
-from lora.config.options import CONF, describe_group
-from lora.config.run import DataConfig, TrainConfig
+from lora.config.options import describe_group
+from lora.config.run import PROTOCOLS, DataConfig, TrainConfig
+from lora.data.tasks import TASKS
 from lora.errors import UserError, first_line
 from lora.files import ROOT
 from lora.methods import METHODS
@@ -36,7 +36,6 @@ SLUG = re.compile(r"full|bitfit|(houlsby|pfeiffer)-m\d+|adapterdrop-m\d+-d\d+|lo
 SLUGS = "full, bitfit, houlsby-m8, pfeiffer-m16, adapterdrop-m8-d4, lora-qv-r8, of any targets and sizes"
 KINDS = ("metric", "measure", "count", "check")
 Side = dict[str, tuple[str, ...]]
-Known = Mapping[str, Mapping[str, set[str]]]  # experiment -> selector -> the values that a claim may name
 
 
 @dataclass(frozen=True)
@@ -141,11 +140,20 @@ class Claim:
         problems.check(bool(self.compare) != (self.check is not None), "compare", "given unless check is", self.compare)
         problems.check(self.ours or bool(self.paper), "paper", "the published cells, unless ours is true", self.paper)
         sides = [side for compare in self.compare for side in (compare.one, compare.other)]
-        for side in sides if self.metric else ():
-            named = isinstance(side, dict) and set(side) - {"experiment"}
-            known = named and set(side) <= {*SELECTORS, "experiment", *SETTINGS}
-            rule = f"cells by {', '.join(SELECTORS)} or a setting such as train.lr, and experiment"
-            problems.check(bool(known), "a side", rule, side)
+        known: dict[str, list[str]] = {"method": [*METHODS], "task": [*TASKS], "start": [*START_TITLES]}
+        known |= {"protocol": [*PROTOCOLS], "experiment": describe_group("experiment")}
+        named = [] if self.tasks == "average" else [{"task": self.tasks}]
+        for side in [{"experiment": (self.experiment,)}, *named, *sides] if self.metric else ():
+            cells = isinstance(side, dict) and set(side) <= {*SELECTORS, "experiment", *SETTINGS}
+            if not cells or (side in sides and not set(side) - {"experiment"}):
+                rule = f"cells by {', '.join(SELECTORS)} or a setting such as train.lr, and experiment"
+                problems.check(False, "a side", rule, side)
+                continue
+            for key in known.keys() & side.keys():  # a mistyped name would never be judged
+                for value in set(side[key]) - set(known[key]):
+                    problems.check(False, key, f"one of {', '.join(known[key])}", value)
+            for slug in side.get("slug", ()):
+                problems.check(bool(SLUG.fullmatch(slug)), "slug", f"one that a cell can have ({SLUGS})", slug)
         for side in sides if self.count else ():
             forms = SLUG if self.count == "encoder" else re.compile(r"full|lora-[qkvo]+-r\d+")
             fits = isinstance(side, str) and SLUG.fullmatch(side) and forms.fullmatch(side)
@@ -168,15 +176,14 @@ def read_claims(folder: Path = ROOT / "experiments") -> list[Claim]:
     Raises: UserError: With the file and the claim, if one is invalid or names a cell that no run can have.
     """
     paths = sorted(folder.glob("*/claims.yaml"), key=lambda path: (path.parent.name not in FIRST, path))
-    known = known_cells()
-    claims = [claim for path in paths for claim in read_file(path, known)]
+    claims = [claim for path in paths for claim in read_file(path)]
     ids = [claim.id for claim in claims]
     if twice := {name for name in ids if ids.count(name) > 1}:
         raise UserError(f"claims need different ids, found twice: {', '.join(sorted(twice))}")
     return claims
 
 
-def read_file(path: Path, known: Known) -> list[Claim]:
+def read_file(path: Path) -> list[Claim]:
     name = f"{path.parent.name}/{path.name}"
     try:
         entries = yaml.safe_load(path.read_bytes())
@@ -188,7 +195,6 @@ def read_file(path: Path, known: Known) -> list[Claim]:
     for number, entry in enumerate(entries, 1):
         try:
             claim = build(Claim, {"experiment": path.parent.name, **normalised(entry)})
-            check_cells(claim, known)
             claims.append(replace(claim, paper=published(claim, path.with_name("paper.csv"))))
         except SettingsError as error:
             problems = "; ".join(error.problems)
@@ -215,43 +221,6 @@ def normalised(entry: dict[str, Any]) -> dict[str, Any]:
         if isinstance(row, dict):
             row |= {key: str(value) for key, value in row.items()}
     return found
-
-
-def known_cells() -> Known:
-    """The cells of the grids in conf/, over all profiles. Starts and protocols are set by other files too."""
-    known = {}
-    for path in sorted((CONF / "experiment").glob("*.yaml")):
-        blocks = [block for grid in yaml.safe_load(path.read_bytes())["grid"].values() for block in grid]
-        values = {
-            key: {one for b in blocks if key in b for one in (b[key] if isinstance(b[key], list) else [b[key]])}
-            for key in ("method", "task")
-        }
-        methods = {name for name in METHODS if any(o == name or o.startswith(f"{name}_") for o in values["method"])}
-        rest = {"start": set(START_TITLES), "protocol": set(describe_group("protocol"))}
-        known[path.stem] = {"method": methods, "task": values["task"], **rest}
-    return known
-
-
-def check_cells(claim: Claim, known: Known) -> None:
-    """A mistyped name would never be judged. A slug without runs is valid: claims are stated before runs.
-
-    Raises: SettingsError: If the claim names an experiment, method, task, start or protocol that no grid plans, or a
-        slug that no run can have.
-    """
-    problems = Problems()
-    sides = [side for compare in claim.compare for side in (compare.one, compare.other) if isinstance(side, dict)]
-    sides += [] if claim.tasks == "average" else [{"task": claim.tasks}]
-    for side in sides if claim.metric else ():
-        experiments = side.get("experiment", (claim.experiment,))
-        for name in experiments:
-            problems.check(name in known, "experiment", f"one of {', '.join(known)}", name)
-        for slug in side.get("slug", ()):
-            problems.check(bool(SLUG.fullmatch(slug)), "slug", f"one that a cell can have ({SLUGS})", slug)
-        for key in set(side) & set(SELECTORS) - {"slug"}:
-            values = sorted({value for name in experiments for value in known.get(name, {}).get(key, ())})
-            for value in side[key]:
-                problems.check(value in values, key, f"one of {', '.join(values)} in {', '.join(experiments)}", value)
-    problems.done()
 
 
 def published(claim: Claim, path: Path) -> tuple[dict[str, str], ...]:
