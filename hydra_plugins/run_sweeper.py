@@ -6,6 +6,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from lora.config.options import NO_EXPERIMENT
+
 
 class RunSweeper(Sweeper):
     """Expands the experiments of the profile, skips finished runs, and launches the rest.
@@ -19,6 +21,7 @@ class RunSweeper(Sweeper):
         self.config = config
 
     def sweep(self, arguments: list[str]) -> Any:
+        arguments = ["experiment=null" if one == NO_EXPERIMENT else one for one in arguments]
         from lora.errors import UnfinishedError
         from lora.sweep.launch import launch_sweep
 
