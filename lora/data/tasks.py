@@ -5,12 +5,11 @@ A user-defined task is added when its file is read (`lora.data.own_task`).
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal
 
 from lora.data.definition import Definition
 from lora.errors import UserError
 
-T = TypeVar("T")  # a number, an array or a tensor
 TARGET_SPAN = 5.0
 
 
@@ -103,14 +102,14 @@ class Task:
         low, high = self.label_range
         return low, (high - low) / TARGET_SPAN
 
-    def to_targets(self, scores: T) -> T:
+    def to_targets(self, scores: Any) -> Any:
         """The outputs that a model is trained to give for these scores."""
         if self.target_scale is None:
             return scores
         shift, factor = self.target_scale
         return (scores - shift) / factor
 
-    def to_scores(self, outputs: T) -> T:
+    def to_scores(self, outputs: Any) -> Any:
         """The scores that a model's outputs stand for."""
         if self.target_scale is None:
             return outputs
