@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 
 from lora.config.compose import compose_config, compose_run
 from lora.config.options import CONF, describe_group
-from lora.config.run import MNLI_CHILDREN, PROTOCOLS, ModelConfig, RunConfig
+from lora.config.run import MNLI_CHILDREN, PROTOCOLS, RunConfig
+from lora.config.sections import ModelConfig
 from lora.cost.parameters import skeleton
 from lora.data.tasks import TASKS
 from lora.errors import UserError

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lora.adapters.base import Base, carried_parameters, describe_base, short
 from lora.adapters.torch_modes import lasting
-from lora.config.run import ModelConfig, RunConfig
+from lora.config.run import RunConfig
+from lora.config.sections import ModelConfig
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
 from lora.methods.configs import LoraConfig, MethodConfig

@@ -23,7 +23,7 @@ from lora.adapters.head import output_layer
 from lora.adapters.torch_modes import lasting
 from lora.checks import build
 from lora.config.encoder_files import locate
-from lora.config.run import ModelConfig
+from lora.config.sections import ModelConfig
 from lora.errors import UserError, first_line
 from lora.files import ROOT, at_home
 

@@ -14,7 +14,8 @@ from typing import Any
 from lora.checks import SettingsError, build
 from lora.config.encoder_files import locate
 from lora.config.precision_choice import measure
-from lora.config.run import ModelConfig, RunConfig
+from lora.config.run import RunConfig
+from lora.config.sections import ModelConfig
 from lora.errors import UserError
 from lora.records.machine import BF16_FLAGS, cpu_flags
 

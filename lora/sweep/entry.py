@@ -18,6 +18,7 @@ from lora.config.kernel_choice import check_device
 from lora.config.options import CONF, explain, read_overrides
 from lora.config.run import RunConfig
 from lora.errors import UnfinishedError, UserError, as_command
+from lora.files import python_command
 from lora.records.record import RunRecord, adapter_path, record_path
 from lora.sweep.locks import HeldError
 from lora.sweep.progress import counted, duration, shown
@@ -85,7 +86,7 @@ def refuse_without(parent: RunConfig, run: RunConfig, overrides: Sequence[str]) 
     """
     record = usable_record(parent)
     if record is None or record.status != "ok":
-        command = as_command(["python", "-m", "lora", "-m", "experiment=null", *overrides])
+        command = as_command([python_command(), "-m", "lora", "-m", "experiment=null", *overrides])
         raise UserError(f"{run.run_id} starts from {parent.run_id}, which is not trained: {command} trains both")
 
 
@@ -140,9 +141,13 @@ def main(arguments: Sequence[str]) -> None:
         for override in given.overrides:
             options.remove(override)
         sys.argv[1:] = [*options, *overrides]  # where Hydra reads them; it refuses options between two overrides
-        if given.cfg and not given.multirun:
-            compose_config(overrides)  # Hydra would show a configuration without hparams
-        application()
+        if options:  # -m, --cfg and the like
+            if given.cfg and not given.multirun:
+                compose_config(overrides)  # Hydra would show a configuration without hparams
+            application()
+        else:  # composed here, since Hydra's main composes a single run twice, first to learn its mode
+            listen()
+            ended.append(single_run(compose_config(overrides), overrides))
         for end in ended:
             if isinstance(end, Exception):
                 raise end

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lora.config.encoder_files import check_length, hub_commit, locate, tokenizer_name, weights_name
-from lora.config.run import DataConfig, ModelConfig, RunConfig
+from lora.config.run import RunConfig
+from lora.config.sections import DataConfig, ModelConfig
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.records.record import RunRecord, read_record, record_path

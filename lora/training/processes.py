@@ -2,7 +2,7 @@
 
 import os
 
-from lora.config.run import TrainConfig
+from lora.config.sections import TrainConfig
 from lora.errors import UserError
 
 

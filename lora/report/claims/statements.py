@@ -11,7 +11,8 @@ import yaml
 from lora.checks import Problems, SettingsError, build
 from lora.config.labels import plain
 from lora.config.options import describe_group
-from lora.config.run import PROTOCOLS, DataConfig, TrainConfig
+from lora.config.run import PROTOCOLS
+from lora.config.sections import DataConfig, TrainConfig
 from lora.data.tasks import TASKS
 from lora.errors import UserError, first_line
 from lora.files import ROOT
