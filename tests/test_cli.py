@@ -50,7 +50,7 @@ def test_one_run(tiny_overrides, tmp_path):
     assert "  adapter: - (runtime.save_adapter=true saves it)" in done.stdout
     assert re.findall(r"^epoch (\d) of 2: matthews", done.stderr, re.MULTILINE) == ["1", "2"], "no terminal: lines"
     assert (tmp_path / "results" / "predictions" / f"{record.run_id}.safetensors").exists()
-    assert not list((tmp_path / "outputs" / "running").iterdir())
+    assert not list((tmp_path / "outputs" / "running").glob("*"))
     before = (tmp_path / "results" / "runs" / f"{record.run_id}.json").stat().st_mtime_ns
     again = command("lora", *tiny_overrides)
     assert again.returncode == 0
@@ -68,15 +68,15 @@ def test_an_interrupted_run_resumes_and_says_from_where(tiny_overrides, tmp_path
     """Both processes run on a terminal. The first is stopped once it has reported a step."""
     arguments = [*tiny_overrides, "method=bitfit", "train.epochs=200", "runtime.save_adapter=true"]
     first, shown = on_a_terminal(arguments)
-    wait_for(lambda: list((tmp_path / "outputs" / "running").glob("[!.]*.json")), first)
+    notes = tmp_path / "outputs" / "running"
+    wait_for(lambda: any(json.loads(path.read_text())["step"] > 1 for path in notes.glob("[!.]*.json")), first)
     first.send_signal(signal.SIGTERM)
     output = shown()
     assert first.returncode == 130 and "the same command resumes the rest" in output, output
-    assert re.search(r"epoch \d+/200: .*step/s, matthews", output), "a bar"
     second, shown = on_a_terminal(arguments)
     output = shown()
     assert second.returncode == 0, output
-    assert re.search(r"resumes after step \d+ of \d+, in epoch \d+ of 200", output)
+    assert re.search(r"resumes after step \d+ of \d+, in epoch \d+", output), output
     (record,) = load_records(tmp_path / "results")[0]
     assert record.provenance["resumed"] == 1 and "resumed 1 time" in output
     assert f"adapter: {tmp_path}/outputs/adapters/{record.run_id}" in output
@@ -169,7 +169,7 @@ def test_a_sweep_records_what_failed_skips_what_is_done_and_retries_when_asked(t
         (["method.targets=[q,w]"], "target 'w' is not in BertForSequenceClassification.*q, k, v, o"),
         (["method.alpha=-1", "train.batch=0"], "method.alpha must be > 0.*\n.*train.batch must be >= 1"),
         (["data.path=null"], "GLUE_DIR"),
-        (["model.path=/no/such/model"], "no such folder"),
+        (["model.path=/no/such/model"], "/no/such/model has no config.json"),
         (["nonsense"], "nonsense"),
         (["+foo=1"], "foo is not a setting"),
         (["~train.clip_norm"], "'~train.clip_norm' would remove a setting"),

@@ -26,7 +26,7 @@ needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="no GPU")
 
 def with_gpu(monkeypatch, memory: int | None, capability: int = 8, gpus: int = 1) -> None:
     """Simulate a machine with GPUs, as its driver would describe them."""
-    for place in ("lora.config.kernel_choice.has_gpu", "lora.sweep.expand.has_gpu", "lora.sweep.devices.has_gpu"):
+    for place in ("lora.config.kernel_choice.has_gpu", "lora.sweep.estimate.has_gpu"):
         monkeypatch.setattr(place, lambda: True)
     monkeypatch.setattr("lora.config.kernel_choice.ask_driver", lambda ask, kind: capability)
     monkeypatch.setattr(devices, "gpu_memory", lambda: memory)
@@ -142,7 +142,7 @@ def test_workers_share_the_gpus_evenly(tmp_path, monkeypatch):
     monkeypatch.setenv(devices.VISIBLE, "7,5")
     for gpus, seen in ((("7", "5"), ["5", "5", "7", "7"]), (("7",), ["7,5"] * 4)):
         spied = tmp_path / "-".join(gpus)
-        assert pool.run_jobs([SpyJob(str(spied))] * 4, 4, gpus, lambda: None) == {}
+        assert pool.run_jobs([SpyJob((), (), str(tmp_path), str(spied))] * 4, 4, gpus, lambda: None) == {}
         assert sorted(spied.read_text().split()) == seen
 
 

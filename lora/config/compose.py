@@ -209,7 +209,10 @@ def _settle(sections: Mapping[str, Any], overrides: Sequence[str]) -> RunConfig:
         if isinstance(section[key], str):
             section[key] = str(at_home(section[key]))
     if model["name"] == model["source"] == "local" and model["path"]:
-        model["name"] = local_name(model["path"])
+        try:
+            model["name"] = local_name(model["path"])
+        except UserError as error:
+            raise UnreadFolderError(str(error)) from error
     tuned = tuned_rates(rates, model["name"], settings["protocol"], chosen_option("method", overrides))
     runtime["rate_from"] = "stated" if states_rate(overrides) else "tuned" if settings["task"] in tuned else row
     if runtime["rate_from"] == "tuned":
