@@ -137,7 +137,7 @@ def test_a_claim_is_later_than_runs_whose_code_lacks_its_commit():
         ((GOOD, ""), "must be a list of claims that is not empty"),
         (("method: lora", "slug: lora-vq-r8"), "slug must be one that a cell can have .*got 'lora-vq-r8'"),
         (("method: full", "method: prefix"), "method must be one of .*, got 'prefix'"),
-        (("  metric: best", "  metric: best\n  tasks: [wnli]"), "task must be one of .*got 'wnli'"),
+        (("  metric: best", "  metric: best\n  tasks: [sst3]"), "task must be one of .*got 'sst3'"),
         (("method: full", "method: full, experiment: params"), "experiment must be one of .*got 'params'"),
     ],
 )
