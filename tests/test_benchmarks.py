@@ -231,7 +231,8 @@ def planted() -> dict:
     names = [f"{who} {p}" for p in ("bf16", "fp32") for who in ("ours", "full", "peft eager", "peft sdpa")]
     seconds = dict(zip(names, (1.0, 4.0, 3.0, 2.0, 3.0, 6.0, 4.0, 5.0), strict=True))
     settings = {"tasks": ["reviews"], "train_rows": 1000, "epochs": 2, "batch": 16, "eval_batch": 64}
-    settings |= {"max_length": 128, "rank": 8, "precision": "bf16", "workers": 2, "allocator": bench.allocator.VARIABLES}
+    settings |= {"max_length": 128, "rank": 8, "precision": "bf16", "workers": 2}
+    settings |= {"allocator": bench.allocator.VARIABLES}
     settings |= {"script_threads": 2, "tuned_threads": 1, "tuned_attention": "eager"}
     settings |= {"script_choices": {"1 threads": 2.0, "2 threads": 1.0}, "tuned_choices": {"1 threads, eager": 1.0}}
     return {

@@ -19,7 +19,7 @@ LEVEL = {"cola": 0, "mrpc": 40, "stsb": 50}
 
 def of_long(run) -> float:
     """Seeds 6, 7 and 8. Full fine-tuning is 2 points lower on MRPC, and 3 higher after 20 epochs."""
-    change = 3 * ("train.epochs=20" in run.overrides) - 2 * (run.task == "mrpc")
+    change = 3 * (run.config.train.epochs == 20) - 2 * (run.task == "mrpc")
     return (VALUE[run.slug][run.seed - 6] + LEVEL[run.task] + change * (run.slug == "full")) / 100
 
 

@@ -66,9 +66,7 @@ def test_a_value_that_conf_gives_to_one_task_only_is_one_row(grid, labels, tmp_p
 def test_a_setting_given_at_one_rank_makes_a_row_of_its_own_and_leaves_the_other_ranks_together(tmp_path):
     """In the long run, rank 64 is trained with alpha constant, as all ranks are, and with alpha / r constant."""
     arguments = ["experiment=lora_ranks", "seed=6,7"]
-    populate(
-        tmp_path / "long", "long", arguments, lambda run: 0.5 if "method.alpha_at_rank=8" in run.overrides else 0.6
-    )
+    populate(tmp_path / "long", "long", arguments, lambda run: 0.5 if run.config.method.alpha_at_rank == 8 else 0.6)
     report, tables = tables_of(tmp_path, "long", arguments)
     names = ["Wq", "Wq, Wv", "Wq, Wv, alpha_at_rank=8"]
     assert tables["table6"]["Adapted"].tolist() == [*names, *["Wq", "Wq, Wv"] * 2]  # the last four are the paper's
@@ -174,9 +172,7 @@ def test_each_row_of_ones_own_stands_beside_its_reference_cell(grid, labels, tmp
     """The reference has one precision, which may depend on the machine, and both alphas."""
     arguments = ["experiment=null", "task=reviews", "method=lora", "seed=1,2"]
     usual = [*arguments, *([grid] if "alpha" in grid else ["train.precision=fp32"])]
-    populate(
-        tmp_path / "reference" / "mini", "mini", usual, lambda run: 0.6 + 0.1 * ("method.alpha=64" in run.overrides)
-    )
+    populate(tmp_path / "reference" / "mini", "mini", usual, lambda run: 0.6 + 0.1 * (run.config.method.alpha == 64))
     populate(tmp_path / "mini", "mini", [*arguments, grid], lambda run: 0.5)
     _, tables = tables_of(tmp_path, "mini", [*arguments, grid])
     assert sorted(tables["reference"]["Method"]) == sorted(tables["table2"]["Method"]) == labels

@@ -30,7 +30,7 @@ def table_of(gathered: Gathered, more: Sequence[Planned] = (), frame: pd.DataFra
 
 
 def rate_of(run: PlannedRun) -> float:
-    return next(float(o.removeprefix("train.lr=")) for o in run.overrides if o.startswith("train.lr="))
+    return run.config.train.lr
 
 
 def taken_by_slug(gathered: Gathered) -> dict[str, float]:
@@ -159,7 +159,7 @@ def test_a_setting_of_ones_own_has_rows_and_a_rate_of_its_own(tmp_path):
     given = [*GIVEN, "method=lora", "task=cola", "method.alpha=4,64"]
 
     def value(run: PlannedRun) -> float:
-        sign = -1 if "method.alpha=64" in run.overrides else 1
+        sign = -1 if run.config.method.alpha == 64 else 1
         return 0.5 + sign * math.log10(rate_of(run)) / 100
 
     populate(tmp_path / "small", "small", given, value=value)

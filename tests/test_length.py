@@ -23,7 +23,7 @@ VALUE = {  # of seeds 6 and 7, in points
 
 
 def value(run):
-    epochs = next(int(o.removeprefix("train.epochs=")) for o in run.overrides if o.startswith("train.epochs="))
+    epochs = run.config.train.epochs
     of_seeds = VALUE.get((run.slug.partition("-")[0] if "qkvo" not in run.slug else "other", epochs), (18, 22))
     return of_seeds[run.seed - 6] / 100
 
@@ -97,8 +97,7 @@ def test_rows_that_differ_in_another_setting_are_apart(tmp_path):
     """The value of a run says its settings: a point per epoch, and one more for the larger weight decay."""
 
     def told(run):
-        given = dict(override.split("=", 1) for override in run.overrides)
-        return float(given["train.epochs"]) / 100 + 0.01 * (given["train.weight_decay"] == "0.1")
+        return run.config.train.epochs / 100 + 0.01 * (run.config.train.weight_decay == 0.1)
 
     given = [*GIVEN, "method=full,lora", "train.weight_decay=0.01,0.1"]
     populate(tmp_path / "long", "long", given, value=told)

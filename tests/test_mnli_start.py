@@ -8,7 +8,7 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora.config.compose import compose_family, compose_run
+from lora.config.compose import compose_family
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.methods import METHODS, apply
@@ -190,12 +190,12 @@ def test_a_sweep_trains_parents_first_and_once(tiny_overrides, tmp_path):
     parents = {run.run_id: run for run in runs if run.task == "mnli"}
     assert len(runs) == 6 and len(parents) == 2
     assert {run.parent for run in runs if run.task != "mnli"} == set(parents)
-    assert all("runtime.save_adapter=true" in run.overrides for run in parents.values())
+    assert all(run.config.runtime.save_adapter for run in parents.values())
     results, outputs = str(tmp_path / "results"), str(tmp_path / "outputs")
     now = state(runs, results)
-    assert set(next_wave(to_run(runs, now, False, outputs, False), now)) == set(parents.values())
+    assert {run.run_id for run in next_wave(to_run(runs, now, False, outputs, False), now)} == set(parents)
 
-    done = ensure_record(compose_run(next(iter(parents.values())).overrides), mistakes_fail=True)
+    done = ensure_record(next(iter(parents.values())).config, mistakes_fail=True)
     now = state(runs, results)
     ready = next_wave(to_run(runs, now, False, outputs, False), now)
     assert {run.parent for run in ready} == {None, done.run_id} and len(ready) == 3
@@ -209,8 +209,9 @@ def test_done_runs_are_trained_again_where_their_adapters_are_asked_for(tiny_ove
     overrides = [o for o in tiny_overrides if not o.startswith(("profile=", "train.epochs="))]
     runs = requested("small", [*overrides, "method=lora", "train.epochs=1", "seed=1,2", "experiment=null"])
     results, outputs = str(tmp_path / "results"), str(tmp_path / "outputs")
-    for run, more in zip(runs, (["runtime.save_adapter=true"], []), strict=True):
-        ensure_record(compose_run([*run.overrides, *more]), mistakes_fail=False)
+    for run, saves in zip(runs, (True, False), strict=True):
+        runtime = dataclasses.replace(run.config.runtime, save_adapter=saves)
+        ensure_record(dataclasses.replace(run.config, runtime=runtime), mistakes_fail=False)
     now = state(runs, results)
     assert len(now.ok) == 2 and not to_run(runs, now, False, outputs, False)
     assert to_run(runs, now, False, outputs, True) == [runs[1]]

@@ -51,8 +51,23 @@ def find_task(given: str, results: str | Path) -> Task:
 
 
 def own_tasks(overrides: Sequence[str]) -> list[Task]:
-    """The tasks whose files overrides name. Raises: UserError: If a file or one of its rows is invalid."""
-    return [add_task(path) for path in map(task_file, map(str, values_given("task", overrides))) if path is not None]
+    """The tasks whose files overrides name.
+
+    Raises: UserError: If a file or one of its rows is invalid, or two files of equal name and content lie in different
+        folders, as the folds of a cross-validation may: their runs would have the same names.
+    """
+    tasks: dict[str, Task] = {}
+    for path in map(task_file, map(str, values_given("task", overrides))):
+        if path is None:
+            continue
+        task = add_task(path)
+        other = tasks.setdefault(task.name, task)
+        if other.own.folder != task.own.folder:
+            raise UserError(
+                f"{other.own.folder} and {task.own.folder} both define the task {task.name}: give the two files "
+                f"different names, such as {path.stem}_2{path.suffix}"
+            )
+    return list(tasks.values())
 
 
 def with_task(config: DictConfig, name: str | None = None) -> tuple[DictConfig, str]:
