@@ -125,7 +125,7 @@ def test_half_precision_files_are_read_as_float32(model_dir, tmp_path):
 def test_a_folder_with_pickles_only_is_refused(model_dir, tmp_path):
     folder = shutil.copytree(model_dir, tmp_path / "m")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"no model\.safetensors, only pytorch_model\.bin: pickles are not read"):
+    with pytest.raises(UserError, match=r"no model\.safetensors .*pytorch_model\.bin.*: pickles are not read"):
         load_encoder(local(folder), TASKS["rte"], 1)
 
 
@@ -145,7 +145,7 @@ def test_what_a_folder_lacks_is_named(model_dir, tmp_path, missing, message):
     (folder / missing).unlink()
     with pytest.raises(UserError, match=message):
         load_encoder(local(folder), TASKS["rte"], 1)
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="nowhere has no config.json"):
         load_encoder(local(tmp_path / "nowhere"), TASKS["rte"], 1)
 
 

@@ -28,8 +28,9 @@ def check_classifier(model: nn.Module) -> None:
     if model.base_model is model:
         raise UserError(f"this {kind} has no classification head: load it with AutoModelForSequenceClassification")
     for name, module in model.named_modules():
-        own = list(module.parameters(recurse=False))
-        if "quant" in type(module).__module__ or any(type(p) is not nn.Parameter or p.dtype not in DTYPES for p in own):
+        parameters = list(module.parameters(recurse=False))
+        plain = all(p.dtype in DTYPES and not hasattr(p, "placements") for p in parameters)  # a DTensor's shards
+        if "quant" in type(module).__module__ or not plain:
             raise UserError(f"{name} of this {kind} is quantized or sharded: load the model in a floating-point dtype")
 
 
