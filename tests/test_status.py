@@ -108,7 +108,7 @@ def test_the_live_view_ends_when_nothing_runs(runs, tmp_path, monkeypatch):
 
 def test_the_command(runs, tmp_path, capsys):
     write_record(tmp_path, record(runs[0].run_id))
-    asked = ["status", "mini", "task=reviews", "seed=1,2,3,4,5,6", "method=lora"]
+    asked = ["status", "mini", "experiment=glue_table2", "task=reviews", "seed=1,2,3,4,5,6", "method=lora"]
     asked += [f"runtime.results={tmp_path}", f"runtime.outputs={tmp_path}"]
     assert main([*asked, "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
