@@ -145,7 +145,7 @@ def test_what_a_folder_lacks_is_named(model_dir, tmp_path, missing, message):
     (folder / missing).unlink()
     with pytest.raises(UserError, match=message):
         load_encoder(local(folder), TASKS["rte"], 1)
-    with pytest.raises(UserError, match="nowhere has no config.json"):
+    with pytest.raises(UserError, match=r"nowhere has no config\.json"):
         load_encoder(local(tmp_path / "nowhere"), TASKS["rte"], 1)
 
 

@@ -120,6 +120,7 @@ def test_the_destination_is_the_one_of_wandbs_own_settings(monkeypatch, tmp_path
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     for name in ("WANDB_API_KEY", "WANDB_ENTITY", "WANDB_PROJECT"):
         monkeypatch.delenv(name, raising=False)
+    wandb.teardown()  # what an earlier test of this process set up
     folder = f"the folder {tmp_path}/wandb, sent nowhere"
     assert destination("off", str(tmp_path)) is None
     assert destination("offline", str(tmp_path)) == folder
