@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lora.errors import UserError, as_command
 from lora.files import ROOT, python_command, write_atomically
-from lora.records.record import load_curves
+from lora.records.record import load_curves, load_frame
 from lora.report.build import PRINTED, Report
 from lora.report.catalogue import FILES, build_sections
 from lora.report.claims.shown import to_json
@@ -104,7 +104,8 @@ def print_sweep(profile: str, arguments: Sequence[str]) -> None:
         asked = {name for run in requested(profile, own) for name in run.experiments}
         planned = {name: runs for name, runs in gathered.planned.items() if name in asked}
         curves = load_curves(list(gathered.state.ok.values()))
-        made = build_sections(gathered.name, planned, gathered.frame, curves, {})
+        tuning = load_frame(list(gathered.tuning))
+        made = build_sections(gathered.name, planned, gathered.frame, curves, {}, tuning)
         tables = [table for table in made.tables if table.name in PRINTED]
         if LEARNING_RATE in asked:
             rates = learning_rate_table(gathered.name, gathered.tried, gathered.frame, curves)
