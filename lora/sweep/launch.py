@@ -95,6 +95,8 @@ def launch_runs(
     adapters = bool(config.runtime.save_adapter)
     todo = to_run(runs, now, bool(config.runtime.retry_failed), outputs, adapters)
     ids = frozenset(run.run_id for run in todo)
+    if todo and config.launcher.name == "local":
+        pool.start_loading()
     check_inputs(distinct(runs, todo), now.ok.values(), ids)
     workers = int(config.launcher.workers)
     if config.launcher.name == "local":

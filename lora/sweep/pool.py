@@ -1,12 +1,16 @@
-"""Workers on this machine: processes that train one job after another. A killed one costs its own job only."""
+"""Workers on this machine: processes that train one job after another. A killed one costs its own job only.
+
+They are forked from a server process, which loads the libraries once for all of them: that takes seconds.
+"""
 
 import contextlib
 import multiprocessing
 import os
 import sys
+import types
 from collections import deque
-from collections.abc import Callable, Sequence
-from multiprocessing import resource_tracker
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 
 from lora.sweep.worker import Job, run_job
@@ -16,16 +20,39 @@ POLL_SECONDS = 0.2
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
+LIBRARIES = ["lora.training.loop", "lora.training.fused.encoder", "lora.methods.lowrank", "lora.methods.bottleneck"]
+
+
+def start_loading() -> None:
+    """Start the server process, which loads the libraries while the sweep is still checked."""
+    forkserver.set_forkserver_preload(LIBRARIES)
+    with signals.blocked():
+        resource_tracker.ensure_running()  # which would let SIGINT and SIGTERM through
+    with signals.blocked():
+        forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def hidden_script() -> Iterator[None]:
+    """Hide the script that started the sweep: a worker would run it again, and finds none in `python - < script`."""
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
+
+
 class Worker:
     """A process, and the connection through which it takes jobs and returns their outcomes."""
 
     def __init__(self, gpu: str | None):
-        context = multiprocessing.get_context("spawn")  # without the threads and libraries of this process
+        context = multiprocessing.get_context("forkserver")
+        environment = dict(os.environ) if gpu is None else {**os.environ, VISIBLE: gpu}
         self.connection, other = context.Pipe()
-        self.process = context.Process(target=serve, args=(other, gpu))
-        with signals.blocked():
-            resource_tracker.ensure_running()  # which would let SIGINT and SIGTERM through
-        with signals.blocked():
+        self.process = context.Process(target=serve, args=(other, environment))
+        start_loading()
+        with signals.blocked(), hidden_script():
             self.process.start()
         other.close()  # so that only the worker holds it, and `recv` ends with the worker
 
@@ -46,14 +73,14 @@ class Worker:
             os.kill(self.process.pid, signals.STOP)
 
 
-def serve(connection: Connection, gpu: str | None) -> None:
+def serve(connection: Connection, environment: Mapping[str, str]) -> None:
     """Train jobs until the connection is closed.
 
     Args:
-        gpu: The only GPU that the process sees, as CUDA_VISIBLE_DEVICES names it; None changes nothing.
+        environment: The launcher's environment variables, with the worker's GPU. CUDA has not started yet.
     """
-    if gpu is not None:
-        os.environ[VISIBLE] = gpu  # before CUDA starts
+    os.environ.clear()
+    os.environ.update(environment)
     signals.begin_worker()
     while True:
         try:
