@@ -3,11 +3,12 @@
 import glob
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,17 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def _refuse(name: str) -> float:
     raise ValueError(f"{name} is not a finite number")
+
+
+def rounded(value: Any) -> Any:
+    """The value with floats at 6 significant digits and NaN as None, so that its JSON is the same on every machine."""
+    if isinstance(value, Mapping):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else float(f"{value:.6g}")
+    return value
 
 
 def discard(path: Path) -> None:

@@ -12,9 +12,9 @@ from lora.cost.efficiency.tables import tables as efficiency_tables
 from lora.records.analysis import Analyses, read_analyses
 from lora.records.record import load_curves, load_frame
 from lora.report.catalogue import FILES, SUFFIXES, build_sections
-from lora.report.claims.judging import verdicts
 from lora.report.claims.shown import verdict_table
-from lora.report.claims.verdicts import Verdict
+from lora.report.claims.statements import read_claims
+from lora.report.claims.verdicts import Verdict, judge
 from lora.report.compared import reference_table, repeated_table
 from lora.report.figures import Figure
 from lora.report.gather import Gathered, gather
@@ -137,10 +137,13 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
     analyses = read_analyses(gathered.folder / "analysis", gathered.state.ok)
     tuning, command = load_frame(list(gathered.tuning)), gathered.command("analyse intervals")
     sections = build_sections(name, gathered.planned, frame, curves, analyses.examples, tuning, command)
-    judged, figures = [] if gathered.is_own else verdicts(gathered, analyses), sections.figures
+    judged, figures = [], sections.figures
+    if not gathered.is_own:
+        measured, ok = gathered.efficiency, gathered.state.ok
+        judged = judge(read_claims(), gathered.planned, frame, measured, analyses.checks, ok)
     tables = []
     if not gathered.is_own:
-        across = any(found.across for each in judged for found in each.findings)
+        across = any(found.across_devices for each in judged for found in each.findings)
         notes = (*encoder_notes(frame["model"]), *([note("across")] if across else []))
         tables = [Table("claims", f"The paper's sentences ({name})", verdict_table(judged), words=3, notes=notes)]
     tables += [*sections.tables, learning_rate_table(name, gathered.tried, frame, curves)]

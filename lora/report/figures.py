@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from lora.data.tasks import TASKS
+from lora.files import rounded
 from lora.report.cells import ROW, expected_runs, in_order, told_apart
 from lora.report.runs import Planned
 from lora.report.stats import LEVEL, mean_interval
@@ -147,14 +148,3 @@ def figure(
         return None
     plain = {"title": title, "note": note, "kind": kind, "x": x, "log_x": log_x, "panels": list(panels)}
     return rounded(plain)
-
-
-def rounded(value: Any) -> Any:
-    """The value with floats at 6 significant digits and NaN as None, so that its JSON is the same on every machine."""
-    if isinstance(value, Mapping):
-        return {key: rounded(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [rounded(item) for item in value]
-    if isinstance(value, float):
-        return None if pd.isna(value) else float(f"{value:.6g}")
-    return value

@@ -17,9 +17,8 @@ from lora.report.gather import gather
 from lora.report.learning_rate import LEARNING_RATE, learning_rate_table
 from lora.report.page.assemble import page
 from lora.report.page.render import html_table
-from lora.report.readme import in_readme
 from lora.sweep.request import requested
-from lora.table import Table
+from lora.table import Table, in_page
 
 # folder of experiments/ -> the tables on its page
 PAGES = {experiment: (file,) for experiment, file in FILES.items()} | {
@@ -49,12 +48,15 @@ def pages(report: Report) -> dict[Path, str]:
         expected = gathered.tried if folder == LEARNING_RATE else gathered.planned.get(folder, ())
         progress = report.progress(expected) if tables else ""
         blocks[ROOT / "experiments" / folder / "README.md"] = "\n".join([f"{progress}\n"] * bool(progress) + texts)
-    written = {path: in_readme(path.read_text(), report.name, text) for path, text in blocks.items() if path.exists()}
+    mark = f"results:{report.name}"
+    written = {
+        path: in_page(path.read_text(), mark, f"\n{text.rstrip()}\n") for path, text in blocks.items() if path.exists()
+    }
     gaps = ROOT / "experiments" / "README.md"
     if report.name in RECORDS and gaps.exists():
         results = gathered.reference.parent
         every = {name: gathered if name == report.name else gather(name, (), results) for name in RECORDS}
-        written[gaps] = in_readme(gaps.read_text(), "gaps", gap_table(every))
+        written[gaps] = in_page(gaps.read_text(), "results:gaps", f"\n{gap_table(every).rstrip()}\n")
     return written
 
 

@@ -1,17 +1,37 @@
-"""One judged comparison of a claim, and the comparisons that break their bounds after Holm's correction."""
+"""One judged comparison of a claim: of counts, of times, or of cells (`lora.report.claims.verdicts`)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
-from lora.report.claims.statements import Bound
+from lora.cost.efficiency.summary import TIMES, by_round
+from lora.cost.timing import median_interval, sign_p
+from lora.errors import UserError, first_line
+from lora.files import read_object
+from lora.methods.titles import METHOD_TITLES
+from lora.models.sizes import gpt3_count
+from lora.report.claims.statements import Bound, Claim, Compare
 from lora.report.stats import LEVEL, holm
+from lora.report.titles import encoder_title, slug_label
 
 Unit = Literal["points", "ratio", "failures"]
+GPT3 = "GPT-3 175B"
+SHAPE = ", batch "  # what a label says before its shape
+MEASURES = {
+    "trainable": "trainable parameters",
+    "checkpoint_bytes": "size of a checkpoint",
+    "optimizer_bytes": "optimizer state",
+    "saved_activation_bytes": "saved activations",
+    "step_ms": "time of a training step",
+    "latency_ms": "latency",
+}
+SIDES = METHOD_TITLES | {"full": "full fine-tuning", "lora_merged": "merged LoRA", "base": "untouched encoder"}
 
 
 @dataclass(frozen=True)
@@ -20,38 +40,48 @@ class Finding:
 
     Args:
         label: The name of the comparison.
-        mean, low, high: The difference in points, the ratio or the failures, and the interval; NaN if unknown.
         n: Number of seeds that have every task on both sides, of rounds, or of trials; None for exact counts.
-        p_against: One-sided p-value against the bound, before Holm's correction; NaN if untested.
         holds: Whether the bound holds; None if that cannot be decided, for the `reason`.
+        mean, low, high: The difference in points, the ratio or the failures, and the interval; NaN if unknown.
+        p_against: One-sided p-value against the bound, before Holm's correction; NaN if untested.
+        across_devices: Number of those seeds whose two runs ran on different devices.
         runs: The run_ids or the file that it is based on.
-        across: Number of those seeds whose two runs ran on different devices.
     """
 
     label: str
-    mean: float
-    low: float
-    high: float
+    unit: Unit
     n: int | None
     bound: Bound
-    p_against: float
-    holds: bool | None
-    reason: str
-    runs: tuple[str, ...]
-    unit: Unit
-    across: int = 0
+    holds: bool | None = None
+    mean: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    p_against: float = math.nan
+    across_devices: int = 0
+    reason: str = ""
+    runs: tuple[str, ...] = ()
 
 
-def not_measured(label: str, bound: Bound, reason: str, unit: Unit, runs: tuple[str, ...] = ()) -> Finding:
-    """A comparison without measurements."""
-    nan = math.nan
-    return Finding(label, nan, nan, nan, 0, bound, nan, None, reason, runs, unit)
+def not_measured(label: str, bound: Bound, reason: str, unit: Unit = "points", runs: Sequence[str] = ()) -> Finding:
+    return Finding(label, unit, 0, bound, reason=reason, runs=tuple(runs))
 
 
-def exact(label: str, value: float, n: int | None, bound: Bound, runs: tuple[str, ...], unit: Unit) -> Finding:
+def exact(label: str, value: float, n: int | None, bound: Bound, runs: Sequence[str], unit: Unit) -> Finding:
     """A comparison of counts. They have no error, so they keep or break the bound."""
     holds = bound.holds(value, value)
-    return Finding(label, value, value, value, n, bound, 1.0 if holds else 0.0, holds, "", runs, unit)
+    return Finding(label, unit, n, bound, holds, value, value, value, 0.0 if holds is False else 1.0, runs=tuple(runs))
+
+
+def timed(label: str, values: Float[np.ndarray, " rounds"], bound: Bound, runs: tuple[str, ...]) -> Finding:
+    """A comparison of times: the median of the rounds' ratios, judged by the sign test."""
+    mean, interval = float(np.median(values)), median_interval(values)
+    if interval is None:
+        reason = f"{len(values)} rounds: an interval of their median needs more"
+        return Finding(label, "ratio", len(values), bound, mean=mean, reason=reason, runs=runs)
+    holds = bound.holds(*interval)
+    reason = "" if holds is not None else "the bound lies inside the interval"
+    p = smallest_p(values, bound, sign_p)
+    return Finding(label, "ratio", len(values), bound, holds, mean, *interval, p, reason=reason, runs=runs)
 
 
 def smallest_p(values: Float[np.ndarray, " n"], bound: Bound, test: Callable[..., float]) -> float:
@@ -62,12 +92,91 @@ def smallest_p(values: Float[np.ndarray, " n"], bound: Bound, test: Callable[...
 def after_holm(findings: Sequence[Finding]) -> list[Finding]:
     """Apply Holm's correction, since any broken bound refutes a claim. A bound broken only without it is undecided."""
     corrected = holm([1.0 if math.isnan(found.p_against) else found.p_against for found in findings])
-    kept = []
-    for found, p in zip(findings, corrected, strict=True):
-        if found.holds is False and p > (1 - LEVEL) / 2:
-            reason = "outside the bound, but there are no samples to test it on"
-            if not math.isnan(found.p_against):
-                reason = f"outside the bound, but not after correction for {len(findings)} comparisons"
-            found = replace(found, holds=None, reason=reason)
-        kept.append(found)
-    return kept
+    reason = f"outside the bound, but not after correction for {len(findings)} comparisons"
+    return [
+        replace(found, holds=None, reason=reason) if found.holds is False and p > (1 - LEVEL) / 2 else found
+        for found, p in zip(findings, corrected, strict=True)
+    ]
+
+
+def ratios(claim: Claim, compare: Compare, path: Path, folder: Path) -> list[Finding]:
+    """The ratio of one measure, per shape (batch x tokens) if it depends on that; [] if the method was not measured.
+
+    Args:
+        path: A summary of `python -m lora efficiency`, whose samples of times are in samples.csv next to it.
+        folder: The folder of all measurements.
+    Raises: UserError: If a file has another layout.
+    """
+    source, bound, measure = (str(path.relative_to(folder.parent)),), compare.bound, claim.measure
+    served = {"lora": "unmerged LoRA"} if measure == "latency_ms" else {}
+    one, other = ((SIDES | served)[side] for side in (compare.one, compare.other))
+    label = f"{MEASURES[measure]}, {one} / {other}"
+
+    def named(shape: str) -> str:
+        return f"{label}{SHAPE}{shape.replace('x', ' x ')} tokens" if shape else label
+
+    if measure in TIMES.values():
+        by_shape = ratios_by_round(path.with_name("samples.csv"), measure, compare)
+        return [timed(named(shape), values, bound, source) for shape, values in by_shape.items()]
+    try:
+        values = ((read_object(path).get(compare.one) or {}).get(f"to_{compare.other}") or {}).get(measure)
+        values = {} if values is None else values if isinstance(values, dict) else {"": values}
+        return [exact(named(shape), value + 0.0, None, bound, source, "ratio") for shape, value in values.items()]
+    except (AttributeError, TypeError) as error:
+        raise UserError(f"{path} is not a summary of python -m lora efficiency: {error!r}") from error
+
+
+def ratios_by_round(path: Path, measure: str, compare: Compare) -> dict[str, Float[np.ndarray, " rounds"]]:
+    """Shape -> the ratio in each round; empty if the samples of a side were not kept.
+
+    Raises: UserError: If the file is not one of samples.
+    """
+    if not path.exists():
+        return {}
+    try:
+        times = by_round(pd.read_csv(path).to_dict("records"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a file of samples: {first_line(error)}") from error
+    kind = next(kind for kind, key in TIMES.items() if key == measure)
+    one, other = times.get((kind, compare.one), {}), times.get((kind, compare.other), {})
+    return {shape: one[shape] / other[shape] for shape in one if shape in other}
+
+
+def count_ratios(claim: Claim, frame: pd.DataFrame) -> dict[str, list[Finding]]:
+    """Model -> the claim's comparisons of trainable parameters. Models that lack a method of the claim are excluded.
+
+    Args:
+        frame: `load_frame` of a profile's records.
+    """
+    wanted, counts = slugs_of(claim), {}
+    if claim.count == "gpt3":
+        counts[GPT3] = {slug: (gpt3_count(slug), "computed") for slug in wanted}
+    else:
+        for model, runs in frame[frame["slug"].isin(wanted)].sort_values("run_id").groupby("model", sort=False):
+            first = runs.drop_duplicates("slug").itertuples()
+            counts[model] = {run.slug: (run.trainable_method, run.run_id) for run in first}
+    return {
+        model: [counted(compare, model, of_model) for compare in claim.compare]
+        for model, of_model in counts.items()
+        if set(wanted) <= set(of_model)
+    }
+
+
+def slugs_of(claim: Claim) -> list[str]:
+    return list(dict.fromkeys(slug for compare in claim.compare for slug in (compare.one, compare.other)))
+
+
+def counted(compare: Compare, model: str, counts: Mapping[str, tuple[int, str]]) -> Finding:
+    """A comparison of two slugs. `counts`: slug -> trainable parameters without the head, and where they are from."""
+    (one, of_one), (other, of_other) = counts[compare.one], counts[compare.other]
+    names = " / ".join(slug_label(slug).replace("Full", "full") for slug in (compare.one, compare.other))
+    label = f"trainable parameters, {names}, {encoder_title(model)}: {one:,} / {other:,}"
+    return exact(label, one / other, None, compare.bound, list(dict.fromkeys((of_one, of_other))), "ratio")
+
+
+def checked(case: Mapping[str, Any]) -> Finding:
+    """A case of an exact property: any failure refutes it."""
+    bound = Bound("exactly", 0)
+    if not case["trials"]:
+        return not_measured(case["label"], bound, "it was never tried", "failures", case["runs"])
+    return exact(case["label"], case["failures"], case["trials"], bound, case["runs"], "failures")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from lora.files import rounded
 from lora.report.claims.findings import Finding
 from lora.report.claims.statements import Claim
 from lora.report.claims.verdicts import Verdict
@@ -30,8 +31,8 @@ def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
             on_last = next(last, None)
             shown = {"Compared": found.label, "Found": value_text(found, found.mean), level: interval_text(found)}
             shown |= {"Last epoch": "-" if on_last is None else f"{value_text(on_last, on_last.mean)}{short(on_last)}"}
-            shown |= {"n": "-" if found.n is None else pairs_text(found.n, found.across), "Bound": found.bound.text}
-            shown |= {"Undecided because": found.reason or "-"}
+            shown |= {"n": "-" if found.n is None else pairs_text(found.n, found.across_devices)}
+            shown |= {"Bound": found.bound.text, "Undecided because": found.reason or "-"}
             lines.append({**start, **shown, **end})
             start, end = {"Verdict": "", "Claim": ""}, {"Claim's commit": ""}
         if not each.findings:
@@ -60,7 +61,7 @@ def commit_text(each: Verdict) -> str:
 def finding_text(found: Finding) -> str:
     """A comparison as a sentence: `LoRA - Full, RTE: +0.50 (95% interval -0.20 to +1.20, n = 5); bound: above -1`."""
     parts = [] if interval_text(found) == "-" else [f"{LEVEL:.0%} interval {interval_text(found)}"]
-    parts += [] if found.n is None else [f"n = {pairs_text(found.n, found.across)}"]
+    parts += [] if found.n is None else [f"n = {pairs_text(found.n, found.across_devices)}"]
     about = f" ({', '.join(parts)})" if parts else ""
     reason = f"; {found.reason}" if found.reason else ""
     return f"{found.label}: {value_text(found, found.mean)}{about}; bound: {found.bound.text}{reason}"
@@ -121,30 +122,12 @@ def to_json(verdicts: Sequence[Verdict]) -> bytes:
     for each in verdicts:
         claim, last = each.claim, each.on_last
         about = {key: getattr(claim, key) for key in ("id", "experiment", "sentence", "ours", "source", "margin")}
-        entries.append(
-            {
-                **about,
-                "about": each.about,
-                "not_glue": each.not_glue,
-                **judged_json(each),
-                "on_last": last and judged_json(last),
-                "stated": claim.stated[:SHORT] or None,
-                "stated_later": each.stated_later,
-                "paper": [dict(row) for row in claim.paper],
-            }
-        )
-    return (json.dumps(entries, indent=1, ensure_ascii=False) + "\n").encode()
+        about |= {"about": each.about, "not_glue": each.not_glue, **judged_json(each)}
+        about |= {"on_last": last and judged_json(last), "stated": claim.stated[:SHORT] or None}
+        entries.append({**about, "stated_later": each.stated_later, "paper": claim.paper})
+    return (json.dumps(rounded(entries), indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def judged_json(each: Verdict) -> dict[str, Any]:
-    return {"verdict": each.word, "reason": each.reason, "findings": list(map(finding_json, each.findings))}
-
-
-def finding_json(found: Finding) -> dict[str, Any]:
-    def rounded(value: float) -> float | None:
-        return None if math.isnan(value) else float(f"{value:.6g}")
-
-    entry = {"label": found.label, "unit": found.unit, "n": found.n, "bound": found.bound.text, "holds": found.holds}
-    entry |= {key: rounded(getattr(found, key)) for key in ("mean", "low", "high", "p_against")}
-    entry |= {"across_devices": found.across, "reason": found.reason}
-    return entry | {"runs": list(dict.fromkeys(found.runs))}
+    findings = [{**vars(found), "bound": found.bound.text} for found in each.findings]
+    return {"verdict": each.word, "reason": each.reason, "findings": findings}

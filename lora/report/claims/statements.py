@@ -1,7 +1,6 @@
 """The paper's sentences as testable statements: experiments/<name>/claims.yaml, read strictly."""
 
-import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,31 +9,12 @@ import yaml
 
 from lora.checks import Problems, SettingsError, build
 from lora.config.labels import plain
-from lora.config.options import describe_group
-from lora.config.run import PROTOCOLS
-from lora.config.sections import DataConfig, TrainConfig
-from lora.data.tasks import TASKS
 from lora.errors import UserError, first_line
 from lora.files import ROOT
-from lora.methods import METHODS
-from lora.report.titles import START_TITLES
 
-TIMES = ("step_ms", "latency_ms")  # measured; the other measures are exact counts
-MEASURED = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "lora_merged")
-BASES = ("full", "base")  # denominators of the summary's ratios: full fine-tuning, and the untouched encoder
-FIRST = ("glue_table2",)  # experiments whose claims come first: the subject of the paper
+FIRST = "glue_table2"  # the experiment whose claims come first: the subject of the paper
 SELECTORS = ("method", "slug", "task", "start", "protocol")
-SECTIONS: dict[str, list[type]] = {
-    "method": [method.config for method in METHODS.values()],
-    "data": [DataConfig],
-    "train": [TrainConfig],
-}
-SETTINGS = tuple(  # a side may name these too
-    dict.fromkeys(f"{name}.{one.name}" for name, kinds in SECTIONS.items() for kind in kinds for one in fields(kind))
-)
-# the valid slugs, so that a claim can be stated before a profile has its runs
-SLUG = re.compile(r"full|bitfit|(houlsby|pfeiffer)-m\d+|adapterdrop-m\d+-d\d+|lora-(?=\w)q?k?v?o?i?f?-r\d+")
-SLUGS = "full, bitfit, houlsby-m8, pfeiffer-m16, adapterdrop-m8-d4, lora-qv-r8, of any targets and sizes"
+SECTIONS = ("method", "data", "train")  # a side may name their settings too, as in `method.alpha_at_rank`
 KINDS = ("metric", "measure", "count", "check")
 Side = dict[str, tuple[str, ...]]
 
@@ -68,6 +48,10 @@ class Bound:
             return True
         broken = any(high <= edge if side == "less" else low >= edge for edge, side in self.edges)
         return False if broken else None
+
+    def room(self, low: float, high: float) -> float:
+        """The distance by which an interval keeps the bound; negative if part of it lies outside."""
+        return min((low - edge if side == "less" else edge - high for edge, side in self.edges), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -106,7 +90,7 @@ class Claim:
     Args:
         experiment: The experiment whose cells it is about: the folder of its file.
         margin: The reason for the bounds.
-        stated: The commit in which the claim last changed; empty until it is committed.
+        stated, stated_at: The commit in which the claim last changed, and its time; empty until it is committed.
         ours: Whether the sentence is this project's, not the paper's.
         metric: For differences of cells, the headline metric of each run's best or last epoch, in points.
         measure: For ratios, a cost in results/efficiency/<device>/summary.json.
@@ -122,6 +106,7 @@ class Claim:
     source: str
     margin: str
     stated: str = ""
+    stated_at: str = ""
     ours: bool = False
     metric: Literal["best", "last"] | None = None
     measure: (
@@ -140,29 +125,14 @@ class Claim:
         problems.check(len(given) == 1, "kind", f"one of {', '.join(KINDS)}", given)
         problems.check(bool(self.compare) != (self.check is not None), "compare", "given unless check is", self.compare)
         problems.check(self.ours or bool(self.paper), "paper", "the published cells, unless ours is true", self.paper)
-        sides = [side for compare in self.compare for side in (compare.one, compare.other)]
-        known: dict[str, list[str]] = {"method": [*METHODS], "task": [*TASKS], "start": [*START_TITLES]}
-        known |= {"protocol": [*PROTOCOLS], "experiment": describe_group("experiment")}
-        named = [] if self.tasks == "average" else [{"task": self.tasks}]
-        for side in [{"experiment": (self.experiment,)}, *named, *sides] if self.metric else ():
-            cells = isinstance(side, dict) and set(side) <= {*SELECTORS, "experiment", *SETTINGS}
-            if not cells or (side in sides and not set(side) - {"experiment"}):
+        for side in (side for compare in self.compare for side in (compare.one, compare.other)):
+            if self.metric is None:
+                problems.check(isinstance(side, str), "a side", "a method or a slug", side)
+            else:
+                names = set(side) - {"experiment"} if isinstance(side, dict) else set()
+                known = {name for name in names if name in SELECTORS or name.partition(".")[0] in SECTIONS}
                 rule = f"cells by {', '.join(SELECTORS)} or a setting such as train.lr, and experiment"
-                problems.check(False, "a side", rule, side)
-                continue
-            for key in known.keys() & side.keys():  # a mistyped name would never be judged
-                for value in set(side[key]) - set(known[key]):
-                    problems.check(False, key, f"one of {', '.join(known[key])}", value)
-            for slug in side.get("slug", ()):
-                problems.check(bool(SLUG.fullmatch(slug)), "slug", f"one that a cell can have ({SLUGS})", slug)
-        for side in sides if self.count else ():
-            forms = SLUG if self.count == "encoder" else re.compile(r"full|lora-[qkvo]+-r\d+")
-            fits = isinstance(side, str) and SLUG.fullmatch(side) and forms.fullmatch(side)
-            problems.check(bool(fits), "a side", "a slug such as lora-qv-r4 or full", side)
-        bases = (*BASES, *MEASURED) if self.measure in TIMES else BASES
-        for compare in self.compare if self.measure else ():
-            problems.check(compare.one in MEASURED, "one", f"one of {', '.join(MEASURED)}", compare.one)
-            problems.check(compare.other in bases, "other", f"one of {', '.join(bases)}", compare.other)
+                problems.check(bool(names) and names == known, "a side", rule, side)
         problems.done()
 
     @property
@@ -174,9 +144,9 @@ class Claim:
 def read_claims(folder: Path = ROOT / "experiments") -> list[Claim]:
     """All claims: those of Table 2 first, the others by experiment and position in their file.
 
-    Raises: UserError: With the file and the claim, if one is invalid or names a cell that no run can have.
+    Raises: UserError: With the file and the claim, if one is invalid or has the id of another.
     """
-    paths = sorted(folder.glob("*/claims.yaml"), key=lambda path: (path.parent.name not in FIRST, path))
+    paths = sorted(folder.glob("*/claims.yaml"), key=lambda path: (path.parent.name != FIRST, path))
     claims = [claim for path in paths for claim in read_file(path)]
     ids = [claim.id for claim in claims]
     if twice := {name for name in ids if ids.count(name) > 1}:
@@ -185,57 +155,42 @@ def read_claims(folder: Path = ROOT / "experiments") -> list[Claim]:
 
 
 def read_file(path: Path) -> list[Claim]:
-    name = f"{path.parent.name}/{path.name}"
+    name, claims = f"{path.parent.name}/{path.name}", []
     try:
         entries = yaml.safe_load(path.read_bytes())
+        cells = pd.read_csv(path.with_name("paper.csv"), dtype=str, keep_default_na=False).to_dict("records")
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{name} is not readable as YAML: {first_line(error)}") from error
+        raise UserError(f"{name} or its paper.csv is not readable: {first_line(error)}") from error
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise UserError(f"{name} must be a list of claims that is not empty")
-    claims = []
     for number, entry in enumerate(entries, 1):
         try:
-            claim = build(Claim, {"experiment": path.parent.name, **normalised(entry)})
-            claims.append(replace(claim, paper=published(claim, path.with_name("paper.csv"))))
+            claim = build(Claim, {"experiment": path.parent.name, **as_texts(entry)})
+            claims.append(replace(claim, paper=tuple(published(named, cells) for named in claim.paper)))
         except SettingsError as error:
             problems = "; ".join(error.problems)
             raise UserError(f"{name}, claim {number} ({entry.get('id', '-')}): {problems}") from error
     return claims
 
 
-def normalised(entry: dict[str, Any]) -> dict[str, Any]:
-    """A claim's entry with texts on single lines, and the values of sides and published cells as texts."""
+def as_texts(value: Any, key: str = "") -> Any:
+    """A claim's entry with texts on single lines, a list of texts per selector of a side, and published cells as texts.
 
-    def side(value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
+    Args:
+        key: The key under which the value stands.
+    """
+    if isinstance(value, dict) and key in ("one", "other"):
         return {str(k): [plain(one) for one in (v if isinstance(v, list) else [v])] for k, v in value.items()}
-
-    found = {key: " ".join(value.split()) if isinstance(value, str) else value for key, value in entry.items()}
-    for key in ("compare", "paper"):
-        if isinstance(found.get(key), list):
-            found[key] = [dict(one) if isinstance(one, dict) else one for one in found[key]]
-    for one in found.get("compare") or ():
-        if isinstance(one, dict):
-            one |= {key: side(one[key]) for key in ("one", "other") if key in one}
-    for row in found.get("paper") or ():
-        if isinstance(row, dict):
-            row |= {key: str(value) for key, value in row.items()}
-    return found
+    if isinstance(value, dict):
+        return {k: str(v) if key == "paper" else as_texts(v, k) for k, v in value.items()}
+    if isinstance(value, list):
+        return [as_texts(one, key) for one in value]
+    return " ".join(value.split()) if isinstance(value, str) else value
 
 
-def published(claim: Claim, path: Path) -> tuple[dict[str, str], ...]:
-    """The rows of the experiment's paper.csv that a claim names. Raises: SettingsError: If a name is not of one row."""
-    if not claim.paper:
-        return ()
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise SettingsError([f"paper.csv beside it is not readable: {first_line(error)}"]) from error
-    rows: list[dict[str, str]] = []
-    for cell in claim.paper:
-        found = [row for row in table.to_dict("records") if cell.items() <= row.items()]
-        if len(found) != 1:
-            raise SettingsError([f"paper: {cell} must be one row of paper.csv beside it, found {len(found)}"])
-        rows += found
-    return tuple(rows)
+def published(named: dict[str, str], cells: list[dict[str, str]]) -> dict[str, str]:
+    """The published cell that a claim names. Raises: SettingsError: If it is not one row."""
+    found = [row for row in cells if named.items() <= row.items()]
+    if len(found) != 1:
+        raise SettingsError([f"paper: {named} must be one row of paper.csv beside it, found {len(found)}"])
+    return found[0]

@@ -25,6 +25,7 @@ epoch is also judged on the last epoch, because the best one is chosen on the de
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,11 +35,19 @@ from jaxtyping import Float
 
 from lora.data.tasks import TASKS
 from lora.files import read_object
+from lora.records.record import RunRecord
 from lora.report.cells import kinds_of
-from lora.report.claims.costs import ratios
-from lora.report.claims.counts import count_ratios, slugs_of
-from lora.report.claims.findings import Finding, after_holm, exact, not_measured, smallest_p
-from lora.report.claims.sides import described, labels, on, select, several
+from lora.report.claims.findings import (
+    Finding,
+    after_holm,
+    checked,
+    count_ratios,
+    not_measured,
+    ratios,
+    slugs_of,
+    smallest_p,
+)
+from lora.report.claims.sides import described, labels, select, several
 from lora.report.claims.statements import Bound, Claim, Compare
 from lora.report.runs import Planned
 from lora.report.stats import (
@@ -64,14 +73,14 @@ class Verdict:
         about: The model, the device or the check; empty if there is nothing to judge on.
         not_glue: Whether it is judged on tasks other than GLUE's.
         on_last: The verdict on each run's last epoch, for claims about the best one; else None.
-        stated_later: Whether the claim was stated later than some of the runs; None if unknown.
+        stated_later: Whether the claim was stated later than some of the runs; None without runs or a date.
     """
 
     claim: Claim
     about: str
     findings: tuple[Finding, ...]
     word: Literal["supported", "not supported", "cannot tell"]
-    reason: str
+    reason: str = ""
     not_glue: bool = False
     on_last: "Verdict | None" = None
     stated_later: bool | None = None
@@ -81,29 +90,52 @@ def judge(
     claims: Sequence[Claim],
     planned: Mapping[str, Sequence[Planned]],
     frame: pd.DataFrame,
-    efficiency: Path,
+    folder: Path,
     checks: Mapping[str, Sequence[Mapping[str, Any]]],
+    records: Mapping[str, RunRecord],
 ) -> list[Verdict]:
     """Judge all claims on one profile's records.
 
     Args:
         planned: Experiment -> its expected runs.
         frame: `load_frame` of the records.
-        efficiency: The folder of the measurements of `python -m lora efficiency`.
+        folder: The folder of the measurements of `python -m lora efficiency`.
         checks: Name of a check -> its cases (`lora.records.analysis`).
+        records: run_id -> record.
     Raises: UserError: If a file to judge on is broken.
     """
-    verdicts = []
+    verdicts, paths = [], sorted([*folder.glob("*/summary.json"), *folder.glob("*/*/summary.json")])
+    made_at = {run_id: record.started_at for run_id, record in records.items()}
+    for path in paths:
+        about = read_object(path).get("about")
+        made_at[str(path.relative_to(folder.parent))] = about.get("started_at") if isinstance(about, dict) else None
     for claim in claims:
         if claim.metric is not None:
-            verdicts += on_runs(claim, planned, frame)
+            judged = on_runs(claim, planned, frame)
         elif claim.measure is not None:
-            verdicts += on_measurements(claim, efficiency)
+            nothing, judged = "nothing was measured: python -m lora efficiency has not run", []
+            for path in paths:
+                if findings := [one for compare in claim.compare for one in ratios(claim, compare, path, folder)]:
+                    judged.append(verdict(claim, str(path.parent.relative_to(folder)), findings))
+            judged = judged or [cannot_tell(claim, nothing)]
         elif claim.count is not None:
-            verdicts += on_counts(claim, frame)
+            nothing = f"no runs: no encoder has records of {' and '.join(map(slug_label, slugs_of(claim)))}"
+            judged = [verdict(claim, *counted) for counted in count_ratios(claim, frame).items()]
+            judged = judged or [cannot_tell(claim, nothing)]
         else:
-            verdicts.append(on_check(claim, checks.get(claim.check, ())))
+            cases = checks.get(claim.check, ())
+            nothing = f"nothing was measured: no analysis/{claim.check}.json is of these records"
+            judged = [verdict(claim, claim.check, list(map(checked, cases))) if cases else cannot_tell(claim, nothing)]
+        verdicts += [replace(one, stated_later=stated_later(one, made_at)) for one in judged]
     return verdicts
+
+
+def stated_later(verdict: Verdict, made_at: Mapping[str, str | None]) -> bool | None:
+    """Whether the claim was stated after some of its runs had begun. `made_at`: run or file -> its start; UTC."""
+    times = [made_at[run] for found in verdict.findings for run in found.runs if made_at.get(run)]
+    if not times or not verdict.claim.stated_at:
+        return None
+    return min(map(datetime.fromisoformat, times)) < datetime.fromisoformat(verdict.claim.stated_at)
 
 
 def on_runs(claim: Claim, planned: Mapping[str, Sequence[Planned]], frame: pd.DataFrame) -> list[Verdict]:
@@ -132,11 +164,12 @@ def differences(
     claim: Claim, compare: Compare, one: Sequence[Planned], other: Sequence[Planned], frame: pd.DataFrame
 ) -> list[Finding]:
     """The findings of a comparison: on the average over the common tasks, or on each task that the claim names."""
-    if not (one and other):
-        return [without_runs(compare, one, other)]
+    sides, bound = ((one, compare.one), (other, compare.other)), compare.bound
+    names = [labels(found, found, ())[0] if found else described(side) for found, side in sides]
+    if lacking := [name for name, (found, _) in zip(names, sides, strict=True) if not found]:
+        return [not_measured(" - ".join(names), bound, f"no runs of {' and '.join(lacking)} are planned here")]
     if reason := several(one) or several(other):
-        names = " - ".join(map(described, (compare.one, compare.other)))
-        return [not_measured(names, compare.bound, reason, "points")]
+        return [not_measured(" - ".join(names), bound, reason)]
     tasks = [task for task in TASKS if task in {p.task for p in one} & {p.task for p in other}]
     if claim.tasks == "average":
         kinds = kinds_of(tasks, frame)
@@ -144,31 +177,17 @@ def differences(
         groups = [whole or tasks]  # tasks trained on parts of their rows are averaged only if all are
     else:
         groups = [[task] for task in claim.tasks]
-    sides = [frame[frame["run_id"].isin([p.run_id for p in side])] for side in (one, other)]
-    pairs = paired_differences(*sides, claim.metric)
-    named = [(group, labels(on(group, one), on(group, other))) for group in groups]
-    return [
-        difference(compare.bound, names, group, pairs)
-        if set(group) <= set(tasks)
-        else without_task(compare.bound, names, group[0])
-        for group, names in named
-    ]
-
-
-def without_task(bound: Bound, names: Sequence[str], task: str) -> Finding:
-    """A comparison on a task for which a side has no cell in the claim's experiments."""
-    title = TASKS[task].title
-    reason = f"this profile plans no pair of such runs on {title}"
-    return not_measured(f"{names[0]} - {names[1]}, {title}", bound, reason, "points")
-
-
-def without_runs(compare: Compare, one: Sequence[Planned], other: Sequence[Planned]) -> Finding:
-    """A comparison with a side that has no cell in this profile."""
-    sides = ((one, compare.one), (other, compare.other))
-    names = [labels(found, found)[0] if found else described(side) for found, side in sides]
-    lacking = [name for name, found in zip(names, (one, other), strict=True) if not found]
-    reason = f"no runs of {' and '.join(lacking)} are planned here"
-    return not_measured(" - ".join(names), compare.bound, reason, "points")
+    runs = [frame[frame["run_id"].isin([p.run_id for p in side])] for side in (one, other)]
+    pairs, findings = paired_differences(*runs, claim.metric), []
+    for group in groups:
+        names = labels(one, other, group)
+        if set(group) <= set(tasks):
+            findings.append(difference(bound, names, group, pairs))
+        else:
+            title = TASKS[group[0]].title
+            reason = f"this profile plans no pair of such runs on {title}"
+            findings.append(not_measured(f"{names[0]} - {names[1]}, {title}", bound, reason))
+    return findings
 
 
 def difference(bound: Bound, names: Sequence[str], tasks: Sequence[str], pairs: pd.DataFrame) -> Finding:
@@ -193,8 +212,8 @@ def difference(bound: Bound, names: Sequence[str], tasks: Sequence[str], pairs: 
     titles = ", ".join(TASKS[task].title for task in tasks)
     label = f"{names[0]} - {names[1]}, {f'average of {titles}' if len(tasks) > 1 else titles}"
     runs = (*here["run_id"], *here["run_id_other"])
-    numbers = (found.mean, found.low, found.high, found.n)
-    return Finding(label, *numbers, bound, p_against, holds, reason, runs, "points", len(seeds_across(here, tasks)))
+    numbers = (found.mean, found.low, found.high, p_against, len(seeds_across(here, tasks)))
+    return Finding(label, "points", found.n, bound, holds, *numbers, reason, runs)
 
 
 def needed(values: Float[np.ndarray, " n"], bound: Bound) -> str:
@@ -204,41 +223,6 @@ def needed(values: Float[np.ndarray, " n"], bound: Bound) -> str:
     count = seeds_needed(values, lambda low, high: bound.holds(low, high) is not None)
     seeds = f"more than {MOST_SEEDS} would be needed" if count is None else f"{count} would be enough"
     return f"; with this mean and spread, {seeds}"
-
-
-def on_measurements(claim: Claim, folder: Path) -> list[Verdict]:
-    """One verdict per summary of `python -m lora efficiency` that has the claim's methods."""
-    verdicts = []
-    for path in sorted([*folder.glob("*/summary.json"), *folder.glob("*/*/summary.json")]):
-        summary, about = read_object(path), str(path.parent.relative_to(folder))
-        findings = [found for compare in claim.compare for found in ratios(claim, compare, summary, path, folder)]
-        if findings:
-            verdicts.append(verdict(claim, about, findings))
-    return verdicts or [
-        Verdict(claim, "", (), "cannot tell", "nothing was measured: python -m lora efficiency has not run")
-    ]
-
-
-def on_counts(claim: Claim, frame: pd.DataFrame) -> list[Verdict]:
-    """One verdict per model that has all methods of the claim."""
-    verdicts = [verdict(claim, model, findings) for model, findings in count_ratios(claim, frame).items()]
-    names = map(slug_label, slugs_of(claim))
-    nothing = f"no runs: no encoder has records of {' and '.join(names)}"
-    return verdicts or [cannot_tell(claim, nothing)]
-
-
-def on_check(claim: Claim, cases: Sequence[Mapping[str, Any]]) -> Verdict:
-    """The verdict on an exact property, tested case by case: any failure refutes it."""
-    if not cases:
-        return cannot_tell(claim, f"nothing was measured: no analysis/{claim.check}.json is of these records")
-    none = Bound("exactly", 0)
-    findings = [
-        exact(case["label"], case["failures"], case["trials"], none, tuple(case["runs"]), "failures")
-        if case["trials"]
-        else not_measured(case["label"], none, "it was never tried", "failures", tuple(case["runs"]))
-        for case in cases
-    ]
-    return verdict(claim, claim.check, findings)
 
 
 def cannot_tell(claim: Claim, reason: str) -> Verdict:
