@@ -317,8 +317,7 @@ def test_the_public_names():
     assert lora.save_adapter is save_adapter and lora.load_adapter is load_adapter
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kernels", ["stock", "fused"])
+@pytest.mark.parametrize(("method", "kernels"), [("lora", "stock"), *((method, "fused") for method in METHODS)])
 def test_a_run_leaves_an_adapter_that_explains_itself(method, kernels, tiny_config):
     small = {"houlsby": "method.bottleneck=6", "lora": "method.rank=3", "adapterdrop": "method.drop_layers=1"}
     config = tiny_config(

@@ -2,13 +2,11 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import resource
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -63,13 +61,10 @@ class Code:
 
 
 SETTINGS = [
-    ("method=full", "train.kernels=stock"),
     ("method=full", "train.kernels=fused"),  # sparse gradients, and embedding rows that no batch has touched
-    ("method=full", "train.kernels=fused", f"train.precision={NARROWEST}", "train.weight_decay=0.1"),
-    ("method=lora", "train.kernels=stock", "train.accumulation=2"),
+    ("method=lora", "train.kernels=stock", "train.accumulation=2", "task=mnli"),
     ("method=lora", "train.kernels=fused", "data.batching=similar_length"),
     ("method=houlsby", "train.kernels=fused", f"train.precision={NARROWEST}"),
-    ("method=bitfit", "train.kernels=stock", "task=mnli"),
     ("method=lora", "train.kernels=stock", "task=stsb", "train.head_dropout=0.5"),
 ]
 
@@ -281,31 +276,6 @@ def test_a_disk_without_room_costs_the_adapter_not_the_run(tiny_config, capsys):
     record = read_record(record_path(config.runtime.results, config.run_id))
     assert (record.status, record.adapter) == ("ok", None)
     assert "continuing without its adapter: cannot write" in capsys.readouterr().err
-
-
-def test_the_command_goes_on_where_a_signal_stopped_it(tiny_overrides, tmp_path):
-    """Three real processes: two exit with code 130 and no record; the last writes the record, without a checkpoint."""
-    command = [sys.executable, "-m", "lora", *tiny_overrides, "train.epochs=100"]
-    running, checkpoints = tmp_path / "outputs" / "running", set()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        process = subprocess.Popen(
-            command, cwd=ROOT, stderr=subprocess.PIPE, text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # background jobs ignore it
-        )  # fmt: skip
-        while not any(json.loads(note.read_text())["steps"] for note in running.glob("[!.]*.json")):
-            assert process.poll() is None, f"it ended before {signum.name}: {process.communicate()[1]}"
-            time.sleep(0.05)
-        process.send_signal(signum)
-        _, error = process.communicate(timeout=120)
-        assert process.returncode == 130
-        assert "interrupted: what is finished is kept" in error and "Traceback" not in error
-        checkpoints |= set((tmp_path / "outputs" / "checkpoints").iterdir())
-        assert not (tmp_path / "results").exists() and not list(running.glob("*"))
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (checkpoint,) = checkpoints
-    assert read_record(record_path(tmp_path / "results", checkpoint.stem)).provenance["resumed"] == 2
-    assert not checkpoint.exists()
 
 
 KILLED = """

@@ -20,7 +20,7 @@ import lora
 from lora.training.fused import functions, kernels
 from lora.training.fused.masks import Masks
 
-BATCH, TOKENS, HEADS, LAYOUTS = 2, 3, 2, 100
+BATCH, TOKENS, HEADS, LAYOUTS = 2, 3, 2, 50
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.uint16], ids=["fp32", "bf16"])
 
 
@@ -110,7 +110,7 @@ def bits(name, arguments):
 
 @KERNELS
 @DTYPES
-@pytest.mark.parametrize("width", [16, 32, 48, 384])
+@pytest.mark.parametrize("width", [32, 384])
 def test_bits_do_not_depend_on_where_arrays_lie(name, dtype, width):
     """A compiled loop may take another path if arrays are close. The truth is arrays that are far apart."""
     given = calls(width, dtype)[name]

@@ -1,7 +1,6 @@
 """Every method on every architecture, against the untouched base, PEFT, loralib, closed forms, plain forward passes."""
 
 import copy
-import itertools
 import math
 import re
 import subprocess
@@ -44,8 +43,7 @@ CONFIGS = {
 }
 CASES = [(a, method) for a in tiny.ARCHITECTURES for method in CONFIGS if tiny.takes(a, method)]
 BOTTLENECKS = [(a, method) for a, method in CASES if method in ("houlsby", "pfeiffer", "adapterdrop")]
-TARGET_SETS = [subset for size in range(1, 5) for subset in itertools.combinations("qkvo", size)]
-TARGET_SETS += [("i",), ("f",), ("q", "f"), tuple("qkvoif")]
+TARGET_SETS = [("q",), ("q", "v"), tuple("qkvoif")]
 PEFT_NAMES = {
     "bert": {
         "q": "attention.self.query",
@@ -107,7 +105,7 @@ def test_lora_starts_at_the_base_exactly_on_every_target_set(architecture, targe
     assert sorted(adapted) == sorted(name for target in targets for name in find_target(base, target))
 
 
-@pytest.mark.parametrize("targets", TARGET_SETS, ids="".join)
+@pytest.mark.parametrize("targets", ["q", "kv", "o", "i", "f", "qkvo", "qkvoif"])
 def test_lora_equals_peft_in_logits_gradients_and_trained_weights(targets):
     """Float64, same init. PEFT is an independent implementation."""
     ours = tiny.model("bert").double()
@@ -120,7 +118,7 @@ def test_lora_equals_peft_in_logits_gradients_and_trained_weights(targets):
             modules_to_save=["classifier"],
         ),
     )
-    apply(ours, LoraConfig(targets=targets, rank=3, alpha=7), seed=0)
+    apply(ours, LoraConfig(targets=tuple(targets), rank=3, alpha=7), seed=0)
     for name, p in ours.named_parameters():
         if "pooler" in name:
             p.requires_grad_(False)  # PEFT trains only the classifier
@@ -408,8 +406,10 @@ def test_every_architecture_of_the_table_has_a_tiny_model():
     assert all(tiny.config(name).model_type == name for name in ARCHITECTURES)
 
 
-@pytest.mark.parametrize("first", CONFIGS)
-@pytest.mark.parametrize("second", ["lora", "houlsby", "bitfit"])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("full", "lora"), ("bitfit", "houlsby"), ("lora", "bitfit"), ("lora", "lora"), ("houlsby", "lora")],
+)
 def test_a_second_method_is_refused_where_the_first_added_modules(first, second):
     """Its saved adapter would lack the first one's weights. Full fine-tuning and BitFit leave none behind."""
     model = tiny.model("bert")

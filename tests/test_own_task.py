@@ -1,13 +1,10 @@
 """A user-defined task, from its file to the report: real readers on real files, and real runs on them."""
 
-import csv
 import hashlib
 import json
 import random
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -16,10 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-import tiny
-import yaml
+from commands import lora
+from own_tasks import ROWS, folders, learnable, write, write_csv, write_task
+from own_tasks import settings as settings_of
 
-from lora.cli import main
 from lora.config.compose import compose_run
 from lora.config.own_task import find_task
 from lora.data.own_rows import duplicates
@@ -27,43 +24,20 @@ from lora.data.own_task import FOLDER, add_kept_tasks, add_task, keep_task
 from lora.data.read import read
 from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.files import ROOT
 from lora.records.record import load_records
 from lora.sweep.request import requested
 
-STATED = {"columns": ["text"], "label": "mood", "labels": ["bad", "good"], "metric": "accuracy"}
-STATED |= {"train": "train.csv", "dev": "dev.csv"}
 SCORED = {"labels": None, "range": [0, 5], "metric": "pearson"}
-ROWS = [("the film was good", "good"), ("the film was bad", "bad"), ("a good story", "good"), ("a dull story", "bad")]
 FORMS = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 @pytest.fixture(autouse=True)
-def only_here():
+def only_lora():
     """Restore TASKS after each test."""
     before = dict(TASKS)
     yield
     TASKS.clear()
     TASKS.update(before)
-
-
-def write_csv(path: Path, rows, header=("text", "mood")) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *rows])
-    return path
-
-
-def write_task(folder: Path, name: str = "moods", **changes) -> Path:
-    """Write a definition, and its two CSV files unless they exist. A value of None omits the key."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for split in ("train", "dev"):
-        if not (folder / f"{split}.csv").exists():
-            write_csv(folder / f"{split}.csv", ROWS)
-    stated = {key: value for key, value in (STATED | changes).items() if value is not None}
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(stated))
-    return path
 
 
 def rows_of(task, split="train"):
@@ -233,18 +207,29 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("kind", BAD)
-def test_bad_rows_are_one_message_and_leave_nothing_behind(kind, tmp_path, here):
+def bad_rows(kind, tmp_path):
+    """The definition of a task whose dev split has such rows, and the expression that its message matches."""
     ending, content, message = BAD[kind]
     path = write_task(tmp_path / "data", dev=f"rows{ending}")
     rows = path.parent / f"rows{ending}"
     rows.write_bytes(content if isinstance(content, bytes) else content.encode())
-    folders = [f"runtime.{name}={tmp_path}/{name}" for name in ("results", "outputs")]
+    return path, rf"{re.escape(str(rows))}{message}"
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_rows_are_named(kind, tmp_path):
+    path, message = bad_rows(kind, tmp_path)
+    with pytest.raises(UserError, match=message):
+        add_task(path)
+
+
+def test_bad_rows_are_one_message_of_every_command_and_leave_nothing_behind(tmp_path):
+    path, message = bad_rows("an unknown label", tmp_path)
     for words in (["profile=own"], ["-m", "profile=own"], ["report", "own"]):
-        done = here(*words, f"task={path}", *folders)
+        done = lora(*words, f"task={path}", *folders(tmp_path))
         assert (done.returncode, done.stdout) == (2, ""), words
         assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
-        assert re.search(rf"{re.escape(str(rows))}{message}", done.stderr), done.stderr
+        assert re.search(message, done.stderr), done.stderr
     assert {found.name for found in tmp_path.iterdir()} == {"data"}
 
 
@@ -268,7 +253,7 @@ def test_a_file_that_is_absent_is_answered_with_those_that_exist(file, message, 
         add_task(write_task(tmp_path, dev=file))
 
 
-def test_a_test_split_needs_no_labels_and_files_may_lie_anywhere(tmp_path):
+def test_a_test_split_needs_no_labels_and_files_may_lie_anywlora(tmp_path):
     path = write_task(tmp_path / "here", test="../elsewhere/test.csv")
     test = tmp_path / "elsewhere" / "test.csv"
     for rows, header in (([("x",), ("y",)], ("text",)), ([("x", ""), ("y", "")], ("text", "mood"))):
@@ -408,69 +393,13 @@ def test_a_task_without_a_row_takes_the_default_one_and_says_that_it_is_untuned(
 # From the command line to the report
 
 
-def learnable(rows: int, seed: int) -> list[tuple[str, str]]:
-    """Sentences of the tiny tokenizers' words. The label says whether a sentence has a good word or a bad one."""
-    source, found = random.Random(seed), []
-    plain = [word for word in tiny.WORDS if word not in ("good", "bright", "well", "bad", "dull", "badly")]
-    for _ in range(rows):
-        good = source.random() < 0.5
-        words = [*source.choices(plain, k=4), source.choice(("good", "bright", "well") if good else ("bad", "dull"))]
-        source.shuffle(words)
-        found.append((" ".join(words), "good" if good else "bad"))
-    return found
-
-
-def lora(*arguments: str) -> subprocess.CompletedProcess:
-    """A command in a process of its own, as sweeps need it."""
-    command = [sys.executable, "-m", "lora", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
-
-
-@pytest.fixture
-def here(monkeypatch, capfd, listening):
-    """A function that runs a command in this process, and returns its exit code and what it printed."""
-    monkeypatch.setattr(sys, "argv", ["lora"])  # where Hydra reads its arguments
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which a launch sets for good
-
-    def run(*arguments):
-        try:
-            code = main(list(map(str, arguments)))
-        except SystemExit as ended:
-            code = ended.code
-        return subprocess.CompletedProcess(arguments, int(code or 0), *capfd.readouterr())
-
-    return run
-
-
 @pytest.fixture
 def tiny_own(model_dir, tmp_path):
     """The file of a task of 500 examples, and overrides that turn the profile's runs into runs of one second."""
-    write_csv(tmp_path / "data" / "train.csv", learnable(400, 1))
-    write_csv(tmp_path / "data" / "dev.csv", [*learnable(95, 2), *learnable(400, 1)[:5]])
-    settings = ["model=local", f"model.path={model_dir}", "data.max_length=32", "train.epochs=3", "train.batch=4"]
-    settings += ["train.precision=fp32", "train.kernels=stock", "runtime.device=cpu"]
-    folders = [f"runtime.{name}={tmp_path}/{name}" for name in ("results", "outputs")]
-    return write_task(tmp_path / "data"), [*settings, *folders]
+    return write(tmp_path / "data", 400, 100), [*settings_of(model_dir), *folders(tmp_path)]
 
 
-def test_tuned_rates_of_ones_own_task_are_taken_and_not_called_untuned(tiny_own, tmp_path, here):
-    path, settings = tiny_own
-    tried = lora("tune", "profile=own", f"task={path}", "method=lora", "train.lr=1e-4,1e-3,3e-3", *settings)
-    assert tried.returncode == 0, tried.stderr
-    (kept,) = (tmp_path / "results" / FOLDER).glob("*.json")
-    (entry,) = yaml.safe_load((tmp_path / "results" / "rates.yaml").read_text())["rates"]
-    assert entry["task"] == kept.stem and entry["lr"] in entry["tried"]
-    asked = ("profile=own", f"task={path}", "experiment=own_task", "method=lora", "seed=1", *settings)
-    done = lora("-m", *asked)
-    assert done.returncode == 0, done.stderr
-    assert f"rates:   lora {entry['lr']:g} (tuned" in done.stdout and "ntuned" not in done.stdout
-    records, _ = load_records(tmp_path / "results")
-    assert {record.config["train"]["lr"] for record in records if record.config["seed"] == 1} == {entry["lr"]}
-    reported = here("report", "own", *asked[1:])
-    assert reported.returncode == 0 and "ntuned" not in reported.stdout, reported.stderr
-
-
-def test_from_a_csv_to_the_report(tiny_own, tmp_path, here):
+def test_from_a_csv_to_the_report(tiny_own, tmp_path):
     """The sweep, then reports in other processes, the last of them without the task's file."""
     path, settings = tiny_own
     results = tmp_path / "results"
@@ -488,11 +417,11 @@ def test_from_a_csv_to_the_report(tiny_own, tmp_path, here):
     assert max(record.selected["best"]["value"] for record in records) > 0.9, "the label can be learned"
 
     shutil.move(path.parent, tmp_path / "moved")
-    assert here("status", "own", *settings).stdout.startswith("profile own: 9 runs: 9 done, 0 running")
-    reported = here("report", "own", *settings)
+    assert lora("status", "own", *settings).stdout.startswith("profile own: 9 runs: 9 done, 0 running")
+    reported = lora("report", "own", *settings)
     assert reported.returncode == 0, reported.stderr
     shutil.move(tmp_path / "moved", path.parent)
-    again = here("report", "own", f"task={path}", *settings)
+    again = lora("report", "own", f"task={path}", *settings)
 
     def numbers(output: str) -> str:
         """What a report prints, without the command that it suggests."""
@@ -516,18 +445,18 @@ def test_from_a_csv_to_the_report(tiny_own, tmp_path, here):
                 assert row["95% over seeds"] == f"{ends[0]:+.1f} to {ends[1]:+.1f}"
 
 
-def test_a_run_that_is_done_trains_nothing_and_other_rows_or_words_are_not_taken_for_it(tiny_own, tmp_path, here):
+def test_a_run_that_is_done_trains_nothing_and_other_rows_or_words_are_not_taken_for_it(tiny_own, tmp_path):
     path, settings = tiny_own
     one = ["profile=own", "method=bitfit", "seed=1"]
     copy = shutil.copytree(path.parent, tmp_path / "copy") / path.name
     for task, word in ((path, "trained in"), (copy, "already done")):
-        done = here(*one, f"task={task}", *settings)
+        done = lora(*one, f"task={task}", *settings)
         assert done.returncode == 0 and word in done.stdout, done.stderr
     write_csv(copy.parent / "train.csv", learnable(400, 3))
-    changed = here(*one, f"task={copy}", *settings)
+    changed = lora(*one, f"task={copy}", *settings)
     assert changed.returncode == 2 and "Traceback" not in changed.stderr
     assert changed.stderr.startswith("error: the rows of moods-") and "runtime.results=FOLDER" in changed.stderr
-    trained = here(*one, f"task={write_task(path.parent, metric='macro_f1')}", *settings)
+    trained = lora(*one, f"task={write_task(path.parent, metric='macro_f1')}", *settings)
     assert trained.returncode == 0 and "trained in" in trained.stdout, trained.stderr
     assert ": ok, macro_f1 best " in trained.stdout
 
@@ -544,19 +473,19 @@ def scored(folder: Path, low: float, high: float) -> Path:
     return write_task(folder, **SCORED | {"range": [low, high]})
 
 
-def test_scores_of_any_range_are_learned_alike_and_adapters_answer_in_their_units(tiny_own, tmp_path, here):
+def test_scores_of_any_range_are_learned_alike_and_adapters_answer_in_their_units(tiny_own, tmp_path):
     _, settings = tiny_own
     predicted = {}
     for low, high in ((0, 5), (0, 100), (1000, 2000)):
         path = scored(tmp_path / f"to_{high}", low, high)
-        done = here("profile=own", f"task={path}", "method=lora", "seed=1", "runtime.save_adapter=true", *settings)
+        done = lora("profile=own", f"task={path}", "method=lora", "seed=1", "runtime.save_adapter=true", *settings)
         assert done.returncode == 0, done.stderr
         (record,) = (r for r in load_records(tmp_path / "results")[0] if r.config["task"] == add_task(path).name)
         del TASKS[record.config["task"]]  # the adapter's folder says what is needed
         output = tmp_path / f"to_{high}.tsv"
         (adapter,) = (tmp_path / "outputs" / "adapters").glob(f"*{record.config['task']}*")
         given = ["--adapter", adapter, "--model", settings[1].partition("=")[2], "--input", path.parent / "dev.csv"]
-        done = here("predict", *given, "--output", output)
+        done = lora("predict", *given, "--output", output)
         assert done.returncode == 0, done.stderr
         best = record.selected["best"]["value"]
         answers = pd.read_csv(output, sep="\t")["prediction"].to_numpy()
@@ -570,18 +499,18 @@ def test_scores_of_any_range_are_learned_alike_and_adapters_answer_in_their_unit
     text = pd.read_csv(path.parent / "dev.csv")["text"][0]
     for name, content in (("one.jsonl", json.dumps({"text": text})), ("one.tsv", f"text\n{text}")):
         (tmp_path / name).write_text(content)  # one row, without a line end
-        done = here("predict", *given[:-1], tmp_path / name, "--output", output)
+        done = lora("predict", *given[:-1], tmp_path / name, "--output", output)
         assert done.returncode == 0, done.stderr
         assert pd.read_csv(output, sep="\t")["prediction"][0] == pytest.approx(answers[0], abs=0.02)
     description = adapter / "adapter.json"
     content = json.loads(description.read_text())
     content["origin"]["columns"] = ["text", "a\tb"]
     description.write_text(json.dumps(content))
-    hostile = here("predict", *given, "--output", output)
+    hostile = lora("predict", *given, "--output", output)
     assert hostile.returncode == 2 and "describes no task: columns and labels must be words" in hostile.stderr
 
 
-def test_runs_of_a_regression_from_before_its_scores_were_scaled_are_refused(tmp_path, here):
+def test_runs_of_a_regression_from_before_its_scores_were_scaled_are_refused(tmp_path):
     write_csv(tmp_path / "train.csv", [("a", 0), ("b", 5)])
     task = add_task(write_task(tmp_path, **SCORED, dev="train.csv", train="../" + tmp_path.name + "/train.csv"))
     keep_task(task, tmp_path / "results")
@@ -589,6 +518,6 @@ def test_runs_of_a_regression_from_before_its_scores_were_scaled_are_refused(tmp
     stated = {key: value for key, value in json.loads(kept.read_text())["definition"].items() if value is not None}
     earlier = hashlib.sha256(json.dumps(stated, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:6]
     kept.rename(kept.with_name(f"moods-{earlier}.json"))
-    done = here("report", "own", f"runtime.results={tmp_path}/results")
+    done = lora("report", "own", f"runtime.results={tmp_path}/results")
     assert done.returncode == 2
     assert f"the runs of moods-{earlier} are of an earlier version, which trained on" in done.stderr

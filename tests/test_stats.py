@@ -86,8 +86,7 @@ def test_the_interval_is_scipys_of_students_t(count, level):
     assert (found.mean, found.n) == (pytest.approx(values.mean()), count)
 
 
-@pytest.mark.parametrize("correlation", [0.0, 0.2, 0.4])
-@pytest.mark.parametrize("spreads", [(1, 1, 1, 1, 1), (0.2, 0.5, 1, 2, 4)], ids=["equal", "unequal"])
+@pytest.mark.parametrize(("correlation", "spreads"), [(0.0, (1, 1, 1, 1, 1)), (0.4, (0.2, 0.5, 1, 2, 4))])
 def test_the_interval_of_an_average_over_tasks_covers_the_truth(correlation, spreads):
     """5 seeds of 5 tasks whose differences share a component per seed. Independent strata cover 0.81 at 0.4."""
     source, repeats, seeds = np.random.default_rng(6), 6000, 5
@@ -105,17 +104,16 @@ def test_the_interval_of_an_average_over_tasks_covers_the_truth(correlation, spr
     assert 0.94 <= covered <= 0.96
 
 
-@pytest.mark.parametrize("seeds", [ENOUGH_SEEDS, 10])
-def test_the_interval_of_one_task_covers_the_truth(seeds):
-    values = np.random.default_rng(7).normal(1.0, 3.0, (6000, seeds))
+def test_the_interval_of_one_task_covers_the_truth():
+    values = np.random.default_rng(7).normal(1.0, 3.0, (3000, ENOUGH_SEEDS))
     found = [mean_interval(each) for each in values]
     assert np.mean([each.low <= 1.0 <= each.high for each in found]) >= 0.94
 
 
-@pytest.mark.parametrize("rounds", [6, 10, 20, 40])
+@pytest.mark.parametrize("rounds", [6, 20])
 def test_the_interval_of_a_ratio_of_times_covers_its_median(rounds):
     """Times are skewed, so the ratio is log-normal. Its median is 1."""
-    values = np.random.default_rng(8).lognormal(0.0, 0.3, (6000, rounds))
+    values = np.random.default_rng(8).lognormal(0.0, 0.3, (3000, rounds))
     found = [median_interval(each) for each in values]
     assert np.mean([low <= 1.0 <= high for low, high in found]) >= 0.94
 

@@ -132,16 +132,6 @@ def test_the_destination_is_the_one_of_wandbs_own_settings(monkeypatch, tmp_path
     wandb.teardown()
 
 
-def test_off_never_loads_wandb(tiny_overrides, tmp_path):
-    code = (
-        "import sys\nfrom lora.cli import main\n"
-        "try:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n    sys.exit(end.code or 'wandb' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, *tiny_overrides], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "copies:" not in done.stdout and not (tmp_path / "outputs" / "wandb").exists()
-
-
 def test_the_tables_of_a_sweep_are_an_artifact(tmp_path, capsys):
     (tmp_path / "results" / "tables").mkdir(parents=True)
     (tmp_path / "results" / "tables" / "table2.md").write_text("| a table |")

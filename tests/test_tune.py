@@ -5,12 +5,12 @@ import hashlib
 import json
 import re
 import shlex
-import subprocess
-import sys
 
 import numpy as np
+import own_tasks
 import pytest
 import yaml
+from commands import lora
 from safetensors.numpy import save
 from synthetic import synthetic_record, write_run
 
@@ -46,25 +46,17 @@ def file(tmp_path):
 # Real runs
 
 
-def lora(*arguments: str) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "lora", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
 @pytest.fixture(scope="module")
-def tuned(tmp_path_factory):
-    """A tuning of two methods on 32 examples of an embedded task. A smaller encoder would collapse."""
+def tuned(tmp_path_factory, model_dir):
+    """A tuning of two methods on a task of one's own, which the tiny encoder learns."""
     folder = tmp_path_factory.mktemp("tuned")
-    settings = ["profile=mini", "task=ratings", "method=full,lora"]
-    settings += ["data.train_rows=32", "data.max_length=32", "train.epochs=1", "train.kernels=stock"]
-    settings += ["train.precision=fp32", "runtime.device=cpu"]
-    settings += [f"runtime.results={folder}/results", f"runtime.outputs={folder}/outputs"]
-    grid = "train.lr=1e-5,1e-4,1e30"  # the last diverges
-    code, out, err = lora("tune", *settings, grid)
-    assert code == 0, out + err
-    return folder, settings, grid, out
+    settings = ["profile=own", f"task={own_tasks.write(folder / 'data', 200, 50)}", "method=full,lora"]
+    settings += [*own_tasks.settings(model_dir), *own_tasks.folders(folder)]
+    grid = "train.lr=1e-3,3e-3,1e30"  # the last diverges
+    done = lora("tune", *settings, grid)
+    assert done.returncode == 0, done.stdout + done.stderr
+    yield folder, settings, grid, done.stdout
+    TASKS.pop(load_records(folder / "results")[0][0].config["task"], None)
 
 
 def test_the_best_of_a_grid_is_kept_with_how_it_was_chosen(tuned):
@@ -81,22 +73,21 @@ def test_the_best_of_a_grid_is_kept_with_how_it_was_chosen(tuned):
     for entry in content:
         scores = tried[entry["method"]]
         known = {lr: score for lr, score in scores.items() if score is not None}
-        assert set(scores) == {1e-5, 1e-4, 1e30} and scores[1e30] is None
+        assert set(scores) == {1e-3, 3e-3, 1e30} and scores[1e30] is None
         assert entry["lr"] == max(known, key=known.get) and entry["tried"] == scores and entry["seeds"] == [0]
-        assert entry["edge"] == ("lowest" if entry["lr"] == 1e-5 else None)
-        assert (f"{entry['method']} on ratings: the best is the lowest of 3" in out) == (entry["lr"] == 1e-5)
+        assert entry["edge"] == ("lowest" if entry["lr"] == 1e-3 else None)
 
 
 def test_tuning_resumes_and_ends_the_same(tuned):
     folder, settings, grid, _ = tuned
     rates = (folder / "results" / "rates.yaml").read_text()
     runs = sorted((folder / "results" / "runs").glob("*.s0-*.json"))
-    gone = next(path for path in runs if json.loads(path.read_text())["config"]["train"]["lr"] == 1e-5)
+    gone = next(path for path in runs if json.loads(path.read_text())["config"]["train"]["lr"] == 1e-3)
     kept = {path: path.stat().st_mtime_ns for path in runs if path != gone}
     gone.unlink()
     (folder / "results" / "rates.yaml").unlink()
-    code, out, _ = lora("tune", *settings, grid)
-    assert code == 0 and re.search("3 done, 2 failed, 1 to train", out)
+    done = lora("tune", *settings, grid)
+    assert done.returncode == 0 and "3 done, 2 failed, 1 to train" in done.stdout
     assert gone.exists() and {path: path.stat().st_mtime_ns for path in kept} == kept
     assert (folder / "results" / "rates.yaml").read_text() == rates
 
@@ -104,11 +95,11 @@ def test_tuning_resumes_and_ends_the_same(tuned):
 def test_the_next_launch_takes_the_rates_and_no_table_has_the_runs_that_chose_them(tuned):
     folder, settings, _, _ = tuned
     rates = {one.method: one.lr for one in read_rates(folder / "results" / "rates.yaml")}
-    code, out, err = lora("-m", *settings, "seed=1")
-    assert code == 0 and "tuned" in out, err
+    done = lora("-m", *settings, "experiment=own_task", "seed=1")
+    assert done.returncode == 0 and "tuned" in done.stdout and "ntuned" not in done.stdout, done.stderr
     records = [record for record in load_records(folder / "results")[0] if record.config["seed"] == 1]
     assert {record.config["method"]["name"]: record.config["train"]["lr"] for record in records} == rates
-    report = build("mini", [*settings[1:], "seed=1"])
+    report = build("own", [*settings[1:], "seed=1"])
     assert not report.state.missing and not report.gathered.frame["seed"].eq(0).any()
     tries = {record.run_id for record in load_records(folder / "results")[0]} - {r.run_id for r in records}
     assert {record.run_id for record in report.gathered.tuning} == tries
@@ -118,11 +109,11 @@ def test_no_sweep_takes_the_seed_that_chose_the_rates(tuned, capsys):
     folder, settings, _, _ = tuned
     before = sorted((folder / "results").rglob("*"))
     for name in ("status", "plan", "report"):
-        assert main([name, "mini", *settings[1:], "seed=0,1"]) == 2
+        assert main([name, "own", *settings[1:], "experiment=null", "seed=0,1"]) == 2
         err = capsys.readouterr().err
         assert err.startswith("error: seed must be one on which no learning rate was chosen, got 0: the rates in ")
     assert sorted((folder / "results").rglob("*")) == before
-    assert main(["plan", "mini", *settings[1:], "seed=0,1", "rates=null"]) == 0
+    assert main(["plan", "own", *settings[1:], "experiment=null", "seed=0,1", "rates=null"]) == 0
     assert "4 runs" in capsys.readouterr().out
 
 
