@@ -476,7 +476,7 @@ def scored(folder: Path, low: float, high: float) -> Path:
 def test_scores_of_any_range_are_learned_alike_and_adapters_answer_in_their_units(tiny_own, tmp_path):
     _, settings = tiny_own
     predicted = {}
-    for low, high in ((0, 5), (0, 100), (1000, 2000)):
+    for low, high in ((0, 5), (1000, 2000)):
         path = scored(tmp_path / f"to_{high}", low, high)
         done = lora("profile=own", f"task={path}", "method=lora", "seed=1", "runtime.save_adapter=true", *settings)
         assert done.returncode == 0, done.stderr
@@ -493,7 +493,6 @@ def test_scores_of_any_range_are_learned_alike_and_adapters_answer_in_their_unit
         assert scipy.stats.pearsonr(answers, labels).statistic == pytest.approx(best, abs=2e-3)
         assert abs(answers.mean() - labels.mean()) < 0.2 * (high - low), "in the units of the user's scores"
         predicted[high] = (answers - low) / (high - low)
-    assert predicted[100] == pytest.approx(predicted[5], abs=1e-3)
     assert predicted[2000] == pytest.approx(predicted[5], abs=1e-3)
 
     text = pd.read_csv(path.parent / "dev.csv")["text"][0]

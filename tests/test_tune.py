@@ -285,11 +285,11 @@ def test_no_table_of_results_has_a_run_on_a_seed_that_chose_rates(tmp_path):
     before = gather("long", (), tmp_path)
     assert {p.seed for p in before.every} == {0, 6, 7, 8, 9, 10} and not before.tuning
     write_rates(folder / "rates.yaml", [rate(protocol="long", task="sst2", seeds=(0, 10))])
-    after = build("long", (), tmp_path)
-    assert {p.seed for p in after.gathered.every} == {6, 7, 8, 9}
-    assert after.gathered.tried == before.tried and len(after.gathered.tried) == 4 * (5 + 2 + 3)
+    after = gather("long", (), tmp_path)
+    assert {p.seed for p in after.every} == {6, 7, 8, 9}
+    assert after.tried == before.tried and len(after.tried) == 4 * (5 + 2 + 3)
     left_out = {run.run_id for run in (*single, *table2) if run.seed in (0, 10)}
-    assert {record.run_id for record in after.gathered.tuning} == left_out and not after.state.extra
+    assert {record.run_id for record in after.tuning} == left_out and not after.state.extra
 
 
 @pytest.mark.parametrize(
