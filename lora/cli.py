@@ -17,6 +17,7 @@ COMMANDS = {
     "plan": ("lora.sweep.plan", "estimate what a sweep will cost, in device hours and disk"),
     "tune": ("lora.sweep.tune", "choose each method's learning rate, on a seed that no table reports"),
     "report": ("lora.report.command", "build tables, verdicts, figures and report.html from a profile's records"),
+    "published": ("lora.report.published", "rebuild the page of published GLUE numbers"),
     "predict": ("lora.adapters.predict", "predict with trained adapters; write a GLUE submission"),
     "analyse intervals": ("lora.report.analyses.dev_intervals", "would other dev examples show the same?"),
     "analyse subspaces": ("lora.report.analyses.subspaces", "Figures 3 and 4 and Table 7 from saved adapters"),
