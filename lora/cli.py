@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from lora.errors import UserError
+from lora.errors import UnfinishedError, UserError
 
 COMMANDS = {
     "status": ("lora.sweep.status", "show which runs of a profile are done, running, failed or waiting; --watch: live"),
@@ -32,24 +32,21 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line. Returns: The exit code of its command; 2 for a mistake, 130 if interrupted."""
+    """Run a command line. Returns: The exit code: 0, 1 for an unfinished sweep, 2 for a mistake, 130 if interrupted."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     if given in (["--help"], ["-h"], ["help"]):
         print(first_screen())
         return 0
     name = command_of(given)
     if name is not None:
-        return run_command(name, given[len(name.split()) :])
+        return run_command(COMMANDS[name][0], f"python -m lora {name}", given[len(name.split()) :])
     group = [one for one in COMMANDS if given and one.startswith(f"{given[0]} ")]
     word = given[0] if given else ""
     if group or (word.isidentifier() and "=" not in word):
         offered = ", ".join(group or COMMANDS)
         print(f"error: {' '.join(given[:2])!r} is not a command; use one of {offered}", file=sys.stderr)
         return 2
-    from lora.sweep import entry  # Hydra takes half a second to load
-
-    entry.main(given)
-    return 0
+    return run_command("lora.entry", "python -m lora", given)
 
 
 def command_of(given: Sequence[str]) -> str | None:
@@ -57,26 +54,26 @@ def command_of(given: Sequence[str]) -> str | None:
     return next((" ".join(given[:n]) for n in (2, 1) if " ".join(given[:n]) in COMMANDS), None)
 
 
-def run_command(name: str, arguments: Sequence[str]) -> int:
-    """Parse the arguments, run the command, and turn a mistake into a message on stderr.
-
-    Returns: The exit code.
-    """
-    module = import_module(COMMANDS[name][0])
-    parser = argparse.ArgumentParser(prog=f"python -m lora {name}", description=module.__doc__)
-    module.options(parser)
+def run_command(module: str, name: str, arguments: Sequence[str]) -> int:
+    """Parse the arguments, run the command, and turn a mistake into a message on stderr. Returns: The exit code."""
+    command = import_module(module)
+    parser = argparse.ArgumentParser(prog=name, description=command.__doc__)
+    command.options(parser)
     given = parser.parse_intermixed_args(arguments)
     try:
-        return module.main(given) or 0
+        return command.main(given) or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        code, message = 2, f"error: {error}"
+    except UnfinishedError as error:
+        code, message = 1, f"unfinished:\n{error}"
     except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
+        code, message = 130, "interrupted: what is finished is kept; the same command resumes the rest"
     except BrokenPipeError:  # the reader, such as `head`, closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    if os.environ.get("RANK", "0") == "0":  # one of several processes that train one run prints it
+        print(message, file=sys.stderr)
+    return code
 
 
 def first_screen() -> str:
@@ -103,7 +100,7 @@ def first_screen() -> str:
             "commands:",
             *(f"  {name:<{width}}{text}" for name, (_, text) in COMMANDS.items()),
             "",
-            "settings (--cfg job shows all with their values, --hydra-help Hydra's own options):",
+            "settings (--cfg job shows all with their values):",
             f"  {'task':<{width}}{', '.join(TASKS)}, or a file of your own: task=my_task.yaml",
             *(f"  {name:<{width}}{', '.join(options)}" for name, options in groups.items()),
         ]

@@ -3,10 +3,7 @@
 import contextlib
 import io
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
-
-import pytest
 
 from lora import cli
 from lora.training import signals
@@ -25,12 +22,6 @@ def command(name: str) -> Callable[[Sequence[str]], None]:
 def lora(*arguments: object) -> subprocess.CompletedProcess:
     """`python -m lora ARGUMENTS`: its exit code, and what this process prints. A sweep's workers print elsewhere."""
     out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, signals.listening():
-        patch.setattr(sys, "argv", ["lora"])  # where Hydra reads its arguments
-        patch.setenv("HYDRA_FULL_ERROR", "1")  # which a launch sets for good
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                code = cli.main([str(argument) for argument in arguments])
-            except SystemExit as ended:
-                code = ended.code
-    return subprocess.CompletedProcess(arguments, int(code or 0), out.getvalue(), err.getvalue())
+    with signals.listening(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main([str(argument) for argument in arguments])
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())

@@ -11,7 +11,7 @@ from lora.data.tasks import TASKS
 from lora.files import write_atomically
 from lora.records.record import RunRecord, write_record
 from lora.sweep.expand import PlannedRun
-from lora.sweep.request import requested
+from lora.sweep.request import select_runs
 
 EPOCHS = 4
 LEVELS = {"full": 0.70, "lora": 0.70, "houlsby": 0.62, "pfeiffer": 0.66, "bitfit": 0.64, "adapterdrop": 0.6}
@@ -30,7 +30,7 @@ def populate(
     Args:
         value: The best epoch's metric of a run, a fraction. None: by method, with noise per run.
     """
-    runs = requested(profile, list(overrides))
+    runs = select_runs(profile, list(overrides))
     for run in runs:
         write_run(results, run, (value or default_value)(run), predictions)
     return runs

@@ -17,7 +17,7 @@ from lora.report.cells import summarise
 from lora.report.gather import gather
 from lora.report.stats import paired_differences, seed_averages
 from lora.report.tables import cell_text
-from lora.sweep.request import requested
+from lora.sweep.request import select_runs
 
 OVERRIDES = ["experiment=glue_table2", "task=stsb,rte", "seed=1,2,3,4,5"]
 
@@ -45,7 +45,7 @@ def test_the_spread_of_the_labels_is_that_of_the_dev_set():
 def one_collapsed(tmp_path):
     """Full and LoRA on STS-B and RTE. LoRA's first seed predicts one value only, so it has no Pearson correlation."""
     source = np.random.default_rng(0)
-    for run in requested("small", OVERRIDES):
+    for run in select_runs("small", OVERRIDES):
         if run.method not in ("full", "lora"):
             continue
         same = run.method == "lora" and run.seed == 1
@@ -105,7 +105,7 @@ def test_without_predictions_nothing_is_known_and_a_broken_file_is_named(one_col
 )
 def test_a_file_that_lacks_predictions_is_named(tensors, tmp_path):
     content = save(tensors)
-    (run,) = requested("small", ["experiment=glue_table2", "task=rte", "method=full", "seed=1"])
+    (run,) = select_runs("small", ["experiment=glue_table2", "task=rte", "method=full", "seed=1"])
     record = synthetic_record(run, 0.5, hashlib.sha256(content).hexdigest())
     path = tmp_path / "predictions" / f"{run.run_id}.safetensors"
     path.parent.mkdir()

@@ -16,7 +16,7 @@ from lora.models.load import load_encoder
 from lora.sweep import devices, pool
 from lora.sweep.about import about, precision_of
 from lora.sweep.devices import PARAMETER_BYTES, PROCESS_BYTES, check_precisions, parameter_count, run_bytes
-from lora.sweep.request import requested
+from lora.sweep.request import select_runs
 from lora.training import device
 from lora.training.loop import run
 
@@ -176,7 +176,7 @@ def test_the_default_trains_on_the_gpu(tmp_path):
     """No option names the GPU. The choices are those tested above, and the memory is at most the estimate."""
     folders = [f"runtime.results={tmp_path}/results", f"runtime.outputs={tmp_path}/outputs"]
     asked = ["experiment=glue_table2", "task=reviews", "method=full", "seed=1", "data.train_rows=32", *folders]
-    (one,) = requested("mini", asked)
+    (one,) = select_runs("mini", asked)
     config = one.config
     bf16 = torch.cuda.get_device_capability()[0] >= 8
     assert (config.train.kernels, config.model.attention) == ("stock", "sdpa")

@@ -10,7 +10,7 @@ from lora.records.record import write_record
 from lora.sweep import estimate
 from lora.sweep.announce import announcement
 from lora.sweep.estimate import estimator, made_on, records_of_this_machine
-from lora.sweep.request import requested
+from lora.sweep.request import select_runs
 from lora.sweep.state import state
 from lora.training.usage import device_name
 
@@ -61,7 +61,7 @@ def test_the_users_own_records_of_this_cpu_count_and_committed_ones_do_not(tmp_p
 
 
 def test_without_a_record_of_this_machine_the_time_is_unknown_until_the_first_run_has_ended(tmp_path):
-    runs = requested("mini", ["task=reviews", "seed=1,2", "method=lora", "experiment=null"])
+    runs = select_runs("mini", ["task=reviews", "seed=1,2", "method=lora", "experiment=null"])
     now = state(runs, tmp_path)
     for timed, words in (
         ([], "unknown until the first run has ended"),

@@ -31,7 +31,7 @@ from lora.report.analyses.dev_intervals import (
 )
 from lora.report.build import build
 from lora.report.gather import gather
-from lora.sweep.request import requested
+from lora.sweep.request import select_runs
 
 RANDOM = np.random.default_rng(0)
 OVERRIDES = ["experiment=glue_table2", "task=cola", "seed=1,2"]
@@ -114,7 +114,7 @@ def test_both_is_as_wide_as_the_two_together():
 def predicted_runs(tmp_path):
     """Full and LoRA on CoLA with two seeds. The examples that they predict right are known."""
     labels = np.tile([0, 1], 50)
-    runs = [run for run in requested("small", OVERRIDES) if run.method in ("full", "lora")]
+    runs = [run for run in select_runs("small", OVERRIDES) if run.method in ("full", "lora")]
     for run in runs:
         wrong = {"full": 20, "lora": 10}[run.method] + run.seed
         values = labels.astype(np.int16).copy()
@@ -187,7 +187,7 @@ def test_the_hash_of_the_predictions_is_checked(predicted_runs):
 def test_a_task_whose_rates_were_chosen_here_is_compared_too(predicted_runs, monkeypatch):
     """The runs that chose the learning rates come first in the frame and have predictions, but are not compared."""
     results, labels = predicted_runs
-    rates = [c for c in requested("small", ["experiment=learning_rate"]) if c.task == "cola"]
+    rates = [c for c in select_runs("small", ["experiment=learning_rate"]) if c.task == "cola"]
     assert rates
     for run in rates:
         write_run(results / "small", run, 0.1, predictions=True)

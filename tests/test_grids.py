@@ -7,7 +7,7 @@ import yaml
 
 from lora.config.rates import Rate, write_rates
 from lora.errors import UserError
-from lora.sweep.request import explain_request, requested
+from lora.sweep.request import explain_request, select_runs
 
 
 def ids(runs):
@@ -37,34 +37,36 @@ def selected_by_hand(runs, values):
 def test_values_select_from_all_runs_of_the_profile(profile, overrides):
     """Single values and lists alike. Nothing is added but the MNLI run that a selected run starts from."""
     values = {key: text.split(",") for key, _, text in (override.partition("=") for override in overrides)}
-    every = requested(profile, [])
-    found = ids(requested(profile, overrides))
+    every = select_runs(profile, [])
+    found = ids(select_runs(profile, overrides))
     assert found == selected_by_hand(every, values) and found < ids(every)
 
 
 def test_a_value_that_a_block_leaves_to_conf_selects_too():
     """Rank 8 is in the grid of Table 6 and, without being named, in Table 2's."""
-    assert {run.slug for run in requested("mini", ["method.rank=8"])} == {f"lora-{t}-r8" for t in ("qv", *"qkvo")}
-    assert {run.slug for run in requested("long", ["method.rank=2"])} == {"lora-qkvo-r2"}
+    assert {run.slug for run in select_runs("mini", ["method.rank=8"])} == {f"lora-{t}-r8" for t in ("qv", *"qkvo")}
+    assert {run.slug for run in select_runs("long", ["method.rank=2"])} == {"lora-qkvo-r2"}
 
 
 def test_a_setting_that_no_grid_names_applies_to_all_runs_and_a_list_multiplies():
-    runs, two = requested("mini", ["train.epochs=3"]), requested("mini", ["train.epochs=3,4"])
-    assert len(runs) == len(requested("mini", [])) and {run.config.train.epochs for run in runs} == {3}
+    runs, two = select_runs("mini", ["train.epochs=3"]), select_runs("mini", ["train.epochs=3,4"])
+    assert len(runs) == len(select_runs("mini", [])) and {run.config.train.epochs for run in runs} == {3}
     assert len(two) == 2 * len(runs) and ids(runs) < ids(two)
 
 
 def test_a_default_is_narrowed_and_never_enlarged():
     """`small` trains a part of its runs. A command that selects gets a part of that part, or what it names instead."""
-    default, whole = requested("small", []), requested("small", [], whole=True)
+    default, whole = select_runs("small", []), select_runs("small", [], whole=True)
     assert len(default) == 45 and ids(default) < ids(whole)
-    assert ids(requested("small", ["task=cola"])) == {run.run_id for run in default if run.task == "cola"}
-    (one,) = requested("small", ["task=rte", "method=lora", "seed=1"])
+    assert ids(select_runs("small", ["task=cola"])) == {run.run_id for run in default if run.task == "cola"}
+    (one,) = select_runs("small", ["task=rte", "method=lora", "seed=1"])
     assert (one.start, one.parent) == ("pretrained", None)
-    child, parent = sorted(requested("small", ["task=rte", "seed=1", "start=mnli"]), key=lambda run: run.task == "mnli")
+    child, parent = sorted(
+        select_runs("small", ["task=rte", "seed=1", "start=mnli"]), key=lambda run: run.task == "mnli"
+    )
     assert child.parent == parent.run_id
-    assert {run.seed for run in requested("small", ["seed=4", "method=bitfit,full"])} == {4}
-    assert {run.experiments[0] for run in requested("small", ["method.rank=64"])} == {"lora_ranks"}
+    assert {run.seed for run in select_runs("small", ["seed=4", "method=bitfit,full"])} == {4}
+    assert {run.experiments[0] for run in select_runs("small", ["method.rank=64"])} == {"lora_ranks"}
     assert explain_request("small", ["task=cola"])[0].startswith(
         "default: experiment=glue_table2 method=full,lora,houlsby seed="
     )
@@ -72,17 +74,17 @@ def test_a_default_is_narrowed_and_never_enlarged():
 
 def test_a_value_that_no_grid_has_is_one_message_with_the_two_other_ways():
     with pytest.raises(UserError) as error:
-        requested("mini", ["task=ratings", "seed=1,7"])
+        select_runs("mini", ["task=ratings", "seed=1,7"])
     first, *ways = str(error.value).splitlines()
     assert first == "seed=7 is in no grid of profile mini (glue_table2, lora_targets, lora_ranks), which have 1, 2, 3"
     command = "python -m lora -m profile=mini experiment=%s task=ratings seed=1,7"
     assert [way.partition(": ")[2].strip() for way in ways] == [command % "glue_table2", command % "null"]
     for way, count in (("glue_table2", 10), ("null", 2)):
-        assert len(requested("mini", [f"experiment={way}", "task=ratings", "seed=1,7"])) == count
+        assert len(select_runs("mini", [f"experiment={way}", "task=ratings", "seed=1,7"])) == count
 
 
 def test_values_replace_those_of_a_named_grid_that_lacks_them():
-    runs = requested("small", ["experiment=glue_table2", "task=cola", "method=full,adapterdrop", "seed=3,11"])
+    runs = select_runs("small", ["experiment=glue_table2", "task=cola", "method=full,adapterdrop", "seed=3,11"])
     assert {(run.method, run.task, run.seed) for run in runs} == {
         (method, "cola", seed) for method in ("full", "adapterdrop") for seed in (3, 11)
     }
@@ -94,16 +96,16 @@ def test_values_replace_those_of_a_named_grid_that_lacks_them():
 def test_values_that_a_named_grid_has_select_its_blocks():
     """The commands by which the long run was planned: each block has its own rates and seeds."""
     asked = ["experiment=learning_rate", "seed=5", "method=full", "train.lr=2e-5,5e-5"]
-    assert {(run.task, run.seed, run.config.train.lr) for run in requested("long", asked)} == {
+    assert {(run.task, run.seed, run.config.train.lr) for run in select_runs("long", asked)} == {
         ("cola", 5, 2e-5), ("cola", 5, 5e-5)
     }  # fmt: skip
-    assert len(requested("decide", ["experiment=lora_targets", "seed=6"])) == 7
-    assert len(requested("decide", ["experiment=mnli_start", "seed=11"])) == 3
+    assert len(select_runs("decide", ["experiment=lora_targets", "seed=6"])) == 7
+    assert len(select_runs("decide", ["experiment=mnli_start", "seed=11"])) == 3
 
 
 def test_without_an_experiment_the_values_are_the_grid():
     asked = ["experiment=null", "task=ratings,reviews", "method=lora,bitfit", "seed=7,8"]
-    assert {(run.task, run.method, run.seed) for run in requested("mini", asked)} == {
+    assert {(run.task, run.method, run.seed) for run in select_runs("mini", asked)} == {
         *itertools.product(("ratings", "reviews"), ("lora", "bitfit"), (7, 8))
     }
     assert explain_request("mini", asked)[0].endswith(
@@ -115,7 +117,7 @@ def test_without_an_experiment_the_values_are_the_grid():
     ("profile", "overrides", "message"),
     [
         ("mini", ["experiment=mnli_start"], "experiment mnli_start has no grid for profile 'mini'; it has: small"),
-        ("mini", ["experiment=table9"], "experiment 'table9' does not exist; choose from glue_table2"),
+        ("mini", ["experiment=table9"], "experiment must be one of glue_table2"),
         ("huge", [], "profile 'huge' does not exist; choose from base, decide, long"),
         ("mini", ["profile=mini,small"], "profile takes one value in a sweep, got mini, small"),
         (
@@ -130,7 +132,7 @@ def test_without_an_experiment_the_values_are_the_grid():
 )
 def test_a_request_without_runs_is_one_message(profile, overrides, message):
     with pytest.raises(UserError, match=message):
-        requested(profile, overrides)
+        select_runs(profile, overrides)
 
 
 def fold(folder, name="my_task"):
@@ -148,8 +150,8 @@ def test_two_folds_with_one_definition_are_refused_and_told_apart_by_their_files
     first, second, third = (fold(tmp_path / "a"), fold(tmp_path / "b"), fold(tmp_path / "c", "my_task_2"))
     asked = ["experiment=own_task", "method=lora", "seed=1,2", "train.precision=fp32"]
     with pytest.raises(UserError, match=rf"{first.parent} and {second.parent} both define the task my_task-"):
-        requested("own", [*asked, f"task={first},{second}"])
-    assert len(requested("own", [*asked, f"task={first},{third}"])) == 4
+        select_runs("own", [*asked, f"task={first},{second}"])
+    assert len(select_runs("own", [*asked, f"task={first},{third}"])) == 4
 
 
 def test_methods_that_were_tuned_unequally_are_not_compared(tmp_path):
@@ -158,13 +160,13 @@ def test_methods_that_were_tuned_unequally_are_not_compared(tmp_path):
     tried = {1e-3: 0.5, 3e-3: 0.6, 1e-2: 0.4}
     write_rates(path, [Rate("minilm", "ours", "cola", "lora", 3e-3, (99,), tried)])
     with pytest.raises(UserError, match=r"must be tuned alike, got .*lora with 3 values.* on cola .*rates=null"):
-        requested("small", asked)
-    (one,) = requested("small", [*asked, "method=lora"])
+        select_runs("small", asked)
+    (one,) = select_runs("small", [*asked, "method=lora"])
     assert (one.config.train.lr, one.config.runtime.rate_from) == (3e-3, "tuned")
-    assert requested("small", [*asked, "rates=null"]) and requested("small", [*asked, "train.lr=1e-3"])
+    assert select_runs("small", [*asked, "rates=null"]) and select_runs("small", [*asked, "train.lr=1e-3"])
     more = [Rate("minilm", "ours", "cola", method, 1e-4, (99,), tried) for method in ("full", "houlsby")]
     write_rates(path, more)
-    assert {run.config.runtime.rate_from for run in requested("small", asked)} == {"tuned"}
+    assert {run.config.runtime.rate_from for run in select_runs("small", asked)} == {"tuned"}
     write_rates(path, [Rate("minilm", "ours", "cola", "full", 1e-4, (99,), tried | {1e-5: 0.5})])
     with pytest.raises(UserError, match="full with 4 values, lora with 3 values"):
-        requested("small", asked)
+        select_runs("small", asked)

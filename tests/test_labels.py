@@ -13,7 +13,7 @@ from lora.report.build import build
 from lora.report.cells import summarise
 from lora.report.runs import Planned
 from lora.report.write import files, print_sweep
-from lora.sweep.request import requested
+from lora.sweep.request import select_runs
 
 Q, V = (f"bert.encoder.layer.0.attention.self.{name}" for name in ("query", "value"))
 ONE = ["experiment=glue_table2", "task=reviews", "method=lora", "seed=1", "train.epochs=1"]
@@ -101,7 +101,7 @@ def test_rows_that_differ_in_the_start_are_named_by_it(tmp_path):
 
 
 def test_two_runs_of_one_seed_in_one_cell_are_refused(tmp_path):
-    (run,) = requested("mini", ["experiment=null", "task=reviews", "method=lora", "seed=1"])
+    (run,) = select_runs("mini", ["experiment=null", "task=reviews", "method=lora", "seed=1"])
     twice = [
         Planned(f"{run.run_id}{i}", run.model, run.protocol, run.start, run.slug, run.method, run.task, 1)
         for i in range(2)

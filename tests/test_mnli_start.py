@@ -16,7 +16,7 @@ from lora.models.load import load_encoder
 from lora.models.modules import is_head, trainable
 from lora.records.record import adapter_path, record_path, write_record
 from lora.sweep.launch import next_wave, to_run, unfinished
-from lora.sweep.request import requested
+from lora.sweep.request import select_runs
 from lora.sweep.state import state
 from lora.sweep.worker import ensure_record
 from lora.training.mnli_start import start_from
@@ -122,7 +122,7 @@ def test_a_start_of_full_fine_tuning_is_loaded_strictly(tiny_overrides, change, 
 def test_a_sweep_has_one_parent_per_method(tiny_overrides):
     overrides = [o for o in tiny_overrides if not o.startswith(("task=", "profile="))]
     overrides += ["method=full,houlsby,lora", "start=mnli", "start_seed=1", "task=rte,mrpc", "seed=1,2"]
-    runs = requested("small", [*overrides, "experiment=null"])
+    runs = select_runs("small", [*overrides, "experiment=null"])
     parents = {run.run_id: run.slug for run in runs if run.task == "mnli"}
     children = [run for run in runs if run.task != "mnli"]
     assert len(parents) == 3 and len(children) == 12
@@ -183,7 +183,7 @@ def test_a_child_is_refused_without_its_parent(family):
 def test_a_sweep_trains_parents_first_and_once(tiny_overrides, tmp_path):
     overrides = [o for o in tiny_overrides if not o.startswith(("task=", "profile="))]
     overrides += ["method=lora", "start=mnli", "task=rte,mrpc", "seed=1,2"]
-    runs = requested("small", [*overrides, "experiment=null"])
+    runs = select_runs("small", [*overrides, "experiment=null"])
     parents = {run.run_id: run for run in runs if run.task == "mnli"}
     assert len(runs) == 6 and len(parents) == 2
     assert {run.parent for run in runs if run.task != "mnli"} == set(parents)
@@ -204,7 +204,7 @@ def test_a_sweep_trains_parents_first_and_once(tiny_overrides, tmp_path):
 
 def test_done_runs_are_trained_again_where_their_adapters_are_asked_for(tiny_overrides, tmp_path):
     overrides = [o for o in tiny_overrides if not o.startswith(("profile=", "train.epochs="))]
-    runs = requested("small", [*overrides, "method=lora", "train.epochs=1", "seed=1,2", "experiment=null"])
+    runs = select_runs("small", [*overrides, "method=lora", "train.epochs=1", "seed=1,2", "experiment=null"])
     results, outputs = str(tmp_path / "results"), str(tmp_path / "outputs")
     for run, saves in zip(runs, (True, False), strict=True):
         runtime = dataclasses.replace(run.config.runtime, save_adapter=saves)

@@ -14,7 +14,7 @@ from lora.cli import main
 from lora.records.record import load_records, write_record
 from lora.report.build import build
 from lora.report.stats import all_pairs
-from lora.sweep.request import requested
+from lora.sweep.request import select_runs
 
 FIXED = ["train.precision=fp32", "train.kernels=stock"]
 
@@ -27,7 +27,7 @@ def of_method(**scores):
 def tuned(folder, task, rates, method="lora"):
     """Records of tuning runs on seed 0."""
     for number, rate in enumerate(rates):
-        (run,) = requested(
+        (run,) = select_runs(
             "own", [f"task={task}", f"method={method}", "seed=0", f"train.lr={rate}", "experiment=own_task", *FIXED]
         )
         record = write_run(folder, run, 0.5 + number / 100)

@@ -25,7 +25,7 @@ from lora.data.read import read
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.records.record import load_records
-from lora.sweep.request import requested
+from lora.sweep.request import select_runs
 
 SCORED = {"labels": None, "range": [0, 5], "metric": "pearson"}
 FORMS = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -70,9 +70,9 @@ def test_two_folders_with_one_definition_and_other_rows_are_not_one_task(tmp_pat
     write_csv(tmp_path / "two" / "train.csv", [*ROWS, ("one more", "good")])
     asked = ["train.precision=fp32", "train.lr=1e-3", f"task={folds[0]},{folds[1]}"]
     with pytest.raises(UserError, match=r"/one and .*/two both define the task moods-"):
-        requested("own", asked)
+        select_runs("own", asked)
     renamed = folds[1].rename(tmp_path / "two" / "fold_two.yaml")
-    runs = requested("own", [*asked[:2], f"task={folds[0]},{renamed}"])
+    runs = select_runs("own", [*asked[:2], f"task={folds[0]},{renamed}"])
     assert {run.task.partition("-")[0] for run in runs} == {"moods", "fold_two"}
 
 
@@ -385,7 +385,7 @@ def test_a_task_without_a_row_takes_the_default_one_and_says_that_it_is_untuned(
             assert compose_run([*overrides, "train.lr=1e-3"]).runtime.rate_from == "stated"
     with pytest.raises(UserError, match=r"for with model=mpnet_base \(full, lora\), got 'houlsby'$"):
         compose_run(["profile=own", f"task={path}", "model=mpnet_base", "method=houlsby"])
-    runs = requested("own", [f"task={path}", "train.precision=fp32"])
+    runs = select_runs("own", [f"task={path}", "train.precision=fp32"])
     assert {(run.method, run.seed) for run in runs} == {(m, s) for m in ("full", "houlsby", "lora") for s in (1, 2, 3)}
     assert {(run.config.runtime.rate_from, run.examples) for run in runs} == {("default", 4 * 10)}
 

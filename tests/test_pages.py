@@ -82,7 +82,7 @@ def test_what_a_page_points_to_exists(page):
     text = page.read_text()
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
     links += re.findall(r'<img src="([^"]+)"', text)
-    places = re.findall(r"`((?:lora|conf|experiments|tests|hydra_plugins|notebooks)/[\w./-]+)`", text)
+    places = re.findall(r"`((?:lora|conf|experiments|tests|notebooks)/[\w./-]+)`", text)
     broken = [link for link in links if link and not (page.parent / link).exists()]
     broken += [place for place in places if not (ROOT / place).exists()]
     assert not broken

@@ -10,14 +10,14 @@ import pytest
 from lora.files import ROOT
 from lora.sweep.estimate import compute_seconds, estimator
 from lora.sweep.plan import Cost, costs, disk_bytes, makespan, text
-from lora.sweep.request import requested
+from lora.sweep.request import select_runs
 
 
 @pytest.fixture(scope="module")
 def runs():
     """LoRA on RoBERTa-base: a CoLA run, an RTE run, and the MNLI run that the RTE run starts from."""
     asked = ["model=roberta_base", "method=lora", "protocol=printed", "task=rte,cola", "seed=1"]
-    return requested("paper", [*asked, "experiment=null"])
+    return select_runs("paper", [*asked, "experiment=null"])
 
 
 def test_without_records_the_cost_is_operations_over_an_assumed_rate(runs):
@@ -84,7 +84,7 @@ def test_the_page_states_the_plan_of_the_paper():
     page = (ROOT / "experiments" / "README.md").read_text()
     rows = re.findall(r"^\| (`experiment=.*`|\(none\)) \| .* \| (\d+) \| ([\d,]+) \|$", page, re.MULTILINE)
     assert len(rows) == 7
-    plan = {cost.run.run_id: cost for cost in costs(requested("paper", []), estimator([]))}
+    plan = {cost.run.run_id: cost for cost in costs(select_runs("paper", []), estimator([]))}
     for given, count, hours in rows:
         asked = {key: values.split(",") for key, values in re.findall(r"(\w+)=([\w,]+)", given)}
         chosen = {

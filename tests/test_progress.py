@@ -16,7 +16,7 @@ from lora.sweep.announce import announcement
 from lora.sweep.estimate import compute_bound, estimator
 from lora.sweep.notes import Note
 from lora.sweep.progress import Display, Lines, Watch, duration
-from lora.sweep.request import requested
+from lora.sweep.request import select_runs
 from lora.sweep.state import state, state_of
 from lora.sweep.worker import ensure_record
 from lora.training.loop import Progress
@@ -24,7 +24,7 @@ from lora.training.loop import Progress
 
 @pytest.fixture
 def runs():
-    return requested("mini", ["task=reviews", "seed=1,2", "method=lora,full", "experiment=null"])
+    return select_runs("mini", ["task=reviews", "seed=1,2", "method=lora,full", "experiment=null"])
 
 
 def watch(runs, folder, done=0, expected=None, workers=1) -> Watch:
@@ -74,7 +74,7 @@ def test_an_old_record_is_not_taken_for_a_new_one(runs, tmp_path, capsys):
 
 
 def test_lines_name_what_a_grid_varies(tmp_path, capsys):
-    rates = requested("mini", ["task=reviews", "seed=1", "method=lora", "train.lr=0.0005,0.001", "experiment=null"])
+    rates = select_runs("mini", ["task=reviews", "seed=1", "method=lora", "train.lr=0.0005,0.001", "experiment=null"])
     view = watch(rates, tmp_path)
     for run in rates:
         write_record(tmp_path, record(run.run_id, value=0.8))
@@ -181,7 +181,7 @@ def test_the_announcement_says_what_and_how_long(runs, tmp_path):
 def test_paper_scale_states_its_cost_as_an_assumption():
     """RTE, RoBERTa-base, printed: 80 epochs x 2,490 examples x 512 tokens x 6 x 125M operations at 100 TFLOP/s."""
     asked = ["model=roberta_base", "method=lora", "protocol=printed", "task=rte", "start=pretrained"]
-    runs = requested("paper", [*asked, "experiment=null"])
+    runs = select_runs("paper", [*asked, "experiment=null"])
     (run,) = runs
     days = 6 * 125e6 * 80 * 2490 * 512 / 100e12 / 86400
     assert run.tokens == 80 * 2490 * 512

@@ -13,7 +13,7 @@ from lora.files import hash_file
 from lora.records.record import adapter_path, read_record, record_path, write_record
 from lora.sweep import stand_in
 from lora.sweep.expand import distinct
-from lora.sweep.request import requested
+from lora.sweep.request import select_runs
 from lora.sweep.stand_in import check_inputs
 from lora.sweep.worker import ensure_record
 
@@ -78,10 +78,10 @@ def test_another_local_encoder_is_another_run_with_a_name_of_its_own(tiny_overri
     one, other = tiny.folder(tmp_path / "my model!", "bert"), tiny.folder(tmp_path / "other", "roberta")
     names = [compose_run([*tiny_overrides, f"model.path='{folder}'"]).model.name for folder in (one, other)]
     assert names[0].startswith("my_model-") and names[1].startswith("other-")
-    before = requested("small", [*tiny_overrides[1:], f"model.path='{one}'", "experiment=null", "seed=1,2"])
+    before = select_runs("small", [*tiny_overrides[1:], f"model.path='{one}'", "experiment=null", "seed=1,2"])
     config = json.loads((one / "config.json").read_text())
     (one / "config.json").write_text(json.dumps(config | {"hidden_dropout_prob": 0.5}))
-    after = requested("small", [*tiny_overrides[1:], f"model.path='{one}'", "experiment=null", "seed=1,2"])
+    after = select_runs("small", [*tiny_overrides[1:], f"model.path='{one}'", "experiment=null", "seed=1,2"])
     assert len(before) == 2 and not {run.run_id for run in before} & {run.run_id for run in after}
 
 
@@ -100,7 +100,7 @@ def test_complete_sweeps_look_at_the_rows_that_are_named(trained, tiny_overrides
     asked = [o for o in tiny_overrides if not o.startswith("profile=")] + ["train.epochs=1"]
     asked += ["experiment=null", "seed=1,2"]
     wrong = [*asked, f"data.path={other_rows(glue_dir, tmp_path)}"]
-    runs = requested("small", wrong)
+    runs = select_runs("small", wrong)
     with pytest.raises(UserError, match="the rows of cola are not those"):
         check_inputs(distinct(runs, ()), [record])
 
@@ -108,7 +108,7 @@ def test_complete_sweeps_look_at_the_rows_that_are_named(trained, tiny_overrides
 def test_parts_of_a_split_are_compared_each_with_its_own(trained, tiny_overrides):
     _, record = trained
     asked = [o for o in tiny_overrides if not o.startswith("profile=")]
-    parts = requested("small", [*asked, "experiment=null", "data.train_rows=9,12"])
+    parts = select_runs("small", [*asked, "experiment=null", "data.train_rows=9,12"])
     check_inputs(distinct(parts, ()), [record])  # another part of the rows: nothing to compare
     assert len(distinct(parts, ())) == 2
 
@@ -156,7 +156,7 @@ def test_rows_on_the_hub_are_read_unless_the_record_names_their_commit(
     settings += ["train.epochs=1", "data.source=hub", f"data.revision={asked}"]
     again = compose_run(["profile=small", *settings])
     assert again.run_id == record.run_id
-    runs = requested("small", [*settings, "experiment=null", "seed=1,2"])
+    runs = select_runs("small", [*settings, "experiment=null", "seed=1,2"])
     done = [run for run in runs if run.run_id == record.run_id]
     for found in ("other rows", record.provenance["data"]["fingerprint"]):
         reads = []

@@ -16,14 +16,14 @@ from lora.files import write_atomically
 from lora.records.record import checkpoint_path, note_path, write_record
 from lora.sweep import status
 from lora.sweep.notes import Note, noted, read_notes
-from lora.sweep.request import requested
+from lora.sweep.request import select_runs
 from lora.sweep.status import statuses, text, totals
 from lora.training.loop import Progress
 
 
 @pytest.fixture
 def runs():
-    return requested("mini", ["task=reviews", "seed=1,2,3,4,5,6", "method=lora", "experiment=null"])
+    return select_runs("mini", ["task=reviews", "seed=1,2,3,4,5,6", "method=lora", "experiment=null"])
 
 
 def of(runs, folder):

@@ -14,7 +14,7 @@ from lora.records.analysis import SWAP, analysis_json, read_analyses
 from lora.records.record import adapter_path
 from lora.report.analyses import swaps
 from lora.report.analyses.swaps import analyse, same_bits
-from lora.sweep.request import requested
+from lora.sweep.request import select_runs
 from lora.sweep.worker import ensure_record
 from lora.training.loop import run
 
@@ -87,7 +87,7 @@ def test_the_command_keeps_what_it_found(tiny_overrides, tmp_path, monkeypatch, 
     with pytest.raises(SystemExit) as ended:
         command("analyse swaps")(["small", *given])
     assert ended.value.code == 2 and "runtime.save_adapter=true" in capsys.readouterr().err
-    for planned in requested("small", [*given, "experiment=null"]):
+    for planned in select_runs("small", [*given, "experiment=null"]):
         ensure_record(planned.config, mistakes_fail=False)
     command("analyse swaps")(["small", *given])
     assert "0 of" in capsys.readouterr().out

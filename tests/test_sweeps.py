@@ -16,7 +16,7 @@ from comparing import equal_science
 from lora.files import ROOT
 from lora.records.record import load_records
 from lora.sweep.notes import read_notes
-from lora.sweep.request import requested
+from lora.sweep.request import select_runs
 from lora.sweep.worker import ensure_record
 
 KILLS = 5
@@ -84,7 +84,7 @@ def frozen(folder, process, number):
 def quiet(overrides):
     """The records of the same runs, trained one after another in this process."""
     profile, rest = overrides[0].removeprefix("profile="), overrides[1:]
-    configs = [run.config for run in requested(profile, [*rest, "experiment=null"])]
+    configs = [run.config for run in select_runs(profile, [*rest, "experiment=null"])]
     for config in configs:
         ensure_record(config, mistakes_fail=False)
     return load_records(configs[0].runtime.results)[0]
@@ -270,7 +270,7 @@ def test_a_worker_between_two_runs_hears_of_the_stop_and_begins_no_other(tiny_ov
 def test_a_run_that_kills_its_worker_is_tried_a_bounded_number_of_times(tiny_overrides, tmp_path):
     """The others complete. The message names the run and the reason why it has no record."""
     overrides = grid(tiny_overrides, tmp_path, "method=bitfit", "task=cola", "seed=1,2,3", "launcher.workers=2")
-    (victim, *_) = requested("small", [*overrides[1:], "experiment=null"])
+    (victim, *_) = select_runs("small", [*overrides[1:], "experiment=null"])
     process, killed = start(overrides), set()
     while process.poll() is None:
         pid = owners(tmp_path).get(victim.run_id)
@@ -289,7 +289,7 @@ def test_a_run_that_kills_its_worker_is_tried_a_bounded_number_of_times(tiny_ove
 def test_a_clone_that_cannot_be_written_trains_into_folders_elsewhere(tiny_overrides, tmp_path):
     """A file replaces its outputs folder, since root may write to read-only folders."""
     clone = tmp_path / "clone"
-    for name in ("lora", "conf", "experiments", "hydra_plugins"):
+    for name in ("lora", "conf", "experiments"):
         shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
     (clone / "outputs").write_text("in the way")
     overrides = grid(tiny_overrides, tmp_path / "elsewhere", "task=cola", "method=bitfit", "seed=1,2")
@@ -298,7 +298,7 @@ def test_a_clone_that_cannot_be_written_trains_into_folders_elsewhere(tiny_overr
         done = subprocess.run(command, cwd=clone, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert len(load_records(tmp_path / "elsewhere" / "results")[0]) == 2
-    assert sorted(path.name for path in clone.iterdir()) == ["conf", "experiments", "hydra_plugins", "lora", "outputs"]
+    assert sorted(path.name for path in clone.iterdir()) == ["conf", "experiments", "lora", "outputs"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="a small disk is mounted by root")

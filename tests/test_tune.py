@@ -24,7 +24,7 @@ from lora.records.record import load_records, predictions_path, write_record
 from lora.report.build import build
 from lora.report.gather import gather
 from lora.sweep import launch
-from lora.sweep.request import requested
+from lora.sweep.request import select_runs
 from lora.sweep.tune import at_edge, best_rate, rate_grids, reported_seeds, usual_seed
 
 SETTINGS = ("protocol=ours", "task=ratings", "method=lora")
@@ -140,7 +140,7 @@ def tune(folder, monkeypatch, values: dict[float, float | None]) -> int:
     """Call `tune` on runs that have been trained: rate -> score of LoRA on ratings, None for a collapsed run."""
     monkeypatch.setattr(launch, "check_inputs", lambda *given: None)  # the rows of synthetic records are no rows
     asked = ["task=ratings", "method=lora", f"runtime.results={folder}", f"train.lr={','.join(map(str, values))}"]
-    for run in requested("mini", [*asked, "seed=0", "rates=null", "experiment=null"]):
+    for run in select_runs("mini", [*asked, "seed=0", "rates=null", "experiment=null"]):
         best = values[run.config.train.lr]
         spread = np.zeros(8, np.float32) if best is None else np.linspace(0, 5, 8, dtype=np.float32)
         splits = TASKS["ratings"].validation_splits
@@ -148,9 +148,7 @@ def tune(folder, monkeypatch, values: dict[float, float | None]) -> int:
         write_atomically(predictions_path(folder, run.run_id), content)
         record = synthetic_record(run, 0.9 if best is None else best, hashlib.sha256(content).hexdigest())
         write_record(folder, record)
-    with pytest.raises(SystemExit) as ended:
-        main(["tune", "profile=mini", *asked])
-    return ended.value.code
+    return main(["tune", "profile=mini", *asked])
 
 
 def test_collapsed_runs_and_ties_win_nothing(tmp_path, monkeypatch, capsys):
@@ -239,10 +237,9 @@ def test_a_request_that_is_no_grid_is_refused(given, message):
     ],
 )
 def test_no_committed_file_is_written(arguments, message, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["tune", "profile=mini", *arguments])
+    code = main(["tune", "profile=mini", *arguments])
     out, err = capsys.readouterr()
-    assert (ended.value.code, out) == (2, "") and message in err and err.startswith("error: ")
+    assert (code, out) == (2, "") and message in err and err.startswith("error: ")
     assert not list((ROOT / "results" / "reference").rglob("rates.yaml"))
 
 
@@ -277,9 +274,9 @@ def test_committed_runs_have_their_own_rates(tmp_path, monkeypatch):
 def test_no_table_of_results_has_a_run_on_a_seed_that_chose_rates(tmp_path):
     """Neither one of an experiment nor a single one. Those that chose the rates of conf/ stay in their own table."""
     folder = tmp_path / "long"
-    rates = requested("long", ["method=full", "experiment=learning_rate"])
-    single = requested("long", ["protocol=long", "task=mrpc", "method=lora", "seed=0", "experiment=null"])
-    table2 = requested("long", ["task=cola", "method=lora", "experiment=glue_table2"])
+    rates = select_runs("long", ["method=full", "experiment=learning_rate"])
+    single = select_runs("long", ["protocol=long", "task=mrpc", "method=lora", "seed=0", "experiment=null"])
+    table2 = select_runs("long", ["task=cola", "method=lora", "experiment=glue_table2"])
     for run in (*rates, *single, *table2):
         write_run(folder, run, 0.5)
     before = gather("long", (), tmp_path)

@@ -1,16 +1,14 @@
 """Turn conf/ and command-line overrides into a validated RunConfig. No other module reads Hydra's configuration."""
 
-import contextlib
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
@@ -43,10 +41,6 @@ SECTIONS = (
 SOURCES = ("task", "rates", "runtime.results", "data.source", "data", "train", "runtime")  # conf/ reads them elsewhere
 
 
-class UnreadFolderError(UserError):
-    """A mistake in a whole command, not in one of its runs."""
-
-
 def register_resolvers() -> None:
     """Register the resolvers of conf/.
 
@@ -73,28 +67,15 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
         method; the message lists the options.
     """
     register_resolvers()
-    overrides = read_overrides(overrides)
+    overrides = [override for override in read_overrides(overrides) if not override.startswith("experiment=")]
     try:
-        inside = GlobalHydra.instance().is_initialized()  # a Hydra application
-        with contextlib.nullcontext() if inside else initialize_config_dir(str(CONF), version_base="1.3"):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose("config", overrides=overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
-    refuse_without_rows(config, overrides)
-    return config
-
-
-def refuse_without_rows(config: DictConfig, overrides: Sequence[str]) -> None:
-    """
-    Raises: UserError: If the protocol has no rows for the model and the method.
-    """
     if "hparams" not in config:
         raise UserError(no_rows(*(chosen_option(group, overrides) for group in ("protocol", "model", "method"))))
-
-
-@functools.lru_cache(maxsize=64)
-def _composed_groups(overrides: tuple[str, ...]) -> DictConfig:
-    return compose_config(overrides)
+    return config
 
 
 def compose_run(overrides: Sequence[str]) -> RunConfig:
@@ -105,39 +86,82 @@ def compose_run(overrides: Sequence[str]) -> RunConfig:
 def compose_family(overrides: Sequence[str]) -> list[RunConfig]:
     """The run that overrides describe, after the MNLI run that it starts from, if any.
 
-    Hydra composes once for all runs of the same groups, and interpolations are resolved once for all runs of the same
-    task: a sweep has hundreds of runs, and composing one takes 100 ms. All other values are plain and set in a copy.
-
     Raises: UserError: If there is no such task, or a value has no row in the protocol's table; SettingsError: if a rule
         is broken.
     """
     overrides = read_overrides(overrides)
+    for override in overrides:
+        if parsed_override(override).is_sweep_override():
+            raise UserError(f"a single run takes one value, got {override}: python -m lora -m trains several runs")
+    run = _compose(overrides)
+    if run.start != "mnli":
+        return [run]
+    if run.start_run is not None:
+        raise UserError(f"start_run is filled in with the run_id of the MNLI run: leave it out, got {run.start_run!r}")
+    own = ("task", "start", "start_seed", "seed", "runtime.save_adapter")
+    shared = [override for override in overrides if override.partition("=")[0] not in own]
+    seed = run.seed if run.start_seed is None else run.start_seed
+    parent = _compose(
+        [*shared, "task=mnli", "start=pretrained", "start_seed=null", f"seed={seed}", "runtime.save_adapter=true"]
+    )
+    return [parent, dataclasses.replace(run, start_run=parent.run_id)]
+
+
+def _compose(overrides: Sequence[str]) -> RunConfig:
+    """Set the plain values of overrides, the tuned rate and each `auto`; then validate."""
     parsed = [parsed_override(override) for override in overrides]
-    if any(one.type != OverrideType.CHANGE or one.package or one.is_sweep_override() for one in parsed):
-        return to_run_configs(compose_config(overrides), overrides)  # Hydra's own settings and refusals are left to it
-    task = values_given("task", overrides)[-1:]
-    if task and isinstance(task[0], str):
-        profile = chosen_option("profile", overrides)
-        results = values_given("runtime.results", overrides)[-1:] or [f"results/{profile}"]
-        task = [find_task(task[0], str(results[0])).name]
+    task = next(iter(values_given("task", overrides)[-1:]), None)
+    if isinstance(task, str):
+        results = values_given("runtime.results", overrides)[-1:] or [f"results/{chosen_option('profile', overrides)}"]
+        task = find_task(task, str(results[0])).name  # a user's file, which may have changed since the last run
     sources = tuple(one.input_line for one in parsed if _is_source(one) and one.key_or_group != "task")
-    return _family(lambda name: _resolved(sources, name or next(iter(task), None)), overrides)
-
-
-def to_run_configs(config: DictConfig, overrides: Sequence[str]) -> list[RunConfig]:
-    """`compose_family` of what Hydra has composed from the same overrides."""
-    refuse_without_rows(config, overrides)
-    return _family(lambda name: _resolve(config, name), overrides)
+    settings = copy.deepcopy(_sections(sources, task))
+    for one in parsed:
+        if not _is_source(one):
+            _set(settings, one.key_or_group, one.value())
+    rates, row, launcher = (settings.pop(key) for key in ("rates", "row", "launcher"))
+    model, data, train, runtime = (settings[key] for key in ("model", "data", "train", "runtime"))
+    for section in settings.values():
+        for value in section.values() if isinstance(section, dict) else ():
+            if isinstance(value, UserError):
+                raise value
+    for section, key in ((data, "path"), (model, "path"), (runtime, "results"), (runtime, "outputs")):
+        if isinstance(section[key], str):
+            section[key] = str(at_home(section[key]))
+    if model["name"] == model["source"] == "local" and model["path"]:
+        model["name"] = local_name(model["path"])
+    tuned = tuned_rates(rates, model["name"], settings["protocol"], chosen_option("method", overrides))
+    runtime["rate_from"] = "stated" if states_rate(overrides) else "tuned" if settings["task"] in tuned else row
+    if runtime["rate_from"] == "tuned":
+        train["lr"] = tuned[settings["task"]]
+    resolve_auto(model, train, runtime, bool(launcher.get("gpus")))
+    run = run_config(settings)
+    refuse_unread_folders(run)
+    return run
 
 
 def _is_source(override: Override) -> bool:
     """Whether conf/ makes other settings from this one."""
     key = override.key_or_group
-    return is_group(key) or key in SOURCES or key.startswith(COMPOSED) or "${" in override.input_line
+    return is_group(key) or key in SOURCES or key.startswith(COMPOSED)
+
+
+@functools.lru_cache(maxsize=64)
+def _composed_groups(overrides: tuple[str, ...]) -> DictConfig:
+    return compose_config(overrides)
 
 
 @functools.lru_cache(maxsize=1024)
-def _resolved(sources: tuple[str, ...], task: str | None) -> dict[str, Any]:
+def _sections(sources: tuple[str, ...], task: str | None) -> dict[str, Any]:
+    """The settings of a run as plain values. In place of one that the task's row lacks, the error that says so.
+
+    Hydra composes once for all runs of the same groups, and interpolations are resolved once for all runs of the same
+    task: a sweep has hundreds of runs, and composing one takes 100 ms.
+
+    Args:
+        sources: The overrides from which conf/ makes other settings.
+        task: The name of the task; None for that of the configuration.
+    """
     parsed = [parsed_override(override) for override in sources]
     config = copy.deepcopy(_composed_groups(tuple(one.input_line for one in parsed if is_group(one.key_or_group))))
     try:
@@ -146,15 +170,6 @@ def _resolved(sources: tuple[str, ...], task: str | None) -> dict[str, Any]:
                 OmegaConf.update(config, one.key_or_group, one.value(), merge=True)
     except OmegaConfBaseException as error:
         raise UserError(explain(error)) from error
-    return _resolve(config, task)
-
-
-def _resolve(config: DictConfig, task: str | None) -> dict[str, Any]:
-    """The settings of a run as plain values. In place of one that the task's row lacks, the error that says so.
-
-    Args:
-        task: Replaces the configuration's own.
-    """
     config, row = with_task(config, task)
     sections = {"protocol": config.protocol.name, "rates": config.rates, "row": row}
     for section in SECTIONS:
@@ -175,54 +190,6 @@ def _plain(config: DictConfig, section: DictConfig, key: str) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def _family(resolve: Callable[[str | None], dict[str, Any]], overrides: Sequence[str]) -> list[RunConfig]:
-    """
-    Args:
-        resolve: Returns the sections for another task, or with None for the run's own.
-    """
-    run = _settle(resolve(None), overrides)
-    if run.start != "mnli":
-        return [run]
-    if run.start_run is not None:
-        raise UserError(f"start_run is filled in with the run_id of the MNLI run: leave it out, got {run.start_run!r}")
-    own = ("task", "start", "start_seed", "seed", "runtime.save_adapter")
-    shared = [override for override in overrides if override.partition("=")[0] not in own]
-    seed = run.seed if run.start_seed is None else run.start_seed
-    above = [*shared, "start=pretrained", "start_seed=null", f"seed={seed}", "runtime.save_adapter=true"]
-    parent = _settle(resolve("mnli"), above)
-    return [parent, dataclasses.replace(run, start_run=parent.run_id)]
-
-
-def _settle(sections: Mapping[str, Any], overrides: Sequence[str]) -> RunConfig:
-    """Set the plain values of overrides, the tuned rate and each `auto`; then validate."""
-    settings = copy.deepcopy(dict(sections))
-    for override in map(parsed_override, overrides):
-        if not _is_source(override):
-            _set(settings, override.key_or_group, override.value())
-    rates, row, launcher = (settings.pop(key) for key in ("rates", "row", "launcher"))
-    model, data, train, runtime = (settings[key] for key in ("model", "data", "train", "runtime"))
-    for section in settings.values():
-        for value in section.values() if isinstance(section, dict) else ():
-            if isinstance(value, UserError):
-                raise value
-    for section, key in ((data, "path"), (model, "path"), (runtime, "results"), (runtime, "outputs")):
-        if isinstance(section[key], str):
-            section[key] = str(at_home(section[key]))
-    if model["name"] == model["source"] == "local" and model["path"]:
-        try:
-            model["name"] = local_name(model["path"])
-        except UserError as error:
-            raise UnreadFolderError(str(error)) from error
-    tuned = tuned_rates(rates, model["name"], settings["protocol"], chosen_option("method", overrides))
-    runtime["rate_from"] = "stated" if states_rate(overrides) else "tuned" if settings["task"] in tuned else row
-    if runtime["rate_from"] == "tuned":
-        train["lr"] = tuned[settings["task"]]
-    resolve_auto(model, train, runtime, bool(launcher.get("gpus")))
-    run = run_config(settings)
-    refuse_unread_folders(run)
-    return run
-
-
 def _set(sections: dict[str, Any], key: str, value: Any) -> None:
     *path, last = key.split(".")
     for name in path:
@@ -235,16 +202,16 @@ def _set(sections: dict[str, Any], key: str, value: Any) -> None:
 def refuse_unread_folders(config: RunConfig) -> None:
     """Refuse a folder that is named but not read. `RunConfig` has no such rule, because older records may name one.
 
-    Raises: UnreadFolderError: If data.path or model.path is given, and the source of the data or model has no folder.
+    Raises: UserError: If data.path or model.path is given, and the source of the data or model has no folder.
     """
     data, model = config.data, config.model
     if data.path is not None and data.source in ("embedded", "hub"):
-        raise UnreadFolderError(
+        raise UserError(
             f"data.path={data.path} would not be read, because data.source is {data.source}: add data.source=tsv (the "
             f"official layout) or data.source=parquet (the hub's), or leave it out (GLUE_DIR= stands for both)"
         )
     if model.path is not None and model.source != "local":
-        raise UnreadFolderError(
+        raise UserError(
             f"model.path={model.path} would not be read, because the source of model {model.name} is {model.source}: "
             f"add model=local, or leave it out (MODEL_DIR= stands for both)"
         )

@@ -22,17 +22,17 @@ from lora.methods import METHODS
 CONF = ROOT / "conf"
 PATHS = ("task", "rates", "data.path", "model.path", "runtime.results", "runtime.outputs")
 COUNTS = ("launcher.workers", "launcher.threads", "launcher.runs_per_job", "launcher.minutes")
-NO_EXPERIMENT = "experiment=[]"  # experiment=null as Hydra reads it
 COMPOSED = ("hparams.", "profile.", "protocol.", "launcher.")  # sections that conf/ makes settings from
 
 
-def describe_group(name: str) -> list[str]:
-    """The options of a config group: the names of its files in conf/."""
-    return sorted(path.stem for path in (CONF / name).glob("*.yaml"))
+@functools.cache
+def describe_group(name: str) -> tuple[str, ...]:
+    """The options of a config group: the names of its files in conf/. () if there is no such group."""
+    return tuple(sorted(path.stem for path in (CONF / name).glob("*.yaml")))
 
 
 def is_group(key: str) -> bool:
-    return (CONF / key).is_dir()
+    return key.isidentifier() and key != "tasks" and bool(describe_group(key))
 
 
 @functools.cache
@@ -84,8 +84,6 @@ def read_overrides(overrides: Sequence[str]) -> list[str]:
 
 def _read(override: str) -> str:
     key, equals, value = override.partition("=")
-    if override == "experiment=null":
-        return NO_EXPERIMENT
     if not equals and not override.startswith("~"):
         near = f"; write profile={override}" if override in describe_group("profile") else ""
         raise UserError(f"{override!r} is not an override, setting=value{near}")
@@ -97,18 +95,18 @@ def _read(override: str) -> str:
         override = f"{key}={quoted(value)}"
         parsed = parsed_override(override)
     key = parsed.key_or_group
-    if re.match(r"hydra\b", key):  # Hydra's own settings, which may be added
-        return override
-    if not is_group(key) and key not in setting_keys() and not key.startswith(COMPOSED[:3]):
+    if parsed.package or not (is_group(key) or key in setting_keys() or key.startswith(COMPOSED[:3])):
         raise UserError(unknown_key(key))
     if parsed.type == OverrideType.DEL:
         raise UserError(f"{override!r} would remove a setting; give it a value ({key}=null turns some off)")
     if parsed.type != OverrideType.CHANGE:
         raise UserError(f"{override!r} would add {key}, but settings cannot be added: write {override.lstrip('+')}")
     values = override_values(parsed)
-    if is_group(key) and override != NO_EXPERIMENT and not all(isinstance(value, str) for value in values):
-        found = parsed.get_value_element_as_str()
-        raise UserError(f"{key} must be one of {', '.join(describe_group(key))}, got {found}")
+    if is_group(key) and override != "experiment=null":
+        for value in values:
+            if value not in describe_group(key):
+                found = repr(value) if isinstance(value, str) else parsed.get_value_element_as_str()
+                raise UserError(f"{key} must be one of {', '.join(describe_group(key))}, got {found}")
     for value in values if key in COUNTS else ():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise UserError(f"{key} must be a whole number >= 1, got {value!r}")
@@ -146,15 +144,9 @@ def unknown_key(key: str) -> str:
 
 
 def explain(error: Exception) -> str:
-    """A message of Hydra in this project's form: setting, rule, value found. Any other is put on one line."""
-    missing = re.search(r"Could not find '(\w+(?:/\w+)*)/([^'/]+)'", str(error))
+    """A message of Hydra on one line, or in this project's form if a key is unknown."""
     unknown = re.search(r"Could not override '([\w.]+)'|full_key: ([\w.]+)", str(error))
-    if missing is not None and missing[1] == "hydra/launcher":
-        extra = {"submitit_slurm": "slurm"}.get(missing[2], missing[2])
-        return f"launcher={extra} needs its Hydra plugin: .venv/bin/python -m pip install --editable '.[{extra}]'"
-    if missing is not None and not missing[1].startswith("hydra/"):
-        return f"{missing[1]} must be one of {', '.join(describe_group(missing[1]))}, got {missing[2]!r}"
-    if missing is None and unknown is not None:
+    if unknown is not None:
         return unknown_key(unknown[1] or unknown[2])
     return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
 
@@ -164,9 +156,6 @@ def no_rows(protocol: str, model: str, method: str) -> str:
     files = [(path.parent.name, path.stem) for path in sorted(Path(CONF, "hparams").glob("*/*.yaml"))]
     option, start = f"{model}_{method}", f"{model}_"
     if having := [name for name, stem in files if stem == option]:
-        return (
-            f"protocol must be one that has rows for {option}, the model and the method ({', '.join(having)}), got "
-            f"{protocol!r}; that one has rows for {', '.join(describe_group(f'hparams/{protocol}'))}"
-        )
+        return f"protocol must be one that has rows for {option} ({', '.join(having)}), got {protocol!r}"
     methods = sorted({stem.removeprefix(start) for _, stem in files if stem.startswith(start)})
     return f"method must be one that a protocol has rows for with model={model} ({', '.join(methods)}), got {method!r}"

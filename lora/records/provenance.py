@@ -16,7 +16,7 @@ def code_version() -> dict[str, str | bool | None]:
     """The git commit, and whether code or settings differ from it; both None outside a checkout."""
     try:
         commit = _git("rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--", "lora", "conf", "hydra_plugins"))}
+        return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--", "lora", "conf"))}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None}
 

@@ -35,7 +35,7 @@ from lora.report.runs import (
 )
 from lora.sweep.expand import PlannedRun
 from lora.sweep.grids import LEARNING_RATE, profiles_of
-from lora.sweep.request import default_of, requested, selected
+from lora.sweep.request import default_of, select_runs, selected
 from lora.sweep.state import State, state_of
 
 EXPERIMENTS = (*MAIN, "lora_targets", "lora_ranks", "mnli_start", "length", LEARNING_RATE, OWN)  # in reading order
@@ -210,9 +210,9 @@ def expected_runs_of(
         asked: The overrides of the request.
         present: The run_ids of the records.
         given: The overrides that the user gave.
-        whole: See `requested`.
+        whole: See `select_runs`.
     """
-    runs = requested(profile, asked, whole)
+    runs = select_runs(profile, asked, whole)
     sections = {name: [run for run in runs if name in run.experiments] for name in EXPERIMENTS}
     known = {run.run_id for run in runs}
     if not any(override.startswith("experiment=") for override in asked) and not sections[ADHOC]:

@@ -17,7 +17,7 @@ from lora.report.gather import gather
 from lora.report.learning_rate import LEARNING_RATE, learning_rate_table
 from lora.report.page.assemble import page
 from lora.report.page.render import html_table
-from lora.sweep.request import requested
+from lora.sweep.request import select_runs
 from lora.table import Table, in_page
 
 # folder of experiments/ -> the tables on its page
@@ -103,7 +103,7 @@ def print_sweep(profile: str, arguments: Sequence[str]) -> None:
     own = [argument for argument in arguments if not argument.startswith("profile=")]
     try:
         gathered = gather(profile, own)
-        asked = {name for run in requested(profile, own) for name in run.experiments}
+        asked = {name for run in select_runs(profile, own) for name in run.experiments}
         planned = {name: runs for name, runs in gathered.planned.items() if name in asked}
         curves = load_curves(list(gathered.state.ok.values()))
         tuning = load_frame(list(gathered.tuning))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora.config.compose import UnreadFolderError, compose_family
+from lora.config.compose import compose_family
 from lora.config.labels import columns
 from lora.config.options import chosen_option, is_group, parsed_override
 from lora.config.run import RunConfig
@@ -55,7 +55,7 @@ def expand_blocks(profile: str, blocks: Mapping[str, Sequence[Block]]) -> list[P
 
     Args:
         blocks: Experiment -> its blocks.
-    Raises: UserError: If a run is invalid; every mistake is listed once, with its first run.
+    Raises: UserError: If a run is invalid; every mistake is listed once, with its first run unless it is that of all.
     """
     planned: dict[str, PlannedRun] = {}
     invalid: dict[str, list[str]] = {}  # mistake -> its runs
@@ -66,8 +66,6 @@ def expand_blocks(profile: str, blocks: Mapping[str, Sequence[Block]]) -> list[P
                 overrides = (f"profile={profile}", *settings)
                 try:
                     family = compose_family(overrides)
-                except UnreadFolderError:
-                    raise
                 except UserError as error:
                     invalid.setdefault(str(error), []).append(f"{experiment}: {' '.join(overrides)}")
                     continue
@@ -79,13 +77,14 @@ def expand_blocks(profile: str, blocks: Mapping[str, Sequence[Block]]) -> list[P
                         runtime = dataclasses.replace(config.runtime, group=next(iter(names)), save_adapter=saves)
                         new = dataclasses.replace(config, runtime=runtime)
                         planned[config.run_id] = plan(new, tuple(names))
+    if len(invalid) == 1 and not planned:
+        raise UserError(next(iter(invalid)))
     if invalid:
         lines = (
             f"{first}{f' and {len(others)} more' if others else ''}: {mistake}"
             for mistake, (first, *others) in invalid.items()
         )
-        count = sum(map(len, invalid.values()))
-        raise UserError(f"{count} run{'s are' if count > 1 else ' is'} invalid:\n" + "\n".join(lines))
+        raise UserError(f"{sum(map(len, invalid.values()))} runs are invalid:\n" + "\n".join(lines))
     return sorted(planned.values(), key=lambda run: -run.examples)  # the sort keeps the grid's order
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from omegaconf import DictConfig
 
+from lora.config.options import chosen_option
 from lora.data.tasks import TASKS
 from lora.errors import UnfinishedError, UserError
 from lora.files import check_writable
@@ -23,7 +24,7 @@ from lora.sweep.expand import PlannedRun, distinct
 from lora.sweep.locks import is_held, lock_path
 from lora.sweep.progress import Watch, counted
 from lora.sweep.ray_cluster import check_ray
-from lora.sweep.request import explain_request, requested
+from lora.sweep.request import explain_request, select_runs, sweep_settings
 from lora.sweep.slurm import check_slurm
 from lora.sweep.stand_in import check_inputs
 from lora.sweep.state import State, state
@@ -59,13 +60,14 @@ class Sweep:
     adapters: bool
 
 
-def launch_sweep(config: DictConfig, arguments: Sequence[str]) -> State:
-    """Train the missing runs among those that the arguments request (`lora.sweep.request.requested`).
+def launch_sweep(arguments: Sequence[str]) -> State:
+    """Train the missing runs among those that the arguments select (`lora.sweep.request.select_runs`).
 
     Raises: UserError: As in `launch_runs`. UnfinishedError: At the end, if runs failed or are missing.
     """
-    lines = explain_request(config.profile.name, arguments)
-    now, reasons = launch_runs(config, requested(config.profile.name, arguments), arguments, lines)
+    profile = chosen_option("profile", arguments)
+    lines, runs = explain_request(profile, arguments), select_runs(profile, arguments)
+    now, reasons = launch_runs(sweep_settings(profile, arguments), runs, arguments, lines)
     if now.failed or now.missing:
         raise UnfinishedError("\n".join(unfinished(now, reasons)))
     return now
@@ -77,7 +79,7 @@ def launch_runs(
     """Announce runs and train the missing ones.
 
     Args:
-        config: Composed from the command's arguments.
+        config: The settings that the runs share (`lora.sweep.request.sweep_settings`).
         lines: The end of the announcement.
     Returns: The state at the end, and run_id -> why a run has no record.
     Raises: UserError: Before any run starts, if rows, weights or the launcher are unavailable, rows or weights differ

@@ -22,7 +22,7 @@ HELD = (errno.EAGAIN, errno.EACCES)
 REFUSED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
-class HeldError(Exception):
+class HeldError(UserError):
     """Another worker is training the run."""
 
 
@@ -85,7 +85,7 @@ def _locked(path: Path) -> IO[str]:
             owner = file.read() or "another worker"
             file.close()
             if error.errno in HELD:
-                raise HeldError(f"{path.stem} is being trained by {owner}") from error
+                raise HeldError(f"{path.stem} is being trained by {owner}; wait for it, or stop it first") from error
             raise
         file.close()  # its holder removed the file before the lock was ours
 

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from lora.config.compose import compose_config
 from lora.data.tasks import TASKS
 from lora.models.sizes import SIZES, closed_form
 from lora.sweep.estimate import PARAMETERS, SUSTAINED_FLOPS, compute_seconds, estimator, records_of_this_machine
 from lora.sweep.expand import PlannedRun
 from lora.sweep.progress import duration
-from lora.sweep.request import how_to_run, requested
+from lora.sweep.request import select_runs, sweep_settings
 
 DEVICES = (1, 8, 64)
 RECORD_BYTES = 3000  # ours, from committed records: settings and provenance
@@ -141,6 +140,6 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     """Exit codes: 0, or 2 for a mistake in the command."""
-    runs = requested(arguments.profile, arguments.overrides)
-    config = compose_config([f"profile={arguments.profile}", *how_to_run(arguments.overrides)])
+    runs = select_runs(arguments.profile, arguments.overrides)
+    config = sweep_settings(arguments.profile, arguments.overrides)
     print(text(arguments.profile, costs(runs, estimator(records_of_this_machine(config)))))

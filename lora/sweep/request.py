@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import yaml
+from omegaconf import DictConfig
 
+from lora.config.compose import compose_config
 from lora.config.options import CONF, describe_group, read_overrides, values_given
 from lora.config.own_task import own_tasks
 from lora.config.rates import rates_path, rates_setting, read_rates, tuned_seeds
@@ -42,7 +44,7 @@ def read_request(profile: str, arguments: Sequence[str]) -> Request:
     if len(profiles) != 1:
         raise UserError(f"profile takes one value in a sweep, got {', '.join(profiles)}")
     read_profile(profiles[0])
-    return Request(profiles[0], given, None if named is None else tuple(name for name in named if name != "[]"))
+    return Request(profiles[0], given, None if named is None else tuple(name for name in named if name != "null"))
 
 
 def read_profile(profile: str) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def read_profile(profile: str) -> dict[str, Any]:
     return yaml.safe_load((CONF / "profile" / f"{profile}.yaml").read_bytes())
 
 
-def requested(profile: str, arguments: Sequence[str], whole: bool = False) -> list[PlannedRun]:
+def select_runs(profile: str, arguments: Sequence[str], whole: bool = False) -> list[PlannedRun]:
     """The runs that a command line asks for, the longest first.
 
     A profile that needs a task and is given none takes the user-defined tasks that its results folder keeps.
@@ -222,9 +224,10 @@ def refuse_unequal_tuning(runs: Sequence[PlannedRun], setting: Any) -> None:
             )
 
 
-def how_to_run(overrides: Sequence[str]) -> list[str]:
-    """The overrides that state how and where runs are trained. They can be composed without a run."""
-    return [override for override in overrides if override.startswith(("launcher", "runtime."))]
+def sweep_settings(profile: str, overrides: Sequence[str]) -> DictConfig:
+    """The settings that a whole sweep shares: how and where its runs are trained."""
+    shared = [override for override in overrides if override.startswith(("launcher", "runtime.", "rates="))]
+    return compose_config([f"profile={profile}", *shared])
 
 
 def settings_of(request: Request) -> list[str]:

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora.config.compose import compose_config
 from lora.records.record import RunRecord, checkpoint_path, note_path
 from lora.sweep.estimate import estimator, records_of_this_machine
 from lora.sweep.expand import PlannedRun
 from lora.sweep.notes import read_notes
 from lora.sweep.progress import counted, duration, shown
-from lora.sweep.request import how_to_run, requested
+from lora.sweep.request import select_runs, sweep_settings
 from lora.sweep.state import state
 
 STATES = ("done", "running", "interrupted", "failed", "waiting")
@@ -142,8 +141,8 @@ def looker(profile: str, overrides: Sequence[str]) -> Callable[[], tuple[list[Ru
     Returns: A function that returns the current states of the requested runs, and of others that are training.
     Raises: UserError: If the overrides request no valid runs, or name a folder of data that does not exist.
     """
-    runs = requested(profile, overrides)
-    config = compose_config([f"profile={profile}", *how_to_run(overrides)])
+    runs = select_runs(profile, overrides)
+    config = sweep_settings(profile, overrides)
     runtime = config.runtime
     return lambda: statuses(runs, runtime.results, runtime.outputs, records_of_this_machine(config))
 

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lora.config.compose import compose_config
 from lora.config.run import RunConfig
 from lora.errors import first_line
 from lora.records.record import RunRecord
@@ -137,8 +136,9 @@ def main(arguments: argparse.Namespace) -> None:
 
     Exit codes: 0, or 2 for a mistake in the command.
     """
-    given = [override for override in arguments.overrides if override.startswith("runtime.")]
-    runtime = compose_config([f"profile={arguments.profile}", *given]).runtime
+    from lora.sweep.request import sweep_settings
+
+    runtime = sweep_settings(arguments.profile, arguments.overrides).runtime
     place = destination(runtime.tracking, runtime.outputs)
     if place is None:
         return

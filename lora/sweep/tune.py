@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from omegaconf import DictConfig
 
 from lora.config.compose import compose_run
-from lora.config.options import describe_group
+from lora.config.options import chosen_option, describe_group
 from lora.config.rates import TUNING, Rate, rates_path, write_rates
 from lora.config.run import RunConfig
 from lora.data.tasks import TASKS
@@ -28,7 +27,7 @@ from lora.records.record import RunRecord
 from lora.sweep.expand import PlannedRun, expand_blocks
 from lora.sweep.grids import LEARNING_RATE, Block, Values, grid, profiles_of, values_of
 from lora.sweep.launch import launch_runs, unfinished
-from lora.sweep.request import read_request
+from lora.sweep.request import read_request, sweep_settings
 from lora.sweep.state import State
 from lora.table import Table
 
@@ -75,13 +74,14 @@ class RateGrid:
         }
 
 
-def tune_sweep(config: DictConfig, arguments: Sequence[str]) -> None:
+def tune_sweep(arguments: Sequence[str]) -> None:
     """Train the missing runs of the grids, and write the rates.
 
     Raises: UserError: Before any run starts, if the arguments define no valid grids, or as in `launch_runs`.
         UnfinishedError: If runs are missing, failed without diverging, or no rate of a grid is the best.
     """
-    profile, given, experiments = read_request(config.profile.name, arguments)
+    profile, given, experiments = read_request(chosen_option("profile", arguments), arguments)
+    config = sweep_settings(profile, arguments)
     if experiments is not None:
         raise UserError("tune has a grid of its own: leave out experiment=")
     path = rates_path(config.rates)
@@ -279,6 +279,4 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def main(given: argparse.Namespace) -> None:
     """Exit codes: those of a sweep."""
-    from lora.sweep import entry
-
-    entry.main(["-m", "hydra/sweeper=tune", *given.overrides])
+    tune_sweep(given.overrides)
