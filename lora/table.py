@@ -1,4 +1,4 @@
-"""A table of texts, written in Markdown, CSV and LaTeX. `lora.report.page.render` writes it in HTML."""
+"""A table of texts, written in Markdown and CSV. `lora.report.page` shows it in HTML."""
 
 import re
 from dataclasses import dataclass
@@ -6,19 +6,6 @@ from dataclasses import dataclass
 import pandas as pd
 
 MARK = "<!-- {name} {edge} -->"  # around a generated text in a page
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-}
 
 
 @dataclass(frozen=True)
@@ -52,7 +39,6 @@ class Table:
         return {
             f"tables/{self.name}.md": self.markdown().encode(),
             f"tables/{self.name}.csv": self.cells.to_csv(index=False, lineterminator="\n").encode(),
-            f"tables/{self.name}.tex": latex(self).encode(),
         }
 
     def markdown(self) -> str:
@@ -79,26 +65,6 @@ def in_page(page: str, name: str, text: str) -> str:
     if begin not in page or end not in page:
         return page
     return f"{page.partition(begin)[0]}{begin}{text}{end}{page.partition(end)[2]}"
-
-
-def latex(table: Table) -> str:
-    """A LaTeX float with booktabs' rules and notes below the tabular."""
-    cells = table.cells.map(latex_text).rename(columns=latex_text)
-    columns = "l" * table.words + "r" * (len(cells.columns) - table.words)
-    tabular = cells.to_latex(index=False, escape=False, column_format=columns)
-    notes = [note for note in (table.banner, table.above, *table.notes) if note]
-    below = "".join(rf"{{\footnotesize {latex_text(plain(note))}\par}}" + "\n" for note in notes)
-    head = "\\begin{table}\n\\centering\n" + rf"\caption{{{latex_text(table.title)}}}"
-    return f"{head}\n{tabular}\\par\\smallskip\n{below}\\end{{table}}\n"
-
-
-def latex_text(text: object) -> str:
-    return "".join(LATEX.get(character, character) for character in str(text))
-
-
-def plain(text: str) -> str:
-    """The text without Markdown's bold and code marks."""
-    return re.sub(r"\*\*|`", "", text)
 
 
 def rows(cells: pd.DataFrame) -> list[tuple]:

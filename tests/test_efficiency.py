@@ -31,7 +31,7 @@ from lora.methods.lowrank import LoraLinear
 from lora.models.modules import checksum, count_parameters, is_head, trainable
 from lora.report import build as report
 from lora.report.efficiency import write
-from lora.report.page import assemble
+from lora.report.page import page
 from lora.training import loop as training_loop
 from lora.training import step as training_step
 from lora.training.usage import optimizer_bytes
@@ -385,7 +385,7 @@ def test_a_profiles_page_shows_them_and_follows_them(measured: Path, tmp_path: P
     path.write_text(json.dumps(summary))
     built = report.build("mini", (), results)
     assert len([table for table in built.tables if "efficiency" in table.name]) == 3, "one summary trained nothing"
-    html = assemble.page(built, dict.fromkeys(built.figures, b"")).encode()
+    html = page(built, dict.fromkeys(built.figures, b"")).encode()
     assert b"31,337" in html and b"987.65" in html
 
 

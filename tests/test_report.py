@@ -26,7 +26,7 @@ from lora.report.cells import summarise
 from lora.report.compared import REPEATED, against_reference
 from lora.report.comparisons import beside_paper, best_against_last, chosen_by_others, published
 from lora.report.gather import refuse_mixed_rows
-from lora.report.page.assemble import page as html_page
+from lora.report.page import page as html_page
 from lora.report.runs import Planned
 from lora.report.tables import cell_text, start_table, table2, table5, table6
 from lora.report.write import files, pages, write
@@ -347,7 +347,7 @@ def test_a_changed_record_changes_everything_that_shows_it(synthetic, whole, tmp
     assert before.readme != after.readme and before.text() != after.text()
     pictures = dict.fromkeys(before.figures, b"<svg/>")
     assert html_page(before, pictures).encode() != html_page(after, pictures).encode()
-    shown = b'<td class="number">12.3</td>'  # of the run itself
+    shown = b'<td class="number" data-value="12.3">12.3</td>'  # of the run itself
     assert shown in html_page(after, pictures).encode() and shown not in html_page(before, pictures).encode()
 
 

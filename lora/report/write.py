@@ -15,8 +15,7 @@ from lora.report.figures import Figure
 from lora.report.gap import RECORDS, gap_table
 from lora.report.gather import gather
 from lora.report.learning_rate import LEARNING_RATE, learning_rate_table
-from lora.report.page.assemble import page
-from lora.report.page.render import html_table
+from lora.report.page import page
 from lora.sweep.request import select_runs
 from lora.table import Table, in_page
 
@@ -30,7 +29,6 @@ PAGES = {experiment: (file,) for experiment, file in FILES.items()} | {
 def files(report: Report) -> dict[str, bytes]:
     """Path below results/<name>/ -> content, for all files except the pictures and the page that shows them."""
     found = {path: content for table in report.tables for path, content in table.files().items()}
-    found |= {f"tables/{table.name}.html": html_table(table).encode() for table in report.tables}
     found["tables/cells.csv"] = report.cells.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
     found["claims/verdicts.json"] = to_json(report.verdicts)
     return found | {f"figures/{key}.json": figure_json(figure) for key, figure in report.figures.items()}

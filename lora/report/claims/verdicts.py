@@ -85,6 +85,11 @@ class Verdict:
     on_last: "Verdict | None" = None
     stated_later: bool | None = None
 
+    @property
+    def records(self) -> list[str]:
+        """The runs or files that it is based on, each once."""
+        return list(dict.fromkeys(run for found in self.findings for run in found.runs))
+
 
 def judge(
     claims: Sequence[Claim],
@@ -132,7 +137,7 @@ def judge(
 
 def stated_later(verdict: Verdict, made_at: Mapping[str, str | None]) -> bool | None:
     """Whether the claim was stated after some of its runs had begun. `made_at`: run or file -> its start; UTC."""
-    times = [made_at[run] for found in verdict.findings for run in found.runs if made_at.get(run)]
+    times = [made_at[run] for run in verdict.records if made_at.get(run)]
     if not times or not verdict.claim.stated_at:
         return None
     return min(map(datetime.fromisoformat, times)) < datetime.fromisoformat(verdict.claim.stated_at)

@@ -1,0 +1,120 @@
+"""report.html: one self-contained page with a summary, the verdicts, the tables with their figures, and all runs.
+
+Every value is escaped except the markup that is made here.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from lora.data.tasks import TASKS
+from lora.report.build import Report
+from lora.report.claims import shown
+from lora.report.notes import BANNERS
+from lora.report.tables import number
+from lora.report.titles import encoder_title
+from lora.table import Table, rows
+
+SYMBOLS = {"supported": "✓", "not supported": "✗", "cannot tell": "?"}
+NUMBER = re.compile(r"[+-]?\d[\d,]*\.?\d*(?:e[+-]?\d+)?")
+FACTORS = {"k": 1e3, "M": 1e6}
+IDS = re.compile(r' id="[\w.]+_\d+"')  # matplotlib's ids of groups, which nothing refers to
+SIZE = re.compile(r'<svg [^>]*?width="([\d.]+)pt"')
+
+
+def page(report: Report, pictures: Mapping[str, bytes]) -> str:
+    """The HTML of the whole page. `pictures`: figure name -> SVG."""
+    tables = [table for table in report.tables if table.name != "claims"]
+    main = next((table for table in tables if table.name in ("table2", "table2_part", "table2_own")), None)
+    titles = {table.name: table.title.removesuffix(f" ({report.name})").partition(":")[0] for table in tables}
+    return ENVIRONMENT.get_template("report.html").render(
+        report=report,
+        heading="LoRA on your own tasks" if report.gathered.is_own else "LoRA on GLUE",
+        banner=BANNERS["embedded"] if any(table.banner == BANNERS["embedded"] for table in tables) else "",
+        contents=[(table.name, titles[table.name]) for table in tables if not table.folded],
+        main=main,
+        main_title=main and titles[main.name],
+        verdicts=list(enumerate(report.verdicts, start=1)),
+        symbols=SYMBOLS,
+        shown=shown,
+        tables=[
+            (t, [(key, report.figures[key], pictures[key]) for key in t.figures if key in pictures]) for t in tables
+        ],
+        runs=runs_table(report),
+    )
+
+
+def runs_table(report: Report) -> Table:
+    """Every run of the tables, with the code and the device that made it."""
+    lines = []
+    for p in report.gathered.every:
+        record = report.state.ok.get(p.run_id)
+        if record is None:
+            continue
+        best, last = record.selected["best"], record.selected["last"]
+        code = (record.provenance.get("code") or {}).get("commit") or "-"
+        line = {"Method": p.label, "Task": TASKS[p.task].title, "Encoder": encoder_title(p.model), "Start": p.start}
+        line |= {"Device": record.provenance["device"], "Code": code[: shown.SHORT], "Run": p.run_id}
+        line |= {"Seed": str(p.seed), "Best": percent(best["value"]), "Epoch": str(best["epoch"])}
+        lines.append(line | {"Last": percent(last["value"]), "Minutes": f"{record.seconds / 60:.1f}"})
+    note = "The configuration, every epoch and the provenance of a run are in `runs/<run>.json`."
+    return Table("every_run", "Every run", pd.DataFrame(lines), 7, (note,), folded=True)
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else number(100 * value)
+
+
+def marked(text: str) -> Markup:
+    """HTML of a text with Markdown's **bold** and `code`, and no other markup."""
+    bold = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(escape(text)))
+    return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", bold))
+
+
+def sort_value(text: str) -> str:
+    """The number that a cell begins with (`83.4 ±0.5`: 83.4; `74k`: 74000); empty if there is none."""
+    found = NUMBER.match(text)
+    if found is None:
+        return ""
+    factor = FACTORS.get(text[found.end() : found.end() + 1], 1)
+    return f"{float(found[0].replace(',', '')) * factor:g}"
+
+
+def with_remark(text: str) -> Markup:
+    """A cell that shows its last brackets, such as `(2 of 3 collapsed)`, on a separate line."""
+    value, bracket, remark = text.rpartition(" (")
+    return Markup("{} <small>({}</small>").format(value, remark) if bracket and remark.endswith(")") else escape(text)
+
+
+def inline_svg(picture: bytes) -> Markup:
+    """A picture of matplotlib's as an element of the page, without prolog, metadata and ids of groups.
+
+    The remaining ids are hashes of the content that they name, so two pictures on a page share only equal elements.
+    """
+    svg = picture.decode()
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg[max(0, svg.find("<svg")) :], flags=re.DOTALL)
+    return Markup(IDS.sub("", svg).strip())
+
+
+def natural_width(picture: bytes) -> float:
+    """The width of an SVG in CSS pixels; 0 if it states none."""
+    found = SIZE.search(picture.decode())
+    return float(found[1]) * 96 / 72 if found else 0.0
+
+
+ENVIRONMENT = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    undefined=StrictUndefined,
+)
+ENVIRONMENT.filters |= {
+    "marked": marked, "sort_value": sort_value, "with_remark": with_remark, "rows": rows,
+    "inline_svg": inline_svg, "natural_width": natural_width,
+}  # fmt: skip
