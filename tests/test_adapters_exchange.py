@@ -14,7 +14,6 @@ import peft
 import pytest
 import tiny
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_adapters import METHODS, assert_same_logits, logits, with_method
 from torch import nn
@@ -395,37 +394,6 @@ def test_a_pattern_holds_for_the_module_of_its_name_or_end_alone(tmp_path, bases
         found = from_peft(tmp_path / "peft")
         for name in found.pairs():
             assert found.scale(name) == theirs.get_submodule(name).scaling["default"] == 2.0
-
-
-def test_a_folder_without_lora_and_a_head_with_lora_are_refused(tmp_path, bases):
-    adapter = adapter_of(small("bert", LoraConfig(rank=3, alpha=6)))
-    to_peft(adapter, tmp_path / "peft", base=bases / "bert")
-    retensor(tmp_path / "peft", lambda t: [t.pop(name) for name in sorted(t) if ".lora_" in name])
-    with pytest.raises(UserError, match=r"adapter_model\.safetensors has no LoRA tensors"):
-        from_peft(tmp_path / "peft")
-    a, b = next(iter(adapter.pairs().values()))
-    weights = {"classifier.lora_a": a, "classifier.lora_b": b[:2]}
-    method = LoraConfig(targets=("classifier",), rank=3, alpha=6)
-    with pytest.raises(UserError, match="cannot both save a head and put LoRA into it: classifier"):
-        to_peft(Adapter(method, weights, adapter.head), tmp_path / "both")
-    assert not (tmp_path / "both").exists()
-
-
-@pytest.mark.parametrize("headed", [True, False], ids=["head", "no head"])
-def test_the_settings_that_peft_reads(headed, tmp_path, bases):
-    """The truth is PEFT's own LoraConfig, which reads the file."""
-    adapter = adapter_of(small("bert", LoraConfig(targets=("q", "v"), rank=3, alpha=6, dropout=0.1)))
-    to_peft(adapter if headed else Adapter(adapter.method, adapter.weights, {}), tmp_path / "peft", base=bases / "bert")
-    config = peft.PeftConfig.from_pretrained(tmp_path / "peft")
-    assert isinstance(config, peft.LoraConfig)
-    assert (config.r, config.lora_alpha, config.lora_dropout, config.use_rslora) == (3, 6, 0.1, False)
-    assert (config.bias, config.fan_in_fan_out, config.inference_mode) == ("none", False, True)
-    assert set(config.target_modules) == set(adapter.pairs())
-    assert (config.rank_pattern, config.alpha_pattern) == ({}, {})
-    assert config.task_type == ("SEQ_CLS" if headed else None)
-    assert config.modules_to_save == (["bert.pooler", "classifier"] if headed else None)
-    with safe_open(tmp_path / "peft" / WEIGHTS, "pt") as file:  # transformers takes no file without
-        assert file.metadata() == {"format": "pt"}
 
 
 def loralib_model(architecture="roberta", rank=4, alpha=16, targets="qv"):

@@ -13,10 +13,9 @@ from processor import NARROWEST
 from safetensors.torch import load_file, save_file
 from tiny_adapters import FIVE, METHODS, five, logits, with_method
 
-import lora
 from lora.adapters.adapter import Adapter, Origin, Score, adapter_of
 from lora.adapters.folder import DESCRIPTION, WEIGHTS, read_adapter, save_adapter, write_adapter
-from lora.adapters.merge import load_adapter, merge, swap, unmerge
+from lora.adapters.merge import load_adapter, merge, swap
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.methods.configs import BitFitConfig, HoulsbyConfig, LoraConfig
@@ -246,24 +245,6 @@ def test_what_is_no_name_of_a_folder_is_refused(name, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_head_for_no_labels_is_refused():
-    adapter, model = five("bert")["rte"], tiny.model("bert")
-    empty = {name: t[:0] if name.startswith("classifier") else t for name, t in adapter.head.items()}
-    before = state(model)
-    with pytest.raises(UserError, match="classifier is for 0 labels"):
-        load_adapter(model, Adapter(adapter.method, adapter.weights, empty))
-    assert state(model) == before
-
-
-def test_tensors_that_share_memory_are_written_apart(tmp_path):
-    adapter = five("bert")["rte"]
-    one, other, *_ = [name for name in adapter.weights if name.endswith("lora_a")]
-    shared = Adapter(adapter.method, adapter.weights | {other: adapter.weights[one]}, adapter.head)
-    write_adapter(shared, tmp_path / "a")
-    back = read_adapter(tmp_path / "a")
-    assert torch.equal(back.weights[other], adapter.weights[one])
-
-
 def test_an_interrupt_while_a_folder_is_replaced_leaves_the_old_one(tmp_path, monkeypatch):
     adapters = five("bert")
     write_adapter(adapters["rte"], tmp_path / "a")
@@ -280,14 +261,6 @@ def test_an_interrupt_while_a_folder_is_replaced_leaves_the_old_one(tmp_path, mo
         write_adapter(adapters["mnli"], tmp_path / "a")
     assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == content
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
-
-
-def test_no_folder_and_no_method(tmp_path):
-    with pytest.raises(UserError, match="does not exist"):
-        read_adapter(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="has no method"):
-        save_adapter(tiny.model("bert"), tmp_path / "a")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_is_replaced_whole_and_only_if_it_holds_an_adapter(tmp_path):
@@ -310,11 +283,6 @@ def test_a_folder_is_replaced_whole_and_only_if_it_holds_an_adapter(tmp_path):
     with pytest.raises(UserError, match="not finite"):
         save_adapter(one, tmp_path / "b")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "file"]
-
-
-def test_the_public_names():
-    assert lora.merge is merge and lora.unmerge is unmerge and lora.swap is swap
-    assert lora.save_adapter is save_adapter and lora.load_adapter is load_adapter
 
 
 @pytest.mark.parametrize(("method", "kernels"), [("lora", "stock"), *((method, "fused") for method in METHODS)])

@@ -105,22 +105,6 @@ def test_a_swap_gives_the_adapters_own_logits_and_number_of_labels(architecture)
         assert set(adapter_of(model).weights) == set(adapters[task].weights)
 
 
-def test_training_after_a_swap_changes_neither_the_adapter_nor_the_base():
-    adapters, model = five("bert"), tiny.model("bert")
-    kept = checksum((adapters["rte"].weights | adapters["rte"].head).items())
-    before = checksum(body(model).items())
-    swap(model, adapters["rte"])
-    unmerge(model)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    assert len(trained) == 8 + 4
-    optimizer = torch.optim.SGD(trained, lr=0.1)
-    model(**tiny.inputs("bert"), labels=torch.arange(5) % 2).loss.backward()
-    optimizer.step()
-    assert checksum(body(model).items()) == before
-    assert checksum((adapters["rte"].weights | adapters["rte"].head).items()) == kept
-    assert checksum(adapter_of(model).weights.items()) != checksum(adapters["rte"].weights.items())
-
-
 def test_a_merged_model_that_is_cast_or_copied_comes_back_as_the_cast_or_copied_base():
     model = with_method("bert", LoraConfig())
     expected = checksum(body(model.to(torch.bfloat16)).items())
@@ -213,20 +197,6 @@ def test_a_failed_swap_leaves_the_model_as_it_was(fault, merged):
     assert checksum(model.state_dict().items()) == checksum(fresh.state_dict().items())
 
 
-@pytest.mark.parametrize("merged", [False, True], ids=["unmerged", "merged"])
-def test_an_overflow_in_half_precision_is_found_and_undone(merged):
-    adapter = five("bert")["rte"]
-    large = Adapter(adapter.method, {name: 1000 * tensor for name, tensor in adapter.weights.items()}, adapter.head)
-    model = tiny.model("bert").half()
-    if merged:
-        swap(model, five("bert")["mnli"])
-    before = state(model)
-    with pytest.raises(UserError, match=r"not finite in torch\.float16"):
-        swap(model, large)
-    assert state(model) == before
-    swap(tiny.model("bert"), large)
-
-
 def test_removal_gives_the_base_back_and_forgets_the_adapter():
     adapters, model = five("bert"), tiny.model("bert")
     before = checksum(model.state_dict().items())
@@ -272,18 +242,6 @@ def test_a_base_that_is_written_to_through_data_is_noticed():
         weight.data.copy_(kept)
         swap(model, adapters["rte"])
         assert state(model) == before
-
-
-def test_a_changed_architecture_is_refused_unless_asked():
-    relu, adapters = tiny.model("bert", hidden_act="relu"), five("bert")
-    relu.load_state_dict(tiny.model("bert").state_dict())
-    before = state(relu)
-    for action in (load_adapter, swap, lambda model, adapter: AdapterSet(model, {"rte": adapter})):
-        with pytest.raises(UserError, match="hidden_act is 'relu', was 'gelu'; allow_other_base=True"):
-            action(relu, adapters["rte"])
-        assert state(relu) == before
-    swap(relu, adapters["rte"], allow_other_base=True)
-    AdapterSet(relu, adapters, allow_other_base=True)
 
 
 def quantized():
@@ -381,14 +339,6 @@ def test_a_state_dict_is_not_loaded_into_a_merged_model():
     assert checksum(model.state_dict().items()) == checksum(other.state_dict().items())
 
 
-def test_a_model_that_was_cast_gets_its_head_back_in_the_new_dtype():
-    model = tiny.model("bert")
-    swap(model, five("bert")["mnli"])
-    remove(model.to(torch.bfloat16))
-    expected = tiny.model("bert").to(torch.bfloat16)
-    assert checksum(model.state_dict().items()) == checksum(expected.state_dict().items())
-
-
 SITUATIONS = {
     "inference": [torch.inference_mode],
     "no grad": [torch.no_grad],
@@ -428,14 +378,6 @@ def test_cycles_in_any_mode_leave_the_base_and_the_model_as_any_other(situation,
     assert len(moved) == 8 + 4
     remove(model)
     assert checksum(model.state_dict().items()) == before
-
-
-def test_a_layer_that_was_replaced_while_merged_is_noticed():
-    model = with_method("bert", LoraConfig())
-    merge(model)
-    model.bert.encoder.layer[0].attention.self.query = nn.Identity()
-    with pytest.raises(UserError, match="it was replaced since"):
-        unmerge(model)
 
 
 @pytest.mark.parametrize("architecture", tiny.OTHERS)

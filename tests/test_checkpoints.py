@@ -5,15 +5,12 @@ import hashlib
 import os
 import resource
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 from comparing import equal_science
 from processor import NARROWEST
 
-from lora.files import ROOT, discard, discard_leftovers
 from lora.records import machine, provenance
 from lora.records.record import checkpoint_path, read_record, record_path
 from lora.sweep.worker import ensure_record
@@ -276,25 +273,3 @@ def test_a_disk_without_room_costs_the_adapter_not_the_run(tiny_config, capsys):
     record = read_record(record_path(config.runtime.results, config.run_id))
     assert (record.status, record.adapter) == ("ok", None)
     assert "continuing without its adapter: cannot write" in capsys.readouterr().err
-
-
-KILLED = """
-import os, sys
-from pathlib import Path
-from lora.files import written_whole
-with written_whole(Path(sys.argv[1])) as temporary:
-    temporary.write_bytes(b"half of it")
-    os.kill(os.getpid(), 9)
-"""
-
-
-def test_nothing_that_a_killed_writer_left_stays_with_a_finished_run(tmp_path):
-    path, other = tmp_path / "run.pt", tmp_path / ".run2.pt.x"
-    other.mkdir()
-    path.write_bytes(b"whole")
-    for remove in (discard_leftovers, discard):
-        killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], cwd=ROOT)
-        assert killed.returncode == -signal.SIGKILL and len(set(tmp_path.iterdir()) - {path, other}) == 1
-        assert path.read_bytes() == b"whole"
-        remove(path)
-    assert set(tmp_path.iterdir()) == {other}

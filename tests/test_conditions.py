@@ -52,24 +52,3 @@ def test_the_line_says_encoder_epochs_rows_start_and_what_still_rises():
     assert found.endswith("CoLA LoRA (qv, r8) +1.6 (+0.2 to +3.0).")
     assert "train rows: all" in conditions(frame(runs, is_part=False), every, runs)
     assert conditions(frame(steady), every, steady).endswith("interval over seeds): nothing.")
-
-
-def test_many_rising_cells_are_counted():
-    several = [planned(slug=f"lora-qv-r{rank}") for rank in (1, 2, 4, 8, 16)]
-    every = pd.concat([curves(runs, [gain] * 5) for gain, runs in enumerate(several, start=1)])
-    runs = [p for cell in several for p in cell]
-    assert conditions(frame(runs), every, runs).endswith("CoLA 5 of 5 cells, their means from +1.0 to +5.0.")
-
-
-def test_starts_are_told_apart():
-    runs = [*planned("rte"), *planned("rte", start="mnli")]
-    every = pd.concat([curves(planned("rte"), GAINS), curves(planned("rte", start="mnli"), (0.0,) * 5)])
-    found = conditions(frame(runs), every, runs)
-    assert "start: pretrained and MNLI; device: a CPU." in found and "RTE LoRA (qv, r8), from pretrained +1.6" in found
-
-
-def test_several_devices_are_named_with_their_runs_the_commonest_first():
-    runs = [*planned(), *planned("rte")]
-    every = pd.concat([curves(planned(), GAINS), curves(planned("rte"), GAINS)])
-    mixed = frame(runs).assign(device=["a GPU", *["a CPU"] * 9])
-    assert "; devices: a CPU (9 runs), a GPU (1 run)." in conditions(mixed, every, runs)

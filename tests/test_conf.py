@@ -1,6 +1,6 @@
 """conf/ as a whole: its combinations are valid, all others are refused, and its values are those of the sources."""
 
-import math
+import functools
 import re
 
 import pytest
@@ -15,52 +15,10 @@ from lora.config.sections import ModelConfig
 from lora.cost.parameters import skeleton
 from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.files import ROOT
 from lora.models.load import load_encoder
-from lora.sweep.grids import profiles_of
 from lora.sweep.request import select_runs
 
-# The (protocol, model, method) that have rows, with the number of tasks. Everything else must be refused.
-SMALL_METHODS = ("full", "bitfit", "adapterdrop", "houlsby", "pfeiffer", "lora")
-DAGGER = ("houlsby_m8", "houlsby_m64", "pfeiffer_m16", "pfeiffer_m64", "lora")
-ROWS = {
-    **{("ours", model, method): 13 for model in ("minilm", "local") for method in SMALL_METHODS},
-    **{("ours", "roberta_base", method): 8 for method in ("bitfit", "adapterdrop")},
-    **{("printed", model, "lora"): 8 for model in ("roberta_base", "roberta_large", "deberta_v2_xxl")},
-    **{
-        ("released", model, method): 8
-        for model in ("roberta_base", "roberta_large", "deberta_v2_xxl")
-        for method in ("full", "lora")
-    },
-    **{("released", "roberta_large", method): 1 for method in ("houlsby_m8", "pfeiffer_m16")},  # MNLI's scripts only
-    **{("dagger", "roberta_large", method): 8 for method in DAGGER},
-    **{("ours", "mpnet_base", method): 1 for method in ("full", "lora")},
-    **{("long", "minilm", method): 5 for method in ("full", "bitfit", "houlsby", "lora", "lora_qkvo")},
-}
-FILE_KEYS = {
-    "warmup_frac",
-    "weight_decay",
-    "clip_norm",
-    "adam_beta2",
-    "adam_eps",
-    "precision",
-    "rank",
-    "alpha",
-    "init_a",
-}
-FILE_KEYS |= {"init_std", "init_truncated", "bottleneck", "drop_layers", "defaults"}
-ROW_KEYS = {
-    "lr",
-    "batch",
-    "epochs",
-    "max_length",
-    "train_rows",
-    "warmup_frac",
-    "warmup_steps",
-    "weight_decay",
-    "head_dropout",
-    "start",
-}
+FILES = sorted((CONF / "hparams").glob("*/*.yaml"))
 
 
 def config_of(protocol: str, model: str, method: str, profile: str = "paper") -> list[str]:
@@ -73,122 +31,64 @@ def at_task(overrides: list[str], task: str) -> RunConfig:
     return compose_run([*overrides, f"task={task}", f"data.source={source}"])
 
 
-@pytest.fixture(scope="module")
-def sweeps() -> dict[tuple[str, str], dict[str, RunConfig]]:
-    """(profile, experiment) -> the runs of the grid, without MNLI runs that only others start from."""
-    found = {}
-    for name in describe_group("experiment"):
-        for profile in set(profiles_of(name)) - {"own"}:  # its grid has no task: tests/test_own_task.py
-            machine = ["train.precision=fp32"] if profile in ("mini", "base") else []
-            runs = select_runs(profile, [f"experiment={name}", *machine])
-            parents = {run.parent for run in runs if name == "mnli_start"}
-            found[profile, name] = {run.run_id: run.config for run in runs if run.run_id not in parents}
-    return found
+@functools.cache
+def runs_of(profile: str, experiment: str) -> dict[str, RunConfig]:
+    """The runs of a grid, without MNLI runs that only others start from."""
+    machine = ["train.precision=fp32"] if profile == "mini" else []
+    return {run.run_id: run.config for run in select_runs(profile, [f"experiment={experiment}", *machine])}
 
 
 # What exists
 
 
-def test_every_combination_of_groups_has_rows_or_not():
-    assert set(describe_group("protocol")) == set(PROTOCOLS)
-    files = {(path.parent.name, path.stem) for path in (CONF / "hparams").glob("*/*.yaml")}
-    assert files == {(protocol, f"{model}_{method}") for protocol, model, method in ROWS}
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        (("printed", "minilm", "lora"), r"protocol must be one that has rows for minilm_lora, .* \(long, ours\), got"),
+        (("ours", "mpnet_base", "houlsby"), r"method must be one .* model=mpnet_base \(full, lora\), got 'houlsby'"),
+    ],
+)
+def test_a_combination_without_rows_is_refused(chosen, message):
+    with pytest.raises(UserError, match=message):
+        compose_run(config_of(*chosen))
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("model", describe_group("model"))
-def test_a_combination_without_rows_is_refused(protocol, model):
-    """At most two methods stand for all: one that another protocol has rows for, and one that none has rows for."""
-    absent = [method for method in describe_group("method") if (protocol, model, method) not in ROWS]
-    having = {method: sorted(p for p, m, n in ROWS if (m, n) == (model, method)) for method in absent}
-    for method in {bool(protocols): method for method, protocols in having.items()}.values():
-        with pytest.raises(UserError) as error:
-            compose_run(config_of(protocol, model, method))
-        message = str(error.value)
-        if having[method]:
-            rule = f"protocol must be one that has rows for {model}_{method}"
-            assert message == f"{rule} ({', '.join(having[method])}), got '{protocol}'"
-        else:
-            methods = ", ".join(sorted({n for p, m, n in ROWS if m == model}))
-            rule = f"method must be one that a protocol has rows for with model={model} ({methods})"
-            assert message == f"{rule}, got '{method}'"
-
-
-@pytest.mark.parametrize("chosen", ROWS, ids="-".join)
-def test_every_row_is_valid_and_other_tasks_are_refused(chosen):
-    protocol, model, method = chosen
-    content = compose_config(config_of(*chosen)).hparams
-    rows = [key for key in content if key in TASKS]
-    assert len(rows) == ROWS[chosen]
-    for task in TASKS:
-        if task in rows:
-            config = at_task(config_of(*chosen), task)
-            assert (config.protocol, config.model.name, config.task) == (protocol, model, task)
-            assert config.method.name == method.partition("_")[0]
-        elif "default" in content:
-            assert at_task(config_of(*chosen), task).train.lr == content.default.lr
-        else:
-            with pytest.raises(UserError, match=f"^task must be one that has a row with .*, got '{task}'"):
-                at_task(config_of(*chosen), task)
-
-
-def test_rows_files_state_known_values_only():
-    paths = sorted((CONF / "hparams").glob("*/*.yaml"))
-    assert len(paths) == len(ROWS)
-    for path in paths:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-        assert {key for key in content if key not in (*TASKS, "default")} <= FILE_KEYS, path
-        for task, row in content.items():
-            if task in (*TASKS, "default"):
-                assert {"lr", "batch", "epochs", "max_length"} <= set(row) <= ROW_KEYS, (path, task)
-
-
-@pytest.mark.parametrize("model", ["minilm", "mpnet_base"])  # local has the values of minilm
-def test_a_task_without_a_row_takes_the_rate_of_cola(model):
-    for path in sorted((CONF / "hparams" / "ours").glob(f"{model}_*.yaml")):
-        rows = OmegaConf.load(path)
-        assert rows.default == {"lr": rows.cola.lr, "batch": 16, "epochs": 10, "max_length": 128}, path
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_row_is_valid_and_other_tasks_are_refused(path):
+    protocol, rows = path.parent.name, OmegaConf.load(path)
+    model = next(name for name in describe_group("model") if path.stem.startswith(f"{name}_"))
+    chosen = config_of(protocol, model, path.stem.removeprefix(f"{model}_"))
+    tasks = [key for key in compose_config(chosen).hparams if key in TASKS]
+    assert protocol in PROTOCOLS and tasks
+    for task in tasks:
+        config = at_task(chosen, task)
+        assert (config.protocol, config.model.name, config.task) == (protocol, model, task)
+    if others := [task for task in TASKS if task not in tasks and "default" not in rows]:
+        with pytest.raises(UserError, match=f"^task must be one that has a row with .*, got '{others[0]}'"):
+            at_task(chosen, others[0])
 
 
 # The experiments
 
 
-def test_the_pages_state_runs_and_cost(sweeps):
-    """Each experiment has a page whose table has the numbers of the grid."""
-    for name in describe_group("experiment"):
-        page = (ROOT / "experiments" / name / "README.md").read_text()
-        sizes = "mini|small|long|base|decide|paper"
-        stated = re.findall(rf"^\| ({sizes}) \| (\d+) \| .* \| ([\d.]+)M \|$", page, re.MULTILINE)
-        found = {p: sweeps[p, n].values() for p, n in sweeps if n == name}
-        assert {profile: (int(count), float(millions)) for profile, count, millions in stated} == {
-            profile: (len(configs), round(sum(map(examples, configs)) / 1e6, 2)) for profile, configs in found.items()
-        }
-        assert all(heading in page for heading in ("**Question.**", "## Runs", "## Open choices", "## Deviations"))
-
-
-def examples(config: RunConfig) -> int:
-    rows = config.data.train_rows or TASKS[config.task].official_rows["train"]
-    return rows * config.train.epochs
-
-
 @pytest.mark.parametrize("profile", ["mini", "small", "paper"])
-def test_target_sets_are_table_5_s_at_one_budget(sweeps, profile):
-    found = {(config.method.targets, config.method.rank) for config in sweeps[profile, "lora_targets"].values()}
+def test_target_sets_are_table_5_s_at_one_budget(profile):
+    found = {(config.method.targets, config.method.rank) for config in runs_of(profile, "lora_targets").values()}
     assert found == {
         (("q",), 8), (("k",), 8), (("v",), 8), (("o",), 8), (("q", "k"), 4), (("q", "v"), 4), (("q", "k", "v", "o"), 2),
     }  # fmt: skip
     assert {len(targets) * rank for targets, rank in found} == {8}
 
 
-def test_paper_runs(sweeps):
-    every = {**sweeps["paper", "glue_table2"], **sweeps["paper", "lora_targets"], **sweeps["paper", "lora_ranks"]}
+def test_paper_runs():
+    every = {**runs_of("paper", "glue_table2"), **runs_of("paper", "lora_targets"), **runs_of("paper", "lora_ranks")}
     for config in every.values():
         assert config.seed in (1, 2, 3, 4, 5) and config.task in GLUE_TASKS
         assert config.data.source == config.model.source == "hub"
         assert re.fullmatch("[0-9a-f]{40}", config.data.revision)
         assert config.data.max_length <= 512
         assert config.train.precision == ("bf16" if config.model.name == "deberta_v2_xxl" else "fp32")
-    slugs = {(c.protocol, c.model.name, c.method.slug) for c in sweeps["paper", "glue_table2"].values()}
+    slugs = {(c.protocol, c.model.name, c.method.slug) for c in runs_of("paper", "glue_table2").values()}
     assert slugs == {
         ("released", "roberta_base", "full"),
         ("ours", "roberta_base", "bitfit"),
@@ -207,15 +107,15 @@ def test_paper_runs(sweeps):
     }
 
 
-def test_an_mnli_start_has_its_parent_in_the_sweep(sweeps):
-    table2 = sweeps["paper", "glue_table2"].values()
+def test_an_mnli_start_has_its_parent_in_the_sweep():
+    table2 = runs_of("paper", "glue_table2").values()
     children = [config for config in table2 if config.start == "mnli"]
     assert {(c.protocol, c.method.name) for c in children} == {("printed", "lora"), ("released", "lora")}
     assert {config.task for config in children} == set(MNLI_CHILDREN)
     assert len(children) == 3 * len(MNLI_CHILDREN) * 5
     parents = [(c.protocol, c.model, c.method, c.seed) for c in table2 if c.task == "mnli"]
     assert all((c.protocol, c.model, c.method, c.seed) in parents for c in children)
-    assert {config.start_run for config in children} <= set(sweeps["paper", "glue_table2"])
+    assert {config.start_run for config in children} <= set(runs_of("paper", "glue_table2"))
 
 
 # The values: typed from the sources, in their order of tasks
@@ -294,30 +194,6 @@ def test_table_9(chosen):
         else:
             assert config.method.bottleneck == int(chosen[2].partition("_m")[2])
             assert (config.method.layer_norms, config.train.weight_decay) == ("frozen", 0.0)
-
-
-def test_steps_of_the_printed_base_rows():
-    """The optimizer steps of Table 9's base rows with the batch as the global one, worked out by hand."""
-    expected = [736320, 252600, 6900, 21440, 81850, 568525, 6240, 14400]
-    found = [steps(config) for config in columns("printed", "roberta_base", "lora")["configs"]]
-    assert found == expected
-
-
-@pytest.mark.parametrize(
-    ("chosen", "millions"),
-    [
-        (("printed", "roberta_base", "lora"), 28.8),
-        (("printed", "roberta_large", "lora"), 13.4),
-        (("dagger", "roberta_large", "lora"), 13.3),
-    ],
-)
-def test_examples_that_one_seed_sees(chosen, millions):
-    configs = columns(*chosen)["configs"]
-    assert round(sum(map(examples, configs)) / 1e6, 1) == millions
-
-
-def steps(config: RunConfig) -> int:
-    return config.train.epochs * math.ceil(TASKS[config.task].official_rows["train"] / config.train.batch)
 
 
 def test_table_10():

@@ -106,19 +106,6 @@ def test_a_subset_is_fixed_nested_and_in_order(tmp_path):
     assert read(task, "tsv", folder, train_rows=5000).fingerprint == whole.fingerprint
 
 
-def test_unchanged_files_are_read_once(tmp_path):
-    task = TASKS["rte"]
-    folder = write_tsv(tmp_path, task)
-    first = read(task, "tsv", folder)
-    assert read(task, "tsv", str(folder)) is first
-    assert read(task, "tsv", folder, train_rows=9) is not first
-    again = read(task, "tsv", folder)
-    assert again is not first and again.fingerprint == first.fingerprint, "only the latest rows stay in memory"
-    path = folder / "RTE/dev.tsv"
-    path.write_bytes(path.read_bytes().replace(b"\tentailment", b"\tnot_entailment", 1))
-    assert read(task, "tsv", folder).fingerprint != first.fingerprint
-
-
 @pytest.mark.parametrize("change", ["bom", "crlf"])
 def test_copies_with_a_bom_or_windows_line_ends_are_the_same_rows(change, tmp_path):
     task = TASKS["mrpc"]
@@ -193,11 +180,6 @@ def test_torn_lines_of_qqp_with_another_total_are_an_error(tmp_path):
         read(task, "tsv", tmp_path, splits=("validation",))
 
 
-def test_a_part_of_qqp_without_torn_lines_is_a_part(tmp_path):
-    data = read(qqp(tmp_path, 1, []), "tsv", tmp_path, splits=("validation",))
-    assert data.is_part and data.skipped == {}
-
-
 def replace_line(number: int, line: bytes):
     def change(data: bytes) -> bytes:
         lines = data.split(b"\n")
@@ -242,13 +224,6 @@ def test_a_bad_file_is_named_with_line_and_reason(case, tmp_path):
     assert path.read_bytes() != before
     with pytest.raises(UserError, match=message):
         read(task, "tsv", tmp_path, splits=("train",))
-
-
-def test_a_torn_line_of_a_test_file_of_qqp_is_an_error(tmp_path):
-    path = write_tsv(tmp_path, TASKS["qqp"]) / "QQP" / "test.tsv"
-    path.write_bytes(replace_line(2, b"0\ttorn")(path.read_bytes()))
-    with pytest.raises(UserError, match=r"QQP/test.tsv:2: 2 columns, must be 3"):
-        read(TASKS["qqp"], "tsv", tmp_path, splits=("test",))
 
 
 def test_absent_folders_and_files_are_named_with_what_was_found(tmp_path):

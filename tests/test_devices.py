@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from machines import SpyJob, inject, measured
+from machines import SpyJob
 from test_launch import launched
 
 from lora.config.compose import compose_run
@@ -14,7 +14,6 @@ from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.models.load import load_encoder
 from lora.sweep import devices, pool
-from lora.sweep.about import about, precision_of
 from lora.sweep.devices import PARAMETER_BYTES, PROCESS_BYTES, check_precisions, parameter_count, run_bytes
 from lora.sweep.request import select_runs
 from lora.training import device
@@ -147,25 +146,6 @@ def test_workers_share_the_gpus_evenly(tmp_path, monkeypatch):
 
 
 # The messages.
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_what_was_measured_is_said_in_one_line(precision, monkeypatch):
-    inject(monkeypatch, precision)
-    config = compose_run(["task=reviews"])
-    ms = {"bf16": "5 ms", "fp32": "14.3 ms"}[precision]
-    monkeypatch.setattr("lora.sweep.about.stored", lambda width, ffn: (None, measured(precision)))
-    (line,) = [line for line in about([config]) if "precision" in line]
-    assert line == (
-        f"  precision: {precision} (measured on this CPU: a layer's products of 384 x 1536 take {ms} in bf16 "
-        f"and 10 in fp32)"
-    )
-
-
-def test_nothing_is_measured_to_say_it(monkeypatch, tmp_path):
-    config = compose_run(["task=reviews", "train.precision=fp32"])
-    monkeypatch.setattr("lora.config.precision_choice.CACHE", tmp_path)
-    assert precision_of(config) == "fp32"
 
 
 # On a machine with a GPU.

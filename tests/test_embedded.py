@@ -43,16 +43,6 @@ def test_sizes_and_rows_stay_as_they_are(name, data):
     assert read_data.fingerprint == FINGERPRINTS[name]
 
 
-@pytest.mark.parametrize("name", EMBEDDED)
-def test_labels_are_balanced_enough_for_the_metric_to_say_something(name, data):
-    for rows in data[name].splits.values():
-        labels = rows["label"][:]
-        if TASKS[name].labels:
-            assert 0.45 < sum(labels) / len(labels) < 0.55
-        else:
-            assert min(labels) < -3 and max(labels) > 3
-
-
 def test_no_sentence_is_trained_on_in_one_task_and_tested_in_another(data):
     sides = {"train": set(), "validation": set()}
     # Keyed by sorted words, so that a scrambled sentence is found too.

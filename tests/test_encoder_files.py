@@ -112,9 +112,3 @@ def test_a_tokenizer_without_padding_or_with_too_many_words_is_one_message(run, 
     (own_model / "tokenizer.json").write_text(json.dumps(words))
     with pytest.raises(UserError, match="one of the two belongs to another model"):
         ensure_record(run(), mistakes_fail=False)
-
-
-@pytest.mark.parametrize("path", ["x" * 300, "~nobody-here/encoder"])
-def test_a_folder_that_cannot_exist_is_one_message(path, tiny_overrides):
-    with pytest.raises(UserError, match=r"has no config\.json|Could not determine home directory"):
-        compose_run([*tiny_overrides, f"model.path='{path}'"])

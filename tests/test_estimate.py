@@ -8,10 +8,7 @@ from lora.config.compose import compose_config
 from lora.records.machine import recorded_cpu
 from lora.records.record import write_record
 from lora.sweep import estimate
-from lora.sweep.announce import announcement
-from lora.sweep.estimate import estimator, made_on, records_of_this_machine
-from lora.sweep.request import select_runs
-from lora.sweep.state import state
+from lora.sweep.estimate import made_on, records_of_this_machine
 from lora.training.usage import device_name
 
 
@@ -58,15 +55,3 @@ def test_the_users_own_records_of_this_cpu_count_and_committed_ones_do_not(tmp_p
     assert {r.run_id for r in records_of_this_machine(compose_config(asked))} == {names[0], names[4]}
     config = compose_config([*asked, "launcher.name=slurm"])  # whose nodes are other machines
     assert {r.run_id for r in records_of_this_machine(config)} == {names[0], names[1], names[4]}
-
-
-def test_without_a_record_of_this_machine_the_time_is_unknown_until_the_first_run_has_ended(tmp_path):
-    runs = select_runs("mini", ["task=reviews", "seed=1,2", "method=lora", "experiment=null"])
-    now = state(runs, tmp_path)
-    for timed, words in (
-        ([], "unknown until the first run has ended"),
-        ([on(recorded_cpu(), seconds=10.0)], "judging by your records of the same encoder on this kind of machine"),
-    ):
-        seconds = estimator(timed)
-        expected = {run.run_id: seconds(run) for run in runs}
-        assert words in announcement("mini", runs, now, runs, expected, 1, "results/mini")

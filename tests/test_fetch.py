@@ -15,9 +15,8 @@ import pytest
 
 from lora.config.compose import compose_run
 from lora.config.encoder_files import locate
-from lora.config.options import CONF
 from lora.data import embedded, fetch
-from lora.data.embedded import ENCODERS, MODEL_FILES
+from lora.data.embedded import ENCODERS
 from lora.data.fetch import Archive
 from lora.errors import UserError
 from lora.files import ROOT
@@ -210,9 +209,3 @@ def test_a_folder_that_cannot_be_written_is_one_message(index, monkeypatch):
     monkeypatch.setenv("LORA_EMBEDDED_DIR", "/dev/null/below")
     with pytest.raises(UserError, match="cannot write to /dev/null/below: Not a directory"):
         command()
-
-
-def test_the_table_has_what_conf_names():
-    named = {path.stem for path in (CONF / "model").glob("*.yaml") if "\nsource: embedded" in path.read_text()}
-    assert named == {embedded.MINILM, *ENCODERS} and "mpnet_base" in ENCODERS
-    assert all(set(archive.members.values()) == set(MODEL_FILES) for archive in ENCODERS.values())

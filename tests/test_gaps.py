@@ -1,13 +1,11 @@
 """The table of gaps between LoRA, Houlsby adapters and full fine-tuning, before and after one factor changes."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from scipy import stats
 from synthetic import populate
 
-from lora.report.gap import FACTORS, QV, RECORDS, SIDES, Condition, Factor, Side, factor_lines, gap_table
+from lora.report.gap import FACTORS, QV, RECORDS, SIDES, Condition, Factor, Side, factor_lines
 from lora.report.gather import gather
 
 GIVEN = ["experiment=glue_table2,length", "seed=6,7,8"]
@@ -77,13 +75,6 @@ def test_a_condition_without_runs_leaves_the_change_open(records):
     assert [line[2:] for line in lines_of(records, QV, missing)] == [("-", "-", "3 and 0")]
 
 
-def test_settings_that_a_condition_does_not_name_are_the_usual_ones(records):
-    long = records["reference/long"]
-    assert {p.varied for p in long.every if SIDES["full"].has(p)} == {""}
-    of_both = [p for p in long.every if p.slug == "full" and p.task == "cola"]
-    assert len(of_both) == 2 * len([p for p in of_both if SIDES["full"].has(p)])
-
-
 def test_every_factor_is_one_that_the_records_can_have():
     """Each side of each condition is among the expected runs of the committed records' profile."""
     committed = {name: gather(name) for name in RECORDS}
@@ -94,24 +85,3 @@ def test_every_factor_is_one_that_the_records_can_have():
             for name in {name for gap in factor.gaps for name in gap}:
                 found = {p.task for p in planned if condition.sides[name].has(p)}
                 assert found >= set(factor.tasks), (factor.name, condition.words, name)
-
-
-def test_the_table_states_each_condition_once(records):
-    table = gap_table(records)
-    assert all(table.count(f"| {factor.name} | {factor.before.words} | ") == 1 for factor in FACTORS)
-    places = [len(factor.gaps) * (len(factor.tasks) + (len(factor.tasks) > 1)) for factor in FACTORS]
-    assert sum(line.startswith("| ") for line in table.splitlines()) == 2 + sum(places)
-
-
-def test_seeds_whose_runs_ran_on_two_devices_are_counted(records):
-    """Seed 7 under one condition, seed 8 under both: two of the three pairs."""
-    long = records["reference/long"]
-    frame = long.frame.copy()
-    moved = frame["slug"].eq("lora-qkvo-r4") & frame["seed"].isin([7, 8]) | frame["slug"].eq("lora-qv-r8") & (
-        frame["seed"] == 8
-    )
-    frame.loc[moved & (frame["task"] == "cola"), "device"] = "another"
-    after = Condition("q,k,v,o", sides=SIDES | {"LoRA": Side("lora-qkvo-r4")})
-    two = records | {"reference/long": dataclasses.replace(long, frame=frame)}
-    assert [line[-1] for line in lines_of(two, QV, after)] == ["3 in pairs (2 across devices)"]
-    assert [line[-1] for line in lines_of(records, QV, after)] == ["3 in pairs"]

@@ -1,6 +1,5 @@
 """The choice of the learning rate. The runs that it was chosen by are in no table of results."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -10,7 +9,6 @@ import yaml
 from synthetic import populate
 
 from lora.config.options import CONF
-from lora.errors import UserError
 from lora.records.record import load_curves
 from lora.report.build import build
 from lora.report.gather import Gathered, gather
@@ -64,15 +62,6 @@ def test_the_best_mean_is_taken_and_an_edge_is_named(tried):
     assert yes.loc["Full fine-tuning", "Learning rate"] == "3e-04"
 
 
-def test_a_collapsed_run_is_named_where_its_rate_is(tried):
-    gathered = gather("small", GIVEN, tried)
-    run_id = next(p.run_id for p in gathered.tried if (p.slug, p.task) == ("full", "cola"))
-    frame = gathered.frame.assign(collapsed=gathered.frame["run_id"].eq(run_id).astype(float))
-    shown = table_of(gathered, frame=frame).cells["CoLA (Matthews)"]
-    assert [text.endswith(" (1 of 1 collapsed)") for text in shown].count(True) == 1
-    assert not table_of(gathered).cells["CoLA (Matthews)"].str.contains("collapsed").any()
-
-
 def test_a_mean_over_several_seeds_says_so(tmp_path):
     """In the long run the best two rates on CoLA are trained on a second seed."""
     given = [*GIVEN, "method=full", "task=cola"]
@@ -104,11 +93,6 @@ def test_seed_0_is_in_no_other_table(tried):
     assert not report.state.extra and any(table.name == "learning_rate" for table in report.tables)
     assert not {p.run_id for p in report.gathered.every} & {p.run_id for p in report.gathered.tried}
     assert set(report.cells["planned"]) == {3, 5} and report.gathered.frame["seed"].eq(0).sum() == 30
-
-
-def test_without_such_runs_there_is_no_table(tmp_path):
-    gathered = gather("small", (), tmp_path)
-    assert table_of(gathered) is None
 
 
 FILES = {"full": "full", "bitfit": "bitfit", "houlsby-m8": "houlsby", "pfeiffer-m16": "pfeiffer", "lora-qv-r8": "lora"}
@@ -172,25 +156,3 @@ def test_a_setting_of_ones_own_has_rows_and_a_rate_of_its_own(tmp_path):
         ["LoRA (qv, r8), alpha=64", "1e-03", ""],
         ["LoRA (qv, r8), alpha=64", "3e-03", ""],
     ]
-
-
-def test_encoders_have_rows_of_their_own(tmp_path):
-    given = [*GIVEN, "method=lora", "task=cola"]
-    populate(tmp_path / "small", "small", given)
-    gathered = gather("small", given, tmp_path)
-    other = [dataclasses.replace(p, run_id=f"x{p.run_id}", model="mpnet_base") for p in gathered.tried]
-    frame = gathered.frame
-    frame = pd.concat([frame, frame.assign(run_id="x" + frame["run_id"], model="mpnet_base")])
-    rows = table_of(gathered, other, frame).cells["Method"]
-    names = [f"LoRA (qv, r8), {name}" for name in ("all-MiniLM-L6-v2", "all-mpnet-base-v2")]
-    assert rows.tolist() == [name for name in names for _ in range(3)]
-
-
-def test_two_runs_of_one_seed_and_rate_are_refused(tmp_path):
-    given = [*GIVEN, "method=lora", "task=cola"]
-    populate(tmp_path / "small", "small", given)
-    gathered = gather("small", given, tmp_path)
-    again = [dataclasses.replace(p, run_id=f"x{p.run_id}") for p in gathered.tried[:1]]
-    frame = pd.concat([gathered.frame, gathered.frame.assign(run_id="x" + gathered.frame["run_id"])])
-    with pytest.raises(UserError, match="two runs of one seed cannot be in one cell"):
-        table_of(gathered, again, frame)

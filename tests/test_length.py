@@ -63,15 +63,6 @@ def test_each_method_has_its_change_and_so_has_the_difference(tmp_path):
 
 
 @pytest.mark.parametrize("kept", [10, 20])
-def test_one_length_has_no_change(kept, tmp_path):
-    populate(tmp_path / "long", "long", GIVEN, value=value)
-    remove(tmp_path, 30 - kept)
-    cells = cells_of(tmp_path)
-    assert list(cells.columns) == ["Task", "Seeds", f"{kept} epochs", "Change"] and len(cells) == 5
-    assert set(cells["Change"]) == {"-"} and "-" not in set(cells[f"{kept} epochs"])
-
-
-@pytest.mark.parametrize("kept", [10, 20])
 def test_a_method_at_one_length_has_no_change_beside_others_at_two(kept, tmp_path):
     populate(tmp_path / "long", "long", GIVEN, value=value)
     remove(tmp_path, 30 - kept, ("full",))
@@ -91,28 +82,6 @@ def test_only_the_seeds_of_both_lengths_are_compared(tmp_path):
     cells = cells_of(tmp_path)
     assert cells.loc["Full fine-tuning"].tolist()[1:] == ["2", "32.0", "30.0", "-"], "seed 7 at 10, seed 6 at 20"
     assert cells.loc["LoRA (qv, r8) - Full fine-tuning"].tolist()[1:] == ["2", "-5.0", "-5.0", "-"]
-
-
-def test_rows_that_differ_in_another_setting_are_apart(tmp_path):
-    """The value of a run says its settings: a point per epoch, and one more for the larger weight decay."""
-
-    def told(run):
-        return run.config.train.epochs / 100 + 0.01 * (run.config.train.weight_decay == 0.1)
-
-    given = [*GIVEN, "method=full,lora", "train.weight_decay=0.01,0.1"]
-    populate(tmp_path / "long", "long", given, value=told)
-    gathered = gather("long", given, tmp_path)
-    cells = length_table(gathered.frame, gathered.planned["length"]).set_index("Method")
-    shown = {name: row.tolist()[2:] for name, row in cells.iterrows()}
-    full, lora = (
-        [f"{name}, weight_decay={decay}" for decay in ("0.01", "0.1")] for name in ("Full fine-tuning", "LoRA (qv, r8)")
-    )
-    assert len(cells) == len(shown) == 8
-    assert {name: shown[name] for name in (*full, *lora)} == {
-        **{name: ["10.0", "20.0", "+10.0"] for name in (full[0], lora[0])},
-        **{name: ["11.0", "21.0", "+10.0"] for name in (full[1], lora[1])},
-    }
-    assert shown[f"{lora[1]} - {full[0]}"] == ["+1.0", "+1.0", "+0.0"]
 
 
 def test_two_runs_of_one_seed_in_one_cell_are_refused(tmp_path):

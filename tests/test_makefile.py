@@ -119,16 +119,6 @@ def test_setup_says_what_is_missing(text: str, message: str, clone: Path, tmp_pa
     assert not (clone / ".venv").exists()
 
 
-def test_setup_names_all_that_is_missing_and_the_venv_package_of_the_interpreter(clone: Path, tmp_path: Path) -> None:
-    tools = tmp_path / "tools"
-    script(tools / "python3.12", '#!/bin/sh\ncase "$2" in *ensurepip*) exit 1;; esac; echo 3.12\n')
-    for name in ("make", "bash", "sh", "dirname", "rm", "test"):
-        (tools / name).symlink_to(shutil.which(name))
-    refused = make(clone, "setup", PATH=str(tools))
-    assert "missing: the modules venv and ensurepip of python3.12, which is 3.12\nmissing: git\n" in refused.stderr
-    assert "sudo apt-get install git make python3.12 python3.12-venv\n" in refused.stderr
-
-
 def test_setup_says_the_size_of_the_download_and_starts_anew_after_an_interruption(clone: Path, tmp_path: Path) -> None:
     # An interpreter whose venvs hold a Python that fails to install.
     broken = script(tmp_path / "broken", '#!/bin/sh\ncase "$3" in install) exit 3;; esac\n')
@@ -264,18 +254,6 @@ def test_a_mistyped_variable_is_refused(ready_clone: Path) -> None:
     assert make(ready_clone, "reproduce-glue", METHOD="of the environment").returncode == 0
 
 
-def test_reproduce_glue_takes_a_launcher(ready_clone: Path) -> None:
-    assert make(ready_clone, "reproduce-glue", "PROFILE=paper", "LAUNCHER=slurm").returncode == 0
-    assert calls(ready_clone)[1] == ["-m", "lora", "-m", "profile=paper", "launcher=slurm"]
-
-
-def test_lint_checks_style_format_imports_and_types(ready_clone: Path) -> None:
-    assert make(ready_clone, "lint").returncode == 0
-    imports = ["-c", "from importlinter.cli import lint_imports_command as run; run()"]
-    checks = [["-m", "ruff", "check", "."], ["-m", "ruff", "format", "--check", "."], imports, ["-m", "mypy"]]
-    assert calls(ready_clone) == checks
-
-
 @pytest.mark.parametrize("target", ["bench", "efficiency"])
 def test_measurements_are_of_the_reference_only_where_the_command_says_so(target: str, ready_clone: Path) -> None:
     for setting in ((), ("REFERENCE=0",), ("REFERENCE=1",)):
@@ -303,14 +281,6 @@ def test_status_plan_and_sync_call_their_commands(ready_clone: Path) -> None:
         run.mkdir(parents=True)
     assert make(ready_clone, "wandb-sync").returncode == 0
     assert calls(ready_clone)[-1] == ["-m", "wandb", "sync", *(str(run.relative_to(ready_clone)) for run in runs)]
-
-
-def test_quoted_paths_are_read_back_by_hydra() -> None:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parsed = OverridesParser.create().parse_override(r"data.path='/my data/glue=1,it\'s'")
-    assert not parsed.is_sweep_override()
-    assert parsed.value() == "/my data/glue=1,it's"
 
 
 @pytest.mark.parametrize(
@@ -367,28 +337,3 @@ def test_stages_count_tests_and_name_what_did_not_run(tmp_path: Path, capfd: pyt
     assert stages.main([unit], [], require_all=False) == 1
     assert account() == "unit: failed, exit code 1\n2 passed, 1 failed, 1 skipped\n"
     assert stages.main([unit], ["-k", "none"], require_all=False) == 1, "no test ran"
-
-
-def test_stages_after_the_first_run_at_once_and_are_shown_whole(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    """Each of two stages waits for a file that only the other writes."""
-    made = [stages.Stage("unit", ("-p", "no:cacheprovider", str(tmp_path / "test_unit.py")))]
-    (tmp_path / "test_unit.py").write_text("def test_it(): pass\n")
-    for own, other in (("one", "two"), ("two", "one")):
-        (tmp_path / f"test_{own}.py").write_text(
-            "import pathlib, time\n"
-            f"def test_{own}_meets_{other}():\n"
-            "    folder, end = pathlib.Path(__file__).parent, time.monotonic() + 60\n"
-            f"    (folder / '{own}').touch()\n"
-            f"    while not (folder / '{other}').exists():\n"
-            "        assert time.monotonic() < end\n"
-            "        time.sleep(0.05)\n"
-            f"    assert '{own}' == 'one'\n"
-        )
-        made.append(stages.Stage(own, ("-p", "no:cacheprovider", str(tmp_path / f"test_{own}.py"))))
-    assert stages.main(made, [], require_all=True) == 1
-    printed = capfd.readouterr().out
-    assert printed.index("== unit") < min(printed.index("== one"), printed.index("== two"))
-    assert "FAILED" in printed.partition("== two\n")[2] and "test_two_meets_one" in printed
-    assert re.search(r"^one: passed, \d+ s$", printed, re.MULTILINE)
-    assert re.search(r"^two: failed, exit code 1, \d+ s$", printed, re.MULTILINE)
-    assert printed.endswith("2 passed, 1 failed, 0 skipped\n")

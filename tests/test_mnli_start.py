@@ -36,30 +36,6 @@ def fresh(config):
     return model
 
 
-def test_a_child_takes_its_parents_modules_and_a_new_head(family):
-    child, parent = family
-    assert child.start_run == parent.run_id
-    assert (parent.task, parent.start, parent.seed) == ("mnli", "pretrained", child.seed)
-    record = ensure_record(parent, mistakes_fail=False)
-    stored = load_file(adapter_path(parent.runtime.outputs, parent.run_id))
-    untouched, started = fresh(child), fresh(child)
-    start_from(started, child)
-    modules = heads = 0
-    for name, parameter in trainable(started):
-        if is_head(started, name):
-            heads += 1
-            assert torch.equal(parameter, untouched.get_parameter(name))
-        else:
-            modules += 1
-            assert torch.equal(parameter, stored[name])
-            assert not torch.equal(parameter, untouched.get_parameter(name))
-    assert modules == 8 and heads == 4
-    assert record.adapter is not None
-    trained = ensure_record(child, mistakes_fail=False)
-    assert trained.config["start_run"] == parent.run_id
-    assert ".rte.mnli.s1-" in trained.run_id
-
-
 METHODS_AND_KERNELS = [*((name, "stock") for name in METHODS), ("full", "fused"), ("lora", "fused")]
 
 
@@ -117,16 +93,6 @@ def test_a_start_of_full_fine_tuning_is_loaded_strictly(tiny_overrides, change, 
     write_record(parent.runtime.results, dataclasses.replace(record, adapter=digest))
     with pytest.raises(UserError, match=rf"trained other modules than .*output.LayerNorm.weight{named}"):
         start_from(fresh(child), child)
-
-
-def test_a_sweep_has_one_parent_per_method(tiny_overrides):
-    overrides = [o for o in tiny_overrides if not o.startswith(("task=", "profile="))]
-    overrides += ["method=full,houlsby,lora", "start=mnli", "start_seed=1", "task=rte,mrpc", "seed=1,2"]
-    runs = select_runs("small", [*overrides, "experiment=null"])
-    parents = {run.run_id: run.slug for run in runs if run.task == "mnli"}
-    children = [run for run in runs if run.task != "mnli"]
-    assert len(parents) == 3 and len(children) == 12
-    assert all(parents[run.parent] == run.slug for run in children)
 
 
 @pytest.mark.parametrize("architecture", ["deberta-v2", "roberta"])

@@ -253,7 +253,7 @@ def test_a_file_that_is_absent_is_answered_with_those_that_exist(file, message, 
         add_task(write_task(tmp_path, dev=file))
 
 
-def test_a_test_split_needs_no_labels_and_files_may_lie_anywlora(tmp_path):
+def test_a_test_split_needs_no_labels_and_files_may_lie_anywhere(tmp_path):
     path = write_task(tmp_path / "here", test="../elsewhere/test.csv")
     test = tmp_path / "elsewhere" / "test.csv"
     for rows, header in (([("x",), ("y",)], ("text",)), ([("x", ""), ("y", "")], ("text", "mood"))):

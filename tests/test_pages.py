@@ -56,27 +56,6 @@ def test_every_pair_of_methods_has_scipys_interval_of_its_seeds(profile, table, 
         assert row["95% over seeds"] == f"{low:+.1f} to {high:+.1f}", row
 
 
-TABLES = sorted(REFERENCE.glob("*/tables/*.md"))
-OTHERS = ("efficiency", "claims", "table7", "table2_published", "repeated")  # not made from one grid of runs
-OF_RUNS = [path for path in TABLES if not path.stem.startswith(OTHERS)]
-
-
-@pytest.mark.parametrize("path", OF_RUNS, ids=lambda path: f"{path.parents[1].name}/{path.stem}")
-def test_every_table_of_runs_says_above_how_they_were_trained(path):
-    above = path.read_text().partition("\n|")[0]
-    assert re.search(r"^Encoder: all-\S+ \(a sentence embedder\); epochs: .*; train rows: ", above, re.MULTILINE)
-    banner = {"mini": "**Not GLUE.**", "small": "**Trained on a part"}.get(path.parents[1].name)
-    assert banner is None or banner in above
-
-
-def test_every_page_with_results_says_what_the_encoder_is():
-    pages = ("README.md", *(f"experiments/{name}/README.md" for name in ("subspaces", "efficiency", "base_size")))
-    tables = [path for path in TABLES if path.stem.startswith(("claims", "table7"))]
-    notebooks = [ROOT / "notebooks" / name for name in ("01_results.ipynb", "03_subspaces.ipynb")]
-    for path in (*(ROOT / page for page in pages), *tables, *notebooks):
-        assert "sentence embedder" in path.read_text(), path
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_page_points_to_exists(page):
     text = page.read_text()
@@ -109,9 +88,3 @@ def test_the_page_of_settings_lists_every_option():
         assert set(re.findall(r"`(\w+)`", rows[group])) == set(describe_group(group))
     assert set(re.findall(r"`(\w+)`", rows["method"])) <= set(describe_group("method"))
     assert set(describe_group("experiment")) <= set(re.findall(r"`(\w+)`", (ROOT / "README.md").read_text()))
-
-
-def test_the_readme_is_short_and_begins_with_the_commands():
-    lines = (ROOT / "README.md").read_text().splitlines()
-    assert len(lines) < 180
-    assert next(i for i, line in enumerate(lines) if line.startswith("make reproduce-glue")) < 15

@@ -289,23 +289,6 @@ def test_what_was_asked_for_wrongly_is_refused(runs, tmp_path, capsys, monkeypat
     assert list(tmp_path.iterdir()) == [] and inputs.read_bytes() == before
 
 
-def test_a_folder_that_exists_is_taken_whole_and_a_name_otherwise(runs, tmp_path, capsys, monkeypatch):
-    trained, folder = runs
-    monkeypatch.chdir(tmp_path)
-    inputs, end = dev_file(folder, "rte"), ["--output", "out.csv", "--model", folder / "bert"]
-    shutil.copytree(trained["rte"][1], "x=y")
-    (tmp_path / "y").mkdir()  # if x were a name, this would be its folder
-    for given in ("x=y", f"first={trained['rte'][1]}"):
-        assert predict("--adapter", given, "--input", inputs, *end) == 0
-        capsys.readouterr()
-    for given, message in (
-        ("name=", r"adapter folder \. has no file"),
-        (f"={trained['rte'][1]}", "an adapter's name must not be empty"),
-        (f"a\tb={trained['rte'][1]}", "an adapter's name must not be empty or contain tabs"),
-    ):
-        refused(capsys, message, "--adapter", given, "--input", inputs, *end)
-
-
 @pytest.mark.parametrize("fault", ["tokens", "quantized"])
 def test_a_base_that_cannot_read_or_compute_is_refused(runs, fault, tmp_path, capsys):
     trained, folder = runs

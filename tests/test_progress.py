@@ -1,9 +1,7 @@
 """The progress display of runs and sweeps, and their estimated time."""
 
 import dataclasses
-import os
 import re
-import sys
 import time
 
 import pytest
@@ -13,12 +11,11 @@ from test_results import record
 from lora.records.record import write_record
 from lora.sweep import progress
 from lora.sweep.announce import announcement
-from lora.sweep.estimate import compute_bound, estimator
+from lora.sweep.estimate import estimator
 from lora.sweep.notes import Note
-from lora.sweep.progress import Display, Lines, Watch, duration
+from lora.sweep.progress import Display, Watch
 from lora.sweep.request import select_runs
 from lora.sweep.state import state, state_of
-from lora.sweep.worker import ensure_record
 from lora.training.loop import Progress
 
 
@@ -64,24 +61,6 @@ def test_without_a_terminal_a_sweep_says_where_it_is(runs, tmp_path, capsys, mon
     first, second = capsys.readouterr().err.splitlines()
     assert first == "[  0/4] left ?  nothing trains yet"
     assert second == f"[  0/4] left ?  {runs[0].run_id.rsplit('-', 1)[0]} 5/9 50.0"
-
-
-def test_an_old_record_is_not_taken_for_a_new_one(runs, tmp_path, capsys):
-    path = write_record(tmp_path, record(runs[0].run_id))
-    os.utime(path, (time.time() - 60, time.time() - 60))
-    watch(runs, tmp_path).look()
-    assert capsys.readouterr().err == ""
-
-
-def test_lines_name_what_a_grid_varies(tmp_path, capsys):
-    rates = select_runs("mini", ["task=reviews", "seed=1", "method=lora", "train.lr=0.0005,0.001", "experiment=null"])
-    view = watch(rates, tmp_path)
-    for run in rates:
-        write_record(tmp_path, record(run.run_id, value=0.8))
-    view.look()
-    lines = capsys.readouterr().err.splitlines()
-    for run in rates:
-        assert any(run.run_id in line and f"lr={run.config.train.lr:g}" in line for line in lines)
 
 
 EPOCHS = [{"epoch": number, "step": 4 * number, "train_loss": 0.5 / number, "metrics": {}} for number in (1, 2)]
@@ -136,30 +115,6 @@ def test_a_single_run_says_now_and_then_where_it_is(tiny_config, capsys, monkeyp
     assert "epoch 2 of 2: step 8 of 8, left 0 s" in capsys.readouterr().err.splitlines()
 
 
-def test_on_a_terminal_a_passing_line_is_overwritten(capsys, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    lines = Lines()
-    lines.say("step 1", passing=True)
-    lines.say("epoch 1")
-    assert capsys.readouterr().err == "\r\x1b[Kstep 1\r\x1b[Kepoch 1\n"
-
-
-def test_a_run_removes_what_its_killed_workers_left_half_written(tiny_config, tmp_path):
-    """Killed between the creation of a temporary file and its renaming. Those of another run stay: it may be alive."""
-    config = tiny_config(f"runtime.results={tmp_path}/results", f"runtime.outputs={tmp_path}/outputs")
-    names = ("outputs/running/{}.json", "outputs/checkpoints/{}.pt")
-    names += ("results/predictions/{}.safetensors", "results/runs/{}.json")
-    left = {}
-    for run_id in (config.run_id, "other"):
-        paths = [(tmp_path / name.format(run_id)) for name in names]
-        left[run_id] = [path.with_name(f".{path.name}.rmzobtio") for path in paths]
-        for path in left[run_id]:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("{")
-    assert ensure_record(config, mistakes_fail=False).status == "ok"
-    assert not any(path.exists() for path in left[config.run_id]) and all(path.exists() for path in left["other"])
-
-
 def test_estimates_come_from_the_most_similar_records(runs):
     lora = next(run for run in runs if run.method == "lora")
     alike, other = record(seconds=10.0), record("minilm.full.ratings.s1-00000000", seconds=99.0)
@@ -176,18 +131,3 @@ def test_the_announcement_says_what_and_how_long(runs, tmp_path):
     done = state_of(runs, [synthetic_record(run, 0.5) for run in runs], [])
     text = announcement("mini", runs, done, [], {}, 2, "results/mini")
     assert text.startswith("profile mini: nothing to train, all 4 runs are in results/mini already")
-
-
-def test_paper_scale_states_its_cost_as_an_assumption():
-    """RTE, RoBERTa-base, printed: 80 epochs x 2,490 examples x 512 tokens x 6 x 125M operations at 100 TFLOP/s."""
-    asked = ["model=roberta_base", "method=lora", "protocol=printed", "task=rte", "start=pretrained"]
-    runs = select_runs("paper", [*asked, "experiment=null"])
-    (run,) = runs
-    days = 6 * 125e6 * 80 * 2490 * 512 / 100e12 / 86400
-    assert run.tokens == 80 * 2490 * 512
-    assert f"at most {days:,.0f} GPU-days" in compute_bound(runs)
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (89, "89 s"), (600, "10 min"), (7200, "2.0 h")])
-def test_durations_read_well(seconds, text):
-    assert duration(seconds) == text

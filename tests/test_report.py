@@ -155,32 +155,6 @@ def test_the_start_is_compared_in_pairs_of_one_seed():
     assert (line["MNLI - pretrained"], line["Range"], line["Pairs"]) == ("+3.5", "+2.0 to +5.0", "2")
 
 
-def test_the_start_is_compared_method_by_method():
-    records, planned = [], []
-    for method, slug, gain in (("full", "full", 0.02), ("lora", "lora-qv-r8", 0.04)):
-        for start, more in (("pretrained", 0.0), ("mnli", gain)):
-            made = runs({1: 0.60 + more, 2: 0.70 + more}, method, slug, "rte")
-            kept = [
-                (one, dataclasses.replace(p, run_id=p.run_id.replace(".rte.", f".rte.{start}."), start=start))
-                for one, p in zip(made, plan([1, 2], method, slug, "rte"), strict=True)
-            ]
-            planned += [p for _, p in kept]
-            records += [
-                dataclasses.replace(one, run_id=p.run_id, config={**one.config, "start": start}) for one, p in kept
-            ]
-    planned = [p for p in planned if (p.method, p.start) != ("full", "pretrained")] + planned[:2]
-    frame = load_frame(records)
-    lines = start_table(frame, summarise(frame, planned), planned)
-    assert dict(zip(lines["Method"], lines["MNLI - pretrained"], strict=True)) == {
-        "Full fine-tuning": "+2.0",
-        "LoRA (qv, r8)": "+4.0",
-    }
-    assert set(lines["Pairs"]) == {"2"}
-    only = [p for p in planned if (p.method, p.start) != ("full", "pretrained")]
-    lines = start_table(frame, summarise(frame, only), only).set_index("Method")
-    assert lines.loc["Full fine-tuning", ["pretrained", "MNLI - pretrained", "Pairs"]].tolist() == ["-", "-", "0"]
-
-
 def test_records_of_different_rows_share_no_table():
     one, two = runs({1: 0.8, 2: 0.9})
     data = {**two.provenance["data"], "fingerprint": "0" * 64}
@@ -381,21 +355,6 @@ def test_what_is_missing_failed_broken_or_extra_is_named(synthetic, tmp_path):
 
 def test_a_run_is_set_beside_the_reference(whole):
     assert re.search(r"\b10 of 10 cells agree", whole.text())
-
-
-def test_the_mnli_runs_that_others_start_from_are_expected_and_not_shown(whole):
-    assert not whole.state.extra
-    (start,) = [table for table in whole.tables if table.name == "mnli_start"]
-    assert not start.cells["Task"].str.contains("MNLI").any()
-
-
-def test_the_two_starts_are_told_apart_wherever_both_are_shown(whole):
-    labels = {f"LoRA (qv, r8), from {start}" for start in ("pretrained", "MNLI")}
-    for panel in whole.figures["start_curves"]["panels"]:
-        assert {series["label"] for series in panel["series"]} == labels
-    (table,) = [table for table in whole.tables if table.name == "mnli_start_best_last"]
-    assert set(table.cells["Method"]) == labels and not table.cells.duplicated(["Method", "Task"]).any()
-    assert {series["label"] for series in whole.figures["curves"]["panels"][0]["series"]} >= {"LoRA (qv, r8)"}
 
 
 def test_the_gap_to_full_fine_tuning_is_paired_by_seed_at_every_epoch():

@@ -118,26 +118,6 @@ def test_the_interval_of_a_ratio_of_times_covers_its_median(rounds):
     assert np.mean([low <= 1.0 <= high for low, high in found]) >= 0.94
 
 
-def test_the_order_of_tasks_and_seeds_changes_nothing():
-    source = np.random.default_rng(9)
-    values = {(task, seed): 0.6 + 0.1 * source.random() for task in TASKS for seed in range(1, 8)}
-    other = {key: value + 0.02 * source.normal() for key, value in values.items()}
-    del other["rte", 3]
-    expected = all_pairs({"A": runs(other), "B": runs(values)})
-    renamed = dict(zip(TASKS, ("rte", "sst2", "stsb", "mrpc", "cola"), strict=True))
-    for _ in range(5):
-        mixed = all_pairs(
-            {"A": runs(other).sample(frac=1, random_state=1), "B": runs(values).sample(frac=1, random_state=2)}
-        )
-        pd.testing.assert_frame_equal(mixed, expected)
-        order = dict(zip(range(1, 8), source.permutation(7) + 1, strict=True))
-        moved = [{(renamed[t], order[s]): value for (t, s), value in side.items()} for side in (other, values)]
-        found = all_pairs({"A": runs(moved[0]), "B": runs(moved[1])}).set_index("task")
-        same = expected.set_index("task").rename(index=renamed).loc[found.index]
-        pd.testing.assert_frame_equal(found, same, rtol=1e-9)
-    assert expected.set_index("task")["n"].to_dict() == dict.fromkeys(TASKS, 7) | {"rte": 6, "Avg.": 6}
-
-
 @pytest.mark.parametrize("values", [[2.0], [2.0, 2.0, 2.0]])
 def test_without_spread_there_is_no_interval(values):
     found = mean_interval(np.array(values))

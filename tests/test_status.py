@@ -3,8 +3,6 @@
 import json
 import multiprocessing
 import os
-import subprocess
-import sys
 import time
 
 import pytest
@@ -116,5 +114,3 @@ def test_the_command(runs, tmp_path, capsys):
     assert {one["run_id"] for one in content["runs"]} == {run.run_id for run in runs}
     assert main([*asked, "--watch"]) == 0  # not on a terminal
     assert "6 runs: 1 done, 0 running" in capsys.readouterr().out
-    done = subprocess.run([sys.executable, "-m", "lora", "status", "minni"], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("error: profile 'minni' does not exist")

@@ -154,7 +154,3 @@ def test_an_adapter_that_is_not_the_records_is_refused(trained):
     moved = dataclasses.replace(saved, record=dataclasses.replace(saved.record, provenance=weights))
     with pytest.raises(UserError, match=r"other weights than"):
         subspaces.base_weights(moved)
-
-
-def test_without_the_large_rank_there_is_nothing():
-    assert analyse({}) == ([], set())

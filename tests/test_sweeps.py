@@ -227,46 +227,6 @@ def test_a_killed_launcher_takes_its_workers_along_and_the_next_goes_on(tiny_ove
     assert {record.provenance["resumed"] for record in assert_complete(folder, expected)} == {1}
 
 
-def test_a_worker_between_two_runs_hears_of_the_stop_and_begins_no_other(tiny_overrides, tmp_path):
-    """One worker is frozen in its run, so the launcher waits. The other is frozen without a lock, then resumed."""
-    seeds = ",".join(map(str, range(1, 31)))
-    overrides = grid(tiny_overrides, tmp_path, "method=bitfit", "task=cola", f"seed={seeds}", "train.epochs=10")
-    process = start([*overrides, "launcher.workers=2"])
-
-    def holders():
-        return set(owners(tmp_path).values())
-
-    busy, other = wait_for(lambda: len(found := holders()) == 2 and found, process)
-    os.kill(busy, signal.SIGSTOP)
-
-    def caught():
-        if other in holders():
-            return False
-        os.kill(other, signal.SIGSTOP)
-        wait_for(lambda: psutil.Process(other).status() == psutil.STATUS_STOPPED, process)
-        if other not in holders():
-            return True
-        os.kill(other, signal.SIGCONT)
-        return False
-
-    wait_for(caught, process)
-    done = len(load_records(tmp_path / "results")[0])
-    assert busy in holders() and done < 29
-    process.send_signal(signal.SIGTERM)
-    assert any(line == "interrupted; still training: 1\n" for line in process.stdout)
-    for _ in range(2):  # the run in training, and how to stop at once: the workers are signalled right after
-        process.stdout.readline()
-    os.kill(other, signal.SIGCONT)
-    time.sleep(5)  # time enough for several runs
-    os.kill(busy, signal.SIGCONT)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 130, output
-    assert "stopped immediately" not in output
-    assert len(load_records(tmp_path / "results")[0]) == done
-    checkpoints = list((tmp_path / "outputs" / "checkpoints").glob("[!.]*"))
-    assert len(checkpoints) == 1, "of the frozen one"
-
-
 def test_a_run_that_kills_its_worker_is_tried_a_bounded_number_of_times(tiny_overrides, tmp_path):
     """The others complete. The message names the run and the reason why it has no record."""
     overrides = grid(tiny_overrides, tmp_path, "method=bitfit", "task=cola", "seed=1,2,3", "launcher.workers=2")

@@ -16,7 +16,6 @@ from lora.methods import apply
 from lora.methods.configs import LoraConfig
 from lora.methods.lowrank import LoraLinear
 from lora.models.modules import find_target, is_head
-from lora.training.loop import run
 
 
 def adapted(model: nn.Module) -> list[str]:
@@ -76,16 +75,6 @@ def test_lora_by_a_pattern_starts_at_the_base_and_trains_on_other_classifiers(na
     assert moved == [f"{n}.lora_{part}" for n in adapted(model) for part in "ab"]
     merge(model)
     assert not adapted(model) and torch.equal(model(**batch).logits, before)
-
-
-@pytest.mark.parametrize("name", ["albert", "roformer"])
-def test_a_run_on_another_classifier(name, tiny_config, tmp_path):
-    tiny.model(name).base_model.save_pretrained(tmp_path / name)
-    tiny.tokenizer(tmp_path / name, "bert").save_pretrained(tmp_path / name)
-    config = tiny_config(f"model.path={tmp_path / name}", "method=lora", "method.targets=[*.query,*.value]")
-    record, *_ = run(config)
-    assert record.status == "ok" and record.run_id.startswith(f"{config.model.name}.lora-2modules-r8.cola.s1-")
-    assert record.params["trainable_method"] == {"albert": 1, "roformer": 2}[name] * 2 * 8 * (32 + 32)
 
 
 def test_a_glob_leaves_the_head_alone_and_a_full_name_does_not():

@@ -25,7 +25,7 @@ from lora.report.build import build
 from lora.report.gather import gather
 from lora.sweep import launch
 from lora.sweep.request import select_runs
-from lora.sweep.tune import at_edge, best_rate, rate_grids, reported_seeds, usual_seed
+from lora.sweep.tune import at_edge, best_rate, rate_grids
 
 SETTINGS = ("protocol=ours", "task=ratings", "method=lora")
 LR = 0.0123
@@ -185,28 +185,6 @@ def test_every_method_has_a_grid_of_one_size_around_its_row_on_seed_0():
         factors = [high / low for low, high in zip(grid.rates, grid.rates[1:], strict=False)]
         assert all(1.99 < factor < 3 for factor in factors)
         assert grid.axes["seed"] == ["0"] and grid.first.seed == 0
-
-
-PROFILES = sorted(path.stem for path in (ROOT / "conf" / "profile").glob("*.yaml"))
-
-
-def seeds_in_grids(profile: str) -> set[int]:
-    """The seeds in all files of conf/experiment but the one of the rates."""
-    found = set()
-    for path in (ROOT / "conf" / "experiment").glob("*.yaml"):
-        if path.stem != "learning_rate":
-            for block in yaml.safe_load(path.read_text())["grid"].get(profile, ()):
-                found |= set(block["seed"] if isinstance(block["seed"], list) else [block["seed"]])
-    return found
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-def test_no_grid_of_the_profile_has_the_seeds_of_tune(profile):
-    reported = seeds_in_grids(profile)
-    usual = int(usual_seed(reported_seeds(profile)))
-    assert reported and usual not in reported and usual == 0
-    with pytest.raises(UserError, match=rf"got {min(reported)}: .*; without seed=, tune takes {usual}$"):
-        rate_grids(profile, {"task": ["ratings"], "seed": [str(min(reported))]})
 
 
 @pytest.mark.parametrize(
