@@ -5,10 +5,10 @@ import json
 
 import numpy as np
 import pytest
+from own_tasks import write_task
 from scipy import stats
 from synthetic import populate, write_run
 from test_own_task import only_here as only_here
-from test_own_task import write_task
 
 from lora.cli import main
 from lora.records.record import load_records, write_record
