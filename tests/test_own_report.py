@@ -8,7 +8,6 @@ import pytest
 from own_tasks import write_task
 from scipy import stats
 from synthetic import populate, write_run
-from test_own_task import only_here as only_here
 
 from lora.cli import main
 from lora.records.record import load_records, write_record

@@ -31,15 +31,6 @@ SCORED = {"labels": None, "range": [0, 5], "metric": "pearson"}
 FORMS = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
-@pytest.fixture(autouse=True)
-def only_lora():
-    """Restore TASKS after each test."""
-    before = dict(TASKS)
-    yield
-    TASKS.clear()
-    TASKS.update(before)
-
-
 def rows_of(task, split="train"):
     return read(task, "own", splits=(split,)).splits[split].to_dict()
 
