@@ -68,15 +68,6 @@ def test_the_description_says_it_all(tmp_path):
     assert set(content["contents"]["shapes"]) == set(load_file(tmp_path / "a" / WEIGHTS))
 
 
-def test_a_merged_model_is_saved_as_its_adapter(tmp_path):
-    model = with_method("bert", LoraConfig())
-    save_adapter(model, tmp_path / "unmerged")
-    merge(model)
-    save_adapter(model, tmp_path / "merged")
-    for name in (WEIGHTS, DESCRIPTION):
-        assert (tmp_path / "merged" / name).read_bytes() == (tmp_path / "unmerged" / name).read_bytes()
-
-
 def test_heads_of_other_sizes_come_along(tmp_path):
     for task, adapter in five("deberta-v2").items():
         write_adapter(adapter, tmp_path / task)
@@ -101,15 +92,6 @@ def test_another_base_is_refused_and_taken_when_asked(method, tmp_path):
     assert state(other) == before
     load_adapter(other, tmp_path / "a", allow_other_base=True)
     assert state(other) != before
-
-
-def test_lora_replaces_other_lora_with_its_own_alpha_and_targets(tmp_path):
-    saved = with_method("bert", LoraConfig(alpha=16))
-    save_adapter(saved, tmp_path / "a")
-    model = with_method("bert", LoraConfig(targets=("k", "v"), alpha=8), seed=2)
-    merge(model)
-    load_adapter(model, tmp_path / "a")
-    assert state(model) == state(saved) and model.applied == saved.applied
 
 
 def test_another_architecture_or_method_is_refused(tmp_path):

@@ -9,7 +9,6 @@ from tiny_adapters import FIVE, five, logits, with_method
 
 from lora.adapters.adapter import Adapter, adapter_of
 from lora.adapters.batched import AdapterSet, ManyLora
-from lora.adapters.folder import write_adapter
 from lora.adapters.merge import swap, unmerge
 from lora.errors import UserError
 from lora.methods.configs import HoulsbyConfig, LoraConfig
@@ -67,17 +66,6 @@ def test_deberta_projects_relative_positions_with_each_rows_adapter(shared, kind
     mixed = AdapterSet(tiny.model("deberta-v2").double(), adapters)(names, **tiny.inputs("deberta-v2", ROWS))
     own = {name: logits(model.double(), "deberta-v2", ROWS) for name, model in models.items()}
     assert_rows(mixed, [own[name][row] for row, name in enumerate(names)])
-
-
-def test_one_row_and_one_adapter_from_its_folder(tmp_path):
-    adapter = five("deberta-v2")["stsb"]
-    write_adapter(adapter, tmp_path / "stsb")
-    served = AdapterSet(tiny.model("deberta-v2").double(), {"stsb": tmp_path / "stsb"})
-    row = {key: value[:1] for key, value in tiny.inputs("deberta-v2").items()}
-    swap(alone := tiny.model("deberta-v2").double(), adapter)
-    with torch.no_grad():
-        assert_rows(served(["stsb"], **row), alone(**row).logits)
-    assert served([], **{key: value[:0] for key, value in row.items()}) == []
 
 
 def test_an_adapter_without_a_head_and_one_without_a_module_of_another():

@@ -105,28 +105,6 @@ def test_a_swap_gives_the_adapters_own_logits_and_number_of_labels(architecture)
         assert set(adapter_of(model).weights) == set(adapters[task].weights)
 
 
-def test_a_merged_model_that_is_cast_or_copied_comes_back_as_the_cast_or_copied_base():
-    model = with_method("bert", LoraConfig())
-    expected = checksum(body(model.to(torch.bfloat16)).items())
-    model = with_method("bert", LoraConfig())
-    merge(model)
-    twin = copy.deepcopy(model)
-    unmerge(model.to(torch.bfloat16))
-    assert checksum(body(model).items()) == expected
-    unmerge(twin)
-    assert checksum(twin.state_dict().items()) == checksum(with_method("bert", LoraConfig()).state_dict().items())
-
-
-def test_an_adapter_without_a_head_takes_the_models_own_whatever_was_there_between():
-    adapters, model = five("bert"), tiny.model("bert")
-    headless = Adapter(adapters["rte"].method, adapters["rte"].weights, {})
-    swap(model, headless)
-    expected = logits(model, "bert")
-    swap(model, adapters["mnli"])
-    swap(model, headless)
-    assert torch.equal(logits(model, "bert"), expected)
-
-
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "lora"])
 def test_methods_that_have_no_merge_are_refused(method):
     model = with_method("bert", METHODS[method])

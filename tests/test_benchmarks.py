@@ -16,7 +16,7 @@ from lora.cost import machine
 from lora.cost.bench import command as bench
 from lora.cost.bench import page, peer
 from lora.cost.results import COMMITTED, as_json
-from lora.cost.timing import interleave, median_interval, median_of, orders, ratio_of, shown, spread_name
+from lora.cost.timing import median_interval, median_of, orders, ratio_of, shown, spread_name
 from lora.data import metrics
 from lora.errors import UserError
 from lora.sweep.worker import ensure_record
@@ -49,17 +49,6 @@ def test_orders_are_seeded_and_give_each_name_each_place_as_often():
     assert drawn == list(orders(names, 35, 1, "16x28")) != list(orders(names, 35, 2, "16x28"))
     assert all(sorted(order) == names for order in drawn)
     assert all(len({order[place] for order in drawn[7 * k : 7 * k + 7]}) == 7 for place in range(7) for k in range(5))
-
-
-def test_actions_take_turns_and_untimed_calls_come_before_timed_ones():
-    ran, counted = [], []
-    actions = {name: (lambda name=name: ran.append(name)) for name in "ab"}
-    clock = lambda action: (action(), counted.append(len(ran)), float(len(ran)))[2]  # noqa: E731
-    times = interleave({"16x28": actions}, 3, warmup=2, untimed=1, calls=2, seed=4, clock=clock)["16x28"]
-    assert ran[:4] == ["a", "a", "b", "b"] and len(ran) == 4 + 3 * 2 * (1 + 2)
-    assert ran[4::3] == [name for order in orders(["a", "b"], 3, 4, "16x28") for name in order]
-    assert counted == [n for visit in range(6) for n in (4 + 3 * visit + 2, 4 + 3 * visit + 3)]
-    assert sorted([*times["a"], *times["b"]]) == [4 + 3 * visit + 2.5 for visit in range(6)], "the median of two calls"
 
 
 # The machine.
@@ -160,24 +149,6 @@ def test_a_peers_metric_is_that_of_its_predictions(exported):
     predicted = model(**tokens).logits.argmax(-1).numpy()
     labels = torch.tensor([row["label"] for row in rows]).numpy()
     assert cost["metric"] == pytest.approx(metrics.compute(run.metrics, predicted, labels)[run.metric])
-
-
-def test_the_peers_choose_what_is_fastest_of_what_the_cpu_has(exported, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "cores", lambda: 6)
-    monkeypatch.setattr(bench, "cpu_flags", lambda: {"avx2", "avx512_bf16"})
-    tried = []
-
-    def run_jobs(jobs, settings, folder):
-        tried.append(settings)
-        return {"cells": [{"step_seconds": 0.1}, {"step_seconds": 8.0 / settings["threads"]}]}
-
-    monkeypatch.setattr(bench, "run_jobs", run_jobs)
-    best, seconds = bench.fastest("longest", exported[1], tmp_path)
-    assert best["threads"] == 6 and best["padding"] == "longest" and best["max_steps"] is None
-    kinds = {(choice["precision"], choice["threads"], choice["attention"]) for choice in tried}
-    assert len(kinds) == len(seconds) == 2 * 4 * 2 and {threads for _, threads, _ in kinds} == {1, 2, 4, 6}
-    monkeypatch.setattr(bench, "cpu_flags", lambda: {"avx2"})
-    assert {choice["precision"] for choice in bench.choices().values()} == {"fp32"}
 
 
 def test_the_whole_benchmark_on_tiny_runs(tiny_overrides, tmp_path, monkeypatch):
@@ -342,17 +313,6 @@ def test_a_bad_call_is_refused_before_anything_runs(arguments, message, capsys):
         command("bench")(arguments)
     shown = capsys.readouterr().err
     assert ended.value.code == 2 and message in shown and "Traceback" not in shown
-
-
-def test_measurements_of_another_kind_are_refused(tmp_path, capsys):
-    folder = tmp_path / "bench" / "a"
-    folder.mkdir(parents=True)
-    for content, message in (("{}", "no measurements of this benchmark"), ("[", "not readable JSON")):
-        (folder / "measurements.json").write_text(content)
-        with pytest.raises(SystemExit) as ended:
-            command("bench")(["--tables", "--results", str(tmp_path)])
-        assert ended.value.code == 2 and message in capsys.readouterr().err
-    assert [path.name for path in folder.iterdir()] == ["measurements.json"]
 
 
 def test_peft_is_named_where_it_is_missing(monkeypatch, capsys):

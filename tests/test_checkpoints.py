@@ -190,15 +190,6 @@ def test_one_without_the_adapter_of_its_best_epoch_is_not_used_where_it_is_asked
     assert (equal_science(record, whole), files) == (True, expected)
 
 
-def test_an_adapter_that_is_no_longer_asked_for_is_not_kept(tiny_config, listening):
-    """It would belong to an epoch that a later one may beat."""
-    config = tiny_config("method=lora", "runtime.save_adapter=true")
-    stop(config, 7)
-    record, _, files = run(tiny_config("method=lora"))
-    assert record.provenance["resumed"] == 1
-    assert (record.adapter, files) == (None, None)
-
-
 @pytest.mark.parametrize("damage", ["cut short", "empty", "code", "foreign", "no schedule", "other shapes"])
 def test_a_broken_or_foreign_checkpoint_is_named_and_the_run_starts_anew(tiny_config, listening, capsys, damage):
     config = tiny_config("method=lora")

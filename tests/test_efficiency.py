@@ -5,7 +5,6 @@ import json
 import mmap
 import os
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lora.cost import floor, harness, saved, subjects
-from lora.cost.efficiency.measure import describe_encoder, make_trainee, resolve_device, time_steps
+from lora.cost.efficiency.measure import make_trainee, resolve_device, time_steps
 from lora.cost.efficiency.plan import MODELS, TITLES, Plan, make_plan, place, run_of
 from lora.cost.efficiency.summary import KEYS, read_summary, summarise
 from lora.cost.parameters import SIZES
@@ -29,11 +28,7 @@ from lora.errors import UserError
 from lora.methods.configs import FullConfig
 from lora.methods.lowrank import LoraLinear
 from lora.models.modules import checksum, count_parameters, is_head, trainable
-from lora.report import build as report
 from lora.report.efficiency import write
-from lora.report.page import page
-from lora.training import loop as training_loop
-from lora.training import step as training_step
 from lora.training.usage import optimizer_bytes
 
 main = command("efficiency")
@@ -202,29 +197,6 @@ def test_peft_trains_the_same_parameters_on_other_architectures(architecture: st
     assert {**ours, "total": 0} == {**theirs, "total": 0}
 
 
-def test_what_is_timed_is_what_trains(tiny_config, monkeypatch) -> None:
-    """The training loop and the benchmark call the same step and set it up by the same function."""
-    prepared, taken = [], []
-    prepare, take = training_step.prepare_step, training_step.Step.take
-
-    def prepare_and_note(*given):
-        prepared.append(given[1].train.kernels)
-        return prepare(*given)
-
-    monkeypatch.setattr(training_step.Step, "take", lambda step, *given: (taken.append(step), take(step, *given))[1])
-    for module in (subjects, training_loop):
-        monkeypatch.setattr(module, "prepare_step", prepare_and_note)
-    for kernels in ("stock", "fused"):
-        config = tiny_config("method.rank=2", "train.epochs=1", f"train.kernels={kernels}")
-        training_loop.run(config)
-        trained = len(taken)
-        subject = subjects.ours(config)
-        subject.step(random_batch(subject.model, "4x8"))
-        assert prepared == [kernels, kernels] and len(taken) == trained + 1 and trained > 1
-        assert {type(value) for value in vars(taken[0]).values()} == {type(value) for value in vars(taken[-1]).values()}
-        prepared.clear(), taken.clear()
-
-
 @KERNELS
 def test_merged_lora_computes_what_unmerged_does(plan: Plan, kernels: str, precision: str) -> None:
     plan = other(plan, kernels=kernels, precision=precision)
@@ -374,21 +346,6 @@ def test_tables_and_figures_are_rebuilt_byte_for_byte(measured: Path) -> None:
     assert "local,stock,fp32,lora,trainable,,2048,,,0." in files["efficiency.csv"].decode()
 
 
-def test_a_profiles_page_shows_them_and_follows_them(measured: Path, tmp_path: Path) -> None:
-    """A changed number of a summary shows in the profile's page."""
-    results = tmp_path / "results"
-    shutil.copytree(measured, results / "efficiency" / measured.name)
-    path = results / "efficiency" / measured.name / "local-stock-fp32" / "summary.json"
-    summary = json.loads(path.read_text())
-    summary["lora"]["trainable"] = 31337
-    summary["lora_merged"]["latency_ms"]["2x8"] = 987.65
-    path.write_text(json.dumps(summary))
-    built = report.build("mini", (), results)
-    assert len([table for table in built.tables if "efficiency" in table.name]) == 3, "one summary trained nothing"
-    html = page(built, dict.fromkeys(built.figures, b"")).encode()
-    assert b"31,337" in html and b"987.65" in html
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -422,24 +379,6 @@ def test_the_plan_follows_the_profile_and_its_folder_follows_the_plan(monkeypatc
     assert place(plan, top) == place(make_plan("minilm", "cuda"), top) == top
     assert place(make_plan("minilm", "cpu", precision="fp32"), top) == top / "minilm-fused-fp32"
     assert place(make_plan("roberta_large", "cpu"), top) == top / "roberta_large-stock-fp32"
-
-
-def test_table_1_s_batches_are_served_with_stock_modules(model_dir, tmp_path, monkeypatch, capsys) -> None:
-    """The paper's: 32x512, 16x256 and 1x128. The tiny encoder reads 64 tokens and refuses them with their length."""
-    planned = []
-
-    def measure(plan, *_):
-        planned.append(plan)
-        describe_encoder(plan)
-
-    monkeypatch.setattr("lora.cost.efficiency.measure.measure", measure)
-    given = ["--model", "local", "--path", str(model_dir), "--device", "cpu", "--results", str(tmp_path)]
-    for more in (["--table-1"], ["--table-1", "--kernels", "fused"]):
-        with pytest.raises(SystemExit) as ended:
-            main([*given, *more])
-        assert ended.value.code == 2 and "a shape has 512 tokens, but local reads at most 64" in capsys.readouterr().err
-    assert [plan.kernels for plan in planned] == ["stock", "fused"]
-    assert {plan.latency_shapes for plan in planned} == {("1x128", "16x256", "32x512")}
 
 
 @pytest.mark.parametrize(

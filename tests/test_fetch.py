@@ -203,9 +203,3 @@ def test_an_encoder_that_is_not_fetched_is_one_message_with_the_command(tmp_path
         locate(config.model)
     with pytest.raises(UserError, match="are minilm, mpnet_base, got 'other'"):
         embedded.model_folder("other")
-
-
-def test_a_folder_that_cannot_be_written_is_one_message(index, monkeypatch):
-    monkeypatch.setenv("LORA_EMBEDDED_DIR", "/dev/null/below")
-    with pytest.raises(UserError, match="cannot write to /dev/null/below: Not a directory"):
-        command()

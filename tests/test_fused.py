@@ -14,7 +14,6 @@ from processor import needs_bf16
 from scipy import stats
 from torch.nn import functional as F
 
-from lora.checks import SettingsError
 from lora.config.kernel_choice import ARCHITECTURES
 from lora.cost.saved import saved_bytes
 from lora.methods import apply
@@ -293,11 +292,6 @@ def test_adamw_equals_torchs(clip_norm, sparse):
         assert torch.allclose(ours, truth, rtol=1e-5, atol=1e-6)
 
 
-def test_the_norm_of_many_values_is_exact_to_a_millionth():
-    x = draw(1_000_001)
-    assert kernels.sum_of_squares(x.numpy()) == pytest.approx(x.double().square().sum().item(), rel=1e-6)
-
-
 # The encoder.
 
 
@@ -445,8 +439,3 @@ def test_fused_runs_repeat_and_follow_stock_runs(tiny_config):
         assert stock.run_id != fused.run_id
         expected = [epoch["train_loss"] for epoch in stock.epochs]
         assert [epoch["train_loss"] for epoch in fused.epochs] == pytest.approx(expected, rel=1e-4)
-
-
-def test_fused_with_a_gpu_is_refused(tiny_config):
-    with pytest.raises(SettingsError, match=r"runtime\.device must be cpu or auto with train\.kernels=fused"):
-        tiny_config("train.kernels=fused", "runtime.device=cuda")

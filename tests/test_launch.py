@@ -57,11 +57,6 @@ def test_runs_are_launched_longest_first_by_what_is_expected(tiny_overrides, mon
     assert epochs_of(tiny_overrides, monkeypatch) == sorted(EPOCHS, reverse=sign > 0)
 
 
-def test_runs_of_unknown_length_are_launched_by_their_examples(tiny_overrides, monkeypatch):
-    monkeypatch.setattr(launch, "estimator", lambda records: lambda run: None)
-    assert epochs_of(tiny_overrides, monkeypatch) == sorted(EPOCHS, reverse=True)
-
-
 def test_killed_runs_are_launched_three_times_and_mistakes_once(tiny_overrides, monkeypatch, capsys):
     (*waves, ended) = launched(monkeypatch, tiny_overrides, "seed=1,2", outcomes=[{}, {}, {}])
     assert [len(jobs) for jobs, _, _ in waves] == [2, 2, 2]

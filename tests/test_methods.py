@@ -280,14 +280,6 @@ def test_the_seed_draws_the_adapters_and_is_all_that_does(method):
     assert drawn(0) == first != drawn(1)
 
 
-@pytest.mark.parametrize("method", ["houlsby", "pfeiffer", "lora"])
-def test_a_method_on_the_meta_device_takes_no_memory(method):
-    """So the parameters of a model that does not fit into memory are counted."""
-    model = tiny.model("bert").to("meta")
-    apply(model, CONFIGS[method], seed=0)
-    assert {p.device.type for p in model.parameters()} == {"meta"}
-
-
 def test_adapter_init_is_truncated():
     model = tiny.model("bert")
     apply(model, HoulsbyConfig(bottleneck=32, init_std=0.01), seed=0)

@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from lora.adapters.adapter import Adapter, adapter_of
-from lora.adapters.batched import AdapterSet
 from lora.adapters.merge import load_adapter, merge, remove, swap, unmerge
 from lora.adapters.peft import CONFIG, WEIGHTS, from_peft, to_peft
 from lora.errors import UserError
@@ -127,15 +126,6 @@ def test_slices_and_the_whole_matrix_take_turns_and_the_base_comes_back():
     assert checksum(model.state_dict().items()) == before
 
 
-def test_one_batch_mixes_slices_the_whole_matrix_and_neither():
-    models = {name: with_method("modernbert", config, seed) for seed, (name, config) in entries()}
-    served = AdapterSet(tiny.model("modernbert").double(), {name: adapter_of(m) for name, m in models.items()})
-    names = ["kv", "whole", "qv", "o", "kv"]
-    for row, (name, found) in enumerate(zip(names, served(names, **tiny.inputs("modernbert")), strict=True)):
-        expected = logits(models[name].double(), "modernbert")[row]
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-
-
 def entries():
     return enumerate(SEVERAL.items())
 
@@ -152,13 +142,6 @@ def test_the_whole_matrix_and_a_slice_of_it_exclude_each_other():
     with pytest.raises(UserError, match="as a whole and on a slice of it"):
         swap(model, both)
     assert list(model.state_dict()) == before
-
-
-def test_a_rank_is_limited_by_the_slice():
-    apply(tiny.model("modernbert"), LoraConfig(targets=("q",), rank=32), seed=0)
-    with pytest.raises(UserError, match=r"rank 33 is above the smaller dimension of .*Wqkv\.q \(32 x 32\)"):
-        apply(tiny.model("modernbert"), LoraConfig(targets=("q",), rank=33), seed=0)
-    apply(tiny.model("modernbert"), LoraConfig(targets=("*.Wqkv.k",), rank=32), seed=0)
 
 
 def peft_twin(folder):

@@ -11,7 +11,6 @@ from lora.config.compose import compose_family, compose_run
 from lora.errors import UserError
 from lora.files import hash_file
 from lora.records.record import adapter_path, read_record, record_path, write_record
-from lora.sweep import stand_in
 from lora.sweep.expand import distinct
 from lora.sweep.request import select_runs
 from lora.sweep.stand_in import check_inputs
@@ -128,70 +127,3 @@ def test_a_single_start_from_mnli_is_refused_on_other_mnli_rows(tiny_overrides, 
 
 
 HERE, THERE = "0" * 40, "1" * 40
-
-
-def as_made_from(record, **sections):
-    """The record with some of its settings replaced."""
-    config = {key: {**value, **sections[key]} if key in sections else value for key, value in record.config.items()}
-    return dataclasses.replace(record, config=config)
-
-
-@pytest.mark.parametrize(
-    ("source", "revision", "asked", "is_read"),
-    [
-        ("tsv", HERE, HERE, True),
-        ("hub", THERE, HERE, True),
-        ("hub", "main", "main", True),
-        ("hub", HERE, HERE, False),
-    ],
-    ids=["a local record", "another commit", "a branch", "the same commit"],
-)
-def test_rows_on_the_hub_are_read_unless_the_record_names_their_commit(
-    trained, tiny_overrides, monkeypatch, source, revision, asked, is_read
-):
-    config, record = trained
-    record = as_made_from(record, data={"source": source, "revision": revision})
-    write_record(config.runtime.results, record)
-    settings = [o for o in tiny_overrides if not o.startswith(("profile=", "data.path="))]
-    settings += ["train.epochs=1", "data.source=hub", f"data.revision={asked}"]
-    again = compose_run(["profile=small", *settings])
-    assert again.run_id == record.run_id
-    runs = select_runs("small", [*settings, "experiment=null", "seed=1,2"])
-    done = [run for run in runs if run.run_id == record.run_id]
-    for found in ("other rows", record.provenance["data"]["fingerprint"]):
-        reads = []
-        monkeypatch.setattr(stand_in, "fingerprint", lambda config, found=found, reads=reads: reads.append(1) or found)
-        for check in (
-            lambda: ensure_record(again, mistakes_fail=False),
-            lambda: check_inputs(distinct(done, ()), [record]),
-        ):
-            if is_read and found == "other rows":
-                with pytest.raises(UserError, match="the rows of cola are not those"):
-                    check()
-            else:
-                check()
-        assert len(reads) == (2 if is_read else 0)
-        check_inputs(distinct(done, ()), [record], online=False)
-    check_inputs(distinct(runs, [run for run in runs if run not in done]), [record], {run.run_id for run in runs})
-    assert reads, "the rows of a run to train"
-
-
-@pytest.mark.parametrize(("revision", "is_asked"), [("main", True), (HERE, False)])
-def test_weights_on_the_hub_are_compared_unless_a_commit_names_them(
-    trained, tiny_overrides, monkeypatch, revision, is_asked
-):
-    config, record = trained
-    hub = {"source": "hub", "hub_id": "some/encoder", "path": None, "revision": revision}
-    again = dataclasses.replace(config, model=dataclasses.replace(config.model, **hub))
-    provenance = {**record.provenance, "weights": "sha256:of a pickle", "revision": HERE}
-    record = dataclasses.replace(as_made_from(record, model=hub), provenance=provenance)
-    asked = []
-    for commit in (HERE, THERE):
-        monkeypatch.setattr(stand_in, "hub_commit", lambda *where, commit=commit: asked.append(where) or commit)
-        if is_asked and commit == THERE:
-            with pytest.raises(UserError, match=f"the weights of {config.model.name} are not those"):
-                check_inputs([again], [record])
-        else:
-            check_inputs([again], [record])
-        check_inputs([again], [record], online=False)
-    assert asked == [("some/encoder", {"revision": "main"})] * (2 if is_asked else 0)

@@ -75,16 +75,6 @@ def test_a_note_goes_with_its_run_and_one_of_another_machine_is_believed_for_a_w
     assert not list(tmp_path.iterdir())
 
 
-def test_runs_that_were_started_with_other_overrides_are_shown_too(runs, tmp_path):
-    other = "minilm.lora-qv-r4.ratings.s1-00000000"
-    Note(str(tmp_path), other)(Progress(step=3, steps=9, epoch=1, metric=None))
-    found, (also,) = statuses(runs, tmp_path, tmp_path)
-    assert (also.run_id, also.state, also.step, also.steps) == (other, "running", 3, 9)
-    shown = text("mini", found, [also])
-    assert f"also running, started with other overrides:\n  {other}" in shown
-    assert "time left:  unknown until the first run has ended" in shown
-
-
 def test_the_live_view_ends_when_nothing_runs(runs, tmp_path, monkeypatch):
     """At the first look a run is training, from the second on none is."""
     monkeypatch.setattr(status, "LOOK_SECONDS", 0.01)

@@ -1,12 +1,9 @@
-import csv
-
 import pytest
-from glue_files import GLUE_TASKS, header_of, write_parquet
+from glue_files import header_of, write_parquet
 
 from lora.data.read import read
 from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.files import ROOT
 
 # Label in the official files -> integer of `nyu-mll/glue`, as the builder of that data set maps them. Records hold
 # predictions as these integers, submission files as the words.
@@ -53,14 +50,3 @@ def test_the_hubs_own_names_are_taken_and_turned_round_ones_are_not(name, tmp_pa
     read(task, "parquet", write_parquet(tmp_path / "hub", task, names=names))
     with pytest.raises(UserError, match="label"):
         read(task, "parquet", write_parquet(tmp_path / "turned", task, names=names[::-1]))
-
-
-def test_glue_tasks_are_those_of_the_papers_table_in_its_order():
-    with open(ROOT / "experiments/glue_table2/paper.csv", newline="") as file:
-        printed = list(dict.fromkeys(row["task"] for row in csv.DictReader(file)))
-    titles = [TASKS[name].title for name in GLUE_TASKS]
-    assert titles == [title for title in printed if title in titles]
-    assert len(titles) == 8 and "wnli" not in GLUE_TASKS
-    embedded = ["reviews", "ratings", "clauses", "scrambled"]
-    assert [name for name, task in TASKS.items() if task.own is None] == [*GLUE_TASKS, "wnli", *embedded]
-    assert [name for name, task in TASKS.items() if task.family == "embedded"] == embedded
