@@ -1,7 +1,6 @@
 """The benchmark: timings, the machine, the sides on tiny models, and the page that follows from the measurements."""
 
 import json
-import random
 import re
 import subprocess
 import sys
@@ -10,13 +9,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from commands import command
-from scipy import stats
 
 from lora.cost import machine
 from lora.cost.bench import command as bench
 from lora.cost.bench import page, peer
 from lora.cost.results import COMMITTED, as_json
-from lora.cost.timing import median_interval, median_of, orders, ratio_of, shown, spread_name
+from lora.cost.timing import median_interval, median_of, order, ratio_of, shown, spread_name
 from lora.data import metrics
 from lora.errors import UserError
 from lora.sweep.worker import ensure_record
@@ -28,44 +26,25 @@ TOKENIZER_NOTICE = "ignore:.*:UserWarning"  # by torch and datasets, about pinne
 # Medians, intervals, order.
 
 
-@pytest.mark.parametrize("n", [6, 7, 12, 20, 41, 100])
-def test_the_interval_of_a_median_is_that_of_the_sign_test(n):
-    values = [random.Random(n).gauss(0, 1) for _ in range(n)]
-    expected = stats.quantile_test(values, q=0, p=0.5).confidence_interval(0.95)
-    assert median_interval(values) == (expected.low, expected.high)
-    assert spread_name(n) == "95% interval"
-
-
 def test_fewer_than_six_values_give_a_range_and_no_interval():
     assert median_interval([1.0, 2.0, 3.0, 4.0, 5.0]) is None and spread_name(5) == "range"
+    assert median_interval([1.0, 6.0, 3.0, 4.0, 5.0, 2.0]) == (1.0, 6.0) and spread_name(6) == "95% interval"
     assert shown(median_of([1000.0, 3000.0, 2000.04]), 1) == "2,000.0 (1,000.0 to 3,000.0)"
     ratio = ratio_of([1.0, 20.0, 3.0], [2.0, 10.0, 3.0])
     assert (ratio["median"], ratio["low"], ratio["high"], ratio["n"]) == (1.0, 0.5, 2.0, 3)
 
 
-def test_orders_are_seeded_and_give_each_name_each_place_as_often():
+def test_orders_are_seeded_and_differ():
     names = list("abcdefg")
-    drawn = list(orders(names, 35, 1, "16x28"))
-    assert drawn == list(orders(names, 35, 1, "16x28")) != list(orders(names, 35, 2, "16x28"))
-    assert all(sorted(order) == names for order in drawn)
-    assert all(len({order[place] for order in drawn[7 * k : 7 * k + 7]}) == 7 for place in range(7) for k in range(5))
+    drawn = [order(names, 1, "16x28", number) for number in range(9)]
+    assert drawn == [order(names, 1, "16x28", number) for number in range(9)]
+    assert all(sorted(one) == names for one in drawn) and len({*map(tuple, drawn)}) > 1
 
 
 # The machine.
 
 
-def test_load_is_what_others_did(monkeypatch):
-    """10 seconds, 18 CPU seconds of work, of which 2 are this process's own: others keep 1.6 cores busy."""
-    now = {"clock": 50.0, "own": 10.0, "user": 90.0}
-    times = lambda: SimpleNamespace(user=now["user"], system=5.0, steal=5.0, idle=1e6, guest=9.0)  # noqa: E731
-    monkeypatch.setattr(machine.psutil, "cpu_times", times)
-    monkeypatch.setattr(machine.time, "process_time", lambda: now["own"])
-    monkeypatch.setattr(machine.time, "monotonic", lambda: now["clock"])
-    since = machine.others_seconds()
-    now |= {"clock": 60.0, "own": 12.0, "user": 108.0}
-    assert machine.busy_cores(since) == 1.6
-    now["own"] = 40.0
-    assert machine.busy_cores(since) == 0.0, "clocks of two sources"
+def test_an_idle_machine_is_told_from_a_busy_one():
     assert machine.is_idle([0.05, 0.1]) and not machine.is_idle([0.05, 0.3])
 
 
@@ -131,7 +110,7 @@ def test_peers_train_the_run_with_as_many_parameters_as_ours(padding, attention,
     cost = peer.train_run(SimpleNamespace(**run), settings(padding, "fp32", attention))
     record = ensure_record(config, mistakes_fail=False)
     assert cost["trainable"] == sum(record.params[part] for part in ("trainable_method", "trainable_head"))
-    assert 0 <= cost["metric"] <= 1 and 0 < cost["step_seconds"] < cost["seconds"]
+    assert 0 <= cost["metric"] <= 1 and cost["step_seconds"] > 0
 
 
 @pytest.mark.filterwarnings(TOKENIZER_NOTICE)
@@ -154,9 +133,8 @@ def test_a_peers_metric_is_that_of_its_predictions(exported):
 def test_the_whole_benchmark_on_tiny_runs(tiny_overrides, tmp_path, monkeypatch):
     """Every side runs in the processes that a real benchmark starts; the peers' settings are given."""
     chosen = {"precision": "fp32", "threads": 1, "attention": "sdpa", "max_steps": None}
-    monkeypatch.setattr(bench, "fastest", lambda padding, *_: (chosen | {"padding": padding}, {"1": 1.0}))
+    monkeypatch.setattr(bench, "fastest", lambda padding, *_: chosen | {"padding": padding})
     monkeypatch.setattr(bench, "SCRIPT_RUNS", 1)
-    monkeypatch.setattr(bench, "STEP_ROUNDS", 2)
     replaced = ("task=", "runtime.results", "runtime.outputs", "train.kernels=")
     overrides = [override for override in tiny_overrides if not override.startswith(replaced)]
     overrides += ["train.kernels=fused", "data.train_rows=40", "method.rank=2", "launcher.workers=1"]
@@ -172,14 +150,8 @@ def test_the_whole_benchmark_on_tiny_runs(tiny_overrides, tmp_path, monkeypatch)
         "ours": 4,
     }
     assert len({run["trainable"] for turn in measured["rounds"] for run in turn["cells"]}) == 1
-    for turn in measured["rounds"]:
-        assert turn["side"] == "ours" or sum(turn["parts"].values()) == pytest.approx(turn["seconds"])
-        assert min(turn["parts"].values()) > 0 and turn["peak_bytes"] > 0
-    saved = measured["steps"]["saved_bytes"]
-    assert saved["ours recomputing fp32"] < saved["ours fp32"] < saved["peft eager fp32"]
-    assert set(measured["steps"]["times"]) == set(measured["steps"]["floors"]) == {"16x28", "32x64"}
-    text = (folder / "bench.md").read_text()
-    assert "products" not in text.partition("matrix products alone")[0] and "its time" in text
+    assert all(turn["peak_bytes"] > 0 for turn in measured["rounds"])
+    assert "This project" in (folder / "bench.md").read_text()
 
 
 def test_a_side_that_fails_is_said_with_its_last_words(tmp_path):
@@ -191,21 +163,17 @@ def test_a_side_that_fails_is_said_with_its_last_words(tmp_path):
 
 
 def a_turn(number: int, side: str, seconds: float, values: list[float], peak: int) -> dict:
-    cells = [{"task": "reviews", "seed": n, "metric": value, "seconds": 5.0} for n, value in enumerate(values)]
-    parts = {"start-up": 1.0, "step": 2.0, "other": 1.0}
-    return {"round": number, "side": side, "seconds": seconds, "cells": cells, "peak_bytes": peak << 20, "parts": parts}
+    cells = [{"task": "reviews", "seed": n, "metric": value} for n, value in enumerate(values)]
+    return {"round": number, "side": side, "seconds": seconds, "cells": cells, "peak_bytes": peak << 20}
 
 
 @pytest.fixture
 def planted() -> dict:
     """Measurements whose figures can be worked out by hand."""
-    names = [f"{who} {p}" for p in ("bf16", "fp32") for who in ("ours", "full", "peft eager", "peft sdpa")]
-    seconds = dict(zip(names, (1.0, 4.0, 3.0, 2.0, 3.0, 6.0, 4.0, 5.0), strict=True))
     settings = {"tasks": ["reviews"], "train_rows": 1000, "epochs": 2, "batch": 16, "eval_batch": 64}
     settings |= {"max_length": 128, "rank": 8, "precision": "bf16", "workers": 2}
     settings |= {"allocator": bench.allocator.VARIABLES}
-    settings |= {"script_threads": 2, "tuned_threads": 1, "tuned_attention": "eager"}
-    settings |= {"script_choices": {"1 threads": 2.0, "2 threads": 1.0}, "tuned_choices": {"1 threads, eager": 1.0}}
+    settings |= {side: {"precision": "fp32", "threads": 2, "attention": "eager"} for side in ("script", "tuned")}
     return {
         "device": "a-machine",
         "machine": {"cpu": "A CPU", "cores": 2, "memory_gib": 24, "bf16": []},
@@ -213,7 +181,7 @@ def planted() -> dict:
         "code": {"commit": "abc", "dirty": False},
         "measured_at": "2026-01-01T00:00:00+00:00",
         "settings": settings,
-        "loads": [{"busy": 0.01}, {"busy": 0.03}],
+        "busy_cores": [0.01, 0.03],
         "rounds": [
             a_turn(1, "ours", 30.0, [0.80, 0.82, 0.81], 300),
             a_turn(0, "ours", 20.0, [0.81, 0.83, 0.82], 200),
@@ -222,16 +190,6 @@ def planted() -> dict:
             a_turn(0, "tuned_peer", 40.0, [0.2, 0.3], 100),
             a_turn(1, "tuned_peer", 80.0, [0.2, 0.3], 100),
         ],
-        "trace": {"step": 3.0, "other": 1.0},
-        "steps": {
-            "times": {
-                "16x28": {name: [value, value] for name, value in seconds.items()},
-                "32x64": {name: [2 * value, 2 * value] for name, value in seconds.items()},
-            },
-            "floors": {"16x28": {"bf16": 0.8, "fp32": 2.1}, "32x64": {"bf16": 1.8, "fp32": 4.5}},
-            "saved_bytes": dict(zip(names, (10 << 20, 90, 40 << 20, 80 << 20, 30, 90, 60, 90), strict=True)),
-            "saved_shape": "32x64",
-        },
     }
 
 
@@ -249,37 +207,9 @@ def test_rates_ratios_memory_and_scores_follow_from_the_measurements(planted):
     assert "17.5x (15.0 to 20.0) the script loop and 3.5x (3.0 to 4.0) the tuned peer" in text
     assert "2 interleaved rounds, in parentheses their range" in text
     assert "(4 of script loop, 4 of tuned peer, 6 of ours)" in text
-    assert "1 of 2 medians" in text and "idle (others took up to 3%)" in text
-    planted["loads"][0]["busy"] = 0.5
-    assert "**The machine was not idle** (others took up to 50%)" in page.document(planted)
-
-
-def test_shares_are_of_the_sides_own_time(planted):
-    """2 workers for 50 s, 6 runs of 5 s: 30 of 100 s in runs, three quarters of them in steps."""
-    table = page.shares_table(planted)
-    assert row(table, "script loop") == ["25.0%", "50.0%", "25.0%"]
-    assert row(table, "ours") == ["70.0%", "22.5%", "7.5%"]
-
-
-def test_steps_are_compared_with_the_better_of_the_peers_attentions(planted):
-    text = page.steps_text(planted)
-    assert "takes 0.50x at 16x28, 0.50x at 32x64 the time of PEFT's, 0.25x at 16x28, 0.25x at 32x64 that of" in text
-    assert "keeps 0.25x PEFT's bytes" in text and "would take 0.80x at 16x28, 0.90x at 32x64 its time" in text
-    assert row(page.steps_table(planted["steps"]), "ours bf16") == ["1,000.0", "2,000.0", "10.0"]
-    for times in planted["steps"]["times"].values():
-        times["ours recomputing bf16"] = [1.5 * value for value in times["ours bf16"]]
-    planted["steps"]["saved_bytes"]["ours recomputing bf16"] = 5 << 20
-    more = "it keeps 0.12x PEFT's bytes, in 0.75x at 16x28, 0.75x at 32x64 PEFT's time (1.50x at 16x28"
-    assert more in page.steps_text(planted)
-
-
-def test_two_sides_of_one_distribution_agree_nearly_always_and_of_two_do_not():
-    source = random.Random(0)
-    ours = [[source.gauss(0, 1) for _ in range(12)] for _ in range(400)]
-    same = [page.agrees([source.gauss(0, 1) for _ in range(6)], values) for values in ours]
-    other = [page.agrees([source.gauss(5, 1) for _ in range(6)], values) for values in ours]
-    assert sum(same) / len(same) > 0.9 and not any(other)
-    assert page.agrees([0.5], [0.5]) is None and page.agrees([0.5, 0.6], []) is None
+    assert "was idle (others kept up to 0.03 cores busy)" in text
+    planted["busy_cores"][0] = 0.5
+    assert "**The machine was not idle** (others kept up to 0.50 cores busy)" in page.document(planted)
 
 
 def test_committed_pages_are_what_the_committed_measurements_give():

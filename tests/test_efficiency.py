@@ -18,16 +18,16 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lora.cost import floor, harness, saved, subjects
+from lora.cost import floor, harness, subjects
 from lora.cost.efficiency.measure import make_trainee, resolve_device, time_steps
 from lora.cost.efficiency.plan import MODELS, TITLES, Plan, make_plan, place, run_of
-from lora.cost.efficiency.summary import KEYS, read_summary, summarise
+from lora.cost.efficiency.summary import read_summary, summarise
 from lora.cost.parameters import SIZES
 from lora.cost.subjects import changed, load, random_batch, serve, served
 from lora.errors import UserError
 from lora.methods.configs import FullConfig
 from lora.methods.lowrank import LoraLinear
-from lora.models.modules import checksum, count_parameters, is_head, trainable
+from lora.models.modules import checksum, count_parameters, trainable
 from lora.report.efficiency import write
 from lora.training.usage import optimizer_bytes
 
@@ -56,7 +56,6 @@ def plan(model_dir) -> Plan:
         device="cpu",
         threads=1,
         rounds=2,
-        calls=1,
         step_shapes=("3x8", "4x12"),
         latency_shapes=("2x8",),
     )
@@ -78,8 +77,8 @@ def test_saved_bytes_of_a_linear_layer_and_a_gelu(frozen: bool) -> None:
     """A trained layer keeps its input. A frozen one keeps only its weight, no activation. GELU keeps its input."""
     n, d_in, d_out = 5, 7, 11
     linear, x = nn.Linear(d_in, d_out).requires_grad_(not frozen), torch.randn(n, d_in, requires_grad=True)
-    kept = saved.saved_bytes(linear, lambda: forward(linear, x))
-    assert kept == saved.Saved(activations=4 * (n * d_out + (0 if frozen else n * d_in)), casts=0)
+    kept = harness.saved_bytes(linear, lambda: forward(linear, x))
+    assert kept == 4 * (n * d_out + (0 if frozen else n * d_in))
 
 
 def test_saved_bytes_of_lora() -> None:
@@ -87,11 +86,10 @@ def test_saved_bytes_of_lora() -> None:
     n, d_in, d_out, rank = 5, 7, 11, 3
     layer, x = LoraLinear(nn.Linear(d_in, d_out), rank, 2.0, 0.0), torch.randn(n, d_in, requires_grad=True)
     layer.weight.requires_grad_(False), layer.bias.requires_grad_(False)
-    kept = saved.saved_bytes(layer, lambda: forward(layer, x))
-    assert kept == saved.Saved(activations=4 * n * (d_in + rank + d_out), casts=0)
+    assert harness.saved_bytes(layer, lambda: forward(layer, x)) == 4 * n * (d_in + rank + d_out)
 
 
-def test_saved_bytes_count_a_storage_whole_and_casts_of_weights_apart() -> None:
+def test_saved_bytes_count_a_storage_whole_and_no_casts_of_weights() -> None:
     n, d_in, d_out = 4, 6, 10
     linear, x = nn.Linear(d_in, d_out), torch.randn(n, d_in, requires_grad=True)
 
@@ -99,11 +97,10 @@ def test_saved_bytes_count_a_storage_whole_and_casts_of_weights_apart() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             return forward(linear, x)
 
-    expected = saved.Saved(activations=2 * n * (d_in + d_out), casts=2 * d_in * d_out)
-    assert saved.saved_bytes(linear, autocast) == expected
+    assert harness.saved_bytes(linear, autocast) == 2 * n * (d_in + d_out)
     wide = torch.randn(n, d_in, requires_grad=True) * 1
-    part = saved.saved_bytes(linear, lambda: (wide[:1] ** 2).sum())
-    assert part.activations == 4 * n * d_in, "one row is saved, and with it the storage of all"
+    part = harness.saved_bytes(linear, lambda: (wide[:1] ** 2).sum())
+    assert part == 4 * n * d_in, "one row is saved, and with it the storage of all"
 
 
 @KERNELS
@@ -119,11 +116,10 @@ def test_bytes_of_activations_checkpoint_and_optimizer(plan: Plan, kernels: str,
         own_kernels = kernels == "fused" and name != "peft"
         values, tensors = counts["trainable_with_head"], len(list(trainable(trainee.model)))
         assert optimizer_bytes(trainee.optimizer) == 8 * values + (0 if own_kernels else 4 * tensors)
-        for key, head in (("checkpoint_bytes", True), ("checkpoint_bytes_without_head", False)):
-            tensors = {n: p.detach() for n, p in trainable(trainee.model) if head or not is_head(trainee.model, n)}
-            save_file(tensors, tmp_path / "file")
-            assert counts[key] == (tmp_path / "file").stat().st_size
-            assert sum(p.numel() for p in tensors.values()) == counts["trainable_with_head" if head else "trainable"]
+        tensors = {n: p.detach() for n, p in trainable(trainee.model)}
+        save_file(tensors, tmp_path / "file")
+        assert counts["checkpoint_bytes"] == (tmp_path / "file").stat().st_size
+        assert sum(p.numel() for p in tensors.values()) == counts["trainable_with_head"]
     assert all(0 < kept[name] < kept["full"] for name in TRAINED[1:-1])
     assert kept["lora"] < kept["peft"] or kernels == "stock"
 
@@ -132,8 +128,8 @@ def test_the_peak_of_a_child_is_its_own(plan: Plan, tmp_path: Path) -> None:
     """Memory of this process does not count, although getrusage would include it. An error keeps its message."""
     ballast = np.ones(2**27)  # 1 GiB
     trainee = harness.partial(make_trainee, plan, "lora")
-    peak = harness.in_fresh_process(harness.peak, trainee, "4x12", 1, 1, "cpu")
-    assert 0 < peak["peak_above_libraries_mib"] < peak["peak_mib"] < ballast.nbytes / 2**20
+    peak = harness.in_fresh_process(harness.peak_mib, trainee, "4x12", 1, 1, "cpu")
+    assert 0 < peak < ballast.nbytes / 2**20
     with pytest.raises(UserError, match="has no config"):
         harness.in_fresh_process(make_trainee, other(plan, path=str(tmp_path)), "lora")
 
@@ -245,7 +241,7 @@ def test_the_floor_counts_the_operations_that_the_step_does(tiny_config) -> None
 
 
 def test_the_floor_of_products_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    products = floor.lora_step(floor.Encoder(layers=1, width=4, heads=2, ffn=8), "3x5", rank=1)
+    products = floor.lora_step((1, 4, 2, 8), "3x5", rank=1)
     rows, d, f = 15, 4, 8
     keys_values = 2 * rows * d * d
     queries_output = 3 * 3 * d * d  # both forward, and the output's gradient
@@ -297,11 +293,10 @@ def measured(tmp_path_factory, model_dir) -> Path:
     return device
 
 
-def test_the_summary_has_every_key_and_follows_from_the_samples(measured: Path, model_dir: Path) -> None:
+def test_the_summary_follows_from_the_samples(measured: Path, model_dir: Path) -> None:
     folder = measured / "local-stock-fp32"
     summary = read_summary(folder / "summary.json")
     assert list(summary) == ["about", "base", "full", "lora", "peft", "lora_merged"]
-    assert all(set(summary[name]) - {"floor_ms"} == set(KEYS) for name in summary if name != "about")
     lora, full, peft, merged = (summary[name] for name in ("lora", "full", "peft", "lora_merged"))
     assert lora["trainable"] == peft["trainable"] == 2 * 2 * 2 * 8 * 32, "layers, q and v, A and B, r = 8, d = 32"
     assert lora["to_full"]["trainable"] == pytest.approx(lora["trainable"] / full["trainable"], abs=1e-6)
@@ -332,7 +327,6 @@ def test_tables_and_figures_are_rebuilt_byte_for_byte(measured: Path) -> None:
     folders = ("local-stock-fp32", "local-fused-fp32")
     assert set(files) == {
         "efficiency.md",
-        "efficiency.csv",
         *trained,
         *(f"{f}/{name}" for f in folders for name in shown),
     }
@@ -343,18 +337,13 @@ def test_tables_and_figures_are_rebuilt_byte_for_byte(measured: Path) -> None:
     assert text.count("| LoRA, by PEFT |") == 1 and "The matrix products of LoRA's step alone would take" in text
     one_round, six_rounds = sorted(re.findall(r"Medians of .*", text))
     assert one_round.endswith("too few to say how certain they are: 6 rounds would.") and "interval" in six_rounds
-    assert "local,stock,fp32,lora,trainable,,2048,,,0." in files["efficiency.csv"].decode()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda s: s["about"].update(schema=9), "not a summary of schema 1"),
-        (lambda s: s["about"].pop("idle"), "not a summary of schema 1"),
-        (lambda s: s.update(gpt={}), "gpt must be one of base, full"),
-        (lambda s: s["lora"].pop("to_full"), "lora must be one of .* with the keys settings"),
-        (lambda s: s["lora"]["step_ms"].update({"3x8": "fast"}), "the costs of lora must be numbers, found 'fast'"),
-        (lambda s: s["about"]["plan"].update(rounds=0), "--rounds must be >= 1"),
+        (lambda s: s.pop("about"), "not a summary of schema 1"),
     ],
 )
 def test_a_broken_summary_is_refused(measured: Path, tmp_path: Path, change, message: str) -> None:

@@ -15,7 +15,7 @@ from scipy import stats
 from torch.nn import functional as F
 
 from lora.config.kernel_choice import ARCHITECTURES
-from lora.cost.saved import saved_bytes
+from lora.cost.harness import saved_bytes
 from lora.methods import apply
 from lora.methods.configs import (
     AdapterDropConfig,
@@ -391,7 +391,7 @@ def test_recomputing_changes_no_bit_and_keeps_less(method, precision):
         _, fused, source = pair("bert", method, precision, recompute)
         fused.train()
         source.begin(1, np.arange(5))
-        kept.append(saved_bytes(fused, lambda fused=fused: fused(**tiny.inputs("bert")).logits).activations)
+        kept.append(saved_bytes(fused, lambda fused=fused: fused(**tiny.inputs("bert")).logits))
         logits, grads = gradients(fused, "bert")
         found.append([logits, *grads.values()])
     assert all(map(torch.equal, *found))
@@ -408,7 +408,7 @@ def test_lora_keeps_no_layers_input_where_a_norm_makes_it_again():
     for layers in (2, 3):
         _, fused, source = pair("bert", "lora-qv", num_hidden_layers=layers)
         source.begin(1, np.arange(rows))
-        kept[layers] = saved_bytes(fused.train(), lambda fused=fused: fused(**batch).logits).activations
+        kept[layers] = saved_bytes(fused.train(), lambda fused=fused: fused(**batch).logits)
     settings = fused.config
     a_layer = 4 * rows * tokens * (5 * settings.hidden_size + settings.intermediate_size)
     small = kept[3] - kept[2] - a_layer  # tensors of the rank's width, or of one number per token

@@ -7,7 +7,7 @@
 | `timing` | interleaved timings, medians and their intervals; no torch |
 | `results` | folders of measurements; no torch |
 | `shapes`, `subjects` | batches to time; models in training by our step or PEFT's, and as deployed |
-| `saved`, `floor` | bytes that a backward pass and a checkpoint need; the time of a step's matrix products alone |
+| `floor` | the time of a step's matrix products alone |
 | `harness` | times, bytes, floor and peak memory of any subject on any device |
 | `efficiency` | memory, storage, speed and latency of each method |
 | `bench` | runs per hour, compared with Trainer + PEFT |

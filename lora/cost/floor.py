@@ -13,7 +13,7 @@ from lora.cost.subjects import clock_of
 from lora.cost.timing import Action, interleave
 from lora.training.fused.encoder import DTYPES
 
-REPETITIONS, WARMUP = 7, 2
+REPETITIONS = 7
 
 
 @dataclass(frozen=True)
@@ -32,24 +32,14 @@ class Product:
         return 2 * self.rows * self.inner * self.columns * self.stacked * self.count
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """The sizes that determine a step's operations."""
-
-    layers: int
-    width: int
-    heads: int
-    ffn: int
-
-
-def sizes_of(model: nn.Module) -> Encoder | None:
-    """The sizes by the names in BERT's configuration; None for an encoder that names them otherwise."""
+def sizes_of(model: nn.Module) -> tuple[int, int, int, int] | None:
+    """Layers, width, heads and FFN width; None for an encoder that does not name them as BERT does."""
     keys = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
-    values = [getattr(model.config, key, None) for key in keys]
-    return None if None in values else Encoder(*values)
+    values = tuple(getattr(model.config, key, None) for key in keys)
+    return None if None in values else values
 
 
-def lora_step(encoder: Encoder, shape: str, rank: int) -> list[Product]:
+def lora_step(sizes: tuple[int, int, int, int], shape: str, rank: int) -> list[Product]:
     """The products that a LoRA step on Wq and Wv requires.
 
     Forward: every linear layer, A and B once, and attention's two products. Backward: the gradients of A and B, and
@@ -58,12 +48,12 @@ def lora_step(encoder: Encoder, shape: str, rank: int) -> list[Product]:
 
     Source: Vaswani et al. 2017 for the layers; Hu et al. 2021, section 4.1, for the update.
     """
+    layers, d, heads, f = sizes
     batch, tokens = rows_and_tokens(shape)
-    d, f, every = encoder.width, encoder.ffn, batch * tokens
-    head_width, stacked = d // encoder.heads, batch * encoder.heads
+    every, head_width, stacked = batch * tokens, d // heads, batch * heads
     products: list[Product] = []
-    for layer in range(encoder.layers):
-        queries = 1 if layer == encoder.layers - 1 else tokens
+    for layer in range(layers):
+        queries = 1 if layer == layers - 1 else tokens
         read = batch * queries
         backward = 1 if layer else 0  # the first layer's input needs no gradient
         products += [
@@ -109,6 +99,6 @@ def floor_seconds(products: Sequence[Product], precision: str, device: str = "cp
     fastest = {}
     for shape, product in by_shape.items():
         work = {"": layouts(product, precision, device)}
-        times = interleave(work, REPETITIONS, warmup=WARMUP, clock=clock_of(device))[""]
+        times = interleave(work, REPETITIONS, clock=clock_of(device))[""]
         fastest[shape] = min(statistics.median(seconds) for seconds in times.values())
     return sum(p.count * fastest[p.rows, p.inner, p.columns, p.stacked] for p in products)

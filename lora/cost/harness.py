@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora.cost.floor import floor_seconds, lora_step, sizes_of
-from lora.cost.saved import checkpoint_bytes, saved_bytes
 from lora.cost.subjects import Batch, Subject, clock_of, random_batch
 from lora.cost.timing import interleave
 from lora.errors import UserError, first_line
-from lora.models.modules import count_parameters
+from lora.models.modules import count_parameters, trainable
 from lora.training.usage import optimizer_bytes
 
 T = TypeVar("T")
@@ -47,11 +48,9 @@ def counts(subject: Subject, batches: Mapping[str, Batch]) -> dict[str, Any]:
     return {
         "trainable": parameters["trainable_method"],
         "trainable_with_head": parameters["trainable_method"] + parameters["trainable_head"],
-        "checkpoint_bytes": checkpoint_bytes(subject.model, with_head=True),
-        "checkpoint_bytes_without_head": checkpoint_bytes(subject.model, with_head=False),
+        "checkpoint_bytes": checkpoint_bytes(subject.model),
         "optimizer_bytes": optimizer_bytes(subject.optimizer),
-        "saved_activation_bytes": {shape: kept.activations for shape, kept in saved.items()},
-        "saved_cast_bytes": {shape: kept.casts for shape, kept in saved.items()},
+        "saved_activation_bytes": saved,
     }
 
 
@@ -59,6 +58,58 @@ def floor_ms(model: nn.Module, shape: str, rank: int, precision: str, device: st
     """Milliseconds of the matrix products that a LoRA step on Wq and Wv requires; None if sizes are unknown."""
     sizes = sizes_of(model)
     return None if sizes is None else 1000 * floor_seconds(lora_step(sizes, shape, rank), precision, device)
+
+
+# Bytes.
+
+
+class _Casts(TorchDispatchMode):
+    """Collects copies of the storages in `owned`: in another dtype or layout, or scaled."""
+
+    COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.clone.default, torch.ops.aten.mul.Tensor)
+
+    def __init__(self, owned: set[int]):
+        super().__init__()
+        self.owned = owned
+        self.copies: dict[int, Tensor] = {}  # by address; kept alive, so that no other tensor gets the address
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        out = function(*arguments, **(keywords or {}))
+        if function in self.COPIES:
+            sources = [_address(argument) for argument in arguments if torch.is_tensor(argument)]
+            if all(source in self.owned or source in self.copies for source in sources):
+                self.copies[_address(out)] = out
+        return out
+
+
+def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
+    """The bytes that autograd keeps of one forward pass for the backward pass, counted by hooks on saved tensors.
+
+    Parameters and buffers do not count, nor copies of them in another dtype or layout. Each other storage counts once
+    and in full even if a saved view covers a part of it, since all of it stays in memory. Only tensors in the graph
+    count; the fused kernels also keep keys of 8 bytes per example and dropout.
+    """
+    owned = {_address(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    kept: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with _Casts(owned) as casts, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = forward()
+    storages = {_address(tensor): tensor.untyped_storage().nbytes() for tensor in kept}
+    del out
+    return sum(size for address, size in storages.items() if address not in owned and address not in casts.copies)
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata  # of the storage object: a fake storage has no data
+
+
+def checkpoint_bytes(model: nn.Module) -> int:
+    """The bytes of a safetensors file of the trained tensors, the head's included."""
+    return len(save({name: p.detach().cpu() for name, p in trainable(model)}))
 
 
 # Peak memory.
@@ -76,15 +127,13 @@ def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
             raise UserError("a process that measures was killed, probably because memory ran out") from error
 
 
-def peak(make: Callable[[], Subject], shape: str, seed: int, threads: int, device: str) -> dict[str, float] | None:
-    """The memory of this process while it trains, without that of loading the encoder, in MiB.
+def peak_mib(make: Callable[[], Subject], shape: str, seed: int, threads: int, device: str) -> float | None:
+    """The peak memory of this process while it trains, without that of loading the encoder.
 
-    Returns: `peak_mib`: the peak of the whole process on a CPU, of torch's allocator on a GPU;
-        `peak_above_libraries_mib`: on a CPU, without the memory of Python and torch. None if the system reports none.
+    Returns: The peak of the whole process on a CPU, of torch's allocator on a GPU. None if the system reports none.
     """
     torch.set_num_threads(threads)
-    libraries = resident_mib("VmRSS")
-    if device == "cpu" and libraries is None:
+    if device == "cpu" and resident_mib("VmHWM") is None:
         return None
     subject = make()
     batch = random_batch(subject.model, shape, seed)
@@ -94,11 +143,7 @@ def peak(make: Callable[[], Subject], shape: str, seed: int, threads: int, devic
         reset_peak()
     for _ in range(PEAK_STEPS):
         subject.step(batch)
-    if device == "cuda":
-        used = round(torch.cuda.max_memory_allocated() / 2**20, 1)
-        return {"peak_mib": used, "peak_above_libraries_mib": used}
-    used = resident_mib("VmHWM")
-    return {"peak_mib": round(used, 1), "peak_above_libraries_mib": round(used - libraries, 1)}
+    return round(torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else resident_mib("VmHWM"), 1)
 
 
 def resident_mib(key: str) -> float | None:

@@ -3,7 +3,6 @@
 import os
 import platform
 import re
-import time
 from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +14,6 @@ from lora.records.machine import BF16_FLAGS, cores, cpu_fields, cpu_flags
 
 IDLE_CORES = 0.1  # ours: cores busy with other processes; a higher load shows in the timings
 SAMPLE_SECONDS = 2.0
-BUSY = ("user", "nice", "system", "irq", "softirq", "steal")  # work, and time that a hypervisor gave to other guests
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numba", "numpy", "safetensors")
 VECTORS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "bf16", "asimd")  # CPU flags, the widest first
 VENDORS = {"GenuineIntel": "Intel", "AuthenticAMD": "AMD", "0x41": "Arm", "0xc0": "Ampere"}  # /proc/cpuinfo -> name
@@ -74,33 +72,14 @@ def versions() -> dict[str, str]:
 # Load of other processes.
 
 
-def others_seconds() -> tuple[float, float]:
-    """CPU seconds that all cores have spent on others than this process, and the clock."""
-    times = psutil.cpu_times()
-    return sum(getattr(times, field, 0.0) for field in BUSY) - time.process_time(), time.monotonic()
-
-
-def busy_cores(since: tuple[float, float]) -> float:
-    """Average number of cores that others kept busy since a call of `others_seconds`."""
-    (before, started), (after, now) = since, others_seconds()
-    return round(max(0.0, after - before) / (now - started), 3)
-
-
-def sample_busy_cores(seconds: float = SAMPLE_SECONDS) -> float:
-    """Average number of cores that others keep busy while this process sleeps for `seconds`."""
-    since = others_seconds()
-    time.sleep(seconds)
-    return busy_cores(since)
+def busy_cores(seconds: float = SAMPLE_SECONDS) -> float:
+    """Average number of cores that all processes keep busy while this one sleeps for `seconds`."""
+    return round(psutil.cpu_percent(seconds) / 100 * (os.cpu_count() or 1), 3)
 
 
 def is_idle(busy: Iterable[float]) -> bool:
-    """Whether others kept at most `IDLE_CORES` cores busy throughout."""
+    """Whether at most `IDLE_CORES` cores were busy in every sample."""
     return max(busy) <= IDLE_CORES
-
-
-def system_cores() -> int:
-    """Number of cores in the system's totals, which can exceed the number that this process may use."""
-    return os.cpu_count() or 1
 
 
 def tree_bytes(pid: int) -> int:

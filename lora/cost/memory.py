@@ -11,8 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lora.config.compose import compose_run
 from lora.config.run import RunConfig
+from lora.cost.harness import saved_bytes
 from lora.cost.parameters import model_of_size
-from lora.cost.saved import saved_bytes
 from lora.errors import UserError
 from lora.methods import apply
 from lora.models.modules import count_parameters
@@ -90,7 +90,7 @@ def kept_activations(model: nn.Module, rows: int, length: int, precision: str) -
     """Bytes that autograd keeps of one forward pass, excluding parameters and their casts."""
     inputs = {name: torch.ones(rows, length, dtype=torch.long) for name in ("input_ids", "attention_mask")}
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        return saved_bytes(model, lambda: model(**inputs).logits.sum()).activations
+        return saved_bytes(model, lambda: model(**inputs).logits.sum())
 
 
 def table(runs: Sequence[tuple[int, Sequence[str]]]) -> str:

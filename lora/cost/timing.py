@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -23,18 +23,14 @@ FEWEST = 6  # values for an interval: even the extremes of 5 enclose the median 
 def median_interval(values: Sequence[float] | Float[np.ndarray, " rounds"]) -> tuple[float, float] | None:
     """Two order statistics that enclose the median of any distribution with at least `CONFIDENCE`.
 
-    The number of values below the true median is binomial(n, 1/2). The bounds are the k-th smallest and the k-th
-    largest value, for the largest k such that fewer than k fall below it with a chance of at most (1 - CONFIDENCE) / 2.
-
     Source: Conover 1999, Practical Nonparametric Statistics, section 3.2.
 
     Returns: None for fewer than 6 values, whose smallest and largest are not far enough apart.
     """
-    k = int(stats.binom.ppf((1 - CONFIDENCE) / 2, len(values), 0.5))
-    if k == 0:
+    if len(values) < FEWEST:
         return None
-    ordered = np.sort(values)
-    return float(ordered[k - 1]), float(ordered[-k])
+    interval = stats.quantile_test(values, q=0, p=0.5).confidence_interval(CONFIDENCE)
+    return float(interval.low), float(interval.high)
 
 
 def sign_p(values: Float[np.ndarray, " rounds"], expected: float, alternative: Literal["less", "greater"]) -> float:
@@ -42,8 +38,7 @@ def sign_p(values: Float[np.ndarray, " rounds"], expected: float, alternative: L
 
     Values equal to `expected` count against the alternative. Source: Conover 1999, section 3.4.
     """
-    beyond = int((values < expected).sum() if alternative == "less" else (values > expected).sum())
-    return float(stats.binom.sf(beyond - 1, len(values), 0.5))
+    return float(stats.quantile_test(values, q=expected, p=0.5, alternative=alternative).pvalue)
 
 
 def median_of(values: Sequence[float]) -> dict[str, Any]:
@@ -81,51 +76,38 @@ def wall_seconds(action: Action) -> float:
     return time.perf_counter() - started
 
 
-def orders(names: Sequence[T], rounds: int, *purpose: str | int) -> Iterator[list[T]]:
-    """The order of each round, the same for the same purpose.
-
-    A block of rounds, as many as names, rotates one random order, so that each name has each place once. The next
-    block has another random order, so that neighbours change too.
-    """
-    for number in range(rounds):
-        block, turn = divmod(number, max(1, len(names)))
-        order = [names[i] for i in shuffled(len(names), *purpose, block)]
-        yield order[turn:] + order[:turn]
+def order(names: Sequence[T], *purpose: str | int) -> list[T]:
+    """The names in a random order, the same for the same purpose."""
+    return [names[i] for i in shuffled(len(names), *purpose)]
 
 
 def interleave(
     work: Mapping[str, Mapping[str, Action]],
     rounds: int,
     *,
-    warmup: int = 1,
-    untimed: int = 0,
-    calls: int = 1,
     seed: int = 0,
     clock: Callable[[Action], float] = wall_seconds,
     after_round: Action = lambda: None,
 ) -> dict[str, dict[str, list[float]]]:
     """Time actions that take turns, so that a temporary slowdown of the machine affects all of them.
 
+    Every action is called once before the first round, to compile kernels and plan matrix products, and once untimed
+    before each timed call, to equalise caches and clocks.
+
     Args:
         work: Group -> name -> timed action. The actions of a group follow one another directly.
-        warmup: Calls of every action before the first round. They compile kernels and plan matrix products.
-        untimed: Untimed calls of an action per round, before the timed ones. They equalise caches and clocks.
-        calls: Timed calls of an action per round; their median is the round's value.
-        seed: Seed of the orders.
+        seed: Seed of the orders; each round of a group has its own.
         clock: Calls an action and returns its seconds.
     Returns: Group -> name -> seconds, round by round.
     """
     for actions in work.values():
         for action in actions.values():
-            for _ in range(warmup):
-                action()
-    planned = {group: orders(list(actions), rounds, seed, group) for group, actions in work.items()}
+            action()
     seconds: dict[str, dict[str, list[float]]] = {group: {name: [] for name in work[group]} for group in work}
-    for _ in range(rounds):
+    for number in range(rounds):
         for group, actions in work.items():
-            for name in next(planned[group]):
-                for _ in range(untimed):
-                    actions[name]()
-                seconds[group][name].append(statistics.median(clock(actions[name]) for _ in range(calls)))
+            for name in order([*actions], seed, group, number):
+                actions[name]()
+                seconds[group][name].append(clock(actions[name]))
         after_round()
     return seconds

@@ -9,9 +9,9 @@ from typing import Any
 from tqdm import tqdm
 
 from lora.cost import shapes
-from lora.cost.efficiency.plan import CALLS, MODELS, RANDOM, ROUNDS, TITLES, make_plan, place
+from lora.cost.efficiency.plan import MODELS, RANDOM, ROUNDS, TITLES, make_plan, place
 from lora.cost.efficiency.summary import methods_of, read_device, samples_csv, value_at
-from lora.cost.efficiency.tables import csv, document
+from lora.cost.efficiency.tables import document
 from lora.cost.machine import slug
 from lora.cost.results import add_place, as_json, check_writable
 from lora.errors import UserError
@@ -31,7 +31,6 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one")
     parser.add_argument("--threads", type=int, help="number of torch threads (default: the profile's)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"visits to every method (default: {ROUNDS})")
-    parser.add_argument("--calls", type=int, default=CALLS, help=f"timed calls of a visit (default: {CALLS})")
     parser.add_argument("--seed", type=int, default=1, help="seed of weights, inputs and orders (default: 1)")
     served = parser.add_mutually_exclusive_group()
     for group, name, usual in ((parser, "step", shapes.STEP), (served, "latency", shapes.LATENCY)):
@@ -92,7 +91,6 @@ def write(device: Path) -> str:
 
     text = document(list(summaries.values()))
     write_atomically(device / "efficiency.md", text.encode())
-    write_atomically(device / "efficiency.csv", csv(list(summaries.values())))
     for path, summary in summaries.items():
         for name, data in figures(summary).items():
             for form, content in draw(data).items():

@@ -1,5 +1,5 @@
 """Runs an hour of this project, compared with two scripts of today: `python -m lora bench`.
 
-`command` runs the three sides in turns; `peer` is the scripts' program, with transformers' Trainer and PEFT; `steps`
-measures one training step of each; `page` writes bench.md and the README's figures from measurements.json.
+`command` runs the three sides in turns; `peer` is the scripts' program, with transformers' Trainer and PEFT; `page`
+writes bench.md and the README's figures from measurements.json.
 """

@@ -1,4 +1,4 @@
-"""`python -m lora bench` (`make bench`): LoRA runs an hour and training steps, compared with scripts of today.
+"""`python -m lora bench` (`make bench`): LoRA runs an hour, compared with scripts of today.
 
 `script_loop`  Trainer + PEFT, padded to the maximum length, one process per run
 `tuned_peer`   Trainer + PEFT, batches of similar length padded to their longest, one process for all runs
@@ -23,13 +23,11 @@ from typing import Any
 from lora.config.compose import compose_config, compose_run
 from lora.config.encoder_files import locate
 from lora.config.run import RunConfig
-from lora.cost.bench.page import SIDES, added, block, rebuild
-from lora.cost.bench.steps import measure as measure_steps
-from lora.cost.harness import in_fresh_process
-from lora.cost.machine import cpu_name, describe, sample_busy_cores, slug, system_cores, tree_bytes, versions
+from lora.cost.bench.page import SIDES, block, rebuild
+from lora.cost.machine import busy_cores, cpu_name, describe, slug, tree_bytes, versions
 from lora.cost.results import COMMITTED, add_place, as_json, check_writable, say
 from lora.cost.subjects import require_peft
-from lora.cost.timing import orders
+from lora.cost.timing import order
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT, write_atomically
@@ -41,7 +39,6 @@ from lora.training import allocator
 Run = dict[str, Any]
 ROUNDS, RUNS = 6, 12  # ours: a median of 6 or more values has an interval
 SCRIPT_RUNS = 2  # of a round's runs, those that the slow script loop trains
-STEP_ROUNDS = 11
 TASKS_TIMED = ("reviews", "ratings")  # one sentence each; far above chance after two epochs of 1,000 examples
 # Settings of every run, except its task and seed. The profile's precision is the faster one on this machine.
 OVERRIDES = (
@@ -94,11 +91,10 @@ def measure(rounds: int, runs: int, tasks: Sequence[str], overrides: Sequence[st
     config, per_task = configs[tasks[0]], runs // len(tasks)
     say("warming up: the peers' choices of precision, threads and attention, one sweep of ours")
     first = peer_run(config, 0, examples[tasks[0]])
-    script, script_seconds = fastest("max_length", first, folder)
-    tuned, tuned_seconds = fastest("longest", first, folder)
+    script, tuned = (fastest(padding, first, folder) for padding in ("max_length", "longest"))
     run_ours(tasks, [0], overrides, folder)
-    loads, turns = [], []
-    for number, order in enumerate(orders(SIDES, rounds, "sides")):
+    busy, turns = [], []
+    for number in range(rounds):
         seeds = range(number * per_task + 1, (number + 1) * per_task + 1)  # no two rounds share one
         peers = [peer_run(configs[task], seed, examples[task]) for seed in seeds for task in tasks]
         few = [peers[(number * SCRIPT_RUNS + place) % runs] for place in range(SCRIPT_RUNS)]  # every task in turn
@@ -107,12 +103,10 @@ def measure(rounds: int, runs: int, tasks: Sequence[str], overrides: Sequence[st
             "tuned_peer": lambda peers=peers: run_jobs([peers], tuned, folder),
             "ours": lambda seeds=seeds: run_ours(tasks, seeds, overrides, folder),
         }
-        for side in order:
-            loads.append({"busy": round(sample_busy_cores() / system_cores(), 4)})
+        for side in order(SIDES, "sides", number):
+            busy.append(busy_cores())
             turns.append({"round": number, "side": side, **actions[side]()})
             say(f"round {number + 1} of {rounds}, {side}: {turns[-1]['seconds']:.0f} s")
-    say("steps")
-    loads.append({"busy": round(sample_busy_cores() / system_cores(), 4)})
     return {
         "device": slug(cpu_name()),
         "machine": describe(),
@@ -129,16 +123,12 @@ def measure(rounds: int, runs: int, tasks: Sequence[str], overrides: Sequence[st
             "rank": config.method.rank,
             "precision": config.train.precision,
             "workers": int(compose_config(overrides).launcher.workers),
-            **{f"script_{key}": script[key] for key in ("precision", "threads", "attention")},
-            "script_choices": script_seconds,
-            **{f"tuned_{key}": tuned[key] for key in ("precision", "threads", "attention")},
-            "tuned_choices": tuned_seconds,
+            "script": script,
+            "tuned": tuned,
             "allocator": allocator.VARIABLES,
         },
-        "loads": loads,
+        "busy_cores": busy,
         "rounds": turns,
-        "trace": added(turn["parts"] for turn in turns if turn["side"] == "ours"),
-        "steps": in_fresh_process(measure_steps, config, STEP_ROUNDS),
     }
 
 
@@ -180,7 +170,7 @@ def peer_run(config: RunConfig, seed: int, rows: Path) -> Run:
 
 
 # The sides. A turn is a mapping: `seconds`, from the command to its end, summed over the side's processes;
-# `peak_bytes`, with shared pages counted once; `cells`, the finished runs; and `parts`, the seconds by activity.
+# `peak_bytes`, with shared pages counted once; and `cells`, the finished runs.
 
 
 def run_process(arguments: Sequence[str], folder: Path, log: Path) -> tuple[float, int]:
@@ -214,25 +204,19 @@ def run_process(arguments: Sequence[str], folder: Path, log: Path) -> tuple[floa
 
 def run_jobs(jobs: Sequence[Sequence[Run]], settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Train the runs of each job in a process of a peer. Returns: A turn."""
-    seconds, peaks, cells, parts = [], [], [], []
+    seconds, peaks, cells = [], [], []
     for runs in jobs:
         job = folder / "job.json"
-        job.write_text(json.dumps({"runs": runs, "settings": settings, "started": time.monotonic()}))
+        job.write_text(json.dumps({"runs": runs, "settings": settings}))
         wall, peak = run_process(["-m", "lora.cost.bench.peer", str(job)], folder, folder / "job.log")
-        answer = json.loads(job.with_suffix(".answer.json").read_text())
-        part = {"start-up": answer["startup_seconds"], "step": sum(run["step_seconds"] for run in answer["runs"])}
-        parts.append(part | {"other": wall - sum(part.values())})
         seconds.append(wall)
         peaks.append(peak)
-        cells += answer["runs"]
-    return {"seconds": sum(seconds), "peak_bytes": max(peaks), "cells": cells, "parts": added(parts)}
+        cells += json.loads(job.with_suffix(".answer.json").read_text())
+    return {"seconds": sum(seconds), "peak_bytes": max(peaks), "cells": cells}
 
 
 def run_ours(tasks: Sequence[str], seeds: Sequence[int], overrides: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Run the command as a user does, with temporary folders for its results.
-
-    Returns: A turn. Its `parts` are of its runs, which several workers train side by side.
-    """
+    """Run the command as a user does, with temporary folders for its results. Returns: A turn."""
     place = Path(tempfile.mkdtemp(prefix="ours-", dir=folder))
     lists = [f"task={','.join(tasks)}", f"seed={','.join(map(str, seeds))}"]
     places = [f"runtime.results={place}/results", f"runtime.outputs={place}/outputs"]
@@ -244,35 +228,31 @@ def run_ours(tasks: Sequence[str], seeds: Sequence[int], overrides: Sequence[str
             "seed": record.config["seed"],
             "metric": record.selected["last"]["value"],
             "trainable": record.params["trainable_method"] + record.params["trainable_head"],
-            "seconds": record.seconds,
-            "step_seconds": record.cost["train_seconds"],
         }
         for record in load_records(place / "results")[0]
     ]
     shutil.rmtree(place)
-    steps, whole = (sum(cell[key] for cell in cells) for key in ("step_seconds", "seconds"))
-    parts = {"step": steps, "other": whole - steps}
-    return {"seconds": seconds, "peak_bytes": peak, "cells": cells, "parts": parts}
+    return {"seconds": seconds, "peak_bytes": peak, "cells": cells}
 
 
-def fastest(padding: str, run: Run, folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
-    """The settings of a peer with the fastest steps on this CPU, and the seconds of each.
+def fastest(padding: str, run: Run, folder: Path) -> dict[str, Any]:
+    """The precision, number of threads and attention with which a peer's steps are fastest on this CPU.
 
-    Each trains the same run twice for a few steps. The first run is a warm-up; the second is timed.
+    Each choice trains the same run twice for a few steps. The first run is a warm-up; the second is timed.
     """
-    seconds, offered = {}, choices()
-    for name, choice in offered.items():
+    seconds, offered = [], choices()
+    for choice in offered:
         short = choice | {"padding": padding, "max_steps": CALIBRATION_STEPS}
-        seconds[name] = run_jobs([[run, run]], short, folder)["cells"][1]["step_seconds"]
-    return offered[min(seconds, key=seconds.__getitem__)] | {"padding": padding, "max_steps": None}, seconds
+        seconds.append(run_jobs([[run, run]], short, folder)["cells"][1]["step_seconds"])
+    return offered[seconds.index(min(seconds))] | {"padding": padding, "max_steps": None}
 
 
-def choices() -> dict[str, dict[str, Any]]:
+def choices() -> list[dict[str, Any]]:
     """The settings that a peer chooses among: this CPU's precisions, numbers of threads, and attentions."""
     threads = sorted({2**power for power in range(cores().bit_length()) if 2**power <= cores()} | {cores()})
-    return {
-        f"{count} threads, {attention}, {precision}": {"precision": precision, "threads": count, "attention": attention}
+    return [
+        {"precision": precision, "threads": count, "attention": attention}
         for precision in ("fp32", *(["bf16"] if cpu_flags() & BF16_FLAGS else []))
         for count in threads
         for attention in ("eager", "sdpa")
-    }
+    ]

@@ -1,15 +1,14 @@
 """`python -m lora.cost.bench.peer JOB.json`: train as a user's script does, with Trainer and PEFT.
 
-The process loads only the metric of this project, so it starts as fast as such a script. The job holds `started`, the
-`time.monotonic()` of the request; `settings` (padding, precision, threads, attention, max_steps); and `runs`, each with
-the settings of a run and `rows`, the folder of its train.json and validation.json. Writes JOB.answer.json.
+The process loads only the metric of this project, so it starts as fast as such a script. The job holds `settings`
+(padding, precision, threads, attention, max_steps) and `runs`, each with the settings of a run and `rows`, the folder
+of its train.json and validation.json. Writes JOB.answer.json, a list of what `train_run` returns.
 """
 
 import functools
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,9 +70,9 @@ def train_run(run: SimpleNamespace, settings: SimpleNamespace) -> dict[str, Any]
     """Train a run, evaluate it after every epoch, and save its adapter. With `max_steps` it stops without evaluation.
 
     Returns: task, seed, metric (the headline metric after the last epoch), trainable (number of values, including the
-        head's), seconds, and step_seconds: the part of them in training steps.
+        head's), and step_seconds, the time of the training steps.
     """
-    started, short = time.perf_counter(), settings.max_steps is not None
+    short = settings.max_steps is not None
     torch.set_num_threads(settings.threads)
     set_seed(run.seed)
     tokenizer, splits = tokenized(run.model, run.rows, tuple(run.columns), run.max_length, settings.padding)
@@ -124,7 +123,6 @@ def train_run(run: SimpleNamespace, settings: SimpleNamespace) -> dict[str, Any]
         "seed": run.seed,
         "metric": evaluations[-1].get(f"eval_{run.metric}") if evaluations else None,
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "seconds": time.perf_counter() - started,
         "step_seconds": trained.metrics["train_runtime"] - sum(entry["eval_runtime"] for entry in evaluations),
     }
 
@@ -132,11 +130,10 @@ def train_run(run: SimpleNamespace, settings: SimpleNamespace) -> dict[str, Any]
 def main() -> None:
     path = Path(sys.argv[1])
     job = json.loads(path.read_text(), object_hook=lambda item: SimpleNamespace(**item))
-    startup = time.monotonic() - job.started
     logging.set_verbosity_error()
     datasets.disable_progress_bars()
     runs = [train_run(run, job.settings) for run in job.runs]
-    path.with_suffix(".answer.json").write_text(json.dumps({"startup_seconds": startup, "runs": runs}))
+    path.with_suffix(".answer.json").write_text(json.dumps(runs))
 
 
 if __name__ == "__main__":

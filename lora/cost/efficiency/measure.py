@@ -40,25 +40,23 @@ def measure(plan: Plan, say: Callable[[str], None], tick: Callable[[], None] = l
         require_peft()
     torch.set_num_threads(plan.threads)
     model = describe_encoder(plan)
-    busy = {"before": machine.sample_busy_cores()}
+    busy = {"before": machine.busy_cores()}
     if not machine.is_idle(busy.values()):
         say(f"warning: other processes keep {busy['before']:.2f} cores busy; measure on an idle machine")
     measured = {name: {"settings": settings_of(plan, name)} for name in plan.methods}
     for name in plan.trained:  # before this process grows
         say(f"peak memory of {name}, in a process of its own")
         process = (partial(make_trainee, plan, name), plan.largest, plan.seed, plan.threads, plan.device)
-        peak = harness.in_fresh_process(harness.peak, *process)
-        measured[name] |= {key: {plan.largest: value} for key, value in (peak or {}).items()}
+        peak = harness.in_fresh_process(harness.peak_mib, *process)
+        measured[name]["peak_mib"] = None if peak is None else {plan.largest: peak}
     keep_freed_memory()  # as in training
 
     say(f"training steps, {plan.rounds} rounds")
-    since = machine.others_seconds()
     samples = time_steps(plan, measured, tick)
-    busy["during steps"] = machine.busy_cores(since)
+    busy["after the steps"] = machine.busy_cores()
     say(f"served batches, {plan.rounds} rounds")  # the trained models are freed before these are built
-    since = machine.others_seconds()
     samples += time_served(plan, tick)
-    busy["during served batches"] = machine.busy_cores(since)
+    busy["at the end"] = machine.busy_cores()
     about = {
         "schema": SCHEMA,
         "model": model,
@@ -140,8 +138,7 @@ def time_served(plan: Plan, tick: Callable[[], None]) -> Samples:
 
 def sampled(plan: Plan, kind: str, actions: dict, batches: dict, tick: Callable[[], None]) -> Samples:
     """Time every method on every shape in every round, after an untimed call. Returns: One sample of each."""
-    how = {"untimed": 1, "calls": plan.calls, "seed": plan.seed, "after_round": tick}
-    seconds = harness.times(actions, batches, plan.rounds, plan.device, **how)
+    seconds = harness.times(actions, batches, plan.rounds, plan.device, seed=plan.seed, after_round=tick)
     return [
         {"kind": kind, "method": name, "shape": shape, "round": number, "ms": round(1000 * values[number], 5)}
         for number in range(plan.rounds)

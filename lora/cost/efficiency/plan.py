@@ -27,7 +27,7 @@ MODELS = {  # encoder -> overrides of a run that trains it: its profile, model a
     "local": ("profile=small", "model=local", "task=sst2"),
 }
 RANDOM = ("roberta_base", "roberta_large")  # full size with random weights, so that nothing is downloaded
-ROUNDS, CALLS = 20, 1  # ours: MiniLM in about five minutes on two cores
+ROUNDS = 20  # ours: MiniLM in about five minutes on two cores
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,6 @@ class Plan:
         precision: A run's `train.precision`. Served weights have this precision; trained weights are float32.
         threads: Number of torch threads.
         rounds: Number of rounds. Each visits every method once, in its own order.
-        calls: Timed calls per visit, after an untimed one; the visit's time is their median.
         seed: Seed of weights, inputs, methods and orders.
         step_shapes: Shapes of training batches, as `<rows>x<tokens>`.
         latency_shapes: Shapes of served batches.
@@ -56,7 +55,6 @@ class Plan:
     device: Literal["cpu", "cuda"]
     threads: int
     rounds: int = ROUNDS
-    calls: int = CALLS
     seed: int = 1
     step_shapes: tuple[str, ...] = shapes.STEP
     latency_shapes: tuple[str, ...] = shapes.LATENCY
@@ -68,7 +66,7 @@ class Plan:
         problems.check(bool(self.methods), "--methods", "not empty", self.methods)
         for name in self.methods:
             problems.check(name in TITLES, "--methods", f"of {', '.join(TITLES)}", name)
-        for key in ("threads", "rounds", "calls"):
+        for key in ("threads", "rounds"):
             problems.check(getattr(self, key) >= 1, f"--{key}", ">= 1", getattr(self, key))
         problems.check(0 <= self.seed < 2**31, "--seed", "in [0, 2^31)", self.seed)
         problems.check(self.kernels == "stock" or self.device == "cpu", "--kernels", "stock on a GPU", self.kernels)

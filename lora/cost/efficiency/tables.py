@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from lora.cost.efficiency.plan import ONLY_TRAINED, TITLES
-from lora.cost.efficiency.summary import BY_SHAPE, COUNTS, FLOOR, methods_of, value_at
+from lora.cost.efficiency.summary import FLOOR, methods_of, value_at
 from lora.cost.machine import slug
 from lora.cost.timing import FEWEST
 from lora.files import ROOT
@@ -161,29 +161,6 @@ def idle_text(idle: Mapping[str, Any]) -> str:
     known = ", ".join(f"{share:.2f} {when}" for when, share in shares.items())
     state = "The machine was idle" if idle["idle"] else "**The machine was not idle**"
     return f"{state}: cores busy with other processes: {known}."
-
-
-def csv(summaries: Sequence[Summary]) -> bytes:
-    """efficiency.csv: one row per encoder, method, quantity and shape; `low` and `high` bound the median of times."""
-    quantities = (*COUNTS, *BY_SHAPE, "step_ms", "latency_ms")
-    rows = [
-        {
-            **{key: summary["about"]["plan"][key] for key in ("model", "kernels", "precision")},
-            "method": name,
-            "quantity": quantity,
-            "shape": shape,
-            "value": value_at(entry, quantity, shape),
-            **dict(zip(("low", "high"), value_at(entry, f"{quantity}_interval", shape) or (None, None), strict=True)),
-            **{key: value_at(entry[key] or {}, quantity, shape) for key in ("to_full", "to_base")},
-        }
-        for summary in summaries
-        for name, entry in ((name, summary[name]) for name in methods_of(summary))
-        for quantity in quantities
-        if entry[quantity] is not None
-        for shape in (entry[quantity] if isinstance(entry[quantity], Mapping) else [""])
-    ]
-    frame = pd.DataFrame(rows, dtype=object)  # keeps integers as integers
-    return frame.to_csv(index=False, lineterminator="\n").encode()
 
 
 def _times(ratio: float | None) -> str:
