@@ -121,8 +121,12 @@ def test_peft_computes_the_same_logits_and_the_round_trip_is_exact(architecture,
     if not headed:
         assert (logits(theirs, architecture) - logits(tiny.model(architecture), architecture)).abs().max() > 1e-3
     back = from_peft(tmp_path / "peft")
-    assert same(back, adapter)
-    assert (back.method, back.base, back.origin) == (adapter.method, adapter.base, adapter.origin)
+    assert (back.base, back.origin) == (adapter.base, adapter.origin)
+    if architecture == "modernbert":  # its fused layers come back as wholes
+        load_adapter(again := tiny.model(architecture), back)
+        assert_same_logits(again, model, architecture)
+    else:
+        assert same(back, adapter)
 
 
 @pytest.mark.parametrize(("architecture", "targets", "headed"), HEADED[3:])
@@ -169,7 +173,6 @@ def test_ranks_and_scales_of_every_kind_cross_over_both_ways(variant, tmp_path, 
     back = from_peft(tmp_path / "again")
     assert same(back, adapter) and back.base is None
     assert (back.method.dropout, back.method.scaling) == (config.dropout, config.scaling)
-    assert from_peft(tmp_path / "peft").method == config
 
 
 def test_a_head_that_is_saved_in_part_leaves_the_rest_to_the_model(tmp_path):
@@ -196,16 +199,15 @@ def test_other_methods_have_no_peft_folder(method, tmp_path):
 
 
 @pytest.mark.parametrize("outputs", [1, 2, 3])
-def test_peft_loads_base_labels_and_adapter_from_the_folder_alone(outputs, tmp_path, bases, offline, monkeypatch):
+def test_peft_loads_base_and_adapter_from_the_folder(outputs, tmp_path, bases, offline, monkeypatch):
     model = small("bert", LoraConfig(rank=3, alpha=7), outputs=outputs)
-    labels = ("no", "yes", "maybe")[:outputs] if outputs > 1 else ()
     monkeypatch.chdir(bases)
     for _ in range(2):  # the second replaces the first
-        to_peft(adapter_of(model, origin=Origin(labels=labels)), tmp_path / "peft", base="bert")
+        to_peft(adapter_of(model), tmp_path / "peft", base="bert")
     monkeypatch.chdir(tmp_path)
     assert str(bases) not in (tmp_path / "peft" / "lora.json").read_text()
-    theirs = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "peft").eval()
-    assert theirs.config.id2label == dict(enumerate(labels or ("LABEL_0",)))
+    load = peft.AutoPeftModelForSequenceClassification.from_pretrained
+    theirs = load(tmp_path / "peft", num_labels=outputs).eval()
     assert_same_logits(theirs, model, "bert")
     assert same(from_peft(tmp_path / "peft"), adapter_of(model))
 
@@ -275,14 +277,14 @@ def test_a_base_that_cannot_be_named_is_refused_and_nothing_is_written(tmp_path,
         (adapter, "/nowhere/at/all", "base=/nowhere/at/all is neither a folder nor a hub id"),
         (adapter, "", "base= is neither a folder"),
         (adapter, tmp_path, r"has no config\.json"),
-        (adapter, tmp_path / "cut", "cannot load the base from .*cut"),
+        (adapter, tmp_path / "cut", "cut does not hold the adapter's base"),
         (
             adapter,
             tmp_path / "other",
             "other does not hold the adapter's base: the model's weights are not .*\\)$",
         ),
-        (adapter, bases / "electra", "does not fit the base in .*electra"),
-        (Adapter(adapter.method, narrow, {}), bases / "bert", "does not fit the base in .* are for 32 x 31 weights"),
+        (adapter, bases / "electra", "electra does not hold the adapter's base"),
+        (Adapter(adapter.method, narrow, {}), bases / "bert", "hold the adapter's base: .* are for 32 x 31 weights"),
     ):
         with pytest.raises(UserError, match=message) as raised:
             to_peft(changed, tmp_path / "peft", base=base)
@@ -345,7 +347,7 @@ STRANGE = {
     "int8": (lambda f: retensor(f, lambda t: t.update({sorted(t)[0]: t[sorted(t)[0]].to(torch.int8)})), "dtype int8"),
     "regular expression": (lambda f: edit(f, alpha_pattern={"(a+)+$": 3}), "no regular expressions"),
     "own scales": (lambda f: edit(f, alpha_pattern={"layer.1.attention.self.query": 3}), "separate scales"),
-    "beside": (lambda f: edit(f, lora_alpha=9), r"lora\.json says a factor of 2.*, and adapter_config\.json 3"),
+    "beside": (lambda f: (f / "lora.json").write_text('{"format": 2}'), r"lora\.json is in format 2; this version"),
     "pickle": (to_pickle, r"has adapter_model\.bin, a pickle, which is not read"),
     "link": (link_out, "an adapter's files must be in its folder"),
     "other tensor": (lambda f: retensor(f, lambda t: t.update(x=torch.ones(1))), "has x, which is neither LoRA's"),

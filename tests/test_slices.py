@@ -1,20 +1,18 @@
 """LoRA on slices of ModernBERT's Wqkv: against thirds by hand, merges by hand, and PEFT on the whole matrix."""
 
-import json
 import math
 
 import peft
 import pytest
 import tiny
 import torch
-from safetensors.torch import load_file, save_file
 from tiny_adapters import assert_same_logits, logits, with_method
 from torch import nn
 from torch.nn import functional as F
 
 from lora.adapters.adapter import Adapter, adapter_of
 from lora.adapters.merge import load_adapter, merge, remove, swap, unmerge
-from lora.adapters.peft import CONFIG, WEIGHTS, from_peft, to_peft
+from lora.adapters.peft import from_peft, to_peft
 from lora.errors import UserError
 from lora.methods import apply
 from lora.methods.configs import LoraConfig
@@ -88,8 +86,6 @@ def test_the_order_of_targets_and_of_a_file_s_tensors_changes_nothing(targets, b
     adapter = adapter_of(usual)
     shuffled = Adapter(adapter.method, dict(sorted(adapter.weights.items(), reverse=True)), adapter.head, adapter.base)
     to_peft(shuffled, tmp_path / "peft", base=base)
-    back = from_peft(tmp_path / "peft")
-    assert checksum(back.weights.items()) == checksum(adapter.weights.items())
     swap(model := tiny.model("modernbert"), shuffled)
     unmerge(model)
     assert [name for name, _ in model.named_parameters()] == [name for name, _ in usual.named_parameters()]
@@ -173,14 +169,12 @@ def test_peft_has_the_slices_as_blocks_with_the_same_logits_and_gradients(config
         assert start == sum(config.rank_of(t) for t in config.targets if t in ROWS)
 
 
-def test_without_our_file_the_slices_come_back_as_the_whole_matrix(base, tmp_path):
+def test_the_slices_come_back_as_the_whole_matrix(base, tmp_path):
     ours = with_method("modernbert", LoraConfig(targets=tuple("qvof"), rank=3, alpha=0.7))
     adapter = adapter_of(ours)
     to_peft(adapter, tmp_path / "peft", base=base)
-    back = from_peft(tmp_path / "peft")
-    assert back.method == adapter.method and checksum(back.weights.items()) == checksum(adapter.weights.items())
-    (tmp_path / "peft" / "lora.json").unlink()
     whole, model = from_peft(tmp_path / "peft"), tiny.model("modernbert")
+    assert whole.base == adapter.base
     assert {name: len(whole.pairs()[name][0]) for name in FUSED} == dict.fromkeys(FUSED, 6)
     assert all(math.isclose(whole.scale(name), 0.7 / 3) for name in whole.pairs())
     load_adapter(model, whole)
@@ -194,25 +188,3 @@ def test_slices_of_several_scales_are_not_for_peft(base, tmp_path):
     with pytest.raises(UserError, match=r"one factor of B A for the whole of .*Wqkv.* \(4 on .*Wqkv\.q, 2 on .*\.v\)"):
         to_peft(adapter, tmp_path / "peft", base=base)
     assert not (tmp_path / "peft").exists()
-
-
-@pytest.mark.parametrize("fault", ["outside", "ranks", "scale"])
-def test_a_folder_whose_factors_are_not_of_the_slices_is_refused(fault, base, tmp_path):
-    folder = tmp_path / "peft"
-    to_peft(adapter_of(with_method("modernbert", QV)), folder, base=base)
-    tensors, extras = load_file(folder / WEIGHTS), json.loads((folder / "lora.json").read_text())
-    if fault == "outside":
-        tensors[f"base_model.model.{FUSED[1]}.lora_B.weight"][40, 0] = 1
-    elif fault == "ranks":
-        extras["method"]["ranks"] = {"v": 2}
-    else:
-        settings = json.loads((folder / CONFIG).read_text())
-        (folder / CONFIG).write_text(json.dumps(settings | {"alpha_pattern": dict.fromkeys(FUSED, 15.0)}))
-    save_file(tensors, folder / WEIGHTS)
-    (folder / "lora.json").write_text(json.dumps(extras))
-    messages = {
-        "outside": r"outside the blocks of .*Wqkv\.q, .*v, as lora\.json says",
-        "ranks": "not joined from slices of ranks",
-    }
-    with pytest.raises(UserError, match=messages.get(fault, r"says a factor of 2\.33333 for .*q, and .* 2\.5")):
-        from_peft(folder)

@@ -11,7 +11,5 @@
 | `base` | the pretrained weights under an adapter, and how a model is checked against them |
 | `base_location` | the folder or hub id that a base is loaded from |
 | `peft`, `loralib` | files of other libraries |
-| `slices` | LoRA on slices of a fused layer, as PEFT has it |
 | `predict` | `python -m lora predict` |
-| `torch_modes` | protection from inference mode, autocast and autograd |
 """

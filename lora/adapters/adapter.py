@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from lora.adapters.base import Base, carried_parameters, describe_base, short
-from lora.adapters.torch_modes import lasting
 from lora.config.run import RunConfig
 from lora.config.sections import ModelConfig
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
 from lora.methods.configs import LoraConfig, MethodConfig
 from lora.models.architectures import named_by
-from lora.models.modules import DTYPES, is_head
+from lora.models.modules import DTYPES, is_head, lasting
 
 LOW_RANK = re.compile(r"(.+)\.lora_([ab])")
 
@@ -64,7 +63,7 @@ class Adapter:
         weights: The tensors that the method trained in the encoder's body, by parameter name.
         head: The head's tensors by parameter name; for a missing one, the model keeps its own.
         base: The pretrained model that the adapter was trained on; None if its file does not say.
-    Raises: UserError: If a tensor or a scale is not finite, a tensor's dtype is not in `DTYPES`, or LoRA's tensors are
+    Raises: UserError: If a tensor is not finite, a tensor's dtype is not in `DTYPES`, or LoRA's tensors are
         not pairs of the ranks that `method` states.
     """
 
@@ -75,9 +74,6 @@ class Adapter:
     origin: Origin = field(default_factory=Origin)
 
     def __post_init__(self):
-        twice = sorted(set(self.weights) & set(self.head))
-        if twice:
-            raise UserError(f"adapter tensor {twice[0]} is both in the body and in the head")
         for name, tensor in (self.weights | self.head).items():
             if not isinstance(tensor, Tensor):
                 raise UserError(f"adapter tensor {name} must be a torch tensor, got a {type(tensor).__name__}")
@@ -98,10 +94,6 @@ class Adapter:
                         f"lora_a and lora_b of {name} are {tuple(a.shape)} and {tuple(b.shape)}; at rank {rank}, which "
                         f"the adapter states, they must be ({rank}, inputs) and (outputs, {rank})"
                     )
-                if not finite_scale(self.method, rank):
-                    raise UserError(
-                        f"alpha {self.method.alpha:g} at rank {rank} gives {name} a factor above the largest float32"
-                    )
 
     def pairs(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Module name -> (A, B). Raises: UserError: If one of a pair is missing, or a tensor belongs to no pair."""
@@ -119,14 +111,6 @@ class Adapter:
     def scale(self, name: str) -> float:
         """The factor of B A in a module."""
         return self.method.scale_at(len(self.weights[f"{name}.lora_a"]))
-
-
-def finite_scale(method: LoraConfig, rank: int) -> bool:
-    """Whether the factor of B A is finite in float32, the lowest precision that it is multiplied in."""
-    try:
-        return method.scale_at(rank) <= torch.finfo(torch.float32).max
-    except OverflowError:  # an integer from a file can be above the largest float
-        return False
 
 
 def ranks_in(method: LoraConfig, names: Sequence[str]) -> dict[str, int]:

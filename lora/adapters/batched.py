@@ -4,8 +4,8 @@ The examples are sorted by adapter. In a projection with LoRA, each example gath
 batched matrix products, whatever the number of adapters. A layer of the head is applied to one slice per adapter.
 
 DeBERTa-v2 projects relative positions with the layers that also project tokens, once for the whole batch, because
-without adapters all examples share the result. With several adapters it differs, so that part of the attention is
-computed for the examples of one adapter at a time.
+without adapters all examples share the result. With several adapters it differs, so this model computes the examples of
+one adapter at a time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,10 +21,9 @@ from lora.adapters.adapter import Adapter
 from lora.adapters.fit import Fitted, fit
 from lora.adapters.head import check_finite, head_modules, output_layer
 from lora.adapters.merge import remove
-from lora.adapters.torch_modes import lasting
 from lora.errors import UserError
 from lora.models.architectures import ARCHITECTURES
-from lora.models.modules import architecture_of, replace
+from lora.models.modules import architecture_of, lasting, replace
 
 
 @dataclass
@@ -61,7 +60,7 @@ class ManyLora(nn.Module):
                 self.b[i, : len(pair[0])] = pair[1].T
 
     def forward(self, x: Float[Tensor, "rows tokens d_in"]) -> Float[Tensor, "rows tokens d_out"]:
-        index = self.routing.index
+        index = self.routing.index[: len(x)]  # DeBERTa's relative positions are one row, for one adapter
         low = torch.bmm(x, self.a[index].transpose(1, 2))
         out = self.replaced(x)
         return out.baddbmm_(low, self.b[index].to(out.dtype))  # autocast casts everything but this operation
@@ -97,31 +96,6 @@ class ManyHeads(nn.Module):
                 out = F.layer_norm(own, weight.shape, weight, bias, self.replaced.eps)
             outputs.append(F.pad(out, (0, self.outputs - out.shape[-1]), value=-torch.inf))
         return torch.cat(outputs)
-
-
-@dataclass
-class BiasByAdapter:
-    """DeBERTa-v2's scores between content and relative positions, computed for one adapter's examples at a time.
-
-    It stands in for the attention's method. A function that closes over the attention would still be that of the
-    original in a copy of the model.
-    """
-
-    attention: nn.Module
-    routing: Routing
-
-    def __call__(self, query: Tensor, key: Tensor, relative: Tensor, embeddings: Tensor, scale_factor: int) -> Tensor:
-        whole, heads = type(self.attention).disentangled_attention_bias, self.attention.num_attention_heads
-        index, spans = self.routing.index, self.routing.spans
-        scores = []
-        try:
-            for span in spans:
-                rows = slice(span[1] * heads, span[2] * heads)
-                self.routing.index, self.routing.spans = index[span[1] : span[1] + 1], (span,)
-                scores.append(whole(self.attention, query[rows], key[rows], relative, embeddings, scale_factor))
-        finally:
-            self.routing.index, self.routing.spans = index, spans
-        return torch.cat(scores)
 
 
 class AdapterSet(nn.Module):
@@ -168,8 +142,7 @@ class AdapterSet(nn.Module):
                 weights = [each.head[f"{name}.weight"] for each in fitted]
                 biases = [each.head.get(f"{name}.bias") for each in fitted]
                 replace(model, name, ManyHeads(part, weights, biases, self.routing))
-        for attention in filter(projects_positions, model.modules()):
-            attention.disentangled_attention_bias = BiasByAdapter(attention, self.routing)
+        self.one_at_a_time = any(getattr(module, "relative_attention", False) for module in model.modules())
 
     @torch.no_grad()
     def forward(self, names: Sequence[str], **inputs: Tensor) -> list[Float[Tensor, " labels"]]:
@@ -195,18 +168,22 @@ class AdapterSet(nn.Module):
         order = sorted(range(rows), key=lambda row: numbers[names[row]])
         used = [numbers[names[row]] for row in order]
         place = torch.tensor(order, device=inputs["input_ids"].device)
-        self.routing.index = torch.tensor(used, device=place.device)
-        self.routing.spans = tuple((n, used.index(n), used.index(n) + used.count(n)) for n in dict.fromkeys(used))
         sorted_rows = {key: tensor[place] if len(tensor) == rows else tensor for key, tensor in inputs.items()}
-        logits = self.model(**sorted_rows).logits
-        return [logits[order.index(row), : self.labels[names[row]]] for row in range(rows)]
+        spans = [(n, used.index(n), used.index(n) + used.count(n)) for n in dict.fromkeys(used)]
+        found = []
+        for together in [[span] for span in spans] if self.one_at_a_time else [spans]:
+            start, stop = together[0][1], together[-1][2]
+            self.routing.index = torch.tensor(used[start:stop], device=place.device)
+            self.routing.spans = tuple((n, first - start, last - start) for n, first, last in together)
+            part = {key: t[start:stop] if len(t) == rows else t for key, t in sorted_rows.items()}
+            found += self.model(**part).logits
+        return [found[order.index(row)][: self.labels[names[row]]] for row in range(rows)]
 
     def release(self) -> nn.Module:
         """Return the pretrained model with the head that it had before any adapter's. The set is then unusable."""
         self.check_in_use()
         model, self.model = self.model, None
         for name, module in list(model.named_modules()):
-            module.__dict__.pop("disentangled_attention_bias", None)
             if isinstance(module, ManyLora | ManyHeads):
                 replace(model, name, module.replaced)
         for module, training in self.modes:
@@ -226,11 +203,3 @@ def scale_into_b(fitted: Fitted) -> None:
             part.lora_b.mul_(part.scale)
             for factor, tensor in (("lora_a", part.lora_a), ("lora_b, scaled,", part.lora_b)):
                 check_finite(f"the adapter's {name}.{factor}", tensor.to(layer.weight.dtype))
-
-
-def projects_positions(module: nn.Module) -> bool:
-    """Whether a module is an attention with LoRA on relative positions, in layers shared with tokens or not."""
-    if not (hasattr(module, "disentangled_attention_bias") and module.relative_attention and module.pos_att_type):
-        return False
-    names = ("query_proj", "key_proj") if module.share_att_key else ("pos_query_proj", "pos_key_proj")
-    return any(isinstance(getattr(module, name, None), ManyLora) for name in names)

@@ -11,7 +11,6 @@ from lora.adapters.adapter import Adapter
 from lora.adapters.base import check_base, kept_layers
 from lora.adapters.folder import read_adapter
 from lora.adapters.head import fitted_head
-from lora.adapters.torch_modes import thaw
 from lora.errors import UserError, listed
 from lora.methods import apply
 from lora.methods.configs import LoraConfig
@@ -47,7 +46,6 @@ def fit(
     """
     adapter = given if isinstance(given, Adapter) else read_adapter(given)
     check_classifier(model)
-    thaw(model)
     is_lora, applied = isinstance(adapter.method, LoraConfig), getattr(model, "applied", None)
     if lora_alone and not is_lora:
         raise UserError(f"method {adapter.method.name} cannot be merged: merging is for LoRA alone")

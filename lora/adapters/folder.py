@@ -9,31 +9,28 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from lora.adapters.adapter import Adapter, Origin, adapter_of
 from lora.adapters.base import Base
-from lora.adapters.torch_modes import lasting
 from lora.checks import SettingsError, build
 from lora.errors import UserError, first_line
 from lora.files import at_home, listing, read_object, write_atomically
 from lora.methods import METHODS
 from lora.methods.configs import MethodConfig
-from lora.records.record import RunRecord, adapter_path
+from lora.models.modules import lasting
+from lora.records.record import ADAPTER, RunRecord, adapter_path
 
-T = TypeVar("T")
 FORMAT = 1
-WEIGHTS, DESCRIPTION = "adapter.safetensors", "adapter.json"
-LARGEST_DESCRIPTION = 10 * 2**20  # bytes; a real one has a few thousand
+WEIGHTS, DESCRIPTION = ADAPTER, "adapter.json"
 
 
 @dataclass(frozen=True)
@@ -103,49 +100,27 @@ def pack(adapter: Adapter) -> dict[str, bytes]:
 
 def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors as safetensors requires them: contiguous, and none sharing memory."""
-    found: dict[str, Tensor] = {}
-    taken: set[int] = set()
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().contiguous()
-        place = tensor.untyped_storage().data_ptr()
-        found[name] = tensor.clone() if place in taken else tensor
-        taken.add(place)
-    return found
+    return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
 
 
-def write_folder(folder: Path, files: Mapping[str, bytes | Path]) -> None:
-    """Write a folder with exactly these files, atomically. An existing one is replaced if it holds no other files.
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder with exactly these files. An existing one is replaced if it holds no other files.
+
+    Files are replaced one by one, each atomically. A description comes last and has the hash of the weights, so a
+    folder between two writes is recognised as broken.
 
     Args:
-        files: Name, which may be below a folder -> content, or the file to link to.
-    Raises: UserError: If it holds anything else, or cannot be written. It is then unchanged.
+        files: Name -> content, in the order of writing.
+    Raises: UserError: If it holds anything else, or cannot be written.
     """
     folder = at_home(folder)
     there = os.listdir(folder) if os.path.isdir(folder) else []
-    strange = sorted(name for name in there if name not in {Path(name).parts[0] for name in files})
+    strange = sorted(name for name in there if name not in files and not name.startswith("."))
     if strange or (os.path.lexists(folder) and not os.path.isdir(folder)):
         found = f"holds {', '.join(strange[:4])}" if strange else "is a file"
         raise UserError(f"{folder} {found}: only a folder without files other than {', '.join(files)} is replaced")
-    made = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        for name, content in files.items():
-            if isinstance(content, bytes):
-                write_atomically(made / "new" / name, content)
-            else:
-                (made / "new" / name).parent.mkdir(parents=True, exist_ok=True)
-                (made / "new" / name).symlink_to(content)
-        if folder.exists():
-            folder.rename(made / "old")
-        (made / "new").rename(folder)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}; nothing was left half-written") from error
-    finally:
-        if made is not None:
-            if (made / "old").exists() and not folder.exists():  # interrupts come here too
-                (made / "old").rename(folder)
-            shutil.rmtree(made)
+    for name, content in files.items():
+        write_atomically(folder / name, content)
 
 
 def read_adapter(folder: str | Path) -> Adapter:
@@ -155,7 +130,7 @@ def read_adapter(folder: str | Path) -> Adapter:
         file name leads out of the folder.
     """
     folder = existing(folder)
-    description = describe(folder, DESCRIPTION, Description)
+    description = describe(folder)
     contents = description.contents
     path = inside(folder, contents.file)
     tensors, content = read_tensors(path)
@@ -195,33 +170,29 @@ def existing(folder: str | Path) -> Path:
     return folder
 
 
-def describe(folder: Path, name: str, kind: type[T]) -> T:
-    """Read one of our JSON files. Raises: UserError: If it is missing, in another format, or has any wrong value."""
-    content = read_json(folder, name)
-    path, method = folder / name, content.get("method")
-    if "format" not in content:
-        raise UserError(f"{path} does not describe an adapter: it has no format")
-    if content["format"] != FORMAT or isinstance(content["format"], bool):
-        raise UserError(f"{path} is in format {content['format']!r}; this version reads format {FORMAT}")
+def describe(folder: Path) -> Description:
+    """Read `adapter.json`. Raises: UserError: If it is missing, in another format, or has any wrong value."""
+    content, path = read_description(folder, DESCRIPTION), folder / DESCRIPTION
+    method = content.get("method")
     title = method.get("name") if isinstance(method, dict) else None
     if not isinstance(title, str) or title not in METHODS:
         raise UserError(f"{path}: method.name must be one of {', '.join(METHODS)}, got {title!r}")
     try:
-        content["method"] = build(METHODS[title].config, method)
-        return build(kind, {key: value for key, value in content.items() if key != "format"})
+        return build(Description, content | {"method": build(METHODS[title].config, method)})
     except SettingsError as error:
         raise UserError(f"{path}: {'; '.join(error.problems)}") from error
 
 
-def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """Read a JSON file of a folder. Raises: UserError: If it is missing, too large, or not a JSON object."""
+def read_description(folder: Path, name: str) -> dict[str, Any]:
+    """Read one of our JSON files, without its format. Raises: UserError: If it is missing or in another format."""
     path = inside(folder, name)
-    try:
-        if path.stat().st_size > LARGEST_DESCRIPTION:
-            raise UserError(f"{path} has {path.stat().st_size} bytes, too many for the description of an adapter")
-    except OSError as error:
-        raise UserError(f"{path} is not readable: {first_line(error)}") from error
-    return read_object(path)
+    content = read_object(path)
+    if "format" not in content:
+        raise UserError(f"{path} does not describe an adapter: it has no format")
+    number = content.pop("format")
+    if number != FORMAT or isinstance(number, bool):
+        raise UserError(f"{path} is in format {number!r}; this version reads format {FORMAT}")
+    return content
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from lora.adapters.adapter import Adapter
-from lora.adapters.torch_modes import lasting
 from lora.errors import UserError, first_line, listed
 from lora.files import at_home
 from lora.methods.configs import LoraConfig
+from lora.models.modules import lasting
 
 FACTORS = {"lora_A": "lora_a", "lora_B": "lora_b"}
 UNREADABLE = (OSError, RuntimeError, UnpicklingError, EOFError, ValueError, LookupError, AttributeError)

@@ -21,12 +21,11 @@ from lora.adapters.adapter import Adapter
 from lora.adapters.base import kept_layers
 from lora.adapters.fit import Fitted, fit
 from lora.adapters.head import check_finite, own_head, put_head
-from lora.adapters.torch_modes import lasting, thaw
 from lora.errors import UserError
 from lora.methods import Applied, apply
 from lora.methods.configs import LoraConfig
 from lora.methods.lowrank import LoraLayer, LoraSlices
-from lora.models.modules import replace, train_only
+from lora.models.modules import lasting, replace, train_only
 
 
 @lasting
@@ -81,7 +80,6 @@ def merge(model: nn.Module) -> None:
     layers = lora_layers(model)
     if not layers and not kept_layers(model):
         raise UserError(f"nothing to merge: {state_of(model)}; merging is for LoRA alone")
-    thaw(model)
     if layers:
         put_layers(model, layers, merged=True)
 
@@ -110,7 +108,6 @@ def remove(model: nn.Module) -> None:
     applied = getattr(model, "applied", None)
     if applied is not None and not isinstance(applied.method, LoraConfig):
         raise UserError(f"only LoRA can be taken off a model, and {state_of(model)}")
-    thaw(model)
     put_layers(model, {}, merged=False)
     put_head(model, own_head(model))
     model.applied, model.kept_head = None, {}

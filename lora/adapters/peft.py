@@ -3,7 +3,7 @@
 Source: peft 0.21, `LoraConfig` and `save_and_load.py`: `adapter_config.json`, `adapter_model.safetensors`, tensor names
 prefixed with `base_model.model.`. A module's scale is lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora;
 `rank_pattern` and `alpha_pattern` override r and lora_alpha for single modules. PEFT has no LoRA on a slice of a fused
-layer; `slices` says what stands for it.
+layer: such slices are written, and read again, as LoRA on the whole layer.
 
 What PEFT has no field for (task, labels, score, the base's hashes) is in `lora.json` in the same folder, which PEFT
 ignores.
@@ -12,7 +12,6 @@ ignores.
 import dataclasses
 import json
 import math
-import os
 import re
 import reprlib
 import sys
@@ -26,27 +25,26 @@ from torch import Tensor
 
 from lora.adapters.adapter import Adapter, Origin
 from lora.adapters.base import Base
-from lora.adapters.base_location import Location, locate_base
+from lora.adapters.base_location import locate_base
 from lora.adapters.folder import (
     FORMAT,
     apart,
-    describe,
     existing,
     inside,
     read_adapter,
-    read_json,
+    read_description,
     read_tensors,
     write_folder,
 )
-from lora.adapters.slices import ROUNDING, joined, separated
-from lora.checks import SettingsError
+from lora.checks import SettingsError, build
 from lora.errors import UserError
-from lora.files import at_home, read_object
+from lora.files import read_object
 from lora.methods.configs import LoraConfig
-from lora.models.architectures import module_of
+from lora.methods.lowrank import in_blocks
+from lora.models.architectures import in_order, module_of, slice_of
 
 CONFIG, WEIGHTS, EXTRAS = "adapter_config.json", "adapter_model.safetensors", "lora.json"
-BASE = "base"
+ROUNDING = 1e-12  # relative; of a scale or an alpha that was computed from one
 PREFIX = "base_model.model."
 FACTORS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b"}
 # Settings that are read below or only say how an adapter was made or found. Any other must be off, because it would
@@ -64,7 +62,6 @@ INITS = (True, False, None, "gaussian", "orthogonal", "eva")
 class Extras:
     """The content of `lora.json`, apart from its format."""
 
-    method: LoraConfig
     base: Base | None
     origin: Origin
 
@@ -72,9 +69,8 @@ class Extras:
 def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | None = None) -> None:
     """Write a LoRA adapter as a folder that PEFT loads, with the same logits.
 
-    `AutoPeftModelForSequenceClassification.from_pretrained` loads it together with its base and the names of its
-    labels: for a base in a folder, `out` holds links to its files, and a config with the labels. A base of the hub
-    needs `num_labels`, unless there are 2. `PeftModel.from_pretrained` loads the adapter onto a base in memory.
+    `AutoPeftModelForSequenceClassification.from_pretrained` loads it together with its base. It needs `num_labels`,
+    unless there are 2. `PeftModel.from_pretrained` loads the adapter onto a base in memory.
 
     Args:
         adapter: Adapter in memory, or its folder.
@@ -97,13 +93,12 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
     ranks = {name: len(a) for name, (a, _, _) in modules.items()}
     alphas = {name: numerator(method, ranks[name], scale) for name, (_, _, scale) in modules.items()}
     alpha = alpha_at(method, method.rank)
-    location = locate_base(adapter, base)
-    labelled = labelled_base(location) if saved and location.labels else {}
+    place, revision = locate_base(adapter, base)
     config = {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if saved else None,
-        "base_model_name_or_path": os.path.abspath(at_home(out) / BASE) if labelled else location.place,
-        "revision": location.revision,
+        "base_model_name_or_path": place,
+        "revision": revision,
         "inference_mode": True,
         "target_modules": list(modules),
         "modules_to_save": saved or None,
@@ -120,31 +115,20 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
     for name, (a, b, _) in modules.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"], tensors[f"{PREFIX}{name}.lora_B.weight"] = a, b
     tensors |= {f"{PREFIX}{name}": tensor for name, tensor in adapter.head.items()}
-    extras = dataclasses.asdict(Extras(method, adapter.base, adapter.origin))
-    files: dict[str, bytes | Path] = {
+    extras = dataclasses.asdict(Extras(adapter.base, adapter.origin))
+    files = {
         CONFIG: json.dumps(config, indent=1).encode(),
         WEIGHTS: save(apart(tensors), metadata={"format": "pt"}),
         EXTRAS: json.dumps({"format": FORMAT, **extras}, indent=1).encode(),
     }
-    write_folder(Path(out), files | labelled)
-
-
-def labelled_base(location: Location) -> dict[str, bytes | Path]:
-    """A folder with a base's files as links, and its config with the adapter's labels, for which PEFT has no field."""
-    place = Path(location.place)
-    names = {str(number): label for number, label in enumerate(location.labels)}
-    config = read_object(place / "config.json")
-    config |= {"id2label": names, "label2id": {label: int(number) for number, label in names.items()}}
-    links = {f"{BASE}/{path.name}": path for path in sorted(place.iterdir()) if path.is_file()}
-    return {**links, f"{BASE}/config.json": json.dumps(config, indent=1).encode()}
+    write_folder(Path(out), files)
 
 
 def from_peft(folder: str | Path) -> Adapter:
     """Read a LoRA folder written by PEFT or by `to_peft`, including a head saved through `modules_to_save`.
 
     Raises: UserError: If it is not LoRA, or uses a feature that `LoraConfig` here lacks (DoRA, trained biases, separate
-        scales for modules, inits that change the base); if a file is missing, broken, or a pickle; or if `lora.json`
-        contradicts PEFT's files.
+        scales for modules, inits that change the base), or a file is missing, broken, or a pickle.
     """
     folder = existing(folder)
     if not (folder / WEIGHTS).exists() and (folder / "adapter_model.bin").exists():
@@ -160,16 +144,43 @@ def from_peft(folder: str | Path) -> Adapter:
         raise UserError(f"{folder / CONFIG}: {'; '.join(error.problems)}") from error
     if not (folder / EXTRAS).exists():
         return adapter
-    extras = describe(folder, EXTRAS, Extras)
-    ours = Adapter(extras.method, separated(weights, extras.method), head, extras.base, extras.origin)
-    for name in ours.pairs():
-        stated, scale = ours.scale(name), adapter.scale(module_of(name) if name not in weights else name)
-        if not math.isclose(stated, scale, rel_tol=ROUNDING):
+    stated = read_description(folder, EXTRAS)
+    try:
+        extras = build(Extras, {key: stated[key] for key in ("base", "origin") if key in stated})
+    except SettingsError as error:
+        raise UserError(f"{folder / EXTRAS}: {'; '.join(error.problems)}") from error
+    return dataclasses.replace(adapter, base=extras.base, origin=extras.origin)
+
+
+def joined(adapter: Adapter) -> dict[str, tuple[Tensor, Tensor, float]]:
+    """Module -> its A, B and scale. Slices of a fused layer become one update of the whole, with their B as blocks.
+
+    The product of the joined factors is exactly that of the slices, and its rank is the sum of theirs. One scale then
+    holds for the whole layer.
+
+    Raises: UserError: If slices of one module have different scales.
+    """
+    modules: dict[str, list[str]] = {}
+    pairs = adapter.pairs()
+    for name in in_order(pairs):
+        modules.setdefault(module_of(name), []).append(name)
+    found = {}
+    for module, names in modules.items():
+        scales = {name: adapter.scale(name) for name in names}
+        scale = scales[names[0]]
+        if not all(math.isclose(own, scale, rel_tol=ROUNDING) for own in scales.values()):
+            listed = ", ".join(f"{own:g} on {name}" for name, own in scales.items())
             raise UserError(
-                f"{folder}: {EXTRAS} says a factor of {stated:g} for {name}, and {CONFIG} {scale:g}: to use the "
-                f"latter, remove {EXTRAS}"
+                f"PEFT has one factor of B A for the whole of {module}, and the adapter's slices of it have several "
+                f"({listed}): train with equal ranks, or with method.alpha_at_rank, which gives every rank one factor"
             )
-    return ours
+        if names == [module]:
+            found[module] = (*pairs[module], scale)
+        else:
+            outputs = len(pairs[names[0]][1]) * slice_of(names[0]).count
+            parts = [(slice_of(name).rows(outputs), *pairs[name]) for name in names]
+            found[module] = (*in_blocks(parts, outputs), scale)
+    return found
 
 
 def head_module(name: str) -> str:
@@ -192,7 +203,8 @@ def numerator(method: LoraConfig, rank: int, scale: float) -> float:
 
 def checked_config(folder: Path) -> dict[str, Any]:
     """Read PEFT's settings. Raises: UserError: If one has the wrong type, or is on but not supported here."""
-    config, path = read_json(folder, CONFIG), folder / CONFIG
+    path = inside(folder, CONFIG)
+    config = read_object(path)
     if config.get("peft_type") != "LORA":
         raise UserError(f"{path}: peft_type must be LORA, got {config.get('peft_type')!r}")
     on = [f"{key}={value!r}" for key, value in config.items() if key not in READ and value not in OFF]
@@ -208,7 +220,6 @@ def checked_config(folder: Path) -> dict[str, Any]:
         return value is None or (isinstance(value, list) and all(isinstance(name, str) and name for name in value))
 
     targets = config.get("target_modules")
-
     rules = {
         "r": isinstance(config.get("r"), int) and not isinstance(config["r"], bool),
         "lora_alpha": numbers(config.get("lora_alpha")),

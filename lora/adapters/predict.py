@@ -1,8 +1,7 @@
 """`python -m lora predict`: batch prediction with trained adapters, and the files of a GLUE submission.
 
 One base is loaded for all adapters. LoRA adapters are merged into it one after another; other methods are put on a
-copy. With several adapters, give as many inputs and outputs, in the same order, or one of each; the input's column
-`adapter` then names each row's adapter.
+copy. With several adapters, give as many inputs and outputs, in the same order.
 
 An output has the input's columns apart from the texts (or `index`, if there are none), then `prediction` and, for
 classes, a column of probabilities per label.
@@ -32,47 +31,31 @@ from lora.adapters.merge import load_adapter, remove, swap
 from lora.data.batching import collate, encode, evaluation_batches, to_device
 from lora.data.definition import check_words
 from lora.data.read import as_dataset, read
-from lora.data.tables import Table, read_table
+from lora.data.tables import read_table
 from lora.data.tasks import TASKS, Task, get_task
 from lora.errors import UserError
 from lora.files import at_home, write_atomically
 from lora.methods.configs import LoraConfig
 from lora.models.load import Encoder, load_encoder, max_positions
 
-NAMES = "adapter"  # the column that names each row's adapter in an input for several
 FORMS = {".csv": {}, ".tsv": {"sep": "\t", "quoting": csv.QUOTE_NONE}}  # of an output, for pandas
 
 
 @dataclass(frozen=True)
 class Served:
-    """An adapter, the name that rows use for it, and its task."""
+    """An adapter, its task, and the name of its folder."""
 
     name: str
     adapter: Adapter
     task: Task
 
 
-@dataclass(frozen=True)
-class Work:
-    """Rows for one adapter, and their places in their file."""
-
-    served: Served
-    rows: datasets.Dataset
-    places: list[int]
+Work = tuple[Served, datasets.Dataset]  # rows for one adapter
 
 
 def serve(given: str) -> Served:
-    """Read an adapter given as `NAME=FOLDER`, or as a folder alone, whose last part is then its name.
-
-    An existing folder is taken as a whole, even if its path contains `=`.
-
-    Raises: UserError: If there is no adapter, its name cannot stand in a column, or its task is unknown.
-    """
-    name, equals, folder = ("", "", given) if os.path.isdir(at_home(given)) else given.rpartition("=")
-    place = existing(folder)
-    name = name if equals else place.resolve().name
-    if not name or set(name) & set("\t\n\r"):
-        raise UserError(f"an adapter's name must not be empty or contain tabs or line ends, got {name!r}")
+    """Read an adapter's folder. Raises: UserError: If there is no adapter, or its task is unknown."""
+    place = existing(given)
     adapter = read_adapter(place)
     origin = adapter.origin
     if origin.task is None:
@@ -87,28 +70,7 @@ def serve(given: str) -> Served:
         task = get_task(origin.task)
     if origin.labels not in (None, task.labels):
         raise UserError(f"{place} has the labels {origin.labels}, and task {task.name} has {task.labels}")
-    return Served(name, adapter, task)
-
-
-def by_adapter(table: Table, served: Sequence[Served]) -> list[Work]:
-    """A table's rows, grouped by adapter. With several adapters, column `adapter` names each row's.
-
-    Raises: UserError: If there are no rows, a column is missing, a text is empty, or a name is unknown.
-    """
-    if not len(table):
-        raise UserError(f"{table.path} has no rows")
-    names = table.column(NAMES) if len(served) > 1 else [served[0].name] * len(table)
-    known = [each.name for each in served]
-    for row, name in enumerate(names):
-        if name not in known:
-            raise UserError(f"{table.row(row)}: no adapter {name!r} is loaded; the adapters are {', '.join(known)}")
-    work = []
-    for each in served:
-        places = [row for row, name in enumerate(names) if name == each.name]
-        if places:
-            columns = {name: table.texts(name, places) for name in each.task.columns} | {"label": [None] * len(places)}
-            work.append(Work(each, as_dataset(each.task, columns, np.arange(len(places))), places))
-    return work
+    return Served(place.resolve().name, adapter, task)
 
 
 def load_base(adapter: Adapter, task: Task, folder: str | None) -> Encoder:
@@ -137,12 +99,12 @@ def predict_all(encoder: Encoder, work: Sequence[Work], batch: int, device: torc
     Raises: UserError: If an adapter does not fit the base or its task, or lacks a trained head.
     """
     base, found = encoder.model.to(device), []
-    with tqdm(total=sum(len(each.rows) for each in work), unit="row", disable=None) as bar:
-        for each in work:
-            adapter, task = each.served.adapter, each.served.task
-            check_tokenizer(each.served, encoder)
+    with tqdm(total=sum(len(dataset) for _, dataset in work), unit="row", disable=None) as bar:
+        for served, dataset in work:
+            adapter, task = served.adapter, served.task
+            check_tokenizer(served, encoder)
             longest = max_positions(base)
-            encoded = encode(each.rows, task, encoder.tokenizer, min(adapter.origin.max_length or longest, longest))
+            encoded = encode(dataset, task, encoder.tokenizer, min(adapter.origin.max_length or longest, longest))
             if isinstance(adapter.method, LoraConfig):
                 swap(model := base, adapter)
             else:
@@ -154,14 +116,14 @@ def predict_all(encoder: Encoder, work: Sequence[Work], batch: int, device: torc
             ]
             if lacking:
                 raise UserError(
-                    f"adapter {each.served.name} has no {', '.join(lacking)}: with a random head its predictions would "
+                    f"adapter {served.name} has no {', '.join(lacking)}: with a random head its predictions would "
                     f"be meaningless"
                 )
             outputs, labels = model.config.num_labels, len(task.labels) or 1
             if outputs != labels:
-                raise UserError(f"adapter {each.served.name} has {outputs} outputs, and {task.name} needs {labels}")
-            bar.set_description(each.served.name)
-            found.append(np.empty((len(each.rows), model.config.num_labels), np.float32))
+                raise UserError(f"adapter {served.name} has {outputs} outputs, and {task.name} needs {labels}")
+            bar.set_description(served.name)
+            found.append(np.empty((len(dataset), model.config.num_labels), np.float32))
             model.eval()
             for rows in evaluation_batches(encoded.lengths, batch):
                 inputs = to_device(collate(encoded, rows, encoder.tokenizer.pad_token_id), device)
@@ -196,24 +158,28 @@ def answers(logits: np.ndarray, task: Task) -> dict[str, list[str]]:
 def to_files(arguments: argparse.Namespace, served: Sequence[Served], device: torch.device) -> dict[Path, bytes]:
     """Output path -> content, one per input. Raises: UserError: If inputs, outputs and adapters do not match."""
     inputs, outputs = [[at_home(path) for path in paths] for paths in (arguments.input, arguments.output)]
-    if len(inputs) not in (1, len(served)) or len(inputs) != len(outputs):
+    if not len(served) == len(inputs) == len(outputs):
         got = f"{len(inputs)} inputs and {len(outputs)} outputs for {len(served)} adapters"
-        raise UserError(f"give one input and one output per adapter, or one of each and a column {NAMES}; got {got}")
+        raise UserError(f"give one input and one output per adapter; got {got}")
     given, written = [path.resolve() for path in inputs], [path.resolve() for path in outputs]
     if twice := [str(path) for path in written if path in given or written.count(path) > 1]:
         raise UserError(f"{twice[0]} would be written twice, or over an input")
     if strange := [str(path) for path in outputs if path.suffix.lower() not in FORMS]:
         raise UserError(f"{strange[0]}: an output is a {' or a '.join(FORMS)} file")
     tables = [read_table(path) for path in inputs]
-    works = [by_adapter(table, served if len(inputs) == 1 else [served[i]]) for i, table in enumerate(tables)]
+    work = []
+    for table, each in zip(tables, served, strict=True):
+        if not len(table):
+            raise UserError(f"{table.path} has no rows")
+        columns = {name: table.texts(name) for name in each.task.columns} | {"label": [None] * len(table)}
+        work.append((each, as_dataset(each.task, columns, np.arange(len(table)))))
     base = load_base(served[0].adapter, served[0].task, arguments.model)
-    logits = iter(predict_all(base, [work for each in works for work in each], arguments.batch, device))
+    found = predict_all(base, work, arguments.batch, device)
     files = {}
-    for output, table, work in zip(outputs, tables, works, strict=True):
-        texts = {name for each in work for name in each.served.task.columns}
-        others = {name: column for name, column in table.columns.items() if name not in texts}
+    for output, table, each, logits in zip(outputs, tables, served, found, strict=True):
+        others = {name: column for name, column in table.columns.items() if name not in each.task.columns}
         kept = pd.DataFrame(others or {"index": list(range(len(table)))}, dtype=object)
-        new = pd.concat([pd.DataFrame(answers(next(logits), each.served.task), index=each.places) for each in work])
+        new = pd.DataFrame(answers(logits, each.task))
         if taken := sorted({*kept} & {*new}):
             raise UserError(f"{table.path} has a column {taken[0]}, which the output adds: rename it")
         try:
@@ -242,13 +208,13 @@ def to_submission(arguments: argparse.Namespace, served: Sequence[Served], devic
     for each in served:
         for split in each.task.test_splits:
             rows = read(each.task, "tsv", arguments.glue_dir, splits=(split,)).splits[split]
-            work.append(Work(each, rows, list(range(len(rows)))))
+            work.append((each, rows))
             suffix = {"test_matched": "-m", "test_mismatched": "-mm"}.get(split, "")
             names.append(f"{each.task.tsv.folder}{suffix}.tsv")
     base = load_base(served[0].adapter, served[0].task, arguments.model)
     files = {}
-    for name, each, found in zip(names, work, predict_all(base, work, arguments.batch, device), strict=True):
-        task = each.served.task
+    for name, (each, _), found in zip(names, work, predict_all(base, work, arguments.batch, device), strict=True):
+        task = each.task
         if task.labels:
             predicted = [(task.tsv.words or task.labels)[index] for index in found.argmax(1)]
         else:
@@ -271,9 +237,6 @@ def run(arguments: argparse.Namespace) -> list[Path]:
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(auto if arguments.device == "auto" else arguments.device)
     served = [serve(adapter) for adapter in arguments.adapter]
-    names = [each.name for each in served]
-    if len(set(names)) < len(names):
-        raise UserError(f"adapters need distinct names (NAME=FOLDER), got {', '.join(names)}")
     files = (to_submission if arguments.glue_submission else to_files)(arguments, served, device)
     for path, content in files.items():
         write_atomically(path, content)
@@ -282,8 +245,7 @@ def run(arguments: argparse.Namespace) -> list[Path]:
 
 def options(parser: argparse.ArgumentParser) -> None:
     several = {"action": "append", "default": [], "metavar": "FILE"}
-    folder = "an adapter's folder, and the name that rows use for it (default: the folder's own)"
-    parser.add_argument("--adapter", action="append", required=True, metavar="[NAME=]DIR", help=folder)
+    parser.add_argument("--adapter", action="append", required=True, metavar="DIR", help="an adapter's folder")
     parser.add_argument("--input", help="a table: .csv, .tsv, .jsonl or .parquet", **several)
     parser.add_argument("--output", help="a .csv or .tsv file", **several)
     parser.add_argument("--glue-submission", metavar="DIR", help="folder for submission files of the adapters' tasks")

@@ -1,8 +1,10 @@
 """Find, replace, freeze and count the modules of an encoder."""
 
+import contextlib
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -11,6 +13,8 @@ from transformers import PreTrainedModel
 from lora.errors import UserError, listed
 from lora.models.architectures import ARCHITECTURES, Architecture, module_of, named_by, numbered, slice_of
 
+P = ParamSpec("P")
+R = TypeVar("R")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -138,3 +142,22 @@ def checksum(tensors: Iterable[tuple[str, torch.Tensor]], algorithm: Callable[[]
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def lasting(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a function without inference mode, autocast and autograd, then restore the caller's modes.
+
+    Tensors created under `torch.inference_mode` can neither train nor be written to outside of it, so none may stay in
+    a model. Under autocast, sums would be taken in another dtype than the weights'.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with contextlib.ExitStack() as modes:
+            modes.enter_context(torch.inference_mode(False))
+            modes.enter_context(torch.no_grad())  # in this order: leaving inference mode turns autograd on
+            for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+                modes.enter_context(torch.autocast(device, enabled=False))
+            return function(*args, **kwargs)
+
+    return run

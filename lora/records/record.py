@@ -51,6 +51,7 @@ class RunRecord:
     schema: int = SCHEMA
 
 
+ADAPTER = "adapter.safetensors"  # the tensor file in an adapter's folder
 FIELDS = frozenset(f.name for f in dataclasses.fields(RunRecord))
 
 
@@ -64,7 +65,7 @@ def predictions_path(results: str | Path, run_id: str) -> Path:
 
 def adapter_path(outputs: str | Path, run_id: str) -> Path:
     """The tensor file of a run's adapter, in a folder with `adapter.json` (`lora.adapters.folder`)."""
-    return Path(outputs) / "adapters" / run_id / "adapter.safetensors"
+    return Path(outputs) / "adapters" / run_id / ADAPTER
 
 
 def checkpoint_path(outputs: str | Path, run_id: str) -> Path:
