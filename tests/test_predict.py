@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 
 from lora.adapters.adapter import Adapter, Origin, adapter_of
 from lora.adapters.base import describe_base
-from lora.adapters.base_location import model_entries
+from lora.adapters.base_location import local_encoder
 from lora.adapters.folder import read_adapter, write_adapter
 from lora.adapters.merge import load_adapter
 from lora.config.compose import compose_run
@@ -166,7 +166,7 @@ def test_other_columns_stay_and_probabilities_are_the_softmax(runs, tmp_path):
     assert predict("--adapter", adapter, "--input", tmp_path / "rows.csv", *end) == 0
     found = pd.read_csv(tmp_path / "out.csv")
     assert list(found) == ["id", "prediction", "p_entailment", "p_not_entailment"] and found["id"].equals(rows["id"])
-    encoder = load_encoder(dataclasses.replace(model_entries()["local"], path=str(folder / "bert")), TASKS["rte"], 1)
+    encoder = load_encoder(local_encoder(folder / "bert"), TASKS["rte"], 1)
     model = encoder.model.eval()
     load_adapter(model, adapter)
     texts = (rows["sentence1"].tolist(), rows["sentence2"].tolist())
@@ -286,7 +286,7 @@ def example(language):
 
 def test_the_pages_example_runs_as_written(tmp_path, monkeypatch, capsys):
     """The folder holds the two runs of the page's first command. The served logits are PEFT's."""
-    config, adapters = model_entries()["minilm"], tmp_path / "outputs" / "mini" / "adapters"
+    config, adapters = compose_run(["profile=mini", "task=reviews"]).model, tmp_path / "outputs" / "mini" / "adapters"
     for seed, task in enumerate(("reviews", "clauses")):
         assert f"-m lora task={task} runtime.save_adapter=true" in example("")[0]
         model = load_encoder(config, TASKS[task], seed).model

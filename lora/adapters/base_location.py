@@ -36,7 +36,7 @@ def locate_base(adapter: Adapter, base: str | Path | None = None) -> tuple[str, 
     Returns: The absolute folder or the hub id that `from_pretrained` takes, and the revision.
     Raises: UserError: If neither says where the base is, or the folder `base` does not hold it.
     """
-    encoder = known_encoder(adapter)
+    encoder = adapter.origin.encoder
     revision = None if adapter.base is None else adapter.base.revision
     if base is not None:
         folder = at_home(base)
@@ -44,8 +44,7 @@ def locate_base(adapter: Adapter, base: str | Path | None = None) -> tuple[str, 
             return checked_folder(adapter, folder), None
         if not HUB_ID.fullmatch(str(base)):
             raise UserError(f"base={base} is neither a folder nor a hub id (owner/name)")
-        asked = encoder is not None and str(base) == encoder.hub_id
-        return str(base), (revision or encoder.revision) if asked else None
+        return str(base), revision if encoder is not None and str(base) == encoder.hub_id else None
     if encoder is not None and encoder.source == "hub":
         return encoder.hub_id, revision or encoder.revision
     if encoder is not None and encoder.source == "embedded":
@@ -59,25 +58,17 @@ def locate_base(adapter: Adapter, base: str | Path | None = None) -> tuple[str, 
     )
 
 
-def known_encoder(adapter: Adapter) -> ModelConfig | None:
-    """The configuration of the base in the adapter's run, or else the entry of conf/model with the base's name."""
-    if adapter.origin.encoder is not None or adapter.base is None:
-        return adapter.origin.encoder
-    return model_entries().get(adapter.base.name)
-
-
-def model_entries() -> dict[str, ModelConfig]:
-    """The encoders of conf/model by name."""
-    paths = (ROOT / "conf" / "model").glob("*.yaml")
-    # attention=auto follows the machine, and does not matter for where files lie
-    return {p.stem: build(ModelConfig, {**yaml.safe_load(p.read_text()), "attention": "eager"}) for p in paths}
+def local_encoder(folder: str | Path) -> ModelConfig:
+    """The configuration of an encoder in a local folder."""
+    stated = yaml.safe_load((ROOT / "conf" / "model" / "local.yaml").read_text())
+    return build(ModelConfig, stated | {"path": str(folder), "attention": "eager"})  # attention=auto needs a machine
 
 
 @lasting
 def checked_folder(adapter: Adapter, folder: Path) -> str:
     """The absolute path of a folder. Raises: UserError: If it does not hold the LoRA adapter's base."""
     place = os.path.abspath(folder)
-    locate(ModelConfig("local", "local", None, place, None, "never", (), "eager", False))
+    locate(local_encoder(place))
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:

@@ -13,12 +13,9 @@ import dataclasses
 import json
 import math
 import re
-import reprlib
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save
 from torch import Tensor
@@ -47,12 +44,12 @@ CONFIG, WEIGHTS, EXTRAS = "adapter_config.json", "adapter_model.safetensors", "l
 ROUNDING = 1e-12  # relative; of a scale or an alpha that was computed from one
 PREFIX = "base_model.model."
 FACTORS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b"}
-# Settings that are read below or only say how an adapter was made or found. Any other must be off, because it would
-# change what the adapter computes, and so would an init outside INITS, which changes the pretrained weights.
-READ = (
-    "peft_type task_type auto_mapping peft_version base_model_name_or_path revision inference_mode r target_modules "
-    "exclude_modules lora_alpha lora_dropout use_rslora modules_to_save init_lora_weights layers_to_transform "
-    "layers_pattern rank_pattern alpha_pattern megatron_core qalora_group_size eva_config ensure_weight_tying"
+# Settings that only say how an adapter was made or found. Any other that is not in `Settings` must be off, because it
+# would change what the adapter computes, and so would an init outside INITS, which changes the pretrained weights.
+IGNORED = (
+    "peft_type task_type auto_mapping peft_version base_model_name_or_path revision inference_mode target_modules "
+    "exclude_modules init_lora_weights layers_to_transform layers_pattern megatron_core qalora_group_size eva_config "
+    "ensure_weight_tying"
 ).split()
 OFF = (None, False, "none", {}, [])
 INITS = (True, False, None, "gaussian", "orthogonal", "eva")
@@ -64,6 +61,19 @@ class Extras:
 
     base: Base | None
     origin: Origin
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of `adapter_config.json` that determine what an adapter computes."""
+
+    r: int
+    lora_alpha: float
+    lora_dropout: float = 0.0
+    use_rslora: bool = False
+    modules_to_save: tuple[str, ...] | None = None
+    rank_pattern: dict[str, int] | None = None
+    alpha_pattern: dict[str, float] | None = None
 
 
 def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | None = None) -> None:
@@ -135,11 +145,11 @@ def from_peft(folder: str | Path) -> Adapter:
         raise UserError(
             f"{folder} has adapter_model.bin, a pickle, which is not read; PEFT saves safetensors by default"
         )
-    config = checked_config(folder)
+    settings = read_settings(folder)
     tensors, _ = read_tensors(inside(folder, WEIGHTS))
-    weights, head = split(tensors, tuple(config.get("modules_to_save") or ()), folder / WEIGHTS)
+    weights, head = split(tensors, settings.modules_to_save or (), folder / WEIGHTS)
     try:
-        adapter = Adapter(method_of(config, weights, folder / CONFIG), weights, head)
+        adapter = Adapter(method_of(settings, weights, folder / CONFIG), weights, head)
     except SettingsError as error:
         raise UserError(f"{folder / CONFIG}: {'; '.join(error.problems)}") from error
     if not (folder / EXTRAS).exists():
@@ -201,43 +211,27 @@ def numerator(method: LoraConfig, rank: int, scale: float) -> float:
     return scale * (math.sqrt(rank) if method.scaling == "rslora" else rank)
 
 
-def checked_config(folder: Path) -> dict[str, Any]:
+def read_settings(folder: Path) -> Settings:
     """Read PEFT's settings. Raises: UserError: If one has the wrong type, or is on but not supported here."""
     path = inside(folder, CONFIG)
     config = read_object(path)
     if config.get("peft_type") != "LORA":
         raise UserError(f"{path}: peft_type must be LORA, got {config.get('peft_type')!r}")
-    on = [f"{key}={value!r}" for key, value in config.items() if key not in READ and value not in OFF]
+    read = {field.name for field in dataclasses.fields(Settings)}
+    on = [f"{key}={value!r}" for key, value in config.items() if key not in {*IGNORED, *read} and value not in OFF]
     if config.get("init_lora_weights", True) not in INITS:
         on.append(f"init_lora_weights={config['init_lora_weights']!r}, which changes the base")
     if on:
         raise UserError(f"{path} uses settings that are not supported: {'; '.join(on)}")
-
-    def numbers(value: Any) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < sys.float_info.max
-
-    def names(value: Any) -> bool:
-        return value is None or (isinstance(value, list) and all(isinstance(name, str) and name for name in value))
-
-    targets = config.get("target_modules")
-    rules = {
-        "r": isinstance(config.get("r"), int) and not isinstance(config["r"], bool),
-        "lora_alpha": numbers(config.get("lora_alpha")),
-        "lora_dropout": numbers(config.get("lora_dropout", 0.0)),
-        "use_rslora": isinstance(config.get("use_rslora", False), bool),
-        "target_modules": isinstance(targets, str) or names(targets),
-        "modules_to_save": names(config.get("modules_to_save")),
-    }
-    for key in ("rank_pattern", "alpha_pattern"):
-        pattern = config.get(key) or {}
-        rules[key] = isinstance(pattern, dict) and all(map(numbers, pattern.values()))
-        strange = [name for name in pattern if not re.fullmatch(r"[\w.]+", name)] if rules[key] else []
-        if strange:  # matching a stranger's regular expression may take forever
-            raise UserError(f"{path}: {key} has {strange[0]!r}; only module names are read, no regular expressions")
-    wrong = [f"{key}={reprlib.repr(config.get(key))}" for key, holds in rules.items() if not holds]
-    if wrong:
-        raise UserError(f"{path}: wrong type or value: {'; '.join(wrong)}")
-    return config
+    try:
+        settings = build(Settings, {key: value for key, value in config.items() if key in read})
+    except SettingsError as error:
+        raise UserError(f"{path}: {'; '.join(error.problems)}") from error
+    patterns = [*(settings.rank_pattern or ()), *(settings.alpha_pattern or ())]
+    if strange := [name for name in patterns if not re.fullmatch(r"[\w.]+", name)]:
+        # matching a stranger's regular expression may take forever
+        raise UserError(f"{path}: pattern {strange[0]!r}: only module names are read, no regular expressions")
+    return settings
 
 
 def split(
@@ -261,32 +255,25 @@ def split(
     return weights, head
 
 
-def method_of(config: dict[str, Any], weights: dict[str, Tensor], path: Path) -> LoraConfig:
+def method_of(settings: Settings, weights: dict[str, Tensor], path: Path) -> LoraConfig:
     """A `LoraConfig` with every module's full name. Raises: UserError: If it cannot express the ranks or scales."""
     ranks = {
         name.removesuffix(".lora_a"): len(t) for name, t in weights.items() if name.endswith(".lora_a") and t.dim()
     }
     if not ranks:
         raise UserError(f"{path.parent / WEIGHTS} has no LoRA tensors")
-    targets = config.get("target_modules")
-    # a regular expression is not tried, because that may take forever; PEFT has saved the modules that it matched
-    others = [n for n in ranks if isinstance(targets, list) and not any(f".{n}".endswith(f".{t}") for t in targets)]
-    if others:
-        raise UserError(
-            f"{path.parent / WEIGHTS} has LoRA on {others[0]}, which target_modules of {path} does not name"
-        )
-    stated = {name: by_pattern(config.get("rank_pattern"), name, config["r"]) for name in ranks}
+    stated = {name: by_pattern(settings.rank_pattern, name, settings.r) for name in ranks}
     for name, rank in ranks.items():
         if rank != stated[name]:
             raise UserError(f"{path} says rank {stated[name]} for {name}, and its lora_A has rank {rank}")
-    alphas = {name: float(by_pattern(config.get("alpha_pattern"), name, config["lora_alpha"])) for name in ranks}
+    alphas = {name: by_pattern(settings.alpha_pattern, name, settings.lora_alpha) for name in ranks}
     rank = Counter(ranks.values()).most_common(1)[0][0]
     shared = {
         "targets": tuple(ranks),
         "rank": rank,
         "ranks": {name: own for name, own in ranks.items() if own != rank},
-        "dropout": float(config.get("lora_dropout", 0.0)),
-        "scaling": "rslora" if config.get("use_rslora") else "lora",
+        "dropout": settings.lora_dropout,
+        "scaling": "rslora" if settings.use_rslora else "lora",
     }
     usual = next(alphas[name] for name in ranks if ranks[name] == rank)
     for at in (None, rank):  # one alpha for all, or one ratio of alpha to rank

@@ -10,7 +10,6 @@ classes, a column of probabilities per label.
 import argparse
 import copy
 import csv
-import dataclasses
 import os
 import re
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from lora.adapters.adapter import Adapter
-from lora.adapters.base_location import model_entries
+from lora.adapters.base_location import local_encoder
 from lora.adapters.folder import existing, read_adapter
 from lora.adapters.head import head_parameters
 from lora.adapters.merge import load_adapter, remove, swap
@@ -85,7 +84,7 @@ def load_base(adapter: Adapter, task: Task, folder: str | None) -> Encoder:
             name = "" if adapter.base is None or adapter.base.name is None else f" ({adapter.base.name})"
             raise UserError(f"the adapter does not say where its base{name} is: name its folder with --model")
     if folder:
-        encoder = dataclasses.replace(model_entries()["local"], path=folder)
+        encoder = local_encoder(folder)
     try:
         return load_encoder(encoder, task, seed=0)
     except re.error as error:
