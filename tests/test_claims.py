@@ -26,7 +26,7 @@ from lora.report.claims.shown import commit_text, to_json, value_text, verdict_t
 from lora.report.claims.statements import KINDS, Bound, read_claims
 from lora.report.claims.verdicts import difference, stated_later, verdict
 from lora.report.gather import gather
-from lora.report.readme import verdict_row
+from lora.report.readme import ours, words
 from lora.report.runs import Planned
 from lora.report.stats import MOST_SEEDS, mean_interval, mean_p
 
@@ -310,6 +310,20 @@ def finding(mean: float, low: float = math.nan, high: float = math.nan, **change
     return Finding(n=5, mean=mean, low=low, high=high, **known | changes)
 
 
+def test_the_readme_shows_few_comparisons_and_the_nearest_of_many():
+    (claim,) = [each for each in read_claims() if each.id == "houlsby_below_both"]
+    undecided = finding(-0.5, -2.0, 1.0, holds=None, label="A - C", reason="the bound lies inside the interval")
+    both = (finding(3.0, 2.0, 4.0), undecided)
+    shown = dataclasses.replace(
+        verdict(claim, "minilm", both), on_last=verdict(claim, "minilm", [finding(3.0, 2.0, 4.0)])
+    )
+    assert words([shown]) == "**cannot tell (last epoch: supported)**"
+    assert ours([shown]) == "+3.0 (+2.0 to +4.0), -0.5 (-2.0 to +1.0)"
+    more = dataclasses.replace(shown, findings=(*both, finding(9.0, 8.0, 10.0, label="A - D")))
+    assert ours([more]) == "-0.5 (-2.0 to +1.0), nearest of 3"
+    assert list(verdict_table([shown])["Undecided because"]) == ["-", both[1].reason]
+
+
 def test_claims_are_judged_on_the_last_epoch_too(on_synthetic):
     """The last epoch of the synthetic records is 0 to 0.8 points below the best."""
     found = on_synthetic(0.005)["lora_as_good_as_full"]
@@ -459,7 +473,6 @@ def test_a_verdict_says_how_many_of_its_pairs_are_across_devices():
     verdicts = judge(read_claims(), planned, frame, Path("none"), {})
     (found,) = [each for each in verdicts if each.claim.id == "lora_as_good_as_full"]
     assert verdict_table([found])["n"].tolist() == ["5 (1 across devices)"]
-    assert ", n = 5 (1 across devices)" in verdict_row(found)
     assert [one["across_devices"] for one in json.loads(to_json([found]))[0]["findings"]] == [1]
 
 

@@ -1,49 +1,96 @@
-"""The README's generated blocks: the main table, the verdicts and a figure of a profile."""
+"""Generated blocks of the README and of experiments/VERDICTS.md: findings, verdicts, the main table of a profile."""
 
 from collections.abc import Sequence
 from itertools import groupby
 
+import yaml
+
+from lora.files import ROOT
 from lora.report.claims.findings import SHAPE, Finding
-from lora.report.claims.shown import about_text, commit_text, short, value_text, word_text
+from lora.report.claims.shown import interval_text, value_text, verdict_table, word_text
+from lora.report.claims.statements import Claim
 from lora.report.claims.verdicts import Verdict
-from lora.report.stats import LEVEL, pairs_text
+from lora.report.stats import LEVEL
 from lora.table import Table, markdown
+
+FINDINGS = ROOT / "experiments" / "findings.yaml"
+FEW = 2  # comparisons that fit in one cell
 
 
 def block(name: str, main: Table, verdicts: Sequence[Verdict], figures: Sequence[str], progress: str = "") -> str:
-    """The main table, for real GLUE the verdicts and the figure too, and the path of the full report.
+    """The main table, for real GLUE a figure too, and the path of the full report.
 
     Args:
         progress: How many of the expected runs are trained; empty if all are.
     """
     lines = [line for text in (main.banner, main.above, progress) if text for line in (text, "")]
     lines += [markdown(main.cells, main.words), *main.notes, ""]
-    ours = ""
-    if not any(each.not_glue for each in verdicts):
-        lines += [f"| Verdict | The paper's sentence | Here, with {LEVEL:.0%} intervals |", "| --- | --- | --- |"]
-        lines += [verdict_row(each) for each in verdicts if not each.claim.ours] + [""]
-        ours = ", and the verdicts on sentences of this project's own"
-        figure = main.name.replace("table2", "parameters")  # with the same kind of train rows
-        if figure in figures:
-            lines += [f"![Trainable parameters against the average score](results/{name}/figures/{figure}.png)", ""]
-    lines.append(f"All tables, figures and runs{ours}: `results/{name}/report.html`, one page that opens offline.")
+    figure = main.name.replace("table2", "parameters")  # with the same kind of train rows
+    if figure in figures and not any(each.not_glue for each in verdicts):
+        lines += [f"![Trainable parameters against the average score](results/{name}/figures/{figure}.png)", ""]
+    lines.append(f"All tables, figures and runs: `results/{name}/report.html`, one page that opens offline.")
     return "\n".join(lines)
 
 
-def verdict_row(each: Verdict) -> str:
-    """A verdict, its sentence, and its comparisons: of several batch shapes, the one that is nearest to its bound."""
-    lines = []
-    for _, same in groupby(each.findings, key=lambda found: found.label.partition(SHAPE)[0]):
-        found = sorted(same, key=lambda one: one.bound.room(one.low, one.high))
-        lines.append(
-            finding_line(found[0]) + f" (nearest to the bound of {len(found)} batch shapes)" * (len(found) > 1)
-        )
-    shown = "<br>".join(lines) or each.reason
-    return f"| **{word_text(each)}** ({commit_text(each)}) | {each.claim.headline}{about_text(each)} | {shown} |"
+def findings_block(verdicts: Sequence[Verdict]) -> str:
+    """At most ten of the paper's claims: the paper's figure, ours, and the verdict."""
+    lines = [f"| The paper says | Paper | Ours ({LEVEL:.0%} interval) | Verdict |", "| --- | ---: | ---: | --- |"]
+    for line in yaml.safe_load(FINDINGS.read_text()):
+        judged = [each for each in verdicts if each.claim.id == line["claim"]]
+        paper = paper_figure(judged[0].claim, line["paper"])
+        lines.append(f"| {line['says']} | {paper} | {ours(judged)} | {words(judged)} |")
+    return "\n".join(lines)
 
 
-def finding_line(found: Finding) -> str:
-    """`LoRA - full, RTE: +0.50 (-0.20 to +1.20), n = 5; the bound lies inside the interval`."""
-    n = "" if found.n is None else f", n = {pairs_text(found.n, found.across_devices)}"
-    value = "" if found.n == 0 else f"{value_text(found, found.mean)}{short(found)}{n}"
-    return f"{found.label}: {'; '.join(filter(None, (value, found.reason)))}"
+def paper_figure(claim: Claim, places: Sequence[int | str | Sequence[int]]) -> str:
+    """The paper's figure, from the claim's published cells.
+
+    Args:
+        places: A pair is the difference of two cells, a single place a value as printed, and a text stands for itself.
+    """
+    if isinstance(places[0], str):
+        return places[0]
+    if isinstance(places[0], int):
+        texts, first = [claim.paper[place]["value"] for place in places], places[0]
+    else:
+        values = [float(claim.paper[one]["value"]) - float(claim.paper[other]["value"]) for one, other in places]
+        few = len(values) <= FEW
+        texts, first = [f"{value:+.1f}" for value in (values if few else (min(values), max(values)))], places[0][0]
+        texts = texts if few else [" to ".join(texts)]
+    return f"{', '.join(texts)} ({claim.paper[first]['model']})"
+
+
+def ours(judged: Sequence[Verdict]) -> str:
+    """The comparisons that are nearest to their bounds: all if there are few of them, else the nearest."""
+    found = [one for each in judged for one in each.findings]
+    if all(one.unit == "failures" for one in found):
+        return f"{sum(one.mean for one in found):.0f} failures in {sum(one.n for one in found):,} trials"
+    nearest = [min(same, key=room) for _, same in groupby(found, key=lambda one: one.label.partition(SHAPE)[0])]
+    if len(nearest) <= FEW:
+        return ", ".join(map(figure_text, nearest))
+    return f"{figure_text(min(nearest, key=room))}, nearest of {len(nearest)}"
+
+
+def room(found: Finding) -> float:
+    return found.bound.room(found.low, found.high)
+
+
+def figure_text(found: Finding) -> str:
+    """`-1.4 (-3.0 to +0.3)`, or the value alone if it has no error."""
+    digits = 1 if found.unit == "points" else 2
+    interval = interval_text(found, digits)
+    return value_text(found, found.mean, digits) + ("" if interval == "-" else f" ({interval})")
+
+
+def words(judged: Sequence[Verdict]) -> str:
+    """The verdict, or on how many devices a claim is supported if they differ."""
+    texts = [word_text(each) for each in judged]
+    if len(set(texts)) == 1:
+        return f"**{texts[0]}**"
+    return f"**supported** on {texts.count('supported')} of {len(texts)} devices"
+
+
+def verdicts_block(verdicts: Sequence[Verdict]) -> str:
+    """Every verdict with its comparisons and bounds, and the reason for the bounds of each claim."""
+    reasons = dict.fromkeys(f"- *{each.claim.sentence}* {each.claim.margin}" for each in verdicts)
+    return "\n".join([markdown(verdict_table(verdicts), 3), "The bounds:", "", *reasons])

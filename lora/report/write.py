@@ -16,9 +16,11 @@ from lora.report.gap import RECORDS, gap_table
 from lora.report.gather import gather
 from lora.report.learning_rate import LEARNING_RATE, learning_rate_table
 from lora.report.page import page
+from lora.report.readme import findings_block, verdicts_block
 from lora.sweep.request import select_runs
 from lora.table import Table, in_page
 
+FOUND = "reference/long"  # whose verdicts are the README's findings
 # folder of experiments/ -> the tables on its page
 PAGES = {experiment: (file,) for experiment, file in FILES.items()} | {
     "base_size": (LEARNING_RATE, "table2", "pairs"),
@@ -40,6 +42,7 @@ def pages(report: Report) -> dict[Path, str]:
     The table of gaps compares several profiles' records, and any of their reports writes it.
     """
     gathered, blocks = report.gathered, {ROOT / "README.md": report.readme}
+    blocks[ROOT / "experiments" / "VERDICTS.md"] = verdicts_block(report.verdicts)
     for folder, names in PAGES.items():
         tables = [table for table in report.tables if table.name.removesuffix("_part") in names]
         texts = [f"**{table.title}**\n\n" * (len(tables) > 1) + untitled(table) for table in tables]
@@ -50,6 +53,9 @@ def pages(report: Report) -> dict[Path, str]:
     written = {
         path: in_page(path.read_text(), mark, f"\n{text.rstrip()}\n") for path, text in blocks.items() if path.exists()
     }
+    if report.name == FOUND:
+        readme = ROOT / "README.md"
+        written[readme] = in_page(written[readme], "findings", f"\n{findings_block(report.verdicts)}\n")
     gaps = ROOT / "experiments" / "README.md"
     if report.name in RECORDS and gaps.exists():
         results = gathered.reference.parent

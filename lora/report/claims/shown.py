@@ -90,12 +90,12 @@ def side(value: float, of: float) -> int:
     return (value > of) - (value < of)
 
 
-def interval_text(found: Finding) -> str:
-    """The interval, with enough digits to distinguish its ends; `-` without one."""
+def interval_text(found: Finding, fewest: int = 2) -> str:
+    """The interval, with enough digits to distinguish its ends; `-` without one. `fewest`: as in `value_text`."""
     if math.isnan(found.low) or found.low == found.high:
         return "-"
     low = high = ""
-    for digits in range(2, MOST_DIGITS + 1):
+    for digits in range(fewest, MOST_DIGITS + 1):
         low, high = value_text(found, found.low, digits), value_text(found, found.high, digits)
         if low != high:
             break
