@@ -1,7 +1,8 @@
 """Generated blocks of the README and of experiments/VERDICTS.md: findings, verdicts, the main table of a profile."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
 import yaml
 
@@ -37,26 +38,22 @@ def findings_block(verdicts: Sequence[Verdict]) -> str:
     lines = [f"| The paper says | Paper | Ours ({LEVEL:.0%} interval) | Verdict |", "| --- | ---: | ---: | --- |"]
     for line in yaml.safe_load(FINDINGS.read_text()):
         judged = [each for each in verdicts if each.claim.id == line["claim"]]
-        paper = paper_figure(judged[0].claim, line["paper"])
+        paper = paper_figure(judged[0].claim, line)
         lines.append(f"| {line['says']} | {paper} | {ours(judged)} | {words(judged)} |")
     return "\n".join(lines)
 
 
-def paper_figure(claim: Claim, places: Sequence[int | str | Sequence[int]]) -> str:
-    """The paper's figure, from the claim's published cells.
-
-    Args:
-        places: A pair is the difference of two cells, a single place a value as printed, and a text stands for itself.
-    """
-    if isinstance(places[0], str):
-        return places[0]
-    if isinstance(places[0], int):
-        texts, first = [claim.paper[place]["value"] for place in places], places[0]
+def paper_figure(claim: Claim, line: Mapping[str, Any]) -> str:
+    """The paper's figure, from the claim's published cells: at most `FEW` differences, else their range."""
+    if "word" in line:
+        return line["word"]
+    if "printed" in line:
+        texts, first = [claim.paper[place]["value"] for place in line["printed"]], line["printed"][0]
     else:
-        values = [float(claim.paper[one]["value"]) - float(claim.paper[other]["value"]) for one, other in places]
+        values = [float(claim.paper[one]["value"]) - float(claim.paper[other]["value"]) for one, other in line["gaps"]]
         few = len(values) <= FEW
-        texts, first = [f"{value:+.1f}" for value in (values if few else (min(values), max(values)))], places[0][0]
-        texts = texts if few else [" to ".join(texts)]
+        texts = [f"{value:+.1f}" for value in (values if few else (min(values), max(values)))]
+        texts, first = texts if few else [" to ".join(texts)], line["gaps"][0][0]
     return f"{', '.join(texts)} ({claim.paper[first]['model']})"
 
 
