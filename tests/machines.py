@@ -1,10 +1,10 @@
-"""Simulated machines: the flags that a CPU lists, and the measurement of its precisions."""
+"""Simulated machines: their GPUs, the flags that a CPU lists, and the precision that was measured to be faster."""
 
 import os
 from dataclasses import dataclass
 
-from lora.config import kernel_choice
-from lora.config.precision_choice import Measurement
+from lora.config import kernel_choice, precision_choice
+from lora.sweep import devices
 from lora.sweep.pool import VISIBLE
 from lora.sweep.worker import Job
 
@@ -21,15 +21,20 @@ class SpyJob(Job):
             file.write(f"{os.environ[VISIBLE]}\n")
 
 
-GAINS = {"bf16": 2.0, "fp32": 0.7}  # bf16's speed-up over fp32, by the faster precision
+@dataclass(frozen=True)
+class GPU:
+    """What torch says about a GPU. Compute capability 8 is the first with bfloat16 products."""
+
+    total_memory: float = 2**40
+    major: int = 8
 
 
-def measured(precision: str) -> Measurement:
-    """A measurement that chooses `precision`."""
-    return Measurement(fp32_ms=10.0, bf16_ms=10 / GAINS[precision], gain=GAINS[precision])
+def with_gpus(monkeypatch, *gpus: GPU) -> None:
+    for module in (kernel_choice, devices):
+        monkeypatch.setattr(module, "gpus", lambda: gpus)
 
 
 def inject(monkeypatch, precision: str) -> None:
     """Simulate a CPU that lists bf16 and on which `precision` was measured to be faster, for every encoder."""
     monkeypatch.setattr(kernel_choice, "cpu_flags", lambda: {"avx512_bf16"})
-    monkeypatch.setattr(kernel_choice, "measure", lambda width, ffn: measured(precision))
+    monkeypatch.setattr(precision_choice, "faster_precision", lambda width, ffn: precision)

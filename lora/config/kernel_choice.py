@@ -1,19 +1,16 @@
-"""Resolve each `auto` (kernels, attention, precision) before a run is named, without loading torch."""
+"""Resolve each `auto` (kernels, attention, precision) before a run is named."""
 
 import collections
 import contextlib
 import ctypes
 import functools
-import importlib.util
 import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lora.checks import SettingsError, build
 from lora.config.encoder_files import locate
-from lora.config.precision_choice import measure
 from lora.config.run import RunConfig
 from lora.config.sections import ModelConfig
 from lora.errors import UserError
@@ -21,7 +18,6 @@ from lora.records.machine import BF16_FLAGS, cpu_flags
 
 ARCHITECTURES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet")
 BF16_CAPABILITY = 8  # lowest major compute capability of a GPU that multiplies in bfloat16 (Ampere)
-MAJOR_CAPABILITY = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR in the driver's cuda.h
 MAX_TOKENS = 1024  # as in `lora.training.fused.kernels`, which planning does not load
 MINILM = (384, 1536)  # sizes assumed if an encoder's files are absent: its run is refused with a separate message
 USUAL = ("fused", "eager", "fp32")  # for an invalid configuration, whose mistakes are reported later
@@ -53,7 +49,7 @@ def resolve_auto(model: dict[str, Any], train: dict[str, Any], runtime: Mapping[
         else:
             kernels = stated[0] or ("stock" if gpu or encoder.source == "hub" or not_covered(encoder) else "fused")
             gpu &= kernels != "fused"
-            precision = stated[2] or best_precision(encoder, gpu, gpu_jobs)
+            precision = stated[2] or best_precision(encoder, gpu)
             chosen = (kernels, "sdpa" if gpu else "eager", precision)
     values = [given or found for given, found in zip(stated, chosen, strict=True)]
     train["kernels"], model["attention"], train["precision"] = values
@@ -85,16 +81,15 @@ def _recorded(runs: Path, *changed: int) -> dict[str, list[tuple[str, str, str]]
     return {name: [choice for choice, _ in found.most_common()] for name, found in counts.items()}
 
 
-def best_precision(encoder: ModelConfig, gpu: bool, gpu_jobs: bool) -> str:
-    """bf16 on a GPU that has it, and on a CPU where it was measured to be faster (`precision_choice`).
-
-    A GPU that only the jobs see is asked nothing, and takes fp32.
-    """
+def best_precision(encoder: ModelConfig, gpu: bool) -> str:
+    """bf16 on a GPU of this machine that has it, and on a CPU where it was measured to be faster."""
     if gpu:
-        return "bf16" if not (gpu_jobs and not has_gpu()) and gpu_has_bf16() else "fp32"
+        return "bf16" if gpus_have_bf16() else "fp32"
     if not cpu_flags() & BF16_FLAGS or encoder.source == "hub":  # a hub encoder's width is unknown before its download
         return "fp32"
-    return measure(*encoder_sizes(encoder)).precision
+    from lora.config.precision_choice import faster_precision
+
+    return faster_precision(*encoder_sizes(encoder))
 
 
 def takes_gpu(kernels: str, device: str) -> bool:
@@ -146,60 +141,22 @@ def not_covered(model: ModelConfig | Mapping[str, Any]) -> str | None:
     return "; ".join(reason for reason, holds in reasons.items() if holds) or None
 
 
-# The GPUs of this machine, by CUDA's driver
-
-
 @functools.cache
+def gpus() -> tuple[Any, ...]:
+    """Torch's properties of each GPU that this process sees. Torch is loaded only where CUDA's driver is installed."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return ()
+    from torch import cuda
+
+    return tuple(map(cuda.get_device_properties, range(cuda.device_count())))
+
+
 def has_gpu() -> bool:
-    """Whether torch finds a CUDA device: it is built for CUDA, and the driver shows a device to this process."""
-    return built_for_cuda() and visible_gpus() > 0
+    return bool(gpus())
 
 
-def built_for_cuda() -> bool:
-    """Whether the installed torch is built for CUDA, according to its version.py. True if unknown."""
-    package = importlib.util.find_spec("torch")
-    version = Path(package.origin).with_name("version.py") if package and package.origin else None
-    try:
-        return re.search(r"^cuda\b[^=\n]*= *None", version.read_text(), re.MULTILINE) is None
-    except (AttributeError, OSError):
-        return True
-
-
-def visible_gpus() -> int:
-    """Number of devices that CUDA's driver shows to this process (CUDA_VISIBLE_DEVICES applies); 0 without a driver."""
-    return ask_driver(lambda driver, answer: driver.cuDeviceGetCount(answer), ctypes.c_int) or 0
-
-
-def gpu_has_bf16() -> bool:
-    """Whether the first GPU multiplies in bfloat16 natively; False if unknown."""
-
-    def ask(driver: ctypes.CDLL, answer: Any) -> int:
-        return driver.cuDeviceGetAttribute(answer, MAJOR_CAPABILITY, 0)  # 0: the first device that the driver shows
-
-    return (ask_driver(ask, ctypes.c_int) or 0) >= BF16_CAPABILITY
-
-
-def gpu_memory() -> int | None:
-    """Total memory of the smallest GPU in bytes, used or not; None without a GPU."""
-
-    def total(place: int) -> int | None:
-        return ask_driver(lambda driver, answer: driver.cuDeviceTotalMem_v2(answer, place), ctypes.c_size_t)
-
-    return min(filter(None, map(total, range(visible_gpus()))), default=None)
-
-
-def ask_driver(ask: Callable[[ctypes.CDLL, Any], int], kind: type) -> int | None:
-    """Query CUDA's driver, which is loaded without torch.
-
-    Args:
-        ask: Calls the driver with the address of the answer, and returns its error code.
-        kind: C type of the answer.
-    Returns: The answer; None without a driver, or if the call fails.
-    """
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-        answer = kind()
-        succeeded = driver.cuInit(0) == 0 and ask(driver, ctypes.byref(answer)) == 0
-    except (OSError, AttributeError):
-        return None
-    return answer.value if succeeded else None
+def gpus_have_bf16() -> bool:
+    """Whether this machine has GPUs, and all multiply in bfloat16."""
+    return bool(gpus()) and all(gpu.major >= BF16_CAPABILITY for gpu in gpus())

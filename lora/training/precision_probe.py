@@ -1,10 +1,5 @@
-"""`python -m lora.training.precision_probe WIDTH FFN`: time an encoder's matrix products in fp32 and bf16.
+"""`python -m lora.training.precision_probe WIDTH FFN`: print bf16's speed-up over fp32 in an encoder's products."""
 
-It prints a `lora.config.precision_choice.Measurement` as JSON.
-"""
-
-import dataclasses
-import json
 import statistics
 import sys
 import time
@@ -12,7 +7,6 @@ from collections.abc import Callable
 
 import torch
 
-from lora.config.precision_choice import Measurement
 from lora.training.device import has_bf16
 from lora.training.fused.encoder import DTYPES
 from lora.training.fused.linear import Frozen
@@ -51,21 +45,16 @@ def cpu_seconds(action: Callable[[], None]) -> float:
 
 
 @torch.inference_mode()
-def measure(width: int, ffn: int, clock: Callable[[Callable[[], None]], float] = cpu_seconds) -> Measurement:
-    """Time both precisions in interleaved repetitions."""
+def measure_gain(width: int, ffn: int, clock: Callable[[Callable[[], None]], float] = cpu_seconds) -> float:
+    """Median over interleaved repetitions of the ratio of fp32 time to bf16 time; 1 if torch has no bf16 here."""
+    if not has_bf16(gpu=False):
+        return 1.0
     torch.set_num_threads(1)
-    usable = [name for name in DTYPES if name == "fp32" or has_bf16(gpu=False)]
-    actions = {name: layer_products(width, ffn, DTYPES[name]) for name in usable}
-    for action in actions.values():
+    slow, fast = (layer_products(width, ffn, DTYPES[name]) for name in ("fp32", "bf16"))
+    for action in (slow, fast):
         action()  # warm-up: the first call generates kernels
-    times: dict[str, list[float]] = {name: [] for name in actions}
-    for _ in range(REPETITIONS):
-        for name, action in actions.items():
-            times[name].append(clock(action))
-    gain = statistics.median(map(lambda a, b: a / b, times["fp32"], times[usable[-1]]))
-    medians = {name: 1000 * statistics.median(values) for name, values in times.items()}
-    return Measurement(fp32_ms=medians["fp32"], bf16_ms=medians.get("bf16"), gain=gain)
+    return statistics.median(clock(slow) / clock(fast) for _ in range(REPETITIONS))
 
 
 if __name__ == "__main__":
-    print(json.dumps(dataclasses.asdict(measure(*map(int, sys.argv[1:3])))))
+    print(measure_gain(*map(int, sys.argv[1:3])))
