@@ -119,24 +119,12 @@ def read_rates(path: Path | None) -> tuple[Rate, ...]:
 def _read(path: Path, state: tuple[int, ...]) -> tuple[Rate, ...]:
     del state  # part of the cache's key, so that a changed file is read again
     try:
-        content = yaml.safe_load(path.read_text())
-    except (UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
+        rates = [build(Rate, entry) for entry in yaml.safe_load(path.read_text())["rates"]]
+    except SettingsError as error:
+        raise UserError(f"{path} is not a file of rates: {'; '.join(error.problems)}; {WAY_OUT}") from error
+    except (yaml.YAMLError, TypeError, KeyError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a file of rates: {first_line(error)}; {WAY_OUT}") from error
-    if not isinstance(content, dict) or set(content) != {"rates"} or not isinstance(content["rates"], list):
-        raise UserError(f"{path} is not a file of rates: expected a list under the one key `rates`; {WAY_OUT}")
-    rates, problems = {}, []
-    for number, entry in enumerate(content["rates"], 1):
-        try:
-            rate = build(Rate, entry if isinstance(entry, dict) else {"entry": entry})
-        except SettingsError as error:
-            problems += [f"entry {number}: {problem}" for problem in error.problems]
-            continue
-        if rate.key in rates:
-            problems.append(f"entry {number}: {rate.method} on {rate.task} has an entry before")
-        rates[rate.key] = rate
-    if problems:
-        raise UserError(f"{path} is not a valid file of rates: {'; '.join(problems)}; {WAY_OUT}")
-    return tuple(rates.values())
+    return tuple({rate.key: rate for rate in rates}.values())
 
 
 def write_rates(path: Path, new: Iterable[Rate]) -> None:

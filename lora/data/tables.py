@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import pyarrow.parquet
-
 from lora.errors import UserError, excerpt, first_line
 from lora.files import listing
 
@@ -92,6 +89,8 @@ def by_name(names: list[str], columns: list[list[Any]]) -> dict[str, list[Any]]:
 
 
 def read_cells(path: Path, **form: Any) -> dict[str, list[str]]:
+    import pandas as pd  # half a second, and only for a user's table
+
     # header=None, because pandas would rename a column that occurs twice, and lets rows be longer than a header
     cells = pd.read_csv(
         path, header=None, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig", **form
@@ -118,6 +117,8 @@ def read_json_lines(path: Path) -> dict[str, list[Any]]:
 
 
 def read_parquet(path: Path) -> dict[str, list[Any]]:
+    import pyarrow.parquet
+
     table = pyarrow.parquet.ParquetFile(path).read()
     return by_name(table.column_names, [column.to_pylist() for column in table.columns])
 

@@ -6,12 +6,13 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, Literal
 
 from lora.errors import UserError
 from lora.files import read_object, write_atomically
+
+if TYPE_CHECKING:
+    import pandas
 
 SCHEMA = 2
 SCHEMAS = (1, 2)  # 1: predictions of the best and the last epoch alone, and no score `split_half`
@@ -130,13 +131,15 @@ FRAME_COLUMNS = (
 )
 
 
-def load_frame(records: list[RunRecord]) -> pd.DataFrame:
+def load_frame(records: list[RunRecord]) -> "pandas.DataFrame":
     """A frame with one row per `ok` record; metrics are fractions and missing values NaN.
 
     Returns: Columns `FRAME_COLUMNS`; `best` and `last` are the headline metric of the best and of the last epoch,
         `truncated` the fraction of the rows that are longer than data.max_length, `rate_from` the origin of the
         learning rate (`lora.config.run.RuntimeConfig`).
     """
+    import pandas as pd  # half a second, which a run need not wait for
+
     rows = [_row(record) for record in records if record.status == "ok"]
     return pd.DataFrame(rows, columns=FRAME_COLUMNS)
 
@@ -168,11 +171,13 @@ def _row(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def load_curves(records: list[RunRecord]) -> pd.DataFrame:
+def load_curves(records: list[RunRecord]) -> "pandas.DataFrame":
     """A frame with one row per epoch of each `ok` record.
 
     Returns: Columns run_id, epoch, step, train_loss, and value: the headline metric on the selecting split, a fraction.
     """
+    import pandas as pd
+
     rows = [row for record in records if record.status == "ok" for row in _curve(record)]
     return pd.DataFrame(rows, columns=["run_id", "epoch", "step", "train_loss", "value"])
 

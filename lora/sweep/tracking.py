@@ -35,22 +35,23 @@ class Tracked:
 
     def __init__(self, config: RunConfig):
         self.copy, self.sent = None, 0
-        runtime, name = config.runtime, config.run_id
-        if runtime.tracking != "off":
-            with harmless():
-                given = {"id": name, "name": name, "group": runtime.group, "config": config.for_record()}
-                self.copy = begin(runtime.tracking, runtime.outputs, **given)
-
-    def epochs(self, epochs: Sequence[dict[str, Any]]) -> None:
-        """Send new epochs. A resumed run sends the earlier ones again, so that each of its copies is complete."""
-        if self.copy is None:
-            return
         with harmless():
-            for entry in epochs[self.sent :]:
-                metrics = {f"{split}/{key}": v for split, found in entry["metrics"].items() for key, v in found.items()}
-                self.copy.log(
-                    {"epoch": entry["epoch"], "train_loss": entry["train_loss"], **metrics}, step=entry["step"]
-                )
+            given = {"id": config.run_id, "name": config.run_id, "group": config.runtime.group}
+            self.copy = begin(config.runtime.tracking, config.runtime.outputs, config=config.for_record(), **given)
+
+    def __call__(self, progress: Any) -> None:
+        """Send new epochs (`lora.training.loop.Progress`)."""
+        self.send(progress.epochs)
+
+    def send(self, epochs: Sequence[dict[str, Any]]) -> None:
+        """Send new epochs. A resumed run sends the earlier ones again, so that each of its copies is complete."""
+        with harmless():
+            for entry in epochs[self.sent :] if self.copy is not None else ():
+                metrics = {
+                    f"{split}/{key}": v for split, several in entry["metrics"].items() for key, v in several.items()
+                }
+                shown = {"epoch": entry["epoch"], "train_loss": entry["train_loss"]} | metrics
+                self.copy.log(shown, step=entry["step"])
         self.sent = len(epochs)
 
     def end(self, record: RunRecord | None) -> None:
@@ -61,19 +62,16 @@ class Tracked:
         """
         if self.copy is None:
             return
-        status = "interrupted"
         with harmless():
             if record is not None:
-                self.epochs(record.epochs)
-                status, selected = record.status, record.selected or {}
-                outcome: dict[str, Any] = {}
-                if selected:
+                self.send(record.epochs)
+                outcome: dict[str, Any] = {f"cost/{key}": value for key, value in (record.cost or {}).items()}
+                if selected := record.selected:
                     outcome |= {rule: selected[rule]["value"] for rule in ("best", "last")}
                     outcome["best_epoch"] = selected["best"]["epoch"]
-                outcome |= {f"cost/{key}": value for key, value in (record.cost or {}).items()}
                 outcome |= {"seconds": record.seconds, "params": record.params, "error": record.error}
                 self.copy.summary.update({key: value for key, value in outcome.items() if value is not None})
-            finish(self.copy, status)
+            finish(self.copy, "interrupted" if record is None else record.status)
 
 
 def begin(tracking: str, outputs: str, **given: Any) -> Any:
@@ -87,13 +85,22 @@ def begin(tracking: str, outputs: str, **given: Any) -> Any:
 
     Path(outputs).mkdir(parents=True, exist_ok=True)
     settings = wandb.Settings(console="off", silent=True, init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS)
-    given |= {"project": os.environ.get("WANDB_PROJECT", PROJECT), "dir": outputs, "settings": settings}
+    given |= {"project": project(), "dir": outputs, "settings": settings}
     if is_online(tracking):
         try:
             return wandb.init(mode="online", resume="allow", **given)
         except (wandb.Error, OSError) as error:
             print(f"W&B does not answer ({first_line(error)}): its copy stays offline", file=sys.stderr)
     return wandb.init(mode="offline", **given)
+
+
+def finish(copy: Any, status: str) -> None:
+    copy.summary["status"] = status
+    copy.finish(exit_code=int(status != "ok"))
+
+
+def project() -> str:
+    return os.environ.get("WANDB_PROJECT", PROJECT)
 
 
 def is_online(tracking: str) -> bool:
@@ -103,27 +110,13 @@ def is_online(tracking: str) -> bool:
     return tracking == "auto" and wandb.login(prompt=False, verify=False)
 
 
-def finish(copy: Any, status: str) -> None:
-    copy.summary["status"] = status
-    copy.finish(exit_code=int(status != "ok"))
-
-
-def destination(tracking: str, outputs: str) -> str | None:
-    """The destination of the runs' copies, in words. None if there are no copies.
-
-    Args:
-        tracking, outputs: As in `RuntimeConfig`.
-    """
-    if tracking == "off":
-        return None
-    folder = f"the folder {Path(outputs) / 'wandb'}, sent nowhere"
+def destination(tracking: str, outputs: str) -> str:
+    """Where the runs' copies go, in words, for `auto` and `offline`."""
     if not is_online(tracking):
-        return folder if tracking == "offline" else f"{folder} (W&B has no key)"
+        return f"the folder {Path(outputs) / 'wandb'}, sent nowhere"
     import wandb
 
-    settings, project = wandb.setup().settings, os.environ.get("WANDB_PROJECT", PROJECT)
-    place = f"{settings.entity}/{project}" if settings.entity else f"{project} of the key's owner"
-    return f"{settings.base_url}, project {place}"
+    return f"{wandb.setup().settings.base_url}, project {project()}"
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -139,12 +132,14 @@ def main(arguments: argparse.Namespace) -> None:
     from lora.sweep.request import sweep_settings
 
     runtime = sweep_settings(arguments.profile, arguments.overrides).runtime
-    place = destination(runtime.tracking, runtime.outputs)
-    if place is None:
+    if runtime.tracking == "off":
         return
     paths = [path for name in ("tables", "figures") for path in sorted(Path(runtime.results, name).glob("*"))]
     what = f"tables and figures of {arguments.profile} ({len(paths)} in all)"
-    print(f"copies: {what} for W&B, to {place} (none with runtime.tracking=off)", flush=True)
+    print(
+        f"copies: {what} for W&B, to {destination(runtime.tracking, runtime.outputs)} (none with tracking off)",
+        flush=True,
+    )
     with harmless():
         import wandb
 

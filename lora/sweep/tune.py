@@ -2,7 +2,7 @@
 
 Every method gets a grid of the same size, on a seed that no table reports. The rate with the best mean of the best
 epochs on dev is taken. A tie wins nothing, and neither does a run that diverged or collapsed. If the best rate is at an
-edge of its grid, the output says so, with a command that searches further.
+edge of its grid, the output says so.
 
 The rates are written to results/<profile>/rates.yaml (`lora.config.rates`), and the next launch takes them.
 """
@@ -21,7 +21,7 @@ from lora.config.options import chosen_option, describe_group
 from lora.config.rates import TUNING, Rate, rates_path, write_rates
 from lora.config.run import RunConfig
 from lora.data.tasks import TASKS
-from lora.errors import DIVERGED, UnfinishedError, UserError, as_command
+from lora.errors import DIVERGED, UnfinishedError, UserError
 from lora.records.predictions import dev_predictions, is_constant
 from lora.records.record import RunRecord
 from lora.sweep.expand import PlannedRun, expand_blocks
@@ -36,7 +36,6 @@ METHODS = ("full", "lora", "houlsby")  # ours: the three that the verdicts compa
 # (conf/experiment/learning_rate.yaml). This is close enough to find nearly the best, over a range of 25.
 FACTORS = (0.2, 0.5, 1, 2, 5)
 LEAST_VALUES = 3  # with fewer, every value is at an edge
-BEYOND = 2  # number of values beyond the edge that the output suggests to try next
 
 
 @dataclass(frozen=True)
@@ -66,13 +65,6 @@ class RateGrid:
         block = Block({**self.axes, "method": [self.method], "task": [self.task], "train.lr": rates})
         return expand_blocks(profile, {TUNING: [block]})
 
-    def by_rate(self, runs: Sequence[PlannedRun]) -> dict[float, list[str]]:
-        """Rate -> its run_ids, one per seed."""
-        return {
-            rate: [run.run_id for run in runs if run.task == self.first.task and run.config.train.lr == rate]
-            for rate in self.rates
-        }
-
 
 def tune_sweep(arguments: Sequence[str]) -> None:
     """Train the missing runs of the grids, and write the rates.
@@ -81,31 +73,33 @@ def tune_sweep(arguments: Sequence[str]) -> None:
         UnfinishedError: If runs are missing, failed without diverging, or no rate of a grid is the best.
     """
     profile, given, experiments = read_request(chosen_option("profile", arguments), arguments)
-    config = sweep_settings(profile, arguments)
     if experiments is not None:
         raise UserError("tune has a grid of its own: leave out experiment=")
-    path = rates_path(config.rates)
+    settings = sweep_settings(profile, arguments)
+    path = rates_path(settings.rates)
     if path is None:
         raise UserError("tune writes the rates of a user's own runs: rates must be a file outside results/reference")
     grids = rate_grids(profile, given)
     planned = [rate_grid.runs(profile) for rate_grid in grids]
-    now, reasons = launch_runs(config, list({run.run_id: run for runs in planned for run in runs}.values()), arguments)
+    every = {run.run_id: run for runs in planned for run in runs}
+    now, reasons = launch_runs(settings, list(every.values()), arguments)
     if now.missing or not all(DIVERGED in str(record.error) for record in now.failed.values()):
         raise UnfinishedError("\n".join(unfinished(now, reasons)))
-    tries = [rate_grid.by_rate(runs) for rate_grid, runs in zip(grids, planned, strict=True)]
-    tried = [scores(by_rate, now, Path(config.runtime.results)) for by_rate in tries]
-    print(table(profile, grids, tries, tried, now).markdown())
+    tried = [
+        scores(rate_grid, runs, now, Path(settings.runtime.results))
+        for rate_grid, runs in zip(grids, planned, strict=True)
+    ]
+    print(table(profile, grids, tried, now).markdown())
     rates, without = [], []
     for rate_grid, score in zip(grids, tried, strict=True):
-        best = best_rate(score)
+        best, edge = best_rate(score), at_edge(score)
         if best is None:
             without.append(no_rate(rate_grid, score))
             continue
         first, seeds = rate_grid.first, tuple(int(seed) for seed in rate_grid.axes["seed"])
-        key = (first.model.name, first.protocol, first.task, rate_grid.method)
-        rates.append(Rate(*key, best, seeds, score, at_edge(score)))
-        if line := further(rate_grid, score, arguments):
-            print(line)
+        rates.append(Rate(first.model.name, first.protocol, first.task, rate_grid.method, best, seeds, score, edge))
+        if edge is not None:
+            print(f"{rate_grid.name}: the best is the {edge} of {len(score)} rates; to look further: train.lr=A,B,C")
     if rates:
         write_rates(path, rates)
         print(f"written to {path}: the next runs of profile {profile} take these rates (rates=null: those of conf/)")
@@ -184,17 +178,15 @@ def usual_seed(reported: Collection[str]) -> str:
 # The choice.
 
 
-def scores(by_rate: Mapping[float, list[str]], now: State, results: Path) -> dict[float, float | None]:
+def scores(rate_grid: RateGrid, runs: Sequence[PlannedRun], now: State, results: Path) -> dict[float, float | None]:
     """Rate -> the mean over seeds of the best epoch's headline metric on dev, a fraction.
 
     None if a run has no score, diverged, or collapsed: it predicts the same for every row.
-
-    Args:
-        by_rate: Rate -> its run_ids.
     """
     tried: dict[float, float | None] = {}
-    for rate, run_ids in by_rate.items():
-        values = [score_of(now.ok.get(run_id), results) for run_id in run_ids]
+    for rate in rate_grid.rates:
+        own = [run.run_id for run in runs if run.task == rate_grid.first.task and run.config.train.lr == rate]
+        values = [score_of(now.ok.get(run_id), results) for run_id in own]
         tried[rate] = None if None in values else sum(values) / len(values)
     return tried
 
@@ -227,22 +219,15 @@ def no_rate(rate_grid: RateGrid, tried: Mapping[float, float | None]) -> str:
     return f"no rate for {rate_grid.name}: {tied} tie at {100 * best:.1f}; more seeds decide, such as seed=0,100,101"
 
 
-def table(
-    profile: str,
-    grids: Sequence[RateGrid],
-    tries: Sequence[Mapping[float, list[str]]],
-    tried: Sequence[Mapping[float, float | None]],
-    now: State,
-) -> Table:
-    """One line per method, task and rate: its score, whether it is taken, and its runs."""
+def table(profile: str, grids: Sequence[RateGrid], tried: Sequence[Mapping[float, float | None]], now: State) -> Table:
+    """One line per method, task and rate: its score, and whether it is taken."""
     lines = []
-    for rate_grid, by_rate, score in zip(grids, tries, tried, strict=True):
-        best, edge = best_rate(score), at_edge(score)
-        for rate, run_ids in by_rate.items():
-            taken = ("yes (edge)" if edge else "yes") if rate == best else ""
-            text = "-" if score[rate] is None else f"{100 * score[rate]:.1f}"
+    for rate_grid, score in zip(grids, tried, strict=True):
+        for rate, value in score.items():
+            taken = ("yes (edge)" if at_edge(score) else "yes") if rate == best_rate(score) else ""
+            text = "-" if value is None else f"{100 * value:.1f}"
             row = {"Method": rate_grid.method, "Task": rate_grid.first.task, "Learning rate": f"{rate:g}"}
-            lines.append(row | {"Score": text, "Taken": taken, "Runs": ", ".join(run_ids)})
+            lines.append(row | {"Score": text, "Taken": taken})
     first, seeds = grids[0].first, ", ".join(grids[0].axes["seed"])
     metrics = {record.config["task"]: record.selected["metric"] for record in now.ok.values()}
     notes = (
@@ -251,24 +236,6 @@ def table(
     )
     title = f"Learning rates tried ({profile}: {first.model.name}, protocol {first.protocol}, seed {seeds})"
     return Table(TUNING, title, pd.DataFrame(lines), 3, notes)
-
-
-def further(rate_grid: RateGrid, tried: Mapping[float, float | None], arguments: Sequence[str]) -> str | None:
-    """The command, in a sentence, for a grid of the same size beyond the best rate's edge. None if it is at no edge."""
-    edge = at_edge(tried)
-    if edge is None:
-        return None
-    rates = list(rate_grid.rates)
-    for _ in range(BEYOND):  # by the factor between the last two
-        last, neighbour = (rates[0], rates[1]) if edge == "lowest" else (rates[-1], rates[-2])
-        rates = sorted([*rates, float(f"{last * last / neighbour:.3g}")])
-    rates = rates[: len(tried)] if edge == "lowest" else rates[-len(tried) :]
-    kept = [one for one in arguments if not one.startswith(("method=", "task=", "train.lr="))]
-    new = [f"method={rate_grid.method}", f"task={rate_grid.task}", f"train.lr={','.join(f'{r:g}' for r in rates)}"]
-    return (
-        f"{rate_grid.name}: the best is the {edge} of {len(tried)} rates, and a better one may lie beyond. To look: "
-        f"{as_command(['python', '-m', 'lora', 'tune', *kept, *new])}"
-    )
 
 
 def options(parser: argparse.ArgumentParser) -> None:
