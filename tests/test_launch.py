@@ -114,7 +114,7 @@ def test_jobs_that_slurm_refuses_are_one_message_at_once(tiny_overrides, tmp_pat
 
 def test_a_job_that_would_hold_a_gpu_and_train_on_the_cpu_is_refused(tiny_overrides, tmp_path, monkeypatch):
     pytest.importorskip("submitit")
-    monkeypatch.setattr(launch, "check_slurm", lambda: None)
+    monkeypatch.setattr(launch.slurm, "check_slurm", lambda: None)
     with pytest.raises(UserError, match=r"launcher.gpus=1 holds GPUs, but 2 runs .* add train.kernels=stock"):
         launched(monkeypatch, tiny_overrides, "seed=1,2", "launcher=slurm", "launcher.gpus=1", "train.kernels=fused")
 

@@ -1,17 +1,22 @@
-"""A lock has one owner at a time, whatever dies: real processes, real files."""
+"""A lock has one owner at a time, whatever dies, and what killed workers leave of finished runs is removed."""
 
 import errno
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from lora.errors import UserError
+from lora.files import ROOT
+from lora.records.record import adapter_path, checkpoint_path, note_path, predictions_path, read_record, record_path
 from lora.sweep import locks
-from lora.sweep.locks import HeldError, held, is_held, lock_path
+from lora.sweep.locks import HeldError, held, lock_path
+from lora.sweep.worker import clean_up
 
+RUN_ID = "a.b.c.s1-00000000"
 HOLD = (
     "import sys, time; from pathlib import Path; from lora.sweep.locks import held\n"
     "with held(Path(sys.argv[1])): print('held', flush=True); time.sleep(1000)"
@@ -20,23 +25,21 @@ HOLD = (
 
 @pytest.fixture
 def path(tmp_path):
-    return lock_path(tmp_path / "outputs", "a.b.c.s1-00000000")
+    return lock_path(tmp_path / "outputs", RUN_ID)
 
 
-def test_it_is_held_by_one_process_until_that_dies(path, tmp_path):
+def test_it_is_held_by_one_process_until_that_dies(path):
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     try:
-        assert is_held(path)
         with pytest.raises(HeldError, match=rf"^{path.stem} is being trained by process {process.pid} of "), held(path):
             pass
     finally:
         process.kill()
         process.communicate()
-    assert path.exists() and not is_held(path)
     with held(path):
         assert path.read_text().startswith(f"process {os.getpid()} of ")
-    assert not list(tmp_path.iterdir()), "nothing is left, not even empty folders"
+    assert not path.parent.parent.exists(), "nothing is left, not even empty folders"
 
 
 TAKE = """
@@ -55,7 +58,6 @@ while times:
 
 
 def test_of_many_that_take_it_at_once_one_gets_it(path, tmp_path):
-    """Its file and folder are removed at each release, while others open and lock them."""
     total = tmp_path / "total"
     total.write_text("0")
     processes = [subprocess.Popen([sys.executable, "-c", TAKE, str(path), str(total)]) for _ in range(4)]
@@ -72,7 +74,7 @@ def test_a_file_system_without_locks_is_named_once_and_runs_go_on(path, monkeypa
     locks._say_without_locks.cache_clear()
     for _ in range(2):
         with held(path):
-            assert not is_held(path)
+            pass
     said = f"has no file locks ({os.strerror(code)}): a run may be trained twice, to the same record\n"
     assert capsys.readouterr().err == f"{path.parent} {said}"
 
@@ -81,3 +83,49 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "locks").write_text("")
     with pytest.raises(UserError, match="cannot write the lock"), held(lock_path(tmp_path, "x")):
         pass
+
+
+KILLED = """
+import os, signal, sys
+from lora import cli
+from lora.sweep import worker
+
+whole = worker.write_record
+
+def write_record(*given):
+    whole(*given)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+worker.write_record = write_record
+cli.main(sys.argv[1:])
+"""
+
+
+def test_the_next_command_clears_a_finished_run_whose_worker_was_killed(tiny_overrides, tmp_path):
+    overrides = [*tiny_overrides, "method=bitfit", "task=cola", "seed=1", "runtime.checkpoint_minutes=0"]
+    process = subprocess.run([sys.executable, "-c", KILLED, *overrides], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    (record,) = (tmp_path / "results" / "runs").iterdir()
+    before, outputs = record.read_bytes(), tmp_path / "outputs"
+    assert list((outputs / "checkpoints").iterdir()) and list((outputs / "running").iterdir())
+    subprocess.run([sys.executable, "-m", "lora", *overrides], cwd=ROOT, check=True)
+    assert not [path for name in ("checkpoints", "running") for path in (outputs / name).glob("*")]
+    assert record.read_bytes() == before and read_record(record).status == "ok"
+
+
+def test_everything_that_a_killed_worker_can_leave_of_a_run_goes_and_nothing_else(path, tmp_path):
+    results, outputs = tmp_path / "results", tmp_path / "outputs"
+    record, predictions = record_path(results, RUN_ID), predictions_path(results, RUN_ID)
+    adapter = adapter_path(outputs, RUN_ID).parent
+    gone = [checkpoint_path(outputs, RUN_ID), note_path(outputs, RUN_ID)]
+    gone += [path.with_name(f".{path.name}.abcdefgh") / "new" for path in (record, predictions, adapter, gone[0])]
+    kept = [record, predictions, adapter / "adapter.safetensors", checkpoint_path(outputs, RUN_ID.replace("s1", "s2"))]
+    for file in (*gone, *kept):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("")
+    with held(path):
+        clean_up(results, outputs, RUN_ID)
+        assert all(file.exists() for file in (*gone, *kept)), "another worker has it"
+    clean_up(results, outputs, RUN_ID)
+    assert sorted(file for file in tmp_path.rglob("*") if file.is_file()) == sorted(kept)
+    assert not list(tmp_path.rglob(".*"))

@@ -1,22 +1,31 @@
-"""The progress display of runs and sweeps, and their estimated time."""
+"""What a sweep says before and while it runs: its estimated time, where it is, and what `plan` reckons."""
 
 import dataclasses
+import os
 import re
+import sys
 import time
 
 import pytest
+import torch
 from synthetic import synthetic_record
 from test_results import record
 
+from lora.cli import main
+from lora.config.compose import compose_config
+from lora.files import ROOT
+from lora.records.machine import recorded_cpu
 from lora.records.record import write_record
-from lora.sweep import progress
+from lora.sweep import estimate, progress
 from lora.sweep.announce import announcement
-from lora.sweep.estimate import estimator
+from lora.sweep.estimate import compute_seconds, estimator, records_of_this_machine, time_together
 from lora.sweep.notes import Note
-from lora.sweep.progress import Display, Watch
+from lora.sweep.plan import CHECKPOINT_BYTES, checkpoint_bytes
+from lora.sweep.progress import Display, Lines, Watch
 from lora.sweep.request import select_runs
 from lora.sweep.state import state, state_of
 from lora.training.loop import Progress
+from lora.training.usage import device_name
 
 
 @pytest.fixture
@@ -24,36 +33,132 @@ def runs():
     return select_runs("mini", ["task=reviews", "seed=1,2", "method=lora,full", "experiment=null"])
 
 
-def watch(runs, folder, done=0, expected=None, workers=1) -> Watch:
-    expected = dict.fromkeys((run.run_id for run in runs), expected)
-    return Watch(runs, done, expected, workers, str(folder), str(folder))
+def watch(runs, folder, done=0, words="") -> Watch:
+    def left(waiting, ended):
+        return time_together(waiting, ended, 2)
+
+    return Watch(runs, done, left, dict.fromkeys((run.run_id for run in runs), words), str(folder), str(folder))
+
+
+# Estimates
+
+
+def test_estimates_come_from_the_most_similar_records(runs):
+    lora = next(run for run in runs if run.method == "lora")
+    alike, other = record(seconds=10.0), record("minilm.full.ratings.s1-00000000", seconds=99.0)
+    other.config.update(method={"name": "full"}, task="ratings")
+    assert estimator([alike, other])(lora) == pytest.approx(1.0 * lora.examples)  # 10 s for 10 examples, one epoch
+    assert estimator([other])(lora) == pytest.approx(9.9 * lora.examples)
+    assert estimator([])(lora) is None
+
+
+def test_the_cpu_is_named_as_records_name_it():
+    """The truth is torch's own name."""
+    assert device_name(torch.device("cpu")).startswith(recorded_cpu())
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind"),
+    [
+        ("fma avx2 avx512vl avx512bw avx512dq", "x86_64 AVX512"),
+        ("fma avx2 avx512f", "x86_64 AVX2"),
+        ("sse2", "x86_64 DEFAULT"),
+    ],
+)
+def test_kinds_of_cpus(flags, kind, tmp_path, monkeypatch):
+    (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu {flags}\n")
+    monkeypatch.setattr("lora.records.machine.PROC", tmp_path)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert recorded_cpu() == kind
+
+
+def test_the_users_own_records_of_this_processor_count_and_committed_ones_do_not(tmp_path, monkeypatch):
+    results, mine = tmp_path / "results", recorded_cpu()
+    monkeypatch.setattr(estimate, "RESULTS", results)
+    names = [f"minilm.full.reviews.s{seed}-00000000" for seed in range(6)]
+    folders = ("results/mini", "results/small", "results/reference/mini", "elsewhere")
+    for folder, name, device in zip(folders, names, (mine, "NVIDIA A100", mine, mine), strict=False):
+        made = record(name)
+        made.provenance["device"] = device
+        write_record(tmp_path / folder, made)
+    write_record(results / "mini", record(names[4], status="failed", error="it broke", provenance=None))
+    for gpu, more, expected in (
+        (False, (), {names[0], names[3]}),
+        (True, (), {names[1]}),
+        (False, ("launcher.name=slurm",), {names[0], names[1], names[3]}),  # whose nodes are other machines
+    ):
+        monkeypatch.setattr(estimate, "has_gpu", lambda gpu=gpu: gpu)
+        config = compose_config(["profile=mini", f"runtime.results={tmp_path}/elsewhere", *more])
+        assert {r.run_id for r in records_of_this_machine(config)} == expected
+
+
+def test_the_announcement_says_what_and_how_long(runs, tmp_path):
+    now = state(runs, tmp_path)
+    for seconds, words in ((120.0, "about 2 min"), (None, "unknown until the first run has ended")):
+        text = announcement("mini", runs, now, runs, seconds, 2, "results/mini")
+        assert "4 runs: 0 done, 0 failed, 4 to train, 2 at a time" in text and words in text
+    done = state_of(runs, [synthetic_record(run, 0.5) for run in runs], [])
+    text = announcement("mini", runs, done, [], None, 2, "results/mini")
+    assert text.startswith("profile mini: nothing to train, all 4 runs are in results/mini already")
+
+
+# `plan`
+
+
+def test_without_records_a_plan_is_operations_over_an_assumed_rate(capsys, monkeypatch, tmp_path):
+    """LoRA on RoBERTa-base: the RTE run and the MNLI run that it starts from, at 6 x 125M operations a token."""
+    asked = ["model=roberta_base", "method=lora", "protocol=printed", "task=rte,cola", "seed=1", "experiment=null"]
+    runs = {run.task: run for run in select_runs("paper", asked)}
+    assert set(runs) == {"rte", "cola", "mnli"} and runs["rte"].parent == runs["mnli"].run_id
+    assert runs["rte"].tokens == 80 * 2490 * 512
+    assert compute_seconds(runs["rte"]) == 6 * 125e6 * 80 * 2490 * 512 / 100e12
+    assert checkpoint_bytes(runs["mnli"]) == CHECKPOINT_BYTES * 2 * 12 * 2 * 768 * 8  # q and v, A and B of rank 8
+    monkeypatch.setattr(estimate, "RESULTS", tmp_path)
+    assert main(["plan", "paper", *asked]) == 0
+    said, hours = capsys.readouterr().out, sum(map(compute_seconds, runs.values())) / 3600
+    assert "an assumption, not a measurement" in said and "0 of 3 runs" in said and f"{hours:,.1f}" in said
+
+
+def test_the_page_states_the_plan_of_the_paper():
+    """Each row selects from the whole plan, and adds the MNLI runs that its runs start from."""
+    page = (ROOT / "experiments" / "README.md").read_text()
+    rows = re.findall(r"^\| (`experiment=.*`|\(none\)) \| .* \| (\d+) \| ([\d,]+) \|$", page, re.MULTILINE)
+    assert len(rows) == 7
+    plan = {run.run_id: run for run in select_runs("paper", [])}
+    for given, count, hours in rows:
+        asked = {key: values.split(",") for key, values in re.findall(r"(\w+)=([\w,]+)", given)}
+        chosen = {
+            run_id: run
+            for run_id, run in plan.items()
+            if set(asked.get("experiment", run.experiments)) & set(run.experiments)
+            and run.model in asked.get("model", [run.model])
+            and run.task in asked.get("task", [run.task])
+        }
+        chosen |= {run.parent: plan[run.parent] for run in chosen.values() if run.parent is not None}
+        total = sum(map(compute_seconds, chosen.values())) / 3600
+        assert (len(chosen), round(total)) == (int(count), int(hours.replace(",", ""))), given
+
+
+# Lines
 
 
 def test_finished_runs_are_counted_with_metric_and_time_left(runs, tmp_path, capsys):
-    view = watch(runs, tmp_path, 3, 100.0, 2)
+    """No estimate exists before the first has ended: those that are done were timed on another machine."""
+    view = watch(runs, tmp_path, 3, "lr=0.001")
     with view.shown():
-        assert view.left() == "3 min"  # four runs of 100 s, two at a time
+        assert view.left() == "?"
         write_record(tmp_path, record(runs[0].run_id, value=0.834, seconds=50.0))
+        view.look()
         write_record(tmp_path, record(runs[1].run_id, status="failed", error="it broke", seconds=50.0))
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("[  4/7] ") and lines[1].startswith("[  5/7] ")
-    assert any("accuracy 83.4  50 s" in line for line in lines)
-    assert any("failed: it broke" in line for line in lines)
-    assert lines[1].endswith("left 50 s")  # two left, twice as fast as expected
-
-
-def test_the_first_run_that_ends_gives_the_time_of_the_others(runs, tmp_path):
-    """No estimate exists: the nine runs that are done were timed on another machine."""
-    view = watch(runs, tmp_path, 9)
-    assert view.left() == "?"
-    write_record(tmp_path, record(runs[0].run_id, seconds=20.0))
-    view.look()
-    assert {run.examples for run in runs} == {runs[0].examples}
-    assert view.left() == "60 s"  # three left, each as long as the first
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"[  4/7] {runs[0].run_id}  lr=0.001  accuracy 83.4  50 s  left ")
+    assert second.startswith("[  5/7] ") and "failed: it broke" in second
 
 
 def test_without_a_terminal_a_sweep_says_where_it_is(runs, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    old = write_record(tmp_path, record(runs[1].run_id))  # of a run that is trained again
+    os.utime(old, (time.time() - 60, time.time() - 60))
     view = watch(runs, tmp_path)
     view.look()
     Note(str(tmp_path), runs[0].run_id)(Progress(step=5, steps=9, epoch=1, metric=0.5))
@@ -66,68 +171,26 @@ def test_without_a_terminal_a_sweep_says_where_it_is(runs, tmp_path, capsys, mon
 EPOCHS = [{"epoch": number, "step": 4 * number, "train_loss": 0.5 / number, "metrics": {}} for number in (1, 2)]
 
 
-def steps_of(display, first, metrics=(None, 0.25)):
-    """Display two epochs of four steps each, from step `first` on. An epoch's metric is known in the next epoch."""
+@pytest.mark.parametrize("first", [1, 7])
+def test_a_single_run_has_a_line_per_epoch_and_a_resumed_one_repeats_none(first, tiny_config, capsys):
+    """Two epochs of four steps each. An epoch's metric is known in the next epoch."""
+    display = Display(tiny_config())
     for step in range(first, 9):
         epoch = (step + 3) // 4
-        display(Progress(step, 8, epoch, metrics[epoch - 1], EPOCHS[: epoch - 1]))
-
-
-def ended(tiny_config):
-    config = tiny_config()
+        display(Progress(step, 8, epoch, (None, 0.25)[epoch - 1], EPOCHS[: epoch - 1]))
     epochs = [{**epoch, "metrics": {"validation": {"matthews": 0.5}}} for epoch in EPOCHS]
     chosen = {"epoch": 2, "value": 0.5}
     selected = {"metric": "matthews", "split": "validation", "best": chosen, "last": chosen}
-    return config, dataclasses.replace(record(), epochs=epochs, selected=selected)
+    display.end(dataclasses.replace(record(), epochs=epochs, selected=selected))
+    loading, one, two = capsys.readouterr().err.splitlines()
+    assert loading == "loading the encoder and the rows" and two == "epoch 2 of 2: matthews 50.0, train loss 0.250"
+    expected = r"epoch 1 of 2: matthews 25\.0, train loss 0\.500, left \d+ s"
+    assert re.fullmatch(expected if first == 1 else "resumes after step 6 of 8, in epoch 2", one)
 
 
-def test_a_single_run_has_a_line_per_epoch_where_there_is_no_terminal(tiny_config, capsys):
-    config, done = ended(tiny_config)
-    display = Display(config)
-    steps_of(display, 1)
-    display.end(done)
-    first, second = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"epoch 1 of 2: matthews 25\.0, train loss 0\.500, left \d+ s", first)
-    assert second == "epoch 2 of 2: matthews 50.0, train loss 0.250"
-
-
-def test_a_resumed_run_says_from_where_and_repeats_no_epoch(tiny_config, capsys):
-    config, done = ended(tiny_config)
-    display = Display(config)
-    steps_of(display, 7)
-    display.end(done)
-    assert capsys.readouterr().err.splitlines() == [
-        "resumes after step 6 of 8, in epoch 2",
-        "epoch 2 of 2: matthews 50.0, train loss 0.250",
-    ]
-
-
-def test_a_single_run_says_now_and_then_where_it_is(tiny_config, capsys, monkeypatch):
-    """Also before its first step, when it loads libraries, the encoder and the rows."""
-    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
-    monkeypatch.setattr(progress, "POLL_SECONDS", 0.01)
-    display = Display(tiny_config())
-    with display.shown():
-        time.sleep(0.5)
-        assert "loading the encoder and the rows" in capsys.readouterr().err.splitlines()
-        steps_of(display, 1)
-        time.sleep(0.5)
-    assert "epoch 2 of 2: step 8 of 8, left 0 s" in capsys.readouterr().err.splitlines()
-
-
-def test_estimates_come_from_the_most_similar_records(runs):
-    lora = next(run for run in runs if run.method == "lora")
-    alike, other = record(seconds=10.0), record("minilm.full.ratings.s1-00000000", seconds=99.0)
-    other.config.update(method={"name": "full"}, task="ratings")
-    assert estimator([alike, other])(lora) == pytest.approx(1.0 * lora.examples)  # 10 s for 10 examples, one epoch
-    assert estimator([other])(lora) == pytest.approx(9.9 * lora.examples)
-    assert estimator([])(lora) is None
-
-
-def test_the_announcement_says_what_and_how_long(runs, tmp_path):
-    now = state(runs, tmp_path)
-    text = announcement("mini", runs, now, runs, {run.run_id: 60.0 for run in runs}, 2, "results/mini")
-    assert "4 runs: 0 done, 0 failed, 4 to train, 2 at a time" in text and "about 2 min" in text and "reviews" in text
-    done = state_of(runs, [synthetic_record(run, 0.5) for run in runs], [])
-    text = announcement("mini", runs, done, [], {}, 2, "results/mini")
-    assert text.startswith("profile mini: nothing to train, all 4 runs are in results/mini already")
+def test_on_a_terminal_a_passing_line_is_overwritten(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    lines = Lines()
+    lines.say("step 1", passing=True)
+    lines.say("epoch 1")
+    assert capsys.readouterr().err == "\r\x1b[Kstep 1\r\x1b[Kepoch 1\n"

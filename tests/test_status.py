@@ -13,7 +13,7 @@ from lora.cli import main
 from lora.files import write_atomically
 from lora.records.record import checkpoint_path, note_path, write_record
 from lora.sweep import status
-from lora.sweep.notes import Note, noted, read_notes
+from lora.sweep.notes import Note, read_notes
 from lora.sweep.request import select_runs
 from lora.sweep.status import statuses, text, totals
 from lora.training.loop import Progress
@@ -27,7 +27,7 @@ def runs():
 def of(runs, folder):
     """run_id -> status, with a record of the encoder that took 0.1 s per train example."""
     timed = record("minilm.full.ratings.s9-00000000", seconds=1.0)
-    return {one.run_id: one for one in statuses(runs, folder, folder, [timed])[0]}
+    return {one.run_id: one for one in statuses(runs, folder, folder, [timed])}
 
 
 def change_note(folder, run_id, **changes):
@@ -66,12 +66,13 @@ def test_every_state(runs, tmp_path, monkeypatch):
 
 def test_a_note_goes_with_its_run_and_one_of_another_machine_is_believed_for_a_while(runs, tmp_path):
     run_id, folder = runs[0].run_id, tmp_path / "outputs"
-    with noted(str(folder), run_id):
-        assert set(read_notes(folder)) == {run_id}
-        path = change_note(folder, run_id, host="another", pid=1)
-        assert of(runs, folder)[run_id].state == "running"
-        os.utime(path, (time.time() - 3600, time.time() - 3600))
-        assert of(runs, folder)[run_id].state == "interrupted"
+    note = Note(str(folder), run_id)
+    assert set(read_notes(folder)) == {run_id}
+    path = change_note(folder, run_id, host="another", pid=1)
+    assert of(runs, folder)[run_id].state == "running"
+    os.utime(path, (time.time() - 3600, time.time() - 3600))
+    assert of(runs, folder)[run_id].state == "interrupted"
+    note.end(None)
     assert not list(tmp_path.iterdir())
 
 

@@ -11,9 +11,10 @@ from lora.config.compose import compose_family, compose_run
 from lora.errors import UserError
 from lora.files import hash_file
 from lora.records.record import adapter_path, read_record, record_path, write_record
+from lora.sweep import verify_inputs as module
 from lora.sweep.expand import distinct
 from lora.sweep.request import select_runs
-from lora.sweep.stand_in import check_inputs
+from lora.sweep.verify_inputs import verify_inputs
 from lora.sweep.worker import ensure_record
 
 
@@ -101,14 +102,14 @@ def test_complete_sweeps_look_at_the_rows_that_are_named(trained, tiny_overrides
     wrong = [*asked, f"data.path={other_rows(glue_dir, tmp_path)}"]
     runs = select_runs("small", wrong)
     with pytest.raises(UserError, match="the rows of cola are not those"):
-        check_inputs(distinct(runs, ()), [record])
+        verify_inputs(distinct(runs, ()), [record])
 
 
 def test_parts_of_a_split_are_compared_each_with_its_own(trained, tiny_overrides):
     _, record = trained
     asked = [o for o in tiny_overrides if not o.startswith("profile=")]
     parts = select_runs("small", [*asked, "experiment=null", "data.train_rows=9,12"])
-    check_inputs(distinct(parts, ()), [record])  # another part of the rows: nothing to compare
+    verify_inputs(distinct(parts, ()), [record])  # another part of the rows: nothing to compare
     assert len(distinct(parts, ())) == 2
 
 
@@ -127,3 +128,37 @@ def test_a_single_start_from_mnli_is_refused_on_other_mnli_rows(tiny_overrides, 
 
 
 HERE, THERE = "0" * 40, "1" * 40
+
+
+def as_made_from(record, **sections):
+    """The record with some of its settings replaced."""
+    config = {key: {**value, **sections[key]} if key in sections else value for key, value in record.config.items()}
+    return dataclasses.replace(record, config=config)
+
+
+@pytest.mark.parametrize(
+    ("source", "revision", "is_refused"), [("tsv", THERE, False), ("hub", HERE, False), ("hub", THERE, True)]
+)
+def test_rows_on_the_hub_are_compared_by_their_revision_and_read_for_training(
+    trained, tiny_overrides, monkeypatch, source, revision, is_refused
+):
+    record = as_made_from(trained[1], data={"source": source, "revision": revision})
+    settings = [o for o in tiny_overrides if not o.startswith(("profile=", "data.path="))]
+    settings += ["train.epochs=1", "data.source=hub", f"data.revision={HERE}"]
+    runs = select_runs("small", [*settings, "experiment=null", "seed=1,2"])
+    done, other = sorted(runs, key=lambda run: run.run_id != record.run_id)
+    assert done.run_id == record.run_id
+    reads = []
+    found = record.provenance["data"]["fingerprint"]
+    monkeypatch.setattr(module, "fingerprint", lambda config: reads.append(1) or found)
+    if is_refused:
+        with pytest.raises(UserError, match="the revision of the rows of cola are not those"):
+            verify_inputs([done.config], [record])
+        return
+    verify_inputs([done.config], [record])
+    assert not reads
+    verify_inputs([other.config], [record], {other.run_id})
+    found = "other rows"
+    with pytest.raises(UserError, match="the rows of cola are not those"):
+        verify_inputs([other.config], [record], {other.run_id})
+    assert len(reads) == 2

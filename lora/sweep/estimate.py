@@ -1,7 +1,7 @@
 """Estimates of training time: from records of this machine, otherwise a bound from the number of operations."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -20,7 +20,8 @@ def records_of_this_machine(config: DictConfig) -> list[RunRecord]:
     """The successful records from which a run's time can be estimated.
 
     The reference, below results/reference/, is excluded: other machines made it. With the local launcher, the user's
-    records count if made on the kind of processor that the runs will use. With other launchers, all of them count.
+    records count if made on the kind of processor that the runs will use: a GPU, or this CPU's architecture and vector
+    instructions. With other launchers, all of them count.
 
     Args:
         config: Contains `runtime.results`, `runtime.device` and `launcher.name`.
@@ -31,19 +32,8 @@ def records_of_this_machine(config: DictConfig) -> list[RunRecord]:
         return records
     on_gpu = config.runtime.device == "cuda" or (config.runtime.device == "auto" and has_gpu())
     cpu = recorded_cpu()
-    return [record for record in records if made_on(record, on_gpu, cpu)]
-
-
-def made_on(record: RunRecord, gpu: bool, cpu: str) -> bool:
-    """Whether a record was made on a GPU or, with `gpu` false, on this machine's kind of CPU.
-
-    A record names a GPU by its product name, and a CPU by its architecture and vector instructions.
-
-    Args:
-        cpu: `recorded_cpu` of this machine.
-    """
-    device = record.provenance["device"]
-    return not device.startswith(cpu.split()[0]) if gpu else device.startswith(cpu)
+    device = cpu.split()[0] if on_gpu else cpu
+    return [record for record in records if record.provenance["device"].startswith(device) != on_gpu]
 
 
 def estimator(known: Iterable[RunRecord]) -> Callable[[PlannedRun], float | None]:
@@ -65,9 +55,9 @@ def estimator(known: Iterable[RunRecord]) -> Callable[[PlannedRun], float | None
         for alike in ((True, True), (False, True), (True, False), (False, False)):
             values = sorted(
                 value
-                for (other_task, other_method), found in rates.get(model, {}).items()
+                for (other_task, other_method), several in rates.get(model, {}).items()
                 if (other_task == task, other_method == method) == alike
-                for value in found
+                for value in several
             )
             if values:
                 return values[len(values) // 2]
@@ -80,6 +70,12 @@ def estimator(known: Iterable[RunRecord]) -> Callable[[PlannedRun], float | None
     return seconds
 
 
+def time_together(runs: Iterable[PlannedRun], known: Iterable[RunRecord], workers: int) -> float | None:
+    """The seconds that runs take, `workers` at a time, judging by records. None if the time of one is unknown."""
+    seconds = [*map(estimator(known), runs)]
+    return None if None in seconds else sum(seconds) / max(1, min(workers, len(seconds)))
+
+
 def compute_seconds(run: PlannedRun) -> float | None:
     """Upper bound of a run's seconds without records: 6 operations per parameter and token, padding included.
 
@@ -90,19 +86,3 @@ def compute_seconds(run: PlannedRun) -> float | None:
     if run.model not in PARAMETERS:
         return None
     return 6 * PARAMETERS[run.model] * run.tokens / SUSTAINED_FLOPS
-
-
-def compute_bound(todo: Sequence[PlannedRun]) -> str:
-    """The sum of `compute_seconds` per model, in words. If a model's size is unknown, the number of train examples."""
-    if any(run.model not in PARAMETERS for run in todo) or not todo:
-        return f"{sum(run.examples for run in todo):,} training examples"
-    days = {
-        model: sum(compute_seconds(run) for run in todo if run.model == model) / 86400
-        for model in PARAMETERS
-        if any(run.model == model for run in todo)
-    }
-    listed = ", ".join(f"{model} {value:,.0f}" for model, value in days.items())
-    return (
-        f"at most {sum(days.values()):,.0f} GPU-days at {SUSTAINED_FLOPS / 1e12:.0f} TFLOP/s sustained ({listed}), "
-        f"an assumption, not a measurement"
-    )

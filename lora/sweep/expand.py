@@ -21,31 +21,24 @@ class PlannedRun:
     Args:
         config: Its validated settings, with every `auto` resolved and the tuned rate, if any.
         experiments: All experiments that expect it. A run shared by several is trained once.
-        parent: The run_id of the MNLI run that it starts from, which is in the same sweep.
-        train_rows: Size of the subset of the train split; None means the whole split.
-        examples: Number of train examples over all epochs, a measure of its length.
-        tokens: Upper bound of the same in tokens, as if every example were padded to the maximum length.
     """
 
     run_id: str
     config: RunConfig
     experiments: tuple[str, ...]
-    model: str
-    method: str
-    slug: str
-    task: str
-    seed: int
-    protocol: str
-    start: str
-    parent: str | None
-    train_rows: int | None
-    examples: int
-    tokens: int
 
-    @property
-    def columns(self) -> dict[str, str]:
-        """Its settings, by which it is told from other runs of its method."""
-        return columns(self.config)
+    model = property(lambda self: self.config.model.name)
+    method = property(lambda self: self.config.method.name)
+    slug = property(lambda self: self.config.method.slug)
+    task = property(lambda self: self.config.task)
+    seed = property(lambda self: self.config.seed)
+    protocol = property(lambda self: self.config.protocol)
+    start = property(lambda self: self.config.start)
+    parent = property(lambda self: self.config.start_run, doc="The MNLI run that it starts from, in the same sweep.")
+    train_rows = property(lambda self: self.config.data.train_rows, doc="Size of the subset; None: the whole split.")
+    examples = property(lambda self: self.config.train_rows * self.config.train.epochs, doc="Over all epochs.")
+    tokens = property(lambda self: self.examples * self.config.data.max_length, doc="The same, at full length.")
+    columns = property(lambda self: columns(self.config), doc="The settings by which runs of a method differ.")
 
 
 def expand_blocks(profile: str, blocks: Mapping[str, Sequence[Block]]) -> list[PlannedRun]:
@@ -76,7 +69,7 @@ def expand_blocks(profile: str, blocks: Mapping[str, Sequence[Block]]) -> list[P
                         saves = config.runtime.save_adapter or (known is not None and known.config.runtime.save_adapter)
                         runtime = dataclasses.replace(config.runtime, group=next(iter(names)), save_adapter=saves)
                         new = dataclasses.replace(config, runtime=runtime)
-                        planned[config.run_id] = plan(new, tuple(names))
+                        planned[config.run_id] = PlannedRun(config.run_id, new, tuple(names))
     if len(invalid) == 1 and not planned:
         raise UserError(next(iter(invalid)))
     if invalid:
@@ -100,26 +93,6 @@ def has_values(config: RunConfig, overrides: Sequence[str], only: Values) -> boo
     return True
 
 
-def plan(config: RunConfig, experiments: tuple[str, ...]) -> PlannedRun:
-    examples = config.train_rows * config.train.epochs
-    return PlannedRun(
-        run_id=config.run_id,
-        config=config,
-        experiments=experiments,
-        model=config.model.name,
-        method=config.method.name,
-        slug=config.method.slug,
-        task=config.task,
-        seed=config.seed,
-        protocol=config.protocol,
-        start=config.start,
-        parent=config.start_run,
-        train_rows=config.data.train_rows,
-        examples=examples,
-        tokens=examples * config.data.max_length,
-    )
-
-
 def distinct(runs: Sequence[PlannedRun], todo: Sequence[PlannedRun]) -> list[RunConfig]:
-    """One run per task, number of train rows, and encoder, for `check_inputs` before a sweep: one to train, if any."""
+    """One run per task, number of train rows, and encoder, for `verify_inputs` before a sweep: one to train, if any."""
     return list({(run.task, run.train_rows, run.model): run.config for run in (*runs, *todo)}.values())

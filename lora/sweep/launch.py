@@ -5,11 +5,12 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from omegaconf import DictConfig
 
+from lora.config.labels import labels
 from lora.config.options import chosen_option
 from lora.data.tasks import TASKS
 from lora.errors import UnfinishedError, UserError
@@ -17,18 +18,15 @@ from lora.files import check_writable
 from lora.records.record import RunRecord, adapter_path
 from lora.sweep import pool, ray_cluster, slurm
 from lora.sweep.announce import announcement
-from lora.sweep.cleanup import clean_up
 from lora.sweep.devices import gpu_names, local_workers
-from lora.sweep.estimate import estimator, records_of_this_machine
+from lora.sweep.estimate import estimator, records_of_this_machine, time_together
 from lora.sweep.expand import PlannedRun, distinct
-from lora.sweep.locks import is_held, lock_path
+from lora.sweep.notes import read_notes
 from lora.sweep.progress import Watch, counted
-from lora.sweep.ray_cluster import check_ray
 from lora.sweep.request import explain_request, select_runs, sweep_settings
-from lora.sweep.slurm import check_slurm
-from lora.sweep.stand_in import check_inputs
 from lora.sweep.state import State, state
-from lora.sweep.worker import Job
+from lora.sweep.verify_inputs import verify_inputs
+from lora.sweep.worker import Job, clean_up
 from lora.training import signals
 from lora.training.processes import processes
 
@@ -38,26 +36,40 @@ HELD_SECONDS = 2.0  # between two checks of runs that another sweep trains
 
 @dataclass(frozen=True)
 class Sweep:
-    """The request of one command.
+    """What one command must bring about.
 
     Args:
-        launcher: The section `launcher` of the configuration.
-        todo: The run_ids to train, some of which may have failed before.
-        before: The failed records that existed when the command started.
-        expected: run_id -> estimated seconds, or None if unknown.
+        settings: Those that the runs share (`lora.sweep.request.sweep_settings`).
+        replaced: The failed records that are to be replaced.
+        weights: The run_ids whose adapter is required: all with runtime.save_adapter, else those of parents.
+        known: Records from which training times are estimated.
         workers: Number of runs trained at once.
-        adapters: Whether every run must have its adapter too (`runtime.save_adapter`).
     """
 
     runs: list[PlannedRun]
-    launcher: DictConfig
-    todo: frozenset[str]
-    before: dict[str, RunRecord]
-    expected: dict[str, float | None]
-    workers: int
-    results: str
-    outputs: str
-    adapters: bool
+    settings: DictConfig
+    replaced: Mapping[str, RunRecord]
+    weights: frozenset[str]
+    known: Sequence[RunRecord] = ()
+    workers: int = 1
+
+    @property
+    def outputs(self) -> str:
+        return self.settings.runtime.outputs
+
+    def now(self) -> State:
+        return state(self.runs, self.settings.runtime.results)
+
+    def to_train(self, now: State) -> list[PlannedRun]:
+        """The runs that lack a record or a required adapter, and failed ones that are to be replaced."""
+
+        def is_done(run_id: str) -> bool:
+            if run_id in now.failed:
+                return now.failed[run_id] != self.replaced.get(run_id)
+            has_weights = run_id not in self.weights or adapter_path(self.outputs, run_id).exists()
+            return run_id in now.ok and has_weights
+
+        return [run for run in self.runs if not is_done(run.run_id)]
 
 
 def launch_sweep(arguments: Sequence[str]) -> State:
@@ -74,12 +86,12 @@ def launch_sweep(arguments: Sequence[str]) -> State:
 
 
 def launch_runs(
-    config: DictConfig, runs: list[PlannedRun], arguments: Sequence[str], lines: Sequence[str] = ()
+    settings: DictConfig, runs: list[PlannedRun], arguments: Sequence[str], lines: Sequence[str] = ()
 ) -> tuple[State, dict[str, str]]:
     """Announce runs and train the missing ones.
 
     Args:
-        config: The settings that the runs share (`lora.sweep.request.sweep_settings`).
+        settings: Those that the runs share (`lora.sweep.request.sweep_settings`).
         lines: The end of the announcement.
     Returns: The state at the end, and run_id -> why a run has no record.
     Raises: UserError: Before any run starts, if rows, weights or the launcher are unavailable, rows or weights differ
@@ -90,33 +102,35 @@ def launch_runs(
             f"a sweep must be started by one process, got {processes()}: use launcher.workers for a sweep, and "
             f"`accelerate launch` or torchrun for a single run (python -m lora without -m)"
         )
-    results, outputs = config.runtime.results, config.runtime.outputs
+    results, launcher = settings.runtime.results, settings.launcher
     now = state(runs, results)
     for problem in now.problems:
         print(f"left out: {problem}", file=sys.stderr)
-    adapters = bool(config.runtime.save_adapter)
-    todo = to_run(runs, now, bool(config.runtime.retry_failed), outputs, adapters)
-    ids = frozenset(run.run_id for run in todo)
-    if todo and config.launcher.name == "local":
+    replaced = dict(now.failed) if settings.runtime.retry_failed else {}
+    begun = {run.run_id for run in now.missing} | set(replaced)
+    parents = {run.parent for run in runs if run.run_id in begun and run.parent}
+    weights = {run.run_id for run in runs} if settings.runtime.save_adapter else parents
+    sweep = Sweep(runs, settings, replaced, frozenset(weights))
+    todo = sweep.to_train(now)
+    if todo and launcher.name == "local":
         pool.start_loading()
-    check_inputs(distinct(runs, todo), now.ok.values(), ids)
-    workers = int(config.launcher.workers)
-    if config.launcher.name == "local":
+    verify_inputs(distinct(runs, todo), now.ok.values(), {run.run_id for run in todo})
+    workers = int(launcher.workers)
+    if launcher.name == "local":
         stated = any(argument.startswith("launcher.workers=") for argument in arguments)
         workers = local_workers(todo, workers, stated)
-    expected = {}
     if todo:
-        seconds = estimator(records_of_this_machine(config))
-        expected = {run.run_id: seconds(run) for run in todo}
-        check_launcher(config.launcher, todo)
-        for folder in (results, outputs):
+        sweep = replace(sweep, known=records_of_this_machine(settings), workers=workers)
+        check_launcher(launcher, todo)
+        for folder in (results, sweep.outputs):
             check_writable(folder)
-    print(announcement(config.profile.name, runs, now, todo, expected, workers, results), flush=True)
+    seconds = time_together(todo, sweep.known, workers)
+    print(announcement(settings.profile.name, runs, now, todo, seconds, workers, results), flush=True)
     for line in lines:
         print(f"  {line}", flush=True)
-    sweep = Sweep(runs, config.launcher, ids, dict(now.failed), expected, workers, results, outputs, adapters)
     now, reasons = train_missing(sweep, now)
-    clean_up(results, outputs, {*now.ok, *now.failed} - {run.run_id for run in still_to_run(sweep, now, ())})
+    for run_id in {*now.ok, *now.failed} - {run.run_id for run in sweep.to_train(now)}:
+        clean_up(results, sweep.outputs, run_id)
     return now, reasons
 
 
@@ -125,9 +139,9 @@ def check_launcher(launcher: DictConfig, todo: Sequence[PlannedRun]) -> None:
     Raises: UserError: If what the launcher needs is not installed, or runs that compute on a CPU would hold GPUs.
     """
     if launcher.name == "slurm":
-        check_slurm()
+        slurm.check_slurm()
     if launcher.name == "ray":
-        check_ray()
+        ray_cluster.check_ray()
     fused = [run.run_id for run in todo if run.config.train.kernels == "fused"]
     if fused and launcher.get("gpus"):
         raise UserError(
@@ -141,94 +155,85 @@ def train_missing(sweep: Sweep, now: State) -> tuple[State, dict[str, str]]:
 
     Returns: The state at the end, and run_id -> why a run has no record.
     """
-    tries, reasons, closed, told = Counter(), {}, set(), False
-    while wave := next_wave(still_to_run(sweep, now, closed), now):
-        free = [run for run in wave if not is_held(lock_path(sweep.outputs, run.run_id))]
+    kills, reasons, closed, held = Counter(), {}, set(), set()
+    while True:
+        left = [run for run in sweep.to_train(now) if run.run_id not in closed]
+        ids = {run.run_id for run in left}
+        wave = [run for run in left if run.parent is None or (run.parent in now.ok and run.parent not in ids)]
+        if not wave:
+            return now, reasons
+        training = held & read_notes(sweep.outputs).keys()
+        free = [run for run in wave if run.run_id not in training]
         if not free:  # another sweep, which may be stopped at any time, trains all runs that could start
-            if not told:
-                print(f"waiting for {counted(len(wave), 'run')} that another sweep trains", file=sys.stderr, flush=True)
-            told = True
             time.sleep(HELD_SECONDS)
-            now = state(sweep.runs, sweep.results)
-            continue
-        # longest first, so that no long run starts last
-        free.sort(key=lambda run: -(sweep.expected.get(run.run_id) or run.examples))
-        outcomes = launch_once(sweep, free, len(now.ok))
-        now = state(sweep.runs, sweep.results)
-        open_runs = {run.run_id for run in still_to_run(sweep, now, closed)}
-        for run_id in (run.run_id for run in free if run.run_id in open_runs):
+        outcomes = launch_once(sweep, free, len(now.ok)) if free else {}
+        now = sweep.now()
+        missing = {run.run_id for run in sweep.to_train(now)}
+        for run_id in [run.run_id for run in free]:
             outcome = outcomes.get(run_id)
-            if outcome is None:
-                tries[run_id] += 1
-                reasons[run_id] = "its worker was killed"
-                print(f"{run_id}: {reasons[run_id]}, attempt {tries[run_id]} of {LAUNCHES}", file=sys.stderr)
-            elif outcome not in ("ok", "failed", "held"):
-                reasons[run_id] = outcome
-            if tries[run_id] == LAUNCHES or outcome not in (None, "held"):
+            if outcome == "held":
+                if not held:
+                    print("waiting for runs that another sweep trains", file=sys.stderr, flush=True)
+                held.add(run_id)
+            elif outcome is not None or run_id not in missing:
                 closed.add(run_id)
-    return now, reasons
-
-
-def still_to_run(sweep: Sweep, now: State, closed: Container[str]) -> list[PlannedRun]:
-    """The runs that lack a record, a requested adapter, or weights that other runs start from.
-
-    Args:
-        closed: Runs that are not to be launched again.
-    """
-    old = {run_id for run_id, record in now.failed.items() if sweep.before.get(run_id) == record}
-    wanted = {run.run_id for run in now.missing} | old
-    wanted |= {run.run_id for run in to_run(sweep.runs, now, False, sweep.outputs, sweep.adapters)}
-    return [run for run in sweep.runs if run.run_id in wanted & sweep.todo and run.run_id not in closed]
+                if outcome not in ("ok", "failed", None):
+                    reasons[run_id] = outcome
+            else:
+                kills[run_id] += 1
+                reasons[run_id] = "its worker was killed"
+                print(f"{run_id}: {reasons[run_id]}, attempt {kills[run_id]} of {LAUNCHES}", file=sys.stderr)
+                if kills[run_id] == LAUNCHES:
+                    closed.add(run_id)
 
 
 def launch_once(sweep: Sweep, runs: Sequence[PlannedRun], done: int) -> dict[str, str]:
-    """Train runs once with the launcher.
+    """Train runs once with the launcher, the longest first, so that no long run starts last.
 
     Args:
         done: Number of the sweep's runs that are done.
     Returns: run_id -> outcome, as in `lora.sweep.worker.run_job`, without the runs of killed workers.
     Raises: KeyboardInterrupt: After printing which runs are still training.
     """
-    size = int(sweep.launcher.runs_per_job)
+    launcher, outputs = sweep.settings.launcher, sweep.outputs
+    seconds = estimator(sweep.known)
+    runs = sorted(runs, key=lambda run: -(seconds(run) or run.examples))
+    size = int(launcher.runs_per_job)
     jobs = [job_of(runs[start : start + size]) for start in range(0, len(runs), size)]
-    interrupted = functools.partial(say_what_runs, sweep, [run.run_id for run in runs])
-    with Watch(runs, done, sweep.expected, sweep.workers, sweep.results, sweep.outputs).shown():
-        if sweep.launcher.name == "local":
+    interrupted = functools.partial(say_what_runs, sweep, {run.run_id for run in runs})
+
+    def left(waiting: Sequence[PlannedRun], ended: Sequence[RunRecord]) -> float | None:
+        return time_together(waiting, [*sweep.known, *ended], sweep.workers)
+
+    with Watch(runs, done, left, labels(runs), sweep.settings.runtime.results, outputs).shown():
+        if launcher.name == "local":
             return pool.run_jobs(jobs, sweep.workers, gpu_names(), interrupted)
         with signals.raised():
             try:
-                if sweep.launcher.name == "slurm":
-                    return slurm.run_jobs(jobs, sweep.launcher, sweep.outputs)
-                return ray_cluster.run_jobs(jobs, sweep.launcher)
+                if launcher.name == "slurm":
+                    return slurm.run_jobs(jobs, launcher, outputs)
+                return ray_cluster.run_jobs(jobs, launcher)
             except KeyboardInterrupt:
                 interrupted()
                 raise
 
 
 def job_of(runs: Sequence[PlannedRun]) -> Job:
-    """The runs as one job, with their experiment as the group of their W&B copies."""
-    configs = (replace(run.config, runtime=replace(run.config.runtime, group=run.experiments[0])) for run in runs)
     tasks = (TASKS[name] for name in {run.task for run in runs})
-    return Job(tuple(configs), tuple(task for task in tasks if task.own is not None), os.getcwd())
+    return Job(tuple(run.config for run in runs), tuple(task for task in tasks if task.own is not None), os.getcwd())
 
 
-def say_what_runs(sweep: Sweep, ids: Sequence[str]) -> None:
+def say_what_runs(sweep: Sweep, ids: set[str]) -> None:
     """Print, when the command is interrupted, which runs are training and how to stop them."""
-    running = [run_id for run_id in ids if is_held(lock_path(sweep.outputs, run_id))]
+    running = [run_id for run_id in read_notes(sweep.outputs) if run_id in ids]
     how = {
         "local": "They write a checkpoint and stop; press Ctrl-C again to stop them at once",
         "slurm": f"They keep running, and so do the jobs in the queue; to stop them: "
-        f"scancel --name={sweep.launcher.get('job_name')}",
+        f"scancel --name={sweep.settings.launcher.get('job_name')}",
         "ray": "Ray stops them with this command; they lose the time since their last checkpoint",
-    }[sweep.launcher.name]
+    }[sweep.settings.launcher.name]
     lines = [f"interrupted; still training: {len(running)}", *(f"  {run_id}" for run_id in running), how]
     print("\n".join(lines), file=sys.stderr, flush=True)
-
-
-def next_wave(todo: Sequence[PlannedRun], now: State) -> list[PlannedRun]:
-    """The runs that can start: those without a parent, and those whose parent is done and not in `todo`."""
-    waiting = {run.run_id for run in todo}
-    return [r for r in todo if r.parent is None or (r.parent in now.ok and r.parent not in waiting)]
 
 
 def unfinished(now: State, reasons: Mapping[str, str]) -> list[str]:
@@ -239,18 +244,3 @@ def unfinished(now: State, reasons: Mapping[str, str]) -> list[str]:
         reason = f" (not started: its MNLI run {run.parent} is not ok)" if waits else reason
         lines.append(f"missing: {run.run_id}{reason}")
     return lines
-
-
-def to_run(
-    runs: Sequence[PlannedRun], now: State, retry_failed: bool, outputs: str, adapters: bool
-) -> list[PlannedRun]:
-    """Runs without a record, failed ones if `retry_failed`, and finished ones whose required weights are missing.
-
-    Args:
-        adapters: Whether the weights of every run are required, or only those of the parents of runs to train.
-    """
-    wanted = {run.run_id for run in now.missing} | (set(now.failed) if retry_failed else set())
-    parents = {run.parent for run in runs if run.run_id in wanted and run.parent}
-    kept = {run.run_id for run in runs} if adapters else parents
-    wanted |= {run_id for run_id in kept if run_id in now.ok and not adapter_path(outputs, run_id).exists()}
-    return [run for run in runs if run.run_id in wanted]

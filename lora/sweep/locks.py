@@ -18,9 +18,6 @@ from typing import IO
 from lora.errors import UserError
 from lora.files import remove_empty
 
-HELD = (errno.EAGAIN, errno.EACCES)
-REFUSED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
-
 
 class HeldError(UserError):
     """Another worker is training the run."""
@@ -42,64 +39,49 @@ def whereabouts() -> str:
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Hold a run's lock.
+    """Hold a run's lock, and remove its file at the end.
 
-    Raises: HeldError: If another process holds it. UserError: If its file cannot be written.
+    Raises: HeldError: If another process holds it, or releases it at this moment. UserError: If its file cannot be
+        written.
     """
     try:
-        file = _locked(path)
-        file.truncate(0)
-        file.write(whereabouts())
-        file.flush()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
     except OSError as error:
+        if isinstance(error, FileNotFoundError | FileExistsError) and not path.parent.is_file():
+            raise HeldError(f"{path.stem} has just been released by another worker; try again") from error
         raise UserError(f"cannot write the lock {path}: {error.strerror}") from error
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            path.unlink()  # before the lock is released: `_locked` notices
-        file.close()
-        remove_empty(path.parent)
-
-
-def _locked(path: Path) -> IO[str]:
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("a+")
-        except (FileNotFoundError, FileExistsError):
-            if path.parent.is_file():
-                raise
-            continue  # another worker removed the empty folder
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
-        except FileNotFoundError:
-            pass
         except OSError as error:
-            if error.errno in REFUSED:
-                _say_without_locks(path.parent, error.strerror)
-                return file
-            file.seek(0)
-            owner = file.read() or "another worker"
-            file.close()
-            if error.errno in HELD:
-                raise HeldError(f"{path.stem} is being trained by {owner}; wait for it, or stop it first") from error
-            raise
-        file.close()  # its holder removed the file before the lock was ours
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                file.seek(0)
+                owner = file.read() or "another worker"
+                message = f"{path.stem} is being trained by {owner}; wait for it, or stop it first"
+                raise HeldError(message) from error
+            _say_without_locks(path.parent, error.strerror)
+        if not _is_at(file, path):  # its holder has just removed it
+            raise HeldError(f"{path.stem} has just been released by another worker; try again")
+        with suppress(OSError):  # on a full disk, another worker cannot say who holds it
+            file.truncate(0)
+            file.write(whereabouts())
+            file.flush()
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()  # before the lock is released
+            remove_empty(path.parent)
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @functools.cache
 def _say_without_locks(folder: Path, reason: str) -> None:
     print(f"{folder} has no file locks ({reason}): a run may be trained twice, to the same record", file=sys.stderr)
-
-
-def is_held(path: Path) -> bool:
-    """Whether a worker trains the run. This takes a shared lock for a moment, so a worker may find the run held."""
-    try:
-        with path.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno in HELD
-    return False

@@ -4,8 +4,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import psutil
 
 from lora.errors import UserError
 from lora.files import discard, remove_empty, write_atomically
-from lora.records.record import note_path
+from lora.records.record import RunRecord, note_path
 from lora.sweep.locks import whereabouts
 
 NOTE_SECONDS = 2.0
@@ -50,16 +49,10 @@ class Note:
         with suppress(UserError):  # on a full disk, the run itself may still succeed
             write_atomically(self.path, json.dumps(self.worker | progress).encode())
 
-
-@contextmanager
-def noted(outputs: str, run_id: str) -> Iterator[Note]:
-    """Keep a note during the block."""
-    note = Note(outputs, run_id)
-    try:
-        yield note
-    finally:
-        discard(note.path)  # with what a killed worker of this run left half-written
-        remove_empty(note.path.parent)
+    def end(self, record: RunRecord | None) -> None:
+        """Remove the note, with what a killed worker of this run left half-written."""
+        discard(self.path)
+        remove_empty(self.path.parent)
 
 
 def read_notes(outputs: str | Path) -> dict[str, dict[str, Any]]:

@@ -1,40 +1,23 @@
 """Progress of a single run, and of a sweep: a line when something has ended, and at least every ten seconds."""
 
-import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from lora.config.labels import labels
-from lora.config.run import RunConfig
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.records.record import RunRecord, read_record, record_path
-from lora.sweep.expand import PlannedRun
 from lora.sweep.notes import read_notes
+
+if TYPE_CHECKING:
+    from lora.config.run import RunConfig
+    from lora.sweep.expand import PlannedRun
 
 POLL_SECONDS = 1.0
 LINE_SECONDS = 10.0
-
-
-@contextlib.contextmanager
-def repeatedly(call: Callable[[], None]) -> Iterator[None]:
-    """Call a function every `POLL_SECONDS` during the block, in a thread."""
-    stop = threading.Event()
-
-    def loop() -> None:
-        while not stop.wait(POLL_SECONDS):
-            call()
-
-    thread = threading.Thread(target=loop, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 class Lines:
@@ -55,15 +38,12 @@ class Lines:
 class Display:
     """The progress of a single run: a line per epoch, and in between where it is."""
 
-    def __init__(self, config: RunConfig):
-        self.metric, self.epochs = TASKS[config.task].metric, config.train.epochs
+    def __init__(self, config: "RunConfig"):
+        self.metric, self.count = TASKS[config.task].metric, config.train.epochs
         self.lines = Lines()
         self.said = 0  # number of epochs whose line is printed
         self.first: tuple[int, float] | None = None  # the first step of this process, and its time
-        self.now = "loading the encoder and the rows"
-
-    def shown(self) -> contextlib.AbstractContextManager[None]:
-        return repeatedly(lambda: self.lines.say(self.now, passing=True) if self.lines.are_due() else None)
+        self.lines.say("loading the encoder and the rows", passing=True)
 
     def __call__(self, progress: Any) -> None:
         """Take in a step (`lora.training.loop.Progress`)."""
@@ -74,21 +54,22 @@ class Display:
         first, since = self.first
         pace = (time.monotonic() - since) / (progress.step - first) if progress.step > first else None
         left = f", left {duration(pace * (progress.steps - progress.step))}" if pace is not None else ""
-        self.now = f"epoch {progress.epoch} of {self.epochs}: step {progress.step} of {progress.steps}{left}"
-        self._epochs(progress.epochs, progress.metric, left)
+        self.epochs(progress.epochs, progress.metric, left)
+        if self.lines.are_due():
+            where = f"epoch {progress.epoch} of {self.count}: step {progress.step} of {progress.steps}"
+            self.lines.say(f"{where}{left}", passing=True)
 
-    def end(self, record: RunRecord) -> None:
+    def end(self, record: RunRecord | None) -> None:
         """Print the line of the last epoch, since no step follows its evaluation."""
-        if record.status == "ok":
+        if record is not None and record.status == "ok":
             selected = record.selected
-            value = record.epochs[-1]["metrics"][selected["split"]][selected["metric"]]
-            self._epochs(record.epochs, value, "")
+            self.epochs(record.epochs, record.epochs[-1]["metrics"][selected["split"]][selected["metric"]], "")
 
-    def _epochs(self, epochs: Sequence[dict[str, Any]], metric: float | None, left: str) -> None:
+    def epochs(self, epochs: Sequence[dict[str, Any]], metric: float | None, left: str) -> None:
         if len(epochs) > self.said:
             self.said = len(epochs)
             loss = f"train loss {epochs[-1]['train_loss']:.3f}"
-            self.lines.say(f"epoch {self.said} of {self.epochs}: {self.metric} {shown(metric)}, {loss}{left}")
+            self.lines.say(f"epoch {self.said} of {self.count}: {self.metric} {shown(metric)}, {loss}{left}")
 
 
 class Watch:
@@ -97,77 +78,76 @@ class Watch:
     Args:
         runs: The runs of this launch.
         done: Number of the sweep's runs that were done before.
-        expected: run_id -> estimated seconds, or None if unknown.
-        workers: Number of runs trained at once.
+        left: Returns the seconds that runs take, from the records of those that have ended; None if unknown.
+        words: run_id -> the settings by which a run differs from others of its method.
     """
 
     def __init__(
         self,
-        runs: Sequence[PlannedRun],
+        runs: Sequence["PlannedRun"],
         done: int,
-        expected: dict[str, float | None],
-        workers: int,
+        left: Callable[[Iterable["PlannedRun"], Sequence[RunRecord]], float | None],
+        words: Mapping[str, str],
         results: str,
         outputs: str,
     ):
-        self.waiting = {run.run_id: run.examples for run in runs}
-        self.words = labels(runs)
+        self.waiting = {run.run_id: run for run in runs}
         self.total, self.done = len(runs) + done, done
-        self.expected, self.workers = expected, max(1, workers)
+        self.seconds, self.ended, self.words = left, [], words
         self.results, self.outputs = results, outputs
-        self.started, self.spent, self.foreseen = time.time(), 0.0, 0.0
-        self.seen = 0  # train examples of the runs that have ended since the launch
+        self.started = time.time()
         self.lines = Lines()
 
-    @contextlib.contextmanager
+    @contextmanager
     def shown(self) -> Iterator[None]:
+        """Look every `POLL_SECONDS` during the block, in a thread."""
+        stop = threading.Event()
+
+        def loop() -> None:
+            while not stop.wait(POLL_SECONDS):
+                self.look()
+
+        thread = threading.Thread(target=loop, daemon=True)
+        thread.start()
         try:
-            with repeatedly(self.look):
-                yield
+            yield
         finally:
+            stop.set()
+            thread.join()
             self.look()
 
     def look(self) -> None:
         """Print what has happened since the last look."""
         for run_id in sorted(filter(self._written, self.waiting)):
-            self.seen += self.waiting.pop(run_id)
+            del self.waiting[run_id]
             self.done += 1
             try:
-                self._finished(read_record(record_path(self.results, run_id)))
+                record = read_record(record_path(self.results, run_id))
             except UserError as error:
                 self.lines.say(str(error))
+                continue
+            self.ended.append(record)
+            outcome = f"failed: {record.error}"
+            if record.status == "ok":
+                outcome = f"{record.selected['metric']} {shown(record.selected['best']['value'])}"
+            name = "  ".join(filter(None, (run_id, self.words[run_id])))
+            self.lines.say(f"{self._count()} {name}  {outcome}  {record.seconds:.0f} s  left {self.left()}")
         if self.lines.are_due() and self.waiting:
-            running = self._running() or "nothing trains yet"
-            self.lines.say(f"[{self.done:>3}/{self.total}] left {self.left()}  {running}", passing=True)
+            self.lines.say(
+                f"{self._count()} left {self.left()}  {self._running() or 'nothing trains yet'}", passing=True
+            )
+
+    def left(self) -> str:
+        seconds = self.seconds(self.waiting.values(), self.ended)
+        return "?" if seconds is None else duration(seconds)
+
+    def _count(self) -> str:
+        return f"[{self.done:>3}/{self.total}]"
 
     def _written(self, run_id: str) -> bool:
         """Whether a record was written since this launch started: a run that is trained again has an old one."""
         path = record_path(self.results, run_id)
         return path.exists() and path.stat().st_mtime >= self.started
-
-    def _finished(self, record: RunRecord) -> None:
-        self.spent += record.seconds
-        self.foreseen += self.expected.get(record.run_id) or record.seconds
-        if record.status == "ok":
-            outcome = f"{record.selected['metric']} {shown(record.selected['best']['value'])}"
-        else:
-            outcome = f"failed: {record.error}"
-        name = "  ".join(filter(None, (record.run_id, self.words[record.run_id])))
-        self.lines.say(f"[{self.done:>3}/{self.total}] {name}  {outcome}  {record.seconds:.0f} s  left {self.left()}")
-
-    def left(self) -> str:
-        """Time left: the sum of the waiting runs' estimates, scaled by the finished runs' actual over estimated time.
-
-        A run without an estimate counts as much per train example as the runs that have ended since the launch.
-        """
-        pace = self.spent / self.foreseen if self.foreseen else 1.0
-        seconds = 0.0
-        for run_id, examples in self.waiting.items():
-            expected = self.expected.get(run_id)
-            if expected is None and not self.seen:
-                return "?"
-            seconds += pace * expected if expected is not None else self.spent / self.seen * examples
-        return duration(seconds / min(self.workers, max(1, len(self.waiting))))
 
     def _running(self) -> str:
         return " | ".join(

@@ -1,13 +1,12 @@
 """`python -m lora status PROFILE`: which runs are done, running, failed or waiting, and the time left."""
 
 import argparse
-import dataclasses
 import json
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from lora.sweep.request import select_runs, sweep_settings
 from lora.sweep.state import state
 
 STATES = ("done", "running", "interrupted", "failed", "waiting")
+OTHER = "also running"  # runs that were started with other overrides
 LOOK_SECONDS = 2.0
 IDLE_SECONDS = 15.0  # workers of a sweep that has just started may take this long to load their libraries
 LISTED = 10  # at most this many runs of each state are listed while watching
@@ -30,7 +30,7 @@ class RunStatus:
     """The state of one run.
 
     Args:
-        state: One of `STATES`. The next launch resumes `interrupted` runs.
+        state: One of `STATES`, or `OTHER`. The next launch resumes `interrupted` runs.
         seconds: Training time of a finished run.
         left_seconds: Estimated time left, for an interrupted run from its beginning; None if unknown.
         step: The current step of a running run, out of `steps`.
@@ -52,8 +52,8 @@ class RunStatus:
 
 def statuses(
     runs: Sequence[PlannedRun], results: str | Path, outputs: str | Path, timed: Sequence[RunRecord] = ()
-) -> tuple[list[RunStatus], list[RunStatus]]:
-    """The state of every run, and of other runs that are training in the same outputs folder.
+) -> list[RunStatus]:
+    """The state of every run, then of other runs that are training in the same outputs folder.
 
     The state follows from an `ok` record, else the note of a live worker, else a failed record, else what a worker that
     ended early has left.
@@ -68,20 +68,20 @@ def statuses(
         if run_id in now.ok:
             found.append(RunStatus(run_id, "done", seconds=now.ok[run_id].seconds))
         elif run_id in notes:
-            found.append(running(run_id, notes[run_id], expected))
+            found.append(running(run_id, "running", notes[run_id], expected))
         elif run_id in now.failed:
             found.append(RunStatus(run_id, "failed", reason=now.failed[run_id].error))
         else:
             begun = checkpoint_path(outputs, run_id).exists() or note_path(outputs, run_id).exists()
             found.append(RunStatus(run_id, "interrupted" if begun else "waiting", left_seconds=expected))
-    known = {run.run_id for run in runs}
-    return found, [running(run_id, note, None) for run_id, note in notes.items() if run_id not in known]
+    others = notes.keys() - {run.run_id for run in runs}
+    return found + [running(run_id, OTHER, notes[run_id], None) for run_id in sorted(others)]
 
 
-def running(run_id: str, note: Mapping[str, Any], expected: float | None) -> RunStatus:
+def running(run_id: str, kind: str, note: Mapping[str, Any], expected: float | None) -> RunStatus:
     step, steps, pace = (note[key] for key in ("step", "steps", "pace"))
     left = expected if pace is None else pace * (steps - step)
-    return RunStatus(run_id, "running", None, left, step, steps, note["metric"], note["where"], note["since"])
+    return RunStatus(run_id, kind, None, left, step, steps, note["metric"], note["where"], note["since"])
 
 
 def totals(found: Sequence[RunStatus]) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def totals(found: Sequence[RunStatus]) -> dict[str, Any]:
     counts = Counter(status.state for status in found)
     unfinished = [status for status in found if status.state in ("running", "interrupted", "waiting")]
     return {
-        "runs": len(found),
+        "runs": sum(counts[name] for name in STATES),
         **{name: counts[name] for name in STATES},
         "spent_seconds": sum(status.seconds for status in found if status.seconds is not None),
         "left_seconds": sum(status.left_seconds for status in unfinished if status.left_seconds is not None),
@@ -97,26 +97,21 @@ def totals(found: Sequence[RunStatus]) -> dict[str, Any]:
     }
 
 
-def text(profile: str, found: Sequence[RunStatus], others: Sequence[RunStatus] = (), listed: int = sys.maxsize) -> str:
+def text(profile: str, found: Sequence[RunStatus], listed: int = sys.maxsize) -> str:
     """
     Args:
         listed: Number of runs of each state that are listed.
     """
     sums = totals(found)
-    counts = ", ".join(f"{sums[name]} {name}" for name in STATES)
     lines = [
-        f"profile {profile}: {counted(sums['runs'], 'run')}: {counts}",
+        f"profile {profile}: {counted(sums['runs'], 'run')}: {', '.join(f'{sums[name]} {name}' for name in STATES)}",
         f"time spent: {duration(sums['spent_seconds'])}",
     ]
-    unfinished = sums["runs"] - sums["done"] - sums["failed"]
-    if unfinished and sums["unknown"] == unfinished:
-        lines.append("time left:  unknown until the first run has ended")
-    elif unfinished:
-        unknown = f", without {sums['unknown']} runs of unknown length" if sums["unknown"] else ""
-        about = duration(sums["left_seconds"])
-        lines.append(f"time left:  about {about} if run one after another, by records of this machine{unknown}")
-    groups = {name: [one for one in found if one.state == name] for name in ("running", "interrupted", "failed")}
-    for name, chosen in {**groups, "also running, started with other overrides": others}.items():
+    if sums["running"] + sums["interrupted"] + sums["waiting"]:
+        unknown = f", and {counted(sums['unknown'], 'run')} of unknown length" if sums["unknown"] else ""
+        lines.append(f"time left:  about {duration(sums['left_seconds'])} if run one after another{unknown}")
+    for name in ("running", "interrupted", "failed", OTHER):
+        chosen = [status for status in found if status.state == name]
         if chosen:
             lines += [f"\n{name}:", *(f"  {line(status)}" for status in chosen[:listed])]
         if len(chosen) > listed:
@@ -128,7 +123,7 @@ def line(status: RunStatus) -> str:
     parts = [status.run_id]
     if status.steps:
         parts.append(f"step {status.step}/{status.steps}, metric {shown(status.metric)}")
-    if status.state == "running":
+    if status.where is not None:
         left = "?" if status.left_seconds is None else duration(status.left_seconds)
         parts.append(f"left {left}  on {status.where}, since {status.since}")
     if status.reason is not None:
@@ -136,18 +131,7 @@ def line(status: RunStatus) -> str:
     return "  ".join(parts)
 
 
-def looker(profile: str, overrides: Sequence[str]) -> Callable[[], tuple[list[RunStatus], list[RunStatus]]]:
-    """
-    Returns: A function that returns the current states of the requested runs, and of others that are training.
-    Raises: UserError: If the overrides request no valid runs, or name a folder of data that does not exist.
-    """
-    runs = select_runs(profile, overrides)
-    config = sweep_settings(profile, overrides)
-    runtime = config.runtime
-    return lambda: statuses(runs, runtime.results, runtime.outputs, records_of_this_machine(config))
-
-
-def watch(profile: str, look: Callable[[], tuple[Sequence[RunStatus], Sequence[RunStatus]]]) -> None:
+def watch(profile: str, look: Callable[[], Sequence[RunStatus]]) -> None:
     """Show the state of the runs until all have ended, nothing has run for `IDLE_SECONDS`, or Ctrl-C."""
     from rich.live import Live
     from rich.text import Text
@@ -156,12 +140,12 @@ def watch(profile: str, look: Callable[[], tuple[Sequence[RunStatus], Sequence[R
     with Live(auto_refresh=False) as live:
         try:
             while True:
-                found, others = look()
-                live.update(Text(text(profile, found, others, LISTED)), refresh=True)
-                if others or any(status.state == "running" for status in found):
+                found = look()
+                live.update(Text(text(profile, found, LISTED)), refresh=True)
+                states = {status.state for status in found}
+                if states & {"running", OTHER}:
                     busy = time.monotonic()
-                unfinished = any(status.state in ("running", "interrupted", "waiting") for status in found)
-                if time.monotonic() - busy >= IDLE_SECONDS or not (unfinished or others):
+                if time.monotonic() - busy >= IDLE_SECONDS or not states & {"running", "interrupted", "waiting", OTHER}:
                     live.console.print("nothing runs")
                     return
                 time.sleep(LOOK_SECONDS)
@@ -179,13 +163,16 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     """Exit codes: 0, or 2 for a mistake in the command."""
-    look = looker(arguments.profile, arguments.overrides)
+    runs = select_runs(arguments.profile, arguments.overrides)
+    settings = sweep_settings(arguments.profile, arguments.overrides)
+
+    def look() -> list[RunStatus]:
+        return statuses(runs, settings.runtime.results, settings.runtime.outputs, records_of_this_machine(settings))
+
     if arguments.watch and sys.stdout.isatty():
         watch(arguments.profile, look)
-        return
-    found, others = look()
-    if arguments.json:
-        runs, also = ([dataclasses.asdict(status) for status in several] for several in (found, others))
-        print(json.dumps({"totals": totals(found), "runs": runs, "also_running": also}, indent=1))
+    elif arguments.json:
+        found = look()
+        print(json.dumps({"totals": totals(found), "runs": [*map(asdict, found)]}, indent=1))
     else:
-        print(text(arguments.profile, found, others))
+        print(text(arguments.profile, look()))

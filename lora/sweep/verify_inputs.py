@@ -1,73 +1,58 @@
 """Check that a record may replace training: the available rows and weights must be those that it was made from.
 
 A run_id contains neither the folder of the rows nor that of the encoder, so a run has the same name on every machine.
+What lies in folders is compared by its hash; what lies on the hub, by the revision in the settings.
 """
 
 import dataclasses
-import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable
 from pathlib import Path
-from typing import Any
 
-from lora.config.encoder_files import check_length, hub_commit, locate, tokenizer_name, weights_name
+from lora.config.encoder_files import check_length, locate, tokenizer_name, weights_name
 from lora.config.run import RunConfig
-from lora.config.sections import DataConfig, ModelConfig
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.records.record import RunRecord, read_record, record_path
 
 WAY_OUT = "for a results folder of its own, add runtime.results=FOLDER"
-COMMIT = re.compile("[0-9a-f]{40}")
 
 
-def check_inputs(
-    configs: Iterable[RunConfig], records: Iterable[RunRecord] = (), todo: Container[str] = (), online: bool = True
-) -> None:
+def verify_inputs(configs: Iterable[RunConfig], records: Iterable[RunRecord] = (), todo: Container[str] = ()) -> None:
     """Read the rows and find the weights of these runs, and compare them with those that the records were made from.
-
-    The hub is asked for the rows of runs in `todo`, and where a record's settings do not identify its rows or weights.
 
     Args:
         configs: At least one per task, number of train rows, and encoder (`distinct`).
         records: Records of runs with these settings.
-        todo: The run_ids to train.
-        online: Whether the hub may be asked. A report compares only what lies in folders.
+        todo: The run_ids to train, whose rows on the hub are read too.
     Raises: UserError: If rows or weights cannot be read, or a record was made from different ones.
     """
     asked: dict[tuple[str, int | None, str], RunConfig] = {}
     rows: dict[tuple[str, int | None], str] = {}
-    weights: dict[str, str] = {}
-    tokenizers: dict[str, str] = {}
+    weights: dict[str, tuple[str, str]] = {}  # and the tokenizer
     for config in configs:
         part, model = (config.task, config.data.train_rows), config.model
         asked[*part, model.name] = config
         if part not in rows and (config.data.source != "hub" or config.run_id in todo):
             rows[part] = fingerprint(config)
-        if model.name not in weights:
+        if model.name not in weights and model.source != "hub":
             where, _ = locate(model)
-            if model.source != "hub":
-                weights[model.name], tokenizers[model.name] = (
-                    weights_name(where, None, model),
-                    tokenizer_name(where, None),
-                )
+            weights[model.name] = weights_name(where, None, model), tokenizer_name(where, None)
         check_length(model, config.data.max_length)
     for record in records:
-        task, data, model = (record.config[key] for key in ("task", "data", "model"))
-        part, name = (task, data["train_rows"]), model["name"]
+        task, data, name = record.config["task"], record.config["data"], record.config["model"]["name"]
+        part = (task, data["train_rows"])
         config = asked.get((*part, name))
         if config is None or record.provenance is None:  # of another part of the rows; of a failed run
             continue
-        if online and part not in rows and not is_pinned(config.data, data):
-            rows[part] = fingerprint(config)
-        if online and name not in weights and not is_pinned(config.model, model):
-            weights[name] = f"commit:{hub_commit(*locate(config.model))}"
-        made_from = record.provenance["weights"]
-        if config.model.source == "hub":  # the commit, because a pickle's hash would need a download
-            made_from = f"commit:{record.provenance['revision']}"
+        made, revision = record.provenance, None
+        if config.data.source == data["source"] == "hub":
+            revision = config.data.revision
+        model_files, tokenizer_files = weights.get(name, (None, None))
         for what, here, recorded in (
-            (f"rows of {task}", rows.get(part), record.provenance["data"]["fingerprint"]),
-            (f"weights of {name}", weights.get(name), made_from),
-            (f"tokenizer files of {name}", tokenizers.get(name), record.provenance.get("tokenizer")),
+            (f"rows of {task}", rows.get(part), made["data"]["fingerprint"]),
+            (f"revision of the rows of {task}", revision, data["revision"]),
+            (f"weights of {name}", model_files, made["weights"]),
+            (f"tokenizer files of {name}", tokenizer_files, made.get("tokenizer")),
         ):
             if None not in (here, recorded) and here != recorded:
                 raise UserError(
@@ -76,15 +61,8 @@ def check_inputs(
                 )
 
 
-def is_pinned(asked: DataConfig | ModelConfig, recorded: Mapping[str, Any]) -> bool:
-    """Whether the settings of a run and of a record name the same commit on the hub, which never changes."""
-    same = all(recorded[key] == getattr(asked, key) for key in ("source", "revision"))
-    same &= recorded.get("hub_id") == getattr(asked, "hub_id", None)
-    return same and asked.source == "hub" and COMMIT.fullmatch(asked.revision or "") is not None
-
-
-def check_single(config: RunConfig, record: RunRecord | None) -> None:
-    """`check_inputs` for a single run, and for the MNLI run that it starts from, whose record stands in for training.
+def verify_single(config: RunConfig, record: RunRecord | None) -> None:
+    """`verify_inputs` for a single run, and for the MNLI run that it starts from, whose record stands in for training.
 
     Args:
         record: The run's record, unless the run is to be trained.
@@ -98,7 +76,7 @@ def check_single(config: RunConfig, record: RunRecord | None) -> None:
             config, task=parent.config["task"], start="pretrained", start_seed=None, start_run=None, data=data
         )
         configs, records = [first, config], [parent, *records]  # the run's own rows last: they are kept for training
-    check_inputs(configs, records, () if record is not None else {config.run_id})
+    verify_inputs(configs, records, () if record is not None else {config.run_id})
 
 
 def fingerprint(config: RunConfig) -> str:

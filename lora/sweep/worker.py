@@ -1,28 +1,36 @@
 """Train runs, one by one or as jobs of a launcher. Every finished or failed run leaves one record."""
 
-import contextlib
 import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from lora.config.run import RunConfig
 from lora.data.own_task import keep_task
 from lora.data.tasks import TASKS, Task
 from lora.errors import DivergedError, UserError
-from lora.files import check_writable, hash_file, write_atomically
-from lora.records.record import RunRecord, adapter_path, predictions_path, read_record, record_path, write_record
-from lora.sweep.about import about, nothing_to_train
-from lora.sweep.cleanup import clean_up, clear
+from lora.files import check_writable, discard, discard_leftovers, hash_file, write_atomically
+from lora.records.record import (
+    RunRecord,
+    adapter_path,
+    checkpoint_path,
+    note_path,
+    predictions_path,
+    read_record,
+    record_path,
+    write_record,
+)
+from lora.sweep.announce import about, nothing_to_train
 from lora.sweep.locks import HeldError, held, lock_path
-from lora.sweep.notes import noted
+from lora.sweep.notes import Note
 from lora.sweep.progress import Display
-from lora.sweep.stand_in import check_single
-from lora.sweep.tracking import Tracked
+from lora.sweep.verify_inputs import verify_single
 from lora.training import signals
 from lora.training.processes import check_batch, is_main_process, processes
 from lora.training.signals import InterruptedRunError
@@ -39,11 +47,11 @@ def ensure_record(config: RunConfig, mistakes_fail: bool) -> RunRecord:
     """
     record = usable_record(config)
     if not mistakes_fail:  # the launcher of a sweep has already checked
-        check_single(config, record)  # before loading torch, which takes seconds
+        verify_single(config, record)  # before loading torch, which takes seconds
     if record is not None:
         if not mistakes_fail and is_main_process():
-            clean_up(config.runtime.results, config.runtime.outputs, [config.run_id])
-            print(nothing_to_train(config.run_id, 1, config.runtime.results, [record]), flush=True)
+            clean_up(config.runtime.results, config.runtime.outputs, config.run_id)
+            print(nothing_to_train(config.run_id, config.runtime.results, [record]), flush=True)
         return record
     check_batch(config.train, processes())  # before the lock, which creates a folder
     if not is_main_process():
@@ -85,15 +93,12 @@ def train(config: RunConfig, mistakes_fail: bool) -> RunRecord:
     from lora.training.loop import run  # loads torch, which a finished run does not need
 
     started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
-    runtime, writes = config.runtime, is_main_process()
-    copy = Tracked(config) if writes else None
-    display = Display(config) if writes and not mistakes_fail else None
-    with reporting(config, copy, display) as report:
+    watchers = watchers_of(config, shows=not mistakes_fail) if is_main_process() else []
+    written = None
+    try:
         try:
-            record, predictions, files = run(config, report)
+            record, predictions, files = run(config, lambda progress: [watch(progress) for watch in watchers])
         except InterruptedRunError:
-            if copy is not None:
-                copy.end(None)
             raise
         except Exception as error:
             if isinstance(error, UserError) and not mistakes_fail:
@@ -104,12 +109,31 @@ def train(config: RunConfig, mistakes_fail: bool) -> RunRecord:
             seconds = round(time.monotonic() - started, 3)
             record = RunRecord(config.run_id, "failed", reason, started_at, seconds, config.for_record())
             predictions = files = None
-    if not writes:
-        return record
-    before = finished(config)
+        written = write(config, record, predictions, files) if is_main_process() else record
+        return written
+    finally:
+        for watch in watchers:
+            watch.end(written)
+
+
+def watchers_of(config: RunConfig, shows: bool) -> Sequence[Any]:
+    """What is called with the progress after every step, and at the end with the record, or None if there is none."""
+    watchers: list[Any] = [Note(config.runtime.outputs, config.run_id)]
+    if config.runtime.tracking != "off":
+        from lora.sweep.tracking import Tracked
+
+        watchers.append(Tracked(config))
+    return [*watchers, Display(config)] if shows else watchers
+
+
+def write(config: RunConfig, record: RunRecord, predictions: bytes | None, files: dict[str, bytes] | None) -> RunRecord:
+    """Write what a run has made, the record last. Returns: The record as written.
+
+    Raises: UserError: If a file cannot be written, or the run was trained again for its adapter with another outcome.
+    """
+    runtime, before = config.runtime, finished(config)
     if before is not None:
         if record.predictions != before.predictions:
-            copy.end(None)
             raise UserError(
                 f"{config.run_id} was trained again for its adapter, and its predictions differ from those in its "
                 f"record, as on another machine: the record is kept, and no adapter was saved; add "
@@ -126,32 +150,32 @@ def train(config: RunConfig, mistakes_fail: bool) -> RunRecord:
         except UserError as error:  # a full disk costs the adapter, not the finished run
             print(f"{config.run_id}: continuing without its adapter: {error}", file=sys.stderr, flush=True)
             record = replace(record, adapter=None)
-    if display is not None:
-        display.end(record)
     if TASKS[config.task].own is not None:
         keep_task(TASKS[config.task], runtime.results)  # before its first record: reports cannot read one without it
     write_record(runtime.results, record)
     clear(runtime.results, runtime.outputs, config.run_id)
-    copy.end(record)
     return record
 
 
-@contextlib.contextmanager
-def reporting(config: RunConfig, copy: Tracked | None, display: Display | None) -> Iterator[Any]:
-    """The function that `run` calls after every step: update the note, the copy and the display."""
-    if copy is None:
-        yield lambda progress: None
-        return
-    shown = contextlib.nullcontext() if display is None else display.shown()
-    with noted(config.runtime.outputs, config.run_id) as note, shown:
+def clear(results: str | Path, outputs: str | Path, run_id: str) -> None:
+    """Remove a finished run's checkpoint and note, and what workers left that were killed while they wrote.
 
-        def report(progress: Any) -> None:
-            note(progress)
-            copy.epochs(progress.epochs)
-            if display is not None:
-                display(progress)
+    The caller holds the run's lock.
+    """
+    for path in (record_path(results, run_id), predictions_path(results, run_id), adapter_path(outputs, run_id).parent):
+        discard_leftovers(path)
+    for path in (checkpoint_path(outputs, run_id), note_path(outputs, run_id)):
+        discard(path)
 
-        yield report
+
+def clean_up(results: str | Path, outputs: str | Path, run_id: str) -> None:
+    """Clear a finished run whose worker was killed after it had written the record.
+
+    A run that another worker holds is left to it, and a folder that cannot be written stays as it is.
+    """
+    if checkpoint_path(outputs, run_id).exists() or note_path(outputs, run_id).exists():
+        with suppress(UserError, OSError), held(lock_path(outputs, run_id)):
+            clear(results, outputs, run_id)
 
 
 @dataclass(frozen=True)
