@@ -1,5 +1,6 @@
 """`python -m lora tune`: the choice of a rate, its file, and the runs that use it."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -57,6 +58,10 @@ def tuned(tmp_path_factory, model_dir):
     return folder, settings, grid, done.stdout
 
 
+def relative(folder, settings):
+    return [setting.replace(f"{folder}/", "") for setting in settings]
+
+
 def test_the_best_of_a_grid_is_kept_with_how_it_was_chosen(tuned):
     folder, _, _, _ = tuned
     tried: dict[str, dict[float, float | None]] = {}  # method -> rate -> score, from the records' JSON
@@ -84,7 +89,8 @@ def test_tuning_resumes_and_ends_the_same(tuned):
     kept = {path: path.stat().st_mtime_ns for path in runs if path != gone}
     gone.unlink()
     (folder / "results" / "rates.yaml").unlink()
-    done = lora("tune", *settings, grid)
+    with contextlib.chdir(folder):  # relative folders are those where the command is typed
+        done = lora("tune", *relative(folder, settings), grid)
     assert done.returncode == 0 and "3 done, 2 failed, 1 to train" in done.stdout
     assert gone.exists() and {path: path.stat().st_mtime_ns for path in kept} == kept
     assert (folder / "results" / "rates.yaml").read_text() == rates
@@ -95,6 +101,8 @@ def test_the_next_launch_takes_the_rates_and_no_table_has_the_runs_that_chose_th
     rates = {one.method: one.lr for one in read_rates(folder / "results" / "rates.yaml")}
     done = lora("-m", *settings, "experiment=own_task", "seed=1")
     assert done.returncode == 0 and "tuned" in done.stdout and "ntuned" not in done.stdout, done.stderr
+    with contextlib.chdir(folder):
+        assert "2 done" in lora("status", "own", *relative(folder, settings[1:]), "experiment=own_task", "seed=1").stdout
     records = [record for record in load_records(folder / "results")[0] if record.config["seed"] == 1]
     assert {record.config["method"]["name"]: record.config["train"]["lr"] for record in records} == rates
     report = build("own", [*settings[1:], "seed=1"])
