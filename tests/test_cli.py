@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from commands import lora
 from comparing import equal_science
 from synthetic import populate
@@ -157,6 +158,12 @@ def test_a_sweep_records_what_failed_skips_what_is_done_and_retries_when_asked(t
         (["method=lorra"], "method must be one of .*full.*lora.*, got 'lorra'"),
         (["method.targets=[q,w]"], "target 'w' is not in BertForSequenceClassification.*q, k, v, o"),
         (["method.alpha=-1", "train.batch=0"], "method.alpha must be > 0.*\n.*train.batch must be >= 1"),
+        (["task=rte", "start=mnli"], "starts from .*mnli.*, which is not trained: .* experiment=null .* trains both"),
+        pytest.param(
+            ["runtime.device=cuda"],
+            "runtime.device=cuda",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU"),
+        ),
     ],
 )
 def test_a_users_mistake_is_one_message_exit_2_and_nothing_written(tiny_overrides, tmp_path, overrides, message):

@@ -25,6 +25,7 @@ from lora.data.read import read
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.records.record import load_records
+from lora.sweep.about import about_own
 from lora.sweep.request import select_runs
 
 SCORED = {"labels": None, "range": [0, 5], "metric": "pearson"}
@@ -388,6 +389,12 @@ def test_a_task_without_a_row_takes_the_default_one_and_says_that_it_is_untuned(
 def tiny_own(model_dir, tmp_path):
     """The file of a task of 500 examples, and overrides that turn the profile's runs into runs of one second."""
     return write(tmp_path / "data", 400, 100), [*settings_of(model_dir), *folders(tmp_path)]
+
+
+def test_the_announcement_counts_the_rows_that_are_used(tiny_own):
+    path, settings = tiny_own
+    config = compose_run(["profile=own", f"task={path}", *settings, "data.train_rows=300"])
+    assert "train 300, dev 100" in "\n".join(about_own([config]))
 
 
 def test_from_a_csv_to_the_report(tiny_own, tmp_path):
