@@ -56,7 +56,7 @@ def sweep(arguments: Sequence[str]) -> int:
         launch_sweep(arguments)
     except UnfinishedError as error:
         unfinished = error
-    from lora.report.write import print_sweep  # loads scipy, which the first run should not wait for
+    from lora.report.command import print_sweep  # loads scipy, which the first run should not wait for
 
     print_sweep(chosen_option("profile", arguments), list(arguments))
     if unfinished is not None:

@@ -42,7 +42,11 @@ class Table:
         }
 
     def markdown(self) -> str:
-        above = [f"# {self.title}", "", *(line for text in (self.banner, self.above) if text for line in (text, ""))]
+        return f"# {self.title}\n\n{self.untitled()}"
+
+    def untitled(self) -> str:
+        """The table in Markdown, for a page that has its own heading."""
+        above = [line for text in (self.banner, self.above) if text for line in (text, "")]
         return "\n".join([*above, markdown(self.cells, self.words), *self.notes]).rstrip() + "\n"
 
 

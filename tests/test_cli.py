@@ -27,7 +27,7 @@ from lora.data.tasks import TASKS
 from lora.files import python_command
 from lora.methods import METHODS
 from lora.records.record import load_records
-from lora.report.write import print_sweep
+from lora.report.command import print_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 

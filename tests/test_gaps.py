@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from synthetic import populate
 
-from lora.report.gap import FACTORS, QV, RECORDS, SIDES, Condition, Factor, Side, factor_lines
+from lora.report.gap import FACTORS, QV, RECORDS, SLUGS, Condition, Factor, factor_lines
 from lora.report.gather import gather
 
 GIVEN = ["experiment=glue_table2,length", "seed=6,7,8"]
@@ -50,13 +50,13 @@ def lines_of(records, before: Condition, after: Condition, tasks=("cola",)) -> l
 
 
 def test_conditions_with_equal_seeds_are_compared_in_pairs(records):
-    after = Condition("20", sides={name: Side(side.slug, ("train.epochs=20",)) for name, side in SIDES.items()})
+    after = Condition("20", given=dict.fromkeys(SLUGS, ("train.epochs=20",)))
     expected = ("CoLA (Matthews)", of_pairs(-3, -2, -1), of_pairs(-6, -5, -4), "-3.0", "3 in pairs")
     assert lines_of(records, Condition("10"), after) == [expected]  # equal changes have no interval
 
 
 def test_only_seeds_of_both_conditions_count_and_averages_need_every_task(records):
-    after = Condition("q,k,v,o", sides=SIDES | {"LoRA": Side("lora-qkvo-r4")})
+    after = Condition("q,k,v,o", lora="lora-qkvo-r4")
     cola, mrpc, average = lines_of(records, QV, after, ("cola", "mrpc"))
     assert cola[1:] == (of_pairs(-3, -2, -1), of_pairs(-2, -4, 2), of_pairs(1, -2, 3), "3 in pairs")
     assert mrpc[1:] == (of_pairs(-1, 0), of_pairs(0, -2), of_pairs(1, -2), "2 in pairs")
@@ -71,7 +71,7 @@ def test_conditions_without_a_common_seed_are_compared_by_welch(records):
 
 
 def test_a_condition_without_runs_leaves_the_change_open(records):
-    missing = Condition("MNLI", sides={name: Side(side.slug, start="mnli") for name, side in SIDES.items()})
+    missing = Condition("MNLI", start="mnli")
     assert [line[2:] for line in lines_of(records, QV, missing)] == [("-", "-", "3 and 0")]
 
 
@@ -83,5 +83,5 @@ def test_every_factor_is_one_that_the_records_can_have():
             gathered = committed[condition.records]
             planned = gathered.tried if condition.tried else gathered.every
             for name in {name for gap in factor.gaps for name in gap}:
-                found = {p.task for p in planned if condition.sides[name].has(p)}
+                found = {p.task for p in planned if condition.has(p, name)}
                 assert found >= set(factor.tasks), (factor.name, condition.words, name)

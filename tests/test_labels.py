@@ -11,9 +11,10 @@ from lora.files import RESULTS, python_command
 from lora.records.record import load_records
 from lora.report.build import build
 from lora.report.cells import summarise
+from lora.report.command import print_sweep
 from lora.report.gather import gather
 from lora.report.runs import Planned
-from lora.report.write import files, print_sweep
+from lora.report.write import files
 from lora.sweep.request import select_runs
 
 Q, V = (f"bert.encoder.layer.0.attention.self.{name}" for name in ("query", "value"))

@@ -1,8 +1,7 @@
 """Build a profile's report from its records: tables, verdicts and figures. `lora.report.write` writes its files."""
 
-import dataclasses
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -10,27 +9,26 @@ import pandas as pd
 from lora.cost.efficiency.summary import read_devices
 from lora.cost.efficiency.tables import tables as efficiency_tables
 from lora.records.analysis import Analyses, read_analyses
-from lora.records.record import load_curves, load_frame
-from lora.report.catalogue import FILES, SUFFIXES, build_sections
+from lora.records.record import load_curves
+from lora.report.catalogue import SHOWN, SUFFIXES, build_sections
 from lora.report.claims.shown import verdict_table
 from lora.report.claims.statements import read_claims
 from lora.report.claims.verdicts import Verdict, judge
 from lora.report.compared import reference_table, repeated_table
 from lora.report.figures import Figure
 from lora.report.gather import Gathered, gather
-from lora.report.learning_rate import learning_rate_table
+from lora.report.learning_rate import LEARNING_RATE, learning_rate_table
 from lora.report.notes import encoder_notes, note
 from lora.report.readme import block
-from lora.report.runs import Planned
+from lora.report.runs import OWN, Planned
 from lora.report.subspace_tables import amplification_table, figure3, figure4
 from lora.sweep.state import State
 from lora.table import Table
 
 MISSING_SHOWN = 20
-AFTER_A_SWEEP = ("table7", "claims", "reference")  # the sweep has printed the other tables
-OF_RUNS = [f"{file}{suffix}" for suffix in dict.fromkeys(SUFFIXES.values()) for file in dict.fromkeys(FILES.values())]
-# the paper's claims are not judged on user-defined tasks, so the differences between methods are shown instead
-PRINTED = (*OF_RUNS, "pairs_own", "rates_own", *AFTER_A_SWEEP)
+# The paper's claims are not judged on user-defined tasks, so the differences between methods are printed instead.
+PRINTED = [f"{shown.file}{suffix}" for suffix in dict.fromkeys(SUFFIXES.values()) for shown in SHOWN.values()]
+PRINTED += ["pairs_own", "rates_own", LEARNING_RATE, "table7", "claims", "reference"]
 
 
 @dataclass(frozen=True)
@@ -66,45 +64,48 @@ class Report:
         """One line per excluded file."""
         return (*self.state.problems, *self.analyses.problems)
 
-    def text(self, names: Sequence[str] = PRINTED) -> str:
-        """The text that the command prints: tables, the claims that have a measured comparison, and `status`."""
+    def text(self, of_sweep: bool = False) -> str:
+        """The text that commands print: tables, the claims that have a measured comparison, and `status`.
+
+        Args:
+            of_sweep: Whether to leave out the runs that the sweep did not ask for.
+        """
         judged = [each for each in self.verdicts if any(found.n != 0 for found in each.findings)]
-        tables = {table.name: table for table in self.tables}
+        tables = {table.name: table for table in self.tables if not (of_sweep and table.name.startswith(OWN))}
         if "claims" in tables:
-            tables["claims"] = dataclasses.replace(tables["claims"], cells=verdict_table(judged))
-        shown = [tables[name].markdown() for name in names if name in tables and len(tables[name].cells)]
+            tables["claims"] = replace(tables["claims"], cells=verdict_table(judged))
+        shown = [
+            tables[name].markdown() for name in dict.fromkeys(PRINTED) if name in tables and len(tables[name].cells)
+        ]
         if self.answers:
             shown.insert(0, "\n".join(["# Which method is better\n", *(f"- {line}" for line in self.answers), ""]))
-        left_out = [f"- {line}" for line in self.status]
-        return "\n".join([*shown, *(["## Not in the tables\n", *left_out, ""] if left_out else [])])
+        if self.status:
+            shown += ["## Not in the tables\n", *(f"- {line}" for line in self.status), ""]
+        return "\n".join(shown)
 
     @property
     def readme(self) -> str:
         main = [table for table in self.tables if table.name in ("table2", "table2_part")]
-        progress = self.progress(self.expected)
-        return block(self.name, main[0], self.verdicts, list(self.figures), progress) if main else ""
+        return (
+            block(self.name, main[0], self.verdicts, list(self.figures), self.progress(self.expected)) if main else ""
+        )
 
     @property
     def expected(self) -> tuple[Planned, ...]:
         """All expected runs, with those that chose the learning rates."""
         return (*self.gathered.every, *self.gathered.tried)
 
-    @property
-    def counts(self) -> tuple[int, int]:
+    def counts(self, expected: Iterable[Planned]) -> tuple[int, int]:
         """Number of trained runs and of expected runs."""
-        return self.counts_of(self.expected)
-
-    def counts_of(self, expected: Iterable[Planned]) -> tuple[int, int]:
         run_ids = {p.run_id for p in expected}
         return len(run_ids & self.state.ok.keys()), len(run_ids)
 
     def progress(self, expected: Iterable[Planned]) -> str:
         """How many of these runs are trained; empty if all are."""
-        trained, asked = self.counts_of(expected)
-        if trained == asked:
-            return ""
+        trained, asked = self.counts(expected)
         where = f"`results/{self.name}/report.html`"
-        return f"**Not complete:** {trained} of {asked} runs are trained; {where} names the others."
+        names = f"**Not complete:** {trained} of {asked} runs are trained; {where} names the others."
+        return names if trained < asked else ""
 
     @property
     def status(self) -> list[str]:
@@ -133,26 +134,22 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
         analysis is invalid.
     """
     gathered = gather(name, overrides, results)
-    name, frame, curves = gathered.name, gathered.frame, load_curves(list(gathered.state.ok.values()))
-    analyses = read_analyses(gathered.folder / "analysis", gathered.state.ok)
-    tuning, command = load_frame(list(gathered.tuning)), gathered.command("analyse intervals")
-    sections = build_sections(name, gathered.planned, frame, curves, analyses.examples, tuning, command)
-    judged, figures = [], sections.figures
+    name, frame, ok = gathered.name, gathered.frame, gathered.state.ok
+    curves, analyses = load_curves(list(ok.values())), read_analyses(gathered.folder / "analysis", ok)
+    sections = build_sections(gathered, curves, analyses.examples)
+    judged: list[Verdict] = []
+    tables: list[Table | None] = []
     if not gathered.is_own:
-        measured, ok = gathered.efficiency, gathered.state.ok
-        judged = judge(read_claims(), gathered.planned, frame, measured, analyses.checks, ok)
-    tables = []
-    if not gathered.is_own:
+        measured = gathered.efficiency, analyses.checks, ok
+        judged = judge(read_claims(), gathered.planned, frame, *measured)
         across = any(found.across_devices for each in judged for found in each.findings)
         notes = (*encoder_notes(frame["model"]), *([note("across")] if across else []))
-        tables = [Table("claims", f"The paper's sentences ({name})", verdict_table(judged), words=3, notes=notes)]
+        tables.append(Table("claims", f"The paper's sentences ({name})", verdict_table(judged), words=3, notes=notes))
     tables += [*sections.tables, learning_rate_table(name, gathered.tried, frame, curves)]
     tables.append(repeated_table(name, gathered.folder, gathered.every, frame))
-    if analyses.subspaces:
-        tables.append(amplification_table(name, analyses.subspaces))
-        found = {"figure3": figure3(analyses.subspaces), "figure4": figure4(analyses.subspaces)}
-        figures |= {key: figure for key, figure in found.items() if figure is not None}
-    tables.append(reference_table(gathered))
+    drawn = {"figure3": figure3(analyses.subspaces), "figure4": figure4(analyses.subspaces)}
+    figures = sections.figures | {key: figure for key, figure in drawn.items() if figure is not None}
+    tables += [amplification_table(name, analyses.subspaces), reference_table(gathered)]
     tables += efficiency_tables(read_devices(gathered.efficiency))
     shown = tuple(table for table in tables if table is not None)
-    return Report(gathered, analyses, shown, sections.cells(), tuple(judged), figures, tuple(sections.answers))
+    return Report(gathered, analyses, shown, sections.cells, tuple(judged), figures, tuple(sections.answers))

@@ -5,10 +5,11 @@ The files of the committed runs, `reference/<profile>`, are tracked: only --page
 
 import argparse
 import sys
+from collections.abc import Sequence
 
-from lora.errors import UserError
-from lora.files import REFERENCE, write_atomically
-from lora.report.build import AFTER_A_SWEEP, PRINTED, build
+from lora.errors import UserError, as_command
+from lora.files import REFERENCE, python_command, write_atomically
+from lora.report.build import build
 from lora.report.gather import Gathered
 from lora.report.gather import options as profile_options
 from lora.report.write import pages, write
@@ -22,7 +23,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="write the committed files of reference/<profile>, and its blocks in the README and experiments/ (make "
         "tables)",
     )
-    parser.add_argument("--brief", action="store_true", help="do not print the tables that a sweep prints at its end")
+    parser.add_argument("--brief", action="store_true", help="do not print the tables: the sweep has")
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -44,13 +45,26 @@ def main(arguments: argparse.Namespace) -> int:
     for path, content in pages(report).items() if arguments.pages else ():
         if content != path.read_text():
             write_atomically(path, content.encode())
-    print(report.text(AFTER_A_SWEEP if arguments.brief else PRINTED))
+    if not arguments.brief:
+        print(report.text())
     print(f"page: {gathered.folder / 'report.html'}{'' if written else ' (as committed: nothing was written)'}")
     failed, missing, left_out = len(report.state.failed), len(report.state.missing), len(report.problems)
     if failed or missing or left_out:
         print(f"incomplete: {failed} failed, {missing} missing, {left_out} files left out", file=sys.stderr)
         return 1
     return 0
+
+
+def print_sweep(profile: str, arguments: Sequence[str]) -> None:
+    """Print the tables of a sweep at its end, and the next command. `arguments`: the sweep's."""
+    own = [argument for argument in arguments if not argument.startswith("profile=")]
+    try:
+        print(build(profile, own).text(of_sweep=True))
+    except UserError as error:  # the runs themselves have ended, and their records exist
+        print(f"no table of this sweep: {error}", file=sys.stderr)
+        return
+    command = as_command([python_command(), "-m", "lora", "report", profile, *own])
+    print(f"next: {command}  # figures and report.html")
 
 
 def nothing_yet(gathered: Gathered) -> str:

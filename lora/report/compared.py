@@ -14,7 +14,7 @@ from lora.records.record import load_frame, load_records
 from lora.report.cells import CELL, expected_runs, refuse_twice, summarise, told_apart
 from lora.report.gather import Gathered, known_configs
 from lora.report.notes import note
-from lora.report.runs import Planned, labelled, recorded_run
+from lora.report.runs import Planned, labelled, planned_of
 from lora.report.stats import DIGITS, mean_interval
 from lora.report.tables import number
 from lora.report.titles import task_label
@@ -117,7 +117,7 @@ def reference_table(gathered: Gathered) -> Table | None:
     if gathered.is_reference:
         return None
     records, _ = load_records(gathered.reference / gathered.profile)
-    committed = {p.cell: p for p in (recorded_run(i, config) for i, config in known_configs(records)[0].items())}
+    committed = {p.cell: p for p in (planned_of(config) for config in known_configs(records)[0].values())}
     pairs = [(p, committed[p.cell]) for p in labelled(gathered.every) if p.cell in committed]
     ours = summarise(gathered.frame, [p for p, _ in pairs])
     same = summarise(load_frame(records), [dataclasses.replace(q, label=p.label) for p, q in pairs])

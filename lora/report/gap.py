@@ -4,7 +4,7 @@ To add a factor, add an entry to `FACTORS`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -26,44 +26,36 @@ from lora.report.titles import task_label
 from lora.table import markdown
 
 SMALL, LONG, BASE = (f"{REFERENCE}/{profile}" for profile in ("small", "long", "base"))
-
-
-@dataclass(frozen=True)
-class Side:
-    """The runs of one method: those with this slug, start and settings."""
-
-    slug: str
-    settings: tuple[str, ...] = ()
-    start: str = "pretrained"
-
-    def has(self, p: Planned) -> bool:
-        given = {setting for setting in p.varied.split("; ") if setting and not setting.startswith("start")}
-        return (p.slug, p.start) == (self.slug, self.start) and given == set(self.settings)
-
-
 SLUGS = {"LoRA": "lora-qv-r8", "full": "full", "Houlsby": "houlsby-m8"}
-SIDES = {name: Side(slug) for name, slug in SLUGS.items()}
 
 
-@dataclass(frozen=True)
-class Condition:
+class Condition(NamedTuple):
     """A condition under which methods are compared.
 
     Args:
         words: The name of the condition.
         records: The folder below results/.
-        sides: Method -> its runs.
+        lora: The slug of LoRA's runs.
+        given: Method -> the settings by which its runs differ from those of Table 2.
+        start: Where its runs start.
         tried: Whether the runs are those that chose the learning rates, whose seeds no table of results has.
     """
 
     words: str
     records: str = LONG
-    sides: Mapping[str, Side] = field(default_factory=lambda: SIDES)
+    lora: str = SLUGS["LoRA"]
+    given: Mapping[str, tuple[str, ...]] = {}
+    start: str = "pretrained"
     tried: bool = False
 
+    def has(self, p: Planned, method: str) -> bool:
+        """Whether a run is one of the method's under this condition."""
+        settings = {setting for setting in p.varied.split("; ") if setting and not setting.startswith("start")}
+        slug = self.lora if method == "LoRA" else SLUGS[method]
+        return (p.slug, p.start, settings) == (slug, self.start, set(self.given.get(method, ())))
 
-@dataclass(frozen=True)
-class Factor:
+
+class Factor(NamedTuple):
     """What may explain a gap: two conditions that differ in it.
 
     Args:
@@ -78,78 +70,50 @@ class Factor:
     tasks: tuple[str, ...] = ("cola",)
 
 
-LORA_FULL, HOULSBY_FULL, LORA_HOULSBY = ("LoRA", "full"), ("Houlsby", "full"), ("LoRA", "Houlsby")
-EVERY = (LORA_FULL, HOULSBY_FULL, LORA_HOULSBY)
+LORA_FULL = (("LoRA", "full"),)
+EVERY = (*LORA_FULL, ("Houlsby", "full"), ("LoRA", "Houlsby"))
 TABLE_2 = ("cola", "mrpc", "stsb")
-QV, IN_PROPORTION = Condition("LoRA on q,v at r = 8"), "method.alpha_at_rank=8"
+LONGER = dict.fromkeys(SLUGS, ("train.epochs=20",))
+RATES = {"LoRA": ("train.lr=0.001",), "full": ("train.lr=2e-05",), "Houlsby": ("train.lr=0.001",)}
+ROWS_OF_SMALL = "3 epochs of 2,000 to 4,000 rows, best of three rates"
+QV, R64 = Condition("LoRA on q,v at r = 8"), "lora-qv-r64"
+IN_PROPORTION = {"LoRA": ("method.alpha_at_rank=8",)}
 FACTORS = (
     Factor(
         "Epochs, train rows and rates",
-        Condition("3 epochs of 2,000 to 4,000 rows, best of three rates", SMALL),
+        Condition(ROWS_OF_SMALL, SMALL),
         Condition("10 epochs of all rows, best of five rates"),
         EVERY,
         TABLE_2,
     ),
-    Factor(
-        "Epochs",
-        Condition("10"),
-        Condition("20", sides={name: Side(slug, ("train.epochs=20",)) for name, slug in SLUGS.items()}),
-        EVERY,
-    ),
+    Factor("Epochs", Condition("10"), Condition("20", given=LONGER), EVERY),
     Factor(
         "Rates",
         Condition("each method's best on CoLA and STS-B", tried=True),
-        Condition(
-            "the other of its best two on CoLA",
-            sides={
-                name: Side(SLUGS[name], (f"train.lr={rate}",))
-                for name, rate in {"LoRA": "0.001", "full": "2e-05", "Houlsby": "0.001"}.items()
-            },
-            tried=True,
-        ),
+        Condition("the other of its best two on CoLA", given=RATES, tried=True),
         EVERY,
     ),
-    Factor(
-        "Target set",
-        QV,
-        Condition("q,k,v,o at r = 4", sides=SIDES | {"LoRA": Side("lora-qkvo-r4")}),
-        (LORA_FULL,),
-        TABLE_2,
-    ),
-    Factor("Rank", QV, Condition("r = 64", sides=SIDES | {"LoRA": Side("lora-qv-r64")}), (LORA_FULL,)),
-    Factor(
-        "Rank and alpha",
-        QV,
-        Condition("r = 64, `alpha_at_rank=8`", sides=SIDES | {"LoRA": Side("lora-qv-r64", (IN_PROPORTION,))}),
-        (LORA_FULL,),
-    ),
-    Factor(
-        "Start",
-        Condition("pretrained"),
-        Condition("MNLI", sides={name: Side(slug, start="mnli") for name, slug in SLUGS.items()}),
-        EVERY,
-        ("mrpc",),
-    ),
-    Factor("Encoder", Condition("MiniLM, 10 epochs"), Condition("MPNet-base, 5 epochs", BASE), (LORA_FULL,)),
+    Factor("Target set", QV, Condition("q,k,v,o at r = 4", lora="lora-qkvo-r4"), LORA_FULL, TABLE_2),
+    Factor("Rank", QV, Condition("r = 64", lora=R64), LORA_FULL),
+    Factor("Rank and alpha", QV, Condition("r = 64, `alpha_at_rank=8`", lora=R64, given=IN_PROPORTION), LORA_FULL),
+    Factor("Start", Condition("pretrained"), Condition("MNLI", start="mnli"), EVERY, ("mrpc",)),
+    Factor("Encoder", Condition("MiniLM, 10 epochs"), Condition("MPNet-base, 5 epochs", BASE), LORA_FULL),
 )
 RECORDS = tuple(dict.fromkeys(c.records for factor in FACTORS for c in (factor.before, factor.after)))
 
 
 def gap_table(gathered: Mapping[str, Gathered]) -> str:
-    """The table of all factors in Markdown, with its note.
+    """The table of all factors in Markdown, with its note. A condition or a gap is stated only where it begins.
 
     Args:
         gathered: The records by name, for each of `RECORDS`.
     """
-    lines = [without_repetition(factor_lines(factor, gathered)) for factor in FACTORS]
-    return f"{markdown(pd.concat(lines), words=5)}\n{note('gap')}"
-
-
-def without_repetition(lines: list[dict[str, str]]) -> pd.DataFrame:
-    """The lines of a factor, which state a condition or a gap only where it begins."""
-    table = pd.DataFrame(lines)
-    said = table[["Factor", "From", "To", "Gap"]]
-    return table.assign(**said.mask(said.eq(said.shift()), ""))
+    tables = []
+    for factor in FACTORS:
+        table = pd.DataFrame(factor_lines(factor, gathered))
+        stated = table[["Factor", "From", "To", "Gap"]]
+        tables.append(table.assign(**stated.mask(stated.eq(stated.shift()), "")))
+    return f"{markdown(pd.concat(tables), words=5)}\n{note('gap')}"
 
 
 def factor_lines(factor: Factor, gathered: Mapping[str, Gathered]) -> list[dict[str, str]]:
@@ -167,7 +131,7 @@ def factor_lines(factor: Factor, gathered: Mapping[str, Gathered]) -> list[dict[
 def differences(condition: Condition, one: str, other: str, gathered: Gathered) -> pd.DataFrame:
     """`paired_differences` of two methods under a condition."""
     planned, frame = gathered.tried if condition.tried else gathered.every, gathered.frame
-    sides = ({p.run_id for p in planned if condition.sides[name].has(p)} for name in (one, other))
+    sides = ({p.run_id for p in planned if condition.has(p, method)} for method in (one, other))
     return paired_differences(*(frame[frame["run_id"].isin(run_ids)] for run_ids in sides))
 
 

@@ -5,7 +5,7 @@ What a run was is read from its record. The sweep is asked only which runs its e
 
 import argparse
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,11 +31,10 @@ from lora.report.runs import (
     in_table_order,
     labelled,
     planned_of,
-    recorded_run,
 )
 from lora.sweep.expand import PlannedRun
 from lora.sweep.grids import LEARNING_RATE, profiles_of
-from lora.sweep.request import default_of, select_runs, selected
+from lora.sweep.request import select_runs, selected
 from lora.sweep.state import State, state_of
 
 EXPERIMENTS = (*MAIN, "lora_targets", "lora_ranks", "mnli_start", "length", LEARNING_RATE, OWN)  # in reading order
@@ -125,9 +124,8 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     """
     profile, own = Path(name).name, Path("results") if results is None else results
     reference = (RESULTS if results is None else results) / REFERENCE
-    is_reference = Path(name).parent.name == REFERENCE
     given = values_given("runtime.results", overrides)
-    folder = Path(given[-1]) if given else (reference if is_reference else own) / profile
+    folder = Path(given[-1]) if given else (reference if Path(name).parent.name == REFERENCE else own) / profile
     is_reference = folder.resolve() == (reference / profile).resolve()
     add_kept_tasks(folder)
     records, problems = load_records(folder)
@@ -135,13 +133,15 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     tuning = {r.run_id for r in records if r.config["runtime"].get("group") == TUNING}
     chosen_on = {r.config["seed"] for r in records if r.run_id in tuning}
     chosen_on |= set() if is_reference else tuned_seeds(rates_setting(overrides, str(folder)))
-    present, added = set(configs) - tuning, as_recorded(configs.values(), overrides, is_reference)
+    present = {run_id: config for run_id, config in configs.items() if run_id not in tuning}
     try:
-        sections = expected_runs_of(profile, [*overrides, *added], present, overrides, is_reference)
+        asked = [*overrides, *as_recorded(configs.values(), overrides, is_reference)]
+        wanted = wanted_runs(profile, asked, present, overrides, is_reference)
     except UserError:  # a setting of the records may not fit another encoder of the profile
-        sections = expected_runs_of(profile, overrides, present, overrides, is_reference)
-    sections = without_seeds(sections, chosen_on)
-    every = {run.run_id: run for runs in sections.values() for run in runs}
+        wanted = wanted_runs(profile, overrides, present, overrides, is_reference)
+    # runs on seeds that chose learning rates are shown by that choice alone
+    wanted = {n: [r for r in runs if n == LEARNING_RATE or r.seed not in chosen_on] for n, runs in wanted.items()}
+    every = {run.run_id: run for runs in wanted.values() for run in runs}
     now = state_of(every.values(), records, [*problems, *unknown])
     tuning |= {record.run_id for record in records if record.config["seed"] in chosen_on}
     tuning &= set(now.extra)  # the others are requested by name: experiment=learning_rate, or with rates=null
@@ -151,14 +151,17 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     now = dataclasses.replace(now, ok=ok, extra=extra, problems=(*now.problems, *broken))
     refuse_mixed_rows(frame)
     dropped = OF_MACHINES if is_reference else ()  # the committed files are the same on every machine
-    expected = {name: [planned_of(run, dropped) for run in shown(name, runs)] for name, runs in sections.items()}
-    others = [recorded_run(i, configs[i], dropped) for i in sorted(ok) if i not in every]
-    add_others(expected, others)
+    parents = {run.parent for run in wanted.get("mnli_start", ())}  # whose table does not show them
+    expected = {
+        name: [planned_of(r.config, dropped) for r in runs if name != "mnli_start" or r.run_id not in parents]
+        for name, runs in wanted.items()
+    }
+    add_others(expected, [planned_of(configs[run_id], dropped) for run_id in sorted(ok) if run_id not in every])
     main = [p for name in MAIN for p in expected.get(name, ())]
     planned = {
         name: in_table_order(labelled(expected[name], main, start=name != "mnli_start"))
         for name in EXPERIMENTS
-        if name in expected
+        if expected.get(name)
     }
     tried = planned.pop(LEARNING_RATE, [])
     tuned = tuple(record for record in records if record.run_id in tuning)
@@ -187,24 +190,22 @@ def as_recorded(configs: Iterable[RunConfig], overrides: Sequence[str], is_refer
     """The settings that depend on the machine, as overrides with the records' values: names are the same on all."""
     if not is_reference and any(override.startswith("model") for override in overrides):
         return []  # perhaps of another encoder than the records
-    texts = [{"train": vars(c.train), "model": vars(c.model)} for c in configs]
     added = ["rates=null"] if is_reference else []  # the user's own rates do not affect the reference
     for key in OF_MACHINES:
         section, _, name = key.partition(".")
-        values = {text[section][name] for text in texts}
+        values = {getattr(getattr(config, section), name) for config in configs}
         if len(values) == 1 and not any(override.startswith(f"{key}=") for override in overrides):
             added.append(f"{key}={values.pop()}")
     return added
 
 
-def expected_runs_of(
-    profile: str, asked: Sequence[str], present: set[str], given: Sequence[str], whole: bool
+def wanted_runs(
+    profile: str, asked: Sequence[str], present: Collection[str], given: Sequence[str], whole: bool
 ) -> dict[str, list[PlannedRun]]:
     """Experiment -> its expected runs: the requested ones, and those of other experiments that have records.
 
-    An experiment that was not requested, or of which a profile's default takes a part, is shown whole if it expects an
-    existing record that the request does not. If the command names neither encoder nor method, and nothing that it
-    expects was trained, the records alone are shown: they are of another encoder.
+    If the command names neither encoder nor method, and nothing that it expects was trained, the records alone are
+    shown: they are of another encoder.
 
     Args:
         asked: The overrides of the request.
@@ -213,48 +214,32 @@ def expected_runs_of(
         whole: See `select_runs`.
     """
     runs = select_runs(profile, asked, whole)
-    sections = {name: [run for run in runs if name in run.experiments] for name in EXPERIMENTS}
-    known = {run.run_id for run in runs}
-    if not any(override.startswith("experiment=") for override in asked) and not sections[ADHOC]:
-        parts = default_of(profile, asked).get("experiment", ())
+    wanted = {name: [run for run in runs if name in run.experiments] for name in EXPERIMENTS}
+    if not any(override.startswith("experiment=") for override in asked) and not wanted[ADHOC]:
+        known = {run.run_id for run in runs}
         for name in EXPERIMENTS:
-            if name not in (ADHOC, OWN) and profile in profiles_of(name) and (not sections[name] or name in parts):
+            if name not in (ADHOC, OWN) and profile in profiles_of(name):
                 more = selected(profile, name, asked)
-                if (present - known) & {run.run_id for run in more}:
-                    sections[name] = more
-    every = {run.run_id for runs in sections.values() for run in runs}
-    if present and not every & set(present) and all(override.startswith(SHARED) for override in given):
+                if (set(present) - known) & {run.run_id for run in more}:
+                    wanted[name] = more
+    every = {run.run_id for runs in wanted.values() for run in runs}
+    if present and every.isdisjoint(present) and all(override.startswith(SHARED) for override in given):
         return {}
-    return {name: runs for name, runs in sections.items() if runs}
-
-
-def without_seeds(sections: dict[str, list[PlannedRun]], seeds: set[int]) -> dict[str, list[PlannedRun]]:
-    """The experiments without the runs on seeds that chose learning rates, which only that choice itself shows."""
-    kept = {
-        name: [run for run in runs if name == LEARNING_RATE or run.seed not in seeds] for name, runs in sections.items()
-    }
-    return {name: runs for name, runs in kept.items() if runs}
-
-
-def shown(experiment: str, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-    """The runs in the experiment's table: for `mnli_start`, all but the MNLI runs that others start from."""
-    parents = {run.parent for run in runs} if experiment == "mnli_start" else set()
-    return [run for run in runs if run.run_id not in parents]
+    return wanted
 
 
 def add_others(expected: dict[str, list[Planned]], others: Sequence[Planned]) -> None:
     """Add the runs that no experiment expects: next to the same runs of another encoder, or in a table of their own."""
-    if not expected and others:
+    if not any(expected.values()):
         for p in others:
             expected.setdefault(OWN_TASK if TASKS[p.task].own is not None else ADHOC, []).append(p)
         return
     for experiment in MAIN:
-        if experiment in expected:
-            models, places = ({getattr(p, key) for p in expected[experiment]} for key in ("model", "place"))
-            expected[experiment] += [p for p in others if p.model not in models and p.place in places]
+        if shown := expected.get(experiment):
+            models, places = ({getattr(p, key) for p in shown} for key in ("model", "place"))
+            shown += [p for p in others if p.model not in models and p.place in places]
     placed = {p.run_id for runs in expected.values() for p in runs}
-    if rest := [p for p in others if p.run_id not in placed]:
-        expected[OWN] = rest
+    expected[OWN] = [p for p in others if p.run_id not in placed]
 
 
 def refuse_mixed_rows(frame: pd.DataFrame) -> None:

@@ -31,8 +31,11 @@ def page(report: Report, pictures: Mapping[str, bytes]) -> str:
     tables = [table for table in report.tables if table.name != "claims"]
     main = next((table for table in tables if table.name in ("table2", "table2_part", "table2_own")), None)
     titles = {table.name: table.title.removesuffix(f" ({report.name})").partition(":")[0] for table in tables}
+    trained, expected = report.counts(report.expected)
     return ENVIRONMENT.get_template("report.html").render(
         report=report,
+        trained=trained,
+        expected=expected,
         heading="LoRA on your own tasks" if report.gathered.is_own else "LoRA on GLUE",
         banner=BANNERS["embedded"] if any(table.banner == BANNERS["embedded"] for table in tables) else "",
         contents=[(table.name, titles[table.name]) for table in tables if not table.folded],

@@ -10,7 +10,6 @@ from lora.config.run import RunConfig
 from lora.data.tasks import TASKS
 from lora.methods.titles import METHOD_TITLES, TARGET_TITLES
 from lora.report.titles import LORA_SLUG, START_TITLES, method_label
-from lora.sweep.expand import PlannedRun
 
 OWN_TASK, ADHOC, OWN = "own_task", "adhoc", "own"  # a user's task, a user's grid, records that no experiment expects
 MAIN = ("glue_table2", OWN_TASK, ADHOC)  # experiments that compare the methods
@@ -109,17 +108,11 @@ def with_starts(planned: Sequence[Planned]) -> list[Planned]:
     ]
 
 
-def planned_of(run: PlannedRun, dropped: Collection[str] = ()) -> Planned:
-    names = (f.name for f in dataclasses.fields(Planned) if f.name not in ("columns", "label", "varied"))
-    settings = {key: value for key, value in run.columns.items() if key not in dropped}
-    return Planned(**{name: getattr(run, name) for name in names}, columns=settings)
-
-
-def recorded_run(run_id: str, config: RunConfig, dropped: Collection[str] = ()) -> Planned:
-    """The run of a record."""
+def planned_of(config: RunConfig, dropped: Collection[str] = ()) -> Planned:
+    """The run of a configuration. `dropped`: settings that do not count."""
     settings = {key: value for key, value in columns(config).items() if key not in dropped}
     method, name = config.method, config.model.name
-    place = (run_id, name, config.protocol, config.start, method.slug, method.name, config.task, config.seed)
+    place = (config.run_id, name, config.protocol, config.start, method.slug, method.name, config.task, config.seed)
     return Planned(*place, settings)
 
 

@@ -14,8 +14,8 @@ from lora.table import Table
 Case = Mapping[str, Any]
 
 
-def amplification_table(name: str, cases: Sequence[Case]) -> Table:
-    """Table 7: how much an update amplifies directions that W does not emphasise."""
+def amplification_table(name: str, cases: Sequence[Case]) -> Table | None:
+    """Table 7: how much an update amplifies directions that W does not emphasise; None without cases."""
     lines = []
     for case in cases:
         if case["kind"] != "amplification":
@@ -39,7 +39,7 @@ def amplification_table(name: str, cases: Sequence[Case]) -> Table:
         )
     title, figures = f"Table 7: amplification by the update ({name})", ("figure3", "figure4")
     notes = (note("table7"), *encoder_notes(case["model"] for case in cases))
-    return Table("table7", title, pd.DataFrame(lines), 2, notes, figures=figures)
+    return Table("table7", title, pd.DataFrame(lines), 2, notes, figures=figures) if lines else None
 
 
 def figure3(cases: Sequence[Case]) -> Figure | None:
