@@ -51,7 +51,7 @@ reproduce-glue: setup ## Train the missing runs of PROFILE=mini|small|long|paper
 test: setup ## Run the test suite in stages (ARGS="-k metrics -x" goes to pytest)
 	@$(VENV) tests/stages.py $(ARGS)
 
-status: $(READY) ## Show which runs of PROFILE are done, running, failed or waiting (variables as in reproduce-glue; ARGS="--json")
+status: $(READY) ## Show which runs of PROFILE are done, running, failed or waiting (variables as in reproduce-glue; ARGS="--watch")
 	@$(OVERRIDES)
 	$(VENV) -m lora status "$$PROFILE" "$${overrides[@]}"
 

@@ -28,6 +28,7 @@ from lora.files import python_command
 from lora.methods import METHODS
 from lora.records.record import load_records
 from lora.report.command import print_sweep
+from lora.sweep.request import select_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -234,9 +235,8 @@ def test_every_command_answers_help_and_refuses_an_unknown_argument(name, capsys
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_an_option_may_stand_between_a_profile_and_its_overrides(at, capsys):
     arguments = ["mini", "task=reviews", "seed=1"]
-    cli.main(["status", *arguments[:at], "--json", *arguments[at:]])
-    said = json.loads(capsys.readouterr().out)
-    assert {run["run_id"].split(".")[2] for run in said["runs"]} == {"reviews"}
+    assert cli.main(["status", *arguments[:at], "--watch", *arguments[at:]]) == 0  # not on a terminal: once
+    assert f"profile mini: {len(select_runs('mini', arguments[1:]))} runs: " in capsys.readouterr().out
 
 
 def test_a_word_that_is_no_override_is_one_message(capsys):

@@ -15,7 +15,7 @@ from lora.records.record import checkpoint_path, note_path, write_record
 from lora.sweep import status
 from lora.sweep.notes import Note, read_notes
 from lora.sweep.request import select_runs
-from lora.sweep.status import statuses, text, totals
+from lora.sweep.status import statuses, text
 from lora.training.loop import Progress
 
 
@@ -56,9 +56,6 @@ def test_every_state(runs, tmp_path, monkeypatch):
     expected = found[waiting].left_seconds
     assert expected == pytest.approx(0.1 * runs[-1].examples)
     assert found[cut].left_seconds == found[killed].left_seconds == expected
-    sums = totals(list(found.values()))
-    assert sums["left_seconds"] == pytest.approx(100 + 3 * expected)
-    assert (sums["runs"], sums["spent_seconds"], sums["unknown"]) == (6, 30.0, 0)
     shown = text("mini", list(found.values()))
     assert "6 runs: 1 done, 1 running, 2 interrupted, 1 failed, 1 waiting" in shown
     assert f"{failed}  it broke" in shown and "step 200/400, metric 50.0  left 2 min" in shown
@@ -99,9 +96,5 @@ def test_the_command(runs, tmp_path, capsys):
     write_record(tmp_path, record(runs[0].run_id))
     asked = ["status", "mini", "experiment=glue_table2", "task=reviews", "seed=1,2,3,4,5,6", "method=lora"]
     asked += [f"runtime.results={tmp_path}", f"runtime.outputs={tmp_path}"]
-    assert main([*asked, "--json"]) == 0
-    content = json.loads(capsys.readouterr().out)
-    assert content["totals"]["done"] == 1 and content["totals"]["waiting"] == 5
-    assert {one["run_id"] for one in content["runs"]} == {run.run_id for run in runs}
     assert main([*asked, "--watch"]) == 0  # not on a terminal
-    assert "6 runs: 1 done, 0 running" in capsys.readouterr().out
+    assert "6 runs: 1 done, 0 running, 0 interrupted, 0 failed, 5 waiting" in capsys.readouterr().out

@@ -121,10 +121,6 @@ def _compose(overrides: Sequence[str]) -> RunConfig:
             _set(settings, one.key_or_group, one.value())
     rates, row, launcher = (settings.pop(key) for key in ("rates", "row", "launcher"))
     model, data, train, runtime = (settings[key] for key in ("model", "data", "train", "runtime"))
-    for section in settings.values():
-        for value in section.values() if isinstance(section, dict) else ():
-            if isinstance(value, UserError):
-                raise value
     for section, key in ((data, "path"), (model, "path"), (runtime, "results"), (runtime, "outputs")):
         if isinstance(section[key], str):
             section[key] = str(at_home(section[key]))
@@ -153,7 +149,7 @@ def _composed_groups(overrides: tuple[str, ...]) -> DictConfig:
 
 @functools.lru_cache(maxsize=1024)
 def _sections(sources: tuple[str, ...], task: str | None) -> dict[str, Any]:
-    """The settings of a run as plain values. In place of one that the task's row lacks, the error that says so.
+    """The settings of a run as plain values.
 
     Hydra composes once for all runs of the same groups, and interpolations are resolved once for all runs of the same
     task: a sweep has hundreds of runs, and composing one takes 100 ms.
@@ -161,6 +157,7 @@ def _sections(sources: tuple[str, ...], task: str | None) -> dict[str, Any]:
     Args:
         sources: The overrides from which conf/ makes other settings.
         task: The name of the task; None for that of the configuration.
+    Raises: UserError: If the protocol's table has no row, or an incomplete one, for the task.
     """
     parsed = [parsed_override(override) for override in sources]
     config = copy.deepcopy(_composed_groups(tuple(one.input_line for one in parsed if is_group(one.key_or_group))))
@@ -172,22 +169,21 @@ def _sections(sources: tuple[str, ...], task: str | None) -> dict[str, Any]:
         raise UserError(explain(error)) from error
     config, row = with_task(config, task)
     sections = {"protocol": config.protocol.name, "rates": config.rates, "row": row}
-    for section in SECTIONS:
-        value = config[section]
-        sections[section] = {key: _plain(config, value, key) for key in value} if OmegaConf.is_dict(value) else value
-    return sections
-
-
-def _plain(config: DictConfig, section: DictConfig, key: str) -> Any:
     try:
-        value = section[key]
+        for name in SECTIONS:
+            value = config[name]
+            sections[name] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     except InterpolationKeyError as error:
         chosen = f"protocol={config.protocol.name}, model={config.model.name}, method={config.method.name}"
         rows = [str(name) for name, row in config.hparams.items() if isinstance(row, DictConfig)]
-        if config.task not in rows:
-            return UserError(f"task must be one that has a row with {chosen} ({', '.join(rows)}), got {config.task!r}")
-        return UserError(f"the row of task={config.task} with {chosen} lacks a value: {first_line(error)}")
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        if config.task in rows:
+            raise UserError(
+                f"the row of task={config.task} with {chosen} is incomplete: {first_line(error)}"
+            ) from error
+        raise UserError(
+            f"task must be one that has a row with {chosen} ({', '.join(rows)}), got {config.task!r}"
+        ) from error
+    return sections
 
 
 def _set(sections: dict[str, Any], key: str, value: Any) -> None:

@@ -58,18 +58,15 @@ def resolve_auto(model: dict[str, Any], train: dict[str, Any], runtime: Mapping[
 def recorded(results: str, encoder: str) -> list[tuple[str, str, str]]:
     """The kernels, attention and precision of an encoder's finished runs in a folder, the most frequent first."""
     runs = Path(results) / "runs"
-    try:
-        return _recorded(runs.resolve(), runs.stat().st_mtime_ns, len(list(runs.iterdir()))).get(encoder, [])
+    try:  # a file system's clock is coarse, so the number of entries tells too
+        counts = _recorded(runs.resolve(), runs.stat().st_mtime_ns, len(list(runs.iterdir())))
     except OSError:
         return []
+    return [choice for choice, _ in counts[encoder].most_common()]
 
 
 @functools.lru_cache(maxsize=16)
-def _recorded(runs: Path, *changed: int) -> dict[str, list[tuple[str, str, str]]]:
-    """
-    Args:
-        changed: The folder's modification time and number of entries, because a file system's clock is coarse.
-    """
+def _recorded(runs: Path, *changed: int) -> Mapping[str, collections.Counter]:
     counts: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     for path in sorted(runs.glob("*.json")):
         # a file that is not a record is reported where records are read
@@ -78,7 +75,7 @@ def _recorded(runs: Path, *changed: int) -> dict[str, list[tuple[str, str, str]]
             model, train = content["config"]["model"], content["config"]["train"]
             if content["status"] == "ok":
                 counts[model["name"]][train["kernels"], model["attention"], train["precision"]] += 1
-    return {name: [choice for choice, _ in found.most_common()] for name, found in counts.items()}
+    return counts
 
 
 def best_precision(encoder: ModelConfig, gpu: bool) -> str:

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from omegaconf import DictConfig
@@ -202,7 +202,7 @@ def launch_once(sweep: Sweep, runs: Sequence[PlannedRun], done: int) -> dict[str
     jobs = [job_of(runs[start : start + size]) for start in range(0, len(runs), size)]
     interrupted = functools.partial(say_what_runs, sweep, {run.run_id for run in runs})
 
-    def left(waiting: Sequence[PlannedRun], ended: Sequence[RunRecord]) -> float | None:
+    def left(waiting: Iterable[PlannedRun], ended: Sequence[RunRecord]) -> float | None:
         return time_together(waiting, [*sweep.known, *ended], sweep.workers)
 
     with Watch(runs, done, left, labels(runs), sweep.settings.runtime.results, outputs).shown():

@@ -107,12 +107,13 @@ def blocks_of(request: Request, whole: bool = False) -> dict[str, list[Block]]:
     selects = any(values_of(key, blocks) for key in given)
     chosen = {key: values for key, values in default.items() if key != "experiment"} | given
     if selects and "start" not in given and "pretrained" in values_of("start", blocks):
-        starts = {name: [b for b in several if b.axes.get("start") != ["mnli"]] for name, several in grids.items()}
-        grids = {
-            name: [Block(b.axes | ({"start": ["pretrained"]} if "start" in b.axes else {})) for b in several]
-            for name, several in starts.items()
-        }
+        # a start from MNLI trains MNLI too, so it is only selected by name
+        grids = {name: [Block(_without_mnli(block.axes)) for block in several] for name, several in grids.items()}
     return narrowed(grids, chosen)
+
+
+def _without_mnli(axes: Values) -> Values:
+    return {key: [v for v in values if (key, v) != ("start", "mnli")] for key, values in axes.items()}
 
 
 def default_of(profile: str, arguments: Sequence[str]) -> Values:
@@ -184,11 +185,10 @@ def refuse_glue(request: Request) -> None:
 
 
 def refuse_tuned_seeds(runs: Sequence[PlannedRun], setting: Any) -> None:
-    """Refuse runs of a table of results on a seed that chose learning rates.
-
+    """
     Args:
         setting: The setting `rates`.
-    Raises: UserError: If there are any.
+    Raises: UserError: If runs of a table of results have a seed that chose learning rates.
     """
     tuned = tuned_seeds(setting)
     if seeds := sorted({run.seed for run in runs if run.seed in tuned and set(run.experiments) != {LEARNING_RATE}}):
@@ -200,21 +200,20 @@ def refuse_tuned_seeds(runs: Sequence[PlannedRun], setting: Any) -> None:
 
 
 def refuse_unequal_tuning(runs: Sequence[PlannedRun], setting: Any) -> None:
-    """Refuse to compare methods of which one was tuned more than another, since that favours it.
-
+    """
     Args:
         setting: The setting `rates`.
-    Raises: UserError: If some methods of a task have a tuned rate and others do not, or they were tuned with different
-        numbers of values.
+    Raises: UserError: If methods of a task were tuned with different numbers of values, or some not at all: a
+        comparison would favour what was tuned most.
     """
     path = rates_path(setting)
     sizes = {(*rate.key[:3], rate.method.partition("_")[0], rate.lr): len(rate.tried) for rate in read_rates(path)}
     tasks: dict[tuple[str, str, str], dict[str, int]] = {}
     for run in runs if sizes else ():
-        if run.config.runtime.rate_from != "stated":
-            place = (run.model, run.protocol, run.task)
-            key = (*place, run.method, run.config.train.lr)
-            tasks.setdefault(place, {})[run.method] = sizes[key] if run.config.runtime.rate_from == "tuned" else 0
+        config, place = run.config, (run.model, run.protocol, run.task)
+        if config.runtime.rate_from != "stated":
+            tuned = config.runtime.rate_from == "tuned"
+            tasks.setdefault(place, {})[run.method] = sizes[*place, run.method, config.train.lr] if tuned else 0
     for (_, _, task), methods in tasks.items():
         if len(set(methods.values())) > 1:
             tried = ", ".join(f"{method} with {size or 'no'} values" for method, size in methods.items())

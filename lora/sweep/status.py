@@ -1,12 +1,10 @@
 """`python -m lora status PROFILE`: which runs are done, running, failed or waiting, and the time left."""
 
 import argparse
-import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,38 +82,27 @@ def running(run_id: str, kind: str, note: Mapping[str, Any], expected: float | N
     return RunStatus(run_id, kind, None, left, step, steps, note["metric"], note["where"], note["since"])
 
 
-def totals(found: Sequence[RunStatus]) -> dict[str, Any]:
-    """Number of runs per state, seconds spent on finished runs, seconds left, and number of runs of unknown length."""
-    counts = Counter(status.state for status in found)
-    unfinished = [status for status in found if status.state in ("running", "interrupted", "waiting")]
-    return {
-        "runs": sum(counts[name] for name in STATES),
-        **{name: counts[name] for name in STATES},
-        "spent_seconds": sum(status.seconds for status in found if status.seconds is not None),
-        "left_seconds": sum(status.left_seconds for status in unfinished if status.left_seconds is not None),
-        "unknown": sum(status.left_seconds is None for status in unfinished),
-    }
-
-
 def text(profile: str, found: Sequence[RunStatus], listed: int = sys.maxsize) -> str:
     """
     Args:
         listed: Number of runs of each state that are listed.
     """
-    sums = totals(found)
+    groups = {name: [status for status in found if status.state == name] for name in (*STATES, OTHER)}
+    left = [status.left_seconds for name in ("running", "interrupted", "waiting") for status in groups[name]]
+    known = [seconds for seconds in left if seconds is not None]
     lines = [
-        f"profile {profile}: {counted(sums['runs'], 'run')}: {', '.join(f'{sums[name]} {name}' for name in STATES)}",
-        f"time spent: {duration(sums['spent_seconds'])}",
+        f"profile {profile}: {counted(len(found) - len(groups[OTHER]), 'run')}: "
+        f"{', '.join(f'{len(groups[name])} {name}' for name in STATES)}",
+        f"time spent: {duration(sum(status.seconds for status in groups['done']))}",
     ]
-    if sums["running"] + sums["interrupted"] + sums["waiting"]:
-        unknown = f", and {counted(sums['unknown'], 'run')} of unknown length" if sums["unknown"] else ""
-        lines.append(f"time left:  about {duration(sums['left_seconds'])} if run one after another{unknown}")
+    if left:
+        unknown = f", and {counted(len(left) - len(known), 'run')} of unknown length" if len(known) < len(left) else ""
+        lines.append(f"time left:  about {duration(sum(known))} if run one after another{unknown}")
     for name in ("running", "interrupted", "failed", OTHER):
-        chosen = [status for status in found if status.state == name]
-        if chosen:
-            lines += [f"\n{name}:", *(f"  {line(status)}" for status in chosen[:listed])]
-        if len(chosen) > listed:
-            lines.append(f"  and {len(chosen) - listed} more")
+        if groups[name]:
+            lines += [f"\n{name}:", *(f"  {line(status)}" for status in groups[name][:listed])]
+        if len(groups[name]) > listed:
+            lines.append(f"  and {len(groups[name]) - listed} more")
     return "\n".join(lines)
 
 
@@ -156,9 +143,7 @@ def watch(profile: str, look: Callable[[], Sequence[RunStatus]]) -> None:
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("profile")
     parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was launched with")
-    shape = parser.add_mutually_exclusive_group()
-    shape.add_argument("--json", action="store_true", help="print every run, as JSON")
-    shape.add_argument("--watch", action="store_true", help="a live view until nothing runs any more, or Ctrl-C")
+    parser.add_argument("--watch", action="store_true", help="a live view until nothing runs any more, or Ctrl-C")
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -171,8 +156,5 @@ def main(arguments: argparse.Namespace) -> None:
 
     if arguments.watch and sys.stdout.isatty():
         watch(arguments.profile, look)
-    elif arguments.json:
-        found = look()
-        print(json.dumps({"totals": totals(found), "runs": [*map(asdict, found)]}, indent=1))
     else:
         print(text(arguments.profile, look()))
