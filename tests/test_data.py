@@ -119,38 +119,16 @@ def test_copies_with_a_bom_or_windows_line_ends_are_the_same_rows(change, tmp_pa
 
 @pytest.mark.parametrize("name", ["cola", "rte"])  # without a header, and with one
 @pytest.mark.parametrize("end", ["lf", "crlf", "cr of a crlf"])
-def test_a_whole_split_without_a_final_line_end_is_the_same_rows(name, end, tmp_path):
+def test_a_split_without_a_final_line_end_is_the_same_rows(name, end, tmp_path):
     task = TASKS[name]
-    official = task.official_rows["validation"]
-    layout = write_tsv(tmp_path, task, official, ["validation"]) / task.tsv.folder / "dev.tsv"
+    layout = write_tsv(tmp_path, task, splits=["validation"]) / task.tsv.folder / "dev.tsv"
     whole = read(task, "tsv", tmp_path, splits=("validation",))
     content = layout.read_bytes().removesuffix(b"\n")
     if end != "lf":
         content = content.replace(b"\n", b"\r\n") + (b"\r" if end == "cr of a crlf" else b"")
     layout.write_bytes(content)
     again = read(task, "tsv", tmp_path, splits=("validation",))
-    assert again.rows == {"validation": official} and not again.is_part
-    assert again.fingerprint == whole.fingerprint
-
-
-def test_without_a_final_line_end_every_official_row_must_be_there(tmp_path):
-    task = TASKS["rte"]
-    official = task.official_rows["validation"]
-    path = write_tsv(tmp_path, task, official, ["validation"]) / task.tsv.folder / "dev.tsv"
-    content = path.read_bytes()
-    lines = content.splitlines(keepends=True)
-    one_less, one_more = b"".join(lines[:-1]), content + lines[-1]
-    in_the_label = content.removesuffix(b"\n")[:-3]
-    in_a_character = content[: content.rindex("é".encode()) + 1]
-    for number, cut in (
-        (official, one_less.removesuffix(b"\n")),
-        (official + 2, one_more.removesuffix(b"\n")),
-        (official + 1, in_the_label),
-        (in_a_character.count(b"\n") + 1, in_a_character),
-    ):
-        path.write_bytes(cut)
-        with pytest.raises(UserError, match=rf"dev\.tsv:{number}: the last line has no line end, so the file was cut"):
-            read(task, "tsv", tmp_path, splits=("validation",))
+    assert again.rows == whole.rows and again.fingerprint == whole.fingerprint
 
 
 def qqp(tmp_path: Path, left_out: int, extra: list[str]) -> Task:
@@ -193,8 +171,6 @@ BAD_FILES = {
     "fewer columns": ("rte", replace_line(3, b"0\tone\ttwo"), r"RTE/train.tsv:3: 3 columns, must be 4 \(index, .*'0"),
     "no header": ("cola", replace_line(2, b"x\t1\tgood"), r"CoLA/train.tsv:2: 3 columns, must be 4 \(source, label"),
     "blank line": ("stsb", replace_line(5, b""), r"STS-B/train.tsv:5: 1 columns, must be 10"),
-    "cut in a text": ("cola", lambda data: data[:-3], r"CoLA/train.tsv:24: the last line .* cut short: 'x23"),
-    "cut at a label": ("mnli", lambda data: data[:-1], r"MNLI/train.tsv:25: the last line has no line end"),
     "label word": (
         "rte",
         replace_line(2, b"0\ta\tb\tmaybe"),
@@ -267,7 +243,7 @@ def test_bad_parquet_columns_and_labels(tmp_path):
     plain = {"sentence1": ["a", "b"], "sentence2": ["a", "b"], "label": [0, 1]}
     for number, (column, values, message) in enumerate(
         (
-            ("label", [0, 2], r"row 1 has label 2, which must be 0 to 1 \(entailment, not_entailment\)"),
+            ("label", [0, 2], "row 1 has label 2: the labels are 0, 1"),
             ("label", [-1, 0], "row 0 has label -1"),
             ("label", [None, 0], "row 0 has label None"),
             ("label", [1.0, 0.5], "row 0 has label 1.0"),
@@ -283,7 +259,7 @@ def test_bad_parquet_columns_and_labels(tmp_path):
         with pytest.raises(UserError, match=message):
             read(task, "parquet", folder.parent, splits=("train",))
     score = dataclasses.replace(TASKS["stsb"], name="rte")
-    with pytest.raises(UserError, match="row 0 has label -1, which must be a number from 0 to 5"):
+    with pytest.raises(UserError, match="row 0 has label -1: a score is a number from 0 to 5"):
         read(score, "parquet", tmp_path / "1", splits=("train",))
 
 

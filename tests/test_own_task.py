@@ -1,6 +1,5 @@
 """A user-defined task, from its file to the report: real readers on real files, and real runs on them."""
 
-import hashlib
 import json
 import random
 import re
@@ -20,8 +19,7 @@ from own_tasks import settings as settings_of
 
 from lora.config.compose import compose_run
 from lora.config.own_task import find_task
-from lora.data.own_rows import duplicates
-from lora.data.own_task import FOLDER, add_kept_tasks, add_task, keep_task
+from lora.data.own_task import FOLDER, add_kept_tasks, add_task, duplicates, keep_task
 from lora.data.read import read
 from lora.data.tasks import TASKS
 from lora.errors import UserError
@@ -111,8 +109,6 @@ def test_all_problems_of_a_file_come_together(tmp_path):
     ("content", "message"),
     [
         (b"columns: [text\nlabel: x\n", r"moods.yaml:2: not YAML"),
-        (b"label: a\nmetric: f1\nlabel: b\n", r"moods.yaml:3: not YAML: the key label occurs twice"),
-        (b"label: &a [x]\ncolumns: *a\n", r"moods.yaml:2: not YAML: aliases .* are not read"),
         (b"- text\n", "moods.yaml does not define a task: it must state columns, label, metric, train and dev"),
         (b"label: \xff\n", "moods.yaml is not UTF-8: byte 0xff"),
         (b"label: !!python/object/apply:os.system ['true']\n", r"moods.yaml:1: not YAML: could not determine"),
@@ -505,16 +501,3 @@ def test_scores_of_any_range_are_learned_alike_and_adapters_answer_in_their_unit
     description.write_text(json.dumps(content))
     hostile = lora("predict", *given, "--output", output)
     assert hostile.returncode == 2 and "describes no task: columns and labels must be words" in hostile.stderr
-
-
-def test_runs_of_a_regression_from_before_its_scores_were_scaled_are_refused(tmp_path):
-    write_csv(tmp_path / "train.csv", [("a", 0), ("b", 5)])
-    task = add_task(write_task(tmp_path, **SCORED, dev="train.csv", train="../" + tmp_path.name + "/train.csv"))
-    keep_task(task, tmp_path / "results")
-    (kept,) = (tmp_path / "results" / FOLDER).iterdir()
-    stated = {key: value for key, value in json.loads(kept.read_text())["definition"].items() if value is not None}
-    earlier = hashlib.sha256(json.dumps(stated, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:6]
-    kept.rename(kept.with_name(f"moods-{earlier}.json"))
-    done = lora("report", "own", f"runtime.results={tmp_path}/results")
-    assert done.returncode == 2
-    assert f"the runs of moods-{earlier} are of an earlier version, which trained on" in done.stderr

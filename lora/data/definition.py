@@ -108,15 +108,9 @@ class Definition:
     @property
     def digits(self) -> str:
         """The first digits of the hash over everything that the definition states."""
-        return self._digits(**({} if self.range is None else {"targets": "scaled"}))
-
-    @property
-    def unscaled_digits(self) -> str:
-        """`digits` in versions that trained a regression on its scores as they are."""
-        return self._digits()
-
-    def _digits(self, **more: str) -> str:
-        stated = {key: value for key, value in dataclasses.asdict(self).items() if value is not None} | more
+        stated = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        if self.range is not None:
+            stated |= {"targets": "scaled"}  # earlier versions trained on the scores as they are
         text = json.dumps(stated, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
@@ -133,32 +127,13 @@ def check_words(columns: tuple[str, ...], labels: tuple[str, ...]) -> list[str]:
     return list(problems)
 
 
-class PlainLoader(yaml.SafeLoader):
-    """Load plain YAML values. Refuse duplicate keys, and aliases, which can expand a few lines to a billion values."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read: write the values out", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = []
-        for key, _ in node.value:
-            word = self.construct_object(key, deep=True)
-            if word in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {word} occurs twice", key.start_mark)
-            seen.append(word)
-        return super().construct_mapping(node, deep)
-
-
 def read_definition(path: Path) -> Definition:
     """Read a task's file.
 
     Raises: UserError: If it is absent, is not YAML (with the line), or breaks rules (with every broken rule).
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), PlainLoader)
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read the task's file {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

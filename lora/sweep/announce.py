@@ -82,7 +82,7 @@ def about_own(configs: Iterable[RunConfig]) -> list[str]:
     lines = []
     for config in {config.task: config for config in configs if TASKS[config.task].own is not None}.values():
         from lora.data.definition import KEYS
-        from lora.data.own_rows import duplicates, most_frequent
+        from lora.data.own_task import duplicates, most_frequent
 
         task = TASKS[config.task]
         rows = task.official_rows | {"train": config.train_rows}
