@@ -15,9 +15,9 @@ from lora.records import machine, provenance
 from lora.records.record import checkpoint_path, read_record, record_path
 from lora.sweep.worker import ensure_record
 from lora.training import evaluation, signals
+from lora.training.device import device_name, processor
 from lora.training.loop import run
 from lora.training.signals import InterruptedRunError
-from lora.training.usage import device_name, processor
 
 EPOCHS = 3  # of five steps
 NEVER = "runtime.checkpoint_minutes=null"  # except on a request to stop

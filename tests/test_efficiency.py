@@ -29,7 +29,7 @@ from lora.methods.configs import FullConfig
 from lora.methods.lowrank import LoraLinear
 from lora.models.modules import checksum, count_parameters, trainable
 from lora.report.efficiency import write
-from lora.training.usage import optimizer_bytes
+from lora.training.device import optimizer_bytes
 
 main = command("efficiency")
 

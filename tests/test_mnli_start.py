@@ -73,15 +73,15 @@ def test_every_method_starts_from_what_its_parent_trained(tiny_overrides, method
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    "change",
     [
-        (lambda tensors, name: tensors.pop(name), r" absent and \(32,\)"),
-        (lambda tensors, name: tensors.update({f"{name}2": torch.zeros(1)}), r"2 \(1,\) and absent"),
-        (lambda tensors, name: tensors.update({name: torch.zeros(31)}), r" \(31,\) and \(32,\)"),
+        lambda tensors, name: tensors.pop(name),
+        lambda tensors, name: tensors.update({f"{name}2": torch.zeros(1)}),
+        lambda tensors, name: tensors.update({name: torch.zeros(31)}),
     ],
     ids=["a tensor less", "a tensor more", "another shape"],
 )
-def test_a_start_of_full_fine_tuning_is_loaded_strictly(tiny_overrides, change, named):
+def test_a_start_of_full_fine_tuning_is_loaded_strictly(tiny_overrides, change):
     """Loading is strict although the record names that very file."""
     child, parent = family_of(tiny_overrides, "full", "stock")
     record = ensure_record(parent, mistakes_fail=False)
@@ -91,7 +91,7 @@ def test_a_start_of_full_fine_tuning_is_loaded_strictly(tiny_overrides, change, 
     save_file(tensors, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     write_record(parent.runtime.results, dataclasses.replace(record, adapter=digest))
-    with pytest.raises(UserError, match=rf"trained other modules than .*output.LayerNorm.weight{named}"):
+    with pytest.raises(UserError, match=r"trained other modules than .*output.LayerNorm.weight"):
         start_from(fresh(child), child)
 
 

@@ -24,8 +24,8 @@ from lora.sweep.plan import CHECKPOINT_BYTES, checkpoint_bytes
 from lora.sweep.progress import Display, Lines, Watch
 from lora.sweep.request import select_runs
 from lora.sweep.state import state, state_of
+from lora.training.device import device_name
 from lora.training.loop import Progress
-from lora.training.usage import device_name
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from lora.cost.subjects import Batch, Subject, clock_of, random_batch
 from lora.cost.timing import interleave
 from lora.errors import UserError, first_line
 from lora.models.modules import count_parameters, trainable
-from lora.training.usage import optimizer_bytes
+from lora.training.device import optimizer_bytes
 
 T = TypeVar("T")
 PEAK_STEPS = 3  # from the second on, the optimizer has its state

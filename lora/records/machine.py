@@ -40,7 +40,7 @@ def cpu_kind() -> str:
 
 
 def recorded_cpu() -> str:
-    """This machine's CPU, named as in records (`lora.training.usage.device_name`), without loading torch.
+    """This machine's CPU, named as in records (`lora.training.device.device_name`), without loading torch.
 
     Source: aten/src/ATen/native/DispatchStub.cpp of torch, for x86. Other CPUs get the architecture alone.
     """

@@ -22,9 +22,8 @@ from lora.models.load import Encoder
 from lora.models.modules import trainable
 from lora.records.provenance import code_digest
 from lora.training import signals
-from lora.training.device import Process
+from lora.training.device import Process, processor
 from lora.training.step import Step
-from lora.training.usage import processor
 
 AGREE_STEPS = 16
 UNREADABLE = (OSError, EOFError, pickle.UnpicklingError, RuntimeError, ValueError, KeyError, TypeError, AttributeError)

@@ -1,6 +1,8 @@
-"""The device and precision of a run, and the processes that train it together."""
+"""The device and precision of a run, the processes that train it together, and what they used."""
 
 import contextlib
+import platform
+import resource
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +13,7 @@ from torch import Tensor, distributed, nn
 from lora.config.kernel_choice import BF16_CAPABILITY
 from lora.config.run import RunConfig
 from lora.errors import UserError
+from lora.records.machine import cpu_kind
 from lora.training.allocator import keep_freed_memory
 from lora.training.processes import check_batch, local_rank, processes, rank
 
@@ -100,3 +103,36 @@ def has_bf16(gpu: bool) -> bool:
     if gpu:  # torch.cuda.is_bf16_supported also returns True for emulation
         return torch.cuda.get_device_capability()[0] >= BF16_CAPABILITY
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+# What a run used, for its record.
+
+
+def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
+    states = (tensor for state in optimizer.state.values() for tensor in state.values() if torch.is_tensor(tensor))
+    return sum(tensor.numel() * tensor.element_size() for tensor in states)
+
+
+def peak_mib(device: torch.device) -> float:
+    """Peak memory of the GPU's allocator. On a CPU, that of the whole process, including its earlier runs."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def processor(device: torch.device) -> str:
+    """The kind of processor. Libraries choose their kernels, and with them the order of sums, by it.
+
+    For a CPU: its name in the record, its vendor and model, and its bfloat16 instructions, which a virtual machine may
+    hide. For a GPU: its name in the record.
+    """
+    name = device_name(device)
+    if device.type == "cuda":
+        return name
+    return f"{name} {cpu_kind() or platform.processor()}".strip()

@@ -14,27 +14,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lora.adapters.adapter import adapter_of, in_scores, origin_of
-from lora.adapters.base import describe_base
-from lora.adapters.folder import WEIGHTS, pack
 from lora.config.run import RunConfig
 from lora.data.batching import collate, encode, epoch_batches, to_device
 from lora.data.read import TaskData, read
 from lora.data.tasks import TASKS
 from lora.errors import DIVERGED, DivergedError
 from lora.methods import apply
-from lora.models.load import load_encoder
+from lora.models.load import Encoder, load_encoder
 from lora.models.modules import count_parameters, trainable
 from lora.records.provenance import code_version
-from lora.records.record import RunRecord, checkpoint_path
+from lora.records.record import ADAPTER, RunRecord, checkpoint_path
 from lora.training.checkpoints import Checkpointer, made_from
-from lora.training.device import start_process
+from lora.training.device import device_name, optimizer_bytes, peak_mib, start_process
 from lora.training.evaluation import evaluate, pack_predictions, predict, select, selecting_split, split_half
-from lora.training.mnli_start import start_from
 from lora.training.step import MicroBatch, micro_batches, prepare_step
-from lora.training.usage import device_name, optimizer_bytes, peak_mib
 
 PACKAGES = ("torch", "transformers", "datasets", "numpy")
 FINITE_CHECK_STEPS = 16  # reading the loss after every step would stall a GPU
@@ -75,9 +70,10 @@ def run(
     model, tokenizer = encoder.model, encoder.tokenizer
     apply(model, config.method, config.seed)
     if config.start == "mnli":
+        from lora.training.mnli_start import start_from
+
         start_from(model, config)
-    # before the fused kernels round the frozen weights
-    base = describe_base(model, config.model.name, encoder.revision) if config.runtime.save_adapter else None
+    save = adapter_packer(model, config, encoder) if config.runtime.save_adapter else None
     params = count_parameters(model)
     trained_bytes = sum(p.numel() * p.element_size() for _, p in trainable(model))
     splits = {name: encode(rows, task, tokenizer, max_length) for name, rows in data.splits.items()}
@@ -93,8 +89,7 @@ def run(
     # The loop, from the beginning or from the checkpoint.
     inputs = made_from(config, data.fingerprint, encoder, process)
     path = checkpoint_path(config.runtime.outputs, config.run_id)
-    saves_adapter = config.runtime.save_adapter
-    checkpointer = Checkpointer(path, config.runtime.checkpoint_minutes, step, inputs, saves_adapter)
+    checkpointer = Checkpointer(path, config.runtime.checkpoint_minutes, step, inputs, config.runtime.save_adapter)
     state = checkpointer.resume(started_at)
     metric = state.epochs[-1]["metrics"][headline][task.metric] if state.epochs else None
 
@@ -126,11 +121,10 @@ def run(
         mean_loss = torch.stack(state.losses).mean().item()
         state.epochs.append({"epoch": epoch, "step": state.step, "train_loss": mean_loss, "metrics": values})
         state.losses = []
-        best = select(state.epochs, task, train.selection)["best"]["epoch"]
         state.predictions[epoch] = predictions
-        if saves_adapter and best == epoch:
-            origin = origin_of(config, select(state.epochs, task, train.selection), encoder.tokenizer_files)
-            state.adapter = pack(in_scores(adapter_of(model, base, origin), task))
+        selected = select(state.epochs, task, train.selection)
+        if save is not None and selected["best"]["epoch"] == epoch:
+            state.adapter = save(selected)
 
     # The record.
     selected = select(state.epochs, task, train.selection)
@@ -169,9 +163,29 @@ def run(
             "data": describe(data) | {"truncated": truncated},
         },
         predictions=hashlib.sha256(packed).hexdigest(),
-        adapter=None if state.adapter is None else hashlib.sha256(state.adapter[WEIGHTS]).hexdigest(),
+        adapter=None if state.adapter is None else hashlib.sha256(state.adapter[ADAPTER]).hexdigest(),
     )
     return record, packed, state.adapter
+
+
+def adapter_packer(
+    model: nn.Module, config: RunConfig, encoder: Encoder
+) -> Callable[[dict[str, Any]], dict[str, bytes]]:
+    """A function from the record's `selected` to the files of the model's adapter, as it is trained at that moment.
+
+    Call it before the fused kernels round the frozen weights, whose hashes the adapter names.
+    """
+    from lora.adapters.adapter import adapter_of, in_scores, origin_of
+    from lora.adapters.base import describe_base
+    from lora.adapters.folder import pack
+
+    base = describe_base(model, config.model.name, encoder.revision)
+
+    def packed(selected: dict[str, Any]) -> dict[str, bytes]:
+        adapter = adapter_of(model, base, origin_of(config, selected, encoder.tokenizer_files))
+        return pack(in_scores(adapter, TASKS[config.task]))
+
+    return packed
 
 
 def check_finite(losses: list[Tensor], step: int) -> None:

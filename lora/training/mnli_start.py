@@ -1,14 +1,13 @@
 """Start a run from an MNLI run: copy its trained parameters, with a new head (DeBERTa keeps its pooler)."""
 
 import hashlib
-from collections.abc import Mapping
 
 import torch
 from safetensors.torch import load
-from torch import Tensor, nn
+from torch import nn
 
 from lora.config.run import RunConfig
-from lora.errors import UserError
+from lora.errors import UserError, listed
 from lora.models.modules import architecture_of, is_head, trainable
 from lora.records.record import adapter_path, read_record, record_path
 
@@ -36,20 +35,12 @@ def start_from(model: nn.Module, config: RunConfig) -> None:
         raise UserError(f"the weights of {parent}, {weights}, {state} a sweep trains the run again")
     tensors = {name: tensor for name, tensor in load(content).items() if is_carried(model, name)}
     mine = {name: parameter for name, parameter in trainable(model) if is_carried(model, name)}
-    if {n: t.shape for n, t in tensors.items()} != {n: p.shape for n, p in mine.items()}:
-        raise UserError(f"{parent} trained other modules than {config.run_id} does: {differences(tensors, mine)}")
+    theirs, ours = ({name: tuple(t.shape) for name, t in side.items()} for side in (tensors, mine))
+    if different := sorted(name for name, _ in set(theirs.items()) ^ set(ours.items())):
+        raise UserError(f"{parent} trained other modules than {config.run_id} does: {listed(dict.fromkeys(different))}")
     with torch.no_grad():
         for name, parameter in mine.items():
             parameter.copy_(tensors[name])
-
-
-def differences(saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """The shapes of up to four tensors that exist on one side only or differ in shape, in words."""
-    shapes = [{name: tuple(tensor.shape) for name, tensor in side.items()} for side in (saved, wanted)]
-    names = sorted(name for name in set(saved) | set(wanted) if shapes[0].get(name) != shapes[1].get(name))
-    return ", ".join(
-        f"{name} {shapes[0].get(name, 'absent')} and {shapes[1].get(name, 'absent')}" for name in names[:4]
-    )
 
 
 def is_carried(model: nn.Module, name: str) -> bool:

@@ -31,21 +31,17 @@ def check_processes() -> None:
 
     A process with a rank but no world size would train alone and write nothing.
 
-    Raises: UserError: If a variable is not a valid number, or they are incomplete or contradict each other.
+    Raises: UserError: If a variable is not a number, or they contradict each other.
     """
-    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    values = {name: os.environ[name] for name in names if name in os.environ}
-    stated = ", ".join(f"{name}={value}" for name, value in values.items())
+    values = {name: os.environ[name] for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK") if name in os.environ}
     if all(value.isdecimal() for value in values.values()):
-        count, local_count = int(values.get("WORLD_SIZE", 1)), int(values.get("LOCAL_WORLD_SIZE", 1))
-        complete = count == 1 or {"RANK", "LOCAL_RANK"} <= set(values)
-        local_bound = local_count if "LOCAL_WORLD_SIZE" in values else count
-        if complete and 1 <= local_count <= count and rank() < count and local_rank() < local_bound:
+        complete = len(values) == 3 or processes() == 1
+        if complete and rank() < processes() and local_rank() < processes():
             return
+    stated = ", ".join(f"{name}={value}" for name, value in values.items())
     raise UserError(
-        f"{stated} is invalid: expected integers, RANK and LOCAL_RANK with a WORLD_SIZE above 1, RANK < WORLD_SIZE, "
-        f"and LOCAL_RANK < LOCAL_WORLD_SIZE <= WORLD_SIZE. Start several processes with torchrun or "
-        f"`accelerate launch`, which set these variables, or unset them for a single one"
+        f"{stated} is invalid: expected integers, RANK and LOCAL_RANK below WORLD_SIZE. Start several processes with "
+        f"torchrun or `accelerate launch`, which set these variables, or unset them for a single one"
     )
 
 

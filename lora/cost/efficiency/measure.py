@@ -20,7 +20,7 @@ from lora.models.load import max_positions
 from lora.models.modules import count_parameters
 from lora.records.provenance import code_version
 from lora.training.allocator import keep_freed_memory
-from lora.training.usage import device_name
+from lora.training.device import device_name
 
 Samples = list[dict[str, Any]]
 
