@@ -72,10 +72,6 @@ def frozen_linear(x: Tensor, frozen: Frozen) -> Tensor:
     return F.linear(x, frozen.weight, frozen.bias)
 
 
-def frozen_gelu(x: Tensor, frozen: Frozen, made: Normed | None) -> Tensor:
-    return gelu(frozen_linear(x, frozen))
-
-
 def lora_linear(
     x: Tensor,
     frozen: Frozen,

@@ -77,6 +77,8 @@ class RunConfig:
             problems.check(
                 self.runtime.device != "cuda", "runtime.device", "cpu or auto with train.kernels=fused", "cuda"
             )
+            checkpointing, rule = self.model.gradient_checkpointing, "false with train.kernels=fused; use stock"
+            problems.check(not checkpointing, "model.gradient_checkpointing", rule, checkpointing)
         if self.start != "mnli":
             for key in ("start_seed", "start_run"):
                 problems.check(getattr(self, key) is None, key, "null unless start=mnli", getattr(self, key))

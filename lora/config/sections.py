@@ -19,8 +19,8 @@ class ModelConfig:
         pickle: `never`, or `weights_only` for a hub id without safetensors: torch's weights-only loader runs no code.
         unused_weights: Regular expressions for checkpoint tensors of the pretraining head.
         attention: Attention implementation in transformers.
-        gradient_checkpointing: Recompute activations in the backward pass: each layer with train.kernels=stock, the
-            input of GELU with fused. Affects only memory and time.
+        gradient_checkpointing: Recompute each layer's activations in the backward pass, with train.kernels=stock.
+            Affects only memory and time.
     """
 
     name: str

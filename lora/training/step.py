@@ -93,8 +93,7 @@ def prepare_step(model: nn.Module, config: RunConfig, process: Process, steps: i
     train, masks = config.train, None
     model.to(process.device)
     if train.kernels == "fused":
-        recompute = config.model.gradient_checkpointing
-        masks = fuse(model, train.precision, seed_for(config.seed, "dropout"), recompute)
+        masks = fuse(model, train.precision, seed_for(config.seed, "dropout"))
         if process.count == 1:  # several processes add dense gradients
             sparse_embeddings(model)
     optimizer = make_optimizer(model, train)

@@ -4,7 +4,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from transformers.activations import GELUActivation
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
@@ -29,16 +28,15 @@ class FusedEncoder(nn.Module):
     Args:
         encoder: transformers' encoder with a method applied, and its frozen linear layers cast to `dtype`.
         dtype: Type of activations and matrix products. Trainable parameters stay float32.
-        recompute: Recompute the input of GELU, the largest tensor a layer stores, in the backward pass.
     """
 
-    def __init__(self, encoder: nn.Module, heads: int, dtype: torch.dtype, masks: Masks, recompute: bool):
+    def __init__(self, encoder: nn.Module, heads: int, dtype: torch.dtype, masks: Masks):
         super().__init__()
         self.layer = encoder.layer
         if hasattr(encoder, "relative_attention_bias"):  # MPNet
             self.relative_attention_bias = encoder.relative_attention_bias
             self.bucket = encoder.relative_position_bucket
-        self.heads, self.dtype, self.masks, self.recompute = heads, dtype, masks, recompute
+        self.heads, self.dtype, self.masks = heads, dtype, masks
         self.frozen = {
             module: linear.Frozen(module.weight, module.bias)
             for module in encoder.modules()
@@ -104,19 +102,8 @@ class FusedEncoder(nn.Module):
         p = self.site(projections.dropout.p, f"{site}.probabilities", len(x))
         context = functions.attention(q, k, v, visible, self.heads, p, bias)
         a, made = self.block(output, dense, context, queries, f"{site}.attention")
-        h = self.intermediate(layer.intermediate.dense, a, f"{site}.intermediate", made)
+        h = functions.gelu(self.linear(layer.intermediate.dense, a, f"{site}.intermediate", made))
         return self.block(layer.output, layer.output.dense, h, a, f"{site}.output")
-
-    def intermediate(self, dense: nn.Module, x: Tensor, site: str, made: Normed) -> Tensor:
-        def compute(x: Tensor) -> Tensor:
-            return functions.gelu(self.linear(dense, x, site, made))
-
-        if not (self.recompute and self.training):
-            return compute(x)
-        frozen = self.frozen.get(dense)
-        if frozen is not None and not isinstance(dense, LoraLinear):
-            return linear.frozen_gelu(x, frozen, made)
-        return checkpoint(compute, x, use_reentrant=False, preserve_rng_state=False)  # masks use no generator
 
     def block(
         self, block: nn.Module, dense: nn.Module, x: Tensor, residual: Tensor, site: str
@@ -163,12 +150,9 @@ class FusedDropout(nn.Module):
         return functions.dropout(x, self.masks.site(self.masks.called(self.name), self.p, len(x)))
 
 
-def fuse(model: nn.Module, precision: str, seed: int, recompute: bool = False) -> Masks:
+def fuse(model: nn.Module, precision: str, seed: int) -> Masks:
     """Make a transformers model compute with the kernels, in place. Apply the method first.
 
-    Args:
-        recompute: Store less for the backward pass, which repeats a third of the forward pass's products. The result is
-            the same.
     Returns: The source of the dropout masks. Call its `begin` before every forward pass in training.
     Raises: UserError: If the architecture or its settings are not supported. The model is then unchanged.
     """
@@ -186,7 +170,7 @@ def fuse(model: nn.Module, precision: str, seed: int, recompute: bool = False) -
         norm = "LayerNorm" in name
         if name.startswith(f"{encoder}.layer.") and not (parameter.requires_grad or norm or is_head(model, name)):
             parameter.data = parameter.data.to(dtype)
-    fused = FusedEncoder(model.get_submodule(encoder), settings.num_attention_heads, dtype, masks, recompute)
+    fused = FusedEncoder(model.get_submodule(encoder), settings.num_attention_heads, dtype, masks)
     replace(model, encoder, fused)
     return masks
 

@@ -112,23 +112,16 @@ class _Gelu(torch.autograd.Function):
     def forward(ctx, x: Tensor) -> Tensor:
         x = x.contiguous()
         ctx.save_for_backward(x)
-        return gelu_forward(x)
+        out = torch.empty_like(x)
+        kernels.gelu(array(x.view(-1)), array(out.view(-1)))
+        return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return gelu_backward(*ctx.saved_tensors, grad)
-
-
-def gelu_forward(x: Tensor) -> Tensor:
-    out = torch.empty_like(x)
-    kernels.gelu(array(x.view(-1)), array(out.view(-1)))
-    return out
-
-
-def gelu_backward(x: Tensor, grad: Tensor) -> Tensor:
-    out = torch.empty_like(x)
-    kernels.gelu_backward(array(x.view(-1)), array(grad.contiguous().view(-1)), array(out.view(-1)))
-    return out
+        (x,) = ctx.saved_tensors
+        out = torch.empty_like(x)
+        kernels.gelu_backward(array(x.view(-1)), array(grad.contiguous().view(-1)), array(out.view(-1)))
+        return out
 
 
 class _AddNorm(torch.autograd.Function):

@@ -1,6 +1,4 @@
-"""Frozen linear layers: alone, with GELU, and with a LoRA update."""
-
-from collections.abc import Sequence
+"""Frozen linear layers: alone, and with a LoRA update."""
 
 import torch
 from jaxtyping import Float
@@ -8,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lora.training.fused import kernels
-from lora.training.fused.functions import Hidden, Normed, arguments, array, dropped, gelu_backward, gelu_forward
+from lora.training.fused.functions import Hidden, Normed, arguments, array, dropped
 from lora.training.fused.masks import Site
 
 
@@ -42,11 +40,6 @@ def frozen_linear(x: Float[Tensor, "*rows d_in"], frozen: Frozen) -> Float[Tenso
     return _FrozenLinear.apply(x, frozen)
 
 
-def frozen_gelu(x: Hidden, frozen: Frozen, made: Normed | None) -> Float[Tensor, "batch tokens d_out"]:
-    """GELU(W x + b), recomputed in the backward pass. Stores x only, or nothing if `made` can recompute x."""
-    return _FrozenGelu.apply(x, frozen, made)
-
-
 def lora_linear(
     x: Hidden,
     frozen: Frozen,
@@ -74,31 +67,6 @@ class _FrozenLinear(torch.autograd.Function):
         return ctx.frozen.backward(grad), None
 
 
-def _source(x: Tensor, made: Normed | None) -> tuple[Tensor, ...]:
-    """The tensors that a function saves to recompute its input in the backward pass."""
-    return (x,) if made is None else made.tensors
-
-
-def _from_source(source: Sequence[Tensor], site: Site | None = None) -> Tensor:
-    """Recompute the input, with dropout at the site."""
-    if len(source) > 1:
-        return Normed(*source).again(site)
-    return dropped(source[0], site)
-
-
-class _FrozenGelu(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, frozen, made):
-        ctx.save_for_backward(*_source(x, made))
-        ctx.frozen = frozen
-        return gelu_forward(frozen.forward(x))
-
-    @staticmethod
-    def backward(ctx, grad):
-        h = ctx.frozen.forward(_from_source(ctx.saved_tensors))
-        return ctx.frozen.backward(gelu_backward(h, grad)), None, None
-
-
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, frozen, lora_a, lora_b, scale, site, made):
@@ -108,7 +76,7 @@ class _LoraLinear(torch.autograd.Function):
         low = F.linear(kept, lora_a).flatten(0, 1)
         out = frozen.forward(x)
         out.view(-1, out.shape[-1]).addmm_(low, lora_b.t())
-        ctx.save_for_backward(lora_a, lora_b, low, *_source(x, made))
+        ctx.save_for_backward(lora_a, lora_b, low, *((x,) if made is None else made.tensors))
         ctx.frozen, ctx.scale, ctx.site = frozen, scale, site
         return out
 
@@ -117,7 +85,7 @@ class _LoraLinear(torch.autograd.Function):
         lora_a, lora_b, low, *source = ctx.saved_tensors
         site, rows = ctx.site, grad.contiguous().flatten(0, 1)
         low_grad = rows @ lora_b
-        kept = _from_source(source, site)
+        kept = Normed(*source).again(site) if len(source) > 1 else dropped(source[0], site)
         grad_a = (low_grad.t() @ kept.flatten(0, 1)).float()
         grad_b = (rows.t() @ low).float() * ctx.scale
         grad_x = None
