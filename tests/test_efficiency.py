@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lora.cost import floor, harness, subjects
 from lora.cost.efficiency.measure import make_trainee, resolve_device, time_steps
-from lora.cost.efficiency.plan import MODELS, TITLES, Plan, make_plan, place, run_of
+from lora.cost.efficiency.plan import TITLES, Plan, make_plan, place, run_of
 from lora.cost.efficiency.summary import read_summary, summarise
 from lora.cost.parameters import SIZES
 from lora.cost.subjects import changed, load, random_batch, serve, served
@@ -128,7 +128,7 @@ def test_the_peak_of_a_child_is_its_own(plan: Plan, tmp_path: Path) -> None:
     """Memory of this process does not count, although getrusage would include it. An error keeps its message."""
     ballast = np.ones(2**27)  # 1 GiB
     trainee = harness.partial(make_trainee, plan, "lora")
-    peak = harness.in_fresh_process(harness.peak_mib, trainee, "4x12", 1, 1, "cpu")
+    peak = harness.in_fresh_process(harness.peak_mib, trainee, "4x12", 1, "cpu")
     assert 0 < peak < ballast.nbytes / 2**20
     with pytest.raises(UserError, match="has no config"):
         harness.in_fresh_process(make_trainee, other(plan, path=str(tmp_path)), "lora")
@@ -214,12 +214,12 @@ def test_random_encoders_have_a_seed_of_their_own(monkeypatch: pytest.MonkeyPatc
     small = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
     monkeypatch.setitem(SIZES, "roberta_base", SIZES["roberta_base"] | small)
     state = torch.random.get_rng_state()
-    plans = [make_plan("roberta_base", "cpu", seed=seed) for seed in (1, 1, 2)]
-    models = [load(run_of(plan, "base")) for plan in plans]
+    plan = make_plan("roberta_base", "cpu")
+    models = [load(dataclasses.replace(run_of(plan, "base"), seed=seed)) for seed in (1, 1, 2)]
     assert torch.equal(torch.random.get_rng_state(), state)
     first, again, third = (checksum(model.named_parameters()) for model, _ in models)
     assert first == again != third and models[0][1] == "random, seed 1"
-    assert (plans[0].kernels, plans[0].precision) == ("stock", "fp32"), "as the paper's profile has it"
+    assert (plan.kernels, plan.precision) == ("stock", "fp32"), "as the paper's profile has it"
 
 
 # The floor.
@@ -373,11 +373,11 @@ def test_the_plan_follows_the_profile_and_its_folder_follows_the_plan(monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "gpt3"], f"--model must be one of {', '.join(MODELS)}, got 'gpt3'"),
-        (["--methods", "prefix"], f"--methods must be of {', '.join(TITLES)}, got 'prefix'"),
+        (["--model", "gpt3"], "invalid choice: 'gpt3'"),
+        (["--methods", "prefix"], "invalid choice: 'prefix'"),
         (["--device", "cuda"], "--device is cuda, but torch sees no CUDA device here"),
         (["--device", "cpu", "--kernels", "quick"], "invalid choice: 'quick'"),
-        (["--rounds", "0", "--seed", "-1"], "--rounds must be >= 1, got 0\n--seed must be in [0, 2^31), got -1"),
+        (["--rounds", "0"], "--rounds must be >= 1, got 0"),
         (["--step-shapes", "16by28"], "--step-shapes must be <rows>x<tokens>, such as 16x128, got '16by28'"),
         (["--latency-shapes", "1x8", "1x8"], "--latency-shapes must be not empty, without repeats"),
         (["--table-1", "--latency-shapes", "1x8"], "not allowed with"),

@@ -127,7 +127,7 @@ def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
             raise UserError("a process that measures was killed, probably because memory ran out") from error
 
 
-def peak_mib(make: Callable[[], Subject], shape: str, seed: int, threads: int, device: str) -> float | None:
+def peak_mib(make: Callable[[], Subject], shape: str, threads: int, device: str) -> float | None:
     """The peak memory of this process while it trains, without that of loading the encoder.
 
     Returns: The peak of the whole process on a CPU, of torch's allocator on a GPU. None if the system reports none.
@@ -136,7 +136,7 @@ def peak_mib(make: Callable[[], Subject], shape: str, seed: int, threads: int, d
     if device == "cpu" and resident_mib("VmHWM") is None:
         return None
     subject = make()
-    batch = random_batch(subject.model, shape, seed)
+    batch = random_batch(subject.model, shape)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:

@@ -16,32 +16,22 @@ IDLE_CORES = 0.1  # ours: cores busy with other processes; a higher load shows i
 SAMPLE_SECONDS = 2.0
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numba", "numpy", "safetensors")
 VECTORS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "bf16", "asimd")  # CPU flags, the widest first
-VENDORS = {"GenuineIntel": "Intel", "AuthenticAMD": "AMD", "0x41": "Arm", "0xc0": "Ampere"}  # /proc/cpuinfo -> name
 
 
 # Description.
 
 
-def cpu_model() -> str:
-    """Vendor and model of the CPU, such as `AMD EPYC 9R14`, or `Intel Xeon` if a virtual machine hides the model.
+def cpu_name() -> str:
+    """The CPU's name in tables: its model, the widest vector instructions, and the number of cores.
 
-    On x86 the family and model numbers follow. They distinguish CPUs to which virtual machines give the same name.
+    On x86, the family and model numbers distinguish CPUs to which virtual machines give the same name.
     """
-    fields = cpu_fields()
-    vendor = fields.get("vendor_id", fields.get("CPU implementer", ""))
-    vendor = VENDORS.get(vendor, vendor)
-    model = fields.get("model name", fields.get("CPU part", platform.processor() or platform.machine()))
+    fields, flags = cpu_fields(), cpu_flags()
+    model = fields.get("model name", platform.processor() or platform.machine())
     words = re.sub(r"\((R|TM|C)\)|@.*|\b(CPU|Processor|\d+-Core)\b", " ", model, flags=re.IGNORECASE).split()
     numbers = [fields[key] for key in ("cpu family", "model") if key in fields]
-    known = [vendor] if vendor and vendor.lower() not in " ".join(words).lower() else []
-    return " ".join([*known, *words, *numbers])
-
-
-def cpu_name() -> str:
-    """The CPU's name in tables: vendor and model, the widest vector instructions, and the number of cores."""
-    flags = cpu_flags()
     widest = next((name for name in VECTORS if name in flags), "plain")
-    return f"{cpu_model()}, {widest.replace('_', '-')}, {cores()} cores"
+    return f"{' '.join([*words, *numbers])}, {widest.replace('_', '-')}, {cores()} cores"
 
 
 def slug(name: str) -> str:

@@ -85,7 +85,6 @@ def interleave(
     work: Mapping[str, Mapping[str, Action]],
     rounds: int,
     *,
-    seed: int = 0,
     clock: Callable[[Action], float] = wall_seconds,
     after_round: Action = lambda: None,
 ) -> dict[str, dict[str, list[float]]]:
@@ -96,7 +95,6 @@ def interleave(
 
     Args:
         work: Group -> name -> timed action. The actions of a group follow one another directly.
-        seed: Seed of the orders; each round of a group has its own.
         clock: Calls an action and returns its seconds.
     Returns: Group -> name -> seconds, round by round.
     """
@@ -106,7 +104,7 @@ def interleave(
     seconds: dict[str, dict[str, list[float]]] = {group: {name: [] for name in work[group]} for group in work}
     for number in range(rounds):
         for group, actions in work.items():
-            for name in order([*actions], seed, group, number):
+            for name in order([*actions], group, number):
                 actions[name]()
                 seconds[group][name].append(clock(actions[name]))
         after_round()

@@ -22,16 +22,14 @@ SHARES = {"saved_activation_bytes": "saved activations", "peak_mib": "peak memor
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    names = f"{', '.join(MODELS)}; {', '.join(RANDOM)} have random weights"
-    parser.add_argument("--model", default="minilm", help=f"the encoder: {names} (default: minilm)")
+    text = f"the encoder; {', '.join(RANDOM)} have random weights (default: minilm)"
+    parser.add_argument("--model", choices=list(MODELS), default="minilm", help=text)
     parser.add_argument("--path", help="folder of the encoder, with --model local")
-    parser.add_argument("--methods", nargs="+", default=list(TITLES), help=f"of {' '.join(TITLES)} (default: all)")
+    parser.add_argument("--methods", nargs="+", choices=list(TITLES), default=list(TITLES), help="default: all")
     parser.add_argument("--kernels", choices=["fused", "stock"], help="default: the profile's; stock on a GPU")
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="default: the profile's")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one")
-    parser.add_argument("--threads", type=int, help="number of torch threads (default: the profile's)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"visits to every method (default: {ROUNDS})")
-    parser.add_argument("--seed", type=int, default=1, help="seed of weights, inputs and orders (default: 1)")
     served = parser.add_mutually_exclusive_group()
     for group, name, usual in ((parser, "step", shapes.STEP), (served, "latency", shapes.LATENCY)):
         text = f"rows x tokens of batches (default: {' '.join(usual)})"

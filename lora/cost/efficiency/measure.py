@@ -46,7 +46,7 @@ def measure(plan: Plan, say: Callable[[str], None], tick: Callable[[], None] = l
     measured = {name: {"settings": settings_of(plan, name)} for name in plan.methods}
     for name in plan.trained:  # before this process grows
         say(f"peak memory of {name}, in a process of its own")
-        process = (partial(make_trainee, plan, name), plan.largest, plan.seed, plan.threads, plan.device)
+        process = (partial(make_trainee, plan, name), plan.largest, plan.threads, plan.device)
         peak = harness.in_fresh_process(harness.peak_mib, *process)
         measured[name]["peak_mib"] = None if peak is None else {plan.largest: peak}
     keep_freed_memory()  # as in training
@@ -117,7 +117,7 @@ def time_steps(plan: Plan, measured: dict[str, dict[str, Any]], tick: Callable[[
     if not trainees:
         return []
     model = next(iter(trainees.values())).model
-    batches = {shape: random_batch(model, shape, plan.seed) for shape in plan.step_shapes}
+    batches = {shape: random_batch(model, shape) for shape in plan.step_shapes}
     for name, trainee in trainees.items():
         measured[name] |= harness.counts(trainee, batches)
     if "lora" in trainees:
@@ -132,13 +132,13 @@ def time_served(plan: Plan, tick: Callable[[], None]) -> Samples:
     models = {name: served(run_of(plan, name), name == "lora_merged") for name in plan.served}
     if not models:
         return []
-    batches = {shape: random_batch(next(iter(models.values())), shape, plan.seed) for shape in plan.latency_shapes}
+    batches = {shape: random_batch(next(iter(models.values())), shape) for shape in plan.latency_shapes}
     return sampled(plan, "latency", {name: partial(serve, model) for name, model in models.items()}, batches, tick)
 
 
 def sampled(plan: Plan, kind: str, actions: dict, batches: dict, tick: Callable[[], None]) -> Samples:
     """Time every method on every shape in every round, after an untimed call. Returns: One sample of each."""
-    seconds = harness.times(actions, batches, plan.rounds, plan.device, seed=plan.seed, after_round=tick)
+    seconds = harness.times(actions, batches, plan.rounds, plan.device, after_round=tick)
     return [
         {"kind": kind, "method": name, "shape": shape, "round": number, "ms": round(1000 * values[number], 5)}
         for number in range(plan.rounds)
