@@ -101,7 +101,7 @@ def test_another_architecture_or_method_is_refused(tmp_path):
     for folder, model, message in (
         ("a", deeper, "model_type is 'electra', was 'bert'"),
         ("h", narrow, "intermediate_size is 40, was 48"),
-        ("a", with_method("bert", BitFitConfig()), "has method bitfit, and the adapter is of method lora"),
+        ("a", with_method("bert", BitFitConfig()), r"has BitFitConfig\(.*, and the adapter is of LoraConfig"),
         ("h", with_method("bert", HoulsbyConfig(bottleneck=5)), "bottleneck=5.* and the adapter is of .*bottleneck=6"),
     ):
         before = state(model)

@@ -152,8 +152,8 @@ FAULTS = {
     "inputs": r"are for 32 x 31 weights, and the model's is 32 x 32",
     "module": r"layer\.7\..* not a linear layer of the encoder's body but absent",
     "head": r"classifier\.weight is \(3, 31\)",
-    "bias": r"differ in the number of labels: \[1, 2\]",
-    "half a head": "they belong together",
+    "bias": r"must have one number of labels, got \[1, 2\]",
+    "half a head": "must have one number of labels",
     "other head": r"head has score\.weight",
 }
 

@@ -75,8 +75,6 @@ class Adapter:
 
     def __post_init__(self):
         for name, tensor in (self.weights | self.head).items():
-            if not isinstance(tensor, Tensor):
-                raise UserError(f"adapter tensor {name} must be a torch tensor, got a {type(tensor).__name__}")
             if tensor.dtype not in DTYPES:
                 raise UserError(
                     f"adapter tensor {name} is of dtype {short(tensor.dtype)}; it must be one of "

@@ -49,14 +49,9 @@ def fit(
     is_lora, applied = isinstance(adapter.method, LoraConfig), getattr(model, "applied", None)
     if lora_alone and not is_lora:
         raise UserError(f"method {adapter.method.name} cannot be merged: merging is for LoRA alone")
-    if applied is not None and not (is_lora and isinstance(applied.method, LoraConfig)):
-        mine, its = applied.method, adapter.method
-        if mine.name != its.name:
-            raise UserError(
-                f"the model has method {mine.name}, and the adapter is of method {its.name}: load the model anew"
-            )
-        if mine != its:
-            raise UserError(f"the model has {mine}, and the adapter is of {its}: load the model anew")
+    lora_for_lora = applied is not None and is_lora and isinstance(applied.method, LoraConfig)
+    if applied is not None and not lora_for_lora and applied.method != adapter.method:
+        raise UserError(f"the model has {applied.method}, and the adapter is of {adapter.method}: load the model anew")
     if adapter.base is not None and not allow_other_base:
         try:
             check_base(model, adapter.base, adapter.weights)

@@ -51,8 +51,6 @@ def fitted_head(model: nn.Module, head: dict[str, Tensor]) -> dict[str, Tensor]:
     if unknown:
         raise UserError(f"the adapter's head has {', '.join(unknown)}; the model's consists of {', '.join(mine)}")
     outputs = {f"{output}.weight", f"{output}.bias"}
-    if outputs & set(head) and not outputs & set(mine) <= set(head):
-        raise UserError(f"the adapter's head has only one of weight and bias of {output}; they belong together")
     fitted = {}
     for name, tensor in (own_head(model) | head).items():
         free = 1 if name in outputs else 0
@@ -64,10 +62,8 @@ def fitted_head(model: nn.Module, head: dict[str, Tensor]) -> dict[str, Tensor]:
         fitted[name] = tensor.detach().to(mine[name].device, mine[name].dtype, copy=True)
         check_finite(f"the adapter's {name}", fitted[name])
     rows = {fitted[name].shape[0] for name in outputs & set(fitted)}
-    if len(rows) != 1:
-        raise UserError(f"weight and bias of the adapter's {output} differ in the number of labels: {sorted(rows)}")
-    if rows == {0}:
-        raise UserError(f"the adapter's {output} is for 0 labels; it must be for 1 or more")
+    if len(rows) != 1 or rows == {0}:
+        raise UserError(f"weight and bias of the adapter's {output} must have one number of labels, got {sorted(rows)}")
     return fitted
 
 
