@@ -144,9 +144,7 @@ def export_rows(config: RunConfig, folder: Path) -> Path:
     target = folder / config.task
     target.mkdir(parents=True)
     for split, name in zip(task.training_splits, ("train", "validation"), strict=True):
-        columns = {column: splits[split][column][:] for column in (*task.columns, "label")}
-        lines = [json.dumps(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
-        (target / f"{name}.json").write_text("\n".join(lines) + "\n")
+        splits[split].select_columns([*task.columns, "label"]).to_json(target / f"{name}.json")
     return target
 
 
