@@ -55,7 +55,7 @@ status: $(READY) ## Show which runs of PROFILE are done, running, failed or wait
 	@$(OVERRIDES)
 	$(VENV) -m lora status "$$PROFILE" "$${overrides[@]}"
 
-plan: $(READY) ## Estimate what PROFILE will cost in device hours and disk, on 1, 8 and 64 devices (variables as in reproduce-glue)
+plan: $(READY) ## Estimate what PROFILE will cost in device hours, and its time on 1, 8 and 64 devices (variables as in reproduce-glue)
 	@$(OVERRIDES)
 	$(VENV) -m lora plan "$$PROFILE" "$${overrides[@]}"
 

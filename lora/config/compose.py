@@ -24,11 +24,11 @@ from lora.config.options import (
     no_rows,
     parsed_override,
     read_overrides,
+    states_rate,
     unknown_key,
     values_given,
 )
 from lora.config.own_task import find_task, with_task
-from lora.config.rates import states_rate, tuned_rates
 from lora.config.run import RunConfig, run_config
 from lora.errors import UserError, first_line
 from lora.files import RESULTS, at_home
@@ -126,7 +126,11 @@ def _compose(overrides: Sequence[str]) -> RunConfig:
             section[key] = str(at_home(section[key]))
     if model["name"] == model["source"] == "local" and model["path"]:
         model["name"] = local_name(model["path"])
-    tuned = tuned_rates(rates, model["name"], settings["protocol"], chosen_option("method", overrides))
+    tuned: dict[str, float] = {}
+    if rates is not None and not (isinstance(rates, str) and not at_home(rates).exists()):
+        from lora.config.rates import tuned_rates
+
+        tuned = tuned_rates(rates, model["name"], settings["protocol"], chosen_option("method", overrides))
     runtime["rate_from"] = "stated" if states_rate(overrides) else "tuned" if settings["task"] in tuned else row
     if runtime["rate_from"] == "tuned":
         train["lr"] = tuned[settings["task"]]

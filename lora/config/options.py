@@ -124,6 +124,12 @@ def values_given(key: str, overrides: Sequence[str]) -> list[Any]:
     return [value for override in given for value in override_values(parsed_override(override))]
 
 
+def states_rate(overrides: Sequence[str]) -> bool:
+    """Whether overrides set a learning rate, directly or in a row of conf/hparams."""
+    keys = (override.split("=", 1)[0] for override in overrides)
+    return any(key == "train.lr" or (key.startswith("hparams.") and key.endswith(".lr")) for key in keys)
+
+
 def quoted(text: str) -> str:
     r"""A value in Hydra's single quotes: `\'` stands for a quote, and backslashes before a quote are doubled."""
     return "'" + re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text) + "'"

@@ -9,7 +9,6 @@ from pathlib import Path
 from omegaconf import DictConfig, open_dict
 
 from lora.config.options import values_given
-from lora.data.own_task import add_kept_tasks, add_task
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
 from lora.files import ROOT, at_home
@@ -35,10 +34,13 @@ def find_task(given: str, results: str | Path) -> Task:
     Raises: UserError: If there is no such task, or its file or one of its rows is invalid.
     """
     path = task_file(given)
+    if path is None and given in TASKS:
+        return TASKS[given]
+    from lora.data.own_task import add_kept_tasks, add_task
+
     if path is not None:
         return add_task(path)
-    if given not in TASKS:
-        add_kept_tasks(results)
+    add_kept_tasks(results)
     if given not in TASKS:
         own = sorted(path.stem for path in TASK_FILES.glob("*.yaml"))
         near = difflib.get_close_matches(given, [*TASKS, *own], 1, 0.7)
@@ -60,7 +62,7 @@ def own_tasks(overrides: Sequence[str]) -> list[Task]:
     for path in map(task_file, map(str, values_given("task", overrides))):
         if path is None:
             continue
-        task = add_task(path)
+        task = find_task(str(path), "")
         other = tasks.setdefault(task.name, task)
         if other.own.folder != task.own.folder:
             raise UserError(

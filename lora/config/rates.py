@@ -79,12 +79,6 @@ def rates_path(setting: Any) -> Path | None:
     return None if (RESULTS / REFERENCE).resolve() in path.resolve().parents else path
 
 
-def states_rate(overrides: Sequence[str]) -> bool:
-    """Whether overrides set a learning rate, directly or in a row of conf/hparams."""
-    keys = (override.split("=", 1)[0] for override in overrides)
-    return any(key == "train.lr" or (key.startswith("hparams.") and key.endswith(".lr")) for key in keys)
-
-
 def tuned_rates(setting: Any, model: str, protocol: str, method: str) -> dict[str, float]:
     """Task -> the tuned rate of a method on an encoder.
 

@@ -9,7 +9,6 @@ import datasets
 import numpy as np
 
 from lora.data.embedded_tasks import embedded_rows
-from lora.data.own_task import own_rows
 from lora.data.tasks import Task
 from lora.errors import UserError
 from lora.files import at_home
@@ -67,6 +66,8 @@ def read(
         if source == "embedded":
             rows[split] = embedded_rows(task.name, split)
         elif source == "own":
+            from lora.data.own_task import own_rows
+
             rows[split] = own_rows(task.own, split)
         else:
             from lora.data import glue

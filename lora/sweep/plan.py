@@ -1,4 +1,4 @@
-"""`python -m lora plan PROFILE`: estimate the cost of a sweep, in device hours and disk space."""
+"""`python -m lora plan PROFILE`: estimate the cost of a sweep, in device hours and checkpoints."""
 
 import argparse
 from collections.abc import Sequence

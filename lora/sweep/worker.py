@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from lora.config.run import RunConfig
-from lora.data.own_task import keep_task
 from lora.data.tasks import TASKS, Task
 from lora.errors import DivergedError, UserError
 from lora.files import check_writable, discard, discard_leftovers, hash_file, write_atomically
@@ -151,6 +150,8 @@ def write(config: RunConfig, record: RunRecord, predictions: bytes | None, files
             print(f"{config.run_id}: continuing without its adapter: {error}", file=sys.stderr, flush=True)
             record = replace(record, adapter=None)
     if TASKS[config.task].own is not None:
+        from lora.data.own_task import keep_task
+
         keep_task(TASKS[config.task], runtime.results)  # before its first record: reports cannot read one without it
     write_record(runtime.results, record)
     clear(runtime.results, runtime.outputs, config.run_id)
