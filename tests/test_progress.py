@@ -97,6 +97,9 @@ def test_the_announcement_says_what_and_how_long(runs, tmp_path):
     for seconds, words in ((120.0, "about 2 min"), (None, "unknown until the first run has ended")):
         text = announcement("mini", runs, now, runs, seconds, 2, "results/mini")
         assert "4 runs: 0 done, 0 failed, 4 to train, 2 at a time" in text and words in text
+        rates = {run.method: f"{run.method} {run.config.train.lr:g}" for run in runs}
+        assert f"encoder: minilm; epochs: {runs[0].config.train.epochs}\n" in text
+        assert f"rates:   {', '.join(rates.values())} (from conf/hparams)\n" in text
     done = state_of(runs, [synthetic_record(run, 0.5) for run in runs], [])
     text = announcement("mini", runs, done, [], None, 2, "results/mini")
     assert text.startswith("profile mini: nothing to train, all 4 runs are in results/mini already")
