@@ -18,12 +18,7 @@ from lora.config.kernel_choice import ARCHITECTURES
 from lora.cost.harness import saved_bytes
 from lora.methods import apply
 from lora.methods.configs import (
-    AdapterDropConfig,
-    BitFitConfig,
-    FullConfig,
-    HoulsbyConfig,
     LoraConfig,
-    PfeifferConfig,
 )
 from lora.models.modules import trainable
 from lora.training.fused import functions, kernels, linear
@@ -33,11 +28,7 @@ from lora.training.fused.optimizer import FusedAdamW
 from lora.training.loop import run
 
 CONFIGS = {
-    "full": FullConfig(),
-    "bitfit": BitFitConfig(),
-    "houlsby": HoulsbyConfig(bottleneck=6),
-    "pfeiffer": PfeifferConfig(bottleneck=6),
-    "adapterdrop": AdapterDropConfig(bottleneck=6, drop_layers=1),
+    **{name: config for name, config in tiny.METHODS.items() if name != "lora"},
     "lora-qv": LoraConfig(rank=3),
     "lora-qkvo": LoraConfig(targets=("q", "k", "v", "o"), rank=3, dropout=0.3),
     "lora-qkvoif": LoraConfig(targets=tuple("qkvoif"), rank=3, dropout=0.3),

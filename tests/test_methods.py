@@ -20,7 +20,6 @@ from lora.methods.configs import (
     SHORT_TARGETS,
     AdapterDropConfig,
     BitFitConfig,
-    FullConfig,
     HoulsbyConfig,
     LoraConfig,
     PfeifferConfig,
@@ -30,15 +29,7 @@ from lora.models.architectures import module_of
 from lora.models.modules import checksum, count_parameters, find_target, is_head, trainable
 from lora.rng import generator
 
-CONFIGS = {
-    "full": FullConfig(),
-    "bitfit": BitFitConfig(),
-    "houlsby": HoulsbyConfig(bottleneck=6),
-    "pfeiffer": PfeifferConfig(bottleneck=6),
-    "adapterdrop": AdapterDropConfig(bottleneck=6, drop_layers=1),
-    "lora": LoraConfig(rank=3),
-}
-CASES = [(a, method) for a in tiny.ARCHITECTURES for method in CONFIGS if tiny.takes(a, method)]
+CASES = [(a, method) for a in tiny.ARCHITECTURES for method in tiny.METHODS if tiny.takes(a, method)]
 BOTTLENECKS = [(a, method) for a, method in CASES if method in ("houlsby", "pfeiffer", "adapterdrop")]
 TARGET_SETS = [("q",), ("q", "v"), tuple("qkvoif")]
 PEFT_NAMES = {
@@ -73,7 +64,7 @@ def train_steps(model, architecture, steps, lr=1e-2):
 @pytest.mark.parametrize(("architecture", "method"), CASES)
 def test_frozen_tensors_stay_bit_identical_and_the_rest_trains(architecture, method):
     model = tiny.model(architecture)
-    names = apply(model, CONFIGS[method], seed=1)
+    names = apply(model, tiny.METHODS[method], seed=1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     train_steps(model, architecture, steps=5)
     after = model.state_dict()
@@ -239,7 +230,7 @@ def test_adding_a_module_does_not_change_anothers_init():
 def test_adapters_start_near_the_base(architecture, method):
     """Near the base as initialised, and exactly at it with the up-projection zeroed."""
     base, model = tiny.model(architecture), tiny.model(architecture)
-    apply(model, CONFIGS[method], seed=2)
+    apply(model, tiny.METHODS[method], seed=2)
     with torch.no_grad():
         batch = tiny.inputs(architecture)
         there, here = (m.base_model(**batch).last_hidden_state for m in (base, model))
@@ -257,7 +248,7 @@ def test_a_houlsby_adapter_keeps_the_dropout_before_it(architecture, p):
     for module in model.base_model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = p
-    apply(model, CONFIGS["houlsby"], seed=0)
+    apply(model, tiny.METHODS["houlsby"], seed=0)
     adapted = [module for module in model.modules() if isinstance(module, AdaptedDropout)]
     assert adapted and {module.p for module in adapted} == {p}
     x = torch.ones(400, 32)
@@ -272,7 +263,7 @@ def test_the_seed_draws_the_adapters_and_is_all_that_does(method):
     def drawn(seed):
         model = tiny.model("bert")
         torch.manual_seed(7 + seed)
-        apply(model, CONFIGS[method], seed=seed)
+        apply(model, tiny.METHODS[method], seed=seed)
         return checksum((n, p) for n, p in model.named_parameters() if ".adapter." in n)
 
     first = drawn(0)
@@ -384,22 +375,22 @@ def test_the_six_short_names_are_all_linear_layers_of_the_encoder_s_layers(archi
 def test_a_second_method_is_refused_where_the_first_added_modules(first, second):
     """Its saved adapter would lack the first one's weights. Full fine-tuning and BitFit leave none behind."""
     model = tiny.model("bert")
-    apply(model, CONFIGS[first], seed=0)
+    apply(model, tiny.METHODS[first], seed=0)
     before = checksum(model.named_parameters())
     if first in ("full", "bitfit"):
-        trained = apply(model, CONFIGS[second], seed=0)
-        assert model.applied.method is CONFIGS[second] and set(trained) == {name for name, _ in trainable(model)}
+        trained = apply(model, tiny.METHODS[second], seed=0)
+        assert model.applied.method is tiny.METHODS[second] and set(trained) == {name for name, _ in trainable(model)}
     else:
         with pytest.raises(UserError, match=rf"has method {first} already: apply another to a model loaded anew"):
-            apply(model, CONFIGS[second], seed=0)
-        assert checksum(model.named_parameters()) == before and model.applied.method is CONFIGS[first]
+            apply(model, tiny.METHODS[second], seed=0)
+        assert checksum(model.named_parameters()) == before and model.applied.method is tiny.METHODS[first]
 
 
 def test_a_model_with_lora_merged_takes_no_second_one_until_it_is_taken_off():
     model = tiny.model("bert")
-    apply(model, CONFIGS["lora"], seed=0)
+    apply(model, tiny.METHODS["lora"], seed=0)
     merge(model)
     with pytest.raises(UserError, match="has method lora already"):
-        apply(model, CONFIGS["lora"], seed=0)
+        apply(model, tiny.METHODS["lora"], seed=0)
     remove(model)
-    apply(model, CONFIGS["lora"], seed=0)
+    apply(model, tiny.METHODS["lora"], seed=0)

@@ -7,6 +7,16 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from lora.methods.configs import (
+    AdapterDropConfig,
+    BitFitConfig,
+    FullConfig,
+    HoulsbyConfig,
+    LoraConfig,
+    MethodConfig,
+    PfeifferConfig,
+)
+
 ARCHITECTURES = (
     *("bert", "roberta", "deberta-v2", "electra", "distilbert"),
     *("mpnet", "xlm-roberta", "camembert", "modernbert"),
@@ -88,6 +98,16 @@ def other(architecture: str, **extra) -> transformers.PretrainedConfig:
     }
     kind, sizes = kinds[architecture]
     return kind(**{**vocabulary, **sizes, **extra})
+
+
+METHODS: dict[str, MethodConfig] = {  # every method, as applied to the tiny encoders
+    "full": FullConfig(),
+    "bitfit": BitFitConfig(),
+    "lora": LoraConfig(rank=3),
+    "houlsby": HoulsbyConfig(bottleneck=6),
+    "pfeiffer": PfeifferConfig(bottleneck=6),
+    "adapterdrop": AdapterDropConfig(bottleneck=6, drop_layers=1),
+}
 
 
 def takes(architecture: str, method: str) -> bool:

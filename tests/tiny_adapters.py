@@ -8,22 +8,11 @@ import torch
 from lora.adapters.adapter import Adapter, Origin, adapter_of
 from lora.methods import apply
 from lora.methods.configs import (
-    AdapterDropConfig,
-    BitFitConfig,
-    FullConfig,
-    HoulsbyConfig,
     LoraConfig,
     PfeifferConfig,
 )
 
-METHODS = {
-    "full": FullConfig(),
-    "bitfit": BitFitConfig(),
-    "houlsby": HoulsbyConfig(bottleneck=6),
-    "pfeiffer": PfeifferConfig(bottleneck=6, layer_norms="trained"),
-    "adapterdrop": AdapterDropConfig(bottleneck=6, drop_layers=1),
-    "lora": LoraConfig(rank=3),
-}
+METHODS = tiny.METHODS | {"pfeiffer": PfeifferConfig(bottleneck=6, layer_norms="trained")}
 # Five tasks: their targets, ranks, scales and numbers of labels differ.
 FIVE = {
     "mnli": (LoraConfig(targets=("q", "v"), rank=4, alpha=8), 3),
