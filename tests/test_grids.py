@@ -130,7 +130,7 @@ def test_without_an_experiment_the_values_are_the_grid():
             ["method=houlsby", "method.rank=1"],
             "no run of profile mini has method=houlsby method.rank=1 toge",
         ),
-        ("mini", ["data.source=tsv", "data.path=."], "profile mini trains embedded tasks and reads no folder, got"),
+        ("mini", ["data.source=tsv", "data.path=."], "data.source must be embedded for task reviews, got 'tsv'"),
         ("small", ["data.path=/no/such"], "data folder /no/such does not exist; set GLUE_DIR="),
         ("mini", ["task=cola"], "task=cola is in no grid of profile mini"),
     ],

@@ -200,18 +200,18 @@ def _set(sections: dict[str, Any], key: str, value: Any) -> None:
 
 
 def refuse_unread_folders(config: RunConfig) -> None:
-    """Refuse a folder that is named but not read. `RunConfig` has no such rule, because older records may name one.
-
-    Raises: UserError: If data.path or model.path is given, and the source of the data or model has no folder.
+    """
+    Raises: UserError: If data.path or model.path is given, and the source of the data or model has no folder. It is no
+        rule of `RunConfig`, because older records may name one.
     """
     data, model = config.data, config.model
     if data.path is not None and data.source in ("embedded", "hub"):
         raise UserError(
-            f"data.path={data.path} would not be read, because data.source is {data.source}: add data.source=tsv (the "
-            f"official layout) or data.source=parquet (the hub's), or leave it out (GLUE_DIR= stands for both)"
+            f"data.path={data.path} would not be read, because data.source is {data.source}: add data.source=tsv or "
+            f"data.source=parquet, the layouts of the official files and of the hub (GLUE_DIR= stands for both)"
         )
     if model.path is not None and model.source != "local":
         raise UserError(
             f"model.path={model.path} would not be read, because the source of model {model.name} is {model.source}: "
-            f"add model=local, or leave it out (MODEL_DIR= stands for both)"
+            f"add model=local (MODEL_DIR= stands for both)"
         )

@@ -71,7 +71,6 @@ def select_runs(profile: str, arguments: Sequence[str], whole: bool = False) -> 
     if kept and "task" not in request.given and read_profile(profile).get("task", "") is None:
         request.given["task"] = kept
     own_tasks(overrides)
-    refuse_glue(request)
     setting = rates_setting(overrides, results)
     read_rates(rates_path(setting))  # a broken file is one mistake, not one of every run
     runs = expand_blocks(profile, blocks_of(request, whole))
@@ -169,19 +168,6 @@ def ways_out(request: Request) -> str:
         f"as your own grid: {as_command([*start, 'experiment=null', *settings])}",
     ]
     return "\n".join(lines)
-
-
-def refuse_glue(request: Request) -> None:
-    """
-    Raises: UserError: If a profile whose tasks are embedded is given a folder of GLUE.
-    """
-    settings = read_profile(request.profile)
-    folder = request.given.get("data.path", ["null"])[-1]
-    if settings["source"] == "embedded" and folder != "null" and "task" not in request.given:
-        raise UserError(
-            f"profile {request.profile} trains embedded tasks and reads no folder, got data.path={folder}: add "
-            f"profile=small (PROFILE=small with make), or another profile that trains GLUE"
-        )
 
 
 def refuse_tuned_seeds(runs: Sequence[PlannedRun], setting: Any) -> None:

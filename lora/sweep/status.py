@@ -17,7 +17,6 @@ from lora.sweep.request import select_runs, sweep_settings
 from lora.sweep.state import state
 
 STATES = ("done", "running", "interrupted", "failed", "waiting")
-OTHER = "also running"  # runs that were started with other overrides
 LOOK_SECONDS = 2.0
 IDLE_SECONDS = 15.0  # workers of a sweep that has just started may take this long to load their libraries
 LISTED = 10  # at most this many runs of each state are listed while watching
@@ -28,7 +27,7 @@ class RunStatus:
     """The state of one run.
 
     Args:
-        state: One of `STATES`, or `OTHER`. The next launch resumes `interrupted` runs.
+        state: One of `STATES`. The next launch resumes `interrupted` runs.
         seconds: Training time of a finished run.
         left_seconds: Estimated time left, for an interrupted run from its beginning; None if unknown.
         step: The current step of a running run, out of `steps`.
@@ -51,7 +50,7 @@ class RunStatus:
 def statuses(
     runs: Sequence[PlannedRun], results: str | Path, outputs: str | Path, timed: Sequence[RunRecord] = ()
 ) -> list[RunStatus]:
-    """The state of every run, then of other runs that are training in the same outputs folder.
+    """The state of every run.
 
     The state follows from an `ok` record, else the note of a live worker, else a failed record, else what a worker that
     ended early has left.
@@ -66,20 +65,19 @@ def statuses(
         if run_id in now.ok:
             found.append(RunStatus(run_id, "done", seconds=now.ok[run_id].seconds))
         elif run_id in notes:
-            found.append(running(run_id, "running", notes[run_id], expected))
+            found.append(running(run_id, notes[run_id], expected))
         elif run_id in now.failed:
             found.append(RunStatus(run_id, "failed", reason=now.failed[run_id].error))
         else:
             begun = checkpoint_path(outputs, run_id).exists() or note_path(outputs, run_id).exists()
             found.append(RunStatus(run_id, "interrupted" if begun else "waiting", left_seconds=expected))
-    others = notes.keys() - {run.run_id for run in runs}
-    return found + [running(run_id, OTHER, notes[run_id], None) for run_id in sorted(others)]
+    return found
 
 
-def running(run_id: str, kind: str, note: Mapping[str, Any], expected: float | None) -> RunStatus:
+def running(run_id: str, note: Mapping[str, Any], expected: float | None) -> RunStatus:
     step, steps, pace = (note[key] for key in ("step", "steps", "pace"))
     left = expected if pace is None else pace * (steps - step)
-    return RunStatus(run_id, kind, None, left, step, steps, note["metric"], note["where"], note["since"])
+    return RunStatus(run_id, "running", None, left, step, steps, note["metric"], note["where"], note["since"])
 
 
 def text(profile: str, found: Sequence[RunStatus], listed: int = sys.maxsize) -> str:
@@ -87,18 +85,18 @@ def text(profile: str, found: Sequence[RunStatus], listed: int = sys.maxsize) ->
     Args:
         listed: Number of runs of each state that are listed.
     """
-    groups = {name: [status for status in found if status.state == name] for name in (*STATES, OTHER)}
+    groups = {name: [status for status in found if status.state == name] for name in STATES}
     left = [status.left_seconds for name in ("running", "interrupted", "waiting") for status in groups[name]]
     known = [seconds for seconds in left if seconds is not None]
     lines = [
-        f"profile {profile}: {counted(len(found) - len(groups[OTHER]), 'run')}: "
+        f"profile {profile}: {counted(len(found), 'run')}: "
         f"{', '.join(f'{len(groups[name])} {name}' for name in STATES)}",
         f"time spent: {duration(sum(status.seconds for status in groups['done']))}",
     ]
     if left:
         unknown = f", and {counted(len(left) - len(known), 'run')} of unknown length" if len(known) < len(left) else ""
         lines.append(f"time left:  about {duration(sum(known))} if run one after another{unknown}")
-    for name in ("running", "interrupted", "failed", OTHER):
+    for name in ("running", "interrupted", "failed"):
         if groups[name]:
             lines += [f"\n{name}:", *(f"  {line(status)}" for status in groups[name][:listed])]
         if len(groups[name]) > listed:
@@ -130,9 +128,9 @@ def watch(profile: str, look: Callable[[], Sequence[RunStatus]]) -> None:
                 found = look()
                 live.update(Text(text(profile, found, LISTED)), refresh=True)
                 states = {status.state for status in found}
-                if states & {"running", OTHER}:
+                if "running" in states:
                     busy = time.monotonic()
-                if time.monotonic() - busy >= IDLE_SECONDS or not states & {"running", "interrupted", "waiting", OTHER}:
+                if time.monotonic() - busy >= IDLE_SECONDS or not states & {"running", "interrupted", "waiting"}:
                     live.console.print("nothing runs")
                     return
                 time.sleep(LOOK_SECONDS)

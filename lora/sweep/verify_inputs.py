@@ -4,7 +4,6 @@ A run_id contains neither the folder of the rows nor that of the encoder, so a r
 What lies in folders is compared by its hash; what lies on the hub, by the revision in the settings.
 """
 
-import dataclasses
 from collections.abc import Container, Iterable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from lora.config.encoder_files import check_length, locate, tokenizer_name, weig
 from lora.config.run import RunConfig
 from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.records.record import RunRecord, read_record, record_path
+from lora.records.record import RunRecord
 
 WAY_OUT = "for a results folder of its own, add runtime.results=FOLDER"
 
@@ -59,24 +58,6 @@ def verify_inputs(configs: Iterable[RunConfig], records: Iterable[RunRecord] = (
                     f"the {what} are not those that {record.run_id} was trained on ({here[:20]} here, {recorded[:20]} "
                     f"in its record of {record.started_at[:10]}); {WAY_OUT}"
                 )
-
-
-def verify_single(config: RunConfig, record: RunRecord | None) -> None:
-    """`verify_inputs` for a single run, and for the MNLI run that it starts from, whose record stands in for training.
-
-    Args:
-        record: The run's record, unless the run is to be trained.
-    """
-    configs, records = [config], [] if record is None else [record]
-    path = record_path(config.runtime.results, config.start_run) if config.start_run is not None else None
-    parent = read_record(path) if path is not None and path.exists() else None
-    if parent is not None and parent.status == "ok":  # else only a run that is done may go on
-        data = dataclasses.replace(config.data, train_rows=parent.config["data"]["train_rows"])
-        first = dataclasses.replace(
-            config, task=parent.config["task"], start="pretrained", start_seed=None, start_run=None, data=data
-        )
-        configs, records = [first, config], [parent, *records]  # the run's own rows last: they are kept for training
-    verify_inputs(configs, records, () if record is not None else {config.run_id})
 
 
 def fingerprint(config: RunConfig) -> str:

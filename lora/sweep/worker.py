@@ -29,7 +29,7 @@ from lora.sweep.announce import about, nothing_to_train
 from lora.sweep.locks import HeldError, held, lock_path
 from lora.sweep.notes import Note
 from lora.sweep.progress import Display
-from lora.sweep.verify_inputs import verify_single
+from lora.sweep.verify_inputs import verify_inputs
 from lora.training import signals
 from lora.training.processes import check_batch, is_main_process, processes
 from lora.training.signals import InterruptedRunError
@@ -46,7 +46,8 @@ def ensure_record(config: RunConfig, mistakes_fail: bool) -> RunRecord:
     """
     record = usable_record(config)
     if not mistakes_fail:  # the launcher of a sweep has already checked
-        verify_single(config, record)  # before loading torch, which takes seconds
+        done = [] if record is None else [record]
+        verify_inputs([config], done, () if done else {config.run_id})  # before loading torch, which takes seconds
     if record is not None:
         if not mistakes_fail and is_main_process():
             clean_up(config.runtime.results, config.runtime.outputs, config.run_id)
