@@ -181,7 +181,7 @@ def support_table() -> list[str]:
     for name, known in ARCHITECTURES.items():
         cells = [tried(tiny.model(name), tiny.inputs(name), config) for config in METHOD_CONFIGS.values()]
         rows.append([known.title, f"`{name}`", *cells, "no" if not_covered(tiny.config(name).to_dict()) else "yes"])
-    settings = transformers.AlbertConfig(vocab_size=30, pad_token_id=0, embedding_size=16, **tiny.COMMON)
+    settings = transformers.AlbertConfig(embedding_size=16, **tiny.COMMON)
     cells, inputs = [], {"input_ids": torch.tensor([[2, 5, 6], [2, 7, 6]])}
     for config in (*METHOD_CONFIGS.values(), LoraConfig(targets=("*.query", "*.value"), rank=2)):
         other = transformers.AutoModelForSequenceClassification.from_config(settings)

@@ -66,7 +66,7 @@ def test_one_sentence_with_scores(tokenizer):
 def test_a_test_split_has_no_labels_and_roberta_no_token_types(tmp_path):
     task = TASKS["cola"]
     rows = {"sentence": ["the film", "a good story"], "label": [None, None]}
-    encoded = encode(as_dataset(task, rows, np.arange(2)), task, tiny.tokenizer(tmp_path, "roberta"), 16)
+    encoded = encode(as_dataset(task, rows, np.arange(2)), task, tiny.tokenizer("roberta"), 16)
     batch = collate(encoded, np.arange(2), 1)
     assert set(batch) == {"input_ids", "attention_mask"}
     assert batch["input_ids"][0, -1] == 1 and batch["attention_mask"][0, -1] == 0

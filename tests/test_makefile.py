@@ -259,7 +259,7 @@ def test_tables_rebuilds_each_committed_profile(ready_clone: Path) -> None:
     subprocess.run(["git", "-C", ready_clone, "add", "results"], check=True)
     (ready_clone / "calls").unlink()
     assert make(ready_clone, "tables").returncode == 0
-    made = [call[3:] for call in calls(ready_clone)[1:-1]]
+    made = [call[3:] for call in calls(ready_clone) if call[:3] == ["-m", "lora", "report"]]
     assert made == [["reference/mini", "--pages"], ["reference/small", "--pages"]]
     assert calls(ready_clone)[-1] == ["notebooks/execute.py"]
     assert make(ready_clone, "tables", REPORT="1").returncode == 0  # a reference that is still growing

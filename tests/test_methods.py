@@ -334,9 +334,7 @@ def test_bitfit_trains_every_bias_and_the_head():
 
 
 def test_fused_projections_of_an_unknown_layout_are_refused_with_their_linear_layers():
-    model = transformers.DebertaForSequenceClassification(
-        transformers.DebertaConfig(vocab_size=30, **tiny.COMMON, type_vocab_size=0)
-    )
+    model = transformers.DebertaForSequenceClassification(transformers.DebertaConfig(**tiny.COMMON, type_vocab_size=0))
     with pytest.raises(UserError, match=r"'q' is not in Deberta.*encoder\.layer\.\*\.attention\.self\.in_proj"):
         apply(model, LoraConfig(targets=("q",)), seed=0)
     for config in (HoulsbyConfig(), PfeifferConfig()):

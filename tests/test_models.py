@@ -77,7 +77,7 @@ def test_a_missing_pooler_is_drawn_from_the_seed(model_dir, tmp_path):
 def test_a_classifier_in_the_file_is_not_taken_over(model_dir, tmp_path):
     folder = tmp_path / "m"
     tiny.model("bert", outputs=2).save_pretrained(folder)
-    tiny.tokenizer(folder, "bert").save_pretrained(folder)
+    tiny.tokenizer("bert").save_pretrained(folder)
     stored = safetensors.torch.load_file(folder / "model.safetensors")["classifier.weight"]
     assert not torch.equal(load_encoder(local(folder), TASKS["rte"], 1).model.classifier.weight, stored)
     assert load_encoder(local(folder), TASKS["mnli"], 1).model.classifier.weight.shape == (3, 32)
@@ -210,7 +210,7 @@ def test_modernberts_head_is_the_checkpoints_where_it_has_one(tmp_path):
     with torch.no_grad():
         pretrained.head.norm.weight.uniform_(0.5, 2)
     pretrained.save_pretrained(tmp_path)
-    tiny.tokenizer(tmp_path, "modernbert").save_pretrained(tmp_path)
+    tiny.tokenizer("modernbert").save_pretrained(tmp_path)
     stored = safetensors.torch.load_file(tmp_path / "model.safetensors")
     assert {"decoder.weight", "decoder.bias", "head.dense.weight", "head.norm.weight"} <= set(stored)
     model = load_encoder(local(tmp_path), TASKS["mnli"], 1).model

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import sentencepiece
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -29,75 +28,57 @@ WORDS = (
     "a the film is was good bad dull bright very not and story actor plot music scene ends starts well badly".split()
 )
 COMMON = {
+    "vocab_size": len(WORDS) + 5,
     "num_hidden_layers": 2,
     "hidden_size": 32,
     "num_attention_heads": 4,
     "intermediate_size": 48,
     "max_position_embeddings": 64,
+    "pad_token_id": 0,
 }
+PLACES = {"max_position_embeddings": 64}
+RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0}
+ROBERTA = {"pad_token_id": 1, "type_vocab_size": 1}
+# model_type -> the class of its configuration, and what differs from COMMON, whose names some classes do not take
+KINDS = {
+    "bert": (transformers.BertConfig, {}),
+    "roberta": (transformers.RobertaConfig, ROBERTA),
+    "xlm-roberta": (transformers.XLMRobertaConfig, ROBERTA),
+    "camembert": (transformers.CamembertConfig, ROBERTA),
+    "mpnet": (transformers.MPNetConfig, {"pad_token_id": 1}),
+    "electra": (transformers.ElectraConfig, {"embedding_size": 16}),
+    "distilbert": (transformers.DistilBertConfig, {"n_layers": 2, "dim": 32, "n_heads": 4, "hidden_dim": 48, **PLACES}),
+    "deberta-v2": (
+        transformers.DebertaV2Config,
+        RELATIVE
+        | {"share_att_key": True, "position_buckets": 8, "max_relative_positions": -1}
+        | {"norm_rel_ebd": "layer_norm", "position_biased_input": False},
+    ),
+    "modernbert": (  # the second layer sees three tokens to each side: at least one is not padding
+        transformers.ModernBertConfig,
+        {"local_attention": 6, "global_attn_every_n_layers": 2}
+        | {"cls_token_id": 2, "bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3},
+    ),
+    "albert": (transformers.AlbertConfig, {"embedding_size": 16}),
+    "roformer": (transformers.RoFormerConfig, {}),
+    "deberta": (transformers.DebertaConfig, RELATIVE),
+    "xlnet": (transformers.XLNetConfig, {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48}),
+    "longformer": (transformers.LongformerConfig, {"attention_window": 4}),
+    "bart": (
+        transformers.BartConfig,
+        {f"{side}_layers": 2 for side in ("encoder", "decoder")}
+        | {f"{side}_attention_heads": 4 for side in ("encoder", "decoder")}
+        | {f"{side}_ffn_dim": 48 for side in ("encoder", "decoder")}
+        | {"d_model": 32, **PLACES},
+    ),
+}
+OWN_NAMES = ("distilbert", "xlnet", "bart")  # of sizes
 
 
 def config(architecture: str, **extra) -> transformers.PretrainedConfig:
-    vocabulary = {"vocab_size": 64 if architecture == "deberta-v2" else len(WORDS) + 5}
-    if architecture == "distilbert":
-        sizes = {
-            "n_layers": 2,
-            "dim": 32,
-            "n_heads": 4,
-            "hidden_dim": 48,
-            "max_position_embeddings": 64,
-            "pad_token_id": 0,
-        }
-        return transformers.DistilBertConfig(**vocabulary, **sizes, **extra)
-    if architecture == "deberta-v2":
-        relative = {
-            "relative_attention": True,
-            "pos_att_type": ["p2c", "c2p"],
-            "share_att_key": True,
-            "position_buckets": 8,
-        }
-        relative |= {"max_relative_positions": -1, "norm_rel_ebd": "layer_norm", "position_biased_input": False}
-        return transformers.DebertaV2Config(
-            **vocabulary, **COMMON, **relative, type_vocab_size=0, pad_token_id=0, **extra
-        )
-    if architecture == "modernbert":  # the second layer sees three tokens to each side: at least one is not padding
-        special = {"local_attention": 6, "global_attn_every_n_layers": 2, "pad_token_id": 0, "cls_token_id": 2}
-        special |= {"bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3}
-        return transformers.ModernBertConfig(**{**vocabulary, **COMMON, **special, **extra})
-    if architecture in OTHERS:
-        return other(architecture, **extra)
-    kinds = {
-        "bert": transformers.BertConfig,
-        "roberta": transformers.RobertaConfig,
-        "electra": transformers.ElectraConfig,
-        "mpnet": transformers.MPNetConfig,
-        "xlm-roberta": transformers.XLMRobertaConfig,
-        "camembert": transformers.CamembertConfig,
-    }
-    special = {"embedding_size": 16} if architecture == "electra" else {}
-    special |= {"pad_token_id": 1} if architecture in ROBERTAS else {"pad_token_id": 0}
-    special |= {"type_vocab_size": 1} if architecture in ("roberta", "xlm-roberta", "camembert") else {}
-    return kinds[architecture](**{**vocabulary, **COMMON, **special, **extra})
-
-
-def other(architecture: str, **extra) -> transformers.PretrainedConfig:
-    vocabulary = {"vocab_size": len(WORDS) + 5, "pad_token_id": 0}
-    relative = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0}
-    sides = ("layers", 2), ("attention_heads", 4), ("ffn_dim", 48)
-    kinds = {
-        "albert": (transformers.AlbertConfig, {**COMMON, "embedding_size": 16}),
-        "roformer": (transformers.RoFormerConfig, COMMON),
-        "deberta": (transformers.DebertaConfig, {**COMMON, **relative}),
-        "xlnet": (transformers.XLNetConfig, {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48}),
-        "longformer": (transformers.LongformerConfig, {**COMMON, "attention_window": 4}),
-        "bart": (
-            transformers.BartConfig,
-            {f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in sides}
-            | {"d_model": 32, "max_position_embeddings": 64},
-        ),
-    }
-    kind, sizes = kinds[architecture]
-    return kind(**{**vocabulary, **sizes, **extra})
+    kind, own = KINDS[architecture]
+    kept = ("vocab_size", "pad_token_id") if architecture in OWN_NAMES else COMMON
+    return kind(**{name: COMMON[name] for name in kept} | own | extra)
 
 
 METHODS: dict[str, MethodConfig] = {  # every method, as applied to the tiny encoders
@@ -147,30 +128,11 @@ def inputs(architecture: str, rows: int = 5, length: int = 9, seed: int = 0) -> 
 def folder(path: Path, architecture: str, seed: int = 0, **extra) -> Path:
     """Write a pretrained-model folder as a user has it: config.json, model.safetensors, tokenizer files."""
     model(architecture, seed=seed, **extra).base_model.save_pretrained(path)
-    tokenizer(path, architecture).save_pretrained(path)
+    tokenizer(architecture).save_pretrained(path)
     return path
 
 
-def tokenizer(path: Path, architecture: str) -> transformers.PreTrainedTokenizerBase:
-    if architecture == "deberta-v2":
-        path.mkdir(parents=True, exist_ok=True)
-        lines = [" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))]
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_prefix=str(path / "spm"),
-            vocab_size=60,
-            hard_vocab_limit=False,
-            pad_id=0,
-            bos_id=1,
-            eos_id=2,
-            unk_id=3,
-            pad_piece="[PAD]",
-            bos_piece="[CLS]",
-            eos_piece="[SEP]",
-            unk_piece="[UNK]",
-            minloglevel=2,
-        )
-        return transformers.DebertaV2Tokenizer.from_pretrained(path, vocab_file=str(path / "spm.model"))
+def tokenizer(architecture: str) -> transformers.PreTrainedTokenizerBase:
     special = (
         ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
         if architecture in ROBERTAS
