@@ -9,7 +9,6 @@ from lora.config.kernel_choice import check_device
 from lora.config.options import chosen_option, read_overrides
 from lora.config.run import RunConfig
 from lora.errors import UnfinishedError, UserError, as_command
-from lora.files import python_command
 from lora.records.record import RunRecord, adapter_path, record_path
 from lora.sweep.progress import counted, duration, shown
 from lora.sweep.worker import ensure_record, has_adapter, usable_record
@@ -91,7 +90,7 @@ def refuse_without(parent: RunConfig, run: RunConfig, overrides: Sequence[str]) 
     """
     record = usable_record(parent)
     if record is None or record.status != "ok":
-        command = as_command([python_command(), "-m", "lora", "-m", "experiment=null", *overrides])
+        command = as_command([sys.executable, "-m", "lora", "-m", "experiment=null", *overrides])
         raise UserError(f"{run.run_id} starts from {parent.run_id}, which is not trained: {command} trains both")
 
 

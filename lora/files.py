@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -150,11 +149,3 @@ def check_writable(folder: str | Path) -> None:
             pass
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
-
-
-def python_command() -> str:
-    """How a shell calls this Python here: `python` if that is it, otherwise its path."""
-    executable, here = Path(sys.executable), Path.cwd()
-    if shutil.which("python") == str(executable):
-        return "python"
-    return str(executable.relative_to(here) if executable.is_relative_to(here) else executable)

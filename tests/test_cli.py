@@ -24,7 +24,6 @@ from test_sweeps import quiet, wait_for
 from lora import cli
 from lora.cli import COMMANDS
 from lora.data.tasks import TASKS
-from lora.files import python_command
 from lora.methods import METHODS
 from lora.records.record import load_records
 from lora.report.command import print_sweep
@@ -118,7 +117,7 @@ def test_a_sweep_ends_with_its_table_and_the_next_command(tmp_path, capsys):
     print_sweep("small", ["profile=small", *arguments])
     shown = capsys.readouterr().out
     assert "| CoLA" in shown and "RTE" not in shown and "rank" not in shown.partition("next: ")[0].lower()
-    assert f"next: {shlex.join([python_command(), '-m', 'lora', 'report', 'small', *arguments])}" in shown
+    assert f"next: {shlex.join([sys.executable, '-m', 'lora', 'report', 'small', *arguments])}" in shown
 
 
 def test_a_sweep_records_what_failed_skips_what_is_done_and_retries_when_asked(tiny_overrides, tmp_path):
@@ -242,20 +241,6 @@ def test_an_option_may_stand_between_a_profile_and_its_overrides(at, capsys):
 def test_a_word_that_is_no_override_is_one_message(capsys):
     assert cli.main(["status", "task=reviews", "mini"]) == 2
     assert "error: 'mini' is not an override, setting=value; write profile=mini" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("in_path", [False, True], ids=["not in PATH", "in PATH"])
-@pytest.mark.parametrize("at_root", [False, True], ids=["elsewhere", "at the root"])
-def test_a_shell_finds_this_python_by_what_a_suggested_command_calls_it(in_path, at_root, tmp_path, monkeypatch):
-    monkeypatch.chdir(Path(sys.executable).parents[2] if at_root else tmp_path)
-    if in_path:
-        monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    else:
-        monkeypatch.setenv("PATH", "/nowhere")
-    found = python_command()
-    assert (found == "python") is in_path and Path(found).is_absolute() is not (in_path or at_root)
-    said = subprocess.check_output(f"{found} -c 'import sys; print(sys.prefix)'", shell=True, text=True)
-    assert said.strip() == sys.prefix
 
 
 def test_an_unknown_command_is_one_message(capsys):

@@ -1,5 +1,7 @@
 """The settings that tell runs of one method apart: table rows that differ in a setting are never merged."""
 
+import sys
+
 import pytest
 import tiny
 from machines import inject
@@ -7,7 +9,7 @@ from synthetic import populate
 
 from lora.config.run import run_config
 from lora.errors import UserError
-from lora.files import RESULTS, python_command
+from lora.files import RESULTS
 from lora.records.record import load_records
 from lora.report.build import build
 from lora.report.cells import summarise
@@ -83,7 +85,7 @@ def test_what_the_papers_notation_lacks_is_named_by_its_label(tmp_path, capsys):
     assert set(tables["table6"]["Adapted"]) == {f"LoRA (qv, r{rank}x)" for rank in (1, 4, 8, 64)}
     print_sweep("mini", [*arguments, f"runtime.results={tmp_path}/mini"])
     out = capsys.readouterr().out
-    assert out.startswith("# Table 6") and f"next: {python_command()} -m lora report" in out
+    assert out.startswith("# Table 6") and f"next: {sys.executable} -m lora report" in out
 
 
 def test_rows_that_differ_in_the_start_are_named_by_it(tmp_path):

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from lora.errors import UserError, as_command
-from lora.files import REFERENCE, python_command, write_atomically
+from lora.files import REFERENCE, write_atomically
 from lora.report.build import build
 from lora.report.gather import Gathered
 from lora.report.gather import options as profile_options
@@ -63,7 +63,7 @@ def print_sweep(profile: str, arguments: Sequence[str]) -> None:
     except UserError as error:  # the runs themselves have ended, and their records exist
         print(f"no table of this sweep: {error}", file=sys.stderr)
         return
-    command = as_command([python_command(), "-m", "lora", "report", profile, *own])
+    command = as_command([sys.executable, "-m", "lora", "report", profile, *own])
     print(f"next: {command}  # figures and report.html")
 
 

@@ -5,6 +5,7 @@ What a run was is read from its record. The sweep is asked only which runs its e
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from lora.config.run import RunConfig, run_config
 from lora.data.own_task import add_kept_tasks
 from lora.data.tasks import TASKS
 from lora.errors import UserError, as_command
-from lora.files import REFERENCE, RESULTS, python_command
+from lora.files import REFERENCE, RESULTS
 from lora.records.predictions import with_collapsed
 from lora.records.record import RunRecord, load_frame, load_records
 from lora.report.runs import (
@@ -93,7 +94,7 @@ class Gathered:
 
     def command(self, name: str) -> str:
         """A command about these runs, as it works when typed here."""
-        python = "python" if self.is_reference else python_command()
+        python = "python" if self.is_reference else sys.executable
         own = [] if any(p.startswith("task=") for p in self.overrides) or not self.is_own else ["task=FILE"]
         needs_rows = own if name == "analyse intervals" else []
         return as_command([python, "-m", "lora", *name.split(), self.name, *self.overrides, *needs_rows])

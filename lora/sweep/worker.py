@@ -58,28 +58,30 @@ def ensure_record(config: RunConfig, mistakes_fail: bool) -> RunRecord:
         return train(config, mistakes_fail)
     check_writable(config.runtime.results)
     if not mistakes_fail:
-        again = " is trained again for its adapter; its record stays" if finished(config) is not None else ""
+        again = " is trained again for its adapter; its record stays" if is_finished(kept_record(config)) else ""
         print("\n".join([f"{config.run_id}:{again}", *about([config])]), flush=True)
     with held(lock_path(config.runtime.outputs, config.run_id)):
         return usable_record(config) or train(config, mistakes_fail)  # another may just have ended
 
 
+def kept_record(config: RunConfig) -> RunRecord | None:
+    """The run's record, if it has one."""
+    path = record_path(config.runtime.results, config.run_id)
+    return read_record(path) if path.exists() else None
+
+
 def usable_record(config: RunConfig) -> RunRecord | None:
     """The run's record if the run is done, with its adapter if requested, or failed and is not to be retried."""
-    runtime = config.runtime
-    path = record_path(runtime.results, config.run_id)
-    if not path.exists():
+    record, runtime = kept_record(config), config.runtime
+    if record is None or (record.status == "failed" and runtime.retry_failed):
         return None
-    record = read_record(path)
-    usable = record.status == "ok" and (not runtime.save_adapter or has_adapter(record, runtime.outputs))
-    return record if usable or (record.status == "failed" and not runtime.retry_failed) else None
+    lacks_adapter = record.status == "ok" and runtime.save_adapter and not has_adapter(record, runtime.outputs)
+    return None if lacks_adapter else record
 
 
-def finished(config: RunConfig) -> RunRecord | None:
-    """The run's record if it is `ok`. It is kept if the run is trained again for its adapter."""
-    path = record_path(config.runtime.results, config.run_id)
-    record = read_record(path) if path.exists() else None
-    return record if record is not None and record.status == "ok" else None
+def is_finished(record: RunRecord | None) -> bool:
+    """Whether a record is kept if its run is trained again for its adapter."""
+    return record is not None and record.status == "ok"
 
 
 def has_adapter(record: RunRecord, outputs: str) -> bool:
@@ -131,8 +133,8 @@ def write(config: RunConfig, record: RunRecord, predictions: bytes | None, files
 
     Raises: UserError: If a file cannot be written, or the run was trained again for its adapter with another outcome.
     """
-    runtime, before = config.runtime, finished(config)
-    if before is not None:
+    runtime, before = config.runtime, kept_record(config)
+    if is_finished(before):
         if record.predictions != before.predictions:
             raise UserError(
                 f"{config.run_id} was trained again for its adapter, and its predictions differ from those in its "
