@@ -423,16 +423,3 @@ def test_what_is_committed_is_what_the_records_give_byte_for_byte(name):
     assert len(shown) > 4
     blocks = [c.partition(f"results:{name} begin -->")[2].partition("<!--")[0] for c in shown.values()]
     assert any("±" in block for block in blocks)
-
-
-@pytest.mark.parametrize("analysis", ["intervals", "subspaces", "swaps"])
-def test_an_analysis_writes_a_committed_file_only_where_it_is_told_to(analysis, capsys):
-    """Refused before rows or adapters are looked for, which a clone does not have."""
-    for arguments, message in [
-        (["reference/mini"], "the analysis of reference/mini is a committed file, which only --reference writes"),
-        (["mini", "runtime.results=results/reference/mini"], "only --reference writes"),
-        (["mini", "--reference"], "--reference is for reference/<profile>"),
-    ]:
-        with pytest.raises(SystemExit) as ended:
-            command(f"analyse {analysis}")(arguments)
-        assert ended.value.code == 2 and message in capsys.readouterr().err

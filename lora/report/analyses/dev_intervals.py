@@ -11,6 +11,7 @@ each resample. `examples` keeps the seeds fixed; `both` resamples the pairs of s
 import argparse
 import math
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,82 +20,35 @@ import pandas as pd
 from jaxtyping import Float
 from scipy import stats
 
+from lora.data.metrics import METRICS, compute
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import write_atomically
 from lora.records.analysis import EXAMPLES, analysis_json, read_analysis
 from lora.records.predictions import dev_predictions, splits_of
 from lora.records.record import RunRecord, load_records
-from lora.report.analyses.command import check_target, config_here
-from lora.report.analyses.command import options as options
+from lora.report.analyses.command import config_here
 from lora.report.comparisons import groups_of
 from lora.report.gather import Gathered, gather
-from lora.report.runs import MAIN
+from lora.report.gather import options as options
 from lora.report.stats import LEVEL
 from lora.rng import drawn
 
 RESAMPLES = 2000
-CHUNK = 2**22  # numbers in memory at once
-RESAMPLED = ("accuracy", "f1", "macro_f1", "matthews", "pearson")  # functions of sums over examples
-
-
-def statistics(
-    metric: str, predicted: np.ndarray, labels: np.ndarray, classes: int = 2
-) -> Float[np.ndarray, "rows parts"]:
-    """The contribution of each example to the sums that determine a metric. `classes`: their number for macro F1."""
-    x, y = predicted.astype(np.float64), labels.astype(np.float64)
-    if metric == "accuracy":
-        return (x == y)[:, None].astype(np.float64)
-    if metric == "macro_f1":  # predicted and true, predicted, true: of each class
-        of_class = [side[:, None] == np.arange(classes) for side in (x, y)]
-        return np.concatenate([of_class[0] & of_class[1], *of_class], axis=1).astype(np.float64)
-    if metric in ("f1", "matthews"):  # true positives, true negatives, false positives, false negatives
-        return np.stack([x * y, (1 - x) * (1 - y), x * (1 - y), (1 - x) * y], axis=1)
-    x, y = (
-        side - side[0] - (side - side[0]).mean() for side in (x, y)
-    )  # Pearson is unchanged; no cancellation, and constants give 0
-    return np.stack([x, y, x * x, y * y, x * y], axis=1)
-
-
-def score(metric: str, sums: Float[np.ndarray, "*resamples parts"], count: int) -> Float[np.ndarray, "*resamples"]:
-    """The metric from the sums over `count` examples; NaN if undefined, but 0 for Matthews by GLUE's convention."""
-    parts = np.moveaxis(sums, -1, 0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        if metric == "accuracy":
-            value = parts[0] / count
-        elif metric == "matthews":
-            tp, tn, fp, fn = parts
-            product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
-            value = np.where(product > 0, (tp * tn - fp * fn) / np.sqrt(product), 0.0)
-        elif metric == "macro_f1":
-            both, predicted, true = np.split(parts, 3)
-            value = np.nanmean(2 * both / (predicted + true), axis=0)  # a class that occurs in neither has no F1
-        elif metric == "f1":
-            tp, _, fp, fn = parts
-            value = 2 * tp / (2 * tp + fp + fn)
-        else:
-            x, y, xx, yy, xy = parts / count
-            value = (xy - x * y) / np.sqrt((xx - x * x) * (yy - y * y))
-    return np.asarray(value)
+CHUNK = 2**22  # draws in memory at once
 
 
 def resampled(metric: str, runs: Sequence[np.ndarray], labels: np.ndarray, purpose: str) -> Float[np.ndarray, "b runs"]:
     """The metric of every run on each resample of the examples, in points. All runs share the resamples.
 
-    Pearson's correlation of a constant is undefined and counts as 0, as in the frame (`lora.records.predictions`).
+    An undefined metric counts as 0, as in the frame (`lora.records.predictions`).
     """
-    count, values = len(labels), []
-    classes = 1 + int(max(values.max() for values in (*runs, labels)))
-    parts = np.concatenate([statistics(metric, predicted, labels, classes) for predicted in runs], axis=1)
-    step = max(1, CHUNK // count)
+    count, score, values = len(labels), METRICS[metric], []
+    sides, step = [run.astype(np.float64) for run in runs], max(1, CHUNK // count)
     for start in range(0, RESAMPLES, step):
-        rows = min(step, RESAMPLES - start)
-        picks = drawn((rows, count), count, "examples", purpose, start)
-        flat = picks + count * np.arange(rows)[:, None]
-        times = np.bincount(flat.ravel(), minlength=rows * count).reshape(rows, count)
-        sums = (times @ parts).reshape(rows, len(runs), -1)
-        values.append(100 * np.nan_to_num(score(metric, sums, count)))
-    return np.concatenate(values)
+        for picks in drawn((min(step, RESAMPLES - start), count), count, "examples", purpose, start):
+            values.append([100 * (score(side[picks], labels[picks]) or 0.0) for side in sides])
+    return np.array(values)
 
 
 def bounds(differences: Float[np.ndarray, "b pairs"], purpose: str) -> dict[str, float | None]:
@@ -129,68 +83,43 @@ def compare(gathered: Gathered, labels: Mapping[str, np.ndarray], results: Path)
     Raises: UserError: If a file of predictions is absent, not the record's, or does not give the record's metric.
     """
     entries = []
-    for experiment in MAIN:
-        planned = gathered.planned.get(experiment, ())
-        for model in dict.fromkeys(p.model for p in planned):
-            groups = groups_of([p for p in planned if p.model == model])
-            ids = {run_id for group in groups.values() for run_id in group}
-            for task in labels:
-                runs = gathered.frame[(gathered.frame["task"] == task) & gathered.frame["run_id"].isin(ids)]
-                if len(runs):
-                    entries += of_task(gathered, runs, groups, task, labels[task], results, model)
-    return entries
-
-
-def of_task(
-    gathered: Gathered,
-    runs: pd.DataFrame,
-    groups: Mapping[str, Sequence[str]],
-    task: str,
-    labels: np.ndarray,
-    results: Path,
-    model: str,
-) -> list[dict[str, Any]]:
-    metric = TASKS[task].metric
-    if metric not in RESAMPLED:
-        raise UserError(f"the examples of {task} are not resampled: its metric is {metric}, not {', '.join(RESAMPLED)}")
-    records = [gathered.state.ok[run_id] for run_id in runs["run_id"]]
-    predicted = [dev_predictions(record, results)["best"] for record in records]
-    for record, values in zip(records, predicted, strict=True):
-        check(record, metric, values, labels)
-    points = resampled(metric, predicted, labels, task)
-    place = {run_id: i for i, run_id in enumerate(runs["run_id"])}
-    seeds = dict(zip(runs["run_id"], runs["seed"], strict=True))
-    entries, names = [], list(groups)
-    for later, one in enumerate(names):
-        for other in names[:later]:
-            mine = {seeds[r]: place[r] for r in groups[one] if r in place}
-            theirs = {seeds[r]: place[r] for r in groups[other] if r in place}
-            common = sorted(set(mine) & set(theirs))
-            if common:
-                differences = points[:, [mine[s] for s in common]] - points[:, [theirs[s] for s in common]]
-                entry = {"model": model, "one": one, "other": other, "task": task, "examples": len(labels)}
-                entries.append({**entry, "pairs": len(common), **bounds(differences, f"{task} {one} {other}")})
+    for model in dict.fromkeys(p.model for p in gathered.main):
+        groups = groups_of([p for p in gathered.main if p.model == model])
+        ids = {run_id for group in groups.values() for run_id in group}
+        for task, true in labels.items():
+            runs = gathered.frame[gathered.frame["run_id"].isin(ids) & (gathered.frame["task"] == task)]
+            if not len(runs):
+                continue
+            records = [gathered.state.ok[run_id] for run_id in runs["run_id"]]
+            predicted = [dev_predictions(record, results)["best"] for record in records]
+            for record, values in zip(records, predicted, strict=True):
+                check(record, TASKS[task].metric, values, true)
+            points = pd.DataFrame(resampled(TASKS[task].metric, predicted, true, task), columns=runs["run_id"])
+            seeds = dict(zip(runs["run_id"], runs["seed"], strict=True))
+            for other, one in combinations(groups, 2):
+                mine, theirs = ({seeds[r]: r for r in groups[name] if r in seeds} for name in (one, other))
+                if common := sorted(set(mine) & set(theirs)):
+                    sides = [points[[runs_of[seed] for seed in common]].to_numpy() for runs_of in (mine, theirs)]
+                    about = {"model": model, "one": one, "other": other, "task": task, "examples": len(true)}
+                    found = bounds(sides[0] - sides[1], f"{task} {one} {other}")
+                    entries.append({**about, "pairs": len(common), **found})
     return entries
 
 
 def check(record: RunRecord, metric: str, predicted: np.ndarray, labels: np.ndarray) -> None:
     """Check that these labels give the record's metric. Raises: UserError: If they do not."""
-    value = math.nan
-    if len(predicted) == len(labels):
-        classes = 1 + int(max(predicted.max(), labels.max()))
-        value = float(score(metric, statistics(metric, predicted, labels, classes).sum(axis=0), len(labels)))
+    value = compute((metric,), predicted, labels)[metric] if len(predicted) == len(labels) else math.nan
     recorded = record.selected["best"]["value"]
-    if not (math.isclose(value, recorded or 0.0, abs_tol=1e-6) or (recorded is None and math.isnan(value))):
+    if value != recorded and (None in (value, recorded) or not math.isclose(value, recorded, abs_tol=1e-6)):
         raise UserError(
-            f"the predictions of {record.run_id} and the labels at hand give {metric} {value:.6f}, its record has "
+            f"the predictions of {record.run_id} and the labels at hand give {metric} {value}, its record has "
             f"{recorded}: these are not the rows that it was evaluated on"
         )
 
 
 def compared(gathered: Gathered) -> pd.DataFrame:
     """The frame's rows of the runs in tables of methods by tasks, without those that chose learning rates."""
-    ids = {p.run_id for experiment in MAIN for p in gathered.planned.get(experiment, ())}
-    return gathered.frame[gathered.frame["run_id"].isin(ids)]
+    return gathered.frame[gathered.frame["run_id"].isin([p.run_id for p in gathered.main])]
 
 
 def read_labels(gathered: Gathered) -> dict[str, np.ndarray]:
@@ -216,7 +145,6 @@ def read_labels(gathered: Gathered) -> dict[str, np.ndarray]:
 def main(given: argparse.Namespace) -> None:
     """Exit codes: 0 done; 2 nothing to compare, or the rows or predictions are not available or not the records'."""
     gathered = gather(given.profile, given.overrides)
-    check_target(gathered, given.reference)
     labels = read_labels(gathered)
     entries = compare(gathered, labels, gathered.folder)
     if not entries:

@@ -19,12 +19,12 @@ from lora.adapters.folder import recorded_adapter
 from lora.config.run import RunConfig
 from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.files import write_atomically
+from lora.files import rounded, write_atomically
 from lora.records.analysis import SUBSPACES, analysis_json
 from lora.records.record import RunRecord
-from lora.report.analyses.command import check_target, saved_runs
-from lora.report.analyses.command import options as options
+from lora.report.analyses.command import saved_runs
 from lora.report.gather import Gathered, gather
+from lora.report.gather import options as options
 from lora.rng import gaussian
 
 SMALL, LARGE = 8, 64  # Figure 3's ranks; Figure 4's is the large one
@@ -76,6 +76,10 @@ class Saved:
     a: dict[str, np.ndarray]
     b: dict[str, np.ndarray]
 
+    def update(self, name: str) -> Float[np.ndarray, "d_out d_in"]:
+        """The update of a module: alpha / r * B A, or as the method scales it."""
+        return self.config.method.scale_at(self.a[name].shape[0]) * self.b[name] @ self.a[name]
+
 
 def read_adapter(record: RunRecord, config: RunConfig) -> Saved:
     """Read a run's adapter. Raises: UserError: If it is absent, broken, or not the one that the record names."""
@@ -112,7 +116,8 @@ def analyse(adapters: Mapping[tuple[str, str, int, int], Saved]) -> tuple[list[d
             if small is not None and second is not None:
                 of_ranks = (f"r = {SMALL}, seed {seeds[0]}", f"r = {LARGE}, seed {seeds[1]}")
                 names = range(1, SMALL + 1), AXIS
-                trained, untrained = ([of(saved, middle) for saved in (small, second)] for of in (learned, drawn))
+                trained = [saved.a[middle] for saved in (small, second)]
+                untrained = [drawn(saved, middle) for saved in (small, second)]
                 for when, pair in (("trained", trained), ("before training", untrained)):
                     phi, label = similarity(*pair), f"W{target}, {when}"
                     cases.append({"kind": "ranks of two seeds", **about, **grid(phi, label, *of_ranks, *names)})
@@ -125,7 +130,7 @@ def analyse(adapters: Mapping[tuple[str, str, int, int], Saved]) -> tuple[list[d
             for rank, saved in ((SMALL, small), (LARGE, large)):
                 if saved is not None:
                     layers = [
-                        {"layer": i, **amplification(weights[name], update_of(saved, name), rank, name)}
+                        {"layer": i, **amplification(weights[name], saved.update(name), rank, name)}
                         for i, name in enumerate(modules[target])
                     ]
                     cases.append({"kind": "amplification", **about, "rank": rank, "layers": rounded(layers)})
@@ -154,10 +159,6 @@ def base_weights(saved: Saved) -> tuple[dict[str, np.ndarray], dict[str, list[st
     return {name: weight_of(encoder.model, name).detach().double().numpy() for name in names}, modules
 
 
-def learned(saved: Saved, name: str) -> Float[np.ndarray, "rank d_in"]:
-    return saved.a[name]
-
-
 def drawn(saved: Saved, name: str) -> Float[np.ndarray, "rank d_in"]:
     """The initial A of a module, as its run drew it before training."""
     import torch
@@ -169,34 +170,16 @@ def drawn(saved: Saved, name: str) -> Float[np.ndarray, "rank d_in"]:
     return lora_a.double().numpy()
 
 
-def update_of(saved: Saved, name: str) -> Float[np.ndarray, "d_out d_in"]:
-    """The update of a module: alpha / r * B A, or as the method scales it."""
-    return saved.config.method.scale_at(saved.a[name].shape[0]) * saved.b[name] @ saved.a[name]
-
-
 def grid(phi: np.ndarray, label: str, y: str, x: str, rows: Sequence[int], columns: Sequence[int]) -> dict[str, Any]:
     kept = phi[np.ix_([i - 1 for i in rows], [j - 1 for j in columns])]
     values = [[round(float(value), 4) for value in row] for row in kept]
-    return {
-        "label": label,
-        "y": y,
-        "x": x,
-        "rows": list(map(str, rows)),
-        "columns": list(map(str, columns)),
-        "phi": values,
-    }
-
-
-def rounded(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {key: value if key == "layer" else float(f"{value:.6g}") for key, value in layer.items()} for layer in layers
-    ]
+    names = {"rows": list(map(str, rows)), "columns": list(map(str, columns))}
+    return {"label": label, "y": y, "x": x, **names, "phi": values}
 
 
 def main(given: argparse.Namespace) -> None:
     """Exit codes: 0 done; 2 no adapter to analyse exists, or one is not its record's."""
     gathered = gather(given.profile, given.overrides)
-    check_target(gathered, given.reference)
     cases, used = analyse(saved_adapters(gathered))
     if not cases:
         raise UserError(

@@ -22,9 +22,9 @@ from lora.errors import UserError
 from lora.files import write_atomically
 from lora.models.load import load_encoder
 from lora.records.analysis import SWAP, analysis_json
-from lora.report.analyses.command import check_target, saved_runs
-from lora.report.analyses.command import options as options
+from lora.report.analyses.command import saved_runs
 from lora.report.gather import Gathered, gather
+from lora.report.gather import options as options
 from lora.rng import generator
 
 CYCLES = 1000
@@ -82,7 +82,6 @@ def analyse(
 def main(given: argparse.Namespace) -> None:
     """Exit codes: 0 done, whatever the result; 2 fewer than two adapters exist, or one is not its record's."""
     gathered = gather(given.profile, given.overrides)
-    check_target(gathered, given.reference)
     cases, used = analyse(saved_adapters(gathered), CYCLES)
     if not cases:
         raise UserError(
