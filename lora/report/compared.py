@@ -37,21 +37,17 @@ def length_table(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFram
     expected = expected_runs(labelled(planned, without=("train.epochs",)))
     runs = expected.merge(frame[["run_id", "epochs", "best"]], on="run_id")
     refuse_twice(runs, "epochs")
-    lengths = sorted(runs["epochs"].unique().tolist())
-    rows = [
-        (dict(zip(CELL, key, strict=True)), 100 * of_row.pivot(index="seed", columns="epochs", values="best"))
-        for key, of_row in runs.groupby(CELL, sort=False)
-    ]
-    lines = [length_line(cell["label"], cell["task"], best, lengths) for cell, best in rows]
+    lengths, rows, lines = sorted(runs["epochs"].unique().tolist()), [], []
+    for key, of_row in runs.groupby(CELL, sort=False):
+        best = 100 * of_row.pivot(index="seed", columns="epochs", values="best")
+        cell = dict(zip(CELL, key, strict=True))
+        rows.append((cell, best))
+        lines.append(length_line(cell["label"], cell["task"], best, lengths))
     for task in dict.fromkeys(cell["task"] for cell, _ in rows):
-        sides = [
-            [(cell["label"], best) for cell, best in rows if (cell["task"], cell["slug"]) == (task, slug)]
-            for slug in (LORA, FULL)
-        ]
-        lines += [
-            length_line(f"{one} - {other}", task, ours - theirs, lengths, is_difference=True)
-            for (one, ours), (other, theirs) in product(*sides)
-        ]
+        sides = ([row for row in rows if (row[0]["task"], row[0]["slug"]) == (task, slug)] for slug in (LORA, FULL))
+        for (one, ours), (other, theirs) in product(*sides):
+            label = f"{one['label']} - {other['label']}"
+            lines.append(length_line(label, task, ours - theirs, lengths, is_difference=True))
     return pd.DataFrame(lines)
 
 

@@ -1,4 +1,4 @@
-"""The line above every table of runs: how and on what they were trained, and which cells still rise at the end."""
+"""The line above every table of runs: how and on what they were trained, and how many cells still rise."""
 
 import math
 from collections.abc import Sequence
@@ -9,16 +9,15 @@ from lora.data.tasks import TASKS
 from lora.report.cells import expected_runs, told_apart
 from lora.report.notes import ENCODERS
 from lora.report.runs import Planned
-from lora.report.stats import DIGITS, LEVEL, Interval, mean_interval
+from lora.report.stats import DIGITS
 from lora.report.titles import START_TITLES, encoder_title
 
 COLUMNS = ["train_rows", "is_part", "device", "truncated"]
 RISING = 0.5  # points; a convention of this project
-LISTED = 4  # rising cells listed per task; for more, their number and range
 
 
 def conditions(frame: pd.DataFrame, curves: pd.DataFrame, planned: Sequence[Planned]) -> str:
-    """The line above a table: encoder, epochs, train rows, start, devices, and the cells that still rise.
+    """The line above a table: encoder, epochs, train rows, start, devices, and how many cells still rise.
 
     Args:
         frame, curves: `load_frame` and `load_curves` of the records.
@@ -38,7 +37,7 @@ def conditions(frame: pd.DataFrame, curves: pd.DataFrame, planned: Sequence[Plan
     cut = [f"{TASKS[row.task].title} {row.truncated:.0%}" for row in by_task.itertuples() if row.truncated > 0]
     longer = f" ({', '.join(cut)} of the rows longer than max_length, and cut)" if cut else ""
     about = f"Encoder: {models}; epochs: {span(epochs)}; train rows: {rows}{longer}; start: {starts}; {devices(runs)}."
-    return f"{about} {rising_text(found, runs)}"
+    return about + rising_text(found, runs)
 
 
 def encoder_text(model: str) -> str:
@@ -64,38 +63,18 @@ def span(values: pd.Series) -> str:
 
 
 def rising_text(curves: pd.DataFrame, runs: pd.DataFrame) -> str:
-    found = rises(curves, runs)
-    if not found:
-        return "What still rises is not known: no run has two epochs."
-    tasks = []
-    for task in [task for task in TASKS if task in {task for task, _ in found}]:
-        of_task = {label: rise for (other, label), rise in found.items() if other == task}
-        rising = {label: rise for label, rise in of_task.items() if rise.mean > RISING}
-        if len(rising) > LISTED:
-            low, high = min(r.mean for r in rising.values()), max(r.mean for r in rising.values())
-            means = f"their means from {low:+.1f} to {high:+.1f}"
-            tasks.append(f"{TASKS[task].title} {len(rising)} of {len(of_task)} cells, {means}")
-        elif rising:
-            tasks.append(f"{TASKS[task].title} {', '.join(f'{label} {rise.text}' for label, rise in rising.items())}")
-    rule = (
-        f"mean gain over the last third of the epochs above {RISING} points, with its {LEVEL:.0%} interval over seeds"
-    )
-    return f"Still rising at the end ({rule}): {'; '.join(tasks) or 'nothing'}."
-
-
-def rises(curves: pd.DataFrame, runs: pd.DataFrame) -> dict[tuple[str, str], Interval]:
-    """Each cell's gain at the end, in points: the value at the last epoch minus that at two thirds of the epochs.
+    """How many cells gained more than `RISING` points in the last third of the epochs, on the mean over seeds.
 
     Args:
         runs: Rows of `expected_runs`.
-    Returns: (task, label of `told_apart`) -> the mean over seeds and its t interval. Runs of one epoch are excluded.
+    Returns: "" if no run has two epochs.
     """
-    gains, found = last_third(curves), {}
-    for (task, label), cell in runs.groupby(["task", told_apart(runs)], sort=False):
-        values = cell["run_id"].map(gains).dropna().to_numpy()
-        if len(values):
-            found[task, label] = mean_interval(values)
-    return found
+    gains = runs["run_id"].map(last_third(curves))
+    means = gains.groupby([runs["task"], told_apart(runs)]).mean().dropna()
+    if not len(means):
+        return ""
+    rising = f"{(means > RISING).sum()} of {len(means)} cells"
+    return f" Still rising at the end, by more than {RISING} points in the last third of the epochs: {rising}."
 
 
 def last_third(curves: pd.DataFrame) -> dict[str, float]:

@@ -8,6 +8,7 @@ import pandas as pd
 from lora.data.tasks import TASKS
 from lora.report.cells import ROW, in_order
 from lora.report.runs import Planned
+from lora.report.stats import paired_differences
 from lora.report.titles import LORA_SLUG, START_TITLES, adapted, human_count, lora_of, task_label
 
 
@@ -138,26 +139,17 @@ def start_table(frame: pd.DataFrame, summary: pd.DataFrame, planned: Sequence[Pl
     Returns: Columns Task, Method if there are several, one per start, `MNLI - pretrained` (median of the paired
         differences), `Range` of the differences, and Pairs (their number).
     """
-    best, lines = frame.set_index("run_id")["best"], []
+    lines = []
     groups = sorted(summary.groupby(["task", "label"], sort=False), key=lambda group: list(TASKS).index(group[0][0]))
     for (task, label), group in groups:
-        rows = group.set_index("start")
+        rows, of_cell = group.set_index("start"), [p for p in planned if (p.task, p.label) == (task, label)]
         line = {"Task": task_label(TASKS[task])}
         line |= {"Method": label} if summary["label"].nunique() > 1 else {}
         line |= {title: cell_text(rows.loc[s]) if s in rows.index else "-" for s, title in START_TITLES.items()}
-        by_seed = {
-            start: {p.seed: p.run_id for p in planned if (p.task, p.label, p.start) == (task, label, start)}
-            for start in START_TITLES
-        }
-        pairs = [
-            100 * (best[child] - best[by_seed["pretrained"][seed]])
-            for seed, child in by_seed["mnli"].items()
-            if child in best.index and by_seed["pretrained"].get(seed) in best.index
-        ]
-        differences = pd.Series(pairs, dtype=float).dropna()
-        there = len(differences) > 0
-        line["MNLI - pretrained"] = f"{differences.median():+.1f}" if there else "-"
-        line["Range"] = f"{differences.min():+.1f} to {differences.max():+.1f}" if there else "-"
-        line["Pairs"] = str(len(differences))
-        lines.append(line)
+        ids = {start: [p.run_id for p in of_cell if p.start == start] for start in START_TITLES}
+        sides = (frame[frame["run_id"].isin(ids[start])] for start in ("mnli", "pretrained"))
+        found = paired_differences(*sides)["difference"]
+        line["MNLI - pretrained"] = number(found.median(), "+.1f")
+        line["Range"] = f"{found.min():+.1f} to {found.max():+.1f}" if len(found) else "-"
+        lines.append(line | {"Pairs": str(len(found))})
     return pd.DataFrame(lines)
