@@ -112,8 +112,6 @@ def launch_runs(
     weights = {run.run_id for run in runs} if settings.runtime.save_adapter else parents
     sweep = Sweep(runs, settings, replaced, frozenset(weights))
     todo = sweep.to_train(now)
-    if todo and launcher.name == "local":
-        pool.start_loading()
     verify_inputs(distinct(runs, todo), now.ok.values(), {run.run_id for run in todo})
     workers = int(launcher.workers)
     if launcher.name == "local":

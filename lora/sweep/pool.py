@@ -18,18 +18,7 @@ from lora.training import signals
 
 POLL_SECONDS = 0.2
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-
-
 LIBRARIES = ["lora.training.loop", "lora.training.fused.encoder", "lora.methods.lowrank", "lora.methods.bottleneck"]
-
-
-def start_loading() -> None:
-    """Start the server process, which loads the libraries while the sweep is still checked."""
-    forkserver.set_forkserver_preload(LIBRARIES)
-    with signals.blocked():
-        resource_tracker.ensure_running()  # which would let SIGINT and SIGTERM through
-    with signals.blocked():
-        forkserver.ensure_running()
 
 
 @contextlib.contextmanager
@@ -51,7 +40,9 @@ class Worker:
         environment = dict(os.environ) if gpu is None else {**os.environ, VISIBLE: gpu}
         self.connection, other = context.Pipe()
         self.process = context.Process(target=serve, args=(other, environment))
-        start_loading()
+        forkserver.set_forkserver_preload(LIBRARIES)
+        with signals.blocked():
+            resource_tracker.ensure_running()  # which would let SIGINT and SIGTERM through
         with signals.blocked(), hidden_script():
             self.process.start()
         other.close()  # so that only the worker holds it, and `recv` ends with the worker
