@@ -95,7 +95,8 @@ def text(profile: str, found: Sequence[RunStatus], listed: int = sys.maxsize) ->
     ]
     if left:
         unknown = f", and {counted(len(left) - len(known), 'run')} of unknown length" if len(known) < len(left) else ""
-        lines.append(f"time left:  about {duration(sum(known))} if run one after another{unknown}")
+        about = f"about {duration(sum(known))} if run one after another{unknown}"
+        lines.append(f"time left:  {about if known else 'unknown until the first run has ended'}")
     for name in ("running", "interrupted", "failed"):
         if groups[name]:
             lines += [f"\n{name}:", *(f"  {line(status)}" for status in groups[name][:listed])]
