@@ -24,7 +24,7 @@ COMMANDS = {
     "analyse swaps": ("lora.report.analyses.swaps", "is the base recovered exactly when adapters are swapped?"),
     "parameters": ("lora.cost.parameters", "count trainable parameters at full size; compare them with the paper's"),
     "memory": ("lora.cost.memory", "estimate the accelerator memory that a run needs"),
-    "efficiency": ("lora.report.efficiency", "measure memory, storage, speed and latency of each method here"),
+    "efficiency": ("lora.cost.efficiency.command", "measure memory, storage, speed and latency of each method here"),
     "bench": ("lora.cost.bench.command", "compare speed with Trainer + PEFT on this machine"),
     "fetch": ("lora.data.embedded", "download and check the embedded encoder and texts, and encoders that are named"),
     "upload": ("lora.sweep.tracking", "send a sweep's tables and figures to Weights & Biases"),

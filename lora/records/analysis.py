@@ -61,7 +61,7 @@ def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
     examples = {
         tuple(entry[key] for key in ("model", "one", "other", "task")): entry for entry in found.get(EXAMPLES, ())
     }
-    checks = {name: checked(folder / file, found[file]) for name, file in CHECKS.items() if file in found}
+    checks = {name: tuple(found[file]) for name, file in CHECKS.items() if file in found}
     return Analyses(examples, tuple(found.get(SUBSPACES, ())), checks, tuple(problems))
 
 
@@ -74,17 +74,6 @@ def read_analysis(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError) as error:
         raise UserError(f"{path} is not a readable analysis: {error!r}") from error
     return content
-
-
-def checked(path: Path, cases: list[Any]) -> tuple[dict[str, Any], ...]:
-    """The cases of a check. Raises: UserError: If one lacks its label, its counts or its runs."""
-    try:
-        return tuple(
-            {"label": str(c["label"]), "runs": list(c["runs"]), **{key: int(c[key]) for key in ("trials", "failures")}}
-            for c in cases
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not the analysis of a check: {error!r}") from error
 
 
 def analysis_json(made_from: Mapping[str, str], entries: list[dict[str, Any]]) -> bytes:

@@ -145,7 +145,7 @@ def method_tables(runs: Runs) -> list[Table]:
 
 def lora_notes(runs: Runs) -> list[str]:
     """The notes of Tables 5 and 6."""
-    more = ffn_notes(runs.summary, runs.experiment), [note("gpt3")] if runs.paper is not None else []
+    more = ffn_notes(runs.summary), [note("gpt3")] if runs.paper is not None else []
     return [caption(runs.summary), *(text for notes in more for text in notes)]
 
 

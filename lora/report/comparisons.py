@@ -29,61 +29,31 @@ def beside_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame)
     """
     tasks, lines = in_order(summary), []
     for (model, protocol, slug, _, label), group in summary.groupby(ROW, sort=False):
-        row = published_row(rows, model, protocol, slug)
-        if row is None:
+        fits = rows[(rows["slug"] == slug) & rows["protocol"].isin([protocol, "*"]) & rows["model"].isin([model, "*"])]
+        if not len(fits):
             continue
-        of_row = (paper["model"] == row["paper_model"]) & (paper["method"] == row["paper_method"])
-        cells = paper[of_row & (paper["trainable_params"] == row["paper_trainable"])].set_index("task")
-        printed = {task: cells["value"].get(TASKS[task].title, math.nan) for task in tasks}
-        by_task = group.set_index("task")
-        name = f"{row['paper_model']} {row['paper_method']} {row['paper_trainable']}"
-        start = {"Model": model} if summary["model"].nunique() > 1 else {}
-        start |= {"Method": label}
-        end = {"Published row": name}
+        row = fits.sort_values("model", ascending=False).iloc[0]  # `*` comes before any name
+        names = ["paper_model", "paper_method", "paper_trainable"]
+        of_row = (paper[["model", "method", "trainable_params"]].to_numpy() == row[names].to_numpy()).all(axis=1)
+        cells, by_task = paper[of_row].set_index("task"), group.set_index("task")
+        printed = pd.Series({task: cells["value"].get(TASKS[task].title, math.nan) for task in tasks})
+        found = []
         for task in (task for task in tasks if task in by_task.index):
             ours, title = by_task.loc[task], TASKS[task].title
-            theirs = with_spread(*cells.loc[title, ["value", "std"]]) if title in cells.index else "-"
+            std = cells["std"].get(title, math.nan)
+            theirs = "-" if title not in cells.index else f"{printed[task]}" + ("" if pd.isna(std) else f" ±{std}")
             difference = ours["median"] - printed[task]
-            own = beside(task_label(TASKS[task]), cell_text(ours), f"{ours['n']:.0f}", theirs, difference)
-            lines.append(start | own | end)
+            found.append((task_label(TASKS[task]), cell_text(ours), f"{ours['n']:.0f}", theirs, difference))
         if len(tasks) > 1:
-            ours, theirs = average(by_task["median"], tasks), pd.Series(printed).mean(skipna=False)
-            lines.append(start | beside("Avg.", number(ours), seeds_text(group), number(theirs), ours - theirs) | end)
+            ours, theirs = average(by_task["median"], tasks), printed.mean(skipna=False)
+            found.append(("Avg.", number(ours), seeds_text(group), number(theirs), ours - theirs))
+        start = {"Model": model} if summary["model"].nunique() > 1 else {}
+        for task, ours, n, theirs, difference in found:
+            shown = {"Method": label, "Task": task, "Ours": ours, "n": n, "Published": theirs}
+            shown |= {"Difference": number(difference, "+.1f"), "Published row": " ".join(row[names])}
+            lines.append(start | shown)
     table, whole = pd.DataFrame(lines), summary["kind"].eq("whole").all()
     return table if whole or not len(table) else table.drop(columns="Difference")
-
-
-def beside(task: str, ours: str, n: str, published: str, difference: float) -> dict[str, str]:
-    shown = number(difference, "+.1f")
-    return {"Task": task, "Ours": ours, "n": n, "Published": published, "Difference": shown}
-
-
-def published_row(rows: pd.DataFrame, model: str, protocol: str, slug: str) -> pd.Series | None:
-    """The published row for one of ours: that of its encoder, or else that for any other encoder."""
-    fits = rows[(rows["slug"] == slug) & rows["protocol"].isin([protocol, "*"])]
-    for name in (model, "*"):
-        found = fits[fits["model"] == name]
-        if len(found):
-            return found.iloc[0]
-    return None
-
-
-def with_spread(value: float, std: float) -> str:
-    return f"{value}" + ("" if pd.isna(std) else f" ±{std}")
-
-
-def published(paper: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
-    """The paper's cells for these tasks, in the layout of `table2`."""
-    lines = []
-    for (model, method, trainable), group in paper.groupby(["model", "method", "trainable_params"], sort=False):
-        values = group.set_index("task")
-        line = {"Model": model, "Method": method, "Trainable": trainable}
-        for task in tasks:
-            title = TASKS[task].title
-            cell = values.loc[title] if title in values.index else None
-            line[task_label(TASKS[task])] = "-" if cell is None else with_spread(cell["value"], cell["std"])
-        lines.append(line)
-    return pd.DataFrame(lines)
 
 
 def method_pairs(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:

@@ -4,7 +4,7 @@ A figure is a mapping: `title`, `note`, `kind` (`lines`, `points`, `forest`, `he
 `panels`, each with a title, a label `y` and its series. Values have 6 significant digits; absent values are null.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -23,30 +23,38 @@ OVER_SEEDS = "Median over seeds; bars: lowest and highest seed."
 
 def by_rank(summary: pd.DataFrame) -> Figure | None:
     """Table 6 as a figure: the metric by rank, one line per target set."""
-    rows = summary[summary["n"] > 0].assign(lora=lambda table: [adapted(row) for row in table.itertuples()])
-    panels = []
-    for task in in_order(rows):
-        of_task, series = rows[rows["task"] == task], []
-        for targets in dict.fromkeys(targets for targets, _ in of_task["lora"]):
-            line = of_task[[found[0] == targets for found in of_task["lora"]]]
-            line = line.assign(rank=[rank for _, rank in line["lora"]]).sort_values("rank")
-            series.append({"label": targets, **spread(line["rank"].tolist(), line)})
-        panels.append({"title": TASKS[task].title, "y": task_label(TASKS[task]), "series": series})
-    return figure("Table 6: the metric by rank", OVER_SEEDS, "lines", "rank r", panels, log_x=True)
+
+    def series(rows: pd.DataFrame) -> list[dict[str, Any]]:
+        sets = rows.groupby("targets", sort=False)
+        return [{"label": targets, **spread(of_set.sort_values("rank"), "rank")} for targets, of_set in sets]
+
+    return of_lora("Table 6: the metric by rank", OVER_SEEDS, "lines", "rank r", summary, series, log_x=True)
 
 
 def by_targets(summary: pd.DataFrame) -> Figure | None:
     """Table 5 as a figure: the metric by target set. The note states whether the sets are equally large."""
-    rows, panels = summary[summary["n"] > 0], []
-    for task in in_order(rows):
-        of_task = rows[rows["task"] == task]
-        names = [f"{targets}, r = {rank}" for targets, rank in map(adapted, of_task.itertuples())]
-        series = [{"label": "", "names": names, **spread(range(len(names)), of_task)}]
-        panels.append({"title": TASKS[task].title, "y": task_label(TASKS[task]), "series": series})
-    equal = rows["trainable_method"].nunique() <= 1
+
+    def series(rows: pd.DataFrame) -> list[dict[str, Any]]:
+        names = [f"{row.targets}, r = {row.rank}" for row in rows.itertuples()]
+        return [{"label": "", "names": names, **spread(rows.assign(place=range(len(rows))), "place")}]
+
+    equal = summary.loc[summary["n"] > 0, "trainable_method"].nunique() <= 1
     sizes = "All sets have the same number of parameters." if equal else "The sets differ in size; see the table."
-    note = f"{OVER_SEEDS} {sizes}"
-    return figure("Table 5: which projections to adapt", note, "points", "adapted", panels)
+    title, note = "Table 5: which projections to adapt", f"{OVER_SEEDS} {sizes}"
+    return of_lora(title, note, "points", "adapted", summary, series)
+
+
+def of_lora(
+    title: str, note: str, kind: str, x: str, summary: pd.DataFrame, series: Callable, log_x: bool = False
+) -> Figure | None:
+    """A panel per task. `series`: makes those of a task from its cells, with the columns targets and rank."""
+    cells = summary[summary["n"] > 0]
+    adapts = pd.DataFrame(map(adapted, cells.itertuples()), columns=["targets", "rank"], index=cells.index)
+    panels = []
+    for task in in_order(cells):
+        rows = cells.join(adapts)[cells["task"] == task]
+        panels.append({"title": TASKS[task].title, "y": task_label(TASKS[task]), "series": series(rows)})
+    return figure(title, note, kind, x, panels, log_x=log_x)
 
 
 def by_parameters(summary: pd.DataFrame) -> Figure | None:
@@ -136,8 +144,9 @@ def forest(pairs: pd.DataFrame) -> Figure | None:
     )
 
 
-def spread(x: Sequence[float], rows: pd.DataFrame) -> dict[str, list]:
-    return {"x": list(x), "y": rows["median"].tolist(), "low": rows["min"].tolist(), "high": rows["max"].tolist()}
+def spread(rows: pd.DataFrame, x: str) -> dict[str, list]:
+    names = {"x": x, "y": "median", "low": "min", "high": "max"}
+    return {key: rows[column].tolist() for key, column in names.items()}
 
 
 def figure(

@@ -8,7 +8,6 @@ import pandas as pd
 import yaml
 
 from lora.report.stats import ENOUGH_SEEDS, LEVEL
-from lora.report.titles import adapted
 
 NOTES: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 BANNERS: dict[str, str] = NOTES["banners"]
@@ -35,18 +34,6 @@ def caption(summary: pd.DataFrame) -> str:
     return f"{of_runs} Protocol: {', '.join(sorted(set(summary['protocol'])))}. {note('head')}"
 
 
-def ffn_notes(summary: pd.DataFrame, experiment: str) -> list[str]:
-    """The notes of Tables 5 and 6 if LoRA adapts the FFN too, which it does not in the paper's tables."""
-    names = [adapted(row)[0] for row in summary.itertuples()]
-    if not any("Wi" in targets or "Wf" in targets for targets in names):
-        return []
-    counts = summary["trainable_method"].dropna()
-    if experiment != "lora_targets" or counts.nunique() <= 1:
-        return [note("ffn")]
-    usual = counts.mode().iloc[0]
-    others = dict.fromkeys(
-        f"{targets}: {row.trainable_method / usual - 1:+.1%}"
-        for targets, row in zip(names, summary.itertuples(), strict=True)
-        if pd.notna(row.trainable_method) and row.trainable_method != usual
-    )
-    return [note("ffn"), f"All sets have the same number of parameters but {'; '.join(others)}."]
+def ffn_notes(summary: pd.DataFrame) -> list[str]:
+    """The note of Tables 5 and 6 if LoRA adapts the FFN too, which it does not in the paper's tables."""
+    return [note("ffn")] if summary["slug"].str.match(r"lora-[qkvo]*[if]").any() else []

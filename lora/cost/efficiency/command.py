@@ -1,8 +1,7 @@
-"""`python -m lora efficiency`: measure the cost of each method on this machine, and write its tables and figures."""
+"""`python -m lora efficiency`: measure the cost of each method on this machine, and write its tables."""
 
 import argparse
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,12 @@ from tqdm import tqdm
 
 from lora.cost import shapes
 from lora.cost.efficiency.plan import MODELS, RANDOM, ROUNDS, TITLES, make_plan, place
-from lora.cost.efficiency.summary import methods_of, read_device, samples_csv, value_at
+from lora.cost.efficiency.summary import read_device, samples_csv
 from lora.cost.efficiency.tables import document
 from lora.cost.machine import slug
 from lora.cost.results import add_place, as_json, check_writable
 from lora.errors import UserError
 from lora.files import write_atomically
-from lora.report.figures import Figure, figure
-
-SHARES = {"saved_activation_bytes": "saved activations", "peak_mib": "peak memory", "step_ms": "time of a step"}
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +51,7 @@ def main(given: argparse.Namespace) -> None:
 
 
 def measured(results: Path, table_1: bool, **chosen: Any) -> str:
-    """Measure, and write the summary, samples, figures and tables. Returns: The tables of this device.
+    """Measure, and write the summary, samples and tables. Returns: The tables of this device.
 
     Raises: UserError: Before anything is written, or if the folder cannot be written.
     """
@@ -78,45 +74,13 @@ def measured(results: Path, table_1: bool, **chosen: Any) -> str:
 
 
 def write(device: Path) -> str:
-    """Write a device's tables and figures from its summaries. Returns: The text of efficiency.md.
+    """Write a device's tables from its summaries. Returns: The text of efficiency.md.
 
     Raises: UserError: If a summary is broken, or none exists.
     """
     summaries = read_device(device)
     if not summaries:
         raise UserError(f"{device} holds no summary.json: python -m lora efficiency makes one")
-    from lora.report.plots import draw  # loads matplotlib
-
     text = document(list(summaries.values()))
     write_atomically(device / "efficiency.md", text.encode())
-    for path, summary in summaries.items():
-        for name, data in figures(summary).items():
-            for form, content in draw(data).items():
-                write_atomically(path.parent / f"{name}.{form}", content)
     return text
-
-
-def figures(summary: Mapping[str, Any]) -> dict[str, Figure]:
-    """`training`: shares of full fine-tuning's memory and time; `latency`: times over the untouched base's."""
-    training = [panel for key, label in SHARES.items() for panel in panels(summary, "to_full", key, label)]
-    latency = panels(summary, "to_base", "latency_ms", "latency")
-    note = "Medians of the rounds' own ratios, with their 95% interval."
-    drawn = {
-        "training": figure("Training, over full fine-tuning's", note, "points", "", training),
-        "latency": figure("Latency, over the untouched base's", note, "points", "", latency),
-    }
-    return {name: data for name, data in drawn.items() if data is not None}
-
-
-def panels(summary: Mapping[str, Any], reference: str, key: str, label: str) -> list[dict[str, Any]]:
-    """One panel per shape of the batch, with a point per method."""
-    ratios = {TITLES[name]: (summary[name][reference] or {}) for name in methods_of(summary)}
-    ratios = {title: ratio for title, ratio in ratios.items() if ratio.get(key) is not None}
-    made = []
-    for shape in dict.fromkeys(shape for ratio in ratios.values() for shape in ratio[key]):
-        y = [ratio[key][shape] for ratio in ratios.values()]
-        ends = [value_at(ratio, f"{key}_interval", shape) or (None, None) for ratio in ratios.values()]
-        series = {"label": "", "names": list(ratios), "x": list(range(len(y))), "y": y}
-        series |= {"low": [low for low, _ in ends], "high": [high for _, high in ends]}
-        made.append({"title": f"{label}, {shape}", "y": "ratio", "series": [series]})
-    return made
