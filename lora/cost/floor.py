@@ -1,17 +1,19 @@
 """The floor of a training step: the time of its matrix products alone, measured on this machine."""
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from lora.cost.shapes import rows_and_tokens
 from lora.cost.subjects import clock_of
-from lora.cost.timing import Action, interleave
+from lora.cost.timing import Action
 from lora.training.fused.encoder import DTYPES
+from lora.training.fused.linear import Frozen
 
 REPETITIONS = 7
 
@@ -74,31 +76,24 @@ def lora_step(sizes: tuple[int, int, int, int], shape: str, rank: int) -> list[P
     return products
 
 
-def layouts(product: Product, precision: str, device: str = "cpu") -> dict[str, Action]:
-    """The product with its right matrix stored by rows, by columns, and in the layout that oneDNN packs weights in."""
+def multiply(product: Product, precision: str, device: str = "cpu") -> Action:
+    """One call of the product, with a frozen weight packed as the compiled kernels pack it."""
     dtype = DTYPES[precision]
     left = torch.randn(product.stacked, product.rows, product.inner, device=device, dtype=dtype)
     weight = torch.randn(product.stacked, product.columns, product.inner, device=device, dtype=dtype)
-    if product.stacked > 1:
-        by_rows = weight.mT.contiguous()
-        return {"rows": lambda: left @ by_rows, "columns": lambda: left @ weight.mT}
-    left, weight = left[0], weight[0]
-    by_rows = weight.t().contiguous()
-    actions: dict[str, Action] = {"rows": lambda: left @ by_rows, "columns": lambda: F.linear(left, weight)}
-    pack = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)  # torch's own compiler uses it
-    if device == "cpu" and torch.backends.mkldnn.is_available() and pack is not None:
-        packed = pack(weight)
-        actions["packed"] = lambda: torch.ops.mkldnn._linear_pointwise(left, packed, None, "none", [], "")
-    return actions
+    if product.stacked > 1 or device != "cpu":
+        return lambda: left @ weight.mT
+    return partial(Frozen(weight[0], None).forward, left[0])
 
 
 @torch.no_grad()
 def floor_seconds(products: Sequence[Product], precision: str, device: str = "cpu") -> float:
-    """Seconds of a step's products alone, each in the fastest layout: the median of a few calls after a warm-up."""
-    by_shape = {(p.rows, p.inner, p.columns, p.stacked): p for p in products}
-    fastest = {}
-    for shape, product in by_shape.items():
-        work = {"": layouts(product, precision, device)}
-        times = interleave(work, REPETITIONS, clock=clock_of(device))[""]
-        fastest[shape] = min(statistics.median(seconds) for seconds in times.values())
-    return sum(p.count * fastest[p.rows, p.inner, p.columns, p.stacked] for p in products)
+    """Seconds of a step's products alone: the median of a few calls of each, after a first one that plans it."""
+    clock, counts, seconds = clock_of(device), Counter[Product](), 0.0
+    for product in products:
+        counts[replace(product, count=1)] += product.count
+    for product, count in counts.items():
+        call = multiply(product, precision, device)
+        call()
+        seconds += count * statistics.median(clock(call) for _ in range(REPETITIONS))
+    return seconds
