@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lora.training.fused.functions import Normed
+from lora.training.fused.functions import Normed, Site
 from lora.training.fused.kernels import GOLDEN, MAX_TOKENS, MIX_1, MIX_2
 from lora.training.fused.linear import Frozen
-from lora.training.fused.masks import Site
 
 
 def hidden_places(*shape: int) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lora.training import allocator
+from lora.training import device
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 BLOCK = 2**26
@@ -16,7 +16,7 @@ BLOCK = 2**26
 PROGRAM = f"""
 import json, resource, sys
 import torch
-from lora.training.allocator import keep_freed_memory
+from lora.training.device import keep_freed_memory
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -33,7 +33,7 @@ huge = next(int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if 
 print(json.dumps({{"kept": kept, "first": first, "second": second, "huge_kib": huge}}))
 """
 
-pytestmark = pytest.mark.skipif(not hasattr(allocator.ctypes.CDLL(None), "mallopt"), reason="not glibc")
+pytestmark = pytest.mark.skipif(not hasattr(device.ctypes.CDLL(None), "mallopt"), reason="not glibc")
 
 
 def visit(choice: str, addresses: int | None = None) -> dict:

@@ -170,7 +170,7 @@ def planted() -> dict:
     """Measurements whose figures can be worked out by hand."""
     settings = {"tasks": ["reviews"], "train_rows": 1000, "epochs": 2, "batch": 16, "eval_batch": 64}
     settings |= {"max_length": 128, "rank": 8, "precision": "bf16", "workers": 2}
-    settings |= {"allocator": bench.allocator.VARIABLES}
+    settings |= {"allocator": bench.ALLOCATOR}
     settings |= {side: {"precision": "fp32", "threads": 2, "attention": "eager"} for side in ("script", "tuned")}
     return {
         "device": "a-machine",

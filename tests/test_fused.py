@@ -23,7 +23,7 @@ from lora.methods.configs import (
 from lora.models.modules import trainable
 from lora.training.fused import functions, kernels, linear
 from lora.training.fused.encoder import fuse
-from lora.training.fused.masks import Masks
+from lora.training.fused.functions import Masks
 from lora.training.fused.optimizer import FusedAdamW
 from lora.training.loop import run
 

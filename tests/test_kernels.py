@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import lora
 from lora.training.fused import functions, kernels
-from lora.training.fused.masks import Masks
+from lora.training.fused.functions import Masks
 
 BATCH, TOKENS, HEADS, LAYOUTS = 2, 3, 2, 50
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.uint16], ids=["fp32", "bf16"])

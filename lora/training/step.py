@@ -18,7 +18,7 @@ from lora.models.modules import trainable
 from lora.rng import seed_for
 from lora.training.device import Process
 from lora.training.fused.encoder import fuse, sparse_embeddings
-from lora.training.fused.masks import Masks
+from lora.training.fused.functions import Masks
 from lora.training.fused.optimizer import FusedAdamW
 
 

@@ -34,7 +34,7 @@ from lora.files import ROOT, write_atomically
 from lora.records.machine import BF16_FLAGS, cores, cpu_flags
 from lora.records.provenance import code_version
 from lora.records.record import load_records
-from lora.training import allocator
+from lora.training.device import ALLOCATOR
 
 Run = dict[str, Any]
 ROUNDS, RUNS = 6, 12  # ours: a median of 6 or more values has an interval
@@ -125,7 +125,7 @@ def measure(rounds: int, runs: int, tasks: Sequence[str], overrides: Sequence[st
             "workers": int(compose_config(overrides).launcher.workers),
             "script": script,
             "tuned": tuned,
-            "allocator": allocator.VARIABLES,
+            "allocator": ALLOCATOR,
         },
         "busy_cores": busy,
         "rounds": turns,
@@ -179,7 +179,7 @@ def run_process(arguments: Sequence[str], folder: Path, log: Path) -> tuple[floa
     """
     inherited = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LD_PRELOAD")}
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "datasets")}
-    command, environment = [sys.executable, *arguments], inherited | allocator.VARIABLES | offline
+    command, environment = [sys.executable, *arguments], inherited | ALLOCATOR | offline
     started, peak = time.monotonic(), 0
     with open(log, "w") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)

@@ -19,8 +19,7 @@ from lora.errors import UserError
 from lora.models.load import max_positions
 from lora.models.modules import count_parameters
 from lora.records.provenance import code_version
-from lora.training.allocator import keep_freed_memory
-from lora.training.device import device_name
+from lora.training.device import device_name, keep_freed_memory
 
 Samples = list[dict[str, Any]]
 

@@ -2,9 +2,8 @@
 
 | module | contents |
 | --- | --- |
-| `masks` | dropout masks computed from seed, step, site, example and place |
 | `kernels` | the compiled loops (numba), for float32 and bfloat16 |
-| `functions` | autograd functions around the kernels |
+| `functions` | dropout masks from seed, step, site, example and place; autograd functions around the kernels |
 | `linear` | frozen linear layers: alone, and with LoRA |
 | `encoder` | an encoder of the BERT architecture that computes with them |
 | `optimizer` | AdamW and gradient clipping, in one pass over memory |

@@ -13,8 +13,7 @@ from lora.methods.bottleneck import AdaptedDropout, PfeifferNorm
 from lora.methods.lowrank import LoraLinear
 from lora.models.modules import is_head, replace
 from lora.training.fused import functions, linear
-from lora.training.fused.functions import Normed
-from lora.training.fused.masks import Masks, Site
+from lora.training.fused.functions import Masks, Normed, Site
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

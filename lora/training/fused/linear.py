@@ -6,8 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lora.training.fused import kernels
-from lora.training.fused.functions import Hidden, Normed, arguments, array, dropped
-from lora.training.fused.masks import Site
+from lora.training.fused.functions import Hidden, Normed, Site, arguments, array, dropped
 
 
 class Frozen:
