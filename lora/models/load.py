@@ -65,14 +65,12 @@ def load_encoder(
         head_dropout: Dropout of the head; None keeps the value in the pretrained config.
         max_length: Number of tokens that the model must read; None accepts any model.
     Raises: UserError: If weights or tokenizer are missing, a tensor of the body is missing, unknown or of another
-        shape, the model reads fewer tokens, or a local file changes while it is read. `weights` and `tokenizer_files`
-        therefore always identify what was loaded, and later changes of the files do not affect the model.
+        shape, or the model reads fewer tokens. Later changes of the files do not affect the model.
     """
     where, source = locate(config)
     commit = hub_commit(where, source) if config.source == "hub" else None
     if commit is not None:
         source = {"revision": commit}  # so that all files come from one commit, even if the branch moves
-    before = identities(where, commit, config) if commit is None else None  # a commit never changes
     logging.set_verbosity_error()  # check_loaded checks the load report instead
     logging.disable_progress_bar()
     settings = read_config(where, source, len(task.labels) or 1)
@@ -99,9 +97,6 @@ def load_encoder(
     own_memory(model)
     absent = check_loaded(model, report, config)
     tokenizer = load_tokenizer(where, source)
-    loaded = identities(where, commit, config)
-    if before not in (None, loaded):
-        raise UserError(f"the files of {where} changed while {config.name} was read from them; try again")
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise UserError(
             f"the tokenizer in {where} has {len(tokenizer)} tokens, but {config.name} has embeddings for "
@@ -118,12 +113,7 @@ def load_encoder(
         # renamed in transformers 5, whose first releases have only the old name
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    return Encoder(model, tokenizer, *loaded, commit)
-
-
-def identities(where: str, commit: str | None, config: ModelConfig) -> tuple[str, str]:
-    """`Encoder.weights` and `Encoder.tokenizer_files`."""
-    return weights_name(where, commit, config), tokenizer_name(where, commit)
+    return Encoder(model, tokenizer, weights_name(where, commit, config), tokenizer_name(where, commit), commit)
 
 
 def read_config(where: str, source: dict, outputs: int) -> PretrainedConfig:
