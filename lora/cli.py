@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given in (["--help"], ["-h"], ["help"]):
         print(first_screen())
         return 0
-    name = command_of(given)
+    name = next((" ".join(given[:n]) for n in (2, 1) if " ".join(given[:n]) in COMMANDS), None)  # the longest
     if name is not None:
         return run_command(COMMANDS[name][0], f"python -m lora {name}", given[len(name.split()) :])
     group = [one for one in COMMANDS if given and one.startswith(f"{given[0]} ")]
@@ -47,11 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(given[:2])!r} is not a command; use one of {offered}", file=sys.stderr)
         return 2
     return run_command("lora.entry", "python -m lora", given)
-
-
-def command_of(given: Sequence[str]) -> str | None:
-    """The longest command name that the arguments begin with; None if there is none."""
-    return next((" ".join(given[:n]) for n in (2, 1) if " ".join(given[:n]) in COMMANDS), None)
 
 
 def run_command(module: str, name: str, arguments: Sequence[str]) -> int:

@@ -28,7 +28,7 @@ from lora.config.options import (
     unknown_key,
     values_given,
 )
-from lora.config.own_task import find_task, with_task
+from lora.config.own_task import fill_in_task, find_task
 from lora.config.run import RunConfig, run_config
 from lora.errors import UserError, first_line
 from lora.files import RESULTS, at_home
@@ -111,9 +111,9 @@ def _compose(overrides: Sequence[str]) -> RunConfig:
     """Set the plain values of overrides, the tuned rate and each `auto`; then validate."""
     parsed = [parsed_override(override) for override in overrides]
     task = next(iter(values_given("task", overrides)[-1:]), None)
-    if isinstance(task, str):
+    if task is not None:
         results = values_given("runtime.results", overrides)[-1:] or [f"results/{chosen_option('profile', overrides)}"]
-        task = find_task(task, str(results[0])).name  # a user's file, which may have changed since the last run
+        task = find_task(str(task), str(results[0])).name  # a user's file, which may have changed since the last run
     sources = tuple(one.input_line for one in parsed if _is_source(one) and one.key_or_group != "task")
     settings = copy.deepcopy(_sections(sources, task))
     for one in parsed:
@@ -171,7 +171,7 @@ def _sections(sources: tuple[str, ...], task: str | None) -> dict[str, Any]:
                 OmegaConf.update(config, one.key_or_group, one.value(), merge=True)
     except OmegaConfBaseException as error:
         raise UserError(explain(error)) from error
-    config, row = with_task(config, task)
+    row = fill_in_task(config, task)
     sections = {"protocol": config.protocol.name, "rates": config.rates, "row": row}
     try:
         for name in SECTIONS:

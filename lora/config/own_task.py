@@ -1,6 +1,5 @@
 """Find the task that `task=` names: one of TASKS, a user's file, or a task that a folder of results keeps."""
 
-import copy
 import difflib
 import os
 from collections.abc import Sequence
@@ -72,24 +71,21 @@ def own_tasks(overrides: Sequence[str]) -> list[Task]:
     return list(tasks.values())
 
 
-def with_task(config: DictConfig, name: str | None = None) -> tuple[DictConfig, str]:
-    """A copy of a configuration with its task's name, hyperparameter row and data source filled in.
+def fill_in_task(config: DictConfig, name: str | None) -> str:
+    """Fill in a configuration's task, its row of hyperparameters and its data source.
 
     Args:
         name: The task; None for that of the configuration.
-    Returns: The configuration, and `conf` if it has a row for this task, else `default`.
+    Returns: `conf` if there is a row for this task, else `default`.
     Raises: UserError: If there is no such task, its file is invalid, or a user-defined task is needed.
     """
-    config = copy.deepcopy(config)
-    config.task = config.task if name is None else name
-    if config.task is None:
+    name = config.task if name is None else name
+    if name is None:
         raise UserError(
             f"profile {config.profile.name} needs a task of your own: task=my_task.yaml (TASK=my_task.yaml with make); "
             f'README.md says what the file holds, under "Your own task"'
         )
-    if not isinstance(config.task, str):
-        return config, "conf"
-    task = find_task(config.task, config.runtime.results)
+    task = find_task(str(name), config.runtime.results)
     if task.own is None and config.data.source == "own":
         raise UserError(
             f"task {task.name} is not one of your own; profile {config.profile.name} with data.source=own needs a file "
@@ -102,4 +98,4 @@ def with_task(config: DictConfig, name: str | None = None) -> tuple[DictConfig, 
             config.hparams[task.name] = config.hparams[DEFAULT]
         if task.own is not None and config.data.source == config.profile.source:  # else it was set, and is checked
             config.data.source, config.data.revision = "own", None
-    return config, row
+    return row
