@@ -15,8 +15,8 @@ from lora.methods import METHODS, apply
 from lora.models.load import load_encoder
 from lora.models.modules import is_head, trainable
 from lora.records.record import adapter_path, record_path, write_record
-from lora.sweep.launch import next_wave, to_run, unfinished
-from lora.sweep.request import select_runs
+from lora.sweep.launch import sweep_of, unfinished
+from lora.sweep.request import select_runs, sweep_settings
 from lora.sweep.state import state
 from lora.sweep.worker import ensure_record
 from lora.training.mnli_start import start_from
@@ -154,27 +154,27 @@ def test_a_sweep_trains_parents_first_and_once(tiny_overrides, tmp_path):
     assert len(runs) == 6 and len(parents) == 2
     assert {run.parent for run in runs if run.task != "mnli"} == set(parents)
     assert all(run.config.runtime.save_adapter for run in parents.values())
-    results, outputs = str(tmp_path / "results"), str(tmp_path / "outputs")
-    now = state(runs, results)
-    assert {run.run_id for run in next_wave(to_run(runs, now, False, outputs, False), now)} == set(parents)
+    settings = sweep_settings("small", overrides)
+    now = state(runs, tmp_path / "results")
+    sweep = sweep_of(settings, runs, now)
+    assert {run.run_id for run in sweep.wave(now)} == set(parents)
 
     done = ensure_record(next(iter(parents.values())).config, mistakes_fail=True)
-    now = state(runs, results)
-    ready = next_wave(to_run(runs, now, False, outputs, False), now)
+    now = sweep.now()
+    ready = sweep.wave(now)
     assert {run.parent for run in ready} == {None, done.run_id} and len(ready) == 3
     assert sum("not started: its MNLI run" in line for line in unfinished(now, {})) == 2
 
-    adapter_path(outputs, done.run_id).unlink()
-    assert {run.run_id for run in next_wave(to_run(runs, now, False, outputs, False), now)} == set(parents)
+    adapter_path(settings.runtime.outputs, done.run_id).unlink()
+    assert {run.run_id for run in sweep.wave(now)} == set(parents)
 
 
 def test_done_runs_are_trained_again_where_their_adapters_are_asked_for(tiny_overrides, tmp_path):
     overrides = [o for o in tiny_overrides if not o.startswith(("profile=", "train.epochs="))]
     runs = select_runs("small", [*overrides, "method=lora", "train.epochs=1", "seed=1,2", "experiment=null"])
-    results, outputs = str(tmp_path / "results"), str(tmp_path / "outputs")
     for run, saves in zip(runs, (True, False), strict=True):
         runtime = dataclasses.replace(run.config.runtime, save_adapter=saves)
         ensure_record(dataclasses.replace(run.config, runtime=runtime), mistakes_fail=False)
-    now = state(runs, results)
-    assert len(now.ok) == 2 and not to_run(runs, now, False, outputs, False)
-    assert to_run(runs, now, False, outputs, True) == [runs[1]]
+    now = state(runs, tmp_path / "results")
+    for more, expected in ([], []), (["runtime.save_adapter=true"], [runs[1]]):
+        assert sweep_of(sweep_settings("small", [*overrides, *more]), runs, now).to_train(now) == expected

@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 import scipy.stats
 from commands import lora
-from lora.sweep.about import about_own
 from own_tasks import ROWS, folders, learnable, write, write_csv, write_task
 from own_tasks import settings as settings_of
 
@@ -24,6 +23,7 @@ from lora.data.read import read
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.records.record import load_records
+from lora.sweep.announce import about_own
 from lora.sweep.request import select_runs
 
 SCORED = {"labels": None, "range": [0, 5], "metric": "pearson"}

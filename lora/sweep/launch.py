@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from omegaconf import DictConfig
@@ -71,6 +71,28 @@ class Sweep:
 
         return [run for run in self.runs if not is_done(run.run_id)]
 
+    def wave(self, now: State, closed: Container[str] = ()) -> list[PlannedRun]:
+        """The runs to train that can start: they have no parent, or one that is done.
+
+        Args:
+            closed: The run_ids that are not to be launched again.
+        """
+        left = [run for run in self.to_train(now) if run.run_id not in closed]
+        ids = {run.run_id for run in left}
+        return [run for run in left if run.parent is None or (run.parent in now.ok and run.parent not in ids)]
+
+
+def sweep_of(settings: DictConfig, runs: list[PlannedRun], now: State) -> Sweep:
+    """
+    Args:
+        now: The state before the first launch.
+    """
+    replaced = dict(now.failed) if settings.runtime.retry_failed else {}
+    begun = {run.run_id for run in now.missing} | set(replaced)
+    parents = {run.parent for run in runs if run.run_id in begun and run.parent}
+    weights = {run.run_id for run in runs} if settings.runtime.save_adapter else parents
+    return Sweep(runs, settings, replaced, frozenset(weights))
+
 
 def launch_sweep(arguments: Sequence[str]) -> State:
     """Train the missing runs among those that the arguments select (`lora.sweep.request.select_runs`).
@@ -106,11 +128,7 @@ def launch_runs(
     now = state(runs, results)
     for problem in now.problems:
         print(f"left out: {problem}", file=sys.stderr)
-    replaced = dict(now.failed) if settings.runtime.retry_failed else {}
-    begun = {run.run_id for run in now.missing} | set(replaced)
-    parents = {run.parent for run in runs if run.run_id in begun and run.parent}
-    weights = {run.run_id for run in runs} if settings.runtime.save_adapter else parents
-    sweep = Sweep(runs, settings, replaced, frozenset(weights))
+    sweep = sweep_of(settings, runs, now)
     todo = sweep.to_train(now)
     verify_inputs(distinct(runs, todo), now.ok.values(), {run.run_id for run in todo})
     workers = int(launcher.workers)
@@ -155,9 +173,7 @@ def train_missing(sweep: Sweep, now: State) -> tuple[State, dict[str, str]]:
     """
     kills, reasons, closed, held = Counter(), {}, set(), set()
     while True:
-        left = [run for run in sweep.to_train(now) if run.run_id not in closed]
-        ids = {run.run_id for run in left}
-        wave = [run for run in left if run.parent is None or (run.parent in now.ok and run.parent not in ids)]
+        wave = sweep.wave(now, closed)
         if not wave:
             return now, reasons
         training = held & read_notes(sweep.outputs).keys()
