@@ -182,7 +182,8 @@ def on_synthetic(tmp_path_factory):
             luck = 0.0003 * noise(run.run_id)
             return level + started + 0.001 * run.seed * (1 + (run.method == "lora")) + luck
 
-        given = [f"experiment={','.join(experiments)}", f"seed={seeds}", "method=full,lora,houlsby"]
+        given = [f"experiment={','.join(experiments)}", f"seed={seeds}"]
+        given += ["method=full,lora,houlsby"] if experiments == ("glue_table2",) else []  # fewer records to write
         folder = tmp_path_factory.mktemp("synthetic")
         populate(folder / "small", "small", given, value)
         gathered = gather("small", given, folder)
@@ -215,7 +216,7 @@ def test_a_margin_inside_the_interval_cannot_be_told(on_synthetic):
     verdict = on_synthetic(-0.013)["lora_as_good_as_full"]  # -1.3 + 0.1 x seed: about -1
     assert verdict.word == "cannot tell"
     assert verdict.reason == (
-        "the bound lies inside the interval; with this mean and spread, more than 100 would be needed"
+        f"the bound lies inside the interval; more than {MOST_SEEDS} seeds would decide it with 80% power"
     )
 
 
@@ -225,7 +226,7 @@ def test_four_seeds_decide_nothing_by_convention(on_synthetic, lora):
     assert verdict.word == "cannot tell"
     assert verdict.reason == (
         "4 seeds with a pair on every task, and this project's convention is at least 5; "
-        "with this mean and spread, 5 would be enough"
+        "about 5 seeds would decide it with 80% power"
     )
 
 
@@ -288,7 +289,7 @@ def test_only_the_seeds_with_every_task_stand_behind_an_average():
             {"rte": SPREAD},
             ["rte"],
             "A - B, RTE",
-            f"the bound lies inside the interval; with this mean and spread, more than {MOST_SEEDS} would be needed",
+            f"the bound lies inside the interval; more than {MOST_SEEDS} seeds would decide it with 80% power",
         ),
         ({"rte": [s + 9 for s in SPREAD]}, ["rte"], "A - B, RTE", ""),
         ({"rte": [s - 9 for s in SPREAD]}, ["rte"], "A - B, RTE", ""),

@@ -132,24 +132,30 @@ def test_equal_differences_have_no_spread_though_they_are_rounded():
     assert math.isnan(mean_interval(values).low) and math.isnan(paired_p(values))
 
 
-@pytest.mark.parametrize("bound", [-1.0, 0.0, 0.5])
-def test_the_seeds_needed_are_the_fewest_whose_interval_settles_it(bound):
-    values = np.array([0.1, 0.5, -0.4, 1.3, 0.4, 0.9])
-    found = seeds_needed(values, lambda low, high: low > bound or high <= bound)
+@pytest.mark.parametrize(
+    ("mean", "edges", "comparisons", "known"),
+    [(0.5, [(0.0, "less")], 1, 34), (-0.5, [(0.0, "less")], 1, 34), (-0.5, [(0.0, "less")], 4, 47)],
+)
+def test_the_seeds_needed_are_those_of_tables_of_power(mean, edges, comparisons, known):
+    """Cohen 1988: d = 0.5 at a two-sided 5% needs 34 pairs for 80%; at a one-sided 0.625% the sum is of simulations."""
+    values = np.array([-1.0, 1.0] * 3)
+    values = values / values.std(ddof=1) + mean
+    assert seeds_needed(values, edges, comparisons) == pytest.approx(known, abs=0 if comparisons == 1 else 1)
 
-    def settled(count):
-        low, high = stats.t.interval(0.95, count - 1, values.mean(), values.std(ddof=1) / math.sqrt(count))
-        return low > bound or high <= bound
 
-    if bound == 0.5:  # the mean is 0.47
-        assert found is None and not settled(100)
-    else:
-        assert settled(found) and (found == ENOUGH_SEEDS or not settled(found - 1))
+def test_the_seeds_needed_for_a_bound_with_two_ends_are_those_of_simulations():
+    values = np.array([-1.0, 1.0] * 3)
+    values = values / values.std(ddof=1)
+    found = seeds_needed(values, [(-1.0, "less"), (1.0, "greater")])
+    draws = np.random.default_rng(0).normal(size=(40_000, found))
+    half = stats.t.ppf(0.975, found - 1) * draws.std(axis=1, ddof=1) / math.sqrt(found)
+    inside = (draws.mean(axis=1) - half > -1) & (draws.mean(axis=1) + half < 1)
+    assert 0.79 < inside.mean() < 0.87  # a seed more or less changes it by 0.04
 
 
 def test_without_spread_the_seeds_needed_are_not_known():
     with pytest.raises(ValueError, match=r"at least two different values"):
-        seeds_needed(np.array([1.0, 1.0]), lambda low, high: True)
+        seeds_needed(np.array([1.0, 1.0]), [(0.0, "less")])
 
 
 def test_p_values_are_scipys():

@@ -8,7 +8,7 @@ from lora.data.tasks import TASKS
 from lora.report.cells import expected_runs
 from lora.report.notes import NOTES
 from lora.report.runs import Planned
-from lora.report.stats import ENOUGH_SEEDS, MOST_SEEDS, Interval
+from lora.report.stats import ENOUGH_SEEDS, MOST_SEEDS, POWER, Interval
 from lora.report.titles import encoder_title
 
 RATES = ["Model", "Method", "Task", "Learning rate", "Chosen"]
@@ -35,7 +35,7 @@ def answers(pairs: pd.DataFrame) -> list[str]:
             word += f"; a verdict needs at least {ENOUGH_SEEDS} seeds"
         if word.startswith("inconclusive") and not pd.isna(row.needed):
             count = f"about {row.needed:.0f}" if row.needed else f"more than {MOST_SEEDS}"
-            word += f"; with this mean and spread, {count} seeds would tell them apart"
+            word += f"; {count} seeds would tell them apart with {POWER:.0%} power"
         place = "average over the tasks" if row.task == "Avg." else TASKS[row.task].title
         about = f", {encoder_title(row.model)}" if pairs["model"].nunique() > 1 else ""
         value = Interval(row.mean, row.low, row.high, row.n).text

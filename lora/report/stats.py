@@ -18,21 +18,22 @@ convention of this project that follows from no theorem.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from scipy import stats
 
 from lora.errors import UserError
 
 LEVEL = 0.95
 ENOUGH_SEEDS = 5
-MOST_SEEDS = 100  # the upper limit of `seeds_needed`
+MOST_SEEDS = 200  # the upper limit of `seeds_needed`
+POWER = 0.8  # of the number of seeds that is said to decide
 DIGITS = 9  # decimals of a difference in points; further ones are rounding error, which must not look like spread
 
 
@@ -113,7 +114,9 @@ def mean_interval(values: Float[np.ndarray, " n"], level: float = LEVEL) -> Inte
     if count == 0:
         return Interval(math.nan, math.nan, math.nan, 0)
     mean = float(values.mean())
-    half = float(half_width(values.std(ddof=1), count, level)) if count > 1 and np.ptp(values) else math.nan
+    half = math.nan
+    if count > 1 and np.ptp(values):
+        half = float(stats.t.ppf((1 + level) / 2, count - 1) * values.std(ddof=1) / math.sqrt(count))
     return Interval(mean, mean - half, mean + half, count)
 
 
@@ -132,25 +135,36 @@ def welch_interval(one: Float[np.ndarray, " n"], other: Float[np.ndarray, " m"],
     return Interval(mean, float(found.low), float(found.high), count)
 
 
-def half_width(std: float, count: int | Int[np.ndarray, " k"], level: float = LEVEL) -> Any:
-    """Half the width of a t interval, for each count: the quantile times the standard error."""
-    return stats.t.ppf((1 + level) / 2, count - 1) * std / np.sqrt(count)
+def seeds_needed(
+    values: Float[np.ndarray, " n"], edges: Sequence[tuple[float, Literal["less", "greater"]]], comparisons: int = 1
+) -> int | None:
+    """The smallest number of seeds that decide about a bound with a probability of `POWER`, at this mean and spread.
 
-
-def seeds_needed(values: Float[np.ndarray, " n"], settles: Callable[[float, float], bool]) -> int | None:
-    """The smallest number of seeds whose interval would settle a question, if mean and spread stayed the same.
+    If the mean keeps the bound, the whole interval must; else a one-sided test must break it after Holm's correction.
+    Source: power of the t-test, the noncentral t distribution.
 
     Args:
-        settles: Whether an interval from low to high settles it.
+        edges: The ends of the bound, each with the side on which it is broken.
+        comparisons: Number of comparisons that Holm's correction is over; the first of its steps is assumed.
     Returns: At least `ENOUGH_SEEDS`; None if `MOST_SEEDS` are too few.
     Raises: ValueError: If the values have no spread.
     """
     if len(values) < 2 or not np.ptp(values):
         raise ValueError(f"expected at least two different values, got {values}")
-    counts = np.arange(ENOUGH_SEEDS, MOST_SEEDS + 1)
-    ends = zip(counts.tolist(), half_width(values.std(ddof=1), counts).tolist(), strict=True)
-    mean = float(values.mean())
-    return next((count for count, half in ends if settles(mean - half, mean + half)), None)
+    mean, std, counts = float(values.mean()), float(values.std(ddof=1)), np.arange(ENOUGH_SEEDS, MOST_SEEDS + 1)
+
+    def missed(edge: float, level: float) -> Float[np.ndarray, " counts"]:
+        """The probability that a one-sided t-test at this level does not tell the mean from the edge."""
+        quantile = stats.t.ppf(1 - level, counts - 1)
+        return np.nan_to_num(stats.nct.cdf(quantile, counts - 1, abs(mean - edge) * np.sqrt(counts) / std))
+
+    one_sided = (1 - LEVEL) / 2
+    broken = [edge for edge, side in edges if (mean <= edge if side == "less" else mean >= edge)]
+    if broken:
+        failed = np.min([missed(edge, one_sided / comparisons) for edge in broken], axis=0)
+    else:
+        failed = np.sum([missed(edge, one_sided) for edge, _ in edges], axis=0)
+    return next((int(count) for count in counts[failed <= 1 - POWER]), None)
 
 
 def paired_p(differences: Float[np.ndarray, " n"]) -> float:
@@ -186,8 +200,8 @@ def all_pairs(groups: Mapping[str, pd.DataFrame], column: str = "best") -> pd.Da
     Args:
         groups: Label -> the runs of one method, in the order of the tables.
     Returns: Columns one, other, task (`Avg.` for the average), n, mean, low, high, p (of the paired t-test; for the
-        average, over the seeds' averages), across (the number of `seeds_across`), needed (the number of seeds that
-        would tell the two apart with this mean and spread; 0 for more than `MOST_SEEDS`, NaN without spread).
+        average, over the seeds' averages), across (the number of `seeds_across`), needed (`seeds_needed` to tell the
+        two apart; 0 for more than `MOST_SEEDS`, NaN without spread).
     """
     rows = []
     for other, one in combinations(groups, 2):  # the later one minus the earlier
@@ -199,7 +213,7 @@ def all_pairs(groups: Mapping[str, pd.DataFrame], column: str = "best") -> pd.Da
             found = {**vars(mean_interval(values)), "p": paired_p(values), "across": len(seeds_across(pairs, averaged))}
             needed = math.nan
             if len(values) > 1 and np.ptp(values):
-                needed = seeds_needed(values, lambda low, high: low > 0 or high < 0) or 0
+                needed = seeds_needed(values, [(0.0, "less" if found["mean"] > 0 else "greater")]) or 0
             rows.append({"one": one, "other": other, "task": place, **found, "needed": needed})
     columns = ["one", "other", "task", "n", "mean", "low", "high", "p", "across", "needed"]
     return pd.DataFrame(rows, columns=columns)

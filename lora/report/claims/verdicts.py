@@ -53,6 +53,7 @@ from lora.report.runs import Planned
 from lora.report.stats import (
     ENOUGH_SEEDS,
     MOST_SEEDS,
+    POWER,
     mean_interval,
     mean_p,
     paired_differences,
@@ -187,7 +188,7 @@ def differences(
     for group in groups:
         names = labels(one, other, group)
         if set(group) <= set(tasks):
-            findings.append(difference(bound, names, group, pairs))
+            findings.append(difference(bound, names, group, pairs, len(claim.compare) * len(groups)))
         else:
             title = TASKS[group[0]].title
             reason = f"this profile plans no pair of such runs on {title}"
@@ -195,7 +196,10 @@ def differences(
     return findings
 
 
-def difference(bound: Bound, names: Sequence[str], tasks: Sequence[str], pairs: pd.DataFrame) -> Finding:
+def difference(
+    bound: Bound, names: Sequence[str], tasks: Sequence[str], pairs: pd.DataFrame, comparisons: int = 1
+) -> Finding:
+    """The finding on one task or average. `comparisons`: how many the claim has."""
     absent = [TASKS[task].title for task in tasks if task not in set(pairs["task"])]
     here = pairs[pairs["task"].isin(tasks)]
     here = here[here.groupby("seed")["task"].transform("nunique") == len(tasks)]  # as `seed_averages` does
@@ -208,12 +212,13 @@ def difference(bound: Bound, names: Sequence[str], tasks: Sequence[str], pairs: 
     elif found.n < ENOUGH_SEEDS:
         s = "s" if found.n > 1 else ""
         seeds = f"pair{s} of seeds" if len(tasks) == 1 else f"seed{s} with a pair on every task"
-        reason = f"{found.n} {seeds}, and this project's convention is at least {ENOUGH_SEEDS}{needed(values, bound)}"
+        reason = f"{found.n} {seeds}, and this project's convention is at least {ENOUGH_SEEDS}"
+        reason += needed(values, bound, comparisons)
     elif math.isnan(found.low):
         reason = "all differences are equal, so there is no interval"
     else:
         holds, p_against = bound.holds(found.low, found.high), smallest_p(values, bound, mean_p)
-        reason = "" if holds is not None else f"the bound lies inside the interval{needed(values, bound)}"
+        reason = "" if holds is not None else f"the bound lies inside the interval{needed(values, bound, comparisons)}"
     titles = ", ".join(TASKS[task].title for task in tasks)
     label = f"{names[0]} - {names[1]}, {f'average of {titles}' if len(tasks) > 1 else titles}"
     runs = (*here["run_id"], *here["run_id_other"])
@@ -221,13 +226,13 @@ def difference(bound: Bound, names: Sequence[str], tasks: Sequence[str], pairs: 
     return Finding(label, "points", found.n, bound, holds, *numbers, reason, runs)
 
 
-def needed(values: Float[np.ndarray, " n"], bound: Bound) -> str:
+def needed(values: Float[np.ndarray, " n"], bound: Bound, comparisons: int) -> str:
     """The number of seeds that would decide, as a part of a reason; empty if the values have no spread."""
     if len(values) < 2 or not np.ptp(values):
         return ""
-    count = seeds_needed(values, lambda low, high: bound.holds(low, high) is not None)
-    seeds = f"more than {MOST_SEEDS} would be needed" if count is None else f"{count} would be enough"
-    return f"; with this mean and spread, {seeds}"
+    count = seeds_needed(values, bound.edges, comparisons)
+    seeds = f"more than {MOST_SEEDS}" if count is None else f"about {count}"
+    return f"; {seeds} seeds would decide it with {POWER:.0%} power"
 
 
 def cannot_tell(claim: Claim, reason: str) -> Verdict:
