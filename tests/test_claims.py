@@ -204,7 +204,7 @@ def test_a_difference_above_the_margin_is_supported(on_synthetic):
     assert found["houlsby_below_both"].word == "supported"
     assert found["mnli_start_helps"].word == "supported"
     assert found["small_rank_is_enough"].word == "supported"
-    assert found["qv_better_than_qk"].word == "cannot tell"  # they differ by noise, and better means above 0
+    assert found["qv_better_than_qk"].word == "inconclusive"  # they differ by noise, and better means above 0
     assert found["no_single_matrix_is_better"].word == "supported"  # level is not below
 
 
@@ -214,7 +214,7 @@ def test_a_difference_below_the_margin_is_not_supported(on_synthetic):
 
 def test_a_margin_inside_the_interval_cannot_be_told(on_synthetic):
     verdict = on_synthetic(-0.013)["lora_as_good_as_full"]  # -1.3 + 0.1 x seed: about -1
-    assert verdict.word == "cannot tell"
+    assert verdict.word == "inconclusive"
     assert verdict.reason == (
         f"the bound lies inside the interval; more than {MOST_SEEDS} seeds would decide it with 80% power"
     )
@@ -223,7 +223,7 @@ def test_a_margin_inside_the_interval_cannot_be_told(on_synthetic):
 @pytest.mark.parametrize("lora", [0.2, -0.2])
 def test_four_seeds_decide_nothing_by_convention(on_synthetic, lora):
     verdict = on_synthetic(lora, "1,2,3,4")["lora_as_good_as_full"]
-    assert verdict.word == "cannot tell"
+    assert verdict.word == "inconclusive"
     assert verdict.reason == (
         "4 seeds with a pair on every task, and this project's convention is at least 5; "
         "about 5 seeds would decide it with 80% power"
@@ -318,7 +318,7 @@ def test_the_readme_shows_few_comparisons_and_the_nearest_of_many():
     shown = dataclasses.replace(
         verdict(claim, "minilm", both), on_last=verdict(claim, "minilm", [finding(3.0, 2.0, 4.0)])
     )
-    assert words([shown]) == "**cannot tell (last epoch: supported)**"
+    assert words([shown]) == "**inconclusive (last epoch: supported)**"
     assert ours([shown]) == "+3.0 (+2.0 to +4.0), -0.5 (-2.0 to +1.0)"
     more = dataclasses.replace(shown, findings=(*both, finding(9.0, 8.0, 10.0, label="A - D")))
     assert ours([more]) == "-0.5 (-2.0 to +1.0), nearest of 3"
@@ -347,7 +347,7 @@ def test_a_task_of_which_there_is_no_record_stays_in_the_average(tmp_path):
     frame = gathered.frame.assign(is_part=True)
     (first, *_) = judge(read_claims(), gathered.planned, frame, tmp_path / "efficiency", {})
     assert first.findings[0].label.endswith("average of SST-2, MRPC, CoLA, RTE, STS-B")
-    assert (first.word, first.reason) == ("cannot tell", "no pair of seeds on CoLA")
+    assert (first.word, first.reason) == ("inconclusive", "no pair of seeds on CoLA")
     assert math.isnan(first.findings[0].mean), "four of five tasks give no average of five"
 
 
@@ -374,7 +374,7 @@ def test_a_side_of_two_protocols_cannot_be_told(experiments):
     gathered = gather("paper", ["experiment=glue_table2"])
     found = judge(read_claims(experiments(GOOD)), gathered.planned, gathered.frame, Path("none"), {})
     (large,) = [each for each in found if each.about == "roberta_large"]
-    assert large.word == "cannot tell"
+    assert large.word == "inconclusive"
     assert re.fullmatch(r"one side has the protocols .*dagger.*, and a comparison is of one", large.reason)
 
 
@@ -399,7 +399,7 @@ def test_a_grid_of_ones_own_has_a_report_and_the_claims_cannot_be_told(arguments
     told = [each for each in report.verdicts if f"one side has the {cells}" in each.reason]
     refused = [found for each in told for found in each.findings if found.reason.startswith("one side")]
     assert all(" - " in found.label and found.unit == "points" for found in refused)
-    assert told and {each.word for each in told} == {"cannot tell"}
+    assert told and {each.word for each in told} == {"inconclusive"}
     assert all(found.n == 0 for each in told for found in each.findings if found.reason.startswith("one side"))
 
 
@@ -455,7 +455,7 @@ def test_lora_takes_the_mnli_start_where_a_task_has_it():
         "LoRA (qv, r8) from MNLI (MRPC) - Full fine-tuning from pretrained, average of MRPC, CoLA"
     ), "a label names the starts of its own tasks"
     both = found["lora_as_good_as_full_both_from_mnli"]
-    assert (both.word, both.findings) == ("cannot tell", ()) and "Full fine-tuning from MNLI" in both.reason
+    assert (both.word, both.findings) == ("inconclusive", ()) and "Full fine-tuning from MNLI" in both.reason
 
     full_children = [
         p for task in ("mrpc", "rte") for p in plan_of(task=task, slug="full", method="full", start="mnli")
@@ -500,7 +500,7 @@ def test_comparisons_without_runs_are_named_and_the_others_shown():
     """Two of the four comparisons concern Wq alone, which is not planned."""
     planned = {"lora_ranks": [p for rank in (1, 8, 64) for p in plan_of(slug=f"lora-qv-r{rank}", task="cola")]}
     found = judged(planned, lambda p: 0.0)["rank_1_suffices_for_qv_and_not_for_q"]
-    assert [each.n for each in found.findings] == [5, 5, 0, 0] and found.word == "cannot tell"
+    assert [each.n for each in found.findings] == [5, 5, 0, 0] and found.word == "inconclusive"
     assert found.findings[3].reason == "no runs of LoRA (q, r8) and LoRA (q, r1) are planned here"
     assert found.findings[3].label == "LoRA (q, r8) - LoRA (q, r1)"
     assert "no runs of LoRA (q, r4)" in found.reason
@@ -582,7 +582,7 @@ def test_costs_are_judged_by_counts_and_by_the_ratios_of_each_round(tmp_path):
     words = {claim: each.word for (claim, about), each in found.items() if about == "cpu"}
     assert words["less_time_to_train"] == words["less_memory_to_train"] == words["far_less_to_store"] == "supported"
     assert words["adapters_add_latency"] == words["unmerged_adds_latency_as_adapters_do"] == "supported"
-    assert words["merged_adds_no_latency"] == "cannot tell"  # 1.03 is more than 2%
+    assert words["merged_adds_no_latency"] == "inconclusive"  # 1.03 is more than 2%
     _, to_houlsby = found["unmerged_adds_latency_as_adapters_do", "cpu"].findings
     assert to_houlsby.mean == pytest.approx(1 + 0.0005 * 9.5) and 1 < to_houlsby.low < to_houlsby.high < 1.01
     (exact,) = found["small_optimizer_state", "cpu"].findings
@@ -595,11 +595,11 @@ def test_three_rounds_of_a_time_decide_nothing(tmp_path):
     """Six values are the fewest whose range is a 95% interval of a median."""
     found = write_measurements(tmp_path / "efficiency" / "cpu", STEP | {("step", "full"): {"16x28": 1.0}}, rounds=3)
     few = found["less_time_to_train", "cpu"]
-    assert (few.word, few.reason) == ("cannot tell", "3 rounds: an interval of their median needs more")
+    assert (few.word, few.reason) == ("inconclusive", "3 rounds: an interval of their median needs more")
     assert found["far_less_to_store", "cpu"].word == "supported"  # counted, not timed
 
 
-@pytest.mark.parametrize(("slower", "word"), [(20, "not supported"), (15, "cannot tell")])
+@pytest.mark.parametrize(("slower", "word"), [(20, "not supported"), (15, "inconclusive")])
 def test_a_ratio_of_times_breaks_its_bound_by_the_sign_test(tmp_path, slower, word):
     """15 of 20 rounds above 1 give p = 0.021, which is not enough for one of two shapes."""
     assert (stats.binomtest(slower, 20, alternative="greater").pvalue <= 0.025 / 2) == (word == "not supported")

@@ -1,4 +1,4 @@
-"""Judge claims on the measurements: supported, not supported, or cannot tell, with the numbers behind the verdict.
+"""Judge claims on the measurements: supported, not supported, or inconclusive, with the numbers behind the verdict.
 
 A claim is a list of comparisons that must all hold. Each compares a difference or a ratio with a stated bound.
 
@@ -11,7 +11,7 @@ A claim is a list of comparisons that must all hold. Each compares a difference 
                    two ends, and the smaller of their p-values counts. The bound is broken if the p-value after Holm's
                    correction over the claim's m comparisons is at most 2.5%. For m = 1 that is the same as a 95%
                    interval beyond the bound. A comparison that cannot be tested yet still counts in m.
-    cannot tell    Neither.
+    inconclusive   Neither.
 
 The tests match the intervals: Student's t over seeds (`lora.report.stats`), the sign test over rounds for ratios of
 times. Counts have no error: they keep or break their bound.
@@ -63,7 +63,7 @@ from lora.report.stats import (
 )
 from lora.report.titles import slug_label
 
-WORDS = {True: "supported", False: "not supported", None: "cannot tell"}
+WORDS = {True: "supported", False: "not supported", None: "inconclusive"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Verdict:
     claim: Claim
     about: str
     findings: tuple[Finding, ...]
-    word: Literal["supported", "not supported", "cannot tell"]
+    word: Literal["supported", "not supported", "inconclusive"]
     reason: str = ""
     not_glue: bool = False
     on_last: "Verdict | None" = None
@@ -123,15 +123,15 @@ def judge(
             for path in paths:
                 if findings := [one for compare in claim.compare for one in ratios(claim, compare, path, folder)]:
                     judged.append(verdict(claim, str(path.parent.relative_to(folder)), findings))
-            judged = judged or [cannot_tell(claim, nothing)]
+            judged = judged or [inconclusive(claim, nothing)]
         elif claim.count is not None:
             nothing = f"no runs: no encoder has records of {' and '.join(map(slug_label, slugs_of(claim)))}"
             judged = [verdict(claim, *counted) for counted in count_ratios(claim, frame).items()]
-            judged = judged or [cannot_tell(claim, nothing)]
+            judged = judged or [inconclusive(claim, nothing)]
         else:
             cases = checks.get(claim.check, ())
             nothing = f"nothing was measured: no analysis/{claim.check}.json is of these records"
-            judged = [verdict(claim, claim.check, list(map(checked, cases))) if cases else cannot_tell(claim, nothing)]
+            judged = [verdict(claim, claim.check, list(map(checked, cases))) if cases else inconclusive(claim, nothing)]
         verdicts += [replace(one, stated_later=stated_later(one, made_at)) for one in judged]
     return verdicts
 
@@ -156,7 +156,7 @@ def on_runs(claim: Claim, planned: Mapping[str, Sequence[Planned]], frame: pd.Da
             verdicts.append(judged)
     asked = dict.fromkeys(described(side) for c in claim.compare for side in (c.one, c.other))
     nothing = f"no runs: this profile does not plan all of {'; '.join(asked)} for one encoder"
-    return verdicts or [cannot_tell(claim, nothing)]
+    return verdicts or [inconclusive(claim, nothing)]
 
 
 def on_model(claim: Claim, model: str, sides: Sequence[Sequence[Sequence[Planned]]], frame: pd.DataFrame) -> Verdict:
@@ -235,8 +235,8 @@ def needed(values: Float[np.ndarray, " n"], bound: Bound, comparisons: int) -> s
     return f"; {seeds} seeds would decide it with {POWER:.0%} power"
 
 
-def cannot_tell(claim: Claim, reason: str) -> Verdict:
-    return Verdict(claim, "", (), "cannot tell", reason)
+def inconclusive(claim: Claim, reason: str) -> Verdict:
+    return Verdict(claim, "", (), "inconclusive", reason)
 
 
 def verdict(claim: Claim, about: str, findings: Sequence[Finding], not_glue: bool = False) -> Verdict:
@@ -244,4 +244,4 @@ def verdict(claim: Claim, about: str, findings: Sequence[Finding], not_glue: boo
     holds = [found.holds for found in findings]
     word = WORDS[False if False in holds else None if None in holds else True]
     reasons = dict.fromkeys(found.reason for found in findings if found.holds is None)
-    return Verdict(claim, about, tuple(findings), word, "; ".join(reasons) if word == "cannot tell" else "", not_glue)
+    return Verdict(claim, about, tuple(findings), word, "; ".join(reasons) if word == "inconclusive" else "", not_glue)
