@@ -15,12 +15,12 @@ from lora.data.tasks import TASKS
 from lora.training import signals
 
 # The slowest files. A process that started one of them last would keep running after the other had ended.
-LONGEST = ("test_sweeps.py", "test_cli.py", "test_benchmarks.py", "test_processes.py", "test_report.py")
+LONGEST = ("report", "sweeps", "processes", "benchmarks", "efficiency", "cli", "own_task", "claims")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the slowest files first. The order within a file and among the others stays."""
-    place = {name: number for number, name in enumerate(LONGEST)}
+    place = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
 
 

@@ -330,17 +330,11 @@ def link_out(folder):
 
 STRANGE = {
     "dora": (lambda f: edit(f, use_dora=True), "not supported: use_dora=True"),
-    "bias": (lambda f: edit(f, bias="all"), "not supported: bias='all'"),
     "unknown": (lambda f: edit(f, new_trick=3), "not supported: new_trick=3"),
     "pissa": (lambda f: edit(f, init_lora_weights="pissa"), "'pissa', which changes the base"),
     "rank": (lambda f: edit(f, r=4), "says rank 4 for .*, and its lora_A has rank 3"),
-    "text": (lambda f: edit(f, r="3"), "r must be of type int, got '3'"),
-    "alpha": (lambda f: edit(f, lora_alpha=None), "lora_alpha must be of type float, got None"),
     "alpha 0": (lambda f: alone(f, lora_alpha=0), r"adapter_config\.json: alpha must be > 0 and finite, got 0"),
     "alpha NaN": (lambda f: edit(f, lora_alpha=float("nan")), "NaN is not a finite number"),
-    "alpha above floats": (lambda f: edit(f, lora_alpha=10**400), "lora_alpha must be of type float"),
-    "pattern above floats": (lambda f: edit(f, alpha_pattern={"query": 10**400}), "alpha_pattern.query must be"),
-    "tokens": (lambda f: edit(f, trainable_token_indices=[1]), "not supported: trainable_token_indices"),
     "int8": (lambda f: retensor(f, lambda t: t.update({sorted(t)[0]: t[sorted(t)[0]].to(torch.int8)})), "dtype int8"),
     "regular expression": (lambda f: edit(f, alpha_pattern={"(a+)+$": 3}), "no regular expressions"),
     "own scales": (lambda f: edit(f, alpha_pattern={"layer.1.attention.self.query": 3}), "separate scales"),

@@ -4,7 +4,6 @@ import functools
 import itertools
 
 import pytest
-import yaml
 
 from lora.config.rates import Rate, write_rates
 from lora.errors import UserError
@@ -138,25 +137,6 @@ def test_without_an_experiment_the_values_are_the_grid():
 def test_a_request_without_runs_is_one_message(profile, overrides, message):
     with pytest.raises(UserError, match=message):
         select_runs(profile, overrides)
-
-
-def fold(folder, name="my_task"):
-    """A task's file in a folder of its own; all have the same content."""
-    folder.mkdir()
-    for split, count in (("train", 60), ("dev", 20)):
-        rows = "".join(f"{folder.name} {i},{'ab'[i % 2]}\n" for i in range(count))
-        (folder / f"{split}.csv").write_text(f"text,y\n{rows}")
-    task = {"columns": ["text"], "label": "y", "labels": ["a", "b"], "metric": "accuracy"}
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(task | {"train": "train.csv", "dev": "dev.csv"}))
-    return folder / f"{name}.yaml"
-
-
-def test_two_folds_with_one_definition_are_refused_and_told_apart_by_their_files(tmp_path):
-    first, second, third = (fold(tmp_path / "a"), fold(tmp_path / "b"), fold(tmp_path / "c", "my_task_2"))
-    asked = ["experiment=own_task", "method=lora", "seed=1,2", "train.precision=fp32"]
-    with pytest.raises(UserError, match=rf"{first.parent} and {second.parent} both define the task my_task-"):
-        select_runs("own", [*asked, f"task={first},{second}"])
-    assert len(select_runs("own", [*asked, f"task={first},{third}"])) == 4
 
 
 def test_methods_that_were_tuned_unequally_are_not_compared(tmp_path):

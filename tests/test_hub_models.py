@@ -1,5 +1,7 @@
 """Encoders from a hub on localhost: the commit that is read, and pickles, which are read as data or refused."""
 
+import shutil
+
 import fake_hub
 import pytest
 import safetensors.torch
@@ -41,9 +43,12 @@ def repository(tmp_path):
 @pytest.fixture
 def from_hub(repository, tmp_path):
     """A function from `pickle@revision` ... to what loading the encoder from a hub on localhost gives for each."""
-    return lambda *requests: fake_hub.called(
-        CODE, requests, "some/encoder", repository, tmp_path / "home", kind="models"
-    )
+
+    def load(*requests: str) -> list:
+        shutil.rmtree(tmp_path / "home", ignore_errors=True)  # the cache of an earlier call
+        return fake_hub.called(CODE, requests, "some/encoder", repository, tmp_path / "home", kind="models")
+
+    return load
 
 
 def pickled(repository, extra=None):

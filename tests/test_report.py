@@ -390,14 +390,6 @@ def test_only_pages_writes_a_references_files_and_says_what_is_incomplete(synthe
     assert (root / "results" / "reference" / "small" / "report.html").stat().st_size > 100_000
 
 
-def test_without_a_finished_run_the_report_says_where_runs_are(synthetic, monkeypatch, capsys):
-    monkeypatch.setattr("lora.report.command.build", lambda name, given: build(name, given, synthetic / "nowhere"))
-    with pytest.raises(SystemExit) as ended:
-        command("report")(["small"])
-    assert ended.value.code == 2 and "nowhere/small holds no finished run" in capsys.readouterr().err
-    assert not (synthetic / "nowhere").exists()
-
-
 COMMITTED = subprocess.run(
     ["git", "-C", str(ROOT), "ls-files", "results"], capture_output=True, text=True, check=True
 ).stdout.split()
