@@ -28,7 +28,7 @@ from lora.report.claims.verdicts import difference, stated_later, verdict
 from lora.report.gather import gather
 from lora.report.readme import ours, words
 from lora.report.runs import Planned
-from lora.report.stats import mean_interval, mean_p
+from lora.report.stats import MOST_SEEDS, mean_interval, mean_p
 
 judge = functools.partial(verdicts.judge, records={})
 
