@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import peft
+import peft.optimizers
 import pytest
 import tiny
 import torch
@@ -191,6 +193,30 @@ def decay_groups(model, train):
     found = [[names[id(p)] for p in group["params"]] for group in (decayed, others)]
     assert sorted(found[0] + found[1]) == sorted(name for name, _ in trainable(model))
     return set(found[0]), set(found[1])
+
+
+def test_lora_plus_has_the_groups_of_its_released_code(tiny_config):
+    """PEFT carries that code. Its model has the same head; the pooler, which it freezes, is a matrix and a bias too."""
+    train = tiny_config("method=lora", "train.lora_plus=16", "train.weight_decay=0.1").train
+    wrapped = peft.get_peft_model(tiny.model("bert"), peft.LoraConfig(r=3, target_modules=["query", "value"]))
+    for name, parameter in wrapped.named_parameters():
+        parameter.requires_grad = "lora_" in name or "pooler" in name or "classifier" in name
+    theirs = peft.optimizers.create_loraplus_optimizer(
+        wrapped, torch.optim.AdamW, lr=train.lr, loraplus_lr_ratio=16, loraplus_weight_decay=0.1
+    )
+    model = tiny.model("bert")
+    apply(model, LoraConfig(rank=3), seed=0)
+
+    def groups(optimizer, named):
+        of = {id(p): name for name, p in named}
+        return {of[id(p)]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+
+    def renamed(name):
+        short = name.removeprefix("base_model.model.").replace(".default.weight", "")
+        return short.replace("lora_A", "lora_a").replace("lora_B", "lora_b")
+
+    expected = groups(theirs, ((renamed(name), p) for name, p in wrapped.named_parameters()))
+    assert groups(make_optimizer(model, train), trainable(model)) == expected
 
 
 @pytest.mark.parametrize("architecture", [*tiny.ARCHITECTURES, "deberta"])

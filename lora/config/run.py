@@ -73,6 +73,9 @@ class RunConfig:
             problems.check(
                 self.task in MNLI_CHILDREN, "start", f"pretrained unless task is {', '.join(MNLI_CHILDREN)}", self.start
             )
+        if self.method.name != "lora":
+            rule = f"null with method.name={self.method.name}, which has no factors"
+            problems.check(self.train.lora_plus is None, "train.lora_plus", rule, self.train.lora_plus)
         if self.train.kernels == "fused":
             problems.check(
                 self.runtime.device != "cuda", "runtime.device", "cpu or auto with train.kernels=fused", "cuda"

@@ -107,19 +107,27 @@ def prepare_step(model: nn.Module, config: RunConfig, process: Process, steps: i
 def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
     """AdamW with decoupled weight decay on all trainable parameters except biases and LayerNorms.
 
+    With `lora_plus`, B and the head's biases train at that multiple of the rate.
+
     Source: the released Trainer, which decides by module type. A Pfeiffer adapter decays although it is inside the
-        module that replaces a layer's LayerNorm.
+        module that replaces a layer's LayerNorm. LoRA+'s groups: the released code of Hayou et al. 2024
+        (`create_loraplus_optimizer`), in which every parameter of one dimension is in B's group.
     """
     norms = {f"{name}.weight" for name, module in model.named_modules() if is_layer_norm(module)}
-    decay = {name: "bias" not in name and name not in norms for name, _ in trainable(model)}
-    groups = [
-        {"params": [p for name, p in trainable(model) if decay[name]], "weight_decay": train.weight_decay},
-        {"params": [p for name, p in trainable(model) if not decay[name]], "weight_decay": 0.0},
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {(False, True): [], (False, False): []}
+    for name, parameter in trainable(model):
+        decays = "bias" not in name and name not in norms
+        fast = train.lora_plus is not None and (name.endswith("lora_b") or parameter.dim() == 1)
+        groups.setdefault((fast, decays), []).append(parameter)
+    settings = [
+        {"params": parameters, "weight_decay": train.weight_decay if decays else 0.0}
+        | ({"lr": train.lr * train.lora_plus} if fast else {})
+        for (fast, decays), parameters in groups.items()
     ]
     betas = (train.adam_beta1, train.adam_beta2)
     if train.kernels == "fused":
-        return FusedAdamW(groups, train.lr, betas, train.adam_eps, train.clip_norm)
-    return torch.optim.AdamW(groups, train.lr, betas, train.adam_eps, fused=True)
+        return FusedAdamW(settings, train.lr, betas, train.adam_eps, train.clip_norm)
+    return torch.optim.AdamW(settings, train.lr, betas, train.adam_eps, fused=True)
 
 
 def warmup_steps(train: TrainConfig, steps: int) -> int:
