@@ -165,15 +165,15 @@ def test_collapsed_runs_and_ties_win_nothing(tmp_path, monkeypatch, capsys):
     (chosen,) = read_rates(collapsed / "rates.yaml")
     assert (chosen.lr, chosen.tried) == (0.002, {0.001: None, 0.002: 0.3, 0.003: 0.2})
     assert tune(tied, monkeypatch, {0.001: 0.3, 0.002: 0.3, 0.003: 0.2}) == 1
-    assert "no rate for lora on ratings: 0.001, 0.002 tie at 30.0; more seeds decide" in capsys.readouterr().err
+    assert "0.002 30.0, 0.003 20.0; no rate: the best ones tie; more seeds decide" in capsys.readouterr().err
     assert not (tied / "rates.yaml").exists()
     assert tune(tmp_path / "none", monkeypatch, {0.001: None, 0.002: None, 0.003: None}) == 1
-    assert "no rate for lora on ratings: all runs diverged or collapsed" in capsys.readouterr().err
+    assert "no rate: all runs diverged or collapsed" in capsys.readouterr().err
 
 
 def test_an_edge_is_named(tmp_path, monkeypatch, capsys):
     assert tune(tmp_path, monkeypatch, {0.001: 0.1, 0.002: 0.2, 0.005: 0.3}) == 0
-    assert "lora on ratings: the best is the highest of 3 rates; to look further: " in capsys.readouterr().out
+    assert "0.005 30.0; takes 0.005, the highest: train.lr=A,B,C looks" in capsys.readouterr().out
     (chosen,) = read_rates(tmp_path / "rates.yaml")
     assert (chosen.lr, chosen.edge) == (0.005, "highest")
 

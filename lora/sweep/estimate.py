@@ -1,6 +1,5 @@
 """Estimates of training time: from records of this machine, otherwise a bound from the number of operations."""
 
-import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -37,35 +36,24 @@ def records_of_this_machine(config: DictConfig) -> list[RunRecord]:
 
 
 def estimator(known: Iterable[RunRecord]) -> Callable[[PlannedRun], float | None]:
-    """A function that estimates a run's time from records of the same model.
+    """A function that estimates a run's time from records.
 
-    Returns: Run -> the median seconds per train example of the most similar records (same task and method, else same
-        method, same task, or neither), times the run's examples. None without a record of the model.
+    Returns: Run -> the median seconds per train example of the records of the same model, task and method, else of the
+        same model, times the run's examples. None without a record of the model.
     """
-    rates: dict[str, dict[tuple[str, str], list[float]]] = {}
+    rates: dict[tuple[str, ...], list[float]] = {}
     for record in known:
         config = record.config
         if record.status == "ok":
             seen = record.provenance["data"]["rows"]["train"] * config["train"]["epochs"]
-            kind = (config["task"], config["method"]["name"])
-            rates.setdefault(config["model"]["name"], {}).setdefault(kind, []).append(record.seconds / seen)
-
-    @functools.cache
-    def rate(model: str, task: str, method: str) -> float | None:
-        for alike in ((True, True), (False, True), (True, False), (False, False)):
-            values = sorted(
-                value
-                for (other_task, other_method), several in rates.get(model, {}).items()
-                if (other_task == task, other_method == method) == alike
-                for value in several
-            )
-            if values:
-                return values[len(values) // 2]
-        return None
+            alike = (config["model"]["name"], config["task"], config["method"]["name"])
+            for key in (alike, alike[:1]):
+                rates.setdefault(key, []).append(record.seconds / seen)
+    medians = {key: sorted(values)[len(values) // 2] for key, values in rates.items()}
 
     def seconds(run: PlannedRun) -> float | None:
-        per_example = rate(run.model, run.task, run.method)
-        return None if per_example is None else per_example * run.examples
+        rate = medians.get((run.model, run.task, run.method), medians.get((run.model,)))
+        return None if rate is None else rate * run.examples
 
     return seconds
 

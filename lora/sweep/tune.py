@@ -13,8 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from lora.config.compose import compose_run
 from lora.config.options import chosen_option, describe_group
 from lora.config.rates import TUNING, Rate, rates_path, write_rates
@@ -28,7 +26,6 @@ from lora.sweep.grids import LEARNING_RATE, Block, Values, grid, profiles_of, va
 from lora.sweep.launch import launch_runs, unfinished
 from lora.sweep.request import read_request, sweep_settings
 from lora.sweep.state import State
-from lora.table import Table
 
 METHODS = ("full", "lora", "houlsby")  # ours: the three that the verdicts compare
 # Ours: five values around the row of conf/hparams, a factor of 2 or 2.5 apart as in the long run
@@ -85,21 +82,20 @@ def tune_sweep(arguments: Sequence[str]) -> None:
     now, reasons = launch_runs(settings, list(every.values()), arguments)
     if now.missing or not all(DIVERGED in str(record.error) for record in now.failed.values()):
         raise UnfinishedError("\n".join(unfinished(now, reasons)))
-    tried = [
-        scores(rate_grid, runs, now, Path(settings.runtime.results))
-        for rate_grid, runs in zip(grids, planned, strict=True)
-    ]
-    print(table(profile, grids, tried, now).markdown())
+    print(
+        "learning rates with their scores: the best epoch on dev, mean over seeds; -: diverged, collapsed or no score"
+    )
     rates, without = [], []
-    for rate_grid, score in zip(grids, tried, strict=True):
-        best, edge = best_rate(score), at_edge(score)
+    for rate_grid, runs in zip(grids, planned, strict=True):
+        tried = scores(rate_grid, runs, now, Path(settings.runtime.results))
+        best, said = best_rate(tried), outcome(rate_grid, tried)
         if best is None:
-            without.append(no_rate(rate_grid, score))
+            without.append(said)
             continue
+        print(said)
         first, seeds = rate_grid.first, tuple(int(seed) for seed in rate_grid.axes["seed"])
-        rates.append(Rate(first.model.name, first.protocol, first.task, rate_grid.method, best, seeds, score, edge))
-        if edge is not None:
-            print(f"{rate_grid.name}: the best is the {edge} of {len(score)} rates; to look further: train.lr=A,B,C")
+        key = (first.model.name, first.protocol, first.task, rate_grid.method)
+        rates.append(Rate(*key, best, seeds, tried, at_edge(tried)))
     if rates:
         write_rates(path, rates)
         print(f"written to {path}: the next runs of profile {profile} take these rates (rates=null: those of conf/)")
@@ -203,32 +199,17 @@ def at_edge(tried: Mapping[float, float | None]) -> str | None:
     return "lowest" if best == min(tried) else "highest" if best == max(tried) else None
 
 
-def no_rate(rate_grid: RateGrid, tried: Mapping[float, float | None]) -> str:
-    """Why a grid has no best rate, and what decides it."""
-    best = max((score for score in tried.values() if score is not None), default=None)
-    if best is None:
-        return f"no rate for {rate_grid.name}: all runs diverged or collapsed; try lower rates with train.lr=A,B,C"
-    tied = ", ".join(f"{rate:g}" for rate, score in tried.items() if score == best)
-    return f"no rate for {rate_grid.name}: {tied} tie at {100 * best:.1f}; more seeds decide, such as seed=0,100,101"
-
-
-def table(profile: str, grids: Sequence[RateGrid], tried: Sequence[Mapping[float, float | None]], now: State) -> Table:
-    """One line per method, task and rate: its score, and whether it is taken."""
-    lines = []
-    for rate_grid, score in zip(grids, tried, strict=True):
-        for rate, value in score.items():
-            taken = ("yes (edge)" if at_edge(score) else "yes") if rate == best_rate(score) else ""
-            text = "-" if value is None else f"{100 * value:.1f}"
-            row = {"Method": rate_grid.method, "Task": rate_grid.first.task, "Learning rate": f"{rate:g}"}
-            lines.append(row | {"Score": text, "Taken": taken})
-    first, seeds = grids[0].first, ", ".join(grids[0].axes["seed"])
-    metrics = {record.config["task"]: record.selected["metric"] for record in now.ok.values()}
-    notes = (
-        f"Score: the best epoch on the dev set ({', '.join(f'{task}: {name}' for task, name in metrics.items())}), "
-        f"mean over seeds. -: a run diverged, collapsed (the same prediction for every row) or has no score.",
-    )
-    title = f"Learning rates tried ({profile}: {first.model.name}, protocol {first.protocol}, seed {seeds})"
-    return Table(TUNING, title, pd.DataFrame(lines), 3, notes)
+def outcome(rate_grid: RateGrid, tried: Mapping[float, float | None]) -> str:
+    """The scores of a grid in words, with the rate that is taken, or what decides it."""
+    best, edge = best_rate(tried), at_edge(tried)
+    texts = (f"{rate:g} {'-' if score is None else f'{100 * score:.1f}'}" for rate, score in tried.items())
+    if best is not None:
+        verdict = f"takes {best:g}" + (f", the {edge}: train.lr=A,B,C looks further" if edge else "")
+    elif all(score is None for score in tried.values()):
+        verdict = "no rate: all runs diverged or collapsed; try lower rates with train.lr=A,B,C"
+    else:
+        verdict = "no rate: the best ones tie; more seeds decide, such as seed=0,100,101"
+    return f"{rate_grid.name}: {', '.join(texts)}; {verdict}"
 
 
 def options(parser: argparse.ArgumentParser) -> None:
