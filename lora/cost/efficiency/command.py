@@ -81,6 +81,6 @@ def write(device: Path) -> str:
     summaries = read_device(device)
     if not summaries:
         raise UserError(f"{device} holds no summary.json: python -m lora efficiency makes one")
-    text = document(list(summaries.values()))
+    text = document(summaries)
     write_atomically(device / "efficiency.md", text.encode())
     return text

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lora.cost.efficiency.plan import MODELS, TITLES
+from lora.cost.efficiency.plan import TITLES
 from lora.cost.timing import median_interval
 from lora.errors import UserError
 from lora.files import read_object
@@ -41,7 +41,7 @@ def summarise(
         entry = {key: measured[name].get(key) for key in ("settings", *COUNTS, *BY_SHAPE)}
         for kind, key in TIMES.items():
             of_kind = times.get((kind, name), {})
-            entry[key] = {shape: _ms(np.median(values)) for shape, values in of_kind.items()} or None
+            entry[key] = {shape: round(float(np.median(values)), 5) for shape, values in of_kind.items()} or None
             entry[INTERVALS[key]] = {shape: _pair(median_interval(v)) for shape, v in of_kind.items()} or None
         entry["to_full"] = _ratios(measured, times, name, "full", TO_FULL)
         entry["to_base"] = _ratios(measured, times, name, "base", TO_BASE)
@@ -66,7 +66,9 @@ def _ratios(measured: Mapping, times: Mapping, name: str, reference: str, keys: 
         one, other = measured[name].get(key), measured[reference].get(key)
         if one is None or other is None:
             continue
-        ratios[key] = {s: _ratio(one[s], other[s]) for s in one} if isinstance(one, Mapping) else _ratio(one, other)
+        ratios[key] = (
+            {s: round(one[s] / other[s], 6) for s in one} if isinstance(one, Mapping) else round(one / other, 6)
+        )
     for kind, key in TIMES.items():
         one, other = times.get((kind, name)), times.get((kind, reference))
         if key in keys and one and other:
@@ -74,14 +76,6 @@ def _ratios(measured: Mapping, times: Mapping, name: str, reference: str, keys: 
             ratios[key] = {shape: round(float(np.median(values)), 6) for shape, values in by_shape.items()}
             ratios[INTERVALS[key]] = {shape: _pair(median_interval(values)) for shape, values in by_shape.items()}
     return ratios
-
-
-def _ratio(one: float, other: float) -> float:
-    return round(one / other, 6)
-
-
-def _ms(value: float) -> float:
-    return round(float(value), 5)
 
 
 def _pair(interval: tuple[float, float] | None) -> list[float] | None:
@@ -101,18 +95,13 @@ def value_at(entry: Mapping[str, Any], key: str, shape: str) -> Any:
 
 def read_devices(folder: Path) -> list[dict[str, Any]]:
     """All summaries in an efficiency folder, device by device. Raises: UserError: If one is broken."""
-    return [summary for device in sorted(folder.glob("*/")) for summary in read_device(device).values()]
+    return [summary for device in sorted(folder.glob("*/")) for summary in read_device(device)]
 
 
-def read_device(device: Path) -> dict[Path, dict[str, Any]]:
-    """The summaries in a device's folder by path: the default plan's first, the others by encoder.
-
-    Raises: UserError: If one is broken.
-    """
-    paths = [path for path in (device / "summary.json", *sorted(device.glob("*/summary.json"))) if path.is_file()]
-    summaries = {path: read_summary(path) for path in paths}
-    models = {path: list(MODELS).index(summary["about"]["plan"]["model"]) for path, summary in summaries.items()}
-    return {path: summaries[path] for path in sorted(paths, key=lambda path: (path.parent != device, models[path]))}
+def read_device(device: Path) -> list[dict[str, Any]]:
+    """The summaries in a device's folder: the default plan's first, then the others by folder."""
+    paths = (device / "summary.json", *sorted(device.glob("*/summary.json")))
+    return [read_summary(path) for path in paths if path.is_file()]
 
 
 def read_summary(path: Path) -> dict[str, Any]:
