@@ -185,8 +185,8 @@ def test_a_single_run_has_a_line_per_epoch_and_a_resumed_one_repeats_none(first,
     chosen = {"epoch": 2, "value": 0.5}
     selected = {"metric": "matthews", "split": "validation", "best": chosen, "last": chosen}
     display.end(dataclasses.replace(record(), epochs=epochs, selected=selected))
-    loading, one, two = capsys.readouterr().err.splitlines()
-    assert loading == "loading the encoder and the rows" and two == "epoch 2 of 2: matthews 50.0, train loss 0.250"
+    one, two = capsys.readouterr().err.splitlines()
+    assert two == "epoch 2 of 2: matthews 50.0, train loss 0.250"
     expected = r"epoch 1 of 2: matthews 25\.0, train loss 0\.500, left \d+ s"
     assert re.fullmatch(expected if first == 1 else "resumes after step 6 of 8, in epoch 2", one)
 

@@ -43,7 +43,8 @@ class Display:
         self.lines = Lines()
         self.said = 0  # number of epochs whose line is printed
         self.first: tuple[int, float] | None = None  # the first step of this process, and its time
-        self.lines.say("loading the encoder and the rows", passing=True)
+        if sys.stderr.isatty():
+            self.lines.say("loading the encoder and the rows", passing=True)
 
     def __call__(self, progress: Any) -> None:
         """Take in a step (`lora.training.loop.Progress`)."""

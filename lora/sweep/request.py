@@ -94,7 +94,7 @@ def blocks_of(request: Request, whole: bool = False) -> dict[str, list[Block]]:
         own = {name: narrowed({name: grid(profile, name)}, given)[name] for name in experiments}
         return own or {ADHOC: [Block(given)]}
     every = {name: grid(profile, name) for name in read_profile(profile)["experiments"]}
-    default = {} if whole else default_of(profile, settings_of(request))
+    default = {} if whole else default_of(request)
     grids = {name: every[name] for name in default.get("experiment", every)}
     blocks = [block for several in grids.values() for block in several]
     if unknown := {key: new for key, values in given.items() if (new := new_values(key, values, blocks))}:
@@ -115,12 +115,11 @@ def _without_mnli(axes: Values) -> Values:
     return {key: [v for v in values if (key, v) != ("start", "mnli")] for key, values in axes.items()}
 
 
-def default_of(profile: str, arguments: Sequence[str]) -> Values:
+def default_of(request: Request) -> Values:
     """The profile's default: values that hold where the request names no experiment and gives no others.
 
     {} if the profile has none, or the request gives a key that only the grids of other experiments name.
     """
-    request = read_request(profile, arguments)
     settings = read_profile(request.profile)
     default = {key: [str(value) for value in values] for key, values in settings.get("default", {}).items()}
     if not default or request.experiments is not None:
@@ -138,7 +137,7 @@ def explain_request(profile: str, arguments: Sequence[str]) -> list[str]:
     profile, given, experiments = request
     if experiments == ():
         return [f"grid:    your own, every combination of {' '.join(settings_of(request))}"]
-    if default := default_of(profile, arguments):
+    if default := default_of(request):
         left = [f"{key}={','.join(values)}" for key, values in default.items() if key not in given]
         others = [name for name in describe_group("experiment") if name not in default["experiment"]]
         return [f"default: {' '.join(left)}; experiment=NAME trains others ({', '.join(others)})"]
@@ -160,14 +159,10 @@ def selected(profile: str, experiment: str, overrides: Sequence[str]) -> list[Pl
 
 def ways_out(request: Request) -> str:
     """The two other ways to ask for the same values, as commands."""
-    settings = settings_of(request)
-    names = read_profile(request.profile)["experiments"]
-    start = ["python", "-m", "lora", "-m", f"profile={request.profile}"]
-    lines = [
-        f"in a grid:        {as_command([*start, f'experiment={names[0]}', *settings])}",
-        f"as your own grid: {as_command([*start, 'experiment=null', *settings])}",
-    ]
-    return "\n".join(lines)
+    first = read_profile(request.profile)["experiments"][0]
+    start, settings = ["python", "-m", "lora", "-m", f"profile={request.profile}"], settings_of(request)
+    named, own = (as_command([*start, f"experiment={name}", *settings]) for name in (first, "null"))
+    return f"in a grid:        {named}\nas your own grid: {own}"
 
 
 def refuse_tuned_seeds(runs: Sequence[PlannedRun], setting: Any) -> None:
