@@ -12,13 +12,12 @@ from lora.errors import UserError
 from lora.report.stats import (
     ENOUGH_SEEDS,
     all_pairs,
+    by_seed,
     holm,
     mean_interval,
     mean_p,
     paired_differences,
-    paired_p,
     pairs_text,
-    seed_averages,
     seeds_across,
     seeds_needed,
 )
@@ -71,9 +70,9 @@ def test_only_seeds_with_every_task_are_averaged():
     pairs = pd.DataFrame(
         {"task": ["rte", "cola", "rte", "cola", "rte"], "seed": [1, 1, 2, 3, 4], "difference": [1.0, 3.0, 9.0, 9.0, 9]}
     )
-    assert seed_averages(pairs, ["rte", "cola"]).tolist() == [2.0]
-    assert seed_averages(pairs, ["rte"]).tolist() == [1.0, 9.0, 9.0]
-    assert len(seed_averages(pairs, ["rte", "mrpc"])) == 0
+    assert by_seed(pairs, ["rte", "cola"]).to_numpy(float).tolist() == [2.0]
+    assert by_seed(pairs, ["rte"]).to_numpy(float).tolist() == [1.0, 9.0, 9.0]
+    assert len(by_seed(pairs, ["rte", "mrpc"]).to_numpy(float)) == 0
 
 
 @pytest.mark.parametrize("level", [0.95, 0.8])
@@ -98,7 +97,7 @@ def test_the_interval_of_an_average_over_tasks_covers_the_truth(correlation, spr
     pairs = pd.concat(
         pd.DataFrame({"task": task, "seed": places, "difference": values[:, i]}) for i, task in enumerate(TASKS)
     )
-    averages = seed_averages(pairs, TASKS).reshape(repeats, seeds)
+    averages = by_seed(pairs, TASKS).to_numpy(float).reshape(repeats, seeds)
     found = [mean_interval(each) for each in averages]
     covered = np.mean([each.low <= truth.mean() <= each.high for each in found])
     assert 0.94 <= covered <= 0.96
@@ -128,8 +127,8 @@ def test_equal_differences_have_no_spread_though_they_are_rounded():
     """A difference of one of RTE's 277 examples, at different levels, varies by 1e-16 before it is rounded."""
     one = runs({("rte", seed): (150 + seed) / 277 for seed in range(1, 6)})
     other = runs({("rte", seed): (149 + seed) / 277 for seed in range(1, 6)})
-    values = seed_averages(paired_differences(one, other), ["rte"])
-    assert math.isnan(mean_interval(values).low) and math.isnan(paired_p(values))
+    values = by_seed(paired_differences(one, other), ["rte"]).to_numpy(float)
+    assert math.isnan(mean_interval(values).low) and math.isnan(mean_p(values, 0, "two-sided"))
 
 
 @pytest.mark.parametrize(
@@ -160,9 +159,9 @@ def test_without_spread_the_seeds_needed_are_not_known():
 
 def test_p_values_are_scipys():
     one, other = np.array([0.5, 0.7, 0.6, 0.9]), np.array([0.4, 0.5, 0.7, 0.6])
-    assert paired_p(one - other) == pytest.approx(stats.ttest_rel(one, other).pvalue)
+    assert mean_p(one - other, 0, "two-sided") == pytest.approx(stats.ttest_rel(one, other).pvalue)
     assert mean_p(one - other, 0.0, "less") == pytest.approx(stats.ttest_rel(one, other, alternative="less").pvalue)
-    assert math.isnan(paired_p(np.array([1.0]))) and math.isnan(paired_p(np.array([0.2, 0.2])))
+    assert all(math.isnan(mean_p(np.array(values), 0, "two-sided")) for values in ([1.0], [0.2, 0.2]))
 
 
 def test_a_bound_at_the_intervals_end_has_the_p_of_the_level():

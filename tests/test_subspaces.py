@@ -15,7 +15,7 @@ from lora.records.analysis import SUBSPACES, analysis_json, read_analyses
 from lora.records.record import adapter_path
 from lora.report.analyses import subspaces
 from lora.report.analyses.subspaces import amplification, analyse, read_adapter, similarity
-from lora.report.subspace_tables import amplification_table, figure3, figure4
+from lora.report.subspace_tables import amplification_table, subspace_figures
 from lora.rng import gaussian
 from lora.training.loop import run
 
@@ -124,7 +124,8 @@ def test_trained_adapters_give_table_7_and_figures_3_and_4(trained, tmp_path):
     assert list(kept.subspaces) == cases and not kept.problems
     shown = amplification_table("small", kept.subspaces)
     assert shown.title.startswith("Table 7:") and len(shown.cells) == 4
-    assert len(figure3(kept.subspaces)["panels"]) == 4 and len(figure4(kept.subspaces)["panels"]) == 3
+    figures = subspace_figures(kept.subspaces)
+    assert {name: len(figure["panels"]) for name, figure in figures.items()} == {"figure3": 4, "figure4": 3}
     other = {run_id: dataclasses.replace(record, adapter="0" * 64) for run_id, record in records.items()}
     assert "python -m lora analyse subspaces" in read_analyses(tmp_path, other).problems[0]
 

@@ -21,7 +21,7 @@ from lora.report.learning_rate import LEARNING_RATE, learning_rate_table
 from lora.report.notes import encoder_notes, note
 from lora.report.readme import block
 from lora.report.runs import OWN, Planned
-from lora.report.subspace_tables import amplification_table, figure3, figure4
+from lora.report.subspace_tables import amplification_table, subspace_figures
 from lora.sweep.state import State
 from lora.table import Table
 
@@ -147,8 +147,7 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
         tables.append(Table("claims", f"The paper's sentences ({name})", verdict_table(judged), words=3, notes=notes))
     tables += [*sections.tables, learning_rate_table(name, gathered.tried, frame, curves)]
     tables.append(repeated_table(name, gathered.folder, gathered.every, frame))
-    drawn = {"figure3": figure3(analyses.subspaces), "figure4": figure4(analyses.subspaces)}
-    figures = sections.figures | {key: figure for key, figure in drawn.items() if figure is not None}
+    figures = sections.figures | subspace_figures(analyses.subspaces)
     tables += [amplification_table(name, analyses.subspaces), reference_table(gathered)]
     tables += efficiency_tables(read_devices(gathered.efficiency))
     shown = tuple(table for table in tables if table is not None)

@@ -67,11 +67,8 @@ def method_pairs(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFram
         runs = {label: frame[frame["run_id"].isin(ids)] for label, ids in groups_of(of_model).items()}
         found.append(all_pairs(runs).assign(model=model))
     table, places = pd.concat(found), [*TASKS, "Avg."]
-    ordered = [
-        group.sort_values("task", key=lambda tasks: tasks.map(places.index))
-        for _, group in table.groupby(["model", "one", "other"], sort=False)
-    ]
-    table = pd.concat(ordered) if ordered else table
+    pair = table.groupby(["model", "one", "other"], sort=False).ngroup()
+    table = table.iloc[np.lexsort((table["task"].map(places.index), pair))]
     return table.assign(p_holm=holm(table["p"].tolist())).reset_index(drop=True)
 
 

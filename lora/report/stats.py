@@ -100,11 +100,6 @@ def seeds_across(pairs: pd.DataFrame, tasks: Sequence[str]) -> set[int]:
     return set(here.loc[here["across"], "seed"])
 
 
-def seed_averages(pairs: pd.DataFrame, tasks: Sequence[str]) -> Float[np.ndarray, " seeds"]:
-    """The values of `by_seed`, in the order of the seeds."""
-    return by_seed(pairs, tasks).to_numpy(float)
-
-
 def mean_interval(values: Float[np.ndarray, " n"], level: float = LEVEL) -> Interval:
     """Student's t interval of the mean of independent values.
 
@@ -167,11 +162,6 @@ def seeds_needed(
     return next((int(count) for count in counts[failed <= 1 - POWER]), None)
 
 
-def paired_p(differences: Float[np.ndarray, " n"]) -> float:
-    """Two-sided p-value of the paired t-test; NaN for fewer than two pairs or equal differences."""
-    return mean_p(differences, 0.0, "two-sided")
-
-
 def mean_p(
     values: Float[np.ndarray, " n"], expected: float, alternative: Literal["less", "greater", "two-sided"]
 ) -> float:
@@ -209,8 +199,9 @@ def all_pairs(groups: Mapping[str, pd.DataFrame], column: str = "best") -> pd.Da
         tasks = sorted(set(pairs["task"]))
         places = {task: [task] for task in tasks} | ({"Avg.": tasks} if len(tasks) > 1 else {})
         for place, averaged in places.items():
-            values = seed_averages(pairs, averaged)
-            found = {**vars(mean_interval(values)), "p": paired_p(values), "across": len(seeds_across(pairs, averaged))}
+            values = by_seed(pairs, averaged).to_numpy(float)
+            found = vars(mean_interval(values)) | {"p": mean_p(values, 0.0, "two-sided")}
+            found |= {"across": len(seeds_across(pairs, averaged))}
             needed = math.nan
             if len(values) > 1 and np.ptp(values):
                 needed = seeds_needed(values, [(0.0, "less" if found["mean"] > 0 else "greater")]) or 0

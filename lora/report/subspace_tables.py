@@ -12,6 +12,19 @@ from lora.report.notes import encoder_notes, note
 from lora.table import Table
 
 Case = Mapping[str, Any]
+FIGURES = {
+    "figure3": (
+        "ranks of two seeds",
+        "Figure 3: subspaces of a small and a large rank",
+        "phi(i, j): how much of the top i directions of A at the small rank lies in the top j of A at the large one, "
+        "trained with another seed; and the same of both as they were drawn.",
+    ),
+    "figure4": (
+        "seeds",
+        "Figure 4: subspaces of two seeds",
+        "phi(i, j) between two seeds at the large rank, and between two random Gaussian matrices of that size.",
+    ),
+}
 
 
 def amplification_table(name: str, cases: Sequence[Case]) -> Table | None:
@@ -37,35 +50,27 @@ def amplification_table(name: str, cases: Sequence[Case]) -> Table | None:
                 "Median over layers": f"{factors.median():.2f}",
             }
         )
-    title, figures = f"Table 7: amplification by the update ({name})", ("figure3", "figure4")
+    title = f"Table 7: amplification by the update ({name})"
     notes = (note("table7"), *encoder_notes(case["model"] for case in cases))
-    return Table("table7", title, pd.DataFrame(lines), 2, notes, figures=figures) if lines else None
+    return Table("table7", title, pd.DataFrame(lines), 2, notes, figures=tuple(FIGURES)) if lines else None
 
 
-def figure3(cases: Sequence[Case]) -> Figure | None:
-    note = (
-        "phi(i, j): how much of the top i directions of A at the small rank lies in the top j of A at the large one, "
-        "trained with another seed; and the same of both as they were drawn."
-    )
-    return heat(cases, "ranks of two seeds", "Figure 3: subspaces of a small and a large rank", note)
-
-
-def figure4(cases: Sequence[Case]) -> Figure | None:
-    note = "phi(i, j) between two seeds at the large rank, and between two random Gaussian matrices of that size."
-    return heat(cases, "seeds", "Figure 4: subspaces of two seeds", note)
-
-
-def heat(cases: Sequence[Case], kind: str, title: str, note: str) -> Figure | None:
-    panels = [
-        {
-            "title": f"{TASKS[case['task']].title}, {case['label']}",
-            "x": f"j, {case['x']}",
-            "y": f"i, {case['y']}",
-            "x_names": case["columns"],
-            "y_names": case["rows"],
-            "values": case["phi"],
-        }
-        for case in cases
-        if case["kind"] == kind
-    ]
-    return figure(title, f"{note} 1: contained, 0: orthogonal. Middle layer.", "heat", "", panels)
+def subspace_figures(cases: Sequence[Case]) -> dict[str, Figure]:
+    """Figures 3 and 4, if there are cases of them: phi of every i and j in the middle layer, a panel per case."""
+    figures = {}
+    for name, (kind, title, about) in FIGURES.items():
+        panels = [
+            {
+                "title": f"{TASKS[case['task']].title}, {case['label']}",
+                "x": f"j, {case['x']}",
+                "y": f"i, {case['y']}",
+                "x_names": case["columns"],
+                "y_names": case["rows"],
+                "values": case["phi"],
+            }
+            for case in cases
+            if case["kind"] == kind
+        ]
+        drawn = figure(title, f"{about} 1: contained, 0: orthogonal. Middle layer.", "heat", "", panels)
+        figures |= {name: drawn} if drawn is not None else {}
+    return figures

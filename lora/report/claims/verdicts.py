@@ -54,10 +54,10 @@ from lora.report.stats import (
     ENOUGH_SEEDS,
     MOST_SEEDS,
     POWER,
+    by_seed,
     mean_interval,
     mean_p,
     paired_differences,
-    seed_averages,
     seeds_across,
     seeds_needed,
 )
@@ -202,8 +202,8 @@ def difference(
     """The finding on one task or average. `comparisons`: how many the claim has."""
     absent = [TASKS[task].title for task in tasks if task not in set(pairs["task"])]
     here = pairs[pairs["task"].isin(tasks)]
-    here = here[here.groupby("seed")["task"].transform("nunique") == len(tasks)]  # as `seed_averages` does
-    values = seed_averages(here, tasks)
+    here = here[here.groupby("seed")["task"].transform("nunique") == len(tasks)]  # as `by_seed` does
+    values = by_seed(here, tasks).to_numpy(float)
     found, holds, p_against = mean_interval(values), None, math.nan
     if absent:
         reason = f"no pair of seeds on {', '.join(absent)}"
