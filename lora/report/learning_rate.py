@@ -15,7 +15,7 @@ from lora.report.titles import task_label
 from lora.sweep.grids import LEARNING_RATE
 from lora.table import Table
 
-TITLE = "Learning rates tried, on seeds that no table of results has"
+TITLE = "Learning rates tried, on seeds outside the tables of results"
 
 
 def learning_rate_table(name: str, tried: Sequence[Planned], frame: pd.DataFrame, curves: pd.DataFrame) -> Table | None:

@@ -4,7 +4,8 @@ A cell of Table 2 is a few seeds on one fixed dev set. A difference between two 
 which two intervals distinguish:
 
     seeds     Would other seeds, on this dev set, show the same? Runs are paired: two methods with one seed share the
-              head's init and the order of the examples, so their difference varies less than either alone.
+              head's init and the order of the examples. In the long run this gains little: within a seed, the scores
+              of two methods correlate by about 0.
     examples  Would other dev examples of the task, with the same runs, show the same? See analyses/dev_intervals.py.
 
 Verdicts use the first: the paper's sentences are about these dev sets. The tasks are fixed, not a sample of tasks. They

@@ -126,7 +126,7 @@ def rate_grids(profile: str, given: Mapping[str, list[str]]) -> list[RateGrid]:
     if used := [seed for seed in axes["seed"] if seed in reported]:
         raise UserError(
             f"seed must be one that no table of profile {profile} reports, got {', '.join(used)}: its tables report "
-            f"{', '.join(sorted(reported, key=int))}, and rates chosen on these would favour what was tuned most; "
+            f"{', '.join(sorted(reported, key=int))}, and rates chosen on these would look better than they are; "
             f"without seed=, tune takes {SEED}"
         )
     stated = None if rates is None else numbers(rates)

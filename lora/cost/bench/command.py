@@ -1,4 +1,4 @@
-"""`python -m lora bench` (`make bench`): LoRA runs an hour, compared with scripts of today.
+"""`python -m lora bench` (`make bench`): LoRA runs an hour, compared with current scripts.
 
 `script_loop`  Trainer + PEFT, padded to the maximum length, one process per run
 `tuned_peer`   Trainer + PEFT, batches of similar length padded to their longest, one process for all runs
