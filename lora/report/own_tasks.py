@@ -95,4 +95,4 @@ def tuning_banner(rates: pd.DataFrame) -> str:
             parts.append(f"{task}: {', '.join(words)}")
     if not parts:
         return ""
-    return f"**Unequal tuning** of the learning rates, which favours the methods that were tuned more: {'; '.join(parts)}."
+    return f"**Unequal tuning** of the learning rates, which favours methods that were tuned more: {'; '.join(parts)}."
