@@ -67,7 +67,7 @@ def test_one_run(tiny_overrides, tmp_path):
 
 def test_an_interrupted_run_resumes_and_says_from_where(tiny_overrides, tmp_path):
     """Both processes run on a terminal. The first is stopped once it has reported a step."""
-    arguments = [*tiny_overrides, "method=bitfit", "train.epochs=60", "runtime.save_adapter=true"]
+    arguments = [*tiny_overrides, "method=bitfit", "train.epochs=200", "runtime.save_adapter=true"]
     first, shown = on_a_terminal(arguments)
     notes = tmp_path / "outputs" / "running"
     wait_for(lambda: any(json.loads(path.read_text())["step"] > 1 for path in notes.glob("[!.]*.json")), first)

@@ -20,6 +20,7 @@ from lora.sweep.request import select_runs
 from lora.sweep.worker import ensure_record
 
 KILLS = 5
+EPOCHS = "train.epochs=400"  # seconds: on a busy machine, a shorter run ends before this process has stopped it
 
 
 def grid(tiny_overrides, folder, *more):
@@ -167,7 +168,7 @@ def test_two_sweeps_at_once_share_the_work(tiny_overrides, tmp_path):
 
 def test_a_stopped_launcher_leaves_checkpoints_says_what_ran_and_the_next_goes_on(tiny_overrides, tmp_path):
     """Stopped by Ctrl-C, by its terminal's end, or by `kill` if a script started it, so that it ignores SIGINT."""
-    overrides = grid(tiny_overrides, tmp_path, "method=bitfit", "task=cola", "seed=1,2,3", "train.epochs=100")
+    overrides = grid(tiny_overrides, tmp_path, "method=bitfit", "task=cola", "seed=1,2,3", EPOCHS)
     checkpoints = tmp_path / "outputs" / "checkpoints"
     lives: dict[str, int] = {}
     for workers, stop in ((2, signal.SIGINT), (1, signal.SIGTERM), (2, signal.SIGHUP)):
@@ -197,7 +198,7 @@ def test_a_stopped_launcher_leaves_checkpoints_says_what_ran_and_the_next_goes_o
         assert {path.stem for path in checkpoints.iterdir()} == set(lives)
         assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["checkpoints"], "no locks, no notes"
         assert not load_records(tmp_path / "results")[0]
-    code, output = finish([*overrides, "launcher.workers=1"])
+    code, output = finish([*overrides, "launcher.workers=2"])
     assert code == 0, output
     records, _ = load_records(tmp_path / "results")
     resumed = {record.run_id: record.provenance["resumed"] for record in records}
@@ -206,7 +207,7 @@ def test_a_stopped_launcher_leaves_checkpoints_says_what_ran_and_the_next_goes_o
 
 def test_a_killed_launcher_takes_its_workers_along_and_the_next_goes_on(tiny_overrides, tmp_path):
     """Three workers, one of them idle. The launcher is killed as by the OOM killer; the workers leave checkpoints."""
-    runs = ("method=bitfit", "task=cola", "seed=1,2", "train.epochs=60", "runtime.checkpoint_minutes=null")
+    runs = ("method=bitfit", "task=cola", "seed=1,2", EPOCHS, "runtime.checkpoint_minutes=null")
     expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *runs))
     folder = tmp_path / "killed"
     overrides = grid(tiny_overrides, folder, *runs)
