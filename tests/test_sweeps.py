@@ -20,7 +20,6 @@ from lora.sweep.request import select_runs
 from lora.sweep.worker import ensure_record
 
 KILLS = 5
-EPOCHS = "train.epochs=400"  # seconds: on a busy machine, a shorter run ends before this process has stopped it
 
 
 def grid(tiny_overrides, folder, *more):
@@ -167,8 +166,11 @@ def test_two_sweeps_at_once_share_the_work(tiny_overrides, tmp_path):
 
 
 def test_a_stopped_launcher_leaves_checkpoints_says_what_ran_and_the_next_goes_on(tiny_overrides, tmp_path):
-    """Stopped by Ctrl-C, by its terminal's end, or by `kill` if a script started it, so that it ignores SIGINT."""
-    overrides = grid(tiny_overrides, tmp_path, "method=bitfit", "task=cola", "seed=1,2,3", EPOCHS)
+    """Stopped by Ctrl-C, by its terminal's end, or by `kill` if a script started it, so that it ignores SIGINT.
+
+    On a busy machine, runs of a second would end before this process has stopped them.
+    """
+    overrides = grid(tiny_overrides, tmp_path, "method=bitfit", "task=cola", "seed=1,2,3", "train.epochs=400")
     checkpoints = tmp_path / "outputs" / "checkpoints"
     lives: dict[str, int] = {}
     for workers, stop in ((2, signal.SIGINT), (1, signal.SIGTERM), (2, signal.SIGHUP)):
@@ -207,7 +209,7 @@ def test_a_stopped_launcher_leaves_checkpoints_says_what_ran_and_the_next_goes_o
 
 def test_a_killed_launcher_takes_its_workers_along_and_the_next_goes_on(tiny_overrides, tmp_path):
     """Three workers, one of them idle. The launcher is killed as by the OOM killer; the workers leave checkpoints."""
-    runs = ("method=bitfit", "task=cola", "seed=1,2", EPOCHS, "runtime.checkpoint_minutes=null")
+    runs = ("method=bitfit", "task=cola", "seed=1,2", "train.epochs=150", "runtime.checkpoint_minutes=null")
     expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *runs))
     folder = tmp_path / "killed"
     overrides = grid(tiny_overrides, folder, *runs)
