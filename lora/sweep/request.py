@@ -38,12 +38,19 @@ class Request(NamedTuple):
 
 
 def read_request(profile: str, arguments: Sequence[str]) -> Request:
-    """Parse a command line. Raises: UserError: If an argument is not an override, or several profiles are named."""
+    """Parse a command line.
+
+    A profile that needs a task and is given none takes the user-defined tasks that its results folder keeps.
+
+    Raises: UserError: If an argument is not an override, or several profiles are named.
+    """
     given = dict(map(split_override, read_overrides(arguments)))
     profiles, named = given.pop("profile", [profile]), given.pop("experiment", None)
     if len(profiles) != 1:
         raise UserError(f"profile takes one value in a sweep, got {', '.join(profiles)}")
-    read_profile(profiles[0])
+    kept = add_kept_tasks(results_of(profiles[0], settings_of(given)))
+    if kept and "task" not in given and read_profile(profiles[0]).get("task", "") is None:
+        given["task"] = kept
     return Request(profiles[0], given, None if named is None else tuple(name for name in named if name != "null"))
 
 
@@ -57,21 +64,15 @@ def read_profile(profile: str) -> dict[str, Any]:
 def select_runs(profile: str, arguments: Sequence[str], whole: bool = False) -> list[PlannedRun]:
     """The runs that a command line asks for, the longest first.
 
-    A profile that needs a task and is given none takes the user-defined tasks that its results folder keeps.
-
     Args:
         whole: Whether to use all runs of the profile instead of its default.
     Raises: UserError: If no run is left, a run is invalid, a value is in no grid, a folder of data does not exist, or
         learning rates were chosen on a seed of these runs or not alike for all methods.
     """
     request = read_request(profile, arguments)
-    profile, overrides = request.profile, settings_of(request)
-    results = str((values_given("runtime.results", overrides) or [f"results/{profile}"])[-1])
-    kept = add_kept_tasks(results)
-    if kept and "task" not in request.given and read_profile(profile).get("task", "") is None:
-        request.given["task"] = kept
+    profile, overrides = request.profile, settings_of(request.given)
     own_tasks(overrides)
-    setting = rates_setting(overrides, results)
+    setting = rates_setting(overrides, results_of(profile, overrides))
     read_rates(rates_path(setting))  # a broken file is one mistake, not one of every run
     runs = expand_blocks(profile, blocks_of(request, whole))
     if not runs:
@@ -136,7 +137,7 @@ def explain_request(profile: str, arguments: Sequence[str]) -> list[str]:
     request = read_request(profile, arguments)
     profile, given, experiments = request
     if experiments == ():
-        return [f"grid:    your own, every combination of {' '.join(settings_of(request))}"]
+        return [f"grid:    your own, every combination of {' '.join(settings_of(request.given))}"]
     if default := default_of(request):
         left = [f"{key}={','.join(values)}" for key, values in default.items() if key not in given]
         others = [name for name in describe_group("experiment") if name not in default["experiment"]]
@@ -160,7 +161,7 @@ def selected(profile: str, experiment: str, overrides: Sequence[str]) -> list[Pl
 def ways_out(request: Request) -> str:
     """The two other ways to ask for the same values, as commands."""
     first = read_profile(request.profile)["experiments"][0]
-    start, settings = ["python", "-m", "lora", "-m", f"profile={request.profile}"], settings_of(request)
+    start, settings = ["python", "-m", "lora", "-m", f"profile={request.profile}"], settings_of(request.given)
     named, own = (as_command([*start, f"experiment={name}", *settings]) for name in (first, "null"))
     return f"in a grid:        {named}\nas your own grid: {own}"
 
@@ -210,6 +211,11 @@ def sweep_settings(profile: str, overrides: Sequence[str]) -> DictConfig:
     return compose_config([f"profile={profile}", *shared])
 
 
-def settings_of(request: Request) -> list[str]:
-    """The request's values as overrides."""
-    return [f"{key}={','.join(values)}" for key, values in request.given.items()]
+def settings_of(given: Values) -> list[str]:
+    """A request's values as overrides."""
+    return [f"{key}={','.join(values)}" for key, values in given.items()]
+
+
+def results_of(profile: str, overrides: Sequence[str]) -> str:
+    """The results folder of a request."""
+    return str((values_given("runtime.results", overrides) or [f"results/{profile}"])[-1])
