@@ -200,15 +200,16 @@ def test_other_methods_have_no_peft_folder(method, tmp_path):
 
 
 @pytest.mark.parametrize("outputs", [1, 2, 3])
-def test_peft_loads_base_and_adapter_from_the_folder(outputs, tmp_path, bases, offline, monkeypatch):
+def test_peft_loads_base_labels_and_adapter_from_the_folder(outputs, tmp_path, bases, offline, monkeypatch):
     model = small("bert", LoraConfig(rank=3, alpha=7), outputs=outputs)
+    labels = ("no", "yes", "maybe")[:outputs] if outputs > 1 else ()
     monkeypatch.chdir(bases)
     for _ in range(2):  # the second replaces the first
-        to_peft(adapter_of(model), tmp_path / "peft", base="bert")
+        to_peft(adapter_of(model, origin=Origin(labels=labels)), tmp_path / "peft", base="bert")
     monkeypatch.chdir(tmp_path)
     assert str(bases) not in (tmp_path / "peft" / "lora.json").read_text()
-    load = peft.AutoPeftModelForSequenceClassification.from_pretrained
-    theirs = load(tmp_path / "peft", num_labels=outputs).eval()
+    theirs = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "peft").eval()
+    assert theirs.config.id2label == dict(enumerate(labels or ("LABEL_0",)))
     assert_same_logits(theirs, model, "bert")
     assert same(from_peft(tmp_path / "peft"), adapter_of(model))
 

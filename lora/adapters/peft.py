@@ -12,6 +12,7 @@ ignores.
 import dataclasses
 import json
 import math
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -35,11 +36,12 @@ from lora.adapters.folder import (
 )
 from lora.checks import SettingsError, build
 from lora.errors import UserError
-from lora.files import read_object
+from lora.files import at_home, read_object
 from lora.methods.configs import LoraConfig
 from lora.methods.lowrank import in_blocks
 from lora.models.architectures import in_order, module_of, slice_of
 
+BASE = "base"
 CONFIG, WEIGHTS, EXTRAS = "adapter_config.json", "adapter_model.safetensors", "lora.json"
 ROUNDING = 1e-12  # relative; of a scale or an alpha that was computed from one
 PREFIX = "base_model.model."
@@ -79,8 +81,9 @@ class Settings:
 def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | None = None) -> None:
     """Write a LoRA adapter as a folder that PEFT loads, with the same logits.
 
-    `AutoPeftModelForSequenceClassification.from_pretrained` loads it together with its base. It needs `num_labels`,
-    unless there are 2. `PeftModel.from_pretrained` loads the adapter onto a base in memory.
+    `AutoPeftModelForSequenceClassification.from_pretrained` loads it together with its base and the names of its
+    labels: for a base in a folder, `out` holds links to its files, and a config with the labels. A base of the hub
+    needs `num_labels`, unless there are 2. `PeftModel.from_pretrained` loads the adapter onto a base in memory.
 
     Args:
         adapter: Adapter in memory, or its folder.
@@ -104,10 +107,11 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
     alphas = {name: numerator(method, ranks[name], scale) for name, (_, _, scale) in modules.items()}
     alpha = alpha_at(method, method.rank)
     place, revision = locate_base(adapter, base)
+    labelled = labelled_base(Path(place), adapter) if saved and Path(place).is_dir() else {}
     config = {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if saved else None,
-        "base_model_name_or_path": place,
+        "base_model_name_or_path": os.path.abspath(at_home(out) / BASE) if labelled else place,
         "revision": revision,
         "inference_mode": True,
         "target_modules": list(modules),
@@ -126,12 +130,23 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
         tensors[f"{PREFIX}{name}.lora_A.weight"], tensors[f"{PREFIX}{name}.lora_B.weight"] = a, b
     tensors |= {f"{PREFIX}{name}": tensor for name, tensor in adapter.head.items()}
     extras = dataclasses.asdict(Extras(adapter.base, adapter.origin))
-    files = {
+    files: dict[str, bytes | Path] = {
         CONFIG: json.dumps(config, indent=1).encode(),
         WEIGHTS: save(apart(tensors), metadata={"format": "pt"}),
         EXTRAS: json.dumps({"format": FORMAT, **extras}, indent=1).encode(),
     }
-    write_folder(Path(out), files)
+    write_folder(Path(out), labelled | files)
+
+
+def labelled_base(place: Path, adapter: Adapter) -> dict[str, bytes | Path]:
+    """A base's files as links, and its config with the adapter's labels, for which PEFT has no field."""
+    outputs = min(len(tensor) for tensor in adapter.head.values() if tensor.dim() == 2)  # the output layer's
+    labels = adapter.origin.labels or ()
+    names = dict(enumerate(labels if len(labels) == outputs else [f"LABEL_{number}" for number in range(outputs)]))
+    config = read_object(place / "config.json")
+    config |= {"id2label": names, "label2id": {label: number for number, label in names.items()}}
+    links: dict[str, bytes | Path] = {f"{BASE}/{path.name}": path for path in sorted(place.iterdir()) if path.is_file()}
+    return links | {f"{BASE}/config.json": json.dumps(config, indent=1).encode()}
 
 
 def from_peft(folder: str | Path) -> Adapter:
