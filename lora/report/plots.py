@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+LONG = 24  # characters of a label; longer ones need a wider column of the legend
 STYLE = {
     "svg.hashsalt": "lora",  # otherwise ids in the file vary between draws
     "svg.fonttype": "none",  # text stays text
@@ -66,7 +67,8 @@ def legend(canvas: Canvas, axes: Sequence[Axes]) -> None:
         handles, labels = ax.get_legend_handles_labels()
         found |= dict(zip(labels, handles, strict=True))
     if found:
-        canvas.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(3, len(found)), fontsize=8)
+        columns = 3 if max(map(len, found)) <= LONG else 2 if len(axes) > 1 else 1
+        canvas.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, fontsize=8)
 
 
 def lines(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None:
@@ -74,8 +76,13 @@ def lines(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None
     of_gaps = bool(panel.get("gaps"))
     if of_gaps:
         ax.axhline(0, color="0.6", linewidth=1)
-    for i, series in enumerate(panel["series"], int(of_gaps)):
-        look = {"color": COLOURS[i % 7], "marker": MARKERS[i % 7], "linestyle": LINES[i % 7], "label": series["label"]}
+    labels = dict.fromkeys(series["label"] for each in figure["panels"] for series in each["series"])
+    places = {label: place for place, label in enumerate(labels, int(of_gaps))}  # one look per label in all panels
+    for series in panel["series"]:
+        i = places[series["label"]]
+        shape = (i + i // len(COLOURS)) % len(MARKERS)  # an eighth series has the first's colour and another shape
+        look = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[shape], "linestyle": LINES[shape]}
+        look["label"] = series["label"]
         aside = 1.05**i if figure["log_x"] and not panel.get("band") else 1  # keeps bars from hiding each other
         x, y = [value * aside for value in series["x"]], values(series["y"])
         low, high = values(series["low"]), values(series["high"])
