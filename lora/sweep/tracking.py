@@ -137,7 +137,7 @@ def main(arguments: argparse.Namespace) -> None:
     paths = [path for name in ("tables", "figures") for path in sorted(Path(runtime.results, name).glob("*"))]
     what = f"tables and figures of {arguments.profile} ({len(paths)} in all)"
     print(
-        f"copies: {what} for W&B, to {destination(runtime.tracking, runtime.outputs)} (none with tracking off)",
+        f"copies: {what} for W&B, to {destination(runtime.tracking, runtime.outputs)} (none with runtime.tracking=off)",
         flush=True,
     )
     with harmless():
