@@ -26,5 +26,5 @@ for (const table of document.querySelectorAll("table.sortable")) {
 }
 // On paper, folded tables and what lies behind the verdicts are shown; single runs are not.
 addEventListener("beforeprint", () => {
-  for (const each of document.querySelectorAll(".verdicts details, .folded")) each.open = true;
+  for (const each of document.querySelectorAll(".verdicts details, .folded:not(.runs)")) each.open = true;
 });
