@@ -174,6 +174,19 @@ def test_a_users_mistake_is_one_message_exit_2_and_nothing_written(tiny_override
     assert not list((tmp_path / "results").rglob("*.json"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-m", "profile=mini", "launcher.workers=0"], "launcher.workers must be a whole number >= 1, got 0"),
+        (["tune", "mini", "task=ratings"], "'mini' is not an override, setting=value; write profile=mini"),
+        (["-m", "profile=small", "task=cola", "data.path=~/none"], "data folder ~/none does not exist"),
+    ],
+)
+def test_a_mistake_in_a_sweep_is_one_message(arguments, message):
+    done = lora(*arguments)
+    assert done.returncode == 2 and not done.stdout and done.stderr.startswith(f"error: {message}")
+
+
 def test_a_sweep_is_narrowed_to_what_only_the_protocols_of_its_grids_have(tmp_path):
     """The default protocol has no rows for this. The grids do, so the next thing amiss is the folder of the rows."""
     asked = ["profile=paper", "model=roberta_large", "task=mrpc", "data.source=tsv", f"data.path={tmp_path}/none"]

@@ -98,7 +98,11 @@ def add_kept_tasks(results: str | Path) -> list[str]:
             ) from error
         digits = kept.definition.digits
         if not OWN_NAME.fullmatch(path.stem) or not path.stem.endswith(f"-{digits}"):
-            raise UserError(f"{path} holds another definition than its name says: the digits of its hash are {digits}")
+            raise UserError(
+                f"{path} holds another definition than its name says: the digits of its hash are {digits}. A "
+                f"regression of an earlier version, whose scores were not scaled by their range, is refused too: move "
+                f"the file and its runs to another folder"
+            )
         if set(kept.rows) != set(kept.definition.places):
             raise UserError(f"{path}: rows must be stated for {', '.join(kept.definition.places)}")
         names.append(path.stem)
