@@ -51,12 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_command(module: str, name: str, arguments: Sequence[str]) -> int:
     """Parse the arguments, run the command, and turn a mistake into a message on stderr. Returns: The exit code."""
-    command = import_module(module)
-    parser = argparse.ArgumentParser(prog=name, description=command.__doc__)
-    command.options(parser)
-    given = parser.parse_intermixed_args(arguments)
     try:
-        return command.main(given) or 0
+        command = import_module(module)  # which takes seconds, in which Ctrl-C may come
+        parser = argparse.ArgumentParser(prog=name, description=command.__doc__)
+        command.options(parser)
+        return command.main(parser.parse_intermixed_args(arguments)) or 0
     except UserError as error:
         code, message = 2, f"error: {error}"
     except UnfinishedError as error:

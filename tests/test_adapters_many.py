@@ -1,5 +1,7 @@
 """One batch of several adapters: each example gets the logits of its adapter alone, on every architecture."""
 
+import copy
+import pickle
 import random
 
 import pytest
@@ -9,7 +11,7 @@ from tiny_adapters import FIVE, five, logits, with_method
 
 from lora.adapters.adapter import Adapter, adapter_of
 from lora.adapters.batched import AdapterSet, ManyLora
-from lora.adapters.merge import swap, unmerge
+from lora.adapters.merge import remove, swap, unmerge
 from lora.errors import UserError
 from lora.methods.configs import HoulsbyConfig, LoraConfig
 from lora.models.modules import checksum
@@ -155,3 +157,26 @@ def test_names_that_nobody_loaded_and_a_wrong_number_of_them_are_refused():
         served(["rte", "sst2", "qnli", "rte", "rte"], **tiny.inputs("bert"))
     with pytest.raises(UserError, match="a batch of 5 examples needs 5 adapter names, one for each, got 4"):
         served(["rte"] * 4, **tiny.inputs("bert"))
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))], ids=["copied", "pickled"])
+@pytest.mark.parametrize("architecture", ["bert", "deberta-v2"])
+def test_a_copy_serves_without_the_original(architecture, again):
+    names = random.Random(3).choices(list(FIVE), k=ROWS)
+    served = AdapterSet(tiny.model(architecture).double(), five(architecture))
+    other = again(served)
+    served(names[::-1], **tiny.inputs(architecture, ROWS))
+    served.release()
+    assert_rows(other(names, **tiny.inputs(architecture, ROWS)), alone(architecture, names))
+
+
+@pytest.mark.parametrize("how", ["removed", "released"])
+def test_the_head_comes_back_in_the_models_present_dtype(how):
+    model, adapters = tiny.model("bert"), five("bert")
+    if how == "removed":
+        swap(model, adapters["mnli"])
+        remove(model.double())
+    else:
+        AdapterSet(model, adapters).double().release()
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+    assert checksum(model.state_dict().items()) == checksum(tiny.model("bert").double().state_dict().items())

@@ -261,3 +261,11 @@ def test_an_unknown_command_is_one_message(capsys):
     assert "'statsu mini' is not a command; use one of status" in capsys.readouterr().err
     assert cli.main(["analyse"]) == 2
     assert "use one of analyse intervals, analyse subspaces, analyse swaps" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_a_command_is_loaded_is_one_message(monkeypatch, capsys):
+    def stopped(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "import_module", stopped)
+    assert cli.main(["task=reviews"]) == 130 and capsys.readouterr().err.startswith("interrupted")

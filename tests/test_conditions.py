@@ -47,3 +47,10 @@ def test_starts_are_told_apart():
     every = pd.concat([curves(planned("rte"), GAINS), curves(planned("rte", start="mnli"), (0.0,) * 5)])
     found = conditions(frame(runs), every, runs)
     assert "start: pretrained and MNLI; device: a CPU." in found and found.endswith(": 1 of 2 cells.")
+
+
+def test_the_line_says_how_many_rows_were_cut():
+    runs = [*planned(), *planned("rte")]
+    every = pd.concat([curves(planned(), GAINS), curves(planned("rte"), GAINS)])
+    made = frame(runs).assign(truncated=[0.25] * 5 + [0.0] * 5)
+    assert "RTE 2,000 (CoLA 25% of the rows longer than max_length, and cut); start" in conditions(made, every, runs)

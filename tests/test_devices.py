@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from commands import lora
 from machines import GPU, SpyJob, with_gpus
 from test_launch import launched
 
@@ -111,3 +112,10 @@ def test_the_default_trains_on_the_gpu(tmp_path):
     record, _, _ = run(config)
     assert record.provenance["device"] == torch.cuda.get_device_name()
     assert record.selected["best"]["value"] is not None
+
+
+@pytest.mark.parametrize("mode", [(), ("-m", "experiment=null", "seed=1,2")], ids=["one run", "a sweep"])
+def test_a_gpu_that_is_not_there_is_not_announced(tiny_overrides, mode, monkeypatch):
+    with_gpus(monkeypatch)
+    done = lora(*mode, *tiny_overrides, "runtime.device=cuda")
+    assert done.returncode == 2 and not done.stdout and "needs a GPU" in done.stderr

@@ -197,3 +197,10 @@ def test_on_a_terminal_a_passing_line_is_overwritten(capsys, monkeypatch):
     lines.say("step 1", passing=True)
     lines.say("epoch 1")
     assert capsys.readouterr().err == "\r\x1b[Kstep 1\r\x1b[Kepoch 1\n"
+
+
+def test_the_announcement_names_the_mnli_run_that_others_start_from(tmp_path):
+    runs = select_runs("small", ["task=rte", "method=lora", "seed=1", "start=mnli"])
+    (parent,) = [run.run_id for run in runs if run.task == "mnli"]
+    text = announcement("small", runs, state(runs, tmp_path), runs, None, 2, "results")
+    assert f"  MNLI:    {parent}, which others start from\n" in text

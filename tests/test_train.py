@@ -275,3 +275,13 @@ def test_bf16_where_the_processor_has_none_is_refused(tiny_config, monkeypatch):
     with pytest.raises(UserError, match=r"train\.precision is bf16, but this CPU has none"):
         start_process(config)
     start_process(tiny_config("train.precision=fp32", "runtime.device=cpu"))
+
+
+def test_threads_are_the_settings_own(tiny_config, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    before = torch.get_num_threads()
+    try:
+        start_process(tiny_config("runtime.threads=2"))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -15,7 +15,7 @@ from lora.sweep import verify_inputs as module
 from lora.sweep.expand import distinct
 from lora.sweep.request import select_runs
 from lora.sweep.verify_inputs import verify_inputs
-from lora.sweep.worker import ensure_record
+from lora.sweep.worker import ensure_record, usable_record
 
 
 @pytest.fixture
@@ -148,3 +148,14 @@ def test_rows_on_the_hub_are_compared_by_their_revision_and_read_for_training(
     with pytest.raises(UserError, match="the rows of cola are not those"):
         verify_inputs([other.config], [record], {other.run_id})
     assert len(reads) == 2
+
+
+def test_an_adapter_that_is_not_the_records_is_made_again(tiny_config):
+    config = tiny_config("method=bitfit", "train.epochs=1", "runtime.save_adapter=true")
+    ensure_record(config, mistakes_fail=False)
+    path = adapter_path(config.runtime.outputs, config.run_id)
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert usable_record(config) is None
+    ensure_record(config, mistakes_fail=False)
+    assert path.read_bytes() == good

@@ -39,7 +39,13 @@ from lora.sweep.request import select_runs, selected
 from lora.sweep.state import State, state_of
 
 EXPERIMENTS = (*MAIN, "lora_targets", "lora_ranks", "mnli_start", "length", LEARNING_RATE, OWN)  # in reading order
-SHARED = ("task", "data.", "runtime.results", "rates")  # overrides that say nothing about encoder and method
+SHARED = (
+    "task",
+    "data.",
+    "runtime.results",
+    "runtime.outputs",
+    "rates",
+)  # overrides that say nothing about encoder and method
 
 
 @dataclass(frozen=True)

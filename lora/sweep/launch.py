@@ -15,7 +15,7 @@ from lora.config.options import chosen_option
 from lora.data.tasks import TASKS
 from lora.errors import UnfinishedError, UserError
 from lora.files import check_writable
-from lora.records.record import RunRecord, adapter_path
+from lora.records.record import RunRecord
 from lora.sweep import pool, ray_cluster, slurm
 from lora.sweep.announce import announcement
 from lora.sweep.devices import gpu_names, local_workers
@@ -26,7 +26,7 @@ from lora.sweep.progress import Watch, counted
 from lora.sweep.request import explain_request, select_runs, sweep_settings
 from lora.sweep.state import State, state
 from lora.sweep.verify_inputs import verify_inputs
-from lora.sweep.worker import Job, clean_up
+from lora.sweep.worker import Job, clean_up, has_adapter
 from lora.training import signals
 from lora.training.processes import processes
 
@@ -66,8 +66,9 @@ class Sweep:
         def is_done(run_id: str) -> bool:
             if run_id in now.failed:
                 return now.failed[run_id] != self.replaced.get(run_id)
-            has_weights = run_id not in self.weights or adapter_path(self.outputs, run_id).exists()
-            return run_id in now.ok and has_weights
+            if run_id not in now.ok:
+                return False
+            return run_id not in self.weights or has_adapter(now.ok[run_id], self.outputs)
 
         return [run for run in self.runs if not is_done(run.run_id)]
 
