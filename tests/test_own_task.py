@@ -5,6 +5,7 @@ import hashlib
 import json
 import random
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -439,6 +440,12 @@ def test_from_a_csv_to_the_report(tiny_own, tmp_path):
             if np.ptp(differences):
                 ends = scipy.stats.t.interval(0.95, 2, differences.mean(), scipy.stats.sem(differences))
                 assert row["95% over seeds"] == f"{ends[0]:+.1f} to {ends[1]:+.1f}"
+    brief = lora("report", "own", f"task={path}", f"runtime.results={results}")  # encoder and epochs: the records'
+    assert brief.returncode == 0 and len(pd.read_csv(results / "tables" / "table2_own.csv")) == 3, brief.stderr
+    (command,) = set(re.findall(r"`([^`]*analyse intervals[^`]*)`", brief.stdout))
+    _, _, _, *words = shlex.split(command)  # python -m lora
+    done = lora(*words)
+    assert done.returncode == 0 and "3 comparisons on 1 tasks" in done.stdout, done.stderr
 
 
 def test_a_run_that_is_done_trains_nothing_and_other_rows_or_words_are_not_taken_for_it(tiny_own, tmp_path):
