@@ -12,6 +12,7 @@ from synthetic import populate, write_run
 from lora.cli import main
 from lora.records.record import load_records, write_record
 from lora.report.build import build
+from lora.report.page import page
 from lora.report.stats import all_pairs
 from lora.sweep.request import select_runs
 
@@ -51,6 +52,8 @@ def test_a_task_of_ones_own_gets_an_answer(moods):
     (line,) = report.answers
     assert line.endswith(f"{values.mean():+.1f} ({low:+.1f} to {high:+.1f}), n = 5: higher") and low > 0
     assert report.text().startswith(f"# Which method is better\n\n- {line}\n")
+    shown = page(report, dict.fromkeys(report.figures, b"<svg/>"))
+    assert line in shown and shown.index(line) < shown.index("<table")
 
 
 def test_an_undecided_answer_says_how_many_seeds_would_tell():
@@ -91,6 +94,7 @@ def test_each_methods_rate_is_told_and_unequal_tuning_stands_above_the_table(moo
     assert chosen["Full fine-tuning"].startswith("default")
     assert chosen["LoRA (qv, r8)"].startswith("best of 3 tried (") and chosen["LoRA (qv, r8)"].endswith("at the edge")
     assert "seed 0" in chosen["LoRA (qv, r8)"] and set(tables["table2_own"].cells["Seeds"]) == {"5"}
+    assert "on the same dev rows" in tables["rates_own"].markdown()
 
 
 def test_a_report_reads_the_folder_where_it_is_typed(tmp_path, monkeypatch, capsys):
