@@ -1,10 +1,11 @@
-"""Find the base of an adapter on this machine or on the hub.
+"""Find the base of an adapter on this machine or on the hub, and write it with the adapter's labels.
 
 An adapter's folder names its base and says how to recognise it. It holds no path, because folders are copied between
 machines. Files of other formats that must hold one get it when they are written.
 """
 
 import dataclasses
+import json
 import os
 import re
 from pathlib import Path
@@ -22,9 +23,10 @@ from lora.checks import build
 from lora.config.encoder_files import locate
 from lora.config.sections import ModelConfig
 from lora.errors import UserError, first_line
-from lora.files import ROOT, at_home
+from lora.files import ROOT, at_home, read_object
 from lora.models.modules import lasting
 
+BASE = "base"  # the folder of a base below one that PEFT loads
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -81,3 +83,14 @@ def checked_folder(adapter: Adapter, folder: Path) -> str:
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UserError) as error:
         raise UserError(f"{place} does not hold the adapter's base: {first_line(error)}") from error
     return place
+
+
+def labelled_base(place: Path, adapter: Adapter) -> dict[str, bytes | Path]:
+    """A base's files as links, and its config with the adapter's labels, for which PEFT has no field."""
+    outputs = min(len(tensor) for tensor in adapter.head.values() if tensor.dim() == 2)  # the output layer's
+    labels = adapter.origin.labels or ()
+    names = dict(enumerate(labels if len(labels) == outputs else [f"LABEL_{number}" for number in range(outputs)]))
+    config = read_object(place / "config.json")
+    config |= {"id2label": names, "label2id": {label: number for number, label in names.items()}}
+    links: dict[str, bytes | Path] = {f"{BASE}/{path.name}": path for path in sorted(place.iterdir()) if path.is_file()}
+    return links | {f"{BASE}/config.json": json.dumps(config, indent=1).encode()}

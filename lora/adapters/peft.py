@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lora.adapters.adapter import Adapter, Origin
 from lora.adapters.base import Base
-from lora.adapters.base_location import locate_base
+from lora.adapters.base_location import BASE, labelled_base, locate_base
 from lora.adapters.folder import (
     FORMAT,
     apart,
@@ -41,7 +41,6 @@ from lora.methods.configs import LoraConfig
 from lora.methods.lowrank import in_blocks
 from lora.models.architectures import in_order, module_of, slice_of
 
-BASE = "base"
 CONFIG, WEIGHTS, EXTRAS = "adapter_config.json", "adapter_model.safetensors", "lora.json"
 ROUNDING = 1e-12  # relative; of a scale or an alpha that was computed from one
 PREFIX = "base_model.model."
@@ -136,17 +135,6 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
         EXTRAS: json.dumps({"format": FORMAT, **extras}, indent=1).encode(),
     }
     write_folder(Path(out), labelled | files)
-
-
-def labelled_base(place: Path, adapter: Adapter) -> dict[str, bytes | Path]:
-    """A base's files as links, and its config with the adapter's labels, for which PEFT has no field."""
-    outputs = min(len(tensor) for tensor in adapter.head.values() if tensor.dim() == 2)  # the output layer's
-    labels = adapter.origin.labels or ()
-    names = dict(enumerate(labels if len(labels) == outputs else [f"LABEL_{number}" for number in range(outputs)]))
-    config = read_object(place / "config.json")
-    config |= {"id2label": names, "label2id": {label: number for number, label in names.items()}}
-    links: dict[str, bytes | Path] = {f"{BASE}/{path.name}": path for path in sorted(place.iterdir()) if path.is_file()}
-    return links | {f"{BASE}/config.json": json.dumps(config, indent=1).encode()}
 
 
 def from_peft(folder: str | Path) -> Adapter:
