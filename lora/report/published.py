@@ -4,15 +4,13 @@ A row of the file is one printed cell: the paper, what it ran or copied, how it 
 """
 
 import argparse
-import json
 from collections.abc import Iterable
 
 import pandas as pd
 
 from lora.files import ROOT, write_atomically
 from lora.report.figures import Figure
-from lora.report.plots import draw
-from lora.report.write import figure_json
+from lora.report.write import draw_changed
 from lora.table import in_page, markdown
 
 FOLDER = ROOT / "experiments" / "published"
@@ -131,7 +129,4 @@ def main(given: argparse.Namespace) -> None:
     """Rewrite the page's block and its figure."""
     page = FOLDER / "README.md"
     write_atomically(page, in_page(page.read_text(), MARK, f"\n{block().rstrip()}\n").encode())
-    figure, data, picture = papers_figure(read_published()), FOLDER / "papers.json", FOLDER / "papers.png"
-    if not (picture.exists() and data.exists() and json.loads(data.read_bytes()) == figure):  # as with other figures
-        write_atomically(data, figure_json(figure))
-        write_atomically(picture, draw(figure)["png"])
+    draw_changed(FOLDER / "papers", papers_figure(read_published()))

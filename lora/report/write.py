@@ -63,22 +63,31 @@ def figure_json(figure: Figure) -> bytes:
     return (json.dumps(figure, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 
-def write(report: Report, folder: Path) -> None:
-    """Write every file of a report below `folder`, and draw the figures whose data changed.
+def draw_changed(stem: Path, figure: Figure) -> None:
+    """Write a figure's data and pictures next to each other, unless they are there already.
 
     A picture of unchanged data is kept, because another release of matplotlib would write other bytes.
+
+    Args:
+        stem: Path of the files without their endings.
     """
+    data, content = stem.with_suffix(".json"), figure_json(figure)
+    drawn = {form: stem.with_suffix(f".{form}") for form in ("png", "svg")}
+    same = data.exists() and data.read_bytes() == content
+    if not same or not all(path.exists() for path in drawn.values()):
+        from lora.report.plots import draw  # loads matplotlib
+
+        for form, picture in draw(figure).items():
+            write_atomically(drawn[form], picture)
+        write_atomically(data, content)
+
+
+def write(report: Report, folder: Path) -> None:
+    """Write every file of a report below `folder`, and draw the figures whose data changed."""
     content, pictures = files(report), {}
     for key, figure in report.figures.items():
-        data = folder / "figures" / f"{key}.json"
-        drawn = {form: data.with_suffix(f".{form}") for form in ("png", "svg")}
-        same = data.exists() and data.read_bytes() == content[f"figures/{key}.json"]
-        if not same or not all(path.exists() for path in drawn.values()):
-            from lora.report.plots import draw  # loads matplotlib
-
-            for form, picture in draw(figure).items():
-                write_atomically(drawn[form], picture)
-        pictures[key] = drawn["svg"].read_bytes()
+        draw_changed(folder / "figures" / key, figure)
+        pictures[key] = (folder / "figures" / f"{key}.svg").read_bytes()
     for name, written in (content | {"report.html": page(report, pictures).encode()}).items():
         write_atomically(folder / name, written)
     kept = {*content, *(f"figures/{key}.{form}" for key in pictures for form in ("png", "svg"))}
