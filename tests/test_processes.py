@@ -54,6 +54,7 @@ def test_two_processes_give_the_losses_and_weights_of_one(tiny_overrides, tiny_c
     one, _, files = run(tiny_config(*UNEVEN, *settings))
     done = launch(launcher, [*tiny_overrides, *UNEVEN, *settings], tmp_path / "two")
     assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("torchelastic_*")), "the launcher's folder is among what is removed after the test"
     assert done.stdout.count(": ok, ") == 1, "one of the two speaks"
     two = read_record(tmp_path / "two" / "results" / "runs" / f"{one.run_id}.json")
     assert two.provenance["processes"] == 2
