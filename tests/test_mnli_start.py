@@ -72,6 +72,18 @@ def test_every_method_starts_from_what_its_parent_trained(tiny_overrides, method
     assert plain.epochs[0]["train_loss"] != trained.epochs[0]["train_loss"]
 
 
+def test_a_frozen_a_is_the_parents(tiny_overrides):
+    """The parent has another seed, so that its A differs."""
+    frozen = ["task=rte", "start=mnli", "start_seed=5", "method=lora", "method.frozen_a=true"]
+    parent, child = compose_family([*tiny_overrides, *frozen])
+    ensure_record(parent, mistakes_fail=False)
+    stored, started = load_file(adapter_path(parent.runtime.outputs, parent.run_id)), fresh(child)
+    factors = [name for name, _ in started.named_parameters() if ".lora_" in name]
+    assert len(factors) == 8 and not torch.equal(started.get_parameter(factors[0]), stored[factors[0]])
+    start_from(started, child)
+    assert all(torch.equal(started.get_parameter(name), stored[name]) for name in factors)
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,10 +15,9 @@ from lora.config.sections import ModelConfig
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
 from lora.methods.configs import LoraConfig, MethodConfig
+from lora.methods.lowrank import LOW_RANK
 from lora.models.architectures import named_by
 from lora.models.modules import DTYPES, is_head, lasting
-
-LOW_RANK = re.compile(r"(.+)\.lora_([ab])")
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ def ranks_in(method: LoraConfig, names: Sequence[str]) -> dict[str, int]:
 
 @lasting
 def adapter_of(model: nn.Module, base: Base | None = None, origin: Origin | None = None) -> Adapter:
-    """Copy a model's trained tensors, merged or not, to the CPU.
+    """Copy a model's trained tensors, and a frozen A, to the CPU. The model may be merged.
 
     Args:
         base: Description of the model's base; None reads and hashes the base now.
@@ -138,7 +136,8 @@ def adapter_of(model: nn.Module, base: Base | None = None, origin: Origin | None
             f"lora.load_adapter"
         )
     parameters = carried_parameters(model)
-    tensors = {name: parameters[name].detach().cpu().clone() for name in applied.trained}
+    names = dict.fromkeys([*applied.trained, *filter(LOW_RANK.fullmatch, parameters)])
+    tensors = {name: parameters[name].detach().cpu().clone() for name in names}
     head = {name for name in tensors if is_head(model, name) and not LOW_RANK.fullmatch(name)}
     return Adapter(
         applied.method,

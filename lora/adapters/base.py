@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from lora.errors import UserError
-from lora.methods.lowrank import LoraLayer, factor_dtype
+from lora.methods.lowrank import LOW_RANK, LoraLayer, factor_dtype
 from lora.models.modules import checksum, is_head
 
 # The settings that, together with the weights, determine what an encoder computes. Each architecture has some of them.
@@ -79,7 +79,7 @@ def base_tensors(model: nn.Module, trained: Iterable[str] = ()) -> dict[str, Ten
     return {
         name: parameter
         for name, parameter in carried_parameters(model).items()
-        if name not in touched and not is_head(model, name)
+        if name not in touched and not LOW_RANK.fullmatch(name) and not is_head(model, name)
     }
 
 

@@ -72,7 +72,7 @@ def fitted_layers(model: nn.Module, adapter: Adapter) -> dict[str, LoraLayer]:
     for name in in_order(pairs):
         (a, b), module = pairs[name], module_of(name)
         linear = kept[module] if module in kept else find_linear(model, module)
-        part = adapt(layers, name, linear, len(a), adapter.scale(name), adapter.method.dropout)
+        part = adapt(layers, name, linear, len(a), adapter.method)
         if a.shape[1] != linear.in_features or len(b) != len(part.lora_b):
             raise UserError(
                 f"the adapter's factors of {name} are for {b.shape[0]} x {a.shape[1]} weights, and the model's is "

@@ -24,7 +24,7 @@ from lora.adapters.head import check_finite, own_head, put_head
 from lora.errors import UserError
 from lora.methods import Applied, apply
 from lora.methods.configs import LoraConfig
-from lora.methods.lowrank import LoraLayer, LoraSlices
+from lora.methods.lowrank import LoraLayer, LoraSlices, trained_in
 from lora.models.modules import lasting, replace, train_only
 
 
@@ -127,7 +127,7 @@ def put_lora(model: nn.Module, fitted: Fitted, merged: bool) -> None:
     """Put a LoRA adapter and its head on a model, in place of any earlier one."""
     put_layers(model, fitted.layers, merged)
     put_head(model, fitted.head)
-    factors = [f"{name}.{part}" for name in fitted.adapter.pairs() for part in ("lora_a", "lora_b")]
+    factors = trained_in(fitted.layers)
     if getattr(model, "applied", None) is None:
         train_only(model, factors)  # as lora.apply does: pretrained weights never train with LoRA
         for layer in fitted.layers.values():

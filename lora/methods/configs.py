@@ -56,6 +56,7 @@ class LoraConfig:
             N(0, init_std^2), as in the paper. B starts at zero.
         init_std: Standard deviation for `gaussian`; None otherwise.
         scaling: `lora` divides alpha by r, `rslora` by sqrt(r) (Kalajdzievski 2023).
+        frozen_a: A keeps its initial values, and B alone trains (LoRA-FA, Zhang et al. 2023).
     """
 
     targets: tuple[str, ...] = ("q", "v")
@@ -67,6 +68,7 @@ class LoraConfig:
     init_a: Literal["kaiming_uniform", "gaussian"] = "kaiming_uniform"
     init_std: float | None = None
     scaling: Literal["lora", "rslora"] = "lora"
+    frozen_a: bool = False
     name: Literal["lora"] = "lora"
 
     def __post_init__(self):

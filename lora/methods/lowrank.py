@@ -1,7 +1,8 @@
 """LoRA: a frozen linear layer plus a trained low-rank update of all its outputs, or of slices of them."""
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 
 import torch
 from jaxtyping import Float
@@ -13,6 +14,8 @@ from lora.methods.configs import LoraConfig
 from lora.models.architectures import in_order, module_of, slice_of
 from lora.models.modules import find_target, replace, train_only, weight_of
 from lora.rng import generator
+
+LOW_RANK = re.compile(r"(.+)\.lora_([ab])")  # names of its parameters, trained or frozen
 
 
 class LoraLinear(nn.Module):
@@ -137,7 +140,7 @@ def in_blocks(
 
 
 def adapt(
-    layers: dict[str, LoraLayer], name: str, linear: nn.Linear | LoraLayer, rank: int, scale: float, dropout: float
+    layers: dict[str, LoraLayer], name: str, linear: nn.Linear | LoraLayer, rank: int, config: LoraConfig
 ) -> LoraLinear | LoraSlice:
     """Add LoRA for a linear layer, or for a slice of one, to the layers that will replace a model's.
 
@@ -151,12 +154,14 @@ def adapt(
     module, part = module_of(name), slice_of(name)
     if module in layers and (part is None or isinstance(layers[module], LoraLinear)):
         raise UserError(f"{module} would have LoRA as a whole and on a slice of it: name one of the two")
+    adapted: LoraLinear | LoraSlice
     if part is None:
-        layers[module] = LoraLinear(linear, rank, scale, dropout)
-        return layers[module]
-    layer = layers.setdefault(module, LoraSlices(linear, dropout))
-    layer.add_module(name.rpartition(".")[2], LoraSlice(linear.weight, part.rows(linear.out_features), rank, scale))
-    return layer.get_submodule(name.rpartition(".")[2])
+        adapted = layers[module] = LoraLinear(linear, rank, config.scale_at(rank), config.dropout)
+    else:
+        adapted = LoraSlice(linear.weight, part.rows(linear.out_features), rank, config.scale_at(rank))
+        layers.setdefault(module, LoraSlices(linear, config.dropout)).add_module(name.rpartition(".")[2], adapted)
+    adapted.lora_a.requires_grad_(not config.frozen_a)
+    return adapted
 
 
 @torch.no_grad()
@@ -174,7 +179,7 @@ def init_a(lora_a: Float[Tensor, "rank d_in"], config: LoraConfig, seed: int, na
 def apply(model: nn.Module, config: LoraConfig, seed: int) -> tuple[str, ...]:
     """Apply LoRA to every module that the targets name. The logits do not change, since B is zero.
 
-    Returns: The names of the trainable parameters: every A and B, and the head's.
+    Returns: The names of the trainable parameters: every A, unless it is frozen, every B, and the head's.
     Raises: UserError: If a target is missing, named twice, or smaller than its rank. The model is then unchanged.
     """
     planned: dict[str, int] = {}
@@ -193,9 +198,19 @@ def apply(model: nn.Module, config: LoraConfig, seed: int) -> tuple[str, ...]:
     layers: dict[str, LoraLayer] = {}
     for name in in_order(planned):
         linear, rank = model.get_submodule(module_of(name)), planned[name]
-        part = adapt(layers, name, linear, rank, config.scale_at(rank), config.dropout)
+        part = adapt(layers, name, linear, rank, config)
         if part.lora_a.device.type != "meta":
             init_a(part.lora_a, config, seed, name)
     for name, layer in layers.items():
         replace(model, name, layer)
-    return train_only(model, [f"{name}.{part}" for name in planned for part in ("lora_a", "lora_b")])
+    return train_only(model, trained_in(layers))
+
+
+def trained_in(layers: Mapping[str, LoraLayer]) -> list[str]:
+    """Full names of the parameters that LoRA trains in these layers."""
+    return [
+        f"{name}.{part}"
+        for name, layer in layers.items()
+        for part, parameter in layer.named_parameters()
+        if parameter.requires_grad and part.rpartition(".")[2].startswith("lora_")
+    ]

@@ -61,7 +61,11 @@ def closed_form(model: str, config: MethodConfig) -> int:
     if isinstance(config, BitFitConfig):
         return _biases(sizes)
     if isinstance(config, LoraConfig):
-        return sum(layers * _sides(sizes, target) * config.rank_of(target) for target in config.targets)
+        sides = {target: _sides(sizes, target) for target in config.targets}
+        return sum(
+            layers * (d_out + d_in * (not config.frozen_a)) * config.rank_of(target)
+            for target, (d_in, d_out) in sides.items()
+        )
     assert isinstance(config, BottleneckConfig)
     m = config.bottleneck
     adapters = 2 * layers if isinstance(config, HoulsbyConfig) else layers
@@ -71,10 +75,10 @@ def closed_form(model: str, config: MethodConfig) -> int:
     return adapters * (2 * d * m + m + d) + layer_norms * 2 * d
 
 
-def _sides(sizes: Mapping[str, Any], target: str) -> int:
-    """d_in + d_out of a target's matrix, the number of parameters that LoRA trains per unit of rank."""
+def _sides(sizes: Mapping[str, Any], target: str) -> tuple[int, int]:
+    """d_in and d_out of a target's matrix."""
     d, ffn = sizes["hidden_size"], sizes["intermediate_size"]
-    return d + ffn if target in ("i", "f") else 2 * d
+    return {"i": (d, ffn), "f": (ffn, d)}.get(target, (d, d))
 
 
 def _body(sizes: Mapping[str, Any]) -> int:

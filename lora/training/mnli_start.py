@@ -8,7 +8,8 @@ from torch import nn
 
 from lora.config.run import RunConfig
 from lora.errors import UserError, listed
-from lora.models.modules import architecture_of, is_head, trainable
+from lora.methods.lowrank import LOW_RANK
+from lora.models.modules import architecture_of, is_head
 from lora.records.record import adapter_path, read_record, record_path
 
 
@@ -34,7 +35,8 @@ def start_from(model: nn.Module, config: RunConfig) -> None:
         state = "differ from those in its record: delete them, and" if content else "are missing:"
         raise UserError(f"the weights of {parent}, {weights}, {state} a sweep trains the run again")
     tensors = {name: tensor for name, tensor in load(content).items() if is_carried(model, name)}
-    mine = {name: parameter for name, parameter in trainable(model) if is_carried(model, name)}
+    saved = [(name, p) for name, p in model.named_parameters() if p.requires_grad or LOW_RANK.fullmatch(name)]
+    mine = {name: parameter for name, parameter in saved if is_carried(model, name)}
     theirs, ours = ({name: tuple(t.shape) for name, t in side.items()} for side in (tensors, mine))
     if different := sorted(name for name, _ in set(theirs.items()) ^ set(ours.items())):
         raise UserError(f"{parent} trained other modules than {config.run_id} does: {listed(dict.fromkeys(different))}")

@@ -166,8 +166,8 @@ def fuse(model: nn.Module, precision: str, seed: int) -> Masks:
             replace(model, name, FusedDropout(module.p, name, masks))
     encoder = f"{model.base_model_prefix}.encoder"
     for name, parameter in model.named_parameters():
-        norm = "LayerNorm" in name
-        if name.startswith(f"{encoder}.layer.") and not (parameter.requires_grad or norm or is_head(model, name)):
+        wide = "LayerNorm" in name or name.endswith("lora_a")  # A may be frozen
+        if name.startswith(f"{encoder}.layer.") and not (parameter.requires_grad or wide or is_head(model, name)):
             parameter.data = parameter.data.to(dtype)
     fused = FusedEncoder(model.get_submodule(encoder), settings.num_attention_heads, dtype, masks)
     replace(model, encoder, fused)
