@@ -13,8 +13,8 @@ from commands import command
 from lora.cost import machine
 from lora.cost.bench import command as bench
 from lora.cost.bench import page, peer
-from lora.cost.results import COMMITTED, as_json
-from lora.cost.timing import median_interval, median_of, order, ratio_of, shown, spread_name
+from lora.cost.machine import COMMITTED, as_json
+from lora.cost.timing import median_interval, order, shown
 from lora.data import metrics
 from lora.errors import UserError
 from lora.sweep.worker import ensure_record
@@ -27,11 +27,9 @@ TOKENIZER_NOTICE = "ignore:.*:UserWarning"  # by torch and datasets, about pinne
 
 
 def test_fewer_than_six_values_give_a_range_and_no_interval():
-    assert median_interval([1.0, 2.0, 3.0, 4.0, 5.0]) is None and spread_name(5) == "range"
-    assert median_interval([1.0, 6.0, 3.0, 4.0, 5.0, 2.0]) == (1.0, 6.0) and spread_name(6) == "95% interval"
-    assert shown(median_of([1000.0, 3000.0, 2000.04]), 1) == "2,000.0 (1,000.0 to 3,000.0)"
-    ratio = ratio_of([1.0, 20.0, 3.0], [2.0, 10.0, 3.0])
-    assert (ratio["median"], ratio["low"], ratio["high"], ratio["n"]) == (1.0, 0.5, 2.0, 3)
+    assert median_interval([1.0, 2.0, 3.0, 4.0, 5.0]) is None
+    assert median_interval([1.0, 6.0, 3.0, 4.0, 5.0, 2.0]) == (1.0, 6.0)
+    assert shown([1000.0, 3000.0, 2000.04], 1) == "2,000.0 (1,000.0 to 3,000.0)"
 
 
 def test_orders_are_seeded_and_differ():
@@ -44,10 +42,6 @@ def test_orders_are_seeded_and_differ():
 # The machine.
 
 
-def test_an_idle_machine_is_told_from_a_busy_one():
-    assert machine.is_idle([0.05, 0.1]) and not machine.is_idle([0.05, 0.3])
-
-
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="proportional set sizes are Linux's")
 def test_memory_of_a_process_is_that_of_its_descendants_too():
     hold = "import sys; held = bytearray(80 << 20); print('held', flush=True); sys.stdin.read()"
@@ -55,10 +49,10 @@ def test_memory_of_a_process_is_that_of_its_descendants_too():
     process = subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == "held\n"
-        assert 80 << 20 < machine.tree_bytes(process.pid) < 200 << 20
+        assert 80 << 20 < bench.tree_bytes(process.pid) < 200 << 20
     finally:
         process.communicate("")
-    assert machine.tree_bytes(process.pid) == 0
+    assert bench.tree_bytes(process.pid) == 0
 
 
 X86 = (
@@ -228,9 +222,8 @@ def test_committed_pages_are_what_the_committed_measurements_give():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rounds", "0"], "--rounds must be >= 1, got 0"),
-        (["--runs", "5"], "--runs must be a multiple of 2 and at least 4, got 5"),
-        (["--runs", "2"], "at least 4, got 2"),
+        (["--rounds", "0"], "--rounds must be >= 1 and --runs a multiple of 2 and at least 4"),
+        (["--runs", "5"], "--runs a multiple of 2 and at least 4"),
         (["--reference", "--results", "x"], "not allowed with argument"),
         (["--tables", "--results", "absent"], "absent/bench holds no measurements"),
         (["--results", __file__], "is not a folder in which you may write"),

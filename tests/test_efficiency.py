@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import re
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +14,14 @@ from machines import inject
 from processor import needs_bf16
 from safetensors.torch import save_file
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from lora.cost import floor, harness, subjects
-from lora.cost.efficiency.command import write
-from lora.cost.efficiency.measure import make_trainee, resolve_device, time_steps
-from lora.cost.efficiency.plan import TITLES, Plan, make_plan, place, run_of
-from lora.cost.efficiency.summary import read_summary, summarise
+from lora.config.run import RunConfig
+from lora.cost import harness, subjects
+from lora.cost.efficiency import command as efficiency
+from lora.cost.efficiency.command import run_of, trainee
+from lora.cost.efficiency.summary import read_device, read_summary, summarise
+from lora.cost.efficiency.tables import document
+from lora.cost.machine import COMMITTED
 from lora.cost.parameters import SIZES
 from lora.cost.subjects import changed, load, random_batch, serve, served
 from lora.errors import UserError
@@ -44,24 +44,8 @@ KERNELS = pytest.mark.parametrize(
 TRAINED = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "peft")
 
 
-@pytest.fixture
-def plan(model_dir) -> Plan:
-    return Plan(
-        model="local",
-        path=str(model_dir),
-        methods=tuple(TITLES),
-        kernels="stock",
-        precision="fp32",
-        device="cpu",
-        threads=1,
-        rounds=2,
-        step_shapes=("3x8", "4x12"),
-        latency_shapes=("2x8",),
-    )
-
-
-def other(plan: Plan, **changes) -> Plan:
-    return dataclasses.replace(plan, **changes)
+def configure(folder: Path, kernels: str = "stock", precision: str = "fp32") -> RunConfig:
+    return efficiency.configure(str(folder), "cpu", kernels, precision)
 
 
 # Bytes.
@@ -103,34 +87,24 @@ def test_saved_bytes_count_a_storage_whole_and_no_casts_of_weights() -> None:
 
 
 @KERNELS
-def test_bytes_of_activations_checkpoint_and_optimizer(plan: Plan, kernels: str, precision: str, tmp_path: Path):
+def test_bytes_of_activations_checkpoint_and_optimizer(model_dir: Path, kernels: str, precision: str, tmp_path: Path):
     """AdamW keeps two float32 moments per value. Torch's own also keeps a float32 count of steps per tensor."""
-    plan, kept = other(plan, kernels=kernels, precision=precision), {}
+    config, kept = configure(model_dir, kernels, precision), {}
     for name in TRAINED:
-        trainee = make_trainee(plan, name)
-        batch = random_batch(trainee.model, "4x12")
-        counts = harness.counts(trainee, {"4x12": batch})
-        assert counts["saved_activation_bytes"] == harness.counts(trainee, {"4x12": batch})["saved_activation_bytes"]
+        subject = trainee(name, run_of(config, name))
+        batch = random_batch(subject.model.config, "4x12")
+        counts = harness.counts(subject, {"4x12": batch})
+        assert counts["saved_activation_bytes"] == harness.counts(subject, {"4x12": batch})["saved_activation_bytes"]
         kept[name] = counts["saved_activation_bytes"]["4x12"]
         own_kernels = kernels == "fused" and name != "peft"
-        values, tensors = counts["trainable_with_head"], len(list(trainable(trainee.model)))
-        assert optimizer_bytes(trainee.optimizer) == 8 * values + (0 if own_kernels else 4 * tensors)
-        tensors = {n: p.detach() for n, p in trainable(trainee.model)}
+        values, tensors = counts["trainable_with_head"], len(list(trainable(subject.model)))
+        assert optimizer_bytes(subject.optimizer) == 8 * values + (0 if own_kernels else 4 * tensors)
+        tensors = {n: p.detach() for n, p in trainable(subject.model)}
         save_file(tensors, tmp_path / "file")
         assert counts["checkpoint_bytes"] == (tmp_path / "file").stat().st_size
         assert sum(p.numel() for p in tensors.values()) == counts["trainable_with_head"]
     assert all(0 < kept[name] < kept["full"] for name in TRAINED[1:-1])
     assert kept["lora"] < kept["peft"] or kernels == "stock"
-
-
-def test_the_peak_of_a_child_is_its_own(plan: Plan, tmp_path: Path) -> None:
-    """Memory of this process does not count, although getrusage would include it. An error keeps its message."""
-    ballast = np.ones(2**27)  # 1 GiB
-    trainee = harness.partial(make_trainee, plan, "lora")
-    peak = harness.in_fresh_process(harness.peak_mib, trainee, "4x12", 1, "cpu")
-    assert 0 < peak < ballast.nbytes / 2**20
-    with pytest.raises(UserError, match="has no config"):
-        harness.in_fresh_process(make_trainee, other(plan, path=str(tmp_path)), "lora")
 
 
 def test_a_killed_process_is_told() -> None:
@@ -163,7 +137,7 @@ def test_subjects_compute_the_same_loss_and_all_of_them_learn(tiny_config, monke
         *(subjects.peft(changed(config, model={"attention": attention})) for attention in ("eager", "sdpa")),
         subjects.ours(changed(config, train={"kernels": "stock"})),
     ]
-    batch = random_batch(made[0].model, "4x8")
+    batch = random_batch(made[0].model.config, "4x8")
     first = [subject.loss(batch).item() for subject in made]
     assert first == pytest.approx([first[0]] * 5, rel=1e-5)  # B is zero
     counts = [sum(p.numel() for p in subject.model.parameters() if p.requires_grad) for subject in made]
@@ -175,17 +149,18 @@ def test_subjects_compute_the_same_loss_and_all_of_them_learn(tiny_config, monke
 
 
 @pytest.mark.parametrize("architecture", ["roberta", "distilbert", "deberta-v2"])
-def test_peft_trains_the_same_parameters_on_other_architectures(architecture: str, plan: Plan, tmp_path: Path) -> None:
-    plan = other(plan, path=str(tiny.folder(tmp_path / architecture, architecture)))
-    ours, theirs = (count_parameters(make_trainee(plan, name).model) for name in ("lora", "peft"))
+def test_peft_trains_the_same_parameters_on_other_architectures(architecture: str, tmp_path: Path) -> None:
+    config = configure(tiny.folder(tmp_path / architecture, architecture))
+    ours, theirs = (count_parameters(trainee(name, config).model) for name in ("lora", "peft"))
     assert {**ours, "total": 0} == {**theirs, "total": 0}
 
 
 @KERNELS
-def test_merged_lora_computes_what_unmerged_does(plan: Plan, kernels: str, precision: str) -> None:
-    plan = other(plan, kernels=kernels, precision=precision)
-    models = {name: served(run_of(plan, name), name == "lora_merged") for name in plan.served}
-    batch = random_batch(models["base"], "4x12")
+def test_merged_lora_computes_what_unmerged_does(model_dir: Path, kernels: str, precision: str) -> None:
+    config = configure(model_dir, kernels, precision)
+    names = ("base", "full", "bitfit", "lora", "lora_merged")
+    models = {name: served(run_of(config, name), name == "lora_merged") for name in names}
+    batch = random_batch(models["base"].config, "4x12")
     logits = {name: serve(model, batch).float() for name, model in models.items()}
     largest = logits["base"].abs().max().item()
     tolerance = 1e-5 * largest if precision == "fp32" else 0.05 * largest
@@ -202,45 +177,12 @@ def test_random_encoders_have_a_seed_of_their_own(monkeypatch: pytest.MonkeyPatc
     small = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
     monkeypatch.setitem(SIZES, "roberta_base", SIZES["roberta_base"] | small)
     state = torch.random.get_rng_state()
-    plan = make_plan("roberta_base", "cpu")
-    models = [load(dataclasses.replace(run_of(plan, "base"), seed=seed)) for seed in (1, 1, 2)]
+    config = efficiency.configure("roberta_base", "cpu", None, None)
+    models = [load(dataclasses.replace(config, seed=seed)) for seed in (1, 1, 2)]
     assert torch.equal(torch.random.get_rng_state(), state)
     first, again, third = (checksum(model.named_parameters()) for model, _ in models)
     assert first == again != third and models[0][1] == "random, seed 1"
-    assert (plan.kernels, plan.precision) == ("stock", "fp32"), "as the paper's profile has it"
-
-
-# The floor.
-
-
-def test_the_floor_counts_the_operations_that_the_step_does(tiny_config) -> None:
-    """Torch's count is at least the floor, and at most floor, head, repeated scores and the first keys' gradient."""
-    subject = subjects.ours(tiny_config("method.rank=2", "train.kernels=fused"))
-    batch, tokens, rank, d, layers = 4, 8, 2, 32, 2
-    inputs = random_batch(subject.model, "4x8")
-    subject.step(inputs)
-    with FlopCounterMode(display=False) as counter:
-        subject.step(inputs)
-    least = sum(product.operations for product in floor.lora_step(floor.sizes_of(subject.model), "4x8", rank))
-    head = 3 * 2 * batch * d * d + 3 * 2 * batch * d * 2  # pooler and classifier: forward and both gradients
-    scores_again = sum(2 * batch * queries * tokens * d for queries in [tokens] * (layers - 1) + [1])
-    first_keys = 2 * batch * tokens * tokens * d  # the first layer's keys need no gradient, and get one
-    assert least <= counter.get_total_flops() <= least + head + scores_again + first_keys
-
-
-def test_the_floor_of_products_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    products = floor.lora_step((1, 4, 2, 8), "3x5", rank=1)
-    rows, d, f = 15, 4, 8
-    keys_values = 2 * rows * d * d
-    queries_output = 3 * 3 * d * d  # both forward, and the output's gradient
-    feed_forward = 2 * 2 * 3 * d * f
-    attention = 5 * 3 * 5 * d  # scores, context, and the gradients of probabilities, queries and values
-    low_rank = (2 + 1 + 2) * (3 + rows) * d
-    expected = 2 * (keys_values + queries_output + feed_forward + attention + low_rank)
-    assert sum(product.operations for product in products) == expected
-    monkeypatch.setattr(floor, "clock_of", lambda device: lambda call: 2.0)
-    twice = [floor.Product(2, 3, 4, 5), floor.Product(7, 1, 1, 2), floor.Product(2, 3, 4, 1)]
-    assert floor.floor_seconds(twice, "fp32") == 2.0 * (5 + 2 + 1)
+    assert (config.train.kernels, config.train.precision) == ("stock", "fp32"), "as the paper's profile has it"
 
 
 # The whole measurement.
@@ -259,12 +201,12 @@ def test_paired_ratios_cancel_what_a_round_shares() -> None:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory, model_dir) -> Path:
-    """The folder of one device, with an encoder measured under two kernels."""
-    results = tmp_path_factory.mktemp("results")
-    for rounds, kernels, methods in ((6, "stock", "lora_merged peft base full lora"), (1, "fused", "lora_merged base")):
-        what = f"--model local --methods {methods} --kernels {kernels} --precision fp32 --device cpu"
-        shapes = f"--rounds {rounds} --step-shapes 3x8 4x12 --latency-shapes 2x8"
-        main([*what.split(), *shapes.split(), "--path", str(model_dir), "--results", str(results)])
+    """The folder of one device. Its processes are started while this one holds a GiB."""
+    results, ballast = tmp_path_factory.mktemp("results"), np.ones(2**27)
+    what = "--methods lora_merged base full lora --kernels stock --precision fp32 --device cpu --rounds 6"
+    shapes = "--step-shapes 3x8 4x12 --latency-shapes 2x8"
+    main(["--model", str(model_dir), *what.split(), *shapes.split(), "--results", str(results)])
+    assert ballast.all()
     (device,) = (results / "efficiency").iterdir()
     return device
 
@@ -272,14 +214,15 @@ def measured(tmp_path_factory, model_dir) -> Path:
 def test_the_summary_follows_from_the_samples(measured: Path, model_dir: Path) -> None:
     folder = measured / "local-stock-fp32"
     summary = read_summary(folder / "summary.json")
-    assert list(summary) == ["about", "base", "full", "lora", "peft", "lora_merged"]
-    lora, full, peft, merged = (summary[name] for name in ("lora", "full", "peft", "lora_merged"))
-    assert lora["trainable"] == peft["trainable"] == 2 * 2 * 2 * 8 * 32, "layers, q and v, A and B, r = 8, d = 32"
+    assert list(summary) == ["about", "base", "full", "lora", "lora_merged"]
+    lora, full, merged = (summary[name] for name in ("lora", "full", "lora_merged"))
+    assert lora["trainable"] == 2 * 2 * 2 * 8 * 32, "layers, q and v, A and B, r = 8, d = 32"
     assert lora["to_full"]["trainable"] == pytest.approx(lora["trainable"] / full["trainable"], abs=1e-6)
     assert lora["checkpoint_bytes"] < full["checkpoint_bytes"] and lora["to_full"]["checkpoint_bytes"] < 1
-    assert merged["trainable"] is None and merged["step_ms"] is None and peft["latency_ms"] is None
-    assert set(lora["step_ms"]) == set(lora["saved_activation_bytes"]) == set(lora["floor_ms"]) == {"3x8", "4x12"}
+    assert merged["trainable"] is None and merged["step_ms"] is None
+    assert set(lora["step_ms"]) == set(lora["saved_activation_bytes"]) == {"3x8", "4x12"}
     assert set(lora["peak_mib"]) == {"4x12"} and set(merged["latency_ms"]) == {"2x8"}
+    assert 0 < lora["peak_mib"]["4x12"] < 1024, "the memory of the parent does not count"
     samples = np.genfromtxt(folder / "samples.csv", delimiter=",", names=True, dtype=None, encoding="utf-8")
 
     def times(kind: str, method: str, shape: str) -> np.ndarray:
@@ -296,67 +239,43 @@ def test_the_summary_follows_from_the_samples(measured: Path, model_dir: Path) -
     assert about["model"]["weights"].startswith("sha256:") and about["machine"]["packages"]["torch"]
 
 
-def test_tables_are_rebuilt_byte_for_byte(measured: Path) -> None:
-    files = {str(path.relative_to(measured)): path.read_bytes() for path in measured.rglob("*") if path.is_file()}
-    shown = ("summary.json", "samples.csv")
-    folders = ("local-stock-fp32", "local-fused-fp32")
-    assert set(files) == {
-        "efficiency.md",
-        *(f"{f}/{name}" for f in folders for name in shown),
-    }
+def test_tables_follow_from_the_summaries(measured: Path, tmp_path: Path) -> None:
+    files = {path: path.read_bytes() for path in measured.rglob("*") if path.is_file()}
+    assert {path.name for path in files} == {"efficiency.md", "summary.json", "samples.csv"}
     main(["--tables", "--results", str(measured.parents[1])])
-    assert files == {name: (measured / name).read_bytes() for name in files}
-    text = files["efficiency.md"].decode()
-    assert text.count("| LoRA, merged |") == 2 and text.count("| Full fine-tuning |") == 2
-    assert text.count("| LoRA, by PEFT |") == 1 and "The matrix products of LoRA's step alone would take" in text
-    one_round, six_rounds = sorted(re.findall(r"Medians of .*", text))
-    assert one_round.endswith("too few to say how certain they are: 6 rounds would.") and "interval" in six_rounds
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda s: s["about"].update(schema=9), "not a summary of schema 1"),
-        (lambda s: s.pop("about"), "not a summary of schema 1"),
-    ],
-)
-def test_a_broken_summary_is_refused(measured: Path, tmp_path: Path, change, message: str) -> None:
+    assert files == {path: path.read_bytes() for path in files}
+    committed = sorted((COMMITTED / "efficiency").glob("*/efficiency.md"))
+    assert committed and all(document(read_device(path.parent)) == path.read_text() for path in committed)
     summary = json.loads((measured / "local-stock-fp32" / "summary.json").read_text())
-    change(summary)
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
-    with pytest.raises(UserError, match=message):
-        write(tmp_path)
+    summary["about"]["schema"] = 9
+    (tmp_path / "efficiency" / "cpu").mkdir(parents=True)
+    (tmp_path / "efficiency" / "cpu" / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(SystemExit):
+        main(["--tables", "--results", str(tmp_path)])
 
 
-# Plans and mistakes.
+# Settings and mistakes.
 
 
-def test_the_plan_follows_the_profile_and_its_folder_follows_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """LoRA at r = 8, and bottleneck adapters of its budget; the defaults on top, the rest below."""
+def test_the_settings_follow_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LoRA at r = 8, and bottleneck adapters of its budget."""
     inject(monkeypatch, "bf16")
-    plan, top = make_plan("minilm", "cpu"), Path("results/efficiency/some-cpu")
-    assert (plan.kernels, plan.precision) == ("fused", "bf16"), "as mini, which follows the machine"
-    methods = {name: run_of(plan, name).method for name in ("lora", "houlsby", "pfeiffer")}
+    config = efficiency.configure("minilm", "cpu", None, None)
+    assert (config.train.kernels, config.train.precision) == ("fused", "bf16"), "as mini, which follows the machine"
+    methods = {name: run_of(config, name).method for name in ("lora", "houlsby", "pfeiffer")}
     assert (methods["lora"].rank, methods["lora"].targets) == (8, ("q", "v"))
     assert (methods["houlsby"].bottleneck, methods["pfeiffer"].bottleneck) == (8, 16)
-    assert place(plan, top) == place(make_plan("minilm", "cuda"), top) == top
-    assert place(make_plan("minilm", "cpu", precision="fp32"), top) == top / "minilm-fused-fp32"
-    assert place(make_plan("roberta_large", "cpu"), top) == top / "roberta_large-stock-fp32"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "gpt3"], "invalid choice: 'gpt3'"),
+        (["--model", "absent"], "model folder absent has no config.json"),
         (["--methods", "prefix"], "invalid choice: 'prefix'"),
         (["--device", "cuda"], "--device is cuda, but torch sees no CUDA device here"),
-        (["--device", "cpu", "--kernels", "quick"], "invalid choice: 'quick'"),
         (["--rounds", "0"], "--rounds must be >= 1, got 0"),
-        (["--step-shapes", "16by28"], "--step-shapes must be <rows>x<tokens>, such as 16x128, got '16by28'"),
-        (["--latency-shapes", "1x8", "1x8"], "--latency-shapes must be not empty, without repeats"),
-        (["--table-1", "--latency-shapes", "1x8"], "not allowed with"),
-        (["--model", "local"], "--path must be given with --model local only, got None"),
-        (["--model", "local", "--path", "absent"], "model folder absent has no config.json"),
+        (["--methods", "lora", "--step-shapes", "16by28"], "a shape must be <rows>x<tokens>, such as 16x128, got"),
+        (["--methods", "lora", "--latency-shapes", "1x9999"], "a shape has 9999 tokens, but minilm reads at most 512"),
         (["--tables"], "results/efficiency holds no device's folder"),
         (["--results", __file__], "is not a folder in which you may write"),
     ],
@@ -371,13 +290,15 @@ def test_a_mistake_is_told_and_nothing_written(arguments, message, tmp_path, cap
     assert not (tmp_path / "results").exists()
 
 
-def test_kernels_that_do_not_fit(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="--kernels must be stock on a GPU, got 'fused'"):
-        other(plan, kernels="fused", device="cuda")
+def test_kernels_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny.folder(tmp_path / "distilbert", "distilbert")
     with pytest.raises(UserError, match="does not cover model type distilbert"):
-        time_steps(other(plan, path=str(folder), kernels="fused", methods=("full",)), {"full": {}}, lambda: None)
+        trainee("full", run_of(configure(folder, "fused"), "full"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert [resolve_device("auto", kernels) for kernels in (None, "stock", "fused")] == ["cuda", "cuda", "cpu"]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert resolve_device("auto", None) == "cpu"
+    assert [efficiency.resolve_device("auto", kernels) for kernels in (None, "stock", "fused")] == [
+        "cuda",
+        "cuda",
+        "cpu",
+    ]
+    with pytest.raises(UserError, match="--device is cuda, but --kernels fused is for CPUs"):
+        efficiency.resolve_device("cuda", "fused")

@@ -3,13 +3,10 @@
 import pytest
 import torch
 from commands import command
-from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForSequenceClassification
 
 from lora.config.compose import compose_run
-from lora.cost import memory
 from lora.cost.memory import SHOWN, estimate, kept_activations, table
-from lora.cost.parameters import SIZES
+from lora.cost.parameters import SIZES, model_of_size
 from lora.files import ROOT
 from lora.methods import apply
 
@@ -36,9 +33,7 @@ def small(monkeypatch):
 
 
 def real_model(config):
-    with FakeTensorMode():
-        settings = memory.fake_model(config).config
-    model = AutoModelForSequenceClassification.from_config(settings)
+    model = model_of_size("roberta_base", outputs=2)
     apply(model, config.method)
     return model.train()
 

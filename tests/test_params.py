@@ -93,8 +93,6 @@ def test_the_target_sets_of_table_5_are_of_one_size(counts, model):
     ("arguments", "message"),
     [
         (["--model", "gpt3"], "invalid choice: 'gpt3'"),
-        (["--table", "7"], "invalid choice: '7'"),
-        (["--table", "10", "--model", "roberta_base"], "table 10 has no row for model roberta_base"),
         (["--ranks", "3"], "unrecognized arguments: --ranks 3"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What is measured of any subject on any device: time of steps and of served batches, bytes, and peak memory."""
+"""The bytes that training needs: of activations, checkpoint and optimizer, and the peak of a process."""
 
 import ctypes
 import gc
@@ -16,28 +16,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lora.cost.floor import floor_seconds, lora_step, sizes_of
-from lora.cost.subjects import Batch, Subject, clock_of, random_batch
-from lora.cost.timing import interleave
-from lora.errors import UserError, first_line
+from lora.cost.subjects import Batch, Subject, random_batch
+from lora.errors import UserError
 from lora.models.modules import count_parameters, trainable
 from lora.training.device import optimizer_bytes
 
 T = TypeVar("T")
 PEAK_STEPS = 3  # from the second on, the optimizer has its state
-STATUS, RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-
-def times(
-    actions: Mapping[str, Callable[[Batch], object]], batches: Mapping[str, Batch], rounds: int, device: str, **how: Any
-) -> dict[str, dict[str, list[float]]]:
-    """Shape -> subject -> seconds of each round, in which every subject takes every batch once.
-
-    Args:
-        how: Further arguments of `interleave`.
-    """
-    work = {shape: {name: partial(act, batch) for name, act in actions.items()} for shape, batch in batches.items()}
-    return interleave(work, rounds, clock=clock_of(device), **how)
 
 
 def counts(subject: Subject, batches: Mapping[str, Batch]) -> dict[str, Any]:
@@ -48,19 +33,10 @@ def counts(subject: Subject, batches: Mapping[str, Batch]) -> dict[str, Any]:
     return {
         "trainable": parameters["trainable_method"],
         "trainable_with_head": parameters["trainable_method"] + parameters["trainable_head"],
-        "checkpoint_bytes": checkpoint_bytes(subject.model),
+        "checkpoint_bytes": len(save({name: p.detach().cpu() for name, p in trainable(subject.model)})),
         "optimizer_bytes": optimizer_bytes(subject.optimizer),
         "saved_activation_bytes": saved,
     }
-
-
-def floor_ms(model: nn.Module, shape: str, rank: int, precision: str, device: str) -> float | None:
-    """Milliseconds of the matrix products that a LoRA step on Wq and Wv requires; None if sizes are unknown."""
-    sizes = sizes_of(model)
-    return None if sizes is None else 1000 * floor_seconds(lora_step(sizes, shape, rank), precision, device)
-
-
-# Bytes.
 
 
 class _Casts(TorchDispatchMode):
@@ -107,14 +83,6 @@ def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata  # of the storage object: a fake storage has no data
 
 
-def checkpoint_bytes(model: nn.Module) -> int:
-    """The bytes of a safetensors file of the trained tensors, the head's included."""
-    return len(save({name: p.detach().cpu() for name, p in trainable(model)}))
-
-
-# Peak memory.
-
-
 def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
     """Call a function of a module in a process of its own, whose memory and settings are independent of this one's.
 
@@ -130,43 +98,24 @@ def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
 def peak_mib(make: Callable[[], Subject], shape: str, threads: int, device: str) -> float | None:
     """The peak memory of this process while it trains, without that of loading the encoder.
 
+    `getrusage` is unsuitable: its maximum starts at the memory that the parent process had when it started this one.
+
     Returns: The peak of the whole process on a CPU, of torch's allocator on a GPU. None if the system reports none.
     """
     torch.set_num_threads(threads)
-    if device == "cpu" and resident_mib("VmHWM") is None:
-        return None
     subject = make()
-    batch = random_batch(subject.model, shape)
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        reset_peak()
-    for _ in range(PEAK_STEPS):
-        subject.step(batch)
-    return round(torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else resident_mib("VmHWM"), 1)
-
-
-def resident_mib(key: str) -> float | None:
-    """This process's resident memory, now (`VmRSS`) or at its peak (`VmHWM`); see proc(5). None if unknown.
-
-    `getrusage` is unsuitable: its maximum starts at the memory that the parent process had when it started this one.
-    """
+    batch = random_batch(subject.model.config, shape, device)
     try:
-        field = re.search(rf"^{key}:\s*(\d+) kB", STATUS.read_text(), re.MULTILINE)
-    except OSError:
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)  # return freed memory to the system
+            Path("/proc/self/clear_refs").write_text("5")  # proc(5): reset the peak resident set size
+        for _ in range(PEAK_STEPS):
+            subject.step(batch)
+        if device == "cuda":
+            return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+        return round(int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024, 1)
+    except (OSError, AttributeError):  # not Linux, or another C library
         return None
-    return int(field[1]) / 1024 if field else None
-
-
-def reset_peak() -> None:
-    """Return freed memory to the system and reset the peak to the memory that is resident now.
-
-    Raises: UserError: If the system does not allow it.
-    """
-    gc.collect()
-    if hasattr(ctypes.CDLL(None), "malloc_trim"):
-        ctypes.CDLL(None).malloc_trim(0)
-    try:
-        RESET_PEAK.write_text("5")  # proc(5): reset the peak resident set size
-    except OSError as error:
-        raise UserError(f"cannot reset this process's peak memory by {RESET_PEAK}: {first_line(error)}") from error

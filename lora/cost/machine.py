@@ -1,24 +1,27 @@
-"""The machine's description, the load of other processes, and the memory of processes. No torch, no host names."""
+"""The machine's description, the load of other processes, and the folders of measurements. No torch, no host names."""
 
+import argparse
+import json
 import os
 import platform
 import re
 from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import psutil
 
+from lora.errors import UserError
+from lora.files import REFERENCE, RESULTS, ROOT
 from lora.records.machine import BF16_FLAGS, cores, cpu_fields, cpu_flags
 
 IDLE_CORES = 0.1  # ours: cores busy with other processes; a higher load shows in the timings
 SAMPLE_SECONDS = 2.0
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numba", "numpy", "safetensors")
 VECTORS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "bf16", "asimd")  # CPU flags, the widest first
-
-
-# Description.
+COMMITTED = RESULTS / REFERENCE
 
 
 def cpu_name() -> str:
@@ -59,9 +62,6 @@ def versions() -> dict[str, str]:
     return installed
 
 
-# Load of other processes.
-
-
 def busy_cores(seconds: float = SAMPLE_SECONDS) -> float:
     """Average number of cores that all processes keep busy while this one sleeps for `seconds`."""
     return round(psutil.cpu_percent(seconds) / 100 * (os.cpu_count() or 1), 3)
@@ -72,16 +72,24 @@ def is_idle(busy: Iterable[float]) -> bool:
     return max(busy) <= IDLE_CORES
 
 
-def tree_bytes(pid: int) -> int:
-    """Bytes of a process and its descendants. On Linux a page that they share counts once in all (its PSS).
+# Folders of measurements.
 
-    Processes that end meanwhile count as zero.
-    """
-    total = 0
-    with suppress(psutil.Error):
-        root = psutil.Process(pid)
-        for process in (root, *root.children(recursive=True)):
-            with suppress(psutil.Error):
-                memory = process.memory_full_info()
-                total += getattr(memory, "pss", memory.uss)
-    return total
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Add the options for the folder of measurements."""
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--results", type=Path, default=RESULTS, help="folder (default: results, which git ignores)")
+    text = f"{COMMITTED.relative_to(ROOT)}, which is committed"
+    place.add_argument("--reference", dest="results", action="store_const", const=COMMITTED, help=text)
+    parser.add_argument("--tables", action="store_true", help="measure nothing: build the tables again")
+
+
+def check_writable(folder: Path) -> None:
+    """Raises: UserError: If results cannot be written there, so that a measurement does not find out at its end."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise UserError(f"cannot write results to {folder}: {existing} is not a folder in which you may write")
+
+
+def as_json(content: dict[str, Any]) -> bytes:
+    return f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode()

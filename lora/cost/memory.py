@@ -63,9 +63,12 @@ def estimate(config: RunConfig, processes: int) -> tuple[Memory, Memory]:
     Raises: UserError: If the batch is not divisible among them, or `SIZES` lacks the model.
     """
     check_batch(config.train, processes)
+    if config.model.name not in SIZES:
+        known = ", ".join(SIZES)
+        raise UserError(f"model must be one of {known}, whose sizes are known here, got {config.model.name!r}")
     rows = config.train.batch // (processes * config.train.accumulation)
     with FakeTensorMode():
-        model = fake_model(config)
+        model = model_of_size(config.model.name, outputs=2)
         apply(model, config.method)
         counts = count_parameters(model)
         kept = kept_activations(model.train(), rows, config.data.max_length, config.train.precision)
@@ -75,15 +78,6 @@ def estimate(config: RunConfig, processes: int) -> tuple[Memory, Memory]:
     inputs = layers * rows * config.data.max_length * model.config.hidden_size * 4
     plain = Memory(weights + casts, 4 * trained, 8 * trained, kept, rows)
     return plain, replace(plain, weights=weights + casts // layers, activations=inputs + kept // layers)
-
-
-def fake_model(config: RunConfig) -> nn.Module:
-    """The configuration's model, with tensors without values. Call it in a FakeTensorMode."""
-    if config.model.name not in SIZES:
-        raise UserError(
-            f"model must be one of {', '.join(SIZES)}, whose sizes are known here, got {config.model.name!r}"
-        )
-    return model_of_size(config.model.name, outputs=2)
 
 
 def kept_activations(model: nn.Module, rows: int, length: int, precision: str) -> int:

@@ -12,7 +12,6 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lora.checks import build
-from lora.errors import UserError
 from lora.files import ROOT
 from lora.methods import METHODS, apply
 from lora.methods.configs import MethodConfig
@@ -124,12 +123,8 @@ Tables 5 and 6 are about GPT-3: these are their settings on other models."""
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", choices=list(SIZES), help="only this model")
-    parser.add_argument("--table", choices=["2", "5", "6", "10"], help="only this table of the paper")
 
 
 def main(chosen: argparse.Namespace) -> None:
     """Exit codes: 0 done; 2 a mistake in the call."""
-    rows = [r for r in read_published() if chosen.model in (None, r.model) and chosen.table in (None, r.table)]
-    if not rows:
-        raise UserError(f"table {chosen.table} has no row for model {chosen.model}")
-    print(table(rows) + "\n" + NOTES)
+    print(table([row for row in read_published() if chosen.model in (None, row.model)]) + "\n" + NOTES)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import re
+import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,12 +14,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from lora.adapters.merge import merge
 from lora.config.run import RunConfig
 from lora.cost.parameters import model_of_size
-from lora.cost.shapes import rows_and_tokens
-from lora.cost.timing import Action, wall_seconds
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.methods import apply
@@ -30,6 +31,7 @@ from lora.training.device import start_process
 from lora.training.fused.encoder import DTYPES, fuse
 from lora.training.step import MicroBatch, prepare_step
 
+Action = Callable[[], object]
 Batch = dict[str, Tensor]
 SPECIAL = 5  # smaller ids are padding and other special tokens
 ENDLESS = 2**40  # steps of the schedule, so that the learning rate stays the same
@@ -182,10 +184,18 @@ def serve(model: nn.Module, batch: Batch) -> Float[Tensor, "batch classes"]:
     return model(**{key: value for key, value in batch.items() if key != "labels"}).logits
 
 
-def random_batch(model: nn.Module, shape: str) -> Batch:
-    """Random ids without padding, and random labels, on the model's device."""
+def rows_and_tokens(shape: str) -> tuple[int, int]:
+    """The rows and tokens of a batch's shape. Raises: UserError: If it is not of the form `16x128`."""
+    if not re.fullmatch(r"[1-9]\d{0,5}x[1-9]\d{0,5}", shape):
+        raise UserError(f"a shape must be <rows>x<tokens>, such as 16x128, got {shape!r}")
+    rows, tokens = map(int, shape.split("x"))
+    return rows, tokens
+
+
+def random_batch(settings: PretrainedConfig, shape: str, device: str = "cpu") -> Batch:
+    """Random ids without padding, and random labels."""
     rows, tokens = rows_and_tokens(shape)
-    settings, source = model.config, generator(0, "inputs", shape)
+    source = generator(0, "inputs", shape)
     batch = {
         "input_ids": torch.randint(SPECIAL, settings.vocab_size, (rows, tokens), generator=source),
         "attention_mask": torch.ones(rows, tokens, dtype=torch.int64),
@@ -193,13 +203,18 @@ def random_batch(model: nn.Module, shape: str) -> Batch:
     }
     if getattr(settings, "type_vocab_size", 0) > 1:  # otherwise the tokenizer gives none
         batch["token_type_ids"] = torch.zeros(rows, tokens, dtype=torch.int64)
-    device = next(model.parameters()).device
     return {key: value.to(device) for key, value in batch.items()}
 
 
 def clock_of(device: str) -> Callable[[Action], float]:
     """The timer of an action: the machine's clock, or on a GPU events in its stream, so that no launch is missed."""
     return wall_seconds if device == "cpu" else event_seconds
+
+
+def wall_seconds(action: Action) -> float:
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
 
 
 def event_seconds(action: Action) -> float:

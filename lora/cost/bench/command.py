@@ -8,6 +8,7 @@ Each peer has the precision, number of threads and attention that are fastest fo
 """
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -16,16 +17,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from lora.config.compose import compose_config, compose_run
 from lora.config.encoder_files import locate
 from lora.config.run import RunConfig
+from lora.cost import machine
 from lora.cost.bench.page import SIDES, block, rebuild
-from lora.cost.machine import busy_cores, cpu_name, describe, slug, tree_bytes, versions
-from lora.cost.results import COMMITTED, add_place, as_json, check_writable, say
 from lora.cost.subjects import require_peft
 from lora.cost.timing import order
 from lora.data.tasks import TASKS
@@ -56,24 +59,22 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=text)
     text = "runs per round of this project and of the tuned peer (default %(default)s)"
     parser.add_argument("--runs", type=int, default=RUNS, help=text)
-    add_place(parser)
+    machine.add_place(parser)
 
 
 def main(given: argparse.Namespace) -> None:
     """Exit codes: 0 done; 2 a mistake in the call, or a side that could not run; 130 interrupted."""
-    if given.rounds < 1:
-        raise UserError(f"--rounds must be >= 1, got {given.rounds}")
     tasks = len(TASKS_TIMED)
-    if given.runs < 2 * tasks or given.runs % tasks:
-        raise UserError(f"--runs must be a multiple of {tasks} and at least {2 * tasks}, got {given.runs}")
+    if given.rounds < 1 or given.runs < 2 * tasks or given.runs % tasks:
+        raise UserError(f"--rounds must be >= 1 and --runs a multiple of {tasks} and at least {2 * tasks}")
     results = given.results / "bench"
     if not given.tables:
         require_peft()
-        check_writable(results)
+        machine.check_writable(results)
         with tempfile.TemporaryDirectory(prefix="lora-bench-") as folder:
             measured = measure(given.rounds, given.runs, TASKS_TIMED, OVERRIDES, Path(folder))
-        write_atomically(results / measured["device"] / "measurements.json", as_json(measured))
-    measurements = rebuild(results, *(PAGES if given.results == COMMITTED else ()))
+        write_atomically(results / measured["device"] / "measurements.json", machine.as_json(measured))
+    measurements = rebuild(results, *(PAGES if given.results == machine.COMMITTED else ()))
     if not measurements:
         raise UserError(f"{results} holds no measurements: `make bench` makes them")
     print(block(measurements))
@@ -89,7 +90,7 @@ def measure(rounds: int, runs: int, tasks: Sequence[str], overrides: Sequence[st
     configs = {task: compose_run([*overrides, f"task={task}"]) for task in tasks}
     examples = {task: export_rows(config, folder / "rows") for task, config in configs.items()}
     config, per_task = configs[tasks[0]], runs // len(tasks)
-    say("warming up: the peers' choices of precision, threads and attention, one sweep of ours")
+    print("warming up: the peers' choices of precision, threads and attention, one sweep of ours", file=sys.stderr)
     first = peer_run(config, 0, examples[tasks[0]])
     script, tuned = (fastest(padding, first, folder) for padding in ("max_length", "longest"))
     run_ours(tasks, [0], overrides, folder)
@@ -104,13 +105,13 @@ def measure(rounds: int, runs: int, tasks: Sequence[str], overrides: Sequence[st
             "ours": lambda seeds=seeds: run_ours(tasks, seeds, overrides, folder),
         }
         for side in order(SIDES, "sides", number):
-            busy.append(busy_cores())
+            busy.append(machine.busy_cores())
             turns.append({"round": number, "side": side, **actions[side]()})
-            say(f"round {number + 1} of {rounds}, {side}: {turns[-1]['seconds']:.0f} s")
+            print(f"round {number + 1} of {rounds}, {side}: {turns[-1]['seconds']:.0f} s", file=sys.stderr)
     return {
-        "device": slug(cpu_name()),
-        "machine": describe(),
-        "versions": versions(),
+        "device": machine.slug(machine.cpu_name()),
+        "machine": machine.describe(),
+        "versions": machine.versions(),
         "code": code_version(),
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": {
@@ -139,9 +140,8 @@ def export_rows(config: RunConfig, folder: Path) -> Path:
     """Write the splits that a run reads as JSON lines, for a script. Returns: Their folder."""
     from lora.data.read import read  # loads pandas and datasets
 
-    task, data = TASKS[config.task], config.data
+    task, data, target = TASKS[config.task], config.data, folder / config.task
     splits = read(task, data.source, data.path, data.revision, data.train_rows).splits
-    target = folder / config.task
     target.mkdir(parents=True)
     for split, name in zip(task.training_splits, ("train", "validation"), strict=True):
         splits[split].select_columns([*task.columns, "label"]).to_json(target / f"{name}.json")
@@ -151,8 +151,10 @@ def export_rows(config: RunConfig, folder: Path) -> Path:
 def peer_run(config: RunConfig, seed: int, rows: Path) -> Run:
     """The settings of a LoRA run on an encoder with BERT's module names, for `lora.cost.bench.peer`."""
     task, train, method = TASKS[config.task], config.train, config.method
-    keys = ("epochs", "batch", "eval_batch", "lr", "warmup_frac", "weight_decay", "clip_norm")
+    of_train = ("epochs", "batch", "eval_batch", "lr", "warmup_frac", "weight_decay", "clip_norm")
     return {
+        **{key: getattr(train, key) for key in of_train},
+        **{key: getattr(method, key) for key in ("rank", "alpha", "dropout", "targets")},
         "task": config.task,
         "seed": seed,
         "model": locate(config.model)[0],
@@ -162,8 +164,6 @@ def peer_run(config: RunConfig, seed: int, rows: Path) -> Run:
         "metric": task.metric,
         "metrics": task.metrics,
         "max_length": config.data.max_length,
-        **{key: getattr(train, key) for key in keys},
-        **{key: getattr(method, key) for key in ("rank", "alpha", "dropout", "targets")},
     }
 
 
@@ -198,6 +198,18 @@ def run_process(arguments: Sequence[str], folder: Path, log: Path) -> tuple[floa
         last = "\n".join(log.read_text(errors="replace").strip().splitlines()[-15:])
         raise UserError(f"python {' '.join(arguments)} ended with exit code {process.returncode}:\n{last}")
     return seconds, peak
+
+
+def tree_bytes(pid: int) -> int:
+    """Bytes of a process and its descendants. On Linux a page that they share counts once in all (its PSS)."""
+    total = 0
+    with suppress(psutil.Error):  # processes that end meanwhile count as zero
+        root = psutil.Process(pid)
+        for process in (root, *root.children(recursive=True)):
+            with suppress(psutil.Error):
+                memory = process.memory_full_info()
+                total += getattr(memory, "pss", memory.uss)
+    return total
 
 
 def run_jobs(jobs: Sequence[Sequence[Run]], settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -238,19 +250,12 @@ def fastest(padding: str, run: Run, folder: Path) -> dict[str, Any]:
 
     Each choice trains the same run twice for a few steps. The first run is a warm-up; the second is timed.
     """
-    seconds, offered = [], choices()
-    for choice in offered:
-        short = choice | {"padding": padding, "max_steps": CALIBRATION_STEPS}
-        seconds.append(run_jobs([[run, run]], short, folder)["cells"][1]["step_seconds"])
-    return offered[seconds.index(min(seconds))] | {"padding": padding, "max_steps": None}
-
-
-def choices() -> list[dict[str, Any]]:
-    """The settings that a peer chooses among: this CPU's precisions, numbers of threads, and attentions."""
-    threads = sorted({2**power for power in range(cores().bit_length()) if 2**power <= cores()} | {cores()})
-    return [
-        {"precision": precision, "threads": count, "attention": attention}
-        for precision in ("fp32", *(["bf16"] if cpu_flags() & BF16_FLAGS else []))
-        for count in threads
-        for attention in ("eager", "sdpa")
-    ]
+    precisions = ("fp32", "bf16") if cpu_flags() & BF16_FLAGS else ("fp32",)
+    threads = sorted({2**power for power in range(cores().bit_length())} | {cores()})
+    seconds: dict[tuple[str, int, str], float] = {}
+    keys = ("precision", "threads", "attention")
+    for choice in itertools.product(precisions, threads, ("eager", "sdpa")):
+        short = dict(zip(keys, choice, strict=True)) | {"padding": padding, "max_steps": CALIBRATION_STEPS}
+        seconds[choice] = run_jobs([[run, run]], short, folder)["cells"][1]["step_seconds"]
+    best = min(seconds, key=lambda choice: seconds[choice])
+    return dict(zip(keys, best, strict=True)) | {"padding": padding, "max_steps": None}

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from lora.cost.machine import IDLE_CORES
-from lora.cost.timing import median_of, ratio_of, shown, spread_name
+from lora.cost.timing import FEWEST, shown
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import read_object, write_atomically
@@ -68,8 +68,7 @@ def speed(measurements: Sequence[Measured]) -> str:
     """The README's sentence: runs an hour of this project, of the tuned and of the plain script, for every device."""
     shown_rates = {measured["device"]: rates(measured) for measured in measurements}
     return "; ".join(
-        f"{', '.join(shown(median_of(of[side]), 0) for side in reversed(SIDES))} on {device}"
-        for device, of in shown_rates.items()
+        f"{', '.join(shown(of[side], 0) for side in reversed(SIDES))} on {device}" for device, of in shown_rates.items()
     )
 
 
@@ -90,7 +89,7 @@ def runs_table(measured: Measured) -> str:
         rounds = turns(measured, side)
         row = {
             "": TITLES[side].format(**measured["settings"]),
-            "runs / hour": shown(median_of(rates(measured)[side]), 0),
+            "runs / hour": shown(rates(measured)[side], 0),
             "s / run": f"{statistics.median(turn['seconds'] / len(turn['cells']) for turn in rounds):.1f}",
             "memory, MiB": f"{max(turn['peak_bytes'] for turn in rounds) / 2**20:,.0f}",
         }
@@ -104,14 +103,18 @@ def runs_table(measured: Measured) -> str:
 
 def runs_text(measured: Measured) -> str:
     settings, per_hour, n = measured["settings"], rates(measured), len(turns(measured, "ours"))
-    ratios = (shown(ratio_of(per_hour["ours"], per_hour[peer]), 1) for peer in SIDES[:2])
-    script, tuned = (ratio.replace(" ", "x ", 1) for ratio in ratios)  # 9.8x (9.7 to 10.0)
+    script, tuned = (  # round by round, so that a slowdown of a whole round cancels out: 9.8x (9.7 to 10.0)
+        shown([one / other for one, other in zip(per_hour["ours"], per_hour[peer], strict=True)], 1).replace(
+            " ", "x ", 1
+        )
+        for peer in SIDES[:2]
+    )
     runs = {side: sum(len(turn["cells"]) for turn in turns(measured, side)) for side in SIDES}
     counts = ", ".join(f"{count} of {side.replace('_', ' ')}" for side, count in runs.items())
-    busy = max(measured["busy_cores"])
+    busy, spread = max(measured["busy_cores"]), "95% interval" if n >= FEWEST else "range"
     text = (
         f"{script} the script loop and {tuned} the tuned peer: medians over {n} interleaved rounds, in parentheses "
-        f"their {spread_name(n)}, of LoRA runs of {settings['train_rows']:,} rows and {settings['epochs']} epochs "
+        f"their {spread}, of LoRA runs of {settings['train_rows']:,} rows and {settings['epochs']} epochs "
         f"({counts}). {'The machine was idle' if busy <= IDLE_CORES else '**The machine was not idle**'} (others kept "
         f"up to {busy:.2f} cores busy)."
     )

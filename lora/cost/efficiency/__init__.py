@@ -1,5 +1,4 @@
 """The cost of each method: the paper's section 4.2 and Table 1, measured by `python -m lora efficiency`.
 
-`plan` says what to measure, `measure` does it, `summary` keeps the results in summary.json, and `tables` shows them.
-The command, with its figures, is `lora.report.efficiency`.
+`command` measures, `summary` keeps the results in summary.json, and `tables` shows them.
 """

@@ -1,76 +1,252 @@
 """`python -m lora efficiency`: measure the cost of each method on this machine, and write its tables."""
 
 import argparse
+import dataclasses
+import itertools
 import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
-from lora.cost import shapes
-from lora.cost.efficiency.plan import MODELS, RANDOM, ROUNDS, TITLES, make_plan, place
-from lora.cost.efficiency.summary import read_device, samples_csv
+from lora.config.compose import compose_run
+from lora.config.run import RunConfig
+from lora.cost import harness, machine, subjects
+from lora.cost.efficiency.summary import SCHEMA, TITLES, UNSERVED, UNTRAINED, read_device, samples_csv, summarise
 from lora.cost.efficiency.tables import document
-from lora.cost.machine import slug
-from lora.cost.results import add_place, as_json, check_writable
+from lora.cost.subjects import Batch, Subject, changed, random_batch
+from lora.cost.timing import order
 from lora.errors import UserError
 from lora.files import write_atomically
+from lora.models.load import max_positions
+from lora.models.modules import count_parameters
+from lora.records.provenance import code_version
+from lora.training.device import check_precision, device_name, keep_freed_memory
+
+MINI = ("profile=mini", "task=reviews")
+MODELS = {  # encoder -> overrides of a run that trains it: its profile, model and task
+    "minilm": MINI,
+    "roberta_base": ("profile=paper", "protocol=printed", "model=roberta_base", "task=sst2"),
+    "roberta_large": ("profile=paper", "protocol=printed", "model=roberta_large", "task=sst2"),
+}
+ROUNDS = 20  # ours: MiniLM in about five minutes on two cores
+STEP = ("16x28", "32x64")  # training steps. Ours: mini's batch, and a batch that fills the cores
+LATENCY = ("1x32", "1x128", "8x128", "16x128", "32x64")  # served batches. 1x128 is Table 1's; the others are ours
+Samples = list[dict[str, Any]]
+
+
+def configure(model: str, device: str, kernels: str | None, precision: str | None) -> RunConfig:
+    """The LoRA run that is measured, with the encoder of `model` and the method and optimizer of `mini`.
+
+    Args:
+        model: A key of `MODELS`, or the folder of an encoder.
+        kernels, precision: None for those of the profile that trains this encoder.
+    """
+    chosen = MODELS.get(model) or ("profile=small", "model=local", f"model.path={model}", "task=sst2")
+    usual = compose_run([*chosen, "method=lora", f"runtime.device={device}"])
+    train = {
+        "kernels": kernels or ("stock" if device == "cuda" else usual.train.kernels),
+        "precision": precision or usual.train.precision,
+    }
+    mini = compose_run([*MINI, "method=lora", "runtime.device=cpu"])
+    return changed(mini, model=usual.model, train=train, runtime={"device": device, "threads": usual.runtime.threads})
+
+
+def run_of(config: RunConfig, name: str) -> RunConfig:
+    """The run whose method is measured under `name`: that of `mini`.
+
+    Houlsby adapters have size 8 and Pfeiffer adapters 16, and so about as many parameters as LoRA with r = 8, as in
+    Table 2's rows of 0.8M on RoBERTa-large.
+    """
+    method = {"base": "full", "lora_merged": "lora", "peft": "lora"}.get(name, name)
+    return changed(config, method=compose_run([*MINI, f"method={method}"]).method)
+
+
+def measure(
+    config: RunConfig, methods: Sequence[str], rounds: int, step_shapes: Sequence[str], latency_shapes: Sequence[str]
+) -> tuple[dict[str, Any], Samples]:
+    """Measure every method.
+
+    Args:
+        methods: Keys of `TITLES`.
+        rounds: Number of rounds. Each visits every method once, in its own order.
+        step_shapes, latency_shapes: Shapes of training and of served batches, as `<rows>x<tokens>`.
+    Returns: The summary, and the samples behind its times.
+    Raises: UserError: If the encoder is absent or reads fewer tokens than a shape has, the kernels do not cover it, or
+        PEFT is to be measured but not installed.
+    """
+    started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    threads, device = config.runtime.threads, config.runtime.device
+    if "peft" in methods:
+        subjects.require_peft()
+    sizes = {shape: subjects.rows_and_tokens(shape) for shape in (*step_shapes, *latency_shapes)}
+    torch.set_num_threads(threads)
+    encoder, weights = subjects.load(config)
+    settings, parameters = encoder.config, count_parameters(encoder)["total"]
+    longest, most = max(tokens for _, tokens in sizes.values()), max_positions(encoder)
+    if longest > most:
+        raise UserError(f"a shape has {longest} tokens, but {config.model.name} reads at most {most}")
+    del encoder
+    runs = {name: run_of(config, name) for name in TITLES if name in methods}
+    trained = [name for name in runs if name not in UNTRAINED]
+    measured: dict[str, dict[str, Any]] = {
+        name: {"settings": None if name == "base" else dataclasses.asdict(run.method)} for name, run in runs.items()
+    }
+    busy = {"before": machine.busy_cores()}
+    with tqdm(total=2 * rounds, unit="round", dynamic_ncols=True, file=sys.stderr) as bar:
+        if not machine.is_idle(busy.values()):
+            bar.write(f"warning: other processes keep {busy['before']:.2f} cores busy; measure on an idle machine")
+        largest = max(step_shapes, key=lambda shape: sizes[shape][0] * sizes[shape][1])
+        for name in trained:  # before this process grows
+            bar.set_description(f"peak memory of {name}")
+            make = partial(trainee, name, runs[name])
+            peak = harness.in_fresh_process(harness.peak_mib, make, largest, threads, device)
+            measured[name]["peak_mib"] = None if peak is None else {largest: peak}
+        keep_freed_memory()  # as in training
+        trainees = {name: trainee(name, runs[name]) for name in trained}
+        batches = {shape: random_batch(settings, shape, device) for shape in step_shapes}
+        for name, subject in trainees.items():
+            measured[name] |= harness.counts(subject, batches)
+        bar.set_description("training steps")
+        steps = {name: subject.step for name, subject in trainees.items()}
+        samples = take_turns("step", steps, batches, rounds, device, bar.update)
+        busy["after the steps"] = machine.busy_cores()
+        bar.set_description("served batches")
+        del trainees, steps  # before the served models are built
+        models = {
+            name: subjects.served(run, name == "lora_merged") for name, run in runs.items() if name not in UNSERVED
+        }
+        batches = {shape: random_batch(settings, shape, device) for shape in latency_shapes}
+        passes = {name: partial(subjects.serve, model) for name, model in models.items()}
+        samples += take_turns("latency", passes, batches, rounds, device, bar.update)
+        busy["at the end"] = machine.busy_cores()
+    packages = machine.versions()
+    named = config.model.name if config.model.name in MODELS else "local"
+    about = {
+        "schema": SCHEMA,
+        "model": {"name": named, "weights": weights, "parameters": parameters},
+        "plan": {
+            "model": named,
+            "path": config.model.path and Path(config.model.path).name,
+            "methods": list(runs),
+            "kernels": config.train.kernels,
+            "precision": config.train.precision,
+            "device": device,
+            "threads": threads,
+            "rounds": rounds,
+            "step_shapes": list(step_shapes),
+            "latency_shapes": list(latency_shapes),
+        },
+        "machine": {
+            "device": device_of(device),
+            **machine.describe(),
+            "python": packages.pop("python"),
+            "packages": packages,
+        },
+        "idle": {"idle": machine.is_idle(busy.values()), "cores busy with others": busy},
+        "code": code_version(),
+        "started_at": started_at,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    return summarise(measured, samples, about), samples
+
+
+def trainee(name: str, run: RunConfig) -> Subject:
+    return (subjects.peft if name == "peft" else subjects.ours)(run)
+
+
+def take_turns(
+    kind: str,
+    actions: Mapping[str, Callable[[Batch], object]],
+    batches: Mapping[str, Batch],
+    rounds: int,
+    device: str,
+    tick: Callable[[], object],
+) -> Samples:
+    """Time every method on every shape in every round, so that a temporary slowdown affects all of them.
+
+    Everything is called once before the first round, to compile kernels and plan matrix products, and once untimed
+    before each timed call, to equalise caches and clocks.
+
+    Args:
+        tick: Called after every round.
+    """
+    clock, samples = subjects.clock_of(device), []
+    for act, batch in itertools.product(actions.values(), batches.values()):
+        act(batch)
+    for number in range(rounds):
+        for shape, batch in batches.items():
+            for name in order([*actions], shape, number):
+                act = partial(actions[name], batch)
+                act()
+                ms = round(1000 * clock(act), 5)
+                samples.append({"kind": kind, "method": name, "shape": shape, "round": number, "ms": ms})
+        tick()
+    return samples
+
+
+# The command.
+
+
+def resolve_device(wanted: str, kernels: str | None) -> str:
+    """The device to measure on. `auto` is a GPU if torch sees one, unless the kernels are `fused`, those for CPUs.
+
+    Raises: UserError: If `cuda` is requested but not available, or the kernels are fused.
+    """
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and (not available or kernels == "fused"):
+        reason = "--kernels fused is for CPUs" if available else "torch sees no CUDA device here"
+        raise UserError(f"--device is cuda, but {reason}; use --device auto or cpu")
+    return wanted if wanted != "auto" else "cuda" if available and kernels != "fused" else "cpu"
+
+
+def device_of(device: str) -> str:
+    """The name of a CPU or GPU in tables; its slug names the device's folder."""
+    return device_name(torch.device("cuda")) if device == "cuda" else machine.cpu_name()
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    text = f"the encoder; {', '.join(RANDOM)} have random weights (default: minilm)"
-    parser.add_argument("--model", choices=list(MODELS), default="minilm", help=text)
-    parser.add_argument("--path", help="folder of the encoder, with --model local")
+    text = f"the encoder: {', '.join(MODELS)} (RoBERTa with random weights), or a folder (default: minilm)"
+    parser.add_argument("--model", default="minilm", help=text)
     parser.add_argument("--methods", nargs="+", choices=list(TITLES), default=list(TITLES), help="default: all")
     parser.add_argument("--kernels", choices=["fused", "stock"], help="default: the profile's; stock on a GPU")
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="default: the profile's")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"visits to every method (default: {ROUNDS})")
-    served = parser.add_mutually_exclusive_group()
-    for group, name, usual in ((parser, "step", shapes.STEP), (served, "latency", shapes.LATENCY)):
+    for name, usual in (("step", STEP), ("latency", LATENCY)):
         text = f"rows x tokens of batches (default: {' '.join(usual)})"
-        group.add_argument(f"--{name}-shapes", nargs="+", default=list(usual), help=text)
-    text = f"serve Table 1's batches, {' '.join(shapes.TABLE_1)}, with stock modules unless --kernels is given"
-    served.add_argument("--table-1", action="store_true", help=text)
-    add_place(parser)
+        parser.add_argument(f"--{name}-shapes", nargs="+", default=list(usual), help=text)
+    machine.add_place(parser)
 
 
 def main(given: argparse.Namespace) -> None:
     """Exit codes: 0 done; 2 a mistake in the call, or no summary to build tables from."""
-    chosen = vars(given).copy()
-    results = chosen.pop("results") / "efficiency"
-    if chosen.pop("tables"):
+    results = given.results / "efficiency"
+    if given.tables:
         devices = sorted(path for path in results.glob("*") if path.is_dir())
         if not devices:
             raise UserError(f"{results} holds no device's folder: python -m lora efficiency makes one")
         for device in devices:
             write(device)
-        print("\n".join(str(device / "efficiency.md") for device in devices))
-    else:
-        print(measured(results, **chosen))
-
-
-def measured(results: Path, table_1: bool, **chosen: Any) -> str:
-    """Measure, and write the summary, samples and tables. Returns: The tables of this device.
-
-    Raises: UserError: Before anything is written, or if the folder cannot be written.
-    """
-    from lora.cost.efficiency.measure import device_of, measure, resolve_device  # loads torch
-    from lora.training.device import check_precision
-
-    if table_1:  # users serve transformers' own modules
-        chosen |= {"latency_shapes": shapes.TABLE_1, "kernels": chosen["kernels"] or "stock"}
-    chosen |= {key: tuple(chosen[key]) for key in ("methods", "step_shapes", "latency_shapes")}
-    plan = make_plan(**chosen | {"device": resolve_device(chosen["device"], chosen["kernels"])})
-    check_precision(plan.precision, plan.device == "cuda", "--precision")
-    check_writable(results)
-    device = results / slug(device_of(plan.device))
-    folder = place(plan, device)
-    with tqdm(total=2 * plan.rounds, unit="round", dynamic_ncols=True, file=sys.stderr) as bar:
-        summary, samples = measure(plan, bar.write, bar.update)
+            print(device / "efficiency.md")
+        return
+    if given.rounds < 1:
+        raise UserError(f"--rounds must be >= 1, got {given.rounds}")
+    config = configure(given.model, resolve_device(given.device, given.kernels), given.kernels, given.precision)
+    check_precision(config.train.precision, config.runtime.device == "cuda", "--precision")
+    machine.check_writable(results)
+    shapes = [list(dict.fromkeys(shapes)) for shapes in (given.step_shapes, given.latency_shapes)]
+    summary, samples = measure(config, given.methods, given.rounds, *shapes)
+    device, plan = results / machine.slug(device_of(config.runtime.device)), summary["about"]["plan"]
+    folder = device / f"{plan['model']}-{plan['kernels']}-{plan['precision']}"
     write_atomically(folder / "samples.csv", samples_csv(samples))
-    write_atomically(folder / "summary.json", as_json(summary))
-    return write(device)
+    write_atomically(folder / "summary.json", machine.as_json(summary))
+    print(write(device))
 
 
 def write(device: Path) -> str:

@@ -7,15 +7,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lora.cost.efficiency.plan import TITLES
 from lora.cost.timing import median_interval
 from lora.errors import UserError
 from lora.files import read_object
+from lora.methods.titles import METHOD_TITLES
 
 SCHEMA = 1
+TITLES = {  # measured form of the encoder -> title, in the tables' order
+    "base": "Base, untouched",
+    **{name: METHOD_TITLES[name] for name in ("full", "bitfit", "houlsby", "pfeiffer")},
+    "lora": "LoRA, unmerged",
+    "peft": "LoRA, by PEFT",
+    "lora_merged": "LoRA, merged",
+}
+UNTRAINED, UNSERVED = ("base", "lora_merged"), ("peft",)
 COUNTS = ("trainable", "trainable_with_head", "checkpoint_bytes", "optimizer_bytes")
 BY_SHAPE = ("saved_activation_bytes", "peak_mib")
-FLOOR = "floor_ms"  # LoRA's, by shape; absent from summaries that are older than it
 TIMES = {"step": "step_ms", "latency": "latency_ms"}  # kind of sample -> key
 INTERVALS = {key: f"{key}_interval" for key in TIMES.values()}
 TIMED = tuple(name for key, interval in INTERVALS.items() for name in (key, interval))
@@ -30,7 +37,7 @@ def summarise(
 
     Args:
         measured: Method -> `settings` and, if the method trains, the keys in `COUNTS` and, by shape, in `BY_SHAPE`.
-        samples: Samples of both kinds, in the form that `lora.cost.efficiency.measure.sampled` returns.
+        samples: Samples of both kinds, each with kind, method, shape, round and ms.
         about: The plan, the model, the machine and its load.
     Returns: `about`, and for every method its costs and their ratios. A value is None if it was not measured or has
         nothing to be compared with. Ratios of times are medians of the ratios within a round.
@@ -42,10 +49,10 @@ def summarise(
         for kind, key in TIMES.items():
             of_kind = times.get((kind, name), {})
             entry[key] = {shape: round(float(np.median(values)), 5) for shape, values in of_kind.items()} or None
-            entry[INTERVALS[key]] = {shape: _pair(median_interval(v)) for shape, v in of_kind.items()} or None
+            entry[INTERVALS[key]] = {shape: _pair(v) for shape, v in of_kind.items()} or None
         entry["to_full"] = _ratios(measured, times, name, "full", TO_FULL)
         entry["to_base"] = _ratios(measured, times, name, "base", TO_BASE)
-        summary[name] = entry | ({FLOOR: measured[name][FLOOR]} if measured[name].get(FLOOR) else {})
+        summary[name] = entry
     return summary
 
 
@@ -64,21 +71,21 @@ def _ratios(measured: Mapping, times: Mapping, name: str, reference: str, keys: 
     ratios: dict[str, Any] = dict.fromkeys(keys)
     for key in keys:
         one, other = measured[name].get(key), measured[reference].get(key)
-        if one is None or other is None:
-            continue
-        ratios[key] = (
-            {s: round(one[s] / other[s], 6) for s in one} if isinstance(one, Mapping) else round(one / other, 6)
-        )
+        if isinstance(one, Mapping) and other is not None:
+            ratios[key] = {shape: round(one[shape] / other[shape], 6) for shape in one}
+        elif one is not None and other is not None:
+            ratios[key] = round(one / other, 6)
     for kind, key in TIMES.items():
         one, other = times.get((kind, name)), times.get((kind, reference))
         if key in keys and one and other:
             by_shape = {shape: one[shape] / other[shape] for shape in one}  # a slowdown of a whole round cancels out
             ratios[key] = {shape: round(float(np.median(values)), 6) for shape, values in by_shape.items()}
-            ratios[INTERVALS[key]] = {shape: _pair(median_interval(values)) for shape, values in by_shape.items()}
+            ratios[INTERVALS[key]] = {shape: _pair(values) for shape, values in by_shape.items()}
     return ratios
 
 
-def _pair(interval: tuple[float, float] | None) -> list[float] | None:
+def _pair(values: np.ndarray) -> list[float] | None:
+    interval = median_interval(values)
     return interval and [round(end, 6) for end in interval]
 
 

@@ -5,14 +5,11 @@ from typing import Any
 
 import pandas as pd
 
-from lora.cost.efficiency.plan import ONLY_TRAINED, TITLES
-from lora.cost.efficiency.summary import FLOOR, methods_of, value_at
+from lora.cost.efficiency.summary import TITLES, UNSERVED, methods_of, value_at
 from lora.cost.machine import slug
 from lora.cost.timing import FEWEST
-from lora.files import ROOT
-from lora.table import Table, markdown
+from lora.table import Table
 
-PAPER = ROOT / "experiments" / "efficiency" / "paper.csv"
 MODEL_TITLES = {
     "minilm": "MiniLM",
     "roberta_base": "RoBERTa-base, random weights",
@@ -24,41 +21,17 @@ Summary = Mapping[str, Any]
 
 
 def document(summaries: Sequence[Summary]) -> str:
-    """efficiency.md: one section per summary of a device."""
-    machine = summaries[0]["about"]["machine"]
-    lines = [f"# What each method costs ({machine['device']})", ""]
-    for summary in summaries:
-        lines += section(summary)
-    lines += ["## What the paper says", "", "Other models on other machines: for orientation.", ""]
-    lines.append(markdown(published(), words=7))
-    return "\n".join(lines)
-
-
-def published() -> pd.DataFrame:
-    """The paper's section 4.2 and Table 1, and the sizes of the released checkpoints."""
-    paper = pd.read_csv(PAPER, dtype=str, keep_default_na=False)
-    spread = paper["std"].map(lambda std: f" ±{std}" if std else "")
-    paper["value"] += spread
-    shown = ("source", "model", "method", "quantity", "metric", "value", "note")
-    return paper[[*shown]].rename(columns=str.capitalize)
-
-
-def section(summary: Summary) -> list[str]:
-    lines = [f"## {title(summary)}", ""]
-    training = training_table(summary)
-    if len(training):
-        lines += ["**Training**, and x its share of full fine-tuning's:", "", markdown(training)]
-    lines += ["**Serving**, ms by rows x tokens, and x the untouched base's:", "", markdown(latency_table(summary))]
-    return [*lines, *notes(summary), ""]
+    """efficiency.md: the tables of a device."""
+    return "\n".join(table.markdown() for table in tables(summaries))
 
 
 def tables(summaries: Sequence[Summary]) -> list[Table]:
-    """The tables of a profile's page: costs of training and of serving, for every device and encoder."""
+    """The costs of training and of serving, for every device and encoder."""
     tables = []
     for summary in summaries:
         plan, device = summary["about"]["plan"], summary["about"]["machine"]["device"]
         name = f"efficiency_{slug(device)}_{plan['model']}_{plan['kernels']}_{plan['precision']}"
-        about = f"{title(summary)} ({device})"
+        about = f"{MODEL_TITLES[plan['model']]}, {plan['kernels']} kernels, {plan['precision']} ({device})"
         for kind, cells, share in (
             ("training", training_table(summary), "x: its share of full fine-tuning's."),
             ("serving", latency_table(summary), "ms by rows x tokens; x: of the untouched base's."),
@@ -69,30 +42,24 @@ def tables(summaries: Sequence[Summary]) -> list[Table]:
     return tables
 
 
-def title(summary: Summary) -> str:
-    plan = summary["about"]["plan"]
-    return f"{MODEL_TITLES[plan['model']]}, {plan['kernels']} kernels, {plan['precision']}"
-
-
 def notes(summary: Summary) -> list[str]:
     """Notes below the tables: verdict on merged LoRA, statistics, machine, versions, idleness."""
     about = summary["about"]
-    plan, machine = about["plan"], about["machine"]
+    plan, machine, idle = about["plan"], about["machine"], about["idle"]
+    spread = (
+        "in brackets a distribution-free 95% interval of the median"
+        if plan["rounds"] >= FEWEST
+        else f"too few to say how certain they are: {FEWEST} rounds would"
+    )
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     where = f"{machine['cpu'] or 'unknown CPU'}, {machine['cores']} cores, {plan['threads']} threads of torch"
+    busy = ", ".join(f"{cores:.2f} {when}" for when, cores in idle["cores busy with others"].items())
+    state = "The machine was idle" if idle["idle"] else "**The machine was not idle**"
     return [
         *verdict(summary),
-        *floor_text(summary),
-        f"Medians of {plan['rounds']} interleaved rounds; ratios are medians of the rounds' own ratios, "
-        f"{spread_text(plan)}.",
-        f"{where}; {packages}; Python {machine['python']}. {idle_text(about['idle'])}",
+        f"Medians of {plan['rounds']} interleaved rounds; ratios are medians of the rounds' own ratios, {spread}.",
+        f"{where}; {packages}; Python {machine['python']}. {state}: cores busy with other processes: {busy}.",
     ]
-
-
-def spread_text(plan: Mapping[str, Any]) -> str:
-    if plan["rounds"] < FEWEST:
-        return f"too few to say how certain they are: {FEWEST} rounds would"
-    return "in brackets a distribution-free 95% interval of the median"
 
 
 def training_table(summary: Summary) -> pd.DataFrame:
@@ -128,7 +95,7 @@ def latency_table(summary: Summary) -> pd.DataFrame:
             {"Method": TITLES[name]}
             | {shape: _timed(summary[name], summary[name]["to_base"] or {}, "latency_ms", shape) for shape in shapes}
             for name in methods_of(summary)
-            if name not in ONLY_TRAINED
+            if name not in UNSERVED
         ]
     )
 
@@ -146,21 +113,6 @@ def verdict(summary: Summary) -> list[str]:
     if beyond:
         text += "; not at " + ", ".join(f"{shape} ({low:.3f} to {high:.3f})" for shape, (low, high) in beyond.items())
     return [f"{text}."]
-
-
-def floor_text(summary: Summary) -> list[str]:
-    """The share of LoRA's step that its matrix products alone would take; empty if they were not measured."""
-    lora = summary.get("lora") or {}
-    shares = {shape: floor / lora["step_ms"][shape] for shape, floor in lora.get(FLOOR, {}).items()}
-    shown = ", ".join(f"{share:.2f}x at {shape}" for shape, share in shares.items())
-    return [f"The matrix products of LoRA's step alone would take {shown} its time."] if shares else []
-
-
-def idle_text(idle: Mapping[str, Any]) -> str:
-    shares = idle["cores busy with others"]
-    known = ", ".join(f"{share:.2f} {when}" for when, share in shares.items())
-    state = "The machine was idle" if idle["idle"] else "**The machine was not idle**"
-    return f"{state}: cores busy with other processes: {known}."
 
 
 def _times(ratio: float | None) -> str:
