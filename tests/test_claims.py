@@ -233,7 +233,7 @@ def test_four_seeds_decide_nothing_by_convention(on_synthetic, lora):
 def pairs_of(task_values: dict[str, list[float]]) -> pd.DataFrame:
     rows = [
         {"task": task, "seed": seed, "run_id": f"a.{task}.{seed}", "run_id_other": f"b.{task}.{seed}"}
-        | {"difference": v, "across": False}
+        | {"difference": v}
         for task, values in task_values.items()
         for seed, v in enumerate(values, start=1)
     ]
@@ -419,18 +419,6 @@ def test_lora_takes_the_mnli_start_where_a_task_has_it():
     planned["mnli_start"] = [*planned["mnli_start"], *full_children]
     both = judged(planned, lambda p: 5.0 * (p.start == "mnli"))["lora_as_good_as_full_both_from_mnli"]
     assert both.findings[0].mean == pytest.approx(0.3) and both.word == "supported"
-
-
-def test_a_verdict_says_how_many_of_its_pairs_are_across_devices():
-    lora, full = plan_of(task="cola"), plan_of(task="cola", slug="full", method="full")
-    planned = {"glue_table2": [*lora, *full]}
-    frame = scored(planned, lambda p: 0.0)
-    on_gpu = [p.run_id for p in (lora[0], lora[1], full[1])]
-    frame["device"] = frame["device"].mask(frame["run_id"].isin(on_gpu), "a GPU")
-    verdicts = judge(read_claims(), planned, frame, Path("none"), {})
-    (found,) = [each for each in verdicts if each.claim.id == "lora_as_good_as_full"]
-    assert verdict_table([found])["n"].tolist() == ["5 (1 across devices)"]
-    assert [one["across_devices"] for one in json.loads(to_json([found]))[0]["findings"]] == [1]
 
 
 def test_a_setting_tells_cells_of_one_slug_apart(experiments):

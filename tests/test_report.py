@@ -3,28 +3,25 @@
 import dataclasses
 import functools
 import json
-import math
 import re
 import shutil
 import statistics
 import subprocess
 
-import numpy as np
 import pandas as pd
 import pytest
 from commands import command
-from scipy import stats
 from synthetic import populate
 from test_results import record
 
 from lora.errors import UserError
-from lora.files import RESULTS, ROOT
-from lora.records.record import load_curves, load_frame, load_records, read_record, write_record
+from lora.files import ROOT
+from lora.records.record import load_curves, load_frame, read_record, write_record
 from lora.report.build import build
 from lora.report.catalogue import ROWS, build_sections
 from lora.report.cells import summarise
 from lora.report.compared import REPEATED, against_reference
-from lora.report.comparisons import beside_paper, best_against_last, chosen_by_others
+from lora.report.comparisons import beside_paper
 from lora.report.gather import gather, refuse_mixed_rows
 from lora.report.page import page as html_page
 from lora.report.runs import Planned
@@ -192,33 +189,6 @@ def test_every_published_row_that_ours_stand_for_exists():
     assert set(named) == known  # and each of the paper's rows has one
 
 
-def test_choosing_the_epoch_by_the_other_seeds():
-    """Seed a alone is best in epoch 2, but the others' mean is best in epoch 1, so a gets its value of epoch 1."""
-    a, b, c = [0.5, 0.9], [0.8, 0.1], [0.3, 0.6]
-    assert chosen_by_others(np.column_stack([a, b, c])).tolist() == [0.5, 0.1, 0.3]
-    assert np.isnan(chosen_by_others(np.column_stack([a]))).all()
-    undefined = np.column_stack([[math.nan, 0.9], [0.8, 0.1]])
-    assert chosen_by_others(undefined).tolist() == [0.9, 0.1]
-
-
-def test_best_against_last_by_hand():
-    made = []
-    for seed, values in {1: [0.5, 0.9], 2: [0.8, 0.1]}.items():
-        one = runs({seed: max(values)})[0]
-        epochs = [
-            {"epoch": i, "step": i, "train_loss": 0.1, "metrics": {"validation": {"accuracy": value}}}
-            for i, value in enumerate(values, start=1)
-        ]
-        last = {"epoch": 2, "value": values[-1]}
-        made.append(dataclasses.replace(one, epochs=epochs, selected={**one.selected, "last": last}))
-    (line,) = best_against_last(load_frame(made), load_curves(made), plan([1, 2])).to_dict("records")
-    assert (line["Best epoch"], line["Other seeds' epoch"], line["Last epoch"]) == ("85.0", "30.0", "50.0")
-    assert (line["Flatters"], line["Best - last"]) == ("+55.00", "+35.00")
-    gains = np.array([40.0, -70.0])  # from epoch 1, at two thirds, to epoch 2
-    low, high = stats.t.interval(0.95, 1, gains.mean(), stats.sem(gains))
-    assert line["Last third"] == f"{gains.mean():+.1f} ({low:+.1f} to {high:+.1f})"
-
-
 def test_tasks_of_different_kinds_are_in_tables_of_their_own(tmp_path):
     """A part of SST-2 and the whole of MRPC share neither a table nor an average."""
     whole, part = runs({1: 0.8}, task="mrpc"), runs({1: 0.6}, task="sst2")
@@ -323,30 +293,6 @@ def test_what_is_missing_failed_broken_or_extra_is_named(synthetic, tmp_path):
 
 def test_a_run_is_set_beside_the_reference(whole):
     assert re.search(r"\b10 of 10 cells agree", whole.text())
-
-
-def test_the_gap_to_full_fine_tuning_is_paired_by_seed_at_every_epoch():
-    """The committed runs of `small`, epoch by epoch from their records. The truth is scipy's paired t interval."""
-    report = committed("reference/small")
-    records, _ = load_records(RESULTS / "reference" / "small")
-
-    def values(slug: str, epoch: int) -> dict[int, float]:
-        chosen = [r for r in records if re.match(rf"minilm\.{slug}\.cola\.s[1-9]-", r.run_id)]
-        chosen = [r for r in chosen if r.run_id in {p.run_id for p in report.gathered.planned["glue_table2"]}]
-        return {r.config["seed"]: 100 * r.epochs[epoch - 1]["metrics"]["validation"]["matthews"] for r in chosen}
-
-    (panel,) = [panel for panel in report.figures["gaps_part"]["panels"] if panel["title"] == "CoLA"]
-    assert not [series for series in panel["series"] if series["label"] == "Full fine-tuning"]
-    for label, slug in (("LoRA (qv, r8)", "lora-qv-r8"), ("BitFit", "bitfit")):
-        (series,) = [series for series in panel["series"] if series["label"] == label]
-        assert series["x"] == [1, 2, 3]
-        for i, epoch in enumerate(series["x"]):
-            one, full = values(slug, epoch), values("full", epoch)
-            gaps = [one[seed] - full[seed] for seed in sorted(one)]
-            interval = stats.ttest_1samp(gaps, 0).confidence_interval(0.95)
-            assert len(gaps) == (5 if slug.startswith("lora") else 3)
-            assert series["y"][i] == pytest.approx(sum(gaps) / len(gaps), rel=1e-5)
-            assert (series["low"][i], series["high"][i]) == pytest.approx(tuple(interval), rel=1e-5)
 
 
 def test_only_pages_writes_a_references_files_and_says_what_is_incomplete(synthetic, tmp_path, monkeypatch, capsys):

@@ -17,8 +17,6 @@ from lora.report.stats import (
     mean_interval,
     mean_p,
     paired_differences,
-    pairs_text,
-    seeds_across,
     seeds_needed,
 )
 from lora.rng import drawn
@@ -43,21 +41,8 @@ def test_runs_are_paired_by_task_and_seed():
         ["rte", 2, "lora.rte.s2", "full.rte.s2"],
     ]
     assert pairs["difference"].tolist() == pytest.approx([10.0, -5.0])
-    assert list(pairs) == ["task", "seed", "run_id", "run_id_other", "difference", "across"]
-    assert list(pairs.index) == [0, 1] and not pairs["across"].any()
-
-
-def test_seeds_across_devices_are_counted_among_those_that_have_every_task():
-    values = {(task, seed): 0.6 for task in ("rte", "cola") for seed in (1, 2, 3, 4)}
-    del values["cola", 4]
-    one, other = runs(values), runs(values, "full")
-    moved = other["run_id"].isin(["full.rte.s1", "full.rte.s4", "full.rte.s2", "full.cola.s2"])
-    pairs = paired_differences(one, other.assign(device=other["device"].where(~moved, "a GPU")))
-    assert len(seeds_across(pairs, ["rte", "cola"])) == 2  # seed 4 lacks CoLA
-    assert [len(seeds_across(pairs, [task])) for task in ("rte", "cola")] == [3, 1]
-    found = all_pairs({"A": one, "B": other.assign(device="a GPU")}).set_index("task")
-    assert found["across"].to_dict() == {"cola": 3, "rte": 4, "Avg.": 3}
-    assert (pairs_text(5, 0), pairs_text(5, 2)) == ("5", "5 (2 across devices)")
+    assert list(pairs) == ["task", "seed", "run_id", "run_id_other", "difference"]
+    assert list(pairs.index) == [0, 1]
 
 
 def test_two_runs_of_one_seed_are_no_side_of_a_pair():

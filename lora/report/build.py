@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from lora.cost.efficiency.summary import read_devices
-from lora.cost.efficiency.tables import tables as efficiency_tables
 from lora.records.analysis import Analyses, read_analyses
 from lora.records.record import load_curves
 from lora.report.catalogue import SHOWN, SUFFIXES, build_sections
@@ -18,7 +16,7 @@ from lora.report.compared import reference_table, repeated_table
 from lora.report.figures import Figure
 from lora.report.gather import Gathered, gather
 from lora.report.learning_rate import LEARNING_RATE, learning_rate_table
-from lora.report.notes import encoder_notes, note
+from lora.report.notes import encoder_notes
 from lora.report.readme import block
 from lora.report.runs import OWN, Planned
 from lora.report.subspace_tables import amplification_table, subspace_figures
@@ -142,13 +140,11 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
     if not gathered.is_own:
         measured = gathered.efficiency, analyses.checks, ok
         judged = judge(read_claims(), gathered.planned, frame, *measured)
-        across = any(found.across_devices for each in judged for found in each.findings)
-        notes = (*encoder_notes(frame["model"]), *([note("across")] if across else []))
+        notes = tuple(encoder_notes(frame["model"]))
         tables.append(Table("claims", f"The paper's sentences ({name})", verdict_table(judged), words=3, notes=notes))
     tables += [*sections.tables, learning_rate_table(name, gathered.tried, frame, curves)]
     tables.append(repeated_table(name, gathered.folder, gathered.every, frame))
     figures = sections.figures | subspace_figures(analyses.subspaces)
     tables += [amplification_table(name, analyses.subspaces), reference_table(gathered)]
-    tables += efficiency_tables(read_devices(gathered.efficiency))
     shown = tuple(table for table in tables if table is not None)
     return Report(gathered, analyses, shown, sections.cells, tuple(judged), figures, tuple(sections.answers))

@@ -16,9 +16,9 @@ from lora.files import ROOT
 from lora.records.record import load_frame
 from lora.report.cells import KINDS, kinds_of, summarise
 from lora.report.compared import length_table
-from lora.report.comparisons import beside_paper, best_against_last, method_pairs, pairs_table
+from lora.report.comparisons import beside_paper, method_pairs, pairs_table
 from lora.report.conditions import conditions
-from lora.report.figures import Figure, by_parameters, by_rank, by_targets, forest, gaps_to_full, learning_curves
+from lora.report.figures import Figure, by_parameters, by_rank, forest, learning_curves
 from lora.report.gather import Gathered
 from lora.report.notes import BANNERS, caption, encoder_notes, ffn_notes, note
 from lora.report.own_tasks import answers, rates_table, tuning_banner
@@ -134,7 +134,6 @@ def method_tables(runs: Runs) -> list[Table]:
             note("pairs"),
             note("pairs_own").replace("COMMAND", command) if runs.kind == "own" else note("verdicts"),
         ]
-        notes += [note("across")] if runs.pairs["across"].any() else []
         made.append(runs.table("pairs", title, pairs_table(runs.pairs, runs.examples), notes, figures=("forest",)))
     if runs.kind == "own" and len(runs.rates):
         one_model = ["Model"] if runs.rates["Model"].nunique() == 1 else []
@@ -155,7 +154,6 @@ METHODS: dict[str, Any] = {
     "figures": {
         "parameters": lambda runs: by_parameters(runs.summary),
         "curves": lambda runs: learning_curves(runs.curves, runs.planned),
-        "gaps": lambda runs: gaps_to_full(runs.curves, runs.planned),
         "forest": lambda runs: forest(runs.pairs),
     },
     "mixes": True,
@@ -168,8 +166,7 @@ SHOWN = {  # in the report's order
         "table5",
         "Table 5: which projections to adapt, at one number of parameters",
         lambda runs: table5(runs.summary, runs.paper),
-        {"targets": lambda runs: by_targets(runs.summary)},
-        lora_notes,
+        notes=lora_notes,
     ),
     "lora_ranks": Shown(
         "table6",
@@ -182,10 +179,7 @@ SHOWN = {  # in the report's order
         "mnli_start",
         "What an MNLI start gives (section 5.2)",
         lambda runs: start_table(runs.frame, runs.summary, runs.planned),
-        {
-            "start_curves": lambda runs: learning_curves(runs.curves, runs.planned, " by start"),
-            "start_gaps": lambda runs: gaps_to_full(runs.curves, runs.planned),
-        },
+        {"start_curves": lambda runs: learning_curves(runs.curves, runs.planned, " by start")},
     ),
     "length": Shown(
         "length",
@@ -243,13 +237,8 @@ def build_sections(gathered: Gathered, curves: pd.DataFrame, examples: Examples)
 
 
 def tables_of(shown: Shown, runs: Runs) -> list[Table]:
-    """The experiment's table, those that accompany it, and the comparison of best and last epoch."""
+    """The experiment's table, and those that accompany it."""
     defining, *others = shown.notes(runs)
     notes = [defining, *encoder_notes(runs.summary["model"], runs.kind), *others]
     own = [key for key in shown.figures if key != "forest"]
-    made = [runs.table(shown.file, shown.title, shown.cells(runs), notes, own), *shown.more(runs)]
-    cells = best_against_last(runs.frame, runs.curves, runs.planned)
-    if len(cells):
-        title = f"{shown.title.partition(':')[0]}: best epoch against last, and the gain of the last third"
-        made.append(runs.table(f"{shown.file}_best_last", title, cells, [note("best_last")], folded=True))
-    return made
+    return [runs.table(shown.file, shown.title, shown.cells(runs), notes, own), *shown.more(runs)]

@@ -1,4 +1,4 @@
-"""Comparisons of cells: with the paper, other methods and the last epoch. Frames in, texts out."""
+"""Comparisons of cells, with the paper and with other methods. Frames in, texts out."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,13 +6,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from lora.data.tasks import TASKS
-from lora.report.cells import CELL, ROW, expected_runs, in_order, told_apart
-from lora.report.conditions import last_third
+from lora.report.cells import ROW, expected_runs, in_order, told_apart
 from lora.report.runs import Planned
-from lora.report.stats import LEVEL, all_pairs, holm, mean_interval, pairs_text
+from lora.report.stats import LEVEL, all_pairs, holm
 from lora.report.tables import average, cell_text, number, seeds_text
 from lora.report.titles import task_label
 
@@ -95,7 +93,7 @@ def pairs_table(pairs: pd.DataFrame, examples: Mapping[tuple[str, str, str, str]
                 "Method": row.one,
                 "Minus": row.other,
                 "Task": row.task if row.task == "Avg." else task_label(TASKS[row.task]),
-                "n": pairs_text(row.n, row.across),
+                "n": str(row.n),
                 "Difference": number(row.mean, "+.1f"),
                 f"{LEVEL:.0%} over seeds": interval_text(row.low, row.high),
                 "... over examples": interval_text(
@@ -111,49 +109,3 @@ def pairs_table(pairs: pd.DataFrame, examples: Mapping[tuple[str, str, str, str]
 
 def interval_text(low: float, high: float) -> str:
     return "-" if pd.isna(low) or pd.isna(high) else f"{low:+.1f} to {high:+.1f}"
-
-
-def best_against_last(frame: pd.DataFrame, curves: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
-    """The effect of choosing the best epoch on the reported split.
-
-    Returns: Per cell, the medians over seeds under three rules: each run's best epoch (the rule of the paper and of the
-        tables); the epoch that is best on the mean of the cell's other seeds, so that no run profits from its own luck;
-        the last epoch. `Flatters` is the mean of the first minus the second, `Best - last` of the first minus the last.
-        `Last third` is the mean gain over the last third of the epochs, with its interval over seeds.
-    """
-    expected = expected_runs(planned).merge(frame[["run_id", "best", "last"]], on="run_id").dropna()
-    expected = expected.assign(label=told_apart(expected))
-    found = curves[curves["run_id"].isin(expected["run_id"])]
-    by_run = {run_id: group.to_numpy() for run_id, group in found.groupby("run_id")["value"]}
-    gains = last_third(found)
-    lines = []
-    for _, runs in expected.groupby(CELL, sort=False):
-        best, last = 100 * runs["best"], 100 * runs["last"]
-        others = 100 * chosen_by_others(np.column_stack([by_run[run_id] for run_id in runs["run_id"]]))
-        lines.append(
-            {
-                "Method": runs["label"].iloc[0],
-                "Task": task_label(TASKS[runs["task"].iloc[0]]),
-                "n": str(len(runs)),
-                "Best epoch": number(best.median()),
-                "Other seeds' epoch": number(np.median(others)),
-                "Last epoch": number(last.median()),
-                "Flatters": number((best - others).mean(), "+.2f"),
-                "Best - last": number((best - last).mean(), "+.2f"),
-                "Last third": mean_interval(runs["run_id"].map(gains).dropna().to_numpy()).text,
-            }
-        )
-    return pd.DataFrame(lines)
-
-
-def chosen_by_others(values: Float[np.ndarray, "epochs runs"]) -> Float[np.ndarray, " runs"]:
-    """The value of each run of a cell at the epoch that is best on the mean of the others; NaN for a single run.
-
-    An epoch in which some run's metric is undefined is chosen only if every epoch has such a run.
-    """
-    count = values.shape[1]
-    if count < 2:
-        return np.full(count, math.nan)
-    means = (values.sum(axis=1, keepdims=True) - values) / (count - 1)
-    best = np.where(np.isnan(means), -np.inf, means).argmax(axis=0)
-    return values[best, np.arange(count)]

@@ -13,15 +13,7 @@ from lora.files import REFERENCE
 from lora.report.gather import Gathered
 from lora.report.notes import note
 from lora.report.runs import Planned
-from lora.report.stats import (
-    DIGITS,
-    by_seed,
-    mean_interval,
-    paired_differences,
-    pairs_text,
-    seeds_across,
-    welch_interval,
-)
+from lora.report.stats import DIGITS, by_seed, mean_interval, paired_differences, welch_interval
 from lora.report.titles import task_label
 from lora.table import markdown
 
@@ -143,13 +135,11 @@ def change_cells(pairs_before: pd.DataFrame, pairs_after: pd.DataFrame, tasks: S
         tasks: One task, or several to average over.
     """
     before, after = (by_seed(pairs, tasks) for pairs in (pairs_before, pairs_after))
-    across = seeds_across(pairs_before, tasks) | seeds_across(pairs_after, tasks)
     shared = before.index.intersection(after.index)
     if len(shared):
         before, after = before[shared], after[shared]
         change, n = mean_interval((after - before).round(DIGITS).to_numpy()), f"{len(shared)} in pairs"
-        across &= set(shared)
     else:
         change, n = welch_interval(after.to_numpy(), before.to_numpy()), f"{len(before)} and {len(after)}"
     gaps = {"Before": mean_interval(before.to_numpy()).text, "After": mean_interval(after.to_numpy()).text}
-    return gaps | {"Change": change.text, "Seeds": pairs_text(n, len(across))}
+    return gaps | {"Change": change.text, "Seeds": n}

@@ -39,7 +39,7 @@ def draw(figure: Mapping[str, Any]) -> dict[str, bytes]:
         axes = canvas.subplots(rows, columns, squeeze=False)
         for ax in axes.flat[len(panels) :]:
             ax.remove()
-        drawn = {"lines": lines, "points": points, "forest": forest, "heat": heat}[figure["kind"]]
+        drawn = {"lines": lines, "forest": forest, "heat": heat}[figure["kind"]]
         for ax, panel in zip(axes.flat, panels, strict=False):
             drawn(ax, panel, figure)
             ax.set_title(panel["title"], fontsize=9)
@@ -72,12 +72,8 @@ def legend(canvas: Canvas, axes: Sequence[Axes]) -> None:
 
 
 def lines(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None:
-    # In a figure of gaps, methods have the style of the learning curves, where full fine-tuning comes first.
-    of_gaps = bool(panel.get("gaps"))
-    if of_gaps:
-        ax.axhline(0, color="0.6", linewidth=1)
     labels = dict.fromkeys(series["label"] for each in figure["panels"] for series in each["series"])
-    places = {label: place for place, label in enumerate(labels, int(of_gaps))}  # one look per label in all panels
+    places = {label: place for place, label in enumerate(labels)}  # one look per label in all panels
     for series in panel["series"]:
         i = places[series["label"]]
         shape = (i + i // len(COLOURS)) % len(MARKERS)  # an eighth series has the first's colour and another shape
@@ -99,15 +95,6 @@ def lines(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None
             ax.xaxis.set_minor_formatter(NullFormatter())
     else:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel(figure["x"])
-    ax.set_ylabel(panel["y"])
-
-
-def points(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None:
-    (series,) = panel["series"]
-    y, low, high = (values(series[key]) for key in ("y", "low", "high"))
-    ax.errorbar(series["x"], y, yerr=bars(y, low, high), fmt="o", color="black", capsize=3, markersize=5)
-    ax.set_xticks(series["x"], series["names"], rotation=45, ha="right", fontsize=8)
     ax.set_xlabel(figure["x"])
     ax.set_ylabel(panel["y"])
 

@@ -64,8 +64,8 @@ def paired_differences(one: pd.DataFrame, other: pd.DataFrame, column: str = "be
 
     Args:
         one, other: Rows of the frame of runs (`lora.records.record.load_frame`), each of one method.
-    Returns: Columns task, seed, run_id, run_id_other, difference (one - other, in points), across (whether the two ran
-        on different devices). Runs without a partner or a value are excluded.
+    Returns: Columns task, seed, run_id, run_id_other, difference (one - other, in points). Runs without a partner or a
+        value are excluded.
     Raises: UserError: If a side has two runs of one task and seed, and thus is not one method.
     """
     keys = ["task", "seed"]
@@ -75,8 +75,7 @@ def paired_differences(one: pd.DataFrame, other: pd.DataFrame, column: str = "be
             raise UserError(f"two runs of one task and seed cannot be one side of a pair: {', '.join(twice['run_id'])}")
     pairs = one.merge(other, on=keys, suffixes=("", "_other"))
     pairs["difference"] = (100 * (pairs[column] - pairs[f"{column}_other"])).round(DIGITS)
-    pairs["across"] = pairs["device"] != pairs["device_other"]
-    return pairs[[*keys, "run_id", "run_id_other", "difference", "across"]].dropna().reset_index(drop=True)
+    return pairs[[*keys, "run_id", "run_id_other", "difference"]].dropna().reset_index(drop=True)
 
 
 def by_seed(pairs: pd.DataFrame, tasks: Sequence[str]) -> pd.Series:
@@ -88,17 +87,6 @@ def by_seed(pairs: pd.DataFrame, tasks: Sequence[str]) -> pd.Series:
     """
     table = pairs.pivot(index="seed", columns="task", values="difference").reindex(columns=sorted(tasks)).dropna()
     return table.mean(axis=1).round(DIGITS)
-
-
-def pairs_text(n: int | str, across: int) -> str:
-    """`5`; `5 (3 across devices)`; `5 in pairs (3 across devices)`."""
-    return f"{n} ({across} across devices)" if across else f"{n}"
-
-
-def seeds_across(pairs: pd.DataFrame, tasks: Sequence[str]) -> set[int]:
-    """The seeds of `by_seed` that have a pair whose runs ran on different devices."""
-    here = pairs[pairs["task"].isin(tasks) & pairs["seed"].isin(by_seed(pairs, tasks).index)]
-    return set(here.loc[here["across"], "seed"])
 
 
 def mean_interval(values: Float[np.ndarray, " n"], level: float = LEVEL) -> Interval:
@@ -191,8 +179,8 @@ def all_pairs(groups: Mapping[str, pd.DataFrame], column: str = "best") -> pd.Da
     Args:
         groups: Label -> the runs of one method, in the order of the tables.
     Returns: Columns one, other, task (`Avg.` for the average), n, mean, low, high, p (of the paired t-test; for the
-        average, over the seeds' averages), across (the number of `seeds_across`), needed (`seeds_needed` to tell the
-        two apart; 0 for more than `MOST_SEEDS`, NaN without spread).
+        average, over the seeds' averages), needed (`seeds_needed` to tell the two apart; 0 for more than
+        `MOST_SEEDS`, NaN without spread).
     """
     rows = []
     for other, one in combinations(groups, 2):  # the later one minus the earlier
@@ -202,10 +190,9 @@ def all_pairs(groups: Mapping[str, pd.DataFrame], column: str = "best") -> pd.Da
         for place, averaged in places.items():
             values = by_seed(pairs, averaged).to_numpy(float)
             found = vars(mean_interval(values)) | {"p": mean_p(values, 0.0, "two-sided")}
-            found |= {"across": len(seeds_across(pairs, averaged))}
             needed = math.nan
             if len(values) > 1 and np.ptp(values):
                 needed = seeds_needed(values, [(0.0, "less" if found["mean"] > 0 else "greater")]) or 0
             rows.append({"one": one, "other": other, "task": place, **found, "needed": needed})
-    columns = ["one", "other", "task", "n", "mean", "low", "high", "p", "across", "needed"]
+    columns = ["one", "other", "task", "n", "mean", "low", "high", "p", "needed"]
     return pd.DataFrame(rows, columns=columns)

@@ -44,7 +44,6 @@ class Finding:
         holds: Whether the bound holds; None if that cannot be decided, for the `reason`.
         mean, low, high: The difference in points, the ratio or the failures, and the interval; NaN if unknown.
         p_against: One-sided p-value against the bound, before Holm's correction; NaN if untested.
-        across_devices: Number of those seeds whose two runs ran on different devices.
         runs: The run_ids or the file that it is based on.
     """
 
@@ -57,7 +56,6 @@ class Finding:
     low: float = math.nan
     high: float = math.nan
     p_against: float = math.nan
-    across_devices: int = 0
     reason: str = ""
     runs: tuple[str, ...] = ()
 

@@ -11,7 +11,7 @@ from lora.files import rounded
 from lora.report.claims.findings import Finding
 from lora.report.claims.statements import Claim
 from lora.report.claims.verdicts import Verdict
-from lora.report.stats import LEVEL, pairs_text
+from lora.report.stats import LEVEL
 from lora.report.titles import encoder_title
 
 MOST_DIGITS = 8
@@ -31,7 +31,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
             on_last = next(last, None)
             shown = {"Compared": found.label, "Found": value_text(found, found.mean), level: interval_text(found)}
             shown |= {"Last epoch": "-" if on_last is None else f"{value_text(on_last, on_last.mean)}{short(on_last)}"}
-            shown |= {"n": "-" if found.n is None else pairs_text(found.n, found.across_devices)}
+            shown |= {"n": "-" if found.n is None else str(found.n)}
             shown |= {"Bound": found.bound.text, "Undecided because": found.reason or "-"}
             lines.append({**start, **shown, **end})
             start, end = {"Verdict": "", "Claim": ""}, {"Claim's commit": ""}
@@ -61,7 +61,7 @@ def commit_text(each: Verdict) -> str:
 def finding_text(found: Finding) -> str:
     """A comparison as a sentence: `LoRA - Full, RTE: +0.50 (95% interval -0.20 to +1.20, n = 5); bound: above -1`."""
     parts = [] if interval_text(found) == "-" else [f"{LEVEL:.0%} interval {interval_text(found)}"]
-    parts += [] if found.n is None else [f"n = {pairs_text(found.n, found.across_devices)}"]
+    parts += [] if found.n is None else [f"n = {found.n}"]
     about = f" ({', '.join(parts)})" if parts else ""
     reason = f"; {found.reason}" if found.reason else ""
     return f"{found.label}: {value_text(found, found.mean)}{about}; bound: {found.bound.text}{reason}"

@@ -58,7 +58,6 @@ from lora.report.stats import (
     mean_interval,
     mean_p,
     paired_differences,
-    seeds_across,
     seeds_needed,
 )
 from lora.report.titles import slug_label
@@ -222,7 +221,7 @@ def difference(
     titles = ", ".join(TASKS[task].title for task in tasks)
     label = f"{names[0]} - {names[1]}, {f'average of {titles}' if len(tasks) > 1 else titles}"
     runs = (*here["run_id"], *here["run_id_other"])
-    numbers = (found.mean, found.low, found.high, p_against, len(seeds_across(here, tasks)))
+    numbers = (found.mean, found.low, found.high, p_against)
     return Finding(label, "points", found.n, bound, holds, *numbers, reason, runs)
 
 
