@@ -330,7 +330,7 @@ def link_out(folder):
 
 
 STRANGE = {
-    "dora": (lambda f: edit(f, use_dora=True), "not supported: use_dora=True"),
+    "dora": (lambda f: edit(f, use_dora=True), "lora_m of .* is None: with dora it must be"),
     "unknown": (lambda f: edit(f, new_trick=3), "not supported: new_trick=3"),
     "pissa": (lambda f: edit(f, init_lora_weights="pissa"), "'pissa', which changes the base"),
     "rank": (lambda f: edit(f, r=4), "says rank 4 for .*, and its lora_A has rank 3"),

@@ -62,7 +62,7 @@ SETTINGS = [
     ("method=lora", "train.kernels=stock", "train.accumulation=2", "task=mnli"),
     ("method=lora", "train.kernels=fused", "data.batching=similar_length"),
     ("method=houlsby", "train.kernels=fused", f"train.precision={NARROWEST}"),
-    ("method=lora", "train.kernels=stock", "task=stsb", "train.head_dropout=0.5"),
+    ("method=lora", "method.dora=true", "train.kernels=stock", "task=stsb", "train.head_dropout=0.5"),
     ("method=lora", "method.frozen_a=true", "train.kernels=fused", f"train.precision={NARROWEST}"),
 ]
 

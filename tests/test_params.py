@@ -69,7 +69,7 @@ def test_what_does_not_round_to_the_printed_number_is_known(counts):
         ("roberta_large", BitFitConfig(), 271_360),
         ("roberta_base", LoraConfig(targets=("q", "k", "v", "o"), rank=1, ranks={"o": 4}), 12 * 2 * 768 * (3 + 4)),
         ("roberta_base", LoraConfig(targets=("i",), rank=8), 12 * 8 * (768 + 3072)),
-        ("roberta_base", LoraConfig(targets=("i", "f"), rank=8, frozen_a=True), 12 * 8 * (3072 + 768)),
+        ("roberta_base", LoraConfig(targets=("i", "f"), rank=8, frozen_a=True, dora=True), 12 * 9 * (3072 + 768)),
         ("roberta_large", LoraConfig(targets=("q", "f"), rank=1, ranks={"f": 2}), 24 * (2048 + 2 * 5120)),
         ("deberta_v2_xxl", LoraConfig(targets=tuple("qkvoif"), rank=1), 48 * 18 * 1536),
         ("deberta_v2_xxl", BitFitConfig(), 48 * (7 * 1536 + 6144) + 4 * 1536),

@@ -10,40 +10,50 @@ from tiny_adapters import assert_same_logits, logits, with_method
 from torch.nn import functional as F
 
 from lora.adapters.adapter import adapter_of
+from lora.adapters.batched import AdapterSet
 from lora.adapters.folder import read_adapter, save_adapter
 from lora.adapters.merge import load_adapter, merge, swap, unmerge
 from lora.adapters.peft import from_peft, to_peft
+from lora.errors import UserError
 from lora.methods import apply
 from lora.methods.configs import LoraConfig
 from lora.models.modules import checksum, find_target, trainable
+from lora.training.step import make_optimizer
 
-VARIANTS = {"frozen_a": {"frozen_a": True}}
+VARIANTS = {"frozen_a": {"frozen_a": True}, "dora": {"dora": True}}
 # what PEFT calls them, beside the frozen A, which in PEFT is a setting of an optimizer
-SETTINGS = {"frozen_a": {}}
-PARTS = {"lora_a": "lora_A.default.weight", "lora_b": "lora_B.default.weight"}
+SETTINGS = {"frozen_a": {}, "dora": {"use_dora": True}}
+PARTS = {
+    "lora_a": "lora_A.default.weight",
+    "lora_b": "lora_B.default.weight",
+    "lora_m": "lora_magnitude_vector.default.weight",
+}
 CASES = [(architecture, variant) for architecture in tiny.ARCHITECTURES for variant in VARIANTS]
 
 
 def config_of(architecture, variant):
     whole = ("*.Wqkv",) if architecture == "modernbert" else ("q", "v")  # PEFT has no LoRA on slices of a layer
-    return LoraConfig(targets=(*whole, "o", "f"), rank=4, alpha=7, **VARIANTS[variant])
+    return LoraConfig(targets=(*whole, "o", "f"), rank=4, alpha=7, dropout=0.2, **VARIANTS[variant])
 
 
 def in_peft(model, config, variant):
     """The model with PEFT's LoRA, in place, and everything outside the body trained."""
     targets = [name for target in config.targets for name in find_target(model, target)]
-    settings = peft.LoraConfig(r=4, lora_alpha=7, target_modules=targets, **SETTINGS[variant])
+    settings = peft.LoraConfig(r=4, lora_alpha=7, lora_dropout=0.2, target_modules=targets, **SETTINGS[variant])
     peft.tuners.lora.LoraModel(model, {"default": settings}, "default")
-    return model
+    return model.eval()
 
 
 def take_step(model, architecture, parameters):
-    """One AdamW step. Returns: The gradients."""
+    """One AdamW step with dropout. Returns: The gradients."""
+    model.train()
+    torch.manual_seed(4)
     optimizer = torch.optim.AdamW(parameters, lr=1e-2)
     batch = tiny.inputs(architecture)
     F.cross_entropy(model(**batch).logits, torch.arange(len(batch["input_ids"])) % 2).backward()
     gradients = [parameter.grad.clone() for parameter in parameters]
     optimizer.step()
+    model.eval()
     return gradients
 
 
@@ -96,3 +106,40 @@ def test_a_variants_adapter_is_saved_merged_swapped_and_taken_to_peft(architectu
     assert_same_logits(theirs, loaded, architecture)
     both = from_peft(tmp_path / "peft"), read_adapter(tmp_path / "ours")
     assert len({checksum(adapter.weights.items()) for adapter in both}) == 1
+
+
+def test_dora_on_slices_merges_and_goes_to_peft_where_every_slice_has_it(tmp_path):
+    """Each slice has the norms of its own rows, as if it were a layer."""
+    tiny.model("modernbert").base_model.save_pretrained(tmp_path / "base")
+    for targets in (("q", "v"), ("v", "q", "k")):
+        model = with_method("modernbert", LoraConfig(targets=targets, rank=3, alpha=6, dora=True)).double()
+        adapter, unmerged = adapter_of(model), logits(model, "modernbert")
+        merge(model)
+        torch.testing.assert_close(logits(model, "modernbert"), unmerged, rtol=0, atol=1e-10)
+        if len(targets) == 2:
+            with pytest.raises(UserError, match=r"DoRA on the whole of .*Wqkv or not at all.*: train all slices"):
+                to_peft(adapter, tmp_path / "peft", base=tmp_path / "base")
+    to_peft(adapter, tmp_path / "peft", base=tmp_path / "base")
+    theirs = peft.PeftModel.from_pretrained(tiny.model("modernbert"), tmp_path / "peft").eval()
+    assert_same_logits(theirs, model, "modernbert")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_dora_in_half_precision_starts_at_the_base(dtype):
+    base, model = tiny.model("bert").to(dtype), tiny.model("bert").to(dtype)
+    apply(model, LoraConfig(rank=4, dora=True), seed=0)
+    torch.testing.assert_close(logits(model, "bert"), logits(base, "bert"), rtol=0, atol=0.03)
+
+
+def test_dora_takes_the_stock_kernels_and_no_batch_of_several_adapters(tiny_config):
+    config = tiny_config("method=lora", "method.dora=true", "train.kernels=auto")
+    assert config.train.kernels == "stock" and tiny_config("method=lora", "train.kernels=auto").train.kernels == "fused"
+    with pytest.raises(UserError, match=r"^method\.dora must be false with train.kernels=fused, got True$"):
+        tiny_config("method=lora", "method.dora=true", "train.kernels=fused")
+    model = with_method("bert", LoraConfig(rank=3, dora=True))
+    with pytest.raises(UserError, match="adapter one: DoRA also rescales the pretrained weights"):
+        AdapterSet(tiny.model("bert"), {"one": adapter_of(model)})
+    optimizer = make_optimizer(model, config.train)
+    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    names = [name for name, parameter in trainable(model) if id(parameter) in decayed]
+    assert names and not any(name.endswith("lora_m") for name in names)

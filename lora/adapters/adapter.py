@@ -90,6 +90,12 @@ class Adapter:
                         f"lora_a and lora_b of {name} are {tuple(a.shape)} and {tuple(b.shape)}; at rank {rank}, which "
                         f"the adapter states, they must be ({rank}, inputs) and (outputs, {rank})"
                     )
+                norms = self.weights.get(f"{name}.lora_m")
+                if (None if norms is None else norms.shape) != (b.shape[:1] if self.method.dora else None):
+                    raise UserError(
+                        f"lora_m of {name} is {None if norms is None else tuple(norms.shape)}: with dora it must be "
+                        f"{tuple(b.shape[:1])}, and without it there must be none"
+                    )
 
     def pairs(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Module name -> (A, B). Raises: UserError: If one of a pair is missing, or a tensor belongs to no pair."""
@@ -97,8 +103,11 @@ class Adapter:
         for name, tensor in self.weights.items():
             match = LOW_RANK.fullmatch(name)
             if match is None:
-                raise UserError(f"adapter tensor {name} is not one of LoRA's, whose names end in lora_a or lora_b")
-            found.setdefault(match.group(1), {})[match.group(2)] = tensor
+                raise UserError(
+                    f"adapter tensor {name} is not one of LoRA's, whose names end in lora_a, lora_b or lora_m"
+                )
+            if match.group(2) != "m":
+                found.setdefault(match.group(1), {})[match.group(2)] = tensor
         for name, parts in found.items():
             if len(parts) != 2:
                 raise UserError(f"the adapter has lora_{next(iter(parts))} of {name}, but not its other factor")

@@ -197,7 +197,9 @@ class AdapterSet(nn.Module):
 
 
 def scale_into_b(fitted: Fitted) -> None:
-    """Multiply each B by its scale. Raises: UserError: If a factor overflows in the model's dtype."""
+    """Multiply each B by its scale. Raises: UserError: If a factor overflows in the model's dtype, or with DoRA."""
+    if fitted.adapter.method.dora:
+        raise UserError("DoRA also rescales the pretrained weights, which a batch shares; swap serves one at a time")
     for module, layer in fitted.layers.items():
         for name, part in layer.parts(module).items():
             part.lora_b.mul_(part.scale)

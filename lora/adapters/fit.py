@@ -81,6 +81,8 @@ def fitted_layers(model: nn.Module, adapter: Adapter) -> dict[str, LoraLayer]:
         with torch.no_grad():
             part.lora_a.copy_(a)
             part.lora_b.copy_(b)
+            if part.lora_m is not None:
+                part.lora_m.copy_(adapter.weights[f"{name}.lora_m"])
     return layers
 
 

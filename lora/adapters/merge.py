@@ -24,7 +24,7 @@ from lora.adapters.head import check_finite, own_head, put_head
 from lora.errors import UserError
 from lora.methods import Applied, apply
 from lora.methods.configs import LoraConfig
-from lora.methods.lowrank import LoraLayer, LoraSlices, trained_in
+from lora.methods.lowrank import LoraLayer, LoraSlices, row_norms, trained_in
 from lora.models.modules import lasting, replace, train_only
 
 
@@ -161,7 +161,7 @@ def refuse_while_merged(model: nn.Module, *_: Any) -> None:
 def folded(layer: LoraLayer, name: str) -> nn.Parameter:
     """W + scale * B A, computed in the factors' dtype, float32 or wider, and rounded once to the dtype of W.
 
-    Rows of a fused layer that have no LoRA are copied.
+    With DoRA, each row gets its trained norm. Rows of a fused layer that have no LoRA are copied.
 
     Raises: UserError: If a value is not finite.
     """
@@ -171,6 +171,8 @@ def folded(layer: LoraLayer, name: str) -> nn.Parameter:
         exact: Float[Tensor, "d_out d_in"] = torch.addmm(
             layer.weight[part.rows].to(dtype), part.lora_b.to(dtype), part.lora_a.to(dtype), alpha=part.scale
         )
+        if part.lora_m is not None:
+            exact *= (part.lora_m / row_norms(part, layer.weight)).to(dtype)[:, None]
         weight[part.rows] = exact
     check_finite(f"the merged weight of {name}", weight)
     return nn.Parameter(weight, requires_grad=False)

@@ -18,6 +18,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -44,7 +45,7 @@ from lora.models.architectures import in_order, module_of, slice_of
 CONFIG, WEIGHTS, EXTRAS = "adapter_config.json", "adapter_model.safetensors", "lora.json"
 ROUNDING = 1e-12  # relative; of a scale or an alpha that was computed from one
 PREFIX = "base_model.model."
-FACTORS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b"}
+FACTORS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b", "lora_magnitude_vector": "lora_m"}
 # Settings that only say how an adapter was made or found. Any other that is not in `Settings` must be off, because it
 # would change what the adapter computes, and so would an init outside INITS, which changes the pretrained weights.
 IGNORED = (
@@ -72,6 +73,7 @@ class Settings:
     lora_alpha: float
     lora_dropout: float = 0.0
     use_rslora: bool = False
+    use_dora: bool = False
     modules_to_save: tuple[str, ...] | None = None
     rank_pattern: dict[str, int] | None = None
     alpha_pattern: dict[str, float] | None = None
@@ -119,6 +121,7 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
         "lora_alpha": alpha,
         "lora_dropout": method.dropout,
         "use_rslora": method.scaling == "rslora",
+        "use_dora": method.dora,
         "rank_pattern": {name: rank for name, rank in ranks.items() if rank != method.rank},
         "alpha_pattern": {name: own for name, own in alphas.items() if own != alpha},
         "bias": "none",
@@ -127,6 +130,8 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
     tensors = {}
     for name, (a, b, _) in modules.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"], tensors[f"{PREFIX}{name}.lora_B.weight"] = a, b
+        if method.dora:
+            tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = norms_of(adapter, name, len(b))
     tensors |= {f"{PREFIX}{name}": tensor for name, tensor in adapter.head.items()}
     extras = dataclasses.asdict(Extras(adapter.base, adapter.origin))
     files: dict[str, bytes | Path] = {
@@ -140,7 +145,7 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
 def from_peft(folder: str | Path) -> Adapter:
     """Read a LoRA folder written by PEFT or by `to_peft`, including a head saved through `modules_to_save`.
 
-    Raises: UserError: If it is not LoRA, or uses a feature that `LoraConfig` here lacks (DoRA, trained biases, separate
+    Raises: UserError: If it is not LoRA, or uses a feature that `LoraConfig` here lacks (trained biases, separate
         scales for modules, inits that change the base), or a file is missing, broken, or a pickle.
     """
     folder = existing(folder)
@@ -196,6 +201,18 @@ def joined(adapter: Adapter) -> dict[str, tuple[Tensor, Tensor, float]]:
     return found
 
 
+def norms_of(adapter: Adapter, module: str, outputs: int) -> Tensor:
+    """DoRA's norms of a whole layer. Raises: UserError: If a slice of it has none."""
+    names = [name for name in in_order(adapter.pairs()) if module_of(name) == module]
+    norms = torch.cat([adapter.weights[f"{name}.lora_m"] for name in names])
+    if len(norms) != outputs:
+        raise UserError(
+            f"PEFT has DoRA on the whole of {module} or not at all, and the adapter has it on {', '.join(names)}: "
+            f"train all slices of the layer"
+        )
+    return norms
+
+
 def head_module(name: str) -> str:
     """The module that PEFT saves as a whole: a child of the model, or the pooler in its body."""
     parts = name.split(".")
@@ -245,9 +262,9 @@ def split(
     for key, tensor in tensors.items():
         name = key.removeprefix(PREFIX)
         parts = name.split(".")
-        module, factor = ".".join(parts[:-2]), ".".join(parts[-2:])
-        if key != name and factor in FACTORS:
-            weights[f"{module}.{FACTORS[factor]}"] = tensor
+        factor = next((factor for factor in FACTORS if name.endswith(f".{factor}")), None)
+        if key != name and factor is not None:
+            weights[f"{name.removesuffix(factor)}{FACTORS[factor]}"] = tensor
         elif key != name and any(".".join(parts[:end]).endswith(saved) for end in range(1, len(parts))):
             head[name] = tensor
         else:
@@ -277,6 +294,7 @@ def method_of(settings: Settings, weights: dict[str, Tensor], path: Path) -> Lor
         "ranks": {name: own for name, own in ranks.items() if own != rank},
         "dropout": settings.lora_dropout,
         "scaling": "rslora" if settings.use_rslora else "lora",
+        "dora": settings.use_dora,
     }
     usual = next(alphas[name] for name in ranks if ranks[name] == rank)
     for at in (None, rank):  # one alpha for all, or one ratio of alpha to rank

@@ -134,7 +134,7 @@ def _compose(overrides: Sequence[str]) -> RunConfig:
     runtime["rate_from"] = "stated" if states_rate(overrides) else "tuned" if settings["task"] in tuned else row
     if runtime["rate_from"] == "tuned":
         train["lr"] = tuned[settings["task"]]
-    resolve_auto(model, train, runtime, bool(launcher.get("gpus")))
+    resolve_auto(settings["method"], model, train, runtime, bool(launcher.get("gpus")))
     run = run_config(settings)
     refuse_unread_folders(run)
     return run

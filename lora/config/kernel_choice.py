@@ -23,7 +23,9 @@ MINILM = (384, 1536)  # sizes assumed if an encoder's files are absent: its run 
 USUAL = ("fused", "eager", "fp32")  # for an invalid configuration, whose mistakes are reported later
 
 
-def resolve_auto(model: dict[str, Any], train: dict[str, Any], runtime: Mapping[str, Any], gpu_jobs: bool) -> None:
+def resolve_auto(
+    method: Mapping[str, Any], model: dict[str, Any], train: dict[str, Any], runtime: Mapping[str, Any], gpu_jobs: bool
+) -> None:
     """Replace `auto` in the sections of a run, in place.
 
     The finished runs of the same encoder in the results folder decide first, so that a sweep that is resumed on another
@@ -37,7 +39,10 @@ def resolve_auto(model: dict[str, Any], train: dict[str, Any], runtime: Mapping[
     if "auto" not in asked:
         return
     device, chosen = runtime.get("device"), USUAL
-    stated = tuple(None if value == "auto" else value for value in asked)
+    uncovered = "stock" if method.get("dora") else None  # the fused kernels have no DoRA
+    stated = tuple(
+        default if value == "auto" else value for value, default in zip(asked, (uncovered, None, None), strict=True)
+    )
     with contextlib.suppress(SettingsError):
         encoder = build(ModelConfig, {**model, "attention": stated[1] or "eager"})
         gpu = device == "cuda" or (device == "auto" and (gpu_jobs or has_gpu()))

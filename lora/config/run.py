@@ -78,6 +78,9 @@ class RunConfig:
             problems.check(self.train.lora_plus is None, "train.lora_plus", rule, self.train.lora_plus)
         if self.train.kernels == "fused":
             problems.check(
+                not getattr(self.method, "dora", False), "method.dora", "false with train.kernels=fused", True
+            )
+            problems.check(
                 self.runtime.device != "cuda", "runtime.device", "cpu or auto with train.kernels=fused", "cuda"
             )
             checkpointing, rule = self.model.gradient_checkpointing, "false with train.kernels=fused; use stock"

@@ -56,6 +56,8 @@ class LoraConfig:
             N(0, init_std^2), as in the paper. B starts at zero.
         init_std: Standard deviation for `gaussian`; None otherwise.
         scaling: `lora` divides alpha by r, `rslora` by sqrt(r) (Kalajdzievski 2023).
+        dora: Train the norms of the rows of W0 + scale B A separately from their directions (DoRA, Liu et al. 2024,
+            whose columns these are: they write h = W x with W transposed). Only with train.kernels=stock.
         frozen_a: A keeps its initial values, and B alone trains (LoRA-FA, Zhang et al. 2023).
     """
 
@@ -68,6 +70,7 @@ class LoraConfig:
     init_a: Literal["kaiming_uniform", "gaussian"] = "kaiming_uniform"
     init_std: float | None = None
     scaling: Literal["lora", "rslora"] = "lora"
+    dora: bool = False
     frozen_a: bool = False
     name: Literal["lora"] = "lora"
 

@@ -15,7 +15,7 @@ from lora.models.architectures import in_order, module_of, slice_of
 from lora.models.modules import find_target, replace, train_only, weight_of
 from lora.rng import generator
 
-LOW_RANK = re.compile(r"(.+)\.lora_([ab])")  # names of its parameters, trained or frozen
+LOW_RANK = re.compile(r"(.+)\.lora_([abm])")  # names of its parameters, trained or frozen
 
 
 class LoraLinear(nn.Module):
@@ -38,12 +38,12 @@ class LoraLinear(nn.Module):
         self.rank, self.scale, self.dropout = rank, scale, dropout
         self.weight, self.bias = linear.weight, linear.bias
         self.lora_a, self.lora_b = new_factors(linear.weight, linear.out_features, rank)
+        self.register_parameter("lora_m", None)
 
     def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
-        kept = widened(F.dropout(x, self.dropout, self.training), self.weight, self.lora_a)
-        update = F.linear(F.linear(kept, self.lora_a), self.lora_b)
+        added = update(self, self.weight, F.dropout(x, self.dropout, self.training))
         h = F.linear(x, self.weight, self.bias)
-        return (h + self.scale * update).to(h.dtype)
+        return (h + added).to(h.dtype)
 
     def parts(self, name: str) -> "dict[str, LoraLinear | LoraSlice]":
         """Name of the adapted layer -> the module with A and B, if this layer is called `name`."""
@@ -67,6 +67,7 @@ class LoraSlice(nn.Module):
         super().__init__()
         self.rows, self.rank, self.scale = rows, rank, scale
         self.lora_a, self.lora_b = new_factors(weight, rows.stop - rows.start, rank)
+        self.register_parameter("lora_m", None)
 
 
 class LoraSlices(nn.Module):
@@ -84,8 +85,7 @@ class LoraSlices(nn.Module):
     def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
         h, kept = F.linear(x, self.weight, self.bias), F.dropout(x, self.dropout, self.training)
         for part in self.children():
-            wide = widened(kept, self.weight, part.lora_a)
-            h[..., part.rows] += part.scale * F.linear(F.linear(wide, part.lora_a), part.lora_b)
+            h[..., part.rows] += update(part, self.weight, kept)
         return h
 
     def parts(self, name: str) -> dict[str, LoraSlice]:
@@ -105,6 +105,33 @@ def new_factors(weight: Float[Tensor, "d_out d_in"], outputs: int, rank: int) ->
     like = {"device": weight.device, "dtype": factor_dtype(weight.dtype)}
     a, b = torch.empty(rank, weight.shape[1], **like), torch.zeros(outputs, rank, **like)
     return nn.Parameter(a), nn.Parameter(b)
+
+
+def update(
+    part: LoraLinear | LoraSlice, weight: Float[Tensor, "_ d_in"], x: Float[Tensor, "*rows d_in"]
+) -> Float[Tensor, "*rows d_out"]:
+    """What a part adds to W0 x + b: scale * B A x. With DoRA, also what turns W0 x into its share of m V / ||V||.
+
+    Source: PEFT's `DoraLinearLayer`, whose dropout also precedes the added W0 x.
+
+    Args:
+        weight: The whole layer's.
+        x: After dropout.
+    """
+    x = widened(x, weight, part.lora_a)
+    low_rank = part.scale * F.linear(F.linear(x, part.lora_a), part.lora_b)
+    if part.lora_m is None:
+        return low_rank
+    gain = part.lora_m / row_norms(part, weight)
+    return gain * low_rank + (gain - 1) * F.linear(x, weight[part.rows].to(x.dtype))
+
+
+@torch.no_grad()  # as in section 4.3 of Liu et al. 2024: the norm counts as a constant
+def row_norms(part: LoraLinear | LoraSlice, weight: Float[Tensor, "_ d_in"]) -> Float[Tensor, " d_out"]:
+    """The norm of each row of V = W0 + scale * B A."""
+    with torch.autocast(weight.device.type, enabled=False):
+        direction = weight[part.rows].to(part.lora_a.dtype) + part.scale * (part.lora_b @ part.lora_a)
+        return torch.linalg.vector_norm(direction, dim=1)
 
 
 def factor_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -161,6 +188,8 @@ def adapt(
         adapted = LoraSlice(linear.weight, part.rows(linear.out_features), rank, config.scale_at(rank))
         layers.setdefault(module, LoraSlices(linear, config.dropout)).add_module(name.rpartition(".")[2], adapted)
     adapted.lora_a.requires_grad_(not config.frozen_a)
+    if config.dora:
+        adapted.lora_m = nn.Parameter(torch.empty_like(adapted.lora_b[:, 0]))
     return adapted
 
 
@@ -201,6 +230,8 @@ def apply(model: nn.Module, config: LoraConfig, seed: int) -> tuple[str, ...]:
         part = adapt(layers, name, linear, rank, config)
         if part.lora_a.device.type != "meta":
             init_a(part.lora_a, config, seed, name)
+            if part.lora_m is not None:
+                part.lora_m.data = row_norms(part, linear.weight)
     for name, layer in layers.items():
         replace(model, name, layer)
     return train_only(model, trained_in(layers))

@@ -62,10 +62,9 @@ def closed_form(model: str, config: MethodConfig) -> int:
         return _biases(sizes)
     if isinstance(config, LoraConfig):
         sides = {target: _sides(sizes, target) for target in config.targets}
-        return sum(
-            layers * (d_out + d_in * (not config.frozen_a)) * config.rank_of(target)
-            for target, (d_in, d_out) in sides.items()
-        )
+        ranks = {target: config.rank_of(target) for target in sides}
+        factors = sum(ranks[target] * (d_out + d_in * (not config.frozen_a)) for target, (d_in, d_out) in sides.items())
+        return layers * (factors + config.dora * sum(d_out for _, d_out in sides.values()))
     assert isinstance(config, BottleneckConfig)
     m = config.bottleneck
     adapters = 2 * layers if isinstance(config, HoulsbyConfig) else layers

@@ -110,13 +110,14 @@ def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimize
     With `lora_plus`, B and the head's biases train at that multiple of the rate.
 
     Source: the released Trainer, which decides by module type. A Pfeiffer adapter decays although it is inside the
-        module that replaces a layer's LayerNorm. LoRA+'s groups: the released code of Hayou et al. 2024
+        module that replaces a layer's LayerNorm. DoRA's norms do not decay (ours): it would pull the pretrained
+        weights to zero. LoRA+'s groups: the released code of Hayou et al. 2024
         (`create_loraplus_optimizer`), in which every parameter of one dimension is in B's group.
     """
     norms = {f"{name}.weight" for name, module in model.named_modules() if is_layer_norm(module)}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {(False, True): [], (False, False): []}
     for name, parameter in trainable(model):
-        decays = "bias" not in name and name not in norms
+        decays = "bias" not in name and name not in norms and not name.endswith("lora_m")
         fast = train.lora_plus is not None and (name.endswith("lora_b") or parameter.dim() == 1)
         groups.setdefault((fast, decays), []).append(parameter)
     settings = [
