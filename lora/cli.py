@@ -26,7 +26,7 @@ COMMANDS = {
     "memory": ("lora.cost.memory", "estimate the accelerator memory that a run needs"),
     "efficiency": ("lora.cost.efficiency.command", "measure memory, storage, speed and latency of each method here"),
     "bench": ("lora.cost.bench.command", "compare speed with Trainer + PEFT on this machine"),
-    "fetch": ("lora.data.embedded", "download and check the embedded encoder and texts, and encoders that are named"),
+    "fetch": ("lora.data.fetch", "download and check the embedded encoder and texts, and encoders that are named"),
     "upload": ("lora.sweep.tracking", "send a sweep's tables and figures to Weights & Biases"),
 }
 

