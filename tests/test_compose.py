@@ -47,6 +47,10 @@ ALL = r" \(python -m lora --cfg job lists them all\)"
         (["method.targets=[]"], "method.targets must be a non-empty list"),
         (["method.targets=[q,q]"], "method.targets must be without repeats"),
         (["method.init_a=gaussian"], "method.init_std must be > 0 with init_a=gaussian"),
+        (
+            ["task=rte", "start=mnli", "method.init_a=olora"],
+            "method.init_a must be kaiming_uniform, .* with start=mnli",
+        ),
         (["method.dropout=1.0"], r"method.dropout must be in \[0, 1\), got 1.0"),
         (["runtime.threads=0"], "runtime.threads must be >= 1, got 0"),
         (["train.precision=fp8"], "train.precision must be one of fp32, bf16, got 'fp8'"),

@@ -1,6 +1,7 @@
 """The compiled kernels against plain torch, the fused encoder against transformers' own, and the rules of masks."""
 
 import copy
+import dataclasses
 import itertools
 import math
 
@@ -32,6 +33,7 @@ CONFIGS = {
     "lora-qv": LoraConfig(rank=3),
     "lora-qkvo": LoraConfig(targets=("q", "k", "v", "o"), rank=3, dropout=0.3),
     "lora-qkvoif": LoraConfig(targets=tuple("qkvoif"), rank=3, dropout=0.3),
+    "lora-pissa": LoraConfig(targets=("q", "v", "f"), rank=3, init_a="pissa", frozen_a=True),
     "lora-ffn": LoraConfig(targets=("{body}.encoder.layer.1.intermediate.dense",), rank=3),
 }
 LINEAR = ("frozen_linear", "lora_linear")
@@ -288,7 +290,7 @@ def pair(architecture, method, precision="fp32", **settings):
     config = CONFIGS[method]
     if isinstance(config, LoraConfig):
         targets = tuple(t.format(body=stock.base_model_prefix) for t in config.targets)
-        config = LoraConfig(targets=targets, rank=config.rank, dropout=config.dropout)
+        config = dataclasses.replace(config, targets=targets)
     apply(stock, config, 1)
     for name, p in stock.named_parameters():
         if "lora_b" in name:

@@ -161,6 +161,8 @@ LIMITS = [
     (LoraConfig, {"init_a": "gaussian", "init_std": 0.1}, {"init_std": 0.0}),
     (LoraConfig, {"init_a": "gaussian", "init_std": 0.1}, {"init_std": None}),
     (LoraConfig, {}, {"targets": ("q", "q")}),
+    (LoraConfig, {"init_a": "orthogonal", "rank": 2, "ranks": {"q": 4}}, {"rank": 3}),
+    (LoraConfig, {"init_a": "pissa"}, {"dropout": 0.1}),
     (LoraConfig, {}, {"rank": 0, "alpha": 0.0, "alpha_at_rank": 0, "dropout": 1.0, "ranks": {"q": 0}}),
     (LoraConfig, {}, {"targets": (), "init_std": 0.1, "dropout": -0.1, "alpha": math.inf, "ranks": {"o": 4}}),
     (HoulsbyConfig, {"bottleneck": 1, "init_std": 1e-9}, {}),

@@ -17,12 +17,17 @@ from lora.adapters.peft import from_peft, to_peft
 from lora.errors import UserError
 from lora.methods import apply
 from lora.methods.configs import LoraConfig
+from lora.methods.lowrank import LoraLinear
 from lora.models.modules import checksum, find_target, trainable
 from lora.training.step import make_optimizer
 
 VARIANTS = {"frozen_a": {"frozen_a": True}, "dora": {"dora": True}}
+INITS = ("orthogonal", "pissa", "olora")
+VARIANTS |= {init: {"init_a": init} for init in INITS} | {"pissa, dora": {"init_a": "pissa", "dora": True}}
 # what PEFT calls them, beside the frozen A, which in PEFT is a setting of an optimizer
 SETTINGS = {"frozen_a": {}, "dora": {"use_dora": True}}
+SETTINGS |= {init: {"init_lora_weights": init} for init in INITS}
+SETTINGS |= {"pissa, dora": {"init_lora_weights": "pissa", "use_dora": True}}
 PARTS = {
     "lora_a": "lora_A.default.weight",
     "lora_b": "lora_B.default.weight",
@@ -31,15 +36,21 @@ PARTS = {
 CASES = [(architecture, variant) for architecture in tiny.ARCHITECTURES for variant in VARIANTS]
 
 
+def dropout_of(variant):
+    return {"dropout": 0.0 if {"pissa", "olora"} & set(VARIANTS[variant].values()) else 0.2}
+
+
 def config_of(architecture, variant):
     whole = ("*.Wqkv",) if architecture == "modernbert" else ("q", "v")  # PEFT has no LoRA on slices of a layer
-    return LoraConfig(targets=(*whole, "o", "f"), rank=4, alpha=7, dropout=0.2, **VARIANTS[variant])
+    return LoraConfig(targets=(*whole, "o", "f"), rank=4, alpha=7, **VARIANTS[variant], **dropout_of(variant))
 
 
 def in_peft(model, config, variant):
     """The model with PEFT's LoRA, in place, and everything outside the body trained."""
     targets = [name for target in config.targets for name in find_target(model, target)]
-    settings = peft.LoraConfig(r=4, lora_alpha=7, lora_dropout=0.2, target_modules=targets, **SETTINGS[variant])
+    settings = peft.LoraConfig(
+        r=4, lora_alpha=7, target_modules=targets, lora_dropout=config.dropout, **SETTINGS[variant]
+    )
     peft.tuners.lora.LoraModel(model, {"default": settings}, "default")
     return model.eval()
 
@@ -59,10 +70,20 @@ def take_step(model, architecture, parameters):
 
 @pytest.mark.parametrize(("architecture", "variant"), CASES)
 def test_a_variant_equals_peft_in_logits_gradients_and_a_step(architecture, variant):
+    """Where PEFT subtracts from W0, it does so in float32: here its W0 - s B0 A0 gets the digits that float64 has."""
     config, close = config_of(architecture, variant), functools.partial(torch.testing.assert_close, rtol=0, atol=1e-10)
-    ours, theirs = tiny.model(architecture), in_peft(tiny.model(architecture), config, variant).double()
+    ours, theirs = tiny.model(architecture), in_peft(tiny.model(architecture), config, variant)
     apply(ours, config, seed=1)
-    ours.double()
+    for model in (ours, theirs):
+        close(logits(model, architecture), logits(tiny.model(architecture), architecture), atol=1e-5)
+    ours.double(), theirs.double()
+    for module, layer in ours.named_modules():
+        if isinstance(layer, LoraLinear) and layer.start_a is not None:
+            twin, reduced = theirs.get_submodule(module), layer.weight + layer.scale * layer.start_b @ layer.start_a
+            close(twin.base_layer.weight, reduced, atol=1e-5)
+            twin.base_layer.weight.data.copy_(reduced)
+            products = (layer.lora_b @ layer.lora_a, twin.lora_B["default"].weight @ twin.lora_A["default"].weight)
+            close(*products, atol=1e-5)
     twins, source = {}, torch.Generator().manual_seed(2)
     for name, parameter in ours.named_parameters():
         module, _, part = name.rpartition(".")
@@ -82,7 +103,8 @@ def test_a_variant_equals_peft_in_logits_gradients_and_a_step(architecture, vari
     close(logits(ours, architecture), logits(theirs, architecture))
 
 
-@pytest.mark.parametrize(("architecture", "variant"), CASES)
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("architecture", ["bert", "deberta-v2", "modernbert"])
 def test_a_variants_adapter_is_saved_merged_swapped_and_taken_to_peft(architecture, variant, tmp_path):
     config = config_of(architecture, variant)
     model = with_method(architecture, config)
@@ -143,3 +165,19 @@ def test_dora_takes_the_stock_kernels_and_no_batch_of_several_adapters(tiny_conf
     decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
     names = [name for name, parameter in trainable(model) if id(parameter) in decayed]
     assert names and not any(name.endswith("lora_m") for name in names)
+
+
+@pytest.mark.parametrize("scaling", ["lora", "rslora"])
+@pytest.mark.parametrize("at", [None, 2])
+def test_an_adapter_that_starts_in_the_base_is_a_lora_of_twice_the_rank(scaling, at):
+    """Of slices too, merged and moved to another dtype, at every scale."""
+    settings = {"rank": 2, "ranks": {"f": 3}, "alpha": 5, "alpha_at_rank": at, "scaling": scaling}
+    model = with_method("modernbert", LoraConfig(targets=("q", "v", "f"), init_a="olora", **settings)).double()
+    unmerged = logits(model, "modernbert")
+    merge(model)
+    adapter = adapter_of(model)
+    assert sorted({len(a) for a, _ in adapter.pairs().values()}) == [4, 6]
+    load_adapter(loaded := tiny.model("modernbert").double(), adapter)
+    unmerge(model.float().double())
+    for other in (loaded, model):
+        torch.testing.assert_close(logits(other, "modernbert"), unmerged, rtol=0, atol=1e-5)

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora.adapters.base import Base, carried_parameters, describe_base, short
+from lora.adapters.base import Base, carried_parameters, describe_base, kept_layers, short
 from lora.config.run import RunConfig
 from lora.config.sections import ModelConfig
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
 from lora.methods.configs import LoraConfig, MethodConfig
-from lora.methods.lowrank import LOW_RANK
+from lora.methods.lowrank import LOW_RANK, LoraLayer, factors
 from lora.models.architectures import named_by
 from lora.models.modules import DTYPES, is_head, lasting
 
@@ -134,6 +134,8 @@ def ranks_in(method: LoraConfig, names: Sequence[str]) -> dict[str, int]:
 def adapter_of(model: nn.Module, base: Base | None = None, origin: Origin | None = None) -> Adapter:
     """Copy a model's trained tensors, and a frozen A, to the CPU. The model may be merged.
 
+    With an init that starts at factors of W0, the adapter is a LoRA of twice the rank, B A - B0 A0, on the same base.
+
     Args:
         base: Description of the model's base; None reads and hashes the base now.
     Raises: UserError: If the model has no method, or a value is not finite.
@@ -147,9 +149,16 @@ def adapter_of(model: nn.Module, base: Base | None = None, origin: Origin | None
     parameters = carried_parameters(model)
     names = dict.fromkeys([*applied.trained, *filter(LOW_RANK.fullmatch, parameters)])
     tensors = {name: parameters[name].detach().cpu().clone() for name in names}
+    method = applied.method
+    if isinstance(method, LoraConfig) and method.starts_in_base:
+        method = method.as_saved()
+        for module, layer in (dict(model.named_modules()) | kept_layers(model)).items():
+            for name, part in layer.parts(module).items() if isinstance(layer, LoraLayer) else ():
+                a, b = factors(part)
+                tensors |= {f"{name}.lora_a": a.detach().cpu(), f"{name}.lora_b": b.detach().cpu()}
     head = {name for name in tensors if is_head(model, name) and not LOW_RANK.fullmatch(name)}
     return Adapter(
-        applied.method,
+        method,
         {name: tensor for name, tensor in tensors.items() if name not in head},
         {name: tensor for name, tensor in tensors.items() if name in head},
         describe_base(model) if base is None else base,

@@ -58,7 +58,7 @@ def kept_layers(model: nn.Module) -> dict[str, LoraLayer]:
             raise UserError(f"{name}, merged as a linear layer, is now a {type(live).__name__}: it was replaced since")
         if (layer.weight.device, layer.weight.dtype) != (live.weight.device, live.weight.dtype):
             wide = factor_dtype(live.weight.dtype)
-            for part, parameter in layer.named_parameters():
+            for part, parameter in (*layer.named_parameters(), *layer.named_buffers()):
                 dtype = live.weight.dtype if part in ("weight", "bias") else wide
                 parameter.data = parameter.data.to(live.weight.device, dtype)
     return kept

@@ -24,7 +24,7 @@ from lora.adapters.head import check_finite, own_head, put_head
 from lora.errors import UserError
 from lora.methods import Applied, apply
 from lora.methods.configs import LoraConfig
-from lora.methods.lowrank import LoraLayer, LoraSlices, row_norms, trained_in
+from lora.methods.lowrank import LoraLayer, LoraSlices, factors, row_norms, trained_in
 from lora.models.modules import lasting, replace, train_only
 
 
@@ -167,9 +167,9 @@ def folded(layer: LoraLayer, name: str) -> nn.Parameter:
     """
     weight = layer.weight.detach().clone() if isinstance(layer, LoraSlices) else torch.empty_like(layer.weight)
     for part in layer.parts(name).values():
-        dtype = torch.promote_types(weight.dtype, torch.float32)
+        dtype, (a, b) = torch.promote_types(weight.dtype, torch.float32), factors(part)
         exact: Float[Tensor, "d_out d_in"] = torch.addmm(
-            layer.weight[part.rows].to(dtype), part.lora_b.to(dtype), part.lora_a.to(dtype), alpha=part.scale
+            layer.weight[part.rows].to(dtype), b.to(dtype), a.to(dtype), alpha=part.scale
         )
         if part.lora_m is not None:
             exact *= (part.lora_m / row_norms(part, layer.weight)).to(dtype)[:, None]

@@ -76,6 +76,10 @@ class RunConfig:
         if self.method.name != "lora":
             rule = f"null with method.name={self.method.name}, which has no factors"
             problems.check(self.train.lora_plus is None, "train.lora_plus", rule, self.train.lora_plus)
+        if self.start == "mnli":
+            taken = getattr(self.method, "starts_in_base", False)
+            rule = "kaiming_uniform, gaussian or orthogonal with start=mnli"
+            problems.check(not taken, "method.init_a", rule, getattr(self.method, "init_a", None))
         if self.train.kernels == "fused":
             problems.check(
                 not getattr(self.method, "dora", False), "method.dora", "false with train.kernels=fused", True

@@ -1,7 +1,7 @@
 """The arguments of each method. It does not import torch, since planning and tables read it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from lora.checks import Problems
@@ -53,7 +53,9 @@ class LoraConfig:
             None uses `alpha` at every rank.
         dropout: Dropout on the input of A only. The released scripts never set it (0).
         init_a: `kaiming_uniform` is U(-1/sqrt(d_in), 1/sqrt(d_in)), as in the released code; `gaussian` is
-            N(0, init_std^2), as in the paper. B starts at zero.
+            N(0, init_std^2), as in the paper. With both, B starts at zero. `orthogonal` gives A and B orthogonal halves
+            of a random basis, so that B A is zero. `pissa` (Meng et al. 2024) and `olora` (Buyukakyuz 2024) start at
+            factors A0, B0 of W0, and h = W0 x + scale * (B A - B0 A0) x.
         init_std: Standard deviation for `gaussian`; None otherwise.
         scaling: `lora` divides alpha by r, `rslora` by sqrt(r) (Kalajdzievski 2023).
         dora: Train the norms of the rows of W0 + scale B A separately from their directions (DoRA, Liu et al. 2024,
@@ -67,7 +69,7 @@ class LoraConfig:
     ranks: dict[str, int] | None = None
     alpha_at_rank: int | None = None
     dropout: float = 0.0
-    init_a: Literal["kaiming_uniform", "gaussian"] = "kaiming_uniform"
+    init_a: Literal["kaiming_uniform", "gaussian", "orthogonal", "pissa", "olora"] = "kaiming_uniform"
     init_std: float | None = None
     scaling: Literal["lora", "rslora"] = "lora"
     dora: bool = False
@@ -105,6 +107,11 @@ class LoraConfig:
             )
         else:
             problems.check(self.init_std is None, "init_std", "null unless init_a=gaussian", self.init_std)
+        if self.starts_in_base:  # B0 A0 is a part of W0, whose input is not dropped
+            problems.check(self.dropout == 0, "dropout", f"0 with init_a={self.init_a}", self.dropout)
+        if self.init_a == "orthogonal":
+            odd = [rank for rank in (self.rank, *self.ranks.values()) if rank % 2]
+            problems.check(not odd, "rank", "even with init_a=orthogonal", odd)
         problems.done()
 
     def rank_of(self, target: str) -> int:
@@ -114,6 +121,19 @@ class LoraConfig:
         """The factor of B A at a rank: alpha / r, as modified by `alpha_at_rank` and `scaling`."""
         alpha = self.alpha if self.alpha_at_rank is None else self.alpha * rank / self.alpha_at_rank
         return alpha / (rank if self.scaling == "lora" else math.sqrt(rank))
+
+    @property
+    def starts_in_base(self) -> bool:
+        """Whether A and B start at factors of W0."""
+        return self.init_a in ("pissa", "olora")
+
+    def as_saved(self) -> "LoraConfig":
+        """The config of the adapter that a model saves: B A - B0 A0 is one B A of twice the rank."""
+        if not self.starts_in_base:
+            return self
+        alpha = self.alpha * self.scale_at(self.rank) / self.scale_at(2 * self.rank)
+        ranks = {target: 2 * rank for target, rank in self.ranks.items()}
+        return replace(self, rank=2 * self.rank, ranks=ranks, alpha=alpha, init_a="kaiming_uniform")
 
     @property
     def are_short(self) -> bool:

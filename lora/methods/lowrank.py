@@ -1,5 +1,6 @@
 """LoRA: a frozen linear layer plus a trained low-rank update of all its outputs, or of slices of them."""
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -37,8 +38,7 @@ class LoraLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.rank, self.scale, self.dropout = rank, scale, dropout
         self.weight, self.bias = linear.weight, linear.bias
-        self.lora_a, self.lora_b = new_factors(linear.weight, linear.out_features, rank)
-        self.register_parameter("lora_m", None)
+        add_factors(self, linear.weight, linear.out_features)
 
     def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
         added = update(self, self.weight, F.dropout(x, self.dropout, self.training))
@@ -50,7 +50,7 @@ class LoraLinear(nn.Module):
         return {name: self}
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        return self.lora_a, self.lora_b
+        return factors(self)
 
     def extra_repr(self) -> str:
         return f"in={self.in_features}, out={self.out_features}, rank={self.rank}, scale={self.scale:g}"
@@ -66,8 +66,7 @@ class LoraSlice(nn.Module):
     def __init__(self, weight: Float[Tensor, "d_out d_in"], rows: slice, rank: int, scale: float):
         super().__init__()
         self.rows, self.rank, self.scale = rows, rank, scale
-        self.lora_a, self.lora_b = new_factors(weight, rows.stop - rows.start, rank)
-        self.register_parameter("lora_m", None)
+        add_factors(self, weight, rows.stop - rows.start)
 
 
 class LoraSlices(nn.Module):
@@ -94,17 +93,27 @@ class LoraSlices(nn.Module):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A and B of the whole layer, if all slices have the same scale."""
-        return in_blocks([(part.rows, part.lora_a, part.lora_b) for part in self.children()], self.out_features)
+        return in_blocks([(part.rows, *factors(part)) for part in self.children()], self.out_features)
 
 
 LoraLayer = LoraLinear | LoraSlices
 
 
-def new_factors(weight: Float[Tensor, "d_out d_in"], outputs: int, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
-    """A (rank, d_in), uninitialised, and B (outputs, rank), zero, on W0's device."""
+def add_factors(part: LoraLinear | LoraSlice, weight: Float[Tensor, "_ d_in"], outputs: int) -> None:
+    """Give a part A (rank, d_in), uninitialised, and B (outputs, rank), zero, on W0's device."""
     like = {"device": weight.device, "dtype": factor_dtype(weight.dtype)}
-    a, b = torch.empty(rank, weight.shape[1], **like), torch.zeros(outputs, rank, **like)
-    return nn.Parameter(a), nn.Parameter(b)
+    part.lora_a = nn.Parameter(torch.empty(part.rank, weight.shape[1], **like))
+    part.lora_b = nn.Parameter(torch.zeros(outputs, part.rank, **like))
+    part.register_parameter("lora_m", None)  # DoRA's norms
+    part.register_buffer("start_a", None)  # A0 and -B0, if they are not zero
+    part.register_buffer("start_b", None)
+
+
+def factors(part: LoraLinear | LoraSlice) -> tuple[Tensor, Tensor]:
+    """A and B whose product is what was added to W0: with A0 and B0, of twice the rank."""
+    if part.start_a is None:
+        return part.lora_a, part.lora_b
+    return torch.cat([part.lora_a, part.start_a]), torch.cat([part.lora_b, part.start_b], dim=1)
 
 
 def update(
@@ -118,8 +127,8 @@ def update(
         weight: The whole layer's.
         x: After dropout.
     """
-    x = widened(x, weight, part.lora_a)
-    low_rank = part.scale * F.linear(F.linear(x, part.lora_a), part.lora_b)
+    x, (a, b) = widened(x, weight, part.lora_a), factors(part)
+    low_rank = part.scale * F.linear(F.linear(x, a), b)
     if part.lora_m is None:
         return low_rank
     gain = part.lora_m / row_norms(part, weight)
@@ -129,8 +138,9 @@ def update(
 @torch.no_grad()  # as in section 4.3 of Liu et al. 2024: the norm counts as a constant
 def row_norms(part: LoraLinear | LoraSlice, weight: Float[Tensor, "_ d_in"]) -> Float[Tensor, " d_out"]:
     """The norm of each row of V = W0 + scale * B A."""
+    a, b = factors(part)
     with torch.autocast(weight.device.type, enabled=False):
-        direction = weight[part.rows].to(part.lora_a.dtype) + part.scale * (part.lora_b @ part.lora_a)
+        direction = weight[part.rows].to(a.dtype) + part.scale * (b @ a)
         return torch.linalg.vector_norm(direction, dim=1)
 
 
@@ -205,8 +215,43 @@ def init_a(lora_a: Float[Tensor, "rank d_in"], config: LoraConfig, seed: int, na
     lora_a.copy_(draw)
 
 
+@torch.no_grad()
+def initialize(
+    part: LoraLinear | LoraSlice, weight: Float[Tensor, "_ d_in"], config: LoraConfig, seed: int, name: str
+) -> None:
+    """Set A, and what else does not start at zero. What is random is drawn from a generator named after the module.
+
+    Source: PEFT's `orthogonal_init`, `pissa_init` and `olora_init`, which subtract scale * B0 A0 from W0.
+
+    Args:
+        weight: The whole layer's.
+    """
+    rank, shape = part.rank, (len(part.lora_b), part.lora_a.shape[1])
+    if config.init_a == "orthogonal":
+        draw = functools.partial(torch.randn, generator=generator(seed, "lora_a", name))
+        basis = torch.linalg.qr(draw(rank, rank))[0]
+        part.lora_a.copy_(basis[0::2].T @ draw(rank // 2, shape[1]) / 10)
+        part.lora_b.copy_(draw(shape[0], rank // 2) @ basis[1::2] / 10)
+    elif config.starts_in_base:
+        pretrained = weight[part.rows].to("cpu", part.lora_a.dtype)
+        if config.init_a == "pissa":
+            left, values, right = torch.linalg.svd(pretrained, full_matrices=False)
+            root = (values[:rank] / part.scale).sqrt()
+            a, b = root[:, None] * right[:rank], left[:, :rank] * root
+        else:
+            left, right = torch.linalg.qr(pretrained)
+            a, b = right[:rank], left[:, :rank]
+        part.lora_a.copy_(a)
+        part.lora_b.copy_(b)
+        part.start_a, part.start_b = part.lora_a.detach().clone(), -part.lora_b.detach()
+    else:
+        init_a(part.lora_a, config, seed, name)
+    if part.lora_m is not None:
+        part.lora_m.copy_(row_norms(part, weight))
+
+
 def apply(model: nn.Module, config: LoraConfig, seed: int) -> tuple[str, ...]:
-    """Apply LoRA to every module that the targets name. The logits do not change, since B is zero.
+    """Apply LoRA to every module that the targets name. The logits do not change (with B not zero: but for rounding).
 
     Returns: The names of the trainable parameters: every A, unless it is frozen, every B, and the head's.
     Raises: UserError: If a target is missing, named twice, or smaller than its rank. The model is then unchanged.
@@ -229,9 +274,7 @@ def apply(model: nn.Module, config: LoraConfig, seed: int) -> tuple[str, ...]:
         linear, rank = model.get_submodule(module_of(name)), planned[name]
         part = adapt(layers, name, linear, rank, config)
         if part.lora_a.device.type != "meta":
-            init_a(part.lora_a, config, seed, name)
-            if part.lora_m is not None:
-                part.lora_m.data = row_norms(part, linear.weight)
+            initialize(part, linear.weight, config, seed, name)
     for name, layer in layers.items():
         replace(model, name, layer)
     return train_only(model, trained_in(layers))

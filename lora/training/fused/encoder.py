@@ -123,7 +123,7 @@ class FusedEncoder(nn.Module):
         frozen = self.frozen.get(module)
         if isinstance(module, LoraLinear):
             dropped = self.site(module.dropout, f"{site}.lora", len(x))
-            return linear.lora_linear(x, frozen, module.lora_a, module.lora_b, module.scale, dropped, made)
+            return linear.lora_linear(x, frozen, *module.factors(), module.scale, dropped, made)
         if frozen is not None:
             return linear.frozen_linear(x, frozen)
         return F.linear(x, module.weight.to(x.dtype), module.bias.to(x.dtype))
