@@ -294,7 +294,7 @@ def test_the_readme_shows_few_comparisons_and_the_nearest_of_many():
     shown = dataclasses.replace(
         verdict(claim, "minilm", both), on_last=verdict(claim, "minilm", [finding(3.0, 2.0, 4.0)])
     )
-    assert words([shown]) == "**inconclusive (last epoch: supported)**"
+    assert words([shown]) == "inconclusive (last epoch: supported)"
     assert ours([shown]) == "+3.0 (+2.0 to +4.0), -0.5 (-2.0 to +1.0)"
     more = dataclasses.replace(shown, findings=(*both, finding(9.0, 8.0, 10.0, label="A - D")))
     assert ours([more]) == "-0.5 (-2.0 to +1.0), nearest of 3"

@@ -90,12 +90,12 @@ def probe(page: Path, folder: Path, width: int, change: tuple[str, str] = ("", "
 
 def test_it_renders_and_sorts(page, tmp_path):
     found = probe(page, tmp_path, 1200)
-    assert found["heads"] == ["summary", "verdicts", "tables", "runs"]
+    assert found["heads"] == ["found", "tables", "verdicts", "runs"]
     assert found["nav"] and found["sticky"] == "sticky" and found["folded"] == [False]
     assert found["before"] == ["22.6M", "40k", "78k", "80k", "74k"]
     assert (found["up"], found["ariaUp"]) == (["40k", "74k", "78k", "80k", "22.6M"], "ascending")
     assert (found["down"], found["ariaDown"]) == (["22.6M", "80k", "78k", "74k", "40k"], "descending")
-    assert len(found["pictures"]) == 5 and min(found["pictures"]) > 300
+    assert len(found["pictures"]) == 7 and min(found["pictures"]) > 300
     assert set(found["titles"]) == {1} and len(found["families"]) == 1  # each once, and all in the page's own font
 
 

@@ -92,7 +92,6 @@ class TrainConfig:
         kernels: `stock`, transformers' modules, under autocast with bf16; or `fused` (`lora.training.fused`):
             compiled loops for CPUs. Their dropout masks differ, so the choice is part of a run's name.
         lora_plus: LoRA+'s ratio of B's rate to A's (Hayou et al. 2024); None trains both at `lr`.
-        head_lr: Rate of the head; None trains it at the method's.
         selection: The MNLI split whose headline metric picks the best epoch; other tasks have one split.
     """
 
@@ -114,16 +113,16 @@ class TrainConfig:
     kernels: Literal["fused", "stock"]
     eval_batch: int
     lora_plus: float | None = None
-    head_lr: float | None = None
 
     def __post_init__(self):
         problems = Problems()
         for key in ("lr", "adam_eps"):
             value = getattr(self, key)
             problems.check(value > 0 and math.isfinite(value), key, "> 0 and finite", value)
-        for key in ("clip_norm", "lora_plus", "head_lr"):
-            value = getattr(self, key)
-            problems.check(value is None or (value > 0 and math.isfinite(value)), key, "null or > 0 and finite", value)
+        clip = self.clip_norm
+        problems.check(clip is None or (clip > 0 and math.isfinite(clip)), "clip_norm", "null or > 0 and finite", clip)
+        plus = self.lora_plus
+        problems.check(plus is None or (plus > 0 and math.isfinite(plus)), "lora_plus", "null or > 0 and finite", plus)
         for key in ("batch", "accumulation", "epochs", "eval_batch"):
             problems.check(getattr(self, key) >= 1, key, ">= 1", getattr(self, key))
         problems.check(

@@ -17,7 +17,7 @@ from lora.report.figures import Figure
 from lora.report.gather import Gathered, gather
 from lora.report.learning_rate import LEARNING_RATE, learning_rate_table
 from lora.report.notes import encoder_notes
-from lora.report.readme import block
+from lora.report.readme import block, findings_figure
 from lora.report.runs import OWN, Planned
 from lora.report.subspace_tables import amplification_table, subspace_figures
 from lora.sweep.state import State
@@ -83,10 +83,7 @@ class Report:
 
     @property
     def readme(self) -> str:
-        main = [table for table in self.tables if table.name in ("table2", "table2_part")]
-        return (
-            block(self.name, main[0], self.verdicts, list(self.figures), self.progress(self.expected)) if main else ""
-        )
+        return block(self.name, {t.name: t for t in self.tables}, self.verdicts, self.progress(self.expected))
 
     @property
     def expected(self) -> tuple[Planned, ...]:
@@ -145,6 +142,8 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
     tables += [*sections.tables, learning_rate_table(name, gathered.tried, frame, curves)]
     tables.append(repeated_table(name, gathered.folder, gathered.every, frame))
     figures = sections.figures | subspace_figures(analyses.subspaces)
+    if found := findings_figure(judged):
+        figures["findings"] = found
     tables += [amplification_table(name, analyses.subspaces), reference_table(gathered)]
     shown = tuple(table for table in tables if table is not None)
     return Report(gathered, analyses, shown, sections.cells, tuple(judged), figures, tuple(sections.answers))

@@ -18,7 +18,7 @@ from lora.report.cells import KINDS, kinds_of, summarise
 from lora.report.compared import length_table
 from lora.report.comparisons import beside_paper, method_pairs, pairs_table
 from lora.report.conditions import conditions
-from lora.report.figures import Figure, by_parameters, by_rank, forest, learning_curves
+from lora.report.figures import Figure, by_parameters, differences, forest, learning_curves
 from lora.report.gather import Gathered
 from lora.report.notes import BANNERS, caption, encoder_notes, ffn_notes, note
 from lora.report.own_tasks import answers, rates_table, tuning_banner
@@ -29,6 +29,7 @@ from lora.table import Table
 ROWS = ROOT / "experiments" / "glue_table2" / "rows.csv"
 # text columns, which come first
 WORDS = ("Model", "Protocol", "Method", "Minus", "Task", "Adapted", "Learning rate", "Chosen")
+QV = ("Wq, Wv", 4)  # the set that Table 5 compares the others with
 SUFFIXES = {"whole": "", "embedded": "", "part": "_part", "own": "_own"}
 Examples = Mapping[tuple[str, str, str, str], Mapping[str, Any]]
 
@@ -166,13 +167,27 @@ SHOWN = {  # in the report's order
         "table5",
         "Table 5: which projections to adapt, at one number of parameters",
         lambda runs: table5(runs.summary, runs.paper),
-        notes=lora_notes,
+        {
+            "targets": lambda runs: differences(
+                "Table 5: each set minus Wq, Wv (r = 4)", runs.summary, runs.pairs, runs.paper, lambda *_: QV, 0.0
+            )
+        },
+        lora_notes,
     ),
     "lora_ranks": Shown(
         "table6",
         "Table 6: how large the rank must be",
         lambda runs: table6(runs.over_ranks, runs.paper),
-        {"ranks": lambda runs: by_rank(runs.over_ranks)},
+        {
+            "ranks": lambda runs: differences(
+                "Table 6: each rank minus r = 64",
+                runs.summary,
+                runs.pairs,
+                runs.paper,
+                lambda set_, _: (set_, 64),
+                -1.0,
+            )
+        },
         lora_notes,
     ),
     "mnli_start": Shown(

@@ -1,10 +1,10 @@
 """The data of each figure, stored next to the picture. Tests and rebuilds compare the data.
 
-A figure is a mapping: `title`, `note`, `kind` (`lines`, `forest`, `heat`), `x` (a label), `log_x`, and
+A figure is a mapping: `title`, `note`, `kind` (`lines`, `intervals`, `heat`), `x` (a label), `log_x`, and
 `panels`, each with a title, a label `y` and its series. Values have 6 significant digits; absent values are null.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -18,22 +18,54 @@ from lora.report.tables import average
 from lora.report.titles import adapted, encoder_title, task_label
 
 Figure = dict[str, Any]
+SPREAD = 0.18  # between the intervals of one line, in lines
+BOUNDED = f"Mean paired differences, with {LEVEL:.0%} intervals over seeds. Dotted: the bound of the paper's claim."
 
 
-def by_rank(summary: pd.DataFrame) -> Figure | None:
-    """Table 6 as a figure: the metric by rank, one line per target set."""
-    cells = summary[summary["n"] > 0]
-    adapts = pd.DataFrame(map(adapted, cells.itertuples()), columns=["targets", "rank"], index=cells.index)
-    panels = []
-    for task in in_order(cells):
-        series = []
-        for targets, rows in cells.join(adapts)[cells["task"] == task].groupby("targets", sort=False):
-            names = {"x": "rank", "y": "median", "low": "min", "high": "max"}
-            by_rank = rows.sort_values("rank")
-            series.append({"label": targets, **{key: by_rank[column].tolist() for key, column in names.items()}})
-        panels.append({"title": TASKS[task].title, "y": task_label(TASKS[task]), "series": series})
-    note = "Median over seeds; bars: lowest and highest seed."
-    return figure("Table 6: the metric by rank", note, "lines", "rank r", panels, log_x=True)
+def differences(
+    title: str,
+    summary: pd.DataFrame,
+    pairs: pd.DataFrame,
+    paper: pd.DataFrame | None,
+    base: Callable[[str, int], tuple[str, int]],
+    bound: float,
+) -> Figure | None:
+    """Tables 5 and 6 as figures: LoRA minus LoRA on the base's matrices or of its rank, here and in the paper.
+
+    Args:
+        pairs: `lora.report.comparisons.method_pairs`.
+        base: The target set and rank that those of a row are compared with.
+        bound: Of the claim about the table.
+    """
+    rows = {adapted(row): row.label for row in summary.drop_duplicates("label").itertuples()}
+    compared = [(key, base(*key)) for key in rows if key != base(*key) in rows]
+    turned = pairs.assign(
+        one=pairs["other"], other=pairs["one"], mean=-pairs["mean"], low=-pairs["high"], high=-pairs["low"]
+    )
+    both = pd.concat([pairs, turned]).dropna(subset=["mean"]).set_index(["one", "other", "task"])
+    tasks = [task for task in in_order(summary) if task in both.index.get_level_values("task")]
+    series: list[dict[str, Any]] = []
+    for place, task in enumerate(tasks):
+        keys = [(i, (rows[one], rows[other], task)) for i, (one, other) in enumerate(compared)]
+        there = [(i, both.loc[key]) for i, key in keys if key in both.index]
+        aside = SPREAD * (place - (len(tasks) - 1) / 2)
+        values = {
+            key: [one[name] for _, one in there] for key, name in (("y", "mean"), ("low", "low"), ("high", "high"))
+        }
+        series.append({"label": task_label(TASKS[task]), "x": [i + aside for i, _ in there], **values})
+    printed: dict[str, list[float]] = {"x": [], "y": []}
+    cells = {} if paper is None else paper.set_index(["method", "task"])["value"].to_dict()
+    for i, (one, other) in enumerate(compared):
+        for task in dict.fromkeys(task for _, task in cells):
+            ours, theirs = ((f"LoRA {key[0].replace(', ', ',')} r={key[1]}", task) for key in (one, other))
+            if ours in cells and theirs in cells:
+                printed["x"].append(i)
+                printed["y"].append(cells[ours] - cells[theirs])
+    if printed["x"]:
+        series.append({"label": f"the paper ({', '.join(dict.fromkeys(task for _, task in cells))})", **printed})
+    names = [f"{targets}, r = {rank}" for (targets, rank), _ in compared]
+    panel = {"title": "", "names": names, "bounds": [bound] * len(names), "series": series}
+    return figure(title, BOUNDED, "intervals", "points", [panel] if tasks and names else [])
 
 
 def by_parameters(summary: pd.DataFrame) -> Figure | None:
@@ -81,22 +113,25 @@ def learning_curves(curves: pd.DataFrame, planned: Sequence[Planned], what: str 
 
 
 def forest(pairs: pd.DataFrame) -> Figure | None:
-    """LoRA minus each other method, task by task and on average, with its interval over seeds."""
+    """LoRA minus each other method, task by task and on average."""
     panels = []
     for (model, one), rows in pairs.dropna(subset=["mean"]).groupby(["model", "one"], sort=False):
         if not one.startswith("LoRA"):
             continue
-        names = [
-            f"{row.other}: {row.task if row.task == 'Avg.' else TASKS[row.task].title} (n = {row.n})"
-            for row in rows.itertuples()
-        ]
-        values = {"y": rows["mean"].tolist(), "low": rows["low"].tolist(), "high": rows["high"].tolist()}
-        series = [{"label": "", "names": names, "x": list(range(len(names))), **values}]
-        panels.append({"title": f"{one} minus ... ({encoder_title(model)})", "y": "points", "series": series})
+        places, series = list(dict.fromkeys(rows["task"])), []
+        others = list(dict.fromkeys(rows["other"]))
+        for i, other in enumerate(others):
+            of_pair = rows[rows["other"] == other]
+            aside = SPREAD * (i - (len(others) - 1) / 2)
+            values = {"y": of_pair["mean"].tolist(), "low": of_pair["low"].tolist(), "high": of_pair["high"].tolist()}
+            series.append(
+                {"label": f"minus {other}", "x": [places.index(t) + aside for t in of_pair["task"]], **values}
+            )
+        names = [place if place == "Avg." else task_label(TASKS[place]) for place in places]
+        title = one if pairs["model"].nunique() == 1 else f"{one} ({encoder_title(model)})"
+        panels.append({"title": title, "names": names, "bounds": [], "series": series})
     note = f"Mean paired difference and its {LEVEL:.0%} interval over seeds; right of 0 LoRA is higher."
-    return figure(
-        "LoRA against the other methods, in pairs of one seed", note, "forest", "difference in points", panels
-    )
+    return figure("LoRA against the other methods, in pairs of one seed", note, "intervals", "points", panels)
 
 
 def figure(

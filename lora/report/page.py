@@ -4,8 +4,10 @@ Every value is escaped except the markup that is made here.
 """
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -15,6 +17,7 @@ from lora.data.tasks import TASKS
 from lora.report.build import Report
 from lora.report.claims import shown
 from lora.report.notes import BANNERS
+from lora.report.readme import finding_row, findings
 from lora.report.tables import number
 from lora.report.titles import encoder_title
 from lora.table import Table, rows
@@ -29,26 +32,48 @@ SIZE = re.compile(r'<svg [^>]*?width="([\d.]+)pt"')
 def page(report: Report, pictures: Mapping[str, bytes]) -> str:
     """The HTML of the whole page. `pictures`: figure name -> SVG."""
     tables = [table for table in report.tables if table.name != "claims"]
-    main = next((table for table in tables if table.name in ("table2", "table2_part", "table2_own")), None)
-    titles = {table.name: table.title.removesuffix(f" ({report.name})").partition(":")[0] for table in tables}
+    runs = runs_table(report)
     trained, expected = report.counts(report.expected)
+    places = {each.claim.id: place for place, each in reversed(list(enumerate(report.verdicts, start=1)))}
+    words = Counter[str](each.word for each in report.verdicts)
     return ENVIRONMENT.get_template("report.html").render(
         report=report,
         trained=trained,
         expected=expected,
         heading="LoRA on your own tasks" if report.gathered.is_own else "LoRA on GLUE",
         banner=BANNERS["embedded"] if any(table.banner == BANNERS["embedded"] for table in tables) else "",
-        contents=[(table.name, titles[table.name]) for table in tables if not table.folded],
-        main=main,
-        main_title=main and titles[main.name],
+        contents=[
+            (t.name, t.title.removesuffix(f" ({report.name})").partition(":")[0]) for t in tables if not t.folded
+        ],
+        findings=[(places[line["claim"]], finding_row(line, judged)) for line, judged in findings(report.verdicts)],
+        counts=", ".join(f"{words[word]} {word}" for word in SYMBOLS if words[word]),
         verdicts=list(enumerate(report.verdicts, start=1)),
         symbols=SYMBOLS,
         shown=shown,
-        tables=[
-            (t, [(key, report.figures[key], pictures[key]) for key in t.figures if key in pictures]) for t in tables
-        ],
-        runs=runs_table(report),
+        tables=tables,
+        pictures=pictures,
+        notes=footnotes([*tables, runs]),
+        runs=runs,
     )
+
+
+class Notes(NamedTuple):
+    """The notes of a table: those that no table above has, numbered, and the numbers of the others."""
+
+    first: list[tuple[int, str]]
+    again: list[int]
+
+
+def footnotes(tables: Sequence[Table]) -> dict[str, Notes]:
+    """Table -> its notes. Every note of the page is printed once, where it is first needed."""
+    numbers: dict[str, int] = {}
+    notes = {}
+    for table in tables:
+        texts = [text for text in (table.above, *table.notes) if text]
+        again = [numbers[text] for text in texts if text in numbers]
+        first = [(numbers.setdefault(text, len(numbers) + 1), text) for text in texts if text not in numbers]
+        notes[table.name] = Notes(first, again)
+    return notes
 
 
 def runs_table(report: Report) -> Table:
@@ -87,6 +112,16 @@ def sort_value(text: str) -> str:
     return f"{float(found[0].replace(',', '')) * factor:g}"
 
 
+def with_symbol(words: str) -> str:
+    """A verdict, perhaps followed by more words, behind its symbol."""
+    return f"{SYMBOLS[verdict(words)]} {words}"
+
+
+def verdict(words: str) -> str:
+    """The verdict that a text begins with."""
+    return next(word for word in SYMBOLS if words.startswith(word))
+
+
 def with_remark(text: str) -> Markup:
     """A cell that shows its last brackets, such as `(2 of 3 collapsed)`, on a separate line."""
     value, bracket, remark = text.rpartition(" (")
@@ -118,6 +153,6 @@ ENVIRONMENT = Environment(
     undefined=StrictUndefined,
 )
 ENVIRONMENT.filters |= {
-    "marked": marked, "sort_value": sort_value, "with_remark": with_remark, "rows": rows,
-    "inline_svg": inline_svg, "natural_width": natural_width,
+    "marked": marked, "sort_value": sort_value, "with_remark": with_remark, "with_symbol": with_symbol,
+    "verdict": verdict, "rows": rows, "inline_svg": inline_svg, "natural_width": natural_width,
 }  # fmt: skip

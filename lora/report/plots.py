@@ -32,14 +32,15 @@ def draw(figure: Mapping[str, Any]) -> dict[str, bytes]:
     panels = figure["panels"]
     columns = columns_of(len(panels))
     rows = math.ceil(len(panels) / columns)
-    longest = max((len(s.get("names", ())) for panel in panels for s in panel.get("series", ())), default=0)
-    width, height = {"forest": (5.5, 0.8 + 0.2 * longest), "heat": (3.0, 2.8)}.get(figure["kind"], (3.6, 3.0))
+    most = max(len(panel.get("names", ())) for panel in panels)
+    sizes = {"intervals": (5.5 if len(panels) > 1 else 7.5, 1.0 + 0.35 * most), "heat": (3.0, 2.8)}
+    width, height = sizes.get(figure["kind"], (3.6, 3.0))
     with mpl.rc_context(STYLE):
         canvas = Canvas(figsize=(max(width * columns, 4.5), height * rows + 0.9), layout="constrained")
         axes = canvas.subplots(rows, columns, squeeze=False)
         for ax in axes.flat[len(panels) :]:
             ax.remove()
-        drawn = {"lines": lines, "forest": forest, "heat": heat}[figure["kind"]]
+        drawn = {"lines": lines, "intervals": intervals, "heat": heat}[figure["kind"]]
         for ax, panel in zip(axes.flat, panels, strict=False):
             drawn(ax, panel, figure)
             ax.set_title(panel["title"], fontsize=9)
@@ -99,16 +100,22 @@ def lines(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None
     ax.set_ylabel(panel["y"])
 
 
-def forest(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None:
-    (series,) = panel["series"]
-    y, low, high = (values(series[key]) for key in ("y", "low", "high"))
-    places = [-x for x in series["x"]]
-    ax.axvline(0, color="0.6", linewidth=1)
-    for i, place in enumerate(places):
-        of_average = ": Avg." in series["names"][i]
-        ax.plot([low[i], high[i]], [place, place], color="black", linewidth=2.2 if of_average else 1.1)
-        ax.plot(y[i], place, marker="D" if of_average else "o", color="black", markersize=5)
-    ax.set_yticks(places, series["names"], fontsize=8)
+def intervals(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None:
+    """Draw differences with their intervals, a line per name; values of the paper, which have none, are diamonds."""
+    places = range(len(panel["names"]))
+    ax.axvline(0, color="0.75", linewidth=1)
+    if panel["bounds"]:
+        ax.vlines(panel["bounds"], [-p - 0.42 for p in places], [-p + 0.42 for p in places], "0.4", ":")
+    for i, series in enumerate(panel["series"]):
+        x, y = values(series["y"]), [-place for place in series["x"]]
+        if "low" in series:
+            look = {"color": COLOURS[i % len(COLOURS)], "fmt": MARKERS[i % len(MARKERS)], "markersize": 4, "capsize": 2}
+            reach = bars(x, values(series["low"]), values(series["high"]))
+            ax.errorbar(x, y, xerr=reach, linewidth=1.2, label=series["label"], **look)
+        else:
+            look = {"color": COLOURS[2], "markerfacecolor": "none", "markersize": 7}
+            ax.plot(x, y, "D", label=series["label"], **look)
+    ax.set_yticks([-place for place in places], panel["names"])
     ax.set_xlabel(figure["x"])
 
 

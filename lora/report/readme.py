@@ -1,9 +1,10 @@
-"""Generated blocks of the README and of experiments/VERDICTS.md: findings, verdicts, the main table of a profile."""
+"""The findings, and the generated blocks of the README and of experiments/VERDICTS.md."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from lora.files import ROOT
@@ -11,36 +12,99 @@ from lora.report.claims.findings import SHAPE, Finding
 from lora.report.claims.shown import interval_text, value_text, verdict_table, word_text
 from lora.report.claims.statements import Claim
 from lora.report.claims.verdicts import Verdict
+from lora.report.figures import BOUNDED, SPREAD, Figure, figure
 from lora.report.stats import LEVEL
-from lora.table import Table, markdown
+from lora.table import Table, markdown, rows
 
 FINDINGS = ROOT / "experiments" / "findings.yaml"
 FEW = 2  # comparisons that fit in one cell
 
 
-def block(name: str, main: Table, verdicts: Sequence[Verdict], figures: Sequence[str], progress: str = "") -> str:
-    """The main table, for real GLUE a figure too, and the path of the full report.
+def block(name: str, tables: Mapping[str, Table], verdicts: Sequence[Verdict], progress: str = "") -> str:
+    """The main table with the paper's rows, the figure of parameters for real GLUE, and the path of the full report.
 
     Args:
+        tables: File name -> table.
         progress: How many of the expected runs are trained; empty if all are.
     """
+    main = tables.get("table2") or tables.get("table2_part")
+    if main is None:
+        return ""
     lines = [line for text in (main.banner, main.above, progress) if text for line in (text, "")]
-    lines += [markdown(main.cells, main.words), *main.notes, ""]
+    cells = with_paper(main.cells, tables["table2_paper"].cells) if "table2_paper" in tables else main.cells
+    lines += [markdown(cells, main.words), main.notes[0], ""]
     figure = main.name.replace("table2", "parameters")  # with the same kind of train rows
-    if figure in figures and not any(each.not_glue for each in verdicts):
+    if figure in main.figures and not any(each.not_glue for each in verdicts):
         lines += [f"![Trainable parameters against the average score](results/{name}/figures/{figure}.png)", ""]
     lines.append(f"All tables, figures and runs: `results/{name}/report.html`, one page that opens offline.")
     return "\n".join(lines)
 
 
+def with_paper(cells: pd.DataFrame, beside: pd.DataFrame) -> pd.DataFrame:
+    """The table, with the published row of each method under ours.
+
+    Args:
+        beside: `lora.report.comparisons.beside_paper`.
+    """
+    lines = []
+    for ours in rows(cells):
+        lines.append(dict(zip(cells.columns, ours, strict=True)))
+        printed = beside[beside["Method"] == lines[-1]["Method"]]
+        if len(printed):
+            values = printed.set_index("Task")["Published"].to_dict()
+            row, _, trainable = printed["Published row"].iloc[0].rpartition(" ")
+            values |= {"Method": f"the paper: {row}", "Trainable": trainable}
+            lines.append({name: values.get(name, "") for name in cells.columns})
+    return pd.DataFrame(lines)
+
+
+def findings(verdicts: Sequence[Verdict]) -> list[tuple[dict[str, Any], list[Verdict]]]:
+    """The lines of `FINDINGS` whose claims have a measured comparison, each with the claim's verdicts."""
+    lines = yaml.safe_load(FINDINGS.read_text())
+    judged = [(line, [each for each in verdicts if each.claim.id == line["claim"]]) for line in lines]
+    return [(line, of_claim) for line, of_claim in judged if any(one.n != 0 for v in of_claim for one in v.findings)]
+
+
+def finding_row(line: Mapping[str, Any], judged: Sequence[Verdict]) -> dict[str, str]:
+    """One of the paper's claims: the paper's figure, ours, and the verdict."""
+    start = {"The paper says": line["says"], "Paper": paper_figure(judged[0].claim, line)}
+    return start | {f"Ours ({LEVEL:.0%} interval)": ours(judged), "Verdict": words(judged)}
+
+
 def findings_block(verdicts: Sequence[Verdict]) -> str:
-    """At most ten of the paper's claims: the paper's figure, ours, and the verdict."""
-    lines = [f"| The paper says | Paper | Ours ({LEVEL:.0%} interval) | Verdict |", "| --- | ---: | ---: | --- |"]
-    for line in yaml.safe_load(FINDINGS.read_text()):
-        judged = [each for each in verdicts if each.claim.id == line["claim"]]
-        paper = paper_figure(judged[0].claim, line)
-        lines.append(f"| {line['says']} | {paper} | {ours(judged)} | {words(judged)} |")
-    return "\n".join(lines)
+    rows = [finding_row(*found) for found in findings(verdicts)]
+    for row in rows:
+        word, on, devices = row["Verdict"].partition(" on ")
+        row["Verdict"] = f"**{word}**{on}{devices}"
+    lines = [list(rows[0]), ["---", "---:", "---:", "---"], *(list(row.values()) for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def findings_figure(verdicts: Sequence[Verdict]) -> Figure | None:
+    """The findings that are differences in points: every comparison, and the paper's, on one axis."""
+    names: list[str] = []
+    bounds: list[float] = []
+    found: dict[str, list[float]] = {"x": [], "y": [], "low": [], "high": []}
+    printed: dict[str, list[float]] = {"x": [], "y": []}
+    for line, judged in findings(verdicts):
+        if "gaps" not in line:
+            continue
+        measured = [one for each in judged for one in each.findings if one.n]
+        found["x"] += [len(names) + SPREAD * (place - (len(measured) - 1) / 2) for place in range(len(measured))]
+        for key, name in (("y", "mean"), ("low", "low"), ("high", "high")):
+            found[key] += [getattr(one, name) for one in measured]
+        gaps = paper_gaps(judged[0].claim, line)
+        printed["x"] += [len(names)] * len(gaps)
+        printed["y"] += gaps
+        bounds.append(measured[0].bound.value)
+        names.append(line["says"])
+    series = [{"label": f"here, with its {LEVEL:.0%} interval", **found}, {"label": "the paper", **printed}]
+    panels = [{"title": "", "names": names, "bounds": bounds, "series": series}] if names else []
+    return figure("What the paper found, and what was found here", BOUNDED, "intervals", "points", panels)
+
+
+def paper_gaps(claim: Claim, line: Mapping[str, Any]) -> list[float]:
+    return [float(claim.paper[one]["value"]) - float(claim.paper[other]["value"]) for one, other in line["gaps"]]
 
 
 def paper_figure(claim: Claim, line: Mapping[str, Any]) -> str:
@@ -50,10 +114,10 @@ def paper_figure(claim: Claim, line: Mapping[str, Any]) -> str:
     if "printed" in line:
         texts, first = [claim.paper[place]["value"] for place in line["printed"]], line["printed"][0]
     else:
-        values = [float(claim.paper[one]["value"]) - float(claim.paper[other]["value"]) for one, other in line["gaps"]]
+        values, first = paper_gaps(claim, line), line["gaps"][0][0]
         few = len(values) <= FEW
         texts = [f"{value:+.1f}" for value in (values if few else (min(values), max(values)))]
-        texts, first = texts if few else [" to ".join(texts)], line["gaps"][0][0]
+        texts = texts if few else [" to ".join(texts)]
     return f"{', '.join(texts)} ({claim.paper[first]['model']})"
 
 
@@ -83,8 +147,8 @@ def words(judged: Sequence[Verdict]) -> str:
     """The verdict, or on how many devices a claim is supported if they differ."""
     texts = [word_text(each) for each in judged]
     if len(set(texts)) == 1:
-        return f"**{texts[0]}**"
-    return f"**supported** on {texts.count('supported')} of {len(texts)} devices"
+        return texts[0]
+    return f"supported on {texts.count('supported')} of {len(texts)} devices"
 
 
 def verdicts_block(verdicts: Sequence[Verdict]) -> str:

@@ -14,7 +14,7 @@ from lora.config.run import RunConfig
 from lora.config.sections import TrainConfig
 from lora.data.tasks import TASKS, Task
 from lora.methods.bottleneck import is_layer_norm
-from lora.models.modules import is_head, trainable
+from lora.models.modules import trainable
 from lora.rng import seed_for
 from lora.training.device import Process
 from lora.training.fused.encoder import fuse, sparse_embeddings
@@ -107,7 +107,7 @@ def prepare_step(model: nn.Module, config: RunConfig, process: Process, steps: i
 def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
     """AdamW with decoupled weight decay on all trainable parameters except biases and LayerNorms.
 
-    With `lora_plus`, B and the head's biases train at that multiple of the rate; with `head_lr`, the head at its own.
+    With `lora_plus`, B and the head's biases train at that multiple of the rate.
 
     Source: the released Trainer, which decides by module type. A Pfeiffer adapter decays although it is inside the
         module that replaces a layer's LayerNorm. DoRA's norms do not decay (ours): it would pull the pretrained
@@ -115,18 +115,15 @@ def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimize
         (`create_loraplus_optimizer`), in which every parameter of one dimension is in B's group.
     """
     norms = {f"{name}.weight" for name, module in model.named_modules() if is_layer_norm(module)}
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(train.lr, True): [], (train.lr, False): []}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {(False, True): [], (False, False): []}
     for name, parameter in trainable(model):
         decays = "bias" not in name and name not in norms and not name.endswith("lora_m")
-        lr = train.lr
-        if train.lora_plus is not None and (name.endswith("lora_b") or parameter.dim() == 1):
-            lr = train.lr * train.lora_plus
-        if train.head_lr is not None and is_head(model, name):
-            lr = train.head_lr
-        groups.setdefault((lr, decays), []).append(parameter)
+        fast = train.lora_plus is not None and (name.endswith("lora_b") or parameter.dim() == 1)
+        groups.setdefault((fast, decays), []).append(parameter)
     settings = [
-        {"params": parameters, "weight_decay": train.weight_decay if decays else 0.0, "lr": lr}
-        for (lr, decays), parameters in groups.items()
+        {"params": parameters, "weight_decay": train.weight_decay if decays else 0.0}
+        | ({"lr": train.lr * train.lora_plus} if fast else {})
+        for (fast, decays), parameters in groups.items()
     ]
     betas = (train.adam_beta1, train.adam_beta2)
     if train.kernels == "fused":
