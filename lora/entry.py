@@ -12,8 +12,7 @@ from lora.errors import UnfinishedError, UserError, as_command
 from lora.records.record import RunRecord, adapter_path, record_path
 from lora.sweep.progress import counted, duration, shown
 from lora.sweep.worker import ensure_record, has_adapter, usable_record
-from lora.training.processes import check_processes, is_main_process, processes
-from lora.training.signals import InterruptedRunError, listen
+from lora.training.processes import InterruptedRunError, check_processes, is_main_process, listen, world_size
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -121,7 +120,7 @@ def summary(config: RunConfig, record: RunRecord, was_done: bool) -> str:
 
 def leave_group() -> None:
     """Destroy the process group of a distributed run; otherwise torch warns of a leak."""
-    if processes() > 1:
+    if world_size() > 1:
         from torch import distributed
 
         if distributed.is_initialized():

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 
 from lora import cli
-from lora.training import signals
+from lora.training import processes
 
 
 def command(name: str) -> Callable[[Sequence[str]], None]:
@@ -22,6 +22,6 @@ def command(name: str) -> Callable[[Sequence[str]], None]:
 def lora(*arguments: object) -> subprocess.CompletedProcess:
     """`python -m lora ARGUMENTS`: its exit code, and what this process prints. A sweep's workers print elsewhere."""
     out, err = io.StringIO(), io.StringIO()
-    with signals.listening(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with processes.listening(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = cli.main([str(argument) for argument in arguments])
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())

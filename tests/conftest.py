@@ -12,7 +12,7 @@ import tiny_glue
 from lora.config.compose import compose_run
 from lora.config.run import RunConfig
 from lora.data.tasks import TASKS
-from lora.training import signals
+from lora.training import processes
 
 # The slowest files. A process that started one of them last would keep running after the other had ended.
 LONGEST = ("report", "sweeps", "processes", "benchmarks", "efficiency", "cli", "own_task", "claims")
@@ -85,5 +85,5 @@ def tiny_config(tiny_overrides):
 @pytest.fixture
 def listening():
     """Let the process note signals as a worker does, and restore its own handlers afterwards."""
-    with signals.listening():
+    with processes.listening():
         yield

@@ -1,6 +1,6 @@
 """The computations of the compiled kernels in torch operations that autograd differentiates.
 
-Every function has a namesake in `functions` or `linear` with the same arguments.
+Every function has a namesake in `functions` or `encoder` with the same arguments.
 """
 
 import math
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lora.training.fused.encoder import Frozen
 from lora.training.fused.functions import Normed, Site
 from lora.training.fused.kernels import GOLDEN, MAX_TOKENS, MIX_1, MIX_2
-from lora.training.fused.linear import Frozen
 
 
 def hidden_places(*shape: int) -> Tensor:

@@ -73,7 +73,7 @@ XEON = {"vendor": "GenuineIntel", "family": 6, "model": 106, "name": "Intel(R) X
 )
 def test_devices_are_told_apart_by_vendor_and_model(cpuinfo, name, tmp_path, monkeypatch):
     (tmp_path / "cpuinfo").write_text(cpuinfo)
-    monkeypatch.setattr("lora.records.machine.PROC", tmp_path)
+    monkeypatch.setattr("lora.records.provenance.PROC", tmp_path)
     monkeypatch.setattr(machine, "cores", lambda: 2)
     assert machine.cpu_name() == f"{name}, 2 cores"
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*-2-cores", machine.slug(machine.cpu_name()))

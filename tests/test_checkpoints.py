@@ -14,10 +14,10 @@ from processor import NARROWEST
 from lora.records import machine, provenance
 from lora.records.record import checkpoint_path, read_record, record_path
 from lora.sweep.worker import ensure_record
-from lora.training import evaluation, signals
+from lora.training import evaluation, processes
 from lora.training.device import device_name, processor
 from lora.training.loop import run
-from lora.training.signals import InterruptedRunError
+from lora.training.processes import InterruptedRunError
 
 EPOCHS = 3  # of five steps
 NEVER = "runtime.checkpoint_minutes=null"  # except on a request to stop
@@ -44,7 +44,7 @@ def load(path):
 def stop(config, step):
     with pytest.raises(InterruptedRunError, match="interrupted by SIGTERM"):
         run(config, stopping_at(step))
-    signals.noted.clear()  # a new process starts without them
+    processes.noted.clear()  # a new process starts without them
     assert checkpoint_of(config).exists()
 
 
@@ -98,7 +98,7 @@ def test_a_signal_during_an_evaluation_repeats_only_the_evaluation(tiny_config, 
     with pytest.raises(InterruptedRunError):
         run(config)
     assert len(batches) == 2
-    signals.noted.clear()
+    processes.noted.clear()
     left = load(checkpoint_of(config))["state"]
     assert (len(left["losses"]), left["epochs"]) == (5, [])
     assert equal_science(run(config)[0], whole[0])
@@ -223,17 +223,17 @@ def test_the_handler_that_was_there_before_decides_what_follows(tiny_config, mon
     seen = []
     previous = signal.signal(signal.SIGTERM, lambda signum, frame: seen.append(signum))
     try:
-        signals.listen()
+        processes.listen()
         config = tiny_config(NEVER)
         record, *_ = run(config, stopping_at(3))
         assert seen == [signal.SIGTERM] and record.status == "ok"
         assert checkpoint_of(config).exists()
-        assert not signals.noted
+        assert not processes.noted
     finally:
-        for signum, handler in signals.before.items():
+        for signum, handler in processes.before.items():
             signal.signal(signum, handler)
         signal.signal(signal.SIGTERM, previous)
-        signals.before.clear()
+        processes.before.clear()
 
 
 @contextlib.contextmanager

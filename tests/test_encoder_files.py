@@ -12,8 +12,8 @@ from lora.config.compose import compose_run
 from lora.errors import UserError
 from lora.records.record import adapter_path, record_path
 from lora.sweep.worker import ensure_record
-from lora.training import loop, signals
-from lora.training.signals import InterruptedRunError
+from lora.training import loop, processes
+from lora.training.processes import InterruptedRunError
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_another_vocabulary_does_not_resume_a_checkpoint(run, own_model, listeni
     config = run("train.epochs=2")
     with pytest.raises(InterruptedRunError):
         loop.run(config, lambda progress: progress.step == 3 and os.kill(os.getpid(), signal.SIGTERM))
-    signals.noted.clear()  # a new process starts without them
+    processes.noted.clear()  # a new process starts without them
     swap_words(own_model)
     record, *_ = loop.run(config)
     assert record.provenance["resumed"] == 0 and "made from other inputs" in capfd.readouterr().err

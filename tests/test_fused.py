@@ -22,7 +22,7 @@ from lora.methods.configs import (
     LoraConfig,
 )
 from lora.models.modules import trainable
-from lora.training.fused import functions, kernels, linear
+from lora.training.fused import encoder, functions, kernels
 from lora.training.fused.encoder import fuse
 from lora.training.fused.functions import Masks
 from lora.training.fused.optimizer import FusedAdamW
@@ -37,7 +37,7 @@ CONFIGS = {
     "lora-ffn": LoraConfig(targets=("{body}.encoder.layer.1.intermediate.dense",), rank=3),
 }
 LINEAR = ("frozen_linear", "lora_linear")
-HOMES = dict.fromkeys(("dropout", "gelu", "add_norm", "attention"), functions) | dict.fromkeys(LINEAR, linear)
+HOMES = dict.fromkeys(("dropout", "gelu", "add_norm", "attention"), functions) | dict.fromkeys(LINEAR, encoder)
 NAMES = tuple(HOMES)
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 
@@ -59,7 +59,7 @@ def both(name, arguments, learned):
         given = [a.to(dtype) if dtype and torch.is_tensor(a) and a.is_floating_point() else a for a in arguments]
         if dtype:
             given = [
-                linear.Frozen(a.weight.to(dtype), a.bias.to(dtype)) if isinstance(a, linear.Frozen) else a
+                encoder.Frozen(a.weight.to(dtype), a.bias.to(dtype)) if isinstance(a, encoder.Frozen) else a
                 for a in given
             ]
         for i in learned:
@@ -148,7 +148,7 @@ def test_attention_equals_the_plain_one(dtype, p, queries, biased):
     )
     visible = torch.arange(9) < torch.tensor([[9], [4], [1], [8]])
     visible[3, 2] = False  # any key may be hidden, not only the last
-    bias = [draw(3, queries, 9, seed=3)] if biased else []
+    bias = [draw(3, queries, 9, seed=3) if biased else None]
     assert_close(both("attention", [q, k, v, visible, 3, site(p), *bias], [0, 1, 2, 6][: 3 + biased]), dtype)
 
 
@@ -156,7 +156,7 @@ def test_attention_equals_the_plain_one(dtype, p, queries, biased):
 @DROPPED
 def test_lora_linear_equals_the_plain_one(dtype, p):
     x = draw(4, 7, 24, dtype=dtype)
-    frozen = linear.Frozen(draw(16, 24, seed=1, dtype=dtype), draw(16, seed=2, dtype=dtype))
+    frozen = encoder.Frozen(draw(16, 24, seed=1, dtype=dtype), draw(16, seed=2, dtype=dtype))
     arguments = [x, frozen, draw(3, 24, seed=3), draw(16, 3, seed=4), 0.7, site(p), None]
     assert_close(both("lora_linear", arguments, [0, 2, 3]), dtype)
 
@@ -179,11 +179,11 @@ def test_what_a_norm_gave_is_made_again_bit_for_bit(dtype, p, width):
 @DROPPED
 def test_what_is_made_again_has_the_gradients_of_what_was_kept(dtype, p):
     out, made = normed(dtype)
-    frozen = linear.Frozen(draw(16, 24, seed=1, dtype=dtype), draw(16, seed=2, dtype=dtype))
+    frozen = encoder.Frozen(draw(16, 24, seed=1, dtype=dtype), draw(16, seed=2, dtype=dtype))
 
     def through(made):
         learned = [t.clone().requires_grad_() for t in (out, draw(3, 24, seed=3), draw(16, 3, seed=4))]
-        low = linear.lora_linear(learned[0], frozen, *learned[1:], 0.7, site(p), made)
+        low = encoder.lora_linear(learned[0], frozen, *learned[1:], 0.7, site(p), made)
         low.backward(draw(*low.shape, seed=9).to(dtype))
         return [low.detach(), *(each.grad for each in learned)]
 
@@ -192,7 +192,7 @@ def test_what_is_made_again_has_the_gradients_of_what_was_kept(dtype, p):
 
 @PACKED
 def test_frozen_linear_equals_the_plain_one(dtype):
-    frozen = linear.Frozen(draw(16, 24, seed=1, dtype=dtype), draw(16, seed=2, dtype=dtype))
+    frozen = encoder.Frozen(draw(16, 24, seed=1, dtype=dtype), draw(16, seed=2, dtype=dtype))
     assert_close(both("frozen_linear", [draw(4, 7, 24, dtype=dtype), frozen], [0]), dtype)
 
 

@@ -167,9 +167,9 @@ def test_attention_is_finite_where_torchs_is(dtype, value, place):
     dropped = site.site("a", 0.3, 2)
     ways = {
         "torch": torchs,
-        "kernels": lambda *x: functions.attention(*x, visible, 3, None),
+        "kernels": lambda *x: functions.attention(*x, visible, 3, None, None),
         "plain, dropped": lambda *x: plain.attention(*x, visible, 3, dropped),
-        "kernels, dropped": lambda *x: functions.attention(*x, visible, 3, dropped),
+        "kernels, dropped": lambda *x: functions.attention(*x, visible, 3, dropped, None),
     }
     finite = {}
     for name, attention in ways.items():

@@ -87,18 +87,18 @@ def test_a_batch_that_does_not_divide_is_refused_once_and_leaves_nothing(tiny_ov
 
 RESUMED = """
 import os, pickle, signal, sys
-from lora.training import signals
+from lora.training import processes
 from lora.training.loop import run
 config = pickle.load(open(sys.argv[1], "rb"))
 def stop(progress):
     if progress.step == 14 + int(os.environ["RANK"]):  # they stop together, after the vote of step 16
         os.kill(os.getpid(), signal.SIGTERM)
 whole, predictions, adapter = run(config)
-signals.listen()
+processes.listen()
 try:
     run(config, stop)
-except signals.InterruptedRunError:
-    signals.noted.clear()
+except processes.InterruptedRunError:
+    processes.noted.clear()
 record, again, adapted = run(config)
 assert (record.epochs, again, adapted) == (whole.epochs, predictions, adapter), (record.epochs, whole.epochs)
 if os.environ["RANK"] == "0":

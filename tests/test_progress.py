@@ -14,7 +14,7 @@ from test_results import record
 from lora.cli import main
 from lora.config.compose import compose_config
 from lora.files import ROOT
-from lora.records.machine import recorded_cpu
+from lora.records.provenance import recorded_cpu
 from lora.records.record import write_record
 from lora.sweep import estimate, progress
 from lora.sweep.announce import announcement
@@ -67,7 +67,7 @@ def test_the_cpu_is_named_as_records_name_it():
 )
 def test_kinds_of_cpus(flags, kind, tmp_path, monkeypatch):
     (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu {flags}\n")
-    monkeypatch.setattr("lora.records.machine.PROC", tmp_path)
+    monkeypatch.setattr("lora.records.provenance.PROC", tmp_path)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     assert recorded_cpu() == kind
 

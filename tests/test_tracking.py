@@ -18,8 +18,8 @@ from lora.sweep import tracking
 from lora.sweep.notes import Note
 from lora.sweep.tracking import destination
 from lora.sweep.worker import ensure_record
-from lora.training import signals
-from lora.training.signals import InterruptedRunError
+from lora.training import processes
+from lora.training.processes import InterruptedRunError
 
 # wandb's own code, on pydantic 2.12 and on a closed event loop
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -86,7 +86,7 @@ def test_an_interrupted_run_resumes_under_its_id_and_each_copy_is_whole(offline,
     monkeypatch.setattr(Note, "__call__", stopped)
     with pytest.raises(InterruptedRunError):
         ensure_record(config, mistakes_fail=False)
-    signals.noted.clear()
+    processes.noted.clear()
     time.sleep(1.1)  # W&B names a run's folder by the second
     record = ensure_record(config, mistakes_fail=False)
     first, whole = map(summary, copies(config))

@@ -32,7 +32,7 @@ from lora.config.own_task import fill_in_task, find_task
 from lora.config.run import RunConfig, run_config
 from lora.errors import UserError, first_line
 from lora.files import RESULTS, at_home
-from lora.records.machine import cores
+from lora.records.provenance import cores
 
 SECTIONS = (
     *("task", "seed", "start", "start_seed", "start_run"),

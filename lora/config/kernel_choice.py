@@ -14,7 +14,7 @@ from lora.config.encoder_files import locate
 from lora.config.run import RunConfig
 from lora.config.sections import ModelConfig
 from lora.errors import UserError
-from lora.records.machine import BF16_FLAGS, cpu_flags
+from lora.records.provenance import BF16_FLAGS, cpu_flags
 
 ARCHITECTURES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet")
 BF16_CAPABILITY = 8  # lowest major compute capability of a GPU that multiplies in bfloat16 (Ampere)

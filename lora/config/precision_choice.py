@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lora.errors import UserError, first_line
 from lora.files import ROOT, write_atomically
-from lora.records.machine import cpu_kind
+from lora.records.provenance import cpu_kind
 
 CACHE = ROOT / "outputs" / "cache" / "precision"
 LEAST_GAIN = 1.15  # ours: a smaller gain is not worth bf16's rounding

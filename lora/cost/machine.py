@@ -15,7 +15,7 @@ import psutil
 
 from lora.errors import UserError
 from lora.files import REFERENCE, RESULTS, ROOT
-from lora.records.machine import BF16_FLAGS, cores, cpu_fields, cpu_flags
+from lora.records.provenance import BF16_FLAGS, cores, cpu_fields, cpu_flags
 
 IDLE_CORES = 0.1  # ours: cores busy with other processes; a higher load shows in the timings
 SAMPLE_SECONDS = 2.0

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from lora.config.kernel_choice import check_device, gpus, gpus_have_bf16, takes_gpu
 from lora.config.run import RunConfig
-from lora.records.machine import BF16_FLAGS, cpu_flags
+from lora.records.provenance import BF16_FLAGS, cpu_flags
 from lora.sweep.expand import PlannedRun
 from lora.sweep.pool import VISIBLE
 

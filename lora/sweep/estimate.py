@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from lora.config.kernel_choice import has_gpu
 from lora.files import RESULTS
-from lora.records.machine import recorded_cpu
+from lora.records.provenance import recorded_cpu
 from lora.records.record import RunRecord, load_records
 from lora.sweep.expand import PlannedRun
 

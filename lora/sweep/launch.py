@@ -27,8 +27,8 @@ from lora.sweep.request import explain_request, select_runs, sweep_settings
 from lora.sweep.state import State, state
 from lora.sweep.verify_inputs import verify_inputs
 from lora.sweep.worker import Job, clean_up, has_adapter
-from lora.training import signals
-from lora.training.processes import processes
+from lora.training import processes
+from lora.training.processes import world_size
 
 LAUNCHES = 3  # attempts per command at a run whose worker is killed
 HELD_SECONDS = 2.0  # between two checks of runs that another sweep trains
@@ -120,9 +120,9 @@ def launch_runs(
     Raises: UserError: Before any run starts, if rows, weights or the launcher are unavailable, rows or weights differ
         from those of a record, a processor lacks a run's precision, or a folder cannot be written.
     """
-    if processes() > 1:
+    if world_size() > 1:
         raise UserError(
-            f"a sweep must be started by one process, got {processes()}: use launcher.workers for a sweep, and "
+            f"a sweep must be started by one process, got {world_size()}: use launcher.workers for a sweep, and "
             f"`accelerate launch` or torchrun for a single run (python -m lora without -m)"
         )
     results, launcher = settings.runtime.results, settings.launcher
@@ -223,7 +223,7 @@ def launch_once(sweep: Sweep, runs: Sequence[PlannedRun], done: int) -> dict[str
     with Watch(runs, done, left, labels(runs), sweep.settings.runtime.results, outputs).shown():
         if launcher.name == "local":
             return pool.run_jobs(jobs, sweep.workers, gpu_names(), interrupted)
-        with signals.raised():
+        with processes.raised():
             try:
                 if launcher.name == "slurm":
                     return slurm.run_jobs(jobs, launcher, outputs)

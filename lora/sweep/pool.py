@@ -14,7 +14,7 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 
 from lora.sweep.worker import Job, run_job
-from lora.training import signals
+from lora.training import processes
 
 POLL_SECONDS = 0.2
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -41,9 +41,9 @@ class Worker:
         self.connection, other = context.Pipe()
         self.process = context.Process(target=serve, args=(other, environment))
         forkserver.set_forkserver_preload(LIBRARIES)
-        with signals.blocked():
+        with processes.blocked():
             resource_tracker.ensure_running()  # which would let SIGINT and SIGTERM through
-        with signals.blocked(), hidden_script():
+        with processes.blocked(), hidden_script():
             self.process.start()
         other.close()  # so that only the worker holds it, and `recv` ends with the worker
 
@@ -61,7 +61,7 @@ class Worker:
     def stop(self) -> None:
         """Ask the worker to write its run's checkpoint and to end."""
         if self.process.is_alive():
-            os.kill(self.process.pid, signals.STOP)
+            os.kill(self.process.pid, processes.STOP)
 
 
 def serve(connection: Connection, environment: Mapping[str, str]) -> None:
@@ -72,7 +72,7 @@ def serve(connection: Connection, environment: Mapping[str, str]) -> None:
     """
     os.environ.clear()
     os.environ.update(environment)
-    signals.begin_worker()
+    processes.begin_worker()
     while True:
         try:
             connection.send(run_job(connection.recv()))
@@ -91,7 +91,7 @@ def run_jobs(jobs: Sequence[Job], workers: int, gpus: Sequence[str], interrupted
         them.
     """
     waiting, outcomes, team, stopping = deque(jobs), {}, {}, False
-    with signals.listening():
+    with processes.listening():
         try:
             while waiting or team:
                 for slot in range(workers):
@@ -108,7 +108,7 @@ def run_jobs(jobs: Sequence[Job], workers: int, gpus: Sequence[str], interrupted
                         else:
                             worker.connection.close()
                             del team[slot]
-                if signals.noted and not stopping:
+                if processes.noted and not stopping:
                     stopping = True
                     waiting.clear()
                     interrupted()

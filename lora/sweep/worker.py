@@ -30,9 +30,8 @@ from lora.sweep.locks import HeldError, held, lock_path
 from lora.sweep.notes import Note
 from lora.sweep.progress import Display
 from lora.sweep.verify_inputs import verify_inputs
-from lora.training import signals
-from lora.training.processes import check_batch, is_main_process, processes
-from lora.training.signals import InterruptedRunError
+from lora.training import processes
+from lora.training.processes import InterruptedRunError, check_batch, is_main_process, world_size
 
 
 def ensure_record(config: RunConfig, mistakes_fail: bool) -> RunRecord:
@@ -53,7 +52,7 @@ def ensure_record(config: RunConfig, mistakes_fail: bool) -> RunRecord:
             clean_up(config.runtime.results, config.runtime.outputs, config.run_id)
             print(nothing_to_train(config.run_id, config.runtime.results, [record]), flush=True)
         return record
-    check_batch(config.train, processes())  # before the lock, which creates a folder
+    check_batch(config.train, world_size())  # before the lock, which creates a folder
     if not is_main_process():
         return train(config, mistakes_fail)
     check_writable(config.runtime.results)
@@ -208,10 +207,10 @@ def run_job(job: Job) -> dict[str, str]:
     """
     os.chdir(job.folder)
     TASKS.update({task.name: task for task in job.tasks})
-    signals.listen()
+    processes.listen()
     outcomes = {}
     for config in job.runs:
-        if signals.noted:
+        if processes.noted:
             break
         try:
             outcomes[config.run_id] = ensure_record(config, mistakes_fail=True).status
@@ -222,5 +221,5 @@ def run_job(job: Job) -> dict[str, str]:
         except UserError as error:
             outcomes[config.run_id] = str(error)
             print(f"error: {config.run_id}: {error}", file=sys.stderr, flush=True)
-    signals.end_of_job()
+    processes.end_of_job()
     return outcomes

@@ -21,7 +21,7 @@ from lora.files import written_whole
 from lora.models.load import Encoder
 from lora.models.modules import trainable
 from lora.records.provenance import code_digest
-from lora.training import signals
+from lora.training import processes
 from lora.training.device import Process, processor
 from lora.training.step import Step
 
@@ -134,7 +134,7 @@ class Checkpointer:
         Called between two steps, or two batches of an evaluation. A failed write costs the checkpoint, not the run.
         """
         due = self.minutes is not None and time.monotonic() - self.written >= 60 * self.minutes
-        if not agreed(due or bool(signals.noted), state.step, self.step.process):
+        if not agreed(due or bool(processes.noted), state.step, self.step.process):
             return
         states = self.step.process.gather([random_states(self.step.process.device)])
         if self.step.process.rank == 0:
@@ -143,8 +143,8 @@ class Checkpointer:
             except UserError as error:
                 print(f"continuing without a checkpoint: {error}", file=sys.stderr)
         self.written = time.monotonic()
-        if signals.noted:
-            signals.follow()
+        if processes.noted:
+            processes.follow()
 
     def _write(self, state: TrainState, random: list[dict[str, Tensor]]) -> None:
         seconds = state.earlier_seconds + time.monotonic() - self.began

@@ -18,8 +18,8 @@ from torch import Tensor, distributed, nn
 from lora.config.kernel_choice import BF16_CAPABILITY
 from lora.config.run import RunConfig
 from lora.errors import UserError
-from lora.records.machine import cpu_kind
-from lora.training.processes import check_batch, local_rank, processes, rank
+from lora.records.provenance import cpu_kind
+from lora.training.processes import check_batch, local_rank, rank, world_size
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def start_process(config: RunConfig) -> Process:
     Raises: UserError: If the device or the precision is not available, or the batch cannot be divided evenly into the
         processes' micro-batches.
     """
-    count, train = processes(), config.train
+    count, train = world_size(), config.train
     check_batch(train, count)
     if config.runtime.device == "cuda" and not torch.cuda.is_available():
         raise UserError("runtime.device is cuda, but torch sees no CUDA device here; use auto or cpu")

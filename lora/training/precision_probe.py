@@ -8,8 +8,7 @@ from collections.abc import Callable
 import torch
 
 from lora.training.device import has_bf16
-from lora.training.fused.encoder import DTYPES
-from lora.training.fused.linear import Frozen
+from lora.training.fused.encoder import DTYPES, Frozen
 
 ROWS = 16 * 28  # ours: 16 examples of 28 tokens, a batch of the default profile
 REPETITIONS = 21  # about 1.5 s together, for MiniLM

@@ -34,8 +34,7 @@ from lora.cost.timing import order
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT, write_atomically
-from lora.records.machine import BF16_FLAGS, cores, cpu_flags
-from lora.records.provenance import code_version
+from lora.records.provenance import BF16_FLAGS, code_version, cores, cpu_flags
 from lora.records.record import load_records
 from lora.training.device import ALLOCATOR
 

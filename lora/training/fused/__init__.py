@@ -4,7 +4,6 @@
 | --- | --- |
 | `kernels` | the compiled loops (numba), for float32 and bfloat16 |
 | `functions` | dropout masks from seed, step, site, example and place; autograd functions around the kernels |
-| `linear` | frozen linear layers: alone, and with LoRA |
-| `encoder` | an encoder of the BERT architecture that computes with them |
+| `encoder` | an encoder of the BERT architecture that computes with them, and its linear layers |
 | `optimizer` | AdamW and gradient clipping, in one pass over memory |
 """

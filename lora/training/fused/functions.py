@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt32
+from jaxtyping import Float, UInt32
 from torch import Tensor
 
 from lora.training.fused import kernels
@@ -109,11 +109,6 @@ def dropout(x: Float[Tensor, "batch ..."], site: Site | None) -> Float[Tensor, "
     return x if site is None else _Dropout.apply(x, site)
 
 
-def gelu(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """The exact GELU, x * Phi(x), accurate to 1e-7."""
-    return _Gelu.apply(x)
-
-
 def add_norm(
     x: Hidden,
     residual: Hidden,
@@ -125,25 +120,6 @@ def add_norm(
     """LayerNorm(dropout(x) + residual), and the tensors from which it can be recomputed."""
     out, normed = _AddNorm.apply(x, residual, weight, bias, eps, site)
     return out, Normed(normed, weight, bias)
-
-
-def attention(
-    q: Float[Tensor, "batch queries width"],
-    k: Hidden,
-    v: Hidden,
-    visible: Bool[Tensor, "batch tokens"],
-    heads: int,
-    site: Site | None,
-    bias: Float[Tensor, "heads queries tokens"] | None = None,
-) -> Float[Tensor, "batch queries width"]:
-    """Scaled dot-product attention with dropout of the probabilities. Each example needs at least one visible key.
-
-    It stores q, k, v and one number per query and head, from which the backward pass recomputes the probabilities.
-
-    Args:
-        bias: Added to the scaled scores of every example, for MPNet's relative positions.
-    """
-    return _Attention.apply(q, k, v, visible, heads, site, bias)
 
 
 def array(tensor: Tensor) -> np.ndarray:
@@ -180,6 +156,8 @@ def dropped(x: Tensor, site: Site | None) -> Tensor:
 
 
 class _Gelu(torch.autograd.Function):
+    """The exact GELU, x * Phi(x), accurate to 1e-7."""
+
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
         x = x.contiguous()
@@ -225,6 +203,16 @@ class _AddNorm(torch.autograd.Function):
 
 
 class _Attention(torch.autograd.Function):
+    """Scaled dot-product attention with dropout of the probabilities. Each example needs at least one visible key.
+
+    It stores q, k, v and one number per query and head, from which the backward pass recomputes the probabilities.
+
+    Args:
+        q, k, v: (batch, queries, width), and twice (batch, tokens, width).
+        visible: (batch, tokens), bool.
+        bias: (heads, queries, tokens), added to the scaled scores of every example, for MPNet's relative positions.
+    """
+
     @staticmethod
     def forward(ctx, q, k, v, visible, heads, site, bias):
         q, k, v = (_by_head(x, heads) for x in (q, k, v))
@@ -277,3 +265,6 @@ def _by_head(x: Tensor, heads: int) -> Tensor:
 
 def _by_token(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
+
+
+gelu, attention = _Gelu.apply, _Attention.apply
