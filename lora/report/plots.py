@@ -103,7 +103,8 @@ def lines(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None
 def intervals(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None:
     """Draw differences with their intervals, a line per name; values of the paper, which have none, are diamonds."""
     places = range(len(panel["names"]))
-    ax.axvline(0, color="0.75", linewidth=1)
+    if any("low" in series for series in panel["series"]):
+        ax.axvline(0, color="0.75", linewidth=1)
     if panel["bounds"]:
         ax.vlines(panel["bounds"], [-p - 0.42 for p in places], [-p + 0.42 for p in places], "0.4", ":")
     for i, series in enumerate(panel["series"]):
