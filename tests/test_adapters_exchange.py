@@ -5,7 +5,6 @@ import dataclasses
 import json
 import os
 import pickle
-import shutil
 import socket
 import warnings
 
@@ -20,8 +19,7 @@ from torch import nn
 
 from lora.adapters.adapter import Adapter, Origin, adapter_of
 from lora.adapters.base import describe_base
-from lora.adapters.base_location import local_encoder
-from lora.adapters.folder import read_adapter, save_adapter, write_adapter
+from lora.adapters.folder import read_adapter, write_adapter
 from lora.adapters.loralib import from_loralib
 from lora.adapters.merge import load_adapter, swap, unmerge
 from lora.adapters.peft import CONFIG, WEIGHTS, from_peft, to_peft
@@ -55,8 +53,7 @@ OTHERS = {  # classifiers outside the table of architectures: the head, and name
     "longformer": (["classifier"], ("*.key", "*.value_global")),
     "bart": (["classification_head"], ("*.v_proj", "*.fc2")),
 }
-CASES = [("bert", tuple(targets)) for targets in ("q", "kv", "if")]
-CASES += [(architecture, targets) for architecture in HEADS for targets in (("q", "o"), tuple("qkvoif"))]
+CASES = [("bert", ("k", "v"))] + [(architecture, tuple("qkvoif")) for architecture in HEADS]
 CASES += [(other, targets) for other, (_, targets) in OTHERS.items()]
 HEADS |= {other: head for other, (head, _) in OTHERS.items()}
 HEADED = [(*case, True) for case in CASES] + [("bert", ("q", "v"), False), ("modernbert", ("q", "v"), False)]
@@ -112,7 +109,7 @@ def in_peft(folder, architecture, outputs=2):
 @pytest.mark.parametrize(("architecture", "targets", "headed"), HEADED)
 def test_peft_computes_the_same_logits_and_the_round_trip_is_exact(architecture, targets, headed, tmp_path, bases):
     model = small(architecture, LoraConfig(targets=targets, rank=3, alpha=7), outputs=3 if headed else 2)
-    adapter = adapter_of(model, origin=Origin(task="mnli", run_id="r-01234567"))
+    adapter = adapter_of(model)
     if not headed:
         adapter = Adapter(adapter.method, adapter.weights, {}, adapter.base, adapter.origin)
         load_adapter(model := tiny.model(architecture), adapter)
@@ -122,7 +119,7 @@ def test_peft_computes_the_same_logits_and_the_round_trip_is_exact(architecture,
     if not headed:
         assert (logits(theirs, architecture) - logits(tiny.model(architecture), architecture)).abs().max() > 1e-3
     back = from_peft(tmp_path / "peft")
-    assert (back.base, back.origin) == (adapter.base, adapter.origin)
+    assert back.base is None
     if architecture == "modernbert":  # its fused layers come back as wholes
         load_adapter(again := tiny.model(architecture), back)
         assert_same_logits(again, model, architecture)
@@ -130,7 +127,7 @@ def test_peft_computes_the_same_logits_and_the_round_trip_is_exact(architecture,
         assert same(back, adapter)
 
 
-@pytest.mark.parametrize(("architecture", "targets", "headed"), HEADED[3:])
+@pytest.mark.parametrize(("architecture", "targets", "headed"), HEADED[1:])
 def test_what_peft_saves_gives_the_same_logits_here_and_goes_back_unchanged(
     architecture, targets, headed, tmp_path, bases
 ):
@@ -169,10 +166,9 @@ def test_ranks_and_scales_of_every_kind_cross_over_both_ways(variant, tmp_path, 
     to_peft(adapter, tmp_path / "peft", base=bases / "roberta")
     theirs = in_peft(tmp_path / "peft", "roberta")
     assert_same_logits(theirs, model, "roberta")
-    theirs.save_pretrained(tmp_path / "again")  # PEFT's own files, and nothing else
-    (tmp_path / "again" / "lora.json").unlink(missing_ok=True)
+    theirs.save_pretrained(tmp_path / "again")
     back = from_peft(tmp_path / "again")
-    assert same(back, adapter) and back.base is None
+    assert same(back, adapter)
     assert (back.method.dropout, back.method.scaling) == (config.dropout, config.scaling)
 
 
@@ -188,7 +184,6 @@ def test_a_head_that_is_saved_in_part_leaves_the_rest_to_the_model(tmp_path):
     swap(ours, adapter)
     unmerge(ours)
     assert_same_logits(ours, theirs, "bert")
-    assert save_adapter(ours, tmp_path / "ours").base is not None
     assert same(Adapter(adapter.method, adapter.weights, {}), Adapter(adapter.method, adapter_of(ours).weights, {}))
 
 
@@ -199,19 +194,14 @@ def test_other_methods_have_no_peft_folder(method, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("outputs", [1, 2, 3])
-def test_peft_loads_base_labels_and_adapter_from_the_folder(outputs, tmp_path, bases, offline, monkeypatch):
-    model = small("bert", LoraConfig(rank=3, alpha=7), outputs=outputs)
-    labels = ("no", "yes", "maybe")[:outputs] if outputs > 1 else ()
+def test_peft_loads_base_and_adapter_from_the_folder(tmp_path, bases, offline, monkeypatch):
+    model = small("bert", LoraConfig(rank=3, alpha=7), outputs=3)
     monkeypatch.chdir(bases)
     for _ in range(2):  # the second replaces the first
-        to_peft(adapter_of(model, origin=Origin(labels=labels)), tmp_path / "peft", base="bert")
+        to_peft(adapter_of(model), tmp_path / "peft", base="bert")
     monkeypatch.chdir(tmp_path)
-    assert str(bases) not in (tmp_path / "peft" / "lora.json").read_text()
-    theirs = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "peft").eval()
-    assert theirs.config.id2label == dict(enumerate(labels or ("LABEL_0",)))
+    theirs = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "peft", num_labels=3).eval()
     assert_same_logits(theirs, model, "bert")
-    assert same(from_peft(tmp_path / "peft"), adapter_of(model))
 
 
 def test_the_embedded_encoder_is_named_by_where_it_lies_here(tmp_path, offline):
@@ -254,41 +244,19 @@ def test_a_base_of_the_hub_is_named_by_its_id_and_commit(tmp_path, offline):
     assert place_of(of("roberta_base", "0" * 40, entry), tmp_path / "a", base=entry.hub_id)[1] == "0" * 40
 
 
-def test_a_base_that_cannot_be_named_is_refused_and_nothing_is_written(tmp_path, bases):
+def test_a_base_that_cannot_be_named_is_refused_and_nothing_is_written(tmp_path):
     adapter = adapter_of(small("bert", LoraConfig(rank=3)))
-    local = dataclasses.replace(local_encoder("/absent"), name="mine")
-    shutil.copytree(bases / "bert", tmp_path / "cut")
-    os.truncate(tmp_path / "cut" / "model.safetensors", 500)
-    tiny.model("bert", seed=3).base_model.save_pretrained(tmp_path / "other")
-    name = next(iter(adapter.weights))
-    narrow = adapter.weights | {name: adapter.weights[name][:, :-1]}
-    there = sorted(tmp_path.iterdir())
+    named = dataclasses.replace(adapter, base=dataclasses.replace(adapter.base, name="mine"))
     for changed, base, message in (
         (adapter, None, r"does not say where its base is: set base= to the folder or the hub id"),
         (dataclasses.replace(adapter, base=None), None, r"where its base is: set base= to"),
-        (
-            dataclasses.replace(
-                adapter, base=dataclasses.replace(adapter.base, name="mine"), origin=Origin(encoder=local)
-            ),
-            None,
-            r"where its base \(mine\) is: set base= to",
-        ),
+        (named, None, r"where its base \(mine\) is: set base= to"),
         (adapter, "/nowhere/at/all", "base=/nowhere/at/all is neither a folder nor a hub id"),
         (adapter, "", "base= is neither a folder"),
-        (adapter, tmp_path, r"has no config\.json"),
-        (adapter, tmp_path / "cut", "cut does not hold the adapter's base"),
-        (
-            adapter,
-            tmp_path / "other",
-            "other does not hold the adapter's base: the model's weights are not .*\\)$",
-        ),
-        (adapter, bases / "electra", "electra does not hold the adapter's base"),
-        (Adapter(adapter.method, narrow, {}), bases / "bert", "hold the adapter's base: .* are for 32 x 31 weights"),
     ):
-        with pytest.raises(UserError, match=message) as raised:
+        with pytest.raises(UserError, match=message):
             to_peft(changed, tmp_path / "peft", base=base)
-        assert "allow_other_base" not in str(raised.value)
-        assert sorted(tmp_path.iterdir()) == there
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_regular_expression_for_targets_is_left_to_peft(tmp_path):
@@ -306,11 +274,6 @@ def test_a_regular_expression_for_targets_is_left_to_peft(tmp_path):
 def edit(folder, **changes):
     content = json.loads((folder / CONFIG).read_text())
     (folder / CONFIG).write_text(json.dumps(content | changes))
-
-
-def alone(folder, **changes):
-    (folder / "lora.json").unlink()
-    edit(folder, **changes)
 
 
 def retensor(folder, change):
@@ -334,12 +297,11 @@ STRANGE = {
     "unknown": (lambda f: edit(f, new_trick=3), "not supported: new_trick=3"),
     "pissa": (lambda f: edit(f, init_lora_weights="pissa"), "'pissa', which changes the base"),
     "rank": (lambda f: edit(f, r=4), "says rank 4 for .*, and its lora_A has rank 3"),
-    "alpha 0": (lambda f: alone(f, lora_alpha=0), r"adapter_config\.json: alpha must be > 0 and finite, got 0"),
+    "alpha 0": (lambda f: edit(f, lora_alpha=0), r"adapter_config\.json: alpha must be > 0 and finite, got 0"),
     "alpha NaN": (lambda f: edit(f, lora_alpha=float("nan")), "NaN is not a finite number"),
     "int8": (lambda f: retensor(f, lambda t: t.update({sorted(t)[0]: t[sorted(t)[0]].to(torch.int8)})), "dtype int8"),
     "regular expression": (lambda f: edit(f, alpha_pattern={"(a+)+$": 3}), "no regular expressions"),
     "own scales": (lambda f: edit(f, alpha_pattern={"layer.1.attention.self.query": 3}), "separate scales"),
-    "beside": (lambda f: (f / "lora.json").write_text('{"format": 2}'), r"lora\.json is in format 2; this version"),
     "pickle": (to_pickle, r"has adapter_model\.bin, a pickle, which is not read"),
     "link": (link_out, "an adapter's files must be in its folder"),
     "other tensor": (lambda f: retensor(f, lambda t: t.update(x=torch.ones(1))), "has x, which is neither LoRA's"),
@@ -379,7 +341,6 @@ def test_a_pattern_holds_for_the_module_of_its_name_or_end_alone(tmp_path, bases
     """The truth is PEFT's own rule, read from the scales of its modules: the first key that matches decides."""
     adapter = adapter_of(small("bert", LoraConfig(rank=3, alpha=6)))
     to_peft(adapter, tmp_path / "peft", base=bases / "bert")
-    (tmp_path / "peft" / "lora.json").unlink()
     for pattern in ({"self.query": 6, "query": 9}, {"uery": 9}, {"value": 6.0, "query": 6}):
         edit(tmp_path / "peft", alpha_pattern=pattern)
         with warnings.catch_warnings():

@@ -15,7 +15,7 @@ from lora.config.compose import compose_run
 from lora.config.precision_choice import faster_precision
 from lora.errors import UserError
 from lora.files import ROOT
-from lora.records import machine
+from lora.records import provenance
 from lora.training import precision_probe
 from lora.training.device import has_bf16
 from lora.training.loop import run
@@ -81,8 +81,8 @@ def test_disturbed_repetitions_change_nothing(gains):
 def test_a_cpu_is_measured_if_it_lists_bf16(flags, is_measured, cache, probed, tmp_path, monkeypatch):
     if flags is not None:
         (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\n")
-    monkeypatch.setattr(machine, "PROC", tmp_path)
-    monkeypatch.setattr(kernel_choice, "cpu_flags", machine.cpu_flags)
+    monkeypatch.setattr(provenance, "PROC", tmp_path)
+    monkeypatch.setattr(kernel_choice, "cpu_flags", provenance.cpu_flags)
     assert compose_run(REVIEWS).train.precision == ("bf16" if is_measured else "fp32")
     assert probed == [MINILM] * is_measured
     assert compose_run([*REVIEWS, "train.precision=fp32"]).train.precision == "fp32"

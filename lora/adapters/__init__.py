@@ -9,7 +9,6 @@
 | `batched` | `AdapterSet`: several adapters in one batch |
 | `head` | a model's head, replaced as a whole |
 | `base` | the pretrained weights under an adapter, and how a model is checked against them |
-| `base_location` | the folder or hub id that a base is loaded from |
 | `peft`, `loralib` | files of other libraries |
 | `predict` | `python -m lora predict` |
 """

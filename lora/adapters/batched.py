@@ -154,7 +154,8 @@ class AdapterSet(nn.Module):
         Returns: For each example, in order, as many logits as its adapter has labels.
         Raises: UserError: If a name is unknown, the numbers of names and examples differ, or the model was released.
         """
-        self.check_in_use()
+        if self.model is None:
+            raise UserError("this set of adapters has released its model: create a new set")
         self.eval()
         unknown = sorted(set(names) - set(self.labels))
         if unknown:
@@ -167,21 +168,19 @@ class AdapterSet(nn.Module):
         numbers = {name: number for number, name in enumerate(self.labels)}
         order = sorted(range(rows), key=lambda row: numbers[names[row]])
         used = [numbers[names[row]] for row in order]
-        place = torch.tensor(order, device=inputs["input_ids"].device)
-        sorted_rows = {key: tensor[place] if len(tensor) == rows else tensor for key, tensor in inputs.items()}
         spans = [(n, used.index(n), used.index(n) + used.count(n)) for n in dict.fromkeys(used)]
         found = []
         for together in [[span] for span in spans] if self.one_at_a_time else [spans]:
             start, stop = together[0][1], together[-1][2]
+            place = torch.tensor(order[start:stop], device=inputs["input_ids"].device)
             self.routing.index = torch.tensor(used[start:stop], device=place.device)
             self.routing.spans = tuple((n, first - start, last - start) for n, first, last in together)
-            part = {key: t[start:stop] if len(t) == rows else t for key, t in sorted_rows.items()}
+            part = {key: t[place] if len(t) == rows else t for key, t in inputs.items()}
             found += self.model(**part).logits
         return [found[order.index(row)][: self.labels[names[row]]] for row in range(rows)]
 
     def release(self) -> nn.Module:
         """Return the pretrained model with the head that it had before any adapter's. The set is then unusable."""
-        self.check_in_use()
         model, self.model = self.model, None
         for name, module in list(model.named_modules()):
             if isinstance(module, ManyLora | ManyHeads):
@@ -189,11 +188,6 @@ class AdapterSet(nn.Module):
         for module, training in self.modes:
             module.training = training
         return model
-
-    def check_in_use(self) -> None:
-        """Raises: UserError: If the model was released."""
-        if self.model is None:
-            raise UserError("this set of adapters has released its model: create a new set")
 
 
 def scale_into_b(fitted: Fitted) -> None:

@@ -12,7 +12,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -38,7 +37,7 @@ class Contents:
     """What the tensor file must hold.
 
     Args:
-        file: Name of the file in the folder.
+        file: Name of the file in the folder, the same for all.
         sha256: Hash of the whole file.
         shapes: Tensor name -> shape.
         head: Names of the tensors that belong to the head.
@@ -103,42 +102,35 @@ def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
 
 
-def write_folder(folder: Path, files: Mapping[str, bytes | Path]) -> None:
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write a folder with exactly these files. An existing one is replaced if it holds no other files.
 
     Files are replaced one by one, each atomically. A description comes last and has the hash of the weights, so a
     folder between two writes is recognised as broken.
 
     Args:
-        files: Name, which may be below a folder -> content, or the file to link to; in the order of writing.
+        files: Name -> content, in the order of writing.
     Raises: UserError: If it holds anything else, or cannot be written.
     """
     folder = at_home(folder)
     there = os.listdir(folder) if os.path.isdir(folder) else []
-    own = {Path(name).parts[0] for name in files}
-    strange = sorted(name for name in there if name not in own and not name.startswith("."))
+    strange = sorted(name for name in there if name not in files and not name.startswith("."))
     if strange or (os.path.lexists(folder) and not os.path.isdir(folder)):
         found = f"holds {', '.join(strange[:4])}" if strange else "is a file"
         raise UserError(f"{folder} {found}: only a folder without files other than {', '.join(files)} is replaced")
     for name, content in files.items():
-        if isinstance(content, bytes):
-            write_atomically(folder / name, content)
-        else:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).unlink(missing_ok=True)
-            (folder / name).symlink_to(content)
+        write_atomically(folder / name, content)
 
 
 def read_adapter(folder: str | Path) -> Adapter:
     """Read an adapter folder and check everything in it.
 
-    Raises: UserError: If a file is missing, cut short, changed, or in another format; if a value is not finite; or if a
-        file name leads out of the folder.
+    Raises: UserError: If a file is missing, a link, cut short, changed, or in another format; or if a value is not
+        finite.
     """
     folder = existing(folder)
     description = describe(folder)
-    contents = description.contents
-    path = inside(folder, contents.file)
+    contents, path = description.contents, inside(folder, WEIGHTS)
     tensors, content = read_tensors(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     whole = hashlib.sha256(content).hexdigest() == contents.sha256
@@ -178,7 +170,13 @@ def existing(folder: str | Path) -> Path:
 
 def describe(folder: Path) -> Description:
     """Read `adapter.json`. Raises: UserError: If it is missing, in another format, or has any wrong value."""
-    content, path = read_description(folder, DESCRIPTION), folder / DESCRIPTION
+    path = inside(folder, DESCRIPTION)
+    content = read_object(path)
+    if "format" not in content:
+        raise UserError(f"{path} does not describe an adapter: it has no format")
+    number = content.pop("format")
+    if number != FORMAT or isinstance(number, bool):
+        raise UserError(f"{path} is in format {number!r}; this version reads format {FORMAT}")
     method = content.get("method")
     title = method.get("name") if isinstance(method, dict) else None
     if not isinstance(title, str) or title not in METHODS:
@@ -189,23 +187,9 @@ def describe(folder: Path) -> Description:
         raise UserError(f"{path}: {'; '.join(error.problems)}") from error
 
 
-def read_description(folder: Path, name: str) -> dict[str, Any]:
-    """Read one of our JSON files, without its format. Raises: UserError: If it is missing or in another format."""
-    path = inside(folder, name)
-    content = read_object(path)
-    if "format" not in content:
-        raise UserError(f"{path} does not describe an adapter: it has no format")
-    number = content.pop("format")
-    if number != FORMAT or isinstance(number, bool):
-        raise UserError(f"{path} is in format {number!r}; this version reads format {FORMAT}")
-    return content
-
-
 def inside(folder: Path, name: str) -> Path:
-    """The path of a file in the folder. Raises: UserError: If it is missing, or its name leads out of the folder."""
+    """The path of a file in the folder. Raises: UserError: If it is missing, or a link."""
     path = folder / name
-    if "\0" in name or name in ("", ".", "..") or Path(name).name != name or "\\" in name:
-        raise UserError(f"{folder}: {name!r} is not the name of a file in this folder")
     if os.path.islink(path):
         raise UserError(f"{path} is a link to {os.readlink(path)}: an adapter's files must be in its folder")
     if not os.path.isfile(path):

@@ -4,9 +4,6 @@ Source: peft 0.21, `LoraConfig` and `save_and_load.py`: `adapter_config.json`, `
 prefixed with `base_model.model.`. A module's scale is lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora;
 `rank_pattern` and `alpha_pattern` override r and lora_alpha for single modules. PEFT has no LoRA on a slice of a fused
 layer: such slices are written, and read again, as LoRA on the whole layer.
-
-What PEFT has no field for (task, labels, score, the base's hashes) is in `lora.json` in the same folder, which PEFT
-ignores.
 """
 
 import dataclasses
@@ -22,27 +19,18 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from lora.adapters.adapter import Adapter, Origin
-from lora.adapters.base import Base
-from lora.adapters.base_location import BASE, labelled_base, locate_base
-from lora.adapters.folder import (
-    FORMAT,
-    apart,
-    existing,
-    inside,
-    read_adapter,
-    read_description,
-    read_tensors,
-    write_folder,
-)
+from lora.adapters.adapter import Adapter
+from lora.adapters.folder import apart, existing, inside, read_adapter, read_tensors, write_folder
 from lora.checks import SettingsError, build
+from lora.config.encoder_files import locate
 from lora.errors import UserError
 from lora.files import at_home, read_object
 from lora.methods.configs import LoraConfig
 from lora.methods.lowrank import in_blocks
 from lora.models.architectures import in_order, module_of, slice_of
 
-CONFIG, WEIGHTS, EXTRAS = "adapter_config.json", "adapter_model.safetensors", "lora.json"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 ROUNDING = 1e-12  # relative; of a scale or an alpha that was computed from one
 PREFIX = "base_model.model."
 FACTORS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b", "lora_magnitude_vector": "lora_m"}
@@ -55,14 +43,6 @@ IGNORED = (
 ).split()
 OFF = (None, False, "none", {}, [])
 INITS = (True, False, None, "gaussian", "orthogonal", "eva")
-
-
-@dataclass(frozen=True)
-class Extras:
-    """The content of `lora.json`, apart from its format."""
-
-    base: Base | None
-    origin: Origin
 
 
 @dataclass(frozen=True)
@@ -82,17 +62,16 @@ class Settings:
 def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | None = None) -> None:
     """Write a LoRA adapter as a folder that PEFT loads, with the same logits.
 
-    `AutoPeftModelForSequenceClassification.from_pretrained` loads it together with its base and the names of its
-    labels: for a base in a folder, `out` holds links to its files, and a config with the labels. A base of the hub
-    needs `num_labels`, unless there are 2. `PeftModel.from_pretrained` loads the adapter onto a base in memory.
+    `AutoPeftModelForSequenceClassification.from_pretrained` loads it together with its base. It needs `num_labels`,
+    unless there are 2. `PeftModel.from_pretrained` loads the adapter onto a base in memory. PEFT has no field for the
+    rest of what an adapter states: task, labels, score, and the base's hashes.
 
     Args:
         adapter: Adapter in memory, or its folder.
-        base: Folder or hub id that PEFT shall load the base from. A folder is checked.
-            None uses the hub id or the embedded encoder that the adapter names.
+        base: Folder or hub id that PEFT shall load the base from. None uses the hub id or the embedded encoder that the
+            adapter names.
     Raises: UserError: If the adapter is not LoRA, or has LoRA in the head or of several scales in one fused layer; if
-        neither it nor `base` says where the base is, or the folder `base` holds another one; or if `out` cannot be
-        written.
+        neither it nor `base` says where the base is; or if `out` cannot be written.
     """
     if not isinstance(adapter, Adapter):
         adapter = read_adapter(adapter)
@@ -108,11 +87,10 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
     alphas = {name: numerator(method, ranks[name], scale) for name, (_, _, scale) in modules.items()}
     alpha = alpha_at(method, method.rank)
     place, revision = locate_base(adapter, base)
-    labelled = labelled_base(Path(place), adapter) if saved and Path(place).is_dir() else {}
     config = {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if saved else None,
-        "base_model_name_or_path": os.path.abspath(at_home(out) / BASE) if labelled else place,
+        "base_model_name_or_path": place,
         "revision": revision,
         "inference_mode": True,
         "target_modules": list(modules),
@@ -133,13 +111,37 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
         if method.dora:
             tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = norms_of(adapter, name, len(b))
     tensors |= {f"{PREFIX}{name}": tensor for name, tensor in adapter.head.items()}
-    extras = dataclasses.asdict(Extras(adapter.base, adapter.origin))
-    files: dict[str, bytes | Path] = {
-        CONFIG: json.dumps(config, indent=1).encode(),
-        WEIGHTS: save(apart(tensors), metadata={"format": "pt"}),
-        EXTRAS: json.dumps({"format": FORMAT, **extras}, indent=1).encode(),
-    }
-    write_folder(Path(out), labelled | files)
+    weights = save(apart(tensors), metadata={"format": "pt"})
+    write_folder(Path(out), {CONFIG: json.dumps(config, indent=1).encode(), WEIGHTS: weights})
+
+
+def locate_base(adapter: Adapter, base: str | Path | None = None) -> tuple[str, str | None]:
+    """The absolute folder or the hub id that `from_pretrained` takes for an adapter's base, and the revision.
+
+    An adapter's folder names its base and says how to recognise it. It holds no path, because folders are copied
+    between machines.
+
+    Raises: UserError: If neither the adapter nor `base` says where the base is.
+    """
+    encoder = adapter.origin.encoder
+    name, revision = (None, None) if adapter.base is None else (adapter.base.name, adapter.base.revision)
+    if base is not None:
+        folder = at_home(base)
+        if str(base) and folder.is_dir():
+            return os.path.abspath(folder), None
+        if not HUB_ID.fullmatch(str(base)):
+            raise UserError(f"base={base} is neither a folder nor a hub id (owner/name)")
+        return str(base), revision if encoder is not None and str(base) == encoder.hub_id else None
+    if encoder is not None and encoder.source == "hub":
+        return encoder.hub_id, revision or encoder.revision
+    if encoder is not None and encoder.source == "embedded":
+        return locate(encoder)[0], None
+    if name is not None and "/" in name:  # a hub id: of a folder, only the last part of the path is stored
+        return name, revision
+    raise UserError(
+        f"the adapter does not say where its base{f' ({name})' if name else ''} is: set base= to the folder or the "
+        f"hub id that it is loaded from"
+    )
 
 
 def from_peft(folder: str | Path) -> Adapter:
@@ -157,17 +159,9 @@ def from_peft(folder: str | Path) -> Adapter:
     tensors, _ = read_tensors(inside(folder, WEIGHTS))
     weights, head = split(tensors, settings.modules_to_save or (), folder / WEIGHTS)
     try:
-        adapter = Adapter(method_of(settings, weights, folder / CONFIG), weights, head)
+        return Adapter(method_of(settings, weights, folder / CONFIG), weights, head)
     except SettingsError as error:
         raise UserError(f"{folder / CONFIG}: {'; '.join(error.problems)}") from error
-    if not (folder / EXTRAS).exists():
-        return adapter
-    stated = read_description(folder, EXTRAS)
-    try:
-        extras = build(Extras, {key: stated[key] for key in ("base", "origin") if key in stated})
-    except SettingsError as error:
-        raise UserError(f"{folder / EXTRAS}: {'; '.join(error.problems)}") from error
-    return dataclasses.replace(adapter, base=extras.base, origin=extras.origin)
 
 
 def joined(adapter: Adapter) -> dict[str, tuple[Tensor, Tensor, float]]:

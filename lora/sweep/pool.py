@@ -41,6 +41,7 @@ class Worker:
         self.connection, other = context.Pipe()
         self.process = context.Process(target=serve, args=(other, environment))
         forkserver.set_forkserver_preload(LIBRARIES)
+        os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # read when the fork server starts
         with processes.blocked():
             resource_tracker.ensure_running()  # which would let SIGINT and SIGTERM through
         with processes.blocked(), hidden_script():

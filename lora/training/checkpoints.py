@@ -61,15 +61,13 @@ class TrainState:
     def pack(self) -> dict[str, Any]:
         """The fields in types that torch loads without executing code."""
         arrays = {e: {s: torch.from_numpy(v) for s, v in splits.items()} for e, splits in self.predictions.items()}
-        files = {n: torch.frombuffer(bytearray(c), dtype=torch.uint8) for n, c in (self.adapter or {}).items()}
-        return vars(self) | {"losses": torch.stack(self.losses), "predictions": arrays, "adapter": files or None}
+        return vars(self) | {"losses": torch.stack(self.losses), "predictions": arrays}
 
     @classmethod
     def unpack(cls, packed: dict[str, Any], device: torch.device) -> "TrainState":
         arrays = {e: {s: t.numpy() for s, t in splits.items()} for e, splits in packed["predictions"].items()}
-        files = {name: content.numpy().tobytes() for name, content in (packed["adapter"] or {}).items()}
         losses = list(packed["losses"].to(device).unbind())
-        return cls(**packed | {"losses": losses, "predictions": arrays, "adapter": files or None})
+        return cls(**packed | {"losses": losses, "predictions": arrays})
 
 
 class Checkpointer:
@@ -78,19 +76,16 @@ class Checkpointer:
     Args:
         minutes: Minutes between checkpoints; None writes one only after a signal.
         made_from: The inputs that must be equal for a checkpoint to be used (`made_from`).
-        saves_adapter: Whether the run saves the adapter of its best epoch.
     """
 
-    def __init__(self, path: Path, minutes: float | None, step: Step, made_from: dict[str, Any], saves_adapter: bool):
-        self.path, self.minutes, self.step = path, minutes, step
-        self.made_from, self.saves_adapter = made_from, saves_adapter
+    def __init__(self, path: Path, minutes: float | None, step: Step, made_from: dict[str, Any]):
+        self.path, self.minutes, self.step, self.made_from = path, minutes, step, made_from
         self.began = self.written = time.monotonic()
 
     def resume(self, started_at: str) -> TrainState:
         """Restore the run from its checkpoint if a usable one exists. Otherwise, return the state of a new run.
 
-        A checkpoint that is broken, was made from other inputs, or lacks the adapter that the run must save is reported
-        on stderr, and changes nothing.
+        A checkpoint that is broken or was made from other inputs is reported on stderr, and changes nothing.
         """
         if not self.path.exists():
             return TrainState(started_at)
@@ -113,10 +108,6 @@ class Checkpointer:
         schedule, random = saved["schedule"], saved["random"][process.rank]
         state = TrainState.unpack(saved["state"], process.device)
         state.resumed += 1
-        if not self.saves_adapter:
-            state.adapter = None  # it would stay while later epochs beat its epoch
-        elif state.epochs and state.adapter is None:
-            raise ValueError("it lacks the adapter of its best epoch, which runtime.save_adapter=true asks for")
         if {n: t.shape for n, t in saved["parameters"].items()} != {n: p.shape for n, p in parameters.items()}:
             raise ValueError("it holds other parameters")
         self.step.optimizer.load_state_dict(saved["optimizer"])
@@ -180,7 +171,7 @@ def made_from(config: RunConfig, fingerprint: str, encoder: Encoder, process: Pr
     """Everything that determines the bits of a run: settings, threads, data, encoder, code and processors."""
     return {
         "settings": config.settings() | {"train": config.for_record()["train"]},
-        "runtime": (config.runtime.threads, config.runtime.device, process.count),
+        "runtime": (config.runtime.threads, config.runtime.device, process.count, config.runtime.save_adapter),
         "inputs": (fingerprint, encoder.weights, encoder.tokenizer_files),
         "code": code_digest(),
         # Every process lists the processors of all, so that all of them decide alike whether to use the checkpoint.

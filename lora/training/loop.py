@@ -89,7 +89,7 @@ def run(
     # The loop, from the beginning or from the checkpoint.
     inputs = made_from(config, data.fingerprint, encoder, process)
     path = checkpoint_path(config.runtime.outputs, config.run_id)
-    checkpointer = Checkpointer(path, config.runtime.checkpoint_minutes, step, inputs, config.runtime.save_adapter)
+    checkpointer = Checkpointer(path, config.runtime.checkpoint_minutes, step, inputs)
     state = checkpointer.resume(started_at)
     metric = state.epochs[-1]["metrics"][headline][task.metric] if state.epochs else None
 
