@@ -32,7 +32,8 @@ def state(model):
     return checksum(model.state_dict().items()), [type(module) for module in model.modules()], flags
 
 
-CASES = [(a, method) for a in tiny.ARCHITECTURES for method in METHODS if tiny.takes(a, method)]
+CASES = [(architecture, "lora") for architecture in tiny.ARCHITECTURES]
+CASES += [(architecture, method) for architecture in ("bert", "deberta-v2") for method in METHODS if method != "lora"]
 
 
 @pytest.mark.parametrize(("architecture", "method"), CASES)
@@ -168,8 +169,7 @@ BROKEN = {
     "nan": (lambda f: retensor(f, lambda t: t[first(t)].fill_(torch.nan), hashed=True), "values that are not finite"),
     "int8": (lambda f: retensor(f, lambda t: t.update({first(t): t[first(t)].to(torch.int8)}), hashed=True), "int8"),
     "unknown dtype": (lambda f: unknown_dtype(f), "has tensors of dtype F4, which torch lacks"),
-    "parent": (lambda f: edit(f, contents__file="../b/adapter.safetensors"), "is not the name of a file in this"),
-    "long name": (lambda f: edit(f, contents__file="a" * 5000), "has no file aaaa"),
+    "parent": (lambda f: edit(f, contents__file="../b/adapter.safetensors"), OTHER),
     "link": (lambda f: relink(f, WEIGHTS), "an adapter's files must be in its folder"),
     "named pipe": (lambda f: ((f / DESCRIPTION).unlink(), os.mkfifo(f / DESCRIPTION)), r"has no file adapter\.json"),
 }
@@ -248,7 +248,7 @@ def test_a_folder_is_replaced_whole_and_only_if_it_holds_an_adapter(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "file"]
 
 
-@pytest.mark.parametrize(("method", "kernels"), [("lora", "stock"), *((method, "fused") for method in METHODS)])
+@pytest.mark.parametrize(("method", "kernels"), [("lora", "stock"), ("lora", "fused"), ("houlsby", "fused")])
 def test_a_run_leaves_an_adapter_that_explains_itself(method, kernels, tiny_config):
     small = {"houlsby": "method.bottleneck=6", "lora": "method.rank=3", "adapterdrop": "method.drop_layers=1"}
     config = tiny_config(

@@ -68,8 +68,7 @@ def save_adapter(model: nn.Module, folder: str | Path, origin: Origin | None = N
     Returns: The adapter.
     Raises: UserError: If the model has no method, a value is not finite, or the folder cannot be written.
     """
-    adapter = adapter_of(model, origin=origin)
-    write_adapter(adapter, folder)
+    write_adapter(adapter := adapter_of(model, origin=origin), folder)
     return adapter
 
 
@@ -133,7 +132,7 @@ def read_adapter(folder: str | Path) -> Adapter:
     contents, path = description.contents, inside(folder, WEIGHTS)
     tensors, content = read_tensors(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    whole = hashlib.sha256(content).hexdigest() == contents.sha256
+    whole = contents.file == WEIGHTS and hashlib.sha256(content).hexdigest() == contents.sha256
     if not whole or shapes != contents.shapes or not set(contents.head) <= set(shapes):
         raise UserError(f"{path} is not the file that {DESCRIPTION} was written for: its hash or its tensors differ")
     try:

@@ -155,10 +155,10 @@ def from_peft(folder: str | Path) -> Adapter:
         raise UserError(
             f"{folder} has adapter_model.bin, a pickle, which is not read; PEFT saves safetensors by default"
         )
-    settings = read_settings(folder)
-    tensors, _ = read_tensors(inside(folder, WEIGHTS))
-    weights, head = split(tensors, settings.modules_to_save or (), folder / WEIGHTS)
     try:
+        settings = read_settings(folder)
+        tensors, _ = read_tensors(inside(folder, WEIGHTS))
+        weights, head = split(tensors, settings.modules_to_save or (), folder / WEIGHTS)
         return Adapter(method_of(settings, weights, folder / CONFIG), weights, head)
     except SettingsError as error:
         raise UserError(f"{folder / CONFIG}: {'; '.join(error.problems)}") from error
@@ -226,7 +226,7 @@ def numerator(method: LoraConfig, rank: int, scale: float) -> float:
 
 
 def read_settings(folder: Path) -> Settings:
-    """Read PEFT's settings. Raises: UserError: If one has the wrong type, or is on but not supported here."""
+    """Read PEFT's settings. Raises: SettingsError, UserError: If a type is wrong, or one is on but not supported."""
     path = inside(folder, CONFIG)
     config = read_object(path)
     if config.get("peft_type") != "LORA":
@@ -237,10 +237,7 @@ def read_settings(folder: Path) -> Settings:
         on.append(f"init_lora_weights={config['init_lora_weights']!r}, which changes the base")
     if on:
         raise UserError(f"{path} uses settings that are not supported: {'; '.join(on)}")
-    try:
-        settings = build(Settings, {key: value for key, value in config.items() if key in read})
-    except SettingsError as error:
-        raise UserError(f"{path}: {'; '.join(error.problems)}") from error
+    settings = build(Settings, {key: value for key, value in config.items() if key in read})
     patterns = [*(settings.rank_pattern or ()), *(settings.alpha_pattern or ())]
     if strange := [name for name in patterns if not re.fullmatch(r"[\w.]+", name)]:
         # matching a stranger's regular expression may take forever
