@@ -1,4 +1,4 @@
-"""Write bench.md and the blocks of two pages from measurements.json. No torch."""
+"""The tables of measurements.json, and the blocks of two pages. No torch."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -24,24 +24,19 @@ TITLES = {
 
 
 def rebuild(folder: Path, *pages: Path) -> list[Measured]:
-    """Write bench.md of every device, and the blocks of these pages. Returns: All measurements, by device.
+    """Read the measurements of every device, and write the blocks of these pages. Returns: All measurements, by device.
 
     Raises: UserError: If a file cannot be read or written.
     """
     measurements: list[Measured] = []
     for path in sorted(folder.glob("*/measurements.json")):
-        measured = read_object(path)
+        measurements.append(read_object(path))
         try:
-            text = document(measured)
+            block(measurements)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise UserError(f"{path} holds no measurements of this benchmark: {error!r}") from error
-        write_atomically(path.with_name("bench.md"), text.encode())
-        measurements.append(measured)
     for page in pages if measurements else ():
-        before = page.read_text()
-        after = with_blocks(before, measurements)
-        if after != before:
-            write_atomically(page, after.encode())
+        write_atomically(page, with_blocks(page.read_text(), measurements).encode())
     return measurements
 
 
@@ -50,17 +45,14 @@ def with_blocks(page: str, measurements: Sequence[Measured]) -> str:
     return in_page(in_page(page, "bench", f"\n{block(measurements)}\n"), "speed", speed(measurements))
 
 
-def document(measured: Measured) -> str:
-    """bench.md: all figures of one device."""
-    title = f"# Runs an hour on {measured['device']}"
-    return "\n\n".join([title, block([measured]), "## How it was measured", settings_text(measured)]) + "\n"
-
-
 def block(measurements: Sequence[Measured]) -> str:
     """The page's block: runs an hour on every device."""
     parts = []
     for measured in measurements:
-        parts += [f"On {machine_text(measured)}:", runs_table(measured).strip(), runs_text(measured)]
+        machine = measured["machine"]
+        memory = "" if machine["memory_gib"] is None else f", {machine['memory_gib']:.0f} GiB"
+        where = f"{machine['cores']} cores ({measured['device']}, {machine['cpu']}{memory})"
+        parts += [f"On {where}:", runs_table(measured).strip(), runs_text(measured)]
     return "\n\n".join(parts)
 
 
@@ -121,32 +113,3 @@ def runs_text(measured: Measured) -> str:
     if all(TASKS[task].family == "embedded" for task in settings["tasks"]):
         text += " The scores are of the small embedded tasks, not GLUE, with all-MiniLM-L6-v2, a sentence embedder."
     return text
-
-
-def settings_text(measured: Measured) -> str:
-    settings = measured["settings"]
-    chosen = {
-        side: f"{settings[side]['precision']}, {settings[side]['attention']} attention, {settings[side]['threads']} "
-        f"threads, the fastest on this CPU"
-        for side in ("script", "tuned")
-    }
-    lines = [
-        f"Machine: {machine_text(measured)}; commit {measured['code']['commit']}; {measured['measured_at']}.",
-        f"Runs: {', '.join(settings['tasks'])}; {settings['train_rows']} rows, {settings['epochs']} epochs, batch "
-        f"{settings['batch']}, evaluation after every epoch in batches of {settings['eval_batch']}; the same encoder, "
-        f"rows, learning rates, warmup and seeds on every side.",
-        f"Script loop: {chosen['script']}.",
-        f"Tuned peer: {chosen['tuned']}.",
-        f"Ours: {settings['precision']}, {settings['workers']} workers of 1 thread.",
-        f"Allocator, the same on all sides: {', '.join(f'{k}={v}' for k, v in settings['allocator'].items())}.",
-        "Time is from a command to its end, start-up included; caches on disk are warm on all sides (tokenised rows of "
-        "the peers, compiled kernels of this project). Memory is the most at any moment, shared pages counted once.",
-        f"Versions: {', '.join(f'{name} {version}' for name, version in measured['versions'].items())}.",
-    ]
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def machine_text(measured: Measured) -> str:
-    machine = measured["machine"]
-    memory = "" if machine["memory_gib"] is None else f", {machine['memory_gib']:.0f} GiB"
-    return f"{machine['cores']} cores ({measured['device']}, {machine['cpu']}{memory})"
