@@ -175,17 +175,6 @@ def test_a_failed_swap_leaves_the_model_as_it_was(fault, merged):
     assert checksum(model.state_dict().items()) == checksum(fresh.state_dict().items())
 
 
-def test_removal_gives_the_base_back_and_forgets_the_adapter():
-    adapters, model = five("bert"), tiny.model("bert")
-    before = checksum(model.state_dict().items())
-    for task in ("mnli", "rte"):
-        swap(model, adapters[task])
-        assert checksum(model.state_dict().items()) != before
-        remove(model)
-        assert checksum(model.state_dict().items()) == before
-        assert model.applied is None and model.kept_head == {} and model.kept_layers == {}
-
-
 def test_an_adapter_of_another_base_is_refused_in_every_dtype_and_taken_when_asked():
     adapter = five("bert")["rte"]
     for dtype in DTYPES:

@@ -7,15 +7,13 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-import torch
 from commands import command
 
 from lora.cost import machine
 from lora.cost.bench import command as bench
 from lora.cost.bench import page, peer
 from lora.cost.machine import COMMITTED, as_json
-from lora.cost.timing import median_interval, order, shown
-from lora.data import metrics
+from lora.cost.timing import median_interval, shown
 from lora.errors import UserError
 from lora.sweep.worker import ensure_record
 from lora.table import MARK
@@ -30,13 +28,6 @@ def test_fewer_than_six_values_give_a_range_and_no_interval():
     assert median_interval([1.0, 2.0, 3.0, 4.0, 5.0]) is None
     assert median_interval([1.0, 6.0, 3.0, 4.0, 5.0, 2.0]) == (1.0, 6.0)
     assert shown([1000.0, 3000.0, 2000.04], 1) == "2,000.0 (1,000.0 to 3,000.0)"
-
-
-def test_orders_are_seeded_and_differ():
-    names = list("abcdefg")
-    drawn = [order(names, 1, "16x28", number) for number in range(9)]
-    assert drawn == [order(names, 1, "16x28", number) for number in range(9)]
-    assert all(sorted(one) == names for one in drawn) and len({*map(tuple, drawn)}) > 1
 
 
 # The machine.
@@ -103,23 +94,6 @@ def test_peers_train_the_run_with_as_many_parameters_as_ours(padding, attention,
     record = ensure_record(config, mistakes_fail=False)
     assert cost["trainable"] == sum(record.params[part] for part in ("trainable_method", "trainable_head"))
     assert 0 <= cost["metric"] <= 1 and cost["step_seconds"] > 0
-
-
-@pytest.mark.filterwarnings(TOKENIZER_NOTICE)
-def test_a_peers_metric_is_that_of_its_predictions(exported):
-    """At learning rate 0, the peer's metric is that of the untouched encoder with the head that its seed draws."""
-    run = SimpleNamespace(**exported[1] | {"lr": 0.0, "epochs": 1})
-    cost = peer.train_run(run, settings("longest", "fp32", "eager"))
-    peer.set_seed(run.seed)
-    model = peer.build_model(run, "eager").eval()
-    tokenizer = peer.AutoTokenizer.from_pretrained(run.model)
-    with open(f"{run.rows}/validation.json") as file:
-        rows = [json.loads(line) for line in file]
-    texts = [[row[column] for row in rows] for column in run.columns]
-    tokens = tokenizer(*texts, truncation=True, max_length=run.max_length, padding=True, return_tensors="pt")
-    predicted = model(**tokens).logits.argmax(-1).numpy()
-    labels = torch.tensor([row["label"] for row in rows]).numpy()
-    assert cost["metric"] == pytest.approx(metrics.compute(run.metrics, predicted, labels)[run.metric])
 
 
 def test_the_whole_benchmark_on_tiny_runs(tiny_overrides, tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ import scipy.stats
 import sklearn.metrics
 
 from lora.data import metrics
-from lora.errors import UserError
 
 BINARY = ("accuracy", "f1", "matthews")
 SCORES = ("pearson", "spearman")
@@ -106,22 +105,3 @@ def test_scores_that_are_a_line_are_one_exactly_at_any_scale() -> None:
 )
 def test_undefined_is_none(names: tuple[str, ...], predictions: list, references: list, expected: dict) -> None:
     assert metrics.compute(names, np.array(predictions), np.array(references)) == expected
-
-
-@pytest.mark.parametrize(
-    ("names", "predictions", "references", "message"),
-    [
-        (("accuracy",), [0, 1], [0], r"equally long and not empty, got \(2,\) and \(1,\)"),
-        (("accuracy",), [], [], "not empty"),
-        (("pearson",), [[0.0, 1.0]], [[0.0, 1.0]], r"got \(1, 2\)"),
-    ],
-)
-def test_bad_input_is_refused(names: tuple[str, ...], predictions: list, references: list, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        metrics.compute(names, np.array(predictions), np.array(references))
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_predictions_that_are_not_finite_are_the_users_to_mend(value: float) -> None:
-    with pytest.raises(UserError, match="1 of 3 predictions are not finite, the first in row 2"):
-        metrics.compute(SCORES, np.array([0.0, 1.0, value]), np.array([0.0, 1.0, 2.0]))

@@ -5,29 +5,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lora.errors import DIVERGED, UserError
-
 
 def compute(names: tuple[str, ...], predictions: np.ndarray, references: np.ndarray) -> dict[str, float | None]:
     """Metrics of one split, as fractions; None for a metric that is undefined on these rows.
 
     Args:
         names: Names from `METRICS`, at least one.
-        predictions: One class index or score per row.
+        predictions: One class index or finite score per row, at least one.
         references: The true classes or scores, in the same order.
-    Raises: UserError: If a prediction is not finite. ValueError: If the lengths differ or are zero.
     """
     predicted, true = np.asarray(predictions, np.float64), np.asarray(references, np.float64)
-    if predicted.shape != true.shape or predicted.ndim != 1 or not len(true):
-        raise ValueError(
-            f"predictions and references must be equally long and not empty, got {predicted.shape} and {true.shape}"
-        )
-    broken = np.flatnonzero(~np.isfinite(predicted))
-    if broken.size:
-        raise UserError(
-            f"{broken.size} of {len(predicted)} predictions are not finite, the first in row {broken[0]}: "
-            f"{DIVERGED}; try a lower train.lr first"
-        )
     return {name: METRICS[name](predicted, true) for name in names}
 
 

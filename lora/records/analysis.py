@@ -14,8 +14,11 @@ from lora.files import read_object
 from lora.records.record import RunRecord
 
 EXAMPLES, SUBSPACES, SWAP = "examples.json", "subspaces.json", "swap.json"
-COMMANDS = {EXAMPLES: "analyse intervals", SUBSPACES: "analyse subspaces", SWAP: "analyse swaps"}
-CHECKS = {"swap": SWAP}  # analyses that count the tests and failures of an exact property in each case
+FILES = {  # file -> the field of records whose hashes it was made from, and the command that makes it
+    EXAMPLES: ("predictions", "analyse intervals"),
+    SUBSPACES: ("adapter", "analyse subspaces"),
+    SWAP: ("adapter", "analyse swaps"),
+}
 
 
 @dataclass(frozen=True)
@@ -40,39 +43,31 @@ def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
 
     Raises: UserError: If a file is not an analysis.
     """
-    problems, found = [], {}
-    for file, of_record in ((EXAMPLES, "predictions"), (SUBSPACES, "adapter"), (SWAP, "adapter")):
-        path = folder / file
-        if not path.exists():
+    problems: list[str] = []
+    found: dict[str, Any] = {}
+    for file, (of_record, command) in FILES.items():
+        if not (folder / file).exists():
             continue
-        content = read_analysis(path)
-        stale = [
-            run_id
-            for run_id, digest in content["made_from"].items()
-            if run_id not in records or getattr(records[run_id], of_record) != digest
-        ]
-        if stale:
+        content = read_analysis(folder / file)
+        made = {run_id: getattr(record, of_record) for run_id, record in records.items()}
+        if stale := sorted(run for run, digest in content["made_from"].items() if made.get(run, "") != digest):
             problems.append(
-                f"analysis/{file} was made from another {of_record} of {', '.join(sorted(stale)[:3])}: "
-                f"rebuild it with python -m lora {COMMANDS[file]}"
+                f"analysis/{file} was made from another {of_record} of {', '.join(stale[:3])}: rebuild it with "
+                f"python -m lora {command}"
             )
         else:
             found[file] = content["entries"]
-    examples = {
-        tuple(entry[key] for key in ("model", "one", "other", "task")): entry for entry in found.get(EXAMPLES, ())
-    }
-    checks = {name: tuple(found[file]) for name, file in CHECKS.items() if file in found}
+    keys = ("model", "one", "other", "task")
+    examples = {tuple(entry[key] for key in keys): entry for entry in found.get(EXAMPLES, ())}
+    checks = {"swap": tuple(found[SWAP])} if SWAP in found else {}
     return Analyses(examples, tuple(found.get(SUBSPACES, ())), checks, tuple(problems))
 
 
 def read_analysis(path: Path) -> dict[str, Any]:
     """Read an analysis file. Raises: UserError: If it lacks the object `made_from` or the list `entries`."""
     content = read_object(path)
-    try:
-        if not isinstance(content["made_from"], dict) or not isinstance(content["entries"], list):
-            raise ValueError("made_from must be an object and entries a list")
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{path} is not a readable analysis: {error!r}") from error
+    if not isinstance(content.get("made_from"), dict) or not isinstance(content.get("entries"), list):
+        raise UserError(f"{path} is not a readable analysis: made_from must be an object and entries a list")
     return content
 
 

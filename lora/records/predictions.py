@@ -36,17 +36,15 @@ def dev_predictions(record: RunRecord, results: Path) -> dict[str, np.ndarray]:
         tensors = load(content)
     except SafetensorError as error:
         raise UserError(f"{path} is not a safetensors file: {first_line(error)}") from error
-    names = {rule: [f"{epoch_of(record, rule)}.{split}" for split in splits_of(record)] for rule in RULES}
-    for name in (name for of_rule in names.values() for name in of_rule):
-        if name not in tensors or tensors[name].ndim != 1 or not len(tensors[name]):
-            found = ", ".join(f"{key} {list(tensor.shape)}" for key, tensor in tensors.items()) or "nothing"
-            raise UserError(f"{path} must hold a prediction for every row under {name}, found {found}")
-    return {rule: np.concatenate([tensors[name] for name in of_rule]) for rule, of_rule in names.items()}
-
-
-def epoch_of(record: RunRecord, rule: str) -> int | str:
-    """The name that a rule's epoch has in the file of predictions: its number; in schema 1, the rule."""
-    return rule if record.schema == 1 else record.selected[rule]["epoch"]
+    found: dict[str, np.ndarray] = {}
+    for rule in RULES:
+        epoch = rule if record.schema == 1 else record.selected[rule]["epoch"]
+        try:
+            found[rule] = np.concatenate([tensors[f"{epoch}.{split}"] for split in splits_of(record)])
+        except (KeyError, ValueError) as error:
+            held = ", ".join(tensors) or "nothing"
+            raise UserError(f"{path} must hold a prediction for every row of epoch {epoch}, found {held}") from error
+    return found
 
 
 def splits_of(record: RunRecord) -> tuple[str, ...]:

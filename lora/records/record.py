@@ -14,8 +14,7 @@ from lora.files import read_object, write_atomically
 if TYPE_CHECKING:
     import pandas
 
-SCHEMA = 2
-SCHEMAS = (1, 2)  # 1: predictions of the best and the last epoch alone, and no score `split_half`
+SCHEMA = 2  # 1: predictions of the best and the last epoch alone, and no score `split_half`
 RUN_ID = re.compile(r"^[A-Za-z0-9_.-]+-[0-9a-f]{8}$")
 
 
@@ -96,9 +95,8 @@ def read_record(path: Path) -> RunRecord:
         raise UserError(
             f"{path} is not a run record: expected the keys {', '.join(sorted(FIELDS))}, found {sorted(content)}"
         )
-    if content["schema"] not in SCHEMAS:
-        known = " and ".join(map(str, SCHEMAS))
-        raise UserError(f"{path} has record schema {content['schema']!r}; this version reads {known}")
+    if content["schema"] not in (1, SCHEMA):
+        raise UserError(f"{path} has record schema {content['schema']!r}; this version reads 1 and {SCHEMA}")
     record = RunRecord(**content)
     if not isinstance(record.run_id, str) or not RUN_ID.match(record.run_id) or path.name != f"{record.run_id}.json":
         raise UserError(f"{path} holds run_id {record.run_id!r}; a record's file must be named by its run_id")
