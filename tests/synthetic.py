@@ -1,15 +1,19 @@
 """Records of no training: one for every run of a profile, with values drawn from the run_id."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from safetensors.numpy import save
 
 from lora.data.tasks import TASKS
 from lora.files import write_atomically
 from lora.records.record import RunRecord, write_record
+from lora.report.runs import FACTS, with_records
 from lora.sweep.expand import PlannedRun
 from lora.sweep.request import select_runs
 
@@ -101,3 +105,10 @@ def synthetic_record(run: PlannedRun, best: float, predictions: str | None = Non
         },
         predictions=predictions,
     )
+
+
+def runs_of(facts: Iterable[Mapping[str, Any]], records: pd.DataFrame) -> pd.DataFrame:
+    """The report's frame of runs: run_id, `FACTS`, and experiment and columns if they matter, next to their records."""
+    usual = {"experiment": "glue_table2", "model": "minilm", "protocol": "ours", "start": "pretrained", "columns": {}}
+    runs = pd.DataFrame([usual | dict(one) for one in facts], columns=["experiment", "run_id", *FACTS, "columns"])
+    return with_records(runs, records if "collapsed" in records else records.assign(collapsed=math.nan))

@@ -13,21 +13,20 @@ import pandas as pd
 import pytest
 import yaml
 from scipy import stats
-from synthetic import noise, populate
+from synthetic import populate, runs_of
 
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.models.sizes import gpt3_count
-from lora.records.record import FRAME_COLUMNS, load_frame
+from lora.records.record import FRAME_COLUMNS
 from lora.report.build import build
 from lora.report.claims import verdicts
 from lora.report.claims.findings import Finding, after_holm, smallest_p
-from lora.report.claims.shown import commit_text, to_json, value_text, verdict_table
+from lora.report.claims.shown import commit_text, to_json
 from lora.report.claims.statements import KINDS, Bound, read_claims
 from lora.report.claims.verdicts import difference, stated_later, verdict
-from lora.report.gather import gather
-from lora.report.readme import ours, words
-from lora.report.runs import Planned
+from lora.report.readme import ours
+from lora.report.runs import labelled
 from lora.report.stats import MOST_SEEDS, mean_interval, mean_p
 
 judge = functools.partial(verdicts.judge, records={})
@@ -127,29 +126,15 @@ def test_every_comparison_of_every_claim_has_cells_in_some_committed_runs():
         (("  metric: best", "  metric: bset"), "metric must be one of best, last, got 'bset'"),
         (("  metric: best\n", ""), "one of metric, measure, count, check"),
         (("task: Avg", "task: MRPC"), "must be one row of paper.csv beside it, found 0"),
-        (("  - {model: M, task: Avg}", "  - {modle: M}"), "must be one row of paper.csv beside it, found 0"),
         (("above: 0", "above: much"), r"compare\[0\].above must be of type float, got 'much'"),
-        (("above: 0", "over: 0"), r"compare\[0\].over is not a setting"),
         (("above: 0}", "above: 0, below: 1}"), "one of above, below and within, got"),
-        (("{method: full}", "{metod: full}"), "a side must be cells by"),
-        (("{method: full}", "{}"), "a side must be cells by"),
-        (("  margin: any\n", ""), "margin is missing"),
-        (("  metric: best", "  check: swap"), "compare must be given unless check is"),
-        (("  metric: best", "  metric: best\n  tasks: all"), "tasks must be"),
-        (("  paper:\n    - {model: M, task: Avg}\n", ""), "paper must be the published cells, unless ours is true"),
-        ((GOOD, "- [1, 2]"), "must be a list of claims"),
+        (("{method: full}", "{metod: full}"), "a side must be by"),
         ((GOOD, "- {id: ["), "not readable"),
-        ((GOOD, ""), "must be a list of claims that is not empty"),
     ],
 )
 def test_a_broken_file_is_refused(experiments, change, message):
     with pytest.raises(UserError, match=rf"(?s)glue_table2/claims.yaml.*{message}"):
         read_claims(experiments(GOOD.replace(*change)))
-
-
-def test_an_id_is_taken_once(experiments):
-    with pytest.raises(UserError, match="found twice: one"):
-        read_claims(experiments(GOOD * 2))
 
 
 @pytest.mark.parametrize(
@@ -170,64 +155,43 @@ def test_a_bound_holds_for_a_whole_interval(bound, low, high, holds):
     assert bound.holds(low, high) is holds
 
 
-@pytest.fixture(scope="module")
-def on_synthetic(tmp_path_factory):
-    """A function to verdicts by id, on records where LoRA differs from full fine-tuning by `lora`, plus noise."""
-
-    @functools.cache
-    def judged_on(lora: float, seeds: str = "1,2,3,4,5", experiments: tuple[str, ...] = ("glue_table2",)):
-        def value(run):
-            level = {"full": 0.70, "lora": 0.70 + lora, "houlsby": 0.60}.get(run.method, 0.65)
-            started = 0.05 if run.start == "mnli" else 0.0
-            luck = 0.0003 * noise(run.run_id)
-            return level + started + 0.001 * run.seed * (1 + (run.method == "lora")) + luck
-
-        given = [f"experiment={','.join(experiments)}", f"seed={seeds}"]
-        given += ["method=full,lora,houlsby"] if experiments == ("glue_table2",) else []  # fewer records to write
-        folder = tmp_path_factory.mktemp("synthetic")
-        populate(folder / "small", "small", given, value)
-        gathered = gather("small", given, folder)
-        found = judge(read_claims(), gathered.planned, gathered.frame, folder / "efficiency", {})
-        return {each.claim.id: each for each in found}
-
-    return judged_on
-
-
-def test_a_difference_above_the_margin_is_supported(on_synthetic):
-    """LoRA - full is 0.5 + 0.1 x seed points on each task: 0.8 on average."""
-    found = on_synthetic(0.005, experiments=EXPERIMENTS)
-    verdict = found["lora_as_good_as_full"]
-    (finding,) = verdict.findings
-    assert (verdict.word, finding.n, verdict.about) == ("supported", 5, "minilm")
-    assert finding.mean == pytest.approx(0.8, abs=0.03) and 0.55 < finding.low < 0.8 < finding.high < 1.0
-    assert len(finding.runs) == 2 * 5 * 5 and not verdict.not_glue
-    assert found["houlsby_below_both"].word == "supported"
-    assert found["mnli_start_helps"].word == "supported"
-    assert found["small_rank_is_enough"].word == "supported"
-    assert found["qv_better_than_qk"].word == "inconclusive"  # they differ by noise, and better means above 0
-    assert found["no_single_matrix_is_better"].word == "supported"  # level is not below
-
-
-def test_a_difference_below_the_margin_is_not_supported(on_synthetic):
-    assert on_synthetic(-0.03)["lora_as_good_as_full"].word == "not supported"
-
-
-def test_a_margin_inside_the_interval_cannot_be_told(on_synthetic):
-    verdict = on_synthetic(-0.013)["lora_as_good_as_full"]  # -1.3 + 0.1 x seed: about -1
-    assert verdict.word == "inconclusive"
-    assert verdict.reason == (
-        f"the bound lies inside the interval; more than {MOST_SEEDS} seeds would decide it with 80% power"
+@pytest.mark.parametrize(
+    ("added", "seeds", "word", "reason"),
+    [
+        (0.5, 5, "supported", ""),
+        (-3.0, 5, "not supported", ""),
+        (-1.3, 5, "inconclusive", f"inside the interval; more than {MOST_SEEDS} seeds would decide it"),
+        (
+            20.0,
+            4,
+            "inconclusive",
+            "4 seeds with a pair on every task, and this project's convention is at least 5; about",
+        ),
+    ],
+)
+def test_a_difference_is_judged_by_its_interval_over_at_least_five_seeds(added, seeds, word, reason):
+    """LoRA - full is `added` and 0.1 points x seed, against a bound of -1; Houlsby adapters are lower by 10."""
+    planned = [
+        p
+        for slug, method in (("full", "full"), ("lora-qv-r8", "lora"), ("houlsby-m8", "houlsby"))
+        for task in ("cola", "rte")
+        for p in plan_of(slug=slug, method=method, task=task)[:seeds]
+    ]
+    level = {"full": 0, "lora": added, "houlsby": -10}
+    found = judged(
+        {"glue_table2": planned}, lambda p: level[p["method"]] + 0.05 * p["seed"] * (p["method"] == "houlsby")
     )
-
-
-@pytest.mark.parametrize("lora", [0.2, -0.2])
-def test_four_seeds_decide_nothing_by_convention(on_synthetic, lora):
-    verdict = on_synthetic(lora, "1,2,3,4")["lora_as_good_as_full"]
-    assert verdict.word == "inconclusive"
-    assert verdict.reason == (
-        "4 seeds with a pair on every task, and this project's convention is at least 5; "
-        "about 5 seeds would decide it with 80% power"
-    )
+    one = found["lora_as_good_as_full"]
+    (average,) = one.findings
+    values = added + 0.1 * np.arange(1, seeds + 1)
+    assert (one.word, average.n, one.about, len(average.runs)) == (word, seeds, "minilm", 2 * 2 * seeds)
+    assert (average.low, average.high) == pytest.approx(tuple(stats.ttest_1samp(values, 0).confidence_interval(0.95)))
+    assert reason in one.reason and bool(reason) == bool(one.reason) and not one.not_glue
+    assert one.on_last.claim.metric == "last" and one.on_last.findings[0].mean == 0
+    (kept,) = json.loads(to_json([one]))
+    assert kept["findings"][0]["mean"] == pytest.approx(values.mean(), rel=1e-5)
+    assert kept["on_last"]["findings"][0]["mean"] == 0
+    assert seeds < 5 or found["houlsby_below_both"].word == "supported"
 
 
 def pairs_of(task_values: dict[str, list[float]]) -> pd.DataFrame:
@@ -289,54 +253,35 @@ def finding(mean: float, low: float = math.nan, high: float = math.nan, **change
 
 def test_the_readme_shows_few_comparisons_and_the_nearest_of_many():
     (claim,) = [each for each in read_claims() if each.id == "houlsby_below_both"]
-    undecided = finding(-0.5, -2.0, 1.0, holds=None, label="A - C", reason="the bound lies inside the interval")
-    both = (finding(3.0, 2.0, 4.0), undecided)
-    shown = dataclasses.replace(
-        verdict(claim, "minilm", both), on_last=verdict(claim, "minilm", [finding(3.0, 2.0, 4.0)])
-    )
-    assert words([shown]) == "inconclusive (last epoch: supported)"
-    assert ours([shown]) == "+3.0 (+2.0 to +4.0), -0.5 (-2.0 to +1.0)"
-    more = dataclasses.replace(shown, findings=(*both, finding(9.0, 8.0, 10.0, label="A - D")))
+    both = (finding(3.0, 2.0, 4.0), finding(-0.5, -2.0, 1.0, holds=None, label="A - C"))
+    assert ours([verdict(claim, "minilm", both)]) == "+3.0 (+2.0 to +4.0), -0.5 (-2.0 to +1.0)"
+    more = verdict(claim, "minilm", (*both, finding(9.0, 8.0, 10.0, label="A - D")))
     assert ours([more]) == "-0.5 (-2.0 to +1.0), nearest of 3"
-    assert list(verdict_table([shown])["Undecided because"]) == ["-", both[1].reason]
 
 
-def test_claims_are_judged_on_the_last_epoch_too(on_synthetic):
-    """The last epoch of the synthetic records is 0 to 0.8 points below the best."""
-    found = on_synthetic(0.005)["lora_as_good_as_full"]
-    (best,), (last,) = found.findings, found.on_last.findings
-    assert found.on_last.claim.metric == "last" and last.n == 5 and last.mean != best.mean
-    assert found.on_last.about == found.about == "minilm" and found.reason == ""
-    (row,) = verdict_table([found]).to_dict("records")
-    assert row["Last epoch"].startswith(value_text(last, last.mean))
-    (kept,) = json.loads(to_json([found]))
-    assert kept["on_last"]["findings"][0]["mean"] == pytest.approx(last.mean, rel=1e-5)
-
-
-def test_a_task_of_which_there_is_no_record_stays_in_the_average(tmp_path):
-    """The other tasks are trained on a part of their examples. Whether this one is too is not known yet."""
-    given = ["experiment=glue_table2", "seed=1,2,3,4,5"]
-    populate(tmp_path / "small", "small", given)
-    for path in (tmp_path / "small" / "runs").glob("*.cola.*"):
-        path.unlink()
-    gathered = gather("small", given, tmp_path)
-    frame = gathered.frame.assign(is_part=True)
-    (first, *_) = judge(read_claims(), gathered.planned, frame, tmp_path / "efficiency", {})
-    assert first.findings[0].label.endswith("average of SST-2, MRPC, CoLA, RTE, STS-B")
+def test_a_task_of_which_there_is_no_record_stays_in_the_average():
+    planned = {"glue_table2": [*plan_of(task="rte"), *plan_of(task="rte", slug="full", method="full")]}
+    cola = [*plan_of(task="cola"), *plan_of(task="cola", slug="full", method="full")]
+    runs, frame = scored({"glue_table2": [*planned["glue_table2"], *cola]}, lambda p: 0.0)
+    untrained = runs["task"] == "cola"
+    runs = runs.assign(best=runs["best"].mask(untrained), last=runs["last"].mask(untrained))
+    (first, *_) = judge(read_claims(), runs, frame, Path("none"), {})
+    assert first.findings[0].label.endswith("average of CoLA, RTE")
     assert (first.word, first.reason) == ("inconclusive", "no pair of seeds on CoLA")
-    assert math.isnan(first.findings[0].mean), "four of five tasks give no average of five"
+    assert math.isnan(first.findings[0].mean), "one of two tasks gives no average of two"
 
 
 def test_an_average_is_over_the_common_tasks_and_over_whole_ones_where_there_are_any():
     """Full fine-tuning lacks STS-B. Of the common tasks, CoLA was trained on a part of its rows."""
     lora = [p for task in ("cola", "mrpc", "rte", "stsb") for p in plan_of(task=task)]
     full = [p for task in ("cola", "mrpc", "rte") for p in plan_of(task=task, slug="full", method="full")]
-    planned = {"glue_table2": [*lora, *full]}
-    frame = scored(planned, lambda p: 3.0 * (p.task == "cola") * (p.method == "lora"))
+    runs, frame = scored(
+        {"glue_table2": [*lora, *full]}, lambda p: 3.0 * (p["task"] == "cola") * (p["method"] == "lora")
+    )
 
     def compared(*parts):
-        given = frame.assign(is_part=frame["task"].isin(parts))
-        found = judge(read_claims(), planned, given, Path("none"), {})
+        kinds = runs["kind"].mask(runs["task"].isin(parts), "part")
+        found = judge(read_claims(), runs.assign(kind=kinds), frame, Path("none"), {})
         return next(each for each in found if each.claim.id == "lora_as_good_as_full").findings[0]
 
     three, two = compared(), compared("cola")
@@ -346,48 +291,43 @@ def test_an_average_is_over_the_common_tasks_and_over_whole_ones_where_there_are
 
 
 def test_a_grid_of_ones_own_has_a_report_and_the_claims_cannot_be_told(tmp_path):
-    cells, arguments = "settings method.alpha=4 and method.alpha=64", ["experiment=lora_ranks", "method.alpha=4,64"]
-    arguments += ["task=cola", "seed=1,2"]
+    arguments = ["experiment=lora_ranks", "method.alpha=4,64", "task=cola", "seed=1,2"]
     populate(tmp_path / "small", "small", arguments)
     report = build("small", arguments, tmp_path)
-    rows = [p for found in report.gathered.planned.values() for p in found]
-    assert len(rows) and not report.state.missing
-    told = [each for each in report.verdicts if f"one side has the {cells}" in each.reason]
-    refused = [found for each in told for found in each.findings if found.reason.startswith("one side")]
-    assert all(" - " in found.label and found.unit == "points" for found in refused)
-    assert told and {each.word for each in told} == {"inconclusive"}
-    assert all(found.n == 0 for each in told for found in each.findings if found.reason.startswith("one side"))
+    assert len(report.gathered.runs) and not report.state.missing
+    found = [found for each in report.verdicts for found in each.findings if found.reason.startswith("one side has")]
+    assert found and all(each.n == 0 and " - " in each.label for each in found)
+    assert "alpha=4 (ours) and LoRA" in found[0].reason
 
 
-def plan_of(model="minilm", given=(), **cell):
-    """One planned run per seed, without a score: `scored` adds it."""
+def plan_of(given=(), **cell):
+    """Five runs, one per seed, without a score: `scored` adds it."""
     usual = {"protocol": "ours", "start": "pretrained", "slug": "lora-qv-r8", "method": "lora", "task": "rte"} | cell
     name = f"{usual['slug']}.{usual['task']}.{usual['start']}.{'+'.join(given)}"
-    return [
-        Planned(f"{name}.s{s}", model, seed=s, columns=dict(one.split("=") for one in given), **usual)
-        for s in range(1, 6)
-    ]
+    columns = dict(one.split("=") for one in given)
+    return [{"run_id": f"{name}.s{s}", "seed": s, "columns": columns, **usual} for s in range(1, 6)]
 
 
 def scored(planned, add):
-    """The frame of these runs, whose score is 60 points + `add` of the run + `spread`."""
-    runs = [p for found in planned.values() for p in found]
+    """The report's frame of these runs, by experiment, with 60 points + `add` of the run + `spread`."""
+    runs = [{**p, "experiment": experiment} for experiment, found in planned.items() for p in found]
     rows = [
-        {**dict.fromkeys(FRAME_COLUMNS), "run_id": p.run_id, "model": p.model, "slug": p.slug, "task": p.task}
-        | {"device": "a CPU", "seed": p.seed, "best": 0.6 + add(p) / 100 + spread(p), "is_part": False}
-        | {"last": 0.6, "trainable_method": 22_565_376 if p.slug == "full" else 73_728}
-        for p in {p.run_id: p for p in runs}.values()
+        {**dict.fromkeys(FRAME_COLUMNS), **{key: p[key] for key in ("run_id", "slug", "task", "seed")}}
+        | {"model": "minilm", "device": "a CPU", "best": 0.6 + add(p) / 100 + spread(p), "is_part": False}
+        | {"last": 0.6, "trainable_method": 22_565_376 if p["slug"] == "full" else 73_728}
+        for p in {p["run_id"]: p for p in runs}.values()
     ]
-    return pd.DataFrame(rows, columns=FRAME_COLUMNS)
+    frame = pd.DataFrame(rows, columns=FRAME_COLUMNS)
+    return labelled(runs_of(runs, frame), start=False), frame
 
 
 def spread(p):
     """Noise: the difference of any two kinds of runs varies by seed. The second part averages 0 over five seeds."""
-    return 0.001 * (p.seed * (p.method == "lora") + 0.5 * (p.seed - 3) * len(p.columns))
+    return 0.001 * (p["seed"] * (p["method"] == "lora") + 0.5 * (p["seed"] - 3) * len(p["columns"]))
 
 
-def judged(planned, add):
-    found = judge(read_claims(), planned, scored(planned, add), Path("none"), {})
+def judged(planned, add, claims=None):
+    found = judge(claims or read_claims(), *scored(planned, add), Path("none"), {})
     return {each.claim.id: each for each in found}
 
 
@@ -397,7 +337,7 @@ def test_lora_takes_the_mnli_start_where_a_task_has_it():
     full = [p for task in ("cola", "mrpc", "rte") for p in plan_of(task=task, slug="full", method="full")]
     children = [p for task in ("mrpc", "rte") for p in plan_of(task=task, start="mnli", given=("start_seed=1",))]
     planned = {"glue_table2": [*lora, *full], "mnli_start": [*lora[5:], *children]}
-    found = judged(planned, lambda p: 5.0 * (p.start == "mnli"))
+    found = judged(planned, lambda p: 5.0 * (p["start"] == "mnli"))
     (apart,) = found["lora_as_good_as_full"].findings
     (started,) = found["lora_from_mnli_as_good_as_full"].findings
     assert apart.mean == pytest.approx(0.3) and started.mean == pytest.approx(0.3 + 10 / 3)
@@ -405,7 +345,7 @@ def test_lora_takes_the_mnli_start_where_a_task_has_it():
         "LoRA (qv, r8) from MNLI (MRPC, RTE) - Full fine-tuning from pretrained, average of MRPC, CoLA, RTE"
     )
     assert len(set(started.runs)) == 2 * 3 * 5
-    fewer = planned | {"glue_table2": [*lora, *(p for p in full if p.task != "rte")]}
+    fewer = planned | {"glue_table2": [*lora, *(p for p in full if p["task"] != "rte")]}
     (on_two,) = judged(fewer, lambda p: 0.0)["lora_from_mnli_as_good_as_full"].findings
     assert on_two.label == (
         "LoRA (qv, r8) from MNLI (MRPC) - Full fine-tuning from pretrained, average of MRPC, CoLA"
@@ -417,7 +357,7 @@ def test_lora_takes_the_mnli_start_where_a_task_has_it():
         p for task in ("mrpc", "rte") for p in plan_of(task=task, slug="full", method="full", start="mnli")
     ]
     planned["mnli_start"] = [*planned["mnli_start"], *full_children]
-    both = judged(planned, lambda p: 5.0 * (p.start == "mnli"))["lora_as_good_as_full_both_from_mnli"]
+    both = judged(planned, lambda p: 5.0 * (p["start"] == "mnli"))["lora_as_good_as_full_both_from_mnli"]
     assert both.findings[0].mean == pytest.approx(0.3) and both.word == "supported"
 
 
@@ -426,18 +366,13 @@ def test_a_setting_tells_cells_of_one_slug_apart(experiments):
     fixed = [p for slug in ("lora-qv-r8", "lora-qv-r64", "lora-qv-r4") for p in plan_of(slug=slug, task="cola")]
     full = plan_of(slug="full", method="full", task="cola")
     planned = {"lora_ranks": [*fixed, *kept]}
-    found = judged(planned, lambda p: 3.0 * bool(p.columns))["ranks_do_not_hang_on_alpha"]
+    found = judged(planned, lambda p: 3.0 * bool(p["columns"]))["ranks_do_not_hang_on_alpha"]
     assert [each.mean for each in found.findings] == pytest.approx([-3.0, 3.0])
     assert found.word == "not supported"
     assert judged(planned, lambda p: 0.0)["small_rank_is_enough"].findings[0].n == 5
     claims = read_claims(experiments(GOOD.replace("method: lora", "slug: lora-qv-r64"), "lora_ranks"))
-    (one,) = judge(
-        claims, {**planned, "lora_ranks": [*kept, *fixed, *full]}, scored(planned, lambda p: 0.0), Path("none"), {}
-    )
-    assert (
-        one.reason
-        == "one side has the settings method.alpha_at_rank=8 and method.alpha_at_rank=null, and a comparison is of one"
-    )
+    (one,) = judged({"lora_ranks": [*kept, *fixed, *full]}, lambda p: 0.0, claims).values()
+    assert one.reason.startswith("one side has LoRA (qv, r64), alpha_at_rank=8 (ours) and LoRA (qv, r64) (ours), and")
 
 
 def test_comparisons_without_runs_are_named_and_the_others_shown():
@@ -481,7 +416,7 @@ def write_measurements(folder: Path, times: dict, rounds: int = 20, **counts) ->
     """
     folder.mkdir(parents=True, exist_ok=True)
     usual = {"saved_activation_bytes": {"16x28": 0.3}, "optimizer_bytes": 0.0098, "checkpoint_bytes": 0.0098}
-    about = {"started_at": "2026-11-27T00:00:00+00:00"}
+    about = {"started_at": "2026-11-27T00:00:00+00:00", "schema": 1}
     (folder / "summary.json").write_text(json.dumps({"about": about, "lora": {"to_full": usual | counts}}))
     rows = [
         {
@@ -497,7 +432,7 @@ def write_measurements(folder: Path, times: dict, rounds: int = 20, **counts) ->
     ]
     pd.DataFrame(rows, columns=["kind", "method", "shape", "round", "ms"]).to_csv(folder / "samples.csv", index=False)
     efficiency = next(path for path in folder.parents if path.name == "efficiency")
-    return {(each.claim.id, each.about): each for each in judge(read_claims(), {}, load_frame([]), efficiency, {})}
+    return {(each.claim.id, each.about): each for each in judge(read_claims(), *scored({}, None), efficiency, {})}
 
 
 STEP = {("step", "lora"): {"16x28": 0.41}, ("step", "full"): {"16x28": 1 + 0.001 * np.arange(20)}}
@@ -538,18 +473,17 @@ def test_a_ratio_of_times_breaks_its_bound_by_the_sign_test(tmp_path, slower, wo
     assert write_measurements(tmp_path / "efficiency" / "cpu", times)["less_time_to_train", "cpu"].word == word
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", '{"lora": {"to_full": {"optimizer_bytes": "few"}}}'])
-def test_a_broken_summary_is_named(tmp_path, content):
+def test_a_broken_summary_is_named(tmp_path):
     (tmp_path / "efficiency" / "cpu").mkdir(parents=True)
-    (tmp_path / "efficiency" / "cpu" / "summary.json").write_text(content)
+    (tmp_path / "efficiency" / "cpu" / "summary.json").write_text("{")
     with pytest.raises(UserError, match=r"summary.json"):
-        judge(read_claims(), {}, load_frame([]), tmp_path / "efficiency", {})
+        judge(read_claims(), *scored({}, None), tmp_path / "efficiency", {})
 
 
 @pytest.mark.parametrize(("failures", "word"), [(0, "supported"), (1, "not supported")])
 def test_an_exact_claim_is_refuted_by_one_failure(tmp_path, failures, word):
     cases = ({"label": "fp32", "trials": 1000, "failures": failures, "runs": ["a"]},)
-    found = judge(read_claims(), {}, load_frame([]), tmp_path / "efficiency", {"swap": cases})
+    found = judge(read_claims(), *scored({}, None), tmp_path / "efficiency", {"swap": cases})
     (verdict,) = [each for each in found if each.claim.check]
     assert (verdict.word, verdict.about) == (word, "swap")
     (kept,) = verdict.findings

@@ -13,8 +13,8 @@ from lora.data.tasks import TASKS
 from lora.files import ROOT
 from lora.records.predictions import is_constant, with_collapsed
 from lora.records.record import load_frame, load_records, write_record
-from lora.report.cells import summarise
 from lora.report.gather import gather
+from lora.report.runs import summarise
 from lora.report.tables import cell_text
 from lora.sweep.request import select_runs
 
@@ -72,7 +72,7 @@ def test_a_collapsed_run_is_counted_and_kept(one_collapsed):
         ("lora-qv-r8", "rte", 1),
         ("lora-qv-r8", "stsb", 1),
     ]
-    summary = summarise(gathered.frame, gathered.planned["glue_table2"]).set_index(["slug", "task"])
+    summary = summarise(gathered.runs).set_index(["slug", "task"])
     assert cell_text(summary.loc["lora-qv-r8", "rte"]) == "50.0 ±0.0 (1 of 5 collapsed)"
     assert cell_text(summary.loc["lora-qv-r8", "stsb"]) == "50.0 ±22.4 (1 of 5 collapsed)"
     assert cell_text(summary.loc["full", "stsb"]) == "50.0 ±0.0"

@@ -8,16 +8,12 @@ from machines import inject
 from synthetic import populate
 
 from lora.config.run import run_config
-from lora.errors import UserError
 from lora.files import RESULTS
 from lora.records.record import load_records
 from lora.report.build import build
-from lora.report.cells import summarise
 from lora.report.command import print_sweep
 from lora.report.gather import gather
-from lora.report.runs import Planned
 from lora.report.write import files
-from lora.sweep.request import select_runs
 
 Q, V = (f"bert.encoder.layer.0.attention.self.{name}" for name in ("query", "value"))
 ONE = ["experiment=glue_table2", "task=reviews", "method=lora", "seed=1", "train.epochs=1"]
@@ -101,16 +97,6 @@ def test_rows_that_differ_in_the_start_are_named_by_it(tmp_path):
     assert {series["label"] for series in panel["series"]} == set(rows)
 
 
-def test_two_runs_of_one_seed_in_one_cell_are_refused(tmp_path):
-    (run,) = select_runs("mini", ["experiment=null", "task=reviews", "method=lora", "seed=1"])
-    twice = [
-        Planned(f"{run.run_id}{i}", run.model, run.protocol, run.start, run.slug, run.method, run.task, 1)
-        for i in range(2)
-    ]
-    with pytest.raises(UserError, match="two runs of one seed"):
-        summarise(build("mini", [], tmp_path).gathered.frame, twice)
-
-
 def test_runs_that_no_experiment_expects_have_a_table_of_their_own(tmp_path):
     populate(tmp_path / "mini", "mini", ["experiment=glue_table2", "task=reviews", "method=lora", "seed=1"])
     populate(
@@ -159,7 +145,7 @@ def test_every_committed_record_is_named_by_its_settings_and_expected():
         assert all(run_config(record.config).run_id == record.run_id for record in records)
         gathered = gather(f"reference/{name}")
         assert set(gathered.state.ok) == {record.run_id for record in records}
-        assert "own" not in gathered.planned and not gathered.state.extra
+        assert "own" not in set(gathered.runs["experiment"]) and not gathered.state.extra
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """The choice of the learning rate. The runs that it was chosen by are in no table of results."""
 
 import math
-from collections.abc import Sequence
 
 import pandas as pd
 import pytest
@@ -12,8 +11,7 @@ from lora.config.options import CONF
 from lora.records.record import load_curves
 from lora.report.build import build
 from lora.report.gather import Gathered, gather
-from lora.report.learning_rate import learning_rate_table, taken, tried_rows, tried_runs
-from lora.report.runs import Planned
+from lora.report.learning_rate import learning_rate_table, taken, tried_rows
 from lora.sweep.expand import PlannedRun
 from lora.table import Table
 
@@ -21,10 +19,9 @@ GIVEN = ["experiment=learning_rate"]
 TASKS = ("sst2", "mrpc", "cola", "rte", "stsb")
 
 
-def table_of(gathered: Gathered, more: Sequence[Planned] = (), frame: pd.DataFrame | None = None) -> Table | None:
-    """The table of the runs that were tried, and of `more` in another frame."""
-    curves = load_curves(list(gathered.state.ok.values()))
-    return learning_rate_table("small", [*gathered.tried, *more], gathered.frame if frame is None else frame, curves)
+def table_of(gathered: Gathered) -> Table | None:
+    """The table of the runs that were tried."""
+    return learning_rate_table("small", gathered.tried, load_curves(list(gathered.state.ok.values())))
 
 
 def rate_of(run: PlannedRun) -> float:
@@ -33,9 +30,9 @@ def rate_of(run: PlannedRun) -> float:
 
 def taken_by_slug(gathered: Gathered) -> dict[str, float]:
     rows = tried_rows(gathered.tried)
-    slugs = {p.label: p.slug for p in rows}
+    slugs = dict(zip(rows["label"], rows["slug"], strict=True))
     assert len(slugs) == len(set(slugs.values()))
-    return {slugs[label]: rate for label, rate in taken(rows, tried_runs(rows, gathered.frame)).items()}
+    return {slugs[label]: rate for label, rate in taken(rows).items()}
 
 
 @pytest.fixture
@@ -47,7 +44,7 @@ def tried(tmp_path):
 
 def test_the_best_mean_is_taken_and_an_edge_is_named(tried):
     gathered = gather("small", GIVEN, tried)
-    assert len(gathered.tried) == 30 and not gathered.planned and not gathered.state.missing
+    assert len(gathered.tried) == 30 and not len(gathered.runs) and not gathered.state.missing
     cells = table_of(gathered).cells
     assert len(cells) == 15
     yes = cells[cells["Taken"] != ""].set_index("Method")
@@ -91,7 +88,7 @@ def test_seed_0_is_in_no_other_table(tried):
     populate(tried / "small", "small", ["experiment=glue_table2"])
     report = build("small", (), tried)
     assert not report.state.extra and any(table.name == "learning_rate" for table in report.tables)
-    assert not {p.run_id for p in report.gathered.every} & {p.run_id for p in report.gathered.tried}
+    assert not set(report.gathered.runs["run_id"]) & set(report.gathered.tried["run_id"])
     assert set(report.cells["planned"]) == {3, 5} and report.gathered.frame["seed"].eq(0).sum() == 30
 
 
@@ -122,20 +119,15 @@ def test_the_rates_of_minilm_are_those_that_came_out_best(name, protocol, tasks,
         assert {rows[task]["lr"] for task in tasks} == {rate}
 
 
-def test_seeds_are_averaged_within_a_task_and_a_rate_must_have_every_task_and_seed(tried):
+def test_seeds_are_averaged_within_a_task_and_a_rate_must_have_every_task_and_seed():
     """As in the long run: the best two rates have a second seed on CoLA, and neighbours a run on STS-B."""
-    tried_of_small = tried_rows(gather("small", GIVEN, tried).tried)
-    lora = tried_runs(tried_of_small, gather("small", GIVEN, tried).frame)
-    name = "LoRA (qv, r8)"
-    columns = ["run_id", "label", "lr", "task", "seed", "best"]
     rows = [(1e-3, "cola", 0, 0.50), (1e-3, "cola", 5, 0.10), (1e-3, "stsb", 0, 0.80)]
     rows += [(2e-3, "cola", 0, 0.40), (2e-3, "cola", 5, 0.40), (2e-3, "stsb", 0, 0.78)]
     rows += [(5e-3, "cola", 0, 0.90), (5e-3, "stsb", 0, 0.90)]  # without the second seed
-    runs = pd.DataFrame([(f"{i}", name, *row) for i, row in enumerate(rows)], columns=columns)
-    assert taken([], runs) == {name: 2e-3}  # (0.40 + 0.78) / 2 against (0.30 + 0.80) / 2
-    planned = next(p for p in tried_of_small if p.label == name)
-    assert taken([planned], runs) == {}  # a planned run is missing
-    assert taken([], lora)[name] == 1e-3
+    runs = pd.DataFrame([("LoRA", *row) for row in rows], columns=["label", "lr", "task", "seed", "best"])
+    assert taken(runs) == {"LoRA": 2e-3}  # (0.40 + 0.78) / 2 against (0.30 + 0.80) / 2
+    missing = pd.DataFrame([{"label": "LoRA", "task": "rte", "seed": 0}])
+    assert taken(pd.concat([runs, missing])) == {}  # a planned run is not trained
 
 
 def test_a_setting_of_ones_own_has_rows_and_a_rate_of_its_own(tmp_path):

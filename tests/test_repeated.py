@@ -6,11 +6,12 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from synthetic import runs_of
 from test_report import plan, runs
 
 from lora.errors import UserError
 from lora.records.record import load_frame, write_record
-from lora.report.compared import repeated_table
+from lora.report.comparisons import repeated_table
 
 FIRST = {1: 0.80, 2: 0.82, 3: 0.81, 4: 0.85}
 AGAIN = {1: 0.81, 2: 0.80, 3: 0.84, 5: 0.90}
@@ -29,7 +30,7 @@ def table_of(folder, seeds, again):
     """The table of `FIRST` and of records trained again, of planned seeds."""
     for one in again:
         write_record(folder / "repeated", one)
-    return repeated_table("x", folder, plan(seeds), load_frame(runs(FIRST)))
+    return repeated_table("x", folder, runs_of(plan(seeds), load_frame(runs(FIRST))))
 
 
 def test_a_change_is_over_the_seeds_that_were_trained_on_both_devices(tmp_path):

@@ -11,7 +11,8 @@ import subprocess
 import pandas as pd
 import pytest
 from commands import command
-from synthetic import populate
+from scipy import stats
+from synthetic import populate, runs_of
 from test_results import record
 
 from lora.errors import UserError
@@ -19,90 +20,82 @@ from lora.files import ROOT
 from lora.records.record import load_curves, load_frame, read_record, write_record
 from lora.report.build import build
 from lora.report.catalogue import ROWS, build_sections
-from lora.report.cells import summarise
-from lora.report.compared import REPEATED, against_reference
-from lora.report.comparisons import beside_paper
+from lora.report.comparisons import REPEATED, against_reference, change_table
 from lora.report.gather import gather, refuse_mixed_rows
 from lora.report.page import page as html_page
-from lora.report.runs import Planned
-from lora.report.tables import cell_text, start_table, table2, table5, table6
+from lora.report.runs import summarise
+from lora.report.tables import beside_paper, cell_text, table2, table5, table6
+from lora.report.titles import START_TITLES
 from lora.report.write import files, pages, write
 
 
-def run_id(slug, task, seed):
-    return f"minilm.{slug}.{task}.s{seed}-0000000{seed}"
-
-
-def runs(values: dict[int, float | None], method="lora", slug="lora-qv-r8", task="reviews"):
+def runs(values: dict[int, float | None], method="lora", slug="lora-qv-r8", task="reviews", **config):
+    """Records of one cell: seed -> the best epoch's metric."""
     made = []
     for seed, value in values.items():
-        one = record(run_id(slug, task, seed), value)
-        config = {**one.config, "method": {"name": method}, "task": task, "seed": seed}
-        made.append(dataclasses.replace(one, config=config))
+        one = record(f"minilm.{slug}.{task}.s{seed}-0000000{seed}", value)
+        given = {**one.config, "method": {"name": method}, "task": task, "seed": seed, **config}
+        made.append(dataclasses.replace(one, config=given))
     return made
 
 
-def plan(seeds, method="lora", slug="lora-qv-r8", task="reviews"):
+def plan(seeds, method="lora", slug="lora-qv-r8", task="reviews", **more):
+    """Runs of one cell, as `runs_of` takes them."""
     return [
-        Planned(run_id(slug, task, seed), "minilm", "ours", "pretrained", slug, method, task, seed) for seed in seeds
+        {"run_id": f"minilm.{slug}.{task}.s{seed}-0000000{seed}", "slug": slug, "method": method}
+        | {"task": task, "seed": seed, **more}
+        for seed in seeds
     ]
+
+
+def summary(records, planned):
+    return summarise(runs_of(planned, load_frame(records)))
 
 
 def test_a_cell_is_the_median_with_its_spread():
     values = {1: 0.80, 2: 0.83, 3: 0.81}
-    (row,) = summarise(load_frame(runs(values)), plan([1, 2, 3])).itertuples()
-    assert row.median == pytest.approx(81.0)
-    assert row.std == pytest.approx(statistics.stdev(100 * v for v in values.values()))
-    assert (row.n, row.planned, row.min, row.max) == (3, 3, pytest.approx(80.0), pytest.approx(83.0))
-    assert cell_text(summarise(load_frame(runs(values)), plan([1, 2, 3])).iloc[0]) == "81.0 ±1.5"
+    row = summary(runs(values), plan([1, 2, 3])).iloc[0]
+    assert row["median"] == pytest.approx(81.0)
+    assert row["std"] == pytest.approx(statistics.stdev(100 * v for v in values.values()))
+    assert (row["n"], row["planned"], row["min"], row["max"]) == (3, 3, pytest.approx(80.0), pytest.approx(83.0))
+    assert cell_text(row) == "81.0 ±1.5"
 
 
 def test_missing_seeds_are_counted_and_missing_cells_shown_as_absent():
-    frame = load_frame(runs({1: 0.8, 2: 0.9}))
-    assert cell_text(summarise(frame, plan([1, 2, 3])).iloc[0]) == "85.0 ±7.1 (2/3)"
-    assert cell_text(summarise(frame, plan([7])).iloc[0]) == "-"
-    assert cell_text(summarise(load_frame([]), plan([1])).iloc[0]) == "-"
-    assert cell_text(summarise(load_frame(runs({1: None})), plan([1])).iloc[0]) == "-"
+    two = runs({1: 0.8, 2: 0.9})
+    cells = [(two, [1, 2, 3]), (two, [7]), ([], [1]), (runs({1: None}), [1])]
+    shown = [cell_text(summary(records, plan(seeds)).iloc[0]) for records, seeds in cells]
+    assert shown == ["85.0 ±7.1 (2/3)", "-", "-", "-"]
 
 
 def test_the_average_is_of_the_tasks_and_absent_unless_all_are_there():
     both = [*runs({1: 0.8}), *runs({1: 0.6}, task="ratings")]
     planned = [*plan([1]), *plan([1], task="ratings")]
-    assert table2(summarise(load_frame(both), planned))["Avg."].item() == "70.0"
-    assert table2(summarise(load_frame(both[:1]), planned))["Avg."].item() == "-"
+    assert table2(summary(both, planned))["Avg."].item() == "70.0"
+    assert table2(summary(both[:1], planned))["Avg."].item() == "-"
 
 
 def test_protocols_are_never_pooled():
-    one = runs({1: 0.8})
-    other = dataclasses.replace(
-        runs({1: 0.6})[0],
-        run_id="minilm.lora-qv-r8.reviews.s1-99999999",
-        config={**one[0].config, "protocol": "printed"},
-    )
-    planned = [*plan([1]), dataclasses.replace(plan([1])[0], run_id=other.run_id, protocol="printed")]
-    table = table2(summarise(load_frame([*one, other]), planned))
+    other = dataclasses.replace(runs({1: 0.6}, protocol="printed")[0], run_id="minilm.lora-qv-r8.reviews.s1-99999999")
+    planned = [*plan([1]), {**plan([1])[0], "run_id": other.run_id, "protocol": "printed"}]
+    table = table2(summary([*runs({1: 0.8}), other], planned))
     assert list(table["Protocol"]) == ["ours", "printed"]
     assert list(table["reviews (acc.)"]) == ["80.0", "60.0"]
 
 
-def lora_runs(values, task="ratings"):
-    """The frame and the plan of LoRA runs with seed 1: slug -> value."""
+def lora_cells(values, task="stsb"):
+    """The summary of LoRA runs with seed 1: slug -> value."""
     made = [one for slug, value in values.items() for one in runs({1: value}, slug=slug, task=task)]
-    return load_frame(made), [one for slug in values for one in plan([1], slug=slug, task=task)]
+    return summary(made, [one for slug in values for one in plan([1], slug=slug, task=task)])
 
 
 def test_tables_5_and_6_have_the_papers_cells_beside_ours():
     """The truth is the values that the paper prints, looked up by hand."""
-    five = table5(
-        summarise(*lora_runs({"lora-o-r8": 0.7, "lora-qkvo-r2": 0.6}, task="stsb")),
-        pd.read_csv(ROOT / "experiments" / "lora_targets" / "paper.csv"),
-    )
+    paper = [pd.read_csv(ROOT / "experiments" / name / "paper.csv") for name in ("lora_targets", "lora_ranks")]
+    five = table5(lora_cells({"lora-o-r8": 0.7, "lora-qkvo-r2": 0.6}), paper[0])
     assert list(five.columns[-3:]) == ["STS-B (Pearson)", "WikiSQL (paper)", "MNLI-m (paper)"]
     assert five.iloc[:, -3:].values.tolist() == [["70.0", "73.2", "91.3"], ["60.0", "73.7", "91.7"]]
-    six = table6(
-        summarise(*lora_runs({"lora-q-r1": 0.5, "lora-q-r16": 0.6, "lora-qv-r64": 0.7}, task="stsb")),
-        pd.read_csv(ROOT / "experiments" / "lora_ranks" / "paper.csv"),
-    )
+    six = table6(lora_cells({"lora-q-r1": 0.5, "lora-q-r16": 0.6, "lora-qv-r64": 0.7}), paper[1])
     assert six.values.tolist() == [
         ["STS-B (Pearson)", "Wq", "50.0", "60.0", "-"],
         ["STS-B (Pearson)", "Wq, Wv", "-", "-", "70.0"],
@@ -114,18 +107,18 @@ def test_tables_5_and_6_have_the_papers_cells_beside_ours():
 
 
 def test_the_start_is_compared_in_pairs_of_one_seed():
-    """Seed 3 has no partner: it counts in the medians, not in the differences."""
-    apart = runs({1: 0.60, 2: 0.70, 3: 0.10}, task="rte")
-    started = []
-    for one in runs({1: 0.65, 2: 0.72}, task="rte"):
-        name = one.run_id.replace(".rte.", ".rte.mnli.")
-        started.append(dataclasses.replace(one, run_id=name, config={**one.config, "start": "mnli"}))
+    """Seed 3 has no partner: it counts in the medians, not in the change. The truth is SciPy's interval."""
+    started = [
+        dataclasses.replace(one, run_id=one.run_id.replace(".rte.", ".rte.mnli."))
+        for one in runs({1: 0.65, 2: 0.72}, task="rte", start="mnli")
+    ]
     planned = plan([1, 2, 3], task="rte")
-    planned += [dataclasses.replace(p, run_id=p.run_id.replace(".rte.", ".rte.mnli."), start="mnli") for p in planned]
-    frame = load_frame([*apart, *started])
-    (line,) = start_table(frame, summarise(frame, planned), planned).to_dict("records")
+    planned += [{**p, "run_id": p["run_id"].replace(".rte.", ".rte.mnli."), "start": "mnli"} for p in planned]
+    frame = load_frame([*runs({1: 0.60, 2: 0.70, 3: 0.10}, task="rte"), *started])
+    (line,) = change_table(runs_of(planned, frame), "start", START_TITLES).to_dict("records")
+    low, high = stats.ttest_1samp([5.0, 2.0], 0).confidence_interval(0.95)
     assert (line["pretrained"], line["MNLI"]) == ("60.0 ±32.1", "68.5 ±4.9 (2/3)")
-    assert (line["MNLI - pretrained"], line["Range"], line["Pairs"]) == ("+3.5", "+2.0 to +5.0", "2")
+    assert (line["Change"], line["Pairs"]) == (f"+3.5 ({low:+.1f} to {high:+.1f})", "2")
 
 
 def test_records_of_different_rows_share_no_table():
@@ -136,15 +129,14 @@ def test_records_of_different_rows_share_no_table():
 
 
 def test_agreement_is_overlap_of_the_seeds():
-    def summary(values):
-        return summarise(load_frame(runs(values)), plan(list(values)))
+    def compared(values, reference):
+        pairs = runs_of(plan(list(values)), load_frame(runs(values)))
+        (line,) = against_reference(pairs.assign(best_reference=list(reference.values()))).to_dict("records")
+        return line["Agrees"], line["Difference"], line["This run"]
 
-    same = against_reference(summary({1: 0.8, 2: 0.9}), summary({1: 0.8, 2: 0.9}))
-    assert (same["Agrees"].item(), same["Difference"].item()) == ("yes", "+0.0")
-    apart = against_reference(summary({1: 0.8, 2: 0.81}), summary({1: 0.9, 2: 0.95}))
-    assert (apart["Agrees"].item(), apart["Difference"].item()) == ("no", "-12.0")
-    none = against_reference(summary({1: None}), summary({1: 0.9}))
-    assert (none["Agrees"].item(), none["This run"].item()) == ("-", "-")
+    assert compared({1: 0.8, 2: 0.9}, {1: 0.8, 2: 0.9})[:2] == ("yes", "+0.0")
+    assert compared({1: 0.8, 2: 0.81}, {1: 0.9, 2: 0.95})[:2] == ("no", "-12.0")
+    assert compared({1: None}, {1: 0.9}) == ("-", "-", "-")
 
 
 def test_the_papers_rows_average_to_what_it_prints():
@@ -163,22 +155,15 @@ def test_a_cell_stands_beside_the_papers_and_differs_from_it():
     made = [*runs({1: 0.8}, "full", "full", "mrpc"), *runs({1: 0.9}, "full", "full", "cola")]
     planned = [*plan([1], "full", "full", "mrpc"), *plan([1], "full", "full", "cola")]
     paper, rows = pd.read_csv(ROOT / "experiments" / "glue_table2" / "paper.csv"), pd.read_csv(ROWS)
-    table = beside_paper(summarise(load_frame(made), planned), paper, rows)
+    table = beside_paper(summary(made, planned), paper, rows)
     assert table[["Task", "Ours", "Published", "Difference"]].values.tolist() == [
         ["MRPC (acc.)", "80.0", "90.2", "-10.2"],
         ["CoLA (Matthews)", "90.0", "63.6", "+26.4"],
         ["Avg.", "85.0", "76.9", "+8.1"],
     ]
     assert set(table["Published row"]) == {"RoBERTa-base FT* 125.0M"}
-
-
-def test_runs_on_a_part_of_the_rows_have_no_difference_to_the_paper():
-    frame = load_frame(runs({1: 0.61, 2: 0.62}, task="cola"))
-    paper, rows = pd.read_csv(ROOT / "experiments" / "glue_table2" / "paper.csv"), pd.read_csv(ROWS)
-    for is_part in (True, False):
-        summary = summarise(frame.assign(is_part=is_part), plan([1, 2], task="cola"))
-        beside = beside_paper(summary, paper, rows)
-        assert len(beside) and ("Difference" in beside) == (not is_part)
+    of_parts = summarise(runs_of(planned, load_frame(made).assign(is_part=True)))
+    assert "Difference" not in beside_paper(of_parts, paper, rows)
 
 
 def test_every_published_row_that_ours_stand_for_exists():
@@ -194,8 +179,8 @@ def test_tasks_of_different_kinds_are_in_tables_of_their_own(tmp_path):
     whole, part = runs({1: 0.8}, task="mrpc"), runs({1: 0.6}, task="sst2")
     data = {**part[0].provenance["data"], "is_part": True}
     frame = load_frame([*whole, dataclasses.replace(part[0], provenance={**part[0].provenance, "data": data})])
-    planned = {"glue_table2": [*plan([1], task="mrpc"), *plan([1], task="sst2")]}
-    gathered = dataclasses.replace(gather("mini", (), tmp_path), planned=planned, frame=frame)
+    planned = runs_of([*plan([1], task="mrpc"), *plan([1], task="sst2")], frame)
+    gathered = dataclasses.replace(gather("mini", (), tmp_path), runs=planned)
     made = {table.name: table for table in build_sections(gathered, load_curves([*whole, *part]), {}).tables}
     assert "SST-2 (acc.)" not in made["table2"].cells and "MRPC (acc.)" not in made["table2_part"].cells
     assert "a part of the official train rows" in made["table2_part"].markdown()
@@ -204,9 +189,9 @@ def test_tasks_of_different_kinds_are_in_tables_of_their_own(tmp_path):
 
 @pytest.mark.parametrize(("key", "other"), [("protocol", "printed"), ("model", "roberta_base")])
 def test_a_table_without_a_column_for_it_is_of_one_protocol_and_encoder(key, other, tmp_path):
-    frame, planned = lora_runs({"lora-qv-r1": 0.7})
-    mixed = [*planned, dataclasses.replace(planned[0], run_id="other-00000000", **{key: other})]
-    gathered = dataclasses.replace(gather("mini", (), tmp_path), planned={"lora_ranks": mixed}, frame=frame)
+    planned = plan([1], experiment="lora_ranks")
+    mixed = runs_of([*planned, {**planned[0], "run_id": "other-00000000", key: other}], load_frame(runs({1: 0.7})))
+    gathered = dataclasses.replace(gather("mini", (), tmp_path), runs=mixed)
     with pytest.raises(UserError, match=rf"lora_ranks would mix the {key}s"):
         build_sections(gathered, load_curves([]), {})
 

@@ -1,13 +1,13 @@
 """Tell runs of one method apart by the settings in which they differ, read from their configurations."""
 
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 from lora.config.run import RunConfig
 
 # Shown in other columns, or derived from other settings. Every other setting that names a run is compared.
 ELSEWHERE = ("seed", "task", "protocol", "start", "start_run", "model.name", "method.name")
+TARGETS = "method.targets"  # here only if modules are named in full, which the slug does not show
 
 
 Run = Any  # planned or shown: with run_id, model, protocol, method, slug, start, task, and its `columns`
@@ -35,58 +35,34 @@ def plain(value: Any) -> str:
     return short if short and float(short) == value else str(value)  # different values have different texts
 
 
-def labels(
-    runs: Iterable[Run],
-    main: Iterable[Run] = (),
-    alike: Callable[[Run], Hashable] = lambda run: (run.slug, run.method, run.start),
-) -> dict[str, str]:
-    """run_id -> `lr=0.001, epochs=20`: the settings that vary among runs of one method.
+def labels(runs: Iterable[Run], main: Iterable[Run] = ()) -> dict[str, str]:
+    """run_id -> `lr=0.001, epochs=20`: the settings in which the runs of a method differ on a task.
 
-    A run keeps silent about a value that all its seeds on the task share, or that the main table's run of its method
-    has on the task: hyperparameters may differ by task within one row.
+    Hyperparameters may differ by task within a row, so only runs on one task are compared. Ranks of one target set are
+    compared too, since a table may have them in one line.
 
     Args:
-        main: The runs of the main table.
-        alike: The runs that have this in common are told apart.
+        main: The runs of the main table; what all of them with this method have on the task is not told.
     """
-    runs, groups = list(runs), defaultdict(list)
-    own, usual = {run.run_id: run.columns for run in runs}, usual_values(runs, main, alike)
+    usual: dict[Hashable, dict[str, str]] = {}
+    for run in main:
+        values = usual.setdefault((run.model, run.protocol, run.method, run.task), run.columns)
+        usual[run.model, run.protocol, run.method, run.task] = dict(values.items() & run.columns.items())
+    places: dict[Hashable, list[Run]] = {}
     for run in runs:
-        groups[alike(run)].append(run.run_id)
-    parts: dict[str, list[str]] = {run_id: [] for run_id in own}
-    for several in groups.values():
-        for key in dict.fromkeys(key for run_id in several for key in own[run_id]):
-            values = {run_id: own[run_id].get(key, "null") for run_id in several}
-            is_named = key == "method.targets"  # modules named in full, which the slug does not show
-            told = {r: value if is_named or value != usual[r].get(key, "null") else "" for r, value in values.items()}
-            if is_named or len(set(told.values())) > 1:
-                for run_id, value in told.items():
-                    parts[run_id] += [f"{key.rpartition('.')[2]}={value}"] if value else []
-    return {run_id: ", ".join(words) for run_id, words in parts.items()}
-
-
-def usual_values(
-    runs: Sequence[Run], main: Iterable[Run], alike: Callable[[Run], Hashable]
-) -> dict[str, dict[str, str]]:
-    """run_id -> setting -> the value that its label leaves out, if there is one."""
-    main = list(main)
-    by_method = shared(main, lambda run: (run.model, run.protocol, run.method, run.task))
-    by_slug = shared(main, lambda run: (run.model, run.protocol, run.slug, run.task))
-    own = shared(runs, lambda run: (run.model, run.protocol, alike(run), run.task))
-    return {
-        run.run_id: by_method.get((run.model, run.protocol, run.method, run.task), {})
-        | by_slug.get((run.model, run.protocol, run.slug, run.task), {})
-        | own[run.model, run.protocol, alike(run), run.task]
-        for run in runs
-    }
-
-
-def shared(runs: Iterable[Run], place: Callable[[Run], Hashable]) -> dict[Hashable, dict[str, str]]:
-    """Place -> the settings that all its runs have, with their values."""
-    found: dict[Hashable, dict[str, str]] = {}
-    for run in runs:
-        own = run.columns
-        there = found.setdefault(place(run), dict(own))
-        for key in [key for key, value in there.items() if own.get(key) != value]:
-            del there[key]
+        targets = run.slug.rpartition("-r")[0]
+        places.setdefault((run.model, run.protocol, run.method, targets, run.start, run.task), []).append(run)
+    found: dict[str, str] = {}
+    for several in places.values():
+        keys = dict.fromkeys(key for run in several for key in run.columns)
+        varied = [key for key in keys if key == TARGETS or len({run.columns.get(key, "null") for run in several}) > 1]
+        for run in several:
+            known = usual.get((run.model, run.protocol, run.method, run.task), {})
+            told = {key: run.columns.get(key, "null") for key in varied}
+            words = [
+                f"{key.rpartition('.')[2]}={value}"
+                for key, value in told.items()
+                if key == TARGETS or value != known.get(key, "null")
+            ]
+            found[run.run_id] = ", ".join(words)
     return found

@@ -1,6 +1,6 @@
 """Build a profile's report from its records: tables, verdicts and figures. `lora.report.write` writes its files."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,25 +8,24 @@ import pandas as pd
 
 from lora.records.analysis import Analyses, read_analyses
 from lora.records.record import load_curves
-from lora.report.catalogue import SHOWN, SUFFIXES, build_sections
+from lora.report.catalogue import build_sections
 from lora.report.claims.shown import verdict_table
 from lora.report.claims.statements import read_claims
 from lora.report.claims.verdicts import Verdict, judge
-from lora.report.compared import reference_table, repeated_table
+from lora.report.comparisons import REPEATED, reference_table, repeated_table
 from lora.report.figures import Figure
 from lora.report.gather import Gathered, gather
-from lora.report.learning_rate import LEARNING_RATE, learning_rate_table
+from lora.report.learning_rate import learning_rate_table
 from lora.report.notes import encoder_notes
 from lora.report.readme import block, findings_figure
-from lora.report.runs import OWN, Planned
+from lora.report.runs import OWN
 from lora.report.subspace_tables import amplification_table, subspace_figures
 from lora.sweep.state import State
 from lora.table import Table
 
 MISSING_SHOWN = 20
-# The paper's claims are not judged on user-defined tasks, so the differences between methods are printed instead.
-PRINTED = [f"{shown.file}{suffix}" for suffix in dict.fromkeys(SUFFIXES.values()) for shown in SHOWN.values()]
-PRINTED += ["pairs_own", "rates_own", LEARNING_RATE, "table7", "claims", "reference"]
+# In the files and the page alone. The paper's claims are not judged on user-defined tasks, so their pairs are printed.
+NOT_PRINTED = ("table2_paper", "table2_paper_part", "pairs", "pairs_part", REPEATED)
 
 
 @dataclass(frozen=True)
@@ -69,12 +68,10 @@ class Report:
             of_sweep: Whether to leave out the runs that the sweep did not ask for.
         """
         judged = [each for each in self.verdicts if any(found.n != 0 for found in each.findings)]
-        tables = {table.name: table for table in self.tables if not (of_sweep and table.name.startswith(OWN))}
-        if "claims" in tables:
-            tables["claims"] = replace(tables["claims"], cells=verdict_table(judged))
-        shown = [
-            tables[name].markdown() for name in dict.fromkeys(PRINTED) if name in tables and len(tables[name].cells)
-        ]
+        tables = [table for table in self.tables if not (of_sweep and table.name.startswith(OWN))]
+        tables = [replace(t, cells=verdict_table(judged)) if t.name == "claims" else t for t in tables]
+        tables.sort(key=lambda table: table.name in ("claims", "reference"))
+        shown = [table.markdown() for table in tables if table.name not in NOT_PRINTED and len(table.cells)]
         if self.answers:
             shown.insert(0, "\n".join(["# Which method is better\n", *(f"- {line}" for line in self.answers), ""]))
         if self.status:
@@ -86,18 +83,13 @@ class Report:
         return block(self.name, {t.name: t for t in self.tables}, self.verdicts, self.progress(self.expected))
 
     @property
-    def expected(self) -> tuple[Planned, ...]:
-        """All expected runs, with those that chose the learning rates."""
-        return (*self.gathered.every, *self.gathered.tried)
+    def expected(self) -> set[str]:
+        """The run_ids of all expected runs, with those that chose the learning rates."""
+        return {*self.gathered.runs["run_id"], *self.gathered.tried["run_id"]}
 
-    def counts(self, expected: Iterable[Planned]) -> tuple[int, int]:
-        """Number of trained runs and of expected runs."""
-        run_ids = {p.run_id for p in expected}
-        return len(run_ids & self.state.ok.keys()), len(run_ids)
-
-    def progress(self, expected: Iterable[Planned]) -> str:
+    def progress(self, expected: set[str]) -> str:
         """How many of these runs are trained; empty if all are."""
-        trained, asked = self.counts(expected)
+        trained, asked = len(expected & self.state.ok.keys()), len(expected)
         where = f"`results/{self.name}/report.html`"
         names = f"**Not complete:** {trained} of {asked} runs are trained; {where} names the others."
         return names if trained < asked else ""
@@ -136,11 +128,11 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
     tables: list[Table | None] = []
     if not gathered.is_own:
         measured = gathered.efficiency, analyses.checks, ok
-        judged = judge(read_claims(), gathered.planned, frame, *measured)
+        judged = judge(read_claims(), gathered.runs, frame, *measured)
         notes = tuple(encoder_notes(frame["model"]))
         tables.append(Table("claims", f"The paper's sentences ({name})", verdict_table(judged), words=3, notes=notes))
-    tables += [*sections.tables, learning_rate_table(name, gathered.tried, frame, curves)]
-    tables.append(repeated_table(name, gathered.folder, gathered.every, frame))
+    tables += [*sections.tables, learning_rate_table(name, gathered.tried, curves)]
+    tables.append(repeated_table(name, gathered.folder, gathered.every))
     figures = sections.figures | subspace_figures(analyses.subspaces)
     if found := findings_figure(judged):
         figures["findings"] = found

@@ -1,80 +1,42 @@
-"""Comparisons of cells, with the paper and with other methods. Frames in, texts out."""
+"""Comparisons of runs: methods in pairs of one seed, a setting's values, two devices, and the reference."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from lora.data.tasks import TASKS
-from lora.report.cells import ROW, expected_runs, in_order, told_apart
-from lora.report.runs import Planned
-from lora.report.stats import LEVEL, all_pairs, holm
-from lora.report.tables import average, cell_text, number, seeds_text
+from lora.errors import UserError
+from lora.records.record import load_frame, load_records
+from lora.report.gather import OF_MACHINES, Gathered, known_configs
+from lora.report.notes import note
+from lora.report.runs import CELL, facts_of, in_order, labelled, refuse_twice, summarise, told_apart, with_records
+from lora.report.stats import DIGITS, LEVEL, all_pairs, holm, mean_interval
+from lora.report.tables import cell_text, number
 from lora.report.titles import task_label
+from lora.table import Table
+
+REPEATED = "repeated"  # the folder of runs trained again, below that of the records
 
 
-def beside_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """Each cell next to that of the published row that its row corresponds to, with averages over our tasks.
-
-    The column of differences exists only if every task was trained on all of its rows.
-
-    Args:
-        paper: The published cells: model, method, trainable_params, task, value, std.
-        rows: The published row that each of ours corresponds to: model (`*`: any other), slug, protocol (`*`: any),
-            paper_model, paper_method, paper_trainable.
-    """
-    tasks, lines = in_order(summary), []
-    for (model, protocol, slug, _, label), group in summary.groupby(ROW, sort=False):
-        fits = rows[(rows["slug"] == slug) & rows["protocol"].isin([protocol, "*"]) & rows["model"].isin([model, "*"])]
-        if not len(fits):
-            continue
-        row = fits.sort_values("model", ascending=False).iloc[0]  # `*` comes before any name
-        names = ["paper_model", "paper_method", "paper_trainable"]
-        of_row = (paper[["model", "method", "trainable_params"]].to_numpy() == row[names].to_numpy()).all(axis=1)
-        cells, by_task = paper[of_row].set_index("task"), group.set_index("task")
-        printed = pd.Series({task: cells["value"].get(TASKS[task].title, math.nan) for task in tasks})
-        found = []
-        for task in (task for task in tasks if task in by_task.index):
-            ours, title = by_task.loc[task], TASKS[task].title
-            std = cells["std"].get(title, math.nan)
-            theirs = "-" if title not in cells.index else f"{printed[task]}" + ("" if pd.isna(std) else f" ±{std}")
-            difference = ours["median"] - printed[task]
-            found.append((task_label(TASKS[task]), cell_text(ours), f"{ours['n']:.0f}", theirs, difference))
-        if len(tasks) > 1:
-            ours, theirs = average(by_task["median"], tasks), printed.mean(skipna=False)
-            found.append(("Avg.", number(ours), seeds_text(group), number(theirs), ours - theirs))
-        start = {"Model": model} if summary["model"].nunique() > 1 else {}
-        for task, ours, n, theirs, difference in found:
-            shown = {"Method": label, "Task": task, "Ours": ours, "n": n, "Published": theirs}
-            shown |= {"Difference": number(difference, "+.1f"), "Published row": " ".join(row[names])}
-            lines.append(start | shown)
-    table, whole = pd.DataFrame(lines), summary["kind"].eq("whole").all()
-    return table if whole or not len(table) else table.drop(columns="Difference")
+def groups_of(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The methods of one encoder, in the tables' order: label -> runs. Labels distinguish protocols."""
+    return {str(label): group for label, group in runs.groupby(told_apart(runs, ["protocol"]), sort=False)}
 
 
-def method_pairs(frame: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
+def method_pairs(runs: pd.DataFrame) -> pd.DataFrame:
     """Compare every method with every other on the same encoder. p_holm is corrected over all these comparisons.
 
     Returns: The columns of `lora.report.stats.all_pairs`, model and p_holm.
     """
-    found = []
-    for model in dict.fromkeys(p.model for p in planned):
-        of_model = [p for p in planned if p.model == model]
-        runs = {label: frame[frame["run_id"].isin(ids)] for label, ids in groups_of(of_model).items()}
-        found.append(all_pairs(runs).assign(model=model))
+    found = [all_pairs(groups_of(group)).assign(model=model) for model, group in runs.groupby("model", sort=False)]
     table, places = pd.concat(found), [*TASKS, "Avg."]
     pair = table.groupby(["model", "one", "other"], sort=False).ngroup()
     table = table.iloc[np.lexsort((table["task"].map(places.index), pair))]
     return table.assign(p_holm=holm(table["p"].tolist())).reset_index(drop=True)
-
-
-def groups_of(planned: Sequence[Planned]) -> dict[str, list[str]]:
-    """The methods of one encoder, in the tables' order: label -> run_ids. Labels distinguish protocols."""
-    runs = expected_runs(planned)
-    labels = told_apart(runs, by=("protocol",), within=("label",))
-    return {label: ids.tolist() for label, ids in runs["run_id"].groupby(labels, sort=False)}
 
 
 def pairs_table(pairs: pd.DataFrame, examples: Mapping[tuple[str, str, str, str], Mapping[str, Any]]) -> pd.DataFrame:
@@ -87,25 +49,119 @@ def pairs_table(pairs: pd.DataFrame, examples: Mapping[tuple[str, str, str, str]
     lines = []
     for row in pairs.itertuples():
         found = examples.get((row.model, row.one, row.other, row.task), {})
-        lines.append(
-            {
-                **({"Model": row.model} if pairs["model"].nunique() > 1 else {}),
-                "Method": row.one,
-                "Minus": row.other,
-                "Task": row.task if row.task == "Avg." else task_label(TASKS[row.task]),
-                "n": str(row.n),
-                "Difference": number(row.mean, "+.1f"),
-                f"{LEVEL:.0%} over seeds": interval_text(row.low, row.high),
-                "... over examples": interval_text(
-                    *(found.get(f"examples_{end}", math.nan) for end in ("low", "high"))
-                ),
-                "... over both": interval_text(*(found.get(f"both_{end}", math.nan) for end in ("low", "high"))),
-                "p": number(row.p, ".2g"),
-                "p (Holm)": number(row.p_holm, ".2g"),
-            }
-        )
+        line = {"Model": row.model} if pairs["model"].nunique() > 1 else {}
+        line |= {"Method": row.one, "Minus": row.other}
+        line |= {"Task": row.task if row.task == "Avg." else task_label(TASKS[row.task]), "n": str(row.n)}
+        line |= {"Difference": number(row.mean, "+.1f"), f"{LEVEL:.0%} over seeds": interval_text(row.low, row.high)}
+        for source in ("examples", "both"):
+            bounds = (found.get(f"{source}_{end}", math.nan) for end in ("low", "high"))
+            line[f"... over {source}"] = interval_text(*bounds)
+        lines.append(line | {"p": number(row.p, ".2g"), "p (Holm)": number(row.p_holm, ".2g")})
     return pd.DataFrame(lines)
 
 
 def interval_text(low: float, high: float) -> str:
     return "-" if pd.isna(low) or pd.isna(high) else f"{low:+.1f} to {high:+.1f}"
+
+
+def change_table(runs: pd.DataFrame, column: str, titles: Mapping[str, str]) -> pd.DataFrame:
+    """One line per task and method: a column per value of a setting, and the change from the first to the last.
+
+    A cell has all seeds that were trained. The change is over the seeds that were trained at both values.
+
+    Args:
+        column: The column of `runs` that holds the setting.
+        titles: Value -> title, in the columns' order.
+    Raises: UserError: If two runs of one row, task and value have the same seed.
+    """
+    refuse_twice(runs, column)
+    lines = []
+    for task in in_order(runs):
+        for label, row in runs[runs["task"] == task].groupby("label", sort=False):
+            cells = {value: summarise(of_value).iloc[0] for value, of_value in row.groupby(column)}
+            line = {"Task": task_label(TASKS[task]), "Method": label}
+            line |= {title: cell_text(cells[value]) if value in cells else "-" for value, title in titles.items()}
+            best = 100 * row.pivot(index="seed", columns=column, values="best").reindex(columns=list(titles))
+            change = (best.iloc[:, -1] - best.iloc[:, 0]).dropna().round(DIGITS) if len(titles) > 1 else best[:0]
+            lines.append(line | {"Change": mean_interval(change.to_numpy()).text, "Pairs": str(len(change))})
+    return pd.DataFrame(lines)
+
+
+def repeated_table(name: str, folder: Path, runs: pd.DataFrame) -> Table | None:
+    """The runs that were trained again on another device, one line per cell and pair of devices; None without any.
+
+    The records of the second training are in `<results>/repeated`. A run_id hashes the settings, so two records of one
+    run_id differ in nothing else than where they ran.
+
+    Args:
+        name: The profile's folder, for the title.
+        folder: The folder of the records.
+    Raises: UserError: If a file is not a record, or a run was trained on other rows the second time.
+    """
+    records, problems = load_records(folder / REPEATED)
+    if problems:
+        raise UserError("; ".join(problems))
+    again = load_frame(records)[["run_id", "best", "device", "fingerprint"]]
+    runs = runs.dropna(subset="device").merge(again, on="run_id", suffixes=("", "_2"))
+    if moved := runs.loc[runs["fingerprint"] != runs["fingerprint_2"], "run_id"].tolist():
+        raise UserError(f"repeated on other rows, so not the same run: {', '.join(moved)}")
+    lines = []
+    for (*_, task, device, other), cell in runs.groupby([*CELL, "device", "device_2"], sort=False):
+        one, two = 100 * cell["best"], 100 * cell["best_2"]
+        changes = (two - one).round(DIGITS)
+        line = {"Method": cell["label"].iloc[0], "Task": task_label(TASKS[task]), "Devices": f"{device}, {other}"}
+        line |= {"Seeds": str(len(cell)), "First": number(one.mean()), "Second": number(two.mean())}
+        line |= {"Change": mean_interval(changes.to_numpy()).text, "SD of the change": number(changes.std())}
+        lines.append(line | {"SD of two seeds": number(math.sqrt(2) * one.std())})
+    title = f"The same runs on two devices ({name})"
+    return Table(REPEATED, title, pd.DataFrame(lines), 3, (note(REPEATED),)) if lines else None
+
+
+def reference_table(gathered: Gathered) -> Table | None:
+    """The user's runs next to the reference runs of the same settings and seeds; None if there are none.
+
+    Precision, kernels and attention can depend on the machine, so a run is matched without them; several rows of the
+    user's can have one of the reference.
+    """
+    if gathered.is_reference:
+        return None
+    records, _ = load_records(gathered.reference / gathered.profile)
+    committed = facts_of(("", config) for config in known_configs(records)[0].values())
+    sides = [gathered.every, with_records(committed, load_frame(records))]
+    sides = [side.assign(settings=[str(settings_of(run.columns)) for run in side.itertuples()]) for side in sides]
+    keys = [key for key in (*CELL, "seed", "settings") if key != "label"]
+    reference = sides[1].drop_duplicates(keys)[[*keys, "best"]]
+    pairs = labelled(sides[0]).merge(reference, on=keys, suffixes=("", "_reference"))
+    if not len(pairs):
+        return None
+    cells = against_reference(pairs)
+    agree, total = (cells["Agrees"] == "yes").sum(), (cells["Agrees"] != "-").sum()
+    verdict = f"{agree} of {total} cells agree: the ranges of their seeds overlap."
+    return Table("reference", f"Compared with the reference runs ({gathered.name})", cells, 2, (verdict,))
+
+
+def settings_of(columns: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The settings of a run that are the same on every machine."""
+    return sorted((key, value) for key, value in columns.items() if key not in OF_MACHINES)
+
+
+def against_reference(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Compare cells with those of the reference. They agree if the ranges of their seeds overlap.
+
+    Args:
+        pairs: Runs, with the reference run's metric in `best_reference`.
+    Returns: Columns Method, Task, This run, Reference, Difference (of medians), Agrees (yes, no, or - without values).
+    """
+    lines = []
+    for (*_, label, _, task), cell in pairs.groupby(CELL, sort=False):
+        values = [100 * cell[column].dropna() for column in ("best", "best_reference")]
+        ours, reference = values
+        texts = ["-" if v.empty else f"{v.median():.1f} ({v.min():.1f} to {v.max():.1f})" for v in values]
+        line = {"Method": label, "Task": task, "This run": texts[0], "Reference": texts[1]}
+        if ours.empty or reference.empty:
+            lines.append(line | {"Difference": "-", "Agrees": "-"})
+        else:
+            overlap = ours.min() <= reference.max() and reference.min() <= ours.max()
+            change = f"{ours.median() - reference.median():+.1f}"
+            lines.append(line | {"Difference": change, "Agrees": "yes" if overlap else "no"})
+    return pd.DataFrame(lines)

@@ -1,29 +1,26 @@
 """The line above every table of runs: how and on what they were trained, and how many cells still rise."""
 
 import math
-from collections.abc import Sequence
 
 import pandas as pd
 
 from lora.data.tasks import TASKS
-from lora.report.cells import expected_runs, told_apart
 from lora.report.notes import ENCODERS
-from lora.report.runs import Planned
+from lora.report.runs import told_apart
 from lora.report.stats import DIGITS
 from lora.report.titles import START_TITLES, encoder_title
 
-COLUMNS = ["train_rows", "is_part", "device", "truncated"]
 RISING = 0.5  # points; a convention of this project
 
 
-def conditions(frame: pd.DataFrame, curves: pd.DataFrame, planned: Sequence[Planned]) -> str:
+def conditions(runs: pd.DataFrame, curves: pd.DataFrame) -> str:
     """The line above a table: encoder, epochs, train rows, start, devices, and how many cells still rise.
 
     Args:
-        frame, curves: `load_frame` and `load_curves` of the records.
+        curves: `load_curves` of the records.
     Returns: "" if no run is trained yet.
     """
-    runs = expected_runs(planned).merge(frame.reindex(columns=["run_id", *COLUMNS]), on="run_id")
+    runs = runs.dropna(subset="device")
     found = curves[curves["run_id"].isin(runs["run_id"])]
     if not len(found):
         return ""
@@ -65,8 +62,6 @@ def span(values: pd.Series) -> str:
 def rising_text(curves: pd.DataFrame, runs: pd.DataFrame) -> str:
     """How many cells gained more than `RISING` points in the last third of the epochs, on the mean over seeds.
 
-    Args:
-        runs: Rows of `expected_runs`.
     Returns: "" if no run has two epochs.
     """
     gains = runs["run_id"].map(last_third(curves))

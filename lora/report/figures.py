@@ -11,8 +11,7 @@ import pandas as pd
 
 from lora.data.tasks import TASKS
 from lora.files import rounded
-from lora.report.cells import ROW, expected_runs, in_order, told_apart
-from lora.report.runs import Planned
+from lora.report.runs import ROW, in_order, told_apart
 from lora.report.stats import LEVEL
 from lora.report.tables import average
 from lora.report.titles import adapted, encoder_title, task_label
@@ -73,7 +72,7 @@ def by_parameters(summary: pd.DataFrame) -> Figure | None:
     panels = []
     for model, rows in summary.groupby("model", sort=False):
         tasks, series = in_order(rows), []
-        rows = rows.assign(label=told_apart(rows, by=("protocol",)))
+        rows = rows.assign(label=told_apart(rows, ["protocol"]))
         for (*_, label), group in rows.groupby(ROW, sort=False):
             values, count = group.set_index("task"), group["trainable_method"].dropna()
             middle, low, high = (average(values[column], tasks) for column in ("median", "min", "max"))
@@ -91,14 +90,13 @@ def by_parameters(summary: pd.DataFrame) -> Figure | None:
     )
 
 
-def learning_curves(curves: pd.DataFrame, planned: Sequence[Planned], what: str = "") -> Figure | None:
+def learning_curves(runs: pd.DataFrame, curves: pd.DataFrame, what: str = "") -> Figure | None:
     """The metric by epoch, per task; the band is the range of the seeds.
 
     Args:
         what: Suffix of the title.
     """
-    expected = expected_runs(planned)
-    runs = expected.assign(label=told_apart(expected)).merge(curves, on="run_id")
+    runs = runs.assign(label=told_apart(runs)).merge(curves, on="run_id")
     panels = []
     for task in in_order(runs):
         series = []

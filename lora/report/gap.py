@@ -12,9 +12,8 @@ from lora.data.tasks import TASKS
 from lora.files import REFERENCE
 from lora.report.gather import Gathered
 from lora.report.notes import note
-from lora.report.runs import Planned
 from lora.report.stats import DIGITS, by_seed, mean_interval, paired_differences, welch_interval
-from lora.report.titles import task_label
+from lora.report.titles import slug_label, task_label
 from lora.table import markdown
 
 SMALL, LONG, BASE = (f"{REFERENCE}/{profile}" for profile in ("small", "long", "base"))
@@ -28,7 +27,7 @@ class Condition(NamedTuple):
         words: The name of the condition.
         records: The folder below results/.
         lora: The slug of LoRA's runs.
-        given: Method -> the settings by which its runs differ from those of Table 2.
+        given: Method -> the setting by which its runs differ from those of Table 2, as their label has it.
         start: Where its runs start.
         tried: Whether the runs are those that chose the learning rates, whose seeds no table of results has.
     """
@@ -36,15 +35,17 @@ class Condition(NamedTuple):
     words: str
     records: str = LONG
     lora: str = SLUGS["LoRA"]
-    given: Mapping[str, tuple[str, ...]] = {}
+    given: Mapping[str, str] = {}
     start: str = "pretrained"
     tried: bool = False
 
-    def has(self, p: Planned, method: str) -> bool:
-        """Whether a run is one of the method's under this condition."""
-        settings = {setting for setting in p.varied.split("; ") if setting and not setting.startswith("start")}
-        slug = self.lora if method == "LoRA" else SLUGS[method]
-        return (p.slug, p.start, settings) == (slug, self.start, set(self.given.get(method, ())))
+    def runs(self, method: str, gathered: Gathered) -> pd.DataFrame:
+        """The method's runs under this condition."""
+        label = ", ".join(
+            filter(None, (slug_label(self.lora if method == "LoRA" else SLUGS[method]), self.given.get(method)))
+        )
+        runs = gathered.tried if self.tried else gathered.every
+        return runs[(runs["label"] == label) & (runs["start"] == self.start)]
 
 
 class Factor(NamedTuple):
@@ -65,11 +66,11 @@ class Factor(NamedTuple):
 LORA_FULL = (("LoRA", "full"),)
 EVERY = (*LORA_FULL, ("Houlsby", "full"), ("LoRA", "Houlsby"))
 TABLE_2 = ("cola", "mrpc", "stsb")
-LONGER = dict.fromkeys(SLUGS, ("train.epochs=20",))
-RATES = {"LoRA": ("train.lr=0.001",), "full": ("train.lr=2e-05",), "Houlsby": ("train.lr=0.001",)}
+LONGER = dict.fromkeys(SLUGS, "epochs=20")
+RATES = {"LoRA": "lr=0.001", "full": "lr=2e-05", "Houlsby": "lr=0.001"}
 ROWS_OF_SMALL = "3 epochs of 2,000 to 4,000 rows, best of three rates"
 QV, R64 = Condition("LoRA on q,v at r = 8"), "lora-qv-r64"
-IN_PROPORTION = {"LoRA": ("method.alpha_at_rank=8",)}
+IN_PROPORTION = {"LoRA": "alpha_at_rank=8"}
 FACTORS = (
     Factor(
         "Epochs, train rows and rates",
@@ -122,9 +123,7 @@ def factor_lines(factor: Factor, gathered: Mapping[str, Gathered]) -> list[dict[
 
 def differences(condition: Condition, one: str, other: str, gathered: Gathered) -> pd.DataFrame:
     """`paired_differences` of two methods under a condition."""
-    planned, frame = gathered.tried if condition.tried else gathered.every, gathered.frame
-    sides = ({p.run_id for p in planned if condition.has(p, method)} for method in (one, other))
-    return paired_differences(*(frame[frame["run_id"].isin(run_ids)] for run_ids in sides))
+    return paired_differences(*(condition.runs(method, gathered) for method in (one, other)))
 
 
 def change_cells(pairs_before: pd.DataFrame, pairs_after: pd.DataFrame, tasks: Sequence[str]) -> dict[str, str]:

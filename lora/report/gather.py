@@ -8,6 +8,7 @@ import dataclasses
 import sys
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -22,30 +23,15 @@ from lora.errors import UserError, as_command
 from lora.files import REFERENCE, RESULTS
 from lora.records.predictions import with_collapsed
 from lora.records.record import RunRecord, load_frame, load_records
-from lora.report.runs import (
-    ADHOC,
-    MAIN,
-    OF_MACHINES,
-    OWN,
-    OWN_TASK,
-    Planned,
-    in_table_order,
-    labelled,
-    planned_of,
-)
+from lora.report.runs import ADHOC, MAIN, OWN, OWN_TASK, PLACE, facts_of, in_table_order, labelled, with_records
 from lora.sweep.expand import PlannedRun
 from lora.sweep.grids import LEARNING_RATE, profiles_of
 from lora.sweep.request import select_runs, selected
 from lora.sweep.state import State, state_of
 
 EXPERIMENTS = (*MAIN, "lora_targets", "lora_ranks", "mnli_start", "length", LEARNING_RATE, OWN)  # in reading order
-SHARED = (
-    "task",
-    "data.",
-    "runtime.results",
-    "runtime.outputs",
-    "rates",
-)  # overrides that say nothing about encoder and method
+OF_MACHINES = ("train.precision", "train.kernels", "model.attention")  # settings that may depend on the machine
+SHARED = ("task", "data.", "runtime.results", "runtime.outputs", "rates")  # say nothing about encoder and method
 
 
 @dataclass(frozen=True)
@@ -58,7 +44,7 @@ class Gathered:
         reference: The folder that holds the committed results.
         is_reference: Whether these are the reference (the committed runs).
         overrides: The overrides of the expected runs.
-        planned: Experiment -> its runs, in the tables' order; only experiments that are shown.
+        runs: The runs of the tables of results (`lora.report.runs`), experiment by experiment, in the tables' order.
         tried: The runs by which the learning rates of conf/ were chosen; no table of results has them.
         tuning: The records that `python -m lora tune` made, or that are on its seeds; no table of results has them.
         frame: `load_frame` of the `ok` records, with the column `collapsed` (`lora.records.predictions`).
@@ -71,8 +57,8 @@ class Gathered:
     reference: Path
     is_reference: bool
     overrides: tuple[str, ...]
-    planned: dict[str, list[Planned]]
-    tried: list[Planned]
+    runs: pd.DataFrame
+    tried: pd.DataFrame
     tuning: tuple[RunRecord, ...]
     frame: pd.DataFrame
     state: State
@@ -90,13 +76,17 @@ class Gathered:
     @property
     def is_own(self) -> bool:
         """Whether all runs are on user-defined tasks, which no claim of the paper is about."""
-        every = self.every
-        return bool(every) and all(TASKS[p.task].own is not None for p in every)
+        return len(self.runs) > 0 and set(self.runs["kind"]) == {"own"}
+
+    @cached_property
+    def every(self) -> pd.DataFrame:
+        """Each run once, in the tables' order."""
+        return in_table_order(self.runs.drop_duplicates("run_id", keep="last"))
 
     @property
-    def every(self) -> list[Planned]:
-        """Each run once, in the tables' order."""
-        return in_table_order({p.run_id: p for planned in self.planned.values() for p in planned}.values())
+    def main(self) -> pd.DataFrame:
+        """The runs of the tables that compare the methods."""
+        return self.runs[self.runs["experiment"].isin(MAIN)]
 
     def command(self, name: str) -> str:
         """A command about these runs, as it works when typed here."""
@@ -104,11 +94,6 @@ class Gathered:
         own = [] if any(p.startswith("task=") for p in self.overrides) or not self.is_own else ["task=FILE"]
         needs_rows = own if name == "analyse intervals" else []
         return as_command([python, "-m", "lora", *name.split(), self.name, *self.overrides, *needs_rows])
-
-    @property
-    def main(self) -> list[Planned]:
-        """The runs of the tables that compare the methods."""
-        return [p for name in MAIN for p in self.planned.get(name, ())]
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -137,43 +122,39 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     add_kept_tasks(folder)
     records, problems = load_records(folder)
     configs, unknown = known_configs(records)
-    tuning = {r.run_id for r in records if r.config["runtime"].get("group") == TUNING}
-    chosen_on = {r.config["seed"] for r in records if r.run_id in tuning}
-    chosen_on |= set() if is_reference else tuned_seeds(rates_setting(overrides, str(folder)))
-    present = {run_id: config for run_id, config in configs.items() if run_id not in tuning}
+    by_tune = {r.run_id for r in records if r.config["runtime"].get("group") == TUNING}
+    present = {run_id: config for run_id, config in configs.items() if run_id not in by_tune}
+    asked = [*overrides, *as_recorded(configs.values(), overrides, is_reference)]
     try:
-        asked = [*overrides, *as_recorded(configs.values(), overrides, is_reference)]
         wanted = wanted_runs(profile, asked, present, overrides, is_reference)
     except UserError:  # a setting of the records may not fit another encoder of the profile
         wanted = wanted_runs(profile, overrides, present, overrides, is_reference)
-    # runs on seeds that chose learning rates are shown by that choice alone
-    wanted = {n: [r for r in runs if n == LEARNING_RATE or r.seed not in chosen_on] for n, runs in wanted.items()}
-    every = {run.run_id: run for runs in wanted.values() for run in runs}
-    now = state_of(every.values(), records, [*problems, *unknown])
-    tuning |= {record.run_id for record in records if record.config["seed"] in chosen_on}
-    tuning &= set(now.extra)  # the others are requested by name: experiment=learning_rate, or with rates=null
-    ok = {r.run_id: r for r in records if r.status == "ok" and r.run_id in configs and r.run_id not in tuning}
-    extra = tuple(run_id for run_id in now.extra if run_id not in {*ok, *tuning})
+    now = state_of([run for runs in wanted.values() for run in runs], records, [*problems, *unknown])
+    tuned = {r.config["seed"] for r in records if r.run_id in by_tune}
+    tuned |= set() if is_reference else tuned_seeds(rates_setting(overrides, str(folder)))
+    tuning = tuple(r for r in records if r.run_id in now.extra and (r.run_id in by_tune or r.config["seed"] in tuned))
+    aside = {record.run_id for record in tuning}
+    ok = {r.run_id: r for r in records if r.status == "ok" and r.run_id in configs and r.run_id not in aside}
+    extra = tuple(run_id for run_id in now.extra if run_id not in {*ok, *aside})
     frame, broken = with_collapsed(load_frame(list(ok.values())), ok.values(), folder)
     now = dataclasses.replace(now, ok=ok, extra=extra, problems=(*now.problems, *broken))
     refuse_mixed_rows(frame)
     dropped = OF_MACHINES if is_reference else ()  # the committed files are the same on every machine
     parents = {run.parent for run in wanted.get("mnli_start", ())}  # whose table does not show them
-    expected = {
-        name: [planned_of(r.config, dropped) for r in runs if name != "mnli_start" or r.run_id not in parents]
-        for name, runs in wanted.items()
-    }
-    add_others(expected, [planned_of(configs[run_id], dropped) for run_id in sorted(ok) if run_id not in every])
-    main = [p for name in MAIN for p in expected.get(name, ())]
-    planned = {
-        name: in_table_order(labelled(expected[name], main, start=name != "mnli_start"))
-        for name in EXPERIMENTS
-        if expected.get(name)
-    }
-    tried = planned.pop(LEARNING_RATE, [])
-    tuned = tuple(record for record in records if record.run_id in tuning)
+    listed = [(n, r.config) for n, runs in wanted.items() for r in runs if n != "mnli_start" or r.run_id not in parents]
+    known = {config.run_id for _, config in listed} | parents
+    others = facts_of([(OWN, configs[run_id]) for run_id in sorted(ok) if run_id not in known], dropped)
+    every = with_records(placed(facts_of(listed, dropped), others), frame)
+    main = every[every["experiment"].isin(MAIN)]
+    tables = [
+        in_table_order(labelled(every[every["experiment"] == n], main, start=n != "mnli_start"))
+        for n in EXPERIMENTS
+        if n in set(every["experiment"])
+    ]
+    runs = pd.concat(tables) if tables else every
+    is_rate = runs["experiment"] == LEARNING_RATE
     where = (profile, folder, own, reference, is_reference, tuple(overrides))
-    return Gathered(*where, planned, tried, tuned, frame, now)
+    return Gathered(*where, runs[~is_rate], runs[is_rate], tuning, frame, now)
 
 
 def known_configs(records: Iterable[RunRecord]) -> tuple[dict[str, RunConfig], list[str]]:
@@ -223,30 +204,25 @@ def wanted_runs(
     runs = select_runs(profile, asked, whole)
     wanted = {name: [run for run in runs if name in run.experiments] for name in EXPERIMENTS}
     if not any(override.startswith("experiment=") for override in asked) and not wanted[ADHOC]:
-        known = {run.run_id for run in runs}
-        for name in EXPERIMENTS:
-            if name not in (ADHOC, OWN) and profile in profiles_of(name):
-                more = selected(profile, name, asked)
-                if (set(present) - known) & {run.run_id for run in more}:
-                    wanted[name] = more
+        unasked = set(present) - {run.run_id for run in runs}
+        for name in (name for name in EXPERIMENTS if name not in (ADHOC, OWN) and profile in profiles_of(name)):
+            more = selected(profile, name, asked)
+            if unasked & {run.run_id for run in more}:
+                wanted[name] = more
     every = {run.run_id for runs in wanted.values() for run in runs}
     if present and every.isdisjoint(present) and all(override.startswith(SHARED) for override in given):
         return {}
     return wanted
 
 
-def add_others(expected: dict[str, list[Planned]], others: Sequence[Planned]) -> None:
-    """Add the runs that no experiment expects: next to the same runs of another encoder, or in a table of their own."""
-    if not any(expected.values()):
-        for p in others:
-            expected.setdefault(OWN_TASK if TASKS[p.task].own is not None else ADHOC, []).append(p)
-        return
-    for experiment in MAIN:
-        if shown := expected.get(experiment):
-            models, places = ({getattr(p, key) for p in shown} for key in ("model", "place"))
-            shown += [p for p in others if p.model not in models and p.place in places]
-    placed = {p.run_id for runs in expected.values() for p in runs}
-    expected[OWN] = [p for p in others if p.run_id not in placed]
+def placed(expected: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
+    """The expected runs and others: next to the same runs of another encoder, or in a table of their own."""
+    if not len(expected):
+        return others.assign(experiment=[ADHOC if TASKS[task].own is None else OWN_TASK for task in others["task"]])
+    main = expected[expected["experiment"].isin(MAIN)]
+    places = main[["experiment", *PLACE]].drop_duplicates()
+    beside = others[~others["model"].isin(main["model"])].drop(columns="experiment").merge(places, on=PLACE)
+    return pd.concat([expected, beside, others[~others["run_id"].isin(beside["run_id"])]], ignore_index=True)
 
 
 def refuse_mixed_rows(frame: pd.DataFrame) -> None:

@@ -1,17 +1,13 @@
 """Tables of user-defined tasks: which method is better, and how each learning rate was chosen."""
 
-from collections.abc import Sequence
-
 import pandas as pd
 
 from lora.data.tasks import TASKS
-from lora.report.cells import expected_runs
 from lora.report.notes import NOTES
-from lora.report.runs import Planned
 from lora.report.stats import ENOUGH_SEEDS, MOST_SEEDS, POWER, Interval
 from lora.report.titles import encoder_title
 
-RATES = ["Model", "Method", "Task", "Learning rate", "Chosen"]
+DEFAULT, STATED = "default, not tuned for this task", "stated by the command"
 
 
 def answers(pairs: pd.DataFrame) -> list[str]:
@@ -43,56 +39,38 @@ def answers(pairs: pd.DataFrame) -> list[str]:
     return lines
 
 
-def rates_table(planned: Sequence[Planned], frame: pd.DataFrame, tuning: pd.DataFrame) -> pd.DataFrame:
-    """How each learning rate was chosen: a line per encoder, method and task.
+def rates_table(runs: pd.DataFrame, tuning: pd.DataFrame) -> pd.DataFrame:
+    """How each learning rate was chosen: a line per encoder, method, task and rate.
 
     Args:
-        frame: `load_frame` of the runs.
         tuning: `load_frame` of the runs of `python -m lora tune` in the folder.
-    Returns: Columns `RATES`; `tried`: the number of rates among which the run's was chosen, 0 if it was not tuned;
-        `is_stated`: whether the command stated it.
     """
-    runs = expected_runs(planned).merge(frame.reindex(columns=["run_id", "lr", "rate_from"]), on="run_id")
     lines = []
-    for (model, slug, label, task), cell in runs.groupby(["model", "slug", "label", "task"], sort=False):
-        same = (tuning["model"] == model) & (tuning["slug"] == slug) & (tuning["task"] == task)
-        tried = tuning[same & tuning["protocol"].isin(cell["protocol"])]
-        for rate in sorted(cell["lr"].unique()):
-            names = [encoder_title(model), label, TASKS[task].title, f"{rate:g}"]
-            is_stated = bool(cell.loc[cell["lr"] == rate, "rate_from"].eq("stated").all())
-            count = tried["lr"].nunique() if rate in set(tried["lr"]) else 0
-            lines.append([*names, chosen(rate, tried, is_stated), count, is_stated])
-    return pd.DataFrame(lines, columns=[*RATES, "tried", "is_stated"])
+    keys = ["model", "slug", "protocol", "task"]
+    for (*place, label, rate), cell in runs.groupby([*keys, "label", "lr"], sort=False):
+        tried = tuning[(tuning[keys] == place).all(axis=1)]
+        names = {"Model": encoder_title(place[0]), "Method": label, "Task": TASKS[place[-1]].title}
+        is_stated = set(cell["rate_from"]) == {"stated"}
+        lines.append(names | {"Learning rate": f"{rate:g}", "Chosen": chosen(rate, tried, is_stated)})
+    return pd.DataFrame(lines, columns=["Model", "Method", "Task", "Learning rate", "Chosen"])
 
 
 def chosen(rate: float, tried: pd.DataFrame, is_stated: bool) -> str:
     """`best of 4 tried (0.0001 to 0.003, seed 0), at the edge`. `tried`: the tuning runs of the method and task."""
-    rates = sorted(tried["lr"].unique())
-    if not rates:
-        return "stated by the command" if is_stated else "default, not tuned for this task"
-    seeds = sorted(tried["seed"].unique())
-    about = f"({rates[0]:g} to {rates[-1]:g}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})"
-    if rate not in rates:
-        return f"{'stated by the command' if is_stated else 'default'}, none of {len(rates)} tried {about}"
     best = tried["best"].fillna(0).groupby(tried["lr"]).mean()
+    if rate not in best.index:
+        return STATED if is_stated else DEFAULT
+    seeds = ", ".join(map(str, sorted(tried["seed"].unique())))
+    about = f"({best.index[0]:g} to {best.index[-1]:g}, seed{'s' * (',' in seeds)} {seeds})"
     word = "best" if best[rate] == best.max() else "one"
-    return f"{word} of {len(rates)} tried {about}{', at the edge' if rate in (rates[0], rates[-1]) else ''}"
+    return f"{word} of {len(best)} tried {about}{', at the edge' * (rate in (best.index[0], best.index[-1]))}"
 
 
 def tuning_banner(rates: pd.DataFrame) -> str:
-    """What stands above the tables of runs whose learning rates were not tuned, or not equally.
+    """What stands above the tables if no learning rate was tuned, or stated for every method.
 
     Args:
         rates: `rates_table`.
     """
-    if not len(rates) or not rates["tried"].any():
-        return NOTES["untuned"] if len(rates) and not rates["is_stated"].all() else ""
-    parts = []
-    for task, of_task in rates.groupby("Task", sort=False):
-        if of_task["tried"].nunique() > 1:
-            tried = of_task.groupby("Method", sort=False)["tried"].max()
-            words = [f"{method} {f'the best of {n}' if n else 'untuned'}" for method, n in tried.items()]
-            parts.append(f"{task}: {', '.join(words)}")
-    if not parts:
-        return ""
-    return f"**Unequal tuning** of the learning rates, which favours methods that were tuned more: {'; '.join(parts)}."
+    is_untuned = rates["Chosen"].isin((DEFAULT, STATED)).all() and rates["Chosen"].eq(DEFAULT).any()
+    return NOTES["untuned"] if is_untuned else ""

@@ -33,13 +33,11 @@ def page(report: Report, pictures: Mapping[str, bytes]) -> str:
     """The HTML of the whole page. `pictures`: figure name -> SVG."""
     tables = [table for table in report.tables if table.name != "claims"]
     runs = runs_table(report)
-    trained, expected = report.counts(report.expected)
     places = {each.claim.id: place for place, each in reversed(list(enumerate(report.verdicts, start=1)))}
     words = Counter[str](each.word for each in report.verdicts)
     return ENVIRONMENT.get_template("report.html").render(
         report=report,
-        trained=trained,
-        expected=expected,
+        trained=len(report.expected & report.state.ok.keys()),
         heading="LoRA on your own tasks" if report.gathered.is_own else "LoRA on GLUE",
         banner=BANNERS["embedded"] if any(table.banner == BANNERS["embedded"] for table in tables) else "",
         contents=[
@@ -79,7 +77,7 @@ def footnotes(tables: Sequence[Table]) -> dict[str, Notes]:
 def runs_table(report: Report) -> Table:
     """Every run of the tables, with the code and the device that made it."""
     lines = []
-    for p in report.gathered.every:
+    for p in report.gathered.every.itertuples():
         record = report.state.ok.get(p.run_id)
         if record is None:
             continue

@@ -138,9 +138,8 @@ def room(found: Finding) -> float:
 
 def figure_text(found: Finding) -> str:
     """`-1.4 (-3.0 to +0.3)`, or the value alone if it has no error."""
-    digits = 1 if found.unit == "points" else 2
-    interval = interval_text(found, digits)
-    return value_text(found, found.mean, digits) + ("" if interval == "-" else f" ({interval})")
+    interval = interval_text(found, 1)
+    return value_text(found, found.mean, 1) + ("" if interval == "-" else f" ({interval})")
 
 
 def words(judged: Sequence[Verdict]) -> str:

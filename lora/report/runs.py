@@ -1,128 +1,147 @@
-"""The runs of a report's tables, and the labels of their rows. Uses neither torch nor conf/."""
+"""The frame of a report: one row per run of a table, trained or not. Every table is made from its rows.
 
-import dataclasses
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+Columns: experiment; the setting of the run (`FACTS`), and `columns`, all that name it; `label`, the name of its row;
+`kind`, one of `KINDS`; and, if it is trained, the columns of `lora.records.record.load_frame` and `collapsed`.
+"""
 
-from lora.config.labels import columns, labels, shared
+from collections.abc import Collection, Iterable, Sequence
+
+import pandas as pd
+
+from lora.config.labels import columns, labels
 from lora.config.run import RunConfig
 from lora.data.tasks import TASKS
+from lora.errors import UserError
 from lora.methods.titles import METHOD_TITLES, TARGET_TITLES
-from lora.report.titles import LORA_SLUG, START_TITLES, method_label
+from lora.report.titles import LORA_SLUG, method_label, told
 
 OWN_TASK, ADHOC, OWN = "own_task", "adhoc", "own"  # a user's task, a user's grid, records that no experiment expects
 MAIN = ("glue_table2", OWN_TASK, ADHOC)  # experiments that compare the methods
-OF_MACHINES = ("train.precision", "train.kernels", "model.attention")  # settings that may depend on the machine
+FACTS = ["model", "protocol", "slug", "method", "start", "task", "seed"]
+PLACE = ["protocol", "slug", "start", "task", "seed"]  # where a run stands in the tables of any encoder
+ROW = ["model", "protocol", "slug", "method", "label"]  # the columns that identify a line of a table
+CELL = [*ROW, "start", "task"]  # the columns that identify a cell
+KINDS = ("whole", "part", "embedded", "own")  # of a task's train rows; a table holds one kind
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A run of a table, trained or not.
+def facts_of(expected: Iterable[tuple[str, RunConfig]], dropped: Collection[str] = ()) -> pd.DataFrame:
+    """What is known of runs before they are trained.
 
     Args:
-        columns: Its settings (`lora.config.labels.columns`).
-        label: The name of its row; "" derives it from the method and the slug.
-        varied: The settings in which it differs from the main table's run of its method and task.
+        expected: Experiment and configuration of each run.
+        dropped: Settings that do not count.
     """
+    rows = [
+        {"experiment": experiment, "run_id": config.run_id, "model": config.model.name, "protocol": config.protocol}
+        | {"slug": config.method.slug, "method": config.method.name, "start": config.start, "task": config.task}
+        | {"seed": config.seed, "columns": {k: v for k, v in columns(config).items() if k not in dropped}}
+        for experiment, config in expected
+    ]
+    return pd.DataFrame(rows, columns=["experiment", "run_id", *FACTS, "columns"])
 
-    run_id: str
-    model: str
-    protocol: str
-    start: str
-    slug: str
-    method: str
-    task: str
-    seed: int
-    columns: Mapping[str, str] = field(default_factory=dict, hash=False)
-    label: str = ""
-    varied: str = ""
 
-    def __post_init__(self):
-        if not self.label:
-            object.__setattr__(self, "label", method_label(self.slug, self.method))
+def with_records(runs: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
+    """Add the columns of the records, with a missing value where a run has none."""
+    kinds = kinds_of(records)
+    runs = runs.assign(label=list(map(method_label, runs["slug"], runs["method"])), kind=runs["task"].map(kinds))
+    return runs.merge(records.drop(columns=FACTS), on="run_id", how="left")
 
-    @property
-    def place(self) -> tuple:
-        """Where the run stands in the tables of any encoder."""
-        return self.protocol, self.start, self.slug, self.task, self.seed
 
-    @property
-    def cell(self) -> tuple:
-        """The run on any machine."""
-        settings = tuple((key, value) for key, value in self.columns.items() if key not in OF_MACHINES)
-        return self.model, *self.place, settings
+def kinds_of(records: pd.DataFrame) -> dict[str, str]:
+    """Task -> one of `KINDS`. A GLUE task without a record is `part` if all those with records are, else `whole`."""
+    glue = {task for task in records["task"] if TASKS[task].family == "glue"}
+    part = glue & set(records.loc[records["is_part"].eq(True), "task"])
+    part = set(TASKS) if part and part == glue else part
+    return {
+        name: task.family if task.family != "glue" else "part" if name in part else "whole"
+        for name, task in TASKS.items()
+    }
 
 
 def labelled(
-    planned: Iterable[Planned],
-    main: Sequence[Planned] = (),
-    start: bool = True,
-    rank: bool = True,
-    without: Collection[str] = (),
-) -> list[Planned]:
+    runs: pd.DataFrame, main: pd.DataFrame | None = None, without: Collection[str] = (), start: bool = True
+) -> pd.DataFrame:
     """The same runs, with labels that distinguish the rows of one method.
 
     Args:
         main: The runs of the main table, whose settings are not told.
-        start: Whether rows can differ in the start; False for a table with a column per start.
-        rank: The same for the rank of LoRA.
         without: Settings that tell no rows apart, because the table has a column for them.
+        start: Whether rows can differ in the start; False for a table with a column per start.
     """
-    planned = [
-        dataclasses.replace(p, columns={k: v for k, v in p.columns.items() if k not in without}) for p in planned
+    compared = runs["columns"].map(lambda all_of: {k: v for k, v in all_of.items() if k not in without})
+    runs = runs.assign(columns=compared)
+    words = labels(runs.itertuples(), () if main is None else main.itertuples())
+    names = [
+        ", ".join(filter(None, (method_label(run.slug, run.method), words[run.run_id]))) for run in runs.itertuples()
     ]
-
-    def alike(p: Any) -> tuple:
-        return p.slug if rank else p.slug.rpartition("-r")[0], p.method, p.start
-
-    words, told = labels(planned, main, alike), []
-    usual = shared(main, lambda p: (p.model, p.protocol, p.method, p.task))
-    for p in planned:
-        label = ", ".join(filter(None, (method_label(p.slug, p.method), words[p.run_id])))
-        there = usual.get((p.model, p.protocol, p.method, p.task), {})
-        told.append(dataclasses.replace(p, label=label, varied=varied(p, there)))
-    return with_starts(told) if start else told
+    runs = runs.assign(label=names)
+    return runs.assign(label=told_apart(runs, ["start"])) if start else runs
 
 
-def varied(p: Planned, usual: Mapping[str, str]) -> str:
-    """`start=mnli; start_seed=6`. `usual`: the settings of the main table's runs of the method and task."""
-    own = {key: value for key, value in p.columns.items() if usual.get(key, value) != value}
-    if p.start != "pretrained":
-        seed = p.columns.get("start_seed", "null")
-        own = {"start": p.start} | ({} if seed == "null" else {"start_seed": seed}) | own
-    return "; ".join(f"{key}={value}" for key, value in own.items())
+def told_apart(runs: pd.DataFrame, by: Sequence[str] = ("model", "protocol", "start")) -> pd.Series:
+    """The label of each run, with its encoder, protocol or start where runs of its label differ in it.
+
+    Starts may differ by task within a row.
+    """
+    names = runs["label"]
+    for key in by:
+        places = [names, runs["task"]] if key == "start" else names
+        several = runs.groupby(places)[key].transform("nunique").gt(1).groupby(names).transform("any")
+        ends = [f", {told(key, value)}" if differs else "" for value, differs in zip(runs[key], several, strict=True)]
+        names = names + pd.Series(ends, index=runs.index, dtype=object)
+    return names
 
 
-def with_starts(planned: Sequence[Planned]) -> list[Planned]:
-    """The same runs; where a task has several starts in a row, the label of each run names its own."""
-    starts: dict[tuple, set[str]] = {}
-    for p in planned:
-        starts.setdefault((p.model, p.protocol, p.label, p.task), set()).add(p.start)
-    several = {key[:3] for key, found in starts.items() if len(found) > 1}
-    return [
-        dataclasses.replace(p, label=f"{p.label}, from {START_TITLES[p.start]}")
-        if (p.model, p.protocol, p.label) in several
-        else p
-        for p in planned
-    ]
-
-
-def planned_of(config: RunConfig, dropped: Collection[str] = ()) -> Planned:
-    """The run of a configuration. `dropped`: settings that do not count."""
-    settings = {key: value for key, value in columns(config).items() if key not in dropped}
-    method, name = config.method, config.model.name
-    place = (config.run_id, name, config.protocol, config.start, method.slug, method.name, config.task, config.seed)
-    return Planned(*place, settings)
-
-
-def in_table_order(planned: Iterable[Planned]) -> list[Planned]:
-    """Sort runs by method and task as the tables list them, independently of the order of training."""
+def in_table_order(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs by method and task as the tables list them, independently of the order of training."""
     methods, tasks = list(METHOD_TITLES), list(TASKS)
 
-    def place(p: Planned) -> tuple:
-        lora = LORA_SLUG.fullmatch(p.slug)
+    def place(run) -> tuple:
+        lora = LORA_SLUG.fullmatch(run.slug)
         size = (len(lora[1]), [*TARGET_TITLES].index(lora[1][0]), lora[1], int(lora[2])) if lora else ()
-        return p.model, methods.index(p.method), p.protocol, size, p.slug, p.label, tasks.index(p.task), p.seed
+        order = tasks.index(run.task), run.seed
+        return run.model, methods.index(run.method), run.protocol, size, run.slug, run.label, *order
 
-    return sorted(planned, key=place)
+    runs = runs.reset_index(drop=True)
+    return runs.loc[[run.Index for run in sorted(runs.itertuples(), key=place)]]
+
+
+def refuse_twice(runs: pd.DataFrame, *more: str) -> None:
+    """
+    Args:
+        more: Columns that identify a cell, next to `CELL`.
+    Raises: UserError: If a cell has two runs of one seed.
+    """
+    twice = runs[runs.duplicated([*CELL, *more, "seed"], keep=False)]
+    if len(twice):
+        raise UserError(f"two runs of one seed cannot be in one cell: {', '.join(twice['run_id'])}")
+
+
+def summarise(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row per cell, aggregated over its seeds.
+
+    Returns: Columns `CELL`, n, planned, median, mean, std, min, max (of `best` over seeds; std with ddof 1),
+        last_median, trainable_method, trainable_head, seconds (mean), train_rows, collapsed (number of collapsed runs),
+        kind. Metrics are in percent; values that were not measured are NaN.
+    Raises: UserError: If two runs of one cell have the same seed.
+    """
+    refuse_twice(runs)
+    runs = runs.assign(best=100 * runs["best"], last=100 * runs["last"], collapsed=runs["collapsed"].eq(1))
+    table = runs.groupby(CELL, sort=False).agg(
+        n=("best", "count"),
+        planned=("run_id", "size"),
+        **{name: ("best", name) for name in ("median", "mean", "std", "min", "max")},
+        last_median=("last", "median"),
+        trainable_method=("trainable_method", "first"),
+        trainable_head=("trainable_head", "first"),
+        seconds=("seconds", "mean"),
+        train_rows=("train_rows", "first"),
+        collapsed=("collapsed", "sum"),
+        kind=("kind", "first"),
+    )
+    return table.reset_index().astype(dict.fromkeys(("trainable_method", "trainable_head", "train_rows"), "Int64"))
+
+
+def in_order(runs: pd.DataFrame) -> list[str]:
+    """The tasks, as `TASKS` lists them."""
+    return [task for task in TASKS if task in set(runs["task"])]

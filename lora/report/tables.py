@@ -6,10 +6,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from lora.data.tasks import TASKS
-from lora.report.cells import ROW, in_order
-from lora.report.runs import Planned
-from lora.report.stats import paired_differences
-from lora.report.titles import LORA_SLUG, START_TITLES, adapted, human_count, lora_of, task_label
+from lora.report.runs import ROW, in_order
+from lora.report.titles import LORA_SLUG, adapted, human_count, lora_of, task_label
 
 
 def cell_text(row: pd.Series) -> str:
@@ -84,6 +82,46 @@ def average(medians: pd.Series, tasks: Sequence[str]) -> float:
     return values.mean() if values.notna().all() else math.nan
 
 
+def beside_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Each cell next to that of the published row that its row corresponds to, with averages over our tasks.
+
+    The column of differences exists only if every task was trained on all of its rows.
+
+    Args:
+        paper: The published cells: model, method, trainable_params, task, value, std.
+        rows: The published row that each of ours corresponds to: model (`*`: any other), slug, protocol (`*`: any),
+            paper_model, paper_method, paper_trainable.
+    """
+    tasks, lines = in_order(summary), []
+    for (model, protocol, slug, _, label), group in summary.groupby(ROW, sort=False):
+        fits = rows[(rows["slug"] == slug) & rows["protocol"].isin([protocol, "*"]) & rows["model"].isin([model, "*"])]
+        if not len(fits):
+            continue
+        row = fits.sort_values("model", ascending=False).iloc[0]  # `*` comes before any name
+        names = row[["paper_model", "paper_method", "paper_trainable"]].tolist()
+        cells = paper[paper[["model", "method", "trainable_params"]].eq(names).all(axis=1)].set_index("task")
+        by_task, printed = group.set_index("task"), {}
+        start = {"Model": model} if summary["model"].nunique() > 1 else {}
+        found = []
+        for task in tasks:
+            cell = cells.loc[TASKS[task].title] if TASKS[task].title in cells.index else None
+            printed[task] = math.nan if cell is None else cell["value"]
+            if task in by_task.index:
+                ours = by_task.loc[task]
+                theirs = "-" if cell is None else f"{cell['value']}" + f" ±{cell['std']}" * pd.notna(cell["std"])
+                values = cell_text(ours), f"{ours['n']:.0f}", theirs, ours["median"] - printed[task]
+                found.append((task_label(TASKS[task]), *values))
+        if len(tasks) > 1:
+            ours, theirs = average(by_task["median"], tasks), pd.Series(printed).mean(skipna=False)
+            found.append(("Avg.", number(ours), seeds_text(group), number(theirs), ours - theirs))
+        for task, ours, n, theirs, difference in found:
+            line = {"Method": label, "Task": task, "Ours": ours, "n": n, "Published": theirs}
+            line |= {"Difference": number(difference, "+.1f"), "Published row": " ".join(names)}
+            lines.append(start | line)
+    table, whole = pd.DataFrame(lines), summary["kind"].eq("whole").all()
+    return table if whole or not len(table) else table.drop(columns="Difference")
+
+
 def table5(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataFrame:
     """Table 5, transposed: target sets by tasks, each at the rank that gives the same number of parameters.
 
@@ -130,26 +168,4 @@ def table6(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataF
         for targets in sets:
             published = {f"r = {r}": number(cells.get((targets, r), math.nan)) for r in ranks}
             lines.append({"Task": task, "Adapted": targets} | published)
-    return pd.DataFrame(lines)
-
-
-def start_table(frame: pd.DataFrame, summary: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
-    """Tasks and methods by start, and the differences in pairs of one seed.
-
-    Returns: Columns Task, Method if there are several, one per start, `MNLI - pretrained` (median of the paired
-        differences), `Range` of the differences, and Pairs (their number).
-    """
-    lines = []
-    groups = sorted(summary.groupby(["task", "label"], sort=False), key=lambda group: list(TASKS).index(group[0][0]))
-    for (task, label), group in groups:
-        rows, of_cell = group.set_index("start"), [p for p in planned if (p.task, p.label) == (task, label)]
-        line = {"Task": task_label(TASKS[task])}
-        line |= {"Method": label} if summary["label"].nunique() > 1 else {}
-        line |= {title: cell_text(rows.loc[s]) if s in rows.index else "-" for s, title in START_TITLES.items()}
-        ids = {start: [p.run_id for p in of_cell if p.start == start] for start in START_TITLES}
-        sides = (frame[frame["run_id"].isin(ids[start])] for start in ("mnli", "pretrained"))
-        found = paired_differences(*sides)["difference"]
-        line["MNLI - pretrained"] = number(found.median(), "+.1f")
-        line["Range"] = f"{found.min():+.1f} to {found.max():+.1f}" if len(found) else "-"
-        lines.append(line | {"Pairs": str(len(found))})
     return pd.DataFrame(lines)

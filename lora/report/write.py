@@ -5,8 +5,8 @@ from pathlib import Path
 
 from lora.files import ROOT, write_atomically
 from lora.report.build import Report
-from lora.report.catalogue import SHOWN
 from lora.report.claims.shown import to_json
+from lora.report.comparisons import REPEATED
 from lora.report.figures import Figure
 from lora.report.gap import RECORDS, gap_table
 from lora.report.gather import gather
@@ -17,10 +17,14 @@ from lora.table import in_page
 
 FOUND = "reference/long"  # whose verdicts are the README's findings
 # folder of experiments/ -> the tables on its page
-PAGES = {experiment: (shown.file,) for experiment, shown in SHOWN.items()} | {
+PAGES = {
+    "glue_table2": ("table2",),
+    "lora_targets": ("table5",),
+    "lora_ranks": ("table6", REPEATED),
+    "mnli_start": ("mnli_start",),
+    "length": ("length",),
     LEARNING_RATE: (LEARNING_RATE,),
     "base_size": (LEARNING_RATE, "table2", "pairs"),
-    "lora_ranks": ("table6", "repeated"),
 }
 
 
@@ -43,8 +47,8 @@ def pages(report: Report) -> dict[Path, str]:
     for folder, names in PAGES.items():
         tables = [table for table in report.tables if table.name.removesuffix("_part") in names]
         texts = [f"**{table.title}**\n\n" * (len(tables) > 1) + table.untitled() for table in tables]
-        expected = gathered.tried if folder == LEARNING_RATE else gathered.planned.get(folder, ())
-        if tables and (progress := report.progress(expected)):
+        runs = gathered.tried if folder == LEARNING_RATE else gathered.runs
+        if tables and (progress := report.progress(set(runs.loc[runs["experiment"] == folder, "run_id"]))):
             texts.insert(0, f"{progress}\n")
         blocks.append((experiments / folder / "README.md", mark, "\n".join(texts)))
     if report.name in RECORDS:

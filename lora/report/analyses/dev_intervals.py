@@ -83,11 +83,10 @@ def compare(gathered: Gathered, labels: Mapping[str, np.ndarray], results: Path)
     Raises: UserError: If a file of predictions is absent, not the record's, or does not give the record's metric.
     """
     entries = []
-    for model in dict.fromkeys(p.model for p in gathered.main):
-        groups = groups_of([p for p in gathered.main if p.model == model])
-        ids = {run_id for group in groups.values() for run_id in group}
+    for model, of_model in compared(gathered).groupby("model", sort=False):
+        groups = groups_of(of_model)
         for task, true in labels.items():
-            runs = gathered.frame[gathered.frame["run_id"].isin(ids) & (gathered.frame["task"] == task)]
+            runs = of_model[of_model["task"] == task]
             if not len(runs):
                 continue
             records = [gathered.state.ok[run_id] for run_id in runs["run_id"]]
@@ -95,11 +94,12 @@ def compare(gathered: Gathered, labels: Mapping[str, np.ndarray], results: Path)
             for record, values in zip(records, predicted, strict=True):
                 check(record, TASKS[task].metric, values, true)
             points = pd.DataFrame(resampled(TASKS[task].metric, predicted, true, task), columns=runs["run_id"])
-            seeds = dict(zip(runs["run_id"], runs["seed"], strict=True))
             for other, one in combinations(groups, 2):
-                mine, theirs = ({seeds[r]: r for r in groups[name] if r in seeds} for name in (one, other))
-                if common := sorted(set(mine) & set(theirs)):
-                    sides = [points[[runs_of[seed] for seed in common]].to_numpy() for runs_of in (mine, theirs)]
+                sides = [
+                    groups[name][groups[name]["task"] == task].set_index("seed")["run_id"] for name in (one, other)
+                ]
+                if common := sorted(set(sides[0].index) & set(sides[1].index)):
+                    sides = [points[side[common]].to_numpy() for side in sides]
                     about = {"model": model, "one": one, "other": other, "task": task, "examples": len(true)}
                     found = bounds(sides[0] - sides[1], f"{task} {one} {other}")
                     entries.append({**about, "pairs": len(common), **found})
@@ -118,8 +118,8 @@ def check(record: RunRecord, metric: str, predicted: np.ndarray, labels: np.ndar
 
 
 def compared(gathered: Gathered) -> pd.DataFrame:
-    """The frame's rows of the runs in tables of methods by tasks, without those that chose learning rates."""
-    return gathered.frame[gathered.frame["run_id"].isin([p.run_id for p in gathered.main])]
+    """The trained runs in tables of methods by tasks, without those that chose learning rates."""
+    return gathered.main.dropna(subset="device").drop_duplicates("run_id")
 
 
 def read_labels(gathered: Gathered) -> dict[str, np.ndarray]:

@@ -90,7 +90,7 @@ def read_adapter(record: RunRecord, config: RunConfig) -> Saved:
 
 def saved_adapters(gathered: Gathered) -> dict[tuple[str, str, int, int], Saved]:
     """(model, task, rank, seed) -> the saved adapter of LoRA on Wq and Wv, trained from the pretrained encoder."""
-    shown, found = {p.run_id for p in gathered.every}, {}
+    shown, found = set(gathered.runs["run_id"]), {}
     for record, config in saved_runs(gathered):
         rank = {f"lora-qv-r{rank}": rank for rank in (SMALL, LARGE)}.get(config.method.slug)
         if rank is not None and config.start == "pretrained" and record.run_id in shown:

@@ -12,8 +12,6 @@ from jaxtyping import Float
 
 from lora.cost.efficiency.summary import TIMES, by_round
 from lora.cost.timing import median_interval, sign_p
-from lora.errors import UserError, first_line
-from lora.files import read_object
 from lora.methods.titles import METHOD_TITLES
 from lora.models.sizes import gpt3_count
 from lora.report.claims.statements import Bound, Claim, Compare
@@ -60,10 +58,6 @@ class Finding:
     runs: tuple[str, ...] = ()
 
 
-def not_measured(label: str, bound: Bound, reason: str, unit: Unit = "points", runs: Sequence[str] = ()) -> Finding:
-    return Finding(label, unit, 0, bound, reason=reason, runs=tuple(runs))
-
-
 def exact(label: str, value: float, n: int | None, bound: Bound, runs: Sequence[str], unit: Unit) -> Finding:
     """A comparison of counts. They have no error, so they keep or break the bound."""
     holds = bound.holds(value, value)
@@ -97,13 +91,12 @@ def after_holm(findings: Sequence[Finding]) -> list[Finding]:
     ]
 
 
-def ratios(claim: Claim, compare: Compare, path: Path, folder: Path) -> list[Finding]:
+def ratios(claim: Claim, compare: Compare, path: Path, summary: Mapping[str, Any], folder: Path) -> list[Finding]:
     """The ratio of one measure, per shape (batch x tokens) if it depends on that; [] if the method was not measured.
 
     Args:
-        path: A summary of `python -m lora efficiency`, whose samples of times are in samples.csv next to it.
+        path, summary: A summary of `python -m lora efficiency`, whose samples of times are in samples.csv next to it.
         folder: The folder of all measurements.
-    Raises: UserError: If a file has another layout.
     """
     source, bound, measure = (str(path.relative_to(folder.parent)),), compare.bound, claim.measure
     served = {"lora": "unmerged LoRA"} if measure == "latency_ms" else {}
@@ -116,25 +109,16 @@ def ratios(claim: Claim, compare: Compare, path: Path, folder: Path) -> list[Fin
     if measure in TIMES.values():
         by_shape = ratios_by_round(path.with_name("samples.csv"), measure, compare)
         return [timed(named(shape), values, bound, source) for shape, values in by_shape.items()]
-    try:
-        values = ((read_object(path).get(compare.one) or {}).get(f"to_{compare.other}") or {}).get(measure)
-        values = {} if values is None else values if isinstance(values, dict) else {"": values}
-        return [exact(named(shape), value + 0.0, None, bound, source, "ratio") for shape, value in values.items()]
-    except (AttributeError, TypeError) as error:
-        raise UserError(f"{path} is not a summary of python -m lora efficiency: {error!r}") from error
+    values = ((summary.get(compare.one) or {}).get(f"to_{compare.other}") or {}).get(measure)
+    values = {} if values is None else values if isinstance(values, dict) else {"": values}
+    return [exact(named(shape), value, None, bound, source, "ratio") for shape, value in values.items()]
 
 
 def ratios_by_round(path: Path, measure: str, compare: Compare) -> dict[str, Float[np.ndarray, " rounds"]]:
-    """Shape -> the ratio in each round; empty if the samples of a side were not kept.
-
-    Raises: UserError: If the file is not one of samples.
-    """
+    """Shape -> the ratio in each round; empty if the samples of a side were not kept."""
     if not path.exists():
         return {}
-    try:
-        times = by_round(pd.read_csv(path).to_dict("records"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a file of samples: {first_line(error)}") from error
+    times = by_round(pd.read_csv(path).to_dict("records"))
     kind = next(kind for kind, key in TIMES.items() if key == measure)
     one, other = times.get((kind, compare.one), {}), times.get((kind, compare.other), {})
     return {shape: one[shape] / other[shape] for shape in one if shape in other}
@@ -174,7 +158,4 @@ def counted(compare: Compare, model: str, counts: Mapping[str, tuple[int, str]])
 
 def checked(case: Mapping[str, Any]) -> Finding:
     """A case of an exact property: any failure refutes it."""
-    bound = Bound("exactly", 0)
-    if not case["trials"]:
-        return not_measured(case["label"], bound, "it was never tried", "failures", case["runs"])
-    return exact(case["label"], case["failures"], case["trials"], bound, case["runs"], "failures")
+    return exact(case["label"], case["failures"], case["trials"], Bound("exactly", 0), case["runs"], "failures")

@@ -14,7 +14,6 @@ from lora.report.claims.verdicts import Verdict
 from lora.report.stats import LEVEL
 from lora.report.titles import encoder_title
 
-MOST_DIGITS = 8
 SHORT = 8  # digits of a commit
 ABOUT = {"swap": "trained adapters"}  # check -> its subject
 
@@ -67,39 +66,24 @@ def finding_text(found: Finding) -> str:
     return f"{found.label}: {value_text(found, found.mean)}{about}; bound: {found.bound.text}{reason}"
 
 
-def value_text(found: Finding, value: float, fewest: int = 2) -> str:
-    """The value, with enough digits to distinguish it from the bound that it is judged by.
-
+def value_text(found: Finding, value: float, digits: int = 2) -> str:
+    """
     Args:
-        fewest: Minimum number of decimals of a difference in points; a ratio has one more significant digit than that.
+        digits: Decimals of a difference in points; a ratio has two more significant digits than that.
     """
     if math.isnan(value):
         return "-"
     if found.unit == "failures":
         return f"{value:.0f}"
-    text = ""
-    for digits in range(fewest, MOST_DIGITS + 1):
-        text = f"{value:+.{digits}f}" if found.unit == "points" else f"{value:#.{digits + 1}g}".rstrip(".")
-        if all(side(float(text), other) == side(value, other) for other, _ in found.bound.edges):
-            break
-    return "+0.00" if found.unit == "points" and not float(text) else text  # never -0.00
+    text = f"{value:+.{digits}f}" if found.unit == "points" else f"{value:#.{digits + 2}g}".rstrip(".")
+    return text if found.unit == "ratio" or float(text) else f"{0:+.{digits}f}"  # never -0.00
 
 
-def side(value: float, of: float) -> int:
-    """1 if the value is above `of`, -1 if below, 0 if equal."""
-    return (value > of) - (value < of)
-
-
-def interval_text(found: Finding, fewest: int = 2) -> str:
-    """The interval, with enough digits to distinguish its ends; `-` without one. `fewest`: as in `value_text`."""
+def interval_text(found: Finding, digits: int = 2) -> str:
+    """The interval; `-` without one. `digits`: as in `value_text`."""
     if math.isnan(found.low) or found.low == found.high:
         return "-"
-    low = high = ""
-    for digits in range(fewest, MOST_DIGITS + 1):
-        low, high = value_text(found, found.low, digits), value_text(found, found.high, digits)
-        if low != high:
-            break
-    return f"{low} to {high}"
+    return f"{value_text(found, found.low, digits)} to {value_text(found, found.high, digits)}"
 
 
 def short(found: Finding) -> str:

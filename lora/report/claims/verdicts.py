@@ -33,23 +33,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from lora.cost.efficiency.summary import read_summary
 from lora.data.tasks import TASKS
-from lora.files import read_object
 from lora.records.record import RunRecord
-from lora.report.cells import kinds_of
-from lora.report.claims.findings import (
-    Finding,
-    after_holm,
-    checked,
-    count_ratios,
-    not_measured,
-    ratios,
-    slugs_of,
-    smallest_p,
-)
+from lora.report.claims.findings import Finding, after_holm, checked, count_ratios, ratios, slugs_of, smallest_p
 from lora.report.claims.sides import described, labels, select, several
 from lora.report.claims.statements import Bound, Claim, Compare
-from lora.report.runs import Planned
 from lora.report.stats import (
     ENOUGH_SEEDS,
     MOST_SEEDS,
@@ -93,7 +82,7 @@ class Verdict:
 
 def judge(
     claims: Sequence[Claim],
-    planned: Mapping[str, Sequence[Planned]],
+    runs: pd.DataFrame,
     frame: pd.DataFrame,
     folder: Path,
     checks: Mapping[str, Sequence[Mapping[str, Any]]],
@@ -102,7 +91,7 @@ def judge(
     """Judge all claims on one profile's records.
 
     Args:
-        planned: Experiment -> its expected runs.
+        runs: The runs of the tables (`lora.report.runs`).
         frame: `load_frame` of the records.
         folder: The folder of the measurements of `python -m lora efficiency`.
         checks: Name of a check -> its cases (`lora.records.analysis`).
@@ -110,28 +99,38 @@ def judge(
     Raises: UserError: If a file to judge on is broken.
     """
     verdicts, paths = [], sorted([*folder.glob("*/summary.json"), *folder.glob("*/*/summary.json")])
+    summaries = {path: read_summary(path) for path in paths}
     made_at = {run_id: record.started_at for run_id, record in records.items()}
-    for path in paths:
-        about = read_object(path).get("about")
-        made_at[str(path.relative_to(folder.parent))] = about.get("started_at") if isinstance(about, dict) else None
+    made_at |= {str(path.relative_to(folder.parent)): one["about"].get("started_at") for path, one in summaries.items()}
+    not_glue = set(runs.loc[runs["kind"].isin(("embedded", "own")), "run_id"])
     for claim in claims:
         if claim.metric is not None:
-            judged = on_runs(claim, planned, frame)
+            found = on_runs(claim, runs)
+            asked = dict.fromkeys(described(side) for c in claim.compare for side in (c.one, c.other))
+            nothing = f"no runs: this profile does not plan all of {'; '.join(asked)} for one encoder"
         elif claim.measure is not None:
-            nothing, judged = "nothing was measured: python -m lora efficiency has not run", []
-            for path in paths:
-                if findings := [one for compare in claim.compare for one in ratios(claim, compare, path, folder)]:
-                    judged.append(verdict(claim, str(path.parent.relative_to(folder)), findings))
-            judged = judged or [inconclusive(claim, nothing)]
+            found = {
+                str(path.parent.relative_to(folder)): [
+                    one for compare in claim.compare for one in ratios(claim, compare, path, summary, folder)
+                ]
+                for path, summary in summaries.items()
+            }
+            nothing = "nothing was measured: python -m lora efficiency has not run"
         elif claim.count is not None:
+            found = count_ratios(claim, frame)
             nothing = f"no runs: no encoder has records of {' and '.join(map(slug_label, slugs_of(claim)))}"
-            judged = [verdict(claim, *counted) for counted in count_ratios(claim, frame).items()]
-            judged = judged or [inconclusive(claim, nothing)]
         else:
-            cases = checks.get(claim.check, ())
+            found = {claim.check: list(map(checked, checks.get(claim.check, ())))}
             nothing = f"nothing was measured: no analysis/{claim.check}.json is of these records"
-            judged = [verdict(claim, claim.check, list(map(checked, cases))) if cases else inconclusive(claim, nothing)]
-        verdicts += [replace(one, stated_later=stated_later(one, made_at)) for one in judged]
+        judged = [verdict(claim, about, findings) for about, findings in found.items() if findings]
+        if claim.metric == "best":
+            on_last = on_runs(replace(claim, metric="last"), runs)
+            last = replace(claim, metric="last")
+            judged = [replace(one, on_last=verdict(last, one.about, on_last[one.about])) for one in judged]
+        for one in judged or [Verdict(claim, "", (), "inconclusive", nothing)]:
+            verdicts.append(
+                replace(one, stated_later=stated_later(one, made_at), not_glue=not not_glue.isdisjoint(one.records))
+            )
     return verdicts
 
 
@@ -143,47 +142,34 @@ def stated_later(verdict: Verdict, made_at: Mapping[str, str | None]) -> bool | 
     return min(map(datetime.fromisoformat, times)) < datetime.fromisoformat(verdict.claim.stated_at)
 
 
-def on_runs(claim: Claim, planned: Mapping[str, Sequence[Planned]], frame: pd.DataFrame) -> list[Verdict]:
-    """One verdict per encoder that has both sides of some comparison of the claim; if none has, one without encoder."""
-    verdicts = []
-    for model in dict.fromkeys(p.model for found in planned.values() for p in found):
-        sides = [[select(planned, claim, side, model) for side in (c.one, c.other)] for c in claim.compare]
-        if any(one and other for one, other in sides):
-            judged = on_model(claim, model, sides, frame)
-            if claim.metric == "best":
-                judged = replace(judged, on_last=on_model(replace(claim, metric="last"), model, sides, frame))
-            verdicts.append(judged)
-    asked = dict.fromkeys(described(side) for c in claim.compare for side in (c.one, c.other))
-    nothing = f"no runs: this profile does not plan all of {'; '.join(asked)} for one encoder"
-    return verdicts or [inconclusive(claim, nothing)]
+def on_runs(claim: Claim, runs: pd.DataFrame) -> dict[str, list[Finding]]:
+    """Encoder -> the findings, for each that has both sides of some comparison of the claim."""
+    found = {}
+    for model in runs["model"].unique():
+        sides = [[select(runs, claim, side, model) for side in (c.one, c.other)] for c in claim.compare]
+        if any(len(one) and len(other) for one, other in sides):
+            pairs = zip(claim.compare, sides, strict=True)
+            found[model] = [one for compare, both in pairs for one in differences(claim, compare, *both)]
+    return found
 
 
-def on_model(claim: Claim, model: str, sides: Sequence[Sequence[Sequence[Planned]]], frame: pd.DataFrame) -> Verdict:
-    pairs = zip(claim.compare, sides, strict=True)
-    findings = [found for compare, (one, other) in pairs for found in differences(claim, compare, one, other, frame)]
-    not_glue = any(TASKS[p.task].family != "glue" for one, _ in sides for p in one)
-    return verdict(claim, model, findings, not_glue=not_glue)
-
-
-def differences(
-    claim: Claim, compare: Compare, one: Sequence[Planned], other: Sequence[Planned], frame: pd.DataFrame
-) -> list[Finding]:
+def differences(claim: Claim, compare: Compare, one: pd.DataFrame, other: pd.DataFrame) -> list[Finding]:
     """The findings of a comparison: on the average over the common tasks, or on each task that the claim names."""
     sides, bound = ((one, compare.one), (other, compare.other)), compare.bound
-    names = [labels(found, found, ())[0] if found else described(side) for found, side in sides]
-    if lacking := [name for name, (found, _) in zip(names, sides, strict=True) if not found]:
-        return [not_measured(" - ".join(names), bound, f"no runs of {' and '.join(lacking)} are planned here")]
+    names = [labels(runs, runs, [])[0] if len(runs) else described(side) for runs, side in sides]
+    if lacking := [name for name, (runs, _) in zip(names, sides, strict=True) if not len(runs)]:
+        return [
+            Finding(
+                " - ".join(names), "points", 0, bound, reason=f"no runs of {' and '.join(lacking)} are planned here"
+            )
+        ]
     if reason := several(one) or several(other):
-        return [not_measured(" - ".join(names), bound, reason)]
-    tasks = [task for task in TASKS if task in {p.task for p in one} & {p.task for p in other}]
-    if claim.tasks == "average":
-        kinds = kinds_of(tasks, frame)
-        whole = [task for task in tasks if kinds[task] != "part"]
-        groups = [whole or tasks]  # tasks trained on parts of their rows are averaged only if all are
-    else:
-        groups = [[task] for task in claim.tasks]
-    runs = [frame[frame["run_id"].isin([p.run_id for p in side])] for side in (one, other)]
-    pairs, findings = paired_differences(*runs, claim.metric), []
+        return [Finding(" - ".join(names), "points", 0, bound, reason=reason)]
+    tasks = [task for task in TASKS if task in {*one["task"]} & {*other["task"]}]
+    groups = [[task] for task in claim.tasks]
+    if claim.tasks == "average":  # tasks trained on parts of their rows are averaged only if all are
+        groups = [[task for task in tasks if task not in set(one.loc[one["kind"] == "part", "task"])] or tasks]
+    pairs, findings = paired_differences(*(side.sort_values("run_id") for side in (one, other)), claim.metric), []
     for group in groups:
         names = labels(one, other, group)
         if set(group) <= set(tasks):
@@ -191,7 +177,7 @@ def differences(
         else:
             title = TASKS[group[0]].title
             reason = f"this profile plans no pair of such runs on {title}"
-            findings.append(not_measured(f"{names[0]} - {names[1]}, {title}", bound, reason))
+            findings.append(Finding(f"{names[0]} - {names[1]}, {title}", "points", 0, bound, reason=reason))
     return findings
 
 
@@ -234,13 +220,9 @@ def needed(values: Float[np.ndarray, " n"], bound: Bound, comparisons: int) -> s
     return f"; {seeds} seeds would decide it with {POWER:.0%} power"
 
 
-def inconclusive(claim: Claim, reason: str) -> Verdict:
-    return Verdict(claim, "", (), "inconclusive", reason)
-
-
-def verdict(claim: Claim, about: str, findings: Sequence[Finding], not_glue: bool = False) -> Verdict:
+def verdict(claim: Claim, about: str, findings: Sequence[Finding]) -> Verdict:
     findings = after_holm(findings)
     holds = [found.holds for found in findings]
     word = WORDS[False if False in holds else None if None in holds else True]
     reasons = dict.fromkeys(found.reason for found in findings if found.holds is None)
-    return Verdict(claim, about, tuple(findings), word, "; ".join(reasons) if word == "inconclusive" else "", not_glue)
+    return Verdict(claim, about, tuple(findings), word, "; ".join(reasons) if word == "inconclusive" else "")
