@@ -45,7 +45,6 @@ reproduce-glue: setup ## Train the missing runs of PROFILE=mini|small|long|paper
 	$(VENV) -m lora -m "profile=$$PROFILE" "$${overrides[@]}" "$${retry[@]}" || sweep=$$?
 	if [ $$sweep -gt 1 ]; then exit $$sweep; fi  # 1: some runs failed; the others still make a table
 	$(VENV) -m lora report --brief "$$PROFILE" "$${overrides[@]}" || report=$$?
-	$(VENV) -m lora upload "$$PROFILE" "$${overrides[@]}" || true  # a copy of the tables for W&B, if tracking is on
 	exit $$((sweep ? sweep : report))
 
 test: setup ## Run the test suite in stages (ARGS="-k metrics -x" goes to pytest)

@@ -1,7 +1,8 @@
 """Every command of `python -m lora`, and the one place that turns a mistake into a message and exit code 2.
 
-A command is a module with two functions: `options(parser)` adds its arguments, and `main(given)` does the work and
-returns an exit code, or None for 0. It is imported only when its command is called.
+Settings alone train one run or, with `-m`, a sweep over the runs of a profile. Any other command is a module with two
+functions: `options(parser)` adds its arguments, and `main(given)` does the work and returns an exit code, or None for
+0. What a command needs is imported when it is called.
 """
 
 import argparse
@@ -9,8 +10,13 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from lora.errors import UnfinishedError, UserError
+from lora.errors import UnfinishedError, UserError, as_command
+
+if TYPE_CHECKING:
+    from lora.config.run import RunConfig
+    from lora.records.record import RunRecord
 
 COMMANDS = {
     "status": ("lora.sweep.status", "show which runs of a profile are done, running, failed or waiting; --watch: live"),
@@ -27,35 +33,28 @@ COMMANDS = {
     "efficiency": ("lora.cost.efficiency.command", "measure memory, storage, speed and latency of each method here"),
     "bench": ("lora.cost.bench.command", "compare speed with Trainer + PEFT on this machine"),
     "fetch": ("lora.data.fetch", "download and check the embedded encoder and texts, and encoders that are named"),
-    "upload": ("lora.sweep.tracking", "send a sweep's tables and figures to Weights & Biases"),
 }
+GROUPS = ("method", "model", "protocol", "profile", "experiment", "launcher")  # of settings, as --help lists them
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line. Returns: The exit code: 0, 1 for an unfinished sweep, 2 for a mistake, 130 if interrupted."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    if given in (["--help"], ["-h"], ["help"]):
-        print(first_screen())
-        return 0
-    name = next((" ".join(given[:n]) for n in (2, 1) if " ".join(given[:n]) in COMMANDS), None)  # the longest
-    if name is not None:
-        return run_command(COMMANDS[name][0], f"python -m lora {name}", given[len(name.split()) :])
-    group = [one for one in COMMANDS if given and one.startswith(f"{given[0]} ")]
-    word = given[0] if given else ""
-    if group or (word.isidentifier() and "=" not in word):
-        offered = ", ".join(group or COMMANDS)
-        print(f"error: {' '.join(given[:2])!r} is not a command; use one of {offered}", file=sys.stderr)
-        return 2
-    return run_command("lora.entry", "python -m lora", given)
-
-
-def run_command(module: str, name: str, arguments: Sequence[str]) -> int:
-    """Parse the arguments, run the command, and turn a mistake into a message on stderr. Returns: The exit code."""
     try:
-        command = import_module(module)  # which takes seconds, in which Ctrl-C may come
-        parser = argparse.ArgumentParser(prog=name, description=command.__doc__)
+        if given in (["--help"], ["-h"], ["help"]):
+            print(first_screen())
+            return 0
+        name = next((" ".join(given[:n]) for n in (2, 1) if " ".join(given[:n]) in COMMANDS), "")  # the longest
+        if not name and given and given[0].isidentifier():
+            offered = [one for one in COMMANDS if one.startswith(f"{given[0]} ")] or COMMANDS
+            raise UserError(f"{' '.join(given[:2])!r} is not a command; use one of {', '.join(offered)}")
+        # importing takes seconds, in which Ctrl-C may come
+        command = import_module(COMMANDS[name][0]) if name else sys.modules[__name__]
+        about = command.__doc__ if name else "Train one run or, with -m, a sweep."
+        parser = argparse.ArgumentParser(prog=f"python -m lora {name}".strip(), description=about)
         command.options(parser)
-        return command.main(parser.parse_intermixed_args(arguments)) or 0
+        parsed = parser.parse_intermixed_args(given[len(name.split()) :])
+        return (command.main(parsed) if name else train(parsed)) or 0
     except UserError as error:
         code, message = 2, f"error: {error}"
     except UnfinishedError as error:
@@ -72,30 +71,146 @@ def run_command(module: str, name: str, arguments: Sequence[str]) -> int:
 
 def first_screen() -> str:
     """The text of `python -m lora --help`."""
-    from lora.config.options import describe_group
+    from lora.config.compose import describe_group
     from lora.data.tasks import TASKS
 
     width = max(map(len, COMMANDS)) + 2
-    groups = {
-        name: describe_group(name) for name in ("method", "model", "protocol", "profile", "experiment", "launcher")
-    }
+    commands = "\n".join(f"  {name:<{width}}{text}" for name, (_, text) in COMMANDS.items())
+    groups = "\n".join(f"  {name:<{width}}{', '.join(describe_group(name))}" for name in GROUPS)
+    return f"""LoRA (Hu et al. 2021) compared with full fine-tuning and adapters on GLUE.
+
+usage: python -m lora KEY=VALUE ...        train one run
+       python -m lora -m profile=NAME ...  train a profile; task=cola seed=1,2 selects from it
+       python -m lora -m experiment=null KEY=A,B ...  train a grid of your own
+       python -m lora COMMAND --help       arguments of a command
+
+example: python -m lora task=reviews method=lora seed=1
+         python -m lora -m profile=mini && python -m lora report mini
+
+commands:
+{commands}
+
+settings (--cfg job shows all with their values):
+  {"task":<{width}}{", ".join(TASKS)}, or a file of your own: task=my_task.yaml
+{groups}"""
+
+
+# Training.
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", help="settings, KEY=VALUE")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("-m", "--multirun", action="store_true", help="train a sweep: KEY=A,B takes several values")
+    mode.add_argument("--cfg", choices=["job"], help="print all settings instead")
+
+
+def train(given: argparse.Namespace) -> int:
+    """Exit codes: 0 done, 1 runs failed or are missing, 2 a mistake in the command, 130 interrupted."""
+    from lora.training.processes import InterruptedRunError, check_processes, world_size
+
+    try:
+        check_processes()
+    except UserError as error:  # every process prints it: without valid settings, the main process is unknown
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if given.cfg:
+        from omegaconf import OmegaConf
+
+        from lora.config.compose import compose_config
+
+        print(OmegaConf.to_yaml(compose_config(given.overrides)))
+        return 0
+    try:
+        return sweep(given.overrides) if given.multirun else train_one(given.overrides)
+    except InterruptedRunError as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if world_size() > 1:
+            from torch import distributed
+
+            if distributed.is_initialized():
+                distributed.destroy_process_group()  # otherwise torch warns of a leak
+
+
+def sweep(arguments: Sequence[str]) -> int:
+    """Train the missing runs of a sweep and print its tables.
+
+    Raises: UserError, UnfinishedError: As in `launch_sweep`.
+    """
+    from lora.config.compose import chosen_option
+    from lora.sweep.launch import launch_sweep
+
+    unfinished = None
+    try:
+        launch_sweep(arguments)
+    except UnfinishedError as error:
+        unfinished = error
+    from lora.report.command import print_sweep  # loads scipy, which the first run should not wait for
+
+    print_sweep(chosen_option("profile", arguments), list(arguments))
+    if unfinished is not None:
+        raise unfinished
+    return 0
+
+
+def train_one(arguments: Sequence[str]) -> int:
+    """Train one run, unless it is done, and print its outcome.
+
+    Raises: UserError: If the command does not ask for one valid run, the MNLI run that it starts from is not trained,
+        or another worker trains it.
+    """
+    from lora.config.auto import check_device
+    from lora.config.compose import compose_family, read_overrides
+    from lora.sweep.worker import ensure_record, usable_record
+    from lora.training.processes import is_main_process, listen
+
+    overrides = read_overrides(arguments)
+    grids = [override for override in overrides if override.startswith("experiment=")]
+    if grids and grids[-1] != "experiment=null":
+        raise UserError(f"{grids[-1]} is a grid of runs: python -m lora -m {' '.join(overrides)} trains them")
+    listen()
+    *parents, run = compose_family(overrides)
+    before = usable_record(run)
+    if before is None:
+        check_device(run)
+        for parent in parents:
+            record = usable_record(parent)
+            if record is None or record.status != "ok":
+                command = as_command([sys.executable, "-m", "lora", "-m", "experiment=null", *overrides])
+                raise UserError(
+                    f"{run.run_id} starts from {parent.run_id}, which is not trained: {command} trains both"
+                )
+    record = ensure_record(run, mistakes_fail=False)
+    if is_main_process():
+        print(summary(run, record, was_done=record == before))
+    return int(record.status == "failed")
+
+
+def summary(config: "RunConfig", record: "RunRecord", was_done: bool) -> str:
+    """The outcome of a single run, and the paths of its files."""
+    from lora.records.record import adapter_path, record_path
+    from lora.sweep.progress import counted, duration, shown
+    from lora.sweep.worker import has_adapter
+
+    runtime, path = config.runtime, record_path(config.runtime.results, record.run_id)
+    when = f"{record.started_at[:16].replace('T', ' ')} UTC"
+    if record.status == "failed":
+        first = f"{record.run_id}: failed{f' on {when}' if was_done else ''}, {record.error}"
+        return f"{first} (runtime.retry_failed=true trains it again)\n  record:  {path}"
+    best, last = (shown(record.selected[rule]["value"]) for rule in ("best", "last"))
+    times = record.provenance.get("resumed", 0)
+    resumed = f", resumed {counted(times, 'time')}" if times else ""
+    began = f"already done: trained on {when}" if was_done else "trained"
+    adapter = "- (runtime.save_adapter=true saves it)"
+    if has_adapter(record, runtime.outputs):
+        adapter = str(adapter_path(runtime.outputs, record.run_id).parent)
     return "\n".join(
         [
-            "LoRA (Hu et al. 2021) compared with full fine-tuning and adapters on GLUE.",
-            "",
-            "usage: python -m lora KEY=VALUE ...        train one run",
-            "       python -m lora -m profile=NAME ...  train a profile; task=cola seed=1,2 selects from it",
-            "       python -m lora -m experiment=null KEY=A,B ...  train a grid of your own",
-            "       python -m lora COMMAND --help       arguments of a command",
-            "",
-            "example: python -m lora task=reviews method=lora seed=1",
-            "         python -m lora -m profile=mini && python -m lora report mini",
-            "",
-            "commands:",
-            *(f"  {name:<{width}}{text}" for name, (_, text) in COMMANDS.items()),
-            "",
-            "settings (--cfg job shows all with their values):",
-            f"  {'task':<{width}}{', '.join(TASKS)}, or a file of your own: task=my_task.yaml",
-            *(f"  {name:<{width}}{', '.join(options)}" for name, options in groups.items()),
+            f"{record.run_id}: ok, {record.selected['metric']} best {best} (epoch {record.selected['best']['epoch']}), "
+            f"last {last}",
+            f"  {began} in {duration(record.seconds)}{resumed}",
+            f"  record:  {path}",
+            f"  adapter: {adapter}",
         ]
     )

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from lora.config import kernel_choice, precision_choice
+from lora.config import auto
 from lora.sweep import devices
 from lora.sweep.pool import VISIBLE
 from lora.sweep.worker import Job
@@ -30,11 +30,11 @@ class GPU:
 
 
 def with_gpus(monkeypatch, *gpus: GPU) -> None:
-    for module in (kernel_choice, devices):
+    for module in (auto, devices):
         monkeypatch.setattr(module, "gpus", lambda: gpus)
 
 
 def inject(monkeypatch, precision: str) -> None:
     """Simulate a CPU that lists bf16 and on which `precision` was measured to be faster, for every encoder."""
-    monkeypatch.setattr(kernel_choice, "cpu_flags", lambda: {"avx512_bf16"})
-    monkeypatch.setattr(precision_choice, "faster_precision", lambda width, ffn: precision)
+    monkeypatch.setattr(auto, "cpu_flags", lambda: {"avx512_bf16"})
+    monkeypatch.setattr(auto, "faster_precision", lambda width, ffn: precision)

@@ -8,8 +8,8 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from lora.config.auto import not_covered
 from lora.config.compose import compose_family
-from lora.config.kernel_choice import not_covered
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT

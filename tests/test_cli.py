@@ -6,13 +6,11 @@ import os
 import pty
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import termios
 import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,22 +22,16 @@ from test_sweeps import quiet, wait_for
 from lora import cli
 from lora.cli import COMMANDS
 from lora.data.tasks import TASKS
+from lora.files import ROOT
 from lora.methods import METHODS
 from lora.records.record import load_records
 from lora.report.command import print_sweep
 from lora.sweep.request import select_runs
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 def process(*arguments: str) -> subprocess.CompletedProcess:
     call = [sys.executable, "-m", "lora", *arguments]
     return subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-
-
-def sweep_arguments(tiny_overrides, *more: str) -> list[str]:
-    kept = [o for o in tiny_overrides if not o.startswith("task=")]
-    return ["-m", *kept, "experiment=null", "method=full,lora", "task=cola,stsb", "seed=1,2", *more]
 
 
 def test_one_run(tiny_overrides, tmp_path):
@@ -55,12 +47,7 @@ def test_one_run(tiny_overrides, tmp_path):
     before = (tmp_path / "results" / "runs" / f"{record.run_id}.json").stat().st_mtime_ns
     again = lora(*tiny_overrides)
     assert again.returncode == 0
-    device, day = record.provenance["device"], record.started_at[:10]
-    assert again.stdout.startswith(
-        f"{record.run_id}: nothing to train, its run is in {tmp_path}/results already\n"
-        f"  made:    {day}, on {device}\n"
-        f"{record.run_id}: ok, matthews best"
-    )
+    assert again.stdout.startswith(f"{record.run_id}: ok, matthews best")
     assert f"  already done: trained on {record.started_at[:16].replace('T', ' ')} UTC in " in again.stdout
     assert (tmp_path / "results" / "runs" / f"{record.run_id}.json").stat().st_mtime_ns == before
 
@@ -178,21 +165,13 @@ def test_a_users_mistake_is_one_message_exit_2_and_nothing_written(tiny_override
     ("arguments", "message"),
     [
         (["-m", "profile=mini", "launcher.workers=0"], "launcher.workers must be a whole number >= 1, got 0"),
-        (["tune", "mini", "task=ratings"], "'mini' is not an override, setting=value; write profile=mini"),
+        (["tune", "mini", "task=ratings"], "'mini' is not an override, setting=value"),
         (["-m", "profile=small", "task=cola", "data.path=~/none"], "data folder ~/none does not exist"),
     ],
 )
 def test_a_mistake_in_a_sweep_is_one_message(arguments, message):
     done = lora(*arguments)
     assert done.returncode == 2 and not done.stdout and done.stderr.startswith(f"error: {message}")
-
-
-def test_a_sweep_is_narrowed_to_what_only_the_protocols_of_its_grids_have(tmp_path):
-    """The default protocol has no rows for this. The grids do, so the next thing amiss is the folder of the rows."""
-    asked = ["profile=paper", "model=roberta_large", "task=mrpc", "data.source=tsv", f"data.path={tmp_path}/none"]
-    done = lora("-m", *asked)
-    assert done.returncode == 2 and not done.stdout
-    assert done.stderr.startswith(f"error: data folder {tmp_path}/none does not exist") and done.stderr.count("\n") == 1
 
 
 def test_an_option_may_stand_between_two_overrides(tiny_overrides, tmp_path):
@@ -202,16 +181,6 @@ def test_an_option_may_stand_between_two_overrides(tiny_overrides, tmp_path):
     assert not (tmp_path / "results").exists()
     shown = lora("seed=3", "--cfg", "job", "method=bitfit")
     assert shown.returncode == 0 and "\nseed: 3\n" in shown.stdout and "method:\n  name: bitfit\n" in shown.stdout
-
-
-def test_other_rows_under_the_same_name_are_refused(tiny_overrides, tmp_path, glue_dir):
-    assert lora(*sweep_arguments(tiny_overrides, "method=bitfit", "task=cola", "seed=1,2")).returncode == 0
-    other = shutil.copytree(glue_dir, tmp_path / "glue")
-    lines = (other / "CoLA" / "train.tsv").read_text().splitlines()
-    (other / "CoLA" / "train.tsv").write_text("\n".join(lines[:-1]) + "\n")
-    done = lora(*sweep_arguments(tiny_overrides, "method=bitfit", "task=cola", "seed=1,3", f"data.path={other}"))
-    assert done.returncode == 2
-    assert "rows of cola are not those that" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["status", "plan"])
@@ -251,11 +220,6 @@ def test_an_option_may_stand_between_a_profile_and_its_overrides(at, capsys):
     assert f"profile mini: {len(select_runs('mini', arguments[1:]))} runs: " in capsys.readouterr().out
 
 
-def test_a_word_that_is_no_override_is_one_message(capsys):
-    assert cli.main(["status", "task=reviews", "mini"]) == 2
-    assert "error: 'mini' is not an override, setting=value; write profile=mini" in capsys.readouterr().err
-
-
 def test_an_unknown_command_is_one_message(capsys):
     assert cli.main(["statsu", "mini"]) == 2
     assert "'statsu mini' is not a command; use one of status" in capsys.readouterr().err
@@ -268,4 +232,4 @@ def test_ctrl_c_while_a_command_is_loaded_is_one_message(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "import_module", stopped)
-    assert cli.main(["task=reviews"]) == 130 and capsys.readouterr().err.startswith("interrupted")
+    assert cli.main(["status", "mini"]) == 130 and capsys.readouterr().err.startswith("interrupted")

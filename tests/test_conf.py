@@ -8,10 +8,8 @@ import tiny
 from glue_files import GLUE_TASKS
 from omegaconf import OmegaConf
 
-from lora.config.compose import compose_config, compose_run
-from lora.config.options import CONF, describe_group
-from lora.config.run import MNLI_CHILDREN, PROTOCOLS, RunConfig
-from lora.config.sections import ModelConfig
+from lora.config.compose import CONF, compose_config, compose_run, describe_group
+from lora.config.run import MNLI_CHILDREN, PROTOCOLS, ModelConfig, RunConfig
 from lora.cost.parameters import skeleton
 from lora.data.tasks import TASKS
 from lora.errors import UserError
@@ -44,8 +42,14 @@ def runs_of(profile: str, experiment: str) -> dict[str, RunConfig]:
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        (("printed", "minilm", "lora"), r"protocol must be one that has rows for minilm_lora \(long, ours\), got"),
-        (("ours", "mpnet_base", "houlsby"), r"method must be one .* model=mpnet_base \(full, lora\), got 'houlsby'"),
+        (
+            ("printed", "minilm", "lora"),
+            r"rows for model=minilm \(hparams/long/minilm_bitfit, .*, got protocol=printed method=lora",
+        ),
+        (
+            ("ours", "mpnet_base", "houlsby"),
+            r"model=mpnet_base \(hparams/ours/mpnet_base_full, .*, got .*method=houlsby",
+        ),
     ],
 )
 def test_a_combination_without_rows_is_refused(chosen, message):
@@ -64,7 +68,7 @@ def test_every_row_is_valid_and_other_tasks_are_refused(path):
         config = at_task(chosen, task)
         assert (config.protocol, config.model.name, config.task) == (protocol, model, task)
     if others := [task for task in TASKS if task not in tasks and "default" not in rows]:
-        with pytest.raises(UserError, match=f"^task must be one that has a row with .*, got '{others[0]}'"):
+        with pytest.raises(UserError, match=f"^task must be one that has a complete row with .*, got '{others[0]}'"):
             at_task(chosen, others[0])
 
 

@@ -8,7 +8,8 @@ from test_launch import launched
 
 from lora.errors import UserError
 from lora.sweep import devices, pool
-from lora.sweep.devices import check_precisions
+from lora.sweep.devices import local_workers
+from lora.sweep.expand import PlannedRun
 from lora.sweep.request import select_runs
 from lora.training import device
 from lora.training.loop import run
@@ -29,14 +30,18 @@ def test_a_sweep_in_a_precision_that_the_machine_lacks_is_one_message(tiny_overr
     assert not (tmp_path / "results").exists()
 
 
+def planned(config) -> list[PlannedRun]:
+    return [PlannedRun(config.run_id, config, ("adhoc",))]
+
+
 def test_a_gpu_that_lacks_it_is_told_from_the_cpu(tiny_config, monkeypatch):
-    config = tiny_config("train.precision=bf16", "runtime.device=auto")
+    runs = planned(tiny_config("train.precision=bf16", "runtime.device=auto"))
     with_gpus(monkeypatch, GPU(major=7))
     monkeypatch.setattr(device, "has_bf16", lambda gpu: not gpu)
     with pytest.raises(UserError, match="this GPU has none"):
-        check_precisions([config])
+        local_workers(runs, 1, False)
     with_gpus(monkeypatch, GPU(major=8))
-    check_precisions([config])
+    assert local_workers(runs, 1, False) == 1
 
 
 # Concurrent runs.
@@ -45,11 +50,11 @@ def test_a_gpu_that_lacks_it_is_told_from_the_cpu(tiny_config, monkeypatch):
 def test_one_run_at_a_time_on_each_gpu(tiny_config, monkeypatch):
     for count, workers in ((1, 1), (2, 2), (16, 8)):
         with_gpus(monkeypatch, *[GPU()] * count)
-        assert devices.runs_at_once([tiny_config("runtime.device=auto")], 8) == workers
-    assert devices.runs_at_once([tiny_config("runtime.device=cpu")], 8) == 8
-    assert devices.runs_at_once([tiny_config("runtime.device=auto", "train.kernels=fused")], 8) == 8
+        assert local_workers(planned(tiny_config("runtime.device=auto")), 8, False) == workers
+    assert local_workers(planned(tiny_config("runtime.device=cpu")), 8, False) == 8
+    assert local_workers(planned(tiny_config("runtime.device=auto", "train.kernels=fused")), 8, False) == 8
     with_gpus(monkeypatch)
-    assert devices.runs_at_once([tiny_config("runtime.device=auto")], 8) == 8
+    assert local_workers(planned(tiny_config("runtime.device=auto")), 8, False) == 8
 
 
 def test_the_launcher_is_told_and_the_command_line_wins(tiny_overrides, monkeypatch):

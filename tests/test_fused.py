@@ -15,7 +15,7 @@ from processor import needs_bf16
 from scipy import stats
 from torch.nn import functional as F
 
-from lora.config.kernel_choice import ARCHITECTURES
+from lora.config.auto import ARCHITECTURES
 from lora.cost.harness import saved_bytes
 from lora.methods import apply
 from lora.methods.configs import (

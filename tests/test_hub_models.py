@@ -10,7 +10,7 @@ import torch
 
 CODE = """
 import json, sys
-from lora.config.sections import ModelConfig
+from lora.config.run import ModelConfig
 from lora.errors import UserError
 from lora.models.load import load_encoder
 from lora.models.modules import checksum

@@ -16,7 +16,6 @@ from lora.sweep import launch
 from lora.sweep.launch import launch_sweep
 
 GRID = ("experiment=null", "method=bitfit", "seed=1,2")
-EPOCHS = (2, 7, 3, 5)  # neither up nor down
 
 
 def launched(monkeypatch, overrides, *more: str, outcomes: Sequence[dict | BaseException] = ()) -> list[tuple]:
@@ -40,23 +39,6 @@ def launched(monkeypatch, overrides, *more: str, outcomes: Sequence[dict | BaseE
     return [*received, ended.value]
 
 
-def epochs_of(tiny_overrides, monkeypatch) -> list[int]:
-    kept = [override for override in tiny_overrides if not override.startswith("train.epochs")]
-    jobs: list = []
-    monkeypatch.setattr(launch.pool, "run_jobs", lambda given, *others: jobs.extend(given) or 1 / 0)
-    asked = ["experiment=null", "method=bitfit", f"train.epochs={','.join(map(str, EPOCHS))}", "seed=1"]
-    with pytest.raises(ZeroDivisionError):
-        launch_sweep([*kept, *asked, "launcher.workers=1"])
-    return [run.train.epochs for job in jobs for run in job.runs]
-
-
-@pytest.mark.parametrize("sign", [1, -1], ids=["as their examples say", "against their examples"])
-def test_runs_are_launched_longest_first_by_what_is_expected(tiny_overrides, monkeypatch, sign):
-    """By seconds if records give them, which need not follow the number of examples."""
-    monkeypatch.setattr(launch, "estimator", lambda records: lambda run: 1e6 + sign * run.examples)
-    assert epochs_of(tiny_overrides, monkeypatch) == sorted(EPOCHS, reverse=sign > 0)
-
-
 def test_killed_runs_are_launched_three_times_and_mistakes_once(tiny_overrides, monkeypatch, capsys):
     (*waves, ended) = launched(monkeypatch, tiny_overrides, "seed=1,2", outcomes=[{}, {}, {}])
     assert [len(jobs) for jobs, _, _ in waves] == [2, 2, 2]
@@ -69,8 +51,11 @@ def test_killed_runs_are_launched_three_times_and_mistakes_once(tiny_overrides, 
 
 
 def test_runs_per_job(tiny_overrides, monkeypatch):
-    ((jobs, _, _), _) = launched(monkeypatch, tiny_overrides, "seed=1,2,3,4,5", "launcher.runs_per_job=2")
-    assert [[run.seed for run in job.runs] for job in jobs] == [[1, 2], [3, 4], [5]]
+    """The longest first."""
+    kept = [override for override in tiny_overrides if not override.startswith("train.epochs")]
+    asked = ("train.epochs=2,7,3,5,4", "seed=1", "launcher.runs_per_job=2")
+    ((jobs, _, _), _) = launched(monkeypatch, kept, *asked)
+    assert [[run.train.epochs for run in job.runs] for job in jobs] == [[7, 5], [4, 3], [2]]
     assert {run.runtime.group for job in jobs for run in job.runs} == {"adhoc"} and jobs[0].folder == os.getcwd()
 
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from synthetic import populate
 
-from lora.config.options import CONF
+from lora.config.compose import CONF
 from lora.records.record import load_curves
 from lora.report.build import build
 from lora.report.gather import Gathered, gather

@@ -15,9 +15,9 @@ from lora.methods import METHODS, apply
 from lora.models.load import load_encoder
 from lora.models.modules import is_head, trainable
 from lora.records.record import adapter_path, record_path, write_record
-from lora.sweep.launch import sweep_of, unfinished
+from lora.sweep.expand import state
+from lora.sweep.launch import to_train, train_missing, unfinished
 from lora.sweep.request import select_runs, sweep_settings
-from lora.sweep.state import state
 from lora.sweep.worker import ensure_record
 from lora.training.mnli_start import start_from
 
@@ -36,7 +36,7 @@ def fresh(config):
     return model
 
 
-METHODS_AND_KERNELS = [*((name, "stock") for name in METHODS), ("full", "fused"), ("lora", "fused")]
+METHODS_AND_KERNELS = [*((name, "stock") for name in METHODS), ("full", "fused")]
 
 
 def family_of(tiny_overrides, method, kernels):
@@ -166,19 +166,24 @@ def test_a_sweep_trains_parents_first_and_once(tiny_overrides, tmp_path):
     assert len(runs) == 6 and len(parents) == 2
     assert {run.parent for run in runs if run.task != "mnli"} == set(parents)
     assert all(run.config.runtime.save_adapter for run in parents.values())
-    settings = sweep_settings("small", overrides)
-    now = state(runs, tmp_path / "results")
-    sweep = sweep_of(settings, runs, now)
-    assert {run.run_id for run in sweep.wave(now)} == set(parents)
+    settings, results = sweep_settings("small", overrides), tmp_path / "results"
+    todo = to_train(settings, runs, state(runs, results))
+    assert todo == runs
+    waves = []
+
+    def launch(wave, done):
+        waves.append({run.run_id for run in wave})
+        return {run.run_id: "failed" if run.seed == 2 else "ok" for run in wave}
+
+    assert train_missing(todo, set(), str(tmp_path), launch) == {}
+    assert waves == [set(parents), {run.run_id for run in runs if run.parent and run.seed == 1}]
 
     done = ensure_record(next(iter(parents.values())).config, mistakes_fail=True)
-    now = sweep.now()
-    ready = sweep.wave(now)
-    assert {run.parent for run in ready} == {None, done.run_id} and len(ready) == 3
+    now = state(runs, results)
+    assert len(to_train(settings, runs, now)) == 5
     assert sum("not started: its MNLI run" in line for line in unfinished(now, {})) == 2
-
     adapter_path(settings.runtime.outputs, done.run_id).unlink()
-    assert {run.run_id for run in sweep.wave(now)} == set(parents)
+    assert len(to_train(settings, runs, now)) == 6
 
 
 def test_done_runs_are_trained_again_where_their_adapters_are_asked_for(tiny_overrides, tmp_path):
@@ -189,4 +194,4 @@ def test_done_runs_are_trained_again_where_their_adapters_are_asked_for(tiny_ove
         ensure_record(dataclasses.replace(run.config, runtime=runtime), mistakes_fail=False)
     now = state(runs, tmp_path / "results")
     for more, expected in ([], []), (["runtime.save_adapter=true"], [runs[1]]):
-        assert sweep_of(sweep_settings("small", [*overrides, *more]), runs, now).to_train(now) == expected
+        assert to_train(sweep_settings("small", [*overrides, *more]), runs, now) == expected

@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers import AutoTokenizer
 
-from lora.config.sections import ModelConfig
+from lora.config.run import ModelConfig
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.models.load import load_encoder, max_positions

@@ -24,7 +24,6 @@ from lora.data.read import read
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.records.record import load_records
-from lora.sweep.announce import about_own
 from lora.sweep.request import select_runs
 
 SCORED = {"labels": None, "range": [0, 5], "metric": "pearson"}
@@ -70,24 +69,18 @@ def test_two_folders_with_one_definition_and_other_rows_are_not_one_task(tmp_pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"colums": ["text"]}, "colums is not a setting; the nearest is columns; the settings are columns, label"),
+        ({"colums": ["text"]}, "colums is not a setting; the settings are columns, label"),
         ({"columns": None}, "columns is missing"),
-        ({"columns": ["a", "b", "c"]}, "columns must be a list of one or two text columns"),
-        ({"columns": ["text", "text"]}, "columns must be distinct names"),
         ({"columns": ["idx"]}, "columns must be called other than label or idx"),
         ({"label": "text"}, "label must be the name of a column that is no text column, got 'text'"),
         ({"labels": None}, r"labels \(of a classification\) or range \(of a regression\) must be stated, got neither"),
         ({"range": [0, 1]}, "must be stated, got both"),
-        ({"labels": ["bad"]}, "labels must be two or more words"),
         ({"labels": ["bad", "bad"]}, "labels must be distinct"),
         ({"labels": [False, True]}, "labels: YAML reads an unquoted yes, no, on, off, true or false as False; quote"),
-        ({"labels": ["a\tb", "c"]}, "words without tabs, line ends"),
         ({"labels": ["a\x1b[2J", "c"]}, "words without tabs, line ends"),
         ({"labels": ["a", "b", "c"], "metric": "f1"}, "metric must be accuracy or macro_f1 for more than two labels"),
-        ({"metric": "pearson"}, "metric must be one of accuracy, f1, macro_f1, matthews with labels, got 'pearson'"),
         ({"labels": None, "range": [0, 1]}, "metric must be pearson or spearman with a range, got 'accuracy'"),
         ({**SCORED, "range": [1, 0]}, r"range must be \[lowest, highest\], finite numbers"),
-        ({"metric": "bleu"}, "metric must be one of accuracy, f1, macro_f1, matthews, pearson, spearman, got 'bleu'"),
         ({"dev": "train.csv"}, "train, dev, test must be different files"),
     ],
 )
@@ -95,13 +88,6 @@ def test_a_broken_rule_of_the_file_is_named(changes, message, tmp_path):
     path = write_task(tmp_path, **changes)
     with pytest.raises(UserError, match=rf"(?s)moods.yaml does not define a task:\n.*{message}"):
         add_task(path)
-
-
-def test_all_problems_of_a_file_come_together(tmp_path):
-    path = write_task(tmp_path, label=3, metric="bleu", colour="red", dev=None)
-    with pytest.raises(UserError) as caught:
-        add_task(path)
-    assert len(str(caught.value).splitlines()) == 1 + 4
 
 
 @pytest.mark.parametrize(
@@ -168,28 +154,14 @@ def test_whole_numbers_are_labels_and_scores_are_numbers(ending, tmp_path):
 
 BAD = {
     "a missing column": (".csv", "text,feeling\nx,good\ny,bad\n", r": no column mood; the columns are text, feeling"),
-    "a column twice": (".csv", "text,mood,mood\nx,good,good\n", r": the column 'mood' occurs 2 times"),
     "an unknown label": (".csv", "text,mood\nx,good\ny,Bad\n", r", row 2: 'Bad' in column mood: the labels are bad, g"),
     "no label": (".csv", "text,mood\nx,good\ny,\n", r", row 2: no label in column mood: the labels are bad, good"),
     "an empty text": (".csv", 'text,mood\nx,good\n" ",bad\n', r", row 2: an empty text in column text"),
-    "Latin-1": (
-        ".csv",
-        "text,mood\nx,good\ncaf\xe9,bad\n".encode("latin-1"),
-        r": 'utf-8' codec.* byte 0xe9",
-    ),
     "UTF-16": (".csv", "text,mood\nx,good\n".encode("utf-16"), r": 'utf-8' codec can't decode byte 0xff"),
     "a long row": (".csv", "text,mood\nx,good\ny,bad,more\n", r": Expected 2 fields in line 3, saw 3"),
-    "a short row": (".csv", "text,mood\nx,good\ny\n", r", row 2: no label in column mood"),
-    "an empty line": (".csv", "text,mood\nx,good\n\ny,bad\n", r", row 2: an empty text in column text"),
     "an open quote": (".csv", 'text,mood\nx,good\n"y,bad\n', r": EOF inside string starting at row 2"),
-    "one class": (".csv", "text,mood\nx,good\ny,good\n", r": all 2 rows have 'good' in column mood"),
     "no rows": (".csv", "text,mood\n", r": no rows; the dev split needs some"),
-    "nothing": (".csv", "", r": No columns to parse from file"),
-    "a short tsv row": (".tsv", "text\tmood\nx\tgood\ny", r", row 2: no label in column mood"),
-    "no key": (".jsonl", '{"text": "x", "mood": "good"}\n{"text": "y"}\n', r", row 2: no label in column mood"),
     "a list": (".jsonl", '{"text": "x", "mood": "good"}\n["y"]\n', r": row 2 is not a JSON object: it is a list"),
-    "cut JSON": (".jsonl", '{"text": "x", "mood": "good"}\n{"text": "y"\n', r": row 2 is not a JSON object"),
-    "a number": (".jsonl", '{"text": 5, "mood": "good"}\n', r", row 1: 5, which is not text, in column text"),
     "a switch": (".jsonl", '{"text": "x", "mood": true}\n', r", row 1: True in column mood: the labels are bad, good"),
     "half a pair": (
         ".jsonl",
@@ -313,9 +285,9 @@ def test_runs_carry_the_definitions_digits_and_no_other_task_may_take_its_place(
         ("data.path=/x", "data.path must be null for a task of your own"),
         ("data.source=tsv", f"data.source must be own for task {config.task}, got 'tsv'"),
         ("start=mnli", "start must be pretrained"),
-        ("protocol=long", "task must be one that has a row with protocol=long"),
+        ("protocol=long", "task must be one that has a complete row with protocol=long"),
         ("task=null", r"profile own needs a task of your own: task=my_task\.yaml"),
-        ("task=rte", r"task rte is not one of your own; profile own .* needs a file such as"),
+        ("task=rte", "task rte is not one of your own; data.source=own needs a file such as"),
     ):
         with pytest.raises(UserError, match=message):
             compose_run(["profile=own", f"task={path}", override])
@@ -331,7 +303,7 @@ def test_a_task_without_a_row_takes_the_default_one_and_says_that_it_is_untuned(
             assert compose_run(overrides).train.lr == of_cola.train.lr
             assert compose_run(overrides).runtime.rate_from == "default"
             assert compose_run([*overrides, "train.lr=1e-3"]).runtime.rate_from == "stated"
-    with pytest.raises(UserError, match=r"for with model=mpnet_base \(full, lora\), got 'houlsby'$"):
+    with pytest.raises(UserError, match=r"rows for model=mpnet_base \(.*mpnet_base_full, .*\), got .*method=houlsby$"):
         compose_run(["profile=own", f"task={path}", "model=mpnet_base", "method=houlsby"])
     runs = select_runs("own", [f"task={path}", "train.precision=fp32"])
     assert {(run.method, run.seed) for run in runs} == {(m, s) for m in ("full", "houlsby", "lora") for s in (1, 2, 3)}
@@ -345,12 +317,6 @@ def test_a_task_without_a_row_takes_the_default_one_and_says_that_it_is_untuned(
 def tiny_own(model_dir, tmp_path):
     """The file of a task of 500 examples, and overrides that turn the profile's runs into runs of one second."""
     return write(tmp_path / "data", 400, 100), [*settings_of(model_dir), *folders(tmp_path)]
-
-
-def test_the_announcement_counts_the_rows_that_are_used(tiny_own):
-    path, settings = tiny_own
-    config = compose_run(["profile=own", f"task={path}", *settings, "data.train_rows=300"])
-    assert "train 300, dev 100" in "\n".join(about_own([config]))
 
 
 def test_from_a_csv_to_the_report(tiny_own, tmp_path):
@@ -481,9 +447,3 @@ def test_a_regression_of_an_earlier_version_is_refused(tmp_path):
     kept.rename(kept.with_name(f"moods-{old}.json"))
     with pytest.raises(UserError, match="whose scores were not scaled by their range, is refused"):
         add_kept_tasks(tmp_path / "results")
-
-
-def test_a_refused_run_keeps_no_definition(tiny_own, tmp_path):
-    path, settings = tiny_own
-    assert lora("profile=own", f"task={path}", "method=lora", "method.rank=100000", *settings).returncode == 2
-    assert {found.name for found in tmp_path.iterdir()} == {"data"}

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from lora.cli import COMMANDS
-from lora.config.options import describe_group
+from lora.config.compose import describe_group
 from lora.records.record import load_frame, load_records
 
 ROOT = Path(__file__).parents[1]

@@ -10,9 +10,9 @@ import pytest
 import torch
 from machines import inject
 
-from lora.config import kernel_choice, precision_choice
+from lora.config import auto
+from lora.config.auto import faster_precision
 from lora.config.compose import compose_run
-from lora.config.precision_choice import faster_precision
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.records import provenance
@@ -27,8 +27,8 @@ MINILM = (384, 1536)
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An empty cache, on a CPU that lists bf16 and in a process that has measured nothing."""
-    monkeypatch.setattr(precision_choice, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr(kernel_choice, "cpu_flags", lambda: {"avx512_bf16"})
+    monkeypatch.setattr(auto, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(auto, "cpu_flags", lambda: {"avx512_bf16"})
     faster_precision.cache_clear()
     yield tmp_path / "cache"
     faster_precision.cache_clear()
@@ -38,7 +38,7 @@ def cache(tmp_path, monkeypatch):
 def probed(monkeypatch):
     """The sizes passed to a fake measurement, in which bf16 is twice as fast."""
     asked = []
-    monkeypatch.setattr(precision_choice, "run_probe", lambda *sizes: asked.append(sizes) or 2.0)
+    monkeypatch.setattr(auto, "run_probe", lambda *sizes: asked.append(sizes) or 2.0)
     return asked
 
 
@@ -82,7 +82,7 @@ def test_a_cpu_is_measured_if_it_lists_bf16(flags, is_measured, cache, probed, t
     if flags is not None:
         (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\n")
     monkeypatch.setattr(provenance, "PROC", tmp_path)
-    monkeypatch.setattr(kernel_choice, "cpu_flags", provenance.cpu_flags)
+    monkeypatch.setattr(auto, "cpu_flags", provenance.cpu_flags)
     assert compose_run(REVIEWS).train.precision == ("bf16" if is_measured else "fp32")
     assert probed == [MINILM] * is_measured
     assert compose_run([*REVIEWS, "train.precision=fp32"]).train.precision == "fp32"
@@ -96,7 +96,7 @@ def test_the_width_is_the_encoders(cache, probed, model_dir):
 
 def test_a_measurement_is_kept_for_this_cpu_and_torch_and_made_again_if_broken(cache, probed, monkeypatch):
     for kind in ("one CPU", "one CPU", "another CPU"):
-        monkeypatch.setattr(precision_choice, "cpu_kind", lambda kind=kind: kind)
+        monkeypatch.setattr(auto, "cpu_kind", lambda kind=kind: kind)
         faster_precision.cache_clear()  # as in a new process
         assert faster_precision(*MINILM) == "bf16"
     assert len(probed) == len(list(cache.glob("*.json"))) == 2
@@ -110,7 +110,7 @@ def test_a_measurement_is_kept_for_this_cpu_and_torch_and_made_again_if_broken(c
 
 def test_processes_that_start_together_measure_once(cache, monkeypatch):
     asked = []
-    monkeypatch.setattr(precision_choice, "run_probe", lambda width, ffn: asked.append(width) or time.sleep(0.2) or 2.0)
+    monkeypatch.setattr(auto, "run_probe", lambda width, ffn: asked.append(width) or time.sleep(0.2) or 2.0)
     threads = [threading.Thread(target=faster_precision.__wrapped__, args=MINILM) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -127,9 +127,9 @@ def test_a_measurement_that_fails_or_cannot_be_kept_is_one_message(script, cache
         real = subprocess.run
         command = [sys.executable, "-c", script]
         monkeypatch.undo()
-        monkeypatch.setattr(precision_choice, "CACHE", cache)
-        monkeypatch.setattr(precision_choice, "PROBE_SECONDS", 3)
-        monkeypatch.setattr(precision_choice.subprocess, "run", lambda given, **settings: real(command, **settings))
+        monkeypatch.setattr(auto, "CACHE", cache)
+        monkeypatch.setattr(auto, "PROBE_SECONDS", 3)
+        monkeypatch.setattr(auto.subprocess, "run", lambda given, **settings: real(command, **settings))
     with pytest.raises(UserError, match=r"cannot measure which precision is faster here: .*; state train.precision="):
         faster_precision(*MINILM)
 
@@ -142,4 +142,4 @@ def test_a_runs_bits_do_not_follow_what_was_measured(tiny_config, monkeypatch):
         outcomes.append((record.run_id, record.epochs, predictions))
     assert outcomes[0] == outcomes[1]
     files = [path for path in (ROOT / "lora" / "training").rglob("*.py") if path.name != "precision_probe.py"]
-    assert len(files) > 10 and not [path for path in files if "precision_choice" in path.read_text()]
+    assert len(files) > 10 and not [path for path in files if "faster_precision" in path.read_text()]

@@ -7,24 +7,19 @@ import sys
 import time
 
 import pytest
-import torch
 from synthetic import synthetic_record
 from test_results import record
 
 from lora.cli import main
-from lora.config.compose import compose_config
 from lora.files import ROOT
-from lora.records.provenance import recorded_cpu
 from lora.records.record import write_record
-from lora.sweep import estimate, progress
-from lora.sweep.announce import announcement
-from lora.sweep.estimate import compute_seconds, estimator, records_of_this_machine, time_together
-from lora.sweep.notes import Note
-from lora.sweep.plan import CHECKPOINT_BYTES, checkpoint_bytes
-from lora.sweep.progress import Display, Lines, Watch
-from lora.sweep.request import select_runs
-from lora.sweep.state import state, state_of
-from lora.training.device import device_name
+from lora.sweep import plan, progress
+from lora.sweep.expand import state_of
+from lora.sweep.launch import announcement
+from lora.sweep.notes import held
+from lora.sweep.plan import CHECKPOINT_BYTES, checkpoint_bytes, compute_seconds, estimator
+from lora.sweep.progress import Display, Lines, Watch, duration
+from lora.sweep.request import select_runs, sweep_settings
 from lora.training.loop import Progress
 
 
@@ -34,10 +29,7 @@ def runs():
 
 
 def watch(runs, folder, done=0, words="") -> Watch:
-    def left(waiting, ended):
-        return time_together(waiting, ended, 2)
-
-    return Watch(runs, done, left, dict.fromkeys((run.run_id for run in runs), words), str(folder), str(folder))
+    return Watch(runs, done, dict.fromkeys((run.run_id for run in runs), words), str(folder), str(folder))
 
 
 # Estimates
@@ -52,57 +44,33 @@ def test_estimates_come_from_the_most_similar_records(runs):
     assert estimator([])(lora) is None
 
 
-def test_the_cpu_is_named_as_records_name_it():
-    """The truth is torch's own name."""
-    assert device_name(torch.device("cpu")).startswith(recorded_cpu())
+def test_the_users_own_records_count_and_committed_ones_do_not(tmp_path, monkeypatch):
+    results = tmp_path / "results"
+    monkeypatch.setattr(plan, "RESULTS", results)
+    names = [f"minilm.full.reviews.s{seed}-00000000" for seed in range(4)]
+    for folder, name in zip(("results/mini", "results/reference/mini", "elsewhere"), names, strict=False):
+        write_record(tmp_path / folder, record(name))
+    write_record(results / "mini", record(names[3], status="failed", error="it broke", provenance=None))
+    assert {one.run_id for one in plan.own_records(tmp_path / "elsewhere")} == {names[0], names[2]}
 
 
-@pytest.mark.parametrize(
-    ("flags", "kind"),
-    [
-        ("fma avx2 avx512vl avx512bw avx512dq", "x86_64 AVX512"),
-        ("fma avx2 avx512f", "x86_64 AVX2"),
-        ("sse2", "x86_64 DEFAULT"),
-    ],
-)
-def test_kinds_of_cpus(flags, kind, tmp_path, monkeypatch):
-    (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu {flags}\n")
-    monkeypatch.setattr("lora.records.provenance.PROC", tmp_path)
-    monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    assert recorded_cpu() == kind
+def announced(profile, runs, records, folder) -> str:
+    settings = sweep_settings(profile, [f"runtime.results={folder}"])
+    now = state_of(runs, records, [])
+    return "\n".join(announcement(settings, runs, now, () if records else runs, 2))
 
 
-def test_the_users_own_records_of_this_processor_count_and_committed_ones_do_not(tmp_path, monkeypatch):
-    results, mine = tmp_path / "results", recorded_cpu()
-    monkeypatch.setattr(estimate, "RESULTS", results)
-    names = [f"minilm.full.reviews.s{seed}-00000000" for seed in range(6)]
-    folders = ("results/mini", "results/small", "results/reference/mini", "elsewhere")
-    for folder, name, device in zip(folders, names, (mine, "NVIDIA A100", mine, mine), strict=False):
-        made = record(name)
-        made.provenance["device"] = device
-        write_record(tmp_path / folder, made)
-    write_record(results / "mini", record(names[4], status="failed", error="it broke", provenance=None))
-    for gpu, more, expected in (
-        (False, (), {names[0], names[3]}),
-        (True, (), {names[1]}),
-        (False, ("launcher.name=slurm",), {names[0], names[1], names[3]}),  # whose nodes are other machines
-    ):
-        monkeypatch.setattr(estimate, "has_gpu", lambda gpu=gpu: gpu)
-        config = compose_config(["profile=mini", f"runtime.results={tmp_path}/elsewhere", *more])
-        assert {r.run_id for r in records_of_this_machine(config)} == expected
-
-
-def test_the_announcement_says_what_and_how_long(runs, tmp_path):
-    now = state(runs, tmp_path)
-    for seconds, words in ((120.0, "about 2 min"), (None, "unknown until the first run has ended")):
-        text = announcement("mini", runs, now, runs, seconds, 2, "results/mini")
+def test_the_announcement_says_what_and_how_long(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "RESULTS", tmp_path)
+    for words in ("unknown until the first run has ended", "time:    about"):
+        text = announced("mini", runs, [], tmp_path / "mini")
         assert "4 runs: 0 done, 0 failed, 4 to train, 2 at a time" in text and words in text
         rates = {run.method: f"{run.method} {run.config.train.lr:g}" for run in runs}
         assert f"encoder: minilm; epochs: {runs[0].config.train.epochs}\n" in text
         assert f"rates:   {', '.join(rates.values())} (from conf/hparams)\n" in text
-    done = state_of(runs, [synthetic_record(run, 0.5) for run in runs], [])
-    text = announcement("mini", runs, done, [], None, 2, "results/mini")
-    assert text.startswith("profile mini: nothing to train, all 4 runs are in results/mini already")
+        write_record(tmp_path / "mini", record())
+    text = announced("mini", runs, [synthetic_record(run, 0.5) for run in runs], tmp_path / "mini")
+    assert text.startswith("profile mini: nothing to train, all 4 runs are in ")
 
 
 # `plan`
@@ -113,10 +81,9 @@ def test_without_records_a_plan_is_operations_over_an_assumed_rate(capsys, monke
     asked = ["model=roberta_base", "method=lora", "protocol=printed", "task=rte,cola", "seed=1", "experiment=null"]
     runs = {run.task: run for run in select_runs("paper", asked)}
     assert set(runs) == {"rte", "cola", "mnli"} and runs["rte"].parent == runs["mnli"].run_id
-    assert runs["rte"].tokens == 80 * 2490 * 512
     assert compute_seconds(runs["rte"]) == 6 * 125e6 * 80 * 2490 * 512 / 100e12
     assert checkpoint_bytes(runs["mnli"]) == CHECKPOINT_BYTES * 2 * 12 * 2 * 768 * 8  # q and v, A and B of rank 8
-    monkeypatch.setattr(estimate, "RESULTS", tmp_path)
+    monkeypatch.setattr(plan, "RESULTS", tmp_path)
     assert main(["plan", "paper", *asked]) == 0
     said, hours = capsys.readouterr().out, sum(map(compute_seconds, runs.values())) / 3600
     assert "an assumption, not a measurement" in said and "0 of 3 runs" in said and f"{hours:,.1f}" in said
@@ -127,17 +94,17 @@ def test_the_page_states_the_plan_of_the_paper():
     page = (ROOT / "experiments" / "README.md").read_text()
     rows = re.findall(r"^\| (`experiment=.*`|\(none\)) \| .* \| (\d+) \| ([\d,]+) \|$", page, re.MULTILINE)
     assert len(rows) == 7
-    plan = {run.run_id: run for run in select_runs("paper", [])}
+    every = {run.run_id: run for run in select_runs("paper", [])}
     for given, count, hours in rows:
         asked = {key: values.split(",") for key, values in re.findall(r"(\w+)=([\w,]+)", given)}
         chosen = {
             run_id: run
-            for run_id, run in plan.items()
+            for run_id, run in every.items()
             if set(asked.get("experiment", run.experiments)) & set(run.experiments)
             and run.model in asked.get("model", [run.model])
             and run.task in asked.get("task", [run.task])
         }
-        chosen |= {run.parent: plan[run.parent] for run in chosen.values() if run.parent is not None}
+        chosen |= {run.parent: every[run.parent] for run in chosen.values() if run.parent is not None}
         total = sum(map(compute_seconds, chosen.values())) / 3600
         assert (len(chosen), round(total)) == (int(count), int(hours.replace(",", ""))), given
 
@@ -146,15 +113,15 @@ def test_the_page_states_the_plan_of_the_paper():
 
 
 def test_finished_runs_are_counted_with_metric_and_time_left(runs, tmp_path, capsys):
-    """No estimate exists before the first has ended: those that are done were timed on another machine."""
     view = watch(runs, tmp_path, 3, "lr=0.001")
+    view.started -= 100
     with view.shown():
-        assert view.left() == "?"
         write_record(tmp_path, record(runs[0].run_id, value=0.834, seconds=50.0))
         view.look()
         write_record(tmp_path, record(runs[1].run_id, status="failed", error="it broke", seconds=50.0))
     first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith(f"[  4/7] {runs[0].run_id}  lr=0.001  accuracy 83.4  50 s  left ")
+    left = 100 * sum(run.examples for run in runs[1:]) / runs[0].examples
+    assert first == f"[  4/7] left {duration(left)}  {runs[0].run_id}  lr=0.001  accuracy 83.4  50 s"
     assert second.startswith("[  5/7] ") and "failed: it broke" in second
 
 
@@ -164,8 +131,9 @@ def test_without_a_terminal_a_sweep_says_where_it_is(runs, tmp_path, capsys, mon
     os.utime(old, (time.time() - 60, time.time() - 60))
     view = watch(runs, tmp_path)
     view.look()
-    Note(str(tmp_path), runs[0].run_id)(Progress(step=5, steps=9, epoch=1, metric=0.5))
-    view.look()
+    with held(tmp_path, runs[0].run_id) as note:
+        note(Progress(step=5, steps=9, epoch=1, metric=0.5))
+        view.look()
     first, second = capsys.readouterr().err.splitlines()
     assert first == "[  0/4] left ?  nothing trains yet"
     assert second == f"[  0/4] left ?  {runs[0].run_id.rsplit('-', 1)[0]} 5/9 50.0"
@@ -202,5 +170,4 @@ def test_on_a_terminal_a_passing_line_is_overwritten(capsys, monkeypatch):
 def test_the_announcement_names_the_mnli_run_that_others_start_from(tmp_path):
     runs = select_runs("small", ["task=rte", "method=lora", "seed=1", "start=mnli"])
     (parent,) = [run.run_id for run in runs if run.task == "mnli"]
-    text = announcement("small", runs, state(runs, tmp_path), runs, None, 2, "results")
-    assert f"  MNLI:    {parent}, which others start from\n" in text
+    assert f"  MNLI:    {parent}, which others start from\n" in announced("small", runs, [], tmp_path)

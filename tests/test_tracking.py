@@ -12,11 +12,9 @@ import pytest
 import wandb
 from comparing import equal_science
 
-from lora.cli import main
 from lora.files import ROOT
 from lora.sweep import tracking
 from lora.sweep.notes import Note
-from lora.sweep.tracking import destination
 from lora.sweep.worker import ensure_record
 from lora.training import processes
 from lora.training.processes import InterruptedRunError
@@ -114,34 +112,3 @@ def test_no_failure_reaches_the_run(offline, tiny_config, monkeypatch, tmp_path,
     assert len(copies(config)) == (0 if broken == "init" else 1)
     quiet = ensure_record(tiny_config(f"runtime.results={tmp_path}/quiet"), mistakes_fail=False)
     assert equal_science(record, quiet)
-
-
-def test_the_destination_is_the_one_of_wandbs_own_settings(monkeypatch, tmp_path):
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    for name in ("WANDB_API_KEY", "WANDB_ENTITY", "WANDB_PROJECT"):
-        monkeypatch.delenv(name, raising=False)
-    wandb.teardown()  # what an earlier test of this process set up
-    folder = f"the folder {tmp_path}/wandb, sent nowhere"
-    assert destination("offline", str(tmp_path)) == folder
-    assert destination("auto", str(tmp_path)) == folder, "there is no key"
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    wandb.teardown()
-    server = wandb.setup().settings.base_url
-    assert destination("auto", str(tmp_path)) == f"{server}, project lora-glue"
-    wandb.teardown()
-
-
-def test_the_tables_of_a_sweep_are_an_artifact(tmp_path, capsys):
-    (tmp_path / "results" / "tables").mkdir(parents=True)
-    (tmp_path / "results" / "tables" / "table2.md").write_text("| a table |")
-    command = ["upload", "small", f"runtime.results={tmp_path}/results", f"runtime.outputs={tmp_path}/outputs"]
-    assert main([*command, "runtime.tracking=off"]) == 0
-    assert not (tmp_path / "outputs").exists() and not capsys.readouterr().out
-    assert main([*command, "runtime.tracking=offline"]) == 0
-    assert capsys.readouterr().out == (
-        f"copies: tables and figures of small (1 in all) for W&B, to the folder {tmp_path}/outputs/wandb, sent nowhere "
-        f"(none with runtime.tracking=off)\n"
-    )
-    (folder,) = (tmp_path / "outputs" / "wandb").glob("offline-run-*")
-    text = inspected(folder)
-    assert "results-small" in text and "table2.md" in text

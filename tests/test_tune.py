@@ -25,7 +25,7 @@ from lora.report.build import build
 from lora.report.gather import gather
 from lora.sweep import launch
 from lora.sweep.request import select_runs
-from lora.sweep.tune import at_edge, best_rate, rate_grids
+from lora.sweep.tune import best_rate, rate_grids
 
 SETTINGS = ("protocol=ours", "task=ratings", "method=lora")
 LR = 0.0123
@@ -78,7 +78,6 @@ def test_the_best_of_a_grid_is_kept_with_how_it_was_chosen(tuned):
         known = {lr: score for lr, score in scores.items() if score is not None}
         assert set(scores) == {1e-3, 3e-3, 1e30} and scores[1e30] is None
         assert entry["lr"] == max(known, key=known.get) and entry["tried"] == scores and entry["seeds"] == [0]
-        assert entry["edge"] == ("lowest" if entry["lr"] == 1e-3 else None)
 
 
 def test_tuning_resumes_and_ends_the_same(tuned):
@@ -141,7 +140,8 @@ def test_no_sweep_takes_the_seed_that_chose_the_rates(tuned, capsys):
     ],
 )
 def test_the_best_and_its_edge(tried, best, edge):
-    assert (best_rate(tried), at_edge(tried)) == (best, edge)
+    found, words = best_rate(tried)
+    assert found == best and (f", the {edge}: train.lr=A,B,C" in words if edge else "the lowest" not in words)
 
 
 def tune(folder, monkeypatch, values: dict[float, float | None]) -> int:
@@ -175,16 +175,16 @@ def test_an_edge_is_named(tmp_path, monkeypatch, capsys):
     assert tune(tmp_path, monkeypatch, {0.001: 0.1, 0.002: 0.2, 0.005: 0.3}) == 0
     assert "0.005 30.0; takes 0.005, the highest: train.lr=A,B,C looks" in capsys.readouterr().out
     (chosen,) = read_rates(tmp_path / "rates.yaml")
-    assert (chosen.lr, chosen.edge) == (0.005, "highest")
+    assert chosen.lr == 0.005
 
 
 def test_every_method_has_a_grid_of_one_size_around_its_row_on_seed_0():
     grids = rate_grids("small", {"task": ["cola", "rte"], "data.path": ["GLUE"]})
-    assert {(grid.method, grid.task) for grid in grids} == {
+    assert {(grid.method, grid.first.task) for grid in grids} == {
         (method, task) for method in ("full", "lora", "houlsby") for task in ("cola", "rte")
     }
     for grid in grids:
-        row = yaml.safe_load((ROOT / f"conf/hparams/ours/minilm_{grid.method}.yaml").read_text())[grid.task]
+        row = yaml.safe_load((ROOT / f"conf/hparams/ours/minilm_{grid.method}.yaml").read_text())[grid.first.task]
         assert len(grid.rates) == 5 and grid.rates[2] == row["lr"]
         factors = [high / low for low, high in zip(grid.rates, grid.rates[1:], strict=False)]
         assert all(1.99 < factor < 3 for factor in factors)

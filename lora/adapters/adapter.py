@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lora.adapters.base import Base, carried_parameters, describe_base, kept_layers, short
-from lora.config.run import RunConfig
-from lora.config.sections import ModelConfig
+from lora.config.run import ModelConfig, RunConfig
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
 from lora.methods.configs import LoraConfig, MethodConfig

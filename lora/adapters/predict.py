@@ -22,7 +22,7 @@ from lora.adapters.folder import existing, read_adapter
 from lora.adapters.head import head_parameters
 from lora.adapters.merge import load_adapter, swap
 from lora.checks import build
-from lora.config.sections import ModelConfig
+from lora.config.run import ModelConfig
 from lora.data.batching import collate, encode, evaluation_batches, to_device
 from lora.data.own_task import check_words
 from lora.data.read import as_dataset, read

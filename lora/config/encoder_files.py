@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora.config.sections import ModelConfig
+from lora.config.run import ModelConfig
 from lora.data.embedded import model_folder
 from lora.errors import UserError, first_line
 from lora.files import at_home, file_state, hash_file, listing, read_object

@@ -13,13 +13,12 @@ from typing import Any
 import yaml
 
 from lora.checks import Problems, SettingsError, build
-from lora.config.options import describe_group, values_given
+from lora.config.compose import describe_group, values_given
 from lora.errors import UserError, first_line
 from lora.files import REFERENCE, RESULTS, file_state, write_atomically
 
 FILE = "rates.yaml"
 TUNING = "tune"  # group of the tuning runs (runtime.group), which no table of results includes
-WAY_OUT = "mend or remove it, or ignore it with rates=null"
 HEAD = """# Learning rates chosen by `python -m lora tune`. Runs of this profile take them instead of those in
 # conf/hparams, unless rates=null or train.lr=VALUE is given. To go back for good, remove an entry or the file.
 # `tried`: rate -> mean over `seeds` of the best epoch's score on the dev split.
@@ -33,11 +32,9 @@ class Rate:
     Args:
         model: The encoder, as run ids name it.
         method: An option of conf/method.
-        lr: The chosen rate.
         seeds: Seeds of the tuning runs.
         tried: Rate -> mean over seeds of the best epoch's headline metric on the dev set, a fraction; None if training
             diverged or collapsed.
-        edge: `lowest` or `highest` if the chosen rate is at that edge of the rates tried.
     """
 
     model: str
@@ -47,7 +44,6 @@ class Rate:
     lr: float
     seeds: tuple[int, ...]
     tried: dict[float, float | None]
-    edge: str | None = None
 
     def __post_init__(self):
         problems, methods = Problems(), describe_group("method")
@@ -62,8 +58,7 @@ class Rate:
 
 def rates_setting(overrides: Sequence[str], results: str) -> Any:
     """The setting `rates` in overrides, with the default of conf/config.yaml."""
-    given = values_given("rates", overrides)
-    return given[-1] if given else f"{results}/{FILE}"
+    return (values_given("rates", overrides) or [f"{results}/{FILE}"])[-1]
 
 
 def rates_path(setting: Any) -> Path | None:
@@ -80,12 +75,9 @@ def rates_path(setting: Any) -> Path | None:
 
 
 def tuned_rates(setting: Any, model: str, protocol: str, method: str) -> dict[str, float]:
-    """Task -> the tuned rate of a method on an encoder.
+    """Task -> the tuned rate of a method (an option of conf/method) on an encoder, by the file of the setting `rates`.
 
-    Args:
-        setting: The setting `rates`: null, or the path of a file, which need not exist.
-        method: The option of conf/method.
-    Raises: UserError: If the file is invalid.
+    Raises: UserError: If the file is invalid. It need not exist.
     """
     rates = read_rates(rates_path(setting))
     return {one.task: one.lr for one in rates if (one.model, one.protocol, one.method) == (model, protocol, method)}
@@ -103,21 +95,19 @@ def read_rates(path: Path | None) -> tuple[Rate, ...]:
     """
     try:
         return _read(path, file_state(path)) if path is not None else ()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return ()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; {WAY_OUT}") from error
+    except SettingsError as error:
+        problems = "; ".join(error.problems)
+    except (OSError, yaml.YAMLError, TypeError, KeyError, ValueError, RecursionError) as error:
+        problems = first_line(error)
+    raise UserError(f"{path} is not a file of rates: {problems}; mend or remove it, or ignore it with rates=null")
 
 
 @functools.lru_cache(maxsize=16)
 def _read(path: Path, state: tuple[int, ...]) -> tuple[Rate, ...]:
     del state  # part of the cache's key, so that a changed file is read again
-    try:
-        rates = [build(Rate, entry) for entry in yaml.safe_load(path.read_text())["rates"]]
-    except SettingsError as error:
-        raise UserError(f"{path} is not a file of rates: {'; '.join(error.problems)}; {WAY_OUT}") from error
-    except (yaml.YAMLError, TypeError, KeyError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a file of rates: {first_line(error)}; {WAY_OUT}") from error
+    rates = [build(Rate, entry) for entry in yaml.safe_load(path.read_text())["rates"]]
     return tuple({rate.key: rate for rate in rates}.values())
 
 

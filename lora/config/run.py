@@ -1,4 +1,4 @@
-"""RunConfig: all settings of one run, validated together, and the run_id that names its scientific settings."""
+"""RunConfig: all settings of one run in five sections, and the run_id that names the scientific ones."""
 
 import dataclasses
 import hashlib
@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lora.checks import Problems, SettingsError, build
-from lora.config.sections import DataConfig, ModelConfig, RuntimeConfig, TrainConfig
-from lora.data.tasks import SOURCES_OF, TASKS, fitting_sources
+from lora.data.tasks import MIN_TRAIN_ROWS, SOURCES_OF, TASKS, fitting_sources
 from lora.methods import METHODS
 from lora.methods.configs import MethodConfig
 
@@ -33,6 +32,156 @@ UNNAMED = {
     "train": ("accumulation", "eval_batch"),
     "method": (),
 }
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The encoder and where it comes from.
+
+    Args:
+        name: Name in run ids and tables.
+        source: `embedded` (installed by `make setup`), `local` (the folder `path`) or `hub` (the id `hub_id`).
+        revision: Commit, tag or branch on the hub.
+        pickle: `never`, or `weights_only` for a hub id without safetensors: torch's weights-only loader runs no code.
+        unused_weights: Regular expressions for checkpoint tensors of the pretraining head.
+        attention: Attention implementation in transformers.
+        gradient_checkpointing: Recompute activations in the backward pass. Affects only memory and time.
+    """
+
+    name: str
+    source: Literal["embedded", "local", "hub"]
+    hub_id: str | None
+    path: str | None
+    revision: str | None
+    pickle: Literal["never", "weights_only"]
+    unused_weights: tuple[str, ...]
+    attention: Literal["eager", "sdpa"]
+    gradient_checkpointing: bool
+
+    def __post_init__(self):
+        problems = Problems()
+        plain = self.name.replace("_", "").replace("-", "").isalnum()
+        problems.check(plain, "name", "letters, digits, - and _", self.name)
+        if self.source == "hub":
+            problems.check(bool(self.hub_id), "hub_id", "an id with source=hub", self.hub_id)
+            problems.check(bool(self.revision), "revision", "stated with source=hub", self.revision)
+        problems.done()
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The data and how it is batched.
+
+    Args:
+        source: `embedded`, `tsv` (official layout under `path`), `parquet` (the hub's layout under `path`), `hub`, or
+            `own` for a user-defined task, whose definition locates its rows.
+        train_rows: Size of a fixed subset of the train split; None uses the whole split.
+        max_length: Maximum number of tokens; longer inputs are truncated.
+        batching: `random`, or `similar_length` (the same examples per epoch, with less padding).
+    """
+
+    source: Literal["embedded", "tsv", "parquet", "hub", "own"]
+    path: str | None
+    revision: str | None
+    train_rows: int | None
+    max_length: int
+    batching: Literal["random", "similar_length"]
+
+    def __post_init__(self):
+        problems = Problems()
+        is_stated = self.source != "hub" or bool(self.revision)
+        problems.check(is_stated, "revision", "stated with source=hub", self.revision)
+        own_path = self.path if self.source == "own" else None
+        problems.check(own_path is None, "path", "null for a task of your own, whose file names its rows", own_path)
+        enough = self.train_rows is None or self.train_rows >= MIN_TRAIN_ROWS
+        problems.check(enough, "train_rows", f"null or >= {MIN_TRAIN_ROWS}", self.train_rows)
+        problems.check(self.max_length >= 4, "max_length", ">= 4 tokens", self.max_length)
+        problems.done()
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimization: AdamW with linear warm-up and decay, and how the reported epoch is chosen.
+
+    Args:
+        batch: Examples per optimizer step, over all processes and micro-batches.
+        accumulation: Micro-batches per optimizer step and process. Affects only memory and time, except for dropout
+            with train.kernels=stock: there, a value above 1 is part of the run's name.
+        weight_decay: Applied to all trainable parameters except biases and LayerNorms (the Trainer of `run_glue.py`).
+        dropout: Dropout in the encoder; None keeps the pretrained configuration's.
+        head_dropout: Dropout in the classifier (Table 10's "CLS dropout"); None likewise.
+        precision: Precision of activations and matrix products. Trainable parameters and the optimizer are float32.
+        kernels: `stock` (transformers' modules, under autocast with bf16) or `fused` (`lora.training.fused`: compiled
+            loops for CPUs). Their dropout masks differ.
+        lora_plus: LoRA+'s ratio of B's rate to A's (Hayou et al. 2024); None trains both at `lr`.
+        selection: The MNLI split whose headline metric picks the best epoch; other tasks have one split.
+    """
+
+    lr: float
+    batch: int
+    accumulation: int
+    epochs: int
+    warmup_frac: float
+    warmup_steps: int | None
+    weight_decay: float
+    clip_norm: float | None
+    adam_beta1: float
+    adam_beta2: float
+    adam_eps: float
+    dropout: float | None
+    head_dropout: float | None
+    selection: Literal["matched", "mismatched", "pooled"]
+    precision: Literal["fp32", "bf16"]
+    kernels: Literal["fused", "stock"]
+    eval_batch: int
+    lora_plus: float | None = None
+
+    def __post_init__(self):
+        problems = Problems()
+        problems.check_ranges(self, "> 0 and finite", "lr adam_eps clip_norm lora_plus")
+        problems.check_ranges(self, ">= 1", "batch accumulation epochs eval_batch")
+        problems.check_ranges(self, ">= 0", "warmup_steps weight_decay")
+        problems.check_ranges(self, "in [0, 1)", "warmup_frac adam_beta1 adam_beta2 dropout head_dropout")
+        fits = self.accumulation < 1 or self.batch % self.accumulation == 0
+        problems.check(fits, "batch", f"a multiple of accumulation ({self.accumulation})", self.batch)
+        problems.done()
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """Settings that may differ between two launches of the same run; not part of its identity.
+
+    Args:
+        results: Folder that holds `runs/` and `predictions/`.
+        outputs: Folder for checkpoints and logs.
+        device: `auto` uses a GPU if there is one, unless train.kernels is `fused`.
+        save_adapter: Save the adapter of the best epoch in `outputs`/adapters; for full fine-tuning, the whole encoder.
+            MNLI runs that others start from always save it.
+        threads: Torch threads per run. They change the last bits on a CPU, so the record holds them.
+        retry_failed: Retrain runs whose record says `failed`.
+        checkpoint_minutes: Minutes between checkpoints. None writes one only when the run is asked to stop.
+        tracking: Weights & Biases: `auto` (online with a key, else offline), `offline` or `off`.
+        group: Group of the run in Weights & Biases: the experiment that requested it.
+        rate_from: Origin of the learning rate: `stated` by the command, `tuned` by the user (`lora.config.rates`), or
+            the row in `conf` of the task, or of `default`, which was not chosen for it. None in older records.
+    """
+
+    results: str
+    outputs: str
+    device: Literal["auto", "cpu", "cuda"]
+    threads: int
+    save_adapter: bool
+    retry_failed: bool
+    checkpoint_minutes: float | None = None
+    tracking: Literal["auto", "offline", "off"] = "off"
+    group: str | None = None
+    rate_from: Literal["stated", "tuned", "conf", "default"] | None = None
+
+    def __post_init__(self):
+        problems = Problems()
+        problems.check_ranges(self, ">= 1", "threads")
+        problems.check_ranges(self, ">= 0", "checkpoint_minutes")
+        problems.done()
 
 
 @dataclass(frozen=True)
@@ -65,33 +214,28 @@ class RunConfig:
         problems.check(self.task in TASKS, "task", f"one of {', '.join(TASKS)}", self.task)
         problems.check(0 <= self.seed < 2**31, "seed", "in [0, 2^31)", self.seed)
         if self.task in TASKS:
-            task = TASKS[self.task]
-            fits = self.data.source in SOURCES_OF[task.family]
+            task, source = TASKS[self.task], self.data.source
             rule = f"{fitting_sources(task)} for task {self.task}"
-            problems.check(fits, "data.source", rule, self.data.source)
+            problems.check(source in SOURCES_OF[task.family], "data.source", rule, source)
         if self.start == "mnli":
-            problems.check(
-                self.task in MNLI_CHILDREN, "start", f"pretrained unless task is {', '.join(MNLI_CHILDREN)}", self.start
-            )
-        if self.method.name != "lora":
-            rule = f"null with method.name={self.method.name}, which has no factors"
-            problems.check(self.train.lora_plus is None, "train.lora_plus", rule, self.train.lora_plus)
-        if self.start == "mnli":
-            taken = getattr(self.method, "starts_in_base", False)
-            rule = "kaiming_uniform, gaussian or orthogonal with start=mnli"
+            rule = f"pretrained unless task is {', '.join(MNLI_CHILDREN)}"
+            problems.check(self.task in MNLI_CHILDREN, "start", rule, self.start)
+            taken, rule = getattr(self.method, "starts_in_base", False), "kaiming_uniform, gaussian or orthogonal"
+            rule += " with start=mnli"
             problems.check(not taken, "method.init_a", rule, getattr(self.method, "init_a", None))
-        if self.train.kernels == "fused":
-            problems.check(
-                not getattr(self.method, "dora", False), "method.dora", "false with train.kernels=fused", True
-            )
-            problems.check(
-                self.runtime.device != "cuda", "runtime.device", "cpu or auto with train.kernels=fused", "cuda"
-            )
-            checkpointing, rule = self.model.gradient_checkpointing, "false with train.kernels=fused; use stock"
-            problems.check(not checkpointing, "model.gradient_checkpointing", rule, checkpointing)
-        if self.start != "mnli":
+        else:
             for key in ("start_seed", "start_run"):
                 problems.check(getattr(self, key) is None, key, "null unless start=mnli", getattr(self, key))
+        if self.method.name != "lora":
+            plus, rule = self.train.lora_plus, f"null with method.name={self.method.name}, which has no factors"
+            problems.check(plus is None, "train.lora_plus", rule, plus)
+        if self.train.kernels == "fused":
+            device, recomputes = self.runtime.device, self.model.gradient_checkpointing
+            problems.check(device != "cuda", "runtime.device", "cpu or auto with train.kernels=fused", device)
+            rule = "false with train.kernels=fused; use stock"
+            problems.check(not recomputes, "model.gradient_checkpointing", rule, recomputes)
+            dora = getattr(self.method, "dora", False)
+            problems.check(not dora, "method.dora", "false with train.kernels=fused", dora)
         problems.done()
 
     @property
@@ -121,17 +265,13 @@ class RunConfig:
             for key, value in list(settings[section].items()):
                 if key not in keys.split() and (key in UNNAMED[section] or value == defaults[key]):
                     del settings[section][key]
-        if self._accumulation_changes_results:
+        dropouts = (self.train.dropout, self.train.head_dropout, getattr(self.method, "dropout", 0))
+        if self.train.accumulation > 1 and self.train.kernels == "stock" and any(p != 0 for p in dropouts):
+            # micro-batches draw other dropout masks than whole batches; the fused kernels' belong to examples
             settings["train"]["accumulation"] = self.train.accumulation
         if "targets" in settings["method"]:
             settings["method"]["targets"] = sorted(settings["method"]["targets"])
         return settings
-
-    @property
-    def _accumulation_changes_results(self) -> bool:
-        """Whether micro-batches draw other dropout masks than whole batches. The fused kernels' belong to examples."""
-        dropouts = (self.train.dropout, self.train.head_dropout, getattr(self.method, "dropout", 0))
-        return self.train.accumulation > 1 and self.train.kernels == "stock" and any(p != 0 for p in dropouts)
 
     def for_record(self) -> dict[str, Any]:
         """The whole configuration for a record. Absolute paths keep only their last name, since records are shared."""
@@ -152,16 +292,16 @@ def run_config(mapping: Mapping[str, Any]) -> RunConfig:
     name = method.get("name") if isinstance(method, Mapping) else None
     if name not in METHODS:
         raise SettingsError([f"method.name must be one of {', '.join(METHODS)}, got {name!r}"])
-    problems: list[str] = []
+    problems, config = [], None
     try:
-        mapping["method"] = build(METHODS[name].config, method)
+        mapping["method"] = build(METHODS[name].config, method, "method.")
     except SettingsError as error:
-        problems += [f"method.{problem}" for problem in error.problems]
+        problems += error.problems
         mapping["method"] = METHODS[name].config()  # so that the other sections are checked too
     try:
         config = build(RunConfig, mapping)
     except SettingsError as error:
-        raise SettingsError(problems + error.problems) from None
-    if problems:
+        problems += error.problems
+    if config is None or problems:
         raise SettingsError(problems)
     return config

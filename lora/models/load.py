@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging
 
 from lora.config.encoder_files import hub_commit, locate, longest_input, refuse_longer, tokenizer_name, weights_name
-from lora.config.sections import ModelConfig
+from lora.config.run import ModelConfig
 from lora.data.tasks import Task
 from lora.errors import UserError, first_line, listed
 from lora.models.architectures import ARCHITECTURES

@@ -4,7 +4,6 @@ import functools
 import hashlib
 import itertools
 import os
-import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -76,16 +75,3 @@ def cpu_kind() -> str:
     return " ".join(
         [*(fields[key] for key in CPU_FIELDS if key in fields), *sorted(f for f in cpu_flags() if "bf16" in f)]
     )
-
-
-def recorded_cpu() -> str:
-    """This machine's CPU, named as in records (`lora.training.device.device_name`), without loading torch.
-
-    Source: aten/src/ATen/native/DispatchStub.cpp of torch, for x86. Other CPUs get the architecture alone.
-    """
-    architecture, flags = platform.machine(), cpu_flags()
-    if architecture != "x86_64" or not flags:
-        return architecture
-    if {"avx512vl", "avx512bw", "avx512dq", "fma"} <= flags:
-        return f"{architecture} AVX512"
-    return f"{architecture} AVX2" if {"avx2", "fma"} <= flags else f"{architecture} DEFAULT"

@@ -20,7 +20,7 @@ from lora.report.notes import encoder_notes
 from lora.report.readme import block, findings_figure
 from lora.report.runs import OWN
 from lora.report.subspace_tables import amplification_table, subspace_figures
-from lora.sweep.state import State
+from lora.sweep.expand import State
 from lora.table import Table
 
 MISSING_SHOWN = 20

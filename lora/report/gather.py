@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from lora.checks import SettingsError
-from lora.config.options import values_given
+from lora.config.compose import values_given
 from lora.config.rates import TUNING, rates_setting, tuned_seeds
 from lora.config.run import RunConfig, run_config
 from lora.data.own_task import add_kept_tasks
@@ -24,10 +24,9 @@ from lora.files import REFERENCE, RESULTS
 from lora.records.predictions import with_collapsed
 from lora.records.record import RunRecord, load_frame, load_records
 from lora.report.runs import ADHOC, MAIN, OWN, OWN_TASK, PLACE, facts_of, in_table_order, labelled, with_records
-from lora.sweep.expand import PlannedRun
-from lora.sweep.grids import LEARNING_RATE, profiles_of
+from lora.sweep.expand import PlannedRun, State, state_of
+from lora.sweep.grids import LEARNING_RATE, experiments_of
 from lora.sweep.request import select_runs, selected
-from lora.sweep.state import State, state_of
 
 EXPERIMENTS = (*MAIN, "lora_targets", "lora_ranks", "mnli_start", "length", LEARNING_RATE, OWN)  # in reading order
 OF_MACHINES = ("train.precision", "train.kernels", "model.attention")  # settings that may depend on the machine
@@ -205,7 +204,7 @@ def wanted_runs(
     wanted = {name: [run for run in runs if name in run.experiments] for name in EXPERIMENTS}
     if not any(override.startswith("experiment=") for override in asked) and not wanted[ADHOC]:
         unasked = set(present) - {run.run_id for run in runs}
-        for name in (name for name in EXPERIMENTS if name not in (ADHOC, OWN) and profile in profiles_of(name)):
+        for name in (name for name in EXPERIMENTS if name in experiments_of(profile)):
             more = selected(profile, name, asked)
             if unasked & {run.run_id for run in more}:
                 wanted[name] = more

@@ -2,44 +2,26 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
-from lora.config.options import CONF, describe_group, parsed_override
+from lora.config.compose import CONF, describe_group, parsed_override
 from lora.errors import UserError
 
 Values = dict[str, list[str]]  # key -> its values in command-line syntax
 LEARNING_RATE = "learning_rate"  # the experiment that chose the rates of conf/: no table of results has its runs
 
 
-@dataclass(frozen=True)
-class Block:
-    """A product of settings.
-
-    Args:
-        axes: Key -> values. The runs are all combinations.
-        only: Key -> values that a run must have: another block names the key, and this one leaves it to conf/.
-    """
-
-    axes: Values
-    only: Values = field(default_factory=dict)
-
-
-def grid(profile: str, experiment: str) -> list[Block]:
-    """The blocks of an experiment for a profile.
-
-    Raises: UserError: If the experiment does not exist or has no grid for the profile.
-    """
-    if experiment not in describe_group("experiment"):
-        raise UserError(
-            f"experiment {experiment!r} does not exist; choose from {', '.join(describe_group('experiment'))}"
-        )
+def grid(profile: str, experiment: str) -> list[Values]:
+    """The blocks of an experiment for a profile. Raises: UserError: If it has none for the profile."""
     blocks = _grids(experiment)
     if profile not in blocks:
         raise UserError(f"experiment {experiment} has no grid for profile {profile!r}; it has: {', '.join(blocks)}")
-    return [Block({key: _texts(values) for key, values in block.items()}) for block in blocks[profile]]
+    return [
+        {key: [*map(_text, values if isinstance(values, list) else [values])] for key, values in block.items()}
+        for block in blocks[profile]
+    ]
 
 
 @functools.cache
@@ -47,46 +29,40 @@ def _grids(experiment: str) -> dict[str, list[dict[str, Any]]]:
     return yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_bytes())["grid"]
 
 
-def profiles_of(experiment: str) -> tuple[str, ...]:
-    """The profiles for which an experiment has a grid."""
-    return tuple(_grids(experiment))
+def experiments_of(profile: str) -> list[str]:
+    """The experiments that have a grid for a profile."""
+    return [name for name in describe_group("experiment") if profile in _grids(name)]
 
 
-def values_of(key: str, blocks: Sequence[Block]) -> list[str]:
+def values_of(key: str, blocks: Sequence[Values]) -> list[str]:
     """All values of a key in the blocks, each once."""
-    return list(dict.fromkeys(value for block in blocks for value in block.axes.get(key, ())))
+    return list(dict.fromkeys(value for block in blocks for value in block.get(key, ())))
 
 
-def new_values(key: str, values: Sequence[str], blocks: Sequence[Block]) -> list[str]:
+def new_values(key: str, values: Sequence[str], blocks: Sequence[Values]) -> list[str]:
     """The values that no block has, of a key that some block names. [] for any other key."""
     known = values_of(key, blocks)
     return [value for value in values if known and not any(same_value(key, value, other) for other in known)]
 
 
-def narrowed(grids: Mapping[str, Sequence[Block]], given: Values) -> dict[str, list[Block]]:
+def narrowed(grids: Mapping[str, Sequence[Values]], given: Values) -> dict[str, list[Values]]:
     """The grids with a command's values.
 
-    Values that the grids have select: blocks without any of them drop out, and a block that leaves the key to conf/
-    keeps the runs that have one. Otherwise, the values replace those of every block that names the key. A key that no
-    block names is set in all blocks.
+    Values that the grids have select: blocks without any of them drop out. Otherwise, the values replace those of every
+    block that names the key. A key that no block names is set in all blocks.
 
     Args:
         grids: Experiment -> its blocks.
     """
     every = [block for blocks in grids.values() for block in blocks]
-    kept = {name: [Block(dict(block.axes), dict(block.only)) for block in blocks] for name, blocks in grids.items()}
+    kept = {name: [dict(block) for block in blocks] for name, blocks in grids.items()}
     for key, values in given.items():
-        replaces = not values_of(key, every) or new_values(key, values, every)
-        for name, blocks in kept.items():
-            for block in blocks:
-                if key not in block.axes and values_of(key, every):
-                    block.only[key] = values
-                elif replaces:
-                    block.axes[key] = values
-                else:
-                    block.axes[key] = [v for v in block.axes[key] if any(same_value(key, v, one) for one in values)]
-            kept[name] = [block for block in blocks if all(block.axes.values())]
-    return kept
+        known = values_of(key, every)
+        replaces = not known or new_values(key, values, every)
+        for block in (block for blocks in kept.values() for block in blocks if key in block or not known):
+            own = block.get(key, ())
+            block[key] = values if replaces else [v for v in own if any(same_value(key, v, one) for one in values)]
+    return {name: [block for block in blocks if all(block.values())] for name, blocks in kept.items()}
 
 
 @functools.lru_cache(maxsize=4096)
@@ -100,10 +76,6 @@ def split_override(override: str) -> tuple[str, list[str]]:
     parsed = parsed_override(override)
     key, _, text = override.partition("=")
     return key, list(parsed.sweep_string_iterator()) if parsed.is_sweep_override() else [text]
-
-
-def _texts(values: Any) -> list[str]:
-    return [_text(value) for value in (values if isinstance(values, list) else [values])]
 
 
 def _text(value: Any) -> str:

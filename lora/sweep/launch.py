@@ -1,98 +1,31 @@
 """Launch a sweep: announce and check the missing runs, hand them to the launcher, and collect the outcomes."""
 
-import functools
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
 
 from omegaconf import DictConfig
 
+from lora.config.compose import chosen_option
 from lora.config.labels import labels
-from lora.config.options import chosen_option
 from lora.data.tasks import TASKS
-from lora.errors import UnfinishedError, UserError
+from lora.errors import UnfinishedError, UserError, listed
 from lora.files import check_writable
-from lora.records.record import RunRecord
 from lora.sweep import pool, ray_cluster, slurm
-from lora.sweep.announce import announcement
 from lora.sweep.devices import gpu_names, local_workers
-from lora.sweep.estimate import estimator, records_of_this_machine, time_together
-from lora.sweep.expand import PlannedRun, distinct
+from lora.sweep.expand import PlannedRun, State, state
 from lora.sweep.notes import read_notes
-from lora.sweep.progress import Watch, counted
-from lora.sweep.request import explain_request, select_runs, sweep_settings
-from lora.sweep.state import State, state
-from lora.sweep.verify_inputs import verify_inputs
-from lora.sweep.worker import Job, clean_up, has_adapter
+from lora.sweep.plan import estimator, own_records
+from lora.sweep.progress import Watch, about, counted, duration
+from lora.sweep.request import explain_default, select_runs, sweep_settings
+from lora.sweep.worker import Job, clean_up, has_adapter, verify_inputs
 from lora.training import processes
 from lora.training.processes import world_size
 
 LAUNCHES = 3  # attempts per command at a run whose worker is killed
 HELD_SECONDS = 2.0  # between two checks of runs that another sweep trains
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What one command must bring about.
-
-    Args:
-        settings: Those that the runs share (`lora.sweep.request.sweep_settings`).
-        replaced: The failed records that are to be replaced.
-        weights: The run_ids whose adapter is required: all with runtime.save_adapter, else those of parents.
-        known: Records from which training times are estimated.
-        workers: Number of runs trained at once.
-    """
-
-    runs: list[PlannedRun]
-    settings: DictConfig
-    replaced: Mapping[str, RunRecord]
-    weights: frozenset[str]
-    known: Sequence[RunRecord] = ()
-    workers: int = 1
-
-    @property
-    def outputs(self) -> str:
-        return self.settings.runtime.outputs
-
-    def now(self) -> State:
-        return state(self.runs, self.settings.runtime.results)
-
-    def to_train(self, now: State) -> list[PlannedRun]:
-        """The runs that lack a record or a required adapter, and failed ones that are to be replaced."""
-
-        def is_done(run_id: str) -> bool:
-            if run_id in now.failed:
-                return now.failed[run_id] != self.replaced.get(run_id)
-            if run_id not in now.ok:
-                return False
-            return run_id not in self.weights or has_adapter(now.ok[run_id], self.outputs)
-
-        return [run for run in self.runs if not is_done(run.run_id)]
-
-    def wave(self, now: State, closed: Container[str] = ()) -> list[PlannedRun]:
-        """The runs to train that can start: they have no parent, or one that is done.
-
-        Args:
-            closed: The run_ids that are not to be launched again.
-        """
-        left = [run for run in self.to_train(now) if run.run_id not in closed]
-        ids = {run.run_id for run in left}
-        return [run for run in left if run.parent is None or (run.parent in now.ok and run.parent not in ids)]
-
-
-def sweep_of(settings: DictConfig, runs: list[PlannedRun], now: State) -> Sweep:
-    """
-    Args:
-        now: The state before the first launch.
-    """
-    replaced = dict(now.failed) if settings.runtime.retry_failed else {}
-    begun = {run.run_id for run in now.missing} | set(replaced)
-    parents = {run.parent for run in runs if run.run_id in begun and run.parent}
-    weights = {run.run_id for run in runs} if settings.runtime.save_adapter else parents
-    return Sweep(runs, settings, replaced, frozenset(weights))
 
 
 def launch_sweep(arguments: Sequence[str]) -> State:
@@ -101,7 +34,7 @@ def launch_sweep(arguments: Sequence[str]) -> State:
     Raises: UserError: As in `launch_runs`. UnfinishedError: At the end, if runs failed or are missing.
     """
     profile = chosen_option("profile", arguments)
-    lines, runs = explain_request(profile, arguments), select_runs(profile, arguments)
+    lines, runs = explain_default(profile, arguments), select_runs(profile, arguments)
     now, reasons = launch_runs(sweep_settings(profile, arguments), runs, arguments, lines)
     if now.failed or now.missing:
         raise UnfinishedError("\n".join(unfinished(now, reasons)))
@@ -125,30 +58,40 @@ def launch_runs(
             f"a sweep must be started by one process, got {world_size()}: use launcher.workers for a sweep, and "
             f"`accelerate launch` or torchrun for a single run (python -m lora without -m)"
         )
-    results, launcher = settings.runtime.results, settings.launcher
+    (results, outputs), launcher = (settings.runtime.results, settings.runtime.outputs), settings.launcher
     now = state(runs, results)
     for problem in now.problems:
         print(f"left out: {problem}", file=sys.stderr)
-    sweep = sweep_of(settings, runs, now)
-    todo = sweep.to_train(now)
-    verify_inputs(distinct(runs, todo), now.ok.values(), {run.run_id for run in todo})
+    todo = to_train(settings, runs, now)
+    verify_inputs([run.config for run in runs], now.ok.values(), {run.run_id for run in todo})
     workers = int(launcher.workers)
     if launcher.name == "local":
         stated = any(argument.startswith("launcher.workers=") for argument in arguments)
         workers = local_workers(todo, workers, stated)
     if todo:
-        sweep = replace(sweep, known=records_of_this_machine(settings), workers=workers)
         check_launcher(launcher, todo)
-        for folder in (results, sweep.outputs):
+        for folder in (results, outputs):
             check_writable(folder)
-    seconds = time_together(todo, sweep.known, workers)
-    print(announcement(settings.profile.name, runs, now, todo, seconds, workers, results), flush=True)
-    for line in lines:
-        print(f"  {line}", flush=True)
-    now, reasons = train_missing(sweep, now)
-    for run_id in {*now.ok, *now.failed} - {run.run_id for run in sweep.to_train(now)}:
-        clean_up(results, sweep.outputs, run_id)
+    print("\n".join([*announcement(settings, runs, now, todo, workers), *(f"  {one}" for one in lines)]), flush=True)
+    left = {run.run_id for run in todo}
+    done = now.ok.keys() - left
+    reasons = train_missing(todo, done, outputs, lambda wave, ended: launch_once(settings, wave, workers, ended))
+    now = state(runs, results)
+    for run_id in (*now.ok, *now.failed):
+        clean_up(results, outputs, run_id)
     return now, reasons
+
+
+def to_train(settings: DictConfig, runs: Sequence[PlannedRun], now: State) -> list[PlannedRun]:
+    """The runs that lack a record, failed ones with runtime.retry_failed, and those that lack a required adapter.
+
+    An adapter is required of all runs with runtime.save_adapter, else of the MNLI runs that others start from.
+    """
+    begun = {run.run_id for run in now.missing} | (set(now.failed) if settings.runtime.retry_failed else set())
+    parents = {run.parent for run in runs if run.run_id in begun}
+    needed = now.ok.keys() if settings.runtime.save_adapter else now.ok.keys() & parents
+    begun |= {run_id for run_id in needed if not has_adapter(now.ok[run_id], settings.runtime.outputs)}
+    return [run for run in runs if run.run_id in begun]
 
 
 def check_launcher(launcher: DictConfig, todo: Sequence[PlannedRun]) -> None:
@@ -167,42 +110,77 @@ def check_launcher(launcher: DictConfig, todo: Sequence[PlannedRun]) -> None:
         )
 
 
-def train_missing(sweep: Sweep, now: State) -> tuple[State, dict[str, str]]:
-    """Launch all runs that can start, again and again, until each has a record or has used up its attempts.
+def announcement(
+    settings: DictConfig, runs: Sequence[PlannedRun], now: State, todo: Sequence[PlannedRun], workers: int
+) -> list[str]:
+    """Lines about the runs to train and the time that they take, judging by the user's records."""
+    name, results = settings.profile.name, settings.runtime.results
+    if not todo:
+        failed = (
+            f"; {len(now.failed)} of them failed: runtime.retry_failed=true trains these again" if now.failed else ""
+        )
+        return [f"profile {name}: nothing to train, all {len(runs)} runs are in {results} already{failed}"]
+    seconds = [*map(estimator(own_records(results)), todo)]
+    time_left = "unknown until the first run has ended"
+    if None not in seconds:
+        time_left = f"about {duration(sum(seconds) / min(workers, len(todo)))}, judging by your records of the encoder"
+    parents = {run.parent for run in runs} & {run.run_id for run in todo}
+    return [
+        f"profile {name}: {counted(len(runs), 'run')}: {len(now.ok)} done, {len(now.failed)} failed, "
+        f"{len(todo)} to train, {workers} at a time",
+        f"  tasks:   {', '.join(dict.fromkeys(run.task for run in todo))}",
+        f"  methods: {', '.join(dict.fromkeys(run.slug for run in todo))}",
+        *([f"  MNLI:    {listed(sorted(parents))}, which others start from"] if parents else []),
+        f"  time:    {time_left}",
+        *about([run.config for run in todo]),
+    ]
 
-    Returns: The state at the end, and run_id -> why a run has no record.
+
+def train_missing(
+    todo: Sequence[PlannedRun],
+    done: set[str],
+    outputs: str,
+    launch: Callable[[Sequence[PlannedRun], int], Mapping[str, str]],
+) -> dict[str, str]:
+    """Launch all runs that can start, again and again, until each has ended or has used up its attempts.
+
+    Args:
+        done: The run_ids of the sweep's runs that are done, from which others may start.
+        launch: Trains runs once; the number is that of the runs that are done. Returns: run_id -> outcome, as in
+            `lora.sweep.worker.run_job`, without the runs of killed workers.
+    Returns: run_id -> why a run has no record.
     """
-    kills, reasons, closed, held = Counter(), {}, set(), set()
-    while True:
-        wave = sweep.wave(now, closed)
-        if not wave:
-            return now, reasons
-        training = held & read_notes(sweep.outputs).keys()
+    left, done = {run.run_id: run for run in todo}, set(done)
+    kills, reasons, held = Counter(), {}, set()
+    while wave := [run for run in left.values() if run.parent is None or run.parent in done]:
+        training = held & read_notes(outputs).keys()
         free = [run for run in wave if run.run_id not in training]
         if not free:  # another sweep, which may be stopped at any time, trains all runs that could start
             time.sleep(HELD_SECONDS)
-        outcomes = launch_once(sweep, free, len(now.ok)) if free else {}
-        now = sweep.now()
-        missing = {run.run_id for run in sweep.to_train(now)}
+            continue
+        outcomes = launch(free, len(done))
         for run_id in [run.run_id for run in free]:
             outcome = outcomes.get(run_id)
             if outcome == "held":
                 if not held:
                     print("waiting for runs that another sweep trains", file=sys.stderr, flush=True)
                 held.add(run_id)
-            elif outcome is not None or run_id not in missing:
-                closed.add(run_id)
-                if outcome not in ("ok", "failed", None):
-                    reasons[run_id] = outcome
-            else:
+                continue
+            if outcome is None:
                 kills[run_id] += 1
-                reasons[run_id] = "its worker was killed"
-                print(f"{run_id}: {reasons[run_id]}, attempt {kills[run_id]} of {LAUNCHES}", file=sys.stderr)
-                if kills[run_id] == LAUNCHES:
-                    closed.add(run_id)
+                outcome = "its worker was killed"
+                print(f"{run_id}: {outcome}, attempt {kills[run_id]} of {LAUNCHES}", file=sys.stderr, flush=True)
+                if kills[run_id] < LAUNCHES:
+                    continue
+            del left[run_id]
+            if outcome == "ok":
+                done.add(run_id)
+            elif outcome != "failed":
+                reasons[run_id] = outcome
+    return reasons
 
 
-def launch_once(sweep: Sweep, runs: Sequence[PlannedRun], done: int) -> dict[str, str]:
+def launch_once(settings: DictConfig, runs: Sequence[PlannedRun], workers: int, done: int) -> dict[str, str]:
     """Train runs once with the launcher, the longest first, so that no long run starts last.
 
     Args:
@@ -210,19 +188,15 @@ def launch_once(sweep: Sweep, runs: Sequence[PlannedRun], done: int) -> dict[str
     Returns: run_id -> outcome, as in `lora.sweep.worker.run_job`, without the runs of killed workers.
     Raises: KeyboardInterrupt: After printing which runs are still training.
     """
-    launcher, outputs = sweep.settings.launcher, sweep.outputs
-    seconds = estimator(sweep.known)
-    runs = sorted(runs, key=lambda run: -(seconds(run) or run.examples))
-    size = int(launcher.runs_per_job)
+    launcher, size, outputs = settings.launcher, int(settings.launcher.runs_per_job), settings.runtime.outputs
     jobs = [job_of(runs[start : start + size]) for start in range(0, len(runs), size)]
-    interrupted = functools.partial(say_what_runs, sweep, {run.run_id for run in runs})
 
-    def left(waiting: Iterable[PlannedRun], ended: Sequence[RunRecord]) -> float | None:
-        return time_together(waiting, [*sweep.known, *ended], sweep.workers)
+    def interrupted() -> None:
+        say_what_runs(settings, {run.run_id for run in runs})
 
-    with Watch(runs, done, left, labels(runs), sweep.settings.runtime.results, outputs).shown():
+    with Watch(runs, done, labels(runs), settings.runtime.results, outputs).shown():
         if launcher.name == "local":
-            return pool.run_jobs(jobs, sweep.workers, gpu_names(), interrupted)
+            return pool.run_jobs(jobs, workers, gpu_names(), interrupted)
         with processes.raised():
             try:
                 if launcher.name == "slurm":
@@ -238,15 +212,15 @@ def job_of(runs: Sequence[PlannedRun]) -> Job:
     return Job(tuple(run.config for run in runs), tuple(task for task in tasks if task.own is not None), os.getcwd())
 
 
-def say_what_runs(sweep: Sweep, ids: set[str]) -> None:
+def say_what_runs(settings: DictConfig, ids: set[str]) -> None:
     """Print, when the command is interrupted, which runs are training and how to stop them."""
-    running = [run_id for run_id in read_notes(sweep.outputs) if run_id in ids]
+    running = [run_id for run_id in read_notes(settings.runtime.outputs) if run_id in ids]
     how = {
         "local": "They write a checkpoint and stop; press Ctrl-C again to stop them at once",
         "slurm": f"They keep running, and so do the jobs in the queue; to stop them: "
-        f"scancel --name={sweep.settings.launcher.get('job_name')}",
+        f"scancel --name={settings.launcher.get('job_name')}",
         "ray": "Ray stops them with this command; they lose the time since their last checkpoint",
-    }[sweep.settings.launcher.name]
+    }[settings.launcher.name]
     lines = [f"interrupted; still training: {len(running)}", *(f"  {run_id}" for run_id in running), how]
     print("\n".join(lines), file=sys.stderr, flush=True)
 
@@ -254,8 +228,8 @@ def say_what_runs(sweep: Sweep, ids: set[str]) -> None:
 def unfinished(now: State, reasons: Mapping[str, str]) -> list[str]:
     lines = [f"failed: {run_id}: {record.error}" for run_id, record in now.failed.items()]
     for run in now.missing:
-        waits = run.parent is not None and run.parent not in now.ok
         reason = f" ({reasons[run.run_id]})" if run.run_id in reasons else ""
-        reason = f" (not started: its MNLI run {run.parent} is not ok)" if waits else reason
+        if run.parent is not None and run.parent not in now.ok:
+            reason = f" (not started: its MNLI run {run.parent} is not ok)"
         lines.append(f"missing: {run.run_id}{reason}")
     return lines

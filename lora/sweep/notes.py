@@ -1,30 +1,42 @@
-"""Notes about running runs: a worker writes its progress, and `status` and the launching process read it."""
+"""A file per running run: its worker locks it with `flock` and writes its progress into it.
 
+The kernel frees the lock when the process that holds it ends, however it ends. Workers on several nodes exclude each
+other if their file system shares its locks, as NFS does. Without locks, a run may be trained twice. Both workers then
+write the same record: a run is deterministic, and a record is written atomically.
+"""
+
+import errno
+import fcntl
+import functools
 import json
 import os
 import socket
+import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
 from lora.errors import UserError
-from lora.files import discard, remove_empty, write_atomically
-from lora.records.record import RunRecord, note_path
-from lora.sweep.locks import whereabouts
+from lora.files import remove_empty
+from lora.records.record import note_path
 
 NOTE_SECONDS = 2.0
 SILENT_SECONDS = 600.0  # without a new note, a worker of another machine counts as gone; an evaluation writes none
 
 
-class Note:
-    """The note of one run, rewritten at most every `NOTE_SECONDS`."""
+class HeldError(UserError):
+    """Another worker is training the run."""
 
-    def __init__(self, outputs: str, run_id: str):
-        self.path = note_path(outputs, run_id)
-        self.written = 0.0
+
+class Note:
+    """The progress of one run, written into its locked file at most every `NOTE_SECONDS`."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file, self.written = file, 0.0
         self.first: tuple[int, float] | None = None  # the first reported step, and its time
         self.worker = {
             "host": socket.gethostname(),
@@ -42,28 +54,78 @@ class Note:
         if now - self.written >= NOTE_SECONDS:
             self.written = now
             pace = (now - since) / (progress.step - first) if progress.step > first else None
-            shown = {key: getattr(progress, key) for key in ("step", "steps", "epoch", "metric")}
-            self.write({**shown, "pace": pace})
+            self.write({key: getattr(progress, key) for key in ("step", "steps", "epoch", "metric")} | {"pace": pace})
 
     def write(self, progress: dict[str, Any]) -> None:
-        with suppress(UserError):  # on a full disk, the run itself may still succeed
-            write_atomically(self.path, json.dumps(self.worker | progress).encode())
+        text = json.dumps(self.worker | progress).ljust(1024)  # one write over the last, so that no reader finds a part
+        with suppress(OSError):  # on a full disk, the run itself may still succeed
+            os.pwrite(self.file.fileno(), text.encode(), 0)
 
-    def end(self, record: RunRecord | None) -> None:
-        """Remove the note, with what a killed worker of this run left half-written."""
-        discard(self.path)
-        remove_empty(self.path.parent)
+
+def whereabouts() -> str:
+    """This process, for messages: its pid, host and Slurm job, in the form that scancel takes.
+
+    Source: sbatch(1), output environment variables.
+    """
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = os.environ.get("SLURM_JOB_ID") if array is None else f"{array}_{task}"
+    return f"process {os.getpid()} of {socket.gethostname()}" + (f", slurm {job}" if job else "")
+
+
+@contextmanager
+def held(outputs: str | Path, run_id: str) -> Iterator[Note]:
+    """Hold a run's lock, and remove its file at the end. Yields: The note for its progress.
+
+    Raises: HeldError: If another process holds it, or releases it at this moment. UserError: If its file cannot be
+        written.
+    """
+    path = note_path(outputs, run_id)
+    released = HeldError(f"{run_id} has just been released by another worker; try again")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+    except OSError as error:
+        if isinstance(error, FileNotFoundError | FileExistsError) and not path.parent.is_file():
+            raise released from error
+        raise UserError(f"cannot write the lock {path}: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                owner = read_notes(outputs).get(run_id, {}).get("where", "another worker")
+                raise HeldError(f"{run_id} is being trained by {owner}; wait for it, or stop it first") from error
+            _say_without_locks(path.parent, error.strerror)
+        if not _is_at(file, path):  # its holder has just removed it
+            raise released
+        try:
+            yield Note(file)
+        finally:
+            path.unlink(missing_ok=True)  # before the lock is released
+            remove_empty(path.parent)
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@functools.cache
+def _say_without_locks(folder: Path, reason: str) -> None:
+    print(f"{folder} has no file locks ({reason}): a run may be trained twice, to the same record", file=sys.stderr)
 
 
 def read_notes(outputs: str | Path) -> dict[str, dict[str, Any]]:
-    """run_id -> its note, for the runs whose worker is alive.
+    """run_id -> its note, for the runs whose worker is alive. No lock is taken.
 
     Returns: Notes with the worker's `where` and `since`, the `step` out of `steps` (None before the first one), the
         `epoch`, the `metric`, and the `pace` in seconds per step.
     """
     notes = {}
-    for path in sorted(note_path(outputs, "").parent.glob("[!.]*.json")):
-        with suppress(OSError, ValueError, TypeError, KeyError):  # its worker has just removed it
+    for path in sorted(note_path(outputs, "").parent.glob("*.json")):
+        with suppress(OSError, ValueError, TypeError, KeyError, psutil.NoSuchProcess):  # its worker has just ended
             note = json.loads(path.read_bytes())
             if is_alive(note, path):
                 notes[path.stem] = note
@@ -74,9 +136,6 @@ def is_alive(note: dict[str, Any], path: Path) -> bool:
     """Whether the process that wrote a note lives; on another machine, whether the note is recent."""
     if note["host"] != socket.gethostname():
         return time.time() - path.stat().st_mtime < SILENT_SECONDS
-    try:
-        process = psutil.Process(note["pid"])
-        same = abs(process.create_time() - note["born"]) < 60  # pids are used again; clocks are set
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    process = psutil.Process(note["pid"])
+    same = abs(process.create_time() - note["born"]) < 60  # pids are used again; clocks are set
+    return same and process.status() != psutil.STATUS_ZOMBIE

@@ -1,23 +1,83 @@
-"""Progress of a single run, and of a sweep: a line when something has ended, and at least every ten seconds."""
+"""What is said about runs: before they are trained, and their progress, for a single run and for a sweep."""
 
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from lora.config.auto import not_covered, takes_gpu
+from lora.config.run import RunConfig
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.records.record import RunRecord, read_record, record_path
 from lora.sweep.notes import read_notes
 
 if TYPE_CHECKING:
-    from lora.config.run import RunConfig
     from lora.sweep.expand import PlannedRun
 
 POLL_SECONDS = 1.0
-LINE_SECONDS = 10.0
+LINE_SECONDS = 10.0  # where lines stay, as in a log
+ORIGINS = {
+    "conf": "from conf/hparams",
+    "default": "untuned rates: those of the line `default` in conf/hparams, not chosen for this task",
+    "tuned": "tuned, from rates.yaml (`rates`)",
+    "stated": "as stated",
+}
+
+
+# Before.
+
+
+def about(configs: Sequence[RunConfig]) -> list[str]:
+    """Lines about runs to train: encoder, epochs, rates, rows of user-defined tasks, kernels, precision, W&B copies."""
+    models = dict.fromkeys(config.model.name for config in configs)
+    epochs = sorted({config.train.epochs for config in configs})
+    lines = [f"  encoder: {', '.join(models)}; epochs: {', '.join(map(str, epochs))}", *about_own(configs)]
+    rates: dict[str, dict[str, set[float]]] = {}
+    for config in configs:
+        methods = rates.setdefault(config.runtime.rate_from or "stated", {})
+        methods.setdefault(config.method.name, set()).add(config.train.lr)
+    for origin, methods in rates.items():
+        each = (f"{method} {' or '.join(f'{rate:g}' for rate in sorted(values))}" for method, values in methods.items())
+        lines.append(f"  rates:   {', '.join(each)} ({ORIGINS[origin]})")
+    lines.append(f"  kernels: {'; '.join(dict.fromkeys(map(kernels_of, configs)))}")
+    runtime = configs[0].runtime
+    if runtime.tracking != "off":
+        sent = ", sent if there is a key" if runtime.tracking == "auto" else ""
+        lines.append(f"  copies:  for W&B, in {runtime.outputs}/wandb{sent} (none with runtime.tracking=off)")
+    return lines
+
+
+def about_own(configs: Iterable[RunConfig]) -> list[str]:
+    """Lines about user-defined tasks: rows per split, rows shared with train, and the majority label."""
+    lines = []
+    for config in {config.task: config for config in configs if TASKS[config.task].own is not None}.values():
+        from lora.data.own_task import KEYS, duplicates, most_frequent
+
+        task = TASKS[config.task]
+        rows = task.official_rows | {"train": config.train_rows}
+        counts = ", ".join(f"{KEYS[split]} {count:,}" for split, count in rows.items())
+        shared = [f"{count:,} of {KEYS[split]}" for split, count in duplicates(task).items() if count]
+        also = f"also in train: {' and '.join(shared)}" if shared else "no row is also in train"
+        lines.append(f"  rows:    {task.name}: {counts}; {also}")
+        if task.labels:
+            word, share = most_frequent(task, "validation")
+            lines.append(f"           {share:.0%} of dev are {word}, its most frequent label")
+    return lines
+
+
+def kernels_of(config: RunConfig) -> str:
+    """A run's kernels and precision, with the reason for stock kernels on a CPU."""
+    train = config.train
+    if train.kernels == "fused" or takes_gpu(train.kernels, config.runtime.device) or config.model.source == "hub":
+        return f"{train.kernels}, {train.precision}"
+    reason = not_covered(config.model)
+    return f"{train.kernels}, {train.precision}{f' (fused kernels do not cover {reason})' if reason else ''}"
+
+
+# A single run.
 
 
 class Lines:
@@ -38,7 +98,7 @@ class Lines:
 class Display:
     """The progress of a single run: a line per epoch, and in between where it is."""
 
-    def __init__(self, config: "RunConfig"):
+    def __init__(self, config: RunConfig):
         self.metric, self.count = TASKS[config.task].metric, config.train.epochs
         self.lines = Lines()
         self.said = 0  # number of epochs whose line is printed
@@ -73,29 +133,22 @@ class Display:
             self.lines.say(f"epoch {self.said} of {self.count}: {self.metric} {shown(metric)}, {loss}{left}")
 
 
+# A sweep.
+
+
 class Watch:
     """The progress of a sweep: a line per finished run and, in between, where the running ones are and the time left.
 
     Args:
         runs: The runs of this launch.
         done: Number of the sweep's runs that were done before.
-        left: Returns the seconds that runs take, from the records of those that have ended; None if unknown.
         words: run_id -> the settings by which a run differs from others of its method.
     """
 
-    def __init__(
-        self,
-        runs: Sequence["PlannedRun"],
-        done: int,
-        left: Callable[[Iterable["PlannedRun"], Sequence[RunRecord]], float | None],
-        words: Mapping[str, str],
-        results: str,
-        outputs: str,
-    ):
+    def __init__(self, runs: Sequence["PlannedRun"], done: int, words: Mapping[str, str], results: str, outputs: str):
         self.waiting = {run.run_id: run for run in runs}
-        self.total, self.done = len(runs) + done, done
-        self.seconds, self.ended, self.words = left, [], words
-        self.results, self.outputs = results, outputs
+        self.total, self.done, self.examples = len(runs) + done, done, 0
+        self.words, self.results, self.outputs = words, results, outputs
         self.started = time.time()
         self.lines = Lines()
 
@@ -120,43 +173,37 @@ class Watch:
     def look(self) -> None:
         """Print what has happened since the last look."""
         for run_id in sorted(filter(self._written, self.waiting)):
-            del self.waiting[run_id]
+            self.examples += self.waiting.pop(run_id).examples
             self.done += 1
             try:
                 record = read_record(record_path(self.results, run_id))
             except UserError as error:
                 self.lines.say(str(error))
                 continue
-            self.ended.append(record)
             outcome = f"failed: {record.error}"
             if record.status == "ok":
                 outcome = f"{record.selected['metric']} {shown(record.selected['best']['value'])}"
             name = "  ".join(filter(None, (run_id, self.words[run_id])))
-            self.lines.say(f"{self._count()} {name}  {outcome}  {record.seconds:.0f} s  left {self.left()}")
+            self.lines.say(f"{self._count()} {name}  {outcome}  {record.seconds:.0f} s")
         if self.lines.are_due() and self.waiting:
-            self.lines.say(
-                f"{self._count()} left {self.left()}  {self._running() or 'nothing trains yet'}", passing=True
+            running = " | ".join(
+                f"{' '.join(filter(None, (run_id.rsplit('-', 1)[0], self.words[run_id])))} "
+                f"{note['step']}/{note['steps']} {shown(note['metric'])}"
+                for run_id, note in read_notes(self.outputs).items()
+                if run_id in self.waiting and note["steps"]
             )
-
-    def left(self) -> str:
-        seconds = self.seconds(self.waiting.values(), self.ended)
-        return "?" if seconds is None else duration(seconds)
+            self.lines.say(f"{self._count()} {running or 'nothing trains yet'}", passing=True)
 
     def _count(self) -> str:
-        return f"[{self.done:>3}/{self.total}]"
+        """The runs that are done, and the time left if the others train as many examples per second."""
+        examples = sum(run.examples for run in self.waiting.values())
+        left = duration((time.time() - self.started) * examples / self.examples) if self.examples else "?"
+        return f"[{self.done:>3}/{self.total}] left {left} "
 
     def _written(self, run_id: str) -> bool:
         """Whether a record was written since this launch started: a run that is trained again has an old one."""
         path = record_path(self.results, run_id)
         return path.exists() and path.stat().st_mtime >= self.started
-
-    def _running(self) -> str:
-        return " | ".join(
-            f"{' '.join(filter(None, (run_id.rsplit('-', 1)[0], self.words[run_id])))} {note['step']}/{note['steps']} "
-            f"{shown(note['metric'])}"
-            for run_id, note in read_notes(self.outputs).items()
-            if run_id in self.waiting and note["steps"]
-        )
 
 
 def shown(value: float | None) -> str:

@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 import yaml
 from omegaconf import DictConfig
 
-from lora.config.compose import compose_config
-from lora.config.options import CONF, describe_group, read_overrides, values_given
-from lora.config.own_task import own_tasks
-from lora.config.rates import rates_path, rates_setting, read_rates, tuned_seeds
+from lora.config.compose import CONF, compose_config, describe_group, read_overrides, values_given
+from lora.config.own_task import find_task, task_file
+from lora.config.rates import rates_path, rates_setting, read_rates
 from lora.data.own_task import add_kept_tasks
+from lora.data.tasks import Task
 from lora.errors import UserError, as_command
 from lora.files import at_home
 from lora.sweep.expand import PlannedRun, expand_blocks
-from lora.sweep.grids import LEARNING_RATE, Block, Values, grid, narrowed, new_values, split_override, values_of
+from lora.sweep.grids import LEARNING_RATE, Values, grid, narrowed, new_values, split_override, values_of
 
 ADHOC = "adhoc"  # in place of an experiment's name: the command's values are the grid
 
@@ -70,50 +70,45 @@ def select_runs(profile: str, arguments: Sequence[str], whole: bool = False) -> 
         learning rates were chosen on a seed of these runs or not alike for all methods.
     """
     request = read_request(profile, arguments)
-    profile, overrides = request.profile, settings_of(request.given)
-    own_tasks(overrides)
-    setting = rates_setting(overrides, results_of(profile, overrides))
+    overrides = settings_of(request.given)
+    read_own_tasks(overrides)
+    setting = rates_setting(overrides, results_of(request.profile, overrides))
     read_rates(rates_path(setting))  # a broken file is one mistake, not one of every run
-    runs = expand_blocks(profile, blocks_of(request, whole))
+    grids, chosen = grids_of(request, whole)
+    runs = expand_blocks(request.profile, narrowed(grids, chosen), chosen) if grids else []
+    if not grids:
+        runs = expand_blocks(request.profile, {ADHOC: [request.given]})
     if not runs:
-        raise UserError(f"no run of profile {profile} has {' '.join(overrides)} together\n{ways_out(request)}")
+        raise UserError(f"no run of profile {request.profile} has {' '.join(overrides)} together\n{ways_out(request)}")
     for folder in values_given("data.path", overrides):
         if folder is not None and not at_home(str(folder)).is_dir():
             raise UserError(f"data folder {folder} does not exist; set GLUE_DIR= (data.path) to GLUE's files")
-    refuse_tuned_seeds(runs, setting)
-    refuse_unequal_tuning(runs, setting)
+    check_tuning(runs, setting)
     return runs
 
 
-def blocks_of(request: Request, whole: bool = False) -> dict[str, list[Block]]:
-    """Experiment -> the blocks that the request leaves of its grid.
+def grids_of(request: Request, whole: bool = False) -> tuple[dict[str, list[Values]], Values]:
+    """Experiment -> the blocks of its grid, and the values to narrow them by. No grids with experiment=null.
 
     Raises: UserError: If the request names no experiment, and no grid of the profile has one of its values.
     """
     profile, given, experiments = request
     if experiments is not None:
-        own = {name: narrowed({name: grid(profile, name)}, given)[name] for name in experiments}
-        return own or {ADHOC: [Block(given)]}
-    every = {name: grid(profile, name) for name in read_profile(profile)["experiments"]}
+        return {name: grid(profile, name) for name in experiments}, given
     default = {} if whole else default_of(request)
-    grids = {name: every[name] for name in default.get("experiment", every)}
+    grids = {name: grid(profile, name) for name in default.get("experiment", read_profile(profile)["experiments"])}
     blocks = [block for several in grids.values() for block in several]
-    if unknown := {key: new for key, values in given.items() if (new := new_values(key, values, blocks))}:
-        key, values = next(iter(unknown.items()))
-        raise UserError(
-            f"{key}={','.join(values)} is in no grid of profile {profile} ({', '.join(grids)}), which "
-            f"{'have' if len(grids) > 1 else 'has'} {', '.join(values_of(key, blocks))}\n{ways_out(request)}"
-        )
-    selects = any(values_of(key, blocks) for key in given)
-    chosen = {key: values for key, values in default.items() if key != "experiment"} | given
-    if selects and "start" not in given and "pretrained" in values_of("start", blocks):
+    for key, values in given.items():
+        if new := new_values(key, values, blocks):
+            raise UserError(
+                f"{key}={','.join(new)} is in no grid of profile {profile} ({', '.join(grids)}): they have "
+                f"{', '.join(values_of(key, blocks))}\n{ways_out(request)}"
+            )
+    if "start" not in given and "pretrained" in values_of("start", blocks) and any(values_of(k, blocks) for k in given):
         # a start from MNLI trains MNLI too, so it is only selected by name
-        grids = {name: [Block(_without_mnli(block.axes)) for block in several] for name, several in grids.items()}
-    return narrowed(grids, chosen)
-
-
-def _without_mnli(axes: Values) -> Values:
-    return {key: [v for v in values if (key, v) != ("start", "mnli")] for key, values in axes.items()}
+        for block in (block for block in blocks if "start" in block):
+            block["start"] = [value for value in block["start"] if value != "mnli"]
+    return grids, {key: values for key, values in default.items() if key != "experiment"} | given
 
 
 def default_of(request: Request) -> Values:
@@ -122,9 +117,9 @@ def default_of(request: Request) -> Values:
     {} if the profile has none, or the request gives a key that only the grids of other experiments name.
     """
     settings = read_profile(request.profile)
-    default = {key: [str(value) for value in values] for key, values in settings.get("default", {}).items()}
-    if not default or request.experiments is not None:
+    if "default" not in settings or request.experiments is not None:
         return {}
+    default = {key: [str(value) for value in values] for key, values in settings["default"].items()}
     grids = {name: grid(request.profile, name) for name in settings["experiments"]}
     inside = [block for name in default["experiment"] for block in grids[name]]
     outside = [block for blocks in grids.values() for block in blocks]
@@ -132,22 +127,12 @@ def default_of(request: Request) -> Values:
     return {} if others else default
 
 
-def explain_request(profile: str, arguments: Sequence[str]) -> list[str]:
-    """Lines for the announcement: the default that holds, or the grid that the command's values make."""
+def explain_default(profile: str, arguments: Sequence[str]) -> list[str]:
+    """A line for the announcement if the profile's default holds, else none."""
     request = read_request(profile, arguments)
-    profile, given, experiments = request
-    if experiments == ():
-        return [f"grid:    your own, every combination of {' '.join(settings_of(request.given))}"]
-    if default := default_of(request):
-        left = [f"{key}={','.join(values)}" for key, values in default.items() if key not in given]
-        others = [name for name in describe_group("experiment") if name not in default["experiment"]]
-        return [f"default: {' '.join(left)}; experiment=NAME trains others ({', '.join(others)})"]
-    return [
-        f"grid:    {name} with {key}={','.join(values)} in place of {', '.join(values_of(key, grid(profile, name)))}"
-        for name in experiments or ()
-        for key, values in given.items()
-        if new_values(key, values, grid(profile, name))
-    ]
+    left = {key: values for key, values in default_of(request).items() if key not in request.given}
+    values = " ".join(settings_of(left))
+    return [f"default: {values}; experiment=NAME trains others"] if left else []
 
 
 def selected(profile: str, experiment: str, overrides: Sequence[str]) -> list[PlannedRun]:
@@ -155,7 +140,7 @@ def selected(profile: str, experiment: str, overrides: Sequence[str]) -> list[Pl
     request, blocks = read_request(profile, overrides), grid(profile, experiment)
     if any(new_values(key, values, blocks) for key, values in request.given.items()):
         return []
-    return expand_blocks(request.profile, narrowed({experiment: blocks}, request.given))
+    return expand_blocks(request.profile, narrowed({experiment: blocks}, request.given), request.given)
 
 
 def ways_out(request: Request) -> str:
@@ -166,36 +151,29 @@ def ways_out(request: Request) -> str:
     return f"in a grid:        {named}\nas your own grid: {own}"
 
 
-def refuse_tuned_seeds(runs: Sequence[PlannedRun], setting: Any) -> None:
-    """
+def check_tuning(runs: Sequence[PlannedRun], setting: Any) -> None:
+    """Check that tuned rates flatter no run, and no method.
+
     Args:
         setting: The setting `rates`.
-    Raises: UserError: If runs of a table of results have a seed that chose learning rates.
+    Raises: UserError: If runs of a table of results have a seed that chose learning rates, on which the rates look
+        best; or if methods of a task were tuned with different numbers of values, or some not at all.
     """
-    tuned = tuned_seeds(setting)
+    path = rates_path(setting)
+    rates = read_rates(path)
+    tuned = {seed for rate in rates for seed in rate.seeds}
     if seeds := sorted({run.seed for run in runs if run.seed in tuned and set(run.experiments) != {LEARNING_RATE}}):
         raise UserError(
             f"seed must be one on which no learning rate was chosen, got {', '.join(map(str, seeds))}: the rates in "
-            f"{rates_path(setting)} look best on the seeds they were chosen on, so no table of results has these; give "
-            f"other seeds, or ignore the file with rates=null"
+            f"{path} look best on the seeds they were chosen on; give other seeds, or ignore the file with rates=null"
         )
-
-
-def refuse_unequal_tuning(runs: Sequence[PlannedRun], setting: Any) -> None:
-    """
-    Args:
-        setting: The setting `rates`.
-    Raises: UserError: If methods of a task were tuned with different numbers of values, or some not at all: a
-        comparison would favour what was tuned most.
-    """
-    path = rates_path(setting)
-    sizes = {(*rate.key[:3], rate.method.partition("_")[0], rate.lr): len(rate.tried) for rate in read_rates(path)}
+    sizes = {(*rate.key[:3], rate.method.partition("_")[0], rate.lr): len(rate.tried) for rate in rates}
     tasks: dict[tuple[str, str, str], dict[str, int]] = {}
     for run in runs if sizes else ():
-        config, place = run.config, (run.model, run.protocol, run.task)
-        if config.runtime.rate_from != "stated":
-            tuned = config.runtime.rate_from == "tuned"
-            tasks.setdefault(place, {})[run.method] = sizes[*place, run.method, config.train.lr] if tuned else 0
+        origin, place = run.config.runtime.rate_from, (run.model, run.protocol, run.task)
+        if origin != "stated":
+            size = sizes[*place, run.method, run.config.train.lr] if origin == "tuned" else 0
+            tasks.setdefault(place, {})[run.method] = size
     for (_, _, task), methods in tasks.items():
         if len(set(methods.values())) > 1:
             tried = ", ".join(f"{method} with {size or 'no'} values" for method, size in methods.items())
@@ -209,6 +187,23 @@ def sweep_settings(profile: str, overrides: Sequence[str]) -> DictConfig:
     """The settings that a whole sweep shares: how and where its runs are trained."""
     shared = [override for override in overrides if override.startswith(("launcher", "runtime.", "rates="))]
     return compose_config([f"profile={profile}", *shared])
+
+
+def read_own_tasks(overrides: Sequence[str]) -> None:
+    """Read the tasks whose files overrides name.
+
+    Raises: UserError: If a file or one of its rows is invalid, or two files of equal name and content lie in different
+        folders, as the folds of a cross-validation may: their runs would have the same names.
+    """
+    tasks: dict[str, Task] = {}
+    for path in filter(None, map(task_file, map(str, values_given("task", overrides)))):
+        task = find_task(str(path), "")
+        other = tasks.setdefault(task.name, task)
+        if other.own.folder != task.own.folder:
+            raise UserError(
+                f"{other.own.folder} and {task.own.folder} both define the task {task.name}: give the two files "
+                f"different names, such as {path.stem}_2{path.suffix}"
+            )
 
 
 def settings_of(given: Values) -> list[str]:

@@ -3,18 +3,16 @@
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from lora.records.record import RunRecord, checkpoint_path, note_path
-from lora.sweep.estimate import estimator, records_of_this_machine
-from lora.sweep.expand import PlannedRun
+from lora.sweep.expand import PlannedRun, state
 from lora.sweep.notes import read_notes
+from lora.sweep.plan import estimator, own_records
 from lora.sweep.progress import counted, duration, shown
 from lora.sweep.request import select_runs, sweep_settings
-from lora.sweep.state import state
 
 STATES = ("done", "running", "interrupted", "failed", "waiting")
 LOOK_SECONDS = 2.0
@@ -22,102 +20,73 @@ IDLE_SECONDS = 15.0  # workers of a sweep that has just started may take this lo
 LISTED = 10  # at most this many runs of each state are listed while watching
 
 
-@dataclass(frozen=True)
-class RunStatus:
+class RunStatus(NamedTuple):
     """The state of one run.
 
     Args:
         state: One of `STATES`. The next launch resumes `interrupted` runs.
-        seconds: Training time of a finished run.
-        left_seconds: Estimated time left, for an interrupted run from its beginning; None if unknown.
-        step: The current step of a running run, out of `steps`.
-        where: The worker that trains it: process, host, and batch job if any.
-        reason: The error of a failed run.
+        seconds: Training time of a finished run; of any other, the estimated time left, None if unknown.
+        text: What is known of it: the step and worker of a running run, the error of a failed one.
     """
 
-    run_id: str
     state: str
-    seconds: float | None = None
-    left_seconds: float | None = None
-    step: int | None = None
-    steps: int | None = None
-    metric: float | None = None
-    where: str | None = None
-    since: str | None = None
-    reason: str | None = None
+    seconds: float | None
+    text: str = ""
 
 
 def statuses(
     runs: Sequence[PlannedRun], results: str | Path, outputs: str | Path, timed: Sequence[RunRecord] = ()
-) -> list[RunStatus]:
-    """The state of every run.
+) -> dict[str, RunStatus]:
+    """run_id -> its state, for every run.
 
     The state follows from an `ok` record, else the note of a live worker, else a failed record, else what a worker that
     ended early has left.
 
     Args:
-        timed: Records from which training times are estimated (`lora.sweep.estimate.records_of_this_machine`).
+        timed: Records from which training times are estimated (`lora.sweep.plan.own_records`).
     """
-    now, notes, seconds = state(runs, results), read_notes(outputs), estimator(timed)
-    found = []
+    now, notes, expected = state(runs, results), read_notes(outputs), estimator(timed)
+    found = {}
     for run in runs:
-        run_id, expected = run.run_id, seconds(run)
+        run_id, left = run.run_id, expected(run)
         if run_id in now.ok:
-            found.append(RunStatus(run_id, "done", seconds=now.ok[run_id].seconds))
-        elif run_id in notes:
-            found.append(running(run_id, notes[run_id], expected))
+            found[run_id] = RunStatus("done", now.ok[run_id].seconds)
+        elif note := notes.get(run_id):
+            left = left if note["pace"] is None else note["pace"] * (note["steps"] - note["step"])
+            where = f"step {note['step']}/{note['steps']}, metric {shown(note['metric'])}  " if note["steps"] else ""
+            where += f"left {'?' if left is None else duration(left)}  on {note['where']}, since {note['since']}"
+            found[run_id] = RunStatus("running", left, where)
         elif run_id in now.failed:
-            found.append(RunStatus(run_id, "failed", reason=now.failed[run_id].error))
+            found[run_id] = RunStatus("failed", None, str(now.failed[run_id].error))
         else:
             begun = checkpoint_path(outputs, run_id).exists() or note_path(outputs, run_id).exists()
-            found.append(RunStatus(run_id, "interrupted" if begun else "waiting", left_seconds=expected))
+            found[run_id] = RunStatus("interrupted" if begun else "waiting", left)
     return found
 
 
-def running(run_id: str, note: Mapping[str, Any], expected: float | None) -> RunStatus:
-    step, steps, pace = (note[key] for key in ("step", "steps", "pace"))
-    left = expected if pace is None else pace * (steps - step)
-    return RunStatus(run_id, "running", None, left, step, steps, note["metric"], note["where"], note["since"])
-
-
-def text(profile: str, found: Sequence[RunStatus], listed: int = sys.maxsize) -> str:
+def text(profile: str, found: dict[str, RunStatus], listed: int = sys.maxsize) -> str:
     """
     Args:
         listed: Number of runs of each state that are listed.
     """
-    groups = {name: [status for status in found if status.state == name] for name in STATES}
-    left = [status.left_seconds for name in ("running", "interrupted", "waiting") for status in groups[name]]
+    groups = {name: {i: status for i, status in found.items() if status.state == name} for name in STATES}
+    counts = ", ".join(f"{len(groups[name])} {name}" for name in STATES)
+    lines = [f"profile {profile}: {counted(len(found), 'run')}: {counts}"]
+    lines.append(f"time spent: {duration(sum(status.seconds for status in groups['done'].values()))}")
+    left = [status.seconds for name in ("running", "interrupted", "waiting") for status in groups[name].values()]
     known = [seconds for seconds in left if seconds is not None]
-    lines = [
-        f"profile {profile}: {counted(len(found), 'run')}: "
-        f"{', '.join(f'{len(groups[name])} {name}' for name in STATES)}",
-        f"time spent: {duration(sum(status.seconds for status in groups['done']))}",
-    ]
     if left:
         unknown = f", and {counted(len(left) - len(known), 'run')} of unknown length" if len(known) < len(left) else ""
         about = f"about {duration(sum(known))} if run one after another{unknown}"
         lines.append(f"time left:  {about if known else 'unknown until the first run has ended'}")
     for name in ("running", "interrupted", "failed"):
-        if groups[name]:
-            lines += [f"\n{name}:", *(f"  {line(status)}" for status in groups[name][:listed])]
-        if len(groups[name]) > listed:
-            lines.append(f"  and {len(groups[name]) - listed} more")
+        members = [f"  {run_id}  {status.text}".rstrip() for run_id, status in groups[name].items()]
+        more = [f"  and {len(members) - listed} more"] if len(members) > listed else []
+        lines += [f"\n{name}:", *members[:listed], *more] if members else []
     return "\n".join(lines)
 
 
-def line(status: RunStatus) -> str:
-    parts = [status.run_id]
-    if status.steps:
-        parts.append(f"step {status.step}/{status.steps}, metric {shown(status.metric)}")
-    if status.where is not None:
-        left = "?" if status.left_seconds is None else duration(status.left_seconds)
-        parts.append(f"left {left}  on {status.where}, since {status.since}")
-    if status.reason is not None:
-        parts.append(status.reason)
-    return "  ".join(parts)
-
-
-def watch(profile: str, look: Callable[[], Sequence[RunStatus]]) -> None:
+def watch(profile: str, look: Callable[[], dict[str, RunStatus]]) -> None:
     """Show the state of the runs until all have ended, nothing has run for `IDLE_SECONDS`, or Ctrl-C."""
     from rich.live import Live
     from rich.text import Text
@@ -128,7 +97,7 @@ def watch(profile: str, look: Callable[[], Sequence[RunStatus]]) -> None:
             while True:
                 found = look()
                 live.update(Text(text(profile, found, LISTED)), refresh=True)
-                states = {status.state for status in found}
+                states = {status.state for status in found.values()}
                 if "running" in states:
                     busy = time.monotonic()
                 if time.monotonic() - busy >= IDLE_SECONDS or not states & {"running", "interrupted", "waiting"}:
@@ -148,10 +117,10 @@ def options(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     """Exit codes: 0, or 2 for a mistake in the command."""
     runs = select_runs(arguments.profile, arguments.overrides)
-    settings = sweep_settings(arguments.profile, arguments.overrides)
+    runtime = sweep_settings(arguments.profile, arguments.overrides).runtime
 
-    def look() -> list[RunStatus]:
-        return statuses(runs, settings.runtime.results, settings.runtime.outputs, records_of_this_machine(settings))
+    def look() -> dict[str, RunStatus]:
+        return statuses(runs, runtime.results, runtime.outputs, own_records(runtime.results))
 
     if arguments.watch and sys.stdout.isatty():
         watch(arguments.profile, look)

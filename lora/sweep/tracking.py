@@ -1,10 +1,8 @@
 """A copy of every run for Weights & Biases, which sends it from a process of its own. The project never reads it back.
 
-W&B can neither fail a run nor hold it up for longer than the two bounds below. `python -m lora upload PROFILE` sends
-the tables and figures of a sweep.
+W&B can neither fail a run nor hold it up for longer than the two bounds below.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -47,10 +45,9 @@ class Tracked:
         """Send new epochs. A resumed run sends the earlier ones again, so that each of its copies is complete."""
         with harmless():
             for entry in epochs[self.sent :] if self.copy is not None else ():
-                metrics = {
-                    f"{split}/{key}": v for split, several in entry["metrics"].items() for key, v in several.items()
-                }
-                shown = {"epoch": entry["epoch"], "train_loss": entry["train_loss"]} | metrics
+                shown = {key: entry[key] for key in ("epoch", "train_loss")}
+                for split, metrics in entry["metrics"].items():
+                    shown |= {f"{split}/{key}": value for key, value in metrics.items()}
                 self.copy.log(shown, step=entry["step"])
         self.sent = len(epochs)
 
@@ -71,7 +68,9 @@ class Tracked:
                     outcome["best_epoch"] = selected["best"]["epoch"]
                 outcome |= {"seconds": record.seconds, "params": record.params, "error": record.error}
                 self.copy.summary.update({key: value for key, value in outcome.items() if value is not None})
-            finish(self.copy, "interrupted" if record is None else record.status)
+            status = "interrupted" if record is None else record.status
+            self.copy.summary["status"] = status
+            self.copy.finish(exit_code=int(status != "ok"))
 
 
 def begin(tracking: str, outputs: str, **given: Any) -> Any:
@@ -85,67 +84,11 @@ def begin(tracking: str, outputs: str, **given: Any) -> Any:
 
     Path(outputs).mkdir(parents=True, exist_ok=True)
     settings = wandb.Settings(console="off", silent=True, init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS)
-    given |= {"project": project(), "dir": outputs, "settings": settings}
-    if is_online(tracking):
+    given |= {"project": os.environ.get("WANDB_PROJECT", PROJECT), "dir": outputs, "settings": settings}
+    wandb.setup(wandb.Settings(silent=True))
+    if tracking == "auto" and wandb.login(prompt=False, verify=False):
         try:
             return wandb.init(mode="online", resume="allow", **given)
         except (wandb.Error, OSError) as error:
             print(f"W&B does not answer ({first_line(error)}): its copy stays offline", file=sys.stderr)
     return wandb.init(mode="offline", **given)
-
-
-def finish(copy: Any, status: str) -> None:
-    copy.summary["status"] = status
-    copy.finish(exit_code=int(status != "ok"))
-
-
-def project() -> str:
-    return os.environ.get("WANDB_PROJECT", PROJECT)
-
-
-def is_online(tracking: str) -> bool:
-    import wandb
-
-    wandb.setup(wandb.Settings(silent=True))
-    return tracking == "auto" and wandb.login(prompt=False, verify=False)
-
-
-def destination(tracking: str, outputs: str) -> str:
-    """Where the runs' copies go, in words, for `auto` and `offline`."""
-    if not is_online(tracking):
-        return f"the folder {Path(outputs) / 'wandb'}, sent nowhere"
-    import wandb
-
-    return f"{wandb.setup().settings.base_url}, project {project()}"
-
-
-def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("profile")
-    parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was launched with")
-
-
-def main(arguments: argparse.Namespace) -> None:
-    """Say where a sweep's tables and figures go, then send them as one artifact.
-
-    Exit codes: 0, or 2 for a mistake in the command.
-    """
-    from lora.sweep.request import sweep_settings
-
-    runtime = sweep_settings(arguments.profile, arguments.overrides).runtime
-    if runtime.tracking == "off":
-        return
-    paths = [path for name in ("tables", "figures") for path in sorted(Path(runtime.results, name).glob("*"))]
-    what = f"tables and figures of {arguments.profile} ({len(paths)} in all)"
-    print(
-        f"copies: {what} for W&B, to {destination(runtime.tracking, runtime.outputs)} (none with runtime.tracking=off)",
-        flush=True,
-    )
-    with harmless():
-        import wandb
-
-        copy = begin(runtime.tracking, runtime.outputs, group="tables", config={"profile": arguments.profile})
-        artifact = wandb.Artifact(f"results-{arguments.profile.replace('/', '-')}", type="results")
-        for path in paths:
-            artifact.add_file(str(path), name=str(path.relative_to(runtime.results)))
-        copy.log_artifact(artifact)
-        finish(copy, "ok")

@@ -4,13 +4,14 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Container, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lora.config.encoder_files import check_length, locate, tokenizer_name, weights_name
 from lora.config.run import RunConfig
 from lora.data.tasks import TASKS, Task
 from lora.errors import DivergedError, UserError
@@ -25,11 +26,8 @@ from lora.records.record import (
     record_path,
     write_record,
 )
-from lora.sweep.announce import about, nothing_to_train
-from lora.sweep.locks import HeldError, held, lock_path
-from lora.sweep.notes import Note
-from lora.sweep.progress import Display
-from lora.sweep.verify_inputs import verify_inputs
+from lora.sweep.notes import HeldError, Note, held
+from lora.sweep.progress import Display, about
 from lora.training import processes
 from lora.training.processes import InterruptedRunError, check_batch, is_main_process, world_size
 
@@ -43,28 +41,25 @@ def ensure_record(config: RunConfig, mistakes_fail: bool) -> RunRecord:
     Raises: UserError: In a single run, without a record. HeldError: If another worker trains the run.
         InterruptedRunError: If a signal interrupts it.
     """
-    record = usable_record(config)
+    record, runtime = usable_record(config), config.runtime
     if not mistakes_fail:  # the launcher of a sweep has already checked
         done = [] if record is None else [record]
         verify_inputs([config], done, () if done else {config.run_id})  # before loading torch, which takes seconds
     if record is not None:
         if not mistakes_fail and is_main_process():
-            clean_up(config.runtime.results, config.runtime.outputs, config.run_id)
-            print(nothing_to_train(config.run_id, config.runtime.results, [record]), flush=True)
+            clean_up(runtime.results, runtime.outputs, config.run_id)
         return record
     check_batch(config.train, world_size())  # before the lock, which creates a folder
     if not is_main_process():
         return train(config, mistakes_fail)
-    check_writable(config.runtime.results)
+    check_writable(runtime.results)
     if not mistakes_fail:
-        again = " is trained again for its adapter; its record stays" if is_finished(kept_record(config)) else ""
-        print("\n".join([f"{config.run_id}:{again}", *about([config])]), flush=True)
-    with held(lock_path(config.runtime.outputs, config.run_id)):
-        return usable_record(config) or train(config, mistakes_fail)  # another may just have ended
+        print("\n".join([f"{config.run_id}:", *about([config])]), flush=True)
+    with held(runtime.outputs, config.run_id) as note:
+        return usable_record(config) or train(config, mistakes_fail, note)  # another may just have ended
 
 
 def kept_record(config: RunConfig) -> RunRecord | None:
-    """The run's record, if it has one."""
     path = record_path(config.runtime.results, config.run_id)
     return read_record(path) if path.exists() else None
 
@@ -78,53 +73,49 @@ def usable_record(config: RunConfig) -> RunRecord | None:
     return None if lacks_adapter else record
 
 
-def is_finished(record: RunRecord | None) -> bool:
-    """Whether a record is kept if its run is trained again for its adapter."""
-    return record is not None and record.status == "ok"
-
-
 def has_adapter(record: RunRecord, outputs: str) -> bool:
     """Whether the adapter that a record names is in a folder of outputs, unchanged."""
     path = adapter_path(outputs, record.run_id)
     return path.exists() and hash_file(path) == record.adapter
 
 
-def train(config: RunConfig, mistakes_fail: bool) -> RunRecord:
-    """Train, and write the record, predictions and adapter. Only the main process writes."""
+def train(config: RunConfig, mistakes_fail: bool, note: Note | None = None) -> RunRecord:
+    """Train, and write the record, predictions and adapter.
+
+    Args:
+        note: Only the main process, which has one, writes and shows anything.
+    """
     from lora.training.loop import run  # loads torch, which a finished run does not need
 
     started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
-    watchers = watchers_of(config, shows=not mistakes_fail) if is_main_process() else []
-    written = None
+    watchers: list[Any] = []  # called after every step, and at the end with the record, or None if there is none
+    if note is not None and config.runtime.tracking != "off":
+        from lora.sweep.tracking import Tracked
+
+        watchers.append(Tracked(config))
+    if note is not None and not mistakes_fail:
+        watchers.append(Display(config))
+    called, written = [*watchers, *([note] if note else [])], None
     try:
         try:
-            record, predictions, files = run(config, lambda progress: [watch(progress) for watch in watchers])
+            record, predictions, files = run(config, lambda progress: [call(progress) for call in called])
         except InterruptedRunError:
             raise
         except Exception as error:
             if isinstance(error, UserError) and not mistakes_fail:
                 raise
+            reason = str(error)
             if not isinstance(error, UserError | DivergedError):
                 traceback.print_exc()  # a bug: the record's single line is not enough
-            reason = str(error) if isinstance(error, UserError | DivergedError) else f"{type(error).__name__}: {error}"
+                reason = f"{type(error).__name__}: {error}"
             seconds = round(time.monotonic() - started, 3)
             record = RunRecord(config.run_id, "failed", reason, started_at, seconds, config.for_record())
             predictions = files = None
-        written = write(config, record, predictions, files) if is_main_process() else record
+        written = record if note is None else write(config, record, predictions, files)
         return written
     finally:
-        for watch in watchers:
-            watch.end(written)
-
-
-def watchers_of(config: RunConfig, shows: bool) -> Sequence[Any]:
-    """What is called with the progress after every step, and at the end with the record, or None if there is none."""
-    watchers: list[Any] = [Note(config.runtime.outputs, config.run_id)]
-    if config.runtime.tracking != "off":
-        from lora.sweep.tracking import Tracked
-
-        watchers.append(Tracked(config))
-    return [*watchers, Display(config)] if shows else watchers
+        for watcher in watchers:
+            watcher.end(written)
 
 
 def write(config: RunConfig, record: RunRecord, predictions: bytes | None, files: dict[str, bytes] | None) -> RunRecord:
@@ -133,14 +124,11 @@ def write(config: RunConfig, record: RunRecord, predictions: bytes | None, files
     Raises: UserError: If a file cannot be written, or the run was trained again for its adapter with another outcome.
     """
     runtime, before = config.runtime, kept_record(config)
-    if is_finished(before):
-        if record.predictions != before.predictions:
-            raise UserError(
-                f"{config.run_id} was trained again for its adapter, and its predictions differ from those in its "
-                f"record, as on another machine: the record is kept, and no adapter was saved; add "
-                f"runtime.results=FOLDER to train it anew"
-            )
-        record, predictions = replace(before, adapter=record.adapter), None
+    if before is not None and before.status == "ok" and record.predictions != before.predictions:
+        raise UserError(
+            f"{config.run_id} was trained again for its adapter, and its predictions differ from those of its record, "
+            f"as on another machine: the record is kept; add runtime.results=FOLDER to train it anew"
+        )
     if predictions is not None:
         write_atomically(predictions_path(runtime.results, config.run_id), predictions)
     if files is not None:
@@ -161,14 +149,10 @@ def write(config: RunConfig, record: RunRecord, predictions: bytes | None, files
 
 
 def clear(results: str | Path, outputs: str | Path, run_id: str) -> None:
-    """Remove a finished run's checkpoint and note, and what workers left that were killed while they wrote.
-
-    The caller holds the run's lock.
-    """
+    """Remove a finished run's checkpoint, and the half-written files of killed workers. The caller holds its lock."""
     for path in (record_path(results, run_id), predictions_path(results, run_id), adapter_path(outputs, run_id).parent):
         discard_leftovers(path)
-    for path in (checkpoint_path(outputs, run_id), note_path(outputs, run_id)):
-        discard(path)
+    discard(checkpoint_path(outputs, run_id))
 
 
 def clean_up(results: str | Path, outputs: str | Path, run_id: str) -> None:
@@ -177,7 +161,7 @@ def clean_up(results: str | Path, outputs: str | Path, run_id: str) -> None:
     A run that another worker holds is left to it, and a folder that cannot be written stays as it is.
     """
     if checkpoint_path(outputs, run_id).exists() or note_path(outputs, run_id).exists():
-        with suppress(UserError, OSError), held(lock_path(outputs, run_id)):
+        with suppress(UserError, OSError), held(outputs, run_id):
             clear(results, outputs, run_id)
 
 
@@ -223,3 +207,58 @@ def run_job(job: Job) -> dict[str, str]:
             print(f"error: {config.run_id}: {error}", file=sys.stderr, flush=True)
     processes.end_of_job()
     return outcomes
+
+
+def verify_inputs(configs: Iterable[RunConfig], records: Iterable[RunRecord], todo: Container[str]) -> None:
+    """Check that records may replace training: the rows and weights found here are those that they were made from.
+
+    A run has the same name on every machine, wherever its rows and encoder lie. What lies in folders is compared by its
+    hash; what lies on the hub, by the revision in the settings.
+
+    Args:
+        records: Records of runs with these settings.
+        todo: The run_ids to train, whose rows on the hub are read too.
+    Raises: UserError: If rows or weights cannot be read, or a record was made from different ones.
+    """
+    asked: dict[tuple[str, int | None, str], RunConfig] = {}
+    rows: dict[tuple[str, int | None], str] = {}
+    weights: dict[str, tuple[str, str]] = {}  # and the tokenizer
+    for config in sorted(configs, key=lambda config: config.run_id not in todo):
+        part, model = (config.task, config.data.train_rows), config.model
+        if (*part, model.name) in asked:
+            continue
+        asked[*part, model.name] = config
+        if part not in rows and (config.data.source != "hub" or config.run_id in todo):
+            rows[part] = fingerprint(config)
+        if model.name not in weights and model.source != "hub":
+            where, _ = locate(model)
+            weights[model.name] = weights_name(where, None, model), tokenizer_name(where, None)
+        check_length(model, config.data.max_length)
+    for record in records:
+        task, data, name = record.config["task"], record.config["data"], record.config["model"]["name"]
+        config, made = asked.get((task, data["train_rows"], name)), record.provenance
+        if config is None or made is None:  # of another part of the rows; of a failed run
+            continue
+        on_hub = config.data.source == data["source"] == "hub"
+        model_files, tokenizer_files = weights.get(name, (None, None))
+        for what, here, recorded in (
+            (f"rows of {task}", rows.get((task, data["train_rows"])), made["data"]["fingerprint"]),
+            (f"revision of the rows of {task}", config.data.revision if on_hub else None, data["revision"]),
+            (f"weights of {name}", model_files, made["weights"]),
+            (f"tokenizer files of {name}", tokenizer_files, made.get("tokenizer")),
+        ):
+            if None not in (here, recorded) and here != recorded:
+                raise UserError(
+                    f"the {what} are not those that {record.run_id} was trained on ({here[:20]} here, {recorded[:20]} "
+                    f"in its record of {record.started_at[:10]}); for a results folder of its own, add "
+                    f"runtime.results=FOLDER"
+                )
+
+
+def fingerprint(config: RunConfig) -> str:
+    """The fingerprint of the rows that a run is trained and evaluated on."""
+    from lora.data.read import read  # loads the datasets library
+
+    data = config.data
+    path = Path(data.path) if data.path else None
+    return read(TASKS[config.task], data.source, path, data.revision, data.train_rows).fingerprint

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from lora.config.kernel_choice import BF16_CAPABILITY
+from lora.config.auto import BF16_CAPABILITY
 from lora.config.run import RunConfig
 from lora.errors import UserError
 from lora.records.provenance import cpu_kind

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from lora.config.sections import TrainConfig
+from lora.config.run import TrainConfig
 from lora.errors import UserError
 
 STOP = signal.SIGUSR1  # from launcher to workers: they ignore SIGINT if a script started the sweep in the background

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
-from lora.config.run import RunConfig
-from lora.config.sections import TrainConfig
+from lora.config.run import RunConfig, TrainConfig
 from lora.data.tasks import TASKS, Task
 from lora.methods.bottleneck import is_layer_norm
 from lora.models.modules import trainable

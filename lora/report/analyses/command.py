@@ -2,18 +2,17 @@
 
 import dataclasses
 
-from lora.config.compose import compose_config
-from lora.config.options import values_given
-from lora.config.own_task import own_tasks
+from lora.config.compose import compose_config, values_given
 from lora.config.run import RunConfig, run_config
 from lora.records.record import RunRecord, adapter_path
 from lora.report.gather import Gathered
+from lora.sweep.request import read_own_tasks
 
 
 def config_here(record: RunRecord, gathered: Gathered) -> RunConfig:
     """The configuration of a record, with the folders of this machine, which the command names if they are needed."""
     config, given = run_config(record.config), gathered.overrides
-    own_tasks(given)  # reads the rows of the tasks that the command names
+    read_own_tasks(given)  # reads the rows of the tasks that the command names
     model, data = values_given("model.path", given), values_given("data.path", given)
     source = values_given("data.source", given) if data else []
     return dataclasses.replace(

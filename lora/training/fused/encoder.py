@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from transformers.activations import GELUActivation
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from lora.config.kernel_choice import not_covered
+from lora.config.auto import not_covered
 from lora.errors import UserError
 from lora.methods.bottleneck import AdaptedDropout, PfeifferNorm
 from lora.methods.lowrank import LoraLinear

@@ -1,26 +1,40 @@
-"""Resolve each `auto` (kernels, attention, precision) before a run is named."""
+"""Resolve each `auto` (kernels, attention, precision) before a run is named. Torch is loaded only to ask for GPUs.
+
+A CPU's flags do not decide its precision: of two CPUs with the same bfloat16 instructions, one multiplies twice as fast
+in bfloat16 as in float32, the other more slowly. So it is measured, once per CPU, torch and width. The choice names a
+run, so the measurement is kept in a file.
+"""
 
 import collections
 import contextlib
 import ctypes
+import fcntl
 import functools
+import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from lora.checks import SettingsError, build
 from lora.config.encoder_files import locate
-from lora.config.run import RunConfig
-from lora.config.sections import ModelConfig
-from lora.errors import UserError
-from lora.records.provenance import BF16_FLAGS, cpu_flags
+from lora.config.run import ModelConfig, RunConfig
+from lora.errors import UserError, first_line
+from lora.files import ROOT, write_atomically
+from lora.records.provenance import BF16_FLAGS, cpu_flags, cpu_kind
 
 ARCHITECTURES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet")
 BF16_CAPABILITY = 8  # lowest major compute capability of a GPU that multiplies in bfloat16 (Ampere)
 MAX_TOKENS = 1024  # as in `lora.training.fused.kernels`, which planning does not load
 MINILM = (384, 1536)  # sizes assumed if an encoder's files are absent: its run is refused with a separate message
 USUAL = ("fused", "eager", "fp32")  # for an invalid configuration, whose mistakes are reported later
+CACHE = ROOT / "outputs" / "cache" / "precision"
+LEAST_GAIN = 1.15  # ours: a smaller gain is not worth bf16's rounding
+PROBE_SECONDS = 300  # limit of the measurement, loading torch included; it takes 5 on an idle machine
 
 
 def resolve_auto(
@@ -89,9 +103,44 @@ def best_precision(encoder: ModelConfig, gpu: bool) -> str:
         return "bf16" if gpus_have_bf16() else "fp32"
     if not cpu_flags() & BF16_FLAGS or encoder.source == "hub":  # a hub encoder's width is unknown before its download
         return "fp32"
-    from lora.config.precision_choice import faster_precision
-
     return faster_precision(*encoder_sizes(encoder))
+
+
+@functools.cache
+def faster_precision(width: int, ffn: int) -> str:
+    """The precision by the kept measurement, or a new one. Of several processes, one measures and the others read.
+
+    Raises: UserError: If the measurement fails, or cannot be kept: another process might choose otherwise.
+    """
+    digest = hashlib.sha256(f"{cpu_kind()}\0{version('torch')}".encode()).hexdigest()[:8]
+    path, gain = CACHE / f"{width}x{ffn}-{digest}.json", None
+    try:
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with open(CACHE / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # none, or a broken one
+                gain = float(json.loads(path.read_bytes())["gain"])
+            if gain is None:
+                print("measuring which precision is faster on this CPU ...", file=sys.stderr, flush=True)
+                gain = run_probe(width, ffn)
+                write_atomically(path, json.dumps({"gain": gain}).encode())
+    except (OSError, ValueError, UserError, subprocess.SubprocessError) as error:
+        lines = (getattr(error, "stderr", None) or first_line(error)).strip().splitlines()
+        raise UserError(
+            f"cannot measure which precision is faster here: {lines[-1]}; state train.precision=fp32 or bf16"
+        ) from error
+    return "bf16" if gain >= LEAST_GAIN else "fp32"
+
+
+def run_probe(width: int, ffn: int) -> float:
+    """bf16's speed-up over fp32, measured in a separate process, which loads torch and has one thread."""
+    command = [sys.executable, "-m", "lora.training.precision_probe", str(width), str(ffn)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        check=True, timeout=PROBE_SECONDS,
+    )  # fmt: skip
+    return float(done.stdout)
 
 
 def takes_gpu(kernels: str, device: str) -> bool:
