@@ -28,6 +28,7 @@ from lora.report.analyses.dev_intervals import (
 )
 from lora.report.build import build
 from lora.report.gather import gather
+from lora.report.terminal import markdown
 from lora.sweep.request import select_runs
 
 RANDOM = np.random.default_rng(0)
@@ -136,7 +137,7 @@ def test_an_analysis_of_other_predictions_is_named_and_left_out(predicted_runs):
     path.write_bytes(analysis_json({next(iter(gathered.state.ok)): "0" * 64}, []))
     report = build("small", OVERRIDES, results)
     assert len(report.problems) == 1 and "python -m lora analyse intervals" in report.problems[0]
-    assert "left out" in report.text()
+    assert "left out" in markdown(report)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"made_from": []}', '{"made_from": {}, "entries": 3}'])

@@ -14,6 +14,7 @@ from lora.records.record import load_records, write_record
 from lora.report.build import build
 from lora.report.page import page
 from lora.report.stats import all_pairs
+from lora.report.terminal import markdown
 from lora.sweep.request import select_runs
 
 FIXED = ["train.precision=fp32", "train.kernels=stock"]
@@ -51,7 +52,7 @@ def test_a_task_of_ones_own_gets_an_answer(moods):
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     (line,) = report.answers
     assert line.endswith(f"{values.mean():+.1f} ({low:+.1f} to {high:+.1f}), n = 5: higher") and low > 0
-    assert report.text().startswith(f"# Which method is better\n\n- {line}\n")
+    assert markdown(report).startswith(f"# Which method is better\n\n- {line}\n")
     shown = page(report, dict.fromkeys(report.figures, b"<svg/>"))
     assert line in shown and shown.index(line) < shown.index("<table")
 

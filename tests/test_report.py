@@ -25,6 +25,7 @@ from lora.report.gather import gather, refuse_mixed_rows
 from lora.report.page import page as html_page
 from lora.report.runs import summarise
 from lora.report.tables import beside_paper, cell_text, table2, table5, table6
+from lora.report.terminal import markdown, show
 from lora.report.titles import START_TITLES
 from lora.report.write import files, pages, write
 
@@ -241,7 +242,7 @@ def test_a_changed_record_changes_everything_that_shows_it(synthetic, whole, tmp
     after = build("small", FULL, changed(synthetic, tmp_path, "*.lora-qv-r[48].[sr]t[se]*.s1-*.json", 0.123))
     assert set(files(before)) == set(files(after))
     assert not {path for path in files(before) if files(before)[path] == files(after)[path]}
-    assert before.readme != after.readme and before.text() != after.text()
+    assert before.readme != after.readme and markdown(before) != markdown(after)
     pictures = dict.fromkeys(before.figures, b"<svg/>")
     assert html_page(before, pictures).encode() != html_page(after, pictures).encode()
     shown = b'<td class="number" data-value="12.3">12.3</td>'  # of the run itself
@@ -268,16 +269,28 @@ def test_what_is_missing_failed_broken_or_extra_is_named(synthetic, tmp_path):
     (folder / "runs" / "junk.json").write_text(json.dumps({"a": 1}))
     write_record(folder, dataclasses.replace(one, run_id="minilm.full.cola.s99-00000000"))
     report = build("small", FULL, copy)
-    assert f"- missing: `{gone_id}`" in report.text()
-    assert f"- failed: `{one.run_id}`: the loss is not finite at step 7" in report.text()
-    assert "- extra, not used: `minilm.full.cola.s99-00000000`" in report.text()
-    assert "junk.json is not a run record" in report.text()
-    assert "(3/5)" in report.text()
+    assert f"- missing: `{gone_id}`" in markdown(report)
+    assert f"- failed: `{one.run_id}`: the loss is not finite at step 7" in markdown(report)
+    assert "- extra, not used: `minilm.full.cola.s99-00000000`" in markdown(report)
+    assert "junk.json is not a run record" in markdown(report)
+    assert "(3/5)" in markdown(report)
     assert b"junk.json" in html_page(report, dict.fromkeys(report.figures, b"")).encode()
 
 
 def test_a_run_is_set_beside_the_reference(whole):
-    assert re.search(r"\b10 of 10 cells agree", whole.text())
+    assert re.search(r"\b10 of 10 cells agree", markdown(whole))
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_a_terminal_shows_every_score_within_its_width(whole, width, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(width))
+    show(whole)
+    text = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    assert max(map(len, text.splitlines())) <= width
+    tables = [table for table in whole.tables if table.name in ("table2", "table5", "table6")]
+    scores = {score for table in tables for score in re.findall(r"\b\d\d\.\d\b", table.markdown())}
+    assert len(tables) == 3 and len(scores) > 50 and scores <= set(re.findall(r"\b\d\d\.\d\b", text))
 
 
 def test_only_pages_writes_a_references_files_and_says_what_is_incomplete(synthetic, tmp_path, monkeypatch, capsys):

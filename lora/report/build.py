@@ -1,7 +1,7 @@
 """Build a profile's report from its records: tables, verdicts and figures. `lora.report.write` writes its files."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -12,20 +12,17 @@ from lora.report.catalogue import build_sections
 from lora.report.claims.shown import verdict_table
 from lora.report.claims.statements import read_claims
 from lora.report.claims.verdicts import Verdict, judge
-from lora.report.comparisons import REPEATED, reference_table, repeated_table
+from lora.report.comparisons import reference_table, repeated_table
 from lora.report.figures import Figure
 from lora.report.gather import Gathered, gather
 from lora.report.learning_rate import learning_rate_table
 from lora.report.notes import encoder_notes
 from lora.report.readme import block, findings_figure
-from lora.report.runs import OWN
 from lora.report.subspace_tables import amplification_table, subspace_figures
 from lora.sweep.expand import State
 from lora.table import Table
 
 MISSING_SHOWN = 20
-# In the files and the page alone. The paper's claims are not judged on user-defined tasks, so their pairs are printed.
-NOT_PRINTED = ("table2_paper", "table2_paper_part", "pairs", "pairs_part", REPEATED)
 
 
 @dataclass(frozen=True)
@@ -60,23 +57,6 @@ class Report:
     def problems(self) -> tuple[str, ...]:
         """One line per excluded file."""
         return (*self.state.problems, *self.analyses.problems)
-
-    def text(self, of_sweep: bool = False) -> str:
-        """The text that commands print: tables, the claims that have a measured comparison, and `status`.
-
-        Args:
-            of_sweep: Whether to leave out the runs that the sweep did not ask for.
-        """
-        judged = [each for each in self.verdicts if any(found.n != 0 for found in each.findings)]
-        tables = [table for table in self.tables if not (of_sweep and table.name.startswith(OWN))]
-        tables = [replace(t, cells=verdict_table(judged)) if t.name == "claims" else t for t in tables]
-        tables.sort(key=lambda table: table.name in ("claims", "reference"))
-        shown = [table.markdown() for table in tables if table.name not in NOT_PRINTED and len(table.cells)]
-        if self.answers:
-            shown.insert(0, "\n".join(["# Which method is better\n", *(f"- {line}" for line in self.answers), ""]))
-        if self.status:
-            shown += ["## Not in the tables\n", *(f"- {line}" for line in self.status), ""]
-        return "\n".join(shown)
 
     @property
     def readme(self) -> str:

@@ -12,6 +12,7 @@ from lora.files import REFERENCE, write_atomically
 from lora.report.build import build
 from lora.report.gather import Gathered
 from lora.report.gather import options as profile_options
+from lora.report.terminal import show
 from lora.report.write import pages, write
 
 
@@ -23,6 +24,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="write the committed files of reference/<profile>, and its blocks in the README and experiments/ (make "
         "tables)",
     )
+    parser.add_argument("--plain", action="store_true", help="print Markdown, as into a file")
     parser.add_argument("--brief", action="store_true", help="do not print the tables: the sweep has")
 
 
@@ -46,7 +48,7 @@ def main(arguments: argparse.Namespace) -> int:
         if content != path.read_text():
             write_atomically(path, content.encode())
     if not arguments.brief:
-        print(report.text())
+        show(report, plain=arguments.plain)
     print(f"page: {gathered.folder / 'report.html'}{'' if written else ' (as committed: nothing was written)'}")
     failed, missing, left_out = len(report.state.failed), len(report.state.missing), len(report.problems)
     if failed or missing or left_out:
@@ -59,7 +61,7 @@ def print_sweep(profile: str, arguments: Sequence[str]) -> None:
     """Print the tables of a sweep at its end, and the next command. `arguments`: the sweep's."""
     own = [argument for argument in arguments if not argument.startswith("profile=")]
     try:
-        print(build(profile, own).text(of_sweep=True))
+        show(build(profile, own), of_sweep=True)
     except UserError as error:  # the runs themselves have ended, and their records exist
         print(f"no table of this sweep: {error}", file=sys.stderr)
         return

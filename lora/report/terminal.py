@@ -1,0 +1,119 @@
+"""What commands print of a report: on a terminal, tables that fit its width; in a pipe or a file, Markdown."""
+
+import re
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from itertools import groupby
+from textwrap import fill
+from typing import Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table as Grid
+
+from lora.report.build import Report
+from lora.report.claims.shown import verdict_table
+from lora.report.claims.verdicts import Verdict
+from lora.report.comparisons import REPEATED
+from lora.report.learning_rate import LEARNING_RATE
+from lora.report.page import SYMBOLS
+from lora.report.readme import ours, words
+from lora.report.runs import OWN
+from lora.report.titles import METRIC_SHORT
+from lora.table import Table, rows
+
+# In the files and the page alone. The paper's claims are not judged on user-defined tasks, so their pairs are printed.
+NOT_PRINTED = ("table2_paper", "table2_paper_part", "pairs", "pairs_part", REPEATED)
+METRICS = re.compile(rf" \((?:{'|'.join(map(re.escape, METRIC_SHORT.values()))})\)(?=$|,)")
+SIZES = ("Head", "Trainable", "Seeds", "Pairs", "Layer", "r")  # columns that a narrow terminal can do without
+BREAKS = (" (", " ±", " to ", " collapsed")
+TITLE_WIDTH = 9  # at which the title of a column is broken
+COLOURS = {"supported": "green", "not supported": "red", "inconclusive": "yellow"}
+
+
+def show(report: Report, of_sweep: bool = False, plain: bool = False) -> None:
+    """Print a report.
+
+    Args:
+        of_sweep: Whether to leave out the runs that the sweep did not ask for.
+        plain: Whether to print Markdown on a terminal too.
+    """
+    tables = printed(report, of_sweep)
+    if plain or not sys.stdout.isatty():
+        print(markdown(report, of_sweep))
+        return
+    console = Console(highlight=False)
+    for banner in dict.fromkeys(table.banner for table in tables if table.banner):
+        console.print(escape(banner.replace("*", "")), style="bold")
+    for line in report.answers:
+        console.print(escape(f"• {line}"))
+    notes: list[str] = []
+    for table in tables:
+        if table.name not in ("claims", LEARNING_RATE):  # the page has them
+            console.print(fitted(table, console))
+            new = [note for note in table.notes[:1] if note not in notes]
+            notes += new
+            console.print(*(f"{escape(note.replace('`', ''))}\n" for note in new), style="dim")
+    for _, of_claim in groupby(measured(report), key=lambda each: each.claim.id):
+        judged = list(of_claim)
+        word, claim = words(judged), escape(judged[0].claim.headline.removesuffix("."))
+        start = f"[{COLOURS[judged[0].word]}]{SYMBOLS[judged[0].word]} {word:<13}[/]"
+        console.print(f"{start}  {escape(ours(judged))}  [dim]{claim}[/]", no_wrap=True, overflow="ellipsis")
+    for line in report.status:
+        console.print(escape(line.replace("`", "")))
+
+
+def printed(report: Report, of_sweep: bool) -> list[Table]:
+    """The tables that commands print; the verdicts and the comparison with the reference last."""
+    tables = [t for t in report.tables if len(t.cells) and t.name not in NOT_PRINTED]
+    tables = [t for t in tables if not (of_sweep and t.name.startswith(OWN))]
+    return sorted(tables, key=lambda table: table.name in ("claims", "reference"))
+
+
+def measured(report: Report) -> list[Verdict]:
+    """The verdicts that stand on a measured comparison."""
+    return [each for each in report.verdicts if any(found.n != 0 for found in each.findings)]
+
+
+def fitted(table: Table, console: Console) -> Grid:
+    """The first that fits: the table, with a second line for what stands behind a number, without sizes."""
+    wide = console.options.update(width=10_000)
+    grids = [grid(table, BREAKS[:1]), grid(table, BREAKS), grid(table, BREAKS, SIZES)]
+    return next((g for g in grids if Measurement.get(console, wide, g).maximum <= console.width), grids[-1])
+
+
+def grid(table: Table, breaks: Sequence[str], without: Collection[str] = ("Head",)) -> Grid:
+    """A table without the columns in which nothing is measured, those named, and the names of metrics.
+
+    Args:
+        breaks: Where the text of a cell continues on its next line.
+    """
+    cells = table.cells.drop(columns=[*without], errors="ignore").replace(METRICS, "", regex=True)
+    cells = cells.loc[:, [not (column == "-").all() for _, column in cells.items()]]
+    look = {"title_justify": "left", "title_style": "bold", "box": SIMPLE_HEAD, "padding": (0, 1, 0, 0)}
+    found = Grid(title=escape(table.title), **look)
+    for place, name in enumerate(cells.columns):
+        is_word, title = name in table.cells.columns[: table.words], METRICS.sub("", name)
+        justify: Literal["left", "right"] = "left" if is_word else "right"
+        found.add_column(escape(fill(title, TITLE_WIDTH, break_long_words=False) if place else title), justify=justify)
+        for mark in () if is_word else breaks:
+            cells[name] = cells[name].astype(str).str.replace(mark, f"\n{mark[1:]}", regex=False)
+    for row in rows(cells):
+        found.add_row(*(escape(str(text)) for text in row))
+    return found
+
+
+def markdown(report: Report, of_sweep: bool = False) -> str:
+    """The tables, the verdicts that stand on a measured comparison, and the runs that no table has."""
+    shown = [
+        (replace(table, cells=verdict_table(measured(report))) if table.name == "claims" else table).markdown()
+        for table in printed(report, of_sweep)
+    ]
+    if report.answers:
+        shown.insert(0, "\n".join(["# Which method is better\n", *(f"- {line}" for line in report.answers), ""]))
+    if report.status:
+        shown += ["## Not in the tables\n", *(f"- {line}" for line in report.status), ""]
+    return "\n".join(shown)
