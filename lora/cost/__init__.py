@@ -5,7 +5,7 @@
 | `parameters`, `memory` | trainable parameters and memory of a run, computed without weights |
 | `machine` | the machine's description, the load of other processes, folders of measurements; no torch |
 | `timing` | medians of timings with intervals; no torch |
-| `subjects` | models in training by our step or PEFT's, and as deployed |
+| `subjects` | models in training, and as deployed |
 | `harness` | bytes and peak memory of any subject on any device |
 | `efficiency` | memory, storage, speed and latency of each method |
 | `bench` | runs per hour, compared with Trainer + PEFT |

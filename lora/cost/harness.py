@@ -16,7 +16,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lora.cost.subjects import Batch, Subject, random_batch
+from lora.config.run import RunConfig
+from lora.cost.subjects import Batch, Subject, random_batch, trained
 from lora.errors import UserError
 from lora.models.modules import count_parameters, trainable
 from lora.training.device import optimizer_bytes
@@ -95,7 +96,7 @@ def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
             raise UserError("a process that measures was killed, probably because memory ran out") from error
 
 
-def peak_mib(make: Callable[[], Subject], shape: str, threads: int, device: str) -> float | None:
+def peak_mib(run: RunConfig, shape: str, threads: int) -> float | None:
     """The peak memory of this process while it trains, without that of loading the encoder.
 
     `getrusage` is unsuitable: its maximum starts at the memory that the parent process had when it started this one.
@@ -103,7 +104,7 @@ def peak_mib(make: Callable[[], Subject], shape: str, threads: int, device: str)
     Returns: The peak of the whole process on a CPU, of torch's allocator on a GPU. None if the system reports none.
     """
     torch.set_num_threads(threads)
-    subject = make()
+    subject, device = trained(run), run.runtime.device
     batch = random_batch(subject.model.config, shape, device)
     try:
         if device == "cuda":

@@ -1,13 +1,11 @@
-"""The subjects of measurements: encoders in training, by this project's step or PEFT's, and as deployed."""
+"""The subjects of measurements: encoders in training, and as deployed."""
 
 import dataclasses
 import itertools
 import re
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -24,11 +22,10 @@ from lora.errors import UserError
 from lora.methods import apply
 from lora.methods.lowrank import LoraLinear, LoraSlice
 from lora.models.load import load_encoder
-from lora.models.modules import find_target
 from lora.models.sizes import SIZES
 from lora.rng import generator, seed_for
 from lora.training.device import start_process
-from lora.training.fused.encoder import DTYPES, fuse
+from lora.training.fused.encoder import fuse
 from lora.training.step import MicroBatch, prepare_step
 
 Action = Callable[[], object]
@@ -83,7 +80,7 @@ def load(config: RunConfig) -> tuple[nn.Module, str]:
     return model, f"random, seed {config.seed}"
 
 
-def ours(config: RunConfig) -> Subject:
+def trained(config: RunConfig) -> Subject:
     """A run's encoder, trained by this project's own step, that of the training loop.
 
     Raises: UserError: If the device or precision is not available, or the kernels do not cover the encoder.
@@ -105,53 +102,6 @@ def ours(config: RunConfig) -> Subject:
         step.take(next(numbers), [whole(batch)], len(batch["labels"]))
 
     return Subject(step.model, step.optimizer, loss, take)
-
-
-def peft(config: RunConfig) -> Subject:
-    """A run's encoder with PEFT's LoRA, trained as Trainer does: autocast, clipping, torch's fused AdamW.
-
-    Raises: UserError: If PEFT is not installed, or the encoder is absent.
-    """
-    require_peft()
-    from peft import LoraConfig as PeftConfig
-    from peft import TaskType, get_peft_model
-
-    train, method, encoder = config.train, config.method, load(config)[0]
-    device = "cuda" if config.runtime.device == "cuda" else "cpu"
-    body = encoder.base_model_prefix
-    heads = [name for name, child in encoder.named_children() if name != body and any(True for _ in child.parameters())]
-    heads += ["pooler"] if getattr(encoder.get_submodule(body), "pooler", None) is not None else []
-    adapted = PeftConfig(
-        task_type=TaskType.SEQ_CLS,
-        r=method.rank,
-        lora_alpha=method.alpha,
-        lora_dropout=method.dropout,
-        target_modules=[name for target in method.targets for name in find_target(encoder, target)],
-        modules_to_save=heads,
-    )
-    model = get_peft_model(encoder.train(), adapted).to(device)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    betas = (train.adam_beta1, train.adam_beta2)
-    optimizer = torch.optim.AdamW(trained, train.lr, betas, train.adam_eps, train.weight_decay, fused=True)
-    casts = nullcontext() if train.precision == "fp32" else torch.autocast(device, DTYPES[train.precision])
-
-    def loss(batch: Batch) -> Tensor:
-        with casts:
-            return model(**batch).loss
-
-    def step(batch: Batch) -> None:
-        loss(batch).backward()
-        nn.utils.clip_grad_norm_(trained, train.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return Subject(model.get_base_model(), optimizer, loss, step)
-
-
-def require_peft() -> None:
-    """Raises: UserError: If PEFT is not installed."""
-    if find_spec("peft") is None:
-        raise UserError("a comparison with PEFT needs peft, of the extra `peers`: `make setup` installs it")
 
 
 def served(config: RunConfig, merged: bool) -> nn.Module:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from lora.config.encoder_files import locate
 from lora.config.run import RunConfig
 from lora.cost import machine
 from lora.cost.bench.page import SIDES, block, rebuild
-from lora.cost.subjects import require_peft
 from lora.cost.timing import order
 from lora.data.tasks import TASKS
 from lora.errors import UserError
@@ -68,7 +68,8 @@ def main(given: argparse.Namespace) -> None:
         raise UserError(f"--rounds must be >= 1 and --runs a multiple of {tasks} and at least {2 * tasks}")
     results = given.results / "bench"
     if not given.tables:
-        require_peft()
+        if find_spec("peft") is None:
+            raise UserError("a comparison with PEFT needs peft, of the extra `peers`: `make setup` installs it")
         machine.check_writable(results)
         with tempfile.TemporaryDirectory(prefix="lora-bench-") as folder:
             measured = measure(given.rounds, given.runs, TASKS_TIMED, OVERRIDES, Path(folder))

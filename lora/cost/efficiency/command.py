@@ -17,9 +17,9 @@ from tqdm import tqdm
 from lora.config.compose import compose_run
 from lora.config.run import RunConfig
 from lora.cost import harness, machine, subjects
-from lora.cost.efficiency.summary import SCHEMA, TITLES, UNSERVED, UNTRAINED, read_device, samples_csv, summarise
+from lora.cost.efficiency.summary import SCHEMA, TITLES, UNTRAINED, read_device, samples_csv, summarise
 from lora.cost.efficiency.tables import document
-from lora.cost.subjects import Batch, Subject, changed, random_batch
+from lora.cost.subjects import Batch, changed, random_batch
 from lora.cost.timing import order
 from lora.errors import UserError
 from lora.files import write_atomically
@@ -63,7 +63,7 @@ def run_of(config: RunConfig, name: str) -> RunConfig:
     Houlsby adapters have size 8 and Pfeiffer adapters 16, and so about as many parameters as LoRA with r = 8, as in
     Table 2's rows of 0.8M on RoBERTa-large.
     """
-    method = {"base": "full", "lora_merged": "lora", "peft": "lora"}.get(name, name)
+    method = {"base": "full", "lora_merged": "lora"}.get(name, name)
     return changed(config, method=compose_run([*MINI, f"method={method}"]).method)
 
 
@@ -77,13 +77,10 @@ def measure(
         rounds: Number of rounds. Each visits every method once, in its own order.
         step_shapes, latency_shapes: Shapes of training and of served batches, as `<rows>x<tokens>`.
     Returns: The summary, and the samples behind its times.
-    Raises: UserError: If the encoder is absent or reads fewer tokens than a shape has, the kernels do not cover it, or
-        PEFT is to be measured but not installed.
+    Raises: UserError: If the encoder is absent or reads fewer tokens than a shape has, or the kernels do not cover it.
     """
     started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     threads, device = config.runtime.threads, config.runtime.device
-    if "peft" in methods:
-        subjects.require_peft()
     sizes = {shape: subjects.rows_and_tokens(shape) for shape in (*step_shapes, *latency_shapes)}
     torch.set_num_threads(threads)
     encoder, weights = subjects.load(config)
@@ -104,11 +101,10 @@ def measure(
         largest = max(step_shapes, key=lambda shape: sizes[shape][0] * sizes[shape][1])
         for name in trained:  # before this process grows
             bar.set_description(f"peak memory of {name}")
-            make = partial(trainee, name, runs[name])
-            peak = harness.in_fresh_process(harness.peak_mib, make, largest, threads, device)
+            peak = harness.in_fresh_process(harness.peak_mib, runs[name], largest, threads)
             measured[name]["peak_mib"] = None if peak is None else {largest: peak}
         keep_freed_memory()  # as in training
-        trainees = {name: trainee(name, runs[name]) for name in trained}
+        trainees = {name: subjects.trained(runs[name]) for name in trained}
         batches = {shape: random_batch(settings, shape, device) for shape in step_shapes}
         for name, subject in trainees.items():
             measured[name] |= harness.counts(subject, batches)
@@ -118,9 +114,7 @@ def measure(
         busy["after the steps"] = machine.busy_cores()
         bar.set_description("served batches")
         del trainees, steps  # before the served models are built
-        models = {
-            name: subjects.served(run, name == "lora_merged") for name, run in runs.items() if name not in UNSERVED
-        }
+        models = {name: subjects.served(run, name == "lora_merged") for name, run in runs.items()}
         batches = {shape: random_batch(settings, shape, device) for shape in latency_shapes}
         passes = {name: partial(subjects.serve, model) for name, model in models.items()}
         samples += take_turns("latency", passes, batches, rounds, device, bar.update)
@@ -154,10 +148,6 @@ def measure(
         "seconds": round(time.monotonic() - started, 1),
     }
     return summarise(measured, samples, about), samples
-
-
-def trainee(name: str, run: RunConfig) -> Subject:
-    return (subjects.peft if name == "peft" else subjects.ours)(run)
 
 
 def take_turns(

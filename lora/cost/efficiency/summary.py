@@ -17,10 +17,9 @@ TITLES = {  # measured form of the encoder -> title, in the tables' order
     "base": "Base, untouched",
     **{name: METHOD_TITLES[name] for name in ("full", "bitfit", "houlsby", "pfeiffer")},
     "lora": "LoRA, unmerged",
-    "peft": "LoRA, by PEFT",
     "lora_merged": "LoRA, merged",
 }
-UNTRAINED, UNSERVED = ("base", "lora_merged"), ("peft",)
+UNTRAINED = ("base", "lora_merged")
 COUNTS = ("trainable", "trainable_with_head", "checkpoint_bytes", "optimizer_bytes")
 BY_SHAPE = ("saved_activation_bytes", "peak_mib")
 TIMES = {"step": "step_ms", "latency": "latency_ms"}  # kind of sample -> key

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from lora.cost.efficiency.summary import TITLES, UNSERVED, methods_of, value_at
+from lora.cost.efficiency.summary import TITLES, methods_of, value_at
 from lora.cost.machine import slug
 from lora.cost.timing import FEWEST
 from lora.table import Table
@@ -95,7 +95,6 @@ def latency_table(summary: Summary) -> pd.DataFrame:
             {"Method": TITLES[name]}
             | {shape: _timed(summary[name], summary[name]["to_base"] or {}, "latency_ms", shape) for shape in shapes}
             for name in methods_of(summary)
-            if name not in UNSERVED
         ]
     )
 
