@@ -1,7 +1,5 @@
 """One batch of several adapters: each example gets the logits of its adapter alone, on every architecture."""
 
-import copy
-import pickle
 import random
 
 import pytest
@@ -156,17 +154,6 @@ def test_names_that_nobody_loaded_and_a_wrong_number_of_them_are_refused():
         served(["rte", "sst2", "qnli", "rte", "rte"], **tiny.inputs("bert"))
     with pytest.raises(UserError, match="a batch of 5 examples needs 5 adapter names, one for each, got 4"):
         served(["rte"] * 4, **tiny.inputs("bert"))
-
-
-@pytest.mark.parametrize("again", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))], ids=["copied", "pickled"])
-@pytest.mark.parametrize("architecture", ["bert", "deberta-v2"])
-def test_a_copy_serves_without_the_original(architecture, again):
-    names = random.Random(3).choices(list(FIVE), k=ROWS)
-    served = AdapterSet(tiny.model(architecture).double(), five(architecture))
-    other = again(served)
-    served(names[::-1], **tiny.inputs(architecture, ROWS))
-    served.release()
-    assert_rows(other(names, **tiny.inputs(architecture, ROWS)), alone(architecture, names))
 
 
 @pytest.mark.parametrize("how", ["removed", "released"])

@@ -3,7 +3,6 @@ import dataclasses
 from pathlib import Path
 
 import datasets
-import huggingface_hub
 import numpy as np
 import pytest
 from glue_files import write_parquet, write_tsv
@@ -241,13 +240,3 @@ def test_bad_parquet_columns_and_labels(tmp_path):
     score = dataclasses.replace(TASKS["stsb"], name="rte")
     with pytest.raises(UserError, match="row 0 has label -1: a score is a number from 0 to 5"):
         read(score, "parquet", tmp_path / "1", splits=("train",))
-
-
-def test_a_hub_out_of_reach_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    message = (
-        r"cannot read train of nyu-mll/glue \(rte, revision main\): .*to read a local folder instead, set GLUE_DIR"
-    )
-    with pytest.raises(UserError, match=message):
-        read(TASKS["rte"], "hub", None, "main")

@@ -75,15 +75,6 @@ def test_a_missing_pooler_is_drawn_from_the_seed(model_dir, tmp_path):
     assert one.weight.std().item() == pytest.approx(0.02, rel=0.1)
 
 
-def test_a_classifier_in_the_file_is_not_taken_over(model_dir, tmp_path):
-    folder = tmp_path / "m"
-    tiny.model("bert", outputs=2).save_pretrained(folder)
-    tiny.tokenizer("bert").save_pretrained(folder)
-    stored = safetensors.torch.load_file(folder / "model.safetensors")["classifier.weight"]
-    assert not torch.equal(load_encoder(local(folder), TASKS["rte"], 1).model.classifier.weight, stored)
-    assert load_encoder(local(folder), TASKS["mnli"], 1).model.classifier.weight.shape == (3, 32)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -3,9 +3,7 @@
 import csv
 import dataclasses
 import glob
-import json
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,6 @@ import torch
 from commands import command
 from glue_files import GLUE_TASKS
 from safetensors.numpy import load_file
-from transformers import AutoTokenizer
 
 from lora.adapters.adapter import Adapter, Origin, adapter_of
 from lora.adapters.base import describe_base
@@ -40,12 +37,8 @@ RUNS = {
     "rte": ("task=rte", "method=lora", "method.rank=3"),
     "mnli": ("task=mnli", "method=lora", "method.targets=[q,k,o]", "method.alpha=16"),
     "stsb": ("task=stsb", "method=houlsby", "method.bottleneck=6"),
-    "cola": ("task=cola", "method=lora"),
-    "mrpc": ("task=mrpc", "method=bitfit"),
 }
 TESTS = {
-    "CoLA/test.tsv": ("index\tsentence", 1),
-    "MRPC/test.tsv": ("index\t#1 ID\t#2 ID\t#1 String\t#2 String", 2),
     "STS-B/test.tsv": ("index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2", 2),
     "RTE/test.tsv": ("index\tsentence1\tsentence2", 2),
     "MNLI/test_matched.tsv": ("index\tpromptID\tpairID\tgenre\tsentence1\tsentence2", 2),
@@ -55,7 +48,7 @@ TESTS = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Five trained runs on one base: task -> (record, adapter folder), and the folder of everything."""
+    """Three trained runs on one base: task -> (record, adapter folder), and the folder of everything."""
     folder = tmp_path_factory.mktemp("predict")
     glue, model = tiny_glue.write(folder / "glue"), tiny.folder(folder / "bert", "bert")
     for file, (header, texts) in TESTS.items():
@@ -169,8 +162,6 @@ def test_a_glue_submission_has_the_official_names_headers_and_words(runs, tmp_pa
     for _, adapter in trained.values():
         assert predict("--adapter", adapter, "--glue-submission", tmp_path / "s", "--glue-dir", folder / "glue") == 0
     allowed = {
-        "CoLA.tsv": {"0", "1"},
-        "MRPC.tsv": {"0", "1"},
         "RTE.tsv": {"entailment", "not_entailment"},
         "MNLI-m.tsv": {"entailment", "neutral", "contradiction"},
         "MNLI-mm.tsv": {"entailment", "neutral", "contradiction"},
@@ -238,25 +229,6 @@ def test_what_was_asked_for_wrongly_is_refused(runs, tmp_path, capsys, monkeypat
     another = tiny.folder(folder / "another", "bert", seed=8)
     refused(capsys, "not those that the adapter was trained on", "--adapter", rte, *files, "--model", another)
     assert list(tmp_path.iterdir()) == [] and inputs.read_bytes() == before
-
-
-@pytest.mark.parametrize("fault", ["tokens", "quantized"])
-def test_a_base_that_cannot_read_or_compute_is_refused(runs, fault, tmp_path, capsys):
-    trained, folder = runs
-    shutil.copytree(folder / "bert", base := tmp_path / "base")
-    if fault == "tokens":
-        tokenizer = AutoTokenizer.from_pretrained(base)
-        tokenizer.add_tokens(["unheard", "of"])
-        tokenizer.save_pretrained(base)
-    else:
-        config = json.loads((base / "config.json").read_text())
-        method = {"quant_method": "bitsandbytes", "load_in_8bit": True}
-        (base / "config.json").write_text(json.dumps(config | {"quantization_config": method}))
-    message = {"tokens": r"has 2\d+ tokens|has \d+ tokens, but .* has embeddings for", "quantized": "is quantized"}[
-        fault
-    ]
-    files = ["--input", dev_file(folder, "rte"), "--output", tmp_path / "o.csv"]
-    refused(capsys, message, "--adapter", trained["rte"][1], *files, "--model", base)
 
 
 def example(language):

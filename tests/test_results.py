@@ -78,29 +78,18 @@ def test_broken_and_foreign_files_are_named_and_left_out(tmp_path, content, mess
     assert len(problems) == 1 and "broken.json" in problems[0]
 
 
-def test_a_record_under_another_name_is_refused(tmp_path):
+def test_another_name_or_schema_is_refused(tmp_path):
     path = write_record(tmp_path, record())
-    other = path.with_name("minilm.full.reviews.s1-00000000.json")
-    os.rename(path, other)
+    os.rename(path, other := path.with_name("minilm.full.reviews.s1-00000000.json"))
     with pytest.raises(UserError, match="named by its run_id"):
         read_record(other)
-
-
-def test_another_schema_is_refused(tmp_path):
-    path = write_record(tmp_path, record())
-    content = json.loads(path.read_text()) | {"schema": 99}
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(json.loads(other.read_text()) | {"schema": 99}))
     with pytest.raises(UserError, match="schema 99; this version reads 1 and 2"):
         read_record(path)
 
 
-def test_frame_holds_ok_runs_only(tmp_path):
+def test_frame_holds_ok_runs_only_and_an_undefined_metric_is_absent():
     failed = record("minilm.full.reviews.s1-00000000", status="failed", error="x", params=None, selected=None)
     frame = load_frame([record(), failed])
-    assert list(frame["run_id"]) == [RUN_ID]
-    assert frame["best"].item() == 0.8
-    assert frame["slug"].item() == "lora-qv-r8"
-
-
-def test_an_undefined_metric_is_absent_not_zero():
+    assert list(frame["run_id"]) == [RUN_ID] and list(frame["slug"]) == ["lora-qv-r8"] and list(frame["best"]) == [0.8]
     assert load_frame([record(value=None)])["best"].isna().all()

@@ -1,29 +1,17 @@
 """The pretrained weights under an adapter: their description, and the check that a model has them."""
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import xxhash
 from torch import Tensor, nn
-from transformers import PretrainedConfig
 
 from lora.errors import UserError
 from lora.methods.lowrank import LOW_RANK, LoraLayer, factor_dtype
 from lora.models.modules import checksum, is_head
 
-# The settings that, together with the weights, determine what an encoder computes. Each architecture has some of them.
-ARCHITECTURE_KEYS = (
-    "model_type vocab_size embedding_size hidden_size num_hidden_layers num_attention_heads attention_head_size "
-    "intermediate_size hidden_dim hidden_act activation layer_norm_eps max_position_embeddings type_vocab_size "
-    "pad_token_id sinusoidal_pos_embds relative_attention pos_att_type position_buckets max_relative_positions "
-    "share_att_key norm_rel_ebd position_biased_input conv_kernel_size conv_act pooler_hidden_act "
-    "relative_attention_num_buckets hidden_activation norm_eps layer_types local_attention rope_parameters "
-    "classifier_activation classifier_pooling"
-).split()
 NARROWER = {  # dtypes that weights can be rounded to and still be recognised in
     torch.float64: (torch.float32, torch.bfloat16, torch.float16),
     torch.float32: (torch.bfloat16, torch.float16),
@@ -37,14 +25,12 @@ class Base:
     Args:
         name: Name in the configuration, or the one passed to transformers.
         revision: The hub's commit; None for other sources.
-        architecture: The settings in `ARCHITECTURE_KEYS`; lists are joined by `|`, and mappings are JSON.
         hashes: Dtype -> SHA-256 of the body weights that the method does not train, in that dtype. For float32 weights
             the half-precision hashes are stored too, so that an adapter recognises its base when served in bfloat16.
     """
 
     name: str | None
     revision: str | None
-    architecture: dict[str, str | int | float | bool | None]
     hashes: dict[str, str]
 
 
@@ -83,17 +69,6 @@ def base_tensors(model: nn.Module, trained: Iterable[str] = ()) -> dict[str, Ten
     }
 
 
-def architecture(settings: PretrainedConfig) -> dict[str, str | int | float | bool | None]:
-    """The settings in `ARCHITECTURE_KEYS` that the config has; lists are joined by `|`, and mappings are JSON."""
-
-    def flat(value: Any) -> str | int | float | bool | None:
-        if isinstance(value, Mapping):
-            return json.dumps(value, sort_keys=True)
-        return "|".join(value) if isinstance(value, list | tuple) else value
-
-    return {key: flat(getattr(settings, key)) for key in ARCHITECTURE_KEYS if hasattr(settings, key)}
-
-
 def describe_base(model: nn.Module, name: str | None = None, revision: str | None = None) -> Base:
     """Describe the model that an adapter is trained on. Hashing takes about a second per 400 MB.
 
@@ -106,11 +81,11 @@ def describe_base(model: nn.Module, name: str | None = None, revision: str | Non
     if name is None:
         asked = model.name_or_path
         name = (Path(asked).name if Path(asked).is_dir() else asked) or None
-    return Base(name, revision, architecture(model.config), hashes)
+    return Base(name, revision, hashes)
 
 
 def check_base(model: nn.Module, base: Base, trained: Iterable[str]) -> None:
-    """Check that a model is the one that an adapter was trained on: its settings, and its weights bit for bit.
+    """Check that a model has the weights that an adapter was trained on, bit for bit.
 
     A successful check is not repeated while the weights stay the same. To know that, every call reads them once: a
     change through `.data`, or by a library that shares their memory, changes neither a version nor an address.
@@ -119,11 +94,6 @@ def check_base(model: nn.Module, base: Base, trained: Iterable[str]) -> None:
         trained: Names of the adapter's tensors, which are not part of its base.
     Raises: UserError: If they differ, or the adapter has no hash for their dtype.
     """
-    mine = architecture(model.config)
-    changed = [key for key in ARCHITECTURE_KEYS if mine.get(key) != base.architecture.get(key)]
-    if changed:
-        differences = ", ".join(f"{key} is {mine.get(key)!r}, was {base.architecture.get(key)!r}" for key in changed)
-        raise UserError(f"the adapter was trained on another architecture: {differences}")
     tensors = base_tensors(model, trained)
     state = checksum(tensors.items(), xxhash.xxh3_128)  # SHA-256 takes several times as long
     if getattr(model, "checked_base", None) == (base.hashes, state):

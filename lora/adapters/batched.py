@@ -106,7 +106,7 @@ class AdapterSet(nn.Module):
             taken off. It is used, not copied; `release` returns it with its pretrained weights and in its original
             mode.
         adapters: Name in batches -> adapter in memory or its folder. Targets, ranks and numbers of labels may differ.
-        allow_other_base: Accept adapters that were trained on other weights or settings.
+        allow_other_base: Accept adapters that were trained on other weights.
     Raises: UserError: If the architecture is another one, or an adapter is not LoRA, does not fit, or has another base.
         The model is then unchanged.
     """

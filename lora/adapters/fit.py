@@ -68,10 +68,15 @@ def fitted_layers(model: nn.Module, adapter: Adapter) -> dict[str, LoraLayer]:
     Raises: UserError: If a module is missing, in the head, or of another shape.
     """
     layers: dict[str, LoraLayer] = {}
-    kept, pairs = kept_layers(model), adapter.pairs()
+    kept, modules, pairs = kept_layers(model), dict(model.named_modules()), adapter.pairs()
     for name in in_order(pairs):
         (a, b), module = pairs[name], module_of(name)
-        linear = kept[module] if module in kept else find_linear(model, module)
+        linear = kept.get(module, modules.get(module))
+        if not isinstance(linear, nn.Linear | LoraLayer) or is_head(model, module):
+            found = "absent" if linear is None else f"a {type(linear).__name__} of {type(model).__name__}"
+            raise UserError(
+                f"the adapter has LoRA on {module}, which is not a linear layer of the encoder's body but {found}"
+            )
         part = adapt(layers, name, linear, len(a), adapter.method)
         if a.shape[1] != linear.in_features or len(b) != len(part.lora_b):
             raise UserError(
@@ -84,17 +89,6 @@ def fitted_layers(model: nn.Module, adapter: Adapter) -> dict[str, LoraLayer]:
             if part.lora_m is not None:
                 part.lora_m.copy_(adapter.weights[f"{name}.lora_m"])
     return layers
-
-
-def find_linear(model: nn.Module, name: str) -> nn.Linear | LoraLayer:
-    """A linear layer of the encoder's body, with or without LoRA. Raises: UserError: If none has that name."""
-    module = dict(model.named_modules()).get(name)
-    if not isinstance(module, nn.Linear | LoraLayer) or is_head(model, name):
-        found = "absent" if module is None else f"a {type(module).__name__} of {type(model).__name__}"
-        raise UserError(
-            f"the adapter has LoRA on {name}, which is not a linear layer of the encoder's body but {found}"
-        )
-    return module
 
 
 def check_shapes(model: nn.Module, adapter: Adapter) -> None:

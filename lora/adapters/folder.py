@@ -176,6 +176,8 @@ def describe(folder: Path) -> Description:
     number = content.pop("format")
     if number != FORMAT or isinstance(number, bool):
         raise UserError(f"{path} is in format {number!r}; this version reads format {FORMAT}")
+    if isinstance(content.get("base"), dict):
+        content["base"].pop("architecture", None)  # of earlier versions; the weights' hash says more
     method = content.get("method")
     title = method.get("name") if isinstance(method, dict) else None
     if not isinstance(title, str) or title not in METHODS:

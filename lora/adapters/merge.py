@@ -35,7 +35,7 @@ def load_adapter(model: nn.Module, adapter: Adapter | str | Path, allow_other_ba
     Args:
         model: Plain model, or one with the same method, whose values are replaced. LoRA replaces any other LoRA.
         adapter: Adapter in memory, or its folder.
-        allow_other_base: Accept a model with other weights or settings than the adapter was trained on.
+        allow_other_base: Accept a model with other weights than the adapter was trained on.
     Returns: The adapter.
     Raises: UserError: If the folder is broken or the adapter does not fit the model. The model is then unchanged.
     """
@@ -60,7 +60,7 @@ def swap(model: nn.Module, adapter: Adapter | str | Path, allow_other_base: bool
 
     Args:
         adapter: Adapter in memory, or its folder.
-        allow_other_base: Accept an adapter that was trained on other weights or settings, and skip the check, which
+        allow_other_base: Accept an adapter that was trained on other weights, and skip the check, which
             reads every weight of the base once, at a few GB per second.
     Raises: UserError: If the adapter cannot be read, is not LoRA, does not fit, or has another base. The model is then
         unchanged.

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import re
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from lora.adapters.adapter import Adapter
 from lora.adapters.folder import apart, existing, inside, read_adapter, read_tensors, write_folder
+from lora.adapters.loralib import config_of
 from lora.checks import SettingsError, build
 from lora.config.encoder_files import locate
 from lora.errors import UserError
@@ -30,7 +30,6 @@ from lora.methods.lowrank import in_blocks
 from lora.models.architectures import in_order, module_of, slice_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 ROUNDING = 1e-12  # relative; of a scale or an alpha that was computed from one
 PREFIX = "base_model.model."
 FACTORS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b", "lora_magnitude_vector": "lora_m"}
@@ -126,18 +125,12 @@ def locate_base(adapter: Adapter, base: str | Path | None = None) -> tuple[str, 
     encoder = adapter.origin.encoder
     name, revision = (None, None) if adapter.base is None else (adapter.base.name, adapter.base.revision)
     if base is not None:
-        folder = at_home(base)
-        if str(base) and folder.is_dir():
-            return os.path.abspath(folder), None
-        if not HUB_ID.fullmatch(str(base)):
-            raise UserError(f"base={base} is neither a folder nor a hub id (owner/name)")
-        return str(base), revision if encoder is not None and str(base) == encoder.hub_id else None
+        place = os.path.abspath(at_home(base)) if at_home(base).is_dir() else str(base)
+        return place, revision if encoder is not None and place == encoder.hub_id else None
     if encoder is not None and encoder.source == "hub":
         return encoder.hub_id, revision or encoder.revision
     if encoder is not None and encoder.source == "embedded":
         return locate(encoder)[0], None
-    if name is not None and "/" in name:  # a hub id: of a folder, only the last part of the path is stored
-        return name, revision
     raise UserError(
         f"the adapter does not say where its base{f' ({name})' if name else ''} is: set base= to the folder or the "
         f"hub id that it is loaded from"
@@ -268,28 +261,17 @@ def split(
 
 def method_of(settings: Settings, weights: dict[str, Tensor], path: Path) -> LoraConfig:
     """A `LoraConfig` with every module's full name. Raises: UserError: If it cannot express the ranks or scales."""
-    ranks = {
-        name.removesuffix(".lora_a"): len(t) for name, t in weights.items() if name.endswith(".lora_a") and t.dim()
-    }
-    if not ranks:
-        raise UserError(f"{path.parent / WEIGHTS} has no LoRA tensors")
-    stated = {name: by_pattern(settings.rank_pattern, name, settings.r) for name in ranks}
+    found = config_of(weights, settings.lora_alpha)
+    ranks = {name: found.rank_of(name) for name in found.targets}
     for name, rank in ranks.items():
-        if rank != stated[name]:
-            raise UserError(f"{path} says rank {stated[name]} for {name}, and its lora_A has rank {rank}")
+        if rank != (stated := by_pattern(settings.rank_pattern, name, settings.r)):
+            raise UserError(f"{path} says rank {stated} for {name}, and its lora_A has rank {rank}")
     alphas = {name: by_pattern(settings.alpha_pattern, name, settings.lora_alpha) for name in ranks}
-    rank = Counter(ranks.values()).most_common(1)[0][0]
-    shared = {
-        "targets": tuple(ranks),
-        "rank": rank,
-        "ranks": {name: own for name, own in ranks.items() if own != rank},
-        "dropout": settings.lora_dropout,
-        "scaling": "rslora" if settings.use_rslora else "lora",
-        "dora": settings.use_dora,
-    }
-    usual = next(alphas[name] for name in ranks if ranks[name] == rank)
-    for at in (None, rank):  # one alpha for all, or one ratio of alpha to rank
-        method = LoraConfig(alpha=usual, alpha_at_rank=at, **shared)
+    usual = next(alphas[name] for name in ranks if ranks[name] == found.rank)
+    scaling = "rslora" if settings.use_rslora else "lora"
+    shared = {"alpha": usual, "dropout": settings.lora_dropout, "scaling": scaling, "dora": settings.use_dora}
+    for at in (None, found.rank):  # one alpha for all, or one ratio of alpha to rank
+        method = dataclasses.replace(found, alpha_at_rank=at, **shared)
         if all(math.isclose(alpha_at(method, ranks[name]), alphas[name], rel_tol=ROUNDING) for name in ranks):
             return method
     raise UserError(

@@ -153,8 +153,8 @@ def as_submission(logits: np.ndarray, task: Task) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def run(given: argparse.Namespace) -> list[Path]:
-    """Predict, then write all files. Returns: Their paths. Raises: UserError: If anything in the call is wrong."""
+def main(given: argparse.Namespace) -> None:
+    """Predict, then write all files. Exit codes: 0 done, 2 a mistake in the call."""
     if not (given.input and given.output) if not given.glue_submission else bool(given.input or given.output):
         raise UserError("give either --input and --output, or --glue-submission")
     if given.glue_submission and not given.glue_dir:
@@ -194,7 +194,7 @@ def run(given: argparse.Namespace) -> list[Path]:
         files[path] = as_submission(logits, task) if given.glue_submission else as_table(table, logits, task, path)
     for path, content in files.items():
         write_atomically(path, content)
-    return list(files)
+        print(path)
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -209,8 +209,3 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="DIR", help=base)
     parser.add_argument("--batch", type=int, default=64, help="rows per forward pass (default 64)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-
-
-def main(given: argparse.Namespace) -> None:
-    """Exit codes: 0 done, 2 a mistake in the call."""
-    print(*run(given), sep="\n")

@@ -59,43 +59,33 @@ def read(
         splits: None reads train and validation.
     Raises: UserError: If a file is not available, or a row does not fit the task.
     """
-    wanted = task.training_splits if splits is None else tuple(splits)
-    folder = folder_of(task, source, path)
-    rows, skipped, commit = {}, {}, None
-    for split in wanted:
+    if task.is_definition_only:
+        raise UserError(f"where the rows of {task.name} lie is not known here: name its file, task=path/to/task.yaml")
+    if source in ("tsv", "parquet") and not path:
+        raise UserError(f"source {source} needs a folder: set GLUE_DIR= (data.path in a single run)")
+    read_rows, skipped, commit = {}, {}, None
+    for split in task.training_splits if splits is None else splits:
         if source == "embedded":
-            rows[split] = embedded_rows(task.name)[split]
+            rows = embedded_rows(task.name)[split]
         elif source == "own":
             from lora.data.own_task import own_rows
 
-            rows[split] = own_rows(task.own, split)
+            rows = own_rows(task.own, split)
         else:
             from lora.data import glue
 
             if source == "tsv":
-                rows[split], left_out = glue.read_tsv(task, split, folder)
+                rows, left_out = glue.read_tsv(task, split, at_home(path))
                 skipped |= left_out
             else:
-                rows[split], commit = glue.read_hub_layout(task, split, folder, revision)
-    read_rows = {}
-    for split, columns in rows.items():
-        read_rows[split] = as_dataset(task, columns, subset(task, split, len(columns["label"]), train_rows))
+                folder = at_home(path) if source == "parquet" else None
+                rows, commit = glue.read_hub_layout(task, split, folder, revision)
+        read_rows[split] = as_dataset(task, rows, subset(task, split, len(rows["label"]), train_rows))
     counts = {split: len(dataset) for split, dataset in read_rows.items()}
     official = {split: task.official_rows[split] for split in counts}
     return TaskData(
         source, read_rows, counts, official, counts != official, skipped, commit, fingerprint(task, read_rows)
     )
-
-
-def folder_of(task: Task, source: str, path: str | Path | None) -> Path | None:
-    """The folder to read; None for sources without one. Raises: UserError: If it is not stated."""
-    if task.is_definition_only:
-        raise UserError(f"where the rows of {task.name} lie is not known here: name its file, task=path/to/task.yaml")
-    if source not in ("tsv", "parquet"):
-        return None
-    if not path:
-        raise UserError(f"source {source} needs a folder: set GLUE_DIR= (data.path in a single run)")
-    return at_home(path)
 
 
 def as_dataset(task: Task, columns: dict[str, list], rows: np.ndarray) -> datasets.Dataset:
