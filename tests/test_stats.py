@@ -9,6 +9,7 @@ from scipy import stats
 
 from lora.cost.timing import median_interval
 from lora.errors import UserError
+from lora.report.runs import chosen_by_others
 from lora.report.stats import (
     ENOUGH_SEEDS,
     all_pairs,
@@ -198,3 +199,10 @@ def test_draws_are_even_and_reproducible():
     many = drawn((70_000,), 7, "dice")
     assert stats.chisquare(np.bincount(many, minlength=7)).pvalue > 1e-3
     assert drawn((3, 4), 9, "a", 1).tolist() == drawn((3, 4), 9, "a", 1).tolist() != drawn((3, 4), 9, "a", 2).tolist()
+
+
+def test_an_unselected_epoch_is_best_for_the_other_runs():
+    values = np.array([[1.0, 5, 2], [3, 4, 1], [2, 6, 9]])  # epochs by runs
+    assert chosen_by_others(values).tolist() == [2, 6, 9]
+    values[2, 1] = math.nan  # then no run takes the last epoch
+    assert chosen_by_others(values).tolist() == [1, 4, 1]

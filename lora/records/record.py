@@ -124,7 +124,7 @@ def load_records(results: str | Path) -> tuple[list[RunRecord], list[str]]:
 
 FRAME_COLUMNS = (
     *("run_id", "model", "method", "slug", "task", "protocol", "start", "seed", "lr", "epochs"),
-    *("best", "last", "best_epoch", "trainable_method", "trainable_head", "total", "seconds"),
+    *("best", "last", "split_half", "best_epoch", "trainable_method", "trainable_head", "total", "seconds"),
     *("is_part", "train_rows", "fingerprint", "device", "truncated", "rate_from"),
 )
 
@@ -133,6 +133,7 @@ def load_frame(records: list[RunRecord]) -> "pandas.DataFrame":
     """A frame with one row per `ok` record; metrics are fractions and missing values NaN.
 
     Returns: Columns `FRAME_COLUMNS`; `best` and `last` are the headline metric of the best and of the last epoch,
+        `split_half` that of epochs chosen on other rows (missing before schema 2),
         `truncated` the fraction of the rows that are longer than data.max_length, `rate_from` the origin of the
         learning rate (`lora.config.run.RuntimeConfig`).
     """
@@ -157,6 +158,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "epochs": config["train"]["epochs"],
         "best": _number(selected["best"]["value"]),
         "last": _number(selected["last"]["value"]),
+        "split_half": _number(selected["split_half"]["value"]) if "split_half" in selected else math.nan,
         "best_epoch": selected["best"]["epoch"],
         **record.params,
         "seconds": record.seconds,

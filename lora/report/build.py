@@ -18,6 +18,7 @@ from lora.report.gather import Gathered, gather
 from lora.report.learning_rate import learning_rate_table
 from lora.report.notes import encoder_notes
 from lora.report.readme import block, findings_figure
+from lora.report.runs import with_unselected
 from lora.report.subspace_tables import amplification_table, subspace_figures
 from lora.sweep.expand import State
 from lora.table import Table
@@ -108,7 +109,7 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
     tables: list[Table | None] = []
     if not gathered.is_own:
         measured = gathered.efficiency, analyses.checks, ok
-        judged = judge(read_claims(), gathered.runs, frame, *measured)
+        judged = judge(read_claims(), with_unselected(gathered.runs, curves), frame, *measured)
         notes = tuple(encoder_notes(frame["model"]))
         tables.append(Table("claims", f"The paper's sentences ({name})", verdict_table(judged), words=3, notes=notes))
     tables += [*sections.tables, learning_rate_table(name, gathered.tried, curves)]

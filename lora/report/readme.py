@@ -77,7 +77,16 @@ def findings_block(verdicts: Sequence[Verdict]) -> str:
         word, on, devices = row["Verdict"].partition(" on ")
         row["Verdict"] = f"**{word}**{on}{devices}"
     lines = [list(rows[0]), ["---", "---:", "---:", "---"], *(list(row.values()) for row in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", other_rules(verdicts)])
+
+
+def other_rules(verdicts: Sequence[Verdict]) -> str:
+    """What the first of the findings is without the choice of each run's best epoch."""
+    ((_, (first, *_)), *_) = findings(verdicts)
+    last, unselected = (figure_text(other.findings[0]) for other in (first.on_last, first.unselected) if other)
+    return (
+        f"The first line is {last} by each run's last epoch, and {unselected} by the one that the other seeds choose."
+    )
 
 
 def findings_figure(verdicts: Sequence[Verdict]) -> Figure | None:

@@ -6,7 +6,9 @@ Columns: experiment; the setting of the run (`FACTS`), and `columns`, all that n
 
 from collections.abc import Collection, Iterable, Sequence
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from lora.config.labels import columns, labels
 from lora.config.run import RunConfig
@@ -140,6 +142,34 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
         kind=("kind", "first"),
     )
     return table.reset_index().astype(dict.fromkeys(("trainable_method", "trainable_head", "train_rows"), "Int64"))
+
+
+def with_unselected(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    """The same runs with the column `unselected`: the metric of an epoch that a run's own score did not choose.
+
+    It is the record's `split_half`. Where that is missing, the metric at the epoch that is best on the mean of the
+    cell's other seeds. NaN for a single run.
+
+    Args:
+        curves: `lora.records.record.load_curves`.
+    """
+    values = {run_id: of_run["value"].to_numpy() for run_id, of_run in curves.groupby("run_id")}
+    runs = runs.reset_index(drop=True)
+    found = runs["split_half"].astype(float)
+    for _, cell in runs[runs["best"].notna() & found.isna()].groupby(["experiment", *CELL]):
+        if len(cell) > 1:
+            found[cell.index] = chosen_by_others(np.column_stack([values[run_id] for run_id in cell["run_id"]]))
+    return runs.assign(unselected=found)
+
+
+def chosen_by_others(values: Float[np.ndarray, "epochs runs"]) -> Float[np.ndarray, " runs"]:
+    """The value of each run of a cell at the epoch that is best on the mean of the others.
+
+    An epoch in which some run's metric is undefined is chosen only if every epoch has such a run.
+    """
+    means = (values.sum(axis=1, keepdims=True) - values) / (values.shape[1] - 1)
+    best = np.where(np.isnan(means), -np.inf, means).argmax(axis=0)
+    return values[best, np.arange(values.shape[1])]
 
 
 def in_order(runs: pd.DataFrame) -> list[str]:

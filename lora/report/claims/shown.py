@@ -25,17 +25,16 @@ def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     for each in verdicts:
         start = {"Verdict": word_text(each), "Claim": each.claim.headline + about_text(each)}
         end = {"Claim's commit": commit_text(each)}
-        last = iter(each.on_last.findings) if each.on_last else iter(())
+        last, unselected = (iter(other.findings if other else ()) for other in (each.on_last, each.unselected))
         for found in each.findings:
-            on_last = next(last, None)
             shown = {"Compared": found.label, "Found": value_text(found, found.mean), level: interval_text(found)}
-            shown |= {"Last epoch": "-" if on_last is None else f"{value_text(on_last, on_last.mean)}{short(on_last)}"}
+            shown |= {"Last epoch": short(next(last, None)), "Unselected": short(next(unselected, None))}
             shown |= {"n": "-" if found.n is None else str(found.n)}
             shown |= {"Bound": found.bound.text, "Undecided because": found.reason or "-"}
             lines.append({**start, **shown, **end})
             start, end = {"Verdict": "", "Claim": ""}, {"Claim's commit": ""}
         if not each.findings:
-            nothing = dict.fromkeys(("Compared", "Found", level, "Last epoch", "n", "Bound"), "-")
+            nothing = dict.fromkeys(("Compared", "Found", level, "Last epoch", "Unselected", "n", "Bound"), "-")
             lines.append({**start, **nothing, "Undecided because": each.reason, **end})
     return pd.DataFrame(lines)
 
@@ -86,8 +85,12 @@ def interval_text(found: Finding, digits: int = 2) -> str:
     return f"{value_text(found, found.low, digits)} to {value_text(found, found.high, digits)}"
 
 
-def short(found: Finding) -> str:
-    return "" if interval_text(found) == "-" else f" ({interval_text(found)})"
+def short(found: Finding | None) -> str:
+    """`-0.89 (-2.33 to +0.55)`, the value alone without an interval, or `-`."""
+    if found is None:
+        return "-"
+    interval = interval_text(found)
+    return value_text(found, found.mean) + ("" if interval == "-" else f" ({interval})")
 
 
 def paper_text(claim: Claim) -> str:
@@ -104,10 +107,11 @@ def paper_text(claim: Claim) -> str:
 def to_json(verdicts: Sequence[Verdict]) -> bytes:
     entries = []
     for each in verdicts:
-        claim, last = each.claim, each.on_last
+        claim, last, unselected = each.claim, each.on_last, each.unselected
         about = {key: getattr(claim, key) for key in ("id", "experiment", "sentence", "ours", "source", "margin")}
         about |= {"about": each.about, "not_glue": each.not_glue, **judged_json(each)}
-        about |= {"on_last": last and judged_json(last), "stated": claim.stated[:SHORT] or None}
+        about |= {"on_last": last and judged_json(last), "unselected": unselected and judged_json(unselected)}
+        about |= {"stated": claim.stated[:SHORT] or None}
         entries.append({**about, "stated_later": each.stated_later, "paper": claim.paper})
     return (json.dumps(rounded(entries), indent=1, ensure_ascii=False) + "\n").encode()
 

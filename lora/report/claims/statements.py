@@ -91,7 +91,8 @@ class Claim:
         margin: The reason for the bounds.
         stated, stated_at: The commit in which the claim last changed, and its time; empty until it is committed.
         ours: Whether the sentence is this project's, not the paper's.
-        metric: For differences of cells, the headline metric of each run's best or last epoch, in points.
+        metric: For differences of cells, in points: the headline metric of each run's best epoch, last epoch, or
+            `unselected` one.
         measure: For ratios, a cost in results/efficiency/<device>/summary.json.
         count: For ratios of trainable parameters: GPT-3 175B by closed form, or the encoders of the records.
         check: An exact property that an analysis tested.
@@ -107,7 +108,7 @@ class Claim:
     stated: str = ""
     stated_at: str = ""
     ours: bool = False
-    metric: Literal["best", "last"] | None = None
+    metric: Literal["best", "last", "unselected"] | None = None
     measure: (
         Literal["trainable", "checkpoint_bytes", "optimizer_bytes", "saved_activation_bytes", "step_ms", "latency_ms"]
         | None

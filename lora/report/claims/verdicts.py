@@ -61,7 +61,8 @@ class Verdict:
     Args:
         about: The model, the device or the check; empty if there is nothing to judge on.
         not_glue: Whether it is judged on tasks other than GLUE's.
-        on_last: The verdict on each run's last epoch, for claims about the best one; else None.
+        on_last, unselected: For claims about each run's best epoch, the verdicts on its last one and on its score
+            without the gain from a choice (`lora.report.runs.with_unselected`); else None.
         stated_later: Whether the claim was stated later than some of the runs; None without runs or a date.
     """
 
@@ -72,6 +73,7 @@ class Verdict:
     reason: str = ""
     not_glue: bool = False
     on_last: "Verdict | None" = None
+    unselected: "Verdict | None" = None
     stated_later: bool | None = None
 
     @property
@@ -124,9 +126,15 @@ def judge(
             nothing = f"nothing was measured: no analysis/{claim.check}.json is of these records"
         judged = [verdict(claim, about, findings) for about, findings in found.items() if findings]
         if claim.metric == "best":
-            on_last = on_runs(replace(claim, metric="last"), runs)
-            last = replace(claim, metric="last")
-            judged = [replace(one, on_last=verdict(last, one.about, on_last[one.about])) for one in judged]
+            last, unselected = (on_runs(replace(claim, metric=rule), runs) for rule in ("last", "unselected"))
+            judged = [
+                replace(
+                    one,
+                    on_last=verdict(claim, one.about, last[one.about]),
+                    unselected=verdict(claim, one.about, unselected[one.about]),
+                )
+                for one in judged
+            ]
         for one in judged or [Verdict(claim, "", (), "inconclusive", nothing)]:
             verdicts.append(
                 replace(one, stated_later=stated_later(one, made_at), not_glue=not not_glue.isdisjoint(one.records))
