@@ -184,17 +184,14 @@ def test_a_task_whose_rates_were_chosen_here_is_compared_too(predicted_runs, mon
     assert len(compare(gathered, found, results / "small")) == 1
 
 
-def test_one_task_keeps_the_analysis_of_the_others_and_none_is_an_error(predicted_runs, monkeypatch):
+def test_the_command_writes_its_file_and_without_labels_it_is_an_error(predicted_runs, monkeypatch):
     results, labels = predicted_runs
     path = results / "small" / "analysis" / EXAMPLES
-    path.parent.mkdir()
-    path.write_bytes(analysis_json({}, [{"task": "rte"}, {"task": "cola", "old": 1}]))
     monkeypatch.setattr("lora.report.analyses.dev_intervals.gather", lambda name, given: gather(name, given, results))
     monkeypatch.setattr("lora.report.analyses.dev_intervals.read_labels", lambda _: {"cola": labels})
     given = argparse.Namespace(profile="small", overrides=OVERRIDES)
     main(given)
-    entries = json.loads(path.read_bytes())["entries"]
-    assert [entry["task"] for entry in entries] == ["rte", "cola"] and "old" not in entries[1]
+    assert [entry["task"] for entry in json.loads(path.read_bytes())["entries"]] == ["cola"]
     path.unlink()
     monkeypatch.setattr("lora.report.analyses.dev_intervals.read_labels", lambda _: {})
     with pytest.raises(UserError, match="nothing can be compared"):

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from synthetic import populate
 
-from lora.report.gap import FACTORS, QV, RECORDS, SLUGS, Condition, Factor, factor_lines
+from lora.report.gap import FACTORS, LONGER, QKVO, QV, RECORDS, Condition, Factor, factor_lines
 from lora.report.gather import gather
 
 GIVEN = ["experiment=glue_table2,length", "seed=6,7,8"]
@@ -50,13 +50,13 @@ def lines_of(records, before: Condition, after: Condition, tasks=("cola",)) -> l
 
 
 def test_conditions_with_equal_seeds_are_compared_in_pairs(records):
-    after = Condition("20", given=dict.fromkeys(SLUGS, "epochs=20"))
+    after = Condition("20", rows=LONGER)
     expected = ("CoLA (Matthews)", of_pairs(-3, -2, -1), of_pairs(-6, -5, -4), "-3.0", "3 in pairs")
     assert lines_of(records, Condition("10"), after) == [expected]  # equal changes have no interval
 
 
 def test_only_seeds_of_both_conditions_count_and_averages_need_every_task(records):
-    after = Condition("q,k,v,o", lora="lora-qkvo-r4")
+    after = Condition("q,k,v,o", rows=QKVO)
     cola, mrpc, average = lines_of(records, QV, after, ("cola", "mrpc"))
     assert cola[1:] == (of_pairs(-3, -2, -1), of_pairs(-2, -4, 2), of_pairs(1, -2, 3), "3 in pairs")
     assert mrpc[1:] == (of_pairs(-1, 0), of_pairs(0, -2), of_pairs(1, -2), "2 in pairs")

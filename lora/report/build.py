@@ -8,7 +8,7 @@ import pandas as pd
 
 from lora.records.analysis import Analyses, read_analyses
 from lora.records.record import load_curves
-from lora.report.catalogue import build_sections
+from lora.report.catalogue import SHOWN, SUFFIXES, sections_of
 from lora.report.claims.shown import verdict_table
 from lora.report.claims.statements import read_claims
 from lora.report.claims.verdicts import Verdict, judge
@@ -17,8 +17,9 @@ from lora.report.figures import Figure
 from lora.report.gather import Gathered, gather
 from lora.report.learning_rate import learning_rate_table
 from lora.report.notes import encoder_notes
+from lora.report.own_tasks import answers
 from lora.report.readme import block, findings_figure
-from lora.report.runs import with_unselected
+from lora.report.runs import MAIN, with_unselected
 from lora.report.subspace_tables import amplification_table, subspace_figures
 from lora.sweep.expand import State
 from lora.table import Table
@@ -104,19 +105,28 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
     gathered = gather(name, overrides, results)
     name, frame, ok = gathered.name, gathered.frame, gathered.state.ok
     curves, analyses = load_curves(list(ok.values())), read_analyses(gathered.folder / "analysis", ok)
-    sections = build_sections(gathered, curves, analyses.examples)
     judged: list[Verdict] = []
     tables: list[Table | None] = []
+    figures: dict[str, Figure] = {}
+    lines: list[str] = []
+    cells = [pd.DataFrame()]
     if not gathered.is_own:
         measured = gathered.efficiency, analyses.checks, ok
         judged = judge(read_claims(), with_unselected(gathered.runs, curves), frame, *measured)
         notes = tuple(encoder_notes(frame["model"]))
         tables.append(Table("claims", f"The paper's sentences ({name})", verdict_table(judged), words=3, notes=notes))
-    tables += [*sections.tables, learning_rate_table(name, gathered.tried, curves)]
+    for section in sections_of(gathered, curves, analyses.examples):
+        made, drawn = SHOWN[section.experiment](section)
+        tables += made
+        suffix = SUFFIXES[section.kind]
+        figures |= {f"{key}{suffix}": figure for key, figure in drawn.items() if figure is not None}
+        cells.append(section.summary.assign(experiment=section.experiment))
+        lines += answers(section.pairs) if section.kind == "own" and section.experiment in MAIN else []
+    tables.append(learning_rate_table(name, gathered.tried, curves))
     tables.append(repeated_table(name, gathered.folder, gathered.every))
-    figures = sections.figures | subspace_figures(analyses.subspaces)
+    figures |= subspace_figures(analyses.subspaces)
     if found := findings_figure(judged):
         figures["findings"] = found
     tables += [amplification_table(name, analyses.subspaces), reference_table(gathered)]
     shown = tuple(table for table in tables if table is not None)
-    return Report(gathered, analyses, shown, sections.cells, tuple(judged), figures, tuple(sections.answers))
+    return Report(gathered, analyses, shown, pd.concat(cells), tuple(judged), figures, tuple(lines))

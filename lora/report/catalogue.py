@@ -3,22 +3,21 @@
 To show a new experiment, add a function to `SHOWN`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
 from lora.errors import UserError
 from lora.files import ROOT
-from lora.records.record import load_frame
 from lora.report.comparisons import change_table, method_pairs, pairs_table
 from lora.report.conditions import conditions
 from lora.report.figures import Figure, by_parameters, differences, forest, learning_curves
 from lora.report.gather import Gathered
 from lora.report.notes import BANNERS, caption, encoder_notes, ffn_notes, note
-from lora.report.own_tasks import answers, rates_table, tuning_banner
+from lora.report.own_tasks import tuning_banner
 from lora.report.runs import ADHOC, KINDS, MAIN, OWN, OWN_TASK, labelled, summarise
 from lora.report.tables import beside_paper, table2, table5, table6
 from lora.report.titles import START_TITLES
@@ -30,21 +29,6 @@ WORDS = ("Model", "Protocol", "Method", "Minus", "Task", "Adapted", "Learning ra
 SUFFIXES = {"whole": "", "embedded": "", "part": "_part", "own": "_own"}
 Examples = Mapping[tuple[str, str, str, str], Mapping[str, Any]]
 Figures = dict[str, Figure | None]
-
-
-class Sections(NamedTuple):
-    """What is made from runs, in reading order.
-
-    Args:
-        figures: Name -> the plotted data.
-        cells: Every cell with its numbers, unrounded: one row per experiment and cell.
-        answers: Which method is better on the user-defined tasks, a line per pair.
-    """
-
-    tables: list[Table]
-    figures: dict[str, Figure]
-    cells: pd.DataFrame
-    answers: list[str]
 
 
 @dataclass(frozen=True)
@@ -69,20 +53,20 @@ class Section:
         return summarise(self.runs)
 
     @cached_property
+    def pairs(self) -> pd.DataFrame:
+        """Every method compared with every other."""
+        return method_pairs(self.runs)
+
+    @cached_property
     def paper(self) -> pd.DataFrame | None:
         """The published cells; None for tasks outside GLUE."""
         path = ROOT / "experiments" / ("glue_table2" if self.experiment in MAIN else self.experiment) / "paper.csv"
         return pd.read_csv(path) if self.kind in ("whole", "part") and path.exists() else None
 
     @cached_property
-    def rates(self) -> pd.DataFrame:
-        """How the learning rates of user-defined tasks were chosen."""
-        return rates_table(self.runs, load_frame(list(self.gathered.tuning)))
-
-    @cached_property
     def above(self) -> dict[str, str]:
         """The notice above every table of these runs, and how they were trained."""
-        banner = tuning_banner(self.rates) if self.kind == "own" else BANNERS[self.kind]
+        banner = tuning_banner(self.runs) if self.kind == "own" else BANNERS[self.kind]
         return {"banner": banner, "above": conditions(self.runs, self.curves)}
 
     @property
@@ -91,18 +75,18 @@ class Section:
         return [caption(self.summary), *encoder_notes(self.runs["model"], self.kind)]
 
     def table(
-        self, file: str, title: str, cells: pd.DataFrame, notes: Sequence[str], figures: Sequence[str] = (), **more: Any
+        self, file: str, title: str, cells: pd.DataFrame, notes: Sequence[str], figures: Sequence[str] = ()
     ) -> Table:
         words = next((i for i, column in enumerate(cells.columns) if column not in WORDS), len(cells.columns))
         suffix = SUFFIXES[self.kind]
         names = tuple(f"{key}{suffix}" for key in figures)
         title = f"{title} ({self.gathered.name})"
-        return Table(f"{file}{suffix}", title, cells, words, tuple(notes), figures=names, **self.above | more)
+        return Table(f"{file}{suffix}", title, cells, words, tuple(notes), figures=names, **self.above)
 
 
 def methods(section: Section) -> tuple[list[Table], Figures]:
     """Table 2, next to the paper's cells, and every method compared with every other."""
-    summary, is_own, pairs = section.summary, section.kind == "own", method_pairs(section.runs)
+    summary, is_own, pairs = section.summary, section.kind == "own", section.pairs
     figures = {
         "parameters": by_parameters(summary),
         "curves": learning_curves(section.runs, section.curves),
@@ -119,10 +103,6 @@ def methods(section: Section) -> tuple[list[Table], Figures]:
         last = note("pairs_own").replace("COMMAND", section.gathered.command(command)) if is_own else note("verdicts")
         cells = pairs_table(pairs, section.examples)
         made.append(section.table("pairs", title, cells, [note("pairs"), last], ("forest",)))
-    if is_own and len(section.rates):
-        one_model = ["Model"] if section.rates["Model"].nunique() == 1 else []
-        cells = section.rates.drop(columns=one_model)
-        made.append(section.table("rates", "How each learning rate was chosen", cells, [note("rates")], above=""))
     return made, figures
 
 
@@ -130,7 +110,7 @@ def targets(section: Section) -> tuple[list[Table], Figures]:
     """Table 5, and each set minus q, v at the rank of the same number of parameters."""
     title, cells = "Table 5: which projections to adapt, at one number of parameters", section.summary
     qv = ("Wq, Wv", 4)
-    pairs, heading = method_pairs(section.runs), "Table 5: each set minus Wq, Wv (r = 4)"
+    pairs, heading = section.pairs, "Table 5: each set minus Wq, Wv (r = 4)"
     figure = differences(heading, cells, pairs, section.paper, lambda *_: qv, 0.0)
     notes = lora_notes(section)
     return [section.table("table5", title, table5(cells, section.paper), notes, ["targets"])], {"targets": figure}
@@ -139,7 +119,7 @@ def targets(section: Section) -> tuple[list[Table], Figures]:
 def ranks(section: Section) -> tuple[list[Table], Figures]:
     """Table 6, and each rank minus that of 64."""
     title, cells = "Table 6: how large the rank must be", section.summary
-    pairs, heading = method_pairs(section.runs), "Table 6: each rank minus r = 64"
+    pairs, heading = section.pairs, "Table 6: each rank minus r = 64"
     figure = differences(heading, cells, pairs, section.paper, lambda targets, _: (targets, 64), -1.0)
     notes = lora_notes(section)
     return [section.table("table6", title, table6(cells, section.paper), notes, ["ranks"])], {"ranks": figure}
@@ -182,29 +162,19 @@ SHOWN: dict[str, Callable[[Section], tuple[list[Table], Figures]]] = {  # in the
 }
 
 
-def build_sections(gathered: Gathered, curves: pd.DataFrame, examples: Examples) -> Sections:
-    """Build every table and figure that is made from runs. The tasks of one table have rows of one kind.
+def sections_of(gathered: Gathered, curves: pd.DataFrame, examples: Examples) -> Iterator[Section]:
+    """The sections in reading order.
 
     Args:
         curves, examples: See `Section`.
     Raises: UserError: If a table without columns for encoder and protocol would hold several.
     """
-    cells, made = [], Sections([], {}, pd.DataFrame(), [])
     for experiment, every in gathered.runs.groupby("experiment", sort=False):
         for key in () if SHOWN[experiment] in (methods, others) else ("model", "protocol"):
-            if every[key].nunique() > 1:
-                values = every[key].unique()
+            if len(values := every[key].unique()) > 1:
                 raise UserError(
                     f"the table of {experiment} would mix the {key}s {', '.join(values)}: name one "
                     f"({key}={min(values)})"
                 )
         for kind, of_kind in sorted(every.groupby("kind"), key=lambda group: KINDS.index(group[0])):
-            section = Section(gathered, experiment, kind, of_kind, curves, examples)
-            tables, figures = SHOWN[experiment](section)
-            cells.append(section.summary.assign(experiment=experiment))
-            made.tables.extend(tables)
-            named = {f"{key}{SUFFIXES[kind]}": figure for key, figure in figures.items() if figure is not None}
-            made.figures.update(named)
-            if kind == "own" and experiment in MAIN:
-                made.answers.extend(answers(method_pairs(of_kind)))
-    return made._replace(cells=pd.concat(cells) if cells else pd.DataFrame())
+            yield Section(gathered, experiment, kind, of_kind, curves, examples)

@@ -44,11 +44,8 @@ def encoder_text(model: str) -> str:
 
 def devices(runs: pd.DataFrame) -> str:
     """`device: x86_64 AVX512`; `devices: x86_64 AVX512 (35 runs), x86_64 AVX2 (15 runs)`."""
-    counts = runs["device"].value_counts()
-    if len(counts) == 1:
-        return f"device: {counts.index[0]}"
-    shown = [f"{device} ({count} run{'s' * (count > 1)})" for device, count in counts.items()]
-    return f"devices: {', '.join(shown)}"
+    shown = [f"{device} ({count} runs)" for device, count in runs["device"].value_counts().items()]
+    return f"devices: {', '.join(shown)}" if len(shown) > 1 else f"device: {runs['device'].iloc[0]}"
 
 
 def span(values: pd.Series) -> str:

@@ -13,11 +13,11 @@ from lora.files import REFERENCE
 from lora.report.gather import Gathered
 from lora.report.notes import note
 from lora.report.stats import DIGITS, by_seed, mean_interval, paired_differences, welch_interval
-from lora.report.titles import slug_label, task_label
+from lora.report.titles import task_label
 from lora.table import markdown
 
 SMALL, LONG, BASE = (f"{REFERENCE}/{profile}" for profile in ("small", "long", "base"))
-SLUGS = {"LoRA": "lora-qv-r8", "full": "full", "Houlsby": "houlsby-m8"}
+ROWS = {"LoRA": "LoRA (qv, r8)", "full": "Full fine-tuning", "Houlsby": "Houlsby adapters (m8)"}
 
 
 class Condition(NamedTuple):
@@ -26,26 +26,20 @@ class Condition(NamedTuple):
     Args:
         words: The name of the condition.
         records: The folder below results/.
-        lora: The slug of LoRA's runs.
-        given: Method -> the setting by which its runs differ from those of Table 2, as their label has it.
+        rows: Method -> the label of its runs.
         start: Where its runs start.
         tried: Whether the runs are those that chose the learning rates, whose seeds no table of results has.
     """
 
     words: str
     records: str = LONG
-    lora: str = SLUGS["LoRA"]
-    given: Mapping[str, str] = {}
+    rows: Mapping[str, str] = ROWS
     start: str = "pretrained"
     tried: bool = False
 
     def runs(self, method: str, gathered: Gathered) -> pd.DataFrame:
-        """The method's runs under this condition."""
-        label = ", ".join(
-            filter(None, (slug_label(self.lora if method == "LoRA" else SLUGS[method]), self.given.get(method)))
-        )
         runs = gathered.tried if self.tried else gathered.every
-        return runs[(runs["label"] == label) & (runs["start"] == self.start)]
+        return runs[(runs["label"] == self.rows[method]) & (runs["start"] == self.start)]
 
 
 class Factor(NamedTuple):
@@ -66,11 +60,11 @@ class Factor(NamedTuple):
 LORA_FULL = (("LoRA", "full"),)
 EVERY = (*LORA_FULL, ("Houlsby", "full"), ("LoRA", "Houlsby"))
 TABLE_2 = ("cola", "mrpc", "stsb")
-LONGER = dict.fromkeys(SLUGS, "epochs=20")
-RATES = {"LoRA": "lr=0.001", "full": "lr=2e-05", "Houlsby": "lr=0.001"}
+LONGER = {method: f"{label}, epochs=20" for method, label in ROWS.items()}
+RATES = {method: f"{label}, lr={'2e-05' if method == 'full' else '0.001'}" for method, label in ROWS.items()}
 ROWS_OF_SMALL = "3 epochs of 2,000 to 4,000 rows, best of three rates"
-QV, R64 = Condition("LoRA on q,v at r = 8"), "lora-qv-r64"
-IN_PROPORTION = {"LoRA": "alpha_at_rank=8"}
+QV = Condition("LoRA on q,v at r = 8")
+QKVO, R64, SCALED = (ROWS | {"LoRA": f"LoRA ({row}"} for row in ("qkvo, r4)", "qv, r64)", "qv, r64), alpha_at_rank=8"))
 FACTORS = (
     Factor(
         "Epochs, train rows and rates",
@@ -79,16 +73,16 @@ FACTORS = (
         EVERY,
         TABLE_2,
     ),
-    Factor("Epochs", Condition("10"), Condition("20", given=LONGER), EVERY),
+    Factor("Epochs", Condition("10"), Condition("20", rows=LONGER), EVERY),
     Factor(
         "Rates",
         Condition("each method's best on CoLA and STS-B", tried=True),
-        Condition("the other of its best two on CoLA", given=RATES, tried=True),
+        Condition("the other of its best two on CoLA", rows=RATES, tried=True),
         EVERY,
     ),
-    Factor("Target set", QV, Condition("q,k,v,o at r = 4", lora="lora-qkvo-r4"), LORA_FULL, TABLE_2),
-    Factor("Rank", QV, Condition("r = 64", lora=R64), LORA_FULL),
-    Factor("Rank and alpha", QV, Condition("r = 64, `alpha_at_rank=8`", lora=R64, given=IN_PROPORTION), LORA_FULL),
+    Factor("Target set", QV, Condition("q,k,v,o at r = 4", rows=QKVO), LORA_FULL, TABLE_2),
+    Factor("Rank", QV, Condition("r = 64", rows=R64), LORA_FULL),
+    Factor("Rank and alpha", QV, Condition("r = 64, `alpha_at_rank=8`", rows=SCALED), LORA_FULL),
     Factor("Start", Condition("pretrained"), Condition("MNLI", start="mnli"), EVERY, ("mrpc",)),
     Factor("Encoder", Condition("MiniLM, 10 epochs"), Condition("MPNet-base, 5 epochs", BASE), LORA_FULL),
 )

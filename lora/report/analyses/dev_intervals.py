@@ -24,9 +24,9 @@ from lora.data.metrics import METRICS, compute
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import write_atomically
-from lora.records.analysis import EXAMPLES, analysis_json, read_analysis
+from lora.records.analysis import EXAMPLES, analysis_json
 from lora.records.predictions import dev_predictions, splits_of
-from lora.records.record import RunRecord, load_records
+from lora.records.record import RunRecord
 from lora.report.analyses.command import config_here
 from lora.report.comparisons import groups_of
 from lora.report.gather import Gathered, gather
@@ -155,25 +155,5 @@ def main(given: argparse.Namespace) -> None:
     runs = compared(gathered)
     made_from = {r: gathered.state.ok[r].predictions for r in runs.loc[runs["task"].isin(list(labels)), "run_id"]}
     path = gathered.folder / "analysis" / EXAMPLES
-    kept_from, kept = of_other_tasks(path, gathered, set(labels))
-    write_atomically(path, analysis_json(kept_from | made_from, [*kept, *entries]))
+    write_atomically(path, analysis_json(made_from, entries))
     print(f"{len(entries)} comparisons on {len(labels)} tasks: {path}")
-
-
-def of_other_tasks(path: Path, gathered: Gathered, tasks: set[str]) -> tuple[dict[str, str], list[dict[str, Any]]]:
-    """What an earlier analysis has of other tasks: the hashes that it was made from, and its entries.
-
-    A task of which a record has changed since is left out.
-    """
-    if not path.exists():
-        return {}, []
-    content, records = read_analysis(path), {record.run_id: record for record in load_records(gathered.folder)[0]}
-    task_of = {run_id: records[run_id].config["task"] for run_id in content["made_from"] if run_id in records}
-    changed = {
-        task_of.get(run_id)
-        for run_id, digest in content["made_from"].items()
-        if run_id not in records or records[run_id].predictions != digest
-    }
-    kept = [one for one in content["entries"] if one["task"] not in tasks and one["task"] not in changed]
-    names = {one["task"] for one in kept}
-    return {r: digest for r, digest in content["made_from"].items() if task_of.get(r) in names}, kept
