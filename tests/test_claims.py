@@ -13,13 +13,12 @@ import pandas as pd
 import pytest
 import yaml
 from scipy import stats
-from synthetic import populate, runs_of
+from synthetic import runs_of
 
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.models.sizes import gpt3_count
 from lora.records.record import FRAME_COLUMNS
-from lora.report.build import build
 from lora.report.claims import verdicts
 from lora.report.claims.findings import Finding, after_holm, smallest_p
 from lora.report.claims.shown import commit_text, to_json
@@ -235,11 +234,6 @@ def test_a_claim_is_wrongly_refuted_in_at_most_two_and_a_half_percent():
     assert wrong / repeats <= 0.025 + 2 * math.sqrt(0.025 * 0.975 / repeats)
 
 
-def test_equal_differences_decide_nothing():
-    found = difference(Bound("above", 0), ["A", "B"], ["rte"], pairs_of({"rte": [0.4] * 5}))
-    assert (found.holds, found.reason) == (None, "all differences are equal, so there is no interval")
-
-
 def test_only_the_seeds_with_every_task_stand_behind_an_average():
     found = difference(Bound("above", 0), ["A", "B"], ["rte", "cola"], pairs_of({"rte": [*SPREAD, 9], "cola": SPREAD}))
     assert found.n == 5 and found.mean == pytest.approx(0) and len(found.runs) == 20
@@ -288,16 +282,6 @@ def test_an_average_is_over_the_common_tasks_and_over_whole_ones_where_there_are
     assert three.label.endswith("average of MRPC, CoLA, RTE") and three.mean == pytest.approx(0.3 + 3 / 3)
     assert two.label.endswith("average of MRPC, RTE") and two.mean == pytest.approx(0.3)
     assert compared("cola", "mrpc", "rte", "stsb").label == three.label
-
-
-def test_a_grid_of_ones_own_has_a_report_and_the_claims_cannot_be_told(tmp_path):
-    arguments = ["experiment=lora_ranks", "method.alpha=4,64", "task=cola", "seed=1,2"]
-    populate(tmp_path / "small", "small", arguments)
-    report = build("small", arguments, tmp_path)
-    assert len(report.gathered.runs) and not report.state.missing
-    found = [found for each in report.verdicts for found in each.findings if found.reason.startswith("one side has")]
-    assert found and all(each.n == 0 and " - " in each.label for each in found)
-    assert "alpha=4 (ours) and LoRA" in found[0].reason
 
 
 def plan_of(given=(), **cell):

@@ -46,13 +46,6 @@ def test_the_line_says_encoder_epochs_rows_start_and_how_many_cells_still_rise()
     assert line(steady, every).endswith(": 0 of 1 cells.")
 
 
-def test_starts_are_told_apart():
-    runs = [*planned("rte"), *planned("rte", start="mnli")]
-    every = pd.concat([curves(planned("rte"), GAINS), curves(planned("rte", start="mnli"), (0.0,) * 5)])
-    found = line(runs, every)
-    assert "start: pretrained and MNLI; device: a CPU." in found and found.endswith(": 1 of 2 cells.")
-
-
 def test_the_line_says_how_many_rows_were_cut():
     runs = [*planned(), *planned("rte")]
     every = pd.concat([curves(planned(), GAINS), curves(planned("rte"), GAINS)])

@@ -4,13 +4,12 @@ import argparse
 import dataclasses
 import hashlib
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors.numpy import save
 from scipy import stats
-from synthetic import synthetic_record, write_run
+from synthetic import synthetic_record
 
 from lora.data import metrics
 from lora.errors import UserError
@@ -21,9 +20,7 @@ from lora.report.analyses.dev_intervals import (
     bounds,
     check,
     compare,
-    compared,
     main,
-    read_labels,
     resampled,
 )
 from lora.report.build import build
@@ -165,23 +162,6 @@ def test_the_hash_of_the_predictions_is_checked(predicted_runs):
     path.unlink()
     with pytest.raises(UserError, match=r"not readable"):
         dev_predictions(record, folder)
-
-
-def test_a_task_whose_rates_were_chosen_here_is_compared_too(predicted_runs, monkeypatch):
-    """The runs that chose the learning rates come first in the frame and have predictions, but are not compared."""
-    results, labels = predicted_runs
-    rates = [c for c in select_runs("small", ["experiment=learning_rate"]) if c.task == "cola"]
-    assert rates
-    for run in rates:
-        write_run(results / "small", run, 0.1, predictions=True)
-    gathered = gather("small", ["experiment=glue_table2,learning_rate"], results)
-    assert gathered.frame.iloc[0]["run_id"] in set(gathered.tried["run_id"])
-    assert set(compared(gathered)["run_id"]) == set(gathered.runs["run_id"]) & set(gathered.frame["run_id"])
-    rows = SimpleNamespace(fingerprint=hashlib.sha256(b"cola").hexdigest(), splits={"validation": {"label": labels}})
-    monkeypatch.setattr("lora.data.read.read", lambda *given: rows)
-    found = read_labels(gathered)
-    assert list(found) == ["cola"] and (found["cola"] == labels).all()
-    assert len(compare(gathered, found, results / "small")) == 1
 
 
 def test_the_command_writes_its_file_and_without_labels_it_is_an_error(predicted_runs, monkeypatch):

@@ -128,23 +128,3 @@ def test_seeds_are_averaged_within_a_task_and_a_rate_must_have_every_task_and_se
     assert taken(runs) == {"LoRA": 2e-3}  # (0.40 + 0.78) / 2 against (0.30 + 0.80) / 2
     missing = pd.DataFrame([{"label": "LoRA", "task": "rte", "seed": 0}])
     assert taken(pd.concat([runs, missing])) == {}  # a planned run is not trained
-
-
-def test_a_setting_of_ones_own_has_rows_and_a_rate_of_its_own(tmp_path):
-    """With alpha 64, the lowest rate is the best; with alpha 4, the highest."""
-    given = [*GIVEN, "method=lora", "task=cola", "method.alpha=4,64"]
-
-    def value(run: PlannedRun) -> float:
-        sign = -1 if run.config.method.alpha == 64 else 1
-        return 0.5 + sign * math.log10(rate_of(run)) / 100
-
-    populate(tmp_path / "small", "small", given, value=value)
-    (table,) = [table for table in build("small", given, tmp_path).tables if table.name == "learning_rate"]
-    assert table.cells[["Method", "Learning rate", "Taken"]].values.tolist() == [
-        ["LoRA (qv, r8), alpha=4", "3e-04", ""],
-        ["LoRA (qv, r8), alpha=4", "1e-03", ""],
-        ["LoRA (qv, r8), alpha=4", "3e-03", "yes (edge)"],
-        ["LoRA (qv, r8), alpha=64", "3e-04", "yes (edge)"],
-        ["LoRA (qv, r8), alpha=64", "1e-03", ""],
-        ["LoRA (qv, r8), alpha=64", "3e-03", ""],
-    ]

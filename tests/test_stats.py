@@ -191,8 +191,6 @@ def test_all_pairs_of_methods():
     assert (table["low"][2], table["high"][2]) == pytest.approx((low, high))
     none = all_pairs({})
     assert len(none) == 0 and list(none) == list(table)
-    last = {label: side.assign(last=side["best"] / 2) for label, side in groups.items()}
-    assert all_pairs(last, "last")["mean"].tolist() == pytest.approx((table["mean"] / 2).tolist())
 
 
 def test_draws_are_even_and_reproducible():

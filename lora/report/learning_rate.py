@@ -45,8 +45,7 @@ def learning_rate_table(name: str, tried: pd.DataFrame, curves: pd.DataFrame) ->
             edge = " (edge)" if rate in (rates[0], rates[-1]) else ""
             lines.append(line | {"Taken": f"yes{edge}" if best.get(label) == rate else ""})
     notes = (note(LEARNING_RATE), *encoder_notes(runs["model"]))
-    kinds = dict.fromkeys(runs.loc[runs["task"] == task, "kind"].iloc[0] for task in tasks)
-    banner = " ".join(filter(None, map(BANNERS.get, kinds)))
+    banner = " ".join(filter(None, map(BANNERS.get, runs["kind"].unique())))
     return Table(LEARNING_RATE, f"{TITLE} ({name})", pd.DataFrame(lines), 2, notes, banner, conditions(tried, curves))
 
 

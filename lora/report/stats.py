@@ -173,7 +173,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def all_pairs(groups: Mapping[str, pd.DataFrame], column: str = "best") -> pd.DataFrame:
+def all_pairs(groups: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Compare every method with every other, per task and on the average of their common tasks.
 
     Args:
@@ -184,7 +184,7 @@ def all_pairs(groups: Mapping[str, pd.DataFrame], column: str = "best") -> pd.Da
     """
     rows = []
     for other, one in combinations(groups, 2):  # the later one minus the earlier
-        pairs = paired_differences(groups[one], groups[other], column)
+        pairs = paired_differences(groups[one], groups[other])
         tasks = sorted(set(pairs["task"]))
         places = {task: [task] for task in tasks} | ({"Avg.": tasks} if len(tasks) > 1 else {})
         for place, averaged in places.items():

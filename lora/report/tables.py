@@ -7,7 +7,7 @@ import pandas as pd
 
 from lora.data.tasks import TASKS
 from lora.report.runs import ROW, in_order
-from lora.report.titles import LORA_SLUG, adapted, human_count, lora_of, task_label
+from lora.report.titles import adapted, human_count, task_label
 
 
 def cell_text(row: pd.Series) -> str:
@@ -139,7 +139,7 @@ def table5(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataF
 
 
 def paper_cells(paper: pd.DataFrame | None) -> dict[str, dict[tuple[str, int], float]]:
-    """`MNLI-m (paper)` -> target set and rank, as from `lora_of` -> the published value."""
+    """`MNLI-m (paper)` -> target set and rank, as `adapted` has them -> the published value."""
     found: dict[str, dict[tuple[str, int], float]] = {}
     for row in () if paper is None else paper.itertuples():
         targets, rank = row.method.removeprefix("LoRA ").split(" r=")
@@ -163,9 +163,9 @@ def table6(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataF
             lines.append(
                 line | {f"r = {r}": cell_text(rows[targets, r]) if (targets, r) in rows else "-" for r in ranks}
             )
-    sets = dict.fromkeys(lora_of(slug)[0] for slug in found["slug"] if LORA_SLUG.fullmatch(slug))
     for task, cells in paper_cells(paper).items():
-        for targets in sets:
+        printed = {targets for targets, _ in cells}
+        for targets in dict.fromkeys(targets for targets, _ in found["lora"] if targets in printed):
             published = {f"r = {r}": number(cells.get((targets, r), math.nan)) for r in ranks}
             lines.append({"Task": task, "Adapted": targets} | published)
     return pd.DataFrame(lines)

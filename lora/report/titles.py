@@ -34,37 +34,27 @@ def encoder_title(model: str) -> str:
 
 
 def told(key: str, value: str) -> str:
-    if key == "start":
-        return f"from {' and '.join(START_TITLES[name] for name in value.split('+'))}"
-    return encoder_title(value) if key == "model" else f"protocol {value}"
+    """What tells a row from others of its label: its start, its encoder or its protocol."""
+    texts = {"start": f"from {START_TITLES.get(value)}", "model": encoder_title(value), "protocol": f"protocol {value}"}
+    return texts[key]
 
 
 def task_label(task: Task) -> str:
     return f"{task.title} ({METRIC_SHORT[task.metric]})"
 
 
-def lora_of(slug: str) -> tuple[str, int]:
-    """The target set in the paper's notation, and the rank, of a LoRA slug without other options.
-
-    Raises: ValueError: If the slug is of another form.
-    """
-    match = LORA_SLUG.fullmatch(slug)
-    if match is None:
-        raise ValueError(f"{slug!r} does not name target sets of q, k, v, o, i, f at one rank")
-    return ", ".join(TARGET_TITLES[target] for target in match[1]), int(match[2])
-
-
 def adapted(row: Any) -> tuple[str, int]:
-    """`lora_of` of a LoRA row; the words that distinguish it from others of its slug follow the target set.
+    """The target set of a LoRA row in the paper's notation, with the words that follow in its label, and the rank.
 
     Args:
         row: Anything with slug, method and label.
     Returns: The label instead of the target set, for modules named in full and for several ranks.
     """
-    if not LORA_SLUG.fullmatch(row.slug):
+    match = LORA_SLUG.fullmatch(row.slug)
+    if match is None:
         return row.label, int(row.slug.rpartition("-r")[2].removesuffix("x"))
-    targets, rank = lora_of(row.slug)
-    return targets + row.label.removeprefix(method_label(row.slug, row.method)), rank
+    targets = ", ".join(TARGET_TITLES[target] for target in match[1])
+    return targets + row.label.removeprefix(method_label(row.slug, row.method)), int(match[2])
 
 
 def human_count(value: float) -> str:

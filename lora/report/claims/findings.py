@@ -130,30 +130,26 @@ def count_ratios(claim: Claim, frame: pd.DataFrame) -> dict[str, list[Finding]]:
     Args:
         frame: `load_frame` of a profile's records.
     """
-    wanted, counts = slugs_of(claim), {}
-    if claim.count == "gpt3":
-        counts[GPT3] = {slug: (gpt3_count(slug), "computed") for slug in wanted}
-    else:
+    wanted, found = slugs_of(claim), {}
+    counts = {GPT3: {slug: (gpt3_count(slug), "computed") for slug in wanted}} if claim.count == "gpt3" else {}
+    if claim.count == "encoder":
         for model, runs in frame[frame["slug"].isin(wanted)].sort_values("run_id").groupby("model", sort=False):
             first = runs.drop_duplicates("slug").itertuples()
             counts[model] = {run.slug: (run.trainable_method, run.run_id) for run in first}
-    return {
-        model: [counted(compare, model, of_model) for compare in claim.compare]
-        for model, of_model in counts.items()
-        if set(wanted) <= set(of_model)
-    }
+    for model, by_slug in counts.items():
+        if set(wanted) <= set(by_slug):
+            found[model] = []
+            for compare in claim.compare:
+                (one, of_one), (other, of_other) = by_slug[compare.one], by_slug[compare.other]
+                names = " / ".join(slug_label(slug).replace("Full", "full") for slug in (compare.one, compare.other))
+                label = f"trainable parameters, {names}, {encoder_title(model)}: {one:,} / {other:,}"
+                runs = list(dict.fromkeys((of_one, of_other)))
+                found[model].append(exact(label, one / other, None, compare.bound, runs, "ratio"))
+    return found
 
 
 def slugs_of(claim: Claim) -> list[str]:
     return list(dict.fromkeys(slug for compare in claim.compare for slug in (compare.one, compare.other)))
-
-
-def counted(compare: Compare, model: str, counts: Mapping[str, tuple[int, str]]) -> Finding:
-    """A comparison of two slugs. `counts`: slug -> trainable parameters without the head, and where they are from."""
-    (one, of_one), (other, of_other) = counts[compare.one], counts[compare.other]
-    names = " / ".join(slug_label(slug).replace("Full", "full") for slug in (compare.one, compare.other))
-    label = f"trainable parameters, {names}, {encoder_title(model)}: {one:,} / {other:,}"
-    return exact(label, one / other, None, compare.bound, list(dict.fromkeys((of_one, of_other))), "ratio")
 
 
 def checked(case: Mapping[str, Any]) -> Finding:

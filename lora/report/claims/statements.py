@@ -71,15 +71,16 @@ class Compare:
     of: float = 0.0
 
     def __post_init__(self):
-        problems = Problems()
-        given = [key for key in ("above", "below", "within") if getattr(self, key) is not None]
-        problems.check(len(given) == 1, "bound", "one of above, below and within", given)
-        problems.done()
+        if len(self.given) != 1:
+            raise SettingsError([f"bound must be one of above, below and within, got {self.given}"])
+
+    @property
+    def given(self) -> list[str]:
+        return [key for key in ("above", "below", "within") if getattr(self, key) is not None]
 
     @property
     def bound(self) -> Bound:
-        (kind,) = (key for key in ("above", "below", "within") if getattr(self, key) is not None)
-        return Bound(kind, getattr(self, kind), self.of)
+        return Bound(self.given[0], getattr(self, self.given[0]), self.of)
 
 
 @dataclass(frozen=True)
