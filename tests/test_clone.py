@@ -112,39 +112,3 @@ def test_own_measurements_are_written_where_git_ignores_them(target: str, clone:
     rebuild("REFERENCE=1")
     left = [one for one in changed(clone) if not one.endswith((".png", ".svg"))]  # another matplotlib draws other bytes
     assert left == [] and not own.exists(), "the pages are back, as they were committed"
-
-
-def test_a_reference_is_resumed_in_its_folder_and_reported_from_it(
-    clone: Path, glue_dir: Path, model_dir: Path
-) -> None:
-    """The committed runs of the profile are removed first: they are of other rows."""
-    folder = clone / "results/reference/small"
-    shutil.rmtree(folder)
-    runs = ("data.source=tsv", f"data.path={glue_dir}", "model=local", f"model.path={model_dir}", *SELECTION, *FAST)
-
-    def lora(*arguments: str) -> str:
-        call = [sys.executable, "-m", "lora", *arguments]
-        done = subprocess.run(call, cwd=clone, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def sweep(*seeds: str) -> dict[str, bytes]:
-        """Train. Returns: The files of the records."""
-        place = "runtime.results=results/reference/small"
-        printed.append(lora("-m", "profile=small", *runs, f"seed={','.join(seeds)}", place))
-        return {path.name: path.read_bytes() for path in sorted((folder / "runs").iterdir())}
-
-    printed: list[str] = []
-    first = sweep("1")
-    both = sweep("1", "2")
-    assert "1 run: 0 done, 0 failed, 1 to train" in printed[0]
-    assert "2 runs: 1 done, 0 failed, 1 to train" in printed[1]
-    assert len(first) == 1 and len(both) == 2 and both.items() > first.items(), "a finished run is not trained again"
-    reported = lora("report", "reference/small", *runs, "seed=1,2")
-    assert "# Table 2: methods by tasks (reference/small)" in reported
-    assert re.search(r"^\| LoRA \(qv, r8\) \| 2k \| 1k \| 2 \| -?\d+\.\d", reported, re.MULTILINE), reported
-    assert f"page: {folder}/report.html" in reported
-    assert not (clone / "results/small").exists()
-    new = [path.removeprefix("?? ") for path in changed(clone) if path.startswith("?? ")]
-    assert {f"results/reference/small/runs/{name}" for name in both} <= set(new), "to be committed"
-    assert all(path.startswith("results/reference/small/") for path in new)

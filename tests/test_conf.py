@@ -5,11 +5,10 @@ import re
 
 import pytest
 import tiny
-from glue_files import GLUE_TASKS
 from omegaconf import OmegaConf
 
 from lora.config.compose import CONF, compose_config, compose_run, describe_group
-from lora.config.run import MNLI_CHILDREN, PROTOCOLS, ModelConfig, RunConfig
+from lora.config.run import PROTOCOLS, ModelConfig, RunConfig
 from lora.cost.parameters import skeleton
 from lora.data.tasks import TASKS
 from lora.errors import UserError
@@ -82,44 +81,6 @@ def test_target_sets_are_table_5_s_at_one_budget(profile):
         (("q",), 8), (("k",), 8), (("v",), 8), (("o",), 8), (("q", "k"), 4), (("q", "v"), 4), (("q", "k", "v", "o"), 2),
     }  # fmt: skip
     assert {len(targets) * rank for targets, rank in found} == {8}
-
-
-def test_paper_runs():
-    every = {**runs_of("paper", "glue_table2"), **runs_of("paper", "lora_targets"), **runs_of("paper", "lora_ranks")}
-    for config in every.values():
-        assert config.seed in (1, 2, 3, 4, 5) and config.task in GLUE_TASKS
-        assert config.data.source == config.model.source == "hub"
-        assert re.fullmatch("[0-9a-f]{40}", config.data.revision)
-        assert config.data.max_length <= 512
-        assert config.train.precision == ("bf16" if config.model.name == "deberta_v2_xxl" else "fp32")
-    slugs = {(c.protocol, c.model.name, c.method.slug) for c in runs_of("paper", "glue_table2").values()}
-    assert slugs == {
-        ("released", "roberta_base", "full"),
-        ("ours", "roberta_base", "bitfit"),
-        ("ours", "roberta_base", "adapterdrop-m48-d8"),
-        ("ours", "roberta_base", "adapterdrop-m48-d0"),
-        ("printed", "roberta_base", "lora-qv-r8"),
-        ("released", "roberta_large", "full"),
-        ("printed", "roberta_large", "lora-qv-r8"),
-        ("dagger", "roberta_large", "pfeiffer-m64"),
-        ("dagger", "roberta_large", "pfeiffer-m16"),
-        ("dagger", "roberta_large", "houlsby-m64"),
-        ("dagger", "roberta_large", "houlsby-m8"),
-        ("dagger", "roberta_large", "lora-qv-r8"),
-        ("released", "deberta_v2_xxl", "full"),
-        ("released", "deberta_v2_xxl", "lora-qv-r16"),
-    }
-
-
-def test_an_mnli_start_has_its_parent_in_the_sweep():
-    table2 = runs_of("paper", "glue_table2").values()
-    children = [config for config in table2 if config.start == "mnli"]
-    assert {(c.protocol, c.method.name) for c in children} == {("printed", "lora"), ("released", "lora")}
-    assert {config.task for config in children} == set(MNLI_CHILDREN)
-    assert len(children) == 3 * len(MNLI_CHILDREN) * 5
-    parents = [(c.protocol, c.model, c.method, c.seed) for c in table2 if c.task == "mnli"]
-    assert all((c.protocol, c.model, c.method, c.seed) in parents for c in children)
-    assert {config.start_run for config in children} <= set(runs_of("paper", "glue_table2"))
 
 
 # The values: typed from the sources, in their order of tasks

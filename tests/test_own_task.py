@@ -236,14 +236,6 @@ def test_rows_that_dev_shares_with_train_are_counted(tmp_path):
     assert duplicates(add_task(write_task(tmp_path))) == {"validation": 2}
 
 
-def test_a_changed_file_is_read_again(tmp_path):
-    path = write_task(tmp_path)
-    before = read(add_task(path), "own").fingerprint
-    write_csv(tmp_path / "train.csv", [*ROWS, ("one more", "good")])
-    task = add_task(path)
-    assert task.official_rows["train"] == 5 and read(task, "own").fingerprint != before
-
-
 @pytest.mark.parametrize("name", ["x" * 300, f"{'x' * 300}.yaml", "~nobody-here/moods.yaml", "no/moods.yaml"])
 def test_a_task_that_does_not_exist_is_one_message(name, tmp_path):
     with pytest.raises(UserError, match=r"task must be one of|cannot read the task's file|home directory"):
