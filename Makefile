@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-glue test status plan wandb-sync tables bench lint efficiency FORCE
+.PHONY: help setup reproduce-glue test status wandb-sync tables bench lint efficiency FORCE
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PIP_USER PIP_TARGET PIP_PREFIX
 
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
@@ -53,10 +53,6 @@ test: setup ## Run the test suite in stages (ARGS="-k metrics -x" goes to pytest
 status: $(READY) ## Show which runs of PROFILE are done, running, failed or waiting (variables as in reproduce-glue; ARGS="--watch")
 	@$(OVERRIDES)
 	$(VENV) -m lora status "$$PROFILE" "$${overrides[@]}"
-
-plan: $(READY) ## Estimate what PROFILE will cost in device hours, and its time on 1, 8 and 64 devices (variables as in reproduce-glue)
-	@$(OVERRIDES)
-	$(VENV) -m lora plan "$$PROFILE" "$${overrides[@]}"
 
 wandb-sync: $(READY) ## Upload to W&B what was logged offline
 	@runs=$$(find outputs -path '*/wandb/offline-run-*' -prune -print | sort)

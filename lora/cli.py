@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "status": ("lora.sweep.status", "show which runs of a profile are done, running, failed or waiting; --watch: live"),
-    "plan": ("lora.sweep.plan", "estimate what a sweep will cost, in device hours and checkpoints"),
     "tune": ("lora.sweep.tune", "choose each method's learning rate, on a seed that no table reports"),
     "report": ("lora.report.command", "build tables, verdicts, figures and report.html from a profile's records"),
     "published": ("lora.report.published", "rebuild the page of published GLUE numbers"),

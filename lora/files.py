@@ -70,8 +70,7 @@ def at_home(path: str | Path) -> Path:
 def listing(folder: Path) -> str:
     """The names in a folder, for a message, or why they cannot be listed."""
     try:
-        with os.scandir(folder) as entries:
-            return listed(sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries)) or "nothing"
+        return listed(sorted(os.listdir(folder))) or "nothing"
     except (OSError, ValueError) as error:  # ValueError: a name that no file system can hold
         return getattr(error, "strerror", None) or "no such folder"
 
@@ -102,19 +101,10 @@ def rounded(value: Any) -> Any:
     return value
 
 
-def discard(path: Path) -> None:
-    """Remove a file and its leftovers."""
-    path.unlink(missing_ok=True)
-    discard_leftovers(path)
-
-
 def discard_leftovers(path: Path) -> None:
     """Remove what writers that were killed while they wrote `path` have left."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def hash_file(path: str | Path) -> str:

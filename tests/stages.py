@@ -8,11 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,10 +32,6 @@ def without(*programs: str) -> Callable[[], str | None]:
     return lambda: None if any(map(shutil.which, programs)) else f"no {programs[0]}"
 
 
-def without_ray() -> str | None:
-    return None if find_spec("ray") else "no ray"
-
-
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 OWN = ("tests/test_slurm.py", "tests/test_ray.py")  # they start a cluster each
 # Two processes. A file's tests stay together because they share fixtures; files keep conftest's order.
@@ -48,86 +42,45 @@ STAGES = (  # a stage that names no file uses pytest's testpaths, so ARGS can na
     Stage("unit", (*IN_TWO, "-m", "not browser", *(f"--ignore={path}" for path in OWN))),
     Stage("report", ("-m", "browser"), without(*BROWSERS)),
     Stage("slurm", (*TWO_CLUSTERS, OWN[0]), without("sbatch")),
-    Stage("ray", (OWN[1],), without_ray),
+    Stage("ray", (OWN[1],), lambda: None if find_spec("ray") else "no ray"),
 )
 
 
-@dataclass(frozen=True)
-class Ended:
-    """A stage that has run.
+def run_stage(stage: Stage, extra: Sequence[str], shown: bool) -> tuple[int, str]:
+    """Call pytest. Returns: Its exit code, and a line about the stage.
 
     Args:
-        code: Exit code of pytest.
-        counts: Number of tests by outcome.
-        output: Output of pytest that has not been shown yet.
-    """
-
-    stage: Stage
-    code: int
-    counts: dict[str, int]
-    seconds: float
-    output: str
-
-
-def run_stage(stage: Stage, extra: Sequence[str], shown: bool) -> Ended:
-    """Call pytest.
-
-    Args:
-        shown: Send its output to this process's own. Otherwise it is kept.
+        shown: Show its output as it comes, not at its end.
     """
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", *stage.arguments, f"--junitxml={report}", *extra]
-        # The tests' tensors are tiny: a second thread gains nothing and spins when another process takes its core.
-        environment = {"OMP_NUM_THREADS": "1"} | os.environ
-        kept = {} if shown else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        done = subprocess.run(command, cwd=ROOT, env=environment, check=False, **kept)
-        suites = ElementTree.parse(report).getroot() if report.exists() else ()  # absent after a wrong argument
-    counts = {
-        key: sum(int(suite.get(key, 0)) for suite in suites) for key in ("tests", "failures", "errors", "skipped")
-    }
-    failed = counts["failures"] + counts["errors"]
-    outcomes = {
-        "passed": counts["tests"] - failed - counts["skipped"],
-        "failed": failed,
-        "skipped": counts["skipped"],
-    }
-    return Ended(stage, done.returncode, outcomes, time.monotonic() - started, done.stdout or "")
-
-
-def run_all(stages: Sequence[Stage], extra: Sequence[str]) -> Iterator[Ended]:
-    """Run the first stage, then the others at once, and yield each when it has ended."""
-    if stages:
-        print(f"== {stages[0].name}", flush=True)
-        yield run_stage(stages[0], extra, shown=True)
-    with ThreadPoolExecutor(max(1, len(stages))) as pool:
-        for running in as_completed([pool.submit(run_stage, stage, extra, False) for stage in stages[1:]]):
-            ended = running.result()
-            print(f"== {ended.stage.name}\n{ended.output}", flush=True)
-            yield ended
+    command = [sys.executable, "-m", "pytest", *stage.arguments, *extra]
+    # The tests' tensors are tiny: a second thread gains nothing and spins when another process takes its core.
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ
+    kept = {} if shown else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=False, **kept)
+    if not shown:
+        print(f"== {stage.name}\n{done.stdout}", flush=True)
+    outcome = {0: "passed", NONE_SELECTED: "no test selected"}.get(done.returncode, f"failed ({done.returncode})")
+    return done.returncode, f"{stage.name}: {outcome}, {time.monotonic() - started:.0f} s"
 
 
 def main(stages: Sequence[Stage], extra: Sequence[str], require_all: bool) -> int:
     """Run the stages and print a summary.
 
     Args:
-        extra: Further arguments for every call of pytest.
-    Returns: 0 if every stage passed, at least one test ran and, if all stages are required, each could run.
+        extra: Further arguments for every call of pytest, which may select no test of a stage.
+    Returns: 0 if every stage passed, a test ran and, if all stages are required, each could run.
     """
     reasons = {stage: stage.absent() for stage in stages}
-    lines = [f"not run: {stage.name} ({reason})" for stage, reason in reasons.items() if reason is not None]
-    totals, bad = {"passed": 0, "failed": 0, "skipped": 0}, require_all and bool(lines)
-    for ended in run_all([stage for stage, reason in reasons.items() if reason is None], extra):
-        outcome = "passed" if ended.code == 0 else f"failed, exit code {ended.code}"
-        nothing = ended.code == NONE_SELECTED and extra  # the arguments select tests of another stage
-        lines.append(f"{ended.stage.name}: {'no test selected' if nothing else outcome}, {ended.seconds:.0f} s")
-        totals = {key: totals[key] + ended.counts[key] for key in totals}
-        bad = bad or (ended.code != 0 and not nothing)
-    bad = bad or not any(totals.values())
-    print(*lines, sep="\n")
-    print(", ".join(f"{count} {outcome}" for outcome, count in totals.items()), flush=True)
-    return int(bad)
+    present = [stage for stage, reason in reasons.items() if reason is None]
+    with ThreadPoolExecutor(len(stages)) as pool:
+        first = [run_stage(stage, extra, shown=True) for stage in present[:1]]
+        ended = first + list(pool.map(lambda stage: run_stage(stage, extra, shown=False), present[1:]))
+    missing = [f"not run: {stage.name} ({reason})" for stage, reason in reasons.items() if reason is not None]
+    print(*missing, *(line for _, line in ended), sep="\n", flush=True)
+    allowed = {0, NONE_SELECTED} if extra else {0}
+    codes = [code for code, _ in ended]
+    return int(0 not in codes or not allowed.issuperset(codes) or (require_all and bool(missing)))
 
 
 if __name__ == "__main__":

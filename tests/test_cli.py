@@ -164,7 +164,6 @@ def test_a_users_mistake_is_one_message_exit_2_and_nothing_written(tiny_override
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-m", "profile=mini", "launcher.workers=0"], "launcher.workers must be a whole number >= 1, got 0"),
         (["tune", "mini", "task=ratings"], "'mini' is not an override, setting=value"),
         (["-m", "profile=small", "task=cola", "data.path=~/none"], "data folder ~/none does not exist"),
     ],

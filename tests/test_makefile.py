@@ -206,16 +206,13 @@ def test_measurements_are_of_the_reference_only_where_the_command_says_so(target
     assert called == [own, own, reference]
 
 
-def test_status_plan_and_sync_call_their_commands(ready_clone: Path) -> None:
-    for target in ("status", "plan"):
-        assert make(ready_clone, target, "PROFILE=paper", "ARGS=task=rte").returncode == 0
-        assert calls(ready_clone)[-1] == ["-m", "lora", target, "paper", "task=rte"]
-        variables = ("GLUE_DIR=/my data", "MODEL_DIR=/a b", "TASK=it's.yaml", "LAUNCHER=slurm", "ARGS=seed=1 --json")
-        assert make(ready_clone, target, *variables).returncode == 0
-        asked = calls(ready_clone)[-1]
-        assert asked[:4] == ["-m", "lora", target, "own"] and asked[-1] == "--json"
-        assert make(ready_clone, "reproduce-glue", *variables).returncode == 0
-        assert calls(ready_clone)[-2] == ["-m", "lora", "-m", "profile=own", *asked[4:]], "as the sweep"
+def test_status_and_sync_call_their_commands(ready_clone: Path) -> None:
+    variables = ("GLUE_DIR=/my data", "MODEL_DIR=/a b", "TASK=it's.yaml", "LAUNCHER=slurm", "ARGS=seed=1 --json")
+    assert make(ready_clone, "status", *variables).returncode == 0
+    asked = calls(ready_clone)[-1]
+    assert asked[:4] == ["-m", "lora", "status", "own"] and asked[-1] == "--json"
+    assert make(ready_clone, "reproduce-glue", *variables).returncode == 0
+    assert calls(ready_clone)[-2] == ["-m", "lora", "-m", "profile=own", *asked[4:]], "as the sweep"
     (ready_clone / "outputs").mkdir()
     assert make(ready_clone, "wandb-sync").stdout == "nothing was recorded offline\n"
     runs = [ready_clone / f"outputs/{profile}/wandb/offline-run-1-a" for profile in ("paper", "small")]
@@ -256,7 +253,7 @@ def test_tables_rebuilds_each_committed_profile(ready_clone: Path) -> None:
     assert make(ready_clone, "tables", REPORT="2").returncode == 2
 
 
-def test_stages_count_tests_and_name_what_did_not_run(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_stages_name_what_did_not_run(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     (tmp_path / "test_some.py").write_text(
         "import pytest\n"
         "def test_good(): pass\n"
@@ -271,8 +268,8 @@ def test_stages_count_tests_and_name_what_did_not_run(tmp_path: Path, capfd: pyt
         return re.sub(r", \d+ s$", "", capfd.readouterr().out.split("=\n")[-1], flags=re.MULTILINE)
 
     assert stages.main([unit, absent], ["-k", "good"], require_all=False) == 0
-    assert account() == "not run: slurm (no sbatch)\nunit: passed\n1 passed, 0 failed, 0 skipped\n"
+    assert account() == "not run: slurm (no sbatch)\nunit: passed\n"
     assert stages.main([unit, absent], ["-k", "good"], require_all=True) == 1
     assert stages.main([unit], [], require_all=False) == 1
-    assert account() == "unit: failed, exit code 1\n2 passed, 1 failed, 1 skipped\n"
+    assert account() == "unit: failed (1)\n"
     assert stages.main([unit], ["-k", "none"], require_all=False) == 1, "no test ran"

@@ -1,4 +1,4 @@
-"""What a sweep says before and while it runs: its estimated time, where it is, and what `plan` reckons."""
+"""What a sweep says before and while it runs: its estimated time, where it is."""
 
 import dataclasses
 import os
@@ -13,13 +13,13 @@ from test_results import record
 from lora.cli import main
 from lora.files import ROOT
 from lora.records.record import write_record
-from lora.sweep import plan, progress
-from lora.sweep.expand import state_of
+from lora.sweep import expand, progress
+from lora.sweep.expand import estimator, own_records, state_of
 from lora.sweep.launch import announcement
 from lora.sweep.notes import held
-from lora.sweep.plan import CHECKPOINT_BYTES, checkpoint_bytes, compute_seconds, estimator
 from lora.sweep.progress import Display, Lines, Watch, duration
 from lora.sweep.request import select_runs, sweep_settings
+from lora.sweep.status import most_seconds
 from lora.training.loop import Progress
 
 
@@ -46,12 +46,12 @@ def test_estimates_come_from_the_most_similar_records(runs):
 
 def test_the_users_own_records_count_and_committed_ones_do_not(tmp_path, monkeypatch):
     results = tmp_path / "results"
-    monkeypatch.setattr(plan, "RESULTS", results)
+    monkeypatch.setattr(expand, "RESULTS", results)
     names = [f"minilm.full.reviews.s{seed}-00000000" for seed in range(4)]
     for folder, name in zip(("results/mini", "results/reference/mini", "elsewhere"), names, strict=False):
         write_record(tmp_path / folder, record(name))
     write_record(results / "mini", record(names[3], status="failed", error="it broke", provenance=None))
-    assert {one.run_id for one in plan.own_records(tmp_path / "elsewhere")} == {names[0], names[2]}
+    assert {one.run_id for one in own_records(tmp_path / "elsewhere")} == {names[0], names[2]}
 
 
 def announced(profile, runs, records, folder) -> str:
@@ -61,7 +61,7 @@ def announced(profile, runs, records, folder) -> str:
 
 
 def test_the_announcement_says_what_and_how_long(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "RESULTS", tmp_path)
+    monkeypatch.setattr(expand, "RESULTS", tmp_path)
     for words in ("unknown until the first run has ended", "time:    about"):
         text = announced("mini", runs, [], tmp_path / "mini")
         assert "4 runs: 0 done, 0 failed, 4 to train, 2 at a time" in text and words in text
@@ -73,20 +73,16 @@ def test_the_announcement_says_what_and_how_long(runs, tmp_path, monkeypatch):
     assert text.startswith("profile mini: nothing to train, all 4 runs are in ")
 
 
-# `plan`
-
-
-def test_without_records_a_plan_is_operations_over_an_assumed_rate(capsys, monkeypatch, tmp_path):
+def test_without_records_the_bound_is_operations_over_an_assumed_rate(capsys, monkeypatch, tmp_path):
     """LoRA on RoBERTa-base: the RTE run and the MNLI run that it starts from, at 6 x 125M operations a token."""
     asked = ["model=roberta_base", "method=lora", "protocol=printed", "task=rte,cola", "seed=1", "experiment=null"]
     runs = {run.task: run for run in select_runs("paper", asked)}
     assert set(runs) == {"rte", "cola", "mnli"} and runs["rte"].parent == runs["mnli"].run_id
-    assert compute_seconds(runs["rte"]) == 6 * 125e6 * 80 * 2490 * 512 / 100e12
-    assert checkpoint_bytes(runs["mnli"]) == CHECKPOINT_BYTES * 2 * 12 * 2 * 768 * 8  # q and v, A and B of rank 8
-    monkeypatch.setattr(plan, "RESULTS", tmp_path)
-    assert main(["plan", "paper", *asked]) == 0
-    said, hours = capsys.readouterr().out, sum(map(compute_seconds, runs.values())) / 3600
-    assert "an assumption, not a measurement" in said and "0 of 3 runs" in said and f"{hours:,.1f}" in said
+    assert most_seconds(runs["rte"]) == 6 * 125e6 * 80 * 2490 * 512 / 100e12
+    monkeypatch.setattr(expand, "RESULTS", tmp_path)
+    assert main(["status", "paper", *asked]) == 0
+    said, hours = capsys.readouterr().out, sum(map(most_seconds, runs.values())) / 3600
+    assert "3 runs: 0 done" in said and f"at most {hours:,.1f} device hours" in said
 
 
 def test_the_page_states_the_plan_of_the_paper():
@@ -105,7 +101,7 @@ def test_the_page_states_the_plan_of_the_paper():
             and run.task in asked.get("task", [run.task])
         }
         chosen |= {run.parent: every[run.parent] for run in chosen.values() if run.parent is not None}
-        total = sum(map(compute_seconds, chosen.values())) / 3600
+        total = sum(map(most_seconds, chosen.values())) / 3600
         assert (len(chosen), round(total)) == (int(count), int(hours.replace(",", ""))), given
 
 

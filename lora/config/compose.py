@@ -29,7 +29,6 @@ from lora.records.provenance import cores
 
 CONF = ROOT / "conf"
 PATHS = ("task", "rates", "data.path", "model.path", "runtime.results", "runtime.outputs")
-COUNTS = ("launcher.workers", "launcher.threads", "launcher.runs_per_job", "launcher.minutes")
 COMPOSED = ("hparams.", "profile.", "protocol.", "launcher.")  # sections that conf/ makes settings from
 SOURCES = ("task", "rates", "runtime.results", "data.source", "data", "train", "runtime")  # conf/ reads them elsewhere
 TOP = ("task", "seed", "start", "start_seed", "start_run")
@@ -41,7 +40,7 @@ SECTIONS = (*TOP, "model", "method", "data", "train", "runtime", "launcher")
 
 @functools.cache
 def describe_group(name: str) -> tuple[str, ...]:
-    """The options of a config group: the names of its files in conf/. () if there is no such group."""
+    """The options of a config group: the names of its files in conf/. () if there is none."""
     return tuple(sorted(path.stem for path in (CONF / name).glob("*.yaml")))
 
 
@@ -52,9 +51,8 @@ def is_group(key: str) -> bool:
 @functools.cache
 def default_option(group: str) -> str:
     """The option that conf/config.yaml chooses in a group."""
-    return next(
-        entry[group] for entry in yaml.safe_load((CONF / "config.yaml").read_bytes())["defaults"] if group in entry
-    )
+    defaults = yaml.safe_load((CONF / "config.yaml").read_bytes())["defaults"]
+    return next(entry[group] for entry in defaults if group in entry)
 
 
 def chosen_option(group: str, overrides: Sequence[str]) -> str:
@@ -87,8 +85,8 @@ def parsed_override(override: str) -> Override:
 def read_overrides(overrides: Sequence[str]) -> list[str]:
     """The overrides as Hydra reads them. A path that Hydra's grammar refuses as typed is quoted, as in data.path=~/a.
 
-    Raises: UserError: If one is no override, adds or removes a setting, names an unknown one, gives a group anything
-        but an option's name, or a count of a launcher anything but a whole number >= 1.
+    Raises: UserError: If one is no override, adds or removes a setting, names an unknown one, or gives a group anything
+        but an option's name.
     """
     return [_read(override) for override in overrides]
 
@@ -113,17 +111,13 @@ def _read(override: str) -> str:
         for option in values:
             if option not in describe_group(key):
                 raise UserError(f"{key} must be one of {', '.join(describe_group(key))}, got {option!r}")
-    for count in values if key in COUNTS else ():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise UserError(f"{key} must be a whole number >= 1, got {count!r}")
     return override
 
 
 def unknown_key(key: str) -> str:
     """The message for a key that the configuration lacks."""
-    last = {known.rpartition(".")[2]: known for known in reversed(setting_keys())}
-    near = difflib.get_close_matches(key, setting_keys(), 1, 0.7)
-    near = near or [last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], last, 1, 0.7)]
+    near = [known for known in setting_keys() if known.endswith(f".{key}")]
+    near = near or difflib.get_close_matches(key, setting_keys(), 1, 0.7)
     nearest = f"; the nearest is {near[0]}" if near and near[0] != key else ""
     return f"{key} is not a setting of what was chosen{nearest} (python -m lora --cfg job lists them all)"
 
@@ -187,7 +181,7 @@ def explain(error: Exception) -> str:
 
 
 def compose_run(overrides: Sequence[str]) -> RunConfig:
-    """Compose and validate one run. A run that starts from MNLI gets the run_id of that MNLI run."""
+    """The run that overrides describe (`compose_family`)."""
     return compose_family(overrides)[-1]
 
 
@@ -206,12 +200,10 @@ def compose_family(overrides: Sequence[str]) -> list[RunConfig]:
         return [run]
     if run.start_run is not None:
         raise UserError(f"start_run is filled in with the run_id of the MNLI run: leave it out, got {run.start_run!r}")
-    own = ("task", "start", "start_seed", "seed", "runtime.save_adapter")
-    shared = [override for override in overrides if override.partition("=")[0] not in own]
     seed = run.seed if run.start_seed is None else run.start_seed
-    parent = _compose(
-        [*shared, "task=mnli", "start=pretrained", "start_seed=null", f"seed={seed}", "runtime.save_adapter=true"]
-    )
+    own = {"task": "mnli", "start": "pretrained", "start_seed": "null", "seed": seed, "runtime.save_adapter": "true"}
+    shared = [override for override in overrides if override.partition("=")[0] not in own]
+    parent = _compose([*shared, *(f"{key}={value}" for key, value in own.items())])
     return [parent, dataclasses.replace(run, start_run=parent.run_id)]
 
 

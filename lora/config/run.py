@@ -27,10 +27,10 @@ NAMED = {
 }
 # Paths, memory and machine: they name no run.
 UNNAMED = {
-    "model": ("path", "gradient_checkpointing"),
-    "data": ("source", "path", "revision"),
-    "train": ("accumulation", "eval_batch"),
-    "method": (),
+    "model": "path gradient_checkpointing",
+    "data": "source path revision",
+    "train": "accumulation eval_batch",
+    "method": "",
 }
 
 
@@ -41,10 +41,8 @@ class ModelConfig:
     Args:
         name: Name in run ids and tables.
         source: `embedded` (installed by `make setup`), `local` (the folder `path`) or `hub` (the id `hub_id`).
-        revision: Commit, tag or branch on the hub.
         pickle: `never`, or `weights_only` for a hub id without safetensors: torch's weights-only loader runs no code.
         unused_weights: Regular expressions for checkpoint tensors of the pretraining head.
-        attention: Attention implementation in transformers.
         gradient_checkpointing: Recompute activations in the backward pass. Affects only memory and time.
     """
 
@@ -106,15 +104,14 @@ class TrainConfig:
     Args:
         batch: Examples per optimizer step, over all processes and micro-batches.
         accumulation: Micro-batches per optimizer step and process. Affects only memory and time, except for dropout
-            with train.kernels=stock: there, a value above 1 is part of the run's name.
+            with train.kernels=stock, where a value above 1 names the run.
         weight_decay: Applied to all trainable parameters except biases and LayerNorms (the Trainer of `run_glue.py`).
-        dropout: Dropout in the encoder; None keeps the pretrained configuration's.
-        head_dropout: Dropout in the classifier (Table 10's "CLS dropout"); None likewise.
+        dropout, head_dropout: Dropout in the encoder, and in the classifier (Table 10's "CLS dropout"); None keeps the
+            pretrained configuration's.
         precision: Precision of activations and matrix products. Trainable parameters and the optimizer are float32.
-        kernels: `stock` (transformers' modules, under autocast with bf16) or `fused` (`lora.training.fused`: compiled
-            loops for CPUs). Their dropout masks differ.
-        lora_plus: LoRA+'s ratio of B's rate to A's (Hayou et al. 2024); None trains both at `lr`.
+        kernels: `stock`, transformers' modules, or `fused`, compiled loops for CPUs. Their dropout masks differ.
         selection: The MNLI split whose headline metric picks the best epoch; other tasks have one split.
+        lora_plus: LoRA+'s ratio of B's rate to A's (Hayou et al. 2024); None trains both at `lr`.
     """
 
     lr: float
@@ -155,13 +152,12 @@ class RuntimeConfig:
         results: Folder that holds `runs/` and `predictions/`.
         outputs: Folder for checkpoints and logs.
         device: `auto` uses a GPU if there is one, unless train.kernels is `fused`.
-        save_adapter: Save the adapter of the best epoch in `outputs`/adapters; for full fine-tuning, the whole encoder.
-            MNLI runs that others start from always save it.
+        save_adapter: Save the adapter of the best epoch, or the whole encoder. Runs that others start from always do.
         threads: Torch threads per run. They change the last bits on a CPU, so the record holds them.
         retry_failed: Retrain runs whose record says `failed`.
         checkpoint_minutes: Minutes between checkpoints. None writes one only when the run is asked to stop.
         tracking: Weights & Biases: `auto` (online with a key, else offline), `offline` or `off`.
-        group: Group of the run in Weights & Biases: the experiment that requested it.
+        group: Group of the run there: the experiment that requested it.
         rate_from: Origin of the learning rate: `stated` by the command, `tuned` by the user (`lora.config.rates`), or
             the row in `conf` of the task, or of `default`, which was not chosen for it. None in older records.
     """
@@ -220,8 +216,8 @@ class RunConfig:
         if self.start == "mnli":
             rule = f"pretrained unless task is {', '.join(MNLI_CHILDREN)}"
             problems.check(self.task in MNLI_CHILDREN, "start", rule, self.start)
-            taken, rule = getattr(self.method, "starts_in_base", False), "kaiming_uniform, gaussian or orthogonal"
-            rule += " with start=mnli"
+            taken = getattr(self.method, "starts_in_base", False)
+            rule = "kaiming_uniform, gaussian or orthogonal with start=mnli"
             problems.check(not taken, "method.init_a", rule, getattr(self.method, "init_a", None))
         else:
             for key in ("start_seed", "start_run"):
@@ -263,7 +259,7 @@ class RunConfig:
         for section, keys in NAMED.items():
             defaults = {f.name: f.default for f in dataclasses.fields(getattr(self, section))}
             for key, value in list(settings[section].items()):
-                if key not in keys.split() and (key in UNNAMED[section] or value == defaults[key]):
+                if key not in keys.split() and (key in UNNAMED[section].split() or value == defaults[key]):
                     del settings[section][key]
         dropouts = (self.train.dropout, self.train.head_dropout, getattr(self.method, "dropout", 0))
         if self.train.accumulation > 1 and self.train.kernels == "stock" and any(p != 0 for p in dropouts):
@@ -283,10 +279,7 @@ class RunConfig:
 
 
 def run_config(mapping: Mapping[str, Any]) -> RunConfig:
-    """Validate a composed configuration.
-
-    Raises: SettingsError: With every broken rule of every section, each named by its key.
-    """
+    """Validate a composed configuration. Raises: SettingsError: With every broken rule of every section."""
     mapping = dict(mapping)
     method = mapping.get("method")
     name = method.get("name") if isinstance(method, Mapping) else None

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from lora.config.compose import chosen_option, compose_family, is_group, parsed_
 from lora.config.labels import columns
 from lora.config.run import RunConfig
 from lora.errors import UserError
+from lora.files import RESULTS
 from lora.records.record import RunRecord, load_records
 from lora.sweep.grids import Values
 
@@ -88,6 +89,9 @@ def has_values(config: RunConfig, settings: Sequence[str], only: Values) -> bool
     return True
 
 
+# Their records.
+
+
 @dataclass(frozen=True)
 class State:
     """The records of a sweep's runs.
@@ -119,3 +123,31 @@ def state_of(runs: Iterable[PlannedRun], records: Sequence[RunRecord], problems:
         extra=tuple(sorted(set(by_id) - set(wanted))),
         problems=tuple(problems),
     )
+
+
+def own_records(results: str | Path) -> list[RunRecord]:
+    """The user's successful records, from which a run's time can be estimated: other machines made the reference."""
+    folders = {path.parent.resolve() for path in RESULTS.glob("*/runs")} | {Path(results).resolve()}
+    return [record for folder in sorted(folders) for record in load_records(folder)[0] if record.status == "ok"]
+
+
+def estimator(known: Iterable[RunRecord]) -> Callable[[PlannedRun], float | None]:
+    """A function that estimates a run's time from records.
+
+    Returns: Run -> the median seconds per train example of the records of the same model, task and method, else of the
+        same model, times the run's examples. None without a record of the model.
+    """
+    rates: dict[tuple[str, ...], list[float]] = {}
+    for record in known:
+        config = record.config
+        seen = record.provenance["data"]["rows"]["train"] * config["train"]["epochs"]
+        alike = (config["model"]["name"], config["task"], config["method"]["name"])
+        for key in (alike, alike[:1]):
+            rates.setdefault(key, []).append(record.seconds / seen)
+    medians = {key: sorted(values)[len(values) // 2] for key, values in rates.items()}
+
+    def seconds(run: PlannedRun) -> float | None:
+        rate = medians.get((run.model, run.task, run.method), medians.get((run.model,)))
+        return None if rate is None else rate * run.examples
+
+    return seconds

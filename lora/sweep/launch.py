@@ -15,9 +15,8 @@ from lora.errors import UnfinishedError, UserError, listed
 from lora.files import check_writable
 from lora.sweep import pool, ray_cluster, slurm
 from lora.sweep.devices import gpu_names, local_workers
-from lora.sweep.expand import PlannedRun, State, state
+from lora.sweep.expand import PlannedRun, State, estimator, own_records, state
 from lora.sweep.notes import read_notes
-from lora.sweep.plan import estimator, own_records
 from lora.sweep.progress import Watch, about, counted, duration
 from lora.sweep.request import explain_default, select_runs, sweep_settings
 from lora.sweep.worker import Job, clean_up, has_adapter, verify_inputs
@@ -64,7 +63,7 @@ def launch_runs(
         print(f"left out: {problem}", file=sys.stderr)
     todo = to_train(settings, runs, now)
     verify_inputs([run.config for run in runs], now.ok.values(), {run.run_id for run in todo})
-    workers = int(launcher.workers)
+    workers = max(1, int(launcher.workers))
     if launcher.name == "local":
         stated = any(argument.startswith("launcher.workers=") for argument in arguments)
         workers = local_workers(todo, workers, stated)
@@ -188,7 +187,8 @@ def launch_once(settings: DictConfig, runs: Sequence[PlannedRun], workers: int, 
     Returns: run_id -> outcome, as in `lora.sweep.worker.run_job`, without the runs of killed workers.
     Raises: KeyboardInterrupt: After printing which runs are still training.
     """
-    launcher, size, outputs = settings.launcher, int(settings.launcher.runs_per_job), settings.runtime.outputs
+    launcher, outputs = settings.launcher, settings.runtime.outputs
+    size = max(1, int(launcher.runs_per_job))
     jobs = [job_of(runs[start : start + size]) for start in range(0, len(runs), size)]
 
     def interrupted() -> None:

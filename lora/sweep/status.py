@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lora.records.record import RunRecord, checkpoint_path, note_path
-from lora.sweep.expand import PlannedRun, state
+from lora.sweep.expand import PlannedRun, estimator, own_records, state
 from lora.sweep.notes import read_notes
-from lora.sweep.plan import estimator, own_records
 from lora.sweep.progress import counted, duration, shown
 from lora.sweep.request import select_runs, sweep_settings
 
 STATES = ("done", "running", "interrupted", "failed", "waiting")
 LOOK_SECONDS = 2.0
+PARAMETERS = {"roberta_base": 125e6, "roberta_large": 355e6, "deberta_v2_xxl": 1.5e9}  # the paper's Table 2
+SUSTAINED_FLOPS = 100e12  # about a third of an A100's bf16 peak: an assumption, not a measurement
 IDLE_SECONDS = 15.0  # workers of a sweep that has just started may take this long to load their libraries
 LISTED = 10  # at most this many runs of each state are listed while watching
 
@@ -43,7 +44,7 @@ def statuses(
     ended early has left.
 
     Args:
-        timed: Records from which training times are estimated (`lora.sweep.plan.own_records`).
+        timed: Records from which training times are estimated (`lora.sweep.expand.own_records`).
     """
     now, notes, expected = state(runs, results), read_notes(outputs), estimator(timed)
     found = {}
@@ -62,6 +63,15 @@ def statuses(
             begun = checkpoint_path(outputs, run_id).exists() or note_path(outputs, run_id).exists()
             found[run_id] = RunStatus("interrupted" if begun else "waiting", left)
     return found
+
+
+def most_seconds(run: PlannedRun) -> float | None:
+    """Upper bound of a run's time on an accelerator: 6 operations per parameter and token, padding included.
+
+    The factor is 2 for forward and 4 for backward; LoRA needs about 4 of 6. None if the encoder's size is unknown.
+    """
+    tokens = run.examples * run.config.data.max_length
+    return 6 * PARAMETERS[run.model] * tokens / SUSTAINED_FLOPS if run.model in PARAMETERS else None
 
 
 def text(profile: str, found: dict[str, RunStatus], listed: int = sys.maxsize) -> str:
@@ -125,4 +135,9 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.watch and sys.stdout.isatty():
         watch(arguments.profile, look)
     else:
-        print(text(arguments.profile, look()))
+        found = look()
+        print(text(arguments.profile, found))
+        bounds = [most_seconds(run) for run in runs if found[run.run_id] == RunStatus("waiting", None)]
+        if bounds and None not in bounds:
+            flops = f"{SUSTAINED_FLOPS / 1e12:.0f} TFLOP/s sustained"
+            print(f"at most {sum(bounds) / 3600:,.1f} device hours for the unknown ones, at an assumed {flops}")

@@ -15,7 +15,7 @@ from lora.config.encoder_files import check_length, locate, tokenizer_name, weig
 from lora.config.run import RunConfig
 from lora.data.tasks import TASKS, Task
 from lora.errors import DivergedError, UserError
-from lora.files import check_writable, discard, discard_leftovers, hash_file, write_atomically
+from lora.files import check_writable, discard_leftovers, hash_file, write_atomically
 from lora.records.record import (
     RunRecord,
     adapter_path,
@@ -150,9 +150,10 @@ def write(config: RunConfig, record: RunRecord, predictions: bytes | None, files
 
 def clear(results: str | Path, outputs: str | Path, run_id: str) -> None:
     """Remove a finished run's checkpoint, and the half-written files of killed workers. The caller holds its lock."""
-    for path in (record_path(results, run_id), predictions_path(results, run_id), adapter_path(outputs, run_id).parent):
+    checkpoint, adapter = checkpoint_path(outputs, run_id), adapter_path(outputs, run_id).parent
+    checkpoint.unlink(missing_ok=True)
+    for path in (record_path(results, run_id), predictions_path(results, run_id), adapter, checkpoint):
         discard_leftovers(path)
-    discard(checkpoint_path(outputs, run_id))
 
 
 def clean_up(results: str | Path, outputs: str | Path, run_id: str) -> None:
