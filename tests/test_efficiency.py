@@ -19,8 +19,7 @@ from lora.config.run import RunConfig
 from lora.cost import harness
 from lora.cost.efficiency import command as efficiency
 from lora.cost.efficiency.command import run_of
-from lora.cost.efficiency.summary import read_device, read_summary, summarise
-from lora.cost.efficiency.tables import document
+from lora.cost.efficiency.summary import document, read_device, read_summary, summarise
 from lora.cost.machine import COMMITTED
 from lora.cost.parameters import SIZES
 from lora.cost.subjects import changed, load, random_batch, serve, served, trained

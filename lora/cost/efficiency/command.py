@@ -17,8 +17,7 @@ from tqdm import tqdm
 from lora.config.compose import compose_run
 from lora.config.run import RunConfig
 from lora.cost import harness, machine, subjects
-from lora.cost.efficiency.summary import SCHEMA, TITLES, UNTRAINED, read_device, samples_csv, summarise
-from lora.cost.efficiency.tables import document
+from lora.cost.efficiency.summary import SCHEMA, TITLES, UNTRAINED, document, read_device, samples_csv, summarise
 from lora.cost.subjects import Batch, changed, random_batch
 from lora.cost.timing import order
 from lora.errors import UserError

@@ -1,4 +1,4 @@
-"""Build and read summary.json. It has one object per method, and `about`: plan, model and machine."""
+"""Build, read and show summary.json. It has one object per method, and `about`: plan, model and machine. No torch."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lora.cost.timing import median_interval
+from lora.cost.timing import FEWEST, median_interval
 from lora.errors import UserError
 from lora.files import read_object
 from lora.methods.titles import METHOD_TITLES
+from lora.table import markdown
 
 SCHEMA = 1
 TITLES = {  # measured form of the encoder -> title, in the tables' order
@@ -20,6 +21,12 @@ TITLES = {  # measured form of the encoder -> title, in the tables' order
     "lora_merged": "LoRA, merged",
 }
 UNTRAINED = ("base", "lora_merged")
+MODEL_TITLES = {
+    "minilm": "MiniLM",
+    "roberta_base": "RoBERTa-base, random weights",
+    "roberta_large": "RoBERTa-large, random weights",
+    "local": "a local encoder",
+}
 COUNTS = ("trainable", "trainable_with_head", "checkpoint_bytes", "optimizer_bytes")
 BY_SHAPE = ("saved_activation_bytes", "peak_mib")
 TIMES = {"step": "step_ms", "latency": "latency_ms"}  # kind of sample -> key
@@ -88,22 +95,6 @@ def _pair(values: np.ndarray) -> list[float] | None:
     return interval and [round(end, 6) for end in interval]
 
 
-def methods_of(summary: Mapping[str, Any]) -> list[str]:
-    """The methods of a summary, in the tables' order."""
-    return [name for name in TITLES if name in summary]
-
-
-def value_at(entry: Mapping[str, Any], key: str, shape: str) -> Any:
-    """A quantity's value at a shape; the value itself if the quantity has no shapes; None if it does not exist."""
-    value = entry.get(key)
-    return value.get(shape) if isinstance(value, Mapping) else value
-
-
-def read_devices(folder: Path) -> list[dict[str, Any]]:
-    """All summaries in an efficiency folder, device by device. Raises: UserError: If one is broken."""
-    return [summary for device in sorted(folder.glob("*/")) for summary in read_device(device)]
-
-
 def read_device(device: Path) -> list[dict[str, Any]]:
     """The summaries in a device's folder: the default plan's first, then the others by folder."""
     paths = (device / "summary.json", *sorted(device.glob("*/summary.json")))
@@ -123,3 +114,84 @@ def samples_csv(samples: Sequence[Mapping[str, Any]]) -> bytes:
     """samples.csv: the time of every visit, from which the summary's medians, intervals and ratios come."""
     frame = pd.DataFrame(samples, columns=["kind", "method", "shape", "round", "ms"])
     return frame.to_csv(index=False, lineterminator="\n").encode()
+
+
+# Tables.
+
+
+def document(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """efficiency.md: the costs of training and of serving with each encoder of a device."""
+    lines = [f"# What each method costs ({summaries[0]['about']['machine']['device']})", ""]
+    for summary in summaries:
+        about = summary["about"]
+        plan, machine, idle = about["plan"], about["machine"], about["idle"]
+        lines += [f"## {MODEL_TITLES[plan['model']]}, {plan['kernels']} kernels, {plan['precision']}", ""]
+        training = training_table(summary)
+        if len(training):
+            lines += ["**Training**, and x its share of full fine-tuning's:", "", markdown(training)]
+        lines += ["**Serving**, ms by rows x tokens, and x the untouched base's:", "", markdown(latency_table(summary))]
+        spread = (
+            "in brackets a distribution-free 95% interval of the median"
+            if plan["rounds"] >= FEWEST
+            else f"too few to say how certain they are: {FEWEST} rounds would"
+        )
+        packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+        where = f"{machine['cpu'] or 'unknown CPU'}, {machine['cores']} cores, {plan['threads']} threads of torch"
+        busy = ", ".join(f"{cores:.2f} {when}" for when, cores in idle["cores busy with others"].items())
+        state = "The machine was idle" if idle["idle"] else "**The machine was not idle**"
+        lines += [
+            f"Medians of {plan['rounds']} interleaved rounds; ratios are medians of the rounds' own ratios, {spread}.",
+            f"{where}; {packages}; Python {machine['python']}. {state}: cores busy with other processes: {busy}.",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def training_table(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """One row per method that trains."""
+    plan = summary["about"]["plan"]
+    lines = []
+    for name in (name for name in TITLES if name in summary and summary[name]["trainable"] is not None):
+        entry, ratio = summary[name], summary[name]["to_full"] or {}
+        line = {
+            "Method": TITLES[name],
+            "Trainable": f"{entry['trainable']:,}{_times(ratio.get('trainable'))}",
+            "with head": f"{entry['trainable_with_head']:,}",
+        }
+        for title, key in (("Checkpoint, MB", "checkpoint_bytes"), ("Optimizer, MB", "optimizer_bytes")):
+            line[title] = f"{entry[key] / 1e6:,.2f}{_times(ratio.get(key))}"
+        for shape in plan["step_shapes"]:
+            key = "saved_activation_bytes"
+            line[f"Saved {shape}, MB"] = f"{entry[key][shape] / 1e6:,.2f}{_times((ratio.get(key) or {}).get(shape))}"
+        for shape, peak in (entry["peak_mib"] or {}).items():
+            line[f"Peak {shape}, MiB"] = f"{peak:,.0f}{_times((ratio.get('peak_mib') or {}).get(shape))}"
+        for shape in plan["step_shapes"]:
+            line[f"Step {shape}, ms"] = _timed(entry, ratio, "step_ms", shape)
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def latency_table(summary: Mapping[str, Any]) -> pd.DataFrame:
+    shapes = summary["about"]["plan"]["latency_shapes"]
+    return pd.DataFrame(
+        [
+            {"Method": TITLES[name]}
+            | {shape: _timed(summary[name], summary[name]["to_base"] or {}, "latency_ms", shape) for shape in shapes}
+            for name in TITLES
+            if name in summary
+        ]
+    )
+
+
+def _times(ratio: float | None) -> str:
+    """Format a ratio as ` x0.41`; below 0.1, with two significant digits."""
+    return "" if ratio is None else f" x{ratio:.2f}" if ratio >= 0.1 else f" x{ratio:.2g}"
+
+
+def _timed(entry: Mapping, ratio: Mapping, key: str, shape: str) -> str:
+    """Format a time, its ratio and interval as `12.30 x0.41 [0.40, 0.42]`; `-` if it was not measured."""
+    if entry[key] is None:
+        return "-"
+    text = f"{entry[key][shape]:.2f}{_times((ratio.get(key) or {}).get(shape))}"
+    interval = (ratio.get(INTERVALS[key]) or {}).get(shape)
+    return text if interval is None else f"{text} [{interval[0]:.2f}, {interval[1]:.2f}]"
