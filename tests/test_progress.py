@@ -117,7 +117,10 @@ def test_finished_runs_are_counted_with_metric_and_time_left(runs, tmp_path, cap
         write_record(tmp_path, record(runs[1].run_id, status="failed", error="it broke", seconds=50.0))
     first, second = capsys.readouterr().err.splitlines()
     left = 100 * sum(run.examples for run in runs[1:]) / runs[0].examples
-    assert first == f"[  4/7] left {duration(left)}  {runs[0].run_id}  lr=0.001  accuracy 83.4  50 s"
+    assert (
+        first
+        == f"[  4/7] left {duration(left)}  {title(runs[0], 'lr=0.001 · ')}  {runs[0].run_id}  accuracy 83.4  50 s"
+    )
     assert second.startswith("[  5/7] ") and "failed: it broke" in second
 
 
@@ -132,7 +135,25 @@ def test_without_a_terminal_a_sweep_says_where_it_is(runs, tmp_path, capsys, mon
         view.look()
     first, second = capsys.readouterr().err.splitlines()
     assert first == "[  0/4] left ?  nothing trains yet"
-    assert second == f"[  0/4] left ?  {runs[0].run_id.rsplit('-', 1)[0]} 5/9 50.0"
+    assert second == f"[  0/4] left ?  {title(runs[0])}: 56%"
+
+
+def test_a_terminal_shows_a_bar_and_lines_of_what_failed(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(progress, "POLL_SECONDS", 0.0)
+    monkeypatch.setenv("COLUMNS", "80")
+    view = watch(runs, tmp_path)
+    write_record(tmp_path, record(runs[0].run_id, value=0.834))
+    write_record(tmp_path, record(runs[1].run_id, status="failed", error="it broke"))
+    view.look()
+    failed, bar = capsys.readouterr().err.removeprefix("\r\x1b[K").split("\n\r\x1b[K")
+    assert "it broke" in failed and runs[1].run_id in failed
+    assert bar.startswith(f"{'━' * 10}{'╌' * 10} [  2/4] left") and len(bar) < 80
+
+
+def title(run, words="") -> str:
+    method = {"lora": "LoRA qv r8", "full": "Full fine-tuning"}[run.method]
+    return f"{method} · {words}reviews · seed {run.seed}"
 
 
 EPOCHS = [{"epoch": number, "step": 4 * number, "train_loss": 0.5 / number, "metrics": {}} for number in (1, 2)]

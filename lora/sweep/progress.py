@@ -1,5 +1,6 @@
 """What is said about runs: before they are trained, and their progress, for a single run and for a sweep."""
 
+import shutil
 import sys
 import threading
 import time
@@ -11,12 +12,14 @@ from lora.config.auto import not_covered, takes_gpu
 from lora.config.run import RunConfig
 from lora.data.tasks import TASKS
 from lora.errors import UserError
+from lora.methods.titles import METHOD_TITLES
 from lora.records.record import RunRecord, read_record, record_path
 from lora.sweep.notes import read_notes
 
 if TYPE_CHECKING:
     from lora.sweep.expand import PlannedRun
 
+BAR = 20  # characters
 POLL_SECONDS = 1.0
 LINE_SECONDS = 10.0  # where lines stay, as in a log
 ORIGINS = {
@@ -139,6 +142,8 @@ class Display:
 class Watch:
     """The progress of a sweep: a line per finished run and, in between, where the running ones are and the time left.
 
+    On a terminal, a bar stands in place of these lines; only what failed has its own.
+
     Args:
         runs: The runs of this launch.
         done: Number of the sweep's runs that were done before.
@@ -173,7 +178,8 @@ class Watch:
     def look(self) -> None:
         """Print what has happened since the last look."""
         for run_id in sorted(filter(self._written, self.waiting)):
-            self.examples += self.waiting.pop(run_id).examples
+            run = self.waiting.pop(run_id)
+            self.examples += run.examples
             self.done += 1
             try:
                 record = read_record(record_path(self.results, run_id))
@@ -183,22 +189,30 @@ class Watch:
             outcome = f"failed: {record.error}"
             if record.status == "ok":
                 outcome = f"{record.selected['metric']} {shown(record.selected['best']['value'])}"
-            name = "  ".join(filter(None, (run_id, self.words[run_id])))
-            self.lines.say(f"{self._count()} {name}  {outcome}  {record.seconds:.0f} s")
+            if record.status == "failed" or not sys.stderr.isatty():
+                self.lines.say(f"{self._count()}  {self._named(run)}  {run_id}  {outcome}  {record.seconds:.0f} s")
         if self.lines.are_due() and self.waiting:
             running = " | ".join(
-                f"{' '.join(filter(None, (run_id.rsplit('-', 1)[0], self.words[run_id])))} "
-                f"{note['step']}/{note['steps']} {shown(note['metric'])}"
+                f"{self._named(self.waiting[run_id])}: {note['step'] / note['steps']:.0%}"
                 for run_id, note in read_notes(self.outputs).items()
                 if run_id in self.waiting and note["steps"]
             )
-            self.lines.say(f"{self._count()} {running or 'nothing trains yet'}", passing=True)
+            line, share = f"{self._count()}  {running or 'nothing trains yet'}", BAR * self.done // self.total
+            if sys.stderr.isatty():
+                line = f"{'━' * share}{'╌' * (BAR - share)} {line}"[: shutil.get_terminal_size().columns - 1]
+            self.lines.say(line, passing=True)
 
     def _count(self) -> str:
         """The runs that are done, and the time left if the others train as many examples per second."""
         examples = sum(run.examples for run in self.waiting.values())
         left = duration((time.time() - self.started) * examples / self.examples) if self.examples else "?"
-        return f"[{self.done:>3}/{self.total}] left {left} "
+        return f"[{self.done:>3}/{self.total}] left {left}"
+
+    def _named(self, run: "PlannedRun") -> str:
+        """`LoRA qv r8 · CoLA · seed 3`."""
+        method = " ".join((METHOD_TITLES[run.method], *run.slug.split("-")[1:]))
+        words = (method, self.words[run.run_id], TASKS[run.task].title, f"seed {run.seed}")
+        return " · ".join(filter(None, words))
 
     def _written(self, run_id: str) -> bool:
         """Whether a record was written since this launch started: a run that is trained again has an old one."""
