@@ -13,6 +13,7 @@ _HOMES = {
     "HoulsbyConfig": "lora.methods.configs",
     "PfeifferConfig": "lora.methods.configs",
     "AdapterDropConfig": "lora.methods.configs",
+    "PeftConfig": "lora.methods.configs",
     "RunConfig": "lora.config.run",
     "TASKS": "lora.data.tasks",
     "apply": "lora.methods",

@@ -189,7 +189,7 @@ def test_a_head_that_is_saved_in_part_leaves_the_rest_to_the_model(tmp_path):
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "lora"])
 def test_other_methods_have_no_peft_folder(method, tmp_path):
-    with pytest.raises(UserError, match=f"is for LoRA, and the adapter is of method {method}"):
+    with pytest.raises(UserError, match=f"is for LoRA and for PEFT's own, and the adapter is of method {method}"):
         to_peft(adapter_of(with_method("bert", METHODS[method])), tmp_path / "peft")
     assert list(tmp_path.iterdir()) == []
 

@@ -18,6 +18,7 @@ from lora.methods.configs import (
     BitFitConfig,
     HoulsbyConfig,
     LoraConfig,
+    PeftConfig,
     PfeifferConfig,
 )
 from lora.models.architectures import ARCHITECTURES
@@ -162,6 +163,8 @@ def test_bitfit_includes_mpnets_bias_of_the_scores():
 
 
 METHOD_CONFIGS = tiny.METHODS | {"lora": LoraConfig(targets=tuple("qkvoif"), rank=2)}
+METHOD_CONFIGS |= {"peft": PeftConfig(targets=tuple("qkvoif"), options={"r": 4})}
+BY_NAME = [LoraConfig(targets=("*.query", "*.value"), rank=2), PeftConfig(targets=("*.query",), options={"r": 4})]
 REASONS = {"Pfeiffer adapters have no place": "no: pre-norm", "no layer of its body has a bias": "no: no biases"}
 
 
@@ -183,11 +186,11 @@ def support_table() -> list[str]:
         rows.append([known.title, f"`{name}`", *cells, "no" if not_covered(tiny.config(name).to_dict()) else "yes"])
     settings = transformers.AlbertConfig(embedding_size=16, **tiny.COMMON)
     cells, inputs = [], {"input_ids": torch.tensor([[2, 5, 6], [2, 7, 6]])}
-    for config in (*METHOD_CONFIGS.values(), LoraConfig(targets=("*.query", "*.value"), rank=2)):
+    for config in (*METHOD_CONFIGS.values(), *BY_NAME):
         other = transformers.AutoModelForSequenceClassification.from_config(settings)
         cells.append(tried(other, inputs, config))
-    assert cells.pop(2) == "no" and cells.pop() == "yes"  # LoRA by short names, and by patterns
-    cells.insert(2, "by name")
+    assert cells[2] == cells[-3] == "no" and cells[-2:] == ["yes", "yes"]  # by short names, and by patterns
+    cells[2:3], cells[-3:] = ["by name"], ["by name"]
     rows.append(["any other", "", *cells, "no" if not_covered(settings.to_dict()) else "yes"])
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return [lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]

@@ -36,7 +36,7 @@ def fresh(config):
     return model
 
 
-METHODS_AND_KERNELS = [*((name, "stock") for name in METHODS), ("full", "fused")]
+METHODS_AND_KERNELS = [*((name, "stock") for name in METHODS if name != "peft"), ("full", "fused")]
 
 
 def family_of(tiny_overrides, method, kernels):

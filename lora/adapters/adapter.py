@@ -13,10 +13,13 @@ from lora.adapters.base import Base, carried_parameters, describe_base, kept_lay
 from lora.config.run import ModelConfig, RunConfig
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
-from lora.methods.configs import LoraConfig, MethodConfig
+from lora.methods.bridge import state_of
+from lora.methods.configs import LoraConfig, MethodConfig, PeftConfig
 from lora.methods.lowrank import LOW_RANK, LoraLayer, factors
 from lora.models.architectures import named_by
 from lora.models.modules import DTYPES, is_head, lasting
+
+INDICES = (torch.int32, torch.int64)  # of entries that some of PEFT's methods train
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Adapter:
 
     def __post_init__(self):
         for name, tensor in (self.weights | self.head).items():
-            if tensor.dtype not in DTYPES:
+            if tensor.dtype not in (*DTYPES, *(INDICES if isinstance(self.method, PeftConfig) else ())):
                 raise UserError(
                     f"adapter tensor {name} is of dtype {short(tensor.dtype)}; it must be one of "
                     f"{', '.join(map(short, DTYPES))}"
@@ -155,11 +158,13 @@ def adapter_of(model: nn.Module, base: Base | None = None, origin: Origin | None
             for name, part in layer.parts(module).items() if isinstance(layer, LoraLayer) else ():
                 a, b = factors(part)
                 tensors |= {f"{name}.lora_a": a.detach().cpu(), f"{name}.lora_b": b.detach().cpu()}
-    head = {name for name in tensors if is_head(model, name) and not LOW_RANK.fullmatch(name)}
+    head = {n: tensors.pop(n) for n in list(tensors) if is_head(model, n) and not LOW_RANK.fullmatch(n)}
+    if isinstance(method, PeftConfig):
+        tensors = {name: tensor.detach().cpu().clone() for name, tensor in state_of(model).items()}
     return Adapter(
         method,
-        {name: tensor for name, tensor in tensors.items() if name not in head},
-        {name: tensor for name, tensor in tensors.items() if name in head},
+        tensors,
+        head,
         describe_base(model) if base is None else base,
         Origin() if origin is None else origin,
     )

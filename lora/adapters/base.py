@@ -9,6 +9,7 @@ import xxhash
 from torch import Tensor, nn
 
 from lora.errors import UserError
+from lora.methods.bridge import is_added
 from lora.methods.lowrank import LOW_RANK, LoraLayer, factor_dtype
 from lora.models.modules import checksum, is_head
 
@@ -63,9 +64,9 @@ def base_tensors(model: nn.Module, trained: Iterable[str] = ()) -> dict[str, Ten
     applied = getattr(model, "applied", None)
     touched = set(trained) | set(() if applied is None else applied.trained)
     return {
-        name: parameter
+        name.replace(".base_layer.", "."): parameter  # PEFT's name for what it wraps
         for name, parameter in carried_parameters(model).items()
-        if name not in touched and not LOW_RANK.fullmatch(name) and not is_head(model, name)
+        if not (name in touched or LOW_RANK.fullmatch(name) or is_added(name) or is_head(model, name))
     }
 
 

@@ -13,7 +13,8 @@ from lora.adapters.folder import read_adapter
 from lora.adapters.head import fitted_head
 from lora.errors import UserError, listed
 from lora.methods import apply
-from lora.methods.configs import LoraConfig
+from lora.methods.bridge import state_of
+from lora.methods.configs import LoraConfig, PeftConfig
 from lora.methods.lowrank import LoraLayer, adapt
 from lora.models.architectures import in_order, module_of
 from lora.models.modules import check_classifier, is_head, trainable
@@ -93,13 +94,16 @@ def fitted_layers(model: nn.Module, adapter: Adapter) -> dict[str, LoraLayer]:
 
 def check_shapes(model: nn.Module, adapter: Adapter) -> None:
     """Raises: UserError: If the adapter's tensors are not exactly those that its method trains in the body."""
+    like, by_peft = model, isinstance(adapter.method, PeftConfig)
     if getattr(model, "applied", None) is None:
         with torch.device("meta"):  # names and shapes only, at no cost in memory or time
             like = type(model)(copy.deepcopy(model.config))
+        if by_peft:  # some of its methods start from the weights
+            like = copy.deepcopy(model)
         apply(like, adapter.method)
-    else:
-        like = model
     expected = {n: tuple(p.shape) for n, p in trainable(like) if n in adapter.weights or not is_head(like, n)}
+    if by_peft:
+        expected = {name: tuple(tensor.shape) for name, tensor in state_of(like).items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in adapter.weights.items()}
     different = sorted(name for name in {*expected, *shapes} if expected.get(name) != shapes.get(name))
     if different:

@@ -23,7 +23,8 @@ from lora.adapters.fit import Fitted, fit
 from lora.adapters.head import check_finite, own_head, put_head
 from lora.errors import UserError
 from lora.methods import Applied, apply
-from lora.methods.configs import LoraConfig
+from lora.methods.bridge import set_state
+from lora.methods.configs import LoraConfig, PeftConfig
 from lora.methods.lowrank import LoraLayer, LoraSlices, factors, row_norms, trained_in
 from lora.models.modules import lasting, replace, train_only
 
@@ -45,8 +46,11 @@ def load_adapter(model: nn.Module, adapter: Adapter | str | Path, allow_other_ba
         return fitted.adapter
     if getattr(model, "applied", None) is None:
         apply(model, fitted.adapter.method)
-    for name, tensor in fitted.adapter.weights.items():
-        model.get_parameter(name).copy_(tensor)
+    if isinstance(fitted.adapter.method, PeftConfig):
+        set_state(model, fitted.adapter.weights)
+    else:
+        for name, tensor in fitted.adapter.weights.items():
+            model.get_parameter(name).copy_(tensor)
     put_head(model, fitted.head)
     return fitted.adapter
 

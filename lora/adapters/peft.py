@@ -13,24 +13,23 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from lora.adapters.adapter import Adapter
 from lora.adapters.folder import apart, existing, inside, read_adapter, read_tensors, write_folder
+from lora.adapters.joined import ROUNDING, joined, norms_of
 from lora.adapters.loralib import config_of
 from lora.checks import SettingsError, build
 from lora.config.encoder_files import locate
 from lora.errors import UserError
 from lora.files import at_home, read_object
-from lora.methods.configs import LoraConfig
-from lora.methods.lowrank import in_blocks
-from lora.models.architectures import in_order, module_of, slice_of
+from lora.methods.bridge import peft_settings
+from lora.methods.configs import LoraConfig, PeftConfig
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-ROUNDING = 1e-12  # relative; of a scale or an alpha that was computed from one
 PREFIX = "base_model.model."
 FACTORS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b", "lora_magnitude_vector": "lora_m"}
 # Settings that only say how an adapter was made or found. Any other that is not in `Settings` must be off, because it
@@ -59,7 +58,7 @@ class Settings:
 
 
 def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | None = None) -> None:
-    """Write a LoRA adapter as a folder that PEFT loads, with the same logits.
+    """Write an adapter of LoRA, or of one of PEFT's methods, as a folder that PEFT loads, with the same logits.
 
     `AutoPeftModelForSequenceClassification.from_pretrained` loads it together with its base. It needs `num_labels`,
     unless there are 2. `PeftModel.from_pretrained` loads the adapter onto a base in memory. PEFT has no field for the
@@ -69,31 +68,48 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
         adapter: Adapter in memory, or its folder.
         base: Folder or hub id that PEFT shall load the base from. None uses the hub id or the embedded encoder that the
             adapter names.
-    Raises: UserError: If the adapter is not LoRA, or has LoRA in the head or of several scales in one fused layer; if
-        neither it nor `base` says where the base is; or if `out` cannot be written.
+    Raises: UserError: If the adapter is of another method, or has LoRA in the head or of several scales in one fused
+        layer; if neither it nor `base` says where the base is; or if `out` cannot be written.
     """
     if not isinstance(adapter, Adapter):
         adapter = read_adapter(adapter)
     method = adapter.method
-    if not isinstance(method, LoraConfig):
-        raise UserError(f"a PEFT folder is for LoRA, and the adapter is of method {method.name}")
-    modules = joined(adapter)
+    if not isinstance(method, LoraConfig | PeftConfig):
+        raise UserError(f"a PEFT folder is for LoRA and for PEFT's own, and the adapter is of method {method.name}")
     saved = sorted({head_module(name) for name in adapter.head})
+    if isinstance(method, LoraConfig):
+        settings, tensors = lora_files(adapter, method, saved)
+    else:
+        settings, tensors = peft_settings(method), adapter.weights
+    place, revision = locate_base(adapter, base)
+    config = settings | {
+        "task_type": "SEQ_CLS" if saved else None,
+        "base_model_name_or_path": place,
+        "revision": revision,
+        "inference_mode": True,
+        "modules_to_save": saved or None,
+    }
+    tensors = tensors | {f"{PREFIX}{name}": tensor for name, tensor in adapter.head.items()}
+    weights = save(apart(tensors), metadata={"format": "pt"})
+    write_folder(Path(out), {CONFIG: json.dumps(config, indent=1).encode(), WEIGHTS: weights})
+
+
+def lora_files(adapter: Adapter, method: LoraConfig, saved: list[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """PEFT's settings and tensors of a LoRA adapter.
+
+    Args:
+        saved: Modules of the head that are saved as a whole.
+    """
+    modules = joined(adapter)
     both = [name for name in modules if any(f"{name}.".startswith(f"{module}.") for module in saved)]
     if both:
         raise UserError(f"PEFT cannot both save a head and put LoRA into it: {', '.join(both)}")
     ranks = {name: len(a) for name, (a, _, _) in modules.items()}
     alphas = {name: numerator(method, ranks[name], scale) for name, (_, _, scale) in modules.items()}
     alpha = alpha_at(method, method.rank)
-    place, revision = locate_base(adapter, base)
     config = {
         "peft_type": "LORA",
-        "task_type": "SEQ_CLS" if saved else None,
-        "base_model_name_or_path": place,
-        "revision": revision,
-        "inference_mode": True,
         "target_modules": list(modules),
-        "modules_to_save": saved or None,
         "r": method.rank,
         "lora_alpha": alpha,
         "lora_dropout": method.dropout,
@@ -104,14 +120,12 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
         "bias": "none",
         "fan_in_fan_out": False,
     }
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, (a, b, _) in modules.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"], tensors[f"{PREFIX}{name}.lora_B.weight"] = a, b
         if method.dora:
             tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = norms_of(adapter, name, len(b))
-    tensors |= {f"{PREFIX}{name}": tensor for name, tensor in adapter.head.items()}
-    weights = save(apart(tensors), metadata={"format": "pt"})
-    write_folder(Path(out), {CONFIG: json.dumps(config, indent=1).encode(), WEIGHTS: weights})
+    return config, tensors
 
 
 def locate_base(adapter: Adapter, base: str | Path | None = None) -> tuple[str, str | None]:
@@ -155,49 +169,6 @@ def from_peft(folder: str | Path) -> Adapter:
         return Adapter(method_of(settings, weights, folder / CONFIG), weights, head)
     except SettingsError as error:
         raise UserError(f"{folder / CONFIG}: {'; '.join(error.problems)}") from error
-
-
-def joined(adapter: Adapter) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """Module -> its A, B and scale. Slices of a fused layer become one update of the whole, with their B as blocks.
-
-    The product of the joined factors is exactly that of the slices, and its rank is the sum of theirs. One scale then
-    holds for the whole layer.
-
-    Raises: UserError: If slices of one module have different scales.
-    """
-    modules: dict[str, list[str]] = {}
-    pairs = adapter.pairs()
-    for name in in_order(pairs):
-        modules.setdefault(module_of(name), []).append(name)
-    found = {}
-    for module, names in modules.items():
-        scales = {name: adapter.scale(name) for name in names}
-        scale = scales[names[0]]
-        if not all(math.isclose(own, scale, rel_tol=ROUNDING) for own in scales.values()):
-            listed = ", ".join(f"{own:g} on {name}" for name, own in scales.items())
-            raise UserError(
-                f"PEFT has one factor of B A for the whole of {module}, and the adapter's slices of it have several "
-                f"({listed}): train with equal ranks, or with method.alpha_at_rank, which gives every rank one factor"
-            )
-        if names == [module]:
-            found[module] = (*pairs[module], scale)
-        else:
-            outputs = len(pairs[names[0]][1]) * slice_of(names[0]).count
-            parts = [(slice_of(name).rows(outputs), *pairs[name]) for name in names]
-            found[module] = (*in_blocks(parts, outputs), scale)
-    return found
-
-
-def norms_of(adapter: Adapter, module: str, outputs: int) -> Tensor:
-    """DoRA's norms of a whole layer. Raises: UserError: If a slice of it has none."""
-    names = [name for name in in_order(adapter.pairs()) if module_of(name) == module]
-    norms = torch.cat([adapter.weights[f"{name}.lora_m"] for name in names])
-    if len(norms) != outputs:
-        raise UserError(
-            f"PEFT has DoRA on the whole of {module} or not at all, and the adapter has it on {', '.join(names)}: "
-            f"train all slices of the layer"
-        )
-    return norms
 
 
 def head_module(name: str) -> str:

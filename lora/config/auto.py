@@ -53,14 +53,14 @@ def resolve_auto(
     if "auto" not in asked:
         return
     device, chosen = runtime.get("device"), USUAL
-    uncovered = "stock" if method.get("dora") else None  # the fused kernels have no DoRA
+    uncovered = "stock" if needs_stock(method) else None
     stated = tuple(
         default if value == "auto" else value for value, default in zip(asked, (uncovered, None, None), strict=True)
     )
     with contextlib.suppress(SettingsError):
         encoder = build(ModelConfig, {**model, "attention": stated[1] or "eager"})
         gpu = device == "cuda" or (device == "auto" and (gpu_jobs or has_gpu()))
-        for kept in recorded(str(runtime.get("results")), encoder.name):
+        for kept in recorded(str(runtime.get("results")), encoder.name, needs_stock(method)):
             idle_gpu = kept[0] == "fused" and (device == "cuda" or gpu_jobs)  # fused kernels compute on the CPU
             if not idle_gpu and all(value in (None, other) for value, other in zip(stated, kept, strict=True)):
                 chosen = kept
@@ -74,26 +74,36 @@ def resolve_auto(
     train["kernels"], model["attention"], train["precision"] = values
 
 
-def recorded(results: str, encoder: str) -> list[tuple[str, str, str]]:
-    """The kernels, attention and precision of an encoder's finished runs in a folder, the most frequent first."""
+def needs_stock(method: Mapping[str, Any]) -> bool:
+    """Whether the fused kernels lack a method: DoRA and those of PEFT."""
+    return bool(method.get("dora")) or method.get("name") == "peft"
+
+
+def recorded(results: str, encoder: str, stock: bool) -> list[tuple[str, str, str]]:
+    """The kernels, attention and precision of an encoder's finished runs in a folder, the most frequent first.
+
+    Args:
+        stock: Whether to read the runs of methods that the fused kernels lack, or those of the others.
+    """
     runs = Path(results) / "runs"
     try:  # a file system's clock is coarse, so the number of entries tells too
         counts = _recorded(runs.resolve(), runs.stat().st_mtime_ns, len(list(runs.iterdir())))
     except OSError:
         return []
-    return [choice for choice, _ in counts[encoder].most_common()]
+    return [choice for choice, _ in counts[encoder, stock].most_common()]
 
 
 @functools.lru_cache(maxsize=16)
-def _recorded(runs: Path, *changed: int) -> Mapping[str, collections.Counter]:
-    counts: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+def _recorded(runs: Path, *changed: int) -> Mapping[tuple[str, bool], collections.Counter]:
+    counts: dict[tuple[str, bool], collections.Counter] = collections.defaultdict(collections.Counter)
     for path in sorted(runs.glob("*.json")):
         # a file that is not a record is reported where records are read
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             content = json.loads(path.read_bytes())
-            model, train = content["config"]["model"], content["config"]["train"]
+            model, train, method = (content["config"][section] for section in ("model", "train", "method"))
+            choice = (train["kernels"], model["attention"], train["precision"])
             if content["status"] == "ok":
-                counts[model["name"]][train["kernels"], model["attention"], train["precision"]] += 1
+                counts[model["name"], needs_stock(method)][choice] += 1
     return counts
 
 

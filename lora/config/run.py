@@ -23,7 +23,7 @@ NAMED = {
     "train": "lr batch epochs warmup_frac warmup_steps weight_decay clip_norm adam_beta1 adam_beta2 adam_eps dropout "
     "head_dropout selection precision kernels",
     "method": "name targets rank alpha ranks alpha_at_rank dropout init_a init_std scaling "
-    "bottleneck activation init_truncated layer_norms drop_layers",
+    "bottleneck activation init_truncated layer_norms drop_layers type options decay",
 }
 # Paths, memory and machine: they name no run.
 UNNAMED = {
@@ -216,6 +216,7 @@ class RunConfig:
         if self.start == "mnli":
             rule = f"pretrained unless task is {', '.join(MNLI_CHILDREN)}"
             problems.check(self.task in MNLI_CHILDREN, "start", rule, self.start)
+            problems.check(self.method.name != "peft", "start", "pretrained with method.name=peft", self.start)
             taken = getattr(self.method, "starts_in_base", False)
             rule = "kaiming_uniform, gaussian or orthogonal with start=mnli"
             problems.check(not taken, "method.init_a", rule, getattr(self.method, "init_a", None))
@@ -230,6 +231,7 @@ class RunConfig:
             problems.check(device != "cuda", "runtime.device", "cpu or auto with train.kernels=fused", device)
             rule = "false with train.kernels=fused; use stock"
             problems.check(not recomputes, "model.gradient_checkpointing", rule, recomputes)
+            problems.check(self.method.name != "peft", "train.kernels", "stock or auto with method.name=peft", "fused")
             dora = getattr(self.method, "dora", False)
             problems.check(not dora, "method.dora", "false with train.kernels=fused", dora)
         problems.done()

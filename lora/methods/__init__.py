@@ -12,6 +12,7 @@ from lora.methods.configs import (
     HoulsbyConfig,
     LoraConfig,
     MethodConfig,
+    PeftConfig,
     PfeifferConfig,
 )
 
@@ -49,6 +50,7 @@ METHODS: dict[str, Method] = {
     "pfeiffer": Method(PfeifferConfig, "lora.methods.bottleneck"),
     "adapterdrop": Method(AdapterDropConfig, "lora.methods.bottleneck"),
     "lora": Method(LoraConfig, "lora.methods.lowrank"),
+    "peft": Method(PeftConfig, "lora.methods.bridge"),
 }
 
 
@@ -58,7 +60,8 @@ def apply(model: "nn.Module", config: MethodConfig, seed: int = 0) -> tuple[str,
     Afterwards, exactly the method's parameters and the head are trainable.
 
     Args:
-        config: One of LoraConfig, FullConfig, BitFitConfig, HoulsbyConfig, PfeifferConfig, AdapterDropConfig.
+        config: One of LoraConfig, FullConfig, BitFitConfig, HoulsbyConfig, PfeifferConfig, AdapterDropConfig,
+            PeftConfig.
         seed: Seed of the method's init. Each new module draws from a generator named after it.
     Returns: The names of the trainable parameters, including the head's.
     Raises: UserError: If the model is compiled, wrapped, without a head, or quantized; the config does not fit it, such
@@ -72,6 +75,7 @@ def apply(model: "nn.Module", config: MethodConfig, seed: int = 0) -> tuple[str,
             f"this {type(model).__name__} has method {earlier.method.name} already: apply another to a model loaded "
             f"anew, or exchange one LoRA adapter for another with lora.swap"
         )
-    names = import_module(METHODS[config.name].module).apply(model, config, seed)
-    model.applied = Applied(config, names)
+    module = import_module(METHODS[config.name].module)
+    names = module.apply(model, config, seed)
+    model.applied = Applied(module.resolved(model, config) if config.name == "peft" else config, names)
     return names

@@ -1,6 +1,7 @@
 """The arguments of each method. It does not import torch, since planning and tables read it."""
 
 import math
+import re
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -153,6 +154,41 @@ class LoraConfig:
 
 
 @dataclass(frozen=True)
+class PeftConfig:
+    """A method of Hugging Face's `peft` by its own tuner class. Its parameters are checked where the method is applied.
+
+    Args:
+        type: PEFT's name of the method in lower case, such as `vera`.
+        targets: As for LoRA. A name or a pattern may also stand for LayerNorms, if the method takes them.
+        options: PEFT's parameters under its own names. The others have PEFT's defaults.
+        decay: Whether weight decay applies to what the method trains. It pulls vectors that multiply to zero.
+    """
+
+    type: str = "vera"
+    targets: tuple[str, ...] = ("q", "v")
+    options: dict[str, int | float | bool | str | list | None] | None = None
+    decay: bool = True
+    name: Literal["peft"] = "peft"
+    in_slug: ClassVar[tuple[str, ...]] = ("type", "targets")
+
+    def __post_init__(self):
+        if self.options is None:
+            object.__setattr__(self, "options", {})
+        problems = Problems()
+        problems.check(
+            re.fullmatch("[a-z0-9_]+", self.type) is not None, "type", "lower-case letters, digits and _", self.type
+        )
+        problems.check(len(self.targets) > 0, "targets", "a non-empty list", self.targets)
+        problems.done()
+
+    @property
+    def slug(self) -> str:
+        short = "".join(target for target in SHORT_TARGETS if target in self.targets)
+        rank = f"-r{self.options['r']}" if "r" in self.options else ""
+        return f"peft-{self.type}-{short if len(short) == len(self.targets) else f'{len(self.targets)}modules'}{rank}"
+
+
+@dataclass(frozen=True)
 class BottleneckConfig:
     """The arguments that all bottleneck adapters share: x + up(activation(down(x))), with biases in both projections.
 
@@ -233,4 +269,4 @@ class AdapterDropConfig(BottleneckConfig):
         return f"adapterdrop-m{self.bottleneck}-d{self.drop_layers}"
 
 
-MethodConfig = FullConfig | BitFitConfig | LoraConfig | HoulsbyConfig | PfeifferConfig | AdapterDropConfig
+MethodConfig = FullConfig | BitFitConfig | LoraConfig | HoulsbyConfig | PfeifferConfig | AdapterDropConfig | PeftConfig

@@ -7,5 +7,6 @@ METHOD_TITLES = {  # in table order
     "houlsby": "Houlsby adapters",
     "pfeiffer": "Pfeiffer adapters",
     "lora": "LoRA",
+    "peft": "PEFT",
 }
 TARGET_TITLES = {"q": "Wq", "k": "Wk", "v": "Wv", "o": "Wo", "i": "Wi", "f": "Wf"}  # i, f: the FFN

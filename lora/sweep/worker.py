@@ -8,6 +8,7 @@ from collections.abc import Container, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,7 @@ def verify_inputs(configs: Iterable[RunConfig], records: Iterable[RunRecord], to
             (f"revision of the rows of {task}", config.data.revision if on_hub else None, data["revision"]),
             (f"weights of {name}", model_files, made["weights"]),
             (f"tokenizer files of {name}", tokenizer_files, made.get("tokenizer")),
+            ("PEFT versions", peft_version(), made.get("peft", {}).get("version")),
         ):
             if None not in (here, recorded) and here != recorded:
                 raise UserError(
@@ -254,6 +256,13 @@ def verify_inputs(configs: Iterable[RunConfig], records: Iterable[RunRecord], to
                     f"in its record of {record.started_at[:10]}); for a results folder of its own, add "
                     f"runtime.results=FOLDER"
                 )
+
+
+def peft_version() -> str | None:
+    """The version of PEFT, which decides what its methods compute. None if it is not installed."""
+    with suppress(PackageNotFoundError):
+        return version("peft")
+    return None
 
 
 def fingerprint(config: RunConfig) -> str:

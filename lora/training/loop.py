@@ -161,7 +161,8 @@ def run(
             "tokenizer": encoder.tokenizer_files,
             "revision": encoder.revision,
             "data": describe(data) | {"truncated": truncated},
-        },
+        }
+        | peft_provenance(model),
         predictions=hashlib.sha256(packed).hexdigest(),
         adapter=None if state.adapter is None else hashlib.sha256(state.adapter[ADAPTER]).hexdigest(),
     )
@@ -186,6 +187,12 @@ def adapter_packer(
         return pack(in_scores(adapter, TASKS[config.task]))
 
     return packed
+
+
+def peft_provenance(model: nn.Module) -> dict[str, Any]:
+    """The version of PEFT and the parameters that it resolved, for a method of PEFT's; {} for others."""
+    method = model.applied.method
+    return {"peft": {"version": version("peft"), **method.options}} if method.name == "peft" else {}
 
 
 def check_finite(losses: list[Tensor], step: int) -> None:

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lora.config.run import RunConfig, TrainConfig
 from lora.data.tasks import TASKS, Task
 from lora.methods.bottleneck import is_layer_norm
-from lora.models.modules import trainable
+from lora.models.modules import is_head, trainable
 from lora.rng import seed_for
 from lora.training.device import Process
 from lora.training.fused.encoder import fuse, sparse_embeddings
@@ -113,10 +113,12 @@ def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimize
         weights to zero. LoRA+'s groups: the released code of Hayou et al. 2024
         (`create_loraplus_optimizer`), in which every parameter of one dimension is in B's group.
     """
+    bare = not getattr(getattr(getattr(model, "applied", None), "method", None), "decay", True)  # one of PEFT's methods
     norms = {f"{name}.weight" for name, module in model.named_modules() if is_layer_norm(module)}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {(False, True): [], (False, False): []}
     for name, parameter in trainable(model):
         decays = "bias" not in name and name not in norms and not name.endswith("lora_m")
+        decays = decays and (is_head(model, name) or not bare)
         fast = train.lora_plus is not None and (name.endswith("lora_b") or parameter.dim() == 1)
         groups.setdefault((fast, decays), []).append(parameter)
     settings = [

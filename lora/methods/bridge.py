@@ -1,0 +1,186 @@
+"""Methods of Hugging Face's `peft`, put on a model by its own tuner classes.
+
+The tuner is given the transformers model itself and no task type, so that the model, the names of its head and what of
+it trains are those of every other method: `get_peft_model(task_type="SEQ_CLS")` would leave BERT's pooler frozen.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import warnings
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora.errors import UserError, first_line
+from lora.methods.configs import SHORT_TARGETS, PeftConfig
+from lora.models.architectures import in_order, module_of, named_by, slice_of
+from lora.models.modules import find_target, is_head, train_only, trainable
+from lora.rng import seed_for
+
+PROMPTS = "trains tokens in front of the input, for which PEFT wraps the model"
+REFUSED = {  # types of PEFT's that cannot work here, with the reason
+    "lora": "is method=lora here",
+    "adalora": "changes its ranks between the optimizer's steps, which no run here does",
+    "adaption_prompt": "is for decoders",
+    "cartridge": PROMPTS,
+    "cpt": PROMPTS,
+    "multitask_prompt_tuning": PROMPTS,
+    "p_tuning": PROMPTS,
+    "prefix_tuning": PROMPTS,
+    "poly": "chooses among adapters by a task number of every row",
+    "prompt_tuning": PROMPTS,
+    "shadow": "is for decoders",
+    "trainable_tokens": "trains embeddings of tokens alone",
+    "xlora": "mixes adapters that are trained already",
+}
+FIXED = (  # parameters of PEFT's that are settled here
+    "peft_type task_type inference_mode target_modules modules_to_save bias base_model_name_or_path revision "
+    "auto_mapping peft_version"
+).split()
+DEFAULT = "default"  # the adapter's name in PEFT, a part of the name of every parameter that it adds
+
+
+def is_added(name: str) -> bool:
+    """Whether PEFT added the parameter of this name to a model."""
+    return DEFAULT in name.split(".")
+
+
+class Shell(nn.Module):
+    """What PEFT reads and writes state dicts of: its `PeftModel`, which it cannot build around a tuner."""
+
+    def __init__(self, tuner: nn.Module):
+        super().__init__()
+        self.base_model, self.peft_config = tuner, tuner.peft_config
+
+
+def library() -> ModuleType:
+    """The package. Raises: UserError: If it is not installed."""
+    try:
+        import peft
+    except ImportError as error:
+        raise UserError("method=peft needs PEFT: pip install 'lora-glue[peers]'") from error
+    return peft
+
+
+def apply(model: nn.Module, config: PeftConfig, seed: int) -> tuple[str, ...]:
+    """Put one of PEFT's methods on the model, in place, as `model.tuner`.
+
+    What PEFT draws from the global generator, it draws from one that is seeded for this method.
+
+    Returns: The names of the trainable parameters: the method's and the head's.
+    Raises: UserError: If PEFT is missing, lacks the type or a parameter, or cannot put it on these modules. The model
+        is then unchanged, unless PEFT failed halfway.
+    """
+    peft, kind = library(), tuner_config(config.type)
+    options = dict(config.options or {})
+    check_options(options, kind, config.type)
+    for key in [key for key in options if key.endswith("_modules")]:  # of IA3: those whose input is rescaled
+        options[key] = modules_of(model, options[key])
+    if "random_seed" in parameters(kind):
+        options.setdefault("random_seed", 0)  # None is another draw at every reload
+    devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices), quiet():
+        torch.manual_seed(seed_for(seed, "peft"))
+        try:
+            settings = kind(target_modules=modules_of(model, config.targets), **options)
+            tuner = peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING[settings.peft_type](model, {DEFAULT: settings}, DEFAULT)
+            peft.tuners.tuners_utils.cast_adapter_dtype(model, DEFAULT)
+        except (
+            ValueError,
+            TypeError,
+            RuntimeError,
+            AssertionError,
+            NotImplementedError,
+            ImportError,
+            KeyError,
+        ) as error:
+            raise UserError(
+                f"PEFT cannot put {config.type} on this {type(model).__name__}: {first_line(error)}"
+            ) from error
+    object.__setattr__(model, "tuner", tuner)  # no child: the tuner holds the model
+    return train_only(model, [name for name, _ in trainable(model) if not is_head(model, name)])
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def tuner_config(name: str) -> type:
+    """PEFT's config class of a type. Raises: UserError: If PEFT has none, or it cannot work here."""
+    types = {t.value.lower(): kind for t, kind in library().PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if name in REFUSED:
+        raise UserError(f"method.type={name} {REFUSED[name]}")
+    if name not in types:
+        raise UserError(f"method.type must be one of {', '.join(sorted({*types} - {*REFUSED}))}, got {name!r}")
+    return types[name]
+
+
+def parameters(kind: type) -> list[str]:
+    """The parameters of a config class that `method.options` may set."""
+    return [field.name for field in dataclasses.fields(kind) if field.init and field.name not in FIXED]
+
+
+def check_options(options: Mapping[str, Any], kind: type, name: str) -> None:
+    """Raises: UserError: If the type lacks a parameter. The message names the nearest."""
+    for key in options:
+        if key not in parameters(kind):
+            near = difflib.get_close_matches(key, parameters(kind), 1, 0.5)
+            nearest = f"the nearest is {near[0]}; " if near else ""
+            raise UserError(
+                f"method.options.{key} is no parameter of {name} that can be set; {nearest}they are "
+                f"{', '.join(parameters(kind))}"
+            )
+
+
+def modules_of(model: nn.Module, targets: tuple[str, ...] | list[str]) -> list[str]:
+    """The names of the modules of the body that targets stand for. A name or a pattern may also mean a LayerNorm.
+
+    Raises: UserError: If nothing matches, or a target is a slice of a fused layer whose other slices are not named.
+    """
+    every = [name for name, _ in model.named_modules() if name and not is_head(model, name)]
+    names = [
+        name
+        for target in targets
+        for name in (target in SHORT_TARGETS and find_target(model, target))
+        or named_by(target, every)
+        or find_target(model, target)
+    ]
+    for name in in_order(names):
+        part = slice_of(name)
+        if part is not None and sum(module_of(other) == part.module for other in names) < part.count:
+            raise UserError(f"PEFT adapts layers as a whole, and {name} is one of {part.count} slices: name them all")
+    return list(dict.fromkeys(map(module_of, names)))
+
+
+def resolved(model: nn.Module, config: PeftConfig) -> PeftConfig:
+    """The config with full names of modules and every parameter, PEFT's defaults included, as far as JSON has them."""
+    settings = model.tuner.peft_config[DEFAULT]
+    values = {key: getattr(settings, key) for key in parameters(type(settings))}
+    values = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
+    options = {key: value for key, value in values.items() if isinstance(value, bool | int | float | str | list)}
+    return dataclasses.replace(config, targets=tuple(sorted(settings.target_modules)), options=options)
+
+
+def peft_settings(config: PeftConfig) -> dict[str, Any]:
+    """The content of PEFT's `adapter_config.json` for a resolved config."""
+    settings = tuner_config(config.type)(target_modules=list(config.targets), **config.options).to_dict()
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of the method on a model, under the names of PEFT's files."""
+    with quiet():
+        return library().get_peft_model_state_dict(Shell(model.tuner))
+
+
+def set_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    with quiet():
+        result = library().set_peft_model_state_dict(Shell(model.tuner), dict(tensors))
+    assert not result.unexpected_keys, result.unexpected_keys

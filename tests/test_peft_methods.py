@@ -1,0 +1,175 @@
+"""PEFT's methods through its tuner classes: PEFT's own model of the exported folder is the truth."""
+
+import sys
+
+import peft
+import pytest
+import tiny
+import torch
+from tiny_adapters import logits
+from torch.nn import functional as F
+
+from lora.adapters.adapter import adapter_of
+from lora.adapters.folder import save_adapter
+from lora.adapters.merge import load_adapter, merge, swap
+from lora.adapters.peft import to_peft
+from lora.errors import UserError
+from lora.methods import apply
+from lora.methods.bridge import REFUSED, tuner_config
+from lora.methods.configs import PeftConfig
+from lora.models.modules import checksum, is_head, trainable
+from lora.sweep import worker
+from lora.sweep.worker import ensure_record, verify_inputs
+from lora.training.step import make_optimizer
+
+QV = ("q", "v")
+TYPES = {  # type: options that fit width 32
+    **{key: {} for key in ("adamss", "beft", "deft", "delora", "glora", "hira", "hra", "lily", "loha", "lokr", "osf")},
+    **{key: {} for key in ("peanut", "tinylora", "unilora")},
+    **{key: {"r": 4} for key in ("miss", "psoft", "pvera", "randlora", "shira", "vera")},
+    **{key: {"n_frequency": 20} for key in ("fourierft", "waveft")},
+    "boft": {"boft_block_size": 4},
+    "c3a": {"block_size": 16},
+    "frod": {"progressbar": False},
+    "gralora": {"r": 4, "gralora_k": 2},
+    "ia3": {"feedforward_modules": ["f"]},
+    "ln_tuning": {},
+    "oft": {"r": 0, "oft_block_size": 4},
+    "road": {"group_size": 16},
+    "supertuning": {},
+    "vblora": {"vector_length": 16},
+}
+OFF_BASE = ("c3a", "fourierft", "unilora", "vblora")  # start off the pretrained model
+NAMES = {"ia3": ("k", "v", "f"), "ln_tuning": ("*[Nn]orm",)}
+# Every type on BERT, every architecture with some types, and VeRA on all.
+CASES = [(kind, "bert") for kind in TYPES]
+CASES += [(kind, tiny.ARCHITECTURES[1 + number % 8]) for number, kind in enumerate(TYPES)]
+CASES += [("vera", a) for a in tiny.ARCHITECTURES if ("vera", a) not in CASES]
+
+
+def config_of(kind, architecture="bert"):
+    targets = NAMES.get(kind, QV)
+    if architecture == "modernbert" and kind != "ln_tuning":
+        targets = ("q", *(target for target in targets if target not in ("q", "k", "v")), "k", "v")
+    return PeftConfig(type=kind, targets=targets, options=TYPES[kind])
+
+
+def trained(kind, architecture, steps=2):
+    model = tiny.model(architecture)
+    apply(model, config_of(kind, architecture), seed=3)
+    optimizer = torch.optim.AdamW([p for _, p in trainable(model)], lr=1e-2)
+    batch = tiny.inputs(architecture)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(model(**batch).logits, torch.arange(len(batch["input_ids"])) % 2).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def test_every_type_is_tried_or_refused_with_a_reason():
+    assert {*TYPES} | {*REFUSED} == {kind.value.lower() for kind in peft.PEFT_TYPE_TO_CONFIG_MAPPING}
+
+
+@pytest.mark.filterwarnings("ignore")  # of PEFT, where its own functions are called
+@pytest.mark.parametrize(("kind", "architecture"), CASES)
+def test_a_method_trains_reloads_bit_for_bit_and_is_peft_s_own(kind, architecture, tmp_path):
+    base, model = tiny.model(architecture), tiny.model(architecture)
+    torch.rand(3)  # PEFT draws from the global generator
+    apply(model, config_of(kind, architecture), seed=3)
+    off = (logits(model.eval(), architecture) - logits(base, architecture)).abs().max().item()
+    assert (off > 1e-5) == (kind in OFF_BASE)
+    start = checksum(adapter_of(model).weights.items())
+    model = trained(kind, architecture, 0)
+    assert checksum(adapter_of(model).weights.items()) == start
+    model = trained(kind, architecture)
+    adapter = save_adapter(model, tmp_path / "ours")
+    assert checksum(adapter.weights.items()) != start
+    assert set(adapter.head) == {name for name, _ in base.named_parameters() if is_head(base, name)}
+    loaded = tiny.model(architecture)
+    load_adapter(loaded, tmp_path / "ours")  # recognises its base: the pretrained weights are untouched
+    assert torch.equal(logits(loaded.eval(), architecture), logits(model, architecture))
+    assert {n for n, _ in trainable(loaded)} == {n for n, _ in trainable(model)}
+    base.base_model.save_pretrained(tmp_path / "base")
+    to_peft(tmp_path / "ours", tmp_path / "peft", base=tmp_path / "base")
+    theirs = peft.PeftModel.from_pretrained(tiny.model(architecture), tmp_path / "peft").eval()
+    torch.testing.assert_close(logits(theirs, architecture), logits(model, architecture), rtol=0, atol=1e-5)
+    assert off > 1e-5 or (logits(base, architecture) - logits(model, architecture)).abs().max() > 1e-3
+
+
+BAD = [
+    ({"type": "veraa"}, r"method\.type must be one of adamss, .*vera, waveft, got 'veraa'"),
+    ({"type": "prefix_tuning"}, r"method\.type=prefix_tuning trains tokens in front"),
+    ({"type": "lora"}, r"method\.type=lora is method=lora here"),
+    ({"options": {"d_initail": 1.0}}, r"options\.d_initail is no parameter of vera .*; the nearest is d_initial; they"),
+    ({"options": {"bias": "all"}}, r"options\.bias is no parameter of vera that can be set"),
+    ({"type": "c3a", "options": {"block_size": 7}}, r"PEFT cannot put c3a on this BertFor.*: .*7"),
+    ({"targets": ("qq",)}, r"target 'qq' is not in BertFor"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), BAD)
+def test_mistakes_are_one_message(settings, message):
+    with pytest.raises(UserError, match=message) as raised:
+        apply(tiny.model("bert"), PeftConfig(**settings))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_slice_of_a_fused_layer_is_refused():
+    with pytest.raises(UserError, match=r"as a whole, and .*Wqkv\.q is one of 3 slices: name them all"):
+        apply(tiny.model("modernbert"), PeftConfig(options={"r": 4}))
+
+
+def test_without_peft_one_message_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(UserError, match=r"^method=peft needs PEFT: pip install 'lora-glue\[peers\]'$"):
+        tuner_config("vera")
+
+
+def test_it_cannot_be_merged_and_a_second_adapter_replaces_the_first(tmp_path):
+    model, other = trained("vera", "bert"), trained("vera", "bert", 5)
+    with pytest.raises(UserError, match="merging is for LoRA alone"):
+        merge(model)
+    with pytest.raises(UserError, match="method peft cannot be merged"):
+        swap(tiny.model("bert"), adapter_of(model))
+    load_adapter(model, adapter_of(other))
+    assert torch.equal(logits(model, "bert"), logits(other, "bert"))
+    with pytest.raises(UserError, match="the adapter is of PeftConfig"):
+        load_adapter(trained("ia3", "bert", 0), adapter_of(other))
+
+
+def test_decay_spares_what_multiplies(tiny_config):
+    for method, spared in (("ia3", True), ("vera", False)):
+        config = tiny_config(f"method={method}", "train.weight_decay=0.1", "train.kernels=auto")
+        assert config.train.kernels == "stock"
+        model = tiny.model("bert")
+        apply(model, PeftConfig(**{**vars(config.method), "options": TYPES[method]}))
+        groups = make_optimizer(model, config.train).param_groups
+        decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+        mine = [id(p) in decayed for name, p in trainable(model) if not is_head(model, name)]
+        assert mine and {*mine} == {not spared} and decayed
+
+
+def test_it_runs_on_the_stock_kernels_from_the_pretrained_encoder_alone(tiny_config):
+    with pytest.raises(UserError, match=r"train\.kernels must be stock or auto with method\.name=peft, got 'fused'"):
+        tiny_config("method=vera", "train.kernels=fused")
+    with pytest.raises(UserError, match=r"start must be pretrained with method\.name=peft, got 'mnli'"):
+        tiny_config("method=vera", "task=rte", "start=mnli")
+    names = [
+        tiny_config("method=peft", f"method.options={options}").run_id
+        for options in ("{r: 4}", "{r: 4, d_initial: 0.2}", "{r: 8}")
+    ]
+    assert len({*names}) == 3 and ".peft-vera-qv-r4.cola." in names[0]
+
+
+def test_a_run_records_what_peft_resolved_and_decides_no_kernels_for_other_methods(tiny_config, monkeypatch):
+    """`auto` takes the kernels of the runs in the folder, and PEFT's methods have no choice."""
+    config = tiny_config("method=vera", "method.options={r: 4}", "train.kernels=auto", "train.epochs=1")
+    record = ensure_record(config, mistakes_fail=False)
+    stated = record.provenance["peft"]
+    assert (stated["version"], stated["r"], stated["d_initial"]) == (peft.__version__, 4, 0.1)
+    assert tiny_config("method=lora", "train.kernels=auto").train.kernels == "fused"
+    assert tiny_config("method=vera", "method.options={r: 4}", "train.kernels=auto", "train.epochs=1") == config
+    verify_inputs([config], [record], ())
+    monkeypatch.setattr(worker, "version", lambda name: "0.99")
+    with pytest.raises(UserError, match=r"the PEFT versions are not those .*\(0\.99 here, "):
+        verify_inputs([config], [record], ())
