@@ -202,6 +202,16 @@ def test_lora_plus_has_the_groups_of_its_released_code(tiny_config):
     assert groups(make_optimizer(model, train), trainable(model)) == expected
 
 
+def test_the_head_trains_at_its_own_rate(tiny_config):
+    model = tiny.model("bert")
+    apply(model, LoraConfig(rank=3), seed=0)
+    train = tiny_config("train.lr=1e-3", "train.head_lr=4e-3", "train.lora_plus=2", "train.weight_decay=0.1").train
+    rates = {id(p): group["lr"] for group in make_optimizer(model, train).param_groups for p in group["params"]}
+    found = {name: rates[id(parameter)] for name, parameter in trainable(model)}
+    part = {"lora_a": 1e-3, "lora_b": 2e-3}
+    assert found == {name: part.get(name.rpartition(".")[2], 4e-3) for name in found} and len(set(found.values())) == 3
+
+
 @pytest.mark.parametrize("architecture", [*tiny.ARCHITECTURES, "deberta"])
 @pytest.mark.parametrize("config", [FullConfig(), BitFitConfig(), LoraConfig(rank=2)], ids=lambda config: config.name)
 def test_decay_spares_what_transformers_trainer_spares(config, architecture, tiny_config):

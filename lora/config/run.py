@@ -112,6 +112,7 @@ class TrainConfig:
         kernels: `stock`, transformers' modules, or `fused`, compiled loops for CPUs. Their dropout masks differ.
         selection: The MNLI split whose headline metric picks the best epoch; other tasks have one split.
         lora_plus: LoRA+'s ratio of B's rate to A's (Hayou et al. 2024); None trains both at `lr`.
+        head_lr: Rate of the head; None trains it at `lr`.
     """
 
     lr: float
@@ -132,10 +133,11 @@ class TrainConfig:
     kernels: Literal["fused", "stock"]
     eval_batch: int
     lora_plus: float | None = None
+    head_lr: float | None = None
 
     def __post_init__(self):
         problems = Problems()
-        problems.check_ranges(self, "> 0 and finite", "lr adam_eps clip_norm lora_plus")
+        problems.check_ranges(self, "> 0 and finite", "lr adam_eps clip_norm lora_plus head_lr")
         problems.check_ranges(self, ">= 1", "batch accumulation epochs eval_batch")
         problems.check_ranges(self, ">= 0", "warmup_steps weight_decay")
         problems.check_ranges(self, "in [0, 1)", "warmup_frac adam_beta1 adam_beta2 dropout head_dropout")

@@ -106,7 +106,7 @@ def prepare_step(model: nn.Module, config: RunConfig, process: Process, steps: i
 def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
     """AdamW with decoupled weight decay on all trainable parameters except biases and LayerNorms.
 
-    With `lora_plus`, B and the head's biases train at that multiple of the rate.
+    With `lora_plus`, B and the head's biases train at that multiple of the rate; with `head_lr`, the head at its own.
 
     Source: the released Trainer, which decides by module type. A Pfeiffer adapter decays although it is inside the
         module that replaces a layer's LayerNorm. DoRA's norms do not decay (ours): it would pull the pretrained
@@ -115,16 +115,19 @@ def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimize
     """
     bare = not getattr(getattr(getattr(model, "applied", None), "method", None), "decay", True)  # one of PEFT's methods
     norms = {f"{name}.weight" for name, module in model.named_modules() if is_layer_norm(module)}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {(False, True): [], (False, False): []}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(train.lr, True): [], (train.lr, False): []}
     for name, parameter in trainable(model):
         decays = "bias" not in name and name not in norms and not name.endswith("lora_m")
         decays = decays and (is_head(model, name) or not bare)
-        fast = train.lora_plus is not None and (name.endswith("lora_b") or parameter.dim() == 1)
-        groups.setdefault((fast, decays), []).append(parameter)
+        lr = train.lr
+        if train.lora_plus is not None and (name.endswith("lora_b") or parameter.dim() == 1):
+            lr = train.lr * train.lora_plus
+        if train.head_lr is not None and is_head(model, name):
+            lr = train.head_lr
+        groups.setdefault((lr, decays), []).append(parameter)
     settings = [
-        {"params": parameters, "weight_decay": train.weight_decay if decays else 0.0}
-        | ({"lr": train.lr * train.lora_plus} if fast else {})
-        for (fast, decays), parameters in groups.items()
+        {"params": parameters, "weight_decay": train.weight_decay if decays else 0.0, "lr": lr}
+        for (lr, decays), parameters in groups.items()
     ]
     betas = (train.adam_beta1, train.adam_beta2)
     if train.kernels == "fused":
