@@ -10,16 +10,18 @@ from lora.report.runs import ROW, in_order
 from lora.report.titles import adapted, human_count, task_label
 
 
-def cell_text(row: pd.Series) -> str:
+def cell_text(row: pd.Series, with_mean: bool = False) -> str:
     """`83.4 ±0.5`: the median and standard deviation over seeds; `(2/3)` if seeds are missing; `-` if all are.
 
+    `with_mean` adds `(mean 83.2)`, whose differences are those of the verdicts.
     `(1 of 5 collapsed)` if a run predicts the same for every dev example (`lora.records.predictions`).
     """
     if row["n"] == 0:
         return "-"
     spread = f" ±{row['std']:.1f}" if row["n"] > 1 else ""
     count = f" ({row['n']:.0f}/{row['planned']:.0f})" if row["n"] < row["planned"] else ""
-    return f"{row['median']:.1f}{spread}{count}{collapsed_text(int(row['collapsed']), int(row['n']))}"
+    mean = f" (mean {row['mean']:.1f})" if with_mean and row["n"] > 1 else ""
+    return f"{row['median']:.1f}{spread}{mean}{count}{collapsed_text(int(row['collapsed']), int(row['n']))}"
 
 
 def collapsed_text(collapsed: int, n: int) -> str:
@@ -68,9 +70,10 @@ def seeds_text(group: pd.DataFrame) -> str:
     return f"{high}" if low == high else f"{low} to {high}"
 
 
-def task_cells(by_task: pd.DataFrame, tasks: Sequence[str]) -> dict[str, str]:
-    """One cell per task, and the average of several tasks."""
-    line = {task_label(TASKS[task]): cell_text(by_task.loc[task]) if task in by_task.index else "-" for task in tasks}
+def task_cells(by_task: pd.DataFrame, tasks: Sequence[str], with_mean: bool = False) -> dict[str, str]:
+    """One cell per task, and the average of several tasks. `with_mean`: see `cell_text`."""
+    there = {task: cell_text(by_task.loc[task], with_mean) for task in tasks if task in by_task.index}
+    line = {task_label(TASKS[task]): there.get(task, "-") for task in tasks}
     if len(tasks) > 1:
         line["Avg."] = number(average(by_task["median"], tasks))
     return line
@@ -133,7 +136,7 @@ def table5(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataF
     for _, group in summary.groupby(["slug", "label"], sort=False):
         targets, rank = adapted(group.iloc[0])
         line = {"Adapted": targets, "Rank": str(rank), "Trainable": trainable_text(group), "Seeds": seeds_text(group)}
-        line |= task_cells(group.set_index("task"), tasks)
+        line |= task_cells(group.set_index("task"), tasks, with_mean=True)
         lines.append(line | {task: number(cells.get((targets, rank), math.nan)) for task, cells in of_paper.items()})
     return pd.DataFrame(lines)
 
@@ -161,7 +164,11 @@ def table6(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataF
         for targets in dict.fromkeys(targets for targets, _ in rows):
             line = {"Task": task_label(TASKS[task]), "Adapted": targets}
             lines.append(
-                line | {f"r = {r}": cell_text(rows[targets, r]) if (targets, r) in rows else "-" for r in ranks}
+                line
+                | {
+                    f"r = {r}": cell_text(rows[targets, r], with_mean=True) if (targets, r) in rows else "-"
+                    for r in ranks
+                }
             )
     for task, cells in paper_cells(paper).items():
         printed = {targets for targets, _ in cells}

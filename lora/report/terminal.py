@@ -28,6 +28,7 @@ from lora.table import Table, rows
 # In the files and the page alone. The paper's claims are not judged on user-defined tasks, so their pairs are printed.
 NOT_PRINTED = ("table2_paper", "table2_paper_part", "pairs", "pairs_part", REPEATED)
 METRICS = re.compile(rf" \((?:{'|'.join(map(re.escape, METRIC_SHORT.values()))})\)(?=$|,)")
+MEANS = re.compile(r" \(mean [^)]*\)")
 SIZES = ("Head", "Trainable", "Seeds", "Pairs", "Layer", "r")  # columns that a narrow terminal can do without
 BREAKS = (" (", " ±", " to ", " collapsed")
 TITLE_WIDTH = 9  # at which the title of a column is broken
@@ -86,12 +87,13 @@ def fitted(table: Table, console: Console) -> Grid:
 
 
 def grid(table: Table, breaks: Sequence[str], without: Collection[str] = ("Head",)) -> Grid:
-    """A table without the columns in which nothing is measured, those named, and the names of metrics.
+    """A table without the columns in which nothing is measured, those named, the names of metrics, and means.
 
     Args:
         breaks: Where the text of a cell continues on its next line.
     """
-    cells = table.cells.drop(columns=[*without], errors="ignore").replace(METRICS, "", regex=True)
+    cells = table.cells.drop(columns=[*without], errors="ignore")
+    cells = cells.replace(METRICS, "", regex=True).replace(MEANS, "", regex=True)
     cells = cells.loc[:, [not (column == "-").all() for _, column in cells.items()]]
     look = {"title_justify": "left", "title_style": "bold", "box": SIMPLE_HEAD, "padding": (0, 1, 0, 0)}
     found = Grid(title=escape(table.title), **look)
