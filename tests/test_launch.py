@@ -10,7 +10,6 @@ import pytest
 from commands import lora
 
 from lora.cli import main
-from lora.config.compose import compose_config
 from lora.errors import UnfinishedError, UserError
 from lora.sweep import launch
 from lora.sweep.launch import launch_sweep
@@ -112,16 +111,3 @@ def test_a_folder_that_cannot_be_written_is_found_before_anything_runs(tiny_over
     said = capsys.readouterr().err
     assert code == 2 and re.match("error: cannot (read|write)", said) and str(tmp_path / place) in said
     assert [path.name for path in tmp_path.iterdir()] == [place]
-
-
-def test_a_refused_run_leaves_no_folder(tiny_overrides, tmp_path, capsys):
-    assert main([*tiny_overrides, "method=lora", "method.rank=100000"]) == 2 and "rank" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
-
-
-def test_local_workers_times_threads_fit_the_cores():
-    cores = len(os.sched_getaffinity(0))
-    for threads in (1, cores, 2 * cores):
-        settings = compose_config([f"launcher.threads={threads}"])
-        assert settings.runtime.threads == threads
-        assert settings.launcher.workers == max(1, cores // threads)

@@ -166,17 +166,16 @@ def test_two_sweeps_at_once_share_the_work(tiny_overrides, tmp_path):
 
 
 def test_a_stopped_launcher_leaves_checkpoints_says_what_ran_and_the_next_goes_on(tiny_overrides, tmp_path):
-    """Stopped by its terminal's end, or by `kill` if a script started it, so that it ignores SIGINT."""
+    """Stopped by Ctrl-C, or by `kill` if a script started it, so that it ignores SIGINT."""
     overrides = grid(tiny_overrides, tmp_path, "method=bitfit", "task=cola", "seed=1,2", "train.epochs=40")
     checkpoints = tmp_path / "outputs" / "checkpoints"
     lives: dict[str, int] = {}
-    for workers, stop in ((1, signal.SIGTERM), (2, signal.SIGHUP)):
+    for workers, stop in ((1, signal.SIGTERM), (2, signal.SIGINT)):
         background = stop == signal.SIGTERM
         how = signal.SIG_IGN if background else signal.default_int_handler
 
         def hears(how=how):
             signal.signal(signal.SIGINT, how)
-            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where these tests were started by nohup
 
         process = start([*overrides, f"launcher.workers={workers}"], start_new_session=True, preexec_fn=hears)
         training = frozen(tmp_path, process, workers)

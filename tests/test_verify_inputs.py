@@ -92,16 +92,6 @@ def test_a_named_encoder_with_other_weights_is_refused(trained, tiny_overrides, 
         ensure_record(compose_run(named), mistakes_fail=False)
 
 
-def test_complete_sweeps_look_at_the_rows_that_are_named(trained, tiny_overrides, glue_dir, tmp_path):
-    _, record = trained
-    asked = [o for o in tiny_overrides if not o.startswith("profile=")] + ["train.epochs=1"]
-    asked += ["experiment=null", "seed=1,2"]
-    wrong = [*asked, f"data.path={other_rows(glue_dir, tmp_path)}"]
-    runs = select_runs("small", wrong)
-    with pytest.raises(UserError, match="the rows of cola are not those"):
-        verify_inputs([run.config for run in runs], [record], ())
-
-
 def test_parts_of_a_split_are_compared_each_with_its_own(trained, tiny_overrides):
     _, record = trained
     asked = [o for o in tiny_overrides if not o.startswith("profile=")]
