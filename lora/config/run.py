@@ -25,13 +25,8 @@ NAMED = {
     "method": "name targets rank alpha ranks alpha_at_rank dropout init_a init_std scaling "
     "bottleneck activation init_truncated layer_norms drop_layers type options decay",
 }
-# Paths, memory and machine: they name no run.
-UNNAMED = {
-    "model": "path gradient_checkpointing",
-    "data": "source path revision",
-    "train": "accumulation eval_batch",
-    "method": "",
-}
+# Paths, memory and machine, in the sections that do not name them above: they name no run.
+UNNAMED = ("path", "source", "revision", "gradient_checkpointing", "accumulation", "eval_batch")
 
 
 @dataclass(frozen=True)
@@ -263,7 +258,7 @@ class RunConfig:
         for section, keys in NAMED.items():
             defaults = {f.name: f.default for f in dataclasses.fields(getattr(self, section))}
             for key, value in list(settings[section].items()):
-                if key not in keys.split() and (key in UNNAMED[section].split() or value == defaults[key]):
+                if key not in keys.split() and (key in UNNAMED or value == defaults[key]):
                     del settings[section][key]
         dropouts = (self.train.dropout, self.train.head_dropout, getattr(self.method, "dropout", 0))
         if self.train.accumulation > 1 and self.train.kernels == "stock" and any(p != 0 for p in dropouts):

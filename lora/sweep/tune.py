@@ -53,20 +53,21 @@ class RateGrid:
         return [float(rate) for rate in self.axes["train.lr"]]
 
 
-def tune_sweep(arguments: Sequence[str]) -> None:
-    """Train the missing runs of the grids, and write the rates.
+def main(given: argparse.Namespace) -> None:
+    """Train the missing runs of the grids, and write the rates. Exit codes: those of a sweep.
 
     Raises: UserError: Before any run starts, if the arguments define no valid grids, or as in `launch_runs`.
         UnfinishedError: If runs are missing, failed without diverging, or no rate of a grid is the best.
     """
-    profile, given, experiments = read_request(chosen_option("profile", arguments), arguments)
+    arguments = given.overrides
+    profile, asked, experiments = read_request(chosen_option("profile", arguments), arguments)
     if experiments is not None:
         raise UserError("tune has a grid of its own: leave out experiment=")
     settings = sweep_settings(profile, arguments)
     path = rates_path(settings.rates)
     if path is None:
         raise UserError("tune writes the rates of a user's own runs: rates must be a file outside results/reference")
-    grids = rate_grids(profile, given)
+    grids = rate_grids(profile, asked)
     planned = [expand_blocks(profile, {TUNING: [one.axes]}) for one in grids]  # with the MNLI runs to start from
     every = {run.run_id: run for runs in planned for run in runs}
     now, reasons = launch_runs(settings, list(every.values()), arguments)
@@ -173,8 +174,3 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="+", help="profile=, task=, and optionally method=, train.lr=A,B,C, seed=, launcher=, ..."
     )
-
-
-def main(given: argparse.Namespace) -> None:
-    """Exit codes: those of a sweep."""
-    tune_sweep(given.overrides)
