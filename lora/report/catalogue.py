@@ -16,7 +16,7 @@ from lora.report.comparisons import change_table, method_pairs, pairs_table
 from lora.report.conditions import conditions
 from lora.report.figures import Figure, by_parameters, differences, forest, learning_curves
 from lora.report.gather import Gathered
-from lora.report.notes import BANNERS, caption, encoder_notes, ffn_notes, note
+from lora.report.notes import BANNERS, caption, encoder_notes, note
 from lora.report.own_tasks import tuning_banner
 from lora.report.runs import ADHOC, KINDS, MAIN, OWN, OWN_TASK, labelled, summarise
 from lora.report.tables import beside_paper, table2, table5, table6
@@ -126,8 +126,8 @@ def ranks(section: Section) -> tuple[list[Table], Figures]:
 
 
 def lora_notes(section: Section) -> list[str]:
-    gpt3 = [note("gpt3")] if section.paper is not None else []
-    return [*section.notes, *ffn_notes(section.summary), *gpt3]
+    ffn = [note("ffn")] if section.runs["slug"].str.match(r"lora-[qkvo]*[if]").any() else []
+    return [*section.notes, *ffn, *([note("gpt3")] if section.paper is not None else [])]
 
 
 def starts(section: Section) -> tuple[list[Table], Figures]:

@@ -30,17 +30,12 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Exit codes: 0 complete; 1 a run is missing or failed, or a file was excluded; 2 an invalid call."""
-    if arguments.pages and arguments.overrides:
-        raise UserError(
-            f"--pages writes the committed files, of all runs: leave out {' '.join(arguments.overrides)}, or leave out "
-            f"--pages to print their tables"
-        )
     report = build(arguments.profile, arguments.overrides)
     gathered = report.gathered
     if not gathered.state.ok:
         raise UserError(nothing_yet(gathered))
-    if arguments.pages and not gathered.is_reference:
-        raise UserError(f"--pages is for {REFERENCE}/<profile>: no page of this repository shows your own runs")
+    if arguments.pages and (arguments.overrides or not gathered.is_reference):
+        raise UserError(f"--pages writes the committed files: it takes {REFERENCE}/<profile>, and no overrides")
     written = arguments.pages or not gathered.is_reference
     if written:
         write(report, gathered.folder)

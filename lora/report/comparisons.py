@@ -127,8 +127,10 @@ def reference_table(gathered: Gathered) -> Table | None:
         return None
     records, _ = load_records(gathered.reference / gathered.profile)
     committed = facts_of(("", config) for config in known_configs(records)[0].values())
-    sides = [gathered.every, with_records(committed, load_frame(records))]
-    sides = [side.assign(settings=[str(settings_of(run.columns)) for run in side.itertuples()]) for side in sides]
+    sides = [gathered.every.copy(), with_records(committed, load_frame(records))]
+    for side in sides:
+        same = side["columns"].map(lambda columns: sorted((k, v) for k, v in columns.items() if k not in OF_MACHINES))
+        side["settings"] = same.astype(str)
     keys = [key for key in (*CELL, "seed", "settings") if key != "label"]
     reference = sides[1].drop_duplicates(keys)[[*keys, "best"]]
     pairs = labelled(sides[0]).merge(reference, on=keys, suffixes=("", "_reference"))
@@ -138,11 +140,6 @@ def reference_table(gathered: Gathered) -> Table | None:
     agree, total = (cells["Agrees"] == "yes").sum(), (cells["Agrees"] != "-").sum()
     verdict = f"{agree} of {total} cells agree: the ranges of their seeds overlap."
     return Table("reference", f"Compared with the reference runs ({gathered.name})", cells, 2, (verdict,))
-
-
-def settings_of(columns: Mapping[str, str]) -> list[tuple[str, str]]:
-    """The settings of a run that are the same on every machine."""
-    return sorted((key, value) for key, value in columns.items() if key not in OF_MACHINES)
 
 
 def against_reference(pairs: pd.DataFrame) -> pd.DataFrame:

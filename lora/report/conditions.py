@@ -24,7 +24,9 @@ def conditions(runs: pd.DataFrame, curves: pd.DataFrame) -> str:
     found = curves[curves["run_id"].isin(runs["run_id"])]
     if not len(found):
         return ""
-    models = ", ".join(map(encoder_text, dict.fromkeys(runs["model"])))
+    models = ", ".join(
+        f"{encoder_title(model)}{' (a sentence embedder)' * (model in ENCODERS)}" for model in runs["model"].unique()
+    )
     epochs = found.groupby("run_id")["epoch"].max()
     by_task = runs.drop_duplicates("task")
     counted = [row for row in by_task.itertuples() if row.is_part or TASKS[row.task].own is not None]
@@ -35,11 +37,6 @@ def conditions(runs: pd.DataFrame, curves: pd.DataFrame) -> str:
     longer = f" ({', '.join(cut)} of the rows longer than max_length, and cut)" if cut else ""
     about = f"Encoder: {models}; epochs: {span(epochs)}; train rows: {rows}{longer}; start: {starts}; {devices(runs)}."
     return about + rising_text(found, runs)
-
-
-def encoder_text(model: str) -> str:
-    """The encoder's title, and its kind where a reader has to know it."""
-    return f"{encoder_title(model)}{' (a sentence embedder)' * (model in ENCODERS)}"
 
 
 def devices(runs: pd.DataFrame) -> str:

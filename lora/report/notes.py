@@ -32,8 +32,3 @@ def caption(summary: pd.DataFrame) -> str:
     if seeds == {1}:
         of_runs = "Each run's best epoch on the dev set; one seed."
     return f"{of_runs} Protocol: {', '.join(sorted(set(summary['protocol'])))}. {note('head')}"
-
-
-def ffn_notes(summary: pd.DataFrame) -> list[str]:
-    """The note of Tables 5 and 6 if LoRA adapts the FFN too, which it does not in the paper's tables."""
-    return [note("ffn")] if summary["slug"].str.match(r"lora-[qkvo]*[if]").any() else []

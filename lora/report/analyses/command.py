@@ -11,19 +11,12 @@ from lora.sweep.request import read_own_tasks
 
 def config_here(record: RunRecord, gathered: Gathered) -> RunConfig:
     """The configuration of a record, with the folders of this machine, which the command names if they are needed."""
-    config, given = run_config(record.config), gathered.overrides
-    read_own_tasks(given)  # reads the rows of the tasks that the command names
-    model, data = values_given("model.path", given), values_given("data.path", given)
-    source = values_given("data.source", given) if data else []
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, path=model[-1] if model else config.model.path),
-        data=dataclasses.replace(
-            config.data,
-            path=data[-1] if data else config.data.path,
-            source=source[-1] if source else config.data.source,
-        ),
-    )
+    settings = dict(record.config)
+    read_own_tasks(gathered.overrides)  # reads the rows of the tasks that the command names
+    for section, key in (("model", "path"), ("data", "path"), ("data", "source")):
+        if given := values_given(f"{section}.{key}", gathered.overrides):
+            settings[section] = settings[section] | {key: given[-1]}
+    return run_config(settings)
 
 
 def saved_runs(gathered: Gathered) -> list[tuple[RunRecord, RunConfig]]:
@@ -34,7 +27,6 @@ def saved_runs(gathered: Gathered) -> list[tuple[RunRecord, RunConfig]]:
     for run_id, record in sorted(gathered.state.ok.items()):
         if record.adapter is not None and adapter_path(outputs, run_id).exists():
             config = config_here(record, gathered)
-            saved.append(
-                (record, dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, outputs=outputs)))
-            )
+            runtime_here = dataclasses.replace(config.runtime, outputs=outputs)
+            saved.append((record, dataclasses.replace(config, runtime=runtime_here)))
     return saved
