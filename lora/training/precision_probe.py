@@ -19,19 +19,17 @@ def layer_products(width: int, ffn: int, dtype: torch.dtype) -> Callable[[], Non
 
     Source: Vaswani et al. 2017: four attention projections and two feed-forward layers.
     """
-    sides = [(width, width)] * 4 + [(ffn, width), (width, ffn)]
     draw = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=draw).to(dtype)
-
-    layers = [(Frozen(normal(*shape), normal(shape[0])), shape) for shape in sides]
-    rows = {size: normal(ROWS, size) for size in (width, ffn)}
+    rows = {size: torch.randn(ROWS, size, generator=draw).to(dtype) for size in (width, ffn)}
+    layers = []
+    for d_out, d_in in [(width, width)] * 4 + [(ffn, width), (width, ffn)]:
+        weight = torch.randn(d_out, d_in, generator=draw).to(dtype)
+        layers.append((Frozen(weight, None), rows[d_in], rows[d_out]))
 
     def compute() -> None:
-        for frozen, (d_out, d_in) in layers:
-            frozen.forward(rows[d_in])
-            frozen.backward(rows[d_out])
+        for frozen, x, grad in layers:
+            frozen.forward(x)
+            frozen.backward(grad)
 
     return compute
 
