@@ -41,7 +41,7 @@ from lora.training.fused.kernels import MAX_TOKENS
         (["method.init_a=gaussian"], "method.init_std must be > 0 with init_a=gaussian"),
         (
             ["task=rte", "start=mnli", "method.init_a=olora"],
-            "method.init_a must be kaiming_uniform, .* with start=mnli",
+            "start must be pretrained with .* init_a=pissa or olora",
         ),
         (["train.precision=fp8"], "train.precision must be one of fp32, bf16, got 'fp8'"),
         (["model.name=../x"], "model.name must be letters, digits, - and _, got"),

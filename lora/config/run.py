@@ -213,24 +213,20 @@ class RunConfig:
         if self.start == "mnli":
             rule = f"pretrained unless task is {', '.join(MNLI_CHILDREN)}"
             problems.check(self.task in MNLI_CHILDREN, "start", rule, self.start)
-            problems.check(self.method.name != "peft", "start", "pretrained with method.name=peft", self.start)
-            taken = getattr(self.method, "starts_in_base", False)
-            rule = "kaiming_uniform, gaussian or orthogonal with start=mnli"
-            problems.check(not taken, "method.init_a", rule, getattr(self.method, "init_a", None))
+            alone = self.method.name == "peft" or getattr(self.method, "starts_in_base", False)
+            problems.check(not alone, "start", "pretrained with method.name=peft and init_a=pissa or olora", self.start)
         else:
             for key in ("start_seed", "start_run"):
                 problems.check(getattr(self, key) is None, key, "null unless start=mnli", getattr(self, key))
-        if self.method.name != "lora":
-            plus, rule = self.train.lora_plus, f"null with method.name={self.method.name}, which has no factors"
-            problems.check(plus is None, "train.lora_plus", rule, plus)
+        plus, rule = self.train.lora_plus, f"null with method.name={self.method.name}, which has no factors"
+        problems.check(plus is None or self.method.name == "lora", "train.lora_plus", rule, plus)
         if self.train.kernels == "fused":
-            device, recomputes = self.runtime.device, self.model.gradient_checkpointing
+            recomputes, rule = self.model.gradient_checkpointing, "false with train.kernels=fused; use stock"
+            device = self.runtime.device
             problems.check(device != "cuda", "runtime.device", "cpu or auto with train.kernels=fused", device)
-            rule = "false with train.kernels=fused; use stock"
             problems.check(not recomputes, "model.gradient_checkpointing", rule, recomputes)
-            problems.check(self.method.name != "peft", "train.kernels", "stock or auto with method.name=peft", "fused")
-            dora = getattr(self.method, "dora", False)
-            problems.check(not dora, "method.dora", "false with train.kernels=fused", dora)
+            lacked = self.method.name == "peft" or getattr(self.method, "dora", False)
+            problems.check(not lacked, "train.kernels", "stock or auto with method.name=peft and method.dora", "fused")
         problems.done()
 
     @property
