@@ -56,6 +56,7 @@ def run_stage(stage: Stage, extra: Sequence[str], shown: bool) -> tuple[int, str
     command = [sys.executable, "-m", "pytest", *stage.arguments, *extra]
     # The tests' tensors are tiny: a second thread gains nothing and spins when another process takes its core.
     environment = {"OMP_NUM_THREADS": "1"} | os.environ
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # common in images: every process would compile lora/ anew
     kept = {} if shown else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     done = subprocess.run(command, cwd=ROOT, env=environment, check=False, **kept)
     if not shown:
