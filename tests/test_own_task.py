@@ -323,7 +323,7 @@ def test_from_a_csv_to_the_report(tiny_own, tmp_path):
     labels = pd.read_csv(path.parent / "dev.csv")["mood"]
     word, share = labels.mode()[0], labels.value_counts(normalize=True).max()
     assert f"{share:.0%} of dev are {word}, its most frequent label" in done.stdout
-    assert "untuned rates" in done.stdout.partition("kernels:")[0], "announced before the first run"
+    assert "untuned:" in done.stdout.partition("kernels:")[0], "announced before the first run"
     records, problems = load_records(results)
     assert not problems and len(records) == 9 and {record.config["task"] for record in records} == {name}
     assert max(record.selected["best"]["value"] for record in records) > 0.9, "the label can be learned"

@@ -84,7 +84,7 @@ def tuned_rates(setting: Any, model: str, protocol: str, method: str) -> dict[st
 
 
 def tuned_seeds(setting: Any) -> set[int]:
-    """The seeds on which the rates of a file were chosen, which no table of results has."""
+    """The seeds on which the rates of a file were chosen; they stay out of the tables of results."""
     return {seed for rate in read_rates(rates_path(setting)) for seed in rate.seeds}
 
 

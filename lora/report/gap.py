@@ -28,7 +28,7 @@ class Condition(NamedTuple):
         records: The folder below results/.
         rows: Method -> the label of its runs.
         start: Where its runs start.
-        tried: Whether the runs are those that chose the learning rates, whose seeds no table of results has.
+        tried: Whether the runs are those that chose the learning rates, whose seeds stay out of the tables of results.
     """
 
     words: str

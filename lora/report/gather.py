@@ -44,8 +44,8 @@ class Gathered:
         is_reference: Whether these are the reference (the committed runs).
         overrides: The overrides of the expected runs.
         runs: The runs of the tables of results (`lora.report.runs`), experiment by experiment, in the tables' order.
-        tried: The runs by which the learning rates of conf/ were chosen; no table of results has them.
-        tuning: The records that `python -m lora tune` made, or that are on its seeds; no table of results has them.
+        tried: The runs by which the learning rates of conf/ were chosen, which stay out of the tables of results.
+        tuning: The records that `python -m lora tune` made, or that are on its seeds; in no table of results.
         frame: `load_frame` of the `ok` records, with the column `collapsed` (`lora.records.predictions`).
         state: The missing and failed runs, and extra or broken records; the `ok` records are in `state.ok`.
     """

@@ -1,4 +1,4 @@
-"""The learning rates that were tried for each method, on seeds that no table of results has, and the one taken."""
+"""The learning rates that were tried for each method, on seeds outside the tables of results, and the one taken."""
 
 import pandas as pd
 

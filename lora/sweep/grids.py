@@ -10,7 +10,7 @@ from lora.config.compose import CONF, describe_group, parsed_override
 from lora.errors import UserError
 
 Values = dict[str, list[str]]  # key -> its values in command-line syntax
-LEARNING_RATE = "learning_rate"  # the experiment that chose the rates of conf/: no table of results has its runs
+LEARNING_RATE = "learning_rate"  # the experiment that chose the rates of conf/; in no table of results
 
 
 def grid(profile: str, experiment: str) -> list[Values]:

@@ -24,7 +24,7 @@ POLL_SECONDS = 1.0
 LINE_SECONDS = 10.0  # where lines stay, as in a log
 ORIGINS = {
     "conf": "from conf/hparams",
-    "default": "untuned rates: those of the line `default` in conf/hparams, not chosen for this task",
+    "default": "untuned: the line `default` of conf/hparams, not chosen for this task",
     "tuned": "tuned, from rates.yaml (`rates`)",
     "stated": "as stated",
 }

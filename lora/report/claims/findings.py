@@ -71,7 +71,7 @@ def timed(label: str, values: Float[np.ndarray, " rounds"], bound: Bound, runs: 
         reason = f"{len(values)} rounds: an interval of their median needs more"
         return Finding(label, "ratio", len(values), bound, mean=mean, reason=reason, runs=runs)
     holds = bound.holds(*interval)
-    reason = "" if holds is not None else "the bound lies inside the interval"
+    reason = "" if holds is not None else "the interval includes the bound"
     p = smallest_p(values, bound, sign_p)
     return Finding(label, "ratio", len(values), bound, holds, mean, *interval, p, reason=reason, runs=runs)
 

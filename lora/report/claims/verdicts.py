@@ -184,7 +184,7 @@ def differences(claim: Claim, compare: Compare, one: pd.DataFrame, other: pd.Dat
             findings.append(difference(bound, names, group, pairs, len(claim.compare) * len(groups)))
         else:
             title = TASKS[group[0]].title
-            reason = f"this profile plans no pair of such runs on {title}"
+            reason = f"this profile has no such runs on {title}"
             findings.append(Finding(f"{names[0]} - {names[1]}, {title}", "points", 0, bound, reason=reason))
     return findings
 
@@ -211,7 +211,7 @@ def difference(
         reason = "all differences are equal, so there is no interval"
     else:
         holds, p_against = bound.holds(found.low, found.high), smallest_p(values, bound, mean_p)
-        reason = "" if holds is not None else f"the bound lies inside the interval{needed(values, bound, comparisons)}"
+        reason = "" if holds is not None else f"the interval includes the bound{needed(values, bound, comparisons)}"
     titles = ", ".join(TASKS[task].title for task in tasks)
     label = f"{names[0]} - {names[1]}, {f'average of {titles}' if len(tasks) > 1 else titles}"
     runs = (*here["run_id"], *here["run_id_other"])
