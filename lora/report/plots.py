@@ -106,7 +106,14 @@ def intervals(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> 
     if any("low" in series for series in panel["series"]):
         ax.axvline(0, color="0.75", linewidth=1)
     if panel["bounds"]:
-        ax.vlines(panel["bounds"], [-p - 0.42 for p in places], [-p + 0.42 for p in places], "0.4", ":")
+        ax.vlines(
+            panel["bounds"],
+            [-p - 0.42 for p in places],
+            [-p + 0.42 for p in places],
+            "0.4",
+            ":",
+            label="the claim's bound",
+        )
     for i, series in enumerate(panel["series"]):
         x, y = values(series["y"]), [-place for place in series["x"]]
         if "low" in series:

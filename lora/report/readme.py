@@ -1,6 +1,6 @@
 """The findings, and the generated blocks of the README and of experiments/VERDICTS.md."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -18,6 +18,11 @@ from lora.table import Table, markdown, rows
 
 FINDINGS = ROOT / "experiments" / "findings.yaml"
 FEW = 2  # comparisons that fit in one cell
+FORMS: dict[str, Callable[[float], str]] = {
+    "less": lambda ratio: f"{1 - ratio:.0%}",
+    "more": lambda ratio: f"{ratio - 1:+.1%}",
+    "times": lambda ratio: f"{1 / ratio:.0f}",
+}
 
 
 def block(name: str, tables: Mapping[str, Table], verdicts: Sequence[Verdict], progress: str = "") -> str:
@@ -68,7 +73,7 @@ def findings(verdicts: Sequence[Verdict]) -> list[tuple[dict[str, Any], list[Ver
 def finding_row(line: Mapping[str, Any], judged: Sequence[Verdict]) -> dict[str, str]:
     """One of the paper's claims: the paper's figure, ours, and the verdict."""
     start = {"The paper says": line["says"], "Paper": paper_figure(judged[0].claim, line)}
-    return start | {f"Ours ({LEVEL:.0%} interval)": ours(judged), "Verdict": words(judged)}
+    return start | {f"Ours ({LEVEL:.0%} interval)": ours(judged, line.get("form")), "Verdict": words(judged)}
 
 
 def findings_block(verdicts: Sequence[Verdict]) -> str:
@@ -85,7 +90,8 @@ def other_rules(verdicts: Sequence[Verdict]) -> str:
     ((_, (first, *_)), *_) = findings(verdicts)
     last, unselected = (figure_text(other.findings[0]) for other in (first.on_last, first.unselected) if other)
     return (
-        f"The first line is {last} by each run's last epoch, and {unselected} by the one that the other seeds choose."
+        f"Scored at the last epoch in place of each run's best, the first line is {last}; scored at the epoch that is "
+        f"best for the other seeds, {unselected}."
     )
 
 
@@ -109,7 +115,8 @@ def findings_figure(verdicts: Sequence[Verdict]) -> Figure | None:
         names.append(line["says"])
     series = [{"label": f"here, with its {LEVEL:.0%} interval", **found}, {"label": "the paper", **printed}]
     panels = [{"title": "", "names": names, "bounds": bounds, "series": series}] if names else []
-    return figure("What the paper found, and what was found here", BOUNDED, "intervals", "points", panels)
+    x = "difference in points; right of 0, the first that a line names is better"
+    return figure("What the paper found, and what was found here", BOUNDED, "intervals", x, panels)
 
 
 def paper_gaps(claim: Claim, line: Mapping[str, Any]) -> list[float]:
@@ -120,43 +127,47 @@ def paper_figure(claim: Claim, line: Mapping[str, Any]) -> str:
     """The paper's figure, from the claim's published cells: at most `FEW` differences, else their range."""
     if "word" in line:
         return line["word"]
-    if "printed" in line:
-        texts, first = [claim.paper[place]["value"] for place in line["printed"]], line["printed"][0]
-    else:
-        values, first = paper_gaps(claim, line), line["gaps"][0][0]
-        few = len(values) <= FEW
-        texts = [f"{value:+.1f}" for value in (values if few else (min(values), max(values)))]
-        texts = texts if few else [" to ".join(texts)]
-    return f"{', '.join(texts)} ({claim.paper[first]['model']})"
+    values = paper_gaps(claim, line)
+    few = len(values) <= FEW
+    texts = [f"{value:+.1f}" for value in (values if few else (min(values), max(values)))]
+    return f"{('; ' if few else ' to ').join(texts)} ({claim.paper[line['gaps'][0][0]]['model']})"
 
 
-def ours(judged: Sequence[Verdict]) -> str:
-    """The comparisons that are nearest to their bounds: all if there are few of them, else the nearest."""
+def ours(judged: Sequence[Verdict], form: str | None = None) -> str:
+    """The comparisons that are nearest to their bounds: all if there are few of them, else the nearest.
+
+    Args:
+        form: How ratios are shown; None for themselves.
+    """
     found = [one for each in judged for one in each.findings]
     if all(one.unit == "failures" for one in found):
         return f"{sum(one.mean for one in found):.0f} failures in {sum(one.n for one in found):,} trials"
     nearest = [min(same, key=room) for _, same in groupby(found, key=lambda one: one.label.partition(SHAPE)[0])]
     if len(nearest) <= FEW:
-        return ", ".join(map(figure_text, nearest))
-    return f"{figure_text(min(nearest, key=room))}, nearest of {len(nearest)}"
+        return "; ".join(figure_text(one, form) for one in nearest)
+    return f"{figure_text(min(nearest, key=room), form)}, nearest of {len(nearest)}"
 
 
 def room(found: Finding) -> float:
     return found.bound.room(found.low, found.high)
 
 
-def figure_text(found: Finding) -> str:
+def figure_text(found: Finding, form: str | None = None) -> str:
     """`-1.4 (-3.0 to +0.3)`, or the value alone if it has no error."""
+    if form is not None:
+        ends = (found.low, found.high) if form == "more" else (found.high, found.low)  # the others turn the order
+        value, low, high = (FORMS[form](each) for each in (found.mean, *ends))
+        unit = {"less": " less", "more": "", "times": " times less"}[form]
+        return f"{value}{unit}" + ("" if low == high else f" ({low} to {high})")
     interval = interval_text(found, 1)
     return value_text(found, found.mean, 1) + ("" if interval == "-" else f" ({interval})")
 
 
 def words(judged: Sequence[Verdict]) -> str:
-    """The verdict, or on how many devices a claim is supported if they differ."""
+    """The verdict; if devices differ, one that is not `supported`, and on how many of them."""
     texts = [word_text(each) for each in judged]
-    if len(set(texts)) == 1:
-        return texts[0]
-    return f"supported on {texts.count('supported')} of {len(texts)} devices"
+    worst = next((text for text in texts if text != "supported"), "supported")
+    return worst if len(set(texts)) == 1 else f"{worst} on {texts.count(worst)} of {len(texts)} devices"
 
 
 def verdicts_block(verdicts: Sequence[Verdict]) -> str:
