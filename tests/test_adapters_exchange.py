@@ -194,13 +194,16 @@ def test_other_methods_have_no_peft_folder(method, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_peft_loads_base_and_adapter_from_the_folder(tmp_path, bases, offline, monkeypatch):
-    model = small("bert", LoraConfig(rank=3, alpha=7), outputs=3)
+@pytest.mark.parametrize("outputs", [1, 2, 3])
+def test_peft_loads_base_labels_and_adapter_from_the_folder(outputs, tmp_path, bases, offline, monkeypatch):
+    model = small("bert", LoraConfig(rank=3, alpha=7), outputs=outputs)
+    labels = ("no", "yes", "maybe")[:outputs] if outputs > 1 else ()
     monkeypatch.chdir(bases)
     for _ in range(2):  # the second replaces the first
-        to_peft(adapter_of(model), tmp_path / "peft", base="bert")
+        to_peft(adapter_of(model, origin=Origin(labels=labels)), tmp_path / "peft", base="bert")
     monkeypatch.chdir(tmp_path)
-    theirs = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "peft", num_labels=3).eval()
+    theirs = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "peft").eval()
+    assert theirs.config.id2label == dict(enumerate(labels or ("LABEL_0",)))
     assert_same_logits(theirs, model, "bert")
 
 

@@ -101,24 +101,30 @@ def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
 
 
-def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+def write_folder(folder: Path, files: Mapping[str, bytes | Path]) -> None:
     """Write a folder with exactly these files. An existing one is replaced if it holds no other files.
 
     Files are replaced one by one, each atomically. A description comes last and has the hash of the weights, so a
     folder between two writes is recognised as broken.
 
     Args:
-        files: Name -> content, in the order of writing.
+        files: Name, which may be below a folder -> content, or the file to link to; in the order of writing.
     Raises: UserError: If it holds anything else, or cannot be written.
     """
     folder = at_home(folder)
     there = os.listdir(folder) if os.path.isdir(folder) else []
-    strange = sorted(name for name in there if name not in files and not name.startswith("."))
+    own = {Path(name).parts[0] for name in files}
+    strange = sorted(name for name in there if name not in own and not name.startswith("."))
     if strange or (os.path.lexists(folder) and not os.path.isdir(folder)):
         found = f"holds {', '.join(strange[:4])}" if strange else "is a file"
         raise UserError(f"{folder} {found}: only a folder without files other than {', '.join(files)} is replaced")
     for name, content in files.items():
-        write_atomically(folder / name, content)
+        if isinstance(content, bytes):
+            write_atomically(folder / name, content)
+        else:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).unlink(missing_ok=True)
+            (folder / name).symlink_to(content)
 
 
 def read_adapter(folder: str | Path) -> Adapter:

@@ -29,6 +29,7 @@ from lora.files import at_home, read_object
 from lora.methods.bridge import peft_settings
 from lora.methods.configs import LoraConfig, PeftConfig
 
+BASE = "base"  # the folder of a base below one that PEFT loads
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 FACTORS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b", "lora_magnitude_vector": "lora_m"}
@@ -60,9 +61,10 @@ class Settings:
 def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | None = None) -> None:
     """Write an adapter of LoRA, or of one of PEFT's methods, as a folder that PEFT loads, with the same logits.
 
-    `AutoPeftModelForSequenceClassification.from_pretrained` loads it together with its base. It needs `num_labels`,
-    unless there are 2. `PeftModel.from_pretrained` loads the adapter onto a base in memory. PEFT has no field for the
-    rest of what an adapter states: task, labels, score, and the base's hashes.
+    `AutoPeftModelForSequenceClassification.from_pretrained` loads it together with its base and the names of its
+    labels: for a base in a folder, `out` holds links to its files, and a config with the labels. A base of the hub
+    needs `num_labels`, unless there are 2. `PeftModel.from_pretrained` loads the adapter onto a base in memory. PEFT
+    has no field for the rest of what an adapter states: task, score, and the base's hashes.
 
     Args:
         adapter: Adapter in memory, or its folder.
@@ -82,16 +84,28 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
     else:
         settings, tensors = peft_settings(method), adapter.weights
     place, revision = locate_base(adapter, base)
+    labelled = labelled_base(Path(place), adapter) if saved and Path(place).is_dir() else {}
     config = settings | {
         "task_type": "SEQ_CLS" if saved else None,
-        "base_model_name_or_path": place,
+        "base_model_name_or_path": os.path.abspath(at_home(out) / BASE) if labelled else place,
         "revision": revision,
         "inference_mode": True,
         "modules_to_save": saved or None,
     }
     tensors = tensors | {f"{PREFIX}{name}": tensor for name, tensor in adapter.head.items()}
     weights = save(apart(tensors), metadata={"format": "pt"})
-    write_folder(Path(out), {CONFIG: json.dumps(config, indent=1).encode(), WEIGHTS: weights})
+    write_folder(Path(out), labelled | {CONFIG: json.dumps(config, indent=1).encode(), WEIGHTS: weights})
+
+
+def labelled_base(place: Path, adapter: Adapter) -> dict[str, bytes | Path]:
+    """A base's files as links, and its config with the adapter's labels, for which PEFT has no field."""
+    outputs = min(len(tensor) for tensor in adapter.head.values() if tensor.dim() == 2)  # the output layer's
+    labels = adapter.origin.labels or ()
+    names = dict(enumerate(labels if len(labels) == outputs else [f"LABEL_{number}" for number in range(outputs)]))
+    config = read_object(place / "config.json")
+    config |= {"id2label": names, "label2id": {label: number for number, label in names.items()}}
+    links: dict[str, bytes | Path] = {f"{BASE}/{path.name}": path for path in sorted(place.iterdir()) if path.is_file()}
+    return links | {f"{BASE}/config.json": json.dumps(config, indent=1).encode()}
 
 
 def lora_files(adapter: Adapter, method: LoraConfig, saved: list[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
