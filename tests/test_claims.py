@@ -159,7 +159,7 @@ def test_a_bound_holds_for_a_whole_interval(bound, low, high, holds):
     [
         (0.5, 5, "supported", ""),
         (-3.0, 5, "not supported", ""),
-        (-1.3, 5, "inconclusive", f"inside the interval; more than {MOST_SEEDS} seeds would decide it"),
+        (-1.3, 5, "inconclusive", f"the interval includes the bound; more than {MOST_SEEDS} seeds would decide it"),
         (
             20.0,
             4,
