@@ -171,7 +171,13 @@ def test_the_command_writes_its_file_and_without_labels_it_is_an_error(predicted
     monkeypatch.setattr("lora.report.analyses.dev_intervals.read_labels", lambda _: {"cola": labels})
     given = argparse.Namespace(profile="small", overrides=OVERRIDES)
     main(given)
-    assert [entry["task"] for entry in json.loads(path.read_bytes())["entries"]] == ["cola"]
+    written = json.loads(path.read_bytes())
+    assert [entry["task"] for entry in written["entries"]] == ["cola"]
+    for changed, tasks in (({}, ["rte", "cola"]), ({"a run that is gone": "0" * 64}, ["cola"])):
+        earlier = [*written["entries"], {**written["entries"][0], "task": "rte"}]
+        path.write_bytes(analysis_json(written["made_from"] | changed, earlier))
+        main(given)
+        assert [entry["task"] for entry in json.loads(path.read_bytes())["entries"]] == tasks
     path.unlink()
     monkeypatch.setattr("lora.report.analyses.dev_intervals.read_labels", lambda _: {})
     with pytest.raises(UserError, match="nothing can be compared"):

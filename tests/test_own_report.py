@@ -82,8 +82,9 @@ def test_an_undecided_answer_says_how_many_seeds_would_tell():
 def test_untuned_rates_stand_above_the_table_and_tuning_runs_are_in_none(moods):
     folder, asked = moods
     tuned(folder / "own", asked[0].removeprefix("task="), [1e-4, 3e-4])
-    (table,) = [table for table in build("own", asked, folder).tables if table.name == "table2_own"]
-    assert "Untuned rates" in table.banner and set(table.cells["Seeds"]) == {"5"}
+    tables = {table.name: table for table in build("own", asked, folder).tables}
+    assert "Untuned rates" in tables["table2_own"].banner and set(tables["table2_own"].cells["Seeds"]) == {"5"}
+    assert set(tables["rates_own"].cells["Chosen"]) == {"default, not tuned for this task"}
 
 
 def test_a_report_reads_the_folder_where_it_is_typed(tmp_path, monkeypatch, capsys):

@@ -17,7 +17,7 @@ from lora.report.conditions import conditions
 from lora.report.figures import Figure, by_parameters, differences, forest, learning_curves
 from lora.report.gather import Gathered
 from lora.report.notes import BANNERS, caption, encoder_notes, note
-from lora.report.own_tasks import tuning_banner
+from lora.report.own_tasks import rates_table, tuning_banner
 from lora.report.runs import ADHOC, KINDS, MAIN, OWN, OWN_TASK, labelled, summarise
 from lora.report.tables import beside_paper, table2, table5, table6
 from lora.report.titles import START_TITLES
@@ -103,6 +103,10 @@ def methods(section: Section) -> tuple[list[Table], Figures]:
         last = note("pairs_own").replace("COMMAND", section.gathered.command(command)) if is_own else note("verdicts")
         cells = pairs_table(pairs, section.examples)
         made.append(section.table("pairs", title, cells, [note("pairs"), last], ("forest",)))
+    if is_own:
+        made.append(
+            section.table("rates", "How each learning rate was chosen", rates_table(section.runs), [note("rates")])
+        )
     return made, figures
 
 

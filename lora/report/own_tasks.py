@@ -1,4 +1,4 @@
-"""User-defined tasks: which method is better, and whether the learning rates were tuned."""
+"""User-defined tasks: which method is better, and how the learning rates were chosen."""
 
 import pandas as pd
 
@@ -6,6 +6,22 @@ from lora.data.tasks import TASKS
 from lora.report.notes import NOTES
 from lora.report.stats import ENOUGH_SEEDS, MOST_SEEDS, POWER, Interval
 from lora.report.titles import encoder_title
+
+ORIGINS = {
+    "conf": "in conf/hparams",
+    "default": "default, not tuned for this task",
+    "tuned": "tuned",
+    "stated": "stated by the command",
+}
+
+
+def rates_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Each method's learning rate on each task, and how it was chosen."""
+    trained = runs.dropna(subset="lr").assign(origin=runs["rate_from"].fillna("stated").map(ORIGINS))
+    each = trained.drop_duplicates(["label", "task", "lr", "origin"])
+    titles = each["task"].map(lambda task: TASKS[task].title)
+    rates = each["lr"].map("{:g}".format)
+    return pd.DataFrame({"Method": each["label"], "Task": titles, "Learning rate": rates, "Chosen": each["origin"]})
 
 
 def answers(pairs: pd.DataFrame) -> list[str]:

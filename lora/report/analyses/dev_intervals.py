@@ -24,9 +24,9 @@ from lora.data.metrics import METRICS, compute
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import write_atomically
-from lora.records.analysis import EXAMPLES, analysis_json
+from lora.records.analysis import EXAMPLES, analysis_json, read_analysis
 from lora.records.predictions import dev_predictions, splits_of
-from lora.records.record import RunRecord
+from lora.records.record import RunRecord, load_records
 from lora.report.analyses.command import config_here
 from lora.report.comparisons import groups_of
 from lora.report.gather import Gathered, gather
@@ -155,5 +155,10 @@ def main(given: argparse.Namespace) -> None:
     runs = compared(gathered)
     made_from = {r: gathered.state.ok[r].predictions for r in runs.loc[runs["task"].isin(list(labels)), "run_id"]}
     path = gathered.folder / "analysis" / EXAMPLES
+    if path.exists():  # it may have other tasks, of records that are still the same
+        earlier, now = read_analysis(path), {r.run_id: r.predictions for r in load_records(gathered.folder)[0]}
+        if all(now.get(run_id) == digest for run_id, digest in earlier["made_from"].items()):
+            entries = [*(one for one in earlier["entries"] if one["task"] not in labels), *entries]
+            made_from = earlier["made_from"] | made_from
     write_atomically(path, analysis_json(made_from, entries))
     print(f"{len(entries)} comparisons on {len(labels)} tasks: {path}")
