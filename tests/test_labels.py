@@ -13,7 +13,9 @@ from lora.records.record import load_records
 from lora.report.build import build
 from lora.report.command import print_sweep
 from lora.report.gather import gather
+from lora.report.titles import method_label
 from lora.report.write import files
+from lora.sweep.request import select_runs
 
 Q, V = (f"bert.encoder.layer.0.attention.self.{name}" for name in ("query", "value"))
 ONE = ["experiment=glue_table2", "task=reviews", "method=lora", "seed=1", "train.epochs=1"]
@@ -173,3 +175,14 @@ def test_the_files_of_a_reference_do_not_follow_the_machine(tmp_path, monkeypatc
         inject(monkeypatch, precision)
         written.append(files(build("reference/mini", arguments, tmp_path)))
     assert written[0] == written[1]
+
+
+def test_a_variant_of_lora_is_a_row_of_its_own():
+    given = ["experiment=null", "task=reviews", "seed=1", "train.kernels=stock"]
+    runs = [
+        run
+        for more in ([], ["method.dora=true"], ["method.init_a=pissa", "method.dropout=0"])
+        for run in select_runs("mini", ["method=lora", *given, *more])
+    ]
+    labels = [method_label(run.slug, run.method) for run in runs]
+    assert labels == ["LoRA (qv, r8)", "LoRA (qv, r8, dora)", "LoRA (qv, r8, pissa)"]

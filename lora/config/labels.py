@@ -1,5 +1,6 @@
 """Tell runs of one method apart by the settings in which they differ, read from their configurations."""
 
+import re
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
@@ -7,6 +8,7 @@ from lora.config.run import RunConfig
 
 # Shown in other columns, or derived from other settings. Every other setting that names a run is compared.
 ELSEWHERE = ("seed", "task", "protocol", "start", "start_run", "model.name", "method.name")
+RANK = re.compile(r"-r\d+x?")
 TARGETS = "method.targets"  # here only if modules are named in full, which the slug does not show
 
 
@@ -50,7 +52,7 @@ def labels(runs: Iterable[Run], main: Iterable[Run] = ()) -> dict[str, str]:
         usual[run.model, run.protocol, run.method, run.task] = dict(values.items() & run.columns.items())
     places: dict[Hashable, list[Run]] = {}
     for run in runs:
-        targets = run.slug.rpartition("-r")[0]
+        targets = RANK.sub("", run.slug)
         places.setdefault((run.model, run.protocol, run.method, targets, run.start, run.task), []).append(run)
     found: dict[str, str] = {}
     for several in places.values():

@@ -37,6 +37,9 @@ class BitFitConfig:
         return "bitfit"
 
 
+INITS_IN_SLUG = ("orthogonal", "pissa", "olora")  # starts that are methods of their own papers
+
+
 @dataclass(frozen=True)
 class LoraConfig:
     """LoRA: h = W0 x + scale * B A x on the targets.
@@ -144,13 +147,19 @@ class LoraConfig:
     @property
     def in_slug(self) -> tuple[str, ...]:
         """The arguments whose full value the slug shows."""
-        return ("rank", "targets") if self.are_short else ("rank",)
+        init = ("init_a",) if self.init_a in INITS_IN_SLUG else ()
+        return ("rank", "dora", "frozen_a", *init, *(("targets",) if self.are_short else ()))
 
     @property
     def slug(self) -> str:
         short = "".join(target for target in SHORT_TARGETS if target in self.targets)
         targets = short if self.are_short else f"{len(self.targets)}modules"
-        return f"lora-{targets}-r{self.rank}" + ("x" if self.ranks else "")
+        variants = {"dora": self.dora, "fa": self.frozen_a, self.init_a: self.init_a in INITS_IN_SLUG}
+        words = [
+            f"lora-{targets}-r{self.rank}{'x' if self.ranks else ''}",
+            *(word for word, is_on in variants.items() if is_on),
+        ]
+        return "-".join(words)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ ENCODER_TITLES = {
     "roberta_large": "RoBERTa-large",
     "deberta_v2_xxl": "DeBERTa-XXL",
 }
+RANK = re.compile(r"-r(\d+)")
 LORA_SLUG = re.compile(r"lora-([qkvoif]+)-r(\d+)")
 
 
@@ -52,7 +53,7 @@ def adapted(row: Any) -> tuple[str, int]:
     """
     match = LORA_SLUG.fullmatch(row.slug)
     if match is None:
-        return row.label, int(row.slug.rpartition("-r")[2].removesuffix("x"))
+        return row.label, int(RANK.search(row.slug)[1])  # every slug of LoRA has one
     targets = ", ".join(TARGET_TITLES[target] for target in match[1])
     return targets + row.label.removeprefix(method_label(row.slug, row.method)), int(match[2])
 
