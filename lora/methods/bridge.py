@@ -75,9 +75,8 @@ def apply(model: nn.Module, config: PeftConfig, seed: int) -> tuple[str, ...]:
     Raises: UserError: If PEFT is missing, lacks the type or a parameter, or cannot put it on these modules. The model
         is then unchanged, unless PEFT failed halfway.
     """
-    peft, kind = library(), tuner_config(config.type)
-    options = dict(config.options or {})
-    check_options(options, kind, config.type)
+    kind = check(config)
+    peft, options = library(), dict(config.options or {})
     for key in [key for key in options if key.endswith("_modules")]:  # of IA3: those whose input is rescaled
         options[key] = modules_of(model, options[key])
     if "random_seed" in parameters(kind):
@@ -127,16 +126,18 @@ def parameters(kind: type) -> list[str]:
     return [field.name for field in dataclasses.fields(kind) if field.init and field.name not in FIXED]
 
 
-def check_options(options: Mapping[str, Any], kind: type, name: str) -> None:
-    """Raises: UserError: If the type lacks a parameter. The message names the nearest."""
-    for key in options:
+def check(config: PeftConfig) -> type:
+    """PEFT's config class of a method. Raises: UserError: If PEFT is missing, or lacks the type or a parameter."""
+    kind = tuner_config(config.type)
+    for key in config.options or {}:
         if key not in parameters(kind):
             near = difflib.get_close_matches(key, parameters(kind), 1, 0.5)
             nearest = f"the nearest is {near[0]}; " if near else ""
             raise UserError(
-                f"method.options.{key} is no parameter of {name} that can be set; {nearest}they are "
+                f"method.options.{key} is no parameter of {config.type} that can be set; {nearest}they are "
                 f"{', '.join(parameters(kind))}"
             )
+    return kind
 
 
 def modules_of(model: nn.Module, targets: tuple[str, ...] | list[str]) -> list[str]:

@@ -69,6 +69,11 @@ def launch_runs(
         workers = local_workers(todo, workers, stated)
     if todo:
         check_launcher(launcher, todo)
+        if of_peft := {str(run.config.method): run.config.method for run in todo if run.method == "peft"}:
+            from lora.methods.bridge import check  # loads PEFT, which other sweeps do without
+
+            for method in of_peft.values():
+                check(method)
         for folder in (results, outputs):
             check_writable(folder)
     print("\n".join([*announcement(settings, runs, now, todo, workers), *(f"  {one}" for one in lines)]), flush=True)
