@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from own_tasks import write_task
 from scipy import stats
@@ -12,6 +13,7 @@ from synthetic import populate, write_run
 from lora.cli import main
 from lora.records.record import write_record
 from lora.report.build import build
+from lora.report.own_tasks import answers, rates_table
 from lora.report.page import page
 from lora.report.stats import all_pairs
 from lora.report.terminal import markdown
@@ -58,10 +60,6 @@ def test_a_task_of_ones_own_gets_an_answer(moods):
 
 
 def test_an_undecided_answer_says_how_many_seeds_would_tell():
-    import pandas as pd
-
-    from lora.report.own_tasks import answers
-
     values = np.array([3.0, -2.0, 1.0])
     rows = {"task": "rte", "seed": range(3), "device": "a CPU"}
     groups = {
@@ -119,3 +117,10 @@ def test_a_corrupt_record_is_named_and_left_out(broken, tmp_path, monkeypatch, c
     assert main(["report", "mini", *asked]) == 1
     shown = capsys.readouterr()
     assert path.stem in shown.out and "(1/2)" in shown.out and "Traceback" not in shown.err
+
+
+def test_a_tuned_rate_says_of_how_many_and_whether_it_is_at_the_edge():
+    tuning = pd.DataFrame({"task": "rte", "method": "lora", "lr": [1e-4, 3e-4, 1e-3]})
+    for rate, words in ((3e-4, "tuned, of 3"), (1e-3, "tuned, of 3, at the edge")):
+        runs = pd.DataFrame([{"label": "LoRA", "method": "lora", "task": "rte", "lr": rate, "rate_from": "tuned"}])
+        assert rates_table(runs, tuning)["Chosen"].tolist() == [words]

@@ -12,6 +12,7 @@ import pandas as pd
 
 from lora.errors import UserError
 from lora.files import ROOT
+from lora.records.record import load_frame
 from lora.report.comparisons import change_table, method_pairs, pairs_table
 from lora.report.conditions import conditions
 from lora.report.figures import Figure, by_parameters, differences, forest, learning_curves
@@ -105,7 +106,12 @@ def methods(section: Section) -> tuple[list[Table], Figures]:
         made.append(section.table("pairs", title, cells, [note("pairs"), last], ("forest",)))
     if is_own:
         made.append(
-            section.table("rates", "How each learning rate was chosen", rates_table(section.runs), [note("rates")])
+            section.table(
+                "rates",
+                "How each learning rate was chosen",
+                rates_table(section.runs, load_frame(list(section.gathered.tuning))),
+                [note("rates")],
+            )
         )
     return made, figures
 

@@ -15,13 +15,21 @@ ORIGINS = {
 }
 
 
-def rates_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """Each method's learning rate on each task, and how it was chosen."""
-    trained = runs.dropna(subset="lr").assign(origin=runs["rate_from"].fillna("stated").map(ORIGINS))
-    each = trained.drop_duplicates(["label", "task", "lr", "origin"])
-    titles = each["task"].map(lambda task: TASKS[task].title)
-    rates = each["lr"].map("{:g}".format)
-    return pd.DataFrame({"Method": each["label"], "Task": titles, "Learning rate": rates, "Chosen": each["origin"]})
+def rates_table(runs: pd.DataFrame, tuning: pd.DataFrame) -> pd.DataFrame:
+    """Each method's learning rate on each task, and how it was chosen.
+
+    Args:
+        tuning: `lora.records.record.load_frame` of the runs that tried rates.
+    """
+    lines = []
+    for run in runs.dropna(subset="lr").drop_duplicates(["label", "task", "lr", "rate_from"]).itertuples():
+        chosen = ORIGINS["stated" if pd.isna(run.rate_from) else run.rate_from]
+        tried = tuning.loc[(tuning["task"] == run.task) & (tuning["method"] == run.method), "lr"]
+        if run.rate_from == "tuned" and len(tried):
+            chosen += f", of {tried.nunique()}" + ", at the edge" * (run.lr in (tried.min(), tried.max()))
+        line = {"Method": run.label, "Task": TASKS[run.task].title}
+        lines.append(line | {"Learning rate": f"{run.lr:g}", "Chosen": chosen})
+    return pd.DataFrame(lines)
 
 
 def answers(pairs: pd.DataFrame) -> list[str]:
