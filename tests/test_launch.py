@@ -121,3 +121,12 @@ def test_a_mistake_in_one_of_pefts_methods_ends_a_sweep_before_it(tiny_overrides
     with pytest.raises(UserError, match=message):
         launch_sweep([*tiny_overrides, "experiment=null", "method=peft", "seed=1", mistake])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5"])
+@pytest.mark.parametrize("key", ["workers", "runs_per_job"])
+def test_workers_and_runs_per_job_are_counts(tiny_overrides, tmp_path, key, value):
+    launcher = "slurm" if key == "runs_per_job" else "local"
+    with pytest.raises(UserError, match=rf"launcher\.{key} must be a whole number >= 1, got"):
+        launch_sweep([*tiny_overrides, "experiment=null", "seed=1", f"launcher={launcher}", f"launcher.{key}={value}"])
+    assert not list(tmp_path.iterdir())

@@ -254,3 +254,8 @@ def test_a_broken_file_is_one_message_and_exit_code_2(content, message, tmp_path
     (tmp_path / "rates.yaml").write_text(content)
     assert main(["status", "mini", f"rates={tmp_path}/rates.yaml"]) == 2
     assert re.search(f"(?s)^error: {tmp_path}/rates.yaml .*{message}", capsys.readouterr().err)
+
+
+def test_a_profile_is_named_by_its_setting(capsys):
+    assert main(["tune", "mini"]) == 2
+    assert "write profile=mini" in capsys.readouterr().err

@@ -94,7 +94,8 @@ def read_overrides(overrides: Sequence[str]) -> list[str]:
 def _read(override: str) -> str:
     key, equals, value = override.partition("=")
     if not equals:
-        raise UserError(f"{override!r} is not an override, setting=value")
+        meant = f"; write profile={key}" if key in describe_group("profile") else ""
+        raise UserError(f"{override!r} is not an override, setting=value{meant}")
     try:
         parsed = parsed_override(override)
     except UserError:

@@ -63,7 +63,10 @@ def launch_runs(
         print(f"left out: {problem}", file=sys.stderr)
     todo = to_train(settings, runs, now)
     verify_inputs([run.config for run in runs], now.ok.values(), {run.run_id for run in todo})
-    workers = max(1, int(launcher.workers))
+    for key in ("workers", "runs_per_job"):
+        if not str(launcher.get(key, 1)).isdecimal() or int(launcher.get(key, 1)) < 1:
+            raise UserError(f"launcher.{key} must be a whole number >= 1, got {launcher[key]!r}")
+    workers = int(launcher.workers)
     if launcher.name == "local":
         stated = any(argument.startswith("launcher.workers=") for argument in arguments)
         workers = local_workers(todo, workers, stated)
@@ -193,7 +196,7 @@ def launch_once(settings: DictConfig, runs: Sequence[PlannedRun], workers: int, 
     Raises: KeyboardInterrupt: After printing which runs are still training.
     """
     launcher, outputs = settings.launcher, settings.runtime.outputs
-    size = max(1, int(launcher.runs_per_job))
+    size = int(launcher.runs_per_job)
     jobs = [job_of(runs[start : start + size]) for start in range(0, len(runs), size)]
 
     def interrupted() -> None:
