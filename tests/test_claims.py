@@ -248,7 +248,7 @@ def finding(mean: float, low: float = math.nan, high: float = math.nan, **change
 def test_the_readme_shows_few_comparisons_and_the_nearest_of_many():
     (claim,) = [each for each in read_claims() if each.id == "houlsby_below_both"]
     both = (finding(3.0, 2.0, 4.0), finding(-0.5, -2.0, 1.0, holds=None, label="A - C"))
-    assert ours([verdict(claim, "minilm", both)]) == "+3.0 (+2.0 to +4.0), -0.5 (-2.0 to +1.0)"
+    assert ours([verdict(claim, "minilm", both)]) == "+3.0 (+2.0 to +4.0); -0.5 (-2.0 to +1.0)"
     more = verdict(claim, "minilm", (*both, finding(9.0, 8.0, 10.0, label="A - D")))
     assert ours([more]) == "-0.5 (-2.0 to +1.0), nearest of 3"
 

@@ -19,6 +19,7 @@ from lora.training import processes
 POLL_SECONDS = 0.2
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 LIBRARIES = ["lora.training.loop", "lora.training.fused.encoder", "lora.methods.lowrank", "lora.methods.bottleneck"]
+TUNABLES = "GLIBC_TUNABLES"
 
 
 @contextlib.contextmanager
@@ -32,6 +33,18 @@ def hidden_script() -> Iterator[None]:
         sys.modules["__main__"] = script
 
 
+@contextlib.contextmanager
+def huge_pages() -> Iterator[None]:
+    """Huge pages for the heap of the workers, unless the user has set glibc up: it reads this when a process starts."""
+    stated = os.environ.get(TUNABLES)
+    os.environ[TUNABLES] = stated or "glibc.malloc.hugetlb=1"
+    try:
+        yield
+    finally:
+        if stated is None:
+            del os.environ[TUNABLES]
+
+
 class Worker:
     """A process, and the connection through which it takes jobs and returns their outcomes."""
 
@@ -41,10 +54,9 @@ class Worker:
         self.connection, other = context.Pipe()
         self.process = context.Process(target=serve, args=(other, environment))
         forkserver.set_forkserver_preload(LIBRARIES)
-        os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # read when the fork server starts
         with processes.blocked():
             resource_tracker.ensure_running()  # which would let SIGINT and SIGTERM through
-        with processes.blocked(), hidden_script():
+        with processes.blocked(), hidden_script(), huge_pages():
             self.process.start()
         other.close()  # so that only the worker holds it, and `recv` ends with the worker
 
