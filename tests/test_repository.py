@@ -68,7 +68,7 @@ def test_third_party_names_every_archive_by_its_hash_and_every_file():
     lines = text.splitlines()
     for archive in ARCHIVES:
         (line,) = [line for line in lines if archive.identity in line]
-        name, version = archive.title.split("==")
+        name, version = next(iter(archive.packages)).split("==")
         assert f"https://pypi.org/project/{name}/{version}/" in line
         (row,) = [line for line in lines if re.search(rf"\| {re.escape(name)} \|", line)]
         assert all(f"`{Path(file).name}`" in row for file in archive.members.values())

@@ -123,8 +123,12 @@ def read_notes(outputs: str | Path) -> dict[str, dict[str, Any]]:
     Returns: Notes with the worker's `where` and `since`, the `step` out of `steps` (None before the first one), the
         `epoch`, the `metric`, and the `pace` in seconds per step.
     """
-    notes = {}
-    for path in sorted(note_path(outputs, "").parent.glob("*.json")):
+    notes: dict[str, dict[str, Any]] = {}
+    try:
+        paths = sorted(note_path(outputs, "").parent.glob("*.json"))
+    except FileNotFoundError:  # the last worker has just ended, and removed the folder
+        return notes
+    for path in paths:
         with suppress(OSError, ValueError, TypeError, KeyError, psutil.NoSuchProcess):  # its worker has just ended
             note = json.loads(path.read_bytes())
             if is_alive(note, path):
