@@ -115,8 +115,8 @@ def findings_figure(verdicts: Sequence[Verdict]) -> Figure | None:
         names.append(line["says"])
     series = [{"label": f"here, with its {LEVEL:.0%} interval", **found}, {"label": "the paper", **printed}]
     panels = [{"title": "", "names": names, "bounds": bounds, "series": series}] if names else []
-    x = "difference in points; right of 0, the first that a line names is better"
-    return figure("What the paper found, and what was found here", BOUNDED, "intervals", x, panels)
+    note = f"{BOUNDED} Right of 0, the first that a line names is better."
+    return figure("What the paper found, and what was found here", note, "intervals", "points", panels)
 
 
 def paper_gaps(claim: Claim, line: Mapping[str, Any]) -> list[float]:
