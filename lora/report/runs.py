@@ -99,7 +99,7 @@ def in_table_order(runs: pd.DataFrame) -> pd.DataFrame:
     methods, tasks = list(METHOD_TITLES), list(TASKS)
 
     def place(run) -> tuple:
-        lora = LORA_SLUG.fullmatch(run.slug)
+        lora = LORA_SLUG.match(run.slug)  # a variant follows plain LoRA
         size = (len(lora[1]), [*TARGET_TITLES].index(lora[1][0]), lora[1], int(lora[2])) if lora else ()
         order = tasks.index(run.task), run.seed
         return run.model, methods.index(run.method), run.protocol, size, run.slug, run.label, *order
