@@ -21,6 +21,11 @@ SPREAD = 0.18  # between the intervals of one line, in lines
 BOUNDED = f"Mean paired differences, with {LEVEL:.0%} intervals over seeds. Dotted: the bound of the paper's claim."
 
 
+def beside(place: int, count: int) -> float:
+    """How far one of the intervals of a line stands from its middle, in lines."""
+    return SPREAD * (place - (count - 1) / 2)
+
+
 def differences(
     title: str,
     summary: pd.DataFrame,
@@ -47,7 +52,7 @@ def differences(
     for place, task in enumerate(tasks):
         keys = [(i, (rows[one], rows[other], task)) for i, (one, other) in enumerate(compared)]
         there = [(i, both.loc[key]) for i, key in keys if key in both.index]
-        aside = SPREAD * (place - (len(tasks) - 1) / 2)
+        aside = beside(place, len(tasks))
         values = {
             key: [one[name] for _, one in there] for key, name in (("y", "mean"), ("low", "low"), ("high", "high"))
         }
@@ -120,7 +125,7 @@ def forest(pairs: pd.DataFrame) -> Figure | None:
         others = list(dict.fromkeys(rows["other"]))
         for i, other in enumerate(others):
             of_pair = rows[rows["other"] == other]
-            aside = SPREAD * (i - (len(others) - 1) / 2)
+            aside = beside(i, len(others))
             values = {"y": of_pair["mean"].tolist(), "low": of_pair["low"].tolist(), "high": of_pair["high"].tolist()}
             series.append(
                 {"label": f"minus {other}", "x": [places.index(t) + aside for t in of_pair["task"]], **values}

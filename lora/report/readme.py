@@ -12,7 +12,7 @@ from lora.report.claims.findings import SHAPE, Finding
 from lora.report.claims.shown import interval_text, value_text, verdict_table, word_text
 from lora.report.claims.statements import Claim
 from lora.report.claims.verdicts import Verdict
-from lora.report.figures import BOUNDED, SPREAD, Figure, figure
+from lora.report.figures import BOUNDED, Figure, beside, figure
 from lora.report.stats import LEVEL
 from lora.table import Table, markdown, rows
 
@@ -105,7 +105,7 @@ def findings_figure(verdicts: Sequence[Verdict]) -> Figure | None:
         if "gaps" not in line:
             continue
         measured = [one for each in judged for one in each.findings if one.n]
-        found["x"] += [len(names) + SPREAD * (place - (len(measured) - 1) / 2) for place in range(len(measured))]
+        found["x"] += [len(names) + beside(place, len(measured)) for place in range(len(measured))]
         for key, name in (("y", "mean"), ("low", "low"), ("high", "high")):
             found[key] += [getattr(one, name) for one in measured]
         gaps = paper_gaps(judged[0].claim, line)

@@ -19,7 +19,7 @@ from lora.report.claims.shown import verdict_table
 from lora.report.claims.verdicts import Verdict
 from lora.report.comparisons import REPEATED
 from lora.report.learning_rate import LEARNING_RATE
-from lora.report.page import SYMBOLS
+from lora.report.page import SYMBOLS, verdict
 from lora.report.readme import ours, words
 from lora.report.runs import OWN
 from lora.report.titles import METRIC_SHORT
@@ -61,7 +61,7 @@ def show(report: Report, of_sweep: bool = False, plain: bool = False) -> None:
     for _, of_claim in groupby(measured(report), key=lambda each: each.claim.id):
         judged = list(of_claim)
         word, claim = words(judged), escape(judged[0].claim.headline.removesuffix("."))
-        start = f"[{COLOURS[judged[0].word]}]{SYMBOLS[judged[0].word]} {word:<13}[/]"
+        start = f"[{COLOURS[verdict(word)]}]{SYMBOLS[verdict(word)]} {word:<13}[/]"
         console.print(f"{start}  {escape(ours(judged))}  [dim]{claim}[/]", no_wrap=True, overflow="ellipsis")
     for line in report.status:
         console.print(escape(line.replace("`", "")))
