@@ -79,6 +79,34 @@ def test_every_difference_of_tables_5_and_6_has_scipys_interval_of_its_seeds(fig
         assert [mean, low, high] == pytest.approx([change.mean(), *interval], rel=1e-5)
 
 
+def test_slopes_and_scores_by_parameters_have_scipys_intervals_of_their_seeds():
+    runs = load_frame(load_records(REFERENCE / "long")[0])
+    runs = runs[runs["seed"] > 5].assign(score=100 * runs["best"])
+
+    def figure(name: str) -> list[tuple]:
+        panels = json.loads((REFERENCE / "long" / "figures" / f"{name}.json").read_text())["panels"]
+        return [(panel["title"], series) for panel in panels for series in panel["series"]]
+
+    def ends(values: pd.Series) -> list[float]:
+        return [values.mean(), *stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))]
+
+    slopes = [(title, series) for title, series in figure("start") if series["label"] in ROWS]
+    assert len(slopes) == 4
+    for title, series in slopes:
+        cells = runs[(runs["slug"] == ROWS[series["label"]]) & (runs["task"] == TASKS[title])]
+        cells = cells[cells["epochs"] == cells["epochs"].min()]
+        for i, start in enumerate(("pretrained", "mnli")):
+            shown = [series[key][i] for key in ("y", "low", "high")]
+            assert shown == pytest.approx(ends(cells.loc[cells["start"] == start, "score"]), rel=1e-5)
+    runs = runs[(runs["start"] == "pretrained") & (runs["epochs"] == 10)]
+    methods = figure("parameters")
+    assert len(methods) == 4
+    for _, series in methods:
+        cells = runs[(runs["slug"] == ROWS[series["label"]]) & runs["task"].isin(["mrpc", "cola", "stsb"])]
+        scores = cells.pivot_table(index="seed", columns="task", values="score", aggfunc="first").mean(axis=1)
+        assert [series[key][0] for key in ("y", "low", "high")] == pytest.approx(ends(scores), rel=1e-5)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_page_points_to_exists(page):
     text = page.read_text()

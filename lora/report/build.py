@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from lora.cost.efficiency.summary import read_summaries
+from lora.files import ROOT
 from lora.records.analysis import Analyses, read_analyses
 from lora.records.record import load_curves
 from lora.report.catalogue import SHOWN, SUFFIXES, sections_of
@@ -13,7 +15,7 @@ from lora.report.claims.shown import verdict_table
 from lora.report.claims.statements import read_claims
 from lora.report.claims.verdicts import Verdict, judge
 from lora.report.comparisons import reference_table, repeated_table
-from lora.report.figures import Figure
+from lora.report.figures import Figure, latencies
 from lora.report.gather import Gathered, gather
 from lora.report.learning_rate import learning_rate_table
 from lora.report.notes import encoder_notes
@@ -24,6 +26,7 @@ from lora.report.subspace_tables import amplification_table, subspace_figures
 from lora.sweep.expand import State
 from lora.table import Table
 
+TABLE_1 = ROOT / "experiments" / "efficiency" / "paper.csv"
 MISSING_SHOWN = 20
 
 
@@ -115,6 +118,11 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
         judged = judge(read_claims(), with_unselected(gathered.runs, curves), frame, *measured)
         notes = tuple(encoder_notes(frame["model"]))
         tables.append(Table("claims", f"The paper's sentences ({name})", verdict_table(judged), words=3, notes=notes))
+        more = {
+            "findings": findings_figure(judged),
+            "latency": latencies(read_summaries(gathered.efficiency).values(), pd.read_csv(TABLE_1)),
+        }
+        figures = {key: figure for key, figure in more.items() if figure is not None}
     for section in sections_of(gathered, curves, analyses.examples):
         made, drawn = SHOWN[section.experiment](section)
         tables += made
@@ -125,8 +133,6 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
     tables.append(learning_rate_table(name, gathered.tried, curves))
     tables.append(repeated_table(name, gathered.folder, gathered.every))
     figures |= subspace_figures(analyses.subspaces)
-    if found := findings_figure(judged):
-        figures["findings"] = found
     tables += [amplification_table(name, analyses.subspaces), reference_table(gathered)]
     shown = tuple(table for table in tables if table is not None)
     return Report(gathered, analyses, shown, pd.concat(cells), tuple(judged), figures, tuple(lines))

@@ -15,7 +15,7 @@ from lora.files import ROOT
 from lora.records.record import load_frame
 from lora.report.comparisons import change_table, method_pairs, pairs_table
 from lora.report.conditions import conditions
-from lora.report.figures import Figure, by_parameters, differences, forest, learning_curves
+from lora.report.figures import Figure, by_parameters, differences, forest, learning_curves, slopes
 from lora.report.gather import Gathered
 from lora.report.notes import BANNERS, caption, encoder_notes, note
 from lora.report.own_tasks import rates_table, tuning_banner
@@ -89,7 +89,7 @@ def methods(section: Section) -> tuple[list[Table], Figures]:
     """Table 2, next to the paper's cells, and every method compared with every other."""
     summary, is_own, pairs = section.summary, section.kind == "own", section.pairs
     figures = {
-        "parameters": by_parameters(summary),
+        "parameters": by_parameters(section.runs),
         "curves": learning_curves(section.runs, section.curves),
         "forest": forest(pairs),
     }
@@ -142,9 +142,12 @@ def lora_notes(section: Section) -> list[str]:
 
 def starts(section: Section) -> tuple[list[Table], Figures]:
     cells = change_table(section.runs, "start", START_TITLES)
-    notes, figure = [*section.notes, note("change")], learning_curves(section.runs, section.curves, " by start")
-    title = "What an MNLI start gives (section 5.2)"
-    return [section.table("mnli_start", title, cells, notes, ["start_curves"])], {"start_curves": figure}
+    figures = {
+        "start": slopes(section.runs, section.paper),
+        "start_curves": learning_curves(section.runs, section.curves, " by start"),
+    }
+    title, notes = "What an MNLI start gives (section 5.2)", [*section.notes, note("change")]
+    return [section.table("mnli_start", title, cells, notes, [*figures])], figures
 
 
 def lengths(section: Section) -> tuple[list[Table], Figures]:

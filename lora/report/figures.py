@@ -1,22 +1,26 @@
 """The data of each figure, stored next to the picture. Tests and rebuilds compare the data.
 
 A figure is a mapping: `title`, `note`, `kind` (`lines`, `intervals`, `heat`), `x` (a label), `log_x`, and
-`panels`, each with a title, a label `y` and its series. Values have 6 significant digits; absent values are null.
+`panels`, each with a title, a label `y` and its series; `x_names` are the names of the places 0, 1, ... on x. Values
+have 6 significant digits; absent values are null.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
+from lora.cost.efficiency.summary import MODEL_TITLES
+from lora.cost.efficiency.summary import TITLES as EFFICIENCY_TITLES
 from lora.data.tasks import TASKS
 from lora.files import rounded
 from lora.report.runs import ROW, in_order, told_apart
-from lora.report.stats import LEVEL
-from lora.report.tables import average
-from lora.report.titles import adapted, encoder_title, task_label
+from lora.report.stats import LEVEL, by_seed, mean_interval
+from lora.report.titles import START_TITLES, adapted, encoder_title, task_label
 
 Figure = dict[str, Any]
+ADDED = ("houlsby", "pfeiffer", "lora", "lora_merged")  # served forms that may add latency
+PAPER = "LoRA in the paper (RoBERTa-large)"
 SPREAD = 0.18  # between the intervals of one line, in lines
 BOUNDED = f"Mean paired differences, with {LEVEL:.0%} intervals over seeds. Dotted: the bound of the paper's claim."
 
@@ -72,27 +76,91 @@ def differences(
     return figure(title, BOUNDED, "intervals", "points", [panel] if tasks and names else [])
 
 
-def by_parameters(summary: pd.DataFrame) -> Figure | None:
+def by_parameters(runs: pd.DataFrame) -> Figure | None:
     """Trainable parameters against the average score over tasks: one point per method that has every task."""
     panels = []
-    for model, rows in summary.groupby("model", sort=False):
-        tasks, series = in_order(rows), []
-        rows = rows.assign(label=told_apart(rows, ["protocol"]))
+    for model, of_model in runs.groupby("model", sort=False):
+        tasks, series = in_order(of_model), []
+        rows = of_model.assign(label=told_apart(of_model, ["protocol"]), difference=100 * of_model["best"])
         for (*_, label), group in rows.groupby(ROW, sort=False):
-            values, count = group.set_index("task"), group["trainable_method"].dropna()
-            middle, low, high = (average(values[column], tasks) for column in ("median", "min", "max"))
-            if pd.isna(middle) or not len(count):
-                continue
-            series.append({"label": label, "x": [int(count.iloc[0])], "y": [middle], "low": [low], "high": [high]})
+            score, count = mean_interval(by_seed(group, tasks).to_numpy()), group["trainable_method"].dropna()
+            if score.n and len(count):
+                place = {"x": [int(count.iloc[0])], "y": [score.mean], "low": [score.low], "high": [score.high]}
+                series.append({"label": label, **place})
         if series:
             titles = ", ".join(TASKS[task].title for task in tasks)
             panels.append({"title": encoder_title(model), "y": f"average of {titles}", "series": series})
-    note = (
-        "Average over tasks of the medians over seeds; bars: of the lowest and of the highest seeds. Excludes the head."
-    )
+    note = f"Mean over seeds of the average over tasks, with its {LEVEL:.0%} interval. Excludes the head."
     return figure(
         "Trainable parameters against the average score", note, "lines", "trainable parameters", panels, log_x=True
     )
+
+
+def slopes(runs: pd.DataFrame, paper: pd.DataFrame | None) -> Figure | None:
+    """Section 5.2 as a figure: the score of each method with both starts, here and in the paper, task by task.
+
+    Args:
+        paper: The published cells of LoRA with an MNLI start, and without it ("LoRA dagger").
+    """
+    cells = {} if paper is None else paper.set_index(["method", "task"])["value"].to_dict()
+    methods, panels = list(dict.fromkeys(runs["label"])), []
+    for task in in_order(runs):
+        series: list[dict[str, Any]] = []
+        for place, method in enumerate(methods):
+            cell = runs[(runs["task"] == task) & (runs["label"] == method)]
+            scores = [100 * cell.loc[cell["start"] == start, "best"].dropna().to_numpy(float) for start in START_TITLES]
+            ends = [mean_interval(values) for values in scores]
+            if all(end.n for end in ends):
+                values = {"y": [end.mean for end in ends], "low": [end.low for end in ends]}
+                x = [i + 0.2 * beside(place, len(methods)) for i in range(len(ends))]
+                series.append({"label": method, "x": x, **values, "high": [end.high for end in ends]})
+        printed = [cells.get((method, TASKS[task].title)) for method in ("LoRA dagger", "LoRA")]
+        if series and None not in printed:
+            empty = [None] * len(printed)
+            series.append({"label": PAPER, "x": [*range(len(printed))], "y": printed, "low": empty, "high": empty})
+        if series:
+            names = [f"from {title}" for title in START_TITLES.values()]
+            panels.append(
+                {"title": TASKS[task].title, "y": task_label(TASKS[task]), "x_names": names, "series": series}
+            )
+    note = f"Means over seeds, with {LEVEL:.0%} intervals. The paper's two rows also differ in batch and length."
+    return figure("Section 5.2: what an MNLI start gives", note, "lines", "", panels)
+
+
+def latencies(summaries: Iterable[Mapping[str, Any]], paper: pd.DataFrame) -> Figure | None:
+    """Table 1 as a figure: the latency that each method adds to the untouched encoder, here and in the paper.
+
+    Args:
+        summaries: Of `python -m lora efficiency`.
+        paper: The published latencies, on GPT-2 medium.
+    """
+    passes = paper[paper["metric"] == "latency, ms"]
+    batches = passes["quantity"].str.extract(r"batch (\d+), seq len (\d+)")
+    printed = passes.assign(shape=batches[0] + "x" + batches[1], ms=passes["value"].astype(float))
+    ms = printed.set_index(["method", "shape"])["ms"].to_dict()
+    panels = []
+    for summary in summaries:
+        plan, series = summary["about"]["plan"], list[dict[str, Any]]()
+        shapes, methods = plan["latency_shapes"], [name for name in ADDED if name in plan["methods"]]
+        for place, name in enumerate(methods):
+            ratios = summary[name]["to_base"] or {}
+            if not ratios.get("latency_ms_interval"):
+                continue
+            ends = [ratios["latency_ms_interval"][shape] or (None, None) for shape in shapes]
+            added = {"y": [ratios["latency_ms"][shape] for shape in shapes]}
+            added |= {"low": [low for low, _ in ends], "high": [high for _, high in ends]}
+            values = {key: [None if one is None else 100 * (one - 1) for one in ones] for key, ones in added.items()}
+            x = [i + beside(place, len(methods)) for i in range(len(shapes))]
+            series.append({"label": EFFICIENCY_TITLES[name], "x": x, **values})
+        for name in ("AdapterH", "AdapterL"):
+            there = [(i, shape) for i, shape in enumerate(shapes) if (name, shape) in ms]
+            more = [100 * (ms[name, shape] / ms["Fine-Tune/LoRA", shape] - 1) for _, shape in there]
+            series.append({"label": f"the paper: {name} (GPT-2 medium)", "x": [i for i, _ in there], "y": more})
+        names = [f"{shape.replace('x', ' x ')} tokens" for shape in shapes]
+        title = f"{MODEL_TITLES[plan['model']]}, {plan['kernels']} kernels, {plan['precision']}"
+        panels.append({"title": title, "names": names, "bounds": [], "series": series})
+    note = f"Medians of the rounds' ratios to the untouched encoder, with {LEVEL:.0%} intervals."
+    return figure("Table 1: the latency that a method adds", note, "intervals", "% more than the untouched encoder", panels)
 
 
 def learning_curves(runs: pd.DataFrame, curves: pd.DataFrame, what: str = "") -> Figure | None:

@@ -94,6 +94,9 @@ def lines(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None
             ax.set_xticks(sorted({x for s in panel["series"] for x in s["x"]}))
             ax.xaxis.set_major_formatter(ScalarFormatter())
             ax.xaxis.set_minor_formatter(NullFormatter())
+    elif "x_names" in panel:
+        ax.set_xticks(range(len(panel["x_names"])), panel["x_names"])
+        ax.margins(x=0.2)
     else:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel(figure["x"])
@@ -114,6 +117,7 @@ def intervals(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> 
             ":",
             label="the claim's bound",
         )
+    hollow = iter("Dsv")
     for i, series in enumerate(panel["series"]):
         x, y = values(series["y"]), [-place for place in series["x"]]
         if "low" in series:
@@ -122,7 +126,7 @@ def intervals(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> 
             ax.errorbar(x, y, xerr=reach, linewidth=1.2, label=series["label"], **look)
         else:
             look = {"color": COLOURS[2], "markerfacecolor": "none", "markersize": 7}
-            ax.plot(x, y, "D", label=series["label"], **look)
+            ax.plot(x, y, marker=next(hollow), linestyle="", label=series["label"], **look)
     ax.set_yticks([-place for place in places], panel["names"])
     ax.set_xlabel(figure["x"])
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from lora.config.compose import compose_run
 from lora.config.run import RunConfig
 from lora.cost import harness, machine, subjects
-from lora.cost.efficiency.summary import SCHEMA, TITLES, UNTRAINED, document, read_device, samples_csv, summarise
+from lora.cost.efficiency.summary import SCHEMA, TITLES, UNTRAINED, document, read_summaries, samples_csv, summarise
 from lora.cost.subjects import Batch, changed, random_batch
 from lora.cost.timing import order
 from lora.errors import UserError
@@ -243,7 +243,7 @@ def write(device: Path) -> str:
 
     Raises: UserError: If a summary is broken, or none exists.
     """
-    summaries = read_device(device)
+    summaries = [*read_summaries(device).values()]
     if not summaries:
         raise UserError(f"{device} holds no summary.json: python -m lora efficiency makes one")
     text = document(summaries)

@@ -95,10 +95,10 @@ def _pair(values: np.ndarray) -> list[float] | None:
     return interval and [round(end, 6) for end in interval]
 
 
-def read_device(device: Path) -> list[dict[str, Any]]:
-    """The summaries in a device's folder: the default plan's first, then the others by folder."""
-    paths = (device / "summary.json", *sorted(device.glob("*/summary.json")))
-    return [read_summary(path) for path in paths if path.is_file()]
+def read_summaries(folder: Path) -> dict[Path, dict[str, Any]]:
+    """File -> summary, for those below a folder: of each device the default plan's first, then the others."""
+    paths = sorted(folder.rglob("summary.json"), key=lambda path: path.parent.parts)
+    return {path: read_summary(path) for path in paths}
 
 
 def read_summary(path: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from lora.cost.efficiency.summary import read_summary
+from lora.cost.efficiency.summary import read_summaries
 from lora.data.tasks import TASKS
 from lora.records.record import RunRecord
 from lora.report.claims.findings import Finding, after_holm, checked, count_ratios, ratios, slugs_of, smallest_p
@@ -100,8 +100,7 @@ def judge(
         records: run_id -> record.
     Raises: UserError: If a file to judge on is broken.
     """
-    verdicts, paths = [], sorted([*folder.glob("*/summary.json"), *folder.glob("*/*/summary.json")])
-    summaries = {path: read_summary(path) for path in paths}
+    verdicts, summaries = [], read_summaries(folder)
     made_at = {run_id: record.started_at for run_id, record in records.items()}
     made_at |= {str(path.relative_to(folder.parent)): one["about"].get("started_at") for path, one in summaries.items()}
     not_glue = set(runs.loc[runs["kind"].isin(("embedded", "own")), "run_id"])
