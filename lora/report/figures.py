@@ -160,7 +160,8 @@ def latencies(summaries: Iterable[Mapping[str, Any]], paper: pd.DataFrame) -> Fi
         title = f"{MODEL_TITLES[plan['model']]}, {plan['kernels']} kernels, {plan['precision']}"
         panels.append({"title": title, "names": names, "bounds": [], "series": series})
     note = f"Medians of the rounds' ratios to the untouched encoder, with {LEVEL:.0%} intervals."
-    return figure("Table 1: the latency that a method adds", note, "intervals", "% more than the untouched encoder", panels)
+    unit = "% more than the untouched encoder"
+    return figure("Table 1: the latency that a method adds", note, "intervals", unit, panels)
 
 
 def learning_curves(runs: pd.DataFrame, curves: pd.DataFrame, what: str = "") -> Figure | None:
