@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -235,7 +236,7 @@ class RunConfig:
         official = TASKS[self.task].official_rows["train"]
         return official if self.data.train_rows is None else min(self.data.train_rows, official)
 
-    @property
+    @cached_property
     def run_id(self) -> str:
         """The name of the run: a readable part and 8 hex digits of the hash of its scientific settings."""
         canonical = json.dumps(self.settings(), sort_keys=True, separators=(",", ":"))

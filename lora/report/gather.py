@@ -204,7 +204,7 @@ def wanted_runs(
     wanted = {name: [run for run in runs if name in run.experiments] for name in EXPERIMENTS}
     if not any(override.startswith("experiment=") for override in asked) and not wanted[ADHOC]:
         unasked = set(present) - {run.run_id for run in runs}
-        for name in (name for name in EXPERIMENTS if name in experiments_of(profile)):
+        for name in (name for name in EXPERIMENTS if unasked and name in experiments_of(profile)):
             more = selected(profile, name, asked)
             if unasked & {run.run_id for run in more}:
                 wanted[name] = more

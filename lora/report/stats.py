@@ -70,12 +70,18 @@ def paired_differences(one: pd.DataFrame, other: pd.DataFrame, column: str = "be
     """
     keys = ["task", "seed"]
     for side in (one, other):
-        twice = side[side.duplicated(keys, keep=False)]
-        if len(twice):
-            raise UserError(f"two runs of one task and seed cannot be one side of a pair: {', '.join(twice['run_id'])}")
+        refuse_twice(side)
+    one, other = (side[[*keys, "run_id", column]] for side in (one, other))  # merging all columns is slow
     pairs = one.merge(other, on=keys, suffixes=("", "_other"))
     pairs["difference"] = (100 * (pairs[column] - pairs[f"{column}_other"])).round(DIGITS)
     return pairs[[*keys, "run_id", "run_id_other", "difference"]].dropna().reset_index(drop=True)
+
+
+def refuse_twice(side: pd.DataFrame) -> None:
+    """Raises: UserError: If a side of a comparison has two runs of one task and seed."""
+    twice = side[side.duplicated(["task", "seed"], keep=False)]
+    if len(twice):
+        raise UserError(f"two runs of one task and seed cannot be one side of a pair: {', '.join(twice['run_id'])}")
 
 
 def by_seed(pairs: pd.DataFrame, tasks: Sequence[str]) -> pd.Series:
@@ -182,13 +188,16 @@ def all_pairs(groups: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         average, over the seeds' averages), needed (`seeds_needed` to tell the two apart; 0 for more than
         `MOST_SEEDS`, NaN without spread).
     """
-    rows = []
+    rows, scores = [], {}
+    for label, group in groups.items():
+        refuse_twice(group)
+        scores[label] = group.pivot(index="seed", columns="task", values="best")
     for other, one in combinations(groups, 2):  # the later one minus the earlier
-        pairs = paired_differences(groups[one], groups[other])
-        tasks = sorted(set(pairs["task"]))
-        places = {task: [task] for task in tasks} | ({"Avg.": tasks} if len(tasks) > 1 else {})
+        pairs = (100 * (scores[one] - scores[other])).round(DIGITS).dropna(axis=1, how="all").sort_index(axis=1)
+        places = {task: [i] for i, task in enumerate(pairs)} | ({"Avg.": slice(None)} if pairs.shape[1] > 1 else {})
         for place, averaged in places.items():
-            values = by_seed(pairs, averaged).to_numpy(float)
+            chosen = pairs.to_numpy(float)[:, averaged]
+            values = chosen[~np.isnan(chosen).any(axis=1)].mean(axis=1).round(DIGITS)  # as `by_seed`
             found = vars(mean_interval(values)) | {"p": mean_p(values, 0.0, "two-sided")}
             needed = math.nan
             if len(values) > 1 and np.ptp(values):
