@@ -1,5 +1,6 @@
 """PEFT's methods through its tuner classes: PEFT's own model of the exported folder is the truth."""
 
+import contextlib
 import sys
 
 import peft
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from lora.adapters.adapter import adapter_of
 from lora.adapters.folder import save_adapter
-from lora.adapters.merge import load_adapter, merge, swap
+from lora.adapters.merge import load_adapter, merge, swap, unmerge
 from lora.adapters.peft import to_peft
 from lora.errors import UserError
 from lora.files import ROOT
@@ -21,7 +22,9 @@ from lora.methods.configs import PeftConfig
 from lora.models.modules import checksum, is_head, trainable
 from lora.sweep import worker
 from lora.sweep.worker import ensure_record, verify_inputs
-from lora.training.step import make_optimizer
+from lora.training.device import start_process
+from lora.training.loop import run
+from lora.training.step import MicroBatch, make_optimizer, prepare_step
 
 QV = ("q", "v")
 TYPES = {  # type: options that fit width 32
@@ -39,8 +42,10 @@ TYPES = {  # type: options that fit width 32
     "road": {"group_size": 16},
     "supertuning": {},
     "vblora": {"vector_length": 16},
+    "adalora": {"init_r": 4, "target_r": 2},
 }
 OFF_BASE = ("c3a", "fourierft", "unilora", "vblora")  # start off the pretrained model
+UNMERGED = ("lily",)
 NAMES = {"ia3": ("k", "v", "f"), "ln_tuning": ("*[Nn]orm",)}
 # Every type on BERT, every architecture with some types, and VeRA on all.
 CASES = [(kind, "bert") for kind in TYPES]
@@ -77,6 +82,19 @@ def test_every_type_is_tried_or_refused_with_a_reason_and_stands_on_the_page():
     assert {f"| `{kind}` | {reason} |" for kind, reason in REFUSED.items()} <= {*rows}
 
 
+def merges_within_rounding(model, architecture):
+    """Whether the method can be merged: within 1e-5, after which unmerging restores outputs and weights bit for bit."""
+    before, weights = logits(model, architecture), {name: p.clone() for name, p in model.state_dict().items()}
+    merges = model.applied.method.type not in UNMERGED
+    with contextlib.nullcontext() if merges else pytest.raises(UserError, match="PEFT cannot merge"):
+        merge(model)
+    torch.testing.assert_close(logits(model, architecture), before, rtol=0, atol=1e-5)
+    unmerge(model)
+    assert torch.equal(logits(model, architecture), before)
+    assert all(torch.equal(p, weights[name]) for name, p in model.state_dict().items())
+    return "yes" if merges else "no"
+
+
 @pytest.mark.filterwarnings("ignore")  # of PEFT, where its own functions are called
 @pytest.mark.parametrize(("kind", "architecture"), CASES)
 def test_a_method_trains_reloads_bit_for_bit_and_is_peft_s_own(kind, architecture, tmp_path):
@@ -100,15 +118,63 @@ def test_a_method_trains_reloads_bit_for_bit_and_is_peft_s_own(kind, architectur
     to_peft(tmp_path / "ours", tmp_path / "peft", base=tmp_path / "base")
     theirs = peft.PeftModel.from_pretrained(tiny.model(architecture), tmp_path / "peft").eval()
     torch.testing.assert_close(logits(theirs, architecture), logits(model, architecture), rtol=0, atol=1e-5)
+    merges = merges_within_rounding(model, architecture)
     trains = sum(p.numel() for name, p in trainable(model) if not is_head(model, name))
     stores = sum(tensor.numel() for tensor in adapter.weights.values())
     lora = 2 * 2 * 8 * 2 * 32  # of rank 8 on two matrices of two layers
     options = ", ".join(f"{key}={value}" for key, value in TYPES[kind].items() if key != "progressbar") or "defaults"
     tried = ", ".join(sorted({architecture for other, architecture in CASES if other == kind}))
     starts = "yes" if off <= 1e-5 else "no"
-    row = f"| `{kind}` | {options} | {starts} | {trains / lora:.2f} | {stores / lora:.2f} | {tried} |"
+    row = f"| `{kind}` | {options} | {starts} | {merges} | {trains / lora:.2f} | {stores / lora:.2f} | {tried} |"
     assert architecture != "bert" or row in PAGE.read_text(), f"{PAGE} should have this row:\n{row}"
     assert off > 1e-5 or (logits(base, architecture) - logits(model, architecture)).abs().max() > 1e-3
+
+
+def test_adalora_trains_as_in_peft_and_keeps_the_ranks_it_was_given(tiny_config, monkeypatch):
+    """PEFT's own loop: its model adds the penalty to the loss, and its allocator follows the optimizer."""
+    options = {"init_r": 4, "target_r": 2, "tinit": 2, "tfinal": 2}
+    given = ", ".join(f"{key}: {value}" for key, value in options.items())
+    config = tiny_config("method=peft", "method.type=adalora", f"method.options={{{given}}}", "train.clip_norm=null")
+    steps, batch = 8, tiny.inputs("bert")
+    labels = torch.arange(len(batch["input_ids"])) % 2
+    model, base = tiny.model("bert").eval(), tiny.model("bert").eval()
+    apply(model, config.method, seed=3)
+    step = prepare_step(model, config, start_process(config), steps)
+    theirs = peft.get_peft_model(
+        base, peft.AdaLoraConfig(target_modules=["query", "value"], total_step=steps, **options)
+    )
+    ours = {name.replace(".default", ""): p for name, p in trainable(model) if not is_head(model, name)}
+    same = {name.removeprefix("base_model.model.").replace(".default", ""): p for name, p in theirs.named_parameters()}
+    assert ours.keys() <= same.keys()
+    with torch.no_grad():
+        for name, parameter in ours.items():
+            same[name].copy_(parameter)
+    for name, parameter in theirs.named_parameters():
+        parameter.requires_grad = parameter.requires_grad or is_head(base, name.removeprefix("base_model.model."))
+    optimizer = make_optimizer(theirs, config.train)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, step.schedule.lr_lambdas[0])
+    for number in range(steps):
+        step.take(
+            number, [(MicroBatch(torch.arange(len(labels)).numpy(), 1.0), {**batch, "labels": labels})], len(labels)
+        )
+        loss = theirs.base_model(**batch, labels=labels).loss  # PeftModel itself would leave the penalty out
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        theirs.base_model.update_and_allocate(number + 1)
+        optimizer.zero_grad()
+        for name, parameter in ours.items():
+            torch.testing.assert_close(parameter, same[name], rtol=1e-4, atol=1e-6, msg=f"{name} after step {number}")
+    values = torch.cat([p.flatten() for name, p in ours.items() if "lora_E" in name])
+    assert (values != 0).sum() == 2 * 4  # target_r on each of four matrices
+
+
+def test_adalora_needs_steps_in_which_its_ranks_can_fall(tiny_config):
+    options = "method.options={init_r: 4, target_r: 2, tinit: 9, tfinal: 9}"
+    with pytest.raises(
+        UserError, match=r"AdaLoRA lowers its ranks between .*: got 9, 9, 4 and 2 in a run of \d+ steps"
+    ):
+        run(tiny_config("method=peft", "method.type=adalora", options, "train.epochs=1"))
 
 
 BAD = [
@@ -140,10 +206,14 @@ def test_without_peft_one_message_says_how_to_get_it(monkeypatch):
         tuner_config("vera")
 
 
-def test_it_cannot_be_merged_and_a_second_adapter_replaces_the_first(tmp_path):
+def test_a_merged_one_is_not_saved_or_swapped_and_a_second_adapter_replaces_the_first():
     model, other = trained("vera", "bert"), trained("vera", "bert", 5)
-    with pytest.raises(UserError, match="merging is for LoRA alone"):
-        merge(model)
+    merge(model)
+    merge(model)  # changes nothing
+    for change in (lambda: adapter_of(model), lambda: load_adapter(model, adapter_of(other))):
+        with pytest.raises(UserError, match="this adapter is merged: call unmerge"):
+            change()
+    unmerge(model)
     with pytest.raises(UserError, match="method peft cannot be merged"):
         swap(tiny.model("bert"), adapter_of(model))
     load_adapter(model, adapter_of(other))

@@ -22,8 +22,7 @@ from lora.adapters.base import kept_layers
 from lora.adapters.fit import Fitted, fit
 from lora.adapters.head import check_finite, own_head, put_head
 from lora.errors import UserError
-from lora.methods import Applied, apply
-from lora.methods.bridge import set_state
+from lora.methods import Applied, apply, bridge
 from lora.methods.configs import LoraConfig, PeftConfig
 from lora.methods.lowrank import LoraLayer, LoraSlices, factors, row_norms, trained_in
 from lora.models.modules import lasting, replace, train_only
@@ -40,6 +39,7 @@ def load_adapter(model: nn.Module, adapter: Adapter | str | Path, allow_other_ba
     Returns: The adapter.
     Raises: UserError: If the folder is broken or the adapter does not fit the model. The model is then unchanged.
     """
+    bridge.refuse_merged(model)
     fitted = fit(model, adapter, allow_other_base)
     if fitted.layers:
         put_lora(model, fitted, merged=False)
@@ -47,7 +47,7 @@ def load_adapter(model: nn.Module, adapter: Adapter | str | Path, allow_other_ba
     if getattr(model, "applied", None) is None:
         apply(model, fitted.adapter.method)
     if isinstance(fitted.adapter.method, PeftConfig):
-        set_state(model, fitted.adapter.weights)
+        bridge.set_state(model, fitted.adapter.weights)
     else:
         for name, tensor in fitted.adapter.weights.items():
             model.get_parameter(name).copy_(tensor)
@@ -78,12 +78,16 @@ def merge(model: nn.Module) -> None:
 
     Merging a merged model does nothing.
 
-    Raises: UserError: If the model has no LoRA (no other method can be folded into weights), or a merged weight is not
-        finite. The model is then unchanged.
+    One of PEFT's methods is folded into copies of the weights, in PEFT's own layers.
+
+    Raises: UserError: If the model has no LoRA and no method of PEFT's that can be folded into weights, or a merged
+        weight is not finite. The model is then unchanged.
     """
     layers = lora_layers(model)
-    if not layers and not kept_layers(model):
-        raise UserError(f"nothing to merge: {state_of(model)}; merging is for LoRA alone")
+    if hasattr(model, "tuner"):
+        bridge.merge(model)
+    elif not layers and not kept_layers(model):
+        raise UserError(f"nothing to merge: {state_of(model)}; merging is for LoRA and PEFT's methods")
     if layers:
         put_layers(model, layers, merged=True)
 
@@ -94,11 +98,13 @@ def unmerge(model: nn.Module) -> None:
 
     Unmerging an unmerged model does nothing.
 
-    Raises: UserError: If the model has no LoRA.
+    Raises: UserError: If the model has no LoRA and no method of PEFT's.
     """
     kept = kept_layers(model)
-    if not kept and not lora_layers(model):
-        raise UserError(f"nothing to unmerge: {state_of(model)}; merging is for LoRA alone")
+    if hasattr(model, "tuner"):
+        bridge.unmerge(model)
+    elif not kept and not lora_layers(model):
+        raise UserError(f"nothing to unmerge: {state_of(model)}; merging is for LoRA and PEFT's methods")
     if kept:
         put_layers(model, kept, merged=False)
 

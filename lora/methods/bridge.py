@@ -24,7 +24,6 @@ from lora.rng import seed_for
 PROMPTS = "trains tokens in front of the input, for which PEFT wraps the model"
 REFUSED = {  # types of PEFT's that cannot work here, with the reason
     "lora": "is method=lora here",
-    "adalora": "changes its ranks between the optimizer's steps, which no run here does",
     "adaption_prompt": "is for decoders",
     "cartridge": PROMPTS,
     "cpt": PROMPTS,
@@ -39,7 +38,7 @@ REFUSED = {  # types of PEFT's that cannot work here, with the reason
 }
 FIXED = (  # parameters of PEFT's that are settled here
     "peft_type task_type inference_mode target_modules modules_to_save bias base_model_name_or_path revision "
-    "auto_mapping peft_version"
+    "auto_mapping peft_version total_step"
 ).split()
 DEFAULT = "default"  # the adapter's name in PEFT, a part of the name of every parameter that it adds
 
@@ -85,7 +84,7 @@ def apply(model: nn.Module, config: PeftConfig, seed: int) -> tuple[str, ...]:
     with torch.random.fork_rng(devices), quiet():
         torch.manual_seed(seed_for(seed, "peft"))
         try:
-            settings = kind(target_modules=modules_of(model, config.targets), **options)
+            settings = kind(target_modules=modules_of(model, config.targets), **with_steps(config.type, options))
             tuner = peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING[settings.peft_type](model, {DEFAULT: settings}, DEFAULT)
             peft.tuners.tuners_utils.cast_adapter_dtype(model, DEFAULT)
         except (
@@ -124,6 +123,12 @@ def tuner_config(name: str) -> type:
 def parameters(kind: type) -> list[str]:
     """The parameters of a config class that `method.options` may set."""
     return [field.name for field in dataclasses.fields(kind) if field.init and field.name not in FIXED]
+
+
+def with_steps(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, with the number of steps that AdaLoRA's config needs; a run sets its own (`lora.training.ranks`)."""
+    more = {"total_step": options.get("tinit", 0) + options.get("tfinal", 0) + 1} if kind == "adalora" else {}
+    return {**options, **more}
 
 
 def check(config: PeftConfig) -> type:
@@ -171,12 +176,53 @@ def resolved(model: nn.Module, config: PeftConfig) -> PeftConfig:
 
 def peft_settings(config: PeftConfig) -> dict[str, Any]:
     """The content of PEFT's `adapter_config.json` for a resolved config."""
-    settings = tuner_config(config.type)(target_modules=list(config.targets), **config.options).to_dict()
+    options = with_steps(config.type, config.options)
+    settings = tuner_config(config.type)(target_modules=list(config.targets), **options).to_dict()
     return {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
 
 
+def merge(model: nn.Module) -> None:
+    """Fold the method into copies of the weights that it adapts; `unmerge` puts the pretrained ones back.
+
+    Raises: UserError: If the type cannot be merged. The model is then unchanged.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if getattr(model, "pretrained", None):
+        return
+    model.pretrained = []  # each layer with its module of the base, and that module's own parameters
+    for layer in [module for module in model.modules() if isinstance(module, BaseTunerLayer)]:
+        base = layer.get_base_layer()
+        own = dict(base.named_parameters(recurse=False))
+        model.pretrained.append((layer, base, own))
+        for name, parameter in own.items():
+            setattr(base, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+        try:
+            layer.merge(safe_merge=True)
+        except (NotImplementedError, ValueError, RuntimeError) as error:
+            unmerge(model)
+            raise UserError(f"PEFT cannot merge {model.applied.method.type}: {first_line(error)}") from error
+
+
+def unmerge(model: nn.Module) -> None:
+    for layer, base, own in getattr(model, "pretrained", ()):
+        if layer.get_base_layer() is base:
+            layer.merged_adapters.clear()
+        else:
+            layer.unmerge()  # its merging exchanges modules
+        for name, parameter in own.items():
+            setattr(base, name, parameter)
+    model.pretrained = []
+
+
+def refuse_merged(model: nn.Module) -> None:
+    if getattr(model, "pretrained", None):
+        raise UserError("this adapter is merged: call unmerge before it is saved or replaced")
+
+
 def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of the method on a model, under the names of PEFT's files."""
+    """The tensors of the method on a model, under the names of PEFT's files. Raises: UserError: If it is merged."""
+    refuse_merged(model)
     with quiet():
         return library().get_peft_model_state_dict(Shell(model.tuner))
 

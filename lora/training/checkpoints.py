@@ -112,6 +112,8 @@ class Checkpointer:
             raise ValueError("it holds other parameters")
         self.step.optimizer.load_state_dict(saved["optimizer"])
         self.step.schedule.load_state_dict(schedule)
+        if self.step.ranks is not None:
+            self.step.ranks.load_state_dict(saved["ranks"])
         for name, parameter in parameters.items():
             parameter.copy_(saved["parameters"][name])
         torch.set_rng_state(random["cpu"])
@@ -145,6 +147,7 @@ class Checkpointer:
             "parameters": {name: parameter.detach() for name, parameter in trainable(self.step.model)},
             "optimizer": self.step.optimizer.state_dict(),
             "schedule": self.step.schedule.state_dict(),
+            "ranks": self.step.ranks and self.step.ranks.state_dict(),
             "random": random,
         }
         with written_whole(self.path) as temporary:

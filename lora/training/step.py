@@ -13,12 +13,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from lora.config.run import RunConfig, TrainConfig
 from lora.data.tasks import TASKS, Task
 from lora.methods.bottleneck import is_layer_norm
+from lora.methods.configs import PeftConfig
 from lora.models.modules import is_head, trainable
 from lora.rng import seed_for
 from lora.training.device import Process
 from lora.training.fused.encoder import fuse, sparse_embeddings
 from lora.training.fused.functions import Masks
 from lora.training.fused.optimizer import FusedAdamW
+from lora.training.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Step:
     Args:
         trained: The trainable parameters.
         masks: The source of dropout masks with train.kernels=fused; None with stock.
+        ranks: AdaLoRA's; None with other methods.
     """
 
     model: nn.Module
@@ -51,13 +54,15 @@ class Step:
     process: Process
     task: Task
     train: TrainConfig
+    ranks: Ranks | None = None
 
     def loss(self, number: int, micro: MicroBatch, batch: dict[str, Tensor], examples: int) -> Tensor:
         """Run a micro-batch's forward pass. Returns: Its share of the step's mean loss. Pops the batch's labels."""
         if self.masks is not None:
             self.masks.begin(number, micro.rows)
         with self.process.autocast():
-            return summed_loss(self.model, batch, self.task) * micro.weight / examples
+            loss = summed_loss(self.model, batch, self.task) * micro.weight / examples
+        return loss if self.ranks is None else loss + self.ranks.penalty() * micro.weight * len(micro.rows) / examples
 
     def take(self, number: int, batches: Iterable[tuple[MicroBatch, dict[str, Tensor]]], examples: int) -> Tensor:
         """Run the forward and backward passes, clip the gradients, and step the optimizer and the schedule.
@@ -78,6 +83,8 @@ class Step:
             nn.utils.clip_grad_norm_(self.trained, self.train.clip_norm)
         self.optimizer.step()
         self.schedule.step()
+        if self.ranks is not None:
+            self.ranks.update(number + 1)
         self.optimizer.zero_grad(set_to_none=True)
         return self.process.sum(loss)
 
@@ -87,7 +94,7 @@ def prepare_step(model: nn.Module, config: RunConfig, process: Process, steps: i
 
     Args:
         steps: Number of steps of the whole run, over which the schedule extends.
-    Raises: UserError: If train.kernels=fused does not cover the encoder.
+    Raises: UserError: If train.kernels=fused does not cover the encoder, or AdaLoRA's schedule does not fit the steps.
     """
     train, masks = config.train, None
     model.to(process.device)
@@ -100,7 +107,8 @@ def prepare_step(model: nn.Module, config: RunConfig, process: Process, steps: i
     trained = [p for _, p in trainable(model)]
     # Stock dropout draws from the global generator, which is seeded last so that nothing above advances it.
     torch.manual_seed(seed_for(config.seed, "dropout", process.rank))
-    return Step(model, trained, optimizer, schedule, masks, process, TASKS[config.task], train)
+    ranks = Ranks(model, steps) if isinstance(config.method, PeftConfig) and config.method.type == "adalora" else None
+    return Step(model, trained, optimizer, schedule, masks, process, TASKS[config.task], train, ranks)
 
 
 def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
