@@ -178,7 +178,7 @@ def test_adalora_needs_steps_in_which_its_ranks_can_fall(tiny_config):
 
 
 BAD = [
-    ({"type": "veraa"}, r"method\.type must be one of adamss, .*vera, waveft, got 'veraa'"),
+    ({"type": "veraa"}, r"method\.type must be one of adalora, adamss, .*vera, waveft, got 'veraa'"),
     ({"type": "prefix_tuning"}, r"method\.type=prefix_tuning trains tokens in front"),
     ({"type": "lora"}, r"method\.type=lora is method=lora here"),
     ({"options": {"d_initail": 1.0}}, r"options\.d_initail is no parameter of vera .*; the nearest is d_initial; they"),
