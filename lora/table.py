@@ -1,7 +1,9 @@
 """A table of texts, written in Markdown and CSV. `lora.report.page` shows it in HTML."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
@@ -20,7 +22,7 @@ class Table:
         notes: Lines below it, in Markdown without links.
         banner: A notice to read before the numbers; shown above the table.
         above: A line below the banner that states how the runs were trained.
-        figures: Names of the figures that the page shows next to it.
+        figures: Name -> data of the figures that the page shows next to it.
         folded: Whether the page shows it only on request.
     """
 
@@ -31,7 +33,7 @@ class Table:
     notes: tuple[str, ...] = ()
     banner: str = ""
     above: str = ""
-    figures: tuple[str, ...] = ()
+    figures: Mapping[str, Any] = field(default_factory=dict)
     folded: bool = False
 
     def files(self) -> dict[str, bytes]:

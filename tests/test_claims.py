@@ -20,15 +20,21 @@ from lora.files import ROOT
 from lora.models.sizes import gpt3_count
 from lora.records.record import FRAME_COLUMNS
 from lora.report.claims import verdicts
-from lora.report.claims.findings import Finding, after_holm, smallest_p
+from lora.report.claims.cells import difference
+from lora.report.claims.findings import Finding, smallest_p
 from lora.report.claims.shown import commit_text, to_json
-from lora.report.claims.statements import KINDS, Bound, read_claims
-from lora.report.claims.verdicts import difference, stated_later, verdict
-from lora.report.readme import ours
+from lora.report.claims.statements import KINDS, Bound, Compare, read_claims
+from lora.report.claims.summary import ours
+from lora.report.claims.verdicts import after_holm, stated_later, verdict
 from lora.report.runs import labelled
 from lora.report.stats import MOST_SEEDS, mean_interval, mean_p
 
 judge = functools.partial(verdicts.judge, records={})
+
+
+def bound_of(**given) -> Bound:
+    return Compare("", "", **given).bound
+
 
 EXPERIMENTS = ("glue_table2", "lora_targets", "lora_ranks", "mnli_start")
 GOOD = """\
@@ -122,7 +128,7 @@ def test_every_comparison_of_every_claim_has_cells_in_some_committed_runs():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("  metric: best", "  metric: bset"), "metric must be one of best, last, unselected, got 'bset'"),
+        (("  metric: best", "  metric: bset"), "metric must be one of best, got 'bset'"),
         (("  metric: best\n", ""), "one of metric, measure, count, check"),
         (("task: Avg", "task: MRPC"), "must be one row of paper.csv beside it, found 0"),
         (("above: 0", "above: much"), r"compare\[0\].above must be of type float, got 'much'"),
@@ -139,15 +145,15 @@ def test_a_broken_file_is_refused(experiments, change, message):
 @pytest.mark.parametrize(
     ("bound", "low", "high", "holds"),
     [
-        (Bound("above", -1), -0.5, 0.4, True),
-        (Bound("above", -1), -1.5, 0.4, None),
-        (Bound("above", -1), -3.0, -1.0, False),
-        (Bound("below", 0), -3.0, -0.1, True),
-        (Bound("below", 0), 0.0, 1.0, False),
-        (Bound("within", 0.02, 1), 0.99, 1.01, True),
-        (Bound("within", 0.02, 1), 0.97, 1.01, None),
-        (Bound("within", 0.02, 1), 1.05, 1.06, False),
-        (Bound("above", 0), float("nan"), float("nan"), None),
+        (bound_of(above=-1), -0.5, 0.4, True),
+        (bound_of(above=-1), -1.5, 0.4, None),
+        (bound_of(above=-1), -3.0, -1.0, False),
+        (bound_of(below=0), -3.0, -0.1, True),
+        (bound_of(below=0), 0.0, 1.0, False),
+        (bound_of(within=0.02, of=1), 0.99, 1.01, True),
+        (bound_of(within=0.02, of=1), 0.97, 1.01, None),
+        (bound_of(within=0.02, of=1), 1.05, 1.06, False),
+        (bound_of(above=0), float("nan"), float("nan"), None),
     ],
 )
 def test_a_bound_holds_for_a_whole_interval(bound, low, high, holds):
@@ -211,9 +217,9 @@ def test_one_rejection_among_several_takes_holms_correction(mean, alone, of_four
     """SciPy's one-sided p values are 0.0238, 0.0066 and 0.0033. 2.5% over 4 is 0.00625."""
     values = np.array(SPREAD) + mean
     assert (stats.ttest_1samp(values, 0, alternative="less").pvalue <= 0.025 / 4) == (of_four is False)
-    broken = difference(Bound("above", 0), ["A", "B"], ["rte"], pairs_of({"rte": list(values)}))
-    kept = difference(Bound("above", -5), ["A", "B"], ["rte"], pairs_of({"rte": SPREAD}))
-    untested = difference(Bound("above", 0), ["A", "B"], ["cola"], pairs_of({"rte": SPREAD}))
+    broken = difference(bound_of(above=0), ["A", "B"], ["rte"], pairs_of({"rte": list(values)}))
+    kept = difference(bound_of(above=-5), ["A", "B"], ["rte"], pairs_of({"rte": SPREAD}))
+    untested = difference(bound_of(above=0), ["A", "B"], ["cola"], pairs_of({"rte": SPREAD}))
     assert (broken.holds, kept.holds, untested.holds) == (False, True, None)
     assert after_holm([broken])[0].holds is alone
     found = after_holm([kept, broken, untested, kept])
@@ -224,7 +230,7 @@ def test_one_rejection_among_several_takes_holms_correction(mean, alone, of_four
 
 def test_a_claim_is_wrongly_refuted_in_at_most_two_and_a_half_percent():
     """Five comparisons, each exactly at its bound: uncorrected, some interval is beyond it in 12% of the repeats."""
-    bound, wrong, repeats = Bound("above", 0), 0, 1000
+    bound, wrong, repeats = bound_of(above=0), 0, 1000
     for values in np.random.default_rng(5).normal(size=(repeats, 5, 5)):
         intervals = [mean_interval(each) for each in values]
         p = [smallest_p(each, bound, mean_p) for each in values]
@@ -235,13 +241,13 @@ def test_a_claim_is_wrongly_refuted_in_at_most_two_and_a_half_percent():
 
 
 def test_only_the_seeds_with_every_task_stand_behind_an_average():
-    found = difference(Bound("above", 0), ["A", "B"], ["rte", "cola"], pairs_of({"rte": [*SPREAD, 9], "cola": SPREAD}))
+    found = difference(bound_of(above=0), ["A", "B"], ["rte", "cola"], pairs_of({"rte": [*SPREAD, 9], "cola": SPREAD}))
     assert found.n == 5 and found.mean == pytest.approx(0) and len(found.runs) == 20
     assert not any(run.endswith(".6") for run in found.runs)
 
 
 def finding(mean: float, low: float = math.nan, high: float = math.nan, **changes) -> Finding:
-    known = {"label": "A - B", "bound": Bound("above", 0), "p_against": 1.0, "holds": True, "unit": "points"}
+    known = {"label": "A - B", "bound": bound_of(above=0), "p_against": 1.0, "holds": True, "unit": "points"}
     return Finding(n=5, mean=mean, low=low, high=high, **known | changes)
 
 

@@ -4,7 +4,7 @@ import pandas as pd
 from synthetic import runs_of
 
 from lora.records.record import FRAME_COLUMNS
-from lora.report.conditions import conditions
+from lora.report.notes import conditions
 
 GAINS = (0.2, 1.0, 1.4, 2.4, 3.0)  # points from epoch 4 to epoch 6, seed by seed
 

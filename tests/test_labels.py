@@ -165,6 +165,8 @@ def test_each_row_of_ones_own_stands_beside_its_reference_cell(grid, labels, tmp
     reference = tables["reference"].set_index("Method")["Reference"]
     wanted = ["60.0", "70.0"] if "alpha" in grid else ["60.0", "60.0"]
     assert [reference[label].partition(" ")[0] for label in labels] == wanted
+    shown = tables["reference"][["This run", "Difference", "Agrees"]].values.tolist()
+    assert sorted(shown) == sorted(["50.0 (50.0 to 50.0)", f"{50 - float(value):+.1f}", "no"] for value in wanted)
 
 
 def test_the_files_of_a_reference_do_not_follow_the_machine(tmp_path, monkeypatch):

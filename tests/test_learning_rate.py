@@ -11,7 +11,7 @@ from lora.config.compose import CONF
 from lora.records.record import load_curves
 from lora.report.build import build
 from lora.report.gather import Gathered, gather
-from lora.report.learning_rate import learning_rate_table, taken, tried_rows
+from lora.report.rates import learning_rate_table, taken, tried_rows
 from lora.sweep.expand import PlannedRun
 from lora.table import Table
 

@@ -15,7 +15,7 @@ from lora.records.analysis import SUBSPACES, analysis_json, read_analyses
 from lora.records.record import adapter_path
 from lora.report.analyses import subspaces
 from lora.report.analyses.subspaces import amplification, analyse, read_adapter, similarity
-from lora.report.subspace_tables import amplification_table, subspace_figures
+from lora.report.analyses.table7 import table7
 from lora.rng import gaussian
 from lora.training.loop import run
 
@@ -122,10 +122,9 @@ def test_trained_adapters_give_table_7_and_figures_3_and_4(trained, tmp_path):
     path.write_bytes(analysis_json({run_id: records[run_id].adapter for run_id in used}, cases))
     kept = read_analyses(tmp_path, records)
     assert list(kept.subspaces) == cases and not kept.problems
-    shown = amplification_table("small", kept.subspaces)
+    shown = table7("small", kept.subspaces)
     assert shown.title.startswith("Table 7:") and len(shown.cells) == 4
-    figures = subspace_figures(kept.subspaces)
-    assert {name: len(figure["panels"]) for name, figure in figures.items()} == {"figure3": 4, "figure4": 3}
+    assert {name: len(figure["panels"]) for name, figure in shown.figures.items()} == {"figure3": 4, "figure4": 3}
     other = {run_id: dataclasses.replace(record, adapter="0" * 64) for run_id, record in records.items()}
     assert "python -m lora analyse subspaces" in read_analyses(tmp_path, other).problems[0]
 

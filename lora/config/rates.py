@@ -83,11 +83,6 @@ def tuned_rates(setting: Any, model: str, protocol: str, method: str) -> dict[st
     return {one.task: one.lr for one in rates if (one.model, one.protocol, one.method) == (model, protocol, method)}
 
 
-def tuned_seeds(setting: Any) -> set[int]:
-    """The seeds on which the rates of a file were chosen; they stay out of the tables of results."""
-    return {seed for rate in read_rates(rates_path(setting)) for seed in rate.seeds}
-
-
 def read_rates(path: Path | None) -> tuple[Rate, ...]:
     """The rates in a file; () without a file.
 

@@ -10,19 +10,18 @@ from lora.cost.efficiency.summary import read_summaries
 from lora.files import ROOT
 from lora.records.analysis import Analyses, read_analyses
 from lora.records.record import load_curves
-from lora.report.catalogue import SHOWN, SUFFIXES, sections_of
+from lora.report.analyses.table7 import table7
+from lora.report.catalogue import SHOWN, sections_of
 from lora.report.claims.shown import verdict_table
 from lora.report.claims.statements import read_claims
+from lora.report.claims.summary import findings_figure
 from lora.report.claims.verdicts import Verdict, judge
-from lora.report.comparisons import reference_table, repeated_table
+from lora.report.comparisons import answers, reference_table, repeated_table
 from lora.report.figures import Figure, latencies
 from lora.report.gather import Gathered, gather
-from lora.report.learning_rate import learning_rate_table
 from lora.report.notes import encoder_notes
-from lora.report.own_tasks import answers
-from lora.report.readme import block, findings_figure
+from lora.report.rates import learning_rate_table
 from lora.report.runs import MAIN, with_unselected
-from lora.report.subspace_tables import amplification_table, subspace_figures
 from lora.sweep.expand import State
 from lora.table import Table
 
@@ -64,10 +63,6 @@ class Report:
         return (*self.state.problems, *self.analyses.problems)
 
     @property
-    def readme(self) -> str:
-        return block(self.name, {t.name: t for t in self.tables}, self.verdicts, self.progress(self.expected))
-
-    @property
     def expected(self) -> set[str]:
         """The run_ids of all expected runs, with those that chose the learning rates."""
         return {*self.gathered.runs["run_id"], *self.gathered.tried["run_id"]}
@@ -82,17 +77,14 @@ class Report:
     @property
     def status(self) -> list[str]:
         """Lines in Markdown about the runs and files that no table contains."""
-        now = self.state
-        lines = [f"failed: `{run_id}`: {record.error}" for run_id, record in sorted(now.failed.items())]
-        missing = sorted(run.run_id for run in now.missing)
+        lines = [f"failed: `{run_id}`: {record.error}" for run_id, record in sorted(self.state.failed.items())]
+        missing = sorted(run.run_id for run in self.state.missing)
         lines += [f"missing: `{run_id}`" for run_id in missing[:MISSING_SHOWN]]
         if len(missing) > MISSING_SHOWN:
             lines.append(f"missing: {len(missing) - MISSING_SHOWN} more")
-        lines += [f"extra, not used: `{run_id}`" for run_id in now.extra]
+        lines += [f"extra, not used: `{run_id}`" for run_id in self.state.extra]
         if count := len(self.gathered.tuning):
-            lines.append(
-                f"{count} run{'s' * (count > 1)} of `python -m lora tune`, or on seeds that chose learning rates"
-            )
+            lines.append(f"{count} run{'s' * (count > 1)} of `python -m lora tune`")
         return lines + [f"left out: {problem}" for problem in self.problems]
 
 
@@ -109,8 +101,8 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
     name, frame, ok = gathered.name, gathered.frame, gathered.state.ok
     curves, analyses = load_curves(list(ok.values())), read_analyses(gathered.folder / "analysis", ok)
     judged: list[Verdict] = []
-    tables: list[Table | None] = []
     figures: dict[str, Figure] = {}
+    tables: list[Table | None] = []
     lines: list[str] = []
     cells = [pd.DataFrame()]
     if not gathered.is_own:
@@ -124,15 +116,12 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
         }
         figures = {key: figure for key, figure in more.items() if figure is not None}
     for section in sections_of(gathered, curves, analyses.examples):
-        made, drawn = SHOWN[section.experiment](section)
-        tables += made
-        suffix = SUFFIXES[section.kind]
-        figures |= {f"{key}{suffix}": figure for key, figure in drawn.items() if figure is not None}
+        tables += SHOWN[section.experiment](section)
         cells.append(section.summary.assign(experiment=section.experiment))
         lines += answers(section.pairs) if section.kind == "own" and section.experiment in MAIN else []
     tables.append(learning_rate_table(name, gathered.tried, curves))
     tables.append(repeated_table(name, gathered.folder, gathered.every))
-    figures |= subspace_figures(analyses.subspaces)
-    tables += [amplification_table(name, analyses.subspaces), reference_table(gathered)]
+    tables += [table7(name, analyses.subspaces), reference_table(gathered)]
     shown = tuple(table for table in tables if table is not None)
+    figures |= {key: figure for table in shown for key, figure in table.figures.items()}
     return Report(gathered, analyses, shown, pd.concat(cells), tuple(judged), figures, tuple(lines))

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from lora.errors import UserError, as_command
 from lora.files import REFERENCE, write_atomically
 from lora.report.build import build
-from lora.report.gather import Gathered
 from lora.report.gather import options as profile_options
 from lora.report.terminal import show
 from lora.report.write import pages, write
@@ -33,7 +32,12 @@ def main(arguments: argparse.Namespace) -> int:
     report = build(arguments.profile, arguments.overrides)
     gathered = report.gathered
     if not gathered.state.ok:
-        raise UserError(nothing_yet(gathered))
+        known = (gathered.reference / gathered.profile).exists()
+        shown = f"; python -m lora report {REFERENCE}/{gathered.profile} shows the committed ones" if known else ""
+        raise UserError(
+            f"{gathered.folder} holds no finished run of what was asked for: make reproduce-glue "
+            f"PROFILE={gathered.profile} trains them{shown}"
+        )
     if arguments.pages and (arguments.overrides or not gathered.is_reference):
         raise UserError(f"--pages writes the committed files: it takes {REFERENCE}/<profile>, and no overrides")
     written = arguments.pages or not gathered.is_reference
@@ -62,13 +66,3 @@ def print_sweep(profile: str, arguments: Sequence[str]) -> None:
         return
     command = as_command([sys.executable, "-m", "lora", "report", profile, *own])
     print(f"next: {command}  # figures and report.html")
-
-
-def nothing_yet(gathered: Gathered) -> str:
-    """The message for a folder without a finished run among those requested."""
-    committed = gathered.reference / gathered.profile
-    shown = f"; python -m lora report {REFERENCE}/{gathered.profile} shows the committed ones"
-    return (
-        f"{gathered.folder} holds no finished run of what was asked for: make reproduce-glue "
-        f"PROFILE={gathered.profile} trains them{shown if committed.exists() else ''}"
-    )

@@ -13,10 +13,10 @@ from lora.errors import UserError
 from lora.records.record import load_frame, load_records
 from lora.report.gather import OF_MACHINES, Gathered, known_configs
 from lora.report.notes import note
-from lora.report.runs import CELL, facts_of, in_order, labelled, refuse_twice, summarise, told_apart, with_records
-from lora.report.stats import DIGITS, LEVEL, all_pairs, holm, mean_interval
+from lora.report.runs import CELL, facts_of, in_order, labelled, summarise, told_apart, with_records
+from lora.report.stats import DIGITS, ENOUGH_SEEDS, LEVEL, MOST_SEEDS, POWER, Interval, all_pairs, holm, mean_interval
 from lora.report.tables import cell_text, number
-from lora.report.titles import task_label
+from lora.report.titles import encoder_title, task_label
 from lora.table import Table
 
 REPEATED = "repeated"  # the folder of runs trained again, below that of the records
@@ -46,22 +46,48 @@ def pairs_table(pairs: pd.DataFrame, examples: Mapping[tuple[str, str, str, str]
         pairs: `method_pairs`.
         examples: (model, one, other, task) -> bounds that `analyse intervals` computed.
     """
+
+    def interval(low: float, high: float) -> str:
+        return "-" if pd.isna(low) or pd.isna(high) else f"{low:+.1f} to {high:+.1f}"
+
     lines = []
     for row in pairs.itertuples():
         found = examples.get((row.model, row.one, row.other, row.task), {})
         line = {"Model": row.model} if pairs["model"].nunique() > 1 else {}
         line |= {"Method": row.one, "Minus": row.other}
         line |= {"Task": row.task if row.task == "Avg." else task_label(TASKS[row.task]), "n": str(row.n)}
-        line |= {"Difference": number(row.mean, "+.1f"), f"{LEVEL:.0%} over seeds": interval_text(row.low, row.high)}
+        line |= {"Difference": number(row.mean, "+.1f"), f"{LEVEL:.0%} over seeds": interval(row.low, row.high)}
         for source in ("examples", "both"):
-            bounds = (found.get(f"{source}_{end}", math.nan) for end in ("low", "high"))
-            line[f"... over {source}"] = interval_text(*bounds)
+            line[f"... over {source}"] = interval(*(found.get(f"{source}_{end}", math.nan) for end in ("low", "high")))
         lines.append(line | {"p": number(row.p, ".2g"), "p (Holm)": number(row.p_holm, ".2g")})
     return pd.DataFrame(lines)
 
 
-def interval_text(low: float, high: float) -> str:
-    return "-" if pd.isna(low) or pd.isna(high) else f"{low:+.1f} to {high:+.1f}"
+def answers(pairs: pd.DataFrame) -> list[str]:
+    """`LoRA (qv, r8) - Full fine-tuning, my_task: -4.4 (-14.9 to +6.0), n = 3: inconclusive; ...`, a line per pair.
+
+    A method is higher or lower if all of the 95% interval over seeds is above or below 0, and not on fewer than
+    `ENOUGH_SEEDS` pairs, as for the paper's claims.
+
+    Args:
+        pairs: `method_pairs`, of user-defined tasks. Of several tasks, the average is told.
+    """
+    lines, pair = [], ["model", "one", "other"]
+    averaged = pairs.groupby(pair)["task"].transform(lambda tasks: tasks.eq("Avg.").any()).astype(bool)
+    for row in pairs[~averaged | pairs["task"].eq("Avg.")].dropna(subset=["mean"]).itertuples():
+        if row.n >= ENOUGH_SEEDS and (row.low > 0 or row.high < 0):
+            word = "higher" if row.low > 0 else "lower"
+        else:
+            word = "inconclusive"
+            word += f"; a verdict needs at least {ENOUGH_SEEDS} seeds" * (row.n < ENOUGH_SEEDS)
+            if not pd.isna(row.needed):
+                count = f"about {row.needed:.0f}" if row.needed else f"more than {MOST_SEEDS}"
+                word += f"; {count} seeds would tell them apart with {POWER:.0%} power"
+        place = "average over the tasks" if row.task == "Avg." else TASKS[row.task].title
+        about = f", {encoder_title(row.model)}" if pairs["model"].nunique() > 1 else ""
+        value = Interval(row.mean, row.low, row.high, row.n).text
+        lines.append(f"{row.one} - {row.other}, {place}{about}: {value}, n = {row.n}: {word}")
+    return lines
 
 
 def change_table(runs: pd.DataFrame, column: str, titles: Mapping[str, str]) -> pd.DataFrame:
@@ -74,13 +100,12 @@ def change_table(runs: pd.DataFrame, column: str, titles: Mapping[str, str]) -> 
         titles: Value -> title, in the columns' order.
     Raises: UserError: If two runs of one row, task and value have the same seed.
     """
-    refuse_twice(runs, column)
     lines = []
     for task in in_order(runs):
         for label, row in runs[runs["task"] == task].groupby("label", sort=False):
-            cells = {value: summarise(of_value).iloc[0] for value, of_value in row.groupby(column)}
+            cells = {value: cell_text(summarise(of_value).iloc[0]) for value, of_value in row.groupby(column)}
             line = {"Task": task_label(TASKS[task]), "Method": label}
-            line |= {title: cell_text(cells[value]) if value in cells else "-" for value, title in titles.items()}
+            line |= {title: cells.get(value, "-") for value, title in titles.items()}
             best = 100 * row.pivot(index="seed", columns=column, values="best").reindex(columns=list(titles))
             change = (best.iloc[:, -1] - best.iloc[:, 0]).dropna().round(DIGITS) if len(titles) > 1 else best[:0]
             lines.append(line | {"Change": mean_interval(change.to_numpy()).text, "Pairs": str(len(change))})
@@ -93,9 +118,6 @@ def repeated_table(name: str, folder: Path, runs: pd.DataFrame) -> Table | None:
     The records of the second training are in `<results>/repeated`. A run_id hashes the settings, so two records of one
     run_id differ in nothing else than where they ran.
 
-    Args:
-        name: The profile's folder, for the title.
-        folder: The folder of the records.
     Raises: UserError: If a file is not a record, or a run was trained on other rows the second time.
     """
     records, problems = load_records(folder / REPEATED)
@@ -106,10 +128,10 @@ def repeated_table(name: str, folder: Path, runs: pd.DataFrame) -> Table | None:
     if moved := runs.loc[runs["fingerprint"] != runs["fingerprint_2"], "run_id"].tolist():
         raise UserError(f"repeated on other rows, so not the same run: {', '.join(moved)}")
     lines = []
-    for (*_, task, device, other), cell in runs.groupby([*CELL, "device", "device_2"], sort=False):
+    for (*_, label, _, task, device, other), cell in runs.groupby([*CELL, "device", "device_2"], sort=False):
         one, two = 100 * cell["best"], 100 * cell["best_2"]
         changes = (two - one).round(DIGITS)
-        line = {"Method": cell["label"].iloc[0], "Task": task_label(TASKS[task]), "Devices": f"{device}, {other}"}
+        line = {"Method": label, "Task": task_label(TASKS[task]), "Devices": f"{device}, {other}"}
         line |= {"Seeds": str(len(cell)), "First": number(one.mean()), "Second": number(two.mean())}
         line |= {"Change": mean_interval(changes.to_numpy()).text, "SD of the change": number(changes.std())}
         lines.append(line | {"SD of two seeds": number(math.sqrt(2) * one.std())})
@@ -120,45 +142,34 @@ def repeated_table(name: str, folder: Path, runs: pd.DataFrame) -> Table | None:
 def reference_table(gathered: Gathered) -> Table | None:
     """The user's runs next to the reference runs of the same settings and seeds; None if there are none.
 
-    Precision, kernels and attention can depend on the machine, so a run is matched without them; several rows of the
-    user's can have one of the reference.
+    Cells agree if the ranges of their seeds overlap. Precision, kernels and attention can depend on the machine, so a
+    run is matched without them; several rows of the user's can have one of the reference.
     """
     if gathered.is_reference:
         return None
     records, _ = load_records(gathered.reference / gathered.profile)
     committed = facts_of(("", config) for config in known_configs(records)[0].values())
-    sides = [gathered.every.copy(), with_records(committed, load_frame(records))]
+    sides = [labelled(gathered.every), with_records(committed, load_frame(records))]
     for side in sides:
-        same = side["columns"].map(lambda columns: sorted((k, v) for k, v in columns.items() if k not in OF_MACHINES))
+        same = side["columns"].map(lambda named: sorted((k, v) for k, v in named.items() if k not in OF_MACHINES))
         side["settings"] = same.astype(str)
     keys = [key for key in (*CELL, "seed", "settings") if key != "label"]
-    reference = sides[1].drop_duplicates(keys)[[*keys, "best"]]
-    pairs = labelled(sides[0]).merge(reference, on=keys, suffixes=("", "_reference"))
-    if not len(pairs):
-        return None
-    cells = against_reference(pairs)
-    agree, total = (cells["Agrees"] == "yes").sum(), (cells["Agrees"] != "-").sum()
-    verdict = f"{agree} of {total} cells agree: the ranges of their seeds overlap."
-    return Table("reference", f"Compared with the reference runs ({gathered.name})", cells, 2, (verdict,))
-
-
-def against_reference(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Compare cells with those of the reference. They agree if the ranges of their seeds overlap.
-
-    Args:
-        pairs: Runs, with the reference run's metric in `best_reference`.
-    Returns: Columns Method, Task, This run, Reference, Difference (of medians), Agrees (yes, no, or - without values).
-    """
+    pairs = sides[0].merge(sides[1].drop_duplicates(keys)[[*keys, "best"]], on=keys, suffixes=("", "_reference"))
     lines = []
     for (*_, label, _, task), cell in pairs.groupby(CELL, sort=False):
         values = [100 * cell[column].dropna() for column in ("best", "best_reference")]
-        ours, reference = values
         texts = ["-" if v.empty else f"{v.median():.1f} ({v.min():.1f} to {v.max():.1f})" for v in values]
         line = {"Method": label, "Task": task, "This run": texts[0], "Reference": texts[1]}
-        if ours.empty or reference.empty:
-            lines.append(line | {"Difference": "-", "Agrees": "-"})
-        else:
+        line |= {"Difference": "-", "Agrees": "-"}
+        if "-" not in texts:
+            ours, reference = values
             overlap = ours.min() <= reference.max() and reference.min() <= ours.max()
-            change = f"{ours.median() - reference.median():+.1f}"
-            lines.append(line | {"Difference": change, "Agrees": "yes" if overlap else "no"})
-    return pd.DataFrame(lines)
+            line["Difference"] = f"{ours.median() - reference.median():+.1f}"
+            line["Agrees"] = "yes" if overlap else "no"
+        lines.append(line)
+    if not lines:
+        return None
+    cells = pd.DataFrame(lines)
+    agree, total = (cells["Agrees"] == "yes").sum(), (cells["Agrees"] != "-").sum()
+    verdict = f"{agree} of {total} cells agree: the ranges of their seeds overlap."
+    return Table("reference", f"Compared with the reference runs ({gathered.name})", cells, 2, (verdict,))

@@ -6,7 +6,7 @@ What a run was is read from its record. The sweep is asked only which runs its e
 import argparse
 import dataclasses
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ import pandas as pd
 
 from lora.checks import SettingsError
 from lora.config.compose import values_given
-from lora.config.rates import TUNING, rates_setting, tuned_seeds
+from lora.config.rates import TUNING
 from lora.config.run import RunConfig, run_config
 from lora.data.own_task import add_kept_tasks
 from lora.data.tasks import TASKS
@@ -45,7 +45,7 @@ class Gathered:
         overrides: The overrides of the expected runs.
         runs: The runs of the tables of results (`lora.report.runs`), experiment by experiment, in the tables' order.
         tried: The runs by which the learning rates of conf/ were chosen, which stay out of the tables of results.
-        tuning: The records that `python -m lora tune` made, or that are on its seeds; in no table of results.
+        tuning: The records that `python -m lora tune` made; in no table of results.
         frame: `load_frame` of the `ok` records, with the column `collapsed` (`lora.records.predictions`).
         state: The missing and failed runs, and extra or broken records; the `ok` records are in `state.ok`.
     """
@@ -121,22 +121,18 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     add_kept_tasks(folder)
     records, problems = load_records(folder)
     configs, unknown = known_configs(records)
-    by_tune = {r.run_id for r in records if r.config["runtime"].get("group") == TUNING}
-    present = {run_id: config for run_id, config in configs.items() if run_id not in by_tune}
-    asked = [*overrides, *as_recorded(configs.values(), overrides, is_reference)]
+    by_tune = {r.run_id: r for r in records if r.config["runtime"].get("group") == TUNING}
+    pinned = as_recorded(configs.values(), overrides, is_reference)
     try:
-        wanted = wanted_runs(profile, asked, present, overrides, is_reference)
+        wanted = wanted_runs(profile, overrides, pinned, configs.keys() - by_tune.keys(), is_reference)
     except UserError:  # a setting of the records may not fit another encoder of the profile
-        wanted = wanted_runs(profile, overrides, present, overrides, is_reference)
-    now = state_of([run for runs in wanted.values() for run in runs], records, [*problems, *unknown])
-    tuned = {r.config["seed"] for r in records if r.run_id in by_tune}
-    tuned |= set() if is_reference else tuned_seeds(rates_setting(overrides, str(folder)))
-    tuning = tuple(r for r in records if r.run_id in now.extra and (r.run_id in by_tune or r.config["seed"] in tuned))
-    aside = {record.run_id for record in tuning}
-    ok = {r.run_id: r for r in records if r.status == "ok" and r.run_id in configs and r.run_id not in aside}
-    extra = tuple(run_id for run_id in now.extra if run_id not in {*ok, *aside})
+        wanted = wanted_runs(profile, overrides, [], configs.keys() - by_tune.keys(), is_reference)
+    state = state_of([run for runs in wanted.values() for run in runs], records, [*problems, *unknown])
+    tuning = {run_id: record for run_id, record in by_tune.items() if run_id in state.extra}
+    ok = {r.run_id: r for r in records if r.run_id in configs.keys() - tuning.keys()}
+    extra = tuple(run_id for run_id in state.extra if run_id not in {*ok, *tuning})
     frame, broken = with_collapsed(load_frame(list(ok.values())), ok.values(), folder)
-    now = dataclasses.replace(now, ok=ok, extra=extra, problems=(*now.problems, *broken))
+    state = dataclasses.replace(state, ok=ok, extra=extra, problems=(*state.problems, *broken))
     refuse_mixed_rows(frame)
     dropped = OF_MACHINES if is_reference else ()  # the committed files are the same on every machine
     parents = {run.parent for run in wanted.get("mnli_start", ())}  # whose table does not show them
@@ -153,7 +149,7 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     runs = pd.concat(tables) if tables else every
     is_rate = runs["experiment"] == LEARNING_RATE
     where = (profile, folder, own, reference, is_reference, tuple(overrides))
-    return Gathered(*where, runs[~is_rate], runs[is_rate], tuning, frame, now)
+    return Gathered(*where, runs[~is_rate], runs[is_rate], tuple(tuning.values()), frame, state)
 
 
 def known_configs(records: Iterable[RunRecord]) -> tuple[dict[str, RunConfig], list[str]]:
@@ -181,13 +177,13 @@ def as_recorded(configs: Iterable[RunConfig], overrides: Sequence[str], is_refer
     for key in OF_MACHINES:
         section, _, name = key.partition(".")
         values = {getattr(getattr(config, section), name) for config in configs}
-        if len(values) == 1 and not any(override.startswith(f"{key}=") for override in overrides):
+        if len(values) == 1 and not values_given(key, overrides):
             added.append(f"{key}={values.pop()}")
     return added
 
 
 def wanted_runs(
-    profile: str, asked: Sequence[str], present: Collection[str], given: Sequence[str], whole: bool
+    profile: str, overrides: Sequence[str], pinned: Sequence[str], present: Set[str], whole: bool
 ) -> dict[str, list[PlannedRun]]:
     """Experiment -> its expected runs: the requested ones, and those of other experiments that have records.
 
@@ -195,21 +191,21 @@ def wanted_runs(
     shown: they are of another encoder.
 
     Args:
-        asked: The overrides of the request.
+        pinned: More overrides, from the records.
         present: The run_ids of the records.
-        given: The overrides that the user gave.
         whole: See `select_runs`.
     """
+    asked = [*overrides, *pinned]
     runs = select_runs(profile, asked, whole)
     wanted = {name: [run for run in runs if name in run.experiments] for name in EXPERIMENTS}
-    if not any(override.startswith("experiment=") for override in asked) and not wanted[ADHOC]:
-        unasked = set(present) - {run.run_id for run in runs}
+    if not values_given("experiment", asked) and not wanted[ADHOC]:
+        unasked = present - {run.run_id for run in runs}
         for name in (name for name in EXPERIMENTS if unasked and name in experiments_of(profile)):
             more = selected(profile, name, asked)
             if unasked & {run.run_id for run in more}:
                 wanted[name] = more
     every = {run.run_id for runs in wanted.values() for run in runs}
-    if present and every.isdisjoint(present) and all(override.startswith(SHARED) for override in given):
+    if present and every.isdisjoint(present) and all(override.startswith(SHARED) for override in overrides):
         return {}
     return wanted
 

@@ -1,5 +1,6 @@
 """The texts above and below tables: those of notes.yaml, and those that depend on the runs."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,14 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from lora.report.stats import ENOUGH_SEEDS, LEVEL
+from lora.data.tasks import TASKS
+from lora.report.runs import told_apart
+from lora.report.stats import DIGITS, ENOUGH_SEEDS, LEVEL
+from lora.report.titles import START_TITLES, encoder_title
 
 NOTES: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 BANNERS: dict[str, str] = NOTES["banners"]
-ENCODERS: dict[str, str] = NOTES["encoders"]
+RISING = 0.5  # points; a convention of this project
 
 
 def note(key: str) -> str:
@@ -20,15 +24,66 @@ def note(key: str) -> str:
 
 def encoder_notes(models: Iterable[str], kind: str = "whole") -> list[str]:
     """Notes on the encoders for tasks of this kind, for the encoders that have one."""
-    known = NOTES["encoders_of_own"] if kind == "own" else ENCODERS
+    known = NOTES["encoders_of_own" if kind == "own" else "encoders"]
     return [known[model] for model in dict.fromkeys(models) if model in known]
 
 
 def caption(summary: pd.DataFrame) -> str:
     """The note that defines a table's numbers."""
-    seeds = set(summary["planned"])
-    count = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
+    count = " to ".join(dict.fromkeys((f"{summary['planned'].min()}", f"{summary['planned'].max()}")))
     of_runs = f"Median over {count} seeds of each run's best epoch on the dev set, ± the standard deviation over seeds."
-    if seeds == {1}:
+    if count == "1":
         of_runs = "Each run's best epoch on the dev set; one seed."
     return f"{of_runs} Protocol: {', '.join(sorted(set(summary['protocol'])))}. {note('head')}"
+
+
+def conditions(runs: pd.DataFrame, curves: pd.DataFrame) -> str:
+    """The line above a table: encoder, epochs, train rows, start, devices, and how many cells still rise.
+
+    Args:
+        curves: `load_curves` of the records.
+    Returns: "" if no run is trained yet.
+    """
+    runs = runs.dropna(subset="device")
+    curves = curves[curves["run_id"].isin(runs["run_id"])]
+    if curves.empty:
+        return ""
+    embedders, parts, cut = NOTES["encoders"], [], []
+    models = [
+        f"{encoder_title(name)}{' (a sentence embedder)' * (name in embedders)}" for name in runs["model"].unique()
+    ]
+    epochs = sorted(curves.groupby("run_id")["epoch"].max().unique())
+    span = " and ".join(map(str, epochs)) if len(epochs) < 3 else f"{epochs[0]} to {epochs[-1]}"
+    for row in runs.drop_duplicates("task").itertuples():
+        task = TASKS[row.task]
+        parts += [f"{task.title} {row.train_rows:,.0f}"] * (row.is_part or task.own is not None)
+        cut += [f"{task.title} {row.truncated:.0%}"] * (row.truncated > 0)
+    longer = f" ({', '.join(cut)} of the rows longer than max_length, and cut)" if cut else ""
+    starts = " and ".join(START_TITLES[start] for start in runs["start"].unique())
+    counts = runs["device"].value_counts()
+    devices = f"device: {counts.index[0]}"
+    if len(counts) > 1:
+        devices = f"devices: {', '.join(f'{device} ({count} runs)' for device, count in counts.items())}"
+    rising = rising_text(runs, curves)
+    rows = ", ".join(parts) or "all"
+    return (
+        f"Encoder: {', '.join(models)}; epochs: {span}; train rows: {rows}{longer}; start: {starts}; {devices}.{rising}"
+    )
+
+
+def rising_text(runs: pd.DataFrame, curves: pd.DataFrame) -> str:
+    """How many cells gained more than `RISING` points in the last third of the epochs, on the mean over seeds.
+
+    Returns: "" if no run has two epochs.
+    """
+
+    def last_third(values: pd.Series) -> float:
+        last = len(values)
+        return values.iloc[-1] - values.iloc[max(1, round(2 * last / 3)) - 1] if last > 1 else math.nan
+
+    gains = (100 * curves.groupby("run_id")["value"].agg(last_third)).round(DIGITS)
+    means = runs["run_id"].map(gains).groupby([runs["task"], told_apart(runs)]).mean().dropna()
+    if means.empty:
+        return ""
+    rising = f"{(means > RISING).sum()} of {len(means)} cells"
+    return f" Still rising at the end, by more than {RISING} points in the last third of the epochs: {rising}."

@@ -16,8 +16,8 @@ from markupsafe import Markup, escape
 from lora.data.tasks import TASKS
 from lora.report.build import Report
 from lora.report.claims import shown
+from lora.report.claims.summary import finding_row, findings
 from lora.report.notes import BANNERS
-from lora.report.readme import finding_row, findings
 from lora.report.tables import number
 from lora.report.titles import encoder_title
 from lora.table import Table, rows

@@ -43,21 +43,17 @@ def facts_of(expected: Iterable[tuple[str, RunConfig]], dropped: Collection[str]
 
 
 def with_records(runs: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
-    """Add the columns of the records, with a missing value where a run has none."""
-    kinds = kinds_of(records)
-    runs = runs.assign(label=list(map(method_label, runs["slug"], runs["method"])), kind=runs["task"].map(kinds))
-    return runs.merge(records.drop(columns=FACTS), on="run_id", how="left")
+    """Add the label of the method, the kind of the train rows, and the columns of the records, missing without one.
 
-
-def kinds_of(records: pd.DataFrame) -> dict[str, str]:
-    """Task -> one of `KINDS`. A GLUE task without a record is `part` if all those with records are, else `whole`."""
+    A GLUE task without a record is `part` if all those with records are, else `whole`.
+    """
     glue = {task for task in records["task"] if TASKS[task].family == "glue"}
     part = glue & set(records.loc[records["is_part"].eq(True), "task"])
     part = set(TASKS) if part and part == glue else part
-    return {
-        name: task.family if task.family != "glue" else "part" if name in part else "whole"
-        for name, task in TASKS.items()
-    }
+    kinds = {name: "part" if name in part else "whole" for name in TASKS}
+    kinds |= {name: task.family for name, task in TASKS.items() if task.family != "glue"}
+    runs = runs.assign(label=list(map(method_label, runs["slug"], runs["method"])), kind=runs["task"].map(kinds))
+    return runs.merge(records.drop(columns=FACTS), on="run_id", how="left")
 
 
 def labelled(
@@ -73,10 +69,8 @@ def labelled(
     compared = runs["columns"].map(lambda all_of: {k: v for k, v in all_of.items() if k not in without})
     runs = runs.assign(columns=compared)
     words = labels(runs.itertuples(), () if main is None else main.itertuples())
-    names = [
-        ", ".join(filter(None, (method_label(run.slug, run.method), words[run.run_id]))) for run in runs.itertuples()
-    ]
-    runs = runs.assign(label=names)
+    shown = [(method_label(run.slug, run.method), words[run.run_id]) for run in runs.itertuples()]
+    runs = runs.assign(label=[", ".join(filter(None, parts)) for parts in shown])
     return runs.assign(label=told_apart(runs, ["start"])) if start else runs
 
 
@@ -108,17 +102,6 @@ def in_table_order(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.loc[[run.Index for run in sorted(runs.itertuples(), key=place)]]
 
 
-def refuse_twice(runs: pd.DataFrame, *more: str) -> None:
-    """
-    Args:
-        more: Columns that identify a cell, next to `CELL`.
-    Raises: UserError: If a cell has two runs of one seed.
-    """
-    twice = runs[runs.duplicated([*CELL, *more, "seed"], keep=False)]
-    if len(twice):
-        raise UserError(f"two runs of one seed cannot be in one cell: {', '.join(twice['run_id'])}")
-
-
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per cell, aggregated over its seeds.
 
@@ -127,7 +110,9 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
         kind. Metrics are in percent; values that were not measured are NaN.
     Raises: UserError: If two runs of one cell have the same seed.
     """
-    refuse_twice(runs)
+    twice = runs[runs.duplicated([*CELL, "seed"], keep=False)]
+    if len(twice):
+        raise UserError(f"two runs of one seed cannot be in one cell: {', '.join(twice['run_id'])}")
     runs = runs.assign(best=100 * runs["best"], last=100 * runs["last"], collapsed=runs["collapsed"].eq(1))
     table = runs.groupby(CELL, sort=False).agg(
         n=("best", "count"),

@@ -110,21 +110,6 @@ def mean_interval(values: Float[np.ndarray, " n"], level: float = LEVEL) -> Inte
     return Interval(mean, mean - half, mean + half, count)
 
 
-def welch_interval(one: Float[np.ndarray, " n"], other: Float[np.ndarray, " m"], level: float = LEVEL) -> Interval:
-    """Welch's t interval of the difference between the means of two independent samples; n counts the smaller one.
-
-    Returns: NaN bounds if a sample has fewer than two values or no sample has spread.
-    """
-    count = min(len(one), len(other))
-    if count == 0:
-        return Interval(math.nan, math.nan, math.nan, 0)
-    mean = float(one.mean() - other.mean())
-    if count < 2 or not (np.ptp(one) or np.ptp(other)):
-        return Interval(mean, math.nan, math.nan, count)
-    found = stats.ttest_ind(one, other, equal_var=False).confidence_interval(level)
-    return Interval(mean, float(found.low), float(found.high), count)
-
-
 def seeds_needed(
     values: Float[np.ndarray, " n"], edges: Sequence[tuple[float, Literal["less", "greater"]]], comparisons: int = 1
 ) -> int | None:

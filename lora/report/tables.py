@@ -1,4 +1,4 @@
-"""The layouts of the tables: from one row per cell to texts. Uses neither torch nor configurations."""
+"""The layouts of the tables of cells: from `lora.report.runs.summarise` to texts."""
 
 import math
 from collections.abc import Sequence
@@ -8,6 +8,8 @@ import pandas as pd
 from lora.data.tasks import TASKS
 from lora.report.runs import ROW, in_order
 from lora.report.titles import adapted, human_count, task_label
+
+Paper = dict[str, dict[tuple[str, int], float]]
 
 
 def cell_text(row: pd.Series, with_mean: bool = False) -> str:
@@ -25,7 +27,6 @@ def cell_text(row: pd.Series, with_mean: bool = False) -> str:
 
 
 def collapsed_text(collapsed: int, n: int) -> str:
-    """What a cell adds to its number if some of its n runs collapsed."""
     return f" ({collapsed} of {n} collapsed)" if collapsed else ""
 
 
@@ -38,16 +39,15 @@ def table2(summary: pd.DataFrame) -> pd.DataFrame:
 
     The average is the plain mean of the tasks' medians, as in the paper; `-` if a task is missing.
     """
-    tasks = in_order(summary)
+    tasks, lines = in_order(summary), []
     shown = [column for column in ("model", "protocol") if summary[column].nunique() > 1]
-    lines = []
-    for (model, protocol, _, _, label), group in summary.groupby(ROW, sort=False):
-        by_task = group.set_index("task")
-        names = {"model": model, "protocol": protocol}
-        line = {column.capitalize(): names[column] for column in shown}
-        line |= {"Method": label, "Trainable": trainable_text(group), "Head": head_text(group)}
-        line |= {"Seeds": seeds_text(group)}
-        lines.append(line | task_cells(by_task, tasks))
+    for (*_, label), group in summary.groupby(ROW, sort=False):
+        line = {column.capitalize(): group[column].iloc[0] for column in shown} | {"Method": label}
+        heads = group["trainable_head"].dropna().astype(float)  # depends on the tasks' numbers of labels
+        ends = (heads.min(), heads.max()) if len(heads) else ()
+        texts = dict.fromkeys(f"{end / 1e3:.0f}k" if end < 999_500 else human_count(end) for end in ends) or ["-"]
+        line |= {"Trainable": trainable_text(group), "Head": " to ".join(texts), "Seeds": seeds_text(group)}
+        lines.append(line | task_cells(group, tasks))
     return pd.DataFrame(lines)
 
 
@@ -56,33 +56,21 @@ def trainable_text(group: pd.DataFrame) -> str:
     return human_count(float(values.iloc[0])) if len(values) else "-"
 
 
-def head_text(group: pd.DataFrame) -> str:
-    """Number of trainable parameters in the head: `149k`; a range if it depends on the tasks' numbers of labels."""
-    values = group["trainable_head"].dropna().astype(float)
-    ends = (values.min(), values.max()) if len(values) else ()
-    texts = dict.fromkeys(f"{end / 1e3:.0f}k" if end < 999_500 else human_count(end) for end in ends) or ["-"]
-    return " to ".join(texts)
-
-
 def seeds_text(group: pd.DataFrame) -> str:
     """Number of runs in the cells of a line: `5`, or `3 to 5`."""
-    low, high = group["n"].min(), group["n"].max()
-    return f"{high}" if low == high else f"{low} to {high}"
+    return " to ".join(dict.fromkeys((f"{group['n'].min()}", f"{group['n'].max()}")))
 
 
-def task_cells(by_task: pd.DataFrame, tasks: Sequence[str], with_mean: bool = False) -> dict[str, str]:
+def task_cells(group: pd.DataFrame, tasks: Sequence[str], with_mean: bool = False) -> dict[str, str]:
     """One cell per task, and the average of several tasks. `with_mean`: see `cell_text`."""
-    there = {task: cell_text(by_task.loc[task], with_mean) for task in tasks if task in by_task.index}
-    line = {task_label(TASKS[task]): there.get(task, "-") for task in tasks}
-    if len(tasks) > 1:
-        line["Avg."] = number(average(by_task["median"], tasks))
-    return line
+    cells = {row["task"]: cell_text(row, with_mean) for _, row in group.iterrows()}
+    line = {task_label(TASKS[task]): cells.get(task, "-") for task in tasks}
+    return line | ({"Avg.": number(average(group, tasks))} if len(tasks) > 1 else {})
 
 
-def average(medians: pd.Series, tasks: Sequence[str]) -> float:
+def average(group: pd.DataFrame, tasks: Sequence[str], column: str = "median") -> float:
     """The plain mean over tasks; NaN if one is missing."""
-    values = medians.reindex(tasks)
-    return values.mean() if values.notna().all() else math.nan
+    return group.set_index("task")[column].reindex(tasks).mean(skipna=False)
 
 
 def beside_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
@@ -98,31 +86,26 @@ def beside_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame)
     tasks, lines = in_order(summary), []
     for (model, protocol, slug, _, label), group in summary.groupby(ROW, sort=False):
         fits = rows[(rows["slug"] == slug) & rows["protocol"].isin([protocol, "*"]) & rows["model"].isin([model, "*"])]
-        if not len(fits):
+        if fits.empty:
             continue
         row = fits.sort_values("model", ascending=False).iloc[0]  # `*` comes before any name
         names = row[["paper_model", "paper_method", "paper_trainable"]].tolist()
         cells = paper[paper[["model", "method", "trainable_params"]].eq(names).all(axis=1)].set_index("task")
-        by_task, printed = group.set_index("task"), {}
-        start = {"Model": model} if summary["model"].nunique() > 1 else {}
-        found = []
-        for task in tasks:
-            cell = cells.loc[TASKS[task].title] if TASKS[task].title in cells.index else None
-            printed[task] = math.nan if cell is None else cell["value"]
-            if task in by_task.index:
-                ours = by_task.loc[task]
-                theirs = "-" if cell is None else f"{cell['value']}" + f" ±{cell['std']}" * pd.notna(cell["std"])
-                values = cell_text(ours), f"{ours['n']:.0f}", theirs, ours["median"] - printed[task]
-                found.append((task_label(TASKS[task]), *values))
+        printed, found = cells["value"].reindex([TASKS[task].title for task in tasks]), []
+        for _, ours in group.set_index("task").reindex(tasks).dropna(subset="n").iterrows():
+            title = TASKS[ours.name].title
+            std = cells["std"].get(title, math.nan)
+            theirs = "-" if pd.isna(printed[title]) else f"{printed[title]}" + f" ±{std}" * pd.notna(std)
+            difference = ours["median"] - printed[title]
+            found.append((task_label(TASKS[ours.name]), cell_text(ours), f"{ours['n']:.0f}", theirs, difference))
         if len(tasks) > 1:
-            ours, theirs = average(by_task["median"], tasks), pd.Series(printed).mean(skipna=False)
+            ours, theirs = average(group, tasks), printed.mean(skipna=False)
             found.append(("Avg.", number(ours), seeds_text(group), number(theirs), ours - theirs))
-        for task, ours, n, theirs, difference in found:
-            line = {"Method": label, "Task": task, "Ours": ours, "n": n, "Published": theirs}
-            line |= {"Difference": number(difference, "+.1f"), "Published row": " ".join(names)}
-            lines.append(start | line)
-    table, whole = pd.DataFrame(lines), summary["kind"].eq("whole").all()
-    return table if whole or not len(table) else table.drop(columns="Difference")
+        for task, text, n, theirs, difference in found:
+            line = {"Model": model} if summary["model"].nunique() > 1 else {}
+            line |= {"Method": label, "Task": task, "Ours": text, "n": n, "Published": theirs}
+            lines.append(line | {"Difference": number(difference, "+.1f"), "Published row": " ".join(names)})
+    return pd.DataFrame(lines).drop(columns=[] if summary["kind"].eq("whole").all() else "Difference", errors="ignore")
 
 
 def table5(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -131,19 +114,18 @@ def table5(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataF
     Args:
         paper: The published cells (method, task, value), for columns next to ours.
     """
-    tasks, lines = in_order(summary), []
-    of_paper = paper_cells(paper)
+    tasks, lines, of_paper = in_order(summary), [], paper_cells(paper)
     for _, group in summary.groupby(["slug", "label"], sort=False):
         targets, rank = adapted(group.iloc[0])
         line = {"Adapted": targets, "Rank": str(rank), "Trainable": trainable_text(group), "Seeds": seeds_text(group)}
-        line |= task_cells(group.set_index("task"), tasks, with_mean=True)
+        line |= task_cells(group, tasks, with_mean=True)
         lines.append(line | {task: number(cells.get((targets, rank), math.nan)) for task, cells in of_paper.items()})
     return pd.DataFrame(lines)
 
 
-def paper_cells(paper: pd.DataFrame | None) -> dict[str, dict[tuple[str, int], float]]:
+def paper_cells(paper: pd.DataFrame | None) -> Paper:
     """`MNLI-m (paper)` -> target set and rank, as `adapted` has them -> the published value."""
-    found: dict[str, dict[tuple[str, int], float]] = {}
+    found: Paper = {}
     for row in () if paper is None else paper.itertuples():
         targets, rank = row.method.removeprefix("LoRA ").split(" r=")
         task = row.task.replace("MultiNLI-matched", "MNLI-m")
@@ -158,21 +140,17 @@ def table6(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataF
         paper: The published cells, as in `table5`, for rows below ours.
     """
     found = summary.assign(lora=[adapted(row) for row in summary.itertuples()])
-    ranks, lines = sorted({rank for _, rank in found["lora"]}), []
+    ranks, sets = sorted({rank for _, rank in found["lora"]}), list(dict.fromkeys(name for name, _ in found["lora"]))
+    texts = {}
     for task in in_order(summary):
-        rows = {row["lora"]: row for _, row in found[found["task"] == task].iterrows()}
-        for targets in dict.fromkeys(targets for targets, _ in rows):
-            line = {"Task": task_label(TASKS[task]), "Adapted": targets}
-            lines.append(
-                line
-                | {
-                    f"r = {r}": cell_text(rows[targets, r], with_mean=True) if (targets, r) in rows else "-"
-                    for r in ranks
-                }
-            )
+        rows = found[found["task"] == task].iterrows()
+        texts[task_label(TASKS[task])] = {row["lora"]: cell_text(row, with_mean=True) for _, row in rows}
     for task, cells in paper_cells(paper).items():
-        printed = {targets for targets, _ in cells}
-        for targets in dict.fromkeys(targets for targets, _ in found["lora"] if targets in printed):
-            published = {f"r = {r}": number(cells.get((targets, r), math.nan)) for r in ranks}
-            lines.append({"Task": task, "Adapted": targets} | published)
+        texts[task] = {key: number(value) for key, value in cells.items()}
+    lines = [
+        {"Task": task, "Adapted": targets} | {f"r = {rank}": cells.get((targets, rank), "-") for rank in ranks}
+        for task, cells in texts.items()
+        for targets in sets
+        if any(targets == name for name, _ in cells)
+    ]
     return pd.DataFrame(lines)

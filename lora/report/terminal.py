@@ -16,13 +16,12 @@ from rich.table import Table as Grid
 
 from lora.report.build import Report
 from lora.report.claims.shown import verdict_table
-from lora.report.claims.verdicts import Verdict
+from lora.report.claims.summary import ours, words
 from lora.report.comparisons import REPEATED
-from lora.report.learning_rate import LEARNING_RATE
 from lora.report.page import SYMBOLS, verdict
-from lora.report.readme import ours, words
 from lora.report.runs import OWN
 from lora.report.titles import METRIC_SHORT
+from lora.sweep.grids import LEARNING_RATE
 from lora.table import Table, rows
 
 # In the files and the page alone. The paper's claims are not judged on user-defined tasks, so their pairs are printed.
@@ -42,11 +41,10 @@ def show(report: Report, of_sweep: bool = False, plain: bool = False) -> None:
         of_sweep: Whether to leave out the runs that the sweep did not ask for.
         plain: Whether to print Markdown on a terminal too.
     """
-    tables = printed(report, of_sweep)
     if plain or not sys.stdout.isatty():
         print(markdown(report, of_sweep))
         return
-    console = Console(highlight=False)
+    console, tables = Console(highlight=False), printed(report, of_sweep)
     for banner in dict.fromkeys(table.banner for table in tables if table.banner):
         console.print(escape(banner.replace("*", "")), style="bold")
     for line in report.answers:
@@ -54,11 +52,13 @@ def show(report: Report, of_sweep: bool = False, plain: bool = False) -> None:
     notes: list[str] = []
     for table in tables:
         if table.name not in ("claims", LEARNING_RATE):  # the page has them
-            console.print(fitted(table, console))
+            grids = (grid(table, BREAKS[:1]), grid(table, BREAKS), grid(table, BREAKS, SIZES))
+            console.print(next((one for one in grids if fits(one, console)), grids[-1]))
             new = [note for note in table.notes[:1] if note not in notes]
             notes += new
             console.print(*(f"{escape(note.replace('`', ''))}\n" for note in new), style="dim")
-    for _, of_claim in groupby(measured(report), key=lambda each: each.claim.id):
+    measured = [each for each in report.verdicts if each.is_measured]
+    for _, of_claim in groupby(measured, key=lambda each: each.claim.id):
         judged = list(of_claim)
         word, claim = words(judged), escape(judged[0].claim.headline.removesuffix("."))
         start = f"[{COLOURS[verdict(word)]}]{SYMBOLS[verdict(word)]} {word:<13}[/]"
@@ -74,16 +74,8 @@ def printed(report: Report, of_sweep: bool) -> list[Table]:
     return sorted(tables, key=lambda table: table.name in ("claims", "reference"))
 
 
-def measured(report: Report) -> list[Verdict]:
-    """The verdicts that stand on a measured comparison."""
-    return [each for each in report.verdicts if any(found.n != 0 for found in each.findings)]
-
-
-def fitted(table: Table, console: Console) -> Grid:
-    """The first that fits: the table, with a second line for what stands behind a number, without sizes."""
-    wide = console.options.update(width=10_000)
-    grids = [grid(table, BREAKS[:1]), grid(table, BREAKS), grid(table, BREAKS, SIZES)]
-    return next((g for g in grids if Measurement.get(console, wide, g).maximum <= console.width), grids[-1])
+def fits(found: Grid, console: Console) -> bool:
+    return Measurement.get(console, console.options.update(width=10_000), found).maximum <= console.width
 
 
 def grid(table: Table, breaks: Sequence[str], without: Collection[str] = ("Head",)) -> Grid:
@@ -110,10 +102,9 @@ def grid(table: Table, breaks: Sequence[str], without: Collection[str] = ("Head"
 
 def markdown(report: Report, of_sweep: bool = False) -> str:
     """The tables, the verdicts that stand on a measured comparison, and the runs that no table has."""
-    shown = [
-        (replace(table, cells=verdict_table(measured(report))) if table.name == "claims" else table).markdown()
-        for table in printed(report, of_sweep)
-    ]
+    measured = verdict_table([each for each in report.verdicts if each.is_measured])
+    tables = [replace(t, cells=measured) if t.name == "claims" else t for t in printed(report, of_sweep)]
+    shown = [table.markdown() for table in tables]
     if report.answers:
         shown.insert(0, "\n".join(["# Which method is better\n", *(f"- {line}" for line in report.answers), ""]))
     if report.status:

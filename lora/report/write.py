@@ -3,17 +3,17 @@
 import json
 from pathlib import Path
 
+import pandas as pd
+
 from lora.files import ROOT, write_atomically
 from lora.report.build import Report
-from lora.report.claims.shown import to_json
+from lora.report.claims.shown import to_json, verdict_table
+from lora.report.claims.summary import findings_block
 from lora.report.comparisons import REPEATED
 from lora.report.figures import Figure
-from lora.report.gap import RECORDS, gap_table
-from lora.report.gather import gather
-from lora.report.learning_rate import LEARNING_RATE
 from lora.report.page import page
-from lora.report.readme import findings_block, verdicts_block
-from lora.table import in_page
+from lora.sweep.grids import LEARNING_RATE
+from lora.table import in_page, markdown, rows
 
 FOUND = "reference/long"  # whose verdicts are the README's findings
 # folder of experiments/ -> the tables on its page
@@ -37,13 +37,16 @@ def files(report: Report) -> dict[str, bytes]:
 
 
 def pages(report: Report) -> dict[Path, str]:
-    """Path -> text of the README and the experiments' pages, with this report's numbers between their marks.
-
-    The table of gaps compares several profiles' records, and any of their reports writes it.
-    """
-    gathered, mark, experiments = report.gathered, f"results:{report.name}", ROOT / "experiments"
-    blocks = [(ROOT / "README.md", mark, report.readme)]
-    blocks.append((experiments / "VERDICTS.md", mark, verdicts_block(report.verdicts)))
+    """Path -> text of the README and the experiments' pages, with this report's numbers between their marks."""
+    gathered, mark, experiments, verdicts = (
+        report.gathered,
+        f"results:{report.name}",
+        ROOT / "experiments",
+        report.verdicts,
+    )
+    reasons = dict.fromkeys(f"- *{each.claim.sentence}* {each.claim.margin}" for each in verdicts)
+    with_bounds = "\n".join([markdown(verdict_table(verdicts), 3), "The bounds:", "", *reasons])
+    blocks = [(ROOT / "README.md", mark, main_block(report)), (experiments / "VERDICTS.md", mark, with_bounds)]
     for folder, names in PAGES.items():
         tables = [table for table in report.tables if table.name.removesuffix("_part") in names]
         texts = [f"**{table.title}**\n\n" * (len(tables) > 1) + table.untitled() for table in tables]
@@ -51,16 +54,49 @@ def pages(report: Report) -> dict[Path, str]:
         if tables and (progress := report.progress(set(runs.loc[runs["experiment"] == folder, "run_id"]))):
             texts.insert(0, f"{progress}\n")
         blocks.append((experiments / folder / "README.md", mark, "\n".join(texts)))
-    if report.name in RECORDS:
-        every = {n: gathered if n == report.name else gather(n, (), gathered.reference.parent) for n in RECORDS}
-        blocks.append((experiments / "README.md", "results:gaps", gap_table(every)))
     if report.name == FOUND:
-        blocks.append((ROOT / "README.md", "findings", findings_block(report.verdicts)))
+        blocks.append((ROOT / "README.md", "findings", findings_block(verdicts)))
     written: dict[Path, str] = {}
     for path, name, text in blocks:
         if path.exists():
             written[path] = in_page(written.get(path) or path.read_text(), name, f"\n{text.rstrip()}\n")
     return written
+
+
+def main_block(report: Report) -> str:
+    """The main table with the paper's rows, the figure of parameters for real GLUE, and the path of the full report."""
+    tables = {table.name: table for table in report.tables}
+    main = tables.get("table2") or tables.get("table2_part")
+    if main is None:
+        return ""
+    above = (main.banner, main.above, report.progress(report.expected))
+    lines = [line for text in above if text for line in (text, "")]
+    cells = with_paper(main.cells, tables["table2_paper"].cells) if "table2_paper" in tables else main.cells
+    lines += [markdown(cells, main.words), main.notes[0], ""]
+    figure = main.name.replace("table2", "parameters")  # with the same kind of train rows
+    if figure in main.figures and not any(each.not_glue for each in report.verdicts):
+        path = f"results/{report.name}/figures/{figure}.png"
+        lines += [f"![Trainable parameters against the average score]({path})", ""]
+    lines.append(f"All tables, figures and runs: `results/{report.name}/report.html`, one page that opens offline.")
+    return "\n".join(lines)
+
+
+def with_paper(cells: pd.DataFrame, beside: pd.DataFrame) -> pd.DataFrame:
+    """The table, with the published row of each method under ours.
+
+    Args:
+        beside: `lora.report.tables.beside_paper`.
+    """
+    lines = []
+    for ours in rows(cells):
+        lines.append(dict(zip(cells.columns, ours, strict=True)))
+        printed = beside[beside["Method"] == lines[-1]["Method"]]
+        if len(printed):
+            values = printed.set_index("Task")["Published"].to_dict()
+            row, _, trainable = printed["Published row"].iloc[0].rpartition(" ")
+            values |= {"Method": f"the paper: {row}", "Trainable": trainable}
+            lines.append({name: values.get(name, "") for name in cells.columns})
+    return pd.DataFrame(lines)
 
 
 def figure_json(figure: Figure) -> bytes:

@@ -60,19 +60,18 @@ def bounds(differences: Float[np.ndarray, "b pairs"], purpose: str) -> dict[str,
     the examples counts that again.
     """
     tail = (1 - LEVEL) / 2
-    means = differences.mean(axis=1)
-    found = dict(zip(("examples_low", "examples_high"), quantiles(means, tail), strict=True))
-    pairs = differences.shape[1]
-    if pairs < 2:
-        return {**found, "both_low": None, "both_high": None}
-    picks = drawn(differences.shape, pairs, "seeds", purpose)
-    stretch = math.sqrt(pairs / (pairs - 1)) * stats.t.ppf(tail, pairs - 1) / stats.norm.ppf(tail)
-    both = means + stretch * (np.take_along_axis(differences, picks, axis=1).mean(axis=1) - means)
-    return found | dict(zip(("both_low", "both_high"), quantiles(both, tail), strict=True))
-
-
-def quantiles(values: np.ndarray, tail: float) -> list[float]:
-    return [float(f"{value:.6g}") for value in np.quantile(values, (tail, 1 - tail))]
+    tail, pairs = (1 - LEVEL) / 2, differences.shape[1]
+    means, both = differences.mean(axis=1), None
+    if pairs > 1:
+        picks = drawn(differences.shape, pairs, "seeds", purpose)
+        stretch = math.sqrt(pairs / (pairs - 1)) * stats.t.ppf(tail, pairs - 1) / stats.norm.ppf(tail)
+        both = means + stretch * (np.take_along_axis(differences, picks, axis=1).mean(axis=1) - means)
+    found: dict[str, float | None] = {}
+    for source, values in (("examples", means), ("both", both)):
+        ends = (None, None) if values is None else np.quantile(values, (tail, 1 - tail))
+        for name, end in zip(("low", "high"), ends, strict=True):
+            found[f"{source}_{name}"] = None if end is None else float(f"{end:.6g}")
+    return found
 
 
 def compare(gathered: Gathered, labels: Mapping[str, np.ndarray], results: Path) -> list[dict[str, Any]]:
@@ -86,23 +85,19 @@ def compare(gathered: Gathered, labels: Mapping[str, np.ndarray], results: Path)
     for model, of_model in compared(gathered).groupby("model", sort=False):
         groups = groups_of(of_model)
         for task, true in labels.items():
-            runs = of_model[of_model["task"] == task]
-            if not len(runs):
-                continue
-            records = [gathered.state.ok[run_id] for run_id in runs["run_id"]]
+            run_ids, metric = of_model.loc[of_model["task"] == task, "run_id"], TASKS[task].metric
+            records = [gathered.state.ok[run_id] for run_id in run_ids]
             predicted = [dev_predictions(record, results)["best"] for record in records]
             for record, values in zip(records, predicted, strict=True):
-                check(record, TASKS[task].metric, values, true)
-            points = pd.DataFrame(resampled(TASKS[task].metric, predicted, true, task), columns=runs["run_id"])
+                check(record, metric, values, true)
+            points = pd.DataFrame(resampled(metric, predicted, true, task), columns=run_ids) if records else None
             for other, one in combinations(groups, 2):
-                sides = [
-                    groups[name][groups[name]["task"] == task].set_index("seed")["run_id"] for name in (one, other)
-                ]
-                if common := sorted(set(sides[0].index) & set(sides[1].index)):
-                    sides = [points[side[common]].to_numpy() for side in sides]
+                sides = [groups[name].query("task == @task").set_index("seed")["run_id"] for name in (one, other)]
+                if len(common := sides[0].index.intersection(sides[1].index).sort_values()):
+                    found = [points[side[common]].to_numpy() for side in sides]
                     about = {"model": model, "one": one, "other": other, "task": task, "examples": len(true)}
-                    found = bounds(sides[0] - sides[1], f"{task} {one} {other}")
-                    entries.append({**about, "pairs": len(common), **found})
+                    purpose = f"{task} {one} {other}"
+                    entries.append({**about, "pairs": len(common), **bounds(found[0] - found[1], purpose)})
     return entries
 
 

@@ -23,7 +23,7 @@ from lora.files import rounded, write_atomically
 from lora.records.analysis import SUBSPACES, analysis_json
 from lora.records.record import RunRecord
 from lora.report.analyses.command import saved_runs
-from lora.report.gather import Gathered, gather
+from lora.report.gather import gather
 from lora.report.gather import options as options
 from lora.rng import gaussian
 
@@ -88,45 +88,34 @@ def read_adapter(record: RunRecord, config: RunConfig) -> Saved:
     return Saved(record, config, a, b)
 
 
-def saved_adapters(gathered: Gathered) -> dict[tuple[str, str, int, int], Saved]:
-    """(model, task, rank, seed) -> the saved adapter of LoRA on Wq and Wv, trained from the pretrained encoder."""
-    shown, found = set(gathered.runs["run_id"]), {}
-    for record, config in saved_runs(gathered):
-        rank = {f"lora-qv-r{rank}": rank for rank in (SMALL, LARGE)}.get(config.method.slug)
-        if rank is not None and config.start == "pretrained" and record.run_id in shown:
-            found[config.model.name, config.task, rank, config.seed] = read_adapter(record, config)
-    return found
-
-
 def analyse(adapters: Mapping[tuple[str, str, int, int], Saved]) -> tuple[list[dict[str, Any]], set[str]]:
-    """The entries of the analysis, and the runs that they were made from."""
+    """The entries of the analysis, and the runs that they were made from.
+
+    Args:
+        adapters: (model, task, rank, seed) -> a saved adapter.
+    """
     cases, used = [], set()
     for model, task in dict.fromkeys(key[:2] for key in adapters):
         of_task = {key[2:]: saved for key, saved in adapters.items() if key[:2] == (model, task)}
         seeds = sorted(seed for rank, seed in of_task if rank == LARGE)
         if not seeds:
             continue
-        large = of_task[LARGE, seeds[0]]
+        large, small = of_task[LARGE, seeds[0]], of_task.get((SMALL, seeds[0]))
+        second = of_task[LARGE, seeds[1]] if len(seeds) > 1 else None
+        used |= {saved.record.run_id for saved in (small, large, second) if saved is not None}
         weights, modules = base_weights(large)
         for target in TARGETS:
-            middle = modules[target][len(modules[target]) // 2]
-            about = {"model": model, "task": task, "target": target}
-            small = of_task.get((SMALL, seeds[0]))
-            second = of_task[LARGE, seeds[1]] if len(seeds) > 1 else None
+            about, middle = {"model": model, "task": task, "target": target}, modules[target][len(modules[target]) // 2]
             if small is not None and second is not None:
-                of_ranks = (f"r = {SMALL}, seed {seeds[0]}", f"r = {LARGE}, seed {seeds[1]}")
-                names = range(1, SMALL + 1), AXIS
-                trained = [saved.a[middle] for saved in (small, second)]
-                untrained = [drawn(saved, middle) for saved in (small, second)]
-                for when, pair in (("trained", trained), ("before training", untrained)):
-                    phi, label = similarity(*pair), f"W{target}, {when}"
-                    cases.append({"kind": "ranks of two seeds", **about, **grid(phi, label, *of_ranks, *names)})
-                used |= {small.record.run_id, second.record.run_id}
+                names = f"r = {SMALL}, seed {seeds[0]}", f"r = {LARGE}, seed {seeds[1]}"
+                for when, pair in (
+                    ("trained", [saved.a[middle] for saved in (small, second)]),
+                    ("before training", [drawn(saved, middle) for saved in (small, second)]),
+                ):
+                    cases.append({"kind": "ranks of two seeds"} | about | grid(pair, f"W{target}, {when}", names))
             if second is not None:
-                phi = similarity(large.a[middle], second.a[middle])
-                of_seeds = [f"seed {seed}" for seed in seeds[:2]]
-                cases.append({"kind": "seeds", **about, **grid(phi, f"W{target}, two seeds", *of_seeds, AXIS, AXIS)})
-                used |= {large.record.run_id, second.record.run_id}
+                pair, names = [large.a[middle], second.a[middle]], (f"seed {seeds[0]}", f"seed {seeds[1]}")
+                cases.append({"kind": "seeds"} | about | grid(pair, f"W{target}, two seeds", names))
             for rank, saved in ((SMALL, small), (LARGE, large)):
                 if saved is not None:
                     layers = [
@@ -134,13 +123,19 @@ def analyse(adapters: Mapping[tuple[str, str, int, int], Saved]) -> tuple[list[d
                         for i, name in enumerate(modules[target])
                     ]
                     cases.append({"kind": "amplification", **about, "rank": rank, "layers": rounded(layers)})
-                    used.add(saved.record.run_id)
-        if len(seeds) > 1:
-            size = large.a[modules["q"][0]].shape
-            random = similarity(gaussian(size, "figure4", 1), gaussian(size, "figure4", 2))
+        if second is not None:
+            random = [gaussian(large.a[modules["q"][0]].shape, "figure4", number) for number in (1, 2)]
             about = {"model": model, "task": task, "target": None}
-            cases.append({"kind": "seeds", **about, **grid(random, "random Gaussian", "one", "other", AXIS, AXIS)})
+            cases.append({"kind": "seeds"} | about | grid(random, "random Gaussian", ("one", "other")))
     return cases, used
+
+
+def grid(pair: Sequence[np.ndarray], label: str, names: Sequence[str]) -> dict[str, Any]:
+    """The similarity of two A's at the i and j that are kept. `names`: of the two."""
+    rows, columns = (list(range(1, SMALL + 1)) if len(a) == SMALL else list(AXIS) for a in pair)
+    kept = similarity(*pair)[np.ix_([i - 1 for i in rows], [j - 1 for j in columns])]
+    about = {"label": label, "y": names[0], "x": names[1], "rows": [*map(str, rows)], "columns": [*map(str, columns)]}
+    return about | {"phi": [[round(float(value), 4) for value in row] for row in kept]}
 
 
 def base_weights(saved: Saved) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
@@ -170,17 +165,15 @@ def drawn(saved: Saved, name: str) -> Float[np.ndarray, "rank d_in"]:
     return lora_a.double().numpy()
 
 
-def grid(phi: np.ndarray, label: str, y: str, x: str, rows: Sequence[int], columns: Sequence[int]) -> dict[str, Any]:
-    kept = phi[np.ix_([i - 1 for i in rows], [j - 1 for j in columns])]
-    values = [[round(float(value), 4) for value in row] for row in kept]
-    names = {"rows": list(map(str, rows)), "columns": list(map(str, columns))}
-    return {"label": label, "y": y, "x": x, **names, "phi": values}
-
-
 def main(given: argparse.Namespace) -> None:
     """Exit codes: 0 done; 2 no adapter to analyse exists, or one is not its record's."""
     gathered = gather(given.profile, given.overrides)
-    cases, used = analyse(saved_adapters(gathered))
+    shown, adapters = set(gathered.runs["run_id"]), {}
+    for record, config in saved_runs(gathered):  # LoRA on Wq and Wv, trained from the pretrained encoder
+        rank = {f"lora-qv-r{rank}": rank for rank in (SMALL, LARGE)}.get(config.method.slug)
+        if rank is not None and config.start == "pretrained" and record.run_id in shown:
+            adapters[config.model.name, config.task, rank, config.seed] = read_adapter(record, config)
+    cases, used = analyse(adapters)
     if not cases:
         raise UserError(
             f"no run of {given.profile} with LoRA on q and v at rank {LARGE} left its adapter here: train it with "

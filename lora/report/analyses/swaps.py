@@ -23,25 +23,12 @@ from lora.files import write_atomically
 from lora.models.load import load_encoder
 from lora.records.analysis import SWAP, analysis_json
 from lora.report.analyses.command import saved_runs
-from lora.report.gather import Gathered, gather
+from lora.report.gather import gather
 from lora.report.gather import options as options
 from lora.rng import generator
 
 CYCLES = 1000
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def saved_adapters(gathered: Gathered) -> dict[str, dict[str, tuple[RunConfig, Adapter]]]:
-    """Encoder -> run_id -> configuration and saved LoRA adapter.
-
-    Raises: UserError: If one is broken, or is not the one that its record names.
-    """
-    found: dict[str, dict[str, tuple[RunConfig, Adapter]]] = {}
-    for record, config in saved_runs(gathered):
-        if config.method.name == "lora":
-            adapter = recorded_adapter(record, config.runtime.outputs)
-            found.setdefault(config.model.name, {})[record.run_id] = config, adapter
-    return found
 
 
 def count_failures(model: nn.Module, adapters: Sequence[Adapter], cycles: int) -> int:
@@ -64,7 +51,11 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
 def analyse(
     adapters: Mapping[str, Mapping[str, tuple[RunConfig, Adapter]]], cycles: int
 ) -> tuple[list[dict[str, Any]], set[str]]:
-    """The entries of the analysis, one per dtype and encoder with at least two adapters; and their run_ids."""
+    """The entries of the analysis, one per dtype and encoder with at least two adapters; and their run_ids.
+
+    Args:
+        adapters: Encoder -> run_id -> configuration and saved LoRA adapter.
+    """
     cases, used = [], set()
     for name, of_model in adapters.items():
         if len(of_model) < 2:
@@ -82,7 +73,12 @@ def analyse(
 def main(given: argparse.Namespace) -> None:
     """Exit codes: 0 done, whatever the result; 2 fewer than two adapters exist, or one is not its record's."""
     gathered = gather(given.profile, given.overrides)
-    cases, used = analyse(saved_adapters(gathered), CYCLES)
+    adapters: dict[str, dict[str, tuple[RunConfig, Adapter]]] = {}
+    for record, config in saved_runs(gathered):
+        if config.method.name == "lora":
+            adapter = recorded_adapter(record, config.runtime.outputs)
+            adapters.setdefault(config.model.name, {})[record.run_id] = config, adapter
+    cases, used = analyse(adapters, CYCLES)
     if not cases:
         raise UserError(
             f"no two LoRA runs of {given.profile} left their adapters here: train them with runtime.save_adapter=true"

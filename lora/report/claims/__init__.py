@@ -3,8 +3,8 @@
 | module | contents |
 | --- | --- |
 | `statements` | experiments/<name>/claims.yaml, read strictly |
-| `sides` | the cells that a side of a comparison names, and their labels |
-| `findings` | one comparison against its bound; counts, times and sizes; Holm's correction within a claim |
+| `findings` | one comparison against its bound, of times, sizes and counts |
+| `cells` | differences of cells against their bounds, in pairs of one seed |
 | `verdicts` | each claim, judged: supported, not supported, inconclusive |
 | `shown` | verdicts as text and as JSON |
 """

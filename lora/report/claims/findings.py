@@ -1,8 +1,8 @@
-"""One judged comparison of a claim: of counts, of times, or of cells (`lora.report.claims.verdicts`)."""
+"""One judged comparison of a claim (`Finding`), and those of times, sizes, counts and exact properties."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +14,7 @@ from lora.cost.efficiency.summary import TIMES, by_round
 from lora.cost.timing import median_interval, sign_p
 from lora.methods.titles import METHOD_TITLES
 from lora.models.sizes import gpt3_count
-from lora.report.claims.statements import Bound, Claim, Compare
-from lora.report.stats import LEVEL, holm
+from lora.report.claims.statements import Bound, Claim
 from lora.report.titles import encoder_title, slug_label
 
 Unit = Literal["points", "ratio", "failures"]
@@ -58,22 +57,17 @@ class Finding:
     runs: tuple[str, ...] = ()
 
 
-def exact(label: str, value: float, n: int | None, bound: Bound, runs: Sequence[str], unit: Unit) -> Finding:
+def tested(label: str, unit: Unit, n: int, bound: Bound, p: float, needed: str, **numbers: Any) -> Finding:
+    """A comparison judged by its interval. `needed`: the number of seeds that would decide, as a part of the reason."""
+    holds = bound.holds(numbers["low"], numbers["high"])
+    reason = f"the interval includes the bound{needed}" if holds is None else ""
+    return Finding(label, unit, n, bound, holds, p_against=p, reason=reason, **numbers)
+
+
+def exact(label: str, unit: Unit, n: int | None, bound: Bound, value: float, runs: tuple[str, ...]) -> Finding:
     """A comparison of counts. They have no error, so they keep or break the bound."""
     holds = bound.holds(value, value)
-    return Finding(label, unit, n, bound, holds, value, value, value, 0.0 if holds is False else 1.0, runs=tuple(runs))
-
-
-def timed(label: str, values: Float[np.ndarray, " rounds"], bound: Bound, runs: tuple[str, ...]) -> Finding:
-    """A comparison of times: the median of the rounds' ratios, judged by the sign test."""
-    mean, interval = float(np.median(values)), median_interval(values)
-    if interval is None:
-        reason = f"{len(values)} rounds: an interval of their median needs more"
-        return Finding(label, "ratio", len(values), bound, mean=mean, reason=reason, runs=runs)
-    holds = bound.holds(*interval)
-    reason = "" if holds is not None else "the interval includes the bound"
-    p = smallest_p(values, bound, sign_p)
-    return Finding(label, "ratio", len(values), bound, holds, mean, *interval, p, reason=reason, runs=runs)
+    return Finding(label, unit, n, bound, holds, value, value, value, 0.0 if holds is False else 1.0, runs=runs)
 
 
 def smallest_p(values: Float[np.ndarray, " n"], bound: Bound, test: Callable[..., float]) -> float:
@@ -81,47 +75,40 @@ def smallest_p(values: Float[np.ndarray, " n"], bound: Bound, test: Callable[...
     return min(test(values, edge, side) for edge, side in bound.edges)
 
 
-def after_holm(findings: Sequence[Finding]) -> list[Finding]:
-    """Apply Holm's correction, since any broken bound refutes a claim. A bound broken only without it is undecided."""
-    corrected = holm([1.0 if math.isnan(found.p_against) else found.p_against for found in findings])
-    reason = f"outside the bound, but not after correction for {len(findings)} comparisons"
-    return [
-        replace(found, holds=None, reason=reason) if found.holds is False and p > (1 - LEVEL) / 2 else found
-        for found, p in zip(findings, corrected, strict=True)
-    ]
+def ratios(claim: Claim, path: Path, summary: Mapping[str, Any], folder: Path) -> list[Finding]:
+    """The ratios of one measure, per shape (batch x tokens) if it depends on that; [] if a method was not measured.
 
-
-def ratios(claim: Claim, compare: Compare, path: Path, summary: Mapping[str, Any], folder: Path) -> list[Finding]:
-    """The ratio of one measure, per shape (batch x tokens) if it depends on that; [] if the method was not measured.
+    Times are judged by the sign test on the ratios of the rounds, whose median is shown.
 
     Args:
         path, summary: A summary of `python -m lora efficiency`, whose samples of times are in samples.csv next to it.
         folder: The folder of all measurements.
     """
-    source, bound, measure = (str(path.relative_to(folder.parent)),), compare.bound, claim.measure
-    served = {"lora": "unmerged LoRA"} if measure == "latency_ms" else {}
-    one, other = ((SIDES | served)[side] for side in (compare.one, compare.other))
-    label = f"{MEASURES[measure]}, {one} / {other}"
-
-    def named(shape: str) -> str:
-        return f"{label}{SHAPE}{shape.replace('x', ' x ')} tokens" if shape else label
-
-    if measure in TIMES.values():
-        by_shape = ratios_by_round(path.with_name("samples.csv"), measure, compare)
-        return [timed(named(shape), values, bound, source) for shape, values in by_shape.items()]
-    values = ((summary.get(compare.one) or {}).get(f"to_{compare.other}") or {}).get(measure)
-    values = {} if values is None else values if isinstance(values, dict) else {"": values}
-    return [exact(named(shape), value, None, bound, source, "ratio") for shape, value in values.items()]
-
-
-def ratios_by_round(path: Path, measure: str, compare: Compare) -> dict[str, Float[np.ndarray, " rounds"]]:
-    """Shape -> the ratio in each round; empty if the samples of a side were not kept."""
-    if not path.exists():
-        return {}
-    times = by_round(pd.read_csv(path).to_dict("records"))
-    kind = next(kind for kind, key in TIMES.items() if key == measure)
-    one, other = times.get((kind, compare.one), {}), times.get((kind, compare.other), {})
-    return {shape: one[shape] / other[shape] for shape in one if shape in other}
+    source, samples, found = (str(path.relative_to(folder.parent)),), path.with_name("samples.csv"), []
+    kind = next((kind for kind, key in TIMES.items() if key == claim.measure), None)
+    times = by_round(pd.read_csv(samples).to_dict("records")) if kind and samples.exists() else {}
+    served = {"lora": "unmerged LoRA"} if claim.measure == "latency_ms" else {}
+    for compare in claim.compare:
+        one, other, bound = compare.one, compare.other, compare.bound
+        values = ((summary.get(one) or {}).get(f"to_{other}") or {}).get(claim.measure)
+        by_shape = {} if values is None else values if isinstance(values, dict) else {"": values}
+        if kind:
+            sides = [times.get((kind, side), {}) for side in (one, other)]
+            by_shape = {shape: sides[0][shape] / sides[1][shape] for shape in sides[0] if shape in sides[1]}
+        for shape, value in by_shape.items():
+            label = f"{MEASURES[claim.measure]}, {(SIDES | served)[one]} / {(SIDES | served)[other]}"
+            label += f"{SHAPE}{shape.replace('x', ' x ')} tokens" if shape else ""
+            if not kind:
+                found.append(exact(label, "ratio", None, bound, value, source))
+                continue
+            n, mean, interval = len(value), float(np.median(value)), median_interval(value)
+            if interval is None:
+                reason = f"{n} rounds: an interval of their median needs more"
+                found.append(Finding(label, "ratio", n, bound, mean=mean, reason=reason, runs=source))
+            else:
+                numbers = {"mean": mean, "low": interval[0], "high": interval[1], "runs": source}
+                found.append(tested(label, "ratio", n, bound, smallest_p(value, bound, sign_p), "", **numbers))
+    return found
 
 
 def count_ratios(claim: Claim, frame: pd.DataFrame) -> dict[str, list[Finding]]:
@@ -130,28 +117,24 @@ def count_ratios(claim: Claim, frame: pd.DataFrame) -> dict[str, list[Finding]]:
     Args:
         frame: `load_frame` of a profile's records.
     """
-    wanted, found = slugs_of(claim), {}
+    wanted = {slug for compare in claim.compare for slug in (compare.one, compare.other)}
     counts = {GPT3: {slug: (gpt3_count(slug), "computed") for slug in wanted}} if claim.count == "gpt3" else {}
     if claim.count == "encoder":
         for model, runs in frame[frame["slug"].isin(wanted)].sort_values("run_id").groupby("model", sort=False):
             first = runs.drop_duplicates("slug").itertuples()
             counts[model] = {run.slug: (run.trainable_method, run.run_id) for run in first}
+    found: dict[str, list[Finding]] = {}
     for model, by_slug in counts.items():
-        if set(wanted) <= set(by_slug):
-            found[model] = []
-            for compare in claim.compare:
-                (one, of_one), (other, of_other) = by_slug[compare.one], by_slug[compare.other]
-                names = " / ".join(slug_label(slug).replace("Full", "full") for slug in (compare.one, compare.other))
-                label = f"trainable parameters, {names}, {encoder_title(model)}: {one:,} / {other:,}"
-                runs = list(dict.fromkeys((of_one, of_other)))
-                found[model].append(exact(label, one / other, None, compare.bound, runs, "ratio"))
+        for compare in claim.compare if wanted <= set(by_slug) else ():
+            (one, of_one), (other, of_other) = by_slug[compare.one], by_slug[compare.other]
+            names = " / ".join(slug_label(slug).replace("Full", "full") for slug in (compare.one, compare.other))
+            label = f"trainable parameters, {names}, {encoder_title(model)}: {one:,} / {other:,}"
+            runs = tuple(dict.fromkeys((of_one, of_other)))
+            found.setdefault(model, []).append(exact(label, "ratio", None, compare.bound, one / other, runs))
     return found
-
-
-def slugs_of(claim: Claim) -> list[str]:
-    return list(dict.fromkeys(slug for compare in claim.compare for slug in (compare.one, compare.other)))
 
 
 def checked(case: Mapping[str, Any]) -> Finding:
     """A case of an exact property: any failure refutes it."""
-    return exact(case["label"], case["failures"], case["trials"], Bound("exactly", 0), case["runs"], "failures")
+    bound, runs = Bound(-math.inf, 1, "exactly 0"), tuple(case["runs"])
+    return exact(case["label"], "failures", case["trials"], bound, case["failures"], runs)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -16,6 +16,11 @@ from lora.report.titles import encoder_title
 
 SHORT = 8  # digits of a commit
 ABOUT = {"swap": "trained adapters"}  # check -> its subject
+FORMS: dict[str, tuple[Callable[[float], str], str]] = {
+    "less": (lambda ratio: f"{1 - ratio:.0%}", " less"),
+    "more": (lambda ratio: f"{ratio - 1:+.1%}", ""),
+    "times": (lambda ratio: f"{1 / ratio:.0f}", " times less"),
+}
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
@@ -23,19 +28,19 @@ def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     sentence and commit."""
     lines, level = [], f"{LEVEL:.0%} interval"
     for each in verdicts:
-        start = {"Verdict": word_text(each), "Claim": each.claim.headline + about_text(each)}
-        end = {"Claim's commit": commit_text(each)}
-        last, unselected = (iter(other.findings if other else ()) for other in (each.on_last, each.unselected))
-        for found in each.findings:
-            shown = {"Compared": found.label, "Found": value_text(found, found.mean), level: interval_text(found)}
-            shown |= {"Last epoch": short(next(last, None)), "Unselected": short(next(unselected, None))}
-            shown |= {"n": "-" if found.n is None else str(found.n)}
-            shown |= {"Bound": found.bound.text, "Undecided because": found.reason or "-"}
-            lines.append({**start, **shown, **end})
-            start, end = {"Verdict": "", "Claim": ""}, {"Claim's commit": ""}
-        if not each.findings:
-            nothing = dict.fromkeys(("Compared", "Found", level, "Last epoch", "Unselected", "n", "Bound"), "-")
-            lines.append({**start, **nothing, "Undecided because": each.reason, **end})
+        stated = [word_text(each), each.claim.headline + about_text(each), commit_text(each)]
+        others = [iter(other.findings if other else ()) for other in (each.on_last, each.unselected)]
+        for found in each.findings or (None,):
+            line = {"Verdict": stated[0], "Claim": stated[1]}
+            line |= dict.fromkeys(("Compared", "Found", level, "Last epoch", "Unselected", "n", "Bound"), "-")
+            if found is not None:
+                line |= {"Compared": found.label, "Found": value_text(found, found.mean), level: interval_text(found)}
+                rules = zip(("Last epoch", "Unselected"), others, strict=True)
+                line |= {name: short(one) for name, other in rules for one in [next(other, None)] if one}
+                line |= {"n": "-" if found.n is None else str(found.n), "Bound": found.bound.text}
+            line |= {"Undecided because": found.reason or "-" if found else each.reason}
+            lines.append(line | {"Claim's commit": stated[2]})
+            stated = [""] * 3
     return pd.DataFrame(lines)
 
 
@@ -58,8 +63,8 @@ def commit_text(each: Verdict) -> str:
 
 def finding_text(found: Finding) -> str:
     """A comparison as a sentence: `LoRA - Full, RTE: +0.50 (95% interval -0.20 to +1.20, n = 5); bound: above -1`."""
-    parts = [] if interval_text(found) == "-" else [f"{LEVEL:.0%} interval {interval_text(found)}"]
-    parts += [] if found.n is None else [f"n = {found.n}"]
+    interval = interval_text(found)
+    parts = [f"{LEVEL:.0%} interval {interval}"] * (interval != "-") + [f"n = {found.n}"] * (found.n is not None)
     about = f" ({', '.join(parts)})" if parts else ""
     reason = f"; {found.reason}" if found.reason else ""
     return f"{found.label}: {value_text(found, found.mean)}{about}; bound: {found.bound.text}{reason}"
@@ -85,22 +90,27 @@ def interval_text(found: Finding, digits: int = 2) -> str:
     return f"{value_text(found, found.low, digits)} to {value_text(found, found.high, digits)}"
 
 
-def short(found: Finding | None) -> str:
-    """`-0.89 (-2.33 to +0.55)`, the value alone without an interval, or `-`."""
-    if found is None:
-        return "-"
-    interval = interval_text(found)
-    return value_text(found, found.mean) + ("" if interval == "-" else f" ({interval})")
+def short(found: Finding, digits: int = 2, form: str | None = None) -> str:
+    """`-0.89 (-2.33 to +0.55)`, or the value alone without an interval.
+
+    Args:
+        form: One of `FORMS`, which shows a ratio in the paper's words: `25% less (20% to 30%)`.
+    """
+    interval, value = interval_text(found, digits), value_text(found, found.mean, digits)
+    if form is not None:
+        show, unit = FORMS[form]
+        ends = sorted((found.low, found.high), reverse=form != "more")  # the others turn the order
+        interval, value = interval if interval == "-" else " to ".join(map(show, ends)), show(found.mean) + unit
+    return value if interval == "-" else f"{value} ({interval})"
 
 
 def paper_text(claim: Claim) -> str:
     """The published cells: `RoBERTa-large LoRA Avg: 89.0`."""
     cells = []
     for row in claim.paper:
-        named = [row[key] for key in ("model", "method", "task", "quantity", "metric") if row.get(key)]
-        if "task" in row:
-            named = [row["model"], row["method"], row["task"]]
-        cells.append(f"{' '.join(named)}: {row['value']}" + (f" ±{row['std']}" if row["std"] else ""))
+        keys = ("model", "method", "task") if "task" in row else ("model", "method", "quantity", "metric")
+        named = " ".join(row[key] for key in keys if row.get(key))
+        cells.append(f"{named}: {row['value']}" + (f" ±{row['std']}" if row["std"] else ""))
     return "; ".join(cells)
 
 

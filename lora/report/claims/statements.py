@@ -1,8 +1,9 @@
 """The paper's sentences as testable statements: experiments/<name>/claims.yaml, read strictly."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 import yaml
@@ -18,39 +19,28 @@ KINDS = ("metric", "measure", "count", "check")
 Side = dict[str, tuple[str, ...]]
 
 
-@dataclass(frozen=True)
-class Bound:
-    """The bound of a difference (in points), a ratio or a count: above a value, below it, near it, or exactly it."""
+class Bound(NamedTuple):
+    """An open interval that a difference (in points), a ratio or a count must lie in."""
 
-    kind: Literal["above", "below", "within", "exactly"]
-    value: float
-    of: float = 0.0
-
-    @property
-    def text(self) -> str:
-        return f"within {self.value:g} of {self.of:g}" if self.kind == "within" else f"{self.kind} {self.value:g}"
+    low: float
+    high: float
+    text: str
 
     @property
-    def edges(self) -> tuple[tuple[float, Literal["less", "greater"]], ...]:
-        """The ends of the bound, each with the side on which the bound is broken; none for `exactly`."""
-        if self.kind == "exactly":
-            return ()
-        if self.kind == "within":
-            return (self.of - self.value, "less"), (self.of + self.value, "greater")
-        return ((self.value, "less" if self.kind == "above" else "greater"),)
+    def edges(self) -> list[tuple[float, Literal["less", "greater"]]]:
+        """The finite ends, each with the side on which the bound is broken."""
+        ends: tuple[tuple[float, Literal["less", "greater"]], ...] = ((self.low, "less"), (self.high, "greater"))
+        return [(edge, side) for edge, side in ends if math.isfinite(edge)]
 
     def holds(self, low: float, high: float) -> bool | None:
-        """True if all of an interval keeps the bound, False if none of it does, None in between."""
-        if self.kind == "exactly":
-            return low == high == self.value
-        if all(low > edge if side == "less" else high < edge for edge, side in self.edges):
+        """True if all of an interval is within the bound, False if none of it is, None in between."""
+        if self.low < low and high < self.high:
             return True
-        broken = any(high <= edge if side == "less" else low >= edge for edge, side in self.edges)
-        return False if broken else None
+        return False if high <= self.low or low >= self.high else None
 
     def room(self, low: float, high: float) -> float:
-        """The distance by which an interval keeps the bound; negative if part of it lies outside."""
-        return min((low - edge if side == "less" else edge - high for edge, side in self.edges), default=0.0)
+        """The distance of an interval from the nearest end; negative if part of it lies outside."""
+        return min(low - self.low, self.high - high)
 
 
 @dataclass(frozen=True)
@@ -71,16 +61,17 @@ class Compare:
     of: float = 0.0
 
     def __post_init__(self):
-        if len(self.given) != 1:
-            raise SettingsError([f"bound must be one of above, below and within, got {self.given}"])
-
-    @property
-    def given(self) -> list[str]:
-        return [key for key in ("above", "below", "within") if getattr(self, key) is not None]
+        given = [key for key in ("above", "below", "within") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise SettingsError([f"bound must be one of above, below and within, got {given}"])
 
     @property
     def bound(self) -> Bound:
-        return Bound(self.given[0], getattr(self, self.given[0]), self.of)
+        if self.above is not None:
+            return Bound(self.above, math.inf, f"above {self.above:g}")
+        if self.below is not None:
+            return Bound(-math.inf, self.below, f"below {self.below:g}")
+        return Bound(self.of - self.within, self.of + self.within, f"within {self.within:g} of {self.of:g}")
 
 
 @dataclass(frozen=True)
@@ -92,8 +83,7 @@ class Claim:
         margin: The reason for the bounds.
         stated, stated_at: The commit in which the claim last changed, and its time; empty until it is committed.
         ours: Whether the sentence is this project's, not the paper's.
-        metric: For differences of cells, in points: the headline metric of each run's best epoch, last epoch, or
-            `unselected` one.
+        metric: For differences of cells, in points of the headline metric: `best`, that of each run's best epoch.
         measure: For ratios, a cost in results/efficiency/<device>/summary.json.
         count: For ratios of trainable parameters: GPT-3 175B by closed form, or the encoders of the records.
         check: An exact property that an analysis tested.
@@ -109,7 +99,7 @@ class Claim:
     stated: str = ""
     stated_at: str = ""
     ours: bool = False
-    metric: Literal["best", "last", "unselected"] | None = None
+    metric: Literal["best"] | None = None
     measure: (
         Literal["trainable", "checkpoint_bytes", "optimizer_bytes", "saved_activation_bytes", "step_ms", "latency_ms"]
         | None
@@ -153,29 +143,21 @@ def read_file(path: Path) -> list[Claim]:
         entries = yaml.safe_load(path.read_bytes())
     except yaml.YAMLError as error:
         raise UserError(f"{name} is not readable: {first_line(error)}") from error
-    for number, entry in enumerate(entries, 1):
+    for entry in entries:
         try:
-            claim = build(Claim, {"experiment": path.parent.name, **as_texts(entry)})
+            compare = [{key: texts(value) for key, value in one.items()} for one in entry.get("compare", ())]
+            claim = build(Claim, {"experiment": path.parent.name, **entry, "compare": compare})
             claims.append(replace(claim, paper=tuple(published(named, cells) for named in claim.paper)))
         except SettingsError as error:
-            problems = "; ".join(error.problems)
-            raise UserError(f"{name}, claim {number} ({entry.get('id', '-')}): {problems}") from error
+            raise UserError(f"{name}, claim {entry.get('id', '-')}: {'; '.join(error.problems)}") from error
     return claims
 
 
-def as_texts(value: Any, key: str = "") -> Any:
-    """A claim's entry with texts on single lines, a list of texts per selector of a side, and published cells as texts.
-
-    Args:
-        key: The key under which the value stands.
-    """
-    if isinstance(value, dict) and key in ("one", "other"):
-        return {str(k): [plain(one) for one in (v if isinstance(v, list) else [v])] for k, v in value.items()}
-    if isinstance(value, dict):
-        return {k: str(v) if key == "paper" else as_texts(v, k) for k, v in value.items()}
-    if isinstance(value, list):
-        return [as_texts(one, key) for one in value]
-    return " ".join(value.split()) if isinstance(value, str) else value
+def texts(value: Any) -> Any:
+    """A side of cells with a list of texts per selector; any other value as it is."""
+    if not isinstance(value, dict):
+        return value
+    return {key: [plain(one) for one in (v if isinstance(v, list) else [v])] for key, v in value.items()}
 
 
 def published(named: dict[str, str], cells: list[dict[str, str]]) -> dict[str, str]:

@@ -29,26 +29,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from lora.cost.efficiency.summary import read_summaries
-from lora.data.tasks import TASKS
 from lora.records.record import RunRecord
-from lora.report.claims.findings import Finding, after_holm, checked, count_ratios, ratios, slugs_of, smallest_p
-from lora.report.claims.sides import described, labels, select, several
-from lora.report.claims.statements import Bound, Claim, Compare
-from lora.report.stats import (
-    ENOUGH_SEEDS,
-    MOST_SEEDS,
-    POWER,
-    by_seed,
-    mean_interval,
-    mean_p,
-    paired_differences,
-    seeds_needed,
-)
+from lora.report.claims.cells import described, on_runs
+from lora.report.claims.findings import Finding, checked, count_ratios, ratios
+from lora.report.claims.statements import Claim
+from lora.report.stats import LEVEL, holm
 from lora.report.titles import slug_label
 
 WORDS = {True: "supported", False: "not supported", None: "inconclusive"}
@@ -75,6 +63,11 @@ class Verdict:
     on_last: "Verdict | None" = None
     unselected: "Verdict | None" = None
     stated_later: bool | None = None
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether it stands on a measured comparison."""
+        return any(found.n != 0 for found in self.findings)
 
     @property
     def records(self) -> list[str]:
@@ -105,39 +98,30 @@ def judge(
     made_at |= {str(path.relative_to(folder.parent)): one["about"].get("started_at") for path, one in summaries.items()}
     not_glue = set(runs.loc[runs["kind"].isin(("embedded", "own")), "run_id"])
     for claim in claims:
+        sides = [side for compare in claim.compare for side in (compare.one, compare.other)]
+        others: list[dict[str, list[Finding]]] = []
         if claim.metric is not None:
-            found = on_runs(claim, runs)
-            asked = dict.fromkeys(described(side) for c in claim.compare for side in (c.one, c.other))
+            found, *others = (on_runs(claim, runs, column) for column in ("best", "last", "unselected"))
+            asked = dict.fromkeys(map(described, sides))
             nothing = f"no runs: this profile does not plan all of {'; '.join(asked)} for one encoder"
         elif claim.measure is not None:
-            found = {
-                str(path.parent.relative_to(folder)): [
-                    one for compare in claim.compare for one in ratios(claim, compare, path, summary, folder)
-                ]
-                for path, summary in summaries.items()
-            }
+            measured = {str(path.parent.relative_to(folder)): (path, summary) for path, summary in summaries.items()}
+            found = {device: ratios(claim, *files, folder) for device, files in measured.items()}
             nothing = "nothing was measured: python -m lora efficiency has not run"
         elif claim.count is not None:
             found = count_ratios(claim, frame)
-            nothing = f"no runs: no encoder has records of {' and '.join(map(slug_label, slugs_of(claim)))}"
+            nothing = f"no runs: no encoder has records of {' and '.join(map(slug_label, dict.fromkeys(sides)))}"
         else:
             found = {claim.check: list(map(checked, checks.get(claim.check, ())))}
             nothing = f"nothing was measured: no analysis/{claim.check}.json is of these records"
-        judged = [verdict(claim, about, findings) for about, findings in found.items() if findings]
-        if claim.metric == "best":
-            last, unselected = (on_runs(replace(claim, metric=rule), runs) for rule in ("last", "unselected"))
-            judged = [
-                replace(
-                    one,
-                    on_last=verdict(claim, one.about, last[one.about]),
-                    unselected=verdict(claim, one.about, unselected[one.about]),
-                )
-                for one in judged
-            ]
+        judged = [
+            verdict(claim, about, findings, *(verdict(claim, about, other[about]) for other in others))
+            for about, findings in found.items()
+            if findings
+        ]
         for one in judged or [Verdict(claim, "", (), "inconclusive", nothing)]:
-            verdicts.append(
-                replace(one, stated_later=stated_later(one, made_at), not_glue=not not_glue.isdisjoint(one.records))
-            )
+            later, glue = stated_later(one, made_at), not_glue.isdisjoint(one.records)
+            verdicts.append(replace(one, stated_later=later, not_glue=not glue))
     return verdicts
 
 
@@ -149,87 +133,26 @@ def stated_later(verdict: Verdict, made_at: Mapping[str, str | None]) -> bool | 
     return min(map(datetime.fromisoformat, times)) < datetime.fromisoformat(verdict.claim.stated_at)
 
 
-def on_runs(claim: Claim, runs: pd.DataFrame) -> dict[str, list[Finding]]:
-    """Encoder -> the findings, for each that has both sides of some comparison of the claim."""
-    found = {}
-    for model in runs["model"].unique():
-        sides = [[select(runs, claim, side, model) for side in (c.one, c.other)] for c in claim.compare]
-        if any(len(one) and len(other) for one, other in sides):
-            pairs = zip(claim.compare, sides, strict=True)
-            found[model] = [one for compare, both in pairs for one in differences(claim, compare, *both)]
-    return found
-
-
-def differences(claim: Claim, compare: Compare, one: pd.DataFrame, other: pd.DataFrame) -> list[Finding]:
-    """The findings of a comparison: on the average over the common tasks, or on each task that the claim names."""
-    sides, bound = ((one, compare.one), (other, compare.other)), compare.bound
-    names = [labels(runs, runs, [])[0] if len(runs) else described(side) for runs, side in sides]
-    if lacking := [name for name, (runs, _) in zip(names, sides, strict=True) if not len(runs)]:
-        return [
-            Finding(
-                " - ".join(names), "points", 0, bound, reason=f"no runs of {' and '.join(lacking)} are planned here"
-            )
-        ]
-    if reason := several(one) or several(other):
-        return [Finding(" - ".join(names), "points", 0, bound, reason=reason)]
-    tasks = [task for task in TASKS if task in {*one["task"]} & {*other["task"]}]
-    groups = [[task] for task in claim.tasks]
-    if claim.tasks == "average":  # tasks trained on parts of their rows are averaged only if all are
-        groups = [[task for task in tasks if task not in set(one.loc[one["kind"] == "part", "task"])] or tasks]
-    pairs, findings = paired_differences(*(side.sort_values("run_id") for side in (one, other)), claim.metric), []
-    for group in groups:
-        names = labels(one, other, group)
-        if set(group) <= set(tasks):
-            findings.append(difference(bound, names, group, pairs, len(claim.compare) * len(groups)))
-        else:
-            title = TASKS[group[0]].title
-            reason = f"this profile has no such runs on {title}"
-            findings.append(Finding(f"{names[0]} - {names[1]}, {title}", "points", 0, bound, reason=reason))
-    return findings
-
-
-def difference(
-    bound: Bound, names: Sequence[str], tasks: Sequence[str], pairs: pd.DataFrame, comparisons: int = 1
-) -> Finding:
-    """The finding on one task or average. `comparisons`: how many the claim has."""
-    absent = [TASKS[task].title for task in tasks if task not in set(pairs["task"])]
-    here = pairs[pairs["task"].isin(tasks)]
-    here = here[here.groupby("seed")["task"].transform("nunique") == len(tasks)]  # as `by_seed` does
-    values = by_seed(here, tasks).to_numpy(float)
-    found, holds, p_against = mean_interval(values), None, math.nan
-    if absent:
-        reason = f"no pair of seeds on {', '.join(absent)}"
-    elif not found.n:
-        reason = "no seed has a pair on every task"
-    elif found.n < ENOUGH_SEEDS:
-        s = "s" if found.n > 1 else ""
-        seeds = f"pair{s} of seeds" if len(tasks) == 1 else f"seed{s} with a pair on every task"
-        reason = f"{found.n} {seeds}, and this project's convention is at least {ENOUGH_SEEDS}"
-        reason += needed(values, bound, comparisons)
-    elif math.isnan(found.low):
-        reason = "all differences are equal, so there is no interval"
-    else:
-        holds, p_against = bound.holds(found.low, found.high), smallest_p(values, bound, mean_p)
-        reason = "" if holds is not None else f"the interval includes the bound{needed(values, bound, comparisons)}"
-    titles = ", ".join(TASKS[task].title for task in tasks)
-    label = f"{names[0]} - {names[1]}, {f'average of {titles}' if len(tasks) > 1 else titles}"
-    runs = (*here["run_id"], *here["run_id_other"])
-    numbers = (found.mean, found.low, found.high, p_against)
-    return Finding(label, "points", found.n, bound, holds, *numbers, reason, runs)
-
-
-def needed(values: Float[np.ndarray, " n"], bound: Bound, comparisons: int) -> str:
-    """The number of seeds that would decide, as a part of a reason; empty if the values have no spread."""
-    if len(values) < 2 or not np.ptp(values):
-        return ""
-    count = seeds_needed(values, bound.edges, comparisons)
-    seeds = f"more than {MOST_SEEDS}" if count is None else f"about {count}"
-    return f"; {seeds} seeds would decide it with {POWER:.0%} power"
-
-
-def verdict(claim: Claim, about: str, findings: Sequence[Finding]) -> Verdict:
+def verdict(
+    claim: Claim,
+    about: str,
+    findings: Sequence[Finding],
+    on_last: Verdict | None = None,
+    unselected: Verdict | None = None,
+) -> Verdict:
     findings = after_holm(findings)
     holds = [found.holds for found in findings]
     word = WORDS[False if False in holds else None if None in holds else True]
     reasons = dict.fromkeys(found.reason for found in findings if found.holds is None)
-    return Verdict(claim, about, tuple(findings), word, "; ".join(reasons) if word == "inconclusive" else "")
+    reason = "; ".join(reasons) if word == "inconclusive" else ""
+    return Verdict(claim, about, tuple(findings), word, reason, on_last=on_last, unselected=unselected)
+
+
+def after_holm(findings: Sequence[Finding]) -> list[Finding]:
+    """Apply Holm's correction, since any broken bound refutes a claim. A bound broken only without it is undecided."""
+    corrected = holm([1.0 if math.isnan(found.p_against) else found.p_against for found in findings])
+    reason = f"outside the bound, but not after correction for {len(findings)} comparisons"
+    return [
+        replace(found, holds=None, reason=reason) if found.holds is False and p > (1 - LEVEL) / 2 else found
+        for found, p in zip(findings, corrected, strict=True)
+    ]

@@ -1,17 +1,22 @@
-"""The learning rates that were tried for each method, on seeds outside the tables of results, and the one taken."""
+"""How learning rates were chosen: those tried for conf/, on seeds outside the tables of results, and a user's own."""
 
 import pandas as pd
 
 from lora.data.tasks import TASKS
-from lora.report.conditions import conditions
-from lora.report.notes import BANNERS, encoder_notes, note
-from lora.report.runs import in_order, labelled, refuse_twice, told_apart
+from lora.report.notes import BANNERS, NOTES, conditions, encoder_notes, note
+from lora.report.runs import in_order, labelled, told_apart
 from lora.report.tables import collapsed_text, number
 from lora.report.titles import task_label
 from lora.sweep.grids import LEARNING_RATE
 from lora.table import Table
 
 TITLE = "Learning rates tried, on seeds outside the tables of results"
+ORIGINS = {
+    "conf": "in conf/hparams",
+    "default": "default, not tuned for this task",
+    "tuned": "tuned",
+    "stated": "stated by the command",
+}
 
 
 def learning_rate_table(name: str, tried: pd.DataFrame, curves: pd.DataFrame) -> Table | None:
@@ -23,13 +28,11 @@ def learning_rate_table(name: str, tried: pd.DataFrame, curves: pd.DataFrame) ->
     Args:
         name: The profile's folder, for the title.
         curves: `load_curves` of the records.
-    Raises: UserError: If two runs of one row, task and rate have the same seed.
     """
     rows = tried_rows(tried)
     runs = rows.dropna(subset="lr")
-    if not len(runs):
+    if runs.empty:
         return None
-    refuse_twice(runs, "lr")
     tasks, best, lines = in_order(runs), taken(rows), []
     for label, of_row in runs.groupby("label", sort=False):
         rates = sorted(of_row["lr"].unique())
@@ -37,12 +40,13 @@ def learning_rate_table(name: str, tried: pd.DataFrame, curves: pd.DataFrame) ->
             line, means = {"Method": label, "Learning rate": f"{rate:.0e}"}, []
             for task in tasks:
                 cell = of_row[(of_row["lr"] == rate) & (of_row["task"] == task)]
-                constant = collapsed_text(int(cell["collapsed"].sum()), len(cell))
                 seeds = f" ({len(cell)} seeds)" if len(cell) > 1 else ""
                 means.append(100 * cell["best"].mean())
-                line[task_label(TASKS[task])] = f"{number(means[-1])}{constant or seeds}"
-            line["Avg."] = number(pd.Series(means).mean(skipna=False))
+                line[task_label(TASKS[task])] = number(means[-1]) + (
+                    collapsed_text(int(cell["collapsed"].sum()), len(cell)) or seeds
+                )
             edge = " (edge)" if rate in (rates[0], rates[-1]) else ""
+            line |= {"Avg.": number(pd.Series(means).mean(skipna=False))}
             lines.append(line | {"Taken": f"yes{edge}" if best.get(label) == rate else ""})
     notes = (note(LEARNING_RATE), *encoder_notes(runs["model"]))
     banner = " ".join(filter(None, map(BANNERS.get, runs["kind"].unique())))
@@ -70,3 +74,26 @@ def taken(rows: pd.DataFrame) -> dict[str, float]:
             if len(by_rate):
                 found[str(label)] = float(by_rate.T.groupby("task").mean().mean().idxmax())
     return found
+
+
+def rates_table(runs: pd.DataFrame, tuning: pd.DataFrame) -> pd.DataFrame:
+    """Each method's learning rate on each task, and how it was chosen.
+
+    Args:
+        tuning: `lora.records.record.load_frame` of the runs that tried rates.
+    """
+    lines = []
+    for run in runs.dropna(subset="lr").drop_duplicates(["label", "task", "lr", "rate_from"]).itertuples():
+        chosen = ORIGINS["stated" if pd.isna(run.rate_from) else run.rate_from]
+        tried = tuning.loc[(tuning["task"] == run.task) & (tuning["method"] == run.method), "lr"]
+        if run.rate_from == "tuned" and len(tried):
+            chosen += f", of {tried.nunique()}" + ", at the edge" * (run.lr in (tried.min(), tried.max()))
+        line = {"Method": run.label, "Task": TASKS[run.task].title}
+        lines.append(line | {"Learning rate": f"{run.lr:g}", "Chosen": chosen})
+    return pd.DataFrame(lines)
+
+
+def tuning_banner(runs: pd.DataFrame) -> str:
+    """What stands above the tables if no learning rate was tuned, or stated for every method."""
+    origins = set(runs["rate_from"].dropna())
+    return NOTES["untuned"] if origins - {"stated"} and "tuned" not in origins else ""
