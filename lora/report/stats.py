@@ -19,6 +19,7 @@ convention of this project that follows from no theorem.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -126,20 +127,24 @@ def seeds_needed(
     """
     if len(values) < 2 or not np.ptp(values):
         raise ValueError(f"expected at least two different values, got {values}")
-    mean, std, counts = float(values.mean()), float(values.std(ddof=1)), np.arange(ENOUGH_SEEDS, MOST_SEEDS + 1)
+    mean, std = float(values.mean()), float(values.std(ddof=1))
 
-    def missed(edge: float, level: float) -> Float[np.ndarray, " counts"]:
+    def missed(edge: float, level: float, count: int) -> float:
         """The probability that a one-sided t-test at this level does not tell the mean from the edge."""
-        quantile = stats.t.ppf(1 - level, counts - 1)
-        return np.nan_to_num(stats.nct.cdf(quantile, counts - 1, abs(mean - edge) * np.sqrt(counts) / std))
+        quantile = stats.t.ppf(1 - level, count - 1)
+        probability = float(stats.nct.cdf(quantile, count - 1, abs(mean - edge) * math.sqrt(count) / std))
+        return 0.0 if math.isnan(probability) else probability
 
     one_sided = (1 - LEVEL) / 2
     broken = [edge for edge, side in edges if (mean <= edge if side == "less" else mean >= edge)]
-    if broken:
-        failed = np.min([missed(edge, one_sided / comparisons) for edge in broken], axis=0)
-    else:
-        failed = np.sum([missed(edge, one_sided) for edge, _ in edges], axis=0)
-    return next((int(count) for count in counts[failed <= 1 - POWER]), None)
+
+    def decides(count: int) -> bool:
+        if broken:
+            return min(missed(edge, one_sided / comparisons, count) for edge in broken) <= 1 - POWER
+        return sum(missed(edge, one_sided, count) for edge, _ in edges) <= 1 - POWER
+
+    count = bisect_left(range(MOST_SEEDS + 1), True, ENOUGH_SEEDS, key=decides)  # the power grows with the seeds
+    return count if count <= MOST_SEEDS else None
 
 
 def mean_p(
