@@ -1,5 +1,6 @@
 """Sweeps of real processes that are killed, stopped and started twice: no run is lost, repeated or missing."""
 
+import contextlib
 import os
 import random
 import re
@@ -7,10 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
 import pytest
+from commands import lora
 from comparing import equal_science
 
 from lora.files import ROOT
@@ -34,9 +37,9 @@ def start(overrides, **extra):
 
 
 def finish(overrides):
-    process = start(overrides)
-    output, _ = process.communicate(timeout=600)
-    return process.returncode, output
+    """Launch a sweep from this process, whose workers load their libraries once for all tests of a file."""
+    done = lora("-m", *overrides)
+    return done.returncode, done.stdout + done.stderr
 
 
 def owners(folder):
@@ -47,6 +50,24 @@ def owners(folder):
 def started(folder):
     """`owners` of the runs that have taken a step."""
     return {run_id: note["pid"] for run_id, note in read_notes(folder / "outputs").items() if note["steps"]}
+
+
+@contextlib.contextmanager
+def meanwhile(action):
+    """Call a function again and again, from another thread, until the block ends."""
+    ended = threading.Event()
+
+    def repeat():
+        while not ended.wait(0.03):
+            action()
+
+    thread = threading.Thread(target=repeat)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def wait_for(condition, process, seconds=900):
@@ -111,27 +132,31 @@ def test_a_storm(tiny_overrides, tmp_path):
     runs = ("method=bitfit,lora", "task=cola,stsb", "seed=1,2,3,4,5,6", "train.epochs=4")
     expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *runs))
     assert len(expected) == 24
-    folder, source, kills, launches = tmp_path / "storm", random.Random(1), 0, 0
+    folder, source, kills, launches = tmp_path / "storm", random.Random(1), 0, 1
     overrides = grid(tiny_overrides, folder, *runs, "runtime.checkpoint_minutes=0", "launcher.workers=2")
-    while True:
-        launches += 1
-        process = start(overrides, start_new_session=True)
-        while process.poll() is None:
-            time.sleep(0.3 * source.random())
-            checkpoints = {path.stem for path in (folder / "outputs" / "checkpoints").glob("[!.]*")}
-            busy = [pid for run_id, pid in sorted(owners(folder).items()) if run_id in checkpoints or kills % 2]
-            if kills < KILLS and busy:
-                kills += 1
-                if kills == KILLS // 2:
-                    os.killpg(process.pid, signal.SIGKILL)
-                else:
-                    os.kill(source.choice(busy), signal.SIGKILL)
-        output, _ = process.communicate()
-        assert process.returncode in (0, 1, -signal.SIGKILL), output
-        if process.returncode == 0:
-            break
-        assert launches < 10, output
-    assert kills == KILLS and launches >= 2
+    process = start(overrides, start_new_session=True)
+
+    def kill():
+        nonlocal kills
+        time.sleep(0.3 * source.random())
+        checkpoints = {path.stem for path in (folder / "outputs" / "checkpoints").glob("[!.]*")}
+        busy = [pid for run_id, pid in sorted(owners(folder).items()) if run_id in checkpoints or kills % 2]
+        if kills < KILLS and busy:
+            kills += 1
+            if kills == KILLS // 2:
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                os.kill(source.choice(busy), signal.SIGKILL)
+
+    while process.poll() is None:
+        kill()
+    output, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL, output
+    with meanwhile(kill):
+        while code := (done := finish(overrides))[0]:
+            launches += 1
+            assert code == 1 and launches < 10, done[1]
+    assert kills == KILLS
     records = assert_complete(folder, expected)
     assert sum(record.provenance["resumed"] for record in records) >= 1
 
@@ -147,19 +172,22 @@ def test_two_sweeps_at_once_share_the_work(tiny_overrides, tmp_path):
     overrides = grid(tiny_overrides, folder, *runs, "launcher.workers=1", "launcher.runs_per_job=2")
     trained: dict[str, set[int]] = {}  # run_id -> who held its lock while it reported progress
     written: dict[str, set[int]] = {}  # run_id -> times of its record
-    processes = [start(overrides) for _ in range(2)]
-    while any(process.poll() is None for process in processes):
+
+    def look():
         holding = owners(folder)
         for note in (folder / "outputs" / "running").glob("[!.]*.json"):
             if note.stem in holding:
                 trained.setdefault(note.stem, set()).add(holding[note.stem])
         for record in (folder / "results" / "runs").glob("[!.]*.json"):
             written.setdefault(record.stem, set()).add(record.stat().st_mtime_ns)
-        time.sleep(0.03)
-    for process in processes:
+
+    process = start(overrides)
+    with meanwhile(look):
+        wait_for(lambda: trained, process)
+        code, own_output = finish(overrides)
         output, _ = process.communicate()
-        assert process.returncode == 0, output
-        assert "failed:" not in output
+    assert code == process.returncode == 0, own_output + output
+    assert "failed:" not in own_output + output
     records = assert_complete(folder, expected)
     assert set(trained) == set(written) == {record.run_id for record in records}
     assert all(len(seen) == 1 for seen in (*trained.values(), *written.values())), (trained, written)
@@ -232,15 +260,17 @@ def test_a_run_that_kills_its_worker_is_tried_a_bounded_number_of_times(tiny_ove
     """The others complete. The message names the run and the reason why it has no record."""
     overrides = grid(tiny_overrides, tmp_path, "method=bitfit", "task=cola", "seed=1,2", "launcher.workers=2")
     (victim, *_) = select_runs("small", [*overrides[1:], "experiment=null"])
-    process, killed = start(overrides), set()
-    while process.poll() is None:
+    killed = set()
+
+    def kill():
         pid = owners(tmp_path).get(victim.run_id)
         if pid is not None and pid not in killed:
             os.kill(pid, signal.SIGKILL)
             killed.add(pid)
-        time.sleep(0.01)
-    output, _ = process.communicate()
-    assert process.returncode == 1, output
+
+    with meanwhile(kill):
+        code, output = finish(overrides)
+    assert code == 1, output
     assert len(killed) == 3
     assert f"missing: {victim.run_id} (its worker was killed)" in output
     assert len(load_records(tmp_path / "results")[0]) == 1
