@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -12,7 +11,6 @@ from typing import Any, TypeVar
 from lora.errors import UserError
 
 T = TypeVar("T")
-MAX_FLOAT = sys.float_info.max
 RANGES: dict[str, Callable[[Any], bool]] = {
     "> 0 and finite": lambda value: 0 < value < math.inf,
     ">= 0": lambda value: value >= 0,
@@ -43,7 +41,7 @@ class Problems(list[str]):
             self.check(value is None or RANGES[range_](value), key, range_, value)
 
     def check_choices(self, settings: object) -> None:
-        """Check the fields that take one of several words. `build` does so too, but Python code may not use it."""
+        """Check the fields that take one of several words, as `build` does, which Python code may not use."""
         for key, hint in _hints(type(settings)).items():
             if typing.get_origin(hint) is typing.Literal:
                 value = getattr(settings, key)
@@ -118,6 +116,6 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         rule = f"of type {hint.__name__}"
         if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
             return value
-        if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < MAX_FLOAT:
+        if hint is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
     raise SettingsError([f"{key} must be {rule}, got {value!r}"])

@@ -7,12 +7,13 @@ functions: `options(parser)` adds its arguments, and `main(given)` does the work
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from lora.errors import UnfinishedError, UserError, as_command
+from lora.errors import UnfinishedError, UserError
 
 if TYPE_CHECKING:
     from lora.config.run import RunConfig
@@ -33,7 +34,6 @@ COMMANDS = {
     "bench": ("lora.cost.bench.command", "compare speed with Trainer + PEFT on this machine"),
     "fetch": ("lora.data.fetch", "download and check the embedded encoder and texts, and encoders that are named"),
 }
-GROUPS = ("method", "model", "protocol", "profile", "experiment", "launcher")  # of settings, as --help lists them
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,16 +75,14 @@ def first_screen() -> str:
 
     width = max(map(len, COMMANDS)) + 2
     commands = "\n".join(f"  {name:<{width}}{text}" for name, (_, text) in COMMANDS.items())
-    groups = "\n".join(f"  {name:<{width}}{', '.join(describe_group(name))}" for name in GROUPS)
+    names = ("method", "model", "protocol", "profile", "experiment", "launcher")
+    groups = "\n".join(f"  {name:<{width}}{', '.join(describe_group(name))}" for name in names)
     return f"""LoRA (Hu et al. 2021) compared with full fine-tuning and adapters on GLUE.
 
-usage: python -m lora KEY=VALUE ...        train one run
-       python -m lora -m profile=NAME ...  train a profile; task=cola seed=1,2 selects from it
-       python -m lora -m experiment=null KEY=A,B ...  train a grid of your own
-       python -m lora COMMAND --help       arguments of a command
-
-example: python -m lora task=reviews method=lora seed=1
-         python -m lora -m profile=mini && python -m lora report mini
+usage: python -m lora task=reviews method=lora seed=1 ...  train one run
+       python -m lora -m profile=mini task=ratings ...     train a profile, or a part of it
+       python -m lora -m experiment=null seed=1,2 ...      train a grid of your own
+       python -m lora COMMAND --help                       arguments of a command
 
 commands:
 {commands}
@@ -133,32 +131,21 @@ def train(given: argparse.Namespace) -> int:
 
 
 def sweep(arguments: Sequence[str]) -> int:
-    """Train the missing runs of a sweep and print its tables.
-
-    Raises: UserError, UnfinishedError: As in `launch_sweep`.
-    """
+    """Train the missing runs of a sweep and print its tables."""
     from lora.config.compose import chosen_option
     from lora.sweep.launch import launch_sweep
 
-    unfinished = None
-    try:
-        launch_sweep(arguments)
-    except UnfinishedError as error:
-        unfinished = error
+    unfinished = launch_sweep(arguments)
     from lora.report.command import print_sweep  # loads scipy, which the first run should not wait for
 
     print_sweep(chosen_option("profile", arguments), list(arguments))
-    if unfinished is not None:
-        raise unfinished
+    if unfinished:
+        raise UnfinishedError(unfinished)
     return 0
 
 
 def train_one(arguments: Sequence[str]) -> int:
-    """Train one run, unless it is done, and print its outcome.
-
-    Raises: UserError: If the command does not ask for one valid run, the MNLI run that it starts from is not trained,
-        or another worker trains it.
-    """
+    """Train one run, unless it is done, and print its outcome."""
     from lora.config.auto import check_device
     from lora.config.compose import compose_family, read_overrides
     from lora.sweep.worker import ensure_record, usable_record
@@ -174,12 +161,9 @@ def train_one(arguments: Sequence[str]) -> int:
     if before is None:
         check_device(run)
         for parent in parents:
-            record = usable_record(parent)
-            if record is None or record.status != "ok":
-                command = as_command([sys.executable, "-m", "lora", "-m", "experiment=null", *overrides])
-                raise UserError(
-                    f"{run.run_id} starts from {parent.run_id}, which is not trained: {command} trains both"
-                )
+            if (record := usable_record(parent)) is None or record.status != "ok":
+                both = shlex.join([sys.executable, "-m", "lora", "-m", "experiment=null", *overrides])
+                raise UserError(f"{run.run_id} starts from {parent.run_id}, which is not trained: {both} trains both")
     record = ensure_record(run, mistakes_fail=False)
     if is_main_process():
         print(summary(run, record, was_done=record == before))
@@ -189,27 +173,17 @@ def train_one(arguments: Sequence[str]) -> int:
 def summary(config: "RunConfig", record: "RunRecord", was_done: bool) -> str:
     """The outcome of a single run, and the paths of its files."""
     from lora.records.record import adapter_path, record_path
-    from lora.sweep.progress import counted, duration, shown
+    from lora.sweep.progress import duration, shown
     from lora.sweep.worker import has_adapter
 
-    runtime, path = config.runtime, record_path(config.runtime.results, record.run_id)
-    when = f"{record.started_at[:16].replace('T', ' ')} UTC"
-    if record.status == "failed":
-        first = f"{record.run_id}: failed{f' on {when}' if was_done else ''}, {record.error}"
-        return f"{first} (runtime.retry_failed=true trains it again)\n  record:  {path}"
-    best, last = (shown(record.selected[rule]["value"]) for rule in ("best", "last"))
-    times = record.provenance.get("resumed", 0)
-    resumed = f", resumed {counted(times, 'time')}" if times else ""
-    began = f"already done: trained on {when}" if was_done else "trained"
-    adapter = "- (runtime.save_adapter=true saves it)"
-    if has_adapter(record, runtime.outputs):
-        adapter = str(adapter_path(runtime.outputs, record.run_id).parent)
-    return "\n".join(
-        [
-            f"{record.run_id}: ok, {record.selected['metric']} best {best} (epoch {record.selected['best']['epoch']}), "
-            f"last {last}",
-            f"  {began} in {duration(record.seconds)}{resumed}",
-            f"  record:  {path}",
-            f"  adapter: {adapter}",
-        ]
-    )
+    began = f"already done: trained on {record.started_at[:10]}" if was_done else "trained"
+    outcome, adapter = f"failed, {record.error} (runtime.retry_failed=true trains it again)", "-"
+    if record.status == "ok":
+        best, last = (shown(record.selected[rule]["value"]) for rule in ("best", "last"))
+        epoch, adapter = record.selected["best"]["epoch"], "- (runtime.save_adapter=true saves it)"
+        outcome = f"ok, {record.selected['metric']} best {best} (epoch {epoch}), last {last}"
+    if has_adapter(record, config.runtime.outputs):
+        adapter = str(adapter_path(config.runtime.outputs, record.run_id).parent)
+    path = record_path(config.runtime.results, record.run_id)
+    lines = (f"{began} in {duration(record.seconds)}", f"record:  {path}", f"adapter: {adapter}")
+    return "\n  ".join((f"{record.run_id}: {outcome}", *lines))

@@ -1,10 +1,8 @@
 """The exception for mistakes that a user can fix, and helpers for its messages."""
 
-import shlex
 from collections.abc import Iterable
 
 DIVERGED = "training diverged"  # in the error of a run with a loss or predictions that are not finite
-LISTED = 8  # items that a message spells out
 
 
 class DivergedError(Exception):
@@ -24,19 +22,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or ["no message"])[0]
 
 
-def as_command(words: Iterable[str]) -> str:
-    """A command as typed in a shell. Hydra's own quotes around a path stay readable inside double quotes."""
-    plain = (f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word) for word in words)
-    return " ".join(plain)
-
-
-def excerpt(text: str) -> str:
-    """A text in quotes, cut to 60 characters."""
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")
-
-
 def listed(items: Iterable[object]) -> str:
-    """Items joined by commas, cut to `LISTED` and a count of the rest. Empty if there are none."""
+    """Items joined by commas, cut to 8 and a count of the rest. Empty if there are none."""
     items = list(items)
-    more = f" and {len(items) - LISTED} more" if len(items) > LISTED else ""
-    return ", ".join(map(str, items[:LISTED])) + more
+    return ", ".join(map(str, items[:8])) + (f" and {len(items) - 8} more" if len(items) > 8 else "")

@@ -1,5 +1,6 @@
 """The project's folders, atomic writes, strict JSON and file hashes."""
 
+import functools
 import glob
 import hashlib
 import json
@@ -7,15 +8,16 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
 from lora.errors import UserError, first_line, listed
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"  # the user's runs and measurements, which git ignores, except for:
 REFERENCE = "reference"  # the folder in it that holds the committed runs and measurements
@@ -34,8 +36,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield the name of a temporary file that becomes `path` if the block succeeds and is removed if it fails.
 
-    It lies in a folder of its own, because a writer may create files beside it (safetensors does), which a killed
-    process leaves there: `discard_leftovers` finds them by the folder's name.
+    It lies in a folder of its own, with what a writer creates beside it: `discard_leftovers` finds it by its name.
 
     Raises: UserError: If it cannot be written; the message names the file and the reason.
     """
@@ -58,9 +59,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def at_home(path: str | Path) -> Path:
-    """A path with `~` expanded. Raises: UserError: If its user does not exist, or it contains a zero byte."""
-    if "\0" in str(path):
-        raise UserError(f"{str(path)!r} is not a path")
+    """A path with `~` expanded. Raises: UserError: If its user does not exist."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -68,7 +67,6 @@ def at_home(path: str | Path) -> Path:
 
 
 def listing(folder: Path) -> str:
-    """The names in a folder, for a message, or why they cannot be listed."""
     try:
         return listed(sorted(os.listdir(folder))) or "nothing"
     except (OSError, ValueError) as error:  # ValueError: a name that no file system can hold
@@ -113,10 +111,15 @@ def hash_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def file_state(path: str | Path) -> tuple[int, ...]:
-    """A key that changes whenever the file does: inode, size, mtime and ctime, which no tool can set back."""
-    status = Path(path).stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+def cached_by_file(read: Callable[[Path], T]) -> Callable[[Path], T]:
+    """A function of a file that reads it again only if its inode, size, mtime or ctime, which no tool sets, change."""
+    cached = functools.lru_cache(maxsize=64)(lambda path, *state: read(path))
+
+    def call(path: Path) -> T:
+        status = path.stat()
+        return cached(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+    return call
 
 
 def remove_empty(folder: Path) -> None:
@@ -127,15 +130,8 @@ def remove_empty(folder: Path) -> None:
 
 
 def check_writable(folder: str | Path) -> None:
-    """Create a nameless file in the folder, or in the nearest one around it that exists. Nothing is left.
-
-    Raises: UserError: If no file can be written to it.
-    """
-    nearest = Path(folder).absolute()
-    while not nearest.exists():
-        nearest = nearest.parent
-    try:
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+    """Raises: UserError: If the folder, or the nearest one around it that exists, cannot be written."""
+    path = Path(folder).absolute()
+    nearest = next(place for place in (path, *path.parents) if place.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise UserError(f"cannot write to {folder}: {nearest} is not a folder that you may write to")

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 
 from lora.config import auto
-from lora.sweep import devices
+from lora.sweep import pool
 from lora.sweep.pool import VISIBLE
 from lora.sweep.worker import Job
 
@@ -30,7 +30,7 @@ class GPU:
 
 
 def with_gpus(monkeypatch, *gpus: GPU) -> None:
-    for module in (auto, devices):
+    for module in (auto, pool):
         monkeypatch.setattr(module, "gpus", lambda: gpus)
 
 

@@ -1,7 +1,6 @@
 """The benchmark: timings, the machine, the sides on tiny models, and the page that follows from the measurements."""
 
 import json
-import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -9,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 from commands import command
 
-from lora.cost import machine
 from lora.cost.bench import command as bench
 from lora.cost.bench import page, peer
 from lora.cost.machine import COMMITTED, as_json
@@ -44,30 +42,6 @@ def test_memory_of_a_process_is_that_of_its_descendants_too():
     finally:
         process.communicate("")
     assert bench.tree_bytes(process.pid) == 0
-
-
-X86 = (
-    "processor: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t: {model}\nmodel name\t: {name}\n"
-    "flags\t\t: fpu {flags}\n"
-)
-EPYC = {"vendor": "AuthenticAMD", "family": 25, "model": 17, "name": "AMD EPYC 9R14", "flags": "avx2 avx512_bf16"}
-XEON = {"vendor": "GenuineIntel", "family": 6, "model": 106, "name": "Intel(R) Xeon(R) CPU @ 2.90GHz", "flags": "avx2"}
-
-
-@pytest.mark.parametrize(
-    ("cpuinfo", "name"),
-    [
-        (X86.format(**EPYC), "AMD EPYC 9R14 25 17, avx512-bf16"),
-        (X86.format(**XEON), "Intel Xeon 6 106, avx2"),
-        (X86.format(**EPYC | {"name": "DO-Regular", "flags": "avx2"}), "DO-Regular 25 17, avx2"),
-    ],
-)
-def test_devices_are_told_apart_by_vendor_and_model(cpuinfo, name, tmp_path, monkeypatch):
-    (tmp_path / "cpuinfo").write_text(cpuinfo)
-    monkeypatch.setattr("lora.records.provenance.PROC", tmp_path)
-    monkeypatch.setattr(machine, "cores", lambda: 2)
-    assert machine.cpu_name() == f"{name}, 2 cores"
-    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*-2-cores", machine.slug(machine.cpu_name()))
 
 
 # The same run on every side.
@@ -193,11 +167,11 @@ def test_committed_pages_are_what_the_committed_measurements_give():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rounds", "0"], "--rounds must be >= 1 and --runs a multiple of 2 and at least 4"),
-        (["--runs", "5"], "--runs a multiple of 2 and at least 4"),
+        (["--rounds", "0"], "argument --rounds: must be >= 1, got 0"),
+        (["--runs", "5"], "--runs must be a multiple of 2 and at least 4"),
         (["--reference", "--results", "x"], "not allowed with argument"),
         (["--tables", "--results", "absent"], "absent/bench holds no measurements"),
-        (["--results", __file__], "is not a folder in which you may write"),
+        (["--results", __file__], "cannot write to"),
     ],
 )
 def test_a_bad_call_is_refused_before_anything_runs(arguments, message, capsys):
@@ -205,10 +179,3 @@ def test_a_bad_call_is_refused_before_anything_runs(arguments, message, capsys):
         command("bench")(arguments)
     shown = capsys.readouterr().err
     assert ended.value.code == 2 and message in shown and "Traceback" not in shown
-
-
-def test_peft_is_named_where_it_is_missing(monkeypatch, capsys):
-    monkeypatch.setattr(bench, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit) as ended:
-        command("bench")([])
-    assert ended.value.code == 2 and "extra `peers`" in capsys.readouterr().err

@@ -21,7 +21,6 @@ from lora.methods import METHODS
 from lora.records.record import load_records
 from lora.report.command import print_sweep
 from lora.sweep.notes import read_notes
-from lora.sweep.request import select_runs
 
 
 def process(*arguments: str) -> subprocess.CompletedProcess:
@@ -43,7 +42,7 @@ def test_one_run(tiny_overrides, tmp_path):
     again = lora(*tiny_overrides)
     assert again.returncode == 0
     assert again.stdout.startswith(f"{record.run_id}: ok, matthews best")
-    assert f"  already done: trained on {record.started_at[:16].replace('T', ' ')} UTC in " in again.stdout
+    assert f"  already done: trained on {record.started_at[:10]} in " in again.stdout
     assert (tmp_path / "results" / "runs" / f"{record.run_id}.json").stat().st_mtime_ns == before
 
 
@@ -60,9 +59,9 @@ def test_an_interrupted_run_resumes_and_says_from_where(tiny_overrides, tmp_path
     assert first.returncode == 130 and "the same command resumes the rest" in output, output
     second = lora(*arguments)
     assert second.returncode == 0, second.stderr
-    assert re.search(r"resumes after step \d+ of \d+, in epoch \d+", second.stderr), second.stderr
+    assert re.search(r"resumes in epoch \d+ of 200: step \d+ of \d+", second.stderr), second.stderr
     (record,) = load_records(tmp_path / "results")[0]
-    assert record.provenance["resumed"] == 1 and "resumed 1 time" in second.stdout
+    assert record.provenance["resumed"] == 1
     assert f"adapter: {tmp_path}/outputs/adapters/{record.run_id}" in second.stdout
 
 
@@ -167,13 +166,6 @@ def test_every_command_answers_help_and_refuses_an_unknown_argument(name, capsys
             cli.main([*name.split(), *arguments])
         assert ended.value.code == code
     assert f"usage: python -m lora {name}" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("at", [0, 2])
-def test_an_option_may_stand_between_a_profile_and_its_overrides(at, capsys):
-    arguments = ["mini", "task=reviews", "seed=1"]
-    assert cli.main(["status", *arguments[:at], "--watch", *arguments[at:]]) == 0  # not on a terminal: once
-    assert f"profile mini: {len(select_runs('mini', arguments[1:]))} runs: " in capsys.readouterr().out
 
 
 def test_an_unknown_command_is_one_message(capsys):

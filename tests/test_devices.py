@@ -7,8 +7,7 @@ from machines import GPU, SpyJob, with_gpus
 from test_launch import launched
 
 from lora.errors import UserError
-from lora.sweep import devices, pool
-from lora.sweep.devices import local_workers
+from lora.sweep import pool
 from lora.sweep.expand import PlannedRun
 from lora.sweep.request import select_runs
 from lora.training import device
@@ -22,7 +21,7 @@ needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="no GPU")
 
 
 def test_a_sweep_in_a_precision_that_the_machine_lacks_is_one_message(tiny_overrides, tmp_path, monkeypatch):
-    monkeypatch.setattr(devices, "cpu_flags", lambda: {"avx2"})
+    monkeypatch.setattr(pool, "cpu_flags", lambda: {"avx2"})
     monkeypatch.setattr(device, "has_bf16", lambda gpu: False)
     with pytest.raises(UserError) as caught:
         launched(monkeypatch, tiny_overrides, "seed=1,2", "train.precision=bf16")
@@ -39,9 +38,9 @@ def test_a_gpu_that_lacks_it_is_told_from_the_cpu(tiny_config, monkeypatch):
     with_gpus(monkeypatch, GPU(major=7))
     monkeypatch.setattr(device, "has_bf16", lambda gpu: not gpu)
     with pytest.raises(UserError, match="this GPU has none"):
-        local_workers(runs, 1, False)
+        pool.local_workers(runs, 1, False)
     with_gpus(monkeypatch, GPU(major=8))
-    assert local_workers(runs, 1, False) == 1
+    assert pool.local_workers(runs, 1, False) == 1
 
 
 # Concurrent runs.
@@ -50,25 +49,11 @@ def test_a_gpu_that_lacks_it_is_told_from_the_cpu(tiny_config, monkeypatch):
 def test_one_run_at_a_time_on_each_gpu(tiny_config, monkeypatch):
     for count, workers in ((1, 1), (2, 2), (16, 8)):
         with_gpus(monkeypatch, *[GPU()] * count)
-        assert local_workers(planned(tiny_config("runtime.device=auto")), 8, False) == workers
-    assert local_workers(planned(tiny_config("runtime.device=cpu")), 8, False) == 8
-    assert local_workers(planned(tiny_config("runtime.device=auto", "train.kernels=fused")), 8, False) == 8
+        assert pool.local_workers(planned(tiny_config("runtime.device=auto")), 8, False) == workers
+    assert pool.local_workers(planned(tiny_config("runtime.device=cpu")), 8, False) == 8
+    assert pool.local_workers(planned(tiny_config("runtime.device=auto", "train.kernels=fused")), 8, False) == 8
     with_gpus(monkeypatch)
-    assert local_workers(planned(tiny_config("runtime.device=auto")), 8, False) == 8
-
-
-def test_the_launcher_is_told_and_the_command_line_wins(tiny_overrides, monkeypatch):
-    overrides = [o for o in tiny_overrides if not o.startswith("runtime.device")]
-
-    def workers(*more: str) -> int:
-        ((_, found, _), _) = launched(monkeypatch, overrides, "seed=1,2", *more)
-        return found
-
-    monkeypatch.setattr("lora.config.compose.cores", lambda: 6)
-    assert workers() == 6
-    with_gpus(monkeypatch, GPU(2**20))
-    assert workers() == 1
-    assert workers("launcher.workers=4") == 4
+    assert pool.local_workers(planned(tiny_config("runtime.device=auto")), 8, False) == 8
 
 
 # The GPU of each worker.
@@ -86,15 +71,15 @@ def test_the_launcher_is_told_and_the_command_line_wins(tiny_overrides, monkeypa
     ],
 )
 def test_gpus_have_the_names_by_which_a_process_sees_them(visible, count, names, monkeypatch):
-    monkeypatch.delenv(devices.VISIBLE, raising=False)
+    monkeypatch.delenv(pool.VISIBLE, raising=False)
     if visible is not None:
-        monkeypatch.setenv(devices.VISIBLE, visible)
+        monkeypatch.setenv(pool.VISIBLE, visible)
     with_gpus(monkeypatch, *[GPU()] * count)
-    assert devices.gpu_names() == names
+    assert pool.gpu_names() == names
 
 
 def test_workers_share_the_gpus_evenly(tmp_path, monkeypatch):
-    monkeypatch.setenv(devices.VISIBLE, "7,5")
+    monkeypatch.setenv(pool.VISIBLE, "7,5")
     for gpus, seen in ((("7", "5"), ["5", "5", "7", "7"]), (("7",), ["7,5"] * 4)):
         spied = tmp_path / "-".join(gpus)
         assert pool.run_jobs([SpyJob((), (), str(tmp_path), str(spied))] * 4, 4, gpus, lambda: None) == {}

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lora.config.run import RunConfig
-from lora.cost import harness
+from lora.cost import subjects
 from lora.cost.efficiency import command as efficiency
 from lora.cost.efficiency.command import run_of
 from lora.cost.efficiency.summary import document, read_summaries, read_summary, summarise
@@ -59,7 +59,7 @@ def test_saved_bytes_of_a_linear_layer_and_a_gelu(frozen: bool) -> None:
     """A trained layer keeps its input. A frozen one keeps only its weight, no activation. GELU keeps its input."""
     n, d_in, d_out = 5, 7, 11
     linear, x = nn.Linear(d_in, d_out).requires_grad_(not frozen), torch.randn(n, d_in, requires_grad=True)
-    kept = harness.saved_bytes(linear, lambda: forward(linear, x))
+    kept = subjects.saved_bytes(linear, lambda: forward(linear, x))
     assert kept == 4 * (n * d_out + (0 if frozen else n * d_in))
 
 
@@ -68,7 +68,7 @@ def test_saved_bytes_of_lora() -> None:
     n, d_in, d_out, rank = 5, 7, 11, 3
     layer, x = LoraLinear(nn.Linear(d_in, d_out), rank, 2.0, 0.0), torch.randn(n, d_in, requires_grad=True)
     layer.weight.requires_grad_(False), layer.bias.requires_grad_(False)
-    assert harness.saved_bytes(layer, lambda: forward(layer, x)) == 4 * n * (d_in + rank + d_out)
+    assert subjects.saved_bytes(layer, lambda: forward(layer, x)) == 4 * n * (d_in + rank + d_out)
 
 
 def test_saved_bytes_count_a_storage_whole_and_no_casts_of_weights() -> None:
@@ -79,9 +79,9 @@ def test_saved_bytes_count_a_storage_whole_and_no_casts_of_weights() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             return forward(linear, x)
 
-    assert harness.saved_bytes(linear, autocast) == 2 * n * (d_in + d_out)
+    assert subjects.saved_bytes(linear, autocast) == 2 * n * (d_in + d_out)
     wide = torch.randn(n, d_in, requires_grad=True) * 1
-    part = harness.saved_bytes(linear, lambda: (wide[:1] ** 2).sum())
+    part = subjects.saved_bytes(linear, lambda: (wide[:1] ** 2).sum())
     assert part == 4 * n * d_in, "one row is saved, and with it the storage of all"
 
 
@@ -92,8 +92,8 @@ def test_bytes_of_activations_checkpoint_and_optimizer(model_dir: Path, kernels:
     for name in TRAINED:
         subject = trained(run_of(config, name))
         batch = random_batch(subject.model.config, "4x12")
-        counts = harness.counts(subject, {"4x12": batch})
-        assert counts["saved_activation_bytes"] == harness.counts(subject, {"4x12": batch})["saved_activation_bytes"]
+        counts = subjects.counts(subject, {"4x12": batch})
+        assert counts["saved_activation_bytes"] == subjects.counts(subject, {"4x12": batch})["saved_activation_bytes"]
         kept[name] = counts["saved_activation_bytes"]["4x12"]
         values, tensors = counts["trainable_with_head"], len(list(trainable(subject.model)))
         assert optimizer_bytes(subject.optimizer) == 8 * values + (0 if kernels == "fused" else 4 * tensors)
@@ -106,7 +106,7 @@ def test_bytes_of_activations_checkpoint_and_optimizer(model_dir: Path, kernels:
 
 def test_a_killed_process_is_told() -> None:
     with pytest.raises(UserError, match="was killed, probably because memory ran out"):
-        harness.in_fresh_process(os._exit, 9)
+        subjects.in_fresh_process(os._exit, 9)
 
 
 # Subjects.
@@ -244,12 +244,12 @@ def test_the_settings_follow_the_profile(monkeypatch: pytest.MonkeyPatch) -> Non
     [
         (["--model", "absent"], "model folder absent has no config.json"),
         (["--methods", "prefix"], "invalid choice: 'prefix'"),
-        (["--device", "cuda"], "--device is cuda, but torch sees no CUDA device here"),
-        (["--rounds", "0"], "--rounds must be >= 1, got 0"),
+        (["--device", "cuda"], "runtime.device=cuda needs a GPU"),
+        (["--rounds", "0"], "argument --rounds: must be >= 1, got 0"),
         (["--methods", "lora", "--step-shapes", "16by28"], "a shape must be <rows>x<tokens>, such as 16x128, got"),
         (["--methods", "lora", "--latency-shapes", "1x9999"], "a shape has 9999 tokens, but minilm reads at most 512"),
         (["--tables"], "results/efficiency holds no device's folder"),
-        (["--results", __file__], "is not a folder in which you may write"),
+        (["--results", __file__], "cannot write to"),
     ],
 )
 def test_a_mistake_is_told_and_nothing_written(arguments, message, tmp_path, capsys, monkeypatch) -> None:
@@ -262,15 +262,9 @@ def test_a_mistake_is_told_and_nothing_written(arguments, message, tmp_path, cap
     assert not (tmp_path / "results").exists()
 
 
-def test_kernels_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_that_do_not_fit(tmp_path: Path) -> None:
     folder = tiny.folder(tmp_path / "distilbert", "distilbert")
     with pytest.raises(UserError, match="does not cover model type distilbert"):
         trained(configure(folder, "fused"))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert [efficiency.resolve_device("auto", kernels) for kernels in (None, "stock", "fused")] == [
-        "cuda",
-        "cuda",
-        "cpu",
-    ]
-    with pytest.raises(UserError, match="--device is cuda, but --kernels fused is for CPUs"):
-        efficiency.resolve_device("cuda", "fused")
+    with pytest.raises(UserError, match="cpu or auto with train"):
+        efficiency.configure(str(folder), "cuda", "fused", "fp32")

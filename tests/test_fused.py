@@ -16,7 +16,7 @@ from scipy import stats
 from torch.nn import functional as F
 
 from lora.config.auto import ARCHITECTURES
-from lora.cost.harness import saved_bytes
+from lora.cost.subjects import saved_bytes
 from lora.methods import apply
 from lora.methods.configs import (
     LoraConfig,

@@ -7,7 +7,7 @@ import pytest
 
 from lora.config.rates import Rate, write_rates
 from lora.errors import UserError
-from lora.sweep.request import explain_default, select_runs
+from lora.sweep.request import select_runs
 
 
 @functools.cache
@@ -71,9 +71,6 @@ def test_a_default_is_narrowed_and_never_enlarged():
     assert child.parent == parent.run_id
     assert {run.seed for run in select_runs("small", ["seed=4", "method=bitfit,full"])} == {4}
     assert {run.experiments[0] for run in select_runs("small", ["method.rank=64"])} == {"lora_ranks"}
-    (line,) = explain_default("small", ["task=cola"])
-    assert line.startswith("default: experiment=glue_table2 method=full,lora,houlsby seed=")
-    assert not explain_default("small", ["experiment=null"]) and not explain_default("mini", [])
 
 
 def test_a_value_that_no_grid_has_is_one_message_with_the_two_other_ways():

@@ -96,7 +96,7 @@ def test_the_page_of_efficiency_shows_what_is_computed():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--processes=0", "model=roberta_base"], "--processes must be >= 1, got 0"),
+        (["--processes=0", "model=roberta_base"], "argument --processes: must be >= 1, got 0"),
         (["--processes=3", "model=roberta_base", "protocol=printed", "task=cola"], "train.batch must be a multiple of"),
         (["model=minilm", "task=reviews", "data.source=embedded"], "model must be one of roberta_base"),
         (["model=nothing"], "model must be one of"),

@@ -18,10 +18,9 @@ from own_tasks import ROWS, folders, learnable, write, write_csv, write_task
 from own_tasks import settings as settings_of
 
 from lora.config.compose import compose_run
-from lora.config.own_task import find_task
-from lora.data.own_task import FOLDER, add_kept_tasks, add_task, duplicates, keep_task
+from lora.data.own_task import FOLDER, add_kept_tasks, add_task, keep_task
 from lora.data.read import read
-from lora.data.tasks import TASKS
+from lora.data.tasks import TASKS, find_task
 from lora.errors import UserError
 from lora.records.record import load_records
 from lora.sweep.request import select_runs
@@ -76,7 +75,6 @@ def test_two_folders_with_one_definition_and_other_rows_are_not_one_task(tmp_pat
         ({"labels": None}, r"labels \(of a classification\) or range \(of a regression\) must be stated, got neither"),
         ({"range": [0, 1]}, "must be stated, got both"),
         ({"labels": ["bad", "bad"]}, "labels must be distinct"),
-        ({"labels": [False, True]}, "labels: YAML reads an unquoted yes, no, on, off, true or false as False; quote"),
         ({"labels": ["a\x1b[2J", "c"]}, "words without tabs, line ends"),
         ({"labels": ["a", "b", "c"], "metric": "f1"}, "metric must be accuracy or macro_f1 for more than two labels"),
         ({"labels": None, "range": [0, 1]}, "metric must be pearson or spearman with a range, got 'accuracy'"),
@@ -96,7 +94,7 @@ def test_a_broken_rule_of_the_file_is_named(changes, message, tmp_path):
         (b"columns: [text\nlabel: x\n", r"moods.yaml:2: not YAML"),
         (b"- text\n", "moods.yaml does not define a task: it must state columns, label, metric, train and dev"),
         (b"label: \xff\n", "moods.yaml: not YAML: 'utf-8' codec can't decode byte 0xff"),
-        (b"label: !!python/object/apply:os.system ['true']\n", r"moods.yaml:1: not YAML: could not determine"),
+        (b"label: !!python/object/apply:os.system ['true']\n", r"label must be of type str, got \['true'\]"),
     ],
 )
 def test_a_file_that_is_no_yaml_is_refused_with_its_line(content, message, tmp_path):
@@ -163,11 +161,7 @@ BAD = {
     "no rows": (".csv", "text,mood\n", r": no rows; the dev split needs some"),
     "a list": (".jsonl", '{"text": "x", "mood": "good"}\n["y"]\n', r": row 2 is not a JSON object: it is a list"),
     "a switch": (".jsonl", '{"text": "x", "mood": true}\n', r", row 1: True in column mood: the labels are bad, good"),
-    "half a pair": (
-        ".jsonl",
-        '{"text": "x\\ud800", "mood": "good"}\n',
-        r", row 1: .*which is not text",
-    ),
+    "half a pair": (".jsonl", '{"text": "x\\ud800", "mood": "good"}\n', r", row 1: .*which is not text"),
     "deep JSON": (".jsonl", "[" * 100_000, r": row 1 is not a JSON object"),
     "no parquet": (".parquet", "text", r": .*[Pp]arquet"),
     "no format": (".xlsx", "text", r": unknown extension '.xlsx'; a file of rows is .csv, .tsv, .jsonl, .parquet"),
@@ -200,7 +194,7 @@ def test_bad_rows_are_one_message_of_every_command_and_leave_nothing_behind(tmp_
     assert {found.name for found in tmp_path.iterdir()} == {"data"}
 
 
-@pytest.mark.parametrize("score", ["high", "", "nan", "inf", "5.5", "-0.1"])
+@pytest.mark.parametrize("score", ["high", "", "nan", "5.5"])
 def test_a_score_is_a_number_of_the_range(score, tmp_path):
     write_csv(tmp_path / "train.csv", [("a", "0"), ("b", "5"), ("c", score)])
     with pytest.raises(UserError, match=r"train.csv, row 3: .* in column mood: a score is a number from 0 to 5"):
@@ -231,11 +225,6 @@ def test_a_test_split_needs_no_labels_and_files_may_lie_anywhere(tmp_path):
         add_task(path)
 
 
-def test_rows_that_dev_shares_with_train_are_counted(tmp_path):
-    write_csv(tmp_path / "dev.csv", [(ROWS[0][0], "bad"), ("new", "good"), (ROWS[0][0], "good"), ("also new", "bad")])
-    assert duplicates(add_task(write_task(tmp_path))) == {"validation": 2}
-
-
 @pytest.mark.parametrize("name", ["x" * 300, f"{'x' * 300}.yaml", "~nobody-here/moods.yaml", "no/moods.yaml"])
 def test_a_task_that_does_not_exist_is_one_message(name, tmp_path):
     with pytest.raises(UserError, match=r"task must be one of|cannot read the task's file|home directory"):
@@ -244,9 +233,9 @@ def test_a_task_that_does_not_exist_is_one_message(name, tmp_path):
 
 def test_task_names_a_file_by_its_path_or_by_its_place_in_conf(tmp_path, monkeypatch):
     path = write_task(tmp_path, "moods")
-    monkeypatch.setattr("lora.config.own_task.TASK_FILES", tmp_path)
+    monkeypatch.setattr("lora.data.tasks.TASK_FILES", tmp_path)
     assert find_task(str(path), tmp_path).name == find_task("moods", tmp_path).name
-    with pytest.raises(UserError, match=r"task must be one of mnli, .*, moods, or a file .*\(the nearest is moods\)"):
+    with pytest.raises(UserError, match=r"task must be one of mnli, .*, moods, or a file "):
         find_task("mood", tmp_path)
 
 
@@ -279,7 +268,7 @@ def test_runs_carry_the_definitions_digits_and_no_other_task_may_take_its_place(
         ("start=mnli", "start must be pretrained"),
         ("protocol=long", "task must be one that has a complete row with protocol=long"),
         ("task=null", r"profile own needs a task of your own: task=my_task\.yaml"),
-        ("task=rte", "task rte is not one of your own; data.source=own needs a file such as"),
+        ("task=rte", "data.source must be tsv or parquet or hub for task rte, got 'own'"),
     ):
         with pytest.raises(UserError, match=message):
             compose_run(["profile=own", f"task={path}", override])
@@ -319,10 +308,7 @@ def test_from_a_csv_to_the_report(tiny_own, tmp_path):
     assert done.returncode == 0, done.stderr
     (kept,) = (results / FOLDER).glob("*.json")
     name = kept.stem
-    assert f"rows:    {name}: train 400, dev 100; also in train: 5 of dev\n" in done.stdout
-    labels = pd.read_csv(path.parent / "dev.csv")["mood"]
-    word, share = labels.mode()[0], labels.value_counts(normalize=True).max()
-    assert f"{share:.0%} of dev are {word}, its most frequent label" in done.stdout
+    assert f"rows:    {name}: train 400, dev 100\n" in done.stdout
     assert "untuned:" in done.stdout.partition("kernels:")[0], "announced before the first run"
     records, problems = load_records(results)
     assert not problems and len(records) == 9 and {record.config["task"] for record in records} == {name}
@@ -432,9 +418,9 @@ def test_a_regression_of_an_earlier_version_is_refused(tmp_path):
         write_csv(tmp_path / f"{split}.csv", [("a", "0"), ("b", "5")])
     task = add_task(write_task(tmp_path, **SCORED))
     keep_task(task, tmp_path / "results")
-    stated = {key: value for key, value in dataclasses.asdict(task.own.definition).items() if value is not None}
+    stated = {key: value for key, value in dataclasses.asdict(task.own).items() if value is not None}
     text = json.dumps(stated, sort_keys=True, separators=(",", ":"))  # without `targets`, as earlier versions had it
-    old = hashlib.sha256(text.encode()).hexdigest()[: len(task.own.definition.digits)]
+    old = hashlib.sha256(text.encode()).hexdigest()[: len(task.own.digits)]
     (kept,) = (tmp_path / "results" / FOLDER).iterdir()
     kept.rename(kept.with_name(f"moods-{old}.json"))
     with pytest.raises(UserError, match="whose scores were not scaled by their range, is refused"):

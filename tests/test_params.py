@@ -1,12 +1,9 @@
 """Parameter counts at full size, against numbers worked out by hand and against the published ones."""
 
 import pytest
-from commands import command
 
 from lora.cost.parameters import SIZES, closed_form, count, off_printed, read_published
 from lora.methods.configs import BitFitConfig, HoulsbyConfig, LoraConfig, PfeifferConfig
-
-main = command("parameters")
 
 
 @pytest.fixture(scope="module")
@@ -87,17 +84,3 @@ def test_the_target_sets_of_table_5_are_of_one_size(counts, model):
     budget = 16 * SIZES[model]["hidden_size"] * SIZES[model]["num_hidden_layers"]
     assert len(rows) == 7 and set(rows.values()) == {budget}
     assert count(model, LoraConfig(targets=tuple("qkvoif"), rank=1))[0] == 1.125 * budget
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--model", "gpt3"], "invalid choice: 'gpt3'"),
-        (["--ranks", "3"], "unrecognized arguments: --ranks 3"),
-    ],
-)
-def test_mistakes_in_the_call(capsys, arguments, message):
-    with pytest.raises(SystemExit) as exit_:
-        main(arguments)
-    assert exit_.value.code == 2
-    assert message in capsys.readouterr().err

@@ -10,16 +10,13 @@ import pytest
 from synthetic import synthetic_record
 from test_results import record
 
-from lora.cli import main
-from lora.files import ROOT
 from lora.records.record import write_record
 from lora.sweep import expand, progress
 from lora.sweep.expand import estimator, own_records, state_of
 from lora.sweep.launch import announcement
 from lora.sweep.notes import held
-from lora.sweep.progress import Display, Lines, Watch, duration
+from lora.sweep.progress import Display, Watch, duration
 from lora.sweep.request import select_runs, sweep_settings
-from lora.sweep.status import most_seconds
 from lora.training.loop import Progress
 
 
@@ -28,8 +25,8 @@ def runs():
     return select_runs("mini", ["task=reviews", "seed=1,2", "method=lora,full", "experiment=null"])
 
 
-def watch(runs, folder, done=0, words="") -> Watch:
-    return Watch(runs, done, dict.fromkeys((run.run_id for run in runs), words), str(folder), str(folder))
+def watch(runs, folder, done=0) -> Watch:
+    return Watch(runs, done, str(folder), str(folder))
 
 
 # Estimates
@@ -73,43 +70,11 @@ def test_the_announcement_says_what_and_how_long(runs, tmp_path, monkeypatch):
     assert text.startswith("profile mini: nothing to train, all 4 runs are in ")
 
 
-def test_without_records_the_bound_is_operations_over_an_assumed_rate(capsys, monkeypatch, tmp_path):
-    """LoRA on RoBERTa-base: the RTE run and the MNLI run that it starts from, at 6 x 125M operations a token."""
-    asked = ["model=roberta_base", "method=lora", "protocol=printed", "task=rte,cola", "seed=1", "experiment=null"]
-    runs = {run.task: run for run in select_runs("paper", asked)}
-    assert set(runs) == {"rte", "cola", "mnli"} and runs["rte"].parent == runs["mnli"].run_id
-    assert most_seconds(runs["rte"]) == 6 * 125e6 * 80 * 2490 * 512 / 100e12
-    monkeypatch.setattr(expand, "RESULTS", tmp_path)
-    assert main(["status", "paper", *asked]) == 0
-    said, hours = capsys.readouterr().out, sum(map(most_seconds, runs.values())) / 3600
-    assert "3 runs: 0 done" in said and f"at most {hours:,.1f} device hours" in said
-
-
-def test_the_page_states_the_plan_of_the_paper():
-    """Each row selects from the whole plan, and adds the MNLI runs that its runs start from."""
-    page = (ROOT / "experiments" / "README.md").read_text()
-    rows = re.findall(r"^\| (`experiment=.*`|\(none\)) \| .* \| (\d+) \| ([\d,]+) \|$", page, re.MULTILINE)
-    assert len(rows) == 7
-    every = {run.run_id: run for run in select_runs("paper", [])}
-    for given, count, hours in rows:
-        asked = {key: values.split(",") for key, values in re.findall(r"(\w+)=([\w,]+)", given)}
-        chosen = {
-            run_id: run
-            for run_id, run in every.items()
-            if set(asked.get("experiment", run.experiments)) & set(run.experiments)
-            and run.model in asked.get("model", [run.model])
-            and run.task in asked.get("task", [run.task])
-        }
-        chosen |= {run.parent: every[run.parent] for run in chosen.values() if run.parent is not None}
-        total = sum(map(most_seconds, chosen.values())) / 3600
-        assert (len(chosen), round(total)) == (int(count), int(hours.replace(",", ""))), given
-
-
 # Lines
 
 
 def test_finished_runs_are_counted_with_metric_and_time_left(runs, tmp_path, capsys):
-    view = watch(runs, tmp_path, 3, "lr=0.001")
+    view = watch(runs, tmp_path, 3)
     view.started -= 100
     with view.shown():
         write_record(tmp_path, record(runs[0].run_id, value=0.834, seconds=50.0))
@@ -117,10 +82,7 @@ def test_finished_runs_are_counted_with_metric_and_time_left(runs, tmp_path, cap
         write_record(tmp_path, record(runs[1].run_id, status="failed", error="it broke", seconds=50.0))
     first, second = capsys.readouterr().err.splitlines()
     left = 100 * sum(run.examples for run in runs[1:]) / runs[0].examples
-    assert (
-        first
-        == f"[  4/7] left {duration(left)}  {title(runs[0], 'lr=0.001 · ')}  {runs[0].run_id}  accuracy 83.4  50 s"
-    )
+    assert first == f"[  4/7] left {duration(left)}  {title(runs[0])}  {runs[0].run_id}  accuracy 83.4  50 s"
     assert second.startswith("[  5/7] ") and "failed: it broke" in second
 
 
@@ -151,21 +113,22 @@ def test_a_terminal_shows_a_bar_and_lines_of_what_failed(runs, tmp_path, capsys,
     assert bar.startswith(f"{'━' * 10}{'╌' * 10} [  2/4] left") and len(bar) < 80
 
 
-def title(run, words="") -> str:
-    method = {"lora": "LoRA qv r8", "full": "Full fine-tuning"}[run.method]
-    return f"{method} · {words}reviews · seed {run.seed}"
+def title(run) -> str:
+    return f"{ {'lora': 'LoRA qv r8', 'full': 'Full fine-tuning'}[run.method] } · reviews · seed {run.seed}"
 
 
 EPOCHS = [{"epoch": number, "step": 4 * number, "train_loss": 0.5 / number, "metrics": {}} for number in (1, 2)]
 
 
 @pytest.mark.parametrize("first", [1, 7])
-def test_a_single_run_has_a_line_per_epoch_and_a_resumed_one_repeats_none(first, tiny_config, capsys):
+def test_a_single_run_has_a_line_per_epoch_and_a_resumed_one_repeats_none(first, tiny_config, tmp_path, capsys):
     """Two epochs of four steps each. An epoch's metric is known in the next epoch."""
-    display = Display(tiny_config())
-    for step in range(first, 9):
-        epoch = (step + 3) // 4
-        display(Progress(step, 8, epoch, (None, 0.25)[epoch - 1], EPOCHS[: epoch - 1]))
+    with held(tmp_path, "x") as note:
+        display = Display(tiny_config(), note)
+        for step in range(first, 9):
+            epoch = (step + 3) // 4
+            for watcher in (display, note):
+                watcher(Progress(step, 8, epoch, (None, 0.25)[epoch - 1], EPOCHS[: epoch - 1]))
     epochs = [{**epoch, "metrics": {"validation": {"matthews": 0.5}}} for epoch in EPOCHS]
     chosen = {"epoch": 2, "value": 0.5}
     selected = {"metric": "matthews", "split": "validation", "best": chosen, "last": chosen}
@@ -173,15 +136,7 @@ def test_a_single_run_has_a_line_per_epoch_and_a_resumed_one_repeats_none(first,
     one, two = capsys.readouterr().err.splitlines()
     assert two == "epoch 2 of 2: matthews 50.0, train loss 0.250"
     expected = r"epoch 1 of 2: matthews 25\.0, train loss 0\.500, left \d+ s"
-    assert re.fullmatch(expected if first == 1 else "resumes after step 6 of 8, in epoch 2", one)
-
-
-def test_on_a_terminal_a_passing_line_is_overwritten(capsys, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    lines = Lines()
-    lines.say("step 1", passing=True)
-    lines.say("epoch 1")
-    assert capsys.readouterr().err == "\r\x1b[Kstep 1\r\x1b[Kepoch 1\n"
+    assert re.fullmatch(expected if first == 1 else "resumes in epoch 2 of 2: step 7 of 8", one)
 
 
 def test_the_announcement_names_the_mnli_run_that_others_start_from(tmp_path):

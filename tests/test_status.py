@@ -10,7 +10,6 @@ import pytest
 from rich.console import Console
 from test_results import record
 
-from lora.cli import main
 from lora.files import write_atomically
 from lora.records.record import checkpoint_path, note_path, write_record
 from lora.sweep import status
@@ -93,11 +92,3 @@ def test_the_live_view_ends_when_nothing_runs(runs, tmp_path, monkeypatch):
     status.watch("mini", look)
     shown = console.export_text()
     assert len(looks) > 1 and "nothing runs" in shown and f"{runs[0].run_id}  step 3/9, metric 50.0" in shown
-
-
-def test_the_command(runs, tmp_path, capsys):
-    write_record(tmp_path, record(runs[0].run_id))
-    asked = ["status", "mini", "experiment=glue_table2", "task=reviews", "seed=1,2,3,4,5,6", "method=lora"]
-    asked += [f"runtime.results={tmp_path}", f"runtime.outputs={tmp_path}"]
-    assert main([*asked, "--watch"]) == 0  # not on a terminal
-    assert "6 runs: 1 done, 0 running, 0 interrupted, 0 failed, 5 waiting" in capsys.readouterr().out

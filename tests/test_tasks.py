@@ -1,9 +1,8 @@
 import pytest
-from glue_files import header_of, write_parquet
+from glue_files import header_of
 
 from lora.data.read import read
 from lora.data.tasks import TASKS
-from lora.errors import UserError
 
 # Label in the official files -> integer of `nyu-mll/glue`, as the builder of that data set maps them. Records hold
 # predictions as these integers, submission files as the words.
@@ -16,16 +15,6 @@ HUB_LABELS = {
     "qqp": {"0": 0, "1": 1},
     "rte": {"entailment": 0, "not_entailment": 1},
     "wnli": {"0": 0, "1": 1},
-}
-HUB_NAMES = {
-    "mnli": ["entailment", "neutral", "contradiction"],
-    "sst2": ["negative", "positive"],
-    "mrpc": ["not_equivalent", "equivalent"],
-    "cola": ["unacceptable", "acceptable"],
-    "qnli": ["entailment", "not_entailment"],
-    "qqp": ["not_duplicate", "duplicate"],
-    "rte": ["entailment", "not_entailment"],
-    "wnli": ["not_entailment", "entailment"],
 }
 
 
@@ -42,11 +31,3 @@ def test_a_word_of_the_files_is_read_as_the_hubs_integer(name, tmp_path):
     data = read(task, "tsv", tmp_path)
     assert len(data.splits) >= 2
     assert all(rows["label"][:] == list(words.values()) for rows in data.splits.values())
-
-
-@pytest.mark.parametrize("name", HUB_NAMES)
-def test_the_hubs_own_names_are_taken_and_turned_round_ones_are_not(name, tmp_path):
-    task, names = TASKS[name], HUB_NAMES[name]
-    read(task, "parquet", write_parquet(tmp_path / "hub", task, names=names))
-    with pytest.raises(UserError, match="label"):
-        read(task, "parquet", write_parquet(tmp_path / "turned", task, names=names[::-1]))

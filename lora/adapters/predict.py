@@ -27,7 +27,7 @@ from lora.data.batching import collate, encode, evaluation_batches, to_device
 from lora.data.own_task import check_words
 from lora.data.read import as_dataset, read
 from lora.data.tables import Table, read_table
-from lora.data.tasks import TASKS, Task, get_task
+from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
 from lora.files import ROOT, at_home, write_atomically
 from lora.methods.configs import LoraConfig
@@ -45,7 +45,9 @@ def task_of(adapter: Adapter, place: Path) -> Task:
         if problems := check_words(origin.columns, origin.labels):
             raise UserError(f"{place} describes no task: {'; '.join(problems)}")
         return Task(origin.task, origin.task, origin.columns, origin.labels, (), official_rows={}, test_splits=())
-    task = get_task(origin.task)
+    if origin.task not in TASKS:
+        raise UserError(f"{place} is of task {origin.task!r}; the tasks are {', '.join(TASKS)}")
+    task = TASKS[origin.task]
     if origin.labels not in (None, task.labels):
         raise UserError(f"{place} has the labels {origin.labels}, and task {task.name} has {task.labels}")
     return task

@@ -5,8 +5,6 @@ in bfloat16 as in float32, the other more slowly. So it is measured, once per CP
 run, so the measurement is kept in a file.
 """
 
-import collections
-import contextlib
 import ctypes
 import fcntl
 import functools
@@ -15,23 +13,24 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lora.checks import SettingsError, build
+from lora.checks import build
 from lora.config.encoder_files import locate
 from lora.config.run import ModelConfig, RunConfig
 from lora.errors import UserError, first_line
 from lora.files import ROOT, write_atomically
 from lora.records.provenance import BF16_FLAGS, cpu_flags, cpu_kind
+from lora.records.record import load_records
 
 ARCHITECTURES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet")
 BF16_CAPABILITY = 8  # lowest major compute capability of a GPU that multiplies in bfloat16 (Ampere)
 MAX_TOKENS = 1024  # as in `lora.training.fused.kernels`, which planning does not load
 MINILM = (384, 1536)  # sizes assumed if an encoder's files are absent: its run is refused with a separate message
-USUAL = ("fused", "eager", "fp32")  # for an invalid configuration, whose mistakes are reported later
 CACHE = ROOT / "outputs" / "cache" / "precision"
 LEAST_GAIN = 1.15  # ours: a smaller gain is not worth bf16's rounding
 PROBE_SECONDS = 300  # limit of the measurement, loading torch included; it takes 5 on an idle machine
@@ -52,24 +51,19 @@ def resolve_auto(
     asked = (train.get("kernels"), model.get("attention"), train.get("precision"))
     if "auto" not in asked:
         return
-    device, chosen = runtime.get("device"), USUAL
-    uncovered = "stock" if needs_stock(method) else None
-    stated = tuple(
-        default if value == "auto" else value for value, default in zip(asked, (uncovered, None, None), strict=True)
-    )
-    with contextlib.suppress(SettingsError):
-        encoder = build(ModelConfig, {**model, "attention": stated[1] or "eager"})
-        gpu = device == "cuda" or (device == "auto" and (gpu_jobs or has_gpu()))
-        for kept in recorded(str(runtime.get("results")), encoder.name, needs_stock(method)):
-            idle_gpu = kept[0] == "fused" and (device == "cuda" or gpu_jobs)  # fused kernels compute on the CPU
-            if not idle_gpu and all(value in (None, other) for value, other in zip(stated, kept, strict=True)):
-                chosen = kept
-                break
-        else:
-            kernels = stated[0] or ("stock" if gpu or encoder.source == "hub" or not_covered(encoder) else "fused")
-            gpu &= kernels != "fused"
-            precision = stated[2] or best_precision(encoder, gpu)
-            chosen = (kernels, "sdpa" if gpu else "eager", precision)
+    device, stock = runtime.get("device"), needs_stock(method)
+    defaults = ("stock" if stock else None, None, None)
+    stated = tuple(default if value == "auto" else value for value, default in zip(asked, defaults, strict=True))
+    encoder = build(ModelConfig, {**model, "attention": stated[1] or "eager"}, "model.")
+    gpu = device == "cuda" or (device == "auto" and (gpu_jobs or bool(gpus())))
+    for chosen in recorded(str(runtime.get("results")), encoder.name, stock):
+        idle_gpu = chosen[0] == "fused" and (device == "cuda" or gpu_jobs)  # fused kernels compute on the CPU
+        if not idle_gpu and all(value in (None, kept) for value, kept in zip(stated, chosen, strict=True)):
+            break
+    else:
+        kernels = stated[0] or ("stock" if gpu or encoder.source == "hub" or not_covered(encoder) else "fused")
+        gpu &= kernels != "fused"
+        chosen = (kernels, "sdpa" if gpu else "eager", stated[2] or best_precision(encoder, gpu))
     values = [given or found for given, found in zip(stated, chosen, strict=True)]
     train["kernels"], model["attention"], train["precision"] = values
 
@@ -87,23 +81,20 @@ def recorded(results: str, encoder: str, stock: bool) -> list[tuple[str, str, st
     """
     runs = Path(results) / "runs"
     try:  # a file system's clock is coarse, so the number of entries tells too
-        counts = _recorded(runs.resolve(), runs.stat().st_mtime_ns, len(list(runs.iterdir())))
+        counts = _recorded(runs.resolve(), runs.stat().st_mtime_ns, len(os.listdir(runs)))
     except OSError:
         return []
-    return [choice for choice, _ in counts[encoder, stock].most_common()]
+    return [choice for (*key, choice), _ in counts.most_common() if key == [encoder, stock]]
 
 
 @functools.lru_cache(maxsize=16)
-def _recorded(runs: Path, *changed: int) -> Mapping[tuple[str, bool], collections.Counter]:
-    counts: dict[tuple[str, bool], collections.Counter] = collections.defaultdict(collections.Counter)
-    for path in sorted(runs.glob("*.json")):
-        # a file that is not a record is reported where records are read
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            content = json.loads(path.read_bytes())
-            model, train, method = (content["config"][section] for section in ("model", "train", "method"))
-            choice = (train["kernels"], model["attention"], train["precision"])
-            if content["status"] == "ok":
-                counts[model["name"], needs_stock(method)][choice] += 1
+def _recorded(runs: Path, *changed: int) -> Counter:
+    counts: Counter = Counter()
+    for record in load_records(runs.parent)[0]:  # a file that is not a record is reported where records are read
+        model, train, method = (record.config[section] for section in ("model", "train", "method"))
+        if record.status == "ok":
+            choice = (train.get("kernels"), model.get("attention"), train.get("precision"))
+            counts[model["name"], needs_stock(method), choice] += 1
     return counts
 
 
@@ -123,21 +114,21 @@ def faster_precision(width: int, ffn: int) -> str:
     Raises: UserError: If the measurement fails, or cannot be kept: another process might choose otherwise.
     """
     digest = hashlib.sha256(f"{cpu_kind()}\0{version('torch')}".encode()).hexdigest()[:8]
-    path, gain = CACHE / f"{width}x{ffn}-{digest}.json", None
+    path = CACHE / f"{width}x{ffn}-{digest}.json"
     try:
         CACHE.mkdir(parents=True, exist_ok=True)
         with open(CACHE / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # none, or a broken one
+            try:
                 gain = float(json.loads(path.read_bytes())["gain"])
-            if gain is None:
+            except (OSError, ValueError, TypeError, KeyError):  # none, or a broken one
                 print("measuring which precision is faster on this CPU ...", file=sys.stderr, flush=True)
                 gain = run_probe(width, ffn)
                 write_atomically(path, json.dumps({"gain": gain}).encode())
     except (OSError, ValueError, UserError, subprocess.SubprocessError) as error:
-        lines = (getattr(error, "stderr", None) or first_line(error)).strip().splitlines()
+        last = (getattr(error, "stderr", None) or first_line(error)).strip().splitlines()[-1]
         raise UserError(
-            f"cannot measure which precision is faster here: {lines[-1]}; state train.precision=fp32 or bf16"
+            f"cannot measure which precision is faster here: {last}; state train.precision=fp32 or bf16"
         ) from error
     return "bf16" if gain >= LEAST_GAIN else "fp32"
 
@@ -146,23 +137,22 @@ def run_probe(width: int, ffn: int) -> float:
     """bf16's speed-up over fp32, measured in a separate process, which loads torch and has one thread."""
     command = [sys.executable, "-m", "lora.training.precision_probe", str(width), str(ffn)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        check=True, timeout=PROBE_SECONDS,
-    )  # fmt: skip
-    return float(done.stdout)
+    return float(
+        subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=PROBE_SECONDS
+        ).stdout
+    )
 
 
-def takes_gpu(kernels: str, device: str) -> bool:
-    """Whether a run with these kernels and this `runtime.device` computes on a GPU of this machine."""
-    return kernels != "fused" and (device == "cuda" or (device == "auto" and has_gpu()))
+def takes_gpu(config: RunConfig) -> bool:
+    """Whether a run computes on a GPU of this machine."""
+    device = config.runtime.device
+    return config.train.kernels != "fused" and (device == "cuda" or (device == "auto" and bool(gpus())))
 
 
 def check_device(config: RunConfig) -> None:
-    """
-    Raises: UserError: If the run asks for a GPU, and this machine has none.
-    """
-    if config.runtime.device == "cuda" and not has_gpu():
+    """Raises: UserError: If the run asks for a GPU, and this machine has none."""
+    if config.runtime.device == "cuda" and not gpus():
         raise UserError("runtime.device=cuda needs a GPU, and torch finds none here: use runtime.device=auto or cpu")
 
 
@@ -180,7 +170,7 @@ def encoder_sizes(model: ModelConfig) -> tuple[int, int]:
     settings = read_settings(model)
     width = settings.get("hidden_size", settings.get("dim"))  # the alternatives are DistilBERT's names
     sizes = (width, settings.get("intermediate_size", settings.get("hidden_dim")))
-    return sizes if all(type(size) is int and size > 0 for size in sizes) else MINILM
+    return sizes if all(isinstance(size, int) and size > 0 for size in sizes) else MINILM
 
 
 def not_covered(model: ModelConfig | Mapping[str, Any]) -> str | None:
@@ -212,10 +202,6 @@ def gpus() -> tuple[Any, ...]:
     from torch import cuda
 
     return tuple(map(cuda.get_device_properties, range(cuda.device_count())))
-
-
-def has_gpu() -> bool:
-    return bool(gpus())
 
 
 def gpus_have_bf16() -> bool:

@@ -5,7 +5,6 @@ import dataclasses
 import difflib
 import functools
 import re
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,23 +14,25 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from lora.config.auto import resolve_auto
 from lora.config.encoder_files import local_name
-from lora.config.own_task import fill_in_task, find_task
+from lora.config.rates import tuned_rate
 from lora.config.run import RunConfig, run_config
+from lora.data.tasks import find_task
 from lora.errors import UserError, first_line
 from lora.files import RESULTS, ROOT, at_home
-from lora.methods import METHODS
 from lora.records.provenance import cores
 
 CONF = ROOT / "conf"
 PATHS = ("task", "rates", "data.path", "model.path", "runtime.results", "runtime.outputs")
 COMPOSED = ("hparams.", "profile.", "protocol.", "launcher.")  # sections that conf/ makes settings from
 SOURCES = ("task", "rates", "runtime.results", "data.source", "data", "train", "runtime")  # conf/ reads them elsewhere
+LOCAL = ("model", ("local",), "model=local")
 TOP = ("task", "seed", "start", "start_seed", "start_run")
+DEFAULT = "default"  # the row of tasks without their own
 SECTIONS = (*TOP, "model", "method", "data", "train", "runtime", "launcher")
 
 
@@ -48,29 +49,16 @@ def is_group(key: str) -> bool:
     return key.isidentifier() and key != "tasks" and bool(describe_group(key))
 
 
-@functools.cache
-def default_option(group: str) -> str:
-    """The option that conf/config.yaml chooses in a group."""
-    defaults = yaml.safe_load((CONF / "config.yaml").read_bytes())["defaults"]
-    return next(entry[group] for entry in defaults if group in entry)
-
-
 def chosen_option(group: str, overrides: Sequence[str]) -> str:
-    """The option that overrides choose in a group, else the default one."""
+    """The option that overrides choose in a group, else that of conf/config.yaml."""
     given = [override.split("=", 1)[1] for override in overrides if override.startswith(f"{group}=")]
-    return given[-1] if given else default_option(group)
+    return given[-1] if given else _defaults()[group]
 
 
 @functools.cache
-def setting_keys() -> tuple[str, ...]:
-    """Every key that a run, a method or a launcher may have, in the order of conf/."""
-    sections = {name: hint for name, hint in typing.get_type_hints(RunConfig).items() if dataclasses.is_dataclass(hint)}
-    keys = [*TOP, "rates"]
-    keys += [f"{name}.{field.name}" for name, section in sections.items() for field in dataclasses.fields(section)]
-    keys += [f"method.{field.name}" for method in METHODS.values() for field in dataclasses.fields(method.config)]
-    for path in sorted((CONF / "launcher").glob("*.yaml")):
-        keys += [f"launcher.{key}" for key in yaml.safe_load(path.read_bytes())["launcher"]]
-    return tuple(dict.fromkeys(keys))
+def _defaults() -> dict[str, str]:
+    entries = yaml.safe_load((CONF / "config.yaml").read_bytes())["defaults"]
+    return {group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items()}
 
 
 @functools.lru_cache(maxsize=4096)
@@ -85,10 +73,9 @@ def parsed_override(override: str) -> Override:
 def read_overrides(overrides: Sequence[str]) -> list[str]:
     """The overrides as Hydra reads them. A path that Hydra's grammar refuses as typed is quoted, as in data.path=~/a.
 
-    Raises: UserError: If one is no override, adds or removes a setting, names an unknown one, or gives a group anything
-        but an option's name.
+    Raises: UserError: If one is no override, adds or removes a setting, or gives a group anything but an option's name.
     """
-    return [_read(override) for override in overrides]
+    return [*map(_read, overrides)]
 
 
 def _read(override: str) -> str:
@@ -104,8 +91,6 @@ def _read(override: str) -> str:
         override = f"{key}={quoted(value)}"
         parsed = parsed_override(override)
     key, values = parsed.key_or_group, override_values(parsed)
-    if not (is_group(key) or key in setting_keys() or key.startswith(COMPOSED[:3])):
-        raise UserError(unknown_key(key))
     if parsed.type != OverrideType.CHANGE or parsed.package:
         raise UserError(f"{override!r} is not an override, setting=value: no setting can be added or removed")
     if is_group(key) and override != "experiment=null":
@@ -117,14 +102,14 @@ def _read(override: str) -> str:
 
 def unknown_key(key: str) -> str:
     """The message for a key that the configuration lacks."""
-    near = [known for known in setting_keys() if known.endswith(f".{key}")]
-    near = near or difflib.get_close_matches(key, setting_keys(), 1, 0.7)
+    sections = {name: section for name, section in compose_config([]).items() if name in SECTIONS}
+    known = [f"{name}.{field}" for name, section in sections.items() if OmegaConf.is_dict(section) for field in section]
+    near = [name for name in known if name.endswith(f".{key}")] or difflib.get_close_matches(key, known, 1, 0.7)
     nearest = f"; the nearest is {near[0]}" if near and near[0] != key else ""
     return f"{key} is not a setting of what was chosen{nearest} (python -m lora --cfg job lists them all)"
 
 
 def override_values(parsed: Override) -> list[Any]:
-    """The values of an override: several if it is a list such as seed=1,2."""
     return list(parsed.sweep_iterator()) if parsed.is_sweep_override() else [parsed.value()]
 
 
@@ -216,42 +201,35 @@ def _compose(overrides: Sequence[str]) -> RunConfig:
         results = values_given("runtime.results", overrides)[-1:] or [f"results/{chosen_option('profile', overrides)}"]
         task = find_task(str(task), str(results[0])).name  # a user's file, which may have changed since the last run
     sources = tuple(one.input_line for one in parsed if _is_source(one) and one.key_or_group != "task")
-    settings = copy.deepcopy(_sections(sources, task))
+    row, settings = copy.deepcopy(_sections(sources, task))
     for one in (one for one in parsed if not _is_source(one)):
         *path, last = one.key_or_group.split(".")
         section = functools.reduce(lambda section, name: section.get(name, {}), path, settings)
         if last not in section:
             raise UserError(unknown_key(one.key_or_group))
         section[last] = one.value()
-    rates, row, launcher = (settings.pop(key) for key in ("rates", "row", "launcher"))
+    rates, launcher = (settings.pop(key) for key in ("rates", "launcher"))
     model, data, train, runtime = (settings[key] for key in ("model", "data", "train", "runtime"))
     for section, key in ((data, "path"), (model, "path"), (runtime, "results"), (runtime, "outputs")):
         if isinstance(section[key], str):
             section[key] = str(at_home(section[key]))
     if model["name"] == model["source"] == "local" and model["path"]:
         model["name"] = local_name(model["path"])
-    tuned: dict[str, float] = {}
-    if rates is not None and not (isinstance(rates, str) and not at_home(rates).exists()):
-        from lora.config.rates import tuned_rates
-
-        tuned = tuned_rates(rates, model["name"], settings["protocol"], chosen_option("method", overrides))
+    method = chosen_option("method", overrides)
+    tuned = tuned_rate(rates, (model["name"], settings["protocol"], settings["task"], method))
     states_rate = any(re.match(r"(train|hparams\..*)\.lr=", override) for override in overrides)
-    runtime["rate_from"] = "stated" if states_rate else "tuned" if settings["task"] in tuned else row
+    runtime["rate_from"] = "stated" if states_rate else row if tuned is None else "tuned"
     if runtime["rate_from"] == "tuned":
-        train["lr"] = tuned[settings["task"]]
+        train["lr"] = tuned
     resolve_auto(settings["method"], model, train, runtime, bool(launcher.get("gpus")))
     run = run_config(settings)
     # not a rule of `RunConfig`, because older records may name such folders
-    if run.data.path is not None and run.data.source in ("embedded", "hub"):
-        raise UserError(
-            f"data.path={run.data.path} would not be read, because data.source is {run.data.source}: add "
-            f"data.source=tsv or data.source=parquet, the layouts of the official files and of the hub (GLUE_DIR=)"
-        )
-    if run.model.path is not None and run.model.source != "local":
-        raise UserError(
-            f"model.path={run.model.path} would not be read, because the source of model {run.model.name} is "
-            f"{run.model.source}: add model=local (MODEL_DIR= stands for both)"
-        )
+    for name, sources, way in (("data", ("tsv", "parquet"), "data.source=tsv or parquet"), LOCAL):
+        section = getattr(run, name)
+        if section.path is not None and section.source not in sources:
+            raise UserError(
+                f"{name}.path={section.path} would not be read, because {name}.source is {section.source}: add {way}"
+            )
     return run
 
 
@@ -265,8 +243,8 @@ _composed_groups = functools.lru_cache(maxsize=64)(compose_config)
 
 
 @functools.lru_cache(maxsize=1024)
-def _sections(sources: tuple[str, ...], task: str | None) -> dict[str, Any]:
-    """The settings of a run as plain values.
+def _sections(sources: tuple[str, ...], task: str | None) -> tuple[str, dict[str, Any]]:
+    """The settings of a run as plain values, after the origin of its row: `conf` if it is the task's, else `default`.
 
     Hydra composes once for all runs of the same groups, and interpolations are resolved once for all runs of the same
     task: a sweep has hundreds of runs, and composing one takes 100 ms.
@@ -284,8 +262,21 @@ def _sections(sources: tuple[str, ...], task: str | None) -> dict[str, Any]:
                 OmegaConf.update(config, one.key_or_group, one.value(), merge=True)
     except OmegaConfBaseException as error:
         raise UserError(explain(error)) from error
-    row = fill_in_task(config, task)
-    sections = {"protocol": config.protocol.name, "rates": config.rates, "row": row}
+    name, profile = config.task if task is None else task, config.profile
+    if name is None:
+        raise UserError(
+            f"profile {profile.name} needs a task of your own: task=my_task.yaml (TASK=my_task.yaml with make); "
+            f'README.md says what the file holds, under "Your own task"'
+        )
+    found = find_task(str(name), config.runtime.results)
+    row = "conf" if found.name in config.hparams else DEFAULT
+    with open_dict(config):
+        config.task = found.name
+        if row == DEFAULT and DEFAULT in config.hparams:
+            config.hparams[found.name] = config.hparams[DEFAULT]
+        if found.own is not None and config.data.source == profile.source:  # else it was set, and is checked
+            config.data.source, config.data.revision = "own", None
+    sections = {"protocol": config.protocol.name, "rates": config.rates}
     try:
         for name in SECTIONS:
             value = config[name]
@@ -297,4 +288,4 @@ def _sections(sources: tuple[str, ...], task: str | None) -> dict[str, Any]:
             f"model={config.model.name}, method={config.method.name} ({', '.join(rows)}), got {config.task!r}: "
             f"{first_line(error)}"
         ) from error
-    return sections
+    return row, sections

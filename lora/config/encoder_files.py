@@ -1,6 +1,5 @@
 """Locate, check and hash pretrained files. Torch is not loaded, so that a sweep can be checked before it starts."""
 
-import functools
 import hashlib
 import json
 import os
@@ -13,7 +12,7 @@ from typing import Any
 from lora.config.run import ModelConfig
 from lora.data.embedded import model_folder
 from lora.errors import UserError, first_line
-from lora.files import at_home, file_state, hash_file, listing, read_object
+from lora.files import at_home, cached_by_file, hash_file, listing
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -48,22 +47,8 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def check_length(model: ModelConfig, max_length: int) -> None:
-    """Check a run's number of tokens against an encoder in a folder; the hub's are checked when they are loaded.
-
-    Raises: UserError: If the folder holds no encoder, or the encoder reads fewer tokens.
-    """
-    where, _ = locate(model)
-    if model.source != "hub":
-        refuse_longer(model.name, read_object(Path(where) / "config.json"), max_length)
-
-
 def refuse_longer(name: str, settings: Mapping[str, Any], max_length: int) -> None:
-    """
-    Args:
-        settings: The encoder's config.json.
-    Raises: UserError: If an encoder with these settings reads fewer tokens.
-    """
+    """Raises: UserError: If an encoder with this config.json reads fewer tokens."""
     if max_length > longest_input(settings):
         raise UserError(f"data.max_length is {max_length}, but {name} reads at most {longest_input(settings)} tokens")
 
@@ -119,7 +104,7 @@ def weights_name(where: str, commit: str | None, config: ModelConfig) -> str:
         return f"commit:{commit}"
     from transformers.utils import cached_file
 
-    return f"sha256:{cached_hash(cached_file(where, 'pytorch_model.bin', revision=commit))}"
+    return f"sha256:{hash_file(cached_file(where, 'pytorch_model.bin', revision=commit))}"
 
 
 def hash_weights(folder: str) -> str:
@@ -128,18 +113,12 @@ def hash_weights(folder: str) -> str:
 
 
 def hash_files(folder: str, names: Sequence[str]) -> str:
-    return hashlib.sha256(json.dumps([(name, cached_hash(f"{folder}/{name}")) for name in names]).encode()).hexdigest()
-
-
-def cached_hash(path: str) -> str:
-    """A file's SHA-256, computed once until the file changes. Raises: UserError: If it cannot be read."""
+    """One hash over files of a folder. Raises: UserError: If one cannot be read."""
     try:
-        return _hash_once(path, file_state(path))
+        hashes = [(name, _hash(Path(folder) / name)) for name in names]
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 
-@functools.lru_cache
-def _hash_once(path: str, state: tuple[int, ...]) -> str:
-    del state  # part of the cache's key, so that a changed file is read again
-    return hash_file(path)
+_hash = cached_by_file(hash_file)

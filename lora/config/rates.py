@@ -3,19 +3,16 @@
 The file is `results/<profile>/rates.yaml` (the setting `rates`), which git ignores. conf/ is never changed.
 """
 
-import functools
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lora.checks import Problems, SettingsError, build
-from lora.config.compose import describe_group, values_given
+from lora.checks import SettingsError, build
 from lora.errors import UserError, first_line
-from lora.files import REFERENCE, RESULTS, file_state, write_atomically
+from lora.files import REFERENCE, RESULTS, cached_by_file, write_atomically
 
 FILE = "rates.yaml"
 TUNING = "tune"  # group of the tuning runs (runtime.group), which no table of results includes
@@ -45,20 +42,9 @@ class Rate:
     seeds: tuple[int, ...]
     tried: dict[float, float | None]
 
-    def __post_init__(self):
-        problems, methods = Problems(), describe_group("method")
-        problems.check(0 < self.lr < math.inf, "lr", "> 0 and finite", self.lr)
-        problems.check(self.method in methods, "method", f"one of {', '.join(methods)}", self.method)
-        problems.done()
-
     @property
     def key(self) -> tuple[str, str, str, str]:
         return self.model, self.protocol, self.task, self.method
-
-
-def rates_setting(overrides: Sequence[str], results: str) -> Any:
-    """The setting `rates` in overrides, with the default of conf/config.yaml."""
-    return (values_given("rates", overrides) or [f"{results}/{FILE}"])[-1]
 
 
 def rates_path(setting: Any) -> Path | None:
@@ -68,28 +54,25 @@ def rates_path(setting: Any) -> Path | None:
     """
     if setting is None:
         return None
-    if not isinstance(setting, str):
+    if not isinstance(setting, str | Path):
         raise UserError(f"rates must be null or the path of a file, got {setting!r}")
     path = Path(setting).expanduser()
     return None if (RESULTS / REFERENCE).resolve() in path.resolve().parents else path
 
 
-def tuned_rates(setting: Any, model: str, protocol: str, method: str) -> dict[str, float]:
-    """Task -> the tuned rate of a method (an option of conf/method) on an encoder, by the file of the setting `rates`.
-
-    Raises: UserError: If the file is invalid. It need not exist.
-    """
-    rates = read_rates(rates_path(setting))
-    return {one.task: one.lr for one in rates if (one.model, one.protocol, one.method) == (model, protocol, method)}
+def tuned_rate(setting: Any, key: tuple[str, str, str, str]) -> float | None:
+    """The tuned rate of an encoder, protocol, task and method, if there is one. Raises: As `read_rates`."""
+    return next((one.lr for one in read_rates(setting) if one.key == key), None)
 
 
-def read_rates(path: Path | None) -> tuple[Rate, ...]:
-    """The rates in a file; () without a file.
+def read_rates(setting: Any) -> tuple[Rate, ...]:
+    """The rates in the file that the setting `rates` names; () without a file.
 
     Raises: UserError: If it cannot be read or is not a file of rates. All problems are listed.
     """
+    path = rates_path(setting)
     try:
-        return _read(path, file_state(path)) if path is not None else ()
+        return _read(path) if path is not None else ()
     except (FileNotFoundError, NotADirectoryError):
         return ()
     except SettingsError as error:
@@ -99,9 +82,8 @@ def read_rates(path: Path | None) -> tuple[Rate, ...]:
     raise UserError(f"{path} is not a file of rates: {problems}; mend or remove it, or ignore it with rates=null")
 
 
-@functools.lru_cache(maxsize=16)
-def _read(path: Path, state: tuple[int, ...]) -> tuple[Rate, ...]:
-    del state  # part of the cache's key, so that a changed file is read again
+@cached_by_file
+def _read(path: Path) -> tuple[Rate, ...]:
     rates = [build(Rate, entry) for entry in yaml.safe_load(path.read_text())["rates"]]
     return tuple({rate.key: rate for rate in rates}.values())
 

@@ -1,4 +1,7 @@
-"""RunConfig: all settings of one run in five sections, and the run_id that names the scientific ones."""
+"""RunConfig: all settings of one run in five sections, and the run_id that names the scientific ones.
+
+conf/config.yaml describes every setting, with its unit and source.
+"""
 
 import dataclasses
 import hashlib
@@ -10,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lora.checks import Problems, SettingsError, build
-from lora.data.tasks import MIN_TRAIN_ROWS, SOURCES_OF, TASKS, fitting_sources
+from lora.data.tasks import SOURCES_OF, TASKS
 from lora.methods import METHODS
 from lora.methods.configs import MethodConfig
 
@@ -56,23 +59,14 @@ class ModelConfig:
         problems = Problems()
         plain = self.name.replace("_", "").replace("-", "").isalnum()
         problems.check(plain, "name", "letters, digits, - and _", self.name)
-        if self.source == "hub":
-            problems.check(bool(self.hub_id), "hub_id", "an id with source=hub", self.hub_id)
-            problems.check(bool(self.revision), "revision", "stated with source=hub", self.revision)
+        for key in ("hub_id", "revision"):
+            problems.check(self.source != "hub" or bool(getattr(self, key)), key, "stated with source=hub", None)
         problems.done()
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The data and how it is batched.
-
-    Args:
-        source: `embedded`, `tsv` (official layout under `path`), `parquet` (the hub's layout under `path`), `hub`, or
-            `own` for a user-defined task, whose definition locates its rows.
-        train_rows: Size of a fixed subset of the train split; None uses the whole split.
-        max_length: Maximum number of tokens; longer inputs are truncated.
-        batching: `random`, or `similar_length` (the same examples per epoch, with less padding).
-    """
+    """The data and how it is batched."""
 
     source: Literal["embedded", "tsv", "parquet", "hub", "own"]
     path: str | None
@@ -83,12 +77,10 @@ class DataConfig:
 
     def __post_init__(self):
         problems = Problems()
-        is_stated = self.source != "hub" or bool(self.revision)
-        problems.check(is_stated, "revision", "stated with source=hub", self.revision)
-        own_path = self.path if self.source == "own" else None
-        problems.check(own_path is None, "path", "null for a task of your own, whose file names its rows", own_path)
-        enough = self.train_rows is None or self.train_rows >= MIN_TRAIN_ROWS
-        problems.check(enough, "train_rows", f"null or >= {MIN_TRAIN_ROWS}", self.train_rows)
+        problems.check(self.source != "hub" or bool(self.revision), "revision", "stated with source=hub", None)
+        fits = self.source != "own" or self.path is None
+        problems.check(fits, "path", "null for a task of your own, whose file names its rows", self.path)
+        problems.check(self.train_rows is None or self.train_rows > 1, "train_rows", "null or >= 2", self.train_rows)
         problems.check(self.max_length >= 4, "max_length", ">= 4 tokens", self.max_length)
         problems.done()
 
@@ -98,17 +90,8 @@ class TrainConfig:
     """Optimization: AdamW with linear warm-up and decay, and how the reported epoch is chosen.
 
     Args:
-        batch: Examples per optimizer step, over all processes and micro-batches.
-        accumulation: Micro-batches per optimizer step and process. Affects only memory and time, except for dropout
-            with train.kernels=stock, where a value above 1 names the run.
+        accumulation: Names the run where its dropout masks differ from those of whole batches (`RunConfig.settings`).
         weight_decay: Applied to all trainable parameters except biases and LayerNorms (the Trainer of `run_glue.py`).
-        dropout, head_dropout: Dropout in the encoder, and in the classifier (Table 10's "CLS dropout"); None keeps the
-            pretrained configuration's.
-        precision: Precision of activations and matrix products. Trainable parameters and the optimizer are float32.
-        kernels: `stock`, transformers' modules, or `fused`, compiled loops for CPUs. Their dropout masks differ.
-        selection: The MNLI split whose headline metric picks the best epoch; other tasks have one split.
-        lora_plus: LoRA+'s ratio of B's rate to A's (Hayou et al. 2024); None trains both at `lr`.
-        head_lr: Rate of the head; None trains it at `lr`.
     """
 
     lr: float
@@ -147,17 +130,8 @@ class RuntimeConfig:
     """Settings that may differ between two launches of the same run; not part of its identity.
 
     Args:
-        results: Folder that holds `runs/` and `predictions/`.
-        outputs: Folder for checkpoints and logs.
-        device: `auto` uses a GPU if there is one, unless train.kernels is `fused`.
         save_adapter: Save the adapter of the best epoch, or the whole encoder. Runs that others start from always do.
-        threads: Torch threads per run. They change the last bits on a CPU, so the record holds them.
-        retry_failed: Retrain runs whose record says `failed`.
-        checkpoint_minutes: Minutes between checkpoints. None writes one only when the run is asked to stop.
-        tracking: Weights & Biases: `auto` (online with a key, else offline), `offline` or `off`.
-        group: Group of the run there: the experiment that requested it.
-        rate_from: Origin of the learning rate: `stated` by the command, `tuned` by the user (`lora.config.rates`), or
-            the row in `conf` of the task, or of `default`, which was not chosen for it. None in older records.
+        rate_from: None in older records.
     """
 
     results: str
@@ -184,11 +158,9 @@ class RunConfig:
 
     Args:
         protocol: Name of the set of hyperparameters that the values come from.
-        start: `pretrained`, or `mnli`: the parameters that an MNLI run of the same method trained, with a new head
-            (paper, section 5.2). For full fine-tuning these are the whole encoder.
-        start_seed: Seed of that MNLI run; None means the run's own seed.
-        start_run: Run_id of that MNLI run, which composing fills in: a run's name depends on its parent's settings.
-        seed: Seed of the head, the method's initialization, the data order and dropout, each with its own generator.
+        start: With `mnli`, the parameters that an MNLI run of the same method trained, with a new head (paper, section
+            5.2). For full fine-tuning these are the whole encoder.
+        start_run: Run_id of that MNLI run: a run's name depends on its parent's settings.
     """
 
     protocol: Literal["printed", "released", "dagger", "ours", "long"]
@@ -208,9 +180,8 @@ class RunConfig:
         problems.check(self.task in TASKS, "task", f"one of {', '.join(TASKS)}", self.task)
         problems.check(0 <= self.seed < 2**31, "seed", "in [0, 2^31)", self.seed)
         if self.task in TASKS:
-            task, source = TASKS[self.task], self.data.source
-            rule = f"{fitting_sources(task)} for task {self.task}"
-            problems.check(source in SOURCES_OF[task.family], "data.source", rule, source)
+            sources, source = SOURCES_OF[TASKS[self.task].family], self.data.source
+            problems.check(source in sources, "data.source", f"{' or '.join(sources)} for task {self.task}", source)
         if self.start == "mnli":
             rule = f"pretrained unless task is {', '.join(MNLI_CHILDREN)}"
             problems.check(self.task in MNLI_CHILDREN, "start", rule, self.start)
@@ -276,21 +247,19 @@ class RunConfig:
 
 def run_config(mapping: Mapping[str, Any]) -> RunConfig:
     """Validate a composed configuration. Raises: SettingsError: With every broken rule of every section."""
-    mapping = dict(mapping)
     method = mapping.get("method")
     name = method.get("name") if isinstance(method, Mapping) else None
     if name not in METHODS:
         raise SettingsError([f"method.name must be one of {', '.join(METHODS)}, got {name!r}"])
-    problems, config = [], None
+    problems, built = [], METHODS[name].config()  # so that the other sections are checked too
     try:
-        mapping["method"] = build(METHODS[name].config, method, "method.")
+        built = build(METHODS[name].config, method, "method.")
     except SettingsError as error:
-        problems += error.problems
-        mapping["method"] = METHODS[name].config()  # so that the other sections are checked too
+        problems = error.problems
     try:
-        config = build(RunConfig, mapping)
+        config = build(RunConfig, {**mapping, "method": built})
     except SettingsError as error:
-        problems += error.problems
-    if config is None or problems:
+        raise SettingsError([*problems, *error.problems]) from None
+    if problems:
         raise SettingsError(problems)
     return config

@@ -11,8 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lora.config.compose import compose_run
 from lora.config.run import RunConfig
-from lora.cost.harness import saved_bytes
+from lora.cost.machine import whole
 from lora.cost.parameters import model_of_size
+from lora.cost.subjects import saved_bytes
 from lora.errors import UserError
 from lora.methods import apply
 from lora.models.modules import count_parameters
@@ -112,12 +113,10 @@ def table(runs: Sequence[tuple[int, Sequence[str]]]) -> str:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--processes", type=int, default=1, help="GPUs that share a batch")
+    parser.add_argument("--processes", type=whole, default=1, help="GPUs that share a batch")
     parser.add_argument("overrides", nargs="*", help="overrides of the run; none: the committed table")
 
 
 def main(chosen: argparse.Namespace) -> None:
     """Exit codes: 0 done; 2 a mistake in the call."""
-    if chosen.processes < 1:
-        raise UserError(f"--processes must be >= 1, got {chosen.processes}")
     print(table([(chosen.processes, chosen.overrides)] if chosen.overrides else SHOWN))

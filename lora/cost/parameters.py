@@ -93,8 +93,8 @@ def table(rows: Sequence[Published]) -> str:
             difference = f"{off:+.1f}M" if off else "0.0M"
         if row.exact is not None:
             apart = without_head - row.exact
-            published = f"{published} ({row.exact:,})" if published else f"{row.exact:,}"
             exactly = f"{apart:+,}" if apart else "0"
+            published = f"{published} ({row.exact:,})" if published else f"{row.exact:,}"
             difference = f"{difference} ({exactly})" if difference else exactly
         lines.append(
             {

@@ -19,7 +19,6 @@ Source:
 """
 
 import functools
-import hashlib
 import json
 import os
 import re
@@ -38,7 +37,6 @@ MODEL_FILES = (
     *("config.json", "model.safetensors", "special_tokens_map.json"),
     *("tokenizer.json", "tokenizer_config.json", "vocab.txt"),
 )
-MARKER = "embedded.json"
 
 
 @dataclass(frozen=True)
@@ -58,11 +56,9 @@ class Archive:
     members: dict[str, str]
     inner: str | None = None
 
-    @property
-    def identity(self) -> str:
-        """The package's hash, or one hash over those of all packages. The marker holds it."""
-        first, *others = self.packages.values()
-        return hashlib.sha256(" ".join((first, *others)).encode()).hexdigest() if others else first
+    def is_in(self, target: Path) -> bool:
+        """Whether the folder holds all its files. Each was written whole, or it does not exist."""
+        return all((target / name).is_file() for name in self.members.values())
 
 
 ARCHIVES = (
@@ -108,14 +104,11 @@ def folder(name: str = "embedded") -> Path:
 
 
 def embedded_file(name: str) -> Path:
-    """The path of a file in the embedded folder that the marker lists as complete.
-
-    Raises: UserError: If it was not fetched.
-    """
+    """The path of a file in the embedded folder. Raises: UserError: If it was not fetched."""
     archive = next(archive for archive in ARCHIVES if name in archive.members.values())
-    if not is_whole(folder(), archive):
+    if not archive.is_in(folder()):
         raise UserError(
-            f"{folder() / name} is missing or incomplete: fetch the embedded encoder and texts with `make setup` or "
+            f"{folder() / name} is missing: fetch the embedded encoder and texts with `make setup` or "
             f"`python -m lora fetch`, or set {FOLDER_VARIABLE} to a folder that has them"
         )
     return folder() / name
@@ -130,31 +123,12 @@ def model_folder(name: str = MINILM) -> Path:
         return embedded_file("model/model.safetensors").parent
     if name not in ENCODERS:
         raise UserError(f"the encoders of the package index are {', '.join((MINILM, *ENCODERS))}, got {name!r}")
-    if not is_whole(folder(name), ENCODERS[name]):
+    if not ENCODERS[name].is_in(folder(name)):
         raise UserError(
-            f"{folder(name) / 'model.safetensors'} is missing or incomplete: fetch the encoder {name} "
+            f"{folder(name) / 'model.safetensors'} is missing: fetch the encoder {name} "
             f"({ENCODERS[name].megabytes:.0f} MB) with `make setup MODEL={name}` or `python -m lora fetch {name}`"
         )
     return folder(name)
-
-
-def read_marker(target: Path) -> dict[str, dict]:
-    """File -> hash, size and archive of the completely written files; empty without a readable marker."""
-    try:
-        kept = json.loads((target / MARKER).read_text())
-    except (OSError, ValueError):
-        return {}
-    return kept if isinstance(kept, dict) else {}
-
-
-def is_whole(target: Path, archive: Archive) -> bool:
-    """Whether the marker lists each of the archive's files as coming from it, and each still has its size."""
-    kept = read_marker(target)
-    for name in archive.members.values():
-        entry, path = kept.get(name, {}), target / name
-        if entry.get("archive") != archive.identity or not path.is_file() or path.stat().st_size != entry["bytes"]:
-            return False
-    return True
 
 
 # The tasks.
@@ -165,24 +139,20 @@ DEV_SENTENCES = 450  # leaves at least 359 dev rows in each task; evaluating 900
 CLEAR_RATING = 0.5  # sentences between -0.5 and 0.5 are neither negative nor positive
 DEV_SHARE = 0.32  # dev's share of questions and of clauses: dev gets about 0.1 of all pairs, and train 0.47
 SWAPS = 2  # per scrambled sentence
-
-
 Rows = dict[str, dict[str, list]]  # split -> column -> values
 
 
 @functools.cache
 def embedded_rows(task: str) -> Rows:
     """The columns of both splits of a task, `label` included. Raises: UserError: If the texts were not fetched."""
+    names: tuple[str, ...] = ("sentence", "label")
+    rows = sentences()
     if task == "clauses":
-        return clauses()
-    rows = scrambled() if task == "scrambled" else sentences()
-    if task == "reviews":
+        names, rows = ("question", "clause", "label"), clauses()
+    elif task == "scrambled":
+        rows = scrambled()
+    elif task == "reviews":
         rows = [(text, int(mean > 0), dev) for text, mean, dev in rows if abs(mean) >= CLEAR_RATING]
-    return by_split(("sentence", "label"), rows)
-
-
-def by_split(names: Sequence[str], rows: Sequence[tuple]) -> Rows:
-    """The columns of each split, from rows of values and whether they belong to dev."""
     columns: Rows = {split: {name: [] for name in names} for split in ("train", "validation")}
     for *values, for_dev in rows:
         for name, value in zip(names, values, strict=True):
@@ -190,7 +160,7 @@ def by_split(names: Sequence[str], rows: Sequence[tuple]) -> Rows:
     return columns
 
 
-def scrambled() -> list[tuple[str, int, bool]]:
+def scrambled() -> list[tuple]:
     """Each sentence once, half of them scrambled. A sentence that cannot be scrambled is not used."""
     rows = []
     for wanted in (False, True):
@@ -223,7 +193,7 @@ def scramble(text: str) -> str | None:
     return None
 
 
-def clauses() -> Rows:
+def clauses() -> list[tuple]:
     """Pairs whose question and clause both belong to dev, or both to train. Mixed pairs are not used."""
     lines = embedded_file("clauses.jsonl").read_text(encoding="utf-8").strip().split("\n")
     pairs = [(pair["question"], pair["context"], pair["answer"]) for pair in map(json.loads, lines)]
@@ -234,9 +204,8 @@ def clauses() -> Rows:
     for question, clause, answer in pairs:
         for_dev = plain(question) in dev_questions
         if for_dev == (plain(clause) in dev_clauses):
-            label = {"False": 0, "True": 1}[answer]
-            rows.append((" ".join(question.split()), " ".join(clause.split()), label, for_dev))
-    return by_split(("question", "clause", "label"), rows)
+            rows.append((" ".join(question.split()), " ".join(clause.split()), int(answer == "True"), for_dev))
+    return rows
 
 
 def dev_group(texts: Sequence[str], name: str) -> set[str]:
@@ -247,7 +216,7 @@ def dev_group(texts: Sequence[str], name: str) -> set[str]:
 
 
 @functools.cache
-def sentences() -> tuple[tuple[str, float, bool], ...]:
+def sentences() -> list[tuple]:
     """Every short review sentence once: text, mean rating, and whether it belongs to dev.
 
     Of sentences with equal plain texts, only the first is kept.
@@ -258,7 +227,7 @@ def sentences() -> tuple[tuple[str, float, bool], ...]:
         if len(text.split()) <= SENTENCE_WORDS:
             kept.setdefault(plain(text), (text.strip(), float(mean)))
     dev = set(shuffled(len(kept), "sentences")[:DEV_SENTENCES].tolist())
-    return tuple((text, mean, index in dev) for index, (text, mean) in enumerate(kept.values()))
+    return [(text, mean, index in dev) for index, (text, mean) in enumerate(kept.values())]
 
 
 def plain(text: str) -> str:

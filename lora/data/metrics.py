@@ -63,7 +63,9 @@ def pearson(predictions: np.ndarray, references: np.ndarray) -> float | None:
 
 def spearman(predictions: np.ndarray, references: np.ndarray) -> float | None:
     """Spearman's correlation, which is Pearson's of the ranks. Returns: None if either side is constant."""
-    return pearson(_average_ranks(predictions), _average_ranks(references))
+    from scipy.stats import rankdata  # half a second, and only for scores
+
+    return pearson(rankdata(predictions), rankdata(references))
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float | None]] = {
@@ -92,10 +94,3 @@ def _direction(values: np.ndarray) -> np.ndarray | None:
     centred = scaled - scaled.mean()
     length = np.linalg.norm(centred)
     return centred / length if length > 0 else None
-
-
-def _average_ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1; equal values share their mean rank."""
-    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[group]

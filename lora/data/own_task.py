@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,17 +18,12 @@ import numpy as np
 import yaml
 
 from lora.checks import Problems, SettingsError, build
-from lora.data.tables import label_reader, read_table
-from lora.data.tasks import TASKS, OwnRows, Task
+from lora.data.tables import read_labels, read_table
+from lora.data.tasks import KEYS, TASKS, Task
 from lora.errors import UserError, first_line
 from lora.files import at_home, read_object, write_atomically
 
 OF_CLASSES, OF_SCORES = ("accuracy", "f1", "macro_f1", "matthews"), ("pearson", "spearman")
-OF_TWO_CLASSES = ("f1", "matthews")
-TAKEN = ("label", "idx")  # columns that every task's rows have in addition to texts
-KEYS = {"train": "train", "validation": "dev", "test": "test"}  # split, as in `Task` -> its key in the file
-NAME_LENGTH = 40  # characters of the file's name in a task's name, at most
-DIGITS = 6  # digits of the definition's hash in a task's name
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 FOLDER = "tasks"  # below a folder of results
 
@@ -71,7 +66,7 @@ class Definition:
         else:
             problems.check(len(labels) >= 2, "labels", "two or more words", labels)
             problems.check(metric in OF_CLASSES, "metric", f"one of {', '.join(OF_CLASSES)} with labels", metric)
-            of_two = len(labels) == 2 or metric not in OF_TWO_CLASSES
+            of_two = len(labels) == 2 or metric not in ("f1", "matthews")
             problems.check(of_two, "metric", "accuracy or macro_f1 for more than two labels", metric)
         files = list(self.files.values())
         named = all(file and "\0" not in file for file in files) and len(set(files)) == len(files)
@@ -91,7 +86,7 @@ class Definition:
         if self.range is not None:
             stated |= {"targets": "scaled"}  # earlier versions trained on the scores as they are
         text = json.dumps(stated, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+        return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
 def check_words(columns: tuple[str, ...], labels: tuple[str, ...]) -> list[str]:
@@ -99,7 +94,7 @@ def check_words(columns: tuple[str, ...], labels: tuple[str, ...]) -> list[str]:
     problems = Problems()
     problems.check(len(columns) in (1, 2), "columns", "a list of one or two text columns", columns)
     problems.check(all(columns) and len(set(columns)) == len(columns), "columns", "distinct names", columns)
-    problems.check(not set(columns) & set(TAKEN), "columns", f"called other than {' or '.join(TAKEN)}", columns)
+    problems.check(not {"label", "idx"} & set(columns), "columns", "called other than label or idx", columns)
     problems.check(len(set(labels)) == len(labels), "labels", "distinct", labels)
     plain = all(word.strip() and not UNPRINTABLE.search(word) for word in (*columns, *labels))
     problems.check(plain, "columns and labels", "words without tabs, line ends or control characters", columns + labels)
@@ -112,7 +107,7 @@ def read_definition(path: Path) -> Definition:
     Raises: UserError: If it is absent, is not YAML (with the line), or breaks rules (with every broken rule).
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)  # all words: `no` is a label, not false
     except OSError as error:
         raise UserError(f"cannot read the task's file {path}: {error.strerror}") from error
     except (yaml.YAMLError, RecursionError, TypeError, UnicodeDecodeError) as error:  # TypeError: a key that is a list
@@ -121,20 +116,14 @@ def read_definition(path: Path) -> Definition:
         raise UserError(f"{line}: not YAML: {getattr(error, 'problem', None) or first_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} does not define a task: it must state columns, label, metric, train and dev")
-    content, problems = {str(key): value for key, value in content.items()}, []
-    if isinstance(content.get("labels"), list):  # words that YAML reads as booleans or integers
-        labels = content["labels"]
-        if switches := [label for label in labels if isinstance(label, bool)]:
-            problems = [f"labels: YAML reads an unquoted yes, no, on, off, true or false as {switches[0]}; quote it"]
-        content["labels"] = [str(label) if isinstance(label, int) else label for label in labels]
+    content = {key: value for key, value in content.items() if value not in ("", "null", "~")}
+    with suppress(KeyError, TypeError, ValueError):
+        content["range"] = [float(end) for end in content["range"]]
     try:
-        definition = build(Definition, content)
+        return build(Definition, content)
     except SettingsError as error:
-        problems += error.problems
-    else:
-        if not problems:
-            return definition
-    raise UserError(f"{path} does not define a task:\n" + "\n".join(f"  {problem}" for problem in problems))
+        lines = "\n".join(f"  {problem}" for problem in error.problems)
+        raise UserError(f"{path} does not define a task:\n{lines}") from error
 
 
 # Tasks.
@@ -161,16 +150,15 @@ def add_task(path: Path) -> Task:
 
     Raises: UserError: If the file or a row is invalid.
     """
-    definition = read_definition(path)
-    own = OwnRows(definition, path.resolve().parent)
-    labels = {split: own_rows(own, split)["label"] for split in definition.files}
+    definition, folder = read_definition(path), path.resolve().parent
+    labels = {split: own_rows(definition, folder, split)["label"] for split in definition.files}
     spread = None if definition.labels is not None else float(np.std(labels["validation"]))
-    name = re.sub(r"[^A-Za-z0-9]+", "_", path.stem).strip("_")[:NAME_LENGTH] or "task"
+    name = re.sub(r"[^A-Za-z0-9]+", "_", path.stem).strip("_")[:40] or "task"
     kept = Kept(definition, {split: len(of_split) for split, of_split in labels.items()}, spread)
-    return put(f"{name}-{definition.digits}", kept, own)
+    return put(f"{name}-{definition.digits}", kept, folder)
 
 
-def put(name: str, kept: Kept, own: OwnRows) -> Task:
+def put(name: str, kept: Kept, folder: Path | None) -> Task:
     definition = kept.definition
     TASKS[name] = Task(
         name=name,
@@ -182,7 +170,8 @@ def put(name: str, kept: Kept, own: OwnRows) -> Task:
         test_splits=("test",) if definition.test is not None else (),
         label_range=definition.range,
         label_std=kept.label_std,
-        own=own,
+        own=definition,
+        folder=folder,
     )
     return TASKS[name]
 
@@ -192,11 +181,9 @@ def keep_task(task: Task, results: str | Path) -> None:
 
     Raises: UserError: If it cannot be written.
     """
-    kept = Kept(task.own.definition, task.official_rows, task.label_std)
+    kept = Kept(task.own, task.official_rows, task.label_std)
     content = f"{json.dumps(dataclasses.asdict(kept), indent=1)}\n".encode()
-    path = Path(results) / FOLDER / f"{task.name}.json"
-    if not path.exists() or path.read_bytes() != content:
-        write_atomically(path, content)
+    write_atomically(Path(results) / FOLDER / f"{task.name}.json", content)
 
 
 def add_kept_tasks(results: str | Path) -> list[str]:
@@ -207,11 +194,8 @@ def add_kept_tasks(results: str | Path) -> list[str]:
     """
     names = []
     for path in sorted((Path(results) / FOLDER).glob("*.json")):
-        content = read_object(path)
-        if isinstance(content.get("definition"), dict):
-            content["definition"].pop("hub", None)  # null, by earlier versions
         try:
-            kept = build(Kept, content)
+            kept = build(Kept, read_object(path))
         except SettingsError as error:
             raise UserError(
                 f"{path} is not a task's definition: {first_line(error)}; the next run writes it"
@@ -223,56 +207,30 @@ def add_kept_tasks(results: str | Path) -> list[str]:
                 f"regression of an earlier version, whose scores were not scaled by their range, is refused too: move "
                 f"the file and its runs to another folder"
             )
-        if set(kept.rows) != set(kept.definition.files):
-            raise UserError(f"{path}: rows must be stated for {', '.join(kept.definition.files)}")
         names.append(path.stem)
         if path.stem not in TASKS:
-            put(path.stem, kept, OwnRows(kept.definition, None))
+            put(path.stem, kept, None)
     return names
 
 
 # The rows.
 
 
-def own_rows(own: OwnRows, split: str) -> dict[str, list[Any]]:
+def own_rows(definition: Definition, folder: Path, split: str) -> dict[str, list[Any]]:
     """Read one split of a user-defined task.
 
     Returns: The text columns and `label`: class indices or scores; None in every row of a test split without labels.
     Raises: UserError: If the file is absent or broken (with its row): there are no rows, a text is empty, a label is
         missing, unknown or out of range, or, in train and dev, all labels are the same.
     """
-    definition = own.definition
-    table, label = read_table(own.folder / at_home(definition.files[split])), definition.label
+    table, label = read_table(folder / at_home(definition.files[split])), definition.label
     if not len(table):
         raise UserError(f"{table.path}: no rows; the {KEYS[split]} split needs some")
     texts = {name: table.texts(name) for name in definition.columns}
     if split == "test" and not any(cell not in (None, "") for cell in table.columns.get(label, ())):
         return texts | {"label": [None] * len(table)}
-    labels, read = [], label_reader(definition.labels, definition.range)
-    for index, cell in enumerate(cells := table.column(label)):
-        try:
-            labels.append(read(cell))
-        except ValueError as error:
-            what = "no label" if cell in (None, "") else f"{cell!r}"
-            raise UserError(f"{table.path}, row {index + 1}: {what} in column {label}: {error}") from None
+    cells = table.column(label)
+    labels = read_labels(label, cells, definition.labels, definition.range, lambda i: f"{table.path}, row {i + 1}")
     if split != "test" and len(set(labels)) == 1:
-        raise UserError(
-            f"{table.path}: all {len(labels)} rows have {cells[0]!r} in column {label}: there is nothing to learn and "
-            f"nothing to measure"
-        )
+        raise UserError(f"{table.path}: all {len(labels)} rows have {cells[0]!r} in column {label}: nothing to learn")
     return texts | {"label": labels}
-
-
-def duplicates(task: Task) -> dict[str, int]:
-    """Split -> number of its rows whose texts occur in train too, so that training sees them."""
-    rows = {split: own_rows(task.own, split) for split in task.official_rows}
-    texts = {split: list(zip(*(columns[n] for n in task.columns), strict=True)) for split, columns in rows.items()}
-    seen = set(texts.pop("train"))
-    return {split: sum(row in seen for row in of_split) for split, of_split in texts.items()}
-
-
-def most_frequent(task: Task, split: str) -> tuple[str, float]:
-    """The most frequent label of a split and its share: the accuracy of always predicting it."""
-    labels = own_rows(task.own, split)["label"]
-    index, count = Counter(labels).most_common(1)[0]
-    return task.labels[index], count / len(labels)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora.errors import UserError, excerpt, first_line
+from lora.errors import UserError, first_line
 from lora.files import listing
 
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -89,7 +89,7 @@ def read_json_lines(path: Path) -> tuple[list[str], list[list[Any]]]:
             if not isinstance(row, dict):
                 raise ValueError(f"it is a {type(row).__name__}")
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"row {number} is not a JSON object: {first_line(error)}: {excerpt(line)}") from None
+            raise ValueError(f"row {number} is not a JSON object: {first_line(error)}: {line[:60]!r}") from None
         rows.append(row)
     names = dict.fromkeys(name for row in rows for name in row)
     return [*names], [[row.get(name) for row in rows] for name in names]
@@ -110,33 +110,43 @@ READERS: dict[str, Callable[[Path], tuple[list[str], list[list[Any]]]]] = {
 }
 
 
-def label_reader(words: Sequence[str] | None, score_range: tuple[float, float] | None) -> Callable[[Any], int | float]:
-    """A function from an entry to its label. It raises a ValueError that states the valid entries.
+def read_labels(
+    column: str,
+    entries: Sequence[Any],
+    words: Sequence[str] | None,
+    score_range: tuple[float, ...] | None,
+    place: Callable[[int], str],
+) -> list[Any]:
+    """The class indices or scores of a column's entries.
 
     Args:
         words: For classification: the labels as in the file, in the order of their indices. An integer entry matches
             the label with its digits, since JSON and parquet hold integers.
         score_range: For regression: the lowest and the highest score.
+        place: The name of an entry's place, from its index.
+    Raises: UserError: If an entry is none of them; the message states its place, and the valid entries.
     """
-    if words:
-        known = {word: index for index, word in enumerate(words)}
+    known: dict[str, int] = {word: index for index, word in enumerate(words or ())}
+    read: list[int | float] = []
+    label: int | float | None
+    for index, entry in enumerate(entries):
+        word = str(entry) if isinstance(entry, int) and not isinstance(entry, bool) else entry
+        if words:
+            label = known.get(word) if isinstance(word, str) else None
+            rule = f"the labels are {', '.join(known)}"
+        else:
+            low, high = score_range
+            label, rule = as_score(word, low, high), f"a score is a number from {low:g} to {high:g}"
+        if label is None:
+            found = "no label" if entry in (None, "") else repr(entry)
+            raise UserError(f"{place(index)}: {found} in column {column}: {rule}")
+        read.append(label)
+    return read
 
-        def read_label(entry: Any) -> int:
-            word = str(entry) if isinstance(entry, int) and not isinstance(entry, bool) else entry
-            if not isinstance(word, str) or word not in known:
-                raise ValueError(f"the labels are {', '.join(known)}")
-            return known[word]
 
-        return read_label
-    low, high = score_range
-
-    def read_score(entry: Any) -> float:
-        try:
-            score = float("nan") if isinstance(entry, bool) else float(entry)
-        except (TypeError, ValueError, OverflowError):
-            score = float("nan")
-        if not low <= score <= high:
-            raise ValueError(f"a score is a number from {low:g} to {high:g}")
-        return score
-
-    return read_score
+def as_score(entry: Any, low: float, high: float) -> float | None:
+    try:
+        score = float("nan") if isinstance(entry, bool) else float(entry)
+    except (TypeError, ValueError):
+        return None
+    return score if low <= score <= high else None

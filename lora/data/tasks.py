@@ -3,25 +3,25 @@
 A user-defined task is added when its file is read (`lora.data.own_task`).
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lora.errors import UserError
+from lora.files import ROOT, at_home
 
 if TYPE_CHECKING:
     import lora.data.own_task
 
 TARGET_SPAN = 5.0
+KEYS = {"train": "train", "validation": "dev", "test": "test"}  # split -> its name in a user's file and in messages
 FILES = {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}
-MNLI_FILES = {
-    "train": "train.tsv",
-    "validation_matched": "dev_matched.tsv",
-    "validation_mismatched": "dev_mismatched.tsv",
-    "test_matched": "test_matched.tsv",
-    "test_mismatched": "test_mismatched.tsv",
-}
+MNLI_FILES = {"train": "train.tsv", "validation_matched": "dev_matched.tsv"}
+MNLI_FILES |= {"validation_mismatched": "dev_mismatched.tsv"}
+MNLI_FILES |= {"test_matched": "test_matched.tsv", "test_mismatched": "test_mismatched.tsv"}
+Words = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,6 @@ class TsvLayout:
 
 
 @dataclass(frozen=True)
-class OwnRows:
-    """The location of a user-defined task's rows.
-
-    Args:
-        folder: Base of its files' relative paths; None if only the definition is known, as in a folder of results.
-    """
-
-    definition: "lora.data.own_task.Definition"
-    folder: Path | None
-
-
-@dataclass(frozen=True)
 class Task:
     """One task.
 
@@ -71,7 +59,8 @@ class Task:
         tsv: Layout of the official files; None for other tasks.
         label_range: Lowest and highest score of a regression; None for classification.
         label_std: Standard deviation (ddof 0) of the official dev labels of a regression; None for classification.
-        own: The location of a user-defined task's rows; None for other tasks.
+        own: The definition of a user-defined task; None for other tasks.
+        folder: Base of its files' relative paths; None if it is not known, as in a folder of results.
     """
 
     name: str
@@ -86,7 +75,8 @@ class Task:
     test_splits: tuple[str, ...] = ("test",)
     label_range: tuple[float, float] | None = None
     label_std: float | None = None
-    own: OwnRows | None = None
+    own: "lora.data.own_task.Definition | None" = None
+    folder: Path | None = None
 
     @property
     def family(self) -> Literal["glue", "embedded", "own"]:
@@ -97,7 +87,7 @@ class Task:
     @property
     def is_definition_only(self) -> bool:
         """Whether the location of the rows is unknown, as for a task that a folder of results keeps."""
-        return self.own is not None and self.own.folder is None
+        return self.own is not None and self.folder is None
 
     @property
     def target_scale(self) -> tuple[float, float] | None:
@@ -113,16 +103,12 @@ class Task:
 
     def to_targets(self, scores: Any) -> Any:
         """The outputs that a model is trained to give for these scores."""
-        if self.target_scale is None:
-            return scores
-        shift, factor = self.target_scale
+        shift, factor = self.target_scale or (0.0, 1.0)
         return (scores - shift) / factor
 
     def to_scores(self, outputs: Any) -> Any:
         """The scores that a model's outputs stand for."""
-        if self.target_scale is None:
-            return outputs
-        shift, factor = self.target_scale
+        shift, factor = self.target_scale or (0.0, 1.0)
         return outputs * factor + shift
 
     @property
@@ -136,107 +122,86 @@ class Task:
         return (self.train_split, *self.validation_splits)
 
 
-SENTENCE, SENTENCES = ("sentence",), ("sentence1", "sentence2")
+ONE, TWO, QUESTIONS = ("sentence",), ("sentence1", "sentence2"), ("question1", "question2")
+SIGNS, ACCEPTED = ("negative", "positive"), ("unacceptable", "acceptable")
 ENTAILED, DIGITS = ("entailment", "not_entailment"), ("0", "1")
-SCORES = {"labels": (), "metrics": ("pearson", "spearman")}
-MATTHEWS = ("matthews", "accuracy")
+ACCURACY, F1, MATTHEWS, SCORES = ("accuracy",), ("accuracy", "f1"), ("matthews", "accuracy"), ("pearson", "spearman")
+# The files that differ from the others.
+MNLI = TsvLayout(TWO, "gold_label", files=MNLI_FILES)
+MRPC = TsvLayout(("#1 String", "#2 String"), "Quality", DIGITS)
+COLA = TsvLayout(ONE, "label", DIGITS, bare=("source", "label", "mark", "sentence"))
+QNLI = TsvLayout(("question", "sentence"), "label")
+QQP = TsvLayout(QUESTIONS, "is_duplicate", DIGITS, broken=True)
 
 
-def _glue(title: str, rows: tuple[int, int, int], tsv: TsvLayout, **facts: Any) -> Task:
-    shared = {"columns": SENTENCES, "metrics": ("accuracy",), "official_rows": dict(zip(FILES, rows, strict=True))}
-    return Task(**{"name": title.lower().replace("-", ""), "title": title, "tsv": tsv} | shared | facts)
+def _glue(title: str, rows: Sequence[int], tsv: TsvLayout, columns: Words, labels: Words, metrics: Words, **facts: Any):
+    sizes = dict(zip(tsv.files, rows, strict=True))
+    return Task(title.lower().replace("-", ""), title, columns, labels, metrics, sizes, tsv, **facts)
 
 
-def _embedded(name: str, train: int, validation: int, **facts: Any) -> Task:
-    rows = {"train": train, "validation": validation}
-    shared = {"columns": SENTENCE, "metrics": ("accuracy",), "official_rows": rows, "test_splits": ()}
-    return Task(**{"name": name, "title": name} | shared | facts)
+def _embedded(name: str, train: int, validation: int, columns: Words, labels: Words, metrics: Words, **facts: Any):
+    sizes = {"train": train, "validation": validation}
+    return Task(name, name, columns, labels, metrics, sizes, test_splits=(), **facts)
 
 
 # Order: the paper's Table 2, then WNLI, which the paper omits. Source of sizes and label orders: the data set's
 # dataset_infos.json on the hub.
 _GLUE = (
-    Task(
-        name="mnli",
-        title="MNLI",
-        columns=("premise", "hypothesis"),
-        labels=("entailment", "neutral", "contradiction"),
-        metrics=("accuracy",),
-        official_rows=dict(zip(MNLI_FILES, (392702, 9815, 9832, 9796, 9847), strict=True)),
-        tsv=TsvLayout(SENTENCES, "gold_label", files=MNLI_FILES),
+    _glue(
+        *("MNLI", (392702, 9815, 9832, 9796, 9847), MNLI, ("premise", "hypothesis")),
+        *(("entailment", "neutral", "contradiction"), ACCURACY),
         validation_splits=("validation_matched", "validation_mismatched"),
         test_splits=("test_matched", "test_mismatched"),
     ),
-    _glue(
-        "SST-2",
-        (67349, 872, 1821),
-        TsvLayout(SENTENCE, "label", DIGITS),
-        columns=SENTENCE,
-        labels=("negative", "positive"),
-    ),
-    _glue(
-        "MRPC",
-        (3668, 408, 1725),
-        TsvLayout(("#1 String", "#2 String"), "Quality", DIGITS),
-        labels=("not_equivalent", "equivalent"),
-        metrics=("accuracy", "f1"),
-    ),
-    _glue(
-        "CoLA",
-        (8551, 1043, 1063),
-        TsvLayout(SENTENCE, "label", DIGITS, bare=("source", "label", "mark", "sentence")),
-        columns=SENTENCE,
-        labels=("unacceptable", "acceptable"),
-        metrics=MATTHEWS,
-    ),
-    _glue(
-        "QNLI",
-        (104743, 5463, 5463),
-        TsvLayout(("question", "sentence"), "label"),
-        columns=("question", "sentence"),
-        labels=ENTAILED,
-    ),
-    _glue(
-        "QQP",
-        (363846, 40430, 390965),
-        TsvLayout(("question1", "question2"), "is_duplicate", DIGITS, broken=True),
-        columns=("question1", "question2"),
-        labels=("not_duplicate", "duplicate"),
-        metrics=("accuracy", "f1"),
-    ),
-    _glue("RTE", (2490, 277, 3000), TsvLayout(SENTENCES, "label"), labels=ENTAILED),
-    _glue(
-        "STS-B",
-        (5749, 1500, 1379),
-        TsvLayout(SENTENCES, "score"),
-        **SCORES,
-        label_range=(0.0, 5.0),
-        label_std=1.5000,
-    ),
-    _glue("WNLI", (635, 71, 146), TsvLayout(SENTENCES, "label", DIGITS), labels=ENTAILED[::-1]),
+    _glue("SST-2", (67349, 872, 1821), TsvLayout(ONE, "label", DIGITS), ONE, SIGNS, ACCURACY),
+    _glue("MRPC", (3668, 408, 1725), MRPC, TWO, ("not_equivalent", "equivalent"), F1),
+    _glue("CoLA", (8551, 1043, 1063), COLA, ONE, ACCEPTED, MATTHEWS),
+    _glue("QNLI", (104743, 5463, 5463), QNLI, ("question", "sentence"), ENTAILED, ACCURACY),
+    _glue("QQP", (363846, 40430, 390965), QQP, QUESTIONS, ("not_duplicate", "duplicate"), F1),
+    _glue("RTE", (2490, 277, 3000), TsvLayout(TWO, "label"), TWO, ENTAILED, ACCURACY),
+    _glue("STS-B", (5749, 1500, 1379), TsvLayout(TWO, "score"), TWO, (), SCORES, label_range=(0.0, 5.0), label_std=1.5),
+    _glue("WNLI", (635, 71, 146), TsvLayout(TWO, "label", DIGITS), TWO, ENTAILED[::-1], ACCURACY),
 )
 
 # Built by lora/data/embedded.py. None of them is a GLUE task, and none has a GLUE task's name.
 _EMBEDDED = (
-    _embedded("reviews", 3805, 422, labels=("negative", "positive")),
-    _embedded("ratings", 3989, 450, **SCORES, label_range=(-4.0, 4.0), label_std=1.9855),
-    _embedded("clauses", 3647, 785, columns=("question", "clause"), labels=("not_answered", "answered")),
-    _embedded("scrambled", 3310, 359, labels=("unacceptable", "acceptable"), metrics=MATTHEWS),
+    _embedded("reviews", 3805, 422, ONE, SIGNS, ACCURACY),
+    _embedded("ratings", 3989, 450, ONE, (), SCORES, label_range=(-4.0, 4.0), label_std=1.9855),
+    _embedded("clauses", 3647, 785, ("question", "clause"), ("not_answered", "answered"), ACCURACY),
+    _embedded("scrambled", 3310, 359, ONE, ACCEPTED, MATTHEWS),
 )
 
 TASKS: dict[str, Task] = {task.name: task for task in (*_GLUE, *_EMBEDDED)}
-MIN_TRAIN_ROWS = 2  # in a subset of the train split
 SOURCES_OF = {"glue": ("tsv", "parquet", "hub"), "embedded": ("embedded",), "own": ("own",)}  # by task family
+TASK_FILES = ROOT / "conf" / "tasks"  # not conf/task: that folder would make `task` a group of Hydra
 
 
-def fitting_sources(task: Task) -> str:
-    """The sources that a task's rows may come from, for a message."""
-    *others, last = SOURCES_OF[task.family]
-    return f"{', '.join(others)} or {last}" if others else last
+def task_file(given: str) -> Path | None:
+    """The file that `task=` names, by path or by its name in conf/tasks/; None for anything else."""
+    if given.endswith((".yaml", ".yml")) or "/" in given:
+        return at_home(given)
+    path = TASK_FILES / f"{given}.yaml"
+    return path if given not in TASKS and os.path.isfile(path) else None
 
 
-def get_task(name: str) -> Task:
-    """The task of this name. Raises: UserError: If there is none; the message lists the tasks that exist."""
-    if name not in TASKS:
-        raise UserError(f"unknown task {name!r}; the tasks are {', '.join(TASKS)}")
-    return TASKS[name]
+def find_task(given: str, results: str | Path | None = None) -> Task:
+    """The task that `task=` names: one of TASKS, a user's file, which is read, or a task that a results folder keeps.
+
+    Args:
+        results: Folder of results, whose tasks can be named as in its run ids.
+    Raises: UserError: If there is no such task, or its file or one of its rows is invalid.
+    """
+    path = task_file(given)
+    if path is None and given in TASKS:
+        return TASKS[given]
+    from lora.data.own_task import add_kept_tasks, add_task
+
+    if path is not None:
+        return add_task(path)
+    if results is not None:
+        add_kept_tasks(results)
+    if given not in TASKS:
+        known = [*TASKS, *sorted(path.stem for path in TASK_FILES.glob("*.yaml"))]
+        own = "or a file of your own such as task=my_task.yaml"
+        raise UserError(f"task must be one of {', '.join(known)}, {own}, got {given!r}")
+    return TASKS[given]

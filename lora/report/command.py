@@ -4,10 +4,11 @@ The files of the committed runs, `reference/<profile>`, are tracked: only --page
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 
-from lora.errors import UserError, as_command
+from lora.errors import UserError
 from lora.files import REFERENCE, write_atomically
 from lora.report.build import build
 from lora.report.gather import options as profile_options
@@ -64,5 +65,5 @@ def print_sweep(profile: str, arguments: Sequence[str]) -> None:
     except UserError as error:  # the runs themselves have ended, and their records exist
         print(f"no table of this sweep: {error}", file=sys.stderr)
         return
-    command = as_command([sys.executable, "-m", "lora", "report", profile, *own])
+    command = shlex.join([sys.executable, "-m", "lora", "report", profile, *own])
     print(f"next: {command}  # figures and report.html")

@@ -5,6 +5,7 @@ What a run was is read from its record. The sweep is asked only which runs its e
 
 import argparse
 import dataclasses
+import shlex
 import sys
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
@@ -19,14 +20,13 @@ from lora.config.rates import TUNING
 from lora.config.run import RunConfig, run_config
 from lora.data.own_task import add_kept_tasks
 from lora.data.tasks import TASKS
-from lora.errors import UserError, as_command
+from lora.errors import UserError
 from lora.files import REFERENCE, RESULTS
 from lora.records.predictions import with_collapsed
 from lora.records.record import RunRecord, load_frame, load_records
 from lora.report.runs import ADHOC, MAIN, OWN, OWN_TASK, PLACE, facts_of, in_table_order, labelled, with_records
 from lora.sweep.expand import PlannedRun, State, state_of
-from lora.sweep.grids import LEARNING_RATE, experiments_of
-from lora.sweep.request import select_runs, selected
+from lora.sweep.request import LEARNING_RATE, experiments_of, select_runs, selected
 
 EXPERIMENTS = (*MAIN, "lora_targets", "lora_ranks", "mnli_start", "length", LEARNING_RATE, OWN)  # in reading order
 OF_MACHINES = ("train.precision", "train.kernels", "model.attention")  # settings that may depend on the machine
@@ -92,7 +92,7 @@ class Gathered:
         python = "python" if self.is_reference else sys.executable
         own = [] if any(p.startswith("task=") for p in self.overrides) or not self.is_own else ["task=FILE"]
         needs_rows = own if name == "analyse intervals" else []
-        return as_command([python, "-m", "lora", *name.split(), self.name, *self.overrides, *needs_rows])
+        return shlex.join([python, "-m", "lora", *name.split(), self.name, *self.overrides, *needs_rows])
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from lora.report.notes import BANNERS, NOTES, conditions, encoder_notes, note
 from lora.report.runs import in_order, labelled, told_apart
 from lora.report.tables import collapsed_text, number
 from lora.report.titles import task_label
-from lora.sweep.grids import LEARNING_RATE
+from lora.sweep.request import LEARNING_RATE
 from lora.table import Table
 
 TITLE = "Learning rates tried, on seeds outside the tables of results"

@@ -21,7 +21,7 @@ from lora.report.comparisons import REPEATED
 from lora.report.page import SYMBOLS, verdict
 from lora.report.runs import OWN
 from lora.report.titles import METRIC_SHORT
-from lora.sweep.grids import LEARNING_RATE
+from lora.sweep.request import LEARNING_RATE
 from lora.table import Table, rows
 
 # In the files and the page alone. The paper's claims are not judged on user-defined tasks, so their pairs are printed.

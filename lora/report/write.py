@@ -12,7 +12,7 @@ from lora.report.claims.summary import findings_block
 from lora.report.comparisons import REPEATED
 from lora.report.figures import Figure
 from lora.report.page import page
-from lora.sweep.grids import LEARNING_RATE
+from lora.sweep.request import LEARNING_RATE
 from lora.table import in_page, markdown, rows
 
 FOUND = "reference/long"  # whose verdicts are the README's findings

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lora.config.compose import chosen_option, compose_family, is_group, parsed_override
-from lora.config.labels import columns
 from lora.config.run import RunConfig
 from lora.errors import UserError
 from lora.files import RESULTS
 from lora.records.record import RunRecord, load_records
-from lora.sweep.grids import Values
+
+Values = dict[str, list[str]]  # key -> its values in command-line syntax
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,6 @@ class PlannedRun:
     start = property(lambda self: self.config.start)
     parent = property(lambda self: self.config.start_run, doc="The MNLI run that it starts from, in the same sweep.")
     examples = property(lambda self: self.config.train_rows * self.config.train.epochs, doc="Over all epochs.")
-    columns = property(lambda self: columns(self.config), doc="The settings by which runs of a method differ.")
 
 
 def expand_blocks(profile: str, grids: Mapping[str, Sequence[Values]], only: Values | None = None) -> list[PlannedRun]:
@@ -97,8 +96,6 @@ class State:
     """The records of a sweep's runs.
 
     Args:
-        ok, failed: run_id -> record.
-        missing: Runs without a record.
         extra: run_ids of records outside the sweep.
         problems: One message per file that is not a record.
     """
@@ -108,10 +105,6 @@ class State:
     missing: tuple[PlannedRun, ...]
     extra: tuple[str, ...]
     problems: tuple[str, ...]
-
-
-def state(runs: Sequence[PlannedRun], results: str | Path) -> State:
-    return state_of(runs, *load_records(results))
 
 
 def state_of(runs: Iterable[PlannedRun], records: Sequence[RunRecord], problems: Sequence[str]) -> State:

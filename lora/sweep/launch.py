@@ -1,5 +1,6 @@
 """Launch a sweep: announce and check the missing runs, hand them to the launcher, and collect the outcomes."""
 
+import functools
 import os
 import sys
 import time
@@ -9,16 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from omegaconf import DictConfig
 
 from lora.config.compose import chosen_option
-from lora.config.labels import labels
 from lora.data.tasks import TASKS
-from lora.errors import UnfinishedError, UserError, listed
+from lora.errors import UserError, listed
 from lora.files import check_writable
+from lora.records.record import load_records
 from lora.sweep import pool, ray_cluster, slurm
-from lora.sweep.devices import gpu_names, local_workers
-from lora.sweep.expand import PlannedRun, State, estimator, own_records, state
+from lora.sweep.expand import PlannedRun, State, estimator, own_records, state_of
 from lora.sweep.notes import read_notes
 from lora.sweep.progress import Watch, about, counted, duration
-from lora.sweep.request import explain_default, select_runs, sweep_settings
+from lora.sweep.request import select_runs, sweep_settings
 from lora.sweep.worker import Job, clean_up, has_adapter, verify_inputs
 from lora.training import processes
 from lora.training.processes import world_size
@@ -27,28 +27,22 @@ LAUNCHES = 3  # attempts per command at a run whose worker is killed
 HELD_SECONDS = 2.0  # between two checks of runs that another sweep trains
 
 
-def launch_sweep(arguments: Sequence[str]) -> State:
+def launch_sweep(arguments: Sequence[str]) -> str:
     """Train the missing runs among those that the arguments select (`lora.sweep.request.select_runs`).
 
-    Raises: UserError: As in `launch_runs`. UnfinishedError: At the end, if runs failed or are missing.
+    Returns: The runs that failed or are missing at the end, one per line; empty if there are none.
+    Raises: UserError: As in `launch_runs`.
     """
     profile = chosen_option("profile", arguments)
-    lines, runs = explain_default(profile, arguments), select_runs(profile, arguments)
-    now, reasons = launch_runs(sweep_settings(profile, arguments), runs, arguments, lines)
-    if now.failed or now.missing:
-        raise UnfinishedError("\n".join(unfinished(now, reasons)))
-    return now
+    return launch_runs(sweep_settings(profile, arguments), select_runs(profile, arguments), arguments)[1]
 
 
-def launch_runs(
-    settings: DictConfig, runs: list[PlannedRun], arguments: Sequence[str], lines: Sequence[str] = ()
-) -> tuple[State, dict[str, str]]:
+def launch_runs(settings: DictConfig, runs: list[PlannedRun], arguments: Sequence[str]) -> tuple[State, str]:
     """Announce runs and train the missing ones.
 
     Args:
         settings: Those that the runs share (`lora.sweep.request.sweep_settings`).
-        lines: The end of the announcement.
-    Returns: The state at the end, and run_id -> why a run has no record.
+    Returns: The state at the end, and the runs that failed or are missing, one per line.
     Raises: UserError: Before any run starts, if rows, weights or the launcher are unavailable, rows or weights differ
         from those of a record, a processor lacks a run's precision, or a folder cannot be written.
     """
@@ -58,35 +52,33 @@ def launch_runs(
             f"`accelerate launch` or torchrun for a single run (python -m lora without -m)"
         )
     (results, outputs), launcher = (settings.runtime.results, settings.runtime.outputs), settings.launcher
-    now = state(runs, results)
+    now = state_of(runs, *load_records(results))
     for problem in now.problems:
         print(f"left out: {problem}", file=sys.stderr)
     todo = to_train(settings, runs, now)
     verify_inputs([run.config for run in runs], now.ok.values(), {run.run_id for run in todo})
     for key in ("workers", "runs_per_job"):
-        if not str(launcher.get(key, 1)).isdecimal() or int(launcher.get(key, 1)) < 1:
+        if not str(launcher[key]).isdecimal() or int(launcher[key]) < 1:
             raise UserError(f"launcher.{key} must be a whole number >= 1, got {launcher[key]!r}")
     workers = int(launcher.workers)
     if launcher.name == "local":
         stated = any(argument.startswith("launcher.workers=") for argument in arguments)
-        workers = local_workers(todo, workers, stated)
+        workers = pool.local_workers(todo, workers, stated)
     if todo:
         check_launcher(launcher, todo)
-        if of_peft := {str(run.config.method): run.config.method for run in todo if run.method == "peft"}:
+        for method in {str(run.config.method): run.config.method for run in todo if run.method == "peft"}.values():
             from lora.methods.bridge import check  # loads PEFT, which other sweeps do without
 
-            for method in of_peft.values():
-                check(method)
+            check(method)
         for folder in (results, outputs):
             check_writable(folder)
-    print("\n".join([*announcement(settings, runs, now, todo, workers), *(f"  {one}" for one in lines)]), flush=True)
-    left = {run.run_id for run in todo}
-    done = now.ok.keys() - left
+    print("\n".join(announcement(settings, runs, now, todo, workers)), flush=True)
+    done = now.ok.keys() - {run.run_id for run in todo}
     reasons = train_missing(todo, done, outputs, lambda wave, ended: launch_once(settings, wave, workers, ended))
-    now = state(runs, results)
+    now = state_of(runs, *load_records(results))
     for run_id in (*now.ok, *now.failed):
         clean_up(results, outputs, run_id)
-    return now, reasons
+    return now, "\n".join(unfinished(now, reasons))
 
 
 def to_train(settings: DictConfig, runs: Sequence[PlannedRun], now: State) -> list[PlannedRun]:
@@ -102,9 +94,7 @@ def to_train(settings: DictConfig, runs: Sequence[PlannedRun], now: State) -> li
 
 
 def check_launcher(launcher: DictConfig, todo: Sequence[PlannedRun]) -> None:
-    """
-    Raises: UserError: If what the launcher needs is not installed, or runs that compute on a CPU would hold GPUs.
-    """
+    """Raises: UserError: If what the launcher needs is not installed, or runs on a CPU would hold GPUs."""
     if launcher.name == "slurm":
         slurm.check_slurm()
     if launcher.name == "ray":
@@ -120,15 +110,11 @@ def check_launcher(launcher: DictConfig, todo: Sequence[PlannedRun]) -> None:
 def announcement(
     settings: DictConfig, runs: Sequence[PlannedRun], now: State, todo: Sequence[PlannedRun], workers: int
 ) -> list[str]:
-    """Lines about the runs to train and the time that they take, judging by the user's records."""
     name, results = settings.profile.name, settings.runtime.results
     if not todo:
-        failed = (
-            f"; {len(now.failed)} of them failed: runtime.retry_failed=true trains these again" if now.failed else ""
-        )
+        failed = f"; {len(now.failed)} of them failed: runtime.retry_failed=true retries them" if now.failed else ""
         return [f"profile {name}: nothing to train, all {len(runs)} runs are in {results} already{failed}"]
-    seconds = [*map(estimator(own_records(results)), todo)]
-    time_left = "unknown until the first run has ended"
+    seconds, time_left = [*map(estimator(own_records(results)), todo)], "unknown until the first run has ended"
     if None not in seconds:
         time_left = f"about {duration(sum(seconds) / min(workers, len(todo)))}, judging by your records of the encoder"
     parents = {run.parent for run in runs} & {run.run_id for run in todo}
@@ -153,8 +139,7 @@ def train_missing(
 
     Args:
         done: The run_ids of the sweep's runs that are done, from which others may start.
-        launch: Trains runs once; the number is that of the runs that are done. Returns: run_id -> outcome, as in
-            `lora.sweep.worker.run_job`, without the runs of killed workers.
+        launch: Trains runs once (`launch_once`); the number is that of the runs that are done.
     Returns: run_id -> why a run has no record.
     """
     left, done = {run.run_id: run for run in todo}, set(done)
@@ -166,7 +151,7 @@ def train_missing(
             time.sleep(HELD_SECONDS)
             continue
         outcomes = launch(free, len(done))
-        for run_id in [run.run_id for run in free]:
+        for run_id in (run.run_id for run in free):
             outcome = outcomes.get(run_id)
             if outcome == "held":
                 if not held:
@@ -190,21 +175,17 @@ def train_missing(
 def launch_once(settings: DictConfig, runs: Sequence[PlannedRun], workers: int, done: int) -> dict[str, str]:
     """Train runs once with the launcher, the longest first, so that no long run starts last.
 
-    Args:
-        done: Number of the sweep's runs that are done.
     Returns: run_id -> outcome, as in `lora.sweep.worker.run_job`, without the runs of killed workers.
-    Raises: KeyboardInterrupt: After printing which runs are still training.
     """
     launcher, outputs = settings.launcher, settings.runtime.outputs
     size = int(launcher.runs_per_job)
-    jobs = [job_of(runs[start : start + size]) for start in range(0, len(runs), size)]
-
-    def interrupted() -> None:
-        say_what_runs(settings, {run.run_id for run in runs})
-
-    with Watch(runs, done, labels(runs), settings.runtime.results, outputs).shown():
+    own = {run.task: TASKS[run.task] for run in runs if TASKS[run.task].own is not None}
+    parts = [[run.config for run in runs[start : start + size]] for start in range(0, len(runs), size)]
+    jobs = [Job(tuple(part), tuple(own.values()), os.getcwd()) for part in parts]
+    interrupted = functools.partial(say_what_runs, settings, {run.run_id for run in runs})
+    with Watch(runs, done, settings.runtime.results, outputs).shown():
         if launcher.name == "local":
-            return pool.run_jobs(jobs, workers, gpu_names(), interrupted)
+            return pool.run_jobs(jobs, workers, pool.gpu_names(), interrupted)
         with processes.raised():
             try:
                 if launcher.name == "slurm":
@@ -215,22 +196,16 @@ def launch_once(settings: DictConfig, runs: Sequence[PlannedRun], workers: int, 
                 raise
 
 
-def job_of(runs: Sequence[PlannedRun]) -> Job:
-    tasks = (TASKS[name] for name in {run.task for run in runs})
-    return Job(tuple(run.config for run in runs), tuple(task for task in tasks if task.own is not None), os.getcwd())
-
-
 def say_what_runs(settings: DictConfig, ids: set[str]) -> None:
     """Print, when the command is interrupted, which runs are training and how to stop them."""
     running = [run_id for run_id in read_notes(settings.runtime.outputs) if run_id in ids]
     how = {
         "local": "They write a checkpoint and stop; press Ctrl-C again to stop them at once",
-        "slurm": f"They keep running, and so do the jobs in the queue; to stop them: "
-        f"scancel --name={settings.launcher.get('job_name')}",
+        "slurm": f"They and the jobs in the queue go on; scancel --name={settings.launcher.get('job_name')} stops them",
         "ray": "Ray stops them with this command; they lose the time since their last checkpoint",
     }[settings.launcher.name]
-    lines = [f"interrupted; still training: {len(running)}", *(f"  {run_id}" for run_id in running), how]
-    print("\n".join(lines), file=sys.stderr, flush=True)
+    print("\n  ".join([f"interrupted; still training: {len(running)}", *running]), file=sys.stderr)
+    print(how, file=sys.stderr, flush=True)
 
 
 def unfinished(now: State, reasons: Mapping[str, str]) -> list[str]:

@@ -38,38 +38,30 @@ class Note:
     def __init__(self, file: IO[bytes]):
         self.file, self.written = file, 0.0
         self.first: tuple[int, float] | None = None  # the first reported step, and its time
-        self.worker = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "born": psutil.Process().create_time(),
-            "where": whereabouts(),
-            "since": time.strftime("%Y-%m-%d %H:%M"),
-        }
+        self.pace: float | None = None  # seconds per step
+        host, pid, slurm = socket.gethostname(), os.getpid(), os.environ.get("SLURM_JOB_ID")
+        if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+            slurm = f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}"  # as scancel takes it
+        where = f"process {pid} of {host}" + (f", slurm {slurm}" if slurm else "")
+        self.worker = {"host": host, "pid": pid, "born": psutil.Process().create_time(), "where": where}
+        self.worker |= {"since": time.strftime("%Y-%m-%d %H:%M")}
         self.write({"step": 0, "steps": None, "epoch": 0, "metric": None, "pace": None})
 
     def __call__(self, progress: Any) -> None:
         """Note the progress after a step (`lora.training.loop.Progress`)."""
         now = time.monotonic()
         first, since = self.first = self.first or (progress.step, now)
+        if progress.step > first:
+            self.pace = (now - since) / (progress.step - first)
         if now - self.written >= NOTE_SECONDS:
             self.written = now
-            pace = (now - since) / (progress.step - first) if progress.step > first else None
-            self.write({key: getattr(progress, key) for key in ("step", "steps", "epoch", "metric")} | {"pace": pace})
+            state = {key: getattr(progress, key) for key in ("step", "steps", "epoch", "metric")}
+            self.write(state | {"pace": self.pace})
 
     def write(self, progress: dict[str, Any]) -> None:
         text = json.dumps(self.worker | progress).ljust(1024)  # one write over the last, so that no reader finds a part
         with suppress(OSError):  # on a full disk, the run itself may still succeed
             os.pwrite(self.file.fileno(), text.encode(), 0)
-
-
-def whereabouts() -> str:
-    """This process, for messages: its pid, host and Slurm job, in the form that scancel takes.
-
-    Source: sbatch(1), output environment variables.
-    """
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    job = os.environ.get("SLURM_JOB_ID") if array is None else f"{array}_{task}"
-    return f"process {os.getpid()} of {socket.gethostname()}" + (f", slurm {job}" if job else "")
 
 
 @contextmanager
@@ -96,20 +88,16 @@ def held(outputs: str | Path, run_id: str) -> Iterator[Note]:
                 owner = read_notes(outputs).get(run_id, {}).get("where", "another worker")
                 raise HeldError(f"{run_id} is being trained by {owner}; wait for it, or stop it first") from error
             _say_without_locks(path.parent, error.strerror)
-        if not _is_at(file, path):  # its holder has just removed it
-            raise released
+        try:
+            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                raise released
+        except FileNotFoundError:  # its holder has just removed it
+            raise released from None
         try:
             yield Note(file)
         finally:
             path.unlink(missing_ok=True)  # before the lock is released
             remove_empty(path.parent)
-
-
-def _is_at(file: IO[bytes], path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 @functools.cache

@@ -1,36 +1,31 @@
-"""Workers on this machine: processes that train one job after another. A killed one costs its own job only.
+"""Workers on this machine, as its processors allow: processes that train one job after another.
 
-They are forked from a server process, which loads the libraries once for all of them: that takes seconds.
+A killed one costs its own job only. They are forked from a server process, which loads the libraries once for all of
+them: that takes seconds.
 """
 
 import contextlib
 import multiprocessing
 import os
 import sys
-import types
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING
 
+from lora.config.auto import check_device, gpus, gpus_have_bf16, takes_gpu
+from lora.records.provenance import BF16_FLAGS, cpu_flags
 from lora.sweep.worker import Job, run_job
 from lora.training import processes
+
+if TYPE_CHECKING:
+    from lora.sweep.expand import PlannedRun
 
 POLL_SECONDS = 0.2
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 LIBRARIES = ["lora.training.loop", "lora.training.fused.encoder", "lora.methods.lowrank", "lora.methods.bottleneck"]
 TUNABLES = "GLIBC_TUNABLES"
-
-
-@contextlib.contextmanager
-def hidden_script() -> Iterator[None]:
-    """Hide the script that started the sweep: a worker would run it again, and finds none in `python - < script`."""
-    script = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = script
 
 
 @contextlib.contextmanager
@@ -56,7 +51,7 @@ class Worker:
         forkserver.set_forkserver_preload(LIBRARIES)
         with processes.blocked():
             resource_tracker.ensure_running()  # which would let SIGINT and SIGTERM through
-        with processes.blocked(), hidden_script(), huge_pages():
+        with processes.blocked(), huge_pages():
             self.process.start()
         other.close()  # so that only the worker holds it, and `recv` ends with the worker
 
@@ -93,11 +88,13 @@ def serve(connection: Connection, environment: Mapping[str, str]) -> None:
             return
 
 
-def run_jobs(jobs: Sequence[Job], workers: int, gpus: Sequence[str], interrupted: Callable[[], None]) -> dict[str, str]:
+def run_jobs(
+    jobs: Sequence[Job], workers: int, names: Sequence[str], interrupted: Callable[[], None]
+) -> dict[str, str]:
     """Train jobs, `workers` at a time.
 
     Args:
-        gpus: The GPUs to share out, if there are several.
+        names: The GPUs to share out, if there are several.
         interrupted: Called when a signal to stop arrives.
     Returns: run_id -> outcome, as in `run_job`, without the runs of killed workers.
     Raises: KeyboardInterrupt: After a signal, once all workers have written their checkpoints. A second Ctrl-C kills
@@ -109,7 +106,7 @@ def run_jobs(jobs: Sequence[Job], workers: int, gpus: Sequence[str], interrupted
             while waiting or team:
                 for slot in range(workers):
                     if waiting and slot not in team:
-                        team[slot] = Worker(gpus[slot % len(gpus)] if len(gpus) > 1 else None)
+                        team[slot] = Worker(names[slot % len(names)] if len(names) > 1 else None)
                         team[slot].give(waiting.popleft())
                 ready = wait([worker.connection for worker in team.values()], POLL_SECONDS)
                 for slot, worker in [*team.items()]:
@@ -136,3 +133,29 @@ def run_jobs(jobs: Sequence[Job], workers: int, gpus: Sequence[str], interrupted
     if stopping:
         raise KeyboardInterrupt
     return outcomes
+
+
+def local_workers(todo: Sequence["PlannedRun"], workers: int, stated: bool) -> int:
+    """The number of runs that this machine trains at a time: at most one per GPU if runs use GPUs.
+
+    Args:
+        workers: `launcher.workers`: the number that the cores allow.
+        stated: Whether the command line sets `workers`; if so, it is returned unchanged.
+    Raises: UserError: If a run asks for a GPU that this machine lacks, or its processor does not support its precision.
+    """
+    on_gpu = {run.run_id: takes_gpu(run.config) for run in todo}
+    for run in todo:
+        check_device(run.config)
+    for gpu in {on_gpu[run.run_id] for run in todo if run.config.train.precision == "bf16"}:
+        if not (gpus_have_bf16() if gpu else cpu_flags() & BF16_FLAGS):
+            from lora.training.device import check_precision  # torch's answer is final, but loading it takes seconds
+
+            check_precision("bf16", gpu)
+    return workers if stated or not any(on_gpu.values()) else min(workers, len(gpus()))
+
+
+def gpu_names() -> tuple[str, ...]:
+    """The GPUs that this process sees, by the names of CUDA_VISIBLE_DEVICES, or numbered from 0 if it is not set."""
+    named = os.environ.get(VISIBLE)
+    names = named.split(",") if named else map(str, range(len(gpus())))
+    return tuple(name.strip() for name in names)[: len(gpus())]

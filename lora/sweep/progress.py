@@ -4,17 +4,17 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lora.config.auto import not_covered, takes_gpu
 from lora.config.run import RunConfig
-from lora.data.tasks import TASKS
+from lora.data.tasks import KEYS, TASKS
 from lora.errors import UserError
 from lora.methods.titles import METHOD_TITLES
 from lora.records.record import RunRecord, read_record, record_path
-from lora.sweep.notes import read_notes
+from lora.sweep.notes import Note, read_notes
 
 if TYPE_CHECKING:
     from lora.sweep.expand import PlannedRun
@@ -37,7 +37,10 @@ def about(configs: Sequence[RunConfig]) -> list[str]:
     """Lines about runs to train: encoder, epochs, rates, rows of user-defined tasks, kernels, precision, W&B copies."""
     models = dict.fromkeys(config.model.name for config in configs)
     epochs = sorted({config.train.epochs for config in configs})
-    lines = [f"  encoder: {', '.join(models)}; epochs: {', '.join(map(str, epochs))}", *about_own(configs)]
+    lines = [f"  encoder: {', '.join(models)}; epochs: {', '.join(map(str, epochs))}"]
+    for name, config in {config.task: config for config in configs if TASKS[config.task].own is not None}.items():
+        rows = TASKS[name].official_rows | {"train": config.train_rows}
+        lines.append(f"  rows:    {name}: {', '.join(f'{KEYS[split]} {count:,}' for split, count in rows.items())}")
     rates: dict[str, dict[str, set[float]]] = {}
     for config in configs:
         methods = rates.setdefault(config.runtime.rate_from or "stated", {})
@@ -53,31 +56,12 @@ def about(configs: Sequence[RunConfig]) -> list[str]:
     return lines
 
 
-def about_own(configs: Iterable[RunConfig]) -> list[str]:
-    """Lines about user-defined tasks: rows per split, rows shared with train, and the majority label."""
-    lines = []
-    for config in {config.task: config for config in configs if TASKS[config.task].own is not None}.values():
-        from lora.data.own_task import KEYS, duplicates, most_frequent
-
-        task = TASKS[config.task]
-        rows = task.official_rows | {"train": config.train_rows}
-        counts = ", ".join(f"{KEYS[split]} {count:,}" for split, count in rows.items())
-        shared = [f"{count:,} of {KEYS[split]}" for split, count in duplicates(task).items() if count]
-        also = f"also in train: {' and '.join(shared)}" if shared else "no row is also in train"
-        lines.append(f"  rows:    {task.name}: {counts}; {also}")
-        if task.labels:
-            word, share = most_frequent(task, "validation")
-            lines.append(f"           {share:.0%} of dev are {word}, its most frequent label")
-    return lines
-
-
 def kernels_of(config: RunConfig) -> str:
     """A run's kernels and precision, with the reason for stock kernels on a CPU."""
-    train = config.train
-    if train.kernels == "fused" or takes_gpu(train.kernels, config.runtime.device) or config.model.source == "hub":
-        return f"{train.kernels}, {train.precision}"
-    reason = not_covered(config.model)
-    return f"{train.kernels}, {train.precision}{f' (fused kernels do not cover {reason})' if reason else ''}"
+    kernels, reason = config.train.kernels, None
+    if kernels == "stock" and config.model.source != "hub" and not takes_gpu(config):
+        reason = not_covered(config.model)
+    return f"{kernels}, {config.train.precision}{f' (fused kernels do not cover {reason})' if reason else ''}"
 
 
 # A single run.
@@ -101,26 +85,24 @@ class Lines:
 class Display:
     """The progress of a single run: a line per epoch, and in between where it is."""
 
-    def __init__(self, config: RunConfig):
-        self.metric, self.count = TASKS[config.task].metric, config.train.epochs
+    def __init__(self, config: RunConfig, note: Note):
+        self.metric, self.count, self.note = TASKS[config.task].metric, config.train.epochs, note
         self.lines = Lines()
-        self.said = 0  # number of epochs whose line is printed
-        self.first: tuple[int, float] | None = None  # the first step of this process, and its time
+        self.said: int | None = None  # number of epochs whose line is printed
         if sys.stderr.isatty():
             self.lines.say("loading the encoder and the rows", passing=True)
 
     def __call__(self, progress: Any) -> None:
         """Take in a step (`lora.training.loop.Progress`)."""
-        if self.first is None:
-            self.first, self.said = (progress.step, time.monotonic()), len(progress.epochs)
+        where = f"epoch {progress.epoch} of {self.count}: step {progress.step} of {progress.steps}"
+        if self.said is None:
+            self.said = len(progress.epochs)
             if progress.step > 1:
-                self.lines.say(f"resumes after step {progress.step - 1} of {progress.steps}, in epoch {progress.epoch}")
-        first, since = self.first
-        pace = (time.monotonic() - since) / (progress.step - first) if progress.step > first else None
+                self.lines.say(f"resumes in {where}")
+        pace = self.note.pace
         left = f", left {duration(pace * (progress.steps - progress.step))}" if pace is not None else ""
         self.epochs(progress.epochs, progress.metric, left)
         if self.lines.are_due():
-            where = f"epoch {progress.epoch} of {self.count}: step {progress.step} of {progress.steps}"
             self.lines.say(f"{where}{left}", passing=True)
 
     def end(self, record: RunRecord | None) -> None:
@@ -130,7 +112,7 @@ class Display:
             self.epochs(record.epochs, record.epochs[-1]["metrics"][selected["split"]][selected["metric"]], "")
 
     def epochs(self, epochs: Sequence[dict[str, Any]], metric: float | None, left: str) -> None:
-        if len(epochs) > self.said:
+        if len(epochs) > (self.said or 0):
             self.said = len(epochs)
             loss = f"train loss {epochs[-1]['train_loss']:.3f}"
             self.lines.say(f"epoch {self.said} of {self.count}: {self.metric} {shown(metric)}, {loss}{left}")
@@ -143,19 +125,12 @@ class Watch:
     """The progress of a sweep: a line per finished run and, in between, where the running ones are and the time left.
 
     On a terminal, a bar stands in place of these lines; only what failed has its own.
-
-    Args:
-        runs: The runs of this launch.
-        done: Number of the sweep's runs that were done before.
-        words: run_id -> the settings by which a run differs from others of its method.
     """
 
-    def __init__(self, runs: Sequence["PlannedRun"], done: int, words: Mapping[str, str], results: str, outputs: str):
+    def __init__(self, runs: Sequence["PlannedRun"], done: int, results: str, outputs: str):
         self.waiting = {run.run_id: run for run in runs}
         self.total, self.done, self.examples = len(runs) + done, done, 0
-        self.words, self.results, self.outputs = words, results, outputs
-        self.started = time.time()
-        self.lines = Lines()
+        self.results, self.outputs, self.started, self.lines = results, outputs, time.time(), Lines()
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -190,10 +165,10 @@ class Watch:
             if record.status == "ok":
                 outcome = f"{record.selected['metric']} {shown(record.selected['best']['value'])}"
             if record.status == "failed" or not sys.stderr.isatty():
-                self.lines.say(f"{self._count()}  {self._named(run)}  {run_id}  {outcome}  {record.seconds:.0f} s")
+                self.lines.say(f"{self._count()}  {named(run)}  {run_id}  {outcome}  {record.seconds:.0f} s")
         if self.lines.are_due() and self.waiting:
             running = " | ".join(
-                f"{self._named(self.waiting[run_id])}: {note['step'] / note['steps']:.0%}"
+                f"{named(self.waiting[run_id])}: {note['step'] / note['steps']:.0%}"
                 for run_id, note in read_notes(self.outputs).items()
                 if run_id in self.waiting and note["steps"]
             )
@@ -208,16 +183,16 @@ class Watch:
         left = duration((time.time() - self.started) * examples / self.examples) if self.examples else "?"
         return f"[{self.done:>3}/{self.total}] left {left}"
 
-    def _named(self, run: "PlannedRun") -> str:
-        """`LoRA qv r8 · CoLA · seed 3`."""
-        method = " ".join((METHOD_TITLES[run.method], *run.slug.split("-")[1:]))
-        words = (method, self.words[run.run_id], TASKS[run.task].title, f"seed {run.seed}")
-        return " · ".join(filter(None, words))
-
     def _written(self, run_id: str) -> bool:
         """Whether a record was written since this launch started: a run that is trained again has an old one."""
         path = record_path(self.results, run_id)
         return path.exists() and path.stat().st_mtime >= self.started
+
+
+def named(run: "PlannedRun") -> str:
+    """`LoRA qv r8 · CoLA · seed 3`."""
+    method = " ".join((METHOD_TITLES[run.method], *run.slug.split("-")[1:]))
+    return f"{method} · {TASKS[run.task].title} · seed {run.seed}"
 
 
 def shown(value: float | None) -> str:

@@ -17,13 +17,7 @@ def check_ray() -> None:
 
 
 def run_jobs(jobs: Sequence[Job], settings: DictConfig) -> dict[str, str]:
-    """Train jobs on a cluster.
-
-    Args:
-        settings: The section `launcher`.
-    Returns: run_id -> outcome, as in `run_job`, without the runs of killed tasks.
-    Raises: UserError: If the cluster cannot be reached.
-    """
+    """Train jobs on a cluster. Returns: run_id -> outcome, as in `run_job`, without the runs of killed tasks."""
     import ray
 
     try:

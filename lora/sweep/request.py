@@ -5,22 +5,23 @@ runs. With `experiment=NAME`, values that its grid lacks replace those of the gr
 are the grid.
 """
 
-from collections.abc import Sequence
+import functools
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import yaml
 from omegaconf import DictConfig
 
-from lora.config.compose import CONF, compose_config, describe_group, read_overrides, values_given
-from lora.config.own_task import find_task, task_file
-from lora.config.rates import rates_path, rates_setting, read_rates
+from lora.config.compose import CONF, compose_config, describe_group, parsed_override, read_overrides, values_given
+from lora.config.rates import FILE, read_rates
 from lora.data.own_task import add_kept_tasks
-from lora.data.tasks import Task
-from lora.errors import UserError, as_command
+from lora.data.tasks import Task, find_task, task_file
+from lora.errors import UserError
 from lora.files import at_home
-from lora.sweep.expand import PlannedRun, expand_blocks
-from lora.sweep.grids import LEARNING_RATE, Values, grid, narrowed, new_values, split_override, values_of
+from lora.sweep.expand import PlannedRun, Values, expand_blocks
 
+LEARNING_RATE = "learning_rate"  # the experiment that chose the rates of conf/; in no table of results
 ADHOC = "adhoc"  # in place of an experiment's name: the command's values are the grid
 
 
@@ -38,9 +39,7 @@ class Request(NamedTuple):
 
 
 def read_request(profile: str, arguments: Sequence[str]) -> Request:
-    """Parse a command line.
-
-    A profile that needs a task and is given none takes the user-defined tasks that its results folder keeps.
+    """Parse a command line. A profile that needs a task takes those that its results folder keeps, if none is given.
 
     Raises: UserError: If an argument is not an override, or several profiles are named.
     """
@@ -72,12 +71,10 @@ def select_runs(profile: str, arguments: Sequence[str], whole: bool = False) -> 
     request = read_request(profile, arguments)
     overrides = settings_of(request.given)
     read_own_tasks(overrides)
-    setting = rates_setting(overrides, results_of(request.profile, overrides))
-    read_rates(rates_path(setting))  # a broken file is one mistake, not one of every run
+    setting = (values_given("rates", overrides) or [f"{results_of(request.profile, overrides)}/{FILE}"])[-1]
+    read_rates(setting)  # a broken file is one mistake, not one of every run
     grids, chosen = grids_of(request, whole)
-    runs = expand_blocks(request.profile, narrowed(grids, chosen), chosen) if grids else []
-    if not grids:
-        runs = expand_blocks(request.profile, {ADHOC: [request.given]})
+    runs = expand_blocks(request.profile, narrowed(grids, chosen) if grids else {ADHOC: [request.given]}, chosen)
     if not runs:
         raise UserError(f"no run of profile {request.profile} has {' '.join(overrides)} together\n{ways_out(request)}")
     for folder in values_given("data.path", overrides):
@@ -127,14 +124,6 @@ def default_of(request: Request) -> Values:
     return {} if others else default
 
 
-def explain_default(profile: str, arguments: Sequence[str]) -> list[str]:
-    """A line for the announcement if the profile's default holds, else none."""
-    request = read_request(profile, arguments)
-    left = {key: values for key, values in default_of(request).items() if key not in request.given}
-    values = " ".join(settings_of(left))
-    return [f"default: {values}; experiment=NAME trains others"] if left else []
-
-
 def selected(profile: str, experiment: str, overrides: Sequence[str]) -> list[PlannedRun]:
     """The runs of an experiment that have the given values. Empty if a value is not in its grid."""
     request, blocks = read_request(profile, overrides), grid(profile, experiment)
@@ -147,19 +136,18 @@ def ways_out(request: Request) -> str:
     """The two other ways to ask for the same values, as commands."""
     first = read_profile(request.profile)["experiments"][0]
     start, settings = ["python", "-m", "lora", "-m", f"profile={request.profile}"], settings_of(request.given)
-    named, own = (as_command([*start, f"experiment={name}", *settings]) for name in (first, "null"))
+    named, own = (shlex.join([*start, f"experiment={name}", *settings]) for name in (first, "null"))
     return f"in a grid:        {named}\nas your own grid: {own}"
 
 
-def check_tuning(runs: Sequence[PlannedRun], setting: Any) -> None:
+def check_tuning(runs: Sequence[PlannedRun], path: Any) -> None:
     """Check that tuned rates flatter no run, and no method.
 
     Args:
-        setting: The setting `rates`.
+        path: The setting `rates`.
     Raises: UserError: If runs of a table of results have a seed that chose learning rates, on which the rates look
         best; or if methods of a task were tuned with different numbers of values, or some not at all.
     """
-    path = rates_path(setting)
     rates = read_rates(path)
     tuned = {seed for rate in rates for seed in rate.seeds}
     if seeds := sorted({run.seed for run in runs if run.seed in tuned and set(run.experiments) != {LEARNING_RATE}}):
@@ -199,18 +187,91 @@ def read_own_tasks(overrides: Sequence[str]) -> None:
     for path in filter(None, map(task_file, map(str, values_given("task", overrides)))):
         task = find_task(str(path), "")
         other = tasks.setdefault(task.name, task)
-        if other.own.folder != task.own.folder:
+        if other.folder != task.folder:
             raise UserError(
-                f"{other.own.folder} and {task.own.folder} both define the task {task.name}: give the two files "
+                f"{other.folder} and {task.folder} both define the task {task.name}: give the two files "
                 f"different names, such as {path.stem}_2{path.suffix}"
             )
 
 
 def settings_of(given: Values) -> list[str]:
-    """A request's values as overrides."""
     return [f"{key}={','.join(values)}" for key, values in given.items()]
 
 
 def results_of(profile: str, overrides: Sequence[str]) -> str:
-    """The results folder of a request."""
     return str((values_given("runtime.results", overrides) or [f"results/{profile}"])[-1])
+
+
+# The grids.
+
+
+def grid(profile: str, experiment: str) -> list[Values]:
+    """The blocks of an experiment for a profile. Raises: UserError: If it has none for the profile."""
+    blocks = _grids(experiment)
+    if profile not in blocks:
+        raise UserError(f"experiment {experiment} has no grid for profile {profile!r}; it has: {', '.join(blocks)}")
+    return [
+        {key: [*map(_text, values if isinstance(values, list) else [values])] for key, values in block.items()}
+        for block in blocks[profile]
+    ]
+
+
+@functools.cache
+def _grids(experiment: str) -> dict[str, list[dict[str, Any]]]:
+    return yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_bytes())["grid"]
+
+
+def experiments_of(profile: str) -> list[str]:
+    """The experiments that have a grid for a profile."""
+    return [name for name in describe_group("experiment") if profile in _grids(name)]
+
+
+def values_of(key: str, blocks: Sequence[Values]) -> list[str]:
+    """All values of a key in the blocks, each once."""
+    return list(dict.fromkeys(value for block in blocks for value in block.get(key, ())))
+
+
+def new_values(key: str, values: Sequence[str], blocks: Sequence[Values]) -> list[str]:
+    """The values that no block has, of a key that some block names. [] for any other key."""
+    known = values_of(key, blocks)
+    return [value for value in values if known and not any(same_value(key, value, other) for other in known)]
+
+
+def narrowed(grids: Mapping[str, Sequence[Values]], given: Values) -> dict[str, list[Values]]:
+    """The grids with a command's values.
+
+    Values that the grids have select: blocks without any of them drop out. Otherwise, the values replace those of every
+    block that names the key. A key that no block names is set in all blocks.
+
+    Args:
+        grids: Experiment -> its blocks.
+    """
+    every = [block for blocks in grids.values() for block in blocks]
+    kept = {name: [dict(block) for block in blocks] for name, blocks in grids.items()}
+    for key, values in given.items():
+        known = values_of(key, every)
+        replaces = not known or new_values(key, values, every)
+        for block in (block for blocks in kept.values() for block in blocks if key in block or not known):
+            own = block.get(key, ())
+            block[key] = values if replaces else [v for v in own if any(same_value(key, v, one) for one in values)]
+    return {name: [block for block in blocks if all(block.values())] for name, blocks in kept.items()}
+
+
+@functools.lru_cache(maxsize=4096)
+def same_value(key: str, one: str, other: str) -> bool:
+    """Whether Hydra parses two texts, such as 1e-3 and 0.001, to the same value of a key."""
+    return one == other or parsed_override(f"{key}={one}").value() == parsed_override(f"{key}={other}").value()
+
+
+def split_override(override: str) -> tuple[str, list[str]]:
+    """Split `key=a,b` into its key and values. Commas inside brackets and quotes do not split."""
+    parsed = parsed_override(override)
+    key, _, text = override.partition("=")
+    return key, list(parsed.sweep_string_iterator()) if parsed.is_sweep_override() else [text]
+
+
+def _text(value: Any) -> str:
+    """A YAML value in Hydra's command-line syntax."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_text, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

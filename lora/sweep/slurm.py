@@ -49,8 +49,6 @@ def check_slurm() -> None:
 def run_jobs(jobs: Sequence[Job], settings: DictConfig, outputs: str) -> dict[str, str]:
     """Train jobs on a cluster.
 
-    Args:
-        settings: The section `launcher`.
     Returns: run_id -> outcome, as in `run_job`, without the runs of killed jobs; `CANCELLED` for cancelled ones.
     Raises: UserError: If Slurm refuses the jobs, or has not answered for `UNANSWERED_SECONDS`.
     """

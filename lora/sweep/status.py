@@ -4,19 +4,18 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from lora.records.record import RunRecord, checkpoint_path, note_path
-from lora.sweep.expand import PlannedRun, estimator, own_records, state
+from lora.records.record import RunRecord, checkpoint_path, load_records, note_path
+from lora.sweep.expand import PlannedRun, estimator, own_records, state_of
 from lora.sweep.notes import read_notes
 from lora.sweep.progress import counted, duration, shown
 from lora.sweep.request import select_runs, sweep_settings
 
 STATES = ("done", "running", "interrupted", "failed", "waiting")
 LOOK_SECONDS = 2.0
-PARAMETERS = {"roberta_base": 125e6, "roberta_large": 355e6, "deberta_v2_xxl": 1.5e9}  # the paper's Table 2
-SUSTAINED_FLOPS = 100e12  # about a third of an A100's bf16 peak: an assumption, not a measurement
 IDLE_SECONDS = 15.0  # workers of a sweep that has just started may take this long to load their libraries
 LISTED = 10  # at most this many runs of each state are listed while watching
 
@@ -41,12 +40,9 @@ def statuses(
     """run_id -> its state, for every run.
 
     The state follows from an `ok` record, else the note of a live worker, else a failed record, else what a worker that
-    ended early has left.
-
-    Args:
-        timed: Records from which training times are estimated (`lora.sweep.expand.own_records`).
+    ended early has left. Training times are estimated from the records `timed`.
     """
-    now, notes, expected = state(runs, results), read_notes(outputs), estimator(timed)
+    now, notes, expected = state_of(runs, *load_records(results)), read_notes(outputs), estimator(timed)
     found = {}
     for run in runs:
         run_id, left = run.run_id, expected(run)
@@ -65,20 +61,7 @@ def statuses(
     return found
 
 
-def most_seconds(run: PlannedRun) -> float | None:
-    """Upper bound of a run's time on an accelerator: 6 operations per parameter and token, padding included.
-
-    The factor is 2 for forward and 4 for backward; LoRA needs about 4 of 6. None if the encoder's size is unknown.
-    """
-    tokens = run.examples * run.config.data.max_length
-    return 6 * PARAMETERS[run.model] * tokens / SUSTAINED_FLOPS if run.model in PARAMETERS else None
-
-
 def text(profile: str, found: dict[str, RunStatus], listed: int = sys.maxsize) -> str:
-    """
-    Args:
-        listed: Number of runs of each state that are listed.
-    """
     groups = {name: {i: status for i, status in found.items() if status.state == name} for name in STATES}
     counts = ", ".join(f"{len(groups[name])} {name}" for name in STATES)
     lines = [f"profile {profile}: {counted(len(found), 'run')}: {counts}"]
@@ -91,31 +74,24 @@ def text(profile: str, found: dict[str, RunStatus], listed: int = sys.maxsize) -
         lines.append(f"time left:  {about if known else 'unknown until the first run has ended'}")
     for name in ("running", "interrupted", "failed"):
         members = [f"  {run_id}  {status.text}".rstrip() for run_id, status in groups[name].items()]
-        more = [f"  and {len(members) - listed} more"] if len(members) > listed else []
-        lines += [f"\n{name}:", *members[:listed], *more] if members else []
+        lines += [f"\n{name}:", *members[:listed], *(["  ..."] if len(members) > listed else [])] if members else []
     return "\n".join(lines)
 
 
 def watch(profile: str, look: Callable[[], dict[str, RunStatus]]) -> None:
-    """Show the state of the runs until all have ended, nothing has run for `IDLE_SECONDS`, or Ctrl-C."""
+    """Show the state of the runs until nothing has run for `IDLE_SECONDS`, or Ctrl-C."""
     from rich.live import Live
     from rich.text import Text
 
     busy = time.monotonic()
-    with Live(auto_refresh=False) as live:
-        try:
-            while True:
-                found = look()
-                live.update(Text(text(profile, found, LISTED)), refresh=True)
-                states = {status.state for status in found.values()}
-                if "running" in states:
-                    busy = time.monotonic()
-                if time.monotonic() - busy >= IDLE_SECONDS or not states & {"running", "interrupted", "waiting"}:
-                    live.console.print("nothing runs")
-                    return
-                time.sleep(LOOK_SECONDS)
-        except KeyboardInterrupt:
-            return
+    with Live(auto_refresh=False) as live, suppress(KeyboardInterrupt):
+        while time.monotonic() - busy < IDLE_SECONDS:
+            found = look()
+            live.update(Text(text(profile, found, LISTED)), refresh=True)
+            if any(status.state == "running" for status in found.values()):
+                busy = time.monotonic()
+            time.sleep(LOOK_SECONDS)
+        live.console.print("nothing runs")
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -135,9 +111,4 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.watch and sys.stdout.isatty():
         watch(arguments.profile, look)
     else:
-        found = look()
-        print(text(arguments.profile, found))
-        bounds = [most_seconds(run) for run in runs if found[run.run_id] == RunStatus("waiting", None)]
-        if bounds and None not in bounds:
-            flops = f"{SUSTAINED_FLOPS / 1e12:.0f} TFLOP/s sustained"
-            print(f"at most {sum(bounds) / 3600:,.1f} device hours for the unknown ones, at an assumed {flops}")
+        print(text(arguments.profile, look()))

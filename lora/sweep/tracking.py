@@ -34,8 +34,7 @@ class Tracked:
     def __init__(self, config: RunConfig):
         self.copy, self.sent = None, 0
         with harmless():
-            given = {"id": config.run_id, "name": config.run_id, "group": config.runtime.group}
-            self.copy = begin(config.runtime.tracking, config.runtime.outputs, config=config.for_record(), **given)
+            self.copy = begin(config)
 
     def __call__(self, progress: Any) -> None:
         """Send new epochs (`lora.training.loop.Progress`)."""
@@ -52,13 +51,10 @@ class Tracked:
         self.sent = len(epochs)
 
     def end(self, record: RunRecord | None) -> None:
-        """Send the remaining epochs and the outcome.
-
-        Args:
-            record: None if the run was interrupted.
-        """
+        """Send the remaining epochs and the outcome; no record if the run was interrupted."""
         if self.copy is None:
             return
+        status = "interrupted" if record is None else record.status
         with harmless():
             if record is not None:
                 self.send(record.epochs)
@@ -68,25 +64,21 @@ class Tracked:
                     outcome["best_epoch"] = selected["best"]["epoch"]
                 outcome |= {"seconds": record.seconds, "params": record.params, "error": record.error}
                 self.copy.summary.update({key: value for key, value in outcome.items() if value is not None})
-            status = "interrupted" if record is None else record.status
             self.copy.summary["status"] = status
             self.copy.finish(exit_code=int(status != "ok"))
 
 
-def begin(tracking: str, outputs: str, **given: Any) -> Any:
-    """Begin a W&B run, offline if there is no key or the server does not answer.
-
-    Args:
-        tracking: `auto` or `offline` (`RuntimeConfig`).
-        outputs: The folder whose `wandb/` holds the runs' files.
-    """
+def begin(config: RunConfig) -> Any:
+    """Begin a W&B run, offline if there is no key or the server does not answer. Its files are in outputs/wandb."""
     import wandb  # seconds, and only where there are copies
 
-    Path(outputs).mkdir(parents=True, exist_ok=True)
+    runtime = config.runtime
+    Path(runtime.outputs).mkdir(parents=True, exist_ok=True)
     settings = wandb.Settings(console="off", silent=True, init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS)
-    given |= {"project": os.environ.get("WANDB_PROJECT", PROJECT), "dir": outputs, "settings": settings}
+    given = {"id": config.run_id, "name": config.run_id, "group": runtime.group, "config": config.for_record()}
+    given |= {"project": os.environ.get("WANDB_PROJECT", PROJECT), "dir": runtime.outputs, "settings": settings}
     wandb.setup(wandb.Settings(silent=True))
-    if tracking == "auto" and wandb.login(prompt=False, verify=False):
+    if runtime.tracking == "auto" and wandb.login(prompt=False, verify=False):
         try:
             return wandb.init(mode="online", resume="allow", **given)
         except (wandb.Error, OSError) as error:

@@ -10,7 +10,7 @@ The rates are written to results/<profile>/rates.yaml (`lora.config.rates`), and
 import argparse
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 
 from lora.config.compose import chosen_option, compose_run
@@ -20,10 +20,9 @@ from lora.data.tasks import TASKS
 from lora.errors import DIVERGED, UnfinishedError, UserError
 from lora.records.predictions import dev_predictions, is_constant
 from lora.records.record import RunRecord
-from lora.sweep.expand import PlannedRun, expand_blocks
-from lora.sweep.grids import LEARNING_RATE, Values, experiments_of, grid, values_of
-from lora.sweep.launch import launch_runs, unfinished
-from lora.sweep.request import read_request, sweep_settings
+from lora.sweep.expand import PlannedRun, Values, expand_blocks
+from lora.sweep.launch import launch_runs
+from lora.sweep.request import LEARNING_RATE, experiments_of, grid, read_request, sweep_settings, values_of
 
 METHODS = ("full", "lora", "houlsby")  # ours: the three that the verdicts compare
 # Ours: five values around the row of conf/hparams, a factor of 2 or 2.5 apart as in the long run
@@ -33,31 +32,10 @@ SEED = "0"  # ours: as in experiment=learning_rate; no table of results reports 
 LEAST_VALUES = 3  # with fewer, every value is at an edge
 
 
-@dataclass(frozen=True)
-class RateGrid:
-    """The rates to try for one method on one task.
-
-    Args:
-        method: The option of conf/method.
-        first: A run of the grid. Its rate is the lowest stated one, or that of conf/hparams.
-        axes: The overrides that compose the runs: key -> values.
-    """
-
-    method: str
-    first: RunConfig
-    axes: Values
-
-    @property
-    def rates(self) -> list[float]:
-        """In ascending order."""
-        return [float(rate) for rate in self.axes["train.lr"]]
-
-
 def main(given: argparse.Namespace) -> None:
     """Train the missing runs of the grids, and write the rates. Exit codes: those of a sweep.
 
-    Raises: UserError: Before any run starts, if the arguments define no valid grids, or as in `launch_runs`.
-        UnfinishedError: If runs are missing, failed without diverging, or no rate of a grid is the best.
+    Raises: UnfinishedError: If runs are missing, failed without diverging, or no rate of a grid is the best.
     """
     arguments = given.overrides
     profile, asked, experiments = read_request(chosen_option("profile", arguments), arguments)
@@ -68,26 +46,22 @@ def main(given: argparse.Namespace) -> None:
     if path is None:
         raise UserError("tune writes the rates of a user's own runs: rates must be a file outside results/reference")
     grids = rate_grids(profile, asked)
-    planned = [expand_blocks(profile, {TUNING: [one.axes]}) for one in grids]  # with the MNLI runs to start from
+    planned = [expand_blocks(profile, {TUNING: [axes]}) for _, _, axes in grids]  # with the MNLI runs to start from
     every = {run.run_id: run for runs in planned for run in runs}
-    now, reasons = launch_runs(settings, list(every.values()), arguments)
+    now, unfinished = launch_runs(settings, list(every.values()), arguments)
     if now.missing or not all(DIVERGED in str(record.error) for record in now.failed.values()):
-        raise UnfinishedError("\n".join(unfinished(now, reasons)))
-    print(
-        "learning rates with their scores: the best epoch on dev, mean over seeds; -: diverged, collapsed or no score"
-    )
+        raise UnfinishedError(unfinished)
+    print("learning rates, and the mean score over seeds of the best epoch on dev (-: diverged, collapsed or no score)")
     rates, without = [], []
-    for one, runs in zip(grids, planned, strict=True):
-        own = [run for run in runs if run.task == one.first.task]
-        tried = scores(one.rates, own, now.ok, Path(settings.runtime.results))
+    for (method, first, axes), runs in zip(grids, planned, strict=True):
+        tried = scores([run for run in runs if run.task == first.task], now.ok, Path(settings.runtime.results))
         best, outcome = best_rate(tried)
-        said = f"{one.method} on {one.first.task}: {outcome}"
         if best is None:
-            without.append(said)
+            without.append(f"{method} on {first.task}: {outcome}")
             continue
-        print(said)
-        first, seeds = one.first, tuple(map(int, one.axes["seed"]))
-        rates.append(Rate(first.model.name, first.protocol, first.task, one.method, best, seeds, tried))
+        print(f"{method} on {first.task}: {outcome}")
+        seeds = tuple(map(int, axes["seed"]))
+        rates.append(Rate(first.model.name, first.protocol, first.task, method, best, seeds, tried))
     if rates:
         write_rates(path, rates)
         print(f"written to {path}: the next runs of profile {profile} take these rates (rates=null: those of conf/)")
@@ -95,15 +69,15 @@ def main(given: argparse.Namespace) -> None:
         raise UnfinishedError("\n".join(without))
 
 
-def rate_grids(profile: str, given: Values) -> list[RateGrid]:
-    """The rates to try, for each method and task of a command's overrides.
+def rate_grids(profile: str, given: Values) -> list[tuple[str, RunConfig, Values]]:
+    """The grid of each method and task of a command's overrides: the method, a run of the grid, and its overrides.
 
     Raises: UserError: If the overrides define no valid grid.
     """
     names = [name for name in experiments_of(profile) if name != LEARNING_RATE]  # which chose the rates of conf/
     reported = {seed for name in names for seed in values_of("seed", grid(profile, name))}
     axes = {"seed": [SEED]} | {key: values for key, values in given.items() if key not in ("method", "task")}
-    stated = numbers(axes.pop("train.lr")) if "train.lr" in axes else None
+    stated = stated_rates(axes.pop("train.lr")) if "train.lr" in axes else None
     axes["rates"] = ["null"]  # every tuning centres the grid on the row of conf/hparams
     if several := [key for key, values in axes.items() if len(values) > 1 and key != "seed"]:
         raise UserError(f"only method, task, seed and train.lr take several values in tune, got {', '.join(several)}")
@@ -121,19 +95,15 @@ def rate_grids(profile: str, given: Values) -> list[RateGrid]:
             single = [f"{key}={values[0]}" for key, values in own.items()]
             first = compose_run([f"profile={profile}", *single])
             around = [repr(float(f"{first.train.lr * factor:.3g}")) for factor in FACTORS]
-            grids.append(RateGrid(method, first, {**own, "train.lr": stated or around}))
+            grids.append((method, first, {**own, "train.lr": stated or around}))
     return grids
 
 
-def numbers(texts: Sequence[str]) -> list[str]:
-    """The stated rates, each once, in ascending order.
-
-    Raises: UserError: If one is not a number > 0, or there are fewer than `LEAST_VALUES`.
-    """
-    try:
+def stated_rates(texts: Sequence[str]) -> list[str]:
+    """The stated rates, each once, in ascending order."""
+    rates = []
+    with suppress(ValueError):
         rates = sorted({float(text) for text in texts})
-    except ValueError:
-        rates = []
     if len(rates) < LEAST_VALUES or not all(0 < rate < math.inf for rate in rates):
         raise UserError(
             f"train.lr must be at least {LEAST_VALUES} different numbers > 0 in tune, got {', '.join(texts)}; without "
@@ -142,18 +112,16 @@ def numbers(texts: Sequence[str]) -> list[str]:
     return [*map(repr, rates)]
 
 
-def scores(
-    rates: Sequence[float], runs: Sequence[PlannedRun], ok: Mapping[str, RunRecord], results: Path
-) -> dict[float, float | None]:
-    """Rate -> the mean over seeds of the best epoch's headline metric on dev, a fraction.
+def scores(runs: Sequence[PlannedRun], ok: Mapping[str, RunRecord], results: Path) -> dict[float, float | None]:
+    """Rate, ascending -> the mean over seeds of the best epoch's headline metric on dev, a fraction.
 
     None if a run has no score, diverged, or collapsed: it predicts the same for every row.
     """
-    values: dict[float, list[float | None]] = {rate: [] for rate in rates}
-    for run in runs:
+    values: dict[float, list[float | None]] = {}
+    for run in sorted(runs, key=lambda run: run.config.train.lr):
         record = ok.get(run.run_id)
         collapsed = record is None or is_constant(dev_predictions(record, results)["best"], TASKS[run.task])
-        values[run.config.train.lr].append(None if collapsed else record.selected["best"]["value"])
+        values.setdefault(run.config.train.lr, []).append(None if collapsed else record.selected["best"]["value"])
     return {rate: None if None in several else sum(several) / len(several) for rate, several in values.items()}
 
 

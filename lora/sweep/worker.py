@@ -12,11 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lora.config.encoder_files import check_length, locate, tokenizer_name, weights_name
+from lora.config.encoder_files import locate, refuse_longer, tokenizer_name, weights_name
 from lora.config.run import RunConfig
 from lora.data.tasks import TASKS, Task
 from lora.errors import DivergedError, UserError
-from lora.files import check_writable, discard_leftovers, hash_file, write_atomically
+from lora.files import check_writable, discard_leftovers, hash_file, read_object, write_atomically
 from lora.records.record import (
     RunRecord,
     adapter_path,
@@ -95,7 +95,7 @@ def train(config: RunConfig, mistakes_fail: bool, note: Note | None = None) -> R
 
         watchers.append(Tracked(config))
     if note is not None and not mistakes_fail:
-        watchers.append(Display(config))
+        watchers.append(Display(config, note))
     called, written = [*watchers, *([note] if note else [])], None
     try:
         try:
@@ -232,10 +232,10 @@ def verify_inputs(configs: Iterable[RunConfig], records: Iterable[RunRecord], to
         asked[*part, model.name] = config
         if part not in rows and (config.data.source != "hub" or config.run_id in todo):
             rows[part] = fingerprint(config)
-        if model.name not in weights and model.source != "hub":
+        if model.source != "hub":  # the hub's files are checked when they are loaded
             where, _ = locate(model)
             weights[model.name] = weights_name(where, None, model), tokenizer_name(where, None)
-        check_length(model, config.data.max_length)
+            refuse_longer(model.name, read_object(Path(where) / "config.json"), config.data.max_length)
     for record in records:
         task, data, name = record.config["task"], record.config["data"], record.config["model"]["name"]
         config, made = asked.get((task, data["train_rows"], name)), record.provenance
@@ -270,5 +270,4 @@ def fingerprint(config: RunConfig) -> str:
     from lora.data.read import read  # loads the datasets library
 
     data = config.data
-    path = Path(data.path) if data.path else None
-    return read(TASKS[config.task], data.source, path, data.revision, data.train_rows).fingerprint
+    return read(TASKS[config.task], data.source, data.path, data.revision, data.train_rows).fingerprint

@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from lora.config.compose import compose_config, compose_run
+from lora.config.compose import compose_run
 from lora.config.encoder_files import locate
 from lora.config.run import RunConfig
 from lora.cost import machine
@@ -33,7 +33,7 @@ from lora.cost.bench.page import SIDES, block, rebuild
 from lora.cost.timing import order
 from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.files import ROOT, write_atomically
+from lora.files import ROOT, check_writable, write_atomically
 from lora.records.provenance import BF16_FLAGS, code_version, cores, cpu_flags
 from lora.records.record import load_records
 from lora.training.device import ALLOCATOR
@@ -55,22 +55,22 @@ PAGES = (ROOT / "experiments" / "efficiency" / "README.md", ROOT / "README.md") 
 
 def options(parser: argparse.ArgumentParser) -> None:
     text = "turns of each side; fewer than 6 give a range (default %(default)s)"
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=text)
+    parser.add_argument("--rounds", type=machine.whole, default=ROUNDS, help=text)
     text = "runs per round of this project and of the tuned peer (default %(default)s)"
-    parser.add_argument("--runs", type=int, default=RUNS, help=text)
+    parser.add_argument("--runs", type=machine.whole, default=RUNS, help=text)
     machine.add_place(parser)
 
 
 def main(given: argparse.Namespace) -> None:
     """Exit codes: 0 done; 2 a mistake in the call, or a side that could not run; 130 interrupted."""
     tasks = len(TASKS_TIMED)
-    if given.rounds < 1 or given.runs < 2 * tasks or given.runs % tasks:
-        raise UserError(f"--rounds must be >= 1 and --runs a multiple of {tasks} and at least {2 * tasks}")
+    if given.runs < 2 * tasks or given.runs % tasks:
+        raise UserError(f"--runs must be a multiple of {tasks} and at least {2 * tasks}")
     results = given.results / "bench"
     if not given.tables:
         if find_spec("peft") is None:
             raise UserError("a comparison with PEFT needs peft, of the extra `peers`: `make setup` installs it")
-        machine.check_writable(results)
+        check_writable(results)
         with tempfile.TemporaryDirectory(prefix="lora-bench-") as folder:
             measured = measure(given.rounds, given.runs, TASKS_TIMED, OVERRIDES, Path(folder))
         write_atomically(results / measured["device"] / "measurements.json", machine.as_json(measured))
@@ -90,7 +90,7 @@ def measure(rounds: int, runs: int, tasks: Sequence[str], overrides: Sequence[st
     configs = {task: compose_run([*overrides, f"task={task}"]) for task in tasks}
     examples = {task: export_rows(config, folder / "rows") for task, config in configs.items()}
     config, per_task = configs[tasks[0]], runs // len(tasks)
-    print("warming up: the peers' choices of precision, threads and attention, one sweep of ours", file=sys.stderr)
+    print("warming up: the peers' choices, one sweep of ours", file=sys.stderr)
     first = peer_run(config, 0, examples[tasks[0]])
     script, tuned = (fastest(padding, first, folder) for padding in ("max_length", "longest"))
     run_ours(tasks, [0], overrides, folder)
@@ -114,20 +114,8 @@ def measure(rounds: int, runs: int, tasks: Sequence[str], overrides: Sequence[st
         "versions": machine.versions(),
         "code": code_version(),
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "settings": {
-            "tasks": list(tasks),
-            "train_rows": config.data.train_rows,
-            "epochs": config.train.epochs,
-            "batch": config.train.batch,
-            "eval_batch": config.train.eval_batch,
-            "max_length": config.data.max_length,
-            "rank": config.method.rank,
-            "precision": config.train.precision,
-            "workers": int(compose_config(overrides).launcher.workers),
-            "script": script,
-            "tuned": tuned,
-            "allocator": ALLOCATOR,
-        },
+        "settings": {"tasks": list(tasks), "train_rows": config.data.train_rows, "epochs": config.train.epochs}
+        | {"max_length": config.data.max_length, "script": script, "tuned": tuned, "allocator": ALLOCATOR},
         "busy_cores": busy,
         "rounds": turns,
     }
@@ -152,19 +140,11 @@ def peer_run(config: RunConfig, seed: int, rows: Path) -> Run:
     """The settings of a LoRA run on an encoder with BERT's module names, for `lora.cost.bench.peer`."""
     task, train, method = TASKS[config.task], config.train, config.method
     of_train = ("epochs", "batch", "eval_batch", "lr", "warmup_frac", "weight_decay", "clip_norm")
-    return {
-        **{key: getattr(train, key) for key in of_train},
-        **{key: getattr(method, key) for key in ("rank", "alpha", "dropout", "targets")},
-        "task": config.task,
-        "seed": seed,
-        "model": locate(config.model)[0],
-        "rows": str(rows),
-        "columns": task.columns,
-        "outputs": len(task.labels) or 1,
-        "metric": task.metric,
-        "metrics": task.metrics,
-        "max_length": config.data.max_length,
-    }
+    settings: Run = {key: getattr(train, key) for key in of_train}
+    settings |= {key: getattr(method, key) for key in ("rank", "alpha", "dropout", "targets")}
+    settings |= {"columns": task.columns, "outputs": len(task.labels) or 1, "metrics": task.metrics}
+    settings |= {"model": locate(config.model)[0], "rows": str(rows), "max_length": config.data.max_length}
+    return settings | {"task": config.task, "seed": seed}
 
 
 # The sides. A turn is a mapping: `seconds`, from the command to its end, summed over the side's processes;
@@ -186,10 +166,8 @@ def run_process(arguments: Sequence[str], folder: Path, log: Path) -> tuple[floa
         try:
             while process.returncode is None:
                 peak = max(peak, tree_bytes(process.pid))
-                try:
+                with suppress(subprocess.TimeoutExpired):
                     process.wait(SAMPLE_SECONDS)
-                except subprocess.TimeoutExpired:
-                    continue
         finally:
             process.terminate()  # on an interruption; a finished process is not affected
             process.wait()
@@ -214,15 +192,15 @@ def tree_bytes(pid: int) -> int:
 
 def run_jobs(jobs: Sequence[Sequence[Run]], settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Train the runs of each job in a process of a peer. Returns: A turn."""
-    seconds, peaks, cells = [], [], []
+    turn: dict[str, Any] = {"seconds": 0.0, "peak_bytes": 0, "cells": []}
     for runs in jobs:
         job = folder / "job.json"
         job.write_text(json.dumps({"runs": runs, "settings": settings}))
-        wall, peak = run_process(["-m", "lora.cost.bench.peer", str(job)], folder, folder / "job.log")
-        seconds.append(wall)
-        peaks.append(peak)
-        cells += json.loads(job.with_suffix(".answer.json").read_text())
-    return {"seconds": sum(seconds), "peak_bytes": max(peaks), "cells": cells}
+        seconds, peak = run_process(["-m", "lora.cost.bench.peer", str(job)], folder, folder / "job.log")
+        turn["seconds"] += seconds
+        turn["peak_bytes"] = max(peak, turn["peak_bytes"])
+        turn["cells"] += json.loads(job.with_suffix(".answer.json").read_text())
+    return turn
 
 
 def run_ours(tasks: Sequence[str], seeds: Sequence[int], overrides: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -232,15 +210,11 @@ def run_ours(tasks: Sequence[str], seeds: Sequence[int], overrides: Sequence[str
     places = [f"runtime.results={place}/results", f"runtime.outputs={place}/outputs"]
     command = ["-m", "lora", "-m", "experiment=null", *overrides, *lists, *places]
     seconds, peak = run_process(command, folder, folder / "ours.log")
-    cells = [
-        {
-            "task": record.config["task"],
-            "seed": record.config["seed"],
-            "metric": record.selected["last"]["value"],
-            "trainable": record.params["trainable_method"] + record.params["trainable_head"],
-        }
-        for record in load_records(place / "results")[0]
-    ]
+    cells = []
+    for record in load_records(place / "results")[0]:
+        trainable = record.params["trainable_method"] + record.params["trainable_head"]
+        cell = {"metric": record.selected["last"]["value"], "trainable": trainable}
+        cells.append({"task": record.config["task"], "seed": record.config["seed"]} | cell)
     shutil.rmtree(place)
     return {"seconds": seconds, "peak_bytes": peak, "cells": cells}
 

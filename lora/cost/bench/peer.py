@@ -121,7 +121,7 @@ def train_run(run: SimpleNamespace, settings: SimpleNamespace) -> dict[str, Any]
     return {
         "task": run.task,
         "seed": run.seed,
-        "metric": evaluations[-1].get(f"eval_{run.metric}") if evaluations else None,
+        "metric": evaluations[-1].get(f"eval_{run.metrics[0]}") if evaluations else None,
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "step_seconds": trained.metrics["train_runtime"] - sum(entry["eval_runtime"] for entry in evaluations),
     }

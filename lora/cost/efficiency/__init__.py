@@ -1,4 +1,1 @@
-"""The cost of each method: the paper's section 4.2 and Table 1, measured by `python -m lora efficiency`.
-
-`command` measures; `summary` keeps the results in summary.json, and shows them.
-"""
+"""The cost of each method: the paper's section 4.2 and Table 1, measured by `python -m lora efficiency`."""

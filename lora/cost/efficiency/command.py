@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from lora.config.auto import check_device
 from lora.config.compose import compose_run
 from lora.config.run import RunConfig
-from lora.cost import harness, machine, subjects
+from lora.cost import machine, subjects
 from lora.cost.efficiency.summary import SCHEMA, TITLES, UNTRAINED, document, read_summaries, samples_csv, summarise
 from lora.cost.subjects import Batch, changed, random_batch
 from lora.cost.timing import order
 from lora.errors import UserError
-from lora.files import write_atomically
+from lora.files import check_writable, write_atomically
 from lora.models.load import max_positions
 from lora.models.modules import count_parameters
 from lora.records.provenance import code_version
@@ -94,53 +95,37 @@ def measure(
         name: {"settings": None if name == "base" else dataclasses.asdict(run.method)} for name, run in runs.items()
     }
     busy = {"before": machine.busy_cores()}
-    with tqdm(total=2 * rounds, unit="round", dynamic_ncols=True, file=sys.stderr) as bar:
-        if not machine.is_idle(busy.values()):
-            bar.write(f"warning: other processes keep {busy['before']:.2f} cores busy; measure on an idle machine")
-        largest = max(step_shapes, key=lambda shape: sizes[shape][0] * sizes[shape][1])
-        for name in trained:  # before this process grows
-            bar.set_description(f"peak memory of {name}")
-            peak = harness.in_fresh_process(harness.peak_mib, runs[name], largest, threads)
-            measured[name]["peak_mib"] = None if peak is None else {largest: peak}
-        keep_freed_memory()  # as in training
-        trainees = {name: subjects.trained(runs[name]) for name in trained}
-        batches = {shape: random_batch(settings, shape, device) for shape in step_shapes}
-        for name, subject in trainees.items():
-            measured[name] |= harness.counts(subject, batches)
-        bar.set_description("training steps")
-        steps = {name: subject.step for name, subject in trainees.items()}
-        samples = take_turns("step", steps, batches, rounds, device, bar.update)
-        busy["after the steps"] = machine.busy_cores()
-        bar.set_description("served batches")
-        del trainees, steps  # before the served models are built
-        models = {name: subjects.served(run, name == "lora_merged") for name, run in runs.items()}
-        batches = {shape: random_batch(settings, shape, device) for shape in latency_shapes}
-        passes = {name: partial(subjects.serve, model) for name, model in models.items()}
-        samples += take_turns("latency", passes, batches, rounds, device, bar.update)
-        busy["at the end"] = machine.busy_cores()
-    packages = machine.versions()
+    if not machine.is_idle(busy.values()):
+        print(f"warning: other processes keep {busy['before']:.2f} cores busy; measure when idle", file=sys.stderr)
+    largest = max(step_shapes, key=lambda shape: sizes[shape][0] * sizes[shape][1])
+    for name in trained:  # before this process grows
+        peak = subjects.in_fresh_process(subjects.peak_mib, runs[name], largest, threads)
+        measured[name]["peak_mib"] = None if peak is None else {largest: peak}
+    keep_freed_memory()  # as in training
+    trainees = {name: subjects.trained(runs[name]) for name in trained}
+    batches = {shape: random_batch(settings, shape, device) for shape in step_shapes}
+    for name, subject in trainees.items():
+        measured[name] |= subjects.counts(subject, batches)
+    samples = take_turns("step", {name: subject.step for name, subject in trainees.items()}, batches, rounds, device)
+    busy["after the steps"] = machine.busy_cores()
+    del trainees  # before the served models are built
+    passes = {name: partial(subjects.serve, subjects.served(run, name == "lora_merged")) for name, run in runs.items()}
+    batches = {shape: random_batch(settings, shape, device) for shape in latency_shapes}
+    samples += take_turns("latency", passes, batches, rounds, device)
+    busy["at the end"] = machine.busy_cores()
     named = config.model.name if config.model.name in MODELS else "local"
+    plan: dict[str, Any] = {
+        "model": named,
+        "path": config.model.path and Path(config.model.path).name,
+        "methods": list(runs),
+    }
+    plan |= {"kernels": config.train.kernels, "precision": config.train.precision, "device": device}
+    plan |= {"threads": threads, "rounds": rounds, "step_shapes": [*step_shapes], "latency_shapes": [*latency_shapes]}
     about = {
         "schema": SCHEMA,
         "model": {"name": named, "weights": weights, "parameters": parameters},
-        "plan": {
-            "model": named,
-            "path": config.model.path and Path(config.model.path).name,
-            "methods": list(runs),
-            "kernels": config.train.kernels,
-            "precision": config.train.precision,
-            "device": device,
-            "threads": threads,
-            "rounds": rounds,
-            "step_shapes": list(step_shapes),
-            "latency_shapes": list(latency_shapes),
-        },
-        "machine": {
-            "device": device_of(device),
-            **machine.describe(),
-            "python": packages.pop("python"),
-            "packages": packages,
-        },
+        "plan": plan,
+        "machine": {"device": device_of(device)} | machine.describe() | machine.versions(),
         "idle": {"idle": machine.is_idle(busy.values()), "cores busy with others": busy},
         "code": code_version(),
         "started_at": started_at,
@@ -155,43 +140,26 @@ def take_turns(
     batches: Mapping[str, Batch],
     rounds: int,
     device: str,
-    tick: Callable[[], object],
 ) -> Samples:
     """Time every method on every shape in every round, so that a temporary slowdown affects all of them.
 
     Everything is called once before the first round, to compile kernels and plan matrix products, and once untimed
     before each timed call, to equalise caches and clocks.
-
-    Args:
-        tick: Called after every round.
     """
-    clock, samples = subjects.clock_of(device), []
+    clock, samples = subjects.wall_seconds if device == "cpu" else subjects.event_seconds, []
     for act, batch in itertools.product(actions.values(), batches.values()):
         act(batch)
-    for number in range(rounds):
+    for number in tqdm(range(rounds), kind, unit="round", dynamic_ncols=True):
         for shape, batch in batches.items():
             for name in order([*actions], shape, number):
                 act = partial(actions[name], batch)
                 act()
                 ms = round(1000 * clock(act), 5)
                 samples.append({"kind": kind, "method": name, "shape": shape, "round": number, "ms": ms})
-        tick()
     return samples
 
 
 # The command.
-
-
-def resolve_device(wanted: str, kernels: str | None) -> str:
-    """The device to measure on. `auto` is a GPU if torch sees one, unless the kernels are `fused`, those for CPUs.
-
-    Raises: UserError: If `cuda` is requested but not available, or the kernels are fused.
-    """
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and (not available or kernels == "fused"):
-        reason = "--kernels fused is for CPUs" if available else "torch sees no CUDA device here"
-        raise UserError(f"--device is cuda, but {reason}; use --device auto or cpu")
-    return wanted if wanted != "auto" else "cuda" if available and kernels != "fused" else "cpu"
 
 
 def device_of(device: str) -> str:
@@ -206,7 +174,9 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kernels", choices=["fused", "stock"], help="default: the profile's; stock on a GPU")
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="default: the profile's")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"visits to every method (default: {ROUNDS})")
+    parser.add_argument(
+        "--rounds", type=machine.whole, default=ROUNDS, help=f"visits to every method (default: {ROUNDS})"
+    )
     for name, usual in (("step", STEP), ("latency", LATENCY)):
         text = f"rows x tokens of batches (default: {' '.join(usual)})"
         parser.add_argument(f"--{name}-shapes", nargs="+", default=list(usual), help=text)
@@ -217,25 +187,26 @@ def main(given: argparse.Namespace) -> None:
     """Exit codes: 0 done; 2 a mistake in the call, or no summary to build tables from."""
     results = given.results / "efficiency"
     if given.tables:
-        devices = sorted(path for path in results.glob("*") if path.is_dir())
-        if not devices:
+        places = sorted(path for path in results.glob("*") if path.is_dir())
+        if not places:
             raise UserError(f"{results} holds no device's folder: python -m lora efficiency makes one")
-        for device in devices:
-            write(device)
-            print(device / "efficiency.md")
+        for place in places:
+            write(place)
+            print(place / "efficiency.md")
         return
-    if given.rounds < 1:
-        raise UserError(f"--rounds must be >= 1, got {given.rounds}")
-    config = configure(given.model, resolve_device(given.device, given.kernels), given.kernels, given.precision)
+    device = "cuda" if torch.cuda.is_available() and given.kernels != "fused" else "cpu"
+    device = device if given.device == "auto" else given.device
+    config = configure(given.model, device, given.kernels, given.precision)
+    check_device(config)
     check_precision(config.train.precision, config.runtime.device == "cuda", "--precision")
-    machine.check_writable(results)
+    check_writable(results)
     shapes = [list(dict.fromkeys(shapes)) for shapes in (given.step_shapes, given.latency_shapes)]
     summary, samples = measure(config, given.methods, given.rounds, *shapes)
-    device, plan = results / machine.slug(device_of(config.runtime.device)), summary["about"]["plan"]
-    folder = device / f"{plan['model']}-{plan['kernels']}-{plan['precision']}"
+    place, plan = results / machine.slug(device_of(device)), summary["about"]["plan"]
+    folder = place / f"{plan['model']}-{plan['kernels']}-{plan['precision']}"
     write_atomically(folder / "samples.csv", samples_csv(samples))
     write_atomically(folder / "summary.json", machine.as_json(summary))
-    print(write(device))
+    print(write(place))
 
 
 def write(device: Path) -> str:
