@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 from test_results import record
 
+from lora.cli import main
 from lora.files import write_atomically
 from lora.records.record import checkpoint_path, note_path, write_record
 from lora.sweep import status
@@ -92,3 +93,11 @@ def test_the_live_view_ends_when_nothing_runs(runs, tmp_path, monkeypatch):
     status.watch("mini", look)
     shown = console.export_text()
     assert len(looks) > 1 and "nothing runs" in shown and f"{runs[0].run_id}  step 3/9, metric 50.0" in shown
+
+
+def test_runs_of_the_paper_have_a_bound_of_device_hours(capsys, tmp_path):
+    """SST-2 has 67,349 train rows; the paper trains RoBERTa-base on it for 60 epochs, with LoRA and 512 tokens."""
+    overrides = ("experiment=glue_table2", "model=roberta_base", "method=lora", "task=sst2", "seed=1")
+    main(["status", "paper", *overrides, f"runtime.results={tmp_path}"])
+    hours = 6 * 125e6 * 67_349 * 60 * 512 / 100e12 / 3600
+    assert f"at most {hours:,.1f} device hours" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """`python -m lora status PROFILE`: which runs are done, running, failed or waiting, and the time left."""
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,8 @@ from lora.sweep.request import select_runs, sweep_settings
 
 STATES = ("done", "running", "interrupted", "failed", "waiting")
 LOOK_SECONDS = 2.0
+PARAMETERS = {"roberta_base": 125e6, "roberta_large": 355e6, "deberta_v2_xxl": 1.5e9}  # the paper's Table 2
+SUSTAINED_FLOPS = 100e12  # about a third of an A100's bf16 peak: an assumption, not a measurement
 IDLE_SECONDS = 15.0  # workers of a sweep that has just started may take this long to load their libraries
 LISTED = 10  # at most this many runs of each state are listed while watching
 
@@ -59,6 +62,14 @@ def statuses(
             begun = checkpoint_path(outputs, run_id).exists() or note_path(outputs, run_id).exists()
             found[run_id] = RunStatus("interrupted" if begun else "waiting", left)
     return found
+
+
+def most_seconds(run: PlannedRun) -> float:
+    """Upper bound of a run's time on an accelerator: 6 operations per parameter and token, padding included.
+
+    The factor is 2 for forward and 4 for backward; LoRA needs about 4 of 6. NaN if the encoder's size is unknown.
+    """
+    return 6 * PARAMETERS.get(run.model, math.nan) * run.examples * run.config.data.max_length / SUSTAINED_FLOPS
 
 
 def text(profile: str, found: dict[str, RunStatus], listed: int = sys.maxsize) -> str:
@@ -111,4 +122,9 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.watch and sys.stdout.isatty():
         watch(arguments.profile, look)
     else:
-        print(text(arguments.profile, look()))
+        found = look()
+        print(text(arguments.profile, found))
+        most = sum(most_seconds(run) for run in runs if found[run.run_id] == RunStatus("waiting", None)) / 3600
+        if most > 0:
+            flops = f"{SUSTAINED_FLOPS / 1e12:.0f} TFLOP/s sustained"
+            print(f"at most {most:,.1f} device hours for the unknown ones, at an assumed {flops}")
