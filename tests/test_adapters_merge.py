@@ -145,7 +145,7 @@ def broken(adapter: Adapter, fault: str) -> Adapter:
 FAULTS = {
     "overflow": "merged weight of .* not finite in torch.float32",
     "inputs": r"are for 32 x 31 weights, and the model's is 32 x 32",
-    "module": r"layer\.7\..* not a linear layer of the encoder's body but absent",
+    "module": r"layer\.7\..* not a linear layer of the encoder's body",
     "head": r"classifier\.weight is \(3, 31\)",
     "bias": r"must have one number of labels, got \[1, 2\]",
     "half a head": "must have one number of labels",
@@ -321,11 +321,6 @@ def test_cycles_in_any_mode_leave_the_base_and_the_model_as_any_other(situation)
             swap(model, adapters[task])
             if number % 3 == 0:
                 unmerge(model)
-            if number % 5 == 0:
-                served = AdapterSet(model, adapters)
-                served(list(FIVE), **tiny.inputs("bert"))
-                assert served.release() is model
-                assert checksum(model.state_dict().items()) == before
         load_adapter(model, adapters["mnli"])
         saved = adapter_of(model)
         with pytest.raises(UserError):

@@ -207,8 +207,8 @@ def test_what_was_asked_for_wrongly_is_refused(runs, tmp_path, capsys, monkeypat
     write_adapter(Adapter(adapter.method, adapter.weights, {}, adapter.base, adapter.origin), headless)
     write_adapter(dataclasses.replace(adapter, origin=Origin(task="reviews")), folder / "embedded")
     for message, *arguments in (
-        ("adapter folder .*nowhere does not exist", "--adapter", tmp_path / "nowhere", *files),
-        ("adapter folder a{300} does not exist", "--adapter", "a" * 300, *files),
+        ("adapter folder .*nowhere has no file", "--adapter", tmp_path / "nowhere", *files),
+        ("adapter folder a{300} has no file", "--adapter", "a" * 300, *files),
         ("does not say its task", "--adapter", bare, *files),
         (r"the adapter has no classifier\.weight", "--adapter", headless, *files),
         ("would be written over the input", "--adapter", rte, "--input", inputs, "--output", inputs),

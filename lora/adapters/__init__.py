@@ -10,6 +10,5 @@
 | `head` | a model's head, replaced as a whole |
 | `base` | the pretrained weights under an adapter, and how a model is checked against them |
 | `peft`, `loralib` | files of other libraries |
-| `joined` | LoRA on slices of a fused layer as LoRA on the whole, for PEFT |
 | `predict` | `python -m lora predict` |
 """

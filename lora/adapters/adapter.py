@@ -2,16 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lora.adapters.base import Base, carried_parameters, describe_base, kept_layers, short
-from lora.config.run import ModelConfig, RunConfig
-from lora.data.tasks import TASKS, Task
+from lora.config.run import ModelConfig
+from lora.data.tasks import Task
 from lora.errors import UserError
 from lora.methods.bridge import state_of
 from lora.methods.configs import LoraConfig, MethodConfig, PeftConfig
@@ -24,7 +22,7 @@ INDICES = (torch.int32, torch.int64)  # of entries that some of PEFT's methods t
 
 @dataclass(frozen=True)
 class Score:
-    """A metric on a dev split after some epoch, as a fraction; None if it is undefined."""
+    """A metric on a dev split after an epoch, as a fraction; None if it is undefined."""
 
     metric: str
     split: str
@@ -84,15 +82,17 @@ class Adapter:
             if not math.isfinite(tensor.abs().sum(dtype=torch.float64)):
                 raise UserError(f"adapter tensor {name} has values that are not finite: training diverged")
         if isinstance(self.method, LoraConfig):
-            pairs = self.pairs()
-            for name, rank in ranks_in(self.method, list(pairs)).items():
-                a, b = pairs[name]
+            for name, (a, b) in self.pairs().items():
+                ranks = [self.method.rank_of(target) for target in self.method.targets if named_by(target, [name])]
+                if not ranks:
+                    targets = ", ".join(self.method.targets)
+                    raise UserError(f"the adapter has LoRA on {name}, which is not one of its targets, {targets}")
+                rank, norms = ranks[0], self.weights.get(f"{name}.lora_m")
                 if a.dim() != 2 or b.dim() != 2 or a.shape[0] != rank or b.shape[1] != rank:
                     raise UserError(
                         f"lora_a and lora_b of {name} are {tuple(a.shape)} and {tuple(b.shape)}; at rank {rank}, which "
                         f"the adapter states, they must be ({rank}, inputs) and (outputs, {rank})"
                     )
-                norms = self.weights.get(f"{name}.lora_m")
                 if (None if norms is None else norms.shape) != (b.shape[:1] if self.method.dora else None):
                     raise UserError(
                         f"lora_m of {name} is {None if norms is None else tuple(norms.shape)}: with dora it must be "
@@ -118,18 +118,6 @@ class Adapter:
     def scale(self, name: str) -> float:
         """The factor of B A in a module."""
         return self.method.scale_at(len(self.weights[f"{name}.lora_a"]))
-
-
-def ranks_in(method: LoraConfig, names: Sequence[str]) -> dict[str, int]:
-    """The rank that a config states for each module. Raises: UserError: If one is not a target."""
-    found: dict[str, int] = {}
-    for target in method.targets:
-        found = dict.fromkeys(named_by(target, names), method.rank_of(target)) | found
-    for name in names:
-        if name not in found:
-            targets = ", ".join(method.targets)
-            raise UserError(f"the adapter has LoRA on {name}, which is not one of its targets, {targets}")
-    return {name: found[name] for name in names}
 
 
 @lasting
@@ -161,13 +149,7 @@ def adapter_of(model: nn.Module, base: Base | None = None, origin: Origin | None
     head = {n: tensors.pop(n) for n in list(tensors) if is_head(model, n) and not LOW_RANK.fullmatch(n)}
     if isinstance(method, PeftConfig):
         tensors = {name: tensor.detach().cpu().clone() for name, tensor in state_of(model).items()}
-    return Adapter(
-        method,
-        tensors,
-        head,
-        describe_base(model) if base is None else base,
-        Origin() if origin is None else origin,
-    )
+    return Adapter(method, tensors, head, base or describe_base(model), origin or Origin())
 
 
 def in_scores(adapter: Adapter, task: Task) -> Adapter:
@@ -185,23 +167,3 @@ def in_scores(adapter: Adapter, task: Task) -> Adapter:
         )
     scaled = {name: tensor * factor + (shift if tensor.dim() == 1 else 0.0) for name, tensor in last.items()}
     return dataclasses.replace(adapter, head=adapter.head | scaled)
-
-
-def origin_of(config: RunConfig, selected: dict[str, Any], tokenizer: str) -> Origin:
-    """The origin of a run's adapter, without any path of this machine.
-
-    Args:
-        selected: The record's `selected`.
-        tokenizer: See `Origin`.
-    """
-    best, task = selected["best"], TASKS[config.task]
-    return Origin(
-        task=config.task,
-        labels=task.labels,
-        score=Score(selected["metric"], selected["split"], best["epoch"], best["value"]),
-        run_id=config.run_id,
-        max_length=config.data.max_length,
-        encoder=dataclasses.replace(config.model, path=None),
-        columns=None if task.own is None else task.columns,
-        tokenizer=tokenizer,
-    )

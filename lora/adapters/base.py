@@ -38,16 +38,11 @@ class Base:
 def kept_layers(model: nn.Module) -> dict[str, LoraLayer]:
     """The LoRA layers that merged layers have replaced, by name, moved to the model's current device and dtype."""
     kept = getattr(model, "kept_layers", {})
-    modules = dict(model.named_modules()) if kept else {}  # one walk is faster than a lookup for each
     for name, layer in kept.items():
-        live = modules.get(name)
-        if type(live) is not nn.Linear:
-            raise UserError(f"{name}, merged as a linear layer, is now a {type(live).__name__}: it was replaced since")
-        if (layer.weight.device, layer.weight.dtype) != (live.weight.device, live.weight.dtype):
-            wide = factor_dtype(live.weight.dtype)
-            for part, parameter in (*layer.named_parameters(), *layer.named_buffers()):
-                dtype = live.weight.dtype if part in ("weight", "bias") else wide
-                parameter.data = parameter.data.to(live.weight.device, dtype)
+        live = model.get_submodule(name).weight
+        for part, parameter in (*layer.named_parameters(), *layer.named_buffers()):
+            dtype = live.dtype if part in ("weight", "bias") else factor_dtype(live.dtype)
+            parameter.data = parameter.data.to(live.device, dtype)
     return kept
 
 

@@ -70,30 +70,28 @@ class ManyHeads(nn.Module):
     """A linear layer or LayerNorm of the head with weights for each adapter.
 
     Missing outputs of a linear layer are -inf, which no argmax picks.
+
+    Args:
+        eps: The LayerNorm's; None for a linear layer.
+        parameters: Weight and bias of each adapter.
     """
 
-    def __init__(
-        self,
-        replaced: nn.Linear | nn.LayerNorm,
-        weights: Sequence[Tensor],
-        biases: Sequence[Tensor | None],
-        routing: Routing,
-    ):
+    def __init__(self, eps: float | None, parameters: Sequence[tuple[Tensor, Tensor | None]], routing: Routing):
         super().__init__()
-        self.replaced, self.routing = replaced, routing
-        for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        self.eps, self.routing = eps, routing
+        for i, (weight, bias) in enumerate(parameters):
             self.register_buffer(f"weight_{i}", weight)
             self.register_buffer(f"bias_{i}", bias)
-        self.outputs = max(map(len, weights))
+        self.outputs = max(len(weight) for weight, _ in parameters)
 
     def forward(self, x: Float[Tensor, "rows *more d_in"]) -> Float[Tensor, "rows *more d_out"]:
         outputs = []
         for i, start, stop in self.routing.spans:
             weight, bias, own = getattr(self, f"weight_{i}"), getattr(self, f"bias_{i}"), x[start:stop]
-            if isinstance(self.replaced, nn.Linear):
+            if self.eps is None:
                 out = F.linear(own, weight, bias)
             else:
-                out = F.layer_norm(own, weight.shape, weight, bias, self.replaced.eps)
+                out = F.layer_norm(own, weight.shape, weight, bias, self.eps)
             outputs.append(F.pad(out, (0, self.outputs - out.shape[-1]), value=-torch.inf))
         return torch.cat(outputs)
 
@@ -103,8 +101,7 @@ class AdapterSet(nn.Module):
 
     Args:
         model: Model of an architecture in `ARCHITECTURES`, without a method, or with LoRA, merged or not, which is
-            taken off. It is used, not copied; `release` returns it with its pretrained weights and in its original
-            mode.
+            taken off. It is used, not copied, and afterwards serves this set only.
         adapters: Name in batches -> adapter in memory or its folder. Targets, ranks and numbers of labels may differ.
         allow_other_base: Accept adapters that were trained on other weights.
     Raises: UserError: If the architecture is another one, or an adapter is not LoRA, does not fit, or has another base.
@@ -124,13 +121,11 @@ class AdapterSet(nn.Module):
             except UserError as error:
                 raise UserError(f"adapter {name}: {error}") from error
         if architecture_of(model) is None:
-            titles = ", ".join(each.title for each in ARCHITECTURES.values())
             raise UserError(
-                f"batches of several adapters are for {titles}, and this is a {type(model).__name__}; swap serves one "
-                f"adapter at a time"
+                f"batches of several adapters are for {', '.join(ARCHITECTURES)}, and this is a "
+                f"{type(model).__name__}; swap serves one adapter at a time"
             )
         remove(model)
-        self.modes = [(module, module.training) for module in model.modules()]
         output = output_layer(model)
         self.labels = {name: len(each.head[f"{output}.weight"]) for name, each in zip(adapters, fitted, strict=True)}
         self.routing, self.model = Routing(), model
@@ -139,9 +134,8 @@ class AdapterSet(nn.Module):
             replace(model, name, ManyLora(model.get_submodule(name), pairs, self.routing))
         for name, part in head_modules(model).items():
             if isinstance(part, nn.Linear | nn.LayerNorm):
-                weights = [each.head[f"{name}.weight"] for each in fitted]
-                biases = [each.head.get(f"{name}.bias") for each in fitted]
-                replace(model, name, ManyHeads(part, weights, biases, self.routing))
+                heads = [(each.head[f"{name}.weight"], each.head.get(f"{name}.bias")) for each in fitted]
+                replace(model, name, ManyHeads(getattr(part, "eps", None), heads, self.routing))
         self.one_at_a_time = any(getattr(module, "relative_attention", False) for module in model.modules())
 
     @torch.no_grad()
@@ -152,10 +146,8 @@ class AdapterSet(nn.Module):
             names: Name of each example's adapter.
             inputs: Outputs of the model's tokenizer.
         Returns: For each example, in order, as many logits as its adapter has labels.
-        Raises: UserError: If a name is unknown, the numbers of names and examples differ, or the model was released.
+        Raises: UserError: If a name is unknown, or the numbers of names and examples differ.
         """
-        if self.model is None:
-            raise UserError("this set of adapters has released its model: create a new set")
         self.eval()
         unknown = sorted(set(names) - set(self.labels))
         if unknown:
@@ -163,8 +155,6 @@ class AdapterSet(nn.Module):
         rows = len(inputs["input_ids"])
         if len(names) != rows:
             raise UserError(f"a batch of {rows} examples needs {rows} adapter names, one for each, got {len(names)}")
-        if not rows:
-            return []
         numbers = {name: number for number, name in enumerate(self.labels)}
         order = sorted(range(rows), key=lambda row: numbers[names[row]])
         used = [numbers[names[row]] for row in order]
@@ -178,16 +168,6 @@ class AdapterSet(nn.Module):
             part = {key: t[place] if len(t) == rows else t for key, t in inputs.items()}
             found += self.model(**part).logits
         return [found[order.index(row)][: self.labels[names[row]]] for row in range(rows)]
-
-    def release(self) -> nn.Module:
-        """Return the pretrained model with the head that it had before any adapter's. The set is then unusable."""
-        model, self.model = self.model, None
-        for name, module in list(model.named_modules()):
-            if isinstance(module, ManyLora | ManyHeads):
-                replace(model, name, module.replaced)
-        for module, training in self.modes:
-            module.training = training
-        return model
 
 
 def scale_into_b(fitted: Fitted) -> None:

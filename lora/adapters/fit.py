@@ -74,10 +74,7 @@ def fitted_layers(model: nn.Module, adapter: Adapter) -> dict[str, LoraLayer]:
         (a, b), module = pairs[name], module_of(name)
         linear = kept.get(module, modules.get(module))
         if not isinstance(linear, nn.Linear | LoraLayer) or is_head(model, module):
-            found = "absent" if linear is None else f"a {type(linear).__name__} of {type(model).__name__}"
-            raise UserError(
-                f"the adapter has LoRA on {module}, which is not a linear layer of the encoder's body but {found}"
-            )
+            raise UserError(f"the adapter has LoRA on {module}, which is not a linear layer of the encoder's body")
         part = adapt(layers, name, linear, len(a), adapter.method)
         if a.shape[1] != linear.in_features or len(b) != len(part.lora_b):
             raise UserError(
@@ -94,20 +91,14 @@ def fitted_layers(model: nn.Module, adapter: Adapter) -> dict[str, LoraLayer]:
 
 def check_shapes(model: nn.Module, adapter: Adapter) -> None:
     """Raises: UserError: If the adapter's tensors are not exactly those that its method trains in the body."""
-    like, by_peft = model, isinstance(adapter.method, PeftConfig)
+    like = model
     if getattr(model, "applied", None) is None:
-        with torch.device("meta"):  # names and shapes only, at no cost in memory or time
-            like = type(model)(copy.deepcopy(model.config))
-        if by_peft:  # some of its methods start from the weights
-            like = copy.deepcopy(model)
-        apply(like, adapter.method)
-    expected = {n: tuple(p.shape) for n, p in trainable(like) if n in adapter.weights or not is_head(like, n)}
-    if by_peft:
-        expected = {name: tuple(tensor.shape) for name, tensor in state_of(like).items()}
-    shapes = {name: tuple(tensor.shape) for name, tensor in adapter.weights.items()}
-    different = sorted(name for name in {*expected, *shapes} if expected.get(name) != shapes.get(name))
-    if different:
+        apply(like := copy.deepcopy(model), adapter.method)
+    trained = {n: p for n, p in trainable(like) if n in adapter.weights or not is_head(like, n)}
+    tensors = state_of(like) if isinstance(adapter.method, PeftConfig) else trained
+    expected, shapes = ({n: tuple(t.shape) for n, t in side.items()} for side in (tensors, adapter.weights))
+    if different := sorted(name for name, _ in set(expected.items()) ^ set(shapes.items())):
         raise UserError(
             f"the adapter's tensors are not those that {adapter.method} trains on this model; missing, unknown or of "
-            f"another shape: {listed(different)}"
+            f"another shape: {listed(dict.fromkeys(different))}"
         )

@@ -133,7 +133,7 @@ def read_adapter(folder: str | Path) -> Adapter:
     Raises: UserError: If a file is missing, a link, cut short, changed, or in another format; or if a value is not
         finite.
     """
-    folder = existing(folder)
+    folder = at_home(folder)
     description = describe(folder)
     contents, path = description.contents, inside(folder, WEIGHTS)
     tensors, content = read_tensors(path)
@@ -165,25 +165,12 @@ def recorded_adapter(record: RunRecord, outputs: str | Path) -> Adapter:
     return adapter
 
 
-def existing(folder: str | Path) -> Path:
-    """The path of a folder, with `~` expanded. Raises: UserError: If it does not exist."""
-    folder = at_home(folder)
-    if not os.path.isdir(folder):  # False where pathlib raises, as for a name that is too long
-        raise UserError(f"adapter folder {folder} does not exist")
-    return folder
-
-
 def describe(folder: Path) -> Description:
     """Read `adapter.json`. Raises: UserError: If it is missing, in another format, or has any wrong value."""
     path = inside(folder, DESCRIPTION)
     content = read_object(path)
-    if "format" not in content:
-        raise UserError(f"{path} does not describe an adapter: it has no format")
-    number = content.pop("format")
-    if number != FORMAT or isinstance(number, bool):
+    if (number := content.pop("format", None)) != FORMAT:
         raise UserError(f"{path} is in format {number!r}; this version reads format {FORMAT}")
-    if isinstance(content.get("base"), dict):
-        content["base"].pop("architecture", None)  # of earlier versions; the weights' hash says more
     method = content.get("method")
     title = method.get("name") if isinstance(method, dict) else None
     if not isinstance(title, str) or title not in METHODS:
@@ -199,7 +186,7 @@ def inside(folder: Path, name: str) -> Path:
     path = folder / name
     if os.path.islink(path):
         raise UserError(f"{path} is a link to {os.readlink(path)}: an adapter's files must be in its folder")
-    if not os.path.isfile(path):
+    if not os.path.isfile(path):  # False where pathlib raises, as for a name that is too long
         raise UserError(f"adapter folder {folder} has no file {name} (found: {listing(folder)})")
     return path
 
@@ -210,7 +197,5 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], bytes]:
     try:
         content = path.read_bytes()
         return load(content), content
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is not a whole safetensors file: {first_line(error)}") from error
-    except KeyError as error:
-        raise UserError(f"{path} has tensors of dtype {error.args[0]}, which torch lacks") from error
+    except (OSError, SafetensorError, KeyError) as error:  # KeyError: a dtype that torch lacks
+        raise UserError(f"{path} is not a whole safetensors file for torch: {first_line(error)}") from error

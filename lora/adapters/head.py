@@ -34,8 +34,8 @@ def output_layer(model: nn.Module) -> str:
 
 def own_head(model: nn.Module) -> dict[str, Tensor]:
     """The head that the model had before any adapter brought one, on its current device and in its current dtype."""
-    mine, kept = head_parameters(model), getattr(model, "kept_head", {})
-    return {name: kept.get(name, parameter).detach().to(parameter) for name, parameter in mine.items()}
+    kept = getattr(model, "kept_head", {})
+    return {name: kept.get(name, mine).detach().to(mine) for name, mine in head_parameters(model).items()}
 
 
 def fitted_head(model: nn.Module, head: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -47,13 +47,11 @@ def fitted_head(model: nn.Module, head: dict[str, Tensor]) -> dict[str, Tensor]:
         the range of the dtype.
     """
     mine, output = head_parameters(model), output_layer(model)
-    unknown = [name for name in head if name not in mine]
-    if unknown:
+    if unknown := [name for name in head if name not in mine]:
         raise UserError(f"the adapter's head has {', '.join(unknown)}; the model's consists of {', '.join(mine)}")
-    outputs = {f"{output}.weight", f"{output}.bias"}
-    fitted = {}
+    outputs, fitted = {f"{output}.weight", f"{output}.bias"}, {}
     for name, tensor in (own_head(model) | head).items():
-        free = 1 if name in outputs else 0
+        free = int(name in outputs)
         if tensor.dim() != mine[name].dim() or tensor.shape[free:] != mine[name].shape[free:]:
             raise UserError(
                 f"the adapter's {name} is {tuple(tensor.shape)}, and the model's {tuple(mine[name].shape)}: only the "

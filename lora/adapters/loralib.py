@@ -69,8 +69,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 def config_of(weights: dict[str, Tensor], alpha: float) -> LoraConfig:
     """A config with every module's full name and rank. Raises: UserError: If a lora_A is not a matrix."""
-    factors = {name.removesuffix(".lora_a"): a for name, a in weights.items() if name.endswith(".lora_a")}
-    ranks = {name: a.shape[0] if a.dim() == 2 else 0 for name, a in factors.items()}
+    factors = {name: a for name, a in weights.items() if name.endswith(".lora_a")}
+    ranks = {name.removesuffix(".lora_a"): a.shape[0] if a.dim() == 2 else 0 for name, a in factors.items()}
     if not ranks or min(ranks.values()) < 1:
         raise UserError(f"every lora_A must be a matrix with a rank above 0; the tensors are {listed(weights)}")
     rank = Counter(ranks.values()).most_common(1)[0][0]

@@ -41,15 +41,16 @@ def load_adapter(model: nn.Module, adapter: Adapter | str | Path, allow_other_ba
     """
     bridge.refuse_merged(model)
     fitted = fit(model, adapter, allow_other_base)
-    if fitted.layers:
+    method, weights = fitted.adapter.method, fitted.adapter.weights
+    if isinstance(method, LoraConfig):
         put_lora(model, fitted, merged=False)
         return fitted.adapter
     if getattr(model, "applied", None) is None:
-        apply(model, fitted.adapter.method)
-    if isinstance(fitted.adapter.method, PeftConfig):
-        bridge.set_state(model, fitted.adapter.weights)
+        apply(model, method)
+    if isinstance(method, PeftConfig):
+        bridge.set_state(model, weights)
     else:
-        for name, tensor in fitted.adapter.weights.items():
+        for name, tensor in weights.items():
             model.get_parameter(name).copy_(tensor)
     put_head(model, fitted.head)
     return fitted.adapter

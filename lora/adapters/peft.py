@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from lora.adapters.adapter import Adapter
-from lora.adapters.folder import apart, existing, inside, read_adapter, read_tensors, write_folder
-from lora.adapters.joined import ROUNDING, joined, norms_of
+from lora.adapters.folder import apart, inside, read_adapter, read_tensors, write_folder
 from lora.adapters.loralib import config_of
 from lora.checks import SettingsError, build
 from lora.config.encoder_files import locate
@@ -28,6 +28,8 @@ from lora.errors import UserError
 from lora.files import at_home, read_object
 from lora.methods.bridge import peft_settings
 from lora.methods.configs import LoraConfig, PeftConfig
+from lora.methods.lowrank import in_blocks
+from lora.models.architectures import in_order, module_of, slice_of
 
 BASE = "base"  # the folder of a base below one that PEFT loads
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -41,6 +43,7 @@ IGNORED = (
     "ensure_weight_tying"
 ).split()
 OFF = (None, False, "none", {}, [])
+ROUNDING = 1e-12  # relative; of a scale or an alpha that was computed from one
 INITS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
@@ -111,16 +114,44 @@ def labelled_base(place: Path, adapter: Adapter) -> dict[str, bytes | Path]:
 def lora_files(adapter: Adapter, method: LoraConfig, saved: list[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """PEFT's settings and tensors of a LoRA adapter.
 
+    Slices of a fused layer become one update of the whole, with their B as blocks. The product of the joined factors is
+    exactly that of the slices, and its rank is the sum of theirs.
+
     Args:
         saved: Modules of the head that are saved as a whole.
     """
-    modules = joined(adapter)
-    both = [name for name in modules if any(f"{name}.".startswith(f"{module}.") for module in saved)]
-    if both:
+    pairs, modules = adapter.pairs(), {}
+    for name in in_order(pairs):
+        modules.setdefault(module_of(name), []).append(name)
+    if both := [name for name in modules if any(f"{name}.".startswith(f"{module}.") for module in saved)]:
         raise UserError(f"PEFT cannot both save a head and put LoRA into it: {', '.join(both)}")
-    ranks = {name: len(a) for name, (a, _, _) in modules.items()}
-    alphas = {name: numerator(method, ranks[name], scale) for name, (_, _, scale) in modules.items()}
-    alpha = alpha_at(method, method.rank)
+    tensors: dict[str, Tensor] = {}
+    ranks, alphas, alpha = {}, {}, method.alpha_at(method.rank)
+    for module, names in modules.items():
+        (a, b), scales = pairs[names[0]], {name: adapter.scale(name) for name in names}
+        alphas[module] = method.alpha_at(len(a))
+        if names != [module]:
+            part, scale = slice_of(names[0]), scales[names[0]]
+            if not all(math.isclose(own, scale, rel_tol=ROUNDING) for own in scales.values()):
+                listed = ", ".join(f"{own:g} on {name}" for name, own in scales.items())
+                raise UserError(
+                    f"PEFT has one factor of B A for the whole of {module}, and the adapter's slices of it have "
+                    f"several ({listed}): train with equal ranks, or with method.alpha_at_rank, which gives every rank "
+                    f"one factor"
+                )
+            if method.dora and len(names) != part.count:
+                raise UserError(
+                    f"PEFT has DoRA on the whole of {module} or not at all, and the adapter has it on "
+                    f"{', '.join(names)}: train all slices of the layer"
+                )
+            outputs = part.count * len(b)
+            a, b = in_blocks([(slice_of(name).rows(outputs), *pairs[name]) for name in names], outputs)
+            alphas[module] = scale * (math.sqrt(len(a)) if method.scaling == "rslora" else len(a))
+        ranks[module] = len(a)
+        tensors |= {f"{PREFIX}{module}.lora_A.weight": a, f"{PREFIX}{module}.lora_B.weight": b}
+        if method.dora:
+            norms = torch.cat([adapter.weights[f"{name}.lora_m"] for name in names])
+            tensors[f"{PREFIX}{module}.lora_magnitude_vector"] = norms
     config = {
         "peft_type": "LORA",
         "target_modules": list(modules),
@@ -134,21 +165,13 @@ def lora_files(adapter: Adapter, method: LoraConfig, saved: list[str]) -> tuple[
         "bias": "none",
         "fan_in_fan_out": False,
     }
-    tensors: dict[str, Tensor] = {}
-    for name, (a, b, _) in modules.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"], tensors[f"{PREFIX}{name}.lora_B.weight"] = a, b
-        if method.dora:
-            tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = norms_of(adapter, name, len(b))
     return config, tensors
 
 
 def locate_base(adapter: Adapter, base: str | Path | None = None) -> tuple[str, str | None]:
     """The absolute folder or the hub id that `from_pretrained` takes for an adapter's base, and the revision.
 
-    An adapter's folder names its base and says how to recognise it. It holds no path, because folders are copied
-    between machines.
-
-    Raises: UserError: If neither the adapter nor `base` says where the base is.
+    An adapter names its base without a path, because folders are copied between machines.
     """
     encoder = adapter.origin.encoder
     name, revision = (None, None) if adapter.base is None else (adapter.base.name, adapter.base.revision)
@@ -171,7 +194,7 @@ def from_peft(folder: str | Path) -> Adapter:
     Raises: UserError: If it is not LoRA, or uses a feature that `LoraConfig` here lacks (trained biases, separate
         scales for modules, inits that change the base), or a file is missing, broken, or a pickle.
     """
-    folder = existing(folder)
+    folder = at_home(folder)
     if not (folder / WEIGHTS).exists() and (folder / "adapter_model.bin").exists():
         raise UserError(
             f"{folder} has adapter_model.bin, a pickle, which is not read; PEFT saves safetensors by default"
@@ -189,18 +212,6 @@ def head_module(name: str) -> str:
     """The module that PEFT saves as a whole: a child of the model, or the pooler in its body."""
     parts = name.split(".")
     return ".".join(parts[:2]) if parts[1:2] == ["pooler"] else parts[0]
-
-
-def alpha_at(method: LoraConfig, rank: int) -> float:
-    """PEFT's lora_alpha at a rank: the numerator of the scale."""
-    return method.alpha if method.alpha_at_rank is None else method.alpha * rank / method.alpha_at_rank
-
-
-def numerator(method: LoraConfig, rank: int, scale: float) -> float:
-    """PEFT's lora_alpha of a module: what the method has at its rank, unless it is joined from slices."""
-    if method.scale_at(rank) == scale:
-        return alpha_at(method, rank)
-    return scale * (math.sqrt(rank) if method.scaling == "rslora" else rank)
 
 
 def read_settings(folder: Path) -> Settings:
@@ -257,7 +268,7 @@ def method_of(settings: Settings, weights: dict[str, Tensor], path: Path) -> Lor
     shared = {"alpha": usual, "dropout": settings.lora_dropout, "scaling": scaling, "dora": settings.use_dora}
     for at in (None, found.rank):  # one alpha for all, or one ratio of alpha to rank
         method = dataclasses.replace(found, alpha_at_rank=at, **shared)
-        if all(math.isclose(alpha_at(method, ranks[name]), alphas[name], rel_tol=ROUNDING) for name in ranks):
+        if all(math.isclose(method.alpha_at(ranks[name]), alphas[name], rel_tol=ROUNDING) for name in ranks):
             return method
     raise UserError(
         f"{path}: alpha_pattern gives modules separate scales: {alphas}; only one alpha, or one ratio of alpha to "

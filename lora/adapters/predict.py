@@ -7,7 +7,6 @@ classes, a column of probabilities per label.
 import argparse
 import csv
 import os
-import re
 from pathlib import Path
 
 import datasets
@@ -18,7 +17,7 @@ import yaml
 from tqdm import tqdm
 
 from lora.adapters.adapter import Adapter
-from lora.adapters.folder import existing, read_adapter
+from lora.adapters.folder import read_adapter
 from lora.adapters.head import head_parameters
 from lora.adapters.merge import load_adapter, swap
 from lora.checks import build
@@ -70,12 +69,7 @@ def load_base(adapter: Adapter, task: Task, folder: str | None) -> Encoder:
         if not folder:
             name = "" if adapter.base is None or adapter.base.name is None else f" ({adapter.base.name})"
             raise UserError(f"the adapter does not say where its base{name} is: name its folder with --model")
-    if folder:
-        encoder = local_encoder(folder)
-    try:
-        return load_encoder(encoder, task, seed=0)
-    except re.error as error:
-        raise UserError(f"the adapter's origin.encoder.unused_weights is not a regular expression: {error}") from error
+    return load_encoder(local_encoder(folder) if folder else encoder, task, seed=0)
 
 
 def put_on(encoder: Encoder, adapter: Adapter, task: Task) -> None:
@@ -86,18 +80,12 @@ def put_on(encoder: Encoder, adapter: Adapter, task: Task) -> None:
     """
     trained, here = adapter.origin.tokenizer, encoder.tokenizer_files
     if trained is not None and trained != here and trained.partition(":")[0] == here.partition(":")[0]:
-        raise UserError(
-            f"the adapter was trained with other tokenizer files ({trained[:20]}, here {here[:20]}): its words have "
-            f"other numbers"
-        )
+        raise UserError(f"the adapter was trained with other tokenizer files ({trained[:20]}, here {here[:20]})")
     model = encoder.model
     (swap if isinstance(adapter.method, LoraConfig) else load_adapter)(model, adapter)
     body = f"{model.base_model_prefix}."  # a pooler inside the body is pretrained
-    lacking = [n for n in head_parameters(model) if not n.startswith(body) and n not in adapter.head]
-    if lacking:
-        raise UserError(
-            f"the adapter has no {', '.join(lacking)}: with a random head its predictions would be meaningless"
-        )
+    if lacking := [n for n in head_parameters(model) if not n.startswith(body) and n not in adapter.head]:
+        raise UserError(f"the adapter has no {', '.join(lacking)}: predictions with a random head are meaningless")
     outputs, labels = model.config.num_labels, len(task.labels) or 1
     if outputs != labels:
         raise UserError(f"the adapter has {outputs} outputs, and {task.name} needs {labels}")
@@ -163,10 +151,8 @@ def main(given: argparse.Namespace) -> None:
         raise UserError("--glue-submission needs --glue-dir, the folder that holds the official test files")
     if given.batch < 1:
         raise UserError(f"--batch must be >= 1, got {given.batch}")
-    if given.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device is cuda, but torch sees no CUDA device here")
-    device = torch.device(given.device if given.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-    place = existing(given.adapter)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    place = at_home(given.adapter)
     adapter = read_adapter(place)
     task = task_of(adapter, place)
     rows: dict[Path, datasets.Dataset] = {}  # of each output
@@ -210,4 +196,3 @@ def options(parser: argparse.ArgumentParser) -> None:
     base = "folder of the base, if it is a local one (default: the environment's MODEL_DIR)"
     parser.add_argument("--model", metavar="DIR", help=base)
     parser.add_argument("--batch", type=int, default=64, help="rows per forward pass (default 64)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")

@@ -121,10 +121,12 @@ class LoraConfig:
     def rank_of(self, target: str) -> int:
         return self.ranks.get(target, self.rank)
 
+    def alpha_at(self, rank: int) -> float:
+        return self.alpha if self.alpha_at_rank is None else self.alpha * rank / self.alpha_at_rank
+
     def scale_at(self, rank: int) -> float:
         """The factor of B A at a rank: alpha / r, as modified by `alpha_at_rank` and `scaling`."""
-        alpha = self.alpha if self.alpha_at_rank is None else self.alpha * rank / self.alpha_at_rank
-        return alpha / (rank if self.scaling == "lora" else math.sqrt(rank))
+        return self.alpha_at(rank) / (rank if self.scaling == "lora" else math.sqrt(rank))
 
     @property
     def starts_in_base(self) -> bool:

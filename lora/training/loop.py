@@ -1,5 +1,6 @@
 """Train one run, from its configuration to its record."""
 
+import dataclasses
 import functools
 import hashlib
 import math
@@ -176,15 +177,19 @@ def adapter_packer(
 
     Call it before the fused kernels round the frozen weights, whose hashes the adapter names.
     """
-    from lora.adapters.adapter import adapter_of, in_scores, origin_of
+    from lora.adapters.adapter import Origin, Score, adapter_of, in_scores
     from lora.adapters.base import describe_base
     from lora.adapters.folder import pack
 
-    base = describe_base(model, config.model.name, encoder.revision)
+    base, task = describe_base(model, config.model.name, encoder.revision), TASKS[config.task]
+    unplaced, columns = dataclasses.replace(config.model, path=None), None if task.own is None else task.columns
 
     def packed(selected: dict[str, Any]) -> dict[str, bytes]:
-        adapter = adapter_of(model, base, origin_of(config, selected, encoder.tokenizer_files))
-        return pack(in_scores(adapter, TASKS[config.task]))
+        best = selected["best"]
+        score = Score(selected["metric"], selected["split"], best["epoch"], best["value"])
+        described = (config.task, task.labels, score, config.run_id, config.data.max_length)
+        origin = Origin(*described, unplaced, columns, encoder.tokenizer_files)
+        return pack(in_scores(adapter_of(model, base, origin), task))
 
     return packed
 
