@@ -104,13 +104,8 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def train(given: argparse.Namespace) -> int:
     """Exit codes: 0 done, 1 runs failed or are missing, 2 a mistake in the command, 130 interrupted."""
-    from lora.training.processes import InterruptedRunError, check_processes, world_size
+    from lora.training.processes import InterruptedRunError, world_size
 
-    try:
-        check_processes()
-    except UserError as error:  # every process prints it: without valid settings, the main process is unknown
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     if given.cfg:
         from omegaconf import OmegaConf
 
@@ -149,7 +144,7 @@ def train_one(arguments: Sequence[str]) -> int:
     from lora.config.auto import check_device
     from lora.config.compose import compose_family, read_overrides
     from lora.sweep.worker import ensure_record, usable_record
-    from lora.training.processes import is_main_process, listen
+    from lora.training.processes import listen, rank
 
     overrides = read_overrides(arguments)
     grids = [override for override in overrides if override.startswith("experiment=")]
@@ -165,7 +160,7 @@ def train_one(arguments: Sequence[str]) -> int:
                 both = shlex.join([sys.executable, "-m", "lora", "-m", "experiment=null", *overrides])
                 raise UserError(f"{run.run_id} starts from {parent.run_id}, which is not trained: {both} trains both")
     record = ensure_record(run, mistakes_fail=False)
-    if is_main_process():
+    if rank() == 0:
         print(summary(run, record, was_done=record == before))
     return int(record.status == "failed")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lora.training.fused.encoder import Frozen
-from lora.training.fused.functions import Normed, Site
+from lora.training.fused.functions import Site
 from lora.training.fused.kernels import GOLDEN, MAX_TOKENS, MIX_1, MIX_2
 
 
@@ -35,24 +35,21 @@ def keep(site: Site, places: Tensor) -> Tensor:
     x = ((x ^ (x >> 16)) * MIX_1) & word
     x = x ^ second
     x = ((x ^ (x >> 15)) * MIX_2) & word
-    return (x ^ (x >> 16)) >= site.threshold
+    return (x ^ (x >> 16)) >= int(site.threshold)
 
 
 def dropout(x: Tensor, site: Site | None) -> Tensor:
     if site is None:
         return x
-    return x * keep(site, hidden_places(*x.shape[1:])) * site.scale
+    return x * keep(site, hidden_places(*x.shape[1:])) * float(site.scale)
 
 
 def gelu(x: Tensor) -> Tensor:
     return F.gelu(x)
 
 
-def add_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, site: Site | None
-) -> tuple[Tensor, Normed]:
-    normed = F.layer_norm(dropout(x, site) + residual, weight.shape, None, None, eps)
-    return normed * weight + bias, Normed(normed.detach(), weight, bias)
+def add_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, site: Site | None) -> Tensor:
+    return F.layer_norm(dropout(x, site) + residual, weight.shape, weight, bias, eps)
 
 
 def attention(
@@ -63,7 +60,7 @@ def attention(
     hidden = torch.zeros(visible.shape, dtype=q.dtype).masked_fill(~visible, -torch.inf)
     probabilities = (scores + hidden[:, None, None, :]).softmax(-1)
     if site is not None:
-        probabilities = probabilities * keep(site, attention_places(*probabilities.shape[1:])) * site.scale
+        probabilities = probabilities * keep(site, attention_places(*probabilities.shape[1:])) * float(site.scale)
     return (probabilities @ v).transpose(1, 2).flatten(2)
 
 
@@ -71,13 +68,5 @@ def frozen_linear(x: Tensor, frozen: Frozen) -> Tensor:
     return F.linear(x, frozen.weight, frozen.bias)
 
 
-def lora_linear(
-    x: Tensor,
-    frozen: Frozen,
-    lora_a: Tensor,
-    lora_b: Tensor,
-    scale: float,
-    site: Site | None,
-    made: Normed | None,
-) -> Tensor:
+def lora_linear(x: Tensor, frozen: Frozen, lora_a: Tensor, lora_b: Tensor, scale: float, site: Site | None) -> Tensor:
     return frozen_linear(x, frozen) + scale * F.linear(F.linear(dropout(x, site), lora_a), lora_b)

@@ -10,12 +10,12 @@ import tiny
 import torch
 from processor import NARROWEST
 from safetensors.torch import load_file, save_file
-from tiny_adapters import FIVE, METHODS, five, logits, with_method
+from tiny_adapters import METHODS, five, logits, with_method
 
 from lora.adapters import folder as folders
 from lora.adapters.adapter import Adapter, Origin, Score, adapter_of
 from lora.adapters.folder import DESCRIPTION, WEIGHTS, read_adapter, save_adapter, write_adapter
-from lora.adapters.merge import load_adapter, merge, swap
+from lora.adapters.merge import load_adapter, swap
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.methods.configs import BitFitConfig, HoulsbyConfig, LoraConfig
@@ -66,17 +66,6 @@ def test_the_description_says_it_all(tmp_path):
     assert content["base"]["hashes"]["float32"] == checksum(pretrained)
     assert content["contents"]["head"] == [n for n, _ in tiny.model("roberta").named_parameters() if "classifier" in n]
     assert set(content["contents"]["shapes"]) == set(load_file(tmp_path / "a" / WEIGHTS))
-
-
-def test_heads_of_other_sizes_come_along(tmp_path):
-    for task, adapter in five("deberta-v2").items():
-        write_adapter(adapter, tmp_path / task)
-        model = tiny.model("deberta-v2")
-        load_adapter(model, tmp_path / task)
-        assert logits(model, "deberta-v2").shape == (5, FIVE[task][1])
-        unmerged = logits(model.double(), "deberta-v2")
-        merge(model)
-        torch.testing.assert_close(logits(model, "deberta-v2"), unmerged, rtol=0, atol=1e-10)
 
 
 def test_another_architecture_or_method_is_refused(tmp_path):
@@ -151,7 +140,6 @@ BROKEN = {
     "another bit": (flip_a_bit, OTHER),
     "head": (lambda f: edit(f, contents__head=["more"]), OTHER),
     "nan": (lambda f: retensor(f, lambda t: t[first(t)].fill_(torch.nan), hashed=True), "values that are not finite"),
-    "int8": (lambda f: retensor(f, lambda t: t.update({first(t): t[first(t)].to(torch.int8)}), hashed=True), "int8"),
     "unknown dtype": (lambda f: unknown_dtype(f), "is not a whole safetensors file for torch: 'F4'"),
     "parent": (lambda f: edit(f, contents__file="../b/adapter.safetensors"), OTHER),
     "link": (lambda f: relink(f, WEIGHTS), "an adapter's files must be in its folder"),
@@ -170,17 +158,16 @@ def relink(folder, name):
     (folder / name).symlink_to(f"../{name}")
 
 
-@pytest.mark.parametrize("fault", BROKEN)
-def test_a_broken_or_hostile_folder_is_refused_and_leaves_the_model(fault, tmp_path):
-    save_adapter(with_method("bert", LoraConfig()), tmp_path / "a")
-    damage, message = BROKEN[fault]
-    damage(tmp_path / "a")
+def test_a_broken_or_hostile_folder_is_refused_and_leaves_the_model(tmp_path):
+    save_adapter(with_method("bert", LoraConfig()), tmp_path / "whole")
     model = tiny.model("bert")
     before = state(model)
-    for read in (lambda: load_adapter(model, tmp_path / "a"), lambda: swap(model, tmp_path / "a")):
-        with pytest.raises(UserError, match=message):
-            read()
-        assert state(model) == before
+    for fault, (damage, message) in BROKEN.items():
+        damage(folder := shutil.copytree(tmp_path / "whole", tmp_path / fault / "a"))
+        for read in (load_adapter, swap):
+            with pytest.raises(UserError, match=message):
+                read(model, folder)
+    assert state(model) == before
 
 
 def test_a_folder_between_two_writes_is_recognised(tmp_path, monkeypatch):
@@ -222,16 +209,10 @@ def test_a_folder_is_replaced_whole_and_only_if_it_holds_an_adapter(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "file"]
 
 
-@pytest.mark.parametrize(("method", "kernels"), [("lora", "stock"), ("lora", "fused"), ("houlsby", "fused")])
-def test_a_run_leaves_an_adapter_that_explains_itself(method, kernels, tiny_config):
-    small = {"houlsby": "method.bottleneck=6", "lora": "method.rank=3", "adapterdrop": "method.drop_layers=1"}
-    config = tiny_config(
-        f"method={method}",
-        *filter(None, [small.get(method)]),
-        "runtime.save_adapter=true",
-        f"train.kernels={kernels}",
-        f"train.precision={NARROWEST if kernels == 'fused' else 'fp32'}",
-    )
+@pytest.mark.parametrize("method", ["lora", "houlsby"])
+def test_a_run_leaves_an_adapter_that_explains_itself(method, tiny_config):
+    kernels = ("train.kernels=fused", f"train.precision={NARROWEST}")
+    config = tiny_config(f"method={method}", "runtime.save_adapter=true", *kernels)
     record = ensure_record(config, mistakes_fail=False)
     folder = adapter_path(config.runtime.outputs, config.run_id).parent
     adapter = read_adapter(folder)

@@ -1,4 +1,4 @@
-"""The modules of each architecture: layers written by hand, the table of conf/README.md, and whole runs."""
+"""The modules of each architecture: layers written by hand, and the table of conf/README.md."""
 
 import math
 
@@ -6,11 +6,8 @@ import pytest
 import tiny
 import torch
 import transformers
-from safetensors.torch import load_file
 
 from lora.config.auto import not_covered
-from lora.config.compose import compose_family
-from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.methods import METHODS, apply
@@ -22,11 +19,7 @@ from lora.methods.configs import (
     PfeifferConfig,
 )
 from lora.models.architectures import ARCHITECTURES
-from lora.models.load import load_encoder
 from lora.models.modules import count_parameters, is_head, trainable
-from lora.records.record import adapter_path
-from lora.sweep.worker import ensure_record
-from lora.training.mnli_start import start_from
 
 RANDOM = {"bottleneck": 5, "init_std": 0.3, "init_truncated": False}
 
@@ -200,27 +193,3 @@ def test_the_table_of_the_settings_page_is_what_each_method_does_on_each_archite
     assert set(METHOD_CONFIGS) == set(METHODS)
     table = "\n".join(support_table())
     assert table in (ROOT / "conf" / "README.md").read_text(), f"conf/README.md should have this table:\n{table}"
-
-
-# Whole runs.
-
-
-@pytest.mark.parametrize(
-    ("architecture", "method"), [("mpnet", "pfeiffer"), ("xlm-roberta", "lora"), ("modernbert", "full")]
-)
-def test_a_new_architecture_starts_from_its_mnli_run(architecture, method, tiny_overrides, tmp_path):
-    folder = tiny.folder(tmp_path / architecture, architecture)
-    overrides = [*tiny_overrides, f"model.path={folder}", "task=rte", "start=mnli", f"method={method}"]
-    overrides += ["train.epochs=1", "train.dropout=0.1", "train.head_dropout=0.2", "runtime.save_adapter=true"]
-    parent, child = compose_family(overrides)
-    assert ensure_record(parent, mistakes_fail=False).status == "ok"
-    encoder = load_encoder(child.model, TASKS[child.task], child.seed)
-    untouched = {name: p.clone() for name, p in encoder.model.named_parameters() if is_head(encoder.model, name)}
-    apply(encoder.model, child.method, child.seed)
-    start_from(encoder.model, child)
-    stored = load_file(adapter_path(parent.runtime.outputs, parent.run_id))
-    body = [name for name, _ in trainable(encoder.model) if name not in untouched]
-    assert body and set(stored) == {*body, *untouched}
-    assert all(torch.equal(encoder.model.get_parameter(name), stored[name]) for name in body)
-    assert all(torch.equal(encoder.model.get_parameter(name), p) for name, p in untouched.items())
-    assert ensure_record(child, mistakes_fail=False).status == "ok"

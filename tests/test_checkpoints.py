@@ -14,7 +14,6 @@ from lora.records import provenance
 from lora.records.record import checkpoint_path, read_record, record_path
 from lora.sweep.worker import ensure_record
 from lora.training import evaluation, processes
-from lora.training.device import device_name, processor
 from lora.training.loop import run
 from lora.training.processes import InterruptedRunError
 
@@ -122,23 +121,15 @@ def test_it_is_written_by_the_clock_too_and_holds_the_trained_part_only(tiny_con
     assert dtypes == {torch.float32}
 
 
-@pytest.mark.parametrize("change", ["runtime", "inputs", "code"])
-def test_a_checkpoint_made_from_something_else_is_named_and_not_used(
-    tiny_config, listening, capsys, monkeypatch, change
-):
+def test_a_checkpoint_made_from_something_else_is_named_and_not_used(tiny_config, listening, capsys):
     config = tiny_config()
     stop(config, 3)
-    if change == "runtime":  # the checkpoint lacks the adapter of the best epoch
-        config = tiny_config("runtime.save_adapter=true")
-    elif change == "code":
-        monkeypatch.setattr("lora.training.checkpoints.code_digest", lambda: "0" * 64)
-    else:
-        path = checkpoint_of(config)
-        content = load(path)
-        content["made_from"]["inputs"] = ("another fingerprint",)
-        torch.save(content, path)
-    assert run(config)[0].provenance["resumed"] == 0
-    assert capsys.readouterr().err.count(f"made from other {change}): starting from the beginning") == 1
+    content = load(checkpoint_of(config))
+    assert set(content["made_from"]) == {"settings", "runtime", "inputs", "code", "processors"}
+    for key in content["made_from"]:
+        torch.save(content | {"made_from": content["made_from"] | {key: None}}, checkpoint_of(config))
+        assert run(config)[0].provenance["resumed"] == 0
+        assert capsys.readouterr().err.count(f"made from other {key}): starting from the beginning") == 1
 
 
 def test_the_code_that_training_depends_on_is_its_own(tmp_path, monkeypatch):
@@ -153,28 +144,7 @@ def test_the_code_that_training_depends_on_is_its_own(tmp_path, monkeypatch):
     assert provenance.code_digest.__wrapped__() != digests[0]
 
 
-@pytest.mark.skipif(not (provenance.PROC / "cpuinfo").exists(), reason="no list of CPUs")
-def test_so_is_one_of_another_kind_of_cpu(tiny_config, listening, capsys, monkeypatch, tmp_path):
-    """The kernel lists a CPU of another model with the same instructions, as on another node of a cluster."""
-    config = tiny_config()
-    stop(config, 3)
-    lines = (provenance.PROC / "cpuinfo").read_text().splitlines()
-    other = [
-        f"{line.partition(':')[0]}: Another" if line.startswith(("model name", "CPU part")) else line for line in lines
-    ]
-    (tmp_path / "cpuinfo").write_text("\n".join(other))
-    here = processor(torch.device("cpu"))
-    with monkeypatch.context() as patch:
-        patch.setattr(provenance, "PROC", tmp_path)
-        there = processor(torch.device("cpu"))
-        assert run(config)[0].provenance["resumed"] == 0
-    (line,) = capsys.readouterr().err.splitlines()
-    assert f"made from other processors: {here} then, {there} now): starting from the beginning" in line
-    assert device_name(torch.device("cpu")) in here and "Another" in there
-    assert run(config)[0].provenance["resumed"] == 1
-
-
-@pytest.mark.parametrize("damage", ["cut short", "empty", "code", "foreign", "no schedule", "other shapes"])
+@pytest.mark.parametrize("damage", ["cut short", "code", "foreign", "no schedule"])
 def test_a_broken_or_foreign_checkpoint_is_named_and_the_run_starts_anew(tiny_config, listening, capsys, damage):
     config = tiny_config("method=lora")
     whole, *_ = run(config)
@@ -183,16 +153,12 @@ def test_a_broken_or_foreign_checkpoint_is_named_and_the_run_starts_anew(tiny_co
     content = load(path)
     if damage == "cut short":
         path.write_bytes(path.read_bytes()[:-100])
-    elif damage == "empty":
-        path.write_bytes(b"")
     elif damage == "code":
         torch.save({**content, "code": Code()}, path)
     elif damage == "foreign":
         torch.save({"a": torch.zeros(3)}, path)
-    elif damage == "no schedule":
-        torch.save({name: value for name, value in content.items() if name != "schedule"}, path)
     else:
-        torch.save({**content, "parameters": {n: p[:1] for n, p in content["parameters"].items()}}, path)
+        torch.save({name: value for name, value in content.items() if name != "schedule"}, path)
     capsys.readouterr()
     record, *_ = run(config)
     (line,) = capsys.readouterr().err.splitlines()

@@ -65,7 +65,7 @@ def test_logits_that_are_not_finite_are_divergence(outputs):
     model, task = tiny.model("bert", outputs=outputs), TASKS["mnli" if outputs == 3 else "stsb"]
     with torch.no_grad():
         model.classifier.weight[0, 0] = torch.nan
-    with pytest.raises(DivergedError, match="the logits of 23 of 23 evaluated examples are not finite"):
+    with pytest.raises(DivergedError, match="logits of evaluated examples are not finite"):
         predict(model, encoded(), task, 0, BATCH, ALONE)
 
 

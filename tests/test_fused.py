@@ -65,7 +65,6 @@ def both(name, arguments, learned):
         for i in learned:
             given[i] = given[i].detach().clone().requires_grad_()
         out = getattr(module, name)(*given)
-        out = out[0] if name == "add_norm" else out
         out.backward(draw(*out.shape, seed=99).to(out.dtype))
         results.append([out.detach(), *(given[i].grad for i in learned)])
     return zip(*results, strict=True)
@@ -157,37 +156,26 @@ def test_attention_equals_the_plain_one(dtype, p, queries, biased):
 def test_lora_linear_equals_the_plain_one(dtype, p):
     x = draw(4, 7, 24, dtype=dtype)
     frozen = encoder.Frozen(draw(16, 24, seed=1, dtype=dtype), draw(16, seed=2, dtype=dtype))
-    arguments = [x, frozen, draw(3, 24, seed=3), draw(16, 3, seed=4), 0.7, site(p), None]
+    arguments = [x, frozen, draw(3, 24, seed=3), draw(16, 3, seed=4), 0.7, site(p)]
     assert_close(both("lora_linear", arguments, [0, 2, 3]), dtype)
-
-
-def normed(dtype, width=24):
-    """The output of a LayerNorm, and the `Normed` that recomputes it."""
-    x, residual = draw(4, 7, width, dtype=dtype), draw(4, 7, width, seed=1, dtype=dtype)
-    return functions.add_norm(x, residual, 1 + 0.3 * draw(width, seed=2), draw(width, seed=3), 1e-12, None)
-
-
-@DTYPES
-@DROPPED
-@pytest.mark.parametrize("width", [24, 37, 384])
-def test_what_a_norm_gave_is_made_again_bit_for_bit(dtype, p, width):
-    out, made = normed(dtype, width)
-    assert torch.equal(made.again(site(p)), functions.dropout(out, site(p)))
 
 
 @PACKED
 @DROPPED
-def test_what_is_made_again_has_the_gradients_of_what_was_kept(dtype, p):
-    out, made = normed(dtype)
-    frozen = encoder.Frozen(draw(16, 24, seed=1, dtype=dtype), draw(16, seed=2, dtype=dtype))
-
-    def through(made):
-        learned = [t.clone().requires_grad_() for t in (out, draw(3, 24, seed=3), draw(16, 3, seed=4))]
-        low = encoder.lora_linear(learned[0], frozen, *learned[1:], 0.7, site(p), made)
+@pytest.mark.parametrize("width", [24, 37, 384])
+def test_what_lora_reads_from_a_norm_is_recomputed_bit_for_bit(dtype, p, width):
+    x, residual = draw(4, 7, width, dtype=dtype), draw(4, 7, width, seed=1, dtype=dtype)
+    out = functions.add_norm(x, residual, 1 + 0.3 * draw(width, seed=2), draw(width, seed=3), 1e-12, None)
+    assert torch.equal(functions.recomputed(out.source, site(p)), functions.dropout(out, site(p)))
+    frozen = encoder.Frozen(draw(16, width, seed=1, dtype=dtype), draw(16, seed=2, dtype=dtype))
+    results = []
+    for source in (out.source, None):
+        learned = [t.clone().requires_grad_() for t in (out, draw(3, width, seed=3), draw(16, 3, seed=4))]
+        learned[0].source = source
+        low = encoder.lora_linear(learned[0], frozen, *learned[1:], 0.7, site(p))
         low.backward(draw(*low.shape, seed=9).to(dtype))
-        return [low.detach(), *(each.grad for each in learned)]
-
-    assert all(map(torch.equal, through(made), through(None)))
+        results.append([low.detach(), *(each.grad for each in learned)])
+    assert all(map(torch.equal, *results))
 
 
 @PACKED

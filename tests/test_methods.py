@@ -1,11 +1,9 @@
-"""Every method on every architecture, against the untouched base, PEFT, loralib, closed forms, plain forward passes."""
+"""Every method on every architecture, against the untouched base, loralib and closed forms."""
 
-import copy
 import math
 import re
 
 import loralib
-import peft
 import pytest
 import tiny
 import torch
@@ -32,16 +30,6 @@ from lora.rng import generator
 CASES = [(a, method) for a in tiny.ARCHITECTURES for method in tiny.METHODS if tiny.takes(a, method)]
 BOTTLENECKS = [(a, method) for a, method in CASES if method in ("houlsby", "pfeiffer", "adapterdrop")]
 TARGET_SETS = [("q",), ("q", "v"), tuple("qkvoif")]
-PEFT_NAMES = {
-    "bert": {
-        "q": "attention.self.query",
-        "k": "attention.self.key",
-        "v": "attention.self.value",
-        "o": "attention.output.dense",
-        "i": "intermediate.dense",
-        "f": "0.output.dense 1.output.dense",  # PEFT matches the end of a name, which the attention's layer shares
-    },
-}
 
 
 def logits(model, architecture):
@@ -49,10 +37,10 @@ def logits(model, architecture):
         return model(**tiny.inputs(architecture)).logits
 
 
-def train_steps(model, architecture, steps, lr=1e-2):
-    """Take AdamW steps on fixed labels without dropout, and return the last gradients."""
+def train_steps(model, architecture, steps):
+    """Take AdamW steps on fixed labels without dropout."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=lr)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2)
     batch = tiny.inputs(architecture)
     labels = torch.arange(len(batch["input_ids"])) % 2
     for _ in range(steps):
@@ -87,45 +75,6 @@ def test_lora_starts_at_the_base_exactly_on_every_target_set(architecture, targe
     adapted = [name for name, module in model.named_modules() if isinstance(module, LoraLinear | LoraSlice)]
     assert len(adapted) == 2 * len(targets)
     assert sorted(adapted) == sorted(name for target in targets for name in find_target(base, target))
-
-
-@pytest.mark.parametrize("targets", ["q", "kv", "o", "i", "f", "qkvo", "qkvoif"])
-def test_lora_equals_peft_in_logits_gradients_and_trained_weights(targets):
-    """Float64, same init. PEFT is an independent implementation."""
-    ours = tiny.model("bert").double()
-    theirs = peft.get_peft_model(
-        copy.deepcopy(ours),
-        peft.LoraConfig(
-            r=3,
-            lora_alpha=7,
-            target_modules=" ".join(PEFT_NAMES["bert"][t] for t in targets).split(),
-            modules_to_save=["classifier"],
-        ),
-    )
-    apply(ours, LoraConfig(targets=tuple(targets), rank=3, alpha=7), seed=0)
-    for name, p in ours.named_parameters():
-        if "pooler" in name:
-            p.requires_grad_(False)  # PEFT trains only the classifier
-    pairs = []
-    for name, module in ours.named_modules():
-        if isinstance(module, LoraLinear):
-            twin = theirs.base_model.model.get_submodule(name)
-            pairs += [(module.lora_a, twin.lora_A["default"].weight), (module.lora_b, twin.lora_B["default"].weight)]
-    assert len(pairs) == 4 * len(targets)
-    generator = torch.Generator().manual_seed(5)
-    for ours_p, theirs_p in pairs:
-        ours_p.data.normal_(std=0.2, generator=generator)
-        theirs_p.data.copy_(ours_p.data)
-    pairs.append((ours.classifier.weight, theirs.base_model.model.classifier.modules_to_save["default"].weight))
-    theirs.eval()
-    assert torch.allclose(logits(ours, "bert"), logits(theirs, "bert"), atol=1e-12)
-    for model in (ours, theirs):
-        train_steps(model, "bert", steps=1, lr=1e-3)
-    assert all(torch.allclose(a.grad, b.grad, rtol=1e-9, atol=1e-12) for a, b in pairs)
-    for model in (ours, theirs):
-        train_steps(model, "bert", steps=9, lr=1e-3)
-    assert max((a - b).abs().max().item() for a, b in pairs) < 1e-6
-    assert torch.allclose(logits(ours, "bert"), logits(theirs, "bert"), atol=1e-6)
 
 
 def test_lora_equals_loralib():

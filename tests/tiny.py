@@ -20,7 +20,7 @@ ARCHITECTURES = (
     *("bert", "roberta", "deberta-v2", "electra", "distilbert"),
     *("mpnet", "xlm-roberta", "camembert", "modernbert"),
 )
-OTHERS = ("albert", "roformer", "deberta", "xlnet", "longformer", "bart")  # outside the table; ALBERT shares its layers
+OTHERS = ("albert", "deberta", "bart")  # outside the table; ALBERT shares its layers
 PRE_NORM = ("modernbert",)  # without a place for Pfeiffer adapters
 UNBIASED = ("modernbert",)  # like its released checkpoints: nothing for BitFit
 ROBERTAS = ("roberta", "xlm-roberta", "camembert", "mpnet")  # tokens and positions are RoBERTa's
@@ -60,10 +60,7 @@ KINDS = {
         | {"cls_token_id": 2, "bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3},
     ),
     "albert": (transformers.AlbertConfig, {"embedding_size": 16}),
-    "roformer": (transformers.RoFormerConfig, {}),
     "deberta": (transformers.DebertaConfig, RELATIVE),
-    "xlnet": (transformers.XLNetConfig, {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48}),
-    "longformer": (transformers.LongformerConfig, {"attention_window": 4}),
     "bart": (
         transformers.BartConfig,
         {f"{side}_layers": 2 for side in ("encoder", "decoder")}
@@ -72,7 +69,7 @@ KINDS = {
         | {"d_model": 32, **PLACES},
     ),
 }
-OWN_NAMES = ("distilbert", "xlnet", "bart")  # of sizes
+OWN_NAMES = ("distilbert", "bart")  # of sizes
 
 
 def config(architecture: str, **extra) -> transformers.PretrainedConfig:

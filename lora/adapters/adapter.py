@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lora.adapters.base import Base, carried_parameters, describe_base, kept_layers, short
+from lora.adapters.base import Base, carried_parameters, describe_base, kept_layers
 from lora.config.run import ModelConfig
 from lora.data.tasks import Task
 from lora.errors import UserError
@@ -15,9 +15,7 @@ from lora.methods.bridge import state_of
 from lora.methods.configs import LoraConfig, MethodConfig, PeftConfig
 from lora.methods.lowrank import LOW_RANK, LoraLayer, factors
 from lora.models.architectures import named_by
-from lora.models.modules import DTYPES, is_head, lasting
-
-INDICES = (torch.int32, torch.int64)  # of entries that some of PEFT's methods train
+from lora.models.modules import is_head, lasting
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,7 @@ class Adapter:
         weights: The tensors that the method trained in the encoder's body, by parameter name.
         head: The head's tensors by parameter name; for a missing one, the model keeps its own.
         base: The pretrained model that the adapter was trained on; None if its file does not say.
-    Raises: UserError: If a tensor is not finite, a tensor's dtype is not in `DTYPES`, or LoRA's tensors are
-        not pairs of the ranks that `method` states.
+    Raises: UserError: If a tensor is not finite, or LoRA's tensors are not pairs of the ranks that `method` states.
     """
 
     method: MethodConfig
@@ -73,30 +70,24 @@ class Adapter:
 
     def __post_init__(self):
         for name, tensor in (self.weights | self.head).items():
-            if tensor.dtype not in (*DTYPES, *(INDICES if isinstance(self.method, PeftConfig) else ())):
-                raise UserError(
-                    f"adapter tensor {name} is of dtype {short(tensor.dtype)}; it must be one of "
-                    f"{', '.join(map(short, DTYPES))}"
-                )
             # a NaN or an infinity survives in the sum of magnitudes, which cannot overflow in float64
-            if not math.isfinite(tensor.abs().sum(dtype=torch.float64)):
+            if not math.isfinite(tensor.to(torch.float64).abs().sum()):
                 raise UserError(f"adapter tensor {name} has values that are not finite: training diverged")
         if isinstance(self.method, LoraConfig):
-            for name, (a, b) in self.pairs().items():
-                ranks = [self.method.rank_of(target) for target in self.method.targets if named_by(target, [name])]
-                if not ranks:
+            pairs, ranks = self.pairs(), {}
+            for target in self.method.targets:
+                ranks |= dict.fromkeys(named_by(target, pairs), self.method.rank_of(target))
+            for name, (a, b) in pairs.items():
+                rank, norms = ranks.get(name), self.weights.get(f"{name}.lora_m")
+                if rank is None:
                     targets = ", ".join(self.method.targets)
                     raise UserError(f"the adapter has LoRA on {name}, which is not one of its targets, {targets}")
-                rank, norms = ranks[0], self.weights.get(f"{name}.lora_m")
-                if a.dim() != 2 or b.dim() != 2 or a.shape[0] != rank or b.shape[1] != rank:
+                shapes = (tuple(a.shape), tuple(b.shape), None if norms is None else tuple(norms.shape))
+                inputs, outputs = a.numel() // rank, b.numel() // rank
+                if shapes != ((rank, inputs), (outputs, rank), (outputs,) if self.method.dora else None):
                     raise UserError(
-                        f"lora_a and lora_b of {name} are {tuple(a.shape)} and {tuple(b.shape)}; at rank {rank}, which "
-                        f"the adapter states, they must be ({rank}, inputs) and (outputs, {rank})"
-                    )
-                if (None if norms is None else norms.shape) != (b.shape[:1] if self.method.dora else None):
-                    raise UserError(
-                        f"lora_m of {name} is {None if norms is None else tuple(norms.shape)}: with dora it must be "
-                        f"{tuple(b.shape[:1])}, and without it there must be none"
+                        f"lora_a, lora_b and lora_m of {name} have shapes {shapes}; at rank {rank}, which the adapter "
+                        f"states, they must be ({rank}, inputs), (outputs, {rank}) and, with dora only, (outputs,)"
                     )
 
     def pairs(self) -> dict[str, tuple[Tensor, Tensor]]:

@@ -95,14 +95,11 @@ def check_base(model: nn.Module, base: Base, trained: Iterable[str]) -> None:
     if getattr(model, "checked_base", None) == (base.hashes, state):
         return
     dtype = common_dtype(tensors)
-    common = [d for d in (dtype, *NARROWER.get(dtype, ())) if short(d) in base.hashes]
-    if not common:
-        known = ", ".join(base.hashes)
-        raise UserError(f"the adapter recognises its base {base.name} in {known}, and the model is in {short(dtype)}")
-    if hash_in(tensors, common[0]) != base.hashes[short(common[0])]:
+    common = next((d for d in (dtype, *NARROWER.get(dtype, ())) if short(d) in base.hashes), None)
+    if common is None or hash_in(tensors, common) != base.hashes[short(common)]:
         raise UserError(
-            f"the model's weights are not those that the adapter was trained on ({base.name}, "
-            f"{short(common[0])} {base.hashes[short(common[0])][:12]}...)"
+            f"the model's weights are not those that the adapter was trained on ({base.name}, known in "
+            f"{', '.join(base.hashes)}; the model is in {short(dtype)})"
         )
     model.checked_base = (base.hashes, state)
 

@@ -60,11 +60,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path} cannot be read as a file of tensors, and nothing else in a pickle is executed: {first_line(error)}"
         ) from error
-    if not isinstance(content, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
-    ):
+    items = content.items() if isinstance(content, dict) else ()
+    if not items or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in items):
         raise UserError(f"{path} is not a state dict (name -> tensor) but a {type(content).__name__} of other things")
-    return {name: tensor.detach().contiguous() for name, tensor in content.items()}
+    return {name: tensor.detach().contiguous() for name, tensor in items}
 
 
 def config_of(weights: dict[str, Tensor], alpha: float) -> LoraConfig:

@@ -84,13 +84,7 @@ def merge(model: nn.Module) -> None:
     Raises: UserError: If the model has no LoRA and no method of PEFT's that can be folded into weights, or a merged
         weight is not finite. The model is then unchanged.
     """
-    layers = lora_layers(model)
-    if hasattr(model, "tuner"):
-        bridge.merge(model)
-    elif not layers and not kept_layers(model):
-        raise UserError(f"nothing to merge: {state_of(model)}; merging is for LoRA and PEFT's methods")
-    if layers:
-        put_layers(model, layers, merged=True)
+    set_merged(model, True)
 
 
 @lasting
@@ -101,13 +95,7 @@ def unmerge(model: nn.Module) -> None:
 
     Raises: UserError: If the model has no LoRA and no method of PEFT's.
     """
-    kept = kept_layers(model)
-    if hasattr(model, "tuner"):
-        bridge.unmerge(model)
-    elif not kept and not lora_layers(model):
-        raise UserError(f"nothing to unmerge: {state_of(model)}; merging is for LoRA and PEFT's methods")
-    if kept:
-        put_layers(model, kept, merged=False)
+    set_merged(model, False)
 
 
 @lasting
@@ -128,6 +116,17 @@ def state_of(model: nn.Module) -> str:
     """Which method the model has, for a message."""
     applied = getattr(model, "applied", None)
     return f"this {type(model).__name__} has " + ("no method" if applied is None else f"method {applied.method.name}")
+
+
+def set_merged(model: nn.Module, merged: bool) -> None:
+    layers, kept = lora_layers(model), kept_layers(model)
+    if hasattr(model, "tuner"):
+        (bridge.merge if merged else bridge.unmerge)(model)
+    elif not layers and not kept:
+        what = f"nothing to {'' if merged else 'un'}merge"
+        raise UserError(f"{what}: {state_of(model)}; merging is for LoRA and PEFT's methods")
+    elif changed := layers if merged else kept:
+        put_layers(model, changed, merged)
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:

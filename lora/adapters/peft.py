@@ -76,8 +76,7 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
     Raises: UserError: If the adapter is of another method, or has LoRA in the head or of several scales in one fused
         layer; if neither it nor `base` says where the base is; or if `out` cannot be written.
     """
-    if not isinstance(adapter, Adapter):
-        adapter = read_adapter(adapter)
+    adapter = adapter if isinstance(adapter, Adapter) else read_adapter(adapter)
     method = adapter.method
     if not isinstance(method, LoraConfig | PeftConfig):
         raise UserError(f"a PEFT folder is for LoRA and for PEFT's own, and the adapter is of method {method.name}")
@@ -131,20 +130,15 @@ def lora_files(adapter: Adapter, method: LoraConfig, saved: list[str]) -> tuple[
         (a, b), scales = pairs[names[0]], {name: adapter.scale(name) for name in names}
         alphas[module] = method.alpha_at(len(a))
         if names != [module]:
-            part, scale = slice_of(names[0]), scales[names[0]]
-            if not all(math.isclose(own, scale, rel_tol=ROUNDING) for own in scales.values()):
+            count, scale = slice_of(names[0]).count, scales[names[0]]
+            one_scale = all(math.isclose(own, scale, rel_tol=ROUNDING) for own in scales.values())
+            if not one_scale or (method.dora and len(names) != count):
                 listed = ", ".join(f"{own:g} on {name}" for name, own in scales.items())
                 raise UserError(
-                    f"PEFT has one factor of B A for the whole of {module}, and the adapter's slices of it have "
-                    f"several ({listed}): train with equal ranks, or with method.alpha_at_rank, which gives every rank "
-                    f"one factor"
+                    f"PEFT has one factor of B A for all of {module}, and DoRA on all of it or on none; the adapter "
+                    f"has {listed}: train all slices, with equal ranks or with method.alpha_at_rank"
                 )
-            if method.dora and len(names) != part.count:
-                raise UserError(
-                    f"PEFT has DoRA on the whole of {module} or not at all, and the adapter has it on "
-                    f"{', '.join(names)}: train all slices of the layer"
-                )
-            outputs = part.count * len(b)
+            outputs = count * len(b)
             a, b = in_blocks([(slice_of(name).rows(outputs), *pairs[name]) for name in names], outputs)
             alphas[module] = scale * (math.sqrt(len(a)) if method.scaling == "rslora" else len(a))
         ranks[module] = len(a)

@@ -21,6 +21,7 @@ from lora.adapters.folder import read_adapter
 from lora.adapters.head import head_parameters
 from lora.adapters.merge import load_adapter, swap
 from lora.checks import build
+from lora.config.encoder_files import longest_input
 from lora.config.run import ModelConfig
 from lora.data.batching import collate, encode, evaluation_batches, to_device
 from lora.data.own_task import check_words
@@ -30,7 +31,7 @@ from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
 from lora.files import ROOT, at_home, write_atomically
 from lora.methods.configs import LoraConfig
-from lora.models.load import Encoder, load_encoder, max_positions
+from lora.models.load import Encoder, load_encoder
 
 FORMS = {".csv": {}, ".tsv": {"sep": "\t", "quoting": csv.QUOTE_NONE}}  # of an output, for pandas
 
@@ -96,7 +97,7 @@ def predict(
     encoder: Encoder, rows: datasets.Dataset, task: Task, max_length: int | None, batch: int, device: torch.device
 ) -> np.ndarray:
     """The float32 logits of the rows, (rows, labels)."""
-    model, longest = encoder.model.to(device).eval(), max_positions(encoder.model)
+    model, longest = encoder.model.to(device).eval(), longest_input(encoder.model.config.to_dict())
     encoded = encode(rows, task, encoder.tokenizer, min(max_length or longest, longest))
     logits = np.empty((len(rows), model.config.num_labels), np.float32)
     with tqdm(total=len(rows), unit="row", disable=None) as bar:

@@ -106,8 +106,7 @@ def apply(model: nn.Module, config: BottleneckConfig, seed: int) -> tuple[str, .
     Returns: The names of the trainable parameters: the adapters', the head's and, if trained, the LayerNorms'.
     Raises: UserError: As in `places`.
     """
-    names = places(model, config)
-    body = next(model.base_model.parameters())
+    names, body = places(model, config), next(model.base_model.parameters())
     for name in names:
         adapter = Bottleneck(model.config.hidden_size, config, body.device, body.dtype)
         if body.device.type != "meta":
@@ -116,7 +115,9 @@ def apply(model: nn.Module, config: BottleneckConfig, seed: int) -> tuple[str, .
         replace(model, name, WRAPPERS[type(replaced)](replaced, adapter))
     trained = [n for n, _ in model.named_parameters() if ".adapter." in n]
     if config.layer_norms == "trained":
-        trained += layer_norm_parameters(model)
+        layers = tuple(f"{layer}." for layer in encoder_layers(model, architecture_of(model)))
+        norms = [n for n, module in model.named_modules() if is_layer_norm(module) and n.startswith(layers)]
+        trained += [f"{name}.{part}" for name in norms for part in ("weight", "bias")]
     return train_only(model, trained)
 
 
@@ -134,20 +135,13 @@ def places(model: nn.Module, config: BottleneckConfig) -> list[str]:
         return [f"{layer}.{end}" for end in (known.attention_end, known.ffn_end) for layer in layers]
     if known.ffn_norm is None:
         raise UserError(
-            f"Pfeiffer adapters have no place in {known.title}: they lie between two applications of the LayerNorm "
-            f"after the FFN's residual, and a pre-norm layer has none there; Houlsby adapters have places"
+            f"Pfeiffer adapters have no place in {known.title}, whose layers have no LayerNorm after the FFN's "
+            f"residual; Houlsby adapters have places"
         )
     dropped = config.drop_layers if isinstance(config, AdapterDropConfig) else 0
     if dropped >= len(layers):
         raise UserError(f"method.drop_layers must be below the encoder's depth ({len(layers)} layers), got {dropped}")
     return [f"{layer}.{known.ffn_norm}" for layer in layers[dropped:]]
-
-
-def layer_norm_parameters(model: nn.Module) -> list[str]:
-    """Names of the weights and biases of all LayerNorms in encoder layers, including wrapped ones."""
-    layers = tuple(f"{layer}." for layer in encoder_layers(model, architecture_of(model)))
-    norms = [name for name, module in model.named_modules() if is_layer_norm(module) and name.startswith(layers)]
-    return [f"{name}.{part}" for name in norms for part in ("weight", "bias")]
 
 
 def is_layer_norm(module: nn.Module) -> bool:

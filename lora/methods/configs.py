@@ -8,6 +8,13 @@ from typing import ClassVar, Literal
 from lora.checks import Problems
 
 SHORT_TARGETS = ("q", "k", "v", "o", "i", "f")
+INITS_IN_SLUG = ("orthogonal", "pissa", "olora")  # starts that are methods of their own papers
+
+
+def targets_word(targets: tuple[str, ...]) -> str:
+    """Targets in a slug: short names in their usual order, or the number of targets."""
+    short = "".join(target for target in SHORT_TARGETS if target in targets)
+    return short if len(short) == len(targets) else f"{len(targets)}modules"
 
 
 @dataclass(frozen=True)
@@ -16,10 +23,7 @@ class FullConfig:
 
     name: Literal["full"] = "full"
     in_slug: ClassVar[tuple[str, ...]] = ()
-
-    @property
-    def slug(self) -> str:
-        return "full"
+    slug: ClassVar[str] = "full"
 
 
 @dataclass(frozen=True)
@@ -31,13 +35,7 @@ class BitFitConfig:
 
     name: Literal["bitfit"] = "bitfit"
     in_slug: ClassVar[tuple[str, ...]] = ()
-
-    @property
-    def slug(self) -> str:
-        return "bitfit"
-
-
-INITS_IN_SLUG = ("orthogonal", "pissa", "olora")  # starts that are methods of their own papers
+    slug: ClassVar[str] = "bitfit"
 
 
 @dataclass(frozen=True)
@@ -85,30 +83,15 @@ class LoraConfig:
             object.__setattr__(self, "ranks", {})
         problems = Problems()
         problems.check_choices(self)
-        problems.check(
-            len(self.targets) > 0,
-            "targets",
-            f"a non-empty list of {', '.join(SHORT_TARGETS)}, module names or patterns",
-            self.targets,
-        )
-        problems.check(len(set(self.targets)) == len(self.targets), "targets", "without repeats", self.targets)
-        problems.check(self.rank >= 1, "rank", ">= 1", self.rank)
-        problems.check(
-            set(self.ranks) <= set(self.targets),
-            "ranks",
-            f"given for targets only ({', '.join(self.targets)})",
-            self.ranks,
-        )
-        problems.check(all(rank >= 1 for rank in self.ranks.values()), "ranks", ">= 1 each", self.ranks)
-        problems.check(self.alpha > 0 and math.isfinite(self.alpha), "alpha", "> 0 and finite", self.alpha)
-        problems.check(
-            self.alpha_at_rank is None or self.alpha_at_rank >= 1, "alpha_at_rank", "null or >= 1", self.alpha_at_rank
-        )
-        problems.check(0 <= self.dropout < 1, "dropout", "in [0, 1)", self.dropout)
+        problems.check_ranges(self, ">= 1", "rank alpha_at_rank")
+        problems.check_ranges(self, "> 0 and finite", "alpha")
+        problems.check_ranges(self, "in [0, 1)", "dropout")
+        rule = f"a non-empty list of {', '.join(SHORT_TARGETS)}, module names or patterns, without repeats"
+        problems.check(0 < len(self.targets) == len(set(self.targets)), "targets", rule, self.targets)
+        given = set(self.ranks) <= set(self.targets) and all(rank >= 1 for rank in self.ranks.values())
+        problems.check(given, "ranks", f">= 1 each, for targets only ({', '.join(self.targets)})", self.ranks)
         if self.init_a == "gaussian":
-            problems.check(
-                self.init_std is not None and self.init_std > 0, "init_std", "> 0 with init_a=gaussian", self.init_std
-            )
+            problems.check((self.init_std or 0) > 0, "init_std", "> 0 with init_a=gaussian", self.init_std)
         else:
             problems.check(self.init_std is None, "init_std", "null unless init_a=gaussian", self.init_std)
         if self.starts_in_base:  # B0 A0 is a part of W0, whose input is not dropped
@@ -142,26 +125,16 @@ class LoraConfig:
         return replace(self, rank=2 * self.rank, ranks=ranks, alpha=alpha, init_a="kaiming_uniform")
 
     @property
-    def are_short(self) -> bool:
-        """Whether every target is a short name."""
-        return all(target in SHORT_TARGETS for target in self.targets)
-
-    @property
     def in_slug(self) -> tuple[str, ...]:
         """The arguments whose full value the slug shows."""
         init = ("init_a",) if self.init_a in INITS_IN_SLUG else ()
-        return ("rank", "dora", "frozen_a", *init, *(("targets",) if self.are_short else ()))
+        return ("rank", "dora", "frozen_a", *init, *(("targets",) if {*self.targets} <= {*SHORT_TARGETS} else ()))
 
     @property
     def slug(self) -> str:
-        short = "".join(target for target in SHORT_TARGETS if target in self.targets)
-        targets = short if self.are_short else f"{len(self.targets)}modules"
         variants = {"dora": self.dora, "fa": self.frozen_a, self.init_a: self.init_a in INITS_IN_SLUG}
-        words = [
-            f"lora-{targets}-r{self.rank}{'x' if self.ranks else ''}",
-            *(word for word, is_on in variants.items() if is_on),
-        ]
-        return "-".join(words)
+        rank = f"r{self.rank}{'x' if self.ranks else ''}"
+        return "-".join(["lora", targets_word(self.targets), rank, *(word for word, on in variants.items() if on)])
 
 
 @dataclass(frozen=True)
@@ -185,18 +158,15 @@ class PeftConfig:
     def __post_init__(self):
         if self.options is None:
             object.__setattr__(self, "options", {})
-        problems = Problems()
-        problems.check(
-            re.fullmatch("[a-z0-9_]+", self.type) is not None, "type", "lower-case letters, digits and _", self.type
-        )
+        problems, is_word = Problems(), re.fullmatch("[a-z0-9_]+", self.type) is not None
+        problems.check(is_word, "type", "lower-case letters, digits and _", self.type)
         problems.check(len(self.targets) > 0, "targets", "a non-empty list", self.targets)
         problems.done()
 
     @property
     def slug(self) -> str:
-        short = "".join(target for target in SHORT_TARGETS if target in self.targets)
         rank = f"-r{self.options['r']}" if "r" in self.options else ""
-        return f"peft-{self.type}-{short if len(short) == len(self.targets) else f'{len(self.targets)}modules'}{rank}"
+        return f"peft-{self.type}-{targets_word(self.targets)}{rank}"
 
 
 @dataclass(frozen=True)
@@ -221,12 +191,16 @@ class BottleneckConfig:
     def problems(self) -> Problems:
         problems = Problems()
         problems.check_choices(self)
-        problems.check(self.bottleneck >= 1, "bottleneck", ">= 1", self.bottleneck)
-        problems.check(self.init_std > 0 and math.isfinite(self.init_std), "init_std", "> 0 and finite", self.init_std)
+        problems.check_ranges(self, ">= 1", "bottleneck")
+        problems.check_ranges(self, "> 0 and finite", "init_std")
         return problems
 
     def __post_init__(self):
         self.problems().done()
+
+    @property
+    def slug(self) -> str:
+        return f"{self.name}-m{self.bottleneck}"  # type: ignore[attr-defined]  # each method has one
 
 
 @dataclass(frozen=True)
@@ -239,10 +213,6 @@ class HoulsbyConfig(BottleneckConfig):
     activation: Literal["relu", "gelu", "swish"] = "swish"
     name: Literal["houlsby"] = "houlsby"
 
-    @property
-    def slug(self) -> str:
-        return f"houlsby-m{self.bottleneck}"
-
 
 @dataclass(frozen=True)
 class PfeifferConfig(BottleneckConfig):
@@ -252,10 +222,6 @@ class PfeifferConfig(BottleneckConfig):
     """
 
     name: Literal["pfeiffer"] = "pfeiffer"
-
-    @property
-    def slug(self) -> str:
-        return f"pfeiffer-m{self.bottleneck}"
 
 
 @dataclass(frozen=True)
@@ -272,12 +238,12 @@ class AdapterDropConfig(BottleneckConfig):
 
     def __post_init__(self):
         problems = self.problems()
-        problems.check(self.drop_layers >= 0, "drop_layers", ">= 0", self.drop_layers)
+        problems.check_ranges(self, ">= 0", "drop_layers")
         problems.done()
 
     @property
     def slug(self) -> str:
-        return f"adapterdrop-m{self.bottleneck}-d{self.drop_layers}"
+        return f"{self.name}-m{self.bottleneck}-d{self.drop_layers}"
 
 
 MethodConfig = FullConfig | BitFitConfig | LoraConfig | HoulsbyConfig | PfeifferConfig | AdapterDropConfig | PeftConfig

@@ -52,9 +52,6 @@ class LoraLinear(nn.Module):
     def factors(self) -> tuple[Tensor, Tensor]:
         return factors(self)
 
-    def extra_repr(self) -> str:
-        return f"in={self.in_features}, out={self.out_features}, rank={self.rank}, scale={self.scale:g}"
-
 
 class LoraSlice(nn.Module):
     """A and B for one slice of a fused layer's outputs.
@@ -127,7 +124,9 @@ def update(
         weight: The whole layer's.
         x: After dropout.
     """
-    x, (a, b) = widened(x, weight, part.lora_a), factors(part)
+    if weight.dtype != part.lora_a.dtype:  # with one dtype, autocast alone decides
+        x = x.to(part.lora_a.dtype)
+    a, b = factors(part)
     low_rank = part.scale * F.linear(F.linear(x, a), b)
     if part.lora_m is None:
         return low_rank
@@ -149,19 +148,10 @@ def factor_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def widened(
-    x: Float[Tensor, "*rows d_in"], weight: Float[Tensor, "d_out d_in"], lora_a: Float[Tensor, "rank d_in"]
-) -> Float[Tensor, "*rows d_in"]:
-    """x in A's dtype if W0 is in a narrower one. If both are in one dtype, autocast alone decides."""
-    return x if weight.dtype == lora_a.dtype else x.to(lora_a.dtype)
-
-
 def in_blocks(
     parts: Iterable[tuple[slice, Float[Tensor, "_ d_in"], Float[Tensor, "_ _"]]], outputs: int
 ) -> tuple[Float[Tensor, "sum d_in"], Float[Tensor, "d_out sum"]]:
     """A and B of a whole layer from those of its slices: the A's stacked, the B's as blocks, zero elsewhere.
-
-    The product equals the slices' products exactly. Its rank is the sum of their ranks.
 
     Args:
         parts: Rows of each slice, its A and its B.
@@ -183,8 +173,7 @@ def adapt(
 
     Args:
         layers: Name of a module -> its new layer.
-        name: Name of the layer or of the slice.
-        linear: The layer itself, or the layer that contains the slice.
+        linear: The layer `name`, or the layer that contains the slice `name`.
     Returns: The module with A and B.
     Raises: UserError: If LoRA is named both for the whole layer and for a slice of it.
     """
@@ -205,7 +194,7 @@ def adapt(
 
 @torch.no_grad()
 def init_a(lora_a: Float[Tensor, "rank d_in"], config: LoraConfig, seed: int, name: str) -> None:
-    """Draw A from a generator named after its module, on the CPU in float32, to be independent of device and dtype."""
+    """Draw A from a generator named after its module, on the CPU in float32."""
     draw, source = torch.empty(lora_a.shape), generator(seed, "lora_a", name)
     if config.init_a == "gaussian":
         draw.normal_(0.0, config.init_std, generator=source)
@@ -262,12 +251,8 @@ def apply(model: nn.Module, config: LoraConfig, seed: int) -> tuple[str, ...]:
         for name in find_target(model, target):
             if name in planned:
                 raise UserError(f"module {name} is named by two of {', '.join(config.targets)}: name it once")
-            d_out, d_in = weight_of(model, name).shape
-            if rank > min(d_in, d_out):
-                raise UserError(
-                    f"rank {rank} is above the smaller dimension of {name} ({d_out} x {d_in}): it must be in "
-                    f"1..{min(d_in, d_out)}"
-                )
+            if rank > (limit := min(weight_of(model, name).shape)):
+                raise UserError(f"rank {rank} is above the smaller dimension of {name}: it must be in 1..{limit}")
             planned[name] = rank
     layers: dict[str, LoraLayer] = {}
     for name in in_order(planned):

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging
 
-from lora.config.encoder_files import hub_commit, locate, longest_input, refuse_longer, tokenizer_name, weights_name
+from lora.config.encoder_files import hub_commit, locate, refuse_longer, tokenizer_name, weights_name
 from lora.config.run import ModelConfig
 from lora.data.tasks import Task
 from lora.errors import UserError, first_line, listed
@@ -77,9 +77,8 @@ def load_encoder(
     if max_length is not None:  # before the weights are downloaded
         refuse_longer(config.name, settings.to_dict(), max_length)
     of_head = set_dropout(settings, dropout, head_dropout)
-    settings._attn_implementation = (
-        config.attention if config.attention == "eager" or supports_sdpa(settings) else "eager"
-    )
+    known = ARCHITECTURES.get(settings.model_type)  # all have eager attention
+    settings._attn_implementation = config.attention if known is not None and known.sdpa else "eager"
     try:
         model, report = AutoModelForSequenceClassification.from_pretrained(
             where,
@@ -145,19 +144,9 @@ def set_dropout(settings: PretrainedConfig, dropout: float | None, head_dropout:
     return None if head else head_dropout
 
 
-def supports_sdpa(settings: PretrainedConfig) -> bool:
-    """Whether the architecture is known to have SDPA attention. All have eager attention."""
-    known = ARCHITECTURES.get(settings.model_type)
-    return known is not None and known.sdpa
-
-
 @torch.no_grad()
 def own_memory(model: nn.Module) -> None:
-    """Copy every tensor out of its memory-mapped file.
-
-    transformers maps the files into memory, so writing to a file would change the weights of a model in use. Tensors
-    are copied one at a time, and the system can drop the mapped pages when it needs memory.
-    """
+    """Copy every tensor out of its memory-mapped file. Writing to the file would change the model."""
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()
 
@@ -209,9 +198,3 @@ def load_tokenizer(where: str, source: dict) -> Tokenizer:
             f"the tokenizer in {where} has no padding token: name one as pad_token in tokenizer_config.json"
         )
     return tokenizer
-
-
-def max_positions(model: nn.Module) -> int:
-    """The length of the longest input, in tokens."""
-    keys = ("model_type", "max_position_embeddings", "pad_token_id")
-    return longest_input({key: getattr(model.config, key, None) for key in keys})

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lora.errors import UserError, listed
+from lora.errors import UserError
 from lora.models.architectures import ARCHITECTURES, Architecture, module_of, named_by, numbered, slice_of
 
 P = ParamSpec("P")
@@ -55,46 +55,28 @@ def encoder_layers(model: nn.Module, architecture: Architecture) -> list[str]:
     return [f"{layers}.{number}" for number in range(len(model.get_submodule(layers)))]
 
 
-def linear_layers(model: nn.Module) -> tuple[list[str], list[str]]:
-    """Names of all linear layers, and of all slices of fused layers, in the model's order."""
+def find_target(model: nn.Module, target: str) -> list[str]:
+    """Names of the linear layers that a target matches (`named_by`), in the model's order. Slices of fused layers match
+    only if no layer does. A glob matches nothing in the head, which trains as a whole.
+
+    Raises: UserError: If nothing matches. The message lists the existing linear layers, with `*` for numbers.
+    """
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     architecture = architecture_of(model)
     fused = {} if architecture is None else architecture.fused
     pairs = [(name, targets) for name in names for place, targets in fused.items() if name.endswith(f".{place}")]
-    return names, [f"{name}.{target}" for name, targets in pairs for target in targets]
-
-
-def find_target(model: nn.Module, target: str) -> list[str]:
-    """Names of the linear layers that a target matches (`named_by`), in the model's order. Slices match only if no
-    layer does. A glob matches nothing in the head, which trains as a whole.
-
-    Raises: UserError: If nothing matches. The message lists the existing linear layers, with `*` for numbers.
-    """
-    names, slices = linear_layers(model)
+    slices = [f"{name}.{target}" for name, targets in pairs for target in targets]
     shown = list(dict.fromkeys(map(numbered, [*names, *slices])))
     matches = named_by(target, names) or named_by(target, slices)
     if target not in {*names, *shown}:
         matches = [name for name in matches if not is_head(model, name)]
     if not matches:
         raise UserError(
-            f"target {target!r} {what_is_wrong(model, target)}: a target is one of q, k, v, o, i, f if the "
-            f"architecture is known, the name of a linear layer, or a pattern of names; the linear layers are "
+            f"target {target!r} is not in {type(model).__name__}: a target is one of q, k, v, o, i, f if the "
+            f"architecture is known, the name of a torch.nn.Linear layer, or a pattern of names; the linear layers are "
             f"{', '.join(shown)}"
         )
     return matches
-
-
-def what_is_wrong(model: nn.Module, target: str) -> str:
-    """For a message: what a target without a linear layer matches instead, in the model's body."""
-    kinds = {
-        name: type(module).__name__
-        for name, module in model.named_modules()
-        if name and not isinstance(module, nn.Linear) and not is_head(model, name)
-    }
-    others = dict.fromkeys(f"{numbered(name)} ({kinds[name]})" for name in named_by(target, kinds))
-    if not others:
-        return f"is not in {type(model).__name__}"
-    return f"matches {listed(others)} in {type(model).__name__}, and only torch.nn.Linear layers can be adapted"
 
 
 def weight_of(model: nn.Module, name: str) -> torch.Tensor:

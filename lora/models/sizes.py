@@ -1,18 +1,7 @@
-"""Number of trainable parameters from an encoder's sizes alone, without torch or weights."""
+"""Sizes of the paper's models, and GPT-3's number of trainable parameters, without torch or weights."""
 
 import re
-from collections.abc import Mapping
 from typing import Any
-
-from lora.methods.configs import (
-    AdapterDropConfig,
-    BitFitConfig,
-    BottleneckConfig,
-    FullConfig,
-    HoulsbyConfig,
-    LoraConfig,
-    MethodConfig,
-)
 
 
 def _encoder(layers: int, d: int, heads: int, ffn: int) -> dict[str, Any]:
@@ -44,59 +33,6 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 # Brown et al. 2020, table 2.1: 96 layers, FFN width 4 d, context length 2048, GPT-2's vocabulary.
 GPT3 = {"layers": 96, "d": 12288, "vocabulary": 50257, "positions": 2048}
-
-
-def closed_form(model: str, config: MethodConfig) -> int:
-    """Number of trainable parameters outside the head.
-
-    Source: Hu et al. 2021, section 5.1, for LoRA and bottleneck adapters. For other methods, the sum over all modules.
-
-    Args:
-        model: Name in `SIZES`.
-    """
-    sizes = SIZES[model]
-    d, layers = sizes["hidden_size"], sizes["num_hidden_layers"]
-    if isinstance(config, FullConfig):
-        return _body(sizes)
-    if isinstance(config, BitFitConfig):
-        return _biases(sizes)
-    if isinstance(config, LoraConfig):
-        sides = {target: _sides(sizes, target) for target in config.targets}
-        ranks = {target: config.rank_of(target) for target in sides}
-        factors = sum(ranks[target] * (d_out + d_in * (not config.frozen_a)) for target, (d_in, d_out) in sides.items())
-        return layers * (factors + config.dora * sum(d_out for _, d_out in sides.values()))
-    assert isinstance(config, BottleneckConfig)
-    m = config.bottleneck
-    adapters = 2 * layers if isinstance(config, HoulsbyConfig) else layers
-    if isinstance(config, AdapterDropConfig):
-        adapters -= config.drop_layers
-    layer_norms = 2 * layers if config.layer_norms == "trained" else 0
-    return adapters * (2 * d * m + m + d) + layer_norms * 2 * d
-
-
-def _sides(sizes: Mapping[str, Any], target: str) -> tuple[int, int]:
-    """d_in and d_out of a target's matrix."""
-    d, ffn = sizes["hidden_size"], sizes["intermediate_size"]
-    return {"i": (d, ffn), "f": (ffn, d)}.get(target, (d, d))
-
-
-def _body(sizes: Mapping[str, Any]) -> int:
-    d, f = sizes["hidden_size"], sizes["intermediate_size"]
-    layer = 4 * (d * d + d) + (d * f + f) + (f * d + d) + 2 * 2 * d  # q, k, v, o; the FFN; two LayerNorms
-    embedded = sizes["vocab_size"] + sizes["type_vocab_size"]
-    extra = 0
-    if sizes["model_type"] == "roberta":
-        embedded += sizes["max_position_embeddings"]
-    else:  # relative positions in both directions with their LayerNorm; the convolution with its bias and LayerNorm
-        extra = 2 * sizes["position_buckets"] * d + 2 * d + sizes["conv_kernel_size"] * d * d + d + 2 * d
-    return embedded * d + 2 * d + sizes["num_hidden_layers"] * layer + extra
-
-
-def _biases(sizes: Mapping[str, Any]) -> int:
-    d, f = sizes["hidden_size"], sizes["intermediate_size"]
-    layer = 4 * d + f + d + 2 * d  # q, k, v, o; the FFN; two LayerNorms
-    norms = 1 if sizes["model_type"] == "roberta" else 4  # embeddings' norm; relative positions', convolution, its norm
-    return sizes["num_hidden_layers"] * layer + norms * d
 
 
 def gpt3_count(slug: str) -> int:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora.errors import UserError
 from lora.files import read_object
 from lora.records.record import RunRecord
 
@@ -41,14 +40,14 @@ class Analyses:
 def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
     """Read the analyses that exist. A file made from other records is excluded and reported in `problems`.
 
-    Raises: UserError: If a file is not an analysis.
+    Raises: UserError: If a file is not a JSON object.
     """
     problems: list[str] = []
     found: dict[str, Any] = {}
     for file, (of_record, command) in FILES.items():
         if not (folder / file).exists():
             continue
-        content = read_analysis(folder / file)
+        content = read_object(folder / file)
         made = {run_id: getattr(record, of_record) for run_id, record in records.items()}
         if stale := sorted(run for run, digest in content["made_from"].items() if made.get(run, "") != digest):
             problems.append(
@@ -61,14 +60,6 @@ def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
     examples = {tuple(entry[key] for key in keys): entry for entry in found.get(EXAMPLES, ())}
     checks = {"swap": tuple(found[SWAP])} if SWAP in found else {}
     return Analyses(examples, tuple(found.get(SUBSPACES, ())), checks, tuple(problems))
-
-
-def read_analysis(path: Path) -> dict[str, Any]:
-    """Read an analysis file. Raises: UserError: If it lacks the object `made_from` or the list `entries`."""
-    content = read_object(path)
-    if not isinstance(content.get("made_from"), dict) or not isinstance(content.get("entries"), list):
-        raise UserError(f"{path} is not a readable analysis: made_from must be an object and entries a list")
-    return content
 
 
 def analysis_json(made_from: Mapping[str, str], entries: list[dict[str, Any]]) -> bytes:

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from lora.data.tasks import TASKS, Task
-from lora.errors import UserError, first_line
+from lora.errors import UserError
 from lora.records.record import RunRecord, predictions_path
 
 RULES = ("best", "last")
@@ -23,7 +22,7 @@ CONSTANT = 0.01  # ours: regression scores are constant if their spread is below
 def dev_predictions(record: RunRecord, results: Path) -> dict[str, np.ndarray]:
     """Rule -> the predictions of its epoch on the selecting split, one class index or score per row.
 
-    Raises: UserError: If the file is missing, is not the one that the record names, or lacks predictions.
+    Raises: UserError: If the file is missing or is not the one that the record names.
     """
     path = predictions_path(results, record.run_id)
     try:
@@ -32,19 +31,12 @@ def dev_predictions(record: RunRecord, results: Path) -> dict[str, np.ndarray]:
         raise UserError(f"the predictions of {record.run_id} are not readable: {path}: {error.strerror}") from error
     if hashlib.sha256(content).hexdigest() != record.predictions:
         raise UserError(f"{path} is not the file of predictions that its record names")
-    try:
-        tensors = load(content)
-    except SafetensorError as error:
-        raise UserError(f"{path} is not a safetensors file: {first_line(error)}") from error
-    found: dict[str, np.ndarray] = {}
-    for rule in RULES:
-        epoch = rule if record.schema == 1 else record.selected[rule]["epoch"]
-        try:
-            found[rule] = np.concatenate([tensors[f"{epoch}.{split}"] for split in splits_of(record)])
-        except (KeyError, ValueError) as error:
-            held = ", ".join(tensors) or "nothing"
-            raise UserError(f"{path} must hold a prediction for every row of epoch {epoch}, found {held}") from error
-    return found
+    tensors = load(content)
+    epochs = {rule: rule if record.schema == 1 else record.selected[rule]["epoch"] for rule in RULES}
+    return {
+        rule: np.concatenate([tensors[f"{epoch}.{split}"] for split in splits_of(record)])
+        for rule, epoch in epochs.items()
+    }
 
 
 def splits_of(record: RunRecord) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lora.errors import UserError
+from lora.errors import UserError, listed
 from lora.files import read_object, write_atomically
 
 if TYPE_CHECKING:
@@ -92,9 +92,8 @@ def read_record(path: Path) -> RunRecord:
     """
     content = read_object(path)
     if set(content) != FIELDS:
-        raise UserError(
-            f"{path} is not a run record: expected the keys {', '.join(sorted(FIELDS))}, found {sorted(content)}"
-        )
+        different = listed(sorted(FIELDS ^ set(content)))
+        raise UserError(f"{path} is not a run record: missing or unknown keys: {different}")
     if content["schema"] not in (1, SCHEMA):
         raise UserError(f"{path} has record schema {content['schema']!r}; this version reads 1 and {SCHEMA}")
     record = RunRecord(**content)
@@ -191,6 +190,4 @@ def _curve(record: RunRecord) -> list[tuple]:
 
 
 def _number(value: float | None) -> float:
-    if value is not None and not isinstance(value, int | float):
-        raise TypeError(f"{value!r} is no number")
-    return math.nan if value is None else value
+    return math.nan if value is None else float(value)

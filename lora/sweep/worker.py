@@ -30,7 +30,7 @@ from lora.records.record import (
 from lora.sweep.notes import HeldError, Note, held
 from lora.sweep.progress import Display, about
 from lora.training import processes
-from lora.training.processes import InterruptedRunError, check_batch, is_main_process, world_size
+from lora.training.processes import InterruptedRunError, check_batch, rank, world_size
 
 
 def ensure_record(config: RunConfig, mistakes_fail: bool) -> RunRecord:
@@ -47,11 +47,11 @@ def ensure_record(config: RunConfig, mistakes_fail: bool) -> RunRecord:
         done = [] if record is None else [record]
         verify_inputs([config], done, () if done else {config.run_id})  # before loading torch, which takes seconds
     if record is not None:
-        if not mistakes_fail and is_main_process():
+        if not mistakes_fail and rank() == 0:
             clean_up(runtime.results, runtime.outputs, config.run_id)
         return record
     check_batch(config.train, world_size())  # before the lock, which creates a folder
-    if not is_main_process():
+    if rank() != 0:
         return train(config, mistakes_fail)
     check_writable(runtime.results)
     if not mistakes_fail:

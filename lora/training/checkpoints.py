@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +24,7 @@ from lora.training import processes
 from lora.training.device import Process, processor
 from lora.training.step import Step
 
-AGREE_STEPS = 16
+AGREE_STEPS = 16  # between two votes of a run's processes, since waiting would stall a GPU
 UNREADABLE = (OSError, EOFError, pickle.UnpicklingError, RuntimeError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -37,7 +36,7 @@ class TrainState:
         started_at: When the run first started.
         epochs: The finished epochs, in the record's form.
         losses: One per step of the current epoch.
-        predictions: Epoch -> split -> predictions.
+        predictions: Epoch -> split -> predictions, as tensors, which torch loads without executing code.
         adapter: The adapter of the best epoch, as the files of its folder.
         step_seconds: One per step.
         earlier_seconds: Time spent before the run was last resumed.
@@ -47,7 +46,7 @@ class TrainState:
     started_at: str
     epochs: list[dict[str, Any]] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
-    predictions: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
+    predictions: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     adapter: dict[str, bytes] | None = None
     tokens: int = 0
     step_seconds: list[float] = field(default_factory=list)
@@ -57,17 +56,6 @@ class TrainState:
     @property
     def step(self) -> int:
         return (self.epochs[-1]["step"] if self.epochs else 0) + len(self.losses)
-
-    def pack(self) -> dict[str, Any]:
-        """The fields in types that torch loads without executing code."""
-        arrays = {e: {s: torch.from_numpy(v) for s, v in splits.items()} for e, splits in self.predictions.items()}
-        return vars(self) | {"losses": torch.stack(self.losses), "predictions": arrays}
-
-    @classmethod
-    def unpack(cls, packed: dict[str, Any], device: torch.device) -> "TrainState":
-        arrays = {e: {s: t.numpy() for s, t in splits.items()} for e, splits in packed["predictions"].items()}
-        losses = list(packed["losses"].to(device).unbind())
-        return cls(**packed | {"losses": losses, "predictions": arrays})
 
 
 class Checkpointer:
@@ -101,23 +89,19 @@ class Checkpointer:
     def _restore(self, saved: dict[str, Any]) -> TrainState:
         differing = [key for key in self.made_from if saved["made_from"].get(key) != self.made_from[key]]
         if differing:
-            then, now = (", ".join(dict.fromkeys(made["processors"])) for made in (saved["made_from"], self.made_from))
-            processors = "" if then == now else f": {then} then, {now} now"
-            raise ValueError(f"it was made from other {', '.join(differing)}{processors}")
-        process, parameters = self.step.process, dict(trainable(self.step.model))
+            raise ValueError(f"it was made from other {', '.join(differing)}")
+        process, parameters = self.step.process, saved["parameters"]
         schedule, random = saved["schedule"], saved["random"][process.rank]
-        state = TrainState.unpack(saved["state"], process.device)
-        state.resumed += 1
-        if {n: t.shape for n, t in saved["parameters"].items()} != {n: p.shape for n, p in parameters.items()}:
-            raise ValueError("it holds other parameters")
+        losses, resumed = saved["state"]["losses"].to(process.device), saved["state"]["resumed"] + 1
+        state = TrainState(**saved["state"] | {"losses": list(losses.unbind()), "resumed": resumed})
         self.step.optimizer.load_state_dict(saved["optimizer"])
         self.step.schedule.load_state_dict(schedule)
         if self.step.ranks is not None:
             self.step.ranks.load_state_dict(saved["ranks"])
-        for name, parameter in parameters.items():
-            parameter.copy_(saved["parameters"][name])
+        for name, parameter in trainable(self.step.model):
+            parameter.copy_(parameters[name])
         torch.set_rng_state(random["cpu"])
-        if process.device.type == "cuda":
+        if "cuda" in random:
             torch.cuda.set_rng_state(random["cuda"], process.device)
         return state
 
@@ -126,11 +110,20 @@ class Checkpointer:
 
         Called between two steps, or two batches of an evaluation. A failed write costs the checkpoint, not the run.
         """
+        process = self.step.process
         due = self.minutes is not None and time.monotonic() - self.written >= 60 * self.minutes
-        if not agreed(due or bool(processes.noted), state.step, self.step.process):
+        wanted = due or bool(processes.noted)
+        if process.count > 1:  # all must write after the same step, so they vote
+            if state.step % AGREE_STEPS or torch.is_inference_mode_enabled():  # numbers of evaluation batches differ
+                return
+            wanted = bool(process.sum(torch.tensor(float(wanted), device=process.device)))
+        if not wanted:
             return
-        states = self.step.process.gather([random_states(self.step.process.device)])
-        if self.step.process.rank == 0:
+        random = {"cpu": torch.get_rng_state()}  # data order and fused dropout masks have no state
+        if process.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(process.device)
+        states = process.gather([random])
+        if process.rank == 0:
             try:
                 self._write(state, states)
             except UserError as error:
@@ -143,7 +136,7 @@ class Checkpointer:
         seconds = state.earlier_seconds + time.monotonic() - self.began
         content = {
             "made_from": self.made_from,
-            "state": state.pack() | {"earlier_seconds": seconds},
+            "state": vars(state) | {"losses": torch.stack(state.losses), "earlier_seconds": seconds},
             "parameters": {name: parameter.detach() for name, parameter in trainable(self.step.model)},
             "optimizer": self.step.optimizer.state_dict(),
             "schedule": self.step.schedule.state_dict(),
@@ -157,19 +150,6 @@ class Checkpointer:
                 raise OSError("torch.save failed, as on a full disk") from error
 
 
-def agreed(wanted: bool, step: int, process: Process) -> bool:
-    """Whether to write now. All processes of a run must write after the same step, so they vote.
-
-    They vote only every `AGREE_STEPS` steps, because waiting for the result would stall a GPU, and never during an
-    evaluation, in which they have different numbers of batches.
-    """
-    if process.count == 1:
-        return wanted
-    if step % AGREE_STEPS or torch.is_inference_mode_enabled():
-        return False
-    return bool(process.sum(torch.tensor(float(wanted), device=process.device)))
-
-
 def made_from(config: RunConfig, fingerprint: str, encoder: Encoder, process: Process) -> dict[str, Any]:
     """Everything that determines the bits of a run: settings, threads, data, encoder, code and processors."""
     return {
@@ -180,9 +160,3 @@ def made_from(config: RunConfig, fingerprint: str, encoder: Encoder, process: Pr
         # Every process lists the processors of all, so that all of them decide alike whether to use the checkpoint.
         "processors": process.gather([processor(process.device)]),
     }
-
-
-def random_states(device: torch.device) -> dict[str, Tensor]:
-    """The states of this process's random generators. Data order and fused dropout masks have no state."""
-    states = {"cpu": torch.get_rng_state()}
-    return states | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states

@@ -13,9 +13,9 @@ from torch import Tensor, distributed, nn
 
 from lora.config.auto import BF16_CAPABILITY
 from lora.config.run import RunConfig
-from lora.errors import UserError
+from lora.errors import UserError, first_line
 from lora.records.provenance import cpu_kind
-from lora.training.processes import check_batch, local_rank, rank, world_size
+from lora.training.processes import local_rank, rank, world_size
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,9 @@ class Process:
 def start_process(config: RunConfig) -> Process:
     """Set up device, precision and threads, and connect the run's processes.
 
-    Raises: UserError: If the device or the precision is not available, or the batch cannot be divided evenly into the
-        processes' micro-batches.
+    Raises: UserError: If the device, the precision or another process is not available.
     """
     count, train = world_size(), config.train
-    check_batch(train, count)
     if config.runtime.device == "cuda" and not torch.cuda.is_available():
         raise UserError("runtime.device is cuda, but torch sees no CUDA device here; use auto or cpu")
     gpu = torch.cuda.is_available() and config.runtime.device != "cpu" and train.kernels != "fused"
@@ -85,7 +83,13 @@ def start_process(config: RunConfig) -> Process:
     if gpu:
         torch.cuda.set_device(device)
     if count > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if gpu else "gloo")
+        try:
+            distributed.init_process_group("nccl" if gpu else "gloo")
+        except ValueError as error:
+            raise UserError(
+                f"cannot connect {count} processes: {first_line(error)}; start them with torchrun or "
+                f"`accelerate launch`, which set these variables, or unset WORLD_SIZE for a single one"
+            ) from error
     casts = train.precision == "bf16" and train.kernels != "fused"  # the fused kernels cast by themselves
     return Process(device, rank(), count, casts)
 
@@ -133,29 +137,23 @@ def processor(device: torch.device) -> str:
     hide. For a GPU: its name in the record.
     """
     name = device_name(device)
-    if device.type == "cuda":
-        return name
-    return f"{name} {cpu_kind() or platform.processor()}".strip()
+    return name if device.type == "cuda" else f"{name} {cpu_kind() or platform.processor()}".strip()
 
 
-# The allocator of glibc: freed memory stays in the process, and is backed by huge pages.
-
-# As variables that glibc reads when a process starts.
+# The allocator of glibc, as variables that it reads when a process starts: freed memory stays in the process, and is
+# backed by huge pages.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
-def keep_freed_memory() -> bool:
-    """Keep freed blocks in this process instead of returning them to the system.
+def keep_freed_memory() -> None:
+    """Keep freed blocks in this process instead of returning them to the system, if its C library is glibc.
 
     A training step frees and allocates the same large blocks repeatedly. By default, the kernel clears each of them
     page by page, which takes a fifth of a full fine-tuning step. Huge pages can only be set when a process starts, as
     a sweep does for its workers.
-
-    Returns: Whether the C library has these settings (glibc does).
     """
-    try:
+    with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
-        return False  # not glibc
-    return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)

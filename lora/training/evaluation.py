@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import save
 from torch import nn
 
 from lora.data import metrics
@@ -46,17 +45,14 @@ def predict(
         with process.autocast():
             logits = model(**batch).logits.float()
         scores = logits.argmax(-1) if task.labels else task.to_scores(logits.squeeze(-1))
-        chunks.append((rows, scores.cpu().numpy(), logits.isfinite().all(-1).cpu().numpy()))
+        chunks.append((rows, scores.cpu().numpy(), bool(logits.isfinite().all())))
         between()
     predictions = np.empty(len(encoded.lengths), np.int16 if task.labels else np.float32)
-    finite = np.empty(len(predictions), bool)
-    for rows, scores, are_finite in process.gather(chunks):
-        predictions[rows], finite[rows] = scores, are_finite
-    if not finite.all():
-        raise DivergedError(
-            f"the logits of {np.count_nonzero(~finite)} of {len(finite)} evaluated examples are not finite; "
-            f"{DIVERGED}: try a lower train.lr first"
-        )
+    gathered = process.gather(chunks)
+    if not all(is_finite for _, _, is_finite in gathered):
+        raise DivergedError(f"logits of evaluated examples are not finite; {DIVERGED}: try a lower train.lr first")
+    for rows, scores, _ in gathered:
+        predictions[rows] = scores
     return predictions
 
 
@@ -83,12 +79,10 @@ def select(epochs: list[dict[str, Any]], task: Task, selection: str) -> dict[str
     """Choose `best`, the first epoch with the highest headline metric (the last if it is never defined), and `last`."""
     split = selecting_split(task, selection)
 
-    def chosen(entry: dict[str, Any]) -> dict[str, Any]:
-        return {"epoch": entry["epoch"], "value": entry["metrics"][split][task.metric]}
-
-    defined = [entry for entry in epochs if entry["metrics"][split][task.metric] is not None]
-    best = max(defined, key=lambda entry: entry["metrics"][split][task.metric], default=epochs[-1])
-    return {"metric": task.metric, "split": split, "best": chosen(best), "last": chosen(epochs[-1])}
+    scores = [{"epoch": entry["epoch"], "value": entry["metrics"][split][task.metric]} for entry in epochs]
+    defined = [score for score in scores if score["value"] is not None]
+    best = max(defined, key=lambda score: score["value"], default=scores[-1])
+    return {"metric": task.metric, "split": split, "best": best, "last": scores[-1]}
 
 
 def split_half(
@@ -119,8 +113,3 @@ def split_half(
             defined = [pair for pair in values if pair[chosen_on] is not None]
             scores.append(max(defined, key=lambda pair: pair[chosen_on], default=values[-1])[scored_on])
     return None if None in scores else math.fsum(scores) / len(scores)
-
-
-def pack_predictions(predictions: Mapping[int, Mapping[str, np.ndarray]]) -> bytes:
-    """The dev predictions of every epoch as a safetensors file: `<epoch>.<split>`, one class or score per row."""
-    return save({f"{epoch}.{split}": p for epoch, of_epoch in predictions.items() for split, p in of_epoch.items()})

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import save
 from torch import Tensor, nn
 
 from lora.config.run import RunConfig
 from lora.data.batching import collate, encode, epoch_batches, to_device
-from lora.data.read import TaskData, read
+from lora.data.read import read
 from lora.data.tasks import TASKS
 from lora.errors import DIVERGED, DivergedError
 from lora.methods import apply
@@ -29,10 +30,11 @@ from lora.records.provenance import code_version
 from lora.records.record import ADAPTER, RunRecord, checkpoint_path
 from lora.training.checkpoints import Checkpointer, made_from
 from lora.training.device import device_name, optimizer_bytes, peak_mib, start_process
-from lora.training.evaluation import evaluate, pack_predictions, predict, select, selecting_split, split_half
+from lora.training.evaluation import evaluate, predict, select, selecting_split, split_half
 from lora.training.step import MicroBatch, micro_batches, prepare_step
 
 PACKAGES = ("torch", "transformers", "datasets", "numpy")
+RECORDED = ("source", "rows", "official_rows", "is_part", "skipped", "fingerprint")  # of the data
 FINITE_CHECK_STEPS = 16  # reading the loss after every step would stall a GPU
 
 
@@ -74,8 +76,8 @@ def run(
         from lora.training.mnli_start import start_from
 
         start_from(model, config)
-    save = adapter_packer(model, config, encoder) if config.runtime.save_adapter else None
-    params = count_parameters(model)
+    pack = adapter_packer(model, config, encoder) if config.runtime.save_adapter else None
+    method, params = model.applied.method, count_parameters(model)
     trained_bytes = sum(p.numel() * p.element_size() for _, p in trainable(model))
     splits = {name: encode(rows, task, tokenizer, max_length) for name, rows in data.splits.items()}
     truncated = {name: split.truncated for name, split in splits.items()}
@@ -106,7 +108,7 @@ def run(
         for rows in batches[len(state.losses) :]:
             clock = time.monotonic()
             state.losses.append(step.take(state.step, local_batches(rows), len(rows)))
-            if state.step % FINITE_CHECK_STEPS == 0 or state.step == steps:
+            if state.step % FINITE_CHECK_STEPS == 0:
                 check_finite(state.losses, state.step)
             state.step_seconds.append(time.monotonic() - clock)
             report(Progress(state.step, steps, epoch, metric, state.epochs))
@@ -122,16 +124,17 @@ def run(
         mean_loss = torch.stack(state.losses).mean().item()
         state.epochs.append({"epoch": epoch, "step": state.step, "train_loss": mean_loss, "metrics": values})
         state.losses = []
-        state.predictions[epoch] = predictions
+        state.predictions[epoch] = {name: torch.from_numpy(predicted) for name, predicted in predictions.items()}
         selected = select(state.epochs, task, train.selection)
-        if save is not None and selected["best"]["epoch"] == epoch:
-            state.adapter = save(selected)
+        if pack is not None and selected["best"]["epoch"] == epoch:
+            state.adapter = pack(selected)
 
     # The record.
     selected = select(state.epochs, task, train.selection)
-    selected["split_half"] = {"value": split_half(state.predictions, splits, task, train.selection)}
+    arrays = {epoch: {name: t.numpy() for name, t in tensors.items()} for epoch, tensors in state.predictions.items()}
+    selected["split_half"] = {"value": split_half(arrays, splits, task, train.selection)}
     seconds = state.earlier_seconds + time.monotonic() - started
-    packed = pack_predictions(state.predictions)
+    packed = save({f"{epoch}.{name}": array for epoch, by_split in arrays.items() for name, array in by_split.items()})
     record = RunRecord(
         run_id=config.run_id,
         status="ok",
@@ -161,9 +164,10 @@ def run(
             "weights": encoder.weights,
             "tokenizer": encoder.tokenizer_files,
             "revision": encoder.revision,
-            "data": describe(data) | {"truncated": truncated},
-        }
-        | peft_provenance(model),
+            "data": {key: getattr(data, key) for key in RECORDED} | {"truncated": truncated},
+            # PEFT's version and the parameters that it resolved
+            **({"peft": {"version": version("peft"), **method.options}} if method.name == "peft" else {}),
+        },
         predictions=hashlib.sha256(packed).hexdigest(),
         adapter=None if state.adapter is None else hashlib.sha256(state.adapter[ADAPTER]).hexdigest(),
     )
@@ -194,12 +198,6 @@ def adapter_packer(
     return packed
 
 
-def peft_provenance(model: nn.Module) -> dict[str, Any]:
-    """The version of PEFT and the parameters that it resolved, for a method of PEFT's; {} for others."""
-    method = model.applied.method
-    return {"peft": {"version": version("peft"), **method.options}} if method.name == "peft" else {}
-
-
 def check_finite(losses: list[Tensor], step: int) -> None:
     finite = torch.isfinite(torch.stack(losses))
     if not bool(finite.all()):
@@ -210,17 +208,5 @@ def check_finite(losses: list[Tensor], step: int) -> None:
 @functools.cache  # once for all runs of a worker
 def announce_truncated(task: str, share: float, max_length: int) -> None:
     rows = f"{share:.0%}" if share >= 0.01 else f"{share:.1%}"
-    print(
-        f"{task}: {rows} of the rows are longer than data.max_length={max_length} tokens and are cut", file=sys.stderr
-    )
-
-
-def describe(data: TaskData) -> dict[str, Any]:
-    return {
-        "source": data.source,
-        "rows": data.rows,
-        "official_rows": data.official_rows,
-        "is_part": data.is_part,
-        "skipped": data.skipped,
-        "fingerprint": data.fingerprint,
-    }
+    line = f"{task}: {rows} of the rows are longer than data.max_length={max_length} tokens and are cut"
+    print(line, file=sys.stderr)

@@ -34,19 +34,14 @@ def start_from(model: nn.Module, config: RunConfig) -> None:
     if hashlib.sha256(content).hexdigest() != record.adapter:
         state = "differ from those in its record: delete them, and" if content else "are missing:"
         raise UserError(f"the weights of {parent}, {weights}, {state} a sweep trains the run again")
-    tensors = {name: tensor for name, tensor in load(content).items() if is_carried(model, name)}
+    known = architecture_of(model)
+    carried = () if known is None else tuple(f"{part}." for part in known.carried_head)
+    tensors = {n: t for n, t in load(content).items() if not is_head(model, n) or n.startswith(carried)}
     saved = [(name, p) for name, p in model.named_parameters() if p.requires_grad or LOW_RANK.fullmatch(name)]
-    mine = {name: parameter for name, parameter in saved if is_carried(model, name)}
+    mine = {n: p for n, p in saved if not is_head(model, n) or n.startswith(carried)}
     theirs, ours = ({name: tuple(t.shape) for name, t in side.items()} for side in (tensors, mine))
     if different := sorted(name for name, _ in set(theirs.items()) ^ set(ours.items())):
         raise UserError(f"{parent} trained other modules than {config.run_id} does: {listed(dict.fromkeys(different))}")
     with torch.no_grad():
         for name, parameter in mine.items():
             parameter.copy_(tensors[name])
-
-
-def is_carried(model: nn.Module, name: str) -> bool:
-    """Whether a run that starts from an MNLI run copies this parameter."""
-    known = architecture_of(model)
-    carried = () if known is None else tuple(f"{part}." for part in known.carried_head)
-    return not is_head(model, name) or name.startswith(carried)

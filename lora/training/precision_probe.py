@@ -19,38 +19,32 @@ def layer_products(width: int, ffn: int, dtype: torch.dtype) -> Callable[[], Non
 
     Source: Vaswani et al. 2017: four attention projections and two feed-forward layers.
     """
-    draw = torch.Generator().manual_seed(0)
-    rows = {size: torch.randn(ROWS, size, generator=draw).to(dtype) for size in (width, ffn)}
-    layers = []
-    for d_out, d_in in [(width, width)] * 4 + [(ffn, width), (width, ffn)]:
-        weight = torch.randn(d_out, d_in, generator=draw).to(dtype)
-        layers.append((Frozen(weight, None), rows[d_in], rows[d_out]))
+    rows = {size: torch.randn(ROWS, size).to(dtype) for size in (width, ffn)}
+    sides = [(width, width)] * 4 + [(ffn, width), (width, ffn)]
+    layers = [(Frozen(torch.randn(side).to(dtype), None), side) for side in sides]
 
     def compute() -> None:
-        for frozen, x, grad in layers:
-            frozen.forward(x)
-            frozen.backward(grad)
+        for frozen, (d_out, d_in) in layers:
+            frozen.forward(rows[d_in])
+            frozen.backward(rows[d_out])
 
     return compute
 
 
-def cpu_seconds(action: Callable[[], None]) -> float:
-    """CPU time of this process, which excludes other processes on the same core."""
-    began = time.process_time()
-    action()
-    return time.process_time() - began
-
-
 @torch.inference_mode()
-def measure_gain(width: int, ffn: int, clock: Callable[[Callable[[], None]], float] = cpu_seconds) -> float:
+def measure_gain(width: int, ffn: int) -> float:
     """Median over interleaved repetitions of the ratio of fp32 time to bf16 time; 1 if torch has no bf16 here."""
     if not has_bf16(gpu=False):
         return 1.0
     torch.set_num_threads(1)
-    slow, fast = (layer_products(width, ffn, DTYPES[name]) for name in ("fp32", "bf16"))
-    for action in (slow, fast):
-        action()  # warm-up: the first call generates kernels
-    return statistics.median(clock(slow) / clock(fast) for _ in range(REPETITIONS))
+    actions, ratios = [layer_products(width, ffn, DTYPES[name]) for name in ("fp32", "bf16")], []
+    for _ in range(1 + REPETITIONS):
+        clock = [time.process_time()]  # excludes other processes on the same core
+        for action in actions:
+            action()
+            clock.append(time.process_time())
+        ratios.append((clock[1] - clock[0]) / (clock[2] - clock[1]))
+    return statistics.median(ratios[1:])  # the first repetition generates kernels
 
 
 if __name__ == "__main__":

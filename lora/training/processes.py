@@ -36,41 +36,17 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    return int(os.environ.get("RANK", "0"))
+    """The number of this process, from 0. The one of rank 0 writes files and prints."""
+    return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
 
 
 def local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
-def is_main_process() -> bool:
-    """Whether this process writes files and prints."""
-    return rank() == 0
-
-
-def check_processes() -> None:
-    """Check the environment variables that state this process's rank.
-
-    A process with a rank but no world size would train alone and write nothing.
-
-    Raises: UserError: If a variable is not a number, or they contradict each other.
-    """
-    values = {name: os.environ[name] for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK") if name in os.environ}
-    if all(value.isdecimal() for value in values.values()):
-        complete = len(values) == 3 or world_size() == 1
-        if complete and rank() < world_size() and local_rank() < world_size():
-            return
-    stated = ", ".join(f"{name}={value}" for name, value in values.items())
-    raise UserError(
-        f"{stated} is invalid: expected integers, RANK and LOCAL_RANK below WORLD_SIZE. Start several processes with "
-        f"torchrun or `accelerate launch`, which set these variables, or unset them for a single one"
-    )
+    return int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0
 
 
 def check_batch(train: TrainConfig, count: int) -> None:
     """Raises: UserError: If the global batch is not divisible by processes x accumulation steps."""
-    shares = count * train.accumulation
-    if train.batch % shares:
+    if train.batch % (count * train.accumulation):
         raise UserError(
             f"train.batch must be a multiple of processes x train.accumulation ({count} x {train.accumulation}), "
             f"because it is the global batch, got {train.batch}"
@@ -109,15 +85,14 @@ def listening() -> Iterator[None]:
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
     """End the block on SIGTERM and SIGHUP as on Ctrl-C, with a KeyboardInterrupt. Ignored signals stay ignored."""
-    earlier = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGHUP)}
-    earlier = {signum: handler for signum, handler in earlier.items() if handler == signal.SIG_DFL}
-    for signum in earlier:
+    default = [signum for signum in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(signum) == signal.SIG_DFL]
+    for signum in default:
         signal.signal(signum, signal.default_int_handler)
     try:
         yield
     finally:
-        for signum, handler in earlier.items():
-            signal.signal(signum, handler)
+        for signum in default:
+            signal.signal(signum, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

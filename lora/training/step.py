@@ -17,7 +17,7 @@ from lora.methods.configs import PeftConfig
 from lora.models.modules import is_head, trainable
 from lora.rng import seed_for
 from lora.training.device import Process
-from lora.training.fused.encoder import fuse, sparse_embeddings
+from lora.training.fused.encoder import fuse
 from lora.training.fused.functions import Masks
 from lora.training.fused.optimizer import FusedAdamW
 from lora.training.ranks import Ranks
@@ -57,11 +57,20 @@ class Step:
     ranks: Ranks | None = None
 
     def loss(self, number: int, micro: MicroBatch, batch: dict[str, Tensor], examples: int) -> Tensor:
-        """Run a micro-batch's forward pass. Returns: Its share of the step's mean loss. Pops the batch's labels."""
+        """Run a micro-batch's forward pass. Pops the batch's labels.
+
+        Returns: Its share of the step's mean loss: cross-entropy, or squared error for regression, in float32.
+        """
         if self.masks is not None:
             self.masks.begin(number, micro.rows)
+        labels = batch.pop("labels")
         with self.process.autocast():
-            loss = summed_loss(self.model, batch, self.task) * micro.weight / examples
+            logits = self.model(**batch).logits.float()
+        if self.task.labels:
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+        else:
+            loss = F.mse_loss(logits.squeeze(-1), self.task.to_targets(labels), reduction="sum")
+        loss = loss * micro.weight / examples
         return loss if self.ranks is None else loss + self.ranks.penalty() * micro.weight * len(micro.rows) / examples
 
     def take(self, number: int, batches: Iterable[tuple[MicroBatch, dict[str, Tensor]]], examples: int) -> Tensor:
@@ -100,8 +109,11 @@ def prepare_step(model: nn.Module, config: RunConfig, process: Process, steps: i
     model.to(process.device)
     if train.kernels == "fused":
         masks = fuse(model, train.precision, seed_for(config.seed, "dropout"))
-        if process.count == 1:  # several processes add dense gradients
-            sparse_embeddings(model)
+        for module in model.modules():
+            # A vocabulary's dense gradient is mostly zeros, and creating, clipping and applying it takes a quarter of a
+            # step. Several processes add dense gradients.
+            if isinstance(module, nn.Embedding) and module.weight.requires_grad:
+                module.sparse = process.count == 1
     optimizer = make_optimizer(model, train)
     schedule = LambdaLR(optimizer, lambda step: lr_factor(step, warmup_steps(train, steps), steps))
     trained = [p for _, p in trainable(model)]
@@ -125,13 +137,10 @@ def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimize
     norms = {f"{name}.weight" for name, module in model.named_modules() if is_layer_norm(module)}
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {(train.lr, True): [], (train.lr, False): []}
     for name, parameter in trainable(model):
-        decays = "bias" not in name and name not in norms and not name.endswith("lora_m")
-        decays = decays and (is_head(model, name) or not bare)
-        lr = train.lr
-        if train.lora_plus is not None and (name.endswith("lora_b") or parameter.dim() == 1):
-            lr = train.lr * train.lora_plus
-        if train.head_lr is not None and is_head(model, name):
-            lr = train.head_lr
+        in_head, is_fast = is_head(model, name), name.endswith("lora_b") or parameter.dim() == 1
+        decays = "bias" not in name and name not in norms and not name.endswith("lora_m") and (in_head or not bare)
+        lr = train.lr * (train.lora_plus or 1) if is_fast else train.lr
+        lr = train.head_lr or lr if in_head else lr
         groups.setdefault((lr, decays), []).append(parameter)
     settings = [
         {"params": parameters, "weight_decay": train.weight_decay if decays else 0.0, "lr": lr}
@@ -165,12 +174,3 @@ def micro_batches(rows: np.ndarray, process: Process, accumulation: int) -> list
     shares = np.array_split(rows, process.count * accumulation)
     mine = shares[process.rank :: process.count]
     return [MicroBatch(share, 1.0) if len(share) else MicroBatch(rows[:1], 0.0) for share in mine]
-
-
-def summed_loss(model: nn.Module, batch: dict[str, Tensor], task: Task) -> Tensor:
-    """Cross-entropy, or squared error for regression, in float32, summed over the examples. Pops the batch's labels."""
-    labels = batch.pop("labels")
-    logits = model(**batch).logits
-    if task.labels:
-        return F.cross_entropy(logits.float(), labels, reduction="sum")
-    return F.mse_loss(logits.float().squeeze(-1), task.to_targets(labels), reduction="sum")

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from lora.config.auto import check_device
 from lora.config.compose import compose_run
+from lora.config.encoder_files import longest_input
 from lora.config.run import RunConfig
 from lora.cost import machine, subjects
 from lora.cost.efficiency.summary import SCHEMA, TITLES, UNTRAINED, document, read_summaries, samples_csv, summarise
@@ -23,7 +24,6 @@ from lora.cost.subjects import Batch, changed, random_batch
 from lora.cost.timing import order
 from lora.errors import UserError
 from lora.files import check_writable, write_atomically
-from lora.models.load import max_positions
 from lora.models.modules import count_parameters
 from lora.records.provenance import code_version
 from lora.training.device import check_precision, device_name, keep_freed_memory
@@ -85,7 +85,7 @@ def measure(
     torch.set_num_threads(threads)
     encoder, weights = subjects.load(config)
     settings, parameters = encoder.config, count_parameters(encoder)["total"]
-    longest, most = max(tokens for _, tokens in sizes.values()), max_positions(encoder)
+    longest, most = max(tokens for _, tokens in sizes.values()), longest_input(encoder.config.to_dict())
     if longest > most:
         raise UserError(f"a shape has {longest} tokens, but {config.model.name} reads at most {most}")
     del encoder

@@ -23,8 +23,8 @@ from scipy import stats
 from lora.data.metrics import METRICS, compute
 from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.files import write_atomically
-from lora.records.analysis import EXAMPLES, analysis_json, read_analysis
+from lora.files import read_object, write_atomically
+from lora.records.analysis import EXAMPLES, analysis_json
 from lora.records.predictions import dev_predictions, splits_of
 from lora.records.record import RunRecord, load_records
 from lora.report.analyses.command import config_here
@@ -151,7 +151,7 @@ def main(given: argparse.Namespace) -> None:
     made_from = {r: gathered.state.ok[r].predictions for r in runs.loc[runs["task"].isin(list(labels)), "run_id"]}
     path = gathered.folder / "analysis" / EXAMPLES
     if path.exists():  # it may have other tasks, of records that are still the same
-        earlier, now = read_analysis(path), {r.run_id: r.predictions for r in load_records(gathered.folder)[0]}
+        earlier, now = read_object(path), {r.run_id: r.predictions for r in load_records(gathered.folder)[0]}
         if all(now.get(run_id) == digest for run_id, digest in earlier["made_from"].items()):
             entries = [*(one for one in earlier["entries"] if one["task"] not in labels), *entries]
             made_from = earlier["made_from"] | made_from

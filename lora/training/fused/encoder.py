@@ -13,7 +13,7 @@ from lora.methods.bottleneck import AdaptedDropout, PfeifferNorm
 from lora.methods.lowrank import LoraLinear
 from lora.models.modules import is_head, replace
 from lora.training.fused import functions, kernels
-from lora.training.fused.functions import Masks, Normed, Site, arguments, array, dropped
+from lora.training.fused.functions import Masks, Site, arguments, array, dropped, recomputed
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -58,10 +58,9 @@ class FusedEncoder(nn.Module):
         else:
             visible = attention_mask[:, 0, 0]
             visible = visible if visible.dtype == torch.bool else visible == 0
-        made, bias = None, self.position_bias(x.shape[1])
+        bias = self.position_bias(x.shape[1])
         for number, layer in enumerate(self.layer):
-            last = number == len(self.layer) - 1
-            x, made = self.layer_forward(layer, number, x, made, visible, bias, first_only=last)
+            x = self.layer_forward(layer, f"{number}", x, visible, bias, first_only=number == len(self.layer) - 1)
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=x.float())
 
     def position_bias(self, tokens: int) -> Float[Tensor, "heads tokens tokens"] | None:
@@ -72,21 +71,9 @@ class FusedEncoder(nn.Module):
         return self.relative_attention_bias(self.bucket(places - places[:, None])).permute(2, 0, 1)
 
     def layer_forward(
-        self,
-        layer: nn.Module,
-        number: int,
-        x: Tensor,
-        made: Normed | None,
-        visible: Tensor,
-        bias: Tensor | None,
-        first_only: bool,
-    ) -> tuple[Tensor, Normed]:
-        """Source: Devlin et al. 2019, with transformers' module names.
-
-        Args:
-            made: The tensors that recompute x, if x is the output of one of this encoder's LayerNorms.
-        """
-        site = f"{number}"
+        self, layer: nn.Module, site: str, x: Tensor, visible: Tensor, bias: Tensor | None, first_only: bool
+    ) -> Tensor:
+        """Source: Devlin et al. 2019, with transformers' module names."""
         if bias is None:
             projections, output = layer.attention.self, layer.attention.output
             query, key, value, dense = projections.query, projections.key, projections.value, output.dense
@@ -94,36 +81,34 @@ class FusedEncoder(nn.Module):
             projections, output = layer.attention.attn, layer.attention
             query, key, value, dense = projections.q, projections.k, projections.v, projections.o
             bias = bias[:, :1] if first_only else bias
-        queries, made_queries = (x[:, :1], None) if first_only else (x, made)
-        q = self.linear(query, queries, f"{site}.query", made_queries)
-        k = self.linear(key, x, f"{site}.key", made)
-        v = self.linear(value, x, f"{site}.value", made)
+        queries = x[:, :1] if first_only else x
+        q = self.linear(query, queries, f"{site}.query")
+        k = self.linear(key, x, f"{site}.key")
+        v = self.linear(value, x, f"{site}.value")
         p = self.site(projections.dropout.p, f"{site}.probabilities", len(x))
         context = functions.attention(q, k, v, visible, self.heads, p, bias)
-        a, made = self.block(output, dense, context, queries, f"{site}.attention")
-        h = functions.gelu(self.linear(layer.intermediate.dense, a, f"{site}.intermediate", made))
+        a = self.block(output, dense, context, queries, f"{site}.attention")
+        h = functions.gelu(self.linear(layer.intermediate.dense, a, f"{site}.intermediate"))
         return self.block(layer.output, layer.output.dense, h, a, f"{site}.output")
 
-    def block(
-        self, block: nn.Module, dense: nn.Module, x: Tensor, residual: Tensor, site: str
-    ) -> tuple[Tensor, Normed]:
+    def block(self, block: nn.Module, dense: nn.Module, x: Tensor, residual: Tensor, site: str) -> Tensor:
         """Projection, dropout, Houlsby adapter (if any), residual, and LayerNorm with Pfeiffer adapter (if any)."""
-        x = self.linear(dense, x, f"{site}.dense", None)
+        x = self.linear(dense, x, f"{site}.dense")
         norm, dropped = block.LayerNorm, self.site(block.dropout.p, site, len(x))
         if isinstance(block.dropout, AdaptedDropout):
             x, dropped = functions.dropout(x, dropped), None
             x = x + self.bottleneck(block.dropout.adapter, x)
         if isinstance(norm, PfeifferNorm):
             x = functions.dropout(x, dropped) + residual
-            once, _ = functions.add_norm(x, torch.zeros_like(x), norm.weight, norm.bias, norm.eps, None)
+            once = functions.add_norm(x, torch.zeros_like(x), norm.weight, norm.bias, norm.eps, None)
             return functions.add_norm(self.bottleneck(norm.adapter, once), x, norm.weight, norm.bias, norm.eps, None)
         return functions.add_norm(x, residual, norm.weight, norm.bias, norm.eps, dropped)
 
-    def linear(self, module: nn.Module, x: Tensor, site: str, made: Normed | None) -> Tensor:
+    def linear(self, module: nn.Module, x: Tensor, site: str) -> Tensor:
         frozen = self.frozen.get(module)
         if isinstance(module, LoraLinear):
             dropped = self.site(module.dropout, f"{site}.lora", len(x))
-            return lora_linear(x, frozen, *module.factors(), module.scale, dropped, made)
+            return lora_linear(x, frozen, *module.factors(), module.scale, dropped)
         if frozen is not None:
             return frozen_linear(x, frozen)
         return F.linear(x, module.weight.to(x.dtype), module.bias.to(x.dtype))
@@ -174,16 +159,6 @@ def fuse(model: nn.Module, precision: str, seed: int) -> Masks:
     return masks
 
 
-def sparse_embeddings(model: nn.Module) -> None:
-    """Switch trainable embeddings to sparse gradients, which `FusedAdamW` supports.
-
-    A vocabulary's dense gradient is mostly zeros, and creating, clipping and applying it takes a quarter of a step.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Embedding) and module.weight.requires_grad:
-            module.sparse = True
-
-
 # Linear layers.
 
 
@@ -197,9 +172,8 @@ class Frozen:
         self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
         self.packed = self.packed_t = None
         if weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available():
-            pack = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)  # torch's compiler uses it too
-            if pack is not None:
-                self.packed, self.packed_t = pack(self.weight), pack(self.weight.t().contiguous())
+            pack = torch.ops.mkldnn._reorder_linear_weight  # torch's compiler uses it too
+            self.packed, self.packed_t = pack(self.weight), pack(self.weight.t().contiguous())
 
     def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
         if self.packed is None:
@@ -228,18 +202,17 @@ class _FrozenLinear(torch.autograd.Function):
 class _LoraLinear(torch.autograd.Function):
     """W x + b + scale * B A dropout(x), with W and b frozen.
 
-    Stores A dropout(x) for the backward pass, and x unless `made` can recompute it.
+    Stores A dropout(x) for the backward pass, and x unless it is the output of `add_norm`, which is recomputed.
     """
 
     @staticmethod
-    def forward(ctx, x, frozen, lora_a, lora_b, scale, site, made):
-        x = x.contiguous()
+    def forward(ctx, x, frozen, lora_a, lora_b, scale, site):
+        source, x = getattr(x, "source", None), x.contiguous()
         lora_a, lora_b = lora_a.to(x.dtype), (scale * lora_b).to(x.dtype)
-        kept = dropped(x, site)
-        low = F.linear(kept, lora_a).flatten(0, 1)
+        low = F.linear(dropped(x, site), lora_a).flatten(0, 1)
         out = frozen.forward(x)
         out.view(-1, out.shape[-1]).addmm_(low, lora_b.t())
-        ctx.save_for_backward(lora_a, lora_b, low, *((x,) if made is None else made.tensors))
+        ctx.save_for_backward(lora_a, lora_b, low, *((x,) if source is None else source))
         ctx.frozen, ctx.scale, ctx.site = frozen, scale, site
         return out
 
@@ -248,7 +221,7 @@ class _LoraLinear(torch.autograd.Function):
         lora_a, lora_b, low, *source = ctx.saved_tensors
         site, rows = ctx.site, grad.contiguous().flatten(0, 1)
         low_grad = rows @ lora_b
-        kept = Normed(*source).again(site) if len(source) > 1 else dropped(source[0], site)
+        kept = recomputed(source, site) if len(source) > 1 else dropped(source[0], site)
         grad_a = (low_grad.t() @ kept.flatten(0, 1)).float()
         grad_b = (rows.t() @ low).float() * ctx.scale
         grad_x = None
@@ -260,7 +233,7 @@ class _LoraLinear(torch.autograd.Function):
                 update = (low_grad @ lora_a).view(len(grad), -1)
                 kernels.add_dropout(array(update), *arguments(site, len(grad)), array(grad_x.view(len(grad), -1)))
             grad_x = grad_x.view(kept.shape)
-        return grad_x, None, grad_a, grad_b, None, None, None
+        return grad_x, None, grad_a, grad_b, None, None
 
 
 frozen_linear, lora_linear = _FrozenLinear.apply, _LoraLinear.apply

@@ -3,13 +3,14 @@
 A mask is a counter-based hash of seed, step, site, example and place. It is independent of padding, of the other
 examples in the batch, of the number of processes, and of earlier draws. The backward pass recomputes it.
 
-Activations are float32 or bfloat16 and keep their dtype.
+Activations are float32 or bfloat16 and keep their dtype: `x`, `residual` and all results are (batch, tokens, width).
 """
 
 import functools
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,25 +19,18 @@ from torch import Tensor
 
 from lora.training.fused import kernels
 
-Hidden = Float[Tensor, "batch tokens width"]
-
-
 # Dropout masks.
 
 
-@dataclass(frozen=True)
-class Site:
-    """One dropout operation of a forward pass.
+class Site(NamedTuple):
+    """One dropout operation of a forward pass, as the kernels take it: keys, threshold and scale, 1 / (1 - p).
 
-    Args:
-        keys: Two 32-bit keys per example.
-        threshold: A place is kept if its hash is at least the threshold, which rounds p to a multiple of 2^-32.
-        scale: 1 / (1 - p).
+    A place is kept if its hash is at least the threshold, which rounds p to a multiple of 2^-32.
     """
 
     keys: UInt32[np.ndarray, "batch 2"]
-    threshold: int
-    scale: float
+    threshold: np.uint32
+    scale: np.float32
 
 
 class Masks:
@@ -53,13 +47,9 @@ class Masks:
         self.rows = _mix64(_mix64(rows.astype(np.uint64)) ^ np.uint64(_number(f"{self.seed}:{step}")))
 
     def site(self, name: str, p: float, batch: int) -> Site:
-        """
-        Raises: RuntimeError: If `begin` was not called for this batch, which is a bug in the caller.
-        """
-        if self.rows is None or len(self.rows) != batch:
-            raise RuntimeError(f"dropout of {batch} rows without Masks.begin for them")
+        assert self.rows is not None and len(self.rows) == batch, "dropout without Masks.begin for its batch"
         keys = _mix64(self.rows + np.uint64(_number(name)))
-        return Site(keys.view(np.uint32).reshape(-1, 2), round(p * 2**32), 1 / (1 - p))
+        return Site(keys.view(np.uint32).reshape(-1, 2), np.uint32(round(p * 2**32)), np.float32(1 / (1 - p)))
 
     def called(self, name: str) -> str:
         """The name of this call of a module. RoBERTa's head calls its dropout twice, which must draw two masks."""
@@ -85,41 +75,23 @@ def _mix64(x: np.ndarray) -> np.ndarray:
 # Functions.
 
 
-@dataclass(frozen=True)
-class Normed:
-    """A LayerNorm's normalised input and its parameters, from which its output can be recomputed."""
-
-    normed: Hidden
-    weight: Float[Tensor, " width"]
-    bias: Float[Tensor, " width"]
-
-    def again(self, site: Site | None = None) -> Hidden:
-        """Recompute the output bit for bit, with dropout at the site."""
-        out = torch.empty_like(self.normed)
-        kernels.affine(*map(array, self.tensors), *arguments(site, len(out)), array(out))
-        return out
-
-    @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.normed, self.weight, self.bias
-
-
 def dropout(x: Float[Tensor, "batch ..."], site: Site | None) -> Float[Tensor, "batch ..."]:
     """Dropout at a site. Without a site, x itself."""
     return x if site is None else _Dropout.apply(x, site)
 
 
-def add_norm(
-    x: Hidden,
-    residual: Hidden,
-    weight: Float[Tensor, " width"],
-    bias: Float[Tensor, " width"],
-    eps: float,
-    site: Site | None,
-) -> tuple[Hidden, Normed]:
-    """LayerNorm(dropout(x) + residual), and the tensors from which it can be recomputed."""
+def add_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, site: Site | None) -> Tensor:
+    """LayerNorm(dropout(x) + residual), with what recomputes it as the attribute `source`."""
     out, normed = _AddNorm.apply(x, residual, weight, bias, eps, site)
-    return out, Normed(normed, weight, bias)
+    out.source = normed, weight, bias
+    return out
+
+
+def recomputed(source: Sequence[Tensor], site: Site | None) -> Tensor:
+    """The output of `add_norm`, bit for bit, with dropout at a site."""
+    out = torch.empty_like(source[0])
+    kernels.affine(*map(array, source), *arguments(site, len(out)), array(out))
+    return out
 
 
 def array(tensor: Tensor) -> np.ndarray:
@@ -128,11 +100,9 @@ def array(tensor: Tensor) -> np.ndarray:
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
-def arguments(site: Site | None, batch: int) -> tuple[np.ndarray, np.uint32, np.float32]:
-    """Keys, threshold and scale of a site. Without a site, values that keep everything."""
-    if site is None:
-        return np.zeros((batch, 2), np.uint32), np.uint32(0), np.float32(1)
-    return site.keys, np.uint32(site.threshold), np.float32(site.scale)
+def arguments(site: Site | None, batch: int) -> Site:
+    """The site, or one that keeps everything."""
+    return Site(np.zeros((batch, 2), np.uint32), np.uint32(0), np.float32(1)) if site is None else site
 
 
 class _Dropout(torch.autograd.Function):

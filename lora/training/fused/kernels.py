@@ -163,25 +163,14 @@ def horner(coefficients: tuple[float, ...]):
 cdf_polynomial, slope_polynomial = horner(CDF), horner(SLOPE)
 
 
-@njit(**INLINE)
-@no_type_check
-def clamped(x):
-    return max(-EDGE, min(x, EDGE))
-
-
-@njit(**INLINE)
-@no_type_check
-def variable(z):
-    return z * z * float32(2 / 5.5**2) - float32(1.0)
-
-
 @njit(**KERNEL)
 @no_type_check
 def gelu(x, out):
     for i in range(x.size):
         value = load(x[i])
-        z = clamped(value)
-        out[i] = cast(value * (half(value) + z * cdf_polynomial(variable(z))), out[i])
+        z = max(-EDGE, min(value, EDGE))
+        t = z * z * float32(2 / 5.5**2) - float32(1.0)
+        out[i] = cast(value * (half(value) + z * cdf_polynomial(t)), out[i])
 
 
 @njit(**KERNEL)
@@ -189,8 +178,9 @@ def gelu(x, out):
 def gelu_backward(x, grad, out):
     for i in range(x.size):
         value = load(x[i])
-        z = clamped(value)
-        out[i] = cast(load(grad[i]) * (half(value) + z * slope_polynomial(variable(z))), out[i])
+        z = max(-EDGE, min(value, EDGE))
+        t = z * z * float32(2 / 5.5**2) - float32(1.0)
+        out[i] = cast(load(grad[i]) * (half(value) + z * slope_polynomial(t)), out[i])
 
 
 @njit(**KERNEL)
