@@ -83,7 +83,7 @@ def by_parameters(runs: pd.DataFrame) -> Figure | None:
         tasks, series = in_order(of_model), []
         rows = of_model.assign(label=told_apart(of_model, ["protocol"]), difference=100 * of_model["best"])
         for (*_, label), group in rows.groupby(ROW, sort=False):
-            score, count = mean_interval(by_seed(group, tasks).to_numpy()), group["trainable_method"].dropna()
+            score, count = mean_interval(by_seed(group, tasks).to_numpy(float)), group["trainable_method"].dropna()
             if score.n and len(count):
                 place = {"x": [int(count.iloc[0])], "y": [score.mean], "low": [score.low], "high": [score.high]}
                 series.append({"label": label, **place})
