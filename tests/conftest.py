@@ -15,7 +15,7 @@ from lora.data.tasks import TASKS
 from lora.training import processes
 
 # The slowest files. A process that started one of them last would keep running after the other had ended.
-LONGEST = ("report", "sweeps", "processes", "benchmarks", "efficiency", "cli", "own_task", "claims")
+LONGEST = ("sweeps", "report", "processes", "cli", "own_task", "benchmarks", "efficiency", "notebooks")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
