@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from test_sweeps import assert_complete, finish, grid, quiet, start, started, wait_for
+from test_sweeps import assert_complete, finish, frozen, grid, quiet, start, wait_for
 
 from lora.files import ROOT
 from lora.records.record import checkpoint_path, load_records
@@ -36,21 +36,11 @@ def slurm(*command):
 
 
 def training(folder, process, runs):
-    """Stop this many runs after a step each. Return run_id -> pid and job, in the order of their jobs.
-
-    They are stopped because a tiny run trains faster than its neighbours start. `resume` lets them go on.
-    """
-    stopped = {}
-
-    def all_stopped():
-        for run_id, pid in started(folder).items():
-            if run_id not in stopped:
-                os.kill(pid, signal.SIGSTOP)
-                stopped[run_id] = pid, read_notes(folder / "outputs")[run_id]["where"].rpartition("slurm ")[2]
-        return len(stopped) == runs
-
-    wait_for(all_stopped, process)
-    return dict(sorted(stopped.items(), key=lambda item: item[1][1]))
+    """`frozen` runs: run_id -> pid and job, in the order of their jobs. `resume` lets them go on."""
+    stopped = frozen(folder, process, runs)
+    notes = read_notes(folder / "outputs")
+    found = {run_id: (pid, notes[run_id]["where"].rpartition("slurm ")[2]) for run_id, pid in stopped.items()}
+    return dict(sorted(found.items(), key=lambda item: item[1][1]))
 
 
 def resume(*pids):
@@ -148,9 +138,9 @@ def test_jobs_that_the_cluster_refuses_leave_nothing(tiny_overrides, tmp_path):
 
 def test_a_sweep_with_parents_completes_in_packs(tiny_overrides, tmp_path):
     """Two MNLI runs first, then the runs that start from them, two to a job."""
-    runs = ("method=lora", "start=mnli", "task=rte,mrpc", "seed=1,2")
+    runs = ("method=lora", "start=mnli", "task=rte", "seed=1,2")
     expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *runs))
-    assert len(expected) == 6
+    assert len(expected) == 4
     more = ("launcher=slurm", "launcher.runs_per_job=2", "launcher.sbatch={comment:packs}")
     overrides = grid(tiny_overrides, tmp_path / "slurm", *runs, *more)
     code, output = finish(overrides)
@@ -158,4 +148,4 @@ def test_a_sweep_with_parents_completes_in_packs(tiny_overrides, tmp_path):
     for record in assert_complete(tmp_path / "slurm", expected):
         assert record.config["runtime"]["threads"] == 1
     code, output = finish(overrides)
-    assert code == 0 and "nothing to train, all 6 runs are in" in output
+    assert code == 0 and "nothing to train, all 4 runs are in" in output
