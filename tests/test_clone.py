@@ -5,13 +5,13 @@ Each test has a clone of its own, with this environment and with tiny encoders a
 
 import csv
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import tiny
+from commands import lora
 from test_makefile import make, script
 
 from lora.data import embedded
@@ -49,38 +49,35 @@ def clone(tmp_path: Path) -> Path:
     return folder
 
 
-def test_glue_trains_two_encoders_that_share_a_table_and_git_sees_none_of_it(
+def test_glue_trains_an_encoder_that_shares_a_table_with_another_and_git_sees_none_of_it(
     clone: Path, glue_dir: Path, model_dir: Path, tmp_path: Path
 ) -> None:
     other = tiny.folder(tmp_path / "other", "roberta")
+    earlier = ("profile=small", "model=local", f"model.path={model_dir}", f"data.path={glue_dir}", *SELECTION[1:])
+    assert lora(*earlier, *FAST, "seed=1", f"runtime.results={clone}/results/small").returncode == 0
 
-    def reproduce(glue: Path, model: Path) -> subprocess.CompletedProcess:
-        folders = (f"GLUE_DIR={glue}", f"MODEL_DIR={model}")
+    def reproduce(glue: Path) -> subprocess.CompletedProcess:
+        folders = (f"GLUE_DIR={glue}", f"MODEL_DIR={other}")
         overrides = " ".join((*SELECTION, "seed=1", *FAST))
         own = {"LORA_EMBEDDED_DIR": str(embedded.folder()), "LC_ALL": "C"}
         done = make(clone, "reproduce-glue", "PROFILE=small", *folders, f"ARGS={overrides}", timeout=300, **own)
         assert changed(clone) == []
         return done
 
-    def table(done: subprocess.CompletedProcess) -> list[str]:
-        """Beginnings of the rows that the sweep prints, up to the name of the method."""
-        assert done.returncode == 0, done.stderr
-        assert "1 to train" in done.stdout
-        return re.findall(r"^\| (.*LoRA \(qv, r8\)) \| 2k \| 1k \| 1 \| -?\d+\.\d", done.stdout, re.MULTILINE)
-
-    assert table(reproduce(glue_dir, model_dir)) == ["LoRA (qv, r8)"]
-    both = reproduce(glue_dir, other)
+    both = reproduce(glue_dir)
+    assert both.returncode == 0 and "1 to train" in both.stdout, both.stderr
     records, problems = load_records(clone / "results/small")
     names = [record.config["model"]["name"] for record in records]
     assert not problems and [record.status for record in records] == ["ok", "ok"]
     assert [name.rpartition("-")[0] for name in names] == [model_dir.name, "other"]
-    assert table(both) == [f"{name} | LoRA (qv, r8)" for name in names]
+    rows = re.findall(r"^\| (.*LoRA \(qv, r8\)) \| 2k \| 1k \| 1 \| -?\d+\.\d", both.stdout, re.MULTILINE)
+    assert rows == [f"{name} | LoRA (qv, r8)" for name in names]
     assert "page: results/small/report.html" in both.stdout
     assert all(name in (clone / "results/small/report.html").read_text() for name in names)
     with (clone / "results/small/tables/table2_part.csv").open() as file:
         assert [row["Model"] for row in csv.DictReader(file)] == names
 
-    refused = reproduce(Path("/nonexistent"), other)
+    refused = reproduce(Path("/nonexistent"))
     of_make, said = [], []
     for line in refused.stderr.splitlines():
         (of_make if line.startswith("make: ") else said).append(line)
@@ -88,27 +85,3 @@ def test_glue_trains_two_encoders_that_share_a_table_and_git_sees_none_of_it(
     assert len(of_make) == 1 and of_make[0].endswith("Error 2"), "the exit code of the sweep"
     assert refused.returncode == 2
     assert len(load_records(clone / "results/small")[0]) == 2
-
-
-def test_own_measurements_are_written_where_git_ignores_them(clone: Path) -> None:
-    """The pages are removed from the reference and from a copy of it, which takes the place of a user's own."""
-    target = "efficiency"
-    committed, own = clone / "results/reference" / target, clone / "results" / target
-    for page in committed.glob(f"*/{target}.md"):
-        page.unlink()
-    removed = changed(clone)
-    assert removed and all(re.fullmatch(rf" D results/reference/{target}/[^/]+/{target}\.md", one) for one in removed)
-    shutil.copytree(committed, own)
-
-    def rebuild(*setting: str) -> None:
-        embedded_folder = str(embedded.folder())
-        done = make(clone, target, "ARGS=--tables", *setting, timeout=300, LORA_EMBEDDED_DIR=embedded_folder)
-        assert done.returncode == 0, done.stderr
-
-    rebuild()
-    assert len(list(own.glob(f"*/{target}.md"))) == len(removed)
-    assert changed(clone) == removed
-    shutil.rmtree(own)
-    rebuild("REFERENCE=1")
-    left = [one for one in changed(clone) if not one.endswith((".png", ".svg"))]  # another matplotlib draws other bytes
-    assert left == [] and not own.exists(), "the pages are back, as they were committed"

@@ -173,7 +173,7 @@ def test_paired_ratios_cancel_what_a_round_shares() -> None:
 def measured(tmp_path_factory, model_dir) -> Path:
     """The folder of one device. Its processes are started while this one holds a GiB."""
     results, ballast = tmp_path_factory.mktemp("results"), np.ones(2**27)
-    what = "--methods lora_merged base full lora --kernels stock --precision fp32 --device cpu --rounds 6"
+    what = "--methods lora_merged full lora --kernels stock --precision fp32 --device cpu --rounds 6"
     shapes = "--step-shapes 3x8 4x12 --latency-shapes 2x8"
     main(["--model", str(model_dir), *what.split(), *shapes.split(), "--results", str(results)])
     assert ballast.all()
@@ -184,7 +184,7 @@ def measured(tmp_path_factory, model_dir) -> Path:
 def test_the_summary_follows_from_the_samples(measured: Path, model_dir: Path) -> None:
     folder = measured / "local-stock-fp32"
     summary = read_summary(folder / "summary.json")
-    assert list(summary) == ["about", "base", "full", "lora", "lora_merged"]
+    assert list(summary) == ["about", "full", "lora", "lora_merged"]
     lora, full, merged = (summary[name] for name in ("lora", "full", "lora_merged"))
     assert lora["trainable"] == 2 * 2 * 2 * 8 * 32, "layers, q and v, A and B, r = 8, d = 32"
     assert lora["to_full"]["trainable"] == pytest.approx(lora["trainable"] / full["trainable"], abs=1e-6)

@@ -108,7 +108,7 @@ def predicted_runs(tmp_path):
     return tmp_path, labels
 
 
-def test_methods_are_compared_and_the_tables_show_it(predicted_runs):
+def test_methods_are_compared_and_the_tables_show_it_unless_the_predictions_are_others(predicted_runs):
     results, labels = predicted_runs
     gathered = gather("small", OVERRIDES, results)
     (entry,) = compare(gathered, {"cola": labels}, results / "small")
@@ -123,13 +123,6 @@ def test_methods_are_compared_and_the_tables_show_it(predicted_runs):
     (pairs,) = [table for table in report.tables if table.name == "pairs"]
     assert pairs.cells["... over examples"].item() == f"{entry['examples_low']:+.1f} to {entry['examples_high']:+.1f}"
     assert not report.problems
-
-
-def test_an_analysis_of_other_predictions_is_named_and_left_out(predicted_runs):
-    results, _ = predicted_runs
-    gathered = gather("small", OVERRIDES, results)
-    path = results / "small" / "analysis" / EXAMPLES
-    path.parent.mkdir()
     path.write_bytes(analysis_json({next(iter(gathered.state.ok)): "0" * 64}, []))
     report = build("small", OVERRIDES, results)
     assert len(report.problems) == 1 and "python -m lora analyse intervals" in report.problems[0]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from commands import lora
 
 from lora.errors import UserError
 from lora.files import ROOT
@@ -110,7 +111,7 @@ def test_the_next_command_clears_a_finished_run_whose_worker_was_killed(tiny_ove
     (record,) = (tmp_path / "results" / "runs").iterdir()
     before, outputs = record.read_bytes(), tmp_path / "outputs"
     assert list((outputs / "checkpoints").iterdir()) and list((outputs / "running").iterdir())
-    subprocess.run([sys.executable, "-m", "lora", *overrides], cwd=ROOT, check=True)
+    assert lora(*overrides).returncode == 0
     assert not [path for name in ("checkpoints", "running") for path in (outputs / name).glob("*")]
     assert record.read_bytes() == before and read_record(record).status == "ok"
 
