@@ -159,7 +159,10 @@ def check_loaded(model: nn.Module, report: dict, config: ModelConfig) -> set[str
     mismatched = [entry if isinstance(entry, str) else entry[0] for entry in report["mismatched_keys"]]
     absent, known = {*report["missing_keys"], *mismatched}, architecture_of(model)
     lacking = sorted(name for name in absent if not is_head(model, name))
-    unused = re.compile("|".join([*config.unused_weights, r"(?!)" if known is None else known.unused]))
+    try:
+        unused = re.compile("|".join([*config.unused_weights, r"(?!)" if known is None else known.unused]))
+    except re.error as error:
+        raise UserError(f"model.unused_weights must hold regular expressions: {error}") from error
     unknown = sorted(n for n in report["unexpected_keys"] if not unused.search(n) and not n.endswith("position_ids"))
     if lacking or unknown:
         raise UserError(
