@@ -20,11 +20,9 @@ from lora.files import ROOT
 from lora.models.sizes import gpt3_count
 from lora.records.record import FRAME_COLUMNS
 from lora.report.claims import verdicts
-from lora.report.claims.cells import difference
-from lora.report.claims.findings import Finding, smallest_p
-from lora.report.claims.shown import commit_text, to_json
+from lora.report.claims.findings import Finding, difference, smallest_p
+from lora.report.claims.shown import commit_text, ours, to_json
 from lora.report.claims.statements import KINDS, Bound, Compare, read_claims
-from lora.report.claims.summary import ours
 from lora.report.claims.verdicts import after_holm, stated_later, verdict
 from lora.report.runs import labelled
 from lora.report.stats import MOST_SEEDS, mean_interval, mean_p

@@ -8,9 +8,8 @@ from machines import inject
 from synthetic import populate
 
 from lora.report.build import build
-from lora.report.command import print_sweep
-from lora.report.titles import method_label
-from lora.report.write import files
+from lora.report.command import files, print_sweep
+from lora.report.runs import method_label
 from lora.sweep.request import select_runs
 
 Q, V = (f"bert.encoder.layer.0.attention.self.{name}" for name in ("query", "value"))
@@ -148,11 +147,9 @@ def test_each_row_of_ones_own_stands_beside_its_reference_cell(grid, labels, tmp
     populate(tmp_path / "mini", "mini", [*arguments, grid], lambda run: 0.5)
     _, tables = tables_of(tmp_path, "mini", [*arguments, grid])
     assert sorted(tables["reference"]["Method"]) == sorted(tables["table2"]["Method"]) == labels
-    reference = tables["reference"].set_index("Method")["Reference"]
-    wanted = ["60.0", "70.0"] if "alpha" in grid else ["60.0", "60.0"]
-    assert [reference[label].partition(" ")[0] for label in labels] == wanted
-    shown = tables["reference"][["This run", "Difference", "Agrees"]].values.tolist()
-    assert sorted(shown) == sorted(["50.0 (50.0 to 50.0)", f"{50 - float(value):+.1f}", "no"] for value in wanted)
+    reference = tables["reference"].set_index("Method")[["First", "Second", "Change"]]
+    wanted = [("60.0", "+10.0"), ("70.0", "+20.0")] if "alpha" in grid else [("60.0", "+10.0")] * 2
+    assert [tuple(reference.loc[label]) for label in labels] == [("50.0", *values) for values in wanted]
 
 
 def test_the_files_of_a_reference_do_not_follow_the_machine(tmp_path, monkeypatch):

@@ -10,8 +10,8 @@ from synthetic import populate
 from lora.config.compose import CONF
 from lora.records.record import load_curves
 from lora.report.build import build
+from lora.report.comparisons import learning_rate_table, taken, tried_rows
 from lora.report.gather import Gathered, gather
-from lora.report.rates import learning_rate_table, taken, tried_rows
 from lora.sweep.expand import PlannedRun
 from lora.table import Table
 

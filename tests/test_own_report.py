@@ -13,9 +13,8 @@ from synthetic import populate, write_run
 from lora.cli import main
 from lora.records.record import write_record
 from lora.report.build import build
-from lora.report.comparisons import answers
+from lora.report.comparisons import answers, rates_table
 from lora.report.page import page
-from lora.report.rates import rates_table
 from lora.report.stats import all_pairs
 from lora.report.terminal import markdown
 from lora.sweep.request import select_runs

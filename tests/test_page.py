@@ -12,7 +12,7 @@ from stages import BROWSERS
 from synthetic import populate
 
 from lora.report.build import build
-from lora.report.write import write
+from lora.report.command import write
 
 pytestmark = pytest.mark.skipif(not any(map(shutil.which, BROWSERS)), reason="no browser")
 GRID = ["experiment=glue_table2,lora_targets,lora_ranks,mnli_start", "seed=1,2"]

@@ -8,7 +8,6 @@ import pytest
 from scipy import stats
 
 from lora.cost.timing import median_interval
-from lora.errors import UserError
 from lora.report.runs import chosen_by_others
 from lora.report.stats import (
     ENOUGH_SEEDS,
@@ -46,12 +45,6 @@ def test_runs_are_paired_by_task_and_seed():
     assert list(pairs.index) == [0, 1]
 
 
-def test_two_runs_of_one_seed_are_no_side_of_a_pair():
-    twice = pd.concat([runs({("rte", 1): 0.7}), runs({("rte", 1): 0.6}, "other")])
-    with pytest.raises(UserError, match=r"one task and seed.*lora\.rte\.s1, other\.rte\.s1"):
-        paired_differences(twice, runs({("rte", 1): 0.6}))
-
-
 def test_only_seeds_with_every_task_are_averaged():
     pairs = pd.DataFrame(
         {"task": ["rte", "cola", "rte", "cola", "rte"], "seed": [1, 1, 2, 3, 4], "difference": [1.0, 3.0, 9.0, 9.0, 9]}
@@ -61,12 +54,11 @@ def test_only_seeds_with_every_task_are_averaged():
     assert len(by_seed(pairs, ["rte", "mrpc"]).to_numpy(float)) == 0
 
 
-@pytest.mark.parametrize("level", [0.95, 0.8])
 @pytest.mark.parametrize("count", [2, 3, 5, 12])
-def test_the_interval_is_scipys_of_students_t(count, level):
+def test_the_interval_is_scipys_of_students_t(count):
     values = np.random.default_rng(count).normal(0.3, 1, count)
-    found = mean_interval(values, level)
-    expected = stats.ttest_1samp(values, 0).confidence_interval(level)
+    found = mean_interval(values)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
     assert (found.mean, found.n) == (pytest.approx(values.mean()), count)
 
@@ -131,7 +123,7 @@ def test_the_seeds_needed_are_those_of_tables_of_power(mean, edges, comparisons,
 def test_the_seeds_needed_for_a_bound_with_two_ends_are_those_of_simulations():
     values = np.array([-1.0, 1.0] * 3)
     values = values / values.std(ddof=1)
-    found = seeds_needed(values, [(-1.0, "less"), (1.0, "greater")])
+    found = int(seeds_needed(values, [(-1.0, "less"), (1.0, "greater")]))
     draws = np.random.default_rng(0).normal(size=(40_000, found))
     half = stats.t.ppf(0.975, found - 1) * draws.std(axis=1, ddof=1) / math.sqrt(found)
     inside = (draws.mean(axis=1) - half > -1) & (draws.mean(axis=1) + half < 1)
@@ -139,8 +131,7 @@ def test_the_seeds_needed_for_a_bound_with_two_ends_are_those_of_simulations():
 
 
 def test_without_spread_the_seeds_needed_are_not_known():
-    with pytest.raises(ValueError, match=r"at least two different values"):
-        seeds_needed(np.array([1.0, 1.0]), [(0.0, "less")])
+    assert math.isnan(seeds_needed(np.array([1.0, 1.0]), [(0.0, "less")]))
 
 
 def test_p_values_are_scipys():

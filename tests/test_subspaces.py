@@ -15,7 +15,7 @@ from lora.records.analysis import SUBSPACES, analysis_json, read_analyses
 from lora.records.record import adapter_path
 from lora.report.analyses import subspaces
 from lora.report.analyses.subspaces import amplification, analyse, read_adapter, similarity
-from lora.report.analyses.table7 import table7
+from lora.report.catalogue import table7
 from lora.rng import gaussian
 from lora.training.loop import run
 

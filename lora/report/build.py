@@ -1,4 +1,4 @@
-"""Build a profile's report from its records: tables, verdicts and figures. `lora.report.write` writes its files."""
+"""Build a profile's report from its records: tables, verdicts and figures. `lora.report.command` writes its files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,19 +10,15 @@ from lora.cost.efficiency.summary import read_summaries
 from lora.files import ROOT
 from lora.records.analysis import Analyses, read_analyses
 from lora.records.record import load_curves
-from lora.report.analyses.table7 import table7
-from lora.report.catalogue import SHOWN, sections_of
-from lora.report.claims.shown import verdict_table
+from lora.report.catalogue import SHOWN, sections_of, table7
+from lora.report.claims.shown import findings_figure, verdict_table
 from lora.report.claims.statements import read_claims
-from lora.report.claims.summary import findings_figure
 from lora.report.claims.verdicts import Verdict, judge
-from lora.report.comparisons import answers, reference_table, repeated_table
+from lora.report.comparisons import answers, learning_rate_table, reference_table, repeated_table
 from lora.report.figures import Figure, latencies
 from lora.report.gather import Gathered, gather
 from lora.report.notes import encoder_notes
-from lora.report.rates import learning_rate_table
 from lora.report.runs import MAIN, with_unselected
-from lora.sweep.expand import State
 from lora.table import Table
 
 TABLE_1 = ROOT / "experiments" / "efficiency" / "paper.csv"
@@ -37,7 +33,6 @@ class Report:
         gathered, analyses: The inputs of the report.
         tables: In reading order.
         cells: Every cell with its numbers.
-        figures: Name -> the plotted data.
         answers: Which method is better on the user-defined tasks, a line per pair.
     """
 
@@ -49,13 +44,8 @@ class Report:
     figures: dict[str, Figure]
     answers: tuple[str, ...] = ()
 
-    @property
-    def name(self) -> str:
-        return self.gathered.name
-
-    @property
-    def state(self) -> State:
-        return self.gathered.state
+    name = property(lambda self: self.gathered.name)
+    state = property(lambda self: self.gathered.state)
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -89,11 +79,8 @@ class Report:
 
 
 def build(name: str, overrides: Sequence[str] = (), results: Path | None = None) -> Report:
-    """Build a profile's report, except the pictures. Writes nothing.
+    """Build a profile's report, except the pictures, from what `gather` reads. Writes nothing.
 
-    Args:
-        name: A profile, or `reference/<profile>`: a folder below `results`.
-        overrides: The sweep's overrides, so that the same runs are expected.
     Raises: UserError: If the profile does not exist, its records were made from different rows, or a claims file or an
         analysis is invalid.
     """

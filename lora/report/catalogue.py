@@ -10,17 +10,17 @@ from typing import Any
 
 import pandas as pd
 
+from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT
+from lora.methods.titles import TARGET_TITLES
 from lora.records.record import load_frame
-from lora.report.comparisons import change_table, method_pairs, pairs_table
-from lora.report.figures import Figure, by_parameters, differences, forest, learning_curves, slopes
+from lora.report.comparisons import change_table, method_pairs, pairs_table, rates_table, tuning_banner
+from lora.report.figures import Figure, by_parameters, differences, figure, forest, learning_curves, slopes
 from lora.report.gather import Gathered
 from lora.report.notes import BANNERS, caption, conditions, encoder_notes, note
-from lora.report.rates import rates_table, tuning_banner
-from lora.report.runs import ADHOC, KINDS, MAIN, OWN, OWN_TASK, labelled, summarise
-from lora.report.tables import beside_paper, table2, table5, table6
-from lora.report.titles import START_TITLES
+from lora.report.runs import ADHOC, KINDS, MAIN, OWN, OWN_TASK, START_TITLES, labelled, summarise
+from lora.report.tables import table2, table5, table6, with_paper
 from lora.table import Table
 
 ROWS = ROOT / "experiments" / "glue_table2" / "rows.csv"
@@ -32,13 +32,8 @@ Examples = Mapping[tuple[str, str, str, str], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Section:
-    """The runs of one experiment whose train rows are of one kind.
-
-    Args:
-        kind: One of `KINDS`.
-        curves: `load_curves` of all records.
-        examples: See `lora.records.analysis.Analyses`.
-    """
+    """The runs of one experiment whose train rows are of one of `KINDS`, with the `curves` of all records and the
+    `examples` of `lora.records.analysis.Analyses`."""
 
     gathered: Gathered
     experiment: str
@@ -87,10 +82,10 @@ def methods(section: Section) -> list[Table]:
     figures = {"parameters": by_parameters(section.runs), "curves": learning_curves(section.runs, section.curves)}
     title = f"{'Table 2: m' if section.experiment == 'glue_table2' else 'M'}ethods by tasks"
     made = [section.table("table2", title, table2(summary), section.notes, **figures)]
-    if section.paper is not None and len(beside := beside_paper(summary, section.paper, pd.read_csv(ROWS))):
-        keys = ("stands_for", *(["difference"] if "Difference" in beside else []), "averages")
-        title = "Table 2, cell by cell next to the paper's"
-        made.append(section.table("table2_paper", title, beside, list(map(note, keys))))
+    if section.paper is not None:
+        title, notes = "Table 2 with the paper's rows", [note("stands_for"), note("averages")]
+        cells = with_paper(summary, section.paper, pd.read_csv(ROWS))
+        made += [section.table("table2_paper", title, cells, notes)] * (len(cells) > len(made[0].cells))
     is_own = section.kind == "own"
     if len(pairs):
         last = note("pairs_own" if is_own else "verdicts").replace("COMMAND", gathered.command("analyse intervals"))
@@ -133,10 +128,8 @@ def lengths(section: Section) -> list[Table]:
     runs = labelled(section.runs, without=("train.epochs",)).assign(epochs=epochs)
     titles = {value: f"{value} epochs" for value in sorted(set(epochs), key=float)}
     cells, notes = change_table(runs, "epochs", titles), [*section.notes, note("change")]
-    figure, title = (
-        learning_curves(section.runs, section.curves, " by length"),
-        "How long to train: one length and twice that",
-    )
+    figure = learning_curves(section.runs, section.curves, " by length")
+    title = "How long to train: one length and twice that"
     return [section.table("length", title, cells, notes, length_curves=figure)]
 
 
@@ -167,16 +160,65 @@ SHOWN: dict[str, Callable[[Section], list[Table]]] = {  # in the report's order
 def sections_of(gathered: Gathered, curves: pd.DataFrame, examples: Examples) -> Iterator[Section]:
     """The sections in reading order.
 
-    Args:
-        curves, examples: See `Section`.
     Raises: UserError: If a table without columns for encoder and protocol would hold several.
     """
     for experiment, every in gathered.runs.groupby("experiment", sort=False):
         for key in () if SHOWN[experiment] in (methods, others) else ("model", "protocol"):
             if len(values := every[key].unique()) > 1:
-                raise UserError(
-                    f"the table of {experiment} would mix the {key}s {', '.join(values)}: name one "
-                    f"({key}={min(values)})"
-                )
+                mixed = f"the table of {experiment} would mix the {key}s {', '.join(values)}"
+                raise UserError(f"{mixed}: name one ({key}={min(values)})")
         for kind, of_kind in sorted(every.groupby("kind"), key=lambda group: KINDS.index(group[0])):
             yield Section(gathered, experiment, kind, of_kind, curves, examples)
+
+
+FIGURES = {  # name -> the kind of its cases, its title and its note
+    "figure3": (
+        "ranks of two seeds",
+        "Figure 3: subspaces of a small and a large rank",
+        "phi(i, j): how much of the top i directions of A at the small rank lies in the top j of A at the large one, "
+        "trained with another seed; and the same of both as they were drawn.",
+    ),
+    "figure4": (
+        "seeds",
+        "Figure 4: subspaces of two seeds",
+        "phi(i, j) between two seeds at the large rank, and between two random Gaussian matrices of that size.",
+    ),
+}
+NORMS = {
+    "W by the update's U, V": "in_update",
+    "by W's own": "in_weight",
+    "by random ones": "in_random",
+    "Norm of W": "weight",
+    "Norm of the update": "update",
+}
+
+
+def table7(name: str, cases: Sequence[Mapping[str, Any]]) -> Table | None:
+    """How much an update amplifies directions that W does not emphasise, and phi of every i and j in the middle layer.
+
+    Returns: None without cases.
+    """
+    lines = []
+    for case in cases:
+        if case["kind"] == "amplification":
+            layers = case["layers"]
+            middle = layers[len(layers) // 2]
+            factors = pd.Series([layer["update"] / layer["in_update"] for layer in layers])
+            line = {"Task": TASKS[case["task"]].title, "Matrix": TARGET_TITLES[case["target"]]}
+            line |= {"r": str(case["rank"]), "Layer": f"{middle['layer'] + 1} of {len(layers)}"}
+            line |= {title: f"{middle[norm]:.2f}" for title, norm in NORMS.items()}
+            line |= {"Amplification": f"{middle['update'] / middle['in_update']:.2f}"}
+            lines.append(line | {"Median over layers": f"{factors.median():.2f}"})
+    figures = {}
+    for key, (kind, title, about) in FIGURES.items():
+        panels = [
+            {"title": f"{TASKS[case['task']].title}, {case['label']}", "x": f"j, {case['x']}", "y": f"i, {case['y']}"}
+            | {"x_names": case["columns"], "y_names": case["rows"], "values": case["phi"]}
+            for case in cases
+            if case["kind"] == kind
+        ]
+        drawn = figure(title, f"{about} 1: contained, 0: orthogonal. Middle layer.", "heat", "", panels)
+        figures |= {key: drawn} if drawn is not None else {}
+    title = f"Table 7: amplification by the update ({name})"
+    notes = (note("table7"), *encoder_notes(case["model"] for case in cases))
+    return Table("table7", title, pd.DataFrame(lines), 2, notes, figures=figures) if lines else None

@@ -1,4 +1,4 @@
-"""Comparisons of runs: methods in pairs of one seed, a setting's values, two devices, and the reference."""
+"""Comparisons of runs: methods in pairs of one seed, a setting's values, learning rates, two devices, the reference."""
 
 import math
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.records.record import load_frame, load_records
 from lora.report.gather import OF_MACHINES, Gathered, known_configs
-from lora.report.notes import note
-from lora.report.runs import CELL, facts_of, in_order, labelled, summarise, told_apart, with_records
-from lora.report.stats import DIGITS, ENOUGH_SEEDS, LEVEL, MOST_SEEDS, POWER, Interval, all_pairs, holm, mean_interval
-from lora.report.tables import cell_text, number
-from lora.report.titles import encoder_title, task_label
+from lora.report.notes import BANNERS, NOTES, conditions, encoder_notes, note
+from lora.report.runs import CELL, facts_of, in_order, labelled, summarise, task_label, told_apart, with_records
+from lora.report.stats import DIGITS, ENOUGH_SEEDS, LEVEL, Interval, all_pairs, holm, mean_interval, needed_text
+from lora.report.tables import cell_text, collapsed_text, number
+from lora.sweep.request import LEARNING_RATE
 from lora.table import Table
 
 REPEATED = "repeated"  # the folder of runs trained again, below that of the records
@@ -40,12 +40,7 @@ def method_pairs(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def pairs_table(pairs: pd.DataFrame, examples: Mapping[tuple[str, str, str, str], Mapping[str, Any]]) -> pd.DataFrame:
-    """The difference between every two methods, with its intervals and p-values.
-
-    Args:
-        pairs: `method_pairs`.
-        examples: (model, one, other, task) -> bounds that `analyse intervals` computed.
-    """
+    """`method_pairs` as a table. `examples`: (model, one, other, task) -> bounds that `analyse intervals` computed."""
 
     def interval(low: float, high: float) -> str:
         return "-" if pd.isna(low) or pd.isna(high) else f"{low:+.1f} to {high:+.1f}"
@@ -67,10 +62,7 @@ def answers(pairs: pd.DataFrame) -> list[str]:
     """`LoRA (qv, r8) - Full fine-tuning, my_task: -4.4 (-14.9 to +6.0), n = 3: inconclusive; ...`, a line per pair.
 
     A method is higher or lower if all of the 95% interval over seeds is above or below 0, and not on fewer than
-    `ENOUGH_SEEDS` pairs, as for the paper's claims.
-
-    Args:
-        pairs: `method_pairs`, of user-defined tasks. Of several tasks, the average is told.
+    `ENOUGH_SEEDS` pairs, as for the paper's claims. Of several tasks, the average is told.
     """
     lines, pair = [], ["model", "one", "other"]
     averaged = pairs.groupby(pair)["task"].transform(lambda tasks: tasks.eq("Avg.").any()).astype(bool)
@@ -78,13 +70,10 @@ def answers(pairs: pd.DataFrame) -> list[str]:
         if row.n >= ENOUGH_SEEDS and (row.low > 0 or row.high < 0):
             word = "higher" if row.low > 0 else "lower"
         else:
-            word = "inconclusive"
-            word += f"; a verdict needs at least {ENOUGH_SEEDS} seeds" * (row.n < ENOUGH_SEEDS)
-            if not pd.isna(row.needed):
-                count = f"about {row.needed:.0f}" if row.needed else f"more than {MOST_SEEDS}"
-                word += f"; {count} seeds would tell them apart with {POWER:.0%} power"
+            few = f"; a verdict needs at least {ENOUGH_SEEDS} seeds" * (row.n < ENOUGH_SEEDS)
+            word = f"inconclusive{few}{needed_text(row.needed, 'tell them apart')}"
         place = "average over the tasks" if row.task == "Avg." else TASKS[row.task].title
-        about = f", {encoder_title(row.model)}" if pairs["model"].nunique() > 1 else ""
+        about = f", {row.model}" if pairs["model"].nunique() > 1 else ""
         value = Interval(row.mean, row.low, row.high, row.n).text
         lines.append(f"{row.one} - {row.other}, {place}{about}: {value}, n = {row.n}: {word}")
     return lines
@@ -96,9 +85,7 @@ def change_table(runs: pd.DataFrame, column: str, titles: Mapping[str, str]) -> 
     A cell has all seeds that were trained. The change is over the seeds that were trained at both values.
 
     Args:
-        column: The column of `runs` that holds the setting.
-        titles: Value -> title, in the columns' order.
-    Raises: UserError: If two runs of one row, task and value have the same seed.
+        titles: Value of the setting in `column` -> title, in the columns' order.
     """
     lines = []
     for task in in_order(runs):
@@ -113,7 +100,7 @@ def change_table(runs: pd.DataFrame, column: str, titles: Mapping[str, str]) -> 
 
 
 def repeated_table(name: str, folder: Path, runs: pd.DataFrame) -> Table | None:
-    """The runs that were trained again on another device, one line per cell and pair of devices; None without any.
+    """The runs that were trained again on another device; None without any.
 
     The records of the second training are in `<results>/repeated`. A run_id hashes the settings, so two records of one
     run_id differ in nothing else than where they ran.
@@ -123,27 +110,17 @@ def repeated_table(name: str, folder: Path, runs: pd.DataFrame) -> Table | None:
     records, problems = load_records(folder / REPEATED)
     if problems:
         raise UserError("; ".join(problems))
-    again = load_frame(records)[["run_id", "best", "device", "fingerprint"]]
-    runs = runs.dropna(subset="device").merge(again, on="run_id", suffixes=("", "_2"))
-    if moved := runs.loc[runs["fingerprint"] != runs["fingerprint_2"], "run_id"].tolist():
+    again, first = load_frame(records), runs.set_index("run_id")["fingerprint"].dropna().to_dict()
+    if moved := [run.run_id for run in again.itertuples() if first.get(run.run_id, run.fingerprint) != run.fingerprint]:
         raise UserError(f"repeated on other rows, so not the same run: {', '.join(moved)}")
-    lines = []
-    for (*_, label, _, task, device, other), cell in runs.groupby([*CELL, "device", "device_2"], sort=False):
-        one, two = 100 * cell["best"], 100 * cell["best_2"]
-        changes = (two - one).round(DIGITS)
-        line = {"Method": label, "Task": task_label(TASKS[task]), "Devices": f"{device}, {other}"}
-        line |= {"Seeds": str(len(cell)), "First": number(one.mean()), "Second": number(two.mean())}
-        line |= {"Change": mean_interval(changes.to_numpy()).text, "SD of the change": number(changes.std())}
-        lines.append(line | {"SD of two seeds": number(math.sqrt(2) * one.std())})
-    title = f"The same runs on two devices ({name})"
-    return Table(REPEATED, title, pd.DataFrame(lines), 3, (note(REPEATED),)) if lines else None
+    return twice_table(REPEATED, f"The same runs on two devices ({name})", runs, again, ["run_id"])
 
 
 def reference_table(gathered: Gathered) -> Table | None:
-    """The user's runs next to the reference runs of the same settings and seeds; None if there are none.
+    """The user's runs (first) and the reference runs of the same settings and seeds (second); None if there are none.
 
-    Cells agree if the ranges of their seeds overlap. Precision, kernels and attention can depend on the machine, so a
-    run is matched without them; several rows of the user's can have one of the reference.
+    Precision, kernels and attention can depend on the machine, so a run is matched without them; several rows of the
+    user's can have one of the reference.
     """
     if gathered.is_reference:
         return None
@@ -154,22 +131,97 @@ def reference_table(gathered: Gathered) -> Table | None:
         same = side["columns"].map(lambda named: sorted((k, v) for k, v in named.items() if k not in OF_MACHINES))
         side["settings"] = same.astype(str)
     keys = [key for key in (*CELL, "seed", "settings") if key != "label"]
-    pairs = sides[0].merge(sides[1].drop_duplicates(keys)[[*keys, "best"]], on=keys, suffixes=("", "_reference"))
+    title = f"Your runs, and the same runs of the reference ({gathered.name})"
+    return twice_table("reference", title, sides[0], sides[1].drop_duplicates(keys), keys)
+
+
+def twice_table(file: str, title: str, runs: pd.DataFrame, again: pd.DataFrame, on: list[str]) -> Table | None:
+    """Runs and their repetitions, one line per cell and pair of devices; None without any. `on`: a run's identity."""
+    pairs = runs.dropna(subset="device").merge(again[[*on, "best", "device"]], on=on, suffixes=("", "_2"))
     lines = []
-    for (*_, label, _, task), cell in pairs.groupby(CELL, sort=False):
-        values = [100 * cell[column].dropna() for column in ("best", "best_reference")]
-        texts = ["-" if v.empty else f"{v.median():.1f} ({v.min():.1f} to {v.max():.1f})" for v in values]
-        line = {"Method": label, "Task": task, "This run": texts[0], "Reference": texts[1]}
-        line |= {"Difference": "-", "Agrees": "-"}
-        if "-" not in texts:
-            ours, reference = values
-            overlap = ours.min() <= reference.max() and reference.min() <= ours.max()
-            line["Difference"] = f"{ours.median() - reference.median():+.1f}"
-            line["Agrees"] = "yes" if overlap else "no"
-        lines.append(line)
-    if not lines:
+    for (*_, label, _, task, device, other), cell in pairs.groupby([*CELL, "device", "device_2"], sort=False):
+        one, two = 100 * cell["best"], 100 * cell["best_2"]
+        changes = (two - one).round(DIGITS)
+        line = {"Method": label, "Task": task_label(TASKS[task]), "Devices": f"{device}, {other}"}
+        line |= {"Seeds": str(len(cell)), "First": number(one.mean()), "Second": number(two.mean())}
+        line |= {"Change": mean_interval(changes.dropna().to_numpy()).text, "SD of the change": number(changes.std())}
+        lines.append(line | {"SD of two seeds": number(math.sqrt(2) * one.std())})
+    return Table(file, title, pd.DataFrame(lines), 3, (note(REPEATED),)) if lines else None
+
+
+TITLE = "Learning rates tried, on seeds outside the tables of results"
+ORIGINS = {
+    "conf": "in conf/hparams",
+    "default": "default, not tuned for this task",
+    "tuned": "tuned",
+    "stated": "stated by the command",
+}
+
+
+def learning_rate_table(name: str, tried: pd.DataFrame, curves: pd.DataFrame) -> Table | None:
+    """One line per row and trained rate; None if no run was trained.
+
+    A row is the runs that are equal in every setting but the rate and the seed. A value is the mean over its seeds,
+    whose number is stated where there are several.
+    """
+    rows = tried_rows(tried)
+    runs = rows.dropna(subset="lr")
+    if runs.empty:
         return None
-    cells = pd.DataFrame(lines)
-    agree, total = (cells["Agrees"] == "yes").sum(), (cells["Agrees"] != "-").sum()
-    verdict = f"{agree} of {total} cells agree: the ranges of their seeds overlap."
-    return Table("reference", f"Compared with the reference runs ({gathered.name})", cells, 2, (verdict,))
+    tasks, best, lines = in_order(runs), taken(rows), []
+    for label, of_row in runs.groupby("label", sort=False):
+        rates = sorted(of_row["lr"].unique())
+        for rate in rates:
+            line, means = {"Method": label, "Learning rate": f"{rate:.0e}"}, []
+            for task in tasks:
+                cell = of_row[(of_row["lr"] == rate) & (of_row["task"] == task)]
+                seeds = f" ({len(cell)} seeds)" if len(cell) > 1 else ""
+                means.append(100 * cell["best"].mean())
+                line[task_label(TASKS[task])] = number(means[-1]) + (
+                    collapsed_text(int(cell["collapsed"].sum()), len(cell)) or seeds
+                )
+            edge = " (edge)" if rate in (rates[0], rates[-1]) else ""
+            line |= {"Avg.": number(pd.Series(means).mean(skipna=False))}
+            lines.append(line | {"Taken": f"yes{edge}" if best.get(label) == rate else ""})
+    notes = (note(LEARNING_RATE), *encoder_notes(runs["model"]))
+    banner = " ".join(filter(None, map(BANNERS.get, runs["kind"].unique())))
+    return Table(LEARNING_RATE, f"{TITLE} ({name})", pd.DataFrame(lines), 2, notes, banner, conditions(tried, curves))
+
+
+def tried_rows(tried: pd.DataFrame) -> pd.DataFrame:
+    """The tried runs, each with the label of its row, which names the encoder or protocol if there are several."""
+    tried = labelled(tried, without=("train.lr",))
+    return tried.assign(label=told_apart(tried, ["model", "protocol"]))
+
+
+def taken(rows: pd.DataFrame) -> dict[str, float]:
+    """Label -> the rate with the best mean over tasks, each task first averaged over its seeds; the smaller on a tie.
+
+    Only rates that were tried on every task and seed of the row count. Rows with a missing run are excluded.
+    """
+    found = {}
+    for label, of_row in rows.groupby("label", sort=False):
+        if of_row["lr"].notna().all():
+            by_rate = of_row.pivot(index="lr", columns=["task", "seed"], values="best").sort_index().dropna()
+            if len(by_rate):
+                found[str(label)] = float(by_rate.T.groupby("task").mean().mean().idxmax())
+    return found
+
+
+def rates_table(runs: pd.DataFrame, tuning: pd.DataFrame) -> pd.DataFrame:
+    """Each method's learning rate on each task, and how it was chosen. `tuning`: the runs that tried rates."""
+    lines = []
+    for run in runs.dropna(subset="lr").drop_duplicates(["label", "task", "lr", "rate_from"]).itertuples():
+        chosen = ORIGINS["stated" if pd.isna(run.rate_from) else run.rate_from]
+        tried = tuning.loc[(tuning["task"] == run.task) & (tuning["method"] == run.method), "lr"]
+        if run.rate_from == "tuned" and len(tried):
+            chosen += f", of {tried.nunique()}" + ", at the edge" * (run.lr in (tried.min(), tried.max()))
+        line = {"Method": run.label, "Task": TASKS[run.task].title}
+        lines.append(line | {"Learning rate": f"{run.lr:g}", "Chosen": chosen})
+    return pd.DataFrame(lines)
+
+
+def tuning_banner(runs: pd.DataFrame) -> str:
+    """What stands above the tables if no learning rate was tuned, or stated for every method."""
+    origins = set(runs["rate_from"].dropna())
+    return NOTES["untuned"] if origins - {"stated"} and "tuned" not in origins else ""

@@ -14,9 +14,8 @@ from lora.cost.efficiency.summary import MODEL_TITLES
 from lora.cost.efficiency.summary import TITLES as EFFICIENCY_TITLES
 from lora.data.tasks import TASKS
 from lora.files import rounded
-from lora.report.runs import ROW, in_order, told_apart
+from lora.report.runs import ROW, START_TITLES, adapted, encoder_title, in_order, task_label, told_apart
 from lora.report.stats import LEVEL, by_seed, mean_interval
-from lora.report.titles import START_TITLES, adapted, encoder_title, task_label
 
 Figure = dict[str, Any]
 ADDED = ("houlsby", "pfeiffer", "lora", "lora_merged")  # served forms that may add latency
@@ -30,6 +29,18 @@ def beside(place: int, count: int) -> float:
     return SPREAD * (place - (count - 1) / 2)
 
 
+def series_of(
+    label: str,
+    points: Iterable[Sequence[float | None]],
+    aside: float = 0,
+    keys: Sequence[str] = ("x", "y", "low", "high"),
+) -> dict[str, Any]:
+    """A series from its points, each of which has a value per key. `aside`: added to every x."""
+    points = list(points)
+    found = {key: [point[i] for point in points] for i, key in enumerate(keys)}
+    return {"label": label, **found, "x": [x + aside for x in found["x"]]}
+
+
 def differences(
     title: str,
     summary: pd.DataFrame,
@@ -41,36 +52,29 @@ def differences(
     """Tables 5 and 6 as figures: LoRA minus LoRA on the base's matrices or of its rank, here and in the paper.
 
     Args:
-        pairs: `lora.report.comparisons.method_pairs`.
         base: The target set and rank that those of a row are compared with.
         bound: Of the claim about the table.
     """
     rows = {adapted(row): row.label for row in summary.drop_duplicates("label").itertuples()}
     compared = [(key, base(*key)) for key in rows if key != base(*key) in rows]
-    turned = pairs.assign(
-        one=pairs["other"], other=pairs["one"], mean=-pairs["mean"], low=-pairs["high"], high=-pairs["low"]
-    )
-    both = pd.concat([pairs, turned]).dropna(subset=["mean"]).set_index(["one", "other", "task"])
-    tasks = [task for task in in_order(summary) if task in both.index.get_level_values("task")]
-    series: list[dict[str, Any]] = []
+    turned = {"one": pairs["other"], "other": pairs["one"], "mean": -pairs["mean"]}
+    both = pd.concat([pairs, pairs.assign(**turned, low=-pairs["high"], high=-pairs["low"])]).dropna(subset=["mean"])
+    found = both.set_index(["one", "other", "task"])[["mean", "low", "high"]]
+    tasks = [task for task in in_order(summary) if task in set(both["task"])]
+    series = []
     for place, task in enumerate(tasks):
         keys = [(i, (rows[one], rows[other], task)) for i, (one, other) in enumerate(compared)]
-        there = [(i, both.loc[key]) for i, key in keys if key in both.index]
-        aside = beside(place, len(tasks))
-        values = {
-            key: [one[name] for _, one in there] for key, name in (("y", "mean"), ("low", "low"), ("high", "high"))
-        }
-        series.append({"label": task_label(TASKS[task]), "x": [i + aside for i, _ in there], **values})
-    printed: dict[str, list[float]] = {"x": [], "y": []}
+        points = [(i, *found.loc[key]) for i, key in keys if key in found.index]
+        series.append(series_of(task_label(TASKS[task]), points, beside(place, len(tasks))))
     cells = {} if paper is None else paper.set_index(["method", "task"])["value"].to_dict()
-    for i, (one, other) in enumerate(compared):
+    printed = []
+    for i, sides in enumerate(compared):
         for task in dict.fromkeys(task for _, task in cells):
-            ours, theirs = ((f"LoRA {key[0].replace(', ', ',')} r={key[1]}", task) for key in (one, other))
-            if ours in cells and theirs in cells:
-                printed["x"].append(i)
-                printed["y"].append(cells[ours] - cells[theirs])
-    if printed["x"]:
-        series.append({"label": f"the paper ({', '.join(dict.fromkeys(task for _, task in cells))})", **printed})
+            values = [cells.get((f"LoRA {name.replace(', ', ',')} r={rank}", task)) for name, rank in sides]
+            printed += [(i, values[0] - values[1])] if None not in values else []
+    if printed:
+        label = f"the paper ({', '.join(dict.fromkeys(task for _, task in cells))})"
+        series.append(series_of(label, printed, keys=("x", "y")))
     names = [f"{targets}, r = {rank}" for (targets, rank), _ in compared]
     panel = {"title": "", "names": names, "bounds": [bound] * len(names), "series": series}
     return figure(title, BOUNDED, "intervals", "points", [panel] if tasks and names else [])
@@ -85,77 +89,66 @@ def by_parameters(runs: pd.DataFrame) -> Figure | None:
         for (*_, label), group in rows.groupby(ROW, sort=False):
             score, count = mean_interval(by_seed(group, tasks).to_numpy(float)), group["trainable_method"].dropna()
             if score.n and len(count):
-                place = {"x": [int(count.iloc[0])], "y": [score.mean], "low": [score.low], "high": [score.high]}
-                series.append({"label": label, **place})
+                series.append(series_of(label, [(int(count.iloc[0]), score.mean, score.low, score.high)]))
         if series:
             titles = ", ".join(TASKS[task].title for task in tasks)
             panels.append({"title": encoder_title(model), "y": f"average of {titles}", "series": series})
     note = f"Mean over seeds of the average over tasks, with its {LEVEL:.0%} interval. Excludes the head."
-    return figure(
-        "Trainable parameters against the average score", note, "lines", "trainable parameters", panels, log_x=True
-    )
+    title = "Trainable parameters against the average score"
+    return figure(title, note, "lines", "trainable parameters", panels, log_x=True)
 
 
 def slopes(runs: pd.DataFrame, paper: pd.DataFrame | None) -> Figure | None:
-    """Section 5.2 as a figure: the score of each method with both starts, here and in the paper, task by task.
-
-    Args:
-        paper: The published cells of LoRA with an MNLI start, and without it ("LoRA dagger").
-    """
+    """Section 5.2 as a figure: the score of each method with both starts, here and in the paper, task by task."""
     cells = {} if paper is None else paper.set_index(["method", "task"])["value"].to_dict()
-    methods, panels = list(dict.fromkeys(runs["label"])), []
+    methods, names, panels = (
+        list(dict.fromkeys(runs["label"])),
+        [f"from {title}" for title in START_TITLES.values()],
+        [],
+    )
     for task in in_order(runs):
-        series: list[dict[str, Any]] = []
+        series = []
         for place, method in enumerate(methods):
             cell = runs[(runs["task"] == task) & (runs["label"] == method)]
             scores = [100 * cell.loc[cell["start"] == start, "best"].dropna().to_numpy(float) for start in START_TITLES]
             ends = [mean_interval(values) for values in scores]
             if all(end.n for end in ends):
-                values = {"y": [end.mean for end in ends], "low": [end.low for end in ends]}
-                x = [i + 0.2 * beside(place, len(methods)) for i in range(len(ends))]
-                series.append({"label": method, "x": x, **values, "high": [end.high for end in ends]})
+                points = [(i, end.mean, end.low, end.high) for i, end in enumerate(ends)]
+                series.append(series_of(method, points, 0.2 * beside(place, len(methods))))
         printed = [cells.get((method, TASKS[task].title)) for method in ("LoRA dagger", "LoRA")]
         if series and None not in printed:
-            empty = [None] * len(printed)
-            series.append({"label": PAPER, "x": [*range(len(printed))], "y": printed, "low": empty, "high": empty})
+            series.append(series_of(PAPER, [(i, value, None, None) for i, value in enumerate(printed)]))
         if series:
-            names = [f"from {title}" for title in START_TITLES.values()]
-            panels.append(
-                {"title": TASKS[task].title, "y": task_label(TASKS[task]), "x_names": names, "series": series}
-            )
+            about = {"title": TASKS[task].title, "y": task_label(TASKS[task]), "x_names": names}
+            panels.append({**about, "series": series})
     note = f"Means over seeds, with {LEVEL:.0%} intervals. The paper's two rows also differ in batch and length."
     return figure("Section 5.2: what an MNLI start gives", note, "lines", "", panels)
 
 
 def latencies(summaries: Iterable[Mapping[str, Any]], paper: pd.DataFrame) -> Figure | None:
-    """Table 1 as a figure: the latency that each method adds to the untouched encoder, here and in the paper.
-
-    Args:
-        summaries: Of `python -m lora efficiency`.
-        paper: The published latencies, on GPT-2 medium.
-    """
+    """Table 1 as a figure: the latency that each method adds to the untouched encoder, here and in the paper."""
     passes = paper[paper["metric"] == "latency, ms"]
     batches = passes["quantity"].str.extract(r"batch (\d+), seq len (\d+)")
     printed = passes.assign(shape=batches[0] + "x" + batches[1], ms=passes["value"].astype(float))
     ms = printed.set_index(["method", "shape"])["ms"].to_dict()
+
+    def more(ratio: float | None) -> float | None:
+        return None if ratio is None else 100 * (ratio - 1)
+
     panels = []
     for summary in summaries:
-        plan, series = summary["about"]["plan"], list[dict[str, Any]]()
+        plan, series = summary["about"]["plan"], []
         shapes, methods = plan["latency_shapes"], [name for name in ADDED if name in plan["methods"]]
         for place, name in enumerate(methods):
             ratios = summary[name]["to_base"] or {}
-            if not ratios.get("latency_ms_interval"):
-                continue
-            ends = [ratios["latency_ms_interval"][shape] or (None, None) for shape in shapes]
-            added = {"y": [ratios["latency_ms"][shape] for shape in shapes]}
-            added |= {"low": [low for low, _ in ends], "high": [high for _, high in ends]}
-            values = {key: [None if one is None else 100 * (one - 1) for one in ones] for key, ones in added.items()}
-            x = [i + beside(place, len(methods)) for i in range(len(shapes))]
-            series.append({"label": EFFICIENCY_TITLES[name], "x": x, **values})
+            if ends := ratios.get("latency_ms_interval"):
+                added = [(ratios["latency_ms"][shape], *(ends[shape] or (None, None))) for shape in shapes]
+                points = [(i, *map(more, of_shape)) for i, of_shape in enumerate(added)]
+                series.append(series_of(EFFICIENCY_TITLES[name], points, beside(place, len(methods))))
         for name in ("AdapterH", "AdapterL"):
-            there = [(i, shape) for i, shape in enumerate(shapes) if (name, shape) in ms]
-            more = [100 * (ms[name, shape] / ms["Fine-Tune/LoRA", shape] - 1) for _, shape in there]
-            series.append({"label": f"the paper: {name} (GPT-2 medium)", "x": [i for i, _ in there], "y": more})
+            there = [(i, ms[name, shape], shape) for i, shape in enumerate(shapes) if (name, shape) in ms]
+            points = [(i, more(value / ms["Fine-Tune/LoRA", shape])) for i, value, shape in there]
+            series.append(series_of(f"the paper: {name} (GPT-2 medium)", points, keys=("x", "y")))
         names = [f"{shape.replace('x', ' x ')} tokens" for shape in shapes]
         title = f"{MODEL_TITLES[plan['model']]}, {plan['kernels']} kernels, {plan['precision']}"
         panels.append({"title": title, "names": names, "bounds": [], "series": series})
@@ -165,23 +158,16 @@ def latencies(summaries: Iterable[Mapping[str, Any]], paper: pd.DataFrame) -> Fi
 
 
 def learning_curves(runs: pd.DataFrame, curves: pd.DataFrame, what: str = "") -> Figure | None:
-    """The metric by epoch, per task; the band is the range of the seeds.
-
-    Args:
-        what: Suffix of the title.
-    """
-    runs = runs.assign(label=told_apart(runs)).merge(curves, on="run_id")
-    panels = []
+    """The metric by epoch, per task; the band is the range of the seeds. `what`: suffix of the title."""
+    runs, panels = runs.assign(label=told_apart(runs)).merge(curves, on="run_id"), []
     for task in in_order(runs):
         series = []
         for label, cell in runs[runs["task"] == task].groupby("label", sort=False):
             by_epoch = cell.groupby("epoch")["value"].agg(["median", "min", "max"]) * 100
-            band = {"low": by_epoch["min"].tolist(), "high": by_epoch["max"].tolist()}
-            series.append({"label": label, "x": by_epoch.index.tolist(), "y": by_epoch["median"].tolist(), **band})
+            series.append(series_of(label, by_epoch.itertuples(name=None)))
         panels.append({"title": TASKS[task].title, "y": task_label(TASKS[task]), "band": True, "series": series})
-    return figure(
-        f"Learning curves{what}", "Median over seeds; band: lowest and highest seed.", "lines", "epoch", panels
-    )
+    note = "Median over seeds; band: lowest and highest seed."
+    return figure(f"Learning curves{what}", note, "lines", "epoch", panels)
 
 
 def forest(pairs: pd.DataFrame) -> Figure | None:
@@ -191,14 +177,9 @@ def forest(pairs: pd.DataFrame) -> Figure | None:
         if not one.startswith("LoRA"):
             continue
         places, series = list(dict.fromkeys(rows["task"])), []
-        others = list(dict.fromkeys(rows["other"]))
-        for i, other in enumerate(others):
-            of_pair = rows[rows["other"] == other]
-            aside = beside(i, len(others))
-            values = {"y": of_pair["mean"].tolist(), "low": of_pair["low"].tolist(), "high": of_pair["high"].tolist()}
-            series.append(
-                {"label": f"minus {other}", "x": [places.index(t) + aside for t in of_pair["task"]], **values}
-            )
+        for i, (other, of_pair) in enumerate(rows.groupby("other", sort=False)):
+            points = [(places.index(row.task), row.mean, row.low, row.high) for row in of_pair.itertuples()]
+            series.append(series_of(f"minus {other}", points, beside(i, rows["other"].nunique())))
         names = [place if place == "Avg." else task_label(TASKS[place]) for place in places]
         title = one if pairs["model"].nunique() == 1 else f"{one} ({encoder_title(model)})"
         panels.append({"title": title, "names": names, "bounds": [], "series": series})

@@ -4,18 +4,17 @@ What a run was is read from its record. The sweep is asked only which runs its e
 """
 
 import argparse
-import dataclasses
 import shlex
 import sys
 from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 
 from lora.checks import SettingsError
-from lora.config.compose import values_given
+from lora.config.compose import compose_config, values_given
 from lora.config.rates import TUNING
 from lora.config.run import RunConfig, run_config
 from lora.data.own_task import add_kept_tasks
@@ -23,10 +22,10 @@ from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import REFERENCE, RESULTS
 from lora.records.predictions import with_collapsed
-from lora.records.record import RunRecord, load_frame, load_records
+from lora.records.record import RunRecord, adapter_path, load_frame, load_records
 from lora.report.runs import ADHOC, MAIN, OWN, OWN_TASK, PLACE, facts_of, in_table_order, labelled, with_records
 from lora.sweep.expand import PlannedRun, State, state_of
-from lora.sweep.request import LEARNING_RATE, experiments_of, select_runs, selected
+from lora.sweep.request import LEARNING_RATE, experiments_of, read_own_tasks, select_runs, selected
 
 EXPERIMENTS = (*MAIN, "lora_targets", "lora_ranks", "mnli_start", "length", LEARNING_RATE, OWN)  # in reading order
 OF_MACHINES = ("train.precision", "train.kernels", "model.attention")  # settings that may depend on the machine
@@ -39,10 +38,8 @@ class Gathered:
 
     Args:
         folder: The folder of the records.
-        results: The folder that holds the user's own results.
-        reference: The folder that holds the committed results.
+        results, reference: The folders that hold the user's own results, and the committed ones.
         is_reference: Whether these are the reference (the committed runs).
-        overrides: The overrides of the expected runs.
         runs: The runs of the tables of results (`lora.report.runs`), experiment by experiment, in the tables' order.
         tried: The runs by which the learning rates of conf/ were chosen, which stay out of the tables of results.
         tuning: The records that `python -m lora tune` made; in no table of results.
@@ -82,17 +79,12 @@ class Gathered:
         """Each run once, in the tables' order."""
         return in_table_order(self.runs.drop_duplicates("run_id", keep="last"))
 
-    @property
-    def main(self) -> pd.DataFrame:
-        """The runs of the tables that compare the methods."""
-        return self.runs[self.runs["experiment"].isin(MAIN)]
-
     def command(self, name: str) -> str:
         """A command about these runs, as it works when typed here."""
         python = "python" if self.is_reference else sys.executable
-        own = [] if any(p.startswith("task=") for p in self.overrides) or not self.is_own else ["task=FILE"]
-        needs_rows = own if name == "analyse intervals" else []
-        return shlex.join([python, "-m", "lora", *name.split(), self.name, *self.overrides, *needs_rows])
+        needs_rows = name == "analyse intervals" and self.is_own and not values_given("task", self.overrides)
+        words = [*name.split(), self.name, *self.overrides, *(["task=FILE"] if needs_rows else [])]
+        return shlex.join([python, "-m", "lora", *words])
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -132,7 +124,7 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     ok = {r.run_id: r for r in records if r.run_id in configs.keys() - tuning.keys()}
     extra = tuple(run_id for run_id in state.extra if run_id not in {*ok, *tuning})
     frame, broken = with_collapsed(load_frame(list(ok.values())), ok.values(), folder)
-    state = dataclasses.replace(state, ok=ok, extra=extra, problems=(*state.problems, *broken))
+    state = replace(state, ok=ok, extra=extra, problems=(*state.problems, *broken))
     refuse_mixed_rows(frame)
     dropped = OF_MACHINES if is_reference else ()  # the committed files are the same on every machine
     parents = {run.parent for run in wanted.get("mnli_start", ())}  # whose table does not show them
@@ -141,11 +133,8 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     others = facts_of([(OWN, configs[run_id]) for run_id in sorted(ok) if run_id not in known], dropped)
     every = with_records(placed(facts_of(listed, dropped), others), frame)
     main = every[every["experiment"].isin(MAIN)]
-    tables = [
-        in_table_order(labelled(every[every["experiment"] == n], main, start=n != "mnli_start"))
-        for n in EXPERIMENTS
-        if n in set(every["experiment"])
-    ]
+    found = [(n, every[every["experiment"] == n]) for n in EXPERIMENTS if n in set(every["experiment"])]
+    tables = [in_table_order(labelled(of_name, main, start=n != "mnli_start")) for n, of_name in found]
     runs = pd.concat(tables) if tables else every
     is_rate = runs["experiment"] == LEARNING_RATE
     where = (profile, folder, own, reference, is_reference, tuple(overrides))
@@ -153,10 +142,8 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
 
 
 def known_configs(records: Iterable[RunRecord]) -> tuple[dict[str, RunConfig], list[str]]:
-    """run_id -> configuration, for the `ok` records that this version names by their settings.
-
-    Returns: Also a message for each whose settings it does not know.
-    """
+    """run_id -> configuration, for the `ok` records that this version names by their settings; and a message for each
+    whose settings it does not know."""
     configs, unknown = {}, []
     for record in records:
         if record.status == "ok":
@@ -191,9 +178,8 @@ def wanted_runs(
     shown: they are of another encoder.
 
     Args:
-        pinned: More overrides, from the records.
+        pinned: More overrides, from the records (`as_recorded`).
         present: The run_ids of the records.
-        whole: See `select_runs`.
     """
     asked = [*overrides, *pinned]
     runs = select_runs(profile, asked, whole)
@@ -212,7 +198,7 @@ def wanted_runs(
 
 def placed(expected: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
     """The expected runs and others: next to the same runs of another encoder, or in a table of their own."""
-    if not len(expected):
+    if expected.empty:
         return others.assign(experiment=[ADHOC if TASKS[task].own is None else OWN_TASK for task in others["task"]])
     main = expected[expected["experiment"].isin(MAIN)]
     places = main[["experiment", *PLACE]].drop_duplicates()
@@ -222,11 +208,33 @@ def placed(expected: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
 
 def refuse_mixed_rows(frame: pd.DataFrame) -> None:
     """Check that records of one task, on all train rows or on a part of one size, were made from the same rows."""
-    sized = frame.assign(asked=frame["train_rows"].where(frame["is_part"], 0)) if len(frame) else frame
-    for (task, _), runs in sized.groupby(["task", "asked"]) if len(frame) else ():
+    asked = frame["train_rows"].where(frame["is_part"].eq(True), 0)
+    for (task, _), runs in frame.groupby([frame["task"], asked]):
         if runs["fingerprint"].nunique() > 1:
             by_rows = runs.drop_duplicates("fingerprint")["run_id"]
             raise UserError(
                 f"records of {task} were made from different rows, so they share no table: {', '.join(by_rows)}; "
                 f"for a results folder of its own, add runtime.results=FOLDER"
             )
+
+
+def config_here(record: RunRecord, gathered: Gathered) -> RunConfig:
+    """The configuration of a record, with the folders of this machine, which the command names if they are needed."""
+    settings = dict(record.config)
+    read_own_tasks(gathered.overrides)  # reads the rows of the tasks that the command names
+    for section, key in (("model", "path"), ("data", "path"), ("data", "source")):
+        if given := values_given(f"{section}.{key}", gathered.overrides):
+            settings[section] = settings[section] | {key: given[-1]}
+    return run_config(settings)
+
+
+def saved_runs(gathered: Gathered) -> list[tuple[RunRecord, RunConfig]]:
+    """The records whose adapter is in this machine's outputs, each with its configuration and that folder."""
+    runtime = [override for override in gathered.overrides if override.startswith("runtime.")]
+    outputs = compose_config([f"profile={gathered.profile}", *runtime]).runtime.outputs
+    saved = []
+    for run_id, record in sorted(gathered.state.ok.items()):
+        if record.adapter and adapter_path(outputs, run_id).exists():
+            config = config_here(record, gathered)
+            saved.append((record, replace(config, runtime=replace(config.runtime, outputs=outputs))))
+    return saved

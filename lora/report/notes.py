@@ -9,9 +9,8 @@ import pandas as pd
 import yaml
 
 from lora.data.tasks import TASKS
-from lora.report.runs import told_apart
+from lora.report.runs import START_TITLES, encoder_title, told_apart
 from lora.report.stats import DIGITS, ENOUGH_SEEDS, LEVEL
-from lora.report.titles import START_TITLES, encoder_title
 
 NOTES: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 BANNERS: dict[str, str] = NOTES["banners"]
@@ -40,8 +39,6 @@ def caption(summary: pd.DataFrame) -> str:
 def conditions(runs: pd.DataFrame, curves: pd.DataFrame) -> str:
     """The line above a table: encoder, epochs, train rows, start, devices, and how many cells still rise.
 
-    Args:
-        curves: `load_curves` of the records.
     Returns: "" if no run is trained yet.
     """
     runs = runs.dropna(subset="device")
@@ -72,10 +69,7 @@ def conditions(runs: pd.DataFrame, curves: pd.DataFrame) -> str:
 
 
 def rising_text(runs: pd.DataFrame, curves: pd.DataFrame) -> str:
-    """How many cells gained more than `RISING` points in the last third of the epochs, on the mean over seeds.
-
-    Returns: "" if no run has two epochs.
-    """
+    """How many cells gained more than `RISING` points in the last third of the epochs, on the mean over seeds."""
 
     def last_third(values: pd.Series) -> float:
         last = len(values)

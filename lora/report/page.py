@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -16,10 +16,10 @@ from markupsafe import Markup, escape
 from lora.data.tasks import TASKS
 from lora.report.build import Report
 from lora.report.claims import shown
-from lora.report.claims.summary import finding_row, findings
+from lora.report.claims.shown import finding_row, findings
 from lora.report.notes import BANNERS
+from lora.report.runs import encoder_title
 from lora.report.tables import number
-from lora.report.titles import encoder_title
 from lora.table import Table, rows
 
 SYMBOLS = {"supported": "✓", "not supported": "✗", "inconclusive": "?"}
@@ -40,9 +40,7 @@ def page(report: Report, pictures: Mapping[str, bytes]) -> str:
         trained=len(report.expected & report.state.ok.keys()),
         heading="LoRA on your own tasks" if report.gathered.is_own else "LoRA on GLUE",
         banner=BANNERS["embedded"] if any(table.banner == BANNERS["embedded"] for table in tables) else "",
-        contents=[
-            (t.name, t.title.removesuffix(f" ({report.name})").partition(":")[0]) for t in tables if not t.folded
-        ],
+        contents=[(t.name, t.title.removesuffix(f" ({report.name})").partition(":")[0]) for t in tables],
         findings=[(places[line["claim"]], finding_row(line, judged)) for line, judged in findings(report.verdicts)],
         counts=", ".join(f"{words[word]} {word}" for word in SYMBOLS if words[word]),
         verdicts=list(enumerate(report.verdicts, start=1)),
@@ -55,22 +53,15 @@ def page(report: Report, pictures: Mapping[str, bytes]) -> str:
     )
 
 
-class Notes(NamedTuple):
-    """The notes of a table: those that no table above has, numbered, and the numbers of the others."""
-
-    first: list[tuple[int, str]]
-    again: list[int]
-
-
-def footnotes(tables: Sequence[Table]) -> dict[str, Notes]:
-    """Table -> its notes. Every note of the page is printed once, where it is first needed."""
+def footnotes(tables: Sequence[Table]) -> dict[str, dict[str, Any]]:
+    """Table -> `first`: its notes that no table above has, with their numbers; `again`: the numbers of the others."""
     numbers: dict[str, int] = {}
     notes = {}
     for table in tables:
         texts = [text for text in (table.above, *table.notes) if text]
         again = [numbers[text] for text in texts if text in numbers]
         first = [(numbers.setdefault(text, len(numbers) + 1), text) for text in texts if text not in numbers]
-        notes[table.name] = Notes(first, again)
+        notes[table.name] = {"first": first, "again": again}
     return notes
 
 
@@ -78,8 +69,7 @@ def runs_table(report: Report) -> Table:
     """Every run of the tables, with the code and the device that made it."""
     lines = []
     for p in report.gathered.every.itertuples():
-        record = report.state.ok.get(p.run_id)
-        if record is None:
+        if (record := report.state.ok.get(p.run_id)) is None:
             continue
         best, last = record.selected["best"], record.selected["last"]
         code = (record.provenance.get("code") or {}).get("commit") or "-"
@@ -108,11 +98,6 @@ def sort_value(text: str) -> str:
         return ""
     factor = FACTORS.get(text[found.end() : found.end() + 1], 1)
     return f"{float(found[0].replace(',', '')) * factor:g}"
-
-
-def with_symbol(words: str) -> str:
-    """A verdict, perhaps followed by more words, behind its symbol."""
-    return f"{SYMBOLS[verdict(words)]} {words}"
 
 
 def verdict(words: str) -> str:
@@ -151,6 +136,6 @@ ENVIRONMENT = Environment(
     undefined=StrictUndefined,
 )
 ENVIRONMENT.filters |= {
-    "marked": marked, "sort_value": sort_value, "with_remark": with_remark, "with_symbol": with_symbol,
-    "verdict": verdict, "rows": rows, "inline_svg": inline_svg, "natural_width": natural_width,
+    "marked": marked, "sort_value": sort_value, "with_remark": with_remark, "verdict": verdict, "rows": rows,
+    "inline_svg": inline_svg, "natural_width": natural_width,
 }  # fmt: skip

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import MaxNLocator
 
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -30,7 +31,7 @@ STYLE = {
 def draw(figure: Mapping[str, Any]) -> dict[str, bytes]:
     """Draw the picture as `png` and `svg`, without a display and without changing global state."""
     panels = figure["panels"]
-    columns = columns_of(len(panels))
+    columns = 2 if len(panels) % 3 and not len(panels) % 2 else min(len(panels), 3)  # two if only two fill every row
     rows = math.ceil(len(panels) / columns)
     most = max(len(panel.get("names", ())) for panel in panels)
     sizes = {"intervals": (5.5 if len(panels) > 1 else 7.5, 1.0 + 0.35 * most), "heat": (3.0, 2.8)}
@@ -48,11 +49,6 @@ def draw(figure: Mapping[str, Any]) -> dict[str, bytes]:
         svg = saved(canvas, "svg")  # without a title: the page has it as text, in its own font
         canvas.suptitle(figure["title"], fontsize=10)
         return {"png": saved(canvas, "png"), "svg": svg}
-
-
-def columns_of(panels: int) -> int:
-    """The columns of a figure: three, or two if only two fill every row."""
-    return 2 if panels % 3 and not panels % 2 else min(panels, 3)
 
 
 def saved(canvas: Canvas, form: str) -> bytes:
@@ -80,20 +76,16 @@ def lines(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None
         shape = (i + i // len(COLOURS)) % len(MARKERS)  # an eighth series has the first's colour and another shape
         look = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[shape], "linestyle": LINES[shape]}
         look["label"] = series["label"]
-        aside = 1.05**i if figure["log_x"] and not panel.get("band") else 1  # keeps bars from hiding each other
-        x, y = [value * aside for value in series["x"]], values(series["y"])
-        low, high = values(series["low"]), values(series["high"])
+        aside = 1.05**i if figure["log_x"] else 1  # keeps bars from hiding each other
+        x = [value * aside for value in series["x"]]
+        y, low, high = (np.array(series[key], float) for key in ("y", "low", "high"))
         if panel.get("band"):
             ax.plot(x, y, markersize=4, linewidth=1.2, **look)
             ax.fill_between(x, low, high, color=look["color"], alpha=0.12, linewidth=0)
         else:
             ax.errorbar(x, y, yerr=bars(y, low, high), markersize=5, linewidth=1.2, capsize=2, **look)
     if figure["log_x"]:
-        ax.set_xscale("log", base=10 if max(max(s["x"]) for s in panel["series"]) > 1000 else 2)
-        if max(max(s["x"]) for s in panel["series"]) <= 1000:
-            ax.set_xticks(sorted({x for s in panel["series"] for x in s["x"]}))
-            ax.xaxis.set_major_formatter(ScalarFormatter())
-            ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.set_xscale("log")
     elif "x_names" in panel:
         ax.set_xticks(range(len(panel["x_names"])), panel["x_names"])
         ax.margins(x=0.2)
@@ -104,30 +96,23 @@ def lines(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None
 
 
 def intervals(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None:
-    """Draw differences with their intervals, a line per name; values of the paper, which have none, are diamonds."""
-    places = range(len(panel["names"]))
+    """Draw differences with their intervals, a line per name; values of the paper, which have none, are hollow."""
+    places = -np.arange(len(panel["names"]))
     if any("low" in series for series in panel["series"]):
         ax.axvline(0, color="0.75", linewidth=1)
     if panel["bounds"]:
-        ax.vlines(
-            panel["bounds"],
-            [-p - 0.42 for p in places],
-            [-p + 0.42 for p in places],
-            "0.4",
-            ":",
-            label="the claim's bound",
-        )
+        ax.vlines(panel["bounds"], places - 0.42, places + 0.42, "0.4", ":", label="the claim's bound")
     hollow = iter("Dsv")
     for i, series in enumerate(panel["series"]):
-        x, y = values(series["y"]), [-place for place in series["x"]]
+        x, y = np.array(series["y"], float), -np.array(series["x"], float)
         if "low" in series:
             look = {"color": COLOURS[i % len(COLOURS)], "fmt": MARKERS[i % len(MARKERS)], "markersize": 4, "capsize": 2}
-            reach = bars(x, values(series["low"]), values(series["high"]))
+            reach = bars(x, *(np.array(series[key], float) for key in ("low", "high")))
             ax.errorbar(x, y, xerr=reach, linewidth=1.2, label=series["label"], **look)
         else:
             look = {"color": COLOURS[2], "markerfacecolor": "none", "markersize": 7}
             ax.plot(x, y, marker=next(hollow), linestyle="", label=series["label"], **look)
-    ax.set_yticks([-place for place in places], panel["names"])
+    ax.set_yticks(places, panel["names"])
     ax.set_xlabel(figure["x"])
 
 
@@ -145,11 +130,6 @@ def heat(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None:
     ax.figure.colorbar(image, ax=ax, shrink=0.8)
 
 
-def values(numbers: Sequence[float | None]) -> list[float]:
-    return [math.nan if number is None else number for number in numbers]
-
-
-def bars(y: Sequence[float], low: Sequence[float], high: Sequence[float]) -> list[list[float]]:
+def bars(y: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[np.ndarray]:
     """The lengths of the error bars below and above each point."""
-    below = [max(0.0, middle - end) for middle, end in zip(y, low, strict=True)]
-    return [below, [max(0.0, end - middle) for middle, end in zip(y, high, strict=True)]]
+    return [(y - low).clip(0), (high - y).clip(0)]

@@ -8,8 +8,8 @@ import argparse
 import pandas as pd
 
 from lora.files import ROOT, write_atomically
+from lora.report.command import draw_changed
 from lora.report.figures import Figure
-from lora.report.write import draw_changed
 from lora.table import in_page, markdown
 
 FOLDER = ROOT / "experiments" / "published"
@@ -67,15 +67,14 @@ def sentences(lora: pd.DataFrame, gaps: pd.Series) -> list[str]:
 def block() -> str:
     """Three sentences, a figure, and two tables of the cells that each paper ran itself on `MODEL`."""
     full, lora = rerun()
-    of_tasks = lora[lora["task"].isin(TASKS)]
-    cells = of_tasks.groupby(["selection", "task"])["value"].apply(span).unstack()
-    cells = cells.loc[[selection for selection in PROTOCOLS if selection in cells.index]]
-    papers = [", ".join(dict.fromkeys(lora.loc[lora["selection"] == selection, "name"])) for selection in cells.index]
-    by_protocol = {"Reported": cells.index.map(PROTOCOLS), "Papers": papers}
-    by_protocol |= {task: cells[task].tolist() for task in TASKS}
+    by_protocol = []
+    for selection, rows in lora.groupby("selection"):
+        line = {"Reported": PROTOCOLS[selection], "Papers": ", ".join(rows["name"].unique())}
+        by_protocol.append(line | {task: span(rows.loc[rows["task"] == task, "value"]) for task in TASKS})
+    by_protocol.sort(key=lambda line: list(PROTOCOLS.values()).index(line["Reported"]))
     best = [side[side["task"] == "Avg"].groupby("name")["value"].max() for side in (full, lora)]
-    both = pd.concat(best, axis=1, keys=["Full fine-tuning", "LoRA (its best rank)"]).dropna().sort_index()
-    averages = both.assign(**{"LoRA - full": both.iloc[:, 1] - both.iloc[:, 0]})
+    averages = pd.concat(best, axis=1, keys=["Full fine-tuning", "LoRA (its best rank)"]).dropna().sort_index()
+    averages["LoRA - full"] = averages.iloc[:, 1] - averages.iloc[:, 0]
     by_paper = averages.map("{:.2f}".format).rename_axis("Paper").reset_index()
     return "\n".join(
         [

@@ -4,7 +4,9 @@ Columns: experiment; the setting of the run (`FACTS`), and `columns`, all that n
 `kind`, one of `KINDS`; and, if it is trained, the columns of `lora.records.record.load_frame` and `collapsed`.
 """
 
+import re
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,10 +14,64 @@ from jaxtyping import Float
 
 from lora.config.labels import columns, labels
 from lora.config.run import RunConfig
-from lora.data.tasks import TASKS
+from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
 from lora.methods.titles import METHOD_TITLES, TARGET_TITLES
-from lora.report.titles import LORA_SLUG, method_label, told
+
+METRIC_SHORT = {"accuracy": "acc.", "f1": "F1", "macro_f1": "macro F1", "matthews": "Matthews", "pearson": "Pearson"}
+METRIC_SHORT |= {"spearman": "Spearman"}
+START_TITLES = {"pretrained": "pretrained", "mnli": "MNLI"}
+ENCODER_TITLES = {
+    "minilm": "all-MiniLM-L6-v2",
+    "mpnet_base": "all-mpnet-base-v2",
+    "roberta_base": "RoBERTa-base",
+    "roberta_large": "RoBERTa-large",
+    "deberta_v2_xxl": "DeBERTa-XXL",
+}
+RANK = re.compile(r"-r(\d+)")
+LORA_SLUG = re.compile(r"lora-([qkvoif]+)-r(\d+)")
+
+
+def method_label(slug: str, method: str) -> str:
+    detail = slug.partition("-")[2]
+    return METHOD_TITLES[method] + (f" ({detail.replace('-', ', ')})" if detail else "")
+
+
+def slug_label(slug: str) -> str:
+    """The label of a slug's row: `LoRA (qv, r8)`."""
+    return method_label(slug, slug.partition("-")[0])
+
+
+def encoder_title(model: str) -> str:
+    return ENCODER_TITLES.get(model, model)
+
+
+def told(key: str, value: str) -> str:
+    """What tells a row from others of its label: its start, its encoder or its protocol."""
+    texts = {"start": f"from {START_TITLES.get(value)}", "model": encoder_title(value), "protocol": f"protocol {value}"}
+    return texts[key]
+
+
+def task_label(task: Task) -> str:
+    return f"{task.title} ({METRIC_SHORT[task.metric]})"
+
+
+def adapted(row: Any) -> tuple[str, int]:
+    """The target set of a LoRA row in the paper's notation, with the words that follow in its label, and the rank.
+
+    Returns: The label instead of the target set, for modules named in full and for several ranks.
+    """
+    match = LORA_SLUG.fullmatch(row.slug)
+    if match is None:
+        return row.label, int(RANK.search(row.slug)[1])  # every slug of LoRA has one
+    targets = ", ".join(TARGET_TITLES[target] for target in match[1])
+    return targets + row.label.removeprefix(method_label(row.slug, row.method)), int(match[2])
+
+
+def human_count(value: float) -> str:
+    """A number of parameters as the paper prints it: 0.3M, 125.0M; below 0.1M in thousands."""
+    return f"{value / 1e6:.1f}M" if value >= 99_500 else f"{value / 1e3:.0f}k"
+
 
 OWN_TASK, ADHOC, OWN = "own_task", "adhoc", "own"  # a user's task, a user's grid, records that no experiment expects
 MAIN = ("glue_table2", OWN_TASK, ADHOC)  # experiments that compare the methods
@@ -27,12 +83,7 @@ KINDS = ("whole", "part", "embedded", "own")  # of a task's train rows; a table 
 
 
 def facts_of(expected: Iterable[tuple[str, RunConfig]], dropped: Collection[str] = ()) -> pd.DataFrame:
-    """What is known of runs before they are trained.
-
-    Args:
-        expected: Experiment and configuration of each run.
-        dropped: Settings that do not count.
-    """
+    """What is known of runs before they are trained. `dropped`: settings that do not count."""
     rows = [
         {"experiment": experiment, "run_id": config.run_id, "model": config.model.name, "protocol": config.protocol}
         | {"slug": config.method.slug, "method": config.method.name, "start": config.start, "task": config.task}
@@ -134,9 +185,6 @@ def with_unselected(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
 
     It is the record's `split_half`. Where that is missing, the metric at the epoch that is best on the mean of the
     cell's other seeds. NaN for a single run.
-
-    Args:
-        curves: `lora.records.record.load_curves`.
     """
     values = {run_id: of_run["value"].to_numpy() for run_id, of_run in curves.groupby("run_id")}
     runs = runs.reset_index(drop=True)

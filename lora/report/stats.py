@@ -30,8 +30,6 @@ import pandas as pd
 from jaxtyping import Float
 from scipy import stats
 
-from lora.errors import UserError
-
 LEVEL = 0.95
 ENOUGH_SEEDS = 5
 MOST_SEEDS = 200  # the upper limit of `seeds_needed`
@@ -64,39 +62,25 @@ def paired_differences(one: pd.DataFrame, other: pd.DataFrame, column: str = "be
     """Differences between two methods' runs, per task and seed.
 
     Args:
-        one, other: Rows of the frame of runs (`lora.records.record.load_frame`), each of one method.
+        one, other: Rows of the frame of runs (`lora.records.record.load_frame`), each of one method, with one run per
+            task and seed.
     Returns: Columns task, seed, run_id, run_id_other, difference (one - other, in points). Runs without a partner or a
         value are excluded.
-    Raises: UserError: If a side has two runs of one task and seed, and thus is not one method.
     """
     keys = ["task", "seed"]
-    for side in (one, other):
-        refuse_twice(side)
     one, other = (side[[*keys, "run_id", column]] for side in (one, other))  # merging all columns is slow
     pairs = one.merge(other, on=keys, suffixes=("", "_other"))
     pairs["difference"] = (100 * (pairs[column] - pairs[f"{column}_other"])).round(DIGITS)
     return pairs[[*keys, "run_id", "run_id_other", "difference"]].dropna().reset_index(drop=True)
 
 
-def refuse_twice(side: pd.DataFrame) -> None:
-    """Raises: UserError: If a side of a comparison has two runs of one task and seed."""
-    twice = side[side.duplicated(["task", "seed"], keep=False)]
-    if len(twice):
-        raise UserError(f"two runs of one task and seed cannot be one side of a pair: {', '.join(twice['run_id'])}")
-
-
 def by_seed(pairs: pd.DataFrame, tasks: Sequence[str]) -> pd.Series:
-    """Seed -> the mean over tasks of its differences. Seeds that lack one of the tasks are excluded.
-
-    Args:
-        pairs: `paired_differences`.
-        tasks: One task or several; their order does not matter.
-    """
+    """Seed -> the mean over tasks of its differences. Seeds that lack one of the tasks are excluded."""
     table = pairs.pivot(index="seed", columns="task", values="difference").reindex(columns=sorted(tasks)).dropna()
     return table.mean(axis=1).round(DIGITS)
 
 
-def mean_interval(values: Float[np.ndarray, " n"], level: float = LEVEL) -> Interval:
+def mean_interval(values: Float[np.ndarray, " n"]) -> Interval:
     """Student's t interval of the mean of independent values.
 
     Returns: NaN bounds for fewer than two values or equal values: without spread there is no interval.
@@ -107,13 +91,13 @@ def mean_interval(values: Float[np.ndarray, " n"], level: float = LEVEL) -> Inte
     mean = float(values.mean())
     half = math.nan
     if count > 1 and np.ptp(values):
-        half = float(stats.t.ppf((1 + level) / 2, count - 1) * values.std(ddof=1) / math.sqrt(count))
+        half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1) * values.std(ddof=1) / math.sqrt(count))
     return Interval(mean, mean - half, mean + half, count)
 
 
 def seeds_needed(
     values: Float[np.ndarray, " n"], edges: Sequence[tuple[float, Literal["less", "greater"]]], comparisons: int = 1
-) -> int | None:
+) -> float:
     """The smallest number of seeds that decide about a bound with a probability of `POWER`, at this mean and spread.
 
     If the mean keeps the bound, the whole interval must; else a one-sided test must break it after Holm's correction.
@@ -122,11 +106,10 @@ def seeds_needed(
     Args:
         edges: The ends of the bound, each with the side on which it is broken.
         comparisons: Number of comparisons that Holm's correction is over; the first of its steps is assumed.
-    Returns: At least `ENOUGH_SEEDS`; None if `MOST_SEEDS` are too few.
-    Raises: ValueError: If the values have no spread.
+    Returns: At least `ENOUGH_SEEDS`; infinite if `MOST_SEEDS` are too few; NaN if the values have no spread.
     """
     if len(values) < 2 or not np.ptp(values):
-        raise ValueError(f"expected at least two different values, got {values}")
+        return math.nan
     mean, std = float(values.mean()), float(values.std(ddof=1))
 
     def missed(edge: float, level: float, count: int) -> float:
@@ -144,7 +127,13 @@ def seeds_needed(
         return sum(missed(edge, one_sided, count) for edge, _ in edges) <= 1 - POWER
 
     count = bisect_left(range(MOST_SEEDS + 1), True, ENOUGH_SEEDS, key=decides)  # the power grows with the seeds
-    return count if count <= MOST_SEEDS else None
+    return count if count <= MOST_SEEDS else math.inf
+
+
+def needed_text(count: float, what: str) -> str:
+    """A part of a sentence about `seeds_needed`; empty if it is not known."""
+    seeds = f"more than {MOST_SEEDS}" if math.isinf(count) else f"about {count:.0f}"
+    return "" if math.isnan(count) else f"; {seeds} seeds would {what} with {POWER:.0%} power"
 
 
 def mean_p(
@@ -175,13 +164,10 @@ def all_pairs(groups: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     Args:
         groups: Label -> the runs of one method, in the order of the tables.
     Returns: Columns one, other, task (`Avg.` for the average), n, mean, low, high, p (of the paired t-test; for the
-        average, over the seeds' averages), needed (`seeds_needed` to tell the two apart; 0 for more than
-        `MOST_SEEDS`, NaN without spread).
+        average, over the seeds' averages), needed (`seeds_needed` to tell the two apart).
     """
-    rows, scores = [], {}
-    for label, group in groups.items():
-        refuse_twice(group)
-        scores[label] = group.pivot(index="seed", columns="task", values="best")
+    scores = {label: group.pivot(index="seed", columns="task", values="best") for label, group in groups.items()}
+    rows = []
     for other, one in combinations(groups, 2):  # the later one minus the earlier
         pairs = (100 * (scores[one] - scores[other])).round(DIGITS).dropna(axis=1, how="all").sort_index(axis=1)
         places = {task: [i] for i, task in enumerate(pairs)} | ({"Avg.": slice(None)} if pairs.shape[1] > 1 else {})
@@ -189,9 +175,7 @@ def all_pairs(groups: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             chosen = pairs.to_numpy(float)[:, averaged]
             values = chosen[~np.isnan(chosen).any(axis=1)].mean(axis=1).round(DIGITS)  # as `by_seed`
             found = vars(mean_interval(values)) | {"p": mean_p(values, 0.0, "two-sided")}
-            needed = math.nan
-            if len(values) > 1 and np.ptp(values):
-                needed = seeds_needed(values, [(0.0, "less" if found["mean"] > 0 else "greater")]) or 0
-            rows.append({"one": one, "other": other, "task": place, **found, "needed": needed})
+            found["needed"] = seeds_needed(values, [(0.0, "less" if found["mean"] > 0 else "greater")])
+            rows.append({"one": one, "other": other, "task": place, **found})
     columns = ["one", "other", "task", "n", "mean", "low", "high", "p", "needed"]
     return pd.DataFrame(rows, columns=columns)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from lora.data.tasks import TASKS
-from lora.report.runs import ROW, in_order
-from lora.report.titles import adapted, human_count, task_label
+from lora.report.runs import ROW, adapted, human_count, in_order, task_label
 
 Paper = dict[str, dict[tuple[str, int], float]]
 
@@ -73,46 +72,39 @@ def average(group: pd.DataFrame, tasks: Sequence[str], column: str = "median") -
     return group.set_index("task")[column].reindex(tasks).mean(skipna=False)
 
 
-def beside_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """Each cell next to that of the published row that its row corresponds to, with averages over our tasks.
-
-    The column of differences exists only if every task was trained on all of its rows.
+def with_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Table 2 with the published row of each method under ours, and its average over our tasks.
 
     Args:
         paper: The published cells: model, method, trainable_params, task, value, std.
         rows: The published row that each of ours corresponds to: model (`*`: any other), slug, protocol (`*`: any),
             paper_model, paper_method, paper_trainable.
     """
-    tasks, lines = in_order(summary), []
-    for (model, protocol, slug, _, label), group in summary.groupby(ROW, sort=False):
-        fits = rows[(rows["slug"] == slug) & rows["protocol"].isin([protocol, "*"]) & rows["model"].isin([model, "*"])]
-        if fits.empty:
-            continue
-        row = fits.sort_values("model", ascending=False).iloc[0]  # `*` comes before any name
-        names = row[["paper_model", "paper_method", "paper_trainable"]].tolist()
-        cells = paper[paper[["model", "method", "trainable_params"]].eq(names).all(axis=1)].set_index("task")
-        printed, found = cells["value"].reindex([TASKS[task].title for task in tasks]), []
-        for _, ours in group.set_index("task").reindex(tasks).dropna(subset="n").iterrows():
-            title = TASKS[ours.name].title
-            std = cells["std"].get(title, math.nan)
-            theirs = "-" if pd.isna(printed[title]) else f"{printed[title]}" + f" ±{std}" * pd.notna(std)
-            difference = ours["median"] - printed[title]
-            found.append((task_label(TASKS[ours.name]), cell_text(ours), f"{ours['n']:.0f}", theirs, difference))
-        if len(tasks) > 1:
-            ours, theirs = average(group, tasks), printed.mean(skipna=False)
-            found.append(("Avg.", number(ours), seeds_text(group), number(theirs), ours - theirs))
-        for task, text, n, theirs, difference in found:
-            line = {"Model": model} if summary["model"].nunique() > 1 else {}
-            line |= {"Method": label, "Task": task, "Ours": text, "n": n, "Published": theirs}
-            lines.append(line | {"Difference": number(difference, "+.1f"), "Published row": " ".join(names)})
-    return pd.DataFrame(lines).drop(columns=[] if summary["kind"].eq("whole").all() else "Difference", errors="ignore")
+    table, tasks, lines = table2(summary), in_order(summary), []
+    groups = [group for _, group in summary.groupby(ROW, sort=False)]
+    for line, group in zip(table.to_dict("records"), groups, strict=True):
+        lines.append(line)
+        ours = group.iloc[0]
+        fits = rows[rows["slug"].eq(ours["slug"]) & rows["protocol"].isin([ours["protocol"], "*"])]
+        fits = fits[fits["model"].isin([ours["model"], "*"])].sort_values("model", ascending=False)  # `*` is the last
+        if len(fits):
+            names = fits.iloc[0][["paper_model", "paper_method", "paper_trainable"]].tolist()
+            cells = paper[paper[["model", "method", "trainable_params"]].eq(names).all(axis=1)].set_index("task")
+            printed = {"Method": f"the paper: {names[0]} {names[1]}", "Trainable": names[2]}
+            for task in (task for task in tasks if task in set(group["task"])):
+                value, std = (cells[key].get(TASKS[task].title, math.nan) for key in ("value", "std"))
+                printed[task_label(TASKS[task])] = "-" if pd.isna(value) else f"{value}" + f" ±{std}" * pd.notna(std)
+            mean = cells["value"].reindex([TASKS[task].title for task in tasks]).mean(skipna=False)
+            lines.append(
+                {name: printed.get(name, "") for name in table} | ({"Avg.": number(mean)} if len(tasks) > 1 else {})
+            )
+    return pd.DataFrame(lines)
 
 
 def table5(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataFrame:
     """Table 5, transposed: target sets by tasks, each at the rank that gives the same number of parameters.
 
-    Args:
-        paper: The published cells (method, task, value), for columns next to ours.
+    The published cells are in columns next to ours.
     """
     tasks, lines, of_paper = in_order(summary), [], paper_cells(paper)
     for _, group in summary.groupby(["slug", "label"], sort=False):
@@ -134,11 +126,7 @@ def paper_cells(paper: pd.DataFrame | None) -> Paper:
 
 
 def table6(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Table 6: tasks and target sets by ranks.
-
-    Args:
-        paper: The published cells, as in `table5`, for rows below ours.
-    """
+    """Table 6: tasks and target sets by ranks, and the published cells in rows below ours."""
     found = summary.assign(lora=[adapted(row) for row in summary.itertuples()])
     ranks, sets = sorted({rank for _, rank in found["lora"]}), list(dict.fromkeys(name for name, _ in found["lora"]))
     texts = {}

@@ -2,25 +2,19 @@
 
 import re
 import sys
-from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import groupby
-from textwrap import fill
-from typing import Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.table import Table as Grid
 
 from lora.report.build import Report
-from lora.report.claims.shown import verdict_table
-from lora.report.claims.summary import ours, words
+from lora.report.claims.shown import ours, verdict_table, words
 from lora.report.comparisons import REPEATED
 from lora.report.page import SYMBOLS, verdict
-from lora.report.runs import OWN
-from lora.report.titles import METRIC_SHORT
+from lora.report.runs import METRIC_SHORT, OWN
 from lora.sweep.request import LEARNING_RATE
 from lora.table import Table, rows
 
@@ -28,9 +22,7 @@ from lora.table import Table, rows
 NOT_PRINTED = ("table2_paper", "table2_paper_part", "pairs", "pairs_part", REPEATED)
 METRICS = re.compile(rf" \((?:{'|'.join(map(re.escape, METRIC_SHORT.values()))})\)(?=$|,)")
 MEANS = re.compile(r" \(mean [^)]*\)")
-SIZES = ("Head", "Trainable", "Seeds", "Pairs", "Layer", "r")  # columns that a narrow terminal can do without
-BREAKS = (" (", " ±", " to ", " collapsed")
-TITLE_WIDTH = 9  # at which the title of a column is broken
+SIZES = ("Trainable", "Seeds", "Pairs", "Layer", "r")  # columns that a narrow terminal can do without
 COLOURS = {"supported": "green", "not supported": "red", "inconclusive": "yellow"}
 
 
@@ -52,8 +44,7 @@ def show(report: Report, of_sweep: bool = False, plain: bool = False) -> None:
     notes: list[str] = []
     for table in tables:
         if table.name not in ("claims", LEARNING_RATE):  # the page has them
-            grids = (grid(table, BREAKS[:1]), grid(table, BREAKS), grid(table, BREAKS, SIZES))
-            console.print(next((one for one in grids if fits(one, console)), grids[-1]))
+            console.print(grid(table, console.width))
             new = [note for note in table.notes[:1] if note not in notes]
             notes += new
             console.print(*(f"{escape(note.replace('`', ''))}\n" for note in new), style="dim")
@@ -74,27 +65,25 @@ def printed(report: Report, of_sweep: bool) -> list[Table]:
     return sorted(tables, key=lambda table: table.name in ("claims", "reference"))
 
 
-def fits(found: Grid, console: Console) -> bool:
-    return Measurement.get(console, console.options.update(width=10_000), found).maximum <= console.width
+def grid(table: Table, width: int) -> Grid:
+    """A table without the size of the head, columns in which nothing is measured, the names of metrics, and means.
 
-
-def grid(table: Table, breaks: Sequence[str], without: Collection[str] = ("Head",)) -> Grid:
-    """A table without the columns in which nothing is measured, those named, the names of metrics, and means.
-
-    Args:
-        breaks: Where the text of a cell continues on its next line.
+    Where it is wider than the terminal, rich breaks cells at their spaces.
     """
-    cells = table.cells.drop(columns=[*without], errors="ignore")
+    cells = table.cells.drop(columns="Head", errors="ignore")
     cells = cells.replace(METRICS, "", regex=True).replace(MEANS, "", regex=True)
     cells = cells.loc[:, [not (column == "-").all() for _, column in cells.items()]]
+    names = {name: METRICS.sub("", name) for name in cells.columns}
+    longest = {
+        name: max(len(word) for text in (names[name], *cells[name]) for word in str(text).split()) for name in names
+    }
+    if sum(longest.values()) + 2 * len(longest) > width:
+        cells = cells.drop(columns=[*SIZES], errors="ignore")
     look = {"title_justify": "left", "title_style": "bold", "box": SIMPLE_HEAD, "padding": (0, 1, 0, 0)}
     found = Grid(title=escape(table.title), **look)
-    for place, name in enumerate(cells.columns):
-        is_word, title = name in table.cells.columns[: table.words], METRICS.sub("", name)
-        justify: Literal["left", "right"] = "left" if is_word else "right"
-        found.add_column(escape(fill(title, TITLE_WIDTH, break_long_words=False) if place else title), justify=justify)
-        for mark in () if is_word else breaks:
-            cells[name] = cells[name].astype(str).str.replace(mark, f"\n{mark[1:]}", regex=False)
+    for name in cells.columns:
+        is_word = name in table.cells.columns[: table.words]
+        found.add_column(escape(names[name]), justify="left" if is_word else "right", min_width=longest[name])
     for row in rows(cells):
         found.add_row(*(escape(str(text)) for text in row))
     return found

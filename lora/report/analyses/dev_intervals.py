@@ -27,10 +27,10 @@ from lora.files import read_object, write_atomically
 from lora.records.analysis import EXAMPLES, analysis_json
 from lora.records.predictions import dev_predictions, splits_of
 from lora.records.record import RunRecord, load_records
-from lora.report.analyses.command import config_here
 from lora.report.comparisons import groups_of
-from lora.report.gather import Gathered, gather
+from lora.report.gather import Gathered, config_here, gather
 from lora.report.gather import options as options
+from lora.report.runs import MAIN
 from lora.report.stats import LEVEL
 from lora.rng import drawn
 
@@ -59,7 +59,6 @@ def bounds(differences: Float[np.ndarray, "b pairs"], purpose: str) -> dict[str,
     The interval over both errs on the wide side: the seeds differ partly because the examples are few, and resampling
     the examples counts that again.
     """
-    tail = (1 - LEVEL) / 2
     tail, pairs = (1 - LEVEL) / 2, differences.shape[1]
     means, both = differences.mean(axis=1), None
     if pairs > 1:
@@ -92,7 +91,8 @@ def compare(gathered: Gathered, labels: Mapping[str, np.ndarray], results: Path)
                 check(record, metric, values, true)
             points = pd.DataFrame(resampled(metric, predicted, true, task), columns=run_ids) if records else None
             for other, one in combinations(groups, 2):
-                sides = [groups[name].query("task == @task").set_index("seed")["run_id"] for name in (one, other)]
+                on_task = [groups[name][groups[name]["task"] == task] for name in (one, other)]
+                sides = [runs.set_index("seed")["run_id"] for runs in on_task]
                 if len(common := sides[0].index.intersection(sides[1].index).sort_values()):
                     found = [points[side[common]].to_numpy() for side in sides]
                     about = {"model": model, "one": one, "other": other, "task": task, "examples": len(true)}
@@ -114,7 +114,8 @@ def check(record: RunRecord, metric: str, predicted: np.ndarray, labels: np.ndar
 
 def compared(gathered: Gathered) -> pd.DataFrame:
     """The trained runs in tables of methods by tasks, without those that chose learning rates."""
-    return gathered.main.dropna(subset="device").drop_duplicates("run_id")
+    runs = gathered.runs[gathered.runs["experiment"].isin(MAIN)]
+    return runs.dropna(subset="device").drop_duplicates("run_id")
 
 
 def read_labels(gathered: Gathered) -> dict[str, np.ndarray]:

@@ -22,8 +22,7 @@ from lora.errors import UserError
 from lora.files import rounded, write_atomically
 from lora.records.analysis import SUBSPACES, analysis_json
 from lora.records.record import RunRecord
-from lora.report.analyses.command import saved_runs
-from lora.report.gather import gather
+from lora.report.gather import gather, saved_runs
 from lora.report.gather import options as options
 from lora.rng import gaussian
 
@@ -97,36 +96,36 @@ def analyse(adapters: Mapping[tuple[str, str, int, int], Saved]) -> tuple[list[d
     cases, used = [], set()
     for model, task in dict.fromkeys(key[:2] for key in adapters):
         of_task = {key[2:]: saved for key, saved in adapters.items() if key[:2] == (model, task)}
-        seeds = sorted(seed for rank, seed in of_task if rank == LARGE)
-        if not seeds:
+        seeds = sorted(seed for rank, seed in of_task if rank == LARGE)[:2]
+        if len(seeds) < 2 or (SMALL, seeds[0]) not in of_task:
             continue
-        large, small = of_task[LARGE, seeds[0]], of_task.get((SMALL, seeds[0]))
-        second = of_task[LARGE, seeds[1]] if len(seeds) > 1 else None
-        used |= {saved.record.run_id for saved in (small, large, second) if saved is not None}
+        small, large, second = of_task[SMALL, seeds[0]], of_task[LARGE, seeds[0]], of_task[LARGE, seeds[1]]
+        used |= {saved.record.run_id for saved in (small, large, second)}
         weights, modules = base_weights(large)
+        about = {"model": model, "task": task}
+        of_ranks, of_seeds = (
+            [f"r = {SMALL}, seed {seeds[0]}", f"r = {LARGE}, seed {seeds[1]}"],
+            [f"seed {s}" for s in seeds],
+        )
         for target in TARGETS:
-            about, middle = {"model": model, "task": task, "target": target}, modules[target][len(modules[target]) // 2]
-            if small is not None and second is not None:
-                names = f"r = {SMALL}, seed {seeds[0]}", f"r = {LARGE}, seed {seeds[1]}"
-                for when, pair in (
-                    ("trained", [saved.a[middle] for saved in (small, second)]),
-                    ("before training", [drawn(saved, middle) for saved in (small, second)]),
-                ):
-                    cases.append({"kind": "ranks of two seeds"} | about | grid(pair, f"W{target}, {when}", names))
-            if second is not None:
-                pair, names = [large.a[middle], second.a[middle]], (f"seed {seeds[0]}", f"seed {seeds[1]}")
-                cases.append({"kind": "seeds"} | about | grid(pair, f"W{target}, two seeds", names))
+            middle = modules[target][len(modules[target]) // 2]
+            trained, two_seeds = ([saved.a[middle], second.a[middle]] for saved in (small, large))
+            before = [drawn(saved, middle) for saved in (small, second)]
+            for kind, when, names, pair in (
+                ("ranks of two seeds", "trained", of_ranks, trained),
+                ("ranks of two seeds", "before training", of_ranks, before),
+                ("seeds", "two seeds", of_seeds, two_seeds),
+            ):
+                cases.append({"kind": kind, **about, "target": target, **grid(pair, f"W{target}, {when}", names)})
             for rank, saved in ((SMALL, small), (LARGE, large)):
-                if saved is not None:
-                    layers = [
-                        {"layer": i, **amplification(weights[name], saved.update(name), rank, name)}
-                        for i, name in enumerate(modules[target])
-                    ]
-                    cases.append({"kind": "amplification", **about, "rank": rank, "layers": rounded(layers)})
-        if second is not None:
-            random = [gaussian(large.a[modules["q"][0]].shape, "figure4", number) for number in (1, 2)]
-            about = {"model": model, "task": task, "target": None}
-            cases.append({"kind": "seeds"} | about | grid(random, "random Gaussian", ("one", "other")))
+                layers = [
+                    {"layer": i, **amplification(weights[name], saved.update(name), rank, name)}
+                    for i, name in enumerate(modules[target])
+                ]
+                case = {"kind": "amplification", **about, "target": target}
+                cases.append({**case, "rank": rank, "layers": rounded(layers)})
+        random = [gaussian(large.a[modules["q"][0]].shape, "figure4", number) for number in (1, 2)]
+        cases.append({"kind": "seeds", **about, "target": None, **grid(random, "random Gaussian", ["one", "other"])})
     return cases, used
 
 
@@ -176,8 +175,8 @@ def main(given: argparse.Namespace) -> None:
     cases, used = analyse(adapters)
     if not cases:
         raise UserError(
-            f"no run of {given.profile} with LoRA on q and v at rank {LARGE} left its adapter here: train it with "
-            f"experiment=lora_ranks runtime.save_adapter=true"
+            f"no runs of {given.profile} with LoRA on q and v, one at rank {SMALL} and two seeds of rank {LARGE}, left "
+            f"their adapters here: train them with experiment=lora_ranks runtime.save_adapter=true"
         )
     path = gathered.folder / "analysis" / SUBSPACES
     made_from = {run_id: gathered.state.ok[run_id].adapter for run_id in used}

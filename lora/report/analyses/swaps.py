@@ -22,8 +22,7 @@ from lora.errors import UserError
 from lora.files import write_atomically
 from lora.models.load import load_encoder
 from lora.records.analysis import SWAP, analysis_json
-from lora.report.analyses.command import saved_runs
-from lora.report.gather import gather
+from lora.report.gather import gather, saved_runs
 from lora.report.gather import options as options
 from lora.rng import generator
 

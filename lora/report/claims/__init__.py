@@ -3,8 +3,7 @@
 | module | contents |
 | --- | --- |
 | `statements` | experiments/<name>/claims.yaml, read strictly |
-| `findings` | one comparison against its bound, of times, sizes and counts |
-| `cells` | differences of cells against their bounds, in pairs of one seed |
+| `findings` | one comparison against its bound: of cells, times, sizes and counts |
 | `verdicts` | each claim, judged: supported, not supported, inconclusive |
-| `shown` | verdicts as text and as JSON |
+| `shown` | verdicts as text and as JSON, and the table of findings |
 """

@@ -1,8 +1,8 @@
-"""One judged comparison of a claim (`Finding`), and those of times, sizes, counts and exact properties."""
+"""One judged comparison of a claim (`Finding`): of times, sizes, counts and exact properties, and of cells by seeds."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +12,12 @@ from jaxtyping import Float
 
 from lora.cost.efficiency.summary import TIMES, by_round
 from lora.cost.timing import median_interval, sign_p
+from lora.data.tasks import TASKS
 from lora.methods.titles import METHOD_TITLES
 from lora.models.sizes import gpt3_count
-from lora.report.claims.statements import Bound, Claim
-from lora.report.titles import encoder_title, slug_label
+from lora.report import stats
+from lora.report.claims.statements import Bound, Claim, Compare, Side
+from lora.report.runs import START_TITLES, encoder_title, slug_label
 
 Unit = Literal["points", "ratio", "failures"]
 GPT3 = "GPT-3 175B"
@@ -57,11 +59,11 @@ class Finding:
     runs: tuple[str, ...] = ()
 
 
-def tested(label: str, unit: Unit, n: int, bound: Bound, p: float, needed: str, **numbers: Any) -> Finding:
+def tested(p: float, needed: str, **about: Any) -> Finding:
     """A comparison judged by its interval. `needed`: the number of seeds that would decide, as a part of the reason."""
-    holds = bound.holds(numbers["low"], numbers["high"])
+    holds = about["bound"].holds(about["low"], about["high"])
     reason = f"the interval includes the bound{needed}" if holds is None else ""
-    return Finding(label, unit, n, bound, holds, p_against=p, reason=reason, **numbers)
+    return Finding(**about, holds=holds, p_against=p, reason=reason)
 
 
 def exact(label: str, unit: Unit, n: int | None, bound: Bound, value: float, runs: tuple[str, ...]) -> Finding:
@@ -82,7 +84,6 @@ def ratios(claim: Claim, path: Path, summary: Mapping[str, Any], folder: Path) -
 
     Args:
         path, summary: A summary of `python -m lora efficiency`, whose samples of times are in samples.csv next to it.
-        folder: The folder of all measurements.
     """
     source, samples, found = (str(path.relative_to(folder.parent)),), path.with_name("samples.csv"), []
     kind = next((kind for kind, key in TIMES.items() if key == claim.measure), None)
@@ -101,22 +102,19 @@ def ratios(claim: Claim, path: Path, summary: Mapping[str, Any], folder: Path) -
             if not kind:
                 found.append(exact(label, "ratio", None, bound, value, source))
                 continue
-            n, mean, interval = len(value), float(np.median(value)), median_interval(value)
-            if interval is None:
-                reason = f"{n} rounds: an interval of their median needs more"
-                found.append(Finding(label, "ratio", n, bound, mean=mean, reason=reason, runs=source))
+            about = {"label": label, "unit": "ratio", "n": len(value), "bound": bound, "mean": float(np.median(value))}
+            about |= {"runs": source}
+            if (ends := median_interval(value)) is None:
+                reason = f"{len(value)} rounds: an interval of their median needs more"
+                found.append(Finding(**about, reason=reason))
             else:
-                numbers = {"mean": mean, "low": interval[0], "high": interval[1], "runs": source}
-                found.append(tested(label, "ratio", n, bound, smallest_p(value, bound, sign_p), "", **numbers))
+                about |= {"low": ends[0], "high": ends[1]}
+                found.append(tested(smallest_p(value, bound, sign_p), "", **about))
     return found
 
 
 def count_ratios(claim: Claim, frame: pd.DataFrame) -> dict[str, list[Finding]]:
-    """Model -> the claim's comparisons of trainable parameters. Models that lack a method of the claim are excluded.
-
-    Args:
-        frame: `load_frame` of a profile's records.
-    """
+    """Model -> the claim's comparisons of trainable parameters. Models that lack a method of the claim are excluded."""
     wanted = {slug for compare in claim.compare for slug in (compare.one, compare.other)}
     counts = {GPT3: {slug: (gpt3_count(slug), "computed") for slug in wanted}} if claim.count == "gpt3" else {}
     if claim.count == "encoder":
@@ -138,3 +136,115 @@ def checked(case: Mapping[str, Any]) -> Finding:
     """A case of an exact property: any failure refutes it."""
     bound, runs = Bound(-math.inf, 1, "exactly 0"), tuple(case["runs"])
     return exact(case["label"], "failures", case["trials"], bound, case["failures"], runs)
+
+
+def on_runs(claim: Claim, runs: pd.DataFrame, column: str) -> dict[str, list[Finding]]:
+    """Encoder -> the findings on a metric, for each that has both sides of some comparison of the claim."""
+    found = {}
+    for model in runs["model"].unique():
+        sides = [[select(runs, claim, side, model) for side in (c.one, c.other)] for c in claim.compare]
+        if any(len(one) and len(other) for one, other in sides):
+            pairs = zip(claim.compare, sides, strict=True)
+            found[model] = [one for compare, both in pairs for one in differences(claim, compare, both, column)]
+    return found
+
+
+def select(runs: pd.DataFrame, claim: Claim, side: Side, model: str) -> pd.DataFrame:
+    """The runs of an encoder that meet all conditions of a side, each once.
+
+    Returns: Empty if no cell has the first start that the side names.
+    """
+    experiments, starts = side.get("experiment", (claim.experiment,)), side.get("start", ())
+    found = runs[runs["experiment"].isin(experiments) & (runs["model"] == model)].drop_duplicates("run_id")
+    for key, values in side.items():
+        if "." in key:
+            found = found.loc[[columns.get(key, "null") in values for columns in found["columns"]]]
+        elif key != "experiment":
+            found = found[found[key].isin(values)]
+    if not starts or starts[0] not in set(found["start"]):
+        return found[: 0 if starts else None]
+    place = found["start"].map(starts.index)
+    return found[place == place.groupby(found["task"]).transform("min")]
+
+
+def differences(claim: Claim, compare: Compare, sides: Sequence[pd.DataFrame], column: str) -> list[Finding]:
+    """The findings of a comparison: on the average over the common tasks, or on each task that the claim names."""
+    one, other = sides
+    lacking = [described(side) for runs, side in zip(sides, (compare.one, compare.other), strict=True) if runs.empty]
+    reason = f"no runs of {' and '.join(lacking)} are planned here" if lacking else several(one) or several(other)
+    if reason:
+        named = zip(sides, (compare.one, compare.other), strict=True)
+        names = [described(side) if runs.empty else labels([runs])[0] for runs, side in named]
+        return [Finding(" - ".join(names), "points", 0, compare.bound, reason=reason)]
+    tasks = [task for task in TASKS if task in {*one["task"]} & {*other["task"]}]
+    groups = [[task] for task in claim.tasks]
+    if claim.tasks == "average":  # tasks trained on parts of their rows are averaged only if all are
+        groups = [[task for task in tasks if task not in set(one.loc[one["kind"] == "part", "task"])] or tasks]
+    pairs, findings = stats.paired_differences(*(side.sort_values("run_id") for side in sides), column), []
+    for group in groups:
+        there = [side[side["task"].isin(group)] for side in sides]
+        names = labels([side if here.empty else here for here, side in zip(there, sides, strict=True)])
+        found = difference(compare.bound, names, group, pairs, len(claim.compare) * len(groups))
+        if not set(group) <= set(tasks):
+            found = replace(found, reason=f"this profile has no such runs on {TASKS[group[0]].title}")
+        findings.append(found)
+    return findings
+
+
+def difference(
+    bound: Bound, names: Sequence[str], tasks: Sequence[str], pairs: pd.DataFrame, comparisons: int = 1
+) -> Finding:
+    """The finding on one task or average. `comparisons`: how many the claim has."""
+    titles = ", ".join(TASKS[task].title for task in tasks)
+    label = f"{names[0]} - {names[1]}, {f'average of {titles}' if len(tasks) > 1 else titles}"
+    here = pairs[pairs["task"].isin(tasks)]
+    here = here[here.groupby("seed")["task"].transform("nunique") == len(tasks)]  # as `by_seed` does
+    values = stats.by_seed(here, tasks).to_numpy(float)
+    found = stats.mean_interval(values)
+    needed = stats.needed_text(stats.seeds_needed(values, bound.edges, comparisons), "decide it")
+    if absent := [TASKS[task].title for task in tasks if task not in set(pairs["task"])]:
+        reason = f"no pair of seeds on {', '.join(absent)}"
+    elif not found.n:
+        reason = "no seed has a pair on every task"
+    elif found.n < stats.ENOUGH_SEEDS:
+        s = "s" if found.n > 1 else ""
+        seeds = f"pair{s} of seeds" if len(tasks) == 1 else f"seed{s} with a pair on every task"
+        reason = f"{found.n} {seeds}, and this project's convention is at least {stats.ENOUGH_SEEDS}{needed}"
+    else:
+        reason = "all differences are equal, so there is no interval" if math.isnan(found.low) else ""
+    about = {"label": label, "unit": "points", "n": found.n, "bound": bound}
+    about |= {"mean": found.mean, "low": found.low, "high": found.high}
+    about |= {"runs": (*here["run_id"], *here["run_id_other"])}
+    if reason:
+        return Finding(**about, reason=reason)
+    return tested(p=smallest_p(values, bound, stats.mean_p), needed=needed, **about)
+
+
+def several(side: pd.DataFrame) -> str:
+    """Why runs are not one side of a comparison; ""  if they are."""
+    if side.duplicated(["task", "seed"]).any() or side["slug"].nunique() > 1 or side["protocol"].nunique() > 1:
+        rows = dict.fromkeys(f"{run.label} ({run.protocol})" for run in side.itertuples())
+        return f"one side has {' and '.join(rows)}, and a comparison is of one"
+    return ""
+
+
+def labels(sides: Sequence[pd.DataFrame]) -> list[str]:
+    """The labels of sides. They name the starts if any side has a cell from MNLI: `from MNLI (RTE)`."""
+    names = [side["label"].iloc[0] for side in sides]
+    if not any(side["start"].eq("mnli").any() for side in sides):
+        return names
+    for i, side in enumerate(sides):
+        start = f"from {START_TITLES[side['start'].iloc[0]]}"
+        if side["start"].nunique() > 1:
+            started = set(side.loc[side["start"] == "mnli", "task"])
+            start = f"from {START_TITLES['mnli']} ({', '.join(TASKS[task].title for task in TASKS if task in started)})"
+        names[i] = names[i] if names[i].endswith(f", {start}") else f"{names[i]} {start}"
+    return names
+
+
+def described(side: Side) -> str:
+    """The label of a side without cells, from its conditions: `LoRA (qkvoif, r1)`, `Full fine-tuning from MNLI`."""
+    named = [slug_label(slug) for slug in side.get("slug", ())]
+    named = named or [METHOD_TITLES.get(name, name) for name in side.get("method", ("any method",))]
+    start = [f"from {START_TITLES.get(name, name)}" for name in side.get("start", ())[:1]]
+    return " ".join([" or ".join(named), *start])

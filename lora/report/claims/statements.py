@@ -17,6 +17,7 @@ FIRST = "glue_table2"  # the experiment whose claims come first: the subject of 
 SELECTORS = ("method", "slug", "task", "start", "protocol")
 KINDS = ("metric", "measure", "count", "check")
 Side = dict[str, tuple[str, ...]]
+Measure = Literal["trainable", "checkpoint_bytes", "optimizer_bytes", "saved_activation_bytes", "step_ms", "latency_ms"]
 
 
 class Bound(NamedTuple):
@@ -100,10 +101,7 @@ class Claim:
     stated_at: str = ""
     ours: bool = False
     metric: Literal["best"] | None = None
-    measure: (
-        Literal["trainable", "checkpoint_bytes", "optimizer_bytes", "saved_activation_bytes", "step_ms", "latency_ms"]
-        | None
-    ) = None
+    measure: Measure | None = None
     count: Literal["gpt3", "encoder"] | None = None
     check: Literal["swap"] | None = None
     tasks: Literal["average"] | tuple[str, ...] = "average"

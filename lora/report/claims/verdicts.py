@@ -33,11 +33,10 @@ import pandas as pd
 
 from lora.cost.efficiency.summary import read_summaries
 from lora.records.record import RunRecord
-from lora.report.claims.cells import described, on_runs
-from lora.report.claims.findings import Finding, checked, count_ratios, ratios
+from lora.report.claims.findings import Finding, checked, count_ratios, described, on_runs, ratios
 from lora.report.claims.statements import Claim
+from lora.report.runs import slug_label
 from lora.report.stats import LEVEL, holm
-from lora.report.titles import slug_label
 
 WORDS = {True: "supported", False: "not supported", None: "inconclusive"}
 
@@ -83,12 +82,11 @@ def judge(
     checks: Mapping[str, Sequence[Mapping[str, Any]]],
     records: Mapping[str, RunRecord],
 ) -> list[Verdict]:
-    """Judge all claims on one profile's records.
+    """Judge all claims on one profile's records, and the measurements of `python -m lora efficiency` in `folder`.
 
     Args:
         runs: The runs of the tables (`lora.report.runs`).
         frame: `load_frame` of the records.
-        folder: The folder of the measurements of `python -m lora efficiency`.
         checks: Name of a check -> its cases (`lora.records.analysis`).
         records: run_id -> record.
     Raises: UserError: If a file to judge on is broken.
