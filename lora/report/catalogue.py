@@ -102,12 +102,8 @@ def of_lora(
     figure: tuple[str, str, Callable[[str, int], tuple[str, int]], float],
     section: Section,
 ) -> list[Table]:
-    """Table 5 or 6, and the differences of its rows from one of them.
-
-    Args:
-        table: Its file, its title and its layout.
-        figure: The figure's name and title, what a target set and rank are compared with, and the claim's bound.
-    """
+    """Table 5 or 6 (file, title, layout), and its rows' differences from one of them (the figure's name and title, what
+    a target set and rank are compared with, the claim's bound)."""
     (file, title, layout), (name, heading, base, bound), cells = table, figure, section.summary
     drawn = differences(heading, cells, section.pairs, section.paper, base, bound)
     with_ffn = section.runs["slug"].str.match(r"lora-[qkvo]*[if]").any()
@@ -194,10 +190,7 @@ NORMS = {
 
 
 def table7(name: str, cases: Sequence[Mapping[str, Any]]) -> Table | None:
-    """How much an update amplifies directions that W does not emphasise, and phi of every i and j in the middle layer.
-
-    Returns: None without cases.
-    """
+    """How much an update amplifies directions that W does not emphasise, and phi of all i and j in the middle layer."""
     lines = []
     for case in cases:
         if case["kind"] == "amplification":

@@ -28,10 +28,7 @@ def groups_of(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def method_pairs(runs: pd.DataFrame) -> pd.DataFrame:
-    """Compare every method with every other on the same encoder. p_holm is corrected over all these comparisons.
-
-    Returns: The columns of `lora.report.stats.all_pairs`, model and p_holm.
-    """
+    """`lora.report.stats.all_pairs` on each encoder, with the columns model and p_holm, corrected over all of them."""
     found = [all_pairs(groups_of(group)).assign(model=model) for model, group in runs.groupby("model", sort=False)]
     table, places = pd.concat(found), [*TASKS, "Avg."]
     pair = table.groupby(["model", "one", "other"], sort=False).ngroup()
@@ -82,10 +79,8 @@ def answers(pairs: pd.DataFrame) -> list[str]:
 def change_table(runs: pd.DataFrame, column: str, titles: Mapping[str, str]) -> pd.DataFrame:
     """One line per task and method: a column per value of a setting, and the change from the first to the last.
 
-    A cell has all seeds that were trained. The change is over the seeds that were trained at both values.
-
-    Args:
-        titles: Value of the setting in `column` -> title, in the columns' order.
+    A cell has all seeds that were trained. The change is over the seeds that were trained at both values. `titles`:
+    value of the setting in `column` -> title, in the columns' order.
     """
     lines = []
     for task in in_order(runs):
@@ -100,10 +95,7 @@ def change_table(runs: pd.DataFrame, column: str, titles: Mapping[str, str]) -> 
 
 
 def repeated_table(name: str, folder: Path, runs: pd.DataFrame) -> Table | None:
-    """The runs that were trained again on another device; None without any.
-
-    The records of the second training are in `<results>/repeated`. A run_id hashes the settings, so two records of one
-    run_id differ in nothing else than where they ran.
+    """The runs that were trained again on another device, whose records are in `<results>/repeated`; None without any.
 
     Raises: UserError: If a file is not a record, or a run was trained on other rows the second time.
     """
@@ -118,10 +110,7 @@ def repeated_table(name: str, folder: Path, runs: pd.DataFrame) -> Table | None:
 
 def reference_table(gathered: Gathered) -> Table | None:
     """The user's runs (first) and the reference runs of the same settings and seeds (second); None if there are none.
-
-    Precision, kernels and attention can depend on the machine, so a run is matched without them; several rows of the
-    user's can have one of the reference.
-    """
+    A run is matched without the settings `OF_MACHINES`, so several rows of the user's can have one of the reference."""
     if gathered.is_reference:
         return None
     records, _ = load_records(gathered.reference / gathered.profile)
@@ -196,9 +185,7 @@ def tried_rows(tried: pd.DataFrame) -> pd.DataFrame:
 
 def taken(rows: pd.DataFrame) -> dict[str, float]:
     """Label -> the rate with the best mean over tasks, each task first averaged over its seeds; the smaller on a tie.
-
-    Only rates that were tried on every task and seed of the row count. Rows with a missing run are excluded.
-    """
+    Only rates that were tried on every task and seed of the row count. Rows with a missing run are excluded."""
     found = {}
     for label, of_row in rows.groupby("label", sort=False):
         if of_row["lr"].notna().all():

@@ -50,11 +50,7 @@ def differences(
     bound: float,
 ) -> Figure | None:
     """Tables 5 and 6 as figures: LoRA minus LoRA on the base's matrices or of its rank, here and in the paper.
-
-    Args:
-        base: The target set and rank that those of a row are compared with.
-        bound: Of the claim about the table.
-    """
+    `base`: what a row's target set and rank are compared with. `bound`: of the claim about the table."""
     rows = {adapted(row): row.label for row in summary.drop_duplicates("label").itertuples()}
     compared = [(key, base(*key)) for key in rows if key != base(*key) in rows]
     turned = {"one": pairs["other"], "other": pairs["one"], "mean": -pairs["mean"]}

@@ -175,11 +175,7 @@ def wanted_runs(
     """Experiment -> its expected runs: the requested ones, and those of other experiments that have records.
 
     If the command names neither encoder nor method, and nothing that it expects was trained, the records alone are
-    shown: they are of another encoder.
-
-    Args:
-        pinned: More overrides, from the records (`as_recorded`).
-        present: The run_ids of the records.
+    shown: they are of another encoder. `pinned`: more overrides (`as_recorded`); `present`: the run_ids of the records.
     """
     asked = [*overrides, *pinned]
     runs = select_runs(profile, asked, whole)

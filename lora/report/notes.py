@@ -37,10 +37,7 @@ def caption(summary: pd.DataFrame) -> str:
 
 
 def conditions(runs: pd.DataFrame, curves: pd.DataFrame) -> str:
-    """The line above a table: encoder, epochs, train rows, start, devices, and how many cells still rise.
-
-    Returns: "" if no run is trained yet.
-    """
+    """The line above a table: encoder, epochs, train rows, start, devices, and how many cells still rise."""
     runs = runs.dropna(subset="device")
     curves = curves[curves["run_id"].isin(runs["run_id"])]
     if curves.empty:

@@ -57,10 +57,8 @@ def task_label(task: Task) -> str:
 
 
 def adapted(row: Any) -> tuple[str, int]:
-    """The target set of a LoRA row in the paper's notation, with the words that follow in its label, and the rank.
-
-    Returns: The label instead of the target set, for modules named in full and for several ranks.
-    """
+    """The target set of a LoRA row in the paper's notation, with the words that follow in its label, and the rank. For
+    modules named in full and for several ranks, the label instead of the target set."""
     match = LORA_SLUG.fullmatch(row.slug)
     if match is None:
         return row.label, int(RANK.search(row.slug)[1])  # every slug of LoRA has one
@@ -126,13 +124,10 @@ def labelled(
 
 
 def told_apart(runs: pd.DataFrame, by: Sequence[str] = ("model", "protocol", "start")) -> pd.Series:
-    """The label of each run, with its encoder, protocol or start where runs of its label differ in it.
-
-    Starts may differ by task within a row.
-    """
+    """The label of each run, with its encoder, protocol or start where runs of its label differ in it."""
     names = runs["label"]
     for key in by:
-        places = [names, runs["task"]] if key == "start" else names
+        places = [names, runs["task"]] if key == "start" else names  # starts may differ by task within a row
         several = runs.groupby(places)[key].transform("nunique").gt(1).groupby(names).transform("any")
         ends = [f", {told(key, value)}" if differs else "" for value, differs in zip(runs[key], several, strict=True)]
         names = names + pd.Series(ends, index=runs.index, dtype=object)
@@ -196,10 +191,8 @@ def with_unselected(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def chosen_by_others(values: Float[np.ndarray, "epochs runs"]) -> Float[np.ndarray, " runs"]:
-    """The value of each run of a cell at the epoch that is best on the mean of the others.
-
-    An epoch in which some run's metric is undefined is chosen only if every epoch has such a run.
-    """
+    """The value of each run of a cell at the epoch that is best on the mean of the others. An epoch in which some run's
+    metric is undefined is chosen only if every epoch has such a run."""
     means = (values.sum(axis=1, keepdims=True) - values) / (values.shape[1] - 1)
     best = np.where(np.isnan(means), -np.inf, means).argmax(axis=0)
     return values[best, np.arange(values.shape[1])]

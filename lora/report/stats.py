@@ -39,11 +39,7 @@ DIGITS = 9  # decimals of a difference in points; further ones are rounding erro
 
 @dataclass(frozen=True)
 class Interval:
-    """An interval of a mean difference, in points; NaN if the values do not determine it.
-
-    Args:
-        n: Number of values: pairs of seeds, or seeds that have every task.
-    """
+    """An interval of a mean difference over n values, in points; NaN if the values do not determine it."""
 
     mean: float
     low: float
@@ -62,8 +58,7 @@ def paired_differences(one: pd.DataFrame, other: pd.DataFrame, column: str = "be
     """Differences between two methods' runs, per task and seed.
 
     Args:
-        one, other: Rows of the frame of runs (`lora.records.record.load_frame`), each of one method, with one run per
-            task and seed.
+        one, other: Rows of the frame of runs, each of one method, with one run per task and seed.
     Returns: Columns task, seed, run_id, run_id_other, difference (one - other, in points). Runs without a partner or a
         value are excluded.
     """
@@ -146,10 +141,8 @@ def mean_p(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for multiple tests (Holm 1979): the k-th smallest of m times m + 1 - k, never falling.
-
-    NaN stays NaN and does not count in m.
-    """
+    """p-values corrected for multiple tests (Holm 1979): the k-th smallest of m times m + 1 - k, never falling. NaN
+    stays NaN and does not count in m."""
     order = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
     corrected, highest = [math.nan] * len(p_values), 0.0
     for place, (p, index) in enumerate(order):
@@ -159,10 +152,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def all_pairs(groups: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Compare every method with every other, per task and on the average of their common tasks.
+    """Compare every method (label -> its runs) with every other, per task and on the average of their common tasks.
 
-    Args:
-        groups: Label -> the runs of one method, in the order of the tables.
     Returns: Columns one, other, task (`Avg.` for the average), n, mean, low, high, p (of the paired t-test; for the
         average, over the seeds' averages), needed (`seeds_needed` to tell the two apart).
     """

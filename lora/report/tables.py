@@ -13,10 +13,7 @@ Paper = dict[str, dict[tuple[str, int], float]]
 
 def cell_text(row: pd.Series, with_mean: bool = False) -> str:
     """`83.4 ±0.5`: the median and standard deviation over seeds; `(2/3)` if seeds are missing; `-` if all are.
-
-    `with_mean` adds `(mean 83.2)`, whose differences are those of the verdicts.
-    `(1 of 5 collapsed)` if a run predicts the same for every dev example (`lora.records.predictions`).
-    """
+    `with_mean` adds `(mean 83.2)`, whose differences are those of the verdicts."""
     if row["n"] == 0:
         return "-"
     spread = f" ±{row['std']:.1f}" if row["n"] > 1 else ""
@@ -34,10 +31,8 @@ def number(value: float, form: str = ".1f") -> str:
 
 
 def table2(summary: pd.DataFrame) -> pd.DataFrame:
-    """Table 2: methods by tasks, with trainable parameters, seeds and the average over tasks; one model below another.
-
-    The average is the plain mean of the tasks' medians, as in the paper; `-` if a task is missing.
-    """
+    """Table 2: methods by tasks, with trainable parameters, seeds and the average over tasks: the plain mean of their
+    medians, as in the paper; `-` if a task is missing."""
     tasks, lines = in_order(summary), []
     shown = [column for column in ("model", "protocol") if summary[column].nunique() > 1]
     for (*_, label), group in summary.groupby(ROW, sort=False):
@@ -102,10 +97,8 @@ def with_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame) -
 
 
 def table5(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Table 5, transposed: target sets by tasks, each at the rank that gives the same number of parameters.
-
-    The published cells are in columns next to ours.
-    """
+    """Table 5, transposed: target sets by tasks, each at the rank that gives the same number of parameters, and the
+    published cells in columns next to ours."""
     tasks, lines, of_paper = in_order(summary), [], paper_cells(paper)
     for _, group in summary.groupby(["slug", "label"], sort=False):
         targets, rank = adapted(group.iloc[0])

@@ -27,12 +27,7 @@ COLOURS = {"supported": "green", "not supported": "red", "inconclusive": "yellow
 
 
 def show(report: Report, of_sweep: bool = False, plain: bool = False) -> None:
-    """Print a report.
-
-    Args:
-        of_sweep: Whether to leave out the runs that the sweep did not ask for.
-        plain: Whether to print Markdown on a terminal too.
-    """
+    """Print a report: `of_sweep` without the runs that the sweep did not ask for, `plain` as Markdown in any case."""
     if plain or not sys.stdout.isatty():
         print(markdown(report, of_sweep))
         return
@@ -66,10 +61,7 @@ def printed(report: Report, of_sweep: bool) -> list[Table]:
 
 
 def grid(table: Table, width: int) -> Grid:
-    """A table without the size of the head, columns in which nothing is measured, the names of metrics, and means.
-
-    Where it is wider than the terminal, rich breaks cells at their spaces.
-    """
+    """A table without the size of the head, columns in which nothing is measured, the names of metrics, and means."""
     cells = table.cells.drop(columns="Head", errors="ignore")
     cells = cells.replace(METRICS, "", regex=True).replace(MEANS, "", regex=True)
     cells = cells.loc[:, [not (column == "-").all() for _, column in cells.items()]]

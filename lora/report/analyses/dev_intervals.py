@@ -39,10 +39,8 @@ CHUNK = 2**22  # draws in memory at once
 
 
 def resampled(metric: str, runs: Sequence[np.ndarray], labels: np.ndarray, purpose: str) -> Float[np.ndarray, "b runs"]:
-    """The metric of every run on each resample of the examples, in points. All runs share the resamples.
-
-    An undefined metric counts as 0, as in the frame (`lora.records.predictions`).
-    """
+    """The metric of every run on each resample of the examples, in points. All runs share the resamples. An undefined
+    metric counts as 0, as in the frame (`lora.records.predictions`)."""
     count, score, values = len(labels), METRICS[metric], []
     sides, step = [run.astype(np.float64) for run in runs], max(1, CHUNK // count)
     for start in range(0, RESAMPLES, step):
@@ -74,10 +72,8 @@ def bounds(differences: Float[np.ndarray, "b pairs"], purpose: str) -> dict[str,
 
 
 def compare(gathered: Gathered, labels: Mapping[str, np.ndarray], results: Path) -> list[dict[str, Any]]:
-    """The entries of the analysis: every method compared with every other, per task.
+    """The entries of the analysis: every method compared with every other, per task. `labels`: as of `read_labels`.
 
-    Args:
-        labels: Task -> labels of the selecting split, in its order.
     Raises: UserError: If a file of predictions is absent, not the record's, or does not give the record's metric.
     """
     entries = []

@@ -88,11 +88,7 @@ def read_adapter(record: RunRecord, config: RunConfig) -> Saved:
 
 
 def analyse(adapters: Mapping[tuple[str, str, int, int], Saved]) -> tuple[list[dict[str, Any]], set[str]]:
-    """The entries of the analysis, and the runs that they were made from.
-
-    Args:
-        adapters: (model, task, rank, seed) -> a saved adapter.
-    """
+    """The entries of the analysis, and the runs that they were made from, of (model, task, rank, seed) -> adapter."""
     cases, used = [], set()
     for model, task in dict.fromkeys(key[:2] for key in adapters):
         of_task = {key[2:]: saved for key, saved in adapters.items() if key[:2] == (model, task)}

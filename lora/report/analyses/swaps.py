@@ -50,11 +50,8 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
 def analyse(
     adapters: Mapping[str, Mapping[str, tuple[RunConfig, Adapter]]], cycles: int
 ) -> tuple[list[dict[str, Any]], set[str]]:
-    """The entries of the analysis, one per dtype and encoder with at least two adapters; and their run_ids.
-
-    Args:
-        adapters: Encoder -> run_id -> configuration and saved LoRA adapter.
-    """
+    """The entries of the analysis, one per dtype and encoder with at least two adapters; and their run_ids. `adapters`:
+    encoder -> run_id -> configuration and saved LoRA adapter."""
     cases, used = [], set()
     for name, of_model in adapters.items():
         if len(of_model) < 2:

@@ -80,10 +80,8 @@ def smallest_p(values: Float[np.ndarray, " n"], bound: Bound, test: Callable[...
 def ratios(claim: Claim, path: Path, summary: Mapping[str, Any], folder: Path) -> list[Finding]:
     """The ratios of one measure, per shape (batch x tokens) if it depends on that; [] if a method was not measured.
 
-    Times are judged by the sign test on the ratios of the rounds, whose median is shown.
-
-    Args:
-        path, summary: A summary of `python -m lora efficiency`, whose samples of times are in samples.csv next to it.
+    Times are judged by the sign test on the ratios of the rounds, whose median is shown. Their samples are in
+    samples.csv next to the summary of `python -m lora efficiency`.
     """
     source, samples, found = (str(path.relative_to(folder.parent)),), path.with_name("samples.csv"), []
     kind = next((kind for kind, key in TIMES.items() if key == claim.measure), None)
@@ -150,10 +148,7 @@ def on_runs(claim: Claim, runs: pd.DataFrame, column: str) -> dict[str, list[Fin
 
 
 def select(runs: pd.DataFrame, claim: Claim, side: Side, model: str) -> pd.DataFrame:
-    """The runs of an encoder that meet all conditions of a side, each once.
-
-    Returns: Empty if no cell has the first start that the side names.
-    """
+    """The runs of an encoder that meet all conditions of a side; none if no cell has the first start that it names."""
     experiments, starts = side.get("experiment", (claim.experiment,)), side.get("start", ())
     found = runs[runs["experiment"].isin(experiments) & (runs["model"] == model)].drop_duplicates("run_id")
     for key, values in side.items():

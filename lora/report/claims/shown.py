@@ -91,11 +91,7 @@ def interval_text(found: Finding, digits: int = 2) -> str:
 
 
 def short(found: Finding, digits: int = 2, form: str | None = None) -> str:
-    """`-0.89 (-2.33 to +0.55)`, or the value alone without an interval.
-
-    Args:
-        form: One of `FORMS`, which shows a ratio in the paper's words: `25% less (20% to 30%)`.
-    """
+    """`-0.89 (-2.33 to +0.55)`, or the value alone without an interval. `form`: one of `FORMS`, for a ratio."""
     interval, value = interval_text(found, digits), value_text(found, found.mean, digits)
     if form is not None:
         show, unit = FORMS[form]

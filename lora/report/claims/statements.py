@@ -84,7 +84,7 @@ class Claim:
         margin: The reason for the bounds.
         stated, stated_at: The commit in which the claim last changed, and its time; empty until it is committed.
         ours: Whether the sentence is this project's, not the paper's.
-        metric: For differences of cells, in points of the headline metric: `best`, that of each run's best epoch.
+        metric: For differences of cells, in points: the headline metric of each run's best epoch.
         measure: For ratios, a cost in results/efficiency/<device>/summary.json.
         count: For ratios of trainable parameters: GPT-3 175B by closed form, or the encoders of the records.
         check: An exact property that an analysis tested.
