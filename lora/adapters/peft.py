@@ -80,7 +80,9 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
     method = adapter.method
     if not isinstance(method, LoraConfig | PeftConfig):
         raise UserError(f"a PEFT folder is for LoRA and for PEFT's own, and the adapter is of method {method.name}")
-    saved = sorted({head_module(name) for name in adapter.head})
+    # PEFT saves whole modules: children of the model, and the pooler in its body
+    parts = [name.split(".") for name in adapter.head]
+    saved = sorted({".".join(part[: 1 + (part[1:2] == ["pooler"])]) for part in parts})
     if isinstance(method, LoraConfig):
         settings, tensors = lora_files(adapter, method, saved)
     else:
@@ -200,12 +202,6 @@ def from_peft(folder: str | Path) -> Adapter:
         return Adapter(method_of(settings, weights, folder / CONFIG), weights, head)
     except SettingsError as error:
         raise UserError(f"{folder / CONFIG}: {'; '.join(error.problems)}") from error
-
-
-def head_module(name: str) -> str:
-    """The module that PEFT saves as a whole: a child of the model, or the pooler in its body."""
-    parts = name.split(".")
-    return ".".join(parts[:2]) if parts[1:2] == ["pooler"] else parts[0]
 
 
 def read_settings(folder: Path) -> Settings:

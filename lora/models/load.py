@@ -93,7 +93,9 @@ def load_encoder(
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise UserError(f"cannot load weights of {config.name} from {where}: {first_line(error)}") from error
-    own_memory(model)
+    with torch.no_grad():  # out of the memory-mapped files: writing to one would change the model
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.data.clone()
     absent = check_loaded(model, report, config)
     tokenizer = load_tokenizer(where, source)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
@@ -142,13 +144,6 @@ def set_dropout(settings: PretrainedConfig, dropout: float | None, head_dropout:
         for key in head:
             setattr(settings, key, head_dropout)
     return None if head else head_dropout
-
-
-@torch.no_grad()
-def own_memory(model: nn.Module) -> None:
-    """Copy every tensor out of its memory-mapped file. Writing to the file would change the model."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        tensor.data = tensor.data.clone()
 
 
 def check_loaded(model: nn.Module, report: dict, config: ModelConfig) -> set[str]:

@@ -42,19 +42,15 @@ class FusedAdamW(torch.optim.Optimizer):
             for p in group["params"]
             if p.grad is not None
         }
-        scale = np.float32(self._clipping(gradients.values()))
+        scale = np.float32(1)
+        if self.clip_norm is not None:  # as `clip_grad_norm_` scales the gradients
+            values = (grad.values() if grad.is_sparse else grad for grad in gradients.values())
+            squares = sum(kernels.sum_of_squares(flat(value.contiguous())) for value in values)
+            scale = np.float32(min(1.0, self.clip_norm / (math.sqrt(squares) + 1e-6)))
         for group in self.param_groups:
             for p in group["params"]:
                 if p in gradients:
                     self._update(p, gradients[p], scale, group)
-
-    def _clipping(self, gradients: Iterable[torch.Tensor]) -> float:
-        """The factor by which `clip_grad_norm_` scales the gradients."""
-        if self.clip_norm is None:
-            return 1.0
-        values = (grad.values() if grad.is_sparse else grad for grad in gradients)
-        squares = sum(kernels.sum_of_squares(flat(value.contiguous())) for value in values)
-        return min(1.0, self.clip_norm / (math.sqrt(squares) + 1e-6))
 
     def _update(self, p: nn.Parameter, grad: torch.Tensor, scale: np.float32, group: dict[str, Any]) -> None:
         state = self.state[p]
