@@ -74,11 +74,7 @@ def needs_stock(method: Mapping[str, Any]) -> bool:
 
 
 def recorded(results: str, encoder: str, stock: bool) -> list[tuple[str, str, str]]:
-    """The kernels, attention and precision of an encoder's finished runs in a folder, the most frequent first.
-
-    Args:
-        stock: Whether to read the runs of methods that the fused kernels lack, or those of the others.
-    """
+    """The kernels, attention and precision of an encoder's finished runs in a folder, the most frequent first."""
     runs = Path(results) / "runs"
     try:  # a file system's clock is coarse, so the number of entries tells too
         counts = _recorded(runs.resolve(), runs.stat().st_mtime_ns, len(os.listdir(runs)))

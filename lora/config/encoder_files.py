@@ -68,10 +68,7 @@ def longest_input(settings: Mapping[str, Any]) -> int:
 
 
 def local_name(path: str) -> str:
-    """The name of a local encoder in run ids and tables: its folder's name and six digits of its hash.
-
-    Raises: UserError: If the folder holds no encoder.
-    """
+    """The name of a local encoder in run ids and tables: its folder's name and six digits of its hash."""
     folder = at_home(path)
     check_folder(folder)
     kept = re.sub(r"[^A-Za-z0-9]+", "_", folder.resolve().name).strip("_")[:NAME_LENGTH] or "encoder"

@@ -48,10 +48,7 @@ class Rate:
 
 
 def rates_path(setting: Any) -> Path | None:
-    """The file that the setting `rates` names. None for null and in results/reference, where no rates apply.
-
-    Raises: UserError: If it is neither null nor a path.
-    """
+    """The file that the setting `rates` names. None for null and in results/reference, where no rates apply."""
     if setting is None:
         return None
     if not isinstance(setting, str | Path):
@@ -89,10 +86,7 @@ def _read(path: Path) -> tuple[Rate, ...]:
 
 
 def write_rates(path: Path, new: Iterable[Rate]) -> None:
-    """Add rates to a file. Each replaces an earlier one of the same encoder, protocol, task and method.
-
-    Raises: UserError: If the existing file is invalid, or cannot be written.
-    """
+    """Add rates to a file. Each replaces an earlier one of the same encoder, protocol, task and method."""
     kept = {one.key: one for one in (*read_rates(path), *new)}
     entries = [asdict(kept[key]) | {"seeds": list(kept[key].seeds)} for key in sorted(kept)]
     text = yaml.safe_dump({"rates": entries}, sort_keys=False, default_flow_style=None, width=120)

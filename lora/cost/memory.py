@@ -89,11 +89,7 @@ def kept_activations(model: nn.Module, rows: int, length: int, precision: str) -
 
 
 def table(runs: Sequence[tuple[int, Sequence[str]]]) -> str:
-    """A Markdown table with two rows per run of profile `paper`: its memory in GiB per process.
-
-    Args:
-        runs: Number of processes, and overrides, of each.
-    """
+    """A Markdown table with two rows per run of profile `paper`: its memory in GiB per process."""
     lines = []
     for processes, overrides in runs:
         config = compose_run(["profile=paper", *overrides])

@@ -102,10 +102,7 @@ def check_words(columns: tuple[str, ...], labels: tuple[str, ...]) -> list[str]:
 
 
 def read_definition(path: Path) -> Definition:
-    """Read a task's file.
-
-    Raises: UserError: If it is absent, is not YAML (with the line), or breaks rules (with every broken rule).
-    """
+    """Read a task's file."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)  # all words: `no` is a label, not false
     except OSError as error:
@@ -177,10 +174,7 @@ def put(name: str, kept: Kept, folder: Path | None) -> Task:
 
 
 def keep_task(task: Task, results: str | Path) -> None:
-    """Write the definition of a user-defined task into the results folder of its runs.
-
-    Raises: UserError: If it cannot be written.
-    """
+    """Write the definition of a user-defined task into the results folder of its runs."""
     kept = Kept(task.own, task.official_rows, task.label_std)
     content = f"{json.dumps(dataclasses.asdict(kept), indent=1)}\n".encode()
     write_atomically(Path(results) / FOLDER / f"{task.name}.json", content)

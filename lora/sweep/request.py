@@ -39,10 +39,7 @@ class Request(NamedTuple):
 
 
 def read_request(profile: str, arguments: Sequence[str]) -> Request:
-    """Parse a command line. A profile that needs a task takes those that its results folder keeps, if none is given.
-
-    Raises: UserError: If an argument is not an override, or several profiles are named.
-    """
+    """Parse a command line. A profile that needs a task takes those that its results folder keeps, if none is given."""
     given = dict(map(split_override, read_overrides(arguments)))
     profiles, named = given.pop("profile", [profile]), given.pop("experiment", None)
     if len(profiles) != 1:
@@ -85,10 +82,7 @@ def select_runs(profile: str, arguments: Sequence[str], whole: bool = False) -> 
 
 
 def grids_of(request: Request, whole: bool = False) -> tuple[dict[str, list[Values]], Values]:
-    """Experiment -> the blocks of its grid, and the values to narrow them by. No grids with experiment=null.
-
-    Raises: UserError: If the request names no experiment, and no grid of the profile has one of its values.
-    """
+    """Experiment -> the blocks of its grid, and the values to narrow them by. No grids with experiment=null."""
     profile, given, experiments = request
     if experiments is not None:
         return {name: grid(profile, name) for name in experiments}, given

@@ -92,10 +92,7 @@ def run_jobs(jobs: Sequence[Job], settings: DictConfig, outputs: str) -> dict[st
 
 
 def wait_for_queue(name: str) -> None:
-    """Wait until no job of this name is queued or running.
-
-    Raises: UserError: If squeue has failed for `UNANSWERED_SECONDS`.
-    """
+    """Wait until no job of this name is queued or running."""
     answered = time.monotonic()
     while True:
         command = ["squeue", "--noheader", "--format=%i", f"--name={name}"]

@@ -70,10 +70,7 @@ def main(given: argparse.Namespace) -> None:
 
 
 def rate_grids(profile: str, given: Values) -> list[tuple[str, RunConfig, Values]]:
-    """The grid of each method and task of a command's overrides: the method, a run of the grid, and its overrides.
-
-    Raises: UserError: If the overrides define no valid grid.
-    """
+    """The grid of each method and task of a command's overrides: the method, a run of the grid, and its overrides."""
     names = [name for name in experiments_of(profile) if name != LEARNING_RATE]  # which chose the rates of conf/
     reported = {seed for name in names for seed in values_of("seed", grid(profile, name))}
     axes = {"seed": [SEED]} | {key: values for key, values in given.items() if key not in ("method", "task")}

@@ -81,12 +81,7 @@ def main(given: argparse.Namespace) -> None:
 
 
 def measure(rounds: int, runs: int, tasks: Sequence[str], overrides: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Take every measurement. Returns: The content of measurements.json.
-
-    Args:
-        overrides: Overrides of every run, except its task and seed.
-        folder: Folder for the benchmark's examples, caches and logs.
-    """
+    """Take every measurement. Returns: The content of measurements.json."""
     configs = {task: compose_run([*overrides, f"task={task}"]) for task in tasks}
     examples = {task: export_rows(config, folder / "rows") for task, config in configs.items()}
     config, per_task = configs[tasks[0]], runs // len(tasks)

@@ -23,10 +23,7 @@ TITLES = {
 
 
 def rebuild(folder: Path, *pages: Path) -> list[Measured]:
-    """Read the measurements of every device, and write the blocks of these pages. Returns: All measurements, by device.
-
-    Raises: UserError: If a file cannot be read or written.
-    """
+    """Read the measurements of every device, and write the blocks of these pages. Returns: All measurements."""
     measurements: list[Measured] = [read_object(path) for path in sorted(folder.glob("*/measurements.json"))]
     for page in pages if measurements else ():
         write_atomically(page, with_blocks(page.read_text(), measurements).encode())

@@ -41,12 +41,7 @@ Samples = list[dict[str, Any]]
 
 
 def configure(model: str, device: str, kernels: str | None, precision: str | None) -> RunConfig:
-    """The LoRA run that is measured, with the encoder of `model` and the method and optimizer of `mini`.
-
-    Args:
-        model: A key of `MODELS`, or the folder of an encoder.
-        kernels, precision: None for those of the profile that trains this encoder.
-    """
+    """The LoRA run that is measured, with the encoder of `model` and the method and optimizer of `mini`."""
     chosen = MODELS.get(model) or ("profile=small", "model=local", f"model.path={model}", "task=sst2")
     usual = compose_run([*chosen, "method=lora", f"runtime.device={device}"])
     train = {
@@ -210,10 +205,7 @@ def main(given: argparse.Namespace) -> None:
 
 
 def write(device: Path) -> str:
-    """Write a device's tables from its summaries. Returns: The text of efficiency.md.
-
-    Raises: UserError: If a summary is broken, or none exists.
-    """
+    """Write a device's tables from its summaries. Returns: The text of efficiency.md."""
     summaries = [*read_summaries(device).values()]
     if not summaries:
         raise UserError(f"{device} holds no summary.json: python -m lora efficiency makes one")
