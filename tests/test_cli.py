@@ -59,7 +59,7 @@ def test_an_interrupted_run_resumes_and_says_from_where(tiny_overrides, tmp_path
     assert first.returncode == 130 and "the same command resumes the rest" in output, output
     second = lora(*arguments)
     assert second.returncode == 0, second.stderr
-    assert re.search(r"resumes in epoch \d+ of 200: step \d+ of \d+", second.stderr), second.stderr
+    assert re.search(r"resumes in epoch \d+ of \d+: step \d+ of \d+", second.stderr), second.stderr
     (record,) = load_records(tmp_path / "results")[0]
     assert record.provenance["resumed"] == 1
     assert f"adapter: {tmp_path}/outputs/adapters/{record.run_id}" in second.stdout
