@@ -13,8 +13,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors import SafetensorError
-
 from lora.errors import UserError, first_line, listed
 
 T = TypeVar("T")
@@ -40,22 +38,17 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     Raises: UserError: If it cannot be written; the message names the file and the reason.
     """
-    folder = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        temporary = folder / "new"
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot write {path}: {reason}; nothing was left half-written") from error
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        with tempfile.TemporaryDirectory(None, f".{path.name}.", path.parent, ignore_cleanup_errors=True) as folder:
+            temporary = Path(folder) / "new"
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; nothing was left half-written") from error
 
 
 def at_home(path: str | Path) -> Path:

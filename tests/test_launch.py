@@ -86,7 +86,7 @@ def test_slurm_without_sbatch_is_refused(tiny_overrides, tmp_path, monkeypatch):
 
 def test_a_job_that_would_hold_a_gpu_and_train_on_the_cpu_is_refused(tiny_overrides, tmp_path, monkeypatch):
     pytest.importorskip("submitit")
-    monkeypatch.setattr(launch.slurm, "check_slurm", lambda: None)
+    monkeypatch.setattr(launch.shutil, "which", lambda name: name)
     with pytest.raises(UserError, match=r"launcher.gpus=1 holds GPUs, but 2 runs .* add train.kernels=stock"):
         launched(monkeypatch, tiny_overrides, "seed=1,2", "launcher=slurm", "launcher.gpus=1", "train.kernels=fused")
 

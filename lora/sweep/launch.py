@@ -2,10 +2,12 @@
 
 import functools
 import os
+import shutil
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 
 from omegaconf import DictConfig
 
@@ -14,12 +16,12 @@ from lora.data.tasks import TASKS
 from lora.errors import UserError, listed
 from lora.files import check_writable
 from lora.records.record import load_records
-from lora.sweep import pool, ray_cluster, slurm
+from lora.sweep import pool, slurm
 from lora.sweep.expand import PlannedRun, State, estimator, own_records, state_of
 from lora.sweep.notes import read_notes
 from lora.sweep.progress import Watch, about, counted, duration
 from lora.sweep.request import select_runs, sweep_settings
-from lora.sweep.worker import Job, clean_up, has_adapter, verify_inputs
+from lora.sweep.worker import Job, clean_up, has_adapter, run_job, verify_inputs
 from lora.training import processes
 from lora.training.processes import world_size
 
@@ -95,10 +97,11 @@ def to_train(settings: DictConfig, runs: Sequence[PlannedRun], now: State) -> li
 
 def check_launcher(launcher: DictConfig, todo: Sequence[PlannedRun]) -> None:
     """Raises: UserError: If what the launcher needs is not installed, or runs on a CPU would hold GPUs."""
-    if launcher.name == "slurm":
-        slurm.check_slurm()
-    if launcher.name == "ray":
-        ray_cluster.check_ray()
+    name, package = launcher.name, {"slurm": "submitit", "ray": "ray"}.get(launcher.name)
+    if package is not None and find_spec(package) is None:
+        raise UserError(f"launcher={name} needs {package}: .venv/bin/python -m pip install --editable '.[{name}]'")
+    if name == "slurm" and shutil.which("sbatch") is None:
+        raise UserError("launcher=slurm needs Slurm's sbatch on the PATH: use a login node, or launcher=local")
     fused = [run.run_id for run in todo if run.config.train.kernels == "fused"]
     if fused and launcher.get("gpus"):
         raise UserError(
@@ -190,10 +193,30 @@ def launch_once(settings: DictConfig, runs: Sequence[PlannedRun], workers: int, 
             try:
                 if launcher.name == "slurm":
                     return slurm.run_jobs(jobs, launcher, outputs)
-                return ray_cluster.run_jobs(jobs, launcher)
+                return run_on_ray(jobs, launcher)
             except KeyboardInterrupt:
                 interrupted()
                 raise
+
+
+def run_on_ray(jobs: Sequence[Job], settings: DictConfig) -> dict[str, str]:
+    """Train jobs on a cluster. Returns: run_id -> outcome, as in `run_job`, without the runs of killed tasks."""
+    import ray
+
+    try:
+        if not ray.is_initialized():
+            ray.init(address=settings.address)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"Ray at launcher.address={settings.address} does not answer: {error}") from error
+    options = {"num_cpus": settings.threads, "num_gpus": settings.gpus, "max_retries": settings.retries}
+    tasks = [ray.remote(**options)(run_job).remote(job) for job in jobs]
+    outcomes: dict[str, str] = {}
+    for task in tasks:
+        try:
+            outcomes |= ray.get(task)
+        except ray.exceptions.RayError:  # its worker was killed more often than `retries` allows
+            continue
+    return outcomes
 
 
 def say_what_runs(settings: DictConfig, ids: set[str]) -> None:

@@ -86,8 +86,16 @@ def grids_of(request: Request, whole: bool = False) -> tuple[dict[str, list[Valu
     profile, given, experiments = request
     if experiments is not None:
         return {name: grid(profile, name) for name in experiments}, given
-    default = {} if whole else default_of(request)
-    grids = {name: grid(profile, name) for name in default.get("experiment", read_profile(profile)["experiments"])}
+    settings = read_profile(profile)
+    grids = {name: grid(profile, name) for name in settings["experiments"]}
+    default = {} if whole else {key: [*map(str, values)] for key, values in settings.get("default", {}).items()}
+    if default:
+        usual = {name: grids[name] for name in default.pop("experiment")}
+        inside, every = ([block for blocks in some.values() for block in blocks] for some in (usual, grids))
+        if any(values_of(key, every) and not values_of(key, inside) for key in given):
+            default = {}  # the command gives a key that only the other experiments name
+        else:
+            grids = usual
     blocks = [block for several in grids.values() for block in several]
     for key, values in given.items():
         if new := new_values(key, values, blocks):
@@ -99,23 +107,7 @@ def grids_of(request: Request, whole: bool = False) -> tuple[dict[str, list[Valu
         # a start from MNLI trains MNLI too, so it is only selected by name
         for block in (block for block in blocks if "start" in block):
             block["start"] = [value for value in block["start"] if value != "mnli"]
-    return grids, {key: values for key, values in default.items() if key != "experiment"} | given
-
-
-def default_of(request: Request) -> Values:
-    """The profile's default: values that hold where the request names no experiment and gives no others.
-
-    {} if the profile has none, or the request gives a key that only the grids of other experiments name.
-    """
-    settings = read_profile(request.profile)
-    if "default" not in settings or request.experiments is not None:
-        return {}
-    default = {key: [str(value) for value in values] for key, values in settings["default"].items()}
-    grids = {name: grid(request.profile, name) for name in settings["experiments"]}
-    inside = [block for name in default["experiment"] for block in grids[name]]
-    outside = [block for blocks in grids.values() for block in blocks]
-    others = [key for key in request.given if values_of(key, outside) and not values_of(key, inside)]
-    return {} if others else default
+    return grids, default | given
 
 
 def selected(profile: str, experiment: str, overrides: Sequence[str]) -> list[PlannedRun]:

@@ -31,21 +31,6 @@ class Restartable:
         return DelayedSubmission(self, job)
 
 
-def check_slurm() -> None:
-    """Raises: UserError: If Slurm or submitit is not installed."""
-    try:
-        import submitit  # noqa: F401 - an optional extra
-    except ImportError as error:
-        raise UserError(
-            "launcher=slurm needs submitit: .venv/bin/python -m pip install --editable '.[slurm]'"
-        ) from error
-    if shutil.which("sbatch") is None:
-        raise UserError(
-            "launcher=slurm needs Slurm's sbatch on the PATH, which has none: use a login node of the cluster, or "
-            "launcher=local"
-        )
-
-
 def run_jobs(jobs: Sequence[Job], settings: DictConfig, outputs: str) -> dict[str, str]:
     """Train jobs on a cluster.
 
