@@ -22,9 +22,8 @@ from lora.cost.efficiency.command import run_of
 from lora.cost.efficiency.summary import document, read_summaries, read_summary, summarise
 from lora.cost.machine import COMMITTED
 from lora.cost.parameters import SIZES
-from lora.cost.subjects import changed, load, random_batch, serve, served, trained
+from lora.cost.subjects import load, random_batch, serve, served, trained
 from lora.errors import UserError
-from lora.methods.configs import FullConfig
 from lora.methods.lowrank import LoraLinear
 from lora.models.modules import checksum, trainable
 from lora.training.device import optimizer_bytes
@@ -110,19 +109,6 @@ def test_a_killed_process_is_told() -> None:
 
 
 # Subjects.
-
-
-def test_subjects_of_both_kernels_start_with_the_same_loss_and_learn(tiny_config) -> None:
-    dry = ("method.rank=2", "train.dropout=0", "train.head_dropout=0")
-    made = [trained(tiny_config(*dry, f"train.kernels={kernels}")) for kernels in ("fused", "stock")]
-    made.append(trained(changed(tiny_config(*dry), method=FullConfig())))
-    batch = random_batch(made[0].model.config, "4x8")
-    first = [subject.loss(batch).item() for subject in made]
-    assert first == pytest.approx([first[0]] * 3, rel=1e-5)  # B is zero
-    for subject in made:
-        for _ in range(5):
-            subject.step(batch)
-        assert subject.loss(batch).item() < first[0]
 
 
 @KERNELS

@@ -87,14 +87,6 @@ def test_the_loop_equals_a_plain_one(tiny_config, method, task, batch):
     assert [epoch["train_loss"] for epoch in record.epochs] == pytest.approx(plain_losses(config), rel=1e-5)
 
 
-def test_accumulation_changes_nothing(tiny_config):
-    """Three micro-batches per step, also for an uneven last batch: 40 examples in batches of 12 leave 4."""
-    whole = run(tiny_config("train.batch=12", *NO_DROPOUT))[0]
-    parts = run(tiny_config("train.batch=12", "train.accumulation=3", *NO_DROPOUT))[0]
-    assert whole.run_id == parts.run_id
-    assert [e["train_loss"] for e in parts.epochs] == pytest.approx([e["train_loss"] for e in whole.epochs], rel=1e-5)
-
-
 def test_accumulation_is_part_of_the_name_where_it_changes_dropout(tiny_config):
     names = {tiny_config(f"train.accumulation={n}").run_id for n in (1, 2, 4)}
     assert len(names) == 3
