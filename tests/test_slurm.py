@@ -1,6 +1,7 @@
 """Sweeps on a real Slurm cluster of four virtual nodes: requeued, lost, cancelled and killed jobs."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -86,8 +87,7 @@ def test_ctrl_c_says_how_to_stop_the_jobs_which_keep_running(tiny_overrides, tmp
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert all(f"  {run_id}\n" in output for run_id in found)
-    (command,) = [line.split("to stop them: ")[1] for line in output.splitlines() if "to stop them: " in line]
-    name = command.removeprefix("scancel --name=")
+    (name,) = re.findall(r"scancel --name=(\S+)", output)
     assert len(slurm("squeue", "--noheader", f"--name={name}").splitlines()) == 2
     process = start(overrides)  # while they run: nothing is trained twice
     said(process, "waiting for runs that another sweep trains")
@@ -95,7 +95,7 @@ def test_ctrl_c_says_how_to_stop_the_jobs_which_keep_running(tiny_overrides, tmp
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert {r.provenance["resumed"] for r in load_records(tmp_path / "results")[0]} == {0}
-    slurm(*command.split())
+    slurm("scancel", f"--name={name}")
     deadline = time.monotonic() + 60
     while slurm("squeue", "--noheader", f"--name={name}"):
         assert time.monotonic() < deadline
