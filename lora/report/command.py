@@ -121,12 +121,7 @@ def write(report: Report, folder: Path) -> None:
 
 def options(parser: argparse.ArgumentParser) -> None:
     profile_options(parser)
-    parser.add_argument(
-        "--pages",
-        action="store_true",
-        help="write the committed files of reference/<profile>, and its blocks in the README and experiments/ (make "
-        "tables)",
-    )
+    parser.add_argument("--pages", action="store_true", help="write the committed files and pages (make tables)")
     parser.add_argument("--plain", action="store_true", help="print Markdown, as into a file")
     parser.add_argument("--brief", action="store_true", help="do not print the tables: the sweep has")
 
