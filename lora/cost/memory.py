@@ -39,7 +39,7 @@ class Memory:
         optimizer: AdamW's two moments, in float32.
         activations: The tensors that autograd keeps at the end of a forward pass; with checkpointing, the inputs of
             all layers and the activations of one.
-        rows: Number of examples in a micro-batch.
+        rows: Examples in a micro-batch.
     """
 
     weights: int
@@ -59,8 +59,6 @@ def estimate(config: RunConfig, processes: int) -> tuple[Memory, Memory]:
     Excludes the allocator's fragments and the libraries' own. For train.kernels=fused, which is for CPUs and keeps
     less, it is the memory that transformers' modules would need.
 
-    Args:
-        processes: Number of processes that share the batch.
     Raises: UserError: If the batch is not divisible among them, or `SIZES` lacks the model.
     """
     check_batch(config.train, processes)

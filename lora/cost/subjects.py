@@ -77,8 +77,6 @@ def load(config: RunConfig) -> tuple[nn.Module, str]:
     """A fresh copy of a run's encoder in float32 on the CPU, and the name of its weights.
 
     An encoder in `SIZES` gets random weights, so that nothing is downloaded. Time does not depend on their values.
-
-    Raises: UserError: If the encoder is absent.
     """
     name, task, train = config.model.name, TASKS[config.task], config.train
     if name not in SIZES:

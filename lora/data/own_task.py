@@ -131,8 +131,7 @@ class Kept:
     """The facts of a task that a folder of results keeps.
 
     Args:
-        rows: See `Task.official_rows`.
-        label_std: See `Task`.
+        rows, label_std: `Task.official_rows` and `Task.label_std`.
     """
 
     definition: Definition

@@ -69,7 +69,6 @@ def measure(
 
     Args:
         methods: Keys of `TITLES`.
-        rounds: Number of rounds. Each visits every method once, in its own order.
         step_shapes, latency_shapes: Shapes of training and of served batches, as `<rows>x<tokens>`.
     Returns: The summary, and the samples behind its times.
     Raises: UserError: If the encoder is absent or reads fewer tokens than a shape has, or the kernels do not cover it.
