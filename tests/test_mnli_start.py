@@ -14,8 +14,8 @@ from lora.errors import UserError
 from lora.methods import METHODS, apply
 from lora.models.load import load_encoder
 from lora.models.modules import is_head, trainable
-from lora.records.record import adapter_path, record_path, write_record
-from lora.sweep.expand import state
+from lora.records.record import adapter_path, load_records, record_path, write_record
+from lora.sweep.expand import state_of
 from lora.sweep.launch import to_train, train_missing, unfinished
 from lora.sweep.request import select_runs, sweep_settings
 from lora.sweep.worker import ensure_record
@@ -137,7 +137,7 @@ def test_a_sweep_trains_parents_first_and_once(tiny_overrides, tmp_path):
     assert {run.parent for run in runs if run.task != "mnli"} == set(parents)
     assert all(run.config.runtime.save_adapter for run in parents.values())
     settings, results = sweep_settings("small", overrides), tmp_path / "results"
-    todo = to_train(settings, runs, state(runs, results))
+    todo = to_train(settings, runs, state_of(runs, *load_records(results)))
     assert todo == runs
     waves = []
 
@@ -149,7 +149,7 @@ def test_a_sweep_trains_parents_first_and_once(tiny_overrides, tmp_path):
     assert waves == [set(parents), {run.run_id for run in runs if run.parent and run.seed == 1}]
 
     done = ensure_record(next(iter(parents.values())).config, mistakes_fail=True)
-    now = state(runs, results)
+    now = state_of(runs, *load_records(results))
     assert len(to_train(settings, runs, now)) == 5
     assert sum("not started: its MNLI run" in line for line in unfinished(now, {})) == 2
     adapter_path(settings.runtime.outputs, done.run_id).unlink()
@@ -162,6 +162,6 @@ def test_done_runs_are_trained_again_where_their_adapters_are_asked_for(tiny_ove
     for run, saves in zip(runs, (True, False), strict=True):
         runtime = dataclasses.replace(run.config.runtime, save_adapter=saves)
         ensure_record(dataclasses.replace(run.config, runtime=runtime), mistakes_fail=False)
-    now = state(runs, tmp_path / "results")
+    now = state_of(runs, *load_records(tmp_path / "results"))
     for more, expected in ([], []), (["runtime.save_adapter=true"], [runs[1]]):
         assert to_train(sweep_settings("small", [*overrides, *more]), runs, now) == expected

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,7 +21,9 @@ from lora.training.device import Process
 from lora.training.fused.encoder import fuse
 from lora.training.fused.functions import Masks
 from lora.training.fused.optimizer import FusedAdamW
-from lora.training.ranks import Ranks
+
+if TYPE_CHECKING:
+    from lora.training.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Step:
     process: Process
     task: Task
     train: TrainConfig
-    ranks: Ranks | None = None
+    ranks: "Ranks | None" = None
 
     def loss(self, number: int, micro: MicroBatch, batch: dict[str, Tensor], examples: int) -> Tensor:
         """Run a micro-batch's forward pass. Pops the batch's labels.
@@ -119,7 +122,11 @@ def prepare_step(model: nn.Module, config: RunConfig, process: Process, steps: i
     trained = [p for _, p in trainable(model)]
     # Stock dropout draws from the global generator, which is seeded last so that nothing above advances it.
     torch.manual_seed(seed_for(config.seed, "dropout", process.rank))
-    ranks = Ranks(model, steps) if isinstance(config.method, PeftConfig) and config.method.type == "adalora" else None
+    ranks = None
+    if isinstance(config.method, PeftConfig) and config.method.type == "adalora":
+        from lora.training.ranks import Ranks
+
+        ranks = Ranks(model, steps)
     return Step(model, trained, optimizer, schedule, masks, process, TASKS[config.task], train, ranks)
 
 
