@@ -6,7 +6,6 @@ import os
 import pickle
 import shutil
 import socket
-import warnings
 
 import loralib
 import peft
@@ -331,20 +330,6 @@ def test_what_changes_nothing_is_taken(tmp_path, bases):
         (tmp_path / "peft" / CONFIG).write_text(written)
         edit(tmp_path / "peft", **settings)
         assert same(from_peft(tmp_path / "peft"), adapter), settings
-
-
-def test_a_pattern_holds_for_the_module_of_its_name_or_end_alone(tmp_path, bases):
-    """The truth is PEFT's own rule, read from the scales of its modules: the first key that matches decides."""
-    adapter = adapter_of(small("bert", LoraConfig(rank=3, alpha=6)))
-    to_peft(adapter, tmp_path / "peft", base=bases / "bert")
-    for pattern in ({"self.query": 6, "query": 9}, {"uery": 9}, {"value": 6.0, "query": 6}):
-        edit(tmp_path / "peft", alpha_pattern=pattern)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT warns that no module is called "uery"
-            theirs = in_peft(tmp_path / "peft", "bert").base_model.model
-        found = from_peft(tmp_path / "peft")
-        for name in found.pairs():
-            assert found.scale(name) == theirs.get_submodule(name).scaling["default"] == 2.0
 
 
 def loralib_model(architecture="roberta", rank=4, alpha=16, targets="qv"):

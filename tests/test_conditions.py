@@ -44,10 +44,3 @@ def test_the_line_says_encoder_epochs_rows_start_and_how_many_cells_still_rise()
     assert found.startswith(f"{about} Still rising at the end") and found.endswith(": 1 of 3 cells.")
     assert "train rows: all" in line(runs, every, is_part=False)
     assert line(steady, every).endswith(": 0 of 1 cells.")
-
-
-def test_the_line_says_how_many_rows_were_cut():
-    runs = [*planned(), *planned("rte")]
-    every = pd.concat([curves(planned(), GAINS), curves(planned("rte"), GAINS)])
-    found = line(runs, every, truncated=[0.25] * 5 + [0.0] * 5)
-    assert "RTE 2,000 (CoLA 25% of the rows longer than max_length, and cut); start" in found

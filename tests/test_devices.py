@@ -33,16 +33,6 @@ def planned(config) -> list[PlannedRun]:
     return [PlannedRun(config.run_id, config, ("adhoc",))]
 
 
-def test_a_gpu_that_lacks_it_is_told_from_the_cpu(tiny_config, monkeypatch):
-    runs = planned(tiny_config("train.precision=bf16", "runtime.device=auto"))
-    with_gpus(monkeypatch, GPU(major=7))
-    monkeypatch.setattr(device, "has_bf16", lambda gpu: not gpu)
-    with pytest.raises(UserError, match="this GPU has none"):
-        pool.local_workers(runs, 1, False)
-    with_gpus(monkeypatch, GPU(major=8))
-    assert pool.local_workers(runs, 1, False) == 1
-
-
 # Concurrent runs.
 
 

@@ -1,16 +1,13 @@
 """The measurements against closed forms and other libraries. Times are never asserted."""
 
-import dataclasses
 import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from commands import command
-from machines import inject
 from processor import needs_bf16
 from safetensors.torch import save_file
 from torch import nn
@@ -21,11 +18,10 @@ from lora.cost.efficiency import command as efficiency
 from lora.cost.efficiency.command import run_of
 from lora.cost.efficiency.summary import document, read_summaries, read_summary, summarise
 from lora.cost.machine import COMMITTED
-from lora.cost.parameters import SIZES
-from lora.cost.subjects import load, random_batch, serve, served, trained
+from lora.cost.subjects import random_batch, serve, served, trained
 from lora.errors import UserError
 from lora.methods.lowrank import LoraLinear
-from lora.models.modules import checksum, trainable
+from lora.models.modules import trainable
 from lora.training.device import optimizer_bytes
 
 main = command("efficiency")
@@ -129,18 +125,6 @@ def test_merged_lora_computes_what_unmerged_does(model_dir: Path, kernels: str, 
     assert not layers and any(isinstance(module, LoraLinear) for module in models["lora"].modules())
 
 
-def test_random_encoders_have_a_seed_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
-    monkeypatch.setitem(SIZES, "roberta_base", SIZES["roberta_base"] | small)
-    state = torch.random.get_rng_state()
-    config = efficiency.configure("roberta_base", "cpu", None, None)
-    models = [load(dataclasses.replace(config, seed=seed)) for seed in (1, 1, 2)]
-    assert torch.equal(torch.random.get_rng_state(), state)
-    first, again, third = (checksum(model.named_parameters()) for model, _ in models)
-    assert first == again != third and models[0][1] == "random, seed 1"
-    assert (config.train.kernels, config.train.precision) == ("stock", "fp32"), "as the paper's profile has it"
-
-
 # The whole measurement.
 
 
@@ -215,16 +199,6 @@ def test_tables_follow_from_the_summaries(measured: Path, tmp_path: Path) -> Non
 # Settings and mistakes.
 
 
-def test_the_settings_follow_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """LoRA at r = 8, and bottleneck adapters of its budget."""
-    inject(monkeypatch, "bf16")
-    config = efficiency.configure("minilm", "cpu", None, None)
-    assert (config.train.kernels, config.train.precision) == ("fused", "bf16"), "as mini, which follows the machine"
-    methods = {name: run_of(config, name).method for name in ("lora", "houlsby", "pfeiffer")}
-    assert (methods["lora"].rank, methods["lora"].targets) == (8, ("q", "v"))
-    assert (methods["houlsby"].bottleneck, methods["pfeiffer"].bottleneck) == (8, 16)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -246,11 +220,3 @@ def test_a_mistake_is_told_and_nothing_written(arguments, message, tmp_path, cap
     shown = capsys.readouterr().err
     assert message in shown and "Traceback" not in shown
     assert not (tmp_path / "results").exists()
-
-
-def test_kernels_that_do_not_fit(tmp_path: Path) -> None:
-    folder = tiny.folder(tmp_path / "distilbert", "distilbert")
-    with pytest.raises(UserError, match="does not cover model type distilbert"):
-        trained(configure(folder, "fused"))
-    with pytest.raises(UserError, match="cpu or auto with train"):
-        efficiency.configure(str(folder), "cuda", "fused", "fp32")

@@ -1,14 +1,12 @@
 """The settings that tell runs of one method apart: table rows that differ in a setting are never merged."""
 
-import sys
-
 import pytest
 import tiny
 from machines import inject
 from synthetic import populate
 
 from lora.report.build import build
-from lora.report.command import files, print_sweep
+from lora.report.command import files
 from lora.report.runs import method_label
 from lora.sweep.request import select_runs
 
@@ -66,29 +64,6 @@ def test_a_setting_given_at_one_rank_makes_a_row_of_its_own_and_leaves_the_other
     assert tables["table6"]["Adapted"].tolist() == [*names, *["Wq", "Wq, Wv"] * 2]  # the last four are the paper's
     ours = tables["table6"].iloc[:3, 2:].map(lambda text: text.partition(" ")[0])
     assert ours.values.tolist() == [["60.0"] * 4, ["60.0"] * 4, ["-", "-", "-", "50.0"]]
-
-
-def test_what_the_papers_notation_lacks_is_named_by_its_label(tmp_path, capsys):
-    arguments = ["experiment=lora_ranks", "method.ranks={q:2}", "seed=1,2"]
-    populate(tmp_path / "mini", "mini", arguments)
-    _, tables = tables_of(tmp_path, "mini", arguments)
-    assert set(tables["table6"]["Adapted"]) == {f"LoRA (qv, r{rank}x)" for rank in (1, 4, 8, 64)}
-    print_sweep("mini", [*arguments, f"runtime.results={tmp_path}/mini"])
-    out = capsys.readouterr().out
-    assert out.startswith("# Table 6") and f"next: {sys.executable} -m lora report" in out
-
-
-def test_rows_that_differ_in_the_start_are_named_by_it(tmp_path):
-    arguments = ["experiment=null", "task=rte", "method=bitfit,lora", "start=pretrained,mnli", "seed=1,2"]
-    populate(tmp_path / "small", "small", arguments)
-    report, tables = tables_of(tmp_path, "small", arguments)
-    rows = [f"{name}, from {start}" for name in ("BitFit", "LoRA (qv, r8)") for start in ("MNLI", "pretrained")]
-    assert tables["table2"]["Method"].tolist() == rows
-    pairs = tables["pairs"]
-    compared = set(zip(pairs["Method"], pairs["Minus"], strict=True))
-    assert compared == {(one, other) for i, one in enumerate(rows) for other in rows[:i]}
-    (panel,) = [panel for panel in report.figures["curves"]["panels"] if panel["title"] == "RTE"]
-    assert {series["label"] for series in panel["series"]} == set(rows)
 
 
 def test_runs_that_no_experiment_expects_have_a_table_of_their_own(tmp_path):

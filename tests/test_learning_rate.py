@@ -59,20 +59,6 @@ def test_the_best_mean_is_taken_and_an_edge_is_named(tried):
     assert yes.loc["Full fine-tuning", "Learning rate"] == "3e-04"
 
 
-def test_a_mean_over_several_seeds_says_so(tmp_path):
-    """In the long run the best two rates on CoLA are trained on a second seed."""
-    given = [*GIVEN, "method=full", "task=cola"]
-    populate(tmp_path / "long", "long", given, value=lambda run: 0.30 if run.seed else 0.40)
-    cells = table_of(gather("long", given, tmp_path)).cells.set_index("Learning rate")["CoLA (Matthews)"]
-    assert cells.to_dict() == {
-        "2e-05": "35.0 (2 seeds)",
-        "5e-05": "35.0 (2 seeds)",
-        "1e-04": "40.0",
-        "2e-04": "40.0",
-        "5e-04": "40.0",
-    }
-
-
 def test_a_grid_with_a_gap_takes_nothing(tried):
     path = next((tried / "small" / "runs").glob("*lora-qv-r8.cola*"))
     path.unlink()

@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import stages
 
 ROOT = Path(__file__).parents[1]
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -94,51 +93,6 @@ def test_setup_says_what_is_missing(text: str, message: str, clone: Path, tmp_pa
     assert not (clone / ".venv").exists()
 
 
-@pytest.fixture
-def installing(tmp_path: Path) -> Path:
-    """An interpreter whose venvs hold a Python that only writes the arguments of `pip install` to the file `installs`.
-
-    It fails for packages of the index that the variable NOTHING_AT names.
-    """
-    failing = 'case "$*" in *"${NOTHING_AT:-nowhere}"*) exit 1;; esac'
-    record = f'case "$3" in install) echo "$@" >> installs; {failing};; esac'
-    inner = script(tmp_path / "inner", f"#!/bin/sh\n{record}\n")
-    make_venv = f"rm -rf .venv; mkdir -p .venv/bin; cp {inner} .venv/bin/python; echo made >> installs"
-    return script(tmp_path / "python", f'#!/bin/sh\ncase "$2" in venv) {make_venv};; *) echo 3.12;; esac\n')
-
-
-def installs(folder: Path) -> list[str]:
-    """The arguments of the installs since the last call."""
-    path = folder / "installs"
-    lines = path.read_text().splitlines() if path.exists() else []
-    path.unlink(missing_ok=True)
-    return [line.removeprefix("-m pip install --no-compile ") for line in lines]
-
-
-PINNED, NEWEST = "--constraint constraints.txt --editable .[dev]", "--editable .[dev]"
-
-
-def test_setup_installs_the_exact_versions_and_the_newest_where_asked(clone: Path, installing: Path) -> None:
-    def setup(*more: str) -> list[str]:
-        done = make(clone, "setup", f"PYTHON={installing}", *more)
-        assert done.returncode == 0, done.stderr
-        return installs(clone)
-
-    assert setup() == ["made", PINNED]
-    assert setup() == [] == setup("LATEST=0")
-    assert setup("LATEST=1") == ["made", NEWEST], "anew: a newer release replaces no version that is in the range"
-    assert setup("LATEST=1") == [] == setup(), "without LATEST it stays as it was made"
-    for file, installed in (("pyproject.toml", NEWEST), ("constraints.txt", NEWEST)):
-        newer = (clone / ".venv/ready").stat().st_mtime + 10
-        os.utime(clone / file, (newer, newer))
-        assert setup() == [installed]
-        os.utime(clone / file, (1, 1))
-    assert setup("LATEST=0") == ["made", PINNED]
-    newer = (clone / ".venv/ready").stat().st_mtime + 10
-    os.utime(clone / "constraints.txt", (newer, newer))
-    assert setup() == [PINNED]
-
-
 def test_a_finished_setup_only_checks_the_embedded_files_and_ignores_what_the_shell_has_activated(
     ready_clone: Path,
 ) -> None:
@@ -188,16 +142,6 @@ def test_a_mistyped_variable_is_refused(ready_clone: Path) -> None:
     assert make(ready_clone, "reproduce-glue", METHOD="of the environment").returncode == 0
 
 
-@pytest.mark.parametrize("target", ["bench", "efficiency"])
-def test_measurements_are_of_the_reference_only_where_the_command_says_so(target: str, ready_clone: Path) -> None:
-    for setting in ((), ("REFERENCE=0",), ("REFERENCE=1",)):
-        assert make(ready_clone, target, *setting, "ARGS=--rounds 2").returncode == 0
-    name = ["-m", "lora", target]
-    called = [call for call in calls(ready_clone) if call != ["-m", "lora", "fetch"]]
-    own, reference = [*name, "--rounds", "2"], [*name, "--reference", "--rounds", "2"]
-    assert called == [own, own, reference]
-
-
 def test_status_and_sync_call_their_commands(ready_clone: Path) -> None:
     variables = ("GLUE_DIR=/my data", "MODEL_DIR=/a b", "TASK=it's.yaml", "LAUNCHER=slurm", "ARGS=seed=1 --json")
     assert make(ready_clone, "status", *variables).returncode == 0
@@ -243,21 +187,3 @@ def test_tables_rebuilds_each_committed_profile(ready_clone: Path) -> None:
     assert calls(ready_clone)[-1] == ["notebooks/execute.py"]
     assert make(ready_clone, "tables", REPORT="1").returncode == 0  # a reference that is still growing
     assert make(ready_clone, "tables", REPORT="2").returncode == 2
-
-
-def test_stages_name_what_did_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
-    (tmp_path / "test_some.py").write_text("def test_good(): pass\ndef test_other(): assert False\n")
-    unit = stages.Stage("unit", ("-p", "no:cacheprovider", "-n", "0", str(tmp_path)))
-    absent = stages.Stage("slurm", (), absent=lambda: "no sbatch")
-    assert stages.main([unit, absent], ["-k", "good"], require_all=False) == 0
-    said = re.sub(r", \d+ s$", "", capfd.readouterr().out.split("=\n")[-1], flags=re.MULTILINE)
-    assert said == "not run: slurm (no sbatch)\nunit: passed\n"
-    for code, given, present, failed in (
-        (0, [], [unit, absent], 0),
-        (1, [], [unit], 1),
-        (stages.NONE_SELECTED, ["-k", "none"], [unit], 1),
-    ):
-        monkeypatch.setattr(stages, "run_stage", lambda stage, *_, code=code, **__: (code, f"{stage.name}: ended"))
-        assert stages.main(present, given, require_all=False) == failed
-    monkeypatch.setattr(stages, "run_stage", lambda stage, *_, **__: (0, f"{stage.name}: ended"))
-    assert stages.main([unit, absent], [], require_all=True) == 1

@@ -95,19 +95,3 @@ def test_the_page_of_efficiency_shows_what_is_computed():
         for text in (page.partition("<!-- memory begin -->")[2].partition("<!-- memory end -->")[0], table(SHOWN[::2]))
     )
     assert len(shown) == 2 * len(SHOWN) and computed == shown[:2] + shown[4:6]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--processes=0", "model=roberta_base"], "argument --processes: must be >= 1, got 0"),
-        (["--processes=3", "model=roberta_base", "protocol=printed", "task=cola"], "train.batch must be a multiple of"),
-        (["model=minilm", "task=reviews", "data.source=embedded"], "model must be one of roberta_base"),
-        (["model=nothing"], "model must be one of"),
-    ],
-)
-def test_mistakes_are_one_message(arguments, message, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    printed = capsys.readouterr()
-    assert stop.value.code == 2 and message in printed.err and not printed.out

@@ -154,14 +154,3 @@ def test_a_sweep_trains_parents_first_and_once(tiny_overrides, tmp_path):
     assert sum("not started: its MNLI run" in line for line in unfinished(now, {})) == 2
     adapter_path(settings.runtime.outputs, done.run_id).unlink()
     assert len(to_train(settings, runs, now)) == 6
-
-
-def test_done_runs_are_trained_again_where_their_adapters_are_asked_for(tiny_overrides, tmp_path):
-    overrides = [o for o in tiny_overrides if not o.startswith(("profile=", "train.epochs="))]
-    runs = select_runs("small", [*overrides, "method=lora", "train.epochs=1", "seed=1,2", "experiment=null"])
-    for run, saves in zip(runs, (True, False), strict=True):
-        runtime = dataclasses.replace(run.config.runtime, save_adapter=saves)
-        ensure_record(dataclasses.replace(run.config, runtime=runtime), mistakes_fail=False)
-    now = state_of(runs, *load_records(tmp_path / "results"))
-    for more, expected in ([], []), (["runtime.save_adapter=true"], [runs[1]]):
-        assert to_train(sweep_settings("small", [*overrides, *more]), runs, now) == expected

@@ -1,7 +1,5 @@
 """A user-defined task, from its file to the report: real readers on real files, and real runs on them."""
 
-import dataclasses
-import hashlib
 import json
 import random
 import re
@@ -411,17 +409,3 @@ def test_scores_of_any_range_are_learned_alike_and_adapters_answer_in_their_unit
     description.write_text(json.dumps(content))
     hostile = lora("predict", *given, "--output", output)
     assert hostile.returncode == 2 and "describes no task: columns and labels must be words" in hostile.stderr
-
-
-def test_a_regression_of_an_earlier_version_is_refused(tmp_path):
-    for split in ("train", "dev"):
-        write_csv(tmp_path / f"{split}.csv", [("a", "0"), ("b", "5")])
-    task = add_task(write_task(tmp_path, **SCORED))
-    keep_task(task, tmp_path / "results")
-    stated = {key: value for key, value in dataclasses.asdict(task.own).items() if value is not None}
-    text = json.dumps(stated, sort_keys=True, separators=(",", ":"))  # without `targets`, as earlier versions had it
-    old = hashlib.sha256(text.encode()).hexdigest()[: len(task.own.digits)]
-    (kept,) = (tmp_path / "results" / FOLDER).iterdir()
-    kept.rename(kept.with_name(f"moods-{old}.json"))
-    with pytest.raises(UserError, match="whose scores were not scaled by their range, is refused"):
-        add_kept_tasks(tmp_path / "results")

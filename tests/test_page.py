@@ -111,14 +111,3 @@ def test_it_needs_nothing_but_itself(page):
     content = page.read_text()
     assert not re.search(r'(?:src|href)="(?!#|data:)', content)
     assert not re.search(r"@import|url\((?!#)|fetch\(|XMLHttpRequest", content)
-
-
-def test_it_prints(page, tmp_path):
-    """On A4 (718 pixels between the margins) tables end before the edge and the navigation is gone."""
-    found = probe(page, tmp_path, 718, ("@media print", "@media all"))
-    assert not found["nav"] and found["body"] <= 718
-    assert max(found["tables"]) <= 718
-    pdf = tmp_path / "report.pdf"
-    chromium(tmp_path, f"--print-to-pdf={pdf}", page.as_uri())
-    pages = len(re.findall(rb"/Type\s*/Page\b", pdf.read_bytes()))
-    assert 3 <= pages <= 40

@@ -3,8 +3,6 @@
 import json
 import subprocess
 import sys
-import threading
-import time
 
 import pytest
 import torch
@@ -92,17 +90,6 @@ def test_a_measurement_is_kept_for_this_cpu_and_torch_and_made_again_if_broken(c
         faster_precision.cache_clear()
         assert faster_precision(*MINILM) == "bf16"
     assert len(probed) == 6
-
-
-def test_processes_that_start_together_measure_once(cache, monkeypatch):
-    asked = []
-    monkeypatch.setattr(auto, "run_probe", lambda width, ffn: asked.append(width) or time.sleep(0.2) or 2.0)
-    threads = [threading.Thread(target=faster_precision.__wrapped__, args=MINILM) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert asked == [MINILM[0]]
 
 
 @pytest.mark.parametrize("script", ["raise SystemExit('no torch')", "print('{}')", "import time; time.sleep(9)", None])

@@ -137,9 +137,3 @@ def test_a_single_run_has_a_line_per_epoch_and_a_resumed_one_repeats_none(first,
     assert two == "epoch 2 of 2: matthews 50.0, train loss 0.250"
     expected = r"epoch 1 of 2: matthews 25\.0, train loss 0\.500, left \d+ s"
     assert re.fullmatch(expected if first == 1 else "resumes in epoch 2 of 2: step 7 of 8", one)
-
-
-def test_the_announcement_names_the_mnli_run_that_others_start_from(tmp_path):
-    runs = select_runs("small", ["task=rte", "method=lora", "seed=1", "start=mnli"])
-    (parent,) = [run.run_id for run in runs if run.task == "mnli"]
-    assert f"  MNLI:    {parent}, which others start from\n" in announced("small", runs, [], tmp_path)

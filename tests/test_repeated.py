@@ -51,16 +51,6 @@ def test_a_change_is_over_the_seeds_that_were_trained_on_both_devices(tmp_path):
     }
 
 
-def test_a_seed_on_a_third_device_has_a_line_of_its_own(tmp_path):
-    again = [*moved(runs({1: 0.81, 2: 0.80})), *moved(runs({3: 0.84}), "another CPU")]
-    table = table_of(tmp_path, [1, 2, 3], again)
-    assert table.cells[["Devices", "Seeds"]].values.tolist() == [
-        ["x86_64 AVX2, a GPU", "2"],
-        ["x86_64 AVX2, another CPU", "1"],
-    ]
-    assert table.cells["SD of the change"].tolist()[1] == "-"
-
-
 def test_what_is_not_the_same_run_is_refused(tmp_path):
     assert table_of(tmp_path, [1], []) is None
     with pytest.raises(UserError, match=r"repeated on other rows.*s1-00000001"):

@@ -21,7 +21,7 @@ from lora.files import ROOT
 from lora.records.record import load_curves, load_frame, read_record, write_record
 from lora.report.build import build
 from lora.report.catalogue import ROWS, SHOWN, sections_of
-from lora.report.command import files, main_block, pages, write
+from lora.report.command import files, main_block, pages
 from lora.report.comparisons import REPEATED, change_table
 from lora.report.gather import gather, refuse_mixed_rows
 from lora.report.page import page as html_page
@@ -234,14 +234,6 @@ def test_a_changed_record_changes_everything_that_shows_it(synthetic, whole, tmp
     assert html_page(before, pictures).encode() != html_page(after, pictures).encode()
     shown = b'<td class="number" data-value="12.3">12.3</td>'  # of the run itself
     assert shown in html_page(after, pictures).encode() and shown not in html_page(before, pictures).encode()
-
-
-def test_figures_are_the_same_byte_for_byte(whole, tmp_path):
-    write(whole, tmp_path / "a")
-    written = contents(tmp_path / "a")
-    assert len(written) == len(files(whole)) + 2 * len(whole.figures) + 1
-    write(whole, tmp_path / "a")
-    assert contents(tmp_path / "a") == written
 
 
 def test_what_is_missing_failed_broken_or_extra_is_named(synthetic, tmp_path):

@@ -23,7 +23,6 @@ from lora.errors import UserError
 from lora.files import ROOT, write_atomically
 from lora.records.record import load_records, predictions_path, write_record
 from lora.report.build import build
-from lora.report.gather import gather
 from lora.sweep import launch
 from lora.sweep.request import select_runs
 from lora.sweep.tune import best_rate, rate_grids
@@ -201,20 +200,6 @@ def test_a_request_that_is_no_grid_is_refused(given, message):
         rate_grids("mini", given)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["task=ratings", "experiment=glue_table2"], "leave out experiment="),
-        (["task=ratings", "runtime.results=results/reference/mini"], "a file outside results/reference"),
-    ],
-)
-def test_no_committed_file_is_written(arguments, message, capsys):
-    code = main(["tune", "profile=mini", *arguments])
-    out, err = capsys.readouterr()
-    assert (code, out) == (2, "") and message in err and err.startswith("error: ")
-    assert not list((ROOT / "results" / "reference").rglob("rates.yaml"))
-
-
 # The runs that use it
 
 
@@ -231,16 +216,6 @@ def test_a_rate_is_taken_by_its_runs_alone_and_names_them_as_train_lr_does(file)
     glue = ["profile=long", "protocol=long", "task=cola", f"rates={file}"]
     assert compose_run([*glue, "method=lora_qkvo"]).train.lr == 0.25
     assert compose_run([*glue, "method=lora"]).train.lr == 5e-4
-
-
-def test_committed_runs_have_their_own_rates(tmp_path, monkeypatch):
-    before = gather("reference/mini")
-    monkeypatch.chdir(tmp_path)
-    lines = [rate(method=method, task=task, lr=0.5) for method in ("lora", "full") for task in ("ratings", "reviews")]
-    write_rates(tmp_path / "results" / "mini" / "rates.yaml", lines)
-    after = gather("reference/mini")
-    assert after.every["run_id"].equals(before.every["run_id"]) and not after.state.missing
-    assert len(after.every) > 50
 
 
 @pytest.mark.parametrize(
