@@ -13,7 +13,7 @@ from lora.errors import UserError
 from lora.records.record import load_frame, load_records
 from lora.report.gather import OF_MACHINES, Gathered, known_configs
 from lora.report.notes import BANNERS, NOTES, conditions, encoder_notes, note
-from lora.report.runs import CELL, facts_of, in_order, labelled, summarise, task_label, told_apart, with_records
+from lora.report.runs import CELL, OWN, facts_of, in_order, labelled, summarise, task_label, told_apart, with_records
 from lora.report.stats import DIGITS, ENOUGH_SEEDS, LEVEL, Interval, all_pairs, holm, mean_interval, needed_text
 from lora.report.tables import cell_text, collapsed_text, number
 from lora.sweep.request import LEARNING_RATE
@@ -109,13 +109,14 @@ def repeated_table(name: str, folder: Path, runs: pd.DataFrame) -> Table | None:
 
 
 def reference_table(gathered: Gathered) -> Table | None:
-    """The user's runs (first) and the reference runs of the same settings and seeds (second); None if there are none.
+    """The runs asked for (first) and the reference's of the same settings and seeds (second); None if there are none.
     A run is matched without the settings `OF_MACHINES`, so several rows of the user's can have one of the reference."""
     if gathered.is_reference:
         return None
     records, _ = load_records(gathered.reference / gathered.profile)
     committed = facts_of(("", config) for config in known_configs(records)[0].values())
-    sides = [labelled(gathered.every), with_records(committed, load_frame(records))]
+    asked = gathered.every[gathered.every["experiment"] != OWN]
+    sides = [labelled(asked), with_records(committed, load_frame(records))]
     for side in sides:
         same = side["columns"].map(lambda named: sorted((k, v) for k, v in named.items() if k not in OF_MACHINES))
         side["settings"] = same.astype(str)
