@@ -110,7 +110,7 @@ def test_methods_that_have_no_merge_are_refused(method):
     model = with_method("bert", METHODS[method])
     before = state(model)
     for action in (merge, unmerge):
-        with pytest.raises(UserError, match=f"has method {method}; merging is for LoRA alone"):
+        with pytest.raises(UserError, match=f"has method {method}; merging is for LoRA and PEFT"):
             action(model)
     with pytest.raises(UserError, match=f"has {type(METHODS[method]).__name__}.*, and the adapter is of LoraConfig"):
         swap(model, five("bert")["rte"])

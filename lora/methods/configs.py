@@ -1,4 +1,4 @@
-"""The arguments of each method. It does not import torch, since planning and tables read it."""
+"""The arguments of each method, and names in tables. It does not import torch, since planning and tables read it."""
 
 import math
 import re
@@ -7,7 +7,17 @@ from typing import ClassVar, Literal
 
 from lora.checks import Problems
 
-SHORT_TARGETS = ("q", "k", "v", "o", "i", "f")
+METHOD_TITLES = {  # in table order
+    "full": "Full fine-tuning",
+    "bitfit": "BitFit",
+    "adapterdrop": "AdapterDrop",
+    "houlsby": "Houlsby adapters",
+    "pfeiffer": "Pfeiffer adapters",
+    "lora": "LoRA",
+    "peft": "PEFT",
+}
+TARGET_TITLES = {"q": "Wq", "k": "Wk", "v": "Wv", "o": "Wo", "i": "Wi", "f": "Wf"}  # i, f: the FFN
+SHORT_TARGETS = tuple(TARGET_TITLES)
 INITS_IN_SLUG = ("orthogonal", "pissa", "olora")  # starts that are methods of their own papers
 
 

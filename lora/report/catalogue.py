@@ -13,7 +13,7 @@ import pandas as pd
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT
-from lora.methods.titles import TARGET_TITLES
+from lora.methods.configs import TARGET_TITLES
 from lora.records.record import load_frame
 from lora.report.comparisons import change_table, method_pairs, pairs_table, rates_table, tuning_banner
 from lora.report.figures import Figure, by_parameters, differences, figure, forest, learning_curves, slopes

@@ -16,7 +16,7 @@ from lora.config.labels import columns, labels
 from lora.config.run import RunConfig
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
-from lora.methods.titles import METHOD_TITLES, TARGET_TITLES
+from lora.methods.configs import METHOD_TITLES, TARGET_TITLES
 
 METRIC_SHORT = {"accuracy": "acc.", "f1": "F1", "macro_f1": "macro F1", "matthews": "Matthews", "pearson": "Pearson"}
 METRIC_SHORT |= {"spearman": "Spearman"}

@@ -66,16 +66,19 @@ def grid(table: Table, width: int) -> Grid:
     cells = cells.replace(METRICS, "", regex=True).replace(MEANS, "", regex=True)
     cells = cells.loc[:, [not (column == "-").all() for _, column in cells.items()]]
     names = {name: METRICS.sub("", name) for name in cells.columns}
-    longest = {
-        name: max(len(word) for text in (names[name], *cells[name]) for word in str(text).split()) for name in names
-    }
-    if sum(longest.values()) + 2 * len(longest) > width:
+    texts = {name: [title, *map(str, cells[name])] for name, title in names.items()}
+    least = {name: max(len(word) for text in column for word in text.split()) for name, column in texts.items()}
+    if sum(size + 2 for size in least.values()) >= width:
         cells = cells.drop(columns=[*SIZES], errors="ignore")
+    sizes = {name: max(map(len, texts[name])) for name in cells.columns}
+    floor = {name: least[name] for name in sizes}
+    while sum(size + 2 for size in sizes.values()) >= width and sizes != floor:  # texts go on in another line
+        sizes[max(sizes, key=lambda name: sizes[name] - floor[name])] -= 1
     look = {"title_justify": "left", "title_style": "bold", "box": SIMPLE_HEAD, "padding": (0, 1, 0, 0)}
     found = Grid(title=escape(table.title), **look)
-    for name in cells.columns:
-        is_word = name in table.cells.columns[: table.words]
-        found.add_column(escape(names[name]), justify="left" if is_word else "right", min_width=longest[name])
+    for name, size in sizes.items():
+        justify = "left" if name in table.cells.columns[: table.words] else "right"
+        found.add_column(escape(names[name]), justify=justify, width=size)
     for row in rows(cells):
         found.add_row(*(escape(str(text)) for text in row))
     return found

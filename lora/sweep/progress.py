@@ -12,7 +12,7 @@ from lora.config.auto import not_covered, takes_gpu
 from lora.config.run import RunConfig
 from lora.data.tasks import KEYS, TASKS
 from lora.errors import UserError
-from lora.methods.titles import METHOD_TITLES
+from lora.methods.configs import METHOD_TITLES
 from lora.records.record import RunRecord, read_record, record_path
 from lora.sweep.notes import Note, read_notes
 

@@ -18,7 +18,7 @@ from lora.sweep.request import select_runs, sweep_settings
 STATES = ("done", "running", "interrupted", "failed", "waiting")
 LOOK_SECONDS = 2.0
 PARAMETERS = {"roberta_base": 125e6, "roberta_large": 355e6, "deberta_v2_xxl": 1.5e9}  # the paper's Table 2
-SUSTAINED_FLOPS = 100e12  # about a third of an A100's bf16 peak: an assumption, not a measurement
+TERAFLOPS = 100  # sustained: about a third of an A100's bf16 peak: an assumption, not a measurement
 IDLE_SECONDS = 15.0  # workers of a sweep that has just started may take this long to load their libraries
 LISTED = 10  # at most this many runs of each state are listed while watching
 
@@ -69,7 +69,7 @@ def most_seconds(run: PlannedRun) -> float:
 
     The factor is 2 for forward and 4 for backward; LoRA needs about 4 of 6. NaN if the encoder's size is unknown.
     """
-    return 6 * PARAMETERS.get(run.model, math.nan) * run.examples * run.config.data.max_length / SUSTAINED_FLOPS
+    return 6 * PARAMETERS.get(run.model, math.nan) * run.examples * run.config.data.max_length / (1e12 * TERAFLOPS)
 
 
 def text(profile: str, found: dict[str, RunStatus], listed: int = sys.maxsize) -> str:
@@ -126,5 +126,4 @@ def main(arguments: argparse.Namespace) -> None:
         print(text(arguments.profile, found))
         most = sum(most_seconds(run) for run in runs if found[run.run_id] == RunStatus("waiting", None)) / 3600
         if most > 0:
-            flops = f"{SUSTAINED_FLOPS / 1e12:.0f} TFLOP/s sustained"
-            print(f"at most {most:,.1f} device hours for the unknown ones, at an assumed {flops}")
+            print(f"at most {most:,.1f} device hours for the unknown ones, at {TERAFLOPS} assumed TFLOP/s sustained")

@@ -10,7 +10,7 @@ import pandas as pd
 from lora.cost.timing import FEWEST, median_interval
 from lora.errors import UserError
 from lora.files import read_object
-from lora.methods.titles import METHOD_TITLES
+from lora.methods.configs import METHOD_TITLES
 from lora.table import markdown
 
 SCHEMA = 1

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from lora.cost.efficiency.summary import TIMES, by_round
 from lora.cost.timing import median_interval, sign_p
 from lora.data.tasks import TASKS
-from lora.methods.titles import METHOD_TITLES
+from lora.methods.configs import METHOD_TITLES
 from lora.models.sizes import gpt3_count
 from lora.report import stats
 from lora.report.claims.statements import Bound, Claim, Compare, Side
