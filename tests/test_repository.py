@@ -58,8 +58,9 @@ def test_third_party_names_every_archive_by_its_hash_and_every_file():
     assert hashes <= set(re.findall(r"\b[0-9a-f]{64}\b", text)) and len(hashes) == 8
     lines = text.splitlines()
     for archive in ARCHIVES:
-        (line,) = [line for line in lines if archive.identity in line]
-        name, version = next(iter(archive.packages)).split("==")
+        requirement, sha256 = next(iter(archive.packages.items()))
+        (line,) = [line for line in lines if sha256 in line]
+        name, version = requirement.split("==")
         assert f"https://pypi.org/project/{name}/{version}/" in line
         (row,) = [line for line in lines if re.search(rf"\| {re.escape(name)} \|", line)]
         assert all(f"`{Path(file).name}`" in row for file in archive.members.values())
