@@ -34,12 +34,14 @@ def without(*programs: str) -> Callable[[], str | None]:
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 OWN = ("tests/test_page.py", "tests/test_slurm.py", "tests/test_ray.py")  # they start a browser or a cluster
+LONG = ("tests/test_clone.py", "tests/test_benchmarks.py", "tests/test_notebooks.py")  # process after process
 # Two processes. A file's tests stay together because they share fixtures; files keep conftest's order.
 IN_TWO = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 # Two clusters, whose tests mostly wait.
 TWO_CLUSTERS = ("-n", "2", "--dist", "worksteal")
 STAGES = (  # the first names no file, so ARGS can narrow it
-    Stage("unit", (*IN_TWO, *(f"--ignore={path}" for path in OWN))),
+    Stage("unit", (*IN_TWO, *(f"--ignore={path}" for path in (*OWN, *LONG)))),
+    Stage("long", LONG),
     Stage("report", (OWN[0],), without(*BROWSERS)),
     Stage("slurm", (*TWO_CLUSTERS, OWN[1]), without("sbatch")),
     Stage("ray", (OWN[2],), lambda: None if find_spec("ray") else "no ray"),

@@ -16,7 +16,7 @@ from lora.sweep.notes import read_notes
 
 CLUSTER = ROOT / "tests" / "slurm_cluster.sh"
 pytestmark = pytest.mark.skipif(shutil.which("sbatch") is None, reason="no sbatch")
-RUNS = ("launcher=slurm", "method=bitfit", "task=cola", "runtime.checkpoint_minutes=null", "train.epochs=100")
+RUNS = ("launcher=slurm", "method=bitfit", "task=cola", "runtime.checkpoint_minutes=null", "train.epochs=30")
 
 
 @pytest.fixture(scope="module", autouse=True)
