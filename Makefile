@@ -16,7 +16,13 @@ export PROFILE TASK GLUE_DIR MODEL_DIR RETRY_FAILED TORCH_INDEX LAUNCHER
 
 # The overrides that the variables stand for, in the shell's array `overrides`. ARGS are last, so that they win.
 define OVERRIDES
-quoted() { printf "'%s'" "$${1//\'/\\\'}"; }  # quote a path as one value in Hydra's grammar
+quoted() {  # a path as one value in Hydra's grammar, in quotes where it may need them
+	case "$$1" in
+	    *[!A-Za-z0-9_./-]*) printf "'%s'" "$${1//\'/\\\'}";;
+	    */* | *.yaml) printf %s "$$1";;
+	    *) printf "'%s'" "$$1";;
+	esac
+}
 overrides=()
 if [ -n "$${GLUE_DIR:-}" ]; then overrides+=(data.source=tsv "data.path=$$(quoted "$$GLUE_DIR")"); fi
 if [ -n "$${TASK:-}" ]; then overrides+=("task=$$(quoted "$$TASK")"); fi
