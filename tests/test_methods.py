@@ -320,3 +320,10 @@ def test_a_model_with_lora_merged_takes_no_second_one_until_it_is_taken_off():
         apply(model, tiny.METHODS["lora"], seed=0)
     remove(model)
     apply(model, tiny.METHODS["lora"], seed=0)
+
+
+def test_a_rank_above_the_dimension_changes_nothing():
+    model = tiny.model("bert")
+    with pytest.raises(UserError, match=r"rank 33 is above the smaller dimension.*1..32"):
+        apply(model, LoraConfig(rank=33), seed=0)
+    assert checksum(model.state_dict().items()) == checksum(tiny.model("bert").state_dict().items())

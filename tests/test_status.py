@@ -96,7 +96,6 @@ def test_the_live_view_ends_when_nothing_runs(runs, tmp_path, monkeypatch):
 
 
 def test_runs_of_the_paper_have_a_bound_of_device_hours(capsys, tmp_path):
-    """SST-2 has 67,349 train rows; the paper trains RoBERTa-base on it for 60 epochs, with LoRA and 512 tokens."""
     overrides = ("experiment=glue_table2", "model=roberta_base", "method=lora", "task=sst2", "seed=1")
     main(["status", "paper", *overrides, f"runtime.results={tmp_path}"])
     hours = 6 * 125e6 * 67_349 * 60 * 512 / 100e12 / 3600
