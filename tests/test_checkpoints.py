@@ -144,7 +144,7 @@ def test_the_code_that_training_depends_on_is_its_own(tmp_path, monkeypatch):
     assert provenance.code_digest.__wrapped__() != digests[0]
 
 
-@pytest.mark.parametrize("damage", ["cut short", "code", "foreign", "no schedule"])
+@pytest.mark.parametrize("damage", ["cut short", "code", "foreign", "no schedule", "other shapes"])
 def test_a_broken_or_foreign_checkpoint_is_named_and_the_run_starts_anew(tiny_config, listening, capsys, damage):
     config = tiny_config("method=lora")
     whole, *_ = run(config)
@@ -157,8 +157,10 @@ def test_a_broken_or_foreign_checkpoint_is_named_and_the_run_starts_anew(tiny_co
         torch.save({**content, "code": Code()}, path)
     elif damage == "foreign":
         torch.save({"a": torch.zeros(3)}, path)
-    else:
+    elif damage == "no schedule":
         torch.save({name: value for name, value in content.items() if name != "schedule"}, path)
+    else:
+        torch.save({**content, "parameters": {n: p[:1] for n, p in content["parameters"].items()}}, path)
     capsys.readouterr()
     record, *_ = run(config)
     (line,) = capsys.readouterr().err.splitlines()

@@ -16,8 +16,6 @@ printf '[%s]' "$@" >> calls
 echo >> calls
 case "$2 $3" in "lora -m") exit "${SWEEP:-0}";; "lora report") exit "${REPORT:-0}";; esac
 """
-
-
 GIVEN = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", *re.search(r"^KNOWN := (.*)", MAKEFILE, re.MULTILINE)[1].split()}
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lora.errors import UserError
 from lora.files import read_object
 from lora.records.record import RunRecord
 
@@ -40,7 +41,7 @@ class Analyses:
 def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
     """Read the analyses that exist. A file made from other records is excluded and reported in `problems`.
 
-    Raises: UserError: If a file is not a JSON object.
+    Raises: UserError: If a file is not an analysis.
     """
     problems: list[str] = []
     found: dict[str, Any] = {}
@@ -48,6 +49,8 @@ def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
         if not (folder / file).exists():
             continue
         content = read_object(folder / file)
+        if not isinstance(content.get("made_from"), dict) or not isinstance(content.get("entries"), list):
+            raise UserError(f"{folder / file} is not an analysis: made_from must be an object and entries a list")
         made = {run_id: getattr(record, of_record) for run_id, record in records.items()}
         if stale := sorted(run for run, digest in content["made_from"].items() if made.get(run, "") != digest):
             problems.append(

@@ -90,7 +90,7 @@ def text(profile: str, found: dict[str, RunStatus], listed: int = sys.maxsize) -
 
 
 def watch(profile: str, look: Callable[[], dict[str, RunStatus]]) -> None:
-    """Show the state of the runs until nothing has run for `IDLE_SECONDS`, or Ctrl-C."""
+    """Show the state of the runs until all have ended, nothing has run for `IDLE_SECONDS`, or Ctrl-C."""
     from rich.live import Live
     from rich.text import Text
 
@@ -99,8 +99,11 @@ def watch(profile: str, look: Callable[[], dict[str, RunStatus]]) -> None:
         while time.monotonic() - busy < IDLE_SECONDS:
             found = look()
             live.update(Text(text(profile, found, LISTED)), refresh=True)
-            if any(status.state == "running" for status in found.values()):
+            states = {status.state for status in found.values()}
+            if "running" in states:
                 busy = time.monotonic()
+            elif not states & {"interrupted", "waiting"}:
+                break
             time.sleep(LOOK_SECONDS)
         live.console.print("nothing runs")
 

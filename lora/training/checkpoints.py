@@ -90,7 +90,9 @@ class Checkpointer:
         differing = [key for key in self.made_from if saved["made_from"].get(key) != self.made_from[key]]
         if differing:
             raise ValueError(f"it was made from other {', '.join(differing)}")
-        process, parameters = self.step.process, saved["parameters"]
+        process, parameters = self.step.process, dict(trainable(self.step.model))
+        if {n: t.shape for n, t in saved["parameters"].items()} != {n: p.shape for n, p in parameters.items()}:
+            raise ValueError("it holds other parameters")  # copying would stretch a smaller tensor
         schedule, random = saved["schedule"], saved["random"][process.rank]
         losses, resumed = saved["state"]["losses"].to(process.device), saved["state"]["resumed"] + 1
         state = TrainState(**saved["state"] | {"losses": list(losses.unbind()), "resumed": resumed})
@@ -98,8 +100,8 @@ class Checkpointer:
         self.step.schedule.load_state_dict(schedule)
         if self.step.ranks is not None:
             self.step.ranks.load_state_dict(saved["ranks"])
-        for name, parameter in trainable(self.step.model):
-            parameter.copy_(parameters[name])
+        for name, parameter in parameters.items():
+            parameter.copy_(saved["parameters"][name])
         torch.set_rng_state(random["cpu"])
         if "cuda" in random:
             torch.cuda.set_rng_state(random["cuda"], process.device)

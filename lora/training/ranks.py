@@ -51,5 +51,7 @@ class Ranks:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.pattern = state["pattern"]
-        for name in AVERAGES:
-            setattr(self.tuner.rankallocator, name, state[name])
+        parameters = dict(self.model.named_parameters())  # whose devices the averages follow
+        for kind in AVERAGES:
+            averages = {name: average.to(parameters[name].device) for name, average in state[kind].items()}
+            setattr(self.tuner.rankallocator, kind, averages)
