@@ -40,6 +40,7 @@ FIXED = (  # parameters of PEFT's that are settled here
     "peft_type task_type inference_mode target_modules modules_to_save bias base_model_name_or_path revision "
     "auto_mapping peft_version total_step"
 ).split()
+FAILURES = (ValueError, TypeError, RuntimeError, AssertionError, ImportError, KeyError)  # of PEFT, where it cannot
 DEFAULT = "default"  # the adapter's name in PEFT, a part of the name of every parameter that it adds
 
 
@@ -87,15 +88,7 @@ def apply(model: nn.Module, config: PeftConfig, seed: int) -> tuple[str, ...]:
             settings = kind(target_modules=modules_of(model, config.targets), **with_steps(config.type, options))
             tuner = peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING[settings.peft_type](model, {DEFAULT: settings}, DEFAULT)
             peft.tuners.tuners_utils.cast_adapter_dtype(model, DEFAULT)
-        except (
-            ValueError,
-            TypeError,
-            RuntimeError,
-            AssertionError,
-            NotImplementedError,
-            ImportError,
-            KeyError,
-        ) as error:
+        except FAILURES as error:
             raise UserError(
                 f"PEFT cannot put {config.type} on this {type(model).__name__}: {first_line(error)}"
             ) from error
@@ -199,7 +192,7 @@ def merge(model: nn.Module) -> None:
             setattr(base, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
         try:
             layer.merge(safe_merge=True)
-        except (NotImplementedError, ValueError, RuntimeError) as error:
+        except FAILURES as error:
             unmerge(model)
             raise UserError(f"PEFT cannot merge {model.applied.method.type}: {first_line(error)}") from error
 

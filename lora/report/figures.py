@@ -97,11 +97,8 @@ def by_parameters(runs: pd.DataFrame) -> Figure | None:
 def slopes(runs: pd.DataFrame, paper: pd.DataFrame | None) -> Figure | None:
     """Section 5.2 as a figure: the score of each method with both starts, here and in the paper, task by task."""
     cells = {} if paper is None else paper.set_index(["method", "task"])["value"].to_dict()
-    methods, names, panels = (
-        list(dict.fromkeys(runs["label"])),
-        [f"from {title}" for title in START_TITLES.values()],
-        [],
-    )
+    methods, panels = list(dict.fromkeys(runs["label"])), []
+    names = [f"from {title}" for title in START_TITLES.values()]
     for task in in_order(runs):
         series = []
         for place, method in enumerate(methods):
