@@ -5,7 +5,6 @@ import dataclasses
 import gc
 import itertools
 import re
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -38,7 +37,6 @@ from lora.training.device import optimizer_bytes, start_process
 from lora.training.fused.encoder import fuse
 from lora.training.step import MicroBatch, prepare_step
 
-Action = Callable[[], object]
 Batch = dict[str, Tensor]
 SPECIAL = 5  # smaller ids are padding and other special tokens
 ENDLESS = 2**40  # steps of the schedule, so that the learning rate stays the same
@@ -164,13 +162,7 @@ def random_batch(settings: PretrainedConfig, shape: str, device: str = "cpu") ->
     return {key: value.to(device) for key, value in batch.items()}
 
 
-def wall_seconds(action: Action) -> float:
-    started = time.perf_counter()
-    action()
-    return time.perf_counter() - started
-
-
-def event_seconds(action: Action) -> float:
+def event_seconds(action: Callable[[], object]) -> float:
     """The time between events in a GPU's stream, so that no launch is missed."""
     before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Literal, TypeVar
 
 import numpy as np
+import scipy  # whose parts are loaded when they are used: `scipy.stats` takes a second
 from jaxtyping import Float
-from scipy import stats
 
 from lora.rng import shuffled
 
@@ -24,7 +24,7 @@ def median_interval(values: Sequence[float] | Float[np.ndarray, " rounds"]) -> t
     """
     if len(values) < FEWEST:
         return None
-    interval = stats.quantile_test(values, q=0, p=0.5).confidence_interval(CONFIDENCE)
+    interval = scipy.stats.quantile_test(values, q=0, p=0.5).confidence_interval(CONFIDENCE)
     return float(interval.low), float(interval.high)
 
 
@@ -33,7 +33,7 @@ def sign_p(values: Float[np.ndarray, " rounds"], expected: float, alternative: L
 
     Values equal to `expected` count against the alternative. Source: Conover 1999, section 3.4.
     """
-    return float(stats.quantile_test(values, q=expected, p=0.5, alternative=alternative).pvalue)
+    return float(scipy.stats.quantile_test(values, q=expected, p=0.5, alternative=alternative).pvalue)
 
 
 def shown(values: Sequence[float], digits: int) -> str:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import scipy
 
 
 def compute(names: tuple[str, ...], predictions: np.ndarray, references: np.ndarray) -> dict[str, float | None]:
@@ -63,9 +64,7 @@ def pearson(predictions: np.ndarray, references: np.ndarray) -> float | None:
 
 def spearman(predictions: np.ndarray, references: np.ndarray) -> float | None:
     """Spearman's correlation, which is Pearson's of the ranks. Returns: None if either side is constant."""
-    from scipy.stats import rankdata  # half a second, and only for scores
-
-    return pearson(rankdata(predictions), rankdata(references))
+    return pearson(*map(scipy.stats.rankdata, (predictions, references)))
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float | None]] = {

@@ -28,7 +28,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from scipy import stats
+from scipy import special  # `scipy.stats` takes a second to load
 
 LEVEL = 0.95
 ENOUGH_SEEDS = 5
@@ -86,7 +86,7 @@ def mean_interval(values: Float[np.ndarray, " n"]) -> Interval:
     mean = float(values.mean())
     half = math.nan
     if count > 1 and np.ptp(values):
-        half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1) * values.std(ddof=1) / math.sqrt(count))
+        half = float(special.stdtrit(count - 1, (1 + LEVEL) / 2) * values.std(ddof=1) / math.sqrt(count))
     return Interval(mean, mean - half, mean + half, count)
 
 
@@ -109,8 +109,8 @@ def seeds_needed(
 
     def missed(edge: float, level: float, count: int) -> float:
         """The probability that a one-sided t-test at this level does not tell the mean from the edge."""
-        quantile = stats.t.ppf(1 - level, count - 1)
-        probability = float(stats.nct.cdf(quantile, count - 1, abs(mean - edge) * math.sqrt(count) / std))
+        quantile = special.stdtrit(count - 1, 1 - level)
+        probability = float(special.nctdtr(count - 1, abs(mean - edge) * math.sqrt(count) / std, quantile))
         return 0.0 if math.isnan(probability) else probability
 
     one_sided = (1 - LEVEL) / 2
@@ -137,7 +137,9 @@ def mean_p(
     """p-value of Student's t-test of a mean against `expected`; NaN for fewer than two values, or no spread."""
     if len(values) < 2 or not np.ptp(values):
         return math.nan
-    return float(stats.ttest_1samp(values, expected, alternative=alternative).pvalue)
+    t = (values.mean() - expected) * math.sqrt(len(values)) / values.std(ddof=1)
+    tail = {"less": t, "greater": -t, "two-sided": -abs(t)}[alternative]
+    return float(special.stdtr(len(values) - 1, tail) * (2 if alternative == "two-sided" else 1))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

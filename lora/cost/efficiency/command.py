@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from timeit import timeit
 from typing import Any
 
 import torch
@@ -140,7 +141,7 @@ def take_turns(
     Everything is called once before the first round, to compile kernels and plan matrix products, and once untimed
     before each timed call, to equalise caches and clocks.
     """
-    clock, samples = subjects.wall_seconds if device == "cpu" else subjects.event_seconds, []
+    clock, samples = partial(timeit, number=1) if device == "cpu" else subjects.event_seconds, []
     for act, batch in itertools.product(actions.values(), batches.values()):
         act(batch)
     for number in tqdm(range(rounds), kind, unit="round", dynamic_ncols=True):

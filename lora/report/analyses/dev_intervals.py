@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from scipy import stats
+from scipy import special
 
 from lora.data.metrics import METRICS, compute
 from lora.data.tasks import TASKS
@@ -61,7 +61,7 @@ def bounds(differences: Float[np.ndarray, "b pairs"], purpose: str) -> dict[str,
     means, both = differences.mean(axis=1), None
     if pairs > 1:
         picks = drawn(differences.shape, pairs, "seeds", purpose)
-        stretch = math.sqrt(pairs / (pairs - 1)) * stats.t.ppf(tail, pairs - 1) / stats.norm.ppf(tail)
+        stretch = math.sqrt(pairs / (pairs - 1)) * special.stdtrit(pairs - 1, tail) / special.ndtri(tail)
         both = means + stretch * (np.take_along_axis(differences, picks, axis=1).mean(axis=1) - means)
     found: dict[str, float | None] = {}
     for source, values in (("examples", means), ("both", both)):

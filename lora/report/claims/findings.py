@@ -136,14 +136,15 @@ def checked(case: Mapping[str, Any]) -> Finding:
     return exact(case["label"], "failures", case["trials"], bound, case["failures"], runs)
 
 
-def on_runs(claim: Claim, runs: pd.DataFrame, column: str) -> dict[str, list[Finding]]:
-    """Encoder -> the findings on a metric, for each that has both sides of some comparison of the claim."""
-    found = {}
+def on_runs(claim: Claim, runs: pd.DataFrame, columns: Sequence[str]) -> list[dict[str, list[Finding]]]:
+    """For each metric: encoder -> findings, for each encoder that has both sides of some comparison of the claim."""
+    found: list[dict[str, list[Finding]]] = [{} for _ in columns]
     for model in runs["model"].unique():
         sides = [[select(runs, claim, side, model) for side in (c.one, c.other)] for c in claim.compare]
         if any(len(one) and len(other) for one, other in sides):
-            pairs = zip(claim.compare, sides, strict=True)
-            found[model] = [one for compare, both in pairs for one in differences(claim, compare, both, column)]
+            for column, by_model in zip(columns, found, strict=True):
+                pairs = zip(claim.compare, sides, strict=True)
+                by_model[model] = [one for compare, both in pairs for one in differences(claim, compare, both, column)]
     return found
 
 

@@ -99,7 +99,7 @@ def judge(
         sides = [side for compare in claim.compare for side in (compare.one, compare.other)]
         others: list[dict[str, list[Finding]]] = []
         if claim.metric is not None:
-            found, *others = (on_runs(claim, runs, column) for column in ("best", "last", "unselected"))
+            found, *others = on_runs(claim, runs, ("best", "last", "unselected"))
             asked = dict.fromkeys(map(described, sides))
             nothing = f"no runs: this profile does not plan all of {'; '.join(asked)} for one encoder"
         elif claim.measure is not None:
