@@ -1,3 +1,4 @@
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from lora.config.compose import compose_run
 from lora.config.run import RunConfig
 from lora.data.tasks import TASKS
 from lora.training import processes
+
+gc.set_threshold(50_000)  # as in `lora.__main__`
 
 # The slowest files. A process that started one of them last would keep running after the other had ended.
 LONGEST = ("sweeps", "report", "processes", "cli", "own_task", "benchmarks", "efficiency", "notebooks")
