@@ -23,7 +23,8 @@ from lora.report.runs import ADHOC, KINDS, MAIN, OWN, OWN_TASK, START_TITLES, la
 from lora.report.tables import table2, table5, table6, with_paper
 from lora.table import Table
 
-ROWS = ROOT / "experiments" / "glue_table2" / "rows.csv"
+PAPER = ROOT / "experiments"  # its folders hold the paper's cells
+ROWS = PAPER / "glue_table2" / "rows.csv"
 # text columns, which come first
 WORDS = ("Model", "Protocol", "Method", "Minus", "Task", "Adapted", "Learning rate", "Chosen")
 SUFFIXES = {"whole": "", "embedded": "", "part": "_part", "own": "_own"}
@@ -54,7 +55,7 @@ class Section:
     @cached_property
     def paper(self) -> pd.DataFrame | None:
         """The published cells; None for tasks outside GLUE."""
-        path = ROOT / "experiments" / ("glue_table2" if self.experiment in MAIN else self.experiment) / "paper.csv"
+        path = PAPER / ("glue_table2" if self.experiment in MAIN else self.experiment) / "paper.csv"
         return pd.read_csv(path) if self.kind in ("whole", "part") and path.exists() else None
 
     @cached_property
@@ -214,4 +215,5 @@ def table7(name: str, cases: Sequence[Mapping[str, Any]]) -> Table | None:
         figures |= {key: drawn} if drawn is not None else {}
     title = f"Table 7: amplification by the update ({name})"
     notes = (note("table7"), *encoder_notes(case["model"] for case in cases))
-    return Table("table7", title, pd.DataFrame(lines), 2, notes, figures=figures) if lines else None
+    cells = pd.concat([pd.DataFrame(lines), pd.read_csv(PAPER / "subspaces" / "paper.csv", dtype=str)])
+    return Table("table7", title, cells, 2, notes, figures=figures) if lines else None

@@ -30,6 +30,7 @@ PAGES = {
     "lora_ranks": ("table6", REPEATED),
     "mnli_start": ("mnli_start",),
     "length": ("length",),
+    "subspaces": ("table7",),
     LEARNING_RATE: (LEARNING_RATE,),
     "base_size": (LEARNING_RATE, "table2", "pairs"),
 }
