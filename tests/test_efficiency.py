@@ -203,7 +203,7 @@ def test_tables_follow_from_the_summaries(measured: Path, tmp_path: Path) -> Non
     ("arguments", "message"),
     [
         (["--model", "absent"], "model folder absent has no config.json"),
-        (["--methods", "prefix"], "invalid choice: 'prefix'"),
+        (["--methods", "prefix"], "method.type must be one of adalora, "),
         (["--device", "cuda"], "runtime.device=cuda needs a GPU"),
         (["--rounds", "0"], "argument --rounds: must be >= 1, got 0"),
         (["--methods", "lora", "--step-shapes", "16by28"], "a shape must be <rows>x<tokens>, such as 16x128, got"),

@@ -138,13 +138,13 @@ def latencies(summaries: Iterable[Mapping[str, Any]], paper: pd.DataFrame) -> Fi
                 added = [(ratios["latency_ms"][shape], *(ends[shape] or (None, None))) for shape in shapes]
                 points = [(i, *map(more, of_shape)) for i, of_shape in enumerate(added)]
                 series.append(series_of(EFFICIENCY_TITLES[name], points, beside(place, len(methods))))
-        for name in ("AdapterH", "AdapterL"):
+        for name in ("AdapterH", "AdapterL") if series else ():
             there = [(i, ms[name, shape], shape) for i, shape in enumerate(shapes) if (name, shape) in ms]
             points = [(i, more(value / ms["Fine-Tune/LoRA", shape])) for i, value, shape in there]
             series.append(series_of(f"the paper: {name} (GPT-2 medium)", points, keys=("x", "y")))
         names = [f"{shape.replace('x', ' x ')} tokens" for shape in shapes]
         title = f"{MODEL_TITLES[plan['model']]}, {plan['kernels']} kernels, {plan['precision']}"
-        panels.append({"title": title, "names": names, "bounds": [], "series": series})
+        panels += [{"title": title, "names": names, "bounds": [], "series": series}] if series else []
     note = f"Medians of the rounds' ratios to the untouched encoder, with {LEVEL:.0%} intervals."
     unit = "% more than the untouched encoder"
     return figure("Table 1: the latency that a method adds", note, "intervals", unit, panels)

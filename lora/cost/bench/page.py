@@ -23,16 +23,13 @@ TITLES = {
 
 
 def rebuild(folder: Path, *pages: Path) -> list[Measured]:
-    """Read the measurements of every device, and write the blocks of these pages. Returns: All measurements."""
+    """Read the measurements of every device, and write the blocks of these pages: `bench` is several lines, `speed` a
+    sentence. Returns: All measurements."""
     measurements: list[Measured] = [read_object(path) for path in sorted(folder.glob("*/measurements.json"))]
     for page in pages if measurements else ():
-        write_atomically(page, with_blocks(page.read_text(), measurements).encode())
+        text = in_page(page.read_text(), "bench", f"\n{block(measurements)}\n")
+        write_atomically(page, in_page(text, "speed", speed(measurements)).encode())
     return measurements
-
-
-def with_blocks(page: str, measurements: Sequence[Measured]) -> str:
-    """The page with each block between its marks, if it has them: `bench` is several lines, `speed` a sentence."""
-    return in_page(in_page(page, "bench", f"\n{block(measurements)}\n"), "speed", speed(measurements))
 
 
 def block(measurements: Sequence[Measured]) -> str:

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from lora.config.auto import check_device
-from lora.config.compose import compose_run
+from lora.config.compose import compose_run, describe_group
 from lora.config.encoder_files import longest_input
 from lora.config.run import RunConfig
 from lora.cost import machine, subjects
@@ -25,6 +25,7 @@ from lora.cost.subjects import Batch, changed, random_batch
 from lora.cost.timing import order
 from lora.errors import UserError
 from lora.files import check_writable, write_atomically
+from lora.methods.bridge import tuner_config
 from lora.models.modules import count_parameters
 from lora.records.provenance import code_version
 from lora.training.device import check_precision, device_name, keep_freed_memory
@@ -54,13 +55,16 @@ def configure(model: str, device: str, kernels: str | None, precision: str | Non
 
 
 def run_of(config: RunConfig, name: str) -> RunConfig:
-    """The run whose method is measured under `name`: that of `mini`.
+    """The run whose method is measured under `name`: that of `mini`, or one of PEFT's types with its defaults.
 
     Houlsby adapters have size 8 and Pfeiffer adapters 16, and so about as many parameters as LoRA with r = 8, as in
     Table 2's rows of 0.8M on RoBERTa-large.
     """
     method = {"base": "full", "lora_merged": "lora"}.get(name, name)
-    return changed(config, method=compose_run([*MINI, f"method={method}"]).method)
+    if method in describe_group("method"):
+        return changed(config, method=compose_run([*MINI, f"method={method}"]).method)
+    tuner_config(method)  # names the types, if it is none
+    return changed(config, method=compose_run([*MINI, "method=peft", f"method.type={method}"]).method)
 
 
 def measure(
@@ -69,7 +73,7 @@ def measure(
     """Measure every method.
 
     Args:
-        methods: Keys of `TITLES`.
+        methods: Keys of `TITLES`, options of conf/method or types of PEFT.
         step_shapes, latency_shapes: Shapes of training and of served batches, as `<rows>x<tokens>`.
     Returns: The summary, and the samples behind its times.
     Raises: UserError: If the encoder is absent or reads fewer tokens than a shape has, or the kernels do not cover it.
@@ -84,7 +88,8 @@ def measure(
     if longest > most:
         raise UserError(f"a shape has {longest} tokens, but {config.model.name} reads at most {most}")
     del encoder
-    runs = {name: run_of(config, name) for name in TITLES if name in methods}
+    names = sorted(dict.fromkeys(methods), key=lambda name: [*TITLES, name].index(name))
+    runs = {name: run_of(config, name) for name in names}
     trained = [name for name in runs if name not in UNTRAINED]
     measured: dict[str, dict[str, Any]] = {
         name: {"settings": None if name == "base" else dataclasses.asdict(run.method)} for name, run in runs.items()
@@ -165,7 +170,8 @@ def device_of(device: str) -> str:
 def options(parser: argparse.ArgumentParser) -> None:
     text = f"the encoder: {', '.join(MODELS)} (RoBERTa with random weights), or a folder (default: minilm)"
     parser.add_argument("--model", default="minilm", help=text)
-    parser.add_argument("--methods", nargs="+", choices=list(TITLES), default=list(TITLES), help="default: all")
+    text = f"forms of an encoder, options of conf/method or types of PEFT (default: {' '.join(TITLES)})"
+    parser.add_argument("--methods", nargs="+", default=list(TITLES), help=text)
     parser.add_argument("--kernels", choices=["fused", "stock"], help="default: the profile's; stock on a GPU")
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="default: the profile's")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one")

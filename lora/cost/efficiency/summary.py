@@ -151,10 +151,10 @@ def training_table(summary: Mapping[str, Any]) -> pd.DataFrame:
     """One row per method that trains."""
     plan = summary["about"]["plan"]
     lines = []
-    for name in (name for name in TITLES if name in summary and summary[name]["trainable"] is not None):
+    for name in (name for name in plan["methods"] if summary[name]["trainable"] is not None):
         entry, ratio = summary[name], summary[name]["to_full"] or {}
         line = {
-            "Method": TITLES[name],
+            "Method": TITLES.get(name, name),
             "Trainable": f"{entry['trainable']:,}{_times(ratio.get('trainable'))}",
             "with head": f"{entry['trainable_with_head']:,}",
         }
@@ -172,15 +172,12 @@ def training_table(summary: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def latency_table(summary: Mapping[str, Any]) -> pd.DataFrame:
-    shapes = summary["about"]["plan"]["latency_shapes"]
-    return pd.DataFrame(
-        [
-            {"Method": TITLES[name]}
-            | {shape: _timed(summary[name], summary[name]["to_base"] or {}, "latency_ms", shape) for shape in shapes}
-            for name in TITLES
-            if name in summary
-        ]
-    )
+    plan, lines = summary["about"]["plan"], []
+    for name in plan["methods"]:
+        entry, ratio = summary[name], summary[name]["to_base"] or {}
+        times = {shape: _timed(entry, ratio, "latency_ms", shape) for shape in plan["latency_shapes"]}
+        lines.append({"Method": TITLES.get(name, name), **times})
+    return pd.DataFrame(lines)
 
 
 def _times(ratio: float | None) -> str:
