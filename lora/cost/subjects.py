@@ -205,7 +205,7 @@ class _Casts(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         out = function(*arguments, **(keywords or {}))
-        if function in self.COPIES:
+        if function in self.COPIES and not out.is_sparse:
             sources = [_address(argument) for argument in arguments if torch.is_tensor(argument)]
             if all(source in self.owned or source in self.copies for source in sources):
                 self.copies[_address(out)] = out
@@ -223,7 +223,7 @@ def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     kept: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
+        kept.extend((tensor._indices(), tensor._values()) if tensor.is_sparse else (tensor,))
         return tensor
 
     with _Casts(owned) as casts, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
