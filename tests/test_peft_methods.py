@@ -14,6 +14,8 @@ from lora.adapters.adapter import adapter_of
 from lora.adapters.folder import save_adapter
 from lora.adapters.merge import load_adapter, merge, swap, unmerge
 from lora.adapters.peft import to_peft
+from lora.cost.efficiency.summary import read_summary
+from lora.cost.machine import COMMITTED
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.methods import apply
@@ -54,6 +56,7 @@ CASES += [("vera", a) for a in tiny.ARCHITECTURES if ("vera", a) not in CASES]
 
 
 PAGE = ROOT / "experiments" / "successors" / "README.md"
+STEPS = read_summary(COMMITTED / "efficiency" / "authenticamd-25-1-amd-epyc-2-cores" / "minilm-stock-fp32" / "summary.json")
 
 
 def config_of(kind, architecture="bert"):
@@ -125,7 +128,10 @@ def test_a_method_trains_reloads_bit_for_bit_and_is_peft_s_own(kind, architectur
     options = ", ".join(f"{key}={value}" for key, value in TYPES[kind].items() if key != "progressbar") or "defaults"
     tried = ", ".join(sorted({architecture for other, architecture in CASES if other == kind}))
     starts = "yes" if off <= 1e-5 else "no"
-    row = f"| `{kind}` | {options} | {starts} | {merges} | {trains / lora:.2f} | {stores / lora:.2f} | {tried} |"
+    times = [STEPS[name]["step_ms"]["16x28"] for name in (kind, "lora") if kind in STEPS]
+    step = f"{times[0] / times[1]:.2f}" if times else "-"
+    shares = f"{trains / lora:.2f} | {stores / lora:.2f} | {step}"
+    row = f"| `{kind}` | {options} | {starts} | {merges} | {shares} | {tried} |"
     assert architecture != "bert" or row in PAGE.read_text(), f"{PAGE} should have this row:\n{row}"
     assert off > 1e-5 or (logits(base, architecture) - logits(model, architecture)).abs().max() > 1e-3
 
