@@ -26,6 +26,10 @@ PROBE = """<script>addEventListener("load", () => {
   const shown = (element) => element.getClientRects().length > 0;
   found.fonts = [...document.querySelectorAll("p, td, th, li, summary")].filter(shown)
     .map((element) => parseFloat(getComputedStyle(element).fontSize));
+  found.drawn = [...document.querySelectorAll(".picture svg text")].map((text) => {
+    const scale = text.getScreenCTM();
+    return parseFloat(getComputedStyle(text).fontSize) * Math.hypot(scale.a, scale.b);
+  });
   found.tables = [...document.querySelectorAll("table")].filter(shown).map((t) => t.getBoundingClientRect().right);
   found.pictures = [...document.querySelectorAll(".picture svg")].map((svg) => svg.getBoundingClientRect().width);
   found.titles = [...document.querySelectorAll(".picture")].map(
@@ -104,7 +108,7 @@ def test_it_is_legible_on_a_phone(page, tmp_path):
     """Nothing is wider than the screen except elements that scroll within their own frame. No text is tiny."""
     found = probe(page, tmp_path, 375)
     assert found["body"] <= 375
-    assert min(found["fonts"]) >= 12
+    assert min(found["fonts"]) >= 12 and min(found["drawn"]) >= 11
 
 
 def test_it_needs_nothing_but_itself(page):

@@ -56,7 +56,9 @@ CASES += [("vera", a) for a in tiny.ARCHITECTURES if ("vera", a) not in CASES]
 
 
 PAGE = ROOT / "experiments" / "successors" / "README.md"
-STEPS = read_summary(COMMITTED / "efficiency" / "authenticamd-25-1-amd-epyc-2-cores" / "minilm-stock-fp32" / "summary.json")
+STEPS = read_summary(
+    COMMITTED / "efficiency" / "authenticamd-25-1-amd-epyc-2-cores" / "minilm-stock-fp32" / "summary.json"
+)
 
 
 def config_of(kind, architecture="bert"):
