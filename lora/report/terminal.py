@@ -22,7 +22,7 @@ from lora.table import Table, rows
 NOT_PRINTED = ("table2_paper", "table2_paper_part", "pairs", "pairs_part", REPEATED)
 METRICS = re.compile(rf" \((?:{'|'.join(map(re.escape, METRIC_SHORT.values()))})\)(?=$|,)")
 MEANS = re.compile(r" \(mean [^)]*\)")
-SIZES = ("Trainable", "Seeds", "Pairs", "Layer", "r")  # columns that a narrow terminal can do without
+SIZES = ("Trainable", "Seeds", "Pairs", "Layer", "Median over layers")  # columns that a narrow terminal can do without
 COLOURS = {"supported": "green", "not supported": "red", "inconclusive": "yellow"}
 
 
