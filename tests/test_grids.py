@@ -34,7 +34,7 @@ def selected_by_hand(runs, values):
         ("mini", ["seed=2", "task=ratings", "method=lora"]),
         ("long", ["task=rte", "method=lora", "seed=6"]),
         ("long", ["task=rte", "start=mnli"]),
-        ("decide", ["seed=11", "start=pretrained,mnli"]),
+        ("decide", ["seed=11"]),
         ("paper", ["model=roberta_base", "task=rte,cola", "seed=1"]),
     ],
 )
@@ -98,7 +98,6 @@ def test_values_that_a_named_grid_has_select_its_blocks():
         ("cola", 5, 2e-5), ("cola", 5, 5e-5)
     }  # fmt: skip
     assert len(select_runs("decide", ["experiment=lora_targets", "seed=6"])) == 7
-    assert len(select_runs("decide", ["experiment=mnli_start", "seed=11"])) == 3
 
 
 def test_without_an_experiment_the_values_are_the_grid():

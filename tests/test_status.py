@@ -100,3 +100,8 @@ def test_runs_of_the_paper_have_a_bound_of_device_hours(capsys, tmp_path):
     main(["status", "paper", *overrides, f"runtime.results={tmp_path}"])
     hours = 6 * 125e6 * 67_349 * 60 * 512 / 100e12 / 3600
     assert f"at most {hours:,.1f} device hours" in capsys.readouterr().out
+
+
+def test_the_committed_runs_of_a_profile_have_a_state_too(capsys):
+    main(["status", "reference/mini"])
+    assert "profile reference/mini: 66 runs: 66 done" in capsys.readouterr().out

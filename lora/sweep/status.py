@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from lora.files import REFERENCE, RESULTS
 from lora.records.record import RunRecord, checkpoint_path, load_records, note_path
 from lora.sweep.expand import PlannedRun, estimator, own_records, state_of
 from lora.sweep.notes import read_notes
@@ -109,15 +110,19 @@ def watch(profile: str, look: Callable[[], dict[str, RunStatus]]) -> None:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("profile")
+    parser.add_argument("profile", help="a profile, or reference/<profile>: the folder below results/")
     parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was launched with")
     parser.add_argument("--watch", action="store_true", help="a live view until nothing runs any more, or Ctrl-C")
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Exit codes: 0, or 2 for a mistake in the command."""
-    runs = select_runs(arguments.profile, arguments.overrides)
-    runtime = sweep_settings(arguments.profile, arguments.overrides).runtime
+    profile, overrides = arguments.profile, arguments.overrides
+    if profile.startswith(f"{REFERENCE}/"):
+        overrides = [f"runtime.results={RESULTS / profile}", *overrides]
+        profile = profile.removeprefix(f"{REFERENCE}/")
+    runs = select_runs(profile, overrides)
+    runtime = sweep_settings(profile, overrides).runtime
 
     def look() -> dict[str, RunStatus]:
         return statuses(runs, runtime.results, runtime.outputs, own_records(runtime.results))
