@@ -332,8 +332,7 @@ def test_lora_takes_the_mnli_start_where_a_task_has_it():
     assert apart.mean == pytest.approx(0.3) and started.mean == pytest.approx(0.3 + 10 / 3)
     assert started.label.startswith("LoRA (qv, r8) from MNLI (MRPC, RTE) - Full fine-tuning from pretrained, ")
     assert len(set(started.runs)) == 2 * 3 * 5
-    both = found["lora_as_good_as_full_both_from_mnli"]
-    assert (both.word, both.findings) == ("inconclusive", ()) and "Full fine-tuning from MNLI" in both.reason
+    assert "lora_as_good_as_full_both_from_mnli" not in found  # no run of full fine-tuning starts from MNLI
 
     full_children = [
         p for task in ("mrpc", "rte") for p in plan_of(task=task, slug="full", method="full", start="mnli")
@@ -382,8 +381,7 @@ def test_the_encoder_s_ratio_is_that_of_its_records():
     found = judged(planned, lambda p: 0.0)["a_hundred_times_fewer_here"]
     assert found.word == "supported" and found.findings[0].mean == pytest.approx(22_565_376 / 73_728)
     assert found.about == "minilm"
-    lacking = judged({}, lambda p: 0.0)["a_hundred_times_fewer_here"].reason
-    assert lacking == "no runs: no encoder has records of Full fine-tuning and LoRA (qv, r8)"
+    assert "a_hundred_times_fewer_here" not in judged({}, lambda p: 0.0)
 
 
 def write_measurements(folder: Path, times: dict, rounds: int = 20, **counts) -> dict:

@@ -46,7 +46,8 @@ def files(report: Report) -> dict[str, bytes]:
 
 def pages(report: Report) -> dict[Path, str]:
     """Path -> text of the README and the experiments' pages, with this report's numbers between their marks."""
-    gathered, verdicts = report.gathered, report.verdicts
+    gathered, in_readme = report.gathered, report.name == FOUND
+    verdicts = [each for each in report.verdicts if in_readme or each.claim.metric]  # costs hang on no profile: once
     mark, experiments = f"results:{report.name}", ROOT / "experiments"
     reasons = dict.fromkeys(f"- *{each.claim.sentence}* {each.claim.margin}" for each in verdicts)
     with_bounds = "\n".join([markdown(verdict_table(verdicts), 3), "The bounds:", "", *reasons])
@@ -58,7 +59,7 @@ def pages(report: Report) -> dict[Path, str]:
         if tables and (progress := report.progress(set(runs.loc[runs["experiment"] == folder, "run_id"]))):
             texts.insert(0, f"{progress}\n")
         blocks.append((experiments / folder / "README.md", mark, "\n".join(texts)))
-    if report.name == FOUND:
+    if in_readme:
         blocks.append((ROOT / "README.md", "findings", findings_block(verdicts)))
     written: dict[Path, str] = {}
     for path, name, text in blocks:

@@ -18,6 +18,7 @@ from lora.report.runs import encoder_title
 from lora.report.stats import LEVEL
 
 SHORT = 8  # digits of a commit
+RULES = ("Last epoch", "Unselected")  # the other two scores of a run
 ABOUT = {"swap": "trained adapters"}  # check -> its subject
 FORMS: dict[str, tuple[Callable[[float], str], str]] = {
     "less": (lambda ratio: f"{1 - ratio:.0%}", " less"),
@@ -33,16 +34,13 @@ def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     for each in verdicts:
         stated = [word_text(each), each.claim.headline + about_text(each), commit_text(each)]
         others = [iter(other.findings if other else ()) for other in (each.on_last, each.unselected)]
-        for found in each.findings or (None,):
-            line = {"Verdict": stated[0], "Claim": stated[1]}
-            line |= dict.fromkeys(("Compared", "Found", level, "Last epoch", "Unselected", "n", "Bound"), "-")
-            if found is not None:
-                line |= {"Compared": found.label, "Found": value_text(found, found.mean), level: interval_text(found)}
-                rules = zip(("Last epoch", "Unselected"), others, strict=True)
-                line |= {name: short(one) for name, other in rules for one in [next(other, None)] if one}
-                line |= {"n": "-" if found.n is None else str(found.n), "Bound": found.bound.text}
-            line |= {"Undecided because": found.reason or "-" if found else each.reason}
-            lines.append(line | {"Claim's commit": stated[2]})
+        for found in each.findings:
+            line = {"Verdict": stated[0], "Claim": stated[1], "Compared": found.label}
+            line |= {"Found": value_text(found, found.mean), level: interval_text(found)}
+            by_rule = [next(other, None) for other in others]
+            line |= {name: short(one) if one else "-" for name, one in zip(RULES, by_rule, strict=True)}
+            line |= {"n": "-" if found.n is None else str(found.n), "Bound": found.bound.text}
+            lines.append(line | {"Undecided because": found.reason or "-", "Claim's commit": stated[2]})
             stated = [""] * 3
     return pd.DataFrame(lines)
 
@@ -50,7 +48,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
 def about_text(each: Verdict) -> str:
     """The encoder, the device or the subject of the check that a claim is judged on, in brackets."""
     glue = ", not GLUE" if each.not_glue else ""
-    return f" ({ABOUT.get(each.about) or encoder_title(each.about)}{glue})" if each.about else ""
+    return f" ({ABOUT.get(each.about) or encoder_title(each.about)}{glue})"
 
 
 def word_text(each: Verdict) -> str:

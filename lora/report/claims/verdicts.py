@@ -33,9 +33,8 @@ import pandas as pd
 
 from lora.cost.efficiency.summary import read_summaries
 from lora.records.record import RunRecord
-from lora.report.claims.findings import Finding, checked, count_ratios, described, on_runs, ratios
+from lora.report.claims.findings import Finding, checked, count_ratios, on_runs, ratios
 from lora.report.claims.statements import Claim
-from lora.report.runs import slug_label
 from lora.report.stats import LEVEL, holm
 
 WORDS = {True: "supported", False: "not supported", None: "inconclusive"}
@@ -46,7 +45,7 @@ class Verdict:
     """The verdict on a claim, for one model, device or check.
 
     Args:
-        about: The model, the device or the check; empty if there is nothing to judge on.
+        about: The model, the device or the check.
         not_glue: Whether it is judged on tasks other than GLUE's.
         on_last, unselected: For claims about each run's best epoch, the verdicts on its last one and on its score
             without the gain from a choice (`lora.report.runs.with_unselected`); else None.
@@ -82,7 +81,9 @@ def judge(
     checks: Mapping[str, Sequence[Mapping[str, Any]]],
     records: Mapping[str, RunRecord],
 ) -> list[Verdict]:
-    """Judge all claims on one profile's records, and the measurements of `python -m lora efficiency` in `folder`.
+    """Judge claims on one profile's records, and the measurements of `python -m lora efficiency` in `folder`.
+
+    A claim is left out if the profile plans none of its runs, or what it is about was not measured.
 
     Args:
         runs: The runs of the tables (`lora.report.runs`).
@@ -96,30 +97,21 @@ def judge(
     made_at |= {str(path.relative_to(folder.parent)): one["about"].get("started_at") for path, one in summaries.items()}
     not_glue = set(runs.loc[runs["kind"].isin(("embedded", "own")), "run_id"])
     for claim in claims:
-        sides = [side for compare in claim.compare for side in (compare.one, compare.other)]
         others: list[dict[str, list[Finding]]] = []
         if claim.metric is not None:
             found, *others = on_runs(claim, runs, ("best", "last", "unselected"))
-            asked = dict.fromkeys(map(described, sides))
-            nothing = f"no runs: this profile does not plan all of {'; '.join(asked)} for one encoder"
         elif claim.measure is not None:
             measured = {str(path.parent.relative_to(folder)): (path, summary) for path, summary in summaries.items()}
             found = {device: ratios(claim, *files, folder) for device, files in measured.items()}
-            nothing = "nothing was measured: python -m lora efficiency has not run"
         elif claim.count is not None:
             found = count_ratios(claim, frame)
-            nothing = f"no runs: no encoder has records of {' and '.join(map(slug_label, dict.fromkeys(sides)))}"
         else:
             found = {claim.check: list(map(checked, checks.get(claim.check, ())))}
-            nothing = f"nothing was measured: no analysis/{claim.check}.json is of these records"
-        judged = [
-            verdict(claim, about, findings, *(verdict(claim, about, other[about]) for other in others))
-            for about, findings in found.items()
-            if findings
-        ]
-        for one in judged or [Verdict(claim, "", (), "inconclusive", nothing)]:
-            later, glue = stated_later(one, made_at), not_glue.isdisjoint(one.records)
-            verdicts.append(replace(one, stated_later=later, not_glue=not glue))
+        for about, findings in found.items():
+            if findings:
+                one = verdict(claim, about, findings, *(verdict(claim, about, other[about]) for other in others))
+                later, glue = stated_later(one, made_at), not_glue.isdisjoint(one.records)
+                verdicts.append(replace(one, stated_later=later, not_glue=not glue))
     return verdicts
 
 
