@@ -145,4 +145,4 @@ def test_a_variant_of_lora_is_a_row_of_its_own():
         for run in select_runs("mini", ["method=lora", *given, *more])
     ]
     labels = [method_label(run.slug, run.method) for run in runs]
-    assert labels == ["LoRA (qv, r8)", "LoRA (qv, r8, dora)", "LoRA (qv, r8, pissa)"]
+    assert labels == ["LoRA (qv, r8)", "DoRA (qv, r8)", "PiSSA (qv, r8)"]

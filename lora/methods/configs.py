@@ -16,6 +16,15 @@ METHOD_TITLES = {  # in table order
     "lora": "LoRA",
     "peft": "PEFT",
 }
+VARIANT_TITLES = {  # word of a slug -> the name of its paper's method
+    "dora": "DoRA",
+    "fa": "LoRA-FA",
+    "pissa": "PiSSA",
+    "olora": "OLoRA",
+    "vera": "VeRA",
+    "miss": "MiSS",
+    "ia3": "(IA)^3",
+}
 TARGET_TITLES = {"q": "Wq", "k": "Wk", "v": "Wv", "o": "Wo", "i": "Wi", "f": "Wf"}  # i, f: the FFN
 SHORT_TARGETS = tuple(TARGET_TITLES)
 INITS_IN_SLUG = ("orthogonal", "pissa", "olora")  # starts that are methods of their own papers

@@ -93,7 +93,7 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
     lines: list[str] = []
     cells = [pd.DataFrame()]
     if not gathered.is_own:
-        measured = gathered.efficiency, analyses.checks, ok
+        measured = gathered.tried, gathered.efficiency, analyses.checks, ok
         judged = judge(read_claims(), with_unselected(gathered.runs, curves), frame, *measured)
         notes = tuple(encoder_notes(frame["model"]))
         tables.append(Table("claims", f"The paper's sentences ({name})", verdict_table(judged), words=3, notes=notes))

@@ -15,11 +15,30 @@ from lora.errors import UserError
 from lora.files import ROOT
 from lora.methods.configs import TARGET_TITLES
 from lora.records.record import load_frame
-from lora.report.comparisons import change_table, method_pairs, pairs_table, rates_table, tuning_banner
-from lora.report.figures import Figure, by_parameters, differences, figure, forest, learning_curves, slopes
+from lora.report.comparisons import (
+    change_table,
+    method_pairs,
+    minus,
+    pairs_table,
+    rates_table,
+    successors_table,
+    tuning_banner,
+)
+from lora.report.figures import Figure, beside_lora, by_parameters, differences, figure, forest, learning_curves, slopes
 from lora.report.gather import Gathered
 from lora.report.notes import BANNERS, caption, conditions, encoder_notes, note
-from lora.report.runs import ADHOC, KINDS, MAIN, OWN, OWN_TASK, START_TITLES, labelled, summarise
+from lora.report.runs import (
+    ADHOC,
+    KINDS,
+    MAIN,
+    OWN,
+    OWN_TASK,
+    START_TITLES,
+    SUCCESSORS,
+    labelled,
+    slug_label,
+    summarise,
+)
 from lora.report.tables import table2, table5, table6, with_paper
 from lora.table import Table
 
@@ -113,6 +132,14 @@ def of_lora(
     return [section.table(file, title, layout(cells, section.paper), notes, **{name: drawn})]
 
 
+def successors(section: Section) -> list[Table]:
+    """Each method minus LoRA, here and in later papers."""
+    differences = minus(section.runs, slug_label("lora-qv-r8"))
+    cells = successors_table(section.runs, section.summary, differences, section.paper)
+    title, notes = "LoRA's successors, each at a learning rate of its own", [*section.notes, note(SUCCESSORS)]
+    return [section.table(SUCCESSORS, title, cells, notes, successors=beside_lora(section.runs, differences))]
+
+
 def starts(section: Section) -> list[Table]:
     cells, notes = change_table(section.runs, "start", START_TITLES), [*section.notes, note("change")]
     title, figure = "What an MNLI start gives (section 5.2)", slopes(section.runs, section.paper)
@@ -148,6 +175,7 @@ SHOWN: dict[str, Callable[[Section], list[Table]]] = {  # in the report's order
         ("table6", "Table 6: how large the rank must be", table6),
         ("ranks", "Table 6: each rank minus r = 64", lambda targets, _: (targets, 64), -1.0),
     ),
+    SUCCESSORS: successors,
     "mnli_start": starts,
     "length": lengths,
     OWN: others,

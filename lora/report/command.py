@@ -18,6 +18,7 @@ from lora.report.comparisons import REPEATED
 from lora.report.figures import Figure
 from lora.report.gather import options as profile_options
 from lora.report.page import page
+from lora.report.runs import SUCCESSORS
 from lora.report.terminal import show
 from lora.sweep.request import LEARNING_RATE
 from lora.table import in_page, markdown
@@ -30,6 +31,7 @@ PAGES = {
     "lora_ranks": ("table6", REPEATED),
     "mnli_start": ("mnli_start",),
     "length": ("length",),
+    SUCCESSORS: (SUCCESSORS,),
     "subspaces": ("table7",),
     LEARNING_RATE: (LEARNING_RATE,),
     "base_size": (LEARNING_RATE, "table2", "pairs"),

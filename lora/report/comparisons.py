@@ -13,9 +13,30 @@ from lora.errors import UserError
 from lora.records.record import load_frame, load_records
 from lora.report.gather import OF_MACHINES, Gathered, known_configs
 from lora.report.notes import BANNERS, NOTES, conditions, encoder_notes, note
-from lora.report.runs import CELL, OWN, facts_of, in_order, labelled, summarise, task_label, told_apart, with_records
-from lora.report.stats import DIGITS, ENOUGH_SEEDS, LEVEL, Interval, all_pairs, holm, mean_interval, needed_text
-from lora.report.tables import cell_text, collapsed_text, number
+from lora.report.runs import (
+    CELL,
+    OWN,
+    facts_of,
+    in_order,
+    labelled,
+    slug_label,
+    summarise,
+    task_label,
+    told_apart,
+    with_records,
+)
+from lora.report.stats import (
+    DIGITS,
+    ENOUGH_SEEDS,
+    LEVEL,
+    Interval,
+    all_pairs,
+    holm,
+    mean_interval,
+    needed_text,
+    paired_differences,
+)
+from lora.report.tables import cell_text, collapsed_text, number, seeds_text, trainable_text
 from lora.sweep.request import LEARNING_RATE
 from lora.table import Table
 
@@ -74,6 +95,50 @@ def answers(pairs: pd.DataFrame) -> list[str]:
         value = Interval(row.mean, row.low, row.high, row.n).text
         lines.append(f"{row.one} - {row.other}, {place}{about}: {value}, n = {row.n}: {word}")
     return lines
+
+
+def minus(runs: pd.DataFrame, base: str) -> dict[tuple[str, str], Interval]:
+    """(label, task) -> the difference of a method from the one of label `base`, over pairs of one seed."""
+    found, groups = {}, groups_of(runs)
+    for label, group in groups.items():
+        if base in groups and label != base:
+            pairs = paired_differences(group, groups[base])
+            for task in in_order(group):
+                found[label, task] = mean_interval(pairs.loc[pairs["task"] == task, "difference"].to_numpy(float))
+    return found
+
+
+def successors_table(
+    runs: pd.DataFrame,
+    summary: pd.DataFrame,
+    differences: Mapping[tuple[str, str], Interval],
+    paper: pd.DataFrame | None,
+) -> pd.DataFrame:
+    """One line per method: its rate, and per task its cell, its difference from LoRA, and those that papers print.
+    `paper`: the cells that papers print of the methods and of LoRA."""
+    rates, lines = runs.groupby("label")["lr"].unique(), []
+    for label, group in summary.groupby("label", sort=False):
+        rate = " and ".join(f"{rate:g}" for rate in rates[label] if not math.isnan(rate)) or "-"
+        line = {"Method": label, "Learning rate": rate, "Trainable": trainable_text(group), "Seeds": seeds_text(group)}
+        for _, row in group.iterrows():
+            title = TASKS[row["task"]].title
+            line[task_label(TASKS[row["task"]])] = cell_text(row)
+            difference = differences.get((label, row["task"]))
+            line[f"{title}, minus LoRA"] = "-" if difference is None else difference.text
+            line[f"{title}, in papers"] = printed_text(label, title, paper)
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def printed_text(label: str, task: str, paper: pd.DataFrame | None) -> str:
+    """`-1.3 to +0.5 (8)`: the range of the method minus LoRA, over the encoders and papers that print both."""
+    if paper is None:
+        return "-"
+    there = paper[paper["task"] == task].pivot(index=["source", "model"], columns="method", values="value")
+    name = label.partition(" (")[0]
+    gaps = (there[name] - there["LoRA"]).dropna() if name in there and name != "LoRA" else there["LoRA"][:0]
+    ends = dict.fromkeys(f"{end:+.1f}" for end in (gaps.min(), gaps.max()))
+    return f"{' to '.join(ends)} ({len(gaps)})" if len(gaps) else "-"
 
 
 def change_table(runs: pd.DataFrame, column: str, titles: Mapping[str, str]) -> pd.DataFrame:
@@ -194,6 +259,16 @@ def taken(rows: pd.DataFrame) -> dict[str, float]:
             if len(by_rate):
                 found[str(label)] = float(by_rate.T.groupby("task").mean().mean().idxmax())
     return found
+
+
+def best_rates(tried: pd.DataFrame) -> pd.DataFrame:
+    """The runs at the rate that each method, without other settings, takes on each encoder."""
+    found = [tried[:0].assign(label="")]
+    for _, of_model in tried.groupby("model", sort=False):
+        rows = tried_rows(of_model)
+        rows = rows[rows["label"].eq(rows["slug"].map(slug_label))]
+        found.append(rows[rows["lr"].eq(rows["label"].map(taken(rows)))])
+    return pd.concat(found)
 
 
 def rates_table(runs: pd.DataFrame, tuning: pd.DataFrame) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from lora.cost.efficiency.summary import TITLES as EFFICIENCY_TITLES
 from lora.data.tasks import TASKS
 from lora.files import rounded
 from lora.report.runs import ROW, START_TITLES, adapted, encoder_title, in_order, task_label, told_apart
-from lora.report.stats import LEVEL, by_seed, mean_interval
+from lora.report.stats import LEVEL, Interval, by_seed, mean_interval
 
 Figure = dict[str, Any]
 ADDED = ("houlsby", "pfeiffer", "lora", "lora_merged")  # served forms that may add latency
@@ -92,6 +92,17 @@ def by_parameters(runs: pd.DataFrame) -> Figure | None:
     note = f"Mean over seeds of the average over tasks, with its {LEVEL:.0%} interval. Excludes the head."
     title = "Trainable parameters against the average score"
     return figure(title, note, "lines", "trainable parameters", panels, log_x=True)
+
+
+def beside_lora(runs: pd.DataFrame, differences: Mapping[tuple[str, str], Interval]) -> Figure | None:
+    """Each method minus LoRA against its trainable parameters, task by task."""
+    counts, panels = runs.groupby("label")["trainable_method"].first(), []
+    for task in in_order(runs):
+        found = [(label, each) for (label, of_task), each in differences.items() if of_task == task and each.n]
+        series = [series_of(label, [(int(counts[label]), each.mean, each.low, each.high)]) for label, each in found]
+        panels += [{"title": TASKS[task].title, "y": "points above LoRA", "series": series}] if series else []
+    note = f"Mean paired differences from LoRA, with {LEVEL:.0%} intervals over seeds. Excludes the head."
+    return figure("LoRA's successors against LoRA", note, "lines", "trainable parameters", panels, log_x=True)
 
 
 def slopes(runs: pd.DataFrame, paper: pd.DataFrame | None) -> Figure | None:

@@ -23,11 +23,23 @@ from lora.errors import UserError
 from lora.files import REFERENCE, RESULTS
 from lora.records.predictions import with_collapsed
 from lora.records.record import RunRecord, adapter_path, load_frame, load_records
-from lora.report.runs import ADHOC, MAIN, OWN, OWN_TASK, PLACE, facts_of, in_table_order, labelled, with_records
+from lora.report.runs import (
+    ADHOC,
+    MAIN,
+    OWN,
+    OWN_TASK,
+    PLACE,
+    SUCCESSORS,
+    facts_of,
+    in_table_order,
+    labelled,
+    with_records,
+)
 from lora.sweep.expand import PlannedRun, State, state_of
 from lora.sweep.request import LEARNING_RATE, experiments_of, read_own_tasks, select_runs, selected
 
-EXPERIMENTS = (*MAIN, "lora_targets", "lora_ranks", "mnli_start", "length", LEARNING_RATE, OWN)  # in reading order
+# in reading order
+EXPERIMENTS = (*MAIN, "lora_targets", "lora_ranks", SUCCESSORS, "mnli_start", "length", LEARNING_RATE, OWN)
 OF_MACHINES = ("train.precision", "train.kernels", "model.attention")  # settings that may depend on the machine
 SHARED = ("task", "data.", "runtime.results", "runtime.outputs", "rates")  # say nothing about encoder and method
 
@@ -134,7 +146,10 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     every = with_records(placed(facts_of(listed, dropped), others), frame)
     main = every[every["experiment"].isin(MAIN)]
     found = [(n, every[every["experiment"] == n]) for n in EXPERIMENTS if n in set(every["experiment"])]
-    tables = [in_table_order(labelled(of_name, main, start=n != "mnli_start")) for n, of_name in found]
+    tables = [
+        in_table_order(labelled(of_name, main, ("train.lr",) if n == SUCCESSORS else (), n != "mnli_start"))
+        for n, of_name in found
+    ]
     runs = pd.concat(tables) if tables else every
     is_rate = runs["experiment"] == LEARNING_RATE
     where = (profile, folder, own, reference, is_reference, tuple(overrides))

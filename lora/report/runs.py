@@ -16,7 +16,7 @@ from lora.config.labels import columns, labels
 from lora.config.run import RunConfig
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
-from lora.methods.configs import METHOD_TITLES, TARGET_TITLES
+from lora.methods.configs import METHOD_TITLES, TARGET_TITLES, VARIANT_TITLES
 
 METRIC_SHORT = {"accuracy": "acc.", "f1": "F1", "macro_f1": "macro F1", "matthews": "Matthews", "pearson": "Pearson"}
 METRIC_SHORT |= {"spearman": "Spearman"}
@@ -33,8 +33,11 @@ LORA_SLUG = re.compile(r"lora-([qkvoif]+)-r(\d+)")
 
 
 def method_label(slug: str, method: str) -> str:
-    detail = slug.partition("-")[2]
-    return METHOD_TITLES[method] + (f" ({detail.replace('-', ', ')})" if detail else "")
+    """`LoRA (qv, r8)` of lora-qv-r8, `DoRA (qv, r8)` of lora-qv-r8-dora."""
+    words = slug.split("-")[1:]
+    title = " + ".join(VARIANT_TITLES[word] for word in words if word in VARIANT_TITLES) or METHOD_TITLES[method]
+    details = ", ".join(word for word in words if word not in VARIANT_TITLES)
+    return title + (f" ({details})" if details else "")
 
 
 def slug_label(slug: str) -> str:
@@ -72,6 +75,7 @@ def human_count(value: float) -> str:
 
 
 OWN_TASK, ADHOC, OWN = "own_task", "adhoc", "own"  # a user's task, a user's grid, records that no experiment expects
+SUCCESSORS = "successors"  # in whose table each method has a rate of its own
 MAIN = ("glue_table2", OWN_TASK, ADHOC)  # experiments that compare the methods
 FACTS = ["model", "protocol", "slug", "method", "start", "task", "seed"]
 PLACE = ["protocol", "slug", "start", "task", "seed"]  # where a run stands in the tables of any encoder

@@ -17,6 +17,7 @@ from lora.methods.configs import METHOD_TITLES
 from lora.models.sizes import gpt3_count
 from lora.report import stats
 from lora.report.claims.statements import Bound, Claim, Compare, Side
+from lora.report.comparisons import best_rates
 from lora.report.runs import START_TITLES, encoder_title, slug_label
 
 Unit = Literal["points", "ratio", "failures"]
@@ -30,6 +31,7 @@ MEASURES = {
     "step_ms": "time of a training step",
     "latency_ms": "latency",
 }
+COUNTS = dict.fromkeys(("gpt3", "encoder"), MEASURES["trainable"]) | {"rate": "best learning rate"}
 SIDES = METHOD_TITLES | {"full": "full fine-tuning", "lora_merged": "merged LoRA", "base": "untouched encoder"}
 
 
@@ -111,20 +113,23 @@ def ratios(claim: Claim, path: Path, summary: Mapping[str, Any], folder: Path) -
     return found
 
 
-def count_ratios(claim: Claim, frame: pd.DataFrame) -> dict[str, list[Finding]]:
-    """Model -> the claim's comparisons of trainable parameters. Models that lack a method of the claim are excluded."""
+def count_ratios(claim: Claim, frame: pd.DataFrame, tried: pd.DataFrame) -> dict[str, list[Finding]]:
+    """Model -> the claim's comparisons of trainable parameters, or of the best of the learning rates tried. Models that
+    lack a method of the claim are excluded."""
     wanted = {slug for compare in claim.compare for slug in (compare.one, compare.other)}
     counts = {GPT3: {slug: (gpt3_count(slug), "computed") for slug in wanted}} if claim.count == "gpt3" else {}
-    if claim.count == "encoder":
-        for model, runs in frame[frame["slug"].isin(wanted)].sort_values("run_id").groupby("model", sort=False):
-            first = runs.drop_duplicates("slug").itertuples()
-            counts[model] = {run.slug: (run.trainable_method, run.run_id) for run in first}
+    if claim.count != "gpt3":
+        table, column = (best_rates(tried), "lr") if claim.count == "rate" else (frame, "trainable_method")
+        for model, runs in table[table["slug"].isin(wanted)].sort_values("run_id").groupby("model", sort=False):
+            first = runs.drop_duplicates("slug").set_index("slug")
+            counts[model] = {slug: (first.at[slug, column], first.at[slug, "run_id"]) for slug in first.index}
     found: dict[str, list[Finding]] = {}
     for model, by_slug in counts.items():
         for compare in claim.compare if wanted <= set(by_slug) else ():
             (one, of_one), (other, of_other) = by_slug[compare.one], by_slug[compare.other]
             names = " / ".join(slug_label(slug).replace("Full", "full") for slug in (compare.one, compare.other))
-            label = f"trainable parameters, {names}, {encoder_title(model)}: {one:,} / {other:,}"
+            form = "g" if claim.count == "rate" else ","
+            label = f"{COUNTS[claim.count]}, {names}, {encoder_title(model)}: {one:{form}} / {other:{form}}"
             runs = tuple(dict.fromkeys((of_one, of_other)))
             found.setdefault(model, []).append(exact(label, "ratio", None, compare.bound, one / other, runs))
     return found

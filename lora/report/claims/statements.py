@@ -86,7 +86,8 @@ class Claim:
         ours: Whether the sentence is this project's, not the paper's.
         metric: For differences of cells, in points: the headline metric of each run's best epoch.
         measure: For ratios, a cost in results/efficiency/<device>/summary.json.
-        count: For ratios of trainable parameters: GPT-3 175B by closed form, or the encoders of the records.
+        count: For ratios of trainable parameters: GPT-3 175B by closed form, or the encoders of the records. `rate`:
+            of the best of the learning rates that were tried.
         check: An exact property that an analysis tested.
         tasks: `average` over the tasks that both sides have, or the tasks to judge one by one.
         paper: The corresponding published cells: rows of the experiment's paper.csv, as texts.
@@ -102,7 +103,7 @@ class Claim:
     ours: bool = False
     metric: Literal["best"] | None = None
     measure: Measure | None = None
-    count: Literal["gpt3", "encoder"] | None = None
+    count: Literal["gpt3", "encoder", "rate"] | None = None
     check: Literal["swap"] | None = None
     tasks: Literal["average"] | tuple[str, ...] = "average"
     compare: tuple[Compare, ...] = ()

@@ -77,6 +77,7 @@ def judge(
     claims: Sequence[Claim],
     runs: pd.DataFrame,
     frame: pd.DataFrame,
+    tried: pd.DataFrame,
     folder: Path,
     checks: Mapping[str, Sequence[Mapping[str, Any]]],
     records: Mapping[str, RunRecord],
@@ -88,6 +89,7 @@ def judge(
     Args:
         runs: The runs of the tables (`lora.report.runs`).
         frame: `load_frame` of the records.
+        tried: The runs that tried learning rates.
         checks: Name of a check -> its cases (`lora.records.analysis`).
         records: run_id -> record.
     Raises: UserError: If a file to judge on is broken.
@@ -95,7 +97,7 @@ def judge(
     verdicts, summaries = [], read_summaries(folder)
     made_at = {run_id: record.started_at for run_id, record in records.items()}
     made_at |= {str(path.relative_to(folder.parent)): one["about"].get("started_at") for path, one in summaries.items()}
-    not_glue = set(runs.loc[runs["kind"].isin(("embedded", "own")), "run_id"])
+    not_glue = {run for each in (runs, tried) for run in each.loc[each["kind"].isin(("embedded", "own")), "run_id"]}
     for claim in claims:
         others: list[dict[str, list[Finding]]] = []
         if claim.metric is not None:
@@ -104,7 +106,7 @@ def judge(
             measured = {str(path.parent.relative_to(folder)): (path, summary) for path, summary in summaries.items()}
             found = {device: ratios(claim, *files, folder) for device, files in measured.items()}
         elif claim.count is not None:
-            found = count_ratios(claim, frame)
+            found = count_ratios(claim, frame, tried)
         else:
             found = {claim.check: list(map(checked, checks.get(claim.check, ())))}
         for about, findings in found.items():
