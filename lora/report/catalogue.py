@@ -118,18 +118,20 @@ def methods(section: Section) -> list[Table]:
 
 
 def of_lora(
-    table: tuple[str, str, Callable[..., pd.DataFrame]],
+    table: tuple[str, str, Callable[[Section], pd.DataFrame]],
     figure: tuple[str, str, Callable[[str, int], tuple[str, int]], float],
     section: Section,
 ) -> list[Table]:
     """Table 5 or 6 (file, title, layout), and its rows' differences from one of them (the figure's name and title, what
     a target set and rank are compared with, the claim's bound)."""
-    (file, title, layout), (name, heading, base, bound), cells = table, figure, section.summary
-    drawn = differences(heading, cells, section.pairs, section.paper, base, bound)
+    (file, title, layout), (name, heading, base, bound) = table, figure
+    cells = layout(section)
+    drawn = differences(heading, section.summary, section.pairs, section.paper, base, bound)
     with_ffn = section.runs["slug"].str.match(r"lora-[qkvo]*[if]").any()
-    keys = [*(["ffn"] if with_ffn else []), *(["gpt3"] if section.paper is not None else [])]
+    keys = [*(["ffn"] if with_ffn else []), *(["doubling"] if "Per doubling" in cells else [])]
+    keys += ["gpt3"] if section.paper is not None else []
     notes = [*section.notes, *map(note, keys)]
-    return [section.table(file, title, layout(cells, section.paper), notes, **{name: drawn})]
+    return [section.table(file, title, cells, notes, **{name: drawn})]
 
 
 def successors(section: Section) -> list[Table]:
@@ -167,12 +169,16 @@ SHOWN: dict[str, Callable[[Section], list[Table]]] = {  # in the report's order
     ADHOC: methods,
     "lora_targets": partial(
         of_lora,
-        ("table5", "Table 5: which projections to adapt, at one number of parameters", table5),
+        (
+            "table5",
+            "Table 5: which projections to adapt, at one number of parameters",
+            lambda s: table5(s.summary, s.paper),
+        ),
         ("targets", "Table 5: each set minus Wq, Wv (r = 4)", lambda *_: ("Wq, Wv", 4), 0.0),
     ),
     "lora_ranks": partial(
         of_lora,
-        ("table6", "Table 6: how large the rank must be", table6),
+        ("table6", "Table 6: how large the rank must be", lambda of: table6(of.runs, of.summary, of.paper)),
         ("ranks", "Table 6: each rank minus r = 64", lambda targets, _: (targets, 64), -1.0),
     ),
     SUCCESSORS: successors,

@@ -7,6 +7,7 @@ import pandas as pd
 
 from lora.data.tasks import TASKS
 from lora.report.runs import ROW, adapted, human_count, in_order, task_label
+from lora.report.stats import mean_interval
 
 Paper = dict[str, dict[tuple[str, int], float]]
 
@@ -118,8 +119,8 @@ def paper_cells(paper: pd.DataFrame | None) -> Paper:
     return found
 
 
-def table6(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Table 6: tasks and target sets by ranks, and the published cells in rows below ours."""
+def table6(runs: pd.DataFrame, summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Table 6: tasks and target sets by ranks with what a doubling adds, and the published cells in rows below ours."""
     found = summary.assign(lora=[adapted(row) for row in summary.itertuples()])
     ranks, sets = sorted({rank for _, rank in found["lora"]}), list(dict.fromkeys(name for name, _ in found["lora"]))
     texts = {}
@@ -128,10 +129,27 @@ def table6(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataF
         texts[task_label(TASKS[task])] = {row["lora"]: cell_text(row, with_mean=True) for _, row in rows}
     for task, cells in paper_cells(paper).items():
         texts[task] = {key: number(value) for key, value in cells.items()}
+    slopes = per_doubling(runs)
     lines = [
-        {"Task": task, "Adapted": targets} | {f"r = {rank}": cells.get((targets, rank), "-") for rank in ranks}
+        {"Task": task, "Adapted": targets}
+        | {f"r = {rank}": cells.get((targets, rank), "-") for rank in ranks}
+        | {"Per doubling": slopes.get((task, targets), "-")}
         for task, cells in texts.items()
         for targets in sets
         if any(targets == name for name, _ in cells)
     ]
     return pd.DataFrame(lines)
+
+
+def per_doubling(runs: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """(task label, target set) -> the slope of a seed's scores over log2 of the rank: the mean over seeds, with its
+    interval. Seeds that lack a rank are excluded."""
+    found, lora = {}, [adapted(run) for run in runs.itertuples()]
+    rows = runs.assign(targets=[name for name, _ in lora], doublings=[math.log2(rank) for _, rank in lora])
+    for (task, targets), of_set in rows.groupby(["task", "targets"], sort=False):
+        scores = 100 * of_set.pivot(index="seed", columns="doublings", values="best").astype(float).dropna()
+        centred = scores.columns.to_numpy(float) - scores.columns.to_numpy(float).mean()
+        if len(centred) > 1:
+            slopes = scores.to_numpy() @ centred / (centred @ centred)
+            found[task_label(TASKS[task]), targets] = mean_interval(slopes).text
+    return found
