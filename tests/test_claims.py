@@ -21,7 +21,7 @@ from lora.models.sizes import gpt3_count
 from lora.records.record import FRAME_COLUMNS
 from lora.report.claims import verdicts
 from lora.report.claims.findings import Finding, difference, smallest_p
-from lora.report.claims.shown import commit_text, ours, to_json
+from lora.report.claims.shown import commit_text, findings, ours, to_json
 from lora.report.claims.statements import KINDS, Bound, Compare, read_claims
 from lora.report.claims.verdicts import after_holm, stated_later, verdict
 from lora.report.runs import labelled
@@ -255,6 +255,16 @@ def test_the_readme_shows_few_comparisons_and_the_nearest_of_many():
     assert ours([verdict(claim, "minilm", both)]) == "+3.0 (+2.0 to +4.0); -0.5 (-2.0 to +1.0)"
     more = verdict(claim, "minilm", (*both, finding(9.0, 8.0, 10.0, label="A - D")))
     assert ours([more]) == "-0.5 (-2.0 to +1.0), nearest of 3"
+
+
+def test_a_line_of_the_readme_stands_on_the_profile_that_it_names(tmp_path, monkeypatch):
+    (claim,) = [each for each in read_claims() if each.id == "qv_better_than_qk"]
+    own, other = (verdict(claim, "minilm", [finding(mean, mean - 1, mean + 1)]) for mean in (0.5, 2.0))
+    monkeypatch.setattr("lora.report.claims.shown.FINDINGS", tmp_path / "findings.yaml")
+    for named, found in (("", own), (", profile: decide", other)):
+        (tmp_path / "findings.yaml").write_text(f"- {{claim: {claim.id}, says: so, gaps: [[0, 1]]{named}}}")
+        assert [judged for _, judged in findings([own], {"decide": [other]})] == [[found]]
+    assert findings([], {"decide": [verdict(claim, "minilm", [dataclasses.replace(own.findings[0], n=0)])]}) == []
 
 
 def test_a_task_of_which_there_is_no_record_stays_in_the_average():

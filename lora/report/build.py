@@ -7,11 +7,11 @@ from pathlib import Path
 import pandas as pd
 
 from lora.cost.efficiency.summary import read_summaries
-from lora.files import ROOT
+from lora.files import REFERENCE, ROOT
 from lora.records.analysis import Analyses, read_analyses
 from lora.records.record import load_curves
 from lora.report.catalogue import SHOWN, sections_of, table7
-from lora.report.claims.shown import findings_figure, verdict_table
+from lora.report.claims.shown import Shown, findings, findings_figure, read_lines, verdict_table
 from lora.report.claims.statements import read_claims
 from lora.report.claims.verdicts import Verdict, judge
 from lora.report.comparisons import answers, learning_rate_table, reference_table, repeated_table
@@ -22,6 +22,7 @@ from lora.report.runs import MAIN, with_unselected
 from lora.table import Table
 
 TABLE_1 = ROOT / "experiments" / "efficiency" / "paper.csv"
+FOUND = "reference/long"  # whose findings are the README's
 MISSING_SHOWN = 20
 
 
@@ -33,6 +34,7 @@ class Report:
         gathered, analyses: The inputs of the report.
         tables: In reading order.
         cells: Every cell with its numbers.
+        findings: The lines of the README's table that these verdicts give.
         answers: Which method is better on the user-defined tasks, a line per pair.
     """
 
@@ -42,6 +44,7 @@ class Report:
     cells: pd.DataFrame
     verdicts: tuple[Verdict, ...]
     figures: dict[str, Figure]
+    findings: tuple[Shown, ...] = ()
     answers: tuple[str, ...] = ()
 
     name = property(lambda self: self.gathered.name)
@@ -88,6 +91,7 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
     name, frame, ok = gathered.name, gathered.frame, gathered.state.ok
     curves, analyses = load_curves(list(ok.values())), read_analyses(gathered.folder / "analysis", ok)
     judged: list[Verdict] = []
+    found: list[Shown] = []
     figures: dict[str, Figure] = {}
     tables: list[Table | None] = []
     lines: list[str] = []
@@ -95,10 +99,12 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
     if not gathered.is_own:
         measured = gathered.tried, gathered.efficiency, analyses.checks, ok
         judged = judge(read_claims(), with_unselected(gathered.runs, curves), frame, *measured)
+        named = {line["profile"] for line in read_lines() if "profile" in line} if name == FOUND else ()
+        found = findings(judged, {one: build(f"{REFERENCE}/{one}", (), results).verdicts for one in named})
         notes = tuple(encoder_notes(frame["model"]))
         tables.append(Table("claims", f"The paper's sentences ({name})", verdict_table(judged), words=3, notes=notes))
         more = {
-            "findings": findings_figure(judged),
+            "findings": findings_figure(found),
             "latency": latencies(read_summaries(gathered.efficiency).values(), pd.read_csv(TABLE_1)),
         }
         figures = {key: figure for key, figure in more.items() if figure is not None}
@@ -111,4 +117,4 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
     tables += [table7(name, analyses.subspaces), reference_table(gathered)]
     shown = tuple(table for table in tables if table is not None)
     figures |= {key: figure for table in shown for key, figure in table.figures.items()}
-    return Report(gathered, analyses, shown, pd.concat(cells), tuple(judged), figures, tuple(lines))
+    return Report(gathered, analyses, shown, pd.concat(cells), tuple(judged), figures, tuple(found), tuple(lines))

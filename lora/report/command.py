@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lora.errors import UserError
 from lora.files import REFERENCE, ROOT, write_atomically
-from lora.report.build import Report, build
+from lora.report.build import FOUND, Report, build
 from lora.report.claims.shown import findings_block, to_json, verdict_table
 from lora.report.comparisons import REPEATED
 from lora.report.figures import Figure
@@ -23,7 +23,6 @@ from lora.report.terminal import show
 from lora.sweep.request import LEARNING_RATE
 from lora.table import in_page, markdown
 
-FOUND = "reference/long"  # whose verdicts are the README's findings
 # folder of experiments/ -> the tables on its page
 PAGES = {
     "glue_table2": ("table2",),
@@ -62,7 +61,7 @@ def pages(report: Report) -> dict[Path, str]:
             texts.insert(0, f"{progress}\n")
         blocks.append((experiments / folder / "README.md", mark, "\n".join(texts)))
     if in_readme:
-        blocks.append((ROOT / "README.md", "findings", findings_block(verdicts)))
+        blocks.append((ROOT / "README.md", "findings", findings_block(report.findings)))
     written: dict[Path, str] = {}
     for path, name, text in blocks:
         if path.exists():

@@ -17,6 +17,7 @@ from lora.report.figures import BOUNDED, Figure, beside, figure, series_of
 from lora.report.runs import encoder_title
 from lora.report.stats import LEVEL
 
+Shown = tuple[dict[str, Any], list[Verdict]]  # a line of `FINDINGS`, and what it stands on
 SHORT = 8  # digits of a commit
 RULES = ("Last epoch", "Unselected")  # the other two scores of a run
 ABOUT = {"swap": "trained adapters"}  # check -> its subject
@@ -129,10 +130,17 @@ FINDINGS = ROOT / "experiments" / "findings.yaml"
 FEW = 2  # comparisons that fit in one cell
 
 
-def findings(verdicts: Sequence[Verdict]) -> list[tuple[dict[str, Any], list[Verdict]]]:
-    """The lines of `FINDINGS` whose claims have a measured comparison, each with the claim's verdicts."""
-    lines = yaml.safe_load(FINDINGS.read_text())
-    judged = [(line, [each for each in verdicts if each.claim.id == line["claim"]]) for line in lines]
+def read_lines() -> list[dict[str, Any]]:
+    return yaml.safe_load(FINDINGS.read_text())
+
+
+def findings(verdicts: Sequence[Verdict], others: Mapping[str, Sequence[Verdict]]) -> list[Shown]:
+    """The lines of `FINDINGS` whose claims have a measured comparison, each with the claim's verdicts. `others`: the
+    verdicts of the profiles that lines name."""
+    judged = [
+        (line, [each for each in others.get(line.get("profile"), verdicts) if each.claim.id == line["claim"]])
+        for line in read_lines()
+    ]
     return [(line, of_claim) for line, of_claim in judged if any(each.is_measured for each in of_claim)]
 
 
@@ -142,9 +150,8 @@ def finding_row(line: Mapping[str, Any], judged: Sequence[Verdict]) -> dict[str,
     return start | {f"Ours ({LEVEL:.0%} interval)": ours(judged, line.get("form")), "Verdict": words(judged)}
 
 
-def findings_block(verdicts: Sequence[Verdict]) -> str:
+def findings_block(lines: Sequence[Shown]) -> str:
     """The README's table, and what its first line is without the choice of each run's best epoch."""
-    lines = findings(verdicts)
     rows = [finding_row(*found) for found in lines]
     cells = [list(rows[0]), ["---", "---:", "---:", "---"]]
     for row in rows:
@@ -159,13 +166,13 @@ def findings_block(verdicts: Sequence[Verdict]) -> str:
     return "\n".join([*(f"| {' | '.join(row)} |" for row in cells), "", other_rules])
 
 
-def findings_figure(verdicts: Sequence[Verdict]) -> Figure | None:
+def findings_figure(lines: Sequence[Shown]) -> Figure | None:
     """The findings that are differences in points: every comparison, and the paper's, on one axis."""
     names: list[str] = []
     bounds: list[float] = []
     found: list[tuple[float, ...]] = []
     printed: list[tuple[float, ...]] = []
-    for line, judged in findings(verdicts):
+    for line, judged in lines:
         if "gaps" not in line:
             continue
         measured = [one for each in judged for one in each.findings if one.n]
