@@ -172,7 +172,7 @@ SHOWN: dict[str, Callable[[Section], list[Table]]] = {  # in the report's order
         (
             "table5",
             "Table 5: which projections to adapt, at one number of parameters",
-            lambda s: table5(s.summary, s.paper),
+            lambda of: table5(of.summary, of.paper),
         ),
         ("targets", "Table 5: each set minus Wq, Wv (r = 4)", lambda *_: ("Wq, Wv", 4), 0.0),
     ),
