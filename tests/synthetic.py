@@ -77,11 +77,7 @@ def synthetic_record(run: PlannedRun, best: float, predictions: str | None = Non
         started_at="2026-01-01T00:00:00+00:00",
         seconds=60.0,
         config=run.config.for_record(),
-        params={
-            "trainable_method": TRAINABLE.get(run.method, 73_728),
-            "trainable_head": 148_610,
-            "total": 22_787_714,
-        },
+        params={"trainable_method": TRAINABLE.get(run.method, 73_728), "trainable_head": 148_610, "total": 22_787_714},
         epochs=epochs,
         selected={
             "metric": "headline",

@@ -11,13 +11,7 @@ from lora.config.auto import not_covered
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.methods import METHODS, apply
-from lora.methods.configs import (
-    BitFitConfig,
-    HoulsbyConfig,
-    LoraConfig,
-    PeftConfig,
-    PfeifferConfig,
-)
+from lora.methods.configs import BitFitConfig, HoulsbyConfig, LoraConfig, PeftConfig, PfeifferConfig
 from lora.models.architectures import ARCHITECTURES
 from lora.models.modules import count_parameters, is_head, trainable
 

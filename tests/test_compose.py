@@ -37,10 +37,7 @@ from lora.training.fused.encoder import fuse
         (["train.batch=8", "train.accumulation=3"], r"train.batch must be a multiple of accumulation \(3\), got 8"),
         (["method.targets=[]"], "method.targets must be a non-empty list"),
         (["method.init_a=gaussian"], "method.init_std must be > 0 with init_a=gaussian"),
-        (
-            ["task=rte", "start=mnli", "method.init_a=olora"],
-            "start must be pretrained with .* init_a=pissa or olora",
-        ),
+        (["task=rte", "start=mnli", "method.init_a=olora"], "start must be pretrained with .* init_a=pissa or olora"),
         (["train.precision=fp8"], "train.precision must be one of fp32, bf16, got 'fp8'"),
         (["model.name=../x"], "model.name must be letters, digits, - and _, got"),
     ],

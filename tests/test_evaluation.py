@@ -13,12 +13,7 @@ from lora.data.tasks import TASKS
 from lora.errors import DivergedError
 from lora.rng import shuffled
 from lora.training.device import Process
-from lora.training.evaluation import (
-    DEV_HALVES,
-    predict,
-    select,
-    split_half,
-)
+from lora.training.evaluation import DEV_HALVES, predict, select, split_half
 
 LENGTHS = np.random.default_rng(3).integers(4, 20, 23)
 BATCH = 4

@@ -15,13 +15,7 @@ from lora.errors import UserError
 from lora.records.analysis import EXAMPLES, analysis_json, read_analyses
 from lora.records.predictions import dev_predictions
 from lora.records.record import read_record, write_record
-from lora.report.analyses.dev_intervals import (
-    bounds,
-    check,
-    compare,
-    main,
-    resampled,
-)
+from lora.report.analyses.dev_intervals import bounds, check, compare, main, resampled
 from lora.report.build import build
 from lora.report.gather import gather
 from lora.report.terminal import markdown

@@ -18,9 +18,7 @@ from torch.nn import functional as F
 from lora.config.auto import ARCHITECTURES
 from lora.cost.subjects import saved_bytes
 from lora.methods import apply
-from lora.methods.configs import (
-    LoraConfig,
-)
+from lora.methods.configs import LoraConfig
 from lora.models.modules import trainable
 from lora.training.fused import encoder, functions, kernels
 from lora.training.fused.encoder import fuse

@@ -157,12 +157,7 @@ def test_status_and_sync_call_their_commands(ready_clone: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sweep", "report", "reported", "status"),
-    [
-        ("0", "0", True, 0),
-        ("1", "1", True, 2),
-        ("2", "0", False, 2),
-    ],
+    ("sweep", "report", "reported", "status"), [("0", "0", True, 0), ("1", "1", True, 2), ("2", "0", False, 2)]
 )
 def test_reproduce_glue_reports_after_failed_runs_but_not_after_a_mistake(
     sweep: str, report: str, reported: bool, status: int, ready_clone: Path

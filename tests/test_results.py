@@ -6,14 +6,7 @@ import os
 import pytest
 
 from lora.errors import UserError
-from lora.records.record import (
-    RunRecord,
-    load_frame,
-    load_records,
-    read_record,
-    record_path,
-    write_record,
-)
+from lora.records.record import RunRecord, load_frame, load_records, read_record, record_path, write_record
 
 RUN_ID = "minilm.lora-qv-r8.reviews.s1-0123abcd"
 

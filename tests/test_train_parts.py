@@ -12,12 +12,7 @@ from lora.models.load import load_encoder
 from lora.rng import seed_for
 from lora.training.device import Process, start_process
 from lora.training.fused.encoder import fuse
-from lora.training.step import (
-    MicroBatch,
-    micro_batches,
-    prepare_step,
-    warmup_steps,
-)
+from lora.training.step import MicroBatch, micro_batches, prepare_step, warmup_steps
 
 NO_DROPOUT = ["train.dropout=0.0", "train.head_dropout=0.0"]
 

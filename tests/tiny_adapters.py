@@ -7,10 +7,7 @@ import torch
 
 from lora.adapters.adapter import Adapter, Origin, adapter_of
 from lora.methods import apply
-from lora.methods.configs import (
-    LoraConfig,
-    PfeifferConfig,
-)
+from lora.methods.configs import LoraConfig, PfeifferConfig
 
 METHODS = tiny.METHODS | {"pfeiffer": PfeifferConfig(bottleneck=6, layer_norms="trained")}
 # Five tasks: their targets, ranks, scales and numbers of labels differ.

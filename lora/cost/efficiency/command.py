@@ -135,11 +135,7 @@ def measure(
 
 
 def take_turns(
-    kind: str,
-    actions: Mapping[str, Callable[[Batch], object]],
-    batches: Mapping[str, Batch],
-    rounds: int,
-    device: str,
+    kind: str, actions: Mapping[str, Callable[[Batch], object]], batches: Mapping[str, Batch], rounds: int, device: str
 ) -> Samples:
     """Time every method on every shape in every round, so that a temporary slowdown affects all of them.
 
