@@ -123,6 +123,18 @@ def test_a_request_without_runs_is_one_message(profile, overrides, message):
         select_runs(profile, overrides)
 
 
+def test_a_tuned_rate_is_that_of_the_option_and_of_pefts_type(tmp_path):
+    path, tried = tmp_path / "rates.yaml", {1e-3: 0.5, 3e-3: 0.6, 1e-2: 0.4}
+    names = {"lora": 1e-3, "dora": 2e-3, "lora_plus": 3e-4, "vera": 5e-3, "peft-hra": 4e-3}
+    write_rates(path, [Rate("minilm", "ours", "cola", name, lr, (99,), tried) for name, lr in names.items()])
+    asked = ["experiment=null", "task=cola", "seed=1", f"rates={path}"]
+    runs = select_runs("small", [*asked, "method=lora,dora,lora_plus,vera"])
+    runs += select_runs("small", [*asked, "method=peft", "method.type=hra"])
+    assert {run.rate_name: run.config.train.lr for run in runs} == names
+    (other,) = select_runs("small", [*asked, "method=peft", "method.type=boft"])
+    assert other.config.runtime.rate_from != "tuned"
+
+
 def test_methods_that_were_tuned_unequally_are_not_compared(tmp_path):
     path = tmp_path / "rates.yaml"
     asked = ["task=cola", "seed=1", "train.precision=fp32", f"rates={path}"]

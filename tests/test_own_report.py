@@ -120,7 +120,14 @@ def test_a_corrupt_record_is_named_and_left_out(broken, tmp_path, monkeypatch, c
 
 
 def test_a_tuned_rate_says_of_how_many_and_whether_it_is_at_the_edge():
-    tuning = pd.DataFrame({"task": "rte", "method": "lora", "lr": [1e-4, 3e-4, 1e-3]})
-    for rate, words in ((3e-4, "tuned, of 3"), (1e-3, "tuned, of 3, at the edge")):
-        runs = pd.DataFrame([{"label": "LoRA", "method": "lora", "task": "rte", "lr": rate, "rate_from": "tuned"}])
-        assert rates_table(runs, tuning)["Chosen"].tolist() == [words]
+    """LoRA+ has the slug of LoRA, and a grid of its own."""
+    usual = {"label": "LoRA", "slug": "lora-qv-r8", "task": "rte", "rate_from": "tuned"}
+
+    def row(rate, plus):
+        return usual | {"lr": rate, "columns": {"train.lr": f"{rate:g}", "train.lora_plus": plus}}
+
+    tuning = pd.DataFrame(
+        [row(rate, "null") for rate in (1e-4, 3e-4, 1e-3)] + [row(rate, "16") for rate in (1e-5, 1e-4)]
+    )
+    for rate, plus, words in ((3e-4, "null", ", of 3"), (1e-3, "null", ", of 3, at the edge"), (3e-4, "4", "")):
+        assert rates_table(pd.DataFrame([row(rate, plus)]), tuning)["Chosen"].tolist() == [f"tuned{words}"]

@@ -19,7 +19,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from lora.config.auto import resolve_auto
 from lora.config.encoder_files import local_name
-from lora.config.rates import tuned_rate
+from lora.config.rates import rate_name, tuned_rate
 from lora.config.run import RunConfig, run_config
 from lora.data.tasks import find_task
 from lora.errors import UserError, first_line
@@ -215,7 +215,7 @@ def _compose(overrides: Sequence[str]) -> RunConfig:
             section[key] = str(at_home(section[key]))
     if model["name"] == model["source"] == "local" and model["path"]:
         model["name"] = local_name(model["path"])
-    method = chosen_option("method", overrides)
+    method = rate_name(chosen_option("method", overrides), settings["method"].get("type"))
     tuned = tuned_rate(rates, (model["name"], settings["protocol"], settings["task"], method))
     states_rate = any(re.match(r"(train|hparams\..*)\.lr=", override) for override in overrides)
     runtime["rate_from"] = "stated" if states_rate else row if tuned is None else "tuned"

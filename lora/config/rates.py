@@ -28,7 +28,7 @@ class Rate:
 
     Args:
         model: The encoder, as run ids name it.
-        method: An option of conf/method.
+        method: An option of conf/method, as `rate_name` has it.
         seeds: Seeds of the tuning runs.
         tried: Rate -> mean over seeds of the best epoch's headline metric on the dev set, a fraction; None if training
             diverged or collapsed.
@@ -45,6 +45,11 @@ class Rate:
     @property
     def key(self) -> tuple[str, str, str, str]:
         return self.model, self.protocol, self.task, self.method
+
+
+def rate_name(option: str, peft_type: Any = None) -> str:
+    """An option of conf/method; with the type after `peft`, which stands for many methods: `peft-hra`."""
+    return f"{option}-{peft_type}" if option == "peft" else option
 
 
 def rates_path(setting: Any) -> Path | None:

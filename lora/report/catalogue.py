@@ -14,7 +14,6 @@ from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.methods.configs import TARGET_TITLES
-from lora.records.record import load_frame
 from lora.report.comparisons import (
     change_table,
     method_pairs,
@@ -25,7 +24,7 @@ from lora.report.comparisons import (
     tuning_banner,
 )
 from lora.report.figures import Figure, beside_lora, by_parameters, differences, figure, forest, learning_curves, slopes
-from lora.report.gather import Gathered
+from lora.report.gather import Gathered, known_configs
 from lora.report.notes import BANNERS, caption, conditions, encoder_notes, note
 from lora.report.runs import (
     ADHOC,
@@ -35,6 +34,7 @@ from lora.report.runs import (
     OWN_TASK,
     START_TITLES,
     SUCCESSORS,
+    facts_of,
     labelled,
     slug_label,
     summarise,
@@ -112,7 +112,8 @@ def methods(section: Section) -> list[Table]:
         title, cells = "Every method against every other, in pairs of one seed", pairs_table(pairs, section.examples)
         made.append(section.table("pairs", title, cells, [note("pairs"), last], forest=forest(pairs)))
     if is_own:
-        cells = rates_table(section.runs, load_frame(list(gathered.tuning)))
+        tuning = facts_of(("", config) for config in known_configs(gathered.tuning)[0].values())
+        cells = rates_table(section.runs, tuning)
         made.append(section.table("rates", "How each learning rate was chosen", cells, [note("rates")]))
     return made
 

@@ -272,16 +272,23 @@ def best_rates(tried: pd.DataFrame) -> pd.DataFrame:
 
 
 def rates_table(runs: pd.DataFrame, tuning: pd.DataFrame) -> pd.DataFrame:
-    """Each method's learning rate on each task, and how it was chosen. `tuning`: the runs that tried rates."""
+    """Each method's learning rate on each task, and how it was chosen. `tuning`: what is known of the runs that tried
+    rates. Those of a row have all of its settings but the rate, so that a variant of LoRA is told apart from it."""
     lines = []
     for run in runs.dropna(subset="lr").drop_duplicates(["label", "task", "lr", "rate_from"]).itertuples():
         chosen = ORIGINS["stated" if pd.isna(run.rate_from) else run.rate_from]
-        tried = tuning.loc[(tuning["task"] == run.task) & (tuning["method"] == run.method), "lr"]
-        if run.rate_from == "tuned" and len(tried):
-            chosen += f", of {tried.nunique()}" + ", at the edge" * (run.lr in (tried.min(), tried.max()))
+        tried = {float(one.columns["train.lr"]) for one in tuning.itertuples() if but_rate(one) == but_rate(run)}
+        if run.rate_from == "tuned" and tried:
+            chosen += f", of {len(tried)}" + ", at the edge" * (run.lr in (min(tried), max(tried)))
         line = {"Method": run.label, "Task": TASKS[run.task].title}
         lines.append(line | {"Learning rate": f"{run.lr:g}", "Chosen": chosen})
     return pd.DataFrame(lines)
+
+
+def but_rate(run: Any) -> tuple[str, str, dict[str, str]]:
+    """The settings of a run but its learning rate and what depends on the machine."""
+    left = ("train.lr", *OF_MACHINES)
+    return run.task, run.slug, {key: value for key, value in run.columns.items() if key not in left}
 
 
 def tuning_banner(runs: pd.DataFrame) -> str:

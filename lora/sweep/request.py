@@ -141,19 +141,19 @@ def check_tuning(runs: Sequence[PlannedRun], path: Any) -> None:
             f"seed must be one on which no learning rate was chosen, got {', '.join(map(str, seeds))}: the rates in "
             f"{path} look best on the seeds they were chosen on; give other seeds, or ignore the file with rates=null"
         )
-    sizes = {(*rate.key[:3], rate.method.partition("_")[0], rate.lr): len(rate.tried) for rate in rates}
+    sizes = {rate.key: len(rate.tried) for rate in rates}
     tasks: dict[tuple[str, str, str], dict[str, int]] = {}
     for run in runs if sizes else ():
         origin, place = run.config.runtime.rate_from, (run.model, run.protocol, run.task)
         if origin != "stated":
-            size = sizes[*place, run.method, run.config.train.lr] if origin == "tuned" else 0
-            tasks.setdefault(place, {})[run.method] = size
+            tasks.setdefault(place, {})[run.rate_name] = sizes[*place, run.rate_name] if origin == "tuned" else 0
     for (_, _, task), methods in tasks.items():
         if len(set(methods.values())) > 1:
+            options = dict.fromkeys(method.partition("-")[0] for method in methods)
             tried = ", ".join(f"{method} with {size or 'no'} values" for method, size in methods.items())
             raise UserError(
                 f"the methods of a comparison must be tuned alike, got {tried} on {task} ({path}): tune all with "
-                f"`python -m lora tune`, task={task} method={','.join(methods)}, or ignore the file with rates=null"
+                f"`python -m lora tune`, task={task} method={','.join(options)}, or ignore the file with rates=null"
             )
 
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lora.config.compose import chosen_option, compose_run
-from lora.config.rates import TUNING, Rate, rates_path, write_rates
+from lora.config.rates import TUNING, Rate, rate_name, rates_path, write_rates
 from lora.config.run import RunConfig
 from lora.data.tasks import TASKS
 from lora.errors import DIVERGED, UnfinishedError, UserError
@@ -61,7 +61,8 @@ def main(given: argparse.Namespace) -> None:
             continue
         print(f"{method} on {first.task}: {outcome}")
         seeds = tuple(map(int, axes["seed"]))
-        rates.append(Rate(first.model.name, first.protocol, first.task, method, best, seeds, tried))
+        name = rate_name(method, getattr(first.method, "type", None))
+        rates.append(Rate(first.model.name, first.protocol, first.task, name, best, seeds, tried))
     if rates:
         write_rates(path, rates)
         print(f"written to {path}: the next runs of profile {profile} take these rates (rates=null: those of conf/)")
