@@ -62,7 +62,8 @@ def test_the_announcement_says_what_and_how_long(runs, tmp_path, monkeypatch):
     for words in ("unknown until the first run has ended", "time:    about"):
         text = announced("mini", runs, [], tmp_path / "mini")
         assert "4 runs: 0 done, 0 failed, 4 to train, 2 at a time" in text and words in text
-        rates = {run.method: f"{run.method} {run.config.train.lr:g}" for run in runs}
+        titles = {"full": "Full fine-tuning", "lora": "LoRA"}
+        rates = {run.method: f"{titles[run.method]} {run.config.train.lr:g}" for run in runs}
         assert f"encoder: minilm; epochs: {runs[0].config.train.epochs}\n" in text
         assert f"rates:   {', '.join(rates.values())} (from conf/hparams)\n" in text
         write_record(tmp_path / "mini", record())

@@ -16,7 +16,7 @@ from lora.config.labels import columns, labels
 from lora.config.run import RunConfig
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
-from lora.methods.configs import METHOD_TITLES, TARGET_TITLES, VARIANT_TITLES
+from lora.methods.configs import METHOD_TITLES, TARGET_TITLES, method_words
 
 METRIC_SHORT = {"accuracy": "acc.", "f1": "F1", "macro_f1": "macro F1", "matthews": "Matthews", "pearson": "Pearson"}
 METRIC_SHORT |= {"spearman": "Spearman"}
@@ -34,10 +34,8 @@ LORA_SLUG = re.compile(r"lora-([qkvoif]+)-r(\d+)")
 
 def method_label(slug: str, method: str) -> str:
     """`LoRA (qv, r8)` of lora-qv-r8, `DoRA (qv, r8)` of lora-qv-r8-dora."""
-    words = slug.split("-")[1:]
-    title = " + ".join(VARIANT_TITLES[word] for word in words if word in VARIANT_TITLES) or METHOD_TITLES[method]
-    details = ", ".join(word for word in words if word not in VARIANT_TITLES)
-    return title + (f" ({details})" if details else "")
+    title, details = method_words(slug, method)
+    return title + (f" ({', '.join(details)})" if details else "")
 
 
 def slug_label(slug: str) -> str:

@@ -12,7 +12,7 @@ from lora.config.auto import not_covered, takes_gpu
 from lora.config.run import RunConfig
 from lora.data.tasks import KEYS, TASKS
 from lora.errors import UserError
-from lora.methods.configs import METHOD_TITLES
+from lora.methods.configs import method_words
 from lora.records.record import RunRecord, read_record, record_path
 from lora.sweep.notes import Note, read_notes
 
@@ -44,7 +44,8 @@ def about(configs: Sequence[RunConfig]) -> list[str]:
     rates: dict[str, dict[str, set[float]]] = {}
     for config in configs:
         methods = rates.setdefault(config.runtime.rate_from or "stated", {})
-        methods.setdefault(config.method.name, set()).add(config.train.lr)
+        title, _ = method_words(config.method.slug, config.method.name)
+        methods.setdefault(title, set()).add(config.train.lr)
     for origin, methods in rates.items():
         each = (f"{method} {' or '.join(f'{rate:g}' for rate in sorted(values))}" for method, values in methods.items())
         lines.append(f"  rates:   {', '.join(each)} ({ORIGINS[origin]})")
@@ -191,8 +192,8 @@ class Watch:
 
 def named(run: "PlannedRun") -> str:
     """`LoRA qv r8 · CoLA · seed 3`."""
-    method = " ".join((METHOD_TITLES[run.method], *run.slug.split("-")[1:]))
-    return f"{method} · {TASKS[run.task].title} · seed {run.seed}"
+    title, details = method_words(run.slug, run.method)
+    return f"{' '.join((title, *details))} · {TASKS[run.task].title} · seed {run.seed}"
 
 
 def shown(value: float | None) -> str:
