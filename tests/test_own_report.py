@@ -120,14 +120,14 @@ def test_a_corrupt_record_is_named_and_left_out(broken, tmp_path, monkeypatch, c
 
 
 def test_a_tuned_rate_says_of_how_many_and_whether_it_is_at_the_edge():
-    """LoRA+ has the slug of LoRA, and a grid of its own."""
+    """Another dropout has a grid of its own."""
     usual = {"label": "LoRA", "slug": "lora-qv-r8", "task": "rte", "rate_from": "tuned"}
 
-    def row(rate, plus):
-        return usual | {"lr": rate, "columns": {"train.lr": f"{rate:g}", "train.lora_plus": plus}}
+    def row(rate, dropout):
+        return usual | {"lr": rate, "columns": {"train.lr": f"{rate:g}", "train.dropout": dropout}}
 
     tuning = pd.DataFrame(
         [row(rate, "null") for rate in (1e-4, 3e-4, 1e-3)] + [row(rate, "16") for rate in (1e-5, 1e-4)]
     )
-    for rate, plus, words in ((3e-4, "null", ", of 3"), (1e-3, "null", ", of 3, at the edge"), (3e-4, "4", "")):
-        assert rates_table(pd.DataFrame([row(rate, plus)]), tuning)["Chosen"].tolist() == [f"tuned{words}"]
+    for rate, dropout, words in ((3e-4, "null", ", of 3"), (1e-3, "null", ", of 3, at the edge"), (3e-4, "0.4", "")):
+        assert rates_table(pd.DataFrame([row(rate, dropout)]), tuning)["Chosen"].tolist() == [f"tuned{words}"]

@@ -207,13 +207,18 @@ class RunConfig:
         official = TASKS[self.task].official_rows["train"]
         return official if self.data.train_rows is None else min(self.data.train_rows, official)
 
+    @property
+    def slug(self) -> str:
+        """The method's, marked if B has a rate of its own."""
+        return f"{self.method.slug}{'-plus' if self.train.lora_plus else ''}"
+
     @cached_property
     def run_id(self) -> str:
         """The name of the run: a readable part and 8 hex digits of the hash of its scientific settings."""
         canonical = json.dumps(self.settings(), sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
         start = "" if self.start == "pretrained" else f".{self.start}"
-        return f"{self.model.name}.{self.method.slug}.{self.task}{start}.s{self.seed}-{digest}"
+        return f"{self.model.name}.{self.slug}.{self.task}{start}.s{self.seed}-{digest}"
 
     def settings(self) -> dict[str, Any]:
         """The settings that name the run: all except paths and the machine.

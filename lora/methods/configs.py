@@ -17,6 +17,7 @@ METHOD_TITLES = {  # in table order
     "peft": "PEFT",
 }
 VARIANT_TITLES = {  # word of a slug -> the name of its paper's method
+    "plus": "LoRA+",
     "dora": "DoRA",
     "fa": "LoRA-FA",
     "pissa": "PiSSA",

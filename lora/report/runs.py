@@ -86,7 +86,7 @@ def facts_of(expected: Iterable[tuple[str, RunConfig]], dropped: Collection[str]
     """What is known of runs before they are trained. `dropped`: settings that do not count."""
     rows = [
         {"experiment": experiment, "run_id": config.run_id, "model": config.model.name, "protocol": config.protocol}
-        | {"slug": config.method.slug, "method": config.method.name, "start": config.start, "task": config.task}
+        | {"slug": config.slug, "method": config.method.name, "start": config.start, "task": config.task}
         | {"seed": config.seed, "columns": {k: v for k, v in columns(config).items() if k not in dropped}}
         for experiment, config in expected
     ]

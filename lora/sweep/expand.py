@@ -34,7 +34,7 @@ class PlannedRun:
 
     model = property(lambda self: self.config.model.name)
     method = property(lambda self: self.config.method.name)
-    slug = property(lambda self: self.config.method.slug)
+    slug = property(lambda self: self.config.slug)
     task = property(lambda self: self.config.task)
     seed = property(lambda self: self.config.seed)
     protocol = property(lambda self: self.config.protocol)

@@ -44,7 +44,7 @@ def about(configs: Sequence[RunConfig]) -> list[str]:
     rates: dict[str, dict[str, set[float]]] = {}
     for config in configs:
         methods = rates.setdefault(config.runtime.rate_from or "stated", {})
-        title, _ = method_words(config.method.slug, config.method.name)
+        title, _ = method_words(config.slug, config.method.name)
         methods.setdefault(title, set()).add(config.train.lr)
     for origin, methods in rates.items():
         each = (f"{method} {' or '.join(f'{rate:g}' for rate in sorted(values))}" for method, values in methods.items())
