@@ -150,9 +150,8 @@ def test_a_path_needs_no_quotes_of_hydra(tiny_overrides, folder):
 )
 def test_outputs_belong_to_their_results(results, outputs):
     """Two folders of results never share a checkpoint or an adapter."""
-    assert (
-        compose_run(["task=reviews", "train.precision=fp32", f"runtime.results={results}"]).runtime.outputs == outputs
-    )
+    run = compose_run(["task=reviews", "train.precision=fp32", f"runtime.results={results}"])
+    assert run.runtime.outputs == outputs
 
 
 @pytest.mark.parametrize(

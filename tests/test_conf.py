@@ -197,9 +197,8 @@ def test_full_fine_tuning_of_deberta():
     assert found["epochs"] == [3, 4, 6, 10, 4, 10, 6, 4]
     assert found["length"] == columns("printed", "deberta_v2_xxl", "lora")["length"]
     assert [c.train.head_dropout for c in found["configs"]] == [0.3, *[0.2] * 7]
-    assert {(c.train.adam_beta2, c.train.adam_eps, c.train.weight_decay) for c in found["configs"]} == {
-        (0.999, 1e-6, 0.01)
-    }
+    adam = {(c.train.adam_beta2, c.train.adam_eps, c.train.weight_decay) for c in found["configs"]}
+    assert adam == {(0.999, 1e-6, 0.01)}
 
 
 @pytest.mark.parametrize(("method", "bottleneck"), [("houlsby_m8", 8), ("pfeiffer_m16", 16)])

@@ -73,9 +73,8 @@ def test_reviews_and_ratings_say_what_the_raters_said(data):
 
 def test_no_question_and_no_clause_is_on_both_sides(data):
     with open(embedded.embedded_file("clauses.jsonl"), encoding="utf-8") as file:
-        source = {
-            (plain(row["question"]), plain(row["context"]), row["answer"] == "True") for row in map(json.loads, file)
-        }
+        rows = map(json.loads, file)
+        source = {(plain(row["question"]), plain(row["context"]), row["answer"] == "True") for row in rows}
     train, dev = data["clauses"].splits["train"], data["clauses"].splits["validation"]
     assert all(len(f"{row['question']} {row['clause']}".split()) <= 40 for rows in (train, dev) for row in rows)
     for column in ("question", "clause"):

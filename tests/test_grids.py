@@ -65,9 +65,8 @@ def test_a_default_is_narrowed_and_never_enlarged():
     assert ids(select_runs("small", ["task=cola"])) == {run.run_id for run in default if run.task == "cola"}
     (one,) = select_runs("small", ["task=rte", "method=lora", "seed=1"])
     assert (one.start, one.parent) == ("pretrained", None)
-    child, parent = sorted(
-        select_runs("small", ["task=rte", "seed=1", "start=mnli"]), key=lambda run: run.task == "mnli"
-    )
+    started = select_runs("small", ["task=rte", "seed=1", "start=mnli"])
+    child, parent = sorted(started, key=lambda run: run.task == "mnli")
     assert child.parent == parent.run_id
     assert {run.seed for run in select_runs("small", ["seed=4", "method=bitfit,full"])} == {4}
     assert {run.experiments[0] for run in select_runs("small", ["method.rank=64"])} == {"lora_ranks"}

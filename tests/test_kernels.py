@@ -69,10 +69,8 @@ KERNELS = pytest.mark.parametrize("name", calls(16, np.float32))
 
 
 def test_every_kernel_is_tried():
-    compiled = {
-        name for name, f in vars(kernels).items() if isinstance(f, Dispatcher) and "fastmath" in f.targetoptions
-    }
-    assert compiled == set(calls(16, np.float32))
+    compiled = {name: f for name, f in vars(kernels).items() if isinstance(f, Dispatcher)}
+    assert {name for name, f in compiled.items() if "fastmath" in f.targetoptions} == set(calls(16, np.float32))
 
 
 def apart(given):

@@ -95,9 +95,8 @@ def test_the_rates_of_minilm_are_those_that_came_out_best(name, protocol, tasks,
     gathered = gather(name)
     found = taken_by_slug(gathered)
     assert set(found) == set(files)
-    grids = [
-        set(gathered.frame[gathered.frame["slug"].eq(slug) & gathered.frame["seed"].eq(0)]["lr"]) for slug in found
-    ]
+    frame = gathered.frame[gathered.frame["seed"].eq(0)]
+    grids = [set(frame[frame["slug"].eq(slug)]["lr"]) for slug in found]
     assert len({len(grid) for grid in grids}) == 1
     assert all(min(grid) < found[slug] < max(grid) for slug, grid in zip(found, grids, strict=True))  # at no edge
     for slug, rate in found.items():

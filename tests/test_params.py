@@ -41,9 +41,8 @@ def test_lora_rows_match_exactly(counts, model, rank, method, head):
 
 
 def test_what_does_not_round_to_the_printed_number_is_known(counts):
-    off = {
-        f"{row.table} {row.model} {row.config.slug}": off_printed(row.printed, n) for row, n, _ in counts if row.printed
-    }
+    printed = [(row, n) for row, n, _ in counts if row.printed]
+    off = {f"{row.table} {row.model} {row.config.slug}": off_printed(row.printed, n) for row, n in printed}
     assert {name: value for name, value in off.items() if value} == {
         "2 roberta_base full": -0.9,
         "2 roberta_large full": -0.7,

@@ -143,9 +143,7 @@ def peft_twin(folder):
 
 
 @pytest.mark.parametrize("scaling", ["lora", "rslora"])
-@pytest.mark.parametrize(
-    "config", [QV, KV, LoraConfig(targets=tuple("qkvo"), rank=3, alpha=0.7)], ids=["qv", "kv", "o"]
-)
+@pytest.mark.parametrize("config", [QV, KV, LoraConfig(targets=tuple("qkvo"), rank=3, alpha=0.7)], ids=["q", "k", "o"])
 def test_peft_has_the_slices_as_blocks_with_the_same_logits_and_gradients(config, scaling, base, tmp_path):
     if scaling == "rslora":
         config = LoraConfig(targets=config.targets, rank=3, alpha=7, scaling="rslora")

@@ -101,9 +101,8 @@ def test_the_next_launch_takes_the_rates_and_no_table_has_the_runs_that_chose_th
     done = lora("-m", *settings, "experiment=own_task", "seed=1")
     assert done.returncode == 0 and "tuned" in done.stdout and "ntuned" not in done.stdout, done.stderr
     with contextlib.chdir(folder):
-        assert (
-            "2 done" in lora("status", "own", *relative(folder, settings[1:]), "experiment=own_task", "seed=1").stdout
-        )
+        shown = lora("status", "own", *relative(folder, settings[1:]), "experiment=own_task", "seed=1")
+        assert "2 done" in shown.stdout
     records = [record for record in load_records(folder / "results")[0] if record.config["seed"] == 1]
     assert {record.config["method"]["name"]: record.config["train"]["lr"] for record in records} == rates
     report = build("own", [*settings[1:], "seed=1"])

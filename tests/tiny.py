@@ -24,9 +24,8 @@ OTHERS = ("albert", "deberta", "bart")  # outside the table; ALBERT shares its l
 PRE_NORM = ("modernbert",)  # without a place for Pfeiffer adapters
 UNBIASED = ("modernbert",)  # like its released checkpoints: nothing for BitFit
 ROBERTAS = ("roberta", "xlm-roberta", "camembert", "mpnet")  # tokens and positions are RoBERTa's
-WORDS = (
-    "a the film is was good bad dull bright very not and story actor plot music scene ends starts well badly".split()
-)
+SENTENCE = "a the film is was good bad dull bright very not and story actor plot music scene ends starts well badly"
+WORDS = SENTENCE.split()
 COMMON = {
     "vocab_size": len(WORDS) + 5,
     "num_hidden_layers": 2,
