@@ -116,7 +116,8 @@ def test_a_child_is_refused_without_its_parent(tiny_overrides):
     record = ensure_record(parent, mistakes_fail=False)
     weights = adapter_path(parent.runtime.outputs, parent.run_id)
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    with pytest.raises(UserError, match="differ from those in its record: delete them"):
+    message = "differ from those in its record: delete them, and a sweep trains the run again"
+    with pytest.raises(UserError, match=message):
         ensure_record(child, mistakes_fail=False)
     weights.unlink()
     with pytest.raises(UserError, match="are missing: a sweep trains the run again"):
