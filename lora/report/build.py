@@ -60,8 +60,10 @@ class Report:
         """The run_ids of all expected runs, with those that chose the learning rates."""
         return {*self.gathered.runs["run_id"], *self.gathered.tried["run_id"]}
 
-    def progress(self, expected: set[str]) -> str:
-        """How many of these runs are trained; empty if all are."""
+    def progress(self, *experiments: str) -> str:
+        """How many of the runs of these experiments are trained; empty if all are."""
+        every = pd.concat([self.gathered.runs, self.gathered.tried])
+        expected = set(every.loc[every["experiment"].isin(experiments), "run_id"])
         trained, asked = len(expected & self.state.ok.keys()), len(expected)
         where = f"`results/{self.name}/report.html`"
         names = f"**Not complete:** {trained} of {asked} runs are trained; {where} names the others."

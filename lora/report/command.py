@@ -18,7 +18,7 @@ from lora.report.comparisons import REPEATED
 from lora.report.figures import Figure
 from lora.report.gather import options as profile_options
 from lora.report.page import page
-from lora.report.runs import SUCCESSORS
+from lora.report.runs import MAIN, SUCCESSORS
 from lora.report.terminal import show
 from lora.sweep.request import LEARNING_RATE
 from lora.table import in_page, markdown
@@ -47,7 +47,7 @@ def files(report: Report) -> dict[str, bytes]:
 
 def pages(report: Report) -> dict[Path, str]:
     """Path -> text of the README and the experiments' pages, with this report's numbers between their marks."""
-    gathered, in_readme = report.gathered, report.name == FOUND
+    in_readme = report.name == FOUND
     verdicts = [each for each in report.verdicts if in_readme or each.claim.metric]  # costs hang on no profile: once
     mark, experiments = f"results:{report.name}", ROOT / "experiments"
     reasons = dict.fromkeys(f"- *{each.claim.sentence}* {each.claim.margin}" for each in verdicts)
@@ -56,8 +56,7 @@ def pages(report: Report) -> dict[Path, str]:
     for folder, names in PAGES.items():
         tables = [table for table in report.tables if table.name.removesuffix("_part") in names]
         texts = [f"**{table.title}**\n\n" * (len(tables) > 1) + table.untitled() for table in tables]
-        runs = gathered.tried if folder == LEARNING_RATE else gathered.runs
-        if tables and (progress := report.progress(set(runs.loc[runs["experiment"] == folder, "run_id"]))):
+        if tables and (progress := report.progress(folder)):
             texts.insert(0, f"{progress}\n")
         blocks.append((experiments / folder / "README.md", mark, "\n".join(texts)))
     if in_readme:
@@ -75,7 +74,7 @@ def main_block(report: Report) -> str:
     main = tables.get("table2") or tables.get("table2_part")
     if main is None:
         return ""
-    above = (main.banner, main.above, report.progress(report.expected))
+    above = (main.banner, main.above, report.progress(*MAIN))
     lines = [line for text in above if text for line in (text, "")]
     lines += [markdown(tables.get("table2_paper", main).cells, main.words), main.notes[0], ""]
     figure = main.name.replace("table2", "parameters")  # with the same kind of train rows
