@@ -93,7 +93,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
                 return _convert(argument, value, key)
             except SettingsError as error:
                 errors.append(error)
-        raise errors[0]
+        names = [one.__name__ for one in arguments if one in (int, float, bool, str, list)]
+        raise SettingsError([f"{key} must be of type {' or '.join(names)}, got {value!r}"]) if names[1:] else errors[0]
     if origin is typing.Literal:
         rule = f"one of {', '.join(map(str, arguments))}"
         if value in arguments:

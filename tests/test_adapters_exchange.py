@@ -202,6 +202,18 @@ def test_peft_loads_base_labels_and_adapter_from_the_folder(outputs, tmp_path, b
     assert_same_logits(theirs, model, "bert")
 
 
+def test_a_folder_of_another_base_is_refused(tmp_path, bases):
+    other = tiny.model("bert")
+    next(other.base_model.parameters()).data.add_(1e-3)
+    other.base_model.save_pretrained(tmp_path / "other")
+    adapter = adapter_of(small("bert", LoraConfig(rank=3, dora=True)))
+    with pytest.raises(UserError, match="the model's weights are not those that the adapter was trained on"):
+        to_peft(adapter, tmp_path / "peft", base=tmp_path / "other")
+    with pytest.raises(UserError, match=f"cannot load the base in {tmp_path}: "):
+        to_peft(adapter, tmp_path / "peft", base=tmp_path)
+    assert not (tmp_path / "peft").exists()
+
+
 def test_the_embedded_encoder_is_named_by_where_it_lies_here(tmp_path, offline):
     """The adapter is a run's, as the sweep writes it: the call names no base, and nothing is fetched."""
     config = compose_run(["profile=mini", "task=clauses"]).model

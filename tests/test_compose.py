@@ -167,6 +167,10 @@ def test_outputs_belong_to_their_results(results, outputs):
         (["hydra.run.dir=x"], "hydra.run.dir is not a setting of .*"),
         (["seed=1,2"], "a single run takes one value, got seed=1,2: python -m lora -m trains several runs"),
         (["method.targets=[q"], r"'method.targets=\[q' is not an override, setting=value: .*"),
+        (
+            ["method=vera", "method.options.r={a: 8}"],
+            r"method.options.r must be of type int or .* or list, got {'a': 8}",
+        ),
         (["launcher.threads=1.5"], "runtime.threads must be of type int, got 1.5"),
         (["rates={cola: 1}"], "rates must be null or the path of a file, got .*"),
         (["task=rte", "profile=small", "start_run=x"], "start_run must be null unless start=mnli, got 'x'"),

@@ -30,7 +30,7 @@ def test_a_sweep_in_a_precision_that_the_machine_lacks_is_one_message(tiny_overr
 
 
 def planned(config) -> list[PlannedRun]:
-    return [PlannedRun(config.run_id, config, ("adhoc",), "lora")]
+    return [PlannedRun(config.run_id, config, ("adhoc",))]
 
 
 # Concurrent runs.

@@ -122,16 +122,23 @@ def test_a_request_without_runs_is_one_message(profile, overrides, message):
         select_runs(profile, overrides)
 
 
-def test_a_tuned_rate_is_that_of_the_option_and_of_pefts_type(tmp_path):
+def test_a_tuned_rate_is_that_of_the_option_and_of_what_makes_another_method_of_it(tmp_path):
     path, tried = tmp_path / "rates.yaml", {1e-3: 0.5, 3e-3: 0.6, 1e-2: 0.4}
-    names = {"lora": 1e-3, "dora": 2e-3, "lora_plus": 3e-4, "vera": 5e-3, "peft-hra": 4e-3}
+    names = {"lora": 1e-3, "dora": 2e-3, "lora_plus": 3e-4, "vera": 5e-3, "peft method.type=hra": 4e-3}
+    names |= {"lora method.dora=true": 6e-3, "lora train.lora_plus=16": 7e-3, "lora method.init_a=pissa": 8e-3}
     write_rates(path, [Rate("minilm", "ours", "cola", name, lr, (99,), tried) for name, lr in names.items()])
     asked = ["experiment=null", "task=cola", "seed=1", f"rates={path}"]
-    runs = select_runs("small", [*asked, "method=lora,dora,lora_plus,vera"])
-    runs += select_runs("small", [*asked, "method=peft", "method.type=hra"])
-    assert {run.rate_name: run.config.train.lr for run in runs} == names
-    (other,) = select_runs("small", [*asked, "method=peft", "method.type=boft"])
-    assert other.config.runtime.rate_from != "tuned"
+    runs = [
+        run for name in names for run in select_runs("small", [*asked, *f"method={name}".split(" "), "train.epochs=1"])
+    ]
+    assert {run.config.runtime.rate_name: run.config.train.lr for run in runs} == names
+    for others in (["method=peft", "method.type=boft"], ["method=vera", "method.type=hra", "method.options=null"]):
+        (other,) = select_runs("small", [*asked, *others])
+        assert other.config.runtime.rate_from != "tuned"
+    (rank_4,) = select_runs("small", [*asked, "method=lora", "method.rank=4", "method.targets=[q]"])
+    assert rank_4.config.train.lr == 1e-3
+    with pytest.raises(UserError, match=r"with method=lora, then with method=lora method\.scaling=rslora; or"):
+        select_runs("small", [*asked, "method=lora", "method.scaling=lora,rslora"])
 
 
 def test_methods_that_were_tuned_unequally_are_not_compared(tmp_path):

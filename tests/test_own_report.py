@@ -11,6 +11,8 @@ from scipy import stats
 from synthetic import populate, write_run
 
 from lora.cli import main
+from lora.config.compose import compose_run
+from lora.config.rates import Rate, write_rates
 from lora.records.record import write_record
 from lora.report.build import build
 from lora.report.comparisons import answers, rates_table
@@ -119,13 +121,39 @@ def test_a_corrupt_record_is_named_and_left_out(broken, tmp_path, monkeypatch, c
     assert path.stem in shown.out and "(1/2)" in shown.out and "Traceback" not in shown.err
 
 
-def test_a_tuned_rate_says_of_how_many_and_whether_it_is_at_the_edge():
-    """Another dropout has a grid of its own."""
-    usual = {"label": "LoRA", "slug": "lora-qv-r8", "task": "rte", "rate_from": "tuned"}
+def test_a_tuned_rate_says_of_how_many_and_whether_it_is_at_the_edge(tmp_path):
+    """At any rank, for a method of PEFT's too. A rate that the file no longer has was tuned, and that is all."""
+    task, path, tried = write_task(tmp_path / "data"), tmp_path / "rates.yaml", {1e-3: 0.5, 3e-3: 0.6, 1e-2: 0.7}
+    asked = [f"task={task}", f"rates={path}", "experiment=own_task", "seed=1", *FIXED]
+    one = compose_run([*asked[:2], "profile=own", "method=lora"])
 
-    def row(rate, dropout):
-        return usual | {"lr": rate, "columns": {"train.lr": f"{rate:g}", "train.dropout": dropout}}
+    def write(**rates):
+        write_rates(path, [Rate(one.model.name, one.protocol, one.task, *rate, (0,), tried) for rate in rates.items()])
 
-    tuning = pd.DataFrame([*(row(rate, "null") for rate in (1e-4, 3e-4, 1e-3)), row(1e-5, "0.2")])
-    for rate, dropout, words in ((3e-4, "null", ", of 3"), (1e-3, "null", ", of 3, at the edge"), (3e-4, "0.4", "")):
-        assert rates_table(pd.DataFrame([row(rate, dropout)]), tuning)["Chosen"].tolist() == [f"tuned{words}"]
+    def chosen(*more):
+        tables = {table.name: table for table in build("own", [*asked, *more], tmp_path).tables}
+        return tables["rates_own"].cells.set_index("Method")["Chosen"].to_dict()
+
+    write(lora=3e-3, vera=1e-2)
+    for more in (["method=lora,vera"], ["method=lora", "method.rank=4"]):
+        populate(tmp_path / "own", "own", [*asked, *more], lambda run: 0.7)
+    names = {"LoRA (qv, r8)": "tuned, of 3", "VeRA (qv, r256)": "tuned, of 3, at the edge"}
+    assert chosen("method=lora,vera") == names
+    assert chosen("method=lora", "method.rank=4") == {"LoRA (qv, r4)": "tuned, of 3"}
+    runs = build("own", [*asked, "method=lora,vera"], tmp_path).gathered.runs
+    assert set(rates_table(runs, [])["Chosen"]) == {"tuned"}
+
+
+def test_rows_say_in_what_they_differ_from_those_of_another_table(moods):
+    """Runs with other settings stand under "Other runs"; a method of PEFT's on other modules is another row."""
+    folder, asked = moods
+    task, _, _, *same = asked
+    other = [task, "method=lora", "seed=1", *same]
+    populate(folder / "own", "own", [*other, "train.lr=0.05", "train.epochs=1"], lambda run: 0.6)
+    targets = "method.targets=['*query'],['*value']"
+    populate(folder / "own", "own", [task, "method=vera", "seed=1", *same, targets], lambda run: 0.6)
+    tables = {table.name: table for table in build("own", asked, folder).tables}
+    assert tables["table2_own"].cells["Method"].tolist() == ["Full fine-tuning", "LoRA (qv, r8)"]
+    rows = tables["own_own"].cells["Method"].tolist()
+    assert rows[0] == "LoRA (qv, r8), lr=0.05, epochs=1"
+    assert rows[1:] == [f"VeRA (1modules, r256), targets=*{name}" for name in ("query", "value")]

@@ -190,6 +190,9 @@ BAD = [
     ({"type": "lora"}, r"method\.type=lora is method=lora here"),
     ({"options": {"d_initail": 1.0}}, r"options\.d_initail is no parameter of vera .*; the nearest is d_initial; they"),
     ({"options": {"bias": "all"}}, r"options\.bias is no parameter of vera that can be set"),
+    ({"type": "hra", "options": {"r": 4, "layers_to_transform": [0]}}, r"layers_to_transform is no parameter of hra"),
+    ({"type": "adalora", "options": {"r": 4}}, r"PEFT does not take method\.options\.r=4: .*use `init_r` instead"),
+    ({"type": "oft", "options": {"r": 0, "oft_block_size": 5}}, r"does not take .*oft_block_size=5: .* to \(4\)"),
     ({"type": "c3a", "options": {"block_size": 7}}, r"PEFT cannot put c3a on this BertFor.*: .*7"),
     ({"targets": ("qq",)}, r"target 'qq' is not in BertFor"),
 ]
@@ -221,7 +224,7 @@ def test_a_merged_one_is_not_saved_or_swapped_and_a_second_adapter_replaces_the_
         with pytest.raises(UserError, match="this adapter is merged: call unmerge"):
             change()
     unmerge(model)
-    with pytest.raises(UserError, match="method peft cannot be merged"):
+    with pytest.raises(UserError, match="swap and AdapterSet are for LoRA alone"):
         swap(tiny.model("bert"), adapter_of(model))
     load_adapter(model, adapter_of(other))
     assert torch.equal(logits(model, "bert"), logits(other, "bert"))

@@ -166,17 +166,22 @@ def test_collapsed_runs_and_ties_win_nothing(tmp_path, monkeypatch, capsys):
     assert tune(tied, monkeypatch, {0.001: 0.3, 0.002: 0.3, 0.003: 0.2}) == 1
     assert "0.002 30.0, 0.003 20.0; no rate: the best ones tie; more seeds decide" in capsys.readouterr().err
     assert not (tied / "rates.yaml").exists()
+    assert tune(collapsed, monkeypatch, {0.001: None, 0.004: 0.4, 0.008: 0.4}) == 1
+    assert (
+        f"the best ones tie; more seeds decide, such as seed=0,100,101; 0.002, chosen earlier, stays in {collapsed}"
+        in (capsys.readouterr().err)
+    )
     assert tune(tmp_path / "none", monkeypatch, {0.001: None, 0.002: None, 0.003: None}) == 1
     assert "no rate: all runs diverged or collapsed" in capsys.readouterr().err
 
 
 def test_every_method_has_a_grid_of_one_size_around_its_row_on_seed_0():
     grids = rate_grids("small", {"task": ["cola", "rte"], "data.path": ["GLUE"]})
-    assert {(method, first.task) for method, first, _ in grids} == {
+    assert {(first.runtime.rate_name, first.task) for first, _ in grids} == {
         (method, task) for method in ("full", "lora", "houlsby") for task in ("cola", "rte")
     }
-    for method, first, axes in grids:
-        row = yaml.safe_load((ROOT / f"conf/hparams/ours/minilm_{method}.yaml").read_text())[first.task]
+    for first, axes in grids:
+        row = yaml.safe_load((ROOT / f"conf/hparams/ours/minilm_{first.method.name}.yaml").read_text())[first.task]
         rates = [float(rate) for rate in axes["train.lr"]]
         assert len(rates) == 5 and rates[2] == row["lr"]
         assert all(1.99 < high / low < 3 for low, high in itertools.pairwise(rates))
@@ -226,6 +231,8 @@ def test_a_rate_is_taken_by_its_runs_alone_and_names_them_as_train_lr_does(file)
     ],
 )
 def test_a_broken_file_is_one_message_and_exit_code_2(content, message, tmp_path, capsys):
+    assert main(["status", "mini", f"rates={tmp_path}/rates.yaml"]) == 2
+    assert "rates.yaml does not exist; `python -m lora tune` writes it" in capsys.readouterr().err
     (tmp_path / "rates.yaml").write_text(content)
     assert main(["status", "mini", f"rates={tmp_path}/rates.yaml"]) == 2
     assert re.search(f"(?s)^error: {tmp_path}/rates.yaml .*{message}", capsys.readouterr().err)

@@ -41,7 +41,7 @@ def fit(
 
     Args:
         allow_other_base: Skip the check of the base.
-        lora_alone: Refuse other methods, which can neither be merged nor mixed in a batch.
+        lora_alone: Refuse other methods, which can neither be swapped nor mixed in a batch.
     Raises: UserError: If the adapter cannot be read, the model is no plain classifier or has another method, the base
         is another one, or a tensor does not fit.
     """
@@ -49,7 +49,7 @@ def fit(
     check_classifier(model)
     is_lora, applied = isinstance(adapter.method, LoraConfig), getattr(model, "applied", None)
     if lora_alone and not is_lora:
-        raise UserError(f"method {adapter.method.name} cannot be merged: merging is for LoRA alone")
+        raise UserError(f"swap and AdapterSet are for LoRA alone, and the adapter is of method {adapter.method.name}")
     lora_for_lora = applied is not None and is_lora and isinstance(applied.method, LoraConfig)
     if applied is not None and not lora_for_lora and applied.method != adapter.method:
         raise UserError(f"the model has {applied.method}, and the adapter is of {adapter.method}: load the model anew")
@@ -57,7 +57,7 @@ def fit(
         try:
             check_base(model, adapter.base, adapter.weights)
         except UserError as error:
-            raise UserError(f"{error}; allow_other_base=True accepts it if every tensor fits") from error
+            raise UserError(f"{error}; in Python, allow_other_base=True accepts it if every tensor fits") from error
     if not is_lora:
         check_shapes(model, adapter)
     return Fitted(adapter, fitted_layers(model, adapter) if is_lora else {}, fitted_head(model, adapter.head))

@@ -18,13 +18,16 @@ from typing import Any
 import torch
 from safetensors.torch import save
 from torch import Tensor
+from transformers import AutoModelForSequenceClassification
+from transformers.utils import logging
 
 from lora.adapters.adapter import Adapter
+from lora.adapters.base import check_base
 from lora.adapters.folder import apart, inside, read_adapter, read_tensors, write_folder
 from lora.adapters.loralib import config_of
 from lora.checks import SettingsError, build
 from lora.config.encoder_files import locate
-from lora.errors import UserError
+from lora.errors import UserError, first_line
 from lora.files import at_home, read_object
 from lora.methods.bridge import peft_settings
 from lora.methods.configs import LoraConfig, PeftConfig
@@ -72,9 +75,9 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
     Args:
         adapter: Adapter in memory, or its folder.
         base: Folder or hub id that PEFT shall load the base from. None uses the hub id or the embedded encoder that the
-            adapter names.
+            adapter names. The weights in a folder must be those that the adapter was trained on.
     Raises: UserError: If the adapter is of another method, or has LoRA in the head or of several scales in one fused
-        layer; if neither it nor `base` says where the base is; or if `out` cannot be written.
+        layer; if neither it nor `base` says where the base is, or it is another one; or if `out` cannot be written.
     """
     adapter = adapter if isinstance(adapter, Adapter) else read_adapter(adapter)
     method = adapter.method
@@ -88,6 +91,8 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
     else:
         settings, tensors = peft_settings(method), adapter.weights
     place, revision = locate_base(adapter, base)
+    if base is not None and Path(place).is_dir():
+        check_folder(place, adapter)
     labelled = labelled_base(Path(place), adapter) if saved and Path(place).is_dir() else {}
     config = settings | {
         "task_type": "SEQ_CLS" if saved else None,
@@ -99,6 +104,22 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
     tensors = tensors | {f"{PREFIX}{name}": tensor for name, tensor in adapter.head.items()}
     weights = save(apart(tensors), metadata={"format": "pt"})
     write_folder(Path(out), labelled | {CONFIG: json.dumps(config, indent=1).encode(), WEIGHTS: weights})
+
+
+def check_folder(place: str, adapter: Adapter) -> None:
+    """Raises: UserError: If the folder holds no base that can be loaded, or another one than the adapter's."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # a head that is not loaded is no news here
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            place, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"cannot load the base in {place}: {first_line(error)}") from error
+    finally:
+        logging.set_verbosity(level)
+    if adapter.base is not None:
+        check_base(model, adapter.base, adapter.weights)
 
 
 def labelled_base(place: Path, adapter: Adapter) -> dict[str, bytes | Path]:

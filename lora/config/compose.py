@@ -201,7 +201,8 @@ def _compose(overrides: Sequence[str]) -> RunConfig:
         results = values_given("runtime.results", overrides)[-1:] or [f"results/{chosen_option('profile', overrides)}"]
         task = find_task(str(task), str(results[0])).name  # a user's file, which may have changed since the last run
     sources = tuple(one.input_line for one in parsed if _is_source(one) and one.key_or_group != "task")
-    row, settings = copy.deepcopy(_sections(sources, task))
+    row, usual = _sections(sources, task)
+    settings = copy.deepcopy(usual)
     for one in (one for one in parsed if not _is_source(one)):
         *path, last = one.key_or_group.split(".")
         section = functools.reduce(lambda section, name: section.get(name, {}), path, settings)
@@ -215,8 +216,8 @@ def _compose(overrides: Sequence[str]) -> RunConfig:
             section[key] = str(at_home(section[key]))
     if model["name"] == model["source"] == "local" and model["path"]:
         model["name"] = local_name(model["path"])
-    method = rate_name(chosen_option("method", overrides), settings["method"].get("type"))
-    tuned = tuned_rate(rates, (model["name"], settings["protocol"], settings["task"], method))
+    runtime["rate_name"] = rate_name(chosen_option("method", overrides), usual, settings)
+    tuned = tuned_rate(rates, (model["name"], settings["protocol"], settings["task"], runtime["rate_name"]))
     states_rate = any(re.match(r"(train|hparams\..*)\.lr=", override) for override in overrides)
     runtime["rate_from"] = "stated" if states_rate else row if tuned is None else "tuned"
     if runtime["rate_from"] == "tuned":

@@ -32,7 +32,7 @@ def plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "+".join(map(plain, value))
     if isinstance(value, Mapping):
-        return "+".join(f"{key}:{plain(item)}" for key, item in value.items())
+        return "+".join(f"{key}:{plain(item)}" for key, item in sorted(value.items()))
     short = f"{value:g}" if isinstance(value, float) else ""
     return short if short and float(short) == value else str(value)  # different values have different texts
 

@@ -3,7 +3,7 @@
 The file is `results/<profile>/rates.yaml` (the setting `rates`), which git ignores. conf/ is never changed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from lora.files import REFERENCE, RESULTS, cached_by_file, write_atomically
 
 FILE = "rates.yaml"
 TUNING = "tune"  # group of the tuning runs (runtime.group), which no table of results includes
+OTHER_METHOD = (  # settings that make another method, with a rate of its own; the rank and the targets do not
+    *("method.type", "method.dora", "method.frozen_a", "method.init_a", "method.scaling", "train.lora_plus"),
+)
 HEAD = """# Learning rates chosen by `python -m lora tune`. Runs of this profile take them instead of those in
 # conf/hparams, unless rates=null or train.lr=VALUE is given. To go back for good, remove an entry or the file.
 # `tried`: rate -> mean over `seeds` of the best epoch's score on the dev split.
@@ -28,7 +31,7 @@ class Rate:
 
     Args:
         model: The encoder, as run ids name it.
-        method: An option of conf/method, as `rate_name` has it.
+        method: As `rate_name` has it.
         seeds: Seeds of the tuning runs.
         tried: Rate -> mean over seeds of the best epoch's headline metric on the dev set, a fraction; None if training
             diverged or collapsed.
@@ -47,9 +50,19 @@ class Rate:
         return self.model, self.protocol, self.task, self.method
 
 
-def rate_name(option: str, peft_type: Any = None) -> str:
-    """An option of conf/method; with the type after `peft`, which stands for many methods: `peft-hra`."""
-    return f"{option}-{peft_type}" if option == "peft" else option
+def rate_name(option: str, usual: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """An option of conf/method, with the overrides that make another method of it: `lora method.dora=true`.
+
+    Args:
+        usual: The sections of a run without its overrides.
+        settings: The sections with them.
+    """
+    changed = [
+        f"{section}.{key}={str(settings[section][key]).lower()}"
+        for section, key in (name.split(".") for name in OTHER_METHOD)
+        if settings[section].get(key) != usual[section].get(key)
+    ]
+    return " ".join([option, *changed])
 
 
 def rates_path(setting: Any) -> Path | None:

@@ -131,7 +131,7 @@ class RuntimeConfig:
 
     Args:
         save_adapter: Save the adapter of the best epoch, or the whole encoder. Runs that others start from always do.
-        rate_from: None in older records.
+        rate_from, rate_name: None in older records.
     """
 
     results: str
@@ -144,6 +144,7 @@ class RuntimeConfig:
     tracking: Literal["auto", "offline", "off"] = "off"
     group: str | None = None
     rate_from: Literal["stated", "tuned", "conf", "default"] | None = None
+    rate_name: str | None = None
 
     def __post_init__(self):
         problems = Problems()

@@ -7,6 +7,7 @@ it trains are those of every other method: `get_peft_model(task_type="SEQ_CLS")`
 import contextlib
 import dataclasses
 import difflib
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from types import ModuleType
@@ -38,7 +39,9 @@ REFUSED = {  # types of PEFT's that cannot work here, with the reason
 }
 FIXED = (  # parameters of PEFT's that are settled here
     "peft_type task_type inference_mode target_modules modules_to_save bias base_model_name_or_path revision "
-    "auto_mapping peft_version total_step"
+    "auto_mapping peft_version total_step "
+    "layers_to_transform layers_pattern "  # PEFT ignores them where modules are named in full
+    "save_only_topk_weights"  # VB-LoRA's file could not be loaded again
 ).split()
 FAILURES = (ValueError, TypeError, RuntimeError, AssertionError, ImportError, KeyError)  # of PEFT, where it cannot
 DEFAULT = "default"  # the adapter's name in PEFT, a part of the name of every parameter that it adds
@@ -72,8 +75,8 @@ def apply(model: nn.Module, config: PeftConfig, seed: int) -> tuple[str, ...]:
     What PEFT draws from the global generator, it draws from one that is seeded for this method.
 
     Returns: The names of the trainable parameters: the method's and the head's.
-    Raises: UserError: If PEFT is missing, lacks the type or a parameter, or cannot put it on these modules. The model
-        is then unchanged, unless PEFT failed halfway.
+    Raises: UserError: If PEFT is missing, lacks the type or a parameter, takes a parameter with another value than
+        given, or cannot put it on these modules. The model is then unchanged, unless PEFT had begun.
     """
     kind = check(config)
     peft, options = library(), dict(config.options or {})
@@ -82,7 +85,8 @@ def apply(model: nn.Module, config: PeftConfig, seed: int) -> tuple[str, ...]:
     if "random_seed" in parameters(kind):
         options.setdefault("random_seed", 0)  # None is another draw at every reload
     devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices), quiet():
+    with torch.random.fork_rng(devices), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         torch.manual_seed(seed_for(seed, "peft"))
         try:
             settings = kind(target_modules=modules_of(model, config.targets), **with_steps(config.type, options))
@@ -92,6 +96,10 @@ def apply(model: nn.Module, config: PeftConfig, seed: int) -> tuple[str, ...]:
             raise UserError(
                 f"PEFT cannot put {config.type} on this {type(model).__name__}: {first_line(error)}"
             ) from error
+    for key, value in (config.options or {}).items():
+        for warning in (str(one.message) for one in told):
+            if re.search(f"`{key}[`=]", warning):  # it ignores or changes the value, which would name the run
+                raise UserError(f"PEFT does not take method.options.{key}={value}: {' '.join(warning.split())}")
     object.__setattr__(model, "tuner", tuner)  # no child: the tuner holds the model
     return train_only(model, [name for name, _ in trainable(model) if not is_head(model, name)])
 

@@ -44,6 +44,11 @@ def targets_word(targets: tuple[str, ...]) -> str:
     return short if len(short) == len(targets) else f"{len(targets)}modules"
 
 
+def targets_in_slug(targets: tuple[str, ...]) -> tuple[str, ...]:
+    """`targets` if a slug shows all of them."""
+    return ("targets",) if {*targets} <= {*SHORT_TARGETS} else ()
+
+
 @dataclass(frozen=True)
 class FullConfig:
     """Full fine-tuning: all parameters train. No arguments."""
@@ -155,7 +160,7 @@ class LoraConfig:
     def in_slug(self) -> tuple[str, ...]:
         """The arguments whose full value the slug shows."""
         init = ("init_a",) if self.init_a in INITS_IN_SLUG else ()
-        return ("rank", "dora", "frozen_a", *init, *(("targets",) if {*self.targets} <= {*SHORT_TARGETS} else ()))
+        return ("rank", "dora", "frozen_a", *init, *targets_in_slug(self.targets))
 
     @property
     def slug(self) -> str:
@@ -180,7 +185,6 @@ class PeftConfig:
     options: dict[str, int | float | bool | str | list | None] | None = None
     decay: bool = True
     name: Literal["peft"] = "peft"
-    in_slug: ClassVar[tuple[str, ...]] = ("type", "targets")
 
     def __post_init__(self):
         if self.options is None:
@@ -189,6 +193,10 @@ class PeftConfig:
         problems.check(is_word, "type", "lower-case letters, digits and _", self.type)
         problems.check(len(self.targets) > 0, "targets", "a non-empty list", self.targets)
         problems.done()
+
+    @property
+    def in_slug(self) -> tuple[str, ...]:
+        return ("type", *targets_in_slug(self.targets))
 
     @property
     def slug(self) -> str:

@@ -124,7 +124,7 @@ def load_records(results: str | Path) -> tuple[list[RunRecord], list[str]]:
 FRAME_COLUMNS = (
     *("run_id", "model", "method", "slug", "task", "protocol", "start", "seed", "lr", "epochs"),
     *("best", "last", "split_half", "best_epoch", "trainable_method", "trainable_head", "total", "seconds"),
-    *("is_part", "train_rows", "fingerprint", "device", "truncated", "rate_from"),
+    *("is_part", "train_rows", "fingerprint", "device", "truncated", "rate_from", "rate_name"),
 )
 
 
@@ -133,8 +133,8 @@ def load_frame(records: list[RunRecord]) -> "pandas.DataFrame":
 
     Returns: Columns `FRAME_COLUMNS`; `best` and `last` are the headline metric of the best and of the last epoch,
         `split_half` that of epochs chosen on other rows (missing before schema 2),
-        `truncated` the fraction of the rows that are longer than data.max_length, `rate_from` the origin of the
-        learning rate (`lora.config.run.RuntimeConfig`).
+        `truncated` the fraction of the rows that are longer than data.max_length, `rate_from` and
+        `rate_name` those of `lora.config.run.RuntimeConfig`.
     """
     import pandas as pd  # half a second, which a run need not wait for
 
@@ -167,6 +167,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "device": record.provenance["device"],
         "truncated": sum(data["truncated"].values()) / sum(data["rows"].values()) if "truncated" in data else math.nan,
         "rate_from": config["runtime"].get("rate_from"),
+        "rate_name": config["runtime"].get("rate_name"),
     }
 
 

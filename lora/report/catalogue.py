@@ -24,7 +24,7 @@ from lora.report.comparisons import (
     tuning_banner,
 )
 from lora.report.figures import Figure, beside_lora, by_parameters, differences, figure, forest, learning_curves, slopes
-from lora.report.gather import Gathered, known_configs
+from lora.report.gather import Gathered
 from lora.report.notes import BANNERS, caption, conditions, encoder_notes, note
 from lora.report.runs import (
     ADHOC,
@@ -34,7 +34,6 @@ from lora.report.runs import (
     OWN_TASK,
     START_TITLES,
     SUCCESSORS,
-    facts_of,
     labelled,
     slug_label,
     summarise,
@@ -112,8 +111,7 @@ def methods(section: Section) -> list[Table]:
         title, cells = "Every method against every other, in pairs of one seed", pairs_table(pairs, section.examples)
         made.append(section.table("pairs", title, cells, [note("pairs"), last], forest=forest(pairs)))
     if is_own:
-        tuning = facts_of(("", config) for config in known_configs(gathered.tuning)[0].values())
-        cells = rates_table(section.runs, tuning)
+        cells = rates_table(section.runs, gathered.rates)
         made.append(section.table("rates", "How each learning rate was chosen", cells, [note("rates")]))
     return made
 

@@ -1,13 +1,14 @@
 """Comparisons of runs: methods in pairs of one seed, a setting's values, learning rates, two devices, the reference."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from lora.config.rates import Rate
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.records.record import load_frame, load_records
@@ -271,24 +272,17 @@ def best_rates(tried: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(found)
 
 
-def rates_table(runs: pd.DataFrame, tuning: pd.DataFrame) -> pd.DataFrame:
-    """Each method's learning rate on each task, and how it was chosen. `tuning`: what is known of the runs that tried
-    rates. Those of a row have all of its settings but the rate, so that a variant of LoRA is told apart from it."""
-    lines = []
+def rates_table(runs: pd.DataFrame, rates: Iterable[Rate]) -> pd.DataFrame:
+    """Each method's learning rate on each task, and how it was chosen. `rates`: the tuned ones."""
+    known, lines = {one.key: one for one in rates}, []
     for run in runs.dropna(subset="lr").drop_duplicates(["label", "task", "lr", "rate_from"]).itertuples():
         chosen = ORIGINS["stated" if pd.isna(run.rate_from) else run.rate_from]
-        tried = {float(one.columns["train.lr"]) for one in tuning.itertuples() if but_rate(one) == but_rate(run)}
-        if run.rate_from == "tuned" and tried:
-            chosen += f", of {len(tried)}" + ", at the edge" * (run.lr in (min(tried), max(tried)))
+        rate = known.get((run.model, run.protocol, run.task, run.rate_name))
+        if run.rate_from == "tuned" and rate is not None and rate.lr == run.lr:  # the file may have changed since
+            chosen += f", of {len(rate.tried)}" + ", at the edge" * (rate.lr in (min(rate.tried), max(rate.tried)))
         line = {"Method": run.label, "Task": TASKS[run.task].title}
         lines.append(line | {"Learning rate": f"{run.lr:g}", "Chosen": chosen})
     return pd.DataFrame(lines)
-
-
-def but_rate(run: Any) -> tuple[str, str, dict[str, str]]:
-    """The settings of a run but its learning rate and what depends on the machine."""
-    left = ("train.lr", *OF_MACHINES)
-    return run.task, run.slug, {key: value for key, value in run.columns.items() if key not in left}
 
 
 def tuning_banner(runs: pd.DataFrame) -> str:

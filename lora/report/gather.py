@@ -15,7 +15,7 @@ import pandas as pd
 
 from lora.checks import SettingsError
 from lora.config.compose import compose_config, values_given
-from lora.config.rates import TUNING
+from lora.config.rates import FILE, TUNING, Rate, read_rates
 from lora.config.run import RunConfig, run_config
 from lora.data.own_task import add_kept_tasks
 from lora.data.tasks import TASKS
@@ -91,6 +91,11 @@ class Gathered:
         """Each run once, in the tables' order."""
         return in_table_order(self.runs.drop_duplicates("run_id", keep="last"))
 
+    @property
+    def rates(self) -> tuple[Rate, ...]:
+        """The user's tuned rates."""
+        return read_rates((values_given("rates", self.overrides) or [self.folder / FILE])[-1])
+
     def command(self, name: str) -> str:
         """A command about these runs, as it works when typed here."""
         python = "python" if self.is_reference else sys.executable
@@ -146,10 +151,11 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     every = with_records(placed(facts_of(listed, dropped), others), frame)
     main = every[every["experiment"].isin(MAIN)]
     found = [(n, every[every["experiment"] == n]) for n in EXPERIMENTS if n in set(every["experiment"])]
-    tables = [
-        in_table_order(labelled(of_name, main, ("train.lr",) if n == SUCCESSORS else (), n != "mnli_start"))
-        for n, of_name in found
-    ]
+    tables = []
+    for n, of_name in found:
+        compared = pd.concat([main, of_name]) if n == OWN else of_name  # other runs say in what they differ
+        names = labelled(compared, main, ("train.lr",) if n == SUCCESSORS else (), n != "mnli_start")
+        tables.append(in_table_order(names[names["experiment"].eq(n)]))
     runs = pd.concat(tables) if tables else every
     is_rate = runs["experiment"] == LEARNING_RATE
     where = (profile, folder, own, reference, is_reference, tuple(overrides))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lora.config.compose import chosen_option, compose_family, is_group, parsed_override
-from lora.config.rates import rate_name
 from lora.config.run import RunConfig
 from lora.errors import UserError
 from lora.files import RESULTS
@@ -24,13 +23,11 @@ class PlannedRun:
     Args:
         config: Its validated settings, with every `auto` resolved and the tuned rate, if any.
         experiments: All experiments that expect it. A run shared by several is trained once.
-        rate_name: Its method, as the file of tuned rates names it.
     """
 
     run_id: str
     config: RunConfig
     experiments: tuple[str, ...]
-    rate_name: str
 
     model = property(lambda self: self.config.model.name)
     method = property(lambda self: self.config.method.name)
@@ -71,8 +68,7 @@ def expand_blocks(profile: str, grids: Mapping[str, Sequence[Values]], only: Val
                     saves = config.runtime.save_adapter or (known is not None and known.config.runtime.save_adapter)
                     runtime = dataclasses.replace(config.runtime, group=next(iter(names)), save_adapter=saves)
                     new = dataclasses.replace(config, runtime=runtime)
-                    rate = rate_name(chosen_option("method", settings), getattr(config.method, "type", None))
-                    planned[config.run_id] = PlannedRun(config.run_id, new, tuple(names), rate)
+                    planned[config.run_id] = PlannedRun(config.run_id, new, tuple(names))
     if len(invalid) == 1 and not planned:
         raise UserError(next(iter(invalid)))
     if invalid:

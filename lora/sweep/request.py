@@ -70,6 +70,8 @@ def select_runs(profile: str, arguments: Sequence[str], whole: bool = False) -> 
     read_own_tasks(overrides)
     setting = (values_given("rates", overrides) or [f"{results_of(request.profile, overrides)}/{FILE}"])[-1]
     read_rates(setting)  # a broken file is one mistake, not one of every run
+    if given := [one for one in values_given("rates", overrides) if one is not None and not at_home(str(one)).exists()]:
+        raise UserError(f"the file of rates {given[-1]} does not exist; `python -m lora tune` writes it")
     grids, chosen = grids_of(request, whole)
     runs = expand_blocks(request.profile, narrowed(grids, chosen) if grids else {ADHOC: [request.given]}, chosen)
     if not runs:
@@ -146,14 +148,17 @@ def check_tuning(runs: Sequence[PlannedRun], path: Any) -> None:
     for run in runs if sizes else ():
         origin, place = run.config.runtime.rate_from, (run.model, run.protocol, run.task)
         if origin != "stated":
-            tasks.setdefault(place, {})[run.rate_name] = sizes[*place, run.rate_name] if origin == "tuned" else 0
+            name = run.config.runtime.rate_name
+            tasks.setdefault(place, {})[name] = sizes[*place, name] if origin == "tuned" else 0
     for (_, _, task), methods in tasks.items():
         if len(set(methods.values())) > 1:
-            options = dict.fromkeys(method.partition("-")[0] for method in methods)
             tried = ", ".join(f"{method} with {size or 'no'} values" for method, size in methods.items())
+            options = ",".join(name for name in methods if " " not in name)
+            ways = [f"method={name}" for name in (options, *(name for name in methods if " " in name)) if name]
             raise UserError(
-                f"the methods of a comparison must be tuned alike, got {tried} on {task} ({path}): tune all with "
-                f"`python -m lora tune`, task={task} method={','.join(options)}, or ignore the file with rates=null"
+                f"the methods of a comparison must be tuned alike, got {tried} on {task} ({path}): run `python -m lora "
+                f"tune` for the same profile, task and encoder, with {', then with '.join(ways)}; or ignore the file "
+                f"with rates=null"
             )
 
 

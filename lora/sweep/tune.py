@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lora.config.compose import chosen_option, compose_run
-from lora.config.rates import TUNING, Rate, rate_name, rates_path, write_rates
+from lora.config.rates import TUNING, Rate, rates_path, read_rates, write_rates
 from lora.config.run import RunConfig
 from lora.data.tasks import TASKS
 from lora.errors import DIVERGED, UnfinishedError, UserError
@@ -46,23 +46,24 @@ def main(given: argparse.Namespace) -> None:
     if path is None:
         raise UserError("tune writes the rates of a user's own runs: rates must be a file outside results/reference")
     grids = rate_grids(profile, asked)
-    planned = [expand_blocks(profile, {TUNING: [axes]}) for _, _, axes in grids]  # with the MNLI runs to start from
+    planned = [expand_blocks(profile, {TUNING: [axes]}) for _, axes in grids]  # with the MNLI runs to start from
     every = {run.run_id: run for runs in planned for run in runs}
     now, unfinished = launch_runs(settings, list(every.values()), arguments)
     if now.missing or not all(DIVERGED in str(record.error) for record in now.failed.values()):
         raise UnfinishedError(unfinished)
     print("learning rates, and the mean score over seeds of the best epoch on dev (-: diverged, collapsed or no score)")
-    rates, without = [], []
-    for (method, first, axes), runs in zip(grids, planned, strict=True):
+    rates, without, earlier = [], [], {one.key: one.lr for one in read_rates(path)}
+    for (first, axes), runs in zip(grids, planned, strict=True):
         tried = scores([run for run in runs if run.task == first.task], now.ok, Path(settings.runtime.results))
         best, outcome = best_rate(tried)
+        name = first.runtime.rate_name
+        key = (first.model.name, first.protocol, first.task, name)
+        line = f"{name} on {first.task}: {outcome}"
         if best is None:
-            without.append(f"{method} on {first.task}: {outcome}")
+            without.append(line + (f"; {earlier[key]:g}, chosen earlier, stays in {path}" if key in earlier else ""))
             continue
-        print(f"{method} on {first.task}: {outcome}")
-        seeds = tuple(map(int, axes["seed"]))
-        name = rate_name(method, getattr(first.method, "type", None))
-        rates.append(Rate(first.model.name, first.protocol, first.task, name, best, seeds, tried))
+        print(line)
+        rates.append(Rate(*key, best, tuple(map(int, axes["seed"])), tried))
     if rates:
         write_rates(path, rates)
         print(f"written to {path}: the next runs of profile {profile} take these rates (rates=null: those of conf/)")
@@ -70,8 +71,8 @@ def main(given: argparse.Namespace) -> None:
         raise UnfinishedError("\n".join(without))
 
 
-def rate_grids(profile: str, given: Values) -> list[tuple[str, RunConfig, Values]]:
-    """The grid of each method and task of a command's overrides: the method, a run of the grid, and its overrides."""
+def rate_grids(profile: str, given: Values) -> list[tuple[RunConfig, Values]]:
+    """The grid of each method and task of a command's overrides: a run of the grid, and the grid's overrides."""
     names = [name for name in experiments_of(profile) if name != LEARNING_RATE]  # which chose the rates of conf/
     reported = {seed for name in names for seed in values_of("seed", grid(profile, name))}
     axes = {"seed": [SEED]} | {key: values for key, values in given.items() if key not in ("method", "task")}
@@ -93,7 +94,7 @@ def rate_grids(profile: str, given: Values) -> list[tuple[str, RunConfig, Values
             single = [f"{key}={values[0]}" for key, values in own.items()]
             first = compose_run([f"profile={profile}", *single])
             around = [repr(float(f"{first.train.lr * factor:.3g}")) for factor in FACTORS]
-            grids.append((method, first, {**own, "train.lr": stated or around}))
+            grids.append((first, {**own, "train.lr": stated or around}))
     return grids
 
 
@@ -129,7 +130,7 @@ def best_rate(tried: Mapping[float, float | None]) -> tuple[float | None, str]:
     rates = [rate for rate, score in tried.items() if score == best]
     texts = ", ".join(f"{rate:g} {'-' if score is None else f'{100 * score:.1f}'}" for rate, score in tried.items())
     if best is None:
-        return None, f"{texts}; no rate: all runs diverged or collapsed; try lower rates with train.lr=A,B,C"
+        return None, f"{texts}; no rate: all runs diverged or collapsed; try other rates with train.lr=A,B,C"
     if len(rates) > 1:
         return None, f"{texts}; no rate: the best ones tie; more seeds decide, such as seed=0,100,101"
     edge = {min(tried): "lowest", max(tried): "highest"}.get(rates[0])  # of all, diverged ones included
