@@ -218,6 +218,8 @@ def _compose(overrides: Sequence[str]) -> RunConfig:
         model["name"] = local_name(model["path"])
     runtime["rate_name"] = rate_name(chosen_option("method", overrides), usual, settings)
     tuned = tuned_rate(rates, (model["name"], settings["protocol"], settings["task"], runtime["rate_name"]))
+    if rates is not None and values_given("rates", overrides) and not at_home(str(rates)).exists():
+        raise UserError(f"the file of rates {rates} does not exist; `python -m lora tune` writes it")
     states_rate = any(re.match(r"(train|hparams\..*)\.lr=", override) for override in overrides)
     runtime["rate_from"] = "stated" if states_rate else row if tuned is None else "tuned"
     if runtime["rate_from"] == "tuned":

@@ -70,8 +70,6 @@ def select_runs(profile: str, arguments: Sequence[str], whole: bool = False) -> 
     read_own_tasks(overrides)
     setting = (values_given("rates", overrides) or [f"{results_of(request.profile, overrides)}/{FILE}"])[-1]
     read_rates(setting)  # a broken file is one mistake, not one of every run
-    if given := [one for one in values_given("rates", overrides) if one is not None and not at_home(str(one)).exists()]:
-        raise UserError(f"the file of rates {given[-1]} does not exist; `python -m lora tune` writes it")
     grids, chosen = grids_of(request, whole)
     runs = expand_blocks(request.profile, narrowed(grids, chosen) if grids else {ADHOC: [request.given]}, chosen)
     if not runs:
