@@ -12,11 +12,13 @@ from synthetic import populate, write_run
 
 from lora.cli import main
 from lora.config.compose import compose_run
+from lora.config.labels import labels
 from lora.config.rates import Rate, write_rates
 from lora.records.record import write_record
 from lora.report.build import build
-from lora.report.comparisons import answers, rates_table
+from lora.report.comparisons import answers, pairs_table, rates_table
 from lora.report.page import page
+from lora.report.runs import facts_of
 from lora.report.stats import all_pairs
 from lora.report.terminal import markdown
 from lora.sweep.request import select_runs
@@ -79,6 +81,26 @@ def test_an_undecided_answer_says_how_many_seeds_would_tell():
     assert line.startswith("B - A, RTE: +0.7 (") and f"about {n} seeds" in line and "at least 5 seeds" in line
 
 
+def test_intervals_over_examples_are_shown_for_the_runs_that_they_were_computed_on():
+    rows = {"task": "rte", "seed": range(2), "device": "a CPU"}
+    groups = {name: pd.DataFrame({**rows, "run_id": [f"{name}0", f"{name}1"], "best": [0.5, 0.6]}) for name in "AB"}
+    pairs = all_pairs(groups).assign(model="minilm", p_holm=1.0)
+    bounds = {f"{of}_{end}": 1.0 for of in ("examples", "both") for end in ("low", "high")}
+    every = {"A0", "A1", "B0", "B1"}
+    for n, runs, shown in ((2, every, "+1.0 to +1.0"), (2, every - {"A1"}, "-"), (3, every, "-")):
+        found = {("minilm", "B", "A", "rte"): bounds | {"pairs": n, "runs": runs}}
+        assert pairs_table(pairs, found)["... over examples"].tolist() == [shown]
+
+
+def test_scores_on_different_numbers_of_train_rows_are_told_apart():
+    asked = ["experiment=null", "task=cola", "seed=1", "rates=null"]
+    runs = [*select_runs("small", [*asked, "method=full,lora"])]
+    runs += select_runs("small", [*asked, "method=lora", "data.train_rows=60"])
+    told = labels(facts_of([("", run.config) for run in (runs[0], runs[-1])]).itertuples())
+    assert set(told.values()) == {"train_rows=4000", "train_rows=60"}
+    assert set(labels(facts_of([("", run.config) for run in runs[:2]]).itertuples()).values()) == {""}
+
+
 def test_untuned_rates_stand_above_the_table_and_tuning_runs_are_in_none(moods):
     folder, asked = moods
     tuned(folder / "own", asked[0].removeprefix("task="), [1e-4, 3e-4])
@@ -125,7 +147,7 @@ def test_a_tuned_rate_says_of_how_many_and_whether_it_is_at_the_edge(tmp_path):
     """At any rank, for a method of PEFT's too. A rate that the file no longer has was tuned, and that is all."""
     task, path, tried = write_task(tmp_path / "data"), tmp_path / "rates.yaml", {1e-3: 0.5, 3e-3: 0.6, 1e-2: 0.7}
     asked = [f"task={task}", f"rates={path}", "experiment=own_task", "seed=1", *FIXED]
-    one = compose_run([*asked[:2], "profile=own", "method=lora"])
+    one = compose_run([asked[0], "profile=own", "method=lora", "rates=null"])
 
     def write(**rates):
         write_rates(path, [Rate(one.model.name, one.protocol, one.task, *rate, (0,), tried) for rate in rates.items()])

@@ -100,6 +100,14 @@ def test_parts_of_a_split_are_compared_each_with_its_own(trained, tiny_overrides
     verify_inputs([part.config for part in parts], [record], ())  # another part of the rows: nothing to compare
 
 
+def test_a_single_run_on_other_rows_than_those_of_its_folder_is_refused(trained, tiny_overrides, monkeypatch):
+    _, record = trained
+    monkeypatch.setattr(worker, "fingerprint", lambda config: "other rows")
+    other = compose_run([*tiny_overrides, "train.epochs=1", "method=full"])
+    with pytest.raises(UserError, match=f"the rows of cola are not those that {record.run_id}"):
+        ensure_record(other, mistakes_fail=False)
+
+
 HERE, THERE = "0" * 40, "1" * 40
 
 

@@ -9,6 +9,7 @@ from lora.config.run import RunConfig
 # Shown in other columns, or derived from other settings. Every other setting that names a run is compared.
 ELSEWHERE = ("seed", "task", "protocol", "start", "start_run", "model.name", "method.name")
 RANK = re.compile(r"-r\d+x?")
+ROWS = "data.train_rows"  # told if any two runs of a task differ in it: scores on more rows are no fair comparison
 TARGETS = "method.targets"  # here only if modules are named in full, which the slug does not show
 
 
@@ -54,17 +55,21 @@ def labels(runs: Iterable[Run], main: Iterable[Run] = ()) -> dict[str, str]:
     for run in runs:
         targets = RANK.sub("", run.slug)
         places.setdefault((run.model, run.protocol, run.method, targets, run.start, run.task), []).append(run)
+    sizes: dict[str, set[str]] = {}
+    for run in (run for several in places.values() for run in several):
+        sizes.setdefault(run.task, set()).add(run.columns.get(ROWS, "null"))
     found: dict[str, str] = {}
     for several in places.values():
         keys = dict.fromkeys(key for run in several for key in run.columns)
-        varied = [key for key in keys if key == TARGETS or len({run.columns.get(key, "null") for run in several}) > 1]
+        told_always = {TARGETS} | ({ROWS} if len(sizes[several[0].task]) > 1 else set())
+        varied = [k for k in keys if k in told_always or len({run.columns.get(k, "null") for run in several}) > 1]
         for run in several:
             known = usual.get((run.model, run.protocol, run.method, run.task), {})
             told = {key: run.columns.get(key, "null") for key in varied}
             words = [
                 f"{key.rpartition('.')[2]}={value}"
                 for key, value in told.items()
-                if key == TARGETS or value != known.get(key, "null")
+                if key in told_always or value != known.get(key, "null")
             ]
             found[run.run_id] = ", ".join(words)
     return found

@@ -26,7 +26,8 @@ class Analyses:
     """The analyses of a profile that were made from its current records.
 
     Args:
-        examples: (model, one, other, task) -> bounds of the interval over dev examples.
+        examples: (model, one, other, task) -> bounds of the interval over dev examples, the number of `pairs` of runs,
+            and `runs`: the run_ids of all runs analysed with them.
         subspaces: Cases of `lora.report.analyses.subspaces`.
         checks: Name of a check -> its cases, each with label, trials, failures and runs.
         problems: One line for each file that was excluded.
@@ -45,6 +46,7 @@ def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
     """
     problems: list[str] = []
     found: dict[str, Any] = {}
+    analysed: dict[str, frozenset[str]] = {}
     for file, (of_record, command) in FILES.items():
         if not (folder / file).exists():
             continue
@@ -58,9 +60,11 @@ def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
                 f"python -m lora {command}"
             )
         else:
-            found[file] = content["entries"]
+            found[file], analysed[file] = content["entries"], frozenset(content["made_from"])
     keys = ("model", "one", "other", "task")
-    examples = {tuple(entry[key] for key in keys): entry for entry in found.get(EXAMPLES, ())}
+    examples = {
+        tuple(entry[key] for key in keys): entry | {"runs": analysed[EXAMPLES]} for entry in found.get(EXAMPLES, ())
+    }
     checks = {"swap": tuple(found[SWAP])} if SWAP in found else {}
     return Analyses(examples, tuple(found.get(SUBSPACES, ())), checks, tuple(problems))
 

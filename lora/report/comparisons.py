@@ -67,6 +67,8 @@ def pairs_table(pairs: pd.DataFrame, examples: Mapping[tuple[str, str, str, str]
     lines = []
     for row in pairs.itertuples():
         found = examples.get((row.model, row.one, row.other, row.task), {})
+        if found and not (row.runs <= found["runs"] and row.n == found["pairs"]):
+            found = {}  # of other runs with the same labels
         line = {"Model": row.model} if pairs["model"].nunique() > 1 else {}
         line |= {"Method": row.one, "Minus": row.other}
         line |= {"Task": row.task if row.task == "Avg." else task_label(TASKS[row.task]), "n": str(row.n)}
@@ -275,6 +277,7 @@ def best_rates(tried: pd.DataFrame) -> pd.DataFrame:
 def rates_table(runs: pd.DataFrame, rates: Iterable[Rate]) -> pd.DataFrame:
     """Each method's learning rate on each task, and how it was chosen. `rates`: the tuned ones."""
     known, lines = {one.key: one for one in rates}, []
+    runs = runs.assign(label=told_apart(runs, ["model", "protocol"]))
     for run in runs.dropna(subset="lr").drop_duplicates(["label", "task", "lr", "rate_from"]).itertuples():
         chosen = ORIGINS["stated" if pd.isna(run.rate_from) else run.rate_from]
         rate = known.get((run.model, run.protocol, run.task, run.rate_name))

@@ -154,7 +154,7 @@ def latencies(summaries: Iterable[Mapping[str, Any]], paper: pd.DataFrame) -> Fi
             points = [(i, more(value / ms["Fine-Tune/LoRA", shape])) for i, value, shape in there]
             series.append(series_of(f"the paper: {name} (GPT-2 medium)", points, keys=("x", "y")))
         names = [f"{shape.replace('x', ' x ')} tokens" for shape in shapes]
-        title = f"{MODEL_TITLES[plan['model']]}, {plan['kernels']} kernels, {plan['precision']}"
+        title = f"{MODEL_TITLES.get(plan['model'], plan['model'])}, {plan['kernels']} kernels, {plan['precision']}"
         panels += [{"title": title, "names": names, "bounds": [], "series": series}] if series else []
     note = f"Medians of the rounds' ratios to the untouched encoder, with {LEVEL:.0%} intervals."
     unit = "% more than the untouched encoder"

@@ -48,10 +48,13 @@ def conditions(runs: pd.DataFrame, curves: pd.DataFrame) -> str:
     ]
     epochs = sorted(curves.groupby("run_id")["epoch"].max().unique())
     span = " and ".join(map(str, epochs)) if len(epochs) < 3 else f"{epochs[0]} to {epochs[-1]}"
-    for row in runs.drop_duplicates("task").itertuples():
-        task = TASKS[row.task]
-        parts += [f"{task.title} {row.train_rows:,.0f}"] * (row.is_part or task.own is not None)
-        cut += [f"{task.title} {row.truncated:.0%}"] * (row.truncated > 0)
+    for name, of_task in runs.groupby("task", sort=False):
+        task, truncated = TASKS[name], of_task["truncated"].max()
+        if of_task["is_part"].any() or task.own is not None:
+            sizes = sorted(of_task["train_rows"].unique())
+            parts.append(f"{task.title} {' and '.join(f'{size:,.0f}' for size in sizes)}")
+        if truncated > 0:
+            cut.append(f"{task.title} {truncated:.0%}")
     longer = f" ({', '.join(cut)} of the rows longer than max_length, and cut)" if cut else ""
     starts = " and ".join(START_TITLES[start] for start in runs["start"].unique())
     counts = runs["device"].value_counts()

@@ -157,18 +157,24 @@ def all_pairs(groups: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Compare every method (label -> its runs) with every other, per task and on the average of their common tasks.
 
     Returns: Columns one, other, task (`Avg.` for the average), n, mean, low, high, p (of the paired t-test; for the
-        average, over the seeds' averages), needed (`seeds_needed` to tell the two apart).
+        average, over the seeds' averages), needed (`seeds_needed` to tell the two apart), runs (their run_ids).
     """
-    scores = {label: group.pivot(index="seed", columns="task", values="best") for label, group in groups.items()}
+    scores, names = (
+        {label: group.pivot(index="seed", columns="task", values=value) for label, group in groups.items()}
+        for value in ("best", "run_id")
+    )
     rows = []
     for other, one in combinations(groups, 2):  # the later one minus the earlier
         pairs = (100 * (scores[one] - scores[other])).round(DIGITS).dropna(axis=1, how="all").sort_index(axis=1)
         places = {task: [i] for i, task in enumerate(pairs)} | ({"Avg.": slice(None)} if pairs.shape[1] > 1 else {})
         for place, averaged in places.items():
             chosen = pairs.to_numpy(float)[:, averaged]
-            values = chosen[~np.isnan(chosen).any(axis=1)].mean(axis=1).round(DIGITS)  # as `by_seed`
+            paired = ~np.isnan(chosen).any(axis=1)
+            values = chosen[paired].mean(axis=1).round(DIGITS)  # as `by_seed`
+            sides = [names[side].loc[pairs.index[paired], pairs.columns[averaged]] for side in (one, other)]
             found = vars(mean_interval(values)) | {"p": mean_p(values, 0.0, "two-sided")}
             found["needed"] = seeds_needed(values, [(0.0, "less" if found["mean"] > 0 else "greater")])
+            found["runs"] = {run_id for side in sides for run_id in side.to_numpy().ravel()}
             rows.append({"one": one, "other": other, "task": place, **found})
-    columns = ["one", "other", "task", "n", "mean", "low", "high", "p", "needed"]
+    columns = ["one", "other", "task", "n", "mean", "low", "high", "p", "needed", "runs"]
     return pd.DataFrame(rows, columns=columns)

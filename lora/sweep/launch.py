@@ -54,11 +54,12 @@ def launch_runs(settings: DictConfig, runs: list[PlannedRun], arguments: Sequenc
             f"`accelerate launch` or torchrun for a single run (python -m lora without -m)"
         )
     (results, outputs), launcher = (settings.runtime.results, settings.runtime.outputs), settings.launcher
-    now = state_of(runs, *load_records(results))
+    records, broken = load_records(results)
+    now = state_of(runs, records, broken)
     for problem in now.problems:
         print(f"left out: {problem}", file=sys.stderr)
     todo = to_train(settings, runs, now)
-    verify_inputs([run.config for run in runs], now.ok.values(), {run.run_id for run in todo})
+    verify_inputs([run.config for run in runs], records, {run.run_id for run in todo})
     for key in ("workers", "runs_per_job"):
         if not str(launcher[key]).isdecimal() or int(launcher[key]) < 1:
             raise UserError(f"launcher.{key} must be a whole number >= 1, got {launcher[key]!r}")

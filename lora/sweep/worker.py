@@ -4,7 +4,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from lora.records.record import (
     RunRecord,
     adapter_path,
     checkpoint_path,
+    load_records,
     note_path,
     predictions_path,
     read_record,
@@ -44,8 +45,9 @@ def ensure_record(config: RunConfig, mistakes_fail: bool) -> RunRecord:
     """
     record, runtime = usable_record(config), config.runtime
     if not mistakes_fail:  # the launcher of a sweep has already checked
-        done = [] if record is None else [record]
-        verify_inputs([config], done, () if done else {config.run_id})  # before loading torch, which takes seconds
+        beside = load_records(runtime.results)[0]
+        todo = {config.run_id} if record is None else ()
+        verify_inputs([config], beside, todo)  # before loading torch, which takes seconds
     if record is not None:
         if not mistakes_fail and rank() == 0:
             clean_up(runtime.results, runtime.outputs, config.run_id)
@@ -211,25 +213,27 @@ def run_job(job: Job) -> dict[str, str]:
     return outcomes
 
 
-def verify_inputs(configs: Iterable[RunConfig], records: Iterable[RunRecord], todo: Container[str]) -> None:
-    """Check that records may replace training: the rows and weights found here are those that they were made from.
+def verify_inputs(configs: Sequence[RunConfig], records: Iterable[RunRecord], todo: Container[str]) -> None:
+    """Check that the rows and weights found here are those that the records of the same folder were made from.
 
     A run has the same name on every machine, wherever its rows and encoder lie. What lies in folders is compared by its
     hash; what lies on the hub, by the revision in the settings.
 
     Args:
-        records: Records of runs with these settings.
+        records: Records of these runs, which may replace training, and of others, which will share a report.
         todo: The run_ids to train, whose rows on the hub are read too.
     Raises: UserError: If rows or weights cannot be read, or a record was made from different ones.
     """
-    asked: dict[tuple[str, int | None, str], RunConfig] = {}
+    asked: dict[tuple[str, int | None], RunConfig] = {}
     rows: dict[tuple[str, int | None], str] = {}
     weights: dict[str, tuple[str, str]] = {}  # and the tokenizer
+    known, seen = {config.run_id for config in configs}, set()
     for config in sorted(configs, key=lambda config: config.run_id not in todo):
         part, model = (config.task, config.data.train_rows), config.model
-        if (*part, model.name) in asked:
+        if (*part, model.name) in seen:
             continue
-        asked[*part, model.name] = config
+        seen.add((*part, model.name))
+        asked.setdefault(part, config)
         if part not in rows and (config.data.source != "hub" or config.run_id in todo):
             rows[part] = fingerprint(config)
         if model.source != "hub":  # the hub's files are checked when they are loaded
@@ -238,17 +242,18 @@ def verify_inputs(configs: Iterable[RunConfig], records: Iterable[RunRecord], to
             refuse_longer(model.name, read_object(Path(where) / "config.json"), config.data.max_length)
     for record in records:
         task, data, name = record.config["task"], record.config["data"], record.config["model"]["name"]
-        config, made = asked.get((task, data["train_rows"], name)), record.provenance
-        if config is None or made is None:  # of another part of the rows; of a failed run
+        config, made = asked.get((task, data["train_rows"])), record.provenance
+        if config is None or made is None:  # of another task or part of the rows; of a failed run
             continue
         on_hub = config.data.source == data["source"] == "hub"
+        versions = peft_version() if record.run_id in known else None, made.get("peft", {}).get("version")
         model_files, tokenizer_files = weights.get(name, (None, None))
         for what, here, recorded in (
             (f"rows of {task}", rows.get((task, data["train_rows"])), made["data"]["fingerprint"]),
             (f"revision of the rows of {task}", config.data.revision if on_hub else None, data["revision"]),
             (f"weights of {name}", model_files, made["weights"]),
             (f"tokenizer files of {name}", tokenizer_files, made.get("tokenizer")),
-            ("PEFT versions", peft_version(), made.get("peft", {}).get("version")),
+            ("PEFT versions", *versions),
         ):
             if None not in (here, recorded) and here != recorded:
                 raise UserError(

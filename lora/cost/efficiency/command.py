@@ -113,9 +113,8 @@ def measure(
     batches = {shape: random_batch(settings, shape, device) for shape in latency_shapes}
     samples += take_turns("latency", passes, batches, rounds, device)
     busy["at the end"] = machine.busy_cores()
-    named = config.model.name if config.model.name in MODELS else "local"
     plan: dict[str, Any] = {
-        "model": named,
+        "model": config.model.name,
         "path": config.model.path and Path(config.model.path).name,
         "methods": list(runs),
     }
@@ -123,7 +122,7 @@ def measure(
     plan |= {"threads": threads, "rounds": rounds, "step_shapes": [*step_shapes], "latency_shapes": [*latency_shapes]}
     about = {
         "schema": SCHEMA,
-        "model": {"name": named, "weights": weights, "parameters": parameters},
+        "model": {"name": config.model.name, "weights": weights, "parameters": parameters},
         "plan": plan,
         "machine": {"device": device_of(device)} | machine.describe() | machine.versions(),
         "idle": {"idle": machine.is_idle(busy.values()), "cores busy with others": busy},

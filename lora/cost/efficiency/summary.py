@@ -25,7 +25,6 @@ MODEL_TITLES = {
     "minilm": "MiniLM",
     "roberta_base": "RoBERTa-base, random weights",
     "roberta_large": "RoBERTa-large, random weights",
-    "local": "a local encoder",
 }
 COUNTS = ("trainable", "trainable_with_head", "checkpoint_bytes", "optimizer_bytes")
 BY_SHAPE = ("saved_activation_bytes", "peak_mib")
@@ -125,7 +124,10 @@ def document(summaries: Sequence[Mapping[str, Any]]) -> str:
     for summary in summaries:
         about = summary["about"]
         plan, machine, idle = about["plan"], about["machine"], about["idle"]
-        lines += [f"## {MODEL_TITLES[plan['model']]}, {plan['kernels']} kernels, {plan['precision']}", ""]
+        lines += [
+            f"## {MODEL_TITLES.get(plan['model'], plan['model'])}, {plan['kernels']} kernels, {plan['precision']}",
+            "",
+        ]
         training = training_table(summary)
         if len(training):
             lines += ["**Training**, and x its share of full fine-tuning's:", "", markdown(training)]

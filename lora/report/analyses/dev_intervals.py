@@ -141,8 +141,8 @@ def main(given: argparse.Namespace) -> None:
     entries = compare(gathered, labels, gathered.folder)
     if not entries:
         raise UserError(
-            f"{gathered.folder} has no two methods with runs of one seed on a task whose rows are at hand: nothing can "
-            f"be compared"
+            f"{gathered.folder} has no two methods with runs of one seed on a task whose rows are at hand (those of "
+            f"one's own are with task=FILE): nothing can be compared"
         )
     runs = compared(gathered)
     made_from = {r: gathered.state.ok[r].predictions for r in runs.loc[runs["task"].isin(list(labels)), "run_id"]}

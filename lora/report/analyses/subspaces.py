@@ -172,7 +172,7 @@ def main(given: argparse.Namespace) -> None:
     if not cases:
         raise UserError(
             f"no runs of {given.profile} with LoRA on q and v, one at rank {SMALL} and two seeds of rank {LARGE}, left "
-            f"their adapters here: train them with experiment=lora_ranks runtime.save_adapter=true"
+            f"their adapters here: train them with method=lora method.rank={SMALL},{LARGE} runtime.save_adapter=true"
         )
     path = gathered.folder / "analysis" / SUBSPACES
     made_from = {run_id: gathered.state.ok[run_id].adapter for run_id in used}
