@@ -111,7 +111,10 @@ def test_what_cannot_be_served_is_refused_and_leaves_the_model():
     swap(other, adapters["rte"], allow_other_base=True)
     weights = {n: t[:, :-1] if n.endswith("lora_a") else t for n, t in adapters["rte"].weights.items()}
     for more, message in (
-        ({"houlsby": adapter_of(with_method("bert", HoulsbyConfig()))}, "method houlsby cannot be merged"),
+        (
+            {"houlsby": adapter_of(with_method("bert", HoulsbyConfig()))},
+            "are for LoRA alone, and the adapter is of method houlsby",
+        ),
         ({"other": adapter_of(other)}, "adapter other: the model's weights are not those that the adapter"),
         ({"narrow": Adapter(adapters["rte"].method, weights, {})}, "are for 32 x 31 weights"),
     ):

@@ -124,10 +124,8 @@ def document(summaries: Sequence[Mapping[str, Any]]) -> str:
     for summary in summaries:
         about = summary["about"]
         plan, machine, idle = about["plan"], about["machine"], about["idle"]
-        lines += [
-            f"## {MODEL_TITLES.get(plan['model'], plan['model'])}, {plan['kernels']} kernels, {plan['precision']}",
-            "",
-        ]
+        title = MODEL_TITLES.get(plan["model"], plan["model"])
+        lines += [f"## {title}, {plan['kernels']} kernels, {plan['precision']}", ""]
         training = training_table(summary)
         if len(training):
             lines += ["**Training**, and x its share of full fine-tuning's:", "", markdown(training)]
