@@ -51,7 +51,9 @@ def pages(report: Report) -> dict[Path, str]:
     verdicts = [each for each in report.verdicts if in_readme or each.claim.metric]  # costs hang on no profile: once
     mark, experiments = f"results:{report.name}", ROOT / "experiments"
     reasons = dict.fromkeys(f"- *{each.claim.sentence}* {each.claim.margin}" for each in verdicts)
-    with_bounds = "\n".join([markdown(verdict_table(verdicts), 3), "The bounds:", "", *reasons])
+    progress = report.progress(*report.gathered.runs["experiment"].unique())
+    above = [progress, ""] if progress else []
+    with_bounds = "\n".join([*above, markdown(verdict_table(verdicts), 3), "The bounds:", "", *reasons])
     blocks = [(ROOT / "README.md", mark, main_block(report)), (experiments / "VERDICTS.md", mark, with_bounds)]
     for folder, names in PAGES.items():
         tables = [table for table in report.tables if table.name.removesuffix("_part") in names]
