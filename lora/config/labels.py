@@ -52,11 +52,10 @@ def labels(runs: Iterable[Run], main: Iterable[Run] = ()) -> dict[str, str]:
         values = usual.setdefault((run.model, run.protocol, run.method, run.task), run.columns)
         usual[run.model, run.protocol, run.method, run.task] = dict(values.items() & run.columns.items())
     places: dict[Hashable, list[Run]] = {}
+    sizes: dict[str, set[str]] = {}
     for run in runs:
         targets = RANK.sub("", run.slug)
         places.setdefault((run.model, run.protocol, run.method, targets, run.start, run.task), []).append(run)
-    sizes: dict[str, set[str]] = {}
-    for run in (run for several in places.values() for run in several):
         sizes.setdefault(run.task, set()).add(run.columns.get(ROWS, "null"))
     found: dict[str, str] = {}
     for several in places.values():
