@@ -106,7 +106,8 @@ def test_a_terminal_shows_a_bar_and_lines_of_what_failed(runs, tmp_path, capsys,
     monkeypatch.setattr(progress, "POLL_SECONDS", 0.0)
     monkeypatch.setenv("COLUMNS", "80")
     view = watch(runs, tmp_path)
-    write_record(tmp_path, record(runs[0].run_id, value=0.834))
+    path = write_record(tmp_path, record(runs[0].run_id, value=0.834))
+    os.utime(path, (view.started - 9, view.started - 9))  # a file system whose clock lags behind
     write_record(tmp_path, record(runs[1].run_id, status="failed", error="it broke"))
     view.look()
     failed, bar = capsys.readouterr().err.removeprefix("\r\x1b[K").split("\n\r\x1b[K")

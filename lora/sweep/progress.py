@@ -132,6 +132,7 @@ class Watch:
         self.waiting = {run.run_id: run for run in runs}
         self.total, self.done, self.examples = len(runs) + done, done, 0
         self.results, self.outputs, self.started, self.lines = results, outputs, time.time(), Lines()
+        self.before = {run_id: self._time(run_id) for run_id in self.waiting}  # a run that is trained again has one
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -185,9 +186,12 @@ class Watch:
         return f"[{self.done:>3}/{self.total}] left {left}"
 
     def _written(self, run_id: str) -> bool:
-        """Whether a record was written since this launch started: a run that is trained again has an old one."""
+        """Whether a record was written since this launch started, by no clock: a file system's may lag behind ours."""
+        return self._time(run_id) != self.before[run_id]
+
+    def _time(self, run_id: str) -> int | None:
         path = record_path(self.results, run_id)
-        return path.exists() and path.stat().st_mtime >= self.started
+        return path.stat().st_mtime_ns if path.exists() else None
 
 
 def named(run: "PlannedRun") -> str:
