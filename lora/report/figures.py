@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from lora.cost.efficiency.summary import MODEL_TITLES
 from lora.cost.efficiency.summary import TITLES as EFFICIENCY_TITLES
+from lora.cost.efficiency.summary import plan_title
 from lora.data.tasks import TASKS
 from lora.files import rounded
 from lora.report.runs import ROW, START_TITLES, adapted, encoder_title, in_order, task_label, told_apart
@@ -154,8 +154,7 @@ def latencies(summaries: Iterable[Mapping[str, Any]], paper: pd.DataFrame) -> Fi
             points = [(i, more(value / ms["Fine-Tune/LoRA", shape])) for i, value, shape in there]
             series.append(series_of(f"the paper: {name} (GPT-2 medium)", points, keys=("x", "y")))
         names = [f"{shape.replace('x', ' x ')} tokens" for shape in shapes]
-        title = f"{MODEL_TITLES.get(plan['model'], plan['model'])}, {plan['kernels']} kernels, {plan['precision']}"
-        panels += [{"title": title, "names": names, "bounds": [], "series": series}] if series else []
+        panels += [{"title": plan_title(plan), "names": names, "bounds": [], "series": series}] if series else []
     note = f"Medians of the rounds' ratios to the untouched encoder, with {LEVEL:.0%} intervals."
     unit = "% more than the untouched encoder"
     return figure("Table 1: the latency that a method adds", note, "intervals", unit, panels)

@@ -132,7 +132,7 @@ class Watch:
         self.waiting = {run.run_id: run for run in runs}
         self.total, self.done, self.examples = len(runs) + done, done, 0
         self.results, self.outputs, self.started, self.lines = results, outputs, time.time(), Lines()
-        self.before = {run_id: self._time(run_id) for run_id in self.waiting}  # a run that is trained again has one
+        self.before = {run_id: self._time(run_id) for run_id in self.waiting}  # of runs that are trained again
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -186,7 +186,7 @@ class Watch:
         return f"[{self.done:>3}/{self.total}] left {left}"
 
     def _written(self, run_id: str) -> bool:
-        """Whether a record was written since this launch started, by no clock: a file system's may lag behind ours."""
+        """Whether a record was written since this launch started. No clock is asked: a file system's may lag behind."""
         return self._time(run_id) != self.before[run_id]
 
     def _time(self, run_id: str) -> int | None:

@@ -118,14 +118,18 @@ def samples_csv(samples: Sequence[Mapping[str, Any]]) -> bytes:
 # Tables.
 
 
+def plan_title(plan: Mapping[str, Any]) -> str:
+    """`MiniLM, fused kernels, fp32`; a local encoder has no other name than its folder and the digits of its hash."""
+    return f"{MODEL_TITLES.get(plan['model'], plan['model'])}, {plan['kernels']} kernels, {plan['precision']}"
+
+
 def document(summaries: Sequence[Mapping[str, Any]]) -> str:
     """efficiency.md: the costs of training and of serving with each encoder of a device."""
     lines = [f"# What each method costs ({summaries[0]['about']['machine']['device']})", ""]
     for summary in summaries:
         about = summary["about"]
         plan, machine, idle = about["plan"], about["machine"], about["idle"]
-        title = MODEL_TITLES.get(plan["model"], plan["model"])
-        lines += [f"## {title}, {plan['kernels']} kernels, {plan['precision']}", ""]
+        lines += [f"## {plan_title(plan)}", ""]
         training = training_table(summary)
         if len(training):
             lines += ["**Training**, and x its share of full fine-tuning's:", "", markdown(training)]
