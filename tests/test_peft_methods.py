@@ -193,7 +193,11 @@ BAD = [
     ({"type": "hra", "options": {"r": 4, "layers_to_transform": [0]}}, r"layers_to_transform is no parameter of hra"),
     ({"type": "adalora", "options": {"r": 4}}, r"PEFT does not take method\.options\.r=4: .*use `init_r` instead"),
     ({"type": "oft", "options": {"r": 0, "oft_block_size": 5}}, r"does not take .*oft_block_size=5: .* to \(4\)"),
-    ({"type": "c3a", "options": {"block_size": 7}}, r"PEFT cannot put c3a on this BertFor.*: .*7"),
+    (
+        {"type": "c3a", "options": {"block_size": 7}},
+        r"PEFT cannot put c3a on this BertFor.*: .*7; the divisors of 32 are 1, 2, 4, 8, 16, 32$",
+    ),
+    ({"type": "vblora"}, r"PEFT cannot put vblora on .*256; the divisors of 32 are 1, 2, 4, 8, 16, 32$"),  # its default
     ({"targets": ("qq",)}, r"target 'qq' is not in BertFor"),
 ]
 

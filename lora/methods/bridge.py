@@ -7,6 +7,7 @@ it trains are those of every other method: `get_peft_model(task_type="SEQ_CLS")`
 import contextlib
 import dataclasses
 import difflib
+import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -43,6 +44,7 @@ FIXED = (  # parameters of PEFT's that are settled here
     "layers_to_transform layers_pattern "  # PEFT ignores them where modules are named in full
     "save_only_topk_weights"  # VB-LoRA's file could not be loaded again
 ).split()
+SIZES = ("block_size", "boft_block_size", "group_size", "vector_length")  # of the pieces into which a type cuts layers
 FAILURES = (ValueError, TypeError, RuntimeError, AssertionError, ImportError, KeyError)  # of PEFT, where it cannot
 DEFAULT = "default"  # the adapter's name in PEFT, a part of the name of every parameter that it adds
 
@@ -84,17 +86,21 @@ def apply(model: nn.Module, config: PeftConfig, seed: int) -> tuple[str, ...]:
         options[key] = modules_of(model, options[key])
     if "random_seed" in parameters(kind):
         options.setdefault("random_seed", 0)  # None is another draw at every reload
+    targets = modules_of(model, config.targets)
+    weights = [getattr(model.get_submodule(name), "weight", None) for name in targets]
+    width = math.gcd(*(size for weight in weights if weight is not None for size in weight.shape))
     devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         torch.manual_seed(seed_for(seed, "peft"))
         try:
-            settings = kind(target_modules=modules_of(model, config.targets), **with_steps(config.type, options))
+            settings = kind(target_modules=targets, **with_steps(config.type, options))
             tuner = peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING[settings.peft_type](model, {DEFAULT: settings}, DEFAULT)
             peft.tuners.tuners_utils.cast_adapter_dtype(model, DEFAULT)
         except FAILURES as error:
             raise UserError(
-                f"PEFT cannot put {config.type} on this {type(model).__name__}: {first_line(error)}"
+                f"PEFT cannot put {config.type} on this {type(model).__name__}: {first_line(error).rstrip('.!')}"
+                f"{divisors(kind, options, width)}"
             ) from error
     for key, value in (config.options or {}).items():
         for warning in (str(one.message) for one in told):
@@ -124,6 +130,14 @@ def tuner_config(name: str) -> type:
 def parameters(kind: type) -> list[str]:
     """The parameters of a config class that `method.options` may set."""
     return [field.name for field in dataclasses.fields(kind) if field.init and field.name not in FIXED]
+
+
+def divisors(kind: type, options: Mapping[str, Any], width: int) -> str:
+    """The end of a message: the divisors of the width, if a size that is given, or PEFT's default, is none of them."""
+    values = {field.name: field.default for field in dataclasses.fields(kind)} | {**options}
+    sizes = [values[key] for key in SIZES if isinstance(values.get(key), int)]
+    fitting = ", ".join(str(size) for size in range(1, width + 1) if width % size == 0)
+    return f"; the divisors of {width} are {fitting}" if any(size and width % size for size in sizes) else ""
 
 
 def with_steps(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
