@@ -1,12 +1,15 @@
 """PEFT's methods through its tuner classes: PEFT's own model of the exported folder is the truth."""
 
 import contextlib
+import json
 import sys
 
 import peft
 import pytest
 import tiny
 import torch
+from comparing import equal_science
+from test_checkpoints import NEVER, stop
 from tiny_adapters import logits
 from torch.nn import functional as F
 
@@ -136,6 +139,21 @@ def test_a_method_trains_reloads_bit_for_bit_and_is_peft_s_own(kind, architectur
     row = f"| `{kind}` | {options} | {starts} | {merges} | {shares} | {tried} |"
     assert architecture != "bert" or row in PAGE.read_text(), f"{PAGE} should have this row:\n{row}"
     assert off > 1e-5 or (logits(base, architecture) - logits(model, architecture)).abs().max() > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore")  # of PEFT's FRoD
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_run_resumed_in_the_middle_is_the_uninterrupted_one_bit_for_bit(tiny_config, listening, kind):
+    options = TYPES[kind] | ({"tinit": 3, "tfinal": 3} if kind == "adalora" else {})
+    method = [f"method.type={kind}", f"method.targets={json.dumps(NAMES.get(kind, QV))}"]
+    method.append(f"method.options={{{', '.join(f'{key}: {json.dumps(value)}' for key, value in options.items())}}}")
+    config = tiny_config("method=peft", *method, "train.epochs=2", "runtime.save_adapter=true", NEVER)
+    whole, *files = run(config)
+    stop(config, 7)
+    torch.rand(7)  # the next process finds the global generator in another state
+    resumed, *again = run(config)
+    assert (resumed.provenance["resumed"], whole.provenance["resumed"]) == (1, 0)
+    assert equal_science(resumed, whole) and again == files
 
 
 def test_adalora_trains_as_in_peft_and_keeps_the_ranks_it_was_given(tiny_config, monkeypatch):
