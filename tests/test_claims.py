@@ -97,7 +97,7 @@ def test_every_claim_names_the_commit_that_stated_it():
 
 def test_a_claim_is_later_than_runs_that_began_before_it():
     (claim,) = [one for one in read_claims() if one.id == "small_rank_is_enough"]
-    one = verdict(claim, "minilm", [finding(1.0, 0.5, 1.5, runs=("a", "b"))])
+    one = verdict(claim, "minilm", [finding(1.0, 0.5, 1.5, runs=(("a",), ("b",)))])
     before, after = "2026-11-26T12:09:10+00:00", "2026-11-26T12:09:12+00:00"  # a second off the commit's time
     for made_at, later in (
         ({"a": after, "b": after}, False),
@@ -106,6 +106,10 @@ def test_a_claim_is_later_than_runs_that_began_before_it():
         ({}, None),
     ):
         assert stated_later(one, made_at) is later
+    pairs = verdict(claim, "minilm", [finding(1.0, 0.5, 1.5, runs=(("a", "b"), ("c", "d")))])
+    made_at = dict.fromkeys("abcd", after)
+    assert stated_later(pairs, made_at | dict.fromkeys("ac", before)) is False  # no difference could be known
+    assert stated_later(pairs, made_at | dict.fromkeys("cd", before)) is True
     assert stated_later(verdict(dataclasses.replace(claim, stated_at=""), "", one.findings), {"a": after}) is None
     assert commit_text(dataclasses.replace(one, stated_later=True)) == f"{claim.stated[:8]}, stated later"
 
@@ -184,7 +188,7 @@ def test_a_difference_is_judged_by_its_interval_over_at_least_five_seeds(added, 
     one = found["lora_as_good_as_full"]
     (average,) = one.findings
     values = added + 0.1 * np.arange(1, seeds + 1)
-    assert (one.word, average.n, one.about, len(average.runs)) == (word, seeds, "minilm", 2 * 2 * seeds)
+    assert (one.word, average.n, one.about, len(average.records)) == (word, seeds, "minilm", 2 * 2 * seeds)
     assert (average.low, average.high) == pytest.approx(tuple(stats.ttest_1samp(values, 0).confidence_interval(0.95)))
     assert reason in one.reason and bool(reason) == bool(one.reason) and not one.not_glue
     assert one.on_last.findings[0].mean == 0 and one.unselected.findings[0].mean == average.mean
@@ -236,8 +240,8 @@ def test_a_claim_is_wrongly_refuted_in_at_most_two_and_a_half_percent():
 
 def test_only_the_seeds_with_every_task_stand_behind_an_average():
     found = difference(bound_of(above=0), ["A", "B"], ["rte", "cola"], pairs_of({"rte": [*SPREAD, 9], "cola": SPREAD}))
-    assert found.n == 5 and found.mean == pytest.approx(0) and len(found.runs) == 20
-    assert not any(run.endswith(".6") for run in found.runs)
+    assert found.n == 5 and found.mean == pytest.approx(0) and len(found.records) == 20
+    assert not any(run.endswith(".6") for run in found.records)
 
 
 def finding(mean: float, low: float = math.nan, high: float = math.nan, **changes) -> Finding:
@@ -336,7 +340,7 @@ def test_lora_takes_the_mnli_start_where_a_task_has_it():
     (started,) = found["lora_from_mnli_as_good_as_full"].findings
     assert apart.mean == pytest.approx(0.3) and started.mean == pytest.approx(0.3 + 10 / 3)
     assert started.label.startswith("LoRA (qv, r8) from MNLI (MRPC, RTE) - Full fine-tuning from pretrained, ")
-    assert len(set(started.runs)) == 2 * 3 * 5
+    assert len(set(started.records)) == 2 * 3 * 5
     assert "lora_as_good_as_full_both_from_mnli" not in found  # no run of full fine-tuning starts from MNLI
 
     for task in ("mrpc", "rte"):
@@ -396,7 +400,7 @@ def test_the_ratio_of_rates_is_that_of_the_best_of_each_grid():
     found = judge(read_claims(), *scored({}, None)[:2], runs_of(tried, records), Path("none"), {})
     (one,) = [each for each in found if each.claim.count == "rate"]
     assert one.word == "supported" and one.findings[0].mean == pytest.approx(6)
-    assert one.findings[0].runs == ("lora-qv-r8.0.0006.null", "full.0.0001.null")
+    assert one.findings[0].records == ["lora-qv-r8.0.0006.null", "full.0.0001.null"]
 
 
 def test_the_encoder_s_ratio_is_that_of_its_records():
@@ -480,4 +484,4 @@ def test_an_exact_claim_is_refuted_by_one_failure(tmp_path, failures, word):
     (verdict,) = [each for each in found if each.claim.check]
     assert (verdict.word, verdict.about) == (word, "swap")
     (kept,) = verdict.findings
-    assert (kept.label, kept.mean, kept.n, kept.runs, kept.unit) == ("fp32", failures, 1000, ("a",), "failures")
+    assert (kept.label, kept.mean, kept.n, kept.records, kept.unit) == ("fp32", failures, 1000, ["a"], "failures")

@@ -45,7 +45,7 @@ class Finding:
         holds: Whether the bound holds; None if that cannot be decided, for the `reason`.
         mean, low, high: The difference in points, the ratio or the failures, and the interval; NaN if unknown.
         p_against: One-sided p-value against the bound, before Holm's correction; NaN if untested.
-        runs: The run_ids or the file that it is based on.
+        runs: What it is based on: a pair of run_ids for each difference, or single run_ids or a file.
     """
 
     label: str
@@ -58,7 +58,12 @@ class Finding:
     high: float = math.nan
     p_against: float = math.nan
     reason: str = ""
-    runs: tuple[str, ...] = ()
+    runs: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def records(self) -> list[str]:
+        """The run_ids of one side, then those of the other; or the file."""
+        return [run for side in zip(*self.runs, strict=True) for run in side]
 
 
 def tested(p: float, needed: str, **about: Any) -> Finding:
@@ -70,8 +75,8 @@ def tested(p: float, needed: str, **about: Any) -> Finding:
 
 def exact(label: str, unit: Unit, n: int | None, bound: Bound, value: float, runs: tuple[str, ...]) -> Finding:
     """A comparison of counts. They have no error, so they keep or break the bound."""
-    holds = bound.holds(value, value)
-    return Finding(label, unit, n, bound, holds, value, value, value, 0.0 if holds is False else 1.0, runs=runs)
+    holds, p = bound.holds(value, value), 0.0 if bound.holds(value, value) is False else 1.0
+    return Finding(label, unit, n, bound, holds, value, value, value, p, runs=tuple((run,) for run in runs))
 
 
 def smallest_p(values: Float[np.ndarray, " n"], bound: Bound, test: Callable[..., float]) -> float:
@@ -103,7 +108,7 @@ def ratios(claim: Claim, path: Path, summary: Mapping[str, Any], folder: Path) -
                 found.append(exact(label, "ratio", None, bound, value, source))
                 continue
             about = {"label": label, "unit": "ratio", "n": len(value), "bound": bound, "mean": float(np.median(value))}
-            about |= {"runs": source}
+            about |= {"runs": (source,)}
             if (ends := median_interval(value)) is None:
                 reason = f"{len(value)} rounds: an interval of their median needs more"
                 found.append(Finding(**about, reason=reason))
@@ -215,7 +220,7 @@ def difference(
         reason = "all differences are equal, so there is no interval" if math.isnan(found.low) else ""
     about = {"label": label, "unit": "points", "n": found.n, "bound": bound}
     about |= {"mean": found.mean, "low": found.low, "high": found.high}
-    about |= {"runs": (*here["run_id"], *here["run_id_other"])}
+    about |= {"runs": tuple(zip(here["run_id"], here["run_id_other"], strict=True))}
     if reason:
         return Finding(**about, reason=reason)
     return tested(p=smallest_p(values, bound, stats.mean_p), needed=needed, **about)

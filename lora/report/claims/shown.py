@@ -122,7 +122,7 @@ def to_json(verdicts: Sequence[Verdict]) -> bytes:
 
 
 def judged_json(each: Verdict) -> dict[str, Any]:
-    findings = [{**vars(found), "bound": found.bound.text} for found in each.findings]
+    findings = [{**vars(found), "bound": found.bound.text, "runs": found.records} for found in each.findings]
     return {"verdict": each.word, "reason": each.reason, "findings": findings}
 
 

@@ -49,7 +49,8 @@ class Verdict:
         not_glue: Whether it is judged on tasks other than GLUE's.
         on_last, unselected: For claims about each run's best epoch, the verdicts on its last one and on its score
             without the gain from a choice (`lora.report.runs.with_unselected`); else None.
-        stated_later: Whether the claim was stated later than some of the runs; None without runs or a date.
+        stated_later: Whether the claim was stated later than both runs of some pair, or than some other run or file;
+            None without runs or a date.
     """
 
     claim: Claim
@@ -70,7 +71,7 @@ class Verdict:
     @property
     def records(self) -> list[str]:
         """The runs or files that it is based on, each once."""
-        return list(dict.fromkeys(run for found in self.findings for run in found.runs))
+        return list(dict.fromkeys(run for found in self.findings for run in found.records))
 
 
 def judge(
@@ -118,11 +119,12 @@ def judge(
 
 
 def stated_later(verdict: Verdict, made_at: Mapping[str, str | None]) -> bool | None:
-    """Whether the claim was stated after some of its runs had begun. `made_at`: run or file -> its start; UTC."""
-    times = [made_at[run] for run in verdict.records if made_at.get(run)]
+    """Whether the claim was stated after both runs of some pair had begun. `made_at`: run or file -> its start; UTC."""
+    pairs = [[made_at[run] for run in pair if made_at.get(run)] for found in verdict.findings for pair in found.runs]
+    times = [max(map(datetime.fromisoformat, pair)) for pair in pairs if pair]
     if not times or not verdict.claim.stated_at:
         return None
-    return min(map(datetime.fromisoformat, times)) < datetime.fromisoformat(verdict.claim.stated_at)
+    return min(times) < datetime.fromisoformat(verdict.claim.stated_at)
 
 
 def verdict(
