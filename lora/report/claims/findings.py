@@ -75,8 +75,8 @@ def tested(p: float, needed: str, **about: Any) -> Finding:
 
 def exact(label: str, unit: Unit, n: int | None, bound: Bound, value: float, runs: tuple[str, ...]) -> Finding:
     """A comparison of counts. They have no error, so they keep or break the bound."""
-    holds, p = bound.holds(value, value), 0.0 if bound.holds(value, value) is False else 1.0
-    return Finding(label, unit, n, bound, holds, value, value, value, p, runs=tuple((run,) for run in runs))
+    holds, each = bound.holds(value, value), tuple((run,) for run in runs)
+    return Finding(label, unit, n, bound, holds, value, value, value, 0.0 if holds is False else 1.0, runs=each)
 
 
 def smallest_p(values: Float[np.ndarray, " n"], bound: Bound, test: Callable[..., float]) -> float:
