@@ -62,6 +62,7 @@ SETTINGS = [
     ("method=houlsby", "train.kernels=fused", f"train.precision={NARROWEST}"),
     ("method=lora", "method.dora=true", "train.kernels=stock", "task=stsb", "train.head_dropout=0.5"),
     ("method=vera", "method.options={r: 4, vera_dropout: 0.1}", "train.head_lr=4e-3"),
+    ("method=peft", "method.type=adalora", "method.options={init_r: 4, target_r: 2, tinit: 3, tfinal: 3}"),
     ("method=lora", "method.frozen_a=true", "train.kernels=fused", f"train.precision={NARROWEST}"),
 ]
 
