@@ -55,8 +55,8 @@ def test_the_best_mean_is_taken_and_an_edge_is_named(tried):
         "Pfeiffer adapters (m16)": "yes (edge)",
         "LoRA (qv, r8)": "yes",
     }
-    assert yes.loc["LoRA (qv, r8)", "Learning rate"] == "1e-03" and yes.loc["LoRA (qv, r8)", "Avg."] == "60.0"
-    assert yes.loc["Full fine-tuning", "Learning rate"] == "3e-04"
+    assert yes.loc["LoRA (qv, r8)", "Learning rate"] == "0.001" and yes.loc["LoRA (qv, r8)", "Avg."] == "60.0"
+    assert yes.loc["Full fine-tuning", "Learning rate"] == "0.0003"
 
 
 def test_a_grid_with_a_gap_takes_nothing(tried):

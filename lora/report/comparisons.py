@@ -230,7 +230,7 @@ def learning_rate_table(name: str, tried: pd.DataFrame, curves: pd.DataFrame) ->
     for label, of_row in runs.groupby("label", sort=False):
         rates = sorted(of_row["lr"].unique())
         for rate in rates:
-            line, means = {"Method": label, "Learning rate": f"{rate:.0e}"}, []
+            line, means = {"Method": label, "Learning rate": f"{rate:g}"}, []
             for task in tasks:
                 cell = of_row[(of_row["lr"] == rate) & (of_row["task"] == task)]
                 seeds = f" ({len(cell)} seeds)" if len(cell) > 1 else ""
