@@ -145,8 +145,8 @@ def findings(verdicts: Sequence[Verdict], others: Mapping[str, Sequence[Verdict]
 
 
 def finding_row(line: Mapping[str, Any], judged: Sequence[Verdict]) -> dict[str, str]:
-    """One of the paper's claims: the paper's figure, ours, and the verdict."""
-    start = {"The paper says": line["says"], "Paper": paper_figure(judged[0].claim, line)}
+    """A claim: the papers' figure, ours, and the verdict."""
+    start = {"Claim": line["says"], "Paper": paper_figure(judged[0].claim, line)}
     return start | {f"Ours ({LEVEL:.0%} interval)": ours(judged, line.get("form")), "Verdict": words(judged)}
 
 
