@@ -14,7 +14,7 @@ from lora.cost.efficiency.summary import TITLES as EFFICIENCY_TITLES
 from lora.cost.efficiency.summary import plan_title
 from lora.data.tasks import TASKS
 from lora.files import rounded
-from lora.report.runs import ROW, START_TITLES, adapted, encoder_title, in_order, task_label, told_apart
+from lora.report.runs import ROW, START_TITLES, adapted, encoder_title, human_count, in_order, task_label, told_apart
 from lora.report.stats import LEVEL, Interval, by_seed, mean_interval
 
 Figure = dict[str, Any]
@@ -95,14 +95,20 @@ def by_parameters(runs: pd.DataFrame) -> Figure | None:
 
 
 def beside_lora(runs: pd.DataFrame, differences: Mapping[tuple[str, str], Interval]) -> Figure | None:
-    """Each method minus LoRA against its trainable parameters, task by task."""
-    counts, panels = runs.groupby("label")["trainable_method"].first(), []
-    for task in in_order(runs):
-        found = [(label, each) for (label, of_task), each in differences.items() if of_task == task and each.n]
-        series = [series_of(label, [(int(counts[label]), each.mean, each.low, each.high)]) for label, each in found]
-        panels += [{"title": TASKS[task].title, "y": "points above LoRA", "series": series}] if series else []
-    note = f"Mean paired differences from LoRA, with {LEVEL:.0%} intervals over seeds. Excludes the head."
-    return figure("LoRA's successors against LoRA", note, "lines", "trainable parameters", panels, log_x=True)
+    """Each method minus LoRA, task by task, in the order of their trainable parameters."""
+    measured = {key: each for key, each in differences.items() if each.n}
+    counts = runs.groupby("label", sort=False)["trainable_method"].first().sort_values(ascending=False, kind="stable")
+    labels = [label for label in counts.index if label in {one for one, _ in measured}]
+    tasks, series = [task for task in in_order(runs) if task in {of_task for _, of_task in measured}], []
+    for place, task in enumerate(tasks):
+        found = [(labels.index(label), each) for (label, of_task), each in measured.items() if of_task == task]
+        points = [(line, each.mean, each.low, each.high) for line, each in found]
+        series.append(series_of(task_label(TASKS[task]), points, beside(place, len(tasks))))
+    names = [f"{label}: {human_count(int(counts[label]))}" for label in labels]
+    panels = [{"title": "", "names": names, "bounds": [], "series": series}] if series else []
+    note = f"Mean paired differences from LoRA, with {LEVEL:.0%} intervals over seeds. Right of 0 the method is higher."
+    title = "LoRA's successors against LoRA, by trainable parameters"
+    return figure(title, note, "intervals", "points", panels)
 
 
 def slopes(runs: pd.DataFrame, paper: pd.DataFrame | None) -> Figure | None:
