@@ -1,5 +1,6 @@
 """The choice of the learning rate. The runs that it was chosen by are in no table of results."""
 
+import dataclasses
 import math
 
 import pandas as pd
@@ -57,6 +58,12 @@ def test_the_best_mean_is_taken_and_an_edge_is_named(tried):
     }
     assert yes.loc["LoRA (qv, r8)", "Learning rate"] == "0.001" and yes.loc["LoRA (qv, r8)", "Avg."] == "60.0"
     assert yes.loc["Full fine-tuning", "Learning rate"] == "0.0003"
+
+
+def test_a_rate_is_shown_with_all_its_digits(tried):
+    gathered = gather("small", GIVEN, tried)
+    between = dataclasses.replace(gathered, tried=gathered.tried.replace({"lr": {3e-4: 2.5e-4}}))
+    assert "0.00025" in set(table_of(between).cells["Learning rate"])
 
 
 def test_a_grid_with_a_gap_takes_nothing(tried):
