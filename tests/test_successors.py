@@ -8,6 +8,7 @@ from synthetic import populate
 from lora.config.compose import compose_run
 from lora.files import ROOT
 from lora.report.build import build
+from lora.report.claims.shown import read_lines
 
 GIVEN = ["experiment=successors"]
 LORA = {6: 86.0, 7: 86.2, 8: 85.9, 9: 86.1, 10: 86.3}
@@ -83,3 +84,10 @@ def test_what_papers_print_is_in_the_list_of_published_cells():
     rows = printed.drop(columns="method").rename(columns=names)
     assert len(rows) == len(rows.merge(published, on=list(rows.columns))) > 50
     assert printed.groupby(["source", "model", "task"])["method"].apply(lambda found: "LoRA" in set(found)).all()
+    sts_b = printed[printed["task"] == "STS-B"].assign(value=printed["value"].astype(float))
+    lora = sts_b[sts_b["method"] == "LoRA"].set_index(["source", "model"])["value"]
+    others = sts_b[sts_b["method"] != "LoRA"].set_index(["source", "model"])["value"]
+    gaps = others - lora.reindex(others.index)
+    (line,) = [line for line in read_lines() if line["claim"] == "no_successor_is_a_point_better"]
+    papers = gaps.index.get_level_values("source").nunique()
+    assert line["word"] == f"{gaps.min():+.1f} to {gaps.max():+.1f} ({papers} later papers)"

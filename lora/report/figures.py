@@ -97,16 +97,20 @@ def by_parameters(runs: pd.DataFrame) -> Figure | None:
 def beside_lora(runs: pd.DataFrame, differences: Mapping[tuple[str, str], Interval]) -> Figure | None:
     """Each method minus LoRA, task by task, in the order of their trainable parameters."""
     measured = {key: each for key, each in differences.items() if each.n}
-    counts = runs.groupby("label", sort=False)["trainable_method"].first().sort_values(ascending=False, kind="stable")
-    labels = [label for label in counts.index if label in {one for one, _ in measured}]
-    tasks, series = [task for task in in_order(runs) if task in {of_task for _, of_task in measured}], []
-    for place, task in enumerate(tasks):
-        found = [(labels.index(label), each) for (label, of_task), each in measured.items() if of_task == task]
-        points = [(line, each.mean, each.low, each.high) for line, each in found]
+    methods, tasks = {label for label, _ in measured}, {task for _, task in measured}
+    counts = runs[runs["label"].isin(methods)].groupby("label", sort=False)["trainable_method"].first()
+    counts = counts.sort_values(ascending=False, kind="stable")
+    series = []
+    for place, task in enumerate(task for task in in_order(runs) if task in tasks):
+        found = [(line, measured.get((label, task))) for line, label in enumerate(counts.index)]
+        points = [(line, each.mean, each.low, each.high) for line, each in found if each]
         series.append(series_of(task_label(TASKS[task]), points, beside(place, len(tasks))))
-    names = [f"{label}: {human_count(int(counts[label]))}" for label in labels]
+    names = [f"{label}: {human_count(int(count))}" for label, count in counts.items()]
     panels = [{"title": "", "names": names, "bounds": [], "series": series}] if series else []
-    note = f"Mean paired differences from LoRA, with {LEVEL:.0%} intervals over seeds. Right of 0 the method is higher."
+    note = (
+        f"Mean paired differences from LoRA, with {LEVEL:.0%} intervals over seeds. Right of 0 the method is higher. "
+        f"The parameters exclude the head's."
+    )
     title = "LoRA's successors against LoRA, by trainable parameters"
     return figure(title, note, "intervals", "points", panels)
 
