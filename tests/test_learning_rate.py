@@ -92,6 +92,7 @@ SUCCESSORS = {
     "lora-qv-r8-dora": "dora",
     "peft-vera-qv-r256": "vera",
     "peft-miss-qv-r16": "miss",
+    "peft-ia3-kvf": "ia3",
 }
 FILES_LONG = {"full": "full", "houlsby-m8": "houlsby", "lora-qv-r8": "lora", "lora-qkvo-r4": "lora_qkvo"} | SUCCESSORS
 

@@ -18,6 +18,7 @@ ABOVE = {  # slug -> points above LoRA, by seed
     "lora-qv-r8-dora": (0.3, 0.4, 0.2, 0.3, 0.5),
     "peft-vera-qv-r256": (-2.1, -1.9, -2.4, -1.6, -2.2),
     "peft-miss-qv-r16": (-0.1, 0.0, 0.1, 0.2, 0.0),
+    "peft-ia3-kvf": (-0.7, -0.4, -0.6, -0.5, -0.9),
     "lora-qv-r8-plus": (0.2, 0.1, 0.4, 0.3, 0.2),
 }
 
@@ -38,7 +39,7 @@ def test_each_method_has_its_rate_and_its_difference_from_lora(report):
     cells = table.cells.set_index("Method")
     assert list(cells.index) == [
         "Full fine-tuning", "Houlsby adapters (m8)", "LoRA (qv, r8)", "DoRA (qv, r8)", "PiSSA (qv, r8)",
-        "LoRA+ (qv, r8)", "MiSS (qv, r16)", "VeRA (qv, r256)",
+        "LoRA+ (qv, r8)", "(IA)^3 (kvf)", "MiSS (qv, r16)", "VeRA (qv, r256)",
     ]  # fmt: skip
     for label, key in (("DoRA (qv, r8)", "lora-qv-r8-dora"), ("LoRA+ (qv, r8)", "lora-qv-r8-plus")):
         low, high = stats.ttest_1samp(ABOVE[key], 0).confidence_interval(0.95)
