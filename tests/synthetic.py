@@ -18,7 +18,15 @@ from lora.sweep.expand import PlannedRun
 from lora.sweep.request import select_runs
 
 EPOCHS = 4
-LEVELS = {"full": 0.70, "lora": 0.70, "houlsby": 0.62, "pfeiffer": 0.66, "bitfit": 0.64, "adapterdrop": 0.6}
+LEVELS = {
+    "peft": 0.70,
+    "full": 0.70,
+    "lora": 0.70,
+    "houlsby": 0.62,
+    "pfeiffer": 0.66,
+    "bitfit": 0.64,
+    "adapterdrop": 0.6,
+}
 TRAINABLE = {"full": 22_565_376, "bitfit": 40_000, "houlsby": 78_432, "pfeiffer": 80_000, "adapterdrop": 60_000}
 
 

@@ -122,13 +122,14 @@ def test_every_comparison_of_every_claim_has_cells_in_some_committed_runs():
             found = [one for one in entry["findings"] if one["n"] != 0]
             judged[entry["id"]] = max(judged.get(entry["id"], 0), len(found))
     for claim in read_claims():
-        assert judged.get(claim.id, 0) >= len(claim.compare), claim.id
+        if claim.experiment != "layers":  # which is being trained; test_layers judges its claims on drawn records
+            assert judged.get(claim.id, 0) >= len(claim.compare), claim.id
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("  metric: best", "  metric: bset"), "metric must be one of best, got 'bset'"),
+        (("  metric: best", "  metric: bset"), "metric must be one of best, unselected, got 'bset'"),
         (("  metric: best\n", ""), "one of metric, measure, count, check"),
         (("task: Avg", "task: MRPC"), "must be one row of paper.csv beside it, found 0"),
         (("above: 0", "above: much"), r"compare\[0\].above must be of type float, got 'much'"),
@@ -191,7 +192,7 @@ def test_a_difference_is_judged_by_its_interval_over_at_least_five_seeds(added, 
     assert (one.word, average.n, one.about, len(average.records)) == (word, seeds, "minilm", 2 * 2 * seeds)
     assert (average.low, average.high) == pytest.approx(tuple(stats.ttest_1samp(values, 0).confidence_interval(0.95)))
     assert reason in one.reason and bool(reason) == bool(one.reason) and not one.not_glue
-    assert one.on_last.findings[0].mean == 0 and one.unselected.findings[0].mean == average.mean
+    assert one.others["last"].findings[0].mean == 0 and one.others["unselected"].findings[0].mean == average.mean
     (kept,) = json.loads(to_json([one]))
     assert kept["findings"][0]["mean"] == pytest.approx(values.mean(), rel=1e-5)
     assert kept["on_last"]["findings"][0]["mean"] == 0

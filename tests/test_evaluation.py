@@ -40,7 +40,8 @@ def test_the_prediction_is_the_class_of_the_largest_logit_of_every_row_in_order(
     expected = [max(range(3), key=row.__getitem__) for row in logits.tolist()]
     assert len(set(expected)) == 3, "every class is predicted somewhere"
     model.train()  # `predict` turns dropout off
-    predicted = predict(model, rows, TASKS["mnli"], 0, BATCH, ALONE, lambda: calls.append(1))
+    predicted, loss = predict(model, rows, TASKS["mnli"], 0, BATCH, ALONE, lambda: calls.append(1))
+    assert loss == pytest.approx(-logits.double().log_softmax(1)[:, 0].mean().item(), rel=1e-5)  # every label is 0
     assert predicted.dtype == np.int16
     assert predicted.tolist() == expected
     assert len(calls) == 6  # after each batch of four of the 23 examples
@@ -49,7 +50,8 @@ def test_the_prediction_is_the_class_of_the_largest_logit_of_every_row_in_order(
 
 def test_the_prediction_of_a_regression_is_its_score():
     model, rows = tiny.model("bert", outputs=1), encoded()
-    predicted = predict(model.train(), rows, TASKS["stsb"], 0, BATCH, ALONE)
+    predicted, loss = predict(model.train(), rows, TASKS["stsb"], 0, BATCH, ALONE)
+    assert loss == pytest.approx((alone(model, rows)[:, 0].double() ** 2).mean().item(), rel=1e-5)  # every label is 0
     assert predicted.dtype == np.float32 and predicted.shape == (23,)
     np.testing.assert_allclose(predicted, alone(model, rows)[:, 0].numpy(), atol=1e-5)
 

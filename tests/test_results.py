@@ -77,7 +77,7 @@ def test_another_name_or_schema_is_refused(tmp_path):
     with pytest.raises(UserError, match="named by its run_id"):
         read_record(other)
     path.write_text(json.dumps(json.loads(other.read_text()) | {"schema": 99}))
-    with pytest.raises(UserError, match="schema 99; this version reads 1 and 2"):
+    with pytest.raises(UserError, match="schema 99; this version reads 1, 2 and 3"):
         read_record(path)
 
 

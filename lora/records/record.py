@@ -14,7 +14,9 @@ from lora.files import read_object, write_atomically
 if TYPE_CHECKING:
     import pandas
 
-SCHEMA = 2  # 1: predictions of the best and the last epoch alone, and no score `split_half`
+# 1: predictions of the best and the last epoch alone, and no score `split_half`. 2: that score from 20 divisions of the
+# dev set instead of 200, and no dev loss.
+SCHEMA = 3
 RUN_ID = re.compile(r"^[A-Za-z0-9_.-]+-[0-9a-f]{8}$")
 
 
@@ -26,7 +28,8 @@ class RunRecord:
         status: `ok`, or `failed` with the reason in `error`.
         config: The whole resolved RunConfig.
         params: trainable_method, trainable_head, total (the paper's counts exclude the head).
-        epochs: For each epoch: epoch, step, train_loss, metrics {split: {metric: value or null}}.
+        epochs: For each epoch: epoch, step, train_loss, metrics {split: {metric: value or null}} and, since schema 3,
+            loss {split: value}, the mean over the rows (`lora.training.evaluation.predict`).
         selected: For `best` and `last`: epoch, and headline metric on the selecting split. Since schema 2, for
             `split_half` that metric with the epoch chosen on other rows (`lora.training.evaluation.split_half`).
         cost: Seconds, step time, throughput, bytes. They vary between repetitions and are not results.
@@ -94,8 +97,8 @@ def read_record(path: Path) -> RunRecord:
     if set(content) != FIELDS:
         different = listed(sorted(FIELDS ^ set(content)))
         raise UserError(f"{path} is not a run record: missing or unknown keys: {different}")
-    if content["schema"] not in (1, SCHEMA):
-        raise UserError(f"{path} has record schema {content['schema']!r}; this version reads 1 and {SCHEMA}")
+    if content["schema"] not in (1, 2, SCHEMA):
+        raise UserError(f"{path} has record schema {content['schema']!r}; this version reads 1, 2 and {SCHEMA}")
     record = RunRecord(**content)
     if not isinstance(record.run_id, str) or not RUN_ID.match(record.run_id) or path.name != f"{record.run_id}.json":
         raise UserError(f"{path} holds run_id {record.run_id!r}; a record's file must be named by its run_id")
@@ -123,7 +126,8 @@ def load_records(results: str | Path) -> tuple[list[RunRecord], list[str]]:
 
 FRAME_COLUMNS = (
     *("run_id", "model", "method", "slug", "task", "protocol", "start", "seed", "lr", "epochs"),
-    *("best", "last", "split_half", "best_epoch", "trainable_method", "trainable_head", "total", "seconds"),
+    *("best", "last", "split_half", "best_epoch", "last_loss", "lowest_loss"),
+    *("trainable_method", "trainable_head", "total", "seconds"),
     *("is_part", "train_rows", "fingerprint", "device", "truncated", "rate_from", "rate_name"),
 )
 
@@ -132,7 +136,8 @@ def load_frame(records: list[RunRecord]) -> "pandas.DataFrame":
     """A frame with one row per `ok` record; metrics are fractions and missing values NaN.
 
     Returns: Columns `FRAME_COLUMNS`; `best` and `last` are the headline metric of the best and of the last epoch,
-        `split_half` that of epochs chosen on other rows (missing before schema 2),
+        `split_half` that of epochs chosen on other rows (missing before schema 2), `last_loss` and `lowest_loss` the
+        mean dev loss of the last epoch and the lowest of all epochs (missing before schema 3),
         `truncated` the fraction of the rows that are longer than data.max_length, `rate_from` and
         `rate_name` those of `lora.config.run.RuntimeConfig`.
     """
@@ -144,6 +149,7 @@ def load_frame(records: list[RunRecord]) -> "pandas.DataFrame":
 
 def _row(record: RunRecord) -> dict[str, Any]:
     config, selected, data = record.config, record.selected, record.provenance["data"]
+    losses = [_loss(record, epoch) for epoch in record.epochs]
     return {
         "run_id": record.run_id,
         "model": config["model"]["name"],
@@ -159,6 +165,8 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "last": _number(selected["last"]["value"]),
         "split_half": _number(selected["split_half"]["value"]) if "split_half" in selected else math.nan,
         "best_epoch": selected["best"]["epoch"],
+        "last_loss": losses[-1],
+        "lowest_loss": min(losses),
         **record.params,
         "seconds": record.seconds,
         "is_part": data["is_part"],
@@ -174,20 +182,26 @@ def _row(record: RunRecord) -> dict[str, Any]:
 def load_curves(records: list[RunRecord]) -> "pandas.DataFrame":
     """A frame with one row per epoch of each `ok` record.
 
-    Returns: Columns run_id, epoch, step, train_loss, and value: the headline metric on the selecting split, a fraction.
+    Returns: Columns run_id, epoch, step, train_loss, and, on the selecting split, loss and value: the headline metric,
+        a fraction.
     """
     import pandas as pd
 
     rows = [row for record in records if record.status == "ok" for row in _curve(record)]
-    return pd.DataFrame(rows, columns=["run_id", "epoch", "step", "train_loss", "value"])
+    return pd.DataFrame(rows, columns=["run_id", "epoch", "step", "train_loss", "loss", "value"])
 
 
 def _curve(record: RunRecord) -> list[tuple]:
-    split, metric = record.selected["split"], record.selected["metric"]
-    return [
-        (record.run_id, one["epoch"], one["step"], one["train_loss"], _number(one["metrics"][split][metric]))
-        for one in record.epochs
-    ]
+    split, metric, rows = record.selected["split"], record.selected["metric"], []
+    for epoch in record.epochs:
+        value = _number(epoch["metrics"][split][metric])
+        rows.append((record.run_id, epoch["epoch"], epoch["step"], epoch["train_loss"], _loss(record, epoch), value))
+    return rows
+
+
+def _loss(record: RunRecord, epoch: dict[str, Any]) -> float:
+    """The mean dev loss of an epoch on the selecting split. Pooled splits have none; nor have older records."""
+    return _number(epoch.get("loss", {}).get(record.selected["split"]))
 
 
 def _number(value: float | None) -> float:

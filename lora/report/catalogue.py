@@ -28,7 +28,9 @@ from lora.report.gather import Gathered
 from lora.report.notes import BANNERS, caption, conditions, encoder_notes, note
 from lora.report.runs import (
     ADHOC,
+    HEAD_RATE,
     KINDS,
+    LAYERS,
     MAIN,
     OWN,
     OWN_TASK,
@@ -141,6 +143,10 @@ def successors(section: Section) -> list[Table]:
     return [section.table(SUCCESSORS, title, cells, notes, successors=beside_lora(section.runs, differences))]
 
 
+def arms(title: str, section: Section) -> list[Table]:
+    return [section.table(section.experiment, title, table2(section.summary), section.notes)]
+
+
 def starts(section: Section) -> list[Table]:
     cells, notes = change_table(section.runs, "start", START_TITLES), [*section.notes, note("change")]
     title, figure = "What an MNLI start gives (section 5.2)", slopes(section.runs, section.paper)
@@ -166,6 +172,8 @@ SHOWN: dict[str, Callable[[Section], list[Table]]] = {  # in the report's order
     "glue_table2": methods,
     OWN_TASK: methods,
     ADHOC: methods,
+    LAYERS: partial(arms, "Which layers to adapt, each arm at its own rate on each task"),
+    HEAD_RATE: partial(arms, "The head's learning rate apart from the body's"),
     "lora_targets": partial(
         of_lora,
         (

@@ -18,7 +18,7 @@ from lora.report.comparisons import REPEATED
 from lora.report.figures import Figure
 from lora.report.gather import options as profile_options
 from lora.report.page import page
-from lora.report.runs import MAIN, SUCCESSORS
+from lora.report.runs import HEAD_RATE, LAYERS, MAIN, SUCCESSORS
 from lora.report.terminal import show
 from lora.sweep.request import LEARNING_RATE
 from lora.table import in_page, markdown
@@ -31,6 +31,7 @@ PAGES = {
     "mnli_start": ("mnli_start",),
     "length": ("length",),
     SUCCESSORS: (SUCCESSORS,),
+    LAYERS: (LAYERS, HEAD_RATE, LEARNING_RATE),
     "subspaces": ("table7",),
     LEARNING_RATE: (LEARNING_RATE,),
     "base_size": (LEARNING_RATE, "table2", "pairs"),

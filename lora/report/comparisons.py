@@ -267,6 +267,8 @@ def taken(rows: pd.DataFrame) -> dict[str, float]:
 def best_rates(tried: pd.DataFrame) -> pd.DataFrame:
     """The runs at the rate that each method, without other settings, takes on each encoder."""
     found = [tried[:0].assign(label="")]
+    has_head_rate = tried["columns"].map(lambda columns: "train.head_lr" in columns).astype(bool)
+    tried = tried[~has_head_rate]  # a setting that all rows of a method share is not in their label
     for _, of_model in tried.groupby("model", sort=False):
         rows = tried_rows(of_model)
         rows = rows[rows["label"].eq(rows["slug"].map(slug_label))]

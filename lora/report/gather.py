@@ -25,11 +25,14 @@ from lora.records.predictions import with_collapsed
 from lora.records.record import RunRecord, adapter_path, load_frame, load_records
 from lora.report.runs import (
     ADHOC,
+    HEAD_RATE,
+    LAYERS,
     MAIN,
     OWN,
     OWN_TASK,
     PLACE,
     SUCCESSORS,
+    UNTOLD,
     facts_of,
     in_table_order,
     labelled,
@@ -39,7 +42,8 @@ from lora.sweep.expand import PlannedRun, State, state_of
 from lora.sweep.request import LEARNING_RATE, experiments_of, read_own_tasks, select_runs, selected
 
 # in reading order
-EXPERIMENTS = (*MAIN, "lora_targets", "lora_ranks", SUCCESSORS, "mnli_start", "length", LEARNING_RATE, OWN)
+EXPERIMENTS = (*MAIN, LAYERS, HEAD_RATE, "lora_targets", "lora_ranks", SUCCESSORS)
+EXPERIMENTS += ("mnli_start", "length", LEARNING_RATE, OWN)
 OF_MACHINES = ("train.precision", "train.kernels", "model.attention")  # settings that may depend on the machine
 SHARED = ("task", "data.", "runtime.results", "runtime.outputs", "rates")  # say nothing about encoder and method
 
@@ -154,7 +158,7 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     tables = []
     for n, of_name in found:
         compared = pd.concat([main, of_name]) if n == OWN else of_name  # other runs say in what they differ
-        names = labelled(compared, main, ("train.lr",) if n == SUCCESSORS else (), n != "mnli_start")
+        names = labelled(compared, main, UNTOLD.get(n, ()), n != "mnli_start")
         tables.append(in_table_order(names[names["experiment"].eq(n)]))
     runs = pd.concat(tables) if tables else every
     is_rate = runs["experiment"] == LEARNING_RATE

@@ -73,7 +73,10 @@ def human_count(value: float) -> str:
 
 
 OWN_TASK, ADHOC, OWN = "own_task", "adhoc", "own"  # a user's task, a user's grid, records that no experiment expects
-SUCCESSORS = "successors"  # in whose table each method has a rate of its own
+SUCCESSORS = "successors"
+HEAD_RATE, LAYERS = "head_rate", "layers"
+# experiment -> the settings that do not name its rows: each row has a rate of its own, and in `layers` the head's too
+UNTOLD = {SUCCESSORS: ("train.lr",), LAYERS: ("train.lr", "train.head_lr")}
 MAIN = ("glue_table2", OWN_TASK, ADHOC)  # experiments that compare the methods
 FACTS = ["model", "protocol", "slug", "method", "start", "task", "seed"]
 PLACE = ["protocol", "slug", "start", "task", "seed"]  # where a run stands in the tables of any encoder

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from lora.data import metrics
 from lora.data.batching import Encoded, collate, evaluation_batches, to_device
@@ -15,7 +16,7 @@ from lora.errors import DIVERGED, DivergedError
 from lora.rng import shuffled
 from lora.training.device import Process
 
-DEV_HALVES = 20  # ours: fixed divisions of the dev set into two halves
+DEV_HALVES = 200  # ours: fixed divisions of the dev set into two halves; 20 leave noise of up to 0.6 points
 
 
 @torch.inference_mode()
@@ -27,13 +28,14 @@ def predict(
     batch_size: int,
     process: Process,
     between: Callable[[], None] = lambda: None,
-) -> np.ndarray:
+) -> tuple[np.ndarray, float]:
     """Predict the class of every example, or its score for regression, in the order of the split.
 
     The processes share the batches.
 
     Args:
         between: Called after every batch.
+    Returns: The predictions, and their mean loss: cross-entropy in nats, or squared error in the labels' units.
     Raises: DivergedError: If a logit is not finite: the largest of NaN would be a class like any other.
     """
     model.eval()
@@ -41,19 +43,24 @@ def predict(
     batches = evaluation_batches(encoded.lengths, batch_size)
     for rows in batches[process.rank :: process.count]:
         batch = to_device(collate(encoded, rows, pad_token_id), process.device)
-        batch.pop("labels")
+        labels = batch.pop("labels")
         with process.autocast():
             logits = model(**batch).logits.float()
-        scores = logits.argmax(-1) if task.labels else task.to_scores(logits.squeeze(-1))
-        chunks.append((rows, scores.cpu().numpy(), bool(logits.isfinite().all())))
+        if task.labels:
+            scores, losses = logits.argmax(-1), F.cross_entropy(logits, labels, reduction="none")
+        else:
+            scores = task.to_scores(logits.squeeze(-1))
+            losses = (scores - labels).square()
+        chunks.append((rows, scores.cpu().numpy(), losses.cpu().numpy(), bool(logits.isfinite().all())))
         between()
     predictions = np.empty(len(encoded.lengths), np.int16 if task.labels else np.float32)
+    loss_of = np.empty(len(encoded.lengths))  # of every row, so that the sum does not depend on the number of processes
     gathered = process.gather(chunks)
-    if not all(is_finite for _, _, is_finite in gathered):
+    if not all(is_finite for *_, is_finite in gathered):
         raise DivergedError(f"logits of evaluated examples are not finite; {DIVERGED}: try a lower train.lr first")
-    for rows, scores, _ in gathered:
-        predictions[rows] = scores
-    return predictions
+    for rows, scores, losses, _ in gathered:
+        predictions[rows], loss_of[rows] = scores, losses
+    return predictions, float(loss_of.mean())
 
 
 def evaluate(

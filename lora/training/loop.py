@@ -115,14 +115,15 @@ def run(
             checkpointer.pause(state)
         check_finite(state.losses, state.step)
         between = functools.partial(checkpointer.pause, state)
-        predictions = {
-            name: predict(model, splits[name], task, tokenizer.pad_token_id, train.eval_batch, process, between)
-            for name in task.validation_splits
-        }
+        predictions, dev_loss = {}, {}
+        for name in task.validation_splits:
+            of_split = splits[name], task, tokenizer.pad_token_id, train.eval_batch
+            predictions[name], dev_loss[name] = predict(model, *of_split, process, between)
         values = evaluate(predictions, splits, task)
         metric = values[headline][task.metric]
         mean_loss = torch.stack(state.losses).mean().item()
-        state.epochs.append({"epoch": epoch, "step": state.step, "train_loss": mean_loss, "metrics": values})
+        losses = {"train_loss": mean_loss, "loss": dev_loss}
+        state.epochs.append({"epoch": epoch, "step": state.step, **losses, "metrics": values})
         state.losses = []
         state.predictions[epoch] = {name: torch.from_numpy(predicted) for name, predicted in predictions.items()}
         selected = select(state.epochs, task, train.selection)

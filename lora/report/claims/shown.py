@@ -19,7 +19,8 @@ from lora.report.stats import LEVEL
 
 Shown = tuple[dict[str, Any], list[Verdict]]  # a line of `FINDINGS`, and what it stands on
 SHORT = 8  # digits of a commit
-RULES = ("Last epoch", "Unselected")  # the other two scores of a run
+SCORE_TITLES = {"best": "Best epoch", "last": "Last epoch", "unselected": "Unselected"}
+SCORE_KEYS = {"best": "on_best", "last": "on_last", "unselected": "unselected"}  # in verdicts.json
 ABOUT = {"swap": "trained adapters"}  # check -> its subject
 FORMS: dict[str, tuple[Callable[[float], str], str]] = {
     "less": (lambda ratio: f"{1 - ratio:.0%}", " less"),
@@ -30,16 +31,19 @@ FORMS: dict[str, tuple[Callable[[float], str], str]] = {
 
 def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """One line per comparison, with the reason if it is undecided. The first line of a claim also has its verdict,
-    sentence and commit."""
+    sentence and commit. Where some claim is not judged by the best epoch, a column names the score that was found."""
     lines, level = [], f"{LEVEL:.0%} interval"
+    mixed = any(each.claim.metric == "unselected" for each in verdicts)
+    shown = [score for score in SCORE_TITLES if mixed or score != "best"]
     for each in verdicts:
         stated = [word_text(each), each.claim.headline + about_text(each), commit_text(each)]
-        others = [iter(other.findings if other else ()) for other in (each.on_last, each.unselected)]
-        for found in each.findings:
+        for place, found in enumerate(each.findings):
             line = {"Verdict": stated[0], "Claim": stated[1], "Compared": found.label}
+            line |= {"Score": SCORE_TITLES.get(each.claim.metric, "-")} if mixed else {}
             line |= {"Found": value_text(found, found.mean), level: interval_text(found)}
-            by_rule = [next(other, None) for other in others]
-            line |= {name: short(one) if one else "-" for name, one in zip(RULES, by_rule, strict=True)}
+            for score in shown:
+                other = each.others.get(score)
+                line[SCORE_TITLES[score]] = short(other.findings[place]) if other else "-"
             line |= {"n": "-" if found.n is None else str(found.n), "Bound": found.bound.text}
             lines.append(line | {"Undecided because": found.reason or "-", "Claim's commit": stated[2]})
             stated = [""] * 3
@@ -53,9 +57,10 @@ def about_text(each: Verdict) -> str:
 
 
 def word_text(each: Verdict) -> str:
-    """The verdict, with that on the last epoch if it differs."""
-    other = each.on_last is not None and each.on_last.word != each.word
-    return f"{each.word} (last epoch: {each.on_last.word})" if other else each.word
+    """The verdict, with that on the last epoch if it differs; or on the best, if that is not what judges."""
+    score = "best" if each.claim.metric == "unselected" else "last"
+    other = each.others.get(score, each)
+    return each.word + (f" ({SCORE_TITLES[score].lower()}: {other.word})" if other.word != each.word else "")
 
 
 def commit_text(each: Verdict) -> str:
@@ -112,10 +117,12 @@ def paper_text(claim: Claim) -> str:
 def to_json(verdicts: Sequence[Verdict]) -> bytes:
     entries = []
     for each in verdicts:
-        claim, last, unselected = each.claim, each.on_last, each.unselected
+        claim = each.claim
         about = {key: getattr(claim, key) for key in ("id", "experiment", "sentence", "ours", "source", "margin")}
         about |= {"about": each.about, "not_glue": each.not_glue, **judged_json(each)}
-        about |= {"on_last": last and judged_json(last), "unselected": unselected and judged_json(unselected)}
+        for score, key in SCORE_KEYS.items():
+            if score != (claim.metric or "best"):
+                about[key] = judged_json(each.others[score]) if score in each.others else None
         about |= {"stated": claim.stated[:SHORT] or None}
         entries.append({**about, "stated_later": each.stated_later, "paper": claim.paper})
     return (json.dumps(rounded(entries), indent=1, ensure_ascii=False) + "\n").encode()
@@ -158,7 +165,7 @@ def findings_block(lines: Sequence[Shown]) -> str:
         word, on, devices = row["Verdict"].partition(" on ")
         cells.append([*(row | {"Verdict": f"**{word}**{on}{devices}"}).values()])
     first = lines[0][1][0]
-    last, unselected = (short(other.findings[0], 1) for other in (first.on_last, first.unselected))
+    last, unselected = (short(first.others[score].findings[0], 1) for score in ("last", "unselected"))
     other_rules = (
         f"Scored at the last epoch in place of each run's best, the first line is {last}; scored at the epoch that is "
         f"best for the other seeds, {unselected}."

@@ -84,7 +84,8 @@ class Claim:
         margin: The reason for the bounds.
         stated, stated_at: The commit in which the claim last changed, and its time; empty until it is committed.
         ours: Whether the sentence is this project's, not the paper's.
-        metric: For differences of cells, in points: the headline metric of each run's best epoch.
+        metric: For differences of cells, in points: the headline metric of each run's best epoch, or `unselected`, its
+            score without the gain from choosing an epoch (`lora.report.runs.with_unselected`).
         measure: For ratios, a cost in results/efficiency/<device>/summary.json.
         count: For ratios of trainable parameters: GPT-3 175B by closed form, or the encoders of the records. `rate`:
             of the best of the learning rates that were tried.
@@ -101,7 +102,7 @@ class Claim:
     stated: str = ""
     stated_at: str = ""
     ours: bool = False
-    metric: Literal["best"] | None = None
+    metric: Literal["best", "unselected"] | None = None
     measure: Measure | None = None
     count: Literal["gpt3", "encoder", "rate"] | None = None
     check: Literal["swap"] | None = None

@@ -24,7 +24,7 @@ epoch is also judged on the last epoch, because the best one is chosen on the de
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +37,7 @@ from lora.report.claims.findings import Finding, checked, count_ratios, on_runs,
 from lora.report.claims.statements import Claim
 from lora.report.stats import LEVEL, holm
 
+SCORES = ("best", "last", "unselected")  # of a run: columns of `lora.report.runs`
 WORDS = {True: "supported", False: "not supported", None: "inconclusive"}
 
 
@@ -47,8 +48,7 @@ class Verdict:
     Args:
         about: The model, the device or the check.
         not_glue: Whether it is judged on tasks other than GLUE's.
-        on_last, unselected: For claims about each run's best epoch, the verdicts on its last one and on its score
-            without the gain from a choice (`lora.report.runs.with_unselected`); else None.
+        others: For a claim about scores, the verdicts on the other `SCORES`: score -> verdict.
         stated_later: Whether the claim was stated later than both runs of some pair, or than some other run or file;
             None without runs or a date.
     """
@@ -59,8 +59,7 @@ class Verdict:
     word: Literal["supported", "not supported", "inconclusive"]
     reason: str = ""
     not_glue: bool = False
-    on_last: "Verdict | None" = None
-    unselected: "Verdict | None" = None
+    others: "Mapping[str, Verdict]" = field(default_factory=dict)
     stated_later: bool | None = None
 
     @property
@@ -100,9 +99,10 @@ def judge(
     made_at |= {str(path.relative_to(folder.parent)): one["about"].get("started_at") for path, one in summaries.items()}
     not_glue = {run for each in (runs, tried) for run in each.loc[each["kind"].isin(("embedded", "own")), "run_id"]}
     for claim in claims:
-        others: list[dict[str, list[Finding]]] = []
+        others: dict[str, dict[str, list[Finding]]] = {}
         if claim.metric is not None:
-            found, *others = on_runs(claim, runs, ("best", "last", "unselected"))
+            others = dict(zip(SCORES, on_runs(claim, runs, SCORES), strict=True))
+            found = others.pop(claim.metric)
         elif claim.measure is not None:
             measured = {str(path.parent.relative_to(folder)): (path, summary) for path, summary in summaries.items()}
             found = {device: ratios(claim, *files, folder) for device, files in measured.items()}
@@ -112,9 +112,10 @@ def judge(
             found = {claim.check: list(map(checked, checks.get(claim.check, ())))}
         for about, findings in found.items():
             if findings:
-                one = verdict(claim, about, findings, *(verdict(claim, about, other[about]) for other in others))
+                one = verdict(claim, about, findings)
                 later, glue = stated_later(one, made_at), not_glue.isdisjoint(one.records)
-                verdicts.append(replace(one, stated_later=later, not_glue=not glue))
+                by_score = {score: verdict(claim, about, other[about]) for score, other in others.items()}
+                verdicts.append(replace(one, stated_later=later, not_glue=not glue, others=by_score))
     return verdicts
 
 
@@ -127,19 +128,13 @@ def stated_later(verdict: Verdict, made_at: Mapping[str, str | None]) -> bool | 
     return min(times) < datetime.fromisoformat(verdict.claim.stated_at)
 
 
-def verdict(
-    claim: Claim,
-    about: str,
-    findings: Sequence[Finding],
-    on_last: Verdict | None = None,
-    unselected: Verdict | None = None,
-) -> Verdict:
+def verdict(claim: Claim, about: str, findings: Sequence[Finding]) -> Verdict:
     findings = after_holm(findings)
     holds = [found.holds for found in findings]
     word = WORDS[False if False in holds else None if None in holds else True]
     reasons = dict.fromkeys(found.reason for found in findings if found.holds is None)
     reason = "; ".join(reasons) if word == "inconclusive" else ""
-    return Verdict(claim, about, tuple(findings), word, reason, on_last=on_last, unselected=unselected)
+    return Verdict(claim, about, tuple(findings), word, reason)
 
 
 def after_holm(findings: Sequence[Finding]) -> list[Finding]:
