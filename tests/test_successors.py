@@ -66,9 +66,9 @@ def test_claims_are_judged_on_sts_b(report):
     words = {each.claim.id: each.word for each in report.verdicts}
     assert words == {
         "dora_better_than_lora": "supported",
-        "pissa_better_than_lora": "inconclusive",
+        "pissa_better_than_lora": "undecided",
         "lora_plus_better_than_lora": "supported",
-        "vera_comparable_with_a_tenth": "not supported",
+        "vera_comparable_with_a_tenth": "contradicted",
         "no_successor_is_a_point_better": "supported",
         "ten_thousand_times_fewer_on_gpt3": "supported",
         "a_hundred_times_fewer_here": "supported",

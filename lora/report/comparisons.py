@@ -80,7 +80,7 @@ def pairs_table(pairs: pd.DataFrame, examples: Mapping[tuple[str, str, str, str]
 
 
 def answers(pairs: pd.DataFrame) -> list[str]:
-    """`LoRA (qv, r8) - Full fine-tuning, my_task: -4.4 (-14.9 to +6.0), n = 3: inconclusive; ...`, a line per pair.
+    """`LoRA (qv, r8) - Full fine-tuning, my_task: -4.4 (-14.9 to +6.0), n = 3: undecided; ...`, a line per pair.
 
     A method is higher or lower if all of the 95% interval over seeds is above or below 0, and not on fewer than
     `ENOUGH_SEEDS` pairs, as for the paper's claims. Of several tasks, the average is told.
@@ -92,7 +92,7 @@ def answers(pairs: pd.DataFrame) -> list[str]:
             word = "higher" if row.low > 0 else "lower"
         else:
             few = f"; a verdict needs at least {ENOUGH_SEEDS} seeds" * (row.n < ENOUGH_SEEDS)
-            word = f"inconclusive{few}{needed_text(row.needed, 'tell them apart')}"
+            word = f"undecided{few}{needed_text(row.needed, 'tell them apart')}"
         place = "average over the tasks" if row.task == "Avg." else TASKS[row.task].title
         about = f", {row.model}" if pairs["model"].nunique() > 1 else ""
         value = Interval(row.mean, row.low, row.high, row.n).text

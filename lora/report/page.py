@@ -22,7 +22,7 @@ from lora.report.runs import encoder_title
 from lora.report.tables import number
 from lora.table import Table, rows
 
-SYMBOLS = {"supported": "✓", "not supported": "✗", "inconclusive": "?"}
+SYMBOLS = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
 NUMBER = re.compile(r"[+-]?\d[\d,]*\.?\d*(?:e[+-]?\d+)?")
 FACTORS = {"k": 1e3, "M": 1e6}
 IDS = re.compile(r' id="[\w.]+_\d+"')  # matplotlib's ids of groups, which nothing refers to

@@ -23,7 +23,7 @@ NOT_PRINTED = ("table2_paper", "table2_paper_part", "pairs", "pairs_part", REPEA
 METRICS = re.compile(rf" \((?:{'|'.join(map(re.escape, METRIC_SHORT.values()))})\)(?=$|,)")
 MEANS = re.compile(r" \(mean [^)]*\)")
 SIZES = ("Trainable", "Seeds", "Pairs", "Layer", "Median over layers")  # columns that a narrow terminal can do without
-COLOURS = {"supported": "green", "not supported": "red", "inconclusive": "yellow"}
+COLOURS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
 
 
 def show(report: Report, of_sweep: bool = False, plain: bool = False) -> None:

@@ -1,17 +1,17 @@
-"""Judge claims on the measurements: supported, not supported, or inconclusive, with the numbers behind the verdict.
+"""Judge claims on the measurements: supported, contradicted, or undecided, with the numbers behind the verdict.
 
 A claim is a list of comparisons that must all hold. Each compares a difference or a ratio with a stated bound.
 
     supported      Every comparison's 95% interval is inside its bound. All of them must be, so no correction is needed
                    (intersection-union test): the probability of a wrong "supported" is at most 2.5%, the one-sided
                    level of a 95% interval, for any number of comparisons.
-    not supported  Some comparison breaks its bound. Any one of m suffices, so an error becomes likelier with m, and
+    contradicted   Some comparison breaks its bound. Any one of m suffices, so an error becomes likelier with m, and
                    Holm's correction is applied within the claim. Each comparison has the p-value of a one-sided test:
                    the null hypothesis is that its bound holds, and the value tested is the bound itself. `within` has
                    two ends, and the smaller of their p-values counts. The bound is broken if the p-value after Holm's
                    correction over the claim's m comparisons is at most 2.5%. For m = 1 that is the same as a 95%
                    interval beyond the bound. A comparison that cannot be tested yet still counts in m.
-    inconclusive   Neither.
+    undecided      Neither.
 
 The tests match the intervals: Student's t over seeds (`lora.report.stats`), the sign test over rounds for ratios of
 times. Counts have no error: they keep or break their bound.
@@ -38,7 +38,7 @@ from lora.report.claims.statements import Claim
 from lora.report.stats import LEVEL, holm
 
 SCORES = ("best", "last", "unselected")  # of a run: columns of `lora.report.runs`
-WORDS = {True: "supported", False: "not supported", None: "inconclusive"}
+WORDS = {True: "supported", False: "contradicted", None: "undecided"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Verdict:
     claim: Claim
     about: str
     findings: tuple[Finding, ...]
-    word: Literal["supported", "not supported", "inconclusive"]
+    word: Literal["supported", "contradicted", "undecided"]
     reason: str = ""
     not_glue: bool = False
     others: "Mapping[str, Verdict]" = field(default_factory=dict)
@@ -133,7 +133,7 @@ def verdict(claim: Claim, about: str, findings: Sequence[Finding]) -> Verdict:
     holds = [found.holds for found in findings]
     word = WORDS[False if False in holds else None if None in holds else True]
     reasons = dict.fromkeys(found.reason for found in findings if found.holds is None)
-    reason = "; ".join(reasons) if word == "inconclusive" else ""
+    reason = "; ".join(reasons) if word == "undecided" else ""
     return Verdict(claim, about, tuple(findings), word, reason)
 
 
