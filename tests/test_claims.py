@@ -18,6 +18,7 @@ from synthetic import runs_of
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.models.sizes import gpt3_count
+from lora.records.analysis import Analyses
 from lora.records.record import FRAME_COLUMNS
 from lora.report.claims import verdicts
 from lora.report.claims.findings import Finding, difference, smallest_p
@@ -100,18 +101,20 @@ def test_a_claim_is_later_than_runs_that_began_before_it():
     one = verdict(claim, "minilm", [finding(1.0, 0.5, 1.5, runs=(("a",), ("b",)))])
     before, after = "2026-11-26T12:09:10+00:00", "2026-11-26T12:09:12+00:00"  # a second off the commit's time
     for made_at, later in (
-        ({"a": after, "b": after}, False),
-        ({"a": after, "b": before}, True),
-        ({"a": after, "b": None}, False),
+        ({"a": after, "b": after}, ""),
+        ({"a": after, "b": before}, "stated later"),
+        ({"a": after, "b": None}, ""),
         ({}, None),
     ):
-        assert stated_later(one, made_at) is later
-    pairs = verdict(claim, "minilm", [finding(1.0, 0.5, 1.5, runs=(("a", "b"), ("c", "d")))])
+        assert stated_later(one, made_at) == later
+    pairs = verdict(claim, "minilm", [finding(1.0, 0.5, 1.5, runs=(("a", "b"), ("c", "d")), sides=("DoRA", "LoRA"))])
     made_at = dict.fromkeys("abcd", after)
-    assert stated_later(pairs, made_at | dict.fromkeys("ac", before)) is False  # no difference could be known
-    assert stated_later(pairs, made_at | dict.fromkeys("cd", before)) is True
+    assert stated_later(pairs, made_at) == ""
+    assert stated_later(pairs, made_at | dict.fromkeys("bd", before)) == "the runs of LoRA were known"
+    assert stated_later(pairs, made_at | dict.fromkeys("ad", before)) == "the runs of DoRA and LoRA were known"
+    assert stated_later(pairs, made_at | dict.fromkeys("cd", before)) == "stated later"
     assert stated_later(verdict(dataclasses.replace(claim, stated_at=""), "", one.findings), {"a": after}) is None
-    assert commit_text(dataclasses.replace(one, stated_later=True)) == f"{claim.stated[:8]}, stated later"
+    assert commit_text(dataclasses.replace(one, stated_later="stated later")) == f"{claim.stated[:8]}, stated later"
 
 
 def test_every_comparison_of_every_claim_has_cells_in_some_committed_runs():
@@ -269,7 +272,7 @@ def test_a_task_of_which_there_is_no_record_stays_in_the_average():
     runs, *more = scored({"glue_table2": [*planned["glue_table2"], *cola]}, lambda p: 0.0)
     untrained = runs["task"] == "cola"
     runs = runs.assign(best=runs["best"].mask(untrained), last=runs["last"].mask(untrained))
-    (first, *_) = judge(read_claims(), runs, *more, Path("none"), {})
+    (first, *_) = judge(read_claims(), runs, *more, Path("none"), Analyses())
     assert first.findings[0].label.endswith("average of CoLA, RTE")
     assert (first.word, first.reason) == ("undecided", "no pair of seeds on CoLA")
     assert math.isnan(first.findings[0].mean), "one of two tasks gives no average of two"
@@ -284,7 +287,7 @@ def test_an_average_is_over_the_common_tasks_and_over_whole_ones_where_there_are
 
     def compared(*parts):
         kinds = runs["kind"].mask(runs["task"].isin(parts), "part")
-        found = judge(read_claims(), runs.assign(kind=kinds), *more, Path("none"), {})
+        found = judge(read_claims(), runs.assign(kind=kinds), *more, Path("none"), Analyses())
         return next(each for each in found if each.claim.id == "lora_as_good_as_full").findings[0]
 
     three, two = compared(), compared("cola")
@@ -312,7 +315,7 @@ def scored(planned, add):
     ]
     frame = pd.DataFrame(rows, columns=FRAME_COLUMNS)
     runs = labelled(runs_of(runs, frame), start=False)
-    return runs.assign(unselected=runs["best"]), frame, runs[:0]
+    return runs.assign(unselected=runs["best"], others_epoch=runs["best"]), frame, runs[:0]
 
 
 def spread(p):
@@ -321,7 +324,7 @@ def spread(p):
 
 
 def judged(planned, add, claims=None):
-    found = judge(claims or read_claims(), *scored(planned, add), Path("none"), {})
+    found = judge(claims or read_claims(), *scored(planned, add), Path("none"), Analyses())
     return {each.claim.id: each for each in found}
 
 
@@ -393,7 +396,7 @@ def test_the_ratio_of_rates_is_that_of_the_best_of_each_grid():
         for rate, best in values.items()
     ]
     records = pd.DataFrame([{**dict.fromkeys(FRAME_COLUMNS), **one} for one in tried]).drop(columns="columns")
-    found = judge(read_claims(), *scored({}, None)[:2], runs_of(tried, records), Path("none"), {})
+    found = judge(read_claims(), *scored({}, None)[:2], runs_of(tried, records), Path("none"), Analyses())
     (one,) = [each for each in found if each.claim.count == "rate"]
     assert one.word == "supported" and one.findings[0].mean == pytest.approx(6)
     assert one.findings[0].records == ["lora-qv-r8.0.0006.null", "full.0.0001.null"]
@@ -425,7 +428,9 @@ def write_measurements(folder: Path, times: dict, rounds: int = 20, **counts) ->
     ]
     pd.DataFrame(rows, columns=["kind", "method", "shape", "round", "ms"]).to_csv(folder / "samples.csv", index=False)
     efficiency = next(path for path in folder.parents if path.name == "efficiency")
-    return {(each.claim.id, each.about): each for each in judge(read_claims(), *scored({}, None), efficiency, {})}
+    return {
+        (each.claim.id, each.about): each for each in judge(read_claims(), *scored({}, None), efficiency, Analyses())
+    }
 
 
 STEP = {("step", "lora"): {"16x28": 0.41}, ("step", "full"): {"16x28": 1 + 0.001 * np.arange(20)}}
@@ -470,13 +475,13 @@ def test_a_broken_summary_is_named(tmp_path):
     (tmp_path / "efficiency" / "cpu").mkdir(parents=True)
     (tmp_path / "efficiency" / "cpu" / "summary.json").write_text("{")
     with pytest.raises(UserError, match=r"summary.json"):
-        judge(read_claims(), *scored({}, None), tmp_path / "efficiency", {})
+        judge(read_claims(), *scored({}, None), tmp_path / "efficiency", Analyses())
 
 
 @pytest.mark.parametrize(("failures", "word"), [(0, "supported"), (1, "contradicted")])
 def test_an_exact_claim_is_refuted_by_one_failure(tmp_path, failures, word):
     cases = ({"label": "fp32", "trials": 1000, "failures": failures, "runs": ["a"]},)
-    found = judge(read_claims(), *scored({}, None), tmp_path / "efficiency", {"swap": cases})
+    found = judge(read_claims(), *scored({}, None), tmp_path / "efficiency", Analyses(checks={"swap": cases}))
     (verdict,) = [each for each in found if each.claim.check]
     assert (verdict.word, verdict.about) == (word, "swap")
     (kept,) = verdict.findings

@@ -1,4 +1,4 @@
-"""Intervals over dev examples: the metrics against their own module, the intervals against SciPy and closed forms."""
+"""Intervals for other dev rows: against leaving rows out, SciPy's bootstrap, closed forms, and coverage."""
 
 import argparse
 import hashlib
@@ -15,9 +15,9 @@ from lora.errors import UserError
 from lora.records.analysis import EXAMPLES, analysis_json, read_analyses
 from lora.records.predictions import dev_predictions
 from lora.records.record import read_record, write_record
-from lora.report.analyses.dev_intervals import bounds, check, compare, main, resampled
+from lora.report.analyses.dev_intervals import bounds, check, compare, main, pseudo_values
 from lora.report.build import build
-from lora.report.gather import gather
+from lora.report.stats import mean_interval, seeds_and_rows
 from lora.report.terminal import markdown
 from lora.sweep.request import select_runs
 
@@ -26,7 +26,7 @@ OVERRIDES = ["experiment=glue_table2", "task=cola", "seed=1,2"]
 
 
 def predictions(metric: str, rows: int = 300) -> tuple[np.ndarray, np.ndarray]:
-    if metric == "pearson":
+    if metric in ("pearson", "spearman"):
         labels = RANDOM.normal(2.5, 1, rows)
         return (labels + RANDOM.normal(0, 1, rows)).astype(np.float32), labels
     classes = 3 if metric == "macro_f1" else 2
@@ -34,30 +34,39 @@ def predictions(metric: str, rows: int = 300) -> tuple[np.ndarray, np.ndarray]:
     return np.where(RANDOM.random(rows) < 0.8, labels, (labels + 1) % classes).astype(np.int16), labels
 
 
-@pytest.mark.parametrize(("metric", "undefined"), [("matthews", 0.0), ("pearson", None)])
-def test_constant_predictions_have_the_value_of_the_metrics_module(metric, undefined):
-    """They are resampled like any others, with 0 for an undefined value: no interval excludes a collapsed run."""
-    predicted, labels = predictions(metric)
-    constant = np.full_like(predicted, predicted[0])
-    assert metrics.compute((metric,), constant, labels)[metric] == undefined
-    points = resampled(metric, [constant, predicted], labels, "test")
-    assert (points[:, 0] == 0).all() and points[:, 1].min() > 0
+METRICS = ["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman"]
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "f1", "macro_f1", "matthews", "pearson"])
-def test_a_resample_is_the_metric_of_the_rows_drawn(metric):
-    """Its spread over resamples is that of SciPy's bootstrap, which computes the metric from the drawn rows."""
+@pytest.mark.parametrize("metric", METRICS)
+def test_pseudo_values_are_those_of_leaving_each_row_out(metric):
+    predicted, labels = predictions(metric, 60)
+
+    def score(rows: np.ndarray) -> float:
+        return metrics.compute((metric,), predicted[rows], labels[rows])[metric]
+
+    rows = np.arange(60)
+    expected = [100 * (60 * score(rows) - 59 * score(np.delete(rows, row))) for row in rows]
+    np.testing.assert_allclose(pseudo_values(metric, predicted, labels), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_spread_of_pseudo_values_is_that_of_scipys_bootstrap(metric):
     predicted, labels = predictions(metric)
 
     def one(x: np.ndarray, y: np.ndarray) -> float:
-        return metrics.compute((metric,), x, y)[metric]
+        return 100 * metrics.compute((metric,), x, y)[metric]
 
-    ours = resampled(metric, [predicted], labels, "test")[:, 0] / 100
+    values = pseudo_values(metric, predicted, labels)
     theirs = stats.bootstrap(
         (predicted, labels), one, paired=True, vectorized=False, n_resamples=300, method="percentile", rng=1
     )
-    assert ours.std() == pytest.approx(theirs.standard_error, rel=0.15)
-    assert ours.mean() == pytest.approx(one(predicted, labels), abs=0.01)
+    assert values.std(ddof=1) / np.sqrt(len(labels)) == pytest.approx(theirs.standard_error, rel=0.15)
+
+
+@pytest.mark.parametrize("metric", ["matthews", "pearson"])
+def test_constant_predictions_count_as_0(metric):
+    predicted, labels = predictions(metric)
+    assert (pseudo_values(metric, np.full_like(predicted, predicted[0]), labels) == 0).all()
 
 
 def test_an_accuracy_has_the_closed_forms_interval():
@@ -65,22 +74,48 @@ def test_an_accuracy_has_the_closed_forms_interval():
     labels = np.zeros(400, np.int64)
     one, other = np.zeros(400, np.int16), np.zeros(400, np.int16)
     other[:20], one[20:30] = 1, 1
-    points = resampled("accuracy", [one, other], labels, "closed form")
-    found = bounds(points[:, :1] - points[:, 1:], "closed form")
-    std = 100 * np.sqrt((30 / 400 - (10 / 400) ** 2) / 400)
-    assert (points[:, 0] - points[:, 1]).std() == pytest.approx(std, rel=0.06)
-    assert (found["examples_low"], found["examples_high"]) == pytest.approx((2.5 - 2 * std, 2.5 + 2 * std), abs=0.5)
+    table = (pseudo_values("accuracy", one, labels) - pseudo_values("accuracy", other, labels))[None]
+    found = bounds(mean_interval(table.mean(axis=1)), [table])
+    half = 1.96 * 100 * np.sqrt((30 / 400 - (10 / 400) ** 2) / 399)
+    assert (found["examples_low"], found["examples_high"]) == pytest.approx((2.5 - half, 2.5 + half), abs=1e-3)
     assert found["both_low"] is None  # one pair of seeds
 
 
-def test_both_is_as_wide_as_the_two_together():
-    """Seeds and examples vary independently, so variances add up. That of seeds is widened by t for their number."""
-    examples = RANDOM.normal(0, 1, (2000, 1))
-    seeds = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
-    found = bounds(examples + seeds, "both")
-    t = stats.t.ppf(0.975, 4) * seeds.std(ddof=1) / np.sqrt(5)
-    assert found["both_high"] == pytest.approx(np.sqrt(1.96**2 + t**2), rel=0.1)
-    assert found["examples_high"] == pytest.approx(1.96, rel=0.1)
+@pytest.mark.parametrize("seeds", [5, 8])
+@pytest.mark.parametrize("rows", [400, 1500])
+@pytest.mark.parametrize("of_seeds", [0.0, 0.1])
+def test_the_interval_over_seeds_and_rows_covers_the_truth(seeds, rows, of_seeds):
+    """4,000 draws of a difference with an effect of the seed, one of the row, and their interaction.
+
+    Args:
+        of_seeds: Standard deviation of the seed's effect, where that of a row's and of the interaction are 1.
+    """
+    source, covered, draws = np.random.default_rng(seeds + rows), 0, 4000
+    for _ in range(draws):
+        table = source.normal(0, of_seeds, (seeds, 1)) + source.normal(0, 1, rows) + source.normal(0, 1, (seeds, rows))
+        found = seeds_and_rows(mean_interval(table.mean(axis=1)), [table])
+        covered += found.low <= 0 <= found.high
+    assert 0.93 <= covered / draws <= 0.965
+
+
+def test_the_interval_over_seeds_and_rows_is_owens_variance_with_satterthwaites_degrees():
+    """Two tasks of 3 seeds, computed cell by cell."""
+    source = np.random.default_rng(3)
+    tables = [source.normal(size=(3, 1)) + source.normal(0, 30, (1, n)) + source.normal(size=(3, n)) for n in (40, 70)]
+    over = mean_interval(np.mean([table.mean(axis=1) for table in tables], axis=0))
+    of_seeds = np.mean([table.mean(axis=1) for table in tables], axis=0).var(ddof=1) / 3
+    variance, below = of_seeds, of_seeds**2 / 2
+    for table in tables:
+        n = table.shape[1]
+        m_rows = 3 * table.mean(axis=0).var(ddof=1)
+        m_rest = sum(
+            (table[s, i] - table[s].mean() - table[:, i].mean() + table.mean()) ** 2 for s in range(3) for i in range(n)
+        ) / (2 * (n - 1))
+        a, b = m_rows / (3 * n * 4), m_rest / (3 * n * 4)
+        variance, below = variance + a - b, below + a**2 / (n - 1) + b**2 / (2 * (n - 1))
+    found = seeds_and_rows(over, tables)
+    assert found.high - found.mean == pytest.approx(stats.t.ppf(0.975, variance**2 / below) * np.sqrt(variance))
+    assert found.high > over.high
 
 
 @pytest.fixture
@@ -104,23 +139,29 @@ def predicted_runs(tmp_path):
 
 def test_methods_are_compared_and_the_tables_show_it_unless_the_predictions_are_others(predicted_runs):
     results, labels = predicted_runs
-    gathered = gather("small", OVERRIDES, results)
-    (entry,) = compare(gathered, {"cola": labels}, results / "small")
-    assert (entry["one"], entry["other"], entry["task"]) == ("LoRA (qv, r8)", "Full fine-tuning", "cola")
-    assert (entry["pairs"], entry["examples"]) == (2, 100)
+    report = build("small", OVERRIDES, results)
+    entries = compare(report, {"cola": labels})
+    (entry,) = [one for one in entries if one["tasks"] == ["cola"] and ".lora-" in one["pairs"][0][0]]
+    assert len(entry["pairs"]) == 2 and entry["score"] == "best"
     assert 0 < entry["examples_low"] < 20 < entry["examples_high"] < 40
     path = results / "small" / "analysis" / EXAMPLES
     path.parent.mkdir()
-    made_from = {run_id: record.predictions for run_id, record in gathered.state.ok.items()}
-    path.write_bytes(analysis_json(made_from, [entry]))
+    made_from = {run_id: record.predictions for run_id, record in report.state.ok.items()}
+    path.write_bytes(analysis_json(made_from, entries))
     report = build("small", OVERRIDES, results)
     (pairs,) = [table for table in report.tables if table.name == "pairs"]
     assert pairs.cells["... over examples"].item() == f"{entry['examples_low']:+.1f} to {entry['examples_high']:+.1f}"
+    (claim,) = [each for each in report.verdicts if each.claim.id == "lora_as_good_as_full"]
+    assert (claim.findings[0].rows_low, claim.findings[0].rows_high) == (entry["both_low"], entry["both_high"])
     assert not report.problems
-    path.write_bytes(analysis_json({next(iter(gathered.state.ok)): "0" * 64}, []))
-    report = build("small", OVERRIDES, results)
-    assert len(report.problems) == 1 and "python -m lora analyse intervals" in report.problems[0]
-    assert "left out" in markdown(report)
+    for made_from, older, word in (
+        ({next(iter(report.state.ok)): "0" * 64}, [], "another predictions"),
+        ({}, [{"one": "A", "other": "B", "pairs": 2}], "an older version"),
+    ):
+        path.write_bytes(analysis_json(made_from, older))
+        report = build("small", OVERRIDES, results)
+        assert len(report.problems) == 1 and "python -m lora analyse intervals" in report.problems[0]
+        assert word in report.problems[0] and "left out" in markdown(report)
 
 
 @pytest.mark.parametrize("content", ["{", "[]"])
@@ -148,17 +189,20 @@ def test_the_hash_of_the_predictions_is_checked(predicted_runs):
 def test_the_command_writes_its_file_and_without_labels_it_is_an_error(predicted_runs, monkeypatch):
     results, labels = predicted_runs
     path = results / "small" / "analysis" / EXAMPLES
-    monkeypatch.setattr("lora.report.analyses.dev_intervals.gather", lambda name, given: gather(name, given, results))
+    monkeypatch.setattr("lora.report.analyses.dev_intervals.build", lambda name, given: build(name, given, results))
     monkeypatch.setattr("lora.report.analyses.dev_intervals.read_labels", lambda _: {"cola": labels})
     given = argparse.Namespace(profile="small", overrides=OVERRIDES)
     main(given)
     written = json.loads(path.read_bytes())
-    assert [entry["task"] for entry in written["entries"]] == ["cola"]
-    for changed, tasks in (({}, ["rte", "cola"]), ({"a run that is gone": "0" * 64}, ["cola"])):
-        earlier = [*written["entries"], {**written["entries"][0], "task": "rte"}]
+    assert {tuple(entry["tasks"]) for entry in written["entries"]} == {("cola",)}
+    gone = {"a run that is gone": "0" * 64}
+    for changed, kept in (({}, 1), (gone, 0)):  # entries on tasks without labels here stay while their records do
+        earlier = [*written["entries"], {**written["entries"][0], "tasks": ["rte"]}]
         path.write_bytes(analysis_json(written["made_from"] | changed, earlier))
         main(given)
-        assert [entry["task"] for entry in json.loads(path.read_bytes())["entries"]] == tasks
+        entries = json.loads(path.read_bytes())["entries"]
+        assert [entry["tasks"] for entry in entries].count(["rte"]) == kept
+        assert len(entries) == len(written["entries"]) + kept
     path.unlink()
     monkeypatch.setattr("lora.report.analyses.dev_intervals.read_labels", lambda _: {})
     with pytest.raises(UserError, match="nothing can be compared"):

@@ -14,6 +14,7 @@ from lora.cli import main
 from lora.config.compose import compose_run
 from lora.config.labels import labels
 from lora.config.rates import Rate, write_rates
+from lora.records.analysis import compared
 from lora.records.record import write_record
 from lora.report.build import build
 from lora.report.comparisons import answers, pairs_table, rates_table
@@ -71,7 +72,7 @@ def test_an_undecided_answer_says_how_many_seeds_would_tell():
         "B": pd.DataFrame({**rows, "run_id": ["d", "e", "f"], "best": 0.5 + values / 100}),
     }
     pairs = all_pairs(groups).assign(model="minilm")
-    (line,) = answers(pairs)
+    (line,) = answers(pairs, {})
     mean, std = values.mean(), values.std(ddof=1)
 
     def power(n):
@@ -81,15 +82,24 @@ def test_an_undecided_answer_says_how_many_seeds_would_tell():
     assert line.startswith("B - A, RTE: +0.7 (") and f"about {n} seeds" in line and "at least 5 seeds" in line
 
 
-def test_intervals_over_examples_are_shown_for_the_runs_that_they_were_computed_on():
-    rows = {"task": "rte", "seed": range(2), "device": "a CPU"}
-    groups = {name: pd.DataFrame({**rows, "run_id": [f"{name}0", f"{name}1"], "best": [0.5, 0.6]}) for name in "AB"}
+def test_intervals_for_other_rows_are_those_of_the_same_runs_and_qualify_the_answer():
+    rows = {"task": "rte", "seed": range(5), "device": "a CPU"}
+    groups = {
+        name: pd.DataFrame({**rows, "run_id": [f"{name}{seed}" for seed in range(5)], "best": best})
+        for name, best in (("A", [0.5, 0.51, 0.5, 0.52, 0.5]), ("B", [0.6, 0.6, 0.61, 0.6, 0.6]))
+    }
     pairs = all_pairs(groups).assign(model="minilm", p_holm=1.0)
-    bounds = {f"{of}_{end}": 1.0 for of in ("examples", "both") for end in ("low", "high")}
-    every = {"A0", "A1", "B0", "B1"}
-    for n, runs, shown in ((2, every, "+1.0 to +1.0"), (2, every - {"A1"}, "-"), (3, every, "-")):
-        found = {("minilm", "B", "A", "rte"): bounds | {"pairs": n, "runs": runs}}
-        assert pairs_table(pairs, found)["... over examples"].tolist() == [shown]
+    same = [(f"B{seed}", f"A{seed}") for seed in range(5)]
+    for runs, low, shown, word in (
+        (same, 1.0, "+1.0 to +12.0", "higher"),
+        (same, -1.0, "-1.0 to +12.0", "higher on these dev rows"),
+        (same[1:], -1.0, "-", "higher"),
+    ):
+        ends = {"examples_low": low, "examples_high": 12.0, "both_low": low, "both_high": 12.0}
+        found = {compared(runs, "best"): ends}
+        assert pairs_table(pairs, found)["... over both"].tolist() == [shown]
+        (line,) = answers(pairs, found)
+        assert line.endswith(f"n = 5: {word}")
 
 
 def test_scores_on_different_numbers_of_train_rows_are_told_apart():

@@ -4,7 +4,7 @@ Tables and figures are rebuilt from these files, without GLUE or the adapters.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from lora.errors import UserError
 from lora.files import read_object
 from lora.records.record import RunRecord
 
+Compared = tuple[frozenset[tuple[str, ...]], str]  # pairs of run_ids, and the score: a column of `lora.report.runs`
 EXAMPLES, SUBSPACES, SWAP = "examples.json", "subspaces.json", "swap.json"
 FILES = {  # file -> the field of records whose hashes it was made from, and the command that makes it
     EXAMPLES: ("predictions", "analyse intervals"),
@@ -26,17 +27,22 @@ class Analyses:
     """The analyses of a profile that were made from its current records.
 
     Args:
-        examples: (model, one, other, task) -> bounds of the interval over dev examples, the number of `pairs` of runs,
-            and `runs`: the run_ids of all runs analysed with them.
+        examples: `compared` of a comparison of runs -> the bounds of its intervals over dev rows
+            (`lora.report.analyses.dev_intervals`).
         subspaces: Cases of `lora.report.analyses.subspaces`.
         checks: Name of a check -> its cases, each with label, trials, failures and runs.
         problems: One line for each file that was excluded.
     """
 
-    examples: dict[tuple[str, str, str, str], Mapping[str, Any]] = field(default_factory=dict)
+    examples: dict[Compared, Mapping[str, Any]] = field(default_factory=dict)
     subspaces: tuple[Mapping[str, Any], ...] = ()
     checks: dict[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+
+
+def compared(pairs: Iterable[Sequence[str]], score: str) -> Compared:
+    """The key of a comparison of runs in `Analyses.examples`. `pairs`: the run_ids of one side and the other."""
+    return frozenset(map(tuple, pairs)), score
 
 
 def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
@@ -46,7 +52,6 @@ def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
     """
     problems: list[str] = []
     found: dict[str, Any] = {}
-    analysed: dict[str, frozenset[str]] = {}
     for file, (of_record, command) in FILES.items():
         if not (folder / file).exists():
             continue
@@ -54,17 +59,14 @@ def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
         if not isinstance(content.get("made_from"), dict) or not isinstance(content.get("entries"), list):
             raise UserError(f"{folder / file} is not an analysis: made_from must be an object and entries a list")
         made = {run_id: getattr(record, of_record) for run_id, record in records.items()}
-        if stale := sorted(run for run, digest in content["made_from"].items() if made.get(run, "") != digest):
-            problems.append(
-                f"analysis/{file} was made from another {of_record} of {', '.join(stale[:3])}: rebuild it with "
-                f"python -m lora {command}"
-            )
+        stale = sorted(run for run, digest in content["made_from"].items() if made.get(run, "") != digest)
+        older = file == EXAMPLES and any("score" not in entry for entry in content["entries"])
+        if stale or older:
+            origin = f"from another {of_record} of {', '.join(stale[:3])}" if stale else "by an older version"
+            problems.append(f"analysis/{file} was made {origin}: rebuild it with python -m lora {command}")
         else:
-            found[file], analysed[file] = content["entries"], frozenset(content["made_from"])
-    keys = ("model", "one", "other", "task")
-    examples = {
-        tuple(entry[key] for key in keys): entry | {"runs": analysed[EXAMPLES]} for entry in found.get(EXAMPLES, ())
-    }
+            found[file] = content["entries"]
+    examples = {compared(entry["pairs"], entry["score"]): entry for entry in found.get(EXAMPLES, ())}
     checks = {"swap": tuple(found[SWAP])} if SWAP in found else {}
     return Analyses(examples, tuple(found.get(SUBSPACES, ())), checks, tuple(problems))
 

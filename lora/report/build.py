@@ -99,7 +99,7 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
     lines: list[str] = []
     cells = [pd.DataFrame()]
     if not gathered.is_own:
-        measured = gathered.tried, gathered.efficiency, analyses.checks, ok
+        measured = gathered.tried, gathered.efficiency, analyses, ok
         judged = judge(read_claims(), with_unselected(gathered.runs, curves), frame, *measured)
         named = {line["profile"] for line in read_lines() if "profile" in line} if name == FOUND else ()
         found = findings(judged, {one: build(f"{REFERENCE}/{one}", (), results).verdicts for one in named})
@@ -113,7 +113,8 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
     for section in sections_of(gathered, curves, analyses.examples):
         tables += SHOWN[section.experiment](section)
         cells.append(section.summary.assign(experiment=section.experiment))
-        lines += answers(section.pairs) if section.kind == "own" and section.experiment in MAIN else []
+        if section.kind == "own" and section.experiment in MAIN:
+            lines += answers(section.pairs, analyses.examples)
     tables.append(learning_rate_table(name, gathered.tried, curves))
     tables.append(repeated_table(name, gathered.folder, gathered.every))
     tables += [table7(name, analyses.subspaces), reference_table(gathered)]

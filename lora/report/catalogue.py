@@ -14,6 +14,7 @@ from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.methods.configs import TARGET_TITLES
+from lora.records.analysis import Compared
 from lora.report.comparisons import (
     change_table,
     method_pairs,
@@ -48,7 +49,7 @@ ROWS = PAPER / "glue_table2" / "rows.csv"
 # text columns, which come first
 WORDS = ("Model", "Protocol", "Method", "Minus", "Task", "Adapted", "Learning rate", "Chosen")
 SUFFIXES = {"whole": "", "embedded": "", "part": "_part", "own": "_own"}
-Examples = Mapping[tuple[str, str, str, str], Mapping[str, Any]]
+Examples = Mapping[Compared, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pandas as pd
 from lora.config.rates import Rate
 from lora.data.tasks import TASKS
 from lora.errors import UserError
+from lora.records.analysis import Compared, compared
 from lora.records.record import load_frame, load_records
 from lora.report.gather import OF_MACHINES, Gathered, known_configs
 from lora.report.notes import BANNERS, NOTES, conditions, encoder_notes, note
@@ -58,38 +59,39 @@ def method_pairs(runs: pd.DataFrame) -> pd.DataFrame:
     return table.assign(p_holm=holm(table["p"].tolist())).reset_index(drop=True)
 
 
-def pairs_table(pairs: pd.DataFrame, examples: Mapping[tuple[str, str, str, str], Mapping[str, Any]]) -> pd.DataFrame:
-    """`method_pairs` as a table. `examples`: (model, one, other, task) -> bounds that `analyse intervals` computed."""
+def pairs_table(pairs: pd.DataFrame, examples: Mapping[Compared, Mapping[str, Any]]) -> pd.DataFrame:
+    """`method_pairs` as a table. `examples`: those of `lora.records.analysis.Analyses`."""
 
-    def interval(low: float, high: float) -> str:
+    def interval(low: float | None, high: float | None) -> str:
         return "-" if pd.isna(low) or pd.isna(high) else f"{low:+.1f} to {high:+.1f}"
 
     lines = []
     for row in pairs.itertuples():
-        found = examples.get((row.model, row.one, row.other, row.task), {})
-        if found and not (row.runs <= found["runs"] and row.n == found["pairs"]):
-            found = {}  # of other runs with the same labels
+        found = examples.get(compared(row.runs, "best"), {})
         line = {"Model": row.model} if pairs["model"].nunique() > 1 else {}
         line |= {"Method": row.one, "Minus": row.other}
         line |= {"Task": row.task if row.task == "Avg." else task_label(TASKS[row.task]), "n": str(row.n)}
         line |= {"Difference": number(row.mean, "+.1f"), f"{LEVEL:.0%} over seeds": interval(row.low, row.high)}
         for source in ("examples", "both"):
-            line[f"... over {source}"] = interval(*(found.get(f"{source}_{end}", math.nan) for end in ("low", "high")))
+            line[f"... over {source}"] = interval(*(found.get(f"{source}_{end}") for end in ("low", "high")))
         lines.append(line | {"p": number(row.p, ".2g"), "p (Holm)": number(row.p_holm, ".2g")})
     return pd.DataFrame(lines)
 
 
-def answers(pairs: pd.DataFrame) -> list[str]:
+def answers(pairs: pd.DataFrame, examples: Mapping[Compared, Mapping[str, Any]]) -> list[str]:
     """`LoRA (qv, r8) - Full fine-tuning, my_task: -4.4 (-14.9 to +6.0), n = 3: undecided; ...`, a line per pair.
 
     A method is higher or lower if all of the 95% interval over seeds is above or below 0, and not on fewer than
-    `ENOUGH_SEEDS` pairs, as for the paper's claims. Of several tasks, the average is told.
+    `ENOUGH_SEEDS` pairs, as for the paper's claims; `on these dev rows` if the interval for other rows includes 0.
     """
     lines, pair = [], ["model", "one", "other"]
     averaged = pairs.groupby(pair)["task"].transform(lambda tasks: tasks.eq("Avg.").any()).astype(bool)
     for row in pairs[~averaged | pairs["task"].eq("Avg.")].dropna(subset=["mean"]).itertuples():
         if row.n >= ENOUGH_SEEDS and (row.low > 0 or row.high < 0):
             word = "higher" if row.low > 0 else "lower"
+            rows = examples.get(compared(row.runs, "best"))
+            if rows is not None and rows["both_low"] <= 0 <= rows["both_high"]:
+                word += " on these dev rows"
         else:
             few = f"; a verdict needs at least {ENOUGH_SEEDS} seeds" * (row.n < ENOUGH_SEEDS)
             word = f"undecided{few}{needed_text(row.needed, 'tell them apart')}"

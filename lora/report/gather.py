@@ -42,8 +42,10 @@ from lora.sweep.expand import PlannedRun, State, state_of
 from lora.sweep.request import LEARNING_RATE, experiments_of, read_own_tasks, select_runs, selected
 
 # in reading order
-EXPERIMENTS = (*MAIN, LAYERS, HEAD_RATE, "lora_targets", "lora_ranks", SUCCESSORS)
-EXPERIMENTS += ("mnli_start", "length", LEARNING_RATE, OWN)
+EXPERIMENTS = (
+    *(*MAIN, LAYERS, HEAD_RATE, "lora_targets", "lora_ranks", SUCCESSORS, "mnli_start", "length"),
+    *(LEARNING_RATE, OWN),
+)
 OF_MACHINES = ("train.precision", "train.kernels", "model.attention")  # settings that may depend on the machine
 SHARED = ("task", "data.", "runtime.results", "runtime.outputs", "rates")  # say nothing about encoder and method
 

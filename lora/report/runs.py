@@ -181,18 +181,19 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_unselected(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
-    """The same runs with the column `unselected`: the metric of an epoch that a run's own score did not choose.
+    """The same runs with two scores of an epoch that a run's own score did not choose, both without selection bias.
 
-    It is the record's `split_half`. Where that is missing, the metric at the epoch that is best on the mean of the
-    cell's other seeds. NaN for a single run.
+    `others_epoch` is the metric at the epoch that is best on the mean of the cell's other seeds; NaN for a single run.
+    `unselected` is the record's `split_half`, or `others_epoch` where that is missing. A comparison takes one of the
+    two for all its runs (`lora.report.claims.findings.differences`).
     """
     values = {run_id: of_run["value"].to_numpy() for run_id, of_run in curves.groupby("run_id")}
     runs = runs.reset_index(drop=True)
-    found = runs["split_half"].astype(float)
-    for _, cell in runs[runs["best"].notna() & found.isna()].groupby(["experiment", *CELL]):
+    found = pd.Series(np.nan, index=runs.index)
+    for _, cell in runs[runs["best"].notna()].groupby(["experiment", *CELL]):
         if len(cell) > 1:
             found[cell.index] = chosen_by_others(np.column_stack([values[run_id] for run_id in cell["run_id"]]))
-    return runs.assign(unselected=found)
+    return runs.assign(others_epoch=found, unselected=runs["split_half"].astype(float).fillna(found))
 
 
 def chosen_by_others(values: Float[np.ndarray, "epochs runs"]) -> Float[np.ndarray, " runs"]:

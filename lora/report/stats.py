@@ -6,13 +6,15 @@ which two intervals distinguish:
     seeds     Would other seeds, on this dev set, show the same? Runs are paired: two methods with one seed share the
               head's init and the order of the examples. In the long run this gains little: within a seed, the scores
               of two methods correlate by about 0.
-    examples  Would other dev examples of the task, with the same runs, show the same? See analyses/dev_intervals.py.
+    rows      Would other dev rows of the task show the same? `seeds_and_rows` is the interval for other seeds and other
+              rows; analyses/dev_intervals.py computes it, and that for other rows with the same runs.
 
-Verdicts use the first: the paper's sentences are about these dev sets. The tasks are fixed, not a sample of tasks. They
-share seeds, and thus the head's init and the order of the examples, so their differences are correlated. An average
-over tasks is therefore taken within each seed, and the spread of these averages over seeds gives the interval. Only
-seeds that have every task count. Treating tasks as independent covers the truth 89% of the time instead of 95% if seeds
-correlate by 0.2 across tasks, and 81% if they correlate by 0.4 (5 seeds, 5 tasks).
+Verdicts use the first, because the paper's sentences are about these dev sets, and say whether the second agrees. The
+tasks are fixed, not a sample of tasks. They share seeds, and thus the head's init and the order of the examples, so
+their differences are correlated. An average over tasks is therefore taken within each seed, and the spread of these
+averages over seeds gives the interval. Only seeds that have every task count. Treating tasks as independent covers the
+truth 89% of the time instead of 95% if seeds correlate by 0.2 across tasks, and 81% if they correlate by 0.4 (5 seeds,
+5 tasks).
 
 The t interval is for the mean and assumes normal differences. It needs at least 2 pairs. A verdict needs at least 5, a
 convention of this project that follows from no theorem.
@@ -90,6 +92,37 @@ def mean_interval(values: Float[np.ndarray, " n"]) -> Interval:
     return Interval(mean, mean - half, mean + half, count)
 
 
+def seeds_and_rows(over_seeds: Interval, tables: Sequence[Float[np.ndarray, "seeds _"]]) -> Interval:
+    """The interval of a mean difference over tasks for other seeds and other dev rows: a crossed random-effects model.
+
+    Source: Owen 2007 (Annals of Applied Statistics 1(2)) for the variance of a crossed array; Satterthwaite 1946 for
+        the degrees of freedom.
+
+    Args:
+        over_seeds: The interval over seeds, whose variance holds the interaction of seeds and rows already.
+        tables: Per task, the jackknife pseudo-values of each seed's difference, in points: R d - (R - 1) d(-i) for the
+            difference d on R rows and d(-i) without row i. For accuracy they are the rows' differences themselves.
+    Returns: At least as wide as `over_seeds`; NaN bounds where that has none.
+    """
+    if math.isnan(over_seeds.low):
+        return over_seeds
+    seeds, half = over_seeds.n, over_seeds.high - over_seeds.mean
+    of_seeds = (half / special.stdtrit(seeds - 1, (1 + LEVEL) / 2)) ** 2
+    variance, by_degrees = of_seeds, of_seeds**2 / (seeds - 1)
+    for table in tables:
+        count = table.shape[1]
+        row_means = table.mean(axis=0)
+        residuals = table - table.mean(axis=1, keepdims=True) - row_means + table.mean()
+        shared = row_means.var(ddof=1) / (count * len(tables) ** 2)
+        residual = (residuals**2).sum() / ((seeds - 1) * (count - 1)) / (seeds * count * len(tables) ** 2)
+        variance += shared - residual
+        by_degrees += shared**2 / (count - 1) + residual**2 / ((seeds - 1) * (count - 1))
+    variance = max(variance, of_seeds)
+    degrees = max(variance**2 / by_degrees, seeds - 1)
+    half = max(half, float(special.stdtrit(degrees, (1 + LEVEL) / 2)) * math.sqrt(variance))
+    return Interval(over_seeds.mean, over_seeds.mean - half, over_seeds.mean + half, seeds)
+
+
 def seeds_needed(
     values: Float[np.ndarray, " n"], edges: Sequence[tuple[float, Literal["less", "greater"]]], comparisons: int = 1
 ) -> float:
@@ -157,7 +190,7 @@ def all_pairs(groups: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Compare every method (label -> its runs) with every other, per task and on the average of their common tasks.
 
     Returns: Columns one, other, task (`Avg.` for the average), n, mean, low, high, p (of the paired t-test; for the
-        average, over the seeds' averages), needed (`seeds_needed` to tell the two apart), runs (their run_ids).
+        average, over the seeds' averages), needed (`seeds_needed` to tell the two apart), runs (pairs of run_ids).
     """
     scores, names = (
         {label: group.pivot(index="seed", columns="task", values=value) for label, group in groups.items()}
@@ -171,10 +204,13 @@ def all_pairs(groups: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             chosen = pairs.to_numpy(float)[:, averaged]
             paired = ~np.isnan(chosen).any(axis=1)
             values = chosen[paired].mean(axis=1).round(DIGITS)  # as `by_seed`
-            sides = [names[side].loc[pairs.index[paired], pairs.columns[averaged]] for side in (one, other)]
+            sides = [
+                names[side].loc[pairs.index[paired], pairs.columns[averaged]].to_numpy().ravel()
+                for side in (one, other)
+            ]
             found = vars(mean_interval(values)) | {"p": mean_p(values, 0.0, "two-sided")}
             found["needed"] = seeds_needed(values, [(0.0, "less" if found["mean"] > 0 else "greater")])
-            found["runs"] = {run_id for side in sides for run_id in side.to_numpy().ravel()}
+            found["runs"] = tuple(zip(*sides, strict=True))
             rows.append({"one": one, "other": other, "task": place, **found})
     columns = ["one", "other", "task", "n", "mean", "low", "high", "p", "needed", "runs"]
     return pd.DataFrame(rows, columns=columns)

@@ -1,22 +1,22 @@
-"""`python -m lora analyse intervals PROFILE`: compute intervals over dev examples from the runs' own predictions.
+"""`python -m lora analyse intervals PROFILE`: compute intervals for other dev rows from the runs' own predictions.
 
-A record keeps the predictions of its best and last epoch, but no labels: GLUE's may not be redistributed, and marking
-the right predictions would reveal them. This analysis therefore runs once, where the rows are available, and stores the
-intervals in results/<profile>/analysis/examples.json, from which the tables are made anywhere.
+A record keeps its predictions, but no labels: GLUE's may not be redistributed, and marking the right predictions would
+reveal them. This analysis therefore runs once, where the rows are available, and stores the intervals in
+results/<profile>/analysis/examples.json, from which tables and verdicts are made anywhere.
 
-Examples are resampled with replacement, the same ones for both methods and all seeds, and the metric is recomputed on
-each resample. `examples` keeps the seeds fixed; `both` resamples the pairs of seeds too.
+It covers every comparison of scores in a claim, and every pair of methods in the main tables. Both intervals come from
+the jackknife over rows, at the best epoch of each run: `examples` keeps the runs as they are, `both` samples seeds and
+rows (`lora.report.stats.seeds_and_rows`). Runs that start from one MNLI run share it: neither interval samples that.
 """
 
 import argparse
+import functools
 import math
 from collections.abc import Mapping, Sequence
-from itertools import combinations
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
 from scipy import special
 
@@ -24,76 +24,86 @@ from lora.data.metrics import METRICS, compute
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import read_object, write_atomically
-from lora.records.analysis import EXAMPLES, analysis_json
+from lora.records.analysis import EXAMPLES, analysis_json, compared
 from lora.records.predictions import dev_predictions, splits_of
-from lora.records.record import RunRecord, load_records
-from lora.report.comparisons import groups_of
-from lora.report.gather import Gathered, config_here, gather
+from lora.records.record import RunRecord, load_curves, load_records
+from lora.report.build import Report, build
+from lora.report.catalogue import sections_of
+from lora.report.gather import Gathered, config_here
 from lora.report.gather import options as options
 from lora.report.runs import MAIN
-from lora.report.stats import LEVEL
-from lora.rng import drawn
-
-RESAMPLES = 2000
-CHUNK = 2**22  # draws in memory at once
+from lora.report.stats import LEVEL, Interval, seeds_and_rows
 
 
-def resampled(metric: str, runs: Sequence[np.ndarray], labels: np.ndarray, purpose: str) -> Float[np.ndarray, "b runs"]:
-    """The metric of every run on each resample of the examples, in points. All runs share the resamples. An undefined
-    metric counts as 0, as in the frame (`lora.records.predictions`)."""
-    count, score, values = len(labels), METRICS[metric], []
-    sides, step = [run.astype(np.float64) for run in runs], max(1, CHUNK // count)
-    for start in range(0, RESAMPLES, step):
-        for picks in drawn((min(step, RESAMPLES - start), count), count, "examples", purpose, start):
-            values.append([100 * (score(side[picks], labels[picks]) or 0.0) for side in sides])
-    return np.array(values)
+@dataclass(frozen=True)
+class Comparison:
+    """A mean difference of runs in pairs, over one task or the average of several.
 
-
-def bounds(differences: Float[np.ndarray, "b pairs"], purpose: str) -> dict[str, float | None]:
-    """The intervals of the mean difference over pairs of seeds, from the differences on each resample.
-
-    Deviations between seeds are stretched to the width of Student's t, because bootstrap percentiles of so few values
-    are too narrow (Hesterberg 2015, arXiv:1411.5279). A single pair has no interval over both.
-    The interval over both errs on the wide side: the seeds differ partly because the examples are few, and resampling
-    the examples counts that again.
+    Args:
+        pairs: The run_ids of one side and the other.
+        score: The column of `lora.report.runs` that it compares.
     """
-    tail, pairs = (1 - LEVEL) / 2, differences.shape[1]
-    means, both = differences.mean(axis=1), None
-    if pairs > 1:
-        picks = drawn(differences.shape, pairs, "seeds", purpose)
-        stretch = math.sqrt(pairs / (pairs - 1)) * special.stdtrit(pairs - 1, tail) / special.ndtri(tail)
-        both = means + stretch * (np.take_along_axis(differences, picks, axis=1).mean(axis=1) - means)
-    found: dict[str, float | None] = {}
-    for source, values in (("examples", means), ("both", both)):
-        ends = (None, None) if values is None else np.quantile(values, (tail, 1 - tail))
-        for name, end in zip(("low", "high"), ends, strict=True):
-            found[f"{source}_{name}"] = None if end is None else float(f"{end:.6g}")
-    return found
+
+    pairs: tuple[tuple[str, ...], ...]
+    score: str
+    over_seeds: Interval
 
 
-def compare(gathered: Gathered, labels: Mapping[str, np.ndarray], results: Path) -> list[dict[str, Any]]:
-    """The entries of the analysis: every method compared with every other, per task. `labels`: as of `read_labels`.
+def comparisons(report: Report) -> list[Comparison]:
+    """The comparisons of a report, each once."""
+    found = []
+    for verdict in report.verdicts:
+        for one in verdict.findings if verdict.claim.metric else ():
+            found.append(Comparison(one.runs, verdict.claim.metric, Interval(one.mean, one.low, one.high, one.n)))
+    for section in sections_of(report.gathered, load_curves(list(report.state.ok.values())), {}):
+        for row in section.pairs.itertuples() if section.experiment in MAIN else ():
+            found.append(Comparison(row.runs, "best", Interval(row.mean, row.low, row.high, row.n)))
+    return list({compared(one.pairs, one.score): one for one in found if one.pairs}.values())
+
+
+def pseudo_values(metric: str, predicted: np.ndarray, labels: np.ndarray) -> Float[np.ndarray, " rows"]:
+    """The jackknife's pseudo-values of a metric on R >= 2 rows, in points: R m - (R - 1) m(-i).
+
+    An undefined metric counts as 0, as in the frame (`lora.records.predictions`).
+    """
+    sides, count, score = np.array([predicted, labels], np.float64), len(labels), METRICS[metric]
+    _, firsts, kinds = np.unique(sides, axis=1, return_index=True, return_inverse=True)  # equal rows leave equal values
+    left = [score(*np.delete(sides, row, axis=1)) or 0.0 for row in firsts]
+    return 100 * (count * (score(*sides) or 0.0) - (count - 1) * np.array(left)[kinds.ravel()])
+
+
+def bounds(over_seeds: Interval, tables: Sequence[Float[np.ndarray, "seeds _"]]) -> dict[str, float | None]:
+    """The ends of both intervals. `tables`: per task, the pseudo-values of each pair's difference."""
+    both = seeds_and_rows(over_seeds, tables)
+    variance = sum(table.mean(axis=0).var(ddof=1) / table.shape[1] for table in tables) / len(tables) ** 2
+    half = -special.ndtri((1 - LEVEL) / 2) * math.sqrt(variance)
+    ends = {"examples_low": over_seeds.mean - half, "examples_high": over_seeds.mean + half}
+    ends |= {"both_low": both.low, "both_high": both.high}
+    return {name: None if math.isnan(end) else float(f"{end:.6g}") for name, end in ends.items()}
+
+
+def compare(report: Report, labels: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """The entries of the analysis, for the comparisons on tasks with labels. `labels`: as of `read_labels`.
 
     Raises: UserError: If a file of predictions is absent, not the record's, or does not give the record's metric.
     """
+
+    @functools.cache
+    def values(run_id: str) -> Float[np.ndarray, " rows"]:
+        record = report.state.ok[run_id]
+        task, predicted = record.config["task"], dev_predictions(record, report.gathered.folder)["best"]
+        check(record, TASKS[task].metric, predicted, labels[task])
+        return pseudo_values(TASKS[task].metric, predicted, labels[task])
+
     entries = []
-    for model, of_model in compared(gathered).groupby("model", sort=False):
-        groups = groups_of(of_model)
-        for task, true in labels.items():
-            run_ids, metric = of_model.loc[of_model["task"] == task, "run_id"], TASKS[task].metric
-            records = [gathered.state.ok[run_id] for run_id in run_ids]
-            predicted = [dev_predictions(record, results)["best"] for record in records]
-            for record, values in zip(records, predicted, strict=True):
-                check(record, metric, values, true)
-            points = pd.DataFrame(resampled(metric, predicted, true, task), columns=run_ids) if records else None
-            for other, one in combinations(groups, 2):
-                on_task = [groups[name][groups[name]["task"] == task] for name in (one, other)]
-                sides = [runs.set_index("seed")["run_id"] for runs in on_task]
-                if len(common := sides[0].index.intersection(sides[1].index).sort_values()):
-                    found = [points[side[common]].to_numpy() for side in sides]
-                    about = {"model": model, "one": one, "other": other, "task": task, "examples": len(true)}
-                    purpose = f"{task} {one} {other}"
-                    entries.append({**about, "pairs": len(common), **bounds(found[0] - found[1], purpose)})
+    for one in comparisons(report):
+        by_task: dict[str, list[tuple[str, ...]]] = {}
+        for pair in sorted(one.pairs, key=lambda pair: report.state.ok[pair[0]].config["seed"]):
+            by_task.setdefault(report.state.ok[pair[0]].config["task"], []).append(pair)
+        if all(len(labels.get(task, ())) > 1 for task in by_task):
+            tables = [np.array([values(a) - values(b) for a, b in pairs]) for pairs in by_task.values()]
+            about = {"pairs": sorted(one.pairs), "score": one.score, "tasks": sorted(by_task)}
+            entries.append({**about, **bounds(one.over_seeds, tables)})
     return entries
 
 
@@ -108,12 +118,6 @@ def check(record: RunRecord, metric: str, predicted: np.ndarray, labels: np.ndar
         )
 
 
-def compared(gathered: Gathered) -> pd.DataFrame:
-    """The trained runs in tables of methods by tasks, without those that chose learning rates."""
-    runs = gathered.runs[gathered.runs["experiment"].isin(MAIN)]
-    return runs.dropna(subset="device").drop_duplicates("run_id")
-
-
 def read_labels(gathered: Gathered) -> dict[str, np.ndarray]:
     """Task -> labels of the selecting split, read as a run would read them.
 
@@ -121,7 +125,7 @@ def read_labels(gathered: Gathered) -> dict[str, np.ndarray]:
     """
     from lora.data.read import read  # loads the library of data sets
 
-    labels, runs = {}, compared(gathered)
+    labels, runs = {}, gathered.runs.dropna(subset="device")
     for row in runs.drop_duplicates("task").itertuples():
         if TASKS[row.task].is_definition_only and runs["task"].nunique() > 1:
             continue  # the command names the file of another task
@@ -136,21 +140,26 @@ def read_labels(gathered: Gathered) -> dict[str, np.ndarray]:
 
 def main(given: argparse.Namespace) -> None:
     """Exit codes: 0 done; 2 nothing to compare, or the rows or predictions are not available or not the records'."""
-    gathered = gather(given.profile, given.overrides)
+    report = build(given.profile, given.overrides)
+    gathered = report.gathered
     labels = read_labels(gathered)
-    entries = compare(gathered, labels, gathered.folder)
+    entries = compare(report, labels)
     if not entries:
         raise UserError(
             f"{gathered.folder} has no two methods with runs of one seed on a task whose rows are at hand (those of "
             f"one's own are with task=FILE): nothing can be compared"
         )
-    runs = compared(gathered)
-    made_from = {r: gathered.state.ok[r].predictions for r in runs.loc[runs["task"].isin(list(labels)), "run_id"]}
+    made_from = {run_id: gathered.state.ok[run_id].predictions for run_id in run_ids(entries)}
     path = gathered.folder / "analysis" / EXAMPLES
     if path.exists():  # it may have other tasks, of records that are still the same
         earlier, now = read_object(path), {r.run_id: r.predictions for r in load_records(gathered.folder)[0]}
         if all(now.get(run_id) == digest for run_id, digest in earlier["made_from"].items()):
-            entries = [*(one for one in earlier["entries"] if one["task"] not in labels), *entries]
-            made_from = earlier["made_from"] | made_from
+            kept = [one for one in earlier["entries"] if "score" in one and not labels.keys() >= {*one["tasks"]}]
+            entries = [*kept, *entries]
+            made_from |= {run_id: earlier["made_from"][run_id] for run_id in run_ids(kept)}
     write_atomically(path, analysis_json(made_from, entries))
     print(f"{len(entries)} comparisons on {len(labels)} tasks: {path}")
+
+
+def run_ids(entries: Sequence[Mapping[str, Any]]) -> set[str]:
+    return {run_id for entry in entries for pair in entry["pairs"] for run_id in pair}

@@ -45,7 +45,10 @@ class Finding:
         holds: Whether the bound holds; None if that cannot be decided, for the `reason`.
         mean, low, high: The difference in points, the ratio or the failures, and the interval; NaN if unknown.
         p_against: One-sided p-value against the bound, before Holm's correction; NaN if untested.
+        rows_low, rows_high: The interval for other seeds and other dev rows (`lora.report.stats.seeds_and_rows`); NaN
+            if it was not computed.
         runs: What it is based on: a pair of run_ids for each difference, or single run_ids or a file.
+        sides: The labels of the two sides of a difference.
     """
 
     label: str
@@ -59,6 +62,16 @@ class Finding:
     p_against: float = math.nan
     reason: str = ""
     runs: tuple[tuple[str, ...], ...] = ()
+    sides: tuple[str, ...] = ()
+    rows_low: float = math.nan
+    rows_high: float = math.nan
+
+    @property
+    def for_other_rows(self) -> bool | None:
+        """Whether the second interval decides the same; None if nothing is decided or it was not computed."""
+        if self.holds is None or math.isnan(self.rows_low):
+            return None
+        return self.bound.holds(self.rows_low, self.rows_high) is self.holds
 
     @property
     def records(self) -> list[str]:
@@ -186,6 +199,8 @@ def differences(claim: Claim, compare: Compare, sides: Sequence[pd.DataFrame], c
     groups = [[task] for task in claim.tasks]
     if claim.tasks == "average":  # tasks trained on parts of their rows are averaged only if all are
         groups = [[task for task in tasks if task not in set(one.loc[one["kind"] == "part", "task"])] or tasks]
+    if column == "unselected" and pd.concat([one, other])["split_half"].isna().any():
+        column = "others_epoch"  # one estimator on both sides
     pairs, findings = stats.paired_differences(*(side.sort_values("run_id") for side in sides), column), []
     for group in groups:
         there = [side[side["task"].isin(group)] for side in sides]
@@ -220,7 +235,7 @@ def difference(
         reason = "all differences are equal, so there is no interval" if math.isnan(found.low) else ""
     about = {"label": label, "unit": "points", "n": found.n, "bound": bound}
     about |= {"mean": found.mean, "low": found.low, "high": found.high}
-    about |= {"runs": tuple(zip(here["run_id"], here["run_id_other"], strict=True))}
+    about |= {"runs": tuple(zip(here["run_id"], here["run_id_other"], strict=True)), "sides": tuple(names)}
     if reason:
         return Finding(**about, reason=reason)
     return tested(p=smallest_p(values, bound, stats.mean_p), needed=needed, **about)

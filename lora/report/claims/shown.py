@@ -41,6 +41,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
             line = {"Verdict": stated[0], "Claim": stated[1], "Compared": found.label}
             line |= {"Score": SCORE_TITLES.get(each.claim.metric, "-")} if mixed else {}
             line |= {"Found": value_text(found, found.mean), level: interval_text(found)}
+            line |= {"Seeds and rows": rows_text(found), "Other rows": other_rows_text(found)}
             for score in shown:
                 other = each.others.get(score)
                 line[SCORE_TITLES[score]] = short(other.findings[place]) if other else "-"
@@ -57,15 +58,17 @@ def about_text(each: Verdict) -> str:
 
 
 def word_text(each: Verdict) -> str:
-    """The verdict, with that on the last epoch if it differs; or on the best, if that is not what judges."""
+    """The verdict, what is known of other dev rows, and the verdict on the last epoch if it differs; or on the best, if
+    that is not what judges."""
     score = "best" if each.claim.metric == "unselected" else "last"
     other = each.others.get(score, each)
-    return each.word + (f" ({SCORE_TITLES[score].lower()}: {other.word})" if other.word != each.word else "")
+    differs = f" ({SCORE_TITLES[score].lower()}: {other.word})" if other.word != each.word else ""
+    return f"{each.word}{' on these dev rows' if each.on_these_rows else ''}{differs}"
 
 
 def commit_text(each: Verdict) -> str:
-    """The commit in which the claim last changed, and whether the runs are older."""
-    return f"{each.claim.stated[:SHORT] or '-'}{', stated later' if each.stated_later else ''}"
+    """The commit in which the claim last changed, and what was known of its runs."""
+    return f"{each.claim.stated[:SHORT] or '-'}{f', {each.stated_later}' if each.stated_later else ''}"
 
 
 def finding_text(found: Finding) -> str:
@@ -92,6 +95,18 @@ def interval_text(found: Finding, digits: int = 2) -> str:
     if math.isnan(found.low) or found.low == found.high:
         return "-"
     return f"{value_text(found, found.low, digits)} to {value_text(found, found.high, digits)}"
+
+
+def rows_text(found: Finding) -> str:
+    """The interval for other seeds and other dev rows; `-` if it was not computed."""
+    if math.isnan(found.rows_low):
+        return "-"
+    return f"{value_text(found, found.rows_low)} to {value_text(found, found.rows_high)}"
+
+
+def other_rows_text(found: Finding) -> str:
+    """Whether what was found holds for other dev rows; `-` if nothing is decided, or it was not computed."""
+    return {True: "yes", False: "not known", None: "-"}[found.for_other_rows]
 
 
 def short(found: Finding, digits: int = 2, form: str | None = None) -> str:
@@ -124,7 +139,8 @@ def to_json(verdicts: Sequence[Verdict]) -> bytes:
             if score != (claim.metric or "best"):
                 about[key] = judged_json(each.others[score]) if score in each.others else None
         about |= {"stated": claim.stated[:SHORT] or None}
-        entries.append({**about, "stated_later": each.stated_later, "paper": claim.paper})
+        later = None if each.stated_later is None else bool(each.stated_later)
+        entries.append({**about, "stated_later": later, "known": each.stated_later, "paper": claim.paper})
     return (json.dumps(rounded(entries), indent=1, ensure_ascii=False) + "\n").encode()
 
 

@@ -32,12 +32,14 @@ from typing import Any, Literal
 import pandas as pd
 
 from lora.cost.efficiency.summary import read_summaries
+from lora.records.analysis import Analyses, compared
 from lora.records.record import RunRecord
 from lora.report.claims.findings import Finding, checked, count_ratios, on_runs, ratios
 from lora.report.claims.statements import Claim
 from lora.report.stats import LEVEL, holm
 
 SCORES = ("best", "last", "unselected")  # of a run: columns of `lora.report.runs`
+LATER = "stated later"
 WORDS = {True: "supported", False: "contradicted", None: "undecided"}
 
 
@@ -49,8 +51,8 @@ class Verdict:
         about: The model, the device or the check.
         not_glue: Whether it is judged on tasks other than GLUE's.
         others: For a claim about scores, the verdicts on the other `SCORES`: score -> verdict.
-        stated_later: Whether the claim was stated later than both runs of some pair, or than some other run or file;
-            None without runs or a date.
+        stated_later: `stated later` if the claim was stated after both runs of some pair, or after some other run or
+            file, had begun; else the sides whose runs were known; "" if none was. None without runs or a date.
     """
 
     claim: Claim
@@ -60,7 +62,16 @@ class Verdict:
     reason: str = ""
     not_glue: bool = False
     others: "Mapping[str, Verdict]" = field(default_factory=dict)
-    stated_later: bool | None = None
+    stated_later: str | None = None
+
+    @property
+    def on_these_rows(self) -> bool:
+        """Whether the word is not known to hold for other dev rows: *supported* needs all comparisons, *contradicted*
+        one of those that break their bound."""
+        if self.word == "supported":
+            return any(found.for_other_rows is False for found in self.findings)
+        broken = [found.for_other_rows for found in self.findings if found.holds is False]
+        return False in broken and True not in broken
 
     @property
     def is_measured(self) -> bool:
@@ -79,7 +90,7 @@ def judge(
     frame: pd.DataFrame,
     tried: pd.DataFrame,
     folder: Path,
-    checks: Mapping[str, Sequence[Mapping[str, Any]]],
+    analyses: Analyses,
     records: Mapping[str, RunRecord],
 ) -> list[Verdict]:
     """Judge claims on one profile's records, and the measurements of `python -m lora efficiency` in `folder`.
@@ -90,7 +101,7 @@ def judge(
         runs: The runs of the tables (`lora.report.runs`).
         frame: `load_frame` of the records.
         tried: The runs that tried learning rates.
-        checks: Name of a check -> its cases (`lora.records.analysis`).
+        analyses: The cases of checks, and the intervals for other dev rows.
         records: run_id -> record.
     Raises: UserError: If a file to judge on is broken.
     """
@@ -103,13 +114,17 @@ def judge(
         if claim.metric is not None:
             others = dict(zip(SCORES, on_runs(claim, runs, SCORES), strict=True))
             found = others.pop(claim.metric)
+            for about, findings in found.items():
+                found[about] = [
+                    with_rows(one, analyses.examples.get(compared(one.runs, claim.metric))) for one in findings
+                ]
         elif claim.measure is not None:
             measured = {str(path.parent.relative_to(folder)): (path, summary) for path, summary in summaries.items()}
             found = {device: ratios(claim, *files, folder) for device, files in measured.items()}
         elif claim.count is not None:
             found = count_ratios(claim, frame, tried)
         else:
-            found = {claim.check: list(map(checked, checks.get(claim.check, ())))}
+            found = {claim.check: list(map(checked, analyses.checks.get(claim.check, ())))}
         for about, findings in found.items():
             if findings:
                 one = verdict(claim, about, findings)
@@ -119,13 +134,28 @@ def judge(
     return verdicts
 
 
-def stated_later(verdict: Verdict, made_at: Mapping[str, str | None]) -> bool | None:
-    """Whether the claim was stated after both runs of some pair had begun. `made_at`: run or file -> its start; UTC."""
-    pairs = [[made_at[run] for run in pair if made_at.get(run)] for found in verdict.findings for pair in found.runs]
-    times = [max(map(datetime.fromisoformat, pair)) for pair in pairs if pair]
-    if not times or not verdict.claim.stated_at:
+def with_rows(found: Finding, entry: Mapping[str, Any] | None) -> Finding:
+    """The finding with the interval for other dev rows. `entry`: of the analysis, None if it was not computed."""
+    if entry is None or entry["both_low"] is None:
+        return found
+    return replace(found, rows_low=entry["both_low"], rows_high=entry["both_high"])
+
+
+def stated_later(verdict: Verdict, made_at: Mapping[str, str | None]) -> str | None:
+    """What was known when the claim was stated, in words (`Verdict.stated_later`). `made_at`: run or file -> its start;
+    UTC."""
+    known: dict[str, None] = {}
+    if not verdict.claim.stated_at:
         return None
-    return min(times) < datetime.fromisoformat(verdict.claim.stated_at)
+    stated, dated = datetime.fromisoformat(verdict.claim.stated_at), False
+    for found in verdict.findings:
+        for pair in found.runs:
+            begun = [datetime.fromisoformat(made_at[run]) < stated if made_at.get(run) else None for run in pair]
+            dated = dated or begun != [None] * len(begun)
+            if all(begun):
+                return LATER
+            known |= {side: None for side, before in zip(found.sides, begun, strict=False) if before}
+    return (f"the runs of {' and '.join(known)} were known" if known else "") if dated else None
 
 
 def verdict(claim: Claim, about: str, findings: Sequence[Finding]) -> Verdict:
