@@ -20,11 +20,13 @@ from lora.files import ROOT
 from lora.models.sizes import gpt3_count
 from lora.records.analysis import Analyses
 from lora.records.record import FRAME_COLUMNS
+from lora.report.build import build
 from lora.report.claims import verdicts
 from lora.report.claims.findings import Finding, difference, smallest_p
-from lora.report.claims.shown import commit_text, findings, ours, to_json
+from lora.report.claims.headlines import headlines
+from lora.report.claims.shown import commit_text, ours, to_json
 from lora.report.claims.statements import KINDS, Bound, Compare, read_claims
-from lora.report.claims.verdicts import after_holm, stated_later, verdict
+from lora.report.claims.verdicts import Verdict, after_holm, stated_later, verdict
 from lora.report.runs import labelled
 from lora.report.stats import MOST_SEEDS, mean_interval, mean_p
 
@@ -248,22 +250,43 @@ def finding(mean: float, low: float = math.nan, high: float = math.nan, **change
     return Finding(n=5, mean=mean, low=low, high=high, **known | changes)
 
 
-def test_the_readme_shows_few_comparisons_and_the_nearest_of_many():
+def test_a_terminal_shows_few_comparisons_and_the_worst_of_many():
     (claim,) = [each for each in read_claims() if each.id == "houlsby_below_both"]
     both = (finding(3.0, 2.0, 4.0), finding(-0.5, -2.0, 1.0, holds=None, label="A - C"))
     assert ours([verdict(claim, "minilm", both)]) == "+3.0 (+2.0 to +4.0); -0.5 (-2.0 to +1.0)"
     more = verdict(claim, "minilm", (*both, finding(9.0, 8.0, 10.0, label="A - D")))
-    assert ours([more]) == "-0.5 (-2.0 to +1.0), nearest of 3"
+    assert ours([more]) == "-0.5 (-2.0 to +1.0), worst of 3"
 
 
-def test_a_line_of_the_readme_stands_on_the_profile_that_it_names(tmp_path, monkeypatch):
+def test_a_row_of_the_readme_is_one_comparison_of_the_profile_that_it_names(tmp_path, monkeypatch):
     (claim,) = [each for each in read_claims() if each.id == "qv_better_than_qk"]
-    own, other = (verdict(claim, "minilm", [finding(mean, mean - 1, mean + 1)]) for mean in (0.5, 2.0))
-    monkeypatch.setattr("lora.report.claims.shown.FINDINGS", tmp_path / "findings.yaml")
-    for named, found in (("", own), (", profile: decide", other)):
-        (tmp_path / "findings.yaml").write_text(f"- {{claim: {claim.id}, says: so, gaps: [[0, 1]]{named}}}")
-        assert [judged for _, judged in findings([own], {"decide": [other]})] == [[found]]
-    assert findings([], {"decide": [verdict(claim, "minilm", [dataclasses.replace(own.findings[0], n=0)])]}) == []
+    monkeypatch.setattr("lora.report.claims.headlines.FINDINGS", tmp_path / "findings.yaml")
+
+    def rows(more: str, own: Verdict, other: Verdict) -> list[dict[str, str]]:
+        line = f"- {{claim: {claim.id}, says: so, paper: {{word: none}}{more}}}"
+        (tmp_path / "findings.yaml").write_text(line)
+        return [row.cells for row in headlines([own], {"decide": [other]})]
+
+    kept = finding(2.0, 1.0, 3.0, rows_low=-1.0, rows_high=5.0, place="STS-B")
+    broken = finding(-2.0, -3.0, -1.0, holds=False, p_against=0.001, rows_low=-4.0, rows_high=-0.1, place="CoLA")
+    own, other = verdict(claim, "minilm", [kept, broken]), verdict(claim, "minilm", [kept])
+    (first,), (second,), (worst,) = (rows(more, own, other) for more in (", comparison: 0", ", comparison: 1", ""))
+    assert (first["Verdict"], first["Other dev rows"]) == ("supported on these dev rows", "not known")
+    assert (second["Verdict"], second["Other dev rows"], second["Task"]) == ("contradicted", "yes", "CoLA")
+    assert worst["Verdict"] == "contradicted" and worst["Here (95% interval)"] == "-2.0 (-3.0 to -1.0), worst of 2"
+    (named,) = rows(", profile: decide", own, other)
+    assert named["Here (95% interval)"] == "+2.0 (+1.0 to +3.0)"
+    unmeasured = verdict(claim, "minilm", [dataclasses.replace(kept, n=0)])
+    assert rows(", profile: decide", own, unmeasured) == []
+
+
+def test_the_papers_differences_are_those_of_its_table():
+    """By hand, from Tables 2, 5 and 6 of Hu et al. 2021."""
+    papers = [row.paper for row in build("reference/long").headlines if row.gaps]
+    assert papers[0] == f"{89.0 - 88.9:+.1f} (RoBERTa-large, both from MNLI)"  # not 88.6, which has no start
+    assert papers[1].startswith(f"{86.4 - 88.6:+.1f} ") and papers[3].startswith(f"{87.4 - 85.2:+.1f} ")
+    assert papers[5] == f"{91.3 - 91.3:+.1f} MultiNLI-matched; {73.7 - 71.4:+.1f} WikiSQL (GPT-3 175B)"
+    assert papers[7] == f"{91.3 - 91.3:+.1f} to {73.7 - 70.0:+.1f} (GPT-3 175B)"
 
 
 def test_a_task_of_which_there_is_no_record_stays_in_the_average():
@@ -382,8 +405,8 @@ def test_gpt3_s_ratio_is_that_of_counts_by_hand():
         gpt3_count("houlsby-m8")
 
 
-def test_the_ratio_of_rates_is_that_of_the_best_of_each_grid():
-    """The same method with another dropout has rates of its own, which do not count."""
+def test_the_ratio_of_rates_is_that_of_the_best_of_each_grid_and_is_not_judged():
+    """A grid's best has no interval. The same method with another dropout has rates of its own, which do not count."""
     tried = [
         {"run_id": f"{slug}.{rate}.{dropout}", "slug": slug, "method": slug.partition("-")[0]}
         | {"task": "stsb", "seed": 0}
@@ -398,7 +421,8 @@ def test_the_ratio_of_rates_is_that_of_the_best_of_each_grid():
     records = pd.DataFrame([{**dict.fromkeys(FRAME_COLUMNS), **one} for one in tried]).drop(columns="columns")
     found = judge(read_claims(), *scored({}, None)[:2], runs_of(tried, records), Path("none"), Analyses())
     (one,) = [each for each in found if each.claim.count == "rate"]
-    assert one.word == "supported" and one.findings[0].mean == pytest.approx(6)
+    assert (one.word, one.reason) == ("undecided", "the best of a coarse grid of rates has no interval")
+    assert one.findings[0].mean == pytest.approx(6)
     assert one.findings[0].records == ["lora-qv-r8.0.0006.null", "full.0.0001.null"]
 
 

@@ -11,7 +11,8 @@ from lora.files import REFERENCE, ROOT
 from lora.records.analysis import Analyses, read_analyses
 from lora.records.record import load_curves
 from lora.report.catalogue import SHOWN, sections_of, table7
-from lora.report.claims.shown import Shown, findings, findings_figure, read_lines, verdict_table
+from lora.report.claims.headlines import Headline, findings_figure, headlines, read_lines
+from lora.report.claims.shown import verdict_table
 from lora.report.claims.statements import read_claims
 from lora.report.claims.verdicts import Verdict, judge
 from lora.report.comparisons import answers, learning_rate_table, reference_table, repeated_table
@@ -34,7 +35,7 @@ class Report:
         gathered, analyses: The inputs of the report.
         tables: In reading order.
         cells: Every cell with its numbers.
-        findings: The lines of the README's table that these verdicts give.
+        headlines: The rows of the README's table that these verdicts give.
         answers: Which method is better on the user-defined tasks, a line per pair.
     """
 
@@ -44,7 +45,7 @@ class Report:
     cells: pd.DataFrame
     verdicts: tuple[Verdict, ...]
     figures: dict[str, Figure]
-    findings: tuple[Shown, ...] = ()
+    headlines: tuple[Headline, ...] = ()
     answers: tuple[str, ...] = ()
 
     name = property(lambda self: self.gathered.name)
@@ -93,7 +94,7 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
     name, frame, ok = gathered.name, gathered.frame, gathered.state.ok
     curves, analyses = load_curves(list(ok.values())), read_analyses(gathered.folder / "analysis", ok)
     judged: list[Verdict] = []
-    found: list[Shown] = []
+    found: list[Headline] = []
     figures: dict[str, Figure] = {}
     tables: list[Table | None] = []
     lines: list[str] = []
@@ -102,7 +103,7 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
         measured = gathered.tried, gathered.efficiency, analyses, ok
         judged = judge(read_claims(), with_unselected(gathered.runs, curves), frame, *measured)
         named = {line["profile"] for line in read_lines() if "profile" in line} if name == FOUND else ()
-        found = findings(judged, {one: build(f"{REFERENCE}/{one}", (), results).verdicts for one in named})
+        found = headlines(judged, {one: build(f"{REFERENCE}/{one}", (), results).verdicts for one in named})
         notes = tuple(encoder_notes(frame["model"]))
         tables.append(Table("claims", f"The paper's sentences ({name})", verdict_table(judged), words=3, notes=notes))
         more = {

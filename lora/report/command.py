@@ -13,7 +13,8 @@ from pathlib import Path
 from lora.errors import UserError
 from lora.files import REFERENCE, ROOT, write_atomically
 from lora.report.build import FOUND, Report, build
-from lora.report.claims.shown import findings_block, to_json, verdict_table
+from lora.report.claims.headlines import findings_block
+from lora.report.claims.shown import to_json, verdict_table
 from lora.report.comparisons import REPEATED
 from lora.report.figures import Figure
 from lora.report.gather import options as profile_options
@@ -63,7 +64,7 @@ def pages(report: Report) -> dict[Path, str]:
             texts.insert(0, f"{progress}\n")
         blocks.append((experiments / folder / "README.md", mark, "\n".join(texts)))
     if in_readme:
-        blocks.append((ROOT / "README.md", "findings", findings_block(report.findings)))
+        blocks.append((ROOT / "README.md", "findings", findings_block(report.headlines)))
     written: dict[Path, str] = {}
     for path, name, text in blocks:
         if path.exists():

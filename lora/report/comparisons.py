@@ -13,6 +13,7 @@ from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.records.analysis import Compared, compared
 from lora.records.record import load_frame, load_records
+from lora.report.figures import by_rate
 from lora.report.gather import OF_MACHINES, Gathered, known_configs
 from lora.report.notes import BANNERS, NOTES, conditions, encoder_notes, note
 from lora.report.runs import (
@@ -245,7 +246,9 @@ def learning_rate_table(name: str, tried: pd.DataFrame, curves: pd.DataFrame) ->
             lines.append(line | {"Taken": f"yes{edge}" if best.get(label) == rate else ""})
     notes = (note(LEARNING_RATE), *encoder_notes(runs["model"]))
     banner = " ".join(filter(None, map(BANNERS.get, runs["kind"].unique())))
-    return Table(LEARNING_RATE, f"{TITLE} ({name})", pd.DataFrame(lines), 2, notes, banner, conditions(tried, curves))
+    drawn = {"rates": figure} if (figure := by_rate(runs)) is not None else {}
+    above = conditions(tried, curves)
+    return Table(LEARNING_RATE, f"{TITLE} ({name})", pd.DataFrame(lines), 2, notes, banner, above, drawn)
 
 
 def tried_rows(tried: pd.DataFrame) -> pd.DataFrame:

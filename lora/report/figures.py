@@ -183,6 +183,19 @@ def learning_curves(runs: pd.DataFrame, curves: pd.DataFrame, what: str = "") ->
     return figure(f"Learning curves{what}", note, "lines", "epoch", panels)
 
 
+def by_rate(rows: pd.DataFrame) -> Figure | None:
+    """The best epoch's metric by learning rate, per task; the band is the range of the seeds that tried a rate."""
+    panels = []
+    for task in in_order(rows):
+        series = []
+        for label, of_row in rows[rows["task"] == task].groupby("label", sort=False):
+            scores = of_row.groupby("lr")["best"].agg(["mean", "min", "max"]) * 100
+            series.append(series_of(label, scores.itertuples(name=None)))
+        panels.append({"title": TASKS[task].title, "y": task_label(TASKS[task]), "band": True, "series": series})
+    note = "Mean over the seeds that tried a rate; band: lowest and highest. Each run's best epoch."
+    return figure("Score by learning rate", note, "lines", "learning rate", panels, log_x=True)
+
+
 def forest(pairs: pd.DataFrame) -> Figure | None:
     """LoRA minus each other method, task by task and on average."""
     panels = []

@@ -16,7 +16,6 @@ from markupsafe import Markup, escape
 from lora.data.tasks import TASKS
 from lora.report.build import Report
 from lora.report.claims import shown
-from lora.report.claims.shown import finding_row
 from lora.report.notes import BANNERS
 from lora.report.runs import encoder_title
 from lora.report.tables import number
@@ -41,7 +40,7 @@ def page(report: Report, pictures: Mapping[str, bytes]) -> str:
         heading="LoRA on your own tasks" if report.gathered.is_own else "LoRA on GLUE",
         banner=BANNERS["embedded"] if any(table.banner == BANNERS["embedded"] for table in tables) else "",
         contents=[(t.name, t.title.removesuffix(f" ({report.name})").partition(":")[0]) for t in tables],
-        findings=[(places[line["claim"]], finding_row(line, judged)) for line, judged in report.findings],
+        findings=[(places.get(r.line["claim"], 0), r.cells) for r in report.headlines if not r.is_aside],
         counts=", ".join(f"{words[word]} {word}" for word in SYMBOLS if words[word]),
         verdicts=list(enumerate(report.verdicts, start=1)),
         symbols=SYMBOLS,

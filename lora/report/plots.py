@@ -76,7 +76,7 @@ def lines(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None
         shape = (i + i // len(COLOURS)) % len(MARKERS)  # an eighth series has the first's colour and another shape
         look = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[shape], "linestyle": LINES[shape]}
         look["label"] = series["label"]
-        aside = 1.05**i if figure["log_x"] else 1  # keeps bars from hiding each other
+        aside = 1.05**i if figure["log_x"] and not panel.get("band") else 1  # keeps bars from hiding each other
         x = [value * aside for value in series["x"]]
         y, low, high = (np.array(series[key], float) for key in ("y", "low", "high"))
         if panel.get("band"):

@@ -5,5 +5,6 @@
 | `statements` | experiments/<name>/claims.yaml, read strictly |
 | `findings` | one comparison against its bound: of cells, times, sizes and counts |
 | `verdicts` | each claim, judged: supported, contradicted, undecided |
-| `shown` | verdicts as text and as JSON, and the table of findings |
+| `shown` | verdicts as text and as JSON |
+| `headlines` | the README's table of findings |
 """

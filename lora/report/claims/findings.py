@@ -49,6 +49,7 @@ class Finding:
             if it was not computed.
         runs: What it is based on: a pair of run_ids for each difference, or single run_ids or a file.
         sides: The labels of the two sides of a difference.
+        place: Its task, or `average of` its tasks.
     """
 
     label: str
@@ -63,6 +64,7 @@ class Finding:
     reason: str = ""
     runs: tuple[tuple[str, ...], ...] = ()
     sides: tuple[str, ...] = ()
+    place: str = ""
     rows_low: float = math.nan
     rows_high: float = math.nan
 
@@ -149,7 +151,10 @@ def count_ratios(claim: Claim, frame: pd.DataFrame, tried: pd.DataFrame) -> dict
             form = "g" if claim.count == "rate" else ","
             label = f"{COUNTS[claim.count]}, {names}, {encoder_title(model)}: {one:{form}} / {other:{form}}"
             runs = tuple(dict.fromkeys((of_one, of_other)))
-            found.setdefault(model, []).append(exact(label, "ratio", None, compare.bound, one / other, runs))
+            one_ratio = exact(label, "ratio", None, compare.bound, one / other, runs)
+            if claim.count == "rate":
+                one_ratio = replace(one_ratio, holds=None, reason="the best of a coarse grid of rates has no interval")
+            found.setdefault(model, []).append(one_ratio)
     return found
 
 
@@ -217,7 +222,8 @@ def difference(
 ) -> Finding:
     """The finding on one task or average. `comparisons`: how many the claim has."""
     titles = ", ".join(TASKS[task].title for task in tasks)
-    label = f"{names[0]} - {names[1]}, {f'average of {titles}' if len(tasks) > 1 else titles}"
+    place = f"average of {titles}" if len(tasks) > 1 else titles
+    label = f"{names[0]} - {names[1]}, {place}"
     here = pairs[pairs["task"].isin(tasks)]
     here = here[here.groupby("seed")["task"].transform("nunique") == len(tasks)]  # as `by_seed` does
     values = stats.by_seed(here, tasks).to_numpy(float)
@@ -236,6 +242,7 @@ def difference(
     about = {"label": label, "unit": "points", "n": found.n, "bound": bound}
     about |= {"mean": found.mean, "low": found.low, "high": found.high}
     about |= {"runs": tuple(zip(here["run_id"], here["run_id_other"], strict=True)), "sides": tuple(names)}
+    about |= {"place": place}
     if reason:
         return Finding(**about, reason=reason)
     return tested(p=smallest_p(values, bound, stats.mean_p), needed=needed, **about)

@@ -1,23 +1,20 @@
-"""Verdicts as text and as JSON, and the project's findings: a line of experiments/findings.yaml per claim."""
+"""Verdicts as text and as JSON."""
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from lora.files import ROOT, rounded
+from lora.files import rounded
 from lora.report.claims.findings import SHAPE, Finding
 from lora.report.claims.statements import Claim
 from lora.report.claims.verdicts import Verdict
-from lora.report.figures import BOUNDED, Figure, beside, figure, series_of
 from lora.report.runs import encoder_title
 from lora.report.stats import LEVEL
 
-Shown = tuple[dict[str, Any], list[Verdict]]  # a line of `FINDINGS`, and what it stands on
 SHORT = 8  # digits of a commit
 SCORE_TITLES = {"best": "Best epoch", "last": "Last epoch", "unselected": "Unselected"}
 SCORE_KEYS = {"best": "on_best", "last": "on_last", "unselected": "unselected"}  # in verdicts.json
@@ -149,97 +146,22 @@ def judged_json(each: Verdict) -> dict[str, Any]:
     return {"verdict": each.word, "reason": each.reason, "findings": findings}
 
 
-FINDINGS = ROOT / "experiments" / "findings.yaml"
 FEW = 2  # comparisons that fit in one cell
 
 
-def read_lines() -> list[dict[str, Any]]:
-    return yaml.safe_load(FINDINGS.read_text())
-
-
-def findings(verdicts: Sequence[Verdict], others: Mapping[str, Sequence[Verdict]]) -> list[Shown]:
-    """The lines of `FINDINGS` whose claims have a measured comparison, each with the claim's verdicts. `others`: the
-    verdicts of the profiles that lines name."""
-    judged = [
-        (line, [each for each in others.get(line.get("profile"), verdicts) if each.claim.id == line["claim"]])
-        for line in read_lines()
-    ]
-    return [(line, of_claim) for line, of_claim in judged if any(each.is_measured for each in of_claim)]
-
-
-def finding_row(line: Mapping[str, Any], judged: Sequence[Verdict]) -> dict[str, str]:
-    """A claim: the papers' figure, ours, and the verdict."""
-    start = {"Claim": line["says"], "Paper": paper_figure(judged[0].claim, line)}
-    return start | {f"Ours ({LEVEL:.0%} interval)": ours(judged, line.get("form")), "Verdict": words(judged)}
-
-
-def findings_block(lines: Sequence[Shown]) -> str:
-    """The README's table, and what its first line is without the choice of each run's best epoch."""
-    rows = [finding_row(*found) for found in lines]
-    cells = [list(rows[0]), ["---", "---:", "---:", "---"]]
-    for row in rows:
-        word, on, devices = row["Verdict"].partition(" on ")
-        cells.append([*(row | {"Verdict": f"**{word}**{on}{devices}"}).values()])
-    first = lines[0][1][0]
-    last, unselected = (short(first.others[score].findings[0], 1) for score in ("last", "unselected"))
-    other_rules = (
-        f"Scored at the last epoch in place of each run's best, the first line is {last}; scored at the epoch that is "
-        f"best for the other seeds, {unselected}."
-    )
-    return "\n".join([*(f"| {' | '.join(row)} |" for row in cells), "", other_rules])
-
-
-def findings_figure(lines: Sequence[Shown]) -> Figure | None:
-    """The findings that are differences in points: every comparison, and the paper's, on one axis."""
-    names: list[str] = []
-    bounds: list[float] = []
-    found: list[tuple[float, ...]] = []
-    printed: list[tuple[float, ...]] = []
-    for line, judged in lines:
-        if "gaps" not in line:
-            continue
-        measured = [one for each in judged for one in each.findings if one.n]
-        for place, one in enumerate(measured):
-            found.append((len(names) + beside(place, len(measured)), one.mean, one.low, one.high))
-        printed += [(len(names), gap) for gap in paper_gaps(judged[0].claim, line)]
-        bounds.append(measured[0].bound.edges[0][0])
-        names.append(line["says"])
-    series = [
-        series_of(f"here, with its {LEVEL:.0%} interval", found),
-        series_of("the paper", printed, keys=("x", "y")),
-    ]
-    panels = [{"title": "", "names": names, "bounds": bounds, "series": series}] if names else []
-    note = f"{BOUNDED} Right of 0, the first that a line names is better."
-    return figure("What the paper found, and what was found here", note, "intervals", "points", panels)
-
-
-def paper_gaps(claim: Claim, line: Mapping[str, Any]) -> list[float]:
-    return [float(claim.paper[one]["value"]) - float(claim.paper[other]["value"]) for one, other in line["gaps"]]
-
-
-def paper_figure(claim: Claim, line: Mapping[str, Any]) -> str:
-    """The paper's figure, from the claim's published cells: at most `FEW` differences, else their range."""
-    if "word" in line:
-        return line["word"]
-    values = paper_gaps(claim, line)
-    few = len(values) <= FEW
-    texts = [f"{value:+.1f}" for value in (values if few else (min(values), max(values)))]
-    return f"{('; ' if few else ' to ').join(texts)} ({claim.paper[line['gaps'][0][0]]['model']})"
+def room(one: Finding) -> float:
+    return one.bound.room(one.low, one.high)
 
 
 def ours(judged: Sequence[Verdict], form: str | None = None) -> str:
-    """The comparisons that are nearest to their bounds: all if there are few of them, else the nearest."""
-
-    def room(one: Finding) -> float:
-        return one.bound.room(one.low, one.high)
-
+    """The comparisons that are nearest to their bounds: all if there are few of them, else the worst."""
     found = [one for each in judged for one in each.findings]
     if all(one.unit == "failures" for one in found):
         return f"{sum(one.mean for one in found):.0f} failures in {sum(one.n for one in found):,} trials"
     nearest = [min(same, key=room) for _, same in groupby(found, key=lambda one: one.label.partition(SHAPE)[0])]
     if len(nearest) <= FEW:
         return "; ".join(short(one, 1, form) for one in nearest)
-    return f"{short(min(nearest, key=room), 1, form)}, nearest of {len(nearest)}"
+    return f"{short(min(nearest, key=room), 1, form)}, worst of {len(nearest)}"
 
 
 def words(judged: Sequence[Verdict]) -> str:

@@ -1,0 +1,143 @@
+"""The README's findings: a row of experiments/findings.yaml per comparison, with its task and the paper's number."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from lora.files import ROOT
+from lora.report.claims.findings import Finding
+from lora.report.claims.shown import FEW, other_rows_text, ours, room, short
+from lora.report.claims.statements import published
+from lora.report.claims.verdicts import WORDS, Verdict
+from lora.report.figures import BOUNDED, Figure, figure, series_of
+from lora.report.stats import LEVEL
+
+EXPERIMENTS = ROOT / "experiments"
+FINDINGS = EXPERIMENTS / "findings.yaml"
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A row of the table: one comparison, or the worst of those of a claim.
+
+    Args:
+        line: Its entry in `FINDINGS`.
+        judged: The verdicts on its claim: one per encoder, or one per device.
+        found: What is shown.
+        last: The same comparison by the last epoch; None for costs.
+        gaps: Task of the paper -> the paper's difference.
+    """
+
+    number: int
+    line: Mapping[str, Any]
+    judged: Sequence[Verdict]
+    found: Finding
+    last: Finding | None
+    gaps: Mapping[str, float]
+
+    @property
+    def is_aside(self) -> bool:
+        """Whether it stands in the text below the table: a count or an exact property."""
+        return "aside" in self.line
+
+    @property
+    def word(self) -> str:
+        """The word of this comparison after Holm's correction over its claim, or the claim's."""
+        if "comparison" in self.line:
+            return WORDS[self.found.holds] + (" on these dev rows" if self.found.for_other_rows is False else "")
+        texts = [each.word + (" on these dev rows" if each.on_these_rows else "") for each in self.judged]
+        worst = next((text for text in texts if not text.startswith("supported")), texts[0])
+        return worst if len(set(texts)) == 1 else f"{worst} on {texts.count(worst)} of {len(texts)} CPUs"
+
+    @property
+    def cells(self) -> dict[str, str]:
+        count = sum(len(each.findings) for each in self.judged)
+        of_many = "" if "comparison" in self.line or len(self.judged) > 1 or count == 1 else f", worst of {count}"
+        here = short(self.found, 1, self.line.get("form")) + of_many
+        where = self.found.place or f"{len(self.judged)} CPUs"
+        where += f" ({self.line['remark']})" if "remark" in self.line else ""
+        start = {"#": str(self.number), "Finding": self.line["says"], "Task": where, "Paper": self.paper}
+        last = "-" if self.last is None else short(self.last, 1)
+        more = {"Last epoch": last, "Other dev rows": other_rows_text(self.found), "Verdict": self.word}
+        return start | {f"Here ({LEVEL:.0%} interval)": here} | more
+
+    @property
+    def paper(self) -> str:
+        """The paper's differences, at most `FEW` with their tasks, else their range; and what they are of."""
+        values = list(self.gaps.values())
+        if len(values) > FEW:
+            text = f"{min(values):+.1f} to {max(values):+.1f}"
+        else:
+            text = "; ".join(f"{gap:+.1f}{f' {task}' * (len(values) > 1)}" for task, gap in self.gaps.items())
+        about = self.line["paper"]
+        return f"{text} ({about['about']})" if self.gaps else about["word"]
+
+
+def headlines(verdicts: Sequence[Verdict], others: Mapping[str, Sequence[Verdict]]) -> list[Headline]:
+    """The rows whose comparison was measured. `others`: the verdicts of the profiles that rows name."""
+    rows: list[Headline] = []
+    for line in read_lines():
+        profile = others.get(line.get("profile"), verdicts)
+        judged = [each for each in profile if each.claim.id == line["claim"] and each.is_measured]
+        places = [(each, place) for each in judged for place in range(len(each.findings))]
+        if "comparison" in line:
+            places = [(each, line["comparison"]) for each in judged]
+        if not places or all(each.findings[place].n == 0 for each, place in places):
+            continue
+        verdict, place = min(places, key=lambda one: room(one[0].findings[one[1]]))
+        last = verdict.others["last"].findings[place] if "last" in verdict.others else None
+        number = 1 + sum(not row.is_aside for row in rows)
+        rows.append(Headline(number, line, judged, verdict.findings[place], last, paper_gaps(line["paper"])))
+    return rows
+
+
+def read_lines() -> list[dict[str, Any]]:
+    return yaml.safe_load(FINDINGS.read_text())
+
+
+def paper_gaps(paper: Mapping[str, Any]) -> dict[str, float]:
+    """Task -> the difference of two published cells, which a row of `FINDINGS` names by their keys.
+
+    Where several pairs of cells are on one task, the keys are numbered: a range is shown.
+    """
+    gaps: dict[str, float] = {}
+    if "gaps" in paper:
+        cells = pd.read_csv(EXPERIMENTS / paper["of"] / "paper.csv", dtype=str, keep_default_na=False).to_dict(
+            "records"
+        )
+        for one, other in paper["gaps"]:
+            sides = [published(paper.get("model", {}) | keys, cells) for keys in (one, one | other)]
+            task = sides[0]["task"] if sides[0]["task"] not in gaps else f"{sides[0]['task']} {len(gaps)}"
+            gaps[task] = float(sides[0]["value"]) - float(sides[1]["value"])
+    return gaps
+
+
+def findings_block(rows: Sequence[Headline]) -> str:
+    """The README's table, and a line of text for counts and exact properties."""
+    shown = [row.cells for row in rows if not row.is_aside]
+    lines = [list(shown[0]), ["---:", "---", "---", "---:", "---:", "---:", "---", "---"]]
+    for cells in shown:
+        word, on, rest = cells["Verdict"].partition(" on ")
+        ordered = cells | {"Verdict": f"**{word}**{on}{rest}"}
+        lines.append(list(ordered.values()))
+    asides = [row.line["aside"].format(ours(row.judged, row.line.get("form"))) for row in rows if row.is_aside]
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", " ".join(asides)])
+
+
+def findings_figure(rows: Sequence[Headline]) -> Figure | None:
+    """The findings that are differences in points, and the paper's, on one axis."""
+    shown = [row for row in rows if row.gaps]
+    found = [(place, row.found.mean, row.found.low, row.found.high) for place, row in enumerate(shown)]
+    printed = [(place, gap) for place, row in enumerate(shown) for gap in row.gaps.values()]
+    names = [f"{row.number}. {row.line['says']}, {row.found.place.partition(' of ')[0]}" for row in shown]
+    bounds = [row.found.bound.edges[0][0] for row in shown]
+    series = [
+        series_of(f"here, with its {LEVEL:.0%} interval", found),
+        series_of("the paper", printed, keys=("x", "y")),
+    ]
+    panels = [{"title": "", "names": names, "bounds": bounds, "series": series}] if names else []
+    note = f"{BOUNDED} Right of 0, the first that a row names is better."
+    return figure("What the paper found, and what was found here", note, "intervals", "points", panels)

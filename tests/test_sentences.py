@@ -1,0 +1,218 @@
+"""What the pages say of the committed runs, counted again from the records with SciPy, independently of lora.report."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from lora.records.record import load_curves, load_frame, load_records
+from lora.report.build import build
+
+ROOT = Path(__file__).parents[1]
+PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "experiments").rglob("*.md")))}
+
+
+class Runs:
+    """The records of a reference, and the scores of a cell by seed, in points."""
+
+    def __init__(self, name: str):
+        self.records = [one for one in load_records(ROOT / "results" / "reference" / name)[0] if one.status == "ok"]
+        at = [one.config["method"].get("alpha_at_rank") for one in self.records]
+        self.frame = load_frame(self.records).assign(alpha_at=at)
+        self.curves = dict(list(load_curves(self.records).groupby("run_id")))
+
+    def scores(self, slug: str, task: str, score: str = "best", start: str = "pretrained") -> pd.Series:
+        runs = self.frame[(self.frame["seed"] > 5) & (self.frame["epochs"] == (5 if task == "rte" else 10))]
+        runs = runs[runs["alpha_at"].isna() & runs["slug"].eq(slug) & runs["task"].eq(task) & runs["start"].eq(start)]
+        runs = runs.drop_duplicates("seed").set_index("seed").sort_index()
+        if score != "others":
+            return 100 * runs[score].astype(float)
+        values = pd.DataFrame({seed: self.curves[run]["value"].to_numpy() for seed, run in runs["run_id"].items()})
+        best = {seed: values.drop(columns=seed).mean(axis=1).idxmax() for seed in values}  # by the other seeds
+        return pd.Series({seed: 100 * values.at[epoch, seed] for seed, epoch in best.items()})
+
+    def minus(self, one: str, other: str, task: str, score: str = "best") -> pd.Series:
+        return (self.scores(one, task, score) - self.scores(other, task, score)).dropna()
+
+
+@pytest.fixture(scope="module")
+def long() -> Runs:
+    return Runs("long")
+
+
+@pytest.fixture(scope="module")
+def decide() -> Runs:
+    return Runs("decide")
+
+
+def page(name: str) -> str:
+    """A page's text on one line, so that a sentence can be searched for across line ends."""
+    return " ".join(PAGES[ROOT / name].split())
+
+
+def interval(values: pd.Series) -> str:
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    return f"{values.mean():.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def test_q_v_and_q_k_have_opposite_signs_on_the_two_tasks(long, decide):
+    text, sets = page("experiments/lora_targets/README.md"), ("lora-qv-r4", "lora-qk-r4")
+    best, others = (long.minus(*sets, "cola", score) for score in ("best", "others"))
+    assert f"{interval(best)} by the best epoch and {interval(others)} by the unselected score" in text
+    on_stsb = [decide.minus(*sets, "stsb", score) for score in ("best", "last", "split_half")]
+    on_cola = [best, long.minus(*sets, "cola", "last"), others]
+    p = [stats.ttest_ind(a, b, equal_var=False).pvalue for a, b in zip(on_stsb, on_cola, strict=True)]
+    assert [f"{value:.3f}" for value in p] == ["0.100", "0.015", "0.004"]
+    assert "(p = .10 by the best epoch, .015 by the last, .004 unselected)" in text
+    assert decide.minus(*sets, "stsb").mean() > 0 > best.mean()
+
+
+def test_decide_shares_seeds_and_tasks_with_long_and_no_configuration(long, decide):
+    place = ["task", "seed"]
+    on_stsb = decide.frame[decide.frame["task"] == "stsb"]
+    of_long = set(map(tuple, long.frame.loc[long.frame["start"] == "pretrained", place].itertuples(index=False)))
+    shared = sum(tuple(row) in of_long for row in on_stsb[place].itertuples(index=False))
+    assert f"{shared} of its {len(on_stsb)} runs share seed and task" in page("experiments/README.md")
+    assert f"Of the {len(on_stsb)} runs on STS-B, {shared} share seed and task" in page("experiments/VERDICTS.md")
+    assert set(decide.frame["run_id"]).isdisjoint(long.frame["run_id"])
+    alone = decide.minus("lora-qv-r4", "lora-qk-r4", "stsb").loc[11:13]
+    assert len(alone) == 3 and f"by {interval(alone).replace('+', '')}" in page("experiments/README.md")
+
+
+def test_houlsby_adapters_are_above_lora_narrowly_and_on_mrpc_clearly(long):
+    tasks = ("cola", "mrpc", "stsb")
+    by_score = {
+        score: sum(long.minus("houlsby-m8", "lora-qv-r8", task, score) for task in tasks) / 3
+        for score in ("best", "last", "others")
+    }
+    best = by_score["best"]
+    p = stats.ttest_1samp(best, 0, alternative="greater").pvalue
+    for name in ("README.md", "experiments/glue_table2/README.md"):
+        assert f"p = {p:.4f}".replace("0.", ".") in page(name) and p < 0.0125
+    dropped = [stats.ttest_1samp(best.drop(seed), 0, alternative="greater").pvalue > 0.0125 for seed in best.index]
+    assert sum(dropped) == 4 and "any one of four" in page("README.md")
+    text = page("experiments/glue_table2/README.md")
+    last, others = (by_score[score].mean() for score in ("last", "others"))
+    assert f"By the last epoch ({last:+.1f}) and the unselected score ({others:+.1f})" in text
+    on_mrpc = long.minus("houlsby-m8", "lora-qv-r8", "mrpc")
+    assert f"On MRPC alone it is clear ({on_mrpc.mean():+.1f}" in page("README.md")
+
+
+def test_lora_is_below_full_fine_tuning_on_each_task_by_the_best_epoch(long):
+    tasks = ("cola", "mrpc", "stsb")
+    for slug in ("lora-qv-r8", "lora-qkvo-r4"):
+        assert all(long.minus(slug, "full", task).mean() < 0 for task in tasks)
+    level = long.minus("lora-qv-r8", "full", "stsb", "others").mean()
+    average = sum(long.minus("lora-qv-r8", "full", task, "others") for task in tasks) / 3
+    assert f"({level:+.1f}), and the average is {interval(average)}" in page("README.md")
+
+
+def test_mnli_and_rte_without_the_start(long):
+    mnli = long.frame[long.frame["task"] == "mnli"].set_index("slug")["best"] * 100
+    assert len(mnli) == 3
+    full, houlsby, lora = (f"{mnli[slug]:.1f}" for slug in ("full", "houlsby-m8", "lora-qv-r8"))
+    for name in ("README.md", "experiments/glue_table2/README.md"):
+        assert f"full fine-tuning {full}, Houlsby adapters {houlsby}, LoRA {lora}" in page(name)
+    assert f"score {full} (full fine-tuning), {houlsby} (Houlsby adapters) and {lora}" in page(
+        "experiments/mnli_start/README.md"
+    )
+    rte = long.scores("lora-qv-r8", "rte")
+    low, high = stats.ttest_1samp(rte, 0).confidence_interval(0.95)
+    assert f"end at {rte.mean():.1f} ({low:.1f} to {high:.1f})" in page("experiments/mnli_start/README.md")
+    assert f"LoRA without the start scores {rte.mean():.1f}" in page("README.md")
+
+
+def test_ranks_4_and_8_are_below_rank_64_after_holm(decide):
+    found = []
+    for score in ("best", "split_half"):
+        p = [stats.ttest_1samp(decide.minus(f"lora-qv-r{r}", "lora-qv-r64", "cola", score), 0).pvalue for r in (4, 8)]
+        found.append(f"{max(2 * min(p), max(p)):.3f}".removeprefix("0"))
+    assert f"p is {found[0]} by the best epoch and {found[1]} by" in page("experiments/lora_ranks/README.md")
+
+
+def test_the_successors_on_sts_b_and_mrpc(long):
+    text = page("experiments/successors/README.md")
+    slugs = ["full", "houlsby-m8", "lora-qv-r8-dora", "lora-qv-r8-pissa", "lora-qv-r8-plus"]
+    slugs += ["peft-ia3-kvf", "peft-miss-qv-r16", "peft-vera-qv-r256"]
+    left = {}
+    for task in ("stsb", "mrpc"):
+        p = sorted((stats.ttest_1samp(long.minus(slug, "lora-qv-r8", task), 0).pvalue, slug) for slug in slugs)
+        steps = np.maximum.accumulate([value * (len(p) - place) for place, (value, _) in enumerate(p)])
+        left[task] = {slug for (_, slug), corrected in zip(p, steps, strict=True) if corrected <= 0.05}
+    assert left == {"stsb": set(), "mrpc": {"houlsby-m8", "peft-ia3-kvf"}}
+    assert "no method differs from LoRA on STS-B, and only Houlsby adapters and (IA)^3 do on MRPC" in text
+    tried = long.frame[long.frame["seed"].isin([0, 5]) & long.frame["task"].eq("stsb")].groupby("slug")["lr"].nunique()
+    threes = {"full", "houlsby-m8", "lora-qv-r8", "lora-qkvo-r4", "lora-qv-r8-dora", "lora-qv-r8-pissa"}
+    fours = {"lora-qv-r8-plus", "peft-miss-qv-r16", "peft-ia3-kvf"}
+    assert tried.to_dict() == dict.fromkeys(threes, 3) | dict.fromkeys(fours, 4) | {"peft-vera-qv-r256": 5}
+    losses = {one.run_id: one.epochs[-1]["train_loss"] for one in long.records}
+    runs = long.frame[
+        long.frame["task"].eq("mrpc") & long.frame["seed"].between(6, 10) & long.frame["start"].eq("pretrained")
+    ]
+    mean = runs["run_id"].map(losses).groupby(runs["slug"]).mean()
+    shown = {"(IA)^3": "peft-ia3-kvf", "LoRA": "lora-qv-r8", "PiSSA": "lora-qv-r8-pissa", "MiSS": "peft-miss-qv-r16"}
+    assert ", ".join(f"{name} {mean[slug]:.2f}".replace("0.", ".") for name, slug in shown.items()) in text
+
+
+def test_by_seed_loras_best_rate_on_cola_is_10_and_20_times_full_fine_tunings(long):
+    tried = long.frame[long.frame["task"].eq("cola") & long.frame["seed"].isin([0, 5]) & long.frame["epochs"].eq(10)]
+    best = tried.loc[tried.groupby(["seed", "slug"])["best"].idxmax()].set_index(["seed", "slug"])["lr"]
+    ratios = [round(best[seed, "lora-qv-r8"] / best[seed, "full"]) for seed in (0, 5)]
+    assert ratios == [10, 20] and "10 on seed 0 and 20 on seed 5" in page("experiments/learning_rate/README.md")
+
+
+def test_how_many_records_come_from_uncommitted_changes():
+    dirty = {}
+    for name in ("base", "decide", "long", "mini", "small"):
+        records = load_records(ROOT / "results" / "reference" / name)[0]
+        dirty[name] = (sum(one.provenance["code"]["dirty"] for one in records if one.provenance), len(records))
+    assert f"Of the {dirty['small'][1]} records of `small`, {dirty['small'][0]} come from" in page(
+        "experiments/README.md"
+    )
+    assert not any(count for name, (count, _) in dirty.items() if name != "small")
+
+
+def test_what_a_change_of_the_cpu_moves(long):
+    again = {one.run_id: one for one in load_records(ROOT / "results" / "reference" / "long" / "repeated")[0]}
+    changes = []
+    for one in (one for one in long.records if one.run_id in again):
+        pairs = zip(one.epochs, again[one.run_id].epochs, strict=True)
+        values = [[e["metrics"]["validation"]["matthews"] for e in pair] for pair in pairs]
+        best, last = (
+            100 * (again[one.run_id].selected[s]["value"] - one.selected[s]["value"]) for s in ("best", "last")
+        )
+        changes.append((one.run_id.split(".s")[0], best, last, max(100 * abs(a - b) for a, b in values)))
+    frame = pd.DataFrame(changes, columns=["cell", "best", "last", "epoch"])
+    cells = frame.groupby("cell")[["best", "last"]].mean().abs().max()
+    text = (ROOT / "conf" / "profile" / "long.yaml").read_text()
+    assert f"up to {cells['best']:.1f} points, one epoch of a run by up to {frame['epoch'].max():.1f}" in text
+
+
+def test_what_the_dev_rows_alone_leave():
+    report, halves = build("reference/long"), {}
+    for one in report.analyses.examples.values():
+        (first, other), tasks = one["pairs"][0], one["tasks"]
+        if ".lora-qv-r8." in first and ".full." in other and len(tasks) == 1:
+            halves[tasks[0]] = f"±{(one['examples_high'] - one['examples_low']) / 2:.1f}"
+    text = f"{halves['cola']} points on CoLA, {halves['mrpc']} on MRPC and {halves['stsb']} on STS-B"
+    assert text in page("README.md")
+
+
+def test_every_commit_on_a_page_is_an_ancestor():
+    def git(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True)
+
+    if git("rev-parse", "--is-shallow-repository").stdout != "false\n":
+        pytest.skip("needs the history of this repository")
+    known = git("rev-list", "HEAD").stdout.split()
+    named = {
+        word
+        for text in PAGES.values()
+        for word in re.findall(r"(?<![-\w])(?=\w*\d)(?=\w*[a-f])[0-9a-f]{8}(?!\w)", text)
+    }
+    assert len(named) > 8 and {word for word in named if not any(one.startswith(word) for one in known)} == set()
+    assert not [path for path, text in PAGES.items() if re.search(r"\btag `", text)]
