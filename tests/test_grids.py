@@ -7,7 +7,7 @@ import pytest
 
 from lora.config.rates import Rate, write_rates
 from lora.errors import UserError
-from lora.sweep.request import select_runs
+from lora.sweep.request import check_tuning, select_runs
 
 
 @functools.cache
@@ -137,8 +137,9 @@ def test_a_tuned_rate_is_that_of_the_option_and_of_what_makes_another_method_of_
         assert other.config.runtime.rate_from != "tuned"
     (rank_4,) = select_runs("small", [*asked, "method=lora", "method.rank=4", "method.targets=[q]"])
     assert rank_4.config.train.lr == 1e-3
+    both = select_runs("small", [*asked, "method=lora", "method.scaling=lora,rslora"])
     with pytest.raises(UserError, match=r"with method=lora, then with method=lora method\.scaling=rslora; or"):
-        select_runs("small", [*asked, "method=lora", "method.scaling=lora,rslora"])
+        check_tuning(both, path)
 
 
 def test_methods_that_were_tuned_unequally_are_not_compared(tmp_path):
@@ -147,7 +148,7 @@ def test_methods_that_were_tuned_unequally_are_not_compared(tmp_path):
     tried = {1e-3: 0.5, 3e-3: 0.6, 1e-2: 0.4}
     write_rates(path, [Rate("minilm", "ours", "cola", "lora", 3e-3, (99,), tried)])
     with pytest.raises(UserError, match=r"must be tuned alike, got .*lora with 3 values.* on cola .*rates=null"):
-        select_runs("small", asked)
+        check_tuning(select_runs("small", asked), path)
     (one,) = select_runs("small", [*asked, "method=lora"])
     assert (one.config.train.lr, one.config.runtime.rate_from) == (3e-3, "tuned")
     assert select_runs("small", [*asked, "rates=null"]) and select_runs("small", [*asked, "train.lr=1e-3"])
@@ -156,4 +157,4 @@ def test_methods_that_were_tuned_unequally_are_not_compared(tmp_path):
     assert {run.config.runtime.rate_from for run in select_runs("small", asked)} == {"tuned"}
     write_rates(path, [Rate("minilm", "ours", "cola", "full", 1e-4, (99,), tried | {1e-5: 0.5})])
     with pytest.raises(UserError, match="full with 4 values, lora with 3 values"):
-        select_runs("small", asked)
+        check_tuning(select_runs("small", asked), path)

@@ -72,7 +72,7 @@ def test_an_undecided_answer_says_how_many_seeds_would_tell():
         "B": pd.DataFrame({**rows, "run_id": ["d", "e", "f"], "best": 0.5 + values / 100}),
     }
     pairs = all_pairs(groups).assign(model="minilm")
-    (line,) = answers(pairs, {})
+    (line,) = answers(pairs, {}, {})
     mean, std = values.mean(), values.std(ddof=1)
 
     def power(n):
@@ -98,8 +98,44 @@ def test_intervals_for_other_rows_are_those_of_the_same_runs_and_qualify_the_ans
         ends = {"examples_low": low, "examples_high": 12.0, "both_low": low, "both_high": 12.0}
         found = {compared(runs, "best"): ends}
         assert pairs_table(pairs, found)["... over both"].tolist() == [shown]
-        (line,) = answers(pairs, found)
+        (line,) = answers(pairs, found, {})
         assert line.endswith(f"n = 5: {word}")
+
+
+def test_a_tuned_method_is_not_judged_against_an_untuned_one():
+    """By the records, whatever the file of rates says now."""
+    rows = {"task": "rte", "seed": range(5), "device": "a CPU"}
+    groups = {
+        name: pd.DataFrame({**rows, "run_id": [f"{name}{seed}" for seed in range(5)], "best": best})
+        for name, best in (("A", [0.5, 0.51, 0.5, 0.52, 0.5]), ("B", [0.6, 0.6, 0.61, 0.6, 0.6]))
+    }
+    pairs = all_pairs(groups).assign(model="minilm")
+    for of_a, of_b, word in (
+        ("tuned", "tuned", "higher"),
+        ("default", "default", "higher"),
+        ("tuned", "stated", "higher"),
+        ("tuned", "default", "not judged, because A alone has tuned learning rates"),
+        ("conf", "tuned", "not judged, because B alone has tuned learning rates"),
+    ):
+        origins = dict.fromkeys(groups["A"]["run_id"], of_a) | dict.fromkeys(groups["B"]["run_id"], of_b)
+        (line,) = answers(pairs, {}, origins)
+        assert line.endswith(f"n = 5: {word}")
+
+
+def test_two_tasks_of_ones_own_get_an_answer_each_and_no_average(moods):
+    folder, asked = moods
+    other = write_task(folder / "data", "scores", metric="f1")
+    of_other = [f"task={other}", *asked[1:]]
+    populate(folder / "own", "own", of_other, of_method(full=0.70, lora=0.60))
+    both = build("own", [f"task={asked[0].partition('=')[2]},{other}", *asked[1:]], folder)
+    assert [("moods-" in line, "scores-" in line, line.rpartition(": ")[2]) for line in both.answers] == [
+        (True, False, "higher"),
+        (False, True, "lower"),
+    ]
+    assert all("Avg." not in set(table.cells.astype(str).to_numpy().ravel()) | {*table.cells} for table in both.tables)
+    assert len(both.figures["parameters_own"]["panels"]) == 2
+    (line,) = build("own", of_other, folder).answers
+    assert "scores-" in line
 
 
 def test_scores_on_different_numbers_of_train_rows_are_told_apart():

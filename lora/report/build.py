@@ -115,7 +115,9 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
         tables += SHOWN[section.experiment](section)
         cells.append(section.summary.assign(experiment=section.experiment))
         if section.kind == "own" and section.experiment in MAIN:
-            lines += answers(section.pairs, analyses.examples)
+            lines += answers(
+                section.pairs, analyses.examples, dict(zip(frame["run_id"], frame["rate_from"], strict=True))
+            )
     tables.append(learning_rate_table(name, gathered.tried, curves))
     tables.append(repeated_table(name, gathered.folder, gathered.every))
     tables += [table7(name, analyses.subspaces), reference_table(gathered)]

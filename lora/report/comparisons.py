@@ -52,9 +52,12 @@ def groups_of(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def method_pairs(runs: pd.DataFrame) -> pd.DataFrame:
-    """`lora.report.stats.all_pairs` on each encoder, with the columns model and p_holm, corrected over all of them."""
+    """`lora.report.stats.all_pairs` on each encoder, with the columns model and p_holm, corrected over all of them.
+    A user's own tasks are not averaged: their metrics may be unlike."""
     found = [all_pairs(groups_of(group)).assign(model=model) for model, group in runs.groupby("model", sort=False)]
     table, places = pd.concat(found), [*TASKS, "Avg."]
+    if runs["kind"].eq("own").any():
+        table = table[table["task"] != "Avg."]
     pair = table.groupby(["model", "one", "other"], sort=False).ngroup()
     table = table.iloc[np.lexsort((table["task"].map(places.index), pair))]
     return table.assign(p_holm=holm(table["p"].tolist())).reset_index(drop=True)
@@ -79,16 +82,26 @@ def pairs_table(pairs: pd.DataFrame, examples: Mapping[Compared, Mapping[str, An
     return pd.DataFrame(lines)
 
 
-def answers(pairs: pd.DataFrame, examples: Mapping[Compared, Mapping[str, Any]]) -> list[str]:
-    """`LoRA (qv, r8) - Full fine-tuning, my_task: -4.4 (-14.9 to +6.0), n = 3: undecided; ...`, a line per pair.
+def answers(
+    pairs: pd.DataFrame, examples: Mapping[Compared, Mapping[str, Any]], origins: Mapping[str, str | None]
+) -> list[str]:
+    """`LoRA (qv, r8) - Full fine-tuning, my_task: -4.4 (-14.9 to +6.0), n = 3: undecided; ...`, a line per pair and
+    task.
 
     A method is higher or lower if all of the 95% interval over seeds is above or below 0, and not on fewer than
-    `ENOUGH_SEEDS` pairs, as for the paper's claims; `on these dev rows` if the interval for other rows includes 0.
+    `ENOUGH_SEEDS` pairs, as for the paper's claims; `on these dev rows` if the interval for other rows includes 0. A
+    tuned method is not judged against an untuned one. `origins`: run_id -> `rate_from`.
     """
-    lines, pair = [], ["model", "one", "other"]
-    averaged = pairs.groupby(pair)["task"].transform(lambda tasks: tasks.eq("Avg.").any()).astype(bool)
-    for row in pairs[~averaged | pairs["task"].eq("Avg.")].dropna(subset=["mean"]).itertuples():
-        if row.n >= ENOUGH_SEEDS and (row.low > 0 or row.high < 0):
+    lines = []
+    for row in pairs.dropna(subset=["mean"]).itertuples():
+        tuned = [
+            {origins.get(run_id) for run_id in side} & {"tuned", "conf", "default"}
+            for side in zip(*row.runs, strict=True)
+        ]
+        if "tuned" in set.union(*tuned) and all(tuned) and tuned[0] != tuned[1]:
+            better = row.one if tuned[0] == {"tuned"} else row.other
+            word = f"not judged, because {better} alone has tuned learning rates"
+        elif row.n >= ENOUGH_SEEDS and (row.low > 0 or row.high < 0):
             word = "higher" if row.low > 0 else "lower"
             rows = examples.get(compared(row.runs, "best"))
             if rows is not None and rows["both_low"] <= 0 <= rows["both_high"]:
@@ -96,10 +109,9 @@ def answers(pairs: pd.DataFrame, examples: Mapping[Compared, Mapping[str, Any]])
         else:
             few = f"; a verdict needs at least {ENOUGH_SEEDS} seeds" * (row.n < ENOUGH_SEEDS)
             word = f"undecided{few}{needed_text(row.needed, 'tell them apart')}"
-        place = "average over the tasks" if row.task == "Avg." else TASKS[row.task].title
         about = f", {row.model}" if pairs["model"].nunique() > 1 else ""
         value = Interval(row.mean, row.low, row.high, row.n).text
-        lines.append(f"{row.one} - {row.other}, {place}{about}: {value}, n = {row.n}: {word}")
+        lines.append(f"{row.one} - {row.other}, {TASKS[row.task].title}{about}: {value}, n = {row.n}: {word}")
     return lines
 
 

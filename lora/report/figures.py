@@ -77,9 +77,11 @@ def differences(
 
 
 def by_parameters(runs: pd.DataFrame) -> Figure | None:
-    """Trainable parameters against the average score over tasks: one point per method that has every task."""
+    """Trainable parameters against the average score over tasks: one point per method that has every task. A panel for
+    each of a user's own tasks."""
     panels = []
-    for model, of_model in runs.groupby("model", sort=False):
+    by_task = runs["kind"].eq("own").any()
+    for (model, *_), of_model in runs.groupby(["model", "task"] if by_task else ["model"], sort=False):
         tasks, series = in_order(of_model), []
         rows = of_model.assign(label=told_apart(of_model, ["protocol"]), difference=100 * of_model["best"])
         for (*_, label), group in rows.groupby(ROW, sort=False):
@@ -88,7 +90,8 @@ def by_parameters(runs: pd.DataFrame) -> Figure | None:
                 series.append(series_of(label, [(int(count.iloc[0]), score.mean, score.low, score.high)]))
         if series:
             titles = ", ".join(TASKS[task].title for task in tasks)
-            panels.append({"title": encoder_title(model), "y": f"average of {titles}", "series": series})
+            y = task_label(TASKS[tasks[0]]) if by_task else f"average of {titles}"
+            panels.append({"title": encoder_title(model), "y": y, "series": series})
     note = f"Mean over seeds of the average over tasks, with its {LEVEL:.0%} interval. Excludes the head."
     title = "Trainable parameters against the average score"
     return figure(title, note, "lines", "trainable parameters", panels, log_x=True)

@@ -57,10 +57,12 @@ def seeds_text(group: pd.DataFrame) -> str:
 
 
 def task_cells(group: pd.DataFrame, tasks: Sequence[str], with_mean: bool = False) -> dict[str, str]:
-    """One cell per task, and the average of several tasks. `with_mean`: see `cell_text`."""
+    """One cell per task, and the average of several tasks unless they are a user's own, whose metrics may be unlike.
+    `with_mean`: see `cell_text`."""
     cells = {row["task"]: cell_text(row, with_mean) for _, row in group.iterrows()}
     line = {task_label(TASKS[task]): cells.get(task, "-") for task in tasks}
-    return line | ({"Avg.": number(average(group, tasks))} if len(tasks) > 1 else {})
+    averaged = len(tasks) > 1 and not group["kind"].eq("own").any()
+    return line | ({"Avg.": number(average(group, tasks))} if averaged else {})
 
 
 def average(group: pd.DataFrame, tasks: Sequence[str], column: str = "median") -> float:

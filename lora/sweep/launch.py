@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 from omegaconf import DictConfig
 
-from lora.config.compose import chosen_option
+from lora.config.compose import chosen_option, read_overrides
 from lora.data.tasks import TASKS
 from lora.errors import UserError, listed
 from lora.files import check_writable
@@ -20,7 +20,7 @@ from lora.sweep import pool, slurm
 from lora.sweep.expand import PlannedRun, State, estimator, own_records, state_of
 from lora.sweep.notes import read_notes
 from lora.sweep.progress import Watch, about, counted, duration
-from lora.sweep.request import select_runs, sweep_settings
+from lora.sweep.request import check_tuning, rates_setting, select_runs, sweep_settings
 from lora.sweep.worker import Job, clean_up, has_adapter, run_job, verify_inputs
 from lora.training import processes
 from lora.training.processes import world_size
@@ -33,10 +33,13 @@ def launch_sweep(arguments: Sequence[str]) -> str:
     """Train the missing runs among those that the arguments select (`lora.sweep.request.select_runs`).
 
     Returns: The runs that failed or are missing at the end, one per line; empty if there are none.
-    Raises: UserError: As in `launch_runs`.
+    Raises: UserError: As in `launch_runs`, or if learning rates were chosen on a seed of these runs, or not alike for
+        all methods.
     """
     profile = chosen_option("profile", arguments)
-    return launch_runs(sweep_settings(profile, arguments), select_runs(profile, arguments), arguments)[1]
+    runs = select_runs(profile, arguments)
+    check_tuning(runs, rates_setting(profile, read_overrides(arguments)))
+    return launch_runs(sweep_settings(profile, arguments), runs, arguments)[1]
 
 
 def launch_runs(settings: DictConfig, runs: list[PlannedRun], arguments: Sequence[str]) -> tuple[State, str]:

@@ -62,14 +62,12 @@ def select_runs(profile: str, arguments: Sequence[str], whole: bool = False) -> 
 
     Args:
         whole: Whether to use all runs of the profile instead of its default.
-    Raises: UserError: If no run is left, a run is invalid, a value is in no grid, a folder of data does not exist, or
-        learning rates were chosen on a seed of these runs or not alike for all methods.
+    Raises: UserError: If no run is left, a run is invalid, a value is in no grid, or a folder of data does not exist.
     """
     request = read_request(profile, arguments)
     overrides = settings_of(request.given)
     read_own_tasks(overrides)
-    setting = (values_given("rates", overrides) or [f"{results_of(request.profile, overrides)}/{FILE}"])[-1]
-    read_rates(setting)  # a broken file is one mistake, not one of every run
+    read_rates(rates_setting(request.profile, overrides))  # a broken file is one mistake, not one of every run
     grids, chosen = grids_of(request, whole)
     runs = expand_blocks(request.profile, narrowed(grids, chosen) if grids else {ADHOC: [request.given]}, chosen)
     if not runs:
@@ -77,7 +75,6 @@ def select_runs(profile: str, arguments: Sequence[str], whole: bool = False) -> 
     for folder in values_given("data.path", overrides):
         if folder is not None and not at_home(str(folder)).is_dir():
             raise UserError(f"data folder {folder} does not exist; set GLUE_DIR= (data.path) to GLUE's files")
-    check_tuning(runs, setting)
     return runs
 
 
@@ -126,11 +123,16 @@ def ways_out(request: Request) -> str:
     return f"in a grid:        {named}\nas your own grid: {own}"
 
 
+def rates_setting(profile: str, overrides: Sequence[str]) -> Any:
+    """The setting `rates`."""
+    return (values_given("rates", overrides) or [f"{results_of(profile, overrides)}/{FILE}"])[-1]
+
+
 def check_tuning(runs: Sequence[PlannedRun], path: Any) -> None:
-    """Check that tuned rates flatter no run, and no method.
+    """Check that tuned rates flatter no run that is about to be trained, and no method.
 
     Args:
-        path: The setting `rates`.
+        path: As of `rates_setting`.
     Raises: UserError: If runs of a table of results have a seed that chose learning rates, on which the rates look
         best; or if methods of a task were tuned with different numbers of values, or some not at all.
     """
