@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from lora.records.record import load_curves, load_frame, load_records, write_rec
 from lora.report.build import build
 from lora.report.claims.shown import to_json, verdict_table, word_text
 from lora.report.claims.statements import read_claims
+from lora.report.runs import slug_label
 from lora.sweep.request import select_runs
 
 ROOT = Path(__file__).parents[1]
+MORE = (("mrpc", "MRPC (acc.)"), ("stsb", "STS-B (Pearson)"))
 LEVEL = {"full": 1.0, "houlsby-m8": 2.0, "lora-qv-r8": 0.0, "lora-qkvo-r5": 0.5, "lora-if-r4": 1.5}
 LEVEL |= {"lora-qkvoif-r2": 1.0, "lora-qkvoif-r8": 3.0}
 
@@ -68,6 +71,56 @@ def test_the_rates_tried_for_layers_are_not_in_the_claim_about_loras_rate(tmp_pa
 def test_the_paper_s_cells_are_those_of_table_2():
     cells = (ROOT / "experiments" / "layers" / "paper.csv").read_text().splitlines()
     assert len(cells) == 10 and set(cells) < set((ROOT / "experiments/glue_table2/paper.csv").read_text().splitlines())
+
+
+def test_the_table_and_the_figure_have_scipys_interval_of_each_arm_minus_q_v(report, runs):
+    (table,) = [table for table in report.tables if table.name == "layers"]
+    scores = {(run.slug, run.task, run.seed): 100 * unselected(run) for run in runs}
+    cells = table.cells.set_index(["Task", "Method"])["Unselected, minus q, v"]
+    (panel,) = report.figures["layers"]["panels"]
+    labels = {slug_label(run.slug): run.slug for run in runs}
+    assert set(panel["names"]) == {*labels} - {"LoRA (qv, r8)"} and len(panel["names"]) == 6
+    for series, (task, title) in zip(panel["series"], (("mnli", "MNLI (acc.)"), *MORE), strict=True):
+        assert series["label"] == f"{title}, over seeds"
+        for place, mean, low in zip(series["x"], series["y"], series["low"], strict=True):
+            label = panel["names"][round(place)]
+            seeds = [seed for slug, of, seed in scores if (slug, of) == (labels[label], task)]
+            gaps = [scores[labels[label], task, seed] - scores["lora-qv-r8", task, seed] for seed in seeds]
+            expected = stats.ttest_1samp(gaps, 0).confidence_interval(0.95)
+            assert (mean, low) == pytest.approx((sum(gaps) / len(gaps), expected.low), rel=1e-4)
+            text = f"{sum(gaps) / len(gaps):+.1f} ({expected.low:+.1f} to {expected.high:+.1f})"
+            assert cells[title, label] == text
+
+
+@pytest.mark.parametrize(
+    ("lead", "gain", "start"),
+    [(2.0, 0.0, "The head's rate does not"), (0.0, 1.0, "The head's rate explains"), (0.0, 0.0, "Whether the head's")],
+)
+def test_the_rule_about_the_heads_rate(tmp_path, lead, gain, start):
+    """`lead`: of Houlsby adapters at LoRA's rate of the head; `gain`: of LoRA from theirs."""
+    added = {("houlsby", 5e-4): lead, ("houlsby", 2e-3): 2.0, ("lora", 2e-3): gain}
+    for run in select_runs("layers", ["experiment=head_rate"]):
+        points = added.get((run.method, run.config.train.head_lr), 0.0)
+        record = synthetic_record(run, 0.9)
+        value = {"value": 0.7 + points / 100 + 0.001 * noise(run.run_id)}
+        write_record(tmp_path / "layers", dataclasses.replace(record, selected=record.selected | {"split_half": value}))
+    report = build("layers", ["experiment=head_rate"], tmp_path)
+    (table,) = [table for table in report.tables if table.name == "head_rate"]
+    assert table.notes[0].startswith(start) and len(table.cells) == 6
+
+
+def test_each_arm_takes_the_rate_with_the_best_unselected_score_on_each_task(tmp_path):
+    for run in select_runs("layers", ["experiment=learning_rate", "task=mrpc,stsb"]):
+        best = {"mrpc": 1e-3, "stsb": 5e-4}[run.task] if run.method == "lora" else 1e-4
+        value = {"value": 0.7 - abs(math.log10(run.config.train.lr / best)) / 10}
+        record = synthetic_record(run, 0.9 - value["value"] / 10)  # the best epoch would choose another
+        write_record(tmp_path / "layers", dataclasses.replace(record, selected=record.selected | {"split_half": value}))
+    report = build("layers", [], tmp_path)
+    (table,) = [table for table in report.tables if table.name == "learning_rate"]
+    cells = table.cells[table.cells["Taken"] != ""].set_index("Method")[["Learning rate", "Taken"]]
+    assert cells.loc["LoRA (if, r4), MRPC"].tolist() == ["0.001", "yes (edge)"]
+    assert cells.loc["LoRA (if, r4), STS-B"].tolist() == ["0.0005", "yes"]
+    assert cells.loc["Full fine-tuning, MRPC"].tolist() == ["0.0001", "yes (edge)"]
 
 
 def test_where_the_best_epoch_says_otherwise_both_words_are_shown(report):

@@ -19,7 +19,7 @@ from lora.report.comparisons import answers, learning_rate_table, reference_tabl
 from lora.report.figures import Figure, latencies
 from lora.report.gather import Gathered, gather
 from lora.report.notes import encoder_notes
-from lora.report.runs import MAIN, with_unselected
+from lora.report.runs import LAYERS, MAIN, with_unselected
 from lora.table import Table
 
 TABLE_1 = ROOT / "experiments" / "efficiency" / "paper.csv"
@@ -118,7 +118,8 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
             lines += answers(
                 section.pairs, analyses.examples, dict(zip(frame["run_id"], frame["rate_from"], strict=True))
             )
-    tables.append(learning_rate_table(name, gathered.tried, curves))
+    by_task = LAYERS in set(gathered.runs["experiment"])
+    tables.append(learning_rate_table(name, gathered.tried, curves, by_task))
     tables.append(repeated_table(name, gathered.folder, gathered.every))
     tables += [table7(name, analyses.subspaces), reference_table(gathered)]
     shown = tuple(table for table in tables if table is not None)

@@ -27,6 +27,7 @@ from lora.report.comparisons import (
 from lora.report.figures import Figure, beside_lora, by_parameters, differences, figure, forest, learning_curves, slopes
 from lora.report.gather import Gathered
 from lora.report.notes import BANNERS, caption, conditions, encoder_notes, note
+from lora.report.placements import head_rule, head_table, layers_figure, layers_table
 from lora.report.runs import (
     ADHOC,
     HEAD_RATE,
@@ -47,7 +48,7 @@ from lora.table import Table
 PAPER = ROOT / "experiments"  # its folders hold the paper's cells
 ROWS = PAPER / "glue_table2" / "rows.csv"
 # text columns, which come first
-WORDS = ("Model", "Protocol", "Method", "Minus", "Task", "Adapted", "Learning rate", "Chosen")
+WORDS = ("Model", "Protocol", "Method", "Minus", "Task", "Adapted", "Learning rate", "Chosen", "Head's rate")
 SUFFIXES = {"whole": "", "embedded": "", "part": "_part", "own": "_own"}
 Examples = Mapping[Compared, Mapping[str, Any]]
 
@@ -144,8 +145,16 @@ def successors(section: Section) -> list[Table]:
     return [section.table(SUCCESSORS, title, cells, notes, successors=beside_lora(section.runs, differences))]
 
 
-def arms(title: str, section: Section) -> list[Table]:
-    return [section.table(section.experiment, title, table2(section.summary), section.notes)]
+def layers(section: Section) -> list[Table]:
+    cells, drawn = (make(section.runs, section.examples) for make in (layers_table, layers_figure))
+    curves = learning_curves(section.runs, section.curves)
+    title, notes = "Which layers to adapt, each arm at its own rate on each task", [note(LAYERS), *section.notes[1:]]
+    return [section.table(LAYERS, title, cells, notes, layers=drawn, layers_curves=curves)]
+
+
+def head_rates(section: Section) -> list[Table]:
+    notes = [head_rule(section.runs), note(HEAD_RATE)]
+    return [section.table(HEAD_RATE, "The head's learning rate apart from the body's", head_table(section.runs), notes)]
 
 
 def starts(section: Section) -> list[Table]:
@@ -173,8 +182,8 @@ SHOWN: dict[str, Callable[[Section], list[Table]]] = {  # in the report's order
     "glue_table2": methods,
     OWN_TASK: methods,
     ADHOC: methods,
-    LAYERS: partial(arms, "Which layers to adapt, each arm at its own rate on each task"),
-    HEAD_RATE: partial(arms, "The head's learning rate apart from the body's"),
+    LAYERS: layers,
+    HEAD_RATE: head_rates,
     "lora_targets": partial(
         of_lora,
         (

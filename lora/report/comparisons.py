@@ -231,13 +231,19 @@ ORIGINS = {
 }
 
 
-def learning_rate_table(name: str, tried: pd.DataFrame, curves: pd.DataFrame) -> Table | None:
+def learning_rate_table(name: str, tried: pd.DataFrame, curves: pd.DataFrame, by_task: bool = False) -> Table | None:
     """One line per row and trained rate; None if no run was trained.
 
     A row is the runs that are equal in every setting but the rate and the seed. A value is the mean over its seeds,
     whose number is stated where there are several.
+
+    Args:
+        by_task: Whether each task has a rate of its own, chosen by the unselected score, as in `layers`.
     """
     rows = tried_rows(tried)
+    if by_task:
+        titles = rows["task"].map(lambda task: TASKS[task].title)
+        rows = rows.assign(label=rows["label"] + ", " + titles, best=rows["split_half"].astype(float))
     runs = rows.dropna(subset="lr")
     if runs.empty:
         return None
@@ -254,9 +260,9 @@ def learning_rate_table(name: str, tried: pd.DataFrame, curves: pd.DataFrame) ->
                     collapsed_text(int(cell["collapsed"].sum()), len(cell)) or seeds
                 )
             edge = " (edge)" if rate in (rates[0], rates[-1]) else ""
-            line |= {"Avg.": number(pd.Series(means).mean(skipna=False))}
+            line |= {} if by_task else {"Avg.": number(pd.Series(means).mean(skipna=False))}
             lines.append(line | {"Taken": f"yes{edge}" if best.get(label) == rate else ""})
-    notes = (note(LEARNING_RATE), *encoder_notes(runs["model"]))
+    notes = (note(f"{LEARNING_RATE}_by_task" if by_task else LEARNING_RATE), *encoder_notes(runs["model"]))
     banner = " ".join(filter(None, map(BANNERS.get, runs["kind"].unique())))
     drawn = {"rates": figure} if (figure := by_rate(runs)) is not None else {}
     above = conditions(tried, curves)

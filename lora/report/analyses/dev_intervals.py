@@ -31,7 +31,8 @@ from lora.report.build import Report, build
 from lora.report.catalogue import sections_of
 from lora.report.gather import Gathered, config_here
 from lora.report.gather import options as options
-from lora.report.runs import MAIN
+from lora.report.placements import from_base
+from lora.report.runs import LAYERS, MAIN
 from lora.report.stats import LEVEL, Interval, seeds_and_rows
 
 
@@ -58,6 +59,8 @@ def comparisons(report: Report) -> list[Comparison]:
     for section in sections_of(report.gathered, load_curves(list(report.state.ok.values())), {}):
         for row in section.pairs.itertuples() if section.experiment in MAIN else ():
             found.append(Comparison(row.runs, "best", Interval(row.mean, row.low, row.high, row.n)))
+        for _, _, pairs, difference in from_base(section.runs) if section.experiment == LAYERS else ():
+            found.append(Comparison(pairs, "unselected", difference))
     return list({compared(one.pairs, one.score): one for one in found if one.pairs}.values())
 
 
