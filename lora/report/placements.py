@@ -109,5 +109,5 @@ def with_head(runs: pd.DataFrame) -> pd.DataFrame:
 
 def change(runs: pd.DataFrame, one: tuple[str, float], other: tuple[str, float]) -> Interval:
     """The difference of two arms, each a method and its head's rate."""
-    sides = [runs[runs["method"].eq(method) & runs["head"].eq(rate)] for method, rate in (one, other)]
-    return mean_interval(paired_differences(*sides, SCORE)["difference"].to_numpy(float))
+    first, second = (runs[runs["method"].eq(method) & runs["head"].eq(rate)] for method, rate in (one, other))
+    return mean_interval(paired_differences(first, second, SCORE)["difference"].to_numpy(float))
