@@ -1,17 +1,22 @@
 """The check that swapping recovers W0: on adapters that the training loop saved, and on a swap that drifts."""
 
+import itertools
 import json
+import math
 
 import pytest
 import torch
 from commands import command
 
 from lora.adapters.folder import recorded_adapter, write_folder
+from lora.data.tasks import TASKS
 from lora.methods.lowrank import LoraLinear
-from lora.records.analysis import SWAP, analysis_json, read_analyses
+from lora.models.load import load_encoder
+from lora.records.analysis import SUBTRACTION, SWAP, analysis_json, read_analyses
 from lora.records.record import adapter_path
 from lora.report.analyses import swaps
-from lora.report.analyses.swaps import analyse, same_bits
+from lora.report.analyses.swaps import SWAPS, analyse, dev_rows, same_bits, subtraction
+from lora.report.build import build
 from lora.sweep.request import select_runs
 from lora.sweep.worker import ensure_record
 from lora.training.loop import run
@@ -42,6 +47,30 @@ def test_trained_adapters_leave_w0_as_it_was_in_every_dtype(trained, tmp_path):
     (tmp_path / SWAP).write_bytes(analysis_json({run_id: record.adapter for run_id, record in records.items()}, cases))
     assert list(read_analyses(tmp_path, records).checks["swap"]) == cases
     assert "python -m lora analyse swaps" in read_analyses(tmp_path, {}).problems[0]
+
+
+def test_what_subtraction_leaves_is_that_of_numpys_sums(trained):
+    """In fp32, added and subtracted again by NumPy. The two adapters are on different matrices."""
+    (config, first), (_, second) = trained[0]["tiny"].values()
+    cases = subtraction(config, [first, second], *dev_rows(config))
+    assert [(case["label"], case["swaps"]) for case in cases] == [*itertools.product(("fp32", "bf16", "fp16"), SWAPS)]
+    model = load_encoder(config.model, TASKS[config.task], config.seed).model
+    update = {name: first.scale(name) * (b.float() @ a.float()).numpy() for name, (a, b) in first.pairs().items()}
+    base = {name: model.get_submodule(name).weight.detach().numpy() for name in [*first.pairs(), *second.pairs()]}
+    left = {name: weight.copy() for name, weight in base.items()}
+    for name, change in update.items():
+        for _ in range(51):  # a hundred swaps between two adapters put this one on 51 times, and take it off
+            left[name] = (left[name] + change) - change
+    error = math.sqrt(sum(((left[name] - base[name]).astype(float) ** 2).sum() for name in update))
+    (case,) = [case for case in cases if (case["label"], case["swaps"]) == ("fp32", 100)]
+    by_weight, by_update = (
+        error / math.sqrt(sum((value.astype(float) ** 2).sum() for value in of.values())) for of in (base, update)
+    )
+    assert 0 < by_weight < 1e-5 and case["rows"] > 0
+    assert (case["of_weight"], case["of_update"]) == pytest.approx((by_weight, by_update), rel=0.35)
+    by_dtype = {case["label"]: case for case in cases if case["swaps"] == 1000}
+    assert by_dtype["bf16"]["of_weight"] > by_dtype["fp16"]["of_weight"] > by_dtype["fp32"]["of_weight"]
+    assert by_dtype["bf16"]["logits"] > by_dtype["fp32"]["logits"]
 
 
 def test_a_swap_that_adds_and_subtracts_is_seen_to_drift(trained, monkeypatch):
@@ -84,5 +113,8 @@ def test_the_command_keeps_what_it_found(tiny_overrides, tmp_path, monkeypatch, 
         ensure_record(planned.config, mistakes_fail=False)
     command("analyse swaps")(["small", *given])
     assert "0 of" in capsys.readouterr().out
-    content = json.loads((tmp_path / "results" / "small" / "analysis" / SWAP).read_bytes())
-    assert len(content["made_from"]) == 2 and len(content["entries"]) == 3
+    for file, count in ((SWAP, 3), (SUBTRACTION, 9)):
+        content = json.loads((tmp_path / "results" / "small" / "analysis" / file).read_bytes())
+        assert len(content["made_from"]) == 2 and len(content["entries"]) == count
+    (table,) = [table for table in build("small", given, tmp_path / "results").tables if table.name == "subtraction"]
+    assert len(table.cells) == 9 and table.cells["Swaps"].tolist() == ["1", "100", "1,000"] * 3

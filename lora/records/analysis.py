@@ -14,11 +14,12 @@ from lora.files import read_object
 from lora.records.record import RunRecord
 
 Compared = tuple[frozenset[tuple[str, ...]], str]  # pairs of run_ids, and the score: a column of `lora.report.runs`
-EXAMPLES, SUBSPACES, SWAP = "examples.json", "subspaces.json", "swap.json"
+EXAMPLES, SUBSPACES, SWAP, SUBTRACTION = "examples.json", "subspaces.json", "swap.json", "subtraction.json"
 FILES = {  # file -> the field of records whose hashes it was made from, and the command that makes it
     EXAMPLES: ("predictions", "analyse intervals"),
     SUBSPACES: ("adapter", "analyse subspaces"),
     SWAP: ("adapter", "analyse swaps"),
+    SUBTRACTION: ("adapter", "analyse swaps"),
 }
 
 
@@ -30,12 +31,14 @@ class Analyses:
         examples: `compared` of a comparison of runs -> the bounds of its intervals over dev rows
             (`lora.report.analyses.dev_intervals`).
         subspaces: Cases of `lora.report.analyses.subspaces`.
+        subtraction: Cases of `lora.report.analyses.swaps.subtraction`.
         checks: Name of a check -> its cases, each with label, trials, failures and runs.
         problems: One line for each file that was excluded.
     """
 
     examples: dict[Compared, Mapping[str, Any]] = field(default_factory=dict)
     subspaces: tuple[Mapping[str, Any], ...] = ()
+    subtraction: tuple[Mapping[str, Any], ...] = ()
     checks: dict[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
@@ -68,7 +71,8 @@ def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
             found[file] = content["entries"]
     examples = {compared(entry["pairs"], entry["score"]): entry for entry in found.get(EXAMPLES, ())}
     checks = {"swap": tuple(found[SWAP])} if SWAP in found else {}
-    return Analyses(examples, tuple(found.get(SUBSPACES, ())), checks, tuple(problems))
+    subspaces, subtraction = (tuple(found.get(file, ())) for file in (SUBSPACES, SUBTRACTION))
+    return Analyses(examples, subspaces, subtraction, checks, tuple(problems))
 
 
 def analysis_json(made_from: Mapping[str, str], entries: list[dict[str, Any]]) -> bytes:

@@ -10,7 +10,7 @@ from lora.cost.efficiency.summary import read_summaries
 from lora.files import REFERENCE, ROOT
 from lora.records.analysis import Analyses, read_analyses
 from lora.records.record import load_curves
-from lora.report.catalogue import SHOWN, sections_of, table7
+from lora.report.catalogue import SHOWN, sections_of, subtraction_table, table7
 from lora.report.claims.headlines import Headline, findings_figure, headlines, read_lines
 from lora.report.claims.shown import verdict_table
 from lora.report.claims.statements import read_claims
@@ -121,7 +121,8 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
     by_task = LAYERS in set(gathered.runs["experiment"])
     tables.append(learning_rate_table(name, gathered.tried, curves, by_task))
     tables.append(repeated_table(name, gathered.folder, gathered.every))
-    tables += [table7(name, analyses.subspaces), reference_table(gathered)]
+    tables += [table7(name, analyses.subspaces), subtraction_table(name, analyses.subtraction)]
+    tables.append(reference_table(gathered))
     shown = tuple(table for table in tables if table is not None)
     figures |= {key: figure for table in shown for key, figure in table.figures.items()}
     return Report(gathered, analyses, shown, pd.concat(cells), tuple(judged), figures, tuple(found), tuple(lines))

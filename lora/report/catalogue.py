@@ -268,3 +268,15 @@ def table7(name: str, cases: Sequence[Mapping[str, Any]]) -> Table | None:
     notes = (note("table7"), *encoder_notes(case["model"] for case in cases))
     cells = pd.concat([pd.DataFrame(lines), pd.read_csv(PAPER / "subspaces" / "paper.csv", dtype=str)])
     return Table("table7", title, cells, 2, notes, figures=figures) if lines else None
+
+
+def subtraction_table(name: str, cases: Sequence[Mapping[str, Any]]) -> Table | None:
+    """What swaps by the paper's own subtraction leave of W0, and what they change."""
+    lines = []
+    for case in cases:
+        line = {"Dtype": case["label"], "Swaps": f"{case['swaps']:,}", "Error / norm of W0": f"{case['of_weight']:.1e}"}
+        line |= {"Error / norm of BA": f"{case['of_update']:.1e}", "Largest change of a logit": f"{case['logits']:.1e}"}
+        title = f"Changed predictions ({TASKS[case['task']].title})"
+        lines.append(line | {title: f"{case['changed']} of {case['rows']:,}"})
+    title = f"Swaps by subtracting BA and adding B'A', without a copy of W0 ({name})"
+    return Table("subtraction", title, pd.DataFrame(lines), 1, (note("subtraction"),)) if lines else None

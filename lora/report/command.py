@@ -34,6 +34,7 @@ PAGES = {
     SUCCESSORS: (SUCCESSORS,),
     LAYERS: (LAYERS, HEAD_RATE, LEARNING_RATE),
     "subspaces": ("table7",),
+    "efficiency": ("subtraction",),
     LEARNING_RATE: (LEARNING_RATE,),
     "base_size": (LEARNING_RATE, "table2", "pairs"),
 }

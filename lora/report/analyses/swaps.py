@@ -1,12 +1,15 @@
-"""`python -m lora analyse swaps PROFILE`: is W0 recovered exactly when trained adapters are swapped (section 4.1)?
+"""`python -m lora analyse swaps PROFILE`: is W0 recovered when trained adapters are swapped (section 4.1)?
 
 Every LoRA adapter that a sweep saved (`runtime.save_adapter=true`) is swapped in and out of one base, in random order.
-After each cycle, all weights of the base are compared bit by bit with the original ones. The results are stored in
-results/<profile>/analysis/swap.json, on which the claim is judged without adapters.
+After each cycle, all weights of the base are compared bit by bit with the original ones. This project keeps a copy of
+W0. The paper has none: it subtracts BA and adds B'A', and `subtraction` measures what that leaves. The results are
+stored in results/<profile>/analysis/, so that claim and table are made without adapters.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,16 +20,20 @@ from lora.adapters.base import base_tensors
 from lora.adapters.folder import recorded_adapter
 from lora.adapters.merge import swap, unmerge
 from lora.config.run import RunConfig
+from lora.data.batching import Encoded, collate, encode, evaluation_batches
+from lora.data.read import read
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import write_atomically
 from lora.models.load import load_encoder
-from lora.records.analysis import SWAP, analysis_json
+from lora.records.analysis import SUBTRACTION, SWAP, analysis_json
 from lora.report.gather import gather, saved_runs
 from lora.report.gather import options as options
 from lora.rng import generator
 
 CYCLES = 1000
+SWAPS = (1, 100, 1000)
+BATCH = 64
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -66,6 +73,61 @@ def analyse(
     return cases, used
 
 
+def subtraction(
+    config: RunConfig, adapters: Sequence[Adapter], rows: Encoded, pad_token_id: int
+) -> list[dict[str, Any]]:
+    """What the paper's own swaps leave, W - s BA + s' B'A' in the weights' dtype, with adapters that take turns.
+
+    Args:
+        config: The run of the first adapter, with which every series of swaps ends.
+        rows: Dev rows of its task. The truth is that adapter merged into a copy of W0.
+    Returns: Per dtype and number of swaps: the error of the recovered W0 in relation to W0 and to s BA (norms over all
+        adapted weights), the largest change of a logit, and the number of rows whose class changes.
+    """
+    cases = []
+    for label, dtype in DTYPES.items():
+        model = load_encoder(config.model, TASKS[config.task], config.seed).model.to(dtype).eval()
+        updates = [
+            {
+                name: (adapter.scale(name) * (b.float() @ a.float())).to(dtype)
+                for name, (a, b) in adapter.pairs().items()
+            }
+            for adapter in adapters
+        ]
+        base = {name: model.get_submodule(name).weight.detach().clone() for update in updates for name in update}
+        swap(model, adapters[0])
+        exact = logits_of(model, rows, pad_token_id)
+        for swaps in SWAPS:
+            order = [(place - swaps) % len(updates) for place in range(swaps + 1)]
+            weights = {name: weight + updates[order[0]].get(name, 0) for name, weight in base.items()}
+            for old, new in itertools.pairwise(order):
+                weights = {n: w - updates[old].get(n, 0) + updates[new].get(n, 0) for n, w in weights.items()}
+            for name, weight in weights.items():
+                model.get_submodule(name).weight.data.copy_(weight)
+            found = logits_of(model, rows, pad_token_id)
+            error = norm((weights[n] - updates[0].get(n, 0)).float() - w.float() for n, w in base.items())
+            case = {"label": label, "swaps": swaps, "task": config.task, "rows": len(found)}
+            case |= {"of_weight": error / norm(base.values()), "of_update": error / norm(updates[0].values())}
+            changed = int((found.argmax(-1) != exact.argmax(-1)).sum())
+            cases.append(case | {"logits": float((found - exact).abs().max()), "changed": changed})
+    return cases
+
+
+def norm(tensors: Iterable[torch.Tensor]) -> float:
+    """The Frobenius norm over all tensors."""
+    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))
+
+
+@torch.inference_mode()
+def logits_of(model: nn.Module, rows: Encoded, pad_token_id: int) -> torch.Tensor:
+    logits = torch.empty(len(rows.lengths), model.config.num_labels)
+    for batch in evaluation_batches(rows.lengths, BATCH):
+        inputs = collate(rows, batch, pad_token_id)
+        inputs.pop("labels")
+        logits[torch.from_numpy(batch)] = model(**inputs).logits.float()
+    return logits
+
+
 def main(given: argparse.Namespace) -> None:
     """Exit codes: 0 done, whatever the result; 2 fewer than two adapters exist, or one is not its record's."""
     gathered = gather(given.profile, given.overrides)
@@ -79,8 +141,24 @@ def main(given: argparse.Namespace) -> None:
         raise UserError(
             f"no two LoRA runs of {given.profile} left their adapters here: train them with runtime.save_adapter=true"
         )
-    path = gathered.folder / "analysis" / SWAP
-    made_from = {run_id: gathered.state.ok[run_id].adapter for run_id in used}
-    write_atomically(path, analysis_json(made_from, cases))
+    folder = gathered.folder / "analysis"
+    write_atomically(folder / SWAP, analysis_json({one: gathered.state.ok[one].adapter for one in used}, cases))
     for case in cases:
         print(f"{case['label']}: {case['failures']} of {case['trials']} cycles left other weights")
+    cases, made_from = [], {}
+    for of_model in adapters.values():
+        classifying = [run_id for run_id, (config, _) in of_model.items() if TASKS[config.task].labels]
+        if len(of_model) > 1 and classifying:
+            config, adapter = of_model[classifying[0]]
+            others = [other for run_id, (_, other) in of_model.items() if run_id != classifying[0]]
+            cases += subtraction(config, [adapter, *others], *dev_rows(config))
+            made_from |= {run_id: gathered.state.ok[run_id].adapter for run_id in of_model}
+    write_atomically(folder / SUBTRACTION, analysis_json(made_from, cases))
+
+
+def dev_rows(config: RunConfig) -> tuple[Encoded, int]:
+    """The encoded dev rows of a run, and the padding token."""
+    task, data = TASKS[config.task], config.data
+    rows = read(task, data.source, data.path, data.revision, data.train_rows).splits[task.validation_splits[0]]
+    tokenizer = load_encoder(config.model, task, config.seed).tokenizer
+    return encode(rows, task, tokenizer, data.max_length), tokenizer.pad_token_id
