@@ -9,12 +9,13 @@ import pandas as pd
 from lora.data.tasks import TASKS
 from lora.records.analysis import Compared, compared
 from lora.report.figures import Figure, beside, figure, series_of
-from lora.report.runs import in_order, task_label
+from lora.report.runs import in_order, slug_label, task_label
 from lora.report.stats import LEVEL, Interval, mean_interval, paired_differences
 from lora.report.tables import number, trainable_text
 
 BASE = "lora-qv-r8"  # what the others are compared with
 SCORE = "split_half"  # records of these experiments have it, so it is their unselected score
+SCORES = {"Unselected": SCORE, "Best epoch": "best", "Last epoch": "last"}
 HEADS = (5e-4, 2e-3)  # rates of the head: LoRA's, and that of Houlsby adapters
 
 
@@ -39,15 +40,11 @@ def layers_table(runs: pd.DataFrame, examples: Mapping[Compared, Mapping[str, An
             rows = examples.get(compared(ids, "unselected"), {})
             line = {"Task": task_label(TASKS[task]), "Method": label, "Trainable": trainable_text(arm)}
             line |= {"Learning rate": " and ".join(f"{rate:g}" for rate in sorted(arm["lr"].dropna().unique())) or "-"}
-            line |= {"Seeds": f"{arm['best'].count()}"}
-            for title, score in (("Unselected", SCORE), ("Best epoch", "best"), ("Last epoch", "last")):
-                line[title] = number(100 * arm[score].astype(float).mean())
             for title, loss in (("Dev loss, last", "last_loss"), ("Dev loss, lowest", "lowest_loss")):
                 line[title] = number(arm[loss].astype(float).mean(), ".3f")
-            line["Unselected, minus q, v"] = difference.text
             ends = [rows.get(f"both_{end}") for end in ("low", "high")]
-            line["Seeds and rows"] = "-" if None in ends else f"{ends[0]:+.1f} to {ends[1]:+.1f}"
-            lines.append(line)
+            both = "-" if None in ends else f"{ends[0]:+.1f} to {ends[1]:+.1f}"
+            lines.append(line | scores(arm) | {"Unselected, minus q, v": difference.text, "Seeds and rows": both})
     return pd.DataFrame(lines)
 
 
@@ -72,21 +69,18 @@ def layers_figure(runs: pd.DataFrame, examples: Mapping[Compared, Mapping[str, A
     return figure("Each arm minus LoRA on Wq and Wv", note, "intervals", "points", panels)
 
 
+def scores(arm: pd.DataFrame) -> dict[str, str]:
+    """The number of an arm's runs, and the mean of each score."""
+    means = {title: 100 * arm[score].astype(float).mean() for title, score in SCORES.items()}
+    return {"Seeds": f"{arm['best'].count()}"} | {title: number(mean) for title, mean in means.items()}
+
+
 def head_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """One line per method and rate of its head, with what another rate of the head adds."""
-    runs = with_head(runs)
-    lines = []
-    for method, of_method in runs.groupby("method", sort=False):
-        rates = sorted(of_method["head"].unique())
-        for rate in rates:
-            arm = of_method[of_method["head"] == rate]
-            line = {"Method": arm["label"].iloc[0].partition(", head_lr")[0], "Head's rate": f"{rate:g}"}
-            line |= {"Seeds": f"{arm['best'].count()}"}
-            for title, score in (("Unselected", SCORE), ("Best epoch", "best"), ("Last epoch", "last")):
-                line[title] = number(100 * arm[score].astype(float).mean())
-            gain = change(runs, (method, rate), (method, rates[0]))
-            lines.append(line | {f"Unselected, minus the head at {rates[0]:g}": "-" if rate == rates[0] else gain.text})
-    return pd.DataFrame(lines).fillna("-")
+    """One line per method and rate of its head."""
+    arms = with_head(runs).groupby(["slug", "method", "head"], sort=False)
+    return pd.DataFrame(
+        [{"Method": slug_label(slug), "Head's rate": f"{head:g}"} | scores(arm) for (slug, _, head), arm in arms]
+    )
 
 
 def head_rule(runs: pd.DataFrame) -> str:
