@@ -40,11 +40,12 @@ def layers_table(runs: pd.DataFrame, examples: Mapping[Compared, Mapping[str, An
             rows = examples.get(compared(ids, "unselected"), {})
             line = {"Task": task_label(TASKS[task]), "Method": label, "Trainable": trainable_text(arm)}
             line |= {"Learning rate": " and ".join(f"{rate:g}" for rate in sorted(arm["lr"].dropna().unique())) or "-"}
+            line |= scores(arm)
             for title, loss in (("Dev loss, last", "last_loss"), ("Dev loss, lowest", "lowest_loss")):
                 line[title] = number(arm[loss].astype(float).mean(), ".3f")
             ends = [rows.get(f"both_{end}") for end in ("low", "high")]
             both = "-" if None in ends else f"{ends[0]:+.1f} to {ends[1]:+.1f}"
-            lines.append(line | scores(arm) | {"Unselected, minus q, v": difference.text, "Seeds and rows": both})
+            lines.append(line | {"Unselected, minus q, v": difference.text, "Seeds and rows": both})
     return pd.DataFrame(lines)
 
 
