@@ -16,6 +16,7 @@ from lora.report.build import FOUND, Report, build
 from lora.report.claims.headlines import findings_block
 from lora.report.claims.shown import to_json, verdict_table
 from lora.report.comparisons import REPEATED
+from lora.report.export import write_csv, write_latex
 from lora.report.figures import Figure
 from lora.report.gather import options as profile_options
 from lora.report.page import page
@@ -130,6 +131,8 @@ def options(parser: argparse.ArgumentParser) -> None:
     profile_options(parser)
     parser.add_argument("--pages", action="store_true", help="write the committed files and pages (make tables)")
     parser.add_argument("--plain", action="store_true", help="print Markdown, as into a file")
+    parser.add_argument("--latex", action="store_true", help="write the main tables in LaTeX below results/export")
+    parser.add_argument("--csv", action="store_true", help="write every run and cell as CSV below results/export")
     parser.add_argument("--brief", action="store_true", help="do not print the tables: the sweep has")
 
 
@@ -154,6 +157,9 @@ def main(arguments: argparse.Namespace) -> int:
             write_atomically(path, content.encode())
     if not arguments.brief:
         show(report, plain=arguments.plain)
+    for wanted, export in ((arguments.latex, write_latex), (arguments.csv, write_csv)):
+        for path in export(report, gathered.results / "export" / gathered.name) if wanted else ():
+            print(f"written: {path}")
     print(f"page: {gathered.folder / 'report.html'}{'' if written else ' (as committed: nothing was written)'}")
     failed, missing, left_out = len(report.state.failed), len(report.state.missing), len(report.problems)
     if failed or missing or left_out:

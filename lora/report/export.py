@@ -1,0 +1,70 @@
+"""The results for papers and other programs: LaTeX of the main tables, and every run and cell as CSV."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from lora.data.tasks import TASKS
+from lora.files import write_atomically
+from lora.report.build import Report
+from lora.report.runs import MAIN, ROW, human_count, in_order, task_label
+from lora.report.tables import average
+
+SPECIAL = str.maketrans({character: f"\\{character}" for character in "&%$#_{}"} | {"^": r"\textasciicircum{}"})
+NONE = "--"
+
+
+def write_latex(report: Report, folder: Path) -> list[Path]:
+    """Write one file per main table. Returns: Their paths."""
+    cells = report.cells[report.cells["experiment"].isin(MAIN)]
+    tables = {
+        folder / f"{experiment}_{kind}.tex": latex(summary)
+        for (experiment, kind), summary in cells.groupby(["experiment", "kind"], sort=False)
+    }
+    for path, text in tables.items():
+        write_atomically(path, text.encode())
+    return list(tables)
+
+
+def write_csv(report: Report, folder: Path) -> list[Path]:
+    """Write a file with a row per run, and one with a row per cell. Returns: Their paths."""
+    runs = report.gathered.every.drop(columns=["columns", "experiment"])  # a run may serve several experiments
+    tables = {folder / "runs.csv": runs, folder / "cells.csv": report.cells}
+    for path, table in tables.items():
+        write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
+    return list(tables)
+
+
+def latex(summary: pd.DataFrame) -> str:
+    r"""Methods by tasks for the package booktabs: median $\pm$ standard deviation over seeds.
+
+    Bold: the best median of a task, and those that are below it by at most its standard deviation.
+
+    Args:
+        summary: `lora.report.runs.summarise` of its cells.
+    """
+    tasks, lines = in_order(summary), []
+    best = summary.dropna(subset="median").sort_values("median").drop_duplicates("task", keep="last").set_index("task")
+    floors = best["median"] - best["std"].fillna(0)
+    shown = [column for column in ("model", "protocol") if summary[column].nunique() > 1]
+    for (*_, label), cells in summary.groupby(ROW, sort=False):
+        counts = cells["trainable_method"].dropna()
+        trainable = human_count(float(counts.iloc[0])) if len(counts) else NONE
+        line = {column.capitalize(): cells[column].iloc[0].translate(SPECIAL) for column in shown}
+        line |= {"Method": str(label).translate(SPECIAL), "Trainable": trainable}
+        for task in tasks:
+            texts = [cell_latex(row, row.median >= floors[task]) for row in cells[cells["task"] == task].itertuples()]
+            line[task_label(TASKS[task]).translate(SPECIAL)] = "".join(texts) or NONE
+        if len(tasks) > 1 and not summary["kind"].eq("own").any():
+            mean = average(cells, tasks)
+            line["Avg."] = NONE if pd.isna(mean) else f"{mean:.1f}"
+        lines.append(line)
+    return pd.DataFrame(lines).to_latex(index=False, escape=False, column_format="l" + "r" * (len(lines[0]) - 1))
+
+
+def cell_latex(row, is_best: bool) -> str:
+    """`$80.6 \\pm 1.2$` of a cell of the summary, bold if it is among the best; a dash if nothing was trained."""
+    if pd.isna(row.median):
+        return NONE
+    spread = rf" \pm {row.std:.1f}" if row.n > 1 else ""
+    return rf"$\mathbf{{{row.median:.1f}}}{spread}$" if is_best else f"${row.median:.1f}{spread}$"

@@ -1,0 +1,56 @@
+"""`report --latex` and `--csv`. The truth is computed from the committed records."""
+
+import re
+
+import pandas as pd
+import pytest
+
+from lora.files import ROOT
+from lora.records.record import load_frame, load_records
+from lora.report.build import build
+from lora.report.export import latex, write_csv, write_latex
+
+METHODS = {"Full fine-tuning": "full", "Houlsby adapters (m8)": "houlsby-m8", "LoRA (qv, r8)": "lora-qv-r8"}
+TITLES = {"MRPC (acc.)": "mrpc", "CoLA (Matthews)": "cola", "STS-B (Pearson)": "stsb"}
+
+
+@pytest.fixture(scope="module")
+def report():
+    return build("reference/long")
+
+
+def test_bold_are_the_best_and_what_is_within_its_standard_deviation(report, tmp_path):
+    (path,) = write_latex(report, tmp_path)
+    lines = [line.removesuffix(r" \\").split(" & ") for line in path.read_text().splitlines() if " & " in line]
+    table = pd.DataFrame(lines[1:], columns=lines[0]).set_index("Method")
+    runs = load_frame(load_records(ROOT / "results" / "reference" / "long")[0])
+    runs = runs[runs["seed"].between(6, 10) & runs["start"].eq("pretrained") & runs["epochs"].eq(10)]
+    for title, task in TITLES.items():
+        cells = runs[(runs["task"] == task) & runs["slug"].isin([*METHODS.values(), "lora-qkvo-r4"])]
+        cells = (100 * cells.set_index("slug")["best"]).groupby("slug").agg(["median", "std"])
+        best = cells.loc[cells["median"].idxmax()]
+        for label, slug in METHODS.items():
+            median, std = cells.loc[slug]
+            number = f"{median:.1f}"
+            bold = rf"\mathbf{{{number}}}" if median >= best["median"] - best["std"] else number
+            assert table.at[label, title] == rf"${bold} \pm {std:.1f}$"
+    assert set(table["Trainable"]) == {"22.6M", "78k", "74k"} and lines[0][-1] == "Avg."
+
+
+def test_characters_of_latex_are_escaped_and_what_was_not_trained_is_a_dash(report):
+    cells = report.cells[report.cells["experiment"].eq("glue_table2")]
+    cells = cells.assign(label=cells["label"].str.replace("LoRA (qv, r8)", "100% my_method & more", regex=False))
+    text = latex(cells[~(cells["slug"].eq("full") & cells["task"].eq("cola"))])
+    assert r"100\% my\_method \& more & 74k" in text
+    (full,) = [line for line in text.splitlines() if line.startswith("Full fine-tuning")]
+    assert re.search(r"& -- & .* & -- \\\\$", full)
+
+
+def test_a_row_a_run_and_a_row_a_cell(report, tmp_path):
+    runs, cells = (pd.read_csv(path) for path in write_csv(report, tmp_path))
+    records = [one for one in load_records(ROOT / "results" / "reference" / "long")[0] if one.config["seed"] > 5]
+    shown = runs.set_index("run_id")["best"]
+    assert shown.index.is_unique and len(shown) > 150
+    truth = {one.run_id: one.selected["best"]["value"] for one in records}
+    assert all(truth[run_id] == pytest.approx(value) for run_id, value in shown.items())
+    assert len(cells) == len(report.cells) and {"median", "std", "n", "trainable_method"} <= set(cells)
