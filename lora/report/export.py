@@ -45,7 +45,7 @@ def latex(summary: pd.DataFrame) -> str:
     """
     tasks, lines = in_order(summary), []
     best = summary.dropna(subset="median").sort_values("median").drop_duplicates("task", keep="last").set_index("task")
-    floors = best["median"] - best["std"].fillna(0)
+    floors = (best["median"] - best["std"].fillna(0)).to_dict()
     shown = [column for column in ("model", "protocol") if summary[column].nunique() > 1]
     for (*_, label), cells in summary.groupby(ROW, sort=False):
         counts = cells["trainable_method"].dropna()
@@ -53,7 +53,9 @@ def latex(summary: pd.DataFrame) -> str:
         line = {column.capitalize(): cells[column].iloc[0].translate(SPECIAL) for column in shown}
         line |= {"Method": str(label).translate(SPECIAL), "Trainable": trainable}
         for task in tasks:
-            texts = [cell_latex(row, row.median >= floors[task]) for row in cells[cells["task"] == task].itertuples()]
+            texts = [
+                cell_latex(row, bool(row.median >= floors[task])) for row in cells[cells["task"] == task].itertuples()
+            ]
             line[task_label(TASKS[task]).translate(SPECIAL)] = "".join(texts) or NONE
         if len(tasks) > 1 and not summary["kind"].eq("own").any():
             mean = average(cells, tasks)
