@@ -204,7 +204,8 @@ def differences(claim: Claim, compare: Compare, sides: Sequence[pd.DataFrame], c
     groups = [[task] for task in claim.tasks]
     if claim.tasks == "average":  # tasks trained on parts of their rows are averaged only if all are
         groups = [[task for task in tasks if task not in set(one.loc[one["kind"] == "part", "task"])] or tasks]
-    if column == "unselected" and pd.concat([one, other])["split_half"].isna().any():
+    trained = pd.concat([one, other]).dropna(subset=["best"])
+    if column == "unselected" and trained["split_half"].isna().any():
         column = "others_epoch"  # one estimator on both sides
     pairs, findings = stats.paired_differences(*(side.sort_values("run_id") for side in sides), column), []
     for group in groups:
