@@ -1,6 +1,7 @@
 """PEFT's methods through its tuner classes: PEFT's own model of the exported folder is the truth."""
 
 import contextlib
+import dataclasses
 import json
 import sys
 
@@ -139,6 +140,41 @@ def test_a_method_trains_reloads_bit_for_bit_and_is_peft_s_own(kind, architectur
     row = f"| `{kind}` | {options} | {starts} | {merges} | {shares} | {tried} |"
     assert architecture != "bert" or row in PAGE.read_text(), f"{PAGE} should have this row:\n{row}"
     assert off > 1e-5 or (logits(base, architecture) - logits(model, architecture)).abs().max() > 1e-3
+
+
+def deep():
+    """A BERT of 12 layers: PEFT shortens the names of 20 modules or more to their ends."""
+    return tiny.model("bert", num_hidden_layers=12)
+
+
+@pytest.mark.filterwarnings("ignore")  # of PEFT
+@pytest.mark.parametrize("kind", [*TYPES, "ia3 by default"])
+def test_an_adapter_of_a_deep_encoder_states_full_names_and_one_with_peft_s_ends_of_names_is_understood(kind, tmp_path):
+    config = config_of(kind) if kind in TYPES else dataclasses.replace(config_of("ia3"), options={})
+    model, source = deep(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name in apply(model, config, seed=3):
+            model.get_parameter(name).add_(0.1 * torch.randn(model.get_parameter(name).shape, generator=source))
+    adapter, expected = save_adapter(model, tmp_path / "ours"), logits(model, "bert")
+    names = {name for name, module in model.named_modules() if hasattr(module, "base_layer")}
+    assert {*adapter.method.targets} == names and len(names) >= 24
+    load_adapter(loaded := deep(), tmp_path / "ours")
+    assert torch.equal(logits(loaded, "bert"), expected)
+    theirs = model.tuner.peft_config["default"]  # which was stored before
+    ends = {"feedforward_modules": sorted(theirs.feedforward_modules)} if "ia3" in kind else {}
+    options = adapter.method.options | ends
+    earlier = dataclasses.replace(adapter.method, targets=tuple(sorted(theirs.target_modules)), options=options)
+    assert (earlier == adapter.method) == (kind == "ia3")  # whose modules are named
+    earlier = dataclasses.replace(adapter, method=earlier)
+    load_adapter(loaded, earlier)
+    assert torch.equal(logits(loaded, "bert"), expected)
+    if kind in ("vera", "ia3 by default"):
+        load_adapter(fresh := deep(), earlier)
+        assert torch.equal(logits(fresh, "bert"), expected)
+        deep().base_model.save_pretrained(tmp_path / "base")
+        to_peft(earlier, tmp_path / "peft", base=tmp_path / "base")
+        reloaded = peft.PeftModel.from_pretrained(deep(), tmp_path / "peft").eval()
+        torch.testing.assert_close(logits(reloaded, "bert"), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore")  # of PEFT's FRoD

@@ -13,7 +13,7 @@ from lora.adapters.folder import read_adapter
 from lora.adapters.head import fitted_head
 from lora.errors import UserError, listed
 from lora.methods import apply
-from lora.methods.bridge import state_of
+from lora.methods.bridge import in_full, state_of
 from lora.methods.configs import LoraConfig, PeftConfig
 from lora.methods.lowrank import LoraLayer, adapt
 from lora.models.architectures import in_order, module_of
@@ -51,7 +51,7 @@ def fit(
     if lora_alone and not is_lora:
         raise UserError(f"swap and AdapterSet are for LoRA alone, and the adapter is of method {adapter.method.name}")
     lora_for_lora = applied is not None and is_lora and isinstance(applied.method, LoraConfig)
-    if applied is not None and not lora_for_lora and applied.method != adapter.method:
+    if applied is not None and not lora_for_lora and applied.method != in_full(model, adapter.method):
         raise UserError(f"the model has {applied.method}, and the adapter is of {adapter.method}: load the model anew")
     if adapter.base is not None and not allow_other_base:
         try:

@@ -10,7 +10,7 @@ import difflib
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lora.errors import UserError, first_line
-from lora.methods.configs import SHORT_TARGETS, PeftConfig
+from lora.methods.configs import SHORT_TARGETS, MethodConfig, PeftConfig
 from lora.models.architectures import in_order, module_of, named_by, slice_of
 from lora.models.modules import find_target, is_head, train_only, trainable
 from lora.rng import seed_for
@@ -80,13 +80,10 @@ def apply(model: nn.Module, config: PeftConfig, seed: int) -> tuple[str, ...]:
     Raises: UserError: If PEFT is missing, lacks the type or a parameter, takes a parameter with another value than
         given, or cannot put it on these modules. The model is then unchanged, unless PEFT had begun.
     """
-    kind = check(config)
-    peft, options = library(), dict(config.options or {})
-    for key in [key for key in options if key.endswith("_modules")]:  # of IA3: those whose input is rescaled
-        options[key] = modules_of(model, options[key])
+    kind, peft, full = check(config), library(), in_full(model, config)
+    targets, options = list(full.targets), full.options
     if "random_seed" in parameters(kind):
         options.setdefault("random_seed", 0)  # None is another draw at every reload
-    targets = modules_of(model, config.targets)
     weights = [getattr(model.get_submodule(name), "weight", None) for name in targets]
     width = math.gcd(*(size for weight in weights if weight is not None for size in weight.shape))
     devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
@@ -160,38 +157,68 @@ def check(config: PeftConfig) -> type:
     return kind
 
 
-def modules_of(model: nn.Module, targets: tuple[str, ...] | list[str]) -> list[str]:
-    """The names of the modules of the body that targets stand for. A name or a pattern may also mean a LayerNorm.
+def in_full(model: nn.Module, config: MethodConfig) -> MethodConfig:
+    """The config with full names of modules, in targets and options. Raises: UserError: As `modules_of`."""
+    if not isinstance(config, PeftConfig):
+        return config
+    body = [name for name, module in model.named_modules() if [*module.parameters()] and not is_head(model, name)]
+    targets, options = modules_of(model, config.targets, body), dict(config.options or {})
+    for key in [key for key in options if key.endswith("_modules")]:  # of IA3: those whose input is rescaled
+        options[key] = modules_of(model, options[key], targets)
+    return dataclasses.replace(config, targets=tuple(targets), options=options)
 
+
+def modules_of(model: nn.Module, targets: Sequence[str], among: Sequence[str]) -> list[str]:
+    """The names of the modules that targets stand for. A name or a pattern may also mean a LayerNorm.
+
+    Args:
+        among: The names that names, patterns and ends of names are compared with. PEFT states ends of names for many
+            modules, and so do adapters that were saved before their names were stored.
     Raises: UserError: If nothing matches, or a target is a slice of a fused layer whose other slices are not named.
     """
-    every = [name for name, _ in model.named_modules() if name and not is_head(model, name)]
     names = [
         name
         for target in targets
         for name in (target in SHORT_TARGETS and find_target(model, target))
-        or named_by(target, every)
+        or named_by(target, among)
+        or named_by(f"*.{target}", among)
         or find_target(model, target)
     ]
     for name in in_order(names):
         part = slice_of(name)
         if part is not None and sum(module_of(other) == part.module for other in names) < part.count:
             raise UserError(f"PEFT adapts layers as a whole, and {name} is one of {part.count} slices: name them all")
-    return list(dict.fromkeys(map(module_of, names)))
+    return sorted({*map(module_of, names)})
+
+
+def layers_of(model: nn.Module) -> dict[str, nn.Module]:
+    """PEFT's layers on a model, by name."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+def ending_in(ends: Iterable[str], names: Iterable[str]) -> list[str]:
+    """The names that end in one of `ends`, which is how PEFT reads IA3's `feedforward_modules`."""
+    return [name for name in names if name.endswith(tuple(ends))]
 
 
 def resolved(model: nn.Module, config: PeftConfig) -> PeftConfig:
-    """The config with full names of modules and every parameter, PEFT's defaults included, as far as JSON has them."""
-    settings = model.tuner.peft_config[DEFAULT]
+    """The config with full names of modules and every parameter, PEFT's defaults included, as far as JSON has them.
+
+    PEFT's own config has ends of names where it has shortened many names, and in IA3's defaults.
+    """
+    settings, targets = model.tuner.peft_config[DEFAULT], sorted(layers_of(model))
     values = {key: getattr(settings, key) for key in parameters(type(settings))}
-    values = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
+    values = {key: ending_in(value, targets) if isinstance(value, set) else value for key, value in values.items()}
     options = {key: value for key, value in values.items() if isinstance(value, bool | int | float | str | list)}
-    return dataclasses.replace(config, targets=tuple(sorted(settings.target_modules)), options=options)
+    return dataclasses.replace(config, targets=tuple(targets), options=options)
 
 
 def peft_settings(config: PeftConfig) -> dict[str, Any]:
     """The content of PEFT's `adapter_config.json` for a resolved config."""
     options = with_steps(config.type, config.options)
+    options |= {key: ending_in(ends, config.targets) for key, ends in options.items() if key.endswith("_modules")}
     settings = tuner_config(config.type)(target_modules=list(config.targets), **options).to_dict()
     return {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
 
@@ -201,12 +228,10 @@ def merge(model: nn.Module) -> None:
 
     Raises: UserError: If the type cannot be merged. The model is then unchanged.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     if getattr(model, "pretrained", None):
         return
     model.pretrained = []  # each layer with its module of the base, and that module's own parameters
-    for layer in [module for module in model.modules() if isinstance(module, BaseTunerLayer)]:
+    for layer in layers_of(model).values():
         base = layer.get_base_layer()
         own = dict(base.named_parameters(recurse=False))
         model.pretrained.append((layer, base, own))
