@@ -239,6 +239,7 @@ def test_what_is_no_plain_classifier_is_refused_everywhere_and_stays_frozen(kind
         lambda: load_adapter(model, adapter),
         lambda: swap(model, adapter),
         lambda: AdapterSet(model, {"rte": adapter}),
+        *(lambda change=change: change(model) for change in (merge, unmerge, remove, adapter_of)),
     ):
         with pytest.raises(UserError, match=message):
             action()

@@ -23,7 +23,7 @@ from lora.cost.machine import COMMITTED
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.methods import apply
-from lora.methods.bridge import REFUSED, tuner_config
+from lora.methods.bridge import REFUSED, parameters, tuner_config
 from lora.methods.configs import PeftConfig
 from lora.models.modules import checksum, is_head, trainable
 from lora.sweep import worker
@@ -288,6 +288,36 @@ def test_a_merged_one_is_not_saved_or_swapped_and_a_second_adapter_replaces_the_
     assert torch.equal(logits(model, "bert"), logits(other, "bert"))
     with pytest.raises(UserError, match="the adapter is of PeftConfig"):
         load_adapter(trained("ia3", "bert", 0), adapter_of(other))
+
+
+def test_what_puts_it_on_keeps_the_mode_of_the_model_with_every_dropout():
+    tried = []
+    for kind in TYPES:
+        keys = [key for key in parameters(tuner_config(kind)) if key.endswith("dropout")]
+        if keys or kind == "pvera":  # which samples in training
+            config = config_of(kind)
+            model, training = tiny.model("bert"), tiny.model("bert").train()
+            for each in (model, training):
+                apply(each, dataclasses.replace(config, options=config.options | dict.fromkeys(keys, 0.5)), seed=3)
+            assert not any(module.training for module in model.modules()), kind
+            assert torch.equal(logits(model, "bert"), logits(model, "bert"))
+            assert all(module.training for module in training.modules()), kind
+            tried.append(kind)
+    assert len(tried) > 15
+
+
+@pytest.mark.parametrize("kind", ["vera", "ln_tuning"])  # the second exchanges modules where it merges
+def test_a_merged_model_in_another_dtype_is_unmerged_in_it_and_takes_no_state_dict(kind):
+    model, plain = trained(kind, "bert"), trained(kind, "bert")
+    merge(model)
+    with pytest.raises(UserError, match="call unmerge before it is saved, loaded"):
+        model.load_state_dict(plain.state_dict())
+    unmerge(model.bfloat16())
+    plain.bfloat16()
+    assert torch.equal(logits(model, "bert"), logits(plain, "bert"))
+    weights = model.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in plain.state_dict().items())
+    model.load_state_dict(plain.state_dict())
 
 
 def test_decay_spares_what_multiplies(tiny_config):

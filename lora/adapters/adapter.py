@@ -15,7 +15,7 @@ from lora.methods.bridge import state_of
 from lora.methods.configs import LoraConfig, MethodConfig, PeftConfig
 from lora.methods.lowrank import LOW_RANK, LoraLayer, factors
 from lora.models.architectures import named_by
-from lora.models.modules import is_head, lasting
+from lora.models.modules import check_classifier, is_head, lasting
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,9 @@ def adapter_of(model: nn.Module, base: Base | None = None, origin: Origin | None
 
     Args:
         base: Description of the model's base; None reads and hashes the base now.
-    Raises: UserError: If the model has no method, or a value is not finite.
+    Raises: UserError: If the model has no method, is compiled or wrapped, or a value is not finite.
     """
+    check_classifier(model)
     applied = getattr(model, "applied", None)
     if applied is None:
         raise UserError(

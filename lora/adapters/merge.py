@@ -25,7 +25,7 @@ from lora.errors import UserError
 from lora.methods import Applied, apply, bridge
 from lora.methods.configs import LoraConfig, PeftConfig
 from lora.methods.lowrank import LoraLayer, LoraSlices, factors, row_norms, trained_in
-from lora.models.modules import lasting, replace, train_only
+from lora.models.modules import check_classifier, lasting, replace, train_only
 
 
 @lasting
@@ -81,8 +81,8 @@ def merge(model: nn.Module) -> None:
 
     One of PEFT's methods is folded into copies of the weights, in PEFT's own layers.
 
-    Raises: UserError: If the model has no LoRA and no method of PEFT's that can be folded into weights, or a merged
-        weight is not finite. The model is then unchanged.
+    Raises: UserError: If the model has no LoRA and no method of PEFT's that can be folded into weights, is compiled or
+        wrapped, or a merged weight is not finite. The model is then unchanged.
     """
     set_merged(model, True)
 
@@ -93,7 +93,7 @@ def unmerge(model: nn.Module) -> None:
 
     Unmerging an unmerged model does nothing.
 
-    Raises: UserError: If the model has no LoRA and no method of PEFT's.
+    Raises: UserError: If the model has no LoRA and no method of PEFT's, or is compiled or wrapped.
     """
     set_merged(model, False)
 
@@ -104,6 +104,7 @@ def remove(model: nn.Module) -> None:
 
     Raises: UserError: If the model has another method, which cannot be separated from its base.
     """
+    check_classifier(model)
     applied = getattr(model, "applied", None)
     if applied is not None and not isinstance(applied.method, LoraConfig):
         raise UserError(f"only LoRA can be taken off a model, and {state_of(model)}")
@@ -119,6 +120,7 @@ def state_of(model: nn.Module) -> str:
 
 
 def set_merged(model: nn.Module, merged: bool) -> None:
+    check_classifier(model)
     layers, kept = lora_layers(model), kept_layers(model)
     if hasattr(model, "tuner"):
         (bridge.merge if merged else bridge.unmerge)(model)

@@ -103,7 +103,10 @@ def apply(model: nn.Module, config: PeftConfig, seed: int) -> tuple[str, ...]:
         for warning in (str(one.message) for one in told):
             if re.search(f"`{key}[`=]", warning):  # it ignores or changes the value, which would name the run
                 raise UserError(f"PEFT does not take method.options.{key}={value}: {' '.join(warning.split())}")
+    for layer in layers_of(model).values():
+        layer.train(layer.get_base_layer().training)  # a new module would apply dropout in eval mode
     object.__setattr__(model, "tuner", tuner)  # no child: the tuner holds the model
+    model.register_load_state_dict_pre_hook(refuse_merged)  # unmerging would take out what was loaded
     return train_only(model, [name for name, _ in trainable(model) if not is_head(model, name)])
 
 
@@ -251,13 +254,14 @@ def unmerge(model: nn.Module) -> None:
         else:
             layer.unmerge()  # its merging exchanges modules
         for name, parameter in own.items():
+            parameter.data = parameter.data.to(getattr(base, name))  # the model's device and dtype now
             setattr(base, name, parameter)
     model.pretrained = []
 
 
-def refuse_merged(model: nn.Module) -> None:
+def refuse_merged(model: nn.Module, *_: Any) -> None:
     if getattr(model, "pretrained", None):
-        raise UserError("this adapter is merged: call unmerge before it is saved or replaced")
+        raise UserError("this adapter is merged: call unmerge before it is saved, loaded or replaced")
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
