@@ -9,10 +9,12 @@ import peft
 import pytest
 import tiny
 import torch
+import yaml
 from comparing import equal_science
 from test_checkpoints import NEVER, stop
 from tiny_adapters import logits
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from lora.adapters.adapter import adapter_of
 from lora.adapters.folder import save_adapter
@@ -30,6 +32,7 @@ from lora.sweep import worker
 from lora.sweep.worker import ensure_record, verify_inputs
 from lora.training.device import start_process
 from lora.training.loop import run
+from lora.training.ranks import allocator
 from lora.training.step import MicroBatch, make_optimizer, prepare_step
 
 QV = ("q", "v")
@@ -181,6 +184,7 @@ def test_an_adapter_of_a_deep_encoder_states_full_names_and_one_with_peft_s_ends
 @pytest.mark.parametrize("kind", TYPES)
 def test_a_run_resumed_in_the_middle_is_the_uninterrupted_one_bit_for_bit(tiny_config, listening, kind):
     options = TYPES[kind] | ({"tinit": 3, "tfinal": 3} if kind == "adalora" else {})
+    options |= ASA | {"final_warmup": 12} if kind == "adamss" else {}
     method = [f"method.type={kind}", f"method.targets={json.dumps(NAMES.get(kind, QV))}"]
     method.append(f"method.options={{{', '.join(f'{key}: {json.dumps(value)}' for key, value in options.items())}}}")
     config = tiny_config("method=peft", *method, "train.epochs=2", "runtime.save_adapter=true", NEVER)
@@ -192,19 +196,19 @@ def test_a_run_resumed_in_the_middle_is_the_uninterrupted_one_bit_for_bit(tiny_c
     assert equal_science(resumed, whole) and again == files
 
 
-def test_adalora_trains_as_in_peft_and_keeps_the_ranks_it_was_given(tiny_config, monkeypatch):
-    """PEFT's own loop: its model adds the penalty to the loss, and its allocator follows the optimizer."""
-    options = {"init_r": 4, "target_r": 2, "tinit": 2, "tfinal": 2}
-    given = ", ".join(f"{key}: {value}" for key, value in options.items())
-    config = tiny_config("method=peft", "method.type=adalora", f"method.options={{{given}}}", "train.clip_norm=null")
+@pytest.mark.parametrize("kind", ["adalora", "adamss"])
+def test_what_peft_allocates_is_as_in_its_own_loop(tiny_config, kind):
+    """Its model adds AdaLoRA's penalty to the loss, and its allocators follow the optimizer."""
+    options = {"adalora": {"init_r": 4, "target_r": 2, "tinit": 2, "tfinal": 2}, "adamss": ASA}[kind]
+    given = ", ".join(f"{key}: {json.dumps(value)}" for key, value in options.items())
+    config = tiny_config("method=peft", f"method.type={kind}", f"method.options={{{given}}}", "train.clip_norm=null")
     steps, batch = 8, tiny.inputs("bert")
     labels = torch.arange(len(batch["input_ids"])) % 2
     model, base = tiny.model("bert").eval(), tiny.model("bert").eval()
     apply(model, config.method, seed=3)
     step = prepare_step(model, config, start_process(config), steps)
-    theirs = peft.get_peft_model(
-        base, peft.AdaLoraConfig(target_modules=["query", "value"], total_step=steps, **options)
-    )
+    more = {"total_step": steps} if kind == "adalora" else {}
+    theirs = peft.get_peft_model(base, tuner_config(kind)(target_modules=["query", "value"], **more, **options))
     ours = {name.replace(".default", ""): p for name, p in trainable(model) if not is_head(model, name)}
     same = {name.removeprefix("base_model.model.").replace(".default", ""): p for name, p in theirs.named_parameters()}
     assert ours.keys() <= same.keys()
@@ -227,15 +231,114 @@ def test_adalora_trains_as_in_peft_and_keeps_the_ranks_it_was_given(tiny_config,
         optimizer.zero_grad()
         for name, parameter in ours.items():
             torch.testing.assert_close(parameter, same[name], rtol=1e-4, atol=1e-6, msg=f"{name} after step {number}")
-    values = torch.cat([p.flatten() for name, p in ours.items() if "lora_E" in name])
-    assert (values != 0).sum() == 2 * 4  # target_r on each of four matrices
+        assert {n for n, p in ours.items() if p.requires_grad} == {n for n in ours if same[n].requires_grad}
+    if kind == "adalora":
+        values = torch.cat([p.flatten() for name, p in ours.items() if "lora_E" in name])
+        assert (values != 0).sum() == 2 * 4  # target_r on each of four matrices
+    else:
+        assert 4 <= sum(p.requires_grad for name, p in ours.items() if "adamss_A" in name) < 16
 
 
-def test_adalora_needs_steps_in_which_its_ranks_can_fall(tiny_config):
-    options = "method.options={init_r: 4, target_r: 2, tinit: 9, tfinal: 9}"
-    message = r"AdaLoRA lowers its ranks between .*: got 9, 9, 4 and 2 in a run of \d+ steps"
-    with pytest.raises(UserError, match=message):
-        run(tiny_config("method=peft", "method.type=adalora", options, "train.epochs=1"))
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("adalora", "init_r: 4, target_r: 2, tinit: 9, tfinal: 9", "lowers its ranks between .*: got 9, 9, 4 and 2"),
+        (
+            "adamss",
+            "use_asa: true, asa_target_subspaces: 4",
+            "freezes subspaces at .* of 20 .*: got 100, 50, 1000 and 4",
+        ),
+        ("adamss", "use_asa: true, init_warmup: 0, mask_interval: 1", "of 20 .*: got 1, 0, 1000 and 50"),
+    ],
+)
+def test_an_allocator_needs_steps_in_which_it_allocates(tiny_config, kind, options, message):
+    with pytest.raises(UserError, match=rf"{message} in a run of \d+ steps"):
+        run(tiny_config("method=peft", f"method.type={kind}", f"method.options={{{options}}}", "train.epochs=1"))
+
+
+# What gives options a meaning, and other values for them; those of one type alone as type.option.
+CHANGES = yaml.safe_load("""
+- [{}, {adamss.r: 8, adamss.init_weights: null, deft.alpha: 16, hra.r: 4, gralora.r: 6, c3a.block_size: 8, gralora_k: 4,
+    shira.random_seed: 1, generator_seed: 1, boft_block_size: 8, oft_block_size: 8, group_size: 8, vector_length: 8,
+    effective_rank: 8, tinylora.init_weights: uniform, c3a.init_weights: gaussian, ab_svd_init: pissa_init,
+    config_A_B: vector, config_C: vector, config_D_E: vector, psoft_svd: lowrank, decomposition_method: qr,
+    wavelet_family: db2, variant: road_2, feedforward_modules: [k], exclude_modules: [v],
+    ln_tuning.exclude_modules: ["*output*"]}]
+- [&asa {r: 8, num_subspaces: 4, asa_target_subspaces: 4, init_warmup: 1, final_warmup: 5, mask_interval: 3},
+    {use_asa: true}]
+- [{<<: *asa, use_asa: true}, {asa_target_subspaces: 8, init_warmup: 2, final_warmup: 4, mask_interval: 2,
+    asa_importance_beta: 0.5, asa_uncertainty_beta: 0.5, asa_schedule_exponent: 1.0}]
+- [{use_dynamic_rank: true, subspace_rank: 4, r: 8}, {svd_threshold: 0.9}]
+- [{init_weights: false}, {init_scale: 0.5}]
+- [{init_weights: uniform}, {init_v_bound: 0.5}]
+- [{init_weights: mini}, {mini_r: 2}]
+- [{r: 1}, {decompose_both: true}]
+- [{rank_dropout: 0.5}, {rank_dropout_scale: true}]
+- [{depth: 2}, {act_fn: gelu}]
+- [{psoft_svd: lowrank}, {psoft_svd_lowrank_niter: 1, psoft.random_seed: 1}]
+- [{use_cayley_neumann: true}, {num_cayley_neumann_terms: 2, cayley_neumann_eps: 0.01}]
+- [{boft_block_size: 0, boft_block_num: 4}, {boft_block_num: 2}]
+- [{oft_block_size: 0, r: 4}, {oft.r: 2}]
+- [{coft: true}, {eps: 1.0}]
+- [{r: 4, lora_alpha: 4}, {supertuning.r: 2, supertuning.lora_alpha: 2, supertuning.lora_dropout: 0.5}]
+""")
+ASA = {**CHANGES[1][0], "use_asa": True}
+UNTRIED = {
+    "pattern": "a mapping, which options cannot hold",
+    "target_svd_config": "a mapping",
+    "progressbar": "is for the terminal",
+    "runtime_offload_base_weight": "saves memory",
+    "mask_type": "has one value",
+    "stride_A": "works where PEFT shortens names, from 20 modules on",
+}
+
+
+def behaviour(kind, options):
+    """The parameters, logits in training and evaluation, and five steps of what PEFT allocates."""
+    model, source = tiny.model("bert"), torch.Generator().manual_seed(0)
+    batch, labels = tiny.inputs("bert"), torch.arange(5) % 2
+    targets = NAMES.get(kind, ("q", "v", "f"))
+    apply(model, PeftConfig(type=kind, targets=targets, options=TYPES[kind] | options), seed=3)
+    seen = [tensor.clone() for tensor in model.state_dict().values()]
+    with torch.no_grad():
+        for name, parameter in trainable(model):
+            if not is_head(model, name):
+                parameter += 0.1 * torch.randn(parameter.shape, generator=source)
+        for training in (True, False):
+            torch.manual_seed(0)
+            seen.append(model.train(training)(**batch).logits)
+    if (ranks := allocator(model, 5)) is not None:
+        optimizer = torch.optim.SGD([p for _, p in trainable(model)], lr=0.1)
+        for step in range(1, 6):
+            (F.cross_entropy(model(**batch).logits, labels) + ranks.penalty()).backward()
+            optimizer.step()
+            ranks.update(step)
+            optimizer.zero_grad()
+            seen += [leaf.clone() for leaf in tree_leaves(ranks.state_dict()) if isinstance(leaf, torch.Tensor)]
+        seen += [parameter.detach() for parameter in model.parameters()]
+    return seen, sorted(adapter_of(model).weights)
+
+
+@pytest.mark.filterwarnings("ignore")  # of PEFT
+@pytest.mark.parametrize("kind", TYPES)
+def test_every_option_changes_a_run_or_is_refused(kind):
+    settings = tuner_config(kind)
+    defaults = {field.name: field.default for field in dataclasses.fields(settings)} | TYPES[kind]
+    inherited = {field.name for field in dataclasses.fields(peft.LoraConfig)} if kind == "adalora" else set()
+    refused = {"adalora": inherited - {"lora_alpha", "lora_dropout", "exclude_modules"}}  # AdaLoRA reads no others
+    refused |= {"oft": {"module_dropout"}, "boft": {"boft_n_butterfly_factor"}}
+    refused = refused.get(kind, set()) | {"fan_in_fan_out", "use_effective_conv2d"}
+    near = {bool: lambda old: not old, int: lambda old: old + 1, float: lambda old: old / 2 or 0.5}
+    for key in parameters(settings):
+        rows = [(needs, values[name]) for needs, values in CHANGES for name in (f"{kind}.{key}", key) if name in values]
+        needs, value = rows[0] if rows else ({}, near.get(type(defaults[key]), lambda old: "other")(defaults[key]))
+        if key in refused:
+            with pytest.raises(UserError, match=rf"options\.{key}(=2: Setting {key} to 1| is no parameter of {kind})"):
+                behaviour(kind, {key: value})
+        elif not any(key.endswith(word) for word in UNTRIED):
+            (one, names), (other, others) = (behaviour(kind, needs | change) for change in ({}, {key: value}))
+            equal = len(one) == len(other) and all(map(torch.equal, one, other)) and names == others
+            assert not equal, f"{kind} with {key}={value}"
 
 
 BAD = [
@@ -245,7 +348,10 @@ BAD = [
     ({"options": {"d_initail": 1.0}}, r"options\.d_initail is no parameter of vera .*; the nearest is d_initial; they"),
     ({"options": {"bias": "all"}}, r"options\.bias is no parameter of vera that can be set"),
     ({"type": "hra", "options": {"r": 4, "layers_to_transform": [0]}}, r"layers_to_transform is no parameter of hra"),
-    ({"type": "adalora", "options": {"r": 4}}, r"PEFT does not take method\.options\.r=4: .*use `init_r` instead"),
+    (
+        {"type": "ia3", "options": {"feedforward_modules": "f"}},
+        r"feedforward_modules must be a list of modules, got 'f'",
+    ),
     ({"type": "oft", "options": {"r": 0, "oft_block_size": 5}}, r"does not take .*oft_block_size=5: .* to \(4\)"),
     (
         {"type": "c3a", "options": {"block_size": 7}},

@@ -44,6 +44,9 @@ FIXED = (  # parameters of PEFT's that are settled here
     "layers_to_transform layers_pattern "  # PEFT ignores them where modules are named in full
     "save_only_topk_weights"  # VB-LoRA's file could not be loaded again
 ).split()
+IGNORED = ("fan_in_fan_out", "use_effective_conv2d")  # on linear layers
+IGNORED_BY = {"oft": ("module_dropout",)}  # and AdaLoRA
+OF_LORA = ("lora_alpha", "lora_dropout", "exclude_modules")  # all that AdaLoRA reads of those that PEFT's LoRA has
 SIZES = ("block_size", "boft_block_size", "group_size", "vector_length")  # of the pieces into which a type cuts layers
 FAILURES = (ValueError, TypeError, RuntimeError, AssertionError, ImportError, KeyError)  # of PEFT, where it cannot
 DEFAULT = "default"  # the adapter's name in PEFT, a part of the name of every parameter that it adds
@@ -99,9 +102,10 @@ def apply(model: nn.Module, config: PeftConfig, seed: int) -> tuple[str, ...]:
                 f"PEFT cannot put {config.type} on this {type(model).__name__}: {first_line(error).rstrip('.!')}"
                 f"{divisors(kind, options, width)}"
             ) from error
-    for key, value in (config.options or {}).items():
+    for key, value in config.options.items():
+        sign = re.compile(f"`{key}[`=]|Setting {key} to")  # that it ignores or changes the value, which names the run
         for warning in (str(one.message) for one in told):
-            if re.search(f"`{key}[`=]", warning):  # it ignores or changes the value, which would name the run
+            if value != defaults(kind)[key] and sign.search(warning):
                 raise UserError(f"PEFT does not take method.options.{key}={value}: {' '.join(warning.split())}")
     for layer in layers_of(model).values():
         layer.train(layer.get_base_layer().training)  # a new module would apply dropout in eval mode
@@ -132,9 +136,13 @@ def parameters(kind: type) -> list[str]:
     return [field.name for field in dataclasses.fields(kind) if field.init and field.name not in FIXED]
 
 
+def defaults(kind: type) -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(kind)}
+
+
 def divisors(kind: type, options: Mapping[str, Any], width: int) -> str:
     """The end of a message: the divisors of the width, if a size that is given, or PEFT's default, is none of them."""
-    values = {field.name: field.default for field in dataclasses.fields(kind)} | {**options}
+    values = defaults(kind) | {**options}
     sizes = [values[key] for key in SIZES if isinstance(values.get(key), int)]
     fitting = ", ".join(str(size) for size in range(1, width + 1) if width % size == 0)
     return f"; the divisors of {width} are {fitting}" if any(size and width % size for size in sizes) else ""
@@ -147,16 +155,25 @@ def with_steps(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(config: PeftConfig) -> type:
-    """PEFT's config class of a method. Raises: UserError: If PEFT is missing, or lacks the type or a parameter."""
+    """PEFT's config class of a method.
+
+    Raises: UserError: If PEFT is missing, or lacks the type or a parameter, or ignores its value.
+    """
     kind = tuner_config(config.type)
-    for key in config.options or {}:
-        if key not in parameters(kind):
-            near = difflib.get_close_matches(key, parameters(kind), 1, 0.5)
+    ignored = {*IGNORED, *IGNORED_BY.get(config.type, ())}
+    ignored |= {*parameters(kind.__base__)} - {*OF_LORA} if config.type == "adalora" else set()
+    taken = [key for key in parameters(kind) if key not in ignored]
+    for key, value in config.options.items():
+        stated = key in parameters(kind) and value == defaults(kind)[key]  # by an adapter, which states all
+        if key not in taken and not stated:
+            near = difflib.get_close_matches(key, taken, 1, 0.5)
             nearest = f"the nearest is {near[0]}; " if near else ""
             raise UserError(
                 f"method.options.{key} is no parameter of {config.type} that can be set; {nearest}they are "
-                f"{', '.join(parameters(kind))}"
+                f"{', '.join(taken)}"
             )
+        if key.endswith("_modules") and not isinstance(value, list):
+            raise UserError(f"method.options.{key} must be a list of modules, got {value!r}")
     return kind
 
 
@@ -165,7 +182,7 @@ def in_full(model: nn.Module, config: MethodConfig) -> MethodConfig:
     if not isinstance(config, PeftConfig):
         return config
     body = [name for name, module in model.named_modules() if [*module.parameters()] and not is_head(model, name)]
-    targets, options = modules_of(model, config.targets, body), dict(config.options or {})
+    targets, options = modules_of(model, config.targets, body), dict(config.options)
     for key in [key for key in options if key.endswith("_modules")]:  # of IA3: those whose input is rescaled
         options[key] = modules_of(model, options[key], targets)
     return dataclasses.replace(config, targets=tuple(targets), options=options)

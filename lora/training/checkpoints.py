@@ -18,7 +18,6 @@ from lora.config.run import RunConfig
 from lora.errors import UserError, first_line
 from lora.files import written_whole
 from lora.models.load import Encoder
-from lora.models.modules import trainable
 from lora.records.provenance import code_digest
 from lora.training import processes
 from lora.training.device import Process, processor
@@ -68,6 +67,8 @@ class Checkpointer:
 
     def __init__(self, path: Path, minutes: float | None, step: Step, made_from: dict[str, Any]):
         self.path, self.minutes, self.step, self.made_from = path, minutes, step, made_from
+        # with those that AdaMSS freezes on the way
+        self.parameters = {name: step.model.get_parameter(name) for name in step.model.applied.trained}
         self.began = self.written = time.monotonic()
 
     def resume(self, started_at: str) -> TrainState:
@@ -90,7 +91,7 @@ class Checkpointer:
         differing = [key for key in self.made_from if saved["made_from"].get(key) != self.made_from[key]]
         if differing:
             raise ValueError(f"it was made from other {', '.join(differing)}")
-        process, parameters = self.step.process, dict(trainable(self.step.model))
+        process, parameters = self.step.process, self.parameters
         if {n: t.shape for n, t in saved["parameters"].items()} != {n: p.shape for n, p in parameters.items()}:
             raise ValueError("it holds other parameters")  # copying would stretch a smaller tensor
         schedule, random = saved["schedule"], saved["random"][process.rank]
@@ -139,7 +140,7 @@ class Checkpointer:
         content = {
             "made_from": self.made_from,
             "state": vars(state) | {"losses": torch.stack(state.losses), "earlier_seconds": seconds},
-            "parameters": {name: parameter.detach() for name, parameter in trainable(self.step.model)},
+            "parameters": {name: parameter.detach() for name, parameter in self.parameters.items()},
             "optimizer": self.step.optimizer.state_dict(),
             "schedule": self.step.schedule.state_dict(),
             "ranks": self.step.ranks and self.step.ranks.state_dict(),

@@ -1,4 +1,4 @@
-"""AdaLoRA between the steps of a run: its penalty, and PEFT's allocation of ranks (Zhang et al. 2023)."""
+"""What PEFT allocates between the steps of a run: AdaLoRA's ranks (Zhang et al. 2023), and AdaMSS's subspaces."""
 
 from typing import Any
 
@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from lora.errors import UserError
-from lora.methods.bridge import DEFAULT
+from lora.methods.bridge import DEFAULT, layers_of
 
 AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # PEFT's names: parameter -> its importance, smoothed, and its spread
+SUBSPACES = ("exp_avg_ipt_A", "exp_avg_ipt_B", "exp_avg_unc_A", "exp_avg_unc_B")  # likewise, in each layer
 
 
 class Ranks:
@@ -55,3 +56,51 @@ class Ranks:
         for kind in AVERAGES:
             averages = {name: average.to(parameters[name].device) for name, average in state[kind].items()}
             setattr(self.tuner.rankallocator, kind, averages)
+
+
+class Subspaces:
+    """The subspaces that AdaMSS trains to the end with `use_asa`. PEFT freezes the others as they are, step by step.
+
+    Args:
+        steps: Number of steps of the whole run.
+    Raises: UserError: If none would be frozen in it.
+    """
+
+    def __init__(self, model: nn.Module, steps: int):
+        self.tuner, self.layers = model.tuner, list(layers_of(model).values())
+        self.parameters = [p for layer in self.layers for p in (*layer.adamss_A[DEFAULT], *layer.adamss_B[DEFAULT])]
+        config, total = self.tuner.peft_config[DEFAULT], sum(layer.num_subspaces[DEFAULT] for layer in self.layers)
+        first, last, interval = config.init_warmup, config.final_warmup, config.mask_interval
+        if min(last, steps) // interval * interval < max(first, 1) or config.asa_target_subspaces >= total:
+            raise UserError(
+                f"AdaMSS freezes subspaces at multiples of mask_interval from step init_warmup to final_warmup, until "
+                f"asa_target_subspaces of {total} train: got {interval}, {first}, {last} and "
+                f"{config.asa_target_subspaces} in a run of {steps} steps"
+            )
+
+    def penalty(self) -> float:
+        return 0.0
+
+    def update(self, step: int) -> None:
+        """Call after step 1, 2, ... of the optimizer, while its gradients are still there."""
+        self.tuner.update_and_allocate(step)
+
+    def state_dict(self) -> dict[str, Any]:
+        averages = [[getattr(layer, name)[DEFAULT] for name in SUBSPACES] for layer in self.layers]
+        return {"trained": [p.requires_grad for p in self.parameters], "averages": averages}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for parameter, trained in zip(self.parameters, state["trained"], strict=True):
+            parameter.requires_grad_(trained)
+        device = self.parameters[0].device
+        for layer, averages in zip(self.layers, state["averages"], strict=True):
+            for name, tensors in zip(SUBSPACES, averages, strict=True):
+                getattr(layer, name)[DEFAULT] = [tensor if tensor is None else tensor.to(device) for tensor in tensors]
+
+
+def allocator(model: nn.Module, steps: int) -> Ranks | Subspaces | None:
+    """What allocates in a run. None if its method does not. Raises: UserError: If it has no step in which to do so."""
+    settings = model.tuner.peft_config[DEFAULT] if hasattr(model, "tuner") else None
+    if hasattr(settings, "tinit"):
+        return Ranks(model, steps)
+    return Subspaces(model, steps) if getattr(settings, "use_asa", False) else None

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,16 +13,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from lora.config.run import RunConfig, TrainConfig
 from lora.data.tasks import TASKS, Task
 from lora.methods.bottleneck import is_layer_norm
-from lora.methods.configs import PeftConfig
 from lora.models.modules import is_head, trainable
 from lora.rng import seed_for
 from lora.training.device import Process
 from lora.training.fused.encoder import fuse
 from lora.training.fused.functions import Masks
 from lora.training.fused.optimizer import FusedAdamW
-
-if TYPE_CHECKING:
-    from lora.training.ranks import Ranks
+from lora.training.ranks import Ranks, Subspaces, allocator
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ class Step:
     Args:
         trained: The trainable parameters.
         masks: The source of dropout masks with train.kernels=fused; None with stock.
-        ranks: AdaLoRA's; None with other methods.
+        ranks: AdaLoRA's, or AdaMSS's subspaces; None with other methods.
     """
 
     model: nn.Module
@@ -57,7 +53,7 @@ class Step:
     process: Process
     task: Task
     train: TrainConfig
-    ranks: "Ranks | None" = None
+    ranks: Ranks | Subspaces | None = None
 
     def loss(self, number: int, micro: MicroBatch, batch: dict[str, Tensor], examples: int) -> Tensor:
         """Run a micro-batch's forward pass. Pops the batch's labels.
@@ -106,7 +102,7 @@ def prepare_step(model: nn.Module, config: RunConfig, process: Process, steps: i
 
     Args:
         steps: Number of steps of the whole run, over which the schedule extends.
-    Raises: UserError: If train.kernels=fused does not cover the encoder, or AdaLoRA's schedule does not fit the steps.
+    Raises: UserError: If train.kernels=fused does not cover the encoder, or PEFT's allocator does not fit the steps.
     """
     train, masks = config.train, None
     model.to(process.device)
@@ -122,11 +118,7 @@ def prepare_step(model: nn.Module, config: RunConfig, process: Process, steps: i
     trained = [p for _, p in trainable(model)]
     # Stock dropout draws from the global generator, which is seeded last so that nothing above advances it.
     torch.manual_seed(seed_for(config.seed, "dropout", process.rank))
-    ranks = None
-    if isinstance(config.method, PeftConfig) and config.method.type == "adalora":
-        from lora.training.ranks import Ranks
-
-        ranks = Ranks(model, steps)
+    ranks = allocator(model, steps)
     return Step(model, trained, optimizer, schedule, masks, process, TASKS[config.task], train, ranks)
 
 
