@@ -341,6 +341,27 @@ def test_every_option_changes_a_run_or_is_refused(kind):
             assert not equal, f"{kind} with {key}={value}"
 
 
+DRAWING = ("vera", "pvera", "randlora", "shira", "frod", "tinylora", "unilora", "fourierft", "waveft")
+
+
+@pytest.mark.filterwarnings("ignore")  # of PEFT
+@pytest.mark.parametrize("kind", DRAWING)
+def test_what_a_type_draws_and_freezes_is_the_same_for_all_seeds_or_each_seed_s_own(kind):
+    found = {}
+    for draw in ("fixed", "seed"):
+        for seed in (1, 2):
+            model, source = tiny.model("bert"), torch.Generator().manual_seed(0)
+            apply(model, dataclasses.replace(config_of(kind), draw=draw), seed)
+            for name, parameter in trainable(model):
+                if not is_head(model, name):
+                    parameter.data.normal_(generator=source)
+            found[draw, seed] = logits(model, "bert")
+            load_adapter(loaded := tiny.model("bert"), adapter_of(model))
+            assert torch.equal(logits(loaded, "bert"), found[draw, seed])
+    assert torch.equal(found["fixed", 1], found["fixed", 2])
+    assert len({tuple(found[key].flatten().tolist()) for key in found}) == 3
+
+
 BAD = [
     ({"type": "veraa"}, r"method\.type must be one of adalora, adamss, .*vera, waveft, got 'veraa'"),
     ({"type": "prefix_tuning"}, r"method\.type=prefix_tuning trains tokens in front"),
@@ -358,6 +379,10 @@ BAD = [
         r"PEFT cannot put c3a on this BertFor.*: .*7; the divisors of 32 are 1, 2, 4, 8, 16, 32$",
     ),
     ({"type": "vblora"}, r"PEFT cannot put vblora on .*256; the divisors of 32 are 1, 2, 4, 8, 16, 32$"),  # its default
+    ({"options": {"r": 4.0}}, r"options\.r must be an integer >= 0, got 4\.0"),
+    ({"options": {"r": [4]}}, r"options\.r must be an integer >= 0, got \[4\]"),
+    ({"type": "hra", "draw": "seed"}, "draw must be fixed: hra freezes no draw"),
+    ({"draw": "seed", "options": {"projection_prng_key": 1}}, "draw must be fixed: .* options state its seed"),
     ({"targets": ("qq",)}, r"target 'qq' is not in BertFor"),
 ]
 
@@ -448,6 +473,8 @@ def test_it_runs_on_the_stock_kernels_from_the_pretrained_encoder_alone(tiny_con
         for options in ("{r: 4}", "{r: 4, d_initial: 0.2}", "{r: 8}")
     ]
     assert len({*names}) == 3 and ".peft-vera-qv-r4.cola." in names[0]
+    drawn = [tiny_config("method=peft", "method.options={r: 4}", f"method.draw={d}").run_id for d in ("fixed", "seed")]
+    assert drawn[0] == names[0] and drawn[1] not in names  # runs from before the setting was there keep their names
 
 
 def test_a_run_records_what_peft_resolved_and_decides_no_kernels_for_other_methods(tiny_config, monkeypatch):

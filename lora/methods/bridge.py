@@ -47,6 +47,7 @@ FIXED = (  # parameters of PEFT's that are settled here
 IGNORED = ("fan_in_fan_out", "use_effective_conv2d")  # on linear layers
 IGNORED_BY = {"oft": ("module_dropout",)}  # and AdaLoRA
 OF_LORA = ("lora_alpha", "lora_dropout", "exclude_modules")  # all that AdaLoRA reads of those that PEFT's LoRA has
+SEEDS = {"projection_prng_key", "random_seed", "proj_seed", "projection_seed", "random_loc_seed"}  # of frozen draws
 SIZES = ("block_size", "boft_block_size", "group_size", "vector_length")  # of the pieces into which a type cuts layers
 FAILURES = (ValueError, TypeError, RuntimeError, AssertionError, ImportError, KeyError)  # of PEFT, where it cannot
 DEFAULT = "default"  # the adapter's name in PEFT, a part of the name of every parameter that it adds
@@ -85,7 +86,9 @@ def apply(model: nn.Module, config: PeftConfig, seed: int) -> tuple[str, ...]:
     """
     kind, peft, full = check(config), library(), in_full(model, config)
     targets, options = list(full.targets), full.options
-    if "random_seed" in parameters(kind):
+    if config.draw == "seed":
+        options |= dict.fromkeys(SEEDS & {*parameters(kind)}, seed_for(seed, "draw") >> 32)  # 31 bits suit every type
+    elif "random_seed" in parameters(kind):
         options.setdefault("random_seed", 0)  # None is another draw at every reload
     weights = [getattr(model.get_submodule(name), "weight", None) for name in targets]
     width = math.gcd(*(size for weight in weights if weight is not None for size in weight.shape))
@@ -160,6 +163,8 @@ def check(config: PeftConfig) -> type:
     Raises: UserError: If PEFT is missing, or lacks the type or a parameter, or ignores its value.
     """
     kind = tuner_config(config.type)
+    if config.draw == "seed" and not SEEDS & {*parameters(kind)} - {*config.options}:
+        raise UserError(f"method.draw must be fixed: {config.type} freezes no draw, or options state its seed")
     ignored = {*IGNORED, *IGNORED_BY.get(config.type, ())}
     ignored |= {*parameters(kind.__base__)} - {*OF_LORA} if config.type == "adalora" else set()
     taken = [key for key in parameters(kind) if key not in ignored]
@@ -226,13 +231,14 @@ def ending_in(ends: Iterable[str], names: Iterable[str]) -> list[str]:
 def resolved(model: nn.Module, config: PeftConfig) -> PeftConfig:
     """The config with full names of modules and every parameter, PEFT's defaults included, as far as JSON has them.
 
-    PEFT's own config has ends of names where it has shortened many names, and in IA3's defaults.
+    PEFT's own config has ends of names where it has shortened many names, and in IA3's defaults. What was drawn from
+    the run's seed is stated by its own.
     """
     settings, targets = model.tuner.peft_config[DEFAULT], sorted(layers_of(model))
     values = {key: getattr(settings, key) for key in parameters(type(settings))}
     values = {key: ending_in(value, targets) if isinstance(value, set) else value for key, value in values.items()}
     options = {key: value for key, value in values.items() if isinstance(value, bool | int | float | str | list)}
-    return dataclasses.replace(config, targets=tuple(targets), options=options)
+    return dataclasses.replace(config, targets=tuple(targets), options=options, draw="fixed")
 
 
 def peft_settings(config: PeftConfig) -> dict[str, Any]:

@@ -178,12 +178,14 @@ class PeftConfig:
         targets: As for LoRA. A name or a pattern may also stand for LayerNorms, if the method takes them.
         options: PEFT's parameters under its own names. The others have PEFT's defaults.
         decay: Whether weight decay applies to what the method trains. It pulls vectors that multiply to zero.
+        draw: What the type draws and freezes, such as VeRA's matrices: PEFT's draw, equal for all runs, or the seed's.
     """
 
     type: str = "vera"
     targets: tuple[str, ...] = ("q", "v")
     options: dict[str, int | float | bool | str | list | None] | None = None
     decay: bool = True
+    draw: Literal["fixed", "seed"] = "fixed"
     name: Literal["peft"] = "peft"
 
     def __post_init__(self):
@@ -192,6 +194,9 @@ class PeftConfig:
         problems, is_word = Problems(), re.fullmatch("[a-z0-9_]+", self.type) is not None
         problems.check(is_word, "type", "lower-case letters, digits and _", self.type)
         problems.check(len(self.targets) > 0, "targets", "a non-empty list", self.targets)
+        rank = self.options.get("r", 0)
+        problems.check(type(rank) is int and rank >= 0, "options.r", "an integer >= 0", rank)
+        problems.check_choices(self)
         problems.done()
 
     @property
