@@ -17,14 +17,23 @@ from torch.nn import functional as F
 
 from lora.config.auto import ARCHITECTURES
 from lora.cost.subjects import saved_bytes
+from lora.errors import UserError
 from lora.methods import apply
-from lora.methods.configs import LoraConfig
+from lora.methods.configs import LoraConfig, PeftConfig
 from lora.models.modules import trainable
 from lora.training.fused import encoder, functions, kernels
 from lora.training.fused.encoder import fuse
 from lora.training.fused.functions import Masks
 from lora.training.fused.optimizer import FusedAdamW
 from lora.training.loop import run
+
+
+@pytest.mark.parametrize("config", [LoraConfig(rank=3, dora=True), PeftConfig(options={"r": 4})], ids=["dora", "vera"])
+def test_a_method_without_kernels_is_refused(config):
+    apply(model := tiny.model("bert"), config)
+    with pytest.raises(UserError, match="does not cover DoRA and PEFT's methods: use"):
+        fuse(model, "fp32", 0)
+
 
 CONFIGS = {
     **{name: config for name, config in tiny.METHODS.items() if name != "lora"},

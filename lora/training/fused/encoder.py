@@ -138,10 +138,11 @@ def fuse(model: nn.Module, precision: str, seed: int) -> Masks:
     """Make a transformers model compute with the kernels, in place. Apply the method first.
 
     Returns: The source of the dropout masks. Call its `begin` before every forward pass in training.
-    Raises: UserError: If the architecture or its settings are not supported. The model is then unchanged.
+    Raises: UserError: If the architecture, its settings or the method are not supported. The model is then unchanged.
     """
-    settings = model.config
-    reason = not_covered(settings.to_dict())
+    settings, method = model.config, getattr(getattr(model, "applied", None), "method", None)
+    lacked = hasattr(model, "tuner") or getattr(method, "dora", False)
+    reason = "DoRA and PEFT's methods" if lacked else not_covered(settings.to_dict())
     if reason is not None:
         raise UserError(f"train.kernels=fused does not cover {reason}: use train.kernels=stock")
     assert isinstance(model.base_model.encoder.layer[0].intermediate.intermediate_act_fn, GELUActivation)
