@@ -274,16 +274,18 @@ def method_of(settings: Settings, weights: dict[str, Tensor], path: Path) -> Lor
         if rank != (stated := by_pattern(settings.rank_pattern, name, settings.r)):
             raise UserError(f"{path} says rank {stated} for {name}, and its lora_A has rank {rank}")
     alphas = {name: by_pattern(settings.alpha_pattern, name, settings.lora_alpha) for name in ranks}
-    usual = next(alphas[name] for name in ranks if ranks[name] == found.rank)
-    scaling = "rslora" if settings.use_rslora else "lora"
-    shared = {"alpha": usual, "dropout": settings.lora_dropout, "scaling": scaling, "dora": settings.use_dora}
-    for at in (None, found.rank):  # one alpha for all, or one ratio of alpha to rank
-        method = dataclasses.replace(found, alpha_at_rank=at, **shared)
-        if all(math.isclose(method.alpha_at(ranks[name]), alphas[name], rel_tol=ROUNDING) for name in ranks):
+    usual = next(name for name in ranks if ranks[name] == found.rank)
+    own = "rslora" if settings.use_rslora else "lora"
+    as_lora = {name: alphas[name] * (math.sqrt(ranks[name]) if settings.use_rslora else 1) for name in ranks}
+    shared = {"dropout": settings.lora_dropout, "dora": settings.use_dora}
+    # one alpha for all, one ratio of alpha to rank, or one scale, as of rsLoRA on slices
+    for scaling, at, given in ((own, None, alphas), (own, found.rank, alphas), ("lora", found.rank, as_lora)):
+        method = dataclasses.replace(found, alpha=given[usual], alpha_at_rank=at, scaling=scaling, **shared)
+        if all(math.isclose(method.alpha_at(ranks[name]), given[name], rel_tol=ROUNDING) for name in ranks):
             return method
     raise UserError(
-        f"{path}: alpha_pattern gives modules separate scales: {alphas}; only one alpha, or one ratio of alpha to "
-        f"rank, is supported"
+        f"{path}: alpha_pattern gives modules separate scales: {alphas}; only one alpha, one ratio of alpha to "
+        f"rank, or one scale, is supported"
     )
 
 
