@@ -193,10 +193,12 @@ def test_other_methods_have_no_peft_folder(method, tmp_path):
 def test_peft_loads_base_labels_and_adapter_from_the_folder(outputs, tmp_path, bases, offline, monkeypatch):
     model = small("bert", LoraConfig(rank=3, alpha=7), outputs=outputs)
     labels = ("no", "yes", "maybe")[:outputs] if outputs > 1 else ()
-    monkeypatch.chdir(bases)
+    shutil.copytree(bases / "bert", tmp_path / "bert")
+    monkeypatch.chdir(tmp_path)
     for _ in range(2):  # the second replaces the first
         to_peft(adapter_of(model, origin=Origin(labels=labels)), tmp_path / "peft", base="bert")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(bases)
+    shutil.rmtree(tmp_path / "bert")  # of which nothing is needed then
     theirs = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "peft").eval()
     assert theirs.config.id2label == dict(enumerate(labels or ("LABEL_0",)))
     assert_same_logits(theirs, model, "bert")

@@ -108,7 +108,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes | Path]) -> None:
     folder between two writes is recognised as broken.
 
     Args:
-        files: Name, which may be below a folder -> content, or the file to link to; in the order of writing.
+        files: Name, which may be below a folder -> content, or a file to share as a hard link; in order of writing.
     Raises: UserError: If it holds anything else, or cannot be written.
     """
     folder = at_home(folder)
@@ -124,7 +124,10 @@ def write_folder(folder: Path, files: Mapping[str, bytes | Path]) -> None:
         else:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).unlink(missing_ok=True)
-            (folder / name).symlink_to(content)
+            try:
+                os.link(content.resolve(), folder / name)
+            except OSError:  # another disk
+                write_atomically(folder / name, content.read_bytes())
 
 
 def read_adapter(folder: str | Path) -> Adapter:

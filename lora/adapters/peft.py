@@ -68,9 +68,9 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
     """Write an adapter of LoRA, or of one of PEFT's methods, as a folder that PEFT loads, with the same logits.
 
     `AutoPeftModelForSequenceClassification.from_pretrained` loads it together with its base and the names of its
-    labels: for a base in a folder, `out` holds links to its files, and a config with the labels. A base of the hub
-    needs `num_labels`, unless there are 2. `PeftModel.from_pretrained` loads the adapter onto a base in memory. PEFT
-    has no field for the rest of what an adapter states: task, score, and the base's hashes.
+    labels: for a base in a folder, `out` holds its files, and a config with the labels. A base of the hub needs
+    `num_labels`, unless there are 2. `PeftModel.from_pretrained` loads the adapter onto a base in memory. PEFT has no
+    field for the rest of what an adapter states: task, score, and the base's hashes.
 
     Args:
         adapter: Adapter in memory, or its folder.
@@ -123,14 +123,14 @@ def check_folder(place: str, adapter: Adapter) -> None:
 
 
 def labelled_base(place: Path, adapter: Adapter) -> dict[str, bytes | Path]:
-    """A base's files as links, and its config with the adapter's labels, for which PEFT has no field."""
+    """A base's files, and its config with the adapter's labels, for which PEFT has no field."""
     outputs = min(len(tensor) for tensor in adapter.head.values() if tensor.dim() == 2)  # the output layer's
     labels = adapter.origin.labels or ()
     names = dict(enumerate(labels if len(labels) == outputs else [f"LABEL_{number}" for number in range(outputs)]))
     config = read_object(place / "config.json")
     config |= {"id2label": names, "label2id": {label: number for number, label in names.items()}}
-    links: dict[str, bytes | Path] = {f"{BASE}/{path.name}": path for path in sorted(place.iterdir()) if path.is_file()}
-    return links | {f"{BASE}/config.json": json.dumps(config, indent=1).encode()}
+    files: dict[str, bytes | Path] = {f"{BASE}/{path.name}": path for path in sorted(place.iterdir()) if path.is_file()}
+    return files | {f"{BASE}/config.json": json.dumps(config, indent=1).encode()}
 
 
 def lora_files(adapter: Adapter, method: LoraConfig, saved: list[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
