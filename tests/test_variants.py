@@ -6,6 +6,7 @@ import peft
 import pytest
 import tiny
 import torch
+from peft.optimizers import create_lorafa_optimizer
 from tiny_adapters import assert_same_logits, logits, with_method
 from torch.nn import functional as F
 
@@ -21,11 +22,11 @@ from lora.methods.lowrank import LoraLinear
 from lora.models.modules import checksum, find_target, trainable
 from lora.training.step import make_optimizer
 
-VARIANTS = {"plain": {}, "frozen_a": {"frozen_a": True}, "dora": {"dora": True}}
+VARIANTS = {"plain": {}, "frozen_a": {"frozen_a": True}, "dora": {"dora": True}, "rslora": {"scaling": "rslora"}}
 INITS = ("orthogonal", "pissa", "olora")
 VARIANTS |= {init: {"init_a": init} for init in INITS} | {"pissa, dora": {"init_a": "pissa", "dora": True}}
 # what PEFT calls them, beside the frozen A, which in PEFT is a setting of an optimizer
-SETTINGS = {"plain": {}, "frozen_a": {}, "dora": {"use_dora": True}}
+SETTINGS = {"plain": {}, "frozen_a": {}, "dora": {"use_dora": True}, "rslora": {"use_rslora": True}}
 SETTINGS |= {init: {"init_lora_weights": init} for init in INITS}
 SETTINGS |= {"pissa, dora": {"init_lora_weights": "pissa", "use_dora": True}}
 PARTS = {
@@ -101,6 +102,27 @@ def test_a_variant_equals_peft_in_logits_gradients_and_a_step(architecture, vari
     close(take_step(ours, architecture, mine), take_step(theirs, architecture, other))
     close(mine, other)
     close(logits(ours, architecture), logits(theirs, architecture))
+
+
+def test_peft_s_lora_fa_multiplies_the_gradient_that_is_taken_here():
+    """By (r / alpha)^2 (A A^T)^-1, so that B differs after one step."""
+    ours, theirs = tiny.model("bert").double(), tiny.model("bert").double()
+    apply(ours, LoraConfig(rank=4, alpha=7, frozen_a=True), seed=1)
+    settings = peft.LoraConfig(r=4, lora_alpha=7, target_modules=["query", "value"])
+    tuner = peft.tuners.lora.LoraModel(theirs, {"default": settings}, "default")
+    pairs = {name: module for name, module in ours.named_modules() if isinstance(module, LoraLinear)}
+    for name, layer in pairs.items():
+        theirs.get_submodule(name).lora_A["default"].weight.data.copy_(layer.lora_a)
+    optimizer = create_lorafa_optimizer(tuner, r=4, lora_alpha=7, lr=1e-2)
+    for model in (ours, theirs):
+        model(**tiny.inputs("bert"), labels=torch.arange(5) % 2).loss.backward()
+    optimizer.step()
+    torch.optim.AdamW([layer.lora_b for layer in pairs.values()], lr=1e-2).step()
+    for name, layer in pairs.items():
+        factor = (4 / 7) ** 2 * torch.linalg.inv(layer.lora_a @ layer.lora_a.T)
+        average = optimizer.state[f"model.{name}.lora"]["exp_avg_B"] / 0.1
+        torch.testing.assert_close(average, layer.lora_b.grad @ factor, rtol=1e-5, atol=1e-8)
+        assert not torch.allclose(theirs.get_submodule(name).lora_B["default"].weight, layer.lora_b, atol=1e-3)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
