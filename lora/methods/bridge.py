@@ -87,7 +87,8 @@ def apply(model: nn.Module, config: PeftConfig, seed: int) -> tuple[str, ...]:
     kind, peft, full = check(config), library(), in_full(model, config)
     targets, options = list(full.targets), full.options
     if config.draw == "seed":
-        options |= dict.fromkeys(SEEDS & {*parameters(kind)}, seed_for(seed, "draw") >> 32)  # 31 bits suit every type
+        drawn = seed_for(seed, "draw") >> 32  # 31 bits suit every type
+        options |= dict.fromkeys(SEEDS & parameters(kind).keys(), drawn)
     elif "random_seed" in parameters(kind):
         options.setdefault("random_seed", 0)  # None is another draw at every reload
     weights = [getattr(model.get_submodule(name), "weight", None) for name in targets]
@@ -108,7 +109,7 @@ def apply(model: nn.Module, config: PeftConfig, seed: int) -> tuple[str, ...]:
     for key, value in config.options.items():
         sign = re.compile(f"`{key}[`=]|Setting {key} to")  # that it ignores or changes the value, which names the run
         for warning in (str(one.message) for one in told):
-            if value != defaults(kind)[key] and sign.search(warning):
+            if value != parameters(kind)[key] and sign.search(warning):
                 raise UserError(f"PEFT does not take method.options.{key}={value}: {' '.join(warning.split())}")
     for layer in layers_of(model).values():
         layer.train(layer.get_base_layer().training)  # a new module would apply dropout in eval mode
@@ -134,18 +135,14 @@ def tuner_config(name: str) -> type:
     return types[name]
 
 
-def parameters(kind: type) -> list[str]:
-    """The parameters of a config class that `method.options` may set."""
-    return [field.name for field in dataclasses.fields(kind) if field.init and field.name not in FIXED]
-
-
-def defaults(kind: type) -> dict[str, Any]:
-    return {field.name: field.default for field in dataclasses.fields(kind)}
+def parameters(kind: type) -> dict[str, Any]:
+    """The parameters of a config class that adapters state, with their defaults."""
+    return {field.name: field.default for field in dataclasses.fields(kind) if field.init and field.name not in FIXED}
 
 
 def divisors(kind: type, options: Mapping[str, Any], width: int) -> str:
     """The end of a message: the divisors of the width, if a size that is given, or PEFT's default, is none of them."""
-    values = defaults(kind) | {**options}
+    values = parameters(kind) | {**options}
     sizes = [values[key] for key in SIZES if isinstance(values.get(key), int)]
     fitting = ", ".join(str(size) for size in range(1, width + 1) if width % size == 0)
     return f"; the divisors of {width} are {fitting}" if any(size and width % size for size in sizes) else ""
@@ -158,19 +155,15 @@ def with_steps(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(config: PeftConfig) -> type:
-    """PEFT's config class of a method.
-
-    Raises: UserError: If PEFT is missing, or lacks the type or a parameter, or ignores its value.
-    """
+    """PEFT's config class of a method. Raises: UserError: If PEFT is missing, or takes no such type or option."""
     kind = tuner_config(config.type)
-    if config.draw == "seed" and not SEEDS & {*parameters(kind)} - {*config.options}:
+    if config.draw == "seed" and not SEEDS & parameters(kind).keys() - config.options.keys():
         raise UserError(f"method.draw must be fixed: {config.type} freezes no draw, or options state its seed")
-    ignored = {*IGNORED, *IGNORED_BY.get(config.type, ())}
-    ignored |= {*parameters(kind.__base__)} - {*OF_LORA} if config.type == "adalora" else set()
-    taken = [key for key in parameters(kind) if key not in ignored]
+    of_lora = parameters(kind.__base__).keys() - OF_LORA if config.type == "adalora" else ()
+    stated, ignored = parameters(kind), {*IGNORED, *IGNORED_BY.get(config.type, ()), *of_lora}
+    taken = [key for key in stated if key not in ignored]
     for key, value in config.options.items():
-        stated = key in parameters(kind) and value == defaults(kind)[key]  # by an adapter, which states all
-        if key not in taken and not stated:
+        if key not in taken and not (key in stated and value == stated[key]):  # an adapter states all
             near = difflib.get_close_matches(key, taken, 1, 0.5)
             nearest = f"the nearest is {near[0]}; " if near else ""
             raise UserError(
@@ -197,8 +190,7 @@ def modules_of(model: nn.Module, targets: Sequence[str], among: Sequence[str]) -
     """The names of the modules that targets stand for. A name or a pattern may also mean a LayerNorm.
 
     Args:
-        among: The names that names, patterns and ends of names are compared with. PEFT states ends of names for many
-            modules, and so do adapters that were saved before their names were stored.
+        among: The names that names, patterns and ends of names, as in older adapters, are compared with.
     Raises: UserError: If nothing matches, or a target is a slice of a fused layer whose other slices are not named.
     """
     names = [
@@ -229,12 +221,8 @@ def ending_in(ends: Iterable[str], names: Iterable[str]) -> list[str]:
 
 
 def resolved(model: nn.Module, config: PeftConfig) -> PeftConfig:
-    """The config with full names of modules and every parameter, PEFT's defaults included, as far as JSON has them.
-
-    PEFT's own config has ends of names where it has shortened many names, and in IA3's defaults. What was drawn from
-    the run's seed is stated by its own.
-    """
-    settings, targets = model.tuner.peft_config[DEFAULT], sorted(layers_of(model))
+    """The config with full names of modules and every parameter, PEFT's defaults included, as far as JSON has them."""
+    settings, targets = model.tuner.peft_config[DEFAULT], sorted(layers_of(model))  # its names may be shortened
     values = {key: getattr(settings, key) for key in parameters(type(settings))}
     values = {key: ending_in(value, targets) if isinstance(value, set) else value for key, value in values.items()}
     options = {key: value for key, value in values.items() if isinstance(value, bool | int | float | str | list)}

@@ -61,15 +61,13 @@ class Ranks:
 class Subspaces:
     """The subspaces that AdaMSS trains to the end with `use_asa`. PEFT freezes the others as they are, step by step.
 
-    Args:
-        steps: Number of steps of the whole run.
-    Raises: UserError: If none would be frozen in it.
+    Raises: UserError: If it would freeze none in a run of `steps` steps.
     """
 
     def __init__(self, model: nn.Module, steps: int):
-        self.tuner, self.layers = model.tuner, list(layers_of(model).values())
+        self.update, self.layers = model.tuner.update_and_allocate, list(layers_of(model).values())
         self.parameters = [p for layer in self.layers for p in (*layer.adamss_A[DEFAULT], *layer.adamss_B[DEFAULT])]
-        config, total = self.tuner.peft_config[DEFAULT], sum(layer.num_subspaces[DEFAULT] for layer in self.layers)
+        config, total = model.tuner.peft_config[DEFAULT], sum(layer.num_subspaces[DEFAULT] for layer in self.layers)
         first, last, interval = config.init_warmup, config.final_warmup, config.mask_interval
         if min(last, steps) // interval * interval < max(first, 1) or config.asa_target_subspaces >= total:
             raise UserError(
@@ -77,13 +75,6 @@ class Subspaces:
                 f"asa_target_subspaces of {total} train: got {interval}, {first}, {last} and "
                 f"{config.asa_target_subspaces} in a run of {steps} steps"
             )
-
-    def penalty(self) -> float:
-        return 0.0
-
-    def update(self, step: int) -> None:
-        """Call after step 1, 2, ... of the optimizer, while its gradients are still there."""
-        self.tuner.update_and_allocate(step)
 
     def state_dict(self) -> dict[str, Any]:
         averages = [[getattr(layer, name)[DEFAULT] for name in SUBSPACES] for layer in self.layers]

@@ -70,7 +70,9 @@ class Step:
         else:
             loss = F.mse_loss(logits.squeeze(-1), self.task.to_targets(labels), reduction="sum")
         loss = loss * micro.weight / examples
-        return loss if self.ranks is None else loss + self.ranks.penalty() * micro.weight * len(micro.rows) / examples
+        if isinstance(self.ranks, Ranks):
+            loss = loss + self.ranks.penalty() * micro.weight * len(micro.rows) / examples
+        return loss
 
     def take(self, number: int, batches: Iterable[tuple[MicroBatch, dict[str, Tensor]]], examples: int) -> Tensor:
         """Run the forward and backward passes, clip the gradients, and step the optimizer and the schedule.
