@@ -87,7 +87,8 @@ class ManyHeads(nn.Module):
     def forward(self, x: Float[Tensor, "rows *more d_in"]) -> Float[Tensor, "rows *more d_out"]:
         outputs = []
         for i, start, stop in self.routing.spans:
-            weight, bias, own = getattr(self, f"weight_{i}"), getattr(self, f"bias_{i}"), x[start:stop]
+            weight, bias = getattr(self, f"weight_{i}"), getattr(self, f"bias_{i}")
+            own = x[start:stop].to(weight.dtype)
             if self.eps is None:
                 out = F.linear(own, weight, bias)
             else:

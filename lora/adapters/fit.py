@@ -26,7 +26,7 @@ class Fitted:
 
     Args:
         layers: Module -> LoRA layer with the adapter's A and B and the model's pretrained weight; {} for other methods.
-        head: The whole head in the model's dtype, by parameter name.
+        head: The whole head by parameter name.
     """
 
     adapter: Adapter

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from lora.errors import UserError
+from lora.methods.lowrank import factor_dtype
 
 
 def head_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -39,7 +40,7 @@ def own_head(model: nn.Module) -> dict[str, Tensor]:
 
 
 def fitted_head(model: nn.Module, head: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of an adapter's head in the model's dtype, one tensor per parameter. The model does not change.
+    """Copies of an adapter's head, at least in float32, one tensor per parameter. The model does not change.
 
     Args:
         head: The adapter's head. Missing tensors come from the head that the model had before any adapter's.
@@ -57,8 +58,8 @@ def fitted_head(model: nn.Module, head: dict[str, Tensor]) -> dict[str, Tensor]:
                 f"the adapter's {name} is {tuple(tensor.shape)}, and the model's {tuple(mine[name].shape)}: only the "
                 f"number of labels may differ"
             )
-        fitted[name] = tensor.detach().to(mine[name].device, mine[name].dtype, copy=True)
-        check_finite(f"the adapter's {name}", fitted[name])
+        fitted[name] = tensor.detach().to(mine[name].device, factor_dtype(mine[name].dtype), copy=True)
+        check_finite(f"the adapter's {name}", fitted[name].to(mine[name].dtype))
     rows = {fitted[name].shape[0] for name in outputs & set(fitted)}
     if len(rows) != 1 or rows == {0}:
         raise UserError(f"weight and bias of the adapter's {output} must have one number of labels, got {sorted(rows)}")
@@ -78,7 +79,7 @@ def put_head(model: nn.Module, fitted: dict[str, Tensor]) -> None:
         model.kept_head = {name: parameter.detach().clone() for name, parameter in head_parameters(model).items()}
     output = model.get_submodule(output_layer(model))
     for name, parameter in head_parameters(model).items():
-        parameter.data, parameter.grad = fitted[name], None
+        parameter.data, parameter.grad = fitted[name].to(parameter.dtype), None
     output.out_features = len(output.weight)
     if model.config.num_labels != output.out_features:
         model.config.num_labels = model.num_labels = output.out_features

@@ -25,7 +25,7 @@ from lora.errors import UserError
 from lora.methods import Applied, apply, bridge
 from lora.methods.configs import LoraConfig, PeftConfig
 from lora.methods.lowrank import LoraLayer, LoraSlices, factors, row_norms, trained_in
-from lora.models.modules import check_classifier, lasting, replace, train_only
+from lora.models.modules import check_classifier, lasting, replace, train_in_float32, train_only
 
 
 @lasting
@@ -138,12 +138,14 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
 def put_lora(model: nn.Module, fitted: Fitted, merged: bool) -> None:
     """Put a LoRA adapter and its head on a model, in place of any earlier one."""
     put_layers(model, fitted.layers, merged)
-    put_head(model, fitted.head)
     factors = trained_in(fitted.layers)
     if getattr(model, "applied", None) is None:
         train_only(model, factors)  # as lora.apply does: pretrained weights never train with LoRA
         for layer in fitted.layers.values():
             layer.weight.requires_grad_(False)
+    if not merged:
+        train_in_float32(model)
+    put_head(model, fitted.head)
     model.applied = Applied(fitted.adapter.method, (*factors, *fitted.head))
 
 

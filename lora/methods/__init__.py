@@ -57,7 +57,7 @@ METHODS: dict[str, Method] = {
 def apply(model: "nn.Module", config: MethodConfig, seed: int = 0) -> tuple[str, ...]:
     """Apply a method to a transformers sequence-classification model, in place.
 
-    Afterwards, exactly the method's parameters and the head are trainable.
+    Afterwards, exactly the method's parameters and the head are trainable, and in float32 or wider.
 
     Args:
         config: One of LoraConfig, FullConfig, BitFitConfig, HoulsbyConfig, PfeifferConfig, AdapterDropConfig,
@@ -68,7 +68,8 @@ def apply(model: "nn.Module", config: MethodConfig, seed: int = 0) -> tuple[str,
         as one that names a module the model lacks; or it has modules of a method already, which the second one's saved
         adapter would lack.
     """
-    import_module("lora.models.modules").check_classifier(model)
+    modules = import_module("lora.models.modules")
+    modules.check_classifier(model)
     earlier = getattr(model, "applied", None)
     if earlier is not None and not isinstance(earlier.method, FullConfig | BitFitConfig):
         raise UserError(
@@ -77,5 +78,6 @@ def apply(model: "nn.Module", config: MethodConfig, seed: int = 0) -> tuple[str,
         )
     module = import_module(METHODS[config.name].module)
     names = module.apply(model, config, seed)
+    modules.train_in_float32(model)
     model.applied = Applied(module.resolved(model, config) if config.name == "peft" else config, names)
     return names

@@ -15,7 +15,8 @@ from lora.models.architectures import ARCHITECTURES, Architecture, module_of, na
 
 P = ParamSpec("P")
 R = TypeVar("R")
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+HALVES = (torch.bfloat16, torch.float16)
+DTYPES = (torch.float64, torch.float32, *HALVES)
 
 
 def check_classifier(model: nn.Module) -> None:
@@ -100,6 +101,34 @@ def train_only(model: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
         if parameter.requires_grad:
             trainable.append(name)
     return tuple(trainable)
+
+
+def train_in_float32(model: nn.Module) -> None:
+    """Hold what trains in float32: in half precision, most updates of a step round to zero.
+
+    A layer with a trained parameter then computes in float32, between inputs and outputs in the model's dtype.
+    """
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        model.float()
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if any(parameter.requires_grad and parameter.dtype in HALVES for parameter in own):
+            module.outer = own[0].dtype
+            module.register_forward_pre_hook(_enter)
+            module.register_forward_hook(_leave)
+            for parameter in own:
+                parameter.data = parameter.data.float()
+
+
+def _enter(module: nn.Module, given: tuple) -> tuple:
+    floats = [value.dtype for value in given if value.is_floating_point()]
+    module.outer = floats[0] if floats else module.outer  # an embedding is given integers
+    inner = next(module.parameters(recurse=False)).dtype
+    return tuple(value.to(inner) if value.is_floating_point() else value for value in given)
+
+
+def _leave(module: nn.Module, _: tuple, output: torch.Tensor) -> torch.Tensor:
+    return output.to(module.outer)
 
 
 def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
