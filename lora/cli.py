@@ -10,7 +10,9 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora.errors import UnfinishedError, UserError
@@ -167,6 +169,8 @@ def train_one(arguments: Sequence[str]) -> int:
 
 def summary(config: "RunConfig", record: "RunRecord", was_done: bool) -> str:
     """The outcome of a single run, and the paths of its files."""
+    from lora.data.tasks import TASKS
+    from lora.records.predictions import dev_predictions, is_constant
     from lora.records.record import adapter_path, record_path
     from lora.sweep.progress import duration, shown
     from lora.sweep.worker import has_adapter
@@ -177,6 +181,9 @@ def summary(config: "RunConfig", record: "RunRecord", was_done: bool) -> str:
         best, last = (shown(record.selected[rule]["value"]) for rule in ("best", "last"))
         epoch, adapter = record.selected["best"]["epoch"], "- (runtime.save_adapter=true saves it)"
         outcome = f"ok, {record.selected['metric']} best {best} (epoch {epoch}), last {last}"
+        with suppress(UserError):  # without the file of predictions, nothing is known
+            if is_constant(dev_predictions(record, Path(config.runtime.results))["best"], TASKS[config.task]):
+                outcome += "; collapsed: it predicts the same for every row; try a lower train.lr first"
     if has_adapter(record, config.runtime.outputs):
         adapter = str(adapter_path(config.runtime.outputs, record.run_id).parent)
     path = record_path(config.runtime.results, record.run_id)

@@ -15,11 +15,15 @@ from commands import lora
 from own_tasks import ROWS, folders, learnable, write, write_csv, write_task
 from own_tasks import settings as settings_of
 
+from lora.adapters.merge import load_adapter
+from lora.adapters.predict import local_encoder
 from lora.config.compose import compose_run
 from lora.data.own_task import FOLDER, add_kept_tasks, add_task, keep_task
 from lora.data.read import read
 from lora.data.tasks import TASKS, find_task
 from lora.errors import UserError
+from lora.models.load import load_encoder
+from lora.records.predictions import dev_predictions
 from lora.records.record import load_records
 from lora.sweep.request import select_runs
 
@@ -375,10 +379,32 @@ def scored(folder: Path, low: float, high: float) -> Path:
     return write_task(folder, **SCORED | {"range": [low, high]})
 
 
-def test_scores_of_any_range_are_learned_alike_and_adapters_answer_in_their_units(tiny_own, tmp_path):
+def test_scores_that_are_equal_in_float32_are_other_rows(tmp_path):
+    prints = []
+    for score in (1e9 + 0.25, 1e9 + 0.75):
+        for split in ("train", "dev"):
+            write_csv(tmp_path / f"{split}.csv", [("a", 1e9), ("b", 1e9 + 1), ("c", score)])
+        prints.append(read(add_task(write_task(tmp_path, **SCORED | {"range": [1e9, 1e9 + 1]})), "own").fingerprint)
+    assert len({*prints}) == 2
+
+
+def test_a_run_that_predicts_the_same_for_every_row_says_so(tiny_own, tmp_path):
+    """Its correlation is undefined. It stays a result, which tables count as 0: leaving it out flatters its method."""
     _, settings = tiny_own
-    predicted = {}
-    for low, high in ((0, 5), (1000, 2000)):
+    path = scored(tmp_path / "scored", 0, 5)
+    one = ["profile=own", "method=full", "seed=1", f"task={path}", *settings]
+    for rate, is_constant in ((1e-3, False), (10.0, True)):
+        done = lora(*one, f"train.lr={rate}")
+        (record,) = (r for r in load_records(tmp_path / "results")[0] if r.config["train"]["lr"] == rate)
+        predicted = dev_predictions(record, tmp_path / "results")["best"]
+        assert (len({*predicted}) == 1) is is_constant is ("collapsed" in done.stdout), done
+        assert (record.selected["best"]["value"] is None) is is_constant and record.status == "ok"
+
+
+def test_scores_of_any_range_are_learned_alike_and_adapters_answer_in_their_units(tiny_own, model_dir, tmp_path):
+    _, settings = tiny_own
+    predicted, found = {}, {}
+    for low, high in ((0, 5), (1000, 2000), (10**9, 10**9 + 1)):
         path = scored(tmp_path / f"to_{high}", low, high)
         done = lora("profile=own", f"task={path}", "method=lora", "seed=1", "runtime.save_adapter=true", *settings)
         assert done.returncode == 0, done.stderr
@@ -389,13 +415,24 @@ def test_scores_of_any_range_are_learned_alike_and_adapters_answer_in_their_unit
         given = ["--adapter", adapter, "--model", settings[1].partition("=")[2], "--input", path.parent / "dev.csv"]
         done = lora("predict", *given, "--output", output)
         assert done.returncode == 0, done.stderr
-        best = record.selected["best"]["value"]
+        best = found[high] = record.selected["best"]["value"]
         answers = pd.read_csv(output, sep="\t")["prediction"].to_numpy()
         labels = pd.read_csv(path.parent / "dev.csv")["mood"].to_numpy()
         assert scipy.stats.pearsonr(answers, labels).statistic == pytest.approx(best, abs=2e-3)
+        recorded = dev_predictions(record, tmp_path / "results")["best"]
+        assert scipy.stats.pearsonr(recorded - low, labels - low).statistic == pytest.approx(best, abs=1e-6)
+        loss = record.epochs[record.selected["best"]["epoch"] - 1]["loss"]["validation"]
+        assert loss == pytest.approx(np.square(recorded - labels).mean(), rel=1e-6)
         assert abs(answers.mean() - labels.mean()) < 0.2 * (high - low), "in the units of the user's scores"
         predicted[high] = (answers - low) / (high - low)
+        if high == 2000:  # a model in memory answers in the user's units too
+            encoder = load_encoder(local_encoder(model_dir), TASKS["stsb"], 0)
+            load_adapter(encoder.model, adapter)
+            inputs = encoder.tokenizer(pd.read_csv(path.parent / "dev.csv")["text"][0], return_tensors="pt")
+            assert encoder.model.eval()(**inputs).logits.item() == pytest.approx(answers[0], rel=1e-4)
     assert predicted[2000] == pytest.approx(predicted[5], abs=1e-3)
+    assert predicted[10**9 + 1] == pytest.approx(predicted[5], abs=1e-3)
+    assert [*found.values()] == pytest.approx([found[5]] * 3, abs=1e-4)
 
     text = pd.read_csv(path.parent / "dev.csv")["text"][0]
     for name, content in (("one.jsonl", json.dumps({"text": text})), ("one.tsv", f"text\n{text}")):

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from lora.adapters.base import Base, carried_parameters, describe_base, kept_layers
 from lora.config.run import ModelConfig
-from lora.data.tasks import Task
 from lora.errors import UserError
 from lora.methods.bridge import state_of
 from lora.methods.configs import LoraConfig, MethodConfig, PeftConfig
@@ -38,6 +37,7 @@ class Origin:
         max_length: Number of tokens that inputs were cut to in training.
         encoder: Configuration that finds the base, without the path of a local folder.
         tokenizer: Identity of the tokenizer's files (`lora.config.encoder_files.tokenizer_name`).
+        shift, factor: What turns an output of the head into a score (`lora.data.tasks.Task.target_scale`).
     """
 
     task: str | None = None
@@ -48,6 +48,8 @@ class Origin:
     encoder: ModelConfig | None = None
     columns: tuple[str, ...] | None = None
     tokenizer: str | None = None
+    shift: float = 0.0
+    factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -144,18 +146,17 @@ def adapter_of(model: nn.Module, base: Base | None = None, origin: Origin | None
     return Adapter(method, tensors, head, base or describe_base(model), origin or Origin())
 
 
-def in_scores(adapter: Adapter, task: Task) -> Adapter:
-    """The adapter with outputs in the units of the task's scores: its head's last layer absorbs `Task.target_scale`.
+def in_scores(adapter: Adapter) -> Adapter:
+    """The adapter with outputs in the units of the task's scores: its head's last layer absorbs shift and factor.
 
     Raises: UserError: If that layer has no bias.
     """
-    if task.target_scale is None:
+    shift, factor = adapter.origin.shift, adapter.origin.factor
+    if (shift, factor) == (0, 1):
         return adapter
-    shift, factor = task.target_scale
     last = {name: tensor for name, tensor in adapter.head.items() if len(tensor) == 1}  # the one layer with one output
     if {tensor.dim() for tensor in last.values()} != {1, 2}:
-        raise UserError(
-            f"runtime.save_adapter must be false for {task.name}: this encoder's head has no bias for its scores"
-        )
+        raise UserError(f"this adapter of {adapter.origin.task} is for predict: its head has no bias for the scores")
     scaled = {name: tensor * factor + (shift if tensor.dim() == 1 else 0.0) for name, tensor in last.items()}
-    return dataclasses.replace(adapter, head=adapter.head | scaled)
+    origin = dataclasses.replace(adapter.origin, shift=0.0, factor=1.0)
+    return dataclasses.replace(adapter, head=adapter.head | scaled, origin=origin)

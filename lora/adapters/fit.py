@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lora.adapters.adapter import Adapter
+from lora.adapters.adapter import Adapter, in_scores
 from lora.adapters.base import check_base, kept_layers
 from lora.adapters.folder import read_adapter
 from lora.adapters.head import fitted_head
@@ -45,7 +45,7 @@ def fit(
     Raises: UserError: If the adapter cannot be read, the model is no plain classifier or has another method, the base
         is another one, or a tensor does not fit.
     """
-    adapter = given if isinstance(given, Adapter) else read_adapter(given)
+    adapter = in_scores(given if isinstance(given, Adapter) else read_adapter(given))
     check_classifier(model)
     is_lora, applied = isinstance(adapter.method, LoraConfig), getattr(model, "applied", None)
     if lora_alone and not is_lora:

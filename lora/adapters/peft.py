@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
-from lora.adapters.adapter import Adapter
+from lora.adapters.adapter import Adapter, in_scores
 from lora.adapters.base import check_base
 from lora.adapters.folder import apart, inside, read_adapter, read_tensors, write_folder
 from lora.adapters.loralib import config_of
@@ -79,7 +79,7 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
     Raises: UserError: If the adapter is of another method, or has LoRA in the head or of several scales in one fused
         layer; if neither it nor `base` says where the base is, or it is another one; or if `out` cannot be written.
     """
-    adapter = adapter if isinstance(adapter, Adapter) else read_adapter(adapter)
+    adapter = in_scores(adapter if isinstance(adapter, Adapter) else read_adapter(adapter))
     method = adapter.method
     if not isinstance(method, LoraConfig | PeftConfig):
         raise UserError(f"a PEFT folder is for LoRA and for PEFT's own, and the adapter is of method {method.name}")

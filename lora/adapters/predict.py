@@ -6,6 +6,8 @@ classes, a column of probabilities per label.
 
 import argparse
 import csv
+import dataclasses
+import math
 import os
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from lora.adapters.adapter import Adapter
+from lora.adapters.adapter import Adapter, Origin
 from lora.adapters.folder import read_adapter
 from lora.adapters.head import head_parameters
 from lora.adapters.merge import load_adapter, swap
@@ -82,8 +84,8 @@ def put_on(encoder: Encoder, adapter: Adapter, task: Task) -> None:
     trained, here = adapter.origin.tokenizer, encoder.tokenizer_files
     if trained is not None and trained != here and trained.partition(":")[0] == here.partition(":")[0]:
         raise UserError(f"the adapter was trained with other tokenizer files ({trained[:20]}, here {here[:20]})")
-    model = encoder.model
-    (swap if isinstance(adapter.method, LoraConfig) else load_adapter)(model, adapter)
+    model, plain = encoder.model, dataclasses.replace(adapter, origin=Origin())  # `answers` scales, in float64
+    (swap if isinstance(adapter.method, LoraConfig) else load_adapter)(model, plain)
     body = f"{model.base_model_prefix}."  # a pooler inside the body is pretrained
     if lacking := [n for n in head_parameters(model) if not n.startswith(body) and n not in adapter.head]:
         raise UserError(f"the adapter has no {', '.join(lacking)}: predictions with a random head are meaningless")
@@ -108,25 +110,29 @@ def predict(
     return logits
 
 
-def answers(logits: np.ndarray, task: Task) -> dict[str, list[str]]:
+def answers(logits: np.ndarray, task: Task, origin: Origin) -> dict[str, list[str]]:
     """Output columns: `prediction`, a label or a score, and the probability of each label as `p_LABEL`."""
     if not task.labels:
-        return {"prediction": [f"{score:.6g}" for score in logits[:, 0]]}
+        digits = 6 + math.ceil(math.log10(max(1.0, abs(origin.shift / origin.factor))))  # 6 that differ in the range
+        return {"prediction": [f"{origin.shift + origin.factor * float(output):.{digits}g}" for output in logits[:, 0]]}
     powers = np.exp(logits.astype(float) - logits.max(1, keepdims=True))
     shares = powers / powers.sum(1, keepdims=True)
     probabilities = {f"p_{label}": [f"{p:.6f}" for p in shares[:, i]] for i, label in enumerate(task.labels)}
     return {"prediction": [task.labels[index] for index in logits.argmax(1)], **probabilities}
 
 
-def as_table(table: Table, logits: np.ndarray, task: Task, output: Path) -> bytes:
+def as_table(table: Table, new: dict[str, list[str]], task: Task, output: Path) -> bytes:
     """The output's content: the columns of the input apart from the texts, and the answers."""
     others = {name: column for name, column in table.columns.items() if name not in task.columns}
     kept = pd.DataFrame(others or {"index": list(range(len(table)))}, dtype=object)
-    new = pd.DataFrame(answers(logits, task))
     if taken := sorted({*kept} & {*new}):
         raise UserError(f"{table.path} has a column {taken[0]}, which the output adds: rename it")
     try:
-        return kept.join(new).to_csv(index=False, lineterminator="\n", **FORMS[output.suffix.lower()]).encode()
+        return (
+            kept.join(pd.DataFrame(new))
+            .to_csv(index=False, lineterminator="\n", **FORMS[output.suffix.lower()])
+            .encode()
+        )
     except csv.Error as error:
         raise UserError(f"{table.path} has tabs or line ends, which {output.name} cannot hold") from error
 
@@ -180,7 +186,8 @@ def main(given: argparse.Namespace) -> None:
     files = {}
     for path, of_path in rows.items():
         logits = predict(encoder, of_path, task, adapter.origin.max_length, given.batch, device)
-        files[path] = as_submission(logits, task) if given.glue_submission else as_table(table, logits, task, path)
+        new = answers(logits, task, adapter.origin)
+        files[path] = as_submission(logits, task) if given.glue_submission else as_table(table, new, task, path)
     for path, content in files.items():
         write_atomically(path, content)
         print(path)

@@ -24,7 +24,7 @@ class Encoded:
     Args:
         input_ids: Tokens of all rows; row i has the lengths[i] tokens that start at offsets[i].
         token_type_ids: The same for token types; None if the tokenizer returns none.
-        labels: int64 class indices or float32 scores; None for a test split.
+        labels: int64 class indices or scores in `Task.score_type`; None for a test split.
         max_length: Number of tokens to which longer rows were truncated.
         truncated: Number of these rows.
     """
@@ -64,7 +64,7 @@ def encode(dataset: datasets.Dataset, task: Task, tokenizer: Any, max_length: in
         token_type_ids=np.concatenate(types) if types else None,
         offsets=np.cumsum(counts) - counts,
         lengths=counts,
-        labels=None if unlabelled else np.array(labels, np.int64 if task.labels else np.float32),
+        labels=None if unlabelled else np.array(labels, np.int64 if task.labels else task.score_type),
         max_length=max_length,
         truncated=truncated,
     )

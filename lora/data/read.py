@@ -94,7 +94,7 @@ def read(
 
 def as_dataset(task: Task, columns: dict[str, list], rows: np.ndarray) -> datasets.Dataset:
     """A data set of the chosen rows of a split, with their indices as column `idx`."""
-    label = datasets.ClassLabel(names=list(task.labels)) if task.labels else datasets.Value("float32")
+    label = datasets.ClassLabel(names=list(task.labels)) if task.labels else datasets.Value(task.score_type)
     texts = {name: datasets.Value("string") for name in task.columns}
     features = datasets.Features({**texts, "label": label, "idx": datasets.Value("int64")})
     picked = {name: [columns[name][row] for row in rows] for name in (*task.columns, "label")}
@@ -111,6 +111,8 @@ def subset(task: Task, split: str, count: int, train_rows: int | None) -> np.nda
 def fingerprint(task: Task, splits: dict[str, datasets.Dataset]) -> str:
     """SHA-256 over every text and label, by split and column. Each text is hashed together with its length in bytes."""
     digest = hashlib.sha256(json.dumps([task.name, task.columns, task.labels]).encode())
+    low, high = task.label_range or (0.0, 1.0)
+    too_fine = max(-low, high) * np.finfo("f4").eps > (high - low) / 1000  # scores that differ may be equal in float32
     for split in sorted(splits):
         digest.update(json.dumps([split, len(splits[split])]).encode())
         # [:] makes a list at once; iterating over a column decodes it row by row, which is 20 times slower.
@@ -120,7 +122,7 @@ def fingerprint(task: Task, splits: dict[str, datasets.Dataset]) -> str:
             digest.update(b"".join(texts))
         absent = -1 if task.labels else np.nan
         labels = [absent if label is None else label for label in splits[split]["label"][:]]
-        digest.update(np.array(labels, "<i4" if task.labels else "<f4").tobytes())
+        digest.update(np.array(labels, "<i4" if task.labels else "<f8" if too_fine else "<f4").tobytes())
     return digest.hexdigest()
 
 

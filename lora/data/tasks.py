@@ -90,25 +90,30 @@ class Task:
         return self.own is not None and self.folder is None
 
     @property
-    def target_scale(self) -> tuple[float, float] | None:
-        """Shift and factor that turn the model's output into a score; None if the output is the score.
+    def target_scale(self) -> tuple[float, float]:
+        """Shift and factor that turn the model's output into a score: 0 and 1 if the output is the score.
 
         A user-defined regression is trained as if its range were STS-B's, 0 to 5, for which the learning rates were
         chosen: with squared errors of scores from 0 to 100, or from 1000 to 2000, the same rates learn nothing.
         """
         if self.own is None or self.label_range is None:
-            return None
+            return 0.0, 1.0
         low, high = self.label_range
         return low, (high - low) / TARGET_SPAN
 
+    @property
+    def score_type(self) -> str:
+        """The dtype of scores, predicted ones too. Float32 has too few numbers in a range such as 1e9 to 1e9 + 1."""
+        return "float32" if self.own is None else "float64"
+
     def to_targets(self, scores: Any) -> Any:
         """The outputs that a model is trained to give for these scores."""
-        shift, factor = self.target_scale or (0.0, 1.0)
+        shift, factor = self.target_scale
         return (scores - shift) / factor
 
     def to_scores(self, outputs: Any) -> Any:
         """The scores that a model's outputs stand for."""
-        shift, factor = self.target_scale or (0.0, 1.0)
+        shift, factor = self.target_scale
         return outputs * factor + shift
 
     @property

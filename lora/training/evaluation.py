@@ -49,11 +49,11 @@ def predict(
         if task.labels:
             scores, losses = logits.argmax(-1), F.cross_entropy(logits, labels, reduction="none")
         else:
-            scores = task.to_scores(logits.squeeze(-1))
+            scores = task.to_scores(logits.squeeze(-1).to(getattr(torch, task.score_type)))
             losses = (scores - labels).square()
         chunks.append((rows, scores.cpu().numpy(), losses.cpu().numpy(), bool(logits.isfinite().all())))
         between()
-    predictions = np.empty(len(encoded.lengths), np.int16 if task.labels else np.float32)
+    predictions = np.empty(len(encoded.lengths), np.int16 if task.labels else task.score_type)
     loss_of = np.empty(len(encoded.lengths))  # of every row, so that the sum does not depend on the number of processes
     gathered = process.gather(chunks)
     if not all(is_finite for *_, is_finite in gathered):

@@ -182,7 +182,7 @@ def adapter_packer(
 
     Call it before the fused kernels round the frozen weights, whose hashes the adapter names.
     """
-    from lora.adapters.adapter import Origin, Score, adapter_of, in_scores
+    from lora.adapters.adapter import Origin, Score, adapter_of
     from lora.adapters.base import describe_base
     from lora.adapters.folder import pack
 
@@ -193,8 +193,8 @@ def adapter_packer(
         best = selected["best"]
         score = Score(selected["metric"], selected["split"], best["epoch"], best["value"])
         described = (config.task, task.labels, score, config.run_id, config.data.max_length)
-        origin = Origin(*described, unplaced, columns, encoder.tokenizer_files)
-        return pack(in_scores(adapter_of(model, base, origin), task))
+        origin = Origin(*described, unplaced, columns, encoder.tokenizer_files, *task.target_scale)
+        return pack(adapter_of(model, base, origin))
 
     return packed
 
