@@ -86,4 +86,6 @@ def test_a_shuffle_is_fair_and_stays_the_same():
 def test_rows_with_more_tokens_than_the_maximum_are_counted(tokenizer, pairs):
     whole = [len(ids) for ids in tokenizer(pairs["question"][:], pairs["clause"][:])["input_ids"]]
     for longest in (20, 40, max(whole), max(whole) + 1):
-        assert encode(pairs, TASKS["clauses"], tokenizer, longest).truncated == sum(n > longest for n in whole)
+        assert encode(pairs, TASKS["clauses"], tokenizer, longest).truncated == [
+            i for i, n in enumerate(whole) if n > longest
+        ]

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import glob
+import json
 import re
 from pathlib import Path
 
@@ -124,8 +125,10 @@ def test_a_trained_adapter_predicts_again_what_its_record_holds(runs, task, tmp_
     assert predict("--adapter", adapter, "--input", dev_file(folder, task), *end) == 0
     header, *rows = read_tsv(found)
     labels = TASKS[task].labels
-    assert header == ["index", "prediction", *(f"p_{label}" for label in labels)]
-    assert [row[0] for row in rows] == [str(i) for i in range(20)]
+    columns = len(TASKS[task].columns)
+    assert header[columns:] == ["prediction", *(f"p_{label}" for label in labels)]
+    assert [header[:columns], *(row[:columns] for row in rows)] == read_tsv(dev_file(folder, task))
+    rows = [row[columns - 1 :] for row in rows]
     expected = recorded(folder, record, task)
     if labels:
         assert [row[1] for row in rows] == [labels[index] for index in expected]
@@ -143,7 +146,7 @@ def test_other_columns_stay_and_probabilities_are_the_softmax(runs, tmp_path):
     end = ("--output", tmp_path / "out.csv", "--model", folder / "bert")
     assert predict("--adapter", adapter, "--input", tmp_path / "rows.csv", *end) == 0
     found = pd.read_csv(tmp_path / "out.csv")
-    assert list(found) == ["id", "prediction", "p_entailment", "p_not_entailment"] and found["id"].equals(rows["id"])
+    assert list(found) == [*rows, "prediction", "p_entailment", "p_not_entailment"] and found[[*rows]].equals(rows)
     encoder = load_encoder(local_encoder(folder / "bert"), TASKS["rte"], 1)
     model = encoder.model.eval()
     load_adapter(model, adapter)
@@ -154,6 +157,28 @@ def test_other_columns_stay_and_probabilities_are_the_softmax(runs, tmp_path):
     np.testing.assert_allclose(found[["p_entailment", "p_not_entailment"]], expected, rtol=0, atol=1e-4)
     assert predict("--adapter", adapter, "--input", tmp_path / "one.jsonl", *end) == 0
     assert pd.read_csv(tmp_path / "out.csv")["prediction"].tolist() == found["prediction"].tolist()[:1]
+
+
+def test_rows_that_are_cut_or_empty_are_named_and_nested_fields_are_json(runs, tmp_path, capsys):
+    """Sentences of the tiny tokenizer have one token per word; pairs of them have three more."""
+    trained, folder = runs
+    _, adapter = trained["rte"]
+    short, long = tiny.sentences(1)[0], " ".join(tiny.sentences(5))
+    texts = [(short, short), ("", short), (short, long), (short, "\u200b"), (short, None), (long, short)]
+    extra = [{"a": [1, "\u00e9"]}, [None], True, False, None, 1.5]
+    rows = [{"sentence1": a, "sentence2": b, "more": x} for (a, b), x in zip(texts, extra, strict=True)]
+    write = tmp_path / "rows.jsonl"
+    write.write_text("\n".join(map(json.dumps, rows)))
+    given = ["--adapter", adapter, "--input", write, "--model", folder / "bert", "--output", tmp_path / "out.csv"]
+    assert predict(*given) == 0
+    said = capsys.readouterr().err
+    assert "rows with an empty text: 2, 4, 5\n" in said
+    assert "2 of 3 rows are longer than 32 tokens and are cut: 3, 6\n" in said
+    found = pd.read_csv(tmp_path / "out.csv")
+    assert found["prediction"].isna().tolist() == [False, True, False, True, True, False]
+    assert [None if pd.isna(cell) else json.loads(cell) for cell in found["more"]] == extra
+    write.write_text("\n".join(json.dumps(row | {"sentence1": " "}) for row in rows))
+    refused(capsys, "rows.jsonl has no rows with a text", *given)
 
 
 def test_a_glue_submission_has_the_official_names_headers_and_words(runs, tmp_path, monkeypatch):
@@ -272,5 +297,5 @@ def test_the_pages_example_runs_as_written(tmp_path, monkeypatch, capsys):
         command = line.split()
         assert command[:4] == [".venv/bin/python", "-m", "lora", "predict"]
         assert predict(*(glob.glob(word)[0] if "*" in word else word for word in command[4:])) == 0
-    for task in columns:
-        assert read_tsv(Path(f"{task}.predicted.tsv"))[1][1] in TASKS[task].labels
+    for task, names in columns.items():
+        assert read_tsv(Path(f"{task}.predicted.tsv"))[1][len(names)] in TASKS[task].labels

@@ -1,14 +1,16 @@
 """`python -m lora predict`: batch prediction with a trained adapter, and the files of a GLUE submission.
 
-An output has the input's columns apart from the texts (or `index`, if there are none), then `prediction` and, for
-classes, a column of probabilities per label.
+An output has the input's columns, then `prediction` and, for classes, a column of probabilities per label. They are
+empty in rows with an empty text.
 """
 
 import argparse
 import csv
 import dataclasses
+import json
 import math
 import os
+import sys
 from pathlib import Path
 
 import datasets
@@ -28,9 +30,9 @@ from lora.config.run import ModelConfig
 from lora.data.batching import collate, encode, evaluation_batches, to_device
 from lora.data.own_task import check_words
 from lora.data.read import as_dataset, read
-from lora.data.tables import Table, read_table
+from lora.data.tables import Table, is_empty, read_table
 from lora.data.tasks import TASKS, Task
-from lora.errors import UserError
+from lora.errors import UserError, listed
 from lora.files import ROOT, at_home, write_atomically
 from lora.methods.configs import LoraConfig
 from lora.models.load import Encoder, load_encoder
@@ -98,9 +100,12 @@ def put_on(encoder: Encoder, adapter: Adapter, task: Task) -> None:
 def predict(
     encoder: Encoder, rows: datasets.Dataset, task: Task, max_length: int | None, batch: int, device: torch.device
 ) -> np.ndarray:
-    """The float32 logits of the rows, (rows, labels)."""
+    """The float32 logits of the rows, (rows, labels). Rows that are cut are named on stderr."""
     model, longest = encoder.model.to(device).eval(), longest_input(encoder.model.config.to_dict())
     encoded = encode(rows, task, encoder.tokenizer, min(max_length or longest, longest))
+    if cut := encoded.truncated:
+        what = f"{len(cut)} of {len(rows)} rows are longer than {encoded.max_length} tokens and are cut"
+        print(f"{what}: {listed(rows['idx'][row] + 1 for row in cut)}", file=sys.stderr)
     logits = np.empty((len(rows), model.config.num_labels), np.float32)
     with tqdm(total=len(rows), unit="row", disable=None) as bar:
         for places in evaluation_batches(encoded.lengths, batch):
@@ -121,18 +126,16 @@ def answers(logits: np.ndarray, task: Task, origin: Origin) -> dict[str, list[st
     return {"prediction": [task.labels[index] for index in logits.argmax(1)], **probabilities}
 
 
-def as_table(table: Table, new: dict[str, list[str]], task: Task, output: Path) -> bytes:
-    """The output's content: the columns of the input apart from the texts, and the answers."""
-    others = {name: column for name, column in table.columns.items() if name not in task.columns}
-    kept = pd.DataFrame(others or {"index": list(range(len(table)))}, dtype=object)
+def as_table(table: Table, new: dict[str, list[str]], rows: list[int], output: Path) -> bytes:
+    """The output's content: the columns of the input, and new ones, which have values in some rows."""
+    kept = pd.DataFrame(table.columns, dtype=object).map(
+        lambda cell: json.dumps(cell, ensure_ascii=False, default=str) if isinstance(cell, dict | list | bool) else cell
+    )
     if taken := sorted({*kept} & {*new}):
         raise UserError(f"{table.path} has a column {taken[0]}, which the output adds: rename it")
     try:
-        return (
-            kept.join(pd.DataFrame(new))
-            .to_csv(index=False, lineterminator="\n", **FORMS[output.suffix.lower()])
-            .encode()
-        )
+        whole = kept.join(pd.DataFrame(new, rows))
+        return whole.to_csv(index=False, lineterminator="\n", **FORMS[output.suffix.lower()]).encode()
     except csv.Error as error:
         raise UserError(f"{table.path} has tabs or line ends, which {output.name} cannot hold") from error
 
@@ -163,7 +166,7 @@ def main(given: argparse.Namespace) -> None:
     adapter = read_adapter(place)
     task = task_of(adapter, place)
     rows: dict[Path, datasets.Dataset] = {}  # of each output
-    table = Table(place, {})
+    table, places = Table(place, {}), [0]
     if given.glue_submission:
         if task.tsv is None:
             raise UserError(f"a submission has one file for each test set of GLUE, and {task.name} is no GLUE task")
@@ -177,17 +180,21 @@ def main(given: argparse.Namespace) -> None:
         if output.suffix.lower() not in FORMS:
             raise UserError(f"{output}: an output is a {' or a '.join(FORMS)} file")
         table = read_table(source)
-        if not len(table):
-            raise UserError(f"{table.path} has no rows")
-        columns = {name: table.texts(name) for name in task.columns} | {"label": [None] * len(table)}
-        rows[output] = as_dataset(task, columns, np.arange(len(table)))
+        columns = {name: table.texts(name, empty_allowed=True) for name in task.columns}
+        places = [row for row, texts in enumerate(zip(*columns.values(), strict=True)) if not any(map(is_empty, texts))]
+        if not places:
+            raise UserError(f"{table.path} has no rows with a text")
+        if left_out := listed(row + 1 for row in sorted({*range(len(table))} - {*places})):
+            print(f"{table.path}: no prediction for rows with an empty text: {left_out}", file=sys.stderr)
+        as_table(table, {"prediction": [""]}, [0], output)  # what cannot be written is refused now
+        rows[output] = as_dataset(task, columns | {"label": [None] * len(table)}, np.array(places))
     encoder = load_base(adapter, task, given.model)
     put_on(encoder, adapter, task)
     files = {}
     for path, of_path in rows.items():
         logits = predict(encoder, of_path, task, adapter.origin.max_length, given.batch, device)
         new = answers(logits, task, adapter.origin)
-        files[path] = as_submission(logits, task) if given.glue_submission else as_table(table, new, task, path)
+        files[path] = as_submission(logits, task) if given.glue_submission else as_table(table, new, places, path)
     for path, content in files.items():
         write_atomically(path, content)
         print(path)

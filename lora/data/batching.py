@@ -1,5 +1,6 @@
 """Turn rows into padded tensors: tokenize a split once, draw seeded batches, pad each to its longest example."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ class Encoded:
         token_type_ids: The same for token types; None if the tokenizer returns none.
         labels: int64 class indices or scores in `Task.score_type`; None for a test split.
         max_length: Number of tokens to which longer rows were truncated.
-        truncated: Number of these rows.
+        truncated: These rows.
     """
 
     input_ids: Int[np.ndarray, " tokens"]
@@ -35,7 +36,7 @@ class Encoded:
     lengths: Int[np.ndarray, " rows"]
     labels: np.ndarray | None
     max_length: int
-    truncated: int = 0
+    truncated: Sequence[int] = ()
 
 
 def encode(dataset: datasets.Dataset, task: Task, tokenizer: Any, max_length: int) -> Encoded:
@@ -44,7 +45,7 @@ def encode(dataset: datasets.Dataset, task: Task, tokenizer: Any, max_length: in
     Args:
         tokenizer: A transformers tokenizer.
     """
-    ids, types, lengths, truncated = [], [], [], 0
+    ids, types, lengths, truncated = [], [], [], []
     for start in range(0, len(dataset), TOKENIZED_AT_ONCE):
         rows = dataset[start : start + TOKENIZED_AT_ONCE]
         texts = [rows[column] for column in task.columns]
@@ -53,7 +54,8 @@ def encode(dataset: datasets.Dataset, task: Task, tokenizer: Any, max_length: in
         full = [row for row, found in enumerate(tokens["input_ids"]) if len(found) == max_length]
         if full:  # whether anything was cut off
             whole = tokenizer(*([column[row] for row in full] for column in texts), verbose=False)
-            truncated += sum(len(found) > max_length for found in whole["input_ids"])
+            cut = (len(found) > max_length for found in whole["input_ids"])
+            truncated += [start + row for row, is_cut in zip(full, cut, strict=True) if is_cut]
         ids += [np.array(row, np.int32) for row in tokens["input_ids"]]
         types += [np.array(row, np.int32) for row in tokens.get("token_type_ids", ())]
     labels = dataset["label"][:]

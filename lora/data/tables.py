@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 from lora.errors import UserError, first_line
 from lora.files import listing
 
+INVISIBLE = ("Cc", "Cf")  # Unicode's categories of control and format characters
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -35,15 +37,21 @@ class Table:
             raise UserError(f"{self.path}: no column {name}; the columns are {', '.join(self.columns) or 'none'}")
         return self.columns[name]
 
-    def texts(self, name: str) -> list[str]:
+    def texts(self, name: str, empty_allowed: bool = False) -> list[str]:
         """The texts of a column. Raises: UserError: If one is absent, empty or not text. Rows count from 1."""
         column = self.column(name)
         for number, text in enumerate(column, start=1):
-            if text in (None, "") or (isinstance(text, str) and not text.strip()):
-                raise UserError(f"{self.path}, row {number}: an empty text in column {name}")
-            if not isinstance(text, str) or SURROGATE.search(text):  # JSON's \ud800 cannot stand alone
+            if is_empty(text):
+                if not empty_allowed:
+                    raise UserError(f"{self.path}, row {number}: an empty text in column {name}")
+            elif not isinstance(text, str) or SURROGATE.search(text):  # JSON's \ud800 cannot stand alone
                 raise UserError(f"{self.path}, row {number}: {text!r}, which is not text, in column {name}")
         return column
+
+
+def is_empty(text: Any) -> bool:
+    """Whether a text is absent, or has only spaces and characters without width, such as U+200B."""
+    return text is None or (isinstance(text, str) and all(c.isspace() or category(c) in INVISIBLE for c in text))
 
 
 def read_table(path: Path) -> Table:

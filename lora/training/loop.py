@@ -80,7 +80,7 @@ def run(
     method, params = model.applied.method, count_parameters(model)
     trained_bytes = sum(p.numel() * p.element_size() for _, p in trainable(model))
     splits = {name: encode(rows, task, tokenizer, max_length) for name, rows in data.splits.items()}
-    truncated = {name: split.truncated for name, split in splits.items()}
+    truncated = {name: len(split.truncated) for name, split in splits.items()}
     if process.rank == 0 and any(truncated.values()):
         announce_truncated(config.task, sum(truncated.values()) / sum(data.rows.values()), max_length)
 
