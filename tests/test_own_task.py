@@ -152,12 +152,24 @@ def test_whole_numbers_are_labels_and_scores_are_numbers(ending, tmp_path):
     assert scored.label_std == pytest.approx(np.std([0.5, 2.0, -1.0]))
 
 
+@pytest.mark.parametrize(("labels", "cells"), [(["false", "true"], [True, False]), (["no", "yes"], ["no", "yes"])])
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+def test_truth_values_are_labels_as_json_writes_them(labels, cells, ending, tmp_path):
+    for split in ("train", "dev"):
+        write_as(tmp_path / f"{split}{ending}", [("a", cells[0]), ("b", cells[1])])
+    task = add_task(write_task(tmp_path, labels=labels, train=f"train{ending}", dev=f"dev{ending}"))
+    assert rows_of(task)["label"] == [labels.index(str(cell).lower()) for cell in cells]
+
+
 BAD = {
     "a missing column": (".csv", "text,feeling\nx,good\ny,bad\n", r": no column mood; the columns are text, feeling"),
     "an unknown label": (".csv", "text,mood\nx,good\ny,Bad\n", r", row 2: 'Bad' in column mood: the labels are bad, g"),
     "no label": (".csv", "text,mood\nx,good\ny,\n", r", row 2: no label in column mood: the labels are bad, good"),
     "an empty text": (".csv", 'text,mood\nx,good\n" ",bad\n', r", row 2: an empty text in column text"),
-    "UTF-16": (".csv", "text,mood\nx,good\n".encode("utf-16"), r": 'utf-8' codec can't decode byte 0xff"),
+    "UTF-16": (".csv", "text,mood\nx,good\n".encode("utf-16"), r", line 1: 'utf-8' codec can't decode byte 0xff"),
+    "Latin-1": (".csv", 'text,mood\nx,good\n"y\nz",bad\ncaf\xe9,bad\n'.encode("latin-1"), r", line 5: .*save .* UTF-8"),
+    "semicolons": (".csv", "text;mood\nx;good\n", r": no column text; the columns are text;mood; .* by commas"),
+    "no width": (".csv", "text,mood\nx,good\n\u200b\u2060 \ufeff,bad\n", r", row 2: an empty text in column text"),
     "a long row": (".csv", "text,mood\nx,good\ny,bad,more\n", r": Expected 2 fields in line 3, saw 3"),
     "an open quote": (".csv", 'text,mood\nx,good\n"y,bad\n', r": EOF inside string starting at row 2"),
     "no rows": (".csv", "text,mood\n", r": no rows; the dev split needs some"),
@@ -196,7 +208,7 @@ def test_bad_rows_are_one_message_of_every_command_and_leave_nothing_behind(tmp_
     assert {found.name for found in tmp_path.iterdir()} == {"data"}
 
 
-@pytest.mark.parametrize("score", ["high", "", "nan", "5.5"])
+@pytest.mark.parametrize("score", ["high", "", "nan", "5.5", "1_0e-1", "\u0663", "\uff13"])
 def test_a_score_is_a_number_of_the_range(score, tmp_path):
     write_csv(tmp_path / "train.csv", [("a", "0"), ("b", "5"), ("c", score)])
     with pytest.raises(UserError, match=r"train.csv, row 3: .* in column mood: a score is a number from 0 to 5"):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -34,7 +35,10 @@ class Table:
     def column(self, name: str) -> list[Any]:
         """The values of a column. Raises: UserError: If it is absent."""
         if name not in self.columns:
-            raise UserError(f"{self.path}: no column {name}; the columns are {', '.join(self.columns) or 'none'}")
+            wrong = "; the cells of a .csv file are separated by commas" if ";" in "".join(self.columns) else ""
+            raise UserError(
+                f"{self.path}: no column {name}; the columns are {', '.join(self.columns) or 'none'}{wrong}"
+            )
         return self.columns[name]
 
     def texts(self, name: str, empty_allowed: bool = False) -> list[str]:
@@ -71,6 +75,10 @@ def read_table(path: Path) -> Table:
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"the column {twice[0]!r} occurs {names.count(twice[0])} times")
         return Table(path, dict(zip(names, columns, strict=True)))
+    except UnicodeDecodeError as error:
+        text = path.read_text("utf-8", "surrogateescape")
+        line = text.count("\n", 0, SURROGATE.search(text).start()) + 1
+        raise UserError(f"{path}, line {line}: {first_line(error)}: save the file as UTF-8") from error
     except (OSError, ValueError, RecursionError) as error:  # ValueError: pandas', pyarrow's and JSON's own are such
         reason = first_line(error).removeprefix("Error tokenizing data. C error: ")
         raise UserError(f"cannot read {path}: {reason}") from error
@@ -128,8 +136,8 @@ def read_labels(
     """The class indices or scores of a column's entries.
 
     Args:
-        words: For classification: the labels as in the file, in the order of their indices. An integer entry matches
-            the label with its digits, since JSON and parquet hold integers.
+        words: For classification: the labels as in the file, in the order of their indices. An integer matches the
+            label with its digits, and a truth value `true` or `false`, since JSON and parquet hold such entries.
         score_range: For regression: the lowest and the highest score.
         place: The name of an entry's place, from its index.
     Raises: UserError: If an entry is none of them; the message states its place, and the valid entries.
@@ -138,7 +146,7 @@ def read_labels(
     read: list[int | float] = []
     label: int | float | None
     for index, entry in enumerate(entries):
-        word = str(entry) if isinstance(entry, int) and not isinstance(entry, bool) else entry
+        word = str(entry).lower() if isinstance(entry, int) else entry
         if words:
             label = known.get(word) if isinstance(word, str) else None
             rule = f"the labels are {', '.join(known)}"
@@ -154,7 +162,8 @@ def read_labels(
 
 def as_score(entry: Any, low: float, high: float) -> float | None:
     try:
-        score = float("nan") if isinstance(entry, bool) else float(entry)
+        is_decimal = not isinstance(entry, str) or (entry.isascii() and "_" not in entry)
+        score = float(entry) if is_decimal else math.nan
     except (TypeError, ValueError):
         return None
     return score if low <= score <= high else None
