@@ -253,6 +253,7 @@ def test_auto_takes_the_fused_kernels_where_they_cover_the_encoder(architecture,
         model = tiny.model(architecture, **extra) if number != 1 else longer(architecture)
         folder = tmp_path / f"{architecture}{number}"
         model.base_model.save_pretrained(folder)
+        tiny.tokenizer(architecture).save_pretrained(folder)
         config = local_run(folder)
         assert config.train.kernels == (COVERED[architecture] if number == 0 else "stock")
         if config.train.kernels == "fused":

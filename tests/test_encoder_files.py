@@ -99,6 +99,21 @@ def test_more_tokens_than_the_encoder_reads_are_refused_before_its_weights_are(r
         ensure_record(run("data.max_length=65"), mistakes_fail=False)
 
 
+def test_without_a_vocabulary_nothing_is_trained(run, own_model):
+    """transformers reads every word as [UNK] then."""
+    config = run()
+    (own_model / "tokenizer.json").unlink()
+    (own_model / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    with pytest.raises(UserError, match="has no vocabulary, only "):
+        ensure_record(config, mistakes_fail=False)
+    (own_model / "tokenizer_config.json").unlink()
+    for action in (run, lambda: ensure_record(config, mistakes_fail=False)):  # before weights are read
+        with pytest.raises(UserError, match=r"has no tokenizer \(found: config.json, model.safetensors\), none of tok"):
+            action()
+    with pytest.raises(UserError, match=r"/none has no config.json .*; a model on the hub becomes one by"):
+        run(f"model.path={own_model}/none")
+
+
 def test_a_tokenizer_without_padding_or_with_too_many_words_is_one_message(run, own_model):
     settings = own_model / "tokenizer_config.json"
     content = settings.read_text()

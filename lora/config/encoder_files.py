@@ -36,15 +36,21 @@ def locate(config: ModelConfig) -> tuple[str, dict[str, Any]]:
 
 
 def check_folder(folder: Path) -> None:
-    """Check an encoder's folder. Raises: UserError: If it has no config.json, or no safetensors."""
+    """Check an encoder's folder. Raises: UserError: If it has no config.json, no safetensors or no tokenizer."""
     if not os.path.isfile(folder / "config.json"):  # False where pathlib raises, as for a name that is too long
-        raise UserError(f"model folder {folder} has no config.json (found: {listing(folder)})")
+        wrong = (
+            "" if os.path.isdir(folder) else "; a model on the hub becomes one by `hf download NAME --local-dir FOLDER`"
+        )
+        raise UserError(f"model folder {folder} has no config.json (found: {listing(folder)}){wrong}")
     if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
         pickles = sorted(p.name for p in folder.glob("*.bin"))
         raise UserError(
             f"model folder {folder} has no model.safetensors (found: {listing(folder)})"
             + (": pickles are not read from a folder; save it with safetensors" if pickles else "")
         )
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        files = ", ".join(TOKENIZER_FILES)
+        raise UserError(f"model folder {folder} has no tokenizer (found: {listing(folder)}), none of {files}")
 
 
 def refuse_longer(name: str, settings: Mapping[str, Any], max_length: int) -> None:

@@ -122,7 +122,8 @@ def model_folder(name: str = MINILM) -> Path:
     if name == MINILM:
         return embedded_file("model/model.safetensors").parent
     if name not in ENCODERS:
-        raise UserError(f"the encoders of the package index are {', '.join((MINILM, *ENCODERS))}, got {name!r}")
+        known = f"{', '.join((MINILM, *ENCODERS))} (a folder: MODEL_DIR=)"
+        raise UserError(f"the encoders of the package index are {known}, got {name!r}")
     if not ENCODERS[name].is_in(folder(name)):
         raise UserError(
             f"{folder(name) / 'model.safetensors'} is missing: fetch the encoder {name} "

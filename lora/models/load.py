@@ -191,6 +191,8 @@ def load_tokenizer(where: str, source: dict) -> Tokenizer:
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **source)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise UserError(f"cannot load the tokenizer from {where}: {first_line(error)}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes one if the vocabulary's file is absent
+        raise UserError(f"the tokenizer in {where} has no vocabulary, only {', '.join(tokenizer.all_special_tokens)}")
     if tokenizer.pad_token_id is None:
         raise UserError(
             f"the tokenizer in {where} has no padding token: name one as pad_token in tokenizer_config.json"
