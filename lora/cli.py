@@ -6,6 +6,7 @@ functions: `options(parser)` adds its arguments, and `main(given)` does the work
 """
 
 import argparse
+import difflib
 import os
 import shlex
 import sys
@@ -47,8 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         name = next((" ".join(given[:n]) for n in (2, 1) if " ".join(given[:n]) in COMMANDS), "")  # the longest
         if not name and given and given[0].isidentifier():
-            offered = [one for one in COMMANDS if one.startswith(f"{given[0]} ")] or COMMANDS
-            raise UserError(f"{' '.join(given[:2])!r} is not a command; use one of {', '.join(offered)}")
+            near = difflib.get_close_matches(given[0], COMMANDS, 1)
+            offered = [one for one in COMMANDS if one.startswith(f"{given[0]} ")] or near or COMMANDS
+            raise UserError(f"{' '.join(given[:2])!r} is not a command; choose from {', '.join(offered)}")
         # importing takes seconds, in which Ctrl-C may come
         command = import_module(COMMANDS[name][0]) if name else sys.modules[__name__]
         about = command.__doc__ if name else "Train one run or, with -m, a sweep."

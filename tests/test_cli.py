@@ -167,9 +167,21 @@ def test_every_command_answers_help_and_refuses_an_unknown_argument(name, capsys
 
 def test_an_unknown_command_is_one_message(capsys):
     assert cli.main(["statsu", "mini"]) == 2
-    assert "'statsu mini' is not a command; use one of status" in capsys.readouterr().err
+    assert "'statsu mini' is not a command; choose from status" in capsys.readouterr().err
+    assert cli.main(["predit", "--adapter", "x"]) == 2
+    assert capsys.readouterr().err.endswith("choose from predict\n")
     assert cli.main(["analyse"]) == 2
-    assert "use one of analyse intervals, analyse subspaces, analyse swaps" in capsys.readouterr().err
+    assert "choose from analyse intervals, analyse subspaces, analyse swaps" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_a_run_loads_is_answered_at_once(tiny_overrides):
+    command = [sys.executable, "-m", "lora", *tiny_overrides]
+    ours = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # even if a script ignores it
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=ours) as run:
+        run.stdout.readline()  # its name
+        run.send_signal(signal.SIGINT)
+        lines = run.communicate(timeout=300)[1].split()
+    assert run.returncode == 130 and lines.count("interrupted:") == 2, "when it was heard, and when it ends"
 
 
 def test_ctrl_c_while_a_command_is_loaded_is_one_message(monkeypatch, capsys):

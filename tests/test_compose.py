@@ -157,10 +157,13 @@ def test_outputs_belong_to_their_results(results, outputs):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["foo=1"], "foo is not a setting of .*"),
-        (["lr=1e-3"], "lr is not a setting of .*; the nearest is train.lr .*"),
+        (["foo=1"], r"foo is not a setting of what was chosen \(.*"),
+        (["lr=1e-3"], "lr is not a setting of .*; see train.lr .*"),
+        (["train.learning_rate=1"], "train.learning_rate is not a setting of .*; see train.lr, train.batch, .*"),
+        (["profil=small"], "profil is not a setting of .*; see profile .*"),
+        (["launcher.gpus=1"], "launcher.gpus is not a setting of .*; see launcher=ray, launcher=slurm .*"),
         (["hparams.foo=1"], "hparams.foo is not a setting of .*"),
-        (["method=full", "method.rank=1"], "method.rank is not a setting of what was chosen .*"),
+        (["method=full", "method.rank=1"], "method.rank is not a setting of .*; see method=lora .*"),
         (["+train.lr=1"], r"'\+train.lr=1' is not an override, setting=value: no setting can be added or removed"),
         (["~method"], "'~method' is not an override, setting=value"),
         (["nonsense"], "'nonsense' is not an override, setting=value"),

@@ -104,9 +104,13 @@ def unknown_key(key: str) -> str:
     """The message for a key that the configuration lacks."""
     sections = {name: section for name, section in compose_config([]).items() if name in SECTIONS}
     known = [f"{name}.{field}" for name, section in sections.items() if OmegaConf.is_dict(section) for field in section]
-    near = [name for name in known if name.endswith(f".{key}")] or difflib.get_close_matches(key, known, 1, 0.7)
-    nearest = f"; the nearest is {near[0]}" if near and near[0] != key else ""
-    return f"{key} is not a setting of what was chosen{nearest} (python -m lora --cfg job lists them all)"
+    group, _, field = key.partition(".")
+    files = {f"{group}={option}": CONF / group / f"{option}.yaml" for option in describe_group(group)}
+    near = [option for option, path in files.items() if re.search(rf"^ *{field}:", path.read_text(), re.MULTILINE)]
+    near += [one for one in known if one.endswith(f".{key}") or (not files and one.startswith(f"{group}."))]
+    near = near or difflib.get_close_matches(key, [path.name for path in CONF.iterdir() if is_group(path.name)], 1)
+    hint = f"; see {', '.join(near)}" if near and near != [key] else ""
+    return f"{key} is not a setting of what was chosen{hint} (python -m lora --cfg job lists them all)"
 
 
 def override_values(parsed: Override) -> list[Any]:
