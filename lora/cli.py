@@ -148,13 +148,14 @@ def train_one(arguments: Sequence[str]) -> int:
     from lora.config.auto import check_device
     from lora.config.compose import compose_family, read_overrides
     from lora.sweep.worker import ensure_record, usable_record
-    from lora.training.processes import listen, rank
+    from lora.training import processes
 
     overrides = read_overrides(arguments)
     grids = [override for override in overrides if override.startswith("experiment=")]
     if grids and grids[-1] != "experiment=null":
         raise UserError(f"{grids[-1]} is a grid of runs: python -m lora -m {' '.join(overrides)} trains them")
-    listen()
+    processes.listen()
+    processes.answer = b"\ninterrupted: the run stops at its next step; press Ctrl-C again to stop it at once\n"
     *parents, run = compose_family(overrides)
     before = usable_record(run)
     if before is None:
@@ -164,7 +165,7 @@ def train_one(arguments: Sequence[str]) -> int:
                 both = shlex.join([sys.executable, "-m", "lora", "-m", "experiment=null", *overrides])
                 raise UserError(f"{run.run_id} starts from {parent.run_id}, which is not trained: {both} trains both")
     record = ensure_record(run, mistakes_fail=False)
-    if rank() == 0:
+    if processes.rank() == 0:
         print(summary(run, record, was_done=record == before))
     return int(record.status == "failed")
 

@@ -1,5 +1,6 @@
 """The commands as a user runs them: their exit codes, what they print, and the files that remain."""
 
+import functools
 import re
 import shlex
 import signal

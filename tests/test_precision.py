@@ -1,5 +1,6 @@
 """Precision by measurement: made once per CPU and torch, in a process of its own, and kept in a file."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -41,6 +42,15 @@ def test_the_real_measurement_is_kept(cache):
     assert faster_precision(48, 96) in ("fp32", "bf16")
     (path,) = cache.glob("*.json")
     assert path.name.startswith("48x96-") and json.loads(path.read_text())["gain"] > 0
+
+
+def test_ctrl_c_while_it_is_measured_is_no_failure_of_the_measurement(cache, monkeypatch):
+    """Ctrl-C reaches both processes, and the measuring one ends first."""
+    stop = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGINT)"]
+    run = functools.partial(subprocess.run, stop, capture_output=True, text=True, check=True)
+    monkeypatch.setattr(auto, "run_probe", lambda *sizes: run())
+    with pytest.raises(KeyboardInterrupt):
+        faster_precision(48, 96)
 
 
 def test_the_products_are_those_of_a_layer_forward_and_backward():

@@ -123,6 +123,8 @@ def faster_precision(width: int, ffn: int) -> str:
                 write_atomically(path, json.dumps({"gain": gain}).encode())
     except (OSError, ValueError, UserError, subprocess.SubprocessError) as error:
         last = (getattr(error, "stderr", None) or first_line(error)).strip().splitlines()[-1]
+        if last == "KeyboardInterrupt":  # Ctrl-C reaches the measuring process too
+            raise KeyboardInterrupt from error
         raise UserError(
             f"cannot measure which precision is faster here: {last}; state train.precision=fp32 or bf16"
         ) from error

@@ -22,6 +22,7 @@ LEAVE_SECONDS = 5.0  # for writing a checkpoint after the launcher has died
 
 noted: dict[int, float] = {}  # signal -> time of its first arrival
 before: dict[int, object] = {}  # signal -> the previous handler
+answer = b""  # written to stderr on the first Ctrl-C, where nobody else tells that it was heard
 
 
 class InterruptedRunError(Exception):
@@ -123,6 +124,8 @@ def _note(signum: int, frame: object) -> None:
     now = time.monotonic()
     if signum == signal.SIGINT and now - noted.get(signum, now) > ONE_PRESS_SECONDS:
         raise KeyboardInterrupt  # a second Ctrl-C stops at once
+    if signum == signal.SIGINT and signum not in noted and rank() == 0:
+        os.write(2, answer)
     noted.setdefault(signum, now)
 
 
