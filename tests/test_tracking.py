@@ -52,6 +52,13 @@ def as_kept(config):
     return json.loads(json.dumps({key: value for key, value in kept.items() if value != {}}))
 
 
+def test_without_a_home_its_log_stays_out_of_the_terminal(tiny_overrides):
+    bare = {key: value for key, value in os.environ.items() if not key.startswith(("HOME", "XDG_", "WANDB_"))}
+    command = [sys.executable, "-m", "lora", *tiny_overrides, "runtime.tracking=offline"]
+    done = subprocess.run(command, env=bare, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert all(line.startswith("epoch ") for line in done.stderr.splitlines()), done.stderr
+
+
 def test_a_copy_holds_what_the_record_holds(offline):
     config = offline("method=lora")
     record = ensure_record(config, mistakes_fail=False)

@@ -73,6 +73,7 @@ def begin(config: RunConfig) -> Any:
     import wandb  # seconds, and only where there are copies
 
     runtime = config.runtime
+    os.environ.setdefault("HOME", os.path.expanduser("~"))  # without one, its process writes its log to the terminal
     Path(runtime.outputs).mkdir(parents=True, exist_ok=True)
     settings = wandb.Settings(console="off", silent=True, init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS)
     given = {"id": config.run_id, "name": config.run_id, "group": runtime.group, "config": config.for_record()}
