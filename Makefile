@@ -60,10 +60,18 @@ status: $(READY) ## Show which runs of PROFILE are done, running, failed or wait
 	@$(OVERRIDES)
 	$(VENV) -m lora status "$$PROFILE" "$${overrides[@]}"
 
-wandb-sync: $(READY) ## Upload to W&B what was logged offline
-	@runs=$$(find outputs -path '*/wandb/offline-run-*' -prune -print | sort)
-	if [ -z "$$runs" ]; then echo "nothing was recorded offline"; exit 0; fi
-	$(VENV) -m wandb sync $$runs
+wandb-sync: $(READY) ## Upload to W&B what was logged offline in outputs/ (ARGS=runtime.results=FOLDER: and there)
+	@mkdir -p outputs
+	folders=(outputs)
+	for given in $(ARGS); do
+		case "$$given" in runtime.results=* | runtime.outputs=*) folders+=("$${given#*=}");; esac
+	done
+	runs=$$(find "$${folders[@]}" -path '*/wandb/offline-run-*' -prune -print | sort)
+	if [ -z "$$runs" ]; then
+		echo "nothing was recorded offline in $${folders[*]}; for runs elsewhere: ARGS=runtime.results=FOLDER, as they had it"
+		exit 0
+	fi
+	tr '\n' '\0' <<< "$$runs" | xargs -0 $(VENV) -m wandb sync
 
 tables: setup ## Rebuild every committed table, verdict, page and notebook from the records in results/reference
 	@profiles=$$(git ls-files results/reference | sed -n 's|^results/\(reference/[^/]*\)/runs/.*|\1|p' | sort -u)

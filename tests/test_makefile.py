@@ -141,19 +141,20 @@ def test_a_mistyped_variable_is_refused(ready_clone: Path) -> None:
 
 
 def test_status_and_sync_call_their_commands(ready_clone: Path) -> None:
-    variables = ("GLUE_DIR=/my data", "MODEL_DIR=/a b", "TASK=it's.yaml", "LAUNCHER=slurm", "ARGS=seed=1 --json")
+    variables = ("MODEL_DIR=/a b", "TASK=it's.yaml", "LAUNCHER=slurm", "ARGS=seed=1 --json")
     assert make(ready_clone, "status", *variables).returncode == 0
     asked = calls(ready_clone)[-1]
     assert asked[:4] == ["-m", "lora", "status", "own"] and asked[-1] == "--json"
     assert make(ready_clone, "reproduce-glue", *variables).returncode == 0
     assert calls(ready_clone)[-2] == ["-m", "lora", "-m", "profile=own", *asked[4:]], "as the sweep"
-    (ready_clone / "outputs").mkdir()
-    assert make(ready_clone, "wandb-sync").stdout == "nothing was recorded offline\n"
-    runs = [ready_clone / f"outputs/{profile}/wandb/offline-run-1-a" for profile in ("paper", "small")]
+    assert make(ready_clone, "wandb-sync").stdout.startswith("nothing was recorded offline in outputs; ")
+    folders = ("outputs/paper", "outputs/small", "else where/outputs")  # of runtime.results='else where'
+    runs = [f"{folder}/wandb/offline-run-1-a" for folder in folders]
     for run in runs:
-        run.mkdir(parents=True)
-    assert make(ready_clone, "wandb-sync").returncode == 0
-    assert calls(ready_clone)[-1] == ["-m", "wandb", "sync", *(str(run.relative_to(ready_clone)) for run in runs)]
+        (ready_clone / run).mkdir(parents=True)
+    for given, synced in (("ARGS=seed=1", runs[:2]), ("ARGS=seed=1 'runtime.results=else where'", runs)):
+        assert make(ready_clone, "wandb-sync", given).returncode == 0
+        assert calls(ready_clone)[-1] == ["-m", "wandb", "sync", *sorted(synced)]
 
 
 @pytest.mark.parametrize(
