@@ -12,6 +12,7 @@ PROFILE ?= $(if $(TASK),own,mini)
 KNOWN := ARGS GLUE_DIR LATEST LAUNCHER MODEL MODEL_DIR PROFILE PYTHON REFERENCE RETRY_FAILED TASK TORCH_INDEX
 UNKNOWN := $(strip $(foreach name,$(filter-out $(KNOWN),$(.VARIABLES)),$(if $(filter command,$(origin $(name))),$(name))))
 $(if $(UNKNOWN),$(error $(UNKNOWN) is not a variable of this Makefile ($(KNOWN)); settings are given as ARGS="setting=value"))
+$(foreach name,REFERENCE RETRY_FAILED,$(if $(filter-out 0 1,$($(name))),$(error $(name) must be 0 or 1, got $($(name)))))
 export PROFILE TASK GLUE_DIR MODEL_DIR RETRY_FAILED TORCH_INDEX LAUNCHER
 
 # The overrides that the variables stand for, in the shell's array `overrides`. ARGS are last, so that they win.
@@ -23,6 +24,8 @@ quoted() {  # a path as one value in Hydra's grammar, in quotes where it may nee
 	    *) printf "'%s'" "$$1";;
 	esac
 }
+$(if $(and $(GLUE_DIR),$(TASK)),$(error GLUE_DIR and TASK exclude each other: a task of your own names its files itself))
+$(if $(and $(GLUE_DIR),$(filter file,$(origin PROFILE))),$(error GLUE_DIR needs a profile of GLUE: add PROFILE=small (2 hours on two cores), long, base or paper))
 overrides=()
 if [ -n "$${GLUE_DIR:-}" ]; then overrides+=(data.source=tsv "data.path=$$(quoted "$$GLUE_DIR")"); fi
 if [ -n "$${TASK:-}" ]; then overrides+=("task=$$(quoted "$$TASK")"); fi

@@ -132,12 +132,25 @@ def test_a_task_of_ones_own_has_a_profile_unless_another_is_named(ready_clone: P
     assert calls(ready_clone)[-2] == ["-m", "lora", "-m", "profile=mini", "task='my_task'", "experiment=lora_ranks"]
 
 
-def test_a_mistyped_variable_is_refused(ready_clone: Path) -> None:
-    for given in ("MODELDIR=/a", "SEED=1", "METHOD=lora"):
-        refused = make(ready_clone, "reproduce-glue", given)
-        assert refused.returncode == 2 and not (ready_clone / "calls").exists()
-        assert f"{given.partition('=')[0]} is not a variable of this Makefile" in refused.stderr
-    assert make(ready_clone, "reproduce-glue", METHOD="of the environment").returncode == 0
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        *((f"{name}=x", f"{name} is not a variable of this Makefile") for name in ("MODELDIR", "SEED", "METHOD")),
+        *((f"{name}=yes", f"{name} must be 0 or 1, got yes") for name in ("RETRY_FAILED", "REFERENCE")),
+        ("GLUE_DIR=/a", "add PROFILE=small"),
+        ("GLUE_DIR=/a TASK=b", "GLUE_DIR and TASK exclude each other"),
+    ],
+)
+def test_a_mistyped_variable_is_refused(given: str, message: str, ready_clone: Path) -> None:
+    for target in ("reproduce-glue", "status"):
+        refused = make(ready_clone, target, *given.split())
+        assert refused.returncode == 2 and message in refused.stderr
+    assert not (ready_clone / "calls").exists() or calls(ready_clone) == [["-m", "lora", "fetch"]]
+
+
+def test_other_variables_of_the_environment_are_ignored_and_a_given_profile_takes_any_data(ready_clone: Path) -> None:
+    assert make(ready_clone, "status", "PROFILE=mini", "GLUE_DIR=/a", METHOD="x").returncode == 0
+    assert calls(ready_clone) == [["-m", "lora", "status", "mini", "data.source=tsv", "data.path=/a"]]
 
 
 def test_status_and_sync_call_their_commands(ready_clone: Path) -> None:
