@@ -10,9 +10,9 @@ import torch
 from comparing import equal_science
 from processor import NARROWEST
 
+from lora import cli
 from lora.records import provenance
 from lora.records.record import checkpoint_path, read_record, record_path
-from lora.sweep.worker import ensure_record
 from lora.training import evaluation, processes
 from lora.training.loop import run
 from lora.training.processes import InterruptedRunError
@@ -209,10 +209,14 @@ def test_a_disk_without_room_costs_the_checkpoint_not_the_run(tiny_config, capsy
     assert not list(checkpoint_of(config).parent.iterdir())
 
 
-def test_a_disk_without_room_costs_the_adapter_not_the_run(tiny_config, capsys):
+def test_a_disk_without_room_costs_the_adapter_not_the_run(tiny_config, tiny_overrides, capsys):
+    """A new run, and a finished one whose adapter is asked for later: the exit code says that it is not there."""
     config = tiny_config("method=full", "runtime.save_adapter=true")
-    with largest_file(20_000):
-        ensure_record(config, mistakes_fail=True)
-    record = read_record(record_path(config.runtime.results, config.run_id))
-    assert (record.status, record.adapter) == ("ok", None)
-    assert "continuing without its adapter: cannot write" in capsys.readouterr().err
+    path, written = record_path(config.runtime.results, config.run_id), []
+    for _ in range(2):
+        with largest_file(20_000):
+            assert cli.main([*tiny_overrides, "method=full", "runtime.save_adapter=true"]) == 1
+        told = capsys.readouterr()
+        assert "continuing without its adapter: cannot write" in told.err and "runtime.save_adapter" not in told.out
+        written.append(path.read_bytes())
+        assert read_record(path).adapter is None and written[0] == written[-1]

@@ -312,5 +312,11 @@ def test_a_full_disk_leaves_no_part_and_the_next_launch_completes(tiny_overrides
         filler.unlink()
         assert finish(overrides)[0] == 0
         assert len(load_records(disk / "results")[0]) == 2
+        records = {path: path.read_bytes() for path in (disk / "results" / "runs").iterdir()}
+        with pytest.raises(OSError, match="No space left"):
+            filler.write_bytes(b"x" * 128 * 1024)
+        code, output = finish([*overrides, "runtime.save_adapter=true", f"runtime.outputs={disk}/outputs"])
+        assert code == 1 and len(re.findall("^unfinished: bert-.* not its adapter", output, re.MULTILINE)) == 2, output
+        assert records == {path: path.read_bytes() for path in (disk / "results" / "runs").iterdir()}
     finally:
         subprocess.run(["umount", disk], check=True)

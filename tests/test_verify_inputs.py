@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 import tiny
+from commands import lora
 
 from lora.config.compose import compose_run
 from lora.errors import UserError
-from lora.files import hash_file
 from lora.records.record import adapter_path, read_record, record_path, write_record
 from lora.sweep import worker
 from lora.sweep.request import select_runs
@@ -23,21 +23,23 @@ def trained(tiny_overrides):
     return config, ensure_record(config, mistakes_fail=False)
 
 
-def test_a_finished_run_is_trained_again_for_its_adapter_if_it_predicts_the_same(trained, tiny_overrides):
-    config, _ = trained
+@pytest.mark.parametrize("mode", [[], ["-m", "experiment=null"]], ids=["one run", "a sweep"])
+def test_a_finished_run_is_trained_again_for_its_adapter_alone(tiny_overrides, tiny_config, mode):
+    config = tiny_config("runtime.save_adapter=true")
     path = record_path(config.runtime.results, config.run_id)
-    record = read_record(path)
-    asked = compose_run([*tiny_overrides, "train.epochs=1", "runtime.save_adapter=true"])
-    again = ensure_record(asked, mistakes_fail=False)
     adapter = adapter_path(config.runtime.outputs, config.run_id)
-    assert again.adapter == read_record(path).adapter == hash_file(adapter)
-    assert (again.predictions, again.selected) == (record.predictions, record.selected)
-    adapter.unlink()
-    write_record(config.runtime.results, dataclasses.replace(again, predictions="0" * 64))
-    before = path.read_bytes()
-    with pytest.raises(UserError, match=r"its predictions differ from those of its record.* the record is kept"):
-        ensure_record(asked, mistakes_fail=False)
-    assert path.read_bytes() == before and not adapter.exists()
+    assert lora(*tiny_overrides, "runtime.save_adapter=true").returncode == 0
+    fresh = adapter.read_bytes()
+    earlier = dataclasses.replace(read_record(path), adapter=None, seconds=12345.0)
+    for predictions, code in ((earlier.predictions, 0), ("of another machine", 1 if mode else 2)):
+        shutil.rmtree(adapter.parent)
+        before = dataclasses.replace(earlier, predictions=predictions)
+        write_record(config.runtime.results, before)
+        done = lora(*mode, *tiny_overrides, "runtime.save_adapter=true")
+        assert done.returncode == code and "again:   1 finished run, for adapters that" in done.stdout
+        assert dataclasses.replace(read_record(path), adapter=None) == before
+        assert adapter.read_bytes() == fresh if code == 0 else not adapter.exists()
+    assert "other predictions than those of its record" in done.stderr
 
 
 def other_rows(glue_dir, tmp_path):

@@ -47,7 +47,7 @@ def launch_runs(settings: DictConfig, runs: list[PlannedRun], arguments: Sequenc
 
     Args:
         settings: Those that the runs share (`lora.sweep.request.sweep_settings`).
-    Returns: The state at the end, and the runs that failed or are missing, one per line.
+    Returns: The state at the end, and the runs that failed, are missing or lack their adapter, one per line.
     Raises: UserError: Before any run starts, if rows, weights or the launcher are unavailable, rows or weights differ
         from those of a record, a processor lacks a run's precision, or a folder cannot be written.
     """
@@ -132,7 +132,7 @@ def announcement(
         f"  methods: {', '.join(dict.fromkeys(run.slug for run in todo))}",
         *([f"  MNLI:    {listed(sorted(parents))}, which others start from"] if parents else []),
         f"  time:    {time_left}",
-        *about([run.config for run in todo]),
+        *about([run.config for run in todo], sum(run.run_id in now.ok for run in todo)),
     ]
 
 
@@ -147,7 +147,7 @@ def train_missing(
     Args:
         done: The run_ids of the sweep's runs that are done, from which others may start.
         launch: Trains runs once (`launch_once`); the number is that of the runs that are done.
-    Returns: run_id -> why a run has no record.
+    Returns: run_id -> why a run has no record, or not the adapter for which it was trained.
     """
     left, done = {run.run_id: run for run in todo}, set(done)
     kills, reasons, held = Counter(), {}, set()
@@ -242,4 +242,4 @@ def unfinished(now: State, reasons: Mapping[str, str]) -> list[str]:
         if run.parent is not None and run.parent not in now.ok:
             reason = f" (not started: its MNLI run {run.parent} is not ok)"
         lines.append(f"missing: {run.run_id}{reason}")
-    return lines
+    return lines + [f"unfinished: {run_id} ({reason})" for run_id, reason in reasons.items() if run_id in now.ok]

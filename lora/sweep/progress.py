@@ -33,8 +33,12 @@ ORIGINS = {
 # Before.
 
 
-def about(configs: Sequence[RunConfig]) -> list[str]:
-    """Lines about runs to train: encoder, epochs, rates, rows of user-defined tasks, kernels, precision, W&B copies."""
+def about(configs: Sequence[RunConfig], again: int = 0) -> list[str]:
+    """Lines about runs to train: encoder, epochs, rates, rows of user-defined tasks, kernels, precision, W&B copies.
+
+    Args:
+        again: How many of them are finished, and trained again for their adapters.
+    """
     models = dict.fromkeys(config.model.name for config in configs)
     epochs = sorted({config.train.epochs for config in configs})
     lines = [f"  encoder: {', '.join(models)}; epochs: {', '.join(map(str, epochs))}"]
@@ -51,6 +55,8 @@ def about(configs: Sequence[RunConfig]) -> list[str]:
         lines.append(f"  rates:   {', '.join(each)} ({ORIGINS[origin]})")
     lines.append(f"  kernels: {'; '.join(dict.fromkeys(map(kernels_of, configs)))}")
     runtime = configs[0].runtime
+    if again:
+        lines.append(f"  again:   {counted(again, 'finished run')}, for adapters that {runtime.outputs} lacks")
     if runtime.tracking != "off":
         sent = ", sent if there is a key" if runtime.tracking == "auto" else ""
         lines.append(f"  copies:  for W&B, in {runtime.outputs}/wandb{sent} (none with runtime.tracking=off)")

@@ -15,7 +15,7 @@ from typing import Any
 from lora.config.encoder_files import locate, refuse_longer, tokenizer_name, weights_name
 from lora.config.run import RunConfig
 from lora.data.tasks import TASKS, Task
-from lora.errors import DivergedError, UserError
+from lora.errors import DivergedError, UnfinishedError, UserError
 from lora.files import check_writable, discard_leftovers, hash_file, read_object, write_atomically
 from lora.records.record import (
     RunRecord,
@@ -41,7 +41,7 @@ def ensure_record(config: RunConfig, mistakes_fail: bool) -> RunRecord:
         mistakes_fail: Set in a sweep: a user's mistake makes a `failed` record too, so that the other runs are trained.
             A single run raises the mistake, and shows its progress or where its record comes from.
     Raises: UserError: In a single run, without a record. HeldError: If another worker trains the run.
-        InterruptedRunError: If a signal interrupts it.
+        InterruptedRunError: If a signal interrupts it. UnfinishedError: If it has a record, and not its adapter.
     """
     record, runtime = usable_record(config), config.runtime
     if not mistakes_fail:  # the launcher of a sweep has already checked
@@ -57,9 +57,14 @@ def ensure_record(config: RunConfig, mistakes_fail: bool) -> RunRecord:
         return train(config, mistakes_fail)
     check_writable(runtime.results)
     if not mistakes_fail:
-        print("\n".join([f"{config.run_id}:", *about([config])]), flush=True)
+        before = kept_record(config)
+        again = before is not None and before.status == "ok"
+        print("\n".join([f"{config.run_id}:", *about([config], int(again))]), flush=True)
     with held(runtime.outputs, config.run_id) as note:
-        return usable_record(config) or train(config, mistakes_fail, note)  # another may just have ended
+        record = usable_record(config) or train(config, mistakes_fail, note)  # another may just have ended
+    if lacks_adapter(config, record):
+        raise UnfinishedError("its record is written, but not its adapter; the same command trains it again for that")
+    return record
 
 
 def kept_record(config: RunConfig) -> RunRecord | None:
@@ -72,8 +77,12 @@ def usable_record(config: RunConfig) -> RunRecord | None:
     record, runtime = kept_record(config), config.runtime
     if record is None or (record.status == "failed" and runtime.retry_failed):
         return None
-    lacks_adapter = record.status == "ok" and runtime.save_adapter and not has_adapter(record, runtime.outputs)
-    return None if lacks_adapter else record
+    return None if lacks_adapter(config, record) else record
+
+
+def lacks_adapter(config: RunConfig, record: RunRecord) -> bool:
+    runtime = config.runtime
+    return record.status == "ok" and runtime.save_adapter and not has_adapter(record, runtime.outputs)
 
 
 def has_adapter(record: RunRecord, outputs: str) -> bool:
@@ -122,17 +131,22 @@ def train(config: RunConfig, mistakes_fail: bool, note: Note | None = None) -> R
 
 
 def write(config: RunConfig, record: RunRecord, predictions: bytes | None, files: dict[str, bytes] | None) -> RunRecord:
-    """Write what a run has made, the record last. Returns: The record as written.
+    """Write what a run has made, the record last. Of a run that was trained again for its adapter, only that is new.
 
+    Returns: The record as written.
     Raises: UserError: If a file cannot be written, or the run was trained again for its adapter with another outcome.
     """
     runtime, before = config.runtime, kept_record(config)
-    if before is not None and before.status == "ok" and record.predictions != before.predictions:
+    again = before is not None and before.status == "ok"
+    if again and record.predictions != before.predictions:
+        outcome = f"failed ({record.error})"
+        if record.status == "ok":
+            outcome = "gave other predictions than those of its record, as on another machine"
         raise UserError(
-            f"{config.run_id} was trained again for its adapter, and its predictions differ from those of its record, "
-            f"as on another machine: the record is kept; add runtime.results=FOLDER to train it anew"
+            f"{config.run_id} was trained again for its adapter, and {outcome}: the record is kept, without an "
+            f"adapter; add runtime.results=FOLDER to train it anew"
         )
-    if predictions is not None:
+    if predictions is not None and not again:
         write_atomically(predictions_path(runtime.results, config.run_id), predictions)
     if files is not None:
         from lora.adapters.folder import write_folder
@@ -141,12 +155,15 @@ def write(config: RunConfig, record: RunRecord, predictions: bytes | None, files
             write_folder(adapter_path(runtime.outputs, config.run_id).parent, files)
         except UserError as error:  # a full disk costs the adapter, not the finished run
             print(f"{config.run_id}: continuing without its adapter: {error}", file=sys.stderr, flush=True)
-            record = replace(record, adapter=None)
-    if TASKS[config.task].own is not None:
+            record, files = replace(record, adapter=None), None
+    if again:
+        record = replace(before, adapter=record.adapter or before.adapter)
+    elif TASKS[config.task].own is not None:
         from lora.data.own_task import keep_task
 
         keep_task(TASKS[config.task], runtime.results)  # before its first record: reports cannot read one without it
-    write_record(runtime.results, record)
+    if files is not None or not again:
+        write_record(runtime.results, record)
     clear(runtime.results, runtime.outputs, config.run_id)
     return record
 
@@ -190,7 +207,7 @@ class Job:
 def run_job(job: Job) -> dict[str, str]:
     """Train the runs of a launcher's job, one after another.
 
-    Returns: run_id -> `ok`, `failed`, `held` (by another worker), or the user's mistake that left it without a record.
+    Returns: run_id -> `ok`, `failed`, `held` (by another worker), or why it lacks its record or its adapter.
         Interrupted runs are left out. Nothing is raised, since a launcher may lose the other runs' outcomes then.
     """
     os.chdir(job.folder)
@@ -206,7 +223,7 @@ def run_job(job: Job) -> dict[str, str]:
             outcomes[config.run_id] = "held"
         except InterruptedRunError:
             continue
-        except UserError as error:
+        except (UserError, UnfinishedError) as error:
             outcomes[config.run_id] = str(error)
             print(f"error: {config.run_id}: {error}", file=sys.stderr, flush=True)
     processes.end_of_job()
