@@ -41,7 +41,7 @@ def code_digest() -> str:
 
 def _git(*arguments: str) -> str:
     return subprocess.run(
-        ["git", "-C", str(ROOT), *arguments], check=True, capture_output=True, text=True
+        ["git", "--no-optional-locks", "-C", str(ROOT), *arguments], check=True, capture_output=True, text=True
     ).stdout.strip()
 
 
