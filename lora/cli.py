@@ -113,9 +113,9 @@ def train(given: argparse.Namespace) -> int:
     if given.cfg:
         from omegaconf import OmegaConf
 
-        from lora.config.compose import compose_config
+        from lora.config.compose import compose_settings
 
-        print(OmegaConf.to_yaml(compose_config(given.overrides)))
+        print(OmegaConf.to_yaml(compose_settings(given.overrides)))
         return 0
     try:
         return sweep(given.overrides) if given.multirun else train_one(given.overrides)

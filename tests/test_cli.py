@@ -16,6 +16,7 @@ from test_sweeps import quiet, wait_for
 
 from lora import cli
 from lora.cli import COMMANDS
+from lora.config.compose import compose_run
 from lora.data.tasks import TASKS
 from lora.files import ROOT
 from lora.methods import METHODS
@@ -148,6 +149,7 @@ def test_an_option_may_stand_between_two_overrides(tiny_overrides, tmp_path):
     assert not (tmp_path / "results").exists()
     shown = lora("seed=3", "--cfg", "job", "method=bitfit")
     assert shown.returncode == 0 and "\nseed: 3\n" in shown.stdout and "method:\n  name: bitfit\n" in shown.stdout
+    assert "${" not in shown.stdout and f"  lr: {compose_run(['method=bitfit']).train.lr}\n" in shown.stdout
 
 
 def test_the_first_screen_names_every_command_task_and_method():

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shlex
 
 import numpy as np
 import pandas as pd
@@ -9,6 +11,7 @@ import pytest
 from own_tasks import write_task
 from scipy import stats
 from synthetic import populate, write_run
+from test_results import record
 
 from lora.cli import main
 from lora.config.compose import compose_run
@@ -161,6 +164,11 @@ def test_a_report_reads_the_folder_where_it_is_typed(tmp_path, monkeypatch, caps
     assert main(["report", "mini"]) == 2
     assert "results/mini holds no finished run" in capsys.readouterr().err and not list(tmp_path.iterdir())
     asked = ["experiment=glue_table2", "method=lora", "task=reviews", "seed=1"]
+    (run,) = select_runs("mini", asked)
+    write_record("results/mini", record(run.run_id, status="failed", error="it broke", provenance=None))
+    assert main(["report", "mini", *asked]) == 2
+    command = re.search("asked for: (.*) trains them", capsys.readouterr().err)[1]
+    assert shlex.split(command)[1:] == [*"-m lora -m profile=mini".split(), *asked, "runtime.retry_failed=true"]
     for folder, more in (("results/mini", []), ("elsewhere", ["runtime.results=elsewhere"])):
         populate(tmp_path / folder, "mini", asked)
         assert main(["report", "mini", *asked, *more]) == 0

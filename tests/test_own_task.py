@@ -254,15 +254,19 @@ def test_task_names_a_file_by_its_path_or_by_its_place_in_conf(tmp_path, monkeyp
 
 
 def test_results_keep_the_definition_for_other_processes(tmp_path):
-    task = add_task(write_task(tmp_path, metric="matthews"))
+    task = add_task(write_task(tmp_path / "data", metric="matthews"))
     keep_task(task, tmp_path / "results")
     del TASKS[task.name]
     assert add_kept_tasks(tmp_path / "results") == [task.name]
     kept = TASKS[task.name]
     assert (kept.columns, kept.labels, kept.metric) == (("text",), ("bad", "good"), "matthews")
     assert kept.official_rows == task.official_rows
+    assert read(kept, "own").fingerprint == read(task, "own").fingerprint
+    del TASKS[task.name]
+    shutil.move(tmp_path / "data", tmp_path / "moved")
+    add_kept_tasks(tmp_path / "results")
     with pytest.raises(UserError, match=f"where the rows of {task.name} lie is not known here: name its file, task="):
-        read(kept, "own")
+        read(TASKS[task.name], "own")
     path = tmp_path / "results" / FOLDER / f"{task.name}.json"
     content = json.loads(path.read_text())
     content["definition"]["labels"] = ["good", "bad"]
@@ -355,7 +359,7 @@ def test_from_a_csv_to_the_report(tiny_own, tmp_path):
             if np.ptp(differences):
                 ends = scipy.stats.t.interval(0.95, 2, differences.mean(), scipy.stats.sem(differences))
                 assert row["95% over seeds"] == f"{ends[0]:+.1f} to {ends[1]:+.1f}"
-    brief = lora("report", "own", f"task={path}", f"runtime.results={results}")  # encoder and epochs: the records'
+    brief = lora("report", "own", f"runtime.results={results}")  # the task, encoder and epochs: the records'
     assert brief.returncode == 0 and len(pd.read_csv(results / "tables" / "table2_own.csv")) == 3, brief.stderr
     (command,) = set(re.findall(r"`([^`]*analyse intervals[^`]*)`", brief.stdout))
     _, _, _, *words = shlex.split(command)  # python -m lora

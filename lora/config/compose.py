@@ -181,10 +181,7 @@ def compose_family(overrides: Sequence[str]) -> list[RunConfig]:
     Raises: UserError: If there is no such task, or a value has no row in the protocol's table; SettingsError: if a rule
         is broken.
     """
-    overrides = read_overrides(overrides)
-    for override in overrides:
-        if parsed_override(override).is_sweep_override():
-            raise UserError(f"a single run takes one value, got {override}: python -m lora -m trains several runs")
+    overrides = _single(overrides)
     run = _compose(overrides)
     if run.start != "mnli":
         return [run]
@@ -197,8 +194,21 @@ def compose_family(overrides: Sequence[str]) -> list[RunConfig]:
     return [parent, dataclasses.replace(run, start_run=parent.run_id)]
 
 
-def _compose(overrides: Sequence[str]) -> RunConfig:
-    """Set the plain values of overrides, the tuned rate and each `auto`; then validate."""
+def compose_settings(overrides: Sequence[str]) -> dict[str, Any]:
+    """All settings of a run with their values, before a tuned rate is taken and `auto` resolved. Raises: UserError."""
+    return _settings(_single(overrides))[-1]
+
+
+def _single(overrides: Sequence[str]) -> list[str]:
+    overrides = read_overrides(overrides)
+    for override in overrides:
+        if parsed_override(override).is_sweep_override():
+            raise UserError(f"a single run takes one value, got {override}: python -m lora -m trains several runs")
+    return overrides
+
+
+def _settings(overrides: Sequence[str]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """The origin of a run's row, its settings without plain overrides (`_sections`), and with them."""
     parsed = [parsed_override(override) for override in overrides]
     task = next(iter(values_given("task", overrides)[-1:]), None)
     if task is not None:
@@ -213,6 +223,12 @@ def _compose(overrides: Sequence[str]) -> RunConfig:
         if last not in section:
             raise UserError(unknown_key(one.key_or_group))
         section[last] = one.value()
+    return row, usual, settings
+
+
+def _compose(overrides: Sequence[str]) -> RunConfig:
+    """Set the plain values of overrides, the tuned rate and each `auto`; then validate."""
+    row, usual, settings = _settings(overrides)
     rates, launcher = (settings.pop(key) for key in ("rates", "launcher"))
     model, data, train, runtime = (settings[key] for key in ("model", "data", "train", "runtime"))
     for section, key in ((data, "path"), (model, "path"), (runtime, "results"), (runtime, "outputs")):
@@ -273,7 +289,7 @@ def _sections(sources: tuple[str, ...], task: str | None) -> tuple[str, dict[str
     if name is None:
         raise UserError(
             f"profile {profile.name} needs a task of your own: task=my_task.yaml (TASK=my_task.yaml with make); "
-            f'README.md says what the file holds, under "Your own task"'
+            f'conf/README.md says what the file holds, under "A task of your own"'
         )
     found = find_task(str(name), config.runtime.results)
     row = "conf" if found.name in config.hparams else DEFAULT

@@ -1,13 +1,14 @@
 """User-defined tasks: each is defined in a YAML file, read with its rows, and added to TASKS.
 
 A definition states columns, label, metric, and the files of the splits, which may lie anywhere on the disk. A folder of
-results keeps the definition of each task of its records in `tasks/`. That is all that reports need.
+results keeps the definition and the folder of each task of its records in `tasks/`. Reports need the definition alone.
 """
 
 import dataclasses
 import hashlib
 import json
 import math
+import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -131,12 +132,13 @@ class Kept:
     """The facts of a task that a folder of results keeps.
 
     Args:
-        rows, label_std: `Task.official_rows` and `Task.label_std`.
+        rows, label_std, folder: `Task.official_rows`, `Task.label_std` and `Task.folder`.
     """
 
     definition: Definition
     rows: dict[str, int]
     label_std: float | None = None
+    folder: str | None = None
 
 
 def add_task(path: Path) -> Task:
@@ -150,11 +152,11 @@ def add_task(path: Path) -> Task:
     labels = {split: own_rows(definition, folder, split)["label"] for split in definition.files}
     spread = None if definition.labels is not None else float(np.std(labels["validation"]))
     name = re.sub(r"[^A-Za-z0-9]+", "_", path.stem).strip("_")[:40] or "task"
-    kept = Kept(definition, {split: len(of_split) for split, of_split in labels.items()}, spread)
-    return put(f"{name}-{definition.digits}", kept, folder)
+    kept = Kept(definition, {split: len(of_split) for split, of_split in labels.items()}, spread, str(folder))
+    return put(f"{name}-{definition.digits}", kept)
 
 
-def put(name: str, kept: Kept, folder: Path | None) -> Task:
+def put(name: str, kept: Kept) -> Task:
     definition = kept.definition
     TASKS[name] = Task(
         name=name,
@@ -167,14 +169,14 @@ def put(name: str, kept: Kept, folder: Path | None) -> Task:
         label_range=definition.range,
         label_std=kept.label_std,
         own=definition,
-        folder=folder,
+        folder=Path(kept.folder) if kept.folder and os.path.isdir(kept.folder) else None,
     )
     return TASKS[name]
 
 
 def keep_task(task: Task, results: str | Path) -> None:
-    """Write the definition of a user-defined task into the results folder of its runs."""
-    kept = Kept(task.own, task.official_rows, task.label_std)
+    """Write the definition of a user-defined task, and where it lies, into the results folder of its runs."""
+    kept = Kept(task.own, task.official_rows, task.label_std, str(task.folder))
     content = f"{json.dumps(dataclasses.asdict(kept), indent=1)}\n".encode()
     write_atomically(Path(results) / FOLDER / f"{task.name}.json", content)
 
@@ -202,7 +204,7 @@ def add_kept_tasks(results: str | Path) -> list[str]:
             )
         names.append(path.stem)
         if path.stem not in TASKS:
-            put(path.stem, kept, None)
+            put(path.stem, kept)
     return names
 
 

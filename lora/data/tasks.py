@@ -60,7 +60,7 @@ class Task:
         label_range: Lowest and highest score of a regression; None for classification.
         label_std: Standard deviation (ddof 0) of the official dev labels of a regression; None for classification.
         own: The definition of a user-defined task; None for other tasks.
-        folder: Base of its files' relative paths; None if it is not known, as in a folder of results.
+        folder: Base of its files' relative paths; None if it is not known, or not on this machine.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Task:
 
     @property
     def is_definition_only(self) -> bool:
-        """Whether the location of the rows is unknown, as for a task that a folder of results keeps."""
+        """Whether the location of the rows is unknown, as for a task of results from another machine."""
         return self.own is not None and self.folder is None
 
     @property

@@ -143,10 +143,10 @@ def main(arguments: argparse.Namespace) -> int:
     if not gathered.state.ok:
         known = (gathered.reference / gathered.profile).exists()
         shown = f"; python -m lora report {REFERENCE}/{gathered.profile} shows the committed ones" if known else ""
-        raise UserError(
-            f"{gathered.folder} holds no finished run of what was asked for: make reproduce-glue "
-            f"PROFILE={gathered.profile} trains them{shown}"
-        )
+        settings = [f"profile={gathered.profile}", *gathered.overrides]
+        settings += ["runtime.retry_failed=true"] if gathered.state.failed else []
+        trains = shlex.join([sys.executable, "-m", "lora", "-m", *settings])
+        raise UserError(f"{gathered.folder} holds no finished run of what was asked for: {trains} trains them{shown}")
     if arguments.pages and (arguments.overrides or not gathered.is_reference):
         raise UserError(f"--pages writes the committed files: it takes {REFERENCE}/<profile>, and no overrides")
     written = arguments.pages or not gathered.is_reference

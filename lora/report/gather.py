@@ -105,7 +105,8 @@ class Gathered:
     def command(self, name: str) -> str:
         """A command about these runs, as it works when typed here."""
         python = "python" if self.is_reference else sys.executable
-        needs_rows = name == "analyse intervals" and self.is_own and not values_given("task", self.overrides)
+        unknown = any(TASKS[task].is_definition_only for task in self.runs["task"].unique())
+        needs_rows = name == "analyse intervals" and unknown and not values_given("task", self.overrides)
         words = [*name.split(), self.name, *self.overrides, *(["task=FILE"] if needs_rows else [])]
         return shlex.join([python, "-m", "lora", *words])
 
