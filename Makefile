@@ -7,7 +7,7 @@ SHELL := /bin/bash
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PIP_USER PIP_TARGET PIP_PREFIX
 
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
-PROFILE ?= $(if $(TASK),own,mini)
+PROFILE ?= $(if $(TASK)$(filter task=%.yaml,$(ARGS)),own,mini)
 # A mistyped variable, such as MODELDIR=, would be ignored.
 KNOWN := ARGS GLUE_DIR LATEST LAUNCHER MODEL MODEL_DIR PROFILE PYTHON REFERENCE RETRY_FAILED TASK TORCH_INDEX
 UNKNOWN := $(strip $(foreach name,$(filter-out $(KNOWN),$(.VARIABLES)),$(if $(filter command,$(origin $(name))),$(name))))

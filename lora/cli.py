@@ -57,6 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser = argparse.ArgumentParser(prog=f"python -m lora {name}".strip(), description=about)
         command.options(parser)
         parsed = parser.parse_intermixed_args(given[len(name.split()) :])
+        if "overrides" in parsed and "profile" not in parsed:
+            from lora.config.compose import with_profile
+
+            parsed.overrides = with_profile(parsed.overrides)
         return (command.main(parsed) if name else train(parsed)) or 0
     except UserError as error:
         code, message = 2, f"error: {error}"

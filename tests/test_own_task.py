@@ -253,6 +253,16 @@ def test_task_names_a_file_by_its_path_or_by_its_place_in_conf(tmp_path, monkeyp
         find_task("mood", tmp_path)
 
 
+def test_a_task_given_as_a_file_means_the_profile_own_unless_one_is_given(tmp_path):
+    """A tuning, a sweep and a single run, each by what it says of its profile."""
+    task = f"task={write_task(tmp_path)}"
+    said = [lora("tune", task, *given, "seed=1").stderr for given in ((), ("profile=mini",))]
+    said += [lora("-m", task, *given, "method=bitfit").stderr for given in ((), ("profile=mini",))]
+    for of_profile, profile in zip(said, ("own", "mini") * 2, strict=True):
+        assert f"profile {profile}" in of_profile
+    assert "results: results/own" in lora(task, "--cfg", "job").stdout
+
+
 def test_results_keep_the_definition_for_other_processes(tmp_path):
     task = add_task(write_task(tmp_path / "data", metric="matthews"))
     keep_task(task, tmp_path / "results")

@@ -21,7 +21,7 @@ from lora.config.auto import resolve_auto
 from lora.config.encoder_files import local_name
 from lora.config.rates import rate_name, tuned_rate
 from lora.config.run import RunConfig, run_config
-from lora.data.tasks import find_task
+from lora.data.tasks import find_task, task_file
 from lora.errors import UserError, first_line
 from lora.files import RESULTS, ROOT, at_home
 from lora.records.provenance import cores
@@ -98,6 +98,13 @@ def _read(override: str) -> str:
             if option not in describe_group(key):
                 raise UserError(f"{key} must be one of {', '.join(describe_group(key))}, got {option!r}")
     return override
+
+
+def with_profile(overrides: Sequence[str]) -> list[str]:
+    """The overrides, after profile=own if a task is a file and no profile is given."""
+    tasks = map(str, values_given("task", read_overrides(overrides)))
+    has_profile = any(override.startswith("profile=") for override in overrides)
+    return [*overrides] if has_profile or not any(map(task_file, tasks)) else ["profile=own", *overrides]
 
 
 def unknown_key(key: str) -> str:

@@ -95,7 +95,7 @@ def grids_of(request: Request, whole: bool = False) -> tuple[dict[str, list[Valu
             grids = usual
     blocks = [block for several in grids.values() for block in several]
     for key, values in given.items():
-        if new := new_values(key, values, blocks):
+        if (profile, key) != ("own", "seed") and (new := new_values(key, values, blocks)):  # its seeds are the user's
             raise UserError(
                 f"{key}={','.join(new)} is in no grid of profile {profile} ({', '.join(grids)}): they have "
                 f"{', '.join(values_of(key, blocks))}\n{ways_out(request)}"
