@@ -119,7 +119,7 @@ def train(given: argparse.Namespace) -> int:
 
         from lora.config.compose import compose_settings
 
-        print(OmegaConf.to_yaml(compose_settings(given.overrides)))
+        print(OmegaConf.to_yaml(compose_settings(given.overrides)[-1]))
         return 0
     try:
         return sweep(given.overrides) if given.multirun else train_one(given.overrides)

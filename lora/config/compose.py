@@ -188,7 +188,7 @@ def compose_family(overrides: Sequence[str]) -> list[RunConfig]:
     Raises: UserError: If there is no such task, or a value has no row in the protocol's table; SettingsError: if a rule
         is broken.
     """
-    overrides = _single(overrides)
+    overrides = read_overrides(overrides)
     run = _compose(overrides)
     if run.start != "mnli":
         return [run]
@@ -201,22 +201,15 @@ def compose_family(overrides: Sequence[str]) -> list[RunConfig]:
     return [parent, dataclasses.replace(run, start_run=parent.run_id)]
 
 
-def compose_settings(overrides: Sequence[str]) -> dict[str, Any]:
-    """All settings of a run with their values, before a tuned rate is taken and `auto` resolved. Raises: UserError."""
-    return _settings(_single(overrides))[-1]
+def compose_settings(overrides: Sequence[str]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """The origin of a run's row, its settings without plain overrides (`_sections`), and with them.
 
-
-def _single(overrides: Sequence[str]) -> list[str]:
+    They are plain values; a tuned rate is not yet taken, and no `auto` resolved.
+    """
     overrides = read_overrides(overrides)
-    for override in overrides:
-        if parsed_override(override).is_sweep_override():
-            raise UserError(f"a single run takes one value, got {override}: python -m lora -m trains several runs")
-    return overrides
-
-
-def _settings(overrides: Sequence[str]) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """The origin of a run's row, its settings without plain overrides (`_sections`), and with them."""
     parsed = [parsed_override(override) for override in overrides]
+    if several := [one.input_line for one in parsed if one.is_sweep_override()]:
+        raise UserError(f"a single run takes one value, got {several[0]}: python -m lora -m trains several runs")
     task = next(iter(values_given("task", overrides)[-1:]), None)
     if task is not None:
         results = values_given("runtime.results", overrides)[-1:] or [f"results/{chosen_option('profile', overrides)}"]
@@ -235,7 +228,7 @@ def _settings(overrides: Sequence[str]) -> tuple[str, dict[str, Any], dict[str, 
 
 def _compose(overrides: Sequence[str]) -> RunConfig:
     """Set the plain values of overrides, the tuned rate and each `auto`; then validate."""
-    row, usual, settings = _settings(overrides)
+    row, usual, settings = compose_settings(overrides)
     rates, launcher = (settings.pop(key) for key in ("rates", "launcher"))
     model, data, train, runtime = (settings[key] for key in ("model", "data", "train", "runtime"))
     for section, key in ((data, "path"), (model, "path"), (runtime, "results"), (runtime, "outputs")):
