@@ -5,13 +5,16 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from commands import command
+from test_sweeps import wait_for
 
 from lora.cost.bench import command as bench
 from lora.cost.bench import page, peer
 from lora.cost.machine import COMMITTED, as_json
 from lora.cost.timing import median_interval, shown
+from lora.files import ROOT
 from lora.sweep.worker import ensure_record
 from lora.table import MARK
 
@@ -41,6 +44,22 @@ def test_memory_of_a_process_is_that_of_its_descendants_too():
     finally:
         process.communicate("")
     assert bench.tree_bytes(process.pid) == 0
+
+
+def test_a_bench_that_is_stopped_stops_the_peer_that_trains(tmp_path):
+    call = [sys.executable, "-m", "lora", "bench", "--rounds", "1", "--runs", "4", "--results", str(tmp_path)]
+    process = subprocess.Popen(call, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def loaded():
+        return [one for one in psutil.Process(process.pid).children() if one.memory_info().rss > 100 << 20]
+
+    peers = wait_for(loaded, process)
+    process.terminate()
+    output, _ = process.communicate()
+    _, alive = psutil.wait_procs(peers, timeout=10)
+    for one in alive:
+        one.kill()
+    assert process.returncode == 130 and not alive, output
 
 
 # The same run on every side.

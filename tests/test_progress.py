@@ -21,12 +21,13 @@ from lora.training.loop import Progress
 
 
 @pytest.fixture
-def runs():
+def runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(expand, "RESULTS", tmp_path)  # no records of this clone's user
     return select_runs("mini", ["task=reviews", "seed=1,2", "method=lora,full", "experiment=null"])
 
 
 def watch(runs, folder, done=0) -> Watch:
-    return Watch(runs, done, str(folder), str(folder))
+    return Watch(runs, done, str(folder), str(folder), 2)
 
 
 # Estimates
@@ -75,22 +76,33 @@ def test_the_announcement_says_what_and_how_long(runs, tmp_path, monkeypatch):
 
 
 def test_finished_runs_are_counted_with_metric_and_time_left(runs, tmp_path, capsys):
+    """On two workers. A record has 10 examples; no encoder has an earlier one."""
     view = watch(runs, tmp_path, 3)
-    view.started -= 100
     with view.shown():
         write_record(tmp_path, record(runs[0].run_id, value=0.834, seconds=50.0))
         view.look()
         write_record(tmp_path, record(runs[1].run_id, status="failed", error="it broke", seconds=50.0))
     first, second = capsys.readouterr().err.splitlines()
-    left = 100 * sum(run.examples for run in runs[1:]) / runs[0].examples
+    left = 5 * sum(run.examples for run in runs[1:]) / 2
     assert first == f"[  4/7] left {duration(left)}  {title(runs[0])}  {runs[0].run_id}  accuracy 83.4  50 s"
     assert second.startswith("[  5/7] ") and "failed: it broke" in second
 
 
+def test_the_time_left_is_that_of_records_until_a_run_has_a_pace_and_falls_while_it_ends(runs, tmp_path, capsys):
+    earlier = "minilm.lora-qv-r8.reviews.s9-00000000"
+    write_record(tmp_path / "mini", record(earlier, seconds=1.0))
+    view = watch(runs[:1], tmp_path)
+    view.lines.are_due = lambda: True
+    with held(tmp_path, runs[0].run_id) as note:
+        for step, pace in ((0, None), (23, 2.0), (50, 2.0), (94, 2.0)):
+            note.write({"step": step, "steps": 100, "epoch": 1, "metric": None, "pace": pace})
+            view.look()
+    told = re.findall("left (.*?)  ", capsys.readouterr().err)
+    assert told == [*map(duration, (0.1 * runs[0].examples, 154, 100, 12))]
+
+
 def test_without_a_terminal_a_sweep_says_where_it_is(runs, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
-    old = write_record(tmp_path, record(runs[1].run_id))  # of a run that is trained again
-    os.utime(old, (time.time() - 60, time.time() - 60))
     view = watch(runs, tmp_path)
     view.look()
     with held(tmp_path, runs[0].run_id) as note:
@@ -98,21 +110,28 @@ def test_without_a_terminal_a_sweep_says_where_it_is(runs, tmp_path, capsys, mon
         view.look()
     first, second = capsys.readouterr().err.splitlines()
     assert first == "[  0/4] left ?  nothing trains yet"
-    assert second == f"[  0/4] left ?  {title(runs[0])}: 56%"
+    assert second == f"[  0/4] left ?  56%  {title(runs[0])}"
 
 
 def test_a_terminal_shows_a_bar_and_lines_of_what_failed(runs, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setattr(progress, "POLL_SECONDS", 0.0)
     monkeypatch.setenv("COLUMNS", "80")
+    old = write_record(tmp_path, record(runs[1].run_id))  # of a run that is trained again
+    os.utime(old, (time.time() - 60, time.time() - 60))
     view = watch(runs, tmp_path)
     path = write_record(tmp_path, record(runs[0].run_id, value=0.834))
-    os.utime(path, (view.started - 9, view.started - 9))  # a file system whose clock lags behind
+    os.utime(path, (time.time() - 9, time.time() - 9))  # a file system whose clock lags behind
     write_record(tmp_path, record(runs[1].run_id, status="failed", error="it broke"))
-    view.look()
-    failed, bar = capsys.readouterr().err.removeprefix("\r\x1b[K").split("\n\r\x1b[K")
-    assert "it broke" in failed and runs[1].run_id in failed
-    assert bar.startswith(f"{'━' * 10}{'╌' * 10} [  2/4] left") and len(bar) < 80
+    with held(tmp_path, runs[2].run_id) as one, held(tmp_path, runs[3].run_id) as other:
+        one(Progress(step=5, steps=9, epoch=1, metric=0.5))
+        other(Progress(step=9, steps=9, epoch=1, metric=0.5))
+        with view.shown():
+            pass
+    _, failed, *_, bar, cleared = capsys.readouterr().err.split("\r\x1b[K")
+    assert "it broke" in failed and runs[1].run_id in failed and failed.endswith("\n")
+    assert bar.startswith(f"{'━' * 10}{'╌' * 10} [  2/4] left") and len(bar) < 80 and not cleared
+    assert {*re.findall(r"\d+%", bar)} == {"56%", "100%"}
 
 
 def title(run) -> str:

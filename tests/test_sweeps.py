@@ -276,6 +276,22 @@ def test_a_run_that_kills_its_worker_is_tried_a_bounded_number_of_times(tiny_ove
     assert len(load_records(tmp_path / "results")[0]) == 1
 
 
+def test_a_sweep_survives_the_process_that_starts_its_workers(tiny_overrides, tmp_path):
+    """It is killed while it loads the libraries for the first worker. That is told at once, not when all has ended."""
+    process = start(grid(tiny_overrides, tmp_path, "method=bitfit", "task=cola", "seed=1,2", "launcher.workers=1"))
+
+    def server():
+        children = psutil.Process(process.pid).children()
+        return next((child for child in children if "forkserver" in " ".join(child.cmdline())), None)
+
+    wait_for(server, process).kill()
+    output, _ = process.communicate()
+    assert process.returncode == 0 and "Traceback" not in output, output
+    victim = re.search(r"a worker was killed while it trained (\S+)", output)
+    assert victim and output.index(victim[0]) < output.index("[  1/2]") < output.index(f"{victim[1]}: its worker was k")
+    assert len(load_records(tmp_path / "results")[0]) == 2
+
+
 def test_a_sweep_with_folders_elsewhere_writes_nothing_where_it_is_typed(tiny_overrides, tmp_path, monkeypatch):
     """Files replace the usual folders, since root may write to read-only ones."""
     here = tmp_path / "here"

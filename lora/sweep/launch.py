@@ -190,7 +190,7 @@ def launch_once(settings: DictConfig, runs: Sequence[PlannedRun], workers: int, 
     parts = [[run.config for run in runs[start : start + size]] for start in range(0, len(runs), size)]
     jobs = [Job(tuple(part), tuple(own.values()), os.getcwd()) for part in parts]
     interrupted = functools.partial(say_what_runs, settings, {run.run_id for run in runs})
-    with Watch(runs, done, settings.runtime.results, outputs).shown():
+    with Watch(runs, done, settings.runtime.results, outputs, workers).shown():
         if launcher.name == "local":
             return pool.run_jobs(jobs, workers, pool.gpu_names(), interrupted)
         with processes.raised():

@@ -15,7 +15,9 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
 
 from lora.config.auto import check_device, gpus, gpus_have_bf16, takes_gpu
+from lora.errors import listed
 from lora.records.provenance import BF16_FLAGS, cpu_flags
+from lora.sweep.progress import say
 from lora.sweep.worker import Job, run_job
 from lora.training import processes
 
@@ -56,6 +58,7 @@ class Worker:
         other.close()  # so that only the worker holds it, and `recv` ends with the worker
 
     def give(self, job: Job) -> None:
+        self.job = job
         with contextlib.suppress(BrokenPipeError):  # `outcome` tells
             self.connection.send(job)
 
@@ -106,13 +109,19 @@ def run_jobs(
             while waiting or team:
                 for slot in range(workers):
                     if waiting and slot not in team:
-                        team[slot] = Worker(names[slot % len(names)] if len(names) > 1 else None)
-                        team[slot].give(waiting.popleft())
+                        job = waiting.popleft()
+                        try:
+                            team[slot] = Worker(names[slot % len(names)] if len(names) > 1 else None)
+                            team[slot].give(job)
+                        except (EOFError, ConnectionError):  # the server was killed; the next worker starts another
+                            say_killed(job)
                 ready = wait([worker.connection for worker in team.values()], POLL_SECONDS)
                 for slot, worker in [*team.items()]:
                     if worker.connection in ready:
                         outcome = worker.outcome()
                         outcomes |= outcome or {}
+                        if outcome is None:
+                            say_killed(worker.job)
                         if waiting and outcome is not None:
                             worker.give(waiting.popleft())
                         else:
@@ -133,6 +142,10 @@ def run_jobs(
     if stopping:
         raise KeyboardInterrupt
     return outcomes
+
+
+def say_killed(job: Job) -> None:
+    say(f"a worker was killed while it trained {listed(job.run_ids)}")
 
 
 def local_workers(todo: Sequence["PlannedRun"], workers: int, stated: bool) -> int:

@@ -4,9 +4,9 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lora.config.auto import not_covered, takes_gpu
 from lora.config.run import RunConfig
@@ -14,10 +14,8 @@ from lora.data.tasks import KEYS, TASKS
 from lora.errors import UserError
 from lora.methods.configs import method_words
 from lora.records.record import RunRecord, read_record, record_path
+from lora.sweep.expand import PlannedRun, estimator, own_records
 from lora.sweep.notes import Note, read_notes
-
-if TYPE_CHECKING:
-    from lora.sweep.expand import PlannedRun
 
 BAR = 20  # characters
 POLL_SECONDS = 1.0
@@ -74,16 +72,26 @@ def kernels_of(config: RunConfig) -> str:
 # A single run.
 
 
+def say(line: str, passing: bool = False) -> None:
+    """Print a line on stderr. On a terminal, it overwrites a `passing` one."""
+    clear, end = ("\r\x1b[K", "" if passing else "\n") if sys.stderr.isatty() else ("", "\n")
+    print(f"{clear}{line}", end=end, file=sys.stderr, flush=True)
+
+
 class Lines:
-    """Lines on stderr. On a terminal, `passing` ones are overwritten by the next."""
+    """Lines on stderr, and the time of the last one."""
 
     def __init__(self):
         self.last = time.monotonic()
 
     def say(self, line: str, passing: bool = False) -> None:
         self.last = time.monotonic()
-        clear, end = ("\r\x1b[K", "" if passing else "\n") if sys.stderr.isatty() else ("", "\n")
-        print(f"{clear}{line}", end=end, file=sys.stderr, flush=True)
+        say(line, passing)
+
+    def close(self) -> None:
+        """Clear a passing line, so that the next text starts at the margin."""
+        if sys.stderr.isatty():
+            say("", passing=True)
 
     def are_due(self) -> bool:
         return time.monotonic() - self.last >= (POLL_SECONDS if sys.stderr.isatty() else LINE_SECONDS)
@@ -117,6 +125,7 @@ class Display:
         if record is not None and record.status == "ok":
             selected = record.selected
             self.epochs(record.epochs, record.epochs[-1]["metrics"][selected["split"]][selected["metric"]], "")
+        self.lines.close()
 
     def epochs(self, epochs: Sequence[dict[str, Any]], metric: float | None, left: str) -> None:
         if len(epochs) > (self.said or 0):
@@ -134,10 +143,11 @@ class Watch:
     On a terminal, a bar stands in place of these lines; only what failed has its own.
     """
 
-    def __init__(self, runs: Sequence["PlannedRun"], done: int, results: str, outputs: str):
+    def __init__(self, runs: Sequence[PlannedRun], done: int, results: str, outputs: str, workers: int):
         self.waiting = {run.run_id: run for run in runs}
-        self.total, self.done, self.examples = len(runs) + done, done, 0
-        self.results, self.outputs, self.started, self.lines = results, outputs, time.time(), Lines()
+        self.total, self.done, self.workers = len(runs) + done, done, workers
+        self.results, self.outputs, self.lines = results, outputs, Lines()
+        self.earlier, self.ended = estimator(own_records(results)), []  # records before this launch, and of it
         self.before = {run_id: self._time(run_id) for run_id in self.waiting}  # of runs that are trained again
 
     @contextmanager
@@ -157,12 +167,12 @@ class Watch:
             stop.set()
             thread.join()
             self.look()
+            self.lines.close()
 
     def look(self) -> None:
         """Print what has happened since the last look."""
         for run_id in sorted(filter(self._written, self.waiting)):
             run = self.waiting.pop(run_id)
-            self.examples += run.examples
             self.done += 1
             try:
                 record = read_record(record_path(self.results, run_id))
@@ -172,24 +182,26 @@ class Watch:
             outcome = f"failed: {record.error}"
             if record.status == "ok":
                 outcome = f"{record.selected['metric']} {shown(record.selected['best']['value'])}"
+                self.ended.append(record)
             if record.status == "failed" or not sys.stderr.isatty():
                 self.lines.say(f"{self._count()}  {named(run)}  {run_id}  {outcome}  {record.seconds:.0f} s")
         if self.lines.are_due() and self.waiting:
-            running = " | ".join(
-                f"{named(self.waiting[run_id])}: {note['step'] / note['steps']:.0%}"
-                for run_id, note in read_notes(self.outputs).items()
-                if run_id in self.waiting and note["steps"]
-            )
-            line, share = f"{self._count()}  {running or 'nothing trains yet'}", BAR * self.done // self.total
+            notes = {i: note for i, note in read_notes(self.outputs).items() if i in self.waiting and note["steps"]}
+            shares = " ".join(f"{note['step'] / note['steps']:.0%}" for note in notes.values())  # not cut at the end
+            names = " | ".join(named(self.waiting[run_id]) for run_id in notes)
+            line, bar = f"{self._count()}  {shares}  {names}", BAR * self.done // self.total
+            if not notes:
+                line = f"{self._count()}  nothing trains yet"
             if sys.stderr.isatty():
-                line = f"{'━' * share}{'╌' * (BAR - share)} {line}"[: shutil.get_terminal_size().columns - 1]
+                line = f"{'━' * bar}{'╌' * (BAR - bar)} {line}"[: shutil.get_terminal_size().columns - 1]
             self.lines.say(line, passing=True)
 
     def _count(self) -> str:
-        """The runs that are done, and the time left if the others train as many examples per second."""
-        examples = sum(run.examples for run in self.waiting.values())
-        left = duration((time.time() - self.started) * examples / self.examples) if self.examples else "?"
-        return f"[{self.done:>3}/{self.total}] left {left}"
+        """The runs that are done, and the time left: at the speed of this launch, else of earlier ones."""
+        notes, ended, waiting = read_notes(self.outputs), estimator(self.ended), self.waiting.items()
+        left = [seconds_left(notes.get(run_id), ended(run) or self.earlier(run)) for run_id, run in waiting]
+        time_left = "?" if None in left else duration(max(sum(left) / self.workers, *left, 0))
+        return f"[{self.done:>3}/{self.total}] left {time_left}"
 
     def _written(self, run_id: str) -> bool:
         """Whether a record was written since this launch started. No clock is asked: a file system's may lag behind."""
@@ -200,7 +212,12 @@ class Watch:
         return path.stat().st_mtime_ns if path.exists() else None
 
 
-def named(run: "PlannedRun") -> str:
+def seconds_left(note: Mapping[str, Any] | None, expected: float | None) -> float | None:
+    """The time left of a run: at the pace that its note states, else as expected. None if neither is known."""
+    return expected if note is None or note["pace"] is None else note["pace"] * (note["steps"] - note["step"])
+
+
+def named(run: PlannedRun) -> str:
     """`LoRA qv r8 · CoLA · seed 3`."""
     title, details = method_words(run.slug, run.method)
     return f"{' '.join((title, *details))} · {TASKS[run.task].title} · seed {run.seed}"

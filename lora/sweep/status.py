@@ -13,7 +13,7 @@ from lora.files import REFERENCE, RESULTS
 from lora.records.record import RunRecord, checkpoint_path, load_records, note_path
 from lora.sweep.expand import PlannedRun, estimator, own_records, state_of
 from lora.sweep.notes import read_notes
-from lora.sweep.progress import counted, duration, shown
+from lora.sweep.progress import counted, duration, seconds_left, shown
 from lora.sweep.request import select_runs, sweep_settings
 
 STATES = ("done", "running", "interrupted", "failed", "waiting")
@@ -53,7 +53,7 @@ def statuses(
         if run_id in now.ok:
             found[run_id] = RunStatus("done", now.ok[run_id].seconds)
         elif note := notes.get(run_id):
-            left = left if note["pace"] is None else note["pace"] * (note["steps"] - note["step"])
+            left = seconds_left(note, left)
             where = f"step {note['step']}/{note['steps']}, metric {shown(note['metric'])}  " if note["steps"] else ""
             where += f"left {'?' if left is None else duration(left)}  on {note['where']}, since {note['since']}"
             found[run_id] = RunStatus("running", left, where)

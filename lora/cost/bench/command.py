@@ -37,6 +37,7 @@ from lora.files import ROOT, check_writable, write_atomically
 from lora.records.provenance import BF16_FLAGS, code_version, cores, cpu_flags
 from lora.records.record import load_records
 from lora.training.device import ALLOCATOR
+from lora.training.processes import raised
 
 Run = dict[str, Any]
 ROUNDS, RUNS = 6, 12  # ours: a median of 6 or more values has an interval
@@ -71,7 +72,7 @@ def main(given: argparse.Namespace) -> None:
         if find_spec("peft") is None:
             raise UserError("a comparison with PEFT needs peft, of the extra `peers`: `make setup` installs it")
         check_writable(results)
-        with tempfile.TemporaryDirectory(prefix="lora-bench-") as folder:
+        with raised(), tempfile.TemporaryDirectory(prefix="lora-bench-") as folder:
             measured = measure(given.rounds, given.runs, TASKS_TIMED, OVERRIDES, Path(folder))
         write_atomically(results / measured["device"] / "measurements.json", machine.as_json(measured))
     measurements = rebuild(results, *(PAGES if given.results == machine.COMMITTED else ()))
