@@ -110,7 +110,7 @@ def test_without_a_terminal_a_sweep_says_where_it_is(runs, tmp_path, capsys, mon
         view.look()
     first, second = capsys.readouterr().err.splitlines()
     assert first == "[  0/4] left ?  nothing trains yet"
-    assert second == f"[  0/4] left ?  56%  {title(runs[0])}"
+    assert second == f"[  0/4] left ?  56% {title(runs[0])}"
 
 
 def test_a_terminal_shows_a_bar_and_lines_of_what_failed(runs, tmp_path, capsys, monkeypatch):

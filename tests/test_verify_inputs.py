@@ -39,7 +39,7 @@ def test_a_finished_run_is_trained_again_for_its_adapter_alone(tiny_overrides, t
         assert done.returncode == code and "again:   1 finished run, for adapters that" in done.stdout
         assert dataclasses.replace(read_record(path), adapter=None) == before
         assert adapter.read_bytes() == fresh if code == 0 else not adapter.exists()
-    assert "other predictions than those of its record" in done.stderr
+    assert "its predictions differ from those of its record" in done.stderr
 
 
 def other_rows(glue_dir, tmp_path):

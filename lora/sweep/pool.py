@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from lora.config.auto import check_device, gpus, gpus_have_bf16, takes_gpu
 from lora.errors import listed
 from lora.records.provenance import BF16_FLAGS, cpu_flags
-from lora.sweep.progress import say
+from lora.sweep.progress import Lines
 from lora.sweep.worker import Job, run_job
 from lora.training import processes
 
@@ -145,7 +145,7 @@ def run_jobs(
 
 
 def say_killed(job: Job) -> None:
-    say(f"a worker was killed while it trained {listed(job.run_ids)}")
+    Lines().say(f"a worker was killed while it trained {listed(job.run_ids)}")
 
 
 def local_workers(todo: Sequence["PlannedRun"], workers: int, stated: bool) -> int:

@@ -72,26 +72,20 @@ def kernels_of(config: RunConfig) -> str:
 # A single run.
 
 
-def say(line: str, passing: bool = False) -> None:
-    """Print a line on stderr. On a terminal, it overwrites a `passing` one."""
-    clear, end = ("\r\x1b[K", "" if passing else "\n") if sys.stderr.isatty() else ("", "\n")
-    print(f"{clear}{line}", end=end, file=sys.stderr, flush=True)
-
-
 class Lines:
-    """Lines on stderr, and the time of the last one."""
+    """Lines on stderr. On a terminal, `passing` ones are overwritten by the next."""
 
     def __init__(self):
         self.last = time.monotonic()
 
     def say(self, line: str, passing: bool = False) -> None:
         self.last = time.monotonic()
-        say(line, passing)
+        clear, end = ("\r\x1b[K", "" if passing else "\n") if sys.stderr.isatty() else ("", "\n")
+        print(f"{clear}{line}", end=end, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Clear a passing line, so that the next text starts at the margin."""
         if sys.stderr.isatty():
-            say("", passing=True)
+            self.say("", passing=True)
 
     def are_due(self) -> bool:
         return time.monotonic() - self.last >= (POLL_SECONDS if sys.stderr.isatty() else LINE_SECONDS)
@@ -187,11 +181,9 @@ class Watch:
                 self.lines.say(f"{self._count()}  {named(run)}  {run_id}  {outcome}  {record.seconds:.0f} s")
         if self.lines.are_due() and self.waiting:
             notes = {i: note for i, note in read_notes(self.outputs).items() if i in self.waiting and note["steps"]}
-            shares = " ".join(f"{note['step'] / note['steps']:.0%}" for note in notes.values())  # not cut at the end
-            names = " | ".join(named(self.waiting[run_id]) for run_id in notes)
-            line, bar = f"{self._count()}  {shares}  {names}", BAR * self.done // self.total
-            if not notes:
-                line = f"{self._count()}  nothing trains yet"
+            shares = "".join(f"{note['step'] / note['steps']:.0%} " for note in notes.values())  # not cut at the end
+            names = " | ".join(named(self.waiting[run_id]) for run_id in notes) or "nothing trains yet"
+            line, bar = f"{self._count()}  {shares}{names}", BAR * self.done // self.total
             if sys.stderr.isatty():
                 line = f"{'━' * bar}{'╌' * (BAR - bar)} {line}"[: shutil.get_terminal_size().columns - 1]
             self.lines.say(line, passing=True)

@@ -57,8 +57,7 @@ def ensure_record(config: RunConfig, mistakes_fail: bool) -> RunRecord:
         return train(config, mistakes_fail)
     check_writable(runtime.results)
     if not mistakes_fail:
-        before = kept_record(config)
-        again = before is not None and before.status == "ok"
+        again = (before := kept_record(config)) is not None and before.status == "ok"
         print("\n".join([f"{config.run_id}:", *about([config], int(again))]), flush=True)
     with held(runtime.outputs, config.run_id) as note:
         record = usable_record(config) or train(config, mistakes_fail, note)  # another may just have ended
@@ -139,12 +138,10 @@ def write(config: RunConfig, record: RunRecord, predictions: bytes | None, files
     runtime, before = config.runtime, kept_record(config)
     again = before is not None and before.status == "ok"
     if again and record.predictions != before.predictions:
-        outcome = f"failed ({record.error})"
-        if record.status == "ok":
-            outcome = "gave other predictions than those of its record, as on another machine"
+        why = record.error or "its predictions differ from those of its record, as on another machine"
         raise UserError(
-            f"{config.run_id} was trained again for its adapter, and {outcome}: the record is kept, without an "
-            f"adapter; add runtime.results=FOLDER to train it anew"
+            f"{config.run_id} was trained again for its adapter, which is not saved: {why}; the record is kept; add "
+            f"runtime.results=FOLDER to train it anew"
         )
     if predictions is not None and not again:
         write_atomically(predictions_path(runtime.results, config.run_id), predictions)
