@@ -51,7 +51,7 @@ reproduce-glue: setup ## Train the missing runs of PROFILE=mini|small|long|paper
 	retry=()
 	if [ "$${RETRY_FAILED:-0}" = 1 ]; then retry=(runtime.retry_failed=true); fi
 	sweep=0 report=0
-	$(VENV) -m lora -m "profile=$$PROFILE" "$${overrides[@]}" "$${retry[@]}" || sweep=$$?
+	$(VENV) -m lora -m --brief "profile=$$PROFILE" "$${overrides[@]}" "$${retry[@]}" || sweep=$$?
 	if [ $$sweep -gt 1 ]; then exit $$sweep; fi  # 1: some runs failed; the others still make a table
 	$(VENV) -m lora report --brief "$$PROFILE" "$${overrides[@]}" || report=$$?
 	exit $$((sweep ? sweep : report))

@@ -107,6 +107,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", help="settings, KEY=VALUE")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("-m", "--multirun", action="store_true", help="train a sweep: KEY=A,B takes several values")
+    parser.add_argument("--brief", action="store_true", help="with -m: do not print the next command")
     mode.add_argument("--cfg", choices=["job"], help="print all settings instead")
 
 
@@ -122,7 +123,7 @@ def train(given: argparse.Namespace) -> int:
         print(OmegaConf.to_yaml(compose_settings(given.overrides)[-1]))
         return 0
     try:
-        return sweep(given.overrides) if given.multirun else train_one(given.overrides)
+        return sweep(given.overrides, given.brief) if given.multirun else train_one(given.overrides)
     except InterruptedRunError as error:
         raise KeyboardInterrupt from error
     finally:
@@ -133,7 +134,7 @@ def train(given: argparse.Namespace) -> int:
                 distributed.destroy_process_group()  # otherwise torch warns of a leak
 
 
-def sweep(arguments: Sequence[str]) -> int:
+def sweep(arguments: Sequence[str], brief: bool) -> int:
     """Train the missing runs of a sweep and print its tables."""
     from lora.config.compose import chosen_option
     from lora.sweep.launch import launch_sweep
@@ -141,7 +142,7 @@ def sweep(arguments: Sequence[str]) -> int:
     unfinished = launch_sweep(arguments)
     from lora.report.command import print_sweep  # loads scipy, which the first run should not wait for
 
-    print_sweep(chosen_option("profile", arguments), list(arguments))
+    print_sweep(chosen_option("profile", arguments), list(arguments), brief)
     if unfinished:
         raise UnfinishedError(unfinished)
     return 0

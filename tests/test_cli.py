@@ -76,7 +76,9 @@ def test_a_sweep_ends_with_its_table_and_the_next_command(tmp_path, capsys):
     print_sweep("small", ["profile=small", *arguments])
     shown = capsys.readouterr().out
     assert "| CoLA" in shown and "RTE" not in shown and "rank" not in shown.partition("next: ")[0].lower()
-    assert f"next: {shlex.join([sys.executable, '-m', 'lora', 'report', 'small', *arguments])}" in shown
+    command = shlex.join([sys.executable, "-m", "lora", "report", "small", *arguments])
+    print_sweep("small", arguments, brief=True)  # as make does, which then runs that command
+    assert shown == f"{capsys.readouterr().out}next: {command}  # figures and report.html\n"
 
 
 def test_a_sweep_records_what_failed_skips_what_is_done_and_retries_when_asked(tiny_overrides, tmp_path):

@@ -8,6 +8,7 @@ from synthetic import populate
 from lora.report.build import build
 from lora.report.command import files
 from lora.report.runs import method_label
+from lora.report.terminal import compared
 from lora.sweep.request import select_runs
 
 Q, V = (f"bert.encoder.layer.0.attention.self.{name}" for name in ("query", "value"))
@@ -120,11 +121,14 @@ def test_each_row_of_ones_own_stands_beside_its_reference_cell(grid, labels, tmp
     usual = [*arguments, *([grid] if "alpha" in grid else ["train.precision=fp32"])]
     populate(tmp_path / "reference" / "mini", "mini", usual, lambda run: 0.6 + 0.1 * (run.config.method.alpha == 64))
     populate(tmp_path / "mini", "mini", [*arguments, grid], lambda run: 0.5)
-    _, tables = tables_of(tmp_path, "mini", [*arguments, grid])
+    report, tables = tables_of(tmp_path, "mini", [*arguments, grid])
     assert sorted(tables["reference"]["Method"]) == sorted(tables["table2"]["Method"]) == labels
     reference = tables["reference"].set_index("Method")[["First", "Second", "Change"]]
     wanted = [("60.0", "+10.0"), ("70.0", "+20.0")] if "alpha" in grid else [("60.0", "+10.0")] * 2
     assert [tuple(reference.loc[label]) for label in labels] == [("50.0", *values) for values in wanted]
+    (line,) = compared(report)
+    largest = f"{wanted[-1][1]}, {labels['alpha' in grid]} on reviews (acc.), SD 0.0"
+    assert f"4 of 4 runs; largest change of a cell {largest}; table on the page" in line
 
 
 def test_the_files_of_a_reference_do_not_follow_the_machine(tmp_path, monkeypatch):

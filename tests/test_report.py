@@ -10,6 +10,7 @@ import subprocess
 
 import pandas as pd
 import pytest
+from rich.console import Console
 from scipy import stats
 from synthetic import populate, runs_of
 from test_results import record
@@ -27,7 +28,8 @@ from lora.report.gather import gather, refuse_mixed_rows
 from lora.report.page import page as html_page
 from lora.report.runs import START_TITLES, summarise
 from lora.report.tables import cell_text, per_doubling, table2, table5, table6, with_paper
-from lora.report.terminal import markdown, show
+from lora.report.terminal import compared, grid, markdown, show
+from lora.table import Table
 
 
 def runs(values: dict[int, float | None], method="lora", slug="lora-qv-r8", task="reviews", **config):
@@ -274,7 +276,9 @@ def test_what_is_missing_failed_broken_or_extra_is_named(synthetic, tmp_path):
 
 def test_a_run_is_set_beside_the_reference(whole):
     (table,) = [table for table in whole.tables if table.name == "reference"]
-    assert len(table.cells) == 10 and set(table.cells["Change"]) == {"+0.0"} and table.markdown() in markdown(whole)
+    assert len(table.cells) == 10 and set(table.cells["Change"]) == {"+0.0"}
+    printed = markdown(whole)
+    assert f"\n{compared(whole)[0]}\n" in printed and table.untitled() not in printed
 
 
 @pytest.mark.parametrize("width", [80, 200])
@@ -287,6 +291,18 @@ def test_a_terminal_shows_every_score_within_its_width(whole, width, monkeypatch
     tables = [table for table in whole.tables if table.name in ("table2", "table5", "table6")]
     scores = {score for table in tables for score in re.findall(r"(?<!mean )\b\d\d\.\d\b", table.markdown())}
     assert len(tables) == 3 and len(scores) > 40 and scores <= set(re.findall(r"\b\d\d\.\d\b", text))
+
+
+def test_a_narrow_terminal_shows_fewer_columns_and_no_part_of_a_number(whole, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "50")
+    show(whole)
+    of_tasks = {f"my_task_{number}-3fa2b1": [f"-1{number}.9 (-24.1 to +17.25)"] for number in range(8)}
+    table = Table("x", "Title", pd.DataFrame({"Method": ["LoRA (qv, r8)"], **of_tasks}))
+    Console(width=50).print(grid(table, 50))
+    text = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    assert not re.search(r"[-+.\d]…", text) and max(map(len, text.splitlines())) <= 50
+    assert "17.25" in text and {*of_tasks} == {*re.findall(r"my_task_\d-3fa2b1", text)}, "shown, or named as hidden"
 
 
 def test_only_pages_writes_a_references_files_and_says_what_is_incomplete(tmp_path, monkeypatch, capsys):

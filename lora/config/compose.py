@@ -101,10 +101,9 @@ def _read(override: str) -> str:
 
 
 def with_profile(overrides: Sequence[str]) -> list[str]:
-    """The overrides, after profile=own if a task is a file and no profile is given."""
-    tasks = map(str, values_given("task", read_overrides(overrides)))
-    has_profile = any(override.startswith("profile=") for override in overrides)
-    return [*overrides] if has_profile or not any(map(task_file, tasks)) else ["profile=own", *overrides]
+    """The overrides, after profile=own if a task is a file. A profile that is given wins, as the last one."""
+    own = any(task_file(str(task)) for task in values_given("task", read_overrides(overrides)))
+    return ["profile=own", *overrides] if own else [*overrides]
 
 
 def unknown_key(key: str) -> str:
@@ -202,10 +201,7 @@ def compose_family(overrides: Sequence[str]) -> list[RunConfig]:
 
 
 def compose_settings(overrides: Sequence[str]) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """The origin of a run's row, its settings without plain overrides (`_sections`), and with them.
-
-    They are plain values; a tuned rate is not yet taken, and no `auto` resolved.
-    """
+    """The origin of a run's row, its settings without plain overrides, and with them, before `auto` is resolved."""
     overrides = read_overrides(overrides)
     parsed = [parsed_override(override) for override in overrides]
     if several := [one.input_line for one in parsed if one.is_sweep_override()]:

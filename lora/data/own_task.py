@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -169,7 +168,7 @@ def put(name: str, kept: Kept) -> Task:
         label_range=definition.range,
         label_std=kept.label_std,
         own=definition,
-        folder=Path(kept.folder) if kept.folder and os.path.isdir(kept.folder) else None,
+        folder=Path(kept.folder) if kept.folder and Path(kept.folder).is_dir() else None,
     )
     return TASKS[name]
 

@@ -168,8 +168,8 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def print_sweep(profile: str, arguments: Sequence[str]) -> None:
-    """Print the tables of a sweep at its end, and the next command. `arguments`: the sweep's."""
+def print_sweep(profile: str, arguments: Sequence[str], brief: bool = False) -> None:
+    """Print the tables of a sweep at its end and, unless `brief`, the next command. `arguments`: the sweep's."""
     own = [argument for argument in arguments if not argument.startswith("profile=")]
     try:
         show(build(profile, own), of_sweep=True)
@@ -177,4 +177,5 @@ def print_sweep(profile: str, arguments: Sequence[str]) -> None:
         print(f"no table of this sweep: {error}", file=sys.stderr)
         return
     command = shlex.join([sys.executable, "-m", "lora", "report", profile, *own])
-    print(f"next: {command}  # figures and report.html")
+    if not brief:
+        print(f"next: {command}  # figures and report.html")

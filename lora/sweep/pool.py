@@ -15,7 +15,6 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
 
 from lora.config.auto import check_device, gpus, gpus_have_bf16, takes_gpu
-from lora.errors import listed
 from lora.records.provenance import BF16_FLAGS, cpu_flags
 from lora.sweep.progress import Lines
 from lora.sweep.worker import Job, run_job
@@ -53,7 +52,7 @@ class Worker:
         forkserver.set_forkserver_preload(LIBRARIES)
         with processes.blocked():
             resource_tracker.ensure_running()  # which would let SIGINT and SIGTERM through
-        with processes.blocked(), huge_pages():
+        with contextlib.suppress(EOFError, ConnectionError), processes.blocked(), huge_pages():
             self.process.start()
         other.close()  # so that only the worker holds it, and `recv` ends with the worker
 
@@ -63,7 +62,7 @@ class Worker:
             self.connection.send(job)
 
     def outcome(self) -> dict[str, str] | None:
-        """The outcome of the job. None if the worker was killed."""
+        """The outcome of the job. None if the worker, or the server that starts it, was killed."""
         try:
             return self.connection.recv()
         except (EOFError, ConnectionResetError):
@@ -109,19 +108,15 @@ def run_jobs(
             while waiting or team:
                 for slot in range(workers):
                     if waiting and slot not in team:
-                        job = waiting.popleft()
-                        try:
-                            team[slot] = Worker(names[slot % len(names)] if len(names) > 1 else None)
-                            team[slot].give(job)
-                        except (EOFError, ConnectionError):  # the server was killed; the next worker starts another
-                            say_killed(job)
+                        team[slot] = Worker(names[slot % len(names)] if len(names) > 1 else None)
+                        team[slot].give(waiting.popleft())
                 ready = wait([worker.connection for worker in team.values()], POLL_SECONDS)
                 for slot, worker in [*team.items()]:
                     if worker.connection in ready:
                         outcome = worker.outcome()
                         outcomes |= outcome or {}
                         if outcome is None:
-                            say_killed(worker.job)
+                            Lines().say(f"a worker was killed while it trained {', '.join(worker.job.run_ids)}")
                         if waiting and outcome is not None:
                             worker.give(waiting.popleft())
                         else:
@@ -138,14 +133,11 @@ def run_jobs(
             raise
         finally:
             for worker in team.values():
-                worker.process.kill()
+                if worker.process.is_alive():
+                    worker.process.kill()
     if stopping:
         raise KeyboardInterrupt
     return outcomes
-
-
-def say_killed(job: Job) -> None:
-    Lines().say(f"a worker was killed while it trained {listed(job.run_ids)}")
 
 
 def local_workers(todo: Sequence["PlannedRun"], workers: int, stated: bool) -> int:

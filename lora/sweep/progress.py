@@ -32,11 +32,7 @@ ORIGINS = {
 
 
 def about(configs: Sequence[RunConfig], again: int = 0) -> list[str]:
-    """Lines about runs to train: encoder, epochs, rates, rows of user-defined tasks, kernels, precision, W&B copies.
-
-    Args:
-        again: How many of them are finished, and trained again for their adapters.
-    """
+    """Lines about runs to train, `again` of them only for their adapters: what their results depend on, W&B copies."""
     models = dict.fromkeys(config.model.name for config in configs)
     epochs = sorted({config.train.epochs for config in configs})
     lines = [f"  encoder: {', '.join(models)}; epochs: {', '.join(map(str, epochs))}"]
@@ -81,11 +77,8 @@ class Lines:
     def say(self, line: str, passing: bool = False) -> None:
         self.last = time.monotonic()
         clear, end = ("\r\x1b[K", "" if passing else "\n") if sys.stderr.isatty() else ("", "\n")
-        print(f"{clear}{line}", end=end, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        if sys.stderr.isatty():
-            self.say("", passing=True)
+        if clear or line:  # an empty passing line clears the last
+            print(f"{clear}{line}", end=end, file=sys.stderr, flush=True)
 
     def are_due(self) -> bool:
         return time.monotonic() - self.last >= (POLL_SECONDS if sys.stderr.isatty() else LINE_SECONDS)
@@ -119,7 +112,7 @@ class Display:
         if record is not None and record.status == "ok":
             selected = record.selected
             self.epochs(record.epochs, record.epochs[-1]["metrics"][selected["split"]][selected["metric"]], "")
-        self.lines.close()
+        self.lines.say("", passing=True)
 
     def epochs(self, epochs: Sequence[dict[str, Any]], metric: float | None, left: str) -> None:
         if len(epochs) > (self.said or 0):
@@ -161,7 +154,7 @@ class Watch:
             stop.set()
             thread.join()
             self.look()
-            self.lines.close()
+            self.lines.say("", passing=True)
 
     def look(self) -> None:
         """Print what has happened since the last look."""

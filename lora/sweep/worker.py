@@ -61,7 +61,7 @@ def ensure_record(config: RunConfig, mistakes_fail: bool) -> RunRecord:
         print("\n".join([f"{config.run_id}:", *about([config], int(again))]), flush=True)
     with held(runtime.outputs, config.run_id) as note:
         record = usable_record(config) or train(config, mistakes_fail, note)  # another may just have ended
-    if lacks_adapter(config, record):
+    if record.status == "ok" and usable_record(config) is None:
         raise UnfinishedError("its record is written, but not its adapter; the same command trains it again for that")
     return record
 
@@ -76,12 +76,8 @@ def usable_record(config: RunConfig) -> RunRecord | None:
     record, runtime = kept_record(config), config.runtime
     if record is None or (record.status == "failed" and runtime.retry_failed):
         return None
-    return None if lacks_adapter(config, record) else record
-
-
-def lacks_adapter(config: RunConfig, record: RunRecord) -> bool:
-    runtime = config.runtime
-    return record.status == "ok" and runtime.save_adapter and not has_adapter(record, runtime.outputs)
+    lacks_adapter = record.status == "ok" and runtime.save_adapter and not has_adapter(record, runtime.outputs)
+    return None if lacks_adapter else record
 
 
 def has_adapter(record: RunRecord, outputs: str) -> bool:
@@ -130,9 +126,8 @@ def train(config: RunConfig, mistakes_fail: bool, note: Note | None = None) -> R
 
 
 def write(config: RunConfig, record: RunRecord, predictions: bytes | None, files: dict[str, bytes] | None) -> RunRecord:
-    """Write what a run has made, the record last. Of a run that was trained again for its adapter, only that is new.
+    """Write what a run has made, the record last, or what was trained again for its adapter. Returns: The record.
 
-    Returns: The record as written.
     Raises: UserError: If a file cannot be written, or the run was trained again for its adapter with another outcome.
     """
     runtime, before = config.runtime, kept_record(config)
