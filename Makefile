@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-glue test status wandb-sync tables bench lint efficiency FORCE
+.PHONY: help setup reproduce-glue tune test status wandb-sync tables bench lint efficiency FORCE
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PIP_USER PIP_TARGET PIP_PREFIX
 
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
@@ -55,6 +55,10 @@ reproduce-glue: setup ## Train the missing runs of PROFILE=mini|small|long|paper
 	if [ $$sweep -gt 1 ]; then exit $$sweep; fi  # 1: some runs failed; the others still make a table
 	$(VENV) -m lora report --brief "$$PROFILE" "$${overrides[@]}" || report=$$?
 	exit $$((sweep ? sweep : report))
+
+tune: setup ## Choose the learning rates of PROFILE's methods by trying several (variables as in reproduce-glue; ARGS="method=lora,dora")
+	@$(OVERRIDES)
+	$(VENV) -m lora tune "profile=$$PROFILE" "$${overrides[@]}"
 
 test: setup ## Run the test suite in stages (ARGS="-k metrics -x" goes to pytest)
 	@$(VENV) tests/stages.py $(ARGS)

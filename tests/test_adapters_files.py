@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 
 import pytest
@@ -18,6 +19,7 @@ from lora.adapters.folder import DESCRIPTION, WEIGHTS, read_adapter, save_adapte
 from lora.adapters.merge import load_adapter, swap
 from lora.data.tasks import TASKS
 from lora.errors import UserError
+from lora.files import ROOT
 from lora.methods.configs import BitFitConfig, HoulsbyConfig, LoraConfig
 from lora.models.load import load_encoder
 from lora.models.modules import checksum
@@ -230,3 +232,26 @@ def test_a_run_leaves_an_adapter_that_explains_itself(method, tiny_config):
     assert checksum((adapter_of(model).weights | adapter_of(model).head).items()) == checksum(
         (adapter.weights | adapter.head).items()
     )
+
+
+def test_the_readmes_six_lines_train_save_and_merge(tmp_path, monkeypatch):
+    """With a tiny BERT in place of the model of the hub, and a step of plain SGD in place of the user's training."""
+    page = (ROOT / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(code.splitlines()) <= 8
+    tiny.model("bert").save_pretrained(tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    before, after = code.replace('"roberta-base"', "'base'").split("...")
+    scope: dict = {}
+    exec(compile(before, "README.md", "exec"), scope)
+    trained = [parameter for parameter in scope["model"].parameters() if parameter.requires_grad]
+    optimizer, inputs = torch.optim.SGD(trained, 0.1), {"input_ids": torch.tensor([[5, 6, 7]])}
+    for _ in range(2):  # A has a gradient once B is not zero
+        scope["model"](**inputs, labels=torch.tensor([1])).loss.backward()
+        optimizer.step()
+    expected = scope["model"].eval()(**inputs).logits
+    exec(compile(after.partition("\n")[2], "README.md", "exec"), scope)
+    torch.testing.assert_close(scope["model"](**inputs).logits, expected)
+    fresh = tiny.model("bert")
+    load_adapter(fresh, tmp_path / "my_adapter")
+    torch.testing.assert_close(fresh.eval()(**inputs).logits, expected)

@@ -153,6 +153,12 @@ def test_other_variables_of_the_environment_are_ignored_and_a_given_profile_take
     assert calls(ready_clone) == [["-m", "lora", "status", "mini", "data.source=tsv", "data.path=/a"]]
 
 
+def test_tune_takes_the_variables_of_a_sweep(ready_clone: Path) -> None:
+    assert make(ready_clone, "tune", "TASK=a.yaml", "MODEL_DIR=/a b", "ARGS=method=dora,vera").returncode == 0
+    task = ["task=a.yaml", "model=local", "model.path='/a b'", "method=dora,vera"]
+    assert calls(ready_clone)[-1] == ["-m", "lora", "tune", "profile=own", *task]
+
+
 def test_status_and_sync_call_their_commands(ready_clone: Path) -> None:
     variables = ("MODEL_DIR=/a b", "TASK=it's.yaml", "LAUNCHER=slurm", "ARGS=seed=1 --json")
     assert make(ready_clone, "status", *variables).returncode == 0
