@@ -122,8 +122,8 @@ def model_folder(name: str = MINILM) -> Path:
     if name == MINILM:
         return embedded_file("model/model.safetensors").parent
     if name not in ENCODERS:
-        known = f"{', '.join((MINILM, *ENCODERS))} (a folder: MODEL_DIR=)"
-        raise UserError(f"the encoders of the package index are {known}, got {name!r}")
+        known = ", ".join((MINILM, *ENCODERS))
+        raise UserError(f"the encoders of the package index are {known}, got {name!r} (a folder: MODEL_DIR=)")
     if not ENCODERS[name].is_in(folder(name)):
         raise UserError(
             f"{folder(name) / 'model.safetensors'} is missing: fetch the encoder {name} "

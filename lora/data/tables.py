@@ -41,7 +41,7 @@ class Table:
             )
         return self.columns[name]
 
-    def texts(self, name: str, empty_allowed: bool = False) -> list[str]:
+    def texts(self, name: str, empty_allowed: bool = False) -> list[str | None]:
         """The texts of a column. Raises: UserError: If one is absent, empty or not text. Rows count from 1."""
         column = self.column(name)
         for number, text in enumerate(column, start=1):
