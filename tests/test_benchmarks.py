@@ -49,17 +49,11 @@ def test_memory_of_a_process_is_that_of_its_descendants_too():
 def test_a_bench_that_is_stopped_stops_the_peer_that_trains(tmp_path):
     call = [sys.executable, "-m", "lora", "bench", "--rounds", "1", "--runs", "4", "--results", str(tmp_path)]
     process = subprocess.Popen(call, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    def loaded():
-        return [one for one in psutil.Process(process.pid).children() if one.memory_info().rss > 100 << 20]
-
-    peers = wait_for(loaded, process)
+    children = psutil.Process(process.pid).children  # whose memory tells that they run
+    peers = wait_for(lambda: [one for one in children() if one.memory_info().rss > 100 << 20], process)
     process.terminate()
     output, _ = process.communicate()
-    _, alive = psutil.wait_procs(peers, timeout=10)
-    for one in alive:
-        one.kill()
-    assert process.returncode == 130 and not alive, output
+    assert process.returncode == 130 and not psutil.wait_procs(peers, timeout=10)[1], output
 
 
 # The same run on every side.

@@ -210,10 +210,9 @@ def test_a_disk_without_room_costs_the_checkpoint_not_the_run(tiny_config, capsy
 
 
 def test_a_disk_without_room_costs_the_adapter_not_the_run(tiny_config, tiny_overrides, capsys):
-    """A new run, and a finished one whose adapter is asked for later: the exit code says that it is not there."""
     config = tiny_config("method=full", "runtime.save_adapter=true")
     path, written = record_path(config.runtime.results, config.run_id), []
-    for _ in range(2):
+    for _ in range(2):  # a new run, then a finished one
         with largest_file(20_000):
             assert cli.main([*tiny_overrides, "method=full", "runtime.save_adapter=true"]) == 1
         told = capsys.readouterr()

@@ -85,13 +85,10 @@ def test_a_value_that_no_grid_has_is_one_message_with_the_two_other_ways():
 
 
 def test_the_seeds_of_a_task_of_ones_own_are_free(tmp_path):
-    """As README.md has them, with and without a method. Its methods are those of the grid."""
     task = f"task={own_tasks.write_task(tmp_path)}"
     for chosen, methods in (([], {"full", "lora", "houlsby"}), (["method=lora"], {"lora"})):
         runs = select_runs("own", [task, "seed=1,2,3,4,5", *chosen])
         assert {(run.method, run.seed) for run in runs} == {*itertools.product(methods, range(1, 6))}
-    with pytest.raises(UserError, match="method=bitfit is in no grid of profile own"):
-        select_runs("own", [task, "seed=4", "method=bitfit"])
 
 
 def test_values_replace_those_of_a_named_grid_that_lacks_them():

@@ -164,8 +164,8 @@ def test_a_report_reads_the_folder_where_it_is_typed(tmp_path, monkeypatch, caps
     assert main(["report", "mini"]) == 2
     assert "results/mini holds no finished run" in capsys.readouterr().err and not list(tmp_path.iterdir())
     asked = ["experiment=glue_table2", "method=lora", "task=reviews", "seed=1"]
-    (run,) = select_runs("mini", asked)
-    write_record("results/mini", record(run.run_id, status="failed", error="it broke", provenance=None))
+    failed = {"status": "failed", "error": "it broke", "provenance": None}
+    write_record("results/mini", record(select_runs("mini", asked)[0].run_id, **failed))
     assert main(["report", "mini", *asked]) == 2
     command = re.search("asked for: (.*) trains them", capsys.readouterr().err)[1]
     assert shlex.split(command)[1:] == [*"-m lora -m profile=mini".split(), *asked, "runtime.retry_failed=true"]

@@ -254,12 +254,10 @@ def test_task_names_a_file_by_its_path_or_by_its_place_in_conf(tmp_path, monkeyp
 
 
 def test_a_task_given_as_a_file_means_the_profile_own_unless_one_is_given(tmp_path):
-    """A tuning, a sweep and a single run, each by what it says of its profile."""
     task = f"task={write_task(tmp_path)}"
-    said = [lora("tune", task, *given, "seed=1").stderr for given in ((), ("profile=mini",))]
-    said += [lora("-m", task, *given, "method=bitfit").stderr for given in ((), ("profile=mini",))]
-    for of_profile, profile in zip(said, ("own", "mini") * 2, strict=True):
-        assert f"profile {profile}" in of_profile
+    for given, profile in (((), "own"), (("profile=mini",), "mini")):
+        for command in (("tune", "seed=1"), ("-m", "method=bitfit")):
+            assert f" of profile {profile} " in lora(command[0], task, *given, command[1]).stderr
     assert "results: results/own" in lora(task, "--cfg", "job").stdout
 
 

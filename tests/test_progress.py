@@ -88,11 +88,10 @@ def test_finished_runs_are_counted_with_metric_and_time_left(runs, tmp_path, cap
     assert second.startswith("[  5/7] ") and "failed: it broke" in second
 
 
-def test_the_time_left_is_that_of_records_until_a_run_has_a_pace_and_falls_while_it_ends(runs, tmp_path, capsys):
-    earlier = "minilm.lora-qv-r8.reviews.s9-00000000"
-    write_record(tmp_path / "mini", record(earlier, seconds=1.0))
+def test_the_time_left_follows_records_then_the_pace_and_falls_while_a_run_ends(runs, tmp_path, capsys, monkeypatch):
+    write_record(tmp_path / "mini", record("minilm.lora-qv-r8.reviews.s9-00000000", seconds=1.0))
     view = watch(runs[:1], tmp_path)
-    view.lines.are_due = lambda: True
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     with held(tmp_path, runs[0].run_id) as note:
         for step, pace in ((0, None), (23, 2.0), (50, 2.0), (94, 2.0)):
             note.write({"step": step, "steps": 100, "epoch": 1, "metric": None, "pace": pace})
