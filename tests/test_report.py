@@ -340,6 +340,7 @@ COMMITTED = subprocess.run(
 ).stdout.split()
 FOLDERS = sorted({path.split("/runs/")[0].removeprefix("results/") for path in COMMITTED if "/runs/" in path})
 PROFILES = [name for name in FOLDERS if not name.endswith(f"/{REPEATED}")]
+GROWING = ("reference/layers",)  # whose runs are being trained (experiments/plans/layers.md)
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -348,7 +349,8 @@ def test_what_is_committed_is_what_the_records_give_byte_for_byte(name):
     report, folder = committed(name), ROOT / "results" / name
     assert report.state.ok and "own" not in set(report.gathered.runs["experiment"])
     assert all(run_config(record.config).run_id == run_id for run_id, record in report.state.ok.items())
-    assert not (report.state.missing or report.state.failed or report.state.extra or report.problems)
+    assert not (report.state.failed or report.state.extra or report.problems)
+    assert name in GROWING or not report.state.missing
     for path, content in files(report).items():
         assert (folder / path).read_bytes() == content, path
     pictures = {key: (folder / "figures" / f"{key}.svg").read_bytes() for key in report.figures}
@@ -360,4 +362,4 @@ def test_what_is_committed_is_what_the_records_give_byte_for_byte(name):
     assert shown and all(path.read_text() == content for path, content in shown.items())
     assert len(shown) > 4
     blocks = [c.partition(f"results:{name} begin -->")[2].partition("<!--")[0] for c in shown.values()]
-    assert name == "reference/mini" or any("±" in block for block in blocks)  # mini is on no page
+    assert name in ("reference/mini", *GROWING) or any("±" in block for block in blocks)  # mini is on no page

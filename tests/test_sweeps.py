@@ -285,7 +285,7 @@ def test_a_sweep_survives_the_process_that_starts_its_workers(tiny_overrides, tm
     output, _ = process.communicate()
     assert process.returncode == 0 and "Traceback" not in output, output
     victim = re.search(r"a worker was killed while it trained (\S+)", output)
-    assert victim and output.index(victim[0]) < output.index("[  1/2]") < output.index(f"{victim[1]}: its worker was k")
+    assert victim and output.index(victim[0]) < output.index("[  1/2]")
     assert len(load_records(tmp_path / "results")[0]) == 2
 
 
