@@ -423,6 +423,14 @@ def test_what_puts_it_on_keeps_the_mode_of_the_model_with_every_dropout():
     assert len(tried) > 15
 
 
+@pytest.mark.parametrize("kind", sorted(TYPES))
+def test_what_trains_in_half_precision_is_what_trains_in_float32(kind):
+    """PEFT's cast makes new parameters of some that are frozen, such as AdaLoRA's numbers of ranks."""
+    models = [tiny.model("bert"), tiny.model("bert").bfloat16()]
+    names = [apply(model, config_of(kind), 1) for model in models]
+    assert names[0] and sorted(names[0]) == sorted(names[1])
+
+
 @pytest.mark.parametrize("kind", ["vera", "ln_tuning"])  # the second exchanges modules where it merges
 def test_a_merged_model_in_another_dtype_is_unmerged_in_it_and_takes_no_state_dict(kind):
     model, plain = trained(kind, "bert"), trained(kind, "bert")

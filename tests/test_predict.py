@@ -167,6 +167,7 @@ def test_rows_that_are_cut_or_empty_are_named_and_nested_fields_are_json(runs, t
     texts = [(short, short), ("", short), (short, long), (short, "\u200b"), (short, None), (long, short)]
     extra = [{"a": [1, "\u00e9"]}, [None], True, False, None, 1.5]
     rows = [{"sentence1": a, "sentence2": b, "more": x} for (a, b), x in zip(texts, extra, strict=True)]
+    rows = [row | {"id": 2**53 + 1} for row in rows[:-1]] + rows[-1:]  # which a float cannot hold, and one is absent
     write = tmp_path / "rows.jsonl"
     write.write_text("\n".join(map(json.dumps, rows)))
     given = ["--adapter", adapter, "--input", write, "--model", folder / "bert", "--output", tmp_path / "out.csv"]
@@ -177,6 +178,7 @@ def test_rows_that_are_cut_or_empty_are_named_and_nested_fields_are_json(runs, t
     found = pd.read_csv(tmp_path / "out.csv")
     assert found["prediction"].isna().tolist() == [False, True, False, True, True, False]
     assert [None if pd.isna(cell) else json.loads(cell) for cell in found["more"]] == extra
+    assert pd.read_csv(tmp_path / "out.csv", dtype=str)["id"].fillna("").tolist() == [str(2**53 + 1)] * 5 + [""]
     write.write_text("\n".join(json.dumps(row | {"sentence1": " "}) for row in rows))
     refused(capsys, "rows.jsonl has no rows with a text", *given)
 

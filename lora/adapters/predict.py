@@ -128,9 +128,14 @@ def answers(logits: np.ndarray, task: Task, origin: Origin) -> dict[str, list[st
 
 def as_table(table: Table, new: dict[str, list[str]], rows: list[int], output: Path) -> bytes:
     """The output's content: the columns of the input, and new ones, which have values in some rows."""
-    kept = pd.DataFrame(table.columns, dtype=object).map(
-        lambda cell: json.dumps(cell, ensure_ascii=False, default=str) if isinstance(cell, dict | list | bool) else cell
-    )
+    columns = {  # as objects: pandas makes floats of integers beside an empty cell
+        name: [
+            json.dumps(cell, ensure_ascii=False, default=str) if isinstance(cell, dict | list | bool) else cell
+            for cell in cells
+        ]
+        for name, cells in table.columns.items()
+    }
+    kept = pd.DataFrame(columns, dtype=object)
     if taken := sorted({*kept} & {*new}):
         raise UserError(f"{table.path} has a column {taken[0]}, which the output adds: rename it")
     try:

@@ -115,7 +115,9 @@ def apply(model: nn.Module, config: PeftConfig, seed: int) -> tuple[str, ...]:
         layer.train(layer.get_base_layer().training)  # a new module would apply dropout in eval mode
     object.__setattr__(model, "tuner", tuner)  # no child: the tuner holds the model
     model.register_load_state_dict_pre_hook(refuse_merged)  # unmerging would take out what was loaded
-    return train_only(model, [name for name, _ in trainable(model) if not is_head(model, name)])
+    # A cast to another dtype makes AdaLoRA's numbers of ranks new parameters, which would train: they lack the prefix.
+    names = [name for name, _ in trainable(model) if tuner.prefix in name and not is_head(model, name)]
+    return train_only(model, names)
 
 
 @contextlib.contextmanager
