@@ -32,6 +32,7 @@ from lora.report.stats import (
     DIGITS,
     ENOUGH_SEEDS,
     LEVEL,
+    ON_ROWS,
     Interval,
     all_pairs,
     holm,
@@ -105,7 +106,7 @@ def answers(
             word = "higher" if row.low > 0 else "lower"
             rows = examples.get(compared(row.runs, "best"))
             if rows is not None and rows["both_low"] <= 0 <= rows["both_high"]:
-                word += " on these dev rows"
+                word += ON_ROWS
         else:
             few = f"; a verdict needs at least {ENOUGH_SEEDS} seeds" * (row.n < ENOUGH_SEEDS)
             word = f"undecided{few}{needed_text(row.needed, 'tell them apart')}"

@@ -35,6 +35,7 @@ from scipy import special  # `scipy.stats` takes a second to load
 LEVEL = 0.95
 ENOUGH_SEEDS = 5
 MOST_SEEDS = 200  # the upper limit of `seeds_needed`
+ON_ROWS = " on these dev rows"  # behind a word that the interval for other dev rows does not confirm
 POWER = 0.8  # of the number of seeds that is said to decide
 DIGITS = 9  # decimals of a difference in points; further ones are rounding error, which must not look like spread
 

@@ -153,7 +153,8 @@ def main(given: argparse.Namespace) -> None:
             others = [other for run_id, (_, other) in of_model.items() if run_id != classifying[0]]
             cases += subtraction(config, [adapter, *others], *dev_rows(config))
             made_from |= {run_id: gathered.state.ok[run_id].adapter for run_id in of_model}
-    write_atomically(folder / SUBTRACTION, analysis_json(made_from, cases))
+    if cases:
+        write_atomically(folder / SUBTRACTION, analysis_json(made_from, cases))
 
 
 def dev_rows(config: RunConfig) -> tuple[Encoded, int]:

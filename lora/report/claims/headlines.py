@@ -13,7 +13,7 @@ from lora.report.claims.shown import FEW, other_rows_text, ours, room, short
 from lora.report.claims.statements import published
 from lora.report.claims.verdicts import WORDS, Verdict
 from lora.report.figures import BOUNDED, Figure, figure, series_of
-from lora.report.stats import LEVEL
+from lora.report.stats import LEVEL, ON_ROWS
 
 EXPERIMENTS = ROOT / "experiments"
 FINDINGS = EXPERIMENTS / "findings.yaml"
@@ -47,8 +47,8 @@ class Headline:
     def word(self) -> str:
         """The word of this comparison after Holm's correction over its claim, or the claim's."""
         if "comparison" in self.line:
-            return WORDS[self.found.holds] + (" on these dev rows" if self.found.for_other_rows is False else "")
-        texts = [each.word + (" on these dev rows" if each.on_these_rows else "") for each in self.judged]
+            return WORDS[self.found.holds] + ON_ROWS * (self.found.for_other_rows is False)
+        texts = [each.qualified for each in self.judged]
         worst = next((text for text in texts if not text.startswith("supported")), texts[0])
         return worst if len(set(texts)) == 1 else f"{worst} on {texts.count(worst)} of {len(texts)} CPUs"
 

@@ -60,7 +60,7 @@ def word_text(each: Verdict) -> str:
     score = "best" if each.claim.metric == "unselected" else "last"
     other = each.others.get(score, each)
     differs = f" ({SCORE_TITLES[score].lower()}: {other.word})" if other.word != each.word else ""
-    return f"{each.word}{' on these dev rows' if each.on_these_rows else ''}{differs}"
+    return each.qualified + differs
 
 
 def commit_text(each: Verdict) -> str:

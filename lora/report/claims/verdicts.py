@@ -36,7 +36,7 @@ from lora.records.analysis import Analyses, compared
 from lora.records.record import RunRecord
 from lora.report.claims.findings import Finding, checked, count_ratios, on_runs, ratios
 from lora.report.claims.statements import Claim
-from lora.report.stats import LEVEL, holm
+from lora.report.stats import LEVEL, ON_ROWS, holm
 
 SCORES = ("best", "last", "unselected")  # of a run: columns of `lora.report.runs`
 LATER = "stated later"
@@ -72,6 +72,11 @@ class Verdict:
             return any(found.for_other_rows is False for found in self.findings)
         broken = [found.for_other_rows for found in self.findings if found.holds is False]
         return False in broken and True not in broken
+
+    @property
+    def qualified(self) -> str:
+        """The word, and whether it is known for these dev rows alone."""
+        return self.word + ON_ROWS * self.on_these_rows
 
     @property
     def is_measured(self) -> bool:
